@@ -1,0 +1,125 @@
+"""The course as data: its parts and lessons, and where the files of each lesson are.
+
+One name per topic, everywhere: lesson `04-peft/05-lora` is `notebooks/04-peft/05-lora.py`,
+`llmlab/checks/peft/lora.py`, `tests/peft/test_lora.py`. Whoever knows one path knows all.
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+DATA = Path(__file__).parent / "data"
+
+PARTS = {
+    "01-start": "Start here",
+    "02-models": "Models",
+    "03-training": "Training",
+    "04-peft": "Parameter-efficient fine-tuning",
+    "05-parallelism": "Parallelism",
+    "06-compression": "Compression",
+    "07-inference": "Inference",
+    "08-compilers": "Compilers",
+    "09-chips": "Chips and clusters",
+    "10-applications": "Applications",
+}
+
+
+def course_root(start: Path | None = None) -> Path:
+    """The checkout that holds the lessons: the nearest folder above `start` with `notebooks/`, else the package's own.
+
+    Raises:
+        FileNotFoundError: the package was installed without the course's notebooks.
+    """
+    start = (start or Path.cwd()).resolve()
+    for folder in [start, *start.parents, Path(__file__).resolve().parents[2]]:
+        if (folder / "notebooks").is_dir() and (folder / "pyproject.toml").is_file():
+            return folder
+    raise FileNotFoundError(
+        "the course's folder (the one with notebooks/ and pyproject.toml) was not found: "
+        "change into your copy of the course and try again"
+    )
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One lesson. `slug` is its name everywhere, as in '04-peft/05-lora'."""
+
+    slug: str
+    title: str
+    teaches: str
+    aha: str
+    against: str
+
+    @property
+    def part(self) -> str:
+        """'04-peft'."""
+        return self.slug.split("/")[0]
+
+    @property
+    def topic(self) -> str:
+        """'05-lora'."""
+        return self.slug.split("/")[1]
+
+    @property
+    def package(self) -> str:
+        """'peft': the folder under `llmlab/`, `llmlab/checks/` and `tests/`."""
+        return self.part.split("-", 1)[1]
+
+    @property
+    def module(self) -> str:
+        """'lora': the file's name under those folders."""
+        return self.topic.split("-", 1)[1].replace("-", "_")
+
+    def notebook(self, root: Path) -> Path:
+        """The lesson with its outputs (`.with_suffix('.py')` is its source)."""
+        return root / "notebooks" / f"{self.slug}.ipynb"
+
+    def exercise(self, root: Path) -> Path:
+        """The unsolved exercises, made from the solution."""
+        return root / "exercises" / f"{self.slug}.ipynb"
+
+    def solution(self, root: Path) -> Path:
+        """The worked exercises (`.with_suffix('.py')` is their source)."""
+        return root / "solutions" / f"{self.slug}.ipynb"
+
+    def work(self, root: Path) -> Path:
+        """The learner's own copy of the exercises."""
+        return root / "work" / f"{self.slug}.ipynb"
+
+    def is_built(self, root: Path) -> bool:
+        """Whether the lesson exists yet, or is only planned."""
+        return self.notebook(root).with_suffix(".py").is_file()
+
+
+@cache
+def lessons() -> tuple[Lesson, ...]:
+    """All lessons of the course, in order, built or planned."""
+    with (DATA / "syllabus.csv").open(encoding="utf-8", newline="") as f:
+        return tuple(Lesson(row.pop("lesson"), **row) for row in csv.DictReader(f))
+
+
+def built_lessons(root: Path | None = None) -> list[Lesson]:
+    """The lessons that exist in this checkout."""
+    root = root or course_root()
+    return [lesson for lesson in lessons() if lesson.is_built(root)]
+
+
+def find(name: str) -> Lesson:
+    """The lesson meant by `name`: '04-peft/05-lora', '05-lora', 'lora', or a path to one of its files.
+
+    Raises:
+        ValueError: no lesson, or more than one, goes by that name; the message lists the near ones.
+    """
+    wanted = name.strip().removesuffix(".ipynb").removesuffix(".py").rstrip("/").replace("\\", "/")
+    wanted = "/".join(wanted.split("/")[-2:])
+    exact = [x for x in lessons() if wanted == x.slug]
+    by_topic = [x for x in lessons() if wanted.split("/")[-1] in (x.topic, x.module, x.topic.split("-", 1)[1])]
+    found = exact or by_topic
+    if len(found) == 1:
+        return found[0]
+    near = [x.slug for x in (found or lessons()) if wanted.split("/")[-1].split("-")[-1] in x.slug]
+    hint = f"; did you mean {', '.join(near[:5])}?" if near else "; `llmlab progress` lists the lessons"
+    raise ValueError(f"{'more than one lesson is' if found else 'no lesson is'} called {name!r}{hint}")

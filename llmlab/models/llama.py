@@ -1,0 +1,281 @@
+"""Llama, the decoder that this course tunes, splits, shrinks and serves.
+
+Touvron et al. 2023, https://arxiv.org/abs/2302.13971. One block, with h of shape (B, T, d):
+
+    h ← h + W_o · Attention(RoPE(W_q x), RoPE(W_k x), W_v x)      x = RMSNorm(h)
+    h ← h + W_down · (silu(W_gate x) ⊙ W_up x)                    x = RMSNorm(h)
+
+Parameter names are those of Hugging Face's `LlamaForCausalLM`, so that its checkpoints load with no name map and
+a method that walks one model by module names walks the other too. The seven linears of a block stay unfused.
+
+    B  batch            H  query heads        D  head_dim
+    T  new tokens       K  key/value heads    d  hidden_size
+    S  all tokens, those in the cache included (S = T without a cache)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from llmlab.models.cache import Cache
+
+AttentionFn = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    """The shape of a Llama, in the words of Hugging Face's `config.json`."""
+
+    vocab_size: int = 32000
+    hidden_size: int = 4096
+    intermediate_size: int = 11008
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 32
+    num_key_value_heads: int | None = None  # None: as many as query heads (no GQA)
+    head_dim: int | None = None  # None: hidden_size / num_attention_heads
+    max_position_embeddings: int = 2048
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    rope_scaling: dict = field(default_factory=dict)  # {} or {"rope_type": "linear" | "llama3", "factor": …}
+    tie_word_embeddings: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    initializer_range: float = 0.02
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.type == "int" and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{f.name} must be a positive integer, not {value!r}")
+        if self.num_key_value_heads is None:
+            object.__setattr__(self, "num_key_value_heads", self.num_attention_heads)
+        if self.head_dim is None:
+            if self.hidden_size % self.num_attention_heads:
+                raise ValueError(
+                    f"hidden_size={self.hidden_size} must be a multiple of num_attention_heads="
+                    f"{self.num_attention_heads}, or head_dim must be given"
+                )
+            object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads={self.num_attention_heads} must be a multiple of "
+                f"num_key_value_heads={self.num_key_value_heads}"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim={self.head_dim} must be even: RoPE turns pairs of channels")
+        kind = self.rope_scaling.get("rope_type", "default")
+        if kind not in ("default", "linear", "llama3"):
+            raise ValueError(f"rope_scaling['rope_type']={kind!r} is not supported: use 'default', 'linear' or 'llama3'")
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) · weight, the mean square taken in fp32 (Zhang & Sennrich 2019)."""
+
+    def __init__(self, dim: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Float[Tensor, "... dim"]) -> Float[Tensor, "... dim"]:
+        x32 = x.float()
+        normed = x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * normed.to(x.dtype)
+
+
+def rope_frequencies(config: LlamaConfig) -> Float[Tensor, "half_head"]:
+    """θ_i = base^(−2i/D), one angle per token for each of the D/2 pairs, stretched as `rope_scaling` says."""
+    D, scaling = config.head_dim, config.rope_scaling
+    theta = config.rope_theta ** (-torch.arange(0, D, 2, dtype=torch.float32) / D)
+    match scaling.get("rope_type", "default"):
+        case "linear":
+            return theta / scaling["factor"]
+        case "llama3":
+            return _llama3_frequencies(theta, scaling)
+    return theta
+
+
+def _llama3_frequencies(theta: Tensor, scaling: dict) -> Tensor:
+    """Llama 3.1's rule: slow waves are stretched by `factor`, fast ones kept, those between blended."""
+    waves = scaling["original_max_position_embeddings"] * theta / (2 * math.pi)  # turns within the old context
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    keep = ((waves - low) / (high - low)).clamp(0, 1)
+    return keep * theta + (1 - keep) * theta / scaling["factor"]
+
+
+def rope_tables(
+    positions: Int[Tensor, "batch seq"], theta: Float[Tensor, "half_head"]
+) -> tuple[Float[Tensor, "batch 1 seq head_dim"], Float[Tensor, "batch 1 seq head_dim"]]:
+    """cos and sin of position · θ, each pair's angle given twice: channel i turns with channel i + D/2."""
+    angles = positions[:, None, :, None] * theta  # (B, 1, T, D/2)
+    angles = torch.cat([angles, angles], dim=-1)  # (B, 1, T, D)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Float[Tensor, "batch heads seq head_dim"], cos: Tensor, sin: Tensor) -> Tensor:
+    """RoPE (Su et al. 2021) in the half-split layout: (x₁, x₂) → (x₁cos − x₂sin, x₂cos + x₁sin)."""
+    x1, x2 = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-x2, x1], dim=-1) * sin
+
+
+def sdpa(
+    q: Float[Tensor, "B H T D"],
+    k: Float[Tensor, "B K S D"],
+    v: Float[Tensor, "B K S D"],
+    mask: Bool[Tensor, "B 1 T S"] | None,
+) -> Float[Tensor, "B H T D"]:
+    """softmax(q kᵀ / √D) v by PyTorch's fused kernel. `mask` is True where a query may look; None means causal."""
+    causal = mask is None and q.shape[2] > 1
+    grouped = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
+
+
+def attention_mask_for(
+    seq: int, past: int, padding: Int[Tensor, "batch all_seq"] | Bool[Tensor, "batch all_seq"] | None, device=None
+) -> Bool[Tensor, "batch 1 seq all_seq"] | None:
+    """Where query i (at place past + i) may look: at keys j ≤ past + i that are not padding, and always at itself.
+
+    None stands for plain causal attention, which the fused kernel does without a mask.
+    """
+    if padding is None and (past == 0 or seq == 1):
+        return None
+    mask = torch.ones(seq, past + seq, dtype=torch.bool, device=device).tril(past)[None, None]  # (1, 1, T, S)
+    if padding is None:
+        return mask
+    if padding.shape[-1] != past + seq:
+        raise ValueError(
+            f"attention_mask covers {padding.shape[-1]} tokens; it must cover the {past} in the cache and the {seq} new ones"
+        )
+    itself = torch.eye(seq, dtype=torch.bool, device=device)
+    itself = F.pad(itself, (past, 0))[None, None]  # (1, 1, T, S): keeps a padding row from a softmax over nothing
+    return mask & padding.bool()[:, None, None, :] | itself
+
+
+class Attention(nn.Module):
+    """Grouped-query attention (Ainslie et al. 2023): H query heads share K key/value heads."""
+
+    def __init__(self, config: LlamaConfig, layer: int) -> None:
+        super().__init__()
+        d, D, bias = config.hidden_size, config.head_dim, config.attention_bias
+        self.layer, self.head_dim = layer, D
+        self.q_proj = nn.Linear(d, config.num_attention_heads * D, bias=bias)
+        self.k_proj = nn.Linear(d, config.num_key_value_heads * D, bias=bias)
+        self.v_proj = nn.Linear(d, config.num_key_value_heads * D, bias=bias)
+        self.o_proj = nn.Linear(config.num_attention_heads * D, d, bias=bias)
+
+    def forward(self, x: Float[Tensor, "B T d"], rope, mask, cache: Cache | None, attention: AttentionFn) -> Tensor:
+        B, T, _ = x.shape
+        heads = lambda t: t.view(B, T, -1, self.head_dim).transpose(1, 2)  # noqa: E731  (B, T, n·D) → (B, n, T, D)
+        q, k, v = heads(self.q_proj(x)), heads(self.k_proj(x)), heads(self.v_proj(x))
+        q, k = rotate(q, *rope), rotate(k, *rope)
+        if cache is not None:
+            k, v = cache.append(self.layer, k, v)  # (B, K, S, D)
+        out = attention(q, k, v, mask)  # (B, H, T, D)
+        return self.o_proj(out.transpose(1, 2).reshape(B, T, -1))  # (B, T, H·D) → (B, T, d)
+
+
+class MLP(nn.Module):
+    """SwiGLU (Shazeer 2020): W_down (silu(W_gate x) ⊙ W_up x)."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        d, ff, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.gate_proj = nn.Linear(d, ff, bias=bias)
+        self.up_proj = nn.Linear(d, ff, bias=bias)
+        self.down_proj = nn.Linear(ff, d, bias=bias)
+
+    def forward(self, x: Float[Tensor, "B T d"]) -> Float[Tensor, "B T d"]:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    """One decoder layer: attention, then the MLP, each on a normed copy and added back."""
+
+    def __init__(self, config: LlamaConfig, layer: int) -> None:
+        super().__init__()
+        self.self_attn = Attention(config, layer)
+        self.mlp = MLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, h: Float[Tensor, "B T d"], rope, mask, cache: Cache | None, attention: AttentionFn) -> Tensor:
+        h = h + self.self_attn(self.input_layernorm(h), rope, mask, cache, attention)
+        return h + self.mlp(self.post_attention_layernorm(h))
+
+
+class LlamaModel(nn.Module):
+    """Embedding, blocks and the last norm: everything but the vocabulary projection."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.register_buffer("theta", rope_frequencies(config), persistent=False)
+
+    def forward(self, h: Float[Tensor, "B T d"], positions, mask, cache: Cache | None, attention: AttentionFn) -> Tensor:
+        rope = tuple(t.to(h.dtype) for t in rope_tables(positions, self.theta.float()))
+        for block in self.layers:
+            h = block(h, rope, mask, cache, attention)
+        return self.norm(h)
+
+
+class Llama(nn.Module):
+    """A Llama language model: token ids in, logits out.
+
+    >>> config = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4)
+    >>> Llama(config)(torch.tensor([[1, 2, 3]])).shape
+    torch.Size([1, 3, 64])
+    """
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = LlamaModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.apply(self._initialise)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def _initialise(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=self.config.initializer_range)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "batch seq"] | None = None,
+        *,
+        inputs_embeds: Float[Tensor, "batch seq dim"] | None = None,
+        attention_mask: Int[Tensor, "batch all_seq"] | Bool[Tensor, "batch all_seq"] | None = None,
+        position_ids: Int[Tensor, "batch seq"] | None = None,
+        cache: Cache | None = None,
+        attention: AttentionFn = sdpa,
+    ) -> Float[Tensor, "batch seq vocab"]:
+        """Logits for every position.
+
+        Args:
+            input_ids: tokens; or give `inputs_embeds`, never both.
+            attention_mask: 1 for a token, 0 for padding (left or right), over cached and new tokens.
+            position_ids: RoPE positions; by default they count on from the cache's length.
+            cache: keys and values of earlier tokens; it is extended in place.
+            attention: (q, k, v, mask) → output; swap it to study another kernel.
+        Raises:
+            ValueError: neither or both of `input_ids` and `inputs_embeds`; a mask of the wrong length.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give input_ids or inputs_embeds: exactly one of the two")
+        h = self.model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        past, T = (cache.length if cache is not None else 0), h.shape[1]
+        if position_ids is None:
+            position_ids = torch.arange(past, past + T, device=h.device)[None]
+        mask = attention_mask_for(T, past, attention_mask, h.device)
+        h = self.model(h, position_ids, mask, cache, attention)
+        return self.lm_head(h)
