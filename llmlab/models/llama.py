@@ -258,8 +258,9 @@ class Llama(nn.Module):
         position_ids: Int[Tensor, "batch seq"] | None = None,
         cache: Cache | None = None,
         attention: AttentionFn = sdpa,
-    ) -> Float[Tensor, "batch seq vocab"]:
-        """Logits for every position.
+        logits_to_keep: int = 0,
+    ) -> Float[Tensor, "batch kept vocab"]:
+        """Logits for every position, or for the last `logits_to_keep`.
 
         Args:
             input_ids: tokens; or give `inputs_embeds`, never both.
@@ -267,6 +268,7 @@ class Llama(nn.Module):
             position_ids: RoPE positions; by default they count on from the cache's length.
             cache: keys and values of earlier tokens; it is extended in place.
             attention: (q, k, v, mask) → output; swap it to study another kernel.
+            logits_to_keep: how many of the last positions go through `lm_head`; 0 means all. Generation needs 1.
         Raises:
             ValueError: neither or both of `input_ids` and `inputs_embeds`; a mask of the wrong length.
         """
@@ -278,4 +280,4 @@ class Llama(nn.Module):
             position_ids = torch.arange(past, past + T, device=h.device)[None]
         mask = attention_mask_for(T, past, attention_mask, h.device)
         h = self.model(h, position_ids, mask, cache, attention)
-        return self.lm_head(h)
+        return self.lm_head(h[:, -logits_to_keep:])
