@@ -1,0 +1,29 @@
+"""What makes the package a course: sliders, source views, figures, verdicts, and the machinery behind `llmlab`.
+
+A lesson opens with one line, `from llmlab.course import compare, explore, figure, plt, show`. Each name is loaded
+when it is first asked for, so that `import llmlab.course` stays light.
+"""
+
+from importlib import import_module
+
+_HOMES = {
+    "compare": "llmlab.course.comparing",
+    "explore": "llmlab.course.sliders",
+    "figure": "llmlab.course.figures",
+    "palette": "llmlab.course.style",
+    "plt": "llmlab.course.style",
+    "show": "llmlab.course.sources",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

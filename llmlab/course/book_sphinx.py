@@ -1,0 +1,58 @@
+"""A small Sphinx extension for the book: nothing from other hosts, true downloads, accessible pages."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+from llmlab.course.syllabus import course_root
+
+UNWANTED = ("sphinx_thebe", "sphinx_comments")  # Jupyter Book loads them always; they reach for other hosts
+
+
+def setup(app) -> dict:
+    """Called by Sphinx."""
+    for name, listeners in app.events.listeners.items():
+        app.events.listeners[name] = [x for x in listeners if not x.handler.__module__.startswith(UNWANTED)]
+    app.connect("html-page-context", describe, priority=900)
+    app.connect("build-finished", finish)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def describe(app, pagename: str, templatename: str, context: dict, doctree) -> None:
+    """Title and first paragraph for those who share or search the page; no outside image."""
+    if doctree is None:
+        return
+    from docutils import nodes
+
+    text = next((p.astext() for p in doctree.findall(nodes.paragraph) if len(p.astext()) > 40), "")
+    text = re.sub(r"\s+", " ", text).replace('"', "'")[:200]
+    title = re.sub(r"<[^>]+>", "", context.get("title", ""))
+    context["metatags"] = context.get("metatags", "") + (
+        f'\n<meta name="description" content="{text}">\n<meta property="og:title" content="{title}">'
+        f'\n<meta property="og:type" content="article">\n<meta property="og:site_name" content="llmlab">'
+        f'\n<meta property="og:description" content="{text}">\n<meta name="twitter:card" content="summary">\n'
+    )
+
+
+def finish(app, exception: Exception | None) -> None:
+    """Offers each notebook as it is in the course, not as it was staged; leaves out what no page uses."""
+    if exception or app.builder.name != "html":
+        return
+    out, root = Path(app.outdir), course_root(Path(app.srcdir))
+    for staged in sorted((out / "_sources").rglob("*.ipynb")):
+        original = root / staged.relative_to(out / "_sources")
+        if original.is_file():
+            shutil.copyfile(original, staged)
+    for unused in [*out.glob("_static/sphinx-thebe.*"), *out.glob("_sources/**/*.md")]:
+        unused.unlink()
+    for page in out.rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        page.write_text(tidy(text), encoding="utf-8")
+
+
+def tidy(text: str) -> str:
+    """What the theme leaves to be wished for by those who use a keyboard or a screen reader."""
+    text = re.sub(r'<div class="highlight"><pre>', '<div class="highlight"><pre tabindex="0">', text)
+    return text

@@ -1,0 +1,221 @@
+"""How an exercise is marked: the object `check` of a lesson.
+
+    check = Checks("04-peft/05-lora")
+
+    @check.exercise(points=2, minutes=10, difficulty=2, importance=4, hints=("…", "…", "…"))
+    def lora_forward(answer):
+        \"\"\"One line: what the exercise asks.\"\"\"
+        x = torch.randn(2, 5, 8)            # the runner seeds torch, NumPy and random: do not seed here
+        got = expect(answer(x), shape=(2, 5, 7), dtype=torch.float32, what="lora_forward(x)")
+        diagnose(got, right=…, mistakes={"you scaled by r, not by alpha / r": …}, what="lora_forward(x)")
+
+In a notebook `check.lora_forward(lora_forward)` prints the verdict, and fails the cell when it is not "right". A check
+draws its inputs from the global generators, which the runner seeds: with seed 0 for the learner, with others where hidden
+tests run the same check again. `answer` is the learner's function, guarded: what it is given is compared before and
+after, so that it cannot change the check's inputs unseen. A check ends normally (right) or raises `Mistake`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from llmlab.course.diagnosis import Mistake, close, diagnose, expect
+from llmlab.course.guard import guarded, learners_error
+
+__all__ = ["Checks", "Exercise", "Failed", "Mistake", "Verdict", "close", "diagnose", "expect"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a check says about an answer."""
+
+    exercise: str
+    outcome: str  # "right", "wrong" (a mistake was named), "error" (the answer raised), "not done" (the stub)
+    points: int
+    out_of: int
+    message: str = ""
+    detail: str = ""  # where in the learner's code the error arose
+
+    def __str__(self) -> str:
+        if self.outcome == "right":
+            return f"✓ {self.exercise}: right ({count(self.points, 'point')})"
+        head = {"wrong": "not right yet", "error": "your code raised an error", "not done": "not done yet"}[self.outcome]
+        return "\n".join(filter(None, [f"✗ {self.exercise}: {head}", indent(self.message), indent(self.detail)]))
+
+
+class Failed(AssertionError):
+    """An answer was not right; its text is the verdict. Notebooks show it without a traceback."""
+
+    def __init__(self, verdict: Verdict, hint: str = "") -> None:
+        super().__init__("\n".join(filter(None, [str(verdict), hint])))
+        self.verdict = verdict
+
+    def _render_traceback_(self) -> list[str]:  # IPython asks for it
+        return str(self).split("\n")
+
+
+@dataclass
+class Exercise:
+    """One exercise: what it is worth, its hints and the function that marks it. Calling it marks an answer."""
+
+    name: str
+    run: Callable[..., None]
+    points: int
+    minutes: int
+    difficulty: int
+    importance: int
+    hints: tuple[str, ...] = ()
+    in_place: bool = False
+    shown: int = field(default=0, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("points", "minutes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} of {self.name} must be at least 1, not {getattr(self, name)!r}")
+        for name in ("difficulty", "importance"):
+            if getattr(self, name) not in range(1, 6):
+                raise ValueError(f"{name} of {self.name} must be 1 to 5, not {getattr(self, name)!r}")
+        if not 1 <= len(self.hints) <= 3 or isinstance(self.hints, str):
+            raise ValueError(f"hints of {self.name} must be a tuple of 1 to 3 texts, not {self.hints!r}")
+        if not (self.run.__doc__ or "").strip():
+            raise ValueError(f"the check {self.name} needs a docstring: one line that says what is asked")
+
+    @property
+    def asks(self) -> str:
+        """One line: what the exercise asks."""
+        return self.run.__doc__.strip().splitlines()[0]
+
+    @property
+    def header(self) -> str:
+        """'●●○○○ difficulty · ●●●●○ importance · 10 minutes · 2 points', as it stands in the notebook."""
+        dots = lambda n: "●" * n + "○" * (5 - n)  # noqa: E731
+        work = f"{count(self.minutes, 'minute')} · {count(self.points, 'point')}"
+        return f"{dots(self.difficulty)} difficulty · {dots(self.importance)} importance · {work}"
+
+    def verdict(self, *answers: Any, seed: int = 0) -> Verdict:
+        """Marks `answers` (the learner's functions, as the check cell passes them) without raising."""
+        result = lambda outcome, message="", detail="": Verdict(  # noqa: E731
+            self.name, outcome, self.points if outcome == "right" else 0, self.points, message, detail
+        )
+        try:
+            with seeded(seed):
+                self.run(*[guarded(a, self.name, watch=not self.in_place) for a in answers])
+        except Mistake as mistake:
+            return result("wrong", str(mistake))
+        except NotImplementedError as error:
+            told = f": {error}" if str(error) else ""
+            return result("not done", f"the function still raises NotImplementedError{told}")
+        except (Exception, SystemExit) as error:
+            return result("error", *learners_error(error))
+        return result("right")
+
+    def __call__(self, *answers: Any, seed: int = 0) -> None:
+        """Marks `answers` and prints the verdict.
+
+        Raises:
+            Failed: it is not right; the text says why.
+        """
+        verdict = self.verdict(*answers, seed=seed)
+        if verdict.outcome != "right":
+            raise Failed(verdict, f'  stuck? check.hint("{self.name}") shows a hint') from None
+        print(verdict)
+
+    def hint(self, tier: int) -> str:
+        """Hint number `tier` (from 1), with what comes next."""
+        n = len(self.hints)
+        more = f"(hint {tier} of {n})" if tier < n else f"(hint {tier} of {n}, the last)"
+        return f"{self.hints[tier - 1]}\n{more}"
+
+
+class Checks:
+    """The exercises of one lesson; `check.<name>(answer)` marks one, `check.hint("<name>")` helps."""
+
+    def __init__(self, slug: str) -> None:
+        self.slug = slug
+        self.exercises: dict[str, Exercise] = {}
+
+    def exercise(
+        self,
+        *,
+        points: int,
+        minutes: int,
+        difficulty: int,
+        importance: int,
+        hints: tuple[str, ...],
+        in_place: bool = False,
+    ) -> Callable[[Callable[..., None]], Exercise]:
+        """Makes the decorated function the check of the exercise of that name.
+
+        Args:
+            points: earned when right.
+            minutes: that a learner needs.
+            difficulty: 1 to 5.
+            importance: 1 to 5.
+            hints: 1 to 3 texts, each telling more than the one before.
+            in_place: whether answers are meant to change what they are given.
+        """
+
+        def register(run: Callable[..., None]) -> Exercise:
+            name = run.__name__
+            if name in self.exercises or hasattr(type(self), name):
+                raise ValueError(f"the exercise name {name!r} is taken in {self.slug}")
+            self.exercises[name] = Exercise(name, run, points, minutes, difficulty, importance, hints, in_place)
+            return self.exercises[name]
+
+        return register
+
+    def __getattr__(self, name: str) -> Exercise:
+        exercises = self.__dict__.get("exercises", {})
+        if name in exercises:
+            return exercises[name]
+        raise AttributeError(f"no exercise is called {name!r}: this lesson has {', '.join(exercises) or 'none'}")
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self.exercises]
+
+    def __repr__(self) -> str:
+        rows = [f"  {e.name:<28} {count(e.points, 'point'):>9}  {e.asks}" for e in self.exercises.values()]
+        return "\n".join([f"{self.slug}: {count(self.out_of, 'point')}", *rows])
+
+    @property
+    def out_of(self) -> int:
+        """All points of the lesson."""
+        return sum(e.points for e in self.exercises.values())
+
+    def hint(self, name: str) -> None:
+        """Prints the next hint for exercise `name`; after the last, the last again."""
+        exercise = self.__getattr__(name)
+        exercise.shown = min(exercise.shown + 1, len(exercise.hints))
+        print(exercise.hint(exercise.shown))
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """torch's, NumPy's and Python's generators seeded; put back as they were afterwards."""
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+
+
+def count(n: int, noun: str) -> str:
+    """'1 point', '2 points'."""
+    return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
+def indent(text: str) -> str:
+    """Each line moved in by two."""
+    return "\n".join(f"  {line}" for line in text.splitlines())

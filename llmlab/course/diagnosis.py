@@ -1,0 +1,247 @@
+"""Saying what is wrong with an answer, without saying the right one.
+
+`expect` judges the kind of thing that came back (None, a float, a wrong shape, NaN), `close` whether two values are
+equal up to rounding, `diagnose` names the mistake: first those that the exercise foresaw, then the usual ways in
+which a tensor is nearly right (a factor, a transpose, one wrong row, …).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Mistake(Exception):
+    """What is wrong with an answer, in words for the learner."""
+
+
+def is_number(x: Any) -> bool:
+    """A plain Python (or NumPy) number; True and False do not count."""
+    return isinstance(x, int | float | np.number) and not isinstance(x, bool)
+
+
+def _shape(x: Tensor | np.ndarray) -> str:
+    return f"({', '.join(map(str, x.shape))}{',' if x.ndim == 1 else ''})"
+
+
+def describe(x: Any) -> str:
+    """What kind of thing `x` is: 'a float32 tensor of shape (2, 3)', 'None', 'a list of 3'."""
+    if x is None:
+        return "None"
+    if isinstance(x, Tensor):
+        return f"a {str(x.dtype).removeprefix('torch.')} tensor of shape {_shape(x)}"
+    if isinstance(x, np.ndarray):
+        return f"a NumPy array of shape {_shape(x)}"
+    if isinstance(x, list | tuple | dict | set):
+        return f"a {type(x).__name__} of {len(x)}"
+    if isinstance(x, str):
+        return f"a text of {len(x)} characters"
+    article = "an" if type(x).__name__[0] in "aeiou" else "a"
+    return f"{article} {type(x).__name__}"
+
+
+def expect(
+    value: Any,
+    *,
+    shape: tuple[int | None, ...] | None = None,
+    dtype: torch.dtype | None = None,
+    kind: type | tuple[type, ...] | None = None,
+    what: str = "your answer",
+    finite: bool = True,
+) -> Any:
+    """`value` itself when it is the kind of thing that was asked for.
+
+    Args:
+        shape: the tensor's shape; None stands for any size.
+        dtype: the tensor's dtype.
+        kind: for answers that are not tensors: `float` (an int is as good), `int`, `list`, a class, or several.
+        what: how the learner would name the value, as in "lora_forward(x)".
+        finite: whether NaN and infinity are mistakes.
+    Raises:
+        Mistake: it is something else; the message says what, and what was asked.
+    """
+    if value is None:
+        raise Mistake(f"{what} returned None: is there a `return` at its end?")
+    if kind is not None:
+        _expect_kind(value, kind, what)
+    if shape is not None or dtype is not None:
+        _expect_tensor(value, shape, dtype, what)
+    if finite:
+        _expect_finite(value, what)
+    return value
+
+
+def _expect_kind(value: Any, kind: type | tuple[type, ...], what: str) -> None:
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    good = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+    if good or (float in kinds and is_number(value)) or (int in kinds and isinstance(value, np.integer)):
+        return
+    names = " or ".join(k.__name__ for k in kinds)
+    one = isinstance(value, Tensor | np.ndarray) and math.prod(value.shape) == 1
+    cure = ": `.item()` makes a Python number of it" if one and {int, float} & set(kinds) else ""
+    if int in kinds and isinstance(value, float):
+        cure = ": an integer division is `//`, and `math.ceil` rounds up"
+    raise Mistake(f"{what} is {describe(value)}, where {describe_kind(names)} is asked{cure}")
+
+
+def describe_kind(names: str) -> str:
+    """'a float', 'an int'."""
+    return f"{'an' if names[0] in 'aeiou' else 'a'} {names}"
+
+
+def _expect_tensor(value: Any, shape: tuple | None, dtype: torch.dtype | None, what: str) -> None:
+    if not isinstance(value, Tensor):
+        cure = ": keep to torch, or use `torch.from_numpy`" if isinstance(value, np.ndarray) else ""
+        raise Mistake(f"{what} is {describe(value)}, where a tensor is asked{cure}")
+    if shape is not None and not _fits(value.shape, shape):
+        asked = f"({', '.join('any' if s is None else str(s) for s in shape)}{',' if len(shape) == 1 else ''})"
+        raise Mistake(f"{what} has shape {_shape(value)}, where {asked} is asked{_shape_cure(value.shape, shape)}")
+    if dtype is not None and value.dtype != dtype:
+        got, asked = (str(d).removeprefix("torch.") for d in (value.dtype, dtype))
+        raise Mistake(f"{what} has dtype {got}, where {asked} is asked")
+
+
+def _fits(got: tuple[int, ...], asked: tuple[int | None, ...]) -> bool:
+    return len(got) == len(asked) and all(a in (None, g) for g, a in zip(got, asked, strict=True))
+
+
+def _shape_cure(got: tuple[int, ...], asked: tuple[int | None, ...]) -> str:
+    got, asked = tuple(got), tuple(asked)
+    if len(got) == len(asked) >= 2:
+        for i, j in itertools.combinations(range(len(got)), 2):
+            swapped = list(got)
+            swapped[i], swapped[j] = swapped[j], swapped[i]
+            if _fits(tuple(swapped), asked):
+                return f": dimensions {i} and {j} are swapped"
+    if math.prod(got) == math.prod(a or 0 for a in asked):
+        return ": the number of elements is right, their arrangement is not"
+    if len(got) == len(asked) - 1:
+        return ": one dimension is missing; was it summed away, or is `keepdim=True` wanted?"
+    if len(got) == len(asked) + 1 and 1 in got:
+        return ": there is a dimension of size 1 too many"
+    return ""
+
+
+def _expect_finite(value: Any, what: str) -> None:
+    if isinstance(value, float | np.floating) and not math.isfinite(value):
+        raise Mistake(f"{what} is {value}, not a finite number")
+    if isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex()):
+        for name, bad in (("NaN", value.isnan()), ("infinity", value.isinf())):
+            if bad.any():
+                raise Mistake(f"{what} holds {name} in {int(bad.sum())} of {value.numel()} places")
+    if isinstance(value, list | tuple):
+        for i, item in enumerate(value):
+            _expect_finite(item, f"{what}[{i}]")
+
+
+def as_tensor(x: Any) -> Tensor | None:
+    """`x` in float64 (or as integers), when it is a tensor, an array or a number; else None."""
+    if isinstance(x, Tensor):
+        x = x.detach()
+        x = x.to_dense() if x.layout != torch.strided else x
+    elif isinstance(x, np.ndarray) and x.dtype.kind in "biuf":
+        x = torch.from_numpy(np.ascontiguousarray(x))
+    elif isinstance(x, bool | int | float | np.number | np.bool_):
+        try:
+            x = torch.tensor(x)
+        except (OverflowError, RuntimeError):  # an integer beyond 64 bits
+            x = torch.tensor(float(x), dtype=torch.float64)
+    else:
+        return None
+    return x.cpu().double() if x.is_floating_point() else x.cpu()
+
+
+def limit(right: Tensor, tol: float) -> Tensor:
+    """How far each element may be off: `tol` of itself and of the mean size; of 1 where all is zero."""
+    size = right.double().abs()
+    finite = size[size.isfinite()]
+    mean = float(finite.mean()) if finite.numel() else 0.0
+    return tol * (torch.where(size.isfinite(), size, 0.0) + (max(mean, 1e-3) if mean else 1.0))
+
+
+def wrong_places(got: Tensor, right: Tensor, tol: float) -> Tensor:
+    """Where two tensors of one shape differ by more than rounding (bool, that shape)."""
+    if not (got.is_floating_point() or right.is_floating_point()):
+        return got != right
+    got, right = got.double(), right.double()
+    near = (got - right).abs() <= limit(right, tol)
+    return ~(near | (got == right) | (got.isnan() & right.isnan()))
+
+
+def close(got: Any, right: Any, tol: float = 1e-5) -> bool:
+    """Whether two values are equal up to rounding: tensors, arrays, numbers, and lists or dicts of them.
+
+    Each element may be off by `tol` times (its own size + the mean size). Integers, truth values and text must be equal.
+    """
+    if isinstance(right, list | tuple) and isinstance(got, list | tuple):
+        return len(got) == len(right) and all(close(g, r, tol) for g, r in zip(got, right, strict=True))
+    if isinstance(right, Mapping) and isinstance(got, Mapping):
+        return got.keys() == right.keys() and all(close(got[k], right[k], tol) for k in right)
+    g, r = as_tensor(got), as_tensor(right)
+    if g is None or r is None:
+        return type(got) is type(right) and bool(got == right)
+    return g.shape == r.shape and not bool(wrong_places(g, r, tol).any())
+
+
+def diagnose(
+    got: Any,
+    *,
+    right: Any,
+    mistakes: Mapping[str, Any | Callable[[], Any]] | None = None,
+    tol: float = 1e-5,
+    what: str = "your answer",
+) -> None:
+    """Returns when `got` is close to `right`; else says what the mistake was.
+
+    Args:
+        mistakes: diagnosis → the value that this mistake leads to, or a function without arguments that computes it.
+        tol: how far each element may be off, relative to its size and the mean size.
+    Raises:
+        Mistake: the first foreseen mistake that leads to `got`; else what is generally recognised; else by how much it
+            differs. The right value is never told.
+    """
+    if close(got, right, tol):
+        return
+    for diagnosis, value in (mistakes or {}).items():
+        if close(got, value() if callable(value) else value, tol):
+            raise Mistake(diagnosis)
+    raise Mistake(difference(got, right, tol, what))
+
+
+def difference(got: Any, right: Any, tol: float, what: str) -> str:
+    """In what way `got` differs from `right`, in one sentence."""
+    from llmlab.course.resemblance import resemblances
+
+    if isinstance(right, list | tuple) and isinstance(got, list | tuple):
+        return _of_items(enumerate(zip(got, right, strict=False)), len(got), len(right), tol, what)
+    if isinstance(right, Mapping) and isinstance(got, Mapping):
+        odd = sorted(map(str, got.keys() ^ right.keys()))
+        if odd:
+            extra, missing = len(got.keys() - right.keys()), len(right.keys() - got.keys())
+            return f"{what} has {missing} of its keys missing and {extra} too many"
+        return _of_items(((k, (got[k], right[k])) for k in right), len(got), len(right), tol, what)
+    g, r = as_tensor(got), as_tensor(right)
+    if isinstance(got, str) and isinstance(right, str):
+        same = next((i for i, (a, b) in enumerate(zip(got, right, strict=False)) if a != b), min(len(got), len(right)))
+        return f"{what} is right up to character {same} of {len(got)}; from there it differs (…{got[max(0, same - 12) : same + 12]!r}…)"
+    if g is None or r is None:
+        same = type(got) is type(right)
+        return f"{what} is {describe(got)}, and not the right one" if same else f"{what} is {describe(got)}, where {describe(right)} is asked"
+    if g.shape != r.shape:
+        return f"{what} has shape {_shape(g)}, where {_shape(r)} is asked{_shape_cure(g.shape, r.shape)}"
+    return next(resemblances(g, r, tol, what))
+
+
+def _of_items(items: Iterator, n_got: int, n_right: int, tol: float, what: str) -> str:
+    if n_got != n_right:
+        return f"{what} holds {n_got} items, where {n_right} are asked"
+    for key, (g, r) in items:
+        if not close(g, r, tol):
+            return difference(g, r, tol, f"{what}[{key!r}]")
+    return f"{what} differs"

@@ -1,0 +1,296 @@
+"""From solutions/ to exercises/: the unsolved notebook is made, never written.
+
+    python -m llmlab.course.exercises [--check] [TOPIC …]
+
+A solution is a percent script. What becomes of its cells:
+
+    a first Markdown cell with a level-1 title   replaced by the exercise notebook's own opening
+    code tagged "exercise"                       what is between `# BEGIN SOLUTION` and `# END SOLUTION` → `raise NotImplementedError`
+    code tagged "check", one call of check.…     kept, locked
+    tagged "solution"                            dropped
+    all others                                   kept
+
+`--check` writes nothing and fails when a notebook under exercises/ is missing, stale or left over.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmlab.course.files import write_atomically
+from llmlab.course.syllabus import Lesson, course_root, find, lessons
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
+
+    from llmlab.course.checking import Checks
+
+BEGIN, END = "# BEGIN SOLUTION", "# END SOLUTION"
+KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+
+OPENING = """\
+# Exercises: {title}
+
+They belong to the lesson [{title}](../../notebooks/{slug}.ipynb). How this works:
+
+1. Replace `raise NotImplementedError` by your code, and run the cell (Shift+Enter).
+2. Run the check below it. It says what is wrong with a wrong answer; it never shows the right one.
+3. Stuck? `check.hint("{first}")` in a new cell shows a first hint, and a further one each time.
+
+This copy is yours: updates of the course leave it alone. Change the check cells and they earn nothing."""
+
+CLOSING = """\
+## Done?
+
+Save, then mark the whole notebook from its first cell to its last in a fresh kernel, in a terminal:
+
+    llmlab check {slug}
+
+It prints what each exercise earned and what to do next; `llmlab progress` shows the whole course. \
+Compare with the [worked solutions](../../solutions/{slug}.ipynb) once yours pass: they say why, not only what."""
+
+
+class Malformed(ValueError):
+    """A solution from which no exercise can be made; the message names the file, the exercise and the cure."""
+
+
+def source_of(lesson: Lesson, root: Path) -> Path:
+    """The percent script of the solutions."""
+    return lesson.solution(root).with_suffix(".py")
+
+
+def read_solution(lesson: Lesson, root: Path) -> NotebookNode:
+    """The solution's script as a notebook without outputs, each cell with a stable id."""
+    import jupytext
+
+    notebook = jupytext.read(source_of(lesson, root), fmt="py:percent")
+    name_cells(notebook)
+    return notebook
+
+
+def load_check(lesson: Lesson) -> Checks:
+    """The object `check` of `llmlab.checks.<part>.<topic>`."""
+    return importlib.import_module(f"llmlab.checks.{lesson.package}.{lesson.module}").check
+
+
+def has(cell: Any, tag: str) -> bool:
+    """Whether a cell carries `tag`."""
+    return tag in cell.metadata.get("tags", [])
+
+
+def checked_name(source: str) -> str | None:
+    """The exercise that a check cell marks: 'f' for `check.f(f)`; None when the cell is anything but that one call."""
+    call = _call(source)
+    return call.func.attr if call else None
+
+
+def answers_expression(source: str) -> str:
+    """What a check cell hands over, as a tuple: '(f,)' for `check.f(f)`."""
+    call = _call(source)
+    if call is None:
+        raise ValueError(f"source must be one call of `check.<exercise>(…)`, not {source!r}")
+    return f"({''.join(ast.unparse(a) + ',' for a in call.args)})"
+
+
+def _call(source: str) -> ast.Call | None:
+    try:
+        body = ast.parse(source).body
+    except SyntaxError:
+        return None
+    call = body[0].value if len(body) == 1 and isinstance(body[0], ast.Expr) else None
+    good = isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Name)
+    return call if good and call.func.value.id == "check" and call.args and not call.keywords else None
+
+
+def check_cells(notebook: NotebookNode) -> dict[str, NotebookNode]:
+    """exercise → its check cell, in order."""
+    cells = {checked_name(c.source): c for c in notebook.cells if c.cell_type == "code" and has(c, "check")}
+    return {name: cell for name, cell in cells.items() if name}
+
+
+def clear_solution(source: str) -> str:
+    """The stub: each solution region becomes `raise NotImplementedError`, at its own indentation.
+
+    Raises:
+        ValueError: a region is not closed, not opened, or there is none.
+    """
+    lines, inside, found = [], False, False
+    for line in source.splitlines():
+        mark = line.strip()
+        if mark == BEGIN and not inside:
+            inside = found = True
+            lines.append(line[: len(line) - len(line.lstrip())] + "raise NotImplementedError")
+        elif mark == END and inside:
+            inside = False
+        elif mark in (BEGIN, END):
+            raise ValueError(f"`{mark}` without its partner")
+        elif not inside:
+            lines.append(line)
+    if inside or not found:
+        raise ValueError(f"`{END}` is missing" if inside else f"`{BEGIN}` is missing")
+    return "\n".join(lines)
+
+
+def name_cells(notebook: NotebookNode) -> None:
+    """Gives each cell an id that depends on nothing but what it is: check-<name>, exercise-<name>, else a digest."""
+    used: dict[str, int] = {}
+    pending = None
+    for cell in notebook.cells:
+        name = checked_name(cell.source) if has(cell, "check") else None
+        base = f"check-{name}" if name else f"{cell.cell_type}-{hashlib.sha256(cell.source.encode()).hexdigest()[:8]}"
+        used[base] = used.get(base, 0) + 1
+        cell.id = base if used[base] == 1 else f"{base}-{used[base]}"
+        if has(cell, "exercise"):
+            pending = cell
+        elif name and pending is not None:
+            pending.id, pending = f"exercise-{name}", None
+
+
+def version(notebook: Any) -> str:
+    """A digest of what the cells say: outputs, ids and metadata do not count."""
+    text = "\x00".join(f"{c['cell_type']}\x01{''.join(c['source'])}".rstrip() for c in notebook["cells"])
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def validate(lesson: Lesson, solution: NotebookNode, check: Checks) -> None:
+    """Holds a solution to the form that exercises need.
+
+    Raises:
+        Malformed: a check or exercise cell is missing, doubled, untagged or out of order, or a header does not say
+            what the check's data say.
+    """
+    where = f"solutions/{lesson.slug}.py"
+    code = [c for c in solution.cells if c.cell_type == "code"]
+    wanted = f"from llmlab.checks.{lesson.package}.{lesson.module} import check"
+    if not code or wanted not in code[0].source.splitlines():
+        raise Malformed(f"{where}: its first code cell must hold the line `{wanted}`")
+    for cell in code:
+        if has(cell, "check") and not checked_name(cell.source):
+            raise Malformed(f"{where}: a check cell must be one call `check.<exercise>(…)`, not {cell.source!r}")
+        if not has(cell, "check") and checked_name(cell.source) in check.exercises:
+            raise Malformed(f'{where}: the cell {cell.source!r} needs `tags=["check"]`')
+        if not has(cell, "exercise") and BEGIN in cell.source:
+            raise Malformed(f'{where}: the cell with `{BEGIN}` that opens with {cell.source[:40]!r} needs `tags=["exercise"]`')
+    found = [checked_name(c.source) for c in code if has(c, "check")]
+    if found != [*check.exercises]:
+        raise Malformed(f"{where}: its check cells mark {found}, where {check!r}\nasks for {[*check.exercises]}, in this order")
+    _validate_exercises(where, solution, check)
+
+
+def _validate_exercises(where: str, solution: NotebookNode, check: Checks) -> None:
+    header = exercise = None
+    for cell in solution.cells:
+        if cell.cell_type == "markdown" and re.match(r"## Exercise \d+", cell.source):
+            header = cell.source
+        elif has(cell, "exercise"):
+            exercise = cell
+        elif has(cell, "check"):
+            data = check.exercises[checked_name(cell.source)]
+            if exercise is None:
+                raise Malformed(f'{where}: no cell tagged "exercise" stands before the check of {data.name}')
+            try:
+                clear_solution(exercise.source)
+            except ValueError as error:
+                raise Malformed(f"{where}: exercise {data.name}: {error}") from None
+            if header is None or data.header not in header.splitlines():
+                raise Malformed(f"{where}: `## Exercise N: …` before {data.name} must hold the line\n  {data.header}")
+            header = exercise = None
+    if exercise is not None:
+        raise Malformed(f"{where}: an exercise cell has no check cell after it: {exercise.source[:60]!r}")
+
+
+def exercise_notebook(lesson: Lesson, root: Path) -> NotebookNode:
+    """The unsolved notebook, with nbgrader's metadata, ids and versions that depend on nothing but the source."""
+    import nbformat.v4 as v4
+
+    solution, check = read_solution(lesson, root), load_check(lesson)
+    validate(lesson, solution, check)
+    cells = [c for c in solution.cells if not has(c, "solution")]
+    if cells[0].cell_type == "markdown" and cells[0].source.startswith("# "):
+        cells = cells[1:]
+    names = {"title": lesson.title, "slug": lesson.slug, "first": next(iter(check.exercises))}
+    out = [v4.new_markdown_cell(OPENING.format(**names), id="how-this-works")]
+    out += [_unsolved(c, check) for c in cells]
+    out += [v4.new_markdown_cell(CLOSING.format(**names), id="done")]
+    notebook = v4.new_notebook(cells=out, metadata={"kernelspec": KERNEL, "language_info": {"name": "python"}})
+    notebook.metadata["llmlab"] = {"lesson": lesson.slug, "version": version(notebook)}
+    return notebook
+
+
+def _unsolved(cell: NotebookNode, check: Checks) -> NotebookNode:
+    import nbformat.v4 as v4
+
+    if cell.cell_type != "code":
+        return v4.new_markdown_cell(cell.source, id=cell.id)
+    metadata: dict[str, Any] = {"tags": t} if (t := cell.metadata.get("tags")) else {}
+    source, nbgrader = cell.source, {"schema_version": 3, "task": False, "locked": False, "grade": False, "solution": False}
+    if has(cell, "exercise"):
+        source = clear_solution(source)
+        metadata["nbgrader"] = nbgrader | {"grade_id": cell.id, "solution": True}
+    if has(cell, "check"):
+        points = check.exercises[checked_name(source)].points
+        metadata |= {"editable": False, "deletable": False}
+        metadata["nbgrader"] = nbgrader | {"grade_id": cell.id, "grade": True, "locked": True, "points": points}
+    return v4.new_code_cell(source, id=cell.id, metadata=metadata)
+
+
+def as_text(notebook: NotebookNode) -> str:
+    """The file's text."""
+    import nbformat
+
+    nbformat.validate(notebook)
+    return nbformat.writes(notebook, indent=1).rstrip("\n") + "\n"
+
+
+def solved_lessons(root: Path) -> list[Lesson]:
+    """The lessons that have a solution to make exercises from."""
+    return [lesson for lesson in lessons() if source_of(lesson, root).is_file()]
+
+
+def stale(root: Path, chosen: list[Lesson] | None = None) -> dict[Path, str]:
+    """exercise notebook → the text that it should have, for those under exercises/ that differ; '' for one too many."""
+    made = {lesson.exercise(root): lesson for lesson in chosen or solved_lessons(root)}
+    texts = {path: as_text(exercise_notebook(lesson, root)) for path, lesson in made.items()}
+    out = {p: t for p, t in texts.items() if not p.is_file() or p.read_text(encoding="utf-8") != t}
+    if chosen is None:
+        out |= {p: "" for p in sorted((root / "exercises").rglob("*.ipynb")) if p not in made and "checkpoint" not in str(p)}
+    return out
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Writes what is stale, or with --check only tells; 0 good, 1 stale or malformed, 2 misuse."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    topics = [a for a in arguments if a != "--check"]
+    if any(a.startswith("-") for a in topics):
+        print(f"usage: {__doc__.splitlines()[2].strip()}", file=sys.stderr)
+        return 2
+    root = course_root()
+    try:
+        changes = stale(root, [find(t) for t in topics] or None)
+    except Malformed as error:
+        print(error, file=sys.stderr)
+        return 1
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    for path, text in changes.items():
+        name = path.relative_to(root)
+        if "--check" in arguments:
+            print(f"{name} {'is stale' if text else 'has no solution'}: run `python -m llmlab.course.exercises`", file=sys.stderr)
+        elif text:
+            write_atomically(path, text)
+            print(f"{name} written")
+        else:
+            path.unlink()
+            print(f"{name} removed: it has no solution")
+    return int("--check" in arguments and bool(changes))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

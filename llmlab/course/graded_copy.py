@@ -1,0 +1,188 @@
+"""The copy of a learner's notebook that is marked: their cells in their order, the course's own checks in between.
+
+A check cell of theirs decides only *where* the course's check runs. One that was changed or deleted earns nothing; the
+check runs all the same, so that they are told how they stand.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import secrets
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llmlab.course.exercises import answers_expression, checked_name, version
+
+HERE = Path(__file__).resolve().parent
+
+
+class Unreadable(ValueError):
+    """A file that is not a notebook; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Pristine:
+    """A check cell as the course gives it."""
+
+    exercise: str
+    source: str
+    points: int
+
+
+@dataclass
+class Copy:
+    """A copy to be run, and what is known about it before it runs."""
+
+    notebook: dict[str, Any]
+    state: dict[str, str]  # exercise → "intact", "edited" or "missing": the learner's own check cell
+    tokens: dict[str, str]  # exercise → the number that its verdict must carry
+    checks: dict[int, str]  # index in the copy → exercise
+    defined_in: dict[str, list[int]]  # exercise → the cells (index in the copy) that define its name
+    theirs: dict[int, int] = field(default_factory=dict)  # index in the copy → number of the code cell in the learner's file
+
+    def origin(self, index: int | None) -> int | None:
+        """The learner's cell (−1 − k: the k-th check) that stands at `index` of the copy; None for our own."""
+        return None if index is None else self.notebook["cells"][index]["metadata"]["llmlab_origin"]
+
+
+def read_notebook(path: Path) -> dict[str, Any]:
+    """The notebook at `path`, each cell with its type, its source as one text and its metadata.
+
+    Raises:
+        Unreadable: it is no notebook: not JSON, another kind of JSON, an old format, empty, not text, not readable.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        notebook = json.loads(text) if text.strip() else None
+    except OSError as error:
+        raise Unreadable(f"it cannot be opened ({error.strerror or error})") from None
+    except UnicodeDecodeError:
+        raise Unreadable("it is not text, so not a notebook") from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        where = f" (line {error.lineno}: {error.msg})" if isinstance(error, json.JSONDecodeError) else ""
+        merge = ": it holds the marks of a merge (<<<<<<<)" if re.search(r"^<{7} ", text, re.M) else ""
+        raise Unreadable(f"its JSON is broken{where}{merge}") from None
+    if notebook is None:
+        raise Unreadable("the file is empty")
+    if isinstance(notebook, dict) and "worksheets" in notebook:
+        raise Unreadable("it has the notebook format of before 2015: open and save it in JupyterLab")
+    if not isinstance(notebook, dict) or not isinstance(notebook.get("cells"), list):
+        raise Unreadable("it is JSON, but not a notebook: it has no list of cells")
+    metadata = notebook.get("metadata")
+    return notebook | {
+        "cells": [_cell(c) for c in notebook["cells"] if isinstance(c, dict)],
+        "metadata": metadata if isinstance(metadata, dict) else {},
+    }
+
+
+def _cell(cell: dict[str, Any]) -> dict[str, Any]:
+    source, metadata = cell.get("source", ""), cell.get("metadata")
+    source = "".join(map(str, source)) if isinstance(source, list) else str(source)
+    kind = cell.get("cell_type", "raw")
+    return cell | {"cell_type": kind, "source": source, "metadata": metadata if isinstance(metadata, dict) else {}}
+
+
+def pristine_checks(exercise_notebook: Path) -> dict[str, Pristine]:
+    """exercise → its check cell, from the notebook under exercises/."""
+    out = {}
+    for cell in read_notebook(exercise_notebook)["cells"]:
+        name = checked_name(cell["source"]) if "check" in cell["metadata"].get("tags", []) else None
+        if name:
+            out[name] = Pristine(name, cell["source"], cell["metadata"]["nbgrader"]["points"])
+    return out
+
+
+def same_code(a: str, b: str) -> bool:
+    """Whether two sources are the same program: comments, spacing and quotes do not count."""
+    try:
+        return ast.dump(ast.parse(a)) == ast.dump(ast.parse(b))
+    except (SyntaxError, ValueError):
+        return a.strip() == b.strip()
+
+
+def defines(source: str, name: str) -> bool:
+    """Whether a cell binds `name` at its top level: def, class, assignment or import."""
+    n = re.escape(name)
+    return bool(re.search(rf"^(?:(?:async\s+)?def|class)\s+{n}\b|^{n}\s*(?::[^=\n]*)?=[^=]|^(?:from|import)\b.*\b{n}\b", source, re.M))
+
+
+def find_checks(cells: list[dict[str, Any]], pristine: dict[str, Pristine]) -> dict[str, tuple[str, list[int]]]:
+    """exercise → (state of the learner's check cell, the cells that are or were it).
+
+    By content first, then by id or nbgrader's name (other editors drop both), then by the call in a changed cell.
+    """
+    code = [(i, c) for i, c in enumerate(cells) if c["cell_type"] == "code"]
+    out = {}
+    for name, check in pristine.items():
+        intact = [i for i, c in code if same_code(c["source"], check.source)]
+        named = [i for i, c in code if f"check-{name}" in (c.get("id"), c["metadata"].get("nbgrader", {}).get("grade_id"))]
+        changed = [i for i in named if i not in intact and not defines(cells[i]["source"], name)]
+        if not intact and not changed:
+            call = re.compile(rf"\bcheck\s*\.\s*{re.escape(name)}\s*\(")
+            changed = [i for i, c in code if call.search(c["source"]) and not defines(c["source"], name)][:1]
+        out[name] = ("intact" if intact else "edited" if changed else "missing", sorted([*intact, *changed]))
+    return out
+
+
+def make_copy(notebook: dict[str, Any], pristine: dict[str, Pristine], module: str, folder: Path, skip: set[int]) -> Copy:
+    """The copy to run.
+
+    Args:
+        module: the lesson's checks, as in "llmlab.checks.peft.lora".
+        folder: where the learner's notebook lies; the cells run there.
+        skip: cells (by their index in the learner's file; −1 − k for the k-th exercise's check) to leave out.
+    """
+    cells = notebook["cells"]
+    found = find_checks(cells, pristine)
+    places = {name: place_of_check(cells, name, found[name][1]) for name in pristine}
+    dropped = {i for _, where in found.values() for i in where}
+    tokens = {name: secrets.token_hex(16) for name in pristine}
+    copy = Copy({}, {n: s for n, (s, _) in found.items()}, tokens, {}, {n: [] for n in pristine})
+    out = [_code(f'__import__("runpy").run_path({str(HERE / "preamble.py")!r})["prepare"]({str(folder)!r})', 0)]
+    number = 0
+    for i in range(len(cells) + 1):
+        if i < len(cells) and cells[i]["cell_type"] == "code":
+            number += 1
+            if i not in dropped and i not in skip:
+                copy.theirs[len(out)] = number
+                for name in pristine:
+                    if defines(cells[i]["source"], name):
+                        copy.defined_in[name].append(len(out))
+                out.append(_code(cells[i]["source"], len(out), i))
+        for k, (name, check) in enumerate(pristine.items()):
+            if places[name] == i and -1 - k not in skip:
+                copy.checks[len(out)] = name
+                call = f"(get_ipython().user_ns, {answers_expression(check.source)!r}, {tokens[name]!r})"
+                marking = f'__import__("runpy").run_path({str(HERE / "marking.py")!r})["mark"]'
+                out.append(_code(f"{marking}({module!r}, {name!r}, *{call})", len(out), -1 - k))
+    copy.notebook = {"cells": out, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+    return copy
+
+
+def place_of_check(cells: list[dict[str, Any]], name: str, own: list[int]) -> int:
+    """After which cell the course's check runs: at the learner's, unless its answer is defined only later."""
+    definitions = [i for i, c in enumerate(cells) if c["cell_type"] == "code" and i not in own and defines(c["source"], name)]
+    if own and (not definitions or definitions[0] < own[0]):
+        return own[0]
+    return definitions[-1] if definitions else len(cells)
+
+
+def _code(source: str, index: int, origin: int | None = None) -> dict[str, Any]:
+    metadata = {"llmlab_index": index, "llmlab_origin": origin}
+    return {
+        "cell_type": "code", "id": f"cell-{index}", "metadata": metadata, "source": source, "outputs": [], "execution_count": None,
+    }  # fmt: skip
+
+
+def version_of(notebook: dict[str, Any]) -> str | None:
+    """The version of the exercise that a copy says it was made from; None when an editor dropped it."""
+    note = notebook["metadata"].get("llmlab")
+    return note.get("version") if isinstance(note, dict) else None
+
+
+def is_untouched(notebook: dict[str, Any]) -> bool:
+    """Whether the cells still are what the copy was made with."""
+    return version(notebook) == version_of(notebook)

@@ -1,0 +1,195 @@
+"""`llmlab check`: a learner's notebook in a fresh kernel, through nbval, marked by the course's own checks.
+
+A point is earned by one thing only: the check from the course's files, called in the fresh kernel on the object that the
+learner's cells left there, saying "right" with the number that was drawn for it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llmlab.course.graded_copy import Copy, Unreadable, make_copy, pristine_checks, read_notebook
+from llmlab.course.running import CELL_SECONDS, run_copy
+from llmlab.course.syllabus import Lesson
+
+RUNS = 4  # a cell that ends the kernel is left out and the rest is run again: so many runs in all
+
+# outcome → the next step, with {topic} and {name}
+NEXT = {
+    "right": "",
+    "wrong": "llmlab hint {topic} {name}",
+    "error": "llmlab hint {topic} {name}",
+    "not done": "write it; llmlab hint {topic} {name}",
+    "missing": "define `{name}` at the top level of a cell",
+    "timeout": "find the loop that does not end",
+    "died": "take out what ends the kernel",
+    "tampered": "take out what replaces the course's code",
+    "not reached": "mend the cells before it",
+    "check edited": "llmlab start {topic} --restore-checks",
+    "check missing": "llmlab start {topic} --restore-checks",
+    "unreadable": "mend the file, or move it away: `llmlab start {topic}` makes a fresh one",
+}
+
+
+@dataclass
+class Result:
+    """What became of one exercise; `outcome` is a key of NEXT."""
+
+    name: str
+    out_of: int
+    outcome: str = "not reached"
+    points: int = 0
+    message: str = ""
+    detail: str = ""
+    next: str = ""
+
+
+@dataclass
+class LessonResult:
+    """What became of one notebook. `problem` is set when it could not be run at all."""
+
+    topic: str
+    title: str
+    notebook: str
+    version: str
+    exercises: list[Result]
+    problem: str = ""
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def points(self) -> int:
+        """Earned in this run."""
+        return sum(r.points for r in self.exercises)
+
+    @property
+    def out_of(self) -> int:
+        """That there are to earn."""
+        return sum(r.out_of for r in self.exercises)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every exercise is right."""
+        return not self.problem and all(r.outcome == "right" for r in self.exercises)
+
+
+def grade(lesson: Lesson, root: Path, notebook: Path | None = None, cell_seconds: float = CELL_SECONDS) -> LessonResult:
+    """Marks a learner's notebook (by default the copy in work/); never raises for what is in it.
+
+    Raises:
+        FileNotFoundError: the lesson has no exercises, or there is no such notebook.
+    """
+    path, exercise = notebook or lesson.work(root), lesson.exercise(root)
+    for wanted in (exercise, path):
+        if not wanted.exists():
+            raise FileNotFoundError(f"{_shown(wanted, root)} does not exist")
+    return _Marking(lesson, root, path, cell_seconds).run()
+
+
+def _shown(path: Path, root: Path) -> str:
+    path, root = path.resolve(), root.resolve()
+    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+
+
+class _Marking:
+    """One notebook on its way to its verdicts."""
+
+    def __init__(self, lesson: Lesson, root: Path, path: Path, cell_seconds: float) -> None:
+        exercise = read_notebook(lesson.exercise(root))
+        self.lesson, self.path, self.cell_seconds = lesson, path, cell_seconds
+        self.pristine = pristine_checks(lesson.exercise(root))
+        self.results = {name: Result(name, check.points) for name, check in self.pristine.items()}
+        version = exercise["metadata"]["llmlab"]["version"]
+        self.out = LessonResult(lesson.slug, lesson.title, _shown(path, root), version, [*self.results.values()])
+        self.marked: set[str] = set()
+        self.faults: dict[str, tuple[str, str]] = {}  # exercise → (status, what its own cell did)
+        self.skip: set[int] = set()
+
+    def run(self) -> LessonResult:
+        started = time.monotonic()
+        try:
+            notebook = read_notebook(self.path)
+        except Unreadable as error:
+            return self._unreadable(str(error))
+        for _ in range(RUNS):
+            copy = self._copy(notebook)
+            record, complaint = run_copy(copy.notebook, self.cell_seconds)
+            killer = self._read(record, copy)
+            if killer is None:
+                break
+            self.skip |= {killer} | {-1 - k for k, name in enumerate(self.pristine) if name in self.marked}
+        if complaint and killer is None:
+            self.out.notes.append(complaint)
+        for name, result in self.results.items():
+            self._settle(result, copy.state[name])
+        self.out.seconds = round(time.monotonic() - started, 1)
+        return self.out
+
+    def _copy(self, notebook: dict[str, Any]) -> Copy:
+        module = f"llmlab.checks.{self.lesson.package}.{self.lesson.module}"
+        return make_copy(notebook, self.pristine, module, self.path.resolve().parent, self.skip)
+
+    def _unreadable(self, why: str) -> LessonResult:
+        self.out.problem = f"{self.out.notebook} cannot be marked: {why}"
+        for result in self.results.values():
+            result.outcome, result.next = "unreadable", NEXT["unreadable"].format(topic=self.lesson.slug, name=result.name)
+        return self.out
+
+    def _read(self, record: list[dict[str, Any]], copy: Copy) -> int | None:
+        """Takes down what the run recorded; returns the cell that ended the kernel, if one did."""
+        last = None
+        for entry in record:
+            index = entry["cell"]
+            if entry["status"] == "died" and entry.get("error", "").startswith("Kernel dead"):
+                return copy.origin(last)  # it was gone before this cell began
+            if index in copy.checks:
+                self._take_verdict(self.results[copy.checks[index]], entry, copy)
+            elif entry["status"] != "ok":
+                self._take_fault(index, entry, copy)
+            if entry["status"] == "died" or entry.get("killed"):
+                return copy.origin(index)
+            last = index
+        return None
+
+    def _take_verdict(self, result: Result, entry: dict[str, Any], copy: Copy) -> None:
+        verdict = entry["verdict"]
+        if entry["status"] == "timeout":
+            result.outcome, result.message = "timeout", f"its check was stopped after {self.cell_seconds:g} seconds"
+        elif entry["status"] == "died":
+            result.outcome, result.message = "died", "running it ended the kernel"
+        elif not verdict or verdict.get("token") != copy.tokens[result.name]:
+            result.outcome, result.message = "tampered", f"the check gave no verdict ({entry.get('error', 'it was stopped')})"
+        else:
+            right = verdict["outcome"] == "right" and entry["status"] == "ok"
+            result.outcome = verdict["outcome"] if right or verdict["outcome"] != "right" else "tampered"
+            result.points = result.out_of if right else 0
+            result.message, result.detail = verdict.get("message", ""), verdict.get("detail", "")
+        self.marked.add(result.name)
+
+    def _take_fault(self, index: int, entry: dict[str, Any], copy: Copy) -> None:
+        cell = f"code cell {copy.theirs.get(index, '?')}"
+        did = {
+            "timeout": f"{cell} ran over {self.cell_seconds:g} seconds and was stopped",
+            "died": f"{cell} ended the kernel",
+        }.get(entry["status"], f"{cell} raised {entry.get('error', 'an error')}")
+        where = entry.get("where", "")
+        self.out.notes.append(f"{did.splitlines()[0][:300]}{f' ({where})' if where else ''}")
+        for name, cells in copy.defined_in.items():
+            if index in cells:
+                self.faults[name] = entry["status"], did
+
+    def _settle(self, result: Result, state: str) -> None:
+        """The last word on one exercise: its own cell's fault, a changed check, the next step."""
+        status, did = self.faults.get(result.name, ("", ""))
+        if status in ("timeout", "died") or (status == "error" and result.outcome == "missing"):
+            result.outcome, result.message, result.points, result.detail = status, did, 0, ""
+        if state != "intact":
+            stands = "passes the course's own check" if result.outcome == "right" else f"is {result.outcome}: {result.message}"
+            verb = "changed" if state == "edited" else "removed"
+            result.message = f"its check cell was {verb}, so it earns nothing; your answer {stands}"
+            result.outcome, result.points = f"check {state}", 0
+        result.next = NEXT[result.outcome].format(topic=self.lesson.slug, name=result.name)

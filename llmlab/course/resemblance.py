@@ -1,0 +1,217 @@
+"""In what way one tensor is nearly another: a factor, a sign, a transpose, one wrong row. Data, tried in order.
+
+Each rule takes (got, right, same) with `same(a)` = "a is close to right", and returns a phrase or None. None of them
+reveals a right value to someone who has not computed it up to that flaw.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+Same = Callable[[Tensor], bool]
+
+
+def resemblances(got: Tensor, right: Tensor, tol: float, what: str) -> Iterator[str]:
+    """All that is recognised about `got` (float64 or integer, the shape of `right`), the plainest first; never empty."""
+    from llmlab.course.diagnosis import close, wrong_places
+
+    bad = wrong_places(got, right, tol)
+    g, r = got.double(), right.double()
+    if not g.isfinite().all() and r.isfinite().all():
+        n = int((~g.isfinite()).sum())
+        yield f"{what} holds NaN or infinity in {n} of {g.numel()} places"
+    elif got.numel():
+        same = lambda a: close(a, r, tol)  # noqa: E731
+        phrases = [rule(g, r, same) for rule in RULES] + [_where(bad), _factor_along(g, r, same)]
+        yield from (f"{what} {phrase}" for phrase in phrases if phrase)
+    yield _statistics(g, r, bad, what)
+
+
+def _all_zero(g: Tensor, r: Tensor, same: Same) -> str | None:
+    return "is zero everywhere" if g.numel() > 1 and not g.any() else None
+
+
+def _all_equal(g: Tensor, r: Tensor, same: Same) -> str | None:
+    if g.numel() > 1 and (g == g.flatten()[0]).all() and not (r == r.flatten()[0]).all():
+        return "is the same number everywhere"
+    return None
+
+
+def _sign(g: Tensor, r: Tensor, same: Same) -> str | None:
+    return "has the wrong sign" if same(-g) else None
+
+
+def _factor(g: Tensor, r: Tensor, same: Same) -> str | None:
+    finite = g.isfinite() & r.isfinite()
+    power = float((r[finite] ** 2).sum())
+    k = float((g[finite] * r[finite]).sum()) / power if power else 0.0
+    if k == 0 or not math.isfinite(k) or not same(g / k):
+        return None
+    if g.numel() == 1 and named_factor(abs(k), ()) is None:
+        return None  # any number is some multiple of another: say so only of factors that mean something
+    size = abs(k) if abs(k) > 1 else 1 / abs(k)
+    name = named_factor(abs(k), tuple(g.shape))
+    sign = ", and has the wrong sign" if k < 0 else ""
+    where = "" if g.numel() == 1 else " everywhere"
+    return f"is {size:.6g} times too {'large' if abs(k) > 1 else 'small'}{where}{sign}{f' ({name})' if name else ''}"
+
+
+def named_factor(k: float, shape: tuple[int, ...]) -> str | None:
+    """What a factor may come from: bits and bytes, units, a dimension of the tensor."""
+    size = k if k > 1 else 1 / k
+    for value, name in FACTORS:
+        if abs(size / value - 1) < 1e-6:
+            return name
+    for dim, n in enumerate(shape):
+        if n > 2 and abs(size / n - 1) < 1e-6:
+            return f"dimension {dim} has size {n}: a sum where a mean belongs, or the other way round?"
+        if n > 2 and abs(size**2 / n - 1) < 1e-6:
+            return f"the square root of {n}, the size of dimension {dim}"
+    return None
+
+
+FACTORS = [
+    (2.0, "a factor of 2"),
+    (8.0, "8: bits for bytes?"),
+    (1000.0, "1000: a wrong prefix, or ms for s?"),
+    (1024.0, "1024: a wrong prefix?"),
+    (1e6, "10⁶: a wrong prefix?"),
+    (1e9, "10⁹: GB for bytes?"),
+    (1e12, "10¹²: TB for bytes?"),
+    (2.0**20, "2²⁰: MiB for bytes?"),
+    (2.0**30, "2³⁰: GiB for bytes?"),
+    (1.024**2, "MiB for MB?"),
+    (1.024**3, "GiB for GB?"),
+    (1.024**4, "TiB for TB?"),
+    (math.log(2), "ln 2: bits for nats?"),
+    (1 / math.log(2), "1/ln 2: bits for nats?"),
+    (math.pi, "π"),
+    (math.sqrt(2), "√2"),
+    (60.0, "60: minutes for seconds?"),
+    (3600.0, "3600: hours for seconds?"),
+    (4.0, "a factor of 4"),
+    (100.0, "100: percent for a fraction?"),
+]
+
+
+def _offset(g: Tensor, r: Tensor, same: Same) -> str | None:
+    if g.numel() < 2:
+        return None
+    gap = float((g - r).nanmean())
+    if not math.isfinite(gap) or gap == 0 or not same(g - gap):
+        return None
+    return f"is too {'large' if gap > 0 else 'small'} by the same {abs(gap):.6g} everywhere"
+
+
+def _inverse(g: Tensor, r: Tensor, same: Same) -> str | None:
+    return "is upside down: one over the right value" if g.all() and same(1 / g) else None
+
+
+def _powers(g: Tensor, r: Tensor, same: Same) -> str | None:
+    if g.numel() < 2:
+        return None
+    if (g >= 0).all() and same(g.sqrt()):
+        return "is the square of the right values: is a square root missing?"
+    if same(g**2):
+        return "is the square root of the right values"
+    if (g > 0).all() and same(g.log()):
+        return "is the exponential of the right values"
+    return "is the logarithm of the right values" if same(g.exp()) else None
+
+
+def _transposed(g: Tensor, r: Tensor, same: Same) -> str | None:
+    for i, j in itertools.combinations(range(g.ndim), 2):
+        if g.shape[i] == g.shape[j] > 1 and same(g.transpose(i, j)):
+            return f"is transposed: dimensions {i} and {j} are swapped"
+    return None
+
+
+def _moved(g: Tensor, r: Tensor, same: Same) -> str | None:
+    for dim in range(g.ndim):
+        if g.shape[dim] < 2:
+            continue
+        if same(g.flip(dim)):
+            return f"is in reverse order along dimension {dim}"
+        for step in (1, -1):
+            if g.shape[dim] > 2 and same(g.roll(step, dim)):
+                return f"is shifted by one along dimension {dim}"
+    return None
+
+
+def _permuted(g: Tensor, r: Tensor, same: Same) -> str | None:
+    from llmlab.course.diagnosis import close
+
+    for dim in range(g.ndim - 1, -1, -1):
+        if g.shape[dim] > 1 and close(g.sort(dim).values, r.sort(dim).values):
+            return f"has the right values in the wrong order along dimension {dim}"
+    if g.numel() > 1 and close(g.flatten().sort().values, r.flatten().sort().values):
+        return "has the right values in the wrong places (a reshape where a transpose belongs?)"
+    return None
+
+
+def _factor_along(g: Tensor, r: Tensor, same: Same) -> str | None:
+    """One factor per row, or per column: a normalisation over the wrong set."""
+    if not (g.isfinite() & r.isfinite()).all():
+        return None
+    for dim in range(g.ndim - 1, -1, -1):
+        if g.shape[dim] < 2 or g.numel() == g.shape[dim]:
+            continue
+        k = (g * r).sum(dim, keepdim=True) / (r * r).sum(dim, keepdim=True)
+        if k.isfinite().all() and k.all() and same(g / k):
+            return f"is right along dimension {dim} up to a factor that differs from one slice to the next"
+    return None
+
+
+RULES: list[Callable[[Tensor, Tensor, Same], str | None]] = [
+    _all_zero,
+    _all_equal,
+    _sign,
+    _factor,
+    _offset,
+    _inverse,
+    _powers,
+    _transposed,
+    _moved,
+    _permuted,
+]
+
+
+def _where(bad: Tensor) -> str | None:
+    """One slice that alone is wrong, or alone is right."""
+    for dim in range(bad.ndim):
+        n = bad.shape[dim]
+        hit = bad.movedim(dim, 0).reshape(n, -1)
+        for flags, verb in ((hit.any(1), "wrong"), (~hit.any(1), "right")):
+            if n > 1 and int(flags.sum()) == 1:
+                i = int(flags.nonzero())
+                place = "first" if i == 0 else "last" if i == n - 1 else f"index {i}"
+                of = f"the {place} of {n}" if i in (0, n - 1) else f"{place} of {n}"
+                return f"is {verb} only at {of} along dimension {dim}"
+    if bad.ndim >= 2 and bad.shape[-1] == bad.shape[-2] > 2:
+        for part, name in ((torch.triu(bad, 1), "above"), (torch.tril(bad, -1), "below")):
+            if torch.equal(part, bad):
+                return f"is wrong only {name} the diagonal of its last two dimensions"
+        if torch.equal(bad, bad & torch.eye(bad.shape[-1], dtype=torch.bool)):
+            return "is wrong only on the diagonal of its last two dimensions"
+    return None
+
+
+def _statistics(g: Tensor, r: Tensor, bad: Tensor, what: str) -> str:
+    if g.numel() == 1:
+        gap = float((g - r).abs()) / max(float(r.abs()), 1e-30)
+        return f"{what} is {float(g):.6g}, which is too {'large' if g > r else 'small'}" + (
+            f" (by less than {10 ** math.ceil(math.log10(gap)):.0%}: look for a small term)" if 0 < gap < 0.1 else ""
+        )
+    gap = (g - r).abs()
+    gap = gap[gap.isfinite()]
+    largest = float(gap.max()) if gap.numel() else math.inf
+    scale = float(r[r.isfinite()].abs().mean()) or 1.0
+    text = f"{what} differs in {int(bad.sum())} of {g.numel()} places, by up to {largest:.3g}"
+    if largest < 1e-2 * scale:
+        return text + ": near, but more than rounding; a lower precision, or another epsilon?"
+    return text

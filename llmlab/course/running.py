@@ -1,0 +1,78 @@
+"""Runs a graded copy: pytest with nbval and our plugin, in a process group of its own, bounded in time."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+CELL_SECONDS = 60.0  # one cell, the check included
+NOTEBOOK_SECONDS = 900.0  # all of it
+DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY")  # no window may open
+
+
+def run_copy(
+    notebook: dict[str, Any], cell_seconds: float = CELL_SECONDS, seconds: float = NOTEBOOK_SECONDS
+) -> tuple[list[dict[str, Any]], str]:
+    """Runs each cell through nbval in one fresh kernel.
+
+    Returns:
+        what the plugin recorded, cell by cell (see `llmlab.course.nbval_plugin`); and a complaint when it ended early.
+    """
+    with tempfile.TemporaryDirectory(prefix="llmlab-check-") as name:
+        folder = Path(name)
+        copy, record = folder / "copy.ipynb", folder / "record.jsonl"
+        copy.write_text(json.dumps(notebook), encoding="utf-8")
+        (folder / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
+        output, ended = _pytest(folder, copy, record, cell_seconds, seconds)
+        lines = record.read_text(encoding="utf-8").splitlines() if record.exists() else []
+        entries = [json.loads(line) for line in lines if line.endswith("}")]
+    if not ended:
+        return entries, f"the notebook was stopped after {seconds:g} seconds"
+    if len(entries) < len(notebook["cells"]):
+        return entries, f"nbval ended early: {output.strip()[-600:]}"
+    return entries, ""
+
+
+def _pytest(folder: Path, copy: Path, record: Path, cell_seconds: float, seconds: float) -> tuple[str, bool]:
+    """(what it printed, whether it ended by itself)."""
+    plugins = ["-p", "nbval.plugin", "-p", "llmlab.course.nbval_plugin", "-p", "no:cacheprovider"]
+    options = ["--nbval-lax", "--nbval-current-env", f"--nbval-cell-timeout={cell_seconds:g}", "--disable-warnings", "-q"]
+    command = [sys.executable, "-m", "pytest", *plugins, *options, "--rootdir", str(folder), "-c", str(folder / "pytest.ini")]
+    process = subprocess.Popen(
+        [*command, str(copy)],
+        cwd=folder,
+        env=environment(folder, record),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    try:
+        return process.communicate(timeout=seconds)[0], True
+    except subprocess.TimeoutExpired:
+        return "", False
+    finally:  # also on Ctrl-C; the kernel ends by itself when its parent is gone
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def environment(folder: Path, record: Path) -> dict[str, str]:
+    """The learner's environment, less what would make their run differ from the next one's."""
+    drop = {*DISPLAYS, "PYTEST_ADDOPTS", "PYTHONSTARTUP"}
+    own = {k: v for k, v in os.environ.items() if k not in drop and not k.startswith(("COV_", "COVERAGE_"))}
+    return own | {
+        "LLMLAB_RECORD": str(record),
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        "IPYTHONDIR": str(folder / "ipython"),
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    }

@@ -1,0 +1,165 @@
+"""The rules of the house that a machine can hold us to."""
+
+from __future__ import annotations
+
+import ast
+import re
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "llmlab"
+PARTS = ("training", "peft", "parallelism", "compression", "inference", "compilers", "chips", "applications")
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+PART_SOURCES = [p for p in SOURCES if p.relative_to(PACKAGE).parts[0] in (*PARTS, "models")]
+TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
+
+
+def imports(path: Path) -> set[str]:
+    """The llmlab modules that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module or "")
+    return {name for name in found if name.split(".")[0] == "llmlab"}
+
+
+@pytest.mark.parametrize("path", PART_SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_arrows_point_down(path):
+    """A part imports itself and models, never the course, the checks or another part; models import nothing above."""
+    own = path.relative_to(PACKAGE).parts[0]
+    allowed = {"models"} | ({own} if own != "models" else set())
+    above = {name for name in imports(path) if len(name.split(".")) > 1 and name.split(".")[1] not in allowed}
+    assert not above, f"{path.relative_to(ROOT)} imports {sorted(above)}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_files_are_short(path):
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= 250, f"{path.relative_to(ROOT)} has {lines} lines; at most 250"
+
+
+def test_functions_are_short():
+    lengths = {}
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                lengths[f"{path.relative_to(ROOT)}:{node.name}"] = code_lines(node)
+    long = {name: n for name, n in lengths.items() if n > 60}
+    assert not long
+    assert statistics.median(lengths.values()) <= 12
+
+
+def code_lines(function: ast.FunctionDef) -> int:
+    """Lines of a function without its docstring."""
+    total = function.end_lineno - function.lineno + 1
+    first = function.body[0]
+    is_doc = isinstance(first, ast.Expr) and isinstance(getattr(first, "value", None), ast.Constant)
+    return total - (first.end_lineno - first.lineno + 1 if is_doc else 0)
+
+
+@pytest.mark.parametrize("path", PART_SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_methods_do_not_print_or_read_the_environment(path):
+    if "examples" in path.parts:
+        pytest.skip("a script prints")
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id != "print", f"{path.relative_to(ROOT)}:{node.lineno} prints"
+
+
+def test_import_is_fast():
+    """`import llmlab` takes under 0.3 s and pulls in no heavy library (best of three: the machine may be busy)."""
+    code = "import sys, llmlab; print(sorted({'torch', 'transformers', 'matplotlib', 'IPython'} & set(sys.modules)))"
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        heavy = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+        seconds.append(time.perf_counter() - started)
+        assert heavy == "[]"
+    bare = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "pass"], check=True)
+    assert min(seconds) - (time.perf_counter() - bare) < 0.3
+
+
+def test_no_file_is_unfinished():
+    """`llmlab new` leaves TODO where an author is wanted; none may be left."""
+    marker = "TO" + "DO"
+    scaffold = {"CONTRIBUTING.md", "llmlab/course/new.py", "tests/course/test_new.py"}
+    names = [n for n in TRACKED if n.endswith((".py", ".md", ".ipynb", ".bib", ".yml")) and n not in scaffold]
+    left = [n for n in names if (ROOT / n).exists() and re.search(rf"\b{marker}\b", (ROOT / n).read_text("utf-8"))]
+    assert not left
+
+
+def test_no_file_is_large_and_no_path_is_absolute():
+    for name in TRACKED:
+        path = ROOT / name
+        if not path.exists():
+            continue
+        assert path.stat().st_size <= 20 * 2**20, f"{name} is over 20 MB"
+        if path.suffix in (".py", ".ipynb", ".md", ".toml", ".yml", ".cfg"):
+            text = path.read_text(encoding="utf-8")
+            here = [p for p in (str(ROOT), str(Path.home()) + "/") if len(p) > 6 and p in text]
+            assert not here, f"{name} contains {here}"
+
+
+# Lessons ------------------------------------------------------------------------------------------------------------
+
+LESSONS = sorted((ROOT / "notebooks").glob("[0-9]*/[0-9]*.py"))
+HEADINGS = [
+    "What it costs",
+    "Predict",
+    "The idea",
+    "The code",
+    "Against the library",
+    "The experiment",
+    "Play",
+    "At scale",
+    "Takeaways",
+]
+
+
+def cells(path: Path) -> list[tuple[str, str]]:
+    """(kind, text) of each cell of a percent script."""
+    import jupytext
+
+    return [(cell.cell_type, cell.source) for cell in jupytext.read(path).cells]
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_a_lesson_has_its_form(path):
+    """25–45 cells, 1,500–2,500 words, the headings in order, one course import line, no pip, no device number."""
+    found = cells(path)
+    assert 25 <= len(found) <= 45, f"{len(found)} cells"
+    prose = "\n".join(text for kind, text in found if kind == "markdown")
+    words = len(re.findall(r"[A-Za-z][A-Za-z'-]+", re.sub(r"\$[^$]*\$|\]\([^)]*\)", " ", prose)))
+    assert 1200 <= words <= 2600, f"{words} words"
+    headings = re.findall(r"^## (.+)$", prose, flags=re.M)
+    if not path.parent.name.startswith("01-"):
+        assert headings == HEADINGS
+    code = "\n".join(text for kind, text in found if kind == "code")
+    assert len(re.findall(r"^from llmlab\.course import", code, flags=re.M)) == 1
+    assert not re.search(r"pip install|cuda:\d|^\s*!", code, flags=re.M)
+    assert "explore(" in code, "a lesson has a figure that moves"
+
+
+def test_every_lesson_has_all_its_files():
+    from llmlab.course.syllabus import built_lessons
+
+    for lesson in built_lessons(ROOT):
+        paths = [
+            lesson.notebook(ROOT),
+            lesson.solution(ROOT),
+            lesson.solution(ROOT).with_suffix(".py"),
+            lesson.exercise(ROOT),
+            PACKAGE / "checks" / lesson.package / f"{lesson.module}.py",
+            ROOT / "tests" / "checks" / lesson.package / f"test_{lesson.module}.py",
+        ]
+        missing = [str(p.relative_to(ROOT)) for p in paths if not p.exists()]
+        assert not missing, f"{lesson.slug} lacks {missing}"
