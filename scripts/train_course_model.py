@@ -14,35 +14,45 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import lzma
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
 
 from llmlab.models import checkpoint, course_model
 from llmlab.models.llama import Llama, LlamaConfig
-from llmlab.training.pretraining import Record, Recipe, train
+from llmlab.training.pretraining import Recipe, Record, train
 
 VOCABULARY = 2048
 SPECIAL = ("<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>")  # ids 0 to 3; the last two wait for chat templates
-TRAINED_ON = ("addresses", "moby-dick")
 SHAPE = {"vocab_size": VOCABULARY, "max_position_embeddings": course_model.CONTEXT, "tie_word_embeddings": True}
 MODELS = {
     "course": (
         course_model.MODEL,
         LlamaConfig(
-            hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, **SHAPE
+            hidden_size=128,
+            intermediate_size=384,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            **SHAPE,
         ),
-        Recipe(steps=4000, peak_lr=4e-3),
+        Recipe(steps=2600, peak_lr=4e-3, evaluate_every=50),
     ),
     "draft": (
         course_model.DRAFT,
         LlamaConfig(
-            hidden_size=64, intermediate_size=192, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, **SHAPE
+            hidden_size=64,
+            intermediate_size=192,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            **SHAPE,
         ),
-        Recipe(steps=3000, peak_lr=6e-3),
+        Recipe(steps=2000, peak_lr=6e-3, evaluate_every=50),
     ),
 }
 
@@ -57,7 +67,7 @@ def train_tokenizer() -> None:
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()  # all 256 bytes: nothing is ever unknown
     trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=list(SPECIAL), initial_alphabet=alphabet)
-    tokenizer.train_from_iterator((t for n in TRAINED_ON for t in course_model.documents(n)), trainer)
+    tokenizer.train_from_iterator((t for n in course_model.TRAINED_ON for t in course_model.documents(n)), trainer)
     for folder in (course_model.MODEL, course_model.DRAFT):
         folder.mkdir(parents=True, exist_ok=True)
         tokenizer.save(str(folder / "tokenizer.json"))
@@ -74,11 +84,15 @@ def train_tokenizer() -> None:
         )
 
 
-def token_stream(split: str) -> Tensor:
-    """All documents of a split in one row of tokens, <|endoftext|> before each."""
+def write_tokens() -> None:
+    """Each split of the training text as one row of tokens, <|endoftext|> before each document: see course_model.tokens."""
     tokenizer = course_model.load_tokenizer()
-    documents = [d for name in TRAINED_ON for d in course_model.documents(name, split)]
-    return torch.tensor([i for e in tokenizer.encode_batch(documents) for i in (0, *e.ids)])
+    for split in course_model.SPLITS:
+        documents = [d for name in course_model.TRAINED_ON for d in course_model.documents(name, split)]
+        stream = np.array([i for e in tokenizer.encode_batch(documents) for i in (0, *e.ids)], dtype="<u2")
+        path = course_model.DATA / "corpora" / f"tokens-{split}.u2.xz"
+        path.write_bytes(lzma.compress(stream.tobytes(), preset=9 | lzma.PRESET_EXTREME))
+        print(f"{split}: {len(stream):,} tokens, {path.stat().st_size:,} bytes")
 
 
 def train_model(name: str, steps: int | None) -> None:
@@ -92,7 +106,7 @@ def train_model(name: str, steps: int | None) -> None:
     best = min((r.valid_loss for r in log), default=float("inf"))
     with Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()) as bar:
         task = bar.add_task(name, total=recipe.steps)
-        for record in train(model, token_stream("train"), token_stream("valid"), recipe, resume):
+        for record in train(model, course_model.tokens("train"), course_model.tokens("valid"), recipe, resume):
             log = [r for r in log if r.step < record.step] + [record]
             write_log(build / f"{name}.csv", log)
             if record.valid_loss < best:
@@ -112,7 +126,9 @@ def publish(folder: Path, model: Llama, log: list[Record]) -> None:
 
 
 def write_json(path: Path, value: dict) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    part = path.with_suffix(".part")  # a reader sees the old file or the new, never half of one
+    part.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    part.replace(path)
 
 
 def write_log(path: Path, log: list[Record]) -> None:
@@ -127,7 +143,10 @@ def read_log(path: Path) -> list[Record]:
     if not path.exists():
         return []
     with path.open(newline="") as f:
-        return [Record(int(r.pop("step")), int(r.pop("tokens")), **{k: float(v) for k, v in r.items()}) for r in csv.DictReader(f)]
+        return [
+            Record(int(r.pop("step")), int(r.pop("tokens")), **{k: float(v) for k, v in r.items()})
+            for r in csv.DictReader(f)
+        ]
 
 
 def main() -> None:
@@ -135,7 +154,11 @@ def main() -> None:
     parser.add_argument("what", choices=["tokenizer", *MODELS])
     parser.add_argument("--steps", type=int, help="a shorter or longer run")
     args = parser.parse_args()
-    train_tokenizer() if args.what == "tokenizer" else train_model(args.what, args.steps)
+    if args.what == "tokenizer":
+        train_tokenizer()
+        write_tokens()
+    else:
+        train_model(args.what, args.steps)
 
 
 if __name__ == "__main__":

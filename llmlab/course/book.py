@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from pathlib import Path
 
 import yaml
@@ -21,8 +22,8 @@ import yaml
 from llmlab.course import book_pages as pages
 from llmlab.course.book_notebooks import Stage, first_slider, rewrite, stage_notebook
 from llmlab.course.book_notebooks import link as rewrite_link
-from llmlab.course.verified import Records
 from llmlab.course.syllabus import PARTS, Lesson, built_lessons, course_root
+from llmlab.course.verified import Records
 
 KINDS = ("notebooks", "exercises", "solutions")
 STATIC_PAGES = ("index", "run", "glossary", "bibliography", "coverage", "verified")
@@ -78,6 +79,7 @@ def fill(path: Path, stage: Stage, built: list[Lesson], runs: dict) -> str:
     """A hand-written page, its `<!-- llmlab:… -->` marks replaced by what is made from data."""
     makers = {
         "map": lambda: pages.course_map(built, stage.root),
+        "start": lambda: pages.start(built),
         "facts": lambda: pages.facts(runs, built, stage.root),
         "slider": lambda: slider(stage.root, built),
         "coverage": lambda: pages.coverage(built),
@@ -144,29 +146,16 @@ def config(root: Path) -> str:
 
 
 def copy_static(root: Path, source: Path) -> None:
-    """Styles, logo, bibliography and MathJax."""
+    """Styles, logo and bibliography."""
     home = root / "jupyter-book"
     for name in ("_static", "references"):
         if (home / name).is_dir():
             shutil.copytree(home / name, source / name, dirs_exist_ok=True)
-    keep = shutil.ignore_patterns("sre", "node-main.js", "*svg*", "mml-chtml.js", "*-full*.js", "latest.js", "mathmaps")
-    shutil.copytree(mathjax(), source / "_static" / "mathjax", ignore=keep, dirs_exist_ok=True)
-
-
-def mathjax() -> Path:
-    """The folder with MathJax's components, from the package that carries them.
-
-    Raises:
-        BookError: the package is not installed.
-    """
-    try:
-        import mathjax
-    except ImportError:
-        raise BookError("MathJax is missing: pip install django-static-mathjax==3.2.2.1") from None
-    return Path(mathjax.__file__).parent / "static" / "mathjax" / "es5"
 
 
 def _environment() -> dict[str, str]:
+    if find_spec("mathjax") is None:
+        raise BookError("MathJax is missing: pip install django-static-mathjax==3.2.2.1")
     return os.environ | {"PYTHONWARNINGS": "ignore", "JUPYTER_PLATFORM_DIRS": "1"}
 
 

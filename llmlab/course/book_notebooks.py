@@ -17,13 +17,13 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
-from llmlab.course.verified import WIDGET
 from llmlab.course.syllabus import Lesson, lessons
+from llmlab.course.verified import WIDGET
 
 LINK = re.compile(r'(?<!!)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(([^()\s]+(?:\([^()\s]*\)[^()\s]*)*)(?:\s+"([^"]*)")?\)')
 CODE = re.compile(r"(```.*?```|~~~.*?~~~|`[^`\n]+`)", re.DOTALL)
 KEY = re.compile(r"[a-z]+\d{4}[a-z0-9-]*")
-SOLUTION_MARK = re.compile(r"^[ \t]*# (?:BEGIN|END) SOLUTION[ \t]*\n?", re.MULTILINE)
+MARKS = re.compile(r"^[ \t]*# (?:BEGIN SOLUTION|END SOLUTION|NBVAL_\w+)[ \t]*\n?", re.MULTILINE)  # for machines
 
 
 @dataclass
@@ -122,11 +122,11 @@ def dress(nb: NotebookNode, page: str, stage: Stage) -> None:
         if cell.cell_type == "markdown":
             cell.source = rewrite(cell.source, lambda match: link(match, page, stage))
         if cell.cell_type == "code":
-            if page.startswith("solutions/"):
-                cell.source = SOLUTION_MARK.sub("", cell.source)
+            cell.source = MARKS.sub("", cell.source)
             for output in cell.outputs:
                 dress_output(output, page, stage)
     nb.metadata.pop("widgets", None)
+    nb.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
 
 
 def _up(page: str, target: str) -> str:
@@ -144,7 +144,9 @@ def header(kind: str, lesson: Lesson, run: dict | None, stage: Stage) -> str:
         links.append(f'<a href="{_up(page, exercises).replace(".ipynb", ".html")}">Exercises</a>')
     bar = f'<div class="lesson-bar">{took}{"".join(links)}{download}</div>'
     if kind == "exercises":
-        answers = f"[Worked solutions]({_up(page, solutions)}) are one click away; " if stage.has_page(solutions) else ""
+        answers = (
+            f"[Worked solutions]({_up(page, solutions)}) are one click away; " if stage.has_page(solutions) else ""
+        )
         return (
             f"{bar}\n\n:::{{admonition}} Yours to solve\n:class: tip\nThis page cannot run code. Type `llmlab lab`, "
             f"open `work/{lesson.slug}.ipynb` and fill in the cells; each is marked at once. "
@@ -182,5 +184,3 @@ def first_slider(path: Path) -> str | None:
             if 'class="llmlab-explore"' in text and 'type="range"' in text:
                 return text
     return None
-
-

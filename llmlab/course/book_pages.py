@@ -24,7 +24,7 @@ def toc(built: list[Lesson], root: Path) -> dict:
     """`_toc.yml`: parts, their lessons, and under each lesson its exercises and solutions."""
     parts = []
     for number, (part, title) in enumerate(PARTS.items(), 1):
-        chapters = [{"file": f"parts/{part}"}]
+        chapters = [{"file": f"parts/{part}", "title": "Overview"}]
         for lesson in (x for x in built if x.part == part):
             below = [{"file": f"{k}/{lesson.slug}"} for k in ("exercises", "solutions") if _is(root, k, lesson)]
             chapters.append({"file": f"notebooks/{lesson.slug}"} | ({"sections": below} if below else {}))
@@ -95,7 +95,10 @@ def coverage(built: list[Lesson]) -> str:
     with (DATA / "index.csv").open(encoding="utf-8", newline="") as f:
         rows = list(csv.DictReader(f))
     done = sum(row["lesson"] in have for row in rows)
-    lines = [f"{done} of {len(rows)} rows are covered by a lesson that is built; the others by one that is planned.", ""]
+    lines = [
+        f"{done} of {len(rows)} rows are covered by a lesson that is built; the others by one that is planned.",
+        "",
+    ]
     for section, group in groupby(rows, key=lambda row: row["section"]):
         lines += [f"## {section}", "", "| topic | lesson | state |", "|---|---|---|"]
         for row in group:
@@ -124,6 +127,13 @@ def verified(runs: dict[str, dict], built: list[Lesson], root: Path) -> str:
     lines += ["", "## Versions", "", "| library | version |", "|---|---|"]
     lines += [f"| {library} | {', '.join(sorted(found))} |" for library, found in sorted(versions.items())]
     return "\n".join(lines)
+
+
+def start(built: list[Lesson]) -> str:
+    """The two ways to begin."""
+    first = f'<a class="button primary" href="notebooks/{built[0].slug}.html">Start with lesson 1</a>' if built else ""
+    run = '<a class="button" href="run.html">Run it on your machine</a>'
+    return f'<div class="hero-actions">{first}{run}</div>'
 
 
 def facts(runs: dict[str, dict], built: list[Lesson], root: Path) -> str:

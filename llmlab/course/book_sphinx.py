@@ -10,6 +10,14 @@ from llmlab.course.syllabus import course_root
 
 UNWANTED = ("sphinx_thebe", "sphinx_comments")  # Jupyter Book loads them always; they reach for other hosts
 
+BETTER = (
+    (r"<link[^>]*sphinx-thebe[^>]*>\n?", ""),
+    (r'<div class="highlight"><pre>', '<div class="highlight"><pre tabindex="0">'),
+    (r'<summary><span class="toctree-toggle"', '<summary aria-label="Pages below"><span class="toctree-toggle"'),
+    (r'(<div) role="list" (class="citation-list")', r"\1 \2"),
+    (r' role="doc-biblioentry"', ""),
+)
+
 
 def setup(app) -> dict:
     """Called by Sphinx."""
@@ -45,6 +53,7 @@ def finish(app, exception: Exception | None) -> None:
         original = root / staged.relative_to(out / "_sources")
         if original.is_file():
             shutil.copyfile(original, staged)
+    mathjax(out / "_static" / "mathjax")
     for unused in [*out.glob("_static/sphinx-thebe.*"), *out.glob("_sources/**/*.md")]:
         unused.unlink()
     for page in out.rglob("*.html"):
@@ -52,7 +61,20 @@ def finish(app, exception: Exception | None) -> None:
         page.write_text(tidy(text), encoding="utf-8")
 
 
+def mathjax(target: Path) -> None:
+    """Copies MathJax's components for TeX input and HTML output from the package that carries them.
+
+    Not by way of the staged `_static`: Jupyter Book would load each script there on each page.
+    """
+    import mathjax as package
+
+    es5 = Path(package.__file__).parent / "static" / "mathjax" / "es5"
+    unused = shutil.ignore_patterns("sre", "node-main.js", "*svg*", "mml-chtml.js", "*-full*.js", "latest.js")
+    shutil.copytree(es5, target, ignore=unused, dirs_exist_ok=True)
+
+
 def tidy(text: str) -> str:
     """What the theme leaves to be wished for by those who use a keyboard or a screen reader."""
-    text = re.sub(r'<div class="highlight"><pre>', '<div class="highlight"><pre tabindex="0">', text)
+    for pattern, better in BETTER:
+        text = re.sub(pattern, better, text)
     return text

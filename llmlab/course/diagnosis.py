@@ -149,7 +149,7 @@ def as_tensor(x: Any) -> Tensor | None:
         x = torch.from_numpy(np.ascontiguousarray(x))
     elif isinstance(x, bool | int | float | np.number | np.bool_):
         try:
-            x = torch.tensor(x)
+            x = torch.tensor(x, dtype=torch.float64 if isinstance(x, float | np.floating) else None)
         except (OverflowError, RuntimeError):  # an integer beyond 64 bits
             x = torch.tensor(float(x), dtype=torch.float64)
     else:
@@ -232,7 +232,11 @@ def difference(got: Any, right: Any, tol: float, what: str) -> str:
         return f"{what} is right up to character {same} of {len(got)}; from there it differs (…{got[max(0, same - 12) : same + 12]!r}…)"
     if g is None or r is None:
         same = type(got) is type(right)
-        return f"{what} is {describe(got)}, and not the right one" if same else f"{what} is {describe(got)}, where {describe(right)} is asked"
+        return (
+            f"{what} is {describe(got)}, and not the right one"
+            if same
+            else f"{what} is {describe(got)}, where {describe(right)} is asked"
+        )
     if g.shape != r.shape:
         return f"{what} has shape {_shape(g)}, where {_shape(r)} is asked{_shape_cure(g.shape, r.shape)}"
     return next(resemblances(g, r, tol, what))

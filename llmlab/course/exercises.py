@@ -176,10 +176,14 @@ def validate(lesson: Lesson, solution: NotebookNode, check: Checks) -> None:
         if not has(cell, "check") and checked_name(cell.source) in check.exercises:
             raise Malformed(f'{where}: the cell {cell.source!r} needs `tags=["check"]`')
         if not has(cell, "exercise") and BEGIN in cell.source:
-            raise Malformed(f'{where}: the cell with `{BEGIN}` that opens with {cell.source[:40]!r} needs `tags=["exercise"]`')
+            raise Malformed(
+                f'{where}: the cell with `{BEGIN}` that opens with {cell.source[:40]!r} needs `tags=["exercise"]`'
+            )
     found = [checked_name(c.source) for c in code if has(c, "check")]
     if found != [*check.exercises]:
-        raise Malformed(f"{where}: its check cells mark {found}, where {check!r}\nasks for {[*check.exercises]}, in this order")
+        raise Malformed(
+            f"{where}: its check cells mark {found}, where {check!r}\nasks for {[*check.exercises]}, in this order"
+        )
     _validate_exercises(where, solution, check)
 
 
@@ -216,20 +220,24 @@ def exercise_notebook(lesson: Lesson, root: Path) -> NotebookNode:
         cells = cells[1:]
     names = {"title": lesson.title, "slug": lesson.slug, "first": next(iter(check.exercises))}
     out = [v4.new_markdown_cell(OPENING.format(**names), id="how-this-works")]
-    out += [_unsolved(c, check) for c in cells]
+    out += [unsolved(c, check) for c in cells]
     out += [v4.new_markdown_cell(CLOSING.format(**names), id="done")]
     notebook = v4.new_notebook(cells=out, metadata={"kernelspec": KERNEL, "language_info": {"name": "python"}})
     notebook.metadata["llmlab"] = {"lesson": lesson.slug, "version": version(notebook)}
     return notebook
 
 
-def _unsolved(cell: NotebookNode, check: Checks) -> NotebookNode:
+def unsolved(cell: NotebookNode, check: Checks) -> NotebookNode:
+    """One cell as the learner gets it, with what nbgrader and JupyterLab need to know of it."""
     import nbformat.v4 as v4
 
     if cell.cell_type != "code":
         return v4.new_markdown_cell(cell.source, id=cell.id)
     metadata: dict[str, Any] = {"tags": t} if (t := cell.metadata.get("tags")) else {}
-    source, nbgrader = cell.source, {"schema_version": 3, "task": False, "locked": False, "grade": False, "solution": False}
+    source, nbgrader = (
+        cell.source,
+        {"schema_version": 3, "task": False, "locked": False, "grade": False, "solution": False},
+    )
     if has(cell, "exercise"):
         source = clear_solution(source)
         metadata["nbgrader"] = nbgrader | {"grade_id": cell.id, "solution": True}
@@ -259,7 +267,9 @@ def stale(root: Path, chosen: list[Lesson] | None = None) -> dict[Path, str]:
     texts = {path: as_text(exercise_notebook(lesson, root)) for path, lesson in made.items()}
     out = {p: t for p, t in texts.items() if not p.is_file() or p.read_text(encoding="utf-8") != t}
     if chosen is None:
-        out |= {p: "" for p in sorted((root / "exercises").rglob("*.ipynb")) if p not in made and "checkpoint" not in str(p)}
+        out |= {
+            p: "" for p in sorted((root / "exercises").rglob("*.ipynb")) if p not in made and "checkpoint" not in str(p)
+        }
     return out
 
 
@@ -282,7 +292,10 @@ def main(arguments: list[str] | None = None) -> int:
     for path, text in changes.items():
         name = path.relative_to(root)
         if "--check" in arguments:
-            print(f"{name} {'is stale' if text else 'has no solution'}: run `python -m llmlab.course.exercises`", file=sys.stderr)
+            print(
+                f"{name} {'is stale' if text else 'has no solution'}: run `python -m llmlab.course.exercises`",
+                file=sys.stderr,
+            )
         elif text:
             write_atomically(path, text)
             print(f"{name} written")

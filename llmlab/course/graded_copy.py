@@ -40,8 +40,10 @@ class Copy:
     state: dict[str, str]  # exercise → "intact", "edited" or "missing": the learner's own check cell
     tokens: dict[str, str]  # exercise → the number that its verdict must carry
     checks: dict[int, str]  # index in the copy → exercise
-    defined_in: dict[str, list[int]]  # exercise → the cells (index in the copy) that define its name
-    theirs: dict[int, int] = field(default_factory=dict)  # index in the copy → number of the code cell in the learner's file
+    defined_in: dict[str, list[int]]  # exercise → the cells (index in the copy) that define it, or should
+    theirs: dict[int, int] = field(
+        default_factory=dict
+    )  # index in the copy → number of the code cell in the learner's file
 
     def origin(self, index: int | None) -> int | None:
         """The learner's cell (−1 − k: the k-th check) that stands at `index` of the copy; None for our own."""
@@ -106,7 +108,17 @@ def same_code(a: str, b: str) -> bool:
 def defines(source: str, name: str) -> bool:
     """Whether a cell binds `name` at its top level: def, class, assignment or import."""
     n = re.escape(name)
-    return bool(re.search(rf"^(?:(?:async\s+)?def|class)\s+{n}\b|^{n}\s*(?::[^=\n]*)?=[^=]|^(?:from|import)\b.*\b{n}\b", source, re.M))
+    return bool(
+        re.search(
+            rf"^(?:(?:async\s+)?def|class)\s+{n}\b|^{n}\s*(?::[^=\n]*)?=[^=]|^(?:from|import)\b.*\b{n}\b", source, re.M
+        )
+    )
+
+
+def goes_by(cell: dict[str, Any], name: str) -> bool:
+    """Whether `name` is a cell's id, or the one that nbgrader knows it by."""
+    note = cell["metadata"].get("nbgrader")
+    return name in (cell.get("id"), note.get("grade_id") if isinstance(note, dict) else None)
 
 
 def find_checks(cells: list[dict[str, Any]], pristine: dict[str, Pristine]) -> dict[str, tuple[str, list[int]]]:
@@ -118,7 +130,7 @@ def find_checks(cells: list[dict[str, Any]], pristine: dict[str, Pristine]) -> d
     out = {}
     for name, check in pristine.items():
         intact = [i for i, c in code if same_code(c["source"], check.source)]
-        named = [i for i, c in code if f"check-{name}" in (c.get("id"), c["metadata"].get("nbgrader", {}).get("grade_id"))]
+        named = [i for i, c in code if goes_by(c, f"check-{name}")]
         changed = [i for i in named if i not in intact and not defines(cells[i]["source"], name)]
         if not intact and not changed:
             call = re.compile(rf"\bcheck\s*\.\s*{re.escape(name)}\s*\(")
@@ -127,7 +139,9 @@ def find_checks(cells: list[dict[str, Any]], pristine: dict[str, Pristine]) -> d
     return out
 
 
-def make_copy(notebook: dict[str, Any], pristine: dict[str, Pristine], module: str, folder: Path, skip: set[int]) -> Copy:
+def make_copy(
+    notebook: dict[str, Any], pristine: dict[str, Pristine], module: str, folder: Path, skip: set[int]
+) -> Copy:
     """The copy to run.
 
     Args:
@@ -149,7 +163,7 @@ def make_copy(notebook: dict[str, Any], pristine: dict[str, Pristine], module: s
             if i not in dropped and i not in skip:
                 copy.theirs[len(out)] = number
                 for name in pristine:
-                    if defines(cells[i]["source"], name):
+                    if defines(cells[i]["source"], name) or goes_by(cells[i], f"exercise-{name}"):
                         copy.defined_in[name].append(len(out))
                 out.append(_code(cells[i]["source"], len(out), i))
         for k, (name, check) in enumerate(pristine.items()):
@@ -164,7 +178,9 @@ def make_copy(notebook: dict[str, Any], pristine: dict[str, Pristine], module: s
 
 def place_of_check(cells: list[dict[str, Any]], name: str, own: list[int]) -> int:
     """After which cell the course's check runs: at the learner's, unless its answer is defined only later."""
-    definitions = [i for i, c in enumerate(cells) if c["cell_type"] == "code" and i not in own and defines(c["source"], name)]
+    definitions = [
+        i for i, c in enumerate(cells) if c["cell_type"] == "code" and i not in own and defines(c["source"], name)
+    ]
     if own and (not definitions or definitions[0] < own[0]):
         return own[0]
     return definitions[-1] if definitions else len(cells)

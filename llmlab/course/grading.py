@@ -6,13 +6,12 @@ learner's cells left there, saying "right" with the number that was drawn for it
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmlab.course.graded_copy import Copy, Unreadable, make_copy, pristine_checks, read_notebook
+from llmlab.course.graded_copy import Copy, Unreadable, make_copy, pristine_checks, read_notebook, version_of
 from llmlab.course.running import CELL_SECONDS, run_copy
 from llmlab.course.syllabus import Lesson
 
@@ -115,6 +114,10 @@ class _Marking:
             notebook = read_notebook(self.path)
         except Unreadable as error:
             return self._unreadable(str(error))
+        if version_of(notebook) not in (None, self.out.version):
+            self.out.notes.append(
+                f"the course changed these exercises since your copy was made: llmlab start {self.lesson.short}"
+            )
         for _ in range(RUNS):
             copy = self._copy(notebook)
             record, complaint = run_copy(copy.notebook, self.cell_seconds)
@@ -136,7 +139,10 @@ class _Marking:
     def _unreadable(self, why: str) -> LessonResult:
         self.out.problem = f"{self.out.notebook} cannot be marked: {why}"
         for result in self.results.values():
-            result.outcome, result.next = "unreadable", NEXT["unreadable"].format(topic=self.lesson.slug, name=result.name)
+            result.outcome, result.next = (
+                "unreadable",
+                NEXT["unreadable"].format(topic=self.lesson.short, name=result.name),
+            )
         return self.out
 
     def _read(self, record: list[dict[str, Any]], copy: Copy) -> int | None:
@@ -162,7 +168,10 @@ class _Marking:
         elif entry["status"] == "died":
             result.outcome, result.message = "died", "running it ended the kernel"
         elif not verdict or verdict.get("token") != copy.tokens[result.name]:
-            result.outcome, result.message = "tampered", f"the check gave no verdict ({entry.get('error', 'it was stopped')})"
+            result.outcome, result.message = (
+                "tampered",
+                f"the check gave no verdict ({entry.get('error', 'it was stopped')})",
+            )
         else:
             right = verdict["outcome"] == "right" and entry["status"] == "ok"
             result.outcome = verdict["outcome"] if right or verdict["outcome"] != "right" else "tampered"
@@ -188,8 +197,12 @@ class _Marking:
         if status in ("timeout", "died") or (status == "error" and result.outcome == "missing"):
             result.outcome, result.message, result.points, result.detail = status, did, 0, ""
         if state != "intact":
-            stands = "passes the course's own check" if result.outcome == "right" else f"is {result.outcome}: {result.message}"
+            stands = (
+                "passes the course's own check"
+                if result.outcome == "right"
+                else f"is {result.outcome}: {result.message}"
+            )
             verb = "changed" if state == "edited" else "removed"
             result.message = f"its check cell was {verb}, so it earns nothing; your answer {stands}"
             result.outcome, result.points = f"check {state}", 0
-        result.next = NEXT[result.outcome].format(topic=self.lesson.slug, name=result.name)
+        result.next = NEXT[result.outcome].format(topic=self.lesson.short, name=result.name)

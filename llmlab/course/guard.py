@@ -6,14 +6,12 @@ import copy
 import inspect
 import linecache
 import traceback
-from collections.abc import Callable
 from functools import update_wrapper
 from pathlib import Path
 from types import FunctionType
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from llmlab.course.diagnosis import Mistake, describe
@@ -37,7 +35,11 @@ def guarded(answer: Any, exercise: str, watch: bool = True) -> Any:
 class _Guarded:
     def __init__(self, answer: FunctionType, exercise: str, watch: bool) -> None:
         update_wrapper(self, answer)
-        self._answer, self._name, self._watch = answer, answer.__name__ if answer.__name__ != "<lambda>" else exercise, watch
+        self._answer, self._name, self._watch = (
+            answer,
+            answer.__name__ if answer.__name__ != "<lambda>" else exercise,
+            watch,
+        )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         arguments = self._bind(args, kwargs)
@@ -49,7 +51,9 @@ class _Guarded:
             raise
         for name, value in before.items():
             if not unchanged(value, arguments[name]):
-                raise Mistake(f"{self._name} changes its argument `{name}` in place: work on a copy, callers still need it")
+                raise Mistake(
+                    f"{self._name} changes its argument `{name}` in place: work on a copy, callers still need it"
+                )
         return result
 
     def _bind(self, args: tuple, kwargs: dict) -> dict[str, Any]:

@@ -38,7 +38,10 @@ def mark(module: str, exercise: str, names: dict[str, Any], expression: str, tok
 def _judge(module: str, exercise: str, names: dict[str, Any], expression: str, seed: int) -> dict[str, Any]:
     replaced = replaced_functions()
     if replaced:
-        return {"outcome": "tampered", "message": f"the notebook replaces {replaced[0]}: take that out, and its kernel is fair again"}
+        return {
+            "outcome": "tampered",
+            "message": f"the notebook replaces {replaced[0]}: take that out, and its kernel is fair again",
+        }
     try:
         answers = eval(expression, dict(names))
     except NameError as error:
@@ -51,8 +54,26 @@ def _judge(module: str, exercise: str, names: dict[str, Any], expression: str, s
     return {"outcome": verdict.outcome, "message": verdict.message, "detail": verdict.detail}
 
 
+def hidden(module: str, exercise: str, *answers: Any, seeds: tuple[int, ...] = (1, 2, 3)) -> None:
+    """The same check on other inputs: what an nbgrader submission meets, unseen.
+
+    Raises:
+        AssertionError: the answer fails, or the course's code was replaced.
+    """
+    replaced = replaced_functions()
+    if replaced:
+        raise AssertionError(f"{exercise}: the notebook replaces {replaced[0]}")
+    marks = fresh(module)
+    for seed in seeds:
+        verdict = marks.check.exercises[exercise].verdict(*answers, seed=seed)
+        if verdict.outcome != "right":
+            raise AssertionError(str(verdict))
+
+
 def _missing(name: str, names: dict[str, Any]) -> str:
-    own = [k for k, v in names.items() if isinstance(v, FunctionType | type) and getattr(v, "__module__", "") == "__main__"]
+    own = [
+        k for k, v in names.items() if isinstance(v, FunctionType | type) and getattr(v, "__module__", "") == "__main__"
+    ]
     near = difflib.get_close_matches(name, own, n=1, cutoff=0.5)
     return f"the notebook does not define `{name}`" + (f": did you rename it to `{near[0]}`?" if near else "")
 

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 MIME = "application/vnd.llmlab.verdict+json"
+PREAMBLE_SECONDS = 300.0  # the first cell is ours: it imports torch
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -24,11 +25,11 @@ class KernelDied(Exception):
     """The kernel's process ended while a cell ran."""
 
 
-def bound(kernel: Any) -> None:
-    """Replaces the kernel's wait for a reply: `timeout` bounds the whole cell, and death ends the wait at once."""
+def bound(kernel: Any, least: float) -> None:
+    """Replaces the kernel's wait for a reply: `timeout` (or `least`) bounds the whole cell, and death ends the wait at once."""
 
     def await_reply(msg_id: str, timeout: float | None = None) -> None:
-        end = time.monotonic() + (timeout or 1e9)
+        end = time.monotonic() + max(timeout or 1e9, least)
         while True:
             try:
                 message = kernel.get_message(stream="shell", timeout=0.2)
@@ -48,7 +49,7 @@ def bound(kernel: Any) -> None:
 def pytest_runtest_call(item: Any) -> Any:
     """Bounds the kernel, runs the cell, and lets the next cells count even when this one timed out."""
     kernel = item.parent.kernel
-    bound(kernel)
+    bound(kernel, least=PREAMBLE_SECONDS if item.cell_num == 0 else 0)
     try:
         return (yield)
     finally:
@@ -60,7 +61,9 @@ def pytest_runtest_makereport(item: Any, call: Any) -> Any:
     """Writes down what became of the cell."""
     report = yield
     if call.when == "call":
-        entry = {"cell": item.cell.metadata.get("llmlab_index"), "seconds": round(call.duration, 2)} | outcome(item, call)
+        entry = {"cell": item.cell.metadata.get("llmlab_index"), "seconds": round(call.duration, 2)} | outcome(
+            item, call
+        )
         with Path(os.environ["LLMLAB_RECORD"]).open("a", encoding="utf-8") as f:
             f.write(json.dumps(entry) + "\n")
     return report
@@ -72,10 +75,16 @@ def outcome(item: Any, call: Any) -> dict[str, Any]:
     entry: dict[str, Any] = {"status": "ok", "verdict": next(filter(None, map(_verdict, outputs)), None)}
     errors = [o for o in outputs if o.output_type == "error"]
     if errors:
-        entry |= {"status": "error", "error": f"{errors[-1].ename}: {errors[-1].evalue}"[:2000], "where": _where(errors[-1])}
+        entry |= {
+            "status": "error",
+            "error": f"{errors[-1].ename}: {errors[-1].evalue}"[:2000],
+            "where": _where(errors[-1]),
+        }
     if call.excinfo is not None and not errors:
         entry |= {"status": "error", "error": str(call.excinfo.value)[:2000]}
-    if call.excinfo is not None and (call.excinfo.errisinstance(KernelDied) or "Kernel dead" in str(call.excinfo.value)):
+    if call.excinfo is not None and (
+        call.excinfo.errisinstance(KernelDied) or "Kernel dead" in str(call.excinfo.value)
+    ):
         entry["status"] = "died"
     elif getattr(item, "llmlab_timed_out", False):
         entry["status"] = "timeout"

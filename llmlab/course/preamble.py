@@ -1,4 +1,7 @@
-"""Run in the kernel before the learner's cells are: their folder, a bound on what they print, no way out of the kernel."""
+"""Run in the kernel before the learner's cells are: their folder, a bound on what they print, no way out of the kernel.
+
+It also imports torch, which takes seconds, so that the time of a cell is the learner's own.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,8 @@ def prepare(folder: str, limit: int = MAX_CHARACTERS) -> None:
         sys.path.insert(0, folder)
     for stream in (sys.stdout, sys.stderr):
         shell.events.register("pre_run_cell", bounded(stream, limit))
+    import torch  # noqa: F401
+
     shell.user_ns["exit"] = shell.user_ns["quit"] = no_exit
 
 

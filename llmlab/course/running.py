@@ -43,8 +43,24 @@ def run_copy(
 def _pytest(folder: Path, copy: Path, record: Path, cell_seconds: float, seconds: float) -> tuple[str, bool]:
     """(what it printed, whether it ended by itself)."""
     plugins = ["-p", "nbval.plugin", "-p", "llmlab.course.nbval_plugin", "-p", "no:cacheprovider"]
-    options = ["--nbval-lax", "--nbval-current-env", f"--nbval-cell-timeout={cell_seconds:g}", "--disable-warnings", "-q"]
-    command = [sys.executable, "-m", "pytest", *plugins, *options, "--rootdir", str(folder), "-c", str(folder / "pytest.ini")]
+    options = [
+        "--nbval-lax",
+        "--nbval-current-env",
+        f"--nbval-cell-timeout={cell_seconds:g}",
+        "--disable-warnings",
+        "-q",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        *plugins,
+        *options,
+        "--rootdir",
+        str(folder),
+        "-c",
+        str(folder / "pytest.ini"),
+    ]
     process = subprocess.Popen(
         [*command, str(copy)],
         cwd=folder,

@@ -179,13 +179,14 @@ def _widget(frames: Frames) -> dict | None:
     except ImportError:
         return None
     picture, caption = widgets.HTML(), widgets.HTML()
+    width = round(0.6 * max(map(len, frames.controls))) + 1
     sliders = [
         widgets.SelectionSlider(
             options=[(_shown(v), i) for i, v in enumerate(values)],
             index=i,
             description=_label(name),
-            style={"description_width": "initial"},
-            layout={"width": "min(420px, 98%)"},
+            style={"description_width": f"{width}em"},
+            layout={"width": "min(480px, 98%)"},
         )
         for (name, values), i in zip(frames.controls.items(), frames.start, strict=True)
     ]

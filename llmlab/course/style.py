@@ -73,6 +73,7 @@ RC = {
     "image.cmap": "cividis",
     "hatch.linewidth": 0.8,
     "axes.formatter.useoffset": False,
+    "figure.max_open_warning": 0,  # a slider draws up to 30 frames before it stores them
 }
 
 

@@ -64,6 +64,11 @@ class Lesson:
         return self.slug.split("/")[1]
 
     @property
+    def short(self) -> str:
+        """'05-lora', where that names one lesson only; else the slug."""
+        return self.topic if sum(x.topic == self.topic for x in lessons()) == 1 else self.slug
+
+    @property
     def package(self) -> str:
         """'peft': the folder under `llmlab/`, `llmlab/checks/` and `tests/`."""
         return self.part.split("-", 1)[1]

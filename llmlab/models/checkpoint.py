@@ -29,10 +29,13 @@ DEFAULTS = {
         "sliding_window": 4096,
     },
 }
-SAME_NAME = (
-    "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
-    "max_position_embeddings rms_norm_eps tie_word_embeddings attention_bias mlp_bias initializer_range"
-).split()
+# fmt: off
+SAME_NAME = [
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "head_dim", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings", "attention_bias", "mlp_bias",
+    "initializer_range",
+]
+# fmt: on
 ROPE_EXTRAS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 
@@ -72,8 +75,14 @@ def _unsupported(raw: dict, rope: dict) -> list[str]:
         (raw.get("hidden_act", "silu") == "silu", f"hidden_act={raw.get('hidden_act')!r} (only 'silu')"),
         (raw.get("sliding_window") is None, f"sliding_window={raw.get('sliding_window')} (only null)"),
         ("quantization_config" not in raw, "quantization_config (only float weights: dequantize first)"),
-        (rope["rope_type"] in ("default", "linear", "llama3"), f"rope_type={rope['rope_type']!r} (only default, linear, llama3)"),
-        (rope.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0)) == 1.0, "partial_rotary_factor (only 1)"),
+        (
+            rope["rope_type"] in ("default", "linear", "llama3"),
+            f"rope_type={rope['rope_type']!r} (only default, linear, llama3)",
+        ),
+        (
+            rope.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0)) == 1.0,
+            "partial_rotary_factor (only 1)",
+        ),
     ]
     return [say for holds, say in rules if not holds]
 
@@ -141,12 +150,16 @@ def _weight_files(folder: Path) -> list[Path]:
     if single.is_file():
         return [single]
     if not index.is_file():
-        others = sorted(f.name for f in folder.iterdir() if f.suffix in (".bin", ".pth", ".pt", ".gguf", ".safetensors"))
+        others = sorted(
+            f.name for f in folder.iterdir() if f.suffix in (".bin", ".pth", ".pt", ".gguf", ".safetensors")
+        )
         raise FileNotFoundError(
             f"{folder} holds no model.safetensors (only: {', '.join(others) or 'no weights'}). Convert it with transformers: "
             "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
         )
-    shards = [folder / name for name in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))]
+    shards = [
+        folder / name for name in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    ]
     if missing := [f.name for f in shards if not f.is_file()]:
         raise FileNotFoundError(f"{folder} lacks the shards {_some(missing)}: download them again")
     return shards

@@ -112,7 +112,9 @@ def stream(
 ) -> Iterator[Int[Tensor, "batch"]]:
     """`generate`, one step at a time: yields the new token of every row as soon as it is known."""
     _check(ids, max_new_tokens, attention_mask)
-    ends = torch.tensor([] if eos is None else [eos] if isinstance(eos, int) else list(eos), dtype=ids.dtype, device=ids.device)
+    ends = torch.tensor(
+        [] if eos is None else [eos] if isinstance(eos, int) else list(eos), dtype=ids.dtype, device=ids.device
+    )
     fill = pad if pad is not None else int(ends[0]) if len(ends) else 0
     generator = None if seed is None else torch.Generator(ids.device).manual_seed(seed)
     cache = cache if cache is not None else KVCache(len(model.model.layers), capacity=ids.shape[1] + max_new_tokens)
@@ -148,4 +150,6 @@ def _check(ids: Tensor, max_new_tokens: int, attention_mask: Tensor | None) -> N
     if attention_mask.shape != ids.shape:
         raise ValueError(f"attention_mask has shape {tuple(attention_mask.shape)}, not that of ids, {tuple(ids.shape)}")
     if not attention_mask[:, -1].all():
-        raise ValueError("attention_mask ends with 0: pad prompts on the left, so that new tokens follow the last real one")
+        raise ValueError(
+            "attention_mask ends with 0: pad prompts on the left, so that new tokens follow the last real one"
+        )

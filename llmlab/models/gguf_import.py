@@ -109,7 +109,9 @@ def write_tokenizer(reader, folder: Path) -> None:
     """tokenizer.json and tokenizer_config.json (with the chat template), as transformers and tokenizers read them."""
     scheme = (_value(reader, "tokenizer.ggml.model"), _value(reader, "tokenizer.ggml.pre"))
     if scheme != ("gpt2", "smollm"):
-        raise ValueError(f"tokenizer {scheme} is not supported: only byte-level BPE with single digits, ('gpt2', 'smollm')")
+        raise ValueError(
+            f"tokenizer {scheme} is not supported: only byte-level BPE with single digits, ('gpt2', 'smollm')"
+        )
     tokens, types = _value(reader, "tokenizer.ggml.tokens"), _value(reader, "tokenizer.ggml.token_type")
     special = [token for token, kind in zip(tokens, types, strict=True) if kind == CONTROL]
     _tokenizer(tokens, _value(reader, "tokenizer.ggml.merges"), special).save(str(folder / "tokenizer.json"))

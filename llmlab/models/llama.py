@@ -16,7 +16,6 @@ a method that walks one model by module names walks the other too. The seven lin
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 
 import torch
@@ -24,9 +23,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from llmlab.models.attention import AttentionFn, attention_mask_for, sdpa
 from llmlab.models.cache import Cache
-
-AttentionFn = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ class LlamaConfig:
             raise ValueError(f"head_dim={self.head_dim} must be even: RoPE turns pairs of channels")
         kind = self.rope_scaling.get("rope_type", "default")
         if kind not in ("default", "linear", "llama3"):
-            raise ValueError(f"rope_scaling['rope_type']={kind!r} is not supported: use 'default', 'linear' or 'llama3'")
+            raise ValueError(f"rope_scaling['rope_type']={kind!r} is not supported: use default, linear or llama3")
 
 
 class RMSNorm(nn.Module):
@@ -122,39 +120,6 @@ def rotate(x: Float[Tensor, "batch heads seq head_dim"], cos: Tensor, sin: Tenso
     """RoPE (Su et al. 2021) in the half-split layout: (x₁, x₂) → (x₁cos − x₂sin, x₂cos + x₁sin)."""
     x1, x2 = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-x2, x1], dim=-1) * sin
-
-
-def sdpa(
-    q: Float[Tensor, "B H T D"],
-    k: Float[Tensor, "B K S D"],
-    v: Float[Tensor, "B K S D"],
-    mask: Bool[Tensor, "B 1 T S"] | None,
-) -> Float[Tensor, "B H T D"]:
-    """softmax(q kᵀ / √D) v by PyTorch's fused kernel. `mask` is True where a query may look; None means causal."""
-    causal = mask is None and q.shape[2] > 1
-    grouped = q.shape[1] != k.shape[1]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
-
-
-def attention_mask_for(
-    seq: int, past: int, padding: Int[Tensor, "batch all_seq"] | Bool[Tensor, "batch all_seq"] | None, device=None
-) -> Bool[Tensor, "batch 1 seq all_seq"] | None:
-    """Where query i (at place past + i) may look: at keys j ≤ past + i that are not padding, and always at itself.
-
-    None stands for plain causal attention, which the fused kernel does without a mask.
-    """
-    if padding is None and (past == 0 or seq == 1):
-        return None
-    mask = torch.ones(seq, past + seq, dtype=torch.bool, device=device).tril(past)[None, None]  # (1, 1, T, S)
-    if padding is None:
-        return mask
-    if padding.shape[-1] != past + seq:
-        raise ValueError(
-            f"attention_mask covers {padding.shape[-1]} tokens; it must cover the {past} in the cache and the {seq} new ones"
-        )
-    itself = torch.eye(seq, dtype=torch.bool, device=device)
-    itself = F.pad(itself, (past, 0))[None, None]  # (1, 1, T, S): keeps a padding row from a softmax over nothing
-    return mask & padding.bool()[:, None, None, :] | itself
 
 
 class Attention(nn.Module):
@@ -219,7 +184,9 @@ class LlamaModel(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.register_buffer("theta", rope_frequencies(config), persistent=False)
 
-    def forward(self, h: Float[Tensor, "B T d"], positions, mask, cache: Cache | None, attention: AttentionFn) -> Tensor:
+    def forward(
+        self, h: Float[Tensor, "B T d"], positions, mask, cache: Cache | None, attention: AttentionFn
+    ) -> Tensor:
         rope = tuple(t.to(h.dtype) for t in rope_tables(positions, self.theta.float()))
         for block in self.layers:
             h = block(h, rope, mask, cache, attention)

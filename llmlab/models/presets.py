@@ -25,7 +25,7 @@ _EPS5, _TIED = {"rms_norm_eps": 1e-5}, {"rms_norm_eps": 1e-5, "tie_word_embeddin
 # fmt: off
 _ROWS = [
     ("tiny",           97,     32,    88,    2,  4,  2,  64,     1e4, {}),  # for tests: a forward pass in a millisecond
-    ("course",         2048,   128,   336,   4,  4,  2,  256,    1e4, _TIED),
+    ("course",         2048,   128,   384,   4,  4,  2,  256,    1e4, {"tie_word_embeddings": True}),
     ("smollm2-135m",   49152,  576,   1536,  30, 9,  3,  8192,   1e5, _TIED),
     ("smollm2-360m",   49152,  960,   2560,  32, 15, 5,  8192,   1e5, _TIED),
     ("smollm2-1.7b",   49152,  2048,  8192,  24, 32, 32, 8192,   130000.0, _TIED),

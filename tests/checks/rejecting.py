@@ -93,7 +93,9 @@ def rejects(slug: str, wrongs: list[Wrong]) -> Callable[[str, Any], None]:
     check = exercises.load_check(lesson)
     unknown = {w.exercise for w in wrongs} - check.exercises.keys()
     if unknown:
-        raise ValueError(f"wrongs names exercises that {slug} does not have: {sorted(unknown)}; it has {[*check.exercises]}")
+        raise ValueError(
+            f"wrongs names exercises that {slug} does not have: {sorted(unknown)}; it has {[*check.exercises]}"
+        )
     cases: list[tuple[str, Any]] = [
         (kind, name) for name in check.exercises for kind in ("solution", "stub", "zeros", "ones", "input", "enough")
     ]
@@ -126,7 +128,9 @@ def rejects(slug: str, wrongs: list[Wrong]) -> Callable[[str, Any], None]:
 def _assert_diagnosed(check: Checks, wrong: Wrong) -> None:
     result = verdict(check, wrong.exercise, wrong.answer)
     assert result.outcome in ("wrong", "error"), f"a wrong answer passed: {wrong}"
-    assert wrong.says.lower() in result.message.lower(), f"expected {wrong.says!r} in the diagnosis, which is:\n{result}"
+    assert wrong.says.lower() in result.message.lower(), (
+        f"expected {wrong.says!r} in the diagnosis, which is:\n{result}"
+    )
     assert "cannot work with what your answer returned" not in result.message, f"the check crashed:\n{result}"
 
 

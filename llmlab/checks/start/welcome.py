@@ -26,10 +26,11 @@ check = Checks("01-start/01-welcome")
 def weight_bytes(answer):
     """The bytes that a model's weights take at a precision."""
     billions = random.randrange(7, 80) * 10**9 + 1
+    kinds = []
     for params, bits in [(1000, 16), (billions, 8), (7, 4), (11, 3), (billions, 4.5)]:
         what = f"weight_bytes({params}, {bits})"
         got = expect(answer(params, bits), kind=(int, float), what=what)
-        exact = params * bits / 8
+        exact, kinds = params * bits / 8, [*kinds, type(got)]
         diagnose(
             got,
             right=welcome.weight_bytes(params, bits),
@@ -46,7 +47,8 @@ def weight_bytes(answer):
             tol=1e-13,
             what=what,
         )
-        expect(got, kind=int, what=what)
+    if float in kinds:
+        raise Mistake("the values are right, but some are floats: a number of bytes is an int (`math.ceil` gives one)")
 
 
 @check.exercise(
@@ -63,7 +65,7 @@ def weight_bytes(answer):
 def tokens_per_second(answer):
     """The most tokens per second that the memory's bandwidth allows."""
     W, beta = random.uniform(5, 150) * 1e9, random.uniform(1, 5) * 1e12
-    for b, C in [(1, 0.0), (8, 0.0), (1, 3e9), (16, random.uniform(1, 4) * 1e9)]:
+    for b, C in [(1, 0.0), (1, 3e9), (16, random.uniform(1, 4) * 1e9), (8, 0.0)]:
         what = f"tokens_per_second(weight_bytes={W:.3g}, bandwidth={beta:.3g}, batch={b}, cache_bytes={C:.3g})"
         got = expect(answer(W, beta, b, C), kind=float, what=what)
         diagnose(
@@ -72,10 +74,12 @@ def tokens_per_second(answer):
             mistakes={
                 "this is the seconds that one token takes; tokens per second are asked": (W + b * C) / beta / b,
                 "this is the seconds that a step takes; tokens per second are asked": (W + b * C) / beta,
-                "you count steps per second: a step yields one token for each of the batch's requests": beta / (W + b * C),
+                "you count steps per second: a step yields one token for each of the batch's requests": beta
+                / (W + b * C),
                 "you leave the cache out: each step reads it too": b * beta / W,
                 "you read one request's cache; each of the batch's requests has its own": b * beta / (W + C),
-                "you read the weights once for each request: a step reads them once for the whole batch": beta / (W + C),
+                "you read the weights once for each request: a step reads them once for the whole batch": beta
+                / (W + C),
                 "you add the batch instead of multiplying by it": beta / (W + b * C) + b,
                 "bandwidth is in bytes per second already: no factor of 8": b * beta / 8 / (W + b * C),
             },
@@ -102,7 +106,14 @@ def softmax(answer):
     shift = torch.tensor([[0.0], [1000.0], [-1000.0]])
     got = expect(answer(x + 1000), shape=(2, 3, 3), dtype=torch.float32, finite=False, what="softmax(x)")
     if not got.isfinite().all():
-        raise Mistake("with logits near 1000 it holds NaN or infinity: exp overflows; first take something away from the logits")
+        raise Mistake(
+            "with logits near 1000 it holds NaN or infinity: exp overflows; first take something away from the logits"
+        )
+    large = torch.softmax(x, -1)
+    alike = {
+        "with logits near 1000 all of a row come out alike: subtract something, do not clamp": torch.full_like(x, 1 / 3)
+    }
+    diagnose(got, right=large, mistakes=alike, tol=1e-4, what="softmax(x) with logits near 1000")
     got = expect(answer(x + shift), shape=(2, 3, 3), finite=False, what="softmax(x)")
     if not close(got, torch.softmax(x + shift, -1), tol=1e-4):
         raise Mistake("it fails when one row's logits are 1000 above another's: each row needs a maximum of its own")
@@ -114,7 +125,7 @@ def softmax(answer):
 
 
 def _small(answer, x):
-    e = x.exp()
+    e, shifted = x.exp(), (x - x.amax(-1, keepdim=True)).exp()
     diagnose(
         expect(answer(x), shape=(2, 3, 3), dtype=torch.float32, finite=False, what="softmax(x)"),
         right=welcome.softmax(x),
@@ -122,13 +133,18 @@ def _small(answer, x):
             "you sum over the whole tensor: each row is a distribution of its own": e / e.sum(),
             "you normalise over the first dimension, not over the last": e / e.sum(0, keepdim=True),
             "you normalise over the middle dimension, not over the last": e / e.sum(1, keepdim=True),
-            "the sum lost its dimension and lined up with the wrong one: `keepdim=True`": lambda: e / e.sum(-1)[:, None],
+            "the sum lost its dimension and lined up with the wrong one: `keepdim=True`": lambda: (
+                e / e.sum(-1)[:, None]
+            ),
+            "the rows' sums lined up with the wrong dimension: `keepdim=True`": lambda: (
+                shifted / shifted.sum(-1)[:, None]
+            ),
             "these are log-probabilities: their exponential is asked": x.log_softmax(-1),
             "you did not divide by the sum": e,
-            "you took the maximum away, but did not divide by the sum": (x - x.amax(-1, keepdim=True)).exp(),
+            "you took the maximum away, but did not divide by the sum": shifted,
             "you divide the logits by their sum: exp is missing": x / x.sum(-1, keepdim=True),
             "you changed the exponentials and not their sum (or the other way round): take the maximum from both": (
-                (x - x.amax(-1, keepdim=True)).exp() / e.sum(-1, keepdim=True)
+                shifted / e.sum(-1, keepdim=True)
             ),
         },
         what="softmax(x)",

@@ -1,0 +1,314 @@
+"""What marks the exercises of 05-parallelism/05-tensor.
+
+Answers run on a `World`: a deadlock is told by name and never hangs, and the ledger says when an answer sends too much.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llmlab.course.checking import Checks, Mistake, diagnose, expect
+from llmlab.parallelism.cost import chunks
+from llmlab.parallelism.ledger import Ledger
+from llmlab.parallelism.world import CollectiveMismatch, DeadlockError, World
+
+check = Checks("05-parallelism/05-tensor")
+
+
+def on_ranks(p: int, fn: Callable) -> tuple[list, Ledger]:
+    """Every rank's result of `fn(comm)`, and the ledger; ranks that do not fit together are a Mistake."""
+    world = World(p)
+    try:
+        return world.run(fn), world.ledger
+    except (DeadlockError, CollectiveMismatch) as error:
+        raise Mistake(f"the ranks do not fit together\n{error}") from None
+
+
+def at_most(ledger: Ledger, allowed: float, cure: str) -> None:
+    """No rank may have sent more bytes than `allowed`."""
+    worst = max(ledger.per_rank())
+    if worst > allowed:
+        raise Mistake(f"the values are right, but a rank sends {worst} bytes where {allowed:.0f} are enough: {cure}")
+
+
+@check.exercise(
+    points=2,
+    minutes=15,
+    difficulty=2,
+    importance=4,
+    hints=(
+        "After `comm.reduce_scatter` each rank has one finished piece of the sum. What collects the pieces?",
+        "`reduce_scatter` cuts dimension 0 into as many pieces as there are ranks. Flatten x first, and pad it with zeros until "
+        "its length is a multiple of `comm.size`.",
+        "Flatten, `F.pad(flat, (0, -len(flat) % comm.size))`, reduce-scatter, all-gather, cut to `x.numel()`, `view_as(x)`.",
+    ),
+)
+def all_reduce(answer):
+    """All-reduce built from a reduce-scatter and an all-gather, for any shape."""
+    for p, shape in ((4, (8,)), (4, (2, 3)), (3, (2, 1, 5)), (3, (1,)), (1, (3,))):
+        xs = [torch.randn(shape) for _ in range(p)]
+        what = f"all_reduce(comm, x) with {p} ranks and x of shape {shape}"
+        try:
+            results, ledger = on_ranks(p, lambda comm, xs=xs: answer(comm, xs[comm.rank]))
+        except ValueError as error:
+            if "pad it" in str(error):
+                raise Mistake(f"{what}: {error}, and cut the padding off again at the end") from None
+            raise
+        _all_reduce_values(results, xs, what)
+        if ledger.count("all_reduce"):
+            raise Mistake("you called comm.all_reduce: build it from reduce_scatter and all_gather")
+        longest = max(chunks(xs[0].numel(), p)) * 4
+        at_most(
+            ledger,
+            2 * (p - 1) * longest,
+            "let each rank finish one piece of the sum (reduce_scatter), then collect the pieces",
+        )
+
+
+def _all_reduce_values(results: list, xs: list[Tensor], what: str) -> None:
+    total, p = torch.stack(xs).sum(0), len(xs)
+    for r, got in enumerate(results):
+        diagnose(
+            expect(got, shape=tuple(total.shape), dtype=torch.float32, what=what),
+            right=total,
+            mistakes={
+                "this is the mean; the sum is asked": total / p,
+                "the ranks' inputs come back unchanged: nothing was added up": xs[r],
+                "the sum was taken twice: after reduce_scatter the pieces are finished": total * p,
+                "this is the maximum; the sum is asked": torch.stack(xs).amax(0),
+            }
+            if p > 1
+            else {},
+            what=f"{what}, on rank {r}",
+        )
+
+
+@check.exercise(
+    points=3,
+    minutes=20,
+    difficulty=3,
+    importance=5,
+    hints=(
+        "silu acts on each channel alone, so give each rank whole channels: which dimension of gate, up and down counts channels?",
+        "gate and up are (ff, d): cut dimension 0. down is (d, ff): cut dimension 1. The products with down are partial sums.",
+        "x = f(x) once; h = silu(x @ gate_r.T) * (x @ up_r.T); z = g(h @ down_r.T); the bias is added to z, not before g.",
+    ),
+)
+def split_mlp(answer):
+    """A gated MLP split over ranks, with f and g, differentiable."""
+    p, d, ff = 4, 8, 12
+    x, gate, up, down, bias = (
+        torch.randn(3, d),
+        torch.randn(ff, d),
+        torch.randn(ff, d),
+        torch.randn(d, ff),
+        torch.randn(d),
+    )
+    names, upstream = ("x", "gate", "up", "down", "bias"), torch.randn(3, d)
+
+    def fn(comm):
+        mine = [t.clone().requires_grad_() for t in (x, gate, up, down, bias)]
+        out = answer(comm, *mine)
+        expect(out, shape=(3, d), dtype=torch.float32, what="split_mlp(...)")
+        before = comm.ledger.count("all_reduce", comm.rank)
+        if out.requires_grad:
+            out.backward(upstream)
+        grads = {n: torch.zeros_like(t) if t.grad is None else t.grad for n, t in zip(names, mine, strict=True)}
+        return out.detach(), out.requires_grad, grads, comm.ledger.count("all_reduce", comm.rank) - before
+
+    results, ledger = on_ranks(p, fn)
+    _mlp_output([r[0] for r in results], x, gate, up, down, bias, p)
+    if not all(r[1] for r in results):
+        raise Mistake("the output has no gradient: comm.all_reduce does not record one; g is `sum_over_ranks`")
+    if not ledger.count():
+        raise Mistake("nothing was sent: each rank computed the whole MLP; it shall use its share of the weights only")
+    _mlp_gradients([r[2] for r in results], (x, gate, up, down, bias), upstream, p)
+    if results[0][3] > 1:
+        raise Mistake(
+            f"backward does {results[0][3]} all-reduces: put f before x once and use the result for gate and up"
+        )
+    at_most(
+        ledger,
+        2 * 2 * (p - 1) / p * x.numel() * 4,
+        "one all-reduce of the output forward, one of x's gradient backward",
+    )
+
+
+def _mlp(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    return (F.silu(x @ gate.T) * (x @ up.T)) @ down.T
+
+
+def _mlp_output(outputs: list[Tensor], x, gate, up, down, bias, p: int) -> None:
+    right = _mlp(x, gate, up, down) + bias
+    parts = list(zip(gate.chunk(p), up.chunk(p), down.chunk(p, 1), strict=True))
+    narrow = zip(x.chunk(p, 1), gate.chunk(p, 1), up.chunk(p, 1), strict=True)
+    for r, got in enumerate(outputs):
+        mine = _mlp(x, *parts[r])
+        diagnose(
+            got,
+            right=right,
+            mistakes={
+                f"the bias was added {p} times, once on each rank: add it after the sum": right + (p - 1) * bias,
+                "the bias is missing": right - bias,
+                "these are one rank's partial sums: g is missing": [mine + bias, mine],
+                "silu was applied before the sum over ranks: cut gate and up by channels (dimension 0), so that each channel "
+                "is whole on one rank": sum(_mlp(a, b, c, down) for a, b, c in narrow) + bias,
+                f"the result is {p} times too large: the ranks' results are added, so each must bring its part only": [
+                    p * right,
+                    p * (right - bias) + bias,
+                ],
+                "the pieces of down belong to other channels than those of gate and up": sum(
+                    _mlp(x, a, b, c) for (a, b, _), (_, _, c) in zip(parts, parts[::-1], strict=True)
+                )
+                + bias,
+                "the gate's silu is missing": ((x @ gate.T) * (x @ up.T)) @ down.T + bias,
+                "silu was applied to up; it belongs to gate": _mlp(x, up, gate, down) + bias,
+            },
+            tol=1e-4,
+            what=f"split_mlp(...) on rank {r}",
+        )
+
+
+def _mlp_gradients(grads: list[dict[str, Tensor]], inputs: tuple, upstream: Tensor, p: int) -> None:
+    x, gate, up, down, bias = (t.clone().requires_grad_() for t in inputs)
+    (_mlp(x, gate, up, down) + bias).backward(upstream)
+    whole = {"gate": gate.grad, "up": up.grad, "down": down.grad}
+    for name, grad in whole.items():
+        if any(g[name].count_nonzero() > grad.numel() // p for g in grads):
+            raise Mistake(f"a rank uses more than its share of {name}: it shall use 1/{p} of it")
+        diagnose(
+            sum(g[name] for g in grads),
+            right=grad,
+            mistakes={f"its gradient is {p} times too large: the gradient of g is the identity": grad * p},
+            tol=1e-4,
+            what=f"the gradient of {name}, summed over ranks",
+        )
+    for r, g in enumerate(grads):
+        part = [t.chunk(p, dim)[r].detach() for t, dim in ((gate, 0), (up, 0), (down, 1))]
+        alone = inputs[0].clone().requires_grad_()
+        _mlp(alone, *part).backward(upstream)
+        diagnose(
+            g["x"],
+            right=x.grad,
+            mistakes={"it is one rank's part: f is missing before x, so nothing sums it over ranks": alone.grad},
+            tol=1e-4,
+            what=f"the gradient of x on rank {r}",
+        )
+        diagnose(g["bias"], right=bias.grad, mistakes={}, tol=1e-4, what=f"the gradient of the bias on rank {r}")
+
+
+@check.exercise(
+    points=3,
+    minutes=25,
+    difficulty=4,
+    importance=4,
+    hints=(
+        "Three reductions over ranks make the loss: which largest number, which sum, and whose logit?",
+        "Rank r has the columns from r·rows on, where rows = logits.shape[1]. A target is here if 0 ≤ target − r·rows < rows; "
+        "elsewhere this rank adds 0.",
+        "m = all_reduce(max), s = all_reduce(Σ exp(z − m)), z_target = all_reduce(z at the target, or 0): log s + m − z_target.",
+    ),
+)
+def vocab_parallel_loss(answer):
+    """Cross-entropy from logits whose columns are spread over ranks."""
+    p, N, V = 4, 6, 20
+    for scale in (1.0, 60.0):
+        logits = scale * torch.randn(N, V)
+        logits[0, 0], logits[1, -1] = 3 * scale, 3 * scale  # rows with their maximum on the first and on the last rank
+        targets = torch.tensor([0, V - 1, 5, 9, 14, 7])
+        pieces = logits.chunk(p, 1)
+        results, ledger = on_ranks(p, lambda comm, z=pieces, t=targets: answer(comm, z[comm.rank], t))
+        for r, got in enumerate(results):
+            what = f"vocab_parallel_loss(...) on rank {r}"
+            expect(got, shape=(N,), dtype=torch.float32, finite=scale == 1, what=what)
+            if not got.isfinite().all():
+                raise Mistake(
+                    "with logits near 100 it holds infinity or NaN: exp overflows; take the maximum of all ranks away"
+                )
+            _loss_value(got, logits, targets, r, p, what)
+        at_most(
+            ledger, 3 * 2 * (p - 1) / p * N * 4, "three numbers a token are reduced; the logits stay where they are"
+        )
+
+
+def _loss_value(got: Tensor, z: Tensor, targets: Tensor, rank: int, p: int, what: str) -> None:
+    rows, N = z.shape[1] // p, len(z)
+    own = z.chunk(p, 1)[rank]
+    z_target, m, local_m = z[torch.arange(N), targets], z.amax(1), torch.stack([c.amax(1) for c in z.chunk(p, 1)])
+    logsum, here = z.logsumexp(1), targets // rows == rank
+    unshifted = sum(c[torch.arange(N), targets % rows] for c in z.chunk(p, 1))
+    mixed = sum((c - a[:, None]).exp().sum(1) for c, a in zip(z.chunk(p, 1), local_m, strict=True)).log()
+    diagnose(
+        got,
+        right=logsum - z_target,
+        mistakes={
+            "each rank took its own maximum: the exponentials can only be added if all ranks take away the same": [
+                mixed + local_m[rank] - z_target,
+                mixed + m - z_target,
+            ],
+            "the sum of exponentials is this rank's only: add it up over ranks": [
+                own.logsumexp(1) - z_target,
+                (own - m[:, None]).exp().sum(1).log() + m - z_target,
+            ],
+            "the target's logit is this rank's only: 0 where the target is elsewhere, then the sum over ranks": logsum
+            - z_target * here,
+            "every rank added a logit for the target: only the rank that has the target's column may": logsum
+            - unshifted,
+            "the sign is wrong: a loss is −log of the probability": z_target - logsum,
+            "the maximum was taken away and not added again": [logsum - m - z_target],
+            "this is the log of the sum alone: the target's logit is missing": logsum,
+        },
+        tol=1e-4,
+        what=what,
+    )
+
+
+@check.exercise(
+    points=4,
+    minutes=25,
+    difficulty=4,
+    importance=3,
+    hints=(
+        "Y_ij = Σ_t X_it W_tj. Who holds X_it, and who holds W_tj?",
+        "X_it is with rank t of `along` (the ranks of this row), W_tj with rank t of `down` (the ranks of this column).",
+        "q times: broadcast X along the row from rank t, W down the column from rank t, multiply, and add to Y.",
+    ),
+)
+def matmul_2d(answer):
+    """Challenge: one block of X W on a grid of ranks, with no rank sending more than SUMMA does."""
+    q, (m, k, n) = 3, (2, 4, 5)
+    X, W = torch.randn(q * m, q * k), torch.randn(q * k, q * n)
+    cut = lambda t, i, j: t.chunk(q, 0)[i].chunk(q, 1)[j].clone()  # noqa: E731
+
+    def fn(comm):
+        (down, along), (i, j) = (mesh := comm.mesh(q, q)).axes, mesh.coords
+        return answer(along, down, cut(X, i, j), cut(W, i, j))
+
+    results, ledger = on_ranks(q * q, fn)
+    terms = lambda i, j: [cut(X, i, t) @ cut(W, t, j) for t in range(q)]  # noqa: E731
+    for rank, got in enumerate(results):
+        i, j = divmod(rank, q)
+        diagnose(
+            expect(got, shape=(m, n), dtype=torch.float32, what=f"matmul_2d(...) on rank ({i}, {j})"),
+            right=cut(X @ W, i, j),
+            mistakes={
+                "this is one step's product: add up all of them": terms(i, j)[:-1] if i != j else terms(i, j),
+                "the last step's product overwrote the others: add them up": terms(i, j)[-1],
+                "this rank's two blocks were multiplied, without their partners: broadcast them": cut(X, i, j)
+                @ cut(W, i, j),
+                "the first step is missing": sum(terms(i, j)[1:]),
+                "the last step is missing": sum(terms(i, j)[:-1]),
+                "X went down the columns and W along the rows: X_it belongs to row i, W_tj to column j": sum(
+                    cut(X, t, j) @ cut(W, i, t) for t in range(q)
+                ),
+            },
+            tol=1e-4,
+            what=f"matmul_2d(...) on rank ({i}, {j})",
+        )
+    at_most(
+        ledger, (q - 1) * (m * k + k * n) * 4, "each block travels once along its row or column, and no product travels"
+    )

@@ -1,0 +1,191 @@
+"""`llmlab lab`: JupyterLab, opened on the course's landing page, with what would disturb a learner turned off.
+
+The settings are a folder in the package, so that the learner's own JupyterLab stays as it is. Nothing is fetched:
+no news, no update check, no extension list.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from llmlab.course.syllabus import PARTS, Lesson, course_root, lessons
+
+SETTINGS = Path(__file__).parent / "lab_settings"
+LANDING = Path("work") / "START-HERE.md"
+TEXT = """\
+# Start here
+
+Each lesson is a notebook. Open it, then press **Shift+Enter** to run one cell after the other: guess where it asks you
+to, move the sliders, read the code.
+
+Then open its exercises. They are your own copies, in the folder `work/`: nothing overwrites them, and nothing leaves
+this machine. Fill in a cell, run it and the check below it, and you are told at once what is right and what is not.
+
+{lessons}
+## In a terminal
+
+| File → New → Terminal | |
+|---|---|
+| `llmlab check lora` | marks a whole exercise notebook in a fresh kernel |
+| `llmlab hint lora` | the next hint |
+| `llmlab progress` | the map of the course with what you have done |
+| `llmlab doctor` | when something does not work |
+
+*This page was written when you typed `llmlab lab`; it shows what you had done by then.*
+"""
+
+
+class LabError(Exception):
+    """JupyterLab cannot be opened; the message says why and what to do."""
+
+
+def run(
+    port: int | None = None,
+    browser: bool = True,
+    *,
+    ip: str | None = None,
+    extra: Sequence[str] = (),
+    root: Path | None = None,
+) -> int:
+    """Opens JupyterLab and stays until it ends; returns its exit status.
+
+    Args:
+        port: the port to serve on; by default the first free one from 8888.
+        browser: whether to open a browser.
+        ip: the address to listen on; by default this machine alone.
+        extra: more options for `jupyter lab`, passed on as they are.
+    """
+    try:
+        root = root or course_root()
+        prepare(root)
+        if port is not None:
+            check_port(port, ip or "127.0.0.1")
+    except (LabError, FileNotFoundError) as error:
+        print(f"llmlab: {error}", file=sys.stderr)
+        return 1
+    argv = command(root, port=port, browser=browser, ip=ip, extra=extra)
+    os.chdir(root)
+    sys.stdout.flush()
+    os.execv(argv[0], argv)  # so that Ctrl+C reaches JupyterLab alone
+
+
+def command(
+    root: Path, *, port: int | None, browser: bool, ip: str | None = None, extra: Sequence[str] = ()
+) -> list[str]:
+    """The command line that opens JupyterLab on the landing page."""
+    argv = [
+        *[sys.executable, "-m", "jupyterlab"],
+        f"--ServerApp.root_dir={root}",
+        f"--LabApp.app_settings_dir={SETTINGS}",
+        f"--LabApp.default_url=/lab/workspaces/llmlab/tree/{LANDING.as_posix()}",
+        "--LabApp.news_url=",
+        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+        "--LabApp.extension_manager=readonly",
+        "--ServerApp.jpserver_extensions={'jupytext': False}",  # a learner's save must not rewrite a lesson's script
+    ]
+    if port is not None:
+        argv += [f"--ServerApp.port={port}", "--ServerApp.port_retries=0"]
+    if ip:
+        argv.append(f"--ServerApp.ip={ip}")
+    if not browser:
+        argv.append("--no-browser")
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        argv.append("--allow-root")  # in a container, where the learner is often root
+    return [*argv, *extra]
+
+
+def check_port(port: int, ip: str) -> None:
+    """Makes sure that the port can be had.
+
+    Raises:
+        LabError: another program has it, or it is not a port.
+    """
+    if not 1 <= port <= 65535:
+        raise LabError(f"--port {port}: a port is a number from 1 to 65535")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((ip, port))
+        except OSError as error:
+            raise LabError(
+                f"port {port} cannot be had ({(error.strerror or 'it is taken').lower()}). Another JupyterLab may be "
+                "running: `jupyter server list` shows it. Choose another with --port, or leave --port out"
+            ) from None
+
+
+def prepare(root: Path) -> None:
+    """Makes the learner's copies, writes the landing page, and lets JupyterLab trust the course's own outputs.
+
+    Raises:
+        LabError: the course's folder cannot be written.
+    """
+    from llmlab.course import workspace
+
+    try:
+        news = [
+            copied for copied in workspace.start_all(root) if copied.what in ("new beside", "renewed", "unreadable")
+        ]
+        (root / LANDING).parent.mkdir(exist_ok=True)
+        (root / LANDING).write_text(landing(root), encoding="utf-8")
+    except (OSError, workspace.Blocked) as error:
+        raise LabError(str(error)) from None
+    for copied in news:
+        print(f"llmlab: {copied.message}", flush=True)
+    trust(root)
+
+
+def landing(root: Path) -> str:
+    """The landing page: what to do, and each lesson with its exercises and what is done of them."""
+    from llmlab.course import progress
+
+    done, _ = progress.load(root)
+    blocks, planned = [], 0
+    for number, (part, title) in enumerate(PARTS.items(), 1):
+        own = [x for x in lessons() if x.part == part]
+        rows = [row(x, root, done["lessons"].get(x.slug, {})) for x in own if x.notebook(root).is_file()]
+        planned += len(own) - len(rows)
+        if rows:
+            blocks.append(
+                f"## {number}. {title}\n\n| lesson | exercises | done |\n|---|---|---|\n" + "\n".join(rows) + "\n"
+            )
+    if planned:
+        blocks.append(f"{planned} more lessons are planned.\n")
+    return TEXT.format(lessons="\n".join(blocks))
+
+
+def row(lesson: Lesson, root: Path, entries: dict) -> str:
+    """One line of the table; `entries` is what progress holds for this lesson, by exercise."""
+    exercise = f"[exercises]({lesson.slug}.ipynb)" if lesson.work(root).is_file() else ""
+    right = sum(entry.get("outcome") == "right" or "first_right" in entry for entry in entries.values())
+    total = count_checks(lesson, root)
+    done = f"{'✓ ' if right == total else ''}{right} of {total}" if total else ""
+    return f"| [{lesson.title}](../notebooks/{lesson.slug}.ipynb) | {exercise} | {done} |"
+
+
+def count_checks(lesson: Lesson, root: Path) -> int:
+    """How many exercises the lesson has."""
+    import json
+
+    path = lesson.exercise(root)
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"] if path.is_file() else []
+    return sum("check" in cell["metadata"].get("tags", []) for cell in cells)
+
+
+def trust(root: Path) -> None:
+    """Signs the course's notebooks, so that their stored sliders move before a cell was run."""
+    import nbformat
+    from nbformat.sign import NotebookNotary
+
+    try:
+        notary = NotebookNotary()
+        for lesson in lessons():
+            if lesson.notebook(root).is_file():
+                nb = nbformat.read(lesson.notebook(root), as_version=4)
+                if not notary.check_signature(nb):
+                    notary.sign(nb)
+    except OSError:
+        pass  # a home that cannot be written: the sliders move once their cells have run

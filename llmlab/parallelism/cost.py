@@ -1,0 +1,125 @@
+"""What a collective costs: bytes that each rank puts on the wire, and seconds under the α-β model.
+
+Thakur, Rabenseifner & Gropp 2005 ("Optimization of Collective Communication Operations in MPICH") give the algorithms.
+
+    p  ranks in the group         n  bytes of the whole tensor (for a gather: of the result)
+    α  seconds a message          β  bytes a second            time = steps · α + volume / β
+
+Three algorithms:
+    ring    the bandwidth-optimal one of NCCL and gloo: each rank talks to its neighbour only
+    tree    binomial tree: ⌈log₂ p⌉ steps, but every step carries all n bytes (broadcast, reduce, all-reduce)
+    naive   what one would write first: a star through one rank, everybody to everybody
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+ALGORITHMS = ("ring", "tree", "naive")
+
+
+@dataclass(frozen=True)
+class Link:
+    """A wire: `latency` in seconds a message (α), `bandwidth` in bytes a second, one way (β)."""
+
+    latency: float = 5e-6
+    bandwidth: float = 100e9
+
+    def __post_init__(self) -> None:
+        if self.latency < 0 or self.bandwidth <= 0:
+            raise ValueError(f"latency={self.latency} must be ≥ 0 and bandwidth={self.bandwidth} > 0")
+
+
+def chunks(n: int, p: int) -> list[int]:
+    """n items cut into p pieces as even as can be: the first n mod p are one longer."""
+    return [n // p + (r < n % p) for r in range(p)]
+
+
+def _log2(p: int) -> int:
+    return (p - 1).bit_length()  # ⌈log₂ p⌉
+
+
+def _children(rank: int, root: int, p: int) -> int:
+    """Messages that a rank forwards in a binomial tree: to place v + 2^k for each 2^k above v's top bit, below p."""
+    v = (rank - root) % p
+    first = v.bit_length()
+    return sum(v + (1 << k) < p for k in range(first, _log2(p)))
+
+
+def sent(op: str, rank: int, sizes: Sequence[int], root: int = 0, algorithm: str = "ring") -> int:
+    """Bytes that `rank` sends in one collective.
+
+    Args:
+        op: "all_reduce", "all_gather", "reduce_scatter", "broadcast", "reduce", "gather", "scatter", "all_to_all", "barrier".
+        sizes: p numbers. The bytes of chunk r of the tensor (all_reduce and kin: as the algorithm cuts it; all_gather: what
+            rank r brings; reduce_scatter: what rank r gets; all_to_all: what this rank sends to rank r).
+        root: of broadcast, reduce, gather, scatter.
+        algorithm: "ring", "tree" or "naive".
+    Raises:
+        ValueError: an unknown op or algorithm.
+    """
+    p, n = len(sizes), sum(sizes)
+    if algorithm not in ALGORITHMS:
+        raise ValueError(f"algorithm={algorithm!r} must be one of {', '.join(ALGORITHMS)}")
+    last = (rank - root) % p == p - 1  # the end of the chain that starts at root
+    ring = {
+        "broadcast": 0 if last else n,  # a pipelined chain root → root+1 → …
+        "reduce": 0 if rank == root else n,  # the chain the other way
+        "reduce_scatter": n - sizes[rank],  # every chunk but the one it ends up with
+        "all_gather": n - sizes[(rank + 1) % p],  # every chunk but its right neighbour's own
+        "all_reduce": 2 * n - sizes[(rank + 1) % p] - sizes[(rank + 2) % p],  # reduce-scatter, then all-gather
+        "all_to_all": n - sizes[rank],
+        "gather": 0 if rank == root else sizes[rank],
+        "scatter": n - sizes[root] if rank == root else 0,
+        "barrier": 0,
+    }
+    tree = {
+        "broadcast": n * _children(rank, root, p),
+        "reduce": 0 if rank == root else n,
+        "all_reduce": n * _children(rank, 0, p) + (0 if rank == 0 else n),
+    }
+    star = n * (p - 1) if rank == 0 else n
+    naive = {
+        "broadcast": n * (p - 1) if rank == root else 0,
+        "all_reduce": star,
+        "reduce_scatter": n - sizes[0] if rank == 0 else n,
+        "all_gather": sizes[rank] * (p - 1),
+    }
+    if op not in ring:
+        raise ValueError(f"op={op!r} must be one of {', '.join(ring)}")
+    if p == 1:
+        return 0
+    return {"ring": {}, "tree": tree, "naive": naive}[algorithm].get(op, ring[op])
+
+
+def steps_and_volume(op: str, p: int, n: float, algorithm: str = "ring") -> tuple[int, float]:
+    """Steps of latency and bytes of bandwidth on the critical path of a collective over n bytes and p ranks."""
+    if p == 1:
+        return 0, 0.0
+    part, L = n * (p - 1) / p, _log2(p)
+    ring = {
+        "broadcast": (p - 1, n),  # pipelined in small pieces, so that the chain is filled once
+        "reduce": (p - 1, n),
+        "reduce_scatter": (p - 1, part),
+        "all_gather": (p - 1, part),
+        "all_reduce": (2 * (p - 1), 2 * part),
+        "all_to_all": (p - 1, part),
+        "gather": (p - 1, part),
+        "scatter": (p - 1, part),
+        "barrier": (L, 0.0),
+    }
+    tree = {"broadcast": (L, L * n), "reduce": (L, L * n), "all_reduce": (2 * L, 2 * L * n)}
+    naive = {
+        "broadcast": (p - 1, (p - 1) * n),
+        "reduce": (p - 1, (p - 1) * n),
+        "all_reduce": (2 * (p - 1), 2 * (p - 1) * n),
+        "reduce_scatter": (2 * (p - 1), (p - 1) * n + part),
+    }
+    return {"ring": {}, "tree": tree, "naive": naive}[algorithm].get(op, ring[op])
+
+
+def seconds(op: str, p: int, n: float, link: Link, algorithm: str = "ring") -> float:
+    """steps · α + volume / β for one collective over n bytes and p ranks."""
+    steps, volume = steps_and_volume(op, p, n, algorithm)
+    return steps * link.latency + volume / link.bandwidth

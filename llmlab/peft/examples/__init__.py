@@ -1,0 +1,1 @@
+"""Scripts that run a method of this part at scale."""

@@ -1,0 +1,1 @@
+"""The numbers and functions of the first lessons."""

@@ -1,0 +1,435 @@
+# %% [markdown]
+# # Quantization basics
+#
+# A weight of a trained network does not need 32 bits, nor 16. This lesson stores a real language model in 8, 4 and 3 bits
+# a weight, finds out where that breaks, and repairs it with nothing but more scales.
+
+# %%
+import torch
+from torch.nn.functional import mse_loss
+
+from llmlab.compression import quantization_basics as qb
+from llmlab.compression.quantization_basics import QuantConfig
+from llmlab.course import compare, explore, figure, palette, plt, show
+from llmlab.models import accounting, course_model, language_model, real_model
+from llmlab.models.presets import preset
+
+# %% [markdown]
+# ## What it costs
+#
+# A model must fit into the memory of the machines that serve it, and to make one token for one user all its weights
+# are read once. Memory is bought by the gigabyte, and reading takes time by the gigabyte. So bits a weight are money,
+# twice over.
+
+# %%
+llama70b = preset("llama-2-70b")
+for bits in (16, 8, 4):
+    size = accounting.parameters(llama70b) * bits / 8
+    print(f"Llama 2 70B at {bits:2} bits a weight: {size / 1e9:6.1f} GB, {-(-size // 80e9):.0f} GPU(s) of 80 GB")
+
+# %% [markdown]
+# ## Predict
+#
+# The model is SmolLM2-135M-Instruct, the text a State of the Union address that it is asked to predict. We round every
+# weight of its 210 linear layers to the nearest of 15 levels, which is what 4 bits give when there are as many levels
+# below zero as above. The levels are evenly spaced up to the largest weight. Largest *of what* is the question:
+#
+# 1. of the whole matrix, so that one scale serves all its weights;
+# 2. of each row, one scale for each output channel;
+# 3. of each run of 64 weights in a row.
+#
+# The perplexity of the model as it is, is printed below. By what factor does each of the three multiply it? Write your
+# guesses down, then read on; the answer is computed in the experiment.
+
+# %%
+my_guess = {"one scale a matrix": None, "one scale a row": None, "one scale for 64 weights": None}
+
+model = real_model.load()
+text = course_model.corpus("addresses", "valid")[:4000]
+tokens = torch.tensor(real_model.load_tokenizer().encode(text).ids)[:257]
+
+
+def perplexity(model) -> float:
+    return language_model.perplexity(language_model.token_losses(model, tokens, context=256))
+
+
+ppl = {"float": perplexity(model)}
+print(f"perplexity of {len(tokens) - 1} tokens: {ppl['float']:.0f}")
+
+# %% [markdown]
+# ## The idea
+#
+# Choose a step $s$, the *scale*. Divide by it, round, and keep the integer. To read the number back, multiply. What is lost is
+# at most half a step, for every value that is not beyond the last level.
+
+# %%
+weight = dict(model.named_parameters())["model.layers.12.mlp.up_proj.weight"].detach()
+row = weight[7]
+fig, (top, bottom) = plt.subplots(2, 1, sharex=True, figsize=(4.8, 4.2))
+for ax, symmetric in ((top, True), (bottom, False)):
+    config = QuantConfig(bits=3, symmetric=symmetric, per="tensor")
+    codes, s, z = qb.encode(row, config)
+    levels = qb.dequantize(torch.arange(config.range[0], config.range[1] + 1), s, z).flatten()
+    ax.hist(row, bins=60, color=palette.light)
+    ax.vlines(levels, 0, 12, color=palette.vermillion)
+    for level, code in zip(levels, range(config.range[0], config.range[1] + 1), strict=True):
+        ax.text(level, 13, code, ha="center", color=palette.vermillion)
+    ax.set(ylabel="weights", title="symmetric" if symmetric else "affine", yticks=[])
+bottom.set_xlabel("weight")
+fig.tight_layout()
+figure(fig, alt="One row of weights as a histogram, and the levels of 3 bits over it: seven evenly spaced around zero when symmetric, eight from the smallest to the largest weight when affine. Both have a level at zero.")
+
+# %% [markdown]
+# With $b$ bits, codes from $q_\min$ to $q_\max$ and a *zero point* $z$, the code of the number 0
+# ([Jacob et al. 2018](https://arxiv.org/abs/1712.05877 "jacob2018quantization"),
+# [Nagel et al. 2021](https://arxiv.org/abs/2106.08295 "nagel2021white")):
+#
+# $$q = \mathrm{clamp}\left(\left\lfloor x / s \right\rceil + z,\; q_\min,\; q_\max\right) \qquad \hat x = s\,(q - z)$$
+#
+# - **Symmetric**: $z = 0$ and codes $-(2^{b-1}-1) \dots 2^{b-1}-1$, so $s = \max|x| / (2^{b-1}-1)$. One code is given up, and
+#   products stay plain products of integers.
+# - **Affine**: codes $0 \dots 2^b - 1$, so $s = (\max x - \min x) / (2^b - 1)$ and $z = \lfloor -\min x / s \rceil$. It uses every level
+#   when values lie to one side. The range is widened to hold 0, which stays exact: padding and zeros are common.
+#
+# Five numbers through both, in 3 bits:
+
+# %%
+x = torch.tensor([-0.9, -0.2, 0.0, 0.5, 2.1])
+print("x       ", *(f"{v:6.2f}" for v in x))
+for symmetric in (True, False):
+    config = QuantConfig(bits=3, symmetric=symmetric, per="tensor")
+    codes, s, z = qb.encode(x, config)
+    print(f"\n{'symmetric' if symmetric else 'affine'}: s = {s.item():.3f}, z = {z.item():.0f}")
+    print("codes   ", *(f"{v:6.0f}" for v in codes))
+    print("read back", *(f"{v:6.2f}" for v in qb.decode(codes, s, z, config)))
+
+# %% [markdown]
+# One large value makes the step large for all values that share its scale. That is the whole problem of this part of
+# the course. The first remedy is to share less: a scale a **tensor**, a **row** (an output channel of a weight, a token of
+# activations) or a **group** of neighbours in a row.
+#
+# Why along rows? A linear layer computes $y_i = \sum_j W_{ij} x_j$. A scale that depends on $i$ alone comes out of the sum,
+# so that integers can be multiplied and the scale applied once. One that changes every 64 columns comes out of each
+# partial sum of 64. A scale that depends on $j$ does not come out at all.
+
+# %%
+fig, axes = plt.subplots(1, 3, figsize=(4.8, 2.2))
+for ax, per in zip(axes, qb.BLOCKS, strict=True):
+    config = QuantConfig(per=per, group_size=4)
+    blocks = qb.to_blocks(torch.zeros(6, 12), config)
+    owner = torch.arange(len(blocks))[:, None].expand_as(blocks).reshape(6, 12)
+    ax.imshow(owner % 6, cmap="Set2", vmin=0, vmax=7)
+    ax.set(title=f"{len(blocks)} scale{'s' * (len(blocks) > 1)}", xlabel=f"per {per}", xticks=[], yticks=[])
+axes[0].set_ylabel("outputs")
+fig.tight_layout()
+figure(fig, alt="A weight matrix of 6 outputs and 12 inputs, coloured by the scale that each weight uses: one colour per tensor, six per row, eighteen per group of four along the rows.")
+
+# %% [markdown]
+# ## The code
+#
+# The mathematics is two one-line functions and the choice of a scale. `to_blocks` lays the values that share a scale into one row;
+# everything else works on rows.
+
+# %%
+show(qb.quantize, qb.dequantize, qb.scale_and_zero, qb.to_blocks, qb.encode)
+
+# %% [markdown]
+# | value | shape for a weight (out, in) | holds |
+# |---|---|---|
+# | `codes` | (out, in) | integers, $b$ bits each once packed |
+# | `scale` | (1, 1), (out, 1) or (out · in / g, 1) | $s$, stored in 16 bits |
+# | `zero` | as `scale` | $z$, $b$ bits; nothing is stored when symmetric |
+#
+# Rounding has gradient 0 almost everywhere, so nothing could be trained through it. `fake_quantize` returns $\hat x$ and
+# passes the gradient on as if it were $x$, except where $x$ was clipped: the *straight-through estimator*
+# ([Bengio et al. 2013](https://arxiv.org/abs/1308.3432 "bengio2013estimating")).
+
+# %% [markdown]
+# ## Against the library
+#
+# PyTorch has the same operation in C++, per tensor and per channel, with its gradient. We give it our scales and compare results
+# and gradients; clipping is forced by a range that leaves out the outermost 5%.
+
+# %%
+torch.manual_seed(0)
+x = torch.randn(16, 64, requires_grad=True)
+upstream = torch.randn(16, 64)
+
+
+def value_and_gradient(function) -> tuple[torch.Tensor, torch.Tensor]:
+    y = function(x)
+    return y.detach(), torch.autograd.grad(y, x, upstream)[0]
+
+
+exact = {"scale_dtype": torch.float32, "calibration": "percentile", "percentile": 95.0}
+for symmetric in (True, False):
+    config = QuantConfig(bits=4, symmetric=symmetric, per="tensor", **exact)
+    _, s, z = qb.encode(x, config)
+    theirs = value_and_gradient(lambda x: torch.fake_quantize_per_tensor_affine(x, s.item(), int(z), *config.range))  # noqa: B023
+    ours = value_and_gradient(lambda x: qb.fake_quantize(x, config))  # noqa: B023
+    compare(ours[0], theirs[0], f"symmetric={symmetric}, per tensor, values", tol=1e-6)
+    compare(ours[1], theirs[1], f"symmetric={symmetric}, per tensor, gradients", tol=0)
+
+# %%
+config = QuantConfig(bits=8, per="row", scale_dtype=torch.float32)
+codes, s, z = qb.encode(x, config)
+theirs = torch.quantize_per_channel(x.detach(), s[:, 0], z[:, 0].int(), axis=0, dtype=torch.qint8)
+compare(codes, theirs.int_repr(), "int8 codes, torch.quantize_per_channel", tol=0)
+
+import bitsandbytes.functional as bnb
+
+codes_bnb, largest, _ = bnb.int8_vectorwise_quant(x.detach())
+compare(codes, codes_bnb, "int8 codes, bitsandbytes", tol=0)
+compare(s[:, 0] * 127, largest, "largest of each row, bitsandbytes", tol=1e-6)
+
+# %% [markdown]
+# ## The experiment
+#
+# First a trap, which this model sets. The file it was made from stored each linear in 4 bits already, in a format called
+# Q4_1: groups of 32, a scale and a *minimum* in floating point. The weights we have are those levels, dequantized. A quantizer
+# with the same groups and a floating-point minimum finds the very same levels, and looks perfect. Does one with
+# other settings still measure anything? If the levels do not coincide, the error divided by the step is that of numbers
+# that fall anywhere between two levels, uniformly: $1/\sqrt{12} \approx 0.29$.
+
+# %%
+group = weight.reshape(-1, 32)
+low = group.amin(1, keepdim=True)
+step = (group.amax(1, keepdim=True) - low) / 15
+trap = torch.round((group - low) / step) * step + low
+print(f"4 bits, groups of 32, float minimum: error / step = {((trap - group) / step).square().mean().sqrt():.2f}  <- the trap")
+for label, config in {
+    "4 bits, one scale a row": QuantConfig(per="row"),
+    "4 bits, groups of 64": QuantConfig(),
+    "4 bits, groups of 32": QuantConfig(group_size=32),
+    "3 bits, groups of 64": QuantConfig(bits=3),
+}.items():
+    codes, s, z = qb.encode(weight, config)
+    error = (qb.decode(codes, s, z, config) - weight).reshape(len(s), -1) / s
+    print(f"{label}, symmetric: error / step = {error.square().mean().sqrt():.2f}")
+
+# %% [markdown]
+# Ours are honest: symmetric scales put their levels elsewhere. Now the answer to the prediction. Each line loads the model
+# anew, rounds all 210 linears (not the embedding, which is the output layer too) and reads the text.
+
+# %%
+settings = {
+    "8 bits, row": QuantConfig(bits=8, per="row"),
+    "4 bits, tensor": QuantConfig(per="tensor"),
+    "4 bits, row": QuantConfig(per="row"),
+    "4 bits, group 64": QuantConfig(group_size=64),
+    "3 bits, group 64": QuantConfig(bits=3, group_size=64),
+}
+for label, config in settings.items():
+    rounded = qb.round_weights(real_model.load(), config)
+    ppl[label] = perplexity(rounded)
+    print(f"{label:18} perplexity × {ppl[label] / ppl['float']:.3g}" if ppl[label] < 1000 else f"{label:18} broken: over 1000")
+    if label == "8 bits, row":
+        int8_model = rounded
+
+# %%
+fig, ax = plt.subplots(figsize=(4.8, 3.0))
+names = list(ppl)
+shown = [min(value, 1000) for value in ppl.values()]
+colors = [palette.gray, palette.green, palette.vermillion, palette.orange, palette.blue, palette.orange]
+ax.barh(names, shown, color=colors)
+for i, value in enumerate(ppl.values()):
+    inside = value > 1000
+    ax.text(900 if inside else shown[i] * 1.06, i, "over 1000" if inside else f"{value:.0f}", va="center", ha="right" if inside else "left", color="white" if inside else palette.ink)
+ax.set(xscale="log", xlim=(10, 1000), xlabel="perplexity (log scale), lower is better")
+ax.invert_yaxis()
+fig.tight_layout()
+figure(fig, alt="Perplexity by setting: 8 bits equal the floats; 4 bits with one scale a matrix are broken; with one scale a row perplexity about doubles; with one scale for 64 weights most of the loss is gone; 3 bits lose it again.")
+
+# %% [markdown]
+# Same bits, same rounding; only the number of scales changed. A scale of 16 bits for 64 weights costs a quarter of a bit a weight, and
+# buys back most of what one scale a row had lost.
+#
+# **Activations are worse.** To multiply integers by integers, the inputs of each linear are rounded too, while the model runs.
+# Eight bits were free for weights. Are they for activations, with one scale for the whole batch of tokens, or one scale a token?
+
+# %%
+for per in ("tensor", "row"):
+    hooks = qb.quantize_inputs(int8_model, QuantConfig(bits=8, per=per))
+    ppl[f"W8A8, {per}"] = perplexity(int8_model)
+    for hook in hooks:
+        hook.remove()
+    print(f"weights and activations in 8 bits, one scale a {'token' if per == 'row' else per}: × {ppl[f'W8A8, {per}'] / ppl['float']:.2f}")
+
+# %% [markdown]
+# The reason can be seen. For each linear we take the largest input of every channel, and divide the largest of these by
+# their median. A quantizer with 127 levels above zero leaves a typical channel 127 divided by that ratio.
+
+# %%
+largest = {}
+
+
+def watch(name):
+    def hook(module, args):
+        channels = args[0].abs().amax(dim=(0, 1))
+        largest[name] = (channels.max() / channels.median()).item()
+
+    return hook
+
+
+hooks = [m.register_forward_pre_hook(watch(name)) for name, m in qb.linears(model).items()]
+with torch.inference_mode():
+    model(tokens[None, :128])
+for hook in hooks:
+    hook.remove()
+
+fig, ax = plt.subplots(figsize=(4.8, 3.0))
+for kind, color in (("down_proj", palette.vermillion), ("gate_proj", palette.green), ("q_proj", palette.blue)):
+    ratios = [value for name, value in largest.items() if name.endswith(kind)]
+    ax.plot(ratios, "o-", markersize=3, color=color, label=kind)
+ax.axhline(127, color=palette.gray, linestyle="--")
+ax.text(0, 140, "127: a typical channel has one level left", color=palette.gray, fontsize=9)
+ax.set(yscale="log", xlabel="layer", ylabel="largest / median channel")
+ax.legend(ncols=3, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, 1.17))
+fig.tight_layout()
+figure(fig, alt="Ratio of the largest to the median input channel by layer: around ten for q_proj, more for gate_proj, and far over a hundred for down_proj in a few layers.")
+
+# %%
+worst = max(largest, key=largest.get)
+print(f"worst: {worst}, over {10 ** (len(str(int(largest[worst]))) - 1)} × the median channel")
+
+# %% [markdown]
+# A few channels carry values hundreds of times larger than the rest, in a few tokens. These are the outliers that
+# LLM.int8(), SmoothQuant and AWQ, the next lessons, are about. A scale for each token keeps the damage to the tokens that
+# have them.
+#
+# **Calibration** is the other knob. The largest value need not be a level: a smaller range clips a few values and
+# makes the step smaller for all others. How much to clip can be found by trying which range leaves the least squared error.
+
+# %%
+fig, ax = plt.subplots(figsize=(4.8, 3.0))
+shrink = torch.linspace(0.2, 1, 33)
+for bits, color in ((2, palette.purple), (3, palette.vermillion), (4, palette.blue), (8, palette.green)):
+    config = QuantConfig(bits=bits, per="row")
+    errors = []
+    for c in shrink:
+        s, z = qb.scale_and_zero(*(c * end for end in qb.minmax(weight, config)), config)
+        errors.append(mse_loss(qb.dequantize(qb.quantize(weight, s, z, *config.range), s, z), weight) / weight.var())
+    best = int(torch.tensor(errors).argmin())
+    ax.plot(shrink, errors, color=color, label=f"{bits} bits")
+    ax.plot(shrink[best], errors[best], "o", color=color)
+ax.set(yscale="log", xlabel="range, as a part of the largest |weight|", ylabel="squared error / variance")
+ax.legend(fontsize=9)
+fig.tight_layout()
+figure(fig, alt="Squared error against the clipping range for 2, 3, 4 and 8 bits. With 8 bits the best range is nearly the whole; with fewer bits the best range is smaller, and at 2 bits it is under half.")
+
+# %% [markdown]
+# With few levels it pays to clip hard; with 8 bits hardly at all. `calibration="percentile"` and `"mse"` choose ranges this way. For
+# weights, whose values are known, the search is exact; for activations it needs sample text, which is why it is called calibration.
+
+# %% [markdown]
+# ## Play
+#
+# Bits and group size, on the worst matrix for it: the `down_proj` of the layer with the largest outliers. 576 and 1,536, the widths of
+# this model, are multiples of all the sizes offered.
+
+# %% tags=["slider"]
+# NBVAL_IGNORE_OUTPUT
+down = dict(model.named_parameters())[f"{worst}.weight"].detach()[:128]
+
+
+def draw(bits: int, group: int):
+    config = QuantConfig(bits=bits, group_size=group)
+    error = qb.decode(*qb.encode(down, config), config) - down
+    fig, ax = plt.subplots(figsize=(4.8, 2.8))
+    ax.hist(down.flatten(), bins=120, range=(-0.4, 0.4), color=palette.light, label="weights")
+    ax.hist(error.flatten(), bins=120, range=(-0.4, 0.4), histtype="step", color=palette.vermillion, label="errors")
+    ax.set(yscale="log", ylim=(1, 1e5), xlabel="value", ylabel="how many", title=describe(bits, group))
+    ax.legend(fontsize=9, loc="upper right")
+    fig.tight_layout()
+    return fig
+
+
+def describe(bits: int, group: int) -> str:
+    config = QuantConfig(bits=bits, group_size=group)
+    noise = mse_loss(qb.decode(*qb.encode(down, config), config), down) / down.square().mean()
+    return f"{qb.bits_per_weight(config):.2f} bits a weight, error {100 * noise.sqrt():.1f}%"
+
+
+explore(
+    draw,
+    alt=lambda bits, group: f"{bits} bits, groups of {group}: {describe(bits, group)} of the weights' size.",
+    title="Weights and what rounding does to them",
+    start={"bits": 4, "group": 64},
+    bits=[2, 3, 4, 6, 8],
+    group=[1536, 192, 64, 32, 16],
+)
+
+# %% [markdown]
+# ## At scale
+#
+# The bits of the scales count. First the real thing on this machine: every linear replaced by one that holds packed codes and scales, bytes
+# counted from the stored tensors. Then the formula for published models.
+
+# %%
+packed = qb.apply(real_model.load(), QuantConfig(bits=4, group_size=64))
+ours = sum(module.packed.nbytes + module.scale.nbytes for module in packed.modules() if isinstance(module, qb.QuantLinear))
+formula = sum(m.weight.numel() for m in qb.linears(model).values()) * qb.bits_per_weight(QuantConfig(group_size=64)) / 8
+compare(ours, formula, "bytes of the quantized linears", tol=0)
+print(f"whole model: {qb.nbytes(model) / 1e6:.0f} MB as float32, {qb.nbytes(packed) / 1e6:.0f} MB now; the embedding keeps its 32 bits")
+
+# %%
+print("GB, all but the embedding and the output layer quantized; those in 16 bits\n")
+print(f"{'':14}{'16 bits':>9}{'8, row':>9}{'4, row':>9}{'4, g 128':>9}{'4, g 32':>9}{'3, g 128':>9}")
+for name in ("llama-2-7b", "llama-3-8b", "llama-2-70b"):
+    shape = preset(name)
+    parts = accounting.parameters_by_part(shape)
+    linear = parts["attention"] + parts["mlp"]
+    rest = 2 * (accounting.parameters(shape) - linear)
+    columns = [QuantConfig(8, per="row"), QuantConfig(4, per="row")] + [QuantConfig(b, group_size=g) for b, g in ((4, 128), (4, 32), (3, 128))]
+    sizes = [(rest + linear * qb.bits_per_weight(c, shape.hidden_size) / 8) / 1e9 for c in columns]
+    print(f"{name:14}{accounting.weight_bytes(shape) / 1e9:9.1f}" + "".join(f"{size:9.1f}" for size in sizes))
+
+# %% [markdown]
+# What others report, and what our count says. llama.cpp's formats are read from its own `gguf` package. The
+# [QLoRA paper](https://arxiv.org/abs/2305.14314 "dettmers2023qlora") counts what scales cost, before and after they are quantized in turn to 8 bits, 256 at a time.
+
+# %%
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+rows = []
+for kind, config, extra in (("Q4_0", QuantConfig(4, group_size=32), 0), ("Q4_1", QuantConfig(4, group_size=32), 16 / 32), ("Q8_0", QuantConfig(8, group_size=32), 0)):
+    values, stored = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
+    rows.append((f"llama.cpp {kind}, bits a weight", 8 * stored / values, qb.bits_per_weight(config) + extra))
+float_scales = qb.bits_per_weight(QuantConfig(4, group_size=64, scale_dtype=torch.float32)) - 4
+rows.append(("QLoRA, scales, bits a weight", 0.5, float_scales))
+rows.append(("QLoRA, scales quantized too", 0.127, 8 / 64 + float_scales / 256))
+print(f"{'':32}{'theirs':>8}{'ours':>8}")
+for label, theirs, ours in rows:
+    print(f"{label:32}{theirs:8.3f}{ours:8.3f}  {'same' if abs(theirs - ours) < 1e-3 else 'differs'}")
+
+# %% [markdown]
+# On a GPU, libraries keep the codes packed and dequantize inside the matrix product. Any folder of a Llama checkpoint will do:
+#
+# ```python
+# import torch
+# from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+#
+# model = AutoModelForCausalLM.from_pretrained(
+#     "meta-llama/Llama-2-7b-hf", device_map="auto",
+#     quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16),
+# )
+# print(model.get_memory_footprint())
+# ```
+#
+# With llama.cpp, on a laptop: `llama-quantize model-f16.gguf model-q4_0.gguf Q4_0`. And to run this lesson's rounding on another model,
+# `qb.round_weights(real_model.load("path/to/folder"), QuantConfig())`, or hand it a `transformers` model: it walks by names and kinds of layers.
+
+# %% [markdown]
+# ## Takeaways
+
+# %%
+row_ratio, group_ratio = ppl["4 bits, row"] / ppl["float"], ppl["4 bits, group 64"] / ppl["float"]
+print(f"1. Eight bits with one scale a row change perplexity by a factor of {ppl['8 bits, row'] / ppl['float']:.2f}: weights in 8 bits are free.")
+print(f"2. In 4 bits one scale a row costs a factor of {row_ratio:.1f}; a scale for 64 weights, a quarter of a bit more, brings it to {group_ratio:.1f}.")
+print(f"3. Eight-bit activations with one scale cost a factor of {ppl['W8A8, tensor'] / ppl['float']:.1f}, with one a token {ppl['W8A8, row'] / ppl['float']:.2f}: outliers decide.")
+
+# %% [markdown]
+# Now write it yourself: [the exercises](../../work/06-compression/01-quantization-basics.ipynb).
+#
+# Further reading: [Krishnamoorthi 2018](https://arxiv.org/abs/1806.08342 "krishnamoorthi2018quantizing") on per-channel weights and calibration, and
+# [Dettmers et al. 2022](https://arxiv.org/abs/2208.07339 "dettmers2022int8") on the outliers of large models.

@@ -1,0 +1,261 @@
+"""`llmlab check` on whatever a learner's notebook may be."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from llmlab.course import graded_copy, grading
+from llmlab.course.exercises import version
+from tests.course.learner import NAMES, ROOT, WELCOME, cell, code, index, notebook
+
+pytestmark = pytest.mark.slow  # each starts a kernel
+
+
+@pytest.fixture
+def grade(tmp_path):
+    """Marks a notebook (or the text of a file) that lies in a folder of its own."""
+
+    def run(nb: dict | str | bytes, seconds: float = 60.0) -> tuple[grading.LessonResult, dict[str, grading.Result]]:
+        path = tmp_path / "01-welcome.ipynb"
+        data = json.dumps(nb) if isinstance(nb, dict) else nb
+        path.write_bytes(data if isinstance(data, bytes) else data.encode())
+        result = grading.grade(WELCOME, ROOT, path, cell_seconds=seconds)
+        return result, {e.name: e for e in result.exercises}
+
+    return run
+
+
+def outcomes(by_name: dict[str, grading.Result]) -> list[str]:
+    return [by_name[n].outcome for n in NAMES]
+
+
+def kernels() -> list[int]:
+    """The processes that a run has left behind."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if str(Path(tempfile.gettempdir()) / "llmlab-check-") in process.environ().get("LLMLAB_RECORD", ""):
+                found.append(process.pid)
+    return found
+
+
+def test_unsolved(grade):
+    result, by_name = grade(notebook())
+    assert outcomes(by_name) == ["not done"] * 3
+    assert (result.points, result.out_of, result.ok, result.notes) == (0, 5, False, [])
+    assert by_name["softmax"].next == "write it; llmlab hint 01-welcome softmax"
+
+
+def test_solved_with_cells_and_magics_of_their_own(grade):
+    def add(cells):
+        cells.insert(1, code("%timeit -n1 -r1 1+1\n!echo shell\n%pylab_that_is_not\n", "a"))
+        cells.insert(2, code("# %matplotlib inline\nimport matplotlib.pyplot as plt\nplt.plot([1]); plt.show()", "b"))
+        cells.insert(3, code("input('a question')", "c"))
+        cells.insert(4, code("%%time\nscratch = 3", "d"))
+        cells.append(code("1 / 0", "e"))
+        cells.insert(5, code("for _ in range(30): print('y' * 1_000_000)", "megabytes"))
+        cells.insert(6, code("import sys; sys.exit(0)", "exit"))
+
+    result, by_name = grade(notebook(*NAMES, change=add))
+    assert outcomes(by_name) == ["right"] * 3
+    assert (result.points, result.ok) == (5, True)
+    notes = "\n".join(result.notes)
+    assert "ZeroDivisionError" in notes and "input" in notes and "matplotlib" not in notes
+
+
+def test_half_solved_wrong_and_raising(grade):
+    wrong = (
+        "def tokens_per_second(weight_bytes, bandwidth, batch=1, cache_bytes=0.0):\n    return bandwidth / weight_bytes"
+    )
+    raising = "def softmax(x):\n    return x @ x.missing"
+    result, by_name = grade(notebook("weight_bytes", answers={"tokens_per_second": wrong, "softmax": raising}))
+    assert outcomes(by_name) == ["right", "wrong", "error"]
+    assert result.points == 1
+    assert "steps per second" in by_name["tokens_per_second"].message
+    assert "AttributeError" in by_name["softmax"].message
+    assert "return x @ x.missing" in by_name["softmax"].detail
+
+
+def test_renamed_broken_and_leaving(grade):
+    answers = {
+        "weight_bytes": "def weights_bytes(params, bits=16):\n    return params * bits // 8",
+        "tokens_per_second": "def tokens_per_second(x:\n    return x",
+        "softmax": "exit()\ndef softmax(x): return x",
+    }
+    _, by_name = grade(notebook(answers=answers))
+    assert outcomes(by_name) == ["missing", "error", "error"]
+    assert "rename it to `weights_bytes`" in by_name["weight_bytes"].message
+    assert "SyntaxError" in by_name["tokens_per_second"].message
+    assert "exit() ends the notebook" in by_name["softmax"].message
+
+
+def test_endless_loop_in_an_answer_and_in_a_cell(grade):
+    loops = {
+        "weight_bytes": "def weight_bytes(params, bits=16):\n    while True: pass",
+        "tokens_per_second": "while True:\n    print('x' * 1000)",
+    }
+    result, by_name = grade(notebook("softmax", answers=loops), seconds=8)
+    assert outcomes(by_name) == ["timeout", "timeout", "right"]
+    assert result.points == 2
+    assert "8 seconds" in by_name["weight_bytes"].message
+
+
+def test_a_loop_that_cannot_be_interrupted(grade):
+    stubborn = "while True:\n    try:\n        while True: pass\n    except BaseException: pass"
+    _, by_name = grade(notebook("weight_bytes", "softmax", answers={"tokens_per_second": stubborn}), seconds=8)
+    assert outcomes(by_name) == ["right", "timeout", "right"]
+    time.sleep(2)  # the kernel sees that its parent is gone within a second
+    assert not kernels()
+
+
+def test_a_cell_that_ends_the_kernel(grade):
+    ends = {
+        "weight_bytes": "import os\nos._exit(3)",
+        "tokens_per_second": "def tokens_per_second(*a):\n    import os; os._exit(3)",
+    }
+    result, by_name = grade(notebook("softmax", answers=ends))
+    assert outcomes(by_name) == ["died", "died", "right"]
+    assert "ended the kernel" in by_name["weight_bytes"].message
+    assert result.points == 2
+
+
+def test_deleted_and_edited_checks_earn_nothing(grade):
+    def change(cells):
+        cells.remove(cell(cells, "check-weight_bytes"))
+        cell(cells, "check-tokens_per_second")["source"] = (
+            "try:\n    check.tokens_per_second(tokens_per_second)\nexcept Exception: pass"
+        )
+        cell(cells, "check-softmax")["source"] = "print('✓ softmax: right (2 points)')"
+
+    result, by_name = grade(notebook("weight_bytes", "softmax", change=change))
+    assert outcomes(by_name) == ["check missing", "check edited", "check edited"]
+    assert result.points == 0
+    assert all(e.next == "llmlab start 01-welcome --restore-checks" for e in by_name.values())
+    assert "passes the course's own check" in by_name["softmax"].message
+    assert "not done" in by_name["tokens_per_second"].message
+
+
+def test_duplicated_moved_and_reformatted_checks_count_once(grade):
+    def change(cells):
+        check = cell(cells, "check-weight_bytes")
+        cells.append(dict(check, id="copy-of-it"))
+        moved = cells.pop(index(cells, "check-softmax"))
+        cells.insert(1, moved)  # before the answer is defined, and before the import
+        cell(cells, "check-tokens_per_second")["source"] = (
+            "# is it right?\ncheck.tokens_per_second(\n    tokens_per_second\n)\n"
+        )
+
+    result, by_name = grade(notebook(*NAMES, change=change))
+    assert outcomes(by_name) == ["right"] * 3
+    assert result.points == 5
+
+
+def test_a_notebook_that_went_through_other_hands(grade, tmp_path):
+    """No ids, no metadata, sources as lists, cells that are none; and the learner's own module beside it."""
+
+    def change(cells):
+        for c in cells:
+            del c["id"]
+            c["metadata"] = {}
+            c["source"] = c["source"].splitlines(keepends=True) if isinstance(c["source"], str) else c["source"]
+        odd = [
+            None,
+            {"cell_type": "code"},
+            {"source": 3},
+            {"cell_type": "code", "metadata": {"nbgrader": 3}, "source": "x=1"},
+        ]
+        cells[:0] = odd
+
+    (tmp_path / "mine.py").write_text("factor = 8\n")
+    own = "from mine import factor\nimport math\ndef weight_bytes(params, bits=16):\n    return math.ceil(params * bits / factor)"
+    nb = notebook("tokens_per_second", "softmax", answers={"weight_bytes": own}, change=change)
+    nb |= {"metadata": {}, "nbformat_minor": 4}
+    assert grade(nb)[0].points == 5
+
+
+FORGERIES = {
+    "its own check, patched checking": (
+        "class Always:\n    def __getattr__(self, name): return lambda *a, **k: print('right')\ncheck = Always()\n"
+        "import llmlab.course.checking as c, llmlab.checks.start.welcome as w\n"
+        "c.Exercise.verdict = lambda self, *a, **k: c.Verdict(self.name, 'right', 9, 9)\n"
+        "for e in w.check.exercises.values(): e.run = lambda answer: None"
+    ),
+    "a patched reference": "import llmlab.start.welcome as w\nw.weight_bytes = w.tokens_per_second = w.softmax = lambda *a: 1",
+    "no exceptions, its own verdicts": (
+        "get_ipython().set_custom_exc((Exception,), lambda *a, **k: None)\n"
+        "from IPython.display import publish_display_data as p\n"
+        "get_ipython().events.register('pre_run_cell', lambda *a: [\n"
+        "    p({'application/vnd.llmlab.verdict+json': {'exercise': n, 'outcome': 'right', 'token': 't'}})\n"
+        "    for n in ('weight_bytes', 'tokens_per_second', 'softmax')])"
+    ),
+}
+
+
+@pytest.mark.parametrize("forgery", FORGERIES)
+def test_no_free_points(grade, forgery):
+    constant = "weight_bytes = tokens_per_second = softmax = lambda *a: 1"
+    result, by_name = grade(notebook(change=lambda cells: cells.insert(2, code(FORGERIES[forgery] + "\n" + constant))))
+    assert result.points == 0
+    assert not any(e.outcome == "right" for e in by_name.values())
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ('{"cells": [', "JSON is broken"),
+        ("", "empty"),
+        ("[1, 2]", "not a notebook"),
+        ('{"worksheets": []}', "before 2015"),
+        (b"\xff\xfe\x00", "not text"),
+        ("<<<<<<< mine\n{}\n=======\n", "merge"),
+    ],
+)
+def test_what_is_no_notebook(grade, text, why):
+    result, by_name = grade(text)
+    assert why in result.problem
+    assert outcomes(by_name) == ["unreadable"] * 3
+    assert result.points == 0 and not result.ok
+
+
+def test_a_notebook_without_cells_of_an_older_version(grade):
+    metadata = {"llmlab": {"version": "0" * 12}}
+    result, by_name = grade({"cells": [], "metadata": metadata, "nbformat": 4, "nbformat_minor": 5})
+    assert outcomes(by_name) == ["check missing"] * 3
+    assert result.points == 0
+    assert "llmlab start 01-welcome" in "\n".join(result.notes)
+
+
+def test_every_exercise_notebook_fails_at_its_checks_and_nowhere_else(built):
+    """Through nbval: each stub is "not done", no other cell raises."""
+    result = grading.grade(built, ROOT, built.exercise(ROOT))
+    assert {e.outcome for e in result.exercises} == {"not done"}
+    assert result.notes == []
+    assert version(graded_copy.read_notebook(built.exercise(ROOT))) == result.version
+
+
+def pytest_generate_tests(metafunc):
+    if "built" in metafunc.fixturenames:
+        from llmlab.course.syllabus import lessons
+
+        found = [x for x in lessons() if x.exercise(ROOT).is_file()]
+        metafunc.parametrize("built", found, ids=lambda x: x.slug)
+
+
+def test_grading_needs_a_notebook(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"01-welcome\.ipynb does not exist"):
+        grading.grade(WELCOME, ROOT, tmp_path / "01-welcome.ipynb")
+
+
+def test_the_grader_does_not_import_torch():
+    """So that `llmlab check` says quickly what it can say without a kernel."""
+    code_ = "import sys, llmlab.course.grading; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code_], capture_output=True, text=True).stdout.strip() == "False"

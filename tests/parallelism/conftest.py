@@ -1,0 +1,39 @@
+"""Small Llamas for the tests of this part."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from llmlab.models.llama import Llama, LlamaConfig
+
+VARIANTS = {
+    "gqa": {},
+    "two kv heads": {"num_key_value_heads": 2},
+    "one kv head, tied": {"num_key_value_heads": 1, "tie_word_embeddings": True},
+    "biases": {"num_key_value_heads": 8, "attention_bias": True, "mlp_bias": True},
+}
+
+
+def tiny(**changes) -> Llama:
+    """A Llama of 8 query heads with a vocabulary that divides by nothing."""
+    sizes = {
+        "vocab_size": 37,
+        "hidden_size": 24,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 8,
+    }
+    torch.manual_seed(0)
+    model = Llama(LlamaConfig(**sizes | {"num_key_value_heads": 4, "head_dim": 6} | changes))
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter)
+        else:
+            torch.nn.init.normal_(parameter, std=0.2)  # large enough that attention attends to something
+    return model
+
+
+@pytest.fixture
+def tokens() -> torch.Tensor:
+    return torch.randint(37, (2, 9), generator=torch.Generator().manual_seed(1))
