@@ -93,7 +93,7 @@ def sent(op: str, rank: int, sizes: Sequence[int], root: int = 0, algorithm: str
     return {"ring": {}, "tree": tree, "naive": naive}[algorithm].get(op, ring[op])
 
 
-def steps_and_volume(op: str, p: int, n: float, algorithm: str = "ring") -> tuple[int, float]:
+def steps_and_volume(op: str, p: int, n: int | float, algorithm: str = "ring") -> tuple[int, int | float]:
     """Steps of latency and bytes of bandwidth on the critical path of a collective over n bytes and p ranks."""
     if p == 1:
         return 0, 0.0
@@ -119,7 +119,7 @@ def steps_and_volume(op: str, p: int, n: float, algorithm: str = "ring") -> tupl
     return {"ring": {}, "tree": tree, "naive": naive}[algorithm].get(op, ring[op])
 
 
-def seconds(op: str, p: int, n: float, link: Link, algorithm: str = "ring") -> float:
+def seconds(op: str, p: int, n: int | float, link: Link, algorithm: str = "ring") -> float:
     """steps · α + volume / β for one collective over n bytes and p ranks."""
     steps, volume = steps_and_volume(op, p, n, algorithm)
     return steps * link.latency + volume / link.bandwidth

@@ -61,4 +61,4 @@ def measure(method: str, p: int, shape: MLPShape, *, depth: int = 2) -> Cost:
     """What rank 0 of a `World(p)` sent and held, in bytes: to lay beside `mlp_cost`."""
     world = World(p)
     weights, inputs = world.run(mlp_step, method, shape, depth)[0]
-    return Cost(world.ledger.bytes(rank=0), 4 * weights, 4 * inputs)
+    return Cost(float(world.ledger.bytes(rank=0)), 4.0 * weights, 4.0 * inputs)

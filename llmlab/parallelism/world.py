@@ -7,6 +7,8 @@
 
 Ranks take turns (see `scheduler`), so a run is deterministic to the bit. `world.ledger` holds every byte of the last run, as
 the chosen algorithm (`ring`, `tree` or `naive`) would send it. A deadlock is reported at once, with who waits for whom, where.
+For tensors on the CPU: on a GPU, autograd runs every rank's backward pass in one thread, and a collective in it would wait for
+itself.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ def test_nonsense_is_refused():
         World(2).run(lambda comm: block(torch.ones(4, 4), comm.mesh(1, 2)))
     with pytest.raises(ValueError, match="multiples of the mesh's side 2"):
         World(4).run(lambda comm: block(torch.ones(4, 5), comm.mesh(2, 2)))
-    with pytest.raises(ValueError, match="cannot be multiplied"):
+    with pytest.raises(Exception, match=r"cannot be multiplied|Kq"):  # jaxtyping, where it is on, is first
         World(4).run(lambda comm: summa(torch.ones(2, 3), torch.ones(2, 3), comm.mesh(2, 2)))
     with pytest.raises(ValueError, match="needs a cube"):
         World(4).run(lambda comm: matmul_3d(torch.ones(2, 2), torch.ones(2, 2), comm.mesh(2, 2)))

@@ -5,34 +5,15 @@ Answers run on a `World`: a deadlock is told by name and never hangs, and the le
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from llmlab.checks.parallelism.ranks import Multiplications, at_most, either, on_ranks
+from llmlab.checks.parallelism.tensor_mlp import check_gradients, check_output
 from llmlab.course.checking import Checks, Mistake, diagnose, expect
 from llmlab.parallelism.cost import chunks
-from llmlab.parallelism.ledger import Ledger
-from llmlab.parallelism.world import CollectiveMismatch, DeadlockError, World
 
 check = Checks("05-parallelism/05-tensor")
-
-
-def on_ranks(p: int, fn: Callable) -> tuple[list, Ledger]:
-    """Every rank's result of `fn(comm)`, and the ledger; ranks that do not fit together are a Mistake."""
-    world = World(p)
-    try:
-        return world.run(fn), world.ledger
-    except (DeadlockError, CollectiveMismatch) as error:
-        raise Mistake(f"the ranks do not fit together\n{error}") from None
-
-
-def at_most(ledger: Ledger, allowed: float, cure: str) -> None:
-    """No rank may have sent more bytes than `allowed`."""
-    worst = max(ledger.per_rank())
-    if worst > allowed:
-        raise Mistake(f"the values are right, but a rank sends {worst} bytes where {allowed:.0f} are enough: {cure}")
 
 
 @check.exercise(
@@ -112,21 +93,27 @@ def split_mlp(answer):
 
     def fn(comm):
         mine = [t.clone().requires_grad_() for t in (x, gate, up, down, bias)]
-        out = answer(comm, *mine)
+        with Multiplications() as counter:
+            out = answer(comm, *mine)
         expect(out, shape=(3, d), dtype=torch.float32, what="split_mlp(...)")
         before = comm.ledger.count("all_reduce", comm.rank)
         if out.requires_grad:
             out.backward(upstream)
         grads = {n: torch.zeros_like(t) if t.grad is None else t.grad for n, t in zip(names, mine, strict=True)}
-        return out.detach(), out.requires_grad, grads, comm.ledger.count("all_reduce", comm.rank) - before
+        spent = comm.ledger.count("all_reduce", comm.rank) - before
+        return out.detach(), out.requires_grad, grads, spent, counter.total
 
     results, ledger = on_ranks(p, fn)
-    _mlp_output([r[0] for r in results], x, gate, up, down, bias, p)
+    check_output([r[0] for r in results], x, gate, up, down, bias, p)
     if not all(r[1] for r in results):
         raise Mistake("the output has no gradient: comm.all_reduce does not record one; g is `sum_over_ranks`")
     if not ledger.count():
         raise Mistake("nothing was sent: each rank computed the whole MLP; it shall use its share of the weights only")
-    _mlp_gradients([r[2] for r in results], (x, gate, up, down, bias), upstream, p)
+    check_gradients([r[2] for r in results], (x, gate, up, down, bias), upstream, p)
+    if results[0][4] > 3 * len(x) * d * ff // p:
+        raise Mistake(
+            f"a rank computes more than its share: cut the weights before you multiply, so that each does 1/{p}"
+        )
     if results[0][3] > 1:
         raise Mistake(
             f"backward does {results[0][3]} all-reduces: put f before x once and use the result for gate and up"
@@ -136,69 +123,6 @@ def split_mlp(answer):
         2 * 2 * (p - 1) / p * x.numel() * 4,
         "one all-reduce of the output forward, one of x's gradient backward",
     )
-
-
-def _mlp(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
-    return (F.silu(x @ gate.T) * (x @ up.T)) @ down.T
-
-
-def _mlp_output(outputs: list[Tensor], x, gate, up, down, bias, p: int) -> None:
-    right = _mlp(x, gate, up, down) + bias
-    parts = list(zip(gate.chunk(p), up.chunk(p), down.chunk(p, 1), strict=True))
-    narrow = zip(x.chunk(p, 1), gate.chunk(p, 1), up.chunk(p, 1), strict=True)
-    for r, got in enumerate(outputs):
-        mine = _mlp(x, *parts[r])
-        diagnose(
-            got,
-            right=right,
-            mistakes={
-                f"the bias was added {p} times, once on each rank: add it after the sum": right + (p - 1) * bias,
-                "the bias is missing": right - bias,
-                "these are one rank's partial sums: g is missing": [mine + bias, mine],
-                "silu was applied before the sum over ranks: cut gate and up by channels (dimension 0), so that each channel "
-                "is whole on one rank": sum(_mlp(a, b, c, down) for a, b, c in narrow) + bias,
-                f"the result is {p} times too large: the ranks' results are added, so each must bring its part only": [
-                    p * right,
-                    p * (right - bias) + bias,
-                ],
-                "the pieces of down belong to other channels than those of gate and up": sum(
-                    _mlp(x, a, b, c) for (a, b, _), (_, _, c) in zip(parts, parts[::-1], strict=True)
-                )
-                + bias,
-                "the gate's silu is missing": ((x @ gate.T) * (x @ up.T)) @ down.T + bias,
-                "silu was applied to up; it belongs to gate": _mlp(x, up, gate, down) + bias,
-            },
-            tol=1e-4,
-            what=f"split_mlp(...) on rank {r}",
-        )
-
-
-def _mlp_gradients(grads: list[dict[str, Tensor]], inputs: tuple, upstream: Tensor, p: int) -> None:
-    x, gate, up, down, bias = (t.clone().requires_grad_() for t in inputs)
-    (_mlp(x, gate, up, down) + bias).backward(upstream)
-    whole = {"gate": gate.grad, "up": up.grad, "down": down.grad}
-    for name, grad in whole.items():
-        if any(g[name].count_nonzero() > grad.numel() // p for g in grads):
-            raise Mistake(f"a rank uses more than its share of {name}: it shall use 1/{p} of it")
-        diagnose(
-            sum(g[name] for g in grads),
-            right=grad,
-            mistakes={f"its gradient is {p} times too large: the gradient of g is the identity": grad * p},
-            tol=1e-4,
-            what=f"the gradient of {name}, summed over ranks",
-        )
-    for r, g in enumerate(grads):
-        part = [t.chunk(p, dim)[r].detach() for t, dim in ((gate, 0), (up, 0), (down, 1))]
-        alone = inputs[0].clone().requires_grad_()
-        _mlp(alone, *part).backward(upstream)
-        diagnose(
-            g["x"],
-            right=x.grad,
-            mistakes={"it is one rank's part: f is missing before x, so nothing sums it over ranks": alone.grad},
-            tol=1e-4,
-            what=f"the gradient of x on rank {r}",
-        )
-        diagnose(g["bias"], right=bias.grad, mistakes={}, tol=1e-4, what=f"the gradient of the bias on rank {r}")
 
 
 @check.exercise(
@@ -215,11 +139,11 @@ def _mlp_gradients(grads: list[dict[str, Tensor]], inputs: tuple, upstream: Tens
 )
 def vocab_parallel_loss(answer):
     """Cross-entropy from logits whose columns are spread over ranks."""
-    p, N, V = 4, 6, 20
+    p, N, V = 4, 8, 20
     for scale in (1.0, 60.0):
         logits = scale * torch.randn(N, V)
         logits[0, 0], logits[1, -1] = 3 * scale, 3 * scale  # rows with their maximum on the first and on the last rank
-        targets = torch.tensor([0, V - 1, 5, 9, 14, 7])
+        targets = torch.tensor([0, V - 1, 5, 9, 3, 7, 16, 8])  # none is on rank 2
         pieces = logits.chunk(p, 1)
         results, ledger = on_ranks(p, lambda comm, z=pieces, t=targets: answer(comm, z[comm.rank], t))
         for r, got in enumerate(results):
@@ -246,20 +170,16 @@ def _loss_value(got: Tensor, z: Tensor, targets: Tensor, rank: int, p: int, what
         got,
         right=logsum - z_target,
         mistakes={
-            "each rank took its own maximum: the exponentials can only be added if all ranks take away the same": [
-                mixed + local_m[rank] - z_target,
-                mixed + m - z_target,
-            ],
-            "the sum of exponentials is this rank's only: add it up over ranks": [
-                own.logsumexp(1) - z_target,
-                (own - m[:, None]).exp().sum(1).log() + m - z_target,
-            ],
+            "each rank took its own maximum: the exponentials can only be added if all ranks take away the same": either(
+                got, mixed + local_m[rank] - z_target, mixed + m - z_target
+            ),
+            "the sum of exponentials is this rank's only: add it up over ranks": own.logsumexp(1) - z_target,
             "the target's logit is this rank's only: 0 where the target is elsewhere, then the sum over ranks": logsum
             - z_target * here,
             "every rank added a logit for the target: only the rank that has the target's column may": logsum
             - unshifted,
             "the sign is wrong: a loss is −log of the probability": z_target - logsum,
-            "the maximum was taken away and not added again": [logsum - m - z_target],
+            "the maximum was taken away and not added again": logsum - m - z_target,
             "this is the log of the sum alone: the target's logit is missing": logsum,
         },
         tol=1e-4,

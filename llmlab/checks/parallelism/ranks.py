@@ -1,0 +1,50 @@
+"""What checks of this part share: answers that run on a `World`, and messages in the ranks' words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from llmlab.course.checking import Mistake, close
+from llmlab.parallelism.ledger import Ledger
+from llmlab.parallelism.world import CollectiveMismatch, DeadlockError, World
+
+
+def on_ranks(p: int, fn: Callable) -> tuple[list, Ledger]:
+    """Every rank's result of `fn(comm)`, and the ledger; ranks that do not fit together are a Mistake."""
+    world = World(p)
+    try:
+        return world.run(fn), world.ledger
+    except (DeadlockError, CollectiveMismatch) as error:
+        raise Mistake(f"the ranks do not fit together\n{error}") from None
+
+
+def at_most(ledger: Ledger, allowed: float, cure: str) -> None:
+    """No rank may have sent more bytes than `allowed`."""
+    worst = max(ledger.per_rank())
+    if worst > allowed:
+        raise Mistake(f"the values are right, but a rank sends {worst} bytes where {allowed:.0f} are enough: {cure}")
+
+
+def either(got, *values, tol: float = 1e-4):
+    """The value that `got` is close to, for a mistake that can come out in more than one way."""
+    return next((v for v in values if close(got, v, tol)), values[0])
+
+
+_PRODUCTS = {torch.matmul, torch.mm, Tensor.matmul, Tensor.__matmul__, Tensor.mm, F.linear}
+
+
+class Multiplications(TorchFunctionMode):
+    """Counts the multiplications of matrix products in its `with` block: a rank's share of the work."""
+
+    total = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func in _PRODUCTS:
+            self.total += out.numel() * args[0].shape[-1]
+        return out

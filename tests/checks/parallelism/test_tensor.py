@@ -1,0 +1,272 @@
+"""Wrong answers to the exercises of 05-parallelism/05-tensor, each with the diagnosis that it must get."""
+
+import torch
+import torch.nn.functional as F
+
+from llmlab.parallelism.tensor_fg import copy_to_ranks as f
+from llmlab.parallelism.tensor_fg import sum_over_ranks as g
+from tests.checks.rejecting import Wrong, rejects
+
+# Exercise 1
+
+
+def no_padding(comm, x):
+    return comm.all_gather(comm.reduce_scatter(x.flatten())).view_as(x)
+
+
+def padding_left_on(comm, x):
+    flat = x.flatten()
+    return comm.all_gather(comm.reduce_scatter(F.pad(flat, (0, -len(flat) % comm.size))))
+
+
+def shape_lost(comm, x):
+    return padding_left_on(comm, x)[: x.numel()]
+
+
+def averaged(comm, x):
+    return right_all_reduce(comm, x) / comm.size
+
+
+def right_all_reduce(comm, x):
+    return shape_lost(comm, x).view_as(x)
+
+
+def gathers_everything(comm, x):
+    return comm.all_gather(x[None]).sum(0)
+
+
+def the_library(comm, x):
+    return comm.all_reduce(x)
+
+
+def summed_again(comm, x):
+    flat = F.pad(x.flatten(), (0, -x.numel() % comm.size))
+    piece = comm.reduce_scatter(flat) * comm.size
+    return comm.all_gather(piece)[: x.numel()].view_as(x)
+
+
+def ring_of_blocking_sends(comm, x):
+    total = x.clone()
+    for _ in range(comm.size - 1):
+        comm.send(x, (comm.rank + 1) % comm.size)
+        x = comm.recv((comm.rank - 1) % comm.size)
+        total = total + x
+    return total
+
+
+def root_only(comm, x):
+    total = comm.reduce(x, 0)
+    return comm.broadcast(total) if comm.rank == 0 else x
+
+
+# Exercise 2
+
+
+def piece(comm, t, dim):
+    return t.chunk(comm.size, dim)[comm.rank]
+
+
+def hidden(comm, x, gate, up):
+    return F.silu(x @ piece(comm, gate, 0).T) * (x @ piece(comm, up, 0).T)
+
+
+def bias_p_times(comm, x, gate, up, down, bias):
+    return g(hidden(comm, f(x, comm), gate, up) @ piece(comm, down, 1).T + bias, comm)
+
+
+def no_bias(comm, x, gate, up, down, bias):
+    return g(hidden(comm, f(x, comm), gate, up) @ piece(comm, down, 1).T, comm) + 0 * bias
+
+
+def no_g(comm, x, gate, up, down, bias):
+    return hidden(comm, f(x, comm), gate, up) @ piece(comm, down, 1).T + bias
+
+
+def no_f(comm, x, gate, up, down, bias):
+    return g(hidden(comm, x, gate, up) @ piece(comm, down, 1).T, comm) + bias
+
+
+def two_fs(comm, x, gate, up, down, bias):
+    h = F.silu(f(x, comm) @ piece(comm, gate, 0).T) * (f(x, comm) @ piece(comm, up, 0).T)
+    return g(h @ piece(comm, down, 1).T, comm) + bias
+
+
+def silu_before_the_sum(comm, x, gate, up, down, bias):
+    mine = piece(comm, f(x, comm), 1)
+    h = F.silu(mine @ piece(comm, gate, 1).T) * (mine @ piece(comm, up, 1).T)
+    return g(h @ down.T, comm) + bias
+
+
+def reduces_without_gradient(comm, x, gate, up, down, bias):
+    return comm.all_reduce(hidden(comm, f(x, comm), gate, up) @ piece(comm, down, 1).T) + bias.detach()
+
+
+def everything_everywhere(comm, x, gate, up, down, bias):
+    return (F.silu(x @ gate.T) * (x @ up.T)) @ down.T + bias
+
+
+def whole_hidden_on_each(comm, x, gate, up, down, bias):
+    x = f(x, comm)
+    h = F.silu(x @ gate.T) * (x @ up.T)
+    return g(piece(comm, h, 1) @ piece(comm, down, 1).T, comm) + bias
+
+
+def wrong_shard_order(comm, x, gate, up, down, bias):
+    other = down.chunk(comm.size, 1)[comm.size - 1 - comm.rank]
+    return g(hidden(comm, f(x, comm), gate, up) @ other.T, comm) + bias
+
+
+def silu_on_up(comm, x, gate, up, down, bias):
+    return g(hidden(comm, f(x, comm), up, gate) @ piece(comm, down, 1).T, comm) + bias
+
+
+def sums_whole_results(comm, x, gate, up, down, bias):
+    return g(everything_everywhere(comm, f(x, comm), gate, up, down, 0), comm) + bias
+
+
+def f_for_g(comm, x, gate, up, down, bias):
+    return f(hidden(comm, g(x, comm), gate, up) @ piece(comm, down, 1).T, comm) + bias
+
+
+# Exercise 3
+
+
+def loss(comm, z, targets, m=None, s=None, picked=None):
+    rows = z.shape[1]
+    local = targets - comm.rank * rows
+    here = (local >= 0) & (local < rows)
+    own = z.gather(1, local.clamp(0, rows - 1)[:, None]).squeeze(1) * here
+    m = comm.all_reduce(z.amax(1), "max") if m is None else m
+    s = comm.all_reduce((z - m[:, None]).exp().sum(1)) if s is None else s(m)
+    return s.log() + m - (comm.all_reduce(own) if picked is None else picked(own))
+
+
+def own_maximum(comm, z, targets):
+    return loss(comm, z, targets, m=z.amax(1))
+
+
+def no_maximum(comm, z, targets):
+    return loss(comm, z, targets, m=torch.zeros(len(z)))
+
+
+def own_sum(comm, z, targets):
+    return loss(comm, z, targets, s=lambda m: (z - m[:, None]).exp().sum(1))
+
+
+def own_target(comm, z, targets):
+    return loss(comm, z, targets, picked=lambda own: own)
+
+
+def no_offset(comm, z, targets):
+    picked = z.gather(1, (targets % z.shape[1])[:, None]).squeeze(1)
+    return loss(comm, z, targets, picked=lambda own: comm.all_reduce(picked))
+
+
+def gathers_logits(comm, z, targets):
+    return F.cross_entropy(comm.all_gather(z, dim=1), targets, reduction="none")
+
+
+def mean_loss(comm, z, targets):
+    return loss(comm, z, targets).mean()
+
+
+def wrong_sign(comm, z, targets):
+    return -loss(comm, z, targets)
+
+
+def maximum_lost(comm, z, targets):
+    return loss(comm, z, targets) - comm.all_reduce(z.amax(1), "max")
+
+
+def global_index(comm, z, targets):
+    return loss(comm, z, targets, picked=lambda own: comm.all_reduce(z.gather(1, targets[:, None]).squeeze(1)))
+
+
+def only_the_owner_reduces(comm, z, targets):
+    rows = z.shape[1]
+    if (targets // rows == comm.rank).any():
+        return loss(comm, z, targets)
+    m = comm.all_reduce(z.amax(1), "max")
+    return comm.all_reduce((z - m[:, None]).exp().sum(1)).log() + m
+
+
+# Exercise 4
+
+
+def swapped_groups(along, down, X, W):
+    return sum(down.broadcast(X, t) @ along.broadcast(W, t) for t in range(along.size))
+
+
+def last_step_only(along, down, X, W):
+    for t in range(along.size):
+        Y = along.broadcast(X, t) @ down.broadcast(W, t)
+    return Y
+
+
+def own_blocks(along, down, X, W):
+    return X @ W
+
+
+def one_step_short(along, down, X, W):
+    return sum(along.broadcast(X, t) @ down.broadcast(W, t) for t in range(along.size - 1))
+
+
+def first_step_missing(along, down, X, W):
+    return sum(along.broadcast(X, t) @ down.broadcast(W, t) for t in range(1, along.size))
+
+
+def from_oneself(along, down, X, W):
+    return sum(along.broadcast(X, along.rank) @ down.broadcast(W, down.rank) for _ in range(along.size))
+
+
+def sends_too_much(along, down, X, W):
+    for _ in range(2):
+        Y = sum(along.broadcast(X, t) @ down.broadcast(W, t) for t in range(along.size))
+    return Y
+
+
+test_wrong_answers = rejects(
+    "05-parallelism/05-tensor",
+    [
+        Wrong("all_reduce", no_padding, "cut the padding off again"),
+        Wrong("all_reduce", padding_left_on, "has shape"),
+        Wrong("all_reduce", shape_lost, "has shape"),
+        Wrong("all_reduce", averaged, "this is the mean"),
+        Wrong("all_reduce", gathers_everything, "bytes where"),
+        Wrong("all_reduce", the_library, "build it from reduce_scatter and all_gather"),
+        Wrong("all_reduce", summed_again, "after reduce_scatter the pieces are finished"),
+        Wrong("all_reduce", ring_of_blocking_sends, "rank 0 waits in send to rank 1"),
+        Wrong("all_reduce", root_only, "do not fit together"),
+        Wrong("split_mlp", bias_p_times, "added 4 times"),
+        Wrong("split_mlp", no_bias, "bias is missing"),
+        Wrong("split_mlp", no_g, "g is missing"),
+        Wrong("split_mlp", no_f, "f is missing before x"),
+        Wrong("split_mlp", two_fs, "put f before x once"),
+        Wrong("split_mlp", silu_before_the_sum, "silu was applied before the sum"),
+        Wrong("split_mlp", reduces_without_gradient, "comm.all_reduce does not record one"),
+        Wrong("split_mlp", everything_everywhere, "nothing was sent"),
+        Wrong("split_mlp", whole_hidden_on_each, "more than its share"),
+        Wrong("split_mlp", wrong_shard_order, "belong to other channels"),
+        Wrong("split_mlp", silu_on_up, "silu was applied to up"),
+        Wrong("split_mlp", sums_whole_results, "4 times too large"),
+        Wrong("split_mlp", f_for_g, "differ"),
+        Wrong("vocab_parallel_loss", own_maximum, "each rank took its own maximum"),
+        Wrong("vocab_parallel_loss", no_maximum, "exp overflows"),
+        Wrong("vocab_parallel_loss", own_sum, "sum of exponentials is this rank's only"),
+        Wrong("vocab_parallel_loss", own_target, "target's logit is this rank's only"),
+        Wrong("vocab_parallel_loss", no_offset, "every rank added a logit"),
+        Wrong("vocab_parallel_loss", gathers_logits, "the logits stay where they are"),
+        Wrong("vocab_parallel_loss", mean_loss, "shape"),
+        Wrong("vocab_parallel_loss", wrong_sign, "sign is wrong"),
+        Wrong("vocab_parallel_loss", maximum_lost, "not added again"),
+        Wrong("vocab_parallel_loss", global_index, "out of bounds"),
+        Wrong("vocab_parallel_loss", only_the_owner_reduces, "do not fit together"),
+        Wrong("matmul_2d", swapped_groups, "X went down the columns"),
+        Wrong("matmul_2d", last_step_only, "overwrote"),
+        Wrong("matmul_2d", own_blocks, "without their partners"),
+        Wrong("matmul_2d", one_step_short, "last step is missing"),
+        Wrong("matmul_2d", first_step_missing, "first step is missing"),
+        Wrong("matmul_2d", from_oneself, "different root"),
+        Wrong("matmul_2d", sends_too_much, "no product travels"),
+    ],
+)
