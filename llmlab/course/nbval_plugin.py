@@ -18,6 +18,7 @@ import pytest
 
 MIME = "application/vnd.llmlab.verdict+json"
 PREAMBLE_SECONDS = 300.0  # the first cell is ours: it imports torch
+OUTPUT_SECONDS = 15  # for what a cell printed to arrive, and for an interrupted cell to stop
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -49,6 +50,7 @@ def bound(kernel: Any, least: float) -> None:
 def pytest_runtest_call(item: Any) -> Any:
     """Bounds the kernel, runs the cell, and lets the next cells count even when this one timed out."""
     kernel = item.parent.kernel
+    item.output_timeout = OUTPUT_SECONDS
     bound(kernel, least=PREAMBLE_SECONDS if item.cell_num == 0 else 0)
     try:
         return (yield)

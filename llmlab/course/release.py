@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from llmlab.course import exercises
+from llmlab.course import exercises, solutions
 from llmlab.course.checking import Checks
 from llmlab.course.files import write_atomically
 from llmlab.course.syllabus import Lesson
@@ -58,9 +58,9 @@ def source_notebook(lesson: Lesson, root: Path) -> Any:
     """nbgrader's source version: solved, with hidden tests, without the explanations."""
     import nbformat.v4 as v4
 
-    solution, check = exercises.read_solution(lesson, root), exercises.load_check(lesson)
+    solution, check = solutions.read_solution(lesson, root), solutions.load_check(lesson)
     exercises.validate(lesson, solution, check)
-    cells = [c for c in solution.cells if not exercises.has(c, "solution")]
+    cells = [c for c in solution.cells if not solutions.has(c, "solution")]
     if cells[0].cell_type == "markdown" and cells[0].source.startswith("# "):
         cells = cells[1:]
     opening = OPENING.format(title=lesson.title, first=next(iter(check.exercises)))
@@ -70,16 +70,16 @@ def source_notebook(lesson: Lesson, root: Path) -> Any:
 
 def _cell(cell: Any, lesson: Lesson, check: Checks) -> Any:
     made = exercises.unsolved(cell, check)
-    if exercises.has(cell, "exercise"):
-        made.source = cell.source.replace(exercises.BEGIN, "##" + exercises.BEGIN).replace(
-            exercises.END, "##" + exercises.END
+    if solutions.has(cell, "exercise"):
+        made.source = cell.source.replace(solutions.BEGIN, "##" + solutions.BEGIN).replace(
+            solutions.END, "##" + solutions.END
         )
-    elif exercises.has(cell, "check"):
+    elif solutions.has(cell, "check"):
         made.source = HIDDEN.format(
             source=cell.source,
             module=f"llmlab.checks.{lesson.package}.{lesson.module}",
-            exercise=exercises.checked_name(cell.source),
-            answers=exercises.answers_expression(cell.source),
+            exercise=solutions.checked_name(cell.source),
+            answers=solutions.answers_expression(cell.source),
         )
     return made
 

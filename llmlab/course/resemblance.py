@@ -115,7 +115,7 @@ def _inverse(g: Tensor, r: Tensor, same: Same) -> str | None:
 def _powers(g: Tensor, r: Tensor, same: Same) -> str | None:
     if g.numel() < 2:
         return None
-    if (g >= 0).all() and same(g.sqrt()):
+    if (g >= 0).all() and same(g.sqrt() * r.sign()):
         return "is the square of the right values: is a square root missing?"
     if same(g**2):
         return "is the square root of the right values"
@@ -183,6 +183,12 @@ RULES: list[Callable[[Tensor, Tensor, Same], str | None]] = [
 
 def _where(bad: Tensor) -> str | None:
     """One slice that alone is wrong, or alone is right."""
+    if bad.ndim >= 2 and bad.shape[-1] == bad.shape[-2] > 2:
+        for part, name in ((torch.triu(bad, 1), "above"), (torch.tril(bad, -1), "below")):
+            if torch.equal(part, bad):
+                return f"is wrong only {name} the diagonal of its last two dimensions"
+        if torch.equal(bad, bad & torch.eye(bad.shape[-1], dtype=torch.bool)):
+            return "is wrong only on the diagonal of its last two dimensions"
     for dim in range(bad.ndim):
         n = bad.shape[dim]
         hit = bad.movedim(dim, 0).reshape(n, -1)
@@ -192,12 +198,6 @@ def _where(bad: Tensor) -> str | None:
                 place = "first" if i == 0 else "last" if i == n - 1 else f"index {i}"
                 of = f"the {place} of {n}" if i in (0, n - 1) else f"{place} of {n}"
                 return f"is {verb} only at {of} along dimension {dim}"
-    if bad.ndim >= 2 and bad.shape[-1] == bad.shape[-2] > 2:
-        for part, name in ((torch.triu(bad, 1), "above"), (torch.tril(bad, -1), "below")):
-            if torch.equal(part, bad):
-                return f"is wrong only {name} the diagonal of its last two dimensions"
-        if torch.equal(bad, bad & torch.eye(bad.shape[-1], dtype=torch.bool)):
-            return "is wrong only on the diagonal of its last two dimensions"
     return None
 
 

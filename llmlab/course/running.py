@@ -46,6 +46,7 @@ def _pytest(folder: Path, copy: Path, record: Path, cell_seconds: float, seconds
     options = [
         "--nbval-lax",
         "--nbval-current-env",
+        "--nbval-kernel-startup-timeout=180",
         f"--nbval-cell-timeout={cell_seconds:g}",
         "--disable-warnings",
         "-q",

@@ -122,7 +122,7 @@ def find(name: str) -> Lesson:
     wanted = "/".join(wanted.split("/")[-2:])
     exact = [x for x in lessons() if wanted == x.slug]
     by_topic = [x for x in lessons() if wanted.split("/")[-1] in (x.topic, x.module, x.topic.split("-", 1)[1])]
-    found = exact or by_topic
+    found = exact or ([] if wanted.split("/")[0] in PARTS else by_topic)  # '03-training/05-lora' is not 04-peft's
     if len(found) == 1:
         return found[0]
     near = [x.slug for x in (found or lessons()) if wanted.split("/")[-1].split("-")[-1] in x.slug]

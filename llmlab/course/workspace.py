@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmlab.course.exercises import version
 from llmlab.course.files import write_atomically
 from llmlab.course.graded_copy import Unreadable, find_checks, pristine_checks, read_notebook, version_of
+from llmlab.course.solutions import version
 from llmlab.course.syllabus import Lesson, built_lessons
 
 

@@ -109,6 +109,14 @@ def test_changed_code_runs(ran):
     assert sync.main(["--check"]) == 0
 
 
+def test_code_changed_on_both_sides_has_still_not_run(ran):
+    edit(ran, "x + 1", "x + 2")
+    nb = read(ran)
+    nb.cells[1].source = nb.cells[1].source.replace("x + 1", "x + 2")
+    (ran / f"{NAME}.ipynb").write_text(nbformat.writes(nb) + "\n")
+    assert sync.main(["--check"]) == 1
+
+
 def test_only_indentation_changed_still_counts_as_code(ran):
     edit(ran, "print(x + 1)", "print( x + 1)")
     assert sync.main(["--check"]) == 1
