@@ -82,8 +82,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Float[Tensor, "... dim"]) -> Float[Tensor, "... dim"]:
-        x32 = x.float()
-        normed = x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + self.eps)
+        normed = F.rms_norm(x.float(), x.shape[-1:], eps=self.eps)
         return self.weight * normed.to(x.dtype)
 
 
@@ -247,4 +246,4 @@ class Llama(nn.Module):
             position_ids = torch.arange(past, past + T, device=h.device)[None]
         mask = attention_mask_for(T, past, attention_mask, h.device)
         h = self.model(h, position_ids, mask, cache, attention)
-        return self.lm_head(h[:, -logits_to_keep:])
+        return self.lm_head(h[:, -logits_to_keep:] if logits_to_keep else h)

@@ -131,6 +131,15 @@ def test_corpus_refuses(name, split):
         course_model.tokens("test")
 
 
+def test_the_model_card_says_what_the_log_says(shipped):
+    folder, model = shipped
+    card, last = (folder / "MODEL_CARD.md").read_text(encoding="utf-8"), log_of(folder)[-1]
+    assert f"loss {last['valid_loss']:.3f} nats" in card
+    assert f"{last['step']:,.0f} steps" in card and f"{last['tokens'] / 1e6:.1f} M in all" in card
+    assert f"{last['seconds'] / 60:.0f} minutes" in card
+    assert f"{sum(p.numel() for p in model.parameters()):,} parameters" in card
+
+
 def test_size_licences_and_cards():
     files = [f for f in course_model.DATA.rglob("*") if f.is_file()]
     assert sum(f.stat().st_size for f in files) <= 15e6

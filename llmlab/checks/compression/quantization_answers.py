@@ -48,7 +48,7 @@ def down_columns(W: Tensor) -> Tensor:
 def product(X: Tensor, W: Tensor, scale_x, scale_w, rounding=torch.round, top: int = 127) -> Tensor:
     """X Wᵀ through codes, the scales being those of `scale_x` and `scale_w` divided by `top`."""
     s_x, s_w = scale_x(X) / top, scale_w(W) / top
-    codes = lambda t, s: rounding(t / s).clamp(-128, 127).double()  # noqa: E731
+    codes = lambda t, s: rounding(t / s).double()  # noqa: E731
     return ((codes(X, s_x) * s_x.double()) @ (codes(W, s_w) * s_w.double()).T).float()
 
 
@@ -59,31 +59,27 @@ def clips(x: Tensor, bits: int, candidates: list[float]) -> dict:
     pick = lambda error: min(candidates, key=error)  # noqa: E731
     free = lambda c: torch.round(x / (c / top)) * (c / top) - x  # noqa: E731
     return {
+        "that is the largest candidate, and a smaller one has a smaller error: are your errors those of values, not of "
+        "codes? s differs between candidates": max(candidates),
+        "the codes are not clamped: without it the smallest range always wins": pick(lambda c: free(c).square().sum()),
         "that one has the largest error: the least is asked": max(
             candidates, key=lambda c: (back(c) - x).square().sum()
-        ),
-        "the codes are not clamped: without it the smallest range always wins": pick(lambda c: free(c).square().sum()),
-        "you compared errors of codes: multiply by s first, since s differs between candidates": pick(
-            lambda c: (torch.round(x / (c / top)).clamp(-top, top) - x / (c / top)).square().sum()
-        ),
-        "you compared the codes with x: multiply them by s first": pick(
-            lambda c: (back(c) / (c / top) - x).square().sum()
-        ),
-        "you took the sum of errors without squares or absolute values: they cancel": pick(
-            lambda c: (back(c) - x).sum()
-        ),
-        "you took absolute errors: squared ones are asked": pick(lambda c: (back(c) - x).abs().sum()),
-        "you took the largest error: the sum of squares is asked": pick(lambda c: (back(c) - x).abs().max()),
-        "you used 2^(b−1) levels above 0: the largest code is 2^(b−1) − 1": pick(
-            lambda c: (back(c, top + 1) - x).square().sum()
         ),
         "you used 2^b − 1 levels above 0: the largest code is 2^(b−1) − 1": pick(
             lambda c: (back(c, 2 * top + 1) - x).square().sum()
         ),
+        "you used 2^(b−1) levels above 0: the largest code is 2^(b−1) − 1": pick(
+            lambda c: (back(c, top + 1) - x).square().sum()
+        ),
+        "you compared the codes with x: multiply them by s first": pick(
+            lambda c: (back(c) / (c / top) - x).square().sum()
+        ),
+        "you took absolute errors: squared ones are asked": pick(lambda c: (back(c) - x).abs().sum()),
+        "you took the largest error: the sum of squares is asked": pick(lambda c: (back(c) - x).abs().max()),
+        "you added errors without squaring them: they cancel": pick(lambda c: (back(c) - x).sum()),
         "you left out the values beyond c: clipping costs too": pick(
             lambda c: ((back(c) - x)[x.abs() <= c]).square().sum()
         ),
-        "that is the largest candidate: a smaller range has a smaller error here": max(candidates),
         "that is the smallest candidate: it clips nearly everything": min(candidates),
         "that is the first candidate: compare all of them": candidates[0],
     }

@@ -33,29 +33,26 @@ check = Checks("06-compression/01-quantization-basics")
 )
 def affine_quantize(answer):
     """A tensor as unsigned codes with one scale and one zero point."""
-    ends = torch.tensor([-0.875, 2.875])  # s = 1/4 and −x_min / s = 3.5: both ends round away from zero
-    x = torch.cat([ends, torch.rand(31) * 3.7 - 0.85]).reshape(3, 11)
+    x = torch.cat([torch.tensor([-0.58, 2.42]), torch.rand(31) * 2.9 - 0.53]).reshape(3, 11)  # −x_min / s = 2.9
     codes, scale, zero = _three(answer(x, 4), x.shape)
     low, high = x.min().item(), x.max().item()
     affine_scale(scale, low, high, 4)
     s = (high - low) / 15
     affine_zero(zero, low, high, s)
-    free = torch.round(x / s) + round(-low / s)
+    free = torch.round(x / s) + 3
     mistakes = {
-        "the codes are not clamped: some lie outside 0 … 2^b − 1": free,
-        "z is missing from the codes: add it after rounding": (free - round(-low / s)).clamp(0, 15),
-        "you rounded down: `.long()` cuts off, so call torch.round first": (x / s + round(-low / s))
-        .clamp(0, 15)
-        .long(),
-        "you added −x_min before dividing: the formula rounds x / s and then adds the integer z": torch.round(
+        "z is missing from the codes: add it after rounding": (free - 3).clamp(0, 15),
+        "you rounded down: `.long()` and floor cut off, so call torch.round first": (x / s + 3).clamp(0, 15),
+        "you cut off x / s: call torch.round before `.long()`": ((x / s).trunc() + 3).clamp(0, 15),
+        "you subtracted x_min before dividing: the formula rounds x / s and then adds the integer z": torch.round(
             (x - low) / s
-        ).clamp(0, 15),
-        "the codes are those of a signed integer, clamped at 2^(b−1) − 1: here they run from 0": free.clamp(-8, 7),
-        "you clamped to 2^b: the largest code is 2^b − 1": free.clamp(0, 16),
+        ),
+        "you clamped at 2^(b−1) − 1, the largest signed code: here codes run up to 2^b − 1": free.clamp(max=7),
     }
-    diagnose(
-        codes, right=free.clamp(0, 15).long(), mistakes={k: v.long() for k, v in mistakes.items()}, what="the codes"
-    )
+    diagnose(codes, right=free.long(), mistakes={k: v.long() for k, v in mistakes.items()}, what="the codes")
+    x = torch.tensor([-1.375, 0.1, 2.375])  # s = 1/4, and both ends lie half way between two codes: they round outwards
+    if _three(answer(x, 4), x.shape)[0].max() > 15:
+        raise Mistake("the codes are not clamped: for some x they lie outside 0 … 2^b − 1")
     for sign, side in ((1, "positive"), (-1, "negative")):
         _one_sided(answer, sign * (3 + torch.rand(8)), side)
     codes, scale, zero = _three(answer(torch.zeros(4), 4), (4,), "affine_quantize(zeros)")
@@ -95,7 +92,8 @@ def _one_sided(answer, x: Tensor, side: str) -> None:
 def quantize_groups(answer):
     """A weight as signed codes, one scale for each group of neighbours in a row."""
     W = torch.randn(8, 12) * torch.logspace(-1, 0, 12) * torch.logspace(0, -1, 8)[:, None]
-    W[2, 4:8] *= -1 if W[2, 4:8].sum() > 0 else 1
+    W[:, 1::4].abs_()  # no group is all negative
+    W[5, 6] = -4.0  # the largest of its group
     codes, scale = _pair(answer(W, 4, 4), (8, 12), (8, 3))
     right_codes, right_scale = groups(W, 4, 4)
     mistakes = {
@@ -203,7 +201,7 @@ def int8_linear(answer):
         "you divided by 255: symmetric codes end at 127": product(X, W, rows, rows, top=255),
         "you cut off instead of rounding: torch.round comes before the cast": product(X, W, rows, rows, torch.trunc),
         "the product of the codes overflowed 8 bits: cast them to int32 or wider first": (
-            plain.long().to(torch.int8) * s_x * s_w.T
+            plain.round().long().to(torch.int8) * s_x * s_w.T
         ),
     }
     diagnose(got, right=right, mistakes=mistakes, tol=1e-6, what="int8_linear(X, W)")
@@ -226,7 +224,7 @@ def int8_linear(answer):
 def best_clip(answer):
     """The range that leaves the least squared error, of those offered."""
     for bits, heavy in ((3, 8.0), (4, 8.0), (2, 4.0)):
-        x = torch.randn(4000)
+        x = 2 * torch.randn(4000)
         x[:5] *= heavy
         candidates = [c * x.abs().max().item() for c in torch.linspace(0.05, 1, 39).tolist()]
         candidates = [candidates[i] for i in torch.randperm(39)]  # in no order

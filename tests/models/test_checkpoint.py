@@ -1,0 +1,201 @@
+"""Hugging Face folders: both ways, bit for bit; every spelling; every refusal says why."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from llmlab.models import checkpoint
+from tests.models.hugging_face import VARIANTS, make, theirs
+
+IDS = torch.arange(40).reshape(2, 20)
+
+
+def same(a, b):
+    a, b = dict(a.named_parameters()), dict(b.named_parameters())
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return checkpoint.save(make(num_key_value_heads=2), tmp_path)
+
+
+def rewrite(folder, **changes):
+    raw = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in raw.items() if v != "gone"}))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_transformers_opens_ours(name, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    model = make(**VARIANTS[name])
+    hf = AutoModelForCausalLM.from_pretrained(checkpoint.save(model, tmp_path)).eval()
+    same(model, hf)
+    with torch.no_grad():
+        assert (hf(IDS).logits - model(IDS)).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_we_open_transformers(name, tmp_path):
+    model = make(**VARIANTS[name])
+    theirs(model).save_pretrained(tmp_path)
+    ours = checkpoint.load(tmp_path)
+    same(model, ours)
+    assert ours.config == model.config
+    assert not ours.training
+    with torch.no_grad():
+        assert torch.equal(ours(IDS), model(IDS))
+    assert (ours.lm_head.weight is ours.model.embed_tokens.weight) == model.config.tie_word_embeddings
+
+
+def test_shards(tmp_path):
+    model = make()
+    theirs(model).save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    same(checkpoint.load(tmp_path), model)
+    next(tmp_path.glob("model-00002*")).unlink()
+    with pytest.raises(FileNotFoundError, match="model-00002"):
+        checkpoint.load(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_folders_load_as_fp32(dtype, tmp_path):
+    model = make(tie_word_embeddings=True)
+    theirs(model).to(dtype).save_pretrained(tmp_path)
+    same(checkpoint.load(tmp_path), model.to(dtype).float())
+    assert checkpoint.load(tmp_path, dtype).lm_head.weight.dtype == dtype
+
+
+@settings(max_examples=10, deadline=None)
+@given(kv=st.integers(1, 3), group=st.integers(1, 3), tied=st.booleans(), bias=st.booleans(), half=st.integers(1, 4))
+def test_save_then_load_changes_no_bit(tmp_path_factory, kv, group, tied, bias, half):
+    model = make(
+        num_attention_heads=kv * group,
+        num_key_value_heads=kv,
+        head_dim=2 * half,
+        tie_word_embeddings=tied,
+        attention_bias=bias,
+        mlp_bias=not bias,
+    )
+    loaded = checkpoint.load(checkpoint.save(model, tmp_path_factory.mktemp("model")))
+    assert loaded.config == model.config
+    same(loaded, model)
+
+
+def test_training_a_loaded_model_leaves_its_file_alone(folder):
+    before = (folder / "model.safetensors").read_bytes()
+    model = checkpoint.load(folder)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(1)
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": "gone"},
+        {"rope_theta": 5e5, "rope_scaling": {"rope_type": "linear", "factor": 2.0}, "rope_parameters": "gone"},
+        {
+            "rope_parameters": {"rope_theta": 5e5, "rope_type": "linear", "factor": 2.0},
+            "rope_theta": "gone",
+            "rope_scaling": "gone",
+        },
+    ],
+    ids=["type", "rope_type", "transformers 5"],
+)
+def test_every_spelling_of_rope(folder, spelling):
+    from transformers import AutoConfig
+
+    rewrite(folder, **spelling)
+    config = checkpoint.load(folder).config
+    assert (config.rope_theta, config.rope_scaling) == (5e5, {"rope_type": "linear", "factor": 2.0})
+    assert AutoConfig.from_pretrained(folder).rope_parameters["rope_theta"] == 5e5
+
+
+def test_what_a_config_leaves_out_is_what_transformers_assumes():
+    from transformers import LlamaConfig, MistralConfig
+
+    assert checkpoint.config_from_hf({"model_type": "llama"}) == checkpoint.config_from_hf(LlamaConfig().to_dict())
+    bare = checkpoint.config_from_hf({"model_type": "mistral", "sliding_window": None})
+    assert bare == checkpoint.config_from_hf(MistralConfig(sliding_window=None).to_dict())
+
+
+def test_mistral_without_a_window(tmp_path):
+    from transformers import MistralConfig, MistralForCausalLM
+
+    shape = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    config = MistralConfig(**shape, num_attention_heads=4, num_key_value_heads=2, sliding_window=None)
+    hf = MistralForCausalLM(config).eval()
+    hf.save_pretrained(tmp_path)
+    with torch.no_grad():
+        assert (checkpoint.load(tmp_path)(IDS) - hf(IDS).logits).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"model_type": "qwen2"}, "model_type='qwen2'.*llama, mistral"),
+        ({"model_type": "mistral", "sliding_window": 4096}, "sliding_window=4096"),
+        ({"model_type": "mistral"}, "sliding_window=4096"),
+        ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rope_type='yarn'"),
+        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+    ],
+)
+def test_what_is_not_supported_is_named(folder, changes, says):
+    rewrite(folder, **changes)
+    with pytest.raises(ValueError, match=says):
+        checkpoint.load(folder)
+
+
+def test_all_that_is_not_supported_is_named_at_once(folder):
+    rewrite(folder, hidden_act="gelu", sliding_window=7)
+    with pytest.raises(ValueError, match=r"gelu.*sliding_window=7"):
+        checkpoint.load(folder)
+
+
+def test_tensors_that_do_not_fit_are_named(folder):
+    state = load_file(folder / "model.safetensors")
+    norm = state.pop("model.norm.weight")
+    save_file(state | {"model.odd": norm}, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"missing: model\.norm\.weight; not part of this model: model\.odd"):
+        checkpoint.load(folder)
+    save_file(state | {"model.norm.weight": norm[:5].clone()}, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"model\.norm\.weight is \(5,\), not \(32,\)"):
+        checkpoint.load(folder)
+    save_file(state | {"model.norm.weight": norm.to(torch.int8)}, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"not floating point: model\.norm\.weight \(torch.int8\)"):
+        checkpoint.load(folder)
+
+
+def test_leftovers_of_old_checkpoints_are_ignored(folder):
+    state = load_file(folder / "model.safetensors")
+    extra = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
+    save_file(state | extra, folder / "model.safetensors")
+    checkpoint.load(folder)
+
+
+def test_a_tied_checkpoint_may_hold_both_names(tmp_path):
+    model = make(tie_word_embeddings=True)
+    checkpoint.save(model, tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    assert "lm_head.weight" not in state
+    save_file(state | {"lm_head.weight": model.lm_head.weight.detach().clone()}, tmp_path / "model.safetensors")
+    same(checkpoint.load(tmp_path), model)
+
+
+def test_folders_without_weights_say_what_to_do(folder, tmp_path):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(FileNotFoundError, match=r"pytorch_model\.bin.*save_pretrained"):
+        checkpoint.load(folder)
+    with pytest.raises(FileNotFoundError, match="not a Hugging Face checkpoint folder"):
+        checkpoint.load(tmp_path / "nowhere")
