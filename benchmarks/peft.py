@@ -47,7 +47,7 @@ def step_of(model: torch.nn.Module, tokens: torch.Tensor):
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
 
     def step() -> float:
-        logits = model(tokens).logits
+        logits = model(tokens).logits[:, -tokens.shape[1] :]  # peft gives logits for virtual tokens too
         loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -72,4 +72,151 @@ def lora_training_step_all_linear() -> Case:
     return case("LoRA training step, all linears, against peft", every)
 
 
-CASES = [lora_training_step_attention, lora_training_step_all_linear]
+def virtual_token_case(name: str, module, config, their_config) -> Case:
+    """A training step with virtual tokens, ours against peft's, from the same numbers."""
+    import peft
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    torch.manual_seed(0)
+    base = LlamaForCausalLM(LlamaConfig(**SHAPE))
+    theirs = peft.get_peft_model(copy.deepcopy(base), their_config).train()
+    ours = module.apply(base, config).train()
+    encoder = ours.virtual_tokens.encoder
+    state = {n.replace("embedding", "embedding.weight"): t for n, t in encoder.state_dict().items()}
+    theirs.prompt_encoder["default"].load_state_dict(state)
+    tokens = torch.randint(0, SHAPE["vocab_size"], (BATCH, SEQ), generator=torch.Generator().manual_seed(0))
+    return Case(name, step_of(ours, tokens), step_of(theirs, tokens))
+
+
+def prompt_tuning_step() -> Case:
+    import peft
+
+    from llmlab.peft import prompt_tuning
+
+    theirs = peft.PromptTuningConfig(num_virtual_tokens=20, task_type="CAUSAL_LM")
+    return virtual_token_case(
+        "Prompt Tuning step, 20 tokens, against peft", prompt_tuning, prompt_tuning.PromptTuningConfig(20), theirs
+    )
+
+
+def prefix_tuning_step() -> Case:
+    import peft
+
+    from llmlab.peft import prefix_tuning
+
+    theirs = peft.PrefixTuningConfig(num_virtual_tokens=20, prefix_projection=True, task_type="CAUSAL_LM")
+    return virtual_token_case(
+        "Prefix Tuning step, 20 tokens, against peft", prefix_tuning, prefix_tuning.PrefixTuningConfig(20), theirs
+    )
+
+
+def p_tuning_step() -> Case:
+    import peft
+
+    from llmlab.peft import p_tuning
+
+    theirs = peft.PromptEncoderConfig(num_virtual_tokens=20, task_type="CAUSAL_LM")
+    return virtual_token_case(
+        "P-Tuning step, 20 tokens, MLP, against peft", p_tuning, p_tuning.PTuningConfig(20), theirs
+    )
+
+
+def p_tuning_v2_step() -> Case:
+    import peft
+
+    from llmlab.peft import p_tuning_v2
+
+    theirs = peft.PrefixTuningConfig(num_virtual_tokens=20, task_type="CAUSAL_LM")
+    return virtual_token_case(
+        "P-Tuning v2 step, 20 tokens, against peft", p_tuning_v2, p_tuning_v2.PTuningV2Config(20), theirs
+    )
+
+
+def adalora_step() -> Case:
+    """Forward with the regulariser, backward, AdamW and the allocation of ranks."""
+    import peft
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from llmlab.peft import adalora, adalora_budget
+
+    torch.manual_seed(0)
+    base = LlamaForCausalLM(LlamaConfig(**SHAPE))
+    shared = dict(init_r=12, target_r=8, total_step=100_000, orth_reg_weight=0.1)
+    theirs = peft.AdaLoraConfig(**shared, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    theirs = peft.get_peft_model(copy.deepcopy(base), theirs)
+    ours = adalora.apply(base, adalora.AdaLoRAConfig(**shared, alpha=16))
+    layers, allocator = adalora.layers_of(ours), adalora_budget.RankAllocator(ours)
+    with torch.no_grad():
+        for name, p in theirs.named_parameters():
+            if "lora_" in name:
+                place, which, _ = name.removeprefix("base_model.model.").rsplit(".", 2)
+                getattr(layers[place], which).copy_(p)
+    tokens = torch.randint(0, SHAPE["vocab_size"], (BATCH, SEQ), generator=torch.Generator().manual_seed(0))
+
+    def step_with(model, loss_of, allocate):
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+        time = iter(range(100_000))
+
+        def step() -> float:
+            loss = loss_of()
+            loss.backward()
+            optimizer.step()
+            allocate(next(time))
+            optimizer.zero_grad(set_to_none=True)
+            return loss.item()
+
+        return step
+
+    mine = lambda: ours(tokens, labels=tokens).loss + adalora.regularizer(ours)  # noqa: E731
+    return Case(
+        "AdaLoRA training step, q and v, against peft",
+        step_with(ours.train(), mine, allocator.step),
+        step_with(theirs.train(), lambda: theirs(tokens, labels=tokens).loss, theirs.base_model.update_and_allocate),
+    )
+
+
+def qlora_step() -> Case:
+    """NF4 with double quantisation under LoRA on all linears, in fp32, against peft on bitsandbytes."""
+    import bitsandbytes as bnb
+    import peft
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from llmlab.peft import qlora
+
+    torch.manual_seed(0)
+    base = LlamaForCausalLM(LlamaConfig(**SHAPE))
+    four = copy.deepcopy(base)
+    for name, linear in walk.find(four, "all-linear").items():
+        layer = bnb.nn.Linear4bit(
+            linear.in_features, linear.out_features, False, quant_type="nf4", compute_dtype=torch.float32
+        )
+        layer.weight = bnb.nn.Params4bit(linear.weight.data, quant_type="nf4", module=layer)
+        walk.replace(four, name, layer.to("cpu"))
+    config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM")
+    theirs = peft.get_peft_model(four, config)
+    ours = qlora.apply(base, qlora.QLoRAConfig(r=RANK, alpha=ALPHA, keep_base=False))
+    layers = walk.installed(ours, lora.LoRALinear)
+    with torch.no_grad():
+        for name, p in theirs.named_parameters():
+            if "lora_" in name:
+                place, which, adapter, _ = name.removeprefix("base_model.model.").rsplit(".", 3)
+                getattr(layers[place], which)[adapter].copy_(p)
+    tokens = torch.randint(0, SHAPE["vocab_size"], (BATCH, SEQ), generator=torch.Generator().manual_seed(0))
+    return Case(
+        "QLoRA training step, all linears, against peft on bitsandbytes",
+        step_of(ours.train(), tokens),
+        step_of(theirs.train(), tokens),
+    )
+
+
+CASES = [
+    lora_training_step_attention,
+    lora_training_step_all_linear,
+    prompt_tuning_step,
+    prefix_tuning_step,
+    p_tuning_step,
+    p_tuning_v2_step,
+    adalora_step,
+    qlora_step,
+]

@@ -18,16 +18,16 @@ CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 
 
-def write(folder: str | Path, settings: dict, tensors: dict[str, Tensor]) -> None:
+def write(folder: str | Path, settings: dict, tensors: dict[str, Tensor], prefix: str = PREFIX) -> None:
     """Save an adapter. `settings` must have "peft_type"; `tensors` go by `<layer's name>.<what>`."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    data = {f"{PREFIX}{name}": tensor.detach().contiguous() for name, tensor in tensors.items()}
+    data = {f"{prefix}{name}": tensor.detach().contiguous() for name, tensor in tensors.items()}
     save_file(data, folder / TENSORS, metadata={"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def read(folder: str | Path, peft_type: str) -> tuple[dict, dict[str, Tensor]]:
+def read(folder: str | Path, peft_type: str, prefix: str = PREFIX) -> tuple[dict, dict[str, Tensor]]:
     """(settings, tensors) of a folder written by `write` or by `peft`'s `save_pretrained`.
 
     Raises:
@@ -43,9 +43,9 @@ def read(folder: str | Path, peft_type: str) -> tuple[dict, dict[str, Tensor]]:
         raise ValueError(f"{folder} holds a {settings.get('peft_type')} adapter, not {peft_type}")
     tensors = load_file(folder / TENSORS)
     for name in tensors:
-        if not name.startswith(PREFIX):
-            raise ValueError(f"{folder / TENSORS}: the name {name!r} does not start with {PREFIX!r}")
-    return settings, {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+        if not name.startswith(prefix):
+            raise ValueError(f"{folder / TENSORS}: the name {name!r} does not start with {prefix!r}")
+    return settings, {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
 def check_tensors(found: dict[str, Tensor], wanted: dict[str, tuple[int, ...]]) -> None:

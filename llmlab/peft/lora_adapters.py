@@ -84,7 +84,6 @@ def combine(model: nn.Module, weights: dict[str, float], adapter: str) -> nn.Mod
         ValueError: an adapter that is not there, or the new name is taken.
     """
     _known(model, list(weights))
-    _refuse_merged(model)
     if not weights:
         raise ValueError("weights={} names no adapter to combine")
     stacked = {name: _stack(layer, weights) for name, layer in walk.installed(model, LoRALinear).items()}

@@ -153,20 +153,26 @@ print("train: {:,} of {:,} parameters".format(*walk.trainable(model)))
 # and $B$ by letting them exchange files. First ours writes a folder, and `peft` reads it.
 
 # %%
+import warnings
+
 import peft
 from transformers import LlamaForCausalLM
+from transformers.utils import logging
+
+warnings.filterwarnings("ignore", category=FutureWarning)
+logging.disable_progress_bar()
 
 torch.manual_seed(0)
 for name, p in model.named_parameters():
     if "lora_B" in name:  # a B that has learned something, so that the comparison says something
-        torch.nn.init.normal_(p, std=0.02)
+        torch.nn.init.normal_(p, std=0.01)
 
 folder = tempfile.mkdtemp()
 lora_adapters.save(model, f"{folder}/ours")
 theirs = peft.PeftModel.from_pretrained(
     LlamaForCausalLM.from_pretrained(course_model.MODEL), f"{folder}/ours", is_trainable=True
 )
-compare(model(prompt), theirs(prompt).logits, what="logits, ours in peft")
+compare(model(prompt), theirs(prompt).logits, what="logits, ours in peft", tol=1e-4)
 
 # %% [markdown]
 # Then gradients, all 56 of them, and the way back: `peft` writes, and we read. We load its file onto `transformers`' own
@@ -182,7 +188,7 @@ compare(walk.trainable(model), theirs.get_nb_trainable_parameters(), what="param
 
 theirs.save_pretrained(f"{folder}/theirs")
 returned = lora_adapters.load(LlamaForCausalLM.from_pretrained(course_model.MODEL), f"{folder}/theirs")
-compare(returned(prompt).logits, model(prompt), what="logits, peft's file in our code on transformers' model")
+compare(returned(prompt).logits, model(prompt), what="logits, peft's file in our code on transformers' model", tol=1e-4)
 
 # %% [markdown]
 # Merging: the same function, with nothing left to slow it down. Unmerging gives back the old weights to the bit, which
@@ -191,7 +197,7 @@ compare(returned(prompt).logits, model(prompt), what="logits, peft's file in our
 # %%
 before = model(prompt)
 lora.merge(model)
-compare(model(prompt), before, what="logits, merged against unmerged")
+compare(model(prompt), before, what="logits, merged against unmerged", tol=1e-4)
 lora.unmerge(model)
 lora.remove(model)
 compare(model(prompt), plain, what="logits after unmerging and removing", tol=0)
@@ -201,31 +207,33 @@ compare(model(prompt), plain, what="logits after unmerging and removing", tol=0)
 #
 # The course model has read the State of the Union addresses and *Moby-Dick*. It has never seen the Bible. We teach it
 # 40 steps of the King James Bible: once with all 28 linears trained in full, and once for each of four ranks. Same
-# batches, same order, same number of steps; each run has its own learning rate, found beforehand by
-# doubling it until the Bible's loss got no better by 0.03: a comparison at one shared rate would flatter one side.
-# Embedding and norms stay frozen in all of them, so that we compare the linears and nothing else.
+# batches, same order, same number of steps. Embedding and norms stay frozen in all of them, so that we compare the
+# linears and nothing else.
+#
+# Each run has its own learning rate, found beforehand by doubling it until the Bible's loss improved by less than 0.03.
+# A shared rate would flatter one side: LoRA wants about ten times the rate of full fine-tuning, since its $\Delta W$ is a
+# product of two small numbers. For the four ranks the rates hardly differ. That is the work of $\alpha/r$.
 
 
 # %%
-def ids(text):
+def encode(text):
     return torch.tensor(tokenizer.encode(text).ids)
-
-
-bible = ids(course_model.corpus("bible")[:400_000])
-new = ids(course_model.corpus("bible", "valid")[:60_000])
-old = ids(course_model.corpus("addresses", "valid")[:60_000])
 
 
 def loss_on(model, text):
     return pretraining.evaluate(model, text, context=128, windows=24, batch=8)
 
 
+bible = encode(course_model.corpus("bible")[:400_000])
+new = encode(course_model.corpus("bible", "valid")[:60_000])
+old = encode(course_model.corpus("addresses", "valid")[:60_000])
+
 LEARNING_RATE = {"full": 2e-3, 1: 2e-2, 2: 2e-2, 4: 2e-2, 8: 1e-2}
-recipe = pretraining.Recipe(steps=40, batch=8, context=128, warmup=5, weight_decay=0.0)
 
 
 def teach(rank):
     """The course model after 40 steps of the Bible, in full or through adapters of one rank."""
+    recipe = pretraining.Recipe(40, batch=8, context=128, peak_lr=LEARNING_RATE[rank], warmup=5, weight_decay=0.0)
     torch.manual_seed(0)
     model = course_model.load().requires_grad_(False)
     if rank == "full":
@@ -236,7 +244,7 @@ def teach(rank):
     optimizer = pretraining.make_optimizer(model, recipe)
     for step in range(recipe.steps):
         for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE[rank] * pretraining.learning_rate(step, recipe) / recipe.peak_lr
+            group["lr"] = pretraining.learning_rate(step, recipe)
         pretraining.training_step(model, optimizer, pretraining.sample_batch(bible, recipe, step), recipe.clip)
     return model
 
@@ -273,6 +281,7 @@ for S, (_, D, _) in zip(noise, svd.values(), strict=True):
 ax.set(xscale="log", xlabel="singular value, largest first", ylabel="share of the length of ΔW")
 ax.set_title("28 changes against 28 random matrices")
 ax.set_xticks([1, 2, 4, 8, 16, 32, 64], labels=["1", "2", "4", "8", "16", "32", "64"])
+ax.minorticks_off()
 ax.annotate("fine-tuning", (1.6, 0.42), color="#0072b2")
 ax.annotate("random", (1.05, 0.08), color="#6b7078")
 figure(
@@ -291,6 +300,11 @@ print(f"four directions of up to 128 hold {top4:.0%} of ΔW² on average; in a r
 
 
 # %%
+ranks = [1, 2, 4, 8]
+adapted = {r: teach(r) for r in ranks}
+
+
+# %%
 # NBVAL_IGNORE_OUTPUT
 def cut(rank):
     """The base plus the best rank-r part of each full change."""
@@ -302,7 +316,6 @@ def cut(rank):
     return model
 
 
-ranks = [1, 2, 4, 8]
 start, end = (loss_on(m, new) for m in (base, full))
 
 
@@ -310,25 +323,25 @@ def gain(model):
     return (start - loss_on(model, new)) / (start - end)
 
 
-adapted = {r: teach(r) for r in ranks}
 trained_share = {r: gain(m) for r, m in adapted.items()}
 cut_share = {r: gain(cut(r)) for r in ranks}
 energy_share = {r: mean([energy(S, r) for _, S, _ in svd.values()]) for r in ranks}
 
-fig, ax = plt.subplots(figsize=(4.8, 3.4))
+fig, ax = plt.subplots(figsize=(4.8, 3.8))
 ax.axhline(1, color="#22262b", linewidth=1)
 ax.text(8, 1.02, "full fine-tuning", ha="right", va="bottom")
 for share, label, style in [
-    (trained_share, "LoRA, trained at rank r", "o-"),
-    (cut_share, "ΔW cut to rank r: loss", "s-"),
-    (energy_share, "ΔW cut to rank r: length²", "^--"),
+    (trained_share, "LoRA, trained at rank r: loss", "o-"),
+    (cut_share, "full ΔW, cut to rank r: loss", "s-"),
+    (energy_share, "full ΔW, cut to rank r: length²", "^--"),
 ]:
     ax.plot(ranks, [share[r] for r in ranks], style, label=label)
-ax.set(xscale="log", xlabel="rank r", ylabel="share of the gain kept", ylim=(0, 1.2))
+ax.set(xscale="log", xlabel="rank r", ylabel="share of full fine-tuning", ylim=(0, 1.7))
+ax.set_yticks([0, 0.25, 0.5, 0.75, 1])
+ax.legend(loc="upper left")
 ax.set_xticks(ranks, labels=ranks)
 ax.minorticks_off()
 ax.set_title("What a rank buys")
-ax.legend(loc="lower right")
 figure(
     fig,
     alt=f"Share of full fine-tuning's gain on the Bible. At rank 4, LoRA reaches {trained_share[4]:.0%}, the cut change {cut_share[4]:.0%}.",
@@ -336,41 +349,97 @@ figure(
 assert trained_share[4] > 0.5
 
 # %% [markdown]
-# Read the three curves from the bottom. Rank 4 keeps part of the length of $\Delta W$; cut to rank 4, the model keeps
-# more of the gain than of the length, since the strong directions are the useful ones; and LoRA, which is told from the
-# start that it has four, chooses better ones still. A rank-4 adapter is a constraint, not an approximation of
-# what full training would have done.
+# Read the three curves from the bottom, at rank 4. It keeps about a third of the squared length of $\Delta W$. The model
+# cut to it keeps far more of the gain than that, since the strong directions are the useful ones. And LoRA, which knows
+# from the start that it has only four, picks better ones still. So an adapter does not approximate what full training
+# would have done; it finds another way, within its means. Even rank 1, which trains one number in 81, does most of it.
 #
-# What about the price? A model that learns the Bible unlearns the addresses. Each point below is one run.
+# What about the price? A model that learns the Bible unlearns the addresses.
+
 
 # %%
 # NBVAL_IGNORE_OUTPUT
-runs = {"base": base, "full": full} | {f"r = {r}": m for r, m in adapted.items()}
-rows = {
-    name: (walk.trainable(m)[0] if name != "base" else 0, loss_on(m, new), loss_on(m, old)) for name, m in runs.items()
-}
-print(f"{'':6} {'trained':>9} {'rate':>6} {'Bible':>6} {'addresses':>10}")
-for name, (count, on_new, on_old) in rows.items():
-    key = {"base": None, "full": "full"}.get(name, int(name[-1]) if name[-1].isdigit() else None)
-    print(f"{name:6} {count:>9,} {LEARNING_RATE.get(key, 0):>6} {on_new:>6.2f} {on_old:>10.2f}")
+def distance(model, rank):
+    """How far the weights moved: the mean over layers of |ΔW| / |W₀|."""
+    if rank == "full":
+        return mean([(delta[name].norm() / layer.weight.norm()).item() for name, layer in linears.items()])
+    layers = walk.installed(model, lora.LoRALinear).values()
+    moves = [lora.delta_weight(x.lora_A["bible"], x.lora_B["bible"], x.scaling["bible"]).norm() for x in layers]
+    return mean([(m / x.base.weight.norm()).item() for m, x in zip(moves, layers, strict=True)])
 
-fig, ax = plt.subplots()
-for name, (_, on_new, on_old) in rows.items():
-    ax.plot(on_new, on_old, "o", color="#22262b" if name == "base" else "#d55e00" if name == "full" else "#0072b2")
-    ax.annotate(name, (on_new, on_old), xytext=(6, 4), textcoords="offset points")
-ax.set(xlabel="loss on the Bible (new)", ylabel="loss on addresses (old)")
-ax.set_title("What is learned, and what is forgotten")
-ax.margins(0.15)
+
+runs = {"full": full} | adapted
+learned = {r: start - loss_on(m, new) for r, m in runs.items()}
+forgot = {r: loss_on(m, old) - loss_on(base, old) for r, m in runs.items()}
+print("run    trained   rate   learned   forgot   moved")
+for r, m in runs.items():
+    trains, name = walk.trainable(m)[0], "full" if r == "full" else f"r={r}"
+    print(f"{name:5}{trains:>9,}{LEARNING_RATE[r]:>7}{learned[r]:>9.2f}{forgot[r]:>9.2f}{distance(m, r):>9.0%}")
+
+fig, ax = plt.subplots(figsize=(4.8, 3.2))
+at = torch.arange(len(runs))
+ax.barh(at - 0.2, list(learned.values()), 0.38, color="#0072b2")
+ax.barh(at + 0.2, list(forgot.values()), 0.38, color="#d55e00")
+ax.text(learned["full"] - 0.02, -0.2, "learned (Bible)", color="white", ha="right", va="center")
+ax.text(forgot["full"] + 0.02, 0.2, "forgot (addresses)", color="#d55e00", ha="left", va="center")
+ax.set_yticks(at, labels=["full" if r == "full" else f"r = {r}" for r in runs])
+ax.invert_yaxis()
+ax.set(xlabel="change of the loss, nats a token")
+ax.set_title("What is learned, what is forgotten")
 figure(
     fig,
-    alt="Each run as a point: the more a run lowers the loss on the Bible, the more it raises the loss on the addresses.",
+    alt="Bars for five runs: "
+    + "; ".join(f"{r}: learned {learned[r]:.1f}, forgot {forgot[r]:.1f} nats" for r in runs)
+    + ".",
+)
+assert max(learned, key=learned.get) == "full" and min(forgot.values()) > 0.2
+assert all(distance(m, r) > 1.5 * distance(full, "full") for r, m in adapted.items())
+
+# %% [markdown]
+# LoRA learned less, as it had to. But it forgot no less, and the last column suggests why: with a few directions to use,
+# and a rate up to ten times as high, each adapter moved its weights farther than full training did; and of the four,
+# the one that moved farthest forgot the most.
+# [Biderman et al. 2024](https://arxiv.org/abs/2405.09673 "biderman2024lora") report the opposite at 7B, in the title of
+# their paper: "LoRA Learns Less and Forgets Less". So take neither for a law, and measure the old task whenever you tune
+# for a new one. They also found that full fine-tuning makes changes whose rank is 10 to 100 times that of a usual
+# adapter. That is the long tail of our first figure, at full size. A low rank is enough to change a model's manner in
+# 40 steps; for a new field and billions of tokens, raise it.
+#
+# And where should the rank go? Sort the changes by the kind of layer.
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+kinds = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+moved = {
+    kind: mean([(delta[n].norm() / linears[n].weight.norm()).item() for n in delta if n.endswith(kind)])
+    for kind in kinds
+}
+held = {kind: mean([energy(svd[n][1], 4) for n in delta if n.endswith(kind)]) for kind in kinds}
+
+fig, (left, right) = plt.subplots(1, 2, figsize=(4.8, 3.2), sharey=True)
+left.barh(kinds, [100 * moved[k] for k in kinds], color="#0072b2")
+right.barh(kinds, [100 * held[k] for k in kinds], color="#00805e")
+left.invert_yaxis()
+left.set(xlabel="% of the weight")
+left.set_title("how far it moved")
+right.set(xlabel="% of ΔW²")
+right.set_title("in 4 directions")
+figure(
+    fig,
+    alt="Two bar charts over the seven kinds of linear. Left, the length of the change relative to the weight: "
+    + ", ".join(f"{k} {100 * moved[k]:.0f}%" for k in kinds)
+    + ". Right, the share of it in four directions: "
+    + ", ".join(f"{k} {100 * held[k]:.0f}%" for k in kinds)
+    + ".",
 )
 
 # %% [markdown]
-# Learning and forgetting go together, and LoRA moves along the same line as full fine-tuning rather than off it
-# ([Biderman et al. 2024](https://arxiv.org/abs/2405.09673 "biderman2024lora") found the same on models of 7B). The
-# difference is that with LoRA nothing is lost: the old model is still there, under the adapter. Which brings us to
-# what adapters are for.
+# Every kind of layer moves, and by about the same share of its length; the attention layers put twice as much of it into
+# four directions as those of the MLP. That is the argument for a pair on every linear, at a smaller rank, rather than
+# a large one on a few. The paper found the same with the number of trained parameters held fixed at 18 million (its
+# table 5): $r = 8$ on $W_q$ alone reached 70.4% on WikiSQL, $r = 4$ on $W_q$ and $W_v$ 73.7%.
+#
+# With LoRA the old model is never lost: it is still there, under the adapter. Which brings us to what adapters are for.
 
 # %% [markdown]
 # ## Play
@@ -382,7 +451,7 @@ figure(
 # %%
 # NBVAL_IGNORE_OUTPUT
 mixed = adapted[8]
-WEIGHTS = [0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0]
+WEIGHTS = [0.0, 0.25, 0.5, 1.0, 1.5, 2.0]
 opening = torch.tensor([tokenizer.encode("And the people of the land").ids])
 written, curve = {}, {}
 for w in WEIGHTS:
@@ -423,12 +492,12 @@ explore(
 # once for all three; each row adds its own thin path. Merged weights could not do this: they would be three models.
 
 # %%
-lora_adapters.combine(mixed, {"bible": 0.5}, "half")
+lora_adapters.combine(mixed, {"bible": 0.5}, "blend")
 batch = prompt.expand(3, -1)
-with lora_adapters.by_row(mixed, [None, "bible", "half"]):
+with lora_adapters.by_row(mixed, [None, "bible", "blend"]):
     together = mixed(batch)
 alone = [base(prompt)]
-for adapter in ("bible", "half"):
+for adapter in ("bible", "blend"):
     lora.set_adapter(mixed, adapter)
     alone.append(mixed(prompt))
 compare(together, torch.cat(alone), what="three models in one batch, against each alone", tol=1e-4)
@@ -447,8 +516,8 @@ def count(n, r):
     return layers * n * r * 2 * d
 
 
-def verdict(paper, ours, digits):
-    return "same" if round(ours, digits) == paper else "NOT the same"
+def verdict(paper, ours):
+    return "same" if round(ours, 1) == paper else "same, cut off" if int(10 * ours) / 10 == paper else "no"
 
 
 for where, what, n, r, paper in [
@@ -460,7 +529,7 @@ for where, what, n, r, paper in [
     ("table 15", "r_q = r_v = 64", 2, 64, 301.9),
 ]:
     print(
-        f"{where:12} {what:26} paper {paper:>6} M   ours {count(n, r) / 1e6:>7.2f} M   {verdict(paper, count(n, r) / 1e6, 1)}"
+        f"{where:12} {what:26} paper {paper:>6} M   ours {count(n, r) / 1e6:>7.2f} M   {verdict(paper, count(n, r) / 1e6)}"
     )
 small, large = 2 * count(2, 4), 2 * total
 print(
@@ -472,11 +541,11 @@ print(
 print(f"section 4.2  memory to train fully:  paper 1.2 TB, ours {16 * total / 1e12:.1f} TB by 16 bytes a parameter")
 
 # %% [markdown]
-# Three rows deserve a word. Table 15's 18.8 M is 18.87 M cut off rather than rounded. Section D.4 says that $r = 2$ on
-# four matrices trains 37.7 M, table 15 says that $r = 4$ does; counting settles it, and the table is right. And the
-# 1.2 TB for full fine-tuning is 6.8 bytes a parameter. That is less than Adam needs in any common setting, and the paper
-# does not say how it was counted, so take the ratio in the abstract, a third of the memory, as theirs and the
-# 16 bytes as ours.
+# Three things deserve a word. Table 15 cuts 18.87 and 301.99 off after the first digit instead of rounding. Section D.4
+# says that $r = 2$ on four matrices trains 37.7 M, table 15 says that $r = 4$ does; counting settles it, and the table is
+# right. And the 1.2 TB for full fine-tuning is 6.8 bytes a parameter. That is less than Adam needs in any common setting,
+# and the paper does not say how it was counted. So take the ratio in the abstract, a third of the memory, as theirs, and
+# the 16 bytes as ours.
 #
 # The number that `peft` prints for Llama 7B, `4,194,304 || all params: 6,742,609,920 || 0.0622%`, is the one you
 # predicted above.

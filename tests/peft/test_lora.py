@@ -282,7 +282,7 @@ def test_merging_is_rounded_once_from_fp32():
 
 
 def test_double_precision_survives_merging():
-    model = nn.ModuleDict({"q_proj": nn.Linear(5, 4).double()})
+    model = nn.ModuleDict({"q_proj": nn.Linear(5, 4, dtype=torch.float64)})  # 53 bits, not 24 that were widened
     randomise(lora.apply(model, LoRAConfig(target_modules=("q_proj",))))
     x = torch.randn(3, 5).double()
     adapted = model["q_proj"](x)
@@ -321,6 +321,18 @@ def test_removing_one_of_two_leaves_the_other(llama, tokens):
     lora.set_adapter(llama, "a")
     assert not torch.equal(only_a, make_llama()(tokens))
     assert lora.remove(lora.remove(llama)) is llama and lora.adapters(llama) == []
+
+
+def test_an_active_adapter_that_is_removed_is_no_longer_added(llama, tokens):
+    plain = llama(tokens)
+    lora.apply(llama, LoRAConfig(), "a")
+    lora.apply(llama, LoRAConfig(), "b")
+    randomise(llama)
+    lora.set_adapter(llama, ["a", "b"])
+    lora.remove(llama, "b")
+    with_a_alone = llama(tokens)
+    lora.set_adapter(llama, "a")
+    assert torch.equal(llama(tokens), with_a_alone) and not torch.equal(with_a_alone, plain)
 
 
 # Misuse -------------------------------------------------------------------------------------------------------------
