@@ -206,12 +206,12 @@ compare(model(prompt), plain, what="logits after unmerging and removing", tol=0)
 # ## The experiment
 #
 # The course model has read the State of the Union addresses and *Moby-Dick*. It has never seen the Bible. We teach it
-# 40 steps of the King James Bible: once with all 28 linears trained in full, and once for each of four ranks. Same
+# 24 steps of the King James Bible: once with all 28 linears trained in full, and once for each of four ranks. Same
 # batches, same order, same number of steps. Embedding and norms stay frozen in all of them, so that we compare the
 # linears and nothing else.
 #
-# Each run has its own learning rate, found beforehand by doubling it until the Bible's loss improved by less than 0.03.
-# A shared rate would flatter one side: LoRA wants about ten times the rate of full fine-tuning, since its $\Delta W$ is a
+# Each run has its own learning rate, the best of a search by factors of two: half of it and twice it were both worse. A
+# shared rate would flatter one side: LoRA wants five to ten times the rate of full fine-tuning, since its $\Delta W$ is a
 # product of two small numbers. For the four ranks the rates hardly differ. That is the work of $\alpha/r$.
 
 
@@ -221,19 +221,20 @@ def encode(text):
 
 
 def loss_on(model, text):
-    return pretraining.evaluate(model, text, context=128, windows=24, batch=8)
+    return pretraining.evaluate(model, text, context=128, windows=16, batch=8)
 
 
 bible = encode(course_model.corpus("bible")[:400_000])
 new = encode(course_model.corpus("bible", "valid")[:60_000])
 old = encode(course_model.corpus("addresses", "valid")[:60_000])
 
-LEARNING_RATE = {"full": 2e-3, 1: 2e-2, 2: 2e-2, 4: 2e-2, 8: 1e-2}
+LEARNING_RATE = {"full": 4e-3, 1: 4e-2, 2: 2e-2, 4: 2e-2, 8: 2e-2}
 
 
-def teach(rank):
-    """The course model after 40 steps of the Bible, in full or through adapters of one rank."""
-    recipe = pretraining.Recipe(40, batch=8, context=128, peak_lr=LEARNING_RATE[rank], warmup=5, weight_decay=0.0)
+def teach(rank, rate=None):
+    """The course model after 24 steps of the Bible, in full or through adapters of one rank."""
+    rate = rate or LEARNING_RATE[rank]
+    recipe = pretraining.Recipe(24, batch=8, context=128, peak_lr=rate, warmup=4, weight_decay=0.0)
     torch.manual_seed(0)
     model = course_model.load().requires_grad_(False)
     if rank == "full":
@@ -354,56 +355,57 @@ assert trained_share[4] > 0.5
 # from the start that it has only four, picks better ones still. So an adapter does not approximate what full training
 # would have done; it finds another way, within its means. Even rank 1, which trains one number in 81, does most of it.
 #
-# What about the price? A model that learns the Bible unlearns the addresses.
+# What about the price? A model that learns the Bible unlearns the addresses. How much, depends on the learning rate too:
+# so here is full fine-tuning once more, at half its best rate.
 
 
 # %%
 # NBVAL_IGNORE_OUTPUT
-def distance(model, rank):
+def distance(model):
     """How far the weights moved: the mean over layers of |ΔW| / |W₀|."""
-    if rank == "full":
-        return mean([(delta[name].norm() / layer.weight.norm()).item() for name, layer in linears.items()])
-    layers = walk.installed(model, lora.LoRALinear).values()
-    moves = [lora.delta_weight(x.lora_A["bible"], x.lora_B["bible"], x.scaling["bible"]).norm() for x in layers]
-    return mean([(m / x.base.weight.norm()).item() for m, x in zip(moves, layers, strict=True)])
+    lora.merge(model) if lora.adapters(model) else None
+    moved = {name: walk.base_of(layer).weight for name, layer in walk.find(model, "all-linear").items()}
+    far = mean([((moved[name] - layer.weight).norm() / layer.weight.norm()).item() for name, layer in linears.items()])
+    lora.unmerge(model) if lora.adapters(model) else None
+    return far
 
 
-runs = {"full": full} | adapted
-learned = {r: start - loss_on(m, new) for r, m in runs.items()}
-forgot = {r: loss_on(m, old) - loss_on(base, old) for r, m in runs.items()}
-print("run    trained   rate   learned   forgot   moved")
-for r, m in runs.items():
-    trains, name = walk.trainable(m)[0], "full" if r == "full" else f"r={r}"
-    print(f"{name:5}{trains:>9,}{LEARNING_RATE[r]:>7}{learned[r]:>9.2f}{forgot[r]:>9.2f}{distance(m, r):>9.0%}")
+gentle = teach("full", LEARNING_RATE["full"] / 2)
+runs = {"full": full, "full, rate / 2": gentle} | {f"r = {r}": m for r, m in adapted.items()}
+learned = {name: start - loss_on(m, new) for name, m in runs.items()}
+forgot = {name: loss_on(m, old) - loss_on(base, old) for name, m in runs.items()}
+print("run              trained  learned  forgot   moved")
+for name, m in runs.items():
+    print(f"{name:14}{walk.trainable(m)[0]:>10,}{learned[name]:>9.2f}{forgot[name]:>8.2f}{distance(m):>8.0%}")
 
-fig, ax = plt.subplots(figsize=(4.8, 3.2))
+fig, ax = plt.subplots(figsize=(4.8, 3.4))
 at = torch.arange(len(runs))
 ax.barh(at - 0.2, list(learned.values()), 0.38, color="#0072b2")
 ax.barh(at + 0.2, list(forgot.values()), 0.38, color="#d55e00")
 ax.text(learned["full"] - 0.02, -0.2, "learned (Bible)", color="white", ha="right", va="center")
-ax.text(forgot["full"] + 0.02, 0.2, "forgot (addresses)", color="#d55e00", ha="left", va="center")
-ax.set_yticks(at, labels=["full" if r == "full" else f"r = {r}" for r in runs])
+ax.text(forgot["full"] - 0.02, 0.2, "forgot (addresses)", color="black", ha="right", va="center")
+ax.set_yticks(at, labels=list(runs))
 ax.invert_yaxis()
 ax.set(xlabel="change of the loss, nats a token")
 ax.set_title("What is learned, what is forgotten")
 figure(
     fig,
-    alt="Bars for five runs: "
-    + "; ".join(f"{r}: learned {learned[r]:.1f}, forgot {forgot[r]:.1f} nats" for r in runs)
+    alt="Bars for six runs: "
+    + "; ".join(f"{name}: learned {learned[name]:.1f}, forgot {forgot[name]:.1f} nats" for name in runs)
     + ".",
 )
 assert max(learned, key=learned.get) == "full" and min(forgot.values()) > 0.2
-assert all(distance(m, r) > 1.5 * distance(full, "full") for r, m in adapted.items())
+assert forgot["r = 2"] < forgot["full"] and forgot["full, rate / 2"] < forgot["full"]
 
 # %% [markdown]
-# LoRA learned less, as it had to. But it forgot no less, and the last column suggests why: with a few directions to use,
-# and a rate up to ten times as high, each adapter moved its weights farther than full training did; and of the four,
-# the one that moved farthest forgot the most.
-# [Biderman et al. 2024](https://arxiv.org/abs/2405.09673 "biderman2024lora") report the opposite at 7B, in the title of
-# their paper: "LoRA Learns Less and Forgets Less". So take neither for a law, and measure the old task whenever you tune
-# for a new one. They also found that full fine-tuning makes changes whose rank is 10 to 100 times that of a usual
-# adapter. That is the long tail of our first figure, at full size. A low rank is enough to change a model's manner in
-# 40 steps; for a new field and billions of tokens, raise it.
+# LoRA learned less, as it had to. Did it forget less? Against full fine-tuning at its best rate, up to rank 4, yes; so
+# [Biderman et al. 2024](https://arxiv.org/abs/2405.09673 "biderman2024lora") found at 7B, and put it in their title:
+# "LoRA Learns Less and Forgets Less". But the second row halves that rate, gives up a sliver of what was learned, and
+# forgets about half as much. Forgetting depends on how hard you push at least as much as on how many numbers you push. So
+# measure the old task whenever you tune for a new one, and turn the rate down before you change the method. They also
+# found that full fine-tuning makes changes whose rank is 10 to 100 times that of a usual adapter. That is the long tail
+# of our first figure, at full size. A low rank is enough to change a model's manner in 24 steps; for a new field and
+# billions of tokens, raise it.
 #
 # And where should the rank go? Sort the changes by the kind of layer.
 
