@@ -206,7 +206,7 @@ compare(model(prompt), plain, what="logits after unmerging and removing", tol=0)
 # ## The experiment
 #
 # The course model has read the State of the Union addresses and *Moby-Dick*. It has never seen the Bible. We teach it
-# 24 steps of the King James Bible: once with all 28 linears trained in full, and once for each of four ranks. Same
+# 20 steps of the King James Bible: once with all 28 linears trained in full, and once for each of four ranks. Same
 # batches, same order, same number of steps. Embedding and norms stay frozen in all of them, so that we compare the
 # linears and nothing else.
 #
@@ -232,9 +232,9 @@ LEARNING_RATE = {"full": 4e-3, 1: 4e-2, 2: 2e-2, 4: 2e-2, 8: 2e-2}
 
 
 def teach(rank, rate=None):
-    """The course model after 24 steps of the Bible, in full or through adapters of one rank."""
+    """The course model after 20 steps of the Bible, in full or through adapters of one rank."""
     rate = rate or LEARNING_RATE[rank]
-    recipe = pretraining.Recipe(24, batch=8, context=128, peak_lr=rate, warmup=4, weight_decay=0.0)
+    recipe = pretraining.Recipe(20, batch=8, context=128, peak_lr=rate, warmup=4, weight_decay=0.0)
     torch.manual_seed(0)
     model = course_model.load().requires_grad_(False)
     if rank == "full":
@@ -404,7 +404,7 @@ assert forgot["r = 2"] < forgot["full"] and forgot["full, rate / 2"] < forgot["f
 # forgets about half as much. Forgetting depends on how hard you push at least as much as on how many numbers you push. So
 # measure the old task whenever you tune for a new one, and turn the rate down before you change the method. They also
 # found that full fine-tuning makes changes whose rank is 10 to 100 times that of a usual adapter. That is the long tail
-# of our first figure, at full size. A low rank is enough to change a model's manner in 24 steps; for a new field and
+# of our first figure, at full size. A low rank is enough to change a model's manner in 20 steps; for a new field and
 # billions of tokens, raise it.
 #
 # And where should the rank go? Sort the changes by the kind of layer.
