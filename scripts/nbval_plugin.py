@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from datetime import date
 from pathlib import Path
 
 import psutil
@@ -62,6 +63,7 @@ def record(notebook: IPyNbFile, root: Path) -> None:
     if not folder:
         return
     name = Path(notebook.path).resolve().relative_to(root).as_posix()
-    text = json.dumps({"notebook": name, "seconds": round(notebook.seconds, 1), "peak_mib": round(notebook.peak)})
+    took = {"seconds": round(notebook.seconds, 1), "peak_mib": round(notebook.peak), "date": date.today().isoformat()}
+    text = json.dumps({"notebook": name, **took})
     Path(folder).mkdir(parents=True, exist_ok=True)
     (Path(folder) / f"{name.replace('/', '__')}.json").write_text(text)

@@ -4,6 +4,7 @@
     python scripts/train_course_model.py tokenizer
     python scripts/train_course_model.py course                writes llmlab/models/data/course-model/
     python scripts/train_course_model.py draft                 writes llmlab/models/data/draft-model/
+    python scripts/train_course_model.py golden                the course model's loss on one sentence, for `llmlab doctor`
 
 A run writes the weights and `training_log.csv` whenever the validation loss is the lowest yet, so stopping it early
 leaves an honest pair. Started again with the same settings, it goes on from `build/<name>.pt`.
@@ -23,6 +24,7 @@ import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from llmlab.models import checkpoint, course_model
+from llmlab.models.language_model import next_token_loss
 from llmlab.models.llama import Llama, LlamaConfig
 from llmlab.training.pretraining import Recipe, Record, train
 
@@ -125,6 +127,15 @@ def publish(folder: Path, model: Llama, log: list[Record]) -> None:
     write_log(folder / "training_log.csv", log)
 
 
+def write_golden() -> None:
+    """What the shipped weights give for a held-out sentence: `llmlab doctor` computes it again on each machine."""
+    text = course_model.corpus("bible", "valid")[:400]
+    ids = torch.tensor([course_model.load_tokenizer().encode(text).ids])
+    with torch.inference_mode():
+        loss = next_token_loss(course_model.load()(ids), ids).item()
+    write_json(course_model.MODEL / "golden.json", {"text": text, "loss": round(loss, 4)})
+
+
 def write_json(path: Path, value: dict) -> None:
     part = path.with_suffix(".part")  # a reader sees the old file or the new, never half of one
     part.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
@@ -151,12 +162,14 @@ def read_log(path: Path) -> list[Record]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["tokenizer", *MODELS])
+    parser.add_argument("what", choices=["tokenizer", *MODELS, "golden"])
     parser.add_argument("--steps", type=int, help="a shorter or longer run")
     args = parser.parse_args()
     if args.what == "tokenizer":
         train_tokenizer()
         write_tokens()
+    elif args.what == "golden":
+        write_golden()
     else:
         train_model(args.what, args.steps)
 

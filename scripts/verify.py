@@ -17,8 +17,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "build" / "verify"
 PYTEST = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
-NBVAL = [*PYTEST, "-o", "addopts=-q", "-p", "scripts.nbval_plugin", "--nbval-cell-timeout=120", "-n", "2"]
-NBVAL += ["--dist", "loadscope"]
+NBVAL = [*PYTEST, "-o", "addopts=-q", "-p", "scripts.nbval_plugin", "--nbval-cell-timeout=120"]
+TWO = ["-n", "2", "--dist", "loadscope"]  # two processes of one thread each
 STAGES: dict[str, list[list[str]]] = {
     "lint": [["ruff", "check", "."], ["ruff", "format", "--check", "."]],
     "in step": [
@@ -28,11 +28,11 @@ STAGES: dict[str, list[list[str]]] = {
     ],
     "model": [["llmlab", "model", "fetch", "--if-missing"]],
     "units": [
-        [*PYTEST, "tests", "-m", "not browser", "-n", "2", "--dist", "loadscope", "--cov=llmlab", "--cov-report="],
+        [*PYTEST, "tests", "-m", "not browser", *TWO, "--cov=llmlab", "--cov-report="],
         [sys.executable, "-m", "coverage", "report", "--fail-under=90", "--skip-covered", "--sort=cover"],
     ],
     "notebooks": [[*NBVAL, "--nbval", "--nbval-sanitize-with=scripts/sanitize.cfg", "notebooks", "solutions"]],
-    "exercises": [[*NBVAL, "--nbval-lax", "--fresh-exercises", "exercises"]],
+    "exercises": [[*NBVAL, "--nbval-lax", "--fresh-exercises", *TWO, "exercises"]],
     "book": [[sys.executable, "-m", "llmlab.course.book"]],
     "browser": [[*PYTEST, "tests/browser", "-m", "browser"]],
 }
@@ -72,6 +72,8 @@ def environment(stage: str) -> dict[str, str]:
     """The caller's environment with the venv's programs first, and a browser where one is needed."""
     env = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     env |= {"PYTHONPATH": str(ROOT), "LLMLAB_RECORD": str(OUT / "notebooks"), "TOKENIZERS_PARALLELISM": "false"}
+    if any("-n" in command for command in STAGES[stage]):
+        env["OMP_NUM_THREADS"] = "1"
     if stage == "browser":
         found = subprocess.run([sys.executable, "scripts/browser.py"], cwd=ROOT, capture_output=True, text=True)
         env["CHROMIUM"] = found.stdout.strip().splitlines()[-1] if found.returncode == 0 else "chromium"

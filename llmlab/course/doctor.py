@@ -144,7 +144,7 @@ def forward() -> Finding:
     from llmlab.models import course_model
     from llmlab.models.language_model import next_token_loss
 
-    golden = json.loads((course_model.FOLDER / "golden.json").read_text(encoding="utf-8"))
+    golden = json.loads((course_model.MODEL / "golden.json").read_text(encoding="utf-8"))
     started = time.time()
     with torch.inference_mode():
         ids = torch.tensor([course_model.load_tokenizer().encode(golden["text"]).ids])
