@@ -75,18 +75,19 @@ print(f"tokens per second: {together:.0f}, which is {together / alone:.1f} times
 
 # %%
 readers = [1, 4, 16]
-fig, ax = plt.subplots(figsize=(6, 2.6))
+fig, ax = plt.subplots(figsize=(4.8, 2.9))
 weights_part = [W / 1e9] * 3
 cache_part = [b * C / 1e9 for b in readers]
 labels = [f"{b} reader{'s' * (b > 1)}" for b in readers]
 ax.barh(labels, weights_part, label="weights, read once")
-ax.barh(labels, cache_part, left=weights_part, label="caches, one per reader")
+ax.barh(labels, cache_part, left=weights_part, label="caches, one each")
 for i, b in enumerate(readers):
     total = (W + b * C) / 1e9
-    ax.text(total + 2, i, f"{total / b:.0f} GB per token", va="center")
-ax.set(xlabel="GB read for one step", xlim=(0, 215))
+    ax.text(total + 3, i, f"{total / b:.0f} GB a token", va="center")
+ax.set(xlabel="GB read for one step", xlim=(0, 235))
+ax.grid(axis="y", visible=False)
 ax.invert_yaxis()
-ax.legend(loc="lower right", fontsize=8)
+ax.legend(loc="lower left", bbox_to_anchor=(-0.25, 1), ncols=2)
 figure(
     fig,
     alt=f"Three bars of GB read per step for 1, 4 and 16 readers. The weights are {W / 1e9:.0f} GB in each; the caches "
