@@ -12,7 +12,7 @@ help: ## what each command does
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 lab: env ## open the course in JupyterLab (the first time: makes the environment, fetches the real model)
-	@$(BIN)/llmlab model fetch --if-missing || echo "Going on without the real model; lessons that need it will say so."
+	@$(BIN)/llmlab model fetch || echo "Going on without the real model; lessons that need it will say so."
 	@$(BIN)/llmlab lab
 
 test: env ## run everything that CI runs
@@ -22,7 +22,7 @@ env: ## make or refresh .venv from requirements.lock
 	@$(PYTHON) scripts/environment.py
 
 model: env ## fetch the real model (98 MB, once)
-	@$(BIN)/llmlab model fetch --if-missing
+	@$(BIN)/llmlab model fetch
 
 sync: env ## after editing a lesson's .py: update its .ipynb and execute what changed
 	@$(BIN)/python -m llmlab.course.sync

@@ -26,7 +26,7 @@ STAGES: dict[str, list[list[str]]] = {
         [sys.executable, "-m", "llmlab.course.sync", "--check"],
         [sys.executable, "-m", "llmlab.course.exercises", "--check"],
     ],
-    "model": [["llmlab", "model", "fetch", "--if-missing"]],
+    "model": [["llmlab", "model", "fetch"]],
     "units": [
         [*PYTEST, "tests", "-m", "not browser", *TWO, "--cov=llmlab", "--cov-report="],
         [sys.executable, "-m", "coverage", "report", "--fail-under=90", "--skip-covered", "--sort=cover"],
