@@ -210,6 +210,44 @@ def qlora_step() -> Case:
     )
 
 
+def vector_case(name: str, module, config, their_config) -> Case:
+    """A training step with one vector a layer, ours against peft's, from the same start."""
+    import peft
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", message="Detected that the base layer has no bias")
+    torch.manual_seed(0)
+    base = LlamaForCausalLM(LlamaConfig(**SHAPE))
+    theirs = peft.get_peft_model(copy.deepcopy(base), their_config).train()
+    ours = module.apply(base, config).train()
+    assert walk.trainable(ours) == theirs.get_nb_trainable_parameters()
+    tokens = torch.randint(0, SHAPE["vocab_size"], (BATCH, SEQ), generator=torch.Generator().manual_seed(0))
+    return Case(name, step_of(ours, tokens), step_of(theirs, tokens))
+
+
+def ia3_step() -> Case:
+    import peft
+
+    from llmlab.peft import ia3
+
+    theirs = peft.IA3Config(
+        target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"], task_type="CAUSAL_LM"
+    )
+    return vector_case("(IA)³ training step, against peft", ia3, ia3.IA3Config(), theirs)
+
+
+def bitfit_step() -> Case:
+    import peft
+
+    from llmlab.peft import bitfit
+
+    every = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    theirs = peft.BeftConfig(target_modules=every, task_type="CAUSAL_LM")
+    ours = bitfit.BitFitConfig(tuple(every))
+    return vector_case("BitFit training step, all linears, against peft's BEFT", bitfit, ours, theirs)
+
+
 CASES = [
     lora_training_step_attention,
     lora_training_step_all_linear,
@@ -219,4 +257,6 @@ CASES = [
     p_tuning_v2_step,
     adalora_step,
     qlora_step,
+    ia3_step,
+    bitfit_step,
 ]

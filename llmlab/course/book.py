@@ -20,13 +20,14 @@ from pathlib import Path
 import yaml
 
 from llmlab.course import book_pages as pages
+from llmlab.course import published
 from llmlab.course.book_notebooks import Stage, first_slider, rewrite, stage_notebook
 from llmlab.course.book_notebooks import link as rewrite_link
 from llmlab.course.syllabus import PARTS, Lesson, built_lessons, course_root
 from llmlab.course.verified import Records
 
 KINDS = ("notebooks", "exercises", "solutions")
-STATIC_PAGES = ("index", "run", "glossary", "bibliography", "coverage", "verified")
+STATIC_PAGES = ("index", "run", "glossary", "bibliography", "published", "coverage", "verified")
 
 
 class BookError(Exception):
@@ -82,6 +83,7 @@ def fill(path: Path, stage: Stage, built: list[Lesson], runs: dict) -> str:
         "start": lambda: pages.start(built),
         "facts": lambda: pages.facts(runs, built, stage.root),
         "slider": lambda: slider(stage.root, built),
+        "published": published.page,
         "coverage": lambda: pages.coverage(built),
         "verified": lambda: pages.verified(runs, built, stage.root),
     }
@@ -112,7 +114,7 @@ def latest_runs(root: Path) -> dict[str, dict]:
         record = json.loads(path.read_text(encoding="utf-8"))
         run = runs.get(record["notebook"].removesuffix(".ipynb"))
         if run:
-            run |= {"seconds": record["seconds"], "memory_gib": record["peak_mib"] / 1024}
+            run |= {"seconds": record["seconds"], "memory_gib": record["peak_mib"] / 1024, "date": record["date"]}
     return runs
 
 

@@ -29,7 +29,7 @@ def toc(built: list[Lesson], root: Path) -> dict:
             below = [{"file": f"{k}/{lesson.slug}"} for k in ("exercises", "solutions") if _is(root, k, lesson)]
             chapters.append({"file": f"notebooks/{lesson.slug}"} | ({"sections": below} if below else {}))
         parts.append({"caption": f"{number}. {title}", "chapters": chapters})
-    reference = [{"file": name} for name in ("run", "glossary", "bibliography", "coverage", "verified")]
+    reference = [{"file": name} for name in ("run", "glossary", "bibliography", "published", "coverage", "verified")]
     return {"format": "jb-book", "root": "index", "parts": [*parts, {"caption": "Reference", "chapters": reference}]}
 
 

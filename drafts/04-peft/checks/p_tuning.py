@@ -1,0 +1,161 @@
+"""What marks the exercises of 04-peft/03-p-tuning."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llmlab.course.checking import Checks, Mistake, close, diagnose, expect
+from llmlab.peft import label_head
+
+check = Checks("04-peft/03-p-tuning")
+
+
+@check.exercise(
+    points=3,
+    minutes=20,
+    difficulty=3,
+    importance=4,
+    hints=(
+        "Two loops, or one with two states: s goes from the first vector to the last, t from the last to the first. Both start at zero.",
+        "Collect the states in lists. The backward ones come last token first: `flip(0)` puts them in the tokens' order.",
+        "Stack both to (p, m), join them along the last dimension to (p, 2m), forward half first, and multiply by W's transpose.",
+    ),
+)
+def encode_prompt(answer):
+    """Virtual tokens made by a bidirectional recurrence over free vectors."""
+    p, d, m = 4, 5, 3
+    h, W = torch.randn(p, d), torch.randn(d, 2 * m)
+    Wf, Wb, Uf, Ub = torch.randn(m, d), torch.randn(m, d), torch.randn(m, m), torch.randn(m, m)
+    what = "encode_prompt(…)"
+    got = expect(answer(h, Wf, Uf, Wb, Ub, W), shape=(p, d), dtype=torch.float32, what=what)
+    s, t = _states(h, Wf, Uf), _states(h.flip(0), Wb, Ub).flip(0)
+    join = lambda a, b: torch.cat([a, b], -1) @ W.T  # noqa: E731
+    zero = torch.zeros_like(s)
+    mistakes = {
+        "the backward states are not turned round: t_i belongs to token i": join(s, t.flip(0)),
+        "both directions read from left to right: t_i comes from t_{i+1}": join(s, _states(h, Wb, Ub)),
+        "both directions use the forward weights": join(s, _states(h.flip(0), Wf, Uf).flip(0)),
+        "the states are joined the wrong way round: [s_i; t_i], forward first": join(t, s),
+        "the backward half is missing": join(s, zero),
+        "the forward half is missing": join(zero, t),
+        "the states do not remember: U times the state before is missing": join(_states(h, Wf, 0 * Uf), _states(h, Wb, 0 * Ub)),
+        "tanh is missing": join(_states(h, Wf, Uf, lambda x: x), _states(h.flip(0), Wb, Ub, lambda x: x).flip(0)),
+        "that is ReLU, where tanh is asked": join(_states(h, Wf, Uf, F.relu), _states(h.flip(0), Wb, Ub, F.relu).flip(0)),
+        "U is transposed: the state is a column, U s": join(_states(h, Wf, Uf.T), _states(h.flip(0), Wb, Ub.T).flip(0)),
+        "every token gets the two last states: each has its own s_i and t_i": join(s[-1].expand(p, -1), t[0].expand(p, -1)),
+    }  # fmt: skip
+    diagnose(got, right=join(s, t), mistakes=mistakes, what=what)
+    rnn = torch.nn.RNN(d, m, bidirectional=True, bias=False)  # the oracle
+    weights = {"weight_ih_l0": Wf, "weight_hh_l0": Uf, "weight_ih_l0_reverse": Wb, "weight_hh_l0_reverse": Ub}
+    rnn.load_state_dict(weights)
+    if not close(got, (rnn(h)[0] @ W.T).detach()):
+        raise Mistake("torch.nn.RNN gives other states for the same weights")
+    if not close(answer(h[:1], Wf, Uf, Wb, Ub, W), join(torch.tanh(h[:1] @ Wf.T), torch.tanh(h[:1] @ Wb.T))):
+        raise Mistake("right for p = 4, wrong for p = 1, where both states before are zero")
+
+
+def _states(h: Tensor, W: Tensor, U: Tensor, squash=torch.tanh) -> Tensor:
+    """(p, m): what a recurrence over the rows of h remembers after each."""
+    states = [torch.zeros(len(U))]
+    for row in h:
+        states.append(squash(W @ row + U @ states[-1]))
+    return torch.stack(states[1:])
+
+
+@check.exercise(
+    points=2,
+    minutes=10,
+    difficulty=2,
+    importance=4,
+    hints=(
+        "`log_softmax` over the labels' dimension, then pick each token's own label. −100 is no index: leave those tokens out first.",
+        "`kept = labels != -100` gives a mask; `scores[kept]` is (n, C) and `labels[kept]` is (n,).",
+        "The mean is over the n labelled tokens of the batch. Nothing is shifted: token t has label t.",
+    ),
+)
+def labelling_loss(answer):
+    """The mean cross-entropy over all tokens that have a label."""
+    B, T, C = 3, 6, 4
+    scores = 2 * torch.randn(B, T, C)
+    labels = torch.randint(C, (B, T))
+    labels[0, 4:] = labels[1, 0] = labels[2, 2:] = -100
+    what = "labelling_loss(scores, labels)"
+    got = expect(answer(scores, labels), shape=(), dtype=torch.float32, what=what)
+    each = F.cross_entropy(scores.transpose(1, 2), labels, reduction="none")  # 0 where there is no label
+    kept = labels != -100
+    rows = torch.stack([F.cross_entropy(s, y) for s, y in zip(scores, labels, strict=True)])
+    as_last = -scores.log_softmax(-1).gather(-1, (labels % C)[..., None])[..., 0]
+    p_last = -scores.log_softmax(-1).gather(-1, labels.where(kept, C - 1)[..., None])[..., 0]
+    shifted = F.cross_entropy(scores[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+    mistakes = {
+        "you shifted the labels as a language model does: token t is scored on its own label": shifted,
+        "the labels are shifted the other way: token t is scored on its own label": F.cross_entropy(
+            scores[:, 1:].flatten(0, 1), labels[:, :-1].flatten()
+        ),
+        "you divided by all tokens: the mean is over those that have a label": each.mean(),
+        "you took the sum: the mean is asked": each.sum(),
+        "you averaged each row first: every labelled token counts the same": rows.mean(),
+        "tokens without a label are counted as label 0": _with_label(scores, labels, 0),
+        "tokens without a label are counted as the last label": p_last.mean(),
+        "tokens without a label are counted: −100 % C is a label": as_last.mean(),
+        "the sign is wrong: the loss is minus the log-probability": -each.sum() / kept.sum(),
+        "you divided by the rows: the mean is over labelled tokens": each.sum() / B,
+        "the softmax runs over the tokens: it runs over the labels": F.nll_loss(scores.log_softmax(1)[kept], labels[kept]),
+        "the softmax is missing": F.nll_loss(scores[kept], labels[kept]),
+        "the softmax is applied twice": F.cross_entropy(scores.softmax(-1)[kept], labels[kept]),
+        "the loss is in bits: take the natural logarithm": each.sum() / kept.sum() / torch.log(torch.tensor(2.0)),
+    }  # fmt: skip
+    diagnose(got, right=each.sum() / kept.sum(), mistakes=mistakes, what=what)
+    odd = torch.randn(1, 5, 2) * 100  # large scores: softmax first and a logarithm after would overflow
+    if not close(
+        answer(odd, torch.tensor([[0, 1, 1, -100, 0]])), F.cross_entropy(odd[0], torch.tensor([0, 1, 1, -100, 0]))
+    ):
+        raise Mistake("right for small scores and 4 labels, wrong for large scores and 2: is it `log_softmax`?")  # fmt: skip
+
+
+def _with_label(scores: Tensor, labels: Tensor, label: int) -> Tensor:
+    """The loss when tokens without a label get this one."""
+    return F.cross_entropy(scores.flatten(0, 1), labels.where(labels != -100, label).flatten())
+
+
+@check.exercise(
+    points=2,
+    minutes=10,
+    difficulty=2,
+    importance=5,
+    hints=(
+        "Find for each row the largest place at which the mask is 1; then index rows and places together.",
+        "`torch.arange(T) * mask` holds each token's place, and 0 at padding. Where is its maximum?",
+        "`scores[torch.arange(B), places]` takes one vector from each row.",
+    ),
+)
+def last_token(answer):
+    """The scores at the last real token of each row, with padding on either side."""
+    scores = torch.randn(4, 6, 3)
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0], [0, 1, 1, 1, 0, 0]])
+    what = "last_token(scores, mask)"
+    got = expect(answer(scores, mask), shape=(4, 3), dtype=torch.float32, what=what)
+    row, length = torch.arange(4), mask.sum(-1)
+    last = torch.tensor([5, 5, 2, 3])
+    mean = (scores * mask[..., None]).sum(1) / length[:, None]
+    mistakes = {
+        "you took the last place of each row: on the right there may be padding": scores[:, -1],
+        "you counted the tokens: with padding on the left the last one lies further on": scores[row, length - 1],
+        "one too far: places count from 0": scores[row, (last + 1).clamp(max=5)],
+        "one too far: the last of n tokens has place n − 1, and padding on the left moves it": scores[row, length.clamp(max=5)],
+        "you took the first real token: it has read nothing": scores[row, mask.argmax(-1)],
+        "you took the first place of each row": scores[:, 0],
+        "you took the mean over the tokens: only the last has read everything": mean,
+        "you took the mean over padding too": scores.mean(1),
+        "you took the largest score over the tokens": scores.amax(1),
+        "you took the token before the last": scores[row, last - 1],
+        "you took the last token's scores of row 0 for every row's place": scores[0, last],
+    }  # fmt: skip
+    diagnose(got, right=scores[row, last], mistakes=mistakes, what=what)
+    if not close(got, label_head.last_token(scores, mask)):
+        raise Mistake("the reference finds another token")
+    single = torch.randn(1, 2, 5)
+    if not close(answer(single, torch.tensor([[1, 0]])), single[:, 0]):
+        raise Mistake("wrong for one row of one token and one padding: take the sizes from the arguments")

@@ -1,0 +1,66 @@
+"""The book's page "Published numbers": what papers print, and what the package counts. The rows are in `data/published.csv`."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+
+from llmlab.course.syllabus import DATA
+
+UNITS = {"": 1, "k": 1e3, "M": 1e6, "GB": 1e9, "%": 1, "bits": 1}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One published number; `rule` and `arguments` say how `llmlab.peft.published` counts it."""
+
+    what: str
+    where: str
+    paper: str  # a bibtex key
+    rule: str
+    arguments: str  # "L=96 d=12288"
+    published: str  # as printed, in `unit`
+    unit: str
+    why: str  # when ours is another, or needs a word
+
+    @property
+    def ours(self) -> float:
+        """What the package counts, in `unit`."""
+        from llmlab.peft.published import OURS
+
+        pairs = (pair.split("=") for pair in self.arguments.split())
+        values = {name: int(value) if value.isdigit() else value for name, value in pairs}
+        return OURS[self.rule](**values) / UNITS[self.unit]
+
+    @property
+    def digits(self) -> int:
+        """Decimals of the printed number; −1 for one that is rounded to tens, as 780 is."""
+        decimals = len(self.published.partition(".")[2])
+        return -1 if not decimals and self.unit and self.published.endswith("0") else decimals
+
+    @property
+    def same(self) -> bool:
+        """Whether ours, rounded as the printed number is, equals it."""
+        return round(self.ours, self.digits) == float(self.published)
+
+
+def rows() -> list[Row]:
+    """All rows, in the order of the file."""
+    with (DATA / "published.csv").open(encoding="utf-8", newline="") as f:
+        return [Row(**row) for row in csv.DictReader(f)]
+
+
+def page() -> str:
+    """The table in Markdown, with citations as MyST has them."""
+    table = rows()
+    same = sum(row.same for row in table)
+    lines = [f"{same} of {len(table)} numbers come out the same; the others say why.", ""]
+    lines += ["| what | source | published | ours | same? | |", "|---|---|--:|--:|---|---|"]
+    for row in table:
+        # one more digit than was printed shows what rounding hides
+        more = 0 if not row.unit else max(row.digits, 0) + 1
+        ours = f"{row.ours:,.{more}f} {row.unit}".strip()
+        printed = f"{float(row.published):,.{max(row.digits, 0)}f} {row.unit}".strip()
+        source = f"{{cite:t}}`{row.paper}`, {row.where}"
+        lines.append(f"| {row.what} | {source} | {printed} | {ours} | {'yes' if row.same else 'no'} | {row.why} |")
+    return "\n".join(lines)

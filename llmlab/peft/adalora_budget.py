@@ -1,0 +1,118 @@
+"""AdaLoRA's budget: which triplets are worth their place, step by step.
+
+Zhang et al. 2023, https://arxiv.org/abs/2303.10512, equations 8 to 12 and algorithm 1. The order within a step matters:
+
+    loss.backward()  →  optimizer.step()  →  allocator.step(t)  →  optimizer.zero_grad()
+
+since the sensitivity |w · ∂E/∂w| needs the gradient that `zero_grad` throws away, and the mask must come after the update,
+which moves a masked λ off 0.
+
+    Ī  smoothed sensitivity      t_i, t_f  steps before and after the budget falls
+    Ū  smoothed uncertainty      b         triplets that keep their λ, over all layers
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from llmlab.peft.adalora import AdaLoRAConfig, layers_of
+
+FACTORS = ("lora_A", "lora_E", "lora_B")
+
+
+def budget(step: int, config: AdaLoRAConfig, layers: int) -> int:
+    """b(t): r₀ a layer until t_i, then b_T + (b₀ − b_T)(1 − (t − t_i)/(T − t_i − t_f))³, rounded down."""
+    first, last = config.init_r * layers, config.target_r * layers
+    if step <= config.tinit:
+        return first
+    if step > config.total_step - config.tfinal:
+        return last
+    left = 1 - (step - config.tinit) / (config.total_step - config.tfinal - config.tinit)
+    return int((first - last) * left**3 + last)
+
+
+def masks_now(step: int, config: AdaLoRAConfig) -> bool:
+    """Whether the budget is enforced at this step: each Δ_T steps while it falls, and once more when it has fallen."""
+    end = config.total_step - config.tfinal
+    return step >= end or (step > config.tinit and step % config.delta_t == 0)
+
+
+def update(
+    smooth: Float[Tensor, "*s"], unsure: Float[Tensor, "*s"], w: Tensor, grad: Tensor, beta1: float, beta2: float
+) -> None:
+    """One step of Ī and Ū, in place (equations 9 and 10); |I − Ī| uses the new Ī."""
+    now = (w * grad).abs()
+    smooth.mul_(beta1).add_(now, alpha=1 - beta1)
+    unsure.mul_(beta2).add_(now.sub_(smooth).abs_(), alpha=1 - beta2)
+
+
+def triplet_scores(
+    s_P: Float[Tensor, "d r"], s_lam: Float[Tensor, "r 1"], s_Q: Float[Tensor, "r k"]
+) -> Float[Tensor, "r"]:
+    """S = s(λ) + mean s(P) + mean s(Q), from s = Ī · Ū of each number (equations 8 and 11)."""
+    return s_lam.flatten() + (s_Q.mean(1) + s_P.mean(0))
+
+
+def keep_best(scores: dict[str, Float[Tensor, "r"]], b: int) -> dict[str, Bool[Tensor, "r"]]:
+    """Which triplets are among the b best of all layers. Those that tie with the first one out are out too."""
+    every = torch.cat(list(scores.values()))
+    if b >= len(every):
+        return {name: torch.ones_like(s, dtype=torch.bool) for name, s in scores.items()}
+    threshold = every.kthvalue(len(every) - b).values
+    return {name: s > threshold for name, s in scores.items()}
+
+
+@dataclass
+class RankAllocator:
+    """Ī and Ū of every number of every triplet, and the masks that follow from them."""
+
+    model: nn.Module
+    smooth: dict[str, Tensor] = field(default_factory=dict)
+    unsure: dict[str, Tensor] = field(default_factory=dict)
+    kept: dict[str, Tensor] | None = None  # the masks of the last allocation, by layer
+
+    def __post_init__(self) -> None:
+        self.layers = layers_of(self.model)
+        self.config = next(iter(self.layers.values())).config
+
+    @torch.no_grad()
+    def step(self, t: int) -> int:
+        """Call once a step, t = 0, 1, …, before gradients are zeroed. Returns the budget b(t).
+
+        Raises:
+            ValueError: a gradient is missing.
+        """
+        end = self.config.total_step - self.config.tfinal
+        if t < end:
+            self._observe()
+        if masks_now(t, self.config):
+            if t <= end:
+                self.kept = keep_best(self.scores(), budget(t, self.config, len(self.layers)))
+            self._mask()
+        if t == end:
+            self.smooth, self.unsure = {}, {}  # the ranks are final
+        return budget(t, self.config, len(self.layers))
+
+    def _observe(self) -> None:
+        for name, layer in self.layers.items():
+            for factor in FACTORS:
+                key, w = f"{name}.{factor}", getattr(layer, factor)
+                if w.grad is None:
+                    raise ValueError(f"{key} has no gradient: call step after backward and before zero_grad")
+                smooth = self.smooth.setdefault(key, torch.zeros_like(w))
+                unsure = self.unsure.setdefault(key, torch.zeros_like(w))
+                update(smooth, unsure, w, w.grad, self.config.beta1, self.config.beta2)
+
+    def scores(self) -> dict[str, Tensor]:
+        """S of each triplet, by layer."""
+        s = {key: self.smooth[key] * self.unsure[key] for key in self.smooth}
+        return {n: triplet_scores(s[f"{n}.lora_B"], s[f"{n}.lora_E"], s[f"{n}.lora_A"]) for n in self.layers}
+
+    def _mask(self) -> None:
+        """λ = 0 for the triplets that were not kept."""
+        for name, kept in (self.kept or {}).items():
+            self.layers[name].lora_E.masked_fill_(~kept[:, None], 0.0)

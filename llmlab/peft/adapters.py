@@ -1,0 +1,179 @@
+"""Adapters: small networks between the frozen layers. Houlsby's two a block, Pfeiffer's one, and AdapterDrop.
+
+    a ← a + A₁(a),  m ← m + A₂(m)     Houlsby et al. 2019, https://arxiv.org/abs/1902.00751, figure 2
+    h ← h + A(h)                      Pfeiffer et al. 2021, https://arxiv.org/abs/2005.00247, appendix A
+    A(x) = W_up f(W_down x + b) + b'  near zero at the start, so that the block begins as it was
+
+    a, m  outputs of attention and MLP, before they are added to the stream h      d  hidden_size    m  bottleneck
+
+AdapterDrop (Rücklé et al. 2021, https://arxiv.org/abs/2010.11918) leaves the lowest n blocks without adapters; a robust
+adapter has seen many n, drawn anew for each batch. What the lowest blocks compute is then the same for every task.
+Simplified: the published ones train the layer norms and a head as well; here the base stays as it is, all of it. In a
+pre-norm model as Llama the stream itself has no norm after the block, so Pfeiffer's adapter reads it as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from llmlab.models.attention import sdpa
+from llmlab.models.llama import Llama, rope_tables
+from llmlab.peft import bottleneck, bottleneck_files, checkpoint
+from llmlab.peft.bottleneck import names as adapters
+
+PEFT_TYPE = "BOTTLENECK"
+KINDS = {"houlsby": ("after_attention", "after_mlp"), "pfeiffer": ("after_block",)}
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """Which adapter, and how wide."""
+
+    kind: str = "houlsby"  # or "pfeiffer"
+    bottleneck: int = 64  # m
+    activation: str = "relu"  # relu, gelu, silu, tanh; identity makes it a low-rank linear map
+    init: str = "houlsby"  # "houlsby" N(0, 0.01²) cut at 2σ, "normal" N(0, 0.02²), "zero": exactly the identity
+    dropout: float = 0.0  # on what the adapter adds, while training
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind={self.kind!r} must be one of {', '.join(map(repr, KINDS))}")
+        bottleneck.check(self)
+
+
+def apply(
+    model: nn.Module, config: AdapterConfig, adapter: str = "default", generator: torch.Generator | None = None
+) -> nn.Module:
+    """Freeze `model` (ours or transformers' Llama) and give every block a new adapter, the active one from now on.
+
+    Raises:
+        ValueError: the adapter exists or has a bad name, or `model` is no Llama.
+    """
+    d = model.config.hidden_size
+    shape = bottleneck.Shape(d, config.bottleneck, config.activation, 1.0, config.init, config.dropout)
+    return bottleneck.install(model, KINDS[config.kind], shape, config, adapter, generator)
+
+
+def set_adapter(model: nn.Module, adapter: str | None) -> None:
+    """Make this adapter the active one, which alone trains. None: the plain base."""
+    bottleneck.set_active(model, adapter)
+
+
+def remove(model: nn.Module, adapter: str | None = None) -> nn.Module:
+    """Take one adapter off, or all. With the last one gone, `model` is the base again, bit for bit (still frozen)."""
+    known = adapters(model)
+    if adapter is not None and adapter not in known:
+        raise ValueError(f"adapter={adapter!r} is not on the model; it has {known or 'none'}")
+    return bottleneck.discard(model, known if adapter is None else [adapter])
+
+
+def num_parameters(model: nn.Module, config: AdapterConfig) -> int:
+    """What `apply` would train: 2·m·d + d + m a bottleneck."""
+    each = bottleneck.count(model.config.hidden_size, config.bottleneck)
+    return len(bottleneck.blocks(model)) * len(KINDS[config.kind]) * each
+
+
+def save(model: nn.Module, folder: str | Path, adapter: str = "default") -> None:
+    """Write one adapter (safetensors)."""
+    bottleneck_files.save(model, folder, adapter, PEFT_TYPE)
+
+
+def load(model: nn.Module, folder: str | Path, adapter: str = "default") -> nn.Module:
+    """Put an adapter from a folder on `model` and make it the active one.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: another method's adapter, or one of a model of another shape. The model is then as it was.
+    """
+    settings, tensors = checkpoint.read(folder, PEFT_TYPE)
+    config = bottleneck_files.settings_of(AdapterConfig, settings)
+    apply(model, config, adapter)
+    return bottleneck_files.fill(model, adapter, tensors, undo=lambda: remove(model, adapter))
+
+
+# AdapterDrop --------------------------------------------------------------------------------------------------------
+
+
+def drop(model: nn.Module, n: int) -> nn.Module:
+    """Leave the lowest n blocks without adapters; 0 brings them all back.
+
+    Raises:
+        ValueError: n is below 0 or above the number of blocks.
+    """
+    if not 0 <= n <= len(bottleneck.blocks(model)):
+        raise ValueError(f"n={n} must be at least 0 and at most the {len(bottleneck.blocks(model))} blocks")
+    for site in bottleneck.sites(model).values():
+        site.dropped = site.layer < n
+    return model
+
+
+def drop_at_random(model: nn.Module, generator: torch.Generator | None = None, most: int | None = None) -> int:
+    """`drop` n blocks, n uniform over 0 … most (all but one block by default): call it before each training step."""
+    most = len(bottleneck.blocks(model)) - 1 if most is None else most
+    n = int(torch.randint(most + 1, (1,), generator=generator))
+    drop(model, n)
+    return n
+
+
+@contextmanager
+def dropping(model: nn.Module, generator: torch.Generator | None = None, most: int | None = None) -> Iterator[None]:
+    """Inside, each forward pass in training mode draws a new n. Afterwards all adapters are back."""
+
+    def draw(model: nn.Module, args: tuple) -> None:
+        if model.training:
+            drop_at_random(model, generator, most)
+
+    handle = model.register_forward_pre_hook(draw)
+    try:
+        yield
+    finally:
+        handle.remove()
+        drop(model, 0)
+
+
+@torch.inference_mode()
+def run_tasks(model: Llama, input_ids: Int[Tensor, "B T"], tasks: list[str], n: int) -> list[Float[Tensor, "B T V"]]:
+    """Logits of one input under several adapters, the lowest n blocks computed once for all of them.
+
+    For our Llama, which it takes apart into blocks. The adapter that was active is so again afterwards.
+
+    Raises:
+        ValueError: a task without an adapter on the model, or n out of range.
+    """
+    for task in tasks:
+        if task not in adapters(model):
+            raise ValueError(f"tasks: {task!r} is not on the model; it has {adapters(model) or 'none'}")
+    if not 0 <= n <= len(model.model.layers):
+        raise ValueError(f"n={n} must be at least 0 and at most the {len(model.model.layers)} blocks")
+    sites = list(bottleneck.sites(model).values())
+    before = [site.active for site in sites]
+    positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+    body, run = model.model, [None, None, sdpa]  # no padding mask, no cache
+    h = body.embed_tokens(input_ids)
+    rope = tuple(t.to(h.dtype) for t in rope_tables(positions, body.theta.float()))
+    outputs = []
+    for task in [None, *tasks]:  # None: the lowest blocks, which no adapter changes
+        for site in sites:
+            site.active = task if task in site.nets else None
+        top = h
+        for block in body.layers[n:] if task else body.layers[:n]:
+            top = block(top, rope, *run)
+        if task:
+            outputs.append(model.lm_head(body.norm(top)))
+        else:
+            h = top
+    for site, active in zip(sites, before, strict=True):
+        site.active = active
+    return outputs
+
+
+def shared_cost(layers: int, tasks: int, n: int) -> float:
+    """Blocks computed for `tasks` tasks with the lowest n shared, as a share of those without sharing."""
+    return (n + tasks * (layers - n)) / (tasks * layers)

@@ -1,0 +1,135 @@
+"""MAM, "mix and match": a short prefix for attention and a wide parallel adapter for the MLP.
+
+He et al. 2022, https://arxiv.org/abs/2110.04366, section 4.6: soft prompts work well in attention with few parameters, the
+MLP makes better use of many, so give each what suits it:
+
+    K ← [P_K; K],  V ← [P_V; V]  in every layer, p = 30        m ← MLP(x) + s · A(x)  with a bottleneck of 512, s = 4
+
+It is a combination: `prefix_tuning.py` makes the prefix, `parallel_adapter.py` the adapter; both go by one name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from llmlab.peft import (
+    bottleneck,
+    bottleneck_files,
+    checkpoint,
+    parallel_adapter,
+    prefix_tuning,
+    virtual_tokens,
+)
+from llmlab.peft.parallel_adapter import ParallelAdapterConfig
+from llmlab.peft.prefix_tuning import PrefixTuningConfig
+
+PEFT_TYPE = "MAM"
+PREFIX = "virtual_tokens.prompt_embeddings"
+
+
+@dataclass(frozen=True)
+class MAMConfig:
+    """A prefix and a parallel adapter."""
+
+    num_virtual_tokens: int = 30
+    projection: bool = True  # train the prefix through a network, of which a saved file keeps only the result
+    hidden: int | None = 800
+    bottleneck: int = 512
+    scale: float = 4.0
+    activation: str = "relu"
+    reads: str = "normed"  # or "residual": what the adapter reads, see parallel_adapter.py
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        _ = self.prefix, self.adapter  # either says what is wrong
+
+    @property
+    def prefix(self) -> PrefixTuningConfig:
+        """The prefix's settings."""
+        return PrefixTuningConfig(self.num_virtual_tokens, self.projection, self.hidden)
+
+    @property
+    def adapter(self) -> ParallelAdapterConfig:
+        """The parallel adapter's settings."""
+        shared = {f.name for f in dataclasses.fields(ParallelAdapterConfig)} & {
+            f.name for f in dataclasses.fields(self)
+        }
+        return ParallelAdapterConfig(**{name: getattr(self, name) for name in shared})
+
+
+def apply(
+    model: nn.Module, config: MAMConfig, adapter: str = "default", generator: torch.Generator | None = None
+) -> nn.Module:
+    """Freeze `model` (ours or transformers' Llama) and give it both, the active ones from now on.
+
+    Raises:
+        ValueError: the name is taken or bad, or `model` is no Llama.
+    """
+    virtual_tokens.check_new(model, adapter)
+    bottleneck.check_new(model, adapter)
+    parallel_adapter.apply(model, config.adapter, adapter, generator)
+    prefix_tuning.apply(model, config.prefix, adapter, generator)
+    for site in bottleneck.sites(model).values():
+        if adapter in site.configs:
+            site.configs[adapter] = config
+    set_adapter(model, adapter)
+    return model
+
+
+def adapters(model: nn.Module) -> list[str]:
+    """The names of the MAM adapters on `model`."""
+    found = {n: c for site in bottleneck.sites(model).values() for n, c in site.configs.items()}
+    return [name for name, config in found.items() if isinstance(config, MAMConfig)]
+
+
+def set_adapter(model: nn.Module, adapter: str | None) -> None:
+    """Make this adapter the active one, which alone trains. None: the plain base."""
+    bottleneck.set_active(model, adapter)
+    virtual_tokens.set_adapter(model, adapter)
+
+
+def remove(model: nn.Module, adapter: str | None = None) -> nn.Module:
+    """Take one adapter off, or all. With the last one gone, `model` is the base again, bit for bit (still frozen)."""
+    for name in adapters(model) if adapter is None else [adapter]:
+        virtual_tokens.get(model, name)
+        bottleneck.discard(model, [name])
+        virtual_tokens.remove(model, name)
+    return model
+
+
+def num_parameters(model: nn.Module, config: MAMConfig) -> int:
+    """What `apply` would train."""
+    return parallel_adapter.num_parameters(model, config.adapter) + prefix_tuning.num_parameters(model, config.prefix)
+
+
+def save(model: nn.Module, folder: str | Path, adapter: str = "default") -> None:
+    """Write both parts of one adapter to one folder (safetensors)."""
+    tensors = bottleneck_files.tensors(model, adapter)
+    tensors[PREFIX] = virtual_tokens.vectors_of(virtual_tokens.get(model, adapter)[0])
+    settings = dataclasses.asdict(bottleneck_files.config_of(model, adapter)) | {"projection": False, "hidden": None}
+    settings |= {"peft_type": PEFT_TYPE, "base_model_name_or_path": checkpoint.base_name(model)}
+    checkpoint.write(folder, settings, tensors)
+
+
+def load(model: nn.Module, folder: str | Path, adapter: str = "default") -> nn.Module:
+    """Put an adapter from a folder on `model` and make it the active one.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: another method's adapter, or one of a model of another shape. The model is then as it was.
+    """
+    settings, tensors = checkpoint.read(folder, PEFT_TYPE)
+    config = bottleneck_files.settings_of(MAMConfig, settings)
+    width = virtual_tokens.shape_of(model).deep_width
+    prefix = {PREFIX: tensors.pop(PREFIX)} if PREFIX in tensors else {}
+    checkpoint.check_tensors(prefix, {PREFIX: (config.num_virtual_tokens, width)})
+    apply(model, config, adapter)
+    bottleneck_files.fill(model, adapter, tensors, undo=lambda: remove(model, adapter))
+    with torch.no_grad():
+        virtual_tokens.get(model, adapter)[0].embedding.copy_(prefix[PREFIX])
+    return model

@@ -1,0 +1,88 @@
+"""The parallel adapter: a bottleneck beside the MLP, which reads what the MLP reads and adds to what it gives.
+
+    m ← MLP(x) + s · (W_up f(W_down x + b) + b')       He et al. 2022, https://arxiv.org/abs/2110.04366, table 1
+
+    x (…, d)  the MLP's input    W_down (m, d), W_up (d, m)    s  scale, 4 in the paper    W_up = 0 at the start
+
+LoRA on W_down or W_up of the MLP is its relative without f. In a post-norm model, as the paper's BART, the MLP reads the
+stream itself; in a pre-norm one as Llama it reads the normed stream, which is the default here. The `adapters` library
+takes the stream before the norm: reads="residual" does the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from llmlab.peft import bottleneck, bottleneck_files, checkpoint
+from llmlab.peft.bottleneck import names as adapters
+
+PEFT_TYPE = "PARALLEL_ADAPTER"
+READS = {"normed": "beside_mlp", "residual": "beside_mlp_residual"}
+
+
+@dataclass(frozen=True)
+class ParallelAdapterConfig:
+    """How wide, how strong, and what it reads."""
+
+    bottleneck: int = 512
+    scale: float = 4.0
+    activation: str = "relu"
+    reads: str = "normed"  # or "residual"
+    init: str = "zero"  # as LoRA: W_up = 0
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.reads not in READS:
+            raise ValueError(f"reads={self.reads!r} must be one of {', '.join(map(repr, READS))}")
+        bottleneck.check(self)
+
+
+def apply(
+    model: nn.Module, config: ParallelAdapterConfig, adapter: str = "default", generator: torch.Generator | None = None
+) -> nn.Module:
+    """Freeze `model` (ours or transformers' Llama) and put an adapter beside every MLP, the active one from now on.
+
+    Raises:
+        ValueError: the adapter exists or has a bad name, or `model` is no Llama.
+    """
+    d = model.config.hidden_size
+    shape = bottleneck.Shape(d, config.bottleneck, config.activation, config.scale, config.init, config.dropout)
+    return bottleneck.install(model, [READS[config.reads]], shape, config, adapter, generator)
+
+
+def set_adapter(model: nn.Module, adapter: str | None) -> None:
+    """Make this adapter the active one, which alone trains. None: the plain base."""
+    bottleneck.set_active(model, adapter)
+
+
+def remove(model: nn.Module, adapter: str = "default") -> nn.Module:
+    """Take one adapter off. With the last one gone, `model` is the base again, bit for bit (still frozen)."""
+    if adapter not in adapters(model):
+        raise ValueError(f"adapter={adapter!r} is not on the model; it has {adapters(model) or 'none'}")
+    return bottleneck.discard(model, [adapter])
+
+
+def num_parameters(model: nn.Module, config: ParallelAdapterConfig) -> int:
+    """What `apply` would train: 2·m·d + d + m a block."""
+    return len(bottleneck.blocks(model)) * bottleneck.count(model.config.hidden_size, config.bottleneck)
+
+
+def save(model: nn.Module, folder: str | Path, adapter: str = "default") -> None:
+    """Write one adapter (safetensors)."""
+    bottleneck_files.save(model, folder, adapter, PEFT_TYPE)
+
+
+def load(model: nn.Module, folder: str | Path, adapter: str = "default") -> nn.Module:
+    """Put an adapter from a folder on `model` and make it the active one.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: another method's adapter, or one of a model of another shape. The model is then as it was.
+    """
+    settings, tensors = checkpoint.read(folder, PEFT_TYPE)
+    apply(model, bottleneck_files.settings_of(ParallelAdapterConfig, settings), adapter)
+    return bottleneck_files.fill(model, adapter, tensors, undo=lambda: remove(model, adapter))
