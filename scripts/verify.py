@@ -28,7 +28,7 @@ STAGES: dict[str, list[list[str]]] = {
     ],
     "model": [["llmlab", "model", "fetch"]],
     "units": [
-        [*PYTEST, "tests", "-m", "not browser", *TWO, "--cov=llmlab", "--cov-report="],
+        [*PYTEST, "tests", "-m", "not browser", *TWO, "--timeout=300", "--cov=llmlab", "--cov-report="],
         [sys.executable, "-m", "coverage", "report", "--fail-under=90", "--skip-covered", "--sort=cover"],
     ],
     "notebooks": [[*NBVAL, "--nbval", "--nbval-sanitize-with=scripts/sanitize.cfg", "notebooks", "solutions"]],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 import torch
 
@@ -37,3 +39,11 @@ def tiny(**changes) -> Llama:
 @pytest.fixture
 def tokens() -> torch.Tensor:
     return torch.randint(37, (2, 9), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def interruptible():
+    """SIGINT raises KeyboardInterrupt, as at a terminal; a shell's background jobs start with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

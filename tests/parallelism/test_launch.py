@@ -158,7 +158,7 @@ def test_sys_exit_is_told():
     assert "SystemExit" in str(error)
 
 
-def test_interrupting_leaves_nothing():
+def test_interrupting_leaves_nothing(interruptible):
     threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
         launch(lambda comm: time.sleep(60), 2)

@@ -294,7 +294,7 @@ def test_learners_except_clause_does_not_swallow_the_end():
     failing(2, fn, ZeroDivisionError)
 
 
-def test_interrupting_stops_the_ranks():
+def test_interrupting_stops_the_ranks(interruptible):
     def fn(comm):
         while True:
             if comm.rank == 1:
