@@ -204,11 +204,11 @@ def test_the_test_run_renews_what_was_recorded(course, monkeypatch, tmp_path):
     (course / "jupyter-book" / "verified.json").write_text(json.dumps(records))
     folder = tmp_path / "records"
     folder.mkdir()
-    record = {"notebook": "notebooks/04-peft/05-lora.ipynb", "seconds": 4.0, "peak_mib": 2048}
+    record = {"notebook": "notebooks/04-peft/05-lora.ipynb", "seconds": 4.0, "peak_mib": 2048, "date": "e"}
     (folder / "x.json").write_text(json.dumps(record))
     monkeypatch.setenv("LLMLAB_RECORD", str(folder))
     run = book.latest_runs(course)["notebooks/04-peft/05-lora"]
-    assert (run["seconds"], run["memory_gib"]) == (4.0, 2.0)
+    assert (run["seconds"], run["memory_gib"], run["date"]) == (4.0, 2.0, "e")
 
 
 def test_first_slider(course):
@@ -253,6 +253,9 @@ def test_tidy():
 def test_a_whole_book(course, monkeypatch):
     """Sphinx accepts what is staged, warnings being errors, and what reaches outside is gone."""
     monkeypatch.chdir(course)
+    shutil.copytree(
+        HOME / "references", course / "jupyter-book" / "references", dirs_exist_ok=True
+    )  # "Published" cites them
     out = book.build(course)
     page = (out / "notebooks/04-peft/05-lora.html").read_text()
     assert "bibliography.html#" in page
