@@ -1,8 +1,8 @@
 """What a sweep found: the best rate of each method on each task, its mean and spread over seeds, and who is worth their cost.
 
 The runs are in `data/sweep.csv`, one a line, with the versions that made them; `scripts/peft_sweep.py` writes it. The rate is
-chosen with seed 0 by held-out loss, the same way for every method, so that no method is flattered; the spread is over all
-seeds at that rate.
+chosen with seed 0 on held-out examples of their own ("dev"), the same way for every method, so that no method is flattered
+and no reported loss took part in a choice; the spread is over all seeds at that rate.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def best(rows: Sequence[dict[str, str]], task: str) -> dict[str, Result]:
     found = {}
     for name in dict.fromkeys(row["method"] for row in own):
         tried = [row for row in own if row["method"] == name]
-        lr = min((r for r in tried if r["seed"] == "0"), key=lambda r: float(r["loss"]))["lr"]
+        lr = min((r for r in tried if r["seed"] == "0"), key=lambda r: float(r["dev"]))["lr"]
         runs = sorted((r for r in tried if r["lr"] == lr), key=lambda r: int(r["seed"]))
         losses, accuracies = (tuple(float(r[key]) for r in runs) for key in ("loss", "accuracy"))
         found[name] = Result(name, float(lr), int(runs[0]["trained"]), losses, accuracies)

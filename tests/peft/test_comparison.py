@@ -8,11 +8,9 @@ from hypothesis import strategies as st
 from llmlab.peft import catalogue, comparison
 
 
-def row(method, lr, seed, loss, task="sort", trained=10):
-    return {"task": task, "method": method, "lr": str(lr), "seed": str(seed), "trained": str(trained)} | {
-        "loss": str(loss),
-        "accuracy": "0.5",
-    }
+def row(method, lr, seed, loss, task="sort", trained=10, dev=None):
+    names = {"task": task, "method": method, "lr": str(lr), "seed": str(seed), "trained": str(trained)}
+    return names | {"dev": str(loss if dev is None else dev), "loss": str(loss), "accuracy": "0.5"}
 
 
 def test_the_rate_is_that_of_seed_0_and_the_mean_is_over_its_seeds():
@@ -28,6 +26,11 @@ def test_the_rate_is_that_of_seed_0_and_the_mean_is_over_its_seeds():
     assert found["a"].lr == 0.2 and found["a"].losses == (1.0, 1.3, 1.6)
     assert found["a"].loss == pytest.approx(1.3) and found["a"].spread == pytest.approx(0.6)
     assert found["b"].spread == 0 and found["b"].accuracy == 0.5
+
+
+def test_the_rate_is_not_chosen_by_the_loss_that_is_reported():
+    rows = [row("a", 0.1, 0, loss=1.0, dev=3.0), row("a", 0.2, 0, loss=2.0, dev=1.0)]
+    assert comparison.best(rows, "sort")["a"].lr == 0.2
 
 
 def test_a_task_without_runs_is_named():
@@ -61,5 +64,15 @@ def test_the_shipped_sweep_is_of_this_catalogue():
     keys = [(r["task"], r["method"], r["lr"], r["seed"]) for r in rows]
     assert len(set(keys)) == len(keys), "no run stands there twice"
     assert all(r["steps"] == "40" and r["torch"] for r in rows)
-    source = comparison.best(rows, "source")
-    assert source["full fine-tuning"].loss < source["Prompt Tuning"].loss
+    for task in ("source", "bible", "sort"):
+        found = comparison.best(rows, task)
+        assert set(found) == names and all(len(r.losses) == 3 for r in found.values())
+        assert found["full fine-tuning"].loss < found["Prompt Tuning"].loss
+
+
+def test_each_rate_of_the_sweep_has_a_worse_neighbour_on_either_side():
+    rows = comparison.read()
+    for task in ("source", "bible", "sort"):
+        for name, found in comparison.best(rows, task).items():
+            tried = sorted({float(r["lr"]) for r in rows if (r["task"], r["method"]) == (task, name)})
+            assert tried[0] < found.lr < tried[-1], f"{name} on {task}: {found.lr} lies at an edge of {tried}"
