@@ -14,6 +14,7 @@ import typer
 
 from llmlab.course.cli_authors import book, model_app, new, release
 from llmlab.course.cli_base import Json, Topic, lesson_and_root, stop, write
+from llmlab.course.cli_plan import plan
 
 app = typer.Typer(
     name="llmlab",
@@ -181,7 +182,7 @@ def doctor(
 
 
 app.add_typer(model_app, name="model")
-for command in (book, new, release):
+for command in (plan, book, new, release):
     app.command()(command)
 
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import csv
 from dataclasses import dataclass
+from importlib import import_module
 
 from llmlab.course.syllabus import DATA
 
-UNITS = {"": 1, "k": 1e3, "M": 1e6, "GB": 1e9, "%": 1, "bits": 1}
+UNITS = {"": 1, "k": 1e3, "M": 1e6, "B": 1e9, "GB": 1e9, "%": 1, "bits": 1, "days": 1, "s": 1, "TFLOP/s": 1}
+PARTS = {"peft": "Parameter-efficient fine-tuning", "parallelism": "Distributed training"}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One published number; `rule` and `arguments` say how `llmlab.peft.published` counts it."""
+    """One published number; `rule` and `arguments` say how `llmlab.<part>.published` counts it."""
 
+    part: str  # "peft" or "parallelism"
     what: str
     where: str
     paper: str  # a bibtex key
@@ -26,11 +29,9 @@ class Row:
     @property
     def ours(self) -> float:
         """What the package counts, in `unit`."""
-        from llmlab.peft.published import OURS
-
+        rules = import_module(f"llmlab.{self.part}.published").OURS
         pairs = (pair.split("=") for pair in self.arguments.split())
-        values = {name: int(value) if value.isdigit() else value for name, value in pairs}
-        return OURS[self.rule](**values) / UNITS[self.unit]
+        return rules[self.rule](**{name: _value(text) for name, text in pairs}) / UNITS[self.unit]
 
     @property
     def digits(self) -> int:
@@ -44,6 +45,15 @@ class Row:
         return round(self.ours, self.digits) == float(self.published)
 
 
+def _value(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
 def rows() -> list[Row]:
     """All rows, in the order of the file."""
     with (DATA / "published.csv").open(encoding="utf-8", newline="") as f:
@@ -54,7 +64,12 @@ def page() -> str:
     """The table in Markdown, with citations as MyST has them."""
     table = rows()
     same = sum(row.same for row in table)
-    lines = [f"{same} of {len(table)} numbers come out the same; the others say why.", ""]
+    parts = [_section(part, [row for row in table if row.part == part]) for part in PARTS]
+    return "\n\n".join([f"{same} of {len(table)} numbers come out the same; the others say why.", *parts])
+
+
+def _section(part: str, table: list[Row]) -> str:
+    lines = [f"## {PARTS[part]}", ""]
     lines += ["| what | source | published | ours | same? | |", "|---|---|--:|--:|---|---|"]
     for row in table:
         # one more digit than was printed shows what rounding hides

@@ -24,7 +24,7 @@ def test_most_are_the_same():
 
 
 def test_same_means_rounded_as_printed():
-    row = dict(what="", where="", paper="", rule="prompt", arguments="p=5 d=3", why="")
+    row = dict(part="peft", what="", where="", paper="", rule="prompt", arguments="p=5 d=3", why="")
     assert Row(**row, published="15", unit="").same and not Row(**row, published="14", unit="").same
     assert not Row(**row, published="20", unit="").same, "an exact count is not rounded to tens"
 

@@ -1,0 +1,137 @@
+"""`llmlab plan`: how to split a training job over devices. The arithmetic is `llmlab.parallelism.planner`."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmlab.course.cli_base import Json, stop, write
+
+MODELS = "a name (llama-2-70b, gpt3-175b …), gpt:LAYERS,HIDDEN,HEADS, or a Hugging Face config.json of a Llama"
+GPTS = {  # layers, hidden, heads
+    "gpt3-175b": (96, 12288, 96),
+    "mt-nlg-530b": (105, 20480, 128),
+    "gpt-1t": (128, 25600, 160),
+}
+
+
+def shape_of(model: str):
+    """The shape that MODEL names.
+
+    Raises:
+        ValueError: it names none.
+    """
+    from llmlab.models.presets import PRESETS
+    from llmlab.parallelism import shapes
+
+    if model in PRESETS:
+        return shapes.llama(PRESETS[model])
+    if model in GPTS:
+        return shapes.gpt(*GPTS[model])
+    if model.startswith("gpt:"):
+        numbers = model[4:].split(",")
+        if len(numbers) == 3 and all(n.isdigit() and int(n) for n in numbers):
+            return shapes.gpt(*map(int, numbers))
+        raise ValueError(f"MODEL={model!r}: write gpt:LAYERS,HIDDEN,HEADS, as in gpt:96,12288,96")
+    if Path(model).is_file():
+        return shapes.llama(_config(Path(model)))
+    known = ", ".join([*GPTS, *PRESETS])
+    raise ValueError(f"MODEL={model!r} is not known: use {MODELS}. The names are {known}")
+
+
+def _config(file: Path):
+    from llmlab.models.checkpoint import config_from_hf
+
+    try:
+        return config_from_hf(jsonlib.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"MODEL={str(file)!r} is not the config.json of a Llama: {error}") from error
+
+
+def plan(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=MODELS)],
+    devices: Annotated[int, typer.Option(min=1, help="how many devices")],
+    machine: Annotated[
+        str, typer.Option(help="what they are: a100-80gb, h100-80gb … (a wrong name lists all)")
+    ] = "a100-80gb",
+    batch: Annotated[int, typer.Option(min=1, help="sequences a step, over all devices")] = 1024,
+    seq: Annotated[int, typer.Option(min=1, help="tokens a sequence")] = 2048,
+    tokens: Annotated[float, typer.Option(min=1, help="tokens to train on in all, as 300e9")] = 300e9,
+    price: Annotated[float | None, typer.Option(min=0, help="dollars a device and hour")] = None,
+    memory: Annotated[float | None, typer.Option(min=0.1, help="GB a device, instead of the machine's")] = None,
+    network: Annotated[float | None, typer.Option(min=0.001, help="GB/s a device between nodes, instead")] = None,
+    efficiency: Annotated[float | None, typer.Option(min=0.01, max=1, help="of the peak, in matrix products")] = None,
+    top: Annotated[int, typer.Option(min=1, help="how many plans to print")] = 10,
+    json: Json = None,
+) -> None:
+    """Plan a training job. It ranks dp × tp × pp × cp × ep by step time, and says why the other plans fail."""
+    from llmlab.parallelism import machines, planner
+    from llmlab.parallelism.plan import Job
+
+    changes = {"memory": memory and memory * 1e9, "network": network and network * 1e9, "efficiency": efficiency}
+    try:
+        on = machines.machine(machine, **{name: value for name, value in changes.items() if value is not None})
+        job = Job(shape_of(model), batch, seq, on)
+    except ValueError as error:
+        stop(error, 2)
+    found = planner.search(job, devices)
+    rows = [_row(job, e, tokens, price) for e in found.splits()[:top]]
+    if json:
+        write(json, jsonlib.dumps(_data(model, job, found, rows), indent=1))
+    if str(json) != "-":
+        _print(model, job, devices, found, rows)
+    raise typer.Exit(0 if found.ranked else 1)
+
+
+def _row(job, e, tokens: float, price: float | None) -> dict:
+    from llmlab.parallelism import planner
+
+    days = planner.days(job, e.step, tokens)
+    row = asdict(e.plan) | {"gigabytes": e.bytes / 1e9, "seconds": e.step, "mfu": e.mfu, "days": days}
+    return row if price is None else row | {"dollars": planner.dollars(e.plan.devices, days, price)}
+
+
+def _data(model: str, job, found, rows: list[dict]) -> dict:
+    head = {"model": model, "machine": asdict(job.machine), "batch": job.batch, "seq": job.seq}
+    return head | {"plans": rows, "rejected": dict(found.reasons()), "nearest": _nearest(found)}
+
+
+def _nearest(found) -> str:
+    return found.rejected[0].problems[0] if found.rejected else ""
+
+
+def _print(model: str, job, devices: int, found, rows: list[dict]) -> None:
+    from rich.table import Table
+
+    from llmlab.course import report
+    from llmlab.parallelism import shapes
+
+    out = report.console()
+    n = shapes.parameters(job.shape)
+    out.print(
+        f"{model}: {n / 1e9:.1f} B parameters; {devices} × {job.machine.name}; {job.batch} × {job.seq} tokens a step"
+    )
+    if rows:
+        table = Table(box=None, pad_edge=False)
+        heads = [*("dp", "tp", "pp", "cp", "ep", "b", "v"), "recompute", "ZeRO", "GB", "s/step", "MFU", "days"]
+        for head in heads + ["$"] * ("dollars" in rows[0]):
+            table.add_column(head, justify="left" if head == "recompute" else "right")
+        for r in rows:
+            table.add_row(*_cells(r))
+        out.print(table)
+    out.print(f"{len(found.ranked)} plans can run, {len(found.rejected)} cannot:")
+    for reason, count in found.reasons().most_common(5):
+        out.print(f"  {count:>5}  {reason}")
+    if not rows:
+        out.print(f"No plan can run. The nearest miss: {_nearest(found) or 'none divides the model and the batch'}.")
+
+
+def _cells(r: dict) -> list[str]:
+    split = [str(r[name]) for name in ("dp", "tp", "pp", "cp", "ep", "microbatch", "chunks")]
+    way = r["recompute"] + (" + sp" if r["sequence"] else "")
+    numbers = [f"{r['gigabytes']:.0f}", f"{r['seconds']:.3g}", f"{r['mfu']:.1%}", f"{r['days']:.3g}"]
+    return [*split, way, str(r["zero"]), *numbers] + ([f"{r['dollars']:,.0f}"] if "dollars" in r else [])

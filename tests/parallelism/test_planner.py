@@ -1,0 +1,124 @@
+"""The search: complete, ranked, honest about what it rejects; and the command that prints it."""
+
+import json
+from math import prod
+
+import pytest
+from typer.testing import CliRunner
+
+from llmlab.course.cli import app
+from llmlab.models.presets import preset
+from llmlab.parallelism import machines, planner, shapes
+from llmlab.parallelism.plan import Job, Plan
+from llmlab.parallelism.published import hardware_tera
+
+A100 = machines.machine("a100-80gb")
+SMALL = Job(shapes.gpt(12, 768, 12), 48, 512, A100)
+
+
+@pytest.mark.parametrize("devices", [1, 3, 6, 8, 12])
+def test_every_candidate_uses_all_devices_and_the_ranking_is_by_time(devices):
+    plans = list(planner.candidates(SMALL, devices))
+    assert len(set(plans)) == len(plans)
+    assert all(prod((p.dp, p.tp, p.pp, p.cp)) == devices for p in plans)
+    found = planner.search(SMALL, devices)
+    assert len(found.ranked) + len(found.rejected) == len(plans)
+    steps = [e.step for e in found.ranked]
+    assert steps and steps == sorted(steps)
+    assert all(e.bytes <= A100.memory and not e.problems for e in found.ranked)
+    assert all(e.problems for e in found.rejected)
+
+
+def test_the_best_of_each_split_is_the_first_of_it():
+    found = planner.search(SMALL, 12)
+    splits = found.splits()
+    keys = [(e.plan.dp, e.plan.tp, e.plan.pp, e.plan.cp, e.plan.ep) for e in splits]
+    assert len(set(keys)) == len(keys) and splits[0] is found.ranked[0]
+
+
+def test_a_hand_made_plan_is_never_better_than_the_search():
+    best = planner.search(SMALL, 8).ranked[0].step
+    for plan in (Plan(dp=8), Plan(dp=4, tp=2), Plan(dp=2, tp=2, pp=2), Plan(tp=4, pp=2, sequence=True)):
+        assert planner.estimate(SMALL, plan).step >= best
+
+
+def test_nothing_fits_is_said_with_the_nearest_miss():
+    job = Job(shapes.llama(preset("llama-2-7b")), 64, 2048, machines.machine("v100-32gb"))
+    found = planner.search(job, 2)
+    assert not found.ranked
+    sizes = [e.bytes for e in found.rejected if e.memory]
+    assert sizes[0] == min(sizes) and found.rejected[0].problems[0].startswith("needs ")
+    assert found.reasons()["too large for a device"] == len(found.rejected)
+
+
+@pytest.mark.parametrize(("devices", "why"), [(0, "devices=0"), (2.0, "devices=2.0")])
+def test_devices_must_be_a_number(devices, why):
+    with pytest.raises(ValueError, match=why):
+        planner.search(SMALL, devices)
+
+
+MEGATRON = [  # Narayanan et al. 2021, table 1: layers, hidden, heads, tp, pp, devices, batch, teraFLOP/s a device
+    (24, 2304, 24, 1, 1, 32, 512, 137),
+    (30, 3072, 32, 2, 1, 64, 512, 138),
+    (36, 4096, 32, 4, 1, 128, 512, 142),
+    (40, 6144, 48, 8, 1, 256, 1024, 135),
+    (48, 8192, 64, 8, 2, 512, 1536, 138),
+    (60, 10240, 80, 8, 4, 1024, 1792, 140),
+    (80, 12288, 96, 8, 8, 1536, 2304, 148),
+    (96, 16384, 128, 8, 16, 1920, 2160, 155),
+    (105, 20480, 128, 8, 35, 2520, 2520, 163),
+    (128, 25600, 160, 8, 64, 3072, 3072, 163),
+]
+
+
+@pytest.mark.parametrize("row", MEGATRON, ids=lambda row: f"{row[0]}x{row[1]}")
+def test_megatrons_table_is_predicted_within_a_tenth(row):
+    """One number was fitted, to a step of another paper. What table 1 does not print (b, v) is chosen by the planner."""
+    L, d, H, tp, pp, n, batch, measured = row
+    job = Job(shapes.gpt(L, d, H), batch, 2048, A100)
+    tries = [
+        planner.estimate(job, Plan(n // tp // pp, tp, pp, microbatch=b, zero=0, recompute="full", chunks=v))
+        for b in planner.MICROBATCHES
+        for v in range(1, 6)
+    ]
+    step = min(e.step for e in tries if not e.problems)
+    flops = 96 * batch * 2048 * L * d**2 * (1 + 2048 / (6 * d) + 51_200 / (16 * L * d))
+    assert flops / (n * step) / 1e12 == pytest.approx(measured, rel=0.1)
+    assert hardware_tera("530B", 2240, 1920, 60.1) == pytest.approx(126, abs=0.5)
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["plan", *arguments])
+
+
+def test_the_command_prints_a_ranked_table_and_why_others_fail():
+    result = run("gpt:12,768,12", "--devices", "8", "--batch", "48", "--seq", "512", "--price", "2", "--top", "3")
+    assert result.exit_code == 0
+    assert "MFU" in result.output and "$" in result.output and "cannot" in result.output
+
+
+def test_the_command_writes_json(tmp_path):
+    result = run("llama-2-7b", "--devices", "8", "--batch", "64", "--json", "-")
+    data = json.loads(result.output)
+    assert result.exit_code == 0
+    best = data["plans"][0]
+    assert best["dp"] * best["tp"] * best["pp"] * best["cp"] == 8 and 0 < best["mfu"] < 1 and best["days"] > 0
+    config = tmp_path / "config.json"
+    from llmlab.models.checkpoint import config_to_hf
+
+    config.write_text(json.dumps(config_to_hf(preset("llama-2-7b"))))
+    assert json.loads(run(str(config), "--devices", "8", "--batch", "64", "--json", "-").output)["plans"][0] == best
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("nothing", "--devices", "8"), 2, "MODEL='nothing' is not known"),
+        (("gpt:1,2", "--devices", "8"), 2, "gpt:LAYERS,HIDDEN,HEADS"),
+        (("llama-2-7b", "--devices", "8", "--machine", "abacus"), 2, "use one of v100-32gb"),
+        (("llama-2-7b", "--devices", "1", "--machine", "v100-32gb"), 1, "No plan can run. The nearest miss: needs"),
+    ],
+)
+def test_the_command_says_what_is_wrong(arguments, code, says):
+    result = run(*arguments)
+    assert result.exit_code == code and says in result.output.replace("\n", " ")
