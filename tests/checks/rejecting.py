@@ -9,7 +9,7 @@ also with other seeds; the unsolved stub, zeros, ones and a copy of the input fa
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -71,8 +71,12 @@ def constant(answer: Callable, make: Callable[[Any], Any]) -> Callable:
             return make(value.detach())
         if isinstance(value, bool | int | float):
             return type(value)(make(torch.tensor(value)).item())
+        if isinstance(value, str):
+            return str(make(torch.tensor(0.5)).item())
         if isinstance(value, dict):
             return {k: fill(v) for k, v in value.items()}
+        if is_dataclass(value) and not isinstance(value, type):
+            return replace(value, **{f.name: fill(getattr(value, f.name)) for f in fields(value)})
         return type(value)(fill(v) for v in value) if type(value) in (list, tuple) else value
 
     if isinstance(answer, type):
