@@ -5,10 +5,13 @@ Thakur, Rabenseifner & Gropp 2005 ("Optimization of Collective Communication Ope
     p  ranks in the group         n  bytes of the whole tensor (for a gather: of the result)
     α  seconds a message          β  bytes a second            time = steps · α + volume / β
 
-Three algorithms:
-    ring    the bandwidth-optimal one of NCCL and gloo: each rank talks to its neighbour only
-    tree    binomial tree: ⌈log₂ p⌉ steps, but every step carries all n bytes (broadcast, reduce, all-reduce)
-    naive   what one would write first: a star through one rank, everybody to everybody
+Four algorithms, whose messages are written out in `collectives_ring`, `_tree`, `_halving` and `_bruck`:
+    ring     the bandwidth-optimal one of NCCL and gloo: each rank talks to its neighbour only
+    tree     binomial tree: ⌈log₂ p⌉ steps, but every step carries all n bytes (broadcast, reduce, all-reduce)
+    halving  recursive halving and doubling: the ring's bytes in about the tree's steps (all-reduce; all-gather and
+             reduce-scatter by Bruck's algorithm, which takes any p)
+    naive    what one would write first: a star through one rank, everybody to everybody
+An operation that an algorithm has no way of its own for is counted as the ring's.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-ALGORITHMS = ("ring", "tree", "naive")
+ALGORITHMS = ("ring", "tree", "halving", "naive")
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,31 @@ def _children(rank: int, root: int, p: int) -> int:
     return sum(v + (1 << k) < p for k in range(first, _log2(p)))
 
 
+def _below(rank: int, root: int, sizes: Sequence[int]) -> int:
+    """Bytes that pass through a rank of a binomial scatter or gather: its own, and those of the places that it serves."""
+    p = len(sizes)
+    v = (rank - root) % p
+    served = (v & -v) if v else p  # the largest power of two that divides v
+    return sum(sizes[(root + w) % p] for w in range(v, min(v + served, p)))
+
+
+def _halving_all_reduce(rank: int, sizes: Sequence[int]) -> int:
+    """Bytes that a rank sends; exact for a power of two, else to within an element a step (n is cut anew, in q pieces)."""
+    p, n = len(sizes), sum(sizes)
+    q = 1 << (p.bit_length() - 1)
+    if rank >= q:
+        return n
+    mine = sizes if p == q else chunks(n, q)
+    kept = [sum(s for c, s in enumerate(mine) if (c - rank) % 2**k == 0) for k in range(1, q.bit_length())]
+    return n - mine[rank] + sum(kept) + (n if rank < p - q else 0)  # halving, doubling, and the result for rank + q
+
+
+def _bruck_all_gather(rank: int, sizes: Sequence[int]) -> int:
+    p = len(sizes)
+    new = [min(1 << k, p - (1 << k)) for k in range(_log2(p))]
+    return sum(sizes[(rank + i) % p] for count in new for i in range(count))
+
+
 def sent(op: str, rank: int, sizes: Sequence[int], root: int = 0, algorithm: str = "ring") -> int:
     """Bytes that `rank` sends in one collective.
 
@@ -55,7 +83,7 @@ def sent(op: str, rank: int, sizes: Sequence[int], root: int = 0, algorithm: str
         sizes: p numbers. The bytes of chunk r of the tensor (all_reduce and kin: as the algorithm cuts it; all_gather: what
             rank r brings; reduce_scatter: what rank r gets; all_to_all: what this rank sends to rank r).
         root: of broadcast, reduce, gather, scatter.
-        algorithm: "ring", "tree" or "naive".
+        algorithm: "ring", "tree", "halving" or "naive".
     Raises:
         ValueError: an unknown op or algorithm.
     """
@@ -78,6 +106,12 @@ def sent(op: str, rank: int, sizes: Sequence[int], root: int = 0, algorithm: str
         "broadcast": n * _children(rank, root, p),
         "reduce": 0 if rank == root else n,
         "all_reduce": n * _children(rank, 0, p) + (0 if rank == 0 else n),
+        "gather": 0 if rank == root else _below(rank, root, sizes),
+        "scatter": _below(rank, root, sizes) - sizes[rank],
+    }
+    halving = {
+        "all_reduce": _halving_all_reduce(rank, sizes),
+        "all_gather": _bruck_all_gather(rank, sizes),
     }
     star = n * (p - 1) if rank == 0 else n
     naive = {
@@ -90,7 +124,7 @@ def sent(op: str, rank: int, sizes: Sequence[int], root: int = 0, algorithm: str
         raise ValueError(f"op={op!r} must be one of {', '.join(ring)}")
     if p == 1:
         return 0
-    return {"ring": {}, "tree": tree, "naive": naive}[algorithm].get(op, ring[op])
+    return {"ring": {}, "tree": tree, "halving": halving, "naive": naive}[algorithm].get(op, ring[op])
 
 
 def steps_and_volume(op: str, p: int, n: int | float, algorithm: str = "ring") -> tuple[int, int | float]:
@@ -109,14 +143,27 @@ def steps_and_volume(op: str, p: int, n: int | float, algorithm: str = "ring") -
         "scatter": (p - 1, part),
         "barrier": (L, 0.0),
     }
-    tree = {"broadcast": (L, L * n), "reduce": (L, L * n), "all_reduce": (2 * L, 2 * L * n)}
+    tree = {
+        "broadcast": (L, L * n),
+        "reduce": (L, L * n),
+        "all_reduce": (2 * L, 2 * L * n),
+        "gather": (L, part),
+        "scatter": (L, part),
+    }
+    q = 1 << (p.bit_length() - 1)
+    folds = 2 * (p != q)  # ranks beyond a power of two hand in their tensor first, and get the result last
+    halving = {
+        "all_reduce": (2 * _log2(q) + folds, 2 * n * (q - 1) / q + folds * n),
+        "reduce_scatter": (L, part),
+        "all_gather": (L, part),
+    }
     naive = {
         "broadcast": (p - 1, (p - 1) * n),
         "reduce": (p - 1, (p - 1) * n),
         "all_reduce": (2 * (p - 1), 2 * (p - 1) * n),
         "reduce_scatter": (2 * (p - 1), (p - 1) * n + part),
     }
-    return {"ring": {}, "tree": tree, "naive": naive}[algorithm].get(op, ring[op])
+    return {"ring": {}, "tree": tree, "halving": halving, "naive": naive}[algorithm].get(op, ring[op])
 
 
 def seconds(op: str, p: int, n: int | float, link: Link, algorithm: str = "ring") -> float:

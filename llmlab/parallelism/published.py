@@ -23,6 +23,24 @@ SETUPS = {  # Korthikanti et al. 2022, table 3: tp, pp, chunks, devices, sequenc
     "530B": (8, 35, 3, 280, 280, 1),
     "1T": (8, 64, 1, 512, 512, 1),
 }
+MEGATRON = (  # Narayanan et al. 2021, table 1: layers, hidden, heads, tp, pp, devices, sequences a step, teraFLOP/s a device
+    (24, 2304, 24, 1, 1, 32, 512, 137),
+    (30, 3072, 32, 2, 1, 64, 512, 138),
+    (36, 4096, 32, 4, 1, 128, 512, 142),
+    (40, 6144, 48, 8, 1, 256, 1024, 135),
+    (48, 8192, 64, 8, 2, 512, 1536, 138),
+    (60, 10240, 80, 8, 4, 1024, 1792, 140),
+    (80, 12288, 96, 8, 8, 1536, 2304, 148),
+    (96, 16384, 128, 8, 16, 1920, 2160, 155),
+    (105, 20480, 128, 8, 35, 2520, 2520, 163),
+    (128, 25600, 160, 8, 64, 3072, 3072, 163),
+)
+STEPS = {  # Korthikanti et al. 2022, table 5: seconds a step with full recomputation, and selective with sequence parallelism
+    "22B": {"full": 1.42, "selective": 1.10},
+    "175B": {"full": 18.13, "selective": 13.75},
+    "530B": {"full": 49.05, "selective": 37.83},
+    "1T": {"full": 94.42, "selective": 71.49},
+}
 
 
 def gpt_parameters(L: int, d: int, H: int) -> int:
@@ -43,9 +61,23 @@ def training_days(parameters: float, tokens: float, n: int, tera: float) -> floa
 
 def hardware_tera(name: str, n: int, batch: int, step: float) -> float:
     """teraFLOP/s a device with recomputation counted (Narayanan et al. 2021, equation 3), from seconds a step."""
-    L, d, _ = SHAPES[name]
-    flops = 96 * batch * 2048 * L * d**2 * (1 + 2048 / (6 * d) + 51_200 / (16 * L * d))
-    return flops / (n * step) / 1e12
+    return megatron_flops(*SHAPES[name][:2], batch) / (n * step) / 1e12
+
+
+def megatron_flops(L: int, d: int, batch: int) -> float:
+    """96 B s L h² (1 + s/6h + V/16Lh): a step's FLOPs with full recomputation, s = 2048 and V = 51,200."""
+    return 96 * batch * 2048 * L * d**2 * (1 + 2048 / (6 * d) + 51_200 / (16 * L * d))
+
+
+def predicted_tera(L: int, d: int, H: int, tp: int, pp: int, n: int, batch: int) -> float:
+    """What our cost model expects for a row of `MEGATRON`; microbatch and chunks, which are not printed, are the best."""
+    job = Job(shapes.gpt(L, d, H), batch, 2048, machine("a100-80gb"))
+    tries = [
+        planner.estimate(job, Plan(n // tp // pp, tp, pp, microbatch=b, zero=0, recompute="full", chunks=v))
+        for b in planner.MICROBATCHES
+        for v in range(1, 6)
+    ]
+    return megatron_flops(L, d, batch) / (n * min(e.step for e in tries if not e.problems)) / 1e12
 
 
 def dense_mfu(

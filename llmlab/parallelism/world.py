@@ -6,7 +6,7 @@
     [3.0, 3.0, 3.0]
 
 Ranks take turns (see `scheduler`), so a run is deterministic to the bit. `world.ledger` holds every byte of the last run, as
-the chosen algorithm (`ring`, `tree` or `naive`) would send it. A deadlock is reported at once, with who waits for whom, where.
+the chosen algorithm (`ring`, `tree`, `halving` or `naive`) would send it. A deadlock is reported at once, with who waits for whom, where.
 For tensors on the CPU: on a GPU, autograd runs every rank's backward pass in one thread, and a collective in it would wait for
 itself.
 """
@@ -39,11 +39,14 @@ class World:
 
     Args:
         n: number of ranks.
-        algorithm: how collectives are counted: "ring", "tree" or "naive".
-        link: the wire whose α and β move the ledger's virtual clock; None: messages take no time.
+        algorithm: how collectives are counted: "ring", "tree", "halving" or "naive".
+        link: the wire whose α and β move the ledger's virtual clock, or a function from the ranks of a group to their wire
+            (`placement.node_links`); None: messages take no time.
     """
 
-    def __init__(self, n: int, *, algorithm: str = "ring", link: Link | None = None) -> None:
+    def __init__(
+        self, n: int, *, algorithm: str = "ring", link: Link | Callable[[tuple[int, ...]], Link] | None = None
+    ) -> None:
         if not isinstance(n, int) or n < 1:
             raise ValueError(f"n={n!r} must be a positive number of ranks")
         if algorithm not in cost.ALGORITHMS:
@@ -78,6 +81,10 @@ class World:
             raise
         self._check_nothing_left()
         return results
+
+    def wire(self, ranks: tuple[int, ...]) -> Link | None:
+        """What connects these ranks."""
+        return self.link(ranks) if callable(self.link) else self.link
 
     def _deadlock(self, waits: list) -> DeadlockError:
         lines = ["deadlock: no rank can go on"]
@@ -166,7 +173,8 @@ class RankComm(Communicator):
         sizes = [wire_sizes(call, xs, r) for r in range(self.size)]
         n = max(map(sum, sizes))
         start = max(all_came, *(world.wire_free[g] for g in self.ranks))
-        end = start + (cost.seconds(call.op, self.size, n, world.link, world.algorithm) if world.link else 0.0)
+        link = world.wire(self.ranks)
+        end = start + (cost.seconds(call.op, self.size, n, link, world.algorithm) if link else 0.0)
         for r, g in enumerate(self.ranks):
             world.wire_free[g] = end
             sent = cost.sent(call.op, r, sizes[r], call.root or 0, world.algorithm)
@@ -191,7 +199,7 @@ class RankComm(Communicator):
         return _Handle(self, post, lambda: post.value if call.op == "recv" else None)
 
     def _hand_over(self, send: Post, recv: Post) -> None:
-        x, link = send.value, self.world.link
+        x, link = send.value, self.world.wire((send.rank, recv.rank))
         n = x.numel() * x.element_size()
         start = max(send.time, recv.time, self.world.wire_free[send.rank] if link else 0.0)
         end = start + (link.latency + n / link.bandwidth if link else 0.0)

@@ -10,7 +10,7 @@ from llmlab.course.cli import app
 from llmlab.models.presets import preset
 from llmlab.parallelism import machines, planner, shapes
 from llmlab.parallelism.plan import Job, Plan
-from llmlab.parallelism.published import hardware_tera
+from llmlab.parallelism.published import MEGATRON, STEPS, predicted_step, predicted_tera
 
 A100 = machines.machine("a100-80gb")
 SMALL = Job(shapes.gpt(12, 768, 12), 48, 512, A100)
@@ -57,34 +57,16 @@ def test_devices_must_be_a_number(devices, why):
         planner.search(SMALL, devices)
 
 
-MEGATRON = [  # Narayanan et al. 2021, table 1: layers, hidden, heads, tp, pp, devices, batch, teraFLOP/s a device
-    (24, 2304, 24, 1, 1, 32, 512, 137),
-    (30, 3072, 32, 2, 1, 64, 512, 138),
-    (36, 4096, 32, 4, 1, 128, 512, 142),
-    (40, 6144, 48, 8, 1, 256, 1024, 135),
-    (48, 8192, 64, 8, 2, 512, 1536, 138),
-    (60, 10240, 80, 8, 4, 1024, 1792, 140),
-    (80, 12288, 96, 8, 8, 1536, 2304, 148),
-    (96, 16384, 128, 8, 16, 1920, 2160, 155),
-    (105, 20480, 128, 8, 35, 2520, 2520, 163),
-    (128, 25600, 160, 8, 64, 3072, 3072, 163),
-]
-
-
 @pytest.mark.parametrize("row", MEGATRON, ids=lambda row: f"{row[0]}x{row[1]}")
 def test_megatrons_table_is_predicted_within_a_tenth(row):
-    """One number was fitted, to a step of another paper. What table 1 does not print (b, v) is chosen by the planner."""
-    L, d, H, tp, pp, n, batch, measured = row
-    job = Job(shapes.gpt(L, d, H), batch, 2048, A100)
-    tries = [
-        planner.estimate(job, Plan(n // tp // pp, tp, pp, microbatch=b, zero=0, recompute="full", chunks=v))
-        for b in planner.MICROBATCHES
-        for v in range(1, 6)
-    ]
-    step = min(e.step for e in tries if not e.problems)
-    flops = 96 * batch * 2048 * L * d**2 * (1 + 2048 / (6 * d) + 51_200 / (16 * L * d))
-    assert flops / (n * step) / 1e12 == pytest.approx(measured, rel=0.1)
-    assert hardware_tera("530B", 2240, 1920, 60.1) == pytest.approx(126, abs=0.5)
+    """One number was fitted, to a step of another paper."""
+    assert predicted_tera(*row[:-1]) == pytest.approx(row[-1], rel=0.1)
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_korthikantis_steps_are_predicted_within_16_percent(name):
+    for recompute, measured in STEPS[name].items():
+        assert predicted_step(name, recompute) == pytest.approx(measured, rel=0.16)
 
 
 def run(*arguments):
