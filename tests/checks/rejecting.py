@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -71,8 +72,8 @@ def constant(answer: Callable, make: Callable[[Any], Any]) -> Callable:
             return make(value.detach())
         if isinstance(value, bool | int | float):
             return type(value)(make(torch.tensor(value)).item())
-        if isinstance(value, str):
-            return str(make(torch.tensor(0.5)).item())
+        if isinstance(value, str | Path):
+            return type(value)(str(make(torch.tensor(0.5)).item()))
         if isinstance(value, dict):
             return {k: fill(v) for k, v in value.items()}
         if is_dataclass(value) and not isinstance(value, type):
