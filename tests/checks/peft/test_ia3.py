@@ -84,6 +84,11 @@ def rounds_l_first(W, b, l, feedforward):  # noqa: E741
     return right_weight(W, l, feedforward), None if b is None else right_bias(b, l, feedforward)
 
 
+def always_bfloat16(W, b, l, feedforward):  # noqa: E741
+    new_W, new_b = merged(right_weight, right_bias)(W, b, l, feedforward)
+    return new_W.bfloat16(), new_b
+
+
 def invents_a_bias(W, b, l, feedforward):  # noqa: E741
     new_W, new_b = merged(right_weight, right_bias)(W, b, l, feedforward)
     return new_W, torch.zeros(len(W)) if new_b is None else new_b
@@ -137,6 +142,7 @@ test_wrong_answers = rejects(
         Wrong("merge", merged(right_weight, lambda b, scale, feedforward: b), "the bias is not scaled"),
         Wrong("merge", merged(right_weight, lambda b, scale, feedforward: scale * b), "the bias is scaled"),
         Wrong("merge", rounds_l_first, "rounded to bfloat16 before"),
+        Wrong("merge", always_bfloat16, "has dtype bfloat16"),
         Wrong("merge", invents_a_bias, "must stay without one"),
         Wrong("serve", last_task, "counts from the end"),
         Wrong("serve", first_task, "task 0's"),

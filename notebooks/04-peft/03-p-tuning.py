@@ -9,13 +9,12 @@
 import tempfile
 
 import torch
-import torch.nn.functional as F
 
-from llmlab.course import compare, explore, figure, plt, show
+from llmlab.course import compare, explore, figure, palette, plt, show
 from llmlab.models import course_model
 from llmlab.models.accounting import forward_flops
 from llmlab.models.presets import preset
-from llmlab.peft import label_head, p_tuning, p_tuning_v2, virtual_tokens, walk
+from llmlab.peft import label_head, labelling, p_tuning, p_tuning_v2, virtual_tokens, walk
 from llmlab.peft.p_tuning import PromptEncoder, PTuningConfig
 from llmlab.peft.p_tuning_v2 import PTuningV2Config
 
@@ -130,7 +129,7 @@ before, count = model(prompt), walk.trainable(model)[0]
 p_tuning.fold(model)
 compare(model(prompt), before, what="logits with the network folded away", tol=1e-4)
 print(f"trained {count:,} numbers, {walk.trainable(model)[0]:,} left")
-virtual_tokens.remove(model)
+model = virtual_tokens.remove(model)
 compare(model(prompt), plain, what="logits after removing", tol=0)
 
 # %% [markdown]
@@ -177,131 +176,91 @@ theirs.save_pretrained(folder)
 p_tuning_v2.load(model, folder)
 compare(model(prompt), theirs(prompt).logits, what="label scores, peft's file in our code", tol=1e-4)
 compare(walk.trainable(model)[0], theirs.get_nb_trainable_parameters()[0], what="parameters trained", tol=0)
-virtual_tokens.remove(model)
+model = virtual_tokens.remove(model)
 
 # %% [markdown]
 # ## The experiment
 #
 # The task: **which book is this passage from?** Given 24 tokens, say whether they are a president's, from *Moby-Dick* or from the Bible, which the
-# model never read. All line breaks are gone, and passages start anywhere. The label is read at the last token. Test passages come from held-out
-# documents, and we train on 1,280 passages only: 80 steps of 16.
+# model never read. All line breaks are gone, and passages start anywhere. The label is read at the last token, and the test passages come from
+# held-out documents.
 
 # %%
-BOOKS = ["addresses", "moby-dick", "bible"]
-
-
-def stream(book, split):
-    return torch.tensor(tokenizer.encode(" ".join(course_model.corpus(book, split)[:150_000].split())).ids)
-
-
-STREAMS = {split: [stream(book, split) for book in BOOKS] for split in ("train", "valid")}
-
-
-def passages(split, seed, count=16, length=24):
-    """(tokens (count, length), labels (count,))."""
-    dice = torch.Generator().manual_seed(seed)
-    labels = torch.randint(3, (count,), generator=dice)
-    places = torch.rand(count, generator=dice)
-    streams = [STREAMS[split][y] for y in labels.tolist()]
-    starts = [int(place * (len(s) - length)) for place, s in zip(places, streams, strict=True)]
-    return torch.stack([s[i : i + length] for i, s in zip(starts, streams, strict=True)]), labels
-
-
-test_tokens, test_labels = passages("valid", seed=10**6, count=384)
+BOOKS = labelling.BOOKS
+tokenizer = course_model.load_tokenizer()
+test_tokens, test_labels = labelling.passages("valid", seed=10**6, count=384)
 for book in range(3):
     print(f"{BOOKS[book]:10} …{tokenizer.decode(test_tokens[test_labels == book][0].tolist())}…")
 
 # %% [markdown]
 # Four ways to do it, with the same head, the same batches and the same learning rate of the head. **Probe**: the head alone, on the frozen
-# model. **Shallow**: P-Tuning with an MLP. **Deep**: P-Tuning v2, started from the keys and values of a text. **Full**: everything trains. The rate of
-# each method was the best of three, found beforehand. For the two in question three seeds draw starts and batches.
-
-# %%
-STEPS, HEAD_RATE, HEADS = 80, 1e-2, (".head.weight", "lm_head.weight")
-RATES = {"probe": 0.0, "shallow": 1e-2, "deep": 0.3, "full": 1e-3}
-
-
-def prepare(method, seed, p=16):
-    """The course model with a label head and virtual tokens, ready to train."""
-    model, dice = course_model.load(), torch.Generator().manual_seed(seed)
-    if method == "shallow":
-        p_tuning.apply(model, PTuningConfig(p, num_labels=3, hidden=64), generator=dice)
-    elif method == "deep":
-        text = tuple(STREAMS["train"][2][seed * p : (seed + 1) * p].tolist())
-        p_tuning_v2.apply(model, PTuningV2Config(p, num_labels=3, init_tokens=text), generator=dice)
-    else:
-        model.requires_grad_(method == "full")
-        model.lm_head = label_head.make_head(128, 3, bias=False, generator=dice)
-    return model
-
-
-def labeller(method, seed=0):
-    """A trained one."""
-    model = prepare(method, seed)
-    trained = {name: t for name, t in model.named_parameters() if t.requires_grad}
-    groups = [
-        {"params": [t for n, t in trained.items() if not n.endswith(HEADS)], "rate": RATES[method]},
-        {"params": [t for n, t in trained.items() if n.endswith(HEADS)], "rate": HEAD_RATE},
-    ]
-    optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
-    for step in range(STEPS):
-        for group in optimizer.param_groups:
-            group["lr"] = group["rate"] * min(1, (step + 1) / 5) * (1 - step / STEPS)
-        tokens, labels = passages("train", seed * 1000 + step)
-        loss = F.cross_entropy(model(tokens)[:, -1], labels)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)
-        optimizer.step()
-    return model
-
-
-@torch.inference_mode()
-def accuracy(model):
-    return (model(test_tokens)[:, -1].argmax(-1) == test_labels).float().mean().item()
-
-
-# %%
-models = {"probe": [labeller("probe")], "shallow": [labeller("shallow", seed) for seed in (0, 1, 2)]}
-
-# %%
-models |= {"deep": [labeller("deep", seed) for seed in (0, 1, 2)], "full": [labeller("full")]}
+# model. **Shallow**: P-Tuning with an MLP. **Deep**: P-Tuning v2, started from the keys and values of a text. **Full**: everything trains. Each has
+# 16 virtual tokens where it has any, and its own learning rate, the best of three on passages that are not those of the test.
+#
+# Twenty training runs of 240 steps are too long for a page. `scripts/label_curves.py` made them, and the page repeats the first 40 steps of three
+# runs to see whether the record holds.
 
 # %%
 # NBVAL_IGNORE_OUTPUT
-right = {name: [accuracy(m) for m in group] for name, group in models.items()}
-kept = {"probe": 384, "shallow": 16 * 128 + 384, "deep": 16 * 512 + 384, "full": walk.trainable(models["full"][0])[0]}
+curves = labelling.curves()
+best = {m: next(r["rate"] for r in curves if r["method"] == m and r["seed"] == "1") for m in labelling.RATES}
+models = {}
+for method in ("probe", "shallow", "deep"):
+    models[method] = labelling.prepare(method, seed=0)
+    for _ in labelling.train(models[method], float(best[method]), steps=40, seed=0):
+        pass
+    now = labelling.accuracy(models[method], test_tokens, test_labels)
+    line = next(
+        r for r in curves if (r["method"], r["rate"], r["seed"], r["steps"]) == (method, best[method], "0", "40")
+    )
+    print(f"{method:8} after 40 steps: recorded {float(line['test']):.1%}, now {now:.1%}")
+    assert abs(now - float(line["test"])) < 0.06
 
-fig, ax = plt.subplots(figsize=(4.8, 3.2))
-for i, (name, scores) in enumerate(right.items()):
-    mean = sum(scores) / len(scores)
-    color = {"shallow": "#0072b2", "deep": "#d55e00"}.get(name, "#a9afb7")
-    ax.bar(i, mean, color=color, width=0.6)
-    ax.plot([i] * len(scores), scores, "o", color="#22262b", markersize=4)
-    ax.text(i, 0.03, f"{mean:.0%}", ha="center", color="white", fontweight="bold")
-ax.axhline(1 / 3, color="#22262b", linewidth=1, linestyle="--")
-ax.text(-0.4, 1 / 3 + 0.01, "chance", va="bottom")
-ax.set_xticks(range(4), labels=[f"{name}\n{kept[name]:,} kept" for name in right])
-ax.set(ylabel="accuracy on held-out passages", ylim=(0, 1))
+# %%
+COLORS = {"probe": palette.gray, "shallow": palette.blue, "deep": palette.vermillion, "full": palette.ink}
+MARKS = sorted({int(r["steps"]) for r in curves})
+
+
+def scores(method, steps):
+    """Test accuracy of the three seeds."""
+    rows = [r for r in curves if (r["method"], r["rate"], int(r["steps"])) == (method, best[method], steps)]
+    return [float(r["test"]) for r in rows]
+
+
+average = {m: [sum(scores(m, k)) / len(scores(m, k)) for k in MARKS] for m in labelling.RATES}
+fig, ax = plt.subplots(figsize=(4.8, 3.4))
+for method, color in COLORS.items():
+    ax.plot(MARKS, [100 * a for a in average[method]], color=color, label=method)
+    for k in MARKS:
+        ax.plot([k] * 3, [100 * a for a in scores(method, k)], ".", color=color, markersize=5)
+ax.axhline(100 / 3, color="#22262b", linewidth=1, linestyle="--")
+ax.text(MARKS[-1], 34, "chance", ha="right", va="bottom", fontsize=8)
+ax.set(xscale="log", xlabel="steps of 16 passages", ylabel="% right on held-out passages", ylim=(30, 100))
+ax.set_xticks(MARKS, [str(k) for k in MARKS])
+ax.minorticks_off()
+ax.legend(fontsize=8, loc="upper left")
 ax.set_title("Which book is this from?")
-average = {name: sum(scores) / len(scores) for name, scores in right.items()}
 figure(
     fig,
-    alt="Accuracy of four ways to label: " + ", ".join(f"{name} {value:.0%}" for name, value in average.items()) + ".",
+    alt="Accuracy by training steps, mean of three seeds. "
+    + " ".join(
+        f"{m}: " + ", ".join(f"{a:.0%} at {k}" for k, a in zip(MARKS, ys, strict=True)) + "."
+        for m, ys in average.items()
+    ),
 )
-assert average["deep"] > average["shallow"]
-print(
-    f"deep beats shallow by {100 * (average['deep'] - average['shallow']):.0f} points of accuracy, mean of three seeds"
-)
+for method, ys in average.items():
+    last = scores(method, MARKS[-1])
+    print(f"{method:8} {ys[-1]:.1%} after {MARKS[-1]} steps, seeds {min(last):.1%} to {max(last):.1%}")
 
 # %% [markdown]
-# The bars are means, the dots single runs. All four heads read the same state; what differs is how far that state could be bent toward the
-# question. A shallow prompt can only say something once, at the bottom. A deep one speaks in every layer.
+# Deep beats shallow, as the paper says, but look at when. For the first 80 steps neither is better than the head alone, which trains 384 numbers. A
+# prompt must first learn to speak to the model, and a deep one needs the time that its 8,192 numbers take; from 160 steps on it is ahead, by 7 points in
+# the mean of three seeds at the end. The shallow prompt never passes the probe: it can say something only once, at the bottom, and all layers above
+# read it through attention that was trained for other things.
 #
-# Deep prompts also keep four times as many numbers, and that is part of the method: the paper lists the small number of trainable parameters as the first
-# weakness of shallow prompts. A longer shallow prompt would have as many, but 64 tokens before a passage of 24 make every pass several times as
-# expensive, and the last lesson showed that at equal numbers the prefix wins. Neither reaches full fine-tuning here: P-Tuning v2's claim to match it
-# is made for models of 300 million parameters and more; ours has one million.
+# Two things to keep in mind. Deep prompts also have four times as many numbers, and that is part of the method: the paper lists the small
+# number of trainable parameters as the first weakness of shallow prompts. And neither reaches full fine-tuning here. P-Tuning v2's claim to match it is made
+# for models of 300 million parameters and more; ours has one million.
 
 # %% [markdown]
 # ## Play
@@ -313,11 +272,11 @@ print(
 # NBVAL_IGNORE_OUTPUT
 SHOWN = [int((test_labels == book).nonzero()[k, 0]) for k in range(2) for book in range(3)]
 with torch.no_grad():
-    chances = {name: group[0](test_tokens[SHOWN]).softmax(-1) for name, group in models.items()}
+    chances = {name: model(test_tokens[SHOWN]).softmax(-1) for name, model in models.items()}
 
 
 def track(passage):
-    """(4, 24): the right book's probability after each token, one row for each way to label."""
+    """(3, 24): the right book's probability after each token, one row for each way to label."""
     book = int(test_labels[SHOWN[passage - 1]])
     return torch.stack([chances[name][passage - 1, :, book] for name in models])
 
@@ -326,7 +285,7 @@ def draw(passage):
     pieces = [tokenizer.decode([t]) for t in test_tokens[SHOWN[passage - 1]].tolist()]
     fig, ax = plt.subplots(figsize=(5.4, 3.0))
     picture = ax.imshow(track(passage), vmin=0, vmax=1, cmap="cividis", aspect="auto")
-    ax.set_yticks(range(4), labels=list(models))
+    ax.set_yticks(range(3), labels=list(models))
     ax.set_xticks(range(24), labels=pieces, rotation=90)
     ax.grid(False)
     ax.set_title(f"from {BOOKS[int(test_labels[SHOWN[passage - 1]])]}")
@@ -390,8 +349,8 @@ print(
 #
 # - P-Tuning trains 50 million numbers on a 7B model to find 81,920: the encoder ties the virtual tokens together while they train, and is folded
 #   away after.
-# - P-Tuning v2 puts prompts in each of the $L$ layers and a label head on top; with 16 virtual tokens and 1,280 labelled passages, deep
-#   beat shallow by the points printed above.
+# - P-Tuning v2 puts prompts in each of the $L$ layers and a label head on top; after 240 steps deep is right in 75% of the passages, shallow in 68%,
+#   the head alone in 71%, full fine-tuning in 88%.
 # - A label head reads the labels of 512 tokens in 1 pass, where questions in words need 512.
 #
 # Now write it yourself: [Exercises](../../work/04-peft/03-p-tuning.ipynb), three of them, 7 points.

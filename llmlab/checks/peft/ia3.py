@@ -104,6 +104,7 @@ def merge(answer):
             diagnose(new_b, right=scaled_b, mistakes=mistakes, tol=1e-6, what=f"the bias of {what}")
     W, l = torch.randn(4, 3), torch.rand(4)  # noqa: E741
     pair = answer(W, None, l, False)
+    expect(pair[0], shape=(4, 3), dtype=torch.float32, what="the weight of merge(W, None, l, False), W in float32,")
     if pair[1] is not None:
         raise Mistake("a linear without a bias must stay without one: return None in its place")
     x = torch.randn(5, 3)  # the oracle

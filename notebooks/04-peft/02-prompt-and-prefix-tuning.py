@@ -64,11 +64,11 @@ for name in ("llama-7b", "llama-3-8b"):
 # %% [markdown]
 # ## The idea
 #
-# Here is what attention sees in each layer, with three virtual tokens before five real ones. Red is trained, grey is
-# computed by the frozen model.
+# Here is what attention sees in each layer, with three virtual tokens before five real ones. Orange is trained, blue is
+# what the frozen model computes from it, grey is the input and what becomes of it.
 
 # %%
-fig, axes = plt.subplots(1, 2, figsize=(5.4, 2.9), sharey=True)
+fig, axes = plt.subplots(1, 2, figsize=(4.8, 2.7), sharey=True)
 for ax, title, deep in zip(axes, ["prompt tuning", "prefix tuning"], [False, True], strict=True):
     for layer in range(5):
         for place in range(8):
@@ -215,26 +215,28 @@ for ours, config, their_config in [
 # %% [markdown]
 # ## The experiment
 #
-# The course model has read presidents and *Moby-Dick*, never the Bible. We adapt it with 40 steps of the King James
-# Bible, from 4 windows of 64 tokens each, and compare soft prompts and prefixes **that keep equally many numbers**:
-# 4 virtual tokens in a prompt against 1 in a prefix, 16 against 4, 64 against 16. The grey line below is full
-# fine-tuning on the same batches. Each kind has its own learning rate, found beforehand on a grid of
-# 0.03, 0.1, 0.3 and 1 (for full fine-tuning 0.001 to 0.004). Prefixes start from the first words of the Bible, prompts from
-# common words, as their papers advise.
+# The course model has read presidents and *Moby-Dick*, never the Bible. We adapt it with 15 steps of the King James Bible, of
+# 4 windows of 64 tokens each, and compare soft prompts and prefixes **that keep equally many numbers**: 4 virtual tokens in
+# a prompt against 1 in a prefix, 16 against 4, 64 against 16. The grey line below is full fine-tuning on the same batches.
+#
+# Each kind has its own learning rate: the best of five, a factor of two apart, by two runs each at the middle budget, with
+# other seeds and on another stretch of the Bible than the one we measure on. Prefixes start from the first words of the
+# Bible, prompts from common words, as their papers advise.
 
 # %%
 bible = ids(course_model.corpus("bible")[:300_000])
 held_out = ids(course_model.corpus("bible", "valid")[:60_000])
-STEPS, CONTEXT = 40, 64
+STEPS, CONTEXT = 15, 64
+RATE = {"prompt": 5e-2, "prefix": 4e-1, "full": 1e-3, "prompt on the draft": 2e-1, "full draft": 2e-3}
 
 
 def loss_on(model):
-    return pretraining.evaluate(model, held_out, context=CONTEXT, windows=24, batch=12)
+    return pretraining.evaluate(model, held_out, context=CONTEXT, windows=32, batch=32)
 
 
 def teach(model, rate, seed=0):
-    """`model` after 40 steps of the Bible; whatever may train does."""
-    recipe = pretraining.Recipe(STEPS, batch=4, context=CONTEXT, peak_lr=rate, warmup=5, weight_decay=0.0, seed=seed)
+    """`model` after 15 steps of the Bible; whatever may train does."""
+    recipe = pretraining.Recipe(STEPS, batch=4, context=CONTEXT, peak_lr=rate, warmup=4, weight_decay=0.0, seed=seed)
     optimizer = pretraining.make_optimizer(model, recipe)
     for step in range(STEPS):
         for group in optimizer.param_groups:
@@ -243,14 +245,15 @@ def teach(model, rate, seed=0):
     return model
 
 
-def with_prompt(p, load=course_model.load, seed=0):
+def with_prompt(p, seed=0):
     dice = torch.Generator().manual_seed(seed)
-    return teach(prompt_tuning.apply(load(), PromptTuningConfig(p), generator=dice), 0.1, seed)
+    model = prompt_tuning.apply(course_model.load(), PromptTuningConfig(p), generator=dice)
+    return teach(model, RATE["prompt"], seed)
 
 
 def with_prefix(p, seed=0):
     start = PrefixTuningConfig(p, projection=False, init="text", init_tokens=tuple(bible[:p].tolist()))
-    return teach(prefix_tuning.apply(course_model.load(), start), 0.3, seed)
+    return teach(prefix_tuning.apply(course_model.load(), start), RATE["prefix"], seed)
 
 
 # %%
@@ -260,7 +263,7 @@ prompt_loss = {p * 128: loss_on(m) for p, m in prompts.items()}
 # %%
 prefixed = {p: with_prefix(p) for p in (1, 4, 16)}
 prefix_loss = {p * 512: loss_on(m) for p, m in prefixed.items()}
-base, full = loss_on(course_model.load()), loss_on(teach(course_model.load(), 2e-3))
+base, full = loss_on(course_model.load()), loss_on(teach(course_model.load(), RATE["full"]))
 
 # %%
 # NBVAL_IGNORE_OUTPUT
@@ -289,37 +292,47 @@ figure(
 )
 seeds = [[*middle[0], prompt_loss[2048]], [*middle[1], prefix_loss[2048]]]
 spread = max(max(losses) - min(losses) for losses in seeds)
-assert min(seeds[0]) > max(seeds[1])
+assert all(soft > deep for soft, deep in zip(*seeds, strict=True))
 print(
     f"at 2,048 numbers: soft prompt {prompt_loss[2048]:.2f}, prefix {prefix_loss[2048]:.2f}; over 3 seeds within {spread:.2f}"
 )
 
 # %% [markdown]
-# At every budget the prefix wins, though it spends its numbers on a quarter of the tokens. (The pale points are two more seeds.)
-# It writes into every layer; the soft prompt must send its message through the first.
+# At every budget the prefix wins, though it spends its numbers on a quarter of the tokens. The pale points are two more
+# seeds at 2,048 numbers: the prefix wins with each of the three. At the other two budgets we have one seed, and at 512 the
+# gap is smaller than what seeds differ by. A prefix writes into every layer; the soft prompt must send its message through
+# the first.
 #
-# Neither comes near full fine-tuning here. The title of Lester's paper says why: *The Power of Scale*. On
-# T5 a soft prompt trails full fine-tuning badly in small models and matches it in the largest one, of 11 billion parameters.
-# We own two models of the same family, the course model and its draft of a quarter of the size. What share of full fine-tuning's gain does
-# a 16-token prompt reach on each?
+# Neither comes near full fine-tuning here. The title of Lester's paper says why it need not stay so: *The Power of Scale*.
+# On T5 a soft prompt trails full fine-tuning badly in small models and matches it in the largest one, of 11 billion
+# parameters. We own two models of the same family, the course model and its draft of a quarter of the size. Can we see the
+# beginning of that curve? Here is the share of full fine-tuning's gain that a 16-token prompt reaches on each. The draft has
+# rates of its own, searched in the same way.
 
 # %%
 # NBVAL_IGNORE_OUTPUT
 small = loss_on(course_model.load_draft())
-small_full = loss_on(teach(course_model.load_draft(), 4e-3))
-small_prompt = loss_on(with_prompt(16, course_model.load_draft))
-share = {
-    "draft": (small - small_prompt) / (small - small_full),
-    "course": (base - prompt_loss[2048]) / (base - full),
+small_full = loss_on(teach(course_model.load_draft(), RATE["full draft"]))
+small_prompts = []
+for seed in (0, 1, 2):
+    draft = prompt_tuning.apply(
+        course_model.load_draft(), PromptTuningConfig(16), generator=torch.Generator().manual_seed(seed)
+    )
+    small_prompts.append(loss_on(teach(draft, RATE["prompt on the draft"], seed)))
+shares = {
+    "draft model,  230 thousand parameters": [(small - one) / (small - small_full) for one in small_prompts],
+    "course model, 1.05 million parameters": [(base - one) / (base - full) for one in seeds[0]],
 }
-print(f"draft model,  230 thousand parameters: {share['draft']:.0%} of the gain of full fine-tuning")
-print(f"course model, 1.05 million parameters: {share['course']:.0%}")
-assert share["course"] > share["draft"]
+for name, share in shares.items():
+    print(f"{name}: {sum(share) / 3:.0%} of the gain, seeds {min(share):.0%} to {max(share):.0%}")
+assert max(max(share) for share in shares.values()) < 0.5
 
 # %% [markdown]
-# Two points in the right direction, and no more than that: both models are ten thousand times smaller than the one where the paper's curves
-# meet, and two sizes do not make a law. What you can take from this page is the mechanism. A larger model has seen more, so more of
-# what you want is already inside and needs only to be called; a small one has to be *changed*, and no prompt changes a weight.
+# No. Both models reach about the same small share, and the seeds of one differ by more than the two models do. A factor of
+# four in size is little on a curve that runs over a factor of more than a hundred, and both models are at least ten
+# thousand times smaller than the one where it arrives. One reading of that curve is that a larger model has more of what
+# you want already inside, where it needs only to be called, while a small one has to be *changed*, and no prompt changes a
+# weight. This page cannot test it.
 
 # %% [markdown]
 # ## Play
@@ -351,9 +364,7 @@ def causal(q, k):
     return torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).triu(1 + k.shape[2] - q.shape[2])
 
 
-ADAPTERS = {f"prompt of {p}": (m, p) for p, m in prompts.items()} | {
-    f"prefix of {p}": (m, p) for p, m in prefixed.items()
-}
+ADAPTERS = {f"prompt of {p}": (prompts[p], p) for p in (16, 64)} | {f"prefix of {p}": (prefixed[p], p) for p in (4, 16)}
 window, opening = held_out[None, :96], ids("And the people of the land")[None]
 looks = {name: attention_to(m, window, p) for name, (m, p) in ADAPTERS.items()}
 written = {
@@ -364,11 +375,11 @@ written = {
 
 def draw(adapter):
     fig, (ax, page) = plt.subplots(2, 1, figsize=(4.8, 4.4), height_ratios=[1.5, 1])
-    picture = ax.imshow(looks[adapter], vmin=0, vmax=1, cmap="cividis", aspect="auto")
+    picture = ax.imshow(looks[adapter], vmin=0, vmax=0.7, cmap="cividis", aspect="auto")
     for layer in range(4):
         for head in range(4):
             value = looks[adapter][layer, head].item()
-            ax.text(head, layer, f"{value:.0%}", ha="center", va="center", color="white" if value < 0.6 else "black")
+            ax.text(head, layer, f"{value:.0%}", ha="center", va="center", color="white" if value < 0.42 else "black")
     ax.set(xticks=range(4), yticks=range(4), xlabel="head", ylabel="layer", title=f"attention on the {adapter}")
     ax.set_xticklabels(range(1, 5))
     ax.set_yticklabels(range(1, 5))
@@ -390,8 +401,8 @@ explore(
 )
 
 # %% [markdown]
-# One more thing that words before the input allow: a batch in which each row has its own. The prompt is data, so a server with one
-# frozen model can serve a hundred tasks in one batch. Nothing but `cat` is needed.
+# One more thing that words before the input allow: a batch in which each row has its own. The prompt is data, so a server
+# with one frozen model can serve a hundred tasks in one batch. Nothing but `cat` is needed.
 
 # %%
 frozen = course_model.load()
@@ -471,12 +482,12 @@ print(
 # %% [markdown]
 # ## Takeaways
 #
-# - A soft prompt of 20 tokens is 81,920 numbers on Llama 7B, a prefix of 20 is 64 times that (16 times on Llama 3 8B), and a file of either
-#   is all that a new task needs; neither changes one of the model's weights.
-# - With 2,048 numbers each, a prefix in 4 layers beats a soft prompt in one on every one of 3 seeds: it sets what attention reads, instead of
-#   hoping that frozen layers compute it.
-# - Soft prompts want scale: they matched full fine-tuning at 11 billion parameters in the paper, and on our 2 small models they reach a small share of its gain,
-#   larger on the larger model.
+# - A soft prompt of 20 tokens is 81,920 numbers on Llama 7B, a prefix of 20 is 64 times that (16 times on Llama 3 8B), and a
+#   file of either is all that a new task needs; neither changes one of the model's weights.
+# - With 2,048 numbers each, a prefix in 4 layers beats a soft prompt in one with every one of 3 seeds: it sets what attention
+#   reads, instead of hoping that frozen layers compute it.
+# - Soft prompts want scale: they matched full fine-tuning at 11 billion parameters in the paper. On our two small models
+#   they reach a small share of its gain, the same on both.
 #
 # Now write it yourself: [Exercises](../../work/04-peft/02-prompt-and-prefix-tuning.ipynb), three of them, 7 points.
 #
