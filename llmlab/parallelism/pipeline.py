@@ -12,8 +12,8 @@
 
 The schedule alone decides the order; gradients, and so the trained weights, are those of one process for every schedule
 (Huang et al. 2018, arXiv:1811.06965: synchronous, no stale weights). All receives are posted when a step begins and each
-message has a tag of its own, so nothing depends on the order in which messages come. Simplified: no dropout, no padding mask,
-and gloo or `World` only (NCCL has no tags and wants sends and receives paired in one call, as torch's executor does).
+message has a tag of its own, so nothing depends on the order in which messages come. Simplified: no dropout, no padding mask;
+gradients that were sent, (B, T, d) each, are kept until the step ends; gloo or `World` only (NCCL has no tags and wants sends and receives paired in one call, as torch's executor does).
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ class _Step:
         self.graphs: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         self.left: dict[tuple[int, int], tuple] = {}
         self.mail: dict[tuple[str, int, int], object] = {}  # handles, and tensors that stay on this rank
-        self.sends: list = []
+        self.sends: dict[tuple[str, int, int], object] = {}
         self.loss = torch.zeros((), device=pipe.comm.device)
         pipe.bars = []
 
@@ -183,11 +183,13 @@ class _Step:
         key = self.input_of(op)
         came = self.mail.pop(key) if key else None
         came = came if came is None or isinstance(came, Tensor) else came.wait()
+        s = self.stage(chunk)
+        if kind in "BI" and ("F", i, s + 1) in self.sends:  # its gradient has come, so it has arrived: let go of h
+            self.sends.pop(("F", i, s + 1)).wait()
         start = time.perf_counter()
         out = getattr(self, f"_{kind}")(i, chunk, came)
         self.pipe.after_op(kind, i, chunk)
         self.pipe.bars.append(Bar(self.pipe.comm.rank, kind, i, chunk, start, time.perf_counter()))
-        s = self.stage(chunk)
         if kind == "F" and s < self.pipe.count - 1:
             self.send(("F", i, s + 1), out)
         elif kind in "BI" and s > 0:
@@ -198,11 +200,11 @@ class _Step:
         if target == self.pipe.comm.rank:
             self.mail[key] = x
         else:
-            self.sends.append(self.pipe.comm.isend(x, target, self.tag(key)))
+            self.sends[key] = self.pipe.comm.isend(x, target, self.tag(key))
 
     def finish(self) -> None:
         """Wait until all that was sent has arrived."""
-        for handle in self.sends:
+        for handle in self.sends.values():
             handle.wait()
 
     def _F(self, i: int, chunk: int, h: Float[Tensor, "B T d"] | None) -> Tensor:

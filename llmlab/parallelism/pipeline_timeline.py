@@ -88,40 +88,33 @@ class Timeline:
 
         Args:
             until: the end of the time axis, to compare charts.
+            labels: whether bars that are wide enough show their microbatch's number.
         """
         if ax is None:
             import matplotlib.pyplot as plt
 
             _, ax = plt.subplots()
         until = until or self.makespan
-        for bar in self.bars:
-            fits = bar.end - bar.start > until * 0.02 * len(str(bar.microbatch))
-            _draw_bar(ax, bar, self.start, labels and fits)
+        for kind, pale in sorted({(bar.kind, bar.chunk % 2) for bar in self.bars}):
+            for r in range(self.p):
+                mine = [b for b in self.bars if (b.rank, b.kind, b.chunk % 2) == (r, kind, pale)]
+                spans, style = (
+                    [(b.start - self.start, b.end - b.start) for b in mine],
+                    {"edgecolor": "white", "lw": 0.4},
+                )
+                ax.broken_barh(spans, (r - 0.43, 0.86), color=COLORS[kind], alpha=0.55 if pale else 1, **style)
+        for bar in self.bars if labels else ():
+            if bar.end - bar.start > until * 0.02 * len(str(bar.microbatch)):  # it fits
+                middle = (bar.start + bar.end) / 2 - self.start
+                color = "black" if bar.chunk % 2 else "white"
+                text = ax.text(middle, bar.rank, bar.microbatch, ha="center", va="center", fontsize=8, color=color)
+                text.set(clip_on=True, in_layout=False)
         ax.set(xlim=(0, until), ylim=(self.p - 0.5, -0.5), yticks=range(self.p), ylabel="rank")
         ax.grid(False)
         return ax
 
 
 COLORS = {"F": "C0", "B": "C1", "I": "C1", "W": "C2"}
-MEANING = {"F": "forward", "B": "backward", "I": "input gradient", "W": "weight gradient"}
-
-
-def _draw_bar(ax, bar: Bar, start: float, label: bool) -> None:
-    width, pale = bar.end - bar.start, bar.chunk % 2
-    ax.barh(
-        bar.rank,
-        width,
-        left=bar.start - start,
-        height=0.86,
-        color=COLORS[bar.kind],
-        alpha=0.55 if pale else 1,
-        edgecolor="white",
-        linewidth=0.4,
-        label=MEANING[bar.kind],
-    )
-    if label:
-        middle = bar.start - start + width / 2
-        ax.text(middle, bar.rank, bar.microbatch, ha="center", va="center", fontsize=8, color="white", clip_on=True)
 
 
 def simulate(schedule: Schedule, costs: Costs = Costs(), layout: str = "loop") -> Timeline:

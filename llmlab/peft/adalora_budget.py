@@ -1,11 +1,11 @@
 """AdaLoRA's budget: which triplets are worth their place, step by step.
 
-Zhang et al. 2023, https://arxiv.org/abs/2303.10512, equations 8 to 12 and algorithm 1. The order within a step matters:
+Zhang et al. 2023, https://arxiv.org/abs/2303.10512, equations 7 to 12. The order within a step matters:
 
     loss.backward()  →  optimizer.step()  →  allocator.step(t)  →  optimizer.zero_grad()
 
 since the sensitivity |w · ∂E/∂w| needs the gradient that `zero_grad` throws away, and the mask must come after the update,
-which moves a masked λ off 0.
+which moves a masked λ off 0. As in the authors' code, w is what the update made of it; algorithm 1 scores before that.
 
     Ī  smoothed sensitivity      t_i, t_f  steps before and after the budget falls
     Ū  smoothed uncertainty      b         triplets that keep their λ, over all layers
@@ -53,7 +53,7 @@ def update(
 def triplet_scores(
     s_P: Float[Tensor, "d r"], s_lam: Float[Tensor, "r 1"], s_Q: Float[Tensor, "r k"]
 ) -> Float[Tensor, "r"]:
-    """S = s(λ) + mean s(P) + mean s(Q), from s = Ī · Ū of each number (equations 8 and 11)."""
+    """S = s(λ) + mean s(P) + mean s(Q), from s = Ī · Ū of each number (equations 7 and 11)."""
     return s_lam.flatten() + (s_Q.mean(1) + s_P.mean(0))
 
 

@@ -55,12 +55,12 @@ ANSWERS = [
     ("who finds whom", "rendezvous (c10d)", "hostfile, ssh", "rendezvous"),
     ("what wraps the model", "DDP, fully_shard", "initialize()", "its own layers"),
     ("who owns backward", "you", "the engine", "the schedule"),
-    ("where settings live", "your code", "a JSON file", "600 flags"),
+    ("where settings live", "your code", "a JSON file", "command-line flags"),
 ]
 fig, ax = plt.subplots(figsize=(4.8, 2.6))
 COLORS = [palette.ink, palette.blue, palette.green, palette.vermillion]
 for y, row in enumerate(ANSWERS):
-    for x, (cell, left) in enumerate(zip(row, (0, 1.55, 3.2, 4.6), strict=True)):
+    for x, (cell, left) in enumerate(zip(row, (0, 1.55, 3.1, 4.35), strict=True)):
         ax.text(left, -y, cell, fontsize=7.5, color=COLORS[x], weight="bold" if y == 0 else "normal", va="center")
     ax.axhline(-y - 0.5, color=palette.light, linewidth=0.8)
 ax.set(xlim=(0, 6.0), ylim=(-5.6, 0.6))

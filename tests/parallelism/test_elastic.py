@@ -85,7 +85,11 @@ def run_torchrun(*arguments, prefix=(), **more):
 
 
 def finish(process) -> str:
-    out, _ = process.communicate(timeout=240)
+    try:
+        out, _ = process.communicate(timeout=240)
+    except subprocess.TimeoutExpired:
+        process.kill()  # torchrun's ranks end when their parent does
+        raise
     assert process.returncode == 0, out
     return out
 

@@ -185,7 +185,6 @@ def test_the_same_ranks_are_kept_at_each_step(schedule, optimizer):
         for side in sides:
             side.zero_grad()
     assert sum(adalora.ranks(ours).values()) < 5 * len(layers)
-    print(returned)
     if every == 1 and optimizer is torch.optim.AdamW:
         assert returned > 0, "no triplet ever came back, so the test would not see P or Q masked"
 

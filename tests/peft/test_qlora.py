@@ -82,6 +82,25 @@ def test_a_bf16_base_computes_in_bf16_as_bitsandbytes_does(tokens):
     torch.testing.assert_close(out, theirs(tokens).logits, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("make", [make_llama, make_hf])
+def test_a_bf16_model_with_gqa_no_biases_and_tied_weights_is_peft_s_on_bitsandbytes(make, tokens):
+    theirs = randomise(peft_model(make_hf(tie_word_embeddings=True).bfloat16(), r=4, alpha=16))
+    ours = qlora.apply(make(tie_word_embeddings=True).bfloat16(), QLoRAConfig(r=4))
+    copy_factors(theirs, ours)
+    layers = dict(qlora.installed(ours))
+    assert len(layers) == 14 and all(layer.bias is None for layer in layers.values())
+    assert layers["model.layers.0.self_attn.k_proj"].quantized.shape == (8, 24)  # narrower than q
+    assert ours.lm_head.weight is ours.model.embed_tokens.weight and ours.lm_head.weight.dtype == torch.bfloat16
+    torch.testing.assert_close(run(ours, tokens), run(theirs, tokens), rtol=0, atol=1e-5)
+    grads = []
+    for model in (ours, theirs):
+        loss_of(run(model, tokens), tokens).backward()
+        grads.append([p.grad for _, p in sorted(model.named_parameters()) if p.grad is not None])
+    assert len(grads[0]) == len(grads[1]) == 28 and {g.dtype for g in grads[0]} == {torch.float32}
+    for mine, peer in zip(*grads, strict=True):
+        torch.testing.assert_close(mine, peer, rtol=0, atol=1e-5)
+
+
 def test_trained_side_by_side_for_ten_steps(tokens):
     theirs = peft_model(make_hf(), r=4, alpha=8)
     ours = qlora.apply(make_llama(), QLoRAConfig(r=4, alpha=8))

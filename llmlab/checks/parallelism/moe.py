@@ -1,0 +1,233 @@
+"""What marks the exercises of 05-parallelism/09-moe."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llmlab.checks.parallelism.moe_dispatch import check_dispatch
+from llmlab.checks.parallelism.ranks import at_most, on_ranks
+from llmlab.course.checking import Checks, Mistake, diagnose, expect
+from llmlab.parallelism.moe import Routing, balance_loss, capacity, keep
+from llmlab.parallelism.moe import route as reference
+
+check = Checks("05-parallelism/09-moe")
+
+
+@check.exercise(
+    points=2,
+    minutes=10,
+    difficulty=2,
+    importance=5,
+    hints=(
+        "Softmax over all experts first, in fp32, then the k largest, then divide the k weights by their sum.",
+        "`logits.float().softmax(-1)`; `values, indices = probs.topk(k, dim=-1)` sorts by size.",
+        "weights = values / values.sum(-1, keepdim=True); return indices, weights.",
+    ),
+)
+def route(answer):
+    """Each token's k experts and their weights."""
+    for T, E, k, dtype in ((6, 5, 2, torch.float32), (7, 8, 3, torch.float32), (5, 4, 2, torch.bfloat16)):
+        logits = (2 * torch.randn(T, E)).to(dtype)
+        what = f"route(logits, {k}) with logits of shape ({T}, {E})"
+        got = answer(logits, k)
+        if not isinstance(got, tuple | list) or len(got) != 2:
+            raise Mistake(f"{what} must return two tensors: experts and weights")
+        experts, weights = got
+        right = reference(logits, k)
+        expect(experts, shape=(T, k), what="the experts")
+        if experts.is_floating_point():
+            raise Mistake("the experts are floats; they are numbers 0 … E − 1: did you return the weights first?")
+        expect(weights, shape=(T, k), what="the weights")
+        if weights.dtype != torch.float32:
+            raise Mistake(f"the weights are {weights.dtype}: whatever the logits are, route in float32")
+        smallest = logits.float().topk(k, largest=False).indices
+        diagnose(
+            experts,
+            right=right.experts,
+            mistakes={
+                "these are the experts with the smallest logits": smallest,
+                "the experts are right, but not sorted, the best first": right.experts.sort(-1).values,
+                "these are the first k experts, whatever the logits": torch.arange(k).expand(T, k),
+            },
+            what="the experts",
+        )
+        plain = right.probs.gather(1, right.experts)
+        top = logits.float().topk(k).values
+        rounded = logits.softmax(-1).topk(k).values.float()
+        diagnose(
+            weights,
+            right=right.weights,
+            mistakes={
+                "the weights are not renormalised: divide the k of a token by their sum": plain,
+                "these are the logits; the weights are probabilities": top,
+                "softmax was taken over tokens; it goes over experts": logits.float()
+                .softmax(0)
+                .gather(1, right.experts),
+                "softmax was taken twice: over the probabilities of the k, too": plain.softmax(-1),
+                "the logits were rounded to bf16 in the softmax: convert them to float32 first": rounded
+                / rounded.sum(-1, keepdim=True),
+                "every expert of a token counts the same: its probability must weigh it, or the router learns nothing": torch.full_like(
+                    plain, 1 / k
+                ),
+            },
+            tol=1e-5,
+            what="the weights",
+        )
+
+
+@check.exercise(
+    points=2,
+    minutes=20,
+    difficulty=3,
+    importance=4,
+    hints=(
+        "Go through the assignments token by token, and count how many places of each expert are taken.",
+        "A loop will do: taken = [0] * E; an assignment is kept if taken[e] < C, and only then takes a place.",
+        "C = math.ceil(T * k / E * factor). Without a loop: one_hot of the flattened experts, cumsum over the assignments, "
+        "minus 1, at the chosen expert.",
+    ),
+)
+def places(answer):
+    """Which assignments find a place, when each expert has ⌈T·k/E · factor⌉."""
+    for T, E, k, factor in ((8, 4, 2, 1.0), (12, 4, 2, 0.5), (9, 4, 2, 1.0), (10, 5, 1, 1.25)):
+        experts = (torch.randn(T, E) - torch.arange(E)).topk(k).indices  # the first experts are popular
+        what = f"places(experts, {E}, {factor}) for {T} tokens with {k} experts each"
+        got = expect(answer(experts, E, factor), shape=(T, k), what=what)
+        if got.dtype != torch.bool:
+            raise Mistake(f"{what} has dtype {got.dtype}; True and False are asked")
+        _places_value(got, experts, E, factor, what)
+
+
+def _places_value(got: Tensor, experts: Tensor, E: int, factor: float, what: str) -> None:
+    T, k = experts.shape
+
+    def kept(C, order="position"):
+        return keep(Routing(experts, torch.rand(T, k), torch.zeros(T, E)), C, order)
+
+    C = capacity(T, k, E, factor)
+    fair = T * k / E
+    latest = keep(Routing(experts.flip(0), torch.zeros(T, k), torch.zeros(T, E)), C).flip(0)
+    together = torch.bincount(experts.flatten(), minlength=E)[experts] <= C
+    diagnose(
+        got.int(),
+        right=kept(C).int(),
+        mistakes={
+            "the capacity does not count k: there are T·k assignments": kept(capacity(T, 1, E, factor)).int(),
+            "the capacity is rounded down: ⌈T·k/E · factor⌉ rounds up": kept(int(fair * factor)).int(),
+            "the capacity factor is ignored": kept(capacity(T, k, E, 1.0)).int(),
+            "one place too many: the C-th assignment is the last that fits": kept(C + 1).int(),
+            "one place is left empty: C assignments fit": kept(C - 1).int(),
+            "all first choices were served before the second ones: here a token takes all its places in turn": kept(
+                C, "choice"
+            ).int(),
+            "the latest tokens keep their places; the earliest shall": latest.int(),
+            "an expert that is too popular drops everybody: it keeps the first C": together.int(),
+            "True marks what is dropped; it shall mark what is kept": (~kept(C)).int(),
+            "nobody is dropped": torch.ones(T, k, dtype=torch.int32),
+        },
+        what=what,
+    )
+
+
+@check.exercise(
+    points=2,
+    minutes=10,
+    difficulty=2,
+    importance=4,
+    hints=(
+        "Two vectors of length E: how often each expert was chosen, and how probable it was on average. Multiply and add.",
+        "f = torch.bincount(experts.flatten(), minlength=E) / (T * k); P = probs.mean(0).",
+        "E * (f * P).sum(), with probs attached to the graph: counting gives no gradient, and needs none.",
+    ),
+)
+def balance(answer):
+    """The loss that punishes an uneven load."""
+    for T, E, k in ((10, 6, 2), (12, 4, 1)):
+        logits = torch.randn(T, E) - 0.5 * torch.arange(E)
+        probs = logits.softmax(-1).requires_grad_()
+        experts = probs.detach().topk(k).indices
+        what = f"balance(probs, experts) for {T} tokens, {E} experts, {k} a token"
+        got = expect(answer(probs, experts), shape=(), dtype=torch.float32, what=what)
+        load = torch.bincount(experts.flatten(), minlength=E)
+        right = balance_loss(probs.detach(), load, T, k)
+        f, P = load / (T * k), probs.detach().mean(0)
+        diagnose(
+            got.detach(),
+            right=right,
+            mistakes={
+                "the factor E is missing: a balanced router would have a loss of 1/E": right / E,
+                "f counts the k choices of a token as k tokens: divide by T·k": right * k if k > 1 else right * E * T,
+                "this is the mean over experts, not the sum": right / E**2,
+                "f was squared: the second factor is the mean probability": E * (f * f).sum(),
+                "P was squared: the first factor is the share of the assignments": E * (P * P).sum(),
+                "probabilities were summed over tokens, not averaged": right * T,
+                "the counts are not shares: divide them by T·k": right * T * k,
+                "the sign is wrong: an uneven load must cost more": -right,
+            },
+            what=what,
+        )
+        if not got.requires_grad:
+            raise Mistake("the loss has no gradient: the mean probabilities must stay attached to the graph")
+        got.backward()
+        grad = (E * f / T).expand(T, E)
+        diagnose(probs.grad, right=grad, mistakes={}, tol=1e-5, what="the gradient of the loss")
+
+
+@check.exercise(
+    points=4,
+    minutes=35,
+    difficulty=4,
+    importance=5,
+    hints=(
+        "Sort your rows by the rank that has their expert. Each rank gets a list of tensors from all others: what must it know to "
+        "run the right expert on each row, and what must come back in which order?",
+        "One all_to_all for the rows, one for the numbers of their experts (both uneven), then compute, then an all_to_all back: what "
+        "came from rank j goes back to rank j in the same order, and arrives where you sorted it.",
+        "owner = experts // (E // p); order = owner.argsort(stable=True); counts = bincount(owner, minlength=p).tolist(); split x[order] and "
+        "experts[order] by counts; back = cat(all_to_all(results)); out[order] = back.",
+    ),
+)
+def dispatch(answer):
+    """Challenge: run each row through its expert, wherever it lives, and bring it home."""
+    d = 4
+    for p, E, sizes in ((4, 8, [5, 5, 5, 5]), (2, 6, [7, 4]), (3, 3, [0, 6, 3]), (1, 2, [3])):
+        weights = torch.randn(E, d, d)
+        xs = [torch.randn(n, d) for n in sizes]
+        chosen = [torch.randint(E - (p > 1), (n,)) for n in sizes]  # the last expert gets nothing
+
+        def local(comm, weights=weights, E=E):
+            mine = range(comm.rank * E // comm.size, (comm.rank + 1) * E // comm.size)
+
+            def apply(rows: Tensor, numbers: Tensor) -> Tensor:
+                if numbers.shape != rows.shape[:1] or numbers.is_floating_point():
+                    raise Mistake("experts_here(rows, numbers) takes one whole number for each row")
+                if not set(numbers.tolist()) <= set(mine):
+                    raise Mistake(
+                        f"rank {comm.rank} was asked for experts {sorted(set(numbers.tolist()) - set(mine))}; it has "
+                        f"{mine.start} … {mine.stop - 1}"
+                    )
+                return F.silu(torch.einsum("nd,nde->ne", rows, weights[numbers]))
+
+            return apply
+
+        results, ledger = on_ranks(
+            p,
+            lambda comm, xs=xs, c=chosen, local=local, E=E: answer(comm, xs[comm.rank], c[comm.rank], local(comm), E),
+        )
+        for r, got in enumerate(results):
+            expect(got, shape=(sizes[r], d), dtype=torch.float32, what=f"dispatch(...) on rank {r} of {p}")
+            check_dispatch(got, xs, chosen, weights, r, f"dispatch(...) on rank {r} of {p}")
+        if p > 1:
+            _dispatch_bytes(ledger, xs, chosen, E, d)
+
+
+def _dispatch_bytes(ledger, xs: list[Tensor], chosen: list[Tensor], E: int, d: int) -> None:
+    """Rows out and home again, and a number for each row: nobody may gather everything."""
+    p = len(xs)
+    owner = [c // (E // p) for c in chosen]
+    out = [int((owner[r] != r).sum()) for r in range(p)]
+    come = [sum(int((owner[s] == r).sum()) for s in range(p) if s != r) for r in range(p)]
+    allowed = max(o * (4 * d + 8) + 4 * d * c for o, c in zip(out, come, strict=True)) + 2 * 8 * E
+    at_most(ledger, allowed, "each row travels once to its expert and once back, with the number of its expert")

@@ -1,0 +1,55 @@
+"""What is wrong with a ring attention: the outputs that each usual mistake leads to."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from llmlab.course.checking import close, diagnose
+from llmlab.parallelism.softmax_merge import attend
+
+
+def check_ring(got: Tensor, qkv: tuple, cut: list[Tensor], r: int, what: str) -> None:
+    """The output on rank r, against attention over all keys and over what each mistake leaves of them."""
+    q, k, v = qkv
+    p = len(cut)
+
+    def over(sources, positions=None, blind=False):
+        """Attention of rank r's queries over the keys of `sources`, whose positions may be taken from elsewhere."""
+        if not sources:
+            return torch.full_like(got, math.nan)
+        keys = torch.cat([cut[s] for s in sources])
+        seen = torch.cat([cut[s][: len(cut[t])] for s, t in zip(positions or sources, sources, strict=True)])
+        if len(seen) != len(keys):
+            return torch.full_like(got, math.nan)
+        return attend(q[:, :, cut[r]], k[:, :, keys], v[:, :, keys], cut[r], seen, causal=not blind)[0]
+
+    right = over(range(p))
+    if close(got, right, 1e-4):
+        return
+    order = [(r - s) % p for s in range(p)]
+    pieces = [over([s]) for s in order]
+    last = next((x for x in reversed(pieces) if x.count_nonzero()), pieces[0])
+    local = [torch.arange(len(c)) for c in cut]
+    keys = torch.cat(cut)
+    short = attend(q[:, :, cut[r]], k[:, :, keys], v[:, :, keys], local[r], torch.cat(local))[0]
+    mistakes = {
+        "only this rank's own keys were looked at": pieces[0],
+        "the last step is missing: there are p steps": over(order[:-1]),
+        "this rank's own keys are missing": over(order[1:]),
+        "the positions are those of rank r + s; in step s the keys of rank r − s are here": over(
+            order, [(r + s) % p for s in range(p)]
+        ),
+        "every step used this rank's own positions for the keys": over(order, [r] * p),
+        "the mask counts from 0 on every rank: use the positions in the whole sequence": short,
+        "there is no causal mask between ranks": over(order, blind=True),
+        "the pieces were added: merge them by their log-sum-exp": sum(pieces),
+        "the pieces were averaged: merge them by their log-sum-exp": sum(pieces) / p,
+        "the last piece overwrote the others": last,
+        "this rank's keys were sent, and looked at, again in every step: hand on what came": over(
+            [r, *[(r - 1) % p] * (p - 1)]
+        ),
+    }
+    diagnose(got, right=right, mistakes=mistakes, tol=1e-4, what=what)

@@ -1,0 +1,229 @@
+"""What marks the exercises of 04-peft/07-qlora."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from llmlab.course.checking import Checks, Mistake, close, diagnose, expect
+from llmlab.peft import nf4
+
+check = Checks("04-peft/07-qlora")
+
+
+def _sides(bits: int, offset: float, up: int, down: int) -> Tensor:
+    """Quantiles of `up` steps above 0 and of `down` below, and 0."""
+    quantiles = lambda n: torch.special.ndtri(torch.linspace(offset, 0.5, n + 1)[:-1].double()).float()  # noqa: E731
+    return torch.cat([-quantiles(down), torch.zeros(1), quantiles(up)]).sort().values
+
+
+@check.exercise(
+    points=3,
+    minutes=15,
+    difficulty=3,
+    importance=4,
+    hints=(
+        "`torch.linspace(offset, 0.5, n + 1)[:-1]` has n probabilities; `torch.special.ndtri` makes quantiles of them.",
+        "The two sides differ: 2^(k−1) steps for the positive one, 2^(k−1) − 1 for the negative one. Both begin at offset.",
+        "Concatenate −negative side, one 0 and the positive side, sort, and divide by the largest.",
+    ),
+)
+def normal_float(answer):
+    """The levels of NF4, and of other widths, from quantiles of the normal distribution."""
+    bits, offset, what = 4, 0.9677083, "normal_float(4, 0.9677083)"
+    got = expect(answer(bits, offset), shape=(16,), dtype=torch.float32, what=what)
+    right = nf4.normal_float()
+    raw = _sides(bits, offset, 8, 7)
+    even = torch.special.ndtri(torch.linspace(1 - offset, offset, 16))
+    mistakes = {
+        "8 levels below 0 and 7 above: it is the other way round": (m := _sides(bits, offset, 7, 8)) / m.max(),
+        "these are 16 quantiles in a row, none of which is 0: take each side apart": even / even.max(),
+        "the levels are not divided by the largest": raw,
+        "they are in falling order": right.flip(0),
+        "these are evenly spaced levels, as integers have: take quantiles": torch.linspace(-1, 1, 16),
+        "these are the probabilities: ndtri makes quantiles of them": (
+            p := torch.cat([0.5 - torch.linspace(offset, 0.5, 8)[:-1], torch.zeros(1), torch.linspace(offset, 0.5, 9)[:-1] - 0.5]).sort().values
+        ) / p.max(),
+        "offset is not used: it is the largest probability": (m := _sides(bits, 0.99, 8, 7)) / m.max(),
+    }  # fmt: skip
+    diagnose(got, right=right, mistakes=mistakes, tol=1e-5, what=what)
+    if not close(got, torch.tensor(nf4.NF4), tol=1e-5):  # the oracle: the published table
+        raise Mistake("the levels differ from those that are published")
+    other = expect(answer(3, 0.95), shape=(8,), dtype=torch.float32, what="normal_float(3, 0.95)")
+    if not close(other, nf4.normal_float(3, 0.95), tol=1e-5):
+        raise Mistake("right for 4 bits, wrong for 3 bits with an offset of 0.95: take both from the arguments")
+
+
+@check.exercise(
+    points=2,
+    minutes=10,
+    difficulty=2,
+    importance=5,
+    hints=(
+        "`w.reshape(-1, block)` has one block a row; its scale is the largest absolute value of that row.",
+        "The distance of each weight to each level is a tensor of one dimension more: (blocks, block, 1) − (L,).",
+        "argmin over that last dimension is the code. Clamp the scale from below before you divide.",
+    ),
+)
+def quantize(answer):
+    """Codes of the nearest levels, block by block, and the scales."""
+    levels = torch.tensor([-1.0, -0.55, -0.2, 0.0, 0.3, 0.4, 0.62, 1.0])
+    w = torch.randn(6, 12) * torch.tensor([0.2, 1, 5, 1, 0.5, 2])[:, None]
+    w[0, 0], w[2, 3] = -7.0, 30.0  # the largest of a block is negative; an outlier
+    codes, scales = _pair(answer(w, levels, 8), (9, 8), (9,))
+    blocks = w.reshape(-1, 8)
+    c = blocks.abs().amax(1)
+
+    def coded(scale: Tensor) -> Tensor:
+        return ((blocks / scale)[..., None] - levels).abs().argmin(-1)
+
+    signed, whole = blocks.amax(1), w.abs().max()
+    pair = lambda q, s: torch.cat([q.float(), s.expand(9)[:, None]], dim=1)  # noqa: E731
+    below = (torch.searchsorted(levels, blocks / c[:, None], right=True) - 1).clamp(0, 7)
+    columns = w.T.reshape(-1, 8)
+    mistakes = {
+        "the scale is the largest |w|: you took the largest w": pair(coded(signed[:, None]), signed),
+        "one scale serves all: each block has its own": pair(coded(whole), whole),
+        "you took the level below, not the nearest": pair(below, c),
+        "you took the next level above, not the nearest": pair(
+            torch.searchsorted(levels, blocks / c[:, None]).clamp(0, 7), c
+        ),
+        "the weights are not divided by the scale": pair(coded(torch.ones(1)), c),
+        "you multiplied by the scale: divide": pair(coded(1 / c[:, None]), c),
+        "round is for evenly spaced levels: look for the nearest of these": pair(
+            ((blocks / c[:, None] + 1) / 2 * 7).round(), c
+        ),
+        "blocks run along the rows: yours run down the columns": pair(
+            (columns[..., None] / (s := columns.abs().amax(1))[:, None, None] - levels).abs().argmin(-1), s
+        ),
+        "the scale is the largest |w|: you took the mean": pair(coded((s := blocks.abs().mean(1))[:, None]), s),
+    }
+    diagnose(
+        pair(codes, scales), right=pair(coded(c[:, None]), c), mistakes=mistakes, what="codes (and the scale, last)"
+    )
+    normal = torch.randn(4, 64)
+    q = nf4.quantize(normal, double=False)  # an independent reference
+    codes, scales = _pair(answer(normal, torch.tensor(nf4.NF4), 64), (4, 64), (4,))
+    if not close(torch.tensor(nf4.NF4)[codes] * scales[:, None], nf4.dequantize(q)):
+        raise Mistake("right for these 8 levels and blocks of 8, wrong for NF4 and blocks of 64")
+    zeros, _ = _pair(answer(torch.zeros(16), levels, 8), (2, 8), (2,))
+    if not close(levels[zeros], torch.zeros(2, 8)):
+        raise Mistake("a block of zeros must get the code of the level 0")
+
+
+def _pair(value: object, codes: tuple, scales: tuple) -> tuple[Tensor, Tensor]:
+    expect(value, kind=(tuple, list), what="quantize(…)")
+    if len(value) != 2:
+        raise Mistake(f"quantize returned {len(value)} things: return the codes, then the scales")
+    if getattr(value[0], "shape", None) == scales and getattr(value[1], "shape", None) == codes:
+        raise Mistake("they are in the wrong order: return the codes, then the scales")
+    return (
+        expect(value[0], shape=codes, dtype=torch.int64, what="codes"),
+        expect(value[1], shape=scales, dtype=torch.float32, what="scales"),
+    )
+
+
+@check.exercise(
+    points=2,
+    minutes=10,
+    difficulty=3,
+    importance=3,
+    hints=(
+        "The steps are: subtract the mean of all scales, block, divide by c₂, nearest level. Then each step undone, backwards.",
+        "`tensor.split(block)` gives blocks and a shorter last one. c₂ is a block's largest |c − mean|.",
+        "For one block: levels[(part[:, None] / c2 - levels).abs().argmin(1)] * c2 + mean.",
+    ),
+)
+def double_quantize(answer):
+    """The scales after a trip through 8 bits, their mean subtracted first."""
+    levels = torch.linspace(-1, 1, 256)
+    c, block, what = torch.rand(50) ** 2 + 2.0, 16, "double_quantize(…)"
+    got = expect(answer(c, levels, block), shape=(50,), dtype=torch.float32, what=what)
+
+    def trip(shift: Tensor, size: int = block, back: Tensor | None = None) -> Tensor:
+        parts = [(p, p.abs().max()) for p in (c - shift).split(size)]
+        there = torch.cat([levels[(p[:, None] / c2 - levels).abs().argmin(1)] * c2 for p, c2 in parts])
+        return there + (shift if back is None else back)
+
+    mean, zero = c.mean(), torch.zeros(())
+    each = torch.cat([part.mean().expand(len(part)) for part in c.split(block)])
+    mistakes = {
+        "the mean is not subtracted: half of the levels are negative and stay unused": trip(zero),
+        "the mean is not added again": trip(mean, back=zero),
+        "the mean is that of all scales, not of each block": trip(each),
+        "one c₂ serves all: each block has its own": trip(mean, 50),
+        "the smallest scale is subtracted, not the mean": trip(c.min()),
+        "the median is subtracted, not the mean": trip(c.median()),
+        "c₂ is not multiplied back": torch.cat(
+            [levels[(p[:, None] / p.abs().max() - levels).abs().argmin(1)] + mean for p in (c - mean).split(block)]
+        ),
+        "nothing is rounded: these are the scales as they were": c,
+    }
+    diagnose(got, right=trip(mean), mistakes=mistakes, tol=1e-6, what=what)
+    many = torch.rand(700) + 1
+    codes, c2 = nf4.encode_8bit(many - many.mean(), grid=None)  # the reference, another codebook
+    right = nf4.dynamic_map()[codes.int()] * c2.repeat_interleave(256)[:700] + many.mean()
+    if not close(answer(many, nf4.dynamic_map(), 256), right, tol=1e-5):
+        raise Mistake("right for blocks of 16 and even levels, wrong for blocks of 256 and bitsandbytes' levels")
+    if not close(answer(torch.full((5,), 3.0), levels, 4), torch.full((5,), 3.0)):
+        raise Mistake(
+            "equal scales must come back as they are: nothing is left when the mean is subtracted; mind 0 / 0"
+        )
+
+
+@check.exercise(
+    points=3,
+    minutes=15,
+    difficulty=4,
+    importance=5,
+    hints=(
+        "Rebuild Ŵ first. Then h = x Ŵᵀ + s (x Aᵀ) Bᵀ is a chain of matrix products.",
+        "x has two ways to h, so its gradient has two terms: g Ŵ, and s g B A.",
+        "∂E/∂A = s (g B)ᵀ x and ∂E/∂B = s gᵀ (x Aᵀ): check by shapes.",
+    ),
+)
+def backward(answer):
+    """Gradients of x, A and B through a weight that is in 4 bits."""
+    n, d, k, r, s = 5, 6, 8, 3, 2.5
+    levels = torch.tensor(nf4.NF4)
+    codes, scales = torch.randint(0, 16, (3, 16)), torch.rand(3) + 0.5
+    g, x, A, B = torch.randn(n, d), torch.randn(n, k), torch.randn(r, k), torch.randn(d, r)
+    three = expect(answer(g, x, codes, scales, levels, A, B, s), kind=(tuple, list), what="backward(…)")
+    if len(three) != 3:
+        raise Mistake(f"backward returned {len(three)} things: return ∂E/∂x, ∂E/∂A and ∂E/∂B")
+    shapes = ((n, k), (r, k), (d, r))
+    got = [
+        expect(t, shape=w, dtype=torch.float32, what=f"∂E/∂{m}") for t, w, m in zip(three, shapes, "xAB", strict=True)
+    ]
+    W = (levels[codes] * scales[:, None]).reshape(d, k)
+    leaves = [t.clone().requires_grad_() for t in (x, A, B)]
+    h = leaves[0] @ W.T + s * leaves[0] @ leaves[1].T @ leaves[2].T
+    right = torch.autograd.grad(h, leaves, g)  # the oracle: autograd on the dequantised weight
+    unscaled, by_columns = levels[codes].reshape(d, k), (levels[codes] * scales[:, None]).reshape(k, d).T
+    diagnose(
+        got[0],
+        right=right[0],
+        mistakes={
+            "the gradient through B A is missing: x has two ways to h": g @ W,
+            "the gradient through Ŵ is missing: it is frozen, but x is not": s * g @ B @ A,
+            "the scales are missing: Ŵ is the level times the scale of its block": g @ unscaled + s * g @ B @ A,
+            "Ŵ is transposed: its codes lie row after row": g @ by_columns + s * g @ B @ A,
+            "s is missing in the gradient through B A": g @ W + g @ B @ A,
+            "you used the codes as if they were the levels": g @ (codes * scales[:, None]).reshape(d, k)
+            + s * g @ B @ A,
+            "s scales the low-rank way alone, not Ŵ": s * (g @ W + g @ B @ A),
+        },
+        what="∂E/∂x",
+    )
+    diagnose(
+        got[1],
+        right=right[1],
+        mistakes={"s is missing in ∂E/∂A": (g @ B).T @ x, "s is applied twice in ∂E/∂A": s * s * (g @ B).T @ x},
+        what="∂E/∂A",
+    )
+    diagnose(
+        got[2],
+        right=right[2],
+        mistakes={"s is missing in ∂E/∂B": g.T @ (x @ A.T), "s is applied twice in ∂E/∂B": s * s * g.T @ (x @ A.T)},
+        what="∂E/∂B",
+    )

@@ -1,0 +1,596 @@
+# %% [markdown]
+# # Sequence parallelism
+#
+# One text, many owners: the tokens are cut over the ranks, and the model computes what it computed before, up to the
+# rounding of fp32. You will see three ways to do it, what each keeps and sends, and why a fair cut of a text is not the obvious one.
+
+# %%
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+
+from llmlab.course import compare, explore, figure, palette, plt, show
+
+# %% [markdown]
+# ## What it costs
+#
+# Training keeps activations for the backward pass. How many, for a model of 8 billion parameters and one text as long as
+# it can read? We let autograd tell. On PyTorch's meta device tensors have shapes and no numbers, so a layer of the real
+# model runs here in a second; `Saved` adds up what it would have kept.
+# %%
+from llmlab.models.accounting import weight_bytes
+from llmlab.models.llama import Llama, rope_tables
+from llmlab.models.presets import preset
+from llmlab.parallelism import World
+from llmlab.parallelism.activation_memory import Saved
+from llmlab.parallelism.ring_attention import RingAttention
+
+T, llama = 131072, preset("llama-3.1-8b")
+
+
+def on_meta():
+    """One layer of the model, and the cosines and sines of RoPE, without numbers."""
+    with torch.device("meta"):
+        model = Llama(replace(llama, num_hidden_layers=1, vocab_size=8)).bfloat16()
+    rope = [t.bfloat16() for t in rope_tables(torch.empty(1, T, dtype=torch.long, device="meta"), model.model.theta)]
+    return model, rope
+
+
+def layer_keeps(block, tokens, rope, attention):
+    x = torch.empty(1, tokens, llama.hidden_size, dtype=torch.bfloat16, device="meta", requires_grad=True)
+    with Saved([*block.parameters(), *rope]) as saved:  # the weights, and the tables of all layers, do not count
+        block(x, rope, None, None, attention)
+    return saved.bytes
+
+
+def kept_alone(comm):
+    model, rope = on_meta()
+    whole = RingAttention(comm, [torch.arange(T)], tile=T)  # a ring of one rank is attention as usual
+    return layer_keeps(model.model.layers[0], T, rope, whole)
+
+
+layer = World(1).run(kept_alone)[0]
+L, d, H = llama.num_hidden_layers, llama.hidden_size, llama.num_attention_heads
+print(f"Llama 3.1 8B in 16 bits: {weight_bytes(llama) / 1e9:.0f} GB of weights")
+print(
+    f"one text of {T:,} tokens: {layer * L / 1e9:.0f} GB of activations, {layer / T / d:.0f} bytes a token and channel"
+)
+print(f"and the scores of attention, were they kept: {H * T * T * 2 / 1e9:,.0f} GB in every layer")
+
+# %% [markdown]
+# No accelerator holds that, and no cut of the weights changes it: the text is what is large. Recomputing all of it costs a
+# third more time. Cutting the text costs messages, because attention lets every token look at every earlier one.
+
+# %% [markdown]
+# ## Predict
+#
+# Four ranks each take a quarter of the text, and all of them the whole model. Queries stay; keys and values go round from rank to
+# rank until everybody has seen all. Two questions. What does a rank keep, when one rank alone keeps 1? And if
+# rank $r$ takes the $r$-th quarter, how long does the slowest rank compute, when a fair share takes 1?
+
+# %%
+my_guess = {"kept": 1.0, "slowest rank": 1.0}  # put your guess here; the answer is measured below
+
+# %% [markdown]
+# ## The idea
+#
+# Norms, products with weights and activation functions treat each token for itself. There a cut along the text is free.
+# Only attention needs the other tokens, and there are three ways to get them:
+#
+# | | what travels | in attention a rank has | the rest of the layer |
+# |---|---|---|---|
+# | Megatron ([Korthikanti et al. 2022](https://arxiv.org/abs/2205.05198 "korthikanti2022reducing")) | hidden states | all tokens, its heads | its share of the weights |
+# | Ulysses ([Jacobs et al. 2023](https://arxiv.org/abs/2309.14509 "jacobs2023ulysses")) | q, k, v and the output | all tokens, its heads | whole weights |
+# | Ring ([Liu et al. 2023](https://arxiv.org/abs/2310.01889 "liu2023ring")) | k and v | its queries, all heads | whole weights |
+#
+# **The ring needs a softmax in pieces.** Let a query have looked at the keys in $A$, with scores $S_j$:
+#
+# $$o_A = \sum_{j\in A} e^{S_j-\ell_A} v_j, \quad \ell_A = \log\sum_{j\in A} e^{S_j}; \qquad
+# \ell = \log(e^{\ell_A}+e^{\ell_B}), \quad o = e^{\ell_A-\ell}\,o_A + e^{\ell_B-\ell}\,o_B .$$
+#
+# The merge is exact, and its order does not matter, so keys may come from any rank at any time.
+#
+# **Who does how much?** Below, each square is a query (row) that looks at a key (column); its colour is the rank that has
+# the query. A late token looks at many keys.
+
+# %%
+from llmlab.parallelism.sequence_shards import schedule, shards
+
+RANKS = [palette.blue, palette.vermillion, palette.green, palette.purple]
+
+
+def owners(cut, n):
+    """Row i: the color of the rank that has token i, for each key that it may see; white elsewhere."""
+    picture = torch.ones(n, n, 3)
+    for rank, positions in enumerate(cut):
+        rgb = torch.tensor([int(RANKS[rank][i : i + 2], 16) / 255 for i in (1, 3, 5)])
+        for i in positions.tolist():
+            picture[i, : i + 1] = rgb
+    return picture
+
+
+fig, axes = plt.subplots(1, 2, figsize=(4.8, 2.7))
+shares = {}
+for ax, layout in zip(axes, ("contiguous", "zigzag"), strict=True):
+    cut = shards(32, 4, layout)
+    ax.imshow(owners(cut, 32), interpolation="nearest")
+    work = [sum(pairs for r, _, _, pairs in schedule(cut) if r == rank) for rank in range(4)]
+    shares[layout] = [f"{w / sum(work):.0%}" for w in work]
+    ax.set(title=layout, xticks=[], yticks=[], xlabel="keys")
+    for rank in range(4):
+        ax.text(31, 1 + 4.2 * rank, f"rank {rank}: {shares[layout][rank]}", color=RANKS[rank], ha="right", va="center")
+axes[0].set_ylabel("queries")
+figure(
+    fig,
+    alt="Two causal masks of 32 tokens, each row colored by the rank that has the query. Contiguous cut: four bands, ranks 0 to 3 do "
+    f"{', '.join(shares['contiguous'])} of the work. Zigzag cut: each rank has an early and a late band, {', '.join(shares['zigzag'])}.",
+)
+
+# %% [markdown]
+# Zigzag ([Llama Team 2024](https://arxiv.org/abs/2407.21783 "llama2024herd")) cuts the text into $2p$ pieces and pairs the $r$-th
+# from the front with the $r$-th from the back. Striping ([Brandon et al. 2023](https://arxiv.org/abs/2311.09431
+# "brandon2023striped")) deals tokens out like cards.
+
+# %% [markdown]
+# ## The code
+#
+# A cut is data: a list with each rank's positions. The merge, and the ring around it:
+
+# %%
+from llmlab.parallelism import ring_attention, softmax_merge
+
+show(softmax_merge.merge, ring_attention._Ring)
+
+# %% [markdown]
+# Three things are easy to get wrong. A query that may see nothing of a piece has $\ell=-\infty$, and $-\infty-(-\infty)$ is not a
+# number. RoPE must turn by the place in the whole text, so the model is given `position_ids`. And backward, the gradients of $K$
+# and $V$ travel with them, collecting what each rank adds, and need **one hop more** to get home.
+#
+# Ulysses is two transposes of who has what: dimension 2 (tokens) is gathered while dimension 1 (heads) is scattered, and back.
+
+# %%
+from llmlab.parallelism import ulysses
+
+show(ulysses.tokens_to_heads, ulysses.heads_to_tokens)
+
+# %% [markdown]
+# With fewer key/value heads than ranks, a head goes to several of them. The query heads must divide: that is Ulysses' limit, where
+# the ring has none.
+#
+# Megatron's way starts from tensor parallelism, whose $f$ and $g$ leave everything between two products whole on each rank. Cut it,
+# and the doors become $g$, an all-gather, and $\bar g$, a reduce-scatter. An all-reduce is just these two in a row. (The paper
+# calls the all-gather $g$; the last lesson's $g$ is its $\bar f$.)
+
+# %%
+from llmlab.parallelism import sequence_fg
+
+show(sequence_fg._GBar, sequence_fg._LinearsOfShard)
+
+# %% [markdown]
+# The gathered input is not kept: backward gathers it a second time. And since each rank's norms see only their tokens, the gradients
+# of the norms' weights are partial sums. `sequence.sum_replicated_gradients` adds them; forget it and the ranks drift apart.
+
+# %% [markdown]
+# ## Against the library
+#
+# DeepSpeed has Ulysses as `DistributedAttention`. Four real processes over gloo, the same shards into both; and our ring against
+# PyTorch's attention on one process. 29 tokens divide over nothing, and 6 query heads share 3 key/value heads.
+
+# %%
+from llmlab.models.attention import sdpa
+from llmlab.parallelism import launch
+from llmlab.parallelism.sequence_shards import join, take
+from llmlab.parallelism.ulysses import UlyssesAttention
+
+
+def against_deepspeed(comm):
+    import os
+
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed
+    from deepspeed.ops import __compatible_ops__
+    from deepspeed.sequence.layer import DistributedAttention
+
+    __compatible_ops__["deepspeed_shm_comm"] = False  # it would be compiled, for minutes
+    deepspeed.init_distributed(dist_backend="gloo", verbose=False)
+    torch.manual_seed(0)
+
+    def swap(t):
+        return t.transpose(1, 2)  # theirs: (B, T, H, D)
+
+    def local(q, k, v):
+        return swap(sdpa(swap(q), swap(k), swap(v), None))
+
+    mine = [torch.randn(2, 8, 32, 16).chunk(comm.size, 2)[comm.rank].clone().requires_grad_() for _ in range(3)]
+    theirs = [swap(t.detach()).contiguous().requires_grad_() for t in mine]
+    ours = UlyssesAttention(comm, [32 // comm.size] * comm.size)(*mine)
+    ours.square().sum().backward()
+    out = DistributedAttention(local, torch.distributed.group.WORLD)(*theirs, 0)
+    out.square().sum().backward()
+    return ours.detach(), swap(out.detach()), [t.grad for t in mine], [swap(t.grad) for t in theirs]
+
+
+ours, theirs, our_grads, their_grads = launch(against_deepspeed, 4, timeout=120)[3]
+compare(ours, theirs, "Ulysses and DeepSpeed: output on rank 3")
+compare(our_grads, their_grads, "Ulysses and DeepSpeed: gradients of q, k, v")
+
+torch.manual_seed(0)
+q, k, v, upstream = (torch.randn(2, heads, 29, 8) for heads in (6, 3, 3, 6))
+whole = [t.clone().requires_grad_() for t in (q, k, v)]
+out = sdpa(*whole, None)
+out.backward(upstream)
+
+
+def around_the_ring(comm, cut):
+    mine = [take(t, cut, comm.rank, 2).requires_grad_() for t in (q, k, v)]
+    o = RingAttention(comm, cut, tile=8)(*mine)
+    o.backward(take(upstream, cut, comm.rank, 2))
+    return [join(t, cut, comm, 2) for t in (o.detach(), *(t.grad for t in mine))]
+
+
+for p in (2, 3, 4, 6):
+    o, *grads = World(p).run(around_the_ring, shards(29, p, "zigzag"))[0]
+    compare(o, out, f"ring of {p}: output")
+    compare(torch.cat(grads, 1), torch.cat([t.grad for t in whole], 1), f"ring of {p}: gradients")
+
+# %% [markdown]
+# Now the whole course model, three steps of training on 2 × 101 tokens, cut in three ways over 4 ranks, in threads, and the
+# ring in processes, too. With the text cut, the loss is the sum over a rank's tokens divided by the number of *all* tokens: a mean of
+# means would favor short shards. Megatron's shards must be equal, so 101 is padded to 104, with targets that do not count.
+
+# %%
+from llmlab.models import course_model
+from llmlab.parallelism import sequence
+from llmlab.parallelism.sequence_shards import split_loss, sum_gradients
+from llmlab.parallelism.tensor_vocabulary import vocab_parallel_cross_entropy
+
+model = course_model.load()
+tokens = course_model.tokens("valid")[: 2 * 102].view(2, 102)
+x, y = tokens[:, :-1], tokens[:, 1:]
+
+
+def train(model, loss_of, finish=lambda: None, steps=3):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = loss_of()
+        loss.backward()
+        finish()
+        optimizer.step()
+    return loss.item()
+
+
+def train_megatron(comm, model):
+    sequence.parallelize(model, comm)
+    a, b = sequence.pad_to_multiple(x, y, comm.size)
+    V = model.config.vocab_size
+    loss = train(
+        model,
+        lambda: vocab_parallel_cross_entropy(model(a), b, comm, V),
+        lambda: sequence.sum_replicated_gradients(model, comm),
+    )
+    return loss, sequence.gather_state(model, comm)
+
+
+def train_cut(comm, model, method):
+    cut = shards(101, comm.size, "zigzag" if method == "ring" else "contiguous")
+    attention = RingAttention(comm, cut) if method == "ring" else UlyssesAttention(comm, [len(c) for c in cut])
+    a, b = take(x, cut, comm.rank), take(y, cut, comm.rank)
+    positions = cut[comm.rank][None]
+    loss = train(
+        model,
+        lambda: split_loss(model(a, position_ids=positions, attention=attention), b, comm),
+        lambda: sum_gradients(model, comm),
+    )
+    return loss, model.state_dict()
+
+
+results = {f"{m}, 4 threads": World(4).run(train_cut, model, m)[1] for m in ("ring", "ulysses")}
+results["megatron, 4 threads"] = World(4).run(train_megatron, model)[1]
+results["ring, 4 processes"] = launch(train_cut, 4, model, "ring", timeout=120)[1]
+plain = train(model, lambda: F.cross_entropy(model(x).flatten(0, 1), y.flatten()))
+for where, (loss, state) in results.items():
+    compare(loss, plain, f"{where}: loss after 3 steps")
+    flat = [torch.cat([weights[n].flatten() for n in sorted(state)]) for weights in (state, model.state_dict())]
+    compare(*flat, f"{where}: all weights")
+
+# %% [markdown]
+# ## The experiment
+#
+# **What is kept.** The same count as on top of this page, times 32 layers, on every rank of up to 8.
+
+# %%
+from llmlab.parallelism import tensor
+
+
+def kept(comm, method):
+    (model, rope), cut = on_meta(), shards(T, comm.size, "contiguous")
+    n, lengths = len(cut[comm.rank]), [len(c) for c in cut]
+    attention = RingAttention(comm.split(comm.rank), [torch.arange(T)], tile=T)  # all tokens, on this rank
+    if method in ("tensor", "megatron"):
+        (tensor if method == "tensor" else sequence).parallelize(model, comm)
+        n = T if method == "tensor" else n
+    else:
+        ring = method == "ring"
+        attention = RingAttention(comm, cut, tile=T) if ring else UlyssesAttention(comm, lengths, attention)
+        rope = [t[:, :, :n] for t in rope]
+    return layer_keeps(model.model.layers[0], n, rope, attention)
+
+
+ps = (1, 2, 4, 8)
+methods = ("tensor", "megatron", "ring", "ulysses")
+GB = {(method, p): max(World(p).run(kept, method)) * L / 1e9 for method in methods for p in ps}
+
+fig, ax = plt.subplots(figsize=(4.8, 3.2))
+for i, (method, marker) in enumerate((("tensor", "o"), ("megatron", "s"), ("ring", "^"), ("ulysses", "x"))):
+    line = [GB[method, p] for p in ps]
+    ax.plot(ps, line, color=f"C{i}", lw=1.5, marker=marker, ms=9 - 2 * i, mfc="none" if i else f"C{i}", label=method)
+ax.text(7.6, GB["tensor", 8] * 1.15, f"{GB['tensor', 8]:.0f} GB", ha="right", color="C0")
+ax.text(7.6, GB["ring", 8] * 0.72, f"{GB['ring', 8]:.0f} GB", ha="right", color=palette.ink)
+ax.set(xscale="log", yscale="log", xlabel="ranks", ylabel="GB kept on each rank", xticks=ps, ylim=(70, 1300))
+ax.set_xticks(ps, [str(p) for p in ps])
+ax.set_yticks([100, 200, 400, 800], ["100", "200", "400", "800"])
+ax.minorticks_off()
+ax.legend(frameon=False, loc="lower left")
+ax.set_title(f"One text of {T:,} tokens, an 8B model")
+figure(
+    fig,
+    alt=f"Gigabytes that each rank keeps, against ranks, on logarithmic axes. Tensor parallelism alone falls from {GB['tensor', 1]:.0f} to "
+    f"{GB['tensor', 8]:.0f} on 8 ranks. Megatron's sequence parallelism, ring and Ulysses lie on one straight line down to {GB['ring', 8]:.0f}.",
+)
+for method in ("megatron", "ring", "ulysses"):
+    compare([GB[method, p] * p for p in ps], [GB["ring", 1]] * 4, f"{method}: kept on a rank × ranks", tol=1e-6)
+
+# %% [markdown]
+# Memory falls as $1/p$ exactly, whichever way the text is cut. Tensor parallelism alone stops short: the norms' inputs, the residuals
+# and the inputs of the products are whole on every rank.
+#
+# **Who waits.** Now the clock. Each rank says how long its pieces take, and the ledger adds the wire: a hop of keys and values
+# takes as long as half a piece. Bars are pieces, colored by the rank whose keys they use; the thin line below is the hop.
+
+# %%
+from llmlab.parallelism import Link
+
+n, p = 64, 4
+full_piece = (n // p) ** 2  # query-key pairs of two whole shards
+inputs = [torch.zeros(1, heads, n, 8) for heads in (4, 2, 2)]
+hop = 2 * 2 * (n // p) * 8 * 4  # bytes: K and V, 2 heads of 8 channels
+link = Link(latency=0.0, bandwidth=hop / (0.5 * full_piece))
+runs = {}
+for layout in ("contiguous", "zigzag"):
+    world, cut = World(p, link=link), shards(n, p, layout)
+    world.run(
+        lambda comm, cut=cut: RingAttention(comm, cut, pace=1.0)(*(take(t, cut, comm.rank, 2) for t in inputs)).sum()
+    )
+    runs[layout] = world.ledger
+fair = n * (n + 1) / 2 / p
+
+fig, axes = plt.subplots(2, 1, figsize=(4.8, 3.6), sharex=True)
+for ax, (layout, ledger) in zip(axes, runs.items(), strict=True):
+    for e in ledger.events("work"):
+        owner = int(e.label.split()[-1])
+        ax.barh(
+            e.rank, (e.end - e.start) / fair, left=e.start / fair, height=0.6, color=RANKS[owner], edgecolor="white"
+        )
+    for e in ledger.events("send"):
+        ax.barh(
+            e.rank + 0.4, (e.end - e.start) / fair, left=e.start / fair, height=0.1, color="#8a8f98", edgecolor="white"
+        )
+    ax.set(ylabel="rank", yticks=range(p), title=f"{layout}: {ledger.time / fair:.2f} × the fair share", xlim=(0, 1.85))
+    ax.invert_yaxis()
+axes[1].set_xlabel("time, a fair share of the work = 1")
+figure(
+    fig,
+    alt=f"Two timelines of four ranks. Contiguous: rank 0 is done after a piece of its own, rank 3 works through four pieces until {runs['contiguous'].time / fair:.2f}. "
+    f"Zigzag: all four ranks work without a gap until {runs['zigzag'].time / fair:.2f}. Hops run below the work and delay nobody.",
+)
+slowest = {
+    layout: max(sum(e.end - e.start for e in ledger.events("work", r)) for r in range(p)) / fair
+    for layout, ledger in runs.items()
+}
+print(
+    f"kept on a rank of 4: {GB['ring', 4] / GB['ring', 1]:.2f}   slowest rank: "
+    + ", ".join(f"{k} {v:.2f}" for k, v in slowest.items())
+)
+print(f"you guessed: {my_guess}")
+
+# %% [markdown]
+# A contiguous cut makes the last rank compute $(2p-1)/p$ shares, nearly two for a long ring. Zigzag gives every rank the same in
+# every *step*, so nobody ever waits for keys that are still on a slower rank.
+#
+# **What is sent**, by the ledger and by formula. The ring sends $K$ and $V$ $p-1$ times, and backward their gradients $p$ times;
+# Ulysses swaps $(p-1)/p$ of $q$, $k$, $v$ and the output.
+
+# %%
+from llmlab.parallelism.sequence_cost import AttentionShape, sent
+
+shape = AttentionShape(B=1, T=n, H=4, K=2, D=8)
+cut = shards(n, p, "contiguous")
+for method, attention in (
+    ("ring", lambda comm: RingAttention(comm, cut)),
+    ("ulysses", lambda comm: UlyssesAttention(comm, [len(c) for c in cut])),
+):
+    world = World(p)
+    world.run(
+        lambda comm, a=attention: (
+            a(comm)(*(take(t, cut, comm.rank, 2).requires_grad_() for t in inputs)).sum().backward()
+        )
+    )
+    predicted = sent(method, p, shape, itemsize=4) + sent(method, p, shape, backward=True, itemsize=4)
+    compare(world.ledger.per_rank(), [predicted] * p, f"{method}: bytes a rank sends, forward and backward", tol=0)
+
+# %% [markdown]
+# **Forgetting on purpose.** Megatron's paper has a second idea. Of what a layer keeps, attention's scores are large and cheap to
+# compute: throw away only those, and compute them again backward (*selective recomputation*). It gives the bytes a layer
+# keeps as a formula, for $s$ tokens, batch $b$, hidden size $h$, $a$ heads, $t$ ranks. We run such a layer (GPT: LayerNorm, GELU, an MLP
+# of $4h$, 16 bits, three dropouts with one byte a mask element) and count. Left out, as there: weights, and the norms' two numbers a token.
+
+# %%
+from llmlab.parallelism.activation_memory import GPTShape, layer_bytes
+from llmlab.parallelism.recomputation import GPTLayer
+
+small, t = GPTShape(s=48, b=2, h=64, a=8), 4
+sbh = small.s * small.b * small.h
+rows = [(cut, kind) for cut in (False, True) for kind in ("none", "selective")] + [(False, "full")]
+
+
+def count(comm, cut, kind):
+    layer = GPTLayer(small, comm, sequence_parallel=cut, recompute=kind)
+    tokens = small.s // comm.size if cut else small.s
+    with Saved(layer.parameters()) as saved:
+        layer(torch.ones(small.b, tokens, small.h, dtype=torch.bfloat16, requires_grad=True))
+    return sum(size for shape, _, size in saved.kinds if shape[-1] > 1)  # without means and deviations
+
+
+print(f"{'4 ranks, 5as/h = 30':<36}{'formula':>26}{'counted / sbh':>15}")
+formulas = ("10 + 24/t + 5as/ht", "10 + 24/t", "(34 + 5as/h)/t", "34/t", "2")
+counted = [World(t).run(count, *row)[0] for row in rows]
+for (cut, kind), formula, bytes_ in zip(rows, formulas, counted, strict=True):
+    name = ("tensor + sequence" if cut else "tensor") + ("" if kind == "none" else f", {kind} recomputation")
+    print(f"{name:<36}{formula:>26}{bytes_ / sbh:>15.2f}")
+expected = [layer_bytes(small, t, sequence_parallel=cut, recompute=kind) for cut, kind in rows]
+compare(counted, expected, "counted and by formula, bytes", tol=0)
+
+# %% [markdown]
+# To the byte. Our Llama keeps more than 34, as you saw on top: its gated MLP is wider and its norms keep fp32 copies. But it keeps no
+# scores: merging a softmax in pieces, as FlashAttention does on one chip, *is* selective recomputation.
+
+# %% [markdown]
+# ## Play
+#
+# Step through a ring of four. Strong colors: what is computed in this step, by the rank that has the query. Pale: done
+# before. With the contiguous cut, count the ranks that have nothing to do.
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+LAYOUTS = ["contiguous", "zigzag", "striped"]
+TABLES = {layout: schedule(shards(16, 4, layout)) for layout in LAYOUTS}
+
+
+def draw_step(cut, step):
+    parts, (fig, (left, right)) = shards(16, 4, cut), plt.subplots(1, 2, figsize=(4.8, 2.6), width_ratios=(3, 2))
+    picture = torch.ones(16, 16, 3)
+    for rank, s, source, _ in TABLES[cut]:
+        rgb = torch.tensor([int(RANKS[rank][i : i + 2], 16) / 255 for i in (1, 3, 5)])
+        for i in parts[rank].tolist():
+            seen = parts[source][parts[source] <= i]
+            picture[i, seen] = rgb if s == step else 0.3 * rgb + 0.7 if s < step else torch.tensor([0.93] * 3)
+    left.imshow(picture, interpolation="nearest")
+    left.set(xlabel="keys", ylabel="queries", xticks=[], yticks=[])
+    work = [pairs for _, s, _, pairs in TABLES[cut] if s == step]
+    right.bar(range(4), work, color=RANKS)
+    right.set(xlabel="rank", xticks=range(4), ylim=(0, 17), title="pairs")
+    return fig
+
+
+def describe_step(cut, step):
+    work = [pairs for _, s, _, pairs in TABLES[cut] if s == step]
+    return f"{cut} cut, step {step}: rank r has the keys of rank r − {step}; ranks 0 to 3 compute {', '.join(map(str, work))} pairs"
+
+
+explore(
+    draw_step,
+    alt=describe_step,
+    title="Ring attention over 16 tokens and 4 ranks",
+    start={"cut": "contiguous", "step": 1},
+    cut=LAYOUTS,
+    step=[0, 1, 2, 3],
+)
+
+# %% [markdown]
+# ## At scale
+#
+# The same rank functions on 8 GPUs; here, without GPUs, leave out the sizes:
+#
+# ```
+# torchrun --nproc-per-node 8 -m llmlab.parallelism.examples.train_sequence_parallel --method ring \
+#     --vocab 128256 --hidden 2048 --intermediate 8192 --layers 16 --heads 32 --kv-heads 8 --batch 1 --seq 131072 --tile 1024
+# ```
+#
+# **Activations.** The models that Korthikanti et al. measured (table 3), on 8 tensor-parallel ranks with 2,048 tokens. The paper
+# says of its figure 7: each technique alone cuts memory nearly in half, together to under 20%, full recomputation to 10%.
+
+# %%
+from llmlab.parallelism.activation_memory import recompute_flops
+
+MODELS = (("22B", 64, 6144, 4), ("175B", 96, 12288, 1), ("530B", 128, 20480, 1), ("1T", 160, 25600, 1))
+print("share of tensor parallelism alone:   sequence   selective   both   full")
+for name, a, h, b in MODELS:
+    big = GPTShape(s=2048, b=b, h=h, a=a)
+    base = layer_bytes(big, 8)
+    options = ((True, "none"), (False, "selective"), (True, "selective"), (False, "full"))
+    share = [layer_bytes(big, 8, sequence_parallel=cut, recompute=kind) / base for cut, kind in options]
+    print(
+        f"{name:>5}, {base / 1e6:>5.0f} MB a layer and rank {share[0]:>15.0%}{share[1]:>12.0%}{share[2]:>7.1%}{share[3]:>7.1%}"
+    )
+
+print("\nselective recomputation            saves          costs FLOPs")
+for name, big, saves, costs in (
+    ("GPT-3", GPTShape(2048, 1, 12288, 96), 70, 2.7),
+    ("MT-NLG", GPTShape(2048, 1, 20480, 128), 65, 1.6),
+):
+    flops, more = recompute_flops(big)
+    mine = 1 - layer_bytes(big, recompute="selective") / layer_bytes(big)
+    print(f"{name:<8} paper, ours:          {saves}%, {mine:.0%}       {costs}%, {more / flops:.1%}")
+
+# %% [markdown]
+# The savings agree; 20.2% for the two largest is a little over "under 20%". The FLOPs do not: the paper's are three times ours. Its
+# appendix A describes one more forward pass of the two products, $4bs^2h$, but its equation 8 adds $s/6h$ of $72bsh^2$, which is
+# $12bs^2h$: forward *and* backward. PyTorch's counter, in our tests, finds $4bs^2h$.
+#
+# **When does the wire keep up?** A piece of $c$ queries and keys costs $4dc^2$ FLOPs, its hop $4dc$ bytes, so a hop hides
+# if $c \geq F/B$ (Liu et al., table 2, which asks for $6c$ tokens on each device).
+
+# %%
+from llmlab.parallelism.sequence_cost import smallest_block
+
+TABLE = (
+    ("A100, NVLink", 312, 300, 6.2),
+    ("A100, InfiniBand", 312, 12.5, 149.5),
+    ("TPU v3", 123, 112, 6.6),
+    ("TPU v4", 275, 268, 6.2),
+    ("TPU v5e", 196, 186, 6.3),
+)
+print("thousand tokens on a device    paper    ours")
+for name, tflops, gigabytes, published in TABLE:
+    print(f"{name:<28}{published:>8}{6 * smallest_block(tflops * 1e12, gigabytes * 1e9) / 1e3:>8.1f}")
+
+# %% [markdown]
+# Four of five are the same; InfiniBand's 149.5 needs blocks of 24.9 thousand tokens, where the table has 24.5 and $312/12.5$ is 24.96.
+#
+# **Who sends least?** Jacobs et al. count $4Nh/P$ for Ulysses, and $4Nh$ for Megatron whatever $P$ is. Ours, with $(p-1)/p$ and
+# with few key/value heads:
+
+# %%
+for name in ("llama-2-7b", "llama-3.1-405b"):
+    c = preset(name)
+    shape = AttentionShape(1, T, c.num_attention_heads, c.num_key_value_heads, c.head_dim)
+    for p in (8, 16, 32):
+        megabytes = {m: sent(m, p, shape) / 1e6 for m in ("megatron", "ring", "ulysses")}
+        print(
+            f"{name:<15} {p:>2} ranks, MB a layer forward: "
+            + "".join(f"{m} {b:>6.0f}   " for m, b in megabytes.items())
+        )
+
+# %% [markdown]
+# With as many key/value heads as query heads (7B) Ulysses sends least, and less the more ranks there are. With 8 for 128 (405B)
+# keys and values are so small that the ring sends less, up to 16 ranks. Llama 3 was trained on 131,072 tokens over 16 ranks, and its
+# authors simply gather keys and values: they are small, is one of their two reasons (Llama Team 2024, section 3.3.2).
+
+# %% [markdown]
+# ## Takeaways
+#
+# - Cut over $p$ ranks, a text of any length is trained exactly, and a rank keeps $1/p$: 114 GB of 911 on 8; tensor parallelism
+#   alone leaves 354.
+# - Under a causal mask the contiguous cut makes the slowest of 4 ranks work 1.7 shares; zigzag makes it 1.0, in every step.
+# - A GPT layer keeps $sbh(34 + 5as/h)$ bytes; cutting the sequence divides all of it by $t$, recomputing only the scores drops the
+#   second term for under 1% of FLOPs.
+#
+# Now write it yourself: [Exercises](../../work/05-parallelism/06-sequence.ipynb).
+#
+# References: [Korthikanti et al. 2022](https://arxiv.org/abs/2205.05198 "korthikanti2022reducing"),
+# [Liu et al. 2023](https://arxiv.org/abs/2310.01889 "liu2023ring"), [Jacobs et al. 2023](https://arxiv.org/abs/2309.14509
+# "jacobs2023ulysses"), [Brandon et al. 2023](https://arxiv.org/abs/2311.09431 "brandon2023striped"), [Llama Team
+# 2024](https://arxiv.org/abs/2407.21783 "llama2024herd"); the merge of softmaxes is that of [Milakov & Gimelshein
+# 2018](https://arxiv.org/abs/1805.02867 "milakov2018online").

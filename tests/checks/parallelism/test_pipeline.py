@@ -1,0 +1,314 @@
+"""Wrong answers to the exercises of 05-parallelism/04-pipeline, and the diagnosis that each must get."""
+
+from __future__ import annotations
+
+from tests.checks.rejecting import Wrong, rejects
+
+# Exercise 1
+
+
+def of_the_work(p, m, v=1):
+    return (p - 1) / (v * m)
+
+
+def the_busy_share(p, m, v=1):
+    return m / (m + (p - 1) / v)
+
+
+def no_chunks(p, m, v=1):
+    return (p - 1) / (m + p - 1)
+
+
+def all_divided(p, m, v=1):
+    return (p - 1) / (m + p - 1) / v
+
+
+def one_slot_more(p, m, v=1):
+    return (p - 1) / (v * m + p)
+
+
+def all_ranks(p, m, v=1):
+    return p / (v * m + p - 1)
+
+
+def v_times_more(p, m, v=1):
+    return v * (p - 1) / (m + v * (p - 1))
+
+
+def in_percent(p, m, v=1):
+    return 100 * (p - 1) / (v * m + p - 1)
+
+
+# Exercise 2
+
+
+def phases(m, w):
+    ops = [("F", i) for i in range(w)]
+    for k in range(m - w):
+        ops += [("F", w + k), ("B", k)]
+    return ops + [("B", i) for i in range(m - w, m)]
+
+
+def all_forwards_first(p, m, r):
+    return [("F", i) for i in range(m)] + [("B", i) for i in range(m)]
+
+
+def from_the_other_end(p, m, r):
+    return phases(m, min(r, m))
+
+
+def one_ahead_too_many(p, m, r):
+    return phases(m, min(p - r, m))
+
+
+def all_alike(p, m, r):
+    return phases(m, min(p - 1, m))
+
+
+def no_warmup(p, m, r):
+    return phases(m, 0)
+
+
+def not_enough_microbatches(p, m, r):
+    w = p - r - 1
+    return (
+        [("F", i) for i in range(w)]
+        + [op for k in range(m - w) for op in (("F", w + k), ("B", k))]
+        + [("B", i) for i in range(max(m - w, 0), m)]
+    )
+
+
+def last_in_first_out(p, m, r):
+    ops, stack = [], []
+    for kind, i in phases(m, min(p - r - 1, m)):
+        stack += [i] if kind == "F" else []
+        ops.append((kind, i if kind == "F" else stack.pop()))
+    return ops
+
+
+def numbered_from_one(p, m, r):
+    return [(kind, i + 1) for kind, i in phases(m, min(p - r - 1, m))]
+
+
+def backward_first(p, m, r):
+    w = min(p - r - 1, m)
+    steady = [op for k in range(m - w) for op in (("B", k), ("F", w + k))]
+    return [("F", i) for i in range(w)] + steady + [("B", i) for i in range(m - w, m)]
+
+
+def no_cooldown(p, m, r):
+    w = min(p - r - 1, m)
+    return phases(m, w)[: 2 * m - w] if w else phases(m, w)
+
+
+def two_in_turn(p, m, r):
+    w = min(p - r - 1, m)
+    ops = phases(m, w)
+    if m - w >= 2:
+        ops[w + 2 : w + 4] = [ops[w + 3], ops[w + 2]] if ops[w + 3][1] < w else ops[w + 2 : w + 4]
+    return ops
+
+
+def as_text(p, m, r):
+    return [f"{kind}{i}" for kind, i in phases(m, min(p - r - 1, m))]
+
+
+# Exercise 3
+
+
+def in_two(inputs, weights, dy, masked=lambda k: k > 0, keep=lambda before, after: before, grad=lambda x, dy: dy.T @ x):
+    kept = []
+    for k in range(len(weights) - 1, -1, -1):
+        kept.append((inputs[k], dy))
+        dy = dy @ weights[k]
+        dy = dy * (inputs[k] > 0) if masked(k) else dy
+    return dy, lambda: [grad(x, dy) for x, dy in reversed(kept)]
+
+
+def no_mask(inputs, weights, dy):
+    return in_two(inputs, weights, dy, masked=lambda k: False)
+
+
+def mask_on_x(inputs, weights, dy):
+    return in_two(inputs, weights, dy, masked=lambda k: True)
+
+
+def transposed(inputs, weights, dy):
+    return in_two(inputs, weights, dy, grad=lambda x, dy: x.T @ dy)
+
+
+def backwards_order(inputs, weights, dy):
+    dx, later = in_two(inputs, weights, dy)
+    return dx, lambda: later()[::-1]
+
+
+def at_once(inputs, weights, dy):
+    dx, later = in_two(inputs, weights, dy)
+    grads = later()
+    return dx, lambda: grads
+
+
+def walks_again(inputs, weights, dy):
+    return in_two(inputs, weights, dy)[0], lambda: in_two(inputs, weights, dy)[1]()
+
+
+def kept_before_the_mask(inputs, weights, dy):
+    kept, unmasked = [], dy
+    for k in range(len(weights) - 1, -1, -1):
+        kept.append((inputs[k], unmasked))
+        unmasked, dy = unmasked @ weights[k], dy @ weights[k]
+        dy = dy * (inputs[k] > 0) if k else dy
+    return dy, lambda: [d.T @ x for x, d in reversed(kept)]
+
+
+def no_function(inputs, weights, dy):
+    dx, later = in_two(inputs, weights, dy)
+    return dx, later()
+
+
+def one_too_few(inputs, weights, dy):
+    dx, later = in_two(inputs, weights, dy)
+    return dx, lambda: later()[1:]
+
+
+# Exercise 4
+
+
+def run(
+    comm, stage, ops, xs, ys, loss_fn, *, share=None, send="isend", clear=False, back=True, total_of=None, leaf=True
+):
+    first, last = comm.rank == 0, comm.rank == comm.size - 1
+    kept, losses = {}, []
+    for kind, i in ops:
+        if kind == "F":
+            x = xs[i] if first else comm.recv(comm.rank - 1)
+            x = x.requires_grad_() if leaf and not first else x
+            y = stage(x)
+            if last:
+                y = loss_fn(y, ys[i])
+                losses.append(y.item())
+                y = y * (1 / len(xs) if share is None else share(i))
+            else:
+                getattr(comm, send)(y, comm.rank + 1)
+            kept[i] = x, y
+        else:
+            if clear:
+                stage.zero_grad()
+            x, y = kept.pop(i)
+            y.backward(None if last else comm.recv(comm.rank + 1))
+            if not first and back:
+                getattr(comm, send)(x.grad, comm.rank - 1)
+    return (total_of or (lambda found: sum(found) / len(found)))(losses) if last else None
+
+
+def not_divided(*args):
+    return run(*args, share=lambda i: 1.0)
+
+
+def divided_twice(*args):
+    return run(*args, share=lambda i: 1 / 16)
+
+
+def weighted_by_size(comm, stage, ops, xs, ys, loss_fn):
+    return run(comm, stage, ops, xs, ys, loss_fn, share=lambda i: len(xs[i]) / sum(map(len, xs)))
+
+
+def sends_and_waits(*args):
+    return run(*args, send="send")
+
+
+def cleared_in_between(comm, stage, ops, xs, ys, loss_fn):
+    return run(comm, stage, ops, xs, ys, loss_fn, clear=True)
+
+
+def nothing_sent_back(*args):
+    return run(*args, back=False)
+
+
+def not_a_leaf(*args):
+    return run(*args, leaf=False)
+
+
+def returns_the_sum(*args):
+    return run(*args, total_of=sum)
+
+
+def returns_the_last(*args):
+    return run(*args, total_of=lambda found: found[-1])
+
+
+def everyone_returns(*args):
+    return run(*args) or 0.0
+
+
+def always_gpipe(comm, stage, ops, xs, ys, loss_fn):
+    gpipe = [("F", i) for i in range(len(xs))] + [("B", i) for i in range(len(xs))]
+    return run(comm, stage, gpipe, xs, ys, loss_fn)
+
+
+def one_slot_for_all(comm, stage, ops, xs, ys, loss_fn):
+    """Keeps the last microbatch's graph only."""
+    first, last = comm.rank == 0, comm.rank == comm.size - 1
+    total = 0.0
+    for kind, i in ops:
+        if kind == "F":
+            x = xs[i] if first else comm.recv(comm.rank - 1).requires_grad_()
+            y = stage(x)
+            if last:
+                y = loss_fn(y, ys[i]) / len(xs)
+                total += y.item()
+            else:
+                comm.isend(y, comm.rank + 1)
+        else:
+            y.backward(None if last else comm.recv(comm.rank + 1), retain_graph=True)
+            if not first:
+                comm.isend(x.grad, comm.rank - 1)
+    return total if last else None
+
+
+test_wrong_answers = rejects(
+    "05-parallelism/04-pipeline",
+    [
+        Wrong("bubble", of_the_work, "share of the whole step"),
+        Wrong("bubble", the_busy_share, "share in which a rank works"),
+        Wrong("bubble", no_chunks, "v changes nothing"),
+        Wrong("bubble", all_divided, "the work stays m slots"),
+        Wrong("bubble", one_slot_more, "m + p − 1 of them"),
+        Wrong("bubble", all_ranks, "not p"),
+        Wrong("bubble", v_times_more, "smaller, not larger"),
+        Wrong("bubble", in_percent, "bubble(4, 8, 1)"),
+        Wrong("one_f_one_b", all_forwards_first, "that is GPipe"),
+        Wrong("one_f_one_b", from_the_other_end, "grows with r"),
+        Wrong("one_f_one_b", one_ahead_too_many, "one forward too many"),
+        Wrong("one_f_one_b", all_alike, "the last rank has its gradient at once"),
+        Wrong("one_f_one_b", no_warmup, "what does it do meanwhile"),
+        Wrong("one_f_one_b", not_enough_microbatches, "cannot warm up with more than there are"),
+        Wrong("one_f_one_b", last_in_first_out, "first in, first out"),
+        Wrong("one_f_one_b", numbered_from_one, "numbered from 0"),
+        Wrong("one_f_one_b", backward_first, "before its F"),
+        Wrong("one_f_one_b", no_cooldown, "0 times"),
+        Wrong("one_f_one_b", two_in_turn, "in turn while there are forwards"),
+        Wrong("one_f_one_b", as_text, "where a pair"),
+        Wrong("backward_in_two", no_mask, "no gradient goes through"),
+        Wrong("backward_in_two", mask_on_x, "x itself has not been through a ReLU"),
+        Wrong("backward_in_two", transposed, "transposed"),
+        Wrong("backward_in_two", backwards_order, "the order of the weights"),
+        Wrong("backward_in_two", at_once, "can wait"),
+        Wrong("backward_in_two", walks_again, "instead of walking again"),
+        Wrong("backward_in_two", kept_before_the_mask, "after it has been through the ReLU"),
+        Wrong("backward_in_two", no_function, "a function without arguments"),
+        Wrong("backward_in_two", one_too_few, "where there are 3 weights"),
+        Wrong("run_schedule", not_divided, "4 times too large"),
+        Wrong("run_schedule", divided_twice, "divided by the number of microbatches twice"),
+        Wrong("run_schedule", weighted_by_size, "weighted by their size"),
+        Wrong("run_schedule", sends_and_waits, "waits in send to rank"),
+        Wrong("run_schedule", cleared_in_between, "do not clear it in between"),
+        Wrong("run_schedule", nothing_sent_back, "waits in recv from rank 1"),
+        Wrong("run_schedule", not_a_leaf, "must be a tensor, not NoneType"),
+        Wrong("run_schedule", returns_the_sum, "sum of the losses"),
+        Wrong("run_schedule", returns_the_last, "last microbatch's loss"),
+        Wrong("run_schedule", everyone_returns, "the others return None"),
+        Wrong("run_schedule", always_gpipe, "go down the list"),
+        Wrong("run_schedule", one_slot_for_all, "does every B go through its graph"),
+    ],
+)
