@@ -17,6 +17,8 @@ waits for a unit's reduce-scatter only when the next one is ready. It costs one 
 
 A parameter stays the same object all the time. "Free" empties the storage of its whole value, and so the copies that autograd
 has saved, which share it; "gather" fills the storage again before backward looks. PyTorch's FSDP does the same.
+Simplified: the model is whole on every rank before it is cut (the libraries can start from the `meta` device), and every
+parameter is trained.
 """
 
 from __future__ import annotations

@@ -12,8 +12,10 @@
 
 The schedule alone decides the order; gradients, and so the trained weights, are those of one process for every schedule
 (Huang et al. 2018, arXiv:1811.06965: synchronous, no stale weights). All receives are posted when a step begins and each
-message has a tag of its own, so nothing depends on the order in which messages come. Simplified: no dropout, no padding mask;
-gradients that were sent, (B, T, d) each, are kept until the step ends; gloo or `World` only (NCCL has no tags and wants sends and receives paired in one call, as torch's executor does).
+message has a tag of its own, so nothing depends on the order in which messages come.
+
+Simplified: no dropout, no padding mask; gradients that were sent, (B, T, d) each, are kept until the step ends; gloo or `World`
+only (NCCL has no tags, and wants sends and receives paired in one call, as torch's executor does).
 """
 
 from __future__ import annotations

@@ -48,6 +48,11 @@ my_guess = 2.0  # put your guess here; the answer is measured below
 # %% [markdown]
 # ## The idea
 #
+# What each axis sends, and how often, is what decides. In a step with $m$ microbatches over $L$ layers a rank takes part in $4\,L\,m$
+# all-reduces of activations along tp, in two messages a microbatch along pp, and in *one* all-reduce of its gradients along dp. The first stand in the way
+# of the next product, so nothing can hide them; the second are small; the last can run behind the backward pass. A rank that waits
+# two hundred times a step for one axis and once for another should have its best wire on the first.
+#
 # A mesh gives every device a coordinate for each axis. Devices that differ in one coordinate only form a group, and talk about
 # one thing only: along tp about activations, along pp about the border between two stages, along dp about gradients. The order of
 # the axes decides who is neighbour to whom: the last one is innermost.
@@ -99,11 +104,18 @@ figure(fig, alt="Sixteen devices in two nodes. " + "; ".join(said) + ".")
 #
 # $$g = \sum_r \frac{n_r}{\sum_s n_s}\, g_r, \qquad \lVert g\rVert^2 = \sum_{\text{stages}}\;\sum_{\text{tp ranks}}\;\sum_w \frac{\lVert g_w\rVert^2}{\text{copies of } w}$$
 #
+# The first formula weighs replicas by their tokens. With sequences of different lengths the plain mean over replicas would give a token in a short
+# batch more weight than one in a long batch, and two runs that differ only in dp would train differently.
+#
 # The second formula is where implementations go wrong. A norm's weight is held by every tp rank, a shared key/value head by some, a tied
 # embedding by two stages: each number must count once, or clipping differs from run to run with the mesh.
 
 # %% [markdown]
 # ## The code
+#
+# The order of the cuts matters. Tensor first: it replaces matrices inside the blocks and leaves the blocks standing, so that the pipeline can deal them
+# out as if nothing had happened. Data last: it needs to know nothing about either, since it only averages the gradients of whatever parameters
+# this rank has. Each layer of the composition sees a model, and none sees the others.
 #
 # A hybrid is a composition, so it is short: the model is cut by `tensor.parallelize`, its layers dealt out by `split`, the
 # schedule run by `Pipeline`, and one all-reduce over dp follows. A checkpoint is a set of pieces with their places.
@@ -289,6 +301,9 @@ figure(
 # microbatch, while the single all-reduce of gradients, now inside a node, got *faster*. That is the whole reason for the rule "tp innermost, inside a
 # node": the axis that talks most gets the best wire.
 #
+# The pipeline is missing from this picture because its messages are small: one activation of a microbatch goes from a stage to the next, once
+# forward and once backward. That is why pp is the outermost axis, the one that may cross nodes, and even racks.
+#
 # Second question: the checkpoint. It was written by 2 × 2 × 2 ranks. Read it with tp = 4 and no pipeline, and go on.
 
 # %%
@@ -311,6 +326,11 @@ for name in [n for n in place if not n.startswith("optimizer")][:3]:
     print(f"rank 1 holds {name}: [{at['start']}:{at['stop']}] of dimension {at['dim']} of {tuple(at['shape'])}")
 
 # %% [markdown]
+# Why does it matter? Because no job keeps its shape. A node fails and 3,072 devices become 3,064; the long-context phase at the end of a run wants
+# another mesh than the beginning; and the model that was trained with tp 8 is to be served with tp 2, or evaluated on one device. A
+# checkpoint that remembers the mesh it came from makes each of these a conversion program with bugs of its own. A checkpoint that says for each
+# piece where it lies in the whole makes all of them the same read.
+#
 # Nobody gathered a whole model for it. Each rank asks for its own pieces and reads, from each file, the part that overlaps. The
 # vocabulary shows why the places must be kept: tp = 2 holds 19 + 18 rows, tp = 4 holds 10 + 10 + 10 + 7, and padding is never written.
 
@@ -389,6 +409,9 @@ for name, where in (("tp inside the node", gpt3), ("tp over the network", flat))
     print(f"{name}: {e.step:.1f} s a step, MFU {e.mfu:.0%}")
 
 # %% [markdown]
+# The planner assumes a flat ring over all members of a group. NCCL would reduce inside each node first, which softens the blow for a group that
+# spans a few nodes, and cannot remove it: the sum has to cross the slow wire once in any case.
+#
 # The factor is smaller than in our experiment: a model that is 192 times wider does more arithmetic for each byte, and the wire counts
 # for less. Width is what makes tensor parallelism affordable.
 

@@ -45,6 +45,9 @@ print(
 )
 
 # %% [markdown]
+# That is what the choice of one block is worth. The choice is made by people today: in most training code the cuts are written into the layers, and
+# a new cluster, a new sequence length or a new kind of layer means that somebody decides again.
+#
 # Two plans that differ in one decision, a factor of two. Nobody can try $10^{13}$ plans, and people who choose by rule try two
 # or three.
 
@@ -118,6 +121,10 @@ figure(
 )
 
 # %% [markdown]
+# Each row is one of the lessons before, and the drawing has no other content than the rule. It also says what does *not* cost anything: an elementwise
+# function has all the loops of its input, so whichever is cut, nothing is summed. That is why column and then row is such a
+# good pair: between the two products stands only an activation function, which accepts any cut that the first leaves behind.
+#
 # Stripes: cut. Gray: whole on each rank. Dashed: a partial sum, hence an all-reduce.
 #
 # Between two operators the cut may have to change, and that costs too: an all-gather when an axis lets go of a dimension, an
@@ -188,6 +195,9 @@ for (src, dst, *_), (ours, theirs) in zip(CUTS, launch(against_dtensor, 4, timeo
     compare(ours, theirs, what=f"{src} to {dst} by {kinds[0]}: rank 3's shard", tol=0)
 
 # %% [markdown]
+# What is compared here is the meaning of a cut, not its speed: gloo has no all-to-all of its own, and DTensor makes one out of an all-gather there. On
+# GPUs it is a single call, and $p$ times cheaper than gathering the tensor and cutting it anew.
+#
 # And the whole thing for real: a small block, every operator cut by a *random* strategy, run on six ranks, forward and backward.
 # Any plan must compute what one process does, good or bad.
 
@@ -247,6 +257,8 @@ for b, slow in ((16, 25e9), (64, 25e9), (4, 2.5e9)):
         )
 
 # %% [markdown]
+# Each took about a tenth of a second to find. Nothing about transformers is in the program: it knows loops, sizes, two wires and a speed.
+#
 # Read the three plans.
 #
 # - **16 sequences:** b across, and inside g for q, k, v and o, f for gate, up and down. Column, column, column, row; column, column,
@@ -296,6 +308,9 @@ figure(
 )
 
 # %% [markdown]
+# The curves cross where the gradients of the weights, which do not depend on the batch, and the activations, which do, cost the same. To the left it pays
+# to cut the weights, to the right to repeat them. A rule has to guess on which side one is; the search looks.
+#
 # The second level of Alpa cuts the *chain of layers* into pipeline stages, each with its share of the devices. With $m$
 # microbatches a pipeline takes $\sum_i t_i + (m-1)\max_i t_i$, so the slowest stage is what counts. A dynamic program runs over
 # all values that it may take. Here, 12 blocks between an embedding and a wide output layer, over 4 nodes; equal cuts leave the last
@@ -406,6 +421,10 @@ for blocks in (1, 2, 4):
     )
 
 # %% [markdown]
+# The cost model is what such a search stands and falls with. Ours counts bytes and FLOPs; Alpa measures collectives and products on the cluster beforehand and
+# looks them up. A plan that is best by a few percent on paper may be second in reality, and one that is twice as slow on paper will not be
+# first.
+#
 # Blocks repeat, so a real system solves one and copies the answer, as long as the ends agree. What this lesson leaves out, and
 # Alpa or GSPMD have: partial sums that are kept and reduced later (a reduce-scatter instead of an all-reduce, which is how
 # sequence parallelism comes out), uneven shards, overlap, and a compiler that fuses what is between.

@@ -128,8 +128,21 @@ from llmlab.parallelism import moe
 show(moe.route, moe.keep, moe.balance_loss)
 
 # %% [markdown]
-# The layer on one rank. Rows are sorted by expert, so they are sorted by rank too; every rank first tells the others how many rows
-# will come.
+# `keep` walks a queue, and who stands first in it is a choice. Token after token is what Switch does: the end of the batch is dropped,
+# whatever it says. GShard serves all first choices before any second one. Megatron keeps the largest weights. The queue is the only
+# difference between the three.
+#
+# The layer on one rank. Rows are sorted by expert, so they are sorted by rank too. Their numbers are known to the sender alone, so
+# every rank first announces what will come:
+#
+# | step | result | shape | travels |
+# |---|---|---|---|
+# | route, keep | expert and weight of each choice, kept or not | $(T, k)$ | nothing |
+# | sort | the kept rows, by expert | $(n, d)$, $n \leq Tk$ | nothing |
+# | announce | rows from each rank for each of my experts | $(p, E/p)$ | a number an expert |
+# | dispatch | the rows of all ranks for my experts | $(m, d)$ | the rows |
+# | compute | the same rows, each through its expert | $(m, d)$ | nothing |
+# | combine | my rows home, weighted and added up | $(T, d)$ | the rows |
 
 # %%
 show(ExpertParallelMoE.forward)
@@ -271,6 +284,33 @@ print(f"you guessed: {my_guess}")
 # You buy time with tokens. Without a limit nobody is dropped, and all wait for the busiest rank. A limit caps the wait, and drops a
 # part that grows with the imbalance. At the left end the router has no favorites, only random weights, and still an expert is chosen more
 # often than another: factor 1.0 drops 13% there, 2.0 none. Padding always computes and sends the same, also when half of it is zeros.
+
+# %% [markdown]
+# One consequence is easily missed. Capacity is counted among the tokens of one rank, so who is dropped depends on how the tokens are dealt
+# out. All other kinds of parallelism in this part give the result of one process. This one does, too, as long as nobody is dropped:
+
+# %%
+everything = texts.flatten(0, 1)
+
+
+def split_over(ranks, factor):
+    deal = everything.chunk(ranks)
+    run = lambda comm, m: ExpertParallelMoE(m, comm)(deal[comm.rank])[0].detach()  # noqa: E731
+    return torch.cat(World(ranks).run(run, favoring(0.45, factor)))
+
+
+for factor in (None, 1.25):
+    one = split_over(1, factor)
+    for ranks in (2, 4, 8):
+        other = (split_over(ranks, factor) - one).abs().amax(1) > 1e-4
+        limit = "no limit" if factor is None else f"factor {factor}"
+        print(
+            f"{limit}, {ranks} ranks: {other.float().mean().item():.0%} of the tokens have another output than on 1 rank"
+        )
+
+# %% [markdown]
+# Nearly a third of the tokens lose another expert than they would on one rank. A model trained with a limit depends, a little, on how
+# many machines train it. DeepSeek-V3 drops none.
 #
 # Does the balance loss help? The same favorites, and 40 steps in which only the router learns, from this loss alone.
 
@@ -290,6 +330,10 @@ for step in range(41):
     optimizer.step()
 
 # %% [markdown]
+# It does, and quickly. In training it pulls at the same weights as the language model's loss, so its coefficient is small: Switch takes
+# 0.01. DeepSeek-V3 goes without, mostly: a bias on each expert's score, which only counts for who is chosen, is moved down when the
+# expert had too many tokens and up when it had too few.
+#
 # **Two kinds of wire.** Between machines a wire is several times slower than inside. An all-to-all in two levels goes between machines
 # first, to the rank of the same number, then inside. That alone makes fewer messages of the same bytes ([Rajbhandari et al.
 # 2022](https://arxiv.org/abs/2201.05596 "rajbhandari2022deepspeedmoe")). But a token whose experts are all on one machine need cross
@@ -433,9 +477,8 @@ switch = expert_parameters(2 * 15, 2048, 2080, 6144, matrices=2) / 1e9
 print(f"Switch-C, 15 + 15 layers of 2048 experts: paper 1571 B, experts alone {switch:.0f} B")
 
 # %% [markdown]
-# Switch-C is its experts, to 0.1%. GShard's first two counts of experts have two digits swapped: $18 \cdot 2048$ is 36864, and $6 \cdot
-# 2048$ is 12288; their other rows agree. Its weights are 3% below what the
-# experts alone come to; the table seems to round.
+# Switch-C is its experts, to 0.1%. GShard's first two counts of experts are misprinted: $18 \cdot 2048$ is 36864, and $6 \cdot 2048$ is
+# 12288; the other rows agree. Its weights are 3% below what the experts alone come to; the table seems to round.
 #
 # **DeepSeek-V3** spreads 256 experts over 64 GPUs on 8 machines, and lets a token go to 4 machines at most. NVLink has 160 GB/s, the
 # network 50; the report concludes that 13 experts would cost no more than its 8.

@@ -68,6 +68,10 @@ ax.axis("off")
 figure(fig, alt="; ".join(f"{q}: PyTorch {a}, DeepSpeed {b}, Megatron-LM {c}" for q, a, b, c in ANSWERS[1:]) + ".")
 
 # %% [markdown]
+# The rows are where code differs. PyTorch is a library: it wraps your model and leaves the loop to you. DeepSpeed is an engine: you hand over model and
+# settings, and ask it to run backward and step, because it decides when gradients are reduced and when an accumulated step is complete. Megatron-LM is a
+# program: you start `pretrain_gpt.py` with flags, and change its source when the flags do not suffice.
+#
 # Under all three lies one picture: $n$ nodes of $g$ devices, a rank $r = g \cdot \text{node} + \text{local}$, and a store at a known
 # address where the ranks leave each other theirs. A launcher sets `RANK`, `LOCAL_RANK`, `WORLD_SIZE`, `MASTER_ADDR` and `MASTER_PORT`;
 # everything else follows from `init_process_group`.
@@ -77,6 +81,10 @@ figure(fig, alt="; ".join(f"{q}: PyTorch {a}, DeepSpeed {b}, Megatron-LM {c}" fo
 
 # %% [markdown]
 # ## The code
+#
+# The task is as small as it can be and still show a mistake: a Llama of four layers, eight sequences of 24 tokens, four steps, no dropout, and an
+# $\epsilon$ in Adam that is large enough for rounding not to be blown up. If an engine averages where it should add, forgets a gradient, or
+# applies weight decay twice, the second loss tells.
 #
 # Read two of these side by side. What an engine costs you is what differs.
 
@@ -115,6 +123,10 @@ print("recorded with", ", ".join(f"{k} {v}" for k, v in record["versions"].items
 # not clip at all. The last line is DeepSpeed with its default: the third loss differs in the fourth digit, too little to notice, too much to be
 # rounding. If you ever compare two engines, set `gradient_clipping` on both sides first.
 #
+# Why trust such a comparison? Because each engine took another road. DDP reduced whole gradients in buckets; FSDP2 and ZeRO-3 never had a whole gradient;
+# DTensor and Megatron-core summed activations inside every block; the pipelines added up four microbatches. If five roads end at one number, it is the right
+# number.
+#
 # The third distance, then: what is true of two processes must be true of two *machines*. The tests of this lesson build two hosts out of
 # Linux's network namespaces, with a virtual cable between them, run one `torchrun` on each, and count the bytes on the cable. The losses are the
 # same again, and 1.2 MB of gradients cross it in six steps at least.
@@ -142,6 +154,10 @@ compare(results[0][-1], whole[-1], what="the last loss, with and without the kil
 show(elastic.save, elastic.load, elastic.supervise)
 
 # %% [markdown]
+# What happened in between is worth a look at the clock. Rank 0 was in an all-reduce when its neighbor vanished; over gloo the broken connection raises at
+# once, over NCCL it would wait until a timeout of minutes, which is why the launch files set asynchronous error handling. Then the supervisor killed what
+# was left, forked two new ranks, and both read the same file.
+#
 # Step 3 was done twice and nothing else was lost. Three things made that work, and each is easy to get wrong:
 #
 # - the checkpoint is **renamed into place**, so a rank that dies while writing leaves the one before intact;
@@ -267,6 +283,10 @@ explore(
 # deepspeed --hostfile hostfile train.py --deepspeed --deepspeed_config ds_config.json
 # kubectl apply -f pytorchjob.yaml
 # ```
+#
+# Three things go wrong on the first day with more than one machine: the ranks wait for each other because a firewall closes the port; NCCL or gloo
+# picks the wrong network interface (set `NCCL_SOCKET_IFNAME` or `GLOO_SOCKET_IFNAME`); and a script uses `RANK` where it needs `LOCAL_RANK` and looks for a
+# ninth GPU on a machine of eight.
 #
 # What does BLOOM's file describe? Count it, and let the planner of this part's last lesson say how long a step should take:
 

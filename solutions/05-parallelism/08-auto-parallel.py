@@ -5,7 +5,6 @@
 # Stuck? `check.hint("summed")` shows a hint, and the next one when it is called again.
 
 # %%
-
 from llmlab.checks.parallelism.auto_parallel import check
 
 # %% [markdown]

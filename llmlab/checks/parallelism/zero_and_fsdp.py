@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import itertools
 
-from itertools import pairwise
-
 import torch
 
 from llmlab.checks.parallelism.ranks import at_most, either, on_ranks
