@@ -68,7 +68,7 @@ METHODS = (
     Method("LoRA",             "lora",         "LoRAConfig",         ALL | {"r": 1, "alpha": 2},                  True,  NONE,   "hu2021lora"),
     Method("AdaLoRA",          "adalora",      "AdaLoRAConfig",      ALL | {"init_r": 2, "target_r": 1, "alpha": 4}, True, NONE,  "zhang2023adalora"),
     Method("QLoRA",            "qlora",        "QLoRAConfig",        ALL | {"r": 1, "alpha": 2},                  False, "4-bit base", "dettmers2023qlora"),
-    Method("MAM adapter",      "mam",          "MAMConfig",          {"num_virtual_tokens": 6, "projection": False, "hidden": None, "bottleneck": 6}, False, f"{PREFIX}, {LAYERS}", "he2022unified"),
+    Method("MAM adapter",      "mam",          "MAMConfig",          {"num_virtual_tokens": 6, "projection": False, "hidden": None, "bottleneck": 6}, False, f"{PREFIX}, {LAYERS}", "he2022towards"),
     Method("UniPELT",          "unipelt",      "UniPELTConfig",      {"num_virtual_tokens": 5, "projection": False, "hidden": None, "bottleneck": 3, "r": 1, "alpha": 2}, False, f"{PREFIX}, {LAYERS}", "mao2022unipelt"),
 )
 # fmt: on

@@ -112,5 +112,5 @@ check.prefix_attention(prefix_attention)
 # %% [markdown] tags=["solution"]
 # The mask is the trap. `tril(0)` on a $T \times (p+T)$ matrix lets query 0 see one prefix token and query $T-1$ see no recent text at all; the diagonal
 # belongs at $p$. One softmax runs over prefix and text together, so a prefix always takes attention away from the text:
-# [He et al. 2022](https://arxiv.org/abs/2110.04366 "he2022unified") write it as $(1-\lambda)\,\mathrm{Attn}(Q, K, V) + \lambda\,\mathrm{Attn}(Q, P_K, P_V)$, where $\lambda$ is the
+# [He et al. 2022](https://arxiv.org/abs/2110.04366 "he2022towards") write it as $(1-\lambda)\,\mathrm{Attn}(Q, K, V) + \lambda\,\mathrm{Attn}(Q, P_K, P_V)$, where $\lambda$ is the
 # prefix's share of the softmax. That is also why a prefix of zeros is not neutral: $e^0 = 1$, so its $\lambda$ is not 0.

@@ -215,10 +215,10 @@ def test_two_forwards_before_one_backward():
             torch.testing.assert_close(state[name], w, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("reentrant", [False, True])
-def test_with_recomputed_activations(reentrant):
+@pytest.mark.parametrize("how", ["reentrant", "stops early", "to the end"])
+def test_with_recomputed_activations(how):
     """Recomputation runs a block's forward a second time in the middle of backward: its weights must stay for what follows."""
-    from torch.utils.checkpoint import checkpoint
+    from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
     def recompute(model):
         layers = list(model.model.layers)
@@ -229,7 +229,8 @@ def test_with_recomputed_activations(reentrant):
                 self.block = block
 
             def forward(self, *args):
-                return checkpoint(self.block, *args, use_reentrant=reentrant)
+                with set_checkpoint_early_stop(how == "stops early"):
+                    return checkpoint(self.block, *args, use_reentrant=how == "reentrant")
 
         model.model.layers = torch.nn.ModuleList(Again(block) for block in layers)
         return layers

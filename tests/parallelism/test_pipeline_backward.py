@@ -122,7 +122,7 @@ def test_a_late_w_holds_less_than_a_late_backward(sizes):
 
 
 def test_the_meter_counts_a_shared_input_once_and_no_parameters():
-    x = torch.randn(16, 32)
+    x = torch.randn(16, 32, requires_grad=True)  # so that the weights are kept, too
     one, two = nn.Linear(32, 8, bias=False), nn.Linear(32, 8, bias=False)
     meter = ActivationMeter([*one.parameters(), *two.parameters()])
     with meter:
