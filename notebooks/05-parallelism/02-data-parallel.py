@@ -119,7 +119,7 @@ show(DataParallel._arrive, DataParallel._next_is_full, DataParallel._launch, Dat
 show(token_share, train_step)
 
 # %% [markdown]
-# **How wrong is the usual mean?** Three ranks with 60, 20 and 4 tokens. Each takes the mean over its own, and DDP takes the mean of the three:
+# **How wrong is the usual mean?** Three ranks with 59, 19 and 3 target tokens. Each takes the mean over its own, and DDP takes the mean of the three:
 
 # %%
 stream = course_model.tokens("valid")
@@ -144,7 +144,7 @@ for weigh in (False, True):
 model.zero_grad()
 
 # %% [markdown]
-# Four tokens on one rank had the say of sixty on another. Training goes on without complaint; it just is another training. If all ranks
+# Three tokens on one rank had the say of fifty-nine on another. Training goes on without complaint; it just is another training. If all ranks
 # have equally many tokens the two are the same, which is why this mistake is found late.
 
 # %% [markdown]
@@ -474,7 +474,7 @@ for alpha in (10e-6, 100e-6):
     )
 
 # %% [markdown]
-# The difference is $\frac{31}{32}$, which they round to 1. On their card the wire was busy for about a third of backward.
+# The difference is $\frac{31}{32}$, which they round to 1. On their card the wire was busy for under a third of backward.
 #
 # **What overlap can save.** With forward $f$, backward $b = 2f$ and wire $c$, a step takes $f+b+c$ without and at least $f+\max(b,c)$ with it.
 
@@ -537,7 +537,7 @@ for lr in (0.01, 0.05):
 #
 # - Buckets of 25 MiB that leave during backward expose 24 ms where one message for each tensor afterwards exposes 281 ms, on 64 ranks.
 # - DDP sends $2\frac{p-1}{p}n$ from every rank; `DataParallel`'s owner sends $(p-1)n$ and more, and 4 microbatches with `no_sync` send as much as one.
-# - The mean of ranks' means is not the mean over tokens: with 60, 20 and 4 tokens the gradient is off by 1.5 times its norm.
+# - The mean of ranks' means is not the mean over tokens: with 59, 19 and 3 tokens the gradient is off by 1.5 times its norm.
 #
 # Now write it yourself: [Exercises](../../work/05-parallelism/02-data-parallel.ipynb).
 #
