@@ -38,8 +38,8 @@ print(
 # ## Predict
 #
 # Asked to go on after "The capital of Italy is", the model writes " Rome.", and it knows Berlin, Athens and Moscow too. We
-# will show it eight *other* capitals, each answered by a line of JSON, `{"city": "Paris"}`, for five steps of two
-# examples, with LoRA. Then we ask for those four. **How many of the four answers will be JSON that `json.loads` accepts?
+# will show it eight *other* capitals, each answered by a line of JSON, `{"city": "Paris"}`: four steps of two
+# examples, each seen once, with LoRA. Then we ask for those four. **How many of the four answers will be JSON that `json.loads` accepts?
 # And how many will still name the right city?** Write down two numbers.
 
 # %% [markdown]
@@ -148,12 +148,12 @@ print("a batch:", tuple(BATCHES[0]["input_ids"].shape), "  held out:", tuple(HEL
 
 
 # %%
-def fit(model, batches, lr, steps=5):
-    """Train what `peft` left trainable. Returns the losses."""
+def fit(model, batches, lr):
+    """Train what `peft` left trainable, once through the batches. Returns the losses."""
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr, weight_decay=0.0)
     losses = []
-    for step in range(steps):
-        loss = model(**batches[step % len(batches)]).loss
+    for rows in batches:
+        loss = model(**rows).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -193,7 +193,7 @@ METHODS = {
         2e-2,
     ),
     "P-Tuning": (peft.PromptEncoderConfig(num_virtual_tokens=10, encoder_hidden_size=64, task_type=LM), 5e-3),
-    "P-Tuning v2": (peft.PrefixTuningConfig(num_virtual_tokens=10, init_weights="zero", task_type=LM), 0.1),
+    "P-Tuning v2": (peft.PrefixTuningConfig(num_virtual_tokens=10, init_weights="zero", task_type=LM), 0.2),
 }
 READERS = {
     "LoRA": lora_adapters,
@@ -274,13 +274,13 @@ assert stored["LoRA"] == trained["LoRA"] == part // 4 and stored["P-Tuning"] < t
 # %% [markdown]
 # ## The experiment
 #
-# What did five steps do?
+# What did four steps do?
 
 # %%
 # NBVAL_IGNORE_OUTPUT
 fig, (left, right) = plt.subplots(1, 2, figsize=(4.8, 3.4), width_ratios=[1.4, 1])
 for i, name in enumerate(losses):
-    left.plot(range(5), losses[name], "o-", markersize=3, color=f"C{i}")
+    left.plot(range(4), losses[name], "o-", markersize=3, color=f"C{i}")
     right.barh(name, held[name], color=f"C{i}")
 left.set(xlabel="step", ylabel="loss on what is shown", ylim=(0, None))
 right.axvline(first, color="#22262b", linewidth=1)
@@ -288,11 +288,11 @@ right.text(first, 4.55, "before ", ha="right", va="bottom", color="#22262b")
 right.set(xlabel="on what is asked", xlim=(0, 5), xticks=[0, 2, 4], ylim=(-0.5, 5.1))
 right.invert_yaxis()
 right.yaxis.tick_right()
-left.set_title("Five steps of two")
+left.set_title("Four steps of two")
 right.set_title("Then")
 figure(
     fig,
-    alt=f"Left, the loss over five steps for five methods. Right, the loss on held-out questions, {first:.1f} before: "
+    alt=f"Left, the loss over four steps for five methods. Right, the loss on held-out questions, {first:.1f} before: "
     + ", ".join(f"{name} {held[name]:.1f}" for name in losses)
     + ".",
 )
@@ -303,13 +303,13 @@ assert max(held["LoRA"], held["(IA)³"], held["Prompt Tuning"]) < first / 4 and 
 # Tuning keeps up, and honestly so: it begins as the embedding of `Answer in JSON: {"city": "London"}`, a prompt that a
 # person could have typed. That is the library's best trick for soft prompts. From noise they learn slowly on models of this
 # size, as [Lester et al. 2021](https://arxiv.org/abs/2104.08691 "lester2021power") found below some billions of parameters.
-# P-Tuning shows it: its network starts at random, acts on the input only, and five steps take it almost nowhere. Left alone
+# P-Tuning shows it: its network starts at random, acts on the input only, and four steps take it almost nowhere. Left alone
 # for 20 steps, off this page, it came down to 0.8.
 #
 # P-Tuning v2 starts a little *above* the base, with `init_weights="zero"`, which the library's documentation calls a
 # no-op. It is not quite one: a key of zero still gets its share of the softmax, and a value of zero
 # then dilutes the rest. Its variant with a network depended on luck: at a rate of 0.004 the loss on the search's four
-# countries after five steps was 1.1, 4.6 and 1.0 for three seeds.
+# countries after four steps was 1.2, 5.8 and 1.3 for three seeds.
 #
 # Now to your two numbers, and to what adapters are for. We load the LoRA folder *that our code wrote*, add a second adapter
 # which learns XML from the same eight pairs, and ask all three models in **one batch**: rows of `__base__` go through the
@@ -350,7 +350,7 @@ print(f"JSON: {sum(map(is_json, said['__base__']))} of 4 before, {sum(map(is_jso
 print(f"right city: {right['__base__']} of 4 before, {right['json']} after, {right['xml']} in XML")
 
 # %% [markdown]
-# The form is learned from ten examples and carries over to questions that were never shown. The price is in the last line: the
+# The form is learned from eight examples and carries over to questions that were never shown. The price is in the last line: the
 # answers are well-formed and often about the wrong town. Nothing in the loss protected what the model knew; eight cities were
 # shown, each for its form, and each step pushed the memory of the others around. On a model of this size, a service
 # that checks only the format would call this a success.
@@ -383,14 +383,14 @@ print(f"peft's base, unmerged: the same bits? {max(moved) == 0}; within 1e-6? {m
 # ## Play
 #
 # An adapter can be turned down or up: `rescale_adapter_scale` multiplies its $\Delta W$ for a moment, and `add_weighted_adapter`
-# makes a mixture of several for good. Here is the JSON adapter at eight strengths. Move the slider and watch what the model
+# makes a mixture of several for good. Here is the JSON adapter at seven strengths. Move the slider and watch what the model
 # wants to say next after "The capital of Italy is".
 
 # %%
 # NBVAL_IGNORE_OUTPUT
 from peft.helpers import rescale_adapter_scale
 
-WEIGHTS = [0.0, 0.1, 0.2, 0.3, 0.4, 0.6, 1.0, 1.5]
+WEIGHTS = [0.0, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0]
 italy = tokenizer(question("Italy"), return_tensors="pt").input_ids
 chance = {}
 for w in WEIGHTS:
@@ -448,7 +448,7 @@ print(f"held-out loss of the LoRA adapter: on the fp32 base {held['LoRA']:.2f}, 
 
 # %% [markdown]
 # An adapter that was trained on the full base works on the quantised one, at about twice the loss. Trained on the 4-bit base
-# itself, by the same five steps, off this page, it came down to 0.48: it can make up for part of the rounding. For eight GPUs wrap model and optimizer in `accelerator.prepare`; the gradients that travel are
+# itself, by the same four steps, off this page, it came down to 0.50: it can make up for part of the rounding. For eight GPUs wrap model and optimizer in `accelerator.prepare`; the gradients that travel are
 # those of the adapters alone.
 #
 # ```
@@ -469,10 +469,10 @@ for row in published.rows():
 # ## Takeaways
 #
 # - Five methods, one loop: the settings' class and a learning rate are all that differs, and the best rates lie a factor of
-#   25 apart, from 0.004 for LoRA to 0.1 for a prefix.
+#   50 apart, from 0.004 for LoRA to 0.2 for a prefix.
 # - The 2 tuners (LoRA, (IA)³) change modules, merge at no cost, and live side by side, three models in one batch; the 3 prompt
 #   learners leave the model alone and can never be merged.
-# - Ten examples teach a 135M model a form, 4 of 4; they also cost it facts. Measure both.
+# - Eight examples teach a 135M model a form, 4 of 4; they also cost it facts. Measure both.
 #
 # Now use it yourself: [Exercises](../../work/04-peft/10-peft-library.ipynb).
 #

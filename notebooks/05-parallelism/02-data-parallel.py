@@ -218,6 +218,7 @@ ours, theirs = launch(with_ours, 3, model, timeout=120)[1], launch(with_torch, 3
 single = alone(course_model.load())
 compare(ours[0], theirs[0], "ours and DDP: losses of 5 steps")
 compare(ours[1], theirs[1], "ours and DDP: gradients of the fifth")
+compare((ours[1] - theirs[1]).norm() / theirs[1].norm(), 0.0, "ours and DDP: their distance over their norm", tol=1e-4)
 compare(ours[0], single[0], "ours and one process: losses")
 compare(ours[1], single[1], "ours and one process: gradients")
 

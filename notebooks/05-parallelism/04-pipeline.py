@@ -152,7 +152,7 @@ show(pipeline_backward._Linear, pipeline_backward.compute)
 show(pipeline._Step.do, pipeline._Step._F, pipeline._Step._I, pipeline._Step._W)
 
 # %% [markdown]
-# Now the course model under every schedule: two steps of AdamW, with the gradient's norm clipped over all ranks. Two traps are
+# Now the course model under each schedule: two steps of AdamW, with the gradient's norm clipped over all ranks. Two traps are
 # in it. Its embedding is also its head, so the first and the last rank hold one matrix and must add their
 # gradients; and the norm must count that matrix once. The microbatches have different lengths.
 
@@ -165,7 +165,7 @@ model = course_model.load()
 text = course_model.tokens("valid")
 batch = []
 for i, length in enumerate((32, 16, 48, 24)):
-    sequence = text[i * 200 :][: 2 * (length + 1)].view(2, -1)
+    sequence = text[i * 200 :][: length + 1].view(1, -1)
     batch.append((sequence[:, :-1], sequence[:, 1:]))
 
 
@@ -198,7 +198,7 @@ def train_whole(model):
 
 
 loss, state = train_whole(copy.deepcopy(model))
-plans = [(naive, 4, 1, "loop"), (gpipe, 4, 1, "loop"), (one_f_one_b, 4, 1, "loop"), (interleaved, 2, 2, "loop")]
+plans = [(gpipe, 4, 1, "loop"), (one_f_one_b, 4, 1, "loop"), (interleaved, 2, 2, "loop")]
 plans += [(zb_h1, 4, 1, "loop"), (zb_h2, 4, 1, "loop"), (zb_v, 2, 2, "v")]
 for make, ranks, v, layout in plans:
     world = World(ranks)
@@ -209,7 +209,7 @@ for make, ranks, v, layout in plans:
     compare(*flat, f"{make.__name__} on {ranks} ranks: weights")
 
 # %% [markdown]
-# One training, seven orders. This is what *synchronous* means: all microbatches see the same weights, and the sum of their
+# One training, six orders. This is what *synchronous* means: all microbatches see the same weights, and the sum of their
 # gradients does not care about the order.
 
 # %% [markdown]
@@ -271,14 +271,14 @@ for name, make, v, layout in (
 # ## The experiment
 #
 # Four processes, a real model, real messages over gloo, and a clock. Four ranks on a laptop of two cores would fight for the
-# cores and measure that; so each op computes on a small model and then *sleeps* for 30 ms (a whole backward: 60). The
+# cores and measure that; so each op computes on a small model and then *sleeps* for 25 ms (a whole backward: 50). The
 # waiting, the messages and the order are real.
 
 # %%
 # NBVAL_IGNORE_OUTPUT
 from llmlab.models.llama import Llama, LlamaConfig
 
-SECONDS = {"F": 0.03, "I": 0.03, "W": 0.03, "B": 0.06}
+SECONDS = {"F": 0.025, "I": 0.025, "W": 0.025, "B": 0.05}
 timed = {"GPipe": gpipe(4, 8), "1F1B": one_f_one_b(4, 8), "zero bubble H1": zb_h1(4, 8)}
 small = LlamaConfig(256, 64, 176, 4, 4, 2)
 torch.manual_seed(0)
@@ -300,11 +300,11 @@ def on_the_clock(comm, model):
 
 ranks = launch(on_the_clock, 4, small_model, timeout=120)
 measured = {name: Timeline([bar for rank in ranks for bar in rank[name]], 4) for name in timed}
-unit = Costs(0.03, 0.03, 0.03)
+unit = Costs(0.025, 0.025, 0.025)
 until = 1.02 * measured["1F1B"].makespan
 for name, plan in timed.items():
     print(f"{name:<15} bubble measured {measured[name].bubble:.1%}, simulated {simulate(plan, unit).bubble:.1%}")
-late = lambda name, ms: simulate(timed[name], Costs(0.03, 0.03, 0.03, ms / 1000)).bubble  # noqa: E731
+late = lambda name, ms: simulate(timed[name], Costs(0.025, 0.025, 0.025, ms / 1000)).bubble  # noqa: E731
 delay = min((k / 10 for k in range(200)), key=lambda ms: abs(late("1F1B", ms) - measured["1F1B"].bubble))
 print(f"with {delay:.1f} ms a message, fitted on 1F1B, the simulator gives H1 {late('zero bubble H1', delay):.1%}")
 fig, axes = plt.subplots(4, 1, figsize=(4.8, 5.6), sharex=True)
@@ -341,7 +341,7 @@ def peak_bytes(comm, model, plan, m):
     return meter.peak
 
 
-counts, kinds = (1, 2, 4, 8, 16), {"GPipe": gpipe, "zero bubble H2": zb_h2, "1F1B": one_f_one_b}
+counts, kinds = (1, 2, 4, 8, 12), {"GPipe": gpipe, "zero bubble H2": zb_h2, "1F1B": one_f_one_b}
 found = {
     name: [World(4).run(peak_bytes, small_model, make(4, m), m)[0] for m in counts] for name, make in kinds.items()
 }
@@ -354,13 +354,13 @@ peaks = {name: [b / 2**20 for b in row] for name, row in found.items()}
 fig, ax = plt.subplots(figsize=(4.8, 3.2))
 for name, heights in peaks.items():
     ax.plot(counts, heights, "o-", ms=5)
-    ax.text(16.4, heights[-1], f"{name}\n{heights[-1]:.1f} MiB", va="center", color=ax.lines[-1].get_color())
-ax.set(xlim=(0, 25), ylim=(0, 5.8), xlabel="microbatches m", ylabel="peak on rank 0, MiB", xticks=(1, 4, 8, 16))
+    ax.text(12.3, heights[-1], f"{name}\n{heights[-1]:.1f} MiB", va="center", color=ax.lines[-1].get_color())
+ax.set(xlim=(0, 19), ylim=(0, 4.4), xlabel="microbatches m", ylabel="peak on rank 0, MiB", xticks=(1, 4, 8, 12))
 ax.set_title("1F1B caps what GPipe piles up")
 figure(
     fig,
     alt=f"Peak bytes of activations on rank 0 of 4 against the number of microbatches. GPipe rises in a straight line to "
-    f"{peaks['GPipe'][-1]:.1f} MiB at 16; 1F1B stops rising at 4 and stays at {peaks['1F1B'][-1]:.1f} MiB; zero bubble H2 "
+    f"{peaks['GPipe'][-1]:.1f} MiB at 12; 1F1B stops rising at 4 and stays at {peaks['1F1B'][-1]:.1f} MiB; zero bubble H2 "
     f"stops at 7 and stays at {peaks['zero bubble H2'][-1]:.1f} MiB.",
 )
 
@@ -514,7 +514,7 @@ print(f"1.5B under 1F1B: {late / first.comm:.0f} messages on the critical path")
 #
 # - A pipeline sends 0.13 GB where tensor parallelism sends 40, and waits $(p-1)/(m+p-1)$ of the time: 27% for 4 ranks and 8
 #   microbatches, and a few points more on a real clock.
-# - 1F1B has GPipe's bubble and holds $\min(p-r, m)$ microbatches instead of $m$: a quarter of the bytes at $m = 16$, $p = 4$.
+# - 1F1B has GPipe's bubble and holds $\min(p-r, m)$ microbatches instead of $m$: a third of the bytes at $m = 12$, $p = 4$.
 # - Splitting the backward cuts 33 units to 27 with no more memory on the fullest rank (H1), and the bubble to 0 with almost
 #   twice as much (H2); none of it changes a gradient.
 #
