@@ -226,9 +226,8 @@ compare(ours[1], single[1], "ours and one process: gradients")
 # PyTorch also says how it cut its buckets. It begins with a guess, and after the first steps cuts again, in the order in which
 # gradients really came. With that order our plan is the same, parameter by parameter:
 
+
 # %%
-
-
 def buckets_of_both(comm, model):
     ours, x = DataParallel(model, comm), stream[:32].view(2, 16)
     ours(x).mean().backward()
@@ -384,9 +383,8 @@ compare(*ends, "ends of all all-reduces, ms")
 # %% [markdown]
 # **Accumulation** buys the rest. With $m$ microbatches a step the same bytes serve $m$ times the tokens, if only the last one sends:
 
+
 # %%
-
-
 def bytes_for(comm, model, m, wait):
     ddp = DataParallel(model, comm)
     comm.barrier()

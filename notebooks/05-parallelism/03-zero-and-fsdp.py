@@ -294,9 +294,8 @@ figure(
 # **But "16Ψ/N" is at rest.** While a block computes, its weights are whole. Sampled on rank 0, each time a block has run
 # forward or backward:
 
+
 # %%
-
-
 def sample(comm, stage):
     model = course_model.load().train().bfloat16()
     engine, seen = engine_for(stage, model, comm), []
@@ -343,9 +342,8 @@ print(
 # **The wire.** One step with one microbatch, and one with four whose gradients are summed before the step. In units of what an
 # all-reduce of the gradients costs:
 
+
 # %%
-
-
 def accumulate(comm, stage, microbatches=4):
     model = course_model.load().train().bfloat16()
     engine = engine_for(stage, model, comm)
