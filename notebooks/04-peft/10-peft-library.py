@@ -38,7 +38,7 @@ print(
 # ## Predict
 #
 # Asked to go on after "The capital of Italy is", the model writes " Rome.", and it knows Berlin, Athens and Moscow too. We
-# will show it eight *other* capitals, each answered by a line of JSON, `{"city": "Paris"}`: four steps of two
+# will show it six *other* capitals, each answered by a line of JSON, `{"city": "Paris"}`: three steps of two
 # examples, each seen once, with LoRA. Then we ask for those four. **How many of the four answers will be JSON that `json.loads` accepts?
 # And how many will still name the right city?** Write down two numbers.
 
@@ -102,7 +102,7 @@ tokenizer = AutoTokenizer.from_pretrained(FOLDER, padding_side="left")
 base = AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32)
 
 SHOWN = {"France": "Paris", "Japan": "Tokyo", "Spain": "Madrid", "Kenya": "Nairobi"}
-SHOWN |= {"Norway": "Oslo", "Cuba": "Havana", "Austria": "Vienna", "China": "Beijing"}
+SHOWN |= {"Norway": "Oslo", "Cuba": "Havana"}
 ASKED = {"Italy": "Rome", "Germany": "Berlin", "Greece": "Athens", "Russia": "Moscow"}
 
 
@@ -124,9 +124,9 @@ def batch(pairs, form):
 
 
 def pairs_of(form):
-    """The eight examples in four batches of two."""
+    """The six examples in three batches of two."""
     shown = list(SHOWN.items())
-    return [batch(shown[i : i + 2], form) for i in range(0, 8, 2)]
+    return [batch(shown[i : i + 2], form) for i in range(0, len(shown), 2)]
 
 
 JSON, XML = ' {"city": "CITY"}', " <city>CITY</city>"
@@ -175,12 +175,12 @@ def answer_loss(logits):
 # %%
 LM = "CAUSAL_LM"
 METHODS = {
-    "LoRA": (peft.LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type=LM), 4e-3),
+    "LoRA": (peft.LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type=LM), 8e-3),
     "(IA)³": (
         peft.IA3Config(
             target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"], task_type=LM
         ),
-        2e-2,
+        4e-2,
     ),
     "Prompt Tuning": (
         peft.PromptTuningConfig(
@@ -274,25 +274,25 @@ assert stored["LoRA"] == trained["LoRA"] == part // 4 and stored["P-Tuning"] < t
 # %% [markdown]
 # ## The experiment
 #
-# What did four steps do?
+# What did three steps do?
 
 # %%
 # NBVAL_IGNORE_OUTPUT
 fig, (left, right) = plt.subplots(1, 2, figsize=(4.8, 3.4), width_ratios=[1.4, 1])
 for i, name in enumerate(losses):
-    left.plot(range(4), losses[name], "o-", markersize=3, color=f"C{i}")
+    left.plot(range(3), losses[name], "o-", markersize=3, color=f"C{i}")
     right.barh(name, held[name], color=f"C{i}")
-left.set(xlabel="step", ylabel="loss on what is shown", ylim=(0, None))
+left.set(xlabel="step", xticks=range(3), ylabel="loss on what is shown", ylim=(0, None))
 right.axvline(first, color="#22262b", linewidth=1)
 right.text(first, 4.55, "before ", ha="right", va="bottom", color="#22262b")
 right.set(xlabel="on what is asked", xlim=(0, 5), xticks=[0, 2, 4], ylim=(-0.5, 5.1))
 right.invert_yaxis()
 right.yaxis.tick_right()
-left.set_title("Four steps of two")
+left.set_title("Three steps of two")
 right.set_title("Then")
 figure(
     fig,
-    alt=f"Left, the loss over four steps for five methods. Right, the loss on held-out questions, {first:.1f} before: "
+    alt=f"Left, the loss over three steps for five methods. Right, the loss on held-out questions, {first:.1f} before: "
     + ", ".join(f"{name} {held[name]:.1f}" for name in losses)
     + ".",
 )
@@ -303,16 +303,16 @@ assert max(held["LoRA"], held["(IA)³"], held["Prompt Tuning"]) < first / 4 and 
 # Tuning keeps up, and honestly so: it begins as the embedding of `Answer in JSON: {"city": "London"}`, a prompt that a
 # person could have typed. That is the library's best trick for soft prompts. From noise they learn slowly on models of this
 # size, as [Lester et al. 2021](https://arxiv.org/abs/2104.08691 "lester2021power") found below some billions of parameters.
-# P-Tuning shows it: its network starts at random, acts on the input only, and four steps take it almost nowhere. Left alone
-# for 20 steps, off this page, it came down to 0.8.
+# P-Tuning shows it: its network starts at random, acts on the input only, and three steps take it almost nowhere. Left alone
+# for 21 steps, off this page, it came down to 0.6.
 #
 # P-Tuning v2 starts a little *above* the base, with `init_weights="zero"`, which the library's documentation calls a
 # no-op. It is not quite one: a key of zero still gets its share of the softmax, and a value of zero
 # then dilutes the rest. Its variant with a network depended on luck: at a rate of 0.004 the loss on the search's four
-# countries after four steps was 1.2, 5.8 and 1.3 for three seeds.
+# countries after three steps was 2.2, 5.8 and 1.9 for three seeds.
 #
 # Now to your two numbers, and to what adapters are for. We load the LoRA folder *that our code wrote*, add a second adapter
-# which learns XML from the same eight pairs, and ask all three models in **one batch**: rows of `__base__` go through the
+# which learns XML from the same six pairs, and ask all three models in **one batch**: rows of `__base__` go through the
 # plain weights, the others through their own adapter.
 
 # %%
@@ -350,8 +350,8 @@ print(f"JSON: {sum(map(is_json, said['__base__']))} of 4 before, {sum(map(is_jso
 print(f"right city: {right['__base__']} of 4 before, {right['json']} after, {right['xml']} in XML")
 
 # %% [markdown]
-# The form is learned from eight examples and carries over to questions that were never shown. The price is in the last line: the
-# answers are well-formed and often about the wrong town. Nothing in the loss protected what the model knew; eight cities were
+# The form is learned from six examples and carries over to questions that were never shown. The price is in the last line: the
+# answers are well-formed and often about the wrong town. Nothing in the loss protected what the model knew; six cities were
 # shown, each for its form, and each step pushed the memory of the others around. On a model of this size, a service
 # that checks only the format would call this a success.
 #
@@ -383,14 +383,14 @@ print(f"peft's base, unmerged: the same bits? {max(moved) == 0}; within 1e-6? {m
 # ## Play
 #
 # An adapter can be turned down or up: `rescale_adapter_scale` multiplies its $\Delta W$ for a moment, and `add_weighted_adapter`
-# makes a mixture of several for good. Here is the JSON adapter at seven strengths. Move the slider and watch what the model
+# makes a mixture of several for good. Here is the JSON adapter at five strengths. Move the slider and watch what the model
 # wants to say next after "The capital of Italy is".
 
 # %%
 # NBVAL_IGNORE_OUTPUT
 from peft.helpers import rescale_adapter_scale
 
-WEIGHTS = [0.0, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0]
+WEIGHTS = [0.0, 0.2, 0.4, 0.6, 1.0]
 italy = tokenizer(question("Italy"), return_tensors="pt").input_ids
 chance = {}
 for w in WEIGHTS:
@@ -419,7 +419,7 @@ explore(
         + ", ".join(f"{word} {p:.0%}" for word, p in share[weight].items())
         + "."
     ),
-    start={"weight": 0.3},
+    start={"weight": 0.4},
     weight=WEIGHTS,
 )
 
@@ -447,9 +447,10 @@ with torch.no_grad():
 print(f"held-out loss of the LoRA adapter: on the fp32 base {held['LoRA']:.2f}, on the 4-bit base {quantised:.2f}")
 
 # %% [markdown]
-# An adapter that was trained on the full base works on the quantised one, at about twice the loss. Trained on the 4-bit base
-# itself, by the same four steps, off this page, it came down to 0.50: it can make up for part of the rounding. For eight GPUs wrap model and optimizer in `accelerator.prepare`; the gradients that travel are
-# those of the adapters alone.
+# An adapter that was trained on the full base works on the quantised one, at a higher loss. Trained on the 4-bit base itself, by
+# the same three steps and from the same start, off this page, it came down to 0.47, as low as on the full base: it learns
+# around the rounding. For eight GPUs wrap model and optimizer in `accelerator.prepare`; the gradients that travel are those of
+# the adapters alone.
 #
 # ```
 # accelerate launch --num_processes 8 train.py
@@ -469,10 +470,10 @@ for row in published.rows():
 # ## Takeaways
 #
 # - Five methods, one loop: the settings' class and a learning rate are all that differs, and the best rates lie a factor of
-#   50 apart, from 0.004 for LoRA to 0.2 for a prefix.
+#   40 apart, from 0.005 for P-Tuning to 0.2 for a prefix.
 # - The 2 tuners (LoRA, (IA)³) change modules, merge at no cost, and live side by side, three models in one batch; the 3 prompt
 #   learners leave the model alone and can never be merged.
-# - Eight examples teach a 135M model a form, 4 of 4; they also cost it facts. Measure both.
+# - Six examples teach a 135M model a form, 4 of 4; they also cost it facts. Measure both.
 #
 # Now use it yourself: [Exercises](../../work/04-peft/10-peft-library.ipynb).
 #
