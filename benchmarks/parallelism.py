@@ -1,16 +1,25 @@
-"""Four ranks over gloo, from nothing to the first barrier and back: `launch` against torch.multiprocessing's spawn."""
+"""Training steps on two real processes against torch's engines, and how long four processes take to start."""
 
 from __future__ import annotations
 
 import os
 import tempfile
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+import torch.nn.functional as F
 
 from benchmarks.case import Case
-from llmlab.parallelism import launch
+from benchmarks.models import SHAPE
+from llmlab.models.llama import Llama
+from llmlab.parallelism import launch, schedules, tensor
+from llmlab.parallelism.data_parallel import DataParallel
+from llmlab.parallelism.fsdp import Fsdp
+from llmlab.parallelism.pipeline import Pipeline
+from llmlab.parallelism.pipeline_stages import split
+from llmlab.parallelism.zero_units import Adam
 
 RANKS = 4
 
@@ -38,4 +47,136 @@ def start_up() -> Case:
     return Case("4-rank start-up (launch; torch.multiprocessing.spawn)", lambda: launch(_ours, RANKS), _spawn, rounds=3)
 
 
-CASES = (start_up,)
+def _loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+def _model() -> Llama:
+    torch.manual_seed(0)
+    return Llama(SHAPE)
+
+
+def _data(rank: int = 0, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+    x = torch.randint(SHAPE.vocab_size, (batch, 129), generator=torch.Generator().manual_seed(rank))
+    return x[:, :-1].contiguous(), x[:, 1:].contiguous()
+
+
+def _step(model, data, optimizer, after_backward=lambda: None):
+    """Forward, loss, backward, what an engine wants after it, AdamW."""
+    x, y = data
+
+    def step() -> float:
+        loss = _loss(model(x), y)
+        loss.backward()
+        after_backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    return step
+
+
+def data_parallel() -> Case:
+    """Buckets that leave during backward, ours and DistributedDataParallel's."""
+
+    def ours(comm):
+        model = DataParallel(_model(), comm)
+        return _step(model, _data(comm.rank), torch.optim.AdamW(model.parameters(), lr=1e-3), model.finish)
+
+    def theirs(comm):
+        model = torch.nn.parallel.DistributedDataParallel(_model())
+        return _step(model, _data(comm.rank), torch.optim.AdamW(model.parameters(), lr=1e-3))
+
+    return Case("data parallel step, 2 ranks (DistributedDataParallel)", ours, theirs, ranks=2)
+
+
+def fully_sharded() -> Case:
+    """Weights gathered block by block, ours and `fully_shard`."""
+
+    def ours(comm):
+        model = _model()
+        engine, (x, y) = Fsdp(model, comm, Adam(lr=1e-3)), _data(comm.rank)
+
+        def step() -> float:
+            loss = _loss(model(x), y)
+            loss.backward()
+            engine.step()
+            return loss.item()
+
+        return step
+
+    def theirs(comm):
+        from torch.distributed.fsdp import fully_shard
+
+        model = _model()
+        for block in model.model.layers:
+            fully_shard(block)
+        fully_shard(model)
+        return _step(model, _data(comm.rank), torch.optim.AdamW(model.parameters(), lr=1e-3))
+
+    return Case("fully sharded step, 2 ranks (`fully_shard`)", ours, theirs, ranks=2)
+
+
+def tensor_parallel() -> Case:
+    """Column and row cuts of every block, ours and as DTensors. The head is whole in theirs, ours gathers its logits."""
+
+    def ours(comm):
+        model = tensor.parallelize(_model(), comm, gather_output=True)
+        return _step(model, _data(), torch.optim.AdamW(model.parameters(), lr=1e-3))
+
+    def theirs(comm):
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+        model, mesh = _model(), init_device_mesh("cpu", (comm.size,))
+        columns = {name: ColwiseParallel() for name in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")}
+        kinds = columns | {name: RowwiseParallel() for name in ("o_proj", "down_proj")}
+        for block in model.model.layers:
+            plan = {name: kinds[leaf] for name, _ in block.named_modules() if (leaf := name.split(".")[-1]) in kinds}
+            parallelize_module(block, mesh, plan)
+        return _step(model, _data(), torch.optim.AdamW(model.parameters(), lr=1e-3))
+
+    return Case("tensor parallel step, 2 ranks (`parallelize_module`)", ours, theirs, ranks=2)
+
+
+def pipeline() -> Case:
+    """1F1B over two stages and four microbatches, ours and torch.distributed.pipelining's."""
+    microbatches, config = 4, replace(SHAPE, tie_word_embeddings=False)  # theirs does not know tied weights
+
+    def stage_of(comm):
+        torch.manual_seed(0)
+        return split(Llama(config), comm.rank, comm.size)
+
+    def ours(comm):
+        pipe = Pipeline(stage_of(comm), comm)
+        optimizer = torch.optim.AdamW(pipe.parameters(), lr=1e-3)
+        schedule, (x, y) = schedules.one_f_one_b(comm.size, microbatches), _data(batch=4)
+        data = list(zip(x.chunk(microbatches), y.chunk(microbatches), strict=True))
+
+        def step() -> None:
+            pipe.step(schedule, data)
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return step
+
+    def theirs(comm):
+        from torch.distributed.pipelining import PipelineStage, Schedule1F1B
+
+        ((stage,), (x, y)) = stage_of(comm), _data(batch=4)
+        schedule = Schedule1F1B(PipelineStage(stage, comm.rank, comm.size, comm.device), microbatches, loss_fn=_loss)
+        optimizer = torch.optim.AdamW(stage.parameters(), lr=1e-3)
+
+        def step() -> None:
+            schedule.step(
+                *([x] if stage.is_first else []), **({"target": y} if stage.is_last else {}), return_outputs=False
+            )
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return step
+
+    return Case("1F1B pipeline step, 2 ranks, 4 microbatches (torch.distributed.pipelining)", ours, theirs, ranks=2)
+
+
+CASES = (start_up, data_parallel, fully_sharded, tensor_parallel, pipeline)

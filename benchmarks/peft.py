@@ -1,4 +1,4 @@
-"""Our LoRA training step against peft's: same base, same A and B, same batch, same optimizer, same threads."""
+"""A training step of each method against peft's: same base, same start, same batch, same optimizer, same threads."""
 
 from __future__ import annotations
 
@@ -60,16 +60,16 @@ def step_of(model: torch.nn.Module, tokens: torch.Tensor):
 def case(name: str, targets: list[str]) -> Case:
     ours, theirs = models(targets)
     tokens = torch.randint(0, SHAPE["vocab_size"], (BATCH, SEQ), generator=torch.Generator().manual_seed(0))
-    return Case(name, step_of(ours, tokens), step_of(theirs, tokens))
+    return Case(name, step_of(ours, tokens), step_of(theirs, tokens), models=(ours, theirs))
 
 
 def lora_training_step_attention() -> Case:
-    return case("LoRA training step, q and v, against peft", ["q_proj", "v_proj"])
+    return case("LoRA step, q and v (peft)", ["q_proj", "v_proj"])
 
 
 def lora_training_step_all_linear() -> Case:
     every = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    return case("LoRA training step, all linears, against peft", every)
+    return case("LoRA step, all linears (peft)", every)
 
 
 def virtual_token_case(name: str, module, config, their_config) -> Case:
@@ -86,7 +86,7 @@ def virtual_token_case(name: str, module, config, their_config) -> Case:
     state = {n.replace("embedding", "embedding.weight"): t for n, t in encoder.state_dict().items()}
     theirs.prompt_encoder["default"].load_state_dict(state)
     tokens = torch.randint(0, SHAPE["vocab_size"], (BATCH, SEQ), generator=torch.Generator().manual_seed(0))
-    return Case(name, step_of(ours, tokens), step_of(theirs, tokens))
+    return Case(name, step_of(ours, tokens), step_of(theirs, tokens), models=(ours, theirs))
 
 
 def prompt_tuning_step() -> Case:
@@ -96,7 +96,7 @@ def prompt_tuning_step() -> Case:
 
     theirs = peft.PromptTuningConfig(num_virtual_tokens=20, task_type="CAUSAL_LM")
     return virtual_token_case(
-        "Prompt Tuning step, 20 tokens, against peft", prompt_tuning, prompt_tuning.PromptTuningConfig(20), theirs
+        "Prompt Tuning step, 20 tokens (peft)", prompt_tuning, prompt_tuning.PromptTuningConfig(20), theirs
     )
 
 
@@ -107,7 +107,7 @@ def prefix_tuning_step() -> Case:
 
     theirs = peft.PrefixTuningConfig(num_virtual_tokens=20, prefix_projection=True, task_type="CAUSAL_LM")
     return virtual_token_case(
-        "Prefix Tuning step, 20 tokens, against peft", prefix_tuning, prefix_tuning.PrefixTuningConfig(20), theirs
+        "Prefix Tuning step, 20 tokens (peft)", prefix_tuning, prefix_tuning.PrefixTuningConfig(20), theirs
     )
 
 
@@ -117,9 +117,7 @@ def p_tuning_step() -> Case:
     from llmlab.peft import p_tuning
 
     theirs = peft.PromptEncoderConfig(num_virtual_tokens=20, task_type="CAUSAL_LM")
-    return virtual_token_case(
-        "P-Tuning step, 20 tokens, MLP, against peft", p_tuning, p_tuning.PTuningConfig(20), theirs
-    )
+    return virtual_token_case("P-Tuning step, 20 tokens, MLP (peft)", p_tuning, p_tuning.PTuningConfig(20), theirs)
 
 
 def p_tuning_v2_step() -> Case:
@@ -129,7 +127,7 @@ def p_tuning_v2_step() -> Case:
 
     theirs = peft.PrefixTuningConfig(num_virtual_tokens=20, task_type="CAUSAL_LM")
     return virtual_token_case(
-        "P-Tuning v2 step, 20 tokens, against peft", p_tuning_v2, p_tuning_v2.PTuningV2Config(20), theirs
+        "P-Tuning v2 step, 20 tokens (peft)", p_tuning_v2, p_tuning_v2.PTuningV2Config(20), theirs
     )
 
 
@@ -170,14 +168,15 @@ def adalora_step() -> Case:
 
     mine = lambda: ours(tokens, labels=tokens).loss + adalora.regularizer(ours)  # noqa: E731
     return Case(
-        "AdaLoRA training step, q and v, against peft",
+        "AdaLoRA step, q and v (peft)",
         step_with(ours.train(), mine, allocator.step),
         step_with(theirs.train(), lambda: theirs(tokens, labels=tokens).loss, theirs.base_model.update_and_allocate),
+        models=(ours, theirs),
     )
 
 
 def qlora_step() -> Case:
-    """NF4 with double quantisation under LoRA on all linears, in fp32, against peft on bitsandbytes."""
+    """NF4 with double quantisation under LoRA on all linears, in fp32 (peft) on bitsandbytes."""
     import bitsandbytes as bnb
     import peft
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -204,9 +203,10 @@ def qlora_step() -> Case:
                 getattr(layers[place], which)[adapter].copy_(p)
     tokens = torch.randint(0, SHAPE["vocab_size"], (BATCH, SEQ), generator=torch.Generator().manual_seed(0))
     return Case(
-        "QLoRA training step, all linears, against peft on bitsandbytes",
+        "QLoRA step, all linears (peft on bitsandbytes)",
         step_of(ours.train(), tokens),
         step_of(theirs.train(), tokens),
+        models=(ours, theirs),
     )
 
 
@@ -223,7 +223,7 @@ def vector_case(name: str, module, config, their_config) -> Case:
     ours = module.apply(base, config).train()
     assert walk.trainable(ours) == theirs.get_nb_trainable_parameters()
     tokens = torch.randint(0, SHAPE["vocab_size"], (BATCH, SEQ), generator=torch.Generator().manual_seed(0))
-    return Case(name, step_of(ours, tokens), step_of(theirs, tokens))
+    return Case(name, step_of(ours, tokens), step_of(theirs, tokens), models=(ours, theirs))
 
 
 def ia3_step() -> Case:
@@ -234,7 +234,7 @@ def ia3_step() -> Case:
     theirs = peft.IA3Config(
         target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"], task_type="CAUSAL_LM"
     )
-    return vector_case("(IA)³ training step, against peft", ia3, ia3.IA3Config(), theirs)
+    return vector_case("(IA)³ step (peft)", ia3, ia3.IA3Config(), theirs)
 
 
 def bitfit_step() -> Case:
@@ -245,7 +245,7 @@ def bitfit_step() -> Case:
     every = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     theirs = peft.BeftConfig(target_modules=every, task_type="CAUSAL_LM")
     ours = bitfit.BitFitConfig(tuple(every))
-    return vector_case("BitFit training step, all linears, against peft's BEFT", bitfit, ours, theirs)
+    return vector_case("BitFit step, all linears (peft's BEFT)", bitfit, ours, theirs)
 
 
 CASES = [

@@ -1,7 +1,7 @@
 """Our code against the libraries, side by side in one process: `make bench`.
 
 Each case alternates ours and theirs and reports the median of the per-round ratios, so that a machine that slows down
-halfway slows both. `--markdown` prints the README's table; `--only TEXT` runs the cases whose name contains TEXT.
+halfway slows both. `--only TEXT` runs the cases whose name contains TEXT. What it prints is the README's table.
 
 A case is a `Case` from benchmarks/{models,peft,parallelism}.py: two callables that do the same work on the same data.
 """
@@ -13,25 +13,35 @@ import importlib
 import os
 import platform
 import statistics
-import time
 from pathlib import Path
 
-from benchmarks.case import Case
+from benchmarks.case import Case, alternate, step_bytes
 
 MODULES = ("models", "peft", "parallelism")
 
 
 def measure(case: Case) -> tuple[float, float, float]:
-    """(our median seconds, theirs, median of ours / theirs over the rounds)."""
-    case.ours(), case.theirs()  # warm-up: allocators, caches, lazy imports
-    ours, theirs = [], []
-    for i in range(case.rounds):
-        for call, times in ((case.ours, ours), (case.theirs, theirs))[:: 1 if i % 2 else -1]:
-            started = time.perf_counter()
-            call()
-            times.append(time.perf_counter() - started)
+    """(our median seconds, theirs, median of ours / theirs over the rounds). Of several ranks, rank 0's."""
+    if case.ranks:
+        from llmlab.parallelism import launch
+
+        ours, theirs = launch(_alternate_on_rank, case.ranks, case)[0]
+    else:
+        ours, theirs = alternate(case.ours, case.theirs, case.rounds)
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
     return statistics.median(ours), statistics.median(theirs), statistics.median(ratios)
+
+
+def _alternate_on_rank(comm, case: Case):
+    return alternate(case.ours(comm), case.theirs(comm), case.rounds)
+
+
+def memory(case: Case) -> str:
+    """ "ours / theirs" in MiB, where the case says whose models train."""
+    if case.models is None:
+        return "–"
+    mine, library = (step_bytes(*pair) for pair in zip(case.models, (case.ours, case.theirs), strict=True))
+    return f"{mine / 2**20:.0f} / {library / 2**20:.0f} MiB"
 
 
 def machine() -> str:
@@ -56,14 +66,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="run the cases whose name contains this")
     arguments = parser.parse_args()
-    print("| what | ours | theirs | ours / theirs |\n|---|---|---|---|")
+    print("| what | ours | theirs | ours / theirs | memory, ours / theirs |\n|---|---|---|---|---|")
     for module in MODULES:
         for make in importlib.import_module(f"benchmarks.{module}").CASES:
             if arguments.only not in make.__name__:
                 continue
             case = make()
             ours, theirs, ratio = measure(case)
-            print(f"| {case.name} | {ours * 1e3:,.1f} ms | {theirs * 1e3:,.1f} ms | {ratio:.2f} |", flush=True)
+            row = [case.name, f"{ours * 1e3:,.0f} ms", f"{theirs * 1e3:,.0f} ms", f"{ratio:.2f}", memory(case)]
+            print(f"| {' | '.join(row)} |", flush=True)
     print(f"\n{machine()}")
     return 0
 
