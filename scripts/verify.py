@@ -34,7 +34,7 @@ STAGES: dict[str, list[list[str]]] = {
     "notebooks": [[*NBVAL, "--nbval", "--nbval-sanitize-with=scripts/sanitize.cfg", "notebooks", "solutions"]],
     "exercises": [[*NBVAL, "--nbval-lax", "--fresh-exercises", *TWO, "exercises"]],
     "book": [[sys.executable, "-m", "llmlab.course.book"]],
-    "browser": [[*PYTEST, "tests/browser", "-m", "browser"]],
+    "browser": [[*PYTEST, "tests/browser", "-m", "browser", "-n", "2", "--dist", "loadgroup"]],
 }
 
 
