@@ -70,12 +70,12 @@ def page() -> str:
 
 def _section(part: str, table: list[Row]) -> str:
     lines = [f"## {PARTS[part]}", ""]
-    lines += ["| what | source | published | ours | same? | |", "|---|---|--:|--:|---|---|"]
+    lines += ["| what | published | ours | same? |", "|---|--:|--:|---|"]
     for row in table:
         # one more digit than was printed shows what rounding hides
         more = 0 if not row.unit else max(row.digits, 0) + 1
         ours = f"{row.ours:,.{more}f} {row.unit}".strip()
         printed = f"{float(row.published):,.{max(row.digits, 0)}f} {row.unit}".strip()
-        source = f"{{cite:t}}`{row.paper}`, {row.where}"
-        lines.append(f"| {row.what} | {source} | {printed} | {ours} | {'yes' if row.same else 'no'} | {row.why} |")
+        what = f"{row.what}<br>{{cite:t}}`{row.paper}`, {row.where}" + (f"<br>*{row.why}*" if row.why else "")
+        lines.append(f"| {what} | {printed} | {ours} | {'yes' if row.same else 'no'} |")
     return "\n".join(lines)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import signal
+import tempfile
+import time
+from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -34,6 +38,28 @@ def tiny(**changes) -> Llama:
         else:
             torch.nn.init.normal_(parameter, std=0.2)  # large enough that attention attends to something
     return model
+
+
+def traces() -> set[str]:
+    """What parallel programs leave behind: processes and sockets of this one; folders and shared memory of the machine."""
+    me = psutil.Process()
+    found = {f"process {child.pid} {child.name()}" for child in me.children(recursive=True) if child.is_running()}
+    found |= {f"socket {c.laddr} {c.status}" for c in me.net_connections()}
+    for folder, pattern in ((tempfile.gettempdir(), "llmlab-*"), ("/dev/shm", "*torch*"), ("/dev/shm", "psm_*")):
+        found |= {str(path) for path in Path(folder).glob(pattern)}
+    return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def leaves_nothing_behind():
+    """After each file of this part's tests all is as it was. Another process's tests may run at the same time: theirs pass."""
+    before = traces()
+    yield
+    left, deadline = traces() - before, time.monotonic() + 20
+    while left and time.monotonic() < deadline:
+        time.sleep(0.1)
+        left &= traces()
+    assert not left, f"left behind: {', '.join(sorted(left))}"
 
 
 @pytest.fixture
