@@ -1,5 +1,7 @@
 """A pytest plugin over nbval: records each notebook's time and memory, and holds fresh exercises to their rule.
 
+A notebook whose last cell leaves a process running fails.
+
 With `--fresh-exercises`, a notebook as it is given out must fail at its check cells and nowhere else. Records go to
 the folder `LLMLAB_RECORD`, one JSON file a notebook; the book's "last verified" page is made from them.
 """
@@ -22,6 +24,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in {item.parent: item for item in items if isinstance(item, IPyNbCell)}.values():
+        item.is_last = True
     if not config.getoption("--fresh-exercises"):
         return
     for item in items:
@@ -32,12 +36,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_call(item: pytest.Item):
     started = time.time()
-    yield
+    outcome = yield
     notebook = item.parent
     if isinstance(notebook, IPyNbFile):
         notebook.seconds = getattr(notebook, "seconds", 0.0) + time.time() - started
         notebook.peak = max(getattr(notebook, "peak", 0.0), peak_mib(notebook))
         record(notebook, item.config.rootpath)
+        if getattr(item, "is_last", False) and outcome.excinfo is None and (left := left_running(notebook)):
+            outcome.force_exception(AssertionError(f"the notebook leaves processes behind: {', '.join(left)}"))
+
+
+def left_running(notebook: IPyNbFile, seconds: float = 10.0) -> list[str]:
+    """Children of the kernel that are there now and still there after some seconds."""
+    try:
+        children = psutil.Process(notebook.kernel.km.provisioner.pid).children(recursive=True)
+    except (psutil.Error, AttributeError):
+        return []
+    _, alive = psutil.wait_procs(children, timeout=seconds)
+    return [" ".join(process.cmdline())[-200:] for process in alive if process.is_running()]
 
 
 def peak_mib(notebook: IPyNbFile) -> float:
