@@ -18,8 +18,12 @@ ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "build" / "verify"
 PYTEST = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
 NBVAL = [*PYTEST, "-o", "addopts=-q", "-p", "scripts.nbval_plugin", "--nbval-cell-timeout=120"]
-TWO = ["-n", "2", "--dist", "loadscope"]  # two processes of one thread each
-FILES = ["-n", "2", "--dist", "loadfile"]  # with two threads each, two notebooks would take seven times as long
+TWO = [
+    "-n",
+    "2",
+    "--dist",
+    "loadscope",
+]  # two processes of one thread each; with two each, notebooks take seven times as long
 STAGES: dict[str, list[list[str]]] = {
     "lint": [["ruff", "check", "."], ["ruff", "format", "--check", "."]],
     "in step": [
@@ -32,7 +36,7 @@ STAGES: dict[str, list[list[str]]] = {
         [*PYTEST, "tests", "-m", "not browser", *TWO, "--timeout=300", "--cov=llmlab", "--cov-report="],
         [sys.executable, "-m", "coverage", "report", "--fail-under=90", "--skip-covered", "--sort=cover"],
     ],
-    "notebooks": [[*NBVAL, "--nbval", "--nbval-sanitize-with=scripts/sanitize.cfg", *FILES, "notebooks", "solutions"]],
+    "notebooks": [[*NBVAL, "--nbval", "--nbval-sanitize-with=scripts/sanitize.cfg", *TWO, "notebooks", "solutions"]],
     "exercises": [[*NBVAL, "--nbval-lax", "--fresh-exercises", *TWO, "exercises"]],
     "book": [[sys.executable, "-m", "llmlab.course.book"]],
     "browser": [[*PYTEST, "tests/browser", "-m", "browser", "-n", "2", "--dist", "loadgroup"]],
