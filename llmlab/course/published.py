@@ -74,8 +74,8 @@ def _section(part: str, table: list[Row]) -> str:
     for row in table:
         # one more digit than was printed shows what rounding hides
         more = 0 if not row.unit else max(row.digits, 0) + 1
-        ours = f"{row.ours:,.{more}f} {row.unit}".strip()
-        printed = f"{float(row.published):,.{max(row.digits, 0)}f} {row.unit}".strip()
+        ours = f"{row.ours:,.{more}f}\N{NO-BREAK SPACE}{row.unit}".strip()
+        printed = f"{float(row.published):,.{max(row.digits, 0)}f}\N{NO-BREAK SPACE}{row.unit}".strip()
         what = f"{row.what}<br>{{cite:t}}`{row.paper}`, {row.where}" + (f"<br>*{row.why}*" if row.why else "")
         lines.append(f"| {what} | {printed} | {ours} | {'yes' if row.same else 'no'} |")
     return "\n".join(lines)
