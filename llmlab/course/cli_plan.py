@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +11,9 @@ import typer
 
 from llmlab.course.cli_base import Json, stop, write
 
-MODELS = "a name (llama-2-70b, gpt3-175b …), gpt:LAYERS,HIDDEN,HEADS, or a Hugging Face config.json of a Llama"
+MODELS = (
+    "a name (llama-2-70b, gpt3-175b …), gpt:LAYERS,HIDDEN,HEADS, or a Hugging Face config.json of a Llama or a Mixtral"
+)
 GPTS = {  # layers, hidden, heads
     "gpt3-175b": (96, 12288, 96),
     "mt-nlg-530b": (105, 20480, 128),
@@ -30,6 +32,8 @@ def shape_of(model: str):
 
     if model in PRESETS:
         return shapes.llama(PRESETS[model])
+    if model in shapes.MIXTURES:
+        return shapes.MIXTURES[model]
     if model in GPTS:
         return shapes.gpt(*GPTS[model])
     if model.startswith("gpt:"):
@@ -38,18 +42,25 @@ def shape_of(model: str):
             return shapes.gpt(*map(int, numbers))
         raise ValueError(f"MODEL={model!r}: write gpt:LAYERS,HIDDEN,HEADS, as in gpt:96,12288,96")
     if Path(model).is_file():
-        return shapes.llama(_config(Path(model)))
-    known = ", ".join([*GPTS, *PRESETS])
+        return _from_file(Path(model))
+    known = ", ".join([*GPTS, *shapes.MIXTURES, *PRESETS])
     raise ValueError(f"MODEL={model!r} is not known: use {MODELS}. The names are {known}")
 
 
-def _config(file: Path):
+def _from_file(file: Path):
+    """A Llama's config.json; Mixtral's is the same with two entries more."""
     from llmlab.models.checkpoint import config_from_hf
+    from llmlab.parallelism import shapes
 
     try:
-        return config_from_hf(jsonlib.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, KeyError) as error:
-        raise ValueError(f"MODEL={str(file)!r} is not the config.json of a Llama: {error}") from error
+        config = jsonlib.loads(file.read_text(encoding="utf-8"))
+        if config.get("model_type") != "mixtral":
+            return shapes.llama(config_from_hf(config))
+        dense = shapes.llama(config_from_hf(config | {"model_type": "mistral"}))
+        return replace(dense, experts=config["num_local_experts"], top_k=config["num_experts_per_tok"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"MODEL={str(file)!r} is not the config.json of a Llama or a Mixtral: {what}") from error
 
 
 def plan(
@@ -112,9 +123,8 @@ def _print(model: str, job, devices: int, found, rows: list[dict]) -> None:
 
     out = report.console()
     n = shapes.parameters(job.shape)
-    out.print(
-        f"{model}: {n / 1e9:.1f} B parameters; {devices} × {job.machine.name}; {job.batch} × {job.seq} tokens a step"
-    )
+    size = f"{n / 1e9:.1f} B" if n >= 1e9 else f"{n / 1e6:.1f} M"
+    out.print(f"{model}: {size} parameters; {devices} × {job.machine.name}; {job.batch} × {job.seq} tokens a step")
     if rows:
         table = Table(box=None, pad_edge=False)
         heads = [*("dp", "tp", "pp", "cp", "ep", "b", "v"), "recompute", "ZeRO", "GB", "s/step", "MFU", "days"]

@@ -48,6 +48,11 @@ def gpt_parameters(L: int, d: int, H: int) -> int:
     return shapes.parameters(shapes.gpt(L, d, H))
 
 
+def mixture_parameters(name: str, active: int) -> int:
+    """Parameters of a mixture of experts, all (active=0) or those that a token uses (active=1)."""
+    return (shapes.active_parameters if active else shapes.parameters)(shapes.MIXTURES[name])
+
+
 def zero_bytes(stage: int, parameters: float, n: int) -> float:
     """ZeRO's 16Ψ: 2 for weights, 2 for gradients and 12 for Adam, of which the stage cuts some n ways."""
     cut = [each / (n if stage >= first else 1) for each, first in ((2, 3), (2, 2), (12, 1))]
@@ -140,6 +145,7 @@ OURS: dict[str, Callable[..., float]] = {
     f.__name__: f
     for f in (
         gpt_parameters,
+        mixture_parameters,
         zero_bytes,
         training_days,
         hardware_tera,

@@ -47,6 +47,8 @@ class Shape:
         for name in ("layers", "hidden", "heads", "vocab", "ffn"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if not self.head_dim and self.hidden % self.heads:
+            raise ValueError(f"hidden={self.hidden} must be a multiple of heads={self.heads}")
         object.__setattr__(self, "kv_heads", self.kv_heads or self.heads)
         object.__setattr__(self, "head_dim", self.head_dim or self.hidden // self.heads)
         if self.experts and not 1 <= self.top_k <= self.experts:
@@ -83,6 +85,12 @@ def llama(config: LlamaConfig) -> Shape:
     )
 
 
+MIXTURES = {  # the published configurations (Jiang et al. 2024, https://arxiv.org/abs/2401.04088, and the model's own file)
+    "mixtral-8x7b": Shape(32, 4096, 32, 32_000, 14_336, 8, 128, "llama", tied=False, experts=8, top_k=2),
+    "mixtral-8x22b": Shape(56, 6144, 48, 32_768, 16_384, 8, 128, "llama", tied=False, experts=8, top_k=2),
+}
+
+
 def attention_parameters(x: Shape) -> int:
     """q, k, v, o of a layer, with the family's biases."""
     return 2 * x.hidden * (x.q + x.kv) + (x.q + 2 * x.kv + x.hidden if x.family == "gpt" else 0)
@@ -107,6 +115,11 @@ def parameters(x: Shape) -> int:
     """All parameters, a tied embedding once."""
     norm = (2 if x.family == "gpt" else 1) * x.hidden
     return x.layers * layer_parameters(x) + (2 - x.tied) * x.vocab * x.hidden + x.positions * x.hidden + norm
+
+
+def active_parameters(x: Shape) -> int:
+    """Those that one token uses: of the experts, `top_k`."""
+    return parameters(x) - x.layers * max(0, x.experts - x.top_k) * mlp_parameters(x)
 
 
 def layer_flops(x: Shape, s: int) -> tuple[float, float]:

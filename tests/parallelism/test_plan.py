@@ -40,6 +40,36 @@ def test_a_mixture_counts_all_experts_and_works_with_some():
     dense = replace(x, experts=0, ffn=2 * 14_336)
     router = 2 * 8 * 4096
     assert shapes.layer_flops(x, 100) == pytest.approx((shapes.layer_flops(dense, 100)[0] + router, 4.0 * 4096 * 100))
+    assert (
+        shapes.active_parameters(x) == shapes.parameters(dense) + 32 * 8 * 4096 and x == shapes.MIXTURES["mixtral-8x7b"]
+    )
+
+
+@pytest.mark.parametrize("name", shapes.MIXTURES)
+def test_mixtures_are_transformers(name):
+    import torch
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    x = shapes.MIXTURES[name]
+    with torch.device("meta"):
+        model = MixtralForCausalLM(
+            MixtralConfig(
+                vocab_size=x.vocab,
+                hidden_size=x.hidden,
+                intermediate_size=x.ffn,
+                num_hidden_layers=x.layers,
+                num_attention_heads=x.heads,
+                num_key_value_heads=x.kv_heads,
+                num_local_experts=x.experts,
+                num_experts_per_tok=x.top_k,
+            )
+        )
+    assert shapes.parameters(x) == sum(p.numel() for p in model.parameters())
+
+
+def test_heads_must_divide_the_width():
+    with pytest.raises(ValueError, match="hidden=100 must be a multiple of heads=7"):
+        shapes.gpt(3, 100, 7)
 
 
 @pytest.mark.parametrize(("kv", "ffn", "batch", "seq"), [(2, 160, 2, 96), (8, 88, 1, 33)])

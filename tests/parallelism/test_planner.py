@@ -92,9 +92,26 @@ def test_the_command_writes_json(tmp_path):
     assert json.loads(run(str(config), "--devices", "8", "--batch", "64", "--json", "-").output)["plans"][0] == best
 
 
+def test_the_command_reads_a_mixtrals_config(tmp_path):
+    from transformers import MixtralConfig
+
+    MixtralConfig(sliding_window=None, num_local_experts=8, num_experts_per_tok=2).save_pretrained(tmp_path)
+    arguments = ("--devices", "16", "--batch", "64", "--json", "-")
+    file, name = (
+        json.loads(run(model, *arguments).output) for model in (str(tmp_path / "config.json"), "mixtral-8x7b")
+    )
+    assert file["plans"] == name["plans"] and max(plan["ep"] for plan in file["plans"]) > 1
+    (tmp_path / "config.json").write_text('{"model_type": "mixtral"}')
+    result = run(str(tmp_path / "config.json"), *arguments)
+    assert result.exit_code == 2 and "is not the config.json of a Llama or a Mixtral" in result.output.replace(
+        "\n", " "
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
+        (("gpt:3,100,7", "--devices", "8"), 2, "hidden=100 must be a multiple of heads=7"),
         (("nothing", "--devices", "8"), 2, "MODEL='nothing' is not known"),
         (("gpt:1,2", "--devices", "8"), 2, "gpt:LAYERS,HIDDEN,HEADS"),
         (("llama-2-7b", "--devices", "8", "--machine", "abacus"), 2, "use one of v100-32gb"),
