@@ -222,7 +222,7 @@ def train_step(
     """
     comm = model.comm
     share = token_share(sum(int((y != -100).sum()) for _, y in microbatches), comm)
-    total = torch.zeros((), device=comm.device)
+    total = torch.zeros((), dtype=torch.float64, device=comm.device)
     for k, (x, y) in enumerate(microbatches):
         with nullcontext() if k == len(microbatches) - 1 else model.no_sync():
             loss = F.cross_entropy(model(x).flatten(0, 1), y.flatten(), reduction="sum")

@@ -112,9 +112,13 @@ def train_step(
 
     Returns:
         The mean loss a token over all ranks and microbatches, and the gradient's norm: both the same on every rank.
+    Raises:
+        ValueError: no rank has a target that counts.
     """
     mine = torch.tensor(sum((y != -100).sum().item() for _, y in batches), device=comm.device)
     total, losses = comm.all_reduce(mine).item(), []
+    if not total:
+        raise ValueError("batches have no target but −100, on every rank: there is nothing to learn from")
     for x, y in batches:
         loss = summed_loss(model, x, y) / total
         loss.backward()

@@ -223,19 +223,20 @@ def against_torch(comm):
     theirs = x.clone()
     dist.reduce(theirs, root)
     ours = schedules.reduce(comm, x, tree.reduce(p, root), root)
-    pairs["reduce"] = (x, x) if ours is None else (ours, theirs)
+    pairs |= {"reduce": (ours, theirs)} if r == root else {}  # the others get nothing
     every = [torch.empty(23) for _ in range(p)] if r == root else None
     dist.gather(x, every, root)
     ours = schedules.gather(comm, x, tree.gather(p, root), [23] * p, root)
-    pairs["gather"] = (x, x) if ours is None else (torch.cat(ours), torch.cat(every))
+    pairs |= {"gather": (torch.cat(ours), torch.cat(every))} if r == root else {}
     theirs, parts = torch.empty(23), [x * i for i in range(p)] if r == root else None
     dist.scatter(theirs, parts, root)
     pairs["scatter"] = schedules.scatter(comm, parts, tree.scatter(p, root), [23] * p), theirs
     theirs = torch.empty(4)
     dist.reduce_scatter(theirs, list(x[: 4 * p].clone().split(4)))
     pairs["reduce-scatter"] = schedules.reduce_scatter(comm, x[: 4 * p], bruck.reduce_scatter(p)), theirs
-    ours = schedules.all_gather(comm, mine, ring.all_gather(p), lengths)
-    pairs["all-gather, uneven"] = ours, comm.all_gather(mine)
+    every = [None] * p
+    dist.all_gather_object(every, mine)
+    pairs["all-gather, uneven"] = schedules.all_gather(comm, mine, ring.all_gather(p), lengths), torch.cat(every)
     table = [[(i + 2 * j) % 4 for j in range(p)] for i in range(p)]  # what i sends to j
     take, theirs = [row[r] for row in table], torch.empty(sum(row[r] for row in table))
     dist.all_to_all_single(theirs, x[: sum(table[r])], take, table[r])
@@ -245,8 +246,8 @@ def against_torch(comm):
 
 
 ranks = launch(against_torch, 5, timeout=120)
-for what in ranks[0]:
-    compare(*(torch.cat([pairs[what][i] for pairs in ranks]) for i in (0, 1)), what, tol=0)
+for what in ranks[-1]:  # of the root, which has them all
+    compare(*(torch.cat([pairs[what][i] for pairs in ranks if what in pairs]) for i in (0, 1)), what, tol=0)
 
 # %% [markdown]
 # Equal to the last bit, because these numbers are whole. With general floats the orders of addition differ, and so do the
@@ -333,7 +334,8 @@ for network, route in networks.items():
 # %% [markdown]
 # The ring never notices: its messages go to neighbours, and neighbours are near in every network. Halving's long steps share cables, and it
 # takes twice the ring's time; Bruck's longest messages travel furthest, and it takes over five times. NCCL
-# therefore has rings and trees, pipelines the trees, and chooses by size and topology.
+# therefore has rings and, since version 2.4, trees ([release notes](https://docs.nvidia.com/deeplearning/nccl/archives/nccl_2127/release-notes/rel_2-4-2.html
+# "nvidia2019nccl24")), and chooses by size and topology.
 #
 # **On the machine that made this page** there are 2 cores for 8 processes, and a third law holds. Messages do not travel side by side; each
 # takes its turn on a core. Real processes, real sockets:
@@ -436,16 +438,32 @@ explore(
 # ```
 #
 # Its column `busbw` is size / time × $2\frac{p-1}{p}$ ([NCCL tests](https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md
-# "nvidia2024nccltests")): the ring's bytes over the time, so that a perfect ring shows the speed of its wire at any $p$. An H100 has 450 GB/s of
-# NVLink in each direction on paper; [380 were measured](https://github.com/NVIDIA/nccl/issues/1264 "nvidia2024p2p") between two. A 400 Gb/s card
-# has 50.
+# "nvidia2024nccltests")): the ring's bytes over the time, so that a perfect ring shows the speed of its wire at any $p$.
+#
+# **The wires.** Inside a machine GPUs talk over PCIe, or over NVLink and a switch that gives any pair full speed. Between machines the bytes go
+# through network cards. InfiniBand and RoCE cards do *RDMA*: the card itself reads and writes the GPU's memory, where TCP copies the data
+# through two operating systems first. NCCL (NVIDIA GPUs), gloo (CPUs) and MPI (supercomputers) hide all that, and `torch.distributed`
+# is one interface to the three. An H100 has 450 GB/s of NVLink in each direction on paper;
+# [380 were measured](https://github.com/NVIDIA/nccl/issues/1264 "nvidia2024p2p") between two. The other speeds are the standards' own, one way:
 
 # %%
-for p, wire, speed in ((8, "NVLink, as measured", 380e9), (8, "network card", 50e9), (1024, "network card", 50e9)):
-    t = cost.seconds("all_reduce", p, gradient, Link(10e-6, speed))
-    print(f"7B gradients, p = {p:>4}, {wire:<20} {1e3 * t:>5.0f} ms")
+lane = 128 / 130 / 8  # bytes a transfer on a PCIe lane: 128 bits of data in 130
+WIRES = {
+    "10 Gb/s Ethernet": (1.25, (8, 1024)),
+    "PCIe 4.0, 16 lanes of 16 GT/s": (16 * 16 * lane, (8,)),
+    "PCIe 5.0, 16 lanes of 32 GT/s": (16 * 32 * lane, (8,)),
+    "400 Gb/s InfiniBand or RoCE": (50, (8, 1024)),
+    "NVLink of an H100, as measured": (380, (8,)),
+}
+print(f"{'all-reduce of 7B gradients':<31}{'GB/s':>6}{'p = 8':>11}{'p = 1024':>11}")
+for wire, (speed, sizes_) in WIRES.items():
+    row = [cost.seconds("all_reduce", p, gradient, Link(10e-6, speed * 1e9)) for p in sizes_]
+    print(f"{wire:<31}{speed:>6.4g}" + "".join(f"{1e3 * t:>8,.0f} ms" for t in row))
 
 # %% [markdown]
+# From the slowest wire to the fastest it is a factor of 300, and that decides how a model is split: what travels most must stay
+# inside the machine. A ring of 1,024 is less than a fifth slower than one of 8, because its bytes are $2\frac{p-1}{p}n$ for any $p$.
+#
 # **A measured latency.** NCCL tests from 2019 on machines of 8 V100s ([Kahn 2019](https://gist.github.com/jacobkahn/3150a1a38abba40f58d8263d9c55969f
 # "kahn2019nccl")): the time of an all-reduce of 8 bytes on 2, 4 and 8 machines. Fit $\alpha$ on the first, predict the others as a
 # ring and as a tree.

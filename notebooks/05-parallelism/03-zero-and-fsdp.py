@@ -80,8 +80,12 @@ figure(
 # them. So give each of the $N$ ranks one piece of all elements ([Rajbhandari et al. 2020](https://arxiv.org/abs/1910.02054
 # "rajbhandari2020zero")):
 #
-# $$\underbrace{2\Psi + 2\Psi + 12\Psi}_{\text{stage 0: } 16\Psi} \;\to\; \underbrace{4\Psi + \tfrac{12\Psi}{N}}_{1} \;\to\;
-# \underbrace{2\Psi + \tfrac{14\Psi}{N}}_{2} \;\to\; \underbrace{\tfrac{16\Psi}{N}}_{3} .$$
+# $$\begin{aligned}
+# \text{stage 0:}\quad & 2\Psi + 2\Psi + 12\Psi = 16\Psi \\
+# \text{stage 1:}\quad & 2\Psi + 2\Psi + 12\Psi/N \\
+# \text{stage 2:}\quad & 2\Psi + (2 + 12)\,\Psi/N \\
+# \text{stage 3:}\quad & (2 + 2 + 12)\,\Psi/N
+# \end{aligned}$$
 #
 # **The traffic** of stages 1 and 2 is no more than before. A ring all-reduce is a *reduce-scatter*, which leaves each rank one
 # finished piece of the sum, and an *all-gather*, which hands the pieces around. ZeRO puts the update between the two: it
@@ -238,8 +242,7 @@ def engine_for(stage, model, comm, **more):
     return Fsdp(model, comm, Adam(lr=1e-3), **more) if stage == 3 else Zero(model, comm, Adam(lr=1e-3), stage=stage)
 
 
-def experiment(comm, stage, steps=4):
-    model = course_model.load().train().bfloat16()
+def experiment(comm, model, stage, steps=4):
     engine, mine, losses = engine_for(stage, model, comm), tokens[comm.rank :: comm.size], []
     for _ in range(steps):
         loss = summed_loss(model, mine[:, :-1], mine[:, 1:]) / (len(tokens) * TOKENS)
@@ -250,9 +253,9 @@ def experiment(comm, stage, steps=4):
     return losses, most
 
 
-model = course_model.load().train()
+half = course_model.load().train().bfloat16()  # each rank of a World gets its own copy
 psi = sum(w.numel() for w in model.parameters())
-measured = {stage: World(RANKS_).run(experiment, stage) for stage in range(4)}
+measured = {stage: World(RANKS_).run(experiment, half, stage) for stage in range(4)}
 kinds = ("weights", "gradients", "optimizer")
 print(f"Ψ = {psi:,}; MB on each of {RANKS_} ranks")
 print("stage" + "".join(f"{k:>11}" for k in (*kinds, "measured", "formula")))
@@ -296,8 +299,7 @@ figure(
 
 
 # %%
-def sample(comm, stage):
-    model = course_model.load().train().bfloat16()
+def sample(comm, model, stage):
     engine, seen = engine_for(stage, model, comm), []
     look = lambda *_: seen.append(sum(held(engine).values()))  # noqa: E731
     look()
@@ -312,7 +314,7 @@ def sample(comm, stage):
 
 
 worlds = {(stage, 1): World(RANKS_) for stage in range(4)}  # (stage, microbatches)
-curves = {stage: worlds[stage, 1].run(sample, stage)[0] for stage in range(4)}
+curves = {stage: worlds[stage, 1].run(sample, half, stage)[0] for stage in range(4)}
 fig, ax = plt.subplots(figsize=(4.8, 3.0))
 LABELS = {0: (10.3, 14.7), 1: (9.3, 7.3), 2: (10.3, 5.2), 3: (10.3, 3.6)}
 for stage, curve in curves.items():
@@ -344,8 +346,7 @@ print(
 
 
 # %%
-def accumulate(comm, stage, microbatches=4):
-    model = course_model.load().train().bfloat16()
+def accumulate(comm, model, stage, microbatches=4):
     engine = engine_for(stage, model, comm)
     for _ in range(microbatches):
         summed_loss(model, tokens[:1, :2], tokens[:1, 1:3]).backward()
@@ -354,7 +355,7 @@ def accumulate(comm, stage, microbatches=4):
 
 for stage in range(4):
     worlds[stage, 4] = World(RANKS_)
-    worlds[stage, 4].run(accumulate, stage)
+    worlds[stage, 4].run(accumulate, half, stage)
 root = sum(w.numel() for w in units_of(model)[-1][2])
 sent = {  # by rank 0, without the clipping's one number
     key: sum(e.bytes for e in world.ledger.events(rank=0) if e.payload > 8) for key, world in worlds.items()
@@ -454,8 +455,8 @@ print(f"computing alone: {computing:.0f} ms")
 from llmlab.parallelism.zero_offload import Host, offload_seconds
 
 
-def offloaded(comm):
-    model, host = course_model.load().train().bfloat16(), Host()
+def offloaded(comm, model):
+    host = Host()
     engine = Zero(model, comm, stage=2, host=host)
     host.clear()  # the masters' first way down is no part of a step
     summed_loss(model, tokens[:1, :4], tokens[:1, 1:5]).backward()
@@ -465,7 +466,7 @@ def offloaded(comm):
 
 
 for n in (1, 4):
-    most, down, up = World(n).run(offloaded)[0]
+    most, down, up = World(n).run(offloaded, half)[0]
     device = (most["weights"] + most["gradients"]) / psi
     print(
         f"N = {n}: {device:.0f}Ψ on the device, {most['host'] / psi:.1f}Ψ on the host, PCIe {down / psi:.1f}Ψ down, {up / psi:.1f}Ψ up"

@@ -83,9 +83,9 @@ figure(
 
 # %% [markdown]
 # **Why $(p-1)/(m+p-1)$.** Rank 0 works for $m$ slots of a forward and a backward. The first microbatch needs $p-1$ forwards
-# more to get to the last rank and $p-1$ backwards to come home; in all these slots rank 0 could have worked:
+# more to get to the last rank and $p-1$ backwards to come home: $p-1$ slots in which rank 0 could have worked, of $m+p-1$:
 #
-# $$\text{bubble} = \frac{(p-1)(t_F + t_B)}{(m + p - 1)(t_F + t_B)} = \frac{p-1}{m+p-1} .$$
+# $$\text{bubble} = \frac{p-1}{m+p-1} .$$
 #
 # **GPipe** ([Huang et al. 2018](https://arxiv.org/abs/1811.06965 "huang2018gpipe")) makes $m$ large. Then all $m$
 # microbatches' activations wait for their backward.
@@ -210,7 +210,10 @@ for make, ranks, v, layout in plans:
 
 # %% [markdown]
 # One training, six orders. This is what *synchronous* means: all microbatches see the same weights, and the sum of their
-# gradients does not care about the order.
+# gradients does not care about the order. It is also what the bubble pays for. The first PipeDream
+# ([Harlap et al. 2018](https://arxiv.org/abs/1806.03377 "harlap2018pipedream")) never empties its pipe: it starts the next batch
+# at once, keeps old versions of the weights for the microbatches under way, and learns from gradients of weights that have changed since.
+# The *flush* in PipeDream-flush is the pause that it left out.
 
 # %% [markdown]
 # ## Against the library
@@ -341,11 +344,11 @@ def peak_bytes(comm, model, plan, m):
     return meter.peak
 
 
-counts, kinds = (1, 2, 4, 8, 12), {"GPipe": gpipe, "zero bubble H2": zb_h2, "1F1B": one_f_one_b}
+counts, kinds = (1, 4, 7, 12), {"GPipe": gpipe, "zero bubble H2": zb_h2, "1F1B": one_f_one_b}
 found = {
     name: [World(4).run(peak_bytes, small_model, make(4, m), m)[0] for m in counts] for name, make in kinds.items()
 }
-each = found["GPipe"][1] - found["GPipe"][0]  # one microbatch
+each = (found["GPipe"][1] - found["GPipe"][0]) // 3  # one microbatch
 top = found["GPipe"][0] - each  # and one gradient on its way
 for name, make in kinds.items():
     listed = [schedules.held(make(4, m))[0] * each + top for m in counts]
@@ -355,7 +358,7 @@ fig, ax = plt.subplots(figsize=(4.8, 3.2))
 for name, heights in peaks.items():
     ax.plot(counts, heights, "o-", ms=5)
     ax.text(12.3, heights[-1], f"{name}\n{heights[-1]:.1f} MiB", va="center", color=ax.lines[-1].get_color())
-ax.set(xlim=(0, 19), ylim=(0, 4.4), xlabel="microbatches m", ylabel="peak on rank 0, MiB", xticks=(1, 4, 8, 12))
+ax.set(xlim=(0, 19), ylim=(0, 4.4), xlabel="microbatches m", ylabel="peak on rank 0, MiB", xticks=counts)
 ax.set_title("1F1B caps what GPipe piles up")
 figure(
     fig,
@@ -380,8 +383,8 @@ print(f"you guessed: {my_guess}")
 # %% [markdown]
 # ## Play
 #
-# Move the schedule at 8 microbatches: where do the gaps go? Then move the microbatches: the triangles stay as they are, the
-# work between them grows. ZB-V puts the first *and* the last layers on rank 0, so that each microbatch turns around near home.
+# Move the schedule at 12 microbatches: where do the gaps go? Then go down to 4: the triangles stay as they are, the
+# work between them shrinks. ZB-V puts the first *and* the last layers on rank 0, so that each microbatch turns around near home.
 
 # %%
 # NBVAL_IGNORE_OUTPUT
@@ -426,9 +429,9 @@ explore(
     draw_play,
     alt=describe_play,
     title="F, I and W of one unit each",
-    start={"schedule": "1F1B", "microbatches": 8},
+    start={"schedule": "1F1B", "microbatches": 12},
     schedule=list(NAMES),
-    microbatches=[4, 8, 16],
+    microbatches=[4, 12],
 )
 
 # %% [markdown]
@@ -521,6 +524,7 @@ print(f"1.5B under 1F1B: {late / first.comm:.0f} messages on the critical path")
 # Now write it yourself: [Exercises](../../work/05-parallelism/04-pipeline.ipynb).
 #
 # References: [Huang et al. 2018](https://arxiv.org/abs/1811.06965 "huang2018gpipe"), GPipe;
+# [Harlap et al. 2018](https://arxiv.org/abs/1806.03377 "harlap2018pipedream"), PipeDream;
 # [Narayanan et al. 2020](https://arxiv.org/abs/2006.09503 "narayanan2020memory"), PipeDream-flush;
 # [Narayanan et al. 2021](https://arxiv.org/abs/2104.04473 "narayanan2021megatron"), interleaving, and how to combine the
 # axes; [Qi et al. 2023](https://arxiv.org/abs/2401.10241 "qi2023zero"), zero bubble.

@@ -282,6 +282,10 @@ def test_wrong_use_is_named():
         World(1).run(lambda comm, m: Fsdp(m, comm, layout="columns") and None, tiny())
     with pytest.raises(ValueError, match="clip=0"):
         Adam(clip=0)
+    nothing = [(torch.tensor([[1, 2]]), torch.full((1, 2), -100))]
+    for kind in KINDS:
+        with pytest.raises(ValueError, match="no target but −100"):
+            World(2).run(lambda comm, m, kind=kind: train_step(KINDS[kind](m, comm), m, comm, nothing), tiny())
     frozen = tiny()
     frozen.model.norm.weight.requires_grad_(False)
     with pytest.raises(ValueError, match="1 parameters of root"):

@@ -10,8 +10,8 @@ from itertools import pairwise
 import torch
 
 from llmlab.checks.parallelism.pipeline_lists import check_lists
-from llmlab.checks.parallelism.pipeline_run import check_gradients, check_loss, check_order, problem
-from llmlab.checks.parallelism.ranks import Multiplications, on_ranks
+from llmlab.checks.parallelism.pipeline_run import Products, check_gradients, check_loss, check_order, problem
+from llmlab.checks.parallelism.ranks import on_ranks
 from llmlab.course.checking import Checks, Mistake, close, diagnose, expect
 
 check = Checks("05-parallelism/04-pipeline")
@@ -102,7 +102,7 @@ def backward_in_two(answer):
         y = (y.relu() if k else y) @ w.T
     y.backward(upstream)
 
-    with Multiplications() as first:
+    with Products() as first:
         out = answer(list(inputs), list(weights), upstream)
     if not (isinstance(out, tuple) and len(out) == 2 and callable(out[1])):
         raise Mistake(
@@ -110,14 +110,14 @@ def backward_in_two(answer):
         )
     dx, later = out
     _check_dx(expect(dx, shape=tuple(x.shape), dtype=torch.float32, what="dx"), leaf.grad, weights, inputs, upstream)
-    with Multiplications() as second:
+    with Products() as second:
         grads = later()
     _check_weights(grads, leaves, weights, inputs, upstream)
     half = sum(len(x) * w.numel() for w in weights)
     if first.total > half:
         raise Mistake(
             f"the values are right, but {first.total} multiplications are done before `later()`, where {half} are enough: the "
-            "products for the weights' gradients can wait"
+            "products for the weights' gradients can wait, and the forward pass is not needed again"
         )
     if second.total > half:
         raise Mistake(

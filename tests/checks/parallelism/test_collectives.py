@@ -2,9 +2,11 @@
 
 import math
 
+import pytest
 import torch
 
-from tests.checks.rejecting import Wrong, rejects
+from llmlab.checks.parallelism.collectives import check
+from tests.checks.rejecting import Wrong, rejects, verdict
 
 # Exercise 1
 
@@ -240,6 +242,77 @@ def averaged(comm, x):
     return in_order(comm, gather_half(comm, scatter_half(comm, parts_of(comm, x)))) / comm.size
 
 
+def star_of_isends(comm, x, root):
+    if comm.rank != root:
+        return comm.recv(root)
+    for handle in [comm.isend(x, r) for r in range(comm.size) if r != root]:
+        handle.wait()
+    return x
+
+
+# Right, and written differently
+
+
+def farthest_first(comm, x, root):
+    p, place, hop = comm.size, (comm.rank - root) % comm.size, 1
+    while hop < p:
+        hop *= 2
+    while hop > 1:
+        hop //= 2
+        if place % (2 * hop) == 0 and place + hop < p:
+            comm.send(x, (place + hop + root) % p)
+        elif place % (2 * hop) == hop:
+            x = comm.recv((place - hop + root) % p)
+    return x
+
+
+def with_isend(comm, x, root):
+    p, place = comm.size, (comm.rank - root) % comm.size
+    if place:
+        x = comm.recv((place - 2 ** (place.bit_length() - 1) + root) % p)
+    hops = [2**k for k in range(place.bit_length(), p.bit_length()) if place + 2**k < p]
+    for handle in [comm.isend(x, (place + hop + root) % p) for hop in hops]:
+        handle.wait()
+    return x
+
+
+def on_a_copy(comm, x):
+    p, r, x = comm.size, comm.rank, x.clone()
+    chunks = x.chunk(p)
+    for hop in reversed(hops(p)):
+        mine = [(r + hop + i) % p for i in range(min(hop, p - hop))]
+        handle = comm.isend(torch.cat([chunks[c] for c in mine]), (r + hop) % p)
+        got = comm.recv((r - hop) % p)
+        handle.wait()
+        for i, part in enumerate(got.chunk(len(mine))):
+            chunks[(r + i) % p].add_(part)
+    for hop in hops(p):
+        n = min(hop, p - hop)
+        got = comm.sendrecv(torch.cat([chunks[(r + i) % p] for i in range(n)]), (r - hop) % p, (r + hop) % p)
+        for i, part in enumerate(got.chunk(n)):
+            chunks[(r + hop + i) % p].copy_(part)
+    return x
+
+
+def with_floor_and_log(p, link):
+    L = math.floor(math.log2(p - 1)) + 1
+    return (2 * (p - 1) - 2 * L) * link.latency / ((2 * L - 2 * (p - 1) / p) / link.bandwidth)
+
+
+@pytest.mark.parametrize(
+    ("exercise", "answer"),
+    [
+        ("crossover", with_floor_and_log),
+        ("tree_broadcast", farthest_first),
+        ("tree_broadcast", with_isend),
+        ("log_all_reduce", on_a_copy),
+    ],
+)
+def test_other_right_answers(exercise, answer):
+    result = verdict(check, exercise, answer)
+    assert result.outcome == "right", str(result)
+
+
 test_wrong_answers = rejects(
     "05-parallelism/01-collectives",
     [
@@ -262,6 +335,7 @@ test_wrong_answers = rejects(
         Wrong("crossover", in_bits, "in bits"),
         Wrong("tree_broadcast", root_is_zero, "NoneType"),
         Wrong("tree_broadcast", star, "takes 7 rounds, where 3 are enough"),
+        Wrong("tree_broadcast", star_of_isends, "takes 7 rounds, where 3 are enough"),
         Wrong("tree_broadcast", chain, "takes 7 rounds, where 3 are enough"),
         Wrong("tree_broadcast", the_library, "build it from comm.send"),
         Wrong("tree_broadcast", root_returns_nothing, "the root too"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from tests.checks.rejecting import Wrong, rejects
 
 # Exercise 1
@@ -146,6 +148,36 @@ def at_once(inputs, weights, dy):
     dx, later = in_two(inputs, weights, dy)
     grads = later()
     return dx, lambda: grads
+
+
+def at_once_by_einsum(inputs, weights, dy):
+    grads = []
+    for k in range(len(weights) - 1, -1, -1):
+        grads.insert(0, torch.einsum("nb,na->ba", dy, inputs[k]))
+        dy = dy @ weights[k]
+        dy = dy * (inputs[k] > 0) if k else dy
+    return dy, lambda: grads
+
+
+def by_autograd(inputs, weights, dy):
+    x, leaves = inputs[0].clone().requires_grad_(), [w.clone().requires_grad_() for w in weights]
+    y = x
+    for k, w in enumerate(leaves):
+        y = (y.relu() if k else y) @ w.T
+    dx, *grads = torch.autograd.grad(y, [x, *leaves], dy)
+    return dx, lambda: grads
+
+
+def asks_autograd_twice(inputs, weights, dy):
+    leaves = [w.clone().requires_grad_() for w in weights]
+    y = inputs[0]
+    for k, w in enumerate(leaves):
+        y = (y.relu() if k else y) @ w.T
+    dx = dy
+    for k in range(len(weights) - 1, -1, -1):
+        dx = dx @ weights[k]
+        dx = dx * (inputs[k] > 0) if k else dx
+    return dx, lambda: list(torch.autograd.grad(y, leaves, dy))
 
 
 def walks_again(inputs, weights, dy):
@@ -294,6 +326,9 @@ test_wrong_answers = rejects(
         Wrong("backward_in_two", transposed, "transposed"),
         Wrong("backward_in_two", backwards_order, "the order of the weights"),
         Wrong("backward_in_two", at_once, "can wait"),
+        Wrong("backward_in_two", at_once_by_einsum, "can wait"),
+        Wrong("backward_in_two", by_autograd, "can wait"),
+        Wrong("backward_in_two", asks_autograd_twice, "forward pass is not needed again"),
         Wrong("backward_in_two", walks_again, "instead of walking again"),
         Wrong("backward_in_two", kept_before_the_mask, "after it has been through the ReLU"),
         Wrong("backward_in_two", no_function, "a function without arguments"),
