@@ -464,26 +464,6 @@ for wire, (speed, sizes_) in WIRES.items():
 # From the slowest wire to the fastest it is a factor of 300, and that decides how a model is split: what travels most must stay
 # inside the machine. A ring of 1,024 is less than a fifth slower than one of 8, because its bytes are $2\frac{p-1}{p}n$ for any $p$.
 #
-# **A measured latency.** NCCL tests from 2019 on machines of 8 V100s ([Kahn 2019](https://gist.github.com/jacobkahn/3150a1a38abba40f58d8263d9c55969f
-# "kahn2019nccl")): the time of an all-reduce of 8 bytes on 2, 4 and 8 machines. Fit $\alpha$ on the first, predict the others as a
-# ring and as a tree.
-
-# %%
-published = {16: 163.4, 32: 319.4, 64: 631.3}  # µs
-per_step = {a: published[16] / cost.steps_and_volume("all_reduce", 16, 8, a)[0] for a in ("ring", "tree")}
-print("  p   paper    ring    tree   (µs)")
-for p, measured in published.items():
-    predicted = {a: s * cost.steps_and_volume("all_reduce", p, 8, a)[0] for a, s in per_step.items()}
-    off = (
-        "fitted"
-        if p == 16
-        else f"ring {predicted['ring'] / measured - 1:+.0%}, tree {predicted['tree'] / measured - 1:+.0%}"
-    )
-    print(f"{p:>3}{measured:>8.0f}{predicted['ring']:>8.0f}{predicted['tree']:>8.0f}   {off}")
-
-# %% [markdown]
-# It was a ring: the time doubles with $p$. At 64 GPUs a single number took 0.6 ms.
-#
 # **A measured choice.** [Goyal et al. 2017](https://arxiv.org/abs/1706.02677 "goyal2017accurate") trained on 32 servers with 50 Gb/s Ethernet, and
 # report that halving and doubling was 3 times as fast as the ring, and better up to a million elements and beyond. The steps allow at most a factor of 6.2:
 
