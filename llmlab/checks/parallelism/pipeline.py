@@ -10,8 +10,8 @@ from itertools import pairwise
 import torch
 
 from llmlab.checks.parallelism.pipeline_lists import check_lists
-from llmlab.checks.parallelism.pipeline_run import Products, check_gradients, check_loss, check_order, problem
-from llmlab.checks.parallelism.ranks import on_ranks
+from llmlab.checks.parallelism.pipeline_run import check_gradients, check_loss, check_order, problem
+from llmlab.checks.parallelism.ranks import Products, on_ranks
 from llmlab.course.checking import Checks, Mistake, close, diagnose, expect
 
 check = Checks("05-parallelism/04-pipeline")

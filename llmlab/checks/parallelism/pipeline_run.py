@@ -9,26 +9,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from llmlab.course.checking import Mistake, close, diagnose, expect
-
-_FACTORS = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1, "mv": 0, "dot": 0}  # op → its argument before the product sign
-
-
-class Products(TorchDispatchMode):
-    """Counts the multiplications of matrix products in its `with` block, those of einsum and of autograd's backward too."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        left = _FACTORS.get(func.overloadpacket.__name__)
-        if left is not None:
-            self.total += out.numel() * args[left].shape[-1]
-        return out
 
 
 class _Logged(nn.Module):

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from llmlab.course.checking import Mistake, close
 from llmlab.parallelism.ledger import Ledger
@@ -35,16 +32,19 @@ def either(got, *values, tol: float = 1e-4):
     return next((v for v in values if close(got, v, tol)), values[0])
 
 
-_PRODUCTS = {torch.matmul, torch.mm, Tensor.matmul, Tensor.__matmul__, Tensor.mm, F.linear}
+_FACTORS = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1, "mv": 0, "dot": 0}  # op → its argument before the product sign
 
 
-class Multiplications(TorchFunctionMode):
-    """Counts the multiplications of matrix products in its `with` block: a rank's share of the work."""
+class Products(TorchDispatchMode):
+    """Counts the multiplications of matrix products in its `with` block, those of einsum and of autograd's backward too."""
 
-    total = 0
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        if func in _PRODUCTS:
-            self.total += out.numel() * args[0].shape[-1]
+        left = _FACTORS.get(func.overloadpacket.__name__)
+        if left is not None:
+            self.total += out.numel() * args[left].shape[-1]
         return out

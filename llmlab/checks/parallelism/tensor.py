@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from llmlab.checks.parallelism.ranks import Multiplications, at_most, either, on_ranks
+from llmlab.checks.parallelism.ranks import Products, at_most, either, on_ranks
 from llmlab.checks.parallelism.tensor_mlp import check_gradients, check_output
 from llmlab.course.checking import Checks, Mistake, diagnose, expect
 from llmlab.parallelism.cost import chunks
@@ -93,7 +93,7 @@ def split_mlp(answer):
 
     def fn(comm):
         mine = [t.clone().requires_grad_() for t in (x, gate, up, down, bias)]
-        with Multiplications() as counter:
+        with Products() as counter:
             out = answer(comm, *mine)
         expect(out, shape=(3, d), dtype=torch.float32, what="split_mlp(...)")
         before = comm.ledger.count("all_reduce", comm.rank)

@@ -111,6 +111,12 @@ def whole_hidden_on_each(comm, x, gate, up, down, bias):
     return g(piece(comm, h, 1) @ piece(comm, down, 1).T, comm) + bias
 
 
+def whole_hidden_by_einsum(comm, x, gate, up, down, bias):
+    x = f(x, comm)
+    h = F.silu(torch.einsum("nd,fd->nf", x, gate)) * (torch.einsum("nd,fd->nf", x, up))
+    return g(piece(comm, h, 1) @ piece(comm, down, 1).T, comm) + bias
+
+
 def wrong_shard_order(comm, x, gate, up, down, bias):
     other = down.chunk(comm.size, 1)[comm.size - 1 - comm.rank]
     return g(hidden(comm, f(x, comm), gate, up) @ other.T, comm) + bias
@@ -246,6 +252,7 @@ test_wrong_answers = rejects(
         Wrong("split_mlp", reduces_without_gradient, "comm.all_reduce does not record one"),
         Wrong("split_mlp", everything_everywhere, "nothing was sent"),
         Wrong("split_mlp", whole_hidden_on_each, "more than its share"),
+        Wrong("split_mlp", whole_hidden_by_einsum, "more than its share"),
         Wrong("split_mlp", wrong_shard_order, "belong to other channels"),
         Wrong("split_mlp", silu_on_up, "silu was applied to up"),
         Wrong("split_mlp", sums_whole_results, "4 times too large"),
