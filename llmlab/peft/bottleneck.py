@@ -218,7 +218,8 @@ def install(
                 setattr(block, name, Site(SEAMS[name], i).train(model.training))
                 getattr(block, name).hook(block)
             site = getattr(block, name)
-            site.nets[adapter] = Bottleneck(shape, block.mlp.down_proj.weight, generator).train(model.training)
+            like = walk.base_of(block.mlp.down_proj).weight
+            site.nets[adapter] = Bottleneck(shape, like, generator).train(model.training)
             site.configs[adapter] = config
     set_active(model, adapter)
     return model

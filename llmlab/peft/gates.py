@@ -52,6 +52,10 @@ class Gate(nn.Module):
         self.bias = nn.Parameter(torch.zeros(1, **kind))
         self.call, self.tokens, self.value = call, tokens, None
 
+    def __getstate__(self) -> dict:
+        """What a copy or a pickle gets: all but the last value, which hangs on its forward pass's graph."""
+        return self.__dict__ | {"value": None}
+
     def forward(self, x: Float[Tensor, "B T d"]) -> Float[Tensor, "B 1 1"]:
         """g of each row."""
         if not (self.call.continues and self.value is not None and len(self.value) == len(x)):

@@ -128,7 +128,7 @@ def apply(
 
 
 def _gate(model: nn.Module, config: UniPELTConfig, d: int, generator: torch.Generator | None) -> Gate:
-    like = bottleneck.blocks(model)[0].mlp.down_proj.weight
+    like = walk.base_of(bottleneck.blocks(model)[0].mlp.down_proj).weight
     return Gate(d, like, model.unipelt.call, config.gate_tokens, generator)
 
 

@@ -466,12 +466,12 @@ assert all(c > f + 0.05 for c, f in zip(loss_cut, loss_found, strict=True))
 
 # %% [markdown]
 # With as many numbers, in more ranks, the places that AdaLoRA emptied teach clearly less, in both seeds: the gap is about
-# a seventh of all that was learned. So the map is right about what matters. The even deal loses a quarter to a half of
-# that gap, since many of its ranks fall in good places anyway.
+# a seventh of all that was learned. So the map is right about what matters. The even deal loses a fifth of that gap with one seed
+# and half of it with the other, since many of its ranks fall in good places anyway.
 #
 # And AdaLoRA itself? It ends where plain LoRA with its map ends, a little above or below. It had three times the triplets
-# for its first steps, but it learned the map while it learned the Bible, in triplets that came and went. The paper's gains
-# over LoRA are small too, and largest where the budget is tightest.
+# for its first steps, but it learned the map while it learned the Bible, and two thirds of its triplets were taken away on the
+# way. The paper's gains over LoRA are small too, and largest where the budget is tightest.
 
 # %% [markdown]
 # ## Play
@@ -512,7 +512,7 @@ returns = [sum(int((b & ~a).sum()) for a, b in itertools.pairwise(m) if a is not
 print(f"triplets that were cut at one step and kept at the next, by seed: {returns}")
 
 # %% [markdown]
-# Half of what goes is gone by step 12. And hardly a triplet comes back, though we know that they can. The data here want
+# Half of what goes is gone by step 12. And not one triplet comes back, though we know that they can. The data here want
 # the same thing all along, and a masked $\lambda$ is scored on the one small step that it takes each time: what is ahead
 # stays ahead. The door is open, and in a short run on steady data nobody has reason to walk through it.
 

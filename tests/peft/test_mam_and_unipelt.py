@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from llmlab.models.cache import KVCache
-from llmlab.peft import gates, lora, mam, parallel_adapter, unipelt, walk
+from llmlab.peft import bottleneck, gates, ia3, lora, mam, parallel_adapter, qlora, unipelt, walk
 from llmlab.peft.mam import MAMConfig
 from llmlab.peft.parallel_adapter import ParallelAdapterConfig
 from llmlab.peft.unipelt import UniPELTConfig
@@ -216,6 +216,45 @@ def test_decoding_keeps_the_gates_of_the_prompt(make, tokens):
             cache = model(tokens[:, :4], use_cache=True).past_key_values
             steps = [model(tokens[:, i : i + 1], past_key_values=cache).logits for i in range(4, 7)]
     torch.testing.assert_close(torch.cat(steps, 1), whole, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [make_llama, make_hf])
+def test_a_model_whose_gates_have_run_can_be_copied(make, tokens):
+    model = stir(unipelt.apply(make(), UNI), std=0.5)
+    out = run(model, tokens)  # with a graph: the gates' last values hang on it
+    again = copy.deepcopy(model)
+    assert torch.equal(run(again, tokens), out)
+    assert not {id(p) for p in again.parameters()} & {id(p) for p in model.parameters()}
+
+
+@pytest.mark.parametrize("make", [make_llama, make_hf])
+def test_lora_on_every_linear_and_a_second_adapter(make, tokens):
+    config = UniPELTConfig(3, projection=False, bottleneck=4, r=3, alpha=5, target_modules=walk.ALL_LINEAR)
+    model = make()
+    plain = run(model, tokens)
+    stir(unipelt.apply(model, config, "a"), std=0.5)
+    first = run(model, tokens)
+    assert unipelt.gates(model, "a")["lora"].shape == (14, 3)
+    stir(unipelt.apply(model, config, "b"), seed=2, std=0.5)
+    assert walk.trainable(model)[0] == unipelt.num_parameters(make(), config)
+    unipelt.remove(model, "b")
+    unipelt.set_adapter(model, "a")
+    assert torch.equal(run(model, tokens), first)
+    assert torch.equal(run(unipelt.remove(model), tokens), plain)
+
+
+@pytest.mark.parametrize("method", [parallel_adapter, mam])
+def test_a_base_whose_linears_are_wrapped_or_in_4_bits(method, tokens):
+    config = ParallelAdapterConfig(4) if method is parallel_adapter else MAM
+    for first in (
+        ia3.apply(make_llama(), ia3.IA3Config(), "l"),
+        qlora.apply(make_llama(), qlora.QLoRAConfig(r=2), "l"),
+    ):
+        before = first(tokens)
+        method.apply(first, config, "m")
+        parts = {p.dtype for net in walk.installed(first, bottleneck.Site).values() for p in net.parameters()}
+        assert parts == {torch.float32}
+        assert (stir(first, std=0.5)(tokens) - before).abs().max() > 1e-2
 
 
 # Arguments ----------------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ check = Checks("04-peft/09-mam-and-unipelt")
 def parallel(answer):
     """What an MLP gives with a scaled parallel adapter beside it."""
     x, W = torch.randn(2, 5, 8), torch.randn(8, 8)
-    down, up, s, what = torch.randn(3, 8), torch.randn(8, 3), 4.0, "parallel(…)"
+    down, up, s, what = torch.randn(3, 8), torch.randn(8, 3), 2.5, "parallel(…)"
     mlp = lambda t: torch.tanh(t @ W)  # noqa: E731
     got = expect(answer(x, mlp, down, up, s), shape=(2, 5, 8), dtype=torch.float32, what=what)
     m, low = mlp(x), torch.relu(x @ down.T) @ up.T
@@ -43,6 +43,8 @@ def parallel(answer):
         "the activation is in the wrong place: it comes between the two matrices": m
         + s * torch.relu(x @ down.T @ up.T),
         "the adapter's output is divided by s": m + low / s,
+        "s is given: it need not be the paper's 4": m + 4 * low,
+        "the activation is another one: relu is asked": m + s * F.gelu(x @ down.T) @ up.T,
     }
     diagnose(got, right=m + s * low, mistakes=mistakes, tol=1e-4, what=what)
     if not close(answer(x, mlp, down, torch.zeros_like(up), s), m):
@@ -119,6 +121,9 @@ def gated_prefix(answer):
     g, one = (s * mask).sum(1) / real, torch.ones(3)
     mistakes = {
         "padding is counted: only tokens with mask 1 belong to the mean": made(s.mean(1)),
+        "padding still counts, as σ(b): leave it out of the mean, zeroing x is not enough": made(
+            torch.sigmoid((x * mask[..., None]) @ w + b).mean(1)
+        ),
         "the sum is divided by the whole length: divide by the number of real tokens": made((s * mask).mean(1)),
         "the mean comes before the sigmoid: take σ at each token, then the mean": made(
             torch.sigmoid(((x @ w + b) * mask).sum(1) / real)

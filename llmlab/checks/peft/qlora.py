@@ -167,7 +167,8 @@ def double_quantize(answer):
         raise Mistake("right for blocks of 16 and even levels, wrong for blocks of 256 and bitsandbytes' levels")
     if not close(answer(torch.full((5,), 3.0), levels, 4), torch.full((5,), 3.0)):
         raise Mistake(
-            "equal scales must come back as they are: nothing is left when the mean is subtracted; mind 0 / 0"
+            "equal scales must come back as they are: without their mean nothing is left, so c₂ is 0. Mind 0 / 0, and "
+            "let no stand-in for c₂ be multiplied back"
         )
 
 

@@ -34,6 +34,10 @@ def late(x, mlp, down, up, s):
     return mlp(x) + s * relu(x @ down.T @ up.T)
 
 
+def gelu(x, mlp, down, up, s):
+    return mlp(x) + s * torch.nn.functional.gelu(x @ down.T) @ up.T
+
+
 PARALLEL = [
     Wrong("parallel", beside(lambda x, m, a, s: m + a), "scale is missing"),
     Wrong("parallel", beside(lambda x, m, a, s: s * (m + a)), "s belongs to the adapter"),
@@ -43,6 +47,8 @@ PARALLEL = [
     Wrong("parallel", beside(lambda x, m, a, s: s * a), "MLP is missing"),
     Wrong("parallel", beside(lambda x, m, a, s: m), "adapter is missing"),
     Wrong("parallel", beside(lambda x, m, a, s: m + a / s), "divided by s"),
+    Wrong("parallel", beside(lambda x, m, a, s: m + 4.0 * a), "need not be the paper's 4"),
+    Wrong("parallel", gelu, "another one"),
     Wrong("parallel", after, "beside means"),
     Wrong("parallel", after_unscaled, "and the scale is missing"),
     Wrong("parallel", linear, "activation is missing"),
@@ -92,6 +98,11 @@ def right(z, mask, _):
     return (torch.sigmoid(z) * mask).sum(1) / mask.sum(1)
 
 
+def zeroed(x, w, b, mask, P_K, P_V):
+    g = sigmoid((x * mask[..., None]) @ w + b).mean(1)[:, None, None, None]
+    return g * P_K, g * P_V
+
+
 sigmoid = torch.sigmoid
 GATED = [
     Wrong("gated_prefix", gated(lambda z, m, _: sigmoid(z).mean(1)), "padding is counted"),
@@ -105,6 +116,7 @@ GATED = [
     Wrong("gated_prefix", gated(lambda z, m, _: sigmoid(z)[:, -1]), "last token"),
     Wrong("gated_prefix", gated(lambda z, m, _: sigmoid(z)[:, 0]), "first token"),
     Wrong("gated_prefix", gated(lambda z, m, _: (sigmoid(z) * m).sum(1)), "summed, not averaged"),
+    Wrong("gated_prefix", zeroed, "zeroing x is not enough"),
     Wrong("gated_prefix", gated(right, lambda g, k, v: (g * k, v + 0 * g)), "only the keys"),
     Wrong("gated_prefix", gated(right, lambda g, k, v: (k + 0 * g, g * v)), "only the values"),
     Wrong("gated_prefix", gated(right, lambda g, k, v: (g * v, g * k)), "swapped"),
