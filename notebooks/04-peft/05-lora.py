@@ -98,7 +98,10 @@ figure(
 # In the symbols of [Hu et al. 2021](https://arxiv.org/abs/2106.09685 "hu2021lora"), equation 3, with the scale of their
 # section 4.1:
 #
-# $$h = W_0 x + \Delta W x, \qquad \Delta W = \frac{\alpha}{r}\, B A, \qquad B \in \mathbb{R}^{d \times r},\; A \in \mathbb{R}^{r \times k}$$
+# $$\begin{gathered}
+# h = W_0 x + \Delta W x, \qquad \Delta W = \frac{\alpha}{r}\, B A, \\
+# B \in \mathbb{R}^{d \times r},\quad A \in \mathbb{R}^{r \times k}
+# \end{gathered}$$
 #
 # Three small decisions carry the method.
 #

@@ -86,7 +86,10 @@ figure(
 # In the symbols of [Zhang et al. 2023](https://arxiv.org/abs/2303.10512 "zhang2023adalora"), with $r_0$ triplets at the
 # start and $\lambda = 0$, so that step 0 is the pretrained model:
 #
-# $$h = W_0 x + \frac{\alpha}{r_0} P \Lambda Q\, x, \qquad R(P, Q) = \lVert P^\top P - I \rVert_F^2 + \lVert Q Q^\top - I \rVert_F^2$$
+# $$\begin{gathered}
+# h = W_0 x + \frac{\alpha}{r_0} P \Lambda Q\, x, \\
+# R(P, Q) = \lVert P^\top P - I \rVert_F^2 + \lVert Q Q^\top - I \rVert_F^2
+# \end{gathered}$$
 #
 # $\gamma R$ joins the loss and keeps the columns of $P$ and the rows of $Q$ near orthogonal and of length 1. Otherwise a
 # small $\lambda$ might hide behind a long row.
@@ -95,7 +98,11 @@ figure(
 # $I = |w \cdot \partial \mathcal{L}/\partial w|$. One batch is noisy, so average $I$ over time, and average how much it
 # wavers:
 #
-# $$\bar I \leftarrow \beta_1 \bar I + (1-\beta_1) I, \qquad \bar U \leftarrow \beta_2 \bar U + (1-\beta_2)\,|I - \bar I|, \qquad s = \bar I \cdot \bar U$$
+# $$\begin{gathered}
+# \bar I \leftarrow \beta_1 \bar I + (1-\beta_1) I, \\
+# \bar U \leftarrow \beta_2 \bar U + (1-\beta_2)\,|I - \bar I|, \\
+# s = \bar I \cdot \bar U
+# \end{gathered}$$
 #
 # A triplet's score is $S = s(\lambda) + \text{mean } s(P_{*}) + \text{mean } s(Q_{*})$. Wavering counts *for* a number:
 # what still moves has not yet shown what it is worth.
@@ -103,7 +110,10 @@ figure(
 # **How many may stay?** A budget for the whole model falls from $b_0$ to $b_T$ along a cube, fast at first and slowly
 # where it hurts, after $t_i$ steps of grace and before $t_f$ steps with the ranks fixed:
 #
-# $$b(t) = b_T + (b_0 - b_T)\left(1 - \frac{t - t_i}{T - t_i - t_f}\right)^3 \qquad t_i \le t < T - t_f$$
+# $$\begin{gathered}
+# b(t) = b_T + (b_0 - b_T)\left(1 - \frac{t - t_i}{T - t_i - t_f}\right)^3 \\
+# t_i \le t < T - t_f
+# \end{gathered}$$
 #
 # At each step the $b(t)$ best triplets of all layers keep their $\lambda$; the others' is set to 0. Their $P$ and $Q$ are
 # left alone, and this is the point of having triplets.

@@ -76,7 +76,10 @@ figure(
 # In the symbols of [Dettmers et al. 2023](https://arxiv.org/abs/2305.14314 "dettmers2023qlora"), with LoRA's letters for
 # the adapter:
 #
-# $$h = \text{doubleDequant}(c_1, c_2, W^{\text{NF4}})\, x + \frac{\alpha}{r} B A x$$
+# $$\begin{gathered}
+# h = \hat W x + \frac{\alpha}{r} B A x, \\
+# \hat W = \text{doubleDequant}(c_1, c_2, W^{\text{NF4}})
+# \end{gathered}$$
 #
 # where $c_2$ are the scales of the blocks, in 8 bits, and $c_1$ the scales of those. (Our code calls them $c$ and $c_2$.)
 #

@@ -92,7 +92,10 @@ figure(
 # [Liu et al. 2022](https://arxiv.org/abs/2205.05638 "liu2022fewshot") put such a vector at three places of a block. With $\odot$ for the
 # product element by element:
 #
-# $$\mathrm{softmax}\!\left(\frac{Q\,(l_k \odot K^\top)}{\sqrt{d_k}}\right)(l_v \odot V), \qquad \big(l_\mathrm{ff} \odot \gamma(W_1 x)\big)\, W_2$$
+# $$\begin{gathered}
+# \mathrm{softmax}\!\left(\frac{Q\,(l_k \odot K^\top)}{\sqrt{d_k}}\right)(l_v \odot V), \\
+# \big(l_\mathrm{ff} \odot \gamma(W_1 x)\big)\, W_2
+# \end{gathered}$$
 #
 # In a Llama that means: $l_k$ and $l_v$ scale the *outputs* of `k_proj` and `v_proj`, and $l_\mathrm{ff}$ scales the *input* of
 # `down_proj`. All start at 1, so step 0 is the pretrained model to the last bit. Four things to know:

@@ -103,7 +103,10 @@ figure(
 # **The vocabulary** is the widest matrix of all. Each rank has $V/p$ rows of the embedding and $V/p$ columns of the logits
 # $z$. The loss needs the largest logit, the sum of exponentials, and the target's logit:
 #
-# $$\ell = \log \sum_j e^{z_j - m} + (m - z_{\text{target}}), \qquad m = \max_j z_j .$$
+# $$\begin{gathered}
+# \ell = \log \sum_j e^{z_j - m} + (m - z_{\text{target}}), \\
+# m = \max_j z_j .
+# \end{gathered}$$
 #
 # Each of the three is a number a token, reduced over ranks. The logits stay where they are.
 
