@@ -56,6 +56,7 @@ def apply(
     Raises:
         ValueError: the adapter exists or has a bad name, or `model` is no Llama.
     """
+    bottleneck.blocks(model)  # raises where there are none
     d = model.config.hidden_size
     shape = bottleneck.Shape(d, config.bottleneck, config.activation, 1.0, config.init, config.dropout)
     return bottleneck.install(model, KINDS[config.kind], shape, config, adapter, generator)
@@ -145,8 +146,12 @@ def run_tasks(model: Llama, input_ids: Int[Tensor, "B T"], tasks: list[str], n: 
     For our Llama, which it takes apart into blocks. The adapter that was active is so again afterwards.
 
     Raises:
-        ValueError: a task without an adapter on the model, or n out of range.
+        ValueError: `model` is not our Llama, a task without an adapter on it, or n out of range.
     """
+    if not isinstance(model, Llama):
+        raise ValueError(
+            f"model is a {type(model).__name__}; run_tasks takes our Llama apart, llmlab.models.llama.Llama"
+        )
     for task in tasks:
         if task not in adapters(model):
             raise ValueError(f"tasks: {task!r} is not on the model; it has {adapters(model) or 'none'}")

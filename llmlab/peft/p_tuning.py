@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from llmlab.peft import label_head, prefixes, prompt_files, virtual_tokens
-from llmlab.peft.virtual_tokens import adapters, fold, remove, set_adapter, shape_of
+from llmlab.peft.virtual_tokens import adapters, embedding_of, fold, remove, set_adapter, shape_of
 
 __all__ = ["PTuningConfig", "adapters", "apply", "fold", "load", "num_parameters", "remove", "save", "set_adapter"]
 ENCODERS = ("MLP", "LSTM")
@@ -90,13 +90,13 @@ def apply(
     """Freeze `model` (ours or transformers' Llama) and put the encoder's tokens before its input.
 
     Raises:
-        ValueError: the adapter exists or has a bad name.
+        ValueError: the adapter exists or has a bad name, or `model` is no Llama.
     """
     d = shape_of(model).d
     encoder = PromptEncoder(d, config, generator)
     if config.num_labels:
         encoder.head = label_head.make_head(d, config.num_labels, config.per_token, generator)
-    return virtual_tokens.install(model, encoder.to(model.model.embed_tokens.weight.device), config, adapter)
+    return virtual_tokens.install(model, encoder.to(embedding_of(model).weight.device), config, adapter)
 
 
 def num_parameters(model: nn.Module, config: PTuningConfig) -> int:

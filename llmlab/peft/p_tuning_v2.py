@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from llmlab.peft import label_head, prefixes, prompt_files, virtual_tokens
-from llmlab.peft.virtual_tokens import adapters, fold, remove, set_adapter, shape_of
+from llmlab.peft.virtual_tokens import adapters, embedding_of, fold, remove, set_adapter, shape_of
 
 __all__ = ["PTuningV2Config", "adapters", "apply", "fold", "load", "num_parameters", "remove", "save", "set_adapter"]
 
@@ -65,7 +65,7 @@ def make_encoder(model: nn.Module, config: PTuningV2Config, generator: torch.Gen
         encoder = virtual_tokens.Table(torch.randn(p, shape.deep_width, generator=generator), deep=True)
     if config.num_labels:
         encoder.head = label_head.make_head(shape.d, config.num_labels, config.per_token, generator)
-    return encoder.to(model.model.embed_tokens.weight.device)
+    return encoder.to(embedding_of(model).weight.device)
 
 
 def apply(
@@ -74,7 +74,7 @@ def apply(
     """Freeze `model` (ours or transformers' Llama) and put prompts in every layer. With labels, it now gives (B, T, C).
 
     Raises:
-        ValueError: the adapter exists or has a bad name.
+        ValueError: the adapter exists or has a bad name, or `model` is no Llama.
     """
     virtual_tokens.check_new(model, adapter)
     return virtual_tokens.install(model, make_encoder(model, config, generator), config, adapter)

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from llmlab.peft import prefixes, prompt_files, virtual_tokens
-from llmlab.peft.virtual_tokens import adapters, fold, remove, set_adapter, shape_of
+from llmlab.peft.virtual_tokens import adapters, embedding_of, fold, remove, set_adapter, shape_of
 
 __all__ = ["PrefixTuningConfig", "adapters", "apply", "fold", "load", "num_parameters", "remove", "save", "set_adapter"]
 STARTS = ("random", "text", "zero")
@@ -55,7 +55,7 @@ class PrefixTuningConfig:
 
 def make_encoder(model: nn.Module, config: PrefixTuningConfig, generator: torch.Generator | None = None) -> nn.Module:
     """What makes P (p, 2·L·K·D) for `model`: a network or a table."""
-    shape, embed, p = shape_of(model), model.model.embed_tokens.weight, config.num_virtual_tokens
+    shape, embed, p = shape_of(model), embedding_of(model).weight, config.num_virtual_tokens
     d = shape.heads * shape.head_dim
     if config.projection:
         encoder = prefixes.PrefixMLP(p, d, config.hidden or d, shape.deep_width, generator)
@@ -76,7 +76,7 @@ def apply(
     """Freeze `model` (ours or transformers' Llama) and put a prefix before every layer's keys and values.
 
     Raises:
-        ValueError: the adapter exists or has a bad name.
+        ValueError: the adapter exists or has a bad name, or `model` is no Llama.
     """
     virtual_tokens.check_new(model, adapter)
     return virtual_tokens.install(model, make_encoder(model, config, generator), config, adapter)

@@ -42,11 +42,29 @@ class Shape:
 
 
 def shape_of(model: nn.Module) -> Shape:
-    """The sizes of `model`, from its config."""
-    c = model.config
+    """The sizes of `model`, from its config.
+
+    Raises:
+        ValueError: it has none.
+    """
+    c = getattr(model, "config", None)
+    if not hasattr(c, "hidden_size"):
+        raise ValueError(f"model is a {type(model).__name__} without sizes in a config: only a Llama is supported")
     head_dim = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
     heads = getattr(c, "num_key_value_heads", None) or c.num_attention_heads
     return Shape(c.hidden_size, c.num_hidden_layers, heads, head_dim)
+
+
+def embedding_of(model: nn.Module) -> nn.Embedding:
+    """The token embedding of our Llama or of transformers'.
+
+    Raises:
+        ValueError: `model` has no `model.embed_tokens`.
+    """
+    embedding = getattr(getattr(model, "model", None), "embed_tokens", None)
+    if embedding is None:
+        raise ValueError(f"model is a {type(model).__name__} without model.embed_tokens: only a Llama is supported")
+    return embedding
 
 
 def split(prefix: Float[Tensor, "p width"], layers: int, heads: int) -> list[Pair]:

@@ -57,7 +57,7 @@ def read(model: nn.Module, folder: str | Path, peft_type: str) -> tuple[dict, vi
     if head:
         table.head = label_head.make_head(shape.d, labels, bias="bias" in head)
         table.head.load_state_dict(head)
-    return settings, table.to(model.model.embed_tokens.weight.device)
+    return settings, table.to(virtual_tokens.embedding_of(model).weight.device)
 
 
 def labels_of(encoder: nn.Module) -> tuple[int | None, bool]:

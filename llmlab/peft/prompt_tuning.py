@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from llmlab.peft import prompt_files, virtual_tokens
-from llmlab.peft.virtual_tokens import adapters, fold, remove, set_adapter, shape_of
+from llmlab.peft.virtual_tokens import adapters, embedding_of, fold, remove, set_adapter, shape_of
 
 __all__ = ["PromptTuningConfig", "adapters", "apply", "fold", "load", "num_parameters", "remove", "save", "set_adapter"]
 STARTS = ("vocab", "text", "random")
@@ -73,9 +73,9 @@ def apply(
     """Freeze `model` (ours or transformers' Llama) and put a soft prompt before its input; it is active from now on.
 
     Raises:
-        ValueError: the adapter exists or has a bad name, or `init_tokens` are not in the vocabulary.
+        ValueError: the adapter exists or has a bad name, `init_tokens` are not in the vocabulary, or `model` is no Llama.
     """
-    prompt = start(model.model.embed_tokens.weight, config, generator)
+    prompt = start(embedding_of(model).weight, config, generator)
     return virtual_tokens.install(model, virtual_tokens.Table(prompt), config, adapter)
 
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from llmlab.models.llama import Llama
 from llmlab.peft import prefixes, walk
 from llmlab.peft.label_head import LabelHead
-from llmlab.peft.prefixes import shape_of
+from llmlab.peft.prefixes import embedding_of, shape_of
 
 NAME = "virtual_tokens"
 
@@ -86,13 +86,25 @@ class VirtualTokens(walk.Wrapper):
 
     def after(self, model: nn.Module, args: tuple, kwargs: dict, output: object) -> object:
         """Forward hook: with `labels` the last virtual token predicts the first real one; drop its logits again."""
-        if kwargs.get("labels") is not None and kwargs.get("inputs_embeds") is not None and self.encoder is not None:
-            output.logits = output.logits[:, 1:]
+        if kwargs.get("labels") is None or kwargs.get("inputs_embeds") is None or self.encoder is None:
+            return output
+        if isinstance(output, tuple):  # return_dict=False: (loss, logits, …)
+            return (output[0], output[1][:, 1:], *output[2:])
+        output.logits = output.logits[:, 1:]
         return output
 
 
 def rewrite(model: nn.Module, encoder: nn.Module, call: dict) -> dict:
-    """The keyword arguments of a call, with the virtual tokens of `encoder` in it."""
+    """The keyword arguments of a call, with the virtual tokens of `encoder` in it.
+
+    Raises:
+        ValueError: a prefix on a model that recomputes its layers, which leaves it no cache to live in.
+    """
+    if encoder.deep and model.training and any(getattr(m, "gradient_checkpointing", False) for m in model.modules()):
+        raise ValueError(
+            "model has gradient_checkpointing=True: transformers then runs its layers without a cache, which is where a "
+            "prefix lives; turn it off, or take prompt tuning or P-Tuning, which need none"
+        )
     vectors = encoder()
     p, cache_name = len(vectors), "cache" if isinstance(model, Llama) else "past_key_values"
     cache = call.get(cache_name)
@@ -105,7 +117,7 @@ def rewrite(model: nn.Module, encoder: nn.Module, call: dict) -> dict:
     if length:
         return call
     given = call["inputs_embeds"] if call.get("input_ids") is None else call["input_ids"]
-    shape, dtype = shape_of(model), model.model.embed_tokens.weight.dtype
+    shape, dtype = shape_of(model), embedding_of(model).weight.dtype
     pairs = prefixes.split(vectors.to(dtype), shape.layers, shape.heads)
     return {**call, cache_name: prefixes.fill(cache, pairs, len(given), transformers=cache_name != "cache")}
 
@@ -113,7 +125,7 @@ def rewrite(model: nn.Module, encoder: nn.Module, call: dict) -> dict:
 def _shallow(model: nn.Module, prompt: Float[Tensor, "p d"], call: dict) -> dict:
     """The call with `inputs_embeds` of p + T tokens and logits for the T real ones (one more where labels are given)."""
     ids, embeds = call.pop("input_ids", None), call.get("inputs_embeds")
-    embeds = model.model.embed_tokens(ids) if embeds is None else embeds
+    embeds = embedding_of(model)(ids) if embeds is None else embeds
     T, keep = embeds.shape[1], call.get("logits_to_keep", 0)
     call["inputs_embeds"] = prepend(prompt, embeds)
     if call.get("position_ids") is not None:
@@ -201,7 +213,7 @@ def of_text(model: nn.Module, ids: tuple[int, ...]) -> Float[Tensor, "p width"]:
     """A text's own keys and values, computed by the plain base even where an adapter is active."""
     active = model.virtual_tokens.active if adapters(model) else None
     set_adapter(model, None)
-    prefix = prefixes.of_tokens(model, torch.tensor(ids, device=model.model.embed_tokens.weight.device))
+    prefix = prefixes.of_tokens(model, torch.tensor(ids, device=embedding_of(model).weight.device))
     set_adapter(model, active)
     return prefix
 

@@ -53,7 +53,7 @@ for part, size in bill.items():
 print(f"{'together':15}{sum(bill.values()) / 1e9:>7.1f} GB; an H100 has 80 GB")
 
 # %% [markdown]
-# One short text, a batch of one, and the run does not fit on one of the largest GPUs. Only the first line is the model.
+# One text, a batch of one, and the run does not fit on one of the largest GPUs. Only the first line is the model.
 # Everything else is there because it trains. (Activations can be recomputed instead of kept, at the price of one more
 # forward pass; the other lines cannot.) And when the training is over, each task leaves a full copy of the model on disk.
 #
@@ -83,7 +83,9 @@ print(f"activations: {small / 1e9:.1f} GB instead of {bill['activations'] / 1e9:
 # neither. But look at the last line. The activations shrank as well, and the reason is worth a minute. A linear
 # $y = Wx + b$ that receives the gradient $g$ from above has three gradients to compute:
 #
-# $$\frac{\partial L}{\partial W} = g\,x^\top, \qquad \frac{\partial L}{\partial b} = g, \qquad \frac{\partial L}{\partial x} = W^\top g$$
+# $$\begin{gathered}
+# \frac{\partial L}{\partial W} = g\,x^\top, \quad \frac{\partial L}{\partial b} = g, \quad \frac{\partial L}{\partial x} = W^\top g
+# \end{gathered}$$
 #
 # Only the first one needs the input $x$. Freeze $W$, and $x$ need not be kept; train $b$, and nothing needs to be kept for
 # it. What remains belongs to the norms, to attention and to the SwiGLU product, which multiply activations by activations.
@@ -140,7 +142,10 @@ figure(
 # we *add* a bias, which starts at 0, and the method moves from the second group into the first. To keep the base
 # untouched in both cases, our code freezes $b$ if there is one and trains a change $\beta$ beside it:
 #
-# $$h = W x + b + \beta, \qquad \beta = 0 \text{ at the start}, \qquad \frac{\partial L}{\partial \beta} = \frac{\partial L}{\partial b}$$
+# $$\begin{gathered}
+# h = W x + b + \beta, \qquad \beta = 0 \text{ at the start}, \\
+# \frac{\partial L}{\partial \beta} = \frac{\partial L}{\partial b}
+# \end{gathered}$$
 
 # %% [markdown]
 # ## The code
@@ -431,14 +436,15 @@ def draw(model, tokens):
         for (label, color), size in zip(PARTS.items(), parts, strict=True):
             ax.barh(row, size / 1e9, left=left, color=color, height=0.55, label=label if row == 0 else None)
             left += size / 1e9
-        ax.text(left, row, f" {left:.0f} GB", va="center")
+        ax.text(left, row, f" {left:.0f} GB", va="center", bbox={"facecolor": "#fdfdfb", "edgecolor": "none", "pad": 1})
     ax.axvline(80, color="#22262b", linestyle="--", linewidth=1)
     ax.set_yticks([0, 1], labels=["all weights", "biases"])
     ax.set(
         xlabel="GB; the dashed line is one 80 GB GPU", xlim=(0, max(100, 1.2 * sum(counted[model, tokens][0]) / 1e9))
     )
     ax.invert_yaxis()
-    ax.legend(fontsize=8, ncols=2, loc="lower right", frameon=True, framealpha=1, edgecolor="none")
+    tight = {"handlelength": 0.9, "handletextpad": 0.4, "columnspacing": 0.9, "fontsize": 11}
+    fig.legend(*ax.get_legend_handles_labels(), loc="outside upper left", ncols=4, **tight)
     return fig
 
 

@@ -103,7 +103,10 @@ figure(
 # **Prefix tuning** ([Li and Liang 2021](https://arxiv.org/abs/2101.00190 "li2021prefix")) trains the activations
 # themselves. All that attention in layer $l$ reads of an earlier token is a key and a value, so
 #
-# $$K^{(l)} \leftarrow [P_K^{(l)}; K^{(l)}], \qquad V^{(l)} \leftarrow [P_V^{(l)}; V^{(l)}], \qquad P = \mathrm{MLP}(P')$$
+# $$\begin{gathered}
+# K^{(l)} \leftarrow [P_K^{(l)}; K^{(l)}], \quad V^{(l)} \leftarrow [P_V^{(l)}; V^{(l)}], \\
+# P = \mathrm{MLP}(P')
+# \end{gathered}$$
 #
 # Three details are easy to get wrong.
 #
@@ -445,8 +448,9 @@ for p, paper in [(20, 11_135_414_272), (50, 11_137_380_352), (100, 11_135_741_95
     )
 
 # %% [markdown]
-# All of the table follows from $p \cdot d$ except two slips of the pen: 10,420 for 20 · 512, whose digits were swapped, and
-# one total that does not grow evenly with its neighbours. Next the numbers that `peft`'s documentation prints for BLOOMZ-560M
+# All 30 rows of the table follow from $p \cdot d$ but for three slips of the pen: 10,420 for 20 · 512, whose digits were swapped; one
+# total that does not grow evenly with its neighbours; and, in its last column, 0.01907% for 102,400 of 783,252,480, which is 0.01307%.
+# Next the numbers that `peft`'s documentation prints for BLOOMZ-560M
 # (24 layers, width 1,024, no GQA), and the 0.1% of Li and Liang's abstract, where the question is how long a prefix that is.
 
 # %%
@@ -472,7 +476,8 @@ print(
 # ```
 #
 # The price of the small file: unlike LoRA, nothing can be merged. Each request carries its virtual tokens through every layer, and their
-# keys and values stay in the cache.
+# keys and values stay in the cache. And one trap: to save memory, one recomputes layers instead of keeping activations, and `transformers`
+# then turns its cache off, in which a prefix lives. `peft` refuses to train a prefix that way, and so do we; a soft prompt does not mind.
 
 # %%
 print(

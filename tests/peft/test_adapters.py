@@ -230,8 +230,8 @@ def test_a_bad_setting_is_named(change, message):
 
 
 def test_bad_calls_are_named(llama):
-    with pytest.raises(ValueError, match=r"without model\.layers"):
-        bottleneck.blocks(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"is a Linear without model\.layers"):
+        adapters.apply(nn.Linear(2, 2), CONFIGS["houlsby"])
     adapters.apply(llama, CONFIGS["houlsby"])
     with pytest.raises(ValueError, match="'default' exists already"):
         adapters.apply(llama, CONFIGS["houlsby"])
@@ -244,3 +244,5 @@ def test_bad_calls_are_named(llama):
         adapters.drop(llama, 3)
     with pytest.raises(ValueError, match="'x' is not on the model"):
         adapters.run_tasks(llama, torch.zeros(1, 2, dtype=torch.long), ["x"], 0)
+    with pytest.raises(ValueError, match="model is a LlamaForCausalLM; run_tasks takes our Llama apart"):
+        adapters.run_tasks(adapters.apply(make_hf(), CONFIGS["houlsby"]), torch.zeros(1, 2, dtype=torch.long), ["x"], 0)

@@ -69,6 +69,8 @@ def test_transformers_own_loss_is_peft_s(name, tokens):
     out = ours(tokens, labels=labels)
     torch.testing.assert_close(out.loss, theirs(tokens, labels=labels).loss, rtol=0, atol=1e-5)
     torch.testing.assert_close(out.logits, ours(tokens).logits, rtol=0, atol=0)
+    loss, logits = ours(tokens, labels=labels, return_dict=False)[:2]  # the same, as a tuple
+    assert torch.equal(loss, out.loss) and torch.equal(logits, out.logits)
 
 
 @cases
@@ -193,7 +195,32 @@ def test_a_four_dimensional_mask_is_refused(tokens):
         model(tokens, attention_mask=torch.ones(3, 1, 7, 7))
 
 
+def test_what_is_no_llama_is_named():
+    for module, config, _, _ in CASES.values():
+        with pytest.raises(ValueError, match=r"model is a Linear without .*: only a Llama is supported"):
+            module.apply(torch.nn.Linear(2, 2), config)
+
+
 # Training, folding, removing ----------------------------------------------------------------------------------------
+
+
+@cases
+def test_recomputed_layers_have_no_cache_for_a_prefix(name, tokens):
+    """transformers drops the cache where it recomputes layers: soft prompts need none, a prefix must not vanish."""
+    model, encoder = build(name, "transformers")
+    before = loss_of(logits_of(model, tokens), tokens)
+    before.backward()
+    gradients = [p.grad.clone() for p in encoder.parameters()]
+    model.zero_grad()
+    model.train().activation_checkpointing_enable()
+    if encoder.deep:
+        with pytest.raises(ValueError, match="model has gradient_checkpointing=True"):
+            model(tokens)
+        return
+    after = loss_of(logits_of(model, tokens), tokens)
+    after.backward()
+    torch.testing.assert_close(after, before, rtol=0, atol=1e-6)
+    torch.testing.assert_close([p.grad for p in encoder.parameters()], gradients, rtol=0, atol=1e-6)
 
 
 @kinds

@@ -76,6 +76,7 @@ def fuse(answer):
 
     values, soft = z @ V.T, torch.softmax(scores, -1)
     transposed = torch.softmax(((x @ Q)[..., None, :] * (z @ K)).sum(-1), -1)
+    exchanged = torch.softmax(((x @ K.T)[..., None, :] * (z @ Q.T)).sum(-1), -1)
     mistakes = {
         "the scores are divided by √d: AdapterFusion does not scale them": mix(
             torch.softmax(scores / d**0.5, -1), values
@@ -93,6 +94,11 @@ def fuse(answer):
         ),
         "a matrix is transposed: weights are stored as (out, in), so multiply with Q.T, K.T and V.T": mix(
             transposed, z @ V
+        ),
+        "Q and K are exchanged: x asks with Q, and the adapters' outputs answer with K": mix(exchanged, values),
+        "the values are z @ K.T: K makes the keys, V the values": mix(soft, z @ K.T),
+        "each weight is a sigmoid of its score: a softmax lets the adapters compete": mix(
+            torch.sigmoid(scores), values
         ),
         "V is transposed: weights are stored as (out, in), so multiply with V.T": mix(soft, z @ V),
         "x is added: fuse gives only what is added to the stream": x + mix(soft, values),

@@ -108,11 +108,10 @@ def labelling_loss(answer):
         "the loss is in bits: take the natural logarithm": each.sum() / kept.sum() / torch.log(torch.tensor(2.0)),
     }  # fmt: skip
     diagnose(got, right=each.sum() / kept.sum(), mistakes=mistakes, what=what)
-    odd = torch.randn(1, 5, 2) * 100  # large scores: softmax first and a logarithm after would overflow
-    if not close(
-        answer(odd, torch.tensor([[0, 1, 1, -100, 0]])), F.cross_entropy(odd[0], torch.tensor([0, 1, 1, -100, 0]))
-    ):
-        raise Mistake("right for small scores and 4 labels, wrong for large scores and 2: is it `log_softmax`?")  # fmt: skip
+    odd = torch.tensor([[[0.0, 150.0], [40.0, 50.0], [-90.0, 70.0], [1.0, 2.0], [99.0, 0.0]]]) + torch.randn(1, 5, 2)
+    few = torch.tensor([[0, 1, 1, -100, 1]])  # softmax gives 0 for a label 150 below another: its logarithm is lost
+    if not close(answer(odd, few), F.cross_entropy(odd[0], few[0])):
+        raise Mistake("right for small scores and 4 labels, wrong for large scores and 2: is it `log_softmax`?")
 
 
 def _with_label(scores: Tensor, labels: Tensor, label: int) -> Tensor:

@@ -93,6 +93,15 @@ def value_transposed(x, z, Q, K, V):
     return (s[..., None] * (z @ V)).sum(-2)
 
 
+def exchanged(x, z, Q, K, V):
+    s = torch.softmax(((x @ K.T)[..., None, :] * (z @ Q.T)).sum(-1), -1)
+    return (s[..., None] * (z @ V.T)).sum(-2)
+
+
+def keys_as_values(x, z, Q, K, V):
+    return no_value(x, z, Q, K, V) @ K.T
+
+
 def weights_only(x, z, Q, K, V):
     return torch.softmax(((x @ Q.T)[..., None, :] * (z @ K.T)).sum(-1), -1)
 
@@ -111,6 +120,9 @@ FUSE = [
     Wrong("fuse", no_query, "query matrix is not used"),
     Wrong("fuse", transposed, "a matrix is transposed"),
     Wrong("fuse", value_transposed, "V is transposed"),
+    Wrong("fuse", exchanged, "Q and K are exchanged"),
+    Wrong("fuse", keys_as_values, "K makes the keys, V the values"),
+    Wrong("fuse", fused(s=torch.sigmoid), "a sigmoid of its score"),
     Wrong("fuse", weights_only, "shape"),
 ]
 

@@ -149,6 +149,11 @@ def unstable(scores, labels):
     return -(e / e.sum(-1, keepdim=True)).gather(-1, labels[kept][:, None]).log().mean()
 
 
+def logarithm_of_softmax(scores, labels):
+    kept = labels != -100
+    return -scores.softmax(-1)[kept].gather(-1, labels[kept][:, None]).log().mean()
+
+
 def minus_100_as_index(scores, labels):
     return -scores.log_softmax(-1).gather(-1, labels[..., None]).mean()
 
@@ -165,6 +170,7 @@ LOSS = [
     Wrong("labelling_loss", without_softmax, "softmax is missing"),
     Wrong("labelling_loss", twice, "applied twice"),
     Wrong("labelling_loss", unstable, "wrong for large scores"),
+    Wrong("labelling_loss", logarithm_of_softmax, "is it `log_softmax`"),
     Wrong("labelling_loss", minus_100_as_index, "index"),
 ]
 
