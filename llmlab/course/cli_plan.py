@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as jsonlib
 from dataclasses import asdict, replace
+from math import isfinite
 from pathlib import Path
 from typing import Annotated
 
@@ -38,7 +39,7 @@ def shape_of(model: str):
         return shapes.gpt(*GPTS[model])
     if model.startswith("gpt:"):
         numbers = model[4:].split(",")
-        if len(numbers) == 3 and all(n.isdigit() and int(n) for n in numbers):
+        if len(numbers) == 3 and all(n.isascii() and n.isdigit() and int(n) for n in numbers):
             return shapes.gpt(*map(int, numbers))
         raise ValueError(f"MODEL={model!r}: write gpt:LAYERS,HIDDEN,HEADS, as in gpt:96,12288,96")
     if Path(model).is_file():
@@ -54,6 +55,8 @@ def _from_file(file: Path):
 
     try:
         config = jsonlib.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError(f"it holds a {type(config).__name__}, not settings by name")
         if config.get("model_type") != "mixtral":
             return shapes.llama(config_from_hf(config))
         dense = shapes.llama(config_from_hf(config | {"model_type": "mistral"}))
@@ -83,6 +86,9 @@ def plan(
     from llmlab.parallelism import machines, planner
     from llmlab.parallelism.plan import Job
 
+    for name, value in (("tokens", tokens), ("price", price), ("memory", memory), ("network", network)):
+        if value is not None and not isfinite(value):
+            stop(f"--{name} {value} must be a finite number", 2)
     changes = {"memory": memory and memory * 1e9, "network": network and network * 1e9, "efficiency": efficiency}
     try:
         on = machines.machine(machine, **{name: value for name, value in changes.items() if value is not None})

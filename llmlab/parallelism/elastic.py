@@ -6,7 +6,8 @@
 
 A run with k steps between checkpoints loses k/2 steps on average for each failure. Nothing else is lost if a step depends only on
 its number, the weights and the optimizer: data must be drawn by step, not by "where the loader happens to be".
-A checkpoint is written under another name and renamed when it is complete, so a rank that dies while writing leaves none behind.
+A checkpoint is written under another name and renamed when it is complete: who dies while writing leaves a file that nobody reads,
+and that the next `save` removes.
 """
 
 from __future__ import annotations
@@ -33,9 +34,12 @@ def save(folder: Path | str, step: int, model: nn.Module, optimizer: torch.optim
     folder.mkdir(parents=True, exist_ok=True)
     target, unfinished = folder / f"step-{step:08}.pt", folder / f".step-{step:08}.{os.getpid()}"
     torch.save({"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}, unfinished)
+    with open(unfinished, "rb") as file:
+        os.fsync(file.fileno())  # or the new name may reach the disk before the bytes do
     os.replace(unfinished, target)  # at once, on one file system
-    for old in sorted(folder.glob("step-*.pt"))[:-keep]:
-        old.unlink()
+    left_by_the_dead, too_old = folder.glob(".step-*"), sorted(folder.glob("step-*.pt"))[:-keep]
+    for file in [*left_by_the_dead, *too_old]:
+        file.unlink()
     return target
 
 
@@ -79,12 +83,17 @@ def lost_share(every: float, writing: float, mean_time_between_failures: float, 
 
     It is smallest at every = sqrt(2 · writing · MTBF) (Young 1974, https://doi.org/10.1145/361147.361115).
     """
-    for name, value in (("every", every), ("mean_time_between_failures", mean_time_between_failures)):
-        if value <= 0:
-            raise ValueError(f"{name}={value} must be above 0 seconds")
+    _positive(every=every, mean_time_between_failures=mean_time_between_failures)
     return writing / every + (every / 2 + restart) / mean_time_between_failures
 
 
 def best_interval(writing: float, mean_time_between_failures: float) -> float:
     """Young's interval between checkpoints, in seconds."""
+    _positive(writing=writing, mean_time_between_failures=mean_time_between_failures)
     return (2 * writing * mean_time_between_failures) ** 0.5
+
+
+def _positive(**seconds: float) -> None:
+    for name, value in seconds.items():
+        if value <= 0:
+            raise ValueError(f"{name}={value} must be above 0 seconds")

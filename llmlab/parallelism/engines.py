@@ -51,7 +51,13 @@ def batch(step: int) -> tuple[Tensor, Tensor]:
 
 
 def shard(step: int, comm: Communicator) -> tuple[Tensor, Tensor]:
-    """This rank's sequences."""
+    """This rank's sequences.
+
+    Raises:
+        ValueError: they do not divide over the ranks; the mean of the ranks' means would be another loss.
+    """
+    if BATCH % comm.size:
+        raise ValueError(f"{BATCH} sequences must be a multiple of the {comm.size} ranks")
     x, y = batch(step)
     return x.chunk(comm.size)[comm.rank], y.chunk(comm.size)[comm.rank]
 

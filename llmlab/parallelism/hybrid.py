@@ -129,16 +129,16 @@ class Hybrid:
     def load(self, folder: Path | str, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Read this rank's part of a checkpoint of any split, Adam's averages too if an optimizer is given."""
         places = {name: self._source(name, at) for name, at in self.pieces().items()}
-        state = load(folder, dict(places.values()))
+        wanted, kinds = dict(places.values()), ("step", "exp_avg", "exp_avg_sq") if optimizer else ()
+        for source, at in places.values():
+            wanted |= {f"optimizer.{k}.{source}": Piece((1,), 0, 0, 1, 1) if k == "step" else at for k in kinds}
+        state = load(folder, wanted)
         for name, w in self.named_parameters():
-            source, at = places[name]
+            source, _ = places[name]
             w.data.copy_(state[source])
             if optimizer is not None:
-                averages = load(folder, {f"optimizer.{kind}.{source}": at for kind in ("exp_avg", "exp_avg_sq")})
-                step = f"optimizer.step.{source}"
-                taken = load(folder, {step: Piece((1,), 0, 0, 1, 1)})[step].view(())
-                kinds = {name.split(".")[1]: x for name, x in averages.items()}
-                optimizer.state[w] = {"step": taken, **kinds}
+                mine = {k: state[f"optimizer.{k}.{source}"].clone() for k in kinds}  # two stages may share a source
+                optimizer.state[w] = mine | {"step": mine["step"].view(())}
 
     def _source(self, name: str, at: Piece) -> tuple[str, Piece]:
         tied = name == "lm_head.weight" and self.pipe.stages[0].config.tie_word_embeddings

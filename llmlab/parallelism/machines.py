@@ -37,9 +37,13 @@ class Machine:
         if not 0 < self.efficiency <= 1:
             raise ValueError(f"efficiency={self.efficiency} must be above 0 and at most 1")
 
-    def wire(self, span: int) -> Link:
-        """The link that a group spanning `span` consecutive devices is limited by."""
-        return Link(self.latency, self.link if span <= self.node else self.network)
+    def wire(self, span: int, devices: int | None = None) -> Link:
+        """The link that groups of `span` consecutive devices are limited by, out of `devices` (None: there is one group).
+
+        The slowest group counts: threes in nodes of eight are 0–2, 3–5, 6–8, and the third lies in two nodes.
+        """
+        inside = self.node % span == 0 or (devices or span) <= self.node
+        return Link(self.latency, self.link if inside else self.network)
 
 
 # fmt: off

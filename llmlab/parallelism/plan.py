@@ -5,7 +5,8 @@
                                                ep  ranks that share the experts, out of dp · cp
 
 Devices are numbered with tp innermost, then cp, dp, pp: a group along an axis spans (its stride · its size) devices, and
-runs at NVLink's speed if that fits into a node. What a plan costs: `plan_memory`, `plan_time`; the search: `planner`.
+runs at NVLink's speed if every such group lies inside a node. What a plan costs: `plan_memory`, `plan_time`; the search:
+`planner`.
 """
 
 from __future__ import annotations
@@ -93,6 +94,10 @@ def misfits(job: Job, plan: Plan) -> list[str]:
     found += [f"{n} {what} are not a multiple of {by} = {k}" for n, k, what, by in uneven if n % k]
     if plan.tp > x.kv_heads:
         found.append(f"{x.kv_heads} key/value heads are fewer than tp = {plan.tp}")
+    elif x.kv_heads % plan.tp:
+        found.append(f"{x.kv_heads} key/value heads are not a multiple of tp = {plan.tp}")
+    if plan.sequence and job.seq % (plan.tp * plan.cp):
+        found.append(f"{job.seq} tokens of a sequence are not a multiple of tp · cp = {plan.tp * plan.cp}")
     if plan.sequence and plan.tp == 1:
         found.append("sequence parallelism cuts along tp, which is 1")
     if plan.chunks > 1 and (plan.pp == 1 or microbatches(job, plan) % plan.pp):

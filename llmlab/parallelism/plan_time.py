@@ -27,7 +27,9 @@ TRAFFIC = 5.0  # written, read forward, read backward, and its gradient written 
 
 
 @lru_cache(maxsize=4096)
-def _layer_seconds(job: Job, tp: int, cp: int, microbatch: int, sequence: bool, recompute: str) -> dict[str, float]:
+def _layer_seconds(
+    job: Job, tp: int, cp: int, microbatch: int, sequence: bool, recompute: str, devices: int
+) -> dict[str, float]:
     """Forward and backward of one layer and one microbatch on one device, by kind."""
     x, machine, n = job.shape, job.machine, job.seq * microbatch / cp
     products, scores = layer_flops(x, job.seq)
@@ -39,9 +41,9 @@ def _layer_seconds(job: Job, tp: int, cp: int, microbatch: int, sequence: bool, 
         "elementwise": TRAFFIC * touched * (4 / 3 if recompute == "full" else 1) / machine.bandwidth,
     }
     rounds = 6 if recompute == "full" else 4  # all-reduces, or pairs of all-gather and reduce-scatter
-    times["tensor"] = rounds * cost.seconds("all_reduce", tp, 2 * n * x.hidden, machine.wire(tp))
+    times["tensor"] = rounds * cost.seconds("all_reduce", tp, 2 * n * x.hidden, machine.wire(tp, devices))
     hops = (cp - 1) * (3 if recompute != "full" else 4)  # K and V forward, K and V and their gradients backward
-    ring = hops * cost.seconds("all_gather", 2, 2 * 2 * n * 2 * x.kv / tp, machine.wire(tp * cp))
+    ring = hops * cost.seconds("all_gather", 2, 2 * 2 * n * 2 * x.kv / tp, machine.wire(tp * cp, devices))
     times["context"] = max(0.0, ring - times["products"] * scores / (products + scores))  # it hides behind attention
     return times
 
@@ -50,7 +52,7 @@ def seconds(job: Job, plan: Plan) -> dict[str, float]:
     """Seconds of a step by kind. "bubble" is the pipeline's waiting."""
     x, machine, p = job.shape, job.machine, plan.pp
     m, layers = microbatches(job, plan), x.layers / p
-    layer = _layer_seconds(job, plan.tp, plan.cp, plan.microbatch, plan.sequence, plan.recompute)
+    layer = _layer_seconds(job, plan.tp, plan.cp, plan.microbatch, plan.sequence, plan.recompute, plan.devices)
     n = job.seq * plan.microbatch / plan.cp
     head = n * 6.0 * x.vocab * x.hidden / plan.tp / (machine.flops * machine.efficiency)
     slowest = {kind: layers * t for kind, t in layer.items()}
@@ -58,7 +60,7 @@ def seconds(job: Job, plan: Plan) -> dict[str, float]:
     if x.experts and plan.ep > 1:
         moved = 2 * n * x.top_k * x.hidden / (plan.tp if plan.sequence else 1)
         span = plan.tp * plan.cp * plan.ep
-        slowest["experts"] = layers * 4 * cost.seconds("all_to_all", plan.ep, moved, machine.wire(span))
+        slowest["experts"] = layers * 4 * cost.seconds("all_to_all", plan.ep, moved, machine.wire(span, plan.devices))
     micro = sum(slowest.values())
     times = {kind: m * t for kind, t in slowest.items()}
     times["bubble"] = (p - 1) / plan.chunks * micro
@@ -72,7 +74,7 @@ def _update_seconds(job: Job, plan: Plan, forward_and_backward: float) -> dict[s
     """The gradients' way, as far as no backward pass hides it, and Adam."""
     shared, experts = stage_parameters(job.shape, plan, 0)
     replicas, m = plan.dp * plan.cp, microbatches(job, plan)
-    wire = job.machine.wire(plan.tp * replicas)
+    wire = job.machine.wire(plan.tp * replicas, plan.devices)
     owners = replicas // plan.ep  # ranks with the same experts
     if plan.zero == 3:  # each microbatch gathers weights twice and scatters gradients
         rounds = 2 * [("all_gather", 2)] + [("reduce_scatter", plan.grad_bytes)]

@@ -101,7 +101,8 @@ def load(folder: Path | str, wanted: Mapping[str, Piece]) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: there is no checkpoint in `folder`.
-        ValueError: a tensor is missing or not whole in the checkpoint, or has another shape than is wanted.
+        ValueError: a tensor is missing or not whole in the checkpoint, has another shape than is wanted, or two files disagree about
+            it: then some of them are of an earlier split that was saved in the same folder.
     """
     from safetensors import safe_open
 
@@ -121,8 +122,12 @@ def load(folder: Path | str, wanted: Mapping[str, Piece]) -> dict[str, Tensor]:
             with safe_open(file, "pt") as f:
                 part = _read(f.get_slice(name), at, low, high)
             out = torch.zeros(_shape(want), dtype=part.dtype) if out is None else out
-            out.narrow(want.dim, low - want.start, high - low).copy_(part)
-            filled[low - want.start : high - want.start] = True
+            place, twice = (x.narrow(d, low - want.start, high - low) for x, d in ((out, want.dim), (filled, 0)))
+            at_both = twice.nonzero().flatten()
+            if not torch.equal(*(x.index_select(want.dim, at_both) for x in (place, part))):
+                raise ValueError(f"{name} in {file.name} is not what another file says: use a folder for each save")
+            place.copy_(part)
+            twice.fill_(True)
         if not filled.all():
             raise ValueError(
                 f"{name}: the checkpoint {folder} lacks {int((~filled).sum())} of its {want.length} entries"

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from llmlab.parallelism.communicator import Communicator
 from llmlab.parallelism.sequence_shards import schedule
-from llmlab.parallelism.softmax_merge import attend, attend_backward, merge
+from llmlab.parallelism.softmax_merge import attend, attend_backward, merge, wide
 
 
 def shift(comm: Communicator, x: Tensor, tag: int = 0) -> Callable[[], Tensor]:
@@ -116,8 +116,8 @@ class _Ring(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor, ring: RingAttention) -> Tensor:
         comm, kv = ring.comm, torch.stack([k, v])  # (2, B, K, Tr, D): one message a hop
-        out = torch.zeros_like(q, dtype=torch.float32)
-        lse = torch.full(q.shape[:3], -torch.inf, device=q.device)
+        out = torch.zeros_like(wide(q))
+        lse = torch.full_like(out[..., 0], -torch.inf)
         coming = _next(comm, kv, 0)
         for step, source in ring.steps(cost=1.0):
             for rows, keys, q_pos, k_pos in ring.tiles(source):
@@ -132,11 +132,11 @@ class _Ring(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         q, k, v, out, lse = ctx.saved_tensors
         ring, comm, kv = ctx.ring, ctx.ring.comm, torch.stack([k, v])
-        do = grad.float()
+        do = wide(grad)
         delta, dq = (do * out).sum(-1), torch.zeros_like(out)  # (B, H, Tr), (B, H, Tr, D)
         coming, home = _next(comm, kv, 0), None
         for step, source in ring.steps(cost=2.5):
-            dkv = torch.zeros_like(kv, dtype=torch.float32)
+            dkv = torch.zeros_like(wide(kv))
             for rows, keys, q_pos, k_pos in ring.tiles(source):
                 mine = q[:, :, rows], *kv[:, :, :, keys], do[:, :, rows], lse[:, :, rows], delta[:, :, rows]
                 dq_, dk, dv = attend_backward(*mine, q_pos, k_pos, ring.causal)

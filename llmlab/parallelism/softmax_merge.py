@@ -1,6 +1,6 @@
 """Attention in pieces: a softmax over some of the keys, and how two of them become one.
 
-Let S be the scores of a query and A a set of keys. A piece of attention is a pair, both in fp32:
+Let S be the scores of a query and A a set of keys. A piece of attention is a pair, both in fp32 at least:
 
     o_A = Σ_{j ∈ A} e^{S_j − ℓ_A} v_j          ℓ_A = log Σ_{j ∈ A} e^{S_j}          (lse, the log-sum-exp)
 
@@ -24,13 +24,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
+def wide(x: Tensor) -> Tensor:
+    """In fp32 at least: there a softmax in pieces is merged, whatever the model computes in."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def _grouped(q: Float[Tensor, "B H T D"], K: int) -> Float[Tensor, "B K G T D"]:
-    return q.unflatten(1, (K, -1)).float()  # (B, K·G, T, D) → (B, K, G, T, D): head h uses key head h // G
+    return wide(q).unflatten(1, (K, -1))  # (B, K·G, T, D) → (B, K, G, T, D): head h uses key head h // G
 
 
 def _scores(q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor, causal: bool) -> Float[Tensor, "B K G T S"]:
     """Q Kᵀ / √D, −∞ where a key is later than the query."""
-    S = _grouped(q, k.shape[1]) @ k.float()[:, :, None].transpose(-1, -2) * q.shape[-1] ** -0.5
+    S = _grouped(q, k.shape[1]) @ wide(k)[:, :, None].transpose(-1, -2) * q.shape[-1] ** -0.5
     later = k_pos.to(S.device) > q_pos.to(S.device)[:, None]  # (T, S)
     return S.masked_fill(later, -torch.inf) if causal else S
 
@@ -43,11 +48,11 @@ def attend(
     k_pos: Int[Tensor, " S"],
     causal: bool = True,
 ) -> tuple[Float[Tensor, "B H T D"], Float[Tensor, "B H T"]]:
-    """One piece of attention: o and ℓ of these queries over these keys, in fp32."""
+    """One piece of attention: o and ℓ of these queries over these keys, in fp32 at least."""
     S = _scores(q, k, q_pos, k_pos, causal)
     lse = S.logsumexp(-1)  # −∞ where nothing may be seen
     P = (S - lse.masked_fill(lse == -torch.inf, 0.0)[..., None]).exp()  # and there e^{−∞ − 0} = 0, not NaN
-    return (P @ v.float()[:, :, None]).flatten(1, 2), lse.flatten(1, 2)  # (B, K, G, T, D) → (B, H, T, D)
+    return (P @ wide(v)[:, :, None]).flatten(1, 2), lse.flatten(1, 2)  # (B, K, G, T, D) → (B, H, T, D)
 
 
 def merge(o_a: Tensor, l_a: Tensor, o_b: Tensor, l_b: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,7 +73,7 @@ def attend_backward(
     k_pos: Int[Tensor, " S"],
     causal: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """This piece's part of dQ, and of dK and dV (summed over the G query heads of a key head), in fp32.
+    """This piece's part of dQ, and of dK and dV (summed over the G query heads of a key head), in fp32 at least.
 
     Args:
         lse: ℓ over all keys of all pieces. delta: D = Σ dO ∘ O, with the merged O.
@@ -78,7 +83,7 @@ def attend_backward(
     P = (_scores(q, k, q_pos, k_pos, causal) - grouped(lse)).exp()
     do = _grouped(do, K)
     dv = (P.transpose(-1, -2) @ do).sum(2)  # (B, K, G, S, D) → (B, K, S, D)
-    dS = P * (do @ v.float()[:, :, None].transpose(-1, -2) - grouped(delta)) * scale
-    dq = (dS @ k.float()[:, :, None]).flatten(1, 2)
+    dS = P * (do @ wide(v)[:, :, None].transpose(-1, -2) - grouped(delta)) * scale
+    dq = (dS @ wide(k)[:, :, None]).flatten(1, 2)
     dk = (dS.transpose(-1, -2) @ _grouped(q, K)).sum(2)
     return dq, dk, dv

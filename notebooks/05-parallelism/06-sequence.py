@@ -86,8 +86,11 @@ my_guess = {"kept": 1.0, "slowest rank": 1.0}  # put your guess here; the answer
 #
 # **The ring needs a softmax in pieces.** Let a query have looked at the keys in $A$, with scores $S_j$:
 #
-# $$o_A = \sum_{j\in A} e^{S_j-\ell_A} v_j, \quad \ell_A = \log\sum_{j\in A} e^{S_j}; \qquad
-# \ell = \log(e^{\ell_A}+e^{\ell_B}), \quad o = e^{\ell_A-\ell}\,o_A + e^{\ell_B-\ell}\,o_B .$$
+# $$\begin{gathered}
+# o_A = \sum_{j\in A} e^{S_j-\ell_A} v_j, \quad \ell_A = \log\sum_{j\in A} e^{S_j}; \\
+# \ell = \log(e^{\ell_A}+e^{\ell_B}), \\
+# o = e^{\ell_A-\ell}\,o_A + e^{\ell_B-\ell}\,o_B .
+# \end{gathered}$$
 #
 # The merge is exact, and its order does not matter, so keys may come from any rank at any time.
 #
@@ -375,7 +378,12 @@ for ax, (layout, ledger) in zip(axes, runs.items(), strict=True):
         )
     for e in ledger.events("send"):
         ax.barh(
-            e.rank + 0.4, (e.end - e.start) / fair, left=e.start / fair, height=0.1, color="#8a8f98", edgecolor="white"
+            e.rank + 0.4,
+            (e.end - e.start) / fair,
+            left=e.start / fair,
+            height=0.1,
+            color=palette.gray,
+            edgecolor="white",
         )
     ax.set(ylabel="rank", yticks=range(p), title=f"{layout}: {ledger.time / fair:.2f} × the fair share", xlim=(0, 1.85))
     ax.invert_yaxis()
@@ -443,12 +451,12 @@ def count(comm, cut, kind):
     return sum(size for shape, _, size in saved.kinds if shape[-1] > 1)  # without means and deviations
 
 
-print(f"{'4 ranks, 5as/h = 30':<36}{'formula':>26}{'counted / sbh':>15}")
+print(f"{'4 ranks, 5as/h = 30':<42}{'formula':>26}{'counted / sbh':>15}")
 formulas = ("10 + 24/t + 5as/ht", "10 + 24/t", "(34 + 5as/h)/t", "34/t", "2")
 counted = [World(t).run(count, *row)[0] for row in rows]
 for (cut, kind), formula, bytes_ in zip(rows, formulas, counted, strict=True):
     name = ("tensor + sequence" if cut else "tensor") + ("" if kind == "none" else f", {kind} recomputation")
-    print(f"{name:<36}{formula:>26}{bytes_ / sbh:>15.2f}")
+    print(f"{name:<42}{formula:>26}{bytes_ / sbh:>15.2f}")
 expected = [layer_bytes(small, t, sequence_parallel=cut, recompute=kind) for cut, kind in rows]
 compare(counted, expected, "counted and by formula, bytes", tol=0)
 

@@ -45,11 +45,9 @@ print(
 )
 
 # %% [markdown]
-# That is what the choice of one block is worth. The choice is made by people today: in most training code the cuts are written into the layers, and
-# a new cluster, a new sequence length or a new kind of layer means that somebody decides again.
-#
-# Two plans that differ in one decision, a factor of two. Nobody can try $10^{13}$ plans, and people who choose by rule try two
-# or three.
+# Two plans that differ in one decision, and a factor of two between them. Nobody can try $10^{13}$ plans; people who choose by rule try
+# two or three. Most training code has the cuts written into its layers, so a new cluster, a new sequence length or a new kind of layer
+# means that somebody decides again.
 
 # %% [markdown]
 # ## Predict
@@ -131,7 +129,10 @@ figure(
 # all-to-all when it moves to another one, nothing when it cuts what was whole (until the gradient comes back). So the best plan
 # is not the best choice for each operator: it is the minimum of
 #
-# $$\sum_v s_v \cdot c_v \;+\; \sum_{(u,v)} s_u^\top R_{uv}\, s_v \qquad\text{with}\qquad \sum_v s_v \cdot m_v \le M$$
+# $$\begin{gathered}
+# \sum_v s_v \cdot c_v \;+\; \sum_{(u,v)} s_u^\top R_{uv}\, s_v \\
+# \text{with}\quad \sum_v s_v \cdot m_v \le M
+# \end{gathered}$$
 #
 # where $s_v$ is one-hot over the strategies of operator $v$, $c_v$ their seconds, $m_v$ their bytes, and $R_{uv}$ the price of
 # every change of cut. That is an integer program, equation 1 of Alpa
@@ -291,7 +292,7 @@ for b in SIZES:
 fig, ax = plt.subplots(figsize=(4.8, 3.2))
 for name, (color, marker) in STYLE.items():
     ax.plot(SIZES, curves[name], marker, linestyle="-", color=color, label=name)
-ax.axhline(1, color="#22262b", linewidth=1)
+ax.axhline(1, color=palette.ink, linewidth=1)
 ax.text(SIZES[0], 1.02, "the search", fontsize=8, va="bottom")
 ax.set(xscale="log", xlabel="sequences a step", ylabel="time, the search = 1", ylim=(0.9, 3))
 ax.set_xticks(SIZES, [str(b) for b in SIZES])

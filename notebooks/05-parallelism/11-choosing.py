@@ -97,8 +97,11 @@ figure(
 # A step takes, with $m$ microbatches, $p$ stages of $v$ chunks, and $t$ seconds for a stage's forward and backward pass of one
 # microbatch,
 #
-# $$T = \Big(m + \frac{p-1}{v}\Big)\, t \;+\; T_{\text{send}} + T_{\text{gradients}} + T_{\text{Adam}}, \qquad
-# t = \frac{\text{FLOPs}}{\eta \cdot \text{peak}} + \frac{\text{bytes}}{\text{bandwidth}} + T_{\text{tp}} + T_{\text{cp}} + T_{\text{ep}}$$
+# $$\begin{gathered}
+# T = \Big(m + \frac{p-1}{v}\Big)\, t + T_{\text{send}} + T_{\text{gradients}} + T_{\text{Adam}}, \\
+# t = \frac{\text{FLOPs}}{\eta \cdot \text{peak}} + \frac{\text{bytes}}{\text{bandwidth}} \\
+# \qquad + T_{\text{tp}} + T_{\text{cp}} + T_{\text{ep}}
+# \end{gathered}$$
 #
 # and $\eta$, the share of the peak that a large matrix product reaches, is the only number in it that has to be fitted.
 # What must fit on a device is $2\Psi + 4\Psi + 12\Psi$ bytes of weights, gradients and optimizer for its $\Psi$ parameters,
@@ -298,7 +301,7 @@ def draw(devices, batch):
         ax.text(LIMIT + 2, y, f"{e.step:.3g} s, {e.mfu:.0%}", va="center", fontsize=8)
         words = f"dp {p.dp}  tp {p.tp}  pp {p.pp}  ZeRO-{p.zero}  recompute {p.recompute}"
         ax.text(1, y - 0.27, words, fontsize=7, va="bottom")
-    ax.axvline(LIMIT, color="#22262b", linestyle="--", linewidth=1)
+    ax.axvline(LIMIT, color=palette.ink, linestyle="--", linewidth=1)
     ax.set(xlim=(0, LIMIT * 1.35), ylim=(3.6, -0.8), xlabel="GB on the fullest device", yticks=[])
     if found:
         ax.legend(
@@ -363,7 +366,7 @@ for stage, printed in ((0, 120), (1, 31.4), (2, 16.6), (3, 1.9)):
     )
 
 # %% [markdown]
-# Forty-nine numbers of this kind, from the table of ZeRO ([Rajbhandari et al. 2020](https://arxiv.org/abs/1910.02054
+# More than forty numbers of this kind, from the table of ZeRO ([Rajbhandari et al. 2020](https://arxiv.org/abs/1910.02054
 # "rajbhandari2020zero")) to the activation memory of Megatron, stand on the book's page of published numbers.
 #
 # And when there is no time to search, the order in which to reach for things, which is also the summary of this part:
@@ -389,4 +392,5 @@ for stage, printed in ((0, 120), (1, 31.4), (2, 16.6), (3, 1.9)):
 # References: [Narayanan et al. 2021](https://arxiv.org/abs/2104.04473 "narayanan2021megatron");
 # [Korthikanti et al. 2022](https://arxiv.org/abs/2205.05198 "korthikanti2022reducing");
 # [Rajbhandari et al. 2020](https://arxiv.org/abs/1910.02054 "rajbhandari2020zero");
-# [Chowdhery et al. 2022](https://arxiv.org/abs/2204.02311 "chowdhery2022palm").
+# [Chowdhery et al. 2022](https://arxiv.org/abs/2204.02311 "chowdhery2022palm");
+# [Smith et al. 2022](https://arxiv.org/abs/2201.11990 "smith2022using").

@@ -41,6 +41,14 @@ def test_it_gives_up_in_the_end(tmp_path):
     assert caught.value.__notes__ == ["(attempt 2, after 1 restarts)"]
 
 
+def test_a_batch_that_does_not_divide_is_refused():
+    """Eight sequences over three ranks: a mean of means would be another loss than that of one process."""
+    from llmlab.parallelism import World, engines
+
+    with pytest.raises(ValueError, match="8 sequences must be a multiple of the 3 ranks"):
+        World(3).run(lambda comm: engines.shard(0, comm))
+
+
 def test_a_hang_is_a_failure_too(tmp_path):
     def hangs_once(comm):
         if comm.rank == 1 and not (tmp_path / "hung").exists():
@@ -66,6 +74,10 @@ def test_a_checkpoint_is_whole_or_not_there(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space"):
         elastic.save(tmp_path, 4, model, optimizer)
     assert elastic.load(tmp_path, model, optimizer) == 3
+    monkeypatch.undo()
+    (tmp_path / ".step-00000004.1").write_bytes(b"half of it, by a rank that is dead")
+    elastic.save(tmp_path, 4, model, optimizer)
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["step-00000003.pt", "step-00000004.pt"], "the half is gone"
     with pytest.raises(ValueError, match="keep=0"):
         elastic.save(tmp_path, 5, model, optimizer, keep=0)
 
@@ -76,6 +88,8 @@ def test_youngs_interval_is_where_the_loss_is_smallest():
     assert best == pytest.approx(805, abs=1) and around[1] == min(around)
     with pytest.raises(ValueError, match="every=0"):
         elastic.lost_share(0, 1, 1)
+    with pytest.raises(ValueError, match="writing=0"):
+        elastic.best_interval(0, 3600)
 
 
 def run_torchrun(*arguments, prefix=(), **more):

@@ -163,6 +163,15 @@ def test_what_is_wrong_with_a_checkpoint_is_named(tmp_path):
         resharding.piece("x.y", config)
 
 
+def test_files_of_an_earlier_split_in_the_same_folder_are_not_mixed_in(tmp_path):
+    """Four ranks saved here before two did: ranks 2 and 3 left files that the two do not write over."""
+    config = config_of()
+    World(4).run(train, config, {"pp": 2, "dp": 1, "tp": 2}, 0, save=tmp_path)
+    World(2).run(train, config, {"pp": 1, "dp": 1, "tp": 2}, 1, save=tmp_path)
+    with pytest.raises(ValueError, match=r"rank-0000[23]\.safetensors is not what another file says: use a folder"):
+        read_whole(tmp_path, config)
+
+
 @pytest.mark.parametrize("p", [1, 2, 4, 6, 12])
 def test_pieces_tile_the_whole(p):
     config = LlamaConfig(97, 48, 36, 1, 12, 2)

@@ -11,6 +11,7 @@ from llmlab.models import accounting
 from llmlab.models.llama import Llama, LlamaConfig
 from llmlab.models.presets import PRESETS, preset
 from llmlab.parallelism import machines, planner, shapes
+from llmlab.parallelism.placement import Placement
 from llmlab.parallelism.plan import Job, Plan, microbatches, misfits
 from llmlab.parallelism.plan_memory import in_flight, memory, stage_parameters
 from llmlab.parallelism.plan_time import seconds
@@ -197,6 +198,7 @@ def test_published_setups_fit_as_they_were_run_and_not_without_recomputation(nam
         (Plan(dp=512, pp=2, chunks=2), "interleaved microbatches come in multiples of pp = 2"),
         (Plan(dp=4, pp=2, zero=3), "ZeRO-2 and 3 with a pipeline"),
         (Plan(dp=4, ep=2), "ep > 1 needs experts"),
+        (Plan(tp=3, sequence=True), "2048 tokens of a sequence are not a multiple of tp · cp = 3"),
         (Plan(cp=3), "2048 tokens of a sequence are not a multiple of 2 · cp"),
     ],
 )
@@ -207,6 +209,8 @@ def test_what_does_not_divide_is_named(plan, why):
 def test_key_value_heads_limit_tp():
     job = Job(shapes.llama(preset("llama-2-70b")), 64, 4096, A100)
     assert "8 key/value heads are fewer than tp = 16" in misfits(job, Plan(tp=16))
+    six = Job(shapes.Shape(4, 96, 12, 100, 96, kv_heads=6, family="llama"), 64, 4096, A100)
+    assert "6 key/value heads are not a multiple of tp = 4" in misfits(six, Plan(tp=4)) and not misfits(six, Plan(tp=3))
 
 
 @pytest.mark.parametrize(
@@ -230,6 +234,21 @@ def test_machines_by_name():
     with pytest.raises(ValueError, match="efficiency=2 must be"):
         machines.machine("h100-80gb", efficiency=2)
     assert A100.wire(8).bandwidth == 300e9 and A100.wire(9).bandwidth == 25e9
+
+
+@pytest.mark.parametrize("node", [4, 6, 8])
+@pytest.mark.parametrize("devices", [6, 12, 24])
+def test_groups_that_straddle_two_nodes_are_slow(node, devices):
+    """Threes in nodes of eight: the third has devices 6, 7 | 8. Held against the placement, device by device."""
+    on = replace(A100, node=node)
+    for span in (n for n in range(1, devices + 1) if devices % n == 0):
+        nodes = Placement({"outer": devices // span, "inner": span}).nodes("inner", node)
+        assert on.wire(span, devices).bandwidth == (300e9 if nodes == 1 else 25e9), (span, nodes)
+    took = [
+        seconds(Job(shapes.gpt(4, 96, 12), 24, 1024, replace(on, node=n)), Plan(devices // 3, tp=3))["tensor"]
+        for n in (node, 24)
+    ]
+    assert (took[0] > took[1]) == (node % 3 > 0 and devices > node)
 
 
 @settings(max_examples=20, deadline=None)

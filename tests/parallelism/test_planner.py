@@ -114,6 +114,8 @@ def test_the_command_reads_a_mixtrals_config(tmp_path):
         (("gpt:3,100,7", "--devices", "8"), 2, "hidden=100 must be a multiple of heads=7"),
         (("nothing", "--devices", "8"), 2, "MODEL='nothing' is not known"),
         (("gpt:1,2", "--devices", "8"), 2, "gpt:LAYERS,HIDDEN,HEADS"),
+        (("gpt:²,12288,96", "--devices", "8"), 2, "gpt:LAYERS,HIDDEN,HEADS"),
+        (("llama-2-7b", "--devices", "8", "--tokens", "inf"), 2, "--tokens inf must be a finite number"),
         (("llama-2-7b", "--devices", "8", "--machine", "abacus"), 2, "use one of v100-32gb"),
         (("llama-2-7b", "--devices", "1", "--machine", "v100-32gb"), 1, "No plan can run. The nearest miss: needs"),
     ],
@@ -121,3 +123,18 @@ def test_the_command_reads_a_mixtrals_config(tmp_path):
 def test_the_command_says_what_is_wrong(arguments, code, says):
     result = run(*arguments)
     assert result.exit_code == code and says in result.output.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[]", "it holds a list, not settings by name"),
+        ("{half", "is not the config.json of a Llama"),
+        ('{"model_type": "gpt2"}', "model_type='gpt2' is not supported"),
+        ('{"model_type": "mixtral"}', "is not the config.json of a Llama"),
+    ],
+)
+def test_the_command_says_what_is_wrong_with_a_file(text, says, tmp_path):
+    (tmp_path / "config.json").write_text(text)
+    result = run(str(tmp_path / "config.json"), "--devices", "8")
+    assert result.exit_code == 2 and says in " ".join(result.output.split()).replace("- ", "-")

@@ -94,6 +94,14 @@ def test_pieces_merge_in_fp32():
     assert error(pieces) <= error(once) * 1.01 < 0.02
 
 
+def test_fp64_stays_fp64_and_a_rank_may_have_no_tokens():
+    """Merged in the wider of fp32 and the input's dtype, the ring is exact to the rounding of fp64, gradients too."""
+    tensors, order = inputs(13, torch.float64), torch.randperm(13, generator=torch.Generator().manual_seed(1))
+    cut = list(order.split([6, 0, 7]))
+    for ours, theirs in zip(World(3).run(ring, tensors, cut, True, 4)[1], full(*tensors), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-13, rtol=0)
+
+
 def test_a_query_that_sees_nothing_adds_nothing():
     q, k, v, _ = inputs(4)
     positions = torch.arange(4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import combinations, pairwise, product
+from operator import index
 
 import torch
 
@@ -105,7 +106,7 @@ def best_plan(answer):
         node = (torch.rand(operators, ways) * 9).tolist()
         edge = (torch.rand(operators - 1, ways, ways) * 9).tolist()
         what = f"best_plan of {operators} operators with {ways} strategies"
-        got = expect(answer(node, edge), kind=list, what=what)
+        got = _whole(expect(answer(node, edge), kind=list, what=what))
         if len(got) != operators or not all(isinstance(i, int) and 0 <= i < ways for i in got):
             raise Mistake(f"{what}: {operators} numbers from 0 to {ways - 1} are asked, not {got}")
         right = _chain(node, edge)
@@ -122,6 +123,14 @@ def best_plan(answer):
         if got == right[::-1]:
             raise Mistake(f"{what}: the right strategies in reverse order")
         raise Mistake(f"{what}: your plan takes {_time(node, edge, got):.3f}, the best {_time(node, edge, right):.3f}")
+
+
+def _whole(got: list) -> list:
+    """NumPy's whole numbers, and those of tensors, as Python's; anything else as it is."""
+    try:
+        return [index(x) for x in got]
+    except TypeError:
+        return got
 
 
 def _time(node, edge, pick) -> float:
@@ -163,7 +172,7 @@ def stages(answer):
         times = [round(float(t), 3) for t in torch.rand(layers) * 4 + 0.2]
         times[-1] += 3.0  # the output layer
         what = f"stages of {layers} layers, p = {p}, m = {m}"
-        got = expect(answer(times, p, m), kind=list, what=what)
+        got = _whole(expect(answer(times, p, m), kind=list, what=what))
         if len(got) != p or sum(got) != layers or not all(isinstance(n, int) and n > 0 for n in got):
             raise Mistake(f"{what}: {p} numbers above 0 that add up to {layers} are asked, not {got}")
         took, best = _latency(times, got, m), _best(times, p, m)

@@ -124,11 +124,22 @@ def _places_value(got: Tensor, experts: Tensor, E: int, factor: float, what: str
             ).int(),
             "the latest tokens keep their places; the earliest shall": latest.int(),
             "an expert that is too popular drops everybody: it keeps the first C": together.int(),
+            "a token lost all its places because one of its experts is full: each assignment for itself": _all_or_none(
+                experts, C, E
+            ).int(),
             "True marks what is dropped; it shall mark what is kept": (~kept(C)).int(),
             "nobody is dropped": torch.ones(T, k, dtype=torch.int32),
         },
         what=what,
     )
+
+
+def _all_or_none(experts: Tensor, C: int, E: int) -> Tensor:
+    taken, kept = torch.zeros(E, dtype=torch.int64), torch.zeros_like(experts, dtype=torch.bool)
+    for t, chosen in enumerate(experts):
+        kept[t] = bool((taken[chosen] < C).all())
+        taken[chosen] += kept[t].long()
+    return kept
 
 
 @check.exercise(
@@ -153,6 +164,7 @@ def balance(answer):
         load = torch.bincount(experts.flatten(), minlength=E)
         right = balance_loss(probs.detach(), load, T, k)
         f, P = load / (T * k), probs.detach().mean(0)
+        first = torch.bincount(experts[:, 0], minlength=E) / T
         diagnose(
             got.detach(),
             right=right,
@@ -164,6 +176,7 @@ def balance(answer):
                 "P was squared: the first factor is the share of the assignments": E * (P * P).sum(),
                 "probabilities were summed over tokens, not averaged": right * T,
                 "the counts are not shares: divide them by T·k": right * T * k,
+                "f counts the first choices only: all k assignments of a token count": E * (first * P).sum(),
                 "the sign is wrong: an uneven load must cost more": -right,
             },
             what=what,

@@ -35,6 +35,8 @@ def check_ring(got: Tensor, qkv: tuple, cut: list[Tensor], r: int, what: str) ->
     local = [torch.arange(len(c)) for c in cut]
     keys = torch.cat(cut)
     short = attend(q[:, :, cut[r]], k[:, :, keys], v[:, :, keys], local[r], torch.cat(local))[0]
+    row = torch.arange(len(keys)).split([len(c) for c in cut])  # rank after rank, as if nobody had shuffled
+    stretch = attend(q[:, :, cut[r]], k[:, :, keys], v[:, :, keys], row[r], torch.cat(row))[0]
     mistakes = {
         "only this rank's own keys were looked at": pieces[0],
         "the last step is missing: there are p steps": over(order[:-1]),
@@ -44,6 +46,7 @@ def check_ring(got: Tensor, qkv: tuple, cut: list[Tensor], r: int, what: str) ->
         ),
         "every step used this rank's own positions for the keys": over(order, [r] * p),
         "the mask counts from 0 on every rank: use the positions in the whole sequence": short,
+        "the mask takes the ranks' tokens for one stretch after another: `cut` says where they are": stretch,
         "there is no causal mask between ranks": over(order, blind=True),
         "the pieces were added: merge them by their log-sum-exp": sum(pieces),
         "the pieces were averaged: merge them by their log-sum-exp": sum(pieces) / p,

@@ -1,6 +1,11 @@
 """Wrong answers to the exercises of 05-parallelism/08-auto-parallel, each with the diagnosis that it must get."""
 
-from tests.checks.rejecting import Wrong, rejects
+import numpy as np
+import pytest
+import torch
+
+from llmlab.checks.parallelism.auto_parallel import check
+from tests.checks.rejecting import Wrong, rejects, solved, verdict
 
 
 def parts(dims):
@@ -137,3 +142,11 @@ STAGES = [
 ]
 
 test_wrong_answers = rejects("05-parallelism/08-auto-parallel", SUMMED + MOVE + PLAN + STAGES)
+
+
+@pytest.mark.parametrize("exercise", ["best_plan", "stages"])
+@pytest.mark.parametrize("whole", [np.int64, torch.tensor])
+def test_whole_numbers_of_numpy_and_of_tensors_are_right_too(exercise, whole):
+    right = solved(check.slug)[exercise]
+    assert verdict(check, exercise, lambda *given: [whole(i) for i in right(*given)]).outcome == "right"
+    assert verdict(check, exercise, lambda *given: [float(i) for i in right(*given)]).outcome == "wrong"

@@ -105,6 +105,16 @@ def all_or_nothing(experts, E, factor):
     return torch.bincount(experts.flatten(), minlength=E)[experts] <= C(experts, E, factor)
 
 
+def whole_tokens(experts, E, factor):
+    C, taken, kept = math.ceil(experts.numel() / E * factor), [0] * E, torch.zeros_like(experts, dtype=torch.bool)
+    for t, chosen in enumerate(experts.tolist()):
+        if all(taken[e] < C for e in chosen):
+            kept[t] = True
+            for e in chosen:
+                taken[e] += 1
+    return kept
+
+
 def inverted(experts, E, factor):
     return ~queue(experts, E, C(experts, E, factor))
 
@@ -154,6 +164,12 @@ def summed_probs(probs, experts):
 
 def counts(probs, experts):
     return right_balance(probs, experts) * experts.numel()
+
+
+def first_choices(probs, experts):
+    E = probs.shape[1]
+    f = torch.bincount(experts[:, 0], minlength=E) / len(experts)
+    return E * (f * probs.mean(0)).sum()
 
 
 def detached(probs, experts):
@@ -273,6 +289,7 @@ test_wrong_answers = rejects(
         Wrong("places", first_choices_first, "all first choices were served before"),
         Wrong("places", latest_first, "the latest tokens"),
         Wrong("places", all_or_nothing, "drops everybody"),
+        Wrong("places", whole_tokens, "lost all its places"),
         Wrong("places", inverted, "marks what is dropped"),
         Wrong("places", keeps_all, "nobody is dropped"),
         Wrong("places", integers, "True and False are asked"),
@@ -283,6 +300,7 @@ test_wrong_answers = rejects(
         Wrong("balance", P_squared, "P was squared"),
         Wrong("balance", summed_probs, "not averaged"),
         Wrong("balance", counts, "counts are not shares"),
+        Wrong("balance", first_choices, "f counts the first choices only"),
         Wrong("balance", detached, "no gradient"),
         Wrong("balance", negative, "sign is wrong"),
         Wrong("dispatch", unsorted_home, "sorted by rank"),

@@ -193,6 +193,10 @@ def local_mask(comm, q, k, v, cut):
     return ring(comm, q, k, v, [torch.arange(len(c)) for c in cut])
 
 
+def one_stretch_each(comm, q, k, v, cut):
+    return ring(comm, q, k, v, list(torch.arange(sum(map(len, cut))).split([len(c) for c in cut])))
+
+
 def no_mask(comm, q, k, v, cut):
     r = comm.rank
     keys, values = (comm.all_gather(t, dim=2) for t in (k, v))
@@ -262,6 +266,7 @@ test_wrong_answers = rejects(
         Wrong("ring_attention", adds_pieces, "were added"),
         Wrong("ring_attention", overwrites, "overwrote the others"),
         Wrong("ring_attention", local_mask, "counts from 0 on every rank"),
+        Wrong("ring_attention", one_stretch_each, "one stretch after another"),
         Wrong("ring_attention", no_mask, "no causal mask"),
         Wrong("ring_attention", gathers, "holds all keys at once"),
         Wrong("ring_attention", one_hop_too_many, "p − 1 hops are enough"),
