@@ -82,6 +82,13 @@ class ProcessComm(Communicator):
         self.device, self.ledger = device, ledger
         self._place = [sorted(ranks).index(g) for g in ranks]  # torch numbers a group's members in ascending order
         self._queues: dict[tuple, deque] = defaultdict(deque)
+        self._parts: list[ProcessComm] = []  # what was split off
+
+    def close(self) -> None:
+        """Let go of torch's group and of those split off: the threads of a group end when nothing refers to it."""
+        self._pg = None
+        for part in self._parts:
+            part.close()
 
     def __repr__(self) -> str:
         return f"<process {self.rank} of {self.size}>"
@@ -95,7 +102,8 @@ class ProcessComm(Communicator):
         members = [r for _, r in sorted((k, r) for r, (c, k) in enumerate(wishes) if c == color)]
         ranks = tuple(self.ranks[r] for r in members)
         pg = dist.new_group(sorted(ranks), use_local_synchronization=True)
-        return ProcessComm(pg, ranks, members.index(self.rank), self.device, self.ledger)
+        self._parts.append(ProcessComm(pg, ranks, members.index(self.rank), self.device, self.ledger))
+        return self._parts[-1]
 
     def sendrecv(self, x: Tensor, dst: int, src: int, tag: int = 0) -> Tensor:
         """Send and receive at once, in one batch (NCCL would deadlock on two single calls)."""

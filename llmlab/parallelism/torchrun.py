@@ -5,6 +5,10 @@
     attach(fn, *args)                                 # calls fn(comm, *args)
 
 Slurm's and Kubernetes' launchers set the same environment variables, and so work too.
+
+A thread of gloo's that is still there when the interpreter ends can abort it ("terminate called without an active exception",
+https://github.com/pytorch/pytorch/issues/190489), and a job which has done its work counts as failed. So the communicator is closed
+when `fn` is done: a model whose hooks refer to it would keep it.
 """
 
 from __future__ import annotations
@@ -33,7 +37,9 @@ def attach(fn: Callable, *args, backend: str | None = None):
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group(backend)
+    comm = world_comm(device)
     try:
-        return fn(world_comm(device), *args)
+        return fn(comm, *args)
     finally:
         dist.destroy_process_group()
+        comm.close()

@@ -45,7 +45,7 @@ def traces() -> set[str]:
     me = psutil.Process()
     found = {f"process {child.pid} {child.name()}" for child in me.children(recursive=True) if child.is_running()}
     found |= {f"socket {c.laddr} {c.status}" for c in me.net_connections()}
-    for folder, pattern in ((tempfile.gettempdir(), "llmlab-*"), ("/dev/shm", "*torch*"), ("/dev/shm", "psm_*")):
+    for folder, pattern in ((tempfile.gettempdir(), "llmlab-launch-*"), ("/dev/shm", "*torch*"), ("/dev/shm", "psm_*")):
         found |= {str(path) for path in Path(folder).glob(pattern)}
     return found
 
