@@ -116,13 +116,15 @@ def load(folder: Path | str, wanted: Mapping[str, Piece]) -> dict[str, Tensor]:
             raise ValueError(f"{name} has shape {parts[0][1].shape} in the checkpoint and {want.shape} here")
         out, filled = None, torch.zeros(want.length, dtype=torch.bool)
         for file, at in parts:
-            low, high = _overlap(at, want)
+            # a rank with nothing but padding reads no rows, only the dtype
+            low, high = _overlap(at, want) if want.length else (at.start, at.start)
             if high <= low and want.length:
                 continue
+            begin = low - want.start if want.length else 0
             with safe_open(file, "pt") as f:
                 part = _read(f.get_slice(name), at, low, high)
             out = torch.zeros(_shape(want), dtype=part.dtype) if out is None else out
-            place, twice = (x.narrow(d, low - want.start, high - low) for x, d in ((out, want.dim), (filled, 0)))
+            place, twice = (x.narrow(d, begin, high - low) for x, d in ((out, want.dim), (filled, 0)))
             at_both = twice.nonzero().flatten()
             if not torch.equal(*(x.index_select(want.dim, at_both) for x in (place, part))):
                 raise ValueError(f"{name} in {file.name} is not what another file says: use a folder for each save")
