@@ -92,7 +92,8 @@ def page(chromium, lab):
 
 
 def command(page, name: str, arguments: dict | None = None) -> None:
-    """Executes one of JupyterLab's commands and waits until it is done."""
+    """Executes one of JupyterLab's commands, once its extension has registered it, and waits until it is done."""
+    page.wait_for_function("name => window.jupyterapp.commands.hasCommand(name)", arg=name)
     page.evaluate(
         "async ([name, args]) => { await window.jupyterapp.commands.execute(name, args); }", [name, arguments or {}]
     )
