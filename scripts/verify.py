@@ -36,7 +36,7 @@ STAGES: dict[str, list[list[str]]] = {
         [*PYTEST, "tests", "-m", "not browser", *TWO, "--timeout=300", "--cov=llmlab", "--cov-report="],
         [sys.executable, "-m", "coverage", "report", "--fail-under=90", "--skip-covered", "--sort=cover"],
     ],
-    "notebooks": [[*NBVAL, "--nbval", "--nbval-sanitize-with=scripts/sanitize.cfg", *TWO, "notebooks", "solutions"]],
+    "notebooks": [[*NBVAL, "--nbval", "--nbval-sanitize-with=scripts/sanitize.cfg", "notebooks", "solutions"]],
     "exercises": [[*NBVAL, "--nbval-lax", "--fresh-exercises", *TWO, "exercises"]],
     "book": [[sys.executable, "-m", "llmlab.course.book"]],
     "browser": [[*PYTEST, "tests/browser", "-m", "browser", "-n", "2", "--dist", "loadgroup"]],
