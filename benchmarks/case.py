@@ -27,6 +27,10 @@ class Case:
     models: tuple[nn.Module, nn.Module] | None = None
     ranks: int | None = None
 
+    def memory(self) -> tuple[int, int] | None:
+        """`step_bytes` of ours and of theirs; takes a step with each."""
+        return self.models and (step_bytes(self.models[0], self.ours), step_bytes(self.models[1], self.theirs))
+
 
 def alternate(ours: Callable, theirs: Callable, rounds: int) -> tuple[list[float], list[float]]:
     """Seconds of each call of ours and of theirs, after one call of each that is not counted."""

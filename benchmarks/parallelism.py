@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-import torch.nn.functional as F
 
 from benchmarks.case import Case
 from benchmarks.models import SHAPE
 from llmlab.models.llama import Llama
 from llmlab.parallelism import launch, schedules, tensor
 from llmlab.parallelism.data_parallel import DataParallel
+from llmlab.parallelism.engines import loss_of
 from llmlab.parallelism.fsdp import Fsdp
 from llmlab.parallelism.pipeline import Pipeline
 from llmlab.parallelism.pipeline_stages import split
@@ -47,10 +48,6 @@ def start_up() -> Case:
     return Case("4-rank start-up (launch; torch.multiprocessing.spawn)", lambda: launch(_ours, RANKS), _spawn, rounds=3)
 
 
-def _loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
-
-
 def _model() -> Llama:
     torch.manual_seed(0)
     return Llama(SHAPE)
@@ -61,16 +58,20 @@ def _data(rank: int = 0, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
     return x[:, :-1].contiguous(), x[:, 1:].contiguous()
 
 
-def _step(model, data, optimizer, after_backward=lambda: None):
-    """Forward, loss, backward, what an engine wants after it, AdamW."""
+def _adamw(parameters) -> tuple[Callable, Callable]:
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3)
+    return optimizer.step, optimizer.zero_grad
+
+
+def _step(model, data, *after: Callable):
+    """Forward, loss, backward, and what comes after it."""
     x, y = data
 
     def step() -> float:
-        loss = _loss(model(x), y)
+        loss = loss_of(model(x), y)
         loss.backward()
-        after_backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        for call in after:
+            call()
         return loss.item()
 
     return step
@@ -81,11 +82,11 @@ def data_parallel() -> Case:
 
     def ours(comm):
         model = DataParallel(_model(), comm)
-        return _step(model, _data(comm.rank), torch.optim.AdamW(model.parameters(), lr=1e-3), model.finish)
+        return _step(model, _data(comm.rank), model.finish, *_adamw(model.parameters()))
 
     def theirs(comm):
         model = torch.nn.parallel.DistributedDataParallel(_model())
-        return _step(model, _data(comm.rank), torch.optim.AdamW(model.parameters(), lr=1e-3))
+        return _step(model, _data(comm.rank), *_adamw(model.parameters()))
 
     return Case("data parallel step, 2 ranks (DistributedDataParallel)", ours, theirs, ranks=2)
 
@@ -95,15 +96,7 @@ def fully_sharded() -> Case:
 
     def ours(comm):
         model = _model()
-        engine, (x, y) = Fsdp(model, comm, Adam(lr=1e-3)), _data(comm.rank)
-
-        def step() -> float:
-            loss = _loss(model(x), y)
-            loss.backward()
-            engine.step()
-            return loss.item()
-
-        return step
+        return _step(model, _data(comm.rank), Fsdp(model, comm, Adam(lr=1e-3)).step)
 
     def theirs(comm):
         from torch.distributed.fsdp import fully_shard
@@ -112,7 +105,7 @@ def fully_sharded() -> Case:
         for block in model.model.layers:
             fully_shard(block)
         fully_shard(model)
-        return _step(model, _data(comm.rank), torch.optim.AdamW(model.parameters(), lr=1e-3))
+        return _step(model, _data(comm.rank), *_adamw(model.parameters()))
 
     return Case("fully sharded step, 2 ranks (`fully_shard`)", ours, theirs, ranks=2)
 
@@ -122,7 +115,7 @@ def tensor_parallel() -> Case:
 
     def ours(comm):
         model = tensor.parallelize(_model(), comm, gather_output=True)
-        return _step(model, _data(), torch.optim.AdamW(model.parameters(), lr=1e-3))
+        return _step(model, _data(), *_adamw(model.parameters()))
 
     def theirs(comm):
         from torch.distributed.device_mesh import init_device_mesh
@@ -134,7 +127,7 @@ def tensor_parallel() -> Case:
         for block in model.model.layers:
             plan = {name: kinds[leaf] for name, _ in block.named_modules() if (leaf := name.split(".")[-1]) in kinds}
             parallelize_module(block, mesh, plan)
-        return _step(model, _data(), torch.optim.AdamW(model.parameters(), lr=1e-3))
+        return _step(model, _data(), *_adamw(model.parameters()))
 
     return Case("tensor parallel step, 2 ranks (`parallelize_module`)", ours, theirs, ranks=2)
 
@@ -149,14 +142,13 @@ def pipeline() -> Case:
 
     def ours(comm):
         pipe = Pipeline(stage_of(comm), comm)
-        optimizer = torch.optim.AdamW(pipe.parameters(), lr=1e-3)
+        update, forget = _adamw(pipe.parameters())
         schedule, (x, y) = schedules.one_f_one_b(comm.size, microbatches), _data(batch=4)
         data = list(zip(x.chunk(microbatches), y.chunk(microbatches), strict=True))
 
         def step() -> None:
             pipe.step(schedule, data)
-            optimizer.step()
-            optimizer.zero_grad()
+            update(), forget()
 
         return step
 
@@ -164,15 +156,14 @@ def pipeline() -> Case:
         from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 
         ((stage,), (x, y)) = stage_of(comm), _data(batch=4)
-        schedule = Schedule1F1B(PipelineStage(stage, comm.rank, comm.size, comm.device), microbatches, loss_fn=_loss)
-        optimizer = torch.optim.AdamW(stage.parameters(), lr=1e-3)
+        schedule = Schedule1F1B(PipelineStage(stage, comm.rank, comm.size, comm.device), microbatches, loss_fn=loss_of)
+        update, forget = _adamw(stage.parameters())
 
         def step() -> None:
             schedule.step(
                 *([x] if stage.is_first else []), **({"target": y} if stage.is_last else {}), return_outputs=False
             )
-            optimizer.step()
-            optimizer.zero_grad()
+            update(), forget()
 
         return step
 

@@ -176,7 +176,7 @@ def adalora_step() -> Case:
 
 
 def qlora_step() -> Case:
-    """NF4 with double quantisation under LoRA on all linears, in fp32 (peft) on bitsandbytes."""
+    """NF4 with double quantisation under LoRA on all linears, in fp32, against peft on bitsandbytes."""
     import bitsandbytes as bnb
     import peft
     from transformers import LlamaConfig, LlamaForCausalLM

@@ -15,7 +15,7 @@ import platform
 import statistics
 from pathlib import Path
 
-from benchmarks.case import Case, alternate, step_bytes
+from benchmarks.case import Case, alternate
 
 MODULES = ("models", "peft", "parallelism")
 
@@ -37,11 +37,9 @@ def _alternate_on_rank(comm, case: Case):
 
 
 def memory(case: Case) -> str:
-    """ "ours / theirs" in MiB, where the case says whose models train."""
-    if case.models is None:
-        return "–"
-    mine, library = (step_bytes(*pair) for pair in zip(case.models, (case.ours, case.theirs), strict=True))
-    return f"{mine / 2**20:.0f} / {library / 2**20:.0f} MiB"
+    """Ours / theirs in MiB, where the case says whose models train."""
+    held = case.memory()
+    return f"{held[0] / 2**20:.0f} / {held[1] / 2**20:.0f} MiB" if held else "–"
 
 
 def machine() -> str:

@@ -18,12 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "build" / "verify"
 PYTEST = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
 NBVAL = [*PYTEST, "-o", "addopts=-q", "-p", "scripts.nbval_plugin", "--nbval-cell-timeout=120"]
-TWO = [
-    "-n",
-    "2",
-    "--dist",
-    "loadscope",
-]  # two processes of one thread each; with two each, notebooks take seven times as long
+TWO = ["-n", "2", "--dist", "loadscope"]  # two processes of one thread each
 STAGES: dict[str, list[list[str]]] = {
     "lint": [["ruff", "check", "."], ["ruff", "format", "--check", "."]],
     "in step": [

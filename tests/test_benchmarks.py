@@ -3,7 +3,6 @@
 import pytest
 
 from benchmarks import models, parallelism, peft
-from benchmarks.case import step_bytes
 from benchmarks.run import main
 from llmlab.parallelism import launch
 
@@ -15,8 +14,8 @@ def test_both_sides_train_alike_and_ours_holds_no_more_memory(make):
     case = make()
     for _ in range(2):
         assert case.ours() == pytest.approx(case.theirs(), abs=2e-4)
-    if case.models:
-        mine, library = (step_bytes(*pair) for pair in zip(case.models, (case.ours, case.theirs), strict=True))
+    if held := case.memory():
+        mine, library = held
         assert 0 < mine <= 1.02 * library
 
 
