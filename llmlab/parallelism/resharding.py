@@ -116,15 +116,13 @@ def load(folder: Path | str, wanted: Mapping[str, Piece]) -> dict[str, Tensor]:
             raise ValueError(f"{name} has shape {parts[0][1].shape} in the checkpoint and {want.shape} here")
         out, filled = None, torch.zeros(want.length, dtype=torch.bool)
         for file, at in parts:
-            # a rank with nothing but padding reads no rows, only the dtype
-            low, high = _overlap(at, want) if want.length else (at.start, at.start)
-            if high <= low and want.length:
+            low, high = _overlap(at, want)
+            if high <= low:
                 continue
-            begin = low - want.start if want.length else 0
             with safe_open(file, "pt") as f:
                 part = _read(f.get_slice(name), at, low, high)
             out = torch.zeros(_shape(want), dtype=part.dtype) if out is None else out
-            place, twice = (x.narrow(d, begin, high - low) for x, d in ((out, want.dim), (filled, 0)))
+            place, twice = (x.narrow(d, low - want.start, high - low) for x, d in ((out, want.dim), (filled, 0)))
             at_both = twice.nonzero().flatten()
             if not torch.equal(*(x.index_select(want.dim, at_both) for x in (place, part))):
                 raise ValueError(f"{name} in {file.name} is not what another file says: use a folder for each save")
@@ -134,8 +132,16 @@ def load(folder: Path | str, wanted: Mapping[str, Piece]) -> dict[str, Tensor]:
             raise ValueError(
                 f"{name}: the checkpoint {folder} lacks {int((~filled).sum())} of its {want.length} entries"
             )
-        found[name] = out
+        found[name] = _nothing(name, *parts[0], want) if out is None else out
     return found
+
+
+def _nothing(name: str, file: Path, at: Piece, want: Piece) -> Tensor:
+    """The piece of a rank that has padding only: no row is read, but the dtype."""
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as f:
+        return torch.zeros(_shape(want), dtype=_read(f.get_slice(name), at, at.start, at.start).dtype)
 
 
 def _index(folder: Path) -> dict[str, list[tuple[Path, Piece]]]:

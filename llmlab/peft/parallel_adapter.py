@@ -49,6 +49,7 @@ def apply(
     Raises:
         ValueError: the adapter exists or has a bad name, or `model` is no Llama.
     """
+    bottleneck.blocks(model)  # raises where there are none
     d = model.config.hidden_size
     shape = bottleneck.Shape(d, config.bottleneck, config.activation, config.scale, config.init, config.dropout)
     return bottleneck.install(model, [READS[config.reads]], shape, config, adapter, generator)

@@ -100,7 +100,7 @@ def rewrite(model: nn.Module, encoder: nn.Module, call: dict) -> dict:
     Raises:
         ValueError: a prefix on a model that recomputes its layers, which leaves it no cache to live in.
     """
-    if encoder.deep and model.training and any(getattr(m, "gradient_checkpointing", False) for m in model.modules()):
+    if encoder.deep and model.training and any(getattr(m, "gradient_checkpointing", False) for m in model.model.layers):
         raise ValueError(
             "model has gradient_checkpointing=True: transformers then runs its layers without a cache, which is where a "
             "prefix lives; turn it off, or take prompt tuning or P-Tuning, which need none"

@@ -290,3 +290,8 @@ def test_bad_calls_are_named(llama):
     plain = lora.apply(make_llama(), lora.LoRAConfig())
     with pytest.raises(ValueError, match="plain LoRA adapters on the same layers"):
         unipelt.apply(plain, UNI)
+
+
+def test_a_model_that_is_no_llama_is_named():
+    with pytest.raises(ValueError, match=r"is a Linear without model\.layers"):
+        parallel_adapter.apply(torch.nn.Linear(2, 2), ParallelAdapterConfig())
