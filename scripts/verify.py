@@ -34,7 +34,10 @@ STAGES: dict[str, list[list[str]]] = {
     "notebooks": [[*NBVAL, "--nbval", "--nbval-sanitize-with=scripts/sanitize.cfg", "notebooks", "solutions"]],
     "exercises": [[*NBVAL, "--nbval-lax", "--fresh-exercises", *TWO, "exercises"]],
     "book": [[sys.executable, "-m", "llmlab.course.book"]],
-    "browser": [[*PYTEST, "tests/browser", "-m", "browser", "-n", "2", "--dist", "loadgroup"]],
+    "browser": [
+        [*PYTEST, "tests/browser/test_book.py", "-m", "browser", "-n", "2"],
+        [*PYTEST, "tests/browser/test_lab.py", "-m", "browser"],  # JupyterLab's start is slow enough by itself
+    ],
 }
 
 

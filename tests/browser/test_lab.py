@@ -22,7 +22,7 @@ WRONG = "def weight_bytes(params, bits=16): return params * bits // 8"
 RIGHT = "def weight_bytes(params, bits=16): return math.ceil(params * bits / 8)"
 START = "from llmlab.course.lab import run; run({port}, False, extra=['--IdentityProvider.token=', {flag}])"
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("lab")]  # one server, in one process
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
