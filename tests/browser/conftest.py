@@ -76,20 +76,44 @@ class Watched:
         page.on("console", lambda m: self.faults.append(f"console: {m.text}") if m.type == "error" else None)
 
 
-@pytest.fixture
-def open_page(chromium, site):
-    """open_page('index.html', theme='dark', width=390): a page that is watched until the test ends."""
-    contexts, watched = [], []
+@pytest.fixture(scope="session")
+def shared_contexts(chromium):
+    """One browser context a theme: its pages share a cache of scripts, styles and fonts."""
+    contexts = {}
+    yield contexts
+    for context in contexts.values():
+        context.close()
 
-    def open_(name: str, theme: str = "light", width: int = 1280):
-        context = chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=theme)
-        contexts.append(context)
+
+@pytest.fixture
+def open_page(chromium, site, shared_contexts):
+    """open_page('index.html', theme='dark', width=390): a page watched until the test ends.
+
+    `fresh=True` gives it a context of its own: nothing that it stores meets other pages.
+    """
+    own_contexts, watched = [], []
+
+    def open_(name: str, theme: str = "light", width: int = 1280, fresh: bool = False):
+        if fresh or theme not in shared_contexts:
+            context = chromium.new_context(color_scheme=theme)
+            if fresh:
+                own_contexts.append(context)
+            else:
+                shared_contexts[theme] = context
+        else:
+            context = shared_contexts[theme]
         watched.append(Watched(context.new_page(), site))
-        watched[-1].page.goto(f"{site}/{name}")
-        return watched[-1].page
+        page = watched[-1].page
+        page.set_viewport_size({"width": width, "height": 900})
+        page.goto(f"{site}/{name}")
+        return page
 
     yield open_
-    for context in contexts:
+    for each in watched:
+        # What a script asks for late is seen too.
+        each.page.wait_for_load_state("networkidle")
+        each.page.close()
+    for context in own_contexts:
         context.close()
-    faults = [fault for w in watched for fault in w.faults]
+    faults = [fault for each in watched for fault in each.faults]
     assert not faults, faults

@@ -6,83 +6,41 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urljoin, urlparse
 
-import axe_playwright_python
 import pytest
 
-from llmlab.course.syllabus import built_lessons
+from llmlab.course.book import KINDS, STATIC_PAGES
+from llmlab.course.syllabus import PARTS, built_lessons
+from tests.browser.page_checks import EXPLORE, all_faults
 
 ROOT = Path(__file__).resolve().parents[2]
 LESSONS = [lesson.slug for lesson in built_lessons(ROOT) if lesson.notebook(ROOT).is_file()]
-PAGES = [
-    "index.html",
-    "run.html",
-    "glossary.html",
-    "bibliography.html",
-    "coverage.html",
-    "verified.html",
-    "search.html",
-]
-PAGES += ["parts/04-peft.html"]
-PAGES += [f"{kind}/{slug}.html" for slug in LESSONS for kind in ("notebooks", "exercises", "solutions")]
-AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
-SLIDER = ".llmlab-explore input[type=range]"
-
-
-def violations(page) -> list[str]:
-    """What axe finds serious on the page as it is now."""
-    found = page.evaluate("axe.run({preload: false})")["violations"]
-    return [f"{v['id']}: {v['nodes'][0]['html'][:120]}" for v in found if v["impact"] in ("serious", "critical")]
+PAGES = [f"{name}.html" for name in (*STATIC_PAGES, "search")]
+PAGES += [f"parts/{part}.html" for part in PARTS]
+PAGES += [f"{kind}/{slug}.html" for slug in LESSONS for kind in KINDS]
+SLIDER = f"{EXPLORE} input[type=range]"
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_accessible_in_both_themes_self_contained_and_fits_a_phone(open_page, name):
-    """axe finds nothing serious; the fixture holds the page to no outside request and no script error.
+def test_page(open_page, name):
+    """Mathematics, axe in both themes, sliders by keyboard, a phone's width: in one load.
 
-    One load serves both themes and the phone.
+    The fixture holds the page to no outside request, no failed one and no script error.
     """
     page = open_page(name, "dark")
-    page.wait_for_load_state("networkidle")
-    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
-    page.add_style_tag(content="* { transition: none !important }")
-    page.evaluate(AXE)
-    for theme in ("dark", "light"):
-        page.evaluate("theme => { document.documentElement.dataset.theme = theme }", theme)
-        assert not (bad := violations(page)), f"{theme}: {bad}"
-    page.set_viewport_size({"width": 390, "height": 900})
-    page.wait_for_timeout(100)
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    small = page.evaluate(
-        """() => [...document.querySelectorAll('.llmlab-scroll img')].filter(i => i.getBoundingClientRect().width
-        < 0.6 * (+i.getAttribute('width')) - 1).length"""
-    )
-    assert small == 0, "a figure is so small that its text is under 9 points"
+    faults = all_faults(page, needs_slider=name.startswith("notebooks/"))
+    assert not faults, "\n".join(faults)
+
+
+def test_every_page_of_the_book_is_checked(book):
+    found = {path.relative_to(book).as_posix() for path in book.rglob("*.html")}
+    found = {name for name in found if not name.startswith("_static/")}
+    # Sphinx writes an index that no page links to.
+    assert found - {"genindex.html"} == set(PAGES)
 
 
 def test_the_reader_gets_the_theme_that_the_system_has(open_page):
-    page = open_page("index.html", "light")  # dark: above, on every page
+    page = open_page("index.html", "light")  # dark: on every page, above
     assert page.evaluate("document.documentElement.dataset.theme") == "light"
-
-
-@pytest.mark.parametrize("slug", LESSONS)
-def test_every_slider_moves_its_figure(open_page, slug):
-    page = open_page(f"notebooks/{slug}.html")
-    figures = page.locator(".llmlab-explore")
-    assert figures.count() >= 1
-    for i in range(figures.count()):
-        figure = figures.nth(i)
-        image, caption = figure.locator("img"), figure.locator("figcaption")
-        for k in range(figure.locator("input").count()):
-            slider, output = figure.locator("input").nth(k), figure.locator("output").nth(k)
-            slider.focus()
-            page.keyboard.press("Home")
-            first = image.get_attribute("src"), image.get_attribute("alt"), output.inner_text()
-            page.keyboard.press("End")
-            last = image.get_attribute("src"), image.get_attribute("alt"), output.inner_text()
-            assert first[0] != last[0] and first[2] != last[2]
-            assert slider.get_attribute("aria-valuetext") == last[2]
-            assert caption.inner_text().split() == last[1].split()
-            page.keyboard.press("ArrowLeft")
-            assert output.inner_text() != last[2]
 
 
 def test_slider_by_mouse(open_page):
@@ -134,7 +92,7 @@ def test_one_search_bar(open_page):
 
 
 def test_theme_can_be_switched_and_is_kept(open_page):
-    page = open_page("index.html", "light")
+    page = open_page("index.html", "light", fresh=True)
     before = page.evaluate("document.documentElement.dataset.theme")
     for _ in range(3):
         page.locator(".theme-switch-button").first.click()
@@ -143,14 +101,6 @@ def test_theme_can_be_switched_and_is_kept(open_page):
     assert page.evaluate("document.documentElement.dataset.theme") != before
     page.reload()
     assert page.evaluate("document.documentElement.dataset.theme") != before
-
-
-@pytest.mark.parametrize("slug", LESSONS)
-def test_mathematics_is_typeset(open_page, slug):
-    page = open_page(f"notebooks/{slug}.html")
-    if page.locator(".math").count():
-        page.wait_for_selector("mjx-container", state="attached", timeout=20_000)
-    assert page.locator("mjx-merror, [data-mjx-error]").count() == 0
 
 
 # The files themselves -----------------------------------------------------------------------------------------------
