@@ -2,21 +2,34 @@
 
 A notebook whose last cell leaves a process running fails.
 
+Outputs are compared as `llmlab.course.numbers` says: words exactly, numbers within a
+tolerance that a cell may declare by a tag (`numbers-within-5%`). Source code shown from
+the package is compared exactly.
+
 With `--fresh-exercises`, a notebook as it is given out must fail at its check cells and nowhere else. Records go to
 the folder `LLMLAB_RECORD`, one JSON file a notebook; the book's "last verified" page is made from them.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import time
+from collections import defaultdict
+from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 
 import psutil
 import pytest
+from nbformat import NotebookNode
 from nbval.plugin import IPyNbCell, IPyNbFile
+
+from llmlab.course.numbers import EXACT, Tolerance, differences, tolerance_of
+
+# The kinds of output that hold text for people; drawings and data are compared exactly.
+TEXTS = ("text", "text/plain", "text/html", "text/markdown", "text/latex", "evalue")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -24,6 +37,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if isinstance(item, IPyNbCell):
+            compare_numbers(item)
     for item in {item.parent: item for item in items if isinstance(item, IPyNbCell)}.values():
         item.is_last = True
     if not config.getoption("--fresh-exercises"):
@@ -31,6 +47,83 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if isinstance(item, IPyNbCell) and "check" in item.cell.metadata.get("tags", []):
             item.add_marker(pytest.mark.xfail(strict=True, reason="not solved yet"))
+
+
+def compare_numbers(item: IPyNbCell) -> None:
+    """Put the comparison of numbers before nbval's own, in one cell.
+
+    Raises:
+        pytest.UsageError: a tag that declares no tolerance that is known.
+    """
+    try:
+        tolerance = tolerance_of(item.cell.metadata.get("tags", []))
+    except ValueError as error:
+        where = f"{item.parent.path}: cell {item.cell_num}"
+        raise pytest.UsageError(f"{where}: {error}") from None
+    as_nbval_does = item.compare_outputs
+
+    def compare(found, stored, skip_compare=None) -> bool:
+        settled, said = settle(item, found, stored, tolerance)
+        same = as_nbval_does(settled, stored, skip_compare)
+        if not same:
+            item.comparison_traceback.extend(said)
+        return same
+
+    item.compare_outputs = compare
+
+
+def settle(
+    item: IPyNbCell,
+    found: list[NotebookNode],
+    stored: list[NotebookNode],
+    tolerance: Tolerance,
+) -> tuple[list[NotebookNode], list[str]]:
+    """The outputs found, each replaced by the stored one where both say the same.
+
+    The second value says what differs in the others, a sentence each.
+    """
+    found = copy.deepcopy(found)
+    said = []
+    old = by_kind(stored)
+    for kind, places in by_kind(found).items():
+        for place, before in zip(places, old.get(kind, []), strict=False):
+            now, then = place[0][place[1]], before[0][before[1]]
+            held = EXACT if is_source(place[0]) else tolerance
+            why = differences(
+                item.sanitize(then),
+                item.sanitize(now),
+                held,
+                html=kind == "text/html",
+            )
+            if not why:
+                place[0][place[1]] = then
+            said += [f"  {kind}: {sentence}" for sentence in why]
+    return found, said
+
+
+def by_kind(
+    outputs: list[NotebookNode],
+) -> dict[str, list[tuple[NotebookNode, str]]]:
+    """Where each kind of text lies, in order: nbval compares outputs kind by kind."""
+    found = defaultdict(list)
+    for output in outputs:
+        for kind, holder, key in texts_of(output):
+            found[kind].append((holder, key))
+    return found
+
+
+def texts_of(output: NotebookNode) -> Iterator[tuple[str, NotebookNode, str]]:
+    """(kind, what holds it, under which key) of one output's texts."""
+    for holder in (output, output.get("data", {})):
+        for key in TEXTS:
+            if isinstance(holder.get(key), str):
+                stream = output.get("name", "") if key == "text" else key
+                yield stream, holder, key
+
+
+def is_source(holder: NotebookNode) -> bool:
+    """Whether an output shows source code, as Pygments marks it: no CPU changes that."""
+    return 'class="highlight"' in holder.get("text/html", "")
 
 
 @pytest.hookimpl(hookwrapper=True)
