@@ -195,10 +195,20 @@ def _die_with(parent: int) -> None:
         if os.getppid() != parent:
             os._exit(1)
         return
+    end_with(parent)
+
+
+def end_with(parent: int, every: float = 0.5) -> None:
+    """End this process, from a thread, once `parent` is no longer its parent.
+
+    Args:
+        parent: process number, of `os.getppid()` when it was the parent for sure.
+        every: seconds between two looks.
+    """
 
     def watch() -> None:
         while os.getppid() == parent:
-            time.sleep(0.5)
+            time.sleep(every)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -10,6 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+import torch._dynamo  # an optimizer imports it: once here, not once in each forked rank
+import torch.distributed.fsdp  # and these
 
 from llmlab.models.llama import Llama, LlamaConfig
 

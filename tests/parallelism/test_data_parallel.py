@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import glob
 import os
-import subprocess
-import sys
 import tempfile
 import threading
 from contextlib import nullcontext
@@ -505,17 +503,3 @@ def test_the_example_learns_the_same_however_many_ranks_share_the_batch():
             assert losses == pytest.approx(right, abs=1e-4)
     for losses in launch(train, 2, Settings(accumulate=3), timeout=60):
         assert losses == pytest.approx(right, abs=1e-4)
-
-
-@pytest.mark.slow
-def test_the_example_under_torchrun():
-    module = "llmlab.parallelism.examples.train_data_parallel"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", module]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}
-    options = ["--cpu", "--steps", "2", "--bucket-mib", "0.05"]
-    done = subprocess.run(command + options, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    world = World(2)
-    losses = world.run(train, Settings(steps=2, bucket_mib=0.05))[0]
-    assert "losses " + " ".join(f"{x:.4f}" for x in losses) in done.stdout
-    assert f"rank 0 of 2 sent {world.ledger.bytes('all_reduce', rank=0) / 2 / 1e6:.3f} MB a step" in done.stdout

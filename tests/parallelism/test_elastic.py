@@ -6,15 +6,19 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
 from llmlab.parallelism import RankFailed, elastic, launch
 from llmlab.parallelism.examples.train_elastic import Settings, train
+from tests import processes
 
 MODULE = "llmlab.parallelism.examples.train_elastic"
+RUN = ["-m", "torch.distributed.run"]
 
 
 @pytest.fixture(scope="module")
@@ -92,38 +96,70 @@ def test_youngs_interval_is_where_the_loss_is_smallest():
         elastic.best_interval(0, 3600)
 
 
-def run_torchrun(*arguments, prefix=(), **more):
-    command = [*prefix, sys.executable, "-m", "torch.distributed.run", *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | more
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+@pytest.mark.slow
+def test_torchrun_restarts_a_killed_rank(uninterrupted, tmp_path):
+    """A collective gives up after a minute: a rank that waits for a dead one is a failure too, and is restarted."""
+    script = ["-m", MODULE, "--folder", str(tmp_path), "--timeout", "60"]
+    kill = ["--kill-rank", "1", "--kill-at", "3"]
+    command = processes.torchrun("--max-restarts=5", *script, *kill)
+    done = processes.run(command, env=processes.on_cpu(), timeout=280)
+    assert done.returncode == 0, done.stderr
+    # gloo may find a port of the attempt before: then one more restart is what the launcher is for
+    assert re.search(r"attempt [1-5]: 4 steps", done.stdout), "the attempts after the first began at step 2"
+    assert losses_line(uninterrupted[2:]) in done.stdout
 
 
-def finish(process) -> str:
-    try:
-        out, _ = process.communicate(timeout=240)
-    except subprocess.TimeoutExpired:
-        process.kill()  # torchrun's ranks end when their parent does
-        raise
-    assert process.returncode == 0, out
-    return out
+def losses_line(losses: list[float]) -> str:
+    return "losses " + " ".join(f"{x:.4f}" for x in losses)
+
+
+IN_THE_MIDDLE = """
+import sys
+from tests import processes
+with processes.started(sys.argv[2:], mark=sys.argv[1], env=processes.on_cpu()) as job:
+    job.wait()
+"""
 
 
 @pytest.mark.slow
-def test_torchrun_restarts_a_killed_rank(uninterrupted, tmp_path):
-    script = ["--standalone", "--nproc-per-node=2", "--max-restarts=5", "-m", MODULE, "--folder", str(tmp_path)]
-    out = finish(run_torchrun(*script, "--kill-rank", "1", "--kill-at", "3", GLOO_SOCKET_IFNAME="lo"))
-    # gloo may find a port of the attempt before, and then one more restart is what the launcher is for
-    assert re.search(r"attempt [1-5]: 4 steps", out), "the attempts after the first began at step 2"
-    assert "losses " + " ".join(f"{x:.4f}" for x in uninterrupted[2:]) in out
+def test_nothing_is_left_of_an_elastic_test_that_is_killed(tmp_path):
+    """SIGKILL to what pytest is otherwise: nobody runs a `finally`, and all ends."""
+    mark = f"{os.getpid()}-elastic"
+    script = ["-m", MODULE, "--folder", str(tmp_path), "--steps", "1000000"]
+    command = [sys.executable, "-c", IN_THE_MIDDLE, mark, *processes.torchrun(*script)]
+    with processes.started(command, cwd=processes.ROOT) as guard:
+        wait_until(lambda: elastic.newest(tmp_path), seconds=200)
+        job = processes.marked(mark)
+        assert sum("RANK" in process.environ() for process in job) == 2
+        (test,) = psutil.Process(guard.pid).children()
+        test.kill()
+        wait_until(lambda: not processes.marked(mark), seconds=20)
+
+
+def wait_until(look, seconds):
+    deadline = time.monotonic() + seconds
+    while not (found := look()):
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.1)
+    return found
 
 
 def namespaces() -> str:
     """Why two network namespaces cannot be made here, or ""."""
     if os.geteuid() != 0 or not shutil.which("ip"):
         return "needs root and the ip command"
-    made = subprocess.run(["ip", "netns", "add", "llmlab-probe"], capture_output=True, text=True)
-    subprocess.run(["ip", "netns", "del", "llmlab-probe"], capture_output=True)
+    name = f"llmlab-{os.getpid()}-probe"
+    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True)
+    subprocess.run(["ip", "netns", "del", name], capture_output=True)
     return "" if made.returncode == 0 else made.stderr.strip()
+
+
+def remove_namespaces_of_the_dead() -> None:
+    """A namespace is no process: one whose test was killed stays until the next test."""
+    listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True)
+    for name, pid in re.findall(r"^(llmlab-(\d+)-\w+)", listed.stdout, re.MULTILINE):
+        if not psutil.pid_exists(int(pid)):
+            subprocess.run(["ip", "netns", "del", name], capture_output=True)
 
 
 @pytest.fixture
@@ -131,6 +167,7 @@ def two_hosts():
     """Two namespaces with a cable between them: 10.77.0.1 and 10.77.0.2."""
     if why := namespaces():
         pytest.skip(why)
+    remove_namespaces_of_the_dead()
     names = [f"llmlab-{os.getpid()}-{i}" for i in (1, 2)]
     ip = lambda *a: subprocess.run(["ip", *a], check=True, capture_output=True)  # noqa: E731
     try:
@@ -155,23 +192,25 @@ def test_two_hosts(two_hosts, uninterrupted, tmp_path):
         "--nproc-per-node=1",
         "--rdzv-backend=static",
         "--master-addr=10.77.0.1",
-        "--master-port=29511",
+        "--master-port=29511",  # of this test's own hosts
     ]
-    jobs = [
-        run_torchrun(
-            *common,
-            f"--node-rank={i}",
-            "-m",
-            MODULE,
-            "--folder",
-            str(tmp_path),
-            prefix=("ip", "netns", "exec", name),
-            GLOO_SOCKET_IFNAME=f"wire{i + 1}",
-        )
-        for i, name in enumerate(two_hosts)
-    ]
-    out = [finish(job) for job in jobs]
-    assert "losses " + " ".join(f"{x:.4f}" for x in uninterrupted) in out[0]
+    script = ["-m", MODULE, "--folder", str(tmp_path), "--timeout", "120"]
+    with ExitStack() as both:
+        jobs = []
+        for i, name in enumerate(two_hosts):
+            job = processes.started(
+                [sys.executable, *RUN, *common, f"--node-rank={i}", *script],
+                prefix=("ip", "netns", "exec", name),
+                env=processes.on_cpu(f"wire{i + 1}"),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            jobs.append(both.enter_context(job))
+        out = [job.communicate(timeout=280)[0] for job in jobs]
+    for job, text in zip(jobs, out, strict=True):
+        assert job.returncode == 0, text
+    assert losses_line(uninterrupted) in out[0]
     sent = subprocess.run(
         ["ip", "-n", two_hosts[1], "-s", "link", "show", "wire2"], capture_output=True, text=True, check=True
     ).stdout

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -71,17 +67,3 @@ def test_three_methods_train_one_model():
         assert losses == pytest.approx(alone, abs=1e-5)
     with pytest.raises(ValueError, match="method='star'"):
         Settings(method="star")
-
-
-@pytest.mark.slow
-def test_the_example_under_torchrun():
-    module = "llmlab.parallelism.examples.train_sequence_parallel"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", module]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([*command, "--steps", "2"], env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    world = World(2)
-    losses, kept = world.run(train_example, Settings(steps=2))[0]
-    assert "losses " + " ".join(f"{x:.4f}" for x in losses) in done.stdout
-    sent_ = world.ledger.bytes(rank=0) / 2 / 1e6
-    assert f"kept {kept / 1e6:.3f} MB for the backward pass and sent {sent_:.3f} MB a step" in done.stdout

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import replace
 
@@ -113,21 +110,3 @@ def test_the_example_at_two_distances():
             assert_same(mine, reference)
     for mine in launch(train, 2, Settings(stage=3, offload=True)):
         assert_same(mine, reference)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "command",
-    [
-        "llmlab.parallelism.examples.train_zero --stage 3 --steps 2 --offload",
-        "llmlab.parallelism.examples.zero_libraries --library fsdp2",
-    ],
-)
-def test_the_examples_under_torchrun(command):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(torchrun + command.split(), env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    losses = [float(x) for x in done.stdout.split("losses")[1].split("\n")[0].split()]
-    expected = [loss for loss, _ in World(1).run(train, replace(Settings(stage=0), steps=len(losses)))[0][0]]
-    assert losses == pytest.approx(expected, abs=1e-4)

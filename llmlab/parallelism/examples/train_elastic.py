@@ -74,4 +74,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     for f in fields(Settings):
         parser.add_argument(f"--{f.name.replace('_', '-')}", type=type(f.default), default=f.default)
-    attach(_main, Settings(**vars(parser.parse_args())))
+    patience = "seconds that a collective waits for a rank that hangs"
+    parser.add_argument("--timeout", type=float, help=patience)
+    options = vars(parser.parse_args())
+    timeout = options.pop("timeout")
+    attach(_main, Settings(**options), timeout=timeout)
