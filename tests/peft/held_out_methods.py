@@ -46,7 +46,14 @@ BASES = {
         attention_bias=True,
     ),
 }
-FOUR_BIT = dict(hidden_size=48, num_attention_heads=6, num_key_value_heads=2, head_dim=12, intermediate_size=52)
+# Every weight a multiple of 64, no row's length one of 16: what `in_bitsandbytes` takes.
+FOUR_BIT = dict(
+    hidden_size=72,
+    num_attention_heads=6,
+    num_key_value_heads=2,
+    head_dim=20,
+    intermediate_size=56,
+)
 KINDS = {"ours": make_llama, "transformers": make_hf}
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 ADA = dict(init_r=5, target_r=2, target_modules=("q_proj", "v_proj", "down_proj"), total_step=3, tfinal=1)
@@ -62,12 +69,23 @@ class Method:
     settings: dict = field(default_factory=dict)
     files: ModuleType | None = None  # where save and load are, if not in `module`
     base: Callable[[nn.Module], nn.Module] = lambda model: model  # what `peft`'s side does to the base first
+    # `peft` runs its network once for each row of the batch, we once: the same numbers but
+    # for the order of sums, and so for the last bit when they are rounded to bf16.
+    network_runs_a_row: bool = False
     starts_as_the_base: bool = True  # a fresh adapter leaves the function as it is, to the bit
 
 
 def prompt(module: ModuleType, config: object, cls: str, **settings) -> Method:
     """A method whose virtual tokens change the function from the start."""
-    return Method(module, config, cls, settings, starts_as_the_base=False)
+    network = "encoder_hidden_size" in settings
+    return Method(
+        module,
+        config,
+        cls,
+        settings,
+        starts_as_the_base=False,
+        network_runs_a_row=network,
+    )
 
 
 METHODS = {

@@ -277,7 +277,11 @@ def test_what_we_train_opens_in_peft(tokens, tmp_path):
         theirs = peft.PeftModel.from_pretrained(make_hf(), tmp_path / name).eval()
         torch.testing.assert_close(theirs(tokens).logits, ours(tokens), rtol=0, atol=1e-5)
     again = adalora_files.load(make_llama(), tmp_path / "by λ")
-    torch.testing.assert_close(again(tokens), ours(tokens), rtol=0, atol=1e-6)
+    # Masked triplets are not in the file. Sums without their zeros go in another order: a
+    # logit is a sum of 24 products, and each may round by 2^-24 of the largest.
+    logits = ours(tokens)
+    tol = 24 * 2**-24 * logits.abs().max().item()
+    torch.testing.assert_close(again(tokens), logits, rtol=0, atol=tol)
     assert adalora.ranks(again) == adalora.ranks(ours) and len(set(adalora.ranks(ours).values())) > 1
 
 

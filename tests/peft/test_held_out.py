@@ -67,7 +67,11 @@ def test_a_bf16_base_gives_what_peft_gives(name, kind, tokens):
     copy(move(theirs), ours)
     assert {p.dtype for p in trained(ours).values()} == {torch.float32}
     assert logits(ours, tokens).dtype == torch.bfloat16
-    close(logits(ours, tokens).float(), logits(theirs, tokens).float(), 0.0, "logits")
+    mine, peers = logits(ours, tokens).float(), logits(theirs, tokens).float()
+    # A bf16 number's last place is at most 2^-7 of it and rounding errs by half of that.
+    # Virtual tokens that a network made in fp32 may be rounded either way.
+    last_place = 2**-8 * peers.abs().max().item()
+    close(mine, peers, last_place if METHODS[name].network_runs_a_row else 0.0, "logits")
     loss(ours, tokens).backward()
     loss(theirs, tokens).backward()
     peers = trained(theirs)

@@ -1,4 +1,5 @@
-"""4-bit codes and scales bit for bit against bitsandbytes; codebooks against mathematics; bytes counted."""
+"""4-bit codes and scales bit for bit against bitsandbytes; codebooks and decoding
+against mathematics; what bitsandbytes decodes otherwise, by CPU; bytes counted."""
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 from llmlab.peft import nf4
 
 SHAPES = [(1,), (2,), (64,), (66,), (128, 128), (24, 40), (40, 24), (8, 24), (300, 1000), (33, 130)]
-ODD = [(7,), (65,), (129, 33)]  # bitsandbytes dequantises these by another, compiled path: codes and scales only
+ODD = [(7,), (65,), (129, 33)]  # the last byte is half empty
 
 
 def values(shape, kind, dtype, seed=0):
@@ -26,6 +27,33 @@ def values(shape, kind, dtype, seed=0):
     return w.to(dtype)
 
 
+def by_definition(packed, scales, levels, block, shape, dtype):
+    """ŵᵢ = level[qᵢ] · c of block ⌊i / block⌋, in fp32, then rounded to `dtype`."""
+    flat = packed.flatten().int()
+    codes = torch.stack([flat >> 4, flat & 15], dim=1).flatten()
+    n = torch.Size(shape).numel()
+    owner = torch.arange(n) // block
+    return (levels[codes[:n]] * scales[owner]).view(shape).to(dtype)
+
+
+def with_scales_of_its_own(packed, scales, levels, block, shape, dtype):
+    """The same, but a row of n is taken to have ⌊n / block⌋ scales of its own."""
+    rows, n = shape
+    place = torch.arange(rows * n)
+    owner = place // n * (n // block) + place % n // block
+    return by_definition(packed, scales[owner], levels, 1, shape, dtype)
+
+
+def has_avx512f():
+    """Whether bitsandbytes' own library takes its AVX-512 path on this machine."""
+    from bitsandbytes.cextension import lib
+
+    try:
+        return bool(lib.has_avx512f_cpu())
+    except AttributeError:  # a build for another kind of CPU
+        return False
+
+
 KINDS = ["normal", "zeros within", "all zero", "one outlier", "equal scales"]
 
 
@@ -41,11 +69,40 @@ def test_codes_and_scales_are_those_of_bitsandbytes(code, kind, dtype):
             packed, state = bnb.quantize_4bit(w, blocksize=block, quant_type=code, compress_statistics=double)
             q = nf4.quantize(w, code, block, double)
             assert torch.equal(q.packed, packed) and torch.equal(q.scales, state.absmax), (shape, block, double)
+            scales = state.absmax
             if double:
                 assert torch.equal(q.scales2, state.state2.absmax) and torch.equal(q.offset, state.offset)
-            if shape not in ODD:
-                back = bnb.dequantize_4bit(packed, state).view(shape)  # it turns what fits one byte
-                assert torch.equal(nf4.dequantize(q), back), (shape, block, double)
+                scales = bnb.dequantize_blockwise(scales, state.state2) + state.offset
+            # Not against their dequantize_4bit, which errs on some CPUs: see the next test.
+            back = by_definition(packed, scales, state.code, block, shape, dtype)
+            assert torch.equal(nf4.dequantize(q), back), (shape, block, double)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("code", ["nf4", "fp4"])
+def test_bitsandbytes_decodes_by_definition_but_for_cut_rows_on_avx512(code, dtype):
+    """bitsandbytes 0.50.2 on a CPU with AVX-512: where a row's length n is a multiple of
+    16 and not of the block, blocks run over the end of a row, and its kernel does not
+    expect that. If this fails on such a CPU, a release has mended it: say so where the
+    lesson on QLoRA, findings/ and `in_bitsandbytes` speak of it.
+    """
+    import bitsandbytes.functional as bnb
+
+    deviating = 0
+    for shape in ((128, 128), (64, 576), (24, 48), (24, 40), (8, 24), (33, 130)):
+        for block in (32, 64, 128, 256):
+            w = values(shape, "normal", dtype)
+            packed, state = bnb.quantize_4bit(w, blocksize=block, quant_type=code)
+            back = bnb.dequantize_4bit(packed, state)
+            given = (packed, state.absmax, state.code, block, shape, dtype)
+            right = by_definition(*given)
+            if has_avx512f() and shape[1] % 16 == 0 and shape[1] % block:
+                assert torch.equal(back, with_scales_of_its_own(*given)), (shape, block)
+                assert (back - right).abs().max() > 0.1
+                deviating += 1
+            else:
+                assert torch.equal(back, right), (shape, block)
+    assert deviating == (7 if has_avx512f() else 0)
 
 
 @pytest.mark.parametrize("seed", range(3))
