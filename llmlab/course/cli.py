@@ -40,11 +40,14 @@ def lab(
     port: Annotated[int | None, typer.Option(help="the port to serve on [default: the first free one]")] = None,
     browser: Annotated[bool, typer.Option(help="open a browser")] = True,
     ip: Annotated[str | None, typer.Option(help="the address to listen on [default: this machine alone]")] = None,
+    cold: Annotated[
+        bool, typer.Option("--cold", help="start each kernel without the libraries")
+    ] = False,
 ) -> None:
-    """Open the course in JupyterLab. Your copies of the exercises are in work/."""
+    """Open the course in JupyterLab. What you open are your own copies, in work/."""
     from llmlab.course import lab as jupyter
 
-    raise typer.Exit(jupyter.run(port=port, browser=browser, ip=ip))
+    raise typer.Exit(jupyter.run(port=port, browser=browser, ip=ip, cold=cold))
 
 
 @app.command()
@@ -56,20 +59,53 @@ def start(
     use_new: Annotated[
         bool, typer.Option("--use-new", help="move over to the course's new version; yours is kept")
     ] = False,
+    solution: Annotated[
+        bool, typer.Option("--solution", help="the worked exercises, for other editors")
+    ] = False,
 ) -> None:
-    """Make your copy of a lesson's exercises. It goes to work/; one that you have is never overwritten."""
+    """Make your copy of a lesson and its exercises. It goes to work/; one that you have is never overwritten."""
     from llmlab.course import workspace
+    from llmlab.course.workspace import Kind
 
-    if restore_checks and use_new:
-        stop("--restore-checks and --use-new: one at a time", 2)
+    if restore_checks + use_new + solution > 1:
+        stop("--restore-checks, --use-new and --solution: one at a time", 2)
     lesson, root = lesson_and_root(topic)
-    act = workspace.restore_checks if restore_checks else workspace.use_new if use_new else workspace.start
     try:
-        done = act(lesson, root)
+        if restore_checks:
+            done = [workspace.restore_checks(lesson, root)]
+        elif use_new:
+            kinds = [k for k in Kind if workspace.new_path(lesson, root, k).exists()]
+            kinds = kinds or [Kind.EXERCISES]
+            done = [workspace.use_new(lesson, root, kind) for kind in kinds]
+        else:
+            kinds = [Kind.SOLUTION] if solution else [Kind.LESSON, Kind.EXERCISES]
+            there = [k for k in kinds if k.source(lesson, root).is_file()]
+            done = [workspace.start(lesson, root, kind) for kind in there or kinds]
+    except (FileNotFoundError, workspace.Blocked) as error:
+        stop(error, 1)
+    for copied in done:
+        typer.echo(copied.message)
+    raise typer.Exit(int(any(copied.what == "unreadable" for copied in done)))
+
+
+@app.command()
+def reset(
+    topic: Topic,
+    exercises: Annotated[
+        bool, typer.Option("--exercises", help="the exercises, not the lesson")
+    ] = False,
+) -> None:
+    """Make a fresh copy of a lesson. Your former one is kept beside it, as .old-1, .old-2 …"""
+    from llmlab.course import workspace
+    from llmlab.course.workspace import Kind
+
+    lesson, root = lesson_and_root(topic)
+    kind = Kind.EXERCISES if exercises else Kind.LESSON
+    try:
+        done = workspace.reset(lesson, root, kind)
     except (FileNotFoundError, workspace.Blocked) as error:
         stop(error, 1)
     typer.echo(done.message)
-    raise typer.Exit(int(done.what == "unreadable"))
 
 
 @app.command()
@@ -84,9 +120,13 @@ def check(
     seconds: Annotated[
         float, typer.Option("--timeout", min=1, help="the longest that one cell may run, in seconds")
     ] = 60.0,
+    cold: Annotated[
+        bool, typer.Option("--cold", help="start each kernel without the libraries")
+    ] = False,
 ) -> None:
     """Mark your exercises. Your notebook runs in a fresh kernel, and you are told what to do next."""
     from llmlab.course import grading, progress, report
+    from llmlab.course.kernels import warm_kernels
 
     chosen, root = _to_check(topics or [])
     quiet = str(json) == "-"
@@ -95,7 +135,9 @@ def check(
         if sys.stderr.isatty():
             typer.echo(f"marking {lesson.slug} …", err=True)
         try:
-            results.append(grading.grade(lesson, root, cell_seconds=seconds))
+            with warm_kernels(cold=cold, start=len(chosen) > 1):
+                result = grading.grade(lesson, root, cell_seconds=seconds)
+            results.append(result)
         except FileNotFoundError as error:
             stop(f"{error}: `llmlab start {lesson.slug}` makes your copy", 2)
     if not quiet:

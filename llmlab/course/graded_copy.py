@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmlab.course.solutions import answers_expression, checked_name, version
+from llmlab.course.solutions import answers_expression, checked_name
 
 HERE = Path(__file__).resolve().parent
 
@@ -197,8 +197,3 @@ def version_of(notebook: dict[str, Any]) -> str | None:
     """The version of the exercise that a copy says it was made from; None when an editor dropped it."""
     note = notebook["metadata"].get("llmlab")
     return note.get("version") if isinstance(note, dict) else None
-
-
-def is_untouched(notebook: dict[str, Any]) -> bool:
-    """Whether the cells still are what the copy was made with."""
-    return version(notebook) == version_of(notebook)

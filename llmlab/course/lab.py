@@ -1,7 +1,8 @@
 """`llmlab lab`: JupyterLab, opened on the course's landing page, with what would disturb a learner turned off.
 
 The settings are a folder in the package, so that the learner's own JupyterLab stays as it is. Nothing is fetched:
-no news, no update check, no extension list.
+no news, no update check, no extension list. No file of the course is written to, so that it can be updated: what a
+learner opens are copies in work/ (`lab_contents`).
 """
 
 from __future__ import annotations
@@ -12,9 +13,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from llmlab.course.kernels import use_warm_kernels, warm_up
 from llmlab.course.syllabus import PARTS, Lesson, course_root, lessons
 
 SETTINGS = Path(__file__).parent / "lab_settings"
+CONTENTS = "llmlab.course.lab_contents.CourseContents"
+EXTENSIONS_OFF = (
+    "jupyterlab_jupytext",  # a save must not write a script as well
+    "nbgrader.server_extensions.assignment_list",  # the teacher's: seconds to import
+    "nbgrader.server_extensions.course_list",
+    "nbgrader.server_extensions.formgrader",
+    "nbgrader.server_extensions.validate_assignment",
+)
 LANDING = Path("work") / "START-HERE.md"
 TEXT = """\
 # Start here
@@ -22,8 +32,11 @@ TEXT = """\
 Each lesson is a notebook. Open it, then press **Shift+Enter** to run one cell after the other: guess where it asks you
 to, move the sliders, read the code.
 
-Then open its exercises. They are your own copies, in the folder `work/`: nothing overwrites them, and nothing leaves
-this machine. Fill in a cell, run it and the check below it, and you are told at once what is right and what is not.
+Then open its exercises. Fill in a cell, run it and the check below it, and you are told at once what is right and what
+is not.
+
+All that you open here are your own copies, in the folder `work/`: try things, write into them, save. Nothing overwrites
+them, and nothing leaves this machine.
 
 {lessons}
 ## In a terminal
@@ -33,6 +46,7 @@ this machine. Fill in a cell, run it and the check below it, and you are told at
 | `llmlab check lora` | marks a whole exercise notebook in a fresh kernel |
 | `llmlab hint lora` | the next hint |
 | `llmlab progress` | the map of the course with what you have done |
+| `llmlab reset lora` | a fresh copy of a lesson; yours is kept beside it |
 | `llmlab doctor` | when something does not work |
 
 *This page was written when you typed `llmlab lab`; it shows what you had done by then.*
@@ -50,6 +64,7 @@ def run(
     ip: str | None = None,
     extra: Sequence[str] = (),
     root: Path | None = None,
+    cold: bool = False,
 ) -> int:
     """Opens JupyterLab and stays until it ends; returns its exit status.
 
@@ -58,6 +73,7 @@ def run(
         browser: whether to open a browser.
         ip: the address to listen on; by default this machine alone.
         extra: more options for `jupyter lab`, passed on as they are.
+        cold: start each kernel the plain way (`llmlab.course.kernels`).
     """
     try:
         root = root or course_root()
@@ -69,6 +85,8 @@ def run(
         return 1
     argv = command(root, port=port, browser=browser, ip=ip, extra=extra)
     os.chdir(root)
+    use_warm_kernels(cold=cold)
+    warm_up()  # while JupyterLab starts; it ends with JupyterLab
     sys.stdout.flush()
     os.execv(argv[0], argv)  # so that Ctrl+C reaches JupyterLab alone
 
@@ -85,7 +103,8 @@ def command(
         "--LabApp.news_url=",
         "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
         "--LabApp.extension_manager=readonly",
-        "--ServerApp.jpserver_extensions={'jupytext': False}",  # a learner's save must not rewrite a lesson's script
+        f"--ServerApp.jpserver_extensions={dict.fromkeys(EXTENSIONS_OFF, False)}",
+        f"--ServerApp.contents_manager_class={CONTENTS}",
     ]
     if port is not None:
         argv += [f"--ServerApp.port={port}", "--ServerApp.port_retries=0"]
@@ -118,7 +137,7 @@ def check_port(port: int, ip: str) -> None:
 
 
 def prepare(root: Path) -> None:
-    """Makes the learner's copies, writes the landing page, and lets JupyterLab trust the course's own outputs.
+    """Brings the learner's copies up to date, and writes the landing page.
 
     Raises:
         LabError: the course's folder cannot be written.
@@ -135,7 +154,6 @@ def prepare(root: Path) -> None:
         raise LabError(str(error)) from None
     for copied in news:
         print(f"llmlab: {copied.message}", flush=True)
-    trust(root)
 
 
 def landing(root: Path) -> str:
@@ -159,11 +177,20 @@ def landing(root: Path) -> str:
 
 def row(lesson: Lesson, root: Path, entries: dict) -> str:
     """One line of the table; `entries` is what progress holds for this lesson, by exercise."""
-    exercise = f"[exercises]({lesson.slug}.ipynb)" if lesson.work(root).is_file() else ""
+    from llmlab.course.workspace import Kind, new_path
+
+    read = f"[{lesson.title}](lessons/{lesson.slug}.ipynb)"
+    exercise = ""
+    if lesson.work(root).is_file():
+        exercise = f"[exercises]({lesson.slug}.ipynb)"
+    if new_path(lesson, root, Kind.LESSON).is_file():
+        read += f", [new version](lessons/{lesson.slug}.new.ipynb)"
+    if new_path(lesson, root, Kind.EXERCISES).is_file():
+        exercise += f", [new version]({lesson.slug}.new.ipynb)"
     right = sum(entry.get("outcome") == "right" or "first_right" in entry for entry in entries.values())
     total = count_checks(lesson, root)
     done = f"{'✓ ' if right == total else ''}{right} of {total}" if total else ""
-    return f"| [{lesson.title}](../notebooks/{lesson.slug}.ipynb) | {exercise} | {done} |"
+    return f"| {read} | {exercise} | {done} |"
 
 
 def count_checks(lesson: Lesson, root: Path) -> int:
@@ -173,19 +200,3 @@ def count_checks(lesson: Lesson, root: Path) -> int:
     path = lesson.exercise(root)
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"] if path.is_file() else []
     return sum("check" in cell["metadata"].get("tags", []) for cell in cells)
-
-
-def trust(root: Path) -> None:
-    """Signs the course's notebooks, so that their stored sliders move before a cell was run."""
-    import nbformat
-    from nbformat.sign import NotebookNotary
-
-    try:
-        notary = NotebookNotary()
-        for lesson in lessons():
-            if lesson.notebook(root).is_file():
-                nb = nbformat.read(lesson.notebook(root), as_version=4)
-                if not notary.check_signature(nb):
-                    notary.sign(nb)
-    except OSError:
-        pass  # a home that cannot be written: the sliders move once their cells have run

@@ -94,6 +94,14 @@ class Lesson:
         """The learner's own copy of the exercises."""
         return root / "work" / f"{self.slug}.ipynb"
 
+    def lesson_copy(self, root: Path) -> Path:
+        """The learner's own copy of the lesson."""
+        return root / "work" / "lessons" / f"{self.slug}.ipynb"
+
+    def solution_copy(self, root: Path) -> Path:
+        """The learner's own copy of the worked exercises, made when it is opened."""
+        return root / "work" / "solutions" / f"{self.slug}.ipynb"
+
     def is_built(self, root: Path) -> bool:
         """Whether the lesson exists yet, or is only planned."""
         return self.notebook(root).with_suffix(".py").is_file()

@@ -1,21 +1,67 @@
 """The learner's own copies, in work/: made once, never overwritten.
 
-When the course's version of an exercise changes, an untouched copy is renewed; beside an edited one the new version is
-laid as `<topic>.new.ipynb`, and `llmlab start TOPIC --use-new` moves over, keeping the old as `<topic>.old-<n>.ipynb`.
-Which version a copy was made from stands in its own metadata, and in work/.copies.json for editors that drop it.
+| the course's file        | the learner's copy              | made                    |
+|--------------------------|---------------------------------|-------------------------|
+| notebooks/<slug>.ipynb   | work/lessons/<slug>.ipynb       | when it is first opened |
+| exercises/<slug>.ipynb   | work/<slug>.ipynb               | by `llmlab lab`         |
+| solutions/<slug>.ipynb   | work/solutions/<slug>.ipynb     | when it is first opened |
+
+A copy is *untouched* as long as its cells read as they were given: running them is no
+edit, a word in one of them is. When the course's version changes, an untouched copy is
+renewed; beside an edited one the new version is laid as `<topic>.new.ipynb`, and
+`llmlab start TOPIC --use-new` moves over, keeping the old as `<topic>.old-<n>.ipynb`.
+Which version a copy was made from stands in its own metadata, and in work/.copies.json
+for editors that drop it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from llmlab.course.files import write_atomically
-from llmlab.course.graded_copy import Unreadable, find_checks, pristine_checks, read_notebook, version_of
+from llmlab.course.copy_links import with_links_of_a_copy
+from llmlab.course.files import locked, write_atomically
+from llmlab.course.graded_copy import (
+    Unreadable,
+    find_checks,
+    pristine_checks,
+    read_notebook,
+    version_of,
+)
 from llmlab.course.solutions import version
-from llmlab.course.syllabus import Lesson, built_lessons
+from llmlab.course.syllabus import Lesson, built_lessons, lessons
+
+RELOAD = "If it is open in JupyterLab: File → Reload Notebook from Disk"
+
+
+class Kind(Enum):
+    """What a copy is a copy of."""
+
+    LESSON = "lesson"
+    EXERCISES = "exercises"
+    SOLUTION = "solution"
+
+    def source(self, lesson: Lesson, root: Path) -> Path:
+        """The course's own file."""
+        files = {
+            Kind.LESSON: lesson.notebook,
+            Kind.EXERCISES: lesson.exercise,
+            Kind.SOLUTION: lesson.solution,
+        }
+        return files[self](root)
+
+    def copy(self, lesson: Lesson, root: Path) -> Path:
+        """The learner's copy."""
+        files = {
+            Kind.LESSON: lesson.lesson_copy,
+            Kind.EXERCISES: lesson.work,
+            Kind.SOLUTION: lesson.solution_copy,
+        }
+        return files[self](root)
 
 
 class Blocked(RuntimeError):
@@ -24,108 +70,235 @@ class Blocked(RuntimeError):
 
 @dataclass(frozen=True)
 class Copied:
-    """What became of a learner's copy: "made", "kept", "renewed", "new beside", "moved over", "restored", "unreadable"."""
+    """What became of a learner's copy.
+
+    `what` is "made", "kept", "renewed", "new beside", "moved over", "restored", "reset"
+    or "unreadable".
+    """
 
     path: Path
     what: str
     message: str
 
 
-def new_path(lesson: Lesson, root: Path) -> Path:
+@dataclass(frozen=True)
+class Made:
+    """What a copy was made from, as its metadata has it.
+
+    Attributes:
+        version: digest of the cells of the course's file; None when nobody knows.
+        cells: digest of the cells of the copy, whose links differ; None in copies that
+            were made before links were changed.
+        outputs: digest of the outputs of the course's file.
+    """
+
+    version: str | None
+    cells: str | None
+    outputs: str | None
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """A copy as it would be made now."""
+
+    notebook: dict[str, Any]
+    made: Made
+
+    @property
+    def text(self) -> str:
+        """The file; it takes longer than all the rest, and is seldom wanted."""
+        return _dump(self.notebook)
+
+
+def new_path(lesson: Lesson, root: Path, kind: Kind = Kind.EXERCISES) -> Path:
     """Where a newer version is laid beside an edited copy."""
-    return lesson.work(root).with_suffix(".new.ipynb")
+    return kind.copy(lesson, root).with_suffix(".new.ipynb")
 
 
-def start(lesson: Lesson, root: Path) -> Copied:
+def find_copy(path: str, root: Path) -> tuple[Lesson, Kind] | None:
+    """Whose copy lies, or would lie, at `path`; None when it is another file.
+
+    Args:
+        path: relative to the course's folder, as in "work/lessons/04-peft/05-lora.ipynb".
+    """
+    if not path.startswith("work/"):
+        return None
+    for lesson in lessons():
+        for kind in Kind:
+            if kind.copy(lesson, root) == root / path:
+                return lesson, kind
+    return None
+
+
+def fresh_copy(lesson: Lesson, root: Path, kind: Kind) -> Fresh:
+    """The copy that the course's file gives now: its links changed, its version noted.
+
+    Raises:
+        FileNotFoundError: the course has no such file yet.
+        Blocked: the course's file is broken.
+    """
+    source = kind.source(lesson, root)
+    if not source.is_file():
+        raise FileNotFoundError(f"{lesson.slug} has no {kind.value} yet: it is planned")
+    try:
+        course = read_notebook(source)
+    except Unreadable as error:
+        raise Blocked(
+            f"{_name(source, root)} is the course's own file, and broken: {error}. "
+            f"`git checkout -- {_name(source, root)}` brings it back"
+        ) from None
+    copy = kind.copy(lesson, root)
+    given = version_of(course) or version(course)
+    outputs = [cell.get("outputs") for cell in course["cells"]]
+    for cell in course["cells"]:
+        if cell["cell_type"] == "markdown":
+            cell["source"] = with_links_of_a_copy(cell["source"], source, copy, root)
+    made = Made(given, version(course), _digest(outputs))
+    metadata = {k: v for k, v in course["metadata"].items() if k != "jupytext"}
+    note = {"lesson": lesson.slug, "version": made.version}
+    note |= {"cells": made.cells, "outputs": made.outputs}
+    return Fresh(course | {"metadata": metadata | {"llmlab": note}}, made)
+
+
+def start(lesson: Lesson, root: Path, kind: Kind = Kind.EXERCISES) -> Copied:
     """Makes sure that the learner has a copy; an edited one is never written to.
 
     Raises:
-        FileNotFoundError: the lesson has no exercises yet.
+        FileNotFoundError: the course has no such file yet.
         Blocked: the folder cannot be written.
     """
-    source, path = lesson.exercise(root), lesson.work(root)
-    if not source.is_file():
-        raise FileNotFoundError(f"{lesson.slug} has no exercises yet: it is planned")
-    text = source.read_text(encoding="utf-8")
-    current = json.loads(text)["metadata"]["llmlab"]["version"]
+    fresh = fresh_copy(lesson, root, kind)
+    path = kind.copy(lesson, root)
+    name = _name(path, root)
     if not path.exists():
-        _write(path, text)
-        _remember(root, lesson, copy=current)
-        return Copied(path, "made", f"{_name(path, root)} is yours: open it in JupyterLab")
+        _write(path, fresh.text)
+        _remember(path, root, fresh.made)
+        return Copied(path, "made", f"{name} is yours: open it in JupyterLab")
     try:
         notebook = read_notebook(path)
     except Unreadable as error:
         cure = f"move it away, and `llmlab start {lesson.slug}` makes a fresh one"
-        return Copied(path, "unreadable", f"{_name(path, root)} is kept as it is, but {error}: mend it, or {cure}")
-    known = _known(root).get(lesson.slug, {})
-    made_from = version_of(notebook) or known.get("copy")
-    if current in (made_from, version(notebook)):
-        return Copied(path, "kept", f"{_name(path, root)} is yours already")
-    if version(notebook) == made_from:
-        _write(path, text)
-        _remember(root, lesson, copy=current)
-        return Copied(path, "renewed", f"{_name(path, root)} was untouched: it now is the course's new version")
-    return _lay_beside(lesson, root, text, current, known)
+        message = f"{name} is kept as it is, but {error}: mend it, or {cure}"
+        return Copied(path, "unreadable", message)
+    made = _made(notebook, _known(root).get(_key(path, root), {}))
+    if _is_untouched(notebook, made):
+        if made == fresh.made:
+            return Copied(path, "kept", f"{name} is yours already")
+        _write(path, fresh.text)
+        _remember(path, root, fresh.made)
+        message = f"{name} was untouched: it now is the course's new version"
+        return Copied(path, "renewed", message)
+    reads_as_new = version(notebook) in (fresh.made.version, fresh.made.cells)
+    if made.version == fresh.made.version or reads_as_new:
+        return Copied(path, "kept", f"{name} is yours already")
+    return _lay_beside(lesson, root, kind, fresh)
 
 
-def _lay_beside(lesson: Lesson, root: Path, text: str, current: str, known: dict[str, str]) -> Copied:
-    path, beside = lesson.work(root), new_path(lesson, root)
-    if known.get("new") != current or not beside.exists():
-        _write(beside, text)
-        _remember(root, lesson, new=current)
+def _lay_beside(lesson: Lesson, root: Path, kind: Kind, fresh: Fresh) -> Copied:
+    path, beside = kind.copy(lesson, root), new_path(lesson, root, kind)
+    kept = ""
+    known = _known(root).get(_key(path, root), {})
+    if not beside.exists() or known.get("new") != fresh.made.version:
+        if beside.exists() and not _file_is_untouched(beside):
+            old = _free(path, "old")
+            _move(beside, old)
+            kept = f" What you wrote into the former {beside.name} is in {old.name}."
+        _write(beside, fresh.text)
+        _note(path, root, new=fresh.made.version)
     message = (
-        f"the course changed {lesson.slug}. Your {_name(path, root)} is kept; the new version lies beside it as "
-        f"{beside.name}. To move over: copy your answers into it, then `llmlab start {lesson.slug} --use-new`"
+        f"the course changed {lesson.slug}. Your {_name(path, root)} is kept; the new "
+        f"version lies beside it as {beside.name}.{kept} To move over: copy what you "
+        f"wrote into it, then `llmlab start {lesson.slug} --use-new`"
     )
     return Copied(path, "new beside", message)
 
 
-def use_new(lesson: Lesson, root: Path) -> Copied:
-    """Makes `<topic>.new.ipynb` the copy; the former one stays as `<topic>.old-<n>.ipynb`.
+def use_new(lesson: Lesson, root: Path, kind: Kind = Kind.EXERCISES) -> Copied:
+    """Makes `<topic>.new.ipynb` the copy; the former stays as `<topic>.old-<n>.ipynb`.
 
     Raises:
         Blocked: there is no newer version, or the folder cannot be written.
     """
-    path, beside = lesson.work(root), new_path(lesson, root)
+    path, beside = kind.copy(lesson, root), new_path(lesson, root, kind)
     if not beside.exists():
-        raise Blocked(f"there is no {_name(beside, root)}: your copy is of the course's version already")
-    old = _free(path, "old")
+        raise Blocked(
+            f"there is no {_name(beside, root)}: your copy is of the course's version "
+            "already"
+        )
+    known = _known(root).get(_key(path, root), {})
     try:
-        path.rename(old)
-        beside.rename(path)
-    except OSError as error:
-        raise _blocked(path, error) from None
-    _remember(root, lesson, copy=_known(root).get(lesson.slug, {}).get("new", ""))
-    return Copied(path, "moved over", f"{_name(path, root)} is the new version; your former one is {old.name}")
+        made = _made(read_notebook(beside), {"copy": known.get("new")})
+    except Unreadable:
+        made = Made(known.get("new"), None, None)
+    old = _free(path, "old")
+    if path.exists():
+        _move(path, old)
+    _move(beside, path)
+    _remember(path, root, made)
+    name = _name(path, root)
+    message = f"{name} is the new version; your former one is {old.name}"
+    return Copied(path, "moved over", message)
+
+
+def reset(lesson: Lesson, root: Path, kind: Kind = Kind.LESSON) -> Copied:
+    """Makes a fresh copy; the former one stays as `<topic>.old-<n>.ipynb`.
+
+    Raises:
+        FileNotFoundError: the course has no such file yet.
+        Blocked: the folder cannot be written; the copy is as it was.
+    """
+    fresh = fresh_copy(lesson, root, kind)
+    path = kind.copy(lesson, root)
+    name = _name(path, root)
+    if not path.exists():
+        return start(lesson, root, kind)
+    if path.is_file() and path.read_bytes() == fresh.text.encode():
+        return Copied(path, "kept", f"{name} is as the course gives it")
+    old = _free(path, "old")
+    _move(path, old)
+    try:
+        _write(path, fresh.text)
+    except Blocked:
+        _move(old, path)
+        raise
+    _remember(path, root, fresh.made)
+    beside = new_path(lesson, root, kind)
+    if beside.exists() and _file_is_untouched(beside):
+        beside.unlink()  # it is what the copy is now, or older
+    message = f"{name} is fresh; your former one is {old.name}. {RELOAD}"
+    return Copied(path, "reset", message)
 
 
 def restore_checks(lesson: Lesson, root: Path) -> Copied:
-    """Puts the course's check cells back where they were changed, deleted or doubled; all other cells stay.
+    """Puts the course's check cells back where they were changed; other cells stay.
 
     Raises:
         FileNotFoundError: there is no copy, or no exercise.
         Blocked: it is no notebook, or the folder cannot be written.
     """
     path = lesson.work(root)
+    name = _name(path, root)
     if not path.is_file():
-        raise FileNotFoundError(f"{_name(path, root)} does not exist: `llmlab start {lesson.slug}` makes it")
+        raise FileNotFoundError(
+            f"{name} does not exist: `llmlab start {lesson.slug}` makes it"
+        )
     try:
         notebook = read_notebook(path)
     except Unreadable as error:
-        raise Blocked(f"{_name(path, root)} cannot be mended: {error}") from None
+        raise Blocked(f"{name} cannot be mended: {error}") from None
     course = json.loads(lesson.exercise(root).read_text(encoding="utf-8"))
     cells, mended = with_checks(notebook["cells"], course, lesson.exercise(root))
     if not mended:
-        return Copied(path, "kept", f"the check cells of {_name(path, root)} are as the course gives them")
+        message = f"the check cells of {name} are as the course gives them"
+        return Copied(path, "kept", message)
     backup = _free(path, "before-restore")
     _write(backup, path.read_text(encoding="utf-8"))
-    drop = set() if notebook.get("nbformat_minor", 0) >= 5 else {"id"}  # ids came with version 4.5 of the format
-    cells = [{k: v for k, v in c.items() if k not in drop} | {"source": c["source"].splitlines(True)} for c in cells]
-    raw = notebook | {"cells": cells}
-    _write(path, json.dumps(raw, indent=1, ensure_ascii=False) + "\n")
+    if notebook.get("nbformat_minor", 0) < 5:  # ids came with version 4.5 of the format
+        cells = [{k: v for k, v in c.items() if k != "id"} for c in cells]
+    _write(path, _dump(notebook | {"cells": cells}))
     message = (
-        f"put back: {', '.join(mended)}. Your other cells stay; the file as it was is {backup.name}. "
-        "If it is open in JupyterLab: File → Reload Notebook from Disk"
+        f"put back: {', '.join(mended)}. Your other cells stay; the file as it was is "
+        f"{backup.name}. {RELOAD}"
     )
     return Copied(path, "restored", message)
 
@@ -133,7 +306,7 @@ def restore_checks(lesson: Lesson, root: Path) -> Copied:
 def with_checks(
     cells: list[dict[str, Any]], course: dict[str, Any], exercise: Path
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """The cells with each of the course's check cells once, and which had to be put back."""
+    """The cells with each of the course's checks once, and which had to be put back."""
     from llmlab.course.graded_copy import defines, goes_by, place_of_check
 
     pristine = pristine_checks(exercise)
@@ -144,36 +317,97 @@ def with_checks(
         if state == "intact" and len(where) == 1:
             continue
         mended.append(name)
-        own = [i for i, c in enumerate(cells) if defines(c["source"], name) or goes_by(c, f"exercise-{name}")]
-        place = where[0] if where else (own[-1] + 1 if own else place_of_check(cells, name, []))
+        own = [
+            i
+            for i, c in enumerate(cells)
+            if defines(c["source"], name) or goes_by(c, f"exercise-{name}")
+        ]
+        after_own = own[-1] + 1 if own else place_of_check(cells, name, [])
+        place = where[0] if where else after_own
         put = [(i, c) for i, c in enumerate(cells) if i not in where]
         before = [c for i, c in put if i < place]
-        cells = [*before, given[f"check-{name}"], *[c for i, c in put if i >= place]]
+        after = [c for i, c in put if i >= place]
+        cells = [*before, given[f"check-{name}"], *after]
     return cells, mended
 
 
 def start_all(root: Path) -> list[Copied]:
-    """Copies of all lessons that are built; what `llmlab lab` calls before it opens JupyterLab.
+    """The copies of all exercises, and of the lessons and solutions opened so far.
+
+    `llmlab lab` calls this before it opens JupyterLab.
 
     Raises:
         Blocked: the folder cannot be written.
     """
-    return [start(lesson, root) for lesson in built_lessons(root) if lesson.exercise(root).is_file()]
+    done = []
+    for lesson in built_lessons(root):
+        for kind in Kind:
+            wanted = kind is Kind.EXERCISES or kind.copy(lesson, root).exists()
+            if wanted and kind.source(lesson, root).is_file():
+                done.append(start(lesson, root, kind))
+    return done
 
 
-def _known(root: Path) -> dict[str, dict[str, str]]:
-    """work/.copies.json; empty when it is missing or broken: the copies' own metadata come first."""
+def _made(notebook: dict[str, Any], known: dict[str, Any]) -> Made:
+    """What a copy says it was made from; `known` stands in where an editor dropped it."""
+    note = notebook["metadata"].get("llmlab")
+    if isinstance(note, dict) and note.get("version"):
+        return Made(note["version"], note.get("cells"), note.get("outputs"))
+    return Made(known.get("copy"), known.get("cells"), known.get("outputs"))
+
+
+def _is_untouched(notebook: dict[str, Any], made: Made) -> bool:
+    """Whether the cells read as they were given; outputs and ids do not count."""
+    return version(notebook) in (made.version, made.cells)
+
+
+def _file_is_untouched(path: Path) -> bool:
     try:
-        known = json.loads((root / "work" / ".copies.json").read_text(encoding="utf-8"))
-        return {k: v for k, v in known.items() if isinstance(v, dict)}
+        notebook = read_notebook(path)
+    except Unreadable:
+        return False
+    return _is_untouched(notebook, _made(notebook, {}))
+
+
+def _digest(outputs: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(outputs).encode()).hexdigest()[:12]
+
+
+def _dump(notebook: dict[str, Any]) -> str:
+    """The notebook as a file; sources are lists of lines, as nbformat writes them."""
+    cells = [c | {"source": c["source"].splitlines(True)} for c in notebook["cells"]]
+    return json.dumps(notebook | {"cells": cells}, indent=1, ensure_ascii=False) + "\n"
+
+
+def _known(root: Path) -> dict[str, dict[str, Any]]:
+    """work/.copies.json; empty when broken: the copies' own metadata come first."""
+    try:
+        text = (root / "work" / ".copies.json").read_text(encoding="utf-8")
+        return {k: v for k, v in json.loads(text).items() if isinstance(v, dict)}
     except (OSError, ValueError, AttributeError):
         return {}
 
 
-def _remember(root: Path, lesson: Lesson, **note: str) -> None:
-    known = _known(root)
-    known[lesson.slug] = known.get(lesson.slug, {}) | note
-    _write(root / "work" / ".copies.json", json.dumps(known, indent=1, sort_keys=True) + "\n")
+def _key(path: Path, root: Path) -> str:
+    """'04-peft/05-lora', 'lessons/04-peft/05-lora': a copy's name in .copies.json."""
+    return path.relative_to(root / "work").with_suffix("").as_posix()
+
+
+def _remember(path: Path, root: Path, made: Made) -> None:
+    _note(path, root, copy=made.version, cells=made.cells, outputs=made.outputs)
+
+
+def _note(path: Path, root: Path, **note: str | None) -> None:
+    record = root / "work" / ".copies.json"
+    try:
+        with locked(root / "work" / ".copies.lock"):
+            known = _known(root)
+            key = _key(path, root)
+            known[key] = known.get(key, {}) | note
+            text = json.dumps(known, indent=1, sort_keys=True) + "\n"
+            write_atomically(record, text)
+    except OSError as error:
+        raise _blocked(record, error) from None
 
 
 def _write(path: Path, text: str) -> None:
@@ -183,9 +417,17 @@ def _write(path: Path, text: str) -> None:
         raise _blocked(path, error) from None
 
 
+def _move(path: Path, to: Path) -> None:
+    try:
+        path.rename(to)
+    except OSError as error:
+        raise _blocked(path, error) from None
+
+
 def _blocked(path: Path, error: OSError) -> Blocked:
     return Blocked(
-        f"{path.parent} cannot be written ({error.strerror or error}): make it writable, or copy the course elsewhere"
+        f"{path.parent} cannot be written ({error.strerror or error}): make it "
+        "writable, or copy the course elsewhere"
     )
 
 

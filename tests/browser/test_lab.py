@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,29 +19,65 @@ from llmlab.course.syllabus import find
 
 ROOT = Path(__file__).resolve().parents[2]
 WELCOME = find("01-welcome")
+LESSON = f"work/lessons/{WELCOME.slug}.ipynb"
+ON_TOP = ".jp-NotebookPanel:not(.lm-mod-hidden)"
 WRONG = "def weight_bytes(params, bits=16): return params * bits // 8"
 RIGHT = "def weight_bytes(params, bits=16): return math.ceil(params * bits / 8)"
+AUTOSAVE = 2  # seconds
 START = "from llmlab.course.lab import run; run({port}, False, extra=['--IdentityProvider.token=', {flag}])"
 
 pytestmark = pytest.mark.slow
 
 
+def git(folder: Path, *words: str) -> str:
+    """What git says; it must succeed."""
+    who = ["-c", "user.name=Course", "-c", "user.email=course@example.org"]
+    argv = ["git", "-C", str(folder), *who, *words]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.fixture(scope="module")
-def course(tmp_path_factory):
-    """A copy of the course with the lesson Welcome alone, so that nobody's work/ is touched."""
-    root = tmp_path_factory.mktemp("course")
-    shutil.copy(ROOT / "pyproject.toml", root)
-    for path in (WELCOME.notebook(ROOT), WELCOME.notebook(ROOT).with_suffix(".py"), WELCOME.exercise(ROOT)):
+def published(tmp_path_factory):
+    """The course's repository, with the lesson Welcome alone."""
+    root = tmp_path_factory.mktemp("published")
+    files = [ROOT / "pyproject.toml", ROOT / ".gitignore", WELCOME.exercise(ROOT)]
+    for path in (WELCOME.notebook(ROOT), WELCOME.solution(ROOT)):
+        files += [path, path.with_suffix(".py")]
+    for path in files:
         target = root / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target)
+    git(root, "init", "--quiet")
+    git(root, "add", "--all")
+    git(root, "commit", "--quiet", "--message", "the course")
     return root
+
+
+@pytest.fixture(scope="module")
+def course(published, tmp_path_factory):
+    """A learner's clone, so that nobody's work/ is touched; JupyterLab saves often."""
+    root = tmp_path_factory.mktemp("learner") / "course"
+    git(published, "clone", "--quiet", str(published), str(root))
+    folder = home(root) / "config/lab/user-settings/@jupyterlab/docmanager-extension"
+    folder.mkdir(parents=True)
+    settings = folder / "plugin.jupyterlab-settings"
+    settings.write_text(json.dumps({"autosaveInterval": AUTOSAVE}))
+    return root
+
+
+def home(root: Path) -> Path:
+    """Where the learner's settings are: beside the course."""
+    return root.parent / "home"
 
 
 def environment(root: Path) -> dict[str, str]:
     """The learner's, but for settings, workspaces and signatures, which go to a temporary folder."""
-    home = root / "home"
-    folders = {f"JUPYTER_{name}_DIR": str(home / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")}
+    folders = {
+        f"JUPYTER_{name}_DIR": str(home(root) / name.lower())
+        for name in ("CONFIG", "DATA", "RUNTIME")
+    }
     return os.environ | folders | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"}
 
 
@@ -51,7 +88,7 @@ def lab(course):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     code = START.format(port=port, flag="'--LabApp.expose_app_in_browser=True'")
-    log = (course / "lab.log").open("w")
+    log = (home(course) / "lab.log").open("w")
     server = subprocess.Popen(
         [sys.executable, "-c", code],
         cwd=course,
@@ -67,7 +104,7 @@ def lab(course):
                 break
         time.sleep(0.3)
     else:
-        pytest.fail((course / "lab.log").read_text()[-2000:])
+        pytest.fail((home(course) / "lab.log").read_text()[-2000:])
     yield f"http://127.0.0.1:{port}"
     os.killpg(server.pid, signal.SIGTERM)
     try:
@@ -131,13 +168,15 @@ def cell(page, id_: str, text: str | None = None) -> str:
 def test_it_opens_on_the_landing_page(page):
     page.wait_for_selector(".jp-MarkdownViewer h1:has-text('Start here')")
     assert page.locator(".jp-MarkdownViewer a:has-text('Welcome')").count() == 1
-    page.wait_for_timeout(1500)
-    assert page.locator(".jp-toast, .Toastify__toast").count() == 0, "no news, no questions"
 
 
-def test_a_link_leads_to_the_lesson_whose_stored_slider_moves(page):
-    page.click(".jp-MarkdownViewer a:has-text('Welcome')")
+def test_a_link_leads_to_a_copy_of_the_lesson_whose_stored_slider_moves(page):
+    with saved(page, LESSON):  # by itself: JupyterLab finds it changed once it is open
+        page.click(".jp-MarkdownViewer a:has-text('Welcome')")
     page.wait_for_selector(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Notebook")
+    assert opened(page) == {"path": LESSON, "writable": True}
+    # Off from here on: a save by hand that meets one by itself asks "File Changed".
+    command(page, "docmanager:toggle-autosave")
     figure = page.locator(".jp-Notebook .llmlab-explore").first
     figure.wait_for(state="attached")
     slider, image = figure.locator("input").first, figure.locator("img")
@@ -147,6 +186,25 @@ def test_a_link_leads_to_the_lesson_whose_stored_slider_moves(page):
     before = image.get_attribute("alt")
     page.keyboard.press("End")
     assert image.get_attribute("alt") != before
+    assert page.locator(".jp-toast, .Toastify__toast").count() == 0, "no news, no questions"
+
+
+@contextmanager
+def saved(page, path: str):
+    """Waits until JupyterLab has written `path`."""
+    put = lambda r: r.request.method == "PUT" and f"/{path}" in r.url  # noqa: E731
+    with page.expect_response(put) as answer:
+        yield
+    assert answer.value.status == 200
+
+
+def opened(page) -> dict:
+    """The path of what is on top, and whether it can be saved."""
+    return page.evaluate(
+        """async () => { const context = window.jupyterapp.shell.currentWidget.context;
+        await context.ready; const { path, writable } = context.contentsModel;
+        return { path, writable }; }"""
+    )
 
 
 def test_run_all_and_the_widget_moves_the_figure(page):
@@ -172,9 +230,59 @@ def test_run_all_and_the_widget_moves_the_figure(page):
     assert caption.inner_text().split() == image.get_attribute("alt").split()
 
 
-def test_an_exercise_done_wrongly_then_rightly(page, course):
+def read_the_landing_page(page) -> None:
+    """Brings the landing page to the front."""
+    landing = {"path": "work/START-HERE.md", "factory": "Markdown Preview"}
+    command(page, "docmanager:open", landing)
+
+
+def test_what_was_opened_run_and_saved_is_in_no_tracked_file(page, course):
+    with saved(page, LESSON):
+        command(page, "docmanager:save")
+    assert git(course, "status", "--porcelain") == ""
+
+
+def test_the_courses_own_file_can_be_scribbled_on_but_not_saved(page, course):
+    own = WELCOME.notebook(course).relative_to(course).as_posix()
+    command(page, "docmanager:open", {"path": own})
+    assert opened(page) == {"path": own, "writable": False}
+    page.wait_for_selector(f"{ON_TOP} :text('notebook is read-only')")
+    page.evaluate(
+        """() => { const { content } = window.jupyterapp.shell.currentWidget;
+        content.widgets[0].model.sharedModel.setSource('mine'); }"""
+    )
+    page.locator(f"{ON_TOP} .jp-Notebook").focus()
+    page.keyboard.press("Control+s")
+    page.wait_for_selector(".Toastify__toast:has-text('Save as')")
+    refused = page.evaluate(
+        """() => window.jupyterapp.shell.currentWidget.context.save().catch(String)"""
+    )
+    assert "the course's own file" in refused, "even where JupyterLab would save"
+    page.click(".jp-Dialog button:has-text('Close')")
+    page.evaluate("() => { window.jupyterapp.commands.execute('application:close'); }")
+    page.click(".jp-Dialog button:has-text('Discard')")
+    assert git(course, "status", "--porcelain") == ""
+
+
+def test_the_course_is_updated_and_the_copy_with_it(page, course, published):
+    path = WELCOME.notebook(published)
+    nb = json.loads(path.read_text())
+    nb["cells"][0]["source"].append("\n\nA sentence that is new.")
+    path.write_text(json.dumps(nb))
+    git(published, "commit", "--quiet", "--all", "--message", "a better lesson")
+    git(course, "pull", "--quiet", "--ff-only")
+    assert git(course, "status", "--porcelain") == ""
     command(page, "notebook:shutdown-kernel")
-    command(page, "docmanager:open", {"path": "work/START-HERE.md", "factory": "Markdown Preview"})
+    command(page, "docmanager:open", {"path": LESSON})
+    command(page, "application:close")
+    read_the_landing_page(page)
+    page.click(".jp-MarkdownViewer a:has-text('Welcome')")
+    page.wait_for_selector(f"{ON_TOP} .jp-RenderedMarkdown :text('is new.')")
+    assert opened(page) == {"path": LESSON, "writable": True}
+
+
+def test_an_exercise_done_wrongly_then_rightly(page, course):
+    read_the_landing_page(page)
     page.click(".jp-MarkdownViewer a:has-text('exercises')")
     page.wait_for_function(
         "() => window.jupyterapp.shell.currentWidget?.context?.path?.startsWith('work/01-start/01-welcome')"
@@ -190,15 +298,24 @@ def test_an_exercise_done_wrongly_then_rightly(page, course):
     cell(page, "exercise-weight_bytes", WRONG)
     wrong = cell(page, "check-weight_bytes")
     assert "round" in wrong.lower(), f"the diagnosis names the mistake: {wrong}"
-    command(page, "docmanager:save")
-    status, result = check(course)
-    assert status == 1 and "right" not in outcomes(result)
     cell(page, "exercise-weight_bytes", RIGHT)
     right = cell(page, "check-weight_bytes")
     assert "1 point" in right or "✓" in right or "right" in right.lower(), right
     command(page, "docmanager:save")
     status, result = check(course)
     assert status == 1 and outcomes(result).count("right") == 1, "two exercises are still to do"
+
+
+def test_the_solution_is_a_copy_made_when_it_is_asked_for(page, course):
+    assert not WELCOME.solution_copy(course).exists()
+    page.locator(f"{ON_TOP} a[href*='solutions']").first.click()
+    page.wait_for_function(
+        """() => window.jupyterapp.shell.currentWidget.context?.path
+        ?.startsWith('work/solutions/')"""
+    )
+    path = WELCOME.solution_copy(course).relative_to(course).as_posix()
+    assert opened(page) == {"path": path, "writable": True}
+    assert git(course, "status", "--porcelain") == ""
 
 
 def outcomes(result: dict) -> list[str]:

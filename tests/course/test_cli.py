@@ -62,6 +62,7 @@ def test_help_names_every_command_and_is_quick():
     for word in (
         "lab",
         "start",
+        "reset",
         "check",
         "progress",
         "hint",
@@ -93,7 +94,9 @@ def test_help_loads_nothing_heavy():
         ["check"],
         ["check", "welcome"],
         ["start", "no-such-lesson"],
+        ["reset", "no-such-lesson"],
         ["start", "welcome", "--use-new", "--restore-checks"],
+        ["start", "welcome", "--use-new", "--solution"],
         ["hint", "welcome", "no-such-exercise"],
         ["hint", "05-capstone", "x"],
         ["release"],
@@ -114,6 +117,39 @@ def test_start_says_what_happened(llmlab, root):
     assert llmlab("start", "welcome").exit_code == 1
     assert llmlab("start", "welcome", "--restore-checks").exit_code == 1
     assert llmlab("start", "05-capstone").exit_code == 1
+
+
+def test_start_and_reset_a_lesson(llmlab, root):
+    lesson, copy = WELCOME.notebook(root), WELCOME.lesson_copy(root)
+    lesson.write_text(WELCOME.exercise(root).read_text())
+    done = llmlab("start", "welcome")
+    assert done.exit_code == 0
+    assert [line.split(" is yours")[0] for line in done.output.splitlines()] == [
+        "work/lessons/01-start/01-welcome.ipynb",
+        "work/01-start/01-welcome.ipynb",
+    ]
+    for path, words in ((copy, []), (WELCOME.work(root), ["--exercises"])):
+        assert "as the course gives it" in llmlab("reset", "welcome", *words).output
+        path.write_text("mine")
+        done = llmlab("reset", "welcome", *words)
+        assert done.exit_code == 0 and "01-welcome.old-1.ipynb" in done.output
+        assert path.with_suffix(".old-1.ipynb").read_text() == "mine"
+        assert json.loads(path.read_text())["cells"]
+    assert llmlab("reset", "05-capstone").exit_code == 1
+    WELCOME.solution(root).write_text(WELCOME.exercise(root).read_text())
+    assert not WELCOME.solution_copy(root).exists()
+    assert llmlab("start", "welcome", "--solution").exit_code == 0
+    assert WELCOME.solution_copy(root).is_file()
+
+
+def test_moving_over_takes_lesson_and_exercises(llmlab, root):
+    WELCOME.notebook(root).write_text(WELCOME.exercise(root).read_text())
+    llmlab("start", "welcome")
+    for path in (WELCOME.lesson_copy(root), WELCOME.work(root)):
+        path.with_suffix(".new.ipynb").write_text(path.read_text())
+    done = llmlab("start", "welcome", "--use-new")
+    assert done.exit_code == 0 and done.output.count("is the new version") == 2
+    assert llmlab("start", "welcome", "--use-new").exit_code == 1
 
 
 def test_check_prints_a_table_and_keeps_progress(llmlab, root, marked):

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import os
 
+import nbformat
 import pytest
 
-from llmlab.course import exercises, workspace
-from tests.course.learner import WELCOME, cell, course, index
+from llmlab.course import copy_links, exercises, workspace
+from llmlab.course.copy_links import with_links_of_a_copy
+from llmlab.course.syllabus import built_lessons, find
+from llmlab.course.workspace import Kind
+from tests.course.learner import ROOT, WELCOME, cell, course, index
 
 
 @pytest.fixture
@@ -26,8 +30,38 @@ def change_course(root, text="A new sentence."):
     return nb["metadata"]["llmlab"]["version"]
 
 
-def edit(root, change):
-    path = WELCOME.work(root)
+def cells_of(path):
+    """The cells of a notebook as they read, without their outputs."""
+    cells = json.loads(path.read_text())["cells"]
+    return [(c["cell_type"], "".join(c["source"])) for c in cells]
+
+
+def with_links(path):
+    """The cells of an exercise of Welcome, its two links leading to the copies."""
+    ways = {
+        "../../notebooks/01-start/": "../lessons/01-start/",
+        "../../solutions/01-start/": "../solutions/01-start/",
+    }
+    cells = []
+    for kind, source in cells_of(path):
+        for there, here in ways.items():
+            source = source.replace(there, here)
+        cells.append((kind, source))
+    return cells
+
+
+def change_lesson(root, text="A new sentence.", printed="1\n"):
+    """A new version of the lesson, its only figure printed by its second cell."""
+    markdown = nbformat.v4.new_markdown_cell(f"# Welcome\n\n{text}", id="a")
+    code = nbformat.v4.new_code_cell("print(1)", id="b", execution_count=1)
+    code.outputs = [nbformat.v4.new_output("stream", text=printed)]
+    metadata = {"jupytext": {"formats": "ipynb,py:percent"}}
+    nb = nbformat.v4.new_notebook(cells=[markdown, code], metadata=metadata)
+    nbformat.write(nb, WELCOME.notebook(root))
+
+
+def edit(root, change, kind=Kind.EXERCISES):
+    path = kind.copy(WELCOME, root)
     nb = json.loads(path.read_text())
     change(nb)
     path.write_text(json.dumps(nb, indent=1))
@@ -39,7 +73,7 @@ def work_on_it(nb):
 
 def test_made_then_kept(root):
     assert workspace.start(WELCOME, root).what == "made"
-    assert WELCOME.work(root).read_text() == WELCOME.exercise(root).read_text()
+    assert cells_of(WELCOME.work(root)) == with_links(WELCOME.exercise(root))
     edit(root, work_on_it)
     before = WELCOME.work(root).read_bytes()
     assert workspace.start(WELCOME, root).what == "kept"
@@ -67,7 +101,8 @@ def test_an_edited_copy_stays_when_the_course_changes(root, drop_metadata):
         assert done.what == "new beside"
         assert "--use-new" in done.message and "01-welcome.new.ipynb" in done.message
         assert WELCOME.work(root).read_bytes() == mine
-    assert workspace.new_path(WELCOME, root).read_text() == WELCOME.exercise(root).read_text()
+    beside = workspace.new_path(WELCOME, root)
+    assert cells_of(beside) == with_links(WELCOME.exercise(root))
     workspace.new_path(WELCOME, root).write_text("the learner works here already")
     workspace.start(WELCOME, root)
     assert workspace.new_path(WELCOME, root).read_text() == "the learner works here already"
@@ -163,3 +198,205 @@ def test_restoring_needs_a_notebook(root):
 
 def test_all_built_lessons_are_started(root):
     assert [c.path for c in workspace.start_all(root)] == [WELCOME.work(root)]
+
+
+LESSON = Kind.LESSON
+
+
+def test_a_lesson_is_copied_when_it_is_asked_for(root):
+    change_lesson(root)
+    workspace.start_all(root)
+    assert not WELCOME.lesson_copy(root).exists()
+    assert workspace.start(WELCOME, root, LESSON).what == "made"
+    nb = json.loads(WELCOME.lesson_copy(root).read_text())
+    assert "jupytext" not in nb["metadata"], "a save must not write a script"
+    assert nb["cells"][1]["outputs"][0]["text"] == ["1\n"]
+    nbformat.validate(nbformat.from_dict(nb))
+    edit(root, lambda nb: nb["cells"][0].update(source="my notes"), LESSON)
+    mine = WELCOME.lesson_copy(root).read_bytes()
+    assert {c.path: c.what for c in workspace.start_all(root)} == {
+        WELCOME.work(root): "kept",
+        WELCOME.lesson_copy(root): "kept",
+    }
+    assert WELCOME.lesson_copy(root).read_bytes() == mine
+
+
+def ran(nb):
+    """What running and saving in JupyterLab does to a notebook."""
+    nb["cells"][1]["outputs"] = [
+        {"output_type": "stream", "name": "stdout", "text": ["2\n"]}
+    ]
+    nb["cells"][1]["execution_count"] = 7
+    nb["cells"][1]["metadata"]["collapsed"] = True
+    nb["metadata"]["language_info"] = {"name": "python", "version": "3.11.7"}
+
+
+@pytest.mark.parametrize("new", [{"text": "Better."}, {"printed": "0.99\n"}])
+def test_a_lesson_that_was_run_but_not_edited_is_renewed(root, new):
+    change_lesson(root)
+    workspace.start(WELCOME, root, LESSON)
+    edit(root, ran, LESSON)
+    before = WELCOME.lesson_copy(root).read_bytes()
+    assert workspace.start(WELCOME, root, LESSON).what == "kept"
+    assert WELCOME.lesson_copy(root).read_bytes() == before, "outputs are kept"
+    change_lesson(root, **new)
+    assert workspace.start(WELCOME, root, LESSON).what == "renewed"
+    renewed = WELCOME.lesson_copy(root).read_text()
+    assert all(text.strip() in renewed for text in new.values())
+    assert workspace.start(WELCOME, root, LESSON).what == "kept"
+
+
+def test_a_lesson_with_notes_stays_when_the_course_changes(root):
+    change_lesson(root)
+    workspace.start(WELCOME, root, LESSON)
+    note = {"cell_type": "markdown", "id": "n", "metadata": {}, "source": "my guess: 7"}
+    edit(root, lambda nb: nb["cells"].append(note), LESSON)
+    mine = WELCOME.lesson_copy(root).read_bytes()
+    change_lesson(root, printed="0.99\n")
+    assert workspace.start(WELCOME, root, LESSON).what == "kept", "only outputs differ"
+    change_lesson(root, text="Better.")
+    done = workspace.start(WELCOME, root, LESSON)
+    assert done.what == "new beside" and "01-welcome.new.ipynb" in done.message
+    assert WELCOME.lesson_copy(root).read_bytes() == mine
+    assert workspace.use_new(WELCOME, root, LESSON).what == "moved over"
+    old = WELCOME.lesson_copy(root).with_suffix(".old-1.ipynb")
+    assert old.read_bytes() == mine
+    assert workspace.start(WELCOME, root, LESSON).what == "kept"
+    change_lesson(root, text="Better still.")
+    assert workspace.start(WELCOME, root, LESSON).what == "renewed"
+
+
+def test_what_was_written_into_the_new_version_survives_a_newer_one(root):
+    workspace.start(WELCOME, root)
+    edit(root, work_on_it)
+    change_course(root)
+    workspace.start(WELCOME, root)
+    beside = workspace.new_path(WELCOME, root)
+    change_course(root, "A second sentence.")
+    workspace.start(WELCOME, root)
+    assert "A second sentence." in beside.read_text()
+    assert not WELCOME.work(root).with_suffix(".old-1.ipynb").exists()
+    nb = json.loads(beside.read_text())
+    work_on_it(nb)
+    beside.write_text(json.dumps(nb))
+    mine = beside.read_bytes()
+    change_course(root, "A third sentence.")
+    done = workspace.start(WELCOME, root)
+    assert "A third sentence." in beside.read_text()
+    old = WELCOME.work(root).with_suffix(".old-1.ipynb")
+    assert old.read_bytes() == mine and old.name in done.message
+
+
+@pytest.mark.parametrize("edited", [False, True])
+def test_a_copy_from_before_links_were_changed(root, edited):
+    """Its metadata hold the course's version alone, and its cells the course's links."""
+    WELCOME.work(root).parent.mkdir(parents=True)
+    WELCOME.work(root).write_text(WELCOME.exercise(root).read_text())
+    if edited:
+        edit(root, work_on_it)
+    mine = WELCOME.work(root).read_bytes()
+    assert workspace.start(WELCOME, root).what == ("kept" if edited else "renewed")
+    assert (WELCOME.work(root).read_bytes() == mine) == edited
+    assert workspace.start(WELCOME, root).what == "kept"
+
+
+@pytest.mark.parametrize("kind", [Kind.LESSON, Kind.EXERCISES])
+def test_reset_gives_a_fresh_copy_and_keeps_the_former(root, kind):
+    change_lesson(root)
+    assert workspace.reset(WELCOME, root, kind).what == "made"
+    assert workspace.reset(WELCOME, root, kind).what == "kept"
+    fresh = kind.copy(WELCOME, root).read_bytes()
+    for n in (1, 2):
+        edit(root, lambda nb, n=n: nb["cells"][0].update(source=f"mine {n}"), kind)
+        mine = kind.copy(WELCOME, root).read_bytes()
+        done = workspace.reset(WELCOME, root, kind)
+        old = kind.copy(WELCOME, root).with_suffix(f".old-{n}.ipynb")
+        assert done.what == "reset" and old.name in done.message
+        assert old.read_bytes() == mine
+        assert kind.copy(WELCOME, root).read_bytes() == fresh
+    assert workspace.start(WELCOME, root, kind).what == "kept"
+
+
+def test_reset_takes_a_broken_copy_and_an_unread_new_version_away(root):
+    workspace.start(WELCOME, root)
+    edit(root, work_on_it)
+    change_course(root)
+    workspace.start(WELCOME, root)
+    WELCOME.work(root).write_text("{")
+    assert workspace.reset(WELCOME, root, Kind.EXERCISES).what == "reset"
+    assert not workspace.new_path(WELCOME, root).exists()
+    assert WELCOME.work(root).with_suffix(".old-1.ipynb").read_text() == "{"
+
+
+def test_reset_that_cannot_be_written_leaves_the_copy(root, monkeypatch):
+    workspace.start(WELCOME, root)
+    edit(root, work_on_it)
+    mine = WELCOME.work(root).read_bytes()
+
+    def full(path, text):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(workspace, "write_atomically", full)
+    with pytest.raises(workspace.Blocked, match="No space left"):
+        workspace.reset(WELCOME, root, Kind.EXERCISES)
+    assert WELCOME.work(root).read_bytes() == mine
+
+
+def test_a_broken_file_of_the_course_is_told(root):
+    WELCOME.exercise(root).write_text("{")
+    with pytest.raises(workspace.Blocked, match="git checkout -- exercises/"):
+        workspace.start(WELCOME, root)
+
+
+def test_a_planned_lesson_has_no_copies(root):
+    for kind in Kind:
+        with pytest.raises(FileNotFoundError, match="it is planned"):
+            workspace.start(find("05-capstone"), root, kind)
+
+
+def test_which_copy_lies_where(root):
+    for kind in Kind:
+        path = kind.copy(WELCOME, root).relative_to(root).as_posix()
+        assert workspace.find_copy(path, root) == (WELCOME, kind)
+    for path in ("work/START-HERE.md", "notebooks/01-start/01-welcome.ipynb", ""):
+        assert workspace.find_copy(path, root) is None
+
+
+@pytest.mark.parametrize(
+    ("written", "copied"),
+    [
+        ("[a](05-lora.ipynb)", "[a](05-lora.ipynb)"),
+        ("[a](05-lora.ipynb#merge 'see')", "[a](05-lora.ipynb#merge 'see')"),
+        ("[a](../../work/04-peft/05-lora.ipynb)", "[a](../../04-peft/05-lora.ipynb)"),
+        (
+            "[a](../../exercises/04-peft/05-lora.ipynb)",
+            "[a](../../04-peft/05-lora.ipynb)",
+        ),
+        ("[a](../../solutions/04-peft/05-lora.ipynb)",) * 2,
+        ("![a](<../../pyproject.toml>)", "![a](<../../../pyproject.toml>)"),
+        ("[a]: ../../pyproject.toml", "[a]: ../../../pyproject.toml"),
+        ('<img src="../../pyproject.toml">', '<img src="../../../pyproject.toml">'),
+        ("[a](https://example.org/05-lora.ipynb)",) * 2,
+        ("[a](#merge), [b](/lab), [c](missing.png)",) * 2,
+    ],
+)
+def test_links_lead_from_a_copy_to_the_same_things(root, written, copied):
+    lora = find("05-lora")
+    there, here = lora.notebook(root), lora.lesson_copy(root)
+    assert with_links_of_a_copy(written, there, here, root) == copied
+
+
+def test_every_link_of_every_copy_leads_to_a_copy_or_a_file():
+    """Of all lessons, exercises and solutions of the course."""
+    copies = {k.copy(x, ROOT) for k in Kind for x in built_lessons(ROOT)}
+    seen = 0
+    for lesson in built_lessons(ROOT):
+        for kind in Kind:
+            fresh = workspace.fresh_copy(lesson, ROOT, kind)
+            copy = kind.copy(lesson, ROOT)
+            for link in copy_links.links_of(json.loads(fresh.text)["cells"]):
+                target = (copy.parent / link.split("#")[0]).resolve()
+                safe = target.is_file() and target.suffix != ".ipynb"
+                assert target in copies or safe, f"{copy}: {link} is not a copy"
+                seen += 1
+    assert seen >= 3 * len(built_lessons(ROOT)), "two of an exercise, one of a lesson"
