@@ -8,8 +8,8 @@
 # %% [markdown]
 # **How to read a lesson.** It is a notebook. Click on a cell and press Shift+Enter: it runs, and the next one is
 # selected. Run them from top to bottom, or all at once with *Run → Run All Cells*. Everything here runs on a laptop in
-# seconds, without a GPU and without a network. Change what you like: *File → Reload Notebook from Disk* brings the
-# original back as long as you have not saved. The next cell is the only set-up that a lesson needs.
+# seconds, without a GPU and without a network. Change what you like: this is your own copy, and `llmlab reset 01-welcome` in
+# a terminal gives a fresh one. The next cell is the only set-up that a lesson needs.
 
 # %%
 import time
