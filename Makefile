@@ -6,10 +6,10 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test env model sync exercises book bench lint lock clean
+.PHONY: help lab test test-cpus env model sync exercises book bench bench-suite lint lock clean
 
 help: ## what each command does
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 lab: env ## open the course in JupyterLab (the first time: makes the environment, fetches the real model)
 	@$(BIN)/llmlab model fetch || echo "Going on without the real model; lessons that need it will say so."
@@ -17,6 +17,9 @@ lab: env ## open the course in JupyterLab (the first time: makes the environment
 
 test: env ## run everything that CI runs
 	@$(BIN)/python scripts/verify.py
+
+test-cpus: env ## the methods' tests and lessons as other CPUs run them: DAY=1 for today's part
+	@$(BIN)/python scripts/test_cpus.py $(if $(DAY),--today)
 
 env: ## make or refresh .venv from requirements.lock
 	@$(PYTHON) scripts/environment.py
@@ -35,6 +38,9 @@ book: env ## build the book into jupyter-book/_build/html
 
 bench: env ## our code against the libraries, side by side
 	@$(BIN)/python -m benchmarks.run
+
+bench-suite: env ## `make test` before and after a change, side by side
+	@$(BIN)/python -m benchmarks.suite
 
 lint: env ## ruff, as CI runs it
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -2,21 +2,53 @@
 
 .venv/bin/python scripts/lock.py            write both
 .venv/bin/python scripts/lock.py --check    say what differs, exit 1 if anything does
+.venv/bin/python scripts/lock.py --resolve macosx_arm64
+    ask pip which of the lock's packages have no wheel there (nothing is installed);
+    also manylinux_aarch64 and manylinux_x86_64. Exit 1 if one has none and no marker.
 """
 
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
+import tempfile
 import tomllib
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, distribution, requires, version
 from pathlib import Path
 
+from packaging.markers import Marker
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
 EXTRAS = ("book", "test", "nbgrader")
-ONLY_LINUX = {"triton"}
+# Packages that some platform does not get, and the marker that says so.
+MARKERS = {"triton": 'sys_platform == "linux"'}
+# Wheels that say they run anywhere and hold programs for one platform.
+NATIVE_TOO = {"playwright"}
+FROM_SOURCE = {"deepspeed": "an sdist everywhere; DS_BUILD_OPS=0 builds it with no compiler"}
+# What pip is asked for, from the newest platform tag that a wheel may carry down.
+PLATFORMS = {
+    "macosx_arm64": [
+        *(f"macosx_{major}_0_{kind}" for major in (14, 13, 12, 11) for kind in ("arm64", "universal2")),
+        *(f"macosx_10_{minor}_universal2" for minor in (15, 14, 13, 12, 10, 9)),
+    ],
+    "manylinux_aarch64": [
+        *(f"manylinux_2_{minor}_aarch64" for minor in (28, 27, 26, 24, 17)),
+        "manylinux2014_aarch64",
+    ],
+    "manylinux_x86_64": [
+        *(f"manylinux_2_{minor}_x86_64" for minor in (28, 27, 26, 24, 17, 12, 5)),
+        "manylinux2014_x86_64",
+        "manylinux2010_x86_64",
+        "manylinux1_x86_64",
+    ],
+}
+TARGETS = {
+    "macosx_arm64": {"sys_platform": "darwin", "platform_machine": "arm64"},
+    "manylinux_aarch64": {"sys_platform": "linux", "platform_machine": "aarch64"},
+    "manylinux_x86_64": {"sys_platform": "linux", "platform_machine": "x86_64"},
+}
 LOCK_HEADER = """\
 # Versions that were run together. Written by scripts/lock.py from a working environment: do not edit.
 # Torch is installed first, on its own (see scripts/environment.py).
@@ -77,7 +109,7 @@ def lock_text() -> str:
 
 
 def pinned(name: str, at: str) -> str:
-    return f"{name}=={at}" + (' ; sys_platform == "linux"' if name in ONLY_LINUX else "")
+    return f"{name}=={at}" + (f" ; {MARKERS[name]}" if name in MARKERS else "")
 
 
 def conda_text() -> str:
@@ -87,7 +119,57 @@ def conda_text() -> str:
     return CONDA.format(pins="\n".join(lines), extras=",".join(EXTRAS))
 
 
+def has_native_code(name: str) -> bool:
+    """Whether the installed wheel is for one platform: others run anywhere."""
+    wheel = distribution(name).read_text("WHEEL") or ""
+    anywhere = re.search(r"^Tag: \S+-none-any$", wheel, re.MULTILINE)
+    return not anywhere or name in NATIVE_TOO
+
+
+def has_wheel(name: str, at: str, platform: str) -> tuple[bool, str]:
+    """Whether pip finds a wheel for Python 3.11 there, and what it says if not."""
+    tags = [f"--platform={tag}" for tag in PLATFORMS[platform]]
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-deps"]
+    command += ["--ignore-installed", "--quiet"]
+    command += ["--python-version=3.11", "--only-binary=:all:", *tags]
+    with tempfile.TemporaryDirectory() as folder:  # pip asks for one, and leaves it empty
+        command += ["--target", folder, f"{name}=={at}"]
+        done = subprocess.run(command, capture_output=True, text=True)
+    errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR: No")]
+    return done.returncode == 0, (errors or done.stderr.splitlines() or ["pip gave no reason"])[-1]
+
+
+def resolve(platform: str) -> int:
+    """Print which packages of the lock have a wheel for a platform; 1 if one lacks it.
+
+    Pip evaluates markers for the machine that it runs on, so they are evaluated here,
+    for the platform that is asked about.
+    """
+    if platform not in PLATFORMS:
+        print(f"--resolve {platform!r} must be one of {', '.join(PLATFORMS)}")
+        return 2
+    missing = []
+    pins = resolved()
+    native = [name for name in pins if has_native_code(name)]
+    print(f"{platform}: {len(pins) - len(native)} packages run anywhere, {len(native)} have native code")
+    for name in native:
+        if name in MARKERS and not Marker(MARKERS[name]).evaluate(TARGETS[platform]):
+            print(f"  {name}=={pins[name]}: not wanted there ({MARKERS[name]})", flush=True)
+            continue
+        found, said = has_wheel(name, pins[name], platform)
+        if not found:
+            missing.append(name)
+        print(f"  {name}=={pins[name]}: {'a wheel' if found else said}", flush=True)
+    for name, how in FROM_SOURCE.items():
+        print(f"  {name}: {how}")
+    lacking = [name for name in missing if name not in FROM_SOURCE]
+    print(f"{platform}: without a wheel: {', '.join(lacking) or 'none'}")
+    return int(bool(lacking))
+
+
 def main() -> int:
+    if "--resolve" in sys.argv:
+        return resolve(" ".join(sys.argv[sys.argv.index("--resolve") + 1 :]))
     stale = 0
     for path, text in ((ROOT / "requirements.lock", lock_text()), (ROOT / "environment.yml", conda_text())):
         old = path.read_text() if path.exists() else ""

@@ -111,14 +111,15 @@ def coverage(built: list[Lesson]) -> str:
 
 
 def verified(runs: dict[str, dict], built: list[Lesson], root: Path) -> str:
-    """What each notebook took when it last ran, and with which versions."""
-    lines = ["| notebook | last run | seconds | GiB |", "|---|---|--:|--:|"]
+    """What each notebook took when it last ran, with which versions, and on which CPU."""
+    lines = ["| notebook | last run | seconds | GiB | CPU |", "|---|---|--:|--:|---|"]
     known = [(k, x) for x in built for k in ("notebooks", "solutions") if f"{k}/{x.slug}" in runs and _is(root, k, x)]
     for kind, lesson in known:
         run = runs[f"{kind}/{lesson.slug}"]
         name = lesson.title if kind == "notebooks" else f"{lesson.title}: solutions"
         lines.append(
-            f"| [{name}]({kind}/{lesson.slug}.ipynb) | {run['date']} | {run['seconds']:.1f} | {run['memory_gib']:.2f} |"
+            f"| [{name}]({kind}/{lesson.slug}.ipynb) | {run['date']} | {run['seconds']:.1f} "
+            f"| {run['memory_gib']:.2f} | {_inline(_cpu(run))} |"
         )
     versions: dict[str, set[str]] = {}
     for kind, lesson in known:
@@ -127,6 +128,16 @@ def verified(runs: dict[str, dict], built: list[Lesson], root: Path) -> str:
     lines += ["", "## Versions", "", "| library | version |", "|---|---|"]
     lines += [f"| {library} | {', '.join(sorted(found))} |" for library, found in sorted(versions.items())]
     return "\n".join(lines)
+
+
+def _cpu(run: dict) -> str:
+    """The CPU of a run, its vector instructions and torch's choice, as far as recorded."""
+    if not run.get("cpu"):
+        return "not recorded"
+    has = ", ".join(run.get("flags", []))
+    used = run.get("capability", "")
+    torch = f"; torch: {used}" if used else ""
+    return f"{run['cpu']}{f' ({has}{torch})' if has or torch else ''}"
 
 
 def start(built: list[Lesson]) -> str:

@@ -61,11 +61,13 @@ def packages() -> Finding:
 
 
 def read_lock(path: Path) -> dict[str, str]:
-    """{package: version} of the lines that apply on this platform."""
+    """{package: version} of the lines whose marker holds on this platform."""
+    from packaging.markers import Marker
+
     pins = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         requirement, _, marker = line.partition(";")
-        if "==" in requirement and not ("linux" in marker and sys.platform != "linux"):
+        if "==" in requirement and (not marker.strip() or Marker(marker).evaluate()):
             name, pin = requirement.strip().split("==")
             pins[name] = pin
     return pins
@@ -97,6 +99,24 @@ def cores() -> Finding:
     if allowed < 2:
         return Finding("Cores", NOTE, found, "lessons were timed on 2 cores and will take about twice as long")
     return Finding("Cores", GOOD, found)
+
+
+def cpu() -> Finding:
+    """The CPU, its vector instructions, and what they change for the course."""
+    from llmlab.course import cpu as this
+
+    note = this.what_it_changes(this.describe())
+    return Finding("CPU", NOTE if note else GOOD, str(this.describe()), note)
+
+
+def four_bits() -> Finding:
+    """bitsandbytes' 4-bit weights and one product with them, against the definition."""
+    from llmlab.course import four_bits as examination
+
+    said = examination.in_a_process_of_its_own()
+    if said.is_broken:
+        return Finding("A 4-bit product", BAD, str(said), "run `make env`, then report it")
+    return Finding("A 4-bit product", NOTE if said.advice else GOOD, str(said), said.advice)
 
 
 def gpu() -> Finding:
@@ -179,11 +199,13 @@ EXAMINATIONS: tuple[Callable[[], Finding], ...] = (
     packages,
     memory,
     cores,
+    cpu,
     gpu,
     compiler,
     real_model,
     ports,
     forward,
+    four_bits,
     all_reduce,
 )
 

@@ -14,6 +14,8 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
+from llmlab.course import cpu
+
 CELL_TIMEOUT = 120  # seconds
 WIDGET = "application/vnd.jupyter.widget-view+json"
 VERSIONS = ("torch", "transformers", "peft", "bitsandbytes", "deepspeed", "triton", "numpy", "matplotlib")
@@ -25,19 +27,31 @@ _u = 1 if _s.platform == "darwin" else 1024
 print(_j.dumps({
     "memory": max(_r.getrusage(w).ru_maxrss for w in (_r.RUSAGE_SELF, _r.RUSAGE_CHILDREN)) * _u,
     "versions": {"python": _p.python_version()} | {n: _v(n) for n in %r if n in _s.modules},
+    "capability": _s.modules["torch"].backends.cpu.get_cpu_capability() if "torch" in _s.modules else "",
 }))
 """
 
 
 @dataclass
 class Run:
-    """What is known of a notebook's last run. `digest` is that of the code that ran."""
+    """What is known of a notebook's last run. `digest` is that of the code that ran.
+
+    Attributes:
+        seconds: of all cells, on the clock.
+        memory_gib: the kernel's peak.
+        cpu: the CPU's name; '' in records from before it was kept.
+        flags: its vector instructions.
+        capability: the kernels that torch chose there, '' where torch was not used.
+    """
 
     digest: str
     seconds: float
     memory_gib: float
     date: str
     versions: dict[str, str] = field(default_factory=dict)
+    cpu: str = ""
+    flags: list[str] = field(default_factory=list)
+    capability: str = ""
 
 
 def digest(nb: NotebookNode) -> str:
@@ -78,7 +92,17 @@ def execute(nb: NotebookNode, folder: Path) -> Run:
         nb.cells.pop()
     said = json.loads(probe.outputs[0].text)
     date = datetime.now(UTC).date().isoformat()
-    return Run(digest(nb), round(seconds, 1), round(said["memory"] / 2**30, 2), date, said["versions"])
+    name, flags = cpu.identify()
+    return Run(
+        digest(nb),
+        round(seconds, 1),
+        round(said["memory"] / 2**30, 2),
+        date,
+        said["versions"],
+        name,
+        list(flags),
+        said["capability"],
+    )
 
 
 class Records:

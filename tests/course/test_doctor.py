@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from llmlab.course import doctor
+from llmlab.course import cpu, doctor, four_bits
 from llmlab.course.doctor import BAD, GOOD, NOTE, Finding
 
 
@@ -73,6 +77,88 @@ def test_a_wrong_forward_pass_is_bad(monkeypatch):
     assert finding.verdict == BAD and "expected" in finding.found
 
 
+CPUINFO_X86 = """\
+processor\t: 0
+model name\t: AMD EPYC 9354 32-Core Processor
+flags\t\t: fpu avx2 avx512f avx512_vnni avx512_bf16
+"""
+CPUINFO_ARM = """\
+processor\t: 0
+Features\t: fp asimd sve i8mm bf16
+CPU implementer\t: 0x41
+"""
+SYSCTL = """\
+machdep.cpu.brand_string: Apple M2
+hw.optional.neon: 1
+hw.optional.arm.FEAT_BF16: 1
+hw.optional.arm.FEAT_I8MM: 0
+"""
+
+
+def test_the_cpu_is_read_on_x86_arm_and_mac():
+    name, has = cpu.from_cpuinfo(CPUINFO_X86)
+    assert name == "AMD EPYC 9354 32-Core Processor"
+    assert has == ("AVX2", "AVX-512", "AVX-512-BF16", "AVX-512-VNNI")
+    assert cpu.from_cpuinfo(CPUINFO_ARM) == ("", ("NEON", "SVE", "BF16", "I8MM"))
+    assert cpu.from_cpuinfo("") == ("", ())
+    assert cpu.from_sysctl(SYSCTL) == ("Apple M2", ("NEON", "BF16"))
+    assert cpu.from_sysctl("") == ("", ())
+
+
+def test_without_a_list_of_flags_the_cpu_has_a_name_still(monkeypatch, tmp_path):
+    monkeypatch.setattr(cpu, "CPUINFO", tmp_path / "none")
+    monkeypatch.setattr(cpu.sys, "platform", "linux")
+    name, has = cpu.identify()
+    assert name and has == ()
+
+
+def test_what_the_cpu_changes_is_said(monkeypatch):
+    zen4 = cpu.Cpu(*cpu.from_cpuinfo(CPUINFO_X86), "AVX512")
+    monkeypatch.setattr(cpu, "describe", lambda: zen4)
+    finding = doctor.cpu()
+    assert finding.verdict == NOTE and "AVX-512-BF16" in finding.found
+    assert "decodes 4-bit weights wrongly" in finding.advice
+    assert "model.train() before the first forward" in finding.advice
+    monkeypatch.setattr(cpu, "describe", lambda: cpu.Cpu("old", ("AVX2",), "AVX2"))
+    assert doctor.cpu() == Finding("CPU", GOOD, "old: AVX2; torch uses AVX2")
+
+
+AS_CPU = Path(__file__).resolve().parents[1] / "peft" / "bitsandbytes_as"
+
+
+@pytest.mark.parametrize(
+    ("told", "verdict", "found", "advice"),
+    [
+        ("avx2", GOOD, "gradient passes", ""),
+        ("avx512", NOTE, "uneven rows off by", "block sizes that divide a row"),
+        ("avx512bf16", NOTE, "then NO gradient passes", "call model.train()"),
+    ],
+)
+def test_a_4_bit_product_on_each_kind_of_cpu(monkeypatch, told, verdict, found, advice):
+    paths = [str(AS_CPU), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    monkeypatch.setenv("BITSANDBYTES_AS_ON", told)
+    finding = doctor.four_bits()
+    assert finding.verdict == verdict, finding
+    assert found in finding.found and advice in finding.advice
+
+
+def test_a_product_that_is_wrong_or_dies_is_bad(monkeypatch):
+    wrong = four_bits.Result(trained=0.3)
+    monkeypatch.setattr(four_bits, "in_a_process_of_its_own", lambda: wrong)
+    assert doctor.four_bits().verdict == BAD
+    monkeypatch.undo()
+    ends = "import os, signal; os.kill(os.getpid(), signal.SIGILL)"
+    own = subprocess.run
+    monkeypatch.setattr(
+        four_bits.subprocess,
+        "run",
+        lambda command, **more: own([sys.executable, "-c", ends], **more),
+    )
+    finding = doctor.four_bits()
+    assert finding.verdict == BAD and "signal 4" in finding.found
+
+
 def test_forward_and_all_reduce_are_good_here():
     assert doctor.forward().verdict == GOOD, doctor.forward()
     assert doctor.all_reduce().verdict == GOOD
@@ -94,3 +180,21 @@ def test_an_examination_that_raises_is_a_finding(monkeypatch):
     monkeypatch.setattr(doctor, "EXAMINATIONS", (broken, doctor.python))
     first, second = doctor.examine()
     assert first.verdict == BAD and "no such thing" in first.found and second.verdict == GOOD
+
+
+def test_the_record_of_a_run_names_the_cpu_and_old_records_still_show(tmp_path):
+    from llmlab.course import book_pages
+    from llmlab.course.syllabus import find
+    from llmlab.course.verified import Records, Run
+
+    (tmp_path / "notebooks" / "04-peft").mkdir(parents=True)
+    old = {"date": "2026-11-24", "seconds": 9.5, "memory_gib": 0.5, "versions": {}}
+    name = "notebooks/04-peft/05-lora"
+    (tmp_path / f"{name}.ipynb").write_text("{}")
+    page = book_pages.verified({name: old}, [find("lora")], tmp_path)
+    assert "| 9.5 | 0.50 | not recorded |" in page
+    run = Run("x", 9.5, 0.5, "d", {}, "AMD EPYC", ["AVX2"], "AVX2")
+    (tmp_path / "jupyter-book").mkdir()
+    Records(tmp_path).write(name, run)
+    page = book_pages.verified(Records(tmp_path).read(), [find("lora")], tmp_path)
+    assert "| AMD EPYC (AVX2; torch: AVX2) |" in page
