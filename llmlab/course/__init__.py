@@ -4,6 +4,7 @@ A lesson opens with one line, `from llmlab.course import compare, explore, figur
 when it is first asked for, so that `import llmlab.course` stays light.
 """
 
+import logging
 from importlib import import_module
 
 _HOMES = {
@@ -15,6 +16,10 @@ _HOMES = {
     "show": "llmlab.course.sources",
 }
 __all__ = list(_HOMES)
+
+# Where a CPU has AVX-512-BF16, bitsandbytes, which peft imports, warns that an optional
+# package is missing. The course needs none of it, and a page must not differ by CPU.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def __getattr__(name: str):

@@ -152,7 +152,8 @@ for kind in ("nf4", "fp4"):
 
 # %% [markdown]
 # Now the whole method. On their side `transformers` loads the course model with `load_in_4bit`, and `peft` adds an
-# adapter. On ours, `qlora.apply` does both. The adapter travels in a file.
+# adapter. On ours, `qlora.apply` does both. The adapter travels in a file. `peft` opens it on a base in eval mode, so we
+# call `train()` before the first forward; below you will see why.
 
 # %%
 import peft
@@ -174,7 +175,7 @@ four_bits = BitsAndBytesConfig(
     load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32
 )
 base = LlamaForCausalLM.from_pretrained(course_model.MODEL, quantization_config=four_bits, dtype=torch.float32)
-theirs = peft.PeftModel.from_pretrained(base, folder, is_trainable=True)
+theirs = peft.PeftModel.from_pretrained(base, folder, is_trainable=True).train()
 compare(model(prompt), theirs(prompt).logits, what="logits, our 4 bits and theirs", tol=1e-4)
 
 next_token_loss(model(prompt), prompt).backward()
@@ -185,6 +186,48 @@ compare(mine, peers, what="gradients of every A and B", tol=1e-5)
 
 plain = course_model.load()(prompt)
 compare(qlora.remove(model)(prompt), plain, what="logits after removing", tol=0)
+
+# %% [markdown]
+# **Evaluate, then train, and the adapters below learn nothing.** So it is with `bitsandbytes` 0.50 on CPUs with AVX-512-BF16
+# (AMD since Zen 4, Intel's servers since Sapphire Rapids). Its first forward in eval mode repacks a 4-bit weight in place, for a
+# faster product in bf16 that has no way back. `train()` does not undo it: from then on no gradient passes through that linear, and
+# the adapters below it stand still. Nothing fails; PyTorch warns, once. On a CPU with AVX-512, with or without BF16,
+# `bitsandbytes` also decodes wrongly where a block runs over the end of a row. Blocks of 64 divide every row on this page;
+# blocks of 128 do not divide SmolLM2's 576. Which case is yours?
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+def gradient_of_adapters(evaluate_first):
+    """Its norm, for LoRA on q and v over a base in 4 bits, after one training step's backward pass."""
+    torch.manual_seed(0)  # the same adapters both times
+    base = LlamaForCausalLM.from_pretrained(course_model.MODEL, quantization_config=four_bits, dtype=torch.float32)
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    model = peft.get_peft_model(base, config)
+    if evaluate_first:
+        with torch.no_grad():
+            model.eval()(prompt)
+    model.train()(prompt, labels=prompt).loss.backward()
+    grads = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+    return torch.cat(grads).norm().item() if grads else 0.0
+
+
+warnings.filterwarnings("ignore", message="bitsandbytes::gemv_4bit: an autograd kernel")  # the warning of that case
+learned, after_eval = gradient_of_adapters(False), gradient_of_adapters(True)
+codes, state = bnb.quantize_4bit(real, blocksize=128, quant_type="nf4", compress_statistics=False)
+off = (bnb.dequantize_4bit(codes, state) - nf4.dequantize(nf4.quantize(real, "nf4", 128, double=False))).abs().max().item()
+print(f"gradient of the adapters: {learned:.3f} when trained at once, {after_eval:.3f} when evaluated first")
+print(f"a layer of SmolLM2 in blocks of 128, decoded by bitsandbytes: off by {off:.2f} at most")
+repacks = bnb.has_avx512bf16()
+print(f"on this CPU bitsandbytes {'repacks: train() comes first' if repacks else 'does not repack: either order will do'}")
+
+# %%
+assert learned > 0
+assert after_eval == 0 if repacks else abs(after_eval / learned - 1) < 1e-3
+print("the gradient is lost where bitsandbytes repacks, and nowhere else")
+
+# %% [markdown]
+# So put `model.train()` before the first forward when you will train, and load the base anew after an evaluation. Or set
+# `support_avx512bf16_for_cpu = False` on each `Linear4bit`, and nothing is repacked. Our own layers have one path on all CPUs.
 
 # %% [markdown]
 # ## The experiment

@@ -302,9 +302,8 @@ for per in ("tensor", "row"):
     ppl[f"W8A8, {per}"] = perplexity(int8_model)
     for hook in hooks:
         hook.remove()
-    print(
-        f"weights and activations in 8 bits, one scale a {'token' if per == 'row' else per}: × {ppl[f'W8A8, {per}'] / ppl['float']:.2f}"
-    )
+    factor = ppl[f"W8A8, {per}"] / ppl["float"]
+    print(f"weights and activations in 8 bits, one scale a {'token' if per == 'row' else per}: × {factor:.1f}")
 
 # %% [markdown]
 # The reason can be seen. For each linear we take the largest input of every channel, and divide the largest of these by
@@ -496,7 +495,7 @@ print(
     f"2. In 4 bits one scale a row costs a factor of {row_ratio:.1f}; a scale for 64 weights, a quarter of a bit more, brings it to {group_ratio:.1f}."
 )
 print(
-    f"3. Eight-bit activations with one scale cost a factor of {ppl['W8A8, tensor'] / ppl['float']:.1f}, with one a token {ppl['W8A8, row'] / ppl['float']:.2f}: outliers decide."
+    f"3. Eight-bit activations with one scale cost a factor of {ppl['W8A8, tensor'] / ppl['float']:.1f}, with one a token {ppl['W8A8, row'] / ppl['float']:.1f}: outliers decide."
 )
 
 # %% [markdown]
