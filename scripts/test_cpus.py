@@ -1,7 +1,7 @@
 """The methods' tests and all lessons as other CPUs would run them. `make test-cpus`.
 
 python scripts/test_cpus.py                 everything (hours)
-python scripts/test_cpus.py --today         the part whose day it is (at most 2 minutes)
+python scripts/test_cpus.py --today         the part whose day it is (about a minute)
 python scripts/test_cpus.py --part 3/170    one part of 170
 python scripts/test_cpus.py --list          the matrix and its parts; runs nothing
 python scripts/test_cpus.py tests/peft/test_nf4.py    one file under every setting
@@ -40,8 +40,8 @@ STAND_INS = ROOT / "tests" / "peft" / "bitsandbytes_as"
 # Where 4 bits are used: the others need not be run once for each of bitsandbytes' paths.
 FOUR_BITS = ("tests/peft/", "tests/compression/", "04-peft/", "06-compression/")
 FOLDERS = ("models", "peft", "compression", "training", "parallelism")
-BUDGET = 100.0  # seconds that a part is planned to take
-LIMIT = 120.0  # seconds after which it starts nothing more
+BUDGET = 50.0  # seconds that a part is planned to take
+LIMIT = 70.0  # seconds after which it starts nothing more
 KERNEL = 4.0  # seconds to start a kernel and pytest
 LESSON = 30.0  # seconds that a lesson may take
 TEST_FILE = 12.0  # seconds that a file of tests takes if nothing better is known

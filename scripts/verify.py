@@ -1,24 +1,38 @@
-"""Everything that CI runs, in order, with a table of what took the time. `make test` calls it.
+"""Everything that CI runs, in order, and a table of what took the time.
 
-python scripts/verify.py                 all stages
-python scripts/verify.py units book      only these
+`make test` calls it.
+
+    python scripts/verify.py                 all stages
+    python scripts/verify.py units book      only these
+    python scripts/verify.py --cold          every notebook in a kernel started from nothing
 """
 
 from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
+from dataclasses import dataclass
 from pathlib import Path
+
+from llmlab.course.kernels import warm_environment
+from scripts import budget
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "build" / "verify"
 PYTEST = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
-NBVAL = [*PYTEST, "-o", "addopts=-q", "-p", "scripts.nbval_plugin", "--nbval-cell-timeout=120"]
+NBVAL = [
+    *[*PYTEST, "-o", "addopts=-q", "-p", "scripts.nbval_plugin"],
+    *["--nbval-cell-timeout=120", "--nbval-sanitize-with=scripts/sanitize.cfg"],
+]
 TWO = ["-n", "2", "--dist", "loadscope"]  # two processes of one thread each
+UNITS = ["-n", "2", "--dist", "loadscope", "--timeout=300"]
+COVERAGE = ["--cov=llmlab", "--cov-report="]
+ENOUGH = ["--fail-under=90", "--skip-covered", "--sort=cover"]
 STAGES: dict[str, list[list[str]]] = {
     "lint": [["ruff", "check", "."], ["ruff", "format", "--check", "."]],
     "in step": [
@@ -26,64 +40,170 @@ STAGES: dict[str, list[list[str]]] = {
         [sys.executable, "-m", "llmlab.course.sync", "--check"],
         [sys.executable, "-m", "llmlab.course.exercises", "--check"],
     ],
+    "book": [[sys.executable, "-m", "llmlab.course.book"]],
     "model": [["llmlab", "model", "fetch"]],
     "units": [
-        [*PYTEST, "tests", "-m", "not browser", *TWO, "--timeout=300", "--cov=llmlab", "--cov-report="],
-        [sys.executable, "-m", "coverage", "report", "--fail-under=90", "--skip-covered", "--sort=cover"],
+        [*PYTEST, "tests", "-m", "not browser", *UNITS, *COVERAGE],
+        [sys.executable, "-m", "coverage", "report", *ENOUGH],
     ],
-    "notebooks": [[*NBVAL, "--nbval", "--nbval-sanitize-with=scripts/sanitize.cfg", "notebooks", "solutions"]],
+    "notebooks": [[*NBVAL, "--nbval", *TWO, "notebooks", "solutions"]],
     "exercises": [[*NBVAL, "--nbval-lax", "--fresh-exercises", *TWO, "exercises"]],
-    "book": [[sys.executable, "-m", "llmlab.course.book"]],
+    "cpus": [[sys.executable, "scripts/test_cpus.py", "--today"]],
     "browser": [
-        [*PYTEST, "tests/browser/test_book.py", "-m", "browser", "-n", "2"],
-        [*PYTEST, "tests/browser/test_lab.py", "-m", "browser"],  # JupyterLab's start is slow enough by itself
+        [*PYTEST, "tests/browser", "--ignore=tests/browser/test_lab.py", *TWO],
+        [*PYTEST, "tests/browser/test_lab.py"],  # JupyterLab's start is slow by itself
     ],
 }
+# Stages that run at the same time: each of these keeps one core busy.
+TOGETHER = ("lint", "in step", "book")
 
 
-def main(names: list[str]) -> int:
+@dataclass
+class Ran:
+    """What became of a stage. `speed` is the machine's at that time, see budget.py."""
+
+    seconds: float
+    cpu_seconds: float
+    passed: bool
+    speed: float
+
+
+def main(arguments: list[str]) -> int:
+    """Run the stages that are named, or all; 1 when one fails, 2 for misuse."""
+    names = [word for word in arguments if word != "--cold"]
     unknown = set(names) - set(STAGES)
     if unknown:
-        print(f"no stage is called {', '.join(sorted(unknown))}; there are: {', '.join(STAGES)}")
+        print(f"no stage is called {', '.join(sorted(unknown))}")
+        print(f"there are: {', '.join(STAGES)}")
         return 2
     OUT.mkdir(parents=True, exist_ok=True)
-    results = {name: run(name) for name in STAGES if not names or name in names}
-    cases = [case for name in results for case in read_cases(name)]
+    chosen = [name for name in STAGES if not names or name in names]
+    results = run_all(chosen, cold="--cold" in arguments)
+    cases = [case for name in chosen for case in read_cases(name)]
     print_slowest(cases)
-    print("\nStage             seconds")
-    for name, (seconds, passed) in results.items():
-        print(f"{name:<16} {seconds:>8.0f}  {'passed' if passed else 'FAILED'}")
-    failed = [name for name, (_, passed) in results.items() if not passed]
-    print(f"{'total':<16} {sum(s for s, _ in results.values()):>8.0f}")
+    faults = print_budget(cases, results)
+    print_stages(results)
     bad = sum(case["bad"] for case in cases)
-    print(f"\n{len(cases) - bad} passed, {max(bad, len(failed))} failed")
-    return 1 if failed else 0
+    failed = [name for name, ran in results.items() if not ran.passed]
+    print(f"\n{len(cases) - bad} passed, {max(bad, len(failed) + len(faults))} failed")
+    return 1 if failed or faults else 0
 
 
-def run(name: str) -> tuple[float, bool]:
-    """Run one stage's commands; (seconds, whether all of them succeeded)."""
-    print(f"\n=== {name} " + "=" * (70 - len(name)), flush=True)
-    started, passed = time.time(), True
+def run_all(names: list[str], cold: bool) -> dict[str, Ran]:
+    """Run the stages in order; those in TOGETHER at the same time."""
+    results: dict[str, Ran] = {}
+    first = [name for name in names if name in TOGETHER]
+    speed = budget.speed()
+    if first:
+        started = {name: start(name, cold) for name in first}
+        results |= {name: finish(name, ran, speed) for name, ran in started.items()}
+    for name in names:
+        if name in TOGETHER:
+            continue
+        ran = start(name, cold, shown=True)
+        before, speed = speed, budget.speed()
+        results[name] = finish(name, ran, (before + speed) / 2)
+    return results
+
+
+@dataclass
+class Running:
+    """A stage on its way: its commands run one after the other in a process."""
+
+    began: float
+    cpu_before: float
+    process: subprocess.Popen
+    log: Path | None
+
+
+def start(name: str, cold: bool, shown: bool = False) -> Running:
+    """Start a stage; what it prints is shown at once, or kept until it has ended."""
+    script = [sys.executable, __file__, "--commands-of", name]
+    log = None if shown else OUT / f"{name.replace(' ', '-')}.log"
+    if shown:
+        print_title(name)
+    began, cpu_before = time.time(), children_cpu()
+    out = None if shown else log.open("w")
+    process = subprocess.Popen(
+        script,
+        cwd=ROOT,
+        env=environment(name, cold),
+        stdout=out,
+        stderr=subprocess.STDOUT if out else None,
+    )
+    running = Running(began, cpu_before, process, log)
+    if shown:
+        process.wait()
+    return running
+
+
+def finish(name: str, running: Running, speed: float) -> Ran:
+    """Wait for a stage and show what it printed."""
+    passed = running.process.wait() == 0
+    seconds = float(ended(name).read_text()) - running.began
+    if running.log is not None:
+        print_title(name)
+        print(running.log.read_text(), end="", flush=True)
+    return Ran(seconds, children_cpu() - running.cpu_before, passed, speed)
+
+
+def run_commands(name: str) -> int:
+    """All commands of one stage, also after one failed; 1 when any did."""
+    failed = 0
     for i, command in enumerate(STAGES[name]):
         if command[: len(PYTEST)] == PYTEST:
             command = [*command, f"--junit-xml={junit(name, i)}"]
-        passed &= subprocess.run(command, cwd=ROOT, env=environment(name)).returncode == 0
-    return time.time() - started, passed
+        failed |= subprocess.run(command, cwd=ROOT).returncode != 0
+    ended(name).write_text(str(time.time()))
+    return failed
 
 
-def environment(stage: str) -> dict[str, str]:
-    """The caller's environment with the venv's programs first, and a browser where one is needed."""
-    env = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    env |= {"PYTHONPATH": str(ROOT), "LLMLAB_RECORD": str(OUT / "notebooks"), "TOKENIZERS_PARALLELISM": "false"}
-    if any("-n" in command for command in STAGES[stage]):
+def ended(name: str) -> Path:
+    """Where a stage writes down when it ended."""
+    return OUT / f"{name.replace(' ', '-')}.ended"
+
+
+def children_cpu() -> float:
+    """CPU seconds of all processes that were started here and have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def environment(stage: str, cold: bool) -> dict[str, str]:
+    """The caller's environment, with the venv's programs first.
+
+    A browser is looked for where one is needed. Notebooks get warm kernels.
+    """
+    env = dict(os.environ)
+    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
+    env["PYTHONPATH"] = str(ROOT)
+    env["LLMLAB_RECORD"] = str(OUT / "notebooks")
+    env["TOKENIZERS_PARALLELISM"] = "false"
+    if processes_of(stage) == 2:
         env["OMP_NUM_THREADS"] = "1"
+    if stage in ("notebooks", "exercises") and not cold:
+        env = warm_environment(env)
     if stage == "browser":
-        found = subprocess.run([sys.executable, "scripts/browser.py"], cwd=ROOT, capture_output=True, text=True)
-        env["CHROMIUM"] = found.stdout.strip().splitlines()[-1] if found.returncode == 0 else "chromium"
+        env["CHROMIUM"] = browser()
     return env
 
 
+def processes_of(stage: str) -> int:
+    """How many tests a stage runs at the same time."""
+    return 2 if any("-n" in command for command in STAGES[stage]) else 1
+
+
+def browser() -> str:
+    """A Chromium's path; it is installed when there is none."""
+    script = [sys.executable, "scripts/browser.py"]
+    found = subprocess.run(script, cwd=ROOT, capture_output=True, text=True)
+    if found.returncode != 0:
+        return "chromium"
+    return found.stdout.strip().splitlines()[-1]
+
+
 def junit(stage: str, command: int) -> Path:
+    """The report of one command of a stage."""
     return OUT / f"{stage.replace(' ', '-')}-{command}.xml"
 
 
@@ -92,24 +212,66 @@ def read_cases(stage: str) -> list[dict]:
     found = []
     for i in range(len(STAGES[stage])):
         path = junit(stage, i)
-        for case in ET.parse(path).iter("testcase") if path.exists() else ():
+        if not path.exists():
+            continue
+        for case in ET.parse(path).iter("testcase"):
             bad = any(case.find(tag) is not None for tag in ("failure", "error"))
             where = f"{case.get('classname')}::{case.get('name')}"
-            found.append({"stage": stage, "where": where, "seconds": float(case.get("time", 0)), "bad": bad})
+            seconds = float(case.get("time", 0))
+            found.append(
+                {"stage": stage, "where": where, "seconds": seconds, "bad": bad}
+            )
     return found
 
 
+def print_title(name: str) -> None:
+    """The line above what a stage prints."""
+    print(f"\n=== {name} " + "=" * (70 - len(name)), flush=True)
+
+
 def print_slowest(cases: list[dict]) -> None:
-    """The slowest tests, and every notebook by its time and memory."""
+    """The slowest tests, and the slowest notebooks with their memory."""
     print("\nSlowest tests     seconds")
     tests = [case for case in cases if case["stage"] in ("units", "browser")]
     for case in sorted(tests, key=lambda c: -c["seconds"])[:12]:
         print(f"{case['seconds']:>25.1f}  {case['where']}")
-    records = [json.loads(p.read_text()) for p in sorted((OUT / "notebooks").glob("*.json"))]
+    paths = sorted((OUT / "notebooks").glob("*.json"))
+    records = [json.loads(path.read_text()) for path in paths]
     print("\nSlowest notebooks seconds      MiB")
     for record in sorted(records, key=lambda r: -r["seconds"])[:12]:
-        print(f"{record['seconds']:>25.1f} {record['peak_mib']:>8.0f}  {record['notebook']}")
+        took, held = record["seconds"], record["peak_mib"]
+        print(f"{took:>25.1f} {held:>8.0f}  {record['notebook']}")
+
+
+def print_budget(cases: list[dict], results: dict[str, Ran]) -> list[str]:
+    """What lessons cost against what they may; the sentences on those over it."""
+    speeds = {name: ran.speed for name, ran in results.items()}
+    processes = {name: processes_of(name) for name in results}
+    costs = budget.costs(cases, speeds, processes)
+    print(f"\n{budget.report(costs)}")
+    faults = budget.over(costs)
+    for fault in faults:
+        print(f"OVER BUDGET: {fault}")
+    if len(results) == len(STAGES):
+        wall = {name: ran.seconds for name, ran in results.items()}
+        minutes = budget.projection(costs, wall, speeds)
+        print(f"{budget.LESSONS} lessons like these: {minutes:.0f} minutes")
+    return faults
+
+
+def print_stages(results: dict[str, Ran]) -> None:
+    """Each stage with its time, on the wall and of the CPUs."""
+    print("\nStage             seconds   CPU seconds   speed")
+    for name, ran in results.items():
+        verdict = "passed" if ran.passed else "FAILED"
+        times = f"{ran.seconds:>8.0f} {ran.cpu_seconds:>13.0f} {ran.speed:>7.2f}"
+        print(f"{name:<16} {times}  {verdict}")
+    total = sum(ran.seconds for name, ran in results.items() if name not in TOGETHER)
+    together = [ran.seconds for name, ran in results.items() if name in TOGETHER]
+    print(f"{'total':<16} {total + max(together, default=0.0):>8.0f}")
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["--commands-of"]:
+        sys.exit(run_commands(sys.argv[2]))
     sys.exit(main(sys.argv[1:]))

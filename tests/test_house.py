@@ -40,12 +40,6 @@ def test_arrows_point_down(path):
     assert not above, f"{path.relative_to(ROOT)} imports {sorted(above)}"
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_files_are_short(path):
-    lines = len(path.read_text(encoding="utf-8").splitlines())
-    assert lines <= 250, f"{path.relative_to(ROOT)} has {lines} lines; at most 250"
-
-
 def test_functions_are_short():
     lengths = {}
     for path in SOURCES:
