@@ -19,6 +19,7 @@ import nbformat
 from jupytext.combine import combine_inputs_with_outputs
 from nbformat import NotebookNode
 
+from llmlab.course.kernels import warm_kernels
 from llmlab.course.syllabus import course_root
 from llmlab.course.verified import WIDGET, Records, digest, execute
 
@@ -183,6 +184,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("paths", nargs="*", type=Path, help="scripts, notebooks or folders (default: all)")
     parser.add_argument("--check", action="store_true", help="change nothing; fail when something is out of step")
     parser.add_argument("--force", action="store_true", help="run also what did not change")
+    parser.add_argument("--cold", action="store_true", help="start each kernel anew")
     args = parser.parse_args(argv)
     root, bad = course_root(), 0
     try:
@@ -190,6 +192,17 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
+    with warm_kernels(cold=args.cold, start=len(scripts) > 1):
+        bad += bring_in_step(scripts, root, args)
+    for path in [] if args.paths else orphans(root):
+        bad += 1
+        print(f"{path.relative_to(root)}: its script is gone")
+    return 1 if bad else 0
+
+
+def bring_in_step(scripts: list[Path], root: Path, args: argparse.Namespace) -> int:
+    """Brings each notebook in step, or checks it; returns how many are not."""
+    bad = 0
     for script in scripts:
         name = name_of(script, root)
         try:
@@ -200,10 +213,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{name}: {done}", flush=True)
         for line in wrong:
             print(f"  {line}", flush=True)
-    for path in [] if args.paths else orphans(root):
-        bad += 1
-        print(f"{path.relative_to(root)}: its script is gone")
-    return 1 if bad else 0
+    return bad
 
 
 if __name__ == "__main__":

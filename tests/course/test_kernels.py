@@ -19,6 +19,7 @@ from jupyter_client.manager import KernelManager
 from jupyter_client.provisioning import KernelProvisionerFactory, LocalProvisioner
 
 from llmlab.course.kernels import (
+    forked,
     memory,
     place,
     preload,
@@ -37,7 +38,7 @@ pytestmark = pytest.mark.skipif(bool(starting.unsafe()), reason="kernels stay pl
 
 LIGHT = starting.PROGRAM.replace(
     "main(sys.argv[1:])",
-    "import llmlab.course.kernels.server as server\nserver.STEPS = ()\nmain(sys.argv[1:])",
+    "import llmlab.course.kernels.warm_process as warm\nwarm.STEPS = ()\nmain(sys.argv[1:])",
 )
 # What a kernel can find out about its process.
 FACTS = """
@@ -131,7 +132,7 @@ class Kernel:
 
     @property
     def warm(self):
-        return isinstance(self.process, provisioner.Forked)
+        return isinstance(self.process, forked.Forked)
 
     def run(self, code, seconds=120, answer=None):
         """What the cell printed, or how it failed."""
@@ -604,7 +605,7 @@ def fake(room, *answers, close=True):
     ],
 )
 def test_a_warm_process_that_fails(room, monkeypatch, caplog, answers, close):
-    monkeypatch.setattr(provisioner, "FORK_SECONDS", 0.5)
+    monkeypatch.setattr(forked, "FORK_SECONDS", 0.5)
     listener = fake(room, *answers, close=close)
     with listener, caplog.at_level("WARNING"), kernel() as one:
         assert not one.warm
@@ -614,7 +615,7 @@ def test_a_warm_process_that_fails(room, monkeypatch, caplog, answers, close):
 
 def test_a_kernel_that_takes_too_long_is_ended(room, monkeypatch):
     sleeper = subprocess.Popen(["sleep", "60"])
-    monkeypatch.setattr(provisioner, "READY_SECONDS", 0.5)
+    monkeypatch.setattr(forked, "READY_SECONDS", 0.5)
     with fake(room, {"pid": sleeper.pid}, close=False), kernel() as one:
         assert not one.warm
     assert sleeper.wait(timeout=10) == -signal.SIGKILL
@@ -623,8 +624,8 @@ def test_a_kernel_that_takes_too_long_is_ended(room, monkeypatch):
 def answered(pair, one):
     """What a server says to one request that comes through a real socket."""
     send(pair, {"ask": "kernel"})
-    forked, stay = one.answer()
-    assert forked is None
+    new, stay = one.answer()
+    assert new is None
     return Lines().take(pair.recv(1 << 12))[0], stay
 
 
@@ -677,7 +678,7 @@ def test_too_little_memory_starts_none(room, monkeypatch):
 
 
 def test_a_warm_process_that_cannot_start_is_not_tried_again_at_once(room, monkeypatch):
-    broken = LIGHT.replace("server.STEPS = ()", "server.STEPS = 7")
+    broken = LIGHT.replace("warm.STEPS = ()", "warm.STEPS = 7")
     monkeypatch.setattr(starting, "PROGRAM", broken)
     assert "failed: TypeError" in warm_up(seconds=60)
     monkeypatch.setattr(starting, "PROGRAM", LIGHT)
@@ -841,8 +842,8 @@ def test_hidden_until_it_is_imported(toy):
 
 
 def test_a_loud_import_is_left_out(toy, room, monkeypatch):
-    steps = "server.STEPS = (('toy_loud',), ('toy_b',))"
-    monkeypatch.setattr(starting, "PROGRAM", LIGHT.replace("server.STEPS = ()", steps))
+    steps = "warm.STEPS = (('toy_loud',), ('toy_b',))"
+    monkeypatch.setattr(starting, "PROGRAM", LIGHT.replace("warm.STEPS = ()", steps))
     monkeypatch.setenv("PYTHONPATH", str(toy))
     assert warm_up(seconds=60) == ""
     with kernel() as one:

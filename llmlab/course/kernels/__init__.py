@@ -22,9 +22,10 @@
 10. Whatever fails, the kernel starts the plain way, and the log says why in one line.
 
 What lies where: `use` switches it on, `provisioner` is Jupyter's side, `starting` finds
-or starts the warm process, `place` says which one fits and where its socket is, `server`
-is its loop, `preload` its imports, `hiding` keeps them out of sight, `child` turns a fork
-into a kernel, `wire` has the messages, `memory` the bytes.
+or starts the warm process, `place` says which one fits and where its socket is,
+`warm_process` is that process, `server` its loop, `preload` its imports, `hiding` keeps
+them out of sight, `child` turns a fork into a kernel, `forked` watches it from Jupyter's
+side, `wire` has the messages, `memory` the bytes.
 
 Memory, measured with torch 2.13 and transformers 5.23 on x86-64: the warm process holds
 550 MiB. A kernel that was just forked shows 400 MiB as its own size (RSS), of which

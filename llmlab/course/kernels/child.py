@@ -22,14 +22,14 @@ from typing import Any
 
 from llmlab.course.kernels.hiding import Hidden
 from llmlab.course.kernels.preload import Package
-from llmlab.course.kernels.server import Forked
+from llmlab.course.kernels.server import NewKernel
 from llmlab.course.kernels.wire import send
 
 PORTS = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
 
 
 def become_kernel(
-    forked: Forked, packages: Mapping[str, Package], env: Mapping[str, str]
+    forked: NewKernel, packages: Mapping[str, Package], env: Mapping[str, str]
 ) -> None:
     """Runs the kernel to its end. Returns as a plain kernel's program does.
 
@@ -61,7 +61,7 @@ def become_kernel(
     app.start()
 
 
-def take_over(forked: Forked) -> None:
+def take_over(forked: NewKernel) -> None:
     """Session, folder, streams, variables and arguments, as they were asked for."""
     request = forked.request
     os.setsid()
@@ -136,7 +136,7 @@ def purge() -> None:
         sys.modules["__mp_main__"] = main
 
 
-def make_app(forked: Forked) -> Any:
+def make_app(forked: NewKernel) -> Any:
     """ipykernel's own application, which binds its ports itself and ends with the
     process that asked for it."""
     from ipykernel.kernelapp import IPKernelApp

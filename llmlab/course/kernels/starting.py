@@ -31,7 +31,7 @@ PROGRAM = (
     "if sys.path and sys.path[0] == '':\n"
     "    del sys.path[0]\n"
     "sys.path[:0] = {home!r}\n"
-    "from llmlab.course.kernels.server import main\n"
+    "from llmlab.course.kernels.warm_process import main\n"
     "del sys.path[:{number}]\n"
     "main(sys.argv[1:])\n"
 )
