@@ -209,9 +209,7 @@ def run(cell: Cell) -> int:
     return 0 if code == 5 else code
 
 
-def pytest_collection_modifyitems(
-    config: pytest.Config, items: list[pytest.Item]
-) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """In pytest, as a plugin: keep every n-th test, those of this shard."""
     shard, _, shards = os.environ.get(SHARD, "0/1").partition("/")
     items[:] = items[int(shard) :: int(shards)]

@@ -218,9 +218,7 @@ def read_cases(stage: str) -> list[dict]:
             bad = any(case.find(tag) is not None for tag in ("failure", "error"))
             where = f"{case.get('classname')}::{case.get('name')}"
             seconds = float(case.get("time", 0))
-            found.append(
-                {"stage": stage, "where": where, "seconds": seconds, "bad": bad}
-            )
+            found.append({"stage": stage, "where": where, "seconds": seconds, "bad": bad})
     return found
 
 

@@ -40,9 +40,7 @@ def lab(
     port: Annotated[int | None, typer.Option(help="the port to serve on [default: the first free one]")] = None,
     browser: Annotated[bool, typer.Option(help="open a browser")] = True,
     ip: Annotated[str | None, typer.Option(help="the address to listen on [default: this machine alone]")] = None,
-    cold: Annotated[
-        bool, typer.Option("--cold", help="start each kernel without the libraries")
-    ] = False,
+    cold: Annotated[bool, typer.Option("--cold", help="start each kernel without the libraries")] = False,
 ) -> None:
     """Open the course in JupyterLab. What you open are your own copies, in work/."""
     from llmlab.course import lab as jupyter
@@ -59,9 +57,7 @@ def start(
     use_new: Annotated[
         bool, typer.Option("--use-new", help="move over to the course's new version; yours is kept")
     ] = False,
-    solution: Annotated[
-        bool, typer.Option("--solution", help="the worked exercises, for other editors")
-    ] = False,
+    solution: Annotated[bool, typer.Option("--solution", help="the worked exercises, for other editors")] = False,
 ) -> None:
     """Make your copy of a lesson and its exercises. It goes to work/; one that you have is never overwritten."""
     from llmlab.course import workspace
@@ -91,9 +87,7 @@ def start(
 @app.command()
 def reset(
     topic: Topic,
-    exercises: Annotated[
-        bool, typer.Option("--exercises", help="the exercises, not the lesson")
-    ] = False,
+    exercises: Annotated[bool, typer.Option("--exercises", help="the exercises, not the lesson")] = False,
 ) -> None:
     """Make a fresh copy of a lesson. Your former one is kept beside it, as .old-1, .old-2 …"""
     from llmlab.course import workspace
@@ -120,9 +114,7 @@ def check(
     seconds: Annotated[
         float, typer.Option("--timeout", min=1, help="the longest that one cell may run, in seconds")
     ] = 60.0,
-    cold: Annotated[
-        bool, typer.Option("--cold", help="start each kernel without the libraries")
-    ] = False,
+    cold: Annotated[bool, typer.Option("--cold", help="start each kernel without the libraries")] = False,
 ) -> None:
     """Mark your exercises. Your notebook runs in a fresh kernel, and you are told what to do next."""
     from llmlab.course import grading, progress, report

@@ -53,9 +53,7 @@ class Result:
         if self.uneven > CLOSE:
             said.append("take block sizes that divide a row")
         if self.evaluated > CLOSE:
-            said.append(
-                "eval mode computes in bf16: results differ from the definition"
-            )
+            said.append("eval mode computes in bf16: results differ from the definition")
         if not self.has_gradient:
             said.append("call model.train() before the first forward if you will train")
         return "; ".join(said)
@@ -107,9 +105,7 @@ def examine() -> Result:
 
     errors = []
     for matrix in (weight, uneven):
-        packed, state = functional.quantize_4bit(
-            matrix, blocksize=BLOCK, quant_type="nf4"
-        )
+        packed, state = functional.quantize_4bit(matrix, blocksize=BLOCK, quant_type="nf4")
         defined = by_definition(packed, state.absmax, state.code, matrix.shape)
         errors.append(relative(functional.dequantize_4bit(packed, state), defined))
         if matrix is weight:
@@ -155,13 +151,9 @@ def in_a_process_of_its_own(timeout: float = 300.0) -> Result:
     except subprocess.TimeoutExpired:
         return Result(failure=f"bitsandbytes gave no answer in {timeout:g} s")
     if done.returncode < 0:
-        return Result(
-            failure=f"bitsandbytes ended its process: signal {-done.returncode}"
-        )
+        return Result(failure=f"bitsandbytes ended its process: signal {-done.returncode}")
     if done.returncode:
-        return Result(
-            failure=(done.stderr.strip() or "no reason given").splitlines()[-1]
-        )
+        return Result(failure=(done.stderr.strip() or "no reason given").splitlines()[-1])
     return Result(**json.loads(done.stdout.splitlines()[-1]))
 
 

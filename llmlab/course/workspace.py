@@ -221,10 +221,7 @@ def use_new(lesson: Lesson, root: Path, kind: Kind = Kind.EXERCISES) -> Copied:
     """
     path, beside = kind.copy(lesson, root), new_path(lesson, root, kind)
     if not beside.exists():
-        raise Blocked(
-            f"there is no {_name(beside, root)}: your copy is of the course's version "
-            "already"
-        )
+        raise Blocked(f"there is no {_name(beside, root)}: your copy is of the course's version already")
     known = _known(root).get(_key(path, root), {})
     try:
         made = _made(read_notebook(beside), {"copy": known.get("new")})
@@ -279,9 +276,7 @@ def restore_checks(lesson: Lesson, root: Path) -> Copied:
     path = lesson.work(root)
     name = _name(path, root)
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{name} does not exist: `llmlab start {lesson.slug}` makes it"
-        )
+        raise FileNotFoundError(f"{name} does not exist: `llmlab start {lesson.slug}` makes it")
     try:
         notebook = read_notebook(path)
     except Unreadable as error:
@@ -296,10 +291,7 @@ def restore_checks(lesson: Lesson, root: Path) -> Copied:
     if notebook.get("nbformat_minor", 0) < 5:  # ids came with version 4.5 of the format
         cells = [{k: v for k, v in c.items() if k != "id"} for c in cells]
     _write(path, _dump(notebook | {"cells": cells}))
-    message = (
-        f"put back: {', '.join(mended)}. Your other cells stay; the file as it was is "
-        f"{backup.name}. {RELOAD}"
-    )
+    message = f"put back: {', '.join(mended)}. Your other cells stay; the file as it was is {backup.name}. {RELOAD}"
     return Copied(path, "restored", message)
 
 
@@ -317,11 +309,7 @@ def with_checks(
         if state == "intact" and len(where) == 1:
             continue
         mended.append(name)
-        own = [
-            i
-            for i, c in enumerate(cells)
-            if defines(c["source"], name) or goes_by(c, f"exercise-{name}")
-        ]
+        own = [i for i, c in enumerate(cells) if defines(c["source"], name) or goes_by(c, f"exercise-{name}")]
         after_own = own[-1] + 1 if own else place_of_check(cells, name, [])
         place = where[0] if where else after_own
         put = [(i, c) for i, c in enumerate(cells) if i not in where]
@@ -426,8 +414,7 @@ def _move(path: Path, to: Path) -> None:
 
 def _blocked(path: Path, error: OSError) -> Blocked:
     return Blocked(
-        f"{path.parent} cannot be written ({error.strerror or error}): make it "
-        "writable, or copy the course elsewhere"
+        f"{path.parent} cannot be written ({error.strerror or error}): make it writable, or copy the course elsewhere"
     )
 
 

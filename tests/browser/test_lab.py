@@ -74,10 +74,7 @@ def home(root: Path) -> Path:
 
 def environment(root: Path) -> dict[str, str]:
     """The learner's, but for settings, workspaces and signatures, which go to a temporary folder."""
-    folders = {
-        f"JUPYTER_{name}_DIR": str(home(root) / name.lower())
-        for name in ("CONFIG", "DATA", "RUNTIME")
-    }
+    folders = {f"JUPYTER_{name}_DIR": str(home(root) / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")}
     return os.environ | folders | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"}
 
 
@@ -254,9 +251,7 @@ def test_the_courses_own_file_can_be_scribbled_on_but_not_saved(page, course):
     page.locator(f"{ON_TOP} .jp-Notebook").focus()
     page.keyboard.press("Control+s")
     page.wait_for_selector(".Toastify__toast:has-text('Save as')")
-    refused = page.evaluate(
-        """() => window.jupyterapp.shell.currentWidget.context.save().catch(String)"""
-    )
+    refused = page.evaluate("""() => window.jupyterapp.shell.currentWidget.context.save().catch(String)""")
     assert "the course's own file" in refused, "even where JupyterLab would save"
     page.click(".jp-Dialog button:has-text('Close')")
     page.evaluate("() => { window.jupyterapp.commands.execute('application:close'); }")

@@ -24,12 +24,8 @@ from llmlab.course.printed import numbers_in
 
 ROOT = Path(__file__).resolve().parents[2]
 WIDE = tolerance_of(["numbers-within-5%"])
-decimals = st.integers(1, 10**6).flatmap(
-    lambda n: st.integers(1, 4).map(lambda d: Decimal(n).scaleb(-d))
-)
-words = st.text("abcdefghij klmnop", min_size=1, max_size=12).map(
-    lambda text: f"w {text} w"
-)
+decimals = st.integers(1, 10**6).flatmap(lambda n: st.integers(1, 4).map(lambda d: Decimal(n).scaleb(-d)))
+words = st.text("abcdefghij klmnop", min_size=1, max_size=12).map(lambda text: f"w {text} w")
 
 SAME = [
     ("loss 3.37", "loss 3.38"),  # one unit of the last digit
@@ -96,8 +92,7 @@ def test_what_differs_is_said(stored, found, why):
 def test_a_message_names_both_numbers_and_the_tolerance():
     (said,) = differences("a\nloss 500.0", "a\nloss 510.0")
     assert said == (
-        "line 2: 500.0 is stored, 510.0 came out: 10 apart, 2.5 allowed "
-        "(0.5 %, or one unit of the last digit)"
+        "line 2: 500.0 is stored, 510.0 came out: 10 apart, 2.5 allowed (0.5 %, or one unit of the last digit)"
     )
 
 
@@ -207,9 +202,7 @@ def test_html_compares_numbers_in_text_and_markup_exactly(stored, found, same):
 
 def test_declared_tolerances():
     assert tolerance_of(["check"]) == DEFAULT
-    assert tolerance_of(["check", "numbers-within-5%"]) == Tolerance(
-        Decimal("0.05"), counts=True
-    )
+    assert tolerance_of(["check", "numbers-within-5%"]) == Tolerance(Decimal("0.05"), counts=True)
     assert differences("loss 3.37", "loss 3.50", WIDE) == []
     assert differences("loss 3.37", "loss 3.60", WIDE)
     assert differences("perplexity 575", "perplexity 560", WIDE) == []

@@ -223,9 +223,7 @@ def test_a_lesson_is_copied_when_it_is_asked_for(root):
 
 def ran(nb):
     """What running and saving in JupyterLab does to a notebook."""
-    nb["cells"][1]["outputs"] = [
-        {"output_type": "stream", "name": "stdout", "text": ["2\n"]}
-    ]
+    nb["cells"][1]["outputs"] = [{"output_type": "stream", "name": "stdout", "text": ["2\n"]}]
     nb["cells"][1]["execution_count"] = 7
     nb["cells"][1]["metadata"]["collapsed"] = True
     nb["metadata"]["language_info"] = {"name": "python", "version": "3.11.7"}

@@ -68,9 +68,7 @@ class Hidden:
             return None
         old = module.__spec__
         origin = old.origin if old else None
-        spec = ModuleSpec(
-            name, self, origin=origin, is_package=hasattr(module, "__path__")
-        )
+        spec = ModuleSpec(name, self, origin=origin, is_package=hasattr(module, "__path__"))
         if old is not None and old.submodule_search_locations is not None:
             spec.submodule_search_locations = old.submodule_search_locations
         spec.has_location = bool(old and old.has_location)

@@ -79,9 +79,7 @@ class Server:
             wait = None
             if not self.running:
                 wait = max(0.0, last + self.idle - time.monotonic())
-            ready = {
-                file for file, _ in poll.poll(None if wait is None else wait * 1e3)
-            }
+            ready = {file for file, _ in poll.poll(None if wait is None else wait * 1e3)}
             if self.reap(ready):
                 last = time.monotonic()
             if self.owner in ready:
