@@ -16,19 +16,27 @@ SHOWN_DPI = 120  # CSS pixels per inch of figure where there is room
 STORED_DPI = 2 * SHOWN_DPI  # sharp on screens with two device pixels a CSS pixel
 
 
-def png(fig: Figure, *, dpi: int = STORED_DPI, colors: int = 96) -> bytes:
+def png(fig: Figure, *, dpi: int = STORED_DPI, colors: int = 96, optimize: bool = True) -> bytes:
     """The figure as a PNG of at most `colors` colours: a third of the bytes, and the eye sees no difference.
 
     The whole canvas is stored, never a tight box: frames of a slider must not jump.
+
+    Args:
+        optimize: look for the fewest bytes; without it a fifth more, in a tenth of the time.
     """
     from PIL import Image
 
     raw = io.BytesIO()
-    fig.savefig(raw, format="png", dpi=dpi, metadata={"Software": None})
-    image = Image.open(raw).convert("RGB")
+    fig.savefig(raw, format="rgba", dpi=dpi)
+    pixels = raw.getvalue()
+    width = int(fig.get_figwidth() * dpi)
+    if len(pixels) % (4 * width):  # the product fell just short of a whole number
+        width += 1
+    height = len(pixels) // (4 * width)
+    image = Image.frombuffer("RGBA", (width, height), pixels).convert("RGB")
     small = image.quantize(colors, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     out = io.BytesIO()
-    small.save(out, format="png", optimize=True)
+    small.save(out, format="png", optimize=optimize)
     return out.getvalue()
 
 

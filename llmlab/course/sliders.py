@@ -146,7 +146,7 @@ def _encode(figures: list) -> list[str]:
     for dpi, colors in ((200, 64), (160, 48), (130, 32), (100, 32), (80, 24)):
         encoded: list[str] = []
         for fig in figures:
-            encoded.append(b64encode(png(fig, dpi=dpi, colors=colors)).decode())
+            encoded.append(b64encode(png(fig, dpi=dpi, colors=colors, optimize=False)).decode())
             if sum(map(len, encoded)) * len(figures) > 1.2 * BUDGET * len(encoded) and dpi > 80:
                 break  # at this rate they will not fit
         if len(encoded) == len(figures) and sum(map(len, encoded)) <= BUDGET:
