@@ -42,7 +42,8 @@ def run_copy(
 
 def _pytest(folder: Path, copy: Path, record: Path, cell_seconds: float, seconds: float) -> tuple[str, bool]:
     """(what it printed, whether it ended by itself)."""
-    plugins = ["-p", "nbval.plugin", "-p", "llmlab.course.nbval_plugin", "-p", "no:cacheprovider"]
+    ours_first = ["-p", "llmlab.course.nbval_plugin", "-p", "nbval.plugin"]
+    plugins = [*ours_first, "-p", "no:cacheprovider"]
     options = [
         "--nbval-lax",
         "--nbval-current-env",

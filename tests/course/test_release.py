@@ -16,6 +16,12 @@ from llmlab.course.marking import hidden, replaced_functions
 from tests.course.learner import NAMES, ROOT, WELCOME, cell, solved_sources
 
 ASSIGNMENT = "01-start-01-welcome"
+NBGRADER = """
+from llmlab.course.grammar import leave_out_grammar
+leave_out_grammar()
+from nbgrader.apps.nbgraderapp import main
+main()
+"""
 
 
 def test_the_source_is_solved_and_has_hidden_tests(tmp_path):
@@ -77,7 +83,7 @@ def test_replaced_functions_are_found(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def graded(tmp_path_factory):
+def graded(tmp_path_factory, warm):
     """An nbgrader course after generate_assignment, two submissions, autograde and generate_feedback."""
     pytest.importorskip("nbgrader")
     folder = tmp_path_factory.mktemp("nbgrader")
@@ -89,7 +95,7 @@ def graded(tmp_path_factory):
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         }
         done = subprocess.run(
-            [sys.executable, "-m", "nbgrader", *words], cwd=folder, capture_output=True, text=True, env=env
+            [sys.executable, "-c", NBGRADER, *words], cwd=folder, capture_output=True, text=True, env=env
         )
         assert done.returncode == 0, done.stderr[-3000:]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -12,6 +13,8 @@ import pytest
 import torch
 import torch._dynamo  # an optimizer imports it: once here, not once in each forked rank
 import torch.distributed.fsdp  # and these
+import torch.distributed.pipelining
+import torch.distributed.tensor.parallel
 
 from llmlab.models.llama import Llama, LlamaConfig
 
@@ -43,24 +46,50 @@ def tiny(**changes) -> Llama:
 
 
 def traces() -> set[str]:
-    """What parallel programs leave behind: processes and sockets of this one; folders and shared memory of the machine."""
+    """What our parallel programs leave behind: processes, sockets, folders, shared memory."""
     me = psutil.Process()
-    found = {f"process {child.pid} {child.name()}" for child in me.children(recursive=True) if child.is_running()}
+    children = me.children(recursive=True)
+    found = {f"process {c.pid} {c.name()}" for c in children if c.is_running()}
     found |= {f"socket {c.laddr} {c.status}" for c in me.net_connections()}
-    for folder, pattern in ((tempfile.gettempdir(), "llmlab-launch-*"), ("/dev/shm", "*torch*"), ("/dev/shm", "psm_*")):
-        found |= {str(path) for path in Path(folder).glob(pattern)}
-    return found
+    found |= {str(path) for path in Path(tempfile.gettempdir()).glob("llmlab-launch-*")}
+    return found | shared_memory()
+
+
+def shared_memory() -> set[str]:
+    """The files of shared memory that a program may have forgotten."""
+    folder = Path("/dev/shm")
+    return {str(path) for pattern in ("*torch*", "psm_*") for path in folder.glob(pattern)}
+
+
+def used_by_others(path: str) -> bool:
+    """Whether a living process that is not ours maps this file."""
+    me = psutil.Process()
+    own = {me.pid, *[child.pid for child in me.children(recursive=True)]}
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if process.pid not in own and path in {m.path for m in process.memory_maps()}:
+                return True
+    return False
 
 
 @pytest.fixture(scope="module", autouse=True)
-def leaves_nothing_behind():
-    """After each file of this part's tests all is as it was. Another process's tests may run at the same time: theirs pass."""
-    before = traces()
-    yield
-    left, deadline = traces() - before, time.monotonic() + 20
-    while left and time.monotonic() < deadline:
-        time.sleep(0.1)
-        left &= traces()
+def leaves_nothing_behind(tmp_path_factory):
+    """After each file of this part's tests all is as it was.
+
+    Other tests may run on this machine at the same time. So the folder for temporary
+    files is ours alone, and shared memory that another process uses does not count.
+    """
+    folder = str(tmp_path_factory.mktemp("temporary"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", folder)
+        patch.setenv("TMPDIR", folder)
+        before = traces()
+        yield
+        left, deadline = traces() - before, time.monotonic() + 20
+        while left and time.monotonic() < deadline:
+            time.sleep(0.1)
+            left &= traces()
+    left = {trace for trace in left if not (trace.startswith("/dev/shm/") and used_by_others(trace))}
     assert not left, f"left behind: {', '.join(sorted(left))}"
 
 
