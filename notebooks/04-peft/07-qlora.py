@@ -195,6 +195,7 @@ compare(qlora.remove(model)(prompt), plain, what="logits after removing", tol=0)
 # `bitsandbytes` also decodes wrongly where a block runs over the end of a row. Blocks of 64 divide every row on this page;
 # blocks of 128 do not divide SmolLM2's 576. Which case is yours?
 
+
 # %%
 # NBVAL_IGNORE_OUTPUT
 def gradient_of_adapters(evaluate_first):
@@ -214,11 +215,18 @@ def gradient_of_adapters(evaluate_first):
 warnings.filterwarnings("ignore", message="bitsandbytes::gemv_4bit: an autograd kernel")  # the warning of that case
 learned, after_eval = gradient_of_adapters(False), gradient_of_adapters(True)
 codes, state = bnb.quantize_4bit(real, blocksize=128, quant_type="nf4", compress_statistics=False)
-off = (bnb.dequantize_4bit(codes, state) - nf4.dequantize(nf4.quantize(real, "nf4", 128, double=False))).abs().max().item()
+off = (
+    (bnb.dequantize_4bit(codes, state) - nf4.dequantize(nf4.quantize(real, "nf4", 128, double=False)))
+    .abs()
+    .max()
+    .item()
+)
 print(f"gradient of the adapters: {learned:.3f} when trained at once, {after_eval:.3f} when evaluated first")
 print(f"a layer of SmolLM2 in blocks of 128, decoded by bitsandbytes: off by {off:.2f} at most")
 repacks = bnb.has_avx512bf16()
-print(f"on this CPU bitsandbytes {'repacks: train() comes first' if repacks else 'does not repack: either order will do'}")
+print(
+    f"on this CPU bitsandbytes {'repacks: train() comes first' if repacks else 'does not repack: either order will do'}"
+)
 
 # %%
 assert learned > 0

@@ -450,7 +450,7 @@ explore(
     title="256 tokens, 2 of 16 experts each",
     start={"router": "choosy", "capacity_factor": 1.25},
     router=list(SKEWS),
-    capacity_factor=[0.5, 1.0, 1.25, 2.0, 3.0],
+    capacity_factor=[1.0, 1.25, 2.0],
 )
 
 # %% [markdown]

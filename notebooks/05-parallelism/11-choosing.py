@@ -6,6 +6,8 @@
 # few hundred lines tries them all in a second, and you check it against clusters that have been paid for.
 
 # %%
+from functools import cache
+
 import torch
 
 from llmlab.course import compare, explore, figure, palette, plt, show
@@ -285,6 +287,7 @@ MEMORY = {
 MEMORY |= {"logits": palette.purple}
 
 
+@cache  # a picture and its words need the same search
 def options(devices, batch):
     return planner.search(Job(seventy.shape, batch, 4096, seventy.machine), devices).splits()[:4]
 
@@ -327,7 +330,7 @@ explore(
     alt=words,
     title="Llama 2 70B, the four fastest splits",
     start={"devices": 64, "batch": 1024},
-    devices=[16, 32, 64, 256, 1024],
+    devices=[16, 64, 256, 1024],
     batch=[256, 1024, 2048],
 )
 

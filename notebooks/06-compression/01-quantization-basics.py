@@ -295,15 +295,16 @@ for name, w in layer.items():
 # **Activations are worse.** To multiply integers by integers, the inputs of each linear are rounded too, while the model runs.
 # Eight bits cost almost nothing for weights. Are they for activations, with one scale for the whole batch of tokens, or one scale a token?
 
-# %%
+# %% tags=["numbers-within-5%"]
 int8_model = qb.round_weights(real_model.load(), settings["8 bits, row"])
 for per in ("tensor", "row"):
     hooks = qb.quantize_inputs(int8_model, QuantConfig(bits=8, per=per))
     ppl[f"W8A8, {per}"] = perplexity(int8_model)
     for hook in hooks:
         hook.remove()
-    factor = ppl[f"W8A8, {per}"] / ppl["float"]
-    print(f"weights and activations in 8 bits, one scale a {'token' if per == 'row' else per}: × {factor:.1f}")
+    print(
+        f"weights and activations in 8 bits, one scale a {'token' if per == 'row' else per}: × {ppl[f'W8A8, {per}'] / ppl['float']:.2f}"
+    )
 
 # %% [markdown]
 # The reason can be seen. For each linear we take the largest input of every channel, and divide the largest of these by
@@ -486,7 +487,7 @@ for label, theirs, ours in rows:
 # %% [markdown]
 # ## Takeaways
 
-# %%
+# %% tags=["numbers-within-5%"]
 row_ratio, group_ratio = ppl["4 bits, row"] / ppl["float"], ppl["4 bits, group 64"] / ppl["float"]
 print(
     f"1. Eight bits with one scale a row change perplexity by a factor of {ppl['8 bits, row'] / ppl['float']:.2f}: almost nothing."
@@ -495,7 +496,7 @@ print(
     f"2. In 4 bits one scale a row costs a factor of {row_ratio:.1f}; a scale for 64 weights, a quarter of a bit more, brings it to {group_ratio:.1f}."
 )
 print(
-    f"3. Eight-bit activations with one scale cost a factor of {ppl['W8A8, tensor'] / ppl['float']:.1f}, with one a token {ppl['W8A8, row'] / ppl['float']:.1f}: outliers decide."
+    f"3. Eight-bit activations with one scale cost a factor of {ppl['W8A8, tensor'] / ppl['float']:.1f}, with one a token {ppl['W8A8, row'] / ppl['float']:.2f}: outliers decide."
 )
 
 # %% [markdown]
