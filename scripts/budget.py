@@ -28,8 +28,8 @@ ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = 0.80  # seconds of `loop` on the machine for which the budget is written
 LESSONS = 80  # of the whole course
 # Seconds of wall clock that one lesson may take of each stage, on two cores.
-BUDGET = {"units": 10.0, "notebooks": 10.0, "exercises": 2.0, "browser": 5.0}
-# Lessons that cost more when the budget was made, with what they may cost at most.
+BUDGET = {"units": 15.0, "notebooks": 15.0, "exercises": 3.0, "browser": 8.0}
+# The lessons that stood when the budget was made, with what they may cost at most.
 # The list may only get shorter: a lesson that is new keeps to BUDGET.
 OVER = json.loads((ROOT / "scripts" / "over_budget.json").read_text(encoding="utf-8"))
 
