@@ -136,17 +136,22 @@ def sweep(mark: str, seconds: float = 10.0) -> None:
 def _guard(command: list[str]) -> int:
     """Run a program; when stdin closes, end all that carries our mark."""
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    closed = threading.Event()
 
     def wait_for_the_end() -> None:
         os.read(0, 1)  # pytest never writes: this returns when its end has closed
+        closed.set()
         import site
 
         site.main()  # psutil is among the installed packages, which -S leaves out
         sweep(os.environ[MARK])
-        os._exit(1)
 
-    threading.Thread(target=wait_for_the_end, daemon=True).start()
-    return process.wait()
+    watching = threading.Thread(target=wait_for_the_end, daemon=True)
+    watching.start()
+    status = process.wait()
+    if closed.is_set():
+        watching.join()  # the program is the first to be killed, and not the last
+    return status
 
 
 if __name__ == "__main__":

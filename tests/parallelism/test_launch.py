@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from llmlab.parallelism import RankFailed, launch
+from tests import processes
 
 
 @pytest.fixture(autouse=True)
@@ -186,14 +187,13 @@ def test_parents_death_takes_the_children_along(tmp_path):
     )
     elsewhere = tmp_path / "tmp"  # a killed parent cannot clean up its folder
     elsewhere.mkdir()
-    parent = subprocess.Popen([sys.executable, str(script), str(tmp_path)], env=os.environ | {"TMPDIR": str(elsewhere)})
-    try:
+    command = [sys.executable, str(script), str(tmp_path)]
+    with processes.started(command, env={"TMPDIR": str(elsewhere)}) as guard:
         pids = _wait_for(lambda: [int(p.read_text()) for p in tmp_path.glob("pid*") if p.read_text()], 2)
         assert all(psutil.pid_exists(pid) for pid in pids)
-    finally:
+        (parent,) = psutil.Process(guard.pid).children()
         parent.kill()
-        parent.wait()
-    _wait_for(lambda: [0 for pid in pids if not _runs(pid)], 2)
+        _wait_for(lambda: [0 for pid in pids if not _runs(pid)], 2)
 
 
 def _runs(pid):
