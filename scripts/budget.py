@@ -84,7 +84,7 @@ def lesson_of(where: str, lessons: list[Lesson]) -> list[Lesson]:
 
 def names(where: str, lesson: Lesson) -> bool:
     """Whether a test's address, as JUnit has it, contains the lesson's name."""
-    by_slug = lesson.slug in where.replace(".ipynb", "")
+    by_slug = lesson.slug in where or lesson.slug.replace("/", ".") in where
     folders = rf"tests\.(checks\.)?{lesson.package}\."
     return by_slug or bool(re.match(rf"{folders}(test_)?{lesson.module}\b", where))
 
