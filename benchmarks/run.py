@@ -13,9 +13,9 @@ import importlib
 import os
 import platform
 import statistics
-from pathlib import Path
 
 from benchmarks.case import Case, alternate
+from llmlab.course import cpu
 
 MODULES = ("models", "peft", "parallelism")
 
@@ -48,16 +48,11 @@ def machine() -> str:
     import torch
     import transformers
 
-    cpu = next((x.split(":")[1].strip() for x in _cpuinfo() if x.startswith("model name")), platform.processor())
+    name, _ = cpu.identify()
     return (
-        f"{cpu}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, fp32; Python {platform.python_version()}, "
+        f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, fp32; Python {platform.python_version()}, "
         f"torch {torch.__version__}, transformers {transformers.__version__}, peft {peft.__version__}"
     )
-
-
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
 
 
 def main() -> int:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -22,6 +21,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from scripts.verify import children_cpu
 
 ROOT = Path(__file__).resolve().parents[1]
 BEFORE = "322f7f2"  # the last commit before warm kernels
@@ -57,12 +58,6 @@ def timed(command: list[str], checkout: Path, **env: str) -> Spent:
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed: {done.stdout[-2000:]}")
     return spent
-
-
-def children_cpu() -> float:
-    """CPU seconds of the processes that were started here and have ended."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 def stage(name: str) -> Callable[[Path], Spent]:

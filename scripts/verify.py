@@ -111,7 +111,6 @@ class Running:
     """A stage on its way: its commands run one after the other in a process."""
 
     began: float
-    cpu_before: float
     process: subprocess.Popen
     log: Path | None
 
@@ -122,7 +121,7 @@ def start(name: str, cold: bool, shown: bool = False) -> Running:
     log = None if shown else OUT / f"{name.replace(' ', '-')}.log"
     if shown:
         print_title(name)
-    began, cpu_before = time.time(), children_cpu()
+    began = time.time()
     out = None if shown else log.open("w")
     process = subprocess.Popen(
         script,
@@ -131,7 +130,7 @@ def start(name: str, cold: bool, shown: bool = False) -> Running:
         stdout=out,
         stderr=subprocess.STDOUT if out else None,
     )
-    running = Running(began, cpu_before, process, log)
+    running = Running(began, process, log)
     if shown:
         process.wait()
     return running
@@ -140,11 +139,11 @@ def start(name: str, cold: bool, shown: bool = False) -> Running:
 def finish(name: str, running: Running, speed: float) -> Ran:
     """Wait for a stage and show what it printed."""
     passed = running.process.wait() == 0
-    seconds = float(ended(name).read_text()) - running.began
+    end, cpu_seconds = map(float, ended(name).read_text().split())
     if running.log is not None:
         print_title(name)
         print(running.log.read_text(), end="", flush=True)
-    return Ran(seconds, children_cpu() - running.cpu_before, passed, speed)
+    return Ran(end - running.began, cpu_seconds, passed, speed)
 
 
 def run_commands(name: str) -> int:
@@ -154,12 +153,12 @@ def run_commands(name: str) -> int:
         if command[: len(PYTEST)] == PYTEST:
             command = [*command, f"--junit-xml={junit(name, i)}"]
         failed |= subprocess.run(command, cwd=ROOT).returncode != 0
-    ended(name).write_text(str(time.time()))
+    ended(name).write_text(f"{time.time()} {children_cpu()}")
     return failed
 
 
 def ended(name: str) -> Path:
-    """Where a stage writes down when it ended."""
+    """Where a stage writes down when it ended, and its CPU seconds."""
     return OUT / f"{name.replace(' ', '-')}.ended"
 
 
