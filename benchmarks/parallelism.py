@@ -14,13 +14,11 @@ import torch.multiprocessing as mp
 from benchmarks.case import Case
 from benchmarks.models import SHAPE
 from llmlab.models.llama import Llama
-from llmlab.parallelism import launch, schedules, tensor
+from llmlab.parallelism import launch, tensor
 from llmlab.parallelism.data_parallel import DataParallel
-from llmlab.parallelism.engines import loss_of
-from llmlab.parallelism.fsdp import Fsdp
-from llmlab.parallelism.pipeline import Pipeline
-from llmlab.parallelism.pipeline_stages import split
-from llmlab.parallelism.zero_units import Adam
+from llmlab.parallelism.frameworks import loss_of
+from llmlab.parallelism.pipeline import Pipeline, schedules, split
+from llmlab.parallelism.zero_and_fsdp import Adam, Fsdp
 
 RANKS = 4
 

@@ -1,4 +1,4 @@
-"""`llmlab plan`: how to split a training job over devices. The arithmetic is `llmlab.parallelism.planner`."""
+"""`llmlab plan`: how to split a training job over devices. The arithmetic is `llmlab.parallelism.choosing.planner`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def shape_of(model: str):
         ValueError: it names none.
     """
     from llmlab.models.presets import PRESETS
-    from llmlab.parallelism import shapes
+    from llmlab.parallelism.choosing import shapes
 
     if model in PRESETS:
         return shapes.llama(PRESETS[model])
@@ -51,7 +51,7 @@ def shape_of(model: str):
 def _from_file(file: Path):
     """A Llama's config.json; Mixtral's is the same with two entries more."""
     from llmlab.models.checkpoint import config_from_hf
-    from llmlab.parallelism import shapes
+    from llmlab.parallelism.choosing import shapes
 
     try:
         config = jsonlib.loads(file.read_text(encoding="utf-8"))
@@ -83,8 +83,7 @@ def plan(
     json: Json = None,
 ) -> None:
     """Plan a training job. It ranks dp × tp × pp × cp × ep by step time, and says why the other plans fail."""
-    from llmlab.parallelism import machines, planner
-    from llmlab.parallelism.plan import Job
+    from llmlab.parallelism.choosing import Job, machines, planner
 
     for name, value in (("tokens", tokens), ("price", price), ("memory", memory), ("network", network)):
         if value is not None and not isfinite(value):
@@ -105,7 +104,7 @@ def plan(
 
 
 def _row(job, e, tokens: float, price: float | None) -> dict:
-    from llmlab.parallelism import planner
+    from llmlab.parallelism.choosing import planner
 
     days = planner.days(job, e.step, tokens)
     row = asdict(e.plan) | {"gigabytes": e.bytes / 1e9, "seconds": e.step, "mfu": e.mfu, "days": days}
@@ -125,7 +124,7 @@ def _print(model: str, job, devices: int, found, rows: list[dict]) -> None:
     from rich.table import Table
 
     from llmlab.course import report
-    from llmlab.parallelism import shapes
+    from llmlab.parallelism.choosing import shapes
 
     out = report.console()
     n = shapes.parameters(job.shape)

@@ -185,7 +185,7 @@ def _sum_over_ranks(comm) -> list[float]:
 
 def all_reduce() -> Finding:
     """Two real processes over gloo agree on a sum."""
-    from llmlab.parallelism.launch import launch
+    from llmlab.parallelism.runtime import launch
 
     started = time.time()
     sums = launch(_sum_over_ranks, 2, timeout=60)

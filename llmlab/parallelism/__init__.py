@@ -1,31 +1,25 @@
-"""Splitting a model over ranks: `World` (threads, to see and count), `launch` (processes, to believe), torchrun (to use).
+"""Splitting a model over ranks.
 
-A rank function takes a communicator first, `fn(comm, …)`, and runs unchanged at all three distances.
+A rank function takes a communicator first, `fn(comm, …)`, and runs unchanged at three
+distances: `World` (threads, to see and to count), `launch` (processes, to believe) and
+torchrun (a cluster, to use). They are in the room `runtime`; every other room holds the
+method of one lesson.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
+from llmlab.parallelism import runtime
+from llmlab.parallelism.runtime import RankFailed, launch
 
-from llmlab.parallelism.launch import RankFailed, launch  # light; and `launch` must stay the function, not the module
-
-_WHERE = {
-    "World": "world",
-    "DeadlockError": "world",
-    "CollectiveMismatch": "world",
-    "Communicator": "communicator",
-    "Mesh": "communicator",
-    "ProcessComm": "process",
-    "attach": "torchrun",
-    "Ledger": "ledger",
-    "Event": "ledger",
-    "Link": "cost",
-}
-__all__ = [*_WHERE, "RankFailed", "launch"]
+_NAMES = (
+    *("World", "DeadlockError", "CollectiveMismatch", "Communicator", "Mesh"),
+    *("ProcessComm", "attach", "Ledger", "Event", "Link"),
+)
+__all__ = [*_NAMES, "RankFailed", "launch"]
 
 
 def __getattr__(name: str):
-    """Import what is asked for, when it is asked for: `import llmlab.parallelism` alone does not load torch."""
-    if name not in _WHERE:
+    """Import what is asked for, when it is asked for: this alone loads no torch."""
+    if name not in _NAMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)
+    return getattr(runtime, name)

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from llmlab.parallelism import cost, planner, shapes
-from llmlab.parallelism.machines import machine
-from llmlab.parallelism.plan import Job, Plan
+from llmlab.parallelism.choosing import Job, Plan, machine, planner, shapes
+from llmlab.parallelism.runtime import cost
 
 SHAPES = {  # layers, hidden, heads; vocabulary 51,200 and sequence 2048 as in Megatron's papers
     "22B": (48, 6144, 64),

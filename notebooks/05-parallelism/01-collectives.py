@@ -18,8 +18,7 @@ from llmlab.course import compare, explore, figure, palette, plt, show
 # %%
 from llmlab.models.accounting import training_flops, weight_bytes
 from llmlab.models.presets import preset
-from llmlab.parallelism import cost
-from llmlab.parallelism.cost import Link
+from llmlab.parallelism.runtime import Link, cost
 
 seven = preset("llama-2-7b")
 gradient, card = weight_bytes(seven), Link(latency=10e-6, bandwidth=50e9)  # 16 bits a number; a 400 Gb/s network card
@@ -128,10 +127,8 @@ figure(
 # messages:
 
 # %%
-from llmlab.parallelism import collectives_halving as halving
-from llmlab.parallelism import collectives_ring as ring
-from llmlab.parallelism import collectives_schedule as schedules
-from llmlab.parallelism import collectives_tree as tree
+from llmlab.parallelism.collectives import halving, ring, tree
+from llmlab.parallelism.collectives import schedule as schedules
 
 THREE = {"ring": ring.all_reduce, "tree": tree.all_reduce, "halving": halving.all_reduce}
 fig, axes = plt.subplots(3, 1, figsize=(4.8, 6.2), sharex=True)
@@ -177,7 +174,7 @@ show(ring.reduce_scatter, ring.all_gather, tree.broadcast, halving.reduce_scatte
 show(schedules.perform)
 
 # %%
-from llmlab.parallelism import collectives_bruck as bruck
+from llmlab.parallelism.collectives import bruck
 
 ALGORITHMS = THREE | {"doubling": halving.all_reduce_doubling, "bruck": bruck.all_reduce}
 x = torch.arange(840.0)

@@ -21,8 +21,7 @@ from llmlab.course import compare, explore, figure, palette, plt, show
 # %%
 from llmlab.models.accounting import parameters
 from llmlab.models.presets import preset
-from llmlab.parallelism import cost
-from llmlab.parallelism.cost import Link
+from llmlab.parallelism.runtime import Link, cost
 
 config, card = preset("llama-3.2-1b"), Link(latency=10e-6, bandwidth=50e9)
 p, tokens, speed = 64, 4 * 4096, 0.4 * 989e12  # ranks; a rank's tokens; FLOP/s of an H100 at 40% of its peak
@@ -58,7 +57,7 @@ my_guess = {"piece, in MiB": 1.0, "waiting that is left, in ms": 0.0}  # put you
 # **When to send.** Here are six layers of equal size, whose gradients take as long to send as to compute:
 
 # %%
-from llmlab.parallelism.data_parallel_timeline import draw, exposed, timeline
+from llmlab.parallelism.data_parallel import draw, exposed, timeline
 
 unit, layers = Link(0.0, 1.0), [1] * 6  # on two ranks an all-reduce of 1 byte takes 1 second here
 WAYS = {
@@ -254,7 +253,7 @@ print(f"torch's buckets are ours: {plan == torchs}; parameters in each: {[len(b)
 # others, a piece of the batch to each, collects their logits, computes the loss, sends its gradient back, and collects the gradients of the weights:
 
 # %%
-from llmlab.parallelism.data_parallel_replicate import replicate_step
+from llmlab.parallelism.data_parallel import replicate_step
 
 show(replicate_step)
 
@@ -356,7 +355,7 @@ print("ms exposed " + "".join(f"{ms:>6.0f}" for ms in sizes_tried.values()) + f"
 # %%
 import dataclasses
 
-from llmlab.parallelism.data_parallel_timeline import from_ledger, keep_time
+from llmlab.parallelism.data_parallel import from_ledger, keep_time
 
 with torch.device("meta"):
     short = Llama(dataclasses.replace(config, num_hidden_layers=4)).to(torch.bfloat16)

@@ -105,8 +105,7 @@ figure(
 # they reduce: at the step, or as soon as a unit has its last gradient.
 
 # %%
-from llmlab.parallelism.zero import Zero
-from llmlab.parallelism.zero_units import adamw_, update
+from llmlab.parallelism.zero_and_fsdp import Zero, adamw_, update
 
 show(adamw_, update, Zero._arrived, Zero._reduce, Zero.step)
 
@@ -114,7 +113,7 @@ show(adamw_, update, Zero._arrived, Zero._reduce, Zero.step)
 # Stage 3 adds four moments to every unit, and weights that come and go:
 
 # %%
-from llmlab.parallelism.fsdp import Fsdp, Shard
+from llmlab.parallelism.zero_and_fsdp import Fsdp, Shard
 
 show(Shard.need, Shard.free, Fsdp._before, Fsdp._after_forward, Fsdp._arrived)
 
@@ -125,8 +124,7 @@ show(Shard.need, Shard.free, Fsdp._before, Fsdp._after_forward, Fsdp._arrived)
 
 # %%
 from llmlab.models import course_model
-from llmlab.parallelism.zero_layout import padding
-from llmlab.parallelism.zero_units import units_of
+from llmlab.parallelism.zero_and_fsdp import padding, units_of
 
 model = course_model.load().train()
 print(f"{'unit':<10}{'parameters':>11}{'elements':>10}{'padding: joined':>17}{'by rows':>9}")
@@ -230,9 +228,7 @@ for stage in (1, 2, 3):
 # most, we add up the storages behind its tensors.
 
 # %%
-from llmlab.parallelism.zero import summed_loss
-from llmlab.parallelism.zero_cost import sent_bytes, state_bytes, total_bytes
-from llmlab.parallelism.zero_units import Adam, held
+from llmlab.parallelism.zero_and_fsdp import Adam, held, sent_bytes, state_bytes, summed_loss, total_bytes
 
 RANKS_, TOKENS = 4, 16
 tokens = course_model.tokens("valid")[: RANKS_ * (TOKENS + 1)].view(-1, TOKENS + 1)
@@ -452,7 +448,7 @@ print(f"computing alone: {computing:.0f} ms")
 # They can live in the host's memory, with Adam running there; what crosses PCIe is a gradient down and a weight up, 2 bytes each.
 
 # %%
-from llmlab.parallelism.zero_offload import Host, offload_seconds
+from llmlab.parallelism.zero_and_fsdp import Host, offload_seconds
 
 
 def offloaded(comm, model):
@@ -558,7 +554,7 @@ print(json.dumps(zero_libraries.deepspeed_config(Settings(stage=3), ranks=8), in
 # **The paper's Table 1**, GB a GPU, by our formulas:
 
 # %%
-from llmlab.parallelism.zero_cost import TABLE_1, TABLE_2, agreement, largest_model
+from llmlab.parallelism.zero_and_fsdp import TABLE_1, TABLE_2, agreement, largest_model
 
 print("Figure 1, 7.5 B on 64:", ", ".join(f"stage {s}: {total_bytes(s, 7.5e9, 64) / 1e9:.1f}" for s in range(4)))
 names, words = {7.5e9: "7.5 B", 128e9: "128 B", 1e12: "1 T"}, []

@@ -22,7 +22,7 @@ from llmlab.course import compare, explore, figure, plt, show
 # %%
 from llmlab.models.accounting import adam_bytes
 from llmlab.models.presets import preset
-from llmlab.parallelism.tensor_cost import llama_sent
+from llmlab.parallelism.tensor import llama_sent
 
 big, p, tokens = preset("llama-2-70b"), 16, 4096
 state = sum(adam_bytes(big).values())
@@ -56,9 +56,19 @@ my_guess = {"GPipe waits": 0.5, "1F1B waits": 0.5, "GPipe holds": 4, "1F1B holds
 # second chunk of layers. In the last chart orange is half a backward, and green the other half.
 
 # %%
-from llmlab.parallelism import schedules
-from llmlab.parallelism.pipeline_timeline import Costs, Timeline, simulate
-from llmlab.parallelism.schedules import gpipe, interleaved, naive, one_f_one_b, zb_h1, zb_h2, zb_v
+from llmlab.parallelism.pipeline import (
+    Costs,
+    Timeline,
+    gpipe,
+    interleaved,
+    naive,
+    one_f_one_b,
+    schedules,
+    simulate,
+    zb_h1,
+    zb_h2,
+    zb_v,
+)
 
 p, m = 4, 8
 charts = {"naive, first 3 microbatches": naive(p, 3), "GPipe": gpipe(p, m), "1F1B": one_f_one_b(p, m)}
@@ -119,9 +129,9 @@ print(schedules.as_text(one_f_one_b(4, 6)))
 # backward, while rank 0 wants it the other way round:
 
 # %%
-from llmlab.parallelism import pipeline_timeline
+from llmlab.parallelism.pipeline import timeline
 
-show(pipeline_timeline.needs)
+show(timeline.needs)
 crossed = [one_f_one_b(1, 2)[0], gpipe(1, 2)[0]]
 try:
     simulate(crossed)
@@ -133,10 +143,10 @@ except ValueError as error:
 # Instead each linear's backward computes $\partial X = \partial Y\,W$ and leaves $\partial W = \partial Y^\top X$ on a list.
 
 # %%
-from llmlab.parallelism import pipeline, pipeline_backward
-from llmlab.parallelism.pipeline import Pipeline, clip_grad_norm
+from llmlab.parallelism import pipeline
+from llmlab.parallelism.pipeline import Pipeline, backward, clip_grad_norm
 
-show(pipeline_backward._Linear, pipeline_backward.compute)
+show(backward._Linear, backward.compute)
 
 # %% [markdown]
 # **The executor** goes down its rank's list. It does not know which schedule that is.
@@ -159,7 +169,7 @@ show(pipeline._Step.do, pipeline._Step._F, pipeline._Step._I, pipeline._Step._W)
 # %%
 from llmlab.models import course_model
 from llmlab.parallelism import World
-from llmlab.parallelism.pipeline_stages import split
+from llmlab.parallelism.pipeline import split
 
 model = course_model.load()
 text = course_model.tokens("valid")
@@ -225,7 +235,7 @@ for make, ranks, v, layout in plans:
 from torch.distributed import pipelining
 
 from llmlab.parallelism import launch
-from llmlab.parallelism.schedules import stage_of
+from llmlab.parallelism.pipeline import stage_of
 
 even = [(t[:, :-1], t[:, 1:]) for t in text[: 4 * 2 * 33].view(4, 2, 33)]
 
@@ -332,7 +342,7 @@ figure(
 # Now memory. Saved-tensor hooks count every byte that autograd keeps for a backward. We count on rank 0.
 
 # %%
-from llmlab.parallelism.pipeline_memory import ActivationMeter
+from llmlab.parallelism.pipeline import ActivationMeter
 
 
 def peak_bytes(comm, model, plan, m):

@@ -130,10 +130,9 @@ print(world.ledger)
 # A ring all-reduce of $n$ bytes costs each rank $2\frac{p-1}{p}n$: here $1.5 \times 4000$. Now $f$, $g$, and the two layers.
 
 # %%
-from llmlab.parallelism import tensor_fg
-from llmlab.parallelism.tensor import ColumnParallelLinear, RowParallelLinear
+from llmlab.parallelism.tensor import ColumnParallelLinear, RowParallelLinear, fg
 
-show(tensor_fg._F, tensor_fg._G, ColumnParallelLinear, RowParallelLinear)
+show(fg._F, fg._G, ColumnParallelLinear, RowParallelLinear)
 
 # %% [markdown]
 # One call cuts a model: `parallelize(model, comm)`. What is cut is data, a plan that can be printed. Here it is for the
@@ -156,9 +155,9 @@ for module, dim, by in PLAN:
 # `lm_head` is missing because it is tied: it *is* the embedding, and stays so on each rank. The loss:
 
 # %%
-from llmlab.parallelism import tensor_vocabulary
+from llmlab.parallelism.tensor import vocabulary
 
-show(tensor_vocabulary._CrossEntropy)
+show(vocabulary._CrossEntropy)
 
 # %% [markdown]
 # ## Against the library
@@ -201,7 +200,7 @@ compare(our_grads, their_grads, "gradients on rank 3: its slice of A, and X", to
 # processes, against one plain model that was never split.
 
 # %%
-from llmlab.parallelism.tensor_vocabulary import vocab_parallel_cross_entropy
+from llmlab.parallelism.tensor import vocab_parallel_cross_entropy
 
 tokens = course_model.tokens("valid")[: 2 * 65].view(2, 65)
 
@@ -288,16 +287,15 @@ print(f"you guessed: {my_guess}")
 # each rank multiplies the two and adds. After $q$ steps it has $Y_{ij}$. This is SUMMA, and its two gradients are SUMMAs too.
 
 # %%
-from llmlab.parallelism import tensor_2d
-from llmlab.parallelism.tensor_2d import block, unblock
+from llmlab.parallelism.tensor import block, summa, unblock
 
-show(tensor_2d._Summa)
+show(summa._Summa)
 
 
 def product_on_a_grid(comm):
     grid = comm.mesh(2, 2)
     x, a = block(X, grid).requires_grad_(), block(A, grid).requires_grad_()
-    y = tensor_2d.summa(x, a, grid)
+    y = summa.summa(x, a, grid)
     y.sum().backward()
     return [unblock(t.detach(), grid) for t in (y, x.grad, a.grad)]
 
@@ -320,8 +318,7 @@ for ours, theirs, what in zip(
 # Dots are measured: an MLP, forward and backward, on up to 64 threads. Lines are formulas.
 
 # %%
-from llmlab.parallelism.tensor_cost import MLPShape, crossover, mesh_for, mlp_cost
-from llmlab.parallelism.tensor_mlp import measure
+from llmlab.parallelism.tensor import MLPShape, crossover, measure, mesh_for, mlp_cost
 
 shape = MLPShape(M=1152, d=144, f=576)
 dots = {"1-D": (2, 4, 9, 16, 36, 64), "2-D": (4, 9, 16, 36, 64), "2.5-D": (8, 18, 32), "3-D": (8, 27, 64)}
@@ -437,7 +434,7 @@ explore(
 
 # %%
 from llmlab.models.accounting import training_flops
-from llmlab.parallelism.tensor_cost import llama_sent
+from llmlab.parallelism.tensor import llama_sent
 
 seven = preset("llama-2-7b")
 for p, link, speed in ((8, "NVLink", 450e9), (16, "network", 50e9), (64, "network", 50e9)):
@@ -507,6 +504,6 @@ for m, depth, formula, value in rows:
 # Now write it yourself: [Exercises](../../work/05-parallelism/05-tensor.ipynb).
 #
 # Further reading: [Cannon's algorithm](https://doi.org/10.5555/905686 "cannon1969cellular") is SUMMA with shifts instead of
-# broadcasts: `llmlab.parallelism.tensor_2d.cannon`. What happens to the activations that are still whole, between $g$ and the
+# broadcasts: `llmlab.parallelism.tensor.summa.cannon`. What happens to the activations that are still whole, between $g$ and the
 # next $f$, is the subject of sequence parallelism ([Korthikanti et al. 2022](https://arxiv.org/abs/2205.05198
 # "korthikanti2022reducing")), the next lesson of this part.

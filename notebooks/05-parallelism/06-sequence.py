@@ -23,8 +23,7 @@ from llmlab.models.accounting import weight_bytes
 from llmlab.models.llama import Llama, rope_tables
 from llmlab.models.presets import preset
 from llmlab.parallelism import World
-from llmlab.parallelism.activation_memory import Saved
-from llmlab.parallelism.ring_attention import RingAttention
+from llmlab.parallelism.sequence import RingAttention, Saved
 
 T, llama = 131072, preset("llama-3.1-8b")
 
@@ -98,7 +97,7 @@ my_guess = {"kept": 1.0, "slowest rank": 1.0}  # put your guess here; the answer
 # the query. A late token looks at many keys.
 
 # %%
-from llmlab.parallelism.sequence_shards import schedule, shards
+from llmlab.parallelism.sequence import schedule, shards
 
 RANKS = [palette.blue, palette.vermillion, palette.green, palette.purple]
 
@@ -141,7 +140,8 @@ figure(
 # A cut is data: a list with each rank's positions. The merge, and the ring around it:
 
 # %%
-from llmlab.parallelism import ring_attention, softmax_merge
+from llmlab.parallelism.sequence import ring as ring_attention
+from llmlab.parallelism.sequence import softmax_merge
 
 show(softmax_merge.merge, ring_attention._Ring)
 
@@ -153,7 +153,7 @@ show(softmax_merge.merge, ring_attention._Ring)
 # Ulysses is two transposes of who has what: dimension 2 (tokens) is gathered while dimension 1 (heads) is scattered, and back.
 
 # %%
-from llmlab.parallelism import ulysses
+from llmlab.parallelism.sequence import ulysses
 
 show(ulysses.tokens_to_heads, ulysses.heads_to_tokens)
 
@@ -166,9 +166,9 @@ show(ulysses.tokens_to_heads, ulysses.heads_to_tokens)
 # calls the all-gather $g$; the last lesson's $g$ is its $\bar f$.)
 
 # %%
-from llmlab.parallelism import sequence_fg
+from llmlab.parallelism.sequence import fg
 
-show(sequence_fg._GBar, sequence_fg._LinearsOfShard)
+show(fg._GBar, fg._LinearsOfShard)
 
 # %% [markdown]
 # The gathered input is not kept: backward gathers it a second time. And since each rank's norms see only their tokens, the gradients
@@ -183,8 +183,7 @@ show(sequence_fg._GBar, sequence_fg._LinearsOfShard)
 # %%
 from llmlab.models.attention import sdpa
 from llmlab.parallelism import launch
-from llmlab.parallelism.sequence_shards import join, take
-from llmlab.parallelism.ulysses import UlyssesAttention
+from llmlab.parallelism.sequence import UlyssesAttention, join, take
 
 
 def against_deepspeed(comm):
@@ -245,8 +244,8 @@ for p in (2, 3, 4, 6):
 # %%
 from llmlab.models import course_model
 from llmlab.parallelism import sequence
-from llmlab.parallelism.sequence_shards import split_loss, sum_gradients
-from llmlab.parallelism.tensor_vocabulary import vocab_parallel_cross_entropy
+from llmlab.parallelism.sequence import split_loss, sum_gradients
+from llmlab.parallelism.tensor import vocab_parallel_cross_entropy
 
 model = course_model.load()
 tokens = course_model.tokens("valid")[: 2 * 102].view(2, 102)
@@ -411,7 +410,7 @@ print(f"you guessed: {my_guess}")
 # Ulysses swaps $(p-1)/p$ of $q$, $k$, $v$ and the output.
 
 # %%
-from llmlab.parallelism.sequence_cost import AttentionShape, sent
+from llmlab.parallelism.sequence import AttentionShape, sent
 
 shape = AttentionShape(B=1, T=n, H=4, K=2, D=8)
 cut = shards(n, p, "contiguous")
@@ -435,8 +434,7 @@ for method, attention in (
 # of $4h$, 16 bits, three dropouts with one byte a mask element) and count. Left out, as there: weights, and the norms' two numbers a token.
 
 # %%
-from llmlab.parallelism.activation_memory import GPTShape, layer_bytes
-from llmlab.parallelism.recomputation import GPTLayer
+from llmlab.parallelism.sequence import GPTLayer, GPTShape, layer_bytes
 
 small, t = GPTShape(s=48, b=2, h=64, a=8), 4
 sbh = small.s * small.b * small.h
@@ -520,7 +518,7 @@ explore(
 # says of its figure 7: each technique alone cuts memory nearly in half, together to under 20%, full recomputation to 10%.
 
 # %%
-from llmlab.parallelism.activation_memory import recompute_flops
+from llmlab.parallelism.sequence import recompute_flops
 
 MODELS = (("22B", 64, 6144, 4), ("175B", 96, 12288, 1), ("530B", 128, 20480, 1), ("1T", 160, 25600, 1))
 print("share of tensor parallelism alone:   sequence   selective   both   full")
@@ -551,7 +549,7 @@ for name, big, saves, costs in (
 # if $c \geq F/B$ (Liu et al., table 2, which asks for $6c$ tokens on each device).
 
 # %%
-from llmlab.parallelism.sequence_cost import smallest_block
+from llmlab.parallelism.sequence import smallest_block
 
 TABLE = (
     ("A100, NVLink", 312, 300, 6.2),

@@ -21,10 +21,10 @@ from llmlab.models.llama import Llama, LlamaConfig
 # MT-NLG, 530 billion parameters, was trained on up to 3,360 GPUs
 # ([Smith et al. 2022](https://arxiv.org/abs/2201.11990 "smith2022using")). No single axis gets there:
 # %%
-from llmlab.parallelism import World, resharding, shapes
-from llmlab.parallelism.hybrid import Hybrid
-from llmlab.parallelism.placement import Placement, node_links
-from llmlab.parallelism.schedules import one_f_one_b
+from llmlab.parallelism import World
+from llmlab.parallelism.choosing import shapes
+from llmlab.parallelism.hybrid import Hybrid, Placement, node_links, resharding
+from llmlab.parallelism.pipeline import one_f_one_b
 
 model = shapes.gpt(105, 20480, 128)
 print(
@@ -225,7 +225,7 @@ print("groups of all ranks are DeviceMesh's:", all(same for _, same in results))
 
 # %%
 from llmlab.models.accounting import forward_flops
-from llmlab.parallelism.cost import Link
+from llmlab.parallelism.runtime import Link
 
 WIDE = LlamaConfig(64, 64, 160, num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=8)
 SPEED = 0.6 * 312e12 / 64  # FLOP/s
@@ -411,8 +411,7 @@ explore(
 # with tensor parallelism inside a node and over the network:
 
 # %%
-from llmlab.parallelism import machines, planner
-from llmlab.parallelism.plan import Job, Plan
+from llmlab.parallelism.choosing import Job, Plan, machines, planner
 
 gpt3 = Job(shapes.gpt(96, 12288, 96), 1536, 2048, machines.machine("a100-80gb"))
 flat = Job(gpt3.shape, 1536, 2048, machines.machine("a100-80gb", link=25e9))  # every group over the network

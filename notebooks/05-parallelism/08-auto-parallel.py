@@ -13,9 +13,9 @@ from functools import cache
 import torch
 
 from llmlab.course import compare, explore, figure, palette, plt, show
-from llmlab.parallelism import World, auto_execute, auto_graphs, auto_parallel, sharding
-from llmlab.parallelism.cost import Link
-from llmlab.parallelism.sharding import DeviceMesh
+from llmlab.parallelism import World, auto_parallel
+from llmlab.parallelism.auto_parallel import DeviceMesh, execute, graphs, sharding
+from llmlab.parallelism.runtime import Link
 
 # %% [markdown]
 # ## What it costs
@@ -29,7 +29,7 @@ USEFUL = 0.6 * 312e12  # FLOP/s that a product reaches
 
 def block(b):
     """A block of LLaMA 7B on b sequences of 4,096 tokens."""
-    return auto_graphs.llama_block(b=b, S=4096, d=4096, f=11008, g=32, R=1, D=128)
+    return graphs.llama_block(b=b, S=4096, d=4096, f=11008, g=32, R=1, D=128)
 
 
 def cluster(slow=SLOW, memory=float("inf")):
@@ -38,8 +38,8 @@ def cluster(slow=SLOW, memory=float("inf")):
 
 p = auto_parallel.problem(block(64), cluster())
 count = math.prod(len(options) for options in p.options)
-hand = auto_parallel.seconds_of(p, auto_graphs.by_hand(p.ops))[0]
-mirrored = auto_parallel.seconds_of(p, auto_graphs.by_hand(p.ops, data=1, tensor=0))[0]
+hand = auto_parallel.seconds_of(p, graphs.by_hand(p.ops))[0]
+mirrored = auto_parallel.seconds_of(p, graphs.by_hand(p.ops, data=1, tensor=0))[0]
 print(f"ways to cut one block: {count:.1e}")
 print(
     f"Megatron inside the node, data parallel across: {hand * 1e3:.0f} ms; the other way around: {mirrored * 1e3:.0f} ms"
@@ -160,7 +160,7 @@ show(sharding.Op, sharding.strategies, sharding.collectives, sharding.moves, aut
 # branch of the block with 5.
 
 # %%
-for name, graph in (("MLP", auto_graphs.mlp(16, 512, 1024, 4096)), ("feed-forward branch", block(16)[7:12])):
+for name, graph in (("MLP", graphs.mlp(16, 512, 1024, 4096)), ("feed-forward branch", block(16)[7:12])):
     small = auto_parallel.problem(graph, cluster())
     compare(
         auto_parallel.solve(small)[1] * 1e3,
@@ -186,7 +186,7 @@ def against_dtensor(comm):
     logging.disable(logging.WARNING)  # over gloo, DTensor says that it makes an all-to-all out of an all-gather
     mesh, theirs_mesh, found = comm.mesh(comm.size), init_device_mesh("cpu", (comm.size,)), []
     for src, dst, a, b in CUTS:
-        ours = auto_execute.reshard(auto_execute.cut(x, src, mesh), src, dst, mesh)
+        ours = execute.reshard(execute.cut(x, src, mesh), src, dst, mesh)
         theirs = distribute_tensor(x, theirs_mesh, [a]).redistribute(placements=[b]).to_local()
         found.append((ours, theirs))
     return found
@@ -204,12 +204,12 @@ for (src, dst, *_), (ours, theirs) in zip(CUTS, launch(against_dtensor, 4, timeo
 # Any plan must compute what one process does, good or bad.
 
 # %%
-tiny = auto_graphs.llama_block(b=6, S=5, d=12, f=18, g=6, R=2, D=4)
-leaves, tiny_mesh = auto_graphs.leaves(tiny), DeviceMesh((2, 3), (SLOW, FAST))
+tiny = graphs.llama_block(b=6, S=5, d=12, f=18, g=6, R=2, D=4)
+leaves, tiny_mesh = graphs.leaves(tiny), DeviceMesh((2, 3), (SLOW, FAST))
 
 
 def run(world, shape, choice):
-    return world.run(lambda comm: auto_execute.run(comm, shape, tiny, choice, leaves))
+    return world.run(lambda comm: execute.run(comm, shape, tiny, choice, leaves))
 
 
 whole, whole_gradients = run(World(1), (1,), {op.name: ("",) for op in tiny})[0]
@@ -234,8 +234,8 @@ def table(b, slow):
     p = auto_parallel.problem(block(b), cluster(Link(5e-6, slow)))
     choice, best = auto_parallel.solve(p)
     hands = {
-        "tp inside": auto_graphs.by_hand(p.ops),
-        "tp across": auto_graphs.by_hand(p.ops, data=1, tensor=0),
+        "tp inside": graphs.by_hand(p.ops),
+        "tp across": graphs.by_hand(p.ops, data=1, tensor=0),
         "dp only": {op.name: ("b", "b") for op in p.ops},
     }
     by_hand = {}
@@ -320,7 +320,7 @@ figure(
 # stage with the output layer on top.
 
 # %%
-from llmlab.parallelism.auto_pipeline import cut_stages, every_cut, latency
+from llmlab.parallelism.auto_parallel import cut_stages, every_cut, latency
 
 WORK = [0.2] + [1.0] * 12 + [2.5]  # embedding, blocks, output layer: milliseconds on one node
 chain = lambda i, j, n: sum(WORK[i:j]) / n**0.6  # noqa: E731  a stage on n nodes talks over the slow wire

@@ -18,7 +18,7 @@ from llmlab.course import compare, explore, figure, palette, plt, show
 # DeepSeek-V3 has 671 billion parameters and uses 37 billion for a token ([DeepSeek-AI 2024](https://arxiv.org/abs/2412.19437
 # "deepseek2024v3")): 58 layers with 256 experts and one that all tokens share, 3 matrices of 7168 × 2048 each, 8 experts a token.
 # %%
-from llmlab.parallelism.moe_cost import expert_parameters
+from llmlab.parallelism.moe import expert_parameters
 
 layers, d, f, k = 58, 7168, 2048, 8
 held = expert_parameters(layers, 257, d, f)
@@ -65,8 +65,7 @@ my_guess = {"dropped": 0.0, "busiest rank": 1.0}  # put your guess here; the ans
 from matplotlib.patches import Rectangle
 
 from llmlab.parallelism import World
-from llmlab.parallelism.expert_parallel import ExpertParallelMoE, in_order
-from llmlab.parallelism.moe import MoE, MoEConfig
+from llmlab.parallelism.moe import ExpertParallelMoE, MoE, MoEConfig, in_order
 
 RANKS = [palette.blue, palette.vermillion, palette.green, palette.purple]
 torch.manual_seed(3)
@@ -171,7 +170,7 @@ show(ExpertParallelMoE.forward)
 from transformers.models.mixtral import modeling_mixtral as mixtral
 
 from llmlab.parallelism import launch
-from llmlab.parallelism.expert_parallel import sum_router_gradients
+from llmlab.parallelism.moe import sum_router_gradients
 
 torch.manual_seed(0)
 layer = MoE(MoEConfig(8, top_k=2), dim=32, hidden=48)
@@ -354,13 +353,12 @@ for step in range(41):
 # on one machine need cross *once*, and its weighted results can be added up there before they come home.
 
 # %%
-from llmlab.parallelism import hierarchical
+from llmlab.parallelism.moe import hierarchical
 
 show(hierarchical._Level)
 
 # %%
-from llmlab.parallelism.hierarchical import TwoLevelMoE
-from llmlab.parallelism.moe_cost import distinct_nodes
+from llmlab.parallelism.moe import TwoLevelMoE, distinct_nodes
 
 machines, local = 2, 4
 shared = torch.randn(machines * local, 64, dim)
@@ -462,8 +460,8 @@ explore(
 # ```
 # import torch
 # from llmlab.parallelism import attach
-# from llmlab.parallelism.expert_parallel import ExpertParallelMoE
-# from llmlab.parallelism.moe import MoE, MoEConfig
+# from llmlab.parallelism.moe.expert_parallel import ExpertParallelMoE
+# from llmlab.parallelism.moe.moe import MoE, MoEConfig
 #
 # def run(comm):
 #     torch.manual_seed(0)                               # one master weight: every rank keeps its experts

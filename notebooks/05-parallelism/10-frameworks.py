@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from llmlab.course import compare, explore, figure, palette, plt, show
-from llmlab.parallelism import World, elastic, engines, launch
+from llmlab.parallelism import World, launch
+from llmlab.parallelism.frameworks import elastic, engines
 
 # %% [markdown]
 # ## What it costs
@@ -325,8 +326,7 @@ explore(
 # What does BLOOM's file describe? Count it, and let the planner of this part's last lesson say how long a step should take:
 
 # %%
-from llmlab.parallelism import machines, planner, shapes
-from llmlab.parallelism.plan import Job, Plan
+from llmlab.parallelism.choosing import Job, Plan, machines, planner, shapes
 
 bloom = shapes.gpt(70, 14336, 112, vocab=250_880, positions=0)
 counted = shapes.parameters(bloom) + 2 * 14336  # a LayerNorm above the embedding

@@ -11,8 +11,8 @@ from functools import cache
 import torch
 
 from llmlab.course import compare, explore, figure, palette, plt, show
-from llmlab.parallelism import machines, planner, published, shapes
-from llmlab.parallelism.plan import Job, Plan
+from llmlab.parallelism import published
+from llmlab.parallelism.choosing import Job, Plan, machines, planner, shapes
 
 # %% [markdown]
 # ## What it costs
@@ -115,9 +115,9 @@ figure(
 # A plan is eleven numbers. Memory and time are two functions of a job and a plan; the search is a loop over divisors.
 
 # %%
-from llmlab.parallelism import plan_memory, plan_time
+from llmlab.parallelism.choosing import memory, time
 
-show(Plan, plan_memory.in_flight, plan_time.seconds, planner.search)
+show(Plan, memory.in_flight, time.seconds, planner.search)
 
 # %% [markdown]
 # | what | meaning |
@@ -155,21 +155,20 @@ compare(counter.get_total_flops() / forward_and_backward, 1.0, what="FLOPs of a 
 
 # %%
 from llmlab.parallelism import World
-from llmlab.parallelism.pipeline_timeline import Costs, simulate
-from llmlab.parallelism.schedules import interleaved, one_f_one_b
+from llmlab.parallelism.pipeline import Costs, interleaved, one_f_one_b, simulate
 
 world = World(4)
 world.run(lambda comm: comm.all_reduce(torch.zeros(2 * 20, 48, dtype=torch.bfloat16)))
 wire = machines.Machine("ours", 1e12, 1e9, 1e12, link=1e9, network=1e9, latency=0.0)
 job = Job(small, 2, 20, wire)
-tensor = plan_time.seconds(job, Plan(tp=4, microbatch=2, recompute="none"))["tensor"]
+tensor = time.seconds(job, Plan(tp=4, microbatch=2, recompute="none"))["tensor"]
 compare(tensor * 1e9, 3 * 4 * world.ledger.bytes(rank=0), what="bytes of tp in a step (4 all-reduces a layer)")
 
 deep = Job(shapes.gpt(16, 64, 4), 8, 64, wire)
 for v, schedule in ((1, one_f_one_b(4, 8)), (2, interleaved(4, 8, 2))):
     line = simulate(schedule, Costs(F=1, I=1, W=1))
     waits = line.makespan / (3 * 8) - 1  # beyond eight microbatches' work
-    times = plan_time.seconds(deep, Plan(pp=4, chunks=v))
+    times = time.seconds(deep, Plan(pp=4, chunks=v))
     work = sum(times[k] for k in ("products", "elementwise", "tensor", "context"))
     compare(times["bubble"] / work, waits, what=f"bubble of {v} chunk{'s' * (v > 1)} a rank")
 

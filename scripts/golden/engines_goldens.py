@@ -16,7 +16,8 @@ from pathlib import Path
 
 import torch
 
-from llmlab.parallelism import engines, launch
+from llmlab.parallelism import launch
+from llmlab.parallelism.frameworks import engines
 
 FILE = Path(engines.__file__).parent / "data" / "engines.json"
 

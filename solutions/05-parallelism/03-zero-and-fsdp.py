@@ -12,7 +12,7 @@ from torch import Tensor
 
 from llmlab.checks.parallelism.zero_and_fsdp import check
 from llmlab.parallelism import Communicator
-from llmlab.parallelism.zero_units import Adam, adamw_
+from llmlab.parallelism.zero_and_fsdp import Adam, adamw_
 
 # %% [markdown]
 # ## Exercise 1: what a rank holds

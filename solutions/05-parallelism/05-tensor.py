@@ -12,8 +12,8 @@ from torch import Tensor
 
 from llmlab.checks.parallelism.tensor import check
 from llmlab.parallelism import Communicator
-from llmlab.parallelism.tensor_fg import copy_to_ranks as f
-from llmlab.parallelism.tensor_fg import sum_over_ranks as g
+from llmlab.parallelism.tensor import copy_to_ranks as f
+from llmlab.parallelism.tensor import sum_over_ranks as g
 
 # %% [markdown]
 # ## Exercise 1: an all-reduce from two halves

@@ -106,8 +106,8 @@ check.layer_memory(layer_memory)
 # need not skip pieces in which nobody sees anything.
 
 # %%
-from llmlab.parallelism.softmax_merge import attend  # (q, k, v, q_positions, k_positions) → (o, lse)
-from llmlab.parallelism.softmax_merge import merge as merge_pieces  # (o_a, l_a, o_b, l_b) → (o, lse)
+from llmlab.parallelism.sequence import attend  # (q, k, v, q_positions, k_positions) → (o, lse)
+from llmlab.parallelism.sequence import merge as merge_pieces  # (o_a, l_a, o_b, l_b) → (o, lse)
 
 
 # %% tags=["exercise"]

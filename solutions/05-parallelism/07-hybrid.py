@@ -8,7 +8,7 @@
 from torch import Tensor
 
 from llmlab.checks.parallelism.hybrid import check
-from llmlab.parallelism.communicator import Communicator
+from llmlab.parallelism.runtime import Communicator
 
 # %% [markdown]
 # ## Exercise 1: coordinates

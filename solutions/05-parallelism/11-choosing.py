@@ -7,8 +7,7 @@
 
 # %%
 from llmlab.checks.parallelism.choosing import check
-from llmlab.parallelism import planner
-from llmlab.parallelism.plan import Job, Plan
+from llmlab.parallelism.choosing import Job, Plan, planner
 
 # %% [markdown]
 # ## Exercise 1: model FLOPs utilisation

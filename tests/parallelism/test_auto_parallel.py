@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmlab.parallelism import auto_graphs, auto_parallel
-from llmlab.parallelism.auto_pipeline import cut_stages, every_cut, latency
-from llmlab.parallelism.cost import Link
-from llmlab.parallelism.sharding import DeviceMesh
+from llmlab.parallelism.auto_parallel import graphs
+from llmlab.parallelism.auto_parallel import problem as auto_parallel
+from llmlab.parallelism.auto_parallel.sharding import DeviceMesh
+from llmlab.parallelism.auto_parallel.stages import cut_stages, every_cut, latency
+from llmlab.parallelism.runtime.cost import Link
 
 FAST, SLOW = Link(5e-6, 300e9), Link(5e-6, 25e9)
 
@@ -27,7 +28,7 @@ def mesh_of(shape=(2, 4), slow=SLOW, memory=float("inf")):
     st.sampled_from([None, 1.2, 2.0]),
 )
 def test_the_program_equals_brute_force(b, d, speed, tight):
-    graph = auto_graphs.mlp(b, 128, d, 4 * d)
+    graph = graphs.mlp(b, 128, d, 4 * d)
     p = auto_parallel.problem(graph, mesh_of(slow=Link(5e-6, speed)))
     if tight:
         least = sum(m.min() for m in p.bytes)
@@ -38,7 +39,7 @@ def test_the_program_equals_brute_force(b, d, speed, tight):
 @pytest.mark.parametrize("seed", range(8))
 def test_the_program_equals_brute_force_on_branches(seed):
     """Five operators of a block with two consumers of one tensor, and random prices."""
-    graph = auto_graphs.llama_block(b=8, S=64, d=256, f=512, g=4, R=1, D=64)[7:12]  # norm2, gate, up, act, down
+    graph = graphs.llama_block(b=8, S=64, d=256, f=512, g=4, R=1, D=64)[7:12]  # norm2, gate, up, act, down
     p = auto_parallel.problem(graph, mesh_of((4, 2)))
     dice = np.random.default_rng(seed)
     for row in p.seconds:
@@ -49,7 +50,7 @@ def test_the_program_equals_brute_force_on_branches(seed):
 
 
 def block(b, **more):
-    return auto_graphs.llama_block(b=b, S=4096, d=4096, f=11008, g=32, R=1, D=128, **more)
+    return graphs.llama_block(b=b, S=4096, d=4096, f=11008, g=32, R=1, D=128, **more)
 
 
 def test_it_finds_megatron_with_data_parallelism_over_the_slow_link():
@@ -61,14 +62,14 @@ def test_it_finds_megatron_with_data_parallelism_over_the_slow_link():
 
 
 def auto_parallel_hand(graph):
-    return auto_graphs.by_hand(graph)
+    return graphs.by_hand(graph)
 
 
 @pytest.mark.parametrize(("b", "slow", "at_least"), [(4, 2.5e9, 1.5), (64, 25e9, 1.02), (256, 25e9, 1.2)])
 def test_it_beats_the_hand_made_plan(b, slow, at_least):
     p = auto_parallel.problem(block(b), mesh_of((4, 8), Link(5e-6, slow)))
     best = auto_parallel.solve(p)[1]
-    assert auto_parallel.seconds_of(p, auto_graphs.by_hand(p.ops))[0] > at_least * best
+    assert auto_parallel.seconds_of(p, graphs.by_hand(p.ops))[0] > at_least * best
 
 
 def test_memory_forces_another_choice():
@@ -86,7 +87,7 @@ def test_memory_forces_another_choice():
 
 
 def test_a_graph_must_be_in_order_with_names_of_its_own():
-    graph = auto_graphs.mlp(4, 2, 8, 8)
+    graph = graphs.mlp(4, 2, 8, 8)
     with pytest.raises(ValueError, match="'down' reads 'gelu', which comes later"):
         auto_parallel.problem(graph[::-1], mesh_of())
     with pytest.raises(ValueError, match="the name 'up' occurs twice"):

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from llmlab.models.presets import preset
-from llmlab.parallelism import examples, shapes
+from llmlab.parallelism import examples
+from llmlab.parallelism.choosing import shapes
 
 FOLDER = Path(examples.__file__).parent / "cluster"
 SCRIPTS = sorted(FOLDER.glob("*.sbatch"))

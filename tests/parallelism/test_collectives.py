@@ -11,13 +11,11 @@ import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmlab.parallelism import Link, World, cost, launch
-from llmlab.parallelism import collectives_bruck as bruck
-from llmlab.parallelism import collectives_halving as halving
-from llmlab.parallelism import collectives_ring as ring
-from llmlab.parallelism import collectives_schedule as run
-from llmlab.parallelism import collectives_tree as tree
-from llmlab.parallelism.collectives_schedule import Move
+from llmlab.parallelism import Link, World, launch
+from llmlab.parallelism.collectives import bruck, halving, ring, tree
+from llmlab.parallelism.collectives import schedule as run
+from llmlab.parallelism.collectives.schedule import Move
+from llmlab.parallelism.runtime import cost
 
 SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 13, 16)
 ALL_REDUCES = {

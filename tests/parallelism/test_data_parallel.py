@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from llmlab.parallelism import DeadlockError, Link, RankFailed, World, launch
-from llmlab.parallelism.data_parallel import (
+from llmlab.parallelism.data_parallel.data_parallel import (
     MIB,
     DataParallel,
     DDPConfig,
@@ -27,8 +27,8 @@ from llmlab.parallelism.data_parallel import (
     token_share,
     train_step,
 )
-from llmlab.parallelism.data_parallel_replicate import replicate_step
-from llmlab.parallelism.data_parallel_timeline import exposed, from_ledger, keep_time, timeline
+from llmlab.parallelism.data_parallel.replicate import replicate_step
+from llmlab.parallelism.data_parallel.timeline import exposed, from_ledger, keep_time, timeline
 from llmlab.parallelism.examples.train_data_parallel import Settings, train
 from tests.parallelism.conftest import VARIANTS, tiny
 

@@ -13,8 +13,9 @@ import psutil
 import pytest
 import torch
 
-from llmlab.parallelism import RankFailed, elastic, launch
+from llmlab.parallelism import RankFailed, launch
 from llmlab.parallelism.examples.train_elastic import Settings, train
+from llmlab.parallelism.frameworks import elastic
 from tests import processes
 
 MODULE = "llmlab.parallelism.examples.train_elastic"
@@ -47,7 +48,8 @@ def test_it_gives_up_in_the_end(tmp_path):
 
 def test_a_batch_that_does_not_divide_is_refused():
     """Eight sequences over three ranks: a mean of means would be another loss than that of one process."""
-    from llmlab.parallelism import World, engines
+    from llmlab.parallelism import World
+    from llmlab.parallelism.frameworks import engines
 
     with pytest.raises(ValueError, match="8 sequences must be a multiple of the 3 ranks"):
         World(3).run(lambda comm: engines.shard(0, comm))

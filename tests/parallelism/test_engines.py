@@ -2,7 +2,8 @@
 
 import pytest
 
-from llmlab.parallelism import World, engines, launch
+from llmlab.parallelism import World, launch
+from llmlab.parallelism.frameworks import engines
 
 
 @pytest.fixture(scope="module")

@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from llmlab.parallelism import Link, World, launch
-from llmlab.parallelism.expert_parallel import ExpertParallelMoE, exchange, gather_state, sum_router_gradients
-from llmlab.parallelism.hierarchical import TwoLevelMoE, hierarchical_all_to_all
-from llmlab.parallelism.moe import ORDERS, MoE, MoEConfig, balance_loss, route
-from llmlab.parallelism.moe_cost import (
+from llmlab.parallelism.moe.cost import (
     dispatch_bytes,
     distinct_nodes,
     expert_parameters,
     padded_bytes,
 )
+from llmlab.parallelism.moe.expert_parallel import ExpertParallelMoE, exchange, gather_state, sum_router_gradients
+from llmlab.parallelism.moe.hierarchical import TwoLevelMoE, hierarchical_all_to_all
+from llmlab.parallelism.moe.moe import ORDERS, MoE, MoEConfig, balance_loss, route
 
 D, HIDDEN = 6, 10
 NODES = {1: (1, 1), 2: (2, 1), 3: (3, 1), 4: (2, 2), 6: (3, 2)}

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 
 from llmlab.parallelism import Link, World
-from llmlab.parallelism.fsdp import Fsdp
-from llmlab.parallelism.zero import Zero, summed_loss, train_step
-from llmlab.parallelism.zero_cost import sent_bytes, state_bytes
-from llmlab.parallelism.zero_units import Adam, held
+from llmlab.parallelism.zero_and_fsdp.cost import sent_bytes, state_bytes
+from llmlab.parallelism.zero_and_fsdp.fsdp import Fsdp
+from llmlab.parallelism.zero_and_fsdp.units import Adam, held
+from llmlab.parallelism.zero_and_fsdp.zero import Zero, summed_loss, train_step
 from tests.parallelism.conftest import tiny
 from tests.parallelism.test_zero import assert_same, microbatches, one_process
 

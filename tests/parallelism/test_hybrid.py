@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 
 from llmlab.models.llama import Llama, LlamaConfig
-from llmlab.parallelism import World, launch, resharding
-from llmlab.parallelism.cost import Link
-from llmlab.parallelism.hybrid import Hybrid
-from llmlab.parallelism.placement import Placement, node_links
-from llmlab.parallelism.schedules import gpipe, one_f_one_b
+from llmlab.parallelism import World, launch
+from llmlab.parallelism.hybrid import resharding
+from llmlab.parallelism.hybrid.hybrid import Hybrid
+from llmlab.parallelism.hybrid.placement import Placement, node_links
+from llmlab.parallelism.pipeline.schedules import gpipe, one_f_one_b
+from llmlab.parallelism.runtime.cost import Link
 
 MICROBATCHES = 3
 

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmlab.parallelism import Link, World, cost
+from llmlab.parallelism import Link, World
+from llmlab.parallelism.runtime import cost
 
 SIZES = (1, 2, 3, 4, 5, 8)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from llmlab.parallelism.moe import (
+from llmlab.parallelism.moe.moe import (
     ORDERS,
     MoE,
     MoEConfig,

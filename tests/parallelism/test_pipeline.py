@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 
 from llmlab.parallelism import DeadlockError, World, launch
-from llmlab.parallelism.pipeline import IGNORED, Pipeline, clip_grad_norm, loss_shares
-from llmlab.parallelism.pipeline_stages import layer_ranges, split
-from llmlab.parallelism.pipeline_timeline import Costs, simulate
-from llmlab.parallelism.schedules import gpipe, interleaved, naive, one_f_one_b, zb_h1, zb_h2, zb_v
+from llmlab.parallelism.pipeline.pipeline import IGNORED, Pipeline, clip_grad_norm, loss_shares
+from llmlab.parallelism.pipeline.schedules import gpipe, interleaved, naive, one_f_one_b, zb_h1, zb_h2, zb_v
+from llmlab.parallelism.pipeline.stages import layer_ranges, split
+from llmlab.parallelism.pipeline.timeline import Costs, simulate
 from tests.parallelism.conftest import tiny
 
 CASES = {  # schedule: (its function, chunks, layout)

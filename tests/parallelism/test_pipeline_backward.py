@@ -10,11 +10,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from llmlab.parallelism import World
-from llmlab.parallelism.pipeline import Pipeline
-from llmlab.parallelism.pipeline_backward import LateLinear, compute, make_late
-from llmlab.parallelism.pipeline_memory import ActivationMeter
-from llmlab.parallelism.pipeline_stages import split
-from llmlab.parallelism.schedules import gpipe, held, one_f_one_b, zb_h1, zb_h2
+from llmlab.parallelism.pipeline.backward import LateLinear, compute, make_late
+from llmlab.parallelism.pipeline.memory import ActivationMeter
+from llmlab.parallelism.pipeline.pipeline import Pipeline
+from llmlab.parallelism.pipeline.schedules import gpipe, held, one_f_one_b, zb_h1, zb_h2
+from llmlab.parallelism.pipeline.stages import split
 from tests.parallelism.conftest import tiny
 from tests.parallelism.test_pipeline import microbatches
 

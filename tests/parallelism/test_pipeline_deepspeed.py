@@ -15,9 +15,9 @@ from torch import nn
 from llmlab.models.attention import sdpa
 from llmlab.models.llama import rope_tables
 from llmlab.parallelism import launch
-from llmlab.parallelism.pipeline import Pipeline
-from llmlab.parallelism.pipeline_stages import split
-from llmlab.parallelism.schedules import one_f_one_b
+from llmlab.parallelism.pipeline.pipeline import Pipeline
+from llmlab.parallelism.pipeline.schedules import one_f_one_b
+from llmlab.parallelism.pipeline.stages import split
 from tests.parallelism.conftest import tiny
 from tests.parallelism.test_pipeline import ADAM, microbatches
 

@@ -6,8 +6,7 @@ from functools import cache
 
 import pytest
 
-from llmlab.parallelism.pipeline_timeline import Costs, Timeline, needs, simulate
-from llmlab.parallelism.schedules import (
+from llmlab.parallelism.pipeline.schedules import (
     bubble_fraction,
     chunks,
     gpipe,
@@ -19,6 +18,7 @@ from llmlab.parallelism.schedules import (
     zb_h2,
     zb_v,
 )
+from llmlab.parallelism.pipeline.timeline import Costs, Timeline, needs, simulate
 
 UNEVEN = Costs(F=1.0, I=1.25, W=0.5)
 SIZES = [(p, m) for p in (1, 2, 3, 4, 6) for m in (1, 2, 3, 4, 8, 12)]

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from llmlab.parallelism import launch
-from llmlab.parallelism.pipeline import Pipeline
-from llmlab.parallelism.pipeline_stages import split
-from llmlab.parallelism.schedules import gpipe, interleaved, one_f_one_b, stage_of, zb_h1, zb_v
+from llmlab.parallelism.pipeline.pipeline import Pipeline
+from llmlab.parallelism.pipeline.schedules import gpipe, interleaved, one_f_one_b, stage_of, zb_h1, zb_v
+from llmlab.parallelism.pipeline.stages import split
 from tests.parallelism.conftest import tiny
 from tests.parallelism.test_pipeline import ADAM, microbatches
 

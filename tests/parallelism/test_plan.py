@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from llmlab.models import accounting
 from llmlab.models.llama import Llama, LlamaConfig
 from llmlab.models.presets import PRESETS, preset
-from llmlab.parallelism import machines, planner, shapes
-from llmlab.parallelism.placement import Placement
-from llmlab.parallelism.plan import Job, Plan, microbatches, misfits
-from llmlab.parallelism.plan_memory import in_flight, memory, stage_parameters
-from llmlab.parallelism.plan_time import seconds
+from llmlab.parallelism.choosing import machines, planner, shapes
+from llmlab.parallelism.choosing.memory import in_flight, memory, stage_parameters
+from llmlab.parallelism.choosing.plan import Job, Plan, microbatches, misfits
+from llmlab.parallelism.choosing.time import seconds
+from llmlab.parallelism.hybrid.placement import Placement
 from llmlab.parallelism.published import SETUPS, SHAPES
 
 A100 = machines.machine("a100-80gb")

@@ -8,8 +8,8 @@ from typer.testing import CliRunner
 
 from llmlab.course.cli import app
 from llmlab.models.presets import preset
-from llmlab.parallelism import machines, planner, shapes
-from llmlab.parallelism.plan import Job, Plan
+from llmlab.parallelism.choosing import machines, planner, shapes
+from llmlab.parallelism.choosing.plan import Job, Plan
 from llmlab.parallelism.published import MEGATRON, STEPS, predicted_step, predicted_tera
 
 A100 = machines.machine("a100-80gb")

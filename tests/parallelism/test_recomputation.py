@@ -7,8 +7,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from llmlab.parallelism import World, launch
-from llmlab.parallelism.activation_memory import RECOMPUTE, GPTShape, Peak, Saved, layer_bytes, recompute_flops
-from llmlab.parallelism.recomputation import GPTLayer, dropout, recompute
+from llmlab.parallelism.sequence.activation_memory import RECOMPUTE, GPTShape, Peak, Saved, layer_bytes, recompute_flops
+from llmlab.parallelism.sequence.recomputation import GPTLayer, dropout, recompute
 
 SHAPE = GPTShape(s=24, b=3, h=32, a=8)
 STATISTICS = (

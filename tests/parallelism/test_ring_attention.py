@@ -10,11 +10,11 @@ import torch.nn.functional as F
 
 from llmlab.models.attention import sdpa
 from llmlab.parallelism import Link, World, launch
-from llmlab.parallelism.activation_memory import Peak, Saved
-from llmlab.parallelism.ring_attention import RingAttention
-from llmlab.parallelism.sequence_cost import AttentionShape, sent
-from llmlab.parallelism.sequence_shards import LAYOUTS, join, shards, split_loss, sum_gradients, take
-from llmlab.parallelism.softmax_merge import attend, merge
+from llmlab.parallelism.sequence.activation_memory import Peak, Saved
+from llmlab.parallelism.sequence.cost import AttentionShape, sent
+from llmlab.parallelism.sequence.ring import RingAttention
+from llmlab.parallelism.sequence.shards import LAYOUTS, join, shards, split_loss, sum_gradients, take
+from llmlab.parallelism.sequence.softmax_merge import attend, merge
 from tests.parallelism.conftest import VARIANTS, tiny
 from tests.parallelism.test_tensor import assert_same, train, whole_loss
 

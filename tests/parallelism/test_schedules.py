@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmlab.parallelism.schedules import (
+from llmlab.parallelism.pipeline.schedules import (
     as_text,
     bubble_fraction,
     check,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llmlab.parallelism import World, launch, sequence
+from llmlab.parallelism import World, launch
 from llmlab.parallelism.examples.train_sequence_parallel import Settings
 from llmlab.parallelism.examples.train_sequence_parallel import train as train_example
-from llmlab.parallelism.sequence_cost import METHODS, AttentionShape, sent, smallest_block
+from llmlab.parallelism.sequence import megatron as sequence
+from llmlab.parallelism.sequence.cost import METHODS, AttentionShape, sent, smallest_block
 from tests.parallelism.conftest import tiny
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from llmlab.parallelism import World
-from llmlab.parallelism.sequence_shards import LAYOUTS, join, schedule, shards, split_loss, take
+from llmlab.parallelism.sequence.shards import LAYOUTS, join, schedule, shards, split_loss, take
 
 
 def test_layouts():

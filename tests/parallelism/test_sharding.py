@@ -6,9 +6,10 @@ from itertools import product
 import pytest
 import torch
 
-from llmlab.parallelism import World, auto_execute, auto_graphs, sharding
-from llmlab.parallelism.cost import Link, sent
-from llmlab.parallelism.sharding import DeviceMesh, Op, moves, spec, strategies
+from llmlab.parallelism import World
+from llmlab.parallelism.auto_parallel import execute, graphs, sharding
+from llmlab.parallelism.auto_parallel.sharding import DeviceMesh, Op, moves, spec, strategies
+from llmlab.parallelism.runtime.cost import Link, sent
 
 LINK = Link(1e-6, 1e9)
 
@@ -35,8 +36,8 @@ def test_a_move_from_any_cut_to_any_other_gives_the_shard_itself(shape, dims):
     def fn(comm):
         mesh = comm.mesh(*shape)
         for src, dst in pairs[:60]:
-            got = auto_execute.reshard(auto_execute.cut(x, src, mesh), src, dst, mesh)
-            assert torch.equal(got, auto_execute.cut(x, dst, mesh)), (src, dst)
+            got = execute.reshard(execute.cut(x, src, mesh), src, dst, mesh)
+            assert torch.equal(got, execute.cut(x, dst, mesh)), (src, dst)
 
     World(shape[0] * shape[1]).run(fn)
 
@@ -83,13 +84,13 @@ def test_a_mesh_has_a_link_for_each_axis():
 
 
 def reference(graph, leaves):
-    return World(1).run(lambda c: auto_execute.run(c, (1,), graph, {o.name: ("",) for o in graph}, leaves))[0]
+    return World(1).run(lambda c: execute.run(c, (1,), graph, {o.name: ("",) for o in graph}, leaves))[0]
 
 
 GRAPHS = {
-    "mlp": auto_graphs.mlp(b=6, S=3, d=12, f=18),
-    "llama": auto_graphs.llama_block(b=6, S=5, d=12, f=18, g=6, R=2, D=4),
-    "llama, many heads a group": auto_graphs.llama_block(b=6, S=2, d=24, f=12, g=6, R=3, D=2),
+    "mlp": graphs.mlp(b=6, S=3, d=12, f=18),
+    "llama": graphs.llama_block(b=6, S=5, d=12, f=18, g=6, R=2, D=4),
+    "llama, many heads a group": graphs.llama_block(b=6, S=2, d=24, f=12, g=6, R=3, D=2),
 }
 
 
@@ -98,12 +99,12 @@ GRAPHS = {
 def test_any_choice_computes_what_one_process_does_and_sends_what_is_priced(name, shape):
     """Random strategies for every operator: output, every gradient, and the bytes in the ledger."""
     graph, dice = GRAPHS[name], random.Random(len(shape))
-    leaves, mesh = auto_graphs.leaves(graph), mesh_of(*shape)
+    leaves, mesh = graphs.leaves(graph), mesh_of(*shape)
     out, gradients = reference(graph, leaves)
     for _ in range(3):
         choice = {op.name: dice.choice(strategies(op, mesh)) for op in graph}
         world = World(6)
-        for got, grads in world.run(lambda c, choice=choice: auto_execute.run(c, shape, graph, choice, leaves)):
+        for got, grads in world.run(lambda c, choice=choice: execute.run(c, shape, graph, choice, leaves)):
             assert torch.allclose(got, out, atol=1e-4)
             assert grads.keys() == gradients.keys()
             assert all(torch.allclose(grads[k], gradients[k], atol=1e-4) for k in grads)
@@ -146,14 +147,14 @@ def _collecting(graph, choice, mesh):
 
 
 def test_the_usual_plan_is_megatrons():
-    graph = auto_graphs.llama_block(b=4, S=8, d=16, f=32, g=4, R=1, D=4)
-    choice, mesh = auto_graphs.by_hand(graph), mesh_of(2, 4)
+    graph = graphs.llama_block(b=4, S=8, d=16, f=32, g=4, R=1, D=4)
+    choice, mesh = graphs.by_hand(graph), mesh_of(2, 4)
     reduced = [
         (op.name, axis) for op in graph for _, axis, n in sharding.collectives(op, choice[op.name], mesh) if axis == 1
     ]
     assert reduced == [
         (name, 1) for name in ("q", "k", "v", "o", "gate", "up", "down")
     ]  # f for q, k, v and for gate, up
-    leaves = auto_graphs.leaves(graph)
-    got = World(8).run(lambda c: auto_execute.run(c, (2, 4), graph, choice, leaves))[5]
+    leaves = graphs.leaves(graph)
+    got = World(8).run(lambda c: execute.run(c, (2, 4), graph, choice, leaves))[5]
     assert torch.allclose(got[0], reference(graph, leaves)[0], atol=1e-4)

@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from llmlab.parallelism import World, launch
-from llmlab.parallelism.tensor import (
+from llmlab.parallelism.tensor.cost import llama_sent
+from llmlab.parallelism.tensor.fg import copy_to_ranks, gather_from_ranks, sum_over_ranks
+from llmlab.parallelism.tensor.megatron import (
     PLAN,
     ColumnParallelLinear,
     RowParallelLinear,
@@ -17,9 +19,7 @@ from llmlab.parallelism.tensor import (
     parallelize,
     region_seed,
 )
-from llmlab.parallelism.tensor_cost import llama_sent
-from llmlab.parallelism.tensor_fg import copy_to_ranks, gather_from_ranks, sum_over_ranks
-from llmlab.parallelism.tensor_vocabulary import vocab_parallel_cross_entropy
+from llmlab.parallelism.tensor.vocabulary import vocab_parallel_cross_entropy
 from tests.parallelism.conftest import VARIANTS, tiny
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from llmlab.parallelism import World, launch
-from llmlab.parallelism.tensor_2d import block, cannon, summa, unblock
-from llmlab.parallelism.tensor_3d import input_block, layer_block, matmul_3d, output_block, tesseract, weight_block
+from llmlab.parallelism.tensor.cube import input_block, layer_block, matmul_3d, output_block, tesseract, weight_block
+from llmlab.parallelism.tensor.summa import block, cannon, summa, unblock
 
 
 def matrices(M, K, N):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from llmlab.parallelism import World
-from llmlab.parallelism.tensor_cost import METHODS, MLPShape, crossover, llama_sent, mesh_for, mlp_cost
-from llmlab.parallelism.tensor_mlp import measure, mlp_step
+from llmlab.parallelism.tensor.cost import METHODS, MLPShape, crossover, llama_sent, mesh_for, mlp_cost
+from llmlab.parallelism.tensor.mlp import measure, mlp_step
 
 SHAPE = MLPShape(M=144, d=36, f=72)
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmlab.parallelism import World
-from llmlab.parallelism.tensor_vocabulary import VocabParallelEmbedding, rows_per_rank, vocab_parallel_cross_entropy
+from llmlab.parallelism.tensor.vocabulary import VocabParallelEmbedding, rows_per_rank, vocab_parallel_cross_entropy
 
 
 def pieces(whole: torch.Tensor, p: int, dim: int) -> list[torch.Tensor]:

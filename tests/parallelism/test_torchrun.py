@@ -181,7 +181,7 @@ ENDS = """
 import os, torch
 from llmlab.models.llama import Llama, LlamaConfig
 from llmlab.parallelism import attach
-from llmlab.parallelism.fsdp import Fsdp
+from llmlab.parallelism.zero_and_fsdp.fsdp import Fsdp
 
 
 def gloo():

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from llmlab.parallelism import World, launch
-from llmlab.parallelism.sequence_cost import AttentionShape, sent
-from llmlab.parallelism.sequence_shards import join, shards, split_loss, sum_gradients, take
-from llmlab.parallelism.ulysses import UlyssesAttention, heads_to_tokens, tokens_to_heads
+from llmlab.parallelism.sequence.cost import AttentionShape, sent
+from llmlab.parallelism.sequence.shards import join, shards, split_loss, sum_gradients, take
+from llmlab.parallelism.sequence.ulysses import UlyssesAttention, heads_to_tokens, tokens_to_heads
 from tests.parallelism.conftest import VARIANTS, tiny
 from tests.parallelism.test_ring_attention import full
 from tests.parallelism.test_tensor import assert_same, train, whole_loss

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 
 from llmlab.parallelism import World, launch
-from llmlab.parallelism.fsdp import Fsdp
-from llmlab.parallelism.zero import Zero, train_step
-from llmlab.parallelism.zero_offload import Host
-from llmlab.parallelism.zero_units import Adam, Unit, adamw_, held, units_of
+from llmlab.parallelism.zero_and_fsdp.fsdp import Fsdp
+from llmlab.parallelism.zero_and_fsdp.offload import Host
+from llmlab.parallelism.zero_and_fsdp.units import Adam, Unit, adamw_, held, units_of
+from llmlab.parallelism.zero_and_fsdp.zero import Zero, train_step
 from tests.parallelism.conftest import VARIANTS, tiny
 
 ADAM = Adam(lr=0.02, clip=0.1, weight_decay=0.1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmlab.parallelism.zero_cost import (
+from llmlab.parallelism.zero_and_fsdp.cost import (
     TABLE_1,
     TABLE_2,
     agreement,
@@ -13,7 +13,7 @@ from llmlab.parallelism.zero_cost import (
     state_bytes,
     total_bytes,
 )
-from llmlab.parallelism.zero_offload import HostSpeed, offload_seconds
+from llmlab.parallelism.zero_and_fsdp.offload import HostSpeed, offload_seconds
 
 
 def test_figure_1():

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmlab.parallelism.zero_layout import LAYOUTS, cut_rows, padding, shard_bounds
+from llmlab.parallelism.zero_and_fsdp.layout import LAYOUTS, cut_rows, padding, shard_bounds
 
 SHAPES = st.lists(st.lists(st.integers(1, 7), min_size=0, max_size=3).map(tuple), min_size=1, max_size=5)
 

@@ -8,8 +8,8 @@ from operator import index
 import torch
 
 from llmlab.course.checking import Checks, Mistake, diagnose, expect
-from llmlab.parallelism.auto_pipeline import latency
-from llmlab.parallelism.cost import sent
+from llmlab.parallelism.auto_parallel import latency
+from llmlab.parallelism.runtime import sent
 
 check = Checks("05-parallelism/08-auto-parallel")
 

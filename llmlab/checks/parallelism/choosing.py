@@ -10,8 +10,7 @@ import torch
 
 from llmlab.course.checking import Checks, Mistake, diagnose, expect
 from llmlab.models.presets import preset
-from llmlab.parallelism import machines, planner, shapes
-from llmlab.parallelism.plan import Estimate, Job, Plan
+from llmlab.parallelism.choosing import Estimate, Job, Plan, machines, planner, shapes
 
 check = Checks("05-parallelism/11-choosing")
 TRIES, SLACK = 400, 1.08

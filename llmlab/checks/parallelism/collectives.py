@@ -14,9 +14,7 @@ import torch
 from llmlab.checks.parallelism.collectives_moves import follow_ring, read_moves
 from llmlab.checks.parallelism.ranks import at_most
 from llmlab.course.checking import Checks, Mistake, close, diagnose, expect
-from llmlab.parallelism.cost import Link
-from llmlab.parallelism.ledger import Ledger
-from llmlab.parallelism.world import CollectiveMismatch, DeadlockError, World
+from llmlab.parallelism.runtime import CollectiveMismatch, DeadlockError, Ledger, Link, World
 
 check = Checks("05-parallelism/01-collectives")
 

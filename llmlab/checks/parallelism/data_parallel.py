@@ -14,10 +14,8 @@ from torch import nn
 from llmlab.checks.parallelism.data_parallel_step import check_step, diagnose_mean, problem
 from llmlab.checks.parallelism.ranks import on_ranks
 from llmlab.course.checking import Checks, Mistake, diagnose, expect
-from llmlab.parallelism.cost import Link
-from llmlab.parallelism.data_parallel import plan_buckets
-from llmlab.parallelism.data_parallel_timeline import timeline
-from llmlab.parallelism.world import CollectiveMismatch, DeadlockError, World
+from llmlab.parallelism.data_parallel import plan_buckets, timeline
+from llmlab.parallelism.runtime import CollectiveMismatch, DeadlockError, Link, World
 
 check = Checks("05-parallelism/02-data-parallel")
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from llmlab.checks.parallelism.ranks import on_ranks
 from llmlab.course.checking import Checks, Mistake, diagnose, expect
-from llmlab.parallelism.placement import Placement
+from llmlab.parallelism.hybrid import Placement
 
 check = Checks("05-parallelism/07-hybrid")
 MESHES = ({"pp": 2, "dp": 3, "tp": 4}, {"dp": 5, "tp": 2}, {"tp": 2, "pp": 3, "dp": 2}, {"tp": 7})

@@ -7,8 +7,7 @@ from collections.abc import Callable
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from llmlab.course.checking import Mistake, close
-from llmlab.parallelism.ledger import Ledger
-from llmlab.parallelism.world import CollectiveMismatch, DeadlockError, World
+from llmlab.parallelism.runtime import CollectiveMismatch, DeadlockError, Ledger, World
 
 
 def on_ranks(p: int, fn: Callable) -> tuple[list, Ledger]:

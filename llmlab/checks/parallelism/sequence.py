@@ -10,10 +10,8 @@ from torch import Tensor
 from llmlab.checks.parallelism.ranks import at_most, on_ranks
 from llmlab.checks.parallelism.sequence_ring import check_ring
 from llmlab.course.checking import Checks, Mistake, diagnose, expect
-from llmlab.parallelism.activation_memory import GPTShape, layer_bytes
-from llmlab.parallelism.sequence_shards import LAYOUTS, shards
-from llmlab.parallelism.softmax_merge import attend
-from llmlab.parallelism.softmax_merge import merge as reference
+from llmlab.parallelism.sequence import LAYOUTS, GPTShape, attend, layer_bytes, shards
+from llmlab.parallelism.sequence import merge as reference
 
 check = Checks("05-parallelism/06-sequence")
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from llmlab.course.checking import close, diagnose
-from llmlab.parallelism.softmax_merge import attend
+from llmlab.parallelism.sequence import attend
 
 
 def check_ring(got: Tensor, qkv: tuple, cut: list[Tensor], r: int, what: str) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from llmlab.course.checking import Mistake, diagnose, expect
-from llmlab.parallelism.zero_units import Adam, adamw_
+from llmlab.parallelism.zero_and_fsdp import Adam, adamw_
 
 
 def one_process_step(w, m, v, g: Tensor, t: int, adam: Adam, scale: float | Tensor | None = None) -> tuple:

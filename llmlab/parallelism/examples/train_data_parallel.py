@@ -15,9 +15,8 @@ from dataclasses import dataclass, fields
 import torch
 
 from llmlab.models.llama import Llama, LlamaConfig
-from llmlab.parallelism.communicator import Communicator
 from llmlab.parallelism.data_parallel import MIB, DataParallel, DDPConfig, train_step
-from llmlab.parallelism.torchrun import attach
+from llmlab.parallelism.runtime import Communicator, attach
 
 
 @dataclass(frozen=True)

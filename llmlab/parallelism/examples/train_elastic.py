@@ -17,9 +17,8 @@ from pathlib import Path
 
 import torch
 
-from llmlab.parallelism import elastic, engines
-from llmlab.parallelism.communicator import Communicator
-from llmlab.parallelism.torchrun import attach
+from llmlab.parallelism.frameworks import elastic, engines
+from llmlab.parallelism.runtime import Communicator, attach
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,9 @@ from dataclasses import dataclass, fields
 import torch
 
 from llmlab.models.llama import Llama, LlamaConfig
-from llmlab.parallelism import resharding
-from llmlab.parallelism.communicator import Communicator
-from llmlab.parallelism.hybrid import Hybrid
-from llmlab.parallelism.placement import Placement
-from llmlab.parallelism.schedules import one_f_one_b
-from llmlab.parallelism.torchrun import attach
+from llmlab.parallelism.hybrid import Hybrid, Placement, resharding
+from llmlab.parallelism.pipeline import one_f_one_b
+from llmlab.parallelism.runtime import Communicator, attach
 
 
 @dataclass(frozen=True)

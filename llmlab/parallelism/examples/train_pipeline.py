@@ -17,12 +17,8 @@ from dataclasses import dataclass, fields
 import torch
 
 from llmlab.models.llama import Llama, LlamaConfig
-from llmlab.parallelism import schedules
-from llmlab.parallelism.communicator import Communicator
-from llmlab.parallelism.pipeline import Pipeline, clip_grad_norm
-from llmlab.parallelism.pipeline_stages import split
-from llmlab.parallelism.pipeline_timeline import Timeline
-from llmlab.parallelism.torchrun import attach
+from llmlab.parallelism.pipeline import Pipeline, Timeline, clip_grad_norm, schedules, split
+from llmlab.parallelism.runtime import Communicator, attach
 
 SCHEDULES = {
     "naive": schedules.naive,

@@ -18,13 +18,9 @@ import torch
 
 from llmlab.models.llama import Llama, LlamaConfig
 from llmlab.parallelism import sequence
-from llmlab.parallelism.activation_memory import Saved
-from llmlab.parallelism.communicator import Communicator
-from llmlab.parallelism.ring_attention import RingAttention
-from llmlab.parallelism.sequence_shards import shards, split_loss, sum_gradients, take
-from llmlab.parallelism.tensor_vocabulary import vocab_parallel_cross_entropy
-from llmlab.parallelism.torchrun import attach
-from llmlab.parallelism.ulysses import UlyssesAttention
+from llmlab.parallelism.runtime import Communicator, attach
+from llmlab.parallelism.sequence import RingAttention, Saved, UlyssesAttention, shards, split_loss, sum_gradients, take
+from llmlab.parallelism.tensor import vocab_parallel_cross_entropy
 
 METHODS = ("ring", "ulysses", "megatron")
 

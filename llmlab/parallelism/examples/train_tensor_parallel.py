@@ -15,10 +15,8 @@ from dataclasses import dataclass, fields
 import torch
 
 from llmlab.models.llama import Llama, LlamaConfig
-from llmlab.parallelism.communicator import Communicator
-from llmlab.parallelism.tensor import parallelize
-from llmlab.parallelism.tensor_vocabulary import vocab_parallel_cross_entropy
-from llmlab.parallelism.torchrun import attach
+from llmlab.parallelism.runtime import Communicator, attach
+from llmlab.parallelism.tensor import parallelize, vocab_parallel_cross_entropy
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,8 @@ import torch
 from torch import Tensor
 
 from llmlab.models.llama import Llama, LlamaConfig
-from llmlab.parallelism.communicator import Communicator
-from llmlab.parallelism.fsdp import Fsdp
-from llmlab.parallelism.torchrun import attach
-from llmlab.parallelism.zero import Zero, train_step
-from llmlab.parallelism.zero_offload import Host
-from llmlab.parallelism.zero_units import Adam
+from llmlab.parallelism.runtime import Communicator, attach
+from llmlab.parallelism.zero_and_fsdp import Adam, Fsdp, Host, Zero, train_step
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llmlab.parallelism.communicator import Communicator
 from llmlab.parallelism.examples.train_zero import Settings, Trained, adam, batches, build
-from llmlab.parallelism.torchrun import attach
-from llmlab.parallelism.zero import summed_loss
+from llmlab.parallelism.runtime import Communicator, attach
+from llmlab.parallelism.zero_and_fsdp import summed_loss
 
 
 def train_fsdp2(comm: Communicator, s: Settings) -> Trained:

@@ -1,7 +1,7 @@
 """Wrong answers to the exercises of 05-parallelism/11-choosing, each with the diagnosis that it must get."""
 
-from llmlab.parallelism import planner
-from llmlab.parallelism.plan import Plan
+from llmlab.parallelism.choosing import planner
+from llmlab.parallelism.choosing.plan import Plan
 from tests.checks.rejecting import Wrong, rejects
 
 

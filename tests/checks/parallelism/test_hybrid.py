@@ -2,7 +2,7 @@
 
 import torch
 
-from llmlab.parallelism.placement import Placement
+from llmlab.parallelism.hybrid.placement import Placement
 from tests.checks.rejecting import Wrong, rejects
 
 

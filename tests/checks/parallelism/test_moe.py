@@ -4,8 +4,8 @@ import math
 
 import torch
 
-from llmlab.parallelism.moe import Routing, keep
-from llmlab.parallelism.moe import route as reference
+from llmlab.parallelism.moe.moe import Routing, keep
+from llmlab.parallelism.moe.moe import route as reference
 from tests.checks.rejecting import Wrong, rejects
 
 # Exercise 1

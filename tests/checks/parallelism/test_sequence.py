@@ -2,8 +2,8 @@
 
 import torch
 
-from llmlab.parallelism.softmax_merge import attend
-from llmlab.parallelism.softmax_merge import merge as right_merge
+from llmlab.parallelism.sequence.softmax_merge import attend
+from llmlab.parallelism.sequence.softmax_merge import merge as right_merge
 from tests.checks.rejecting import Wrong, rejects
 
 # Exercise 1

@@ -3,8 +3,8 @@
 import torch
 import torch.nn.functional as F
 
-from llmlab.parallelism.tensor_fg import copy_to_ranks as f
-from llmlab.parallelism.tensor_fg import sum_over_ranks as g
+from llmlab.parallelism.tensor.fg import copy_to_ranks as f
+from llmlab.parallelism.tensor.fg import sum_over_ranks as g
 from tests.checks.rejecting import Wrong, rejects
 
 # Exercise 1

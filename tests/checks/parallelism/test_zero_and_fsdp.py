@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from llmlab.parallelism.zero_units import adamw_
+from llmlab.parallelism.zero_and_fsdp.units import adamw_
 from tests.checks.rejecting import Wrong, rejects
 
 # Exercise 1

@@ -1,0 +1,73 @@
+"""Chips and what connects them, as data, for planning.
+
+    name        dense 16-bit FLOP/s   memory B   HBM B/s    NVLink B/s   network B/s   devices a node
+
+Vendor figures: peak without sparsity; links in one direction and for one device (vendors print both directions added: 600
+GB/s of an A100 are 300 each way); the network is one InfiniBand port a device (HDR 200 Gbit/s, NDR 400 Gbit/s), as in
+NVIDIA's DGX machines. Memory is the printed gigabytes as 10⁹ bytes, a little less than the chip has: the driver and the
+libraries want some. `efficiency` is the one number that is fitted: with 0.644 the cost model gives 13.75 s for the 175B step of
+Korthikanti et al. 2022 on 64 A100 (table 5). For other chips it is an assumption: measure one step, and pass your own. Sources: NVIDIA's data sheets of V100, A100, H100, H200, B200, and of DGX-1, DGX A100 and DGX H100.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from llmlab.parallelism.runtime import Link
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A cluster of one kind of device: `node` devices share fast links, nodes share a slower network."""
+
+    name: str
+    flops: float  # dense 16-bit FLOP/s
+    memory: float  # bytes
+    bandwidth: float  # of the memory, bytes a second
+    link: float  # within a node, bytes a second and device, one way
+    network: float  # between nodes, bytes a second and device, one way
+    node: int = 8
+    efficiency: float = 0.644  # of the peak, in matrix products; see below
+    latency: float = 5e-6  # of a message, seconds
+
+    def __post_init__(self) -> None:
+        for name in ("flops", "memory", "bandwidth", "link", "network", "node"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be above 0")
+        if not 0 < self.efficiency <= 1:
+            raise ValueError(f"efficiency={self.efficiency} must be above 0 and at most 1")
+
+    def wire(self, span: int, devices: int | None = None) -> Link:
+        """The link that groups of `span` consecutive devices are limited by, out of `devices` (None: there is one group).
+
+        The slowest group counts: threes in nodes of eight are 0–2, 3–5, 6–8, and the third lies in two nodes.
+        """
+        inside = self.node % span == 0 or (devices or span) <= self.node
+        return Link(self.latency, self.link if inside else self.network)
+
+
+# fmt: off
+_ROWS = [
+    # name          FLOP/s    memory  HBM       NVLink  network  node
+    ("v100-32gb",   125e12,   32e9,   900e9,    150e9,  12.5e9,  8),
+    ("a100-40gb",   312e12,   40e9,   1555e9,   300e9,  25e9,    8),
+    ("a100-80gb",   312e12,   80e9,   2039e9,   300e9,  25e9,    8),
+    ("a800-80gb",   312e12,   80e9,   2039e9,   200e9,  25e9,    8),
+    ("h100-80gb",   989.4e12, 80e9,   3350e9,   450e9,  50e9,    8),
+    ("h800-80gb",   989.4e12, 80e9,   3350e9,   200e9,  50e9,    8),
+    ("h200-141gb",  989.4e12, 141e9,  4800e9,   450e9,  50e9,    8),
+    ("b200-180gb",  2250e12,  180e9,  8000e9,   900e9,  50e9,    8),
+]
+# fmt: on
+MACHINES = {row[0]: Machine(*row) for row in _ROWS}
+
+
+def machine(name: str, **changes: float) -> Machine:
+    """The machine of that name, with some of its figures changed: `machine("a100-80gb", network=12.5e9)`.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if name not in MACHINES:
+        raise ValueError(f"name={name!r} is not a known machine: use one of {', '.join(MACHINES)}")
+    return replace(MACHINES[name], **changes)
