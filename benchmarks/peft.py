@@ -94,7 +94,7 @@ def virtual_token_case(name: str, module, config, their_config) -> Case:
 def prompt_tuning_step() -> Case:
     import peft
 
-    from llmlab.peft import prompt_tuning
+    from llmlab.peft.prompt_and_prefix_tuning import prompt_tuning
 
     theirs = peft.PromptTuningConfig(num_virtual_tokens=20, task_type="CAUSAL_LM")
     return virtual_token_case(
@@ -105,7 +105,7 @@ def prompt_tuning_step() -> Case:
 def prefix_tuning_step() -> Case:
     import peft
 
-    from llmlab.peft import prefix_tuning
+    from llmlab.peft.prompt_and_prefix_tuning import prefix_tuning
 
     theirs = peft.PrefixTuningConfig(num_virtual_tokens=20, prefix_projection=True, task_type="CAUSAL_LM")
     return virtual_token_case(
@@ -125,7 +125,7 @@ def p_tuning_step() -> Case:
 def p_tuning_v2_step() -> Case:
     import peft
 
-    from llmlab.peft import p_tuning_v2
+    from llmlab.peft.p_tuning import p_tuning_v2
 
     theirs = peft.PrefixTuningConfig(num_virtual_tokens=20, task_type="CAUSAL_LM")
     return virtual_token_case(
@@ -138,7 +138,8 @@ def adalora_step() -> Case:
     import peft
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from llmlab.peft import adalora, adalora_budget
+    from llmlab.peft import adalora
+    from llmlab.peft.adalora import budget
 
     torch.manual_seed(0)
     base = LlamaForCausalLM(LlamaConfig(**SHAPE))
@@ -146,7 +147,7 @@ def adalora_step() -> Case:
     theirs = peft.AdaLoraConfig(**shared, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
     theirs = peft.get_peft_model(copy.deepcopy(base), theirs)
     ours = adalora.apply(base, adalora.AdaLoRAConfig(**shared, alpha=16))
-    layers, allocator = adalora.layers_of(ours), adalora_budget.RankAllocator(ours)
+    layers, allocator = adalora.layers_of(ours), budget.RankAllocator(ours)
     with torch.no_grad():
         for name, p in theirs.named_parameters():
             if "lora_" in name:

@@ -12,7 +12,7 @@ import platform
 
 import torch
 
-from llmlab.peft import labelling
+from llmlab.peft.best_practice import labelling
 
 MARKS = (20, 40, 80, 160, 240)
 FIELDS = ["method", "rate", "seed", "steps", "dev", "test", "torch", "python"]

@@ -19,7 +19,8 @@ from collections.abc import Iterator
 import torch
 
 from llmlab.models import course_model
-from llmlab.peft import catalogue, comparison, walk
+from llmlab.peft import walk
+from llmlab.peft.best_practice import catalogue, comparison
 from llmlab.training import tasks
 
 FILE = comparison.FILE

@@ -15,7 +15,8 @@ import torch
 from llmlab.models.accounting import adam_bytes, parameters
 from llmlab.models.llama import Llama
 from llmlab.models.presets import preset
-from llmlab.peft import lora, nf4
+from llmlab.peft import lora
+from llmlab.peft.qlora import nf4
 
 
 def low_rank(L: int, d: int, r: int, n: int, out: int | None = None) -> int:

@@ -16,9 +16,15 @@ from llmlab.models import course_model
 from llmlab.models.accounting import forward_flops, kv_cache_bytes
 from llmlab.models.generation import generate
 from llmlab.models.presets import preset
-from llmlab.peft import prefix_tuning, prefixes, prompt_tuning, virtual_tokens, walk
-from llmlab.peft.prefix_tuning import PrefixTuningConfig
-from llmlab.peft.prompt_tuning import PromptTuningConfig
+from llmlab.peft import walk
+from llmlab.peft.prompt_and_prefix_tuning import (
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    prefix_tuning,
+    prefixes,
+    prompt_tuning,
+    virtual_tokens,
+)
 from llmlab.training import pretraining
 
 # %% [markdown]

@@ -14,9 +14,10 @@ from llmlab.course import compare, explore, figure, palette, plt, show
 from llmlab.models import course_model
 from llmlab.models.accounting import forward_flops
 from llmlab.models.presets import preset
-from llmlab.peft import label_head, labelling, p_tuning, p_tuning_v2, virtual_tokens, walk
-from llmlab.peft.p_tuning import PromptEncoder, PTuningConfig
-from llmlab.peft.p_tuning_v2 import PTuningV2Config
+from llmlab.peft import label_head, p_tuning, walk
+from llmlab.peft.best_practice import labelling
+from llmlab.peft.p_tuning import PromptEncoder, PTuningConfig, PTuningV2Config, p_tuning_v2
+from llmlab.peft.prompt_and_prefix_tuning import virtual_tokens
 
 # %% [markdown]
 # ## What it costs

@@ -16,9 +16,8 @@ from llmlab.models import course_model
 from llmlab.models.accounting import forward_flops, parameters
 from llmlab.models.language_model import next_token_loss
 from llmlab.models.presets import preset
-from llmlab.peft import adapter_fusion, adapters, bottleneck, walk
-from llmlab.peft.adapter_fusion import FusionConfig
-from llmlab.peft.adapters import AdapterConfig
+from llmlab.peft import adapters, walk
+from llmlab.peft.adapters import AdapterConfig, FusionConfig, bottleneck, fusion
 from llmlab.training import tasks
 
 # %% [markdown]
@@ -121,7 +120,7 @@ figure(
 # The bottleneck, the hook that adds it to what a module gave, and the attention over several.
 
 # %%
-show(bottleneck.Bottleneck.forward, bottleneck.Site.change, bottleneck.Site.after, adapter_fusion.attend, adapters.drop)
+show(bottleneck.Bottleneck.forward, bottleneck.Site.change, bottleneck.Site.after, fusion.attend, adapters.drop)
 
 # %% [markdown]
 # A hook on a module's output leaves the model's own code and the names of its weights alone: the same file of ours works on
@@ -329,10 +328,10 @@ for block in range(4):
         site.active = "sort" if site.layer == block else "bible"
     swapped.append(loss_on(model, "sort"))
 
-adapter_fusion.apply(model, FusionConfig(("bible", "sort")), "both", torch.Generator().manual_seed(0))
+fusion.apply(model, FusionConfig(("bible", "sort")), "both", torch.Generator().manual_seed(0))
 results["their mean"] = [loss_on(model, task) for task in train]
 mixture = [batch for pair in zip(train["bible"][:16], train["sort"][:16], strict=True) for batch in pair]
-tasks.fit(model, mixture, 1e-3, penalty=lambda: adapter_fusion.value_penalty(model, "both"))
+tasks.fit(model, mixture, 1e-3, penalty=lambda: fusion.value_penalty(model, "both"))
 results["fusion"] = [loss_on(model, task) for task in train]
 
 # %%
@@ -359,7 +358,7 @@ for name in train:
         with torch.no_grad():
             model(batch.input_ids)
         real = batch.attention_mask.bool()
-        sums.append(torch.stack([w[..., 0][real].mean() for w in adapter_fusion.weights(model, "both").values()]))
+        sums.append(torch.stack([w[..., 0][real].mean() for w in fusion.weights(model, "both").values()]))
     read[name] = torch.stack(sums).mean(0).tolist()
 
 worst = results["Bible's"][1]

@@ -16,8 +16,8 @@ from llmlab.models.accounting import adam_bytes, parameters
 from llmlab.models.generation import generate
 from llmlab.models.llama import Llama
 from llmlab.models.presets import preset
-from llmlab.peft import lora, lora_adapters, walk
-from llmlab.peft.lora import LoRAConfig
+from llmlab.peft import lora, walk
+from llmlab.peft.lora import LoRAConfig, files
 from llmlab.training import pretraining
 
 # %% [markdown]
@@ -171,7 +171,7 @@ for name, p in model.named_parameters():
         torch.nn.init.normal_(p, std=0.01)
 
 folder = tempfile.mkdtemp()
-lora_adapters.save(model, f"{folder}/ours")
+files.save(model, f"{folder}/ours")
 theirs = peft.PeftModel.from_pretrained(
     LlamaForCausalLM.from_pretrained(course_model.MODEL), f"{folder}/ours", is_trainable=True
 )
@@ -190,7 +190,7 @@ compare(mine, peers, what="gradients of every A and B")
 compare(walk.trainable(model), theirs.get_nb_trainable_parameters(), what="parameters (trained, all)", tol=0)
 
 theirs.save_pretrained(f"{folder}/theirs")
-returned = lora_adapters.load(LlamaForCausalLM.from_pretrained(course_model.MODEL), f"{folder}/theirs")
+returned = files.load(LlamaForCausalLM.from_pretrained(course_model.MODEL), f"{folder}/theirs")
 compare(returned(prompt).logits, model(prompt), what="logits, peft's file in our code on transformers' model", tol=1e-4)
 
 # %% [markdown]
@@ -463,7 +463,7 @@ WEIGHTS = [0.0, 0.25, 0.5, 1.0, 1.5, 2.0]
 opening = torch.tensor([tokenizer.encode("And the people of the land").ids])
 written, curve = {}, {}
 for w in WEIGHTS:
-    lora_adapters.combine(mixed, {"bible": w}, "mix")
+    files.combine(mixed, {"bible": w}, "mix")
     tokens = generate(mixed, opening, 36, temperature=0.7, top_k=40, seed=3)[0].tolist()
     written[w], curve[w] = " ".join(tokenizer.decode(tokens).split()), (loss_on(mixed, new), loss_on(mixed, old))
     lora.remove(mixed, "mix")
@@ -500,9 +500,9 @@ explore(
 # once for all three; each row adds its own thin path. Merged weights could not do this: they would be three models.
 
 # %%
-lora_adapters.combine(mixed, {"bible": 0.5}, "blend")
+files.combine(mixed, {"bible": 0.5}, "blend")
 batch = prompt.expand(3, -1)
-with lora_adapters.by_row(mixed, [None, "bible", "blend"]):
+with files.by_row(mixed, [None, "bible", "blend"]):
     together = mixed(batch)
 alone = [base(prompt)]
 for adapter in ("bible", "blend"):

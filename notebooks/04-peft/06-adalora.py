@@ -17,9 +17,9 @@ from llmlab.models import course_model
 from llmlab.models.accounting import linear_shapes
 from llmlab.models.language_model import next_token_loss
 from llmlab.models.presets import preset
-from llmlab.peft import adalora, adalora_budget, adalora_files, lora, walk
-from llmlab.peft.adalora import AdaLoRAConfig
-from llmlab.peft.adalora_budget import RankAllocator
+from llmlab.peft import adalora, lora, walk
+from llmlab.peft.adalora import AdaLoRAConfig, RankAllocator, files
+from llmlab.peft.adalora import budget as adalora_budget
 from llmlab.peft.lora import LoRAConfig
 from llmlab.training import pretraining
 
@@ -304,11 +304,11 @@ compare(kept[0], kept[1], what="ranks of 12 layers after each of 12 steps", tol=
 # %%
 prompt = torch.tensor([tokenizer.encode("And the whale said unto the people").ids])
 folder = tempfile.mkdtemp()
-adalora_files.save(ours, f"{folder}/ours")
+files.save(ours, f"{folder}/ours")
 opened = peft.PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(course_model.MODEL), f"{folder}/ours")
 compare(opened(prompt).logits, ours(prompt), what="logits, ours in peft", tol=1e-4)
 theirs.save_pretrained(f"{folder}/theirs")
-returned = adalora_files.load(course_model.load(), f"{folder}/theirs")
+returned = files.load(course_model.load(), f"{folder}/theirs")
 compare(returned(prompt), theirs(prompt).logits, what="logits, peft's in ours", tol=1e-4)
 plain = course_model.load()(prompt)
 compare(adalora.remove(ours)(prompt), plain, what="logits after removing", tol=0)

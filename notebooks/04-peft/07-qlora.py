@@ -17,10 +17,9 @@ from llmlab.models import course_model, real_model
 from llmlab.models.accounting import parameters
 from llmlab.models.language_model import next_token_loss
 from llmlab.models.presets import preset
-from llmlab.peft import lora, nf4, paging, qlora, walk
+from llmlab.peft import lora, qlora, walk
 from llmlab.peft.lora import LoRAConfig
-from llmlab.peft.paging import UnifiedMemory
-from llmlab.peft.qlora import QLoRAConfig
+from llmlab.peft.qlora import QLoRAConfig, UnifiedMemory, nf4, paging
 from llmlab.training import pretraining
 
 torch.set_num_threads(1)  # for matrices this small a second thread waits more than it helps

@@ -15,10 +15,11 @@ from llmlab.course import compare, explore, figure, plt, show
 from llmlab.models import course_model
 from llmlab.models.accounting import parameters
 from llmlab.models.presets import preset
-from llmlab.peft import adapters, bottleneck, gates, lora, mam, prefix_tuning, unipelt, walk
-from llmlab.peft.mam import MAMConfig
+from llmlab.peft import adapters, lora, walk
+from llmlab.peft.adapters import bottleneck
+from llmlab.peft.mam_and_unipelt import MAMConfig, UniPELTConfig, gates, mam, unipelt
+from llmlab.peft.prompt_and_prefix_tuning import prefix_tuning
 from llmlab.peft.published import bert_parameters
-from llmlab.peft.unipelt import UniPELTConfig
 from llmlab.training import tasks
 
 # %% [markdown]

@@ -15,7 +15,10 @@ import torch
 
 from llmlab.course import compare, explore, figure, plt, published, show
 from llmlab.models import real_model
-from llmlab.peft import checkpoint, ia3, lora, lora_adapters, p_tuning, p_tuning_v2, prompt_tuning, walk
+from llmlab.peft import checkpoint, ia3, lora, p_tuning, walk
+from llmlab.peft.lora import files
+from llmlab.peft.p_tuning import p_tuning_v2
+from llmlab.peft.prompt_and_prefix_tuning import prompt_tuning
 
 # %% [markdown]
 # ## What it costs
@@ -196,7 +199,7 @@ METHODS = {
     "P-Tuning v2": (peft.PrefixTuningConfig(num_virtual_tokens=10, init_weights="zero", task_type=LM), 0.2),
 }
 READERS = {
-    "LoRA": lora_adapters,
+    "LoRA": files,
     "(IA)³": ia3,
     "Prompt Tuning": prompt_tuning,
     "P-Tuning": p_tuning,
@@ -367,7 +370,7 @@ with torch.no_grad():
     compare(many(tokens[:1]).logits, apart, what="logits, merged by peft against not merged", tol=2e-3)
     many.unmerge_adapter()
     moved = [(p - weights[n]).abs().max().item() for n, p in many.named_parameters() if n in weights]
-    lora_adapters.load(mine, store / "LoRA")
+    files.load(mine, store / "LoRA")
     lora.merge(mine)
     compare(mine(tokens[:1]), apart, what="logits, merged by ours", tol=2e-3)
     lora.unmerge(mine)

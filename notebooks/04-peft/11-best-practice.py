@@ -17,7 +17,10 @@ from llmlab.models import course_model
 from llmlab.models.accounting import adam_bytes, parameters
 from llmlab.models.llama import Llama
 from llmlab.models.presets import preset
-from llmlab.peft import activations, catalogue, comparison, ia3, lora, lora_adapters, prompt_tuning, walk
+from llmlab.peft import activations, ia3, lora, walk
+from llmlab.peft.best_practice import catalogue, comparison
+from llmlab.peft.lora import files
+from llmlab.peft.prompt_and_prefix_tuning import prompt_tuning
 from llmlab.training import tasks
 
 # %% [markdown]
@@ -150,7 +153,7 @@ def losses(model, loss, lr):
     return [before.item(), loss().item()]
 
 
-for name, module, lr in (("LoRA", lora_adapters, 0.3), ("(IA)³", ia3, 1.0), ("Prompt Tuning", prompt_tuning, 0.3)):
+for name, module, lr in (("LoRA", files, 0.3), ("(IA)³", ia3, 1.0), ("Prompt Tuning", prompt_tuning, 0.3)):
     ours = catalogue.method(name).apply(copy.deepcopy(base), 40)
     folder = tempfile.mkdtemp()
     module.save(ours, folder)
@@ -422,7 +425,8 @@ explore(
 # quality and latency.
 
 # %%
-from llmlab.peft import adapters, bitfit, p_tuning_v2
+from llmlab.peft import adapters, bitfit
+from llmlab.peft.p_tuning import p_tuning_v2
 
 with torch.device("meta"):
     big = Llama(llama_7b)

@@ -76,7 +76,7 @@ check.merge(merge)
 # Near 1 the next bfloat16 number is 0.0078 away, and a LoRA change is often smaller than that. Added one by one and
 # rounded each time, small changes vanish; added up first, they survive. This is also why subtracting the change does
 # not undo a merge: $(W + \Delta W) - \Delta W$ was rounded on the way. Libraries that unmerge by subtraction return
-# a slightly different $W$; `llmlab.peft.lora` keeps the old one and puts it back.
+# a slightly different $W$; `llmlab.peft.lora.lora` keeps the old one and puts it back.
 
 # %% [markdown]
 # ## Exercise 3: the best factors

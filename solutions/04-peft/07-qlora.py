@@ -72,7 +72,7 @@ check.quantize(quantize)
 
 # %% [markdown] tags=["solution"]
 # The largest weight of each block becomes exactly ±1 and is stored without an error (−1 and 1 are both levels). Comparing with all 16 levels takes 16
-# times the memory; `torch.bucketize` on the midpoints between levels finds the same codes with a binary search, which is what `llmlab.peft.nf4` does.
+# times the memory; `torch.bucketize` on the midpoints between levels finds the same codes with a binary search, which is what `llmlab.peft.qlora.nf4` does.
 
 # %% [markdown]
 # ## Exercise 3: round the scales

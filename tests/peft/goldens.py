@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from llmlab.models.llama import rope_frequencies, rope_tables, rotate
-from llmlab.peft import prefixes
+from llmlab.peft.prompt_and_prefix_tuning import prefixes
 from tests.peft.conftest import make_hf, make_llama
 
 FILE = Path(__file__).parent / "golden" / "adapters.safetensors"

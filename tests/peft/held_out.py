@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from llmlab.models.language_model import next_token_loss
-from llmlab.peft import adalora, walk
-from llmlab.peft.adalora_budget import RankAllocator
+from llmlab.peft import walk
+from llmlab.peft.adalora import adalora
+from llmlab.peft.adalora.budget import RankAllocator
 from tests.peft.conftest import SHAPE, make_llama
 from tests.peft.held_out_methods import FOUR_BIT, GQA, METHODS
 

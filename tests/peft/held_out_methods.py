@@ -8,19 +8,14 @@ from types import ModuleType
 
 from torch import nn
 
-from llmlab.peft import (
-    adalora,
-    adalora_files,
-    bitfit,
-    ia3,
-    lora,
-    lora_adapters,
-    p_tuning,
-    p_tuning_v2,
-    prefix_tuning,
-    prompt_tuning,
-    qlora,
-)
+from llmlab.peft import bitfit, ia3
+from llmlab.peft.adalora import adalora
+from llmlab.peft.adalora import files as adalora_files
+from llmlab.peft.lora import files as lora_adapters
+from llmlab.peft.lora import lora
+from llmlab.peft.p_tuning import p_tuning, p_tuning_v2
+from llmlab.peft.prompt_and_prefix_tuning import prefix_tuning, prompt_tuning
+from llmlab.peft.qlora import qlora
 from tests.peft.conftest import make_hf, make_llama
 from tests.peft.test_qlora import in_bitsandbytes
 

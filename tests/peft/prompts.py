@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from llmlab.peft import p_tuning, p_tuning_v2, prefix_tuning, prompt_tuning, virtual_tokens
+from llmlab.peft.p_tuning import p_tuning, p_tuning_v2
+from llmlab.peft.prompt_and_prefix_tuning import prefix_tuning, prompt_tuning, virtual_tokens
 from tests.peft.conftest import make_hf, make_llama
 
 # name: (module, our config, peft's class, its settings)

@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from llmlab.peft import adalora, adalora_budget, adalora_files, walk
-from llmlab.peft.adalora import AdaLoRAConfig
-from llmlab.peft.adalora_budget import RankAllocator, budget
+from llmlab.peft import walk
+from llmlab.peft.adalora import adalora, files
+from llmlab.peft.adalora import budget as adalora_budget
+from llmlab.peft.adalora.adalora import AdaLoRAConfig
+from llmlab.peft.adalora.budget import RankAllocator, budget
 from tests.peft.conftest import make_hf, make_llama, randomise
 
 CASES = {
@@ -254,10 +256,10 @@ def test_we_open_what_peft_saves_and_peft_what_we_save(case, kind, tokens, tmp_p
 
     theirs = trained_by_peft(tokens, **case)
     theirs.save_pretrained(tmp_path / "theirs")
-    ours = adalora_files.load(make_llama() if kind == "ours" else make_hf(), tmp_path / "theirs")
+    ours = files.load(make_llama() if kind == "ours" else make_hf(), tmp_path / "theirs")
     torch.testing.assert_close(run(ours, tokens), theirs(tokens).logits, rtol=0, atol=1e-5)
     assert min(adalora.ranks(ours).values()) < case["init_r"]
-    adalora_files.save(ours, tmp_path / "ours")
+    files.save(ours, tmp_path / "ours")
     again = peft.PeftModel.from_pretrained(make_hf(), tmp_path / "ours").eval()
     torch.testing.assert_close(again(tokens).logits, run(ours, tokens), rtol=0, atol=1e-5)
 
@@ -273,10 +275,10 @@ def test_what_we_train_opens_in_peft(tokens, tmp_path):
         allocator.step(t)
         optimizer.zero_grad()
     for name, kept in (("by λ", None), ("by mask", allocator.kept)):
-        adalora_files.save(ours, tmp_path / name, kept)
+        files.save(ours, tmp_path / name, kept)
         theirs = peft.PeftModel.from_pretrained(make_hf(), tmp_path / name).eval()
         torch.testing.assert_close(theirs(tokens).logits, ours(tokens), rtol=0, atol=1e-5)
-    again = adalora_files.load(make_llama(), tmp_path / "by λ")
+    again = files.load(make_llama(), tmp_path / "by λ")
     # Masked triplets are not in the file. Sums without their zeros go in another order: a
     # logit is a sum of 24 products, and each may round by 2^-24 of the largest.
     logits = ours(tokens)
@@ -286,20 +288,20 @@ def test_what_we_train_opens_in_peft(tokens, tmp_path):
 
 
 def test_a_fresh_adapter_is_saved_whole(llama, tmp_path, tokens):
-    adalora_files.save(adalora.apply(llama, AdaLoRAConfig(5)), tmp_path)
-    again = adalora_files.load(make_llama(), tmp_path)
+    files.save(adalora.apply(llama, AdaLoRAConfig(5)), tmp_path)
+    again = files.load(make_llama(), tmp_path)
     assert torch.equal(again(tokens), llama(tokens))
     assert all(layer.lora_A.shape[0] == 12 for layer in adalora.layers_of(again).values())
 
 
 def test_a_wrong_shape_or_setting_is_named_and_leaves_the_model_alone(tmp_path, llama):
-    adalora_files.save(adalora.apply(make_llama(hidden_size=36, head_dim=4), AdaLoRAConfig(5)), tmp_path)
+    files.save(adalora.apply(make_llama(hidden_size=36, head_dim=4), AdaLoRAConfig(5)), tmp_path)
     with pytest.raises(ValueError, match=r"q_proj\.lora_A.*\(12, 36\).*needs \(12, 24\)"):
-        adalora_files.load(llama, tmp_path)
+        files.load(llama, tmp_path)
     file = tmp_path / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"bias": "all"}))
     with pytest.raises(ValueError, match="bias='all'"):
-        adalora_files.load(llama, tmp_path)
+        files.load(llama, tmp_path)
     assert not walk.installed(llama, walk.Wrapper)
 
 

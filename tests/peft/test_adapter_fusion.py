@@ -6,9 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from llmlab.peft import adapter_fusion, adapters, bottleneck, walk
-from llmlab.peft.adapter_fusion import FusionConfig
-from llmlab.peft.adapters import AdapterConfig
+from llmlab.peft import walk
+from llmlab.peft.adapters import adapters, bottleneck
+from llmlab.peft.adapters import fusion as adapter_fusion
+from llmlab.peft.adapters.adapters import AdapterConfig
+from llmlab.peft.adapters.fusion import FusionConfig
 from tests.peft import goldens
 from tests.peft.conftest import make_hf, make_llama
 from tests.peft.test_adapters import parts_of, run, stir

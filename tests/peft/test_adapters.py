@@ -7,8 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from llmlab.peft import adapters, bottleneck, lora, walk
-from llmlab.peft.adapters import AdapterConfig
+from llmlab.peft import walk
+from llmlab.peft.adapters import adapters, bottleneck
+from llmlab.peft.adapters.adapters import AdapterConfig
+from llmlab.peft.lora import lora
 from tests.peft import goldens
 from tests.peft.conftest import make_hf, make_llama
 

@@ -9,8 +9,9 @@ from torch import nn
 from llmlab.models.language_model import next_token_loss
 from llmlab.models.llama import Llama, LlamaConfig
 from llmlab.models.presets import preset
-from llmlab.peft import activations, bitfit, lora, vectors, walk
+from llmlab.peft import activations, bitfit, vectors, walk
 from llmlab.peft.bitfit import BitFitConfig
+from llmlab.peft.lora import lora
 from tests.peft.conftest import SHAPE, make_hf, make_llama
 
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from llmlab.models import course_model
-from llmlab.peft import bottleneck
+from llmlab.peft.adapters import bottleneck
 from llmlab.peft.examples import bottleneck_text
 
 PLACES = {"houlsby": 8, "pfeiffer": 4, "mam": 4, "unipelt": 4}  # bottlenecks on four blocks

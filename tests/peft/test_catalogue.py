@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from llmlab.models import course_model
-from llmlab.peft import catalogue, walk
+from llmlab.peft import walk
+from llmlab.peft.best_practice import catalogue
 
 ROWS = catalogue.METHODS
 OWN_SIZE = {"full fine-tuning", "(IA)³", "BitFit", "AdaLoRA"}
@@ -23,19 +24,19 @@ def test_a_method_trains_about_the_budget(row, base):
     trained, _ = walk.trainable(model)
     if row.name not in OWN_SIZE:
         assert abs(trained / catalogue.BUDGET - 1) < 0.05
-    elif row.module not in ("", "adalora"):
+    elif row.module not in ("", "adalora.adalora"):
         assert trained < catalogue.BUDGET, "a size of its own, and smaller"
     assert catalogue.optimizer_bytes(model) == 12 * trained
 
 
 def test_adalora_ends_at_the_budget():
     """r = 2 at the start, one triplet a layer kept: λ aside, that is LoRA's budget."""
-    from llmlab.peft import adalora_budget
+    from llmlab.peft.adalora import budget
 
     settings = catalogue.method("AdaLoRA").settings
     model = catalogue.method("AdaLoRA").apply(course_model.load(), steps=40)
-    config = next(iter(adalora_budget.layers_of(model).values())).config
-    assert adalora_budget.budget(40, config, 28) == 28 and settings["init_r"] == 2
+    config = next(iter(budget.layers_of(model).values())).config
+    assert budget.budget(40, config, 28) == 28 and settings["init_r"] == 2
 
 
 @pytest.mark.parametrize("row", [r for r in ROWS if r.module], ids=lambda r: r.name)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmlab.peft import catalogue, comparison
+from llmlab.peft.best_practice import catalogue, comparison
 
 
 def row(method, lr, seed, loss, task="sort", trained=10, dev=None):

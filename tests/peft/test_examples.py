@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from llmlab.models import course_model
-from llmlab.peft import lora_adapters, walk
+from llmlab.peft import walk
 from llmlab.peft.examples import lora_text
+from llmlab.peft.lora import files
 
 SMALL = ["--steps", "3", "--batch", "2", "--context", "24", "--lr", "1e-2", "--rank", "2"]
 
@@ -29,7 +30,7 @@ def call(tmp_path):
 
 def test_one_process_trains_and_saves(call, tmp_path, capsys):
     lora_text.main(call)
-    model = lora_adapters.load(course_model.load(), tmp_path / "out")
+    model = files.load(course_model.load(), tmp_path / "out")
     trained = [p for n, p in model.named_parameters() if "lora_B" in n]
     assert len(trained) == 8 and all(p.abs().max() > 0 for p in trained)
     assert f"training {walk.trainable(model)[0]:,} of" in capsys.readouterr().out
@@ -58,7 +59,7 @@ def test_two_processes_are_one_with_the_mean_of_the_gradients(call, tmp_path):
     done = subprocess.run([*run, *call], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("adapter saved") == 1 and "on 2 × cpu" in done.stdout
-    both = lora_adapters.load(course_model.load(), tmp_path / "out")
+    both = files.load(course_model.load(), tmp_path / "out")
 
     args = lora_text.parser().parse_args(call)
     model, tokens = lora_text.load(args, torch.device("cpu"))

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from llmlab.peft import label_head, p_tuning_v2, walk
+from llmlab.peft import label_head, walk
+from llmlab.peft.p_tuning import p_tuning_v2
 from tests.peft.conftest import make_hf, make_llama
 from tests.peft.held_out import (
     assert_as_before,

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from llmlab.peft import ia3, lora, lora_adapters, walk
+from llmlab.peft import ia3, walk
+from llmlab.peft.lora import files, lora
 from tests.peft.conftest import make_hf, make_llama
 from tests.peft.held_out import assert_as_before, base_of, close, copy, logits, move, ours_on, snapshot, theirs_on
 from tests.peft.held_out_methods import GQA, KINDS, METHODS
@@ -120,7 +121,7 @@ def test_two_adapters_at_once_and_a_batch_of_mixed_rows_are_peft_s(name, module,
     copy(move(theirs, seed=2, adapter="second"), ours, "second")
     if name == "LoRA, r 3":
         rows = ["second", None, "default"]
-        with lora_adapters.by_row(ours, rows):
+        with files.by_row(ours, rows):
             mine = logits(ours, tokens)
         close(mine, logits(theirs, tokens, adapter_names=[r or "__base__" for r in rows]), what="rows")
         close(mine[1], logits(make_llama(**base), tokens)[1], what="the row of the base")

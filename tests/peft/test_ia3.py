@@ -12,8 +12,9 @@ from torch import nn
 from llmlab.models.language_model import next_token_loss
 from llmlab.models.llama import Llama
 from llmlab.models.presets import preset
-from llmlab.peft import ia3, lora, vectors, walk
+from llmlab.peft import ia3, vectors, walk
 from llmlab.peft.ia3 import IA3Config
+from llmlab.peft.lora import lora
 from tests.peft.conftest import make_hf, make_llama
 
 CASES = {

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from llmlab.peft import labelling, walk
+from llmlab.peft import walk
+from llmlab.peft.best_practice import labelling
 
 
 def test_passages_depend_on_split_and_seed_only():

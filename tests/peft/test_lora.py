@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from llmlab.peft import lora, walk
-from llmlab.peft.lora import LoRAConfig
+from llmlab.peft import walk
+from llmlab.peft.lora import lora
+from llmlab.peft.lora.lora import LoRAConfig
 from tests.peft.conftest import make_hf, make_llama, randomise
 
 CASES = {

@@ -5,8 +5,9 @@ import json
 import pytest
 import torch
 
-from llmlab.peft import lora, lora_adapters, walk
-from llmlab.peft.lora import LoRAConfig
+from llmlab.peft import walk
+from llmlab.peft.lora import files, lora
+from llmlab.peft.lora.lora import LoRAConfig
 from tests.peft.conftest import make_hf, make_llama, randomise
 from tests.peft.test_lora import CASES, peft_model
 
@@ -16,11 +17,11 @@ def test_peft_opens_what_we_save(case, tokens, tmp_path):
     import peft
 
     ours = randomise(lora.apply(make_llama(), LoRAConfig(**case, dropout=0.1)))
-    lora_adapters.save(ours, tmp_path)
+    files.save(ours, tmp_path)
     theirs = peft.PeftModel.from_pretrained(make_hf(), tmp_path).eval()
     torch.testing.assert_close(theirs(tokens).logits, ours(tokens), rtol=0, atol=1e-5)
     theirs.save_pretrained(tmp_path / "again")
-    again = lora_adapters.load(make_llama(), tmp_path / "again")
+    again = files.load(make_llama(), tmp_path / "again")
     assert torch.equal(again(tokens), ours(tokens))
 
 
@@ -29,7 +30,7 @@ def test_peft_opens_what_we_save(case, tokens, tmp_path):
 def test_we_open_what_peft_saves(case, kind, tokens, tmp_path):
     theirs = randomise(peft_model(make_hf(), **case))
     theirs.save_pretrained(tmp_path)
-    ours = lora_adapters.load(make_llama() if kind == "ours" else make_hf(), tmp_path, "theirs")
+    ours = files.load(make_llama() if kind == "ours" else make_hf(), tmp_path, "theirs")
     out = ours(tokens)
     torch.testing.assert_close(getattr(out, "logits", out), theirs(tokens).logits, rtol=0, atol=1e-5)
     assert lora.adapters(ours) == ["theirs"]
@@ -40,7 +41,7 @@ def test_the_file_holds_the_names_that_peft_writes(tmp_path):
 
     case = dict(r=2, alpha=4, target_modules=("q_proj", "v_proj"))
     peft_model(make_hf(), **case).save_pretrained(tmp_path / "theirs")
-    lora_adapters.save(lora.apply(make_llama(), LoRAConfig(**case)), tmp_path / "ours")
+    files.save(lora.apply(make_llama(), LoRAConfig(**case)), tmp_path / "ours")
     ours, theirs = (load_file(tmp_path / side / "adapter_model.safetensors") for side in ("ours", "theirs"))
     assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
     ours, theirs = (json.loads((tmp_path / side / "adapter_config.json").read_text()) for side in ("ours", "theirs"))
@@ -56,18 +57,18 @@ def test_the_file_holds_the_names_that_peft_writes(tmp_path):
     [("use_dora", True), ("bias", "all"), ("modules_to_save", ["lm_head"]), ("layers_to_transform", [0])],
 )
 def test_a_setting_that_is_not_plain_lora_is_named(setting, value, tmp_path, llama):
-    lora_adapters.save(lora.apply(make_llama(), LoRAConfig()), tmp_path)
+    files.save(lora.apply(make_llama(), LoRAConfig()), tmp_path)
     file = tmp_path / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {setting: value}))
     with pytest.raises(ValueError, match=setting):
-        lora_adapters.load(llama, tmp_path)
+        files.load(llama, tmp_path)
 
 
 def test_a_wrong_shape_names_the_tensor_and_leaves_the_model_alone(tmp_path, tokens):
-    lora_adapters.save(lora.apply(make_llama(hidden_size=36, head_dim=4), LoRAConfig()), tmp_path)
+    files.save(lora.apply(make_llama(hidden_size=36, head_dim=4), LoRAConfig()), tmp_path)
     model = make_llama()
     with pytest.raises(ValueError, match=r"layers\.0\.self_attn\.q_proj\.lora_A\.weight.*\(8, 36\).*needs \(8, 24\)"):
-        lora_adapters.load(model, tmp_path)
+        files.load(model, tmp_path)
     assert lora.adapters(model) == [] and not walk.installed(model, walk.Wrapper)
 
 
@@ -78,15 +79,15 @@ def test_base_weights_in_the_file_are_passed_over_only_if_they_are_this_model_s(
         theirs.base_model.model.lm_head.base_layer.weight += change
     theirs.save_pretrained(tmp_path, save_embedding_layers=True)
     if message is None:
-        assert lora.adapters(lora_adapters.load(make_llama(), tmp_path)) == ["default"]
+        assert lora.adapters(files.load(make_llama(), tmp_path)) == ["default"]
         return
     with pytest.raises(ValueError, match=message):
-        lora_adapters.load(make_llama(), tmp_path)
+        files.load(make_llama(), tmp_path)
 
 
 def test_only_an_adapter_that_is_there_is_saved(llama, tmp_path):
     with pytest.raises(ValueError, match="'bible' is not on the model"):
-        lora_adapters.save(llama, tmp_path, "bible")
+        files.save(llama, tmp_path, "bible")
 
 
 # Several adapters ---------------------------------------------------------------------------------------------------
@@ -116,16 +117,16 @@ def test_the_newest_adapter_is_active_and_alone_trains(two):
 
 def test_disabled_is_the_base_and_gives_the_adapters_back(two, tokens):
     adapted = two(tokens)
-    with lora_adapters.disabled(two):
+    with files.disabled(two):
         torch.testing.assert_close(two(tokens), make_llama()(tokens), rtol=0, atol=0)
     assert torch.equal(two(tokens), adapted)
-    with pytest.raises(KeyError), lora_adapters.disabled(two):
+    with pytest.raises(KeyError), files.disabled(two):
         raise KeyError
     assert torch.equal(two(tokens), adapted)
 
 
 def test_a_mixture_has_exactly_the_weighted_sum_of_the_changes(two, tokens):
-    lora_adapters.combine(two, {"a": 0.3, "b": -0.7}, "mix")
+    files.combine(two, {"a": 0.3, "b": -0.7}, "mix")
     for layer in walk.installed(two, lora.LoRALinear).values():
         delta = {n: lora.delta_weight(layer.lora_A[n], layer.lora_B[n], layer.scaling[n]) for n in layer.configs}
         expected = 0.3 * delta.get("a", 0) - 0.7 * delta.get("b", 0)
@@ -134,11 +135,11 @@ def test_a_mixture_has_exactly_the_weighted_sum_of_the_changes(two, tokens):
 
 
 def test_a_mixture_of_one_is_that_one_and_can_be_saved(two, tokens, tmp_path):
-    lora_adapters.combine(two, {"b": 1.0}, "twin")
+    files.combine(two, {"b": 1.0}, "twin")
     torch.testing.assert_close(logits_of(two, "twin", tokens), logits_of(two, "b", tokens), rtol=0, atol=1e-5)
-    lora_adapters.combine(two, {"a": 0.5, "b": 0.5}, "mix")
-    lora_adapters.save(two, tmp_path, "mix")
-    loaded = lora_adapters.load(make_llama(), tmp_path)
+    files.combine(two, {"a": 0.5, "b": 0.5}, "mix")
+    files.save(two, tmp_path, "mix")
+    loaded = files.load(make_llama(), tmp_path)
     assert torch.equal(loaded(tokens), logits_of(two, "mix", tokens))
 
 
@@ -156,14 +157,14 @@ def test_a_mixture_is_peft_s_cat(tokens):
     copy_factors(theirs, ours)
     theirs.add_weighted_adapter(["default", "b"], [0.3, 0.6], "mix", combination_type="cat")
     theirs.set_adapter("mix")
-    lora_adapters.combine(ours, {"default": 0.3, "b": 0.6}, "mix")
+    files.combine(ours, {"default": 0.3, "b": 0.6}, "mix")
     torch.testing.assert_close(ours(tokens), theirs(tokens).logits, rtol=0, atol=1e-5)
 
 
 def test_each_row_goes_through_its_own_adapter(two, tokens):
     expected = torch.stack([logits_of(two, a, tokens)[i] for i, a in enumerate(["b", [], "a"])])
     lora.set_adapter(two, ["a", "b"])
-    with lora_adapters.by_row(two, ["b", None, "a"]):
+    with files.by_row(two, ["b", None, "a"]):
         torch.testing.assert_close(two(tokens), expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(two(tokens), logits_of(two, ["a", "b"], tokens), rtol=0, atol=0)
 
@@ -178,7 +179,7 @@ def test_rows_are_peft_s_adapter_names(tokens):
     randomise(theirs)
     ours = lora.apply(lora.apply(make_llama(), LoRAConfig(r=2, alpha=6)), LoRAConfig(r=3, alpha=3), "b")
     copy_factors(theirs, ours)
-    with lora_adapters.by_row(ours, ["b", None, "default"]):
+    with files.by_row(ours, ["b", None, "default"]):
         mine = ours(tokens)
     expected = theirs.eval()(tokens, adapter_names=["b", "__base__", "default"]).logits
     torch.testing.assert_close(mine, expected, rtol=0, atol=1e-5)
@@ -187,10 +188,10 @@ def test_rows_are_peft_s_adapter_names(tokens):
 def test_rows_must_fit_the_batch_and_name_what_is_there(two, tokens):
     with (
         pytest.raises(ValueError, match="rows names 2 adapters for a batch of 3"),
-        lora_adapters.by_row(two, ["a", "b"]),
+        files.by_row(two, ["a", "b"]),
     ):
         two(tokens)
-    with pytest.raises(ValueError, match="'c' is not on the model"), lora_adapters.by_row(two, ["a", "b", "c"]):
+    with pytest.raises(ValueError, match="'c' is not on the model"), files.by_row(two, ["a", "b", "c"]):
         pass
     assert all(layer.rows is None for layer in walk.installed(two, lora.LoRALinear).values())
 
@@ -198,9 +199,9 @@ def test_rows_must_fit_the_batch_and_name_what_is_there(two, tokens):
 def test_merged_adapters_cannot_be_mixed_served_or_disabled(two, llama):
     lora.merge(two)
     for call in (
-        lambda: lora_adapters.combine(two, {"a": 1.0}, "mix"),
-        lambda: lora_adapters.by_row(two, ["a"]).__enter__(),
-        lambda: lora_adapters.disabled(two).__enter__(),
+        lambda: files.combine(two, {"a": 1.0}, "mix"),
+        lambda: files.by_row(two, ["a"]).__enter__(),
+        lambda: files.disabled(two).__enter__(),
     ):
         with pytest.raises(ValueError, match=r"unmerge\(model\) first"):
             call()
@@ -208,4 +209,4 @@ def test_merged_adapters_cannot_be_mixed_served_or_disabled(two, llama):
 
 def test_a_mixture_of_nothing_is_refused(two):
     with pytest.raises(ValueError, match="no adapter to combine"):
-        lora_adapters.combine(two, {}, "mix")
+        files.combine(two, {}, "mix")

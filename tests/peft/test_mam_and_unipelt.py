@@ -7,10 +7,14 @@ import torch
 import torch.nn.functional as F
 
 from llmlab.models.cache import KVCache
-from llmlab.peft import bottleneck, gates, ia3, lora, mam, parallel_adapter, qlora, unipelt, walk
-from llmlab.peft.mam import MAMConfig
-from llmlab.peft.parallel_adapter import ParallelAdapterConfig
-from llmlab.peft.unipelt import UniPELTConfig
+from llmlab.peft import ia3, walk
+from llmlab.peft.adapters import bottleneck, parallel_adapter
+from llmlab.peft.adapters.parallel_adapter import ParallelAdapterConfig
+from llmlab.peft.lora import lora
+from llmlab.peft.mam_and_unipelt import gates, mam, unipelt
+from llmlab.peft.mam_and_unipelt.mam import MAMConfig
+from llmlab.peft.mam_and_unipelt.unipelt import UniPELTConfig
+from llmlab.peft.qlora import qlora
 from tests.peft import goldens
 from tests.peft.conftest import make_hf, make_llama
 from tests.peft.test_adapters import parts_of, run, stir
@@ -151,7 +155,7 @@ def gates_of(model):
 
 
 def test_shut_gates_leave_the_base_but_for_the_prefix_s_share_of_attention(tokens):
-    from llmlab.peft import prefix_tuning
+    from llmlab.peft.prompt_and_prefix_tuning import prefix_tuning
 
     model = stir(unipelt.apply(make_llama(), UNI))
     for method in ("lora", "prefix", "adapter"):
@@ -161,7 +165,7 @@ def test_shut_gates_leave_the_base_but_for_the_prefix_s_share_of_attention(token
 
 
 def test_an_open_prefix_gate_is_plain_prefix_tuning(tokens):
-    from llmlab.peft import prefix_tuning
+    from llmlab.peft.prompt_and_prefix_tuning import prefix_tuning
 
     model = stir(unipelt.apply(make_llama(), UNI), std=0.5)
     for method, bias in (("lora", -100.0), ("prefix", 100.0), ("adapter", -100.0)):

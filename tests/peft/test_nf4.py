@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmlab.peft import nf4
+from llmlab.peft.qlora import nf4
 
 SHAPES = [(1,), (2,), (64,), (66,), (128, 128), (24, 40), (40, 24), (8, 24), (300, 1000), (33, 130)]
 ODD = [(7,), (65,), (129, 33)]  # the last byte is half empty

@@ -3,9 +3,11 @@
 import pytest
 import torch
 
-from llmlab.peft import label_head, p_tuning, p_tuning_v2, prefix_tuning, walk
-from llmlab.peft.p_tuning import PTuningConfig
-from llmlab.peft.p_tuning_v2 import PTuningV2Config
+from llmlab.peft import label_head, walk
+from llmlab.peft.p_tuning import p_tuning, p_tuning_v2
+from llmlab.peft.p_tuning.p_tuning import PTuningConfig
+from llmlab.peft.p_tuning.p_tuning_v2 import PTuningV2Config
+from llmlab.peft.prompt_and_prefix_tuning import prefix_tuning
 from tests.peft.conftest import SHAPE, make_hf, make_llama
 from tests.peft.prompts import logits_of
 

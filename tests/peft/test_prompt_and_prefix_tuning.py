@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from llmlab.peft import prefix_tuning, prompt_tuning, virtual_tokens
-from llmlab.peft.prefix_tuning import PrefixTuningConfig
-from llmlab.peft.prompt_tuning import PromptTuningConfig
+from llmlab.peft.prompt_and_prefix_tuning import prefix_tuning, prompt_tuning, virtual_tokens
+from llmlab.peft.prompt_and_prefix_tuning.prefix_tuning import PrefixTuningConfig
+from llmlab.peft.prompt_and_prefix_tuning.prompt_tuning import PromptTuningConfig
 from tests.peft.conftest import make_hf, make_llama
 from tests.peft.prompts import logits_of
 

@@ -6,8 +6,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from llmlab.models.llama import Llama, LlamaConfig
-from llmlab.peft import lora, nf4, paging, qlora, walk
-from llmlab.peft.qlora import Linear4bit, QLoRAConfig
+from llmlab.peft import walk
+from llmlab.peft.lora import lora
+from llmlab.peft.qlora import nf4, paging, qlora
+from llmlab.peft.qlora.qlora import Linear4bit, QLoRAConfig
 from tests.peft.conftest import SHAPE, make_hf, make_llama, randomise
 from tests.peft.test_lora import copy_factors, loss_of
 

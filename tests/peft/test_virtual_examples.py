@@ -3,8 +3,8 @@
 import pytest
 
 from llmlab.models import course_model
-from llmlab.peft import virtual_tokens
 from llmlab.peft.examples import virtual_text
+from llmlab.peft.prompt_and_prefix_tuning import virtual_tokens
 
 
 @pytest.mark.parametrize("method", virtual_text.METHODS)

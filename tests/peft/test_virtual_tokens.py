@@ -8,7 +8,10 @@ import torch
 from llmlab.models.cache import KVCache
 from llmlab.models.generation import generate
 from llmlab.models.llama import Llama, LlamaConfig
-from llmlab.peft import lora, p_tuning, p_tuning_v2, prefix_tuning, prefixes, prompt_tuning, virtual_tokens, walk
+from llmlab.peft import walk
+from llmlab.peft.lora import lora
+from llmlab.peft.p_tuning import p_tuning, p_tuning_v2
+from llmlab.peft.prompt_and_prefix_tuning import prefix_tuning, prefixes, prompt_tuning, virtual_tokens
 from llmlab.training import pretraining
 from tests.peft.conftest import make_hf, make_llama
 from tests.peft.prompts import (

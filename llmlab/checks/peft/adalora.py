@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from llmlab.course.checking import Checks, Mistake, close, diagnose, expect
-from llmlab.peft import adalora, adalora_budget
+from llmlab.peft import adalora
 from llmlab.peft.adalora import AdaLoRAConfig
+from llmlab.peft.adalora import budget as adalora_budget
 
 check = Checks("04-peft/06-adalora")
 

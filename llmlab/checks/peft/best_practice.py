@@ -11,7 +11,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from llmlab.course.checking import Checks, Mistake, close, diagnose, expect
 from llmlab.models import course_model
-from llmlab.peft import comparison
+from llmlab.peft.best_practice import comparison
 from llmlab.training import tasks
 
 check = Checks("04-peft/11-best-practice")

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from llmlab.course.checking import Checks, Mistake, close, diagnose, expect
-from llmlab.peft import lora, lora_adapters, prompt_tuning, walk
+from llmlab.peft import lora, walk
+from llmlab.peft.lora import files
+from llmlab.peft.prompt_and_prefix_tuning import prompt_tuning
 
 check = Checks("04-peft/10-peft-library")
 SHAPE = dict(vocab_size=61, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=6)
@@ -33,7 +35,7 @@ def _adapter(base: nn.Module, r: int, alpha: float, dropout: float = 0.0) -> tup
     for layer in walk.installed(model, lora.LoRALinear).values():
         nn.init.normal_(layer.lora_B["default"], std=0.3)
     folder = tempfile.mkdtemp()
-    lora_adapters.save(model, folder)
+    files.save(model, folder)
     return folder, model.eval()
 
 

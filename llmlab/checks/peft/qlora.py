@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from llmlab.course.checking import Checks, Mistake, close, diagnose, expect
-from llmlab.peft import nf4
+from llmlab.peft.qlora import nf4
 
 check = Checks("04-peft/07-qlora")
 

@@ -15,8 +15,9 @@ import os
 import torch
 import torch.distributed as dist
 
-from llmlab.peft import adapters, mam, unipelt, walk
+from llmlab.peft import adapters, walk
 from llmlab.peft.examples import lora_text
+from llmlab.peft.mam_and_unipelt import mam, unipelt
 
 METHODS = {
     "houlsby": (adapters, lambda a: adapters.AdapterConfig("houlsby", a.bottleneck), 1e-2),

@@ -4,7 +4,7 @@
     torchrun --nproc-per-node 8 -m llmlab.peft.examples.lora_text --model … --text notes.txt --out adapter
 
 Each process holds the frozen model and draws its own windows; only the gradients of A and B are averaged. The folder
-that comes out is opened by `llmlab.peft.lora_adapters.load` and by `peft.PeftModel.from_pretrained`.
+that comes out is opened by `llmlab.peft.lora.files.load` and by `peft.PeftModel.from_pretrained`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from llmlab.models.language_model import next_token_loss
-from llmlab.peft import lora, lora_adapters, walk
+from llmlab.peft import lora, walk
+from llmlab.peft.lora import files
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -39,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
     losses = train(model, tokens, args, rank, world)
     if rank == 0:
-        lora_adapters.save(model, args.out)
+        files.save(model, args.out)
         print(f"loss {losses[0]:.3f} at the first step, {losses[-1]:.3f} at the last; adapter saved in {args.out}")
     if world > 1:
         dist.destroy_process_group()

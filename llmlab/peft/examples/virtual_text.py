@@ -15,8 +15,10 @@ import os
 import torch
 import torch.distributed as dist
 
-from llmlab.peft import p_tuning, p_tuning_v2, prefix_tuning, prompt_tuning, walk
+from llmlab.peft import p_tuning, walk
 from llmlab.peft.examples import lora_text
+from llmlab.peft.p_tuning import p_tuning_v2
+from llmlab.peft.prompt_and_prefix_tuning import prefix_tuning, prompt_tuning
 
 METHODS = {
     "prompt": (prompt_tuning, prompt_tuning.PromptTuningConfig, 0.1),

@@ -2,7 +2,9 @@
 
 import torch
 
-from llmlab.peft import bitfit, ia3, lora, prompt_tuning
+from llmlab.peft import bitfit, ia3
+from llmlab.peft.lora import lora
+from llmlab.peft.prompt_and_prefix_tuning import prompt_tuning
 from llmlab.training import tasks
 from tests.checks.rejecting import Wrong, rejects
 

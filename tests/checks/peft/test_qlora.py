@@ -27,7 +27,7 @@ def even(bits, offset):
 
 
 def table(bits, offset):
-    from llmlab.peft.nf4 import NF4
+    from llmlab.peft.qlora.nf4 import NF4
 
     return torch.tensor(NF4)
 

@@ -25,8 +25,9 @@ from torch import Tensor, nn
 
 from llmlab.models.attention import sdpa
 from llmlab.models.llama import Llama, rope_tables
-from llmlab.peft import bottleneck, bottleneck_files, checkpoint
-from llmlab.peft.bottleneck import names as adapters
+from llmlab.peft import checkpoint
+from llmlab.peft.adapters import bottleneck, files
+from llmlab.peft.adapters.bottleneck import names as adapters
 
 PEFT_TYPE = "BOTTLENECK"
 KINDS = {"houlsby": ("after_attention", "after_mlp"), "pfeiffer": ("after_block",)}
@@ -83,7 +84,7 @@ def num_parameters(model: nn.Module, config: AdapterConfig) -> int:
 
 def save(model: nn.Module, folder: str | Path, adapter: str = "default") -> None:
     """Write one adapter (safetensors)."""
-    bottleneck_files.save(model, folder, adapter, PEFT_TYPE)
+    files.save(model, folder, adapter, PEFT_TYPE)
 
 
 def load(model: nn.Module, folder: str | Path, adapter: str = "default") -> nn.Module:
@@ -94,9 +95,9 @@ def load(model: nn.Module, folder: str | Path, adapter: str = "default") -> nn.M
         ValueError: another method's adapter, or one of a model of another shape. The model is then as it was.
     """
     settings, tensors = checkpoint.read(folder, PEFT_TYPE)
-    config = bottleneck_files.settings_of(AdapterConfig, settings)
+    config = files.settings_of(AdapterConfig, settings)
     apply(model, config, adapter)
-    return bottleneck_files.fill(model, adapter, tensors, undo=lambda: remove(model, adapter))
+    return files.fill(model, adapter, tensors, undo=lambda: remove(model, adapter))
 
 
 # AdapterDrop --------------------------------------------------------------------------------------------------------

@@ -24,12 +24,12 @@ import torch
 from torch import Tensor, nn
 
 from llmlab.models.llama import Llama
-from llmlab.peft import adapters as bottlenecks
-from llmlab.peft import bottleneck, bottleneck_files, checkpoint, lora, prefix_tuning, virtual_tokens, walk
-from llmlab.peft.adapters import AdapterConfig
-from llmlab.peft.gates import Call, Gate, GatedLoRALinear, PrefixGates
+from llmlab.peft import checkpoint, lora, walk
+from llmlab.peft.adapters import AdapterConfig, bottleneck, files
+from llmlab.peft.adapters import adapters as bottlenecks
 from llmlab.peft.lora import LoRAConfig
-from llmlab.peft.prefix_tuning import PrefixTuningConfig
+from llmlab.peft.mam_and_unipelt.gates import Call, Gate, GatedLoRALinear, PrefixGates
+from llmlab.peft.prompt_and_prefix_tuning import PrefixTuningConfig, prefix_tuning, virtual_tokens
 
 PEFT_TYPE = "UNIPELT"
 PREFIX = "virtual_tokens.prompt_embeddings"
@@ -206,7 +206,7 @@ def num_parameters(model: nn.Module, config: UniPELTConfig) -> int:
 
 def _parts(model: nn.Module, adapter: str) -> dict[str, Tensor]:
     """All that a file holds but the prefix: the model's own tensors."""
-    found = bottleneck_files.tensors(model, adapter)
+    found = files.tensors(model, adapter)
     for name, layer in walk.installed(model, GatedLoRALinear).items():
         found |= {f"{name}.lora_A.weight": layer.lora_A[adapter], f"{name}.lora_B.weight": layer.lora_B[adapter]}
         found |= {f"{name}.gate.{what}": t for what, t in layer.gates[adapter].state_dict().items()}
@@ -232,7 +232,7 @@ def load(model: nn.Module, folder: str | Path, adapter: str = "default") -> nn.M
         ValueError: another method's adapter, or one of a model of another shape. The model is then as it was.
     """
     settings, tensors = checkpoint.read(folder, PEFT_TYPE)
-    apply(model, bottleneck_files.settings_of(UniPELTConfig, settings), adapter)
+    apply(model, files.settings_of(UniPELTConfig, settings), adapter)
     mine = _parts(model, adapter) | {PREFIX: virtual_tokens.get(model, adapter)[0].embedding}
     try:
         checkpoint.check_tensors(tensors, {name: tuple(t.shape) for name, t in mine.items()})

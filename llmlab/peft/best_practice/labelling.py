@@ -19,12 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmlab.models import course_model
-from llmlab.peft import label_head, p_tuning, p_tuning_v2
+from llmlab.peft import label_head, p_tuning
+from llmlab.peft.p_tuning import p_tuning_v2
 
 BOOKS = ("addresses", "moby-dick", "bible")
 LENGTH, BATCH, VIRTUAL, HEAD_RATE, WARMUP = 24, 16, 16, 1e-2, 5
 RATES = {"probe": (0.0,), "shallow": (3e-3, 1e-2, 3e-2), "deep": (3e-2, 1e-1, 3e-1), "full": (3e-4, 1e-3, 3e-3)}
-FILE = Path(__file__).parent / "data" / "label_curves.csv"
+FILE = Path(__file__).parents[1] / "data" / "label_curves.csv"
 HEADS = (".head.weight", "lm_head.weight")
 
 

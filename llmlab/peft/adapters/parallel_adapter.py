@@ -17,8 +17,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from llmlab.peft import bottleneck, bottleneck_files, checkpoint
-from llmlab.peft.bottleneck import names as adapters
+from llmlab.peft import checkpoint
+from llmlab.peft.adapters import bottleneck, files
+from llmlab.peft.adapters.bottleneck import names as adapters
 
 PEFT_TYPE = "PARALLEL_ADAPTER"
 READS = {"normed": "beside_mlp", "residual": "beside_mlp_residual"}
@@ -74,7 +75,7 @@ def num_parameters(model: nn.Module, config: ParallelAdapterConfig) -> int:
 
 def save(model: nn.Module, folder: str | Path, adapter: str = "default") -> None:
     """Write one adapter (safetensors)."""
-    bottleneck_files.save(model, folder, adapter, PEFT_TYPE)
+    files.save(model, folder, adapter, PEFT_TYPE)
 
 
 def load(model: nn.Module, folder: str | Path, adapter: str = "default") -> nn.Module:
@@ -85,5 +86,5 @@ def load(model: nn.Module, folder: str | Path, adapter: str = "default") -> nn.M
         ValueError: another method's adapter, or one of a model of another shape. The model is then as it was.
     """
     settings, tensors = checkpoint.read(folder, PEFT_TYPE)
-    apply(model, bottleneck_files.settings_of(ParallelAdapterConfig, settings), adapter)
-    return bottleneck_files.fill(model, adapter, tensors, undo=lambda: remove(model, adapter))
+    apply(model, files.settings_of(ParallelAdapterConfig, settings), adapter)
+    return files.fill(model, adapter, tensors, undo=lambda: remove(model, adapter))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from llmlab.peft import walk
 from llmlab.peft.lora import LoRALinear
-from llmlab.peft.prefixes import PrefixCache
+from llmlab.peft.prompt_and_prefix_tuning import PrefixCache
 
 
 def pooled_gate(

@@ -15,7 +15,7 @@ from pathlib import Path
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-FILE = Path(__file__).parent / "data" / "sweep.csv"
+FILE = Path(__file__).parents[1] / "data" / "sweep.csv"
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from llmlab.peft import label_head, prefixes, prompt_files, virtual_tokens
-from llmlab.peft.virtual_tokens import adapters, embedding_of, fold, remove, set_adapter, shape_of
+from llmlab.peft import label_head
+from llmlab.peft.prompt_and_prefix_tuning import (
+    adapters,
+    embedding_of,
+    files,
+    fold,
+    prefixes,
+    remove,
+    set_adapter,
+    shape_of,
+    virtual_tokens,
+)
 
 __all__ = ["PTuningConfig", "adapters", "apply", "fold", "load", "num_parameters", "remove", "save", "set_adapter"]
 ENCODERS = ("MLP", "LSTM")
@@ -119,7 +129,7 @@ def save(model: nn.Module, folder: str | Path, adapter: str = "default") -> None
         "encoder_num_layers": config.lstm_layers,
         "encoder_dropout": config.dropout,
     }
-    prompt_files.save(model, folder, adapter, "P_TUNING", settings)
+    files.save(model, folder, adapter, "P_TUNING", settings)
 
 
 def load(model: nn.Module, folder: str | Path, adapter: str = "default") -> nn.Module:
@@ -129,8 +139,8 @@ def load(model: nn.Module, folder: str | Path, adapter: str = "default") -> nn.M
         FileNotFoundError: a file is missing.
         ValueError: another method's adapter, or one of a model of another width. The model is then as it was.
     """
-    settings, table = prompt_files.read(model, folder, "P_TUNING")
-    labels, per_token = prompt_files.labels_of(table)
+    settings, table = files.read(model, folder, "P_TUNING")
+    labels, per_token = files.labels_of(table)
     config = PTuningConfig(
         settings["num_virtual_tokens"],
         encoder=settings.get("encoder_reparameterization_type") or "MLP",

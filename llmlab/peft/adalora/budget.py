@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from llmlab.peft.adalora import AdaLoRAConfig, layers_of
+from llmlab.peft.adalora.adalora import AdaLoRAConfig, layers_of
 
 FACTORS = ("lora_A", "lora_E", "lora_B")
 

@@ -23,8 +23,18 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from llmlab.peft import label_head, prefixes, prompt_files, virtual_tokens
-from llmlab.peft.virtual_tokens import adapters, embedding_of, fold, remove, set_adapter, shape_of
+from llmlab.peft import label_head
+from llmlab.peft.prompt_and_prefix_tuning import (
+    adapters,
+    embedding_of,
+    files,
+    fold,
+    prefixes,
+    remove,
+    set_adapter,
+    shape_of,
+    virtual_tokens,
+)
 
 __all__ = ["PTuningV2Config", "adapters", "apply", "fold", "load", "num_parameters", "remove", "save", "set_adapter"]
 
@@ -93,7 +103,7 @@ def save(model: nn.Module, folder: str | Path, adapter: str = "default") -> None
     """Write prompts and head as `peft` does for its PrefixTuningConfig."""
     _, config = virtual_tokens.get(model, adapter)
     settings = {"prefix_projection": config.projection, "encoder_hidden_size": config.hidden}
-    prompt_files.save(model, folder, adapter, "PREFIX_TUNING", settings)
+    files.save(model, folder, adapter, "PREFIX_TUNING", settings)
 
 
 def load(model: nn.Module, folder: str | Path, adapter: str = "default") -> nn.Module:
@@ -103,7 +113,7 @@ def load(model: nn.Module, folder: str | Path, adapter: str = "default") -> nn.M
         FileNotFoundError: a file is missing.
         ValueError: another method's adapter, or one of a model of another shape. The model is then as it was.
     """
-    settings, encoder = prompt_files.read(model, folder, "PREFIX_TUNING")
-    labels, per_token = prompt_files.labels_of(encoder)
+    settings, encoder = files.read(model, folder, "PREFIX_TUNING")
+    labels, per_token = files.labels_of(encoder)
     config = PTuningV2Config(settings["num_virtual_tokens"], labels, per_token)
     return virtual_tokens.install(model, encoder, config, adapter)

@@ -45,7 +45,7 @@ class Method:
         if not self.module:
             return model.requires_grad_(True)
         settings = dict(self.settings)
-        if self.module == "adalora":  # its budget is a schedule of steps
+        if self.module == "adalora.adalora":  # its budget is a schedule of steps
             settings |= {"total_step": steps, "tinit": steps // 8, "tfinal": steps // 4}
         module = self.load()
         return module.apply(model, getattr(module, self.config)(**settings))
@@ -54,24 +54,94 @@ class Method:
 ALL = {"target_modules": walk.ALL_LINEAR}
 NONE, TOKENS, PREFIX, LAYERS = "", "longer input", "longer cache", "more layers"
 
-# fmt: off
 METHODS = (
-    Method("full fine-tuning", "",             "",                   {},                                          True,  NONE),
-    Method("BitFit",           "bitfit",       "BitFitConfig",       ALL,                                         True,  NONE,   "zaken2021bitfit"),
-    Method("(IA)³",            "ia3",          "IA3Config",          {},                                          True,  NONE,   "liu2022fewshot"),
-    Method("Prompt Tuning",    "prompt_tuning", "PromptTuningConfig", {"num_virtual_tokens": 76},                 False, TOKENS, "lester2021power"),
-    Method("P-Tuning",         "p_tuning",     "PTuningConfig",      {"num_virtual_tokens": 20, "hidden": 24},    False, TOKENS, "liu2021gpt"),
-    Method("Prefix Tuning",    "prefix_tuning", "PrefixTuningConfig", {"num_virtual_tokens": 20, "hidden": 13},   False, PREFIX, "li2021prefix"),
-    Method("P-Tuning v2",      "p_tuning_v2",  "PTuningV2Config",    {"num_virtual_tokens": 19},                  False, PREFIX, "liu2022ptuning"),
-    Method("Houlsby adapters", "adapters",     "AdapterConfig",      {"kind": "houlsby", "bottleneck": 4},        False, LAYERS, "houlsby2019adapters"),
-    Method("Pfeiffer adapters", "adapters",    "AdapterConfig",      {"kind": "pfeiffer", "bottleneck": 9},       False, LAYERS, "pfeiffer2021adapterfusion"),
-    Method("LoRA",             "lora",         "LoRAConfig",         ALL | {"r": 1, "alpha": 2},                  True,  NONE,   "hu2021lora"),
-    Method("AdaLoRA",          "adalora",      "AdaLoRAConfig",      ALL | {"init_r": 2, "target_r": 1, "alpha": 4}, True, NONE,  "zhang2023adalora"),
-    Method("QLoRA",            "qlora",        "QLoRAConfig",        ALL | {"r": 1, "alpha": 2},                  False, "4-bit base", "dettmers2023qlora"),
-    Method("MAM adapter",      "mam",          "MAMConfig",          {"num_virtual_tokens": 6, "projection": False, "hidden": None, "bottleneck": 6}, False, f"{PREFIX}, {LAYERS}", "he2022towards"),
-    Method("UniPELT",          "unipelt",      "UniPELTConfig",      {"num_virtual_tokens": 5, "projection": False, "hidden": None, "bottleneck": 3, "r": 1, "alpha": 2}, False, f"{PREFIX}, {LAYERS}", "mao2022unipelt"),
+    Method("full fine-tuning", "", "", {}, True, NONE),
+    Method("BitFit", "bitfit", "BitFitConfig", ALL, True, NONE, "zaken2021bitfit"),
+    Method("(IA)³", "ia3", "IA3Config", {}, True, NONE, "liu2022fewshot"),
+    Method(
+        "Prompt Tuning",
+        "prompt_and_prefix_tuning.prompt_tuning",
+        "PromptTuningConfig",
+        {"num_virtual_tokens": 76},
+        False,
+        TOKENS,
+        "lester2021power",
+    ),
+    Method(
+        "P-Tuning",
+        "p_tuning.p_tuning",
+        "PTuningConfig",
+        {"num_virtual_tokens": 20, "hidden": 24},
+        False,
+        TOKENS,
+        "liu2021gpt",
+    ),
+    Method(
+        "Prefix Tuning",
+        "prompt_and_prefix_tuning.prefix_tuning",
+        "PrefixTuningConfig",
+        {"num_virtual_tokens": 20, "hidden": 13},
+        False,
+        PREFIX,
+        "li2021prefix",
+    ),
+    Method(
+        "P-Tuning v2",
+        "p_tuning.p_tuning_v2",
+        "PTuningV2Config",
+        {"num_virtual_tokens": 19},
+        False,
+        PREFIX,
+        "liu2022ptuning",
+    ),
+    Method(
+        "Houlsby adapters",
+        "adapters.adapters",
+        "AdapterConfig",
+        {"kind": "houlsby", "bottleneck": 4},
+        False,
+        LAYERS,
+        "houlsby2019adapters",
+    ),
+    Method(
+        "Pfeiffer adapters",
+        "adapters.adapters",
+        "AdapterConfig",
+        {"kind": "pfeiffer", "bottleneck": 9},
+        False,
+        LAYERS,
+        "pfeiffer2021adapterfusion",
+    ),
+    Method("LoRA", "lora.lora", "LoRAConfig", ALL | {"r": 1, "alpha": 2}, True, NONE, "hu2021lora"),
+    Method(
+        "AdaLoRA",
+        "adalora.adalora",
+        "AdaLoRAConfig",
+        ALL | {"init_r": 2, "target_r": 1, "alpha": 4},
+        True,
+        NONE,
+        "zhang2023adalora",
+    ),
+    Method("QLoRA", "qlora.qlora", "QLoRAConfig", ALL | {"r": 1, "alpha": 2}, False, "4-bit base", "dettmers2023qlora"),
+    Method(
+        "MAM adapter",
+        "mam_and_unipelt.mam",
+        "MAMConfig",
+        {"num_virtual_tokens": 6, "projection": False, "hidden": None, "bottleneck": 6},
+        False,
+        f"{PREFIX}, {LAYERS}",
+        "he2022towards",
+    ),
+    Method(
+        "UniPELT",
+        "mam_and_unipelt.unipelt",
+        "UniPELTConfig",
+        {"num_virtual_tokens": 5, "projection": False, "hidden": None, "bottleneck": 3, "r": 1, "alpha": 2},
+        False,
+        f"{PREFIX}, {LAYERS}",
+        "mao2022unipelt",
+    ),
 )
-# fmt: on
 
 
 def method(name: str) -> Method:
@@ -88,11 +158,12 @@ def method(name: str) -> Method:
 
 def hooks(model: nn.Module) -> dict[str, Callable]:
     """What a training loop must do for the method on `model` besides the loss: {} for all but AdaLoRA."""
-    from llmlab.peft import adalora, adalora_budget
+    from llmlab.peft import adalora
+    from llmlab.peft.adalora import budget
 
     if not walk.installed(model, adalora.SVDLinear):
         return {}
-    return {"penalty": lambda: adalora.regularizer(model), "after_step": adalora_budget.RankAllocator(model).step}
+    return {"penalty": lambda: adalora.regularizer(model), "after_step": budget.RankAllocator(model).step}
 
 
 def optimizer_bytes(model: nn.Module) -> int:

@@ -20,8 +20,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from llmlab.peft import prompt_files, virtual_tokens
-from llmlab.peft.virtual_tokens import adapters, embedding_of, fold, remove, set_adapter, shape_of
+from llmlab.peft.prompt_and_prefix_tuning import files, virtual_tokens
+from llmlab.peft.prompt_and_prefix_tuning.virtual_tokens import (
+    adapters,
+    embedding_of,
+    fold,
+    remove,
+    set_adapter,
+    shape_of,
+)
 
 __all__ = ["PromptTuningConfig", "adapters", "apply", "fold", "load", "num_parameters", "remove", "save", "set_adapter"]
 STARTS = ("vocab", "text", "random")
@@ -86,7 +93,7 @@ def num_parameters(model: nn.Module, config: PromptTuningConfig) -> int:
 
 def save(model: nn.Module, folder: str | Path, adapter: str = "default") -> None:
     """Write one soft prompt as `peft` does: `PeftModel.from_pretrained(base, folder)` opens it."""
-    prompt_files.save(model, folder, adapter, "PROMPT_TUNING", {"prompt_tuning_init": "RANDOM"})
+    files.save(model, folder, adapter, "PROMPT_TUNING", {"prompt_tuning_init": "RANDOM"})
 
 
 def load(model: nn.Module, folder: str | Path, adapter: str = "default") -> nn.Module:
@@ -96,6 +103,6 @@ def load(model: nn.Module, folder: str | Path, adapter: str = "default") -> nn.M
         FileNotFoundError: a file is missing.
         ValueError: another method's adapter, or one of a model of another width. The model is then as it was.
     """
-    settings, table = prompt_files.read(model, folder, "PROMPT_TUNING")
+    settings, table = files.read(model, folder, "PROMPT_TUNING")
     config = PromptTuningConfig(settings["num_virtual_tokens"], init="random")
     return virtual_tokens.install(model, table, config, adapter)

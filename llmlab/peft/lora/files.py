@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from llmlab.peft import checkpoint, walk
-from llmlab.peft.lora import LoRAConfig, LoRALinear, _known, _layers, _refuse_merged, apply
+from llmlab.peft.lora.lora import LoRAConfig, LoRALinear, _known, _layers, _refuse_merged, apply
 
 # Settings of peft's LoraConfig that would change the maths, and the values that this file can do.
 PLAIN = {

@@ -21,8 +21,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from llmlab.peft import bottleneck, bottleneck_files, checkpoint
-from llmlab.peft.bottleneck import mixtures as fusions
+from llmlab.peft import checkpoint
+from llmlab.peft.adapters import bottleneck, files
+from llmlab.peft.adapters.bottleneck import mixtures as fusions
 
 PEFT_TYPE = "ADAPTER_FUSION"
 OFF_DIAGONAL = 1e-6  # of W_V at the start, as in the authors' code
@@ -138,7 +139,7 @@ def num_parameters(model: nn.Module, places: int | None = None) -> int:
 
 def save(model: nn.Module, folder: str | Path, fusion: str = "fusion") -> None:
     """Write the fusion's matrices (safetensors). Its adapters have folders of their own."""
-    bottleneck_files.save(model, folder, fusion, PEFT_TYPE)
+    files.save(model, folder, fusion, PEFT_TYPE)
 
 
 def load(model: nn.Module, folder: str | Path, fusion: str = "fusion") -> nn.Module:
@@ -150,8 +151,8 @@ def load(model: nn.Module, folder: str | Path, fusion: str = "fusion") -> nn.Mod
     """
     settings, tensors = checkpoint.read(folder, PEFT_TYPE)
     active = {path: site.active for path, site in bottleneck.sites(model).items()}
-    apply(model, bottleneck_files.settings_of(FusionConfig, settings), fusion)
-    return bottleneck_files.fill(model, fusion, tensors, undo=lambda: _undo(model, fusion, active))
+    apply(model, files.settings_of(FusionConfig, settings), fusion)
+    return files.fill(model, fusion, tensors, undo=lambda: _undo(model, fusion, active))
 
 
 def _undo(model: nn.Module, fusion: str, active: dict[str, str | None]) -> None:

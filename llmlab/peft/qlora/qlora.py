@@ -27,8 +27,9 @@ from torch import Tensor, nn
 
 from llmlab.models.accounting import linear_shapes, parameters
 from llmlab.models.llama import LlamaConfig
-from llmlab.peft import lora, lora_adapters, nf4, walk
-from llmlab.peft.lora import LoRAConfig
+from llmlab.peft import lora, walk
+from llmlab.peft.lora import LoRAConfig, files
+from llmlab.peft.qlora import nf4
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,7 @@ def merge_and_unload(model: nn.Module) -> nn.Module:
 
 def save(model: nn.Module, folder: str | Path, adapter: str = "default") -> None:
     """Write one adapter as `peft` does. It is a LoRA adapter: the base's 4 bits are not in it."""
-    lora_adapters.save(model, folder, adapter)
+    files.save(model, folder, adapter)
 
 
 def load(model: nn.Module, folder: str | Path, config: QLoRAConfig, adapter: str = "default") -> nn.Module:
@@ -191,7 +192,7 @@ def load(model: nn.Module, folder: str | Path, config: QLoRAConfig, adapter: str
         FileNotFoundError, ValueError: as `lora_adapters.load` does.
     """
     walk.find(model, config.quantize_modules)
-    lora_adapters.load(model, folder, adapter)
+    files.load(model, folder, adapter)
     return quantize(model, config)
 
 

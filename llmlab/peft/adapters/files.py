@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from llmlab.peft import bottleneck, checkpoint
+from llmlab.peft import checkpoint
+from llmlab.peft.adapters import bottleneck
 
 
 def tensors(model: nn.Module, adapter: str) -> dict[str, Tensor]:

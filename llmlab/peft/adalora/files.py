@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from llmlab.peft import checkpoint, walk
-from llmlab.peft.adalora import AdaLoRAConfig, apply, layers_of
+from llmlab.peft.adalora.adalora import AdaLoRAConfig, apply, layers_of
 
 NAMES = {"alpha": "lora_alpha", "dropout": "lora_dropout", "delta_t": "deltaT"}  # ours: peft's, where they differ
 SAME = ("total_step", "target_r", "init_r", "tinit", "tfinal", "beta1", "beta2", "orth_reg_weight")

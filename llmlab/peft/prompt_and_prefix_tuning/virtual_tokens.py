@@ -24,9 +24,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from llmlab.models.llama import Llama
-from llmlab.peft import prefixes, walk
+from llmlab.peft import walk
 from llmlab.peft.label_head import LabelHead
-from llmlab.peft.prefixes import embedding_of, shape_of
+from llmlab.peft.prompt_and_prefix_tuning import prefixes
+from llmlab.peft.prompt_and_prefix_tuning.prefixes import embedding_of, shape_of
 
 NAME = "virtual_tokens"
 

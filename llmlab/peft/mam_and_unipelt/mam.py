@@ -17,16 +17,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from llmlab.peft import (
-    bottleneck,
-    bottleneck_files,
-    checkpoint,
-    parallel_adapter,
-    prefix_tuning,
-    virtual_tokens,
-)
-from llmlab.peft.parallel_adapter import ParallelAdapterConfig
-from llmlab.peft.prefix_tuning import PrefixTuningConfig
+from llmlab.peft import checkpoint
+from llmlab.peft.adapters import ParallelAdapterConfig, bottleneck, files, parallel_adapter
+from llmlab.peft.prompt_and_prefix_tuning import PrefixTuningConfig, prefix_tuning, virtual_tokens
 
 PEFT_TYPE = "MAM"
 PREFIX = "virtual_tokens.prompt_embeddings"
@@ -109,9 +102,9 @@ def num_parameters(model: nn.Module, config: MAMConfig) -> int:
 
 def save(model: nn.Module, folder: str | Path, adapter: str = "default") -> None:
     """Write both parts of one adapter to one folder (safetensors)."""
-    tensors = bottleneck_files.tensors(model, adapter)
+    tensors = files.tensors(model, adapter)
     tensors[PREFIX] = virtual_tokens.vectors_of(virtual_tokens.get(model, adapter)[0])
-    settings = dataclasses.asdict(bottleneck_files.config_of(model, adapter)) | {"projection": False, "hidden": None}
+    settings = dataclasses.asdict(files.config_of(model, adapter)) | {"projection": False, "hidden": None}
     settings |= {"peft_type": PEFT_TYPE, "base_model_name_or_path": checkpoint.base_name(model)}
     checkpoint.write(folder, settings, tensors)
 
@@ -124,12 +117,12 @@ def load(model: nn.Module, folder: str | Path, adapter: str = "default") -> nn.M
         ValueError: another method's adapter, or one of a model of another shape. The model is then as it was.
     """
     settings, tensors = checkpoint.read(folder, PEFT_TYPE)
-    config = bottleneck_files.settings_of(MAMConfig, settings)
+    config = files.settings_of(MAMConfig, settings)
     width = virtual_tokens.shape_of(model).deep_width
     prefix = {PREFIX: tensors.pop(PREFIX)} if PREFIX in tensors else {}
     checkpoint.check_tensors(prefix, {PREFIX: (config.num_virtual_tokens, width)})
     apply(model, config, adapter)
-    bottleneck_files.fill(model, adapter, tensors, undo=lambda: remove(model, adapter))
+    files.fill(model, adapter, tensors, undo=lambda: remove(model, adapter))
     with torch.no_grad():
         virtual_tokens.get(model, adapter)[0].embedding.copy_(prefix[PREFIX])
     return model

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from torch import nn
 
-from llmlab.peft import checkpoint, label_head, virtual_tokens
+from llmlab.peft import checkpoint, label_head
+from llmlab.peft.prompt_and_prefix_tuning import virtual_tokens
 
 VECTORS = "prompt_embeddings"
 HEAD = "base_model.score."

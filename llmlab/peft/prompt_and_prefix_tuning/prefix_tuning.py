@@ -21,8 +21,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from llmlab.peft import prefixes, prompt_files, virtual_tokens
-from llmlab.peft.virtual_tokens import adapters, embedding_of, fold, remove, set_adapter, shape_of
+from llmlab.peft.prompt_and_prefix_tuning import files, prefixes, virtual_tokens
+from llmlab.peft.prompt_and_prefix_tuning.virtual_tokens import (
+    adapters,
+    embedding_of,
+    fold,
+    remove,
+    set_adapter,
+    shape_of,
+)
 
 __all__ = ["PrefixTuningConfig", "adapters", "apply", "fold", "load", "num_parameters", "remove", "save", "set_adapter"]
 STARTS = ("random", "text", "zero")
@@ -96,7 +103,7 @@ def save(model: nn.Module, folder: str | Path, adapter: str = "default") -> None
     """Write one prefix as `peft` does, P alone: `PeftModel.from_pretrained(base, folder)` opens it."""
     _, config = virtual_tokens.get(model, adapter)
     settings = {"prefix_projection": config.projection, "encoder_hidden_size": config.hidden}
-    prompt_files.save(model, folder, adapter, "PREFIX_TUNING", settings)
+    files.save(model, folder, adapter, "PREFIX_TUNING", settings)
 
 
 def load(model: nn.Module, folder: str | Path, adapter: str = "default") -> nn.Module:
@@ -106,8 +113,8 @@ def load(model: nn.Module, folder: str | Path, adapter: str = "default") -> nn.M
         FileNotFoundError: a file is missing.
         ValueError: another method's adapter, or one of a model of another shape. The model is then as it was.
     """
-    settings, table = prompt_files.read(model, folder, "PREFIX_TUNING")
-    if prompt_files.labels_of(table)[0]:
+    settings, table = files.read(model, folder, "PREFIX_TUNING")
+    if files.labels_of(table)[0]:
         raise ValueError(f"{folder} has a label head: p_tuning_v2.load opens it")
     config = PrefixTuningConfig(settings["num_virtual_tokens"], projection=False)
     return virtual_tokens.install(model, table, config, adapter)
