@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmlab.checks.parallelism.tensor import check
+from llmlab.checks.parallelism.tensor.exercises import check
 from llmlab.parallelism import Communicator
 from llmlab.parallelism.tensor import copy_to_ranks as f
 from llmlab.parallelism.tensor import sum_over_ranks as g

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from llmlab.checks.parallelism.ranks import at_most, on_ranks
-from llmlab.checks.parallelism.sequence_ring import check_ring
+from llmlab.checks.parallelism.sequence.ring import check_ring
 from llmlab.course.checking import Checks, Mistake, diagnose, expect
 from llmlab.parallelism.sequence import LAYOUTS, GPTShape, attend, layer_bytes, shards
 from llmlab.parallelism.sequence import merge as reference

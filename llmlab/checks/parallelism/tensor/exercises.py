@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llmlab.checks.parallelism.ranks import Products, at_most, either, on_ranks
-from llmlab.checks.parallelism.tensor_mlp import check_gradients, check_output
+from llmlab.checks.parallelism.tensor.mlp import check_gradients, check_output
 from llmlab.course.checking import Checks, Mistake, diagnose, expect
 from llmlab.parallelism.runtime import chunks
 

@@ -11,7 +11,7 @@ import copy
 import torch
 from torch import nn
 
-from llmlab.checks.parallelism.data_parallel_step import check_step, diagnose_mean, problem
+from llmlab.checks.parallelism.data_parallel.step import check_step, diagnose_mean, problem
 from llmlab.checks.parallelism.ranks import on_ranks
 from llmlab.course.checking import Checks, Mistake, diagnose, expect
 from llmlab.parallelism.data_parallel import plan_buckets, timeline

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from llmlab.checks.compression.quantization_answers import (
+from llmlab.checks.compression.quantization_basics.answers import (
     affine_scale,
     affine_zero,
     best,

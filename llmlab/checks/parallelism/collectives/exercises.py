@@ -11,7 +11,7 @@ from collections import defaultdict
 
 import torch
 
-from llmlab.checks.parallelism.collectives_moves import follow_ring, read_moves
+from llmlab.checks.parallelism.collectives.moves import follow_ring, read_moves
 from llmlab.checks.parallelism.ranks import at_most
 from llmlab.course.checking import Checks, Mistake, close, diagnose, expect
 from llmlab.parallelism.runtime import CollectiveMismatch, DeadlockError, Ledger, Link, World

@@ -10,7 +10,7 @@ import itertools
 import torch
 
 from llmlab.checks.parallelism.ranks import at_most, either, on_ranks
-from llmlab.checks.parallelism.zero_and_fsdp_values import Gathers, check_chain, one_process_step, step_mistakes
+from llmlab.checks.parallelism.zero_and_fsdp.values import Gathers, check_chain, one_process_step, step_mistakes
 from llmlab.course.checking import Checks, Mistake, close, diagnose, expect
 from llmlab.parallelism.zero_and_fsdp import Adam
 

@@ -7,7 +7,15 @@ import math
 import torch
 from torch import Tensor
 
-from llmlab.checks.start._course_models import Reader, losses_from, nll_of, over, pair_counts, reference, tiny_model
+from llmlab.checks.start.the_course_models.models import (
+    Reader,
+    losses_from,
+    nll_of,
+    over,
+    pair_counts,
+    reference,
+    tiny_model,
+)
 from llmlab.course.checking import Checks, Mistake, close, diagnose, expect
 from llmlab.models import language_model
 

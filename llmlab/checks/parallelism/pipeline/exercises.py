@@ -9,8 +9,8 @@ from itertools import pairwise
 
 import torch
 
-from llmlab.checks.parallelism.pipeline_lists import check_lists
-from llmlab.checks.parallelism.pipeline_run import check_gradients, check_loss, check_order, problem
+from llmlab.checks.parallelism.pipeline.lists import check_lists
+from llmlab.checks.parallelism.pipeline.run import check_gradients, check_loss, check_order, problem
 from llmlab.checks.parallelism.ranks import Products, on_ranks
 from llmlab.course.checking import Checks, Mistake, close, diagnose, expect
 

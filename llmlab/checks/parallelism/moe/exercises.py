@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmlab.checks.parallelism.moe_dispatch import check_dispatch
+from llmlab.checks.parallelism.moe.dispatch import check_dispatch
 from llmlab.checks.parallelism.ranks import at_most, on_ranks
 from llmlab.course.checking import Checks, Mistake, diagnose, expect
 from llmlab.parallelism.moe import Routing, balance_loss, capacity, keep

@@ -1,0 +1,7 @@
+"""The room `moe`."""
+
+from llmlab.checks.parallelism.moe.exercises import check
+
+__all__ = [
+    "check",
+]

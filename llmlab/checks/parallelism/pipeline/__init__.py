@@ -1,0 +1,7 @@
+"""The room `pipeline`."""
+
+from llmlab.checks.parallelism.pipeline.exercises import check
+
+__all__ = [
+    "check",
+]
