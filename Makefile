@@ -34,7 +34,7 @@ exercises: env ## after editing a solution: make its exercise notebook anew
 	@$(BIN)/python -m llmlab.course.exercises
 
 book: env ## build the book into jupyter-book/_build/html
-	@$(BIN)/python -m llmlab.course.book
+	@$(BIN)/python -m llmlab.course.book.build
 
 bench: env ## our code against the libraries, side by side
 	@$(BIN)/python -m benchmarks.run

@@ -40,7 +40,7 @@ STAGES: dict[str, list[list[str]]] = {
         [sys.executable, "-m", "llmlab.course.sync", "--check"],
         [sys.executable, "-m", "llmlab.course.exercises", "--check"],
     ],
-    "book": [[sys.executable, "-m", "llmlab.course.book"]],
+    "book": [[sys.executable, "-m", "llmlab.course.book.build"]],
     "model": [["llmlab", "model", "fetch"]],
     "units": [
         [*PYTEST, "tests", "-m", "not browser", *UNITS, *COVERAGE],

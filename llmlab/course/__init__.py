@@ -13,7 +13,7 @@ _HOMES = {
     "figure": "llmlab.course.figures",
     "palette": "llmlab.course.style",
     "plt": "llmlab.course.style",
-    "show": "llmlab.course.sources",
+    "show": "llmlab.course.book.sources",
 }
 __all__ = list(_HOMES)
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmlab.course.files import write_atomically
-from llmlab.course.solutions import (
+from llmlab.course.grading.solutions import (
     BEGIN,
     answers_expression,
     check_cells,
@@ -38,7 +38,7 @@ from llmlab.course.syllabus import Lesson, course_root, find, lessons
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
-    from llmlab.course.checking import Checks
+    from llmlab.course.grading.checking import Checks
 
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 

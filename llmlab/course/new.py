@@ -53,7 +53,9 @@ def files(lesson: Lesson, root: Path) -> dict[Path, str]:
         "lesson_imports": "\n".join(
             sorted(["from llmlab.course import compare, explore, figure, plt, show", own_import])
         ),
-        "check_imports": "\n".join(sorted(["from llmlab.course.checking import Checks, diagnose, expect", own_import])),
+        "check_imports": "\n".join(
+            sorted(["from llmlab.course.grading.checking import Checks, diagnose, expect", own_import])
+        ),
     }
     fill = names | words | imports | {"against": lesson.against}
     missing = {path: text for path, text in shared.items() if not path.exists()}

@@ -12,9 +12,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from llmlab.course import exercises, solutions
-from llmlab.course.checking import Checks
+from llmlab.course import exercises
 from llmlab.course.files import write_atomically
+from llmlab.course.grading import solutions
+from llmlab.course.grading.checking import Checks
 from llmlab.course.syllabus import Lesson
 
 CONFIG = """\
@@ -39,7 +40,7 @@ Your submission is marked by these checks, and by the same checks on other input
 HIDDEN = """\
 {source}
 ### BEGIN HIDDEN TESTS
-__import__("runpy").run_module("llmlab.course.marking")["hidden"]({module!r}, {exercise!r}, *{answers})
+__import__("runpy").run_module("llmlab.course.grading.marking")["hidden"]({module!r}, {exercise!r}, *{answers})
 ### END HIDDEN TESTS"""
 
 AFTERWARDS = """

@@ -19,9 +19,9 @@ import nbformat
 from jupytext.combine import combine_inputs_with_outputs
 from nbformat import NotebookNode
 
+from llmlab.course.book.verified import WIDGET, Records, digest, execute
 from llmlab.course.kernels import warm_kernels
 from llmlab.course.syllabus import course_root
-from llmlab.course.verified import WIDGET, Records, digest, execute
 
 TIME_LIMIT = 30.0  # seconds a lesson may take on two cores
 MEMORY_LIMIT = 3.0  # GiB

@@ -25,14 +25,14 @@ from typing import Any
 
 from llmlab.course.copy_links import with_links_of_a_copy
 from llmlab.course.files import locked, write_atomically
-from llmlab.course.graded_copy import (
+from llmlab.course.grading.graded_copy import (
     Unreadable,
     find_checks,
     pristine_checks,
     read_notebook,
     version_of,
 )
-from llmlab.course.solutions import version
+from llmlab.course.grading.solutions import version
 from llmlab.course.syllabus import Lesson, built_lessons, lessons
 
 RELOAD = "If it is open in JupyterLab: File → Reload Notebook from Disk"
@@ -299,7 +299,7 @@ def with_checks(
     cells: list[dict[str, Any]], course: dict[str, Any], exercise: Path
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """The cells with each of the course's checks once, and which had to be put back."""
-    from llmlab.course.graded_copy import defines, goes_by, place_of_check
+    from llmlab.course.grading.graded_copy import defines, goes_by, place_of_check
 
     pristine = pristine_checks(exercise)
     given = {c["id"]: c | {"source": "".join(c["source"])} for c in course["cells"]}

@@ -18,7 +18,7 @@ import torch
 
 from llmlab.checks.start.welcome import check
 from llmlab.course import compare, explore, figure, plt, show
-from llmlab.course.checking import Failed
+from llmlab.course.grading.checking import Failed
 from llmlab.models.accounting import kv_cache_bytes, parameters
 from llmlab.models.presets import preset
 from llmlab.start import welcome

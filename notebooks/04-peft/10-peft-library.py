@@ -13,7 +13,8 @@ from pathlib import Path
 
 import torch
 
-from llmlab.course import compare, explore, figure, plt, published, show
+from llmlab.course import compare, explore, figure, plt, show
+from llmlab.course.book import published
 from llmlab.models import real_model
 from llmlab.peft import checkpoint, ia3, lora, p_tuning, walk
 from llmlab.peft.lora import files

@@ -49,7 +49,7 @@ def book():
     """The built book's folder; it is built when it is not there."""
     out = ROOT / "jupyter-book" / "_build" / "html"
     if not (out / "index.html").is_file():
-        from llmlab.course.book import build
+        from llmlab.course.book.build import build
 
         build(ROOT)
     return out

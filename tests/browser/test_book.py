@@ -8,7 +8,7 @@ from urllib.parse import unquote, urldefrag, urljoin, urlparse
 
 import pytest
 
-from llmlab.course.book import KINDS, STATIC_PAGES
+from llmlab.course.book.build import KINDS, STATIC_PAGES
 from llmlab.course.syllabus import PARTS, built_lessons
 from tests.browser.page_checks import EXPLORE, all_faults
 

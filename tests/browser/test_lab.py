@@ -135,7 +135,15 @@ def command(page, name: str, arguments: dict | None = None) -> None:
 
 def check(course: Path) -> tuple[int, dict]:
     """`llmlab check 01-welcome`: its exit status, and what became of each exercise."""
-    argv = [sys.executable, "-c", "from llmlab.course.cli import main; main()", "check", "01-welcome", "--json", "-"]
+    argv = [
+        sys.executable,
+        "-c",
+        "from llmlab.course.cli.main import main; main()",
+        "check",
+        "01-welcome",
+        "--json",
+        "-",
+    ]
     done = subprocess.run(argv, cwd=course, env=environment(course), capture_output=True, text=True, timeout=300)
     assert done.stdout, done.stderr
     return done.returncode, json.loads(done.stdout)

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from llmlab.course import exercises
-from llmlab.course.checking import Checks, Verdict
+from llmlab.course.grading.checking import Checks, Verdict
 from llmlab.course.syllabus import course_root, find
 
 SEEDS = (0, 1, 2, 3)

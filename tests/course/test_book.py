@@ -6,12 +6,12 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from llmlab.course import book, book_pages
-from llmlab.course.book import BookError
-from llmlab.course.book_notebooks import Stage, dress, first_slider, header, link, rewrite, stage_notebook
-from llmlab.course.book_sphinx import tidy
+from llmlab.course.book import build, pages
+from llmlab.course.book.build import BookError
+from llmlab.course.book.notebooks import Stage, dress, first_slider, header, link, rewrite, stage_notebook
+from llmlab.course.book.sphinx import tidy
+from llmlab.course.book.verified import WIDGET
 from llmlab.course.syllabus import DATA, PARTS, find, lessons
-from llmlab.course.verified import WIDGET
 
 HOME = Path(__file__).resolve().parents[2] / "jupyter-book"
 PNG = base64.b64encode(b"not really a PNG").decode()
@@ -146,7 +146,7 @@ def test_lesson_says_what_it_takes(stage):
 
 
 def test_toc_holds_what_exists_in_order(course):
-    toc = book_pages.toc([find("lora")], course)
+    toc = pages.toc([find("lora")], course)
     assert [p["caption"] for p in toc["parts"]] == [f"{i}. {t}" for i, t in enumerate(PARTS.values(), 1)] + [
         "Reference"
     ]
@@ -158,18 +158,18 @@ def test_toc_holds_what_exists_in_order(course):
 
 def test_map_and_part_pages_show_every_lesson(course):
     built = [find("lora")]
-    the_map = book_pages.course_map(built, course)
+    the_map = pages.course_map(built, course)
     assert the_map.count("<li") == len(PARTS) + len(lessons())
     assert the_map.count("planned</span>") == len(lessons()) - 1
     assert '<a href="notebooks/04-peft/05-lora.html">LoRA</a>' in the_map
-    page = book_pages.part_page("04-peft", built, course)
+    page = pages.part_page("04-peft", built, course)
     for lesson in lessons():
         assert (f"{lesson.title}" in page) or lesson.part != "04-peft"
     assert page.count("planned</span>") == 10
 
 
 def test_coverage_maps_every_row_of_the_index(course):
-    text = book_pages.coverage([find("lora")])
+    text = pages.coverage([find("lora")])
     rows = (DATA / "index.csv").read_text().splitlines()[1:]
     table = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| topic")]
     assert len(table) == len(rows)
@@ -181,15 +181,13 @@ def test_coverage_maps_every_row_of_the_index(course):
 
 def test_verified_lists_only_what_is_there(course):
     run = {"date": "2026-11-24", "seconds": 9.5, "memory_gib": 0.5, "versions": {"torch": "2.13.0"}}
-    text = book_pages.verified(
-        {"notebooks/04-peft/05-lora": run, "notebooks/04-peft/07-qlora": run}, [find("lora")], course
-    )
+    text = pages.verified({"notebooks/04-peft/05-lora": run, "notebooks/04-peft/07-qlora": run}, [find("lora")], course)
     assert "| [LoRA](notebooks/04-peft/05-lora.ipynb) | 2026-11-24 | 9.5 | 0.50 |" in text
     assert "QLoRA" not in text and "| torch | 2.13.0 |" in text
 
 
 def test_facts_are_counted(course):
-    text = book_pages.facts({"notebooks/04-peft/05-lora": {"seconds": 12.4}}, [find("lora")], course)
+    text = pages.facts({"notebooks/04-peft/05-lora": {"seconds": 12.4}}, [find("lora")], course)
     assert (
         "<strong>1 of 80</strong>" in text
         and "<strong>1</strong> exercises" in text
@@ -207,7 +205,7 @@ def test_the_test_run_renews_what_was_recorded(course, monkeypatch, tmp_path):
     record = {"notebook": "notebooks/04-peft/05-lora.ipynb", "seconds": 4.0, "peak_mib": 2048, "date": "e"}
     (folder / "x.json").write_text(json.dumps(record))
     monkeypatch.setenv("LLMLAB_RECORD", str(folder))
-    run = book.latest_runs(course)["notebooks/04-peft/05-lora"]
+    run = build.latest_runs(course)["notebooks/04-peft/05-lora"]
     assert (run["seconds"], run["memory_gib"], run["date"]) == (4.0, 2.0, "e")
 
 
@@ -221,17 +219,17 @@ def test_duplicate_and_broken_references_stop_the_book(course):
     folder = course / "jupyter-book" / "references"
     (folder / "05-parallelism.bib").write_text(BIB)
     with pytest.raises(BookError, match=r"hu2021lora stands in 04-peft.bib and in 05-parallelism.bib"):
-        book.references(course)
+        build.references(course)
     (folder / "05-parallelism.bib").write_text("@article{x, title = {no end")
     with pytest.raises(BookError, match=r"05-parallelism\.bib"):
-        book.references(course)
+        build.references(course)
 
 
 def test_the_book_stops_at_the_first_look_at_a_wrong_link(course):
     nb = notebook(("md", "# LoRA\n\n[gone](gone.ipynb)"))
     nbformat.write(nb, course / "notebooks/04-peft/05-lora.ipynb")
     with pytest.raises(BookError, match=r"gone.ipynb, which does not exist"):
-        book.build(course)
+        build.build(course)
 
 
 def test_a_taken_port_is_said_plainly(tmp_path):
@@ -241,7 +239,7 @@ def test_a_taken_port_is_said_plainly(tmp_path):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(BookError, match="--port"):
-            book.serve(tmp_path, taken.getsockname()[1])
+            build.serve(tmp_path, taken.getsockname()[1])
 
 
 def test_tidy():
@@ -256,7 +254,7 @@ def test_a_whole_book(course, monkeypatch):
     shutil.copytree(
         HOME / "references", course / "jupyter-book" / "references", dirs_exist_ok=True
     )  # "Published" cites them
-    out = book.build(course)
+    out = build.build(course)
     page = (out / "notebooks/04-peft/05-lora.html").read_text()
     assert "bibliography.html#" in page
     assert 'href="../../exercises/04-peft/05-lora.html"' in page
@@ -273,4 +271,4 @@ def test_a_warning_of_sphinx_is_an_error(course, monkeypatch):
     nb = notebook(("md", "# LoRA\n\n{term}`no such term`"))
     nbformat.write(nb, course / "notebooks/04-peft/05-lora.ipynb")
     with pytest.raises(BookError, match="no such term"):
-        book.build(course)
+        build.build(course)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from llmlab.course.checking import Checks, Failed, Mistake, close, diagnose, expect
+from llmlab.course.grading.checking import Checks, Failed, Mistake, close, diagnose, expect
 
 check = Checks("04-peft/05-lora")
 

@@ -12,9 +12,9 @@ from xml.etree import ElementTree
 import pytest
 from typer.testing import CliRunner
 
-from llmlab.course import grading, report
-from llmlab.course.cli import app
-from llmlab.course.grading import LessonResult, Result
+from llmlab.course.cli.main import app
+from llmlab.course.grading import grading, report
+from llmlab.course.grading.grading import LessonResult, Result
 from tests.course.learner import WELCOME, course, notebook
 
 
@@ -56,7 +56,9 @@ def test_help_names_every_command_and_is_quick():
     best = 9.0
     for _ in range(3):
         started = cpu_seconds()
-        done = subprocess.run([sys.executable, "-m", "llmlab.course.cli", "--help"], capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "llmlab.course.cli.main", "--help"], capture_output=True, text=True
+        )
         best = min(best, cpu_seconds() - started)
     assert done.returncode == 0
     for word in (

@@ -183,18 +183,18 @@ def test_an_examination_that_raises_is_a_finding(monkeypatch):
 
 
 def test_the_record_of_a_run_names_the_cpu_and_old_records_still_show(tmp_path):
-    from llmlab.course import book_pages
+    from llmlab.course.book import pages
+    from llmlab.course.book.verified import Records, Run
     from llmlab.course.syllabus import find
-    from llmlab.course.verified import Records, Run
 
     (tmp_path / "notebooks" / "04-peft").mkdir(parents=True)
     old = {"date": "2026-11-24", "seconds": 9.5, "memory_gib": 0.5, "versions": {}}
     name = "notebooks/04-peft/05-lora"
     (tmp_path / f"{name}.ipynb").write_text("{}")
-    page = book_pages.verified({name: old}, [find("lora")], tmp_path)
+    page = pages.verified({name: old}, [find("lora")], tmp_path)
     assert "| 9.5 | 0.50 | not recorded |" in page
     run = Run("x", 9.5, 0.5, "d", {}, "AMD EPYC", ["AVX2"], "AVX2")
     (tmp_path / "jupyter-book").mkdir()
     Records(tmp_path).write(name, run)
-    page = book_pages.verified(Records(tmp_path).read(), [find("lora")], tmp_path)
+    page = pages.verified(Records(tmp_path).read(), [find("lora")], tmp_path)
     assert "| AMD EPYC (AVX2; torch: AVX2) |" in page

@@ -8,7 +8,8 @@ import re
 import nbformat
 import pytest
 
-from llmlab.course import exercises, solutions
+from llmlab.course import exercises
+from llmlab.course.grading import solutions
 from tests.course.learner import NAMES, ROOT, WELCOME, course
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from llmlab.course import graded_copy, grading
 from llmlab.course.exercises import version
+from llmlab.course.grading import graded_copy, grading
 from tests.course.learner import NAMES, ROOT, WELCOME, cell, code, index, notebook
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm")]  # each starts a kernel
@@ -202,7 +202,7 @@ def test_a_notebook_that_went_through_other_hands(grade, tmp_path):
 FORGERIES = {
     "its own check, patched checking": (
         "class Always:\n    def __getattr__(self, name): return lambda *a, **k: print('right')\ncheck = Always()\n"
-        "import llmlab.course.checking as c, llmlab.checks.start.welcome as w\n"
+        "import llmlab.course.grading.checking as c, llmlab.checks.start.welcome as w\n"
         "c.Exercise.verdict = lambda self, *a, **k: c.Verdict(self.name, 'right', 9, 9)\n"
         "for e in w.check.exercises.values(): e.run = lambda answer: None"
     ),
@@ -274,14 +274,12 @@ def test_grading_needs_a_notebook(tmp_path):
 
 def test_the_grader_does_not_import_torch():
     """So that `llmlab check` says quickly what it can say without a kernel."""
-    code_ = "import sys, llmlab.course.grading; print('torch' in sys.modules)"
+    code_ = "import sys, llmlab.course.grading.grading; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code_], capture_output=True, text=True).stdout.strip() == "False"
 
 
 def test_the_grader_builds_no_grammar():
     """jsonschema builds one for three seconds where JupyterLab is installed."""
-    code_ = (
-        "import llmlab.course.nbval_plugin, nbval.plugin, sys; print('nbformat' in sys.modules, 'lark' in sys.modules)"
-    )
+    code_ = "import llmlab.course.grading.nbval_plugin, nbval.plugin, sys; print('nbformat' in sys.modules, 'lark' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code_], capture_output=True, text=True)
     assert done.stdout.split() == ["True", "False"], done.stderr

@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
-from llmlab.course import progress, report
-from llmlab.course.grading import LessonResult, Result
+from llmlab.course import progress
+from llmlab.course.grading import report
+from llmlab.course.grading.grading import LessonResult, Result
 from tests.course.learner import ROOT, WELCOME, course
 
 

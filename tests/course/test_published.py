@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from llmlab.course import published
-from llmlab.course.published import Row
+from llmlab.course.book import published
+from llmlab.course.book.published import Row
 
 ROWS = published.rows()
 BIB = Path(__file__).resolve().parents[2] / "jupyter-book" / "references"

@@ -12,7 +12,7 @@ import nbformat
 import pytest
 
 from llmlab.course import release, syllabus
-from llmlab.course.marking import hidden, replaced_functions
+from llmlab.course.grading.marking import hidden, replaced_functions
 from tests.course.learner import NAMES, ROOT, WELCOME, cell, solved_sources
 
 ASSIGNMENT = "01-start-01-welcome"

@@ -5,7 +5,7 @@ import nbformat
 import pytest
 
 from llmlab.course import sync
-from llmlab.course.verified import WIDGET, Records, digest
+from llmlab.course.book.verified import WIDGET, Records, digest
 
 LESSON = """\
 # %% [markdown]

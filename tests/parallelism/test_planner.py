@@ -6,7 +6,7 @@ from math import prod
 import pytest
 from typer.testing import CliRunner
 
-from llmlab.course.cli import app
+from llmlab.course.cli.main import app
 from llmlab.models.presets import preset
 from llmlab.parallelism.choosing import machines, planner, shapes
 from llmlab.parallelism.choosing.plan import Job, Plan

@@ -7,7 +7,7 @@ from operator import index
 
 import torch
 
-from llmlab.course.checking import Checks, Mistake, diagnose, expect
+from llmlab.course.grading.checking import Checks, Mistake, diagnose, expect
 from llmlab.parallelism.auto_parallel import latency
 from llmlab.parallelism.runtime import sent
 

@@ -8,7 +8,7 @@ from unittest import mock
 
 import torch
 
-from llmlab.course.checking import Checks, Mistake, diagnose, expect
+from llmlab.course.grading.checking import Checks, Mistake, diagnose, expect
 from llmlab.models.presets import preset
 from llmlab.parallelism.choosing import Estimate, Job, Plan, machines, planner, shapes
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from llmlab.course.checking import Checks, Mistake, diagnose, expect
+from llmlab.course.grading.checking import Checks, Mistake, diagnose, expect
 
 check = Checks("05-parallelism/10-frameworks")
 

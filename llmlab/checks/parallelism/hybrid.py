@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from llmlab.checks.parallelism.ranks import on_ranks
-from llmlab.course.checking import Checks, Mistake, diagnose, expect
+from llmlab.course.grading.checking import Checks, Mistake, diagnose, expect
 from llmlab.parallelism.hybrid import Placement
 
 check = Checks("05-parallelism/07-hybrid")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from llmlab.course.checking import Mistake, close
+from llmlab.course.grading.checking import Mistake, close
 from llmlab.parallelism.runtime import CollectiveMismatch, DeadlockError, Ledger, World
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from llmlab.course.checking import Checks, Mistake, close, diagnose, expect
+from llmlab.course.grading.checking import Checks, Mistake, close, diagnose, expect
 
 check = Checks("04-peft/04-adapters")
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from llmlab.course.checking import Checks, Mistake, close, diagnose, expect
+from llmlab.course.grading.checking import Checks, Mistake, close, diagnose, expect
 from llmlab.models import course_model
 from llmlab.peft.best_practice import comparison
 from llmlab.training import tasks

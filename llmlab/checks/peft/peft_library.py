@@ -9,7 +9,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from llmlab.course.checking import Checks, Mistake, close, diagnose, expect
+from llmlab.course.grading.checking import Checks, Mistake, close, diagnose, expect
 from llmlab.peft import lora, walk
 from llmlab.peft.lora import files
 from llmlab.peft.prompt_and_prefix_tuning import prompt_tuning

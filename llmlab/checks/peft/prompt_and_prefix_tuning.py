@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmlab.course.checking import Checks, Mistake, close, diagnose, expect
+from llmlab.course.grading.checking import Checks, Mistake, close, diagnose, expect
 from llmlab.peft.prompt_and_prefix_tuning import prefixes
 
 check = Checks("04-peft/02-prompt-and-prefix-tuning")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from llmlab.course.checking import Checks, Mistake, close, diagnose, expect
+from llmlab.course.grading.checking import Checks, Mistake, close, diagnose, expect
 from llmlab.peft.qlora import nf4
 
 check = Checks("04-peft/07-qlora")

@@ -6,7 +6,7 @@ import random
 
 import torch
 
-from llmlab.course.checking import Checks, Mistake, close, diagnose, expect
+from llmlab.course.grading.checking import Checks, Mistake, close, diagnose, expect
 from llmlab.start import welcome
 
 check = Checks("01-start/01-welcome")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from llmlab.course.checking import diagnose
+from llmlab.course.grading.checking import diagnose
 
 
 def affine_scale(scale: float, low: float, high: float, bits: int) -> None:

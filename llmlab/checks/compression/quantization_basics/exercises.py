@@ -15,7 +15,7 @@ from llmlab.checks.compression.quantization_basics.answers import (
     product,
 )
 from llmlab.compression import quantization_basics as qb
-from llmlab.course.checking import Checks, Mistake, close, diagnose, expect
+from llmlab.course.grading.checking import Checks, Mistake, close, diagnose, expect
 
 check = Checks("06-compression/01-quantization-basics")
 

@@ -13,7 +13,7 @@ import torch
 
 from llmlab.checks.parallelism.collectives.moves import follow_ring, read_moves
 from llmlab.checks.parallelism.ranks import at_most
-from llmlab.course.checking import Checks, Mistake, close, diagnose, expect
+from llmlab.course.grading.checking import Checks, Mistake, close, diagnose, expect
 from llmlab.parallelism.runtime import CollectiveMismatch, DeadlockError, Ledger, Link, World
 
 check = Checks("05-parallelism/01-collectives")

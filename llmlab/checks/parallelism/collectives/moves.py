@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from llmlab.course.checking import Mistake
-from llmlab.course.diagnosis import describe, is_number
+from llmlab.course.grading.checking import Mistake
+from llmlab.course.grading.diagnosis import describe, is_number
 
 Moves = list[tuple[int, int, int, int]]
 

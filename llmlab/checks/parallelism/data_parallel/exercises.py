@@ -13,7 +13,7 @@ from torch import nn
 
 from llmlab.checks.parallelism.data_parallel.step import check_step, diagnose_mean, problem
 from llmlab.checks.parallelism.ranks import on_ranks
-from llmlab.course.checking import Checks, Mistake, diagnose, expect
+from llmlab.course.grading.checking import Checks, Mistake, diagnose, expect
 from llmlab.parallelism.data_parallel import plan_buckets, timeline
 from llmlab.parallelism.runtime import CollectiveMismatch, DeadlockError, Link, World
 

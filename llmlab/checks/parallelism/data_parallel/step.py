@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmlab.checks.parallelism.ranks import on_ranks
-from llmlab.course.checking import Mistake, close, diagnose, expect
+from llmlab.course.grading.checking import Mistake, close, diagnose, expect
 
 Data = list[list[tuple[Tensor, Tensor]]]  # data[rank][microbatch] = (x, y)
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmlab.course.checking import close, diagnose
+from llmlab.course.grading.checking import close, diagnose
 
 
 def check_dispatch(got: Tensor, xs: list[Tensor], chosen: list[Tensor], weights: Tensor, r: int, what: str) -> None:

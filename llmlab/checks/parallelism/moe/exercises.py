@@ -8,7 +8,7 @@ from torch import Tensor
 
 from llmlab.checks.parallelism.moe.dispatch import check_dispatch
 from llmlab.checks.parallelism.ranks import at_most, on_ranks
-from llmlab.course.checking import Checks, Mistake, diagnose, expect
+from llmlab.course.grading.checking import Checks, Mistake, diagnose, expect
 from llmlab.parallelism.moe import Routing, balance_loss, capacity, keep
 from llmlab.parallelism.moe import route as reference
 

@@ -12,7 +12,7 @@ import torch
 from llmlab.checks.parallelism.pipeline.lists import check_lists
 from llmlab.checks.parallelism.pipeline.run import check_gradients, check_loss, check_order, problem
 from llmlab.checks.parallelism.ranks import Products, on_ranks
-from llmlab.course.checking import Checks, Mistake, close, diagnose, expect
+from llmlab.course.grading.checking import Checks, Mistake, close, diagnose, expect
 
 check = Checks("05-parallelism/04-pipeline")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmlab.course.checking import Mistake, expect
+from llmlab.course.grading.checking import Mistake, expect
 
 
 def check_lists(lists: list, p: int, m: int) -> None:

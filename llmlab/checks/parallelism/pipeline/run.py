@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmlab.course.checking import Mistake, close, diagnose, expect
+from llmlab.course.grading.checking import Mistake, close, diagnose, expect
 
 
 class _Logged(nn.Module):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from llmlab.checks.parallelism.ranks import at_most, on_ranks
 from llmlab.checks.parallelism.sequence.ring import check_ring
-from llmlab.course.checking import Checks, Mistake, diagnose, expect
+from llmlab.course.grading.checking import Checks, Mistake, diagnose, expect
 from llmlab.parallelism.sequence import LAYOUTS, GPTShape, attend, layer_bytes, shards
 from llmlab.parallelism.sequence import merge as reference
 

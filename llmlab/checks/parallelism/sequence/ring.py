@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from llmlab.course.checking import close, diagnose
+from llmlab.course.grading.checking import close, diagnose
 from llmlab.parallelism.sequence import attend
 
 

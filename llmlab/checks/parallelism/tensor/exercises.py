@@ -10,7 +10,7 @@ from torch import Tensor
 
 from llmlab.checks.parallelism.ranks import Products, at_most, either, on_ranks
 from llmlab.checks.parallelism.tensor.mlp import check_gradients, check_output
-from llmlab.course.checking import Checks, Mistake, diagnose, expect
+from llmlab.course.grading.checking import Checks, Mistake, diagnose, expect
 from llmlab.parallelism.runtime import chunks
 
 check = Checks("05-parallelism/05-tensor")

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmlab.checks.parallelism.ranks import either
-from llmlab.course.checking import Mistake, diagnose
+from llmlab.course.grading.checking import Mistake, diagnose
 
 
 def mlp(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:

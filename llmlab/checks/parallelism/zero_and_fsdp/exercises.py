@@ -11,7 +11,7 @@ import torch
 
 from llmlab.checks.parallelism.ranks import at_most, either, on_ranks
 from llmlab.checks.parallelism.zero_and_fsdp.values import Gathers, check_chain, one_process_step, step_mistakes
-from llmlab.course.checking import Checks, Mistake, close, diagnose, expect
+from llmlab.course.grading.checking import Checks, Mistake, close, diagnose, expect
 from llmlab.parallelism.zero_and_fsdp import Adam
 
 check = Checks("05-parallelism/03-zero-and-fsdp")

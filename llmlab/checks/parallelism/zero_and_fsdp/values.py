@@ -7,7 +7,7 @@ import weakref
 import torch
 from torch import Tensor
 
-from llmlab.course.checking import Mistake, diagnose, expect
+from llmlab.course.grading.checking import Mistake, diagnose, expect
 from llmlab.parallelism.zero_and_fsdp import Adam, adamw_
 
 

@@ -16,7 +16,7 @@ from llmlab.checks.start.the_course_models.models import (
     reference,
     tiny_model,
 )
-from llmlab.course.checking import Checks, Mistake, close, diagnose, expect
+from llmlab.course.grading.checking import Checks, Mistake, close, diagnose, expect
 from llmlab.models import language_model
 
 check = Checks("01-start/02-the-course-models")

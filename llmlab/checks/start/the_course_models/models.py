@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmlab.course.checking import Mistake
+from llmlab.course.grading.checking import Mistake
 from llmlab.models.llama import Llama, LlamaConfig
 
 

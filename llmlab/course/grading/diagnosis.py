@@ -216,7 +216,7 @@ def diagnose(
 
 def difference(got: Any, right: Any, tol: float, what: str) -> str:
     """In what way `got` differs from `right`, in one sentence."""
-    from llmlab.course.resemblance import resemblances
+    from llmlab.course.grading.resemblance import resemblances
 
     if isinstance(right, list | tuple) and isinstance(got, list | tuple):
         return _of_items(enumerate(zip(got, right, strict=False)), len(got), len(right), tol, what)

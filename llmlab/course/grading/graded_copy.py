@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmlab.course.solutions import answers_expression, checked_name
+from llmlab.course.grading.solutions import answers_expression, checked_name
 
 HERE = Path(__file__).resolve().parent
 

@@ -13,7 +13,7 @@ from llmlab.course.syllabus import Lesson
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
-    from llmlab.course.checking import Checks
+    from llmlab.course.grading.checking import Checks
 
 BEGIN, END = "# BEGIN SOLUTION", "# END SOLUTION"
 

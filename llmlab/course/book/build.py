@@ -1,4 +1,4 @@
-"""`python -m llmlab.course.book`: builds the book into `jupyter-book/_build/html` from the notebooks as they are.
+"""`python -m llmlab.course.book.build`: builds the book into `jupyter-book/_build/html` from the notebooks as they are.
 
 Nothing is executed. Whatever lessons exist are staged with the pages that are made from data, and Jupyter Book
 turns them into HTML, warnings being errors. What the pages need (MathJax, scripts, fonts) is copied beside them.
@@ -19,12 +19,11 @@ from pathlib import Path
 
 import yaml
 
-from llmlab.course import book_pages as pages
-from llmlab.course import published
-from llmlab.course.book_notebooks import Stage, first_slider, rewrite, stage_notebook
-from llmlab.course.book_notebooks import link as rewrite_link
+from llmlab.course.book import pages, published
+from llmlab.course.book.notebooks import Stage, first_slider, rewrite, stage_notebook
+from llmlab.course.book.notebooks import link as rewrite_link
+from llmlab.course.book.verified import Records
 from llmlab.course.syllabus import PARTS, Lesson, built_lessons, course_root
-from llmlab.course.verified import Records
 
 KINDS = ("notebooks", "exercises", "solutions")
 STATIC_PAGES = ("index", "run", "glossary", "bibliography", "published", "coverage", "verified")
@@ -188,7 +187,7 @@ def serve(folder: Path, port: int = 8000) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns 1 when the book cannot be built."""
-    parser = argparse.ArgumentParser(prog="python -m llmlab.course.book", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m llmlab.course.book.build", description=__doc__.split("\n")[0])
     parser.add_argument("--serve", action="store_true", help="serve the book on this machine once it is built")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--verbose", action="store_true", help="show what Jupyter Book says")

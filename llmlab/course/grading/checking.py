@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from llmlab.course.diagnosis import Mistake, close, diagnose, expect
-from llmlab.course.guard import guarded, learners_error
+from llmlab.course.grading.diagnosis import Mistake, close, diagnose, expect
+from llmlab.course.grading.guard import guarded, learners_error
 
 __all__ = ["Checks", "Exercise", "Failed", "Mistake", "Verdict", "close", "diagnose", "expect"]
 

@@ -1,6 +1,6 @@
 """A pytest plugin beside nbval: bounds each cell in time and output, notices a dead kernel, and records what happened.
 
-`llmlab check` runs `pytest -p llmlab.course.nbval_plugin --nbval-lax copy.ipynb`; one JSON object per cell is written to
+`llmlab check` runs `pytest -p llmlab.course.grading.nbval_plugin --nbval-lax copy.ipynb`; one JSON object per cell is written to
 the file named by LLMLAB_RECORD: {"cell": index, "status": "ok" | "error" | "timeout" | "died", "verdict": …, "error": …}.
 """
 

@@ -23,7 +23,7 @@ def run_copy(
     """Runs each cell through nbval in one fresh kernel.
 
     Returns:
-        what the plugin recorded, cell by cell (see `llmlab.course.nbval_plugin`); and a complaint when it ended early.
+        what the plugin recorded, cell by cell (see `llmlab.course.grading.nbval_plugin`); and a complaint when it ended early.
     """
     with tempfile.TemporaryDirectory(prefix="llmlab-check-") as name:
         folder = Path(name)
@@ -42,7 +42,7 @@ def run_copy(
 
 def _pytest(folder: Path, copy: Path, record: Path, cell_seconds: float, seconds: float) -> tuple[str, bool]:
     """(what it printed, whether it ended by itself)."""
-    ours_first = ["-p", "llmlab.course.nbval_plugin", "-p", "nbval.plugin"]
+    ours_first = ["-p", "llmlab.course.grading.nbval_plugin", "-p", "nbval.plugin"]
     plugins = [*ours_first, "-p", "no:cacheprovider"]
     options = [
         "--nbval-lax",

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmlab.course.graded_copy import Copy, Unreadable, make_copy, pristine_checks, read_notebook, version_of
-from llmlab.course.running import CELL_SECONDS, run_copy
+from llmlab.course.grading.graded_copy import Copy, Unreadable, make_copy, pristine_checks, read_notebook, version_of
+from llmlab.course.grading.running import CELL_SECONDS, run_copy
 from llmlab.course.syllabus import Lesson
 
 RUNS = 4  # a cell that ends the kernel is left out and the rest is run again: so many runs in all

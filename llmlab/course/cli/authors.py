@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from llmlab.course.cli_base import Topic, lesson_and_root, stop
+from llmlab.course.cli.base import Topic, lesson_and_root, stop
 
 model_app = typer.Typer(
     help="The real pretrained model (98 MB) that some lessons need.", no_args_is_help=True, rich_markup_mode=None
@@ -65,7 +65,7 @@ def book(
     port: Annotated[int, typer.Option(help="the port to serve on")] = 8000,
 ) -> None:
     """Build the book. It needs the extra `book` of the package."""
-    from llmlab.course import book as bookbinding
+    from llmlab.course.book import build as bookbinding
 
     raise typer.Exit(bookbinding.main(["--serve", "--port", str(port)] if serve else []))
 

@@ -18,7 +18,7 @@ Same = Callable[[Tensor], bool]
 
 def resemblances(got: Tensor, right: Tensor, tol: float, what: str) -> Iterator[str]:
     """All that is recognised about `got` (float64 or integer, the shape of `right`), the plainest first; never empty."""
-    from llmlab.course.diagnosis import close, wrong_places
+    from llmlab.course.grading.diagnosis import close, wrong_places
 
     bad = wrong_places(got, right, tol)
     g, r = got.double(), right.double()
@@ -144,7 +144,7 @@ def _moved(g: Tensor, r: Tensor, same: Same) -> str | None:
 
 
 def _permuted(g: Tensor, r: Tensor, same: Same) -> str | None:
-    from llmlab.course.diagnosis import close
+    from llmlab.course.grading.diagnosis import close
 
     for dim in range(g.ndim - 1, -1, -1):
         if g.shape[dim] > 1 and close(g.sort(dim).values, r.sort(dim).values):

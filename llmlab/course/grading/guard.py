@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from llmlab.course.diagnosis import Mistake, describe
+from llmlab.course.grading.diagnosis import Mistake, describe
 
-PACKAGE = str(Path(__file__).resolve().parents[1])
+PACKAGE = str(Path(__file__).resolve().parents[2])
 
 
 def guarded(answer: Any, exercise: str, watch: bool = True) -> Any:

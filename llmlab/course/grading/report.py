@@ -31,7 +31,7 @@ from llmlab.course.syllabus import PARTS, lessons
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from llmlab.course.grading import LessonResult
+    from llmlab.course.grading.grading import LessonResult
 
 MARKS = {"right": "✓", "not done": "·", "unreadable": "!"}  # all others: ✗
 COLORS = {"✓": "green", "·": "dim", "!": "red", "✗": "red"}
@@ -136,7 +136,7 @@ def course_as_data(root: Path) -> tuple[dict[str, Any], str]:
 
 
 def _lesson(lesson: Any, root: Path, record: dict[str, Any]) -> dict[str, Any]:
-    from llmlab.course.graded_copy import pristine_checks
+    from llmlab.course.grading.graded_copy import pristine_checks
 
     path = lesson.exercise(root)
     out_of = {name: check.points for name, check in pristine_checks(path).items()} if path.is_file() else {}

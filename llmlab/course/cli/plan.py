@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from llmlab.course.cli_base import Json, stop, write
+from llmlab.course.cli.base import Json, stop, write
 
 MODELS = (
     "a name (llama-2-70b, gpt3-175b …), gpt:LAYERS,HIDDEN,HEADS, or a Hugging Face config.json of a Llama or a Mixtral"
@@ -123,7 +123,7 @@ def _nearest(found) -> str:
 def _print(model: str, job, devices: int, found, rows: list[dict]) -> None:
     from rich.table import Table
 
-    from llmlab.course import report
+    from llmlab.course.grading import report
     from llmlab.parallelism.choosing import shapes
 
     out = report.console()

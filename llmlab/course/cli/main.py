@@ -12,9 +12,9 @@ from typing import Annotated
 
 import typer
 
-from llmlab.course.cli_authors import book, model_app, new, release
-from llmlab.course.cli_base import Json, Topic, lesson_and_root, stop, write
-from llmlab.course.cli_plan import plan
+from llmlab.course.cli.authors import book, model_app, new, release
+from llmlab.course.cli.base import Json, Topic, lesson_and_root, stop, write
+from llmlab.course.cli.plan import plan
 
 app = typer.Typer(
     name="llmlab",
@@ -117,7 +117,8 @@ def check(
     cold: Annotated[bool, typer.Option("--cold", help="start each kernel without the libraries")] = False,
 ) -> None:
     """Mark your exercises. Your notebook runs in a fresh kernel, and you are told what to do next."""
-    from llmlab.course import grading, progress, report
+    from llmlab.course import grading, progress
+    from llmlab.course.grading import report
     from llmlab.course.kernels import warm_kernels
 
     chosen, root = _to_check(topics or [])
@@ -166,7 +167,7 @@ def _to_check(topics: list[str]):
 @app.command()
 def progress(json: Json = None) -> None:
     """Show the map of the course. It says what you have done and what comes next."""
-    from llmlab.course import report
+    from llmlab.course.grading import report
     from llmlab.course.syllabus import course_root
 
     try:

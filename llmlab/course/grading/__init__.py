@@ -1,0 +1,7 @@
+"""The room `grading`."""
+
+from llmlab.course.grading.grading import grade
+
+__all__ = [
+    "grade",
+]
