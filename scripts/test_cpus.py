@@ -4,7 +4,7 @@ python scripts/test_cpus.py                 everything (hours)
 python scripts/test_cpus.py --today         the part whose day it is (about a minute)
 python scripts/test_cpus.py --part 3/170    one part of 170
 python scripts/test_cpus.py --list          the matrix and its parts; runs nothing
-python scripts/test_cpus.py tests/peft/test_nf4.py    one file under every setting
+python scripts/test_cpus.py tests/peft/qlora/test_nf4.py    one file under every setting
 
 A setting is three choices:
 
@@ -63,9 +63,9 @@ THREADS = (1, 4)
 SECONDS: dict[str, float] = {
     "tests/peft/test_held_out.py": 200.0,
     "tests/peft/test_held_out_together.py": 60.0,
-    "tests/peft/test_nf4.py": 30.0,
-    "tests/peft/test_qlora.py": 60.0,
-    "tests/peft/test_adalora.py": 60.0,
+    "tests/peft/qlora/test_nf4.py": 30.0,
+    "tests/peft/qlora/test_qlora.py": 60.0,
+    "tests/peft/adalora/test_adalora.py": 60.0,
 }
 
 

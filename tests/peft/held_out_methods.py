@@ -17,7 +17,7 @@ from llmlab.peft.p_tuning import p_tuning, p_tuning_v2
 from llmlab.peft.prompt_and_prefix_tuning import prefix_tuning, prompt_tuning
 from llmlab.peft.qlora import qlora
 from tests.peft.conftest import make_hf, make_llama
-from tests.peft.test_qlora import in_bitsandbytes
+from tests.peft.qlora.test_qlora import in_bitsandbytes
 
 GQA = dict(hidden_size=36, num_attention_heads=6, num_key_value_heads=2, head_dim=10, intermediate_size=50)
 BASES = {

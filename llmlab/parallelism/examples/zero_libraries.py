@@ -97,7 +97,7 @@ def import_deepspeed(comm: Communicator):
 def recorded() -> dict:
     """What `train_deepspeed` gave on two ranks when it was recorded: "versions", and "history" by stage.
 
-    scripts/golden/zero_goldens.py writes it; tests/parallelism/test_zero_oracles.py runs DeepSpeed again and compares.
+    scripts/golden/zero_goldens.py writes it; tests/parallelism/zero_and_fsdp/test_zero_oracles.py runs DeepSpeed again and compares.
     """
     path = Path(__file__).parents[1] / "data" / "zero_deepspeed.json"
     return json.loads(path.read_text(encoding="utf-8"))

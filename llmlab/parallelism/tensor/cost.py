@@ -8,7 +8,7 @@
                                                                                        + 2 (d'−1)/d' · 2df/q²
     3-D    q³         X, W gathered and Y scattered, forward and backward              2 (q−1)/q³ · 2(Md + Mf + df)
 
-The formulas are exact for the ring algorithm, and `tests/parallelism/test_tensor_cost.py` holds `World`'s ledger to them.
+The formulas are exact for the ring algorithm, and `tests/parallelism/tensor/test_tensor_cost.py` holds `World`'s ledger to them.
 Sources: Shoeybi et al. 2019 (1-D), Xu et al. 2021 (2-D), Wang et al. 2021 (2.5-D), Bian et al. 2021 (3-D).
 """
 

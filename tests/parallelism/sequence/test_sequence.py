@@ -15,7 +15,7 @@ from llmlab.parallelism.sequence.fg import gather_sequence, linears_of_shard, sc
 from llmlab.parallelism.tensor import megatron as tensor
 from llmlab.parallelism.tensor.vocabulary import vocab_parallel_cross_entropy
 from tests.parallelism.conftest import VARIANTS, tiny
-from tests.parallelism.test_tensor import assert_same, train, whole_loss
+from tests.parallelism.tensor.test_tensor import assert_same, train, whole_loss
 
 
 @pytest.fixture

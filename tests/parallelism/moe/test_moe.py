@@ -23,7 +23,7 @@ from llmlab.parallelism.moe.moe import (
     route,
 )
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "megatron_moe.json").read_text(encoding="utf-8"))["cases"]
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "megatron_moe.json").read_text(encoding="utf-8"))["cases"]
 
 
 def scattered(routing, values):

@@ -16,7 +16,7 @@ from llmlab.parallelism.sequence.ring import RingAttention
 from llmlab.parallelism.sequence.shards import LAYOUTS, join, shards, split_loss, sum_gradients, take
 from llmlab.parallelism.sequence.softmax_merge import attend, merge
 from tests.parallelism.conftest import VARIANTS, tiny
-from tests.parallelism.test_tensor import assert_same, train, whole_loss
+from tests.parallelism.tensor.test_tensor import assert_same, train, whole_loss
 
 B, H, K, D = 2, 6, 3, 8  # unequal, grouped
 

@@ -10,8 +10,8 @@ from llmlab.parallelism.sequence.cost import AttentionShape, sent
 from llmlab.parallelism.sequence.shards import join, shards, split_loss, sum_gradients, take
 from llmlab.parallelism.sequence.ulysses import UlyssesAttention, heads_to_tokens, tokens_to_heads
 from tests.parallelism.conftest import VARIANTS, tiny
-from tests.parallelism.test_ring_attention import full
-from tests.parallelism.test_tensor import assert_same, train, whole_loss
+from tests.parallelism.sequence.test_ring_attention import full
+from tests.parallelism.tensor.test_tensor import assert_same, train, whole_loss
 
 
 def inputs(T, H, K, D=8, B=2):

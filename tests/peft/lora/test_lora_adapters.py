@@ -9,7 +9,7 @@ from llmlab.peft import walk
 from llmlab.peft.lora import files, lora
 from llmlab.peft.lora.lora import LoRAConfig
 from tests.peft.conftest import make_hf, make_llama, randomise
-from tests.peft.test_lora import CASES, peft_model
+from tests.peft.lora.test_lora import CASES, peft_model
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
@@ -152,7 +152,7 @@ def test_a_mixture_is_peft_s_cat(tokens):
     ours = make_llama()
     lora.apply(ours, LoRAConfig(r=2, alpha=6))
     lora.apply(ours, LoRAConfig(r=3, alpha=3), "b")
-    from tests.peft.test_lora import copy_factors
+    from tests.peft.lora.test_lora import copy_factors
 
     copy_factors(theirs, ours)
     theirs.add_weighted_adapter(["default", "b"], [0.3, 0.6], "mix", combination_type="cat")
@@ -172,7 +172,7 @@ def test_each_row_goes_through_its_own_adapter(two, tokens):
 def test_rows_are_peft_s_adapter_names(tokens):
     import peft
 
-    from tests.peft.test_lora import copy_factors
+    from tests.peft.lora.test_lora import copy_factors
 
     theirs = peft_model(make_hf(), r=2, alpha=6, target_modules=("q_proj", "v_proj"))
     theirs.add_adapter("b", peft.LoraConfig(r=3, lora_alpha=3, target_modules=["q_proj", "v_proj"]))

@@ -17,7 +17,7 @@ from llmlab.peft.mam_and_unipelt.unipelt import UniPELTConfig
 from llmlab.peft.qlora import qlora
 from tests.peft import goldens
 from tests.peft.conftest import make_hf, make_llama
-from tests.peft.test_adapters import parts_of, run, stir
+from tests.peft.adapters.test_adapters import parts_of, run, stir
 
 PARALLEL = ParallelAdapterConfig(12, reads="residual")
 MAM = MAMConfig(3, projection=False, bottleneck=6, reads="residual")

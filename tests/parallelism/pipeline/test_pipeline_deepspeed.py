@@ -19,7 +19,7 @@ from llmlab.parallelism.pipeline.pipeline import Pipeline
 from llmlab.parallelism.pipeline.schedules import one_f_one_b
 from llmlab.parallelism.pipeline.stages import split
 from tests.parallelism.conftest import tiny
-from tests.parallelism.test_pipeline import ADAM, microbatches
+from tests.parallelism.pipeline.test_pipeline import ADAM, microbatches
 
 STEPS = 3
 

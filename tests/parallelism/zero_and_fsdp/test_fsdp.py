@@ -14,7 +14,7 @@ from llmlab.parallelism.zero_and_fsdp.fsdp import Fsdp
 from llmlab.parallelism.zero_and_fsdp.units import Adam, held
 from llmlab.parallelism.zero_and_fsdp.zero import Zero, summed_loss, train_step
 from tests.parallelism.conftest import tiny
-from tests.parallelism.test_zero import assert_same, microbatches, one_process
+from tests.parallelism.zero_and_fsdp.test_zero import assert_same, microbatches, one_process
 
 
 def even(**changes):

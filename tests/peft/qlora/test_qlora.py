@@ -11,7 +11,7 @@ from llmlab.peft.lora import lora
 from llmlab.peft.qlora import nf4, paging, qlora
 from llmlab.peft.qlora.qlora import Linear4bit, QLoRAConfig
 from tests.peft.conftest import SHAPE, make_hf, make_llama, randomise
-from tests.peft.test_lora import copy_factors, loss_of
+from tests.peft.lora.test_lora import copy_factors, loss_of
 
 CASES = {
     "as published": dict(r=4, alpha=16),

@@ -13,7 +13,7 @@ from llmlab.peft.adapters.adapters import AdapterConfig
 from llmlab.peft.adapters.fusion import FusionConfig
 from tests.peft import goldens
 from tests.peft.conftest import make_hf, make_llama
-from tests.peft.test_adapters import parts_of, run, stir
+from tests.peft.adapters.test_adapters import parts_of, run, stir
 
 TWO = FusionConfig(("a", "b"))
 

@@ -13,7 +13,7 @@ from llmlab.parallelism.pipeline.pipeline import Pipeline
 from llmlab.parallelism.pipeline.schedules import gpipe, interleaved, one_f_one_b, stage_of, zb_h1, zb_v
 from llmlab.parallelism.pipeline.stages import split
 from tests.parallelism.conftest import tiny
-from tests.parallelism.test_pipeline import ADAM, microbatches
+from tests.parallelism.pipeline.test_pipeline import ADAM, microbatches
 
 STEPS = 3
 OFFICIAL = {  # torch's schedule: (ours, chunks, layout)

@@ -16,7 +16,7 @@ from llmlab.parallelism.pipeline.pipeline import Pipeline
 from llmlab.parallelism.pipeline.schedules import gpipe, held, one_f_one_b, zb_h1, zb_h2
 from llmlab.parallelism.pipeline.stages import split
 from tests.parallelism.conftest import tiny
-from tests.parallelism.test_pipeline import microbatches
+from tests.parallelism.pipeline.test_pipeline import microbatches
 
 
 def network(bias=True):
