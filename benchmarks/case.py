@@ -12,12 +12,15 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Case:
-    """`ours` and `theirs` do the same work on the same data; each call is one measurement.
+    """`ours` and `theirs` do the same work on the same data; each call is one
+    measurement.
 
     Args:
         rounds: how often each is called, in turn.
-        models: our model and theirs, where the memory of a training step is to be counted.
-        ranks: run `ours` and `theirs` in that many processes. They are then functions of the communicator that return the step.
+        models: our model and theirs, where the memory of a training step is to be
+            counted.
+        ranks: run `ours` and `theirs` in that many processes. They are then functions
+            of the communicator that return the step.
     """
 
     name: str
@@ -29,15 +32,24 @@ class Case:
 
     def memory(self) -> tuple[int, int] | None:
         """`step_bytes` of ours and of theirs; takes a step with each."""
-        return self.models and (step_bytes(self.models[0], self.ours), step_bytes(self.models[1], self.theirs))
+        return self.models and (
+            step_bytes(self.models[0], self.ours),
+            step_bytes(self.models[1], self.theirs),
+        )
 
 
-def alternate(ours: Callable, theirs: Callable, rounds: int) -> tuple[list[float], list[float]]:
-    """Seconds of each call of ours and of theirs, after one call of each that is not counted."""
+def alternate(
+    ours: Callable, theirs: Callable, rounds: int
+) -> tuple[list[float], list[float]]:
+    """Seconds of each call of ours and of theirs, after one call of each that is not
+    counted.
+    """
     ours(), theirs()  # allocators, caches, lazy imports
     spent: tuple[list[float], list[float]] = ([], [])
     for i in range(rounds):
-        for call, times in ((ours, spent[0]), (theirs, spent[1]))[:: 1 if i % 2 else -1]:
+        for call, times in ((ours, spent[0]), (theirs, spent[1]))[
+            :: 1 if i % 2 else -1
+        ]:
             started = time.perf_counter()
             call()
             times.append(time.perf_counter() - started)
@@ -45,12 +57,14 @@ def alternate(ours: Callable, theirs: Callable, rounds: int) -> tuple[list[float
 
 
 def step_bytes(model: nn.Module, step: Callable[[], object]) -> int:
-    """Bytes that a training step with AdamW holds: weights, what forward keeps for backward, gradients, two moments.
+    """Bytes that a training step with AdamW holds: weights, what forward keeps for
+    backward, gradients, two moments.
 
     Counted, not measured: each storage once, so that it is the same in every run.
     """
     kept = {
-        t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in (*model.parameters(), *model.buffers())
+        t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
+        for t in (*model.parameters(), *model.buffers())
     }
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -60,4 +74,6 @@ def step_bytes(model: nn.Module, step: Callable[[], object]) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         step()
-    return sum(kept.values()) + 3 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    return sum(kept.values()) + 3 * sum(
+        p.numel() * p.element_size() for p in model.parameters() if p.requires_grad
+    )

@@ -44,7 +44,10 @@ def main() -> int:
     ready = time.perf_counter() - started
     path = starting.socket_path(os.environ, (), os.getcwd())
     warm_process = starting.ask(path, {"ask": "state"})["pid"]
-    rounds = [(first_cell("local-provisioner"), first_cell(PROVISIONER)) for _ in range(args.rounds)]
+    rounds = [
+        (first_cell("local-provisioner"), first_cell(PROVISIONER))
+        for _ in range(args.rounds)
+    ]
     plain, warm = zip(*rounds, strict=True)
     found = {
         "warm process ready after s": round(ready, 1),

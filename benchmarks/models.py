@@ -1,4 +1,6 @@
-"""The model beside transformers': a forward pass, a training step and generation, with the same weights and shapes."""
+"""The model beside transformers': a forward pass, a training step and generation, with
+the same weights and shapes.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,8 @@ from llmlab.models.checkpoint import config_to_hf
 from llmlab.models.generation import generate
 from llmlab.models.llama import Llama, LlamaConfig
 
-# As wide as a model that trains on a laptop: 12 M parameters, grouped-query attention, tied embedding.
+# As wide as a model that trains on a laptop: 12 M parameters, grouped-query attention,
+# tied embedding.
 SHAPE = LlamaConfig(
     vocab_size=8192,
     hidden_size=256,
@@ -23,7 +26,9 @@ SHAPE = LlamaConfig(
 
 
 def twins(config: LlamaConfig = SHAPE):
-    """The same weights in our Llama and in transformers' (with its fused attention, its default)."""
+    """The same weights in our Llama and in transformers' (with its fused attention, its
+    default).
+    """
     from transformers import LlamaConfig as HFConfig
     from transformers import LlamaForCausalLM
 
@@ -54,7 +59,9 @@ def training_step(batch: int = 4, seq: int = 128, config: LlamaConfig = SHAPE) -
     """Forward, loss, backward and an AdamW step; returns the loss."""
     ours, theirs = twins(config)
     ids = torch.randint(0, config.vocab_size, (batch, seq))
-    optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-3) for model in (ours, theirs)]
+    optimizers = [
+        torch.optim.AdamW(model.parameters(), lr=1e-3) for model in (ours, theirs)
+    ]
 
     def step(loss, optimizer):
         optimizer.zero_grad()
@@ -64,7 +71,9 @@ def training_step(batch: int = 4, seq: int = 128, config: LlamaConfig = SHAPE) -
 
     def mine():
         targets = F.pad(ids[:, 1:], (0, 1), value=-100)  # the last position has none
-        return step(F.cross_entropy(ours(ids).flatten(0, 1), targets.flatten()), optimizers[0])
+        return step(
+            F.cross_entropy(ours(ids).flatten(0, 1), targets.flatten()), optimizers[0]
+        )
 
     def library():
         return step(theirs(ids, labels=ids, use_cache=False).loss, optimizers[1])
@@ -72,7 +81,9 @@ def training_step(batch: int = 4, seq: int = 128, config: LlamaConfig = SHAPE) -
     return Case("Llama training step (transformers)", mine, library)
 
 
-def generation(batch: int = 1, prompt: int = 32, new: int = 32, config: LlamaConfig = SHAPE) -> Case:
+def generation(
+    batch: int = 1, prompt: int = 32, new: int = 32, config: LlamaConfig = SHAPE
+) -> Case:
     """Greedy decoding with a cache; both return the same tokens."""
     ours, theirs = twins(config)
     ours.eval(), theirs.eval()
@@ -84,10 +95,20 @@ def generation(batch: int = 1, prompt: int = 32, new: int = 32, config: LlamaCon
 
     def library():
         return theirs.generate(
-            ids, attention_mask=mask, max_new_tokens=new, do_sample=False, eos_token_id=None, pad_token_id=0
+            ids,
+            attention_mask=mask,
+            max_new_tokens=new,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
         )
 
-    return Case(f"greedy generation, {batch} × {new} tokens (transformers' generate)", mine, library, rounds=9)
+    return Case(
+        f"greedy generation, {batch} × {new} tokens (transformers' generate)",
+        mine,
+        library,
+        rounds=9,
+    )
 
 
 def batched_generation() -> Case:

@@ -1,4 +1,6 @@
-"""Training steps on two real processes against torch's engines, and how long four processes take to start."""
+"""Training steps on two real processes against torch's engines, and how long four
+processes take to start.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,12 @@ def _theirs(rank: int, folder: str) -> None:
     """What PyTorch's tutorials do in a spawned process."""
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/store", RANKS), rank=rank, world_size=RANKS)
+    dist.init_process_group(
+        "gloo",
+        store=dist.FileStore(f"{folder}/store", RANKS),
+        rank=rank,
+        world_size=RANKS,
+    )
     dist.barrier()
     dist.destroy_process_group()
 
@@ -42,8 +49,15 @@ def _spawn() -> None:
 
 
 def start_up() -> Case:
-    """Imports are the difference: a forked rank has them already, a spawned one imports torch anew."""
-    return Case("4-rank start-up (launch; torch.multiprocessing.spawn)", lambda: launch(_ours, RANKS), _spawn, rounds=3)
+    """Imports are the difference: a forked rank has them already, a spawned one imports
+    torch anew.
+    """
+    return Case(
+        "4-rank start-up (launch; torch.multiprocessing.spawn)",
+        lambda: launch(_ours, RANKS),
+        _spawn,
+        rounds=3,
+    )
 
 
 def _model() -> Llama:
@@ -52,7 +66,9 @@ def _model() -> Llama:
 
 
 def _data(rank: int = 0, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
-    x = torch.randint(SHAPE.vocab_size, (batch, 129), generator=torch.Generator().manual_seed(rank))
+    x = torch.randint(
+        SHAPE.vocab_size, (batch, 129), generator=torch.Generator().manual_seed(rank)
+    )
     return x[:, :-1].contiguous(), x[:, 1:].contiguous()
 
 
@@ -86,7 +102,9 @@ def data_parallel() -> Case:
         model = torch.nn.parallel.DistributedDataParallel(_model())
         return _step(model, _data(comm.rank), *_adamw(model.parameters()))
 
-    return Case("data parallel step, 2 ranks (DistributedDataParallel)", ours, theirs, ranks=2)
+    return Case(
+        "data parallel step, 2 ranks (DistributedDataParallel)", ours, theirs, ranks=2
+    )
 
 
 def fully_sharded() -> Case:
@@ -109,7 +127,9 @@ def fully_sharded() -> Case:
 
 
 def tensor_parallel() -> Case:
-    """Column and row cuts of every block, ours and as DTensors. The head is whole in theirs, ours gathers its logits."""
+    """Column and row cuts of every block, ours and as DTensors. The head is whole in
+    theirs, ours gathers its logits.
+    """
 
     def ours(comm):
         model = tensor.parallelize(_model(), comm, gather_output=True)
@@ -117,22 +137,38 @@ def tensor_parallel() -> Case:
 
     def theirs(comm):
         from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+        from torch.distributed.tensor.parallel import (
+            ColwiseParallel,
+            RowwiseParallel,
+            parallelize_module,
+        )
 
         model, mesh = _model(), init_device_mesh("cpu", (comm.size,))
-        columns = {name: ColwiseParallel() for name in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")}
+        columns = {
+            name: ColwiseParallel()
+            for name in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
+        }
         kinds = columns | {name: RowwiseParallel() for name in ("o_proj", "down_proj")}
         for block in model.model.layers:
-            plan = {name: kinds[leaf] for name, _ in block.named_modules() if (leaf := name.split(".")[-1]) in kinds}
+            plan = {
+                name: kinds[leaf]
+                for name, _ in block.named_modules()
+                if (leaf := name.split(".")[-1]) in kinds
+            }
             parallelize_module(block, mesh, plan)
         return _step(model, _data(), *_adamw(model.parameters()))
 
-    return Case("tensor parallel step, 2 ranks (`parallelize_module`)", ours, theirs, ranks=2)
+    return Case(
+        "tensor parallel step, 2 ranks (`parallelize_module`)", ours, theirs, ranks=2
+    )
 
 
 def pipeline() -> Case:
-    """1F1B over two stages and four microbatches, ours and torch.distributed.pipelining's."""
-    microbatches, config = 4, replace(SHAPE, tie_word_embeddings=False)  # theirs does not know tied weights
+    """1F1B over two stages and four microbatches, ours and
+    torch.distributed.pipelining's.
+    """
+    # theirs does not know tied weights
+    microbatches, config = 4, replace(SHAPE, tie_word_embeddings=False)
 
     def stage_of(comm):
         torch.manual_seed(0)
@@ -141,7 +177,10 @@ def pipeline() -> Case:
     def ours(comm):
         pipe = Pipeline(stage_of(comm), comm)
         update, forget = _adamw(pipe.parameters())
-        schedule, (x, y) = schedules.one_f_one_b(comm.size, microbatches), _data(batch=4)
+        schedule, (x, y) = (
+            schedules.one_f_one_b(comm.size, microbatches),
+            _data(batch=4),
+        )
         data = list(zip(x.chunk(microbatches), y.chunk(microbatches), strict=True))
 
         def step() -> None:
@@ -153,19 +192,30 @@ def pipeline() -> Case:
     def theirs(comm):
         from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 
-        ((stage,), (x, y)) = stage_of(comm), _data(batch=4)
-        schedule = Schedule1F1B(PipelineStage(stage, comm.rank, comm.size, comm.device), microbatches, loss_fn=loss_of)
+        (stage,), (x, y) = stage_of(comm), _data(batch=4)
+        schedule = Schedule1F1B(
+            PipelineStage(stage, comm.rank, comm.size, comm.device),
+            microbatches,
+            loss_fn=loss_of,
+        )
         update, forget = _adamw(stage.parameters())
 
         def step() -> None:
             schedule.step(
-                *([x] if stage.is_first else []), **({"target": y} if stage.is_last else {}), return_outputs=False
+                *([x] if stage.is_first else []),
+                **({"target": y} if stage.is_last else {}),
+                return_outputs=False,
             )
             update(), forget()
 
         return step
 
-    return Case("1F1B pipeline step, 2 ranks, 4 microbatches (torch.distributed.pipelining)", ours, theirs, ranks=2)
+    return Case(
+        "1F1B pipeline step, 2 ranks, 4 microbatches (torch.distributed.pipelining)",
+        ours,
+        theirs,
+        ranks=2,
+    )
 
 
 CASES = (start_up, data_parallel, fully_sharded, tensor_parallel, pipeline)

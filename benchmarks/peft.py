@@ -1,4 +1,6 @@
-"""A training step of each method against peft's: same base, same start, same batch, same optimizer, same threads."""
+"""A training step of each method against peft's: same base, same start, same batch,
+same optimizer, same threads.
+"""
 
 from __future__ import annotations
 
@@ -19,37 +21,49 @@ SHAPE = dict(
     num_attention_heads=8,
     num_key_value_heads=4,
 )
-# bitsandbytes 0.50.2 decodes rows of 688 in blocks of 64 wrongly on AVX-512; 704 is 11 × 64.
+# bitsandbytes 0.50.2 decodes rows of 688 in blocks of 64 wrongly on AVX-512; 704 is 11
+# × 64.
 QLORA_SHAPE = dict(intermediate_size=704)
 RANK, ALPHA, BATCH, SEQ = 8, 16, 4, 128
 
 
 def models(targets: list[str]) -> tuple[torch.nn.Module, torch.nn.Module]:
-    """transformers' Llama twice, once with our adapters and once with peft's; the bases and factors are equal."""
+    """transformers' Llama twice, once with our adapters and once with peft's; the bases
+    and factors are equal.
+    """
     import peft
     from transformers import LlamaConfig, LlamaForCausalLM
 
     warnings.filterwarnings("ignore", category=FutureWarning)
     torch.manual_seed(0)
     base = LlamaForCausalLM(LlamaConfig(**SHAPE))
-    config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=targets, task_type="CAUSAL_LM")
+    config = peft.LoraConfig(
+        r=RANK, lora_alpha=ALPHA, target_modules=targets, task_type="CAUSAL_LM"
+    )
     theirs = peft.get_peft_model(copy.deepcopy(base), config)
-    ours = lora.apply(base, lora.LoRAConfig(r=RANK, alpha=ALPHA, target_modules=tuple(targets)))
+    ours = lora.apply(
+        base, lora.LoRAConfig(r=RANK, alpha=ALPHA, target_modules=tuple(targets))
+    )
     layers = walk.installed(ours, lora.LoRALinear)
     with torch.no_grad():
         for name, p in theirs.named_parameters():
             if "lora_" in name:
-                place, which, adapter, _ = name.removeprefix("base_model.model.").rsplit(".", 3)
+                place, which, adapter, _ = name.removeprefix(
+                    "base_model.model."
+                ).rsplit(".", 3)
                 getattr(layers[place], which)[adapter].copy_(p)
     return ours.train(), theirs.train()
 
 
 def step_of(model: torch.nn.Module, tokens: torch.Tensor):
     """A training step as a function: forward, backward, AdamW."""
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=1e-4
+    )
 
     def step() -> float:
-        logits = model(tokens).logits[:, -tokens.shape[1] :]  # peft gives logits for virtual tokens too
+        # peft gives logits for virtual tokens too
+        logits = model(tokens).logits[:, -tokens.shape[1] :]
         loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -61,8 +75,12 @@ def step_of(model: torch.nn.Module, tokens: torch.Tensor):
 
 def case(name: str, targets: list[str]) -> Case:
     ours, theirs = models(targets)
-    tokens = torch.randint(0, SHAPE["vocab_size"], (BATCH, SEQ), generator=torch.Generator().manual_seed(0))
-    return Case(name, step_of(ours, tokens), step_of(theirs, tokens), models=(ours, theirs))
+    tokens = torch.randint(
+        0, SHAPE["vocab_size"], (BATCH, SEQ), generator=torch.Generator().manual_seed(0)
+    )
+    return Case(
+        name, step_of(ours, tokens), step_of(theirs, tokens), models=(ours, theirs)
+    )
 
 
 def lora_training_step_attention() -> Case:
@@ -70,12 +88,22 @@ def lora_training_step_attention() -> Case:
 
 
 def lora_training_step_all_linear() -> Case:
-    every = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    every = [
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    ]
     return case("LoRA step, all linears (peft)", every)
 
 
 def virtual_token_case(name: str, module, config, their_config) -> Case:
-    """A training step with virtual tokens, ours against peft's, from the same numbers."""
+    """A training step with virtual tokens, ours against peft's, from the same
+    numbers.
+    """
     import peft
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -85,10 +113,17 @@ def virtual_token_case(name: str, module, config, their_config) -> Case:
     theirs = peft.get_peft_model(copy.deepcopy(base), their_config).train()
     ours = module.apply(base, config).train()
     encoder = ours.virtual_tokens.encoder
-    state = {n.replace("embedding", "embedding.weight"): t for n, t in encoder.state_dict().items()}
+    state = {
+        n.replace("embedding", "embedding.weight"): t
+        for n, t in encoder.state_dict().items()
+    }
     theirs.prompt_encoder["default"].load_state_dict(state)
-    tokens = torch.randint(0, SHAPE["vocab_size"], (BATCH, SEQ), generator=torch.Generator().manual_seed(0))
-    return Case(name, step_of(ours, tokens), step_of(theirs, tokens), models=(ours, theirs))
+    tokens = torch.randint(
+        0, SHAPE["vocab_size"], (BATCH, SEQ), generator=torch.Generator().manual_seed(0)
+    )
+    return Case(
+        name, step_of(ours, tokens), step_of(theirs, tokens), models=(ours, theirs)
+    )
 
 
 def prompt_tuning_step() -> Case:
@@ -98,7 +133,10 @@ def prompt_tuning_step() -> Case:
 
     theirs = peft.PromptTuningConfig(num_virtual_tokens=20, task_type="CAUSAL_LM")
     return virtual_token_case(
-        "Prompt Tuning step, 20 tokens (peft)", prompt_tuning, prompt_tuning.PromptTuningConfig(20), theirs
+        "Prompt Tuning step, 20 tokens (peft)",
+        prompt_tuning,
+        prompt_tuning.PromptTuningConfig(20),
+        theirs,
     )
 
 
@@ -107,9 +145,14 @@ def prefix_tuning_step() -> Case:
 
     from llmlab.peft.prompt_and_prefix_tuning import prefix_tuning
 
-    theirs = peft.PrefixTuningConfig(num_virtual_tokens=20, prefix_projection=True, task_type="CAUSAL_LM")
+    theirs = peft.PrefixTuningConfig(
+        num_virtual_tokens=20, prefix_projection=True, task_type="CAUSAL_LM"
+    )
     return virtual_token_case(
-        "Prefix Tuning step, 20 tokens (peft)", prefix_tuning, prefix_tuning.PrefixTuningConfig(20), theirs
+        "Prefix Tuning step, 20 tokens (peft)",
+        prefix_tuning,
+        prefix_tuning.PrefixTuningConfig(20),
+        theirs,
     )
 
 
@@ -119,7 +162,12 @@ def p_tuning_step() -> Case:
     from llmlab.peft import p_tuning
 
     theirs = peft.PromptEncoderConfig(num_virtual_tokens=20, task_type="CAUSAL_LM")
-    return virtual_token_case("P-Tuning step, 20 tokens, MLP (peft)", p_tuning, p_tuning.PTuningConfig(20), theirs)
+    return virtual_token_case(
+        "P-Tuning step, 20 tokens, MLP (peft)",
+        p_tuning,
+        p_tuning.PTuningConfig(20),
+        theirs,
+    )
 
 
 def p_tuning_v2_step() -> Case:
@@ -129,7 +177,10 @@ def p_tuning_v2_step() -> Case:
 
     theirs = peft.PrefixTuningConfig(num_virtual_tokens=20, task_type="CAUSAL_LM")
     return virtual_token_case(
-        "P-Tuning v2 step, 20 tokens (peft)", p_tuning_v2, p_tuning_v2.PTuningV2Config(20), theirs
+        "P-Tuning v2 step, 20 tokens (peft)",
+        p_tuning_v2,
+        p_tuning_v2.PTuningV2Config(20),
+        theirs,
     )
 
 
@@ -144,7 +195,12 @@ def adalora_step() -> Case:
     torch.manual_seed(0)
     base = LlamaForCausalLM(LlamaConfig(**SHAPE))
     shared = dict(init_r=12, target_r=8, total_step=100_000, orth_reg_weight=0.1)
-    theirs = peft.AdaLoraConfig(**shared, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    theirs = peft.AdaLoraConfig(
+        **shared,
+        lora_alpha=16,
+        target_modules=["q_proj", "v_proj"],
+        task_type="CAUSAL_LM",
+    )
     theirs = peft.get_peft_model(copy.deepcopy(base), theirs)
     ours = adalora.apply(base, adalora.AdaLoRAConfig(**shared, alpha=16))
     layers, allocator = adalora.layers_of(ours), budget.RankAllocator(ours)
@@ -153,10 +209,14 @@ def adalora_step() -> Case:
             if "lora_" in name:
                 place, which, _ = name.removeprefix("base_model.model.").rsplit(".", 2)
                 getattr(layers[place], which).copy_(p)
-    tokens = torch.randint(0, SHAPE["vocab_size"], (BATCH, SEQ), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(
+        0, SHAPE["vocab_size"], (BATCH, SEQ), generator=torch.Generator().manual_seed(0)
+    )
 
     def step_with(model, loss_of, allocate):
-        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+        optimizer = torch.optim.AdamW(
+            [p for p in model.parameters() if p.requires_grad], lr=1e-4
+        )
         time = iter(range(100_000))
 
         def step() -> float:
@@ -173,13 +233,19 @@ def adalora_step() -> Case:
     return Case(
         "AdaLoRA step, q and v (peft)",
         step_with(ours.train(), mine, allocator.step),
-        step_with(theirs.train(), lambda: theirs(tokens, labels=tokens).loss, theirs.base_model.update_and_allocate),
+        step_with(
+            theirs.train(),
+            lambda: theirs(tokens, labels=tokens).loss,
+            theirs.base_model.update_and_allocate,
+        ),
         models=(ours, theirs),
     )
 
 
 def qlora_step() -> Case:
-    """NF4 with double quantisation under LoRA on all linears, in fp32, against peft on bitsandbytes."""
+    """NF4 with double quantisation under LoRA on all linears, in fp32, against peft on
+    bitsandbytes.
+    """
     import bitsandbytes as bnb
     import peft
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -191,23 +257,35 @@ def qlora_step() -> Case:
     four = copy.deepcopy(base)
     for name, linear in walk.find(four, "all-linear").items():
         layer = bnb.nn.Linear4bit(
-            linear.in_features, linear.out_features, False, quant_type="nf4", compute_dtype=torch.float32
+            linear.in_features,
+            linear.out_features,
+            False,
+            quant_type="nf4",
+            compute_dtype=torch.float32,
         )
-        layer.weight = bnb.nn.Params4bit(linear.weight.data, quant_type="nf4", module=layer)
-        # On AVX-512-BF16 a forward in eval mode would repack the weight and then pass no
-        # gradient. Nothing here evaluates, and nothing that is added later shall.
+        layer.weight = bnb.nn.Params4bit(
+            linear.weight.data, quant_type="nf4", module=layer
+        )
+        # On AVX-512-BF16 a forward in eval mode would repack the weight and then pass
+        # no gradient. Nothing here evaluates, and nothing that is added later shall.
         layer.support_avx512bf16_for_cpu = False
         walk.replace(four, name, layer.to("cpu"))
-    config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM")
+    config = peft.LoraConfig(
+        r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
     theirs = peft.get_peft_model(four, config)
     ours = qlora.apply(base, qlora.QLoRAConfig(r=RANK, alpha=ALPHA, keep_base=False))
     layers = walk.installed(ours, lora.LoRALinear)
     with torch.no_grad():
         for name, p in theirs.named_parameters():
             if "lora_" in name:
-                place, which, adapter, _ = name.removeprefix("base_model.model.").rsplit(".", 3)
+                place, which, adapter, _ = name.removeprefix(
+                    "base_model.model."
+                ).rsplit(".", 3)
                 getattr(layers[place], which)[adapter].copy_(p)
-    tokens = torch.randint(0, SHAPE["vocab_size"], (BATCH, SEQ), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(
+        0, SHAPE["vocab_size"], (BATCH, SEQ), generator=torch.Generator().manual_seed(0)
+    )
     return Case(
         "QLoRA step, all linears (peft on bitsandbytes)",
         step_of(ours.train(), tokens),
@@ -217,19 +295,27 @@ def qlora_step() -> Case:
 
 
 def vector_case(name: str, module, config, their_config) -> Case:
-    """A training step with one vector a layer, ours against peft's, from the same start."""
+    """A training step with one vector a layer, ours against peft's, from the same
+    start.
+    """
     import peft
     from transformers import LlamaConfig, LlamaForCausalLM
 
     warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", message="Detected that the base layer has no bias")
+    warnings.filterwarnings(
+        "ignore", message="Detected that the base layer has no bias"
+    )
     torch.manual_seed(0)
     base = LlamaForCausalLM(LlamaConfig(**SHAPE))
     theirs = peft.get_peft_model(copy.deepcopy(base), their_config).train()
     ours = module.apply(base, config).train()
     assert walk.trainable(ours) == theirs.get_nb_trainable_parameters()
-    tokens = torch.randint(0, SHAPE["vocab_size"], (BATCH, SEQ), generator=torch.Generator().manual_seed(0))
-    return Case(name, step_of(ours, tokens), step_of(theirs, tokens), models=(ours, theirs))
+    tokens = torch.randint(
+        0, SHAPE["vocab_size"], (BATCH, SEQ), generator=torch.Generator().manual_seed(0)
+    )
+    return Case(
+        name, step_of(ours, tokens), step_of(theirs, tokens), models=(ours, theirs)
+    )
 
 
 def ia3_step() -> Case:
@@ -238,7 +324,9 @@ def ia3_step() -> Case:
     from llmlab.peft import ia3
 
     theirs = peft.IA3Config(
-        target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"], task_type="CAUSAL_LM"
+        target_modules=["k_proj", "v_proj", "down_proj"],
+        feedforward_modules=["down_proj"],
+        task_type="CAUSAL_LM",
     )
     return vector_case("(IA)³ step (peft)", ia3, ia3.IA3Config(), theirs)
 
@@ -248,7 +336,15 @@ def bitfit_step() -> Case:
 
     from llmlab.peft import bitfit
 
-    every = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    every = [
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    ]
     theirs = peft.BeftConfig(target_modules=every, task_type="CAUSAL_LM")
     ours = bitfit.BitFitConfig(tuple(every))
     return vector_case("BitFit step, all linears (peft's BEFT)", bitfit, ours, theirs)

@@ -1,9 +1,11 @@
 """Our code against the libraries, side by side in one process: `make bench`.
 
-Each case alternates ours and theirs and reports the median of the per-round ratios, so that a machine that slows down
-halfway slows both. `--only TEXT` runs the cases whose name contains TEXT. What it prints is the README's table.
+Each case alternates ours and theirs and reports the median of the per-round ratios, so
+that a machine that slows down halfway slows both. `--only TEXT` runs the cases whose
+name contains TEXT. What it prints is the README's table.
 
-A case is a `Case` from benchmarks/{models,peft,parallelism}.py: two callables that do the same work on the same data.
+A case is a `Case` from benchmarks/{models,peft,parallelism}.py: two callables that do
+the same work on the same data.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ MODULES = ("models", "peft", "parallelism")
 
 
 def measure(case: Case) -> tuple[float, float, float]:
-    """(our median seconds, theirs, median of ours / theirs over the rounds). Of several ranks, rank 0's."""
+    """(our median seconds, theirs, median of ours / theirs over the rounds). Of several
+    ranks, rank 0's.
+    """
     if case.ranks:
         from llmlab.parallelism import launch
 
@@ -50,23 +54,35 @@ def machine() -> str:
 
     name, _ = cpu.identify()
     return (
-        f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, fp32; Python {platform.python_version()}, "
-        f"torch {torch.__version__}, transformers {transformers.__version__}, peft {peft.__version__}"
+        f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, fp32;"
+        f" Python {platform.python_version()}, torch {torch.__version__}, transformers"
+        f" {transformers.__version__}, peft {peft.__version__}"
     )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="run the cases whose name contains this")
+    parser.add_argument(
+        "--only", default="", help="run the cases whose name contains this"
+    )
     arguments = parser.parse_args()
-    print("| what | ours | theirs | ours / theirs | memory, ours / theirs |\n|---|---|---|---|---|")
+    print(
+        "| what | ours | theirs | ours / theirs | memory, ours / theirs"
+        " |\n|---|---|---|---|---|"
+    )
     for module in MODULES:
         for make in importlib.import_module(f"benchmarks.{module}").CASES:
             if arguments.only not in make.__name__:
                 continue
             case = make()
             ours, theirs, ratio = measure(case)
-            row = [case.name, f"{ours * 1e3:,.0f} ms", f"{theirs * 1e3:,.0f} ms", f"{ratio:.2f}", memory(case)]
+            row = [
+                case.name,
+                f"{ours * 1e3:,.0f} ms",
+                f"{theirs * 1e3:,.0f} ms",
+                f"{ratio:.2f}",
+                memory(case),
+            ]
             print(f"| {' | '.join(row)} |", flush=True)
     print(f"\n{machine()}")
     return 0

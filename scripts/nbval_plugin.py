@@ -1,4 +1,5 @@
-"""A pytest plugin over nbval: records each notebook's time and memory, and holds fresh exercises to their rule.
+"""A pytest plugin over nbval: records each notebook's time and memory, and holds fresh
+exercises to their rule.
 
 A notebook whose last cell leaves a process running fails.
 
@@ -6,8 +7,9 @@ Outputs are compared as `llmlab.course.numbers` says: words exactly, numbers wit
 tolerance that a cell may declare by a tag (`numbers-within-5%`). Source code shown from
 the package is compared exactly.
 
-With `--fresh-exercises`, a notebook as it is given out must fail at its check cells and nowhere else. Records go to
-the folder `LLMLAB_RECORD`, one JSON file a notebook; the book's "last verified" page is made from them.
+With `--fresh-exercises`, a notebook as it is given out must fail at its check cells and
+nowhere else. Records go to the folder `LLMLAB_RECORD`, one JSON file a notebook; the
+book's "last verified" page is made from them.
 """
 
 from __future__ import annotations
@@ -33,19 +35,29 @@ TEXTS = ("text", "text/plain", "text/html", "text/markdown", "text/latex", "eval
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--fresh-exercises", action="store_true", help="each check cell must fail, and no other cell")
+    parser.addoption(
+        "--fresh-exercises",
+        action="store_true",
+        help="each check cell must fail, and no other cell",
+    )
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
     for item in items:
         if isinstance(item, IPyNbCell):
             compare_numbers(item)
-    for item in {item.parent: item for item in items if isinstance(item, IPyNbCell)}.values():
+    for item in {
+        item.parent: item for item in items if isinstance(item, IPyNbCell)
+    }.values():
         item.is_last = True
     if not config.getoption("--fresh-exercises"):
         return
     for item in items:
-        if isinstance(item, IPyNbCell) and "check" in item.cell.metadata.get("tags", []):
+        if isinstance(item, IPyNbCell) and "check" in item.cell.metadata.get(
+            "tags", []
+        ):
             item.add_marker(pytest.mark.xfail(strict=True, reason="not solved yet"))
 
 
@@ -122,7 +134,9 @@ def texts_of(output: NotebookNode) -> Iterator[tuple[str, NotebookNode, str]]:
 
 
 def is_source(holder: NotebookNode) -> bool:
-    """Whether an output shows source code, as Pygments marks it: no CPU changes that."""
+    """Whether an output shows source code, as Pygments marks it: no CPU changes
+    that.
+    """
     return 'class="highlight"' in holder.get("text/html", "")
 
 
@@ -135,25 +149,45 @@ def pytest_runtest_call(item: pytest.Item):
         notebook.seconds = getattr(notebook, "seconds", 0.0) + time.time() - started
         notebook.peak = max(getattr(notebook, "peak", 0.0), peak_mib(notebook))
         record(notebook, item.config.rootpath)
-        if getattr(item, "is_last", False) and outcome.excinfo is None and (left := left_running(notebook)):
-            outcome.force_exception(AssertionError(f"the notebook leaves processes behind: {', '.join(left)}"))
+        if (
+            getattr(item, "is_last", False)
+            and outcome.excinfo is None
+            and (left := left_running(notebook))
+        ):
+            outcome.force_exception(
+                AssertionError(
+                    f"the notebook leaves processes behind: {', '.join(left)}"
+                )
+            )
 
 
 def left_running(notebook: IPyNbFile, seconds: float = 10.0) -> list[str]:
     """Children of the kernel that are there now and still there after some seconds."""
     try:
-        children = psutil.Process(notebook.kernel.km.provisioner.pid).children(recursive=True)
+        children = psutil.Process(notebook.kernel.km.provisioner.pid).children(
+            recursive=True
+        )
     except (psutil.Error, AttributeError):
         return []
     _, alive = psutil.wait_procs(children, timeout=seconds)
-    return [" ".join(process.cmdline())[-200:] for process in alive if process.is_running()]
+    return [
+        " ".join(process.cmdline())[-200:] for process in alive if process.is_running()
+    ]
 
 
 def peak_mib(notebook: IPyNbFile) -> float:
-    """The most memory that the kernel and its children hold now, or on Linux ever held."""
+    """The most memory that the kernel and its children hold now, or on Linux ever
+    held.
+    """
     try:
         kernel = psutil.Process(notebook.kernel.km.provisioner.pid)
-        return sum(highest(process) for process in [kernel, *kernel.children(recursive=True)]) / 2**20
+        return (
+            sum(
+                highest(process)
+                for process in [kernel, *kernel.children(recursive=True)]
+            )
+            / 2**20
+        )
     except (psutil.Error, AttributeError):
         return 0.0
 
@@ -162,7 +196,9 @@ def highest(process: psutil.Process) -> int:
     """Bytes: the process's own high-water mark where the system keeps one."""
     try:
         lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+        return next(
+            int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")
+        )
     except (OSError, StopIteration):
         return process.memory_info().rss
 
@@ -172,7 +208,11 @@ def record(notebook: IPyNbFile, root: Path) -> None:
     if not folder:
         return
     name = Path(notebook.path).resolve().relative_to(root).as_posix()
-    took = {"seconds": round(notebook.seconds, 1), "peak_mib": round(notebook.peak), "date": date.today().isoformat()}
+    took = {
+        "seconds": round(notebook.seconds, 1),
+        "peak_mib": round(notebook.peak),
+        "date": date.today().isoformat(),
+    }
     text = json.dumps({"notebook": name, **took})
     Path(folder).mkdir(parents=True, exist_ok=True)
     (Path(folder) / f"{name.replace('/', '__')}.json").write_text(text)

@@ -1,12 +1,15 @@
-"""Every PEFT method of the catalogue on every shared task at one budget: writes llmlab/peft/data/sweep.csv.
+"""Every PEFT method of the catalogue on every shared task at one budget: writes
+llmlab/peft/data/sweep.csv.
 
-    python scripts/peft_sweep.py            continue the sweep, a line a run; Ctrl-C loses at most one run
+    python scripts/peft_sweep.py            continue the sweep, a line a run; Ctrl-C
+                                            loses at most one run
     python scripts/peft_sweep.py --check 5  run 5 lines again and compare
 
-One rule for every method: the rate is searched on the grid 1, 3, 10 … from three neighbours, and as long as the best of
-them lies at an edge the next one beyond is tried too, six at most. The rate is chosen with seed 0 on held-out examples
-("dev") that are not those of the table ("loss"); at that rate seeds 1 and 2 follow. A run is 40 steps. The seed draws
-both the training examples and the method's start.
+One rule for every method: the rate is searched on the grid 1, 3, 10 … from three
+neighbours, and as long as the best of them lies at an edge the next one beyond is tried
+too, six at most. The rate is chosen with seed 0 on held-out examples ("dev") that are
+not those of the table ("loss"); at that rate seeds 1 and 2 follow. A run is 40 steps.
+The seed draws both the training examples and the method's start.
 """
 
 from __future__ import annotations
@@ -24,7 +27,19 @@ from llmlab.peft.best_practice import catalogue, comparison
 from llmlab.training import tasks
 
 FILE = comparison.FILE
-FIELDS = ["task", "method", "lr", "seed", "steps", "trained", "dev", "loss", "accuracy", "torch", "python"]
+FIELDS = [
+    "task",
+    "method",
+    "lr",
+    "seed",
+    "steps",
+    "trained",
+    "dev",
+    "loss",
+    "accuracy",
+    "torch",
+    "python",
+]
 STEPS, SEEDS, MOST = 40, (0, 1, 2), 6
 GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
 FIRST = {  # the middle of the first three; the search leaves it where it has to
@@ -39,25 +54,55 @@ FIRST = {  # the middle of the first three; the search leaves it where it has to
 MIDDLE = 1e-2
 
 
-def run(task: str, method: catalogue.Method, lr: float, seed: int, tokenizer, sets: dict[str, list]) -> dict:
+def run(
+    task: str,
+    method: catalogue.Method,
+    lr: float,
+    seed: int,
+    tokenizer,
+    sets: dict[str, list],
+) -> dict:
     """One run: the course model, the method, 40 steps, the held-out scores."""
     model = method.apply(course_model.load(), STEPS, seed)
     trained = walk.trainable(model)[0]
-    tasks.fit(model, tasks.make(task, tokenizer, seed=seed, batches=STEPS), lr, **catalogue.hooks(model))
-    dev, (loss, accuracy) = tasks.score(model, sets["dev"])[0], tasks.score(model, sets["test"])
-    row = {"task": task, "method": method.name, "lr": lr, "seed": seed, "steps": STEPS, "trained": trained}
+    tasks.fit(
+        model,
+        tasks.make(task, tokenizer, seed=seed, batches=STEPS),
+        lr,
+        **catalogue.hooks(model),
+    )
+    dev, (loss, accuracy) = (
+        tasks.score(model, sets["dev"])[0],
+        tasks.score(model, sets["test"]),
+    )
+    row = {
+        "task": task,
+        "method": method.name,
+        "lr": lr,
+        "seed": seed,
+        "steps": STEPS,
+        "trained": trained,
+    }
     scores = {"dev": f"{dev:.5f}", "loss": f"{loss:.5f}", "accuracy": f"{accuracy:.4f}"}
-    return row | scores | {"torch": torch.__version__, "python": platform.python_version()}
+    return (
+        row | scores | {"torch": torch.__version__, "python": platform.python_version()}
+    )
 
 
 def next_rate(dev: dict[float, float], name: str) -> float | None:
-    """The rate to try next, given the dev losses so far; None when the best has a worse neighbour on either side."""
+    """The rate to try next, given the dev losses so far; None when the best has a worse
+    neighbour on either side.
+    """
     middle = GRID.index(FIRST.get(name, MIDDLE))
     for rate in GRID[middle - 1 : middle + 2]:
         if rate not in dev:
             return rate
     best = GRID.index(min(dev, key=dev.get))
-    beyond = [GRID[i] for i in (best - 1, best + 1) if 0 <= i < len(GRID) and GRID[i] not in dev]
+    beyond = [
+        GRID[i]
+        for i in (best - 1, best + 1)
+        if 0 <= i < len(GRID) and GRID[i] not in dev
+    ]
     return beyond[0] if beyond and len(dev) < MOST else None
 
 
@@ -65,11 +110,17 @@ def plan() -> Iterator[tuple[str, catalogue.Method, float, int]]:
     """The runs still to do: each task's search, then its other seeds."""
     for task in ("source", "bible", "sort"):
         for method in catalogue.METHODS:
-            while (lr := next_rate(searched(task, method.name), method.name)) is not None:
+            while (
+                lr := next_rate(searched(task, method.name), method.name)
+            ) is not None:
                 yield task, method, lr, 0
         for seed in SEEDS[1:]:
             for method in catalogue.METHODS:
-                rows = [r for r in read() if r["task"] == task and r["method"] == method.name]
+                rows = [
+                    r
+                    for r in read()
+                    if r["task"] == task and r["method"] == method.name
+                ]
                 lr = comparison.best(rows, task)[method.name].lr
                 if (lr, seed) not in {(float(r["lr"]), int(r["seed"])) for r in rows}:
                     yield task, method, lr, seed
@@ -80,9 +131,18 @@ def read() -> list[dict[str, str]]:
 
 
 def searched(task: str, name: str) -> dict[float, float]:
-    """Dev loss of each rate tried with seed 0; a run that diverged counts as infinite."""
-    rows = [r for r in read() if r["task"] == task and r["method"] == name and r["seed"] == "0"]
-    return {float(r["lr"]): float(r["dev"]) if r["dev"] != "nan" else float("inf") for r in rows}
+    """Dev loss of each rate tried with seed 0; a run that diverged counts as
+    infinite.
+    """
+    rows = [
+        r
+        for r in read()
+        if r["task"] == task and r["method"] == name and r["seed"] == "0"
+    ]
+    return {
+        float(r["lr"]): float(r["dev"]) if r["dev"] != "nan" else float("inf")
+        for r in rows
+    }
 
 
 def held_out(task: str, tokenizer) -> dict[str, list]:
@@ -103,7 +163,16 @@ def sweep(tokenizer, sets: dict) -> None:
             if new:
                 writer.writeheader()
             writer.writerow(row)
-        print(row["task"], row["method"], lr, seed, row["dev"], row["loss"], row["accuracy"], flush=True)
+        print(
+            row["task"],
+            row["method"],
+            lr,
+            seed,
+            row["dev"],
+            row["loss"],
+            row["accuracy"],
+            flush=True,
+        )
 
 
 def check(tokenizer, sets: dict, count: int) -> None:
@@ -111,7 +180,14 @@ def check(tokenizer, sets: dict, count: int) -> None:
     rows = read()
     for old in rows[:: max(1, len(rows) // count)][:count]:
         method = catalogue.method(old["method"])
-        new = run(old["task"], method, float(old["lr"]), int(old["seed"]), tokenizer, sets[old["task"]])
+        new = run(
+            old["task"],
+            method,
+            float(old["lr"]),
+            int(old["seed"]),
+            tokenizer,
+            sets[old["task"]],
+        )
         print(old["task"], old["method"], old["loss"], new["loss"])
         assert abs(float(old["loss"]) - float(new["loss"])) < 0.03
 

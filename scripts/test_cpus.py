@@ -37,7 +37,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 STAND_INS = ROOT / "tests" / "peft" / "bitsandbytes_as"
-# Where 4 bits are used: the others need not be run once for each of bitsandbytes' paths.
+# Where 4 bits are used: the others need not be run once for each of bitsandbytes'
+# paths.
 FOUR_BITS = ("tests/peft/", "tests/compression/", "04-peft/", "06-compression/")
 FOLDERS = ("models", "peft", "compression", "training", "parallelism")
 BUDGET = 50.0  # seconds that a part is planned to take
@@ -209,7 +210,9 @@ def run(cell: Cell) -> int:
     return 0 if code == 5 else code
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
     """In pytest, as a plugin: keep every n-th test, those of this shard."""
     shard, _, shards = os.environ.get(SHARD, "0/1").partition("/")
     items[:] = items[int(shard) :: int(shards)]

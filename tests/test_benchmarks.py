@@ -1,4 +1,6 @@
-"""A benchmark compares only if both sides do the same work: their losses are equal, step after step."""
+"""A benchmark compares only if both sides do the same work: their losses are equal,
+step after step.
+"""
 
 import pytest
 
@@ -6,10 +8,22 @@ from benchmarks import models, parallelism, peft
 from benchmarks.run import main
 from llmlab.parallelism import launch
 
-METHODS = ["lora", "prompt_tuning", "prefix_tuning", "p_tuning", "p_tuning_v2", "adalora", "qlora", "ia3", "bitfit"]
+METHODS = [
+    "lora",
+    "prompt_tuning",
+    "prefix_tuning",
+    "p_tuning",
+    "p_tuning_v2",
+    "adalora",
+    "qlora",
+    "ia3",
+    "bitfit",
+]
 
 
-@pytest.mark.parametrize("make", [models.training_step, *peft.CASES], ids=lambda make: make.__name__)
+@pytest.mark.parametrize(
+    "make", [models.training_step, *peft.CASES], ids=lambda make: make.__name__
+)
 def test_both_sides_train_alike_and_ours_holds_no_more_memory(make):
     case = make()
     for _ in range(2):
@@ -19,7 +33,10 @@ def test_both_sides_train_alike_and_ours_holds_no_more_memory(make):
         assert 0 < mine <= 1.02 * library
 
 
-@pytest.mark.parametrize("make", [parallelism.data_parallel, parallelism.fully_sharded, parallelism.tensor_parallel])
+@pytest.mark.parametrize(
+    "make",
+    [parallelism.data_parallel, parallelism.fully_sharded, parallelism.tensor_parallel],
+)
 def test_both_sides_train_alike_on_two_ranks(make):
     case = make()
 
@@ -34,11 +51,17 @@ def test_both_sides_train_alike_on_two_ranks(make):
 
 def test_each_method_that_peft_has_has_a_row():
     names = [make.__name__ for make in peft.CASES]
-    assert all(any(name.startswith(f"{method}_") for name in names) for method in METHODS)
+    assert all(
+        any(name.startswith(f"{method}_") for name in names) for method in METHODS
+    )
 
 
 def test_the_table(capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["run", "--only", "ia3"])
     assert main() == 0
-    (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| (IA)")]
+    (row,) = [
+        line
+        for line in capsys.readouterr().out.splitlines()
+        if line.startswith("| (IA)")
+    ]
     assert row.count("|") == 6 and row.count("MiB") == 1

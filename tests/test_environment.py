@@ -1,4 +1,6 @@
-"""The lock, pyproject.toml and environment.yml name the same versions; the commands of the README exist."""
+"""The lock, pyproject.toml and environment.yml name the same versions; the commands of
+the README exist.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ LOCK = {
 }
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = [line for lines in PROJECT["optional-dependencies"].values() for line in lines]
-CONDA = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"][-1]["pip"]
+CONDA = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"][-1][
+    "pip"
+]
 
 
 @pytest.mark.parametrize("line", PROJECT["dependencies"] + EXTRAS)
@@ -26,11 +30,17 @@ def test_the_lock_satisfies_pyproject_and_conda_has_the_same(line):
     wanted = Requirement(line)
     pin = LOCK[wanted.name.lower().replace("_", "-")]
     assert pin in wanted.specifier
-    assert any(re.fullmatch(rf"{re.escape(wanted.name)}=={re.escape(pin)}( ;.*)?", x) for x in CONDA), line
+    assert any(
+        re.fullmatch(rf"{re.escape(wanted.name)}=={re.escape(pin)}( ;.*)?", x)
+        for x in CONDA
+    ), line
 
 
 def test_the_packages_that_the_course_promises_are_dependencies():
-    promised = "jupyterlab jupytext nbval torch transformers peft deepspeed matplotlib ipywidgets bitsandbytes triton"
+    promised = (
+        "jupyterlab jupytext nbval torch transformers peft deepspeed matplotlib"
+        " ipywidgets bitsandbytes triton"
+    )
     names = {Requirement(line).name for line in PROJECT["dependencies"]}
     assert set(promised.split()) <= names
 
@@ -40,7 +50,9 @@ def test_no_cuda_package_is_locked():
 
 
 def test_readme_commands_are_make_targets():
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.M))
+    targets = set(
+        re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.M)
+    )
     used = set(re.findall(r"`make ([a-z]+)", (ROOT / "README.md").read_text()))
     assert {"lab", "test"} <= used <= targets
 

@@ -14,10 +14,23 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "llmlab"
-PARTS = ("training", "peft", "parallelism", "compression", "inference", "compilers", "chips", "applications")
+PARTS = (
+    "training",
+    "peft",
+    "parallelism",
+    "compression",
+    "inference",
+    "compilers",
+    "chips",
+    "applications",
+)
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-PART_SOURCES = [p for p in SOURCES if p.relative_to(PACKAGE).parts[0] in (*PARTS, "models")]
-TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
+PART_SOURCES = [
+    p for p in SOURCES if p.relative_to(PACKAGE).parts[0] in (*PARTS, "models")
+]
+TRACKED = subprocess.run(
+    ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True
+).stdout.splitlines()
 
 
 def imports(path: Path) -> set[str]:
@@ -31,12 +44,20 @@ def imports(path: Path) -> set[str]:
     return {name for name in found if name.split(".")[0] == "llmlab"}
 
 
-@pytest.mark.parametrize("path", PART_SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
+@pytest.mark.parametrize(
+    "path", PART_SOURCES, ids=lambda p: str(p.relative_to(PACKAGE))
+)
 def test_arrows_point_down(path):
-    """A part imports itself and models, never the course, the checks or another part; models import nothing above."""
+    """A part imports itself and models, never the course, the checks or another part;
+    models import nothing above.
+    """
     own = path.relative_to(PACKAGE).parts[0]
     allowed = {"models"} | ({own} if own != "models" else set())
-    above = {name for name in imports(path) if len(name.split(".")) > 1 and name.split(".")[1] not in allowed}
+    above = {
+        name
+        for name in imports(path)
+        if len(name.split(".")) > 1 and name.split(".")[1] not in allowed
+    }
     assert not above, f"{path.relative_to(ROOT)} imports {sorted(above)}"
 
 
@@ -55,26 +76,39 @@ def code_lines(function: ast.FunctionDef) -> int:
     """Lines of a function without its docstring."""
     total = function.end_lineno - function.lineno + 1
     first = function.body[0]
-    is_doc = isinstance(first, ast.Expr) and isinstance(getattr(first, "value", None), ast.Constant)
+    is_doc = isinstance(first, ast.Expr) and isinstance(
+        getattr(first, "value", None), ast.Constant
+    )
     return total - (first.end_lineno - first.lineno + 1 if is_doc else 0)
 
 
-@pytest.mark.parametrize("path", PART_SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
+@pytest.mark.parametrize(
+    "path", PART_SOURCES, ids=lambda p: str(p.relative_to(PACKAGE))
+)
 def test_methods_do_not_print_or_read_the_environment(path):
     if "examples" in path.parts:
         pytest.skip("a script prints")
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            assert node.func.id != "print", f"{path.relative_to(ROOT)}:{node.lineno} prints"
+            assert node.func.id != "print", (
+                f"{path.relative_to(ROOT)}:{node.lineno} prints"
+            )
 
 
 def test_import_is_fast():
-    """`import llmlab` takes under 0.3 s and pulls in no heavy library (best of three: the machine may be busy)."""
-    code = "import sys, llmlab; print(sorted({'torch', 'transformers', 'matplotlib', 'IPython'} & set(sys.modules)))"
+    """`import llmlab` takes under 0.3 s and pulls in no heavy library (best of three:
+    the machine may be busy).
+    """
+    code = (
+        "import sys, llmlab; print(sorted({'torch', 'transformers', 'matplotlib',"
+        " 'IPython'} & set(sys.modules)))"
+    )
     seconds = []
     for _ in range(3):
         started = time.perf_counter()
-        heavy = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+        heavy = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
         seconds.append(time.perf_counter() - started)
         assert heavy == "[]"
     bare = time.perf_counter()
@@ -85,9 +119,23 @@ def test_import_is_fast():
 def test_no_file_is_unfinished():
     """`llmlab new` leaves TODO where an author is wanted; none may be left."""
     marker = "TO" + "DO"
-    scaffold = {"CONTRIBUTING.md", "tests/test_house.py", "llmlab/course/new.py", "tests/course/test_new.py"}
-    names = [n for n in TRACKED if n.endswith((".py", ".md", ".ipynb", ".bib", ".yml")) and n not in scaffold]
-    left = [n for n in names if (ROOT / n).exists() and re.search(rf"\b{marker}\b", (ROOT / n).read_text("utf-8"))]
+    scaffold = {
+        "CONTRIBUTING.md",
+        "tests/test_house.py",
+        "llmlab/course/new.py",
+        "tests/course/test_new.py",
+    }
+    names = [
+        n
+        for n in TRACKED
+        if n.endswith((".py", ".md", ".ipynb", ".bib", ".yml")) and n not in scaffold
+    ]
+    left = [
+        n
+        for n in names
+        if (ROOT / n).exists()
+        and re.search(rf"\b{marker}\b", (ROOT / n).read_text("utf-8"))
+    ]
     assert not left
 
 
@@ -99,11 +147,15 @@ def test_no_file_is_large_and_no_path_is_absolute():
         assert path.stat().st_size <= 20 * 2**20, f"{name} is over 20 MB"
         if path.suffix in (".py", ".ipynb", ".md", ".toml", ".yml", ".cfg"):
             text = path.read_text(encoding="utf-8")
-            here = [p for p in (str(ROOT), str(Path.home()) + "/") if len(p) > 6 and p in text]
+            here = [
+                p
+                for p in (str(ROOT), str(Path.home()) + "/")
+                if len(p) > 6 and p in text
+            ]
             assert not here, f"{name} contains {here}"
 
 
-# Lessons ------------------------------------------------------------------------------------------------------------
+# Lessons ------------------------------------------------------------------------------
 
 LESSONS = sorted((ROOT / "notebooks").glob("[0-9]*/[0-9]*.py"))
 HEADINGS = [
@@ -128,11 +180,15 @@ def cells(path: Path) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_a_lesson_has_its_form(path):
-    """25–45 cells, 1,500–2,500 words, the headings in order, one course import line, no pip, no device number."""
+    """25–45 cells, 1,500–2,500 words, the headings in order, one course import line, no
+    pip, no device number.
+    """
     found = cells(path)
     assert 25 <= len(found) <= 45, f"{len(found)} cells"
     prose = "\n".join(text for kind, text in found if kind == "markdown")
-    words = len(re.findall(r"[A-Za-z][A-Za-z'-]+", re.sub(r"\$[^$]*\$|\]\([^)]*\)", " ", prose)))
+    words = len(
+        re.findall(r"[A-Za-z][A-Za-z'-]+", re.sub(r"\$[^$]*\$|\]\([^)]*\)", " ", prose))
+    )
     assert 1200 <= words <= 2600, f"{words} words"
     headings = re.findall(r"^## (.+)$", prose, flags=re.M)
     if not path.parent.name.startswith("01-"):

@@ -1,1 +1,3 @@
-"""What marks the exercises: `llmlab.checks.<part>.<topic>` holds the object `check` of lesson `<part>/<topic>`."""
+"""What marks the exercises: `llmlab.checks.<part>.<topic>` holds the object `check` of
+lesson `<part>/<topic>`.
+"""

@@ -1,4 +1,6 @@
-"""`compare(ours, theirs)` prints one verdict line that reads the same on every machine, or says where they differ."""
+"""`compare(ours, theirs)` prints one verdict line that reads the same on every machine,
+or says where they differ.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +8,17 @@ from typing import Any
 
 
 def compare(ours: Any, theirs: Any, what: str = "values", tol: float = 1e-5) -> None:
-    """Prints that two results are equal to within `tol`, or fails saying where they are not.
+    """Prints that two results are equal to within `tol`, or fails saying where they are
+    not.
 
     Args:
-        ours, theirs: tensors, arrays, numbers, or (nested) lists of numbers, of one shape.
+        ours, theirs: tensors, arrays, numbers, or (nested) lists of numbers, of one
+            shape.
         what: the name of what is compared, as the line should call it.
         tol: the largest absolute difference allowed; 0 asks for equality.
     Raises:
-        AssertionError: shapes differ, a value is not a number, or the largest difference exceeds `tol`.
+        AssertionError: shapes differ, a value is not a number, or the largest
+            difference exceeds `tol`.
         ValueError: `tol` is negative.
 
     >>> compare([1.0, 2.0], [1.0, 2.0], "means")
@@ -23,7 +28,9 @@ def compare(ours: Any, theirs: Any, what: str = "values", tol: float = 1e-5) -> 
         raise ValueError(f"tol={tol!r} must be 0 or more")
     a, b = _array(ours), _array(theirs)
     if a.shape != b.shape:
-        raise AssertionError(f"{what}: shapes differ: ours {_shape(a.shape)}, theirs {_shape(b.shape)}")
+        raise AssertionError(
+            f"{what}: shapes differ: ours {_shape(a.shape)}, theirs {_shape(b.shape)}"
+        )
     _check(a, b, what, tol)
     within = f"equal to within {tol:g}" if tol else "equal"
     print(f"{what}: {within} ({_count(a.shape)})")
@@ -40,7 +47,10 @@ def _array(x: Any):
         x = [_array(e) for e in x]
     x = np.asarray(x)
     if x.dtype.kind == "O":
-        raise ValueError(f"compare takes tensors, arrays, numbers and lists of them, not {x.flat[0]!r}")
+        raise ValueError(
+            "compare takes tensors, arrays, numbers and lists of them, not"
+            f" {x.flat[0]!r}"
+        )
     return x.astype({"f": np.float64, "c": np.complex128}.get(x.dtype.kind, np.int64))
 
 
@@ -51,7 +61,9 @@ def _check(a, b, what: str, tol: float) -> None:
         difference = np.where(a == b, 0.0, np.abs(a - b))  # so that ∞ equals ∞
     if not difference.size:
         return
-    worst = np.unravel_index(np.argmax(np.where(np.isnan(difference), np.inf, difference)), difference.shape)
+    worst = np.unravel_index(
+        np.argmax(np.where(np.isnan(difference), np.inf, difference)), difference.shape
+    )
     if not difference[worst] <= tol:  # `not <=`: NaN must fail
         place = f" at [{', '.join(map(str, map(int, worst)))}]" if worst else ""
         raise AssertionError(

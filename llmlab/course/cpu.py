@@ -97,7 +97,9 @@ def _sysctl() -> str:
 def from_sysctl(text: str) -> tuple[str, tuple[str, ...]]:
     """Name and instructions from what `sysctl` prints on a Mac: 'key: value' lines."""
     values = dict(line.split(": ", 1) for line in text.splitlines() if ": " in line)
-    instructions = tuple(label for key, label in SYSCTL.items() if values.get(key, "0").strip() == "1")
+    instructions = tuple(
+        label for key, label in SYSCTL.items() if values.get(key, "0").strip() == "1"
+    )
     return values.get("machdep.cpu.brand_string", ""), instructions
 
 

@@ -4,13 +4,17 @@
 
 A solution is a percent script. What becomes of its cells:
 
-    a first Markdown cell with a level-1 title   replaced by the exercise notebook's own opening
-    code tagged "exercise"                       what is between `# BEGIN SOLUTION` and `# END SOLUTION` → `raise NotImplementedError`
+    a first Markdown cell with a level-1 title   replaced by the exercise notebook's own
+                                                 opening
+    code tagged "exercise"                       what is between `# BEGIN SOLUTION` and
+                                                 `# END SOLUTION` → `raise
+                                                 NotImplementedError`
     code tagged "check", one call of check.…     kept, locked
     tagged "solution"                            dropped
     all others                                   kept
 
-`--check` writes nothing and fails when a notebook under exercises/ is missing, stale or left over.
+`--check` writes nothing and fails when a notebook under exercises/ is missing, stale or
+left over.
 """
 
 from __future__ import annotations
@@ -40,7 +44,11 @@ if TYPE_CHECKING:
 
     from llmlab.course.grading.checking import Checks
 
-KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+KERNEL = {
+    "display_name": "Python 3 (ipykernel)",
+    "language": "python",
+    "name": "python3",
+}
 
 OPENING = """\
 # Exercises: {title}
@@ -64,19 +72,29 @@ It prints what each exercise earned and what to do next; `llmlab progress` shows
 Compare with the [worked solutions](../../solutions/{slug}.ipynb) once yours pass: they say why, not only what."""
 
 
-__all__ = ["answers_expression", "check_cells", "exercise_notebook", "load_check", "main", "read_solution", "stale"]
+__all__ = [
+    "answers_expression",
+    "check_cells",
+    "exercise_notebook",
+    "load_check",
+    "main",
+    "read_solution",
+    "stale",
+]
 
 
 class Malformed(ValueError):
-    """A solution from which no exercise can be made; the message names the file, the exercise and the cure."""
+    """A solution from which no exercise can be made; the message names the file, the
+    exercise and the cure.
+    """
 
 
 def validate(lesson: Lesson, solution: NotebookNode, check: Checks) -> None:
     """Holds a solution to the form that exercises need.
 
     Raises:
-        Malformed: a check or exercise cell is missing, doubled, untagged or out of order, or a header does not say
-            what the check's data say.
+        Malformed: a check or exercise cell is missing, doubled, untagged or out of
+            order, or a header does not say what the check's data say.
     """
     where = f"solutions/{lesson.slug}.py"
     code = [c for c in solution.cells if c.cell_type == "code"]
@@ -85,17 +103,22 @@ def validate(lesson: Lesson, solution: NotebookNode, check: Checks) -> None:
         raise Malformed(f"{where}: its first code cell must hold the line `{wanted}`")
     for cell in code:
         if has(cell, "check") and not checked_name(cell.source):
-            raise Malformed(f"{where}: a check cell must be one call `check.<exercise>(…)`, not {cell.source!r}")
+            raise Malformed(
+                f"{where}: a check cell must be one call `check.<exercise>(…)`, not"
+                f" {cell.source!r}"
+            )
         if not has(cell, "check") and checked_name(cell.source) in check.exercises:
             raise Malformed(f'{where}: the cell {cell.source!r} needs `tags=["check"]`')
         if not has(cell, "exercise") and BEGIN in cell.source:
             raise Malformed(
-                f'{where}: the cell with `{BEGIN}` that opens with {cell.source[:40]!r} needs `tags=["exercise"]`'
+                f"{where}: the cell with `{BEGIN}` that opens with {cell.source[:40]!r}"
+                ' needs `tags=["exercise"]`'
             )
     found = [checked_name(c.source) for c in code if has(c, "check")]
     if found != [*check.exercises]:
         raise Malformed(
-            f"{where}: its check cells mark {found}, where {check!r}\nasks for {[*check.exercises]}, in this order"
+            f"{where}: its check cells mark {found}, where {check!r}\nasks for"
+            f" {[*check.exercises]}, in this order"
         )
     _validate_exercises(where, solution, check)
 
@@ -110,20 +133,31 @@ def _validate_exercises(where: str, solution: NotebookNode, check: Checks) -> No
         elif has(cell, "check"):
             data = check.exercises[checked_name(cell.source)]
             if exercise is None:
-                raise Malformed(f'{where}: no cell tagged "exercise" stands before the check of {data.name}')
+                raise Malformed(
+                    f'{where}: no cell tagged "exercise" stands before the check of'
+                    f" {data.name}"
+                )
             try:
                 clear_solution(exercise.source)
             except ValueError as error:
                 raise Malformed(f"{where}: exercise {data.name}: {error}") from None
             if header is None or data.header not in header.splitlines():
-                raise Malformed(f"{where}: `## Exercise N: …` before {data.name} must hold the line\n  {data.header}")
+                raise Malformed(
+                    f"{where}: `## Exercise N: …` before {data.name} must hold the"
+                    f" line\n  {data.header}"
+                )
             header = exercise = None
     if exercise is not None:
-        raise Malformed(f"{where}: an exercise cell has no check cell after it: {exercise.source[:60]!r}")
+        raise Malformed(
+            f"{where}: an exercise cell has no check cell after it:"
+            f" {exercise.source[:60]!r}"
+        )
 
 
 def exercise_notebook(lesson: Lesson, root: Path) -> NotebookNode:
-    """The unsolved notebook, with nbgrader's metadata, ids and versions that depend on nothing but the source."""
+    """The unsolved notebook, with nbgrader's metadata, ids and versions that depend on
+    nothing but the source.
+    """
     import nbformat.v4 as v4
 
     solution, check = read_solution(lesson, root), load_check(lesson)
@@ -131,17 +165,25 @@ def exercise_notebook(lesson: Lesson, root: Path) -> NotebookNode:
     cells = [c for c in solution.cells if not has(c, "solution")]
     if cells[0].cell_type == "markdown" and cells[0].source.startswith("# "):
         cells = cells[1:]
-    names = {"title": lesson.title, "slug": lesson.slug, "first": next(iter(check.exercises))}
+    names = {
+        "title": lesson.title,
+        "slug": lesson.slug,
+        "first": next(iter(check.exercises)),
+    }
     out = [v4.new_markdown_cell(OPENING.format(**names), id="how-this-works")]
     out += [unsolved(c, check) for c in cells]
     out += [v4.new_markdown_cell(CLOSING.format(**names), id="done")]
-    notebook = v4.new_notebook(cells=out, metadata={"kernelspec": KERNEL, "language_info": {"name": "python"}})
+    notebook = v4.new_notebook(
+        cells=out, metadata={"kernelspec": KERNEL, "language_info": {"name": "python"}}
+    )
     notebook.metadata["llmlab"] = {"lesson": lesson.slug, "version": version(notebook)}
     return notebook
 
 
 def unsolved(cell: NotebookNode, check: Checks) -> NotebookNode:
-    """One cell as the learner gets it, with what nbgrader and JupyterLab need to know of it."""
+    """One cell as the learner gets it, with what nbgrader and JupyterLab need to know
+    of it.
+    """
     import nbformat.v4 as v4
 
     if cell.cell_type != "code":
@@ -149,7 +191,13 @@ def unsolved(cell: NotebookNode, check: Checks) -> NotebookNode:
     metadata: dict[str, Any] = {"tags": t} if (t := cell.metadata.get("tags")) else {}
     source, nbgrader = (
         cell.source,
-        {"schema_version": 3, "task": False, "locked": False, "grade": False, "solution": False},
+        {
+            "schema_version": 3,
+            "task": False,
+            "locked": False,
+            "grade": False,
+            "solution": False,
+        },
     )
     if has(cell, "exercise"):
         source = clear_solution(source)
@@ -157,7 +205,12 @@ def unsolved(cell: NotebookNode, check: Checks) -> NotebookNode:
     if has(cell, "check"):
         points = check.exercises[checked_name(source)].points
         metadata |= {"editable": False, "deletable": False}
-        metadata["nbgrader"] = nbgrader | {"grade_id": cell.id, "grade": True, "locked": True, "points": points}
+        metadata["nbgrader"] = nbgrader | {
+            "grade_id": cell.id,
+            "grade": True,
+            "locked": True,
+            "points": points,
+        }
     return v4.new_code_cell(source, id=cell.id, metadata=metadata)
 
 
@@ -175,19 +228,31 @@ def solved_lessons(root: Path) -> list[Lesson]:
 
 
 def stale(root: Path, chosen: list[Lesson] | None = None) -> dict[Path, str]:
-    """exercise notebook → the text that it should have, for those under exercises/ that differ; '' for one too many."""
+    """exercise notebook → the text that it should have, for those under exercises/ that
+    differ; '' for one too many.
+    """
     made = {lesson.exercise(root): lesson for lesson in chosen or solved_lessons(root)}
-    texts = {path: as_text(exercise_notebook(lesson, root)) for path, lesson in made.items()}
-    out = {p: t for p, t in texts.items() if not p.is_file() or p.read_text(encoding="utf-8") != t}
+    texts = {
+        path: as_text(exercise_notebook(lesson, root)) for path, lesson in made.items()
+    }
+    out = {
+        p: t
+        for p, t in texts.items()
+        if not p.is_file() or p.read_text(encoding="utf-8") != t
+    }
     if chosen is None:
         out |= {
-            p: "" for p in sorted((root / "exercises").rglob("*.ipynb")) if p not in made and "checkpoint" not in str(p)
+            p: ""
+            for p in sorted((root / "exercises").rglob("*.ipynb"))
+            if p not in made and "checkpoint" not in str(p)
         }
     return out
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Writes what is stale, or with --check only tells; 0 good, 1 stale or malformed, 2 misuse."""
+    """Writes what is stale, or with --check only tells; 0 good, 1 stale or malformed, 2
+    misuse.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     topics = [a for a in arguments if a != "--check"]
     if any(a.startswith("-") for a in topics):
@@ -206,7 +271,8 @@ def main(arguments: list[str] | None = None) -> int:
         name = path.relative_to(root)
         if "--check" in arguments:
             print(
-                f"{name} {'is stale' if text else 'has no solution'}: run `python -m llmlab.course.exercises`",
+                f"{name} {'is stale' if text else 'has no solution'}: run `python -m"
+                " llmlab.course.exercises`",
                 file=sys.stderr,
             )
         elif text:

@@ -1,7 +1,9 @@
-"""`figure(fig, alt=…)` shows a finished figure with its alternative text, and gives the PNG its bytes.
+"""`figure(fig, alt=…)` shows a finished figure with its alternative text, and gives the
+PNG its bytes.
 
-The output is an `image/png` with the alternative text as its `text/plain` and in its metadata. The book's build turns
-that into an accessible image; nbval does not compare PNGs, but does hold the alternative text to what it was.
+The output is an `image/png` with the alternative text as its `text/plain` and in its
+metadata. The book's build turns that into an accessible image; nbval does not compare
+PNGs, but does hold the alternative text to what it was.
 """
 
 from __future__ import annotations
@@ -16,13 +18,17 @@ SHOWN_DPI = 120  # CSS pixels per inch of figure where there is room
 STORED_DPI = 2 * SHOWN_DPI  # sharp on screens with two device pixels a CSS pixel
 
 
-def png(fig: Figure, *, dpi: int = STORED_DPI, colors: int = 96, optimize: bool = True) -> bytes:
-    """The figure as a PNG of at most `colors` colours: a third of the bytes, and the eye sees no difference.
+def png(
+    fig: Figure, *, dpi: int = STORED_DPI, colors: int = 96, optimize: bool = True
+) -> bytes:
+    """The figure as a PNG of at most `colors` colours: a third of the bytes, and the
+    eye sees no difference.
 
     The whole canvas is stored, never a tight box: frames of a slider must not jump.
 
     Args:
-        optimize: look for the fewest bytes; without it a fifth more, in a tenth of the time.
+        optimize: look for the fewest bytes; without it a fifth more, in a tenth of the
+            time.
     """
     from PIL import Image
 
@@ -34,14 +40,18 @@ def png(fig: Figure, *, dpi: int = STORED_DPI, colors: int = 96, optimize: bool 
         width += 1
     height = len(pixels) // (4 * width)
     image = Image.frombuffer("RGBA", (width, height), pixels).convert("RGB")
-    small = image.quantize(colors, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    small = image.quantize(
+        colors, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE
+    )
     out = io.BytesIO()
     small.save(out, format="png", optimize=optimize)
     return out.getvalue()
 
 
 def close(fig: Figure) -> None:
-    """Forgets the figure, so that the notebook does not show it a second time at the end of the cell."""
+    """Forgets the figure, so that the notebook does not show it a second time at the
+    end of the cell.
+    """
     import matplotlib.pyplot as pyplot
 
     pyplot.close(fig)
@@ -52,7 +62,8 @@ def figure(fig: Figure, *, alt: str) -> None:
 
     Args:
         fig: a matplotlib figure.
-        alt: what a reader who cannot see it needs to know, in a sentence or two; round its numbers.
+        alt: what a reader who cannot see it needs to know, in a sentence or two; round
+            its numbers.
     Raises:
         ValueError: `alt` is empty, or `fig` is not a figure.
     """
@@ -64,6 +75,10 @@ def figure(fig: Figure, *, alt: str) -> None:
 
     width, height = fig.get_size_inches()
     data = {"image/png": png(fig), "text/plain": f"Figure: {alt.strip()}"}
-    size = {"width": round(width * SHOWN_DPI), "height": round(height * SHOWN_DPI), "alt": alt.strip()}
+    size = {
+        "width": round(width * SHOWN_DPI),
+        "height": round(height * SHOWN_DPI),
+        "alt": alt.strip(),
+    }
     close(fig)
     display(data, raw=True, metadata={"image/png": size})

@@ -10,13 +10,16 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Writes `text` beside `path` and moves it there: a reader sees the old file or the new one, never a half.
+    """Writes `text` beside `path` and moves it there: a reader sees the old file or the
+    new one, never a half.
 
     Raises:
         OSError: the folder cannot be written; nothing is left behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    handle, name = tempfile.mkstemp(
+        prefix=f".{path.name}.", suffix=".tmp", dir=path.parent
+    )
     try:
         with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as f:
             f.write(text)
@@ -36,7 +39,8 @@ def _umask() -> int:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds a lock on `path` (a file of its own, made when missing): other processes wait at theirs.
+    """Holds a lock on `path` (a file of its own, made when missing): other processes
+    wait at theirs.
 
     Raises:
         OSError: the file cannot be made.

@@ -1,9 +1,10 @@
 """bitsandbytes' 4-bit weights on this CPU against their definition.
 
-A weight is book[code] · scale of its block: two codes a byte, the first in the high half.
-What bitsandbytes quantizes is decoded so, and compared with what it decodes itself and
-with what a Linear4bit computes. `python -m llmlab.course.four_bits` prints the result as
-JSON: a native library that ends its process ends that one, not the doctor's.
+A weight is book[code] · scale of its block: two codes a byte, the first in the high
+half. What bitsandbytes quantizes is decoded so, and compared with what it decodes
+itself and with what a Linear4bit computes. `python -m llmlab.course.four_bits` prints
+the result as JSON: a native library that ends its process ends that one, not the
+doctor's.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ class Result:
         if self.uneven > CLOSE:
             said.append("take block sizes that divide a row")
         if self.evaluated > CLOSE:
-            said.append("eval mode computes in bf16: results differ from the definition")
+            said.append(
+                "eval mode computes in bf16: results differ from the definition"
+            )
         if not self.has_gradient:
             said.append("call model.train() before the first forward if you will train")
         return "; ".join(said)
@@ -105,7 +108,9 @@ def examine() -> Result:
 
     errors = []
     for matrix in (weight, uneven):
-        packed, state = functional.quantize_4bit(matrix, blocksize=BLOCK, quant_type="nf4")
+        packed, state = functional.quantize_4bit(
+            matrix, blocksize=BLOCK, quant_type="nf4"
+        )
         defined = by_definition(packed, state.absmax, state.code, matrix.shape)
         errors.append(relative(functional.dequantize_4bit(packed, state), defined))
         if matrix is weight:
@@ -136,7 +141,9 @@ def by_definition(packed, scales, book, shape):
 
 
 def relative(found, right) -> float:
-    """The largest error as a part of the largest right value; NaN counts as infinite."""
+    """The largest error as a part of the largest right value; NaN counts as
+    infinite.
+    """
     import math
 
     error = ((found - right).abs().max() / right.abs().max()).item()
@@ -151,9 +158,13 @@ def in_a_process_of_its_own(timeout: float = 300.0) -> Result:
     except subprocess.TimeoutExpired:
         return Result(failure=f"bitsandbytes gave no answer in {timeout:g} s")
     if done.returncode < 0:
-        return Result(failure=f"bitsandbytes ended its process: signal {-done.returncode}")
+        return Result(
+            failure=f"bitsandbytes ended its process: signal {-done.returncode}"
+        )
     if done.returncode:
-        return Result(failure=(done.stderr.strip() or "no reason given").splitlines()[-1])
+        return Result(
+            failure=(done.stderr.strip() or "no reason given").splitlines()[-1]
+        )
     return Result(**json.loads(done.stdout.splitlines()[-1]))
 
 

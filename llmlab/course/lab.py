@@ -1,8 +1,10 @@
-"""`llmlab lab`: JupyterLab, opened on the course's landing page, with what would disturb a learner turned off.
+"""`llmlab lab`: JupyterLab, opened on the course's landing page, with what would
+disturb a learner turned off.
 
-The settings are a folder in the package, so that the learner's own JupyterLab stays as it is. Nothing is fetched:
-no news, no update check, no extension list. No file of the course is written to, so that it can be updated: what a
-learner opens are copies in work/ (`lab_contents`).
+The settings are a folder in the package, so that the learner's own JupyterLab stays as
+it is. Nothing is fetched: no news, no update check, no extension list. No file of the
+course is written to, so that it can be updated: what a learner opens are copies in
+work/ (`lab_contents`).
 """
 
 from __future__ import annotations
@@ -92,7 +94,12 @@ def run(
 
 
 def command(
-    root: Path, *, port: int | None, browser: bool, ip: str | None = None, extra: Sequence[str] = ()
+    root: Path,
+    *,
+    port: int | None,
+    browser: bool,
+    ip: str | None = None,
+    extra: Sequence[str] = (),
 ) -> list[str]:
     """The command line that opens JupyterLab on the landing page."""
     argv = [
@@ -131,8 +138,10 @@ def check_port(port: int, ip: str) -> None:
             probe.bind((ip, port))
         except OSError as error:
             raise LabError(
-                f"port {port} cannot be had ({(error.strerror or 'it is taken').lower()}). Another JupyterLab may be "
-                "running: `jupyter server list` shows it. Choose another with --port, or leave --port out"
+                f"port {port} cannot be had"
+                f" ({(error.strerror or 'it is taken').lower()}). Another JupyterLab"
+                " may be running: `jupyter server list` shows it. Choose another with"
+                " --port, or leave --port out"
             ) from None
 
 
@@ -146,7 +155,9 @@ def prepare(root: Path) -> None:
 
     try:
         news = [
-            copied for copied in workspace.start_all(root) if copied.what in ("new beside", "renewed", "unreadable")
+            copied
+            for copied in workspace.start_all(root)
+            if copied.what in ("new beside", "renewed", "unreadable")
         ]
         (root / LANDING).parent.mkdir(exist_ok=True)
         (root / LANDING).write_text(landing(root), encoding="utf-8")
@@ -157,18 +168,25 @@ def prepare(root: Path) -> None:
 
 
 def landing(root: Path) -> str:
-    """The landing page: what to do, and each lesson with its exercises and what is done of them."""
+    """The landing page: what to do, and each lesson with its exercises and what is done
+    of them.
+    """
     from llmlab.course import progress
 
     done, _ = progress.load(root)
     blocks, planned = [], 0
     for number, (part, title) in enumerate(PARTS.items(), 1):
         own = [x for x in lessons() if x.part == part]
-        rows = [row(x, root, done["lessons"].get(x.slug, {})) for x in own if x.notebook(root).is_file()]
+        rows = [
+            row(x, root, done["lessons"].get(x.slug, {}))
+            for x in own
+            if x.notebook(root).is_file()
+        ]
         planned += len(own) - len(rows)
         if rows:
             blocks.append(
-                f"## {number}. {title}\n\n| lesson | exercises | done |\n|---|---|---|\n" + "\n".join(rows) + "\n"
+                f"## {number}. {title}\n\n| lesson | exercises | done"
+                " |\n|---|---|---|\n" + "\n".join(rows) + "\n"
             )
     if planned:
         blocks.append(f"{planned} more lessons are planned.\n")
@@ -176,7 +194,9 @@ def landing(root: Path) -> str:
 
 
 def row(lesson: Lesson, root: Path, entries: dict) -> str:
-    """One line of the table; `entries` is what progress holds for this lesson, by exercise."""
+    """One line of the table; `entries` is what progress holds for this lesson, by
+    exercise.
+    """
     from llmlab.course.workspace import Kind, new_path
 
     read = f"[{lesson.title}](lessons/{lesson.slug}.ipynb)"
@@ -187,7 +207,10 @@ def row(lesson: Lesson, root: Path, entries: dict) -> str:
         read += f", [new version](lessons/{lesson.slug}.new.ipynb)"
     if new_path(lesson, root, Kind.EXERCISES).is_file():
         exercise += f", [new version]({lesson.slug}.new.ipynb)"
-    right = sum(entry.get("outcome") == "right" or "first_right" in entry for entry in entries.values())
+    right = sum(
+        entry.get("outcome") == "right" or "first_right" in entry
+        for entry in entries.values()
+    )
     total = count_checks(lesson, root)
     done = f"{'✓ ' if right == total else ''}{right} of {total}" if total else ""
     return f"| {read} | {exercise} | {done} |"
@@ -198,5 +221,7 @@ def count_checks(lesson: Lesson, root: Path) -> int:
     import json
 
     path = lesson.exercise(root)
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"] if path.is_file() else []
+    cells = (
+        json.loads(path.read_text(encoding="utf-8"))["cells"] if path.is_file() else []
+    )
     return sum("check" in cell["metadata"].get("tags", []) for cell in cells)

@@ -1,8 +1,10 @@
-"""The files as JupyterLab sees them under `llmlab lab`: the course's own stay as they are.
+"""The files as JupyterLab sees them under `llmlab lab`: the course's own stay as they
+are.
 
 A learner's copy is made, or renewed, when it is opened. The course's own notebooks open
-read-only: they run, but autosave leaves them alone, and a save is refused with the reason.
-Outputs that are the course's own are trusted, so that stored sliders move at once.
+read-only: they run, but autosave leaves them alone, and a save is refused with the
+reason. Outputs that are the course's own are trusted, so that stored sliders move at
+once.
 """
 
 from __future__ import annotations
@@ -55,8 +57,9 @@ class CourseContents(AsyncLargeFileManager):
         return await super().get(path, content, type, format, require_hash)
 
     def _bring(self, path: str, opens: bool) -> None:
-        """Makes the copy at `path`; renews it when it `opens`, not when it is looked at:
-        JupyterLab looks before it saves, and must not find another file than it read.
+        """Makes the copy at `path`; renews it when it `opens`, not when it is looked
+        at: JupyterLab looks before it saves, and must not find another file than it
+        read.
         """
         found = workspace.find_copy(path, self.course)
         if found is None or ((self.course / path).exists() and not opens):
@@ -99,9 +102,9 @@ class CourseContents(AsyncLargeFileManager):
         if is_the_courses(path):
             raise HTTPError(
                 403,
-                f"{path} is the course's own file and stays as it is, so that the course "
-                "can be updated. Yours are in work/: open the lesson from "
-                "work/START-HERE.md, or use File → Save As with a name under work/",
+                f"{path} is the course's own file and stays as it is, so that the"
+                " course can be updated. Yours are in work/: open the lesson from"
+                " work/START-HERE.md, or use File → Save As with a name under work/",
             )
 
     def mark_trusted_cells(self, nb: nbformat.NotebookNode, path: str = "") -> None:

@@ -87,7 +87,10 @@ def _parse_tag(tag: str) -> Tolerance:
         return EXACT
     match = re.fullmatch(r"numbers-within-(\d+(?:\.\d+)?)(%?)", tag)
     if match is None:
-        raise ValueError(f"tag {tag!r} is not known: write numbers-within-5%, numbers-within-0.02 or numbers-exact")
+        raise ValueError(
+            f"tag {tag!r} is not known: write numbers-within-5%, numbers-within-0.02 or"
+            " numbers-exact"
+        )
     amount = Decimal(match[1])
     if not amount:
         raise ValueError(f"tag {tag!r} allows nothing: write numbers-exact")
@@ -98,7 +101,9 @@ def _parse_tag(tag: str) -> Tolerance:
     return Tolerance(amount / 100, counts=True)
 
 
-def disagreement(stored: Number, found: Number, tolerance: Tolerance = DEFAULT) -> str | None:
+def disagreement(
+    stored: Number, found: Number, tolerance: Tolerance = DEFAULT
+) -> str | None:
     """Why two numbers are not the same within the tolerance, or None when they are."""
     pair = f"{stored.text} is stored, {found.text} came out"
     if stored.sign != found.sign and stored.value and found.value:

@@ -47,7 +47,9 @@ _RAISED = str.maketrans("⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "+-0123456789")
 _PLAIN_TEXT = re.compile(f"(?P<text>{_DATE}|{_TIME})|{_NUMBER}", re.VERBOSE)
 _HTML = re.compile(f"(?P<text>{_MARKUP}|{_DATE}|{_TIME})|{_NUMBER}", re.VERBOSE)
 # What may touch a number's last digit: a unit. 12ab34 and 3rd are text.
-_UNIT = re.compile(r"(?:[kMGTPEmµμn]?(?:i?B|b|bit|s|W|J|Hz|FLOPs?|V)?|min|h|d|x|X|[KTBb])(?!\w)")
+_UNIT = re.compile(
+    r"(?:[kMGTPEmµμn]?(?:i?B|b|bit|s|W|J|Hz|FLOPs?|V)?|min|h|d|x|X|[KTBb])(?!\w)"
+)
 _ROUNDED_BEFORE = re.compile(r"[±≈~]\s?$")
 _ROUNDED_AFTER = re.compile(r"\s?%")
 

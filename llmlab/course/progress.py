@@ -1,11 +1,15 @@
-"""What the learner has done: work/.progress.json, beside their notebooks. Nothing leaves the machine.
+"""What the learner has done: work/.progress.json, beside their notebooks. Nothing
+leaves the machine.
 
     {"schema": "llmlab.progress/1",
-     "lessons": {"04-peft/05-lora": {"lora_forward": {"points": 2, "out_of": 2, "outcome": "right",
-        "first_right": "2026-11-24T09:30:00+00:00", "last_checked": …, "attempts": 3, "version": "6fd1c0…"}}},
+     "lessons": {"04-peft/05-lora": {"lora_forward": {"points": 2, "out_of": 2,
+     "outcome": "right",
+        "first_right": "2026-11-24T09:30:00+00:00", "last_checked": …, "attempts": 3,
+        "version": "6fd1c0…"}}},
      "hints": {"04-peft/05-lora": {"lora_forward": 1}}}
 
-The best result is kept: points never fall. Writers wait for one another; a broken file is set aside, never thrown away.
+The best result is kept: points never fall. Writers wait for one another; a broken file
+is set aside, never thrown away.
 """
 
 from __future__ import annotations
@@ -47,7 +51,11 @@ def load(root: Path) -> tuple[dict[str, Any], str]:
         return empty(), f"{path} cannot be read ({error.strerror or error})"
     except ValueError:
         return empty(), f"{path} is not JSON any more"
-    good = isinstance(data, dict) and isinstance(data.get("lessons"), dict) and isinstance(data.get("hints", {}), dict)
+    good = (
+        isinstance(data, dict)
+        and isinstance(data.get("lessons"), dict)
+        and isinstance(data.get("hints", {}), dict)
+    )
     if not good or not str(data.get("schema", "")).startswith("llmlab.progress/"):
         return empty(), f"{path} is not a record of progress"
     kept = {
@@ -59,7 +67,8 @@ def load(root: Path) -> tuple[dict[str, Any], str]:
 
 
 def update(root: Path, change: Callable[[dict[str, Any]], None]) -> str:
-    """Reads, changes and writes the record while holding its lock; returns a warning when a broken file was set aside.
+    """Reads, changes and writes the record while holding its lock; returns a warning
+    when a broken file was set aside.
 
     Raises:
         NotKept: the folder cannot be written.
@@ -69,14 +78,19 @@ def update(root: Path, change: Callable[[dict[str, Any]], None]) -> str:
         with locked(path.with_name(".progress.lock")):
             data, warning = load(root)
             if warning and path.exists():
-                aside = path.with_name(f".progress.broken-{time.strftime('%Y%m%d-%H%M%S')}.json")
+                aside = path.with_name(
+                    f".progress.broken-{time.strftime('%Y%m%d-%H%M%S')}.json"
+                )
                 path.rename(aside)
                 warning += f": it was set aside as {aside.name}, and a new record begun"
             change(data)
             write_atomically(path, json.dumps(data, indent=1, sort_keys=True) + "\n")
             return warning
     except OSError as error:
-        raise NotKept(f"progress is not kept: {path.parent} cannot be written ({error.strerror or error})") from None
+        raise NotKept(
+            f"progress is not kept: {path.parent} cannot be written"
+            f" ({error.strerror or error})"
+        ) from None
 
 
 def now() -> str:
@@ -85,7 +99,8 @@ def now() -> str:
 
 
 def record(root: Path, results: list[Any]) -> str:
-    """Takes down `LessonResult`s: per exercise the best points, the last outcome, when, and the exercise's version.
+    """Takes down `LessonResult`s: per exercise the best points, the last outcome, when,
+    and the exercise's version.
 
     Raises:
         NotKept: the folder cannot be written.
@@ -96,12 +111,16 @@ def record(root: Path, results: list[Any]) -> str:
         for lesson in results:
             known = data["lessons"].setdefault(lesson.topic, {})
             for result in lesson.exercises:
-                known[result.name] = merged(known.get(result.name, {}), result, lesson.version, when)
+                known[result.name] = merged(
+                    known.get(result.name, {}), result, lesson.version, when
+                )
 
     return update(root, change)
 
 
-def merged(before: dict[str, Any], result: Any, version: str, when: str) -> dict[str, Any]:
+def merged(
+    before: dict[str, Any], result: Any, version: str, when: str
+) -> dict[str, Any]:
     """One exercise's entry after one more marking."""
     best = max(before.get("points", 0), result.points)
     entry = {
@@ -110,14 +129,19 @@ def merged(before: dict[str, Any], result: Any, version: str, when: str) -> dict
         "outcome": result.outcome,
         "attempts": before.get("attempts", 0) + 1,
         "last_checked": when,
-        "version": version if result.points >= before.get("points", 0) else before.get("version", version),
+        "version": (
+            version
+            if result.points >= before.get("points", 0)
+            else before.get("version", version)
+        ),
     }
     first = before.get("first_right") or (when if result.outcome == "right" else None)
     return entry | ({"first_right": first} if first else {})
 
 
 def next_hint(root: Path, topic: str, exercise: str, tiers: int) -> int:
-    """The number of the next hint (1 to `tiers`; the last again after the last), and notes that it was shown.
+    """The number of the next hint (1 to `tiers`; the last again after the last), and
+    notes that it was shown.
 
     Raises:
         NotKept: the folder cannot be written.
@@ -127,7 +151,9 @@ def next_hint(root: Path, topic: str, exercise: str, tiers: int) -> int:
     def change(data: dict[str, Any]) -> None:
         hints = data["hints"].setdefault(topic, {})
         before = hints.get(exercise, 0)
-        shown[0] = hints[exercise] = min((before if isinstance(before, int) else 0) + 1, tiers)
+        shown[0] = hints[exercise] = min(
+            (before if isinstance(before, int) else 0) + 1, tiers
+        )
 
     update(root, change)
     return shown[0]

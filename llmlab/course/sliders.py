@@ -1,8 +1,10 @@
-"""`explore(draw, …)` makes a figure that moves: a live widget in JupyterLab, the same frames in the static book.
+"""`explore(draw, …)` makes a figure that moves: a live widget in JupyterLab, the same
+frames in the static book.
 
-One output holds both. JupyterLab shows the ipywidgets view; the book, and a page without a kernel, show the HTML:
-`<input type=range>` over PNG frames, with the keyboard, a caption that screen readers announce, and alternative text
-for each frame. Nothing is fetched.
+One output holds both. JupyterLab shows the ipywidgets view; the book, and a page
+without a kernel, show the HTML: `<input type=range>` over PNG frames, with the
+keyboard, a caption that screen readers announce, and alternative text for each frame.
+Nothing is fetched.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ STATIC = Path(__file__).parent / "static"
 
 @dataclass(frozen=True)
 class Frame:
-    """One position of the sliders: its picture as a data URI, and its alternative text."""
+    """One position of the sliders: its picture as a data URI, and its alternative
+    text.
+    """
 
     src: str
     alt: str
@@ -57,35 +61,48 @@ class Frames:
         return "x" + hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def picture(self, frame: Frame) -> str:
-        """The image in a box that scrolls sideways rather than shrink its text below 9 points."""
+        """The image in a box that scrolls sideways rather than shrink its text below 9
+        points.
+        """
         width, height = (round(side * SHOWN_DPI) for side in self.size)
         return (
-            f'<div class="llmlab-scroll" tabindex="0" role="group" aria-label="{_text(self.title or "figure")}">'
-            f'<img src="{frame.src}" alt="{_text(frame.alt)}" width="{width}" height="{height}" '
-            f'style="min-width:{round(self.size[0] * 72)}px"></div>'
+            '<div class="llmlab-scroll" tabindex="0" role="group"'
+            f' aria-label="{_text(self.title or "figure")}"><img src="{frame.src}"'
+            f' alt="{_text(frame.alt)}" width="{width}" height="{height}"'
+            f' style="min-width:{round(self.size[0] * 72)}px"></div>'
         )
 
     def html(self) -> str:
         """The figure as a page without a kernel shows it."""
         rows = "".join(
-            f'<div class="llmlab-control"><label for="{self.uid}-{k}">{_text(_label(name))}</label>'
-            f'<input type="range" id="{self.uid}-{k}" min="0" max="{len(values) - 1}" step="1" value="{i}" '
-            f'aria-valuetext="{_text(_shown(values[i]))}" autocomplete="off">'
-            f'<output for="{self.uid}-{k}">{_text(_shown(values[i]))}</output></div>'
-            for k, ((name, values), i) in enumerate(zip(self.controls.items(), self.start, strict=True))
+            '<div class="llmlab-control"><label'
+            f' for="{self.uid}-{k}">{_text(_label(name))}</label><input type="range"'
+            f' id="{self.uid}-{k}" min="0" max="{len(values) - 1}" step="1" value="{i}"'
+            f' aria-valuetext="{_text(_shown(values[i]))}" autocomplete="off"><output'
+            f' for="{self.uid}-{k}">{_text(_shown(values[i]))}</output></div>'
+            for k, ((name, values), i) in enumerate(
+                zip(self.controls.items(), self.start, strict=True)
+            )
         )
         first = self.at(self.start)
-        heading = f'<p class="llmlab-title">{_text(self.title)}</p>' if self.title else ""
+        heading = (
+            f'<p class="llmlab-title">{_text(self.title)}</p>' if self.title else ""
+        )
         data = {
             "frames": [[f.src, f.alt] for f in self.frames],
-            "values": [[_shown(v) for v in values] for values in self.controls.values()],
+            "values": [
+                [_shown(v) for v in values] for values in self.controls.values()
+            ],
         }
         script = (STATIC / "explore.js").read_text(encoding="utf-8").strip()
         return (
             f"<style>{_css()}</style>"
-            f'<figure class="llmlab-explore" id="{self.uid}">{heading}{self.picture(first)}'
-            f'<div class="llmlab-controls">{rows}</div><figcaption aria-live="polite">{_text(first.alt)}</figcaption>'
-            f'<script type="application/json">{_json(data)}</script><script>{script}</script></figure>'
+            '<figure class="llmlab-explore"'
+            f' id="{self.uid}">{heading}{self.picture(first)}'
+            f'<div class="llmlab-controls">{rows}</div><figcaption'
+            f' aria-live="polite">{_text(first.alt)}</figcaption>'
+            "<script"
+            f' type="application/json">{_json(data)}</script><script>{script}</script></figure>'
         )
 
 
@@ -97,31 +114,51 @@ def explore(
     start: Mapping[str, Any] | None = None,
     **controls: Iterable,
 ) -> None:
-    """Shows the figure that `draw` makes, with one or two sliders that choose what it is called with.
+    """Shows the figure that `draw` makes, with one or two sliders that choose what it
+    is called with.
 
     Args:
-        draw: called with one value per control; returns a matplotlib Figure, always of one size. Compute what is slow
-            outside of it.
-        alt: called with the same values; returns what a reader who cannot see this frame needs to know.
+        draw: called with one value per control; returns a matplotlib Figure, always of
+            one size. Compute what is slow outside of it.
+        alt: called with the same values; returns what a reader who cannot see this
+            frame needs to know.
         title: a line above the figure.
         start: the values shown first, by control; by default the middle of each list.
-        controls: for each slider the list of its values. All combinations are drawn: at most 30.
+        controls: for each slider the list of its values. All combinations are drawn: at
+            most 30.
     Raises:
-        ValueError: no control or more than two, an empty list, over 30 frames, or a start that is not in the list.
+        ValueError: no control or more than two, an empty list, over 30 frames, or a
+            start that is not in the list.
 
     >>> explore(lambda rank: plot(rank), alt=lambda rank: f"rank {rank}", rank=[1, 2, 4, 8])  # doctest: +SKIP
     """
     from IPython.display import display
 
-    frames = render(draw, alt=alt, title=title, start=start, controls={k: list(v) for k, v in controls.items()})
-    bundle = {"text/html": frames.html(), "text/plain": f"Slider figure: {frames.at(frames.start).alt}"}
+    frames = render(
+        draw,
+        alt=alt,
+        title=title,
+        start=start,
+        controls={k: list(v) for k, v in controls.items()},
+    )
+    bundle = {
+        "text/html": frames.html(),
+        "text/plain": f"Slider figure: {frames.at(frames.start).alt}",
+    }
     view = _widget(frames)
     if view is not None:
         bundle["application/vnd.jupyter.widget-view+json"] = view
     display(bundle, raw=True)
 
 
-def render(draw: Callable, *, alt: Callable, title: str, start: Mapping | None, controls: dict[str, list]) -> Frames:
+def render(
+    draw: Callable,
+    *,
+    alt: Callable,
+    title: str,
+    start: Mapping | None,
+    controls: dict[str, list],
+) -> Frames:
     """Draws every frame, as sharp as the budget of bytes allows."""
     indices = _check(controls, start or {})
     names = list(controls)
@@ -131,23 +168,41 @@ def render(draw: Callable, *, alt: Callable, title: str, start: Mapping | None, 
         figures.append(draw(**chosen))
         alts.append(str(alt(**chosen)).strip())
         if not hasattr(figures[-1], "savefig"):
-            raise ValueError(f"draw(**{chosen}) must return a matplotlib Figure, not {type(figures[-1]).__name__}")
+            raise ValueError(
+                f"draw(**{chosen}) must return a matplotlib Figure, not"
+                f" {type(figures[-1]).__name__}"
+            )
         if not alts[-1]:
-            raise ValueError(f"alt(**{chosen}) must say what the frame shows; it returned nothing")
+            raise ValueError(
+                f"alt(**{chosen}) must say what the frame shows; it returned nothing"
+            )
     sources = _encode(figures)
     size = tuple(float(side) for side in figures[0].get_size_inches())
     for fig in figures:
         close(fig)
-    return Frames(title, controls, indices, [Frame(*pair) for pair in zip(sources, alts, strict=True)], size)
+    return Frames(
+        title,
+        controls,
+        indices,
+        [Frame(*pair) for pair in zip(sources, alts, strict=True)],
+        size,
+    )
 
 
 def _encode(figures: list) -> list[str]:
-    """Data URIs of all figures: the first resolution at which together they fit the budget, or the last tried."""
+    """Data URIs of all figures: the first resolution at which together they fit the
+    budget, or the last tried.
+    """
     for dpi, colors in ((200, 64), (160, 48), (130, 32), (100, 32), (80, 24)):
         encoded: list[str] = []
         for fig in figures:
-            encoded.append(b64encode(png(fig, dpi=dpi, colors=colors, optimize=False)).decode())
-            if sum(map(len, encoded)) * len(figures) > 1.2 * BUDGET * len(encoded) and dpi > 80:
+            encoded.append(
+                b64encode(png(fig, dpi=dpi, colors=colors, optimize=False)).decode()
+            )
+            if (
+                sum(map(len, encoded)) * len(figures) > 1.2 * BUDGET * len(encoded)
+                and dpi > 80
+            ):
                 break  # at this rate they will not fit
         if len(encoded) == len(figures) and sum(map(len, encoded)) <= BUDGET:
             break
@@ -155,21 +210,34 @@ def _encode(figures: list) -> list[str]:
 
 
 def _check(controls: dict[str, list], start: Mapping) -> tuple[int, ...]:
-    """The index of the first position of each control, once all arguments are known to be good."""
+    """The index of the first position of each control, once all arguments are known to
+    be good.
+    """
     if not 1 <= len(controls) <= 2:
-        raise ValueError(f"controls={list(controls)}: explore takes one or two lists of values")
+        raise ValueError(
+            f"controls={list(controls)}: explore takes one or two lists of values"
+        )
     frames = 1
     for name, values in controls.items():
         frames *= len(values)
         if len(values) < 2:
             raise ValueError(f"{name}={values!r}: a slider needs two values or more")
         if name in start and start[name] not in values:
-            raise ValueError(f"start[{name!r}]={start[name]!r} is not among {name}={values!r}")
+            raise ValueError(
+                f"start[{name!r}]={start[name]!r} is not among {name}={values!r}"
+            )
     if unknown := set(start) - set(controls):
-        raise ValueError(f"start names {sorted(unknown)}, but the controls are {list(controls)}")
+        raise ValueError(
+            f"start names {sorted(unknown)}, but the controls are {list(controls)}"
+        )
     if frames > MAX_FRAMES:
-        raise ValueError(f"the controls make {frames} frames; the page can carry {MAX_FRAMES}")
-    return tuple(v.index(start[k]) if k in start else (len(v) - 1) // 2 for k, v in controls.items())
+        raise ValueError(
+            f"the controls make {frames} frames; the page can carry {MAX_FRAMES}"
+        )
+    return tuple(
+        v.index(start[k]) if k in start else (len(v) - 1) // 2
+        for k, v in controls.items()
+    )
 
 
 def _widget(frames: Frames) -> dict | None:
@@ -193,13 +261,19 @@ def _widget(frames: Frames) -> dict | None:
 
     def update(_=None) -> None:
         frame = frames.at([s.index for s in sliders])
-        picture.value = f'<figure class="llmlab-explore">{frames.picture(frame)}</figure>'
-        caption.value = f'<p class="llmlab-caption" aria-live="polite">{_text(frame.alt)}</p>'
+        picture.value = (
+            f'<figure class="llmlab-explore">{frames.picture(frame)}</figure>'
+        )
+        caption.value = (
+            f'<p class="llmlab-caption" aria-live="polite">{_text(frame.alt)}</p>'
+        )
 
     for slider in sliders:
         slider.observe(update, names="index")
     update()
-    heading = f'<p class="llmlab-title">{_text(frames.title)}</p>' if frames.title else ""
+    heading = (
+        f'<p class="llmlab-title">{_text(frames.title)}</p>' if frames.title else ""
+    )
     top = widgets.HTML(f"<style>{_css()}</style>{heading}")
     box = widgets.VBox([top, picture, *sliders, caption])
     return {"version_major": 2, "version_minor": 0, "model_id": box.model_id}
@@ -224,4 +298,6 @@ def _text(text: str) -> str:
 
 def _json(data: Any) -> str:
     """JSON that may stand inside a script element."""
-    return json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/")
+    return json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace(
+        "</", "<\\/"
+    )

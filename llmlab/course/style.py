@@ -1,9 +1,10 @@
 """One look for every figure of the course.
 
-Figures own a light card, so that one PNG serves the light and the dark theme. Text is 12 points on a card of 4.8
-inches: at that size it is still 9 points on a phone 390 pixels wide. The colours are Okabe and Ito's, which people
-with any of the common colour blindnesses can tell apart; blue, vermillion, green and ink have a contrast of 3:1 or more
-on the card and come first.
+Figures own a light card, so that one PNG serves the light and the dark theme. Text is
+12 points on a card of 4.8 inches: at that size it is still 9 points on a phone 390
+pixels wide. The colours are Okabe and Ito's, which people with any of the common colour
+blindnesses can tell apart; blue, vermillion, green and ink have a contrast of 3:1 or
+more on the card and come first.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from types import SimpleNamespace
 WIDTH, HEIGHT, FONT = 4.8, 3.0, 12.0  # inches, inches, points
 CARD = "#fdfdfb"
 
-# Okabe & Ito 2008, "Color Universal Design"; orange, sky and yellow are for areas, not for thin lines or text.
+# Okabe & Ito 2008, "Color Universal Design"; orange, sky and yellow are for areas, not
+# for thin lines or text.
 palette = SimpleNamespace(
     blue="#0072b2",
     vermillion="#d55e00",
@@ -27,7 +29,15 @@ palette = SimpleNamespace(
     light="#dfe1e4",
     card=CARD,
 )
-CYCLE = [palette.blue, palette.vermillion, palette.green, palette.purple, palette.orange, palette.sky, palette.ink]
+CYCLE = [
+    palette.blue,
+    palette.vermillion,
+    palette.green,
+    palette.purple,
+    palette.orange,
+    palette.sky,
+    palette.ink,
+]
 
 RC = {
     "figure.figsize": (WIDTH, HEIGHT),
@@ -73,7 +83,8 @@ RC = {
     "image.cmap": "cividis",
     "hatch.linewidth": 0.8,
     "axes.formatter.useoffset": False,
-    "figure.max_open_warning": 0,  # a slider draws up to 30 frames before it stores them
+    # a slider draws up to 30 frames before it stores them
+    "figure.max_open_warning": 0,
 }
 
 

@@ -1,7 +1,8 @@
 """The course as data: its parts and lessons, and where the files of each lesson are.
 
-One name per topic, everywhere: lesson `04-peft/05-lora` is `notebooks/04-peft/05-lora.py`,
-`llmlab/checks/peft/lora.py`, `tests/peft/test_lora.py`. Whoever knows one path knows all.
+One name per topic, everywhere: lesson `04-peft/05-lora` is
+`notebooks/04-peft/05-lora.py`, `llmlab/checks/peft/lora.py`, `tests/peft/test_lora.py`.
+Whoever knows one path knows all.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ PARTS = {
 
 
 def course_root(start: Path | None = None) -> Path:
-    """The checkout that holds the lessons: the nearest folder above `start` with `notebooks/`, else the package's own.
+    """The checkout that holds the lessons: the nearest folder above `start` with
+    `notebooks/`, else the package's own.
 
     Raises:
         FileNotFoundError: the package was installed without the course's notebooks.
@@ -38,8 +40,8 @@ def course_root(start: Path | None = None) -> Path:
         if (folder / "notebooks").is_dir() and (folder / "pyproject.toml").is_file():
             return folder
     raise FileNotFoundError(
-        "the course's folder (the one with notebooks/ and pyproject.toml) was not found: "
-        "change into your copy of the course and try again"
+        "the course's folder (the one with notebooks/ and pyproject.toml) was not"
+        " found: change into your copy of the course and try again"
     )
 
 
@@ -66,7 +68,11 @@ class Lesson:
     @property
     def short(self) -> str:
         """'05-lora', where that names one lesson only; else the slug."""
-        return self.topic if sum(x.topic == self.topic for x in lessons()) == 1 else self.slug
+        return (
+            self.topic
+            if sum(x.topic == self.topic for x in lessons()) == 1
+            else self.slug
+        )
 
     @property
     def package(self) -> str:
@@ -121,18 +127,42 @@ def built_lessons(root: Path | None = None) -> list[Lesson]:
 
 
 def find(name: str) -> Lesson:
-    """The lesson meant by `name`: '04-peft/05-lora', '05-lora', 'lora', or a path to one of its files.
+    """The lesson meant by `name`: '04-peft/05-lora', '05-lora', 'lora', or a path to
+    one of its files.
 
     Raises:
-        ValueError: no lesson, or more than one, goes by that name; the message lists the near ones.
+        ValueError: no lesson, or more than one, goes by that name; the message lists
+            the near ones.
     """
-    wanted = name.strip().removesuffix(".ipynb").removesuffix(".py").rstrip("/").replace("\\", "/")
+    wanted = (
+        name.strip()
+        .removesuffix(".ipynb")
+        .removesuffix(".py")
+        .rstrip("/")
+        .replace("\\", "/")
+    )
     wanted = "/".join(wanted.split("/")[-2:])
     exact = [x for x in lessons() if wanted == x.slug]
-    by_topic = [x for x in lessons() if wanted.split("/")[-1] in (x.topic, x.module, x.topic.split("-", 1)[1])]
-    found = exact or ([] if wanted.split("/")[0] in PARTS else by_topic)  # '03-training/05-lora' is not 04-peft's
+    by_topic = [
+        x
+        for x in lessons()
+        if wanted.split("/")[-1] in (x.topic, x.module, x.topic.split("-", 1)[1])
+    ]
+    # '03-training/05-lora' is not 04-peft's
+    found = exact or ([] if wanted.split("/")[0] in PARTS else by_topic)
     if len(found) == 1:
         return found[0]
-    near = [x.slug for x in (found or lessons()) if wanted.split("/")[-1].split("-")[-1] in x.slug]
-    hint = f"; did you mean {', '.join(near[:5])}?" if near else "; `llmlab progress` lists the lessons"
-    raise ValueError(f"{'more than one lesson is' if found else 'no lesson is'} called {name!r}{hint}")
+    near = [
+        x.slug
+        for x in found or lessons()
+        if wanted.split("/")[-1].split("-")[-1] in x.slug
+    ]
+    hint = (
+        f"; did you mean {', '.join(near[:5])}?"
+        if near
+        else "; `llmlab progress` lists the lessons"
+    )
+    raise ValueError(
+        f"{'more than one lesson is' if found else 'no lesson is'} called"
+        f" {name!r}{hint}"
+    )

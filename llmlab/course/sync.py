@@ -1,8 +1,11 @@
-"""`python -m llmlab.course.sync [PATH …]`: brings each notebook in step with its script, and runs what changed.
+"""`python -m llmlab.course.sync [PATH …]`: brings each notebook in step with its
+script, and runs what changed.
 
-The percent script is the source. A notebook whose code is as it was when it last ran keeps its outputs; the others run
-in a fresh kernel. What a run took, and with which versions, goes to `jupyter-book/verified.json`, from which the book
-makes its page "Last verified". `--check` changes nothing and fails when something is out of step; CI runs it.
+The percent script is the source. A notebook whose code is as it was when it last ran
+keeps its outputs; the others run in a fresh kernel. What a run took, and with which
+versions, goes to `jupyter-book/verified.json`, from which the book makes its page "Last
+verified". `--check` changes nothing and fails when something is out of step; CI runs
+it.
 """
 
 from __future__ import annotations
@@ -27,30 +30,42 @@ TIME_LIMIT = 30.0  # seconds a lesson may take on two cores
 MEMORY_LIMIT = 3.0  # GiB
 METADATA = {
     "jupytext": {"formats": "ipynb,py:percent"},
-    "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
+    "kernelspec": {
+        "display_name": "Python 3 (ipykernel)",
+        "language": "python",
+        "name": "python3",
+    },
     "language_info": {"name": "python"},
 }
-ABSOLUTE = re.compile(r"(?<![\w./~<])(?:/(?:home|root|Users|tmp|work|mnt|opt|var|private)/[\w.-]+|[A-Z]:\\\\?Users\b)")
+ABSOLUTE = re.compile(
+    r"(?<![\w./~<])(?:/(?:home|root|Users|tmp|work|mnt|opt|var|private)/[\w.-]+|[A-Z]:\\\\?Users\b)"
+)
 
 
 def pairs(paths: list[Path], root: Path) -> list[Path]:
-    """The percent scripts meant by `paths` (scripts, notebooks or folders), by default all of the course.
+    """The percent scripts meant by `paths` (scripts, notebooks or folders), by default
+    all of the course.
 
     Raises:
-        ValueError: a path that is not under notebooks/ or solutions/, or does not exist.
+        ValueError: a path that is not under notebooks/ or solutions/, or does not
+            exist.
     """
     homes = [root / "notebooks", root / "solutions"]
     found: list[Path] = []
     for path in [p.resolve() for p in paths] or homes:
         if path.is_dir():
-            found += sorted(p for p in path.rglob("*.py") if ".ipynb_checkpoints" not in p.parts)
+            found += sorted(
+                p for p in path.rglob("*.py") if ".ipynb_checkpoints" not in p.parts
+            )
         elif path.with_suffix(".py").is_file():
             found.append(path.with_suffix(".py"))
         elif paths:
             raise ValueError(f"{path} does not exist")
     for script in found:
         if not any(home in script.parents for home in homes):
-            raise ValueError(f"{script} is not under {root}/notebooks or {root}/solutions")
+            raise ValueError(
+                f"{script} is not under {root}/notebooks or {root}/solutions"
+            )
     return list(dict.fromkeys(found))
 
 
@@ -60,13 +75,18 @@ def name_of(script: Path, root: Path) -> str:
 
 
 def read_pair(script: Path) -> tuple[NotebookNode, NotebookNode | None]:
-    """The notebook as the script says, with the outputs at hand; and the notebook as it lies on disk."""
+    """The notebook as the script says, with the outputs at hand; and the notebook as it
+    lies on disk.
+    """
     source = jupytext.read(script, fmt="py:percent")
     path = script.with_suffix(".ipynb")
     old = nbformat.read(path, as_version=4) if path.is_file() else None
     if old is not None:
         source = combine_inputs_with_outputs(source, old, fmt="py:percent")
-    tags = {i: c.metadata.get("tags") for i, c in enumerate(jupytext.read(script, fmt="py:percent").cells)}
+    tags = {
+        i: c.metadata.get("tags")
+        for i, c in enumerate(jupytext.read(script, fmt="py:percent").cells)
+    }
     known = {c.id for c in old.cells} if old is not None else set()
     taken: set[str] = set()
     for i, cell in enumerate(source.cells):
@@ -79,7 +99,9 @@ def read_pair(script: Path) -> tuple[NotebookNode, NotebookNode | None]:
 
 
 def _id(cell: NotebookNode, known: set[str], taken: set[str]) -> str:
-    """The id that the cell has on disk, or one made from its text: never a random one."""
+    """The id that the cell has on disk, or one made from its text: never a random
+    one.
+    """
     if cell.get("id") in known and cell.id not in taken:
         return cell.id
     base = hashlib.sha256(cell.source.encode()).hexdigest()[:8]
@@ -89,13 +111,24 @@ def _id(cell: NotebookNode, known: set[str], taken: set[str]) -> str:
 
 def is_fresh(nb: NotebookNode, old: NotebookNode | None, run: dict | None) -> bool:
     """Whether the outputs on disk belong to this code."""
-    if old is None or run is None or run.get("digest") != digest(nb) or digest(old) != digest(nb):
+    if (
+        old is None
+        or run is None
+        or run.get("digest") != digest(nb)
+        or digest(old) != digest(nb)
+    ):
         return False
-    return all(c.execution_count for c in nb.cells if c.cell_type == "code" and c.source.strip())
+    return all(
+        c.execution_count
+        for c in nb.cells
+        if c.cell_type == "code" and c.source.strip()
+    )
 
 
 def strip(nb: NotebookNode) -> None:
-    """Takes out what changes from run to run, or means nothing without the kernel that made it."""
+    """Takes out what changes from run to run, or means nothing without the kernel that
+    made it.
+    """
     count = 0
     for cell in nb.cells:
         cell.metadata.pop("execution", None)
@@ -116,13 +149,23 @@ def problems(nb: NotebookNode) -> list[str]:
     for i, cell in enumerate(nb.cells):
         for output in cell.get("outputs", []):
             text = output.get("text", "") + "".join(output.get("traceback", []))
-            text += "".join(v for k, v in output.get("data", {}).items() if k in ("text/plain", "text/html"))
-            if output.output_type == "error" and "raises-exception" not in cell.metadata.get("tags", []):
+            text += "".join(
+                v
+                for k, v in output.get("data", {}).items()
+                if k in ("text/plain", "text/html")
+            )
+            if (
+                output.output_type == "error"
+                and "raises-exception" not in cell.metadata.get("tags", [])
+            ):
                 found.append(f"cell {i} failed: {output.ename}: {output.evalue}")
             if match := ABSOLUTE.search(text):
                 found.append(f"cell {i} prints an absolute path: {match.group()}…")
             if output.get("name") == "stderr":
-                found.append(f"cell {i} writes to stderr: {output.text.strip().splitlines()[-1][:90]}")
+                found.append(
+                    f"cell {i} writes to stderr:"
+                    f" {output.text.strip().splitlines()[-1][:90]}"
+                )
         if match := ABSOLUTE.search(cell.source):
             found.append(f"cell {i} holds an absolute path: {match.group()}…")
     return found
@@ -134,12 +177,16 @@ def limits(run: dict, script: Path, root: Path) -> list[str]:
     if run["seconds"] > TIME_LIMIT:
         found.append(f"took {run['seconds']} s; a notebook may take {TIME_LIMIT:g} s")
     if run["memory_gib"] > MEMORY_LIMIT:
-        found.append(f"took {run['memory_gib']} GiB; a notebook may take {MEMORY_LIMIT:g} GiB")
+        found.append(
+            f"took {run['memory_gib']} GiB; a notebook may take {MEMORY_LIMIT:g} GiB"
+        )
     return found
 
 
 def sync(script: Path, root: Path, *, force: bool = False) -> tuple[str, list[str]]:
-    """Brings one pair in step; returns what was done and what is wrong with the result."""
+    """Brings one pair in step; returns what was done and what is wrong with the
+    result.
+    """
     records, name = Records(root), name_of(script, root)
     nb, old = read_pair(script)
     run, done = records.read().get(name), "unchanged"
@@ -167,23 +214,46 @@ def check(script: Path, root: Path) -> list[str]:
     wrong = []
     if not is_fresh(nb, old, run):
         wrong.append("its code changed since it last ran: run `make sync`")
-    elif nbformat.writes(nb) + "\n" != script.with_suffix(".ipynb").read_text(encoding="utf-8"):
+    elif nbformat.writes(nb) + "\n" != script.with_suffix(".ipynb").read_text(
+        encoding="utf-8"
+    ):
         wrong.append("the notebook is out of step with its script: run `make sync`")
     return wrong + problems(nb) + (limits(run, script, root) if run else [])
 
 
 def orphans(root: Path) -> list[Path]:
     """Notebooks whose script is gone."""
-    every = [p for home in ("notebooks", "solutions") for p in (root / home).rglob("*.ipynb")]
-    return [p for p in every if ".ipynb_checkpoints" not in p.parts and not p.with_suffix(".py").is_file()]
+    every = [
+        p for home in ("notebooks", "solutions") for p in (root / home).rglob("*.ipynb")
+    ]
+    return [
+        p
+        for p in every
+        if ".ipynb_checkpoints" not in p.parts and not p.with_suffix(".py").is_file()
+    ]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; returns 1 when a notebook failed or something is out of step."""
-    parser = argparse.ArgumentParser(prog="python -m llmlab.course.sync", description=__doc__.split("\n")[0])
-    parser.add_argument("paths", nargs="*", type=Path, help="scripts, notebooks or folders (default: all)")
-    parser.add_argument("--check", action="store_true", help="change nothing; fail when something is out of step")
-    parser.add_argument("--force", action="store_true", help="run also what did not change")
+    """The command line; returns 1 when a notebook failed or something is out of
+    step.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m llmlab.course.sync", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument(
+        "paths",
+        nargs="*",
+        type=Path,
+        help="scripts, notebooks or folders (default: all)",
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="change nothing; fail when something is out of step",
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="run also what did not change"
+    )
     parser.add_argument("--cold", action="store_true", help="start each kernel anew")
     args = parser.parse_args(argv)
     root, bad = course_root(), 0
@@ -206,7 +276,11 @@ def bring_in_step(scripts: list[Path], root: Path, args: argparse.Namespace) -> 
     for script in scripts:
         name = name_of(script, root)
         try:
-            done, wrong = ("checked", check(script, root)) if args.check else sync(script, root, force=args.force)
+            done, wrong = (
+                ("checked", check(script, root))
+                if args.check
+                else sync(script, root, force=args.force)
+            )
         except Exception as error:
             done, wrong = "failed", [f"{type(error).__name__}: {error}"]
         bad += bool(wrong)

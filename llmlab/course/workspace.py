@@ -119,7 +119,8 @@ def find_copy(path: str, root: Path) -> tuple[Lesson, Kind] | None:
     """Whose copy lies, or would lie, at `path`; None when it is another file.
 
     Args:
-        path: relative to the course's folder, as in "work/lessons/04-peft/05-lora.ipynb".
+        path: relative to the course's folder, as in
+            "work/lessons/04-peft/05-lora.ipynb".
     """
     if not path.startswith("work/"):
         return None
@@ -221,7 +222,10 @@ def use_new(lesson: Lesson, root: Path, kind: Kind = Kind.EXERCISES) -> Copied:
     """
     path, beside = kind.copy(lesson, root), new_path(lesson, root, kind)
     if not beside.exists():
-        raise Blocked(f"there is no {_name(beside, root)}: your copy is of the course's version already")
+        raise Blocked(
+            f"there is no {_name(beside, root)}: your copy is of the course's version"
+            " already"
+        )
     known = _known(root).get(_key(path, root), {})
     try:
         made = _made(read_notebook(beside), {"copy": known.get("new")})
@@ -276,7 +280,9 @@ def restore_checks(lesson: Lesson, root: Path) -> Copied:
     path = lesson.work(root)
     name = _name(path, root)
     if not path.is_file():
-        raise FileNotFoundError(f"{name} does not exist: `llmlab start {lesson.slug}` makes it")
+        raise FileNotFoundError(
+            f"{name} does not exist: `llmlab start {lesson.slug}` makes it"
+        )
     try:
         notebook = read_notebook(path)
     except Unreadable as error:
@@ -291,7 +297,10 @@ def restore_checks(lesson: Lesson, root: Path) -> Copied:
     if notebook.get("nbformat_minor", 0) < 5:  # ids came with version 4.5 of the format
         cells = [{k: v for k, v in c.items() if k != "id"} for c in cells]
     _write(path, _dump(notebook | {"cells": cells}))
-    message = f"put back: {', '.join(mended)}. Your other cells stay; the file as it was is {backup.name}. {RELOAD}"
+    message = (
+        f"put back: {', '.join(mended)}. Your other cells stay; the file as it was is"
+        f" {backup.name}. {RELOAD}"
+    )
     return Copied(path, "restored", message)
 
 
@@ -309,7 +318,11 @@ def with_checks(
         if state == "intact" and len(where) == 1:
             continue
         mended.append(name)
-        own = [i for i, c in enumerate(cells) if defines(c["source"], name) or goes_by(c, f"exercise-{name}")]
+        own = [
+            i
+            for i, c in enumerate(cells)
+            if defines(c["source"], name) or goes_by(c, f"exercise-{name}")
+        ]
         after_own = own[-1] + 1 if own else place_of_check(cells, name, [])
         place = where[0] if where else after_own
         put = [(i, c) for i, c in enumerate(cells) if i not in where]
@@ -337,7 +350,9 @@ def start_all(root: Path) -> list[Copied]:
 
 
 def _made(notebook: dict[str, Any], known: dict[str, Any]) -> Made:
-    """What a copy says it was made from; `known` stands in where an editor dropped it."""
+    """What a copy says it was made from; `known` stands in where an editor dropped
+    it.
+    """
     note = notebook["metadata"].get("llmlab")
     if isinstance(note, dict) and note.get("version"):
         return Made(note["version"], note.get("cells"), note.get("outputs"))
@@ -414,7 +429,8 @@ def _move(path: Path, to: Path) -> None:
 
 def _blocked(path: Path, error: OSError) -> Blocked:
     return Blocked(
-        f"{path.parent} cannot be written ({error.strerror or error}): make it writable, or copy the course elsewhere"
+        f"{path.parent} cannot be written ({error.strerror or error}): make it"
+        " writable, or copy the course elsewhere"
     )
 
 

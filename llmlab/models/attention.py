@@ -23,28 +23,41 @@ def sdpa(
     v: Float[Tensor, "B K S D"],
     mask: Bool[Tensor, "B 1 T S"] | None,
 ) -> Float[Tensor, "B H T D"]:
-    """softmax(q kᵀ / √D) v by PyTorch's fused kernel. `mask` is True where a query may look; None means causal."""
+    """softmax(q kᵀ / √D) v by PyTorch's fused kernel. `mask` is True where a query may
+    look; None means causal.
+    """
     causal = mask is None and q.shape[2] > 1
     grouped = q.shape[1] != k.shape[1]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped
+    )
 
 
 def attention_mask_for(
-    seq: int, past: int, padding: Int[Tensor, "batch all_seq"] | Bool[Tensor, "batch all_seq"] | None, device=None
+    seq: int,
+    past: int,
+    padding: Int[Tensor, "batch all_seq"] | Bool[Tensor, "batch all_seq"] | None,
+    device=None,
 ) -> Bool[Tensor, "batch 1 seq all_seq"] | None:
-    """Where query i (at place past + i) may look: at keys j ≤ past + i that are not padding, and always at itself.
+    """Where query i (at place past + i) may look: at keys j ≤ past + i that are not
+    padding, and always at itself.
 
     None stands for plain causal attention, which the fused kernel does without a mask.
     """
     if padding is None and (past == 0 or seq == 1):
         return None
-    mask = torch.ones(seq, past + seq, dtype=torch.bool, device=device).tril(past)[None, None]  # (1, 1, T, S)
+    # (1, 1, T, S)
+    mask = torch.ones(seq, past + seq, dtype=torch.bool, device=device).tril(past)[
+        None, None
+    ]
     if padding is None:
         return mask
     if padding.shape[-1] != past + seq:
         raise ValueError(
-            f"attention_mask covers {padding.shape[-1]} tokens; it must cover the {past} in the cache and the {seq} new ones"
+            f"attention_mask covers {padding.shape[-1]} tokens; it must cover the"
+            f" {past} in the cache and the {seq} new ones"
         )
     itself = torch.eye(seq, dtype=torch.bool, device=device)
-    itself = F.pad(itself, (past, 0))[None, None]  # (1, 1, T, S): keeps a padding row from a softmax over nothing
+    # (1, 1, T, S): keeps a padding row from a softmax over nothing
+    itself = F.pad(itself, (past, 0))[None, None]
     return mask & padding.bool()[:, None, None, :] | itself

@@ -1,8 +1,10 @@
-"""The key/value cache: what a decoder remembers, so that each new token costs one token's work.
+"""The key/value cache: what a decoder remembers, so that each new token costs one
+token's work.
 
     K  key/value heads      S  tokens stored      D  head_dim
 
-Anything with `length` and `append(layer, k, v)` can stand in for it: a paged cache, a quantised one, a ring buffer.
+Anything with `length` and `append(layer, k, v)` can stand in for it: a paged cache, a
+quantised one, a ring buffer.
 """
 
 from __future__ import annotations
@@ -22,18 +24,24 @@ class Cache(Protocol):
         """Tokens stored before this forward pass."""
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (B, K, T, D) keys and values of one layer and return all of that layer's, (B, K, S, D)."""
+        """Store (B, K, T, D) keys and values of one layer and return all of that
+        layer's, (B, K, S, D).
+        """
 
 
 class KVCache:
-    """A contiguous cache that grows by doubling, so that appending one token copies one token.
+    """A contiguous cache that grows by doubling, so that appending one token copies one
+    token.
 
-    `append` is called once a layer; `length` counts a token only when the last layer has it.
+    `append` is called once a layer; `length` counts a token only when the last layer
+    has it.
     """
 
     def __init__(self, num_layers: int, capacity: int = 64) -> None:
         if num_layers < 1 or capacity < 1:
-            raise ValueError(f"num_layers={num_layers} and capacity={capacity} must be at least 1")
+            raise ValueError(
+                f"num_layers={num_layers} and capacity={capacity} must be at least 1"
+            )
         self.keys: list[Tensor | None] = [None] * num_layers
         self.values: list[Tensor | None] = [None] * num_layers
         self.lengths = [0] * num_layers
@@ -55,15 +63,22 @@ class KVCache:
         return self.keys[layer][:, :, :stop], self.values[layer][:, :, :stop]
 
     def truncate(self, length: int) -> None:
-        """Forget all tokens from `length` on (speculative decoding rolls back this way)."""
+        """Forget all tokens from `length` on (speculative decoding rolls back this
+        way).
+        """
         if not 0 <= length <= self.length:
-            raise ValueError(f"length={length} must lie between 0 and the {self.length} tokens stored")
+            raise ValueError(
+                f"length={length} must lie between 0 and the {self.length} tokens"
+                " stored"
+            )
         self.lengths = [length] * len(self.lengths)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the tokens stored, spare room not counted."""
-        stored = [t[:, :, : self.length] for t in self.keys + self.values if t is not None]
+        stored = [
+            t[:, :, : self.length] for t in self.keys + self.values if t is not None
+        ]
         return sum(t.numel() * t.element_size() for t in stored)
 
 

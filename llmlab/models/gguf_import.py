@@ -1,7 +1,8 @@
 """A llama.cpp GGUF file, dequantised into a Hugging Face folder.
 
-GGUF stores a Llama under other names, its linears in blocks of few bits, and the rows of W_q and W_k in another order:
-llama.cpp turns neighbouring channels (2i, 2i + 1) by one RoPE angle, Hugging Face turns channels (i, i + D/2).
+GGUF stores a Llama under other names, its linears in blocks of few bits, and the rows
+of W_q and W_k in another order: llama.cpp turns neighbouring channels (2i, 2i + 1) by
+one RoPE angle, Hugging Face turns channels (i, i + D/2).
 
     n  heads        D  head_dim        d  hidden_size
 """
@@ -28,17 +29,25 @@ NAMES = {  # GGUF → Hugging Face, inside one block
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-OUTSIDE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+OUTSIDE = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+}
 CONTROL = 3  # GGUF's token type of a special token
 
 
-def convert(file: str | Path, folder: str | Path, progress=lambda done, total: None) -> Path:
-    """Write config.json, fp32 model.safetensors and the tokenizer's files of a Llama GGUF into `folder`.
+def convert(
+    file: str | Path, folder: str | Path, progress=lambda done, total: None
+) -> Path:
+    """Write config.json, fp32 model.safetensors and the tokenizer's files of a Llama
+    GGUF into `folder`.
 
     `progress(done, total)` is called after each tensor.
 
     Raises:
-        ValueError: the file is no Llama, or its tokenizer is not the byte-level BPE that this reader knows.
+        ValueError: the file is no Llama, or its tokenizer is not the byte-level BPE
+            that this reader knows.
     """
     from gguf import GGUFReader
 
@@ -54,7 +63,9 @@ def convert(file: str | Path, folder: str | Path, progress=lambda done, total: N
 def read_config(reader) -> LlamaConfig:
     """The shape that a GGUF's header states."""
     if (kind := _value(reader, "general.architecture")) != "llama":
-        raise ValueError(f"general.architecture={kind!r} is not supported: only 'llama'")
+        raise ValueError(
+            f"general.architecture={kind!r} is not supported: only 'llama'"
+        )
     shape = {
         "vocab_size": "vocab_size",
         "hidden_size": "embedding_length",
@@ -65,8 +76,13 @@ def read_config(reader) -> LlamaConfig:
         "max_position_embeddings": "context_length",
     }
     return LlamaConfig(
-        **{ours: int(_value(reader, f"llama.{theirs}")) for ours, theirs in shape.items()},
-        rms_norm_eps=float(str(np.float32(_value(reader, "llama.attention.layer_norm_rms_epsilon")))),
+        **{
+            ours: int(_value(reader, f"llama.{theirs}"))
+            for ours, theirs in shape.items()
+        },
+        rms_norm_eps=float(
+            str(np.float32(_value(reader, "llama.attention.layer_norm_rms_epsilon")))
+        ),
         rope_theta=float(_value(reader, "llama.rope.freq_base")),
         tie_word_embeddings=all(t.name != "output.weight" for t in reader.tensors),
     )
@@ -96,7 +112,8 @@ def _state(reader, config: LlamaConfig, progress) -> dict[str, torch.Tensor]:
 
 
 def half_split(weight: np.ndarray, n: int) -> np.ndarray:
-    """Rows of W_q or W_k from RoPE's neighbour layout to its half-split layout: (n·D, d) → (n·D, d).
+    """Rows of W_q or W_k from RoPE's neighbour layout to its half-split layout: (n·D,
+    d) → (n·D, d).
 
     In each head, row 2i + j (j = 0, 1) becomes row i + j·D/2.
     """
@@ -106,16 +123,32 @@ def half_split(weight: np.ndarray, n: int) -> np.ndarray:
 
 
 def write_tokenizer(reader, folder: Path) -> None:
-    """tokenizer.json and tokenizer_config.json (with the chat template), as transformers and tokenizers read them."""
-    scheme = (_value(reader, "tokenizer.ggml.model"), _value(reader, "tokenizer.ggml.pre"))
+    """tokenizer.json and tokenizer_config.json (with the chat template), as
+    transformers and tokenizers read them.
+    """
+    scheme = (
+        _value(reader, "tokenizer.ggml.model"),
+        _value(reader, "tokenizer.ggml.pre"),
+    )
     if scheme != ("gpt2", "smollm"):
         raise ValueError(
-            f"tokenizer {scheme} is not supported: only byte-level BPE with single digits, ('gpt2', 'smollm')"
+            f"tokenizer {scheme} is not supported: only byte-level BPE with single"
+            " digits, ('gpt2', 'smollm')"
         )
-    tokens, types = _value(reader, "tokenizer.ggml.tokens"), _value(reader, "tokenizer.ggml.token_type")
-    special = [token for token, kind in zip(tokens, types, strict=True) if kind == CONTROL]
-    _tokenizer(tokens, _value(reader, "tokenizer.ggml.merges"), special).save(str(folder / "tokenizer.json"))
-    named = {name: tokens[_value(reader, f"tokenizer.ggml.{key}_token_id")] for name, key in _SPECIAL.items()}
+    tokens, types = (
+        _value(reader, "tokenizer.ggml.tokens"),
+        _value(reader, "tokenizer.ggml.token_type"),
+    )
+    special = [
+        token for token, kind in zip(tokens, types, strict=True) if kind == CONTROL
+    ]
+    _tokenizer(tokens, _value(reader, "tokenizer.ggml.merges"), special).save(
+        str(folder / "tokenizer.json")
+    )
+    named = {
+        name: tokens[_value(reader, f"tokenizer.ggml.{key}_token_id")]
+        for name, key in _SPECIAL.items()
+    }
     settings = {
         **named,
         "additional_special_tokens": special[1:3],
@@ -124,12 +157,24 @@ def write_tokenizer(reader, folder: Path) -> None:
         "model_max_length": int(_value(reader, "llama.context_length")),
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    ids = {f"{key}_token_id": _value(reader, f"tokenizer.ggml.{gguf}_token_id") for key, gguf in _IDS.items()}
-    (folder / "generation_config.json").write_text(json.dumps(ids, indent=2) + "\n", encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(settings, indent=2) + "\n", encoding="utf-8"
+    )
+    ids = {
+        f"{key}_token_id": _value(reader, f"tokenizer.ggml.{gguf}_token_id")
+        for key, gguf in _IDS.items()
+    }
+    (folder / "generation_config.json").write_text(
+        json.dumps(ids, indent=2) + "\n", encoding="utf-8"
+    )
 
 
-_SPECIAL = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+_SPECIAL = {
+    "bos_token": "bos",
+    "eos_token": "eos",
+    "unk_token": "unknown",
+    "pad_token": "padding",
+}
 _IDS = {"bos": "bos", "eos": "eos", "pad": "padding"}
 
 
@@ -138,10 +183,17 @@ def _tokenizer(tokens: list[str], merges: list[str], special: list[str]):
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     pairs = [tuple(merge.split(" ")) for merge in merges]
-    tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=pairs))
+    tokenizer = Tokenizer(
+        models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=pairs)
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in special]
+    )
     return tokenizer

@@ -1,12 +1,14 @@
 """Llama, the decoder that this course tunes, splits, shrinks and serves.
 
-Touvron et al. 2023, https://arxiv.org/abs/2302.13971. One block, with h of shape (B, T, d):
+Touvron et al. 2023, https://arxiv.org/abs/2302.13971. One block, with h of shape (B, T,
+d):
 
     h ← h + W_o · Attention(RoPE(W_q x), RoPE(W_k x), W_v x)      x = RMSNorm(h)
     h ← h + W_down · (silu(W_gate x) ⊙ W_up x)                    x = RMSNorm(h)
 
-Parameter names are those of Hugging Face's `LlamaForCausalLM`, so that its checkpoints load with no name map and
-a method that walks one model by module names walks the other too. The seven linears of a block stay unfused.
+Parameter names are those of Hugging Face's `LlamaForCausalLM`, so that its checkpoints
+load with no name map and a method that walks one model by module names walks the other
+too. The seven linears of a block stay unfused.
 
     B  batch            H  query heads        D  head_dim
     T  new tokens       K  key/value heads    d  hidden_size
@@ -41,7 +43,8 @@ class LlamaConfig:
     max_position_embeddings: int = 2048
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
-    rope_scaling: dict = field(default_factory=dict)  # {} or {"rope_type": "linear" | "llama3", "factor": …}
+    # {} or {"rope_type": "linear" | "llama3", "factor": …}
+    rope_scaling: dict = field(default_factory=dict)
     tie_word_embeddings: bool = False
     attention_bias: bool = False
     mlp_bias: bool = False
@@ -57,20 +60,28 @@ class LlamaConfig:
         if self.head_dim is None:
             if self.hidden_size % self.num_attention_heads:
                 raise ValueError(
-                    f"hidden_size={self.hidden_size} must be a multiple of num_attention_heads="
-                    f"{self.num_attention_heads}, or head_dim must be given"
+                    f"hidden_size={self.hidden_size} must be a multiple of"
+                    f" num_attention_heads={self.num_attention_heads}, or head_dim must"
+                    " be given"
                 )
-            object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
+            object.__setattr__(
+                self, "head_dim", self.hidden_size // self.num_attention_heads
+            )
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_attention_heads={self.num_attention_heads} must be a multiple of "
                 f"num_key_value_heads={self.num_key_value_heads}"
             )
         if self.head_dim % 2:
-            raise ValueError(f"head_dim={self.head_dim} must be even: RoPE turns pairs of channels")
+            raise ValueError(
+                f"head_dim={self.head_dim} must be even: RoPE turns pairs of channels"
+            )
         kind = self.rope_scaling.get("rope_type", "default")
         if kind not in ("default", "linear", "llama3"):
-            raise ValueError(f"rope_scaling['rope_type']={kind!r} is not supported: use default, linear or llama3")
+            raise ValueError(
+                f"rope_scaling['rope_type']={kind!r} is not supported: use default,"
+                " linear or llama3"
+            )
 
 
 class RMSNorm(nn.Module):
@@ -87,7 +98,9 @@ class RMSNorm(nn.Module):
 
 
 def rope_frequencies(config: LlamaConfig) -> Float[Tensor, "half_head"]:
-    """θ_i = base^(−2i/D), one angle per token for each of the D/2 pairs, stretched as `rope_scaling` says."""
+    """θ_i = base^(−2i/D), one angle per token for each of the D/2 pairs, stretched as
+    `rope_scaling` says.
+    """
     D, scaling = config.head_dim, config.rope_scaling
     theta = config.rope_theta ** (-torch.arange(0, D, 2, dtype=torch.float32) / D)
     match scaling.get("rope_type", "default"):
@@ -99,8 +112,11 @@ def rope_frequencies(config: LlamaConfig) -> Float[Tensor, "half_head"]:
 
 
 def _llama3_frequencies(theta: Tensor, scaling: dict) -> Tensor:
-    """Llama 3.1's rule: slow waves are stretched by `factor`, fast ones kept, those between blended."""
-    waves = scaling["original_max_position_embeddings"] * theta / (2 * math.pi)  # turns within the old context
+    """Llama 3.1's rule: slow waves are stretched by `factor`, fast ones kept, those
+    between blended.
+    """
+    # turns within the old context
+    waves = scaling["original_max_position_embeddings"] * theta / (2 * math.pi)
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     keep = ((waves - low) / (high - low)).clamp(0, 1)
     return keep * theta + (1 - keep) * theta / scaling["factor"]
@@ -108,21 +124,31 @@ def _llama3_frequencies(theta: Tensor, scaling: dict) -> Tensor:
 
 def rope_tables(
     positions: Int[Tensor, "batch seq"], theta: Float[Tensor, "half_head"]
-) -> tuple[Float[Tensor, "batch 1 seq head_dim"], Float[Tensor, "batch 1 seq head_dim"]]:
-    """cos and sin of position · θ, each pair's angle given twice: channel i turns with channel i + D/2."""
+) -> tuple[
+    Float[Tensor, "batch 1 seq head_dim"], Float[Tensor, "batch 1 seq head_dim"]
+]:
+    """cos and sin of position · θ, each pair's angle given twice: channel i turns with
+    channel i + D/2.
+    """
     angles = positions[:, None, :, None] * theta  # (B, 1, T, D/2)
     angles = torch.cat([angles, angles], dim=-1)  # (B, 1, T, D)
     return angles.cos(), angles.sin()
 
 
-def rotate(x: Float[Tensor, "batch heads seq head_dim"], cos: Tensor, sin: Tensor) -> Tensor:
-    """RoPE (Su et al. 2021) in the half-split layout: (x₁, x₂) → (x₁cos − x₂sin, x₂cos + x₁sin)."""
+def rotate(
+    x: Float[Tensor, "batch heads seq head_dim"], cos: Tensor, sin: Tensor
+) -> Tensor:
+    """RoPE (Su et al. 2021) in the half-split layout: (x₁, x₂) → (x₁cos − x₂sin, x₂cos
+    + x₁sin).
+    """
     x1, x2 = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-x2, x1], dim=-1) * sin
 
 
 class Attention(nn.Module):
-    """Grouped-query attention (Ainslie et al. 2023): H query heads share K key/value heads."""
+    """Grouped-query attention (Ainslie et al. 2023): H query heads share K key/value
+    heads.
+    """
 
     def __init__(self, config: LlamaConfig, layer: int) -> None:
         super().__init__()
@@ -133,7 +159,14 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(d, config.num_key_value_heads * D, bias=bias)
         self.o_proj = nn.Linear(config.num_attention_heads * D, d, bias=bias)
 
-    def forward(self, x: Float[Tensor, "B T d"], rope, mask, cache: Cache | None, attention: AttentionFn) -> Tensor:
+    def forward(
+        self,
+        x: Float[Tensor, "B T d"],
+        rope,
+        mask,
+        cache: Cache | None,
+        attention: AttentionFn,
+    ) -> Tensor:
         B, T, _ = x.shape
         heads = lambda t: t.view(B, T, -1, self.head_dim).transpose(1, 2)  # noqa: E731  (B, T, n·D) → (B, n, T, D)
         q, k, v = heads(self.q_proj(x)), heads(self.k_proj(x)), heads(self.v_proj(x))
@@ -141,7 +174,8 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.append(self.layer, k, v)  # (B, K, S, D)
         out = attention(q, k, v, mask)  # (B, H, T, D)
-        return self.o_proj(out.transpose(1, 2).reshape(B, T, -1))  # (B, T, H·D) → (B, T, d)
+        # (B, T, H·D) → (B, T, d)
+        return self.o_proj(out.transpose(1, 2).reshape(B, T, -1))
 
 
 class MLP(nn.Module):
@@ -159,7 +193,9 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One decoder layer: attention, then the MLP, each on a normed copy and added back."""
+    """One decoder layer: attention, then the MLP, each on a normed copy and added
+    back.
+    """
 
     def __init__(self, config: LlamaConfig, layer: int) -> None:
         super().__init__()
@@ -168,7 +204,14 @@ class Block(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, h: Float[Tensor, "B T d"], rope, mask, cache: Cache | None, attention: AttentionFn) -> Tensor:
+    def forward(
+        self,
+        h: Float[Tensor, "B T d"],
+        rope,
+        mask,
+        cache: Cache | None,
+        attention: AttentionFn,
+    ) -> Tensor:
         h = h + self.self_attn(self.input_layernorm(h), rope, mask, cache, attention)
         return h + self.mlp(self.post_attention_layernorm(h))
 
@@ -179,12 +222,19 @@ class LlamaModel(nn.Module):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(
+            Block(config, i) for i in range(config.num_hidden_layers)
+        )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.register_buffer("theta", rope_frequencies(config), persistent=False)
 
     def forward(
-        self, h: Float[Tensor, "B T d"], positions, mask, cache: Cache | None, attention: AttentionFn
+        self,
+        h: Float[Tensor, "B T d"],
+        positions,
+        mask,
+        cache: Cache | None,
+        attention: AttentionFn,
     ) -> Tensor:
         rope = tuple(t.to(h.dtype) for t in rope_tables(positions, self.theta.float()))
         for block in self.layers:
@@ -195,9 +245,9 @@ class LlamaModel(nn.Module):
 class Llama(nn.Module):
     """A Llama language model: token ids in, logits out.
 
-    >>> config = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4)
-    >>> Llama(config)(torch.tensor([[1, 2, 3]])).shape
-    torch.Size([1, 3, 64])
+    >>> config = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=40,
+    num_hidden_layers=2, num_attention_heads=4) >>> Llama(config)(torch.tensor([[1, 2,
+    3]])).shape torch.Size([1, 3, 64])
     """
 
     def __init__(self, config: LlamaConfig) -> None:
@@ -220,7 +270,9 @@ class Llama(nn.Module):
         input_ids: Int[Tensor, "batch seq"] | None = None,
         *,
         inputs_embeds: Float[Tensor, "batch seq dim"] | None = None,
-        attention_mask: Int[Tensor, "batch all_seq"] | Bool[Tensor, "batch all_seq"] | None = None,
+        attention_mask: (
+            Int[Tensor, "batch all_seq"] | Bool[Tensor, "batch all_seq"] | None
+        ) = None,
         position_ids: Int[Tensor, "batch seq"] | None = None,
         cache: Cache | None = None,
         attention: AttentionFn = sdpa,
@@ -230,17 +282,25 @@ class Llama(nn.Module):
 
         Args:
             input_ids: tokens; or give `inputs_embeds`, never both.
-            attention_mask: 1 for a token, 0 for padding (left or right), over cached and new tokens.
-            position_ids: RoPE positions; by default they count on from the cache's length.
+            attention_mask: 1 for a token, 0 for padding (left or right), over cached
+                and new tokens.
+            position_ids: RoPE positions; by default they count on from the cache's
+                length.
             cache: keys and values of earlier tokens; it is extended in place.
             attention: (q, k, v, mask) → output; swap it to study another kernel.
-            logits_to_keep: how many of the last positions go through `lm_head`; 0 means all. Generation needs 1.
+            logits_to_keep: how many of the last positions go through `lm_head`; 0 means
+                all. Generation needs 1.
         Raises:
-            ValueError: neither or both of `input_ids` and `inputs_embeds`; a mask of the wrong length.
+            ValueError: neither or both of `input_ids` and `inputs_embeds`; a mask of
+                the wrong length.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give input_ids or inputs_embeds: exactly one of the two")
-        h = self.model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        h = (
+            self.model.embed_tokens(input_ids)
+            if inputs_embeds is None
+            else inputs_embeds
+        )
         past, T = (cache.length if cache is not None else 0), h.shape[1]
         if position_ids is None:
             position_ids = torch.arange(past, past + T, device=h.device)[None]

@@ -1,17 +1,21 @@
-"""n-gram language models, the baselines that a neural one has to beat: interpolated Kneser-Ney.
+"""n-gram language models, the baselines that a neural one has to beat: interpolated
+Kneser-Ney.
 
-Kneser & Ney 1995; the interpolated form of Chen & Goodman 1999, https://doi.org/10.1006/csla.1999.0128, §2.7. For a word w
-after the n − 1 words h, with h' = h without its first word:
+Kneser & Ney 1995; the interpolated form of Chen & Goodman 1999,
+https://doi.org/10.1006/csla.1999.0128, §2.7. For a word w after the n − 1 words h, with
+h' = h without its first word:
 
     p_n(w | h) = max(c(h w) − D, 0) / c(h) + D · N₊(h ·) / c(h) · p_{n−1}(w | h')         p_0(w) = 1 / V
 
-    c(h w)    at the highest order, how often h w was seen; below it, how many different words were seen before h w
+    c(h w)    at the highest order, how often h w was seen; below it, how many different
+              words were seen before h w
     c(h)      Σ_w c(h w); where it is 0, p_n(w | h) = p_{n−1}(w | h')
     N₊(h ·)   how many different words were seen after h
     D         n₁ / (n₁ + 2 n₂), with n_k the number of n-grams whose count is k
 
-Simplified: one discount an order, not three ("modified" Kneser-Ney). An n-gram is stored as one integer, its digits in
-base V being its tokens, so that counting is sorting.
+Simplified: one discount an order, not three ("modified" Kneser-Ney). An n-gram is
+stored as one integer, its digits in base V being its tokens, so that counting is
+sorting.
 """
 
 from __future__ import annotations
@@ -36,7 +40,9 @@ class Level:
     followers: Int[Tensor, "histories"]  # N₊(h ·)
     discount: float
 
-    def refine(self, grams: Int[Tensor, "M n"], lower: Float[Tensor, "M"]) -> Float[Tensor, "M"]:
+    def refine(
+        self, grams: Int[Tensor, "M n"], lower: Float[Tensor, "M"]
+    ) -> Float[Tensor, "M"]:
         """p_n of the last token of each n-gram, given `lower`, its p_{n−1}."""
         key = keys(grams, self.vocab_size)
         context = key // self.vocab_size
@@ -59,8 +65,12 @@ class NGram:
         return len(self.levels)
 
     def losses(self, tokens: Int[Tensor, "N"]) -> Float[Tensor, "N-1"]:
-        """−log p of each token but the first, in nats; near the start the context is as long as there is."""
-        p = torch.full((len(tokens),), 1 / self.levels[0].vocab_size, dtype=torch.float64)
+        """−log p of each token but the first, in nats; near the start the context is as
+        long as there is.
+        """
+        p = torch.full(
+            (len(tokens),), 1 / self.levels[0].vocab_size, dtype=torch.float64
+        )
         for level in self.levels[: len(tokens)]:
             n = level.order
             p[n - 1 :] = level.refine(tokens.unfold(0, n, 1), p[n - 1 :])
@@ -80,29 +90,49 @@ def fit(tokens: Int[Tensor, "N"], order: int, vocab_size: int) -> NGram:
     """Count a text: order 1 is a unigram model, 2 a bigram, 3 a trigram.
 
     Raises:
-        ValueError: order below 1 or too high for 64-bit keys, a token outside the vocabulary, or fewer tokens than order.
+        ValueError: order below 1 or too high for 64-bit keys, a token outside the
+            vocabulary, or fewer tokens than order.
     """
     if order < 1 or vocab_size**order >= 2**63:
-        raise ValueError(f"order={order} must be at least 1, with vocab_size ** order below 2 ** 63")
+        raise ValueError(
+            f"order={order} must be at least 1, with vocab_size ** order below 2 ** 63"
+        )
     if len(tokens) < order:
-        raise ValueError(f"tokens holds {len(tokens)}; it must hold at least order={order}")
+        raise ValueError(
+            f"tokens holds {len(tokens)}; it must hold at least order={order}"
+        )
     if not 0 <= int(tokens.min()) <= int(tokens.max()) < vocab_size:
-        raise ValueError(f"tokens must lie between 0 and vocab_size - 1 = {vocab_size - 1}")
-    grams, counts = keys(tokens.unfold(0, order, 1), vocab_size).unique(return_counts=True)
+        raise ValueError(
+            f"tokens must lie between 0 and vocab_size - 1 = {vocab_size - 1}"
+        )
+    grams, counts = keys(tokens.unfold(0, order, 1), vocab_size).unique(
+        return_counts=True
+    )
     levels = [make_level(grams, counts, order, vocab_size)]
-    for n in range(order - 1, 0, -1):  # each kind of (n + 1)-gram is one word before its last n words
+    # each kind of (n + 1)-gram is one word before its last n words
+    for n in range(order - 1, 0, -1):
         grams, counts = (grams % vocab_size**n).unique(return_counts=True)
         levels.insert(0, make_level(grams, counts, n, vocab_size))
     return NGram(tuple(levels))
 
 
-def make_level(grams: Int[Tensor, "kinds"], counts: Int[Tensor, "kinds"], order: int, vocab_size: int) -> Level:
+def make_level(
+    grams: Int[Tensor, "kinds"],
+    counts: Int[Tensor, "kinds"],
+    order: int,
+    vocab_size: int,
+) -> Level:
     """Sums the counts over w, and sets the discount."""
-    contexts, place, followers = (grams // vocab_size).unique(return_inverse=True, return_counts=True)
+    contexts, place, followers = (grams // vocab_size).unique(
+        return_inverse=True, return_counts=True
+    )
     totals = torch.zeros_like(contexts).index_add(0, place, counts)
     n1, n2 = int((counts == 1).sum()), int((counts == 2).sum())
-    discount = n1 / (n1 + 2 * n2) if n1 and n2 else 0.5  # too little text to estimate it
-    return Level(order, vocab_size, grams, counts, contexts, totals, followers, discount)
+    # too little text to estimate it
+    discount = n1 / (n1 + 2 * n2) if n1 and n2 else 0.5
+    return Level(
+        order, vocab_size, grams, counts, contexts, totals, followers, discount
+    )
 
 
 def keys(grams: Int[Tensor, "M n"], vocab_size: int) -> Int[Tensor, "M"]:
@@ -111,7 +141,9 @@ def keys(grams: Int[Tensor, "M n"], vocab_size: int) -> Int[Tensor, "M"]:
     return (grams * place).sum(1)
 
 
-def lookup(known: Int[Tensor, "kinds"], values: Int[Tensor, "kinds"], wanted: Int[Tensor, "M"]) -> Int[Tensor, "M"]:
+def lookup(
+    known: Int[Tensor, "kinds"], values: Int[Tensor, "kinds"], wanted: Int[Tensor, "M"]
+) -> Int[Tensor, "M"]:
     """values[i] where known[i] is wanted, else 0. `known` is sorted."""
     at = torch.searchsorted(known, wanted).clamp(max=len(known) - 1)
     return torch.where(known[at] == wanted, values[at], 0)

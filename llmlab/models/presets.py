@@ -1,9 +1,10 @@
 """The shapes of published Llamas, as data.
 
-Sizes are those of the papers' tables and of the checkpoints' `config.json`:
-LLaMA, https://arxiv.org/abs/2302.13971, table 2; Llama 2, https://arxiv.org/abs/2307.09288; Llama 3,
-https://arxiv.org/abs/2407.21783, table 3; Mistral 7B, https://arxiv.org/abs/2310.06825; SmolLM2,
-https://arxiv.org/abs/2502.02737; TinyLlama, https://arxiv.org/abs/2401.02385.
+Sizes are those of the papers' tables and of the checkpoints' `config.json`: LLaMA,
+https://arxiv.org/abs/2302.13971, table 2; Llama 2, https://arxiv.org/abs/2307.09288;
+Llama 3, https://arxiv.org/abs/2407.21783, table 3; Mistral 7B,
+https://arxiv.org/abs/2310.06825; SmolLM2, https://arxiv.org/abs/2502.02737; TinyLlama,
+https://arxiv.org/abs/2401.02385.
 
     name            vocab    d     ff     L   H   K   context  θ        further settings
 """
@@ -20,11 +21,15 @@ _LLAMA31_ROPE = {
     "original_max_position_embeddings": 8192,
 }
 _LLAMA32_ROPE = _LLAMA31_ROPE | {"factor": 32.0}
-_EPS5, _TIED = {"rms_norm_eps": 1e-5}, {"rms_norm_eps": 1e-5, "tie_word_embeddings": True}
+_EPS5, _TIED = (
+    {"rms_norm_eps": 1e-5},
+    {"rms_norm_eps": 1e-5, "tie_word_embeddings": True},
+)
 
 # fmt: off
 _ROWS = [
-    ("tiny",           97,     32,    88,    2,  4,  2,  64,     1e4, {}),  # for tests: a forward pass in a millisecond
+    # for tests: a forward pass in a millisecond
+    ("tiny",           97,     32,    88,    2,  4,  2,  64,     1e4, {}),
     ("course",         2048,   128,   384,   4,  4,  2,  256,    1e4, {"tie_word_embeddings": True}),
     ("smollm2-135m",   49152,  576,   1536,  30, 9,  3,  8192,   1e5, _TIED),
     ("smollm2-360m",   49152,  960,   2560,  32, 15, 5,  8192,   1e5, _TIED),
@@ -70,5 +75,7 @@ def preset(name: str) -> LlamaConfig:
         ValueError: there is no preset of that name.
     """
     if name not in PRESETS:
-        raise ValueError(f"name={name!r} is not a preset: use one of {', '.join(PRESETS)}")
+        raise ValueError(
+            f"name={name!r} is not a preset: use one of {', '.join(PRESETS)}"
+        )
     return PRESETS[name]

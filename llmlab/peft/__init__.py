@@ -1,1 +1,3 @@
-"""Parameter-efficient fine-tuning: one file a method, one walk over the model for all of them."""
+"""Parameter-efficient fine-tuning: one file a method, one walk over the model for all
+of them.
+"""

@@ -1,8 +1,10 @@
-"""What a backward pass keeps alive: the bytes that autograd saves in the forward pass, weights left out.
+"""What a backward pass keeps alive: the bytes that autograd saves in the forward pass,
+weights left out.
 
-PyTorch hands every tensor that an operation saves for its backward pass to `torch.autograd.graph.saved_tensors_hooks`. Two
-operations that save the same memory, or views of it, count once. On the meta device nothing is computed and nothing
-allocated, and the same tensors are counted: so a model of any size can be measured on a laptop.
+PyTorch hands every tensor that an operation saves for its backward pass to
+`torch.autograd.graph.saved_tensors_hooks`. Two operations that save the same memory, or
+views of it, count once. On the meta device nothing is computed and nothing allocated,
+and the same tensors are counted: so a model of any size can be measured on a laptop.
 """
 
 from __future__ import annotations
@@ -29,12 +31,14 @@ class Saved:
 
 @contextmanager
 def saved_for_backward(model: nn.Module) -> Iterator[Saved]:
-    """Inside, count what operations save for the backward pass; parameters and buffers of `model` are not activations.
+    """Inside, count what operations save for the backward pass; parameters and buffers
+    of `model` are not activations.
 
     >>> linear = nn.Linear(3, 5)
     >>> with saved_for_backward(linear) as saved:
     ...     out = linear(torch.ones(2, 3))
-    >>> saved.bytes  # the input, 2 × 3 numbers of 4 bytes: the gradient of the weight needs it
+    >>> saved.bytes  # the input, 2 × 3 numbers of 4 bytes: the gradient of the weight
+                     needs it
     24
     """
     saved = Saved()
@@ -54,19 +58,25 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         out = torch.empty_like(q)
-        ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:-1], dtype=torch.float32))
+        ctx.save_for_backward(
+            q, k, v, out, q.new_empty(q.shape[:-1], dtype=torch.float32)
+        )
         return out
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """For counting on the meta device, where PyTorch falls back to attention that saves a T × T matrix for each head.
+    """For counting on the meta device, where PyTorch falls back to attention that saves
+    a T × T matrix for each head.
 
-    It saves what a fused kernel does (Dao et al. 2022, https://arxiv.org/abs/2205.14135): q, k, v, the output and one
-    log-sum-exp a query. It computes nothing.
+    It saves what a fused kernel does (Dao et al. 2022,
+    https://arxiv.org/abs/2205.14135): q, k, v, the output and one log-sum-exp a query.
+    It computes nothing.
 
     Raises:
         ValueError: tensors that hold numbers.
     """
     if q.device.type != "meta":
-        raise ValueError(f"q is on {q.device.type}: fused_attention only counts, on the meta device")
+        raise ValueError(
+            f"q is on {q.device.type}: fused_attention only counts, on the meta device"
+        )
     return _Fused.apply(q, k, v)

@@ -1,19 +1,23 @@
 """BitFit: fine-tune the biases and nothing else.
 
-Ben Zaken et al. 2021, https://arxiv.org/abs/2106.10199, section 3. Every linear and every LayerNorm of BERT computes
+Ben Zaken et al. 2021, https://arxiv.org/abs/2106.10199, section 3. Every linear and
+every LayerNorm of BERT computes
 
     h = W x + b        b is trained, W is frozen
 
-Llama has no biases: its linears are products and its RMSNorms only scale. There one adds them, at 0, so that nothing changes
-at the start. Here both cases are one: the layer's own bias b, if it has one, stays frozen, and what is trained is the change
+Llama has no biases: its linears are products and its RMSNorms only scale. There one
+adds them, at 0, so that nothing changes at the start. Here both cases are one: the
+layer's own bias b, if it has one, stays frozen, and what is trained is the change
 
     h = W x + b + β    β = 0 at the start        ∂L/∂β = ∂L/∂b
 
-    W (out, in)  frozen weight        b (out)  frozen bias, or none        β (out)  trained
+    W (out, in)  frozen weight        b (out)  frozen bias, or none     β (out)  trained
 
-The base is never written to, so it comes back bit for bit, and an adapter is a file of changes. Weight decay, if there is
-any, pulls towards the pretrained bias and not towards 0. `peft` calls biases that are added BEFT (Huang et al. 2025,
-https://arxiv.org/abs/2509.15974) and cannot merge them into a layer without a bias; we write and read its format.
+The base is never written to, so it comes back bit for bit, and an adapter is a file of
+changes. Weight decay, if there is any, pulls towards the pretrained bias and not
+towards 0. `peft` calls biases that are added BEFT (Huang et al. 2025,
+https://arxiv.org/abs/2509.15974) and cannot merge them into a layer without a bias; we
+write and read its format.
 """
 
 from __future__ import annotations
@@ -33,7 +37,8 @@ from llmlab.peft import checkpoint, vectors, walk
 class BitFitConfig:
     """Which biases train."""
 
-    # None: those that the model has, as published. Names: of linears or norms, which get one if they have none.
+    # None: those that the model has, as published. Names: of linears or norms, which
+    # get one if they have none.
     target_modules: walk.Targets | None = None
 
 
@@ -55,7 +60,9 @@ class BiasLayer(vectors.VectorLayer):
     def folded(self) -> dict[str, Tensor]:
         """The bias b + Σ β; the weight stays."""
         if "bias" not in self.base._parameters:
-            raise ValueError(f"merge: {type(self.base).__name__} has no place for a bias")
+            raise ValueError(
+                f"merge: {type(self.base).__name__} has no place for a bias"
+            )
         change, b = sum(self.active_vectors()), self.base.bias
         return {"bias": change if b is None else b.to(change.dtype) + change}
 
@@ -72,48 +79,67 @@ def bias_width(layer: nn.Module) -> int:
         return bias.numel()
     if isinstance(base, nn.Linear):
         return base.out_features
-    if isinstance(weight, nn.Parameter) and weight.dim() == 1:  # RMSNorm: one scale for each channel
+    # RMSNorm: one scale for each channel
+    if isinstance(weight, nn.Parameter) and weight.dim() == 1:
         return weight.numel()
-    raise ValueError(f"target_modules means a {type(base).__name__}: only a linear or a norm can have a bias")
+    raise ValueError(
+        f"target_modules means a {type(base).__name__}: only a linear or a norm can"
+        " have a bias"
+    )
 
 
 def has_bias(layer: nn.Module) -> bool:
-    """Whether the layer under all wrappers is a linear or a norm with a bias of its own."""
+    """Whether the layer under all wrappers is a linear or a norm with a bias of its
+    own.
+    """
     base = walk.base_of(layer)
     leaf = next(base.children(), None) is None
-    return leaf and isinstance(getattr(base, "bias", None), nn.Parameter) and base.bias.dim() == 1
+    return (
+        leaf
+        and isinstance(getattr(base, "bias", None), nn.Parameter)
+        and base.bias.dim() == 1
+    )
 
 
 def find(model: nn.Module, config: BitFitConfig) -> dict[str, nn.Module]:
     """The layers whose bias trains, by name, in the model's order.
 
     Raises:
-        ValueError: no names are given and the model has no biases; a name that no layer answers to, or whose layer is
-            neither a linear nor a norm.
+        ValueError: no names are given and the model has no biases; a name that no layer
+            answers to, or whose layer is neither a linear nor a norm.
     """
     targets = config.target_modules
     if targets is None:
         found = {name: layer for name, layer in walk.places(model) if has_bias(layer)}
         if not found:
             raise ValueError(
-                "target_modules=None trains the biases that a model has, and this one has none (Llama leaves them out): "
-                "name the layers that shall get one, as in target_modules='all-linear'"
+                "target_modules=None trains the biases that a model has, and this one"
+                " has none (Llama leaves them out): name the layers that shall get one,"
+                " as in target_modules='all-linear'"
             )
         return found
-    found = walk.find(model, targets, nn.Linear if targets == walk.ALL_LINEAR else nn.Module)
+    found = walk.find(
+        model, targets, nn.Linear if targets == walk.ALL_LINEAR else nn.Module
+    )
     for layer in found.values():
         bias_width(layer)  # raises where no bias can be
     return found
 
 
-def apply(model: nn.Module, config: BitFitConfig, adapter: str = "default") -> nn.Module:
-    """Freeze `model` and let the biases train, from where they are (0 where there was none). Changes `model` in place.
+def apply(
+    model: nn.Module, config: BitFitConfig, adapter: str = "default"
+) -> nn.Module:
+    """Freeze `model` and let the biases train, from where they are (0 where there was
+    none). Changes `model` in place.
 
     Raises:
-        ValueError: what `find` raises, the adapter exists or has a bad name, or adapters are merged.
+        ValueError: what `find` raises, the adapter exists or has a bad name, or
+            adapters are merged.
     """
     make = lambda _, layer: BiasLayer(layer)  # noqa: E731
-    return vectors.apply(model, find(model, config), BiasLayer, adapter, config, 0.0, make)
+    return vectors.apply(
+        model, find(model, config), BiasLayer, adapter, config, 0.0, make
+    )
 
 
 def adapters(model: nn.Module) -> list[str]:
@@ -122,12 +148,16 @@ def adapters(model: nn.Module) -> list[str]:
 
 
 def set_adapter(model: nn.Module, names: str | Sequence[str]) -> None:
-    """Make these adapters the active ones: their changes are added up, and they alone train. `[]`: the plain base."""
+    """Make these adapters the active ones: their changes are added up, and they alone
+    train. `[]`: the plain base.
+    """
     vectors.set_adapter(model, names, BiasLayer)
 
 
 def merge(model: nn.Module) -> None:
-    """Fold the changes into the layers' biases; a linear that had none gets one. An RMSNorm cannot take one in."""
+    """Fold the changes into the layers' biases; a linear that had none gets one. An
+    RMSNorm cannot take one in.
+    """
     vectors.merge(model, BiasLayer)
 
 
@@ -137,12 +167,16 @@ def unmerge(model: nn.Module) -> None:
 
 
 def merge_and_unload(model: nn.Module) -> nn.Module:
-    """Merge for good. A Llama without biases is then one with `attention_bias` and `mlp_bias`, if all linears had one."""
+    """Merge for good. A Llama without biases is then one with `attention_bias` and
+    `mlp_bias`, if all linears had one.
+    """
     return vectors.merge_and_unload(model, BiasLayer)
 
 
 def remove(model: nn.Module, adapter: str | None = None) -> nn.Module:
-    """Take one adapter off, or all. With the last one gone, `model` is the base again, bit for bit (still frozen)."""
+    """Take one adapter off, or all. With the last one gone, `model` is the base again,
+    bit for bit (still frozen).
+    """
     return vectors.remove(model, adapter, BiasLayer)
 
 
@@ -152,35 +186,56 @@ def num_parameters(model: nn.Module, config: BitFitConfig) -> int:
 
 
 def save(model: nn.Module, folder: str | Path, adapter: str = "default") -> None:
-    """Write one adapter in `peft`'s BEFT format, which `peft` opens where all targets are linears."""
+    """Write one adapter in `peft`'s BEFT format, which `peft` opens where all targets
+    are linears.
+    """
     layers = vectors.of(model, BiasLayer, adapter)
     targets = next(iter(layers.values())).configs[adapter].target_modules
     settings = {
         "peft_type": "BEFT",
-        "target_modules": list(layers) if targets is None else targets if isinstance(targets, str) else list(targets),
+        "target_modules": (
+            list(layers)
+            if targets is None
+            else targets
+            if isinstance(targets, str)
+            else list(targets)
+        ),
         "init_weights": True,
         "inference_mode": True,
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": checkpoint.base_name(model),
     }
-    tensors = {f"{name}.beft_bias": layer.vectors[adapter][None] for name, layer in layers.items()}
+    tensors = {
+        f"{name}.beft_bias": layer.vectors[adapter][None]
+        for name, layer in layers.items()
+    }
     checkpoint.write(folder, settings, tensors)
 
 
 def load(model: nn.Module, folder: str | Path, adapter: str = "default") -> nn.Module:
-    """Put an adapter from a folder, ours or `peft`'s, on `model` and make it the active one.
+    """Put an adapter from a folder, ours or `peft`'s, on `model` and make it the active
+    one.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: another method's adapter, modules that were trained whole, a layer that the model lacks, or a tensor of
-            the wrong shape (named). The model is then as it was.
+        ValueError: another method's adapter, modules that were trained whole, a layer
+            that the model lacks, or a tensor of the wrong shape (named). The model is
+            then as it was.
     """
     settings, tensors = checkpoint.read(folder, "BEFT")
     if settings.get("modules_to_save"):
-        raise ValueError(f"modules_to_save={settings['modules_to_save']!r} is not supported: only biases are BitFit")
+        raise ValueError(
+            f"modules_to_save={settings['modules_to_save']!r} is not supported: only"
+            " biases are BitFit"
+        )
     targets = settings["target_modules"]
-    config = BitFitConfig(targets if isinstance(targets, str) else tuple(sorted(targets)))
-    wanted = {f"{name}.beft_bias": (1, bias_width(layer)) for name, layer in find(model, config).items()}
+    config = BitFitConfig(
+        targets if isinstance(targets, str) else tuple(sorted(targets))
+    )
+    wanted = {
+        f"{name}.beft_bias": (1, bias_width(layer))
+        for name, layer in find(model, config).items()
+    }
     checkpoint.check_tensors(vectors.own_tensors(model, tensors, wanted), wanted)
     apply(model, config, adapter)
     with torch.no_grad():

@@ -1,17 +1,22 @@
 """(IA)³: fine-tune by scaling what flows through the model, three vectors a layer.
 
-Liu et al. 2022, https://arxiv.org/abs/2205.05638, section 3.3 ("Infused Adapter by Inhibiting and Amplifying Inner
-Activations"), with ⊙ the product element by element:
+Liu et al. 2022, https://arxiv.org/abs/2205.05638, section 3.3 ("Infused Adapter by
+Inhibiting and Amplifying Inner Activations"), with ⊙ the product element by element:
 
-    softmax(Q (l_k ⊙ Kᵀ) / √d_k) (l_v ⊙ V)        l_k, l_v: one number for each channel of keys and values
-    (l_ff ⊙ γ(W_1 x)) W_2                         l_ff: one for each hidden channel of the feed-forward network
+    softmax(Q (l_k ⊙ Kᵀ) / √d_k) (l_v ⊙ V)        l_k, l_v: one number for each channel
+                                                  of keys and values
+    (l_ff ⊙ γ(W_1 x)) W_2                         l_ff: one for each hidden channel of
+                                                  the feed-forward network
 
-    l  trained vector, ones at the start        W (out, in), b (out)  frozen weight and bias of a linear
+    l  trained vector, ones at the start        W (out, in), b (out)  frozen weight and
+                                                bias of a linear
 
-So l_k and l_v scale the *output* of `k_proj` and `v_proj`, its bias included, while l_ff scales the *input* of `down_proj`
-(`feedforward_modules`, in the words of `peft`). Under grouped-query attention l_k and l_v are as narrow as the shared
-keys and values. Merged, the scales are in the weight: rows of W and b times l, or for l_ff columns of W.
-Unmerging puts the old weight back; dividing by l would round, and fails where training has set a scale to 0.
+So l_k and l_v scale the *output* of `k_proj` and `v_proj`, its bias included, while
+l_ff scales the *input* of `down_proj` (`feedforward_modules`, in the words of `peft`).
+Under grouped-query attention l_k and l_v are as narrow as the shared keys and values.
+Merged, the scales are in the weight: rows of W and b times l, or for l_ff columns of W.
+Unmerging puts the old weight back; dividing by l would round, and fails where training
+has set a scale to 0.
 """
 
 from __future__ import annotations
@@ -27,7 +32,8 @@ from torch import Tensor, nn
 
 from llmlab.peft import checkpoint, vectors, walk
 
-# Settings of peft's IA3Config that would change the maths, and the values that this file can do.
+# Settings of peft's IA3Config that would change the maths, and the values that this
+# file can do.
 PLAIN = {"fan_in_fan_out": False, "modules_to_save": None, "exclude_modules": None}
 
 
@@ -36,11 +42,14 @@ class IA3Config:
     """Which linears are scaled, and which of these at their input."""
 
     target_modules: walk.Targets = ("k_proj", "v_proj", "down_proj")
-    feedforward_modules: walk.Targets = ("down_proj",)  # a subset: scaled at the input; () for none
+    # a subset: scaled at the input; () for none
+    feedforward_modules: walk.Targets = ("down_proj",)
 
     def is_feedforward(self, name: str) -> bool:
         """Whether the layer called `name` is scaled at its input."""
-        return bool(self.feedforward_modules) and walk.matches(name, self.feedforward_modules)
+        return bool(self.feedforward_modules) and walk.matches(
+            name, self.feedforward_modules
+        )
 
 
 def scale_output(
@@ -48,17 +57,25 @@ def scale_output(
     b: Float[Tensor, "out"] | None,
     scale: Float[Tensor, "out"],
 ) -> dict[str, Tensor]:
-    """The linear whose output is l ⊙ (W x + b): its rows are scaled, and its bias too."""
+    """The linear whose output is l ⊙ (W x + b): its rows are scaled, and its bias
+    too.
+    """
     return {"weight": scale[:, None] * W} | ({} if b is None else {"bias": scale * b})
 
 
-def scale_input(W: Float[Tensor, "out in"], scale: Float[Tensor, "in"]) -> dict[str, Tensor]:
-    """The linear whose output is W (l ⊙ x) + b: its columns are scaled, and its bias is not."""
+def scale_input(
+    W: Float[Tensor, "out in"], scale: Float[Tensor, "in"]
+) -> dict[str, Tensor]:
+    """The linear whose output is W (l ⊙ x) + b: its columns are scaled, and its bias is
+    not.
+    """
     return {"weight": W * scale}
 
 
 class IA3Linear(vectors.VectorLayer):
-    """A frozen linear and the vectors that may scale its output or, for `feedforward`, its input."""
+    """A frozen linear and the vectors that may scale its output or, for `feedforward`,
+    its input.
+    """
 
     method = "(IA)³"
 
@@ -72,7 +89,9 @@ class IA3Linear(vectors.VectorLayer):
         return linear.in_features if self.feedforward else linear.out_features
 
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
-        """l ⊙ (W x + b), or W (l ⊙ x) + b; scaled in the vector's precision and rounded once."""
+        """l ⊙ (W x + b), or W (l ⊙ x) + b; scaled in the vector's precision and rounded
+        once.
+        """
         active = self.active_vectors()
         if not active:
             return self.base(x)
@@ -91,17 +110,24 @@ class IA3Linear(vectors.VectorLayer):
 
 
 def apply(model: nn.Module, config: IA3Config, adapter: str = "default") -> nn.Module:
-    """Freeze `model` and give it scales of 1, active from now on. Changes any `model` of `nn.Linear`s in place.
+    """Freeze `model` and give it scales of 1, active from now on. Changes any `model`
+    of `nn.Linear`s in place.
 
     Raises:
-        ValueError: a target names no linear, a feed-forward module is no target, a layer that another adapter scales
-            at its other side, the adapter exists or has a bad name, or adapters are merged.
+        ValueError: a target names no linear, a feed-forward module is no target, a
+            layer that another adapter scales at its other side, the adapter exists or
+            has a bad name, or adapters are merged.
     """
     found = _targets(model, config)
     for name, layer in found.items():
-        if isinstance(layer, IA3Linear) and layer.feedforward != config.is_feedforward(name):
+        if isinstance(layer, IA3Linear) and layer.feedforward != config.is_feedforward(
+            name
+        ):
             side = "input" if layer.feedforward else "output"
-            raise ValueError(f"feedforward_modules: another adapter scales {name!r} at its {side}; one side a layer")
+            raise ValueError(
+                f"feedforward_modules: another adapter scales {name!r} at its {side};"
+                " one side a layer"
+            )
     make = lambda name, layer: IA3Linear(layer, config.is_feedforward(name))  # noqa: E731
     return vectors.apply(model, found, IA3Linear, adapter, config, 1.0, make)
 
@@ -110,7 +136,10 @@ def _targets(model: nn.Module, config: IA3Config) -> dict[str, nn.Module]:
     found, inner = walk.find(model, config.target_modules), config.feedforward_modules
     for one in [inner] if isinstance(inner, str) else [[name] for name in inner]:
         if one and not any(walk.matches(name, one) for name in found):
-            raise ValueError(f"feedforward_modules={inner!r}: {one!r} means none of the target layers")
+            raise ValueError(
+                f"feedforward_modules={inner!r}: {one!r} means none of the target"
+                " layers"
+            )
     return found
 
 
@@ -120,41 +149,63 @@ def adapters(model: nn.Module) -> list[str]:
 
 
 def set_adapter(model: nn.Module, names: str | Sequence[str]) -> None:
-    """Make these adapters the active ones: their scales are multiplied, and they alone train. `[]`: the plain base."""
+    """Make these adapters the active ones: their scales are multiplied, and they alone
+    train. `[]`: the plain base.
+    """
     vectors.set_adapter(model, names, IA3Linear)
 
 
 def merge(model: nn.Module) -> None:
-    """Fold the active scales into the weights. Inference then costs what the base costs."""
+    """Fold the active scales into the weights. Inference then costs what the base
+    costs.
+    """
     vectors.merge(model, IA3Linear)
 
 
 def unmerge(model: nn.Module) -> None:
-    """Undo `merge`: the weights are again the very tensors that they were, also where a scale is 0."""
+    """Undo `merge`: the weights are again the very tensors that they were, also where a
+    scale is 0.
+    """
     vectors.unmerge(model, IA3Linear)
 
 
 def merge_and_unload(model: nn.Module) -> nn.Module:
-    """Merge the active scales for good: `model` is left with plain linears, and W is let go."""
+    """Merge the active scales for good: `model` is left with plain linears, and W is
+    let go.
+    """
     return vectors.merge_and_unload(model, IA3Linear)
 
 
 def remove(model: nn.Module, adapter: str | None = None) -> nn.Module:
-    """Take one adapter off, or all. With the last one gone, `model` is the base again, bit for bit (still frozen)."""
+    """Take one adapter off, or all. With the last one gone, `model` is the base again,
+    bit for bit (still frozen).
+    """
     return vectors.remove(model, adapter, IA3Linear)
 
 
 def num_parameters(model: nn.Module, config: IA3Config) -> int:
-    """Σ out over the layers scaled at the output, plus Σ in over the others: what `apply` would train."""
-    linears = {name: walk.base_of(layer) for name, layer in _targets(model, config).items()}
-    return sum(x.in_features if config.is_feedforward(name) else x.out_features for name, x in linears.items())
+    """Σ out over the layers scaled at the output, plus Σ in over the others: what
+    `apply` would train.
+    """
+    linears = {
+        name: walk.base_of(layer) for name, layer in _targets(model, config).items()
+    }
+    return sum(
+        x.in_features if config.is_feedforward(name) else x.out_features
+        for name, x in linears.items()
+    )
 
 
 def save(model: nn.Module, folder: str | Path, adapter: str = "default") -> None:
-    """Write one adapter as `peft` does: `PeftModel.from_pretrained(base, folder)` opens it."""
+    """Write one adapter as `peft` does: `PeftModel.from_pretrained(base, folder)` opens
+    it.
+    """
     layers = vectors.of(model, IA3Linear, adapter)
     shape = lambda layer: (1, -1) if layer.feedforward else (-1, 1)  # noqa: E731
-    tensors = {f"{n}.ia3_l": layer.vectors[adapter].reshape(shape(layer)) for n, layer in layers.items()}
+    tensors = {
+        f"{n}.ia3_l": layer.vectors[adapter].reshape(shape(layer))
+        for n, layer in layers.items()
+    }
     config = next(iter(layers.values())).configs[adapter]
     settings = {
         "peft_type": "IA3",
@@ -170,22 +221,34 @@ def save(model: nn.Module, folder: str | Path, adapter: str = "default") -> None
 
 
 def load(model: nn.Module, folder: str | Path, adapter: str = "default") -> nn.Module:
-    """Put an adapter from a folder, ours or `peft`'s, on `model` and make it the active one.
+    """Put an adapter from a folder, ours or `peft`'s, on `model` and make it the active
+    one.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: another method's adapter, a setting that is not plain (IA)³, a layer that the model lacks, or a tensor
-            of the wrong shape (named). The model is then as it was.
+        ValueError: another method's adapter, a setting that is not plain (IA)³, a layer
+            that the model lacks, or a tensor of the wrong shape (named). The model is
+            then as it was.
     """
     settings, tensors = checkpoint.read(folder, "IA3")
     for name, plain in PLAIN.items():
         if settings.get(name) not in (plain, None, False, []):
-            raise ValueError(f"{name}={settings[name]!r} is not supported: only {plain!r} is plain (IA)³")
-    config = IA3Config(_tidy(settings["target_modules"]), _tidy(settings.get("feedforward_modules") or ()))
+            raise ValueError(
+                f"{name}={settings[name]!r} is not supported: only {plain!r} is plain"
+                " (IA)³"
+            )
+    config = IA3Config(
+        _tidy(settings["target_modules"]),
+        _tidy(settings.get("feedforward_modules") or ()),
+    )
     wanted = {}
     for name, layer in _targets(model, config).items():
         linear = walk.base_of(layer)
-        shape = (1, linear.in_features) if config.is_feedforward(name) else (linear.out_features, 1)
+        shape = (
+            (1, linear.in_features)
+            if config.is_feedforward(name)
+            else (linear.out_features, 1)
+        )
         wanted[f"{name}.ia3_l"] = shape
     checkpoint.check_tensors(vectors.own_tensors(model, tensors, wanted), wanted)
     apply(model, config, adapter)

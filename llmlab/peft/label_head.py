@@ -1,8 +1,11 @@
-"""A label head for a language model: it stands in for `lm_head` and scores C labels for each token.
+"""A label head for a language model: it stands in for `lm_head` and scores C labels for
+each token.
 
-    scores = W h_t + b        h_t (d) the last layer's state of token t        W (C, d), drawn at random and trained
+    scores = W h_t + b        h_t (d) the last layer's state of token t        W (C, d),
+                              drawn at random and trained
 
-A decoder's h_t has seen the tokens up to t; the label of a whole text is read at its last token.
+A decoder's h_t has seen the tokens up to t; the label of a whole text is read at its
+last token.
 """
 
 from __future__ import annotations
@@ -14,8 +17,12 @@ from torch import Tensor, nn
 from llmlab.peft import walk
 
 
-def make_head(d: int, labels: int, bias: bool, generator: torch.Generator | None = None) -> nn.Linear:
-    """A label head as transformers starts one: weights from N(0, 0.02²), a bias (token labels have one) of zero."""
+def make_head(
+    d: int, labels: int, bias: bool, generator: torch.Generator | None = None
+) -> nn.Linear:
+    """A label head as transformers starts one: weights from N(0, 0.02²), a bias (token
+    labels have one) of zero.
+    """
     head = nn.Linear(d, labels, bias=bias)
     nn.init.normal_(head.weight, std=0.02, generator=generator)
     if bias:
@@ -23,16 +30,24 @@ def make_head(d: int, labels: int, bias: bool, generator: torch.Generator | None
     return head
 
 
-def last_token(scores: Float[Tensor, "B T C"], attention_mask: Tensor | None = None) -> Float[Tensor, "B C"]:
-    """The scores of each row's last real token: it alone has read everything. Padding may be left or right."""
+def last_token(
+    scores: Float[Tensor, "B T C"], attention_mask: Tensor | None = None
+) -> Float[Tensor, "B C"]:
+    """The scores of each row's last real token: it alone has read everything. Padding
+    may be left or right.
+    """
     if attention_mask is None:
         return scores[:, -1]
-    places = torch.arange(scores.shape[1], device=scores.device) * attention_mask.to(scores.device)
+    places = torch.arange(scores.shape[1], device=scores.device) * attention_mask.to(
+        scores.device
+    )
     return scores[torch.arange(len(scores), device=scores.device), places.argmax(-1)]
 
 
 class LabelHead(walk.Wrapper):
-    """Stands for `lm_head`: gives label scores where the active encoder of `tokens` brings a head, else the base's logits."""
+    """Stands for `lm_head`: gives label scores where the active encoder of `tokens`
+    brings a head, else the base's logits.
+    """
 
     def __init__(self, base: nn.Module, tokens: nn.Module) -> None:
         super().__init__(base)

@@ -1,9 +1,13 @@
-"""What papers and `peft`'s documentation say their methods train or hold, counted again from the shapes.
+"""What papers and `peft`'s documentation say their methods train or hold, counted again
+from the shapes.
 
-Each function here is one rule of counting; `OURS` gives them names, for tables that are kept as data. Sizes:
+Each function here is one rule of counting; `OURS` gives them names, for tables that are
+kept as data. Sizes:
 
-    d  width of the model        L  layers (decoder layers with cross-attention count both attentions)
-    r  rank, n  matrices a layer that get a pair, p  virtual tokens, f  width of the feed-forward network
+    d  width of the model        L  layers (decoder layers with cross-attention count
+                                    both attentions)
+    r  rank, n  matrices a layer that get a pair, p  virtual tokens, f  width of the
+                                                     feed-forward network
 """
 
 from __future__ import annotations
@@ -25,12 +29,16 @@ def low_rank(L: int, d: int, r: int, n: int, out: int | None = None) -> int:
 
 
 def low_rank_llama(name: str, r: int) -> int:
-    """LoRA on q_proj and v_proj of a published Llama, counted on the model itself (without its weights)."""
+    """LoRA on q_proj and v_proj of a published Llama, counted on the model itself
+    (without its weights).
+    """
     with torch.device("meta"):
         return lora.num_parameters(Llama(preset(name)), lora.LoRAConfig(r=r))
 
 
-def low_rank_with_heads(L: int, d: int, r: int, n: int, labels: int, heads: int = 1) -> int:
+def low_rank_with_heads(
+    L: int, d: int, r: int, n: int, labels: int, heads: int = 1
+) -> int:
     """LoRA and a label head with a bias, `heads` times."""
     return low_rank(L, d, r, n) + heads * labels * (d + 1)
 
@@ -41,23 +49,32 @@ def prompt(p: int, d: int) -> int:
 
 
 def prefix(L: int, p: int, d: int, labels: int = 0) -> int:
-    """Prefix Tuning without a network: a key and a value in each layer, and a label head with a bias if there is one."""
+    """Prefix Tuning without a network: a key and a value in each layer, and a label
+    head with a bias if there is one.
+    """
     return L * 2 * p * d + labels * (d + 1)
 
 
 def scales(attentions: int, d: int, layers: int, ff: int) -> int:
-    """(IA)³: a vector for k and one for v in each attention, and one of width `ff` in each feed-forward network."""
+    """(IA)³: a vector for k and one for v in each attention, and one of width `ff` in
+    each feed-forward network.
+    """
     return attentions * 2 * d + layers * ff
 
 
 def bert_biases(L: int, d: int, f: int) -> int:
-    """BitFit on BERT: q, k, v, o, the two linears of the MLP, two LayerNorms a layer, one above the embedding, the pooler."""
+    """BitFit on BERT: q, k, v, o, the two linears of the MLP, two LayerNorms a layer,
+    one above the embedding, the pooler.
+    """
     return L * (4 * d + f + d + 2 * d) + d + d
 
 
-def bert_parameters(L: int, d: int, f: int, vocabulary: int, positions: int = 512) -> int:
+def bert_parameters(
+    L: int, d: int, f: int, vocabulary: int, positions: int = 512
+) -> int:
     """All of BERT without a label head."""
-    matrices = L * (4 * d * d + 2 * d * f + 2 * d) + d * d + d  # the LayerNorms' gains are the 2d and the d
+    # the LayerNorms' gains are the 2d and the d
+    matrices = L * (4 * d * d + 2 * d * f + 2 * d) + d * d + d
     return (vocabulary + positions + 2) * d + matrices + bert_biases(L, d, f)
 
 
@@ -68,7 +85,9 @@ def bert_bias_percent(L: int, d: int, f: int, vocabulary: int) -> float:
 
 def double_quantization_bits(block: int) -> float:
     """Bits a weight that double quantisation saves."""
-    return nf4.bits_per_weight(block, double=False) - nf4.bits_per_weight(block, double=True)
+    return nf4.bits_per_weight(block, double=False) - nf4.bits_per_weight(
+        block, double=True
+    )
 
 
 def double_quantization_bytes(name: str, block: int) -> float:
@@ -77,7 +96,9 @@ def double_quantization_bytes(name: str, block: int) -> float:
 
 
 def sixteen_bit_bytes(name: str) -> int:
-    """Weights, gradients (2 bytes each) and Adam's two averages (4 each) of a published Llama: no fp32 master copy."""
+    """Weights, gradients (2 bytes each) and Adam's two averages (4 each) of a published
+    Llama: no fp32 master copy.
+    """
     kinds = adam_bytes(preset(name))
     return sum(kinds.values()) - kinds["master weights"]
 

@@ -1,8 +1,10 @@
-"""One trained vector a layer: what BitFit (a vector that is added) and (IA)³ (a vector that multiplies) have in common.
+"""One trained vector a layer: what BitFit (a vector that is added) and (IA)³ (a vector
+that multiplies) have in common.
 
-A subclass of `VectorLayer` says what its vector does to the layer's output, and what weights the layer must have for the
-vector to be needless (`folded`). Here is the rest: several adapters on one base, which of them are active, merging,
-and taking them off again.
+A subclass of `VectorLayer` says what its vector does to the layer's output, and what
+weights the layer must have for the vector to be needless (`folded`). Here is the rest:
+several adapters on one base, which of them are active, merging, and taking them off
+again.
 """
 
 from __future__ import annotations
@@ -27,21 +29,30 @@ class VectorLayer(walk.Wrapper):
         self.vectors = nn.ParameterDict()
         self.configs: dict[str, object] = {}
         self.active: tuple[str, ...] = ()
-        self.kept: dict[str, nn.Parameter | None] | None = None  # while merged, the base's own weights
+        # while merged, the base's own weights
+        self.kept: dict[str, nn.Parameter | None] | None = None
 
     def width(self) -> int:
         """How long a vector of this layer is."""
         raise NotImplementedError
 
     def folded(self) -> dict[str, Tensor]:
-        """The base's parameters, by name, with the active vectors folded in: fp32 or better, not rounded yet."""
+        """The base's parameters, by name, with the active vectors folded in: fp32 or
+        better, not rounded yet.
+        """
         raise NotImplementedError
 
     def add(self, adapter: str, config: object, value: float) -> None:
         """A new vector of equal numbers, in fp32 even on a half-precision base."""
         weight = walk.base_of(self.base).weight
-        dtype = torch.promote_types(weight.dtype, torch.float32) if weight.is_floating_point() else torch.float32
-        self.vectors[adapter] = nn.Parameter(torch.full((self.width(),), value, dtype=dtype, device=weight.device))
+        dtype = (
+            torch.promote_types(weight.dtype, torch.float32)
+            if weight.is_floating_point()
+            else torch.float32
+        )
+        self.vectors[adapter] = nn.Parameter(
+            torch.full((self.width(),), value, dtype=dtype, device=weight.device)
+        )
         self.configs[adapter] = config
 
     def activate(self, adapters: Sequence[str]) -> None:
@@ -55,17 +66,32 @@ class VectorLayer(walk.Wrapper):
         return [] if self.kept is not None else [self.vectors[a] for a in self.active]
 
     def merge(self) -> None:
-        """Fold the active vectors into new weights; the old ones are kept, so that unmerging gives the same bits."""
+        """Fold the active vectors into new weights; the old ones are kept, so that
+        unmerging gives the same bits.
+        """
         W = getattr(self.base, "weight", None)
-        if isinstance(self.base, walk.Wrapper) or W is None or not W.is_floating_point():
-            what = type(self.base).__name__ if W is None else f"{type(self.base).__name__} in {W.dtype}"
+        if (
+            isinstance(self.base, walk.Wrapper)
+            or W is None
+            or not W.is_floating_point()
+        ):
+            what = (
+                type(self.base).__name__
+                if W is None
+                else f"{type(self.base).__name__} in {W.dtype}"
+            )
             raise ValueError(
-                f"merge: the layer under {self.method} is a {what}; only a plain float layer can take it in"
+                f"merge: the layer under {self.method} is a {what}; only a plain float"
+                " layer can take it in"
             )
         new = self.folded() if self.active else {}
         self.kept = {name: getattr(self.base, name) for name in new}
         for name, value in new.items():
-            setattr(self.base, name, nn.Parameter(value.detach().to(W.dtype), requires_grad=False))
+            setattr(
+                self.base,
+                name,
+                nn.Parameter(value.detach().to(W.dtype), requires_grad=False),
+            )
 
     def unmerge(self) -> None:
         """Put the very same weights back."""
@@ -86,15 +112,21 @@ def apply(
     value: float,
     make: Callable[[str, nn.Module], V],
 ) -> nn.Module:
-    """Freeze `model` and give the layers `found` a new vector each, all numbers `value`; `make` wraps a layer by name.
+    """Freeze `model` and give the layers `found` a new vector each, all numbers
+    `value`; `make` wraps a layer by name.
 
     Raises:
         ValueError: the adapter exists or has a bad name, or adapters are merged.
     """
     if not adapter or "." in adapter or hasattr(nn.ParameterDict, adapter):
-        raise ValueError(f"adapter={adapter!r} must be a name without dots that torch does not use itself (as 'type')")
+        raise ValueError(
+            f"adapter={adapter!r} must be a name without dots that torch does not use"
+            " itself (as 'type')"
+        )
     if adapter in adapters(model, kind):
-        raise ValueError(f"adapter={adapter!r} exists already: remove it first, or take another name")
+        raise ValueError(
+            f"adapter={adapter!r} exists already: remove it first, or take another name"
+        )
     refuse_merged(model, kind)
     model.requires_grad_(False)
     for name, layer in found.items():
@@ -108,13 +140,21 @@ def apply(
 
 def adapters(model: nn.Module, kind: type[V]) -> list[str]:
     """The names of the adapters on `model`, in the order they came."""
-    return list(dict.fromkeys(a for layer in walk.installed(model, kind).values() for a in layer.vectors))
+    return list(
+        dict.fromkeys(
+            a for layer in walk.installed(model, kind).values() for a in layer.vectors
+        )
+    )
 
 
 def of(model: nn.Module, kind: type[V], adapter: str) -> dict[str, V]:
     """The layers that carry one adapter, by name."""
     known(model, [adapter], kind)
-    return {name: layer for name, layer in walk.installed(model, kind).items() if adapter in layer.vectors}
+    return {
+        name: layer
+        for name, layer in walk.installed(model, kind).items()
+        if adapter in layer.vectors
+    }
 
 
 def set_adapter(model: nn.Module, names: str | Sequence[str], kind: type[V]) -> None:
@@ -127,7 +167,9 @@ def set_adapter(model: nn.Module, names: str | Sequence[str], kind: type[V]) -> 
 
 
 def merge(model: nn.Module, kind: type[V]) -> None:
-    """Fold the active vectors into the weights. Inference then costs what the base costs."""
+    """Fold the active vectors into the weights. Inference then costs what the base
+    costs.
+    """
     refuse_merged(model, kind)
     done = []
     try:
@@ -147,7 +189,9 @@ def unmerge(model: nn.Module, kind: type[V]) -> None:
 
 
 def merge_and_unload(model: nn.Module, kind: type[V]) -> nn.Module:
-    """Merge the active vectors for good: `model` is left with plain layers, and the old weights are let go."""
+    """Merge the active vectors for good: `model` is left with plain layers, and the old
+    weights are let go.
+    """
     if all(layer.kept is None for layer in layers(model, kind)):
         merge(model, kind)
     for name, layer in walk.installed(model, kind).items():
@@ -156,7 +200,9 @@ def merge_and_unload(model: nn.Module, kind: type[V]) -> nn.Module:
 
 
 def remove(model: nn.Module, adapter: str | None, kind: type[V]) -> nn.Module:
-    """Take one adapter off, or all (None). With the last one gone, `model` is the base again, bit for bit, and frozen."""
+    """Take one adapter off, or all (None). With the last one gone, `model` is the base
+    again, bit for bit, and frozen.
+    """
     names = adapters(model, kind) if adapter is None else [adapter]
     known(model, names, kind)
     refuse_merged(model, kind)
@@ -172,7 +218,9 @@ def remove(model: nn.Module, adapter: str | None, kind: type[V]) -> nn.Module:
 def layers(model: nn.Module, kind: type[V]) -> list[V]:
     """Every layer of the method, of which there must be one."""
     if not (found := walk.installed(model, kind)):
-        raise ValueError(f"the model has no {kind.method} adapter: apply(model, config) puts one on")
+        raise ValueError(
+            f"the model has no {kind.method} adapter: apply(model, config) puts one on"
+        )
     return list(found.values())
 
 
@@ -180,7 +228,10 @@ def known(model: nn.Module, names: Sequence[str], kind: type[V]) -> None:
     """Raise ValueError for an adapter that is not there."""
     for name in names:
         if name not in adapters(model, kind):
-            raise ValueError(f"adapter={name!r} is not on the model; it has {adapters(model, kind) or 'none'}")
+            raise ValueError(
+                f"adapter={name!r} is not on the model; it has"
+                f" {adapters(model, kind) or 'none'}"
+            )
 
 
 def refuse_merged(model: nn.Module, kind: type[V]) -> None:
@@ -189,12 +240,24 @@ def refuse_merged(model: nn.Module, kind: type[V]) -> None:
         raise ValueError("adapters are merged into the weights: unmerge(model) first")
 
 
-def own_tensors(model: nn.Module, tensors: dict[str, Tensor], wanted: Iterable[str]) -> dict[str, Tensor]:
-    """`tensors` without copies of the model's own weights, which `peft` adds to a file when the head is a target."""
-    return {name: t for name, t in tensors.items() if name in wanted or not _is_base_weight(model, name, t)}
+def own_tensors(
+    model: nn.Module, tensors: dict[str, Tensor], wanted: Iterable[str]
+) -> dict[str, Tensor]:
+    """`tensors` without copies of the model's own weights, which `peft` adds to a file
+    when the head is a target.
+    """
+    return {
+        name: t
+        for name, t in tensors.items()
+        if name in wanted or not _is_base_weight(model, name, t)
+    }
 
 
 def _is_base_weight(model: nn.Module, name: str, tensor: Tensor) -> bool:
     place, _, what = name.replace(".base_layer.", ".").rpartition(".")
     own = getattr(walk.base_of(dict(walk.places(model)).get(place)), what, None)
-    return own is not None and own.shape == tensor.shape and torch.equal(own.detach(), tensor.to(own))
+    return (
+        own is not None
+        and own.shape == tensor.shape
+        and torch.equal(own.detach(), tensor.to(own))
+    )

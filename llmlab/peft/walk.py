@@ -1,7 +1,9 @@
-"""The walk over a model that all PEFT methods share: find layers by name, wrap them, put them back.
+"""The walk over a model that all PEFT methods share: find layers by name, wrap them,
+put them back.
 
-A method that changes a layer subclasses `Wrapper`. The walk sees a wrapper as one place and never looks inside it,
-so a second adapter, or a second method, finds the same places under the same names as the first.
+A method that changes a layer subclasses `Wrapper`. The walk sees a wrapper as one place
+and never looks inside it, so a second adapter, or a second method, finds the same
+places under the same names as the first.
 
 >>> model = nn.ModuleDict({"q_proj": nn.Linear(4, 4), "k_proj": nn.Linear(4, 2)})
 >>> list(find(model, ["q_proj"]))
@@ -21,7 +23,9 @@ Targets = str | Sequence[str]
 
 
 class Wrapper(nn.Module):
-    """Stands where `base` stood and holds it unchanged, with what a method adds beside it."""
+    """Stands where `base` stood and holds it unchanged, with what a method adds beside
+    it.
+    """
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__()
@@ -41,10 +45,12 @@ def places(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]
 
 
 def matches(name: str, targets: Targets) -> bool:
-    """Whether `targets` means the module called `name`, by the rules of the `peft` library.
+    """Whether `targets` means the module called `name`, by the rules of the `peft`
+    library.
 
-    A list holds names or their endings at a dot: "q_proj" means every `….q_proj`. A string is a regular expression
-    for the whole name, or "all-linear": all but the output head.
+    A list holds names or their endings at a dot: "q_proj" means every `….q_proj`. A
+    string is a regular expression for the whole name, or "all-linear": all but the
+    output head.
     """
     if targets == ALL_LINEAR:
         return name != "lm_head"
@@ -53,26 +59,40 @@ def matches(name: str, targets: Targets) -> bool:
     return any(name == t or name.endswith(f".{t}") for t in targets)
 
 
-def find(model: nn.Module, targets: Targets, kind: type[nn.Module] = nn.Linear) -> dict[str, nn.Module]:
-    """The layers of type `kind`, wrapped or not, that `targets` means (see `matches`), by name, in the model's order.
+def find(
+    model: nn.Module, targets: Targets, kind: type[nn.Module] = nn.Linear
+) -> dict[str, nn.Module]:
+    """The layers of type `kind`, wrapped or not, that `targets` means (see `matches`),
+    by name, in the model's order.
 
     Raises:
         ValueError: a target that no layer answers to, or one that is not a `kind`.
     """
     if not targets:
-        raise ValueError(f"target_modules={targets!r} names no layer: give names such as ('q_proj', 'v_proj')")
+        raise ValueError(
+            f"target_modules={targets!r} names no layer: give names such as ('q_proj',"
+            " 'v_proj')"
+        )
     named = {name: module for name, module in places(model) if matches(name, targets)}
     if targets == ALL_LINEAR:
-        named = {name: module for name, module in named.items() if isinstance(base_of(module), kind)}
+        named = {
+            name: module
+            for name, module in named.items()
+            if isinstance(base_of(module), kind)
+        }
     for name, module in named.items():
         if not isinstance(base_of(module), kind):
             raise ValueError(
-                f"target_modules={targets!r} means {name!r}, a {type(module).__name__}: only {kind.__name__} is allowed"
+                f"target_modules={targets!r} means {name!r}, a {type(module).__name__}:"
+                f" only {kind.__name__} is allowed"
             )
     for target in [targets] if isinstance(targets, str) else targets:
         wanted = target if isinstance(targets, str) else [target]
         if not any(matches(name, wanted) for name in named):
-            raise ValueError(f"target_modules: no layer is called {target!r}; this model has {_endings(model, kind)}")
+            raise ValueError(
+                f"target_modules: no layer is called {target!r}; this model has"
+                f" {_endings(model, kind)}"
+            )
     return named
 
 
@@ -91,7 +111,9 @@ def replace(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def installed(model: nn.Module, kind: type[W]) -> dict[str, W]:
-    """The wrappers of type `kind` that stand in `model`, by the names of the layers that they stand for."""
+    """The wrappers of type `kind` that stand in `model`, by the names of the layers
+    that they stand for.
+    """
     return {name: module for name, module in places(model) if isinstance(module, kind)}
 
 
@@ -103,4 +125,10 @@ def trainable(model: nn.Module) -> tuple[int, int]:
 
 def _endings(model: nn.Module, kind: type[nn.Module]) -> str:
     """'q_proj, k_proj, …': what a target could have been."""
-    return ", ".join(dict.fromkeys(n.rpartition(".")[2] for n, m in places(model) if isinstance(base_of(m), kind)))
+    return ", ".join(
+        dict.fromkeys(
+            n.rpartition(".")[2]
+            for n, m in places(model)
+            if isinstance(base_of(m), kind)
+        )
+    )

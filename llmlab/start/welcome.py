@@ -1,14 +1,17 @@
-"""What it costs to serve a model, from first principles; and a softmax that survives large logits.
+"""What it costs to serve a model, from first principles; and a softmax that survives
+large logits.
 
-A decoder that writes one token for each of b requests reads all its weights once, and each request's own cache once
-(Pope et al. 2022, https://arxiv.org/abs/2211.05102, §2: at small batches the time is that of loading memory):
+A decoder that writes one token for each of b requests reads all its weights once, and
+each request's own cache once (Pope et al. 2022, https://arxiv.org/abs/2211.05102, §2:
+at small batches the time is that of loading memory):
 
     seconds per step ≥ (W + b·C) / β          tokens per second ≤ b·β / (W + b·C)
 
     W  bytes of weights             b  requests decoded together
     C  bytes of one request's cache β  bytes per second from the accelerator's memory
 
-Simplified: one device, no arithmetic limit, no overhead. It is a bound, so no system is faster.
+Simplified: one device, no arithmetic limit, no overhead. It is a bound, so no system is
+faster.
 """
 
 from __future__ import annotations
@@ -31,7 +34,9 @@ def weight_bytes(params: int, bits: float = 16) -> int:
     return math.ceil(params * bits / 8)
 
 
-def tokens_per_second(weight_bytes: float, bandwidth: float, batch: int = 1, cache_bytes: float = 0.0) -> float:
+def tokens_per_second(
+    weight_bytes: float, bandwidth: float, batch: int = 1, cache_bytes: float = 0.0
+) -> float:
     """The most tokens per second that memory allows: b·β / (W + b·C).
 
     Args:
@@ -42,7 +47,11 @@ def tokens_per_second(weight_bytes: float, bandwidth: float, batch: int = 1, cac
     Raises:
         ValueError: a weight, bandwidth or batch that is not positive; a negative cache.
     """
-    for name, value in (("weight_bytes", weight_bytes), ("bandwidth", bandwidth), ("batch", batch)):
+    for name, value in (
+        ("weight_bytes", weight_bytes),
+        ("bandwidth", bandwidth),
+        ("batch", batch),
+    ):
         if value <= 0:
             raise ValueError(f"{name}={value!r} must be positive")
     if cache_bytes < 0:
@@ -50,7 +59,9 @@ def tokens_per_second(weight_bytes: float, bandwidth: float, batch: int = 1, cac
     return batch * bandwidth / (weight_bytes + batch * cache_bytes)
 
 
-def dollars_per_million_tokens(dollars_per_hour: float, tokens_per_second: float) -> float:
+def dollars_per_million_tokens(
+    dollars_per_hour: float, tokens_per_second: float
+) -> float:
     """What a million tokens cost on hardware that is rented by the hour.
 
     Raises:
@@ -64,6 +75,8 @@ def dollars_per_million_tokens(dollars_per_hour: float, tokens_per_second: float
 
 
 def softmax(x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch n"]:
-    """exp(x − m) / Σ exp(x − m) over the last dimension, m the largest of each row, so that no exp overflows."""
+    """exp(x − m) / Σ exp(x − m) over the last dimension, m the largest of each row, so
+    that no exp overflows.
+    """
     e = (x - x.amax(dim=-1, keepdim=True)).exp()
     return e / e.sum(dim=-1, keepdim=True)

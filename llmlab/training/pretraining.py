@@ -1,10 +1,14 @@
-"""Pretraining: next-token prediction on a stream of text, the course model's own training loop.
+"""Pretraining: next-token prediction on a stream of text, the course model's own
+training loop.
 
-    loss = −(1/BT) Σ log p(x_{t+1} | x_{≤t})          AdamW (Loshchilov & Hutter 2019), https://arxiv.org/abs/1711.05101
-    lr(s): linear warm-up to the peak, then half a cosine down to a fraction of it (Radford et al. 2018; Hoffmann et al. 2022)
+    loss = −(1/BT) Σ log p(x_{t+1} | x_{≤t})          AdamW (Loshchilov & Hutter 2019),
+                                                      https://arxiv.org/abs/1711.05101
+    lr(s): linear warm-up to the peak, then half a cosine down to a fraction of it
+    (Radford et al. 2018; Hoffmann et al. 2022)
 
-The tokens of step s depend on (seed, s) alone, so a run that stops and resumes sees what an unbroken run sees.
-Simplified: windows start anywhere, so one may run over the end of a document and attention crosses that end.
+The tokens of step s depend on (seed, s) alone, so a run that stops and resumes sees
+what an unbroken run sees. Simplified: windows start anywhere, so one may run over the
+end of a document and attention crosses that end.
 
     B  batch            T  context, the tokens a window predicts
     N  tokens in the stream
@@ -46,12 +50,16 @@ class Recipe:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if not 0 <= self.warmup <= self.steps:
-            raise ValueError(f"warmup={self.warmup} must lie between 0 and steps={self.steps}")
+            raise ValueError(
+                f"warmup={self.warmup} must lie between 0 and steps={self.steps}"
+            )
 
 
 @dataclass(frozen=True)
 class Record:
-    """One line of the log. Losses are in nats a token; `train_loss` is the mean since the record before."""
+    """One line of the log. Losses are in nats a token; `train_loss` is the mean since
+    the record before.
+    """
 
     step: int
     tokens: int
@@ -62,7 +70,9 @@ class Record:
 
 
 def learning_rate(step: int, recipe: Recipe) -> float:
-    """lr of step 0, 1, …: it rises linearly over `warmup` steps, then follows half a cosine to `final_lr` · peak."""
+    """lr of step 0, 1, …: it rises linearly over `warmup` steps, then follows half a
+    cosine to `final_lr` · peak.
+    """
     if step < recipe.warmup:
         return recipe.peak_lr * (step + 1) / recipe.warmup
     done = (step - recipe.warmup) / max(1, recipe.steps - 1 - recipe.warmup)
@@ -70,30 +80,47 @@ def learning_rate(step: int, recipe: Recipe) -> float:
     return recipe.peak_lr * (recipe.final_lr + (1 - recipe.final_lr) * cosine)
 
 
-def sample_batch(stream: Int[Tensor, "N"], recipe: Recipe, step: int) -> Int[Tensor, "B T+1"]:
-    """B windows of T + 1 tokens at random places, a function of (seed, step) and of nothing else."""
+def sample_batch(
+    stream: Int[Tensor, "N"], recipe: Recipe, step: int
+) -> Int[Tensor, "B T+1"]:
+    """B windows of T + 1 tokens at random places, a function of (seed, step) and of
+    nothing else.
+    """
     if len(stream) <= recipe.context:
-        raise ValueError(f"stream has {len(stream)} tokens; it must have more than context={recipe.context}")
+        raise ValueError(
+            f"stream has {len(stream)} tokens; it must have more than"
+            f" context={recipe.context}"
+        )
     dice = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
-    starts = torch.randint(len(stream) - recipe.context, (recipe.batch,), generator=dice)
+    starts = torch.randint(
+        len(stream) - recipe.context, (recipe.batch,), generator=dice
+    )
     return stream[starts[:, None] + torch.arange(recipe.context + 1)]
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
     """AdamW that decays matrices; the norms' vectors are left alone."""
-    trained = [p for p in model.parameters() if p.requires_grad]  # a tied matrix comes once
+    # a tied matrix comes once
+    trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": recipe.weight_decay},
+        {
+            "params": [p for p in trained if p.dim() >= 2],
+            "weight_decay": recipe.weight_decay,
+        },
         {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=recipe.peak_lr, betas=recipe.betas)
 
 
 def training_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, batch: Int[Tensor, "B T+1"], clip: float
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: Int[Tensor, "B T+1"],
+    clip: float,
 ) -> float:
     """Forward, backward, clip, update. Returns the loss before the update."""
-    loss = next_token_loss(model(batch), batch)  # the last token's logits predict nothing here
+    # the last token's logits predict nothing here
+    loss = next_token_loss(model(batch), batch)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), clip)
@@ -101,19 +128,36 @@ def training_step(
     return loss.item()
 
 
-def evaluation_windows(stream: Int[Tensor, "N"], context: int, windows: int = 64) -> Int[Tensor, "windows T+1"]:
-    """Windows of T + 1 tokens spread evenly over the stream: the same ones each time."""
+def evaluation_windows(
+    stream: Int[Tensor, "N"], context: int, windows: int = 64
+) -> Int[Tensor, "windows T+1"]:
+    """Windows of T + 1 tokens spread evenly over the stream: the same ones each
+    time.
+    """
     if len(stream) <= context:
-        raise ValueError(f"stream has {len(stream)} tokens; it must have more than context={context}")
+        raise ValueError(
+            f"stream has {len(stream)} tokens; it must have more than context={context}"
+        )
     starts = torch.linspace(0, len(stream) - context - 1, windows).long()
     return stream[starts[:, None] + torch.arange(context + 1)]
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, stream: Int[Tensor, "N"], context: int, windows: int = 64, batch: int = 16) -> float:
+def evaluate(
+    model: nn.Module,
+    stream: Int[Tensor, "N"],
+    context: int,
+    windows: int = 64,
+    batch: int = 16,
+) -> float:
     """Mean loss over the `evaluation_windows`, in nats."""
     chunks = evaluation_windows(stream, context, windows).split(batch)
-    return sum(next_token_loss(model(chunk), chunk).item() * len(chunk) for chunk in chunks) / windows
+    return (
+        sum(
+            next_token_loss(model(chunk), chunk).item() * len(chunk) for chunk in chunks
+        )
+        / windows
+    )
 
 
 def train(
@@ -123,24 +167,41 @@ def train(
     recipe: Recipe,
     checkpoint: Path | None = None,
 ) -> Iterator[Record]:
-    """Train `model` in place, yielding a record each `evaluate_every` steps and at the last.
+    """Train `model` in place, yielding a record each `evaluate_every` steps and at the
+    last.
 
     Args:
         checkpoint: a file to resume from when it exists, and to write at each record.
     """
     optimizer = make_optimizer(model, recipe)
-    first, spent = resume(checkpoint, model, optimizer) if checkpoint and checkpoint.exists() else (0, 0.0)
+    first, spent = (
+        resume(checkpoint, model, optimizer)
+        if checkpoint and checkpoint.exists()
+        else (0, 0.0)
+    )
     losses, started = [], perf_counter() - spent
     for step in range(first, recipe.steps):
         lr = learning_rate(step, recipe)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        losses.append(training_step(model, optimizer, sample_batch(stream, recipe, step), recipe.clip))
+        losses.append(
+            training_step(
+                model, optimizer, sample_batch(stream, recipe, step), recipe.clip
+            )
+        )
         done = step + 1
         if done % recipe.evaluate_every == 0 or done == recipe.steps:
-            tokens, seconds = done * recipe.batch * recipe.context, perf_counter() - started
+            tokens, seconds = (
+                done * recipe.batch * recipe.context,
+                perf_counter() - started,
+            )
             record = Record(
-                done, tokens, sum(losses) / len(losses), evaluate(model, valid, recipe.context), lr, seconds
+                done,
+                tokens,
+                sum(losses) / len(losses),
+                evaluate(model, valid, recipe.context),
+                lr,
+                seconds,
             )
             if checkpoint:
                 save(checkpoint, model, optimizer, record)
@@ -148,15 +209,25 @@ def train(
             yield record
 
 
-def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, record: Record) -> None:
-    """Write all that a run needs to go on. A crash while writing leaves the older file whole."""
+def save(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, record: Record
+) -> None:
+    """Write all that a run needs to go on. A crash while writing leaves the older file
+    whole.
+    """
     part = path.with_suffix(".part")
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": record.step}
+    state = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "step": record.step,
+    }
     torch.save(state | {"seconds": record.seconds}, part)
     part.replace(path)
 
 
-def resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
+def resume(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[int, float]:
     """Load what `save` wrote. Returns the next step and the seconds spent so far."""
     state = torch.load(path, weights_only=True)
     model.load_state_dict(state["model"])

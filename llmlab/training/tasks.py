@@ -1,14 +1,20 @@
-"""Three small tasks on the course model, for fair comparisons: same examples, same order, same number of steps.
+"""Three small tasks on the course model, for fair comparisons: same examples, same
+order, same number of steps.
 
-    bible    language modelling on a style that the model has not seen         every token counts
-    source   which text a passage comes from: " old" and " new" addresses,     the label, one token, counts
-             " sea" (Moby-Dick) or " faith" (the Bible); chance is 1/4
-    sort     digits in order: "538=358"; no text teaches it                    the answer's digits count
+    bible    language modelling on a style that the model has not seen         every
+             token counts
+    source   which text a passage comes from: " old" and " new" addresses,     the
+             label, one token, counts " sea" (Moby-Dick) or " faith" (the Bible); chance
+             is 1/4
+    sort     digits in order: "538=358"; no text teaches it                    the
+             answer's digits count
 
-`make` gives batches as `transformers` would have them: labels stand at their own token, −100 where nothing is predicted,
-and a model that reads tokens up to t is asked for the label at t + 1. A batch is a function of (task, split, seed, number).
+`make` gives batches as `transformers` would have them: labels stand at their own token,
+−100 where nothing is predicted, and a model that reads tokens up to t is asked for the
+label at t + 1. A batch is a function of (task, split, seed, number).
 
-    B  examples of a batch        T  tokens of its longest example, the others padded on the right
+    B  examples of a batch        T  tokens of its longest example, the others padded on
+                                     the right
 """
 
 from __future__ import annotations
@@ -33,7 +39,8 @@ LENGTH = 64  # tokens of a Bible window
 LABELS = (" old", " new", " sea", " faith")  # one token each
 QUESTION = "\n\nFrom:"
 DIGITS = (2, 4)  # what is to be sorted has 2, 3 or 4 different digits
-SIZE = {"bible": 8, "source": 8, "sort": 16}  # examples in a batch: about as much work for each task
+# examples in a batch: about as much work for each task
+SIZE = {"bible": 8, "source": 8, "sort": 16}
 CHARS_A_TOKEN = 8  # enough text for a token, whatever the passage
 
 
@@ -41,22 +48,30 @@ class Batch(NamedTuple):
     """What a training step reads."""
 
     input_ids: Int[Tensor, "B T"]
-    labels: Int[Tensor, "B T"]  # the token itself where it is to be predicted, −100 elsewhere
+    # the token itself where it is to be predicted, −100 elsewhere
+    labels: Int[Tensor, "B T"]
     attention_mask: Int[Tensor, "B T"]  # 1 for a token, 0 for padding
 
 
-Example = tuple[list[int], int]  # (tokens, how many of the last ones are to be predicted)
+# (tokens, how many of the last ones are to be predicted)
+Example = tuple[list[int], int]
 
 
 def make(
-    name: str, tokenizer: Tokenizer, split: str = "train", seed: int = 0, batches: int = 40, size: int | None = None
+    name: str,
+    tokenizer: Tokenizer,
+    split: str = "train",
+    seed: int = 0,
+    batches: int = 40,
+    size: int | None = None,
 ) -> list[Batch]:
-    """Batches of one task; batch i of a (name, split, seed) is the same however many are made.
+    """Batches of one task; batch i of a (name, split, seed) is the same however many
+    are made.
 
     Args:
         name: "bible", "source" or "sort".
-        split: "train" or "valid". Of the texts whole documents are held out; of the digits every set whose sum is a
-            multiple of 5.
+        split: "train" or "valid". Of the texts whole documents are held out; of the
+            digits every set whose sum is a multiple of 5.
         seed: draws the examples; another seed, other examples of the same split.
         size: examples in a batch; None takes the task's own, `SIZE[name]`.
     Raises:
@@ -77,7 +92,10 @@ def make(
 
 def _pad(examples: Sequence[Example]) -> Batch:
     longest = max(len(tokens) for tokens, _ in examples)
-    ids, labels = torch.full((len(examples), longest), PAD), torch.full((len(examples), longest), IGNORE)
+    ids, labels = (
+        torch.full((len(examples), longest), PAD),
+        torch.full((len(examples), longest), IGNORE),
+    )
     mask = torch.zeros_like(ids)
     for row, (tokens, counted) in enumerate(examples):
         n = len(tokens)
@@ -86,7 +104,7 @@ def _pad(examples: Sequence[Example]) -> Batch:
     return Batch(ids, labels, mask)
 
 
-# The tasks: (tokenizer, split, size, dice) → examples ----------------------------------------------------------------
+# The tasks: (tokenizer, split, size, dice) → examples ---------------------------------
 
 
 def _draw(low: int, high: int, dice: torch.Generator) -> int:
@@ -94,53 +112,91 @@ def _draw(low: int, high: int, dice: torch.Generator) -> int:
     return int(torch.randint(low, high + 1, (1,), generator=dice))
 
 
-def _passage(text: str, length: int, tokenizer: Tokenizer, dice: torch.Generator) -> list[int]:
+def _passage(
+    text: str, length: int, tokenizer: Tokenizer, dice: torch.Generator
+) -> list[int]:
     """`length` tokens from a random place of `text`, from the beginning of a word."""
-    start = text.index(" ", _draw(0, len(text) - CHARS_A_TOKEN * (length + 8), dice)) + 1
+    start = (
+        text.index(" ", _draw(0, len(text) - CHARS_A_TOKEN * (length + 8), dice)) + 1
+    )
     return tokenizer.encode(text[start : start + CHARS_A_TOKEN * length]).ids[:length]
 
 
-def bible(tokenizer: Tokenizer, split: str, size: int, dice: torch.Generator) -> list[Example]:
+def bible(
+    tokenizer: Tokenizer, split: str, size: int, dice: torch.Generator
+) -> list[Example]:
     """Windows of `LENGTH` tokens from the King James Bible."""
     text = course_model.corpus("bible", split)
     return [(_passage(text, LENGTH, tokenizer, dice), LENGTH) for _ in range(size)]
 
 
 def _sources(split: str) -> list[str]:
-    """The four texts, in the order of `LABELS`: the first third of the addresses, the last third, and two books."""
+    """The four texts, in the order of `LABELS`: the first third of the addresses, the
+    last third, and two books.
+    """
     addresses = course_model.documents("addresses", split)
     third = len(addresses) // 3
     old, new = "\n\n".join(addresses[:third]), "\n\n".join(addresses[-third:])
-    return [old, new, course_model.corpus("moby-dick", split), course_model.corpus("bible", split)]
+    return [
+        old,
+        new,
+        course_model.corpus("moby-dick", split),
+        course_model.corpus("bible", split),
+    ]
 
 
-def source(tokenizer: Tokenizer, split: str, size: int, dice: torch.Generator) -> list[Example]:
-    """A passage of 12 to 24 tokens, a question, and the label, of which each comes as often as the others."""
+def source(
+    tokenizer: Tokenizer, split: str, size: int, dice: torch.Generator
+) -> list[Example]:
+    """A passage of 12 to 24 tokens, a question, and the label, of which each comes as
+    often as the others.
+    """
     texts, question = _sources(split), tokenizer.encode(QUESTION).ids
     answers = [tokenizer.encode(label).ids for label in LABELS]
     order = (torch.randperm(size, generator=dice) % len(LABELS)).tolist()
-    return [(_passage(texts[k], _draw(12, 24, dice), tokenizer, dice) + question + answers[k], 1) for k in order]
+    return [
+        (
+            _passage(texts[k], _draw(12, 24, dice), tokenizer, dice)
+            + question
+            + answers[k],
+            1,
+        )
+        for k in order
+    ]
 
 
-def sort(tokenizer: Tokenizer, split: str, size: int, dice: torch.Generator) -> list[Example]:
+def sort(
+    tokenizer: Tokenizer, split: str, size: int, dice: torch.Generator
+) -> list[Example]:
     """2 to 4 different digits, and the same in order."""
     examples = []
     while len(examples) < size:
         digits = torch.randperm(10, generator=dice)[: _draw(*DIGITS, dice)].tolist()
         if (sum(digits) % 5 == 0) == (split == "valid"):
             answer = tokenizer.encode("".join(map(str, sorted(digits)))).ids
-            examples.append((tokenizer.encode("".join(map(str, digits)) + "=").ids + answer, len(answer)))
+            examples.append(
+                (
+                    tokenizer.encode("".join(map(str, digits)) + "=").ids + answer,
+                    len(answer),
+                )
+            )
     return examples
 
 
-TASKS: dict[str, Callable[..., list[Example]]] = {"bible": bible, "source": source, "sort": sort}
+TASKS: dict[str, Callable[..., list[Example]]] = {
+    "bible": bible,
+    "source": source,
+    "sort": sort,
+}
 
 
-# Training and measuring ---------------------------------------------------------------------------------------------
+# Training and measuring ---------------------------------------------------------------
 
 
 def logits_of(model: nn.Module, batch: Batch) -> Float[Tensor, "B T V"]:
-    """Logits of our Llama, or of one from `transformers` (`peft` puts its virtual tokens before; they are left off)."""
+    """Logits of our Llama, or of one from `transformers` (`peft` puts its virtual
+    tokens before; they are left off).
+    """
     out = model(batch.input_ids, attention_mask=batch.attention_mask)
     return getattr(out, "logits", out)[:, -batch.input_ids.shape[1] :]
 
@@ -154,13 +210,17 @@ def fit(
     penalty: Callable[[], Tensor] | None = None,
     after_step: Callable[[int], object] | None = None,
 ) -> list[float]:
-    """One AdamW step a batch on whatever of `model` trains, no weight decay. Returns the loss before each step.
+    """One AdamW step a batch on whatever of `model` trains, no weight decay. Returns
+    the loss before each step.
 
-    lr rises over `warmup` steps and falls to 5% along half a cosine. The model is left in evaluation mode.
+    lr rises over `warmup` steps and falls to 5% along half a cosine. The model is left
+    in evaluation mode.
 
     Args:
-        penalty: what is added to the loss, for a method that asks for it (AdaLoRA's regulariser).
-        after_step: called with the step's number after the update, gradients still there (AdaLoRA's budget).
+        penalty: what is added to the loss, for a method that asks for it (AdaLoRA's
+            regulariser).
+        after_step: called with the step's number after the update, gradients still
+            there (AdaLoRA's budget).
     """
     batches, losses = list(batches), []
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -168,7 +228,9 @@ def fit(
     model.train()
     for step, batch in enumerate(batches):
         down = max(0, step - warmup) / max(1, len(batches) - 1 - warmup)
-        optimizer.param_groups[0]["lr"] = lr * min((step + 1) / warmup, 0.525 + 0.475 * math.cos(math.pi * down))
+        optimizer.param_groups[0]["lr"] = lr * min(
+            (step + 1) / warmup, 0.525 + 0.475 * math.cos(math.pi * down)
+        )
         loss = next_token_loss(logits_of(model, batch), batch.labels)
         optimizer.zero_grad(set_to_none=True)
         (loss if penalty is None else loss + penalty()).backward()
@@ -183,16 +245,22 @@ def fit(
 
 @torch.no_grad()
 def score(model: nn.Module, batches: Iterable[Batch]) -> tuple[float, float]:
-    """(loss, accuracy): nats for each token that counts, and the share of examples with every such token right.
+    """(loss, accuracy): nats for each token that counts, and the share of examples with
+    every such token right.
 
-    Greedy decoding writes the whole answer exactly when each token is the likeliest after the right ones before it, so
-    for `source` and `sort` the accuracy is that of greedy decoding. In "bible" hardly any window is right throughout.
+    Greedy decoding writes the whole answer exactly when each token is the likeliest
+    after the right ones before it, so for `source` and `sort` the accuracy is that of
+    greedy decoding. In "bible" hardly any window is right throughout.
     """
     total, counted, right, examples = 0.0, 0, 0, 0
     for batch in batches:
         logits, targets = logits_of(model, batch)[:, :-1], batch.labels[:, 1:]
-        total += F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORE, reduction="sum").item()
+        total += F.cross_entropy(
+            logits.transpose(1, 2), targets, ignore_index=IGNORE, reduction="sum"
+        ).item()
         counted += int((targets != IGNORE).sum())
-        right += int(((logits.argmax(-1) == targets) | (targets == IGNORE)).all(1).sum())
+        right += int(
+            ((logits.argmax(-1) == targets) | (targets == IGNORE)).all(1).sum()
+        )
         examples += len(targets)
     return total / counted, right / examples

@@ -36,13 +36,17 @@ from llmlab.start import welcome
 # %%
 llama = preset("llama-2-70b")
 N = parameters(llama)
-memory, bandwidth, price = 80e9, 3.35e12, 3.00  # of one H100: bytes, bytes per second, dollars per hour
+# of one H100: bytes, bytes per second, dollars per hour
+memory, bandwidth, price = 80e9, 3.35e12, 3.00
 
 W = welcome.weight_bytes(N, bits=16)
 alone = welcome.tokens_per_second(W, 2 * bandwidth)
 dollars_alone = welcome.dollars_per_million_tokens(2 * price, alone)
 print(f"{N:,} parameters take {W / 1e9:.0f} GB: {W / memory:.1f} GPUs full of weights")
-print(f"two GPUs read them {alone:.0f} times a second: at most {alone:.0f} tokens per second for one reader")
+print(
+    f"two GPUs read them {alone:.0f} times a second: at most {alone:.0f} tokens per"
+    " second for one reader"
+)
 print(f"a million tokens cost {dollars_alone:.0f} dollars")
 
 # %% [markdown]
@@ -60,7 +64,9 @@ print(f"a million tokens cost {dollars_alone:.0f} dollars")
 C = kv_cache_bytes(llama, batch=1, tokens=4096)
 together = welcome.tokens_per_second(W, 2 * bandwidth, batch=16, cache_bytes=C)
 print(f"each reader's own memory of the conversation: {C / 1e9:.2f} GB")
-print(f"tokens per second: {together:.0f}, which is {together / alone:.1f} times as many")
+print(
+    f"tokens per second: {together:.0f}, which is {together / alone:.1f} times as many"
+)
 
 # %% [markdown]
 # Nearly sixteen times the tokens, on the same machines, in nearly the same time. It looks like something for nothing. It is
@@ -90,8 +96,12 @@ ax.invert_yaxis()
 ax.legend(loc="lower left", bbox_to_anchor=(-0.25, 1), ncols=2)
 figure(
     fig,
-    alt=f"Three bars of GB read per step for 1, 4 and 16 readers. The weights are {W / 1e9:.0f} GB in each; the caches "
-    f"add {C / 1e9:.1f} GB per reader. Per token, reading falls from {(W + C) / 1e9:.0f} GB to {(W / 16 + C) / 1e9:.0f} GB.",
+    alt=(
+        "Three bars of GB read per step for 1, 4 and 16 readers. The weights are"
+        f" {W / 1e9:.0f} GB in each; the caches add {C / 1e9:.1f} GB per reader. Per"
+        f" token, reading falls from {(W + C) / 1e9:.0f} GB to"
+        f" {(W / 16 + C) / 1e9:.0f} GB."
+    ),
 )
 
 # %% [markdown]
@@ -158,8 +168,14 @@ threads = torch.get_num_threads()
 torch.set_num_threads(1)
 one, sixteen = seconds(1), seconds(16)
 torch.set_num_threads(threads)
-print(f"1 reader: {1000 * one:.1f} ms, so this core reads about {weights.nbytes / one / 1e9:.0f} GB per second")
-print(f"16 readers: {1000 * sixteen:.1f} ms, {sixteen / one:.1f} times as long for 16 times the tokens")
+print(
+    f"1 reader: {1000 * one:.1f} ms, so this core reads about"
+    f" {weights.nbytes / one / 1e9:.0f} GB per second"
+)
+print(
+    f"16 readers: {1000 * sixteen:.1f} ms, {sixteen / one:.1f} times as long for 16"
+    " times the tokens"
+)
 
 # %% [markdown]
 # It is more than the bound allows for, since a core has little arithmetic to go with its memory, and far less than sixteen. A GPU has
@@ -183,7 +199,11 @@ def cost_curve(bits: float, gpus: int = GPUS) -> tuple[list[int], list[float]]:
     """Batches up to what memory holds, and the dollars for a million tokens at each."""
     W = welcome.weight_bytes(N, bits)
     most = int((gpus * memory - W) // C)
-    batches = sorted({max(1, round(most ** (i / 24))) for i in range(25)}) if most >= 1 else []
+    batches = (
+        sorted({max(1, round(most ** (i / 24))) for i in range(25)})
+        if most >= 1
+        else []
+    )
     speed = [welcome.tokens_per_second(W, gpus * bandwidth, b, C) for b in batches]
     return batches, [welcome.dollars_per_million_tokens(gpus * price, s) for s in speed]
 
@@ -194,17 +214,34 @@ for bits in (16, 8, 4.5):
     (line,) = ax.plot(batches, dollars, label=f"{bits:g} bits")
     ax.plot(batches[-1], dollars[-1], "o", color=line.get_color())
     ax.annotate(f" ${dollars[-1]:.2f}", (batches[-1], dollars[-1]), va="bottom")
-    print(f"{bits:>4g} bits: room for {batches[-1]:>2} readers, ${dollars[-1]:.2f} for a million tokens")
-ax.set(xscale="log", yscale="log", xlabel="readers at once", ylabel="dollars per million tokens", xlim=(0.9, 200))
-ax.set_title(f"Llama 2 70B on {GPUS} GPUs: the dot is where memory is full", fontsize=10)
+    print(
+        f"{bits:>4g} bits: room for {batches[-1]:>2} readers, ${dollars[-1]:.2f} for a"
+        " million tokens"
+    )
+ax.set(
+    xscale="log",
+    yscale="log",
+    xlabel="readers at once",
+    ylabel="dollars per million tokens",
+    xlim=(0.9, 200),
+)
+ax.set_title(
+    f"Llama 2 70B on {GPUS} GPUs: the dot is where memory is full", fontsize=10
+)
 ax.legend()
 figure(
     fig,
-    alt="Dollars per million tokens against readers at once, both logarithmic, for weights of 16, 8 and 4.5 bits. All "
-    "fall nearly in proportion to the readers; each line ends in a dot where memory is full, lowest for 4.5 bits.",
+    alt=(
+        "Dollars per million tokens against readers at once, both logarithmic, for"
+        " weights of 16, 8 and 4.5 bits. All fall nearly in proportion to the readers;"
+        " each line ends in a dot where memory is full, lowest for 4.5 bits."
+    ),
 )
 last = cost_curve(4.5)[1][-1]
-print(f"from one reader at 16 bits to a full machine at 4.5: {dollars_alone / last:.0f} times cheaper")
+print(
+    f"from one reader at 16 bits to a full machine at 4.5: {dollars_alone / last:.0f}"
+    " times cheaper"
+)
 
 # %% [markdown]
 # The same model, on the same two GPUs. Smaller weights help twice: less to read per step, and more room for readers. That is the whole
@@ -239,12 +276,24 @@ except Failed as verdict:
 
 # %%
 attempts = {
-    "no maximum at all": (check.softmax, lambda x: x.exp() / x.exp().sum(-1, keepdim=True)),
+    "no maximum at all": (
+        check.softmax,
+        lambda x: x.exp() / x.exp().sum(-1, keepdim=True),
+    ),
     "the wrong dimension": (check.softmax, lambda x: x.softmax(0)),
-    "changes its input": (check.softmax, lambda x: x.exp_().div_(x.sum(-1, keepdim=True))),
+    "changes its input": (
+        check.softmax,
+        lambda x: x.exp_().div_(x.sum(-1, keepdim=True)),
+    ),
     "forgets to return": (check.softmax, lambda x: None),
-    "weights read per reader": (check.tokens_per_second, lambda W, beta, b, C: beta / (W + C)),
-    "tokens per hour": (check.tokens_per_second, lambda W, beta, b, C: 3600 * b * beta / (W + b * C)),
+    "weights read per reader": (
+        check.tokens_per_second,
+        lambda W, beta, b, C: beta / (W + C),
+    ),
+    "tokens per hour": (
+        check.tokens_per_second,
+        lambda W, beta, b, C: 3600 * b * beta / (W + b * C),
+    ),
     "bits, not bytes": (check.weight_bytes, lambda n, bits: int(n * bits)),
 }
 for name, (exercise, answer) in attempts.items():
@@ -282,7 +331,9 @@ def draw(bits: float, gpus: int):
         ax.annotate("the weights do not fit", (1.2, 0.3))
     ax.set(xscale="log", yscale="log", xlim=(0.9, 1000), ylim=(0.2, 60))
     ax.set(xlabel="readers at once", ylabel="dollars per million tokens")
-    ax.set_title(f"Llama 2 70B, {bits:g} bits, {gpus} GPU{'s' * (gpus > 1)}", fontsize=10)
+    ax.set_title(
+        f"Llama 2 70B, {bits:g} bits, {gpus} GPU{'s' * (gpus > 1)}", fontsize=10
+    )
     return fig
 
 
@@ -291,11 +342,18 @@ def describe(bits: float, gpus: int) -> str:
     if not batches:
         return f"{bits:g} bits on {gpus} GPU: the weights do not fit."
     return (
-        f"{bits:g} bits on {gpus} GPUs: from ${dollars[0]:.2f} for one reader to ${dollars[-1]:.2f} for {batches[-1]}."
+        f"{bits:g} bits on {gpus} GPUs: from ${dollars[0]:.2f} for one reader to"
+        f" ${dollars[-1]:.2f} for {batches[-1]}."
     )
 
 
-explore(draw, alt=describe, title="What a million tokens cost", bits=[16, 8, 4.5], gpus=[1, 2, 4, 8])
+explore(
+    draw,
+    alt=describe,
+    title="What a million tokens cost",
+    bits=[16, 8, 4.5],
+    gpus=[1, 2, 4, 8],
+)
 
 # %% [markdown]
 # ## At scale
@@ -305,7 +363,9 @@ explore(draw, alt=describe, title="What a million tokens cost", bits=[16, 8, 4.5
 # bound for the same, with the caches left out:
 
 # %%
-ours = 1 / welcome.tokens_per_second(welcome.weight_bytes(540_000_000_000, bits=8), 64 * 1.2e12)
+ours = 1 / welcome.tokens_per_second(
+    welcome.weight_bytes(540_000_000_000, bits=8), 64 * 1.2e12
+)
 print("                     paper      ours")
 print(f"milliseconds         29         at least {1000 * ours:.1f}")
 print(f"not the same: the real system takes {29e-3 / ours:.1f} times the bound")

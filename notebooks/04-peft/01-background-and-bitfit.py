@@ -33,7 +33,9 @@ from llmlab.training import pretraining
 
 # %%
 def activation_bytes(config, tokens, setup=lambda model: model):
-    """What one text of `tokens` tokens leaves behind in bf16, counted on one and two layers: all layers are alike."""
+    """What one text of `tokens` tokens leaves behind in bf16, counted on one and two
+    layers: all layers are alike.
+    """
     counts = []
     for layers in (1, 2):
         with torch.device("meta"):
@@ -71,12 +73,19 @@ with torch.device("meta"):
     big = Llama(llama_7b)
 count = bitfit.num_parameters(big, BitFitConfig("all-linear"))
 total = parameters(llama_7b)
-small = activation_bytes(llama_7b, 2048, lambda m: bitfit.apply(m, BitFitConfig("all-linear")))
+small = activation_bytes(
+    llama_7b, 2048, lambda m: bitfit.apply(m, BitFitConfig("all-linear"))
+)
 memory = 2 * total + 16 * count + small
 print(f"biases: {count:,} of {total:,}, which is {100 * count / total:.3f}%")
 print(f"to train: {memory / 1e9:.1f} GB instead of {sum(bill.values()) / 1e9:.1f} GB")
-print(f"to keep one more task: {2 * count / 1e6:.1f} MB instead of {2 * total / 1e9:.1f} GB")
-print(f"activations: {small / 1e9:.1f} GB instead of {bill['activations'] / 1e9:.1f} GB")
+print(
+    f"to keep one more task: {2 * count / 1e6:.1f} MB instead of"
+    f" {2 * total / 1e9:.1f} GB"
+)
+print(
+    f"activations: {small / 1e9:.1f} GB instead of {bill['activations'] / 1e9:.1f} GB"
+)
 
 # %% [markdown]
 # One number in five thousand. That the gradients and Adam's averages go away was to be expected: a frozen weight has
@@ -103,7 +112,11 @@ grey, red = "#c9cdd2", "#d55e00"
 for ax, title, below in zip(
     axes,
     ["addition", "specification", "reparameterization"],
-    ["new parts\nbeside the old", "some of\nthe old parts", "a large change\nfrom few numbers"],
+    [
+        "new parts\nbeside the old",
+        "some of\nthe old parts",
+        "a large change\nfrom few numbers",
+    ],
     strict=True,
 ):
     ax.add_patch(plt.Rectangle((0, 0), 10, 10, color=grey))
@@ -117,8 +130,11 @@ for x, y, width, height in [(11, 0, 0.8, 10), (12.4, 9.2, 4, 0.8)]:
     axes[2].add_patch(plt.Rectangle((x, y), width, height, color=red))
 figure(
     fig,
-    alt="Three grey squares, the frozen weights. Orange, what trains: a bar beside the square; a strip inside it; a tall thin "
-    "bar and a flat thin bar whose product has the size of the square.",
+    alt=(
+        "Three grey squares, the frozen weights. Orange, what trains: a bar beside the"
+        " square; a strip inside it; a tall thin bar and a flat thin bar whose product"
+        " has the size of the square."
+    ),
 )
 
 # %% [markdown]
@@ -194,16 +210,23 @@ from transformers import LlamaForCausalLM
 from transformers.utils import logging
 
 warnings.filterwarnings("ignore", category=FutureWarning)
-warnings.filterwarnings("ignore", message="Detected that the base layer has no bias")  # true, and the point
+# true, and the point
+warnings.filterwarnings("ignore", message="Detected that the base layer has no bias")
 logging.disable_progress_bar()
 
 
 def with_biases():
     torch.manual_seed(0)
     shape = dict(
-        hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
     )
-    theirs = LlamaForCausalLM(TheirConfig(vocab_size=2048, attention_bias=True, mlp_bias=True, **shape))
+    theirs = LlamaForCausalLM(
+        TheirConfig(vocab_size=2048, attention_bias=True, mlp_bias=True, **shape)
+    )
     for name, p in theirs.named_parameters():
         if name.endswith("bias"):
             torch.nn.init.normal_(p, std=0.1)
@@ -235,10 +258,17 @@ for layer in vectors.layers(model, bitfit.BiasLayer):
 folder = tempfile.mkdtemp()
 bitfit.save(model, f"{folder}/ours")
 theirs = peft.PeftModel.from_pretrained(
-    LlamaForCausalLM.from_pretrained(course_model.MODEL), f"{folder}/ours", is_trainable=True
+    LlamaForCausalLM.from_pretrained(course_model.MODEL),
+    f"{folder}/ours",
+    is_trainable=True,
 )
 compare(model(prompt), theirs(prompt).logits, what="logits, ours in peft", tol=1e-4)
-compare(walk.trainable(model), theirs.get_nb_trainable_parameters(), what="parameters (trained, all)", tol=0)
+compare(
+    walk.trainable(model),
+    theirs.get_nb_trainable_parameters(),
+    what="parameters (trained, all)",
+    tol=0,
+)
 theirs.save_pretrained(f"{folder}/theirs")
 returned = bitfit.load(course_model.load(), f"{folder}/theirs")
 compare(returned(prompt), model(prompt), what="logits, peft's file in our code", tol=0)
@@ -295,14 +325,22 @@ def prepare(kind, seed):
 
 def teach(kind, seed):
     recipe = pretraining.Recipe(
-        20, batch=4, context=64, peak_lr=LEARNING_RATE[kind], warmup=4, weight_decay=0.0, seed=seed
+        20,
+        batch=4,
+        context=64,
+        peak_lr=LEARNING_RATE[kind],
+        warmup=4,
+        weight_decay=0.0,
+        seed=seed,
     )
     model = prepare(kind, seed)
     optimizer = pretraining.make_optimizer(model, recipe)
     for step in range(recipe.steps):
         for group in optimizer.param_groups:
             group["lr"] = pretraining.learning_rate(step, recipe)
-        pretraining.training_step(model, optimizer, pretraining.sample_batch(bible, recipe, step), recipe.clip)
+        pretraining.training_step(
+            model, optimizer, pretraining.sample_batch(bible, recipe, step), recipe.clip
+        )
     return model
 
 
@@ -329,7 +367,10 @@ trained = {"full": walk.trainable(models["full"][0])[0], "biases": 5120, "random
 share = {kind: mean[kind] / mean["full"] for kind in mean}
 for kind, g in gains.items():
     each = " ".join(f"{one:.2f}" for one in g)
-    print(f"{kind:8}{trained[kind]:>9,} trained   gain {mean[kind]:.2f} nats (seeds: {each})   {share[kind]:.0%}")
+    print(
+        f"{kind:8}{trained[kind]:>9,} trained   gain {mean[kind]:.2f} nats (seeds:"
+        f" {each})   {share[kind]:.0%}"
+    )
 assert min(share["biases"], share["random"]) > 0.4
 
 # %%
@@ -339,10 +380,19 @@ colors = {"full": "#22262b", "biases": "#d55e00", "random": "#0072b2"}
 for i, kind in enumerate(["full", "biases", "random"]):
     ax.barh(i, 100 * share[kind], color=colors[kind], height=0.6)
     ticks = [100 * g / mean["full"] for g in gains[kind]]
-    ax.plot(ticks, [i] * len(ticks), "|", color="#b8bcc2", markersize=16, markeredgewidth=2)
+    ax.plot(
+        ticks, [i] * len(ticks), "|", color="#b8bcc2", markersize=16, markeredgewidth=2
+    )
     ax.text(max(ticks) + 4, i, f"{share[kind]:.0%}", va="center")
 of_all = 100 * 5120 / trained["full"]
-ax.set_yticks(range(3), labels=["all weights\n100%", f"biases\n{of_all:.2f}%", f"random weights\n{of_all:.2f}%"])
+ax.set_yticks(
+    range(3),
+    labels=[
+        "all weights\n100%",
+        f"biases\n{of_all:.2f}%",
+        f"random weights\n{of_all:.2f}%",
+    ],
+)
 ax.set(xlabel="% of full fine-tuning's gain on the Bible", xlim=(0, 120))
 ax.invert_yaxis()
 ax.grid(axis="y", visible=False)
@@ -351,7 +401,8 @@ figure(
     fig,
     alt="Bars of the gain on the Bible relative to full fine-tuning: "
     + ", ".join(f"{kind} {share[kind]:.0%}" for kind in share)
-    + f". Biases and random weights train {of_all:.2f}% as many numbers. Ticks mark the seeds.",
+    + f". Biases and random weights train {of_all:.2f}% as many numbers. Ticks mark the"
+    " seeds.",
 )
 
 # %% [markdown]
@@ -391,7 +442,12 @@ ax.barh(kinds, list(moved.values()), color="#d55e00")
 ax.invert_yaxis()
 ax.set(xlabel="size of the change (root mean square)")
 ax.set_title("How far each kind of bias moved")
-figure(fig, alt="Bars of the change of bias: " + ", ".join(f"{k} {v:.2f}" for k, v in moved.items()) + ".")
+figure(
+    fig,
+    alt="Bars of the change of bias: "
+    + ", ".join(f"{k} {v:.2f}" for k, v in moved.items())
+    + ".",
+)
 
 # %% [markdown]
 # Most for gate and up, in the middle of the MLP, and for queries and keys; least for values. In BERT the authors saw the
@@ -410,18 +466,28 @@ figure(fig, alt="Bars of the change of bias: " + ", ".join(f"{k} {v:.2f}" for k,
 # NBVAL_IGNORE_OUTPUT
 MODELS = ["smollm2-1.7b", "llama-7b", "llama-33b"]
 TOKENS = [512, 2048, 8192]
-PARTS = {"weights": "#8a9099", "gradients": "#0072b2", "optimizer": "#00805e", "activations": "#d55e00"}
+PARTS = {
+    "weights": "#8a9099",
+    "gradients": "#0072b2",
+    "optimizer": "#00805e",
+    "activations": "#d55e00",
+}
 
 
 def bills(name):
-    """For each length, [weights, gradients, optimizer, activations] of both ways to train. All that is saved has a row a token."""
+    """For each length, [weights, gradients, optimizer, activations] of both ways to
+    train. All that is saved has a row a token.
+    """
     config, few = preset(name), BitFitConfig("all-linear")
     total, kept = parameters(config), activation_bytes(config, 512)
     with torch.device("meta"):
         count = bitfit.num_parameters(Llama(config), few)
     less = activation_bytes(config, 512, lambda m: bitfit.apply(m, few))
     return {
-        (name, tokens): [[2 * total, 2 * n, 12 * n, act * tokens // 512] for n, act in ((total, kept), (count, less))]
+        (name, tokens): [
+            [2 * total, 2 * n, 12 * n, act * tokens // 512]
+            for n, act in ((total, kept), (count, less))
+        ]
         for tokens in TOKENS
     }
 
@@ -434,17 +500,38 @@ def draw(model, tokens):
     for row, parts in enumerate(counted[model, tokens]):
         left = 0
         for (label, color), size in zip(PARTS.items(), parts, strict=True):
-            ax.barh(row, size / 1e9, left=left, color=color, height=0.55, label=label if row == 0 else None)
+            ax.barh(
+                row,
+                size / 1e9,
+                left=left,
+                color=color,
+                height=0.55,
+                label=label if row == 0 else None,
+            )
             left += size / 1e9
-        ax.text(left, row, f" {left:.0f} GB", va="center", bbox={"facecolor": "#fdfdfb", "edgecolor": "none", "pad": 1})
+        ax.text(
+            left,
+            row,
+            f" {left:.0f} GB",
+            va="center",
+            bbox={"facecolor": "#fdfdfb", "edgecolor": "none", "pad": 1},
+        )
     ax.axvline(80, color="#22262b", linestyle="--", linewidth=1)
     ax.set_yticks([0, 1], labels=["all weights", "biases"])
     ax.set(
-        xlabel="GB; the dashed line is one 80 GB GPU", xlim=(0, max(100, 1.2 * sum(counted[model, tokens][0]) / 1e9))
+        xlabel="GB; the dashed line is one 80 GB GPU",
+        xlim=(0, max(100, 1.2 * sum(counted[model, tokens][0]) / 1e9)),
     )
     ax.invert_yaxis()
-    tight = {"handlelength": 0.9, "handletextpad": 0.4, "columnspacing": 0.9, "fontsize": 11}
-    fig.legend(*ax.get_legend_handles_labels(), loc="outside upper left", ncols=4, **tight)
+    tight = {
+        "handlelength": 0.9,
+        "handletextpad": 0.4,
+        "columnspacing": 0.9,
+        "fontsize": 11,
+    }
+    fig.legend(
+        *ax.get_legend_handles_labels(), loc="outside upper left", ncols=4, **tight
+    )
     return fig
 
 
@@ -452,8 +539,9 @@ explore(
     draw,
     title="What fits on one GPU",
     alt=lambda model, tokens: (
-        f"{model}, {tokens} tokens: {sum(counted[model, tokens][0]) / 1e9:.0f} GB to train all weights, "
-        f"{sum(counted[model, tokens][1]) / 1e9:.0f} GB to train biases, of which {counted[model, tokens][1][3] / 1e9:.0f} GB activations"
+        f"{model}, {tokens} tokens: {sum(counted[model, tokens][0]) / 1e9:.0f} GB to"
+        f" train all weights, {sum(counted[model, tokens][1]) / 1e9:.0f} GB to train"
+        f" biases, of which {counted[model, tokens][1][3] / 1e9:.0f} GB activations"
     ),
     start={"model": "llama-7b", "tokens": 2048},
     model=MODELS,
@@ -473,7 +561,12 @@ explore(
 # %%
 from transformers import BertConfig, BertModel
 
-large = dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096)
+large = dict(
+    hidden_size=1024,
+    num_hidden_layers=24,
+    num_attention_heads=16,
+    intermediate_size=4096,
+)
 QUERY_AND_MIDDLE = ("query", "intermediate.dense")
 for name, shape, config, paper in [
     ("BERT-base, all biases", {}, BitFitConfig(), None),
@@ -482,9 +575,19 @@ for name, shape, config, paper in [
 ]:
     with torch.device("meta"):
         bert = BertModel(BertConfig(**shape))
-    ours, everything = bitfit.num_parameters(bert, config), sum(p.numel() for p in bert.parameters())
+    ours, everything = (
+        bitfit.num_parameters(bert, config),
+        sum(p.numel() for p in bert.parameters()),
+    )
     percent = 100 * ours / everything
-    verdict = "" if paper is None else f"   paper {paper}%: {'same' if round(percent, 2) == paper else 'not the same'}"
+    verdict = (
+        ""
+        if paper is None
+        else (
+            f"   paper {paper}%:"
+            f" {'same' if round(percent, 2) == paper else 'not the same'}"
+        )
+    )
     print(f"{name:28} {percent:.4f}% ({ours:,} of {everything:,}){verdict}")
 
 # %% [markdown]
@@ -501,7 +604,10 @@ for name, shape, config, paper in [
 # Each GPU holds the frozen model and reads its own texts; only the gradients of the biases are averaged.
 
 # %%
-print(f"per step and GPU, full: {2 * total / 1e9:.1f} GB of gradients; biases, in fp32: {4 * count / 1e6:.1f} MB")
+print(
+    f"per step and GPU, full: {2 * total / 1e9:.1f} GB of gradients; biases, in fp32:"
+    f" {4 * count / 1e6:.1f} MB"
+)
 
 # %% [markdown]
 # ## Takeaways

@@ -37,10 +37,19 @@ from llmlab.training import pretraining
 # %%
 llama_7b = preset("llama-7b")
 for tokens in (1000, 20):
-    flops, memory = forward_flops(llama_7b, 1, tokens, logits=0), kv_cache_bytes(llama_7b, 1, tokens)
-    print(f"{tokens:>5} tokens before each request: {flops / 1e12:>6.2f} TFLOP and {memory / 1e6:>5.0f} MB of cache")
+    flops, memory = (
+        forward_flops(llama_7b, 1, tokens, logits=0),
+        kv_cache_bytes(llama_7b, 1, tokens),
+    )
+    print(
+        f"{tokens:>5} tokens before each request: {flops / 1e12:>6.2f} TFLOP and"
+        f" {memory / 1e6:>5.0f} MB of cache"
+    )
 million = 1e6 * forward_flops(llama_7b, 1, 1000, logits=0) / (0.4 * 312e12) / 3600
-print(f"a million requests with the long one: {million:.0f} hours of an A100 at 40% of its 312 TFLOP/s")
+print(
+    f"a million requests with the long one: {million:.0f} hours of an A100 at 40% of"
+    " its 312 TFLOP/s"
+)
 
 # %% [markdown]
 # A server can compute a fixed prompt once and keep its keys and values; the memory stays. But why should the best
@@ -61,7 +70,10 @@ for name in ("llama-7b", "llama-3-8b"):
         big.config = preset(name)
     prompt = prompt_tuning.num_parameters(big, PromptTuningConfig(20))
     prefix = prefix_tuning.num_parameters(big, PrefixTuningConfig(20, projection=False))
-    print(f"{name:11} prompt {prompt:>7,}   prefix {prefix:>9,}   {prefix // prompt} times as many")
+    print(
+        f"{name:11} prompt {prompt:>7,}   prefix {prefix:>9,}   {prefix // prompt}"
+        " times as many"
+    )
 
 # %% [markdown]
 # A key and a value for each of 32 layers make 64. Under grouped-query attention both are a quarter as wide, which
@@ -75,24 +87,40 @@ for name in ("llama-7b", "llama-3-8b"):
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(4.8, 2.7), sharey=True)
-for ax, title, deep in zip(axes, ["prompt tuning", "prefix tuning"], [False, True], strict=True):
+for ax, title, deep in zip(
+    axes, ["prompt tuning", "prefix tuning"], [False, True], strict=True
+):
     for layer in range(5):
         for place in range(8):
             trained = place < 3 and (layer == 0 or deep) and not (deep and layer == 0)
             empty = deep and layer == 0 and place < 3
-            color = "none" if empty else "#d55e00" if trained else "#a8d0e6" if place < 3 else "#c9cdd2"
+            color = (
+                "none"
+                if empty
+                else "#d55e00"
+                if trained
+                else "#a8d0e6"
+                if place < 3
+                else "#c9cdd2"
+            )
             ax.add_patch(plt.Rectangle((place, layer), 0.86, 0.8, color=color))
     ax.set(xlim=(-0.2, 8.1), ylim=(-0.3, 5.1), title=title)
     ax.set_xticks([1.4, 5.4], labels=["virtual", "input"])
-    ax.set_yticks([i + 0.4 for i in range(5)], labels=["embedding", "layer 1", "layer 2", "layer 3", "layer 4"])
+    ax.set_yticks(
+        [i + 0.4 for i in range(5)],
+        labels=["embedding", "layer 1", "layer 2", "layer 3", "layer 4"],
+    )
     ax.tick_params(length=0)
     ax.grid(False)
     for side in ax.spines.values():
         side.set_visible(False)
 figure(
     fig,
-    alt="Two grids of layers by positions. Prompt tuning trains three vectors at the bottom, and the layers above compute "
-    "from them. Prefix tuning trains the virtual tokens' keys and values in all four layers.",
+    alt=(
+        "Two grids of layers by positions. Prompt tuning trains three vectors at the"
+        " bottom, and the layers above compute from them. Prefix tuning trains the"
+        " virtual tokens' keys and values in all four layers."
+    ),
 )
 
 # %% [markdown]
@@ -129,7 +157,12 @@ figure(
 # already: our Llama asks a cache for the keys and values of earlier tokens, and does not ask where they came from.
 
 # %%
-show(virtual_tokens.prepend, virtual_tokens.extend_mask, prefixes.split, prefixes.prefix_attention_inputs)
+show(
+    virtual_tokens.prepend,
+    virtual_tokens.extend_mask,
+    prefixes.split,
+    prefixes.prefix_attention_inputs,
+)
 
 # %% [markdown]
 # In the course model, with $d = 128$, $L = 4$ layers and $K = 2$ key/value heads of $D = 32$:
@@ -153,14 +186,25 @@ def ids(text):
     return torch.tensor(tokenizer.encode(text).ids)
 
 
-words, prompt = ids("And the LORD spake unto Moses, saying,"), ids(" The whale is of the people")[None]
+words, prompt = (
+    ids("And the LORD spake unto Moses, saying,"),
+    ids(" The whale is of the people")[None],
+)
 model = course_model.load()
 plain = model(prompt)
 expected = model(torch.cat([words[None], prompt], dim=1))[:, len(words) :]
-prompt_tuning.apply(model, PromptTuningConfig(len(words), init="text", init_tokens=tuple(words.tolist())), "soft")
+prompt_tuning.apply(
+    model,
+    PromptTuningConfig(len(words), init="text", init_tokens=tuple(words.tolist())),
+    "soft",
+)
 compare(model(prompt), expected, what="logits, soft prompt = text", tol=1e-4)
 prefix_tuning.apply(
-    model, PrefixTuningConfig(len(words), projection=False, init="text", init_tokens=tuple(words.tolist())), "deep"
+    model,
+    PrefixTuningConfig(
+        len(words), projection=False, init="text", init_tokens=tuple(words.tolist())
+    ),
+    "deep",
 )
 compare(model(prompt), expected, what="logits, prefix = text", tol=1e-4)
 virtual_tokens.remove(model)
@@ -190,8 +234,12 @@ folder = tempfile.mkdtemp()
 dice = torch.Generator().manual_seed(0)
 prefix_tuning.apply(model, PrefixTuningConfig(5, hidden=32), generator=dice)
 prefix_tuning.save(model, f"{folder}/ours")
-theirs = peft.PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(course_model.MODEL), f"{folder}/ours")
-compare(theirs(prompt).logits, model(prompt), what="logits, our prefix in peft", tol=1e-4)
+theirs = peft.PeftModel.from_pretrained(
+    LlamaForCausalLM.from_pretrained(course_model.MODEL), f"{folder}/ours"
+)
+compare(
+    theirs(prompt).logits, model(prompt), what="logits, our prefix in peft", tol=1e-4
+)
 made = model(prompt)
 prefix_tuning.fold(model)
 compare(model(prompt), made, what="logits, the MLP folded away", tol=0)
@@ -206,19 +254,44 @@ virtual_tokens.remove(model)
 settings = {"num_virtual_tokens": 5, "task_type": "CAUSAL_LM"}
 for ours, config, their_config in [
     (prompt_tuning, PromptTuningConfig(5), peft.PromptTuningConfig(**settings)),
-    (prefix_tuning, PrefixTuningConfig(5, projection=False), peft.PrefixTuningConfig(**settings)),
+    (
+        prefix_tuning,
+        PrefixTuningConfig(5, projection=False),
+        peft.PrefixTuningConfig(**settings),
+    ),
 ]:
-    theirs = peft.get_peft_model(LlamaForCausalLM.from_pretrained(course_model.MODEL), their_config)
+    theirs = peft.get_peft_model(
+        LlamaForCausalLM.from_pretrained(course_model.MODEL), their_config
+    )
     ours.apply(model, config, generator=dice)
-    table, peers = model.virtual_tokens.encoder.embedding, theirs.prompt_encoder["default"].embedding.weight
+    table, peers = (
+        model.virtual_tokens.encoder.embedding,
+        theirs.prompt_encoder["default"].embedding.weight,
+    )
     peers.data.copy_(table.data)
     pretraining.next_token_loss(model(prompt), prompt).backward()
-    pretraining.next_token_loss(theirs(prompt).logits[:, -prompt.shape[1] :], prompt).backward()
-    compare(table.grad, peers.grad, what=f"gradients, {type(config).__name__}", tol=1e-4)
-    compare(walk.trainable(model), theirs.get_nb_trainable_parameters(), what="parameters (trained, all)", tol=0)
+    pretraining.next_token_loss(
+        theirs(prompt).logits[:, -prompt.shape[1] :], prompt
+    ).backward()
+    compare(
+        table.grad, peers.grad, what=f"gradients, {type(config).__name__}", tol=1e-4
+    )
+    compare(
+        walk.trainable(model),
+        theirs.get_nb_trainable_parameters(),
+        what="parameters (trained, all)",
+        tol=0,
+    )
     theirs.save_pretrained(f"{folder}/theirs")
-    returned = ours.load(LlamaForCausalLM.from_pretrained(course_model.MODEL), f"{folder}/theirs")
-    compare(returned(prompt).logits, model(prompt), what="logits, peft's file in our code", tol=1e-4)
+    returned = ours.load(
+        LlamaForCausalLM.from_pretrained(course_model.MODEL), f"{folder}/theirs"
+    )
+    compare(
+        returned(prompt).logits,
+        model(prompt),
+        what="logits, peft's file in our code",
+        tol=1e-4,
+    )
     virtual_tokens.remove(model)
 
 # %% [markdown]
@@ -236,7 +309,13 @@ for ours, config, their_config in [
 bible = ids(course_model.corpus("bible")[:300_000])
 held_out = ids(course_model.corpus("bible", "valid")[:60_000])
 STEPS, CONTEXT = 15, 64
-RATE = {"prompt": 5e-2, "prefix": 4e-1, "full": 1e-3, "prompt on the draft": 2e-1, "full draft": 2e-3}
+RATE = {
+    "prompt": 5e-2,
+    "prefix": 4e-1,
+    "full": 1e-3,
+    "prompt on the draft": 2e-1,
+    "full draft": 2e-3,
+}
 
 
 def loss_on(model):
@@ -245,23 +324,37 @@ def loss_on(model):
 
 def teach(model, rate, seed=0):
     """`model` after 15 steps of the Bible; whatever may train does."""
-    recipe = pretraining.Recipe(STEPS, batch=4, context=CONTEXT, peak_lr=rate, warmup=4, weight_decay=0.0, seed=seed)
+    recipe = pretraining.Recipe(
+        STEPS,
+        batch=4,
+        context=CONTEXT,
+        peak_lr=rate,
+        warmup=4,
+        weight_decay=0.0,
+        seed=seed,
+    )
     optimizer = pretraining.make_optimizer(model, recipe)
     for step in range(STEPS):
         for group in optimizer.param_groups:
             group["lr"] = pretraining.learning_rate(step, recipe)
-        pretraining.training_step(model, optimizer, pretraining.sample_batch(bible, recipe, step), recipe.clip)
+        pretraining.training_step(
+            model, optimizer, pretraining.sample_batch(bible, recipe, step), recipe.clip
+        )
     return model
 
 
 def with_prompt(p, seed=0):
     dice = torch.Generator().manual_seed(seed)
-    model = prompt_tuning.apply(course_model.load(), PromptTuningConfig(p), generator=dice)
+    model = prompt_tuning.apply(
+        course_model.load(), PromptTuningConfig(p), generator=dice
+    )
     return teach(model, RATE["prompt"], seed)
 
 
 def with_prefix(p, seed=0):
-    start = PrefixTuningConfig(p, projection=False, init="text", init_tokens=tuple(bible[:p].tolist()))
+    start = PrefixTuningConfig(
+        p, projection=False, init="text", init_tokens=tuple(bible[:p].tolist())
+    )
     return teach(prefix_tuning.apply(course_model.load(), start), RATE["prefix"], seed)
 
 
@@ -272,11 +365,17 @@ prompt_loss = {p * 128: loss_on(m) for p, m in prompts.items()}
 # %%
 prefixed = {p: with_prefix(p) for p in (1, 4, 16)}
 prefix_loss = {p * 512: loss_on(m) for p, m in prefixed.items()}
-base, full = loss_on(course_model.load()), loss_on(teach(course_model.load(), RATE["full"]))
+base, full = (
+    loss_on(course_model.load()),
+    loss_on(teach(course_model.load(), RATE["full"])),
+)
 
 # %%
 # NBVAL_IGNORE_OUTPUT
-middle = [[loss_on(make(p, seed=s)) for s in (1, 2)] for make, p in [(with_prompt, 16), (with_prefix, 4)]]
+middle = [
+    [loss_on(make(p, seed=s)) for s in (1, 2)]
+    for make, p in [(with_prompt, 16), (with_prefix, 4)]
+]
 
 fig, ax = plt.subplots(figsize=(4.8, 3.4))
 for losses, label, style, others in [
@@ -289,21 +388,30 @@ ax.axhline(base, color="#22262b", linewidth=1)
 ax.text(8192, base, "the base", ha="right", va="bottom")
 ax.axhline(full, color="#6b7078", linewidth=1)
 ax.text(8192, full, "full fine-tuning, 1,049,728 numbers", ha="right", va="bottom")
-ax.set(xscale="log", xlabel="numbers kept", ylabel="loss on the Bible", ylim=(full - 0.1, base + 0.15))
+ax.set(
+    xscale="log",
+    xlabel="numbers kept",
+    ylabel="loss on the Bible",
+    ylim=(full - 0.1, base + 0.15),
+)
 ax.set_xticks([512, 2048, 8192], labels=["512", "2,048", "8,192"])
 ax.minorticks_off()
 ax.set_title("The same numbers, one layer or all")
 ax.legend(loc="center left")
 figure(
     fig,
-    alt=f"Loss on the Bible against numbers kept. At 2,048 numbers the soft prompt reaches {prompt_loss[2048]:.2f}, the "
-    f"prefix {prefix_loss[2048]:.2f}; the base has {base:.2f}, full fine-tuning {full:.2f}.",
+    alt=(
+        "Loss on the Bible against numbers kept. At 2,048 numbers the soft prompt"
+        f" reaches {prompt_loss[2048]:.2f}, the prefix {prefix_loss[2048]:.2f}; the"
+        f" base has {base:.2f}, full fine-tuning {full:.2f}."
+    ),
 )
 seeds = [[*middle[0], prompt_loss[2048]], [*middle[1], prefix_loss[2048]]]
 spread = max(max(losses) - min(losses) for losses in seeds)
 assert all(soft > deep for soft, deep in zip(*seeds, strict=True))
 print(
-    f"at 2,048 numbers: soft prompt {prompt_loss[2048]:.2f}, prefix {prefix_loss[2048]:.2f}; over 3 seeds within {spread:.2f}"
+    f"at 2,048 numbers: soft prompt {prompt_loss[2048]:.2f}, prefix"
+    f" {prefix_loss[2048]:.2f}; over 3 seeds within {spread:.2f}"
 )
 
 # %% [markdown]
@@ -325,15 +433,24 @@ small_full = loss_on(teach(course_model.load_draft(), RATE["full draft"]))
 small_prompts = []
 for seed in (0, 1, 2):
     draft = prompt_tuning.apply(
-        course_model.load_draft(), PromptTuningConfig(16), generator=torch.Generator().manual_seed(seed)
+        course_model.load_draft(),
+        PromptTuningConfig(16),
+        generator=torch.Generator().manual_seed(seed),
     )
     small_prompts.append(loss_on(teach(draft, RATE["prompt on the draft"], seed)))
 shares = {
-    "draft model,  230 thousand parameters": [(small - one) / (small - small_full) for one in small_prompts],
-    "course model, 1.05 million parameters": [(base - one) / (base - full) for one in seeds[0]],
+    "draft model,  230 thousand parameters": [
+        (small - one) / (small - small_full) for one in small_prompts
+    ],
+    "course model, 1.05 million parameters": [
+        (base - one) / (base - full) for one in seeds[0]
+    ],
 }
 for name, share in shares.items():
-    print(f"{name}: {sum(share) / 3:.0%} of the gain, seeds {min(share):.0%} to {max(share):.0%}")
+    print(
+        f"{name}: {sum(share) / 3:.0%} of the gain, seeds {min(share):.0%} to"
+        f" {max(share):.0%}"
+    )
 assert max(max(share) for share in shares.values()) < 0.5
 
 # %% [markdown]
@@ -354,12 +471,16 @@ assert max(max(share) for share in shares.values()) < 0.5
 # %%
 # NBVAL_IGNORE_OUTPUT
 def attention_to(model, text, p):
-    """(layers, heads): the mean share of attention on the first p tokens, over the real ones."""
+    """(layers, heads): the mean share of attention on the first p tokens, over the real
+    ones.
+    """
     shares = []
 
     def watching(q, k, v, mask):
         k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
-        scores = (q @ k.mT / q.shape[-1] ** 0.5).masked_fill(~mask if mask is not None else causal(q, k), -torch.inf)
+        scores = (q @ k.mT / q.shape[-1] ** 0.5).masked_fill(
+            ~mask if mask is not None else causal(q, k), -torch.inf
+        )
         weights = scores.softmax(-1)
         shares.append(weights[:, :, -text.shape[1] :, :p].sum(-1).mean((0, 2)))
         return weights @ v
@@ -370,14 +491,22 @@ def attention_to(model, text, p):
 
 
 def causal(q, k):
-    return torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).triu(1 + k.shape[2] - q.shape[2])
+    return torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).triu(
+        1 + k.shape[2] - q.shape[2]
+    )
 
 
-ADAPTERS = {f"prompt of {p}": (prompts[p], p) for p in (16, 64)} | {f"prefix of {p}": (prefixed[p], p) for p in (4, 16)}
+ADAPTERS = {f"prompt of {p}": (prompts[p], p) for p in (16, 64)} | {
+    f"prefix of {p}": (prefixed[p], p) for p in (4, 16)
+}
 window, opening = held_out[None, :96], ids("And the people of the land")[None]
 looks = {name: attention_to(m, window, p) for name, (m, p) in ADAPTERS.items()}
 written = {
-    name: " ".join(tokenizer.decode(generate(m, opening, 30, temperature=0.7, top_k=40, seed=3)[0].tolist()).split())
+    name: " ".join(
+        tokenizer.decode(
+            generate(m, opening, 30, temperature=0.7, top_k=40, seed=3)[0].tolist()
+        ).split()
+    )
     for name, (m, _) in ADAPTERS.items()
 }
 
@@ -388,14 +517,34 @@ def draw(adapter):
     for layer in range(4):
         for head in range(4):
             value = looks[adapter][layer, head].item()
-            ax.text(head, layer, f"{value:.0%}", ha="center", va="center", color="white" if value < 0.42 else "black")
-    ax.set(xticks=range(4), yticks=range(4), xlabel="head", ylabel="layer", title=f"attention on the {adapter}")
+            ax.text(
+                head,
+                layer,
+                f"{value:.0%}",
+                ha="center",
+                va="center",
+                color="white" if value < 0.42 else "black",
+            )
+    ax.set(
+        xticks=range(4),
+        yticks=range(4),
+        xlabel="head",
+        ylabel="layer",
+        title=f"attention on the {adapter}",
+    )
     ax.set_xticklabels(range(1, 5))
     ax.set_yticklabels(range(1, 5))
     ax.grid(False)
     fig.colorbar(picture, ax=ax, format=lambda v, _: f"{v:.0%}")
     page.axis("off")
-    page.text(0, 1, textwrap.fill(written[adapter], 46), va="top", family="DejaVu Serif", transform=page.transAxes)
+    page.text(
+        0,
+        1,
+        textwrap.fill(written[adapter], 46),
+        va="top",
+        family="DejaVu Serif",
+        transform=page.transAxes,
+    )
     return fig
 
 
@@ -403,7 +552,9 @@ explore(
     draw,
     title="Who listens to tokens that are not words",
     alt=lambda adapter: (
-        f"With a {adapter}, {looks[adapter].mean():.0%} of attention goes to virtual tokens, at most {looks[adapter].max():.0%} in one head. It writes: {written[adapter]}"
+        f"With a {adapter}, {looks[adapter].mean():.0%} of attention goes to virtual"
+        f" tokens, at most {looks[adapter].max():.0%} in one head. It writes:"
+        f" {written[adapter]}"
     ),
     start={"adapter": "prefix of 4"},
     adapter=list(ADAPTERS),
@@ -415,11 +566,26 @@ explore(
 
 # %%
 frozen = course_model.load()
-mine, yours = (virtual_tokens.vectors_of(prompts[16].virtual_tokens.encoder), frozen.model.embed_tokens(bible[:16]))
+mine, yours = (
+    virtual_tokens.vectors_of(prompts[16].virtual_tokens.encoder),
+    frozen.model.embed_tokens(bible[:16]),
+)
 rows = frozen.model.embed_tokens(window).expand(2, -1, -1)
-mixed = frozen(inputs_embeds=torch.cat([torch.stack([mine, yours.detach()]), rows], dim=1))[:, 16:]
-compare(mixed[0], prompts[16](window)[0], what="row 1 of the mixed batch, against its own model", tol=1e-4)
-compare(mixed[1], frozen(torch.cat([bible[None, :16], window], 1))[0, 16:], what="row 2, likewise", tol=1e-4)
+mixed = frozen(
+    inputs_embeds=torch.cat([torch.stack([mine, yours.detach()]), rows], dim=1)
+)[:, 16:]
+compare(
+    mixed[0],
+    prompts[16](window)[0],
+    what="row 1 of the mixed batch, against its own model",
+    tol=1e-4,
+)
+compare(
+    mixed[1],
+    frozen(torch.cat([bible[None, :16], window], 1))[0, 16:],
+    what="row 2, likewise",
+    tol=1e-4,
+)
 
 # %% [markdown]
 # ## At scale
@@ -445,12 +611,14 @@ for size, p, paper in [
     ("XXL", 150, 614_400),
 ]:
     print(
-        f"T5 {size:5} p = {p:>3}   paper {paper:>7,}   ours {p * WIDTH[size]:>7,}   {verdict(paper, p * WIDTH[size])}"
+        f"T5 {size:5} p = {p:>3}   paper {paper:>7,}   ours {p * WIDTH[size]:>7,}  "
+        f" {verdict(paper, p * WIDTH[size])}"
     )
 alone = 11_135_336_448 - 4_096  # XXL: total with a prompt of 1, less the prompt
 for p, paper in [(20, 11_135_414_272), (50, 11_137_380_352), (100, 11_135_741_952)]:
     print(
-        f"T5 XXL total, p = {p:>3}   paper {paper:,}   ours {alone + 4096 * p:,}   {verdict(paper, alone + 4096 * p)}"
+        f"T5 XXL total, p = {p:>3}   paper {paper:,}   ours {alone + 4096 * p:,}  "
+        f" {verdict(paper, alone + 4096 * p)}"
     )
 
 # %% [markdown]
@@ -466,10 +634,14 @@ for what, ours, paper in [
     ("prefix tuning, 20 tokens", 20 * 2 * 24 * 1024, (983_040, 560_197_632)),
 ]:
     same = verdict(paper[0], ours) if bloomz + ours == paper[1] else "NOT the same"
-    print(f"{what:25} peft {paper[0]:>7,} of {paper[1]:,}   ours {ours:>7,} of {bloomz + ours:,}   {same}")
+    print(
+        f"{what:25} peft {paper[0]:>7,} of {paper[1]:,}   ours {ours:>7,} of"
+        f" {bloomz + ours:,}   {same}"
+    )
 per_token = 2 * 36 * 1280
 print(
-    f"GPT-2 large (774 M, 36 layers of 1,280): {per_token:,} numbers a token; 0.1% is {774e6 * 0.001 / per_token:.0f} tokens"
+    f"GPT-2 large (774 M, 36 layers of 1,280): {per_token:,} numbers a token; 0.1% is"
+    f" {774e6 * 0.001 / per_token:.0f} tokens"
 )
 
 # %% [markdown]
@@ -487,7 +659,8 @@ print(
 
 # %%
 print(
-    f"20 virtual tokens on Llama 7B: {kv_cache_bytes(llama_7b, 1, 20) / 1e6:.1f} MB of cache for each request in flight"
+    f"20 virtual tokens on Llama 7B: {kv_cache_bytes(llama_7b, 1, 20) / 1e6:.1f} MB of"
+    " cache for each request in flight"
 )
 
 # %% [markdown]

@@ -16,7 +16,12 @@ from llmlab.models.accounting import forward_flops
 from llmlab.models.presets import preset
 from llmlab.peft import label_head, p_tuning, walk
 from llmlab.peft.best_practice import labelling
-from llmlab.peft.p_tuning import PromptEncoder, PTuningConfig, PTuningV2Config, p_tuning_v2
+from llmlab.peft.p_tuning import (
+    PromptEncoder,
+    PTuningConfig,
+    PTuningV2Config,
+    p_tuning_v2,
+)
 from llmlab.peft.prompt_and_prefix_tuning import virtual_tokens
 
 # %% [markdown]
@@ -31,7 +36,10 @@ llama_7b = preset("llama-7b")
 asked = sum(forward_flops(llama_7b, 1, t, logits=1) for t in range(1, 513))
 read = forward_flops(llama_7b, 1, 512, logits=0)
 print(f"512 questions, one for each token: {asked / 1e15:.2f} PFLOP")
-print(f"one pass and a label head:         {read / 1e15:.4f} PFLOP, {asked / read:.0f} times less")
+print(
+    f"one pass and a label head:         {read / 1e15:.4f} PFLOP, {asked / read:.0f}"
+    " times less"
+)
 
 # %% [markdown]
 # Sequence labelling is where prompting with words breaks down, and where the authors of P-Tuning v2 found that
@@ -47,7 +55,10 @@ print(f"one pass and a label head:         {read / 1e15:.4f} PFLOP, {asked / rea
 # %%
 shape_only = torch.nn.Module()
 shape_only.config = llama_7b
-trained, kept = p_tuning.num_parameters(shape_only, PTuningConfig(20)), 20 * llama_7b.hidden_size
+trained, kept = (
+    p_tuning.num_parameters(shape_only, PTuningConfig(20)),
+    20 * llama_7b.hidden_size,
+)
 print(f"trained {trained:,}, kept {kept:,}: {kept / trained:.2%}")
 
 # %% [markdown]
@@ -72,18 +83,27 @@ fig, axes = plt.subplots(1, 2, figsize=(4.8, 2.9))
 for ax, kind in zip(axes, ["LSTM", "MLP"], strict=True):
     encoder = PromptEncoder(64, PTuningConfig(8, encoder=kind, hidden=64), dice)
     jacobian = torch.autograd.functional.jacobian(
-        lambda h, e=encoder: torch.func.functional_call(e, {"embedding": h}, ()), encoder.embedding.detach()
+        lambda h, e=encoder: torch.func.functional_call(e, {"embedding": h}, ()),
+        encoder.embedding.detach(),
     )  # (8, 64, 8, 64)
     moved = jacobian.norm(dim=(1, 3))
     ax.imshow(moved / moved.max(), cmap="cividis", vmin=0, vmax=1, aspect="auto")
-    ax.set(title=kind, xlabel="free vector $h_j$", xticks=range(0, 8, 2), yticks=range(0, 8, 2))
+    ax.set(
+        title=kind,
+        xlabel="free vector $h_j$",
+        xticks=range(0, 8, 2),
+        yticks=range(0, 8, 2),
+    )
     ax.grid(False)
     assert (moved.fill_diagonal_(0).max() > 0) == (kind == "LSTM")
 axes[0].set_ylabel("virtual token $P_i$")
 figure(
     fig,
-    alt="How far virtual token i moves with free vector j. With the LSTM every token moves a little with every vector, most on "
-    "the diagonal; with the MLP the matrix is diagonal.",
+    alt=(
+        "How far virtual token i moves with free vector j. With the LSTM every token"
+        " moves a little with every vector, most on the diagonal; with the MLP the"
+        " matrix is diagonal."
+    ),
 )
 
 # %% [markdown]
@@ -107,7 +127,12 @@ figure(
 # shared with the lesson before: whatever an encoder makes, `(p, d)` or `(p, 2LKD)`, is put where it belongs.
 
 # %%
-show(PromptEncoder.forward, p_tuning_v2.make_encoder, label_head.LabelHead.forward, label_head.last_token)
+show(
+    PromptEncoder.forward,
+    p_tuning_v2.make_encoder,
+    label_head.LabelHead.forward,
+    label_head.last_token,
+)
 
 # %% [markdown]
 # On the course model ($d = 128$, 4 layers, 2 key/value heads of 32), with $p = 16$ and three labels:
@@ -153,15 +178,30 @@ logging.set_verbosity_error()  # that the classifier's head is new is the point
 for kind in ("MLP", "LSTM"):
     p_tuning.apply(model, PTuningConfig(5, encoder=kind, hidden=32), generator=dice)
     config = peft.PromptEncoderConfig(
-        num_virtual_tokens=5, encoder_hidden_size=32, encoder_reparameterization_type=kind, task_type="CAUSAL_LM"
+        num_virtual_tokens=5,
+        encoder_hidden_size=32,
+        encoder_reparameterization_type=kind,
+        task_type="CAUSAL_LM",
     )
-    theirs = peft.get_peft_model(LlamaForCausalLM.from_pretrained(course_model.MODEL), config)
+    theirs = peft.get_peft_model(
+        LlamaForCausalLM.from_pretrained(course_model.MODEL), config
+    )
     mine, peers = model.virtual_tokens.encoder, theirs.prompt_encoder["default"]
-    peers.load_state_dict({n.replace("embedding", "embedding.weight"): t for n, t in mine.state_dict().items()})
-    compare(model(prompt), theirs(prompt).logits[:, 5:], what=f"logits, {kind}", tol=1e-4)
+    peers.load_state_dict(
+        {
+            n.replace("embedding", "embedding.weight"): t
+            for n, t in mine.state_dict().items()
+        }
+    )
+    compare(
+        model(prompt), theirs(prompt).logits[:, 5:], what=f"logits, {kind}", tol=1e-4
+    )
     model(prompt).logsumexp(-1).sum().backward()
     theirs(prompt).logits[:, 5:].logsumexp(-1).sum().backward()
-    gradients = [torch.cat([p.grad.flatten() for _, p in sorted(e.named_parameters())]) for e in (mine, peers)]
+    gradients = [
+        torch.cat([p.grad.flatten() for _, p in sorted(e.named_parameters())])
+        for e in (mine, peers)
+    ]
     compare(*gradients, what=f"gradients, {kind}", tol=1e-3)
     virtual_tokens.remove(model)
 
@@ -171,13 +211,25 @@ for kind in ("MLP", "LSTM"):
 
 # %%
 folder = tempfile.mkdtemp()
-classifier = LlamaForTokenClassification.from_pretrained(course_model.MODEL, num_labels=3)
+classifier = LlamaForTokenClassification.from_pretrained(
+    course_model.MODEL, num_labels=3
+)
 config = peft.PrefixTuningConfig(num_virtual_tokens=5, task_type="TOKEN_CLS")
 theirs = peft.get_peft_model(classifier, config).eval()
 theirs.save_pretrained(folder)
 p_tuning_v2.load(model, folder)
-compare(model(prompt), theirs(prompt).logits, what="label scores, peft's file in our code", tol=1e-4)
-compare(walk.trainable(model)[0], theirs.get_nb_trainable_parameters()[0], what="parameters trained", tol=0)
+compare(
+    model(prompt),
+    theirs(prompt).logits,
+    what="label scores, peft's file in our code",
+    tol=1e-4,
+)
+compare(
+    walk.trainable(model)[0],
+    theirs.get_nb_trainable_parameters()[0],
+    what="parameters trained",
+    tol=0,
+)
 model = virtual_tokens.remove(model)
 
 # %% [markdown]
@@ -192,7 +244,10 @@ BOOKS = labelling.BOOKS
 tokenizer = course_model.load_tokenizer()
 test_tokens, test_labels = labelling.passages("valid", seed=10**6, count=384)
 for book in range(3):
-    print(f"{BOOKS[book]:10} …{tokenizer.decode(test_tokens[test_labels == book][0].tolist())}…")
+    print(
+        f"{BOOKS[book]:10}"
+        f" …{tokenizer.decode(test_tokens[test_labels == book][0].tolist())}…"
+    )
 
 # %% [markdown]
 # Four ways to do it, with the same head, the same batches and the same learning rate of the head. **Probe**: the head alone, on the frozen
@@ -205,7 +260,10 @@ for book in range(3):
 # %%
 # NBVAL_IGNORE_OUTPUT
 curves = labelling.curves()
-best = {m: next(r["rate"] for r in curves if r["method"] == m and r["seed"] == "1") for m in labelling.RATES}
+best = {
+    m: next(r["rate"] for r in curves if r["method"] == m and r["seed"] == "1")
+    for m in labelling.RATES
+}
 models = {}
 for method in ("probe", "shallow", "deep"):
     models[method] = labelling.prepare(method, seed=0)
@@ -213,31 +271,58 @@ for method in ("probe", "shallow", "deep"):
         pass
     now = labelling.accuracy(models[method], test_tokens, test_labels)
     line = next(
-        r for r in curves if (r["method"], r["rate"], r["seed"], r["steps"]) == (method, best[method], "0", "20")
+        r
+        for r in curves
+        if (r["method"], r["rate"], r["seed"], r["steps"])
+        == (method, best[method], "0", "20")
     )
-    print(f"{method:8} after 20 steps: recorded {float(line['test']):.1%}, now {now:.1%}")
+    print(
+        f"{method:8} after 20 steps: recorded {float(line['test']):.1%}, now {now:.1%}"
+    )
     assert abs(now - float(line["test"])) < 0.06
 
 # %%
-COLORS = {"probe": palette.gray, "shallow": palette.blue, "deep": palette.vermillion, "full": palette.ink}
+COLORS = {
+    "probe": palette.gray,
+    "shallow": palette.blue,
+    "deep": palette.vermillion,
+    "full": palette.ink,
+}
 MARKS = sorted({int(r["steps"]) for r in curves})
 
 
 def scores(method, steps):
     """Test accuracy of the three seeds."""
-    rows = [r for r in curves if (r["method"], r["rate"], int(r["steps"])) == (method, best[method], steps)]
+    rows = [
+        r
+        for r in curves
+        if (r["method"], r["rate"], int(r["steps"])) == (method, best[method], steps)
+    ]
     return [float(r["test"]) for r in rows]
 
 
-average = {m: [sum(scores(m, k)) / len(scores(m, k)) for k in MARKS] for m in labelling.RATES}
+average = {
+    m: [sum(scores(m, k)) / len(scores(m, k)) for k in MARKS] for m in labelling.RATES
+}
 fig, ax = plt.subplots(figsize=(4.8, 3.4))
 for method, color in COLORS.items():
     ax.plot(MARKS, [100 * a for a in average[method]], color=color, label=method)
     for k in MARKS:
-        ax.plot([k] * 3, [100 * a for a in scores(method, k)], ".", color=color, markersize=5)
+        ax.plot(
+            [k] * 3,
+            [100 * a for a in scores(method, k)],
+            ".",
+            color=color,
+            markersize=5,
+        )
 ax.axhline(100 / 3, color="#22262b", linewidth=1, linestyle="--")
 ax.text(MARKS[0], 34, "chance", va="bottom")
-ax.set(xscale="log", xlabel="steps of 16 passages", ylabel="% right on held-out passages", ylim=(30, 100))
+ax.set(
+    xscale="log",
+    xlabel="steps of 16 passages",
+    ylabel="% right on held-out passages",
+    ylim=(30, 100),
+)
 ax.set_xticks(MARKS, [str(k) for k in MARKS])
 ax.minorticks_off()
 ax.legend(loc="lower right", bbox_to_anchor=(1, 0.04), ncols=2, columnspacing=1)
@@ -246,13 +331,18 @@ figure(
     fig,
     alt="Accuracy by training steps, mean of three seeds. "
     + " ".join(
-        f"{m}: " + ", ".join(f"{a:.0%} at {k}" for k, a in zip(MARKS, ys, strict=True)) + "."
+        f"{m}: "
+        + ", ".join(f"{a:.0%} at {k}" for k, a in zip(MARKS, ys, strict=True))
+        + "."
         for m, ys in average.items()
     ),
 )
 for method, ys in average.items():
     last = scores(method, MARKS[-1])
-    print(f"{method:8} {ys[-1]:.1%} after {MARKS[-1]} steps, seeds {min(last):.1%} to {max(last):.1%}")
+    print(
+        f"{method:8} {ys[-1]:.1%} after {MARKS[-1]} steps, seeds {min(last):.1%} to"
+        f" {max(last):.1%}"
+    )
 
 # %% [markdown]
 # Deep beats shallow, as the paper says, but look at when. For the first 80 steps neither is better in the mean than the head alone, which trains 384
@@ -276,13 +366,19 @@ for method, ys in average.items():
 
 # %%
 # NBVAL_IGNORE_OUTPUT
-SHOWN = [int((test_labels == book).nonzero()[k, 0]) for k in range(2) for book in range(3)]
+SHOWN = [
+    int((test_labels == book).nonzero()[k, 0]) for k in range(2) for book in range(3)
+]
 with torch.no_grad():
-    chances = {name: model(test_tokens[SHOWN]).softmax(-1) for name, model in models.items()}
+    chances = {
+        name: model(test_tokens[SHOWN]).softmax(-1) for name, model in models.items()
+    }
 
 
 def track(passage):
-    """(3, 24): the right book's probability after each token, one row for each way to label."""
+    """(3, 24): the right book's probability after each token, one row for each way to
+    label.
+    """
     book = int(test_labels[SHOWN[passage - 1]])
     return torch.stack([chances[name][passage - 1, :, book] for name in models])
 
@@ -300,11 +396,23 @@ def draw(passage):
 
 
 def describe(passage):
-    ends = ", ".join(f"{name} {value:.0%}" for name, value in zip(models, track(passage)[:, -1], strict=True))
-    return f"A passage from {BOOKS[int(test_labels[SHOWN[passage - 1]])]}. Probability of the right book at its last token: {ends}."
+    ends = ", ".join(
+        f"{name} {value:.0%}"
+        for name, value in zip(models, track(passage)[:, -1], strict=True)
+    )
+    return (
+        f"A passage from {BOOKS[int(test_labels[SHOWN[passage - 1]])]}. Probability of"
+        f" the right book at its last token: {ends}."
+    )
 
 
-explore(draw, title="When do they know?", alt=describe, start={"passage": 1}, passage=list(range(1, 7)))
+explore(
+    draw,
+    title="When do they know?",
+    alt=describe,
+    start={"passage": 1},
+    passage=list(range(1, 7)),
+)
 
 # %% [markdown]
 # ## At scale
@@ -315,21 +423,29 @@ explore(draw, title="When do they know?", alt=describe, start={"passage": 1}, pa
 # %%
 d, m = 1024, 128
 encoder = 20 * d + (d * m + m) + (m * m + m) + (m * d + d)
-classifier = (d * d + d) + (2 * d + 2)  # RoBERTa's: a linear, tanh, and a linear to two labels
+# RoBERTa's: a linear, tanh, and a linear to two labels
+classifier = (d * d + d) + (2 * d + 2)
 
 
 def verdict(paper, ours):
     return "same" if paper == ours else f"NOT the same: off by {abs(paper - ours):,}"
 
 
-print(f"BLOOMZ-560M    peft   300,288   ours {encoder:>9,}   {verdict(300_288, encoder)}")
-print(f"RoBERTa-large  peft 1,351,938   ours {encoder + classifier:>9,}   {verdict(1_351_938, encoder + classifier)}")
 print(
-    f"of the second, the classifier is {classifier / (encoder + classifier):.0%}, and what is kept of the encoder {20 * d / (encoder + classifier):.1%}"
+    f"BLOOMZ-560M    peft   300,288   ours {encoder:>9,}   {verdict(300_288, encoder)}"
+)
+print(
+    f"RoBERTa-large  peft 1,351,938   ours {encoder + classifier:>9,}  "
+    f" {verdict(1_351_938, encoder + classifier)}"
+)
+print(
+    f"of the second, the classifier is {classifier / (encoder + classifier):.0%}, and"
+    f" what is kept of the encoder {20 * d / (encoder + classifier):.1%}"
 )
 roberta, per_token = 355_662_082 - encoder, 2 * 24 * d
 print(
-    f"P-Tuning v2 on RoBERTa-large: {per_token:,} numbers a token; 0.1% is {1e-3 * roberta / per_token:.0f} tokens, 3% is {0.03 * roberta / per_token:.0f}"
+    f"P-Tuning v2 on RoBERTa-large: {per_token:,} numbers a token; 0.1% is"
+    f" {1e-3 * roberta / per_token:.0f} tokens, 3% is {0.03 * roberta / per_token:.0f}"
 )
 
 # %% [markdown]
@@ -347,7 +463,9 @@ print(
 
 # %%
 print(
-    f"per step and GPU: {4 * p_tuning_v2.num_parameters(shape_only, PTuningV2Config(20)) / 1e6:.0f} MB of gradients in fp32"
+    "per step and GPU:"
+    f" {4 * p_tuning_v2.num_parameters(shape_only, PTuningV2Config(20)) / 1e6:.0f} MB"
+    " of gradients in fp32"
 )
 
 # %% [markdown]

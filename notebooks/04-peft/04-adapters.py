@@ -29,8 +29,14 @@ from llmlab.training import tasks
 # %%
 llama_7b = preset("llama-7b")
 one = forward_flops(llama_7b, batch=1, seq=512)
-print(f"eight fine-tuned copies of Llama 7B: {8 * 2 * parameters(llama_7b) / 1e9:.0f} GB in half precision")
-print(f"one text of 512 tokens through all eight: {8 * one / 1e12:.0f} TFLOP, eight times {one / 1e12:.1f}")
+print(
+    f"eight fine-tuned copies of Llama 7B: {8 * 2 * parameters(llama_7b) / 1e9:.0f} GB"
+    " in half precision"
+)
+print(
+    f"one text of 512 tokens through all eight: {8 * one / 1e12:.0f} TFLOP, eight times"
+    f" {one / 1e12:.1f}"
+)
 
 # %% [markdown]
 # Adapters make the storage small, as LoRA does; they were there first, in 2019. This page is about the second line. Eight
@@ -46,7 +52,8 @@ print(f"one text of 512 tokens through all eight: {8 * one / 1e12:.0f} TFLOP, ei
 # %%
 left = adapters.shared_cost(layers=12, tasks=8, n=5)
 print(
-    f"work that is left: {left:.1%}, so {1 - left:.0%} cheaper; with two tasks {1 - adapters.shared_cost(12, 2, 5):.0%}"
+    f"work that is left: {left:.1%}, so {1 - left:.0%} cheaper; with two tasks"
+    f" {1 - adapters.shared_cost(12, 2, 5):.0%}"
 )
 print(f"with ever more tasks at most {5 / 12:.0%}")
 
@@ -69,11 +76,26 @@ for x0, name, spots in [(0, "Houlsby", (1.75, 4.55)), (4.8, "Pfeiffer", (5.75,))
         ax.add_patch(plt.Rectangle((x0, y), 1.9, 0.9, color="#dfe1e4"))
         ax.text(x0 + 0.95, y + 0.45, label, ha="center", va="center", fontsize=10.5)
         top = y + 2.1
-        ax.plot([x0 + 2.6, x0 + 0.95, x0 + 0.95], [y - 0.3, y - 0.3, y], color="#6b7078", linewidth=1)
-        ax.plot([x0 + 0.95, x0 + 0.95, x0 + 2.6], [y + 0.9, top, top], color="#6b7078", linewidth=1)
+        ax.plot(
+            [x0 + 2.6, x0 + 0.95, x0 + 0.95],
+            [y - 0.3, y - 0.3, y],
+            color="#6b7078",
+            linewidth=1,
+        )
+        ax.plot(
+            [x0 + 0.95, x0 + 0.95, x0 + 2.6],
+            [y + 0.9, top, top],
+            color="#6b7078",
+            linewidth=1,
+        )
     for y in spots:
         center = x0 + 0.95 if name == "Houlsby" else x0 + 2.6
-        shape = [(center - 0.7, y), (center + 0.7, y), (center + 0.2, y + 0.35), (center + 0.7, y + 0.7)]
+        shape = [
+            (center - 0.7, y),
+            (center + 0.7, y),
+            (center + 0.2, y + 0.35),
+            (center + 0.7, y + 0.7),
+        ]
         shape += [(center - 0.7, y + 0.7), (center - 0.2, y + 0.35)]
         ax.add_patch(plt.Polygon(shape, color="#d55e00", zorder=3))
     ax.text(x0 + 1.6, 7.3, name, ha="center", fontweight="bold")
@@ -83,8 +105,11 @@ ax.set(xlim=(-0.4, 8.4), ylim=(-0.2, 7.9))
 ax.axis("off")
 figure(
     fig,
-    alt="Two diagrams of a transformer block. Houlsby: a bottleneck behind attention and one behind the MLP, each before "
-    "its output joins the stream. Pfeiffer: a single bottleneck on the stream, at the end of the block.",
+    alt=(
+        "Two diagrams of a transformer block. Houlsby: a bottleneck behind attention"
+        " and one behind the MLP, each before its output joins the stream. Pfeiffer: a"
+        " single bottleneck on the stream, at the end of the block."
+    ),
 )
 
 # %% [markdown]
@@ -120,7 +145,13 @@ figure(
 # The bottleneck, the hook that adds it to what a module gave, and the attention over several.
 
 # %%
-show(bottleneck.Bottleneck.forward, bottleneck.Site.change, bottleneck.Site.after, fusion.attend, adapters.drop)
+show(
+    bottleneck.Bottleneck.forward,
+    bottleneck.Site.change,
+    bottleneck.Site.after,
+    fusion.attend,
+    adapters.drop,
+)
 
 # %% [markdown]
 # A hook on a module's output leaves the model's own code and the names of its weights alone: the same file of ours works on
@@ -146,7 +177,10 @@ for kind in ("houlsby", "pfeiffer"):
     adapters.apply(model, AdapterConfig(kind, bottleneck=16), kind)
     adapters.set_adapter(model, kind)
     moved = (model(prompt) - plain).abs().max().item()
-    print(f"{kind:9} trains {walk.trainable(model)[0]:,} numbers; at the start no logit moves by 0.1: {moved < 0.1}")
+    print(
+        f"{kind:9} trains {walk.trainable(model)[0]:,} numbers; at the start no logit"
+        f" moves by 0.1: {moved < 0.1}"
+    )
 adapters.remove(model)
 compare(model(prompt), plain, what="logits after both came off", tol=0)
 
@@ -175,7 +209,12 @@ for p in model.parameters():
 folder = tempfile.mkdtemp()
 adapters.save(model, folder, "shared")
 adapters.load(theirs, folder, "shared")
-compare(theirs(prompt).logits, model(prompt), what="logits, our file on transformers' Llama", tol=1e-3)
+compare(
+    theirs(prompt).logits,
+    model(prompt),
+    what="logits, our file on transformers' Llama",
+    tol=1e-3,
+)
 model = adapters.remove(model)
 
 # %% [markdown]
@@ -190,12 +229,19 @@ model = adapters.remove(model)
 # %%
 STEPS, RATE = 24, 2e-2
 SIZE = {"bible": 4, "sort": 16}
-train = {name: tasks.make(name, tokenizer, batches=STEPS, size=n) for name, n in SIZE.items()}
-valid = {name: tasks.make(name, tokenizer, "valid", batches=3, size=n) for name, n in SIZE.items()}
+train = {
+    name: tasks.make(name, tokenizer, batches=STEPS, size=n) for name, n in SIZE.items()
+}
+valid = {
+    name: tasks.make(name, tokenizer, "valid", batches=3, size=n)
+    for name, n in SIZE.items()
+}
 
 
 def teach(seed, bare=0, robust=False):
-    """The course model after 24 steps of the Bible, with a Pfeiffer adapter in each block that is not bare."""
+    """The course model after 24 steps of the Bible, with a Pfeiffer adapter in each
+    block that is not bare.
+    """
     torch.manual_seed(seed)
     model = adapters.apply(course_model.load(), AdapterConfig("pfeiffer", 16), "bible")
     if not robust:
@@ -221,7 +267,9 @@ full = sum(loss_on(m, "bible") for m in standard) / 2
 
 
 def kept(model, n):
-    """The share of standard training's gain that is left with the lowest n blocks bare."""
+    """The share of standard training's gain that is left with the lowest n blocks
+    bare.
+    """
     return (bare - loss_on(adapters.drop(model, n), "bible")) / (bare - full)
 
 
@@ -235,20 +283,39 @@ keeps = {kind: shares.mean(0).tolist() for kind, shares in curve.items()}
 fig, ax = plt.subplots(figsize=(4.8, 3.5))
 for (kind, shares), style in zip(curve.items(), ("s--", "o-", "^:"), strict=True):
     ax.plot(range(4), 100 * shares.mean(0), style, label=kind)
-    ax.fill_between(range(4), 100 * shares.min(0).values, 100 * shares.max(0).values, alpha=0.2)
-ax.set(xlabel="bare blocks of four, from below", ylabel="% of the gain kept", xticks=range(4), ylim=(0, 110))
+    ax.fill_between(
+        range(4), 100 * shares.min(0).values, 100 * shares.max(0).values, alpha=0.2
+    )
+ax.set(
+    xlabel="bare blocks of four, from below",
+    ylabel="% of the gain kept",
+    xticks=range(4),
+    ylim=(0, 110),
+)
 ax.legend(loc="lower left")
 ax.set_title("Dropping the lower adapters")
 figure(
     fig,
     alt="Share of the gain on the Bible that is kept with 0, 1, 2 and 3 bare blocks. "
-    + ". ".join(f"{kind}: " + ", ".join(f"{k:.0%}" for k in shares) for kind, shares in keeps.items())
+    + ". ".join(
+        f"{kind}: " + ", ".join(f"{k:.0%}" for k in shares)
+        for kind, shares in keeps.items()
+    )
     + ".",
 )
-print(f"loss without adapters {bare:.2f}, after standard training {full:.2f}; share of that gain by bare blocks:")
+print(
+    f"loss without adapters {bare:.2f}, after standard training {full:.2f}; share of"
+    " that gain by bare blocks:"
+)
 for kind, shares in keeps.items():
-    print(f"{kind:20}" + "".join(f"{n}: {share:>4.0%}   " for n, share in enumerate(shares)))
-assert keeps["robust"][3] > keeps["standard"][3] + 0.1 and keeps["bare from the start"][2] > 0.85
+    print(
+        f"{kind:20}"
+        + "".join(f"{n}: {share:>4.0%}   " for n, share in enumerate(shares))
+    )
+assert (
+    keeps["robust"][3] > keeps["standard"][3] + 0.1
+    and keeps["bare from the start"][2] > 0.85
+)
 
 # %% [markdown]
 # The lowest adapter is hardly missed, whatever the training. (Houlsby et al. had seen it from the other side: of the trained adapters of
@@ -278,7 +345,9 @@ def step(n):
 
 
 def seconds(work, turns):
-    """The best time of `work`(n) for each n; the turns are mixed, so that what else runs here disturbs all alike."""
+    """The best time of `work`(n) for each n; the turns are mixed, so that what else
+    runs here disturbs all alike.
+    """
     best = [float("inf")] * 4
     for _ in range(turns):
         for n in range(4):
@@ -289,7 +358,10 @@ def seconds(work, turns):
 
 
 serving, training = seconds(serve, 4), seconds(step, 8)
-print("bare   eight tasks     counted,   measured,   a training   gain kept,    gain kept,")
+print(
+    "bare   eight tasks     counted,   measured,   a training   gain kept,    gain"
+    " kept,"
+)
 print("blocks at once, ms  blocks only       whole   step         bare at start robust")
 for n in range(4):
     print(
@@ -298,8 +370,14 @@ for n in range(4):
     )
 alone = adapters.run_tasks(adapters.drop(many, 2), text[:2], names[:2], 2)
 adapters.set_adapter(many, names[1])
-compare(alone[1], many(text[:2]), what="logits of a task that shared its lower blocks", tol=1e-3)
-assert adapters.shared_cost(4, 8, 2) == 0.5625  # times depend on what else runs here; the work does not
+compare(
+    alone[1],
+    many(text[:2]),
+    what="logits of a task that shared its lower blocks",
+    tol=1e-3,
+)
+# times depend on what else runs here; the work does not
+assert adapters.shared_cost(4, 8, 2) == 0.5625
 
 # %% [markdown]
 # Faster, then, and about as good: with two bare blocks, eight answers came in six to seven tenths of the time in our runs and a
@@ -324,13 +402,20 @@ for name, active in (("no adapter", None), ("Bible's", "bible"), ("digits'", "so
 places = bottleneck.sites(model).values()  # one in each block
 swapped = []
 for block in range(4):
-    for site in places:  # the digits' adapter in one block, the Bible's in the three others
+    # the digits' adapter in one block, the Bible's in the three others
+    for site in places:
         site.active = "sort" if site.layer == block else "bible"
     swapped.append(loss_on(model, "sort"))
 
-fusion.apply(model, FusionConfig(("bible", "sort")), "both", torch.Generator().manual_seed(0))
+fusion.apply(
+    model, FusionConfig(("bible", "sort")), "both", torch.Generator().manual_seed(0)
+)
 results["their mean"] = [loss_on(model, task) for task in train]
-mixture = [batch for pair in zip(train["bible"][:16], train["sort"][:16], strict=True) for batch in pair]
+mixture = [
+    batch
+    for pair in zip(train["bible"][:16], train["sort"][:16], strict=True)
+    for batch in pair
+]
 tasks.fit(model, mixture, 1e-3, penalty=lambda: fusion.value_penalty(model, "both"))
 results["fusion"] = [loss_on(model, task) for task in train]
 
@@ -358,14 +443,22 @@ for name in train:
         with torch.no_grad():
             model(batch.input_ids)
         real = batch.attention_mask.bool()
-        sums.append(torch.stack([w[..., 0][real].mean() for w in fusion.weights(model, "both").values()]))
+        sums.append(
+            torch.stack(
+                [w[..., 0][real].mean() for w in fusion.weights(model, "both").values()]
+            )
+        )
     read[name] = torch.stack(sums).mean(0).tolist()
 
 worst = results["Bible's"][1]
 fig, (left, right) = plt.subplots(1, 2, figsize=(4.8, 3.3), sharey=True)
 at = torch.arange(4)
-left.barh(at + 0.2, [100 * x for x in read["bible"]], 0.38, color="#0072b2", label="in verses")
-left.barh(at - 0.2, [100 * x for x in read["sort"]], 0.38, color="#d55e00", label="in digits")
+left.barh(
+    at + 0.2, [100 * x for x in read["bible"]], 0.38, color="#0072b2", label="in verses"
+)
+left.barh(
+    at - 0.2, [100 * x for x in read["sort"]], 0.38, color="#d55e00", label="in digits"
+)
 left.set(xlabel="% Bible's adapter", xticks=[0, 50, 100])
 left.set_yticks(range(4), labels=[f"block {i}" for i in range(4)])
 left.set_ylim(-0.6, 5.3)
@@ -378,11 +471,15 @@ right.set(xlabel="loss on digits", xlim=(0, 8), xticks=[2, 4, 6, 8])
 right.set_title("Digits' in one block")
 figure(
     fig,
-    alt="Left: how much of the Bible's adapter the fusion reads in blocks 0 to 3: in verses "
+    alt=(
+        "Left: how much of the Bible's adapter the fusion reads in blocks 0 to 3: in"
+        " verses "
+    )
     + ", ".join(f"{x:.0%}" for x in read["bible"])
     + "; in digits "
     + ", ".join(f"{x:.0%}" for x in read["sort"])
-    + ". Right: loss on digits with the digits' adapter in one block and the Bible's in the three others: "
+    + ". Right: loss on digits with the digits' adapter in one block and the Bible's in"
+    " the three others: "
     + ", ".join(f"{x:.1f}" for x in swapped)
     + f"; with the Bible's in all four {worst:.1f}.",
 )
@@ -423,8 +520,8 @@ explore(
     draw,
     title="Bare blocks run once",
     alt=lambda bare, tasks: (
-        f"{bare} bare blocks, {tasks} tasks: {adapters.shared_cost(4, tasks, bare):.0%} of the work and "
-        f"{keeps['robust'][bare]:.0%} of the gain are left."
+        f"{bare} bare blocks, {tasks} tasks: {adapters.shared_cost(4, tasks, bare):.0%}"
+        f" of the work and {keeps['robust'][bare]:.0%} of the gain are left."
     ),
     start={"bare": 2, "tasks": 8},
     bare=[0, 1, 2, 3],
@@ -440,15 +537,21 @@ explore(
 
 # %%
 width, layers, words = 1024, 24, 30522
-blocks = layers * (12 * width**2 + 13 * width)  # attention 4d², MLP 8d², biases, two layer norms
-bert = blocks + (words + 512 + 2 + 2) * width + width**2 + width  # embeddings, their norm, the pooler
-print(f"BERT-large has {bert / 1e6:.0f} million parameters, {blocks / 1e6:.0f} million of them in its blocks")
+# attention 4d², MLP 8d², biases, two layer norms
+blocks = layers * (12 * width**2 + 13 * width)
+# embeddings, their norm, the pooler
+bert = blocks + (words + 512 + 2 + 2) * width + width**2 + width
+print(
+    f"BERT-large has {bert / 1e6:.0f} million parameters, {blocks / 1e6:.0f} million of"
+    " them in its blocks"
+)
 print("         of all   of the blocks   paper")
 for m, paper in ((8, ""), (64, "2.1%"), (256, "")):
     added = 2 * layers * (bottleneck.count(width, m) + 2 * width)
     print(f"m = {m:>3}{added / bert:>8.1%}{added / blocks:>16.1%}{paper:>8}")
 print(
-    f"AdapterDrop, 5 of 12 layers, 8 tasks: paper 39% (measured), ours {1 - adapters.shared_cost(12, 8, 5):.0%} (counted)"
+    "AdapterDrop, 5 of 12 layers, 8 tasks: paper 39% (measured), ours"
+    f" {1 - adapters.shared_cost(12, 8, 5):.0%} (counted)"
 )
 
 # %% [markdown]
@@ -462,10 +565,14 @@ print(
 d, L = llama_7b.hidden_size, llama_7b.num_hidden_layers
 size = L * bottleneck.count(d, 64)
 share = L * bottleneck.flops(d, 64, 512) / one
-print(f"{size:,} numbers, {size / parameters(llama_7b):.2%} of the model, a file of {2 * size / 1e6:.0f} MB")
+print(
+    f"{size:,} numbers, {size / parameters(llama_7b):.2%} of the model, a file of"
+    f" {2 * size / 1e6:.0f} MB"
+)
 print(f"{share:.2%} more FLOPs for every token; a merged LoRA adds none")
 print(
-    f"a fusion of any number of them: {L * (3 * d * d + 2 * d) / 1e9:.1f} billion numbers, which is why one fuses small models"
+    f"a fusion of any number of them: {L * (3 * d * d + 2 * d) / 1e9:.1f} billion"
+    " numbers, which is why one fuses small models"
 )
 
 # %% [markdown]

@@ -33,7 +33,8 @@ training = sum(adam_bytes(llama_7b).values())
 shelf = 100 * 2 * parameters(llama_7b)
 print(f"Llama 7B: {parameters(llama_7b):,} parameters")
 print(
-    f"to train all of them: {training / 1e9:.0f} GB, before a single activation; an 80 GB GPU holds {80e9 / training:.0%}"
+    f"to train all of them: {training / 1e9:.0f} GB, before a single activation; an 80"
+    f" GB GPU holds {80e9 / training:.0%}"
 )
 print(f"to keep 100 fine-tuned copies: {shelf / 1e12:.2f} TB")
 
@@ -55,10 +56,17 @@ with torch.device("meta"):  # the shape of the model without its 27 GB
 lora.apply(big, LoRAConfig(r=8, target_modules=("q_proj", "v_proj")))
 trained, everything = walk.trainable(big)
 frozen = everything - trained
-print(f"trained: {trained:,} of {everything:,}, which is {100 * trained / everything:.4f}%")
-print(f"to train: {(2 * frozen + 16 * trained) / 1e9:.1f} GB instead of {training / 1e9:.0f} GB")
 print(
-    f"to keep 100 fine-tuned models: {(2 * frozen + 100 * 2 * trained) / 1e9:.1f} GB instead of {shelf / 1e9:,.0f} GB"
+    f"trained: {trained:,} of {everything:,}, which is"
+    f" {100 * trained / everything:.4f}%"
+)
+print(
+    f"to train: {(2 * frozen + 16 * trained) / 1e9:.1f} GB instead of"
+    f" {training / 1e9:.0f} GB"
+)
+print(
+    f"to keep 100 fine-tuned models: {(2 * frozen + 100 * 2 * trained) / 1e9:.1f} GB"
+    f" instead of {shelf / 1e9:,.0f} GB"
 )
 
 # %% [markdown]
@@ -86,12 +94,21 @@ ax.text(64, 64, parts[0][-1], ha="center", va="center")
 ax.text(157, 64, "+", ha="center", va="center", fontsize=20)
 ax.text(188, -16, "B\n128 × 4", ha="center", va="center", color="#d55e00")
 ax.text(270, 106, "A  4 × 128", ha="center", va="center", color="#0072b2")
-ax.text(270, 52, f"16,384 frozen\n{4 * (128 + 128):,} trained\n= 1 in 16", ha="center", va="center")
+ax.text(
+    270,
+    52,
+    f"16,384 frozen\n{4 * (128 + 128):,} trained\n= 1 in 16",
+    ha="center",
+    va="center",
+)
 ax.set(xlim=(-4, 338), ylim=(-34, 132), aspect="equal")
 ax.axis("off")
 figure(
     fig,
-    alt="A large grey square, the frozen weight, plus a thin upright bar B times a thin flat bar A, drawn to scale.",
+    alt=(
+        "A large grey square, the frozen weight, plus a thin upright bar B times a thin"
+        " flat bar A, drawn to scale."
+    ),
 )
 
 # %% [markdown]
@@ -123,7 +140,13 @@ figure(
 # knows how to fold itself in.
 
 # %%
-show(lora.delta_weight, lora.low_rank, lora.LoRALinear.change, lora.LoRALinear.forward, lora.LoRALinear.merge)
+show(
+    lora.delta_weight,
+    lora.low_rank,
+    lora.LoRALinear.change,
+    lora.LoRALinear.forward,
+    lora.LoRALinear.merge,
+)
 
 # %% [markdown]
 # Shapes in the course model, which has 128 channels, 4 query heads of 32 and, by grouped-query attention, only 2 heads
@@ -167,13 +190,16 @@ logging.disable_progress_bar()
 
 torch.manual_seed(0)
 for name, p in model.named_parameters():
-    if "lora_B" in name:  # a B that has learned something, so that the comparison says something
+    # a B that has learned something, so that the comparison says something
+    if "lora_B" in name:
         torch.nn.init.normal_(p, std=0.01)
 
 folder = tempfile.mkdtemp()
 files.save(model, f"{folder}/ours")
 theirs = peft.PeftModel.from_pretrained(
-    LlamaForCausalLM.from_pretrained(course_model.MODEL), f"{folder}/ours", is_trainable=True
+    LlamaForCausalLM.from_pretrained(course_model.MODEL),
+    f"{folder}/ours",
+    is_trainable=True,
 )
 compare(model(prompt), theirs(prompt).logits, what="logits, ours in peft", tol=1e-4)
 
@@ -184,14 +210,38 @@ compare(model(prompt), theirs(prompt).logits, what="logits, ours in peft", tol=1
 # %%
 pretraining.next_token_loss(model(prompt), prompt).backward()
 theirs(prompt, labels=prompt).loss.backward()
-mine = torch.cat([p.grad.flatten() for n, p in sorted(model.named_parameters()) if p.grad is not None])
-peers = torch.cat([p.grad.flatten() for n, p in sorted(theirs.named_parameters()) if p.grad is not None])
+mine = torch.cat(
+    [
+        p.grad.flatten()
+        for n, p in sorted(model.named_parameters())
+        if p.grad is not None
+    ]
+)
+peers = torch.cat(
+    [
+        p.grad.flatten()
+        for n, p in sorted(theirs.named_parameters())
+        if p.grad is not None
+    ]
+)
 compare(mine, peers, what="gradients of every A and B")
-compare(walk.trainable(model), theirs.get_nb_trainable_parameters(), what="parameters (trained, all)", tol=0)
+compare(
+    walk.trainable(model),
+    theirs.get_nb_trainable_parameters(),
+    what="parameters (trained, all)",
+    tol=0,
+)
 
 theirs.save_pretrained(f"{folder}/theirs")
-returned = files.load(LlamaForCausalLM.from_pretrained(course_model.MODEL), f"{folder}/theirs")
-compare(returned(prompt).logits, model(prompt), what="logits, peft's file in our code on transformers' model", tol=1e-4)
+returned = files.load(
+    LlamaForCausalLM.from_pretrained(course_model.MODEL), f"{folder}/theirs"
+)
+compare(
+    returned(prompt).logits,
+    model(prompt),
+    what="logits, peft's file in our code on transformers' model",
+    tol=1e-4,
+)
 
 # %% [markdown]
 # Merging: the same function, with nothing left to slow it down. Unmerging gives back the old weights to the bit, which
@@ -235,21 +285,31 @@ LEARNING_RATE = {"full": 3e-3, 1: 2e-2, 2: 2e-2, 4: 2e-2, 8: 2e-2}
 
 
 def teach(rank, rate=None):
-    """The course model after 20 steps of the Bible, in full or through adapters of one rank."""
+    """The course model after 20 steps of the Bible, in full or through adapters of one
+    rank.
+    """
     rate = rate or LEARNING_RATE[rank]
-    recipe = pretraining.Recipe(20, batch=4, context=128, peak_lr=rate, warmup=4, weight_decay=0.0)
+    recipe = pretraining.Recipe(
+        20, batch=4, context=128, peak_lr=rate, warmup=4, weight_decay=0.0
+    )
     torch.manual_seed(0)
     model = course_model.load().requires_grad_(False)
     if rank == "full":
         for layer in walk.find(model, "all-linear").values():
             layer.requires_grad_(True)
     else:
-        lora.apply(model, LoRAConfig(r=rank, alpha=2 * rank, target_modules="all-linear"), "bible")
+        lora.apply(
+            model,
+            LoRAConfig(r=rank, alpha=2 * rank, target_modules="all-linear"),
+            "bible",
+        )
     optimizer = pretraining.make_optimizer(model, recipe)
     for step in range(recipe.steps):
         for group in optimizer.param_groups:
             group["lr"] = pretraining.learning_rate(step, recipe)
-        pretraining.training_step(model, optimizer, pretraining.sample_batch(bible, recipe, step), recipe.clip)
+        pretraining.training_step(
+            model, optimizer, pretraining.sample_batch(bible, recipe, step), recipe.clip
+        )
     return model
 
 
@@ -263,7 +323,10 @@ full = teach("full")
 # %%
 # NBVAL_IGNORE_OUTPUT
 linears = walk.find(base, "all-linear")
-delta = {name: (full.get_submodule(name).weight - layer.weight).detach() for name, layer in linears.items()}
+delta = {
+    name: (full.get_submodule(name).weight - layer.weight).detach()
+    for name, layer in linears.items()
+}
 svd = {name: torch.linalg.svd(d, full_matrices=False) for name, d in delta.items()}
 noise = [torch.linalg.svdvals(torch.randn_like(d)) for d in delta.values()]
 
@@ -276,13 +339,20 @@ def mean(values):
     return sum(values) / len(values)
 
 
-top4, chance = mean([energy(S, 4) for _, S, _ in svd.values()]), mean([energy(S, 4) for S in noise])
+top4, chance = (
+    mean([energy(S, 4) for _, S, _ in svd.values()]),
+    mean([energy(S, 4) for S in noise]),
+)
 
 fig, ax = plt.subplots()
 for S, (_, D, _) in zip(noise, svd.values(), strict=True):
     ax.plot(range(1, 65), S[:64] / S.norm(), color="#b8bcc2", linewidth=0.8)
     ax.plot(range(1, 65), D[:64] / D.norm(), color="#0072b2", linewidth=0.8, alpha=0.6)
-ax.set(xscale="log", xlabel="singular value, largest first", ylabel="share of the length of ΔW")
+ax.set(
+    xscale="log",
+    xlabel="singular value, largest first",
+    ylabel="share of the length of ΔW",
+)
 ax.set_title("28 changes against 28 random matrices")
 ax.set_xticks([1, 2, 4, 8, 16, 32, 64], labels=["1", "2", "4", "8", "16", "32", "64"])
 ax.minorticks_off()
@@ -290,11 +360,17 @@ ax.annotate("fine-tuning", (1.6, 0.42), color="#0072b2")
 ax.annotate("random", (1.05, 0.08), color="#6b7078")
 figure(
     fig,
-    alt=f"Singular values of 28 weight changes fall steeply: the first four hold {top4:.0%} of the squared length, "
-    f"against {chance:.0%} in a random matrix of the same shape.",
+    alt=(
+        "Singular values of 28 weight changes fall steeply: the first four hold"
+        f" {top4:.0%} of the squared length, against {chance:.0%} in a random matrix of"
+        " the same shape."
+    ),
 )
 assert top4 > 2 * chance
-print(f"four directions of up to 128 hold {top4:.0%} of ΔW² on average; in a random matrix {chance:.0%}")
+print(
+    f"four directions of up to 128 hold {top4:.0%} of ΔW² on average; in a random"
+    f" matrix {chance:.0%}"
+)
 
 # %% [markdown]
 # The change collapses onto a few directions. It does not collapse onto four: there is a long tail, and part of that
@@ -349,7 +425,10 @@ ax.minorticks_off()
 ax.set_title("What a rank buys")
 figure(
     fig,
-    alt=f"Share of full fine-tuning's gain on the Bible. At rank 4, LoRA reaches {trained_share[4]:.0%}, the cut change {cut_share[4]:.0%}.",
+    alt=(
+        "Share of full fine-tuning's gain on the Bible. At rank 4, LoRA reaches"
+        f" {trained_share[4]:.0%}, the cut change {cut_share[4]:.0%}."
+    ),
 )
 assert trained_share[4] > 0.5
 
@@ -368,28 +447,54 @@ assert trained_share[4] > 0.5
 def distance(model):
     """How far the weights moved: the mean over layers of |ΔW| / |W₀|."""
     lora.merge(model) if lora.adapters(model) else None
-    moved = {name: walk.base_of(layer).weight for name, layer in walk.find(model, "all-linear").items()}
-    far = mean([((moved[name] - layer.weight).norm() / layer.weight.norm()).item() for name, layer in linears.items()])
+    moved = {
+        name: walk.base_of(layer).weight
+        for name, layer in walk.find(model, "all-linear").items()
+    }
+    far = mean(
+        [
+            ((moved[name] - layer.weight).norm() / layer.weight.norm()).item()
+            for name, layer in linears.items()
+        ]
+    )
     lora.unmerge(model) if lora.adapters(model) else None
     return far
 
 
 gentle = teach("full", LEARNING_RATE["full"] / 2)
-runs = {"full": full, "full, rate / 2": gentle} | {f"r = {r}": m for r, m in adapted.items()}
+runs = {"full": full, "full, rate / 2": gentle} | {
+    f"r = {r}": m for r, m in adapted.items()
+}
 learned = {"full": start - end, "full, rate / 2": start - loss_on(gentle, new)}
 learned |= {f"r = {r}": start - loss for r, loss in adapted_loss.items()}
 known = loss_on(base, old)
 forgot = {name: loss_on(m, old) - known for name, m in runs.items()}
 print("run              trained  learned  forgot   moved")
 for name, m in runs.items():
-    print(f"{name:14}{walk.trainable(m)[0]:>10,}{learned[name]:>9.2f}{forgot[name]:>8.2f}{distance(m):>8.0%}")
+    print(
+        f"{name:14}{walk.trainable(m)[0]:>10,}{learned[name]:>9.2f}{forgot[name]:>8.2f}{distance(m):>8.0%}"
+    )
 
 fig, ax = plt.subplots(figsize=(4.8, 3.4))
 at = torch.arange(len(runs))
 ax.barh(at - 0.2, list(learned.values()), 0.38, color="#0072b2")
 ax.barh(at + 0.2, list(forgot.values()), 0.38, color="#d55e00")
-ax.text(learned["full"] - 0.02, -0.2, "learned (Bible)", color="white", ha="right", va="center")
-ax.text(forgot["full"] - 0.02, 0.2, "forgot (addresses)", color="black", ha="right", va="center")
+ax.text(
+    learned["full"] - 0.02,
+    -0.2,
+    "learned (Bible)",
+    color="white",
+    ha="right",
+    va="center",
+)
+ax.text(
+    forgot["full"] - 0.02,
+    0.2,
+    "forgot (addresses)",
+    color="black",
+    ha="right",
+    va="center",
+)
 ax.set_yticks(at, labels=list(runs))
 ax.invert_yaxis()
 ax.set(xlabel="change of the loss, nats a token")
@@ -397,7 +502,10 @@ ax.set_title("What is learned, what is forgotten")
 figure(
     fig,
     alt="Bars for six runs: "
-    + "; ".join(f"{name}: learned {learned[name]:.1f}, forgot {forgot[name]:.1f} nats" for name in runs)
+    + "; ".join(
+        f"{name}: learned {learned[name]:.1f}, forgot {forgot[name]:.1f} nats"
+        for name in runs
+    )
     + ".",
 )
 assert max(learned, key=learned.get) == "full" and min(forgot.values()) > 0.2
@@ -419,10 +527,19 @@ assert forgot["r = 2"] < forgot["full"] and forgot["full, rate / 2"] < forgot["f
 # NBVAL_IGNORE_OUTPUT
 kinds = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 moved = {
-    kind: mean([(delta[n].norm() / linears[n].weight.norm()).item() for n in delta if n.endswith(kind)])
+    kind: mean(
+        [
+            (delta[n].norm() / linears[n].weight.norm()).item()
+            for n in delta
+            if n.endswith(kind)
+        ]
+    )
     for kind in kinds
 }
-held = {kind: mean([energy(svd[n][1], 4) for n in delta if n.endswith(kind)]) for kind in kinds}
+held = {
+    kind: mean([energy(svd[n][1], 4) for n in delta if n.endswith(kind)])
+    for kind in kinds
+}
 
 fig, (left, right) = plt.subplots(1, 2, figsize=(4.8, 3.2), sharey=True)
 left.barh(kinds, [100 * moved[k] for k in kinds], color="#0072b2")
@@ -434,7 +551,10 @@ right.set(xlabel="% of ΔW²")
 right.set_title("in 4 directions")
 figure(
     fig,
-    alt="Two bar charts over the seven kinds of linear. Left, the length of the change relative to the weight: "
+    alt=(
+        "Two bar charts over the seven kinds of linear. Left, the length of the change"
+        " relative to the weight: "
+    )
     + ", ".join(f"{k} {100 * moved[k]:.0f}%" for k in kinds)
     + ". Right, the share of it in four directions: "
     + ", ".join(f"{k} {100 * held[k]:.0f}%" for k in kinds)
@@ -465,7 +585,10 @@ written, curve = {}, {}
 for w in WEIGHTS:
     files.combine(mixed, {"bible": w}, "mix")
     tokens = generate(mixed, opening, 36, temperature=0.7, top_k=40, seed=3)[0].tolist()
-    written[w], curve[w] = " ".join(tokenizer.decode(tokens).split()), (loss_on(mixed, new), loss_on(mixed, old))
+    written[w], curve[w] = (
+        " ".join(tokenizer.decode(tokens).split()),
+        (loss_on(mixed, new), loss_on(mixed, old)),
+    )
     lora.remove(mixed, "mix")
 lora.set_adapter(mixed, "bible")
 
@@ -480,7 +603,14 @@ def draw(weight):
     ax.set(xlabel="weight of the Bible adapter", ylabel="loss")
     ax.legend()
     page.axis("off")
-    page.text(0, 1, textwrap.fill(written[weight], 46), va="top", family="DejaVu Serif", transform=page.transAxes)
+    page.text(
+        0,
+        1,
+        textwrap.fill(written[weight], 46),
+        va="top",
+        family="DejaVu Serif",
+        transform=page.transAxes,
+    )
     return fig
 
 
@@ -488,7 +618,8 @@ explore(
     draw,
     title="From senator to prophet",
     alt=lambda weight: (
-        f"Weight {weight}: loss {curve[weight][0]:.2f} on the Bible, {curve[weight][1]:.2f} on addresses. It writes: {written[weight]}"
+        f"Weight {weight}: loss {curve[weight][0]:.2f} on the Bible,"
+        f" {curve[weight][1]:.2f} on addresses. It writes: {written[weight]}"
     ),
     start={"weight": 1.0},
     weight=WEIGHTS,
@@ -508,7 +639,12 @@ alone = [base(prompt)]
 for adapter in ("bible", "blend"):
     lora.set_adapter(mixed, adapter)
     alone.append(mixed(prompt))
-compare(together, torch.cat(alone), what="three models in one batch, against each alone", tol=1e-4)
+compare(
+    together,
+    torch.cat(alone),
+    what="three models in one batch, against each alone",
+    tol=1e-4,
+)
 
 # %% [markdown]
 # ## At scale
@@ -525,7 +661,13 @@ def count(n, r):
 
 
 def verdict(paper, ours):
-    return "same" if round(ours, 1) == paper else "same, cut off" if int(10 * ours) / 10 == paper else "no"
+    return (
+        "same"
+        if round(ours, 1) == paper
+        else "same, cut off"
+        if int(10 * ours) / 10 == paper
+        else "no"
+    )
 
 
 for where, what, n, r, paper in [
@@ -537,16 +679,22 @@ for where, what, n, r, paper in [
     ("table 15", "r_q = r_v = 64", 2, 64, 301.9),
 ]:
     print(
-        f"{where:12} {what:26} paper {paper:>6} M   ours {count(n, r) / 1e6:>7.2f} M   {verdict(paper, count(n, r) / 1e6)}"
+        f"{where:12} {what:26} paper {paper:>6} M   ours {count(n, r) / 1e6:>7.2f} M  "
+        f" {verdict(paper, count(n, r) / 1e6)}"
     )
 small, large = 2 * count(2, 4), 2 * total
 print(
-    f"section 4.2  checkpoint at r = 4:    paper 35 MB, ours {small / 1e6:.1f} MB = {small / 2**20:.1f} MiB; the model: paper 350 GB, ours {large / 1e9:.1f} GB"
+    f"section 4.2  checkpoint at r = 4:    paper 35 MB, ours {small / 1e6:.1f} MB ="
+    f" {small / 2**20:.1f} MiB; the model: paper 350 GB, ours {large / 1e9:.1f} GB"
 )
 print(
-    f"section 4.2  memory to train LoRA:   paper 350 GB, ours {(large + 16 * count(2, 4)) / 1e9:.0f} GB without activations"
+    "section 4.2  memory to train LoRA:   paper 350 GB, ours"
+    f" {(large + 16 * count(2, 4)) / 1e9:.0f} GB without activations"
 )
-print(f"section 4.2  memory to train fully:  paper 1.2 TB, ours {16 * total / 1e12:.1f} TB by 16 bytes a parameter")
+print(
+    f"section 4.2  memory to train fully:  paper 1.2 TB, ours {16 * total / 1e12:.1f}"
+    " TB by 16 bytes a parameter"
+)
 
 # %% [markdown]
 # Three things deserve a word. Table 15 cuts 18.87 and 301.99 off after the first digit instead of rounding. Section D.4
@@ -570,7 +718,8 @@ print(f"section 4.2  memory to train fully:  paper 1.2 TB, ours {16 * total / 1e
 
 # %%
 print(
-    f"per step and GPU, full: {2 * parameters(llama_7b) / 1e9:.1f} GB of gradients; LoRA at rank 8: {2 * trained / 1e6:.1f} MB"
+    f"per step and GPU, full: {2 * parameters(llama_7b) / 1e9:.1f} GB of gradients;"
+    f" LoRA at rank 8: {2 * trained / 1e6:.1f} MB"
 )
 
 # %% [markdown]

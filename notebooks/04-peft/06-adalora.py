@@ -23,7 +23,8 @@ from llmlab.peft.adalora import budget as adalora_budget
 from llmlab.peft.lora import LoRAConfig
 from llmlab.training import pretraining
 
-torch.set_num_threads(1)  # for matrices this small a second thread waits more than it helps
+# for matrices this small a second thread waits more than it helps
+torch.set_num_threads(1)
 
 # %% [markdown]
 # ## What it costs
@@ -38,7 +39,10 @@ for name, price in prices.items():
     print(f"one rank of {name:10} {price:>7,} numbers")
 bill = 8 * shape.num_hidden_layers * sum(prices.values())
 print(f"rank 8 on all {7 * shape.num_hidden_layers} matrices: {bill:,} numbers,")
-print(f"{16 * bill / 1e9:.2f} GB to train, {2 * bill / 1e6:.0f} MB to keep for each customer")
+print(
+    f"{16 * bill / 1e9:.2f} GB to train, {2 * bill / 1e6:.0f} MB to keep for each"
+    " customer"
+)
 
 # %% [markdown]
 # If half of these ranks teach the model nothing, half of the 40 MB is waste, for each customer, on disk and in the
@@ -67,8 +71,22 @@ x = 0.0
 for i, (score, kept) in enumerate([("0.9", True), ("0.1", False), ("0.6", True)]):
     color = palette.blue if kept else "#c9cdd2"
     ax.add_patch(plt.Rectangle((x, 0), 0.16, 2.2, color=color))
-    ax.add_patch(plt.Circle((x + 0.55, 1.1), 0.3, color=palette.vermillion if kept else "#ffffff", ec="#6b7078"))
-    ax.text(x + 0.55, 1.08, "λ" if kept else "0", ha="center", va="center", color="white" if kept else palette.ink)
+    ax.add_patch(
+        plt.Circle(
+            (x + 0.55, 1.1),
+            0.3,
+            color=palette.vermillion if kept else "#ffffff",
+            ec="#6b7078",
+        )
+    )
+    ax.text(
+        x + 0.55,
+        1.08,
+        "λ" if kept else "0",
+        ha="center",
+        va="center",
+        color="white" if kept else palette.ink,
+    )
     ax.add_patch(plt.Rectangle((x + 0.95, 1.02), 1.6, 0.16, color=color))
     ax.text(x + 1.3, -0.45, f"score {score}", ha="center", color=palette.ink)
     x += 3.1
@@ -78,8 +96,11 @@ ax.set(xlim=(-0.2, 9.0), ylim=(-0.7, 2.4), aspect="equal")
 ax.axis("off")
 figure(
     fig,
-    alt="A sum of three triplets, each an upright bar, a circle with λ and a flat bar. The second has the lowest score: "
-    "its λ is 0, its bars are grey but still there.",
+    alt=(
+        "A sum of three triplets, each an upright bar, a circle with λ and a flat bar."
+        " The second has the lowest score: its λ is 0, its bars are grey but still"
+        " there."
+    ),
 )
 
 # %% [markdown]
@@ -177,16 +198,31 @@ for t in (6, 14, 22, 31):
 
 # %%
 def two_triplets(mask_all, steps=60):
-    """λ of both triplets after each step; `mask_all` also zeroes P and Q of the one that was cut."""
+    """λ of both triplets after each step; `mask_all` also zeroes P and Q of the one
+    that was cut.
+    """
     model = torch.nn.ModuleDict({"q_proj": torch.nn.Linear(6, 6, bias=False)})
-    config = AdaLoRAConfig(steps, init_r=2, target_r=1, alpha=2, tinit=5, tfinal=10, target_modules=("q_proj",))
+    config = AdaLoRAConfig(
+        steps,
+        init_r=2,
+        target_r=1,
+        alpha=2,
+        tinit=5,
+        tfinal=10,
+        target_modules=("q_proj",),
+    )
     layer = adalora.apply(model, config)["q_proj"]
     with torch.no_grad():
-        for p, value in [(layer.base.weight, torch.zeros(6, 6)), (layer.lora_A, torch.eye(2, 6))]:
+        for p, value in [
+            (layer.base.weight, torch.zeros(6, 6)),
+            (layer.lora_A, torch.eye(2, 6)),
+        ]:
             p.copy_(value)
         layer.lora_B.copy_(layer.lora_A.T)
     allocator, dice = RankAllocator(model), torch.Generator().manual_seed(0)
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    optimizer = torch.optim.SGD(
+        [p for p in model.parameters() if p.requires_grad], lr=0.1
+    )
     history = []
     for t in range(steps):
         x, noise = torch.randn(2, 64, 6, generator=dice)
@@ -197,7 +233,13 @@ def two_triplets(mask_all, steps=60):
         allocator.step(t)
         if mask_all and allocator.kept is not None:
             with torch.no_grad():
-                layer.lora_A[~allocator.kept["q_proj"]], layer.lora_B[:, ~allocator.kept["q_proj"]] = 0, 0
+                (
+                    layer.lora_A[~allocator.kept["q_proj"]],
+                    layer.lora_B[:, ~allocator.kept["q_proj"]],
+                ) = (
+                    0,
+                    0,
+                )
         optimizer.zero_grad()
         history.append(layer.lora_E.detach().flatten().tolist())
     return history
@@ -205,7 +247,9 @@ def two_triplets(mask_all, steps=60):
 
 lambdas = [two_triplets(mask_all) for mask_all in (False, True)]
 fig, axes = plt.subplots(1, 2, figsize=(4.8, 2.6), sharey=True)
-for ax, values, title in zip(axes, lambdas, ("λ masked", "P, λ, Q masked"), strict=True):
+for ax, values, title in zip(
+    axes, lambdas, ("λ masked", "P, λ, Q masked"), strict=True
+):
     for i in (0, 1):
         ax.plot([v[i] for v in values], color=[palette.blue, palette.vermillion][i])
     ax.axvline(30, color=palette.gray, linestyle=":")
@@ -217,12 +261,18 @@ axes[0].text(48, 1.12, "second", color=palette.vermillion, ha="center")
 axes[1].text(17, 0.06, "second", color=palette.vermillion, ha="center")
 figure(
     fig,
-    alt="λ of two triplets over 60 steps; at step 30 the data turn from the first direction to the second. With λ alone "
-    f"masked the second triplet takes over and ends at {lambdas[0][-1][1]:.1f}. With P and Q masked too it stays at "
-    f"{lambdas[1][-1][1]:.1f}.",
+    alt=(
+        "λ of two triplets over 60 steps; at step 30 the data turn from the first"
+        " direction to the second. With λ alone masked the second triplet takes over"
+        f" and ends at {lambdas[0][-1][1]:.1f}. With P and Q masked too it stays at"
+        f" {lambdas[1][-1][1]:.1f}."
+    ),
 )
 back = next(t for t in range(30, 60) if lambdas[0][t][1])
-print(f"λ alone masked: the second triplet is back at step {back}, and ends at λ = {lambdas[0][-1][1]:.1f}")
+print(
+    f"λ alone masked: the second triplet is back at step {back}, and ends at λ ="
+    f" {lambdas[0][-1][1]:.1f}"
+)
 print(f"P and Q masked too: it ends at λ = {lambdas[1][-1][1]:.1f}")
 assert back < 45 and lambdas[1][-1][1] == 0
 
@@ -241,7 +291,8 @@ assert back < 45 and lambdas[1][-1][1] == 0
 import peft
 from transformers import LlamaForCausalLM, logging
 
-warnings.filterwarnings("ignore", module="peft|transformers")  # deprecations; and peft takes AdaLoRA's ranks for LoRA's
+# deprecations; and peft takes AdaLoRA's ranks for LoRA's
+warnings.filterwarnings("ignore", module="peft|transformers")
 logging.disable_progress_bar()
 
 tokenizer = course_model.load_tokenizer()
@@ -255,10 +306,18 @@ bible = encode(course_model.corpus("bible")[:400_000])
 new = encode(course_model.corpus("bible", "valid")[:60_000])
 shared = {"init_r": 3, "target_r": 1, "tinit": 2, "tfinal": 3, "orth_reg_weight": 0.1}
 targets = ("q_proj", "v_proj", "up_proj")
-ours = adalora.apply(course_model.load(), AdaLoRAConfig(12, alpha=32, target_modules=targets, **shared))
+ours = adalora.apply(
+    course_model.load(), AdaLoRAConfig(12, alpha=32, target_modules=targets, **shared)
+)
 theirs = peft.get_peft_model(
     LlamaForCausalLM.from_pretrained(course_model.MODEL),
-    peft.AdaLoraConfig(total_step=12, lora_alpha=32, target_modules=list(targets), task_type="CAUSAL_LM", **shared),
+    peft.AdaLoraConfig(
+        total_step=12,
+        lora_alpha=32,
+        target_modules=list(targets),
+        task_type="CAUSAL_LM",
+        **shared,
+    ),
 )
 layers, peers = adalora.layers_of(ours), {}
 with torch.no_grad():
@@ -270,13 +329,19 @@ with torch.no_grad():
 
 # %%
 allocator, kept, averages = RankAllocator(ours), ([], []), ([], [])
-optimizers = [torch.optim.AdamW([p for p in m.parameters() if p.requires_grad], lr=1e-2) for m in (ours, theirs)]
+optimizers = [
+    torch.optim.AdamW([p for p in m.parameters() if p.requires_grad], lr=1e-2)
+    for m in (ours, theirs)
+]
 recipe = pretraining.Recipe(steps=12, batch=2, context=32, warmup=0)
 losses = ([], [])
 for t in range(12):
     batch = pretraining.sample_batch(bible, recipe, t)
     for side, loss in enumerate(
-        (next_token_loss(ours(batch), batch) + adalora.regularizer(ours), theirs(batch, labels=batch).loss)
+        (
+            next_token_loss(ours(batch), batch) + adalora.regularizer(ours),
+            theirs(batch, labels=batch).loss,
+        )
     ):
         loss.backward()
         losses[side].append(loss.item())
@@ -288,14 +353,29 @@ for t in range(12):
             averages[0].append(smooth.flatten() * allocator.unsure[key].flatten())
             allocation = theirs.base_model.rankallocator
             name = f"{key}.default"
-            averages[1].append((allocation.exp_avg_ipt[name] * allocation.exp_avg_unc[name]).flatten())
-    kept[0].append([int((layers[place].lora_E != 0).sum()) for place, which in peers if which == "lora_E"])
-    kept[1].append([int((p != 0).sum()) for (_, which), p in peers.items() if which == "lora_E"])
+            averages[1].append(
+                (allocation.exp_avg_ipt[name] * allocation.exp_avg_unc[name]).flatten()
+            )
+    kept[0].append(
+        [
+            int((layers[place].lora_E != 0).sum())
+            for place, which in peers
+            if which == "lora_E"
+        ]
+    )
+    kept[1].append(
+        [int((p != 0).sum()) for (_, which), p in peers.items() if which == "lora_E"]
+    )
     for optimizer in optimizers:
         optimizer.zero_grad()
 compare(losses[0], losses[1], what="losses with the regularizer, 12 steps", tol=1e-4)
 scale = torch.cat(averages[1]).max()
-compare(torch.cat(averages[0]) / scale, torch.cat(averages[1]) / scale, what="Ī · Ū, as parts of the largest", tol=1e-3)
+compare(
+    torch.cat(averages[0]) / scale,
+    torch.cat(averages[1]) / scale,
+    what="Ī · Ū, as parts of the largest",
+    tol=1e-3,
+)
 compare(kept[0], kept[1], what="ranks of 12 layers after each of 12 steps", tol=0)
 
 # %% [markdown]
@@ -305,11 +385,15 @@ compare(kept[0], kept[1], what="ranks of 12 layers after each of 12 steps", tol=
 prompt = torch.tensor([tokenizer.encode("And the whale said unto the people").ids])
 folder = tempfile.mkdtemp()
 files.save(ours, f"{folder}/ours")
-opened = peft.PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(course_model.MODEL), f"{folder}/ours")
+opened = peft.PeftModel.from_pretrained(
+    LlamaForCausalLM.from_pretrained(course_model.MODEL), f"{folder}/ours"
+)
 compare(opened(prompt).logits, ours(prompt), what="logits, ours in peft", tol=1e-4)
 theirs.save_pretrained(f"{folder}/theirs")
 returned = files.load(course_model.load(), f"{folder}/theirs")
-compare(returned(prompt), theirs(prompt).logits, what="logits, peft's in ours", tol=1e-4)
+compare(
+    returned(prompt), theirs(prompt).logits, what="logits, peft's in ours", tol=1e-4
+)
 plain = course_model.load()(prompt)
 compare(adalora.remove(ours)(prompt), plain, what="logits after removing", tol=0)
 
@@ -326,7 +410,9 @@ STEPS = 48
 
 def train(model, seed, step=lambda t: None, extra=lambda: 0.0):
     """The model after STEPS steps of the Bible."""
-    recipe = pretraining.Recipe(STEPS, batch=3, context=40, warmup=5, weight_decay=0.0, seed=seed, peak_lr=2e-2)
+    recipe = pretraining.Recipe(
+        STEPS, batch=3, context=40, warmup=5, weight_decay=0.0, seed=seed, peak_lr=2e-2
+    )
     optimizer = pretraining.make_optimizer(model, recipe)
     for t in range(STEPS):
         for group in optimizer.param_groups:
@@ -342,13 +428,26 @@ def train(model, seed, step=lambda t: None, extra=lambda: 0.0):
 
 def with_adalora(seed):
     """The model, and after each step the ranks and the masks."""
-    config = AdaLoRAConfig(STEPS, 1, 3, alpha=32, tinit=6, tfinal=16, orth_reg_weight=0.1, target_modules="all-linear")
-    model = adalora.apply(course_model.load(), config, generator=torch.Generator().manual_seed(seed))
+    config = AdaLoRAConfig(
+        STEPS,
+        1,
+        3,
+        alpha=32,
+        tinit=6,
+        tfinal=16,
+        orth_reg_weight=0.1,
+        target_modules="all-linear",
+    )
+    model = adalora.apply(
+        course_model.load(), config, generator=torch.Generator().manual_seed(seed)
+    )
     allocator, history, masks = RankAllocator(model), [], []
 
     def step(t):
         allocator.step(t)
-        masks.append(None if allocator.kept is None else torch.cat(list(allocator.kept.values())))
+        masks.append(
+            None if allocator.kept is None else torch.cat(list(allocator.kept.values()))
+        )
         history.append(list(adalora.ranks(model).values()))
 
     return train(model, seed, step, lambda: adalora.regularizer(model)), history, masks
@@ -361,11 +460,22 @@ adaptive, histories, masks = zip(*(with_adalora(seed) for seed in SEEDS), strict
 found = [adalora.ranks(model) for model in adaptive]
 
 KINDS = ["q", "k", "v", "o", "gate", "up", "down"]
-grid = torch.tensor([list(f.values()) for f in found], dtype=torch.float32).mean(0).view(4, 7)
+grid = (
+    torch.tensor([list(f.values()) for f in found], dtype=torch.float32)
+    .mean(0)
+    .view(4, 7)
+)
 fig, ax = plt.subplots(figsize=(4.8, 2.9))
 ax.imshow(grid, cmap="Blues", vmin=0, vmax=3, aspect="auto")
 for i, j in itertools.product(range(4), range(7)):
-    ax.text(j, i, f"{grid[i, j]:g}", ha="center", va="center", color="white" if grid[i, j] > 1.7 else palette.ink)
+    ax.text(
+        j,
+        i,
+        f"{grid[i, j]:g}",
+        ha="center",
+        va="center",
+        color="white" if grid[i, j] > 1.7 else palette.ink,
+    )
 ax.set_xticks(range(7), labels=KINDS)
 ax.set_yticks(range(4), labels=[f"layer {i}" for i in range(4)])
 ax.set_title("Where 28 ranks went (mean of 2 seeds)")
@@ -378,9 +488,17 @@ figure(
     + ".",
 )
 for seed, f in zip(SEEDS, found, strict=True):
-    print(f"seed {seed}: {sum(r == 0 for r in f.values())} of 28 matrices end with no rank")
+    print(
+        f"seed {seed}: {sum(r == 0 for r in f.values())} of 28 matrices end with no"
+        " rank"
+    )
 print("ranks by kind:", ", ".join(f"{k} {v:g}" for k, v in by_kind.items()))
-assert by_kind["q"] + by_kind["k"] < 4 < 14 < by_kind["gate"] + by_kind["up"] + by_kind["down"]
+assert (
+    by_kind["q"] + by_kind["k"]
+    < 4
+    < 14
+    < by_kind["gate"] + by_kind["up"] + by_kind["down"]
+)
 
 # %% [markdown]
 # The MLP takes three quarters of the budget, values and outputs most of the rest, queries and keys next to nothing. To sound
@@ -419,20 +537,35 @@ def with_lora(ranks, seed):
     """Plain LoRA with a rank for each matrix; a matrix of rank 0 has none."""
     ranks = {name: r for name, r in ranks.items() if r}
     alphas = {name: 2 * r for name, r in ranks.items()}
-    config = LoRAConfig(r=1, alpha=2, target_modules=tuple(ranks), rank_pattern=ranks, alpha_pattern=alphas)
-    return train(lora.apply(course_model.load(), config, generator=torch.Generator().manual_seed(seed)), seed)
+    config = LoRAConfig(
+        r=1,
+        alpha=2,
+        target_modules=tuple(ranks),
+        rank_pattern=ranks,
+        alpha_pattern=alphas,
+    )
+    return train(
+        lora.apply(
+            course_model.load(), config, generator=torch.Generator().manual_seed(seed)
+        ),
+        seed,
+    )
 
 
 plans = {
     "as found": found,
     "dealt evenly": [deal(list(f), numbers(f)) for f in found],
-    "where it was cut": [deal([n for n, r in f.items() if not r], numbers(f)) for f in found],
+    "where it was cut": [
+        deal([n for n, r in f.items() if not r], numbers(f)) for f in found
+    ],
 }
 
 # %%
 # NBVAL_IGNORE_OUTPUT
 models = {
-    f"LoRA, {plan}": [with_lora(ranks, s) for ranks, s in zip(by_seed, SEEDS, strict=True)]
+    f"LoRA, {plan}": [
+        with_lora(ranks, s) for ranks, s in zip(by_seed, SEEDS, strict=True)
+    ]
     for plan, by_seed in plans.items()
 }
 
@@ -444,13 +577,21 @@ def loss_on(model):
 
 
 start = loss_on(course_model.load())
-losses = {name: [loss_on(m) for m in group] for name, group in ({"AdaLoRA": adaptive} | models).items()}
+losses = {
+    name: [loss_on(m) for m in group]
+    for name, group in ({"AdaLoRA": adaptive} | models).items()
+}
 print(f"before training: {start:.2f}")
 print(f"{'':23}{'seed 0':>7}{'seed 1':>8}    numbers trained")
 for name, values in losses.items():
-    counts = [numbers(f) + sum(f.values()) for f in found] if name == "AdaLoRA" else None
+    counts = (
+        [numbers(f) + sum(f.values()) for f in found] if name == "AdaLoRA" else None
+    )
     counts = counts or [walk.trainable(m)[0] for m in models[name]]
-    print(f"{name:23}{values[0]:>7.3f}{values[1]:>8.3f}    {counts[0]:,} and {counts[1]:,}")
+    print(
+        f"{name:23}{values[0]:>7.3f}{values[1]:>8.3f}    {counts[0]:,} and"
+        f" {counts[1]:,}"
+    )
 
 fig, ax = plt.subplots(figsize=(4.8, 2.7))
 for seed, marker in zip(SEEDS, "os", strict=True):
@@ -499,10 +640,29 @@ def draw(step):
     fig, (top, ax) = plt.subplots(2, 1, figsize=(4.8, 4.2), height_ratios=[1, 2])
     top.plot(range(STEPS), allowed, color=palette.gray)
     top.plot(step, allowed[step], "o", color=palette.vermillion, markersize=9)
-    top.set(xlabel="step", ylabel="budget", ylim=(0, 92), yticks=[28, 84], xticks=[0, 6, 32, 47])
-    ax.imshow(torch.tensor(history[step]).view(4, 7), cmap="Blues", vmin=0, vmax=3, aspect="auto")
+    top.set(
+        xlabel="step",
+        ylabel="budget",
+        ylim=(0, 92),
+        yticks=[28, 84],
+        xticks=[0, 6, 32, 47],
+    )
+    ax.imshow(
+        torch.tensor(history[step]).view(4, 7),
+        cmap="Blues",
+        vmin=0,
+        vmax=3,
+        aspect="auto",
+    )
     for i, r in enumerate(history[step]):
-        ax.text(i % 7, i // 7, r, ha="center", va="center", color="white" if r > 1 else palette.ink)
+        ax.text(
+            i % 7,
+            i // 7,
+            r,
+            ha="center",
+            va="center",
+            color="white" if r > 1 else palette.ink,
+        )
     ax.set_xticks(range(7), labels=KINDS)
     ax.set_yticks(range(4), labels=[f"layer {i}" for i in range(4)])
     ax.grid(False)
@@ -513,12 +673,16 @@ explore(
     draw,
     title="The budget at work",
     alt=lambda step: (
-        f"Step {step}: budget {allowed[step]}, {sum(history[step])} ranks in use, {sum(r == 0 for r in history[step])} matrices empty."
+        f"Step {step}: budget {allowed[step]}, {sum(history[step])} ranks in use,"
+        f" {sum(r == 0 for r in history[step])} matrices empty."
     ),
     start={"step": 12},
     step=MOMENTS,
 )
-returns = [sum(int((b & ~a).sum()) for a, b in itertools.pairwise(m) if a is not None) for m in masks]
+returns = [
+    sum(int((b & ~a).sum()) for a, b in itertools.pairwise(m) if a is not None)
+    for m in masks
+]
 print(f"triplets that were cut at one step and kept at the next, by seed: {returns}")
 
 # %% [markdown]
@@ -541,8 +705,14 @@ for r, paper_lora, paper_ada in [(8, 1.33, 1.27), (2, 0.33, 0.32)]:
     low, high = triplets * (attention + 1) / 1e6, triplets * (mlp + 1) / 1e6
     verdict = "same" if round(count, 2) == paper_lora else "NOT the same"
     print(f"LoRA r = {r}: paper {paper_lora} M, ours {count:.2f} M, {verdict}")
-    print(f"AdaLoRA, {triplets} triplets: paper {paper_ada} M, possible {low:.2f} to {high:.2f} M,")
-    print(f"    so {(paper_ada - low) / (high - low):.0%} of them in the MLP; an even deal has 33%")
+    print(
+        f"AdaLoRA, {triplets} triplets: paper {paper_ada} M, possible {low:.2f} to"
+        f" {high:.2f} M,"
+    )
+    print(
+        f"    so {(paper_ada - low) / (high - low):.0%} of them in the MLP; an even"
+        " deal has 33%"
+    )
 
 # %% [markdown]
 # That is odd: by its count the MLP has somewhat *less* than an even share, while its figure 3 and its text have the budget
@@ -568,7 +738,8 @@ for r, paper_lora, paper_ada in [(8, 1.33, 1.27), (2, 0.33, 0.32)]:
 # %%
 start_numbers = 12 * shape.num_hidden_layers * sum(prices.values())
 print(
-    f"7B, init_r 12 on all linears: {start_numbers / 1e6:.0f} M numbers, {16 * start_numbers / 1e9:.2f} GB with Adam;"
+    f"7B, init_r 12 on all linears: {start_numbers / 1e6:.0f} M numbers,"
+    f" {16 * start_numbers / 1e9:.2f} GB with Adam;"
 )
 print(f"the two averages add {8 * start_numbers / 1e9:.2f} GB while the budget falls")
 

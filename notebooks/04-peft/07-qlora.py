@@ -22,7 +22,8 @@ from llmlab.peft.lora import LoRAConfig
 from llmlab.peft.qlora import QLoRAConfig, UnifiedMemory, nf4, paging
 from llmlab.training import pretraining
 
-torch.set_num_threads(1)  # for matrices this small a second thread waits more than it helps
+# for matrices this small a second thread waits more than it helps
+torch.set_num_threads(1)
 
 # %% [markdown]
 # ## What it costs
@@ -35,8 +36,13 @@ torch.set_num_threads(1)  # for matrices this small a second thread waits more t
 llama_65b = preset("llama-65b")
 n = parameters(llama_65b)
 print(f"Llama 65B: {n / 1e9:.1f} billion parameters")
-print(f"full fine-tuning: {12 * n / 1e9:.0f} GB, {math.ceil(12 * n / 80e9)} GPUs of 80 GB")
-print(f"LoRA: {2 * n / 1e9:.0f} GB for the frozen weights alone, {math.ceil(2 * n / 80e9)} GPUs of 80 GB")
+print(
+    f"full fine-tuning: {12 * n / 1e9:.0f} GB, {math.ceil(12 * n / 80e9)} GPUs of 80 GB"
+)
+print(
+    f"LoRA: {2 * n / 1e9:.0f} GB for the frozen weights alone,"
+    f" {math.ceil(2 * n / 80e9)} GPUs of 80 GB"
+)
 
 # %% [markdown]
 # ## Predict
@@ -56,9 +62,18 @@ print(f"LoRA: {2 * n / 1e9:.0f} GB for the frozen weights alone, {math.ceil(2 * 
 # a layer of SmolLM2-135M whose weights are divided by the largest of their 64.
 
 # %%
-real = dict(real_model.load().named_parameters())["model.layers.12.mlp.up_proj.weight"].detach().clone()
+real = (
+    dict(real_model.load().named_parameters())["model.layers.12.mlp.up_proj.weight"]
+    .detach()
+    .clone()
+)
 _, scaled = nf4.absmax_blocks(real.flatten(), 64)
-COLORS = {"nf4": palette.blue, "e2m1": palette.purple, "int4": palette.ink, "fp4": palette.green}
+COLORS = {
+    "nf4": palette.blue,
+    "e2m1": palette.purple,
+    "int4": palette.ink,
+    "fp4": palette.green,
+}
 fig, axes = plt.subplots(3, 1, figsize=(4.8, 3.9), sharex=True)
 for ax, kind in zip(axes, ("int4", "fp4", "nf4"), strict=True):
     ax.hist(scaled, bins=101, color=palette.sky, alpha=0.5, density=True)
@@ -67,8 +82,11 @@ for ax, kind in zip(axes, ("int4", "fp4", "nf4"), strict=True):
 axes[-1].set_xlabel("weight / largest of its block of 64")
 figure(
     fig,
-    alt="Histogram of scaled weights, a bell around zero, with the levels of INT4 evenly spaced, of FP4 crowded at zero "
-    "with wide gaps outside, and of NF4 dense in the middle and wider apart towards the ends.",
+    alt=(
+        "Histogram of scaled weights, a bell around zero, with the levels of INT4"
+        " evenly spaced, of FP4 crowded at zero with wide gaps outside, and of NF4"
+        " dense in the middle and wider apart towards the ends."
+    ),
 )
 
 # %% [markdown]
@@ -101,7 +119,14 @@ figure(
 # The format is a few pure functions on tensors; the layer holds their result and two products.
 
 # %%
-show(nf4.normal_float, nf4.absmax_blocks, nf4.nearest, nf4.quantize_scales, nf4.dequantize, qlora._FrozenProduct)
+show(
+    nf4.normal_float,
+    nf4.absmax_blocks,
+    nf4.nearest,
+    nf4.quantize_scales,
+    nf4.dequantize,
+    qlora._FrozenProduct,
+)
 
 # %% [markdown]
 # What is stored of a `q_proj` of the course model, 128 × 128, is 4.129 bits a weight against 32 before:
@@ -115,10 +140,17 @@ show(nf4.normal_float, nf4.absmax_blocks, nf4.nearest, nf4.quantize_scales, nf4.
 
 # %%
 stored = nf4.quantize(course_model.load().model.layers[0].self_attn.q_proj.weight)
-print(f"stored: {stored.nbytes:,} bytes, {8 * stored.nbytes / 128**2:.3f} bits a weight")
-compare(nf4.normal_float(), nf4.NF4, what="NF4 derived against NF4 as published", tol=1e-6)
+print(
+    f"stored: {stored.nbytes:,} bytes, {8 * stored.nbytes / 128**2:.3f} bits a weight"
+)
+compare(
+    nf4.normal_float(), nf4.NF4, what="NF4 derived against NF4 as published", tol=1e-6
+)
 print(" ".join(f"{v:.3f}" for v in nf4.normal_float().tolist()))
-print(f"bits a weight: {nf4.bits_per_weight(64, double=False)} with float scales (paper: 4.5),")
+print(
+    f"bits a weight: {nf4.bits_per_weight(64, double=False)} with float scales (paper:"
+    " 4.5),"
+)
 print(f"{nf4.bits_per_weight(64):.3f} with double quantization (paper: 4.127)")
 
 # %% [markdown]
@@ -143,11 +175,19 @@ for shape in ((128, 128), (24, 40), (33, 130), (129, 33), (7,)):
             (ours.offset, state.offset),
         ]:
             assert torch.equal(mine, other), (shape, kind)
-print("NF4 and FP4, codes, scales, scales of scales and means: identical, bit for bit, at 5 shapes")
+print(
+    "NF4 and FP4, codes, scales, scales of scales and means: identical, bit for bit, at"
+    " 5 shapes"
+)
 for kind in ("nf4", "fp4"):
     codes, state = bnb.quantize_4bit(real, quant_type=kind, compress_statistics=True)
     back = nf4.dequantize(nf4.quantize(real, kind))
-    compare(back, bnb.dequantize_4bit(codes, state), what=f"a layer of SmolLM2 to {kind.upper()} and back", tol=0)
+    compare(
+        back,
+        bnb.dequantize_4bit(codes, state),
+        what=f"a layer of SmolLM2 to {kind.upper()} and back",
+        tol=0,
+    )
 
 # %% [markdown]
 # Now the whole method. On their side `transformers` loads the course model with `load_in_4bit`, and `peft` adds an
@@ -163,24 +203,48 @@ logging.disable_progress_bar()
 
 tokenizer = course_model.load_tokenizer()
 prompt = torch.tensor([tokenizer.encode("And the whale said unto the people").ids])
-model = qlora.apply(course_model.load(), QLoRAConfig(r=4, alpha=8), generator=torch.Generator().manual_seed(0))
+model = qlora.apply(
+    course_model.load(),
+    QLoRAConfig(r=4, alpha=8),
+    generator=torch.Generator().manual_seed(0),
+)
 dice = torch.Generator().manual_seed(1)
 for name, p in model.named_parameters():
-    if "lora_B" in name:  # a B that has learned something, so that the comparison says something
+    # a B that has learned something, so that the comparison says something
+    if "lora_B" in name:
         torch.nn.init.normal_(p, std=0.02, generator=dice)
 folder = tempfile.mkdtemp()
 qlora.save(model, folder)
 four_bits = BitsAndBytesConfig(
-    load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32
+    load_in_4bit=True,
+    bnb_4bit_quant_type="nf4",
+    bnb_4bit_use_double_quant=True,
+    bnb_4bit_compute_dtype=torch.float32,
 )
-base = LlamaForCausalLM.from_pretrained(course_model.MODEL, quantization_config=four_bits, dtype=torch.float32)
+base = LlamaForCausalLM.from_pretrained(
+    course_model.MODEL, quantization_config=four_bits, dtype=torch.float32
+)
 theirs = peft.PeftModel.from_pretrained(base, folder, is_trainable=True).train()
-compare(model(prompt), theirs(prompt).logits, what="logits, our 4 bits and theirs", tol=1e-4)
+compare(
+    model(prompt), theirs(prompt).logits, what="logits, our 4 bits and theirs", tol=1e-4
+)
 
 next_token_loss(model(prompt), prompt).backward()
 theirs(prompt, labels=prompt).loss.backward()
-mine = torch.cat([p.grad.flatten() for _, p in sorted(model.named_parameters()) if p.grad is not None])
-peers = torch.cat([p.grad.flatten() for _, p in sorted(theirs.named_parameters()) if p.grad is not None])
+mine = torch.cat(
+    [
+        p.grad.flatten()
+        for _, p in sorted(model.named_parameters())
+        if p.grad is not None
+    ]
+)
+peers = torch.cat(
+    [
+        p.grad.flatten()
+        for _, p in sorted(theirs.named_parameters())
+        if p.grad is not None
+    ]
+)
 compare(mine, peers, what="gradients of every A and B", tol=1e-5)
 
 plain = course_model.load()(prompt)
@@ -198,10 +262,16 @@ compare(qlora.remove(model)(prompt), plain, what="logits after removing", tol=0)
 # %%
 # NBVAL_IGNORE_OUTPUT
 def gradient_of_adapters(evaluate_first):
-    """Its norm, for LoRA on q and v over a base in 4 bits, after one training step's backward pass."""
+    """Its norm, for LoRA on q and v over a base in 4 bits, after one training step's
+    backward pass.
+    """
     torch.manual_seed(0)  # the same adapters both times
-    base = LlamaForCausalLM.from_pretrained(course_model.MODEL, quantization_config=four_bits, dtype=torch.float32)
-    config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    base = LlamaForCausalLM.from_pretrained(
+        course_model.MODEL, quantization_config=four_bits, dtype=torch.float32
+    )
+    config = peft.LoraConfig(
+        r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"
+    )
     model = peft.get_peft_model(base, config)
     if evaluate_first:
         with torch.no_grad():
@@ -211,20 +281,33 @@ def gradient_of_adapters(evaluate_first):
     return torch.cat(grads).norm().item() if grads else 0.0
 
 
-warnings.filterwarnings("ignore", message="bitsandbytes::gemv_4bit: an autograd kernel")  # the warning of that case
+# the warning of that case
+warnings.filterwarnings("ignore", message="bitsandbytes::gemv_4bit: an autograd kernel")
 learned, after_eval = gradient_of_adapters(False), gradient_of_adapters(True)
-codes, state = bnb.quantize_4bit(real, blocksize=128, quant_type="nf4", compress_statistics=False)
+codes, state = bnb.quantize_4bit(
+    real, blocksize=128, quant_type="nf4", compress_statistics=False
+)
 off = (
-    (bnb.dequantize_4bit(codes, state) - nf4.dequantize(nf4.quantize(real, "nf4", 128, double=False)))
+    (
+        bnb.dequantize_4bit(codes, state)
+        - nf4.dequantize(nf4.quantize(real, "nf4", 128, double=False))
+    )
     .abs()
     .max()
     .item()
 )
-print(f"gradient of the adapters: {learned:.3f} when trained at once, {after_eval:.3f} when evaluated first")
-print(f"a layer of SmolLM2 in blocks of 128, decoded by bitsandbytes: off by {off:.2f} at most")
+print(
+    f"gradient of the adapters: {learned:.3f} when trained at once, {after_eval:.3f}"
+    " when evaluated first"
+)
+print(
+    f"a layer of SmolLM2 in blocks of 128, decoded by bitsandbytes: off by {off:.2f} at"
+    " most"
+)
 repacks = bnb.has_avx512bf16()
 print(
-    f"on this CPU bitsandbytes {'repacks: train() comes first' if repacks else 'does not repack: either order will do'}"
+    "on this CPU bitsandbytes"
+    f" {'repacks: train() comes first' if repacks else 'does not repack: either order will do'}"
 )
 
 # %%
@@ -247,7 +330,12 @@ print("the gradient is lost where bitsandbytes repacks, and nowhere else")
 # %%
 KINDS = ["nf4", "e2m1", "int4", "fp4"]
 gaussian = torch.randn(2**20, generator=torch.Generator().manual_seed(0))
-course = torch.cat([p.weight.detach().flatten() for p in walk.find(course_model.load(), "all-linear").values()])
+course = torch.cat(
+    [
+        p.weight.detach().flatten()
+        for p in walk.find(course_model.load(), "all-linear").values()
+    ]
+)
 
 
 def error(w, kind, block=64):
@@ -260,26 +348,44 @@ errors = {kind: [error(w, kind) for w in (gaussian, real, course)] for kind in K
 print("      normal   SmolLM2   course model")
 for kind, e in errors.items():
     print(
-        f"{kind.upper():5}{e[0]:6.2f}%{e[1]:9.2f}%{e[2]:12.2f}%   {e[0] / errors['int4'][0]:.2f} of INT4's on normal ones"
+        f"{kind.upper():5}{e[0]:6.2f}%{e[1]:9.2f}%{e[2]:12.2f}%  "
+        f" {e[0] / errors['int4'][0]:.2f} of INT4's on normal ones"
     )
-doubled = (nf4.dequantize(nf4.quantize(gaussian)) - gaussian).square().mean() / gaussian.square().mean()
+doubled = (
+    nf4.dequantize(nf4.quantize(gaussian)) - gaussian
+).square().mean() / gaussian.square().mean()
 print(f"NF4 with double quantization, normal weights: {100 * doubled:.2f}%")
 
 fig, ax = plt.subplots(figsize=(4.8, 2.7))
 for i, e in enumerate(errors.values()):
-    ax.bar([i - 0.27, i, i + 0.27], e, 0.24, color=[palette.blue, palette.orange, palette.gray])
+    ax.bar(
+        [i - 0.27, i, i + 0.27],
+        e,
+        0.24,
+        color=[palette.blue, palette.orange, palette.gray],
+    )
     ax.text(i - 0.27, e[0] + 0.03, f"{e[0]:.2f}", ha="center", color=palette.blue)
 ax.set_xticks(range(4), labels=[kind.upper() for kind in KINDS])
 ax.set(ylabel="squared error, %", ylim=(0, 1.95))
-for i, (label, color) in enumerate([("normal", palette.blue), ("SmolLM2", "#a06f00"), ("course", palette.gray)]):
+for i, (label, color) in enumerate(
+    [("normal", palette.blue), ("SmolLM2", "#a06f00"), ("course", palette.gray)]
+):
     ax.text(-0.4 + 1.15 * i, 1.75, label, color=color, weight="bold")
 figure(
     fig,
-    alt="Squared error of four formats on normal weights, a SmolLM2 layer and the course model: "
-    + "; ".join(f"{k.upper()} {', '.join(f'{v:.2f}%' for v in e)}" for k, e in errors.items())
+    alt=(
+        "Squared error of four formats on normal weights, a SmolLM2 layer and the"
+        " course model: "
+    )
+    + "; ".join(
+        f"{k.upper()} {', '.join(f'{v:.2f}%' for v in e)}" for k, e in errors.items()
+    )
     + ".",
 )
-assert min(errors, key=lambda k: errors[k][0]) == "nf4" and errors["fp4"][0] > errors["int4"][0]
+assert (
+    min(errors, key=lambda k: errors[k][0]) == "nf4"
+    and errors["fp4"][0] > errors["int4"][0]
+)
 
 # %% [markdown]
 # NF4 wins, and double quantization costs next to nothing. The two trained models behave like draws from the normal
@@ -292,7 +398,9 @@ assert min(errors, key=lambda k: errors[k][0]) == "nf4" and errors["fp4"][0] > e
 
 # %%
 _, scaled = nf4.absmax_blocks(gaussian, 64)
-used = torch.bincount(nf4.nearest(scaled, nf4.levels_of("nf4")), minlength=16) / len(scaled)
+used = torch.bincount(nf4.nearest(scaled, nf4.levels_of("nf4")), minlength=16) / len(
+    scaled
+)
 entropy = -(used * used.log2()).sum().item()
 fig, ax = plt.subplots(figsize=(4.8, 2.4))
 ax.bar(range(16), 100 * used, color=palette.blue)
@@ -301,11 +409,14 @@ ax.text(15.5, 6.6, "equal use", color=palette.vermillion, ha="right")
 ax.set(xlabel="NF4 code", ylabel="% of weights", xticks=[0, 7, 15], ylim=(0, 10))
 figure(
     fig,
-    alt=f"Share of each of the 16 codes. Equal use would be 6.25%; it ranges from {100 * used.min():.1f}% at the ends to "
-    f"{100 * used.max():.1f}% near zero.",
+    alt=(
+        "Share of each of the 16 codes. Equal use would be 6.25%; it ranges from"
+        f" {100 * used.min():.1f}% at the ends to {100 * used.max():.1f}% near zero."
+    ),
 )
 print(
-    f"a code is used for {100 * used.min():.1f}% to {100 * used.max():.1f}% of weights; it carries {entropy:.2f} bits of 4"
+    f"a code is used for {100 * used.min():.1f}% to {100 * used.max():.1f}% of weights;"
+    f" it carries {entropy:.2f} bits of 4"
 )
 
 # %% [markdown]
@@ -314,31 +425,54 @@ print(
 
 # %%
 # NBVAL_IGNORE_OUTPUT
-heard = torch.tensor(tokenizer.encode(course_model.corpus("addresses", "valid")[:60_000]).ids)
+heard = torch.tensor(
+    tokenizer.encode(course_model.corpus("addresses", "valid")[:60_000]).ids
+)
 
 
 def loss_in(kind, block=64):
     model = course_model.load()
     if kind:
-        qlora.quantize(model, QLoRAConfig(kind=kind, block=block, double=False, keep_base=False))
+        qlora.quantize(
+            model, QLoRAConfig(kind=kind, block=block, double=False, keep_base=False)
+        )
     return pretraining.evaluate(model, heard, context=128, windows=24, batch=8)
 
 
 unrounded = loss_in(None)
-points = {(k, b): (error(course, k, b), loss_in(k, b) - unrounded) for b in (64, 1024) for k in KINDS}
+points = {
+    (k, b): (error(course, k, b), loss_in(k, b) - unrounded)
+    for b in (64, 1024)
+    for k in KINDS
+}
 fig, ax = plt.subplots(figsize=(4.8, 3.1))
 for (kind, block), (e, added) in points.items():
     ax.plot(e, added, "o" if block == 64 else "s", color=COLORS[kind], markersize=10)
 for i, kind in enumerate(KINDS):
-    ax.text(0.05, 0.9 - 0.11 * i, kind.upper(), color=COLORS[kind], weight="bold", transform=ax.transAxes)
+    ax.text(
+        0.05,
+        0.9 - 0.11 * i,
+        kind.upper(),
+        color=COLORS[kind],
+        weight="bold",
+        transform=ax.transAxes,
+    )
 ax.plot([], [], "o", color=palette.gray, label="one scale for 64")
 ax.plot([], [], "s", color=palette.gray, label="for 1,024")
 ax.legend(loc="lower right")
-ax.set(xlabel="squared error of the weights, %", ylabel="loss added, nats", xlim=(0, None), ylim=(0, 0.07))
+ax.set(
+    xlabel="squared error of the weights, %",
+    ylabel="loss added, nats",
+    xlim=(0, None),
+    ylim=(0, 0.07),
+)
 figure(
     fig,
     alt="Loss that rounding adds against squared error of the weights: "
-    + "; ".join(f"{k.upper()}, blocks of {b}: error {e:.2f}%, loss +{a:.3f}" for (k, b), (e, a) in points.items())
+    + "; ".join(
+        f"{k.upper()}, blocks of {b}: error {e:.2f}%, loss +{a:.3f}"
+        for (k, b), (e, a) in points.items()
+    )
     + ".",
 )
 print(f"unrounded loss {unrounded:.3f}")
@@ -367,46 +501,82 @@ def loss_on(model):
 
 def fresh(base, seed):
     """The course model on one base, with an adapter that has learned nothing yet."""
-    dice, shared = torch.Generator().manual_seed(seed), {"r": 4, "alpha": 8, "target_modules": "all-linear"}
+    dice, shared = (
+        torch.Generator().manual_seed(seed),
+        {"r": 4, "alpha": 8, "target_modules": "all-linear"},
+    )
     if base is None:
         return lora.apply(course_model.load(), LoRAConfig(**shared), generator=dice)
-    return qlora.apply(course_model.load(), QLoRAConfig(**shared, **base), generator=dice)
+    return qlora.apply(
+        course_model.load(), QLoRAConfig(**shared, **base), generator=dice
+    )
 
 
 def teach(model, seed):
     """Its loss after 16 steps of the Bible."""
-    recipe = pretraining.Recipe(steps=16, batch=3, context=48, warmup=5, weight_decay=0.0, seed=seed, peak_lr=2e-2)
+    recipe = pretraining.Recipe(
+        steps=16,
+        batch=3,
+        context=48,
+        warmup=5,
+        weight_decay=0.0,
+        seed=seed,
+        peak_lr=2e-2,
+    )
     optimizer = pretraining.make_optimizer(model, recipe)
     for t in range(recipe.steps):
         for group in optimizer.param_groups:
             group["lr"] = pretraining.learning_rate(t, recipe)
-        pretraining.training_step(model, optimizer, pretraining.sample_batch(bible, recipe, t), recipe.clip)
+        pretraining.training_step(
+            model, optimizer, pretraining.sample_batch(bible, recipe, t), recipe.clip
+        )
     return loss_on(model)
 
 
-BASES = {"float": None, "NF4, 64": {"kind": "nf4"}, "FP4, 1,024": {"kind": "fp4", "block": 1024}}
+BASES = {
+    "float": None,
+    "NF4, 64": {"kind": "nf4"},
+    "FP4, 1,024": {"kind": "fp4", "block": 1024},
+}
 
 # %%
 # NBVAL_IGNORE_OUTPUT
 runs, above = {}, {}
 print(f"{'base':11}{'before':>8}{'after, two seeds':>19}{'above float':>16}")
 for name, base in BASES.items():
-    runs[name] = [loss_on(fresh(base, 0))] + [teach(fresh(base, seed), seed) for seed in (0, 1)]
+    runs[name] = [loss_on(fresh(base, 0))] + [
+        teach(fresh(base, seed), seed) for seed in (0, 1)
+    ]
     above[name] = [a - b for a, b in zip(runs[name], runs["float"], strict=True)]
     (before, first, second), gaps = runs[name], above[name]
-    print(f"{name:11}{before:8.3f}{first:13.3f} {second:.3f}   {gaps[0]:+.3f} then {gaps[1]:+.3f} and {gaps[2]:+.3f}")
+    print(
+        f"{name:11}{before:8.3f}{first:13.3f} {second:.3f}   {gaps[0]:+.3f} then"
+        f" {gaps[1]:+.3f} and {gaps[2]:+.3f}"
+    )
 
 fig, ax = plt.subplots(figsize=(4.8, 2.6))
 for i, name in enumerate(("NF4, 64", "FP4, 1,024")):
-    ax.bar([i - 0.25, i, i + 0.25], above[name], 0.22, color=[palette.gray, palette.blue, palette.blue])
+    ax.bar(
+        [i - 0.25, i, i + 0.25],
+        above[name],
+        0.22,
+        color=[palette.gray, palette.blue, palette.blue],
+    )
 ax.axhline(0, color=palette.ink, linewidth=1)
 ax.set_xticks(range(2), labels=["NF4, blocks of 64", "FP4, blocks of 1,024"])
 ax.set(ylabel="loss above float's")
 ax.set_title("Grey: before. Blue: after, two seeds.")
 figure(
     fig,
-    alt="How far each 4-bit base lies above the float base in loss, before training and after for two seeds: "
-    + "; ".join(f"{name}: {a:+.3f}, then {b:+.3f} and {c:+.3f}" for name, (a, b, c) in above.items() if name != "float")
+    alt=(
+        "How far each 4-bit base lies above the float base in loss, before training and"
+        " after for two seeds: "
+    )
+    + "; ".join(
+        f"{name}: {a:+.3f}, then {b:+.3f} and {c:+.3f}"
+        for name, (a, b, c) in above.items()
+        if name != "float"
+    )
     + ".",
 )
 assert all(abs(a) < 0.06 for a in above["NF4, 64"][1:])
@@ -431,21 +601,39 @@ curves = {kind: [error(sample, kind, block) for block in BLOCKS] for kind in KIN
 
 
 def cost(block):
-    return f"{nf4.bits_per_weight(block, double=False):.3f} bits, {nf4.bits_per_weight(block):.3f} with double quantization"
+    return (
+        f"{nf4.bits_per_weight(block, double=False):.3f} bits,"
+        f" {nf4.bits_per_weight(block):.3f} with double quantization"
+    )
 
 
 def draw(block):
     at = BLOCKS.index(block)
     fig, (ax, below) = plt.subplots(2, 1, figsize=(4.8, 4.8), height_ratios=[1.6, 1])
     for kind, values in curves.items():
-        ax.plot(BLOCKS, values, color=COLORS[kind], label=f"{kind.upper()} {values[at]:.2f}")
+        ax.plot(
+            BLOCKS, values, color=COLORS[kind], label=f"{kind.upper()} {values[at]:.2f}"
+        )
         ax.plot(block, values[at], "o", color=COLORS[kind], markersize=8)
     ax.axvline(block, color=palette.gray, linestyle=":")
-    ax.set(xscale="log", xlabel="weights that share a scale", ylabel="squared error, %", ylim=(0, 3.2))
-    ax.set_xticks([32, 64, 256, 1024, 4096], labels=["32", "64", "256", "1,024", "4,096"])
+    ax.set(
+        xscale="log",
+        xlabel="weights that share a scale",
+        ylabel="squared error, %",
+        ylim=(0, 3.2),
+    )
+    ax.set_xticks(
+        [32, 64, 256, 1024, 4096], labels=["32", "64", "256", "1,024", "4,096"]
+    )
     ax.minorticks_off()
     ax.legend(loc="upper left", ncols=2)
-    below.hist(nf4.absmax_blocks(sample, block)[1][: 2**16], bins=81, color=palette.sky, alpha=0.5, density=True)
+    below.hist(
+        nf4.absmax_blocks(sample, block)[1][: 2**16],
+        bins=81,
+        color=palette.sky,
+        alpha=0.5,
+        density=True,
+    )
     below.vlines(nf4.levels_of("nf4"), 0, 1.5, color=COLORS["nf4"])
     below.set(yticks=[], xlabel="weight / scale, and NF4's levels", xlim=(-1.05, 1.05))
     return fig
@@ -456,7 +644,9 @@ explore(
     title="What a scale buys",
     alt=lambda block: (
         f"Blocks of {block}, {cost(block)}. Squared error: "
-        + ", ".join(f"{kind.upper()} {curves[kind][BLOCKS.index(block)]:.2f}%" for kind in KINDS)
+        + ", ".join(
+            f"{kind.upper()} {curves[kind][BLOCKS.index(block)]:.2f}%" for kind in KINDS
+        )
         + "."
     ),
     start={"block": 64},
@@ -476,10 +666,24 @@ NAMES = ("llama-7b", "llama-13b", "llama-33b", "llama-65b")
 sizes = {name: qlora.memory_plan(preset(name), QLoRAConfig()) for name in NAMES}
 fig, ax = plt.subplots(figsize=(4.8, 3.4))
 left = [0.0] * 4
-tints = [palette.blue, palette.sky, palette.gray, palette.orange, palette.vermillion, palette.purple, palette.green]
+tints = [
+    palette.blue,
+    palette.sky,
+    palette.gray,
+    palette.orange,
+    palette.vermillion,
+    palette.purple,
+    palette.green,
+]
 for part, color in zip(sizes["llama-65b"], tints, strict=True):
     widths = [plan[part] / 1e9 for plan in sizes.values()]
-    ax.barh([name.removeprefix("llama-") for name in sizes], widths, left=left, color=color, label=part)
+    ax.barh(
+        [name.removeprefix("llama-") for name in sizes],
+        widths,
+        left=left,
+        color=color,
+        label=part,
+    )
     left = [a + b for a, b in zip(left, widths, strict=True)]
 ax.axvline(48, color=palette.ink, linestyle="--")
 ax.text(47.3, -0.1, "48 GB", ha="right")
@@ -488,7 +692,9 @@ fig.legend(loc="outside lower center", ncols=2)
 figure(
     fig,
     alt="Stacked memory of four models: "
-    + ", ".join(f"{name} {sum(plan.values()) / 1e9:.1f} GB" for name, plan in sizes.items())
+    + ", ".join(
+        f"{name} {sum(plan.values()) / 1e9:.1f} GB" for name, plan in sizes.items()
+    )
     + ". All lie below 48 GB.",
 )
 
@@ -498,14 +704,29 @@ total = sum(big.values()) / 1e9
 saved = (32 / 64 - (nf4.bits_per_weight() - 4)) * n / 8 / 1e9
 model_mb = (big["4-bit codes"] + big["scales"] + big["other weights"]) / 1e6
 rows = [
-    ("full fine-tuning of 65B, GB", "> 780", f"{12 * n / 1e9:.0f}", "same, at 12 bytes a parameter"),
+    (
+        "full fine-tuning of 65B, GB",
+        "> 780",
+        f"{12 * n / 1e9:.0f}",
+        "same, at 12 bytes a parameter",
+    ),
     ("bits a weight for scales", "0.127", f"{nf4.bits_per_weight() - 4:.3f}", "same"),
     ("double quantization saves, GB", "about 3", f"{saved:.1f}", "same"),
     ("65B in all, GB (figure 6)", "45.0", f"{total:.1f}", "near"),
-    ("33B in all, GB (figure 6)", "24.7", f"{sum(sizes['llama-33b'].values()) / 1e9:.1f}", "near"),
+    (
+        "33B in all, GB (figure 6)",
+        "24.7",
+        f"{sum(sizes['llama-33b'].values()) / 1e9:.1f}",
+        "near",
+    ),
     ("65B, 4-bit model, MB", "37,074", f"{model_mb:,.0f}", "NOT the same"),
     ("65B, adapters, MB", "1,440", f"{big['adapters'] / 1e6:,.0f}", "NOT the same"),
-    ("65B, optimizer / adapters", "4", f"{big['optimizer'] / big['adapters']:.0f}", "same"),
+    (
+        "65B, optimizer / adapters",
+        "4",
+        f"{big['optimizer'] / big['adapters']:.0f}",
+        "same",
+    ),
 ]
 print(f"{'':30}{'paper':>8}{'ours':>8}")
 for what, paper, mine, verdict in rows:
@@ -525,7 +746,12 @@ assert total < 48
 # %%
 settings = QLoRAConfig()
 gpu = UnifiedMemory(capacity=int(48e9))
-gpu.pin(sum(big[part] for part in ("4-bit codes", "scales", "other weights", "adapters", "gradients")))
+gpu.pin(
+    sum(
+        big[part]
+        for part in ("4-bit codes", "scales", "other weights", "adapters", "gradients")
+    )
+)
 blocks = [f"Adam, layer {i}" for i in range(llama_65b.num_hidden_layers)]
 for name in blocks:
     gpu.allocate(name, big["optimizer"] // len(blocks))
@@ -535,10 +761,19 @@ for step, length in enumerate([512, 512, 3072, 512]):
     before = gpu.moved_out
     moved = paging.training_step(gpu, spike, blocks)
     out = (gpu.moved_out - before) / 1e9
-    note = "the first touch" if step == 0 else f"{out:.1f} GB out, then back" if moved else "nothing moves"
+    note = (
+        "the first touch"
+        if step == 0
+        else f"{out:.1f} GB out, then back"
+        if moved
+        else "nothing moves"
+    )
     print(f"{step:4}{length:8}{spike / 1e9:10.1f} GB{moved / 1e9:5.1f} GB  {note}")
     if step == 2:
-        print(f"      at 8 GB/s, half of PCIe 3.0 × 16: {moved / 8e9:.1f} s; without paging: out of memory")
+        print(
+            f"      at 8 GB/s, half of PCIe 3.0 × 16: {moved / 8e9:.1f} s; without"
+            " paging: out of memory"
+        )
 
 # %% [markdown]
 # Where nothing is short, paging costs nothing; a spike costs a fraction of a second instead of the run. On a CPU there is

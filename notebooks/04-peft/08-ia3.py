@@ -35,8 +35,14 @@ from llmlab.training import pretraining
 llama_7b = preset("llama-7b")
 few, alone = (forward_flops(llama_7b, 1, tokens, logits=1) for tokens in (3300, 100))
 print(f"a request alone:          {alone / 1e12:5.2f} TFLOP")
-print(f"with 32 examples before:  {few / 1e12:5.2f} TFLOP, {few / alone:.0f} times as much, at every request")
-print(f"training on the same 32 examples for 1,000 steps of 8: {1000 * 3 * 8 * alone / 1e15:.0f} PFLOP, once")
+print(
+    f"with 32 examples before:  {few / 1e12:5.2f} TFLOP, {few / alone:.0f} times as"
+    " much, at every request"
+)
+print(
+    "training on the same 32 examples for 1,000 steps of 8:"
+    f" {1000 * 3 * 8 * alone / 1e15:.0f} PFLOP, once"
+)
 print(f"as much as {1000 * 3 * 8 * alone / (few - alone):,.0f} requests with examples")
 
 # %% [markdown]
@@ -58,8 +64,14 @@ with torch.device("meta"):  # the shape of the model without its 27 GB
 ia3.apply(big, IA3Config())
 trained, everything = walk.trainable(big)
 copies = 2 * parameters(llama_7b) / (2 * trained)
-print(f"trained: {trained:,} of {everything:,}, which is {100 * trained / everything:.4f}%")
-print(f"one task: {2 * trained / 1e6:.1f} MB in 16 bits; one full copy of the model holds {copies:,.0f} of them")
+print(
+    f"trained: {trained:,} of {everything:,}, which is"
+    f" {100 * trained / everything:.4f}%"
+)
+print(
+    f"one task: {2 * trained / 1e6:.1f} MB in 16 bits; one full copy of the model holds"
+    f" {copies:,.0f} of them"
+)
 
 # %% [markdown]
 # Fewer than one number in ten thousand, and a seventh of what LoRA trains at rank 8 on two matrices a layer.
@@ -72,11 +84,17 @@ print(f"one task: {2 * trained / 1e6:.1f} MB in 16 bits; one full copy of the mo
 
 # %%
 torch.manual_seed(4)
-before, scale = torch.randn(12), torch.tensor([1, 1.7, 0.2, 1, 1, 0, 1.4, 1, 0.5, 1, 2, 1])
+before, scale = (
+    torch.randn(12),
+    torch.tensor([1, 1.7, 0.2, 1, 1, 0, 1.4, 1, 0.5, 1, 2, 1]),
+)
 fig, axes = plt.subplots(1, 3, figsize=(4.8, 2.1), sharex=True, sharey=True)
 paint = ["#d55e00" if s > 1 else "#0072b2" if s < 1 else "#b8bcc2" for s in scale]
 for ax, heights, title in zip(
-    axes, [before, scale, before * scale], ["activations", "scale l", "product"], strict=True
+    axes,
+    [before, scale, before * scale],
+    ["activations", "scale l", "product"],
+    strict=True,
 ):
     ax.bar(range(12), heights, color="#6b7078" if title == "activations" else paint)
     ax.set_title(title)
@@ -84,8 +102,11 @@ for ax, heights, title in zip(
 axes[1].axhline(1, color="#22262b", linewidth=0.8, linestyle="--")
 figure(
     fig,
-    alt="Twelve activations, twelve scales, and their products. Scales above one, in orange, amplify their channel; scales below "
-    "one, in blue, inhibit it, one of them down to zero; scales of one leave it.",
+    alt=(
+        "Twelve activations, twelve scales, and their products. Scales above one, in"
+        " orange, amplify their channel; scales below one, in blue, inhibit it, one of"
+        " them down to zero; scales of one leave it."
+    ),
 )
 
 # %% [markdown]
@@ -149,9 +170,16 @@ def scatter(model):
     return model
 
 
-at_down = scatter(ia3.apply(course_model.load(), IA3Config(("down_proj",), ("down_proj",))))
+at_down = scatter(
+    ia3.apply(course_model.load(), IA3Config(("down_proj",), ("down_proj",)))
+)
 at_up = scatter(ia3.apply(course_model.load(), IA3Config(("up_proj",), ())))
-compare(at_down(prompt), at_up(prompt), what="logits, input of down_proj against output of up_proj", tol=1e-4)
+compare(
+    at_down(prompt),
+    at_up(prompt),
+    what="logits, input of down_proj against output of up_proj",
+    tol=1e-4,
+)
 
 model = course_model.load()
 plain = model(prompt)
@@ -181,20 +209,46 @@ scatter(model)
 folder = tempfile.mkdtemp()
 ia3.save(model, f"{folder}/ours")
 theirs = peft.PeftModel.from_pretrained(
-    LlamaForCausalLM.from_pretrained(course_model.MODEL), f"{folder}/ours", is_trainable=True
+    LlamaForCausalLM.from_pretrained(course_model.MODEL),
+    f"{folder}/ours",
+    is_trainable=True,
 )
 compare(model(prompt), theirs(prompt).logits, what="logits, ours in peft", tol=1e-4)
 
 next_token_loss(model(prompt), prompt).backward()
 theirs(prompt, labels=prompt).loss.backward()
-mine = torch.cat([p.grad.flatten() for n, p in sorted(model.named_parameters()) if p.grad is not None])
-peers = torch.cat([p.grad.flatten() for n, p in sorted(theirs.named_parameters()) if p.grad is not None])
+mine = torch.cat(
+    [
+        p.grad.flatten()
+        for n, p in sorted(model.named_parameters())
+        if p.grad is not None
+    ]
+)
+peers = torch.cat(
+    [
+        p.grad.flatten()
+        for n, p in sorted(theirs.named_parameters())
+        if p.grad is not None
+    ]
+)
 compare(mine, peers, what="gradients of every scale", tol=1e-4)
-compare(walk.trainable(model), theirs.get_nb_trainable_parameters(), what="parameters (trained, all)", tol=0)
+compare(
+    walk.trainable(model),
+    theirs.get_nb_trainable_parameters(),
+    what="parameters (trained, all)",
+    tol=0,
+)
 
 theirs.save_pretrained(f"{folder}/theirs")
-returned = ia3.load(LlamaForCausalLM.from_pretrained(course_model.MODEL), f"{folder}/theirs")
-compare(returned(prompt).logits, model(prompt), what="logits, peft's file in our code on transformers' model", tol=1e-4)
+returned = ia3.load(
+    LlamaForCausalLM.from_pretrained(course_model.MODEL), f"{folder}/theirs"
+)
+compare(
+    returned(prompt).logits,
+    model(prompt),
+    what="logits, peft's file in our code on transformers' model",
+    tol=1e-4,
+)
 
 # %% [markdown]
 # Now the merge, and the case that division cannot undo. We set one scale to 0 in both libraries, merge, unmerge, and look at
@@ -212,11 +266,18 @@ ia3.merge(model)
 compare(model(prompt), before_merge, what="logits, merged against unmerged", tol=1e-4)
 ia3.unmerge(model)
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # peft says itself that its unmerging can be inaccurate
+    # peft says itself that its unmerging can be inaccurate
+    warnings.simplefilter("ignore")
     theirs.merge_adapter()
     theirs.unmerge_adapter()
-print("the row after unmerging, ours: ", "the same to the bit" if torch.equal(mine.base.weight[5], row) else "changed")
-print("the row after unmerging, peft: ", "lost, all zeros" if not peers.base_layer.weight[5].any() else "kept")
+print(
+    "the row after unmerging, ours: ",
+    "the same to the bit" if torch.equal(mine.base.weight[5], row) else "changed",
+)
+print(
+    "the row after unmerging, peft: ",
+    "lost, all zeros" if not peers.base_layer.weight[5].any() else "kept",
+)
 ia3.remove(model)
 compare(model(prompt), plain, what="logits after removing", tol=0)
 
@@ -247,8 +308,18 @@ old = encode(course_model.corpus("addresses", "valid")[:40_000])
 METHODS = {
     "(IA)³": (5e-2, lambda m: ia3.apply(m, IA3Config())),
     "BitFit": (1e-1, lambda m: bitfit.apply(m, BitFitConfig(("q_proj", "up_proj")))),
-    "LoRA": (3e-2, lambda m: lora.apply(m, LoRAConfig(r=1, alpha=2, target_modules=("down_proj",)))),
-    "full": (1e-3, lambda m: [layer.requires_grad_(True) for layer in walk.find(m, "all-linear").values()]),
+    "LoRA": (
+        3e-2,
+        lambda m: lora.apply(
+            m, LoRAConfig(r=1, alpha=2, target_modules=("down_proj",))
+        ),
+    ),
+    "full": (
+        1e-3,
+        lambda m: [
+            layer.requires_grad_(True) for layer in walk.find(m, "all-linear").values()
+        ],
+    ),
 }
 
 
@@ -257,17 +328,29 @@ def loss_on(model, text):
 
 
 def teach(method, seed, share=1.0):
-    """The course model after 15 steps of the Bible, at this share of the method's best rate."""
+    """The course model after 15 steps of the Bible, at this share of the method's best
+    rate.
+    """
     rate, put_on = METHODS[method]
     torch.manual_seed(seed)
     model = course_model.load().requires_grad_(False)
     put_on(model)
-    recipe = pretraining.Recipe(15, batch=4, context=64, peak_lr=share * rate, warmup=4, weight_decay=0.0, seed=seed)
+    recipe = pretraining.Recipe(
+        15,
+        batch=4,
+        context=64,
+        peak_lr=share * rate,
+        warmup=4,
+        weight_decay=0.0,
+        seed=seed,
+    )
     optimizer = pretraining.make_optimizer(model, recipe)
     for step in range(recipe.steps):
         for group in optimizer.param_groups:
             group["lr"] = pretraining.learning_rate(step, recipe)
-        pretraining.training_step(model, optimizer, pretraining.sample_batch(bible, recipe, step), recipe.clip)
+        pretraining.training_step(
+            model, optimizer, pretraining.sample_batch(bible, recipe, step), recipe.clip
+        )
     return model
 
 
@@ -298,10 +381,13 @@ print("run               trained  learned (each seed)    of full  forgot")
 for run, gains in learned.items():
     each = " ".join(f"{g:.2f}" for g in gains)
     print(
-        f"{run:17}{walk.trainable(models[run][0])[0]:>8,}  {mean(gains):.2f}  ({each:9}) "
-        f"{mean(gains) / mean(learned['full']):>12.0%}{mean(forgot[run]):>8.2f}"
+        f"{run:17}{walk.trainable(models[run][0])[0]:>8,}  {mean(gains):.2f} "
+        f" ({each:9})"
+        f" {mean(gains) / mean(learned['full']):>12.0%}{mean(forgot[run]):>8.2f}"
     )
-assert all(walk.trainable(models[run][0])[0] == 2048 for run in ("(IA)³", "BitFit", "LoRA"))
+assert all(
+    walk.trainable(models[run][0])[0] == 2048 for run in ("(IA)³", "BitFit", "LoRA")
+)
 assert min(mean(gains) for gains in learned.values()) > 0.3 * mean(learned["full"])
 assert mean(forgot["BitFit, rate / 2"]) < 0.7 * mean(forgot["BitFit"])
 
@@ -309,8 +395,20 @@ assert mean(forgot["BitFit, rate / 2"]) < 0.7 * mean(forgot["BitFit"])
 # NBVAL_IGNORE_OUTPUT
 fig, ax = plt.subplots(figsize=(4.8, 3.6))
 for i, run in enumerate(models):
-    ax.barh(i - 0.2, mean(learned[run]), 0.38, color="#0072b2", label="learned (Bible)" if i == 0 else None)
-    ax.barh(i + 0.2, mean(forgot[run]), 0.38, color="#d55e00", label="forgot (addresses)" if i == 0 else None)
+    ax.barh(
+        i - 0.2,
+        mean(learned[run]),
+        0.38,
+        color="#0072b2",
+        label="learned (Bible)" if i == 0 else None,
+    )
+    ax.barh(
+        i + 0.2,
+        mean(forgot[run]),
+        0.38,
+        color="#d55e00",
+        label="forgot (addresses)" if i == 0 else None,
+    )
     for values, shift in ((learned[run], -0.2), (forgot[run], 0.2)):
         ax.plot(values, [i + shift] * len(values), "|", color="#22262b", markersize=9)
 ax.set_yticks(range(len(models)), labels=list(models))
@@ -322,7 +420,10 @@ ax.legend(loc="upper right", fontsize=9, handlelength=1)
 figure(
     fig,
     alt="Bars for six runs: "
-    + "; ".join(f"{run}: learned {mean(learned[run]):.2f}, forgot {mean(forgot[run]):.2f} nats" for run in models)
+    + "; ".join(
+        f"{run}: learned {mean(learned[run]):.2f}, forgot {mean(forgot[run]):.2f} nats"
+        for run in models
+    )
     + ". Ticks mark the seeds.",
 )
 
@@ -350,11 +451,19 @@ figure(
 scaled = walk.installed(models["(IA)³"][0], ia3.IA3Linear)
 fig, axes = plt.subplots(1, 3, figsize=(4.8, 2.7), sharey=True)
 for ax, kind, title in zip(
-    axes, ["k_proj", "v_proj", "down_proj"], ["$l_k$", "$l_v$", r"$l_\mathrm{ff}$"], strict=True
+    axes,
+    ["k_proj", "v_proj", "down_proj"],
+    ["$l_k$", "$l_v$", r"$l_\mathrm{ff}$"],
+    strict=True,
 ):
     for i, layer in enumerate(x for n, x in scaled.items() if n.endswith(kind)):
         values = layer.vectors["default"].detach().sort().values
-        ax.plot(torch.linspace(0, 100, len(values)), values, color=plt.cm.viridis(0.1 + 0.25 * i), label=f"layer {i}")
+        ax.plot(
+            torch.linspace(0, 100, len(values)),
+            values,
+            color=plt.cm.viridis(0.1 + 0.25 * i),
+            label=f"layer {i}",
+        )
     ax.axhline(1, color="#6b7078", linewidth=0.8, linestyle="--")
     ax.set(title=title, xlabel="% of channels")
 axes[0].set_ylabel("learned scale, sorted")
@@ -363,8 +472,11 @@ everyone = torch.cat([x.vectors["default"].detach() for x in scaled.values()])
 amplified = (everyone > 1).float().mean().item()
 figure(
     fig,
-    alt=f"Learned scales of four layers, sorted, for keys, values and MLP. {amplified:.0%} of all channels are amplified, "
-    f"the others inhibited; they reach from {everyone.min():.1f} to {everyone.max():.1f}.",
+    alt=(
+        "Learned scales of four layers, sorted, for keys, values and MLP."
+        f" {amplified:.0%} of all channels are amplified, the others inhibited; they"
+        f" reach from {everyone.min():.1f} to {everyone.max():.1f}."
+    ),
 )
 print(
     f"amplified: {amplified:.0%} of the channels, inhibited: {1 - amplified:.0%}; "
@@ -382,7 +494,9 @@ print(
 # of 4 × 128 tokens.
 
 # %%
-batch = pretraining.sample_batch(bible, pretraining.Recipe(1, batch=4, context=128, warmup=0), 0)
+batch = pretraining.sample_batch(
+    bible, pretraining.Recipe(1, batch=4, context=128, warmup=0), 0
+)
 kept = {}
 for method in METHODS:
     with activations.saved_for_backward(models[method][0]) as saved:
@@ -408,7 +522,9 @@ assert max(kept["BitFit"], kept["LoRA"]) < kept["(IA)³"] < kept["full"]
 # NBVAL_IGNORE_OUTPUT
 WEIGHTS = [0.0, 0.5, 1.0, 2.0]
 adapted = models["(IA)³"][0]
-target = {name: layer.vectors["default"].detach().clone() for name, layer in scaled.items()}
+target = {
+    name: layer.vectors["default"].detach().clone() for name, layer in scaled.items()
+}
 opening = encode("And the people of the land")[None]
 curve, written, spread = {}, {}, {}
 for w in WEIGHTS:
@@ -416,22 +532,37 @@ for w in WEIGHTS:
         for name, layer in scaled.items():
             layer.vectors["default"].copy_(1 + w * (target[name] - 1))
     curve[w] = (loss_on(adapted, unseen), loss_on(adapted, old))
-    tokens = generate(adapted, opening, 24, temperature=0.7, top_k=40, seed=3)[0].tolist()
+    tokens = generate(adapted, opening, 24, temperature=0.7, top_k=40, seed=3)[
+        0
+    ].tolist()
     written[w] = " ".join(tokenizer.decode(tokens).split())
-    spread[w] = torch.cat([layer.vectors["default"].detach() for layer in scaled.values()])
+    spread[w] = torch.cat(
+        [layer.vectors["default"].detach() for layer in scaled.values()]
+    )
 
 
 def draw(weight):
-    fig, (left, right, page) = plt.subplots(3, 1, figsize=(4.8, 5.4), height_ratios=[1.3, 1, 0.9])
+    fig, (left, right, page) = plt.subplots(
+        3, 1, figsize=(4.8, 5.4), height_ratios=[1.3, 1, 0.9]
+    )
     for i, name in enumerate(["Bible", "addresses"]):
         left.plot(WEIGHTS, [curve[w][i] for w in WEIGHTS], label=name)
         left.plot(weight, curve[weight][i], "o", color=f"C{i}", markersize=9)
     left.set(xlabel="w", ylabel="loss")
     left.legend()
-    right.hist(spread[weight].numpy(), bins=torch.linspace(-1, 3, 41).numpy(), color="#d55e00")
+    right.hist(
+        spread[weight].numpy(), bins=torch.linspace(-1, 3, 41).numpy(), color="#d55e00"
+    )
     right.set(xlabel="scale", ylabel="channels", xlim=(-1, 3), ylim=(0, 400))
     page.axis("off")
-    page.text(0, 1, textwrap.fill(written[weight], 46), va="top", family="DejaVu Serif", transform=page.transAxes)
+    page.text(
+        0,
+        1,
+        textwrap.fill(written[weight], 46),
+        va="top",
+        family="DejaVu Serif",
+        transform=page.transAxes,
+    )
     return fig
 
 
@@ -439,7 +570,8 @@ explore(
     draw,
     title="Along the line of scales",
     alt=lambda weight: (
-        f"w = {weight}: loss {curve[weight][0]:.2f} on the Bible, {curve[weight][1]:.2f} on addresses. It writes: {written[weight]}"
+        f"w = {weight}: loss {curve[weight][0]:.2f} on the Bible,"
+        f" {curve[weight][1]:.2f} on addresses. It writes: {written[weight]}"
     ),
     start={"weight": 1.0},
     weight=WEIGHTS,
@@ -454,15 +586,24 @@ explore(
 # checkpoints have an output matrix of their own; where the library ties it to the input's, we add it to the total.
 
 # %%
-from transformers import MT5Config, MT5ForConditionalGeneration, T5Config, T5ForConditionalGeneration
+from transformers import (
+    MT5Config,
+    MT5ForConditionalGeneration,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 shape = dict(num_layers=24, feed_forward_proj="gated-gelu", tie_word_embeddings=False)
 with torch.device("meta"):
     mt0 = MT5ForConditionalGeneration(
-        MT5Config(vocab_size=250_112, d_model=1024, d_ff=2816, num_heads=16, d_kv=64, **shape)
+        MT5Config(
+            vocab_size=250_112, d_model=1024, d_ff=2816, num_heads=16, d_kv=64, **shape
+        )
     )
     t0 = T5ForConditionalGeneration(
-        T5Config(vocab_size=32_128, d_model=4096, d_ff=10_240, num_heads=64, d_kv=64, **shape)
+        T5Config(
+            vocab_size=32_128, d_model=4096, d_ff=10_240, num_heads=64, d_kv=64, **shape
+        )
     )
 ia3.apply(mt0, IA3Config(("k", "v", "wi_1"), ()))
 ia3.apply(t0, IA3Config(("k", "v", "wo"), ("wo",)))
@@ -470,22 +611,30 @@ ia3.apply(t0, IA3Config(("k", "v", "wo"), ("wo",)))
 
 def counted(model):
     trained, total = walk.trainable(model)
-    return trained, total + model.lm_head.weight.numel() * (model.lm_head.weight is model.shared.weight)
+    return trained, total + model.lm_head.weight.numel() * (
+        model.lm_head.weight is model.shared.weight
+    )
 
 
 ours, documented = counted(mt0), (282_624, 1_229_863_936)
 print(
-    f"mT0-large  docs {documented[0]:,} of {documented[1]:,}   ours {ours[0]:,} of {ours[1]:,}   {'same' if ours == documented else 'not the same'}"
+    f"mT0-large  docs {documented[0]:,} of {documented[1]:,}   ours {ours[0]:,} of"
+    f" {ours[1]:,}   {'same' if ours == documented else 'not the same'}"
 )
 few, total = counted(t0)
 print(
-    f"T0         docs about 0.01%   ours {few:,} of {total:,} = {100 * few / total:.4f}%   {'same' if round(100 * few / total, 2) == 0.01 else 'no'}"
+    f"T0         docs about 0.01%   ours {few:,} of {total:,} ="
+    f" {100 * few / total:.4f}%  "
+    f" {'same' if round(100 * few / total, 2) == 0.01 else 'no'}"
 )
 for name in ("llama-7b", "llama-3-8b", "llama-3-70b"):
     with torch.device("meta"):
         big = Llama(preset(name))
     ia3.apply(big, IA3Config())
-    print(f"{name:11} {walk.trainable(big)[0]:>9,} = {100 * walk.trainable(big)[0] / walk.trainable(big)[1]:.4f}%")
+    print(
+        f"{name:11} {walk.trainable(big)[0]:>9,} ="
+        f" {100 * walk.trainable(big)[0] / walk.trainable(big)[1]:.4f}%"
+    )
 
 # %% [markdown]
 # Both agree. In the Llamas watch the MLP take over: with grouped-query attention, $l_\mathrm{ff}$ is most of what trains.

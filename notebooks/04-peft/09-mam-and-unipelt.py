@@ -31,7 +31,8 @@ from llmlab.training import tasks
 # %%
 llama_7b = preset("llama-7b")
 runs = 3 * 3 * 4 * 3
-flops = 4 * parameters(llama_7b) * 10e6  # forward 2N, backward through a frozen model 2N: no weight gradients
+# forward 2N, backward through a frozen model 2N: no weight gradients
+flops = 4 * parameters(llama_7b) * 10e6
 print(f"{runs} trial runs of 10 million tokens on Llama 7B: {runs * flops:.1e} FLOP")
 print(f"at 400 TFLOP/s on one GPU: {runs * flops / 400e12 / 3600:.0f} hours")
 
@@ -50,7 +51,8 @@ print(f"at 400 TFLOP/s on one GPU: {runs * flops / 400e12 / 3600:.0f} hours")
 d, layers = 1024, 12  # of BART-large's encoder, and again of its decoder
 encoder = layers * (12 * d**2 + 13 * d)  # attention 4d², MLP 8d², biases, two norms
 decoder = layers * (16 * d**2 + 19 * d)  # one attention more, and its norm
-bart = encoder + decoder + (50265 + 2 * 1026 + 4) * d  # words, two tables of positions, two norms
+# words, two tables of positions, two norms
+bart = encoder + decoder + (50265 + 2 * 1026 + 4) * d
 prefix = 36 * 2 * 30 * d
 beside = 24 * bottleneck.count(d, 512)
 print(f"prefixes {prefix:,} and adapters {beside:,}")
@@ -89,7 +91,12 @@ def bow(ax, x, y, color):
 for ax, name in zip(axes, ("MAM", "UniPELT"), strict=True):
     ax.plot([0, 0], [0, 8.2], color="#6b7078", linewidth=2)  # the stream
     for y, label in [(1.0, "attention"), (4.4, "MLP")]:
-        ax.plot([0, 1.5, 1.5, 0], [y - 0.4, y - 0.4, y + 1.5, y + 1.5], color="#6b7078", linewidth=1)
+        ax.plot(
+            [0, 1.5, 1.5, 0],
+            [y - 0.4, y - 0.4, y + 1.5, y + 1.5],
+            color="#6b7078",
+            linewidth=1,
+        )
         ax.add_patch(plt.Rectangle((0.4, y), 2.2, 1.0, color="#dfe1e4", zorder=2))
         ax.text(1.5, y + 0.5, label, ha="center", va="center", fontsize=10)
     for i in range(3):
@@ -98,20 +105,34 @@ for ax, name in zip(axes, ("MAM", "UniPELT"), strict=True):
     if name == "MAM":
         ax.plot([1.5, 3.7, 3.7, 1.5], [4.0, 4.0, 5.9, 5.9], color=GREEN, linewidth=1)
         bow(ax, 3.7, 4.5, GREEN)
-        ax.text(3.7, 6.1, "adapter × 4", ha="center", va="bottom", color=GREEN, fontsize=10)
+        ax.text(
+            3.7, 6.1, "adapter × 4", ha="center", va="bottom", color=GREEN, fontsize=10
+        )
     else:
         ax.add_patch(plt.Rectangle((0.4, 0.75), 2.2, 0.16, color=BLUE, zorder=3))
         ax.text(1.7, 0.35, "LoRA", ha="left", va="top", color=BLUE, fontsize=10)
         bow(ax, 0, 6.9, GREEN)
         ax.text(0.9, 7.25, "adapter", ha="left", va="center", color=GREEN, fontsize=10)
         for x, y, color in [(3.4, 0.5, ORANGE), (1.1, 0.18, BLUE), (-1.2, 7.25, GREEN)]:
-            ax.text(x, y, "g", ha="center", va="center", color=color, fontweight="bold", style="italic")
+            ax.text(
+                x,
+                y,
+                "g",
+                ha="center",
+                va="center",
+                color=color,
+                fontweight="bold",
+                style="italic",
+            )
     ax.set(xlim=(-1.5, 4.9), ylim=(-0.4, 8.4), title=name)
     ax.axis("off")
 figure(
     fig,
-    alt="Two diagrams of a transformer block. MAM: a prefix beside attention and an adapter, scaled by four, beside the MLP. UniPELT: "
-    "a prefix beside attention, LoRA inside it and an adapter at the block's end, each with a gate g.",
+    alt=(
+        "Two diagrams of a transformer block. MAM: a prefix beside attention and an"
+        " adapter, scaled by four, beside the MLP. UniPELT: a prefix beside attention,"
+        " LoRA inside it and an adapter at the block's end, each with a gate g."
+    ),
 )
 
 # %% [markdown]
@@ -125,12 +146,14 @@ figure(
 # %%
 torch.manual_seed(0)
 q, K, V, P_K, P_V = (torch.randn(n, 32) for n in (5, 7, 7, 3, 3))
-whole = F.scaled_dot_product_attention(q[None], torch.cat([P_K, K])[None], torch.cat([P_V, V])[None])[0]
+whole = F.scaled_dot_product_attention(
+    q[None], torch.cat([P_K, K])[None], torch.cat([P_V, V])[None]
+)[0]
 scores = q @ torch.cat([P_K, K]).T / 32**0.5
 share = scores.softmax(-1)[:, :3].sum(-1, keepdim=True)  # λ
-apart = (1 - share) * F.scaled_dot_product_attention(q[None], K[None], V[None])[0] + share * (
-    scores[:, :3].softmax(-1) @ P_V
-)
+apart = (1 - share) * F.scaled_dot_product_attention(q[None], K[None], V[None])[
+    0
+] + share * (scores[:, :3].softmax(-1) @ P_V)
 compare(apart, whole, what="attention with a prefix, and attention beside an adapter")
 
 # %% [markdown]
@@ -179,7 +202,13 @@ compare(apart, whole, what="attention with a prefix, and attention beside an ada
 # The gate, the three things it stands before, and what MAM is made of.
 
 # %%
-show(gates.pooled_gate, gates.GatedLoRALinear.change, gates.scale_prefix, bottleneck.Bottleneck.forward, mam.apply)
+show(
+    gates.pooled_gate,
+    gates.GatedLoRALinear.change,
+    gates.scale_prefix,
+    bottleneck.Bottleneck.forward,
+    mam.apply,
+)
 
 # %% [markdown]
 # Shapes in the course model (4 layers, $d = 128$, 2 key/value heads of 32), for the sizes of the experiment below:
@@ -219,7 +248,10 @@ from transformers.utils import logging
 
 logging.disable_progress_bar()
 torch.manual_seed(0)
-for method, config in ((mam, MAMConfig(5, projection=False, bottleneck=32)), (unipelt, SIZES)):
+for method, config in (
+    (mam, MAMConfig(5, projection=False, bottleneck=32)),
+    (unipelt, SIZES),
+):
     method.apply(model, config)
     for p in model.parameters():
         if p.requires_grad:
@@ -250,10 +282,20 @@ for method, config in ((mam, MAMConfig(5, projection=False, bottleneck=32)), (un
 #   has them all nailed to one half.
 
 # %%
-NAMES, METHODS, SEEDS, RATE = ("bible", "source", "sort"), ("lora", "prefix", "adapter"), (0, 1), 2e-2
+NAMES, METHODS, SEEDS, RATE = (
+    ("bible", "source", "sort"),
+    ("lora", "prefix", "adapter"),
+    (0, 1),
+    2e-2,
+)
 SIZE = {"bible": 3, "source": 6, "sort": 8}
-train = {name: tasks.make(name, tokenizer, batches=20, size=n) for name, n in SIZE.items()}
-valid = {name: tasks.make(name, tokenizer, "valid", batches=2, size=2 * n) for name, n in SIZE.items()}
+train = {
+    name: tasks.make(name, tokenizer, batches=20, size=n) for name, n in SIZE.items()
+}
+valid = {
+    name: tasks.make(name, tokenizer, "valid", batches=2, size=2 * n)
+    for name, n in SIZE.items()
+}
 ALONE = {
     "lora": (lora.apply, SIZES.lora, RATE),
     "prefix": (prefix_tuning.apply, SIZES.prefix, 0.3),
@@ -281,7 +323,9 @@ def nailed(levels):
 
 
 def learn(name, apply, config, rate=RATE, seed=0):
-    """The course model after 20 steps of one task, and its loss on the held-out part."""
+    """The course model after 20 steps of one task, and its loss on the held-out
+    part.
+    """
     torch.manual_seed(seed)
     model = apply(course_model.load(), config)
     tasks.fit(model, train[name], rate)
@@ -293,12 +337,18 @@ for name in NAMES:
     loss[name, "before"] = [tasks.score(course_model.load(), valid[name])[0]]
     for seed in SEEDS:
         model, after = learn(name, unipelt.apply, SIZES, seed=seed)
-        opened[name, seed] = {m: g.mean().item() for m, g in unipelt.gates(model).items()}
+        opened[name, seed] = {
+            m: g.mean().item() for m, g in unipelt.gates(model).items()
+        }
         levels = [gate.value.mean() for gate in gates_of(model)]
         loss.setdefault((name, "UniPELT"), []).append(after)
-        loss.setdefault((name, "nailed as found"), []).append(learn(name, nailed(levels), SIZES, seed=seed)[1])
+        loss.setdefault((name, "nailed as found"), []).append(
+            learn(name, nailed(levels), SIZES, seed=seed)[1]
+        )
         mixtures[name] = mixtures.get(name, model)  # seed 0's
-    loss[name, "nailed to 1/2"] = [learn(name, nailed(torch.full((16,), 0.5)), SIZES)[1]]
+    loss[name, "nailed to 1/2"] = [
+        learn(name, nailed(torch.full((16,), 0.5)), SIZES)[1]
+    ]
     for method, how in ALONE.items():
         loss[name, f"{method} alone"] = [learn(name, *how)[1]]
 
@@ -308,7 +358,10 @@ COLOR = {"lora": "#0072b2", "prefix": "#d55e00", "adapter": "#00805e"}
 gate = {n: {m: sum(opened[n, s][m] for s in SEEDS) / 2 for m in METHODS} for n in NAMES}
 gain = {
     n: {
-        m: (loss[n, "before"][0] - loss[n, f"{m} alone"][0]) / (loss[n, "before"][0] - loss[n, "UniPELT"][0])
+        m: (
+            (loss[n, "before"][0] - loss[n, f"{m} alone"][0])
+            / (loss[n, "before"][0] - loss[n, "UniPELT"][0])
+        )
         for m in METHODS
     }
     for n in NAMES
@@ -317,8 +370,20 @@ fig, (top, bottom) = plt.subplots(2, 1, figsize=(4.8, 4.8), sharex=True)
 for i, method in enumerate(METHODS):
     for j, name in enumerate(NAMES):
         x = j + 0.26 * (i - 1)
-        top.bar(x, gate[name][method], 0.24, color=COLOR[method], label=method if j == 0 else None)
-        top.plot([x] * 2, [opened[name, seed][method] for seed in SEEDS], "o", color="#22262b", markersize=3)
+        top.bar(
+            x,
+            gate[name][method],
+            0.24,
+            color=COLOR[method],
+            label=method if j == 0 else None,
+        )
+        top.plot(
+            [x] * 2,
+            [opened[name, seed][method] for seed in SEEDS],
+            "o",
+            color="#22262b",
+            markersize=3,
+        )
         bottom.bar(x, 100 * gain[name][method], 0.24, color=COLOR[method])
 top.set(ylabel="mean gate", ylim=(0, 1.35), yticks=[0, 0.5, 1])
 top.legend(ncol=3, loc="upper center", columnspacing=1, handlelength=1.2)
@@ -330,16 +395,29 @@ bottom.set_xticks(range(3), labels=NAMES)
 figure(
     fig,
     alt="Two rows of bars. Above, the mean gates: "
-    + "; ".join(f"{n}: " + ", ".join(f"{m} {gate[n][m]:.2f}" for m in METHODS) for n in NAMES)
+    + "; ".join(
+        f"{n}: " + ", ".join(f"{m} {gate[n][m]:.2f}" for m in METHODS) for n in NAMES
+    )
     + ". Below, what each method alone gains, in percent of UniPELT's gain: "
-    + "; ".join(f"{n}: " + ", ".join(f"{m} {gain[n][m]:.0%}" for m in METHODS) for n in NAMES)
+    + "; ".join(
+        f"{n}: " + ", ".join(f"{m} {gain[n][m]:.0%}" for m in METHODS) for n in NAMES
+    )
     + ".",
 )
 print(f"{'loss':15}" + "".join(f"{name:>11}" for name in NAMES))
 for row in dict.fromkeys(row for _, row in loss):
-    print(f"{row:15}" + "".join(f"{' '.join(f'{v:.2f}' for v in loss[name, row]):>11}" for name in NAMES))
+    print(
+        f"{row:15}"
+        + "".join(
+            f"{' '.join(f'{v:.2f}' for v in loss[name, row]):>11}" for name in NAMES
+        )
+    )
 assert all(g["adapter"] > g["lora"] > g["prefix"] for g in opened.values())
-assert all(loss[n, "nailed as found"][s] < loss[n, "UniPELT"][s] + 0.03 for n in NAMES for s in SEEDS)
+assert all(
+    loss[n, "nailed as found"][s] < loss[n, "UniPELT"][s] + 0.03
+    for n in NAMES
+    for s in SEEDS
+)
 
 # %% [markdown]
 # The hope was that the gates choose another method for each task. They do not. In all three tasks, on both seeds, the order is the
@@ -369,8 +447,15 @@ for name in NAMES:
         tasks.logits_of(final, batch)
     by_task[name] = {m: g.view(4, -1).mean(1) for m, g in unipelt.gates(final).items()}
 for method in METHODS:
-    moved = max((by_task[a][method] - by_task[b][method]).abs().max().item() for a in NAMES for b in NAMES)
-    print(f"{method:8} between two tasks, a layer's mean gate moves by at most {moved:.2f}")
+    moved = max(
+        (by_task[a][method] - by_task[b][method]).abs().max().item()
+        for a in NAMES
+        for b in NAMES
+    )
+    print(
+        f"{method:8} between two tasks, a layer's mean gate moves by at most"
+        f" {moved:.2f}"
+    )
 
 # %% [markdown]
 # They do: at the sight of two tokens that are not the Bible's, an adapter's gate can swing by most of its range. It was no use to
@@ -398,7 +483,9 @@ explore(
     draw,
     title="Three gates",
     alt=lambda layer, task: (
-        f"Layer {layer}, shown {task}: " + ", ".join(f"{m} {by_task[task][m][layer]:.2f}" for m in METHODS) + "."
+        f"Layer {layer}, shown {task}: "
+        + ", ".join(f"{m} {by_task[task][m][layer]:.2f}" for m in METHODS)
+        + "."
     ),
     start={"layer": 0, "task": "bible"},
     layer=[0, 1, 2, 3],
@@ -414,7 +501,10 @@ explore(
 
 # %%
 bert = bert_parameters(12, 768, 3072, 30_522)
-for what, L, d, total in (("BERT-base", 12, 768, bert), ("Llama 7B", 32, 4096, parameters(llama_7b))):
+for what, L, d, total in (
+    ("BERT-base", 12, 768, bert),
+    ("Llama 7B", 32, 4096, parameters(llama_7b)),
+):
     parts = {
         "prefix": L * 2 * 10 * d,
         "adapter": L * bottleneck.count(d, d // 16),

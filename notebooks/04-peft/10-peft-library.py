@@ -28,14 +28,19 @@ from llmlab.peft.prompt_and_prefix_tuning import prompt_tuning
 # that, and a fine-tuned copy of the model is a file as large as the model. How large is the part that differs?
 
 # %%
-mine = real_model.load()  # SmolLM2-135M-Instruct as our own Llama, which will judge the library
+# SmolLM2-135M-Instruct as our own Llama, which will judge the library
+mine = real_model.load()
 whole = 4 * walk.trainable(mine)[1]
-part = 4 * lora.num_parameters(mine, lora.LoRAConfig(r=8, target_modules=("q_proj", "v_proj")))
-print(
-    f"the model in fp32: {whole / 1e6:.0f} MB; a LoRA adapter of rank 8: {part / 1e6:.1f} MB, 1/{whole / part:.0f} of it"
+part = 4 * lora.num_parameters(
+    mine, lora.LoRAConfig(r=8, target_modules=("q_proj", "v_proj"))
 )
 print(
-    f"ten services, ten copies: {10 * whole / 1e9:.1f} GB; one model, ten adapters: {(whole + 10 * part) / 1e9:.2f} GB"
+    f"the model in fp32: {whole / 1e6:.0f} MB; a LoRA adapter of rank 8:"
+    f" {part / 1e6:.1f} MB, 1/{whole / part:.0f} of it"
+)
+print(
+    f"ten services, ten copies: {10 * whole / 1e9:.1f} GB; one model, ten adapters:"
+    f" {(whole + 10 * part) / 1e9:.2f} GB"
 )
 
 # %% [markdown]
@@ -55,20 +60,39 @@ print(
 # %%
 fig, ax = plt.subplots(figsize=(4.8, 3.4))
 boxes = [
-    (0.5, 0.2, "tokens → embedding", "#0072b2", "Prompt Tuning, P-Tuning:\nrows before the input"),
-    (0.5, 1.2, "keys and values", "#00805e", "Prefix, P-Tuning v2:\nrows in every layer"),
+    (
+        0.5,
+        0.2,
+        "tokens → embedding",
+        "#0072b2",
+        "Prompt Tuning, P-Tuning:\nrows before the input",
+    ),
+    (
+        0.5,
+        1.2,
+        "keys and values",
+        "#00805e",
+        "Prefix, P-Tuning v2:\nrows in every layer",
+    ),
     (0.5, 2.2, "linears", "#d55e00", "LoRA, (IA)³:\nbeside or on a weight"),
 ]
 for x, y, name, color, text in boxes:
-    ax.add_patch(plt.Rectangle((x, y), 2.1, 0.7, facecolor="#eceef0", edgecolor=color, linewidth=2))
+    ax.add_patch(
+        plt.Rectangle(
+            (x, y), 2.1, 0.7, facecolor="#eceef0", edgecolor=color, linewidth=2
+        )
+    )
     ax.text(x + 1.05, y + 0.35, name, ha="center", va="center", color="#22262b")
     ax.text(x + 2.3, y + 0.35, text, ha="left", va="center", color=color)
 ax.set(xlim=(0.3, 5), ylim=(0, 3.1))
 ax.axis("off")
 figure(
     fig,
-    alt="Three places in a model. Before the embedded input: Prompt Tuning and P-Tuning. In the keys and values of every "
-    "layer: Prefix Tuning and P-Tuning v2. At the linears: LoRA and (IA)³.",
+    alt=(
+        "Three places in a model. Before the embedded input: Prompt Tuning and"
+        " P-Tuning. In the keys and values of every layer: Prefix Tuning and P-Tuning"
+        " v2. At the linears: LoRA and (IA)³."
+    ),
 )
 
 # %% [markdown]
@@ -117,11 +141,16 @@ def question(country):
 def batch(pairs, form):
     """Rows of question + answer, padded on the right, labels on the answer alone."""
     ids = lambda text: tokenizer(text).input_ids  # noqa: E731
-    rows = [(ids(question(c)), ids(form.replace("CITY", city) + tokenizer.eos_token)) for c, city in pairs]
+    rows = [
+        (ids(question(c)), ids(form.replace("CITY", city) + tokenizer.eos_token))
+        for c, city in pairs
+    ]
     width = max(len(q) + len(a) for q, a in rows)
     pad = lambda row, value: row + [value] * (width - len(row))  # noqa: E731
     return {
-        "input_ids": torch.tensor([pad(q + a, tokenizer.pad_token_id) for q, a in rows]),
+        "input_ids": torch.tensor(
+            [pad(q + a, tokenizer.pad_token_id) for q, a in rows]
+        ),
         "labels": torch.tensor([pad([-100] * len(q) + a, -100) for q, a in rows]),
         "attention_mask": torch.tensor([pad([1] * len(q + a), 0) for q, a in rows]),
     }
@@ -135,7 +164,12 @@ def pairs_of(form):
 
 JSON, XML = ' {"city": "CITY"}', " <city>CITY</city>"
 BATCHES, HELD = pairs_of(JSON), batch(list(ASKED.items()), JSON)
-print("a batch:", tuple(BATCHES[0]["input_ids"].shape), "  held out:", tuple(HELD["input_ids"].shape))
+print(
+    "a batch:",
+    tuple(BATCHES[0]["input_ids"].shape),
+    "  held out:",
+    tuple(HELD["input_ids"].shape),
+)
 
 # %% [markdown]
 # Shapes, for the model's width of 576, its 30 layers, 9 query heads and 3 key/value heads of 64:
@@ -153,8 +187,12 @@ print("a batch:", tuple(BATCHES[0]["input_ids"].shape), "  held out:", tuple(HEL
 
 # %%
 def fit(model, batches, lr):
-    """Train what `peft` left trainable, once through the batches. Returns the losses."""
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr, weight_decay=0.0)
+    """Train what `peft` left trainable, once through the batches. Returns the
+    losses.
+    """
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=lr, weight_decay=0.0
+    )
     losses = []
     for rows in batches:
         loss = model(**rows).loss
@@ -168,7 +206,9 @@ def fit(model, batches, lr):
 
 def answer_loss(logits):
     """The loss on the answers to the four questions that are not shown."""
-    return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), HELD["labels"][:, 1:].flatten()).item()
+    return torch.nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1), HELD["labels"][:, 1:].flatten()
+    ).item()
 
 
 # %% [markdown]
@@ -179,10 +219,17 @@ def answer_loss(logits):
 # %%
 LM = "CAUSAL_LM"
 METHODS = {
-    "LoRA": (peft.LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type=LM), 8e-3),
+    "LoRA": (
+        peft.LoraConfig(
+            r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type=LM
+        ),
+        8e-3,
+    ),
     "(IA)³": (
         peft.IA3Config(
-            target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"], task_type=LM
+            target_modules=["k_proj", "v_proj", "down_proj"],
+            feedforward_modules=["down_proj"],
+            task_type=LM,
         ),
         4e-2,
     ),
@@ -196,8 +243,18 @@ METHODS = {
         ),
         2e-2,
     ),
-    "P-Tuning": (peft.PromptEncoderConfig(num_virtual_tokens=10, encoder_hidden_size=64, task_type=LM), 5e-3),
-    "P-Tuning v2": (peft.PrefixTuningConfig(num_virtual_tokens=10, init_weights="zero", task_type=LM), 0.2),
+    "P-Tuning": (
+        peft.PromptEncoderConfig(
+            num_virtual_tokens=10, encoder_hidden_size=64, task_type=LM
+        ),
+        5e-3,
+    ),
+    "P-Tuning v2": (
+        peft.PrefixTuningConfig(
+            num_virtual_tokens=10, init_weights="zero", task_type=LM
+        ),
+        0.2,
+    ),
 }
 READERS = {
     "LoRA": files,
@@ -232,7 +289,9 @@ losses, held, trained, stored = {}, {}, {}, {}
 
 
 def handed_over(name, theirs):
-    """Save with peft, open with ours, save with ours: the logits, and the tensors of both folders."""
+    """Save with peft, open with ours, save with ours: the logits, and the tensors of
+    both folders.
+    """
     module = READERS[name]
     theirs.save_pretrained(store / name)
     module.load(mine, store / name)
@@ -240,7 +299,10 @@ def handed_over(name, theirs):
         logits = mine(tokens[:1])
     module.save(mine, store / f"{name} by ours")
     (lora if name == "LoRA" else module).remove(mine)
-    return logits, *(load_file(store / folder / checkpoint.TENSORS) for folder in (name, f"{name} by ours"))
+    return logits, *(
+        load_file(store / folder / checkpoint.TENSORS)
+        for folder in (name, f"{name} by ours")
+    )
 
 
 with torch.no_grad():
@@ -252,18 +314,33 @@ for name, (config, lr) in METHODS.items():
     trained[name] = model.get_nb_trainable_parameters()[0]
     losses[name] = fit(model, BATCHES, lr)
     with torch.no_grad():
-        theirs = model(tokens).logits[:, -tokens.shape[1] :]  # peft gives logits for its virtual tokens too
+        # peft gives logits for its virtual tokens too
+        theirs = model(tokens).logits[:, -tokens.shape[1] :]
     held[name] = answer_loss(theirs)
     ours, file, again = handed_over(name, model)
     stored[name] = sum(t.numel() for t in file.values())
-    compare(ours, theirs[:1], what=f"{name}: logits, peft's folder in our code", tol=2e-3)
-    assert file.keys() == again.keys() and all(torch.equal(file[n], again[n]) for n in file)
+    compare(
+        ours, theirs[:1], what=f"{name}: logits, peft's folder in our code", tol=2e-3
+    )
+    assert file.keys() == again.keys() and all(
+        torch.equal(file[n], again[n]) for n in file
+    )
     if not config.is_prompt_learning:
         model.unload()  # a tuner sits in `base`: take it out again
 
 with torch.no_grad():
-    compare(mine(tokens[:1]), plain, what="our base after five adapters came and went", tol=0)
-    compare(answer_loss(base(tokens).logits), first, what="the library's base: held-out loss as before", tol=0)
+    compare(
+        mine(tokens[:1]),
+        plain,
+        what="our base after five adapters came and went",
+        tol=0,
+    )
+    compare(
+        answer_loss(base(tokens).logits),
+        first,
+        what="the library's base: held-out loss as before",
+        tol=0,
+    )
 
 # %% [markdown]
 # Five folders, five readers, the same logits. Now look at the sizes. A file holds what inference needs and no more: P-Tuning
@@ -272,8 +349,13 @@ with torch.no_grad():
 # %%
 print("method            trained      stored   of the model")
 for name in METHODS:
-    print(f"{name:14}{trained[name]:>11,}{stored[name]:>12,}{4 * stored[name] / whole:>14.4%}")
-assert stored["LoRA"] == trained["LoRA"] == part // 4 and stored["P-Tuning"] < trained["P-Tuning"]
+    print(
+        f"{name:14}{trained[name]:>11,}{stored[name]:>12,}{4 * stored[name] / whole:>14.4%}"
+    )
+assert (
+    stored["LoRA"] == trained["LoRA"] == part // 4
+    and stored["P-Tuning"] < trained["P-Tuning"]
+)
 
 # %% [markdown]
 # ## The experiment
@@ -296,11 +378,17 @@ left.set_title("Three steps of two")
 right.set_title("Then")
 figure(
     fig,
-    alt=f"Left, the loss over three steps for five methods. Right, the loss on held-out questions, {first:.1f} before: "
+    alt=(
+        "Left, the loss over three steps for five methods. Right, the loss on held-out"
+        f" questions, {first:.1f} before: "
+    )
     + ", ".join(f"{name} {held[name]:.1f}" for name in losses)
     + ".",
 )
-assert max(held["LoRA"], held["(IA)³"], held["Prompt Tuning"]) < first / 4 and held["P-Tuning"] > first / 2
+assert (
+    max(held["LoRA"], held["(IA)³"], held["Prompt Tuning"]) < first / 4
+    and held["P-Tuning"] > first / 2
+)
 
 # %% [markdown]
 # LoRA and (IA)³ start exactly at the base's loss, since LoRA's $B$ is 0 and (IA)³'s vectors are 1, and fall at once. Prompt
@@ -329,13 +417,23 @@ fit(many, pairs_of(XML), METHODS["LoRA"][1])
 
 
 def ask(model, adapters, new=8):
-    """Greedy answers to the four questions from each adapter, all rows in one call of `generate`."""
-    rows = tokenizer([question(c) for c in ASKED] * len(adapters), return_tensors="pt", padding=True)
+    """Greedy answers to the four questions from each adapter, all rows in one call of
+    `generate`.
+    """
+    rows = tokenizer(
+        [question(c) for c in ASKED] * len(adapters), return_tensors="pt", padding=True
+    )
     names = [adapter for adapter in adapters for _ in ASKED]
     written = model.generate(
-        **rows, adapter_names=names, max_new_tokens=new, do_sample=False, pad_token_id=tokenizer.pad_token_id
+        **rows,
+        adapter_names=names,
+        max_new_tokens=new,
+        do_sample=False,
+        pad_token_id=tokenizer.pad_token_id,
     )
-    text = tokenizer.batch_decode(written[:, rows.input_ids.shape[1] :], skip_special_tokens=True)
+    text = tokenizer.batch_decode(
+        written[:, rows.input_ids.shape[1] :], skip_special_tokens=True
+    )
     return {adapter: text[4 * i : 4 * i + 4] for i, adapter in enumerate(adapters)}
 
 
@@ -348,10 +446,21 @@ def is_json(text):
 
 said = ask(many, ["__base__", "json", "xml"])
 for i, country in enumerate(ASKED):
-    print(f"{country:8}" + "".join(f"{said[a][i].partition(chr(10))[0]:26}" for a in said))
-right = {a: sum(city in text for city, text in zip(ASKED.values(), said[a], strict=True)) for a in said}
-print(f"JSON: {sum(map(is_json, said['__base__']))} of 4 before, {sum(map(is_json, said['json']))} of 4 after")
-print(f"right city: {right['__base__']} of 4 before, {right['json']} after, {right['xml']} in XML")
+    print(
+        f"{country:8}" + "".join(f"{said[a][i].partition(chr(10))[0]:26}" for a in said)
+    )
+right = {
+    a: sum(city in text for city, text in zip(ASKED.values(), said[a], strict=True))
+    for a in said
+}
+print(
+    f"JSON: {sum(map(is_json, said['__base__']))} of 4 before,"
+    f" {sum(map(is_json, said['json']))} of 4 after"
+)
+print(
+    f"right city: {right['__base__']} of 4 before, {right['json']} after,"
+    f" {right['xml']} in XML"
+)
 
 # %% [markdown]
 # The form is learned from six examples and carries over to questions that were never shown. The price is in the last line: the
@@ -368,16 +477,28 @@ weights = {n: p.clone() for n, p in many.named_parameters() if "base_layer" in n
 with torch.no_grad():
     apart = many(tokens[:1]).logits
     many.merge_adapter(["json"])
-    compare(many(tokens[:1]).logits, apart, what="logits, merged by peft against not merged", tol=2e-3)
+    compare(
+        many(tokens[:1]).logits,
+        apart,
+        what="logits, merged by peft against not merged",
+        tol=2e-3,
+    )
     many.unmerge_adapter()
-    moved = [(p - weights[n]).abs().max().item() for n, p in many.named_parameters() if n in weights]
+    moved = [
+        (p - weights[n]).abs().max().item()
+        for n, p in many.named_parameters()
+        if n in weights
+    ]
     files.load(mine, store / "LoRA")
     lora.merge(mine)
     compare(mine(tokens[:1]), apart, what="logits, merged by ours", tol=2e-3)
     lora.unmerge(mine)
     lora.remove(mine)
     compare(mine(tokens[:1]), plain, what="our base, unmerged", tol=0)
-print(f"peft's base, unmerged: the same bits? {max(moved) == 0}; within 1e-6? {max(moved) < 1e-6}")
+print(
+    f"peft's base, unmerged: the same bits? {max(moved) == 0}; within 1e-6?"
+    f" {max(moved) < 1e-6}"
+)
 
 # %% [markdown]
 # `peft` unmerges by subtracting $\Delta W$, which rounds; ours keeps the old weight and puts it back. A difference in the eighth
@@ -402,12 +523,18 @@ for w in WEIGHTS:
         chance[w] = many(italy).logits[0, -1].softmax(-1)
 likely = torch.stack(list(chance.values())).amax(0).topk(6).indices.tolist()
 likely.sort(key=lambda t: -chance[0.0][t])
-share = {w: {repr(tokenizer.decode([t]))[1:-1].strip(): chance[w][t].item() for t in likely} for w in WEIGHTS}
+share = {
+    w: {repr(tokenizer.decode([t]))[1:-1].strip(): chance[w][t].item() for t in likely}
+    for w in WEIGHTS
+}
 
 
 def draw(weight):
     fig, ax = plt.subplots(figsize=(4.8, 2.8))
-    colors = ["#d55e00" if "{" in word else "#0072b2" if word == "Rome" else "#b8bcc2" for word in share[weight]]
+    colors = [
+        "#d55e00" if "{" in word else "#0072b2" if word == "Rome" else "#b8bcc2"
+        for word in share[weight]
+    ]
     ax.barh(list(share[weight]), list(share[weight].values()), color=colors)
     ax.invert_yaxis()
     ax.set(xlim=(0, 1), xlabel="probability of the next token")
@@ -439,16 +566,28 @@ explore(
 from transformers import BitsAndBytesConfig
 
 four = BitsAndBytesConfig(
-    load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32
+    load_in_4bit=True,
+    bnb_4bit_quant_type="nf4",
+    bnb_4bit_use_double_quant=True,
+    bnb_4bit_compute_dtype=torch.float32,
 )
-small = AutoModelForCausalLM.from_pretrained(FOLDER, quantization_config=four, dtype=torch.float32)
+small = AutoModelForCausalLM.from_pretrained(
+    FOLDER, quantization_config=four, dtype=torch.float32
+)
 table = 4 * base.get_input_embeddings().weight.numel()
 print(
-    f"fp32: {whole / 1e6:.0f} MB; 4-bit linears: {small.get_memory_footprint() / 1e6:.0f} MB, of which {table / 1e6:.0f} embedding"
+    f"fp32: {whole / 1e6:.0f} MB; 4-bit linears:"
+    f" {small.get_memory_footprint() / 1e6:.0f} MB, of which {table / 1e6:.0f}"
+    " embedding"
 )
 with torch.no_grad():
-    quantised = answer_loss(peft.PeftModel.from_pretrained(small, store / "LoRA").eval()(tokens).logits)
-print(f"held-out loss of the LoRA adapter: on the fp32 base {held['LoRA']:.2f}, on the 4-bit base {quantised:.2f}")
+    quantised = answer_loss(
+        peft.PeftModel.from_pretrained(small, store / "LoRA").eval()(tokens).logits
+    )
+print(
+    f"held-out loss of the LoRA adapter: on the fp32 base {held['LoRA']:.2f}, on the"
+    f" 4-bit base {quantised:.2f}"
+)
 
 # %% [markdown]
 # An adapter that was trained on the full base works on the quantised one, at a higher loss. Trained on the 4-bit base itself, by
@@ -467,7 +606,8 @@ for row in published.rows():
     if row.paper == "mangrulkar2022peft":
         verdict = "same" if row.same else f"no: {row.why}"
         print(
-            f"{row.what.removeprefix('peft: '):48} printed {int(row.published):>9,}  ours {int(row.ours):>9,}  {verdict}"
+            f"{row.what.removeprefix('peft: '):48} printed {int(row.published):>9,} "
+            f" ours {int(row.ours):>9,}  {verdict}"
         )
 
 # %% [markdown]

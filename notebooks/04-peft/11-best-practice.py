@@ -33,12 +33,17 @@ from llmlab.training import tasks
 # %%
 llama_7b = preset("llama-7b")
 virtual, prompt = 20, 100
-print(f"{virtual} virtual tokens before a prompt of {prompt}: {virtual / prompt:.0%} more tokens to read, each time")
 print(
-    f"their keys and values in a 7B model: {2 * 32 * 4096 * 2 * virtual / 1e6:.0f} MB of cache for each request in flight"
+    f"{virtual} virtual tokens before a prompt of {prompt}: {virtual / prompt:.0%} more"
+    " tokens to read, each time"
 )
 print(
-    f"a merged adapter: 0% more, 0 MB; full fine-tuning: the same, and {sum(adam_bytes(llama_7b).values()) / 1e9:.0f} GB to train"
+    f"their keys and values in a 7B model: {2 * 32 * 4096 * 2 * virtual / 1e6:.0f} MB"
+    " of cache for each request in flight"
+)
+print(
+    "a merged adapter: 0% more, 0 MB; full fine-tuning: the same, and"
+    f" {sum(adam_bytes(llama_7b).values()) / 1e9:.0f} GB to train"
 )
 
 # %% [markdown]
@@ -58,8 +63,18 @@ print(
 PLACES = [
     ("weights", "LoRA, AdaLoRA, BitFit, (IA)³", "merges: 0 extra", "#0072b2"),
     ("weights, base in 4 bits", "QLoRA", "merges into a 16-bit copy", "#56b4e9"),
-    ("beside or after layers", "Houlsby adapters, Pfeiffer adapters", "more layers, always", "#00805e"),
-    ("keys and values", "Prefix Tuning, P-Tuning v2", "longer cache, always", "#d55e00"),
+    (
+        "beside or after layers",
+        "Houlsby adapters, Pfeiffer adapters",
+        "more layers, always",
+        "#00805e",
+    ),
+    (
+        "keys and values",
+        "Prefix Tuning, P-Tuning v2",
+        "longer cache, always",
+        "#d55e00",
+    ),
     ("input", "Prompt Tuning, P-Tuning", "longer input, always", "#cc79a7"),
     ("several places", "MAM adapter, UniPELT", "the sum of theirs", "#6b7078"),
 ]
@@ -72,7 +87,10 @@ for i, (where, names, price, color) in enumerate(PLACES):
 ax.set(xlim=(0, 4.6), ylim=(-5.2, 1))
 ax.axis("off")
 figure(
-    fig, alt="Where each method enters, and its price: " + "; ".join(f"{w}: {n}, {p}" for w, n, p, _ in PLACES) + "."
+    fig,
+    alt="Where each method enters, and its price: "
+    + "; ".join(f"{w}: {n}, {p}" for w, n, p, _ in PLACES)
+    + ".",
 )
 
 # %% [markdown]
@@ -97,7 +115,10 @@ tokenizer = course_model.load_tokenizer()
 for name in tasks.TASKS:
     ids, labels, mask = tasks.make(name, tokenizer, batches=1)[0]
     first = tokenizer.decode(ids[0][mask[0].bool()].tolist()).replace("\n", " ")
-    print(f"{name:7} {tuple(ids.shape)!s:9} {int((labels != -100).sum()):4} tokens count   …{first[-54:]}")
+    print(
+        f"{name:7} {tuple(ids.shape)!s:9} {int((labels != -100).sum()):4} tokens count "
+        f"  …{first[-54:]}"
+    )
 
 # %% [markdown]
 # | what | shape |
@@ -118,7 +139,8 @@ base = course_model.load()
 for m in catalogue.METHODS:
     trained, _ = walk.trainable(m.apply(copy.deepcopy(base), steps=40))
     print(
-        f"{m.name:18}{trained:>10,}  {trained / catalogue.BUDGET:>8.0%} of the budget   {'merges' if m.merges else m.extra}"
+        f"{m.name:18}{trained:>10,}  {trained / catalogue.BUDGET:>8.0%} of the budget  "
+        f" {'merges' if m.merges else m.extra}"
     )
 
 # %% [markdown]
@@ -153,18 +175,30 @@ def losses(model, loss, lr):
     return [before.item(), loss().item()]
 
 
-for name, module, lr in (("LoRA", files, 0.3), ("(IA)³", ia3, 1.0), ("Prompt Tuning", prompt_tuning, 0.3)):
+for name, module, lr in (
+    ("LoRA", files, 0.3),
+    ("(IA)³", ia3, 1.0),
+    ("Prompt Tuning", prompt_tuning, 0.3),
+):
     ours = catalogue.method(name).apply(copy.deepcopy(base), 40)
     folder = tempfile.mkdtemp()
     module.save(ours, folder)
     llama = LlamaForCausalLM.from_pretrained(course_model.MODEL)
-    theirs = peft.PeftModel.from_pretrained(llama, folder, is_trainable=name != "Prompt Tuning")
+    theirs = peft.PeftModel.from_pretrained(
+        llama, folder, is_trainable=name != "Prompt Tuning"
+    )
     if name == "Prompt Tuning":  # peft opens prompts for use only
         theirs.prompt_encoder.requires_grad_(True)
     counts = walk.trainable(ours)[0], theirs.get_nb_trainable_parameters()[0]
     compare(*counts, what=f"{name}: parameters that train", tol=0)
-    mine = losses(ours, lambda m=ours: tasks.next_token_loss(m(tokens, attention_mask=mask), labels), lr)
-    peers = losses(theirs, lambda m=theirs: m(tokens, attention_mask=mask, labels=labels).loss, lr)
+    mine = losses(
+        ours,
+        lambda m=ours: tasks.next_token_loss(m(tokens, attention_mask=mask), labels),
+        lr,
+    )
+    peers = losses(
+        theirs, lambda m=theirs: m(tokens, attention_mask=mask, labels=labels).loss, lr
+    )
     compare(mine, peers, what=f"{name}: loss before and after a step", tol=1e-4)
     print(f"   {mine[0]:.2f}, then {mine[1]:.2f}")
     assert mine[1] < mine[0] - 0.01
@@ -184,14 +218,20 @@ for name, module, lr in (("LoRA", files, 0.3), ("(IA)³", ia3, 1.0), ("Prompt Tu
 # NBVAL_IGNORE_OUTPUT
 sweep = comparison.read()
 names = [m.name for m in catalogue.METHODS]
-TASKS = [t for t in tasks.TASKS if {r["method"] for r in sweep if r["task"] == t} == set(names)]
+TASKS = [
+    t
+    for t in tasks.TASKS
+    if {r["method"] for r in sweep if r["task"] == t} == set(names)
+]
 results = {t: comparison.best(sweep, t) for t in TASKS}
 valid = {t: tasks.make(t, tokenizer, "valid", batches=8, size=16) for t in TASKS}
 before = {t: tasks.score(base, valid[t])[0] for t in TASKS}
 
 again = "source"
 print(
-    f"{len(sweep)} runs; {min(len({r['lr'] for r in sweep if (r['task'], r['method']) == (t, n)}) for t in TASKS for n in names)} rates or more for each method and task"
+    f"{len(sweep)} runs;"
+    f" {min(len({r['lr'] for r in sweep if (r['task'], r['method']) == (t, n)}) for t in TASKS for n in names)}"
+    " rates or more for each method and task"
 )
 name = "(IA)³"
 old = results[again][name]
@@ -208,7 +248,9 @@ assert abs(loss - old.losses[0]) < 0.05
 
 # %%
 def share(task, result):
-    return comparison.gain(result.loss, before[task], results[task]["full fine-tuning"].loss)
+    return comparison.gain(
+        result.loss, before[task], results[task]["full fine-tuning"].loss
+    )
 
 
 def overall(name):
@@ -216,7 +258,11 @@ def overall(name):
 
 
 ranking = sorted(names, key=overall, reverse=True)
-print(f"{'':18}" + "".join(f"{t:>11}" for t in TASKS) + f"{'right':>8}{'trained':>11}{'optimizer':>11}  after training")
+print(
+    f"{'':18}"
+    + "".join(f"{t:>11}" for t in TASKS)
+    + f"{'right':>8}{'trained':>11}{'optimizer':>11}  after training"
+)
 for name in ranking:
     m = catalogue.method(name)
     cells = ""
@@ -226,7 +272,8 @@ for name in ranking:
         cells += f"{100 * share(t, r):>6.0f}% ±{100 * half:<2.0f}"
     trained, right = results[TASKS[0]][name].trained, results["source"][name].accuracy
     print(
-        f"{name:18}{cells}{right:>8.0%}{trained:>11,}{catalogue.ADAM_BYTES * trained / 1024:>7.0f} KiB  {'merges' if m.merges else m.extra}"
+        f"{name:18}{cells}{right:>8.0%}{trained:>11,}{catalogue.ADAM_BYTES * trained / 1024:>7.0f}"
+        f" KiB  {'merges' if m.merges else m.extra}"
     )
 
 # %% [markdown]
@@ -267,7 +314,12 @@ for m in catalogue.METHODS:
         model = m.load().merge_and_unload(model)
     layers_more[m.name] = len(list(model.modules())) - len(list(base.modules()))
     with torch.inference_mode():
-        timed[m.name] = (step, milliseconds(lambda model=model: tasks.logits_of(model.eval(), row_of_text)))
+        timed[m.name] = (
+            step,
+            milliseconds(
+                lambda model=model: tasks.logits_of(model.eval(), row_of_text)
+            ),
+        )
 full_step, plain = timed["full fine-tuning"]
 print(f"{'':18}{'kept':>8}{'step':>7}{'forward':>9}")
 for name in ranking:
@@ -286,36 +338,62 @@ print("steps in those of full fine-tuning, forward passes in the base's")
 # what stays after training. The rows in bold are the front: nobody trains as few and gains as much.
 
 # %%
-COLORS = {name: color for _, group, _, color in PLACES for name in group.split(", ")} | {"full fine-tuning": "#22262b"}
+COLORS = {
+    name: color for _, group, _, color in PLACES for name in group.split(", ")
+} | {"full fine-tuning": "#22262b"}
 peft_names = [n for n in ranking if n != "full fine-tuning"]
 cost = torch.tensor([float(results[TASKS[0]][n].trained) for n in peft_names])
-front = comparison.pareto(cost, torch.tensor([1 - overall(n) for n in peft_names])).tolist()
+front = comparison.pareto(
+    cost, torch.tensor([1 - overall(n) for n in peft_names])
+).tolist()
 fig, ax = plt.subplots(figsize=(4.8, 4.6))
 for y, (name, kept) in enumerate(zip(peft_names, front, strict=True)):
     shares = [100 * share(t, results[t][name]) for t in TASKS]
-    ax.plot([min(shares), max(shares)], [y, y], color=COLORS[name], linewidth=1, alpha=0.5)
+    ax.plot(
+        [min(shares), max(shares)], [y, y], color=COLORS[name], linewidth=1, alpha=0.5
+    )
     ax.plot(shares, [y] * len(shares), ".", color=COLORS[name], markersize=6)
     ax.plot(100 * overall(name), y, "o", color=COLORS[name], markersize=10)
     m = catalogue.method(name)
-    what = "merges" if m.merges else m.extra.replace("longer cache, more layers", "cache, layers")
+    what = (
+        "merges"
+        if m.merges
+        else m.extra.replace("longer cache, more layers", "cache, layers")
+    )
     weight = "bold" if kept else "normal"
-    ax.text(103, y, f"{results[TASKS[0]][name].trained:,} {what}", fontsize=9, va="center", weight=weight)
+    ax.text(
+        103,
+        y,
+        f"{results[TASKS[0]][name].trained:,} {what}",
+        fontsize=9,
+        va="center",
+        weight=weight,
+    )
 ax.set_yticks(range(len(peft_names)), peft_names)
 for label, kept in zip(ax.get_yticklabels(), front, strict=True):
     label.set_weight("bold" if kept else "normal")
 ax.grid(axis="y", visible=False)
 ax.axvline(100, color="#22262b", linewidth=1, linestyle="--")
-ax.set(xlabel="% of full fine-tuning's gain", xlim=(10, 182), xticks=(20, 40, 60, 80, 100))
+ax.set(
+    xlabel="% of full fine-tuning's gain", xlim=(10, 182), xticks=(20, 40, 60, 80, 100)
+)
 ax.invert_yaxis()
 ax.set_title("What a method buys")
 figure(
     fig,
     alt="Share of full fine-tuning's gain, mean over tasks, and numbers trained: "
-    + ", ".join(f"{n} {100 * overall(n):.0f}% with {int(c):,}" for n, c in zip(peft_names, cost.tolist(), strict=True))
-    + f". On the front: {', '.join(n for n, k in zip(peft_names, front, strict=True) if k)}.",
+    + ", ".join(
+        f"{n} {100 * overall(n):.0f}% with {int(c):,}"
+        for n, c in zip(peft_names, cost.tolist(), strict=True)
+    )
+    + ". On the front:"
+    f" {', '.join(n for n, k in zip(peft_names, front, strict=True) if k)}.",
 )
 position = 1 + peft_names.index("(IA)³")
-print(f"your first guess: (IA)³ is number {position} of {len(peft_names)}, with a fifth of the budget")
+print(
+    f"your first guess: (IA)³ is number {position} of {len(peft_names)}, with a fifth"
+    " of the budget"
+)
 print(f"your second: the last two are {peft_names[-2]} and {peft_names[-1]}")
 
 # %% [markdown]
@@ -336,7 +414,11 @@ def verdict(holds):
 soft = [overall(n) for n in ("Prompt Tuning", "P-Tuning")]
 added = [layers_more[n] for n in ("LoRA", "(IA)³", "BitFit")]
 FINDINGS = [
-    ("LoRA: no extra inference latency", max(added) == 0, "merged, it has the base's layers and no more"),
+    (
+        "LoRA: no extra inference latency",
+        max(added) == 0,
+        "merged, it has the base's layers and no more",
+    ),
     (
         "Prompt Tuning needs scale",
         max(soft) < overall("LoRA"),
@@ -388,14 +470,20 @@ LIMITS = [2_500, 6_000, 9_800, 20_000]
 
 
 def leaders(limit, task):
-    found = [(share(task, r), n) for n, r in results[task].items() if r.trained <= limit]
+    found = [
+        (share(task, r), n) for n, r in results[task].items() if r.trained <= limit
+    ]
     return sorted(found, reverse=True)
 
 
 def draw(limit, task):
     found = leaders(limit, task)[:7]
     fig, ax = plt.subplots(figsize=(4.8, 3.2))
-    ax.barh([n for _, n in found], [100 * max(0, s) for s, _ in found], color=[COLORS[n] for _, n in found])
+    ax.barh(
+        [n for _, n in found],
+        [100 * max(0, s) for s, _ in found],
+        color=[COLORS[n] for _, n in found],
+    )
     ax.axvline(100, color="#22262b", linewidth=1, linestyle="--")
     ax.set(xlabel="% of full fine-tuning's gain", xlim=(0, 115))
     ax.invert_yaxis()
@@ -431,18 +519,31 @@ from llmlab.peft.p_tuning import p_tuning_v2
 with torch.device("meta"):
     big = Llama(llama_7b)
 usual = {
-    "LoRA, r = 16 on all linears": lora.num_parameters(big, lora.LoRAConfig(r=16, target_modules=walk.ALL_LINEAR)),
+    "LoRA, r = 16 on all linears": lora.num_parameters(
+        big, lora.LoRAConfig(r=16, target_modules=walk.ALL_LINEAR)
+    ),
     "LoRA, r = 8 on q and v": lora.num_parameters(big, lora.LoRAConfig(r=8)),
     "(IA)³": ia3.num_parameters(big, ia3.IA3Config()),
-    "BitFit on all linears": bitfit.num_parameters(big, bitfit.BitFitConfig(walk.ALL_LINEAR)),
-    "Houlsby adapters, 64 wide": adapters.num_parameters(big, adapters.AdapterConfig("houlsby", 64)),
-    "P-Tuning v2, 20 tokens": p_tuning_v2.num_parameters(big, p_tuning_v2.PTuningV2Config(20)),
-    "Prompt Tuning, 20 tokens": prompt_tuning.num_parameters(big, prompt_tuning.PromptTuningConfig(20)),
+    "BitFit on all linears": bitfit.num_parameters(
+        big, bitfit.BitFitConfig(walk.ALL_LINEAR)
+    ),
+    "Houlsby adapters, 64 wide": adapters.num_parameters(
+        big, adapters.AdapterConfig("houlsby", 64)
+    ),
+    "P-Tuning v2, 20 tokens": p_tuning_v2.num_parameters(
+        big, p_tuning_v2.PTuningV2Config(20)
+    ),
+    "Prompt Tuning, 20 tokens": prompt_tuning.num_parameters(
+        big, prompt_tuning.PromptTuningConfig(20)
+    ),
 }
 frozen = 2 * parameters(llama_7b)
 print(f"{'':29}{'numbers':>10}{'to train':>11}{'to keep':>10}{'of frozen':>11}")
 for name, n in usual.items():
-    print(f"{name:29}{n:>10,}{16 * n / 1e6:>8.1f} MB{2 * n / 1e6:>7.1f} MB{16 * n / frozen:>11.2%}")
+    print(
+        f"{name:29}{n:>10,}{16 * n / 1e6:>8.1f} MB{2 * n / 1e6:>7.1f}"
+        f" MB{16 * n / frozen:>11.2%}"
+    )
 assert usual["LoRA, r = 8 on q and v"] == 4_194_304  # what peft prints for this model
 
 # %% [markdown]

@@ -21,12 +21,17 @@ from llmlab.models.presets import preset
 from llmlab.parallelism.runtime import Link, cost
 
 seven = preset("llama-2-7b")
-gradient, card = weight_bytes(seven), Link(latency=10e-6, bandwidth=50e9)  # 16 bits a number; a 400 Gb/s network card
+# 16 bits a number; a 400 Gb/s network card
+gradient, card = weight_bytes(seven), Link(latency=10e-6, bandwidth=50e9)
 compute = training_flops(seven, 1, 4096) / (0.4 * 989e12)
-print(f"Llama 2 7B: {gradient / 1e9:.1f} GB of gradients, {compute:.2f} s of computing on 4,096 tokens")
+print(
+    f"Llama 2 7B: {gradient / 1e9:.1f} GB of gradients, {compute:.2f} s of computing on"
+    " 4,096 tokens"
+)
 for algorithm in ("naive", "ring"):
     print(
-        f"  their sum over 64 ranks, {algorithm:<6} {cost.seconds('all_reduce', 64, gradient, card, algorithm):5.1f} s"
+        f"  their sum over 64 ranks, {algorithm:<6}"
+        f" {cost.seconds('all_reduce', 64, gradient, card, algorithm):5.1f} s"
     )
 
 # %% [markdown]
@@ -52,7 +57,8 @@ for algorithm in ("naive", "ring"):
 # tensors: below which size would you use it, on a network with 10 µs a message and 25 GB/s?
 
 # %%
-my_guess = {"bytes sent, in n": 64.0, "a tree below, in bytes": 1_000}  # put your guess here; both are computed below
+# put your guess here; both are computed below
+my_guess = {"bytes sent, in n": 64.0, "a tree below, in bytes": 1_000}
 
 # %% [markdown]
 # ## The idea
@@ -65,8 +71,23 @@ from matplotlib.patches import Rectangle
 
 from llmlab.parallelism import World
 
-OPS = ("broadcast", "scatter", "gather", "all_gather", "reduce", "reduce_scatter", "all_reduce", "all_to_all")
-COLORS = {1: palette.blue, 2: palette.vermillion, 4: palette.green, 8: palette.purple, 15: palette.ink}
+OPS = (
+    "broadcast",
+    "scatter",
+    "gather",
+    "all_gather",
+    "reduce",
+    "reduce_scatter",
+    "all_reduce",
+    "all_to_all",
+)
+COLORS = {
+    1: palette.blue,
+    2: palette.vermillion,
+    4: palette.green,
+    8: palette.purple,
+    15: palette.ink,
+}
 
 
 def before_and_after(comm, op, label, reduction):
@@ -76,7 +97,10 @@ def before_and_after(comm, op, label, reduction):
     one = parts[comm.rank]
     bring, call = {
         "broadcast": (whole if root else None, lambda: comm.broadcast(whole)),
-        "scatter": (whole if root else None, lambda: comm.scatter(parts if root else None)),
+        "scatter": (
+            whole if root else None,
+            lambda: comm.scatter(parts if root else None),
+        ),
         "gather": (one, lambda: comm.gather(one)),
         "all_gather": (one, lambda: comm.all_gather(one)),
         "reduce": (whole, lambda: comm.reduce(whole, op=reduction)),
@@ -84,7 +108,12 @@ def before_and_after(comm, op, label, reduction):
         "all_reduce": (whole, lambda: comm.all_reduce(whole, reduction)),
         "all_to_all": (whole, lambda: comm.all_to_all(parts)),
     }[op]
-    flat = lambda t: [] if t is None else (torch.cat(t) if isinstance(t, list) else t).tolist()  # noqa: E731
+
+    def flat(t):
+        return (
+            [] if t is None else (torch.cat(t) if isinstance(t, list) else t).tolist()
+        )
+
     return flat(bring), flat(call())
 
 
@@ -94,20 +123,47 @@ for ax, op in zip(axes.flat, OPS, strict=True):
     letters = World(4).run(before_and_after, op, lambda r, c: c, "max")
     for r in range(4):
         for side in (0, 1):
-            ax.plot([5.6 * side - 0.05, 5.6 * side + 3.97], [2.96 - r] * 2, color=palette.light, lw=0.8)
-            for i, (mask, letter) in enumerate(zip(owners[r][side], letters[r][side], strict=True)):
-                ax.add_patch(Rectangle((5.6 * side + i, 3 - r), 0.92, 0.92, facecolor=COLORS[mask], edgecolor="none"))
+            ax.plot(
+                [5.6 * side - 0.05, 5.6 * side + 3.97],
+                [2.96 - r] * 2,
+                color=palette.light,
+                lw=0.8,
+            )
+            for i, (mask, letter) in enumerate(
+                zip(owners[r][side], letters[r][side], strict=True)
+            ):
+                ax.add_patch(
+                    Rectangle(
+                        (5.6 * side + i, 3 - r),
+                        0.92,
+                        0.92,
+                        facecolor=COLORS[mask],
+                        edgecolor="none",
+                    )
+                )
                 ax.text(
-                    5.6 * side + i + 0.46, 3.42 - r, "abcd"[letter], color="white", ha="center", va="center", size=9
+                    5.6 * side + i + 0.46,
+                    3.42 - r,
+                    "abcd"[letter],
+                    color="white",
+                    ha="center",
+                    va="center",
+                    size=9,
                 )
     ax.text(4.75, 2, "→", ha="center", va="center")
-    ax.set(xlim=(-0.2, 9.8), ylim=(-0.1, 4.1), aspect="equal", title=op.replace("_", "-"))
+    ax.set(
+        xlim=(-0.2, 9.8), ylim=(-0.1, 4.1), aspect="equal", title=op.replace("_", "-")
+    )
     ax.axis("off")
 figure(
     fig,
-    alt="Eight operations on four ranks, before and after. Broadcast: rank 0's row on all. Scatter: one chunk of it each. "
-    "Gather: one chunk of each rank, in rank 0's row. All-gather: that row on all. Reduce: the sum on rank 0. Reduce-scatter: "
-    "one chunk of the sum each. All-reduce: the sum on all. All-to-all: the table transposed.",
+    alt=(
+        "Eight operations on four ranks, before and after. Broadcast: rank 0's row on"
+        " all. Scatter: one chunk of it each. Gather: one chunk of each rank, in rank"
+        " 0's row. All-gather: that row on all. Reduce: the sum on rank 0."
+        " Reduce-scatter: one chunk of the sum each. All-reduce: the sum on all."
+        " All-to-all: the table transposed."
+    ),
 )
 
 # %% [markdown]
@@ -130,18 +186,29 @@ figure(
 from llmlab.parallelism.collectives import halving, ring, tree
 from llmlab.parallelism.collectives import schedule as schedules
 
-THREE = {"ring": ring.all_reduce, "tree": tree.all_reduce, "halving": halving.all_reduce}
+THREE = {
+    "ring": ring.all_reduce,
+    "tree": tree.all_reduce,
+    "halving": halving.all_reduce,
+}
 fig, axes = plt.subplots(3, 1, figsize=(4.8, 6.2), sharex=True)
 for ax, (name, algorithm) in zip(axes, THREE.items(), strict=True):
     moves = algorithm(8)
     schedules.draw(moves, 8, ax)
-    ax.set(xlim=(-0.2, 14.2), title=f"{name}: {schedules.steps(moves)} steps, {len(moves)} messages")
+    ax.set(
+        xlim=(-0.2, 14.2),
+        title=f"{name}: {schedules.steps(moves)} steps, {len(moves)} messages",
+    )
     ax.set(yticks=[0, 7], xlabel="step" if name == "halving" else "")
 figure(
     fig,
-    alt="Messages of an all-reduce over 8 ranks, steps to the right, ranks downward. Ring: in each of 14 steps every rank sends a "
-    "thin arrow, an eighth of the tensor, to the next. Tree: thick arrows of the whole tensor, 4, 2 and 1 toward rank 0, then 1, 2 "
-    "and 4 back. Halving: 6 steps in which pairs swap a half, a quarter, an eighth, then the same backwards.",
+    alt=(
+        "Messages of an all-reduce over 8 ranks, steps to the right, ranks downward."
+        " Ring: in each of 14 steps every rank sends a thin arrow, an eighth of the"
+        " tensor, to the next. Tree: thick arrows of the whole tensor, 4, 2 and 1"
+        " toward rank 0, then 1, 2 and 4 back. Halving: 6 steps in which pairs swap a"
+        " half, a quarter, an eighth, then the same backwards."
+    ),
 )
 
 # %% [markdown]
@@ -164,7 +231,13 @@ for move in ring.all_reduce(3):
 # it is. The functions that make the lists are a few lines each, and `backwards` makes half of them.
 
 # %%
-show(ring.reduce_scatter, ring.all_gather, tree.broadcast, halving.reduce_scatter, schedules.backwards)
+show(
+    ring.reduce_scatter,
+    ring.all_gather,
+    tree.broadcast,
+    halving.reduce_scatter,
+    schedules.backwards,
+)
 
 # %% [markdown]
 # One function runs any list, with nothing but `send` and `recv`. What it costs can be read off the list, and what a rank sends is
@@ -176,7 +249,10 @@ show(schedules.perform)
 # %%
 from llmlab.parallelism.collectives import bruck
 
-ALGORITHMS = THREE | {"doubling": halving.all_reduce_doubling, "bruck": bruck.all_reduce}
+ALGORITHMS = THREE | {
+    "doubling": halving.all_reduce_doubling,
+    "bruck": bruck.all_reduce,
+}
 x = torch.arange(840.0)
 print(
     f"{'all-reduce of n bytes, p =':<28}{'6':>16}{'8':>16}\n{'':<28}{'steps':>7}{'bytes/n':>9}{'steps':>7}{'bytes/n':>9}"
@@ -185,7 +261,9 @@ for name, algorithm in ALGORITHMS.items():
     row = ""
     for p in (6, 8):
         world, moves = World(p), algorithm(p)
-        for result in world.run(lambda comm, moves=moves: schedules.all_reduce(comm, x + comm.rank, moves)):
+        for result in world.run(
+            lambda comm, moves=moves: schedules.all_reduce(comm, x + comm.rank, moves)
+        ):
             assert torch.equal(result, p * x + p * (p - 1) / 2)
         row += f"{schedules.steps(moves):>7}{max(world.ledger.per_rank()) / x.nbytes:>9.2f}"
     print(f"{name:<28}{row}")
@@ -208,15 +286,26 @@ from llmlab.parallelism import launch
 
 
 def against_torch(comm):
-    p, r, root, x = comm.size, comm.rank, comm.size - 1, torch.arange(23.0) * (comm.rank + 1)
+    p, r, root, x = (
+        comm.size,
+        comm.rank,
+        comm.size - 1,
+        torch.arange(23.0) * (comm.rank + 1),
+    )
     pairs, mine, lengths = {}, x[: 2 * r + 1], [2 * i + 1 for i in range(p)]
     theirs = x.clone()
     dist.all_reduce(theirs)
     for name, algorithm in ALGORITHMS.items():
-        pairs[f"all-reduce, {name}"] = schedules.all_reduce(comm, x, algorithm(p)), theirs
+        pairs[f"all-reduce, {name}"] = (
+            schedules.all_reduce(comm, x, algorithm(p)),
+            theirs,
+        )
     theirs = x.clone()
     dist.broadcast(theirs, root)
-    pairs["broadcast"] = schedules.broadcast(comm, x, tree.broadcast(p, root), root), theirs
+    pairs["broadcast"] = (
+        schedules.broadcast(comm, x, tree.broadcast(p, root), root),
+        theirs,
+    )
     theirs = x.clone()
     dist.reduce(theirs, root)
     ours = schedules.reduce(comm, x, tree.reduce(p, root), root)
@@ -227,24 +316,42 @@ def against_torch(comm):
     pairs |= {"gather": (torch.cat(ours), torch.cat(every))} if r == root else {}
     theirs, parts = torch.empty(23), [x * i for i in range(p)] if r == root else None
     dist.scatter(theirs, parts, root)
-    pairs["scatter"] = schedules.scatter(comm, parts, tree.scatter(p, root), [23] * p), theirs
+    pairs["scatter"] = (
+        schedules.scatter(comm, parts, tree.scatter(p, root), [23] * p),
+        theirs,
+    )
     theirs = torch.empty(4)
     dist.reduce_scatter(theirs, list(x[: 4 * p].clone().split(4)))
-    pairs["reduce-scatter"] = schedules.reduce_scatter(comm, x[: 4 * p], bruck.reduce_scatter(p)), theirs
+    pairs["reduce-scatter"] = (
+        schedules.reduce_scatter(comm, x[: 4 * p], bruck.reduce_scatter(p)),
+        theirs,
+    )
     every = [None] * p
     dist.all_gather_object(every, mine)
-    pairs["all-gather, uneven"] = schedules.all_gather(comm, mine, ring.all_gather(p), lengths), torch.cat(every)
+    pairs["all-gather, uneven"] = (
+        schedules.all_gather(comm, mine, ring.all_gather(p), lengths),
+        torch.cat(every),
+    )
     table = [[(i + 2 * j) % 4 for j in range(p)] for i in range(p)]  # what i sends to j
     take, theirs = [row[r] for row in table], torch.empty(sum(row[r] for row in table))
     dist.all_to_all_single(theirs, x[: sum(table[r])], take, table[r])
-    ours = schedules.all_to_all(comm, list(x[: sum(table[r])].split(table[r])), bruck.all_to_all(p), table)
+    ours = schedules.all_to_all(
+        comm, list(x[: sum(table[r])].split(table[r])), bruck.all_to_all(p), table
+    )
     pairs["all-to-all, uneven"] = torch.cat(ours), theirs
     return pairs
 
 
 ranks = launch(against_torch, 5, timeout=120)
 for what in ranks[-1]:  # of the root, which has them all
-    compare(*(torch.cat([pairs[what][i] for pairs in ranks if what in pairs]) for i in (0, 1)), what, tol=0)
+    compare(
+        *(
+            torch.cat([pairs[what][i] for pairs in ranks if what in pairs])
+            for i in (0, 1)
+        ),
+        what,
+        tol=0,
+    )
 
 # %% [markdown]
 # Equal to the last bit, because these numbers are whole. With general floats the orders of addition differ, and so do the
@@ -275,19 +382,26 @@ def times(moves, n, route=schedules.crossbar):
 def clock(moves, n):
     world = World(p, link=link)
     world.run(
-        lambda comm: schedules.all_reduce(comm, torch.empty(n // 4, device="meta"), moves)
+        lambda comm: schedules.all_reduce(
+            comm, torch.empty(n // 4, device="meta"), moves
+        )
     )  # sizes without numbers
     return world.ledger.time
 
 
-cross = link.latency * link.bandwidth * (p - 1 - 4) / (4 - (p - 1) / p)  # where 30 α + 2 (15/16) n/β = 8 (α + n/β)
+# where 30 α + 2 (15/16) n/β = 8 (α + n/β)
+cross = link.latency * link.bandwidth * (p - 1 - 4) / (4 - (p - 1) / p)
 fig, ax = plt.subplots(figsize=(4.8, 3.4))
 for i, (name, algorithm) in enumerate(THREE.items()):
     moves = algorithm(p)
     ax.plot(sizes, [1e3 * times(moves, n) for n in sizes], color=f"C{i}", label=name)
     measured = [clock(moves, n) for n in sizes[1::4]]
     ax.plot(sizes[1::4], [1e3 * t for t in measured], "o", color=f"C{i}")
-    compare([1e3 * t for t in measured], [1e3 * times(moves, n) for n in sizes[1::4]], f"{name}: clock and formula, ms")
+    compare(
+        [1e3 * t for t in measured],
+        [1e3 * times(moves, n) for n in sizes[1::4]],
+        f"{name}: clock and formula, ms",
+    )
 ax.annotate(
     f"{cross / 1e6:.1f} MB",
     xy=(cross, 1e3 * times(ring.all_reduce(p), cross)),
@@ -295,16 +409,25 @@ ax.annotate(
     arrowprops={"arrowstyle": "->", "color": palette.ink},
 )
 ax.set(
-    xscale="log", yscale="log", xlabel="bytes of the tensor", ylabel="milliseconds", title="All-reduce over 16 ranks"
+    xscale="log",
+    yscale="log",
+    xlabel="bytes of the tensor",
+    ylabel="milliseconds",
+    title="All-reduce over 16 ranks",
 )
 ax.legend()
 figure(
     fig,
-    alt=f"Time of an all-reduce over 16 ranks against its size, logarithmic axes. The tree is flat at 0.08 ms and the ring at 0.3 ms "
-    f"for small tensors; they cross at {cross / 1e6:.1f} MB, beyond which the tree takes 4 times as long. Halving lies on the lower of both.",
+    alt=(
+        "Time of an all-reduce over 16 ranks against its size, logarithmic axes. The"
+        " tree is flat at 0.08 ms and the ring at 0.3 ms for small tensors; they cross"
+        f" at {cross / 1e6:.1f} MB, beyond which the tree takes 4 times as long."
+        " Halving lies on the lower of both."
+    ),
 )
 print(
-    f"a rank of a ring of 64 sends {cost.sent('all_reduce', 0, [1] * 64) / 64:.2f} n; a tree wins below {cross / 1e6:.1f} MB at p = {p}"
+    f"a rank of a ring of 64 sends {cost.sent('all_reduce', 0, [1] * 64) / 64:.2f} n; a"
+    f" tree wins below {cross / 1e6:.1f} MB at p = {p}"
 )
 print(f"you guessed: {my_guess}")
 
@@ -319,14 +442,23 @@ print(f"you guessed: {my_guess}")
 
 # %%
 n = 2**30
-print(f"{'1 GiB over 16 ranks, ms':<36}" + "".join(f"{name:>10}" for name in (*THREE, "bruck")))
+print(
+    f"{'1 GiB over 16 ranks, ms':<36}"
+    + "".join(f"{name:>10}" for name in (*THREE, "bruck"))
+)
 networks = {
     "a switch, a wire for any pair": schedules.crossbar,
     "machines of 4 with one card each": schedules.shared_card(4),
     "a ring of cables": schedules.cable_ring(16),
 }
 for network, route in networks.items():
-    print(f"{network:<36}" + "".join(f"{1e3 * times(ALGORITHMS[a](16), n, route):>10.0f}" for a in (*THREE, "bruck")))
+    print(
+        f"{network:<36}"
+        + "".join(
+            f"{1e3 * times(ALGORITHMS[a](16), n, route):>10.0f}"
+            for a in (*THREE, "bruck")
+        )
+    )
 
 # %% [markdown]
 # The ring never notices: its messages go to neighbours, and neighbours are near in every network. Halving's long steps share cables, and it
@@ -353,13 +485,19 @@ def stopwatch(comm, moves, n, repeats=5):
 
 
 def all_three(comm):
-    return {name: [stopwatch(comm, f(comm.size), n) for n in (1, 1_000_000)] for name, f in THREE.items()}
+    return {
+        name: [stopwatch(comm, f(comm.size), n) for n in (1, 1_000_000)]
+        for name, f in THREE.items()
+    }
 
 
 taken = launch(all_three, 8, timeout=120)[0]
 print(f"{'8 processes':<12}{'messages':>10}{'4 bytes':>12}{'4 MB':>12}")
 for name, (small, large) in taken.items():
-    print(f"{name:<12}{len(THREE[name](8)):>10}{1e3 * small:>9.1f} ms{1e3 * large:>9.1f} ms")
+    print(
+        f"{name:<12}{len(THREE[name](8)):>10}{1e3 * small:>9.1f}"
+        f" ms{1e3 * large:>9.1f} ms"
+    )
 
 # %% [markdown]
 # For 4 bytes the times follow the *number of messages* in the list, 112 to 14 to 48, not the number of steps. A model is as good
@@ -384,29 +522,48 @@ counted = {
     for network, route in PLAY.items()
 }
 lines = {
-    key: {name: [s * link.latency + v * n / link.bandwidth for n in GRID] for name, (s, v) in found.items()}
+    key: {
+        name: [s * link.latency + v * n / link.bandwidth for n in GRID]
+        for name, (s, v) in found.items()
+    }
     for key, found in counted.items()
 }
 
 
 def winners(ranks, network):
     """The fastest of the three at each size, as (name, largest size)."""
-    best = [min(THREE, key=lambda a: lines[ranks, network][a][i]) for i in range(len(GRID))]
-    return [(a, n) for a, n, b in zip(best, GRID, [*best[1:], None], strict=True) if a != b]
+    best = [
+        min(THREE, key=lambda a: lines[ranks, network][a][i]) for i in range(len(GRID))
+    ]
+    return [
+        (a, n) for a, n, b in zip(best, GRID, [*best[1:], None], strict=True) if a != b
+    ]
 
 
 def draw_times(ranks, network):
     fig, ax = plt.subplots(figsize=(4.8, 3.2))
     for i, (name, t) in enumerate(lines[ranks, network].items()):
         ax.plot(GRID, [1e3 * s for s in t], color=f"C{i}", label=name, lw=3.5 - i)
-    ax.set(xscale="log", yscale="log", ylim=(0.03, 2e4), xlabel="bytes of the tensor", ylabel="milliseconds")
+    ax.set(
+        xscale="log",
+        yscale="log",
+        ylim=(0.03, 2e4),
+        xlabel="bytes of the tensor",
+        ylabel="milliseconds",
+    )
     ax.minorticks_off()
     ax.legend(loc="upper left")
     return fig
 
 
 def size(n):
-    return f"{n / 2**30:.0f} GiB" if n >= 2**30 else f"{n / 2**20:.0f} MiB" if n >= 2**20 else f"{n / 2**10:.0f} KiB"
+    return (
+        f"{n / 2**30:.0f} GiB"
+        if n >= 2**30
+        else f"{n / 2**20:.0f} MiB"
+        if n >= 2**20
+        else f"{n / 2**10:.0f} KiB"
+    )
 
 
 def describe_times(ranks, network):
@@ -454,7 +611,10 @@ WIRES = {
 }
 print(f"{'all-reduce of 7B gradients':<31}{'GB/s':>6}{'p = 8':>11}{'p = 1024':>11}")
 for wire, (speed, sizes_) in WIRES.items():
-    row = [cost.seconds("all_reduce", p, gradient, Link(10e-6, speed * 1e9)) for p in sizes_]
+    row = [
+        cost.seconds("all_reduce", p, gradient, Link(10e-6, speed * 1e9))
+        for p in sizes_
+    ]
     print(f"{wire:<31}{speed:>6.4g}" + "".join(f"{1e3 * t:>8,.0f} ms" for t in row))
 
 # %% [markdown]
@@ -464,11 +624,26 @@ for wire, (speed, sizes_) in WIRES.items():
 # **A measured choice.** [Goyal et al. 2017](https://arxiv.org/abs/1706.02677 "goyal2017accurate") trained on 32 servers with 50 Gb/s Ethernet, and
 # report that halving and doubling was 3 times as fast as the ring, and better up to a million elements and beyond. The steps allow at most a factor of 6.2:
 
+
 # %%
-goyal = lambda alpha, n: [cost.seconds("all_reduce", 32, n, Link(alpha, 50e9 / 8), a) for a in ("ring", "halving")]  # noqa: E731
-print("steps:", *(cost.steps_and_volume("all_reduce", 32, 1, a)[0] for a in ("ring", "halving")))
+def goyal(alpha, n):
+    return [
+        cost.seconds("all_reduce", 32, n, Link(alpha, 50e9 / 8), a)
+        for a in ("ring", "halving")
+    ]
+
+
+print(
+    "steps:",
+    *(cost.steps_and_volume("all_reduce", 32, 1, a)[0] for a in ("ring", "halving")),
+)
 print("ring / halving, by latency and size of the tensor")
-print(f"{'':>8}" + "".join(f"{f'{n // 1000} KB':>10}" for n in (4_000, 400_000, 4_000_000, 100_000_000)))
+print(
+    f"{'':>8}"
+    + "".join(
+        f"{f'{n // 1000} KB':>10}" for n in (4_000, 400_000, 4_000_000, 100_000_000)
+    )
+)
 for alpha in (10e-6, 30e-6, 100e-6):
     row = [goyal(alpha, n) for n in (4_000, 400_000, 4_000_000, 100_000_000)]
     print(f"{1e6 * alpha:>5.0f} µs" + "".join(f"{a / b:>10.1f}" for a, b in row))
@@ -488,15 +663,28 @@ rows = (  # operation, steps and bytes/n of the paper, our list
     ("all-gather, Bruck", 3, 7 / 8, bruck.all_gather(8)),
     ("reduce-scatter, halving", 3, 7 / 8, halving.reduce_scatter(8)),
     ("broadcast, tree", 3, 3, tree.broadcast(8)),
-    ("broadcast, scatter + ring", 3 + 7, 2 * 7 / 8, schedules.then(tree.scatter(8), ring.all_gather(8))),
+    (
+        "broadcast, scatter + ring",
+        3 + 7,
+        2 * 7 / 8,
+        schedules.then(tree.scatter(8), ring.all_gather(8)),
+    ),
     ("reduce, tree", 3, 3, tree.reduce(8)),
-    ("reduce, Rabenseifner", 6, 2 * 7 / 8, schedules.then(halving.reduce_scatter(8), tree.gather(8))),
+    (
+        "reduce, Rabenseifner",
+        6,
+        2 * 7 / 8,
+        schedules.then(halving.reduce_scatter(8), tree.gather(8)),
+    ),
     ("all-reduce, doubling", 3, 3, halving.all_reduce_doubling(8)),
     ("all-reduce, Rabenseifner", 6, 2 * 7 / 8, halving.all_reduce(8)),
 )
 for name, steps, volume, moves in rows:
     ours = steps_and_volume(moves)
-    print(f"{name:<27} {steps:>2} α + {volume:<5} n/β   counted {ours[0]:>2} α + {ours[1]:<5g} n/β")
+    print(
+        f"{name:<27} {steps:>2} α + {volume:<5} n/β   counted {ours[0]:>2} α +"
+        f" {ours[1]:<5g} n/β"
+    )
     assert ours == (steps, volume)
 
 # %% [markdown]

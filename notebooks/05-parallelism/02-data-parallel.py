@@ -24,14 +24,22 @@ from llmlab.models.presets import preset
 from llmlab.parallelism.runtime import Link, cost
 
 config, card = preset("llama-3.2-1b"), Link(latency=10e-6, bandwidth=50e9)
-p, tokens, speed = 64, 4 * 4096, 0.4 * 989e12  # ranks; a rank's tokens; FLOP/s of an H100 at 40% of its peak
+# ranks; a rank's tokens; FLOP/s of an H100 at 40% of its peak
+p, tokens, speed = 64, 4 * 4096, 0.4 * 989e12
 n = 2 * parameters(config)  # bytes of the gradients in 16 bits
-forward, wire = 2 * tokens * parameters(config) / speed, cost.seconds("all_reduce", p, n, card)
+forward, wire = (
+    2 * tokens * parameters(config) / speed,
+    cost.seconds("all_reduce", p, n, card),
+)
 backward = 2 * forward
 print(
-    f"forward {1e3 * forward:.0f} ms, backward {1e3 * backward:.0f} ms, all-reduce of {n / 1e9:.2f} GB {1e3 * wire:.0f} ms"
+    f"forward {1e3 * forward:.0f} ms, backward {1e3 * backward:.0f} ms, all-reduce of"
+    f" {n / 1e9:.2f} GB {1e3 * wire:.0f} ms"
 )
-print(f"one after the other: {wire / (forward + backward + wire):.0%} of the time that is paid for, all {p} GPUs wait")
+print(
+    f"one after the other: {wire / (forward + backward + wire):.0%} of the time that is"
+    f" paid for, all {p} GPUs wait"
+)
 
 # %% [markdown]
 # ## Predict
@@ -40,7 +48,8 @@ print(f"one after the other: {wire / (forward + backward + wire):.0%} of the tim
 # in how large pieces. Which size leaves the least of that waiting, and how much of it is left?
 
 # %%
-my_guess = {"piece, in MiB": 1.0, "waiting that is left, in ms": 0.0}  # put your guess here; it is computed below
+# put your guess here; it is computed below
+my_guess = {"piece, in MiB": 1.0, "waiting that is left, in ms": 0.0}
 
 # %% [markdown]
 # ## The idea
@@ -59,7 +68,8 @@ my_guess = {"piece, in MiB": 1.0, "waiting that is left, in ms": 0.0}  # put you
 # %%
 from llmlab.parallelism.data_parallel import draw, exposed, timeline
 
-unit, layers = Link(0.0, 1.0), [1] * 6  # on two ranks an all-reduce of 1 byte takes 1 second here
+# on two ranks an all-reduce of 1 byte takes 1 second here
+unit, layers = Link(0.0, 1.0), [1] * 6
 WAYS = {
     "after backward": ([[5, 4, 3, 2, 1, 0]], False),
     "two buckets": ([[5, 4, 3], [2, 1, 0]], True),
@@ -69,11 +79,19 @@ fig, axes = plt.subplots(3, 1, figsize=(4.8, 4.4), sharex=True)
 for ax, (name, (plan, overlap)) in zip(axes, WAYS.items(), strict=True):
     spans = timeline(layers, layers, plan, 2, unit, overlap=overlap)
     draw(spans, ax, unit=1)
-    ax.set(title=f"{name}: {exposed(spans):.0f} exposed", xlim=(0, 12.2), xlabel="time" if ax is axes[-1] else "")
+    ax.set(
+        title=f"{name}: {exposed(spans):.0f} exposed",
+        xlim=(0, 12.2),
+        xlabel="time" if ax is axes[-1] else "",
+    )
 figure(
     fig,
-    alt="Three time lines of six layers' backward, each a unit long, above what the wire carries. After backward: six more units, all "
-    "exposed, hatched. Two buckets: the first leaves after three layers, three units stay exposed. A bucket a layer: one unit.",
+    alt=(
+        "Three time lines of six layers' backward, each a unit long, above what the"
+        " wire carries. After backward: six more units, all exposed, hatched. Two"
+        " buckets: the first leaves after three layers, three units stay exposed. A"
+        " bucket a layer: one unit."
+    ),
 )
 
 # %% [markdown]
@@ -96,7 +114,14 @@ figure(
 # %%
 from llmlab.models import course_model
 from llmlab.parallelism import World, launch
-from llmlab.parallelism.data_parallel import MIB, DataParallel, DDPConfig, plan_buckets, token_share, train_step
+from llmlab.parallelism.data_parallel import (
+    MIB,
+    DataParallel,
+    DDPConfig,
+    plan_buckets,
+    token_share,
+    train_step,
+)
 
 show(plan_buckets)
 model = course_model.load()
@@ -104,14 +129,22 @@ names = [name for name, _ in model.named_parameters()]
 sizes = [w.nbytes for w in model.parameters()]
 for bucket in plan_buckets(sizes, limit=MIB):
     kib = sum(sizes[i] for i in bucket) / 1024
-    print(f"{len(bucket):>3} parameters, {kib:>5.0f} KiB: {names[bucket[0]]} … {names[bucket[-1]]}")
+    print(
+        f"{len(bucket):>3} parameters, {kib:>5.0f} KiB: {names[bucket[0]]} …"
+        f" {names[bucket[-1]]}"
+    )
 
 # %% [markdown]
 # Autograd calls a hook when it has added to a parameter's `.grad`. The hook counts; when the next bucket of the plan is full, an
 # asynchronous all-reduce takes it away, and backward goes on.
 
 # %%
-show(DataParallel._arrive, DataParallel._next_is_full, DataParallel._launch, DataParallel.finish)
+show(
+    DataParallel._arrive,
+    DataParallel._next_is_full,
+    DataParallel._launch,
+    DataParallel.finish,
+)
 
 # %% [markdown]
 # The embedding of this model is tied to its head: one parameter, used twice. The hook fires once, after both uses have added their part, which is
@@ -138,11 +171,17 @@ def gradient(comm, model, weigh):
 
 
 N = sum(len(s) - 1 for s in shares)
-sum(F.cross_entropy(model(s[None, :-1]).flatten(0, 1), s[1:], reduction="sum") / N for s in shares).backward()
+sum(
+    F.cross_entropy(model(s[None, :-1]).flatten(0, 1), s[1:], reduction="sum") / N
+    for s in shares
+).backward()
 right = torch.cat([w.grad.flatten() for w in model.parameters()])
 for weigh in (False, True):
     off = (World(3).run(gradient, model, weigh)[0] - right).norm() / right.norm()
-    print(f"{'mean over tokens' if weigh else 'mean of the means':<18} off by {off:.0%} of the gradient's norm")
+    print(
+        f"{'mean over tokens' if weigh else 'mean of the means':<18} off by {off:.0%}"
+        " of the gradient's norm"
+    )
 model.zero_grad()
 
 # %% [markdown]
@@ -165,7 +204,10 @@ def batch(rank, step):
     """A rank's microbatches: between 1 and 3 rows of 16 to 32 tokens."""
     rows = [1 + (rank + k) % 3 for k in range(3 - (rank == 2))]
     starts = [97 * (step + 5 * rank + 50 * k) for k in range(len(rows))]
-    cuts = [stream[s : s + b * (17 + 8 * rank)].view(b, -1) for s, b in zip(starts, rows, strict=True)]
+    cuts = [
+        stream[s : s + b * (17 + 8 * rank)].view(b, -1)
+        for s, b in zip(starts, rows, strict=True)
+    ]
     return [(c[:, :-1], c[:, 1:]) for c in cuts]
 
 
@@ -197,15 +239,24 @@ def with_ours(comm, model):
         torch.nn.init.normal_(model.model.norm.weight)  # must not matter
     ddp, seen = DataParallel(model, comm, DDPConfig(MIB)), []
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    optimizer.register_step_pre_hook(lambda *_: seen.append(torch.cat([w.grad.flatten() for w in model.parameters()])))
-    losses = [train_step(ddp, optimizer, batch(comm.rank, step), max_norm=1.0) for step in range(5)]
+    optimizer.register_step_pre_hook(
+        lambda *_: seen.append(
+            torch.cat([w.grad.flatten() for w in model.parameters()])
+        )
+    )
+    losses = [
+        train_step(ddp, optimizer, batch(comm.rank, step), max_norm=1.0)
+        for step in range(5)
+    ]
     return losses, seen[-1]
 
 
 def alone(model):
     optimizer, losses = torch.optim.AdamW(model.parameters(), lr=1e-3), []
     for step in range(5):
-        everything = [microbatch for rank in range(3) for microbatch in batch(rank, step)]
+        everything = [
+            microbatch for rank in range(3) for microbatch in batch(rank, step)
+        ]
         N = sum(y.numel() for _, y in everything)
         loss = sum(loss_sum(model, x, y) for x, y in everything) / N
         optimizer.zero_grad()
@@ -217,10 +268,18 @@ def alone(model):
 
 
 single = alone(copy.deepcopy(model))
-ours, theirs = launch(with_ours, 3, model, timeout=120)[1], launch(with_torch, 3, model, timeout=120)[1]
+ours, theirs = (
+    launch(with_ours, 3, model, timeout=120)[1],
+    launch(with_torch, 3, model, timeout=120)[1],
+)
 compare(ours[0], theirs[0], "ours and DDP: losses of 5 steps")
 compare(ours[1], theirs[1], "ours and DDP: gradients of the fifth")
-compare((ours[1] - theirs[1]).norm() / theirs[1].norm(), 0.0, "ours and DDP: their distance over their norm", tol=1e-4)
+compare(
+    (ours[1] - theirs[1]).norm() / theirs[1].norm(),
+    0.0,
+    "ours and DDP: their distance over their norm",
+    tol=1e-4,
+)
 compare(ours[0], single[0], "ours and one process: losses")
 compare(ours[1], single[1], "ours and one process: gradients")
 
@@ -244,7 +303,10 @@ def buckets_of_both(comm, model):
 
 
 plan, torchs = launch(buckets_of_both, 2, model, timeout=120)[0]
-print(f"torch's buckets are ours: {plan == torchs}; parameters in each: {[len(b) for b in plan]}")
+print(
+    f"torch's buckets are ours: {plan == torchs}; parameters in each:"
+    f" {[len(b) for b in plan]}"
+)
 
 # %% [markdown]
 # ## The experiment
@@ -267,7 +329,9 @@ def mean_loss(logits, y):
 
 
 def owner_and_helpers(comm, model):
-    return replicate_step(comm, model, *((x, y) if comm.rank == 0 else (None, None)), mean_loss)
+    return replicate_step(
+        comm, model, *((x, y) if comm.rank == 0 else (None, None)), mean_loss
+    )
 
 
 def everybody_the_same(comm, model):
@@ -276,23 +340,41 @@ def everybody_the_same(comm, model):
     start = comm.ledger.bytes(rank=comm.rank)
     mean_loss(ddp(x.chunk(4)[comm.rank]), y.chunk(4)[comm.rank]).backward()
     ddp.finish()
-    return comm.ledger.bytes(rank=comm.rank) - start  # without the weights, which are sent once for all steps
+    # without the weights, which are sent once for all steps
+    return comm.ledger.bytes(rank=comm.rank) - start
 
 
 old, new = World(4, algorithm="naive"), World(4)
 old.run(owner_and_helpers, model)
-dp, ddp = [b / 1e6 for b in old.ledger.per_rank()], [b / 1e6 for b in new.run(everybody_the_same, model)]
+dp, ddp = (
+    [b / 1e6 for b in old.ledger.per_rank()],
+    [b / 1e6 for b in new.run(everybody_the_same, model)],
+)
 fig, ax = plt.subplots(figsize=(4.8, 2.8))
 for i, (name, mb) in enumerate((("DataParallel", dp), ("DDP", ddp))):
-    ax.bar([r + 0.4 * i - 0.2 for r in range(4)], mb, width=0.38, label=name, color=f"C{1 - i}")
+    ax.bar(
+        [r + 0.4 * i - 0.2 for r in range(4)],
+        mb,
+        width=0.38,
+        label=name,
+        color=f"C{1 - i}",
+    )
 ax.set(xticks=range(4), xlabel="rank", ylabel="MB sent a step")
 ax.legend()
 figure(
     fig,
-    alt=f"Megabytes sent in one step by each of 4 ranks. DataParallel: {dp[0]:.1f} by the owner, {dp[1]:.1f} by each of the others. "
-    f"DDP: {ddp[0]:.1f} by every rank.",
+    alt=(
+        f"Megabytes sent in one step by each of 4 ranks. DataParallel: {dp[0]:.1f} by"
+        f" the owner, {dp[1]:.1f} by each of the others. DDP: {ddp[0]:.1f} by every"
+        " rank."
+    ),
 )
-print("MB sent a step by ranks 0 to 3:  DataParallel", *(f"{b:.1f}" for b in dp), "  DDP", *(f"{b:.1f}" for b in ddp))
+print(
+    "MB sent a step by ranks 0 to 3:  DataParallel",
+    *(f"{b:.1f}" for b in dp),
+    "  DDP",
+    *(f"{b:.1f}" for b in ddp),
+)
 
 # %% [markdown]
 # The owner sends the weights $p-1$ times, and receives as many gradients and all logits: with $p$ its wire fills up, while the others wait. In DDP
@@ -307,16 +389,20 @@ from llmlab.models.llama import Llama
 with torch.device("meta"):  # shapes without numbers
     big = Llama(config).to(torch.bfloat16)
 weights = dict(big.named_parameters())
-head = "model.embed_tokens.weight"  # tied: its backward products are the head's, at the beginning
+# tied: its backward products are the head's, at the beginning
+head = "model.embed_tokens.weight"
 seconds = {
-    name: 4 * tokens * w.numel() / speed if w.dim() == 2 and name != head else 0.0 for name, w in weights.items()
+    name: 4 * tokens * w.numel() / speed if w.dim() == 2 and name != head else 0.0
+    for name, w in weights.items()
 }
 before = 4 * tokens * weights[head].numel() / speed
 nbytes = [w.nbytes for w in weights.values()]
 
 
 def backward_pass(plan, p=p, overlap=True):
-    return timeline(list(seconds.values()), nbytes, plan, p, card, overlap=overlap, before=before)
+    return timeline(
+        list(seconds.values()), nbytes, plan, p, card, overlap=overlap, before=before
+    )
 
 
 PLANS = {
@@ -331,20 +417,34 @@ for ax, (name, (plan, overlap)) in zip(axes, PLANS.items(), strict=True):
     spans = backward_pass(plan, overlap=overlap)
     waits[name] = 1e3 * exposed(spans)
     draw(spans, ax)
-    ax.set(title=f"{name}: {waits[name]:.0f} ms exposed", xlabel="milliseconds" if ax is axes[-1] else "")
+    ax.set(
+        title=f"{name}: {waits[name]:.0f} ms exposed",
+        xlabel="milliseconds" if ax is axes[-1] else "",
+    )
 figure(
     fig,
-    alt="Backward of a 1.2 billion parameter model on 64 ranks, and the wire. Exposed milliseconds: "
+    alt=(
+        "Backward of a 1.2 billion parameter model on 64 ranks, and the wire. Exposed"
+        " milliseconds: "
+    )
     + ", ".join(f"{name} {ms:.0f}" for name, ms in waits.items())
-    + ". With buckets the wire works while backward does, and only the embedding's gradient is left at the end.",
+    + ". With buckets the wire works while backward does, and only the embedding's"
+    " gradient is left at the end.",
 )
 for name, (plan, _) in PLANS.items():
     print(f"{name:<28} {len(plan):>4} messages, {waits[name]:>4.0f} ms exposed")
-print("\nbucket, MiB" + "".join(f"{mib:>6}" for mib in (1, 2, 4, 8, 16, 25, 50, 100, 200)))
+print(
+    "\nbucket, MiB" + "".join(f"{mib:>6}" for mib in (1, 2, 4, 8, 16, 25, 50, 100, 200))
+)
 sizes_tried = {
-    mib: 1e3 * exposed(backward_pass(plan_buckets(nbytes, mib * MIB))) for mib in (1, 2, 4, 8, 16, 25, 50, 100, 200)
+    mib: 1e3 * exposed(backward_pass(plan_buckets(nbytes, mib * MIB)))
+    for mib in (1, 2, 4, 8, 16, 25, 50, 100, 200)
 }
-print("ms exposed " + "".join(f"{ms:>6.0f}" for ms in sizes_tried.values()) + f"\nyou guessed: {my_guess}")
+print(
+    "ms exposed "
+    + "".join(f"{ms:>6.0f}" for ms in sizes_tried.values())
+    + f"\nyou guessed: {my_guess}"
+)
 
 # %% [markdown]
 # Sending each tensor by itself costs more in latencies than in bytes: 146 messages of 126 steps each. One message has no latency to speak of and hides
@@ -375,11 +475,21 @@ world = World(4, link=card)
 plan, order = world.run(real_backward, short)[0]
 kept = [name for name, _ in short.named_parameters()]
 formula = timeline(
-    [seconds[k] for k in kept], [weights[k].nbytes for k in kept], plan, 4, card, before=before, order=order
+    [seconds[k] for k in kept],
+    [weights[k].nbytes for k in kept],
+    plan,
+    4,
+    card,
+    before=before,
+    order=order,
 )
 hooks = from_ledger(world.ledger)
-compare([1e3 * exposed(hooks)], [1e3 * exposed(formula)], "exposed, hooks and formula, ms")
-ends = [[1e3 * s.end for s in found if s.lane == "all-reduce"] for found in (hooks, formula)]
+compare(
+    [1e3 * exposed(hooks)], [1e3 * exposed(formula)], "exposed, hooks and formula, ms"
+)
+ends = [
+    [1e3 * s.end for s in found if s.lane == "all-reduce"] for found in (hooks, formula)
+]
 compare(*ends, "ends of all all-reduces, ms")
 
 # %% [markdown]
@@ -399,9 +509,15 @@ def bytes_for(comm, model, m, wait):
     return comm.ledger.bytes(rank=comm.rank) - start
 
 
-for wait, label in ((False, "every microbatch sends"), (True, "only the last one sends")):
+for wait, label in (
+    (False, "every microbatch sends"),
+    (True, "only the last one sends"),
+):
     sent = [World(2).run(bytes_for, model, m, wait)[0] / 1e6 for m in (1, 4)]
-    print(f"{label:<24} 1 microbatch {sent[0]:>5.1f} MB,  4 microbatches {sent[1]:>5.1f} MB")
+    print(
+        f"{label:<24} 1 microbatch {sent[0]:>5.1f} MB,  4 microbatches"
+        f" {sent[1]:>5.1f} MB"
+    )
 
 # %% [markdown]
 # ## Play
@@ -411,7 +527,13 @@ for wait, label in ((False, "every microbatch sends"), (True, "only the last one
 
 # %%
 # NBVAL_IGNORE_OUTPUT
-LIMITS = {"1 tensor": 1, "4 MiB": 4 * MIB, "25 MiB": 25 * MIB, "100 MiB": 100 * MIB, "all": 10**12}
+LIMITS = {
+    "1 tensor": 1,
+    "4 MiB": 4 * MIB,
+    "25 MiB": 25 * MIB,
+    "100 MiB": 100 * MIB,
+    "all": 10**12,
+}
 passes = {
     (bucket, ranks): backward_pass(plan_buckets(nbytes, limit), ranks)
     for bucket, limit in LIMITS.items()
@@ -423,9 +545,17 @@ def draw_pass(bucket, ranks):
     fig, (top, low) = plt.subplots(2, 1, figsize=(4.8, 4.0), height_ratios=(2, 3))
     draw(passes[bucket, ranks], top)
     top.set(xlim=(0, 340))
-    low.bar(list(LIMITS), [1e3 * exposed(passes[b, ranks]) for b in LIMITS], color=palette.light, width=0.7)
+    low.bar(
+        list(LIMITS),
+        [1e3 * exposed(passes[b, ranks]) for b in LIMITS],
+        color=palette.light,
+        width=0.7,
+    )
     low.bar([bucket], [1e3 * exposed(passes[bucket, ranks])], color="C1", width=0.7)
-    low.set(ylabel="ms exposed", ylim=(0, max(110, 1e3 * exposed(passes["1 tensor", ranks]) * 1.05)))
+    low.set(
+        ylabel="ms exposed",
+        ylim=(0, max(110, 1e3 * exposed(passes["1 tensor", ranks]) * 1.05)),
+    )
     low.tick_params(axis="x", rotation=35)
     low.minorticks_off()
     return fig
@@ -434,7 +564,11 @@ def draw_pass(bucket, ranks):
 def describe_pass(bucket, ranks):
     spans = passes[bucket, ranks]
     messages = sum(s.lane == "all-reduce" for s in spans)
-    return f"{ranks} ranks, buckets of {bucket}: {messages} messages, {1e3 * exposed(spans):.0f} ms exposed after {1e3 * backward:.0f} ms of backward"
+    return (
+        f"{ranks} ranks, buckets of {bucket}: {messages} messages,"
+        f" {1e3 * exposed(spans):.0f} ms exposed after {1e3 * backward:.0f} ms of"
+        " backward"
+    )
 
 
 explore(
@@ -467,11 +601,18 @@ explore(
 resnet = 25e6 * 4  # bytes of gradients, as in the paper
 sent = cost.sent("all_reduce", 0, [resnet / 32] * 32)
 print(f"bytes sent by a server: {sent / 1e6:.0f} MB (paper: 200 MB)")
-print(f"rate, if it is to be hidden in backward: {8 * sent / 0.125 / 1e9:.1f} Gb/s (paper: 12.8 Gb/s, with 0.125 s)")
+print(
+    f"rate, if it is to be hidden in backward: {8 * sent / 0.125 / 1e9:.1f} Gb/s"
+    " (paper: 12.8 Gb/s, with 0.125 s)"
+)
 for alpha in (10e-6, 100e-6):
-    t = [cost.seconds("all_reduce", 32, resnet, Link(alpha, 50e9 / 8), a) for a in ("ring", "halving")]
+    t = [
+        cost.seconds("all_reduce", 32, resnet, Link(alpha, 50e9 / 8), a)
+        for a in ("ring", "halving")
+    ]
     print(
-        f"on their card, {1e6 * alpha:>3.0f} µs a message: ring {1e3 * t[0]:.0f} ms, halving {1e3 * t[1]:.0f} ms of 120"
+        f"on their card, {1e6 * alpha:>3.0f} µs a message: ring {1e3 * t[0]:.0f} ms,"
+        f" halving {1e3 * t[1]:.0f} ms of 120"
     )
 
 # %% [markdown]
@@ -494,16 +635,23 @@ work = 1e3 * (forward + backward)
 single, best = work + waits["one message"], work + waits["buckets of 25 MiB"]
 limit = 1 - (forward + max(backward, wire)) / (forward + backward + wire)
 print(
-    f"overlap: a step of {single:.0f} ms becomes one of {best:.0f} ms, {1 - best / single:.0%} less; the limit at c/b = {wire / backward:.2f} is {limit:.0%}"
+    f"overlap: a step of {single:.0f} ms becomes one of {best:.0f} ms,"
+    f" {1 - best / single:.0%} less; the limit at c/b = {wire / backward:.2f} is"
+    f" {limit:.0%}"
 )
-print(f"with a message a tensor, after backward, it was {work + waits['each tensor, after backward']:.0f} ms")
+print(
+    "with a message a tensor, after backward, it was"
+    f" {work + waits['each tensor, after backward']:.0f} ms"
+)
 
 # %% [markdown]
 # **A larger batch is another training.** With $p$ ranks the batch is $p$ times as large, and there are $p$ times fewer steps. Goyal et al.'s rule: multiply the
 # learning rate by $p$. Sixteen small steps of SGD on a text that the course model has never seen, against two steps with eight times the batch:
 
 # %%
-ids = torch.tensor(course_model.load_tokenizer().encode(course_model.corpus("bible")[:20_000]).ids)
+ids = torch.tensor(
+    course_model.load_tokenizer().encode(course_model.corpus("bible")[:20_000]).ids
+)
 rows = ids[: 64 * 33].view(64, 33)
 held_out = ids[64 * 33 : 96 * 33].view(32, 33)
 
@@ -527,7 +675,8 @@ with torch.no_grad():
     print(f"before: {mean_loss(model(held_out[:, :-1]), held_out[:, 1:]).item():.1f}")
 for lr in (0.01, 0.05):
     print(
-        f"rate {lr}: 16 steps of batch 4 {sgd(lr, 1):.1f};  2 steps of batch 32 {sgd(lr, 8):.1f}, at 8 times the rate {sgd(8 * lr, 8):.1f}"
+        f"rate {lr}: 16 steps of batch 4 {sgd(lr, 1):.1f};  2 steps of batch 32"
+        f" {sgd(lr, 8):.1f}, at 8 times the rate {sgd(8 * lr, 8):.1f}"
     )
 
 # %% [markdown]

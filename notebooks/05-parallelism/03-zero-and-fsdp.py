@@ -22,8 +22,14 @@ psi, N = 7.5e9, 64
 for kind, each in ADAM_BYTES.items():
     print(f"{kind:<15}{each:>3} bytes a parameter {each * psi / 1e9:>6.0f} GB")
 each = sum(ADAM_BYTES.values())
-print(f"{'together':<15}{each:>3} bytes a parameter {each * psi / 1e9:>6.0f} GB for 7.5 B parameters")
-print(f"{N} data-parallel GPUs hold {N * each * psi / 1e12:.2f} TB, of which {each * psi / 1e12:.2f} TB differ")
+print(
+    f"{'together':<15}{each:>3} bytes a parameter {each * psi / 1e9:>6.0f} GB for 7.5 B"
+    " parameters"
+)
+print(
+    f"{N} data-parallel GPUs hold {N * each * psi / 1e12:.2f} TB, of which"
+    f" {each * psi / 1e12:.2f} TB differ"
+)
 
 # %% [markdown]
 # No GPU of 80 GB can hold 120 GB, so data parallelism cannot even start, although the 64 of them have memory for 42 copies.
@@ -37,7 +43,8 @@ print(f"{N} data-parallel GPUs hold {N * each * psi / 1e12:.2f} TB, of which {ea
 # step, if plain data parallelism's all-reduce of the gradients is 1?
 
 # %%
-my_guess = {"GB": 60.0, "bytes, all-reduce = 1": 1.0}  # put your guess here; the answers are measured below
+# put your guess here; the answers are measured below
+my_guess = {"GB": 60.0, "bytes, all-reduce = 1": 1.0}
 
 # %% [markdown]
 # ## The idea
@@ -48,31 +55,65 @@ my_guess = {"GB": 60.0, "bytes, all-reduce = 1": 1.0}  # put your guess here; th
 from matplotlib.patches import Rectangle
 
 RANKS = [palette.blue, palette.vermillion, palette.green, palette.purple]
-STAGES = ["0: data\nparallel", "1: optimizer\nstate cut", "2: gradients\ncut, too", "3: weights\ncut, too"]
+STAGES = [
+    "0: data\nparallel",
+    "1: optimizer\nstate cut",
+    "2: gradients\ncut, too",
+    "3: weights\ncut, too",
+]
 
 fig, ax = plt.subplots(figsize=(4.8, 4.4))
 for stage in range(4):
     for rank in range(4):
         x, y = rank * 18.5, -(stage * 1.5)
-        for first, start, width in ((3, 0, 2), (2, 2, 2), (1, 4, 12)):  # cut from stage `first` on; bytes a parameter
+        # cut from stage `first` on; bytes a parameter
+        for first, start, width in ((3, 0, 2), (2, 2, 2), (1, 4, 12)):
             if stage >= first:
-                ax.add_patch(Rectangle((x + start, y), width, 1, facecolor="none", edgecolor=palette.light))
-                ax.add_patch(Rectangle((x + start + rank * width / 4, y), width / 4, 1, facecolor=RANKS[rank], lw=0))
+                ax.add_patch(
+                    Rectangle(
+                        (x + start, y),
+                        width,
+                        1,
+                        facecolor="none",
+                        edgecolor=palette.light,
+                    )
+                )
+                ax.add_patch(
+                    Rectangle(
+                        (x + start + rank * width / 4, y),
+                        width / 4,
+                        1,
+                        facecolor=RANKS[rank],
+                        lw=0,
+                    )
+                )
             else:
-                ax.add_patch(Rectangle((x + start, y), width, 1, facecolor="#b9bdc3", edgecolor="white"))
+                ax.add_patch(
+                    Rectangle(
+                        (x + start, y), width, 1, facecolor="#b9bdc3", edgecolor="white"
+                    )
+                )
     ax.text(-1.5, y + 0.5, STAGES[stage], ha="right", va="center", linespacing=1.1)
 for rank in range(4):
     ax.text(rank * 18.5 + 8, 1.25, f"rank {rank}", ha="center", color=RANKS[rank])
-for x, depth, what in ((1, 6.7, "weights: 2 bytes a parameter"), (3, 6.0, "gradients: 2"), (10, 5.3, "w, m, v: 12")):
+for x, depth, what in (
+    (1, 6.7, "weights: 2 bytes a parameter"),
+    (3, 6.0, "gradients: 2"),
+    (10, 5.3, "w, m, v: 12"),
+):
     ax.plot([x, x, x + 1], [-4.6, -depth, -depth], color=palette.gray, lw=1)
     ax.text(x + 1.8, -depth, what, va="center")
 ax.set(xlim=(-27, 73), ylim=(-7.2, 1.9))
 ax.axis("off")
 figure(
     fig,
-    alt="Four rows of four bars, a bar a rank: 16-bit weights, 16-bit gradients, and optimizer state, which is three quarters of "
-    "the bar. Stage 0: all is gray, held by every rank. Stage 1: each rank holds a different quarter of the optimizer state. "
-    "Stage 2: a quarter of the gradients as well. Stage 3: a quarter of everything.",
+    alt=(
+        "Four rows of four bars, a bar a rank: 16-bit weights, 16-bit gradients, and"
+        " optimizer state, which is three quarters of the bar. Stage 0: all is gray,"
+        " held by every rank. Stage 1: each rank holds a different quarter of the"
+        " optimizer state. Stage 2: a quarter of the gradients as well. Stage 3: a"
+        " quarter of everything."
+    ),
 )
 
 # %% [markdown]
@@ -127,11 +168,15 @@ from llmlab.models import course_model
 from llmlab.parallelism.zero_and_fsdp import padding, units_of
 
 model = course_model.load().train()
-print(f"{'unit':<10}{'parameters':>11}{'elements':>10}{'padding: joined':>17}{'by rows':>9}")
+print(
+    f"{'unit':<10}{'parameters':>11}{'elements':>10}{'padding: joined':>17}{'by rows':>9}"
+)
 for name, _, weights in units_of(model):
     shapes = [tuple(w.shape) for w in weights]
     pads = [padding(shapes, 24, layout) for layout in ("flat", "rows")]
-    print(f"{name:<10}{len(weights):>11}{sum(w.numel() for w in weights):>10,}{pads[0]:>17}{pads[1]:>9,}")
+    print(
+        f"{name:<10}{len(weights):>11}{sum(w.numel() for w in weights):>10,}{pads[0]:>17}{pads[1]:>9,}"
+    )
 
 # %% [markdown]
 # A projection of 128 rows becomes 24 pieces of 6 rows, which is 144: rows cost 6% of padding in a block, where the line costs 8
@@ -147,7 +192,12 @@ from llmlab.parallelism.examples.train_zero import Settings, build
 
 def log_events(comm):
     tiny, events = build(Settings()), []
-    Fsdp(tiny, comm, overlap=False, watch=lambda event, unit: events.append(f"{event} {unit}"))
+    Fsdp(
+        tiny,
+        comm,
+        overlap=False,
+        watch=lambda event, unit: events.append(f"{event} {unit}"),
+    )
     tiny(torch.arange(8)[None]).mean().backward()
     return events
 
@@ -174,14 +224,24 @@ from llmlab.parallelism.examples.train_zero import adam, batches, train
 
 def plain(s):
     small, a = build(s), adam(s)
-    optimizer = torch.optim.AdamW(small.parameters(), a.lr, a.betas, a.eps, a.weight_decay)
+    optimizer = torch.optim.AdamW(
+        small.parameters(), a.lr, a.betas, a.eps, a.weight_decay
+    )
     history = []
     for step in range(s.steps):
-        x, y = (torch.cat(part) for part in zip(*batches(s, step, rank=0, ranks=1), strict=True))
+        x, y = (
+            torch.cat(part)
+            for part in zip(*batches(s, step, rank=0, ranks=1), strict=True)
+        )
         loss = F.cross_entropy(small(x).flatten(0, 1), y.flatten(), ignore_index=-100)
         optimizer.zero_grad()
         loss.backward()
-        history.append((loss.item(), torch.nn.utils.clip_grad_norm_(small.parameters(), a.clip).item()))
+        history.append(
+            (
+                loss.item(),
+                torch.nn.utils.clip_grad_norm_(small.parameters(), a.clip).item(),
+            )
+        )
         optimizer.step()
     return history, dict(small.named_parameters())
 
@@ -194,9 +254,14 @@ history, weights = plain(Settings())
 for stage in (1, 2, 3):
     threads = World(3).run(train, Settings(stage=stage))[2]
     processes = launch(train, 2, Settings(stage=stage), timeout=120)[1]
-    for where, (ours, our_weights) in (("3 threads", threads), ("2 processes", processes)):
+    for where, (ours, our_weights) in (
+        ("3 threads", threads),
+        ("2 processes", processes),
+    ):
         compare(ours, history, f"stage {stage}, {where}: losses and norms of 6 steps")
-        compare(flat(our_weights), flat(weights), f"stage {stage}, {where}: all weights")
+        compare(
+            flat(our_weights), flat(weights), f"stage {stage}, {where}: all weights"
+        )
 
 # %% [markdown]
 # PyTorch's FSDP2 is one call a block, and one for the root. It averages over ranks where we sum, hence the factor.
@@ -205,9 +270,15 @@ for stage in (1, 2, 3):
 from llmlab.parallelism.examples import zero_libraries
 
 show(zero_libraries.train_fsdp2)
-theirs, their_weights = launch(zero_libraries.train_fsdp2, 2, Settings(stage=3), timeout=120)[0]
+theirs, their_weights = launch(
+    zero_libraries.train_fsdp2, 2, Settings(stage=3), timeout=120
+)[0]
 compare(processes[0], theirs, "stage 3 and FSDP2, 2 processes: losses and norms")
-compare(flat(processes[1]), flat(their_weights), "stage 3 and FSDP2, 2 processes: all weights")
+compare(
+    flat(processes[1]),
+    flat(their_weights),
+    "stage 3 and FSDP2, 2 processes: all weights",
+)
 
 # %% [markdown]
 # DeepSpeed is not run on this page: its losses were recorded, by `scripts/golden/zero_goldens.py`, and a test of the project
@@ -216,10 +287,17 @@ compare(flat(processes[1]), flat(their_weights), "stage 3 and FSDP2, 2 processes
 # %%
 show(zero_libraries.train_deepspeed)
 recorded = zero_libraries.recorded()
-print("recorded with", ", ".join(f"{name} {v}" for name, v in recorded["versions"].items()))
+print(
+    "recorded with",
+    ", ".join(f"{name} {v}" for name, v in recorded["versions"].items()),
+)
 for stage in (1, 2, 3):
     ours = World(2).run(train, Settings(stage=stage))[0][0]
-    compare(ours, recorded["history"][str(stage)], f"stage {stage} and DeepSpeed (recorded): losses and norms")
+    compare(
+        ours,
+        recorded["history"][str(stage)],
+        f"stage {stage} and DeepSpeed (recorded): losses and norms",
+    )
 
 # %% [markdown]
 # ## The experiment
@@ -228,18 +306,33 @@ for stage in (1, 2, 3):
 # most, we add up the storages behind its tensors.
 
 # %%
-from llmlab.parallelism.zero_and_fsdp import Adam, held, sent_bytes, state_bytes, summed_loss, total_bytes
+from llmlab.parallelism.zero_and_fsdp import (
+    Adam,
+    held,
+    sent_bytes,
+    state_bytes,
+    summed_loss,
+    total_bytes,
+)
 
 RANKS_, TOKENS = 4, 16
 tokens = course_model.tokens("valid")[: RANKS_ * (TOKENS + 1)].view(-1, TOKENS + 1)
 
 
 def engine_for(stage, model, comm, **more):
-    return Fsdp(model, comm, Adam(lr=1e-3), **more) if stage == 3 else Zero(model, comm, Adam(lr=1e-3), stage=stage)
+    return (
+        Fsdp(model, comm, Adam(lr=1e-3), **more)
+        if stage == 3
+        else Zero(model, comm, Adam(lr=1e-3), stage=stage)
+    )
 
 
 def experiment(comm, model, stage, steps=4):
-    engine, mine, losses = engine_for(stage, model, comm), tokens[comm.rank :: comm.size], []
+    engine, mine, losses = (
+        engine_for(stage, model, comm),
+        tokens[comm.rank :: comm.size],
+        [],
+    )
     for _ in range(steps):
         loss = summed_loss(model, mine[:, :-1], mine[:, 1:]) / (len(tokens) * TOKENS)
         loss.backward()
@@ -258,21 +351,45 @@ print("stage" + "".join(f"{k:>11}" for k in (*kinds, "measured", "formula")))
 for stage, ranks in measured.items():
     most = ranks[0][1]
     assert all(r[1] == most for r in ranks), "every rank holds as much"
-    row = [most[k] for k in kinds] + [sum(most.values()), total_bytes(stage, psi, RANKS_)]
+    row = [most[k] for k in kinds] + [
+        sum(most.values()),
+        total_bytes(stage, psi, RANKS_),
+    ]
     print(f"{stage:>5}" + "".join(f"{x / 1e6:>11.3f}" for x in row))
-drift = max(abs(a - b) for s in range(4) for a, b in zip(measured[s][0][0], measured[0][0][0], strict=True))
-print(f"largest difference of a loss between stages: under {0.01 if drift < 0.01 else drift}")
+drift = max(
+    abs(a - b)
+    for s in range(4)
+    for a, b in zip(measured[s][0][0], measured[0][0][0], strict=True)
+)
+print(
+    "largest difference of a loss between stages: under"
+    f" {0.01 if drift < 0.01 else drift}"
+)
 
 fig, (left, right) = plt.subplots(1, 2, figsize=(4.8, 3.2), width_ratios=(3, 2))
 for stage, ranks in measured.items():
     below = 0.0
-    for kind, color in zip(kinds, (palette.blue, palette.orange, palette.gray), strict=True):
+    for kind, color in zip(
+        kinds, (palette.blue, palette.orange, palette.gray), strict=True
+    ):
         height = ranks[0][1][kind] / 1e6
-        left.bar(stage, height, bottom=below, color=color, label=kind if stage == 0 else None)
+        left.bar(
+            stage, height, bottom=below, color=color, label=kind if stage == 0 else None
+        )
         below += height
-    left.plot(stage, total_bytes(stage, psi, RANKS_) / 1e6, "_", color=palette.ink, ms=26, mew=2)
+    left.plot(
+        stage,
+        total_bytes(stage, psi, RANKS_) / 1e6,
+        "_",
+        color=palette.ink,
+        ms=26,
+        mew=2,
+    )
     left.text(
-        stage, below + 0.4, f"{below / psi * 1e6:.0f}Ψ" if stage in (0, 3) else f"{below / psi * 1e6:.1f}Ψ", ha="center"
+        stage,
+        below + 0.4,
+        f"{below / psi * 1e6:.0f}Ψ" if stage in (0, 3) else f"{below / psi * 1e6:.1f}Ψ",
+        ha="center",
     )
     right.plot(ranks[0][0], color=f"C{stage}", lw=6.5 - 1.8 * stage)
 left.set(xlabel="stage", ylabel="MB on a rank", xticks=range(4), ylim=(0, 19.5))
@@ -282,8 +399,11 @@ right.set(xlabel="step", ylabel="loss", xticks=range(4), ylim=(0, None))
 right.set_title("Same loss")
 figure(
     fig,
-    alt="Left: MB held by a rank at stages 0 to 3, from 16 bytes a parameter down to 4 on four ranks; dashes mark the formula and lie on the "
-    "bars. Right: four loss curves, drawn thinner and thinner, lie on each other.",
+    alt=(
+        "Left: MB held by a rank at stages 0 to 3, from 16 bytes a parameter down to 4"
+        " on four ranks; dashes mark the formula and lie on the bars. Right: four loss"
+        " curves, drawn thinner and thinner, lie on each other."
+    ),
 )
 
 # %% [markdown]
@@ -320,17 +440,26 @@ ax.axvspan(0.5, 4.5, color=palette.light, alpha=0.6, lw=0)
 ax.text(2.5, 8.9, "forward", ha="center", color=palette.gray)
 ax.text(6.5, 8.9, "backward", ha="center", color=palette.gray)
 ax.set(
-    xticks=[0, 10], xticklabels=["before", "after the\nstep"], ylabel="MB on rank 0", xlim=(-0.4, 12.6), ylim=(0, 18)
+    xticks=[0, 10],
+    xticklabels=["before", "after the\nstep"],
+    ylabel="MB on rank 0",
+    xlim=(-0.4, 12.6),
+    ylim=(0, 18),
 )
 ax.set_title("State held, through one step")
 figure(
     fig,
-    alt=f"MB of state through a step. Stage 0 climbs during backward from {curves[0][0]:.1f} to {max(curves[0]):.1f}, stage 1 to "
-    f"{max(curves[1]):.1f}; stage 2 stays near {max(curves[2]):.1f}; stage 3 starts at {curves[3][0]:.1f}, holds up to "
-    f"{max(curves[3]):.1f} while blocks and root are whole, and falls back to {curves[3][-1]:.1f}.",
+    alt=(
+        "MB of state through a step. Stage 0 climbs during backward from"
+        f" {curves[0][0]:.1f} to {max(curves[0]):.1f}, stage 1 to {max(curves[1]):.1f};"
+        f" stage 2 stays near {max(curves[2]):.1f}; stage 3 starts at"
+        f" {curves[3][0]:.1f}, holds up to {max(curves[3]):.1f} while blocks and root"
+        f" are whole, and falls back to {curves[3][-1]:.1f}."
+    ),
 )
 print(
-    f"stage 3: {curves[3][0]:.1f} MB at rest, {max(curves[3]):.1f} MB at most; stage 2: {max(curves[2]):.1f} MB at most"
+    f"stage 3: {curves[3][0]:.1f} MB at rest, {max(curves[3]):.1f} MB at most; stage 2:"
+    f" {max(curves[2]):.1f} MB at most"
 )
 
 # %% [markdown]
@@ -354,7 +483,8 @@ for stage in range(4):
     worlds[stage, 4].run(accumulate, half, stage)
 root = sum(w.numel() for w in units_of(model)[-1][2])
 sent = {  # by rank 0, without the clipping's one number
-    key: sum(e.bytes for e in world.ledger.events(rank=0) if e.payload > 8) for key, world in worlds.items()
+    key: sum(e.bytes for e in world.ledger.events(rank=0) if e.payload > 8)
+    for key, world in worlds.items()
 }
 all_reduce = sent[0, 1]
 print(f"{'':<7}{'1 microbatch':>23}{'4 microbatches':>24}")
@@ -362,10 +492,18 @@ for stage in range(4):
     row = [
         x / all_reduce
         for m in (1, 4)
-        for x in (sent[stage, m], sent_bytes(stage, psi, RANKS_, microbatches=m, kept=root))
+        for x in (
+            sent[stage, m],
+            sent_bytes(stage, psi, RANKS_, microbatches=m, kept=root),
+        )
     ]
-    print("stage {}{:>11.3f}, formula {:.3f}{:>11.3f}, formula {:.3f}".format(stage, *row))
-print("stage 3, were the root gathered twice as well:", sent_bytes(3, psi, RANKS_) / all_reduce)
+    print(
+        "stage {}{:>11.3f}, formula {:.3f}{:>11.3f}, formula {:.3f}".format(stage, *row)
+    )
+print(
+    "stage 3, were the root gathered twice as well:",
+    sent_bytes(3, psi, RANKS_) / all_reduce,
+)
 answer = {
     "GB": round(total_bytes(3, 7.5e9, 64) / 1e9, 1),
     "bytes, all-reduce = 1": sent_bytes(3, 7.5e9, 64) / sent_bytes(0, 7.5e9, 64),
@@ -398,7 +536,14 @@ WORK = {"forward": forward_s, "backward": 2 * forward_s}
 def timeline(overlap):
     def fn(comm):
         model = build(SMALL)
-        watch = lambda event, unit: event in WORK and unit != "root" and comm.work(WORK[event], f"{event} {unit}")  # noqa: E731
+
+        def watch(event, unit):
+            return (
+                event in WORK
+                and unit != "root"
+                and comm.work(WORK[event], f"{event} {unit}")
+            )
+
         Fsdp(model, comm, overlap=overlap, watch=watch)
         model(torch.zeros(1, 2, dtype=torch.long)).sum().backward()
 
@@ -420,9 +565,19 @@ for ax, (overlap, ledger) in zip(axes, ledgers.items(), strict=True):
         kind = e.label.split()[0] if e.op == "work" else e.op
         lane = 1 if e.op == "work" else 0
         if kind in GANTT:
-            ax.barh(lane, 1e3 * (e.end - e.start), left=1e3 * e.start, color=GANTT[kind], height=0.8, edgecolor="white")
+            ax.barh(
+                lane,
+                1e3 * (e.end - e.start),
+                left=1e3 * e.start,
+                color=GANTT[kind],
+                height=0.8,
+                edgecolor="white",
+            )
     ax.set(yticks=[0, 1], yticklabels=["wire", "rank 0"], ylim=(-0.55, 1.55))
-    ax.set_title(f"{'gather ahead, reduce behind' if overlap else 'one after the other'}: {1e3 * ledger.time:.0f} ms")
+    ax.set_title(
+        f"{'gather ahead, reduce behind' if overlap else 'one after the other'}:"
+        f" {1e3 * ledger.time:.0f} ms"
+    )
     ax.grid(False)
 axes[1].set_xlabel("ms")
 fig.legend(
@@ -433,9 +588,12 @@ fig.legend(
 )
 figure(
     fig,
-    alt=f"Two Gantt charts of rank 0 and its wire. One after the other: computation and messages alternate, {1e3 * ledgers[False].time:.0f} ms. "
-    f"With overlap most messages lie under computation, {1e3 * ledgers[True].time:.0f} ms; the first gather of each direction and "
-    "the last reduction remain exposed.",
+    alt=(
+        "Two Gantt charts of rank 0 and its wire. One after the other: computation and"
+        f" messages alternate, {1e3 * ledgers[False].time:.0f} ms. With overlap most"
+        f" messages lie under computation, {1e3 * ledgers[True].time:.0f} ms; the first"
+        " gather of each direction and the last reduction remain exposed."
+    ),
 )
 computing = 1e3 * 4 * 3 * forward_s
 print(f"computing alone: {computing:.0f} ms")
@@ -465,12 +623,17 @@ for n in (1, 4):
     most, down, up = World(n).run(offloaded, half)[0]
     device = (most["weights"] + most["gradients"]) / psi
     print(
-        f"N = {n}: {device:.0f}Ψ on the device, {most['host'] / psi:.1f}Ψ on the host, PCIe {down / psi:.1f}Ψ down, {up / psi:.1f}Ψ up"
+        f"N = {n}: {device:.0f}Ψ on the device, {most['host'] / psi:.1f}Ψ on the host,"
+        f" PCIe {down / psi:.1f}Ψ down, {up / psi:.1f}Ψ up"
     )
 for n in (1, 8):
     parts = offload_seconds(7.5e9 / n)
-    same = sum(parts.values()) * 0.4 * 989e12 / (6 * 7.5e9)  # tokens that take as long to compute
-    print(f"7.5 B over {n} GPU{'s' * (n > 1)}, ms a step: " + ", ".join(f"{k} {1e3 * v:.0f}" for k, v in parts.items()))
+    # tokens that take as long to compute
+    same = sum(parts.values()) * 0.4 * 989e12 / (6 * 7.5e9)
+    print(
+        f"7.5 B over {n} GPU{'s' * (n > 1)}, ms a step: "
+        + ", ".join(f"{k} {1e3 * v:.0f}" for k, v in parts.items())
+    )
     print(f"   as long as {same / 1e3:.1f} k tokens a GPU take to compute")
 
 # %% [markdown]
@@ -492,9 +655,13 @@ def draw_state(model, N):
     fig, ax = plt.subplots(figsize=(4.8, 3.0))
     for stage in range(4):
         left = 0.0
-        for kind, color in zip(kinds, (palette.blue, palette.orange, palette.gray), strict=True):
+        for kind, color in zip(
+            kinds, (palette.blue, palette.orange, palette.gray), strict=True
+        ):
             width = state_bytes(stage, MODELS[model], N)[kind] / 1e9
-            ax.barh(stage, width, left=left, color=color, label=kind if stage == 0 else None)
+            ax.barh(
+                stage, width, left=left, color=color, label=kind if stage == 0 else None
+            )
             left += width
         ax.text(
             left + 0.012 * 16 * MODELS[model] / 1e9,
@@ -503,7 +670,12 @@ def draw_state(model, N):
             va="center",
         )
     ax.axvline(80, color=palette.ink, ls="--", lw=1.2)
-    ax.set(xlim=(0, 1.28 * 16 * MODELS[model] / 1e9), xlabel="GB on a GPU", yticks=range(4), ylabel="stage")
+    ax.set(
+        xlim=(0, 1.28 * 16 * MODELS[model] / 1e9),
+        xlabel="GB on a GPU",
+        yticks=range(4),
+        ylabel="stage",
+    )
     ax.invert_yaxis()
     fig.legend(loc="outside upper left", ncols=3, handlelength=1.0)
     return fig
@@ -512,14 +684,21 @@ def draw_state(model, N):
 def describe_state(model, N):
     sizes = [total_bytes(stage, MODELS[model], N) / 1e9 for stage in range(4)]
     fits = [str(stage) for stage in range(4) if sizes[stage] <= 80]
-    listed = ", ".join(f"stage {stage} {size:,.1f} GB" for stage, size in enumerate(sizes))
-    return f"{model} parameters on {N} GPUs: {listed}. Fits in 80 GB: {'stage ' + ', '.join(fits) if fits else 'none'}."
+    listed = ", ".join(
+        f"stage {stage} {size:,.1f} GB" for stage, size in enumerate(sizes)
+    )
+    return (
+        f"{model} parameters on {N} GPUs: {listed}. Fits in 80 GB:"
+        f" {'stage ' + ', '.join(fits) if fits else 'none'}."
+    )
 
 
 explore(
     draw_state,
     alt=describe_state,
-    title="Weights, gradients and optimizer state of mixed-precision training with Adam",
+    title=(
+        "Weights, gradients and optimizer state of mixed-precision training with Adam"
+    ),
     start={"model": "7.5 B", "N": 64},
     model=list(MODELS),
     N=[1, 8, 64, 1024],
@@ -556,20 +735,27 @@ print(json.dumps(zero_libraries.deepspeed_config(Settings(stage=3), ranks=8), in
 # %%
 from llmlab.parallelism.zero_and_fsdp import TABLE_1, TABLE_2, agreement, largest_model
 
-print("Figure 1, 7.5 B on 64:", ", ".join(f"stage {s}: {total_bytes(s, 7.5e9, 64) / 1e9:.1f}" for s in range(4)))
+print(
+    "Figure 1, 7.5 B on 64:",
+    ", ".join(f"stage {s}: {total_bytes(s, 7.5e9, 64) / 1e9:.1f}" for s in range(4)),
+)
 names, words = {7.5e9: "7.5 B", 128e9: "128 B", 1e12: "1 T"}, []
 print(f"{'model':<7}{'N':>5}   {'paper: stages 1, 2, 3':<24}{'ours':<26}")
 for parameters, rows in TABLE_1.items():
     for ranks, printed in rows.items():
         ours = [total_bytes(s, parameters, ranks) / 1e9 for s in (1, 2, 3)]
-        words += (row := [agreement(x, text) for x, text in zip(ours, printed, strict=True)])
+        words += (
+            row := [agreement(x, text) for x, text in zip(ours, printed, strict=True)]
+        )
         if ranks in (4, 64, 1024):
             listed = "".join(f"{x:<9.4g}" for x in ours)
             print(
-                f"{names[parameters]:<7}{ranks:>5}   {''.join(f'{t:<8}' for t in printed):<24}{listed:<27}{', '.join(row)}"
+                f"{names[parameters]:<7}{ranks:>5}  "
+                f" {''.join(f'{t:<8}' for t in printed):<24}{listed:<27}{', '.join(row)}"
             )
 print(
-    f"all {len(words)} entries: {words.count('same')} the same, {words.count('cut')} the same but cut off, {words.count('differs')} differ"
+    f"all {len(words)} entries: {words.count('same')} the same, {words.count('cut')}"
+    f" the same but cut off, {words.count('differs')} differ"
 )
 
 # %% [markdown]
@@ -580,8 +766,14 @@ print(
 for stage, predicted in TABLE_2["predicted"].items():
     ours, ran = largest_model(stage, 32e9, 64), TABLE_2["ran"].get(stage)
     note = f"{ran / 1e9:.1f} B ran, {ran / ours:.0%} of it" if ran else "not run"
-    print(f"stage {stage}: paper {predicted / 1e9:>5.1f} B, ours {ours / 1e9:>5.1f} B; {note}")
-print(f"offload on one GPU of 32 GB: the paper trains 13 B; 2Ψ of weights would allow {32 / 2:.0f} B")
+    print(
+        f"stage {stage}: paper {predicted / 1e9:>5.1f} B, ours {ours / 1e9:>5.1f} B;"
+        f" {note}"
+    )
+print(
+    "offload on one GPU of 32 GB: the paper trains 13 B; 2Ψ of weights would allow"
+    f" {32 / 2:.0f} B"
+)
 
 # %% [markdown]
 # The predictions are the same. Less than that ran, because the formula leaves no room for activations and buffers.

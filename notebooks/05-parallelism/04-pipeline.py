@@ -27,12 +27,20 @@ from llmlab.parallelism.tensor import llama_sent
 big, p, tokens = preset("llama-2-70b"), 16, 4096
 state = sum(adam_bytes(big).values())
 inside = llama_sent(p, tokens, big.hidden_size, big.num_hidden_layers)
-between = 2 * tokens * big.hidden_size * 2  # one hidden state on, one gradient back, 2 bytes a number
-print(f"training state {state / 1e9:.0f} GB: {state / p / 1e9:.0f} GB on each of {p} GPUs, {80 // p} layers a GPU")
+# one hidden state on, one gradient back, 2 bytes a number
+between = 2 * tokens * big.hidden_size * 2
 print(
-    f"sent by a GPU for {tokens} tokens: {inside / 1e9:.1f} GB when cut inside layers, {between / 1e9:.2f} GB between"
+    f"training state {state / 1e9:.0f} GB: {state / p / 1e9:.0f} GB on each of {p}"
+    f" GPUs, {80 // p} layers a GPU"
 )
-print(f"but only 1 of {p} GPUs works at a time: {1 - 1 / p:.0%} of what you pay for is waiting")
+print(
+    f"sent by a GPU for {tokens} tokens: {inside / 1e9:.1f} GB when cut inside layers,"
+    f" {between / 1e9:.2f} GB between"
+)
+print(
+    f"but only 1 of {p} GPUs works at a time: {1 - 1 / p:.0%} of what you pay for is"
+    " waiting"
+)
 
 # %% [markdown]
 # Three hundred times less to send, so this cut can cross machines and slow networks. But layer 6 needs what layer 5
@@ -47,7 +55,8 @@ print(f"but only 1 of {p} GPUs works at a time: {1 - 1 / p:.0%} of what you pay 
 # once?
 
 # %%
-my_guess = {"GPipe waits": 0.5, "1F1B waits": 0.5, "GPipe holds": 4, "1F1B holds": 4}  # put your guess here
+# put your guess here
+my_guess = {"GPipe waits": 0.5, "1F1B waits": 0.5, "GPipe holds": 4, "1F1B holds": 4}
 
 # %% [markdown]
 # ## The idea
@@ -71,7 +80,11 @@ from llmlab.parallelism.pipeline import (
 )
 
 p, m = 4, 8
-charts = {"naive, first 3 microbatches": naive(p, 3), "GPipe": gpipe(p, m), "1F1B": one_f_one_b(p, m)}
+charts = {
+    "naive, first 3 microbatches": naive(p, 3),
+    "GPipe": gpipe(p, m),
+    "1F1B": one_f_one_b(p, m),
+}
 charts["interleaved 1F1B, 2 chunks a rank"] = interleaved(p, m)
 charts["zero bubble H1"] = zb_h1(p, m)
 fig, axes = plt.subplots(5, 1, figsize=(4.8, 6.6), sharex=True)
@@ -83,12 +96,18 @@ axes[-1].set_xlabel("time, in forwards of one microbatch")
 fig.supylabel("rank")
 bars = [axes[-1].barh(-9, 1, color=f"C{i}") for i in range(3)]
 names = ["forward", "backward", "weight gradient"]
-fig.legend(bars, names, loc="outside lower center", ncol=3, columnspacing=1, handlelength=1)
+fig.legend(
+    bars, names, loc="outside lower center", ncol=3, columnspacing=1, handlelength=1
+)
 figure(
     fig,
-    alt="Gantt charts of 4 ranks. Naive: one bar at a time climbs down and up the ranks. GPipe: 8 forwards, a gap, 8 "
-    "backwards, 33 units. 1F1B: the same 33 units, forwards and backwards alternating. Interleaved: 28.5 units, the gaps "
-    "halved. Zero bubble H1: 27 units, weight gradients fill most of the gaps at the end.",
+    alt=(
+        "Gantt charts of 4 ranks. Naive: one bar at a time climbs down and up the"
+        " ranks. GPipe: 8 forwards, a gap, 8 backwards, 33 units. 1F1B: the same 33"
+        " units, forwards and backwards alternating. Interleaved: 28.5 units, the gaps"
+        " halved. Zero bubble H1: 27 units, weight gradients fill most of the gaps at"
+        " the end."
+    ),
 )
 
 # %% [markdown]
@@ -190,31 +209,51 @@ def train(parameters, step, clip, steps=2):
 
 
 def train_split(comm, model, make, v=1, layout="loop"):
-    pipe = Pipeline(split(model, comm.rank, comm.size, v, layout=layout), comm, layout=layout)
+    pipe = Pipeline(
+        split(model, comm.rank, comm.size, v, layout=layout), comm, layout=layout
+    )
     plan = make(comm.size, len(batch))
-    loss = train(pipe.parameters(), lambda: pipe.step(plan, batch), lambda limit: clip_grad_norm(pipe, limit))
+    loss = train(
+        pipe.parameters(),
+        lambda: pipe.step(plan, batch),
+        lambda limit: clip_grad_norm(pipe, limit),
+    )
     return loss, pipe.state_dict()
 
 
 def train_whole(model):
     def step():
-        losses = [F.cross_entropy(model(x).flatten(0, 1), y.flatten()) for x, y in batch]
+        losses = [
+            F.cross_entropy(model(x).flatten(0, 1), y.flatten()) for x, y in batch
+        ]
         loss = torch.stack(losses).mean()
         loss.backward()
         return loss.item()
 
     weights = list(model.parameters())
-    return train(weights, step, lambda limit: torch.nn.utils.clip_grad_norm_(weights, limit)), model.state_dict()
+    return (
+        train(
+            weights, step, lambda limit: torch.nn.utils.clip_grad_norm_(weights, limit)
+        ),
+        model.state_dict(),
+    )
 
 
 loss, state = train_whole(copy.deepcopy(model))
-plans = [(gpipe, 4, 1, "loop"), (one_f_one_b, 4, 1, "loop"), (interleaved, 2, 2, "loop")]
+plans = [
+    (gpipe, 4, 1, "loop"),
+    (one_f_one_b, 4, 1, "loop"),
+    (interleaved, 2, 2, "loop"),
+]
 plans += [(zb_h1, 4, 1, "loop"), (zb_h2, 4, 1, "loop"), (zb_v, 2, 2, "v")]
 for make, ranks, v, layout in plans:
     world = World(ranks)
     results = world.run(train_split, model, make, v, layout)
     merged = {name: value for _, part in results for name, value in part.items()}
-    flat = [torch.cat([d[name].flatten() for name in sorted(state)]) for d in (merged, state)]
+    flat = [
+        torch.cat([d[name].flatten() for name in sorted(state)])
+        for d in (merged, state)
+    ]
     compare(results[0][0], loss, f"{make.__name__} on {ranks} ranks: loss")
     compare(*flat, f"{make.__name__} on {ranks} ranks: weights")
 
@@ -241,27 +280,49 @@ even = [(t[:, :-1], t[:, 1:]) for t in text[: 4 * 2 * 33].view(4, 2, 33)]
 
 
 def against_torch(comm, model, name, make, v, layout):
-    mine = Pipeline(split(copy.deepcopy(model), comm.rank, comm.size, v, layout=layout), comm, layout=layout)
+    mine = Pipeline(
+        split(copy.deepcopy(model), comm.rank, comm.size, v, layout=layout),
+        comm,
+        layout=layout,
+    )
     loss = mine.step(make(comm.size, 4), even)
 
-    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())  # torch's executor does not tie
+    # torch's executor does not tie
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
     chunks = split(model, comm.rank, comm.size, v, layout=layout)
     where = [stage_of(comm.rank, c, comm.size, layout) for c in range(v)]
-    stages = [pipelining.PipelineStage(c, s, comm.size * v, comm.device) for c, s in zip(chunks, where, strict=True)]
+    stages = [
+        pipelining.PipelineStage(c, s, comm.size * v, comm.device)
+        for c, s in zip(chunks, where, strict=True)
+    ]
     cross_entropy = lambda y, target: F.cross_entropy(y.flatten(0, 1), target.flatten())  # noqa: E731
-    theirs = getattr(pipelining.schedules, name)(stages if v > 1 else stages[0], 4, loss_fn=cross_entropy)
+    theirs = getattr(pipelining.schedules, name)(
+        stages if v > 1 else stages[0], 4, loss_fn=cross_entropy
+    )
     x, y = (torch.cat([pair[k] for pair in even]) for k in (0, 1))
     losses, last = [], any(c.is_last for c in chunks)
     targets = {"target": y, "losses": losses} if last else {}
     theirs.step(*([x] if chunks[0].is_first else []), **targets, return_outputs=False)
     their_order = [
-        (a.computation_type.value, a.microbatch_index, a.stage_index) for a in theirs.pipeline_order[comm.rank] if a
+        (a.computation_type.value, a.microbatch_index, a.stage_index)
+        for a in theirs.pipeline_order[comm.rank]
+        if a
     ]
     our_order = [(kind, i, where[c]) for kind, i, c in make(comm.size, 4)[comm.rank]]
     grads = {n: w.grad for c in mine.stages for n, w in c.named_parameters()}
-    pairs = [(grads[n], w.grad) for c in chunks for n, w in c.named_parameters() if "layers" in n]
+    pairs = [
+        (grads[n], w.grad)
+        for c in chunks
+        for n, w in c.named_parameters()
+        if "layers" in n
+    ]
     same_order = our_order == [a for a in their_order if a[0] != "REDUCE_GRAD"]
-    return [torch.cat([g.flatten() for g in gs]) for gs in zip(*pairs, strict=True)], loss, losses, same_order
+    return (
+        [torch.cat([g.flatten() for g in gs]) for gs in zip(*pairs, strict=True)],
+        loss,
+        losses,
+        same_order,
+    )
 
 
 for name, make, v, layout in (
@@ -312,14 +373,30 @@ def on_the_clock(comm, model):
 
 
 ranks = launch(on_the_clock, 4, small_model, timeout=120)
-measured = {name: Timeline([bar for rank in ranks for bar in rank[name]], 4) for name in timed}
+measured = {
+    name: Timeline([bar for rank in ranks for bar in rank[name]], 4) for name in timed
+}
 unit = Costs(0.025, 0.025, 0.025)
 until = 1.02 * measured["1F1B"].makespan
 for name, plan in timed.items():
-    print(f"{name:<15} bubble measured {measured[name].bubble:.1%}, simulated {simulate(plan, unit).bubble:.1%}")
-late = lambda name, ms: simulate(timed[name], Costs(0.025, 0.025, 0.025, ms / 1000)).bubble  # noqa: E731
-delay = min((k / 10 for k in range(200)), key=lambda ms: abs(late("1F1B", ms) - measured["1F1B"].bubble))
-print(f"with {delay:.1f} ms a message, fitted on 1F1B, the simulator gives H1 {late('zero bubble H1', delay):.1%}")
+    print(
+        f"{name:<15} bubble measured {measured[name].bubble:.1%}, simulated"
+        f" {simulate(plan, unit).bubble:.1%}"
+    )
+
+
+def late(name, ms):
+    return simulate(timed[name], Costs(0.025, 0.025, 0.025, ms / 1000)).bubble
+
+
+delay = min(
+    (k / 10 for k in range(200)),
+    key=lambda ms: abs(late("1F1B", ms) - measured["1F1B"].bubble),
+)
+print(
+    f"with {delay:.1f} ms a message, fitted on 1F1B, the simulator gives H1"
+    f" {late('zero bubble H1', delay):.1%}"
+)
 fig, axes = plt.subplots(4, 1, figsize=(4.8, 5.6), sharex=True)
 for i, name in enumerate(("1F1B", "zero bubble H1")):
     simulate(timed[name], unit).draw(axes[2 * i], until=until)
@@ -329,9 +406,12 @@ for i, name in enumerate(("1F1B", "zero bubble H1")):
 axes[-1].set_xlabel("seconds")
 figure(
     fig,
-    alt="Four Gantt charts of 4 ranks and 8 microbatches. 1F1B simulated and measured in four processes look alike: about a "
-    "second, with a triangle of waiting before the first backward and one at the end. Zero bubble H1, simulated and "
-    "measured, ends earlier; weight gradients fill most of the second triangle.",
+    alt=(
+        "Four Gantt charts of 4 ranks and 8 microbatches. 1F1B simulated and measured"
+        " in four processes look alike: about a second, with a triangle of waiting"
+        " before the first backward and one at the end. Zero bubble H1, simulated and"
+        " measured, ends earlier; weight gradients fill most of the second triangle."
+    ),
 )
 
 # %% [markdown]
@@ -354,27 +434,48 @@ def peak_bytes(comm, model, plan, m):
     return meter.peak
 
 
-counts, kinds = (1, 4, 7, 12), {"GPipe": gpipe, "zero bubble H2": zb_h2, "1F1B": one_f_one_b}
+counts, kinds = (
+    (1, 4, 7, 12),
+    {"GPipe": gpipe, "zero bubble H2": zb_h2, "1F1B": one_f_one_b},
+)
 found = {
-    name: [World(4).run(peak_bytes, small_model, make(4, m), m)[0] for m in counts] for name, make in kinds.items()
+    name: [World(4).run(peak_bytes, small_model, make(4, m), m)[0] for m in counts]
+    for name, make in kinds.items()
 }
 each = (found["GPipe"][1] - found["GPipe"][0]) // 3  # one microbatch
 top = found["GPipe"][0] - each  # and one gradient on its way
 for name, make in kinds.items():
     listed = [schedules.held(make(4, m))[0] * each + top for m in counts]
-    compare(found[name], listed, f"{name}: bytes measured, and counted in the list", tol=0)
+    compare(
+        found[name], listed, f"{name}: bytes measured, and counted in the list", tol=0
+    )
 peaks = {name: [b / 2**20 for b in row] for name, row in found.items()}
 fig, ax = plt.subplots(figsize=(4.8, 3.2))
 for name, heights in peaks.items():
     ax.plot(counts, heights, "o-", ms=5)
-    ax.text(12.3, heights[-1], f"{name}\n{heights[-1]:.1f} MiB", va="center", color=ax.lines[-1].get_color())
-ax.set(xlim=(0, 19), ylim=(0, 4.4), xlabel="microbatches m", ylabel="peak on rank 0, MiB", xticks=counts)
+    ax.text(
+        12.3,
+        heights[-1],
+        f"{name}\n{heights[-1]:.1f} MiB",
+        va="center",
+        color=ax.lines[-1].get_color(),
+    )
+ax.set(
+    xlim=(0, 19),
+    ylim=(0, 4.4),
+    xlabel="microbatches m",
+    ylabel="peak on rank 0, MiB",
+    xticks=counts,
+)
 ax.set_title("1F1B caps what GPipe piles up")
 figure(
     fig,
-    alt=f"Peak bytes of activations on rank 0 of 4 against the number of microbatches. GPipe rises in a straight line to "
-    f"{peaks['GPipe'][-1]:.1f} MiB at 12; 1F1B stops rising at 4 and stays at {peaks['1F1B'][-1]:.1f} MiB; zero bubble H2 "
-    f"stops at 7 and stays at {peaks['zero bubble H2'][-1]:.1f} MiB.",
+    alt=(
+        "Peak bytes of activations on rank 0 of 4 against the number of microbatches."
+        f" GPipe rises in a straight line to {peaks['GPipe'][-1]:.1f} MiB at 12; 1F1B"
+        f" stops rising at 4 and stays at {peaks['1F1B'][-1]:.1f} MiB; zero bubble H2"
+        f" stops at 7 and stays at {peaks['zero bubble H2'][-1]:.1f} MiB."
+    ),
 )
 
 # %% [markdown]
@@ -386,7 +487,8 @@ plans = {"GPipe": gpipe(4, 8), "1F1B": one_f_one_b(4, 8)}
 for name, plan in plans.items():
     found = simulate(plan)
     print(
-        f"{name}: waits {found.bubble:.0%} of the time, rank 0 holds {schedules.held(plan)[0]:.0f} microbatches at once"
+        f"{name}: waits {found.bubble:.0%} of the time, rank 0 holds"
+        f" {schedules.held(plan)[0]:.0f} microbatches at once"
     )
 print(f"you guessed: {my_guess}")
 
@@ -430,8 +532,9 @@ def describe_play(schedule, microbatches):
     plan, found = play(schedule, microbatches)
     held = ", ".join(f"{x:g}" for x in schedules.held(plan))
     return (
-        f"{schedule}, {microbatches} microbatches on 4 ranks: {found.makespan:g} units, ranks wait {found.bubble:.0%} of the "
-        f"time, rank by rank at most {held} microbatches are held"
+        f"{schedule}, {microbatches} microbatches on 4 ranks: {found.makespan:g} units,"
+        f" ranks wait {found.bubble:.0%} of the time, rank by rank at most {held}"
+        " microbatches are held"
     )
 
 
@@ -464,7 +567,10 @@ paper = {1: (1.0, 1.07, 1.3), 4: (1.7, 3.2, 4.8), 32: (1.8, 3.4, 6.3)}
 print("      K = 2          K = 4          K = 8       (paper, ours)")
 for M, row in paper.items():
     ours = [K * (1 - schedules.bubble_fraction(K, M)) for K in (2, 4, 8)]
-    print(f"M = {M:<4}" + "".join(f"{a:<5} {b:<9.2f}" for a, b in zip(row, ours, strict=True)))
+    print(
+        f"M = {M:<4}"
+        + "".join(f"{a:<5} {b:<9.2f}" for a, b in zip(row, ours, strict=True))
+    )
 
 # %% [markdown]
 # At $M = 32$ we are within 8%, and a little too high, as one is who counts no communication. At $M = 4$ the paper is far above
@@ -476,7 +582,10 @@ for M, row in paper.items():
 # each model.
 
 # %%
-published = {"175B": (12, 1536, {384: 153, 768: 149, 1536: 141}), "530B": (35, 2240, {560: 171, 1120: 167, 2240: 159})}
+published = {
+    "175B": (12, 1536, {384: 153, 768: 149, 1536: 141}),
+    "530B": (35, 2240, {560: 171, 1120: 167, 2240: 159}),
+}
 print("model    GPUs     m   bubble   paper   ours   (TFLOP/s a GPU)")
 for name, (stages, sequences_a_step, rows) in published.items():
     for gpus, achieved in rows.items():
@@ -484,7 +593,9 @@ for name, (stages, sequences_a_step, rows) in published.items():
         share = 1 - schedules.bubble_fraction(stages, m)
         if gpus == min(rows):
             full = achieved / share
-        print(f"{name:<8}{gpus:>5}{m:>6}{1 - share:>9.1%}{achieved:>8}{full * share:>7.0f}")
+        print(
+            f"{name:<8}{gpus:>5}{m:>6}{1 - share:>9.1%}{achieved:>8}{full * share:>7.0f}"
+        )
 
 # %% [markdown]
 # The formula without interleaving explains both columns to within 2 TFLOP/s. The paper reports 10% and more of
@@ -495,13 +606,18 @@ for name, (stages, sequences_a_step, rows) in published.items():
 # from them. Our simulator, fed with those times:
 
 # %%
-rows = (  # model, p, m, (T_F, T_I, T_W, T_comm) in ms, chunks; the paper's rates of 1F1B, interleaved, H1, H2
+# model, p, m, (T_F, T_I, T_W, T_comm) in ms, chunks; the paper's rates of 1F1B,
+# interleaved, H1, H2
+rows = (
     ("1.5B", 8, 24, (18.522, 18.086, 9.337, 0.601), 3, (24.31, 10.55, 15.85, 10.83)),
     ("6.2B", 8, 24, (29.718, 29.444, 19.927, 0.527), 4, (23.47, 8.08, 13.23, 6.98)),
     ("14.6B", 16, 48, (11.347, 11.248, 8.132, 0.377), 3, (25.52, 11.04, 13.97, 6.72)),
     ("28.3B", 32, 96, (10.419, 10.207, 7.715, 0.408), 2, (26.46, 14.93, 14.21, 6.41)),
 )
-print("bubble rate in %    1F1B            interleaved     ZB-H1           ZB-H2       (paper, ours)")
+print(
+    "bubble rate in %    1F1B            interleaved     ZB-H1           ZB-H2      "
+    " (paper, ours)"
+)
 for name, p, m, times, v, rates in rows:
     plans = one_f_one_b(p, m), interleaved(p, m, v), zb_h1(p, m), zb_h2(p, m)
     ours = [100 * simulate(plan, Costs(*times)).bubble_rate for plan in plans]

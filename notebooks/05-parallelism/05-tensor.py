@@ -24,8 +24,14 @@ from llmlab.models.presets import preset
 big = preset("llama-2-70b")
 weights, training = weight_bytes(big), sum(adam_bytes(big).values())
 print(f"Llama 2 70B: {parameters(big) / 1e9:.1f} G parameters")
-print(f"to serve it in 16 bits: {weights / 1e9:.0f} GB of weights, at least {-(-weights // 80e9):.0f} GPUs of 80 GB")
-print(f"to train it with Adam: {training / 1e9:.0f} GB of state, at least {-(-training // 80e9):.0f} GPUs of 80 GB")
+print(
+    f"to serve it in 16 bits: {weights / 1e9:.0f} GB of weights, at least"
+    f" {-(-weights // 80e9):.0f} GPUs of 80 GB"
+)
+print(
+    f"to train it with Adam: {training / 1e9:.0f} GB of state, at least"
+    f" {-(-training // 80e9):.0f} GPUs of 80 GB"
+)
 
 # %% [markdown]
 # Data parallelism does not help: each rank would still hold all of it. A pipeline gives each rank a few layers, but a
@@ -42,7 +48,8 @@ print(f"to train it with Adam: {training / 1e9:.0f} GB of state, at least {-(-tr
 # And how many bytes does a rank send, compared with gathering twice, when $\varphi(XA)$ is four times as wide as $X$?
 
 # %%
-my_guess = {"collectives": 2, "bytes, gathering twice = 1": 1.0}  # put your guess here; the answer is measured below
+# put your guess here; the answer is measured below
+my_guess = {"collectives": 2, "bytes, gathering twice = 1": 1.0}
 
 # %% [markdown]
 # ## The idea
@@ -56,14 +63,30 @@ RANKS = [palette.blue, palette.vermillion, palette.green, palette.purple]
 
 
 def draw_matrix(ax, at, size, name, cut=None, mesh=(1, 1)):
-    """A matrix at (x, y) of (width, height), its blocks coloured by the rank that owns them."""
-    rows, columns = mesh if cut == "blocks" else (4, 1) if cut == "rows" else (1, 4) if cut == "columns" else (1, 1)
+    """A matrix at (x, y) of (width, height), its blocks coloured by the rank that owns
+    them.
+    """
+    rows, columns = (
+        mesh
+        if cut == "blocks"
+        else (4, 1)
+        if cut == "rows"
+        else (1, 4)
+        if cut == "columns"
+        else (1, 1)
+    )
     w, h = size[0] / columns, size[1] / rows
     for i in range(rows):
         for j in range(columns):
             color = RANKS[(i * columns + j) % 4] if cut else "#b9bdc3"
             ax.add_patch(
-                Rectangle((at[0] + j * w, at[1] + (rows - 1 - i) * h), w, h, facecolor=color, edgecolor="white")
+                Rectangle(
+                    (at[0] + j * w, at[1] + (rows - 1 - i) * h),
+                    w,
+                    h,
+                    facecolor=color,
+                    edgecolor="white",
+                )
             )
     ax.text(at[0] + size[0] / 2, at[1] + size[1] + 0.12, name, ha="center")
 
@@ -81,8 +104,11 @@ for ax, line in zip(axes, (True, False), strict=True):
     ax.axis("off")
 figure(
     fig,
-    alt="Five matrices X, A, H, B, Z. In 1-D, X and Z are held whole by all four ranks, A and H are cut by columns and B "
-    "by rows. In 2-D each of the five is cut into a grid of 2 by 2 blocks, one for each rank.",
+    alt=(
+        "Five matrices X, A, H, B, Z. In 1-D, X and Z are held whole by all four ranks,"
+        " A and H are cut by columns and B by rows. In 2-D each of the five is cut into"
+        " a grid of 2 by 2 blocks, one for each rank."
+    ),
 )
 
 # %% [markdown]
@@ -122,7 +148,9 @@ figure(
 from llmlab.parallelism import World
 
 world = World(4)
-sums = world.run(lambda comm: comm.all_reduce(torch.full((1000,), float(comm.rank)))[0].item())
+sums = world.run(
+    lambda comm: comm.all_reduce(torch.full((1000,), float(comm.rank)))[0].item()
+)
 print("each rank has", sums)
 print(world.ledger)
 
@@ -143,7 +171,12 @@ from llmlab.models import course_model
 from llmlab.parallelism.tensor import PLAN, gather_state, parallelize
 
 model = course_model.load()
-shapes = World(4).run(lambda comm, m: {n: tuple(w.shape) for n, w in parallelize(m, comm).named_parameters()}, model)[0]
+shapes = World(4).run(
+    lambda comm, m: {
+        n: tuple(w.shape) for n, w in parallelize(m, comm).named_parameters()
+    },
+    model,
+)[0]
 whole = {n: tuple(w.shape) for n, w in model.named_parameters()}
 print(f"{'module':<14}{'cut by':<12}{'dimension':<11}{'whole':<14}on each rank")
 for module, dim, by in PLAN:
@@ -175,8 +208,12 @@ from llmlab.parallelism import launch
 def against_dtensor(comm):
     torch.manual_seed(0)
     p, r = comm.size, comm.rank
-    mlp = torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.SiLU(), torch.nn.Linear(256, 64))
-    up, down = ({k: v.detach().clone() for k, v in mlp[i].named_parameters()} for i in (0, 2))
+    mlp = torch.nn.Sequential(
+        torch.nn.Linear(64, 256), torch.nn.SiLU(), torch.nn.Linear(256, 64)
+    )
+    up, down = (
+        {k: v.detach().clone() for k, v in mlp[i].named_parameters()} for i in (0, 2)
+    )
     x, y = (torch.ones(8, 64).cumsum(1).sin().requires_grad_() for _ in range(2))
 
     first = ColumnParallelLinear(up["weight"].chunk(p)[r], up["bias"].chunk(p)[r], comm)
@@ -218,17 +255,25 @@ def train(model, loss_of, steps=3):
 def train_split(comm, model):
     parallelize(model, comm)
     V = model.config.vocab_size
-    loss = train(model, lambda logits: vocab_parallel_cross_entropy(logits, tokens[:, 1:], comm, V))
+    loss = train(
+        model,
+        lambda logits: vocab_parallel_cross_entropy(logits, tokens[:, 1:], comm, V),
+    )
     return loss, gather_state(model, comm)
 
 
 world = World(4)
 in_threads = world.run(train_split, model)[0]
 in_processes = launch(train_split, 4, model, timeout=120)[0]
-plain = train(model, lambda logits: F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()))
+plain = train(
+    model, lambda logits: F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+)
 for where, (loss, state) in (("4 threads", in_threads), ("4 processes", in_processes)):
     compare(loss, plain, f"{where}: loss after 3 steps")
-    flat = [torch.cat([d[n].flatten() for n in sorted(state)]) for d in (state, model.state_dict())]
+    flat = [
+        torch.cat([d[n].flatten() for n in sorted(state)])
+        for d in (state, model.state_dict())
+    ]
     compare(*flat, f"{where}: all weights")
 
 # %% [markdown]
@@ -243,7 +288,10 @@ for e in world.ledger.events("all_reduce", rank=0):
     key = (place.split(":")[0], way, "×".join(map(str, e.shape)), len(e.group))
     by_kind[key] = by_kind.get(key, 0) + 1
 for (file, way, size, ranks), n in by_kind.items():
-    print(f"{n // 3:>3} all-reduces a step over {ranks} ranks in {way:<9} of {size:<9} ({file})")
+    print(
+        f"{n // 3:>3} all-reduces a step over {ranks} ranks in {way:<9} of {size:<9}"
+        f" ({file})"
+    )
 
 # %% [markdown]
 # ## The experiment
@@ -272,7 +320,10 @@ for fn in (gather_twice, column_then_row):
     compare(world.run(fn)[2], F.silu(X @ A) @ B, fn.__name__, tol=1e-4)
     spent[fn] = world.ledger.count(rank=0), world.ledger.bytes(rank=0)
 ratio = spent[column_then_row][1] / spent[gather_twice][1]
-print(f"collectives: {spent[gather_twice][0]} → {spent[column_then_row][0]},  bytes: 1 → {ratio:.2f}")
+print(
+    f"collectives: {spent[gather_twice][0]} → {spent[column_then_row][0]},  bytes: 1 →"
+    f" {ratio:.2f}"
+)
 print(f"you guessed: {my_guess}")
 
 # %% [markdown]
@@ -321,10 +372,20 @@ for ours, theirs, what in zip(
 from llmlab.parallelism.tensor import MLPShape, crossover, measure, mesh_for, mlp_cost
 
 shape = MLPShape(M=1152, d=144, f=576)
-dots = {"1-D": (2, 4, 9, 16, 36, 64), "2-D": (4, 9, 16, 36, 64), "2.5-D": (8, 18, 32), "3-D": (8, 27, 64)}
+dots = {
+    "1-D": (2, 4, 9, 16, 36, 64),
+    "2-D": (4, 9, 16, 36, 64),
+    "2.5-D": (8, 18, 32),
+    "3-D": (8, 27, 64),
+}
 measured = {m: [measure(m, p, shape).sent for p in ps] for m, ps in dots.items()}
 for m, ps in dots.items():
-    compare(measured[m], [mlp_cost(m, p, shape).sent for p in ps], f"{m}: measured and predicted bytes", tol=0.5)
+    compare(
+        measured[m],
+        [mlp_cost(m, p, shape).sent for p in ps],
+        f"{m}: measured and predicted bytes",
+        tol=0.5,
+    )
 
 # %%
 cross = crossover(shape)
@@ -343,15 +404,26 @@ ax.annotate(
     ha="center",
     arrowprops={"arrowstyle": "->", "color": palette.ink},
 )
-ax.set(xscale="log", yscale="log", xlim=(1.7, 3200), ylim=(0.1, 7), xlabel="ranks p", ylabel="MB sent by a rank")
+ax.set(
+    xscale="log",
+    yscale="log",
+    xlim=(1.7, 3200),
+    ylim=(0.1, 7),
+    xlabel="ranks p",
+    ylabel="MB sent by a rank",
+)
 ax.set_title("A line saturates, a grid does not")
 ax.set_xticks([4, 16, 64, 256, 1024], ["4", "16", "64", "256", "1024"])
 ax.set_yticks([0.1, 0.3, 1, 3], ["0.1", "0.3", "1", "3"])
 ax.minorticks_off()
 figure(
     fig,
-    alt=f"Bytes sent by a rank against the number of ranks, both on logarithmic axes. 1-D rises and stays flat. 2-D starts "
-    f"above it, falls below it at {cross} ranks and keeps falling; 2.5-D and 3-D fall faster. Measured dots lie on the lines.",
+    alt=(
+        "Bytes sent by a rank against the number of ranks, both on logarithmic axes."
+        f" 1-D rises and stays flat. 2-D starts above it, falls below it at {cross}"
+        " ranks and keeps falling; 2.5-D and 3-D fall faster. Measured dots lie on the"
+        " lines."
+    ),
 )
 
 # %% [markdown]
@@ -361,7 +433,10 @@ figure(
 # %%
 for M_, d_ in ((512, 4096), (4096, 4096), (65536, 4096)):
     big_shape = MLPShape(M_, d_, 4 * d_)
-    print(f"{M_:>6} tokens at a time, hidden size {d_}: 2-D sends less from p = {crossover(big_shape)}")
+    print(
+        f"{M_:>6} tokens at a time, hidden size {d_}: 2-D sends less from p ="
+        f" {crossover(big_shape)}"
+    )
 
 # %% [markdown]
 # ## Play
@@ -377,7 +452,11 @@ PLAY = {4: 1, 8: 2, 64: 4, 512: 8}  # ranks: depth of the 2.5-D mesh
 @cache
 def costs(ranks, tokens):
     shape = MLPShape(tokens, 4096, 16384)
-    fits = [m for m in dots if mesh_for(m, ranks, PLAY[ranks]) and not (m == "2.5-D" and PLAY[ranks] == 1)]
+    fits = [
+        m
+        for m in dots
+        if mesh_for(m, ranks, PLAY[ranks]) and not (m == "2.5-D" and PLAY[ranks] == 1)
+    ]
     return {m: mlp_cost(m, ranks, shape, depth=PLAY[ranks]) for m in fits}
 
 
@@ -385,15 +464,26 @@ def draw_costs(ranks, tokens):
     found = costs(ranks, tokens)
     fig, (left, right) = plt.subplots(1, 2, sharey=True, figsize=(4.8, 3.0))
     parameters_, inputs, sent = (
-        [getattr(c, k) / 2**20 for c in found.values()] for k in ("parameters", "activations", "sent")
+        [getattr(c, k) / 2**20 for c in found.values()]
+        for k in ("parameters", "activations", "sent")
     )
     left.barh(list(found), parameters_, label="weights", color="C0")
     left.barh(list(found), inputs, left=parameters_, label="inputs", color="C4")
     right.barh(list(found), sent, color="C1")
-    line = [costs(p, tokens)["1-D"] for p in PLAY]  # the same axes for all p, so that bars can be seen to shrink
-    left.set(xlabel="MiB held", xlim=(0, 1.05 * max(c.parameters + c.activations for c in line) / 2**20))
+    # the same axes for all p, so that bars can be seen to shrink
+    line = [costs(p, tokens)["1-D"] for p in PLAY]
+    left.set(
+        xlabel="MiB held",
+        xlim=(0, 1.05 * max(c.parameters + c.activations for c in line) / 2**20),
+    )
     right.set(
-        xlabel="MiB sent", xlim=(0, 1.3 * max(max(x.sent for x in costs(p, tokens).values()) for p in PLAY) / 2**20)
+        xlabel="MiB sent",
+        xlim=(
+            0,
+            1.3
+            * max(max(x.sent for x in costs(p, tokens).values()) for p in PLAY)
+            / 2**20,
+        ),
     )
     fig.legend(frameon=False, loc="outside upper left", ncol=2)
     left.invert_yaxis()
@@ -402,7 +492,8 @@ def draw_costs(ranks, tokens):
 
 def describe_costs(ranks, tokens):
     lines = [
-        f"{m} holds {(c.parameters + c.activations) / 2**20:.0f} and sends {c.sent / 2**20:.0f}"
+        f"{m} holds {(c.parameters + c.activations) / 2**20:.0f} and sends"
+        f" {c.sent / 2**20:.0f}"
         for m, c in costs(ranks, tokens).items()
     ]
     return f"{ranks} ranks, {tokens} tokens, MiB a rank: " + "; ".join(lines)
@@ -437,12 +528,17 @@ from llmlab.models.accounting import training_flops
 from llmlab.parallelism.tensor import llama_sent
 
 seven = preset("llama-2-7b")
-for p, link, speed in ((8, "NVLink", 450e9), (16, "network", 50e9), (64, "network", 50e9)):
+for p, link, speed in (
+    (8, "NVLink", 450e9),
+    (16, "network", 50e9),
+    (64, "network", 50e9),
+):
     sent = llama_sent(p, 4096, seven.hidden_size, seven.num_hidden_layers)
     compute = training_flops(seven, 1, 4096) / p / (0.4 * 989e12)
     wire = sent / speed
     print(
-        f"p = {p:>2}: {sent / 1e9:.1f} GB a step over {link:<8} {wire * 1e3:>4.0f} ms, compute {compute * 1e3:>4.0f} ms"
+        f"p = {p:>2}: {sent / 1e9:.1f} GB a step over {link:<8} {wire * 1e3:>4.0f} ms,"
+        f" compute {compute * 1e3:>4.0f} ms"
     )
 
 # %% [markdown]
@@ -454,7 +550,8 @@ for p, link, speed in ((8, "NVLink", 450e9), (16, "network", 50e9), (64, "networ
 # %%
 published = {2: 13923.18, 4: 12420.76, 8: 10903.32, 16: 6245.60, 32: 2146.44}
 seconds = {p: 1 / (p * rate) for p, rate in published.items()}
-k = 2 * seconds[4] - seconds[2]  # from c/2 + k/2 = seconds[2] and c/4 + 3k/4 = seconds[4]
+# from c/2 + k/2 = seconds[2] and c/4 + 3k/4 = seconds[4]
+k = 2 * seconds[4] - seconds[2]
 c = 2 * seconds[2] - k
 print("  p   paper   ours   (tokens a second and GPU)")
 for p, rate in published.items():
@@ -462,7 +559,8 @@ for p, rate in published.items():
     note = (
         "fitted"
         if p <= 4
-        else f"{predicted / rate - 1:+.0%}" + (", one machine" if p <= 8 else ", two machines or more")
+        else f"{predicted / rate - 1:+.0%}"
+        + (", one machine" if p <= 8 else ", two machines or more")
     )
     print(f"{p:>3}  {rate:>6.0f} {predicted:>6.0f}   {note}")
 
@@ -484,7 +582,8 @@ rows = (  # method, depth, their formula, its value
 )
 print(f"{'method':<8}{'theirs':<20}{'value':>7}{'ours':>8}{'theirs / ours':>15}")
 for m, depth, formula, value in rows:
-    mine = measure(m, p, square, depth=depth).sent / 2 / (4 * square.d**2)  # an MLP is two linears
+    # an MLP is two linears
+    mine = measure(m, p, square, depth=depth).sent / 2 / (4 * square.d**2)
     print(f"{m:<8}{formula:<20}{value:>7.3f}{mine:>8.3f}{value / mine:>15.2f}")
 
 # %% [markdown]

@@ -32,20 +32,34 @@ def on_meta():
     """One layer of the model, and the cosines and sines of RoPE, without numbers."""
     with torch.device("meta"):
         model = Llama(replace(llama, num_hidden_layers=1, vocab_size=8)).bfloat16()
-    rope = [t.bfloat16() for t in rope_tables(torch.empty(1, T, dtype=torch.long, device="meta"), model.model.theta)]
+    rope = [
+        t.bfloat16()
+        for t in rope_tables(
+            torch.empty(1, T, dtype=torch.long, device="meta"), model.model.theta
+        )
+    ]
     return model, rope
 
 
 def layer_keeps(block, tokens, rope, attention):
-    x = torch.empty(1, tokens, llama.hidden_size, dtype=torch.bfloat16, device="meta", requires_grad=True)
-    with Saved([*block.parameters(), *rope]) as saved:  # the weights, and the tables of all layers, do not count
+    x = torch.empty(
+        1,
+        tokens,
+        llama.hidden_size,
+        dtype=torch.bfloat16,
+        device="meta",
+        requires_grad=True,
+    )
+    # the weights, and the tables of all layers, do not count
+    with Saved([*block.parameters(), *rope]) as saved:
         block(x, rope, None, None, attention)
     return saved.bytes
 
 
 def kept_alone(comm):
     model, rope = on_meta()
-    whole = RingAttention(comm, [torch.arange(T)], tile=T)  # a ring of one rank is attention as usual
+    # a ring of one rank is attention as usual
+    whole = RingAttention(comm, [torch.arange(T)], tile=T)
     return layer_keeps(model.model.layers[0], T, rope, whole)
 
 
@@ -53,9 +67,13 @@ layer = World(1).run(kept_alone)[0]
 L, d, H = llama.num_hidden_layers, llama.hidden_size, llama.num_attention_heads
 print(f"Llama 3.1 8B in 16 bits: {weight_bytes(llama) / 1e9:.0f} GB of weights")
 print(
-    f"one text of {T:,} tokens: {layer * L / 1e9:.0f} GB of activations, {layer / T / d:.0f} bytes a token and channel"
+    f"one text of {T:,} tokens: {layer * L / 1e9:.0f} GB of activations,"
+    f" {layer / T / d:.0f} bytes a token and channel"
 )
-print(f"and the scores of attention, were they kept: {H * T * T * 2 / 1e9:,.0f} GB in every layer")
+print(
+    f"and the scores of attention, were they kept: {H * T * T * 2 / 1e9:,.0f} GB in"
+    " every layer"
+)
 
 # %% [markdown]
 # No accelerator holds that, and no cut of the weights changes it: the text is what is large. Recomputing all of it costs a
@@ -69,7 +87,8 @@ print(f"and the scores of attention, were they kept: {H * T * T * 2 / 1e9:,.0f} 
 # rank $r$ takes the $r$-th quarter, how long does the slowest rank compute, when a fair share takes 1?
 
 # %%
-my_guess = {"kept": 1.0, "slowest rank": 1.0}  # put your guess here; the answer is measured below
+# put your guess here; the answer is measured below
+my_guess = {"kept": 1.0, "slowest rank": 1.0}
 
 # %% [markdown]
 # ## The idea
@@ -103,7 +122,9 @@ RANKS = [palette.blue, palette.vermillion, palette.green, palette.purple]
 
 
 def owners(cut, n):
-    """Row i: the color of the rank that has token i, for each key that it may see; white elsewhere."""
+    """Row i: the color of the rank that has token i, for each key that it may see;
+    white elsewhere.
+    """
     picture = torch.ones(n, n, 3)
     for rank, positions in enumerate(cut):
         rgb = torch.tensor([int(RANKS[rank][i : i + 2], 16) / 255 for i in (1, 3, 5)])
@@ -117,16 +138,29 @@ shares = {}
 for ax, layout in zip(axes, ("contiguous", "zigzag"), strict=True):
     cut = shards(32, 4, layout)
     ax.imshow(owners(cut, 32), interpolation="nearest")
-    work = [sum(pairs for r, _, _, pairs in schedule(cut) if r == rank) for rank in range(4)]
+    work = [
+        sum(pairs for r, _, _, pairs in schedule(cut) if r == rank) for rank in range(4)
+    ]
     shares[layout] = [f"{w / sum(work):.0%}" for w in work]
     ax.set(title=layout, xticks=[], yticks=[], xlabel="keys")
     for rank in range(4):
-        ax.text(31, 1 + 4.2 * rank, f"rank {rank}: {shares[layout][rank]}", color=RANKS[rank], ha="right", va="center")
+        ax.text(
+            31,
+            1 + 4.2 * rank,
+            f"rank {rank}: {shares[layout][rank]}",
+            color=RANKS[rank],
+            ha="right",
+            va="center",
+        )
 axes[0].set_ylabel("queries")
 figure(
     fig,
-    alt="Two causal masks of 32 tokens, each row colored by the rank that has the query. Contiguous cut: four bands, ranks 0 to 3 do "
-    f"{', '.join(shares['contiguous'])} of the work. Zigzag cut: each rank has an early and a late band, {', '.join(shares['zigzag'])}.",
+    alt=(
+        "Two causal masks of 32 tokens, each row colored by the rank that has the"
+        " query. Contiguous cut: four bands, ranks 0 to 3 do"
+        f" {', '.join(shares['contiguous'])} of the work. Zigzag cut: each rank has an"
+        f" early and a late band, {', '.join(shares['zigzag'])}."
+    ),
 )
 
 # %% [markdown]
@@ -194,7 +228,8 @@ def against_deepspeed(comm):
     from deepspeed.ops import __compatible_ops__
     from deepspeed.sequence.layer import DistributedAttention
 
-    __compatible_ops__["deepspeed_shm_comm"] = False  # it would be compiled, for minutes
+    # it would be compiled, for minutes
+    __compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="gloo", verbose=False)
     torch.manual_seed(0)
 
@@ -204,13 +239,24 @@ def against_deepspeed(comm):
     def local(q, k, v):
         return swap(sdpa(swap(q), swap(k), swap(v), None))
 
-    mine = [torch.randn(2, 8, 32, 16).chunk(comm.size, 2)[comm.rank].clone().requires_grad_() for _ in range(3)]
+    mine = [
+        torch.randn(2, 8, 32, 16)
+        .chunk(comm.size, 2)[comm.rank]
+        .clone()
+        .requires_grad_()
+        for _ in range(3)
+    ]
     theirs = [swap(t.detach()).contiguous().requires_grad_() for t in mine]
     ours = UlyssesAttention(comm, [32 // comm.size] * comm.size)(*mine)
     ours.square().sum().backward()
     out = DistributedAttention(local, torch.distributed.group.WORLD)(*theirs, 0)
     out.square().sum().backward()
-    return ours.detach(), swap(out.detach()), [t.grad for t in mine], [swap(t.grad) for t in theirs]
+    return (
+        ours.detach(),
+        swap(out.detach()),
+        [t.grad for t in mine],
+        [swap(t.grad) for t in theirs],
+    )
 
 
 ours, theirs, our_grads, their_grads = launch(against_deepspeed, 2, timeout=120)[1]
@@ -234,7 +280,11 @@ def around_the_ring(comm, cut):
 for p in (2, 3, 4, 6):
     o, *grads = World(p).run(around_the_ring, shards(29, p, "zigzag"))[0]
     compare(o, out, f"ring of {p}: output")
-    compare(torch.cat(grads, 1), torch.cat([t.grad for t in whole], 1), f"ring of {p}: gradients")
+    compare(
+        torch.cat(grads, 1),
+        torch.cat([t.grad for t in whole], 1),
+        f"ring of {p}: gradients",
+    )
 
 # %% [markdown]
 # Now the whole course model, two steps of training on 2 × 101 tokens, cut in three ways over 4 ranks, in threads, and the
@@ -277,24 +327,35 @@ def train_megatron(comm, model):
 
 def train_cut(comm, model, method):
     cut = shards(101, comm.size, "zigzag" if method == "ring" else "contiguous")
-    attention = RingAttention(comm, cut) if method == "ring" else UlyssesAttention(comm, [len(c) for c in cut])
+    attention = (
+        RingAttention(comm, cut)
+        if method == "ring"
+        else UlyssesAttention(comm, [len(c) for c in cut])
+    )
     a, b = take(x, cut, comm.rank), take(y, cut, comm.rank)
     positions = cut[comm.rank][None]
     loss = train(
         model,
-        lambda: split_loss(model(a, position_ids=positions, attention=attention), b, comm),
+        lambda: split_loss(
+            model(a, position_ids=positions, attention=attention), b, comm
+        ),
         lambda: sum_gradients(model, comm),
     )
     return loss, model.state_dict()
 
 
-results = {f"{m}, 4 threads": World(4).run(train_cut, model, m)[1] for m in ("ring", "ulysses")}
+results = {
+    f"{m}, 4 threads": World(4).run(train_cut, model, m)[1] for m in ("ring", "ulysses")
+}
 results["megatron, 4 threads"] = World(4).run(train_megatron, model)[1]
 results["ring, 4 processes"] = launch(train_cut, 4, model, "ring", timeout=120)[1]
 plain = train(model, lambda: F.cross_entropy(model(x).flatten(0, 1), y.flatten()))
 for where, (loss, state) in results.items():
     compare(loss, plain, f"{where}: loss after 2 steps")
-    flat = [torch.cat([weights[n].flatten() for n in sorted(state)]) for weights in (state, model.state_dict())]
+    flat = [
+        torch.cat([weights[n].flatten() for n in sorted(state)])
+        for weights in (state, model.state_dict())
+    ]
     compare(*flat, f"{where}: all weights")
 
 # %% [markdown]
@@ -309,28 +370,59 @@ from llmlab.parallelism import tensor
 def kept(comm, method):
     (model, rope), cut = on_meta(), shards(T, comm.size, "contiguous")
     n, lengths = len(cut[comm.rank]), [len(c) for c in cut]
-    attention = RingAttention(comm.split(comm.rank), [torch.arange(T)], tile=T)  # all tokens, on this rank
+    # all tokens, on this rank
+    attention = RingAttention(comm.split(comm.rank), [torch.arange(T)], tile=T)
     if method in ("tensor", "megatron"):
         (tensor if method == "tensor" else sequence).parallelize(model, comm)
         n = T if method == "tensor" else n
     else:
         ring = method == "ring"
-        attention = RingAttention(comm, cut, tile=T) if ring else UlyssesAttention(comm, lengths, attention)
+        attention = (
+            RingAttention(comm, cut, tile=T)
+            if ring
+            else UlyssesAttention(comm, lengths, attention)
+        )
         rope = [t[:, :, :n] for t in rope]
     return layer_keeps(model.model.layers[0], n, rope, attention)
 
 
 ps = (1, 2, 4, 8)
 methods = ("tensor", "megatron", "ring", "ulysses")
-GB = {(method, p): max(World(p).run(kept, method)) * L / 1e9 for method in methods for p in ps}
+GB = {
+    (method, p): max(World(p).run(kept, method)) * L / 1e9
+    for method in methods
+    for p in ps
+}
 
 fig, ax = plt.subplots(figsize=(4.8, 3.2))
-for i, (method, marker) in enumerate((("tensor", "o"), ("megatron", "s"), ("ring", "^"), ("ulysses", "x"))):
+for i, (method, marker) in enumerate(
+    (("tensor", "o"), ("megatron", "s"), ("ring", "^"), ("ulysses", "x"))
+):
     line = [GB[method, p] for p in ps]
-    ax.plot(ps, line, color=f"C{i}", lw=1.5, marker=marker, ms=9 - 2 * i, mfc="none" if i else f"C{i}", label=method)
-ax.text(7.6, GB["tensor", 8] * 1.15, f"{GB['tensor', 8]:.0f} GB", ha="right", color="C0")
-ax.text(7.6, GB["ring", 8] * 0.72, f"{GB['ring', 8]:.0f} GB", ha="right", color=palette.ink)
-ax.set(xscale="log", yscale="log", xlabel="ranks", ylabel="GB kept on each rank", xticks=ps, ylim=(70, 1300))
+    ax.plot(
+        ps,
+        line,
+        color=f"C{i}",
+        lw=1.5,
+        marker=marker,
+        ms=9 - 2 * i,
+        mfc="none" if i else f"C{i}",
+        label=method,
+    )
+ax.text(
+    7.6, GB["tensor", 8] * 1.15, f"{GB['tensor', 8]:.0f} GB", ha="right", color="C0"
+)
+ax.text(
+    7.6, GB["ring", 8] * 0.72, f"{GB['ring', 8]:.0f} GB", ha="right", color=palette.ink
+)
+ax.set(
+    xscale="log",
+    yscale="log",
+    xlabel="ranks",
+    ylabel="GB kept on each rank",
+    xticks=ps,
+    ylim=(70, 1300),
+)
 ax.set_xticks(ps, [str(p) for p in ps])
 ax.set_yticks([100, 200, 400, 800], ["100", "200", "400", "800"])
 ax.minorticks_off()
@@ -338,11 +430,20 @@ ax.legend(frameon=False, loc="lower left")
 ax.set_title(f"One text of {T:,} tokens, an 8B model")
 figure(
     fig,
-    alt=f"Gigabytes that each rank keeps, against ranks, on logarithmic axes. Tensor parallelism alone falls from {GB['tensor', 1]:.0f} to "
-    f"{GB['tensor', 8]:.0f} on 8 ranks. Megatron's sequence parallelism, ring and Ulysses lie on one straight line down to {GB['ring', 8]:.0f}.",
+    alt=(
+        "Gigabytes that each rank keeps, against ranks, on logarithmic axes. Tensor"
+        f" parallelism alone falls from {GB['tensor', 1]:.0f} to {GB['tensor', 8]:.0f}"
+        " on 8 ranks. Megatron's sequence parallelism, ring and Ulysses lie on one"
+        f" straight line down to {GB['ring', 8]:.0f}."
+    ),
 )
 for method in ("megatron", "ring", "ulysses"):
-    compare([GB[method, p] * p for p in ps], [GB["ring", 1]] * 4, f"{method}: kept on a rank × ranks", tol=1e-6)
+    compare(
+        [GB[method, p] * p for p in ps],
+        [GB["ring", 1]] * 4,
+        f"{method}: kept on a rank × ranks",
+        tol=1e-6,
+    )
 
 # %% [markdown]
 # Memory falls as $1/p$ exactly, whichever way the text is cut. Tensor parallelism alone stops short: the norms' inputs, the residuals
@@ -363,7 +464,9 @@ runs = {}
 for layout in ("contiguous", "zigzag"):
     world, cut = World(p, link=link), shards(n, p, layout)
     world.run(
-        lambda comm, cut=cut: RingAttention(comm, cut, pace=1.0)(*(take(t, cut, comm.rank, 2) for t in inputs)).sum()
+        lambda comm, cut=cut: RingAttention(comm, cut, pace=1.0)(
+            *(take(t, cut, comm.rank, 2) for t in inputs)
+        ).sum()
     )
     runs[layout] = world.ledger
 fair = n * (n + 1) / 2 / p
@@ -373,7 +476,12 @@ for ax, (layout, ledger) in zip(axes, runs.items(), strict=True):
     for e in ledger.events("work"):
         owner = int(e.label.split()[-1])
         ax.barh(
-            e.rank, (e.end - e.start) / fair, left=e.start / fair, height=0.6, color=RANKS[owner], edgecolor="white"
+            e.rank,
+            (e.end - e.start) / fair,
+            left=e.start / fair,
+            height=0.6,
+            color=RANKS[owner],
+            edgecolor="white",
         )
     for e in ledger.events("send"):
         ax.barh(
@@ -384,16 +492,29 @@ for ax, (layout, ledger) in zip(axes, runs.items(), strict=True):
             color=palette.gray,
             edgecolor="white",
         )
-    ax.set(ylabel="rank", yticks=range(p), title=f"{layout}: {ledger.time / fair:.2f} × the fair share", xlim=(0, 1.85))
+    ax.set(
+        ylabel="rank",
+        yticks=range(p),
+        title=f"{layout}: {ledger.time / fair:.2f} × the fair share",
+        xlim=(0, 1.85),
+    )
     ax.invert_yaxis()
 axes[1].set_xlabel("time, a fair share of the work = 1")
 figure(
     fig,
-    alt=f"Two timelines of four ranks. Contiguous: rank 0 is done after a piece of its own, rank 3 works through four pieces until {runs['contiguous'].time / fair:.2f}. "
-    f"Zigzag: all four ranks work without a gap until {runs['zigzag'].time / fair:.2f}. Hops run below the work and delay nobody.",
+    alt=(
+        "Two timelines of four ranks. Contiguous: rank 0 is done after a piece of its"
+        " own, rank 3 works through four pieces until"
+        f" {runs['contiguous'].time / fair:.2f}. Zigzag: all four ranks work without a"
+        f" gap until {runs['zigzag'].time / fair:.2f}. Hops run below the work and"
+        " delay nobody."
+    ),
 )
 slowest = {
-    layout: max(sum(e.end - e.start for e in ledger.events("work", r)) for r in range(p)) / fair
+    layout: (
+        max(sum(e.end - e.start for e in ledger.events("work", r)) for r in range(p))
+        / fair
+    )
     for layout, ledger in runs.items()
 }
 print(
@@ -421,11 +542,20 @@ for method, attention in (
     world = World(p)
     world.run(
         lambda comm, a=attention: (
-            a(comm)(*(take(t, cut, comm.rank, 2).requires_grad_() for t in inputs)).sum().backward()
+            a(comm)(*(take(t, cut, comm.rank, 2).requires_grad_() for t in inputs))
+            .sum()
+            .backward()
         )
     )
-    predicted = sent(method, p, shape, itemsize=4) + sent(method, p, shape, backward=True, itemsize=4)
-    compare(world.ledger.per_rank(), [predicted] * p, f"{method}: bytes a rank sends, forward and backward", tol=0)
+    predicted = sent(method, p, shape, itemsize=4) + sent(
+        method, p, shape, backward=True, itemsize=4
+    )
+    compare(
+        world.ledger.per_rank(),
+        [predicted] * p,
+        f"{method}: bytes a rank sends, forward and backward",
+        tol=0,
+    )
 
 # %% [markdown]
 # **Forgetting on purpose.** Megatron's paper has a second idea. Of what a layer keeps, attention's scores are large and cheap to
@@ -438,24 +568,35 @@ from llmlab.parallelism.sequence import GPTLayer, GPTShape, layer_bytes
 
 small, t = GPTShape(s=48, b=2, h=64, a=8), 4
 sbh = small.s * small.b * small.h
-rows = [(cut, kind) for cut in (False, True) for kind in ("none", "selective")] + [(False, "full")]
+rows = [(cut, kind) for cut in (False, True) for kind in ("none", "selective")] + [
+    (False, "full")
+]
 
 
 def count(comm, cut, kind):
     layer = GPTLayer(small, comm, sequence_parallel=cut, recompute=kind)
     tokens = small.s // comm.size if cut else small.s
     with Saved(layer.parameters()) as saved:
-        layer(torch.ones(small.b, tokens, small.h, dtype=torch.bfloat16, requires_grad=True))
-    return sum(size for shape, _, size in saved.kinds if shape[-1] > 1)  # without means and deviations
+        layer(
+            torch.ones(
+                small.b, tokens, small.h, dtype=torch.bfloat16, requires_grad=True
+            )
+        )
+    # without means and deviations
+    return sum(size for shape, _, size in saved.kinds if shape[-1] > 1)
 
 
 print(f"{'4 ranks, 5as/h = 30':<42}{'formula':>26}{'counted / sbh':>15}")
 formulas = ("10 + 24/t + 5as/ht", "10 + 24/t", "(34 + 5as/h)/t", "34/t", "2")
 counted = [World(t).run(count, *row)[0] for row in rows]
 for (cut, kind), formula, bytes_ in zip(rows, formulas, counted, strict=True):
-    name = ("tensor + sequence" if cut else "tensor") + ("" if kind == "none" else f", {kind} recomputation")
+    name = ("tensor + sequence" if cut else "tensor") + (
+        "" if kind == "none" else f", {kind} recomputation"
+    )
     print(f"{name:<42}{formula:>26}{bytes_ / sbh:>15.2f}")
-expected = [layer_bytes(small, t, sequence_parallel=cut, recompute=kind) for cut, kind in rows]
+expected = [
+    layer_bytes(small, t, sequence_parallel=cut, recompute=kind) for cut, kind in rows
+]
 compare(counted, expected, "counted and by formula, bytes", tol=0)
 
 # %% [markdown]
@@ -475,13 +616,22 @@ TABLES = {layout: schedule(shards(16, 4, layout)) for layout in LAYOUTS}
 
 
 def draw_step(cut, step):
-    parts, (fig, (left, right)) = shards(16, 4, cut), plt.subplots(1, 2, figsize=(4.8, 2.6), width_ratios=(3, 2))
+    parts, (fig, (left, right)) = (
+        shards(16, 4, cut),
+        plt.subplots(1, 2, figsize=(4.8, 2.6), width_ratios=(3, 2)),
+    )
     picture = torch.ones(16, 16, 3)
     for rank, s, source, _ in TABLES[cut]:
         rgb = torch.tensor([int(RANKS[rank][i : i + 2], 16) / 255 for i in (1, 3, 5)])
         for i in parts[rank].tolist():
             seen = parts[source][parts[source] <= i]
-            picture[i, seen] = rgb if s == step else 0.3 * rgb + 0.7 if s < step else torch.tensor([0.93] * 3)
+            picture[i, seen] = (
+                rgb
+                if s == step
+                else 0.3 * rgb + 0.7
+                if s < step
+                else torch.tensor([0.93] * 3)
+            )
     left.imshow(picture, interpolation="nearest")
     left.set(xlabel="keys", ylabel="queries", xticks=[], yticks=[])
     work = [pairs for _, s, _, pairs in TABLES[cut] if s == step]
@@ -492,7 +642,10 @@ def draw_step(cut, step):
 
 def describe_step(cut, step):
     work = [pairs for _, s, _, pairs in TABLES[cut] if s == step]
-    return f"{cut} cut, step {step}: rank r has the keys of rank r − {step}; ranks 0 to 3 compute {', '.join(map(str, work))} pairs"
+    return (
+        f"{cut} cut, step {step}: rank r has the keys of rank r − {step}; ranks 0 to 3"
+        f" compute {', '.join(map(str, work))} pairs"
+    )
 
 
 explore(
@@ -520,15 +673,29 @@ explore(
 # %%
 from llmlab.parallelism.sequence import recompute_flops
 
-MODELS = (("22B", 64, 6144, 4), ("175B", 96, 12288, 1), ("530B", 128, 20480, 1), ("1T", 160, 25600, 1))
+MODELS = (
+    ("22B", 64, 6144, 4),
+    ("175B", 96, 12288, 1),
+    ("530B", 128, 20480, 1),
+    ("1T", 160, 25600, 1),
+)
 print("share of tensor parallelism alone:   sequence   selective   both   full")
 for name, a, h, b in MODELS:
     big = GPTShape(s=2048, b=b, h=h, a=a)
     base = layer_bytes(big, 8)
-    options = ((True, "none"), (False, "selective"), (True, "selective"), (False, "full"))
-    share = [layer_bytes(big, 8, sequence_parallel=cut, recompute=kind) / base for cut, kind in options]
+    options = (
+        (True, "none"),
+        (False, "selective"),
+        (True, "selective"),
+        (False, "full"),
+    )
+    share = [
+        layer_bytes(big, 8, sequence_parallel=cut, recompute=kind) / base
+        for cut, kind in options
+    ]
     print(
-        f"{name:>5}, {base / 1e6:>5.0f} MB a layer and rank {share[0]:>15.0%}{share[1]:>12.0%}{share[2]:>7.1%}{share[3]:>7.1%}"
+        f"{name:>5}, {base / 1e6:>5.0f} MB a layer and rank"
+        f" {share[0]:>15.0%}{share[1]:>12.0%}{share[2]:>7.1%}{share[3]:>7.1%}"
     )
 
 print("\nselective recomputation            saves          costs FLOPs")
@@ -538,7 +705,10 @@ for name, big, saves, costs in (
 ):
     flops, more = recompute_flops(big)
     mine = 1 - layer_bytes(big, recompute="selective") / layer_bytes(big)
-    print(f"{name:<8} paper, ours:          {saves}%, {mine:.0%}       {costs}%, {more / flops:.1%}")
+    print(
+        f"{name:<8} paper, ours:          {saves}%, {mine:.0%}       {costs}%,"
+        f" {more / flops:.1%}"
+    )
 
 # %% [markdown]
 # The savings agree; 20.2% for the two largest is a little over "under 20%". The FLOPs do not: the paper's are three times ours. Its
@@ -560,7 +730,9 @@ TABLE = (
 )
 print("thousand tokens on a device    paper    ours")
 for name, tflops, gigabytes, published in TABLE:
-    print(f"{name:<28}{published:>8}{6 * smallest_block(tflops * 1e12, gigabytes * 1e9) / 1e3:>8.1f}")
+    print(
+        f"{name:<28}{published:>8}{6 * smallest_block(tflops * 1e12, gigabytes * 1e9) / 1e3:>8.1f}"
+    )
 
 # %% [markdown]
 # Four of five are the same; InfiniBand's 149.5 needs blocks of 24.9 thousand tokens, where the table has 24.5 and $312/12.5$ is 24.96.
@@ -571,9 +743,13 @@ for name, tflops, gigabytes, published in TABLE:
 # %%
 for name in ("llama-2-7b", "llama-3.1-405b"):
     c = preset(name)
-    shape = AttentionShape(1, T, c.num_attention_heads, c.num_key_value_heads, c.head_dim)
+    shape = AttentionShape(
+        1, T, c.num_attention_heads, c.num_key_value_heads, c.head_dim
+    )
     for p in (8, 16, 32):
-        megabytes = {m: sent(m, p, shape) / 1e6 for m in ("megatron", "ring", "ulysses")}
+        megabytes = {
+            m: sent(m, p, shape) / 1e6 for m in ("megatron", "ring", "ulysses")
+        }
         print(
             f"{name:<15} {p:>2} ranks, MB a layer forward: "
             + "".join(f"{m} {b:>6.0f}   " for m, b in megabytes.items())

@@ -28,11 +28,18 @@ from llmlab.parallelism.pipeline import one_f_one_b
 
 model = shapes.gpt(105, 20480, 128)
 print(
-    f"state with Adam: {16 * shapes.parameters(model) / 1e12:.1f} TB, {16 * shapes.parameters(model) / 80e9:.0f} GPUs of 80 GB"
+    f"state with Adam: {16 * shapes.parameters(model) / 1e12:.1f} TB,"
+    f" {16 * shapes.parameters(model) / 80e9:.0f} GPUs of 80 GB"
 )
-print(f"tensor parallelism alone: at most {model.heads} ways (heads), and all of them over the network beyond 8")
+print(
+    f"tensor parallelism alone: at most {model.heads} ways (heads), and all of them"
+    " over the network beyond 8"
+)
 print(f"a pipeline alone: at most {model.layers} stages (layers)")
-print("data parallelism alone: none of the state is cut; with ZeRO-3, every microbatch moves all weights twice")
+print(
+    "data parallelism alone: none of the state is cut; with ZeRO-3, every microbatch"
+    " moves all weights twice"
+)
 print(f"all three: tp 8 × pp 35 × dp 12 = {8 * 35 * 12:,}")
 
 # %% [markdown]
@@ -71,7 +78,11 @@ def draw_placement(ax, place, axis, title):
         node, at = divmod(r, NODE)
         first = r in groups[0]
         color = (
-            palette.vermillion if first and place.nodes(axis, NODE) > 1 else palette.blue if first else palette.light
+            palette.vermillion
+            if first and place.nodes(axis, NODE) > 1
+            else palette.blue
+            if first
+            else palette.light
         )
         ax.add_patch(Rectangle((at, -1.2 * node), 0.9, 1, color=color))
         ax.text(
@@ -88,13 +99,19 @@ def draw_placement(ax, place, axis, title):
     ax.axis("off")
 
 
-INSIDE, SPREAD = Placement({"pp": 1, "dp": 2, "tp": 8}), Placement({"pp": 1, "tp": 8, "dp": 2})
+INSIDE, SPREAD = (
+    Placement({"pp": 1, "dp": 2, "tp": 8}),
+    Placement({"pp": 1, "tp": 8, "dp": 2}),
+)
 fig, axes = plt.subplots(2, 2, figsize=(4.8, 3.0))
-for column, (place, name) in enumerate(((INSIDE, "tp innermost"), (SPREAD, "dp innermost"))):
+for column, (place, name) in enumerate(
+    ((INSIDE, "tp innermost"), (SPREAD, "dp innermost"))
+):
     for row, axis in enumerate(("tp", "dp")):
         draw_placement(axes[row, column], place, axis, f"{name}: a {axis} group")
 said = [
-    f"{name}: the first {axis} group is {place.groups(axis)[0]}, in {place.nodes(axis, NODE)} nodes"
+    f"{name}: the first {axis} group is {place.groups(axis)[0]}, in"
+    f" {place.nodes(axis, NODE)} nodes"
     for place, name in ((INSIDE, "tp innermost"), (SPREAD, "dp innermost"))
     for axis in ("tp", "dp")
 ]
@@ -143,14 +160,23 @@ show(Hybrid.step, Hybrid.clip_grad_norm, resharding.Piece, resharding.load)
 
 # %%
 CONFIG = LlamaConfig(
-    37, 24, 32, num_hidden_layers=5, num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True
+    37,
+    24,
+    32,
+    num_hidden_layers=5,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    tie_word_embeddings=True,
 )
 M = 3  # microbatches
 
 
 def batches(dp, step):
     dice = torch.Generator().manual_seed(step)
-    rows = [[torch.randint(37, (2, 6 + r + i), generator=dice) for i in range(M)] for r in range(dp)]
+    rows = [
+        [torch.randint(37, (2, 6 + r + i), generator=dice) for i in range(M)]
+        for r in range(dp)
+    ]
     return [[(x[:, :-1], x[:, 1:]) for x in row] for row in rows]
 
 
@@ -163,7 +189,11 @@ def train(comm, sizes, steps, start=0, save=None, resume=None):
     losses = []
     for step in range(start, start + steps):
         optimizer.zero_grad()
-        losses.append(job.step(one_f_one_b(job.pp.size, M), batches(job.dp.size, step)[job.dp.rank]))
+        losses.append(
+            job.step(
+                one_f_one_b(job.pp.size, M), batches(job.dp.size, step)[job.dp.rank]
+            )
+        )
         job.clip_grad_norm(0.5)
         optimizer.step()
     if save:
@@ -179,7 +209,13 @@ def one_process(dp, steps):
         every = [b for row in batches(dp, step) for b in row]
         n = sum(y.numel() for _, y in every)
         optimizer.zero_grad()
-        loss = sum(F.cross_entropy(model(x).flatten(0, 1), y.flatten(), reduction="sum") for x, y in every) / n
+        loss = (
+            sum(
+                F.cross_entropy(model(x).flatten(0, 1), y.flatten(), reduction="sum")
+                for x, y in every
+            )
+            / n
+        )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
         optimizer.step()
@@ -192,7 +228,10 @@ plain, expected = one_process(dp=2, steps=3)
 CUBE = {"pp": 2, "dp": 2, "tp": 2}
 found = World(8).run(train, CUBE, 3, save=folder / "cube")
 compare(found[5], expected, what="losses of three steps, rank 5 of 8")
-whole = resharding.load(folder / "cube", {n: resharding.piece(n, CONFIG) for n in resharding.whole_shapes(CONFIG)})
+whole = resharding.load(
+    folder / "cube",
+    {n: resharding.piece(n, CONFIG) for n in resharding.whole_shapes(CONFIG)},
+)
 worst = max((whole[n] - w).abs().max().item() for n, w in plain.named_parameters())
 compare(worst, 0.0, what="largest difference of any trained weight", tol=1e-4)
 
@@ -208,7 +247,10 @@ def for_real(comm):
 
     losses, place = train(comm, CUBE, 3), Placement(CUBE)
     mesh = init_device_mesh("cpu", tuple(CUBE.values()), mesh_dim_names=tuple(CUBE))
-    theirs = {a: tuple(torch.distributed.get_process_group_ranks(mesh[a].get_group())) for a in CUBE}
+    theirs = {
+        a: tuple(torch.distributed.get_process_group_ranks(mesh[a].get_group()))
+        for a in CUBE
+    }
     return losses, all(theirs[a] in place.groups(a) for a in CUBE)
 
 
@@ -227,7 +269,9 @@ print("groups of all ranks are DeviceMesh's:", all(same for _, same in results))
 from llmlab.models.accounting import forward_flops
 from llmlab.parallelism.runtime import Link
 
-WIDE = LlamaConfig(64, 64, 160, num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=8)
+WIDE = LlamaConfig(
+    64, 64, 160, num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=8
+)
 SPEED = 0.6 * 312e12 / 64  # FLOP/s
 FAST, SLOW = Link(0.0, 300e9), Link(0.0, 25e9)
 LENGTH = 32
@@ -246,9 +290,13 @@ def clocked(place, m=4, batch=8, layers=4):
             Llama(config),
             comm,
             place,
-            after_op=lambda kind, i, chunk: comm.work(flops * {"F": 1, "B": 2}[kind] / SPEED, kind),
+            after_op=lambda kind, i, chunk: comm.work(
+                flops * {"F": 1, "B": 2}[kind] / SPEED, kind
+            ),
         )
-        tokens = torch.randint(64, (batch, LENGTH + 1), generator=torch.Generator().manual_seed(1))
+        tokens = torch.randint(
+            64, (batch, LENGTH + 1), generator=torch.Generator().manual_seed(1)
+        )
         mine = tokens.chunk(dp)[job.dp.rank].chunk(m)
         return job.step(one_f_one_b(pp, m), [(x[:, :-1], x[:, 1:]) for x in mine])
 
@@ -256,32 +304,51 @@ def clocked(place, m=4, batch=8, layers=4):
     return losses[0], max(e.end for e in world.ledger), world
 
 
-results = {name: clocked(place) for name, place in (("tp innermost", INSIDE), ("dp innermost", SPREAD))}
+results = {
+    name: clocked(place)
+    for name, place in (("tp innermost", INSIDE), ("dp innermost", SPREAD))
+}
 for name, (loss, took, _) in results.items():
     print(f"{name}: loss {loss:.4f}, a step {took * 1e6:.0f} µs")
 compare(results["tp innermost"][0], results["dp innermost"][0], what="the two losses")
 ratio = results["dp innermost"][1] / results["tp innermost"][1]
-print(f"tp spread over two nodes takes {ratio:.1f} times as long; your guess {my_guess:.1f}")
+print(
+    f"tp spread over two nodes takes {ratio:.1f} times as long; your guess"
+    f" {my_guess:.1f}"
+)
 
 # %% [markdown]
 # Same loss, same bytes, another numbering. Look at what rank 0 does in the two:
 
 # %%
-KINDS = {"compute": palette.blue, "tp": palette.vermillion, "dp": palette.green, "pp": palette.purple}
+KINDS = {
+    "compute": palette.blue,
+    "tp": palette.vermillion,
+    "dp": palette.green,
+    "pp": palette.purple,
+}
 
 
 def spans(world, place, rank=0):
     """(kind, start, end) of everything that a rank does."""
-    groups = {axis: next(g for g in place.groups(axis) if rank in g) for axis in place.sizes}
+    groups = {
+        axis: next(g for g in place.groups(axis) if rank in g) for axis in place.sizes
+    }
     for e in world.ledger.events(rank=rank):
         if e.end > e.start:
-            kind = "compute" if e.op == "work" else next((a for a, g in groups.items() if tuple(e.group) == g), "pp")
+            kind = (
+                "compute"
+                if e.op == "work"
+                else next((a for a, g in groups.items() if tuple(e.group) == g), "pp")
+            )
             yield kind, e.start, e.end
 
 
 fig, axes = plt.subplots(2, 1, figsize=(4.8, 2.8), sharex=True)
 shares = {}
-for ax, (name, place) in zip(axes, (("tp innermost", INSIDE), ("dp innermost", SPREAD)), strict=True):
+for ax, (name, place) in zip(
+    axes, (("tp innermost", INSIDE), ("dp innermost", SPREAD)), strict=True
+):
     _, took, world = results[name]
     total = dict.fromkeys(KINDS, 0.0)
     for kind, start, end in spans(world, place):
@@ -297,7 +364,10 @@ axes[0].legend(fontsize=8, ncols=3, loc="upper right")
 figure(
     fig,
     alt="What rank 0 does in a step. "
-    + " ".join(f"{name}: " + ", ".join(f"{k} {s:.0%}" for k, s in each.items()) + "." for name, each in shares.items()),
+    + " ".join(
+        f"{name}: " + ", ".join(f"{k} {s:.0%}" for k, s in each.items()) + "."
+        for name, each in shares.items()
+    ),
 )
 
 # %% [markdown]
@@ -314,15 +384,31 @@ figure(
 # %%
 plain, expected = one_process(dp=1, steps=4)
 World(4).run(train, {"pp": 2, "dp": 1, "tp": 2}, 2, save=folder / "first")
-after = World(4).run(train, {"pp": 1, "dp": 1, "tp": 4}, 2, start=2, save=folder / "second", resume=folder / "first")
+after = World(4).run(
+    train,
+    {"pp": 1, "dp": 1, "tp": 4},
+    2,
+    start=2,
+    save=folder / "second",
+    resume=folder / "first",
+)
 compare(after[0], expected[2:], what="losses of steps 3 and 4, in another split")
 
 places = {n: resharding.piece(n, CONFIG) for n in resharding.whole_shapes(CONFIG)}
 saved = resharding.load(folder / "first", places)
 for tp, name in ((4, "four"), (1, "one")):
-    World(tp).run(train, {"pp": 1, "dp": 1, "tp": tp}, 0, save=folder / name, resume=folder / "first")
+    World(tp).run(
+        train,
+        {"pp": 1, "dp": 1, "tp": tp},
+        0,
+        save=folder / name,
+        resume=folder / "first",
+    )
     again = resharding.load(folder / name, places)
-    print(f"tp 2, pp 2 read as tp {tp}, pp 1: bit for bit equal:", all(torch.equal(saved[n], again[n]) for n in saved))
+    print(
+        f"tp 2, pp 2 read as tp {tp}, pp 1: bit for bit equal:",
+        all(torch.equal(saved[n], again[n]) for n in saved),
+    )
 
 # %%
 import json
@@ -330,7 +416,10 @@ import json
 place = json.loads((folder / "first" / "rank-00001.json").read_text())
 for name in [n for n in place if not n.startswith("optimizer")][:3]:
     at = place[name]
-    print(f"rank 1 holds {name}: [{at['start']}:{at['stop']}] of dimension {at['dim']} of {tuple(at['shape'])}")
+    print(
+        f"rank 1 holds {name}: [{at['start']}:{at['stop']}] of dimension {at['dim']} of"
+        f" {tuple(at['shape'])}"
+    )
 
 # %% [markdown]
 # Why does it matter? Because no job keeps its shape. A node fails and 3,072 devices become 3,064; the long-context phase at the end of a run wants
@@ -352,14 +441,19 @@ for name in [n for n in place if not n.startswith("optimizer")][:3]:
 
 # %%
 # NBVAL_IGNORE_OUTPUT
-SIZES = {"tp 8, dp 2": (1, 2, 8), "tp 4, dp 4": (1, 4, 4), "tp 4, dp 2, pp 2": (2, 2, 4)}
+SIZES = {
+    "tp 8, dp 2": (1, 2, 8),
+    "tp 4, dp 4": (1, 4, 4),
+    "tp 4, dp 2, pp 2": (2, 2, 4),
+}
 ORDERS = ("pp dp tp", "pp tp dp", "tp dp pp")
 measured, known = {}, {}
 for label, (pp, dp, tp) in SIZES.items():
     for order in ORDERS:
         sizes = {"pp": pp, "dp": dp, "tp": tp}
         place = Placement({axis: sizes[axis] for axis in order.split()})
-        same = tuple((axis, n) for axis, n in place.sizes.items() if n > 1)  # an axis of one may stand anywhere
+        # an axis of one may stand anywhere
+        same = tuple((axis, n) for axis, n in place.sizes.items() if n > 1)
         known[same] = known.get(same) or clocked(place, m=2, layers=2)[1]
         measured[label, order] = (place, known[same])
 
@@ -368,19 +462,36 @@ def draw(split, order):
     fig, ax = plt.subplots(figsize=(4.8, 2.6))
     names = list(SIZES)
     times = [measured[name, order][1] * 1e6 for name in names]
-    ax.barh(names, times, color=[palette.blue if name == split else palette.light for name in names])
-    ax.axvline(min(t for _, t in measured.values()) * 1e6, color=palette.ink, linewidth=1, linestyle="--")
+    ax.barh(
+        names,
+        times,
+        color=[palette.blue if name == split else palette.light for name in names],
+    )
+    ax.axvline(
+        min(t for _, t in measured.values()) * 1e6,
+        color=palette.ink,
+        linewidth=1,
+        linestyle="--",
+    )
     ax.set(xlabel="µs a step", xlim=(0, 1.05e6 * max(t for _, t in measured.values())))
     ax.invert_yaxis()
     place = measured[split, order][0]
-    crossing = [f"{axis} in {place.nodes(axis, NODE)}" for axis in ("tp", "dp", "pp") if place.sizes[axis] > 1]
+    crossing = [
+        f"{axis} in {place.nodes(axis, NODE)}"
+        for axis in ("tp", "dp", "pp")
+        if place.sizes[axis] > 1
+    ]
     ax.set_title("nodes that a group touches: " + ", ".join(crossing), fontsize=9)
     return fig
 
 
 def words(split, order):
     place, took = measured[split, order]
-    rest = ", ".join(f"{axis} touches {place.nodes(axis, NODE)} nodes" for axis in place.sizes if place.sizes[axis] > 1)
+    rest = ", ".join(
+        f"{axis} touches {place.nodes(axis, NODE)} nodes"
+        for axis in place.sizes
+        if place.sizes[axis] > 1
+    )
     return f"{split}, axes from outer to inner {order}: {took * 1e6:.0f} µs; {rest}."
 
 
@@ -414,7 +525,8 @@ explore(
 from llmlab.parallelism.choosing import Job, Plan, machines, planner
 
 gpt3 = Job(shapes.gpt(96, 12288, 96), 1536, 2048, machines.machine("a100-80gb"))
-flat = Job(gpt3.shape, 1536, 2048, machines.machine("a100-80gb", link=25e9))  # every group over the network
+# every group over the network
+flat = Job(gpt3.shape, 1536, 2048, machines.machine("a100-80gb", link=25e9))
 for name, where in (("tp inside the node", gpt3), ("tp over the network", flat)):
     e = planner.estimate(where, Plan(dp=16, tp=8, pp=8, sequence=True, chunks=3))
     print(f"{name}: {e.step:.1f} s a step, MFU {e.mfu:.0%}")

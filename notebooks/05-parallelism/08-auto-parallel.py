@@ -23,7 +23,8 @@ from llmlab.parallelism.runtime import Link
 # A block of a Llama has 13 operators. On a mesh of 4 × 8 devices each of them can be cut in many ways, and the ways multiply.
 
 # %%
-FAST, SLOW = Link(5e-6, 300e9), Link(5e-6, 25e9)  # seconds, bytes a second: inside a node, and between nodes
+# seconds, bytes a second: inside a node, and between nodes
+FAST, SLOW = Link(5e-6, 300e9), Link(5e-6, 25e9)
 USEFUL = 0.6 * 312e12  # FLOP/s that a product reaches
 
 
@@ -42,7 +43,8 @@ hand = auto_parallel.seconds_of(p, graphs.by_hand(p.ops))[0]
 mirrored = auto_parallel.seconds_of(p, graphs.by_hand(p.ops, data=1, tensor=0))[0]
 print(f"ways to cut one block: {count:.1e}")
 print(
-    f"Megatron inside the node, data parallel across: {hand * 1e3:.0f} ms; the other way around: {mirrored * 1e3:.0f} ms"
+    f"Megatron inside the node, data parallel across: {hand * 1e3:.0f} ms; the other"
+    f" way around: {mirrored * 1e3:.0f} ms"
 )
 
 # %% [markdown]
@@ -58,7 +60,8 @@ print(
 # plan keep busy with different work?
 
 # %%
-my_guess = {"saved": 0.1, "busy devices": 32}  # put your guess here; the answer is computed below
+# put your guess here; the answer is computed below
+my_guess = {"saved": 0.1, "busy devices": 32}
 
 # %% [markdown]
 # ## The idea
@@ -83,7 +86,9 @@ CUT = {"m": palette.blue, "n": palette.vermillion, "k": palette.green}
 
 
 def tensor(ax, at, name, dims, loop):
-    """A square; stripes along the dimension that is cut, a dashed edge where it is a partial sum."""
+    """A square; stripes along the dimension that is cut, a dashed edge where it is a
+    partial sum.
+    """
     x, y = at
     partial = loop not in dims
     for i in range(4):
@@ -94,7 +99,11 @@ def tensor(ax, at, name, dims, loop):
         size = (1, 0.22) if rows else (0.22, 1)
         ax.add_patch(Rectangle(place, *size, color=CUT[loop], alpha=1 - 0.2 * i))
     if partial:
-        ax.add_patch(Rectangle(at, 1, 1, fill=False, edgecolor=CUT[loop], linestyle="--", linewidth=2))
+        ax.add_patch(
+            Rectangle(
+                at, 1, 1, fill=False, edgecolor=CUT[loop], linestyle="--", linewidth=2
+            )
+        )
     ax.text(x + 0.5, y - 0.28, name, ha="center", fontsize=8)
 
 
@@ -102,9 +111,12 @@ fig, axes = plt.subplots(3, 1, figsize=(4.8, 4.4))
 WHO = {"m": "data parallel", "n": "column parallel", "k": "row parallel"}
 for ax, (loop, title) in zip(axes, WHO.items(), strict=True):
     gradient = loop in "mn"
-    for i, (name, dims) in enumerate((("x", "mk"), ("w", "kn"), ("y", "mn"), ("grad x", "mk"), ("grad w", "kn"))):
+    for i, (name, dims) in enumerate(
+        (("x", "mk"), ("w", "kn"), ("y", "mn"), ("grad x", "mk"), ("grad w", "kn"))
+    ):
         whole_forward = gradient and name == {"m": "w", "n": "x"}[loop]
-        if whole_forward:  # the value is whole on each rank; its gradient is the partial sum
+        # the value is whole on each rank; its gradient is the partial sum
+        if whole_forward:
             ax.add_patch(Rectangle((i * 1.5, 0), 1, 1, color=palette.light))
             ax.text(i * 1.5 + 0.5, -0.28, name, ha="center", fontsize=8)
         else:
@@ -114,9 +126,13 @@ for ax, (loop, title) in zip(axes, WHO.items(), strict=True):
     ax.axis("off")
 figure(
     fig,
-    alt="For each loop of a matrix product that an axis can cut, the tensors x, w, y and the gradients of x and w. Cutting m stripes "
-    "x, y and grad x by rows, w is whole and grad w a partial sum. Cutting n stripes w, y, grad w by columns, x is whole and grad x a "
-    "partial sum. Cutting k stripes x by columns, w by rows, and y is a partial sum.",
+    alt=(
+        "For each loop of a matrix product that an axis can cut, the tensors x, w, y"
+        " and the gradients of x and w. Cutting m stripes x, y and grad x by rows, w is"
+        " whole and grad w a partial sum. Cutting n stripes w, y, grad w by columns, x"
+        " is whole and grad x a partial sum. Cutting k stripes x by columns, w by rows,"
+        " and y is a partial sum."
+    ),
 )
 
 # %% [markdown]
@@ -143,7 +159,13 @@ figure(
 # ## The code
 
 # %%
-show(sharding.Op, sharding.strategies, sharding.collectives, sharding.moves, auto_parallel.solve)
+show(
+    sharding.Op,
+    sharding.strategies,
+    sharding.collectives,
+    sharding.moves,
+    auto_parallel.solve,
+)
 
 # %% [markdown]
 # | what | shape |
@@ -160,7 +182,10 @@ show(sharding.Op, sharding.strategies, sharding.collectives, sharding.moves, aut
 # branch of the block with 5.
 
 # %%
-for name, graph in (("MLP", graphs.mlp(16, 512, 1024, 4096)), ("feed-forward branch", block(16)[7:12])):
+for name, graph in (
+    ("MLP", graphs.mlp(16, 512, 1024, 4096)),
+    ("feed-forward branch", block(16)[7:12]),
+):
     small = auto_parallel.problem(graph, cluster())
     compare(
         auto_parallel.solve(small)[1] * 1e3,
@@ -179,20 +204,34 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from llmlab.parallelism import launch
 
 x = torch.arange(8 * 12, dtype=torch.float32).view(8, 12)
-CUTS = [(("0", ""), ("", "0"), Shard(0), Shard(1)), (("", "0"), ("", ""), Shard(1), Replicate())]
+CUTS = [
+    (("0", ""), ("", "0"), Shard(0), Shard(1)),
+    (("", "0"), ("", ""), Shard(1), Replicate()),
+]
 
 
 def against_dtensor(comm):
-    logging.disable(logging.WARNING)  # over gloo, DTensor says that it makes an all-to-all out of an all-gather
-    mesh, theirs_mesh, found = comm.mesh(comm.size), init_device_mesh("cpu", (comm.size,)), []
+    # over gloo, DTensor says that it makes an all-to-all out of an all-gather
+    logging.disable(logging.WARNING)
+    mesh, theirs_mesh, found = (
+        comm.mesh(comm.size),
+        init_device_mesh("cpu", (comm.size,)),
+        [],
+    )
     for src, dst, a, b in CUTS:
         ours = execute.reshard(execute.cut(x, src, mesh), src, dst, mesh)
-        theirs = distribute_tensor(x, theirs_mesh, [a]).redistribute(placements=[b]).to_local()
+        theirs = (
+            distribute_tensor(x, theirs_mesh, [a])
+            .redistribute(placements=[b])
+            .to_local()
+        )
         found.append((ours, theirs))
     return found
 
 
-for (src, dst, *_), (ours, theirs) in zip(CUTS, launch(against_dtensor, 4, timeout=120)[3], strict=True):
+for (src, dst, *_), (ours, theirs) in zip(
+    CUTS, launch(against_dtensor, 4, timeout=120)[3], strict=True
+):
     kinds = [kind for kind, *_ in sharding.moves(src, dst)]
     compare(ours, theirs, what=f"{src} to {dst} by {kinds[0]}: rank 3's shard", tol=0)
 
@@ -219,8 +258,15 @@ for number in range(3):
     world = World(6)
     out, gradients = run(world, (2, 3), choice)[4]
     compare(out, whole, what=f"random plan {number}: output", tol=1e-4)
-    worst = max((gradients[k] - whole_gradients[k]).abs().max().item() for k in gradients)
-    compare(worst, 0.0, what=f"random plan {number}: {len(gradients)} gradients, largest difference", tol=1e-4)
+    worst = max(
+        (gradients[k] - whole_gradients[k]).abs().max().item() for k in gradients
+    )
+    compare(
+        worst,
+        0.0,
+        what=f"random plan {number}: {len(gradients)} gradients, largest difference",
+        tol=1e-4,
+    )
 
 # %% [markdown]
 # ## The experiment
@@ -240,7 +286,10 @@ def table(b, slow):
     }
     by_hand = {}
     for name, hand in hands.items():
-        if all(hand[op.name] in options for op, options in zip(p.ops, p.options, strict=True)):
+        if all(
+            hand[op.name] in options
+            for op, options in zip(p.ops, p.options, strict=True)
+        ):
             by_hand[name] = auto_parallel.seconds_of(p, hand)[0]
     return choice, best, by_hand
 
@@ -248,14 +297,16 @@ def table(b, slow):
 for b, slow in ((16, 25e9), (64, 25e9), (4, 2.5e9)):
     choice, best, by_hand = table(b, slow)
     print(
-        f"\n{b} sequences, {slow / 1e9:g} GB/s between nodes: {best * 1e3:.1f} ms; by hand "
-        + ", ".join(f"{n} {t * 1e3:.1f}" for n, t in by_hand.items())
+        f"\n{b} sequences, {slow / 1e9:g} GB/s between nodes: {best * 1e3:.1f} ms; by"
+        " hand " + ", ".join(f"{n} {t * 1e3:.1f}" for n, t in by_hand.items())
     )
     for axis, name in ((0, "across"), (1, "inside")):
         print(
             f"  {name:7}"
             + "  ".join(
-                f"{op}:{s[axis] or '-'}" for op, s in choice.items() if op not in ("k", "v", "up", "norm2", "add2")
+                f"{op}:{s[axis] or '-'}"
+                for op, s in choice.items()
+                if op not in ("k", "v", "up", "norm2", "add2")
             )
         )
 
@@ -277,15 +328,25 @@ _, best, by_hand = table(64, 25e9)
 saved = 1 - best / min(by_hand["tp inside"], by_hand["tp across"])
 choice, _, _ = table(4, 2.5e9)
 busy = 8 * (4 if any(s[0] for s in choice.values()) else 1)
-print(f"saved by the search at 64 sequences: {saved:.1%} (your guess {my_guess['saved']:.0%})")
-print(f"devices with different work at 4 sequences: {busy} (your guess {my_guess['busy devices']})")
+print(
+    f"saved by the search at 64 sequences: {saved:.1%} (your guess"
+    f" {my_guess['saved']:.0%})"
+)
+print(
+    f"devices with different work at 4 sequences: {busy} (your guess"
+    f" {my_guess['busy devices']})"
+)
 
 # %% [markdown]
 # A few percent of a training bill, for a tenth of a second of search. Over all sizes:
 
 # %%
 SIZES = (4, 8, 16, 32, 64, 128, 256)
-STYLE = {"tp inside": (palette.blue, "o"), "tp across": (palette.vermillion, "s"), "dp only": (palette.green, "^")}
+STYLE = {
+    "tp inside": (palette.blue, "o"),
+    "tp across": (palette.vermillion, "s"),
+    "dp only": (palette.green, "^"),
+}
 curves = {name: [] for name in STYLE}
 for b in SIZES:
     _, best, by_hand = table(b, 25e9)
@@ -296,16 +357,26 @@ for name, (color, marker) in STYLE.items():
     ax.plot(SIZES, curves[name], marker, linestyle="-", color=color, label=name)
 ax.axhline(1, color=palette.ink, linewidth=1)
 ax.text(SIZES[0], 1.02, "the search", fontsize=8, va="bottom")
-ax.set(xscale="log", xlabel="sequences a step", ylabel="time, the search = 1", ylim=(0.9, 3))
+ax.set(
+    xscale="log",
+    xlabel="sequences a step",
+    ylabel="time, the search = 1",
+    ylim=(0.9, 3),
+)
 ax.set_xticks(SIZES, [str(b) for b in SIZES])
 ax.minorticks_off()
 ax.legend(fontsize=8)
 ax.set_title("No rule is right at every size")
 figure(
     fig,
-    alt="Time of three plans made by hand over that of the search, by sequences a step. "
+    alt=(
+        "Time of three plans made by hand over that of the search, by sequences a"
+        " step. "
+    )
     + " ".join(
-        f"{name}: " + ", ".join(f"{y:.2f} at {b}" for b, y in zip(SIZES, ys, strict=True) if y == y) + "."
+        f"{name}: "
+        + ", ".join(f"{y:.2f} at {b}" for b, y in zip(SIZES, ys, strict=True) if y == y)
+        + "."
         for name, ys in curves.items()
     ),
 )
@@ -322,14 +393,21 @@ figure(
 # %%
 from llmlab.parallelism.auto_parallel import cut_stages, every_cut, latency
 
-WORK = [0.2] + [1.0] * 12 + [2.5]  # embedding, blocks, output layer: milliseconds on one node
+# embedding, blocks, output layer: milliseconds on one node
+WORK = [0.2] + [1.0] * 12 + [2.5]
 chain = lambda i, j, n: sum(WORK[i:j]) / n**0.6  # noqa: E731  a stage on n nodes talks over the slow wire
 stages, searched = cut_stages(len(WORK), 4, 8, chain, shares=(1, 2, 4))
 equal = [(0, 4, 1), (4, 7, 1), (7, 10, 1), (10, 14, 1)]
-everything = min(latency([chain(*s) for s in cut], 8) for cut in every_cut(len(WORK), 4, (1, 2, 4)))
-print("searched:", [f"{j - i} layers on {n}" for i, j, n in stages], f"{searched:.1f} ms")
+everything = min(
+    latency([chain(*s) for s in cut], 8) for cut in every_cut(len(WORK), 4, (1, 2, 4))
+)
 print(
-    "equal blocks:", [f"{j - i} layers on {n}" for i, j, n in equal], f"{latency([chain(*s) for s in equal], 8):.1f} ms"
+    "searched:", [f"{j - i} layers on {n}" for i, j, n in stages], f"{searched:.1f} ms"
+)
+print(
+    "equal blocks:",
+    [f"{j - i} layers on {n}" for i, j, n in equal],
+    f"{latency([chain(*s) for s in equal], 8):.1f} ms",
 )
 compare(searched, everything, what="the dynamic program and brute force", tol=1e-9)
 
@@ -341,8 +419,21 @@ compare(searched, everything, what="the dynamic program and brute force", tol=1e
 
 # %%
 # NBVAL_IGNORE_OUTPUT
-LOOPS = {"b": palette.blue, "g": palette.vermillion, "f": palette.vermillion, "k": palette.green, "n": palette.purple}
-MEANING = {"b": "data", "g": "heads", "f": "channels", "k": "inputs", "n": "outputs", "": "not cut"}
+LOOPS = {
+    "b": palette.blue,
+    "g": palette.vermillion,
+    "f": palette.vermillion,
+    "k": palette.green,
+    "n": palette.purple,
+}
+MEANING = {
+    "b": "data",
+    "g": "heads",
+    "f": "channels",
+    "k": "inputs",
+    "n": "outputs",
+    "": "not cut",
+}
 
 
 def draw(sequences, wire):
@@ -350,15 +441,30 @@ def draw(sequences, wire):
     fig, ax = plt.subplots(figsize=(4.8, 2.4))
     for x, (op, s) in enumerate(choice.items()):
         for axis in (0, 1):
-            ax.add_patch(Rectangle((x, 1 - axis), 0.92, 0.9, color=LOOPS.get(s[axis], palette.light)))
-            ax.text(x + 0.46, 1.45 - axis, s[axis], ha="center", va="center", color="white", fontsize=9)
+            ax.add_patch(
+                Rectangle(
+                    (x, 1 - axis), 0.92, 0.9, color=LOOPS.get(s[axis], palette.light)
+                )
+            )
+            ax.text(
+                x + 0.46,
+                1.45 - axis,
+                s[axis],
+                ha="center",
+                va="center",
+                color="white",
+                fontsize=9,
+            )
         ax.text(x + 0.5, -0.1, op, rotation=60, ha="right", va="top", fontsize=8)
     ax.text(-0.15, 1.45, "across", ha="right", va="center", fontsize=8)
     ax.text(-0.15, 0.45, "inside", ha="right", va="center", fontsize=8)
     ax.set(xlim=(-1.8, len(choice)), ylim=(-1.2, 2))
     ax.axis("off")
     first = min(by_hand, key=by_hand.get)
-    ax.set_title(f"{best * 1e3:.1f} ms; best by hand: {first}, {by_hand[first] * 1e3:.1f} ms", fontsize=10)
+    ax.set_title(
+        f"{best * 1e3:.1f} ms; best by hand: {first}, {by_hand[first] * 1e3:.1f} ms",
+        fontsize=10,
+    )
     return fig
 
 
@@ -368,7 +474,11 @@ def words(sequences, wire):
         f"{name}: " + ", ".join(f"{op} {MEANING[s[axis]]}" for op, s in choice.items())
         for axis, name in ((0, "across"), (1, "inside"))
     ]
-    return f"{sequences} sequences, {wire} GB/s between nodes, {best * 1e3:.1f} ms. " + "; ".join(rows) + "."
+    return (
+        f"{sequences} sequences, {wire} GB/s between nodes, {best * 1e3:.1f} ms. "
+        + "; ".join(rows)
+        + "."
+    )
 
 
 explore(
@@ -420,7 +530,8 @@ for blocks in (1, 2, 4):
     chained = auto_parallel.problem(graph, cluster())
     _, seconds = auto_parallel.solve(chained)
     print(
-        f"{blocks} blocks, {len(graph)} operators: {seconds * 1e3:.0f} ms a step, found in {perf_counter() - started:.1f} s"
+        f"{blocks} blocks, {len(graph)} operators: {seconds * 1e3:.0f} ms a step, found"
+        f" in {perf_counter() - started:.1f} s"
     )
 
 # %% [markdown]

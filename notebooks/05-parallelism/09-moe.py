@@ -25,12 +25,20 @@ held = expert_parameters(layers, 257, d, f)
 used = expert_parameters(layers, k + 1, d, f)
 wire = 2 * layers * k * d * 2  # out and home, 16 bits
 print(
-    f"all experts: {held / 1e9:.0f} G parameters, {held / 671e9:.0%} of the model; a token uses {used / 1e9:.0f} G of them"
+    f"all experts: {held / 1e9:.0f} G parameters, {held / 671e9:.0%} of the model; a"
+    f" token uses {used / 1e9:.0f} G of them"
 )
-print(f"in 16 bits: {2 * held / 1e9:,.0f} GB, at least {-(-2 * held // 80e9):.0f} GPUs of 80 GB")
-print(f"if every expert is on another machine, a token sends {wire / 1e6:.0f} MB in one forward pass")
 print(
-    f"at 50 GB/s: {wire / 50e9 * 1e6:.0f} µs; computing it, at 40% of 989 TFLOP/s: {2 * 37e9 / (0.4 * 989e12) * 1e6:.0f} µs"
+    f"in 16 bits: {2 * held / 1e9:,.0f} GB, at least {-(-2 * held // 80e9):.0f} GPUs of"
+    " 80 GB"
+)
+print(
+    f"if every expert is on another machine, a token sends {wire / 1e6:.0f} MB in one"
+    " forward pass"
+)
+print(
+    f"at 50 GB/s: {wire / 50e9 * 1e6:.0f} µs; computing it, at 40% of 989 TFLOP/s:"
+    f" {2 * 37e9 / (0.4 * 989e12) * 1e6:.0f} µs"
 )
 
 # %% [markdown]
@@ -45,7 +53,8 @@ print(
 # dropped? And without the limit, how much does the busiest *rank* compute, when a fair share is 1?
 
 # %%
-my_guess = {"dropped": 0.0, "busiest rank": 1.0}  # put your guess here; the answer is measured below
+# put your guess here; the answer is measured below
+my_guess = {"dropped": 0.0, "busiest rank": 1.0}
 
 # %% [markdown]
 # ## The idea
@@ -75,13 +84,16 @@ inputs = torch.randn(4, 4, 8)
 
 def goes_to(comm):
     routing, kept = tiny.plan(inputs[comm.rank])
-    return routing.experts.flatten()[in_order(routing, kept)].tolist()  # one expert a rank here
+    # one expert a rank here
+    return routing.experts.flatten()[in_order(routing, kept)].tolist()
 
 
 trips = World(4).run(goes_to)
 columns = {
     "tokens": [[r] * 4 for r in range(4)],
-    "at the experts": [[s for s in range(4) for e in trips[s] if e == r] for r in range(4)],
+    "at the experts": [
+        [s for s in range(4) for e in trips[s] if e == r] for r in range(4)
+    ],
     "home again": [[r] * 4 for r in range(4)],
 }
 fig, ax = plt.subplots(figsize=(4.8, 2.5))
@@ -91,7 +103,9 @@ for name, rows in columns.items():
     ax.text(left, -0.55, name, ha="left")
     for r, boxes in enumerate(rows):
         for i, owner in enumerate(boxes):
-            ax.add_patch(Rectangle((left + 0.62 * i, r), 0.56, 0.7, facecolor=RANKS[owner]))
+            ax.add_patch(
+                Rectangle((left + 0.62 * i, r), 0.56, 0.7, facecolor=RANKS[owner])
+            )
     left += 0.62 * widest + 0.9
 for r in range(4):
     ax.text(-0.3, r + 0.35, f"rank {r}", ha="right", va="center")
@@ -100,8 +114,11 @@ ax.axis("off")
 counts = [len(rows) for rows in columns["at the experts"]]
 figure(
     fig,
-    alt="Four ranks with four tokens each, in a color of their own. After dispatch, ranks 0 to 3 hold "
-    f"{', '.join(map(str, counts))} rows of mixed colors, 32 in all, two for each token. Then each token is home again.",
+    alt=(
+        "Four ranks with four tokens each, in a color of their own. After dispatch,"
+        f" ranks 0 to 3 hold {', '.join(map(str, counts))} rows of mixed colors, 32 in"
+        " all, two for each token. Then each token is home again."
+    ),
 )
 
 # %% [markdown]
@@ -130,7 +147,8 @@ from llmlab.parallelism import moe
 torch.manual_seed(1)
 logits = torch.randn(4096, 256).bfloat16().topk(9).values
 print(
-    f"8th and 9th of 256 logits equal in bf16: {(logits[:, 7] == logits[:, 8]).float().mean().item():.0%} of the tokens"
+    "8th and 9th of 256 logits equal in bf16:"
+    f" {(logits[:, 7] == logits[:, 8]).float().mean().item():.0%} of the tokens"
 )
 show(moe.route, moe.keep, moe.balance_loss)
 
@@ -176,7 +194,9 @@ torch.manual_seed(0)
 layer = MoE(MoEConfig(8, top_k=2), dim=32, hidden=48)
 x, upstream = torch.randn(4, 12, 32), torch.randn(4, 12, 32)
 
-config = mixtral.MixtralConfig(hidden_size=32, intermediate_size=48, num_local_experts=8, num_experts_per_tok=2)
+config = mixtral.MixtralConfig(
+    hidden_size=32, intermediate_size=48, num_local_experts=8, num_experts_per_tok=2
+)
 config._experts_implementation = "eager"
 theirs = mixtral.MixtralSparseMoeBlock(config)
 theirs.load_state_dict(layer.state_dict())
@@ -186,17 +206,37 @@ out = theirs(whole)
 
 
 def on_a_rank(comm):
-    ours, mine = ExpertParallelMoE(copy.deepcopy(layer), comm), x[comm.rank].clone().requires_grad_()
+    ours, mine = (
+        ExpertParallelMoE(copy.deepcopy(layer), comm),
+        x[comm.rank].clone().requires_grad_(),
+    )
     y, report = ours(mine)
     (y * upstream[comm.rank]).sum().backward()
     sum_router_gradients(ours, comm)
-    return y.detach(), mine.grad, ours.gate.weight.grad, ours.experts.down_proj.grad, report.balance.item()
+    return (
+        y.detach(),
+        mine.grad,
+        ours.gate.weight.grad,
+        ours.experts.down_proj.grad,
+        report.balance.item(),
+    )
 
 
 ranks = launch(on_a_rank, 4, timeout=120)
-compare(torch.stack([r[0] for r in ranks]), out, "output, 4 processes against Mixtral's block")
-compare(torch.stack([r[1] for r in ranks]), whole.grad, "gradient of the tokens", tol=1e-4)
-compare(ranks[2][2], theirs.gate.weight.grad, "gradient of the router, summed over ranks", tol=1e-4)
+compare(
+    torch.stack([r[0] for r in ranks]),
+    out,
+    "output, 4 processes against Mixtral's block",
+)
+compare(
+    torch.stack([r[1] for r in ranks]), whole.grad, "gradient of the tokens", tol=1e-4
+)
+compare(
+    ranks[2][2],
+    theirs.gate.weight.grad,
+    "gradient of the router, summed over ranks",
+    tol=1e-4,
+)
 compare(
     torch.cat([r[3] for r in ranks]),
     theirs.experts.down_proj.grad,
@@ -236,12 +276,18 @@ def favoring(skew, factor=None):
 def measure(skew, factor=None, padded=False):
     world = World(p)
     reports = world.run(
-        lambda comm, m: ExpertParallelMoE(m, comm, padded=padded)(texts[comm.rank])[1], favoring(skew, factor)
+        lambda comm, m: ExpertParallelMoE(m, comm, padded=padded)(texts[comm.rank])[1],
+        favoring(skew, factor),
     )
     load = sum(r.load for r in reports)
     fair_rows, rows = T * 2, [r.rows for r in reports]
     sent = [
-        sum(e.bytes for e in world.ledger.events("all_to_all", rank) if e.shape[-1:] == (dim,)) for rank in range(p)
+        sum(
+            e.bytes
+            for e in world.ledger.events("all_to_all", rank)
+            if e.shape[-1:] == (dim,)
+        )
+        for rank in range(p)
     ]
     return {
         "fullest": load.max().item() / load.float().mean().item(),
@@ -266,18 +312,34 @@ fullest = [m["fullest"] for m in seen["no limit"]]
 for i, name in enumerate(("1.0", "1.25", "2.0")):
     dropped = [100 * m["dropped"] for m in seen[name]]
     top.plot(fullest, dropped, "o-", color=f"C{i}", ms=4)
-    top.text(fullest[-1] + 0.1, dropped[-1], f"factor {name}", color=f"C{i}", va="center")
+    top.text(
+        fullest[-1] + 0.1, dropped[-1], f"factor {name}", color=f"C{i}", va="center"
+    )
 top.set(ylabel="% dropped", ylim=(-3, 60))
-for name, color, style in (("no limit", palette.ink, "o-"), ("1.25", "C1", "o-"), ("1.25 padded", palette.gray, "--")):
+for name, color, style in (
+    ("no limit", palette.ink, "o-"),
+    ("1.25", "C1", "o-"),
+    ("1.25 padded", palette.gray, "--"),
+):
     busy = [m["busiest"] for m in seen[name]]
     bottom.plot(fullest, busy, style, color=color, ms=4)
     bottom.text(fullest[-1] + 0.1, busy[-1], name, color=color, va="center")
-bottom.set(ylabel="busiest rank", xlabel="assignments of the fullest expert, fair = 1", xlim=(1.4, fullest[-1] + 1.7))
+bottom.set(
+    ylabel="busiest rank",
+    xlabel="assignments of the fullest expert, fair = 1",
+    xlim=(1.4, fullest[-1] + 1.7),
+)
 figure(
     fig,
-    alt=f"Two graphs against the load of the fullest expert, from {fullest[0]:.1f} to {fullest[-1]:.1f} times the fair share. Above: the share dropped rises to "
-    f"{100 * seen['1.0'][-1]['dropped']:.0f}% with factor 1, {100 * seen['1.25'][-1]['dropped']:.0f}% with 1.25, {100 * seen['2.0'][-1]['dropped']:.0f}% with 2. "
-    f"Below: without a limit the busiest rank computes up to {seen['no limit'][-1]['busiest']:.1f} fair shares; with factor 1.25 it stays near 1.",
+    alt=(
+        f"Two graphs against the load of the fullest expert, from {fullest[0]:.1f} to"
+        f" {fullest[-1]:.1f} times the fair share. Above: the share dropped rises to"
+        f" {100 * seen['1.0'][-1]['dropped']:.0f}% with factor 1,"
+        f" {100 * seen['1.25'][-1]['dropped']:.0f}% with 1.25,"
+        f" {100 * seen['2.0'][-1]['dropped']:.0f}% with 2. Below: without a limit the"
+        f" busiest rank computes up to {seen['no limit'][-1]['busiest']:.1f} fair"
+        " shares; with factor 1.25 it stays near 1."
+    ),
 )
 
 three = min(range(len(skews)), key=lambda i: abs(fullest[i] - 3))
@@ -286,7 +348,8 @@ for i in (0, three):
     for name, rows in seen.items():
         m = rows[i]
         print(
-            f"{name:<12} dropped {m['dropped']:>4.0%}   busiest rank {m['busiest']:.2f}   it sends {m['sent']:.0f} kB"
+            f"{name:<12} dropped {m['dropped']:>4.0%}   busiest rank {m['busiest']:.2f}"
+            f"   it sends {m['sent']:.0f} kB"
         )
 print(f"you guessed: {my_guess}")
 
@@ -317,7 +380,8 @@ for factor in (None, 1.25):
         other = (split_over(ranks, factor) - one).abs().amax(1) > 1e-4
         limit = "no limit" if factor is None else f"factor {factor}"
         print(
-            f"{limit}, {ranks} ranks: {other.float().mean().item():.0%} of the tokens have another output than on 1 rank"
+            f"{limit}, {ranks} ranks: {other.float().mean().item():.0%} of the tokens"
+            " have another output than on 1 rank"
         )
 
 # %% [markdown]
@@ -335,7 +399,8 @@ for step in range(41):
     loss = moe.balance_loss(routing.probs, routing.load, len(text), 2)
     if step % 20 == 0:
         print(
-            f"step {step:>2}: balance loss {loss.item():.1f}, fullest expert {routing.load.max().item() / (len(text) * 2 / E):.1f} fair shares"
+            f"step {step:>2}: balance loss {loss.item():.1f}, fullest expert"
+            f" {routing.load.max().item() / (len(text) * 2 / E):.1f} fair shares"
         )
     optimizer.zero_grad()
     loss.backward()
@@ -381,16 +446,22 @@ for k in (1, 2, 4, 8):
     flat = World(8).run(one_level, many)
     world = World(8)
     outputs = world.run(two_levels, many)
-    assert all(torch.allclose(a, b, atol=1e-4) for (a, _), b in zip(flat, outputs, strict=True))
+    assert all(
+        torch.allclose(a, b, atol=1e-4) for (a, _), b in zip(flat, outputs, strict=True)
+    )
     crossed = [
         next(
-            e.bytes for e in world.ledger.events("all_to_all", r) if len(e.group) == machines and e.shape[-1:] == (dim,)
+            e.bytes
+            for e in world.ledger.events("all_to_all", r)
+            if len(e.group) == machines and e.shape[-1:] == (dim,)
         )
         for r in range(8)
     ]
     row = 8 * 64 * dim * 4
     print(
-        f"k = {k}: flat {sum(b for _, b in flat) / row:.2f}   two levels {sum(crossed) / row:.2f}   by formula {distinct_nodes(E, k, machines) / 2:.2f}"
+        f"k = {k}: flat {sum(b for _, b in flat) / row:.2f}   two levels"
+        f" {sum(crossed) / row:.2f}   by formula"
+        f" {distinct_nodes(E, k, machines) / 2:.2f}"
     )
 
 # %% [markdown]
@@ -427,9 +498,21 @@ def draw_capacity(router, capacity_factor):
         (torch.zeros(E), kept, palette.blue, "computed"),
         (kept, dropped, palette.vermillion, "dropped"),
     ):
-        ax.stairs((below + height).numpy(), edges, baseline=below.numpy(), fill=True, color=color, label=label)
+        ax.stairs(
+            (below + height).numpy(),
+            edges,
+            baseline=below.numpy(),
+            fill=True,
+            color=color,
+            label=label,
+        )
     ax.axhline(C, color=palette.ink, lw=1)
-    ax.set(xlabel="experts, the most popular first", ylabel="rows", ylim=(0, 260), xticks=[])
+    ax.set(
+        xlabel="experts, the most popular first",
+        ylabel="rows",
+        ylim=(0, 260),
+        xticks=[],
+    )
     ax.legend(frameon=False, loc="upper right", ncol=1)
     return fig
 
@@ -437,8 +520,9 @@ def draw_capacity(router, capacity_factor):
 def describe_capacity(router, capacity_factor):
     C, _, dropped, empty = shares(router, capacity_factor)
     return (
-        f"{router} router, capacity factor {capacity_factor:g}: {C} places an expert, {dropped.sum().item() / (2 * T):.0%} of the assignments "
-        f"dropped, {empty.sum().item() / (C * E):.0%} of the padded rows empty"
+        f"{router} router, capacity factor {capacity_factor:g}: {C} places an expert,"
+        f" {dropped.sum().item() / (2 * T):.0%} of the assignments dropped,"
+        f" {empty.sum().item() / (C * E):.0%} of the padded rows empty"
     )
 
 
@@ -481,12 +565,19 @@ TABLE = (
     ("512E, 36L", 512, 36, 9216, 150),
     ("128E, 12L", 128, 12, 768, 12.5),
 )
-print(f"{'':<14}{'experts: paper':>15}{'ours':>8}{'weights: paper':>18}{'experts alone, ours':>22}")
+print(
+    f"{'':<14}{'experts: paper':>15}{'ours':>8}{'weights: paper':>18}{'experts alone, ours':>22}"
+)
 for name, experts, depth, total, billions in TABLE:
     ours = expert_parameters(depth // 2, experts, 1024, 8192, matrices=2) / 1e9
-    print(f"{name:<14}{total:>15}{experts * depth // 2:>8}{billions:>16} B{ours:>20.1f} B")
+    print(
+        f"{name:<14}{total:>15}{experts * depth // 2:>8}{billions:>16} B{ours:>20.1f} B"
+    )
 switch = expert_parameters(2 * 15, 2048, 2080, 6144, matrices=2) / 1e9
-print(f"Switch-C, 15 + 15 layers of 2048 experts: paper 1571 B, experts alone {switch:.0f} B")
+print(
+    "Switch-C, 15 + 15 layers of 2048 experts: paper 1571 B, experts alone"
+    f" {switch:.0f} B"
+)
 
 # %% [markdown]
 # Switch-C is its experts, to 0.1%. GShard's first two counts of experts are misprinted: $18 \cdot 2048$ is 36864, and $6 \cdot 2048$ is
@@ -498,11 +589,13 @@ print(f"Switch-C, 15 + 15 layers of 2048 experts: paper 1571 B, experts alone {s
 # %%
 free = distinct_nodes(256, 8, 8)
 print(
-    f"rows to other machines a token: flat {8 * 7 / 8:.1f}, once a machine {free * 7 / 8:.1f}, with at most 4 machines ≤ 4"
+    f"rows to other machines a token: flat {8 * 7 / 8:.1f}, once a machine"
+    f" {free * 7 / 8:.1f}, with at most 4 machines ≤ 4"
 )
 print(f"machines that a token would visit without the rule: {free:.1f}")
 print(
-    f"experts a machine that NVLink hands on while the network brings one row: {160 / 50:.1f}; on 4 machines {4 * 160 / 50:.0f}; paper 13"
+    "experts a machine that NVLink hands on while the network brings one row:"
+    f" {160 / 50:.1f}; on 4 machines {4 * 160 / 50:.0f}; paper 13"
 )
 
 # %% [markdown]

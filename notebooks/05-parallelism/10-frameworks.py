@@ -25,9 +25,17 @@ from llmlab.parallelism.frameworks import elastic, engines
 # %%
 devices, life = 384, 5 * 365 * 24  # hours
 between = life / devices
-share = elastic.lost_share(every=3 * 3600, writing=40, mean_time_between_failures=between * 3600, restart=900)
-print(f"a failure every {between / 24:.1f} days; with 16,384 GPUs, every {life / 16_384:.1f} hours")
-print(f"a checkpoint of 2.3 TB every 3 hours, 40 s to write, 15 minutes to restart: {share:.1%} of the time is lost")
+share = elastic.lost_share(
+    every=3 * 3600, writing=40, mean_time_between_failures=between * 3600, restart=900
+)
+print(
+    f"a failure every {between / 24:.1f} days; with 16,384 GPUs, every"
+    f" {life / 16_384:.1f} hours"
+)
+print(
+    "a checkpoint of 2.3 TB every 3 hours, 40 s to write, 15 minutes to restart:"
+    f" {share:.1%} of the time is lost"
+)
 best = elastic.best_interval(40, between * 3600)
 least = elastic.lost_share(best, 40, between * 3600, restart=900)
 print(f"the best interval: {best / 3600:.1f} hours, {least:.1%} lost")
@@ -50,7 +58,8 @@ print(f"Llama 3 on 16,384 GPUs: 419 in 54 days, one every {54 * 24 / 419:.1f} ho
 # come. Which?
 
 # %%
-my_guess = {"digits": 3, "the odd one": "DDP"}  # put your guess here; the losses are below
+# put your guess here; the losses are below
+my_guess = {"digits": 3, "the odd one": "DDP"}
 
 # %% [markdown]
 # ## The idea
@@ -81,7 +90,9 @@ fig, ax = plt.subplots(figsize=(4.8, 2.7))
 
 
 def box(x, y, w, h, **style):
-    ax.add_patch(FancyBboxPatch((x, y), w, h, boxstyle="round,pad=0,rounding_size=0.08", **style))
+    ax.add_patch(
+        FancyBboxPatch((x, y), w, h, boxstyle="round,pad=0,rounding_size=0.08", **style)
+    )
 
 
 for node in range(NODES):
@@ -89,24 +100,57 @@ for node in range(NODES):
     box(left, 0, 4.6, 2.6, facecolor="none", edgecolor=palette.gray)
     ax.text(left + 0.15, 2.72, f"node-{node + 1}", va="bottom", fontsize=9)
     box(left + 0.2, 1.85, 4.2, 0.55, facecolor=palette.blue)
-    ax.text(left + 2.3, 2.12, "torchrun: starts, watches", color="white", ha="center", va="center", fontsize=9)
+    ax.text(
+        left + 2.3,
+        2.12,
+        "torchrun: starts, watches",
+        color="white",
+        ha="center",
+        va="center",
+        fontsize=9,
+    )
     for local in range(PER_NODE):
         box(left + 0.2 + 1.07 * local, 0.2, 0.98, 1.35, facecolor=palette.green)
         x = left + 0.69 + 1.07 * local
-        ax.text(x, 1.05, str(PER_NODE * node + local), color="white", ha="center", va="center", fontsize=15)
-        ax.text(x, 0.45, f"local {local}", color="white", ha="center", va="center", fontsize=8)
+        ax.text(
+            x,
+            1.05,
+            str(PER_NODE * node + local),
+            color="white",
+            ha="center",
+            va="center",
+            fontsize=15,
+        )
+        ax.text(
+            x,
+            0.45,
+            f"local {local}",
+            color="white",
+            ha="center",
+            va="center",
+            fontsize=8,
+        )
 box(3.0, 3.7, 3.8, 0.6, facecolor=palette.vermillion)
-ax.text(4.9, 4.0, "store: node-1:29500", color="white", ha="center", va="center", fontsize=9)
+ax.text(
+    4.9, 4.0, "store: node-1:29500", color="white", ha="center", va="center", fontsize=9
+)
 for node in range(NODES):
     ax.annotate(
-        "", (4.0 + 1.8 * node, 3.7), (2.3 + 5.2 * node, 2.42), arrowprops={"arrowstyle": "<->", "color": palette.ink}
+        "",
+        (4.0 + 1.8 * node, 3.7),
+        (2.3 + 5.2 * node, 2.42),
+        arrowprops={"arrowstyle": "<->", "color": palette.ink},
     )
 ax.set(xlim=(-0.1, 9.9), ylim=(-0.1, 4.4))
 ax.axis("off")
 figure(
     fig,
-    alt=f"{NODES} nodes with {PER_NODE} processes each, started and watched by a torchrun on each node. The large number is RANK, 0 to 7 over both "
-    "nodes, the small one LOCAL_RANK, 0 to 3 on each. Both launchers meet at one store, node-1:29500.",
+    alt=(
+        f"{NODES} nodes with {PER_NODE} processes each, started and watched by a"
+        " torchrun on each node. The large number is RANK, 0 to 7 over both nodes, the"
+        " small one LOCAL_RANK, 0 to 3 on each. Both launchers meet at one store,"
+        " node-1:29500."
+    ),
 )
 
 # %% [markdown]
@@ -123,7 +167,14 @@ figure(
 # Read two of these side by side. What an engine costs you is what differs.
 
 # %%
-show(engines.train, engines.ddp, engines.fsdp2, engines.dtensor, engines.deepspeed, engines.megatron)
+show(
+    engines.train,
+    engines.ddp,
+    engines.fsdp2,
+    engines.dtensor,
+    engines.deepspeed,
+    engines.megatron,
+)
 
 # %% [markdown]
 # | engine | a rank sees | a rank holds |
@@ -141,15 +192,27 @@ show(engines.train, engines.ddp, engines.fsdp2, engines.dtensor, engines.deepspe
 
 # %%
 reference = World(1).run(engines.plain)[0]
-LIVE = {"DDP": engines.ddp, "FSDP2": engines.fsdp2, "DTensor": engines.dtensor, "pipelining": engines.pipelining}
+LIVE = {
+    "DDP": engines.ddp,
+    "FSDP2": engines.fsdp2,
+    "DTensor": engines.dtensor,
+    "pipelining": engines.pipelining,
+}
 found = {f"PyTorch {name}": launch(fn, 2, timeout=120)[0] for name, fn in LIVE.items()}
 record = engines.recorded()
 found |= record["losses"]
 print(f"{'one process':32}", " ".join(f"{x:.4f}" for x in reference))
 for name, losses in found.items():
     worst = max(abs(a - b) for a, b in zip(losses, reference, strict=True))
-    print(f"{name:32}", " ".join(f"{x:.4f}" for x in losses), " same" if worst < 1e-4 else f" differs by {worst:.1e}")
-print(f"{'ZeRO-1, settings as they come':32}", " ".join(f"{x:.4f}" for x in record["clipping left at its default"]))
+    print(
+        f"{name:32}",
+        " ".join(f"{x:.4f}" for x in losses),
+        " same" if worst < 1e-4 else f" differs by {worst:.1e}",
+    )
+print(
+    f"{'ZeRO-1, settings as they come':32}",
+    " ".join(f"{x:.4f}" for x in record["clipping left at its default"]),
+)
 print(f"you guessed: {my_guess}")
 print("recorded with", ", ".join(f"{k} {v}" for k, v in record["versions"].items()))
 
@@ -178,7 +241,9 @@ from llmlab.parallelism.examples.train_elastic import Settings, train
 
 folder = Path(tempfile.mkdtemp())
 whole = launch(train, 2, Settings(str(folder / "whole")))[0]
-results, failures = elastic.supervise(train, 2, Settings(str(folder / "killed"), kill_rank=1, kill_at=3))
+results, failures = elastic.supervise(
+    train, 2, Settings(str(folder / "killed"), kill_rank=1, kill_at=3)
+)
 print("never killed:       ", " ".join(f"{x:.4f}" for x in whole))
 print("the second attempt: ", " " * 13, " ".join(f"{x:.4f}" for x in results[0]))
 for failure in failures:
@@ -227,9 +292,25 @@ def resumed(with_optimizer):
 
 right, wrong = resumed(True), resumed(False)
 fig, ax = plt.subplots(figsize=(4.8, 2.8))
-ax.plot(range(1, 7), whole, "o-", color=palette.blue, label="never killed", markersize=9)
-ax.plot(range(1, 7), right, "x", color=palette.ink, label="weights and averages", markersize=8)
-ax.plot(range(1, 7), wrong, "s--", color=palette.vermillion, label="weights only", markersize=5)
+ax.plot(
+    range(1, 7), whole, "o-", color=palette.blue, label="never killed", markersize=9
+)
+ax.plot(
+    range(1, 7),
+    right,
+    "x",
+    color=palette.ink,
+    label="weights and averages",
+    markersize=8,
+)
+ax.plot(
+    range(1, 7),
+    wrong,
+    "s--",
+    color=palette.vermillion,
+    label="weights only",
+    markersize=5,
+)
 ax.axvline(2.5, color=palette.gray, linewidth=1)
 ax.text(2.55, ax.get_ylim()[1], "restart", va="top", fontsize=8)
 ax.set(xlabel="step", ylabel="loss", xticks=range(1, 7))
@@ -240,7 +321,11 @@ figure(
     alt="Losses of six steps with a restart after the second. "
     + "; ".join(
         f"{n}: " + ", ".join(f"{x:.3f}" for x in ys)
-        for n, ys in (("never killed", whole), ("weights and averages", right), ("weights only", wrong))
+        for n, ys in (
+            ("never killed", whole),
+            ("weights and averages", right),
+            ("weights only", wrong),
+        )
     )
     + ".",
 )
@@ -264,7 +349,9 @@ HOURS = [0.05 * 1.25**i for i in range(28)]
 
 def curve(gpus, writing):
     mtbf = life / gpus * 3600
-    return [100 * elastic.lost_share(h * 3600, writing, mtbf, restart=900) for h in HOURS], mtbf
+    return [
+        100 * elastic.lost_share(h * 3600, writing, mtbf, restart=900) for h in HOURS
+    ], mtbf
 
 
 def draw(gpus, writing):
@@ -274,8 +361,15 @@ def draw(gpus, writing):
     ax.plot(HOURS, lost, color=palette.blue)
     least = 100 * elastic.lost_share(best, writing, mtbf, restart=900)
     ax.plot(best / 3600, least, "o", color=palette.vermillion, markersize=9)
-    ax.set(xscale="log", xlabel="hours between checkpoints", ylabel="% of the time lost", ylim=(0, min(100, 8 * least)))
-    ax.set_title(f"{gpus:,} GPUs: every {best / 3600:.1f} h, {least:.1f}% lost", fontsize=11)
+    ax.set(
+        xscale="log",
+        xlabel="hours between checkpoints",
+        ylabel="% of the time lost",
+        ylim=(0, min(100, 8 * least)),
+    )
+    ax.set_title(
+        f"{gpus:,} GPUs: every {best / 3600:.1f} h, {least:.1f}% lost", fontsize=11
+    )
     return fig
 
 
@@ -283,7 +377,10 @@ def words(gpus, writing):
     _, mtbf = curve(gpus, writing)
     best = elastic.best_interval(writing, mtbf)
     least = elastic.lost_share(best, writing, mtbf, restart=900)
-    return f"{gpus:,} GPUs, a failure every {mtbf / 3600:.1f} hours, {writing} s to write: best every {best / 3600:.2f} hours, {least:.1%} lost."
+    return (
+        f"{gpus:,} GPUs, a failure every {mtbf / 3600:.1f} hours, {writing} s to write:"
+        f" best every {best / 3600:.2f} hours, {least:.1%} lost."
+    )
 
 
 explore(
@@ -334,12 +431,18 @@ print(f"parameters: {counted:,} (the model card: 176,247,271,424)")
 job = Job(bloom, 2048, 2048, machines.machine("a100-80gb"))
 e = planner.estimate(job, Plan(dp=8, tp=4, pp=12, microbatch=2, recompute="full"))
 print(f"as it stands: {e.problems[0]}")
-even = Job(shapes.gpt(72, 14336, 112, vocab=250_880, positions=0), 2048, 2048, job.machine)
+even = Job(
+    shapes.gpt(72, 14336, 112, vocab=250_880, positions=0), 2048, 2048, job.machine
+)
 e = planner.estimate(even, Plan(dp=8, tp=4, pp=12, microbatch=2, recompute="full"))
-print(f"with 72: {e.step:.0f} s a step and {e.bytes / 1e9:.0f} GB a device; reported: 105 s")
+print(
+    f"with 72: {e.step:.0f} s a step and {e.bytes / 1e9:.0f} GB a device; reported:"
+    " 105 s"
+)
 useful = planner.mfu(job, 384, 105)
 print(
-    f"MFU of the reported step: {useful:.0%}; with the second forward pass: {useful * 4 / 3 * 312:.0f} TFLOP/s; reported: 150"
+    f"MFU of the reported step: {useful:.0%}; with the second forward pass:"
+    f" {useful * 4 / 3 * 312:.0f} TFLOP/s; reported: 150"
 )
 
 # %% [markdown]

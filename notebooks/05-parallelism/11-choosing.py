@@ -24,7 +24,10 @@ from llmlab.parallelism.choosing import Job, Plan, machines, planner, shapes
 # %%
 days = published.training_days(175e9, 300e9, 1024, 140)
 bill = planner.dollars(1024, days, price=2.0)
-print(f"GPT-3, 300 billion tokens, 1,024 A100 at 140 TFLOP/s: {days:.0f} days, {bill / 1e6:.2f} million dollars")
+print(
+    f"GPT-3, 300 billion tokens, 1,024 A100 at 140 TFLOP/s: {days:.0f} days,"
+    f" {bill / 1e6:.2f} million dollars"
+)
 print(f"the same at 139 TFLOP/s: {bill * (140 / 139 - 1):,.0f} dollars more")
 
 # %% [markdown]
@@ -38,7 +41,8 @@ print(f"the same at 139 TFLOP/s: {bill * (140 / 139 - 1):,.0f} dollars more")
 # step. How many ways would you cut each matrix (tp), how many stages would you make (pp), and what MFU do you expect?
 
 # %%
-my_guess = {"tp": 8, "pp": 1, "MFU": 0.5}  # put your guess here; the planner's answer comes below
+# put your guess here; the planner's answer comes below
+my_guess = {"tp": 8, "pp": 1, "MFU": 0.5}
 
 # %% [markdown]
 # ## The idea
@@ -53,7 +57,9 @@ COLORS = {"tp": palette.blue, "dp": palette.vermillion, "pp": palette.green}
 
 
 def draw_mesh(ax, tp, pp, axis):
-    """32 devices, 8 a node, coloured by their group along an axis; device = (pp · dp + d) · tp + t."""
+    """32 devices, 8 a node, coloured by their group along an axis; device = (pp · dp +
+    d) · tp + t.
+    """
     dp = 32 // tp // pp
     for device in range(32):
         t, d, p = device % tp, device // tp % dp, device // tp // dp
@@ -62,13 +68,31 @@ def draw_mesh(ax, tp, pp, axis):
         node, place = divmod(device, 8)
         ax.add_patch(
             Rectangle(
-                (place, -node * 1.3), 0.9, 1, color=COLORS[axis] if first else palette.gray, alpha=1 if first else 0.25
+                (place, -node * 1.3),
+                0.9,
+                1,
+                color=COLORS[axis] if first else palette.gray,
+                alpha=1 if first else 0.25,
             )
         )
         if first:
-            ax.text(place + 0.45, 0.5 - node * 1.3, str(device), ha="center", va="center", color="white", fontsize=7)
-    nodes = len({device // 8 for device in range(32) if _in_first_group(device, tp, dp, axis)})
-    ax.set(xlim=(-0.2, 8.2), ylim=(-4.2, 1.3), title=f"{axis}: {nodes} node{'s' * (nodes > 1)}")
+            ax.text(
+                place + 0.45,
+                0.5 - node * 1.3,
+                str(device),
+                ha="center",
+                va="center",
+                color="white",
+                fontsize=7,
+            )
+    nodes = len(
+        {device // 8 for device in range(32) if _in_first_group(device, tp, dp, axis)}
+    )
+    ax.set(
+        xlim=(-0.2, 8.2),
+        ylim=(-4.2, 1.3),
+        title=f"{axis}: {nodes} node{'s' * (nodes > 1)}",
+    )
     ax.axis("off")
     return nodes
 
@@ -79,10 +103,16 @@ def _in_first_group(device, tp, dp, axis):
 
 
 fig, axes = plt.subplots(1, 3, figsize=(4.8, 2.3))
-spans = {axis: draw_mesh(ax, 4, 2, axis) for ax, axis in zip(axes, ("tp", "dp", "pp"), strict=True)}
+spans = {
+    axis: draw_mesh(ax, 4, 2, axis)
+    for ax, axis in zip(axes, ("tp", "dp", "pp"), strict=True)
+}
 figure(
     fig,
-    alt="32 devices in rows of 8, a row a node, for tp = 4, dp = 4, pp = 2. The first group along each axis is coloured: "
+    alt=(
+        "32 devices in rows of 8, a row a node, for tp = 4, dp = 4, pp = 2. The first"
+        " group along each axis is coloured: "
+    )
     + ", ".join(f"{axis} lies in {n} node{'s' * (n > 1)}" for axis, n in spans.items())
     + ".",
 )
@@ -140,15 +170,34 @@ from transformers import LlamaForCausalLM
 
 from llmlab.models.presets import preset
 
-sizes = dict(vocab_size=97, hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=6)
-theirs = LlamaForCausalLM(HFConfig(**sizes, num_key_value_heads=2, attn_implementation="eager"))
+sizes = dict(
+    vocab_size=97,
+    hidden_size=48,
+    intermediate_size=80,
+    num_hidden_layers=3,
+    num_attention_heads=6,
+)
+theirs = LlamaForCausalLM(
+    HFConfig(**sizes, num_key_value_heads=2, attn_implementation="eager")
+)
 small = shapes.Shape(3, 48, 6, 97, 80, kv_heads=2, family="llama", tied=False)
-compare(shapes.parameters(small), sum(p.numel() for p in theirs.parameters()), what="parameters", tol=0)
+compare(
+    shapes.parameters(small),
+    sum(p.numel() for p in theirs.parameters()),
+    what="parameters",
+    tol=0,
+)
 with FlopCounterMode(display=False) as counter:
     theirs(input_ids=torch.zeros(2, 20, dtype=torch.long)).logits.sum().backward()
 forward_and_backward = shapes.token_flops(small, 20) * 2 * 20
-# the first layer's input needs no gradient in their count, and there is none to its embedding
-compare(counter.get_total_flops() / forward_and_backward, 1.0, what="FLOPs of a training step", tol=0.02)
+# the first layer's input needs no gradient in their count, and there is none to its
+# embedding
+compare(
+    counter.get_total_flops() / forward_and_backward,
+    1.0,
+    what="FLOPs of a training step",
+    tol=0.02,
+)
 
 # %% [markdown]
 # The communication against the ledger of a real tensor-parallel run, and the bubble against a schedule executed op by op:
@@ -162,7 +211,11 @@ world.run(lambda comm: comm.all_reduce(torch.zeros(2 * 20, 48, dtype=torch.bfloa
 wire = machines.Machine("ours", 1e12, 1e9, 1e12, link=1e9, network=1e9, latency=0.0)
 job = Job(small, 2, 20, wire)
 tensor = time.seconds(job, Plan(tp=4, microbatch=2, recompute="none"))["tensor"]
-compare(tensor * 1e9, 3 * 4 * world.ledger.bytes(rank=0), what="bytes of tp in a step (4 all-reduces a layer)")
+compare(
+    tensor * 1e9,
+    3 * 4 * world.ledger.bytes(rank=0),
+    what="bytes of tp in a step (4 all-reduces a layer)",
+)
 
 deep = Job(shapes.gpt(16, 64, 4), 8, 64, wire)
 for v, schedule in ((1, one_f_one_b(4, 8)), (2, interleaved(4, 8, 2))):
@@ -170,7 +223,9 @@ for v, schedule in ((1, one_f_one_b(4, 8)), (2, interleaved(4, 8, 2))):
     waits = line.makespan / (3 * 8) - 1  # beyond eight microbatches' work
     times = time.seconds(deep, Plan(pp=4, chunks=v))
     work = sum(times[k] for k in ("products", "elementwise", "tensor", "context"))
-    compare(times["bubble"] / work, waits, what=f"bubble of {v} chunk{'s' * (v > 1)} a rank")
+    compare(
+        times["bubble"] / work, waits, what=f"bubble of {v} chunk{'s' * (v > 1)} a rank"
+    )
 
 # %% [markdown]
 # ## The experiment
@@ -185,12 +240,19 @@ print("teraFLOP/s a GPU         measured  ours")
 for row in published.MEGATRON:
     ours = published.predicted_tera(*row[:-1])
     measured, predicted = [*measured, row[-1]], [*predicted, ours]
-    print(f"{row[0]:>4} layers of {row[1]:<6} n = {row[5]:<5}{row[-1]:>6}{ours:>6.0f}  {ours / row[-1] - 1:+.0%}")
+    print(
+        f"{row[0]:>4} layers of {row[1]:<6} n = {row[5]:<5}{row[-1]:>6}{ours:>6.0f} "
+        f" {ours / row[-1] - 1:+.0%}"
+    )
 print("\nseconds a step           measured  ours")
 for name, ways in published.STEPS.items():
     for way, took in ways.items():
         ours = published.predicted_step(name, way)
-        note = "the one that was fitted" if (name, way) == ("175B", "selective") else f"{ours / took - 1:+.0%}"
+        note = (
+            "the one that was fitted"
+            if (name, way) == ("175B", "selective")
+            else f"{ours / took - 1:+.0%}"
+        )
         print(f"{name:<6}{way:<19}{took:>8.2f}{ours:>7.2f}  {note}")
 
 # %% [markdown]
@@ -202,7 +264,9 @@ for name, ways in published.STEPS.items():
 # And the question from the beginning:
 
 # %%
-seventy = Job(shapes.llama(preset("llama-2-70b")), 1024, 4096, machines.machine("h100-80gb"))
+seventy = Job(
+    shapes.llama(preset("llama-2-70b")), 1024, 4096, machines.machine("h100-80gb")
+)
 found = planner.search(seventy, 64)
 best, worst = found.ranked[0], found.ranked[-1]
 print(f"{len(found.ranked)} plans can run, {len(found.rejected)} cannot:")
@@ -213,12 +277,17 @@ for e in found.splits()[:6]:
     p = e.plan
     way = p.recompute + (" + sp" if p.sequence else "")
     print(
-        f"{p.tp:>4}{p.pp:>4}{p.dp:>4}{p.microbatch:>3}{p.chunks:>3}  {way:<16}{p.zero:>3}{e.bytes / 1e9:>6.0f}{e.step:>8.1f}{e.mfu:>8.1%}"
+        f"{p.tp:>4}{p.pp:>4}{p.dp:>4}{p.microbatch:>3}{p.chunks:>3} "
+        f" {way:<16}{p.zero:>3}{e.bytes / 1e9:>6.0f}{e.step:>8.1f}{e.mfu:>8.1%}"
     )
 print(
-    f"\nthe slowest that fits takes {worst.step / best.step:.1f} times as long: tp = {worst.plan.tp}, pp = {worst.plan.pp}"
+    f"\nthe slowest that fits takes {worst.step / best.step:.1f} times as long: tp ="
+    f" {worst.plan.tp}, pp = {worst.plan.pp}"
 )
-print(f"your guess: tp = {my_guess['tp']}, pp = {my_guess['pp']}, MFU {my_guess['MFU']:.0%}")
+print(
+    f"your guess: tp = {my_guess['tp']}, pp = {my_guess['pp']}, MFU"
+    f" {my_guess['MFU']:.0%}"
+)
 
 # %% [markdown]
 # The first plans lie within a few percent of each other, closer than the model is exact: take them as a short list to measure,
@@ -231,8 +300,17 @@ print(f"your guess: tp = {my_guess['tp']}, pp = {my_guess['pp']}, MFU {my_guess[
 gpt3 = Job(shapes.gpt(96, 12288, 96), 1536, 2048, machines.machine("a100-80gb"))
 tp_across = Plan(dp=16, tp=32, pp=2, recompute="full", zero=1)
 of_2021 = Plan(dp=16, tp=8, pp=8, microbatch=1, recompute="full", chunks=2)
-plans = {"tp over 4 nodes": tp_across, "2021": of_2021, "searched": planner.search(gpt3, 1024).ranked[0].plan}
-KINDS = {"products": palette.blue, "elementwise": palette.sky, "tensor": palette.vermillion, "bubble": palette.yellow}
+plans = {
+    "tp over 4 nodes": tp_across,
+    "2021": of_2021,
+    "searched": planner.search(gpt3, 1024).ranked[0].plan,
+}
+KINDS = {
+    "products": palette.blue,
+    "elementwise": palette.sky,
+    "tensor": palette.vermillion,
+    "bubble": palette.yellow,
+}
 KINDS |= {"pipeline": palette.purple, "data": palette.green, "adam": palette.gray}
 
 # %%
@@ -240,16 +318,25 @@ fig, ax = plt.subplots(figsize=(4.8, 2.6))
 for y, (name, plan) in enumerate(plans.items()):
     e, left = planner.estimate(gpt3, plan), 0.0
     for kind, color in KINDS.items():
-        ax.barh(y, e.seconds.get(kind, 0.0), left=left, color=color, label=kind if y == 0 else None)
+        ax.barh(
+            y,
+            e.seconds.get(kind, 0.0),
+            left=left,
+            color=color,
+            label=kind if y == 0 else None,
+        )
         left += e.seconds.get(kind, 0.0)
     took = planner.days(gpt3, e.step, 300e9)
     ax.text(left + 0.5, y, f"{took:.0f} days, {e.mfu:.0%}", va="center", fontsize=8)
     print(
-        f"{name}: tp = {plan.tp}, pp = {plan.pp}, dp = {plan.dp}, {plan.recompute}: {took:.0f} days"
-        + "".join(f"; {p}" for p in e.problems)
+        f"{name}: tp = {plan.tp}, pp = {plan.pp}, dp = {plan.dp}, {plan.recompute}:"
+        f" {took:.0f} days" + "".join(f"; {p}" for p in e.problems)
     )
 ax.set_yticks(range(len(plans)), plans)
-ax.set(xlabel="seconds a step", xlim=(0, 1.35 * max(planner.estimate(gpt3, p).step for p in plans.values())))
+ax.set(
+    xlabel="seconds a step",
+    xlim=(0, 1.35 * max(planner.estimate(gpt3, p).step for p in plans.values())),
+)
 ax.invert_yaxis()
 ax.legend(fontsize=7, ncols=4, loc="upper center", bbox_to_anchor=(0.4, -0.28))
 ax.set_title("Where a step of GPT-3 goes")
@@ -257,7 +344,13 @@ figure(
     fig,
     alt="Seconds of a step by kind. "
     + " ".join(
-        f"{name}: " + ", ".join(f"{k} {s:.1f}" for k, s in planner.estimate(gpt3, p).seconds.items() if s > 0.05) + "."
+        f"{name}: "
+        + ", ".join(
+            f"{k} {s:.1f}"
+            for k, s in planner.estimate(gpt3, p).seconds.items()
+            if s > 0.05
+        )
+        + "."
         for name, p in plans.items()
     ),
 )
@@ -288,7 +381,9 @@ MEMORY |= {"logits": palette.purple}
 
 @cache  # a picture and its words need the same search
 def options(devices, batch):
-    return planner.search(Job(seventy.shape, batch, 4096, seventy.machine), devices).splits()[:4]
+    return planner.search(
+        Job(seventy.shape, batch, 4096, seventy.machine), devices
+    ).splits()[:4]
 
 
 def draw(devices, batch):
@@ -297,17 +392,36 @@ def draw(devices, batch):
     for y, e in enumerate(found):
         left = 0.0
         for kind, color in MEMORY.items():
-            ax.barh(y, e.memory[kind] / 1e9, 0.5, left=left, color=color, label=kind if y == 0 else None)
+            ax.barh(
+                y,
+                e.memory[kind] / 1e9,
+                0.5,
+                left=left,
+                color=color,
+                label=kind if y == 0 else None,
+            )
             left += e.memory[kind] / 1e9
         p = e.plan
         ax.text(LIMIT + 2, y, f"{e.step:.3g} s, {e.mfu:.0%}", va="center", fontsize=8)
-        words = f"dp {p.dp}  tp {p.tp}  pp {p.pp}  ZeRO-{p.zero}  recompute {p.recompute}"
+        words = (
+            f"dp {p.dp}  tp {p.tp}  pp {p.pp}  ZeRO-{p.zero}  recompute {p.recompute}"
+        )
         ax.text(1, y - 0.27, words, fontsize=7, va="bottom")
     ax.axvline(LIMIT, color=palette.ink, linestyle="--", linewidth=1)
-    ax.set(xlim=(0, LIMIT * 1.35), ylim=(3.6, -0.8), xlabel="GB on the fullest device", yticks=[])
+    ax.set(
+        xlim=(0, LIMIT * 1.35),
+        ylim=(3.6, -0.8),
+        xlabel="GB on the fullest device",
+        yticks=[],
+    )
     if found:
         ax.legend(
-            fontsize=7, ncols=5, loc="upper center", bbox_to_anchor=(0.5, -0.22), columnspacing=0.8, handlelength=1
+            fontsize=7,
+            ncols=5,
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.22),
+            columnspacing=0.8,
+            handlelength=1,
         )
     else:
         ax.text(LIMIT / 2, 1.5, "no plan fits", ha="center")
@@ -318,10 +432,15 @@ def draw(devices, batch):
 def words(devices, batch):
     rows = options(devices, batch)
     said = [
-        f"tp {e.plan.tp}, pp {e.plan.pp}, dp {e.plan.dp}: {e.bytes / 1e9:.0f} GB, {e.step:.3g} s, MFU {e.mfu:.0%}"
+        f"tp {e.plan.tp}, pp {e.plan.pp}, dp {e.plan.dp}: {e.bytes / 1e9:.0f} GB,"
+        f" {e.step:.3g} s, MFU {e.mfu:.0%}"
         for e in rows
     ]
-    return f"{devices} devices, {batch} sequences a step. " + ("; ".join(said) or "No plan fits") + "."
+    return (
+        f"{devices} devices, {batch} sequences a step. "
+        + ("; ".join(said) or "No plan fits")
+        + "."
+    )
 
 
 explore(
@@ -354,17 +473,28 @@ explore(
 # [Smith et al. 2022](https://arxiv.org/abs/2201.11990 "smith2022using") for the steps of MT-NLG):
 
 # %%
-PALM = dict(parameters=540.35e9, L=118, H=48, D=256, seq=2048, rate=238.3e3, n=6144, tera=275)
-MT_NLG = dict(parameters=529.6e9, L=105, H=128, D=160, seq=2048, rate=65.43e3, n=2240, tera=312)
+PALM = dict(
+    parameters=540.35e9, L=118, H=48, D=256, seq=2048, rate=238.3e3, n=6144, tera=275
+)
+MT_NLG = dict(
+    parameters=529.6e9, L=105, H=128, D=160, seq=2048, rate=65.43e3, n=2240, tera=312
+)
 print("                        paper    ours")
-for name, run, printed in (("PaLM 540B, TPU v4", PALM, 46.2), ("MT-NLG 530B, A100", MT_NLG, 30.2)):
+for name, run, printed in (
+    ("PaLM 540B, TPU v4", PALM, 46.2),
+    ("MT-NLG 530B, A100", MT_NLG, 30.2),
+):
     ours = published.dense_mfu(**run, attention=1)
-    print(f"{name:<22}{printed:>6.1f} %{ours:>6.1f} %  {'same' if round(ours, 1) == printed else 'not the same'}")
+    print(
+        f"{name:<22}{printed:>6.1f} %{ours:>6.1f} % "
+        f" {'same' if round(ours, 1) == printed else 'not the same'}"
+    )
 for stage, printed in ((0, 120), (1, 31.4), (2, 16.6), (3, 1.9)):
     ours = published.zero_bytes(stage, 7.5e9, 64) / 1e9
     digits = 0 if stage == 0 else 1
     print(
-        f"ZeRO-{stage}, 7.5B on 64 {printed:>7} GB{ours:>5.{digits}f} GB  {'same' if round(ours, digits) == printed else 'not the same'}"
+        f"ZeRO-{stage}, 7.5B on 64 {printed:>7} GB{ours:>5.{digits}f} GB "
+        f" {'same' if round(ours, digits) == printed else 'not the same'}"
     )
 
 # %% [markdown]

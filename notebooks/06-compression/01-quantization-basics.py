@@ -27,8 +27,9 @@ for bits in (16, 8, 4):
     size = accounting.parameters(llama70b) * bits / 8
     gpus = -(-size // 80e9)
     print(
-        f"Llama 2 70B at {bits:2} bits a weight: {size / 1e9:6.1f} GB, {gpus:.0f} GPU(s) of 80 GB, "
-        f"{size / gpus / 3e12 * 1e3:.0f} ms to read it at 3 TB/s a GPU"
+        f"Llama 2 70B at {bits:2} bits a weight: {size / 1e9:6.1f} GB, {gpus:.0f}"
+        f" GPU(s) of 80 GB, {size / gpus / 3e12 * 1e3:.0f} ms to read it at 3 TB/s"
+        " a GPU"
     )
 
 # %% [markdown]
@@ -50,7 +51,11 @@ for bits in (16, 8, 4):
 # guesses down, then read on; the answer is computed in the experiment.
 
 # %%
-my_guess = {"one scale a matrix": None, "one scale a row": None, "one scale for 64 weights": None}
+my_guess = {
+    "one scale a matrix": None,
+    "one scale a row": None,
+    "one scale for 64 weights": None,
+}
 
 model = real_model.load()
 text = course_model.corpus("addresses", "valid")[:4000]
@@ -58,7 +63,9 @@ tokens = torch.tensor(real_model.load_tokenizer().encode(text).ids)[:257]
 
 
 def perplexity(model) -> float:
-    return language_model.perplexity(language_model.token_losses(model, tokens, context=256))
+    return language_model.perplexity(
+        language_model.token_losses(model, tokens, context=256)
+    )
 
 
 ppl = {"float": perplexity(model)}
@@ -77,16 +84,24 @@ fig, (top, bottom) = plt.subplots(2, 1, sharex=True, figsize=(4.8, 4.2))
 for ax, symmetric in ((top, True), (bottom, False)):
     config = QuantConfig(bits=3, symmetric=symmetric, per="tensor")
     codes, s, z = qb.encode(row, config)
-    levels = qb.dequantize(torch.arange(config.range[0], config.range[1] + 1), s, z).flatten()
+    levels = qb.dequantize(
+        torch.arange(config.range[0], config.range[1] + 1), s, z
+    ).flatten()
     ax.hist(row, bins=30, color=palette.light)
     ax.vlines(levels, 0, 24, color=palette.vermillion)
-    for level, code in zip(levels, range(config.range[0], config.range[1] + 1), strict=True):
+    for level, code in zip(
+        levels, range(config.range[0], config.range[1] + 1), strict=True
+    ):
         ax.text(level, 26, code, ha="center", color=palette.vermillion)
     ax.set(ylabel="weights", title="symmetric" if symmetric else "affine", yticks=[])
 bottom.set_xlabel("weight")
 figure(
     fig,
-    alt="One row of weights as a histogram, and the levels of 3 bits over it: seven evenly spaced around zero when symmetric, eight from the smallest to the largest weight when affine. Both have a level at zero.",
+    alt=(
+        "One row of weights as a histogram, and the levels of 3 bits over it: seven"
+        " evenly spaced around zero when symmetric, eight from the smallest to the"
+        " largest weight when affine. Both have a level at zero."
+    ),
 )
 
 # %% [markdown]
@@ -109,7 +124,10 @@ print("x       ", *(f"{v:6.2f}" for v in x))
 for symmetric in (True, False):
     config = QuantConfig(bits=3, symmetric=symmetric, per="tensor")
     codes, s, z = qb.encode(x, config)
-    print(f"\n{'symmetric' if symmetric else 'affine'}: s = {s.item():.3f}, z = {z.item():.0f}")
+    print(
+        f"\n{'symmetric' if symmetric else 'affine'}: s = {s.item():.3f}, z ="
+        f" {z.item():.0f}"
+    )
     print("codes   ", *(f"{v:6.0f}" for v in codes))
     print("read back", *(f"{v:6.2f}" for v in qb.decode(codes, s, z, config)))
 
@@ -134,11 +152,20 @@ for ax, per in zip(axes, qb.BLOCKS, strict=True):
     blocks = qb.to_blocks(torch.zeros(6, 12), config)
     owner = torch.arange(len(blocks))[:, None].expand_as(blocks).reshape(6, 12)
     ax.imshow(owner % 6, cmap="Set2", vmin=0, vmax=7)
-    ax.set(title=f"{len(blocks)} scale{'s' * (len(blocks) > 1)}", xlabel=f"per {per}", xticks=[], yticks=[])
+    ax.set(
+        title=f"{len(blocks)} scale{'s' * (len(blocks) > 1)}",
+        xlabel=f"per {per}",
+        xticks=[],
+        yticks=[],
+    )
 axes[0].set_ylabel("outputs")
 figure(
     fig,
-    alt="A weight matrix of 6 outputs and 12 inputs, coloured by the scale that each weight uses: one colour per tensor, six per row, eighteen per group of four along the rows.",
+    alt=(
+        "A weight matrix of 6 outputs and 12 inputs, coloured by the scale that each"
+        " weight uses: one colour per tensor, six per row, eighteen per group of four"
+        " along the rows."
+    ),
 )
 
 # %% [markdown]
@@ -182,7 +209,11 @@ exact = {"scale_dtype": torch.float32, "calibration": "percentile", "percentile"
 for symmetric in (True, False):
     config = QuantConfig(bits=4, symmetric=symmetric, per="tensor", **exact)
     _, s, z = qb.encode(x, config)
-    theirs = value_and_gradient(lambda x: torch.fake_quantize_per_tensor_affine(x, s.item(), int(z), *config.range))  # noqa: B023
+    theirs = value_and_gradient(
+        lambda x: torch.fake_quantize_per_tensor_affine(
+            x, s.item(), int(z), *config.range
+        )
+    )
     ours = value_and_gradient(lambda x: qb.fake_quantize(x, config))  # noqa: B023
     compare(ours[0], theirs[0], f"symmetric={symmetric}, per tensor, values", tol=1e-6)
     compare(ours[1], theirs[1], f"symmetric={symmetric}, per tensor, gradients", tol=0)
@@ -190,7 +221,9 @@ for symmetric in (True, False):
 # %%
 config = QuantConfig(bits=8, per="row", scale_dtype=torch.float32)
 codes, s, z = qb.encode(x, config)
-theirs = torch.fake_quantize_per_channel_affine(x.detach(), s[:, 0], z[:, 0].int(), 0, *config.range)
+theirs = torch.fake_quantize_per_channel_affine(
+    x.detach(), s[:, 0], z[:, 0].int(), 0, *config.range
+)
 compare(qb.decode(codes, s, z, config), theirs, "per channel, values", tol=1e-6)
 
 import bitsandbytes.functional as bnb
@@ -214,7 +247,8 @@ low = group.amin(1, keepdim=True)
 step = (group.amax(1, keepdim=True) - low) / 15
 trap = torch.round((group - low) / step) * step + low
 print(
-    f"4 bits, groups of 32, float minimum: error / step = {((trap - group) / step).square().mean().sqrt():.2f}  <- the trap"
+    "4 bits, groups of 32, float minimum: error / step ="
+    f" {((trap - group) / step).square().mean().sqrt():.2f}  <- the trap"
 )
 for label, config in {
     "4 bits, one scale a row": QuantConfig(per="row"),
@@ -241,13 +275,23 @@ settings = {
 for label, config in settings.items():
     ppl[label] = perplexity(qb.round_weights(real_model.load(), config))
     factor = ppl[label] / ppl["float"]
-    print(f"{label:18}", f"perplexity × {factor:.2f}" if factor < 30 else "broken: perplexity × over 30")
+    print(
+        f"{label:18}",
+        f"perplexity × {factor:.2f}" if factor < 30 else "broken: perplexity × over 30",
+    )
 
 # %%
 fig, ax = plt.subplots(figsize=(4.8, 3.0))
 names = list(ppl)
 shown = [min(value, 1000) for value in ppl.values()]
-colors = [palette.gray, palette.green, palette.vermillion, palette.orange, palette.blue, palette.orange]
+colors = [
+    palette.gray,
+    palette.green,
+    palette.vermillion,
+    palette.orange,
+    palette.blue,
+    palette.orange,
+]
 ax.barh(names, shown, color=colors)
 for i, value in enumerate(ppl.values()):
     inside = value > 1000
@@ -263,7 +307,11 @@ ax.set(xscale="log", xlim=(10, 1000), xlabel="perplexity (log scale), lower is b
 ax.invert_yaxis()
 figure(
     fig,
-    alt="Perplexity by setting: 8 bits equal the floats; 4 bits with one scale a matrix are broken; with one scale a row perplexity about doubles; with one scale for 64 weights more than half of the loss is gone; 3 bits lose it again.",
+    alt=(
+        "Perplexity by setting: 8 bits equal the floats; 4 bits with one scale a matrix"
+        " are broken; with one scale a row perplexity about doubles; with one scale for"
+        " 64 weights more than half of the loss is gone; 3 bits lose it again."
+    ),
 )
 
 # %% [markdown]
@@ -271,7 +319,11 @@ figure(
 # weight, and buys back more than half of what one scale a row had lost. Look inside one layer to see how.
 
 # %%
-layer = {n.split(".")[-1]: m.weight.detach() for n, m in qb.linears(model).items() if ".layers.12." in n}
+layer = {
+    n.split(".")[-1]: m.weight.detach()
+    for n, m in qb.linears(model).items()
+    if ".layers.12." in n
+}
 
 
 def decibels(weight, config):
@@ -283,7 +335,9 @@ def decibels(weight, config):
 print("layer 12    rounded to 0 by one scale   one a row   one for 64 weights")
 for name, w in layer.items():
     lost = (qb.encode(w, settings["4 bits, tensor"])[0] == 0).float().mean()
-    row_db, group_db = (decibels(w, settings[f"4 bits, {per}"]) for per in ("row", "group 64"))
+    row_db, group_db = (
+        decibels(w, settings[f"4 bits, {per}"]) for per in ("row", "group 64")
+    )
     print(f"{name:12}{lost:>25.0%}{row_db:>9.1f} dB{group_db:>18.1f} dB")
 
 # %% [markdown]
@@ -303,7 +357,9 @@ for per in ("tensor", "row"):
     for hook in hooks:
         hook.remove()
     print(
-        f"weights and activations in 8 bits, one scale a {'token' if per == 'row' else per}: × {ppl[f'W8A8, {per}'] / ppl['float']:.2f}"
+        "weights and activations in 8 bits, one scale a"
+        f" {'token' if per == 'row' else per}: ×"
+        f" {ppl[f'W8A8, {per}'] / ppl['float']:.2f}"
     )
 
 # %% [markdown]
@@ -323,14 +379,20 @@ def watch(name):
     return hook
 
 
-hooks = [m.register_forward_pre_hook(watch(name)) for name, m in qb.linears(model).items()]
+hooks = [
+    m.register_forward_pre_hook(watch(name)) for name, m in qb.linears(model).items()
+]
 with torch.inference_mode():
     model(tokens[None, :128])
 for hook in hooks:
     hook.remove()
 
 fig, ax = plt.subplots(figsize=(4.8, 3.0))
-for kind, color in (("down_proj", palette.vermillion), ("gate_proj", palette.green), ("q_proj", palette.blue)):
+for kind, color in (
+    ("down_proj", palette.vermillion),
+    ("gate_proj", palette.green),
+    ("q_proj", palette.blue),
+):
     ratios = [value for name, value in largest.items() if name.endswith(kind)]
     ax.plot(ratios, "o-", markersize=3, color=color, label=kind)
 ax.axhline(127, color=palette.gray, linestyle="--")
@@ -339,12 +401,19 @@ ax.set(yscale="log", xlabel="layer", ylabel="largest / median channel")
 ax.legend(ncols=3, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, 1.17))
 figure(
     fig,
-    alt="Ratio of the largest to the median input channel by layer: between ten and thirty for q_proj, lower for gate_proj but for the last layers, and over a hundred in some layers for down_proj, once over a thousand.",
+    alt=(
+        "Ratio of the largest to the median input channel by layer: between ten and"
+        " thirty for q_proj, lower for gate_proj but for the last layers, and over a"
+        " hundred in some layers for down_proj, once over a thousand."
+    ),
 )
 
 # %%
 worst = max(largest, key=largest.get)
-print(f"worst: {worst}, over {10 ** (len(str(int(largest[worst]))) - 1)} × the median channel")
+print(
+    f"worst: {worst}, over {10 ** (len(str(int(largest[worst]))) - 1)} × the median"
+    " channel"
+)
 
 # %% [markdown]
 # A few channels carry values hundreds of times larger than the rest, in a few tokens. These are the outliers that
@@ -357,20 +426,40 @@ print(f"worst: {worst}, over {10 ** (len(str(int(largest[worst]))) - 1)} × the 
 # %%
 fig, ax = plt.subplots(figsize=(4.8, 3.0))
 shrink = torch.linspace(0.2, 1, 33)
-for bits, color in ((2, palette.purple), (3, palette.vermillion), (4, palette.blue), (8, palette.green)):
+for bits, color in (
+    (2, palette.purple),
+    (3, palette.vermillion),
+    (4, palette.blue),
+    (8, palette.green),
+):
     config = QuantConfig(bits=bits, per="row")
     errors = []
     for c in shrink:
-        s, z = qb.scale_and_zero(*(c * end for end in qb.minmax(weight, config)), config)
-        errors.append(mse_loss(qb.dequantize(qb.quantize(weight, s, z, *config.range), s, z), weight) / weight.var())
+        s, z = qb.scale_and_zero(
+            *(c * end for end in qb.minmax(weight, config)), config
+        )
+        errors.append(
+            mse_loss(
+                qb.dequantize(qb.quantize(weight, s, z, *config.range), s, z), weight
+            )
+            / weight.var()
+        )
     best = int(torch.tensor(errors).argmin())
     ax.plot(shrink, errors, color=color, label=f"{bits} bits")
     ax.plot(shrink[best], errors[best], "o", color=color)
-ax.set(yscale="log", xlabel="range, as a part of the largest |weight|", ylabel="squared error / variance")
+ax.set(
+    yscale="log",
+    xlabel="range, as a part of the largest |weight|",
+    ylabel="squared error / variance",
+)
 ax.legend(fontsize=9)
 figure(
     fig,
-    alt="Squared error against the clipping range for 2, 3, 4 and 8 bits. With 8 bits the best range is nearly the whole; with fewer bits the best range is smaller, and at 2 bits it is under half.",
+    alt=(
+        "Squared error against the clipping range for 2, 3, 4 and 8 bits. With 8 bits"
+        " the best range is nearly the whole; with fewer bits the best range is"
+        " smaller, and at 2 bits it is under half."
+    ),
 )
 
 # %% [markdown]
@@ -392,22 +481,45 @@ def draw(bits: int, group: int):
     config = QuantConfig(bits=bits, group_size=group)
     error = qb.decode(*qb.encode(down, config), config) - down
     fig, ax = plt.subplots(figsize=(4.8, 2.8))
-    ax.hist(down.flatten(), bins=60, range=(-1, 1), color=palette.light, label="weights")
-    ax.hist(error.flatten(), bins=60, range=(-1, 1), histtype="step", color=palette.vermillion, label="errors")
-    ax.set(yscale="log", ylim=(1, 1e5), xlabel="value", ylabel="how many", title=describe(bits, group))
+    ax.hist(
+        down.flatten(), bins=60, range=(-1, 1), color=palette.light, label="weights"
+    )
+    ax.hist(
+        error.flatten(),
+        bins=60,
+        range=(-1, 1),
+        histtype="step",
+        color=palette.vermillion,
+        label="errors",
+    )
+    ax.set(
+        yscale="log",
+        ylim=(1, 1e5),
+        xlabel="value",
+        ylabel="how many",
+        title=describe(bits, group),
+    )
     ax.legend(fontsize=9, loc="upper right")
     return fig
 
 
 def describe(bits: int, group: int) -> str:
     config = QuantConfig(bits=bits, group_size=group)
-    noise = mse_loss(qb.decode(*qb.encode(down, config), config), down) / down.square().mean()
-    return f"{qb.bits_per_weight(config):.2f} bits a weight, error {100 * noise.sqrt():.1f}%"
+    noise = (
+        mse_loss(qb.decode(*qb.encode(down, config), config), down)
+        / down.square().mean()
+    )
+    return (
+        f"{qb.bits_per_weight(config):.2f} bits a weight, error"
+        f" {100 * noise.sqrt():.1f}%"
+    )
 
 
 explore(
     draw,
-    alt=lambda bits, group: f"{bits} bits, groups of {group}: {describe(bits, group)} of the weights' size.",
+    alt=lambda bits, group: (
+        f"{bits} bits, groups of {group}: {describe(bits, group)} of the weights' size."
+    ),
     title="Weights and what rounding does to them",
     start={"bits": 4, "group": 64},
     bits=[2, 3, 4, 8],
@@ -423,17 +535,26 @@ explore(
 # %%
 packed = qb.apply(real_model.load(), QuantConfig(bits=4, group_size=64))
 ours = sum(
-    module.packed.nbytes + module.scale.nbytes for module in packed.modules() if isinstance(module, qb.QuantLinear)
+    module.packed.nbytes + module.scale.nbytes
+    for module in packed.modules()
+    if isinstance(module, qb.QuantLinear)
 )
-formula = sum(m.weight.numel() for m in qb.linears(model).values()) * qb.bits_per_weight(QuantConfig(group_size=64)) / 8
+formula = (
+    sum(m.weight.numel() for m in qb.linears(model).values())
+    * qb.bits_per_weight(QuantConfig(group_size=64))
+    / 8
+)
 compare(ours, formula, "bytes of the quantized linears", tol=0)
 print(
-    f"whole model: {qb.nbytes(model) / 1e6:.0f} MB as float32, {qb.nbytes(packed) / 1e6:.0f} MB now; the embedding keeps its 32 bits"
+    f"whole model: {qb.nbytes(model) / 1e6:.0f} MB as float32,"
+    f" {qb.nbytes(packed) / 1e6:.0f} MB now; the embedding keeps its 32 bits"
 )
 
 # %%
 print("GB, all but the embedding and the output layer quantized; those in 16 bits\n")
-print(f"{'':14}{'16 bits':>9}{'8, row':>9}{'4, row':>9}{'4, g 128':>9}{'4, g 32':>9}{'3, g 128':>9}")
+print(
+    f"{'':14}{'16 bits':>9}{'8, row':>9}{'4, row':>9}{'4, g 128':>9}{'4, g 32':>9}{'3, g 128':>9}"
+)
 for name in ("llama-2-7b", "llama-3-8b", "llama-2-70b"):
     shape = preset(name)
     parts = accounting.parameters_by_part(shape)
@@ -442,8 +563,14 @@ for name in ("llama-2-7b", "llama-3-8b", "llama-2-70b"):
     columns = [QuantConfig(8, per="row"), QuantConfig(4, per="row")] + [
         QuantConfig(b, group_size=g) for b, g in ((4, 128), (4, 32), (3, 128))
     ]
-    sizes = [(rest + linear * qb.bits_per_weight(c, shape.hidden_size) / 8) / 1e9 for c in columns]
-    print(f"{name:14}{accounting.weight_bytes(shape) / 1e9:9.1f}" + "".join(f"{size:9.1f}" for size in sizes))
+    sizes = [
+        (rest + linear * qb.bits_per_weight(c, shape.hidden_size) / 8) / 1e9
+        for c in columns
+    ]
+    print(
+        f"{name:14}{accounting.weight_bytes(shape) / 1e9:9.1f}"
+        + "".join(f"{size:9.1f}" for size in sizes)
+    )
 
 # %% [markdown]
 # What others report, and what our count says. llama.cpp's formats are read from its own `gguf` package. The
@@ -459,13 +586,24 @@ for kind, config, extra in (
     ("Q8_0", QuantConfig(8, group_size=32), 0),
 ):
     values, stored = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
-    rows.append((f"llama.cpp {kind}, bits a weight", 8 * stored / values, qb.bits_per_weight(config) + extra))
-float_scales = qb.bits_per_weight(QuantConfig(4, group_size=64, scale_dtype=torch.float32)) - 4
+    rows.append(
+        (
+            f"llama.cpp {kind}, bits a weight",
+            8 * stored / values,
+            qb.bits_per_weight(config) + extra,
+        )
+    )
+float_scales = (
+    qb.bits_per_weight(QuantConfig(4, group_size=64, scale_dtype=torch.float32)) - 4
+)
 rows.append(("QLoRA, scales, bits a weight", 0.5, float_scales))
 rows.append(("QLoRA, scales quantized too", 0.127, 8 / 64 + float_scales / 256))
 print(f"{'':32}{'theirs':>8}{'ours':>8}")
 for label, theirs, ours in rows:
-    print(f"{label:32}{theirs:8.3f}{ours:8.3f}  {'same' if abs(theirs - ours) < 1e-3 else 'differs'}")
+    print(
+        f"{label:32}{theirs:8.3f}{ours:8.3f} "
+        f" {'same' if abs(theirs - ours) < 1e-3 else 'differs'}"
+    )
 
 # %% [markdown]
 # On a GPU, libraries keep the codes packed and dequantize inside the matrix product. Any folder of a Llama checkpoint will do:
@@ -488,15 +626,22 @@ for label, theirs, ours in rows:
 # ## Takeaways
 
 # %% tags=["numbers-within-5%"]
-row_ratio, group_ratio = ppl["4 bits, row"] / ppl["float"], ppl["4 bits, group 64"] / ppl["float"]
-print(
-    f"1. Eight bits with one scale a row change perplexity by a factor of {ppl['8 bits, row'] / ppl['float']:.2f}: almost nothing."
+row_ratio, group_ratio = (
+    ppl["4 bits, row"] / ppl["float"],
+    ppl["4 bits, group 64"] / ppl["float"],
 )
 print(
-    f"2. In 4 bits one scale a row costs a factor of {row_ratio:.1f}; a scale for 64 weights, a quarter of a bit more, brings it to {group_ratio:.1f}."
+    "1. Eight bits with one scale a row change perplexity by a factor of"
+    f" {ppl['8 bits, row'] / ppl['float']:.2f}: almost nothing."
 )
 print(
-    f"3. Eight-bit activations with one scale cost a factor of {ppl['W8A8, tensor'] / ppl['float']:.1f}, with one a token {ppl['W8A8, row'] / ppl['float']:.2f}: outliers decide."
+    f"2. In 4 bits one scale a row costs a factor of {row_ratio:.1f}; a scale for 64"
+    f" weights, a quarter of a bit more, brings it to {group_ratio:.1f}."
+)
+print(
+    "3. Eight-bit activations with one scale cost a factor of"
+    f" {ppl['W8A8, tensor'] / ppl['float']:.1f}, with one a token"
+    f" {ppl['W8A8, row'] / ppl['float']:.2f}: outliers decide."
 )
 
 # %% [markdown]

@@ -1,7 +1,9 @@
-"""Writes llmlab/parallelism/data/engines.json: the losses of DeepSpeed and Megatron-core on the course's small Llama.
+"""Writes llmlab/parallelism/data/engines.json: the losses of DeepSpeed and
+Megatron-core on the course's small Llama.
 
-    python scripts/golden/engines_goldens.py                                      DeepSpeed
-    PYTHONPATH=<where pip put megatron-core> python scripts/golden/engines_goldens.py megatron
+    python scripts/golden/engines_goldens.py                                   DeepSpeed
+    PYTHONPATH=<where pip put megatron-core> python scripts/golden/engines_goldens.py
+    megatron
                         (pip install --no-deps --target <there> megatron-core==0.16.1)
 
 What a run does not ask for stays as it was recorded.
@@ -23,17 +25,29 @@ FILE = Path(engines.__file__).parent / "data" / "engines.json"
 
 
 def main(what: str) -> None:
-    data = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {"versions": {}, "losses": {}}
+    data = (
+        json.loads(FILE.read_text(encoding="utf-8"))
+        if FILE.exists()
+        else {"versions": {}, "losses": {}}
+    )
     if what == "megatron":
-        data["losses"]["Megatron-core layers, tp 2"] = launch(engines.megatron, 2, timeout=300)[0]
+        data["losses"]["Megatron-core layers, tp 2"] = launch(
+            engines.megatron, 2, timeout=300
+        )[0]
         data["versions"]["megatron-core"] = version("megatron-core")
     else:
         for stage in (1, 2, 3):
-            losses = launch(lambda comm, stage=stage: engines.deepspeed(comm, stage), 2, timeout=300)[0]
+            losses = launch(
+                lambda comm, stage=stage: engines.deepspeed(comm, stage), 2, timeout=300
+            )[0]
             data["losses"][f"DeepSpeed ZeRO-{stage}, dp 2"] = losses
         quiet = {"steps_per_print": 10**9}
-        data["clipping left at its default"] = launch(lambda comm: engines.deepspeed(comm, 1, quiet), 2, timeout=300)[0]
-        data["losses"]["DeepSpeed PipelineModule, pp 2"] = launch(engines.deepspeed_pipeline, 2, timeout=300)[0]
+        data["clipping left at its default"] = launch(
+            lambda comm: engines.deepspeed(comm, 1, quiet), 2, timeout=300
+        )[0]
+        data["losses"]["DeepSpeed PipelineModule, pp 2"] = launch(
+            engines.deepspeed_pipeline, 2, timeout=300
+        )[0]
         data["versions"]["deepspeed"] = version("deepspeed")
     data["versions"]["torch"] = torch.__version__
     FILE.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")

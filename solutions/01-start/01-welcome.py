@@ -20,7 +20,8 @@ from llmlab.checks.start.welcome import check
 
 # %% tags=["exercise"]
 def weight_bytes(params: int, bits: float = 16) -> int:
-    """The bytes that `params` weights of `bits` each take, packed: a whole number, rounded up.
+    """The bytes that `params` weights of `bits` each take, packed: a whole number,
+    rounded up.
 
     weight_bytes(1000, 16) is 2000. `bits` may be odd (3) or a fraction (4.5).
     """
@@ -47,13 +48,16 @@ check.weight_bytes(weight_bytes)
 
 
 # %% tags=["exercise"]
-def tokens_per_second(weight_bytes: float, bandwidth: float, batch: int = 1, cache_bytes: float = 0.0) -> float:
+def tokens_per_second(
+    weight_bytes: float, bandwidth: float, batch: int = 1, cache_bytes: float = 0.0
+) -> float:
     """The most tokens per second, all requests together, that memory bandwidth allows.
 
     weight_bytes: W, of all weights; they are read once a step, whatever the batch.
     bandwidth:    β, in bytes per second.
     batch:        b, the requests; each gets one token a step.
-    cache_bytes:  C, of one request's keys and values; each request's are read once a step.
+    cache_bytes:  C, of one request's keys and values; each request's are read once a
+                  step.
     """
     # BEGIN SOLUTION
     bytes_per_step = weight_bytes + batch * cache_bytes
@@ -85,9 +89,12 @@ check.tokens_per_second(tokens_per_second)
 
 # %% tags=["exercise"]
 def softmax(x: torch.Tensor) -> torch.Tensor:
-    """The softmax over the last dimension of `x` (…, n): same shape and dtype, each row sums to 1. `x` stays as it is."""
+    """The softmax over the last dimension of `x` (…, n): same shape and dtype, each row
+    sums to 1. `x` stays as it is.
+    """
     # BEGIN SOLUTION
-    e = (x - x.amax(dim=-1, keepdim=True)).exp()  # the largest exponent of each row is 0
+    # the largest exponent of each row is 0
+    e = (x - x.amax(dim=-1, keepdim=True)).exp()
     return e / e.sum(dim=-1, keepdim=True)
     # END SOLUTION
 

@@ -22,15 +22,19 @@ from llmlab.checks.start.the_course_models.exercises import check
 
 # %% tags=["exercise"]
 def next_token_loss(logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-    """The mean cross-entropy of the counted tokens, in nats: a tensor of shape (), with its gradient.
+    """The mean cross-entropy of the counted tokens, in nats: a tensor of shape (), with
+    its gradient.
 
     logits: (B, T, V) floats; logits[b, t] speaks about tokens[b, t + 1].
     tokens: (B, T) integers below V.
-    mask:   (B, T) integers; mask[b, t] is 1 where tokens[b, t] is to be predicted. The first of a row never is,
-            whatever its mask says.
+    mask:   (B, T) integers; mask[b, t] is 1 where tokens[b, t] is to be predicted. The
+            first of a row never is, whatever its mask says.
     """
     # BEGIN SOLUTION
-    losses = F.cross_entropy(logits[:, :-1].transpose(1, 2), tokens[:, 1:], reduction="none")  # (B, T − 1)
+    # (B, T − 1)
+    losses = F.cross_entropy(
+        logits[:, :-1].transpose(1, 2), tokens[:, 1:], reduction="none"
+    )
     counted = mask[:, 1:]
     return (losses * counted).sum() / counted.sum()
     # END SOLUTION
@@ -90,18 +94,25 @@ check.bits_per_byte(bits_per_byte)
 
 # %% tags=["exercise"]
 def kneser_ney_bigram(tokens: Tensor, vocab_size: int, discount: float) -> Tensor:
-    """P, of shape (vocab_size, vocab_size): P[a, b] is the probability of b right after a. Each row sums to 1.
+    """P, of shape (vocab_size, vocab_size): P[a, b] is the probability of b right after
+    a. Each row sums to 1.
 
     tokens:   (N,) integers below vocab_size, the training text.
     discount: D, between 0 and 1.
     """
     # BEGIN SOLUTION
     pairs = tokens[:-1] * vocab_size + tokens[1:]
-    c = torch.bincount(pairs, minlength=vocab_size**2).view(vocab_size, vocab_size).double()
+    c = (
+        torch.bincount(pairs, minlength=vocab_size**2)
+        .view(vocab_size, vocab_size)
+        .double()
+    )
     total = c.sum(1, keepdim=True)  # c(a)
     followers = (c > 0).sum(1, keepdim=True)  # N₊(a ·)
     continuation = (c > 0).sum(0) / (c > 0).sum()  # P_c(b)
-    P = ((c - discount).clamp(min=0) + discount * followers * continuation) / total.clamp(min=1)
+    P = (
+        (c - discount).clamp(min=0) + discount * followers * continuation
+    ) / total.clamp(min=1)
     return torch.where(total > 0, P, continuation)
     # END SOLUTION
 
@@ -139,7 +150,8 @@ def strided_losses(model, tokens: Tensor, context: int, stride: int) -> Tensor:
     while done < len(tokens) - 1:
         stop = min(start + context, len(tokens) - 1)
         logits = model(tokens[None, start:stop])[0]  # (T, V)
-        window = F.cross_entropy(logits, tokens[start + 1 : stop + 1], reduction="none")  # of tokens start + 1 … stop
+        # of tokens start + 1 … stop
+        window = F.cross_entropy(logits, tokens[start + 1 : stop + 1], reduction="none")
         losses.append(window[done - start :])
         done, start = stop, start + stride
     return torch.cat(losses)

@@ -23,7 +23,8 @@ from llmlab.checks.peft.background_and_bitfit import check
 def training_bytes(total: int, trained: int, activations: int) -> int:
     """Bytes of weights, gradients, optimizer state and activations.
 
-    `total` parameters, of which `trained` train (0 ≤ trained ≤ total); `activations` is in bytes.
+    `total` parameters, of which `trained` train (0 ≤ trained ≤ total); `activations` is
+    in bytes.
     """
     # BEGIN SOLUTION
     frozen = total - trained
@@ -50,13 +51,16 @@ check.training_bytes(training_bytes)
 
 # %% tags=["exercise"]
 def freeze_all_but_biases(model: nn.Module) -> int:
-    """Let the biases of `model` train and nothing else; returns how many numbers that is.
+    """Let the biases of `model` train and nothing else; returns how many numbers that
+    is.
 
     Raises ValueError when the model has no bias. Values stay as they are.
     """
     # BEGIN SOLUTION
     model.requires_grad_(False)
-    biases = [p for name, p in model.named_parameters() if name.split(".")[-1] == "bias"]
+    biases = [
+        p for name, p in model.named_parameters() if name.split(".")[-1] == "bias"
+    ]
     if not biases:
         raise ValueError("the model has no biases: BitFit would train nothing")
     for bias in biases:
@@ -84,10 +88,13 @@ check.freeze_all_but_biases(freeze_all_but_biases)
 
 
 # %% tags=["exercise"]
-def fold(W: list[Tensor], b: list[Tensor | None], c: list[Tensor | None], beta: Tensor) -> list[Tensor]:
+def fold(
+    W: list[Tensor], b: list[Tensor | None], c: list[Tensor | None], beta: Tensor
+) -> list[Tensor]:
     """The new bias of each linear.
 
-    Shapes: W[i] (out_i, d); b[i] and c[i] (out_i,) or None; beta (d,). Returns a list of (out_i,).
+    Shapes: W[i] (out_i, d); b[i] and c[i] (out_i,) or None; beta (d,). Returns a list
+        of (out_i,).
     """
     # BEGIN SOLUTION
     new = []

@@ -21,11 +21,15 @@ from llmlab.checks.peft.prompt_and_prefix_tuning import check
 
 
 # %% tags=["exercise"]
-def prepend_prompt(prompt: Tensor, embeds: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def prepend_prompt(
+    prompt: Tensor, embeds: Tensor, mask: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """The embeddings, the mask and the positions with p virtual tokens before each row.
 
-    Shapes: prompt (p, d), embeds (B, T, d), mask (B, T) of int64, 1 for a token and 0 for padding.
-    Returns embeddings (B, p+T, d), mask (B, p+T) and positions (B, p+T), the last two of int64.
+    Shapes: prompt (p, d), embeds (B, T, d), mask (B, T) of int64, 1 for a token and 0
+        for padding.
+    Returns embeddings (B, p+T, d), mask (B, p+T) and positions (B, p+T), the last two
+    of int64.
     """
     # BEGIN SOLUTION
     B, p = len(embeds), len(prompt)
@@ -57,11 +61,13 @@ check.prepend_prompt(prepend_prompt)
 def split_prefix(prefix: Tensor, layers: int, heads: int) -> tuple[Tensor, Tensor]:
     """All keys, then all values of a prefix.
 
-    Shapes: prefix (p, 2·layers·heads·D). Returns keys (layers, heads, p, D) and values (layers, heads, p, D).
+    Shapes: prefix (p, 2·layers·heads·D). Returns keys (layers, heads, p, D) and values
+        (layers, heads, p, D).
     """
     # BEGIN SOLUTION
     p = len(prefix)
-    parts = prefix.view(p, layers, 2, heads, -1)  # (p, L, 2, K, D): as it lies in memory
+    # (p, L, 2, K, D): as it lies in memory
+    parts = prefix.view(p, layers, 2, heads, -1)
     keys, values = parts.permute(2, 1, 3, 0, 4)  # (2, L, K, p, D)
     return keys, values
     # END SOLUTION
@@ -88,10 +94,13 @@ check.split_prefix(split_prefix)
 
 
 # %% tags=["exercise"]
-def prefix_attention(q: Tensor, k: Tensor, v: Tensor, prefix_k: Tensor, prefix_v: Tensor) -> Tensor:
+def prefix_attention(
+    q: Tensor, k: Tensor, v: Tensor, prefix_k: Tensor, prefix_v: Tensor
+) -> Tensor:
     """Attention of T tokens over a prefix and over each other, causally.
 
-    Shapes: q (B, H, T, D); k and v (B, K, T, D); prefix_k and prefix_v (K, p, D), the same for each row of the batch.
+    Shapes: q (B, H, T, D); k and v (B, K, T, D); prefix_k and prefix_v (K, p, D), the
+        same for each row of the batch.
     Returns (B, H, T, D).
     """
     # BEGIN SOLUTION

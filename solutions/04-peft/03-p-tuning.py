@@ -24,7 +24,9 @@ from llmlab.checks.peft.p_tuning import check
 
 
 # %% tags=["exercise"]
-def encode_prompt(h: Tensor, Wf: Tensor, Uf: Tensor, Wb: Tensor, Ub: Tensor, W: Tensor) -> Tensor:
+def encode_prompt(
+    h: Tensor, Wf: Tensor, Uf: Tensor, Wb: Tensor, Ub: Tensor, W: Tensor
+) -> Tensor:
     """P, one virtual token a row.
 
     Shapes: h (p, d); Wf and Wb (m, d); Uf and Ub (m, m); W (d, 2m). Returns (p, d).
@@ -35,7 +37,10 @@ def encode_prompt(h: Tensor, Wf: Tensor, Uf: Tensor, Wb: Tensor, Ub: Tensor, W: 
     for i in range(p):
         forward.append(torch.tanh(Wf @ h[i] + Uf @ forward[-1]))
         backward.append(torch.tanh(Wb @ h[p - 1 - i] + Ub @ backward[-1]))
-    states = torch.cat([torch.stack(forward[1:]), torch.stack(backward[1:]).flip(0)], dim=-1)  # (p, 2m)
+    # (p, 2m)
+    states = torch.cat(
+        [torch.stack(forward[1:]), torch.stack(backward[1:]).flip(0)], dim=-1
+    )
     return states @ W.T
     # END SOLUTION
 
@@ -91,7 +96,8 @@ check.labelling_loss(labelling_loss)
 def last_token(scores: Tensor, mask: Tensor) -> Tensor:
     """The scores at the last token of each row that is not padding.
 
-    Shapes: scores (B, T, C), mask (B, T) of int64, 1 for a token and 0 for padding. Returns (B, C).
+    Shapes: scores (B, T, C), mask (B, T) of int64, 1 for a token and 0 for padding.
+        Returns (B, C).
     """
     # BEGIN SOLUTION
     places = torch.arange(mask.shape[1]) * mask  # 0 at padding, else the place

@@ -23,10 +23,13 @@ from llmlab.checks.peft.adapters import check
 
 
 # %% tags=["exercise"]
-def adapter(h: Tensor, down: Tensor, b_down: Tensor, up: Tensor, b_up: Tensor) -> Tensor:
+def adapter(
+    h: Tensor, down: Tensor, b_down: Tensor, up: Tensor, b_up: Tensor
+) -> Tensor:
     """h plus what the adapter makes of it.
 
-    Shapes: h (..., d), down (m, d), b_down (m,), up (d, m), b_up (d,). Returns (..., d).
+    Shapes: h (..., d), down (m, d), b_down (m,), up (d, m), b_up (d,). Returns (...,
+        d).
     """
     # BEGIN SOLUTION
     middle = torch.relu(h @ down.T + b_down)  # (..., m)

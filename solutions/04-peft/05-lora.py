@@ -24,7 +24,9 @@ from llmlab.checks.peft.lora import check
 
 
 # %% tags=["exercise"]
-def lora_forward(x: Tensor, W: Tensor, A: Tensor, B: Tensor, alpha: float, keep: Tensor) -> Tensor:
+def lora_forward(
+    x: Tensor, W: Tensor, A: Tensor, B: Tensor, alpha: float, keep: Tensor
+) -> Tensor:
     """W x + (alpha / r) B A (x · keep).
 
     Shapes: x and keep (..., k), W (d, k), A (r, k), B (d, r). Returns (..., d).
@@ -59,7 +61,8 @@ check.lora_forward(lora_forward)
 def merge(W: Tensor, adapters: list[tuple[Tensor, Tensor, float]]) -> Tensor:
     """W plus the change of each adapter (A, B, alpha), in W's dtype, rounded once.
 
-    Shapes: W (d, k) in bfloat16; A (r, k) and B (d, r) in float32, r differs from adapter to adapter. Returns (d, k).
+    Shapes: W (d, k) in bfloat16; A (r, k) and B (d, r) in float32, r differs from
+        adapter to adapter. Returns (d, k).
     """
     # BEGIN SOLUTION
     total = W.float()
@@ -122,13 +125,17 @@ check.best_factors(best_factors)
 
 
 # %% tags=["exercise"]
-def serve(x: Tensor, W: Tensor, A: Tensor, B: Tensor, scaling: Tensor, ids: Tensor) -> Tensor:
+def serve(
+    x: Tensor, W: Tensor, A: Tensor, B: Tensor, scaling: Tensor, ids: Tensor
+) -> Tensor:
     """Each row through W and its own adapter; rows with id −1 through W alone.
 
-    Shapes: x (n, seq, k), W (d, k), A (m, r, k), B (m, d, r), scaling (m,), ids (n,) of int64. Returns (n, seq, d).
+    Shapes: x (n, seq, k), W (d, k), A (m, r, k), B (m, d, r), scaling (m,), ids (n,) of
+        int64. Returns (n, seq, d).
     """
     # BEGIN SOLUTION
-    scale = torch.where(ids >= 0, scaling[ids], 0.0)[:, None, None]  # (n, 1, 1), 0 where there is no adapter
+    # (n, 1, 1), 0 where there is no adapter
+    scale = torch.where(ids >= 0, scaling[ids], 0.0)[:, None, None]
     low = x @ A[ids].mT * scale  # (n, seq, r)
     return x @ W.T + low @ B[ids].mT
     # END SOLUTION

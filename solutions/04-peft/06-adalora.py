@@ -24,7 +24,9 @@ from llmlab.checks.peft.adalora import check
 
 
 # %% tags=["exercise"]
-def svd_forward(x: Tensor, W: Tensor, P: Tensor, lam: Tensor, Q: Tensor, alpha: float, r0: int) -> Tensor:
+def svd_forward(
+    x: Tensor, W: Tensor, P: Tensor, lam: Tensor, Q: Tensor, alpha: float, r0: int
+) -> Tensor:
     """W x + (alpha / r0) P Λ Q x.
 
     Shapes: x (..., k), W (d, k), P (d, r), lam (r, 1), Q (r, k). Returns (..., d).
@@ -124,7 +126,9 @@ def allocate(lam: list[Tensor], scores: list[Tensor], b: int) -> list[Tensor]:
     if b >= len(every):
         return [values.clone() for values in lam]
     threshold = every.sort(descending=True).values[b]  # the best of those that go
-    return [values * (s > threshold)[:, None] for values, s in zip(lam, scores, strict=True)]
+    return [
+        values * (s > threshold)[:, None] for values, s in zip(lam, scores, strict=True)
+    ]
     # END SOLUTION
 
 

@@ -56,7 +56,8 @@ check.normal_float(normal_float)
 def quantize(w: Tensor, levels: Tensor, block: int) -> tuple[Tensor, Tensor]:
     """Codes and scales of w, whose number of elements is a multiple of `block`.
 
-    Shapes: w any, levels (L,). Returns codes (blocks, block) in int64, then scales (blocks,).
+    Shapes: w any, levels (L,). Returns codes (blocks, block) in int64, then scales
+        (blocks,).
     """
     # BEGIN SOLUTION
     blocks = w.reshape(-1, block)
@@ -117,11 +118,19 @@ check.double_quantize(double_quantize)
 
 # %% tags=["exercise"]
 def backward(
-    g: Tensor, x: Tensor, codes: Tensor, scales: Tensor, levels: Tensor, A: Tensor, B: Tensor, s: float
+    g: Tensor,
+    x: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+    levels: Tensor,
+    A: Tensor,
+    B: Tensor,
+    s: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """∂E/∂x, ∂E/∂A and ∂E/∂B.
 
-    Shapes: g (n, d), x (n, k), codes (blocks, block), scales (blocks,), A (r, k), B (d, r).
+    Shapes: g (n, d), x (n, k), codes (blocks, block), scales (blocks,), A (r, k), B (d,
+        r).
     """
     # BEGIN SOLUTION
     W = (levels[codes] * scales[:, None]).reshape(len(B), A.shape[1])

@@ -22,10 +22,14 @@ from llmlab.checks.peft.ia3 import check
 
 
 # %% tags=["exercise"]
-def ia3_linear(x: Tensor, W: Tensor, b: Tensor | None, scale: Tensor, feedforward: bool) -> Tensor:
-    """The linear W, b with its output multiplied by scale, or with `feedforward` its input.
+def ia3_linear(
+    x: Tensor, W: Tensor, b: Tensor | None, scale: Tensor, feedforward: bool
+) -> Tensor:
+    """The linear W, b with its output multiplied by scale, or with `feedforward` its
+    input.
 
-    Shapes: x (..., in), W (out, in), b (out,) or None, scale (out,), or (in,) with `feedforward`. Returns (..., out).
+    Shapes: x (..., in), W (out, in), b (out,) or None, scale (out,), or (in,) with
+        `feedforward`. Returns (..., out).
     """
     # BEGIN SOLUTION
     if feedforward:
@@ -53,8 +57,12 @@ check.ia3_linear(ia3_linear)
 
 
 # %% tags=["exercise"]
-def merge(W: Tensor, b: Tensor | None, scale: Tensor, feedforward: bool) -> tuple[Tensor, Tensor | None]:
-    """The new weight and bias, in W's dtype. Shapes as in exercise 1; nothing is changed in place."""
+def merge(
+    W: Tensor, b: Tensor | None, scale: Tensor, feedforward: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The new weight and bias, in W's dtype. Shapes as in exercise 1; nothing is
+    changed in place.
+    """
     # BEGIN SOLUTION
     if feedforward:
         return (W.float() * scale).to(W.dtype), b
@@ -81,9 +89,11 @@ check.merge(merge)
 
 # %% tags=["exercise"]
 def serve(x: Tensor, W: Tensor, scale: Tensor, ids: Tensor) -> Tensor:
-    """Each row through W, scaled by its own task's vector; rows with id −1 through W alone.
+    """Each row through W, scaled by its own task's vector; rows with id −1 through W
+    alone.
 
-    Shapes: x (n, seq, in), W (out, in), scale (m, out), ids (n,) of int64. Returns (n, seq, out).
+    Shapes: x (n, seq, in), W (out, in), scale (m, out), ids (n,) of int64. Returns (n,
+        seq, out).
     """
     # BEGIN SOLUTION
     rows = torch.where(ids[:, None] >= 0, scale[ids], 1.0)  # (n, out)

@@ -22,7 +22,9 @@ from llmlab.checks.peft.mam_and_unipelt import check
 
 
 # %% tags=["exercise"]
-def parallel(x: Tensor, mlp: Callable[[Tensor], Tensor], down: Tensor, up: Tensor, s: float) -> Tensor:
+def parallel(
+    x: Tensor, mlp: Callable[[Tensor], Tensor], down: Tensor, up: Tensor, s: float
+) -> Tensor:
     """The MLP's output plus the adapter's.
 
     Shapes: x (..., d), down (m, d), up (d, m). Returns (..., d).
@@ -80,10 +82,13 @@ check.prefix_share(prefix_share)
 
 
 # %% tags=["exercise"]
-def gated_prefix(x: Tensor, w: Tensor, b: Tensor, mask: Tensor, P_K: Tensor, P_V: Tensor) -> tuple[Tensor, Tensor]:
+def gated_prefix(
+    x: Tensor, w: Tensor, b: Tensor, mask: Tensor, P_K: Tensor, P_V: Tensor
+) -> tuple[Tensor, Tensor]:
     """The gated keys and values of each row.
 
-    Shapes: x (n, seq, d), w (d,), b (), mask (n, seq), P_K and P_V (heads, p, D). Returns two of (n, heads, p, D).
+    Shapes: x (n, seq, d), w (d,), b (), mask (n, seq), P_K and P_V (heads, p, D).
+        Returns two of (n, heads, p, D).
     """
     # BEGIN SOLUTION
     g = torch.sigmoid(x @ w + b) * mask  # (n, seq)

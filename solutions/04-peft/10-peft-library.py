@@ -11,7 +11,8 @@ from torch import Tensor
 
 from llmlab.checks.peft.peft_library import check
 
-torch.set_num_threads(1)  # for matrices this small a second thread waits more than it helps
+# for matrices this small a second thread waits more than it helps
+torch.set_num_threads(1)
 
 # %%
 import peft
@@ -26,7 +27,9 @@ import peft
 
 # %% tags=["exercise"]
 def with_adapter(base, folder: str, tokens: Tensor) -> Tensor:
-    """The logits of `tokens` (n, T) through `base` with the adapter in `folder`: (n, T, V). `base` is left as it was."""
+    """The logits of `tokens` (n, T) through `base` with the adapter in `folder`: (n, T,
+    V). `base` is left as it was.
+    """
     # BEGIN SOLUTION
     model = peft.PeftModel.from_pretrained(base, folder).eval()
     with torch.no_grad():
@@ -52,7 +55,9 @@ check.with_adapter(with_adapter)
 
 
 # %% tags=["exercise"]
-def mixed_batch(base, folders: dict[str, str], tokens: Tensor, names: list[str | None]) -> Tensor:
+def mixed_batch(
+    base, folders: dict[str, str], tokens: Tensor, names: list[str | None]
+) -> Tensor:
     """The logits of each row of `tokens` (n, T) through its own adapter: (n, T, V)."""
     # BEGIN SOLUTION
     first, *others = folders
@@ -61,7 +66,9 @@ def mixed_batch(base, folders: dict[str, str], tokens: Tensor, names: list[str |
         model.load_adapter(folders[name], adapter_name=name)
     model.eval()
     with torch.no_grad():
-        return model(tokens, adapter_names=[name or "__base__" for name in names]).logits
+        return model(
+            tokens, adapter_names=[name or "__base__" for name in names]
+        ).logits
     # END SOLUTION
 
 
@@ -85,7 +92,8 @@ check.mixed_batch(mixed_batch)
 def by_hand(base, folder: str, tokens: Tensor) -> Tensor:
     """The logits of `tokens` (n, T) after the soft prompt in `folder`: (n, T, V)."""
     # BEGIN SOLUTION
-    prompt = load_file(f"{folder}/adapter_model.safetensors")["prompt_embeddings"]  # (p, d)
+    # (p, d)
+    prompt = load_file(f"{folder}/adapter_model.safetensors")["prompt_embeddings"]
     embedded = base.get_input_embeddings()(tokens)  # (n, T, d)
     rows = torch.cat([prompt.expand(len(tokens), -1, -1), embedded], dim=1)
     with torch.no_grad():

@@ -23,7 +23,9 @@ from llmlab.training.tasks import Batch
 
 # %% tags=["exercise"]
 def training_bytes(total: int, trained: int, base_bits: float) -> float:
-    """Bytes of the frozen base (`total` parameters of `base_bits` bits) and of `trained` parameters that train beside it."""
+    """Bytes of the frozen base (`total` parameters of `base_bits` bits) and of
+    `trained` parameters that train beside it.
+    """
     # BEGIN SOLUTION
     return total * base_bits / 8 + 16 * trained
     # END SOLUTION
@@ -49,7 +51,8 @@ check.training_bytes(training_bytes)
 def front(cost: Tensor, loss: Tensor) -> Tensor:
     """True where nobody dominates. Shapes: cost and loss (n,). Returns (n,) of bool."""
     # BEGIN SOLUTION
-    no_worse = (cost[:, None] <= cost) & (loss[:, None] <= loss)  # [j, i]: j is no worse than i in both
+    # [j, i]: j is no worse than i in both
+    no_worse = (cost[:, None] <= cost) & (loss[:, None] <= loss)
     better = (cost[:, None] < cost) | (loss[:, None] < loss)  # and better in one
     return ~(no_worse & better).any(0)
     # END SOLUTION
@@ -78,7 +81,9 @@ check.front(front)
 
 # %% tags=["exercise"]
 def reach(model: nn.Module, batches: list[Batch]) -> int:
-    """Train at most 2,500 parameters of `model`, in place, in at most 40 steps. Returns how many parameters trained."""
+    """Train at most 2,500 parameters of `model`, in place, in at most 40 steps. Returns
+    how many parameters trained.
+    """
     # BEGIN SOLUTION
     ia3.apply(model, ia3.IA3Config())
     tasks.fit(model, batches, lr=0.3)

@@ -25,7 +25,9 @@ from llmlab.parallelism import Communicator, Link
 
 # %% tags=["exercise"]
 def ring_moves(p: int) -> list[tuple[int, int, int, int]]:
-    """All messages of a ring all-reduce: (step, src, dst, chunk), with p chunks. For p = 1 there are none."""
+    """All messages of a ring all-reduce: (step, src, dst, chunk), with p chunks. For p
+    = 1 there are none.
+    """
     # BEGIN SOLUTION
     moves = []
     for step in range(2 * (p - 1)):
@@ -80,9 +82,11 @@ check.crossover(crossover)
 
 # %% tags=["exercise"]
 def tree_broadcast(comm: Communicator, x: Tensor | None, root: int) -> Tensor:
-    """The root's tensor, on every rank. x is the tensor on rank `root`, and None on the others.
+    """The root's tensor, on every rank. x is the tensor on rank `root`, and None on the
+    others.
 
-    comm.rank, comm.size; comm.send(x, dst) waits until it is received; comm.recv(src) returns what `src` sends.
+    comm.rank, comm.size; comm.send(x, dst) waits until it is received; comm.recv(src)
+    returns what `src` sends.
     """
     # BEGIN SOLUTION
     p = comm.size
@@ -117,22 +121,29 @@ check.tree_broadcast(tree_broadcast)
 
 # %% tags=["exercise"]
 def log_all_reduce(comm: Communicator, x: Tensor) -> Tensor:
-    """The sum of all ranks' x, on every rank. x has one dimension, and its length is a multiple of comm.size.
+    """The sum of all ranks' x, on every rank. x has one dimension, and its length is a
+    multiple of comm.size.
 
-    comm.sendrecv(t, dst, src): sends t to dst and returns what src sends, at the same time.
+    comm.sendrecv(t, dst, src): sends t to dst and returns what src sends, at the same
+    time.
     """
     # BEGIN SOLUTION
     p, r = comm.size, comm.rank
     chunks = x.chunk(p)
-    parts = [chunks[(r + i) % p] for i in range(p)]  # the list that begins with this rank's own chunk
+    # the list that begins with this rank's own chunk
+    parts = [chunks[(r + i) % p] for i in range(p)]
     hops = [2**k for k in range((p - 1).bit_length())]
     for hop in reversed(hops):
         n = min(hop, p - hop)
-        got = comm.sendrecv(torch.cat(parts[hop : hop + n]), (r + hop) % p, (r - hop) % p)
+        got = comm.sendrecv(
+            torch.cat(parts[hop : hop + n]), (r + hop) % p, (r - hop) % p
+        )
         parts[:n] = [a + b for a, b in zip(parts, got.chunk(n), strict=False)]
     for hop in hops:
         n = min(hop, p - hop)
-        parts[hop : hop + n] = comm.sendrecv(torch.cat(parts[:n]), (r - hop) % p, (r + hop) % p).chunk(n)
+        parts[hop : hop + n] = comm.sendrecv(
+            torch.cat(parts[:n]), (r - hop) % p, (r + hop) % p
+        ).chunk(n)
     return torch.cat([parts[(c - r) % p] for c in range(p)])
     # END SOLUTION
 

@@ -25,7 +25,8 @@ from llmlab.parallelism import Communicator
 
 # %% tags=["exercise"]
 def buckets(sizes: list[int], limit: int) -> list[list[int]]:
-    """Numbers of parameters, bucket by bucket. sizes[i]: bytes of parameter i, in the order of the model.
+    """Numbers of parameters, bucket by bucket. sizes[i]: bytes of parameter i, in the
+    order of the model.
 
     buckets([10, 10, 30, 5, 5], limit=15) begins with the bucket [4, 3, 2].
     """
@@ -56,11 +57,15 @@ check.buckets(buckets)
 
 
 # %% tags=["exercise"]
-def backward_mean(comm: Communicator, loss_sum: Tensor, tokens: int, weights: list[Tensor]) -> float:
+def backward_mean(
+    comm: Communicator, loss_sum: Tensor, tokens: int, weights: list[Tensor]
+) -> float:
     """The mean loss over all ranks' tokens; its gradient is then in the weights' .grad.
 
-    loss_sum: this rank's sum of losses, with a graph (call .backward() on it, or on a multiple of it). tokens: how many it has.
-    comm.all_reduce(x) is the sum over ranks and returns a new tensor; comm.all_reduce(x, "mean") is their mean.
+    loss_sum: this rank's sum of losses, with a graph (call .backward() on it, or on a
+        multiple of it). tokens: how many it has.
+    comm.all_reduce(x) is the sum over ranks and returns a new tensor;
+    comm.all_reduce(x, "mean") is their mean.
     """
     # BEGIN SOLUTION
     N = comm.all_reduce(torch.tensor(tokens)).item()
@@ -87,10 +92,14 @@ check.backward_mean(backward_mean)
 
 
 # %% tags=["exercise"]
-def gradients_of_step(comm: Communicator, model: nn.Module, microbatches: list, max_norm: float) -> list[Tensor]:
-    """The gradients of model.parameters(), in their order, the same on every rank. Their .grad is None at the beginning.
+def gradients_of_step(
+    comm: Communicator, model: nn.Module, microbatches: list, max_norm: float
+) -> list[Tensor]:
+    """The gradients of model.parameters(), in their order, the same on every rank.
+    Their .grad is None at the beginning.
 
-    model(x) returns logits (tokens, classes); y holds the classes (tokens). nn.utils.clip_grad_norm_(parameters, max_norm).
+    model(x) returns logits (tokens, classes); y holds the classes (tokens).
+    nn.utils.clip_grad_norm_(parameters, max_norm).
     """
     # BEGIN SOLUTION
     N = comm.all_reduce(torch.tensor(sum(len(y) for _, y in microbatches))).item()
@@ -124,12 +133,17 @@ check.gradients_of_step(gradients_of_step)
 
 # %% tags=["exercise"]
 def overlapped(
-    comm: Communicator, weights: list[Tensor], plan: list[list[int]], backward: Callable[[], None]
+    comm: Communicator,
+    weights: list[Tensor],
+    plan: list[list[int]],
+    backward: Callable[[], None],
 ) -> list[Tensor]:
-    """Runs backward() once, and returns the means over ranks of the weights' gradients, in the order of the weights.
+    """Runs backward() once, and returns the means over ranks of the weights' gradients,
+    in the order of the weights.
 
     w.register_post_accumulate_grad_hook(f): calls f(w) when w.grad is complete.
-    comm.all_reduce(x, "mean", async_op=True): returns a handle at once; handle.wait() returns the result.
+    comm.all_reduce(x, "mean", async_op=True): returns a handle at once; handle.wait()
+    returns the result.
     """
     # BEGIN SOLUTION
     bucket_of = {i: b for b, bucket in enumerate(plan) for i in bucket}

@@ -25,7 +25,9 @@ from llmlab.parallelism.zero_and_fsdp import Adam, adamw_
 
 # %% tags=["exercise"]
 def bytes_per_rank(stage: int, Psi: int, N: int) -> int:
-    """Bytes that each of N ranks holds for Psi parameters, padding included, at stage 0, 1, 2 or 3."""
+    """Bytes that each of N ranks holds for Psi parameters, padding included, at stage
+    0, 1, 2 or 3.
+    """
     # BEGIN SOLUTION
     piece = -(-Psi // N)
     weights = 2 * (piece if stage >= 3 else Psi)
@@ -54,9 +56,11 @@ check.bytes_per_rank(bytes_per_rank)
 
 # %% tags=["exercise"]
 def my_piece(comm: Communicator, parameters: list[Tensor]) -> Tensor:
-    """Piece number comm.rank of comm.size equal pieces of all parameters, flattened in order, each object once.
+    """Piece number comm.rank of comm.size equal pieces of all parameters, flattened in
+    order, each object once.
 
-    Parameters may have any shapes, and need not be contiguous. Returns a 1-D tensor of ⌈Ψ / comm.size⌉ elements.
+    Parameters may have any shapes, and need not be contiguous. Returns a 1-D tensor of
+    ⌈Ψ / comm.size⌉ elements.
     """
     # BEGIN SOLUTION
     once = {id(w): w for w in parameters}.values()
@@ -91,13 +95,21 @@ check.my_piece(my_piece)
 
 # %% tags=["exercise"]
 def zero_step(
-    comm: Communicator, weights: Tensor, m: Tensor, v: Tensor, grad: Tensor, tokens: int, t: int, adam: Adam
+    comm: Communicator,
+    weights: Tensor,
+    m: Tensor,
+    v: Tensor,
+    grad: Tensor,
+    tokens: int,
+    t: int,
+    adam: Adam,
 ) -> Tensor:
     """The weights after one step; m and v are changed in place.
 
     Shapes: weights and grad (n), whole; m and v (n / comm.size), this rank's piece.
-    comm.reduce_scatter(x): piece number comm.rank of the sum over ranks. comm.all_gather(x): all pieces joined.
-    comm.all_reduce(x): the sum over ranks; x must be a tensor.
+    comm.reduce_scatter(x): piece number comm.rank of the sum over ranks.
+    comm.all_gather(x): all pieces joined. comm.all_reduce(x): the sum over ranks; x
+    must be a tensor.
     """
     # BEGIN SOLUTION
     total = comm.all_reduce(torch.tensor(tokens))
@@ -137,8 +149,10 @@ def chain_gradients(
 ) -> tuple[Tensor, list[Tensor]]:
     """(gradient of x, [piece of the gradient of W_i, summed over ranks, for each i]).
 
-    Shapes: pieces[i] (out_i / comm.size, in_i); x (batch, in_0); grad_out (batch, out of the last).
-    comm.all_gather(piece): the whole W. comm.reduce_scatter(dW): this rank's rows of the sum. No autograd is needed.
+    Shapes: pieces[i] (out_i / comm.size, in_i); x (batch, in_0); grad_out (batch, out
+        of the last).
+    comm.all_gather(piece): the whole W. comm.reduce_scatter(dW): this rank's rows of
+    the sum. No autograd is needed.
     """
     # BEGIN SOLUTION
     h = [x]

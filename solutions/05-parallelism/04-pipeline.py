@@ -25,7 +25,8 @@ from llmlab.parallelism import Communicator
 def bubble(p: int, m: int, v: int = 1) -> float:
     """The share of a step in which a rank waits: 0 for p = 1."""
     # BEGIN SOLUTION
-    waiting, working = (p - 1) / v, m  # in slots: a forward and a backward of all of a rank's layers
+    # in slots: a forward and a backward of all of a rank's layers
+    waiting, working = (p - 1) / v, m
     return waiting / (waiting + working)
     # END SOLUTION
 
@@ -48,7 +49,9 @@ check.bubble(bubble)
 
 # %% tags=["exercise"]
 def one_f_one_b(p: int, m: int, r: int) -> list[tuple[str, int]]:
-    """What rank r of p does with m microbatches: pairs ("F" or "B", microbatch), ranks and microbatches from 0."""
+    """What rank r of p does with m microbatches: pairs ("F" or "B", microbatch), ranks
+    and microbatches from 0.
+    """
     # BEGIN SOLUTION
     w = min(p - r - 1, m)
     ops = [("F", i) for i in range(w)]
@@ -78,9 +81,11 @@ check.one_f_one_b(one_f_one_b)
 def backward_in_two(
     inputs: list[Tensor], weights: list[Tensor], dy: Tensor
 ) -> tuple[Tensor, Callable[[], list[Tensor]]]:
-    """(the gradient of inputs[0], a function that returns the gradients of all weights, in their order).
+    """(the gradient of inputs[0], a function that returns the gradients of all weights,
+    in their order).
 
-    Shapes: inputs[k] (N, a), weights[k] (b, a), dy (N, b of the last). relu(y) > 0 exactly where its gradient passes.
+    Shapes: inputs[k] (N, a), weights[k] (b, a), dy (N, b of the last). relu(y) > 0
+        exactly where its gradient passes.
     """
     # BEGIN SOLUTION
     kept = []
@@ -119,10 +124,12 @@ def run_schedule(
     ys: list[Tensor],
     loss_fn: Callable[[Tensor, Tensor], Tensor],
 ) -> float | None:
-    """Run this rank's ops; leave gradients in stage.parameters(). Returns the mean loss on the last rank, None elsewhere.
+    """Run this rank's ops; leave gradients in stage.parameters(). Returns the mean loss
+    on the last rank, None elsewhere.
 
-    xs[i] is microbatch i (rank 0 feeds it to its stage), ys[i] its targets, loss_fn(output, ys[i]) its loss.
-    comm.rank, comm.size. comm.recv(source): the next tensor from that rank. comm.isend(x, target): send and go on.
+    xs[i] is microbatch i (rank 0 feeds it to its stage), ys[i] its targets,
+    loss_fn(output, ys[i]) its loss. comm.rank, comm.size. comm.recv(source): the next
+    tensor from that rank. comm.isend(x, target): send and go on.
     """
     # BEGIN SOLUTION
     first, last = comm.rank == 0, comm.rank == comm.size - 1

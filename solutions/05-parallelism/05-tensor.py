@@ -28,8 +28,9 @@ from llmlab.parallelism.tensor import sum_over_ranks as g
 def all_reduce(comm: Communicator, x: Tensor) -> Tensor:
     """The sum of all ranks' x, on every rank, of the shape of x.
 
-    comm.reduce_scatter(y): piece number comm.rank, along dimension 0, of the sum of all ranks' y.
-    comm.all_gather(y): all ranks' y, joined along dimension 0. comm.size: the number of ranks.
+    comm.reduce_scatter(y): piece number comm.rank, along dimension 0, of the sum of all
+    ranks' y. comm.all_gather(y): all ranks' y, joined along dimension 0. comm.size: the
+    number of ranks.
     """
     # BEGIN SOLUTION
     flat = x.flatten()
@@ -62,10 +63,14 @@ check.all_reduce(all_reduce)
 
 
 # %% tags=["exercise"]
-def split_mlp(comm: Communicator, x: Tensor, gate: Tensor, up: Tensor, down: Tensor, bias: Tensor) -> Tensor:
-    """silu(x gateᵀ) ⊙ (x upᵀ) times downᵀ, plus bias, from this rank's share of the weights.
+def split_mlp(
+    comm: Communicator, x: Tensor, gate: Tensor, up: Tensor, down: Tensor, bias: Tensor
+) -> Tensor:
+    """silu(x gateᵀ) ⊙ (x upᵀ) times downᵀ, plus bias, from this rank's share of the
+    weights.
 
-    Shapes: x (N, d), gate and up (ff, d), down (d, ff), bias (d). Returns (N, d), whole on every rank.
+    Shapes: x (N, d), gate and up (ff, d), down (d, ff), bias (d). Returns (N, d), whole
+        on every rank.
     Useful: t.chunk(comm.size, dim)[comm.rank].
     """
     # BEGIN SOLUTION
@@ -101,7 +106,8 @@ check.split_mlp(split_mlp)
 def vocab_parallel_loss(comm: Communicator, logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy of each position, the same on every rank.
 
-    Shapes: logits (N, V/p) of this rank, targets (N) with numbers 0 … V − 1. Returns (N), float32.
+    Shapes: logits (N, V/p) of this rank, targets (N) with numbers 0 … V − 1. Returns
+        (N), float32.
     """
     # BEGIN SOLUTION
     rows = logits.shape[1]
@@ -137,7 +143,8 @@ def matmul_2d(along: Communicator, down: Communicator, X: Tensor, W: Tensor) -> 
     """This rank's block of X W.
 
     Shapes: X (m, k), W (k, n). Returns (m, n). along.size == down.size == q.
-    comm.broadcast(x, src): the tensor of rank src of the group, on every rank of the group; the others' x is not looked at.
+    comm.broadcast(x, src): the tensor of rank src of the group, on every rank of the
+    group; the others' x is not looked at.
     """
     # BEGIN SOLUTION
     Y = torch.zeros(X.shape[0], W.shape[1])

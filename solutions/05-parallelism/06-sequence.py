@@ -25,7 +25,8 @@ from llmlab.parallelism import Communicator
 def merge(o_a: Tensor, l_a: Tensor, o_b: Tensor, l_b: Tensor) -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp over the keys of a and b together.
 
-    Shapes: o (B, H, T, D), l (B, H, T). Useful: torch.logaddexp(x, y) = log(eˣ + eʸ), also for −∞.
+    Shapes: o (B, H, T, D), l (B, H, T). Useful: torch.logaddexp(x, y) = log(eˣ + eʸ),
+        also for −∞.
     """
     # BEGIN SOLUTION
     lse = torch.logaddexp(l_a, l_b)
@@ -80,7 +81,9 @@ check.zigzag(zigzag)
 
 
 # %% tags=["exercise"]
-def layer_memory(s: int, b: int, h: int, a: int, t: int, sequence_parallel: bool, selective: bool) -> float:
+def layer_memory(
+    s: int, b: int, h: int, a: int, t: int, sequence_parallel: bool, selective: bool
+) -> float:
     """Bytes that each of t ranks keeps: s tokens, batch b, hidden size h, a heads."""
     # BEGIN SOLUTION
     outside = 10 / t if sequence_parallel else 10
@@ -106,17 +109,22 @@ check.layer_memory(layer_memory)
 # need not skip pieces in which nobody sees anything.
 
 # %%
-from llmlab.parallelism.sequence import attend  # (q, k, v, q_positions, k_positions) → (o, lse)
-from llmlab.parallelism.sequence import merge as merge_pieces  # (o_a, l_a, o_b, l_b) → (o, lse)
+# (q, k, v, q_positions, k_positions) → (o, lse)
+from llmlab.parallelism.sequence import attend
+
+# (o_a, l_a, o_b, l_b) → (o, lse)
+from llmlab.parallelism.sequence import merge as merge_pieces
 
 
 # %% tags=["exercise"]
-def ring_attention(comm: Communicator, q: Tensor, k: Tensor, v: Tensor, cut: list[Tensor]) -> Tensor:
+def ring_attention(
+    comm: Communicator, q: Tensor, k: Tensor, v: Tensor, cut: list[Tensor]
+) -> Tensor:
     """Attention of this rank's queries over all ranks' keys.
 
     Shapes: q (B, H, Tr, D), k and v (B, K, Tr, D). Returns (B, H, Tr, D).
-    comm.sendrecv(x, dst, src): send x to rank dst while receiving from rank src; the sender decides the shape.
-    torch.stack([k, v]) makes one message of two.
+    comm.sendrecv(x, dst, src): send x to rank dst while receiving from rank src; the
+    sender decides the shape. torch.stack([k, v]) makes one message of two.
     """
     # BEGIN SOLUTION
     p, r = comm.size, comm.rank

@@ -75,12 +75,17 @@ check.group(group)
 
 
 # %% tags=["exercise"]
-def global_norm(comm: Communicator, gradients: dict[str, Tensor], copies: dict[str, int]) -> Tensor:
+def global_norm(
+    comm: Communicator, gradients: dict[str, Tensor], copies: dict[str, int]
+) -> Tensor:
     """The norm over the whole model, equal on all ranks; a scalar."""
     # BEGIN SOLUTION
     import torch
 
-    mine = sum((g.square().sum() / copies[name] for name, g in gradients.items()), torch.zeros(()))
+    mine = sum(
+        (g.square().sum() / copies[name] for name, g in gradients.items()),
+        torch.zeros(()),
+    )
     return comm.all_reduce(mine).sqrt()
     # END SOLUTION
 

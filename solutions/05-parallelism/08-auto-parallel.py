@@ -18,11 +18,15 @@ from llmlab.checks.parallelism.auto_parallel import check
 
 # %% tags=["exercise"]
 def summed(dims: str, cut: str) -> list[str]:
-    """The tensors that need an all-reduce when an axis cuts the loop `cut` of the operator `dims`."""
+    """The tensors that need an all-reduce when an axis cuts the loop `cut` of the
+    operator `dims`.
+    """
     # BEGIN SOLUTION
     reads, writes = dims.split("->")
     out = ["out"] if cut not in writes else []
-    return out + [f"grad {i}" for i, loops in enumerate(reads.split(",")) if cut not in loops]
+    return out + [
+        f"grad {i}" for i, loops in enumerate(reads.split(",")) if cut not in loops
+    ]
     # END SOLUTION
 
 
@@ -44,7 +48,9 @@ check.summed(summed)
 
 # %% tags=["exercise"]
 def bytes_to_move(n: float, p: int, src: int | None, dst: int | None) -> float:
-    """Bytes that each rank sends to change the cut of a tensor of n bytes from `src` to `dst`."""
+    """Bytes that each rank sends to change the cut of a tensor of n bytes from `src` to
+    `dst`.
+    """
     # BEGIN SOLUTION
     if src == dst or src is None:
         return 0.0  # a rank that has everything keeps its piece
@@ -73,12 +79,16 @@ check.bytes_to_move(bytes_to_move)
 
 # %% tags=["exercise"]
 def best_plan(node: list[list[float]], edge: list[list[list[float]]]) -> list[int]:
-    """Strategies of least total time. node: operators × strategies; edge[v]: strategies of v × strategies of v + 1."""
+    """Strategies of least total time. node: operators × strategies; edge[v]: strategies
+    of v × strategies of v + 1.
+    """
     # BEGIN SOLUTION
-    best = [(t, [i]) for i, t in enumerate(node[0])]  # for each last strategy: its least time, and the way there
+    # for each last strategy: its least time, and the way there
+    best = [(t, [i]) for i, t in enumerate(node[0])]
     for costs, R in zip(node[1:], edge, strict=True):
         best = [
-            min((t + R[way[-1]][j] + c, [*way, j]) for t, way in best)  # over all strategies before
+            # over all strategies before
+            min((t + R[way[-1]][j] + c, [*way, j]) for t, way in best)
             for j, c in enumerate(costs)
         ]
     return min(best)[1]
@@ -105,16 +115,21 @@ check.best_plan(best_plan)
 def stages(times: list[float], p: int, m: int) -> list[int]:
     """How many layers each of p stages gets, for the least time of m microbatches."""
     # BEGIN SOLUTION
-    best: dict[tuple[int, int], tuple[float, list[int]]] = {(0, 0): (0.0, [])}  # (layers, stages) → slowest, sizes
+    # (layers, stages) → slowest, sizes
+    best: dict[tuple[int, int], tuple[float, list[int]]] = {(0, 0): (0.0, [])}
     for end in range(1, len(times) + 1):
         for k in range(1, min(p, end) + 1):
             tries = [
-                (max(best[start, k - 1][0], sum(times[start:end])), [*best[start, k - 1][1], end - start])
+                (
+                    max(best[start, k - 1][0], sum(times[start:end])),
+                    [*best[start, k - 1][1], end - start],
+                )
                 for start in range(end)
                 if (start, k - 1) in best
             ]
             best[end, k] = min(tries)
-    return best[len(times), p][1]  # the sum is the same for every cut: only the slowest stage matters
+    # the sum is the same for every cut: only the slowest stage matters
+    return best[len(times), p][1]
     # END SOLUTION
 
 

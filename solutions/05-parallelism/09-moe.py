@@ -24,7 +24,9 @@ from llmlab.parallelism import Communicator
 
 # %% tags=["exercise"]
 def route(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """(experts, weights), both of shape (T, k), the best expert first; logits (T, E)."""
+    """(experts, weights), both of shape (T, k), the best expert first; logits (T,
+    E).
+    """
     # BEGIN SOLUTION
     values, experts = logits.float().softmax(-1).topk(k, dim=-1)
     return experts, values / values.sum(-1, keepdim=True)
@@ -49,7 +51,9 @@ check.route(route)
 
 # %% tags=["exercise"]
 def places(experts: Tensor, E: int, factor: float) -> Tensor:
-    """True where an assignment is kept: a bool tensor of the shape of `experts`, (T, k), which holds numbers 0 … E − 1."""
+    """True where an assignment is kept: a bool tensor of the shape of `experts`, (T,
+    k), which holds numbers 0 … E − 1.
+    """
     # BEGIN SOLUTION
     T, k = experts.shape
     C = math.ceil(T * k / E * factor)
@@ -108,10 +112,13 @@ check.balance(balance)
 
 
 # %% tags=["exercise"]
-def dispatch(comm: Communicator, x: Tensor, experts: Tensor, experts_here: Callable, E: int) -> Tensor:
+def dispatch(
+    comm: Communicator, x: Tensor, experts: Tensor, experts_here: Callable, E: int
+) -> Tensor:
     """Each row of x through its expert: a tensor of the shape of x, (n, d).
 
-    comm.all_to_all(xs): a list of p tensors, one for each rank → a list of p tensors, one from each rank. Their lengths may differ.
+    comm.all_to_all(xs): a list of p tensors, one for each rank → a list of p tensors,
+    one from each rank. Their lengths may differ.
     """
     # BEGIN SOLUTION
     owner = experts // (E // comm.size)

@@ -22,7 +22,11 @@ from llmlab.checks.parallelism.frameworks import check
 def environment(node: int, local: int, nodes: int, per_node: int) -> dict[str, str]:
     """RANK, LOCAL_RANK and WORLD_SIZE of one process."""
     # BEGIN SOLUTION
-    values = {"RANK": node * per_node + local, "LOCAL_RANK": local, "WORLD_SIZE": nodes * per_node}
+    values = {
+        "RANK": node * per_node + local,
+        "LOCAL_RANK": local,
+        "WORLD_SIZE": nodes * per_node,
+    }
     return {name: str(value) for name, value in values.items()}
     # END SOLUTION
 
@@ -51,7 +55,9 @@ def accumulation(batch: int, micro: int, devices: int, tp: int = 1, pp: int = 1)
         raise ValueError(f"devices={devices} is not a multiple of tp · pp = {tp * pp}")
     each = micro * (devices // (tp * pp))
     if batch % each or batch < each:
-        raise ValueError(f"batch={batch} is not a multiple of micro · data-parallel ranks = {each}")
+        raise ValueError(
+            f"batch={batch} is not a multiple of micro · data-parallel ranks = {each}"
+        )
     return batch // each
     # END SOLUTION
 
@@ -105,9 +111,13 @@ check.loss_factor(loss_factor)
 def save(folder: Path, step: int, write: Callable[[Path], None], keep: int = 2) -> Path:
     """Write the checkpoint of a step; returns its path."""
     # BEGIN SOLUTION
-    target, unfinished = folder / f"step-{step:08}.pt", folder / f".unfinished-{step:08}"
+    target, unfinished = (
+        folder / f"step-{step:08}.pt",
+        folder / f".unfinished-{step:08}",
+    )
     write(unfinished)
-    unfinished.replace(target)  # one step for the file system: the name is old or new, never half
+    # one step for the file system: the name is old or new, never half
+    unfinished.replace(target)
     for old in sorted(folder.glob("step-*.pt"))[:-keep]:
         old.unlink()
     return target

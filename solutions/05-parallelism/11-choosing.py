@@ -21,7 +21,14 @@ from llmlab.parallelism.choosing import Job, Plan, planner
 
 # %% tags=["exercise"]
 def mfu(
-    parameters: float, layers: int, heads: int, head_dim: int, seq: int, rate: float, devices: int, peak: float
+    parameters: float,
+    layers: int,
+    heads: int,
+    head_dim: int,
+    seq: int,
+    rate: float,
+    devices: int,
+    peak: float,
 ) -> float:
     """Model FLOPs utilisation, between 0 and 1."""
     # BEGIN SOLUTION
@@ -52,7 +59,8 @@ def state_bytes(parameters: float, dp: int, tp: int, pp: int, zero: int) -> floa
     """Bytes of weights, gradients and optimizer on each device."""
     # BEGIN SOLUTION
     held = parameters / (tp * pp)
-    kinds = ((2, 3), (2, 2), (12, 1))  # bytes of weights, gradients, optimizer, and the first stage that cuts them
+    # bytes of weights, gradients, optimizer, and the first stage that cuts them
+    kinds = ((2, 3), (2, 2), (12, 1))
     return sum(each * held / (dp if zero >= stage else 1) for each, stage in kinds)
     # END SOLUTION
 
@@ -76,7 +84,9 @@ check.state_bytes(state_bytes)
 
 # %% tags=["exercise"]
 def microbatches_needed(p: int, v: int, limit: float) -> int:
-    """The smallest number of microbatches with a bubble of at most `limit` (between 0 and 1) of the step."""
+    """The smallest number of microbatches with a bubble of at most `limit` (between 0
+    and 1) of the step.
+    """
     # BEGIN SOLUTION
     step = p if v > 1 else 1
     m = step
@@ -113,19 +123,43 @@ def choose(job: Job, devices: int) -> Plan:
     """A plan for all `devices` that fits and is nearly as fast as the fastest."""
     # BEGIN SOLUTION
     x, best = job.shape, None
-    recompute = ("none", "full") if x.family == "llama" else ("none", "selective", "full")  # in the order of their time
-    for tp in planner.divisors(devices, min(job.machine.node, x.kv_heads)):  # never over the network
+    # in the order of their time
+    recompute = (
+        ("none", "full") if x.family == "llama" else ("none", "selective", "full")
+    )
+    # never over the network
+    for tp in planner.divisors(devices, min(job.machine.node, x.kv_heads)):
         for pp in planner.divisors(devices // tp, min(16, x.layers)):
             for cp in (1, 2, 4, 8) if job.seq > 16_384 else (1,):
                 dp = devices // (tp * pp * cp)
                 if devices % (tp * pp * cp) or x.layers % pp or job.batch % max(1, dp):
                     continue
-                chunks = [v for v in (4, 2, 1) if x.layers % (pp * v) == 0] if pp > 1 else [1]
-                ways = [(r, z, v) for r in recompute for z in ((1,) if pp > 1 else (1, 3)) for v in chunks]
+                chunks = (
+                    [v for v in (4, 2, 1) if x.layers % (pp * v) == 0]
+                    if pp > 1
+                    else [1]
+                )
+                ways = [
+                    (r, z, v)
+                    for r in recompute
+                    for z in ((1,) if pp > 1 else (1, 3))
+                    for v in chunks
+                ]
                 for r, z, v in ways:
-                    plan = Plan(dp, tp, pp, cp, microbatch=1, zero=z, sequence=tp > 1, recompute=r, chunks=v)
+                    plan = Plan(
+                        dp,
+                        tp,
+                        pp,
+                        cp,
+                        microbatch=1,
+                        zero=z,
+                        sequence=tp > 1,
+                        recompute=r,
+                        chunks=v,
+                    )
                     e = planner.estimate(job, plan)
-                    if not e.problems:  # the first that fits is the fastest of this split
+                    # the first that fits is the fastest of this split
+                    if not e.problems:
                         best = e if best is None or e.step < best.step else best
                         break
     return best.plan

@@ -25,7 +25,9 @@ from llmlab.checks.compression.quantization_basics.exercises import check
 
 # %% tags=["exercise"]
 def affine_quantize(x: Tensor, bits: int) -> tuple[Tensor, float, int]:
-    """Codes (int64, in x's shape), the scale and the zero point of x, a float32 tensor of any shape."""
+    """Codes (int64, in x's shape), the scale and the zero point of x, a float32 tensor
+    of any shape.
+    """
     # BEGIN SOLUTION
     top = 2**bits - 1
     low, high = min(0.0, x.min().item()), max(0.0, x.max().item())
@@ -58,7 +60,9 @@ check.affine_quantize(affine_quantize)
 
 # %% tags=["exercise"]
 def quantize_groups(W: Tensor, bits: int, group_size: int) -> tuple[Tensor, Tensor]:
-    """Codes (int64, shape (out, in)) and scales (float32, shape (out, in / group_size)) of W, a float32 tensor."""
+    """Codes (int64, shape (out, in)) and scales (float32, shape (out, in / group_size))
+    of W, a float32 tensor.
+    """
     # BEGIN SOLUTION
     groups = W.unflatten(1, (-1, group_size))  # (out, in / g, g)
     scale = groups.abs().amax(dim=-1) / (2 ** (bits - 1) - 1)  # (out, in / g)
@@ -91,7 +95,9 @@ check.quantize_groups(quantize_groups)
 
 # %% tags=["exercise"]
 def int8_linear(X: Tensor, W: Tensor) -> Tensor:
-    """X Wᵀ through 8-bit codes: X (tokens, in), W (out, in) → (tokens, out), all float32."""
+    """X Wᵀ through 8-bit codes: X (tokens, in), W (out, in) → (tokens, out), all
+    float32.
+    """
     # BEGIN SOLUTION
     s_x = X.abs().amax(dim=1, keepdim=True) / 127  # (tokens, 1)
     s_w = W.abs().amax(dim=1, keepdim=True) / 127  # (out, 1)
@@ -118,7 +124,9 @@ check.int8_linear(int8_linear)
 
 # %% tags=["exercise"]
 def best_clip(x: Tensor, bits: int, candidates: list[float]) -> float:
-    """The clipping value among `candidates` that leaves x, a float32 tensor, the least squared error."""
+    """The clipping value among `candidates` that leaves x, a float32 tensor, the least
+    squared error.
+    """
 
     # BEGIN SOLUTION
     def error(c: float) -> float:

@@ -12,9 +12,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+]
 FLAGS += ["--disable-sync", "--no-first-run"]
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+NAMES = (
+    "chromium",
+    "chromium-browser",
+    "google-chrome",
+    "google-chrome-stable",
+    "chrome",
+)
 
 
 def pytest_collection_modifyitems(items):
@@ -28,7 +39,9 @@ def chromium():
     """A browser, found by the environment variable CHROMIUM or by a common name."""
     from playwright.sync_api import sync_playwright
 
-    path = shutil.which(os.environ.get("CHROMIUM", "")) or next(filter(None, map(shutil.which, NAMES)), None)
+    path = shutil.which(os.environ.get("CHROMIUM", "")) or next(
+        filter(None, map(shutil.which, NAMES)), None
+    )
     if path is None:
         pytest.fail("no Chromium: install one, or set CHROMIUM to its path")
     with sync_playwright() as playwright:
@@ -58,27 +71,48 @@ def book():
 @pytest.fixture(scope="session")
 def site(book):
     """The address at which the book is served."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(book)))
+    server = ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Quiet, directory=str(book))
+    )
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_address[1]}"
     server.shutdown()
 
 
 class Watched:
-    """A page, and what went wrong on it: requests to other hosts, failed ones, script errors."""
+    """A page, and what went wrong on it: requests to other hosts, failed ones, script
+    errors.
+    """
 
     def __init__(self, page, address: str) -> None:
         self.page, self.faults = page, []
         mine = (address, "data:", "blob:", address.replace("http", "ws"))
-        page.on("request", lambda r: None if r.url.startswith(mine) else self.faults.append(f"asked {r.url}"))
-        page.on("response", lambda r: self.faults.append(f"{r.status} {r.url}") if r.status >= 400 else None)
+        page.on(
+            "request",
+            lambda r: (
+                None if r.url.startswith(mine) else self.faults.append(f"asked {r.url}")
+            ),
+        )
+        page.on(
+            "response",
+            lambda r: (
+                self.faults.append(f"{r.status} {r.url}") if r.status >= 400 else None
+            ),
+        )
         page.on("pageerror", lambda e: self.faults.append(f"script error: {e}"))
-        page.on("console", lambda m: self.faults.append(f"console: {m.text}") if m.type == "error" else None)
+        page.on(
+            "console",
+            lambda m: (
+                self.faults.append(f"console: {m.text}") if m.type == "error" else None
+            ),
+        )
 
 
 @pytest.fixture(scope="session")
 def shared_contexts(chromium):
-    """One browser context a theme: its pages share a cache of scripts, styles and fonts."""
+    """One browser context a theme: its pages share a cache of scripts, styles and
+    fonts.
+    """
     contexts = {}
     yield contexts
     for context in contexts.values():
@@ -87,9 +121,11 @@ def shared_contexts(chromium):
 
 @pytest.fixture
 def open_page(chromium, site, shared_contexts):
-    """open_page('index.html', theme='dark', width=390): a page watched until the test ends.
+    """open_page('index.html', theme='dark', width=390): a page watched until the test
+    ends.
 
-    `fresh=True` gives it a context of its own: nothing that it stores meets other pages.
+    `fresh=True` gives it a context of its own: nothing that it stores meets other
+    pages.
     """
     own_contexts, watched = [], []
 

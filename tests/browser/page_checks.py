@@ -86,7 +86,9 @@ def prepare(page: Page) -> None:
 
 def axe_faults(page: Page, in_theme: str) -> list[str]:
     """What axe finds serious or critical in this theme ("dark" or "light")."""
-    page.evaluate("theme => { document.documentElement.dataset.theme = theme }", in_theme)
+    page.evaluate(
+        "theme => { document.documentElement.dataset.theme = theme }", in_theme
+    )
     found = page.evaluate("pageChecks.check().then(found => found.violations)")
     return [
         f"{in_theme}: {fault['id']} ({fault['count']} ×): {fault['html'][:120]}"

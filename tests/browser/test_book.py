@@ -13,7 +13,9 @@ from llmlab.course.syllabus import PARTS, built_lessons
 from tests.browser.page_checks import EXPLORE, all_faults
 
 ROOT = Path(__file__).resolve().parents[2]
-LESSONS = [lesson.slug for lesson in built_lessons(ROOT) if lesson.notebook(ROOT).is_file()]
+LESSONS = [
+    lesson.slug for lesson in built_lessons(ROOT) if lesson.notebook(ROOT).is_file()
+]
 PAGES = [f"{name}.html" for name in (*STATIC_PAGES, "search")]
 PAGES += [f"parts/{part}.html" for part in PARTS]
 PAGES += [f"{kind}/{slug}.html" for slug in LESSONS for kind in KINDS]
@@ -22,7 +24,8 @@ SLIDER = f"{EXPLORE} input[type=range]"
 
 @pytest.mark.parametrize("name", PAGES)
 def test_page(open_page, name):
-    """Mathematics, axe in both themes, sliders by keyboard, a phone's width: in one load.
+    """Mathematics, axe in both themes, sliders by keyboard, a phone's width: in one
+    load.
 
     The fixture holds the page to no outside request, no failed one and no script error.
     """
@@ -73,7 +76,9 @@ def test_slider_on_the_landing_page(open_page):
 def test_search_finds_a_term(open_page):
     page = open_page("search.html?q=perplexity")
     page.wait_for_selector("#search-results li", timeout=20_000)
-    assert "glossary.html" in " ".join(a.get_attribute("href") for a in page.locator("#search-results li a").all())
+    assert "glossary.html" in " ".join(
+        a.get_attribute("href") for a in page.locator("#search-results li a").all()
+    )
 
 
 def test_search_from_any_page_by_keyboard(open_page):
@@ -87,7 +92,13 @@ def test_search_from_any_page_by_keyboard(open_page):
 
 def test_one_search_bar(open_page):
     page = open_page("index.html")
-    shown = [x for x in page.locator(".search-button-field, .bd-search input, form.bd-search").all() if x.is_visible()]
+    shown = [
+        x
+        for x in page.locator(
+            ".search-button-field, .bd-search input, form.bd-search"
+        ).all()
+        if x.is_visible()
+    ]
     assert len(shown) == 1
 
 
@@ -103,7 +114,7 @@ def test_theme_can_be_switched_and_is_kept(open_page):
     assert page.evaluate("document.documentElement.dataset.theme") != before
 
 
-# The files themselves -----------------------------------------------------------------------------------------------
+# The files themselves -----------------------------------------------------------------
 
 
 class Links(HTMLParser):
@@ -120,7 +131,11 @@ class Links(HTMLParser):
             self.ids.add(attrs["id"])
         if tag == "a" and attrs.get("href"):
             self.targets.append(attrs["href"])
-        loads = attrs.get("src") or (attrs.get("href") if tag == "link" and attrs.get("rel") != "canonical" else None)
+        loads = attrs.get("src") or (
+            attrs.get("href")
+            if tag == "link" and attrs.get("rel") != "canonical"
+            else None
+        )
         if loads and not loads.startswith("data:"):
             self.loaded.append(loads)
 
@@ -128,7 +143,10 @@ class Links(HTMLParser):
 @pytest.fixture(scope="module")
 def crawled(book):
     pages = [p for p in book.rglob("*.html") if "_static" not in p.parts]
-    return {"/" + p.relative_to(book).as_posix(): Links(p.read_text(encoding="utf-8")) for p in pages}
+    return {
+        "/" + p.relative_to(book).as_posix(): Links(p.read_text(encoding="utf-8"))
+        for p in pages
+    }
 
 
 def test_every_internal_link_resolves(book, crawled):
@@ -141,13 +159,20 @@ def test_every_internal_link_resolves(book, crawled):
             path = unquote(urlparse(path).path)
             file = book / path.lstrip("/")
             ids = crawled[path].ids if path in crawled else None
-            if not file.is_file() or (anchor and ids is not None and unquote(anchor) not in ids):
+            if not file.is_file() or (
+                anchor and ids is not None and unquote(anchor) not in ids
+            ):
                 broken.append(f"{page} → {target}")
     assert not broken, broken[:20]
 
 
 def test_no_page_loads_from_another_host(crawled):
-    outside = {f"{page}: {x}" for page, links in crawled.items() for x in links.loaded if urlparse(x).netloc}
+    outside = {
+        f"{page}: {x}"
+        for page, links in crawled.items()
+        for x in links.loaded
+        if urlparse(x).netloc
+    }
     assert not outside
 
 
@@ -155,7 +180,11 @@ def test_no_page_loads_from_another_host(crawled):
 def test_downloads_are_the_courses_own_notebooks(book, crawled, slug):
     for kind in ("notebooks", "exercises", "solutions"):
         page = f"/{kind}/{slug}.html"
-        (target,) = {t for t in crawled[page].targets if t.endswith(f"_sources/{kind}/{slug}.ipynb")}
+        (target,) = {
+            t
+            for t in crawled[page].targets
+            if t.endswith(f"_sources/{kind}/{slug}.ipynb")
+        }
         file = book / urljoin(page, target).lstrip("/")
         assert file.read_bytes() == (ROOT / kind / f"{slug}.ipynb").read_bytes()
 
@@ -164,9 +193,13 @@ def test_downloads_are_the_courses_own_notebooks(book, crawled, slug):
 def test_lesson_leads_to_exercises_and_those_to_solutions(crawled, slug):
     for kind, then in (("notebooks", "exercises"), ("exercises", "solutions")):
         targets = crawled[f"/{kind}/{slug}.html"].targets
-        assert any(target.endswith(f"{then}/{slug}.html") for target in targets), f"{kind} → {then}"
+        assert any(target.endswith(f"{then}/{slug}.html") for target in targets), (
+            f"{kind} → {then}"
+        )
 
 
 def test_no_path_of_this_machine_is_published(book):
     here = str(ROOT)
-    assert not [p.name for p in book.rglob("*.html") if here in p.read_text(encoding="utf-8")]
+    assert not [
+        p.name for p in book.rglob("*.html") if here in p.read_text(encoding="utf-8")
+    ]

@@ -68,7 +68,9 @@ def open_faulty(shared_contexts, chromium, site, book):
         opened.append(watched)
         watched.page.set_viewport_size({"width": 1280, "height": 900})
         address = f"{site}/{LESSON}"
-        watched.page.route(address, lambda route: route.fulfill(body=html, content_type="text/html"))
+        watched.page.route(
+            address, lambda route: route.fulfill(body=html, content_type="text/html")
+        )
         watched.page.goto(address)
         return watched
 
@@ -99,17 +101,23 @@ def test_samples_find_what_the_whole_contrast_rule_finds(open_page, seed):
     page.evaluate(PLANT_COLOURS, seed)
     found = page.evaluate("pageChecks.compare()")
     assert found["judged"] > 100 and found["violations"] > 10, found
-    assert not found["missed"] and not found["invented"] and not found["unlisted"], found
+    assert not found["missed"] and not found["invented"] and not found["unlisted"], (
+        found
+    )
 
 
 def test_a_broken_formula_is_found(open_faulty):
-    faults = page_checks.mathematics_faults(open_faulty("</h1>", f"</h1>{FORMULA}").page)
+    faults = page_checks.mathematics_faults(
+        open_faulty("</h1>", f"</h1>{FORMULA}").page
+    )
     assert [fault for fault in faults if "wrong formula" in fault], faults
 
 
 def test_an_unknown_command_is_found(open_faulty):
     formula = r'<span class="math">\(\notACommand{x}\)</span>'
-    faults = page_checks.mathematics_faults(open_faulty("</h1>", f"</h1>{formula}").page)
+    faults = page_checks.mathematics_faults(
+        open_faulty("</h1>", f"</h1>{formula}").page
+    )
     assert faults == [r"mathematics: unknown command: \notACommand"]
 
 
@@ -132,12 +140,10 @@ def test_a_slider_that_does_not_move_is_found(open_faulty):
     page = open_faulty().page
     assert not page_checks.slider_faults(page)
     # A copy has no listeners.
-    page.evaluate(
-        """() => {
+    page.evaluate("""() => {
           const figure = document.querySelector('.llmlab-explore');
           figure.replaceWith(figure.cloneNode(true));
-        }"""
-    )
+        }""")
     faults = page_checks.slider_faults(page)
     assert [fault for fault in faults if "figure is the same" in fault], faults
     assert [fault for fault in faults if "left arrow" in fault], faults
@@ -146,14 +152,12 @@ def test_a_slider_that_does_not_move_is_found(open_faulty):
 def test_what_is_too_wide_or_too_small_for_a_phone_is_found(open_faulty):
     page = open_faulty().page
     assert not page_checks.phone_faults(page)
-    page.evaluate(
-        """() => {
+    page.evaluate("""() => {
           document.body.insertAdjacentHTML(
             'beforeend', '<table style="width: 600px"><tr><td>1</td></tr></table>');
           const image = document.querySelector('.llmlab-scroll img');
           image.style.cssText = 'width: 100px !important; min-width: 0 !important';
-        }"""
-    )
+        }""")
     faults = page_checks.phone_faults(page)
     assert faults == [
         "phone: the page is 600 pixels wide, 390 are there",
@@ -168,7 +172,10 @@ def test_what_is_too_wide_or_too_small_for_a_phone_is_found(open_faulty):
         ("<script>missingFunction()</script>", "script error: "),
         ('<img alt="" src="no-such-file.png">', "404 "),
         (
-            "<script>setTimeout(() => fetch('http://other.invalid/').catch(_ => 0), 99)</script>",
+            (
+                "<script>setTimeout(() => fetch('http://other.invalid/').catch(_ => 0),"
+                " 99)</script>"
+            ),
             "asked http://other.invalid",
         ),
     ],

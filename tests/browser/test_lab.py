@@ -1,4 +1,6 @@
-"""JupyterLab as `llmlab lab` opens it, driven from the landing page to a marked exercise."""
+"""JupyterLab as `llmlab lab` opens it, driven from the landing page to a marked
+exercise.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,10 @@ ON_TOP = ".jp-NotebookPanel:not(.lm-mod-hidden)"
 WRONG = "def weight_bytes(params, bits=16): return params * bits // 8"
 RIGHT = "def weight_bytes(params, bits=16): return math.ceil(params * bits / 8)"
 AUTOSAVE = 2  # seconds
-START = "from llmlab.course.lab import run; run({port}, False, extra=['--IdentityProvider.token=', {flag}])"
+START = (
+    "from llmlab.course.lab import run; run({port}, False,"
+    " extra=['--IdentityProvider.token=', {flag}])"
+)
 
 pytestmark = pytest.mark.slow
 
@@ -73,8 +78,13 @@ def home(root: Path) -> Path:
 
 
 def environment(root: Path) -> dict[str, str]:
-    """The learner's, but for settings, workspaces and signatures, which go to a temporary folder."""
-    folders = {f"JUPYTER_{name}_DIR": str(home(root) / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")}
+    """The learner's, but for settings, workspaces and signatures, which go to a
+    temporary folder.
+    """
+    folders = {
+        f"JUPYTER_{name}_DIR": str(home(root) / name.lower())
+        for name in ("CONFIG", "DATA", "RUNTIME")
+    }
     return os.environ | folders | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"}
 
 
@@ -112,12 +122,17 @@ def lab(course):
 
 @pytest.fixture(scope="module")
 def page(chromium, lab):
-    """The page that `llmlab lab` opens; it may ask only its own server, and its scripts may not fail."""
+    """The page that `llmlab lab` opens; it may ask only its own server, and its scripts
+    may not fail.
+    """
     page = chromium.new_page(viewport={"width": 1280, "height": 900})
     page.set_default_timeout(90_000)
     faults = []
     own = (lab, lab.replace("http", "ws"), "data:", "blob:")
-    page.on("request", lambda r: None if r.url.startswith(own) else faults.append(f"asked {r.url}"))
+    page.on(
+        "request",
+        lambda r: None if r.url.startswith(own) else faults.append(f"asked {r.url}"),
+    )
     page.on("pageerror", lambda error: faults.append(f"script error: {error}"))
     page.goto(lab)
     yield page
@@ -126,10 +141,16 @@ def page(chromium, lab):
 
 
 def command(page, name: str, arguments: dict | None = None) -> None:
-    """Executes one of JupyterLab's commands, once its extension has registered it, and waits until it is done."""
-    page.wait_for_function("name => window.jupyterapp.commands.hasCommand(name)", arg=name)
+    """Executes one of JupyterLab's commands, once its extension has registered it, and
+    waits until it is done.
+    """
+    page.wait_for_function(
+        "name => window.jupyterapp.commands.hasCommand(name)", arg=name
+    )
     page.evaluate(
-        "async ([name, args]) => { await window.jupyterapp.commands.execute(name, args); }", [name, arguments or {}]
+        "async ([name, args]) => { await window.jupyterapp.commands.execute(name,"
+        " args); }",
+        [name, arguments or {}],
     )
 
 
@@ -144,13 +165,22 @@ def check(course: Path) -> tuple[int, dict]:
         "--json",
         "-",
     ]
-    done = subprocess.run(argv, cwd=course, env=environment(course), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        argv,
+        cwd=course,
+        env=environment(course),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.stdout, done.stderr
     return done.returncode, json.loads(done.stdout)
 
 
 def cell(page, id_: str, text: str | None = None) -> str:
-    """Goes to a cell, types `text` over what it holds, runs it, and returns what it shows."""
+    """Goes to a cell, types `text` over what it holds, runs it, and returns what it
+    shows.
+    """
     page.evaluate(
         """id => { const notebook = window.jupyterapp.shell.currentWidget.content;
         notebook.activeCellIndex = notebook.widgets.findIndex(w => w.model.id === id); notebook.mode = 'edit';
@@ -158,7 +188,9 @@ def cell(page, id_: str, text: str | None = None) -> str:
         id_,
     )
     if text is not None:
-        editor = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-mod-active .cm-content")
+        editor = page.locator(
+            ".jp-NotebookPanel:not(.lm-mod-hidden) .jp-mod-active .cm-content"
+        )
         editor.focus()
         page.keyboard.press("Control+a")
         page.keyboard.insert_text(text)
@@ -191,7 +223,9 @@ def test_a_link_leads_to_a_copy_of_the_lesson_whose_stored_slider_moves(page):
     before = image.get_attribute("alt")
     page.keyboard.press("End")
     assert image.get_attribute("alt") != before
-    assert page.locator(".jp-toast, .Toastify__toast").count() == 0, "no news, no questions"
+    assert page.locator(".jp-toast, .Toastify__toast").count() == 0, (
+        "no news, no questions"
+    )
 
 
 @contextmanager
@@ -228,7 +262,9 @@ def test_run_all_and_the_widget_moves_the_figure(page):
     for key in ("ArrowRight", "ArrowRight"):
         page.keyboard.press(key)
     page.wait_for_function(
-        "before => document.querySelector('.widget-html .llmlab-explore img').src !== before", arg=before[0]
+        "before => document.querySelector('.widget-html .llmlab-explore img').src !=="
+        " before",
+        arg=before[0],
     )
     assert image.get_attribute("alt") != before[1]
     caption = page.locator(".jp-Notebook .llmlab-caption").first
@@ -252,14 +288,14 @@ def test_the_courses_own_file_can_be_scribbled_on_but_not_saved(page, course):
     command(page, "docmanager:open", {"path": own})
     assert opened(page) == {"path": own, "writable": False}
     page.wait_for_selector(f"{ON_TOP} :text('notebook is read-only')")
-    page.evaluate(
-        """() => { const { content } = window.jupyterapp.shell.currentWidget;
-        content.widgets[0].model.sharedModel.setSource('mine'); }"""
-    )
+    page.evaluate("""() => { const { content } = window.jupyterapp.shell.currentWidget;
+        content.widgets[0].model.sharedModel.setSource('mine'); }""")
     page.locator(f"{ON_TOP} .jp-Notebook").focus()
     page.keyboard.press("Control+s")
     page.wait_for_selector(".Toastify__toast:has-text('Save as')")
-    refused = page.evaluate("""() => window.jupyterapp.shell.currentWidget.context.save().catch(String)""")
+    refused = page.evaluate(
+        """() => window.jupyterapp.shell.currentWidget.context.save().catch(String)"""
+    )
     assert "the course's own file" in refused, "even where JupyterLab would save"
     page.click(".jp-Dialog button:has-text('Close')")
     page.evaluate("() => { window.jupyterapp.commands.execute('application:close'); }")
@@ -288,10 +324,16 @@ def test_an_exercise_done_wrongly_then_rightly(page, course):
     read_the_landing_page(page)
     page.click(".jp-MarkdownViewer a:has-text('exercises')")
     page.wait_for_function(
-        "() => window.jupyterapp.shell.currentWidget?.context?.path?.startsWith('work/01-start/01-welcome')"
+        "() =>"
+        " window.jupyterapp.shell.currentWidget?.context?.path?.startsWith('work/01-start/01-welcome')"
     )
-    page.evaluate("async () => { await window.jupyterapp.shell.currentWidget.context.ready; }")
-    page.evaluate("async () => { await window.jupyterapp.shell.currentWidget.sessionContext.ready; }")
+    page.evaluate(
+        "async () => { await window.jupyterapp.shell.currentWidget.context.ready; }"
+    )
+    page.evaluate(
+        "async () => { await"
+        " window.jupyterapp.shell.currentWidget.sessionContext.ready; }"
+    )
     imports = page.evaluate(
         """() => window.jupyterapp.shell.currentWidget.content.widgets.find(w => w.model.type === 'code').model.id"""
     )
@@ -306,16 +348,16 @@ def test_an_exercise_done_wrongly_then_rightly(page, course):
     assert "1 point" in right or "✓" in right or "right" in right.lower(), right
     command(page, "docmanager:save")
     status, result = check(course)
-    assert status == 1 and outcomes(result).count("right") == 1, "two exercises are still to do"
+    assert status == 1 and outcomes(result).count("right") == 1, (
+        "two exercises are still to do"
+    )
 
 
 def test_the_solution_is_a_copy_made_when_it_is_asked_for(page, course):
     assert not WELCOME.solution_copy(course).exists()
     page.locator(f"{ON_TOP} a[href*='solutions']").first.click()
-    page.wait_for_function(
-        """() => window.jupyterapp.shell.currentWidget.context?.path
-        ?.startsWith('work/solutions/')"""
-    )
+    page.wait_for_function("""() => window.jupyterapp.shell.currentWidget.context?.path
+        ?.startsWith('work/solutions/')""")
     path = WELCOME.solution_copy(course).relative_to(course).as_posix()
     assert opened(page) == {"path": path, "writable": True}
     assert git(course, "status", "--porcelain") == ""

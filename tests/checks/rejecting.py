@@ -1,9 +1,11 @@
 """Proof that an exercise's check lets the solution through and nothing else.
 
-    test_wrong_answers = rejects("04-peft/05-lora", [Wrong("lora_forward", scaled_by_r, "alpha / r"), …])
+    test_wrong_answers = rejects("04-peft/05-lora", [Wrong("lora_forward", scaled_by_r,
+    "alpha / r"), …])
 
-makes one test for each wrong answer (its diagnosis must contain the text), and for each exercise: the solution passes,
-also with other seeds; the unsolved stub, zeros, ones and a copy of the input fail; there are at least three wrong answers.
+makes one test for each wrong answer (its diagnosis must contain the text), and for each
+exercise: the solution passes, also with other seeds; the unsolved stub, zeros, ones and
+a copy of the input fail; there are at least three wrong answers.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ SEEDS = (0, 1, 2, 3)
 
 @dataclass(frozen=True)
 class Wrong:
-    """A plausible wrong answer to exercise `exercise`, and a text that its diagnosis must contain."""
+    """A plausible wrong answer to exercise `exercise`, and a text that its diagnosis
+    must contain.
+    """
 
     exercise: str
     answer: Any
@@ -54,7 +58,9 @@ def _namespace(notebook: Any) -> dict[str, Any]:
 
 def answers(slug: str, exercise: str, names: dict[str, Any]) -> list[Any]:
     """What the check cell hands to the check: [answer] or more."""
-    cell = exercises.check_cells(exercises.read_solution(find(slug), course_root()))[exercise]
+    cell = exercises.check_cells(exercises.read_solution(find(slug), course_root()))[
+        exercise
+    ]
     return list(eval(exercises.answers_expression(cell.source), names))
 
 
@@ -65,7 +71,9 @@ def verdict(check: Checks, exercise: str, answer: Any, seed: int = 0) -> Verdict
 
 
 def constant(answer: Callable, make: Callable[[Any], Any]) -> Callable:
-    """`answer`, every number of whose result is replaced by `make`'s: the right type and shape, without the work."""
+    """`answer`, every number of whose result is replaced by `make`'s: the right type
+    and shape, without the work.
+    """
 
     def fill(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
@@ -77,8 +85,14 @@ def constant(answer: Callable, make: Callable[[Any], Any]) -> Callable:
         if isinstance(value, dict):
             return {k: fill(v) for k, v in value.items()}
         if is_dataclass(value) and not isinstance(value, type):
-            return replace(value, **{f.name: fill(getattr(value, f.name)) for f in fields(value)})
-        return type(value)(fill(v) for v in value) if type(value) in (list, tuple) else value
+            return replace(
+                value, **{f.name: fill(getattr(value, f.name)) for f in fields(value)}
+            )
+        return (
+            type(value)(fill(v) for v in value)
+            if type(value) in (list, tuple)
+            else value
+        )
 
     if isinstance(answer, type):
         return lambda *args, **kwargs: make(torch.tensor(0.5))
@@ -88,26 +102,36 @@ def constant(answer: Callable, make: Callable[[Any], Any]) -> Callable:
 def copy_of_input(*args: Any, **kwargs: Any) -> Any:
     """The first tensor among the arguments (else the first argument), untouched."""
     values = [*args, *kwargs.values()]
-    first = next((v for v in values if isinstance(v, torch.Tensor)), values[0] if values else None)
+    first = next(
+        (v for v in values if isinstance(v, torch.Tensor)),
+        values[0] if values else None,
+    )
     return first.clone() if isinstance(first, torch.Tensor) else first
 
 
 def rejects(slug: str, wrongs: list[Wrong]) -> Callable[[str, Any], None]:
-    """A parametrised test for the checks of lesson `slug`; assign it to a name that starts with `test_`."""
+    """A parametrised test for the checks of lesson `slug`; assign it to a name that
+    starts with `test_`.
+    """
     lesson = find(slug)
     check = exercises.load_check(lesson)
     unknown = {w.exercise for w in wrongs} - check.exercises.keys()
     if unknown:
         raise ValueError(
-            f"wrongs names exercises that {slug} does not have: {sorted(unknown)}; it has {[*check.exercises]}"
+            f"wrongs names exercises that {slug} does not have: {sorted(unknown)}; it"
+            f" has {[*check.exercises]}"
         )
     cases: list[tuple[str, Any]] = [
-        (kind, name) for name in check.exercises for kind in ("solution", "stub", "zeros", "ones", "input", "enough")
+        (kind, name)
+        for name in check.exercises
+        for kind in ("solution", "stub", "zeros", "ones", "input", "enough")
     ]
     ids = [f"{name}-{kind}" for kind, name in cases]
     for wrong in wrongs:
         cases.append(("wrong", wrong))
-        ids.append(f"{wrong.exercise}-wrong-{getattr(wrong.answer, '__name__', 'answer')}")
+        ids.append(
+            f"{wrong.exercise}-wrong-{getattr(wrong.answer, '__name__', 'answer')}"
+        )
 
     @pytest.mark.parametrize(("kind", "case"), cases, ids=ids)
     def test(kind: str, case: Any) -> None:
@@ -115,15 +139,21 @@ def rejects(slug: str, wrongs: list[Wrong]) -> Callable[[str, Any], None]:
             _assert_diagnosed(check, case)
         elif kind == "enough":
             n = sum(w.exercise == case for w in wrongs)
-            assert n >= 3, f"{case} has {n} wrong answers; each exercise needs at least three"
+            assert n >= 3, (
+                f"{case} has {n} wrong answers; each exercise needs at least three"
+            )
         elif kind == "solution":
             right = answers(slug, case, solved(slug))
             for seed in SEEDS:
                 result = check.exercises[case].verdict(*right, seed=seed)
-                assert result.outcome == "right", f"the solution fails with seed {seed}:\n{result}"
+                assert result.outcome == "right", (
+                    f"the solution fails with seed {seed}:\n{result}"
+                )
         elif kind == "stub":
             result = check.exercises[case].verdict(*answers(slug, case, unsolved(slug)))
-            assert result.outcome == "not done", f"the unsolved stub must be 'not done':\n{result}"
+            assert result.outcome == "not done", (
+                f"the unsolved stub must be 'not done':\n{result}"
+            )
         else:
             _assert_empty_answer_fails(check, kind, case)
 
@@ -136,7 +166,9 @@ def _assert_diagnosed(check: Checks, wrong: Wrong) -> None:
     assert wrong.says.lower() in result.message.lower(), (
         f"expected {wrong.says!r} in the diagnosis, which is:\n{result}"
     )
-    assert "cannot work with what your answer returned" not in result.message, f"the check crashed:\n{result}"
+    assert "cannot work with what your answer returned" not in result.message, (
+        f"the check crashed:\n{result}"
+    )
 
 
 def _assert_empty_answer_fails(check: Checks, kind: str, name: str) -> None:

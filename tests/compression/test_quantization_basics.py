@@ -1,4 +1,6 @@
-"""Uniform quantisation: against PyTorch, bitsandbytes and arithmetic; its storage byte for byte; on our model and transformers'."""
+"""Uniform quantisation: against PyTorch, bitsandbytes and arithmetic; its storage byte
+for byte; on our model and transformers'.
+"""
 
 import pytest
 import torch
@@ -27,23 +29,42 @@ def value_and_gradient(function, x):
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_torch_fake_quantize_per_tensor(bits, symmetric, calibration):
-    config = QuantConfig(bits, symmetric, "tensor", calibration=calibration, percentile=95.0, **EXACT)
+    config = QuantConfig(
+        bits, symmetric, "tensor", calibration=calibration, percentile=95.0, **EXACT
+    )
     x = normal(9, 24) + 0.3
     _, s, z = qb.encode(x, config)
     ours = value_and_gradient(lambda x: qb.fake_quantize(x, config), x)
-    theirs = value_and_gradient(lambda x: torch.fake_quantize_per_tensor_affine(x, s.item(), int(z), *config.range), x)
+    theirs = value_and_gradient(
+        lambda x: torch.fake_quantize_per_tensor_affine(
+            x, s.item(), int(z), *config.range
+        ),
+        x,
+    )
     assert torch.allclose(ours[0], theirs[0], atol=1e-6)
     assert torch.equal(ours[1], theirs[1])
     if calibration == "percentile" and bits == 8:
-        assert (ours[1] == 0).any(), "some values must be clipped for this test to mean anything"
+        assert (ours[1] == 0).any(), (
+            "some values must be clipped for this test to mean anything"
+        )
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_torch_fake_quantize_per_channel(symmetric):
-    config, x = QuantConfig(4, symmetric, "row", calibration="percentile", percentile=90.0, **EXACT), normal(7, 30)
+    config, x = (
+        QuantConfig(
+            4, symmetric, "row", calibration="percentile", percentile=90.0, **EXACT
+        ),
+        normal(7, 30),
+    )
     _, s, z = qb.encode(x, config)
     ours = value_and_gradient(lambda x: qb.fake_quantize(x, config), x)
-    lib = lambda x: torch.fake_quantize_per_channel_affine(x, s[:, 0], z[:, 0].int(), 0, *config.range)  # noqa: E731
+
+    def lib(x):
+        return torch.fake_quantize_per_channel_affine(
+            x, s[:, 0], z[:, 0].int(), 0, *config.range
+        )
+
     theirs = value_and_gradient(lib, x)
     assert torch.allclose(ours[0], theirs[0], atol=1e-6)
     assert torch.equal(ours[1], theirs[1])
@@ -64,14 +85,18 @@ def test_torch_quantize_per_channel_and_bitsandbytes_give_the_same_codes():
 
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_torchs_observer_chooses_the_same_affine_range(symmetric):
-    """PyTorch's MinMaxObserver, symmetric on 255 levels as here when given that range."""
+    """PyTorch's MinMaxObserver, symmetric on 255 levels as here when given that
+    range.
+    """
     from torch.ao.quantization import MinMaxObserver
 
     x, config = normal(5, 8) - 0.5, QuantConfig(8, symmetric, "tensor", **EXACT)
     scheme = torch.per_tensor_symmetric if symmetric else torch.per_tensor_affine
     dtype = torch.qint8 if symmetric else torch.quint8
     low, high = config.range
-    observer = MinMaxObserver(dtype=dtype, qscheme=scheme, quant_min=low, quant_max=high)
+    observer = MinMaxObserver(
+        dtype=dtype, qscheme=scheme, quant_min=low, quant_max=high
+    )
     observer(x)
     scale, zero = observer.calculate_qparams()
     _, s, z = qb.encode(x, config)
@@ -90,12 +115,21 @@ configs = st.builds(
 
 
 @settings(max_examples=80, deadline=None)
-@given(config=configs, seed=st.integers(0, 1000), shift=st.floats(-3, 3), size=st.sampled_from([1e-4, 1.0, 100.0]))
+@given(
+    config=configs,
+    seed=st.integers(0, 1000),
+    shift=st.floats(-3, 3),
+    size=st.sampled_from([1e-4, 1.0, 100.0]),
+)
 def test_what_holds_for_every_quantizer(config, seed, shift, size):
     x = size * (normal(6, 12, seed=seed) + shift)
     x[2] = 0
     codes, s, z = qb.encode(x, config)
-    assert torch.equal(codes, codes.round()) and codes.min() >= config.range[0] and codes.max() <= config.range[1]
+    assert (
+        torch.equal(codes, codes.round())
+        and codes.min() >= config.range[0]
+        and codes.max() <= config.range[1]
+    )
     back = qb.decode(codes, s, z, config)
     assert back.isfinite().all()
     assert (back[2] == 0).all(), "0 is always a level"
@@ -105,19 +139,40 @@ def test_what_holds_for_every_quantizer(config, seed, shift, size):
     )
     if config.calibration == "minmax":
         step = s.expand_as(qb.to_blocks(x, config)).reshape(x.shape)
-        rounding = 2**-11 + 2**-25 / step  # of a float16 scale, as a part of it; the second term where it is subnormal
-        slack = 0.5 + 2 * rounding * 2**config.bits  # what that moves the last level and the zero by, in steps
-        assert ((back - x).abs() <= step * (slack + (0 if config.symmetric else 0.5))).all()
+        # of a float16 scale, as a part of it; the second term where it is subnormal
+        rounding = 2**-11 + 2**-25 / step
+        # what that moves the last level and the zero by, in steps
+        slack = 0.5 + 2 * rounding * 2**config.bits
+        assert (
+            (back - x).abs() <= step * (slack + (0 if config.symmetric else 0.5))
+        ).all()
 
 
 @settings(max_examples=25, deadline=None)
 @given(bits=st.integers(2, 8), seed=st.integers(0, 100))
 def test_finer_blocks_and_least_squares_never_hurt(bits, seed):
-    """Min-max error is bounded by the step, which only falls; the searched range is at least as good as min-max."""
+    """Min-max error is bounded by the step, which only falls; the searched range is at
+    least as good as min-max.
+    """
     x = normal(8, 24, seed=seed)
-    scales = [qb.encode(x, QuantConfig(bits, per=per, group_size=6, **EXACT))[1].mean() for per in qb.BLOCKS]
+    scales = [
+        qb.encode(x, QuantConfig(bits, per=per, group_size=6, **EXACT))[1].mean()
+        for per in qb.BLOCKS
+    ]
     assert scales[0] >= scales[1] >= scales[2]
-    error = lambda c: (qb.fake_quantize(x, QuantConfig(bits, per="row", calibration=c, **EXACT)) - x).square().sum()  # noqa: E731
+
+    def error(c):
+        return (
+            (
+                qb.fake_quantize(
+                    x, QuantConfig(bits, per="row", calibration=c, **EXACT)
+                )
+                - x
+            )
+            .square()
+            .sum()
+        )
+
     assert error("mse") <= error("minmax") + 1e-6
 
 
@@ -136,7 +191,9 @@ def test_one_scale_a_token():
 
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_pack_is_a_stream_of_bits_lowest_first(bits):
-    codes = torch.randint(0, 2**bits, (37,), generator=torch.Generator().manual_seed(bits))
+    codes = torch.randint(
+        0, 2**bits, (37,), generator=torch.Generator().manual_seed(bits)
+    )
     packed = qb.pack(codes, bits)
     assert packed.numel() == -(-37 * bits // 8) and packed.dtype == torch.uint8
     as_one_number = sum(int(c) << (i * bits) for i, c in enumerate(codes))
@@ -145,7 +202,9 @@ def test_pack_is_a_stream_of_bits_lowest_first(bits):
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize(("per", "size"), [("tensor", 24 * 8), ("row", 24), ("group", 6)])
+@pytest.mark.parametrize(
+    ("per", "size"), [("tensor", 24 * 8), ("row", 24), ("group", 6)]
+)
 def test_a_quantized_linear_stores_what_is_counted(per, size, symmetric):
     linear = torch.nn.Linear(24, 8)
     config = QuantConfig(4, symmetric, per, group_size=6)
@@ -155,18 +214,25 @@ def test_a_quantized_linear_stores_what_is_counted(per, size, symmetric):
     x = normal(3, 5, 24)
     assert torch.equal(layer(x), torch.nn.functional.linear(x, rounded, linear.bias))
     stored = qb.nbytes(layer) - linear.bias.nbytes
-    assert 0 <= stored - qb.bits_per_weight(config, size) * 24 * 8 / 8 < 1, "at most a part of a byte is padding"
+    assert 0 <= stored - qb.bits_per_weight(config, size) * 24 * 8 / 8 < 1, (
+        "at most a part of a byte is padding"
+    )
 
 
 @pytest.mark.parametrize(
-    "model", [make(tie_word_embeddings=True), theirs(make(tie_word_embeddings=True))], ids=["ours", "hf"]
+    "model",
+    [make(tie_word_embeddings=True), theirs(make(tie_word_embeddings=True))],
+    ids=["ours", "hf"],
 )
 def test_apply_and_round_weights_give_the_same_logits(model, request):
     import copy
 
     config, ids = QuantConfig(4, group_size=8), torch.arange(30).reshape(2, 15)
     logits = lambda m: getattr(m(ids), "logits", m(ids))  # noqa: E731
-    packed, rounded = qb.apply(copy.deepcopy(model), config), qb.round_weights(copy.deepcopy(model), config)
+    packed, rounded = (
+        qb.apply(copy.deepcopy(model), config),
+        qb.round_weights(copy.deepcopy(model), config),
+    )
     with torch.no_grad():
         assert torch.allclose(logits(packed), logits(rounded), atol=1e-5)
         assert not torch.allclose(logits(packed), logits(model), atol=1e-2)
@@ -213,7 +279,9 @@ def test_wrong_settings_are_named(changes, says):
 
 
 def test_wrong_groups_are_named():
-    with pytest.raises(ValueError, match="group_size=5 must divide the last dimension, 12"):
+    with pytest.raises(
+        ValueError, match="group_size=5 must divide the last dimension, 12"
+    ):
         qb.encode(torch.ones(2, 12), QuantConfig(group_size=5))
     with pytest.raises(ValueError, match="block_size=None"):
         qb.bits_per_weight(QuantConfig(per="row"))
@@ -227,9 +295,18 @@ def test_group_scales_rescue_four_bits_on_the_real_model():
     real_model.fetch(quiet=True)
     text = course_model.corpus("addresses", "valid")[:2000]
     tokens = torch.tensor(real_model.load_tokenizer().encode(text).ids)[:129]
-    ppl = lambda m: language_model.perplexity(language_model.token_losses(m, tokens, context=128))  # noqa: E731
+
+    def ppl(m):
+        return language_model.perplexity(
+            language_model.token_losses(m, tokens, context=128)
+        )
+
     rounded = lambda **kw: ppl(qb.round_weights(real_model.load(), QuantConfig(**kw)))  # noqa: E731
-    full, by_row, by_group = ppl(real_model.load()), rounded(per="row"), rounded(group_size=64)
+    full, by_row, by_group = (
+        ppl(real_model.load()),
+        rounded(per="row"),
+        rounded(group_size=64),
+    )
     assert full < by_group < by_row
     assert by_row / full > 1.5
     assert rounded(bits=8, per="row") / full < 1.05

@@ -1,4 +1,6 @@
-"""A small course on disk and a learner's notebooks in it, for the tests of the course machine."""
+"""A small course on disk and a learner's notebooks in it, for the tests of the course
+machine.
+"""
 
 from __future__ import annotations
 
@@ -34,13 +36,21 @@ def course(folder: Path) -> Path:
 def solved_sources() -> dict[str, str]:
     """exercise → the solution's code."""
     cells = exercises.read_solution(WELCOME, ROOT).cells
-    return {c.id.removeprefix("exercise-"): c.source for c in cells if c.id.startswith("exercise-")}
+    return {
+        c.id.removeprefix("exercise-"): c.source
+        for c in cells
+        if c.id.startswith("exercise-")
+    }
 
 
 def notebook(
-    *solved: str, change: Callable[[list[dict]], None] | None = None, answers: dict[str, str] | None = None
+    *solved: str,
+    change: Callable[[list[dict]], None] | None = None,
+    answers: dict[str, str] | None = None,
 ) -> dict:
-    """The exercise notebook of Welcome with some exercises solved, and `change` done to its cells."""
+    """The exercise notebook of Welcome with some exercises solved, and `change` done to
+    its cells.
+    """
     nb = copy.deepcopy(json.loads(WELCOME.exercise(ROOT).read_text(encoding="utf-8")))
     sources = {name: solved_sources()[name] for name in solved} | (answers or {})
     for name, source in sources.items():
@@ -62,4 +72,11 @@ def index(cells: list[dict], name: str) -> int:
 
 def code(source: str, name: str = "mine") -> dict:
     """A cell of the learner's own."""
-    return {"cell_type": "code", "id": name, "metadata": {}, "source": source, "outputs": [], "execution_count": None}
+    return {
+        "cell_type": "code",
+        "id": name,
+        "metadata": {},
+        "source": source,
+        "outputs": [],
+        "execution_count": None,
+    }

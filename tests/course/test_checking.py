@@ -1,4 +1,6 @@
-"""What a check says of an answer: to those that its author foresaw, and to those that nobody did."""
+"""What a check says of an answer: to those that its author foresaw, and to those that
+nobody did.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +10,36 @@ import numpy as np
 import pytest
 import torch
 
-from llmlab.course.grading.checking import Checks, Failed, Mistake, close, diagnose, expect
+from llmlab.course.grading.checking import (
+    Checks,
+    Failed,
+    Mistake,
+    close,
+    diagnose,
+    expect,
+)
 
 check = Checks("04-peft/05-lora")
 
 
-@check.exercise(points=2, minutes=5, difficulty=2, importance=4, hints=("a nudge", "more"))
+@check.exercise(
+    points=2, minutes=5, difficulty=2, importance=4, hints=("a nudge", "more")
+)
 def double(answer):
     """Twice x."""
     x = torch.randn(3, 4, 4)
     got = expect(answer(x), shape=(3, 4, 4), dtype=torch.float32, what="double(x)")
-    diagnose(got, right=2 * x, mistakes={"you squared it": x * x, "you cubed it": lambda: x**3}, what="double(x)")
+    diagnose(
+        got,
+        right=2 * x,
+        mistakes={"you squared it": x * x, "you cubed it": lambda: x**3},
+        what="double(x)",
+    )
 
 
-@check.exercise(points=1, minutes=1, difficulty=1, importance=1, hints=("-",), in_place=True)
+@check.exercise(
+    points=1, minutes=1, difficulty=1, importance=1, hints=("-",), in_place=True
+)
 def double_in_place(answer):
     """Twice x, in x."""
     x = torch.ones(3)
@@ -80,8 +98,14 @@ UNFORESEEN = {
     "flipped": (lambda x: 2 * x.flip(0), "reverse order along dimension 0"),
     "rolled": (lambda x: 2 * x.roll(1, 2), "shifted by one along dimension 2"),
     "permuted": (lambda x: 2 * x[..., [2, 0, 3, 1]], "wrong order along dimension 2"),
-    "reshaped": (lambda x: 2 * x.reshape(4, 4, 3).permute(2, 0, 1), "a reshape where a transpose belongs"),
-    "rows scaled": (lambda x: 2 * x * torch.tensor([2.0, 3, 4, 5])[:, None], "factor that differs"),
+    "reshaped": (
+        lambda x: 2 * x.reshape(4, 4, 3).permute(2, 0, 1),
+        "a reshape where a transpose belongs",
+    ),
+    "rows scaled": (
+        lambda x: 2 * x * torch.tensor([2.0, 3, 4, 5])[:, None],
+        "factor that differs",
+    ),
     "first only": (first_only, "right only at the first of 3 along dimension 0"),
     "last column": (last_column, "wrong only at the last of 4 along dimension 2"),
     "above the diagonal": (upper_wrong, "above the diagonal"),
@@ -146,13 +170,21 @@ def test_an_error_is_shown_as_theirs():
 
 
 def test_a_check_that_trips_over_an_answer_says_so():
-    @(odd := Checks("04-peft/05-lora")).exercise(points=1, minutes=1, difficulty=1, importance=1, hints=("-",))
+    @(odd := Checks("04-peft/05-lora")).exercise(
+        points=1, minutes=1, difficulty=1, importance=1, hints=("-",)
+    )
     def trips(answer):
         """Anything."""
         answer.missing_attribute
 
-    trips.run.__code__ = trips.run.__code__.replace(co_filename=expect.__code__.co_filename)  # as if it were ours
-    assert "cannot work with what your answer returned" in odd.trips.verdict(type("A", (), {})).message
+    # as if it were ours
+    trips.run.__code__ = trips.run.__code__.replace(
+        co_filename=expect.__code__.co_filename
+    )
+    assert (
+        "cannot work with what your answer returned"
+        in odd.trips.verdict(type("A", (), {})).message
+    )
 
 
 def test_what_is_not_a_function():
@@ -205,7 +237,9 @@ def test_in_place_may_be_asked():
     assert check.double_in_place.verdict(in_place).outcome == "right"
 
 
-@pytest.mark.parametrize("container", [lambda x: [x], lambda x: {"k": x}, lambda x: (x, [x])])
+@pytest.mark.parametrize(
+    "container", [lambda x: [x], lambda x: {"k": x}, lambda x: (x, [x])]
+)
 def test_changes_inside_containers_are_seen(container):
     marks = Checks("04-peft/05-lora")
 
@@ -234,7 +268,10 @@ def test_hints_come_in_tiers(capsys):
 
 
 def test_the_object_describes_itself():
-    assert check.double.header == "●●○○○ difficulty · ●●●●○ importance · 5 minutes · 2 points"
+    assert (
+        check.double.header
+        == "●●○○○ difficulty · ●●●●○ importance · 5 minutes · 2 points"
+    )
     assert check.double_in_place.header.endswith("1 minute · 1 point")
     assert "double" in dir(check) and "Twice x." in repr(check) and check.out_of == 3
 
@@ -252,7 +289,13 @@ def test_the_object_describes_itself():
     ],
 )
 def test_wrong_data_are_named(change):
-    data = {"points": 1, "minutes": 1, "difficulty": 1, "importance": 1, "hints": ("-",)} | change
+    data = {
+        "points": 1,
+        "minutes": 1,
+        "difficulty": 1,
+        "importance": 1,
+        "hints": ("-",),
+    } | change
     with pytest.raises(ValueError, match=next(iter(change))):
 
         @Checks("04-peft/05-lora").exercise(**data)
@@ -262,7 +305,13 @@ def test_wrong_data_are_named(change):
 
 def test_names_are_taken_once_and_docstrings_wanted():
     marks = Checks("04-peft/05-lora")
-    data = {"points": 1, "minutes": 1, "difficulty": 1, "importance": 1, "hints": ("-",)}
+    data = {
+        "points": 1,
+        "minutes": 1,
+        "difficulty": 1,
+        "importance": 1,
+        "hints": ("-",),
+    }
     with pytest.raises(ValueError, match="docstring"):
         marks.exercise(**data)(lambda answer: None)
 
@@ -279,7 +328,8 @@ def test_names_are_taken_once_and_docstrings_wanted():
         (torch.ones(3), torch.ones(3) + 1e-7, True),
         (torch.ones(3), torch.ones(3) + 1e-3, False),
         (torch.ones(3), torch.ones(1, 3), False),
-        (torch.tensor([1e6, 1.0]), torch.tensor([1e6, 1.5]), True),  # within 1e-5 of the mean size
+        # within 1e-5 of the mean size
+        (torch.tensor([1e6, 1.0]), torch.tensor([1e6, 1.5]), True),
         (1e-6 * torch.ones(3), 2e-6 * torch.ones(3), False),
         (torch.full((3,), 1e-7), torch.zeros(3), True),
         (torch.tensor([torch.inf, 1]), torch.tensor([torch.inf, 1]), True),
@@ -338,5 +388,11 @@ def test_kinds(value, kind, says):
 
 
 def test_kinds_that_will_do():
-    for value, kind in [(1, float), (np.float32(1), float), (np.int64(3), int), (True, bool), ({}, dict)]:
+    for value, kind in [
+        (1, float),
+        (np.float32(1), float),
+        (np.int64(3), int),
+        (True, bool),
+        ({}, dict),
+    ]:
         assert expect(value, kind=kind) is value

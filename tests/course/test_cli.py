@@ -37,10 +37,27 @@ def marked(monkeypatch):
     def give(*outcomes: str, problem: str = ""):
         names = [("weight_bytes", 1), ("tokens_per_second", 2), ("softmax", 2)]
         made = [
-            Result(n, p, o, p if o == "right" else 0, "" if o == "right" else "a <word> & a \x00", "line 1", "do this")
+            Result(
+                n,
+                p,
+                o,
+                p if o == "right" else 0,
+                "" if o == "right" else "a <word> & a \x00",
+                "line 1",
+                "do this",
+            )
             for (n, p), o in zip(names, outcomes, strict=True)
         ]
-        result = LessonResult(WELCOME.slug, WELCOME.title, "work/x.ipynb", "v1", made, problem, ["a note"], 1.5)
+        result = LessonResult(
+            WELCOME.slug,
+            WELCOME.title,
+            "work/x.ipynb",
+            "v1",
+            made,
+            problem,
+            ["a note"],
+            1.5,
+        )
         monkeypatch.setattr(grading, "grade", lambda *a, **k: result)
 
     return give
@@ -57,7 +74,9 @@ def test_help_names_every_command_and_is_quick():
     for _ in range(3):
         started = cpu_seconds()
         done = subprocess.run(
-            [sys.executable, "-m", "llmlab.course.cli.main", "--help"], capture_output=True, text=True
+            [sys.executable, "-m", "llmlab.course.cli.main", "--help"],
+            capture_output=True,
+            text=True,
         )
         best = min(best, cpu_seconds() - started)
     assert done.returncode == 0
@@ -76,16 +95,23 @@ def test_help_names_every_command_and_is_quick():
         "First time here?",
     ):
         assert word in done.stdout
-    assert "\x1b" not in done.stdout and "..." not in done.stdout.replace("[ARGS]...", "")
+    assert "\x1b" not in done.stdout and "..." not in done.stdout.replace(
+        "[ARGS]...", ""
+    )
     assert best < 0.7
 
 
 def test_help_loads_nothing_heavy():
     code = (
-        "import sys; from llmlab.course import cli\n"
-        "print({'torch', 'rich', 'nbformat', 'jupytext', 'IPython', 'numpy'} & set(sys.modules))"
+        "import sys; from llmlab.course import cli\nprint({'torch', 'rich', 'nbformat',"
+        " 'jupytext', 'IPython', 'numpy'} & set(sys.modules))"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True
+        ).stdout.strip()
+        == "set()"
+    )
 
 
 @pytest.mark.parametrize(
@@ -113,7 +139,9 @@ def test_misuse_is_2_and_says_why(llmlab, words):
 
 def test_start_says_what_happened(llmlab, root):
     done = llmlab("start", "welcome")
-    assert done.exit_code == 0 and "work/01-start/01-welcome.ipynb is yours" in done.output
+    assert (
+        done.exit_code == 0 and "work/01-start/01-welcome.ipynb is yours" in done.output
+    )
     assert llmlab("start", "welcome").output.strip().endswith("yours already")
     WELCOME.work(root).write_text("{")
     assert llmlab("start", "welcome").exit_code == 1
@@ -163,10 +191,16 @@ def test_check_prints_a_table_and_keeps_progress(llmlab, root, marked):
     assert [line.split() for line in lines if line.startswith("weight_bytes")] == [
         ["weight_bytes", "✓", "right", "1/1", "do", "this"]
     ]
-    assert "tokens_per_second: a <word>" in done.output and "note: a note" in done.output
+    assert (
+        "tokens_per_second: a <word>" in done.output and "note: a note" in done.output
+    )
     assert "1 of 5 points" in done.output
     shown = llmlab("progress").output
-    assert "●○○○○  1/5" in shown and "planned" in shown and "llmlab check 01-start/01-welcome" in shown
+    assert (
+        "●○○○○  1/5" in shown
+        and "planned" in shown
+        and "llmlab check 01-start/01-welcome" in shown
+    )
     marked("right", "right", "right")
     assert llmlab("check", "welcome").exit_code == 0
     assert "●●●●●  5/5  done" in llmlab("progress").output
@@ -177,8 +211,17 @@ def test_check_for_machines(llmlab, root, marked):
     marked("right", "timeout", "check edited")
     done = llmlab("check", "--json", "-", "--junit", root / "out" / "junit.xml")
     data = json.loads(done.stdout)
-    assert (data["schema"], data["ok"], data["points"], data["out_of"]) == ("llmlab.check/1", False, 1, 5)
-    assert [e["outcome"] for e in data["lessons"][0]["exercises"]] == ["right", "timeout", "check edited"]
+    assert (data["schema"], data["ok"], data["points"], data["out_of"]) == (
+        "llmlab.check/1",
+        False,
+        1,
+        5,
+    )
+    assert [e["outcome"] for e in data["lessons"][0]["exercises"]] == [
+        "right",
+        "timeout",
+        "check edited",
+    ]
     assert set(data["lessons"][0]["exercises"][0]) == {
         "name",
         "outcome",
@@ -189,7 +232,11 @@ def test_check_for_machines(llmlab, root, marked):
         "next",
     }
     suite = ElementTree.parse(root / "out" / "junit.xml").getroot()[0]
-    assert (suite.get("tests"), suite.get("failures"), suite.get("time")) == ("3", "2", "1.5")
+    assert (suite.get("tests"), suite.get("failures"), suite.get("time")) == (
+        "3",
+        "2",
+        "1.5",
+    )
     assert [c.find("failure") is None for c in suite] == [True, False, False]
     assert suite[1][0].get("type") == "timeout"
 
@@ -209,7 +256,9 @@ def test_a_broken_notebook_is_told(llmlab, root):
     assert "JSON is broken" in done.output and "! unreadable" in done.output
 
 
-def test_progress_that_cannot_be_kept_does_not_spoil_the_marks(llmlab, root, marked, monkeypatch):
+def test_progress_that_cannot_be_kept_does_not_spoil_the_marks(
+    llmlab, root, marked, monkeypatch
+):
     from llmlab.course import progress
 
     llmlab("start", "welcome")
@@ -220,30 +269,51 @@ def test_progress_that_cannot_be_kept_does_not_spoil_the_marks(llmlab, root, mar
 
     monkeypatch.setattr(progress, "record", no)
     done = llmlab("check")
-    assert done.exit_code == 0 and "disk full" in done.output and "5 of 5 points" in done.output
+    assert (
+        done.exit_code == 0
+        and "disk full" in done.output
+        and "5 of 5 points" in done.output
+    )
 
 
 def test_hints_go_on(llmlab):
     tiers = [llmlab("hint", "welcome", "softmax").output for _ in range(4)]
-    assert "hint 1 of 3" in tiers[0] and "hint 2 of 3" in tiers[1] and "the last" in tiers[2]
+    assert (
+        "hint 1 of 3" in tiers[0]
+        and "hint 2 of 3" in tiers[1]
+        and "the last" in tiers[2]
+    )
     assert tiers[3] == tiers[2] and "keepdim" not in tiers[0]
 
 
 def test_new_lays_out_and_refuses(llmlab, root):
     done = llmlab("new", "05-capstone")
-    assert done.exit_code == 0 and "made notebooks/10-applications/05-capstone.py" in done.output
+    assert (
+        done.exit_code == 0
+        and "made notebooks/10-applications/05-capstone.py" in done.output
+    )
     assert llmlab("new", "05-capstone").exit_code == 1
 
 
 @pytest.mark.parametrize(
     ("command", "module", "function"),
-    [(["lab", "--no-browser", "--port", "9"], "lab", "run"), (["doctor"], "doctor", "run"), (["book"], "book", "main")],
+    [
+        (["lab", "--no-browser", "--port", "9"], "lab", "run"),
+        (["doctor"], "doctor", "run"),
+        (["book"], "book", "main"),
+    ],
 )
-def test_thin_commands_pass_on_the_status(llmlab, monkeypatch, command, module, function):
+def test_thin_commands_pass_on_the_status(
+    llmlab, monkeypatch, command, module, function
+):
     from importlib import import_module
 
     seen = []
-    monkeypatch.setattr(import_module(f"llmlab.course.{module}"), function, lambda *a, **k: seen.append((a, k)) or 1)
+    monkeypatch.setattr(
+        import_module(f"llmlab.course.{module}"),
+        function,
+        lambda *a, **k: seen.append((a, k)) or 1,
+    )
     assert llmlab(*command).exit_code == 1
     assert len(seen) == 1
     if module == "lab":
@@ -266,7 +336,13 @@ def test_model_commands(llmlab, monkeypatch, tmp_path):
 
 
 def test_output_in_a_pipe_is_plain(root, capsys):
-    result = LessonResult("a/b", "B", "work/b.ipynb", "v", [Result("f" * 30, 2, "wrong", 0, "m" * 300, "", "n" * 40)])
+    result = LessonResult(
+        "a/b",
+        "B",
+        "work/b.ipynb",
+        "v",
+        [Result("f" * 30, 2, "wrong", 0, "m" * 300, "", "n" * 40)],
+    )
     report.print_check([result], report.console())
     out = capsys.readouterr().out
     assert "\x1b" not in out and "m" * 300 in out and "n" * 40 in out
@@ -277,8 +353,16 @@ def test_on_a_terminal_it_fits_and_has_colour(monkeypatch):
 
     from rich.console import Console
 
-    out = Console(file=StringIO(), force_terminal=True, width=70, highlight=False, markup=False)
-    result = LessonResult("a/b", "B", "work/b.ipynb", "v", [Result("f", 2, "wrong", 0, "[bold]", "", "n" * 80)])
+    out = Console(
+        file=StringIO(), force_terminal=True, width=70, highlight=False, markup=False
+    )
+    result = LessonResult(
+        "a/b",
+        "B",
+        "work/b.ipynb",
+        "v",
+        [Result("f", 2, "wrong", 0, "[bold]", "", "n" * 80)],
+    )
     report.print_check([result], out)
     assert "\x1b[31m" in out.file.getvalue() and "[bold]" in out.file.getvalue()
 
@@ -288,11 +372,21 @@ def test_whole_way_of_a_learner(llmlab, root):
     """start → wrong → right, by the real grader."""
     llmlab("start", "welcome")
     WELCOME.work(root).write_text(
-        json.dumps(notebook("weight_bytes", answers={"softmax": "def softmax(x): return x.softmax(0)"}))
+        json.dumps(
+            notebook(
+                "weight_bytes",
+                answers={"softmax": "def softmax(x): return x.softmax(0)"},
+            )
+        )
     )
     done = llmlab("check", "01-welcome")
     assert done.exit_code == 1
-    assert "you normalise over the first dimension" in done.output and "1 of 5 points" in done.output
-    WELCOME.work(root).write_text(json.dumps(notebook("weight_bytes", "tokens_per_second", "softmax")))
+    assert (
+        "you normalise over the first dimension" in done.output
+        and "1 of 5 points" in done.output
+    )
+    WELCOME.work(root).write_text(
+        json.dumps(notebook("weight_bytes", "tokens_per_second", "softmax"))
+    )
     assert llmlab("check", "01-welcome").exit_code == 0
     assert SimpleNamespace(**report.course_as_data(root)[0]).points == 5

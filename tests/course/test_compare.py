@@ -8,15 +8,39 @@ from llmlab.course import compare
 @pytest.mark.parametrize(
     ("ours", "theirs", "line"),
     [
-        (torch.zeros(2, 11, 97), torch.zeros(2, 11, 97) + 9e-6, "x: equal to within 1e-05 (2 × 11 × 97 values)"),
-        (torch.ones(3, requires_grad=True), np.ones(3), "x: equal to within 1e-05 (3 values)"),
+        (
+            torch.zeros(2, 11, 97),
+            torch.zeros(2, 11, 97) + 9e-6,
+            "x: equal to within 1e-05 (2 × 11 × 97 values)",
+        ),
+        (
+            torch.ones(3, requires_grad=True),
+            np.ones(3),
+            "x: equal to within 1e-05 (3 values)",
+        ),
         (1.5, 1.5, "x: equal to within 1e-05 (one value)"),
         (torch.tensor(2.0), 2, "x: equal to within 1e-05 (one value)"),
-        ([[1, 2], [3, 4]], torch.tensor([[1, 2], [3, 4]]), "x: equal to within 1e-05 (2 × 2 values)"),
-        ([torch.ones(2), torch.ones(2)], np.ones((2, 2)), "x: equal to within 1e-05 (2 × 2 values)"),
+        (
+            [[1, 2], [3, 4]],
+            torch.tensor([[1, 2], [3, 4]]),
+            "x: equal to within 1e-05 (2 × 2 values)",
+        ),
+        (
+            [torch.ones(2), torch.ones(2)],
+            np.ones((2, 2)),
+            "x: equal to within 1e-05 (2 × 2 values)",
+        ),
         ([float("inf")], [float("inf")], "x: equal to within 1e-05 (1 values)"),
-        (torch.tensor([True, False]), [True, False], "x: equal to within 1e-05 (2 values)"),
-        (torch.tensor([1.0], dtype=torch.bfloat16), [1.0], "x: equal to within 1e-05 (1 values)"),
+        (
+            torch.tensor([True, False]),
+            [True, False],
+            "x: equal to within 1e-05 (2 values)",
+        ),
+        (
+            torch.tensor([1.0], dtype=torch.bfloat16),
+            [1.0],
+            "x: equal to within 1e-05 (1 values)",
+        ),
         ([], [], "x: equal to within 1e-05 (0 values)"),
     ],
 )
@@ -36,7 +60,10 @@ def test_a_difference_says_how_large_and_where():
     theirs = torch.zeros(2, 3)
     theirs[1, 2] = 0.25
     with pytest.raises(
-        AssertionError, match=r"logits: differ by 0.25 at \[1, 2\].*ours 0, theirs 0.25 \(2 × 3 values\)"
+        AssertionError,
+        match=(
+            r"logits: differ by 0.25 at \[1, 2\].*ours 0, theirs 0.25 \(2 × 3 values\)"
+        ),
     ):
         compare(torch.zeros(2, 3), theirs, "logits")
 

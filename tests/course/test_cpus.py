@@ -1,4 +1,6 @@
-"""Which part of the CPU matrix has its day: every cell gets one, and parts are short."""
+"""Which part of the CPU matrix has its day: every cell gets one, and parts are
+short.
+"""
 
 from __future__ import annotations
 
@@ -106,6 +108,8 @@ def test_a_setting_reaches_torch_and_bitsandbytes(vectors):
         "torch.get_num_threads(), bool(layer.support_avx512bf16_for_cpu)]))"
     )
     env = os.environ | setting.environment()
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True
+    )
     said = json.loads(done.stdout.splitlines()[-1])
     assert said == [vectors.upper(), 4, True]

@@ -1,4 +1,6 @@
-"""The doctor finds what is wrong, says what to do, and its exit code says whether anything is bad."""
+"""The doctor finds what is wrong, says what to do, and its exit code says whether
+anything is bad.
+"""
 
 from __future__ import annotations
 
@@ -16,20 +18,30 @@ from llmlab.course.doctor import BAD, GOOD, NOTE, Finding
 
 def test_each_package_at_another_version_is_named(monkeypatch):
     real = doctor.installed
-    monkeypatch.setattr(doctor, "installed", lambda name: "0.0.1" if name == "torch" else real(name))
+    monkeypatch.setattr(
+        doctor, "installed", lambda name: "0.0.1" if name == "torch" else real(name)
+    )
     finding = doctor.packages()
-    assert finding.verdict == BAD and "torch 0.0.1 (lock: 2.13.0)" in finding.found and "make env" in finding.advice
+    assert (
+        finding.verdict == BAD
+        and "torch 0.0.1 (lock: 2.13.0)" in finding.found
+        and "make env" in finding.advice
+    )
 
 
 def test_an_unimportant_difference_is_a_note(monkeypatch):
     real = doctor.installed
-    monkeypatch.setattr(doctor, "installed", lambda name: "0.0.1" if name == "tinycss2" else real(name))
+    monkeypatch.setattr(
+        doctor, "installed", lambda name: "0.0.1" if name == "tinycss2" else real(name)
+    )
     assert doctor.packages().verdict == NOTE
 
 
 def test_a_missing_package_is_bad(monkeypatch):
     real = doctor.installed
-    monkeypatch.setattr(doctor, "installed", lambda name: None if name == "peft" else real(name))
+    monkeypatch.setattr(
+        doctor, "installed", lambda name: None if name == "peft" else real(name)
+    )
     assert doctor.packages().verdict == BAD and "peft" in doctor.packages().found
 
 
@@ -166,7 +178,9 @@ def test_forward_and_all_reduce_are_good_here():
 
 @pytest.mark.parametrize(("verdict", "code"), [(GOOD, 0), (NOTE, 0), (BAD, 1)])
 def test_the_exit_code(monkeypatch, tmp_path, capsys, verdict, code):
-    monkeypatch.setattr(doctor, "EXAMINATIONS", (lambda: Finding("Thing", verdict, "a", "do b"),))
+    monkeypatch.setattr(
+        doctor, "EXAMINATIONS", (lambda: Finding("Thing", verdict, "a", "do b"),)
+    )
     assert doctor.run(tmp_path / "out.json") == code
     report = json.loads((tmp_path / "out.json").read_text())
     assert report["ok"] is (code == 0) and report["findings"][0]["advice"] == "do b"
@@ -179,7 +193,11 @@ def test_an_examination_that_raises_is_a_finding(monkeypatch):
 
     monkeypatch.setattr(doctor, "EXAMINATIONS", (broken, doctor.python))
     first, second = doctor.examine()
-    assert first.verdict == BAD and "no such thing" in first.found and second.verdict == GOOD
+    assert (
+        first.verdict == BAD
+        and "no such thing" in first.found
+        and second.verdict == GOOD
+    )
 
 
 def test_the_record_of_a_run_names_the_cpu_and_old_records_still_show(tmp_path):

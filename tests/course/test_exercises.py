@@ -1,4 +1,6 @@
-"""exercises/ is made from solutions/, the same each time, and only from a well-formed source."""
+"""exercises/ is made from solutions/, the same each time, and only from a well-formed
+source.
+"""
 
 from __future__ import annotations
 
@@ -36,32 +38,47 @@ def test_every_exercise_notebook_is_up_to_date():
 
 
 def test_it_is_valid_unsolved_and_the_same_each_time(root):
-    first, second = (exercises.as_text(exercises.exercise_notebook(WELCOME, root)) for _ in range(2))
+    first, second = (
+        exercises.as_text(exercises.exercise_notebook(WELCOME, root)) for _ in range(2)
+    )
     assert first == second
     nb = nbformat.reads(first, as_version=4)
     nbformat.validate(nb)
     ids = [c.id for c in nb.cells]
-    assert len(ids) == len(set(ids)) and all(re.fullmatch(r"[\w-]{1,64}", i) for i in ids)
+    assert len(ids) == len(set(ids)) and all(
+        re.fullmatch(r"[\w-]{1,64}", i) for i in ids
+    )
     code = "\n".join(c.source for c in nb.cells if c.cell_type == "code")
     assert code.count("raise NotImplementedError") == 3
     for word in ("SOLUTION", "amax", "math.ceil(", "batch * bandwidth"):
         assert word not in code
     assert not any("solution" in c.metadata.get("tags", []) for c in nb.cells)
-    assert all(not c.get("outputs") and c.get("execution_count") is None for c in nb.cells)
+    assert all(
+        not c.get("outputs") and c.get("execution_count") is None for c in nb.cells
+    )
 
 
 def test_its_opening_and_its_end_lead_somewhere(root):
     cells = exercises.exercise_notebook(WELCOME, root).cells
     links = re.findall(r"\]\((\.\./\.\./[^)]*)\)", cells[0].source + cells[-1].source)
-    assert links == [f"../../notebooks/{WELCOME.slug}.ipynb", f"../../solutions/{WELCOME.slug}.ipynb"]
+    assert links == [
+        f"../../notebooks/{WELCOME.slug}.ipynb",
+        f"../../solutions/{WELCOME.slug}.ipynb",
+    ]
     assert f"llmlab check {WELCOME.slug}" in cells[-1].source
     assert "import check" in cells[1].source
 
 
 def test_what_nbgrader_needs(root):
     cells = exercises.exercise_notebook(WELCOME, root).cells
-    graded = {c.metadata.nbgrader.grade_id: c.metadata.nbgrader for c in cells if "nbgrader" in c.metadata}
-    assert {k for k, v in graded.items() if v.solution} == {f"exercise-{n}" for n in NAMES}
+    graded = {
+        c.metadata.nbgrader.grade_id: c.metadata.nbgrader
+        for c in cells
+        if "nbgrader" in c.metadata
+    }
+    assert {k for k, v in graded.items() if v.solution} == {
+        f"exercise-{n}" for n in NAMES
+    }
     assert {k: v.points for k, v in graded.items() if v.grade} == {
         f"check-{n}": p for n, p in zip(NAMES, (1, 2, 2), strict=True)
     }
@@ -70,7 +87,11 @@ def test_what_nbgrader_needs(root):
 
 def test_the_version_is_what_the_cells_say(root):
     nb = exercises.exercise_notebook(WELCOME, root)
-    assert nb.metadata.llmlab.version == solutions.version(nb) == solutions.version(json.loads(exercises.as_text(nb)))
+    assert (
+        nb.metadata.llmlab.version
+        == solutions.version(nb)
+        == solutions.version(json.loads(exercises.as_text(nb)))
+    )
     nb.cells[2].source += " more"
     assert nb.metadata.llmlab.version != solutions.version(nb)
 
@@ -79,13 +100,25 @@ def test_the_version_is_what_the_cells_say(root):
     ("old", "new", "says"),
     [
         ("5 minutes · 1 point", "6 minutes · 1 point", "must hold the line"),
-        ('# %% tags=["check"]\ncheck.softmax', "# %%\ncheck.softmax", 'needs `tags=["check"]`'),
+        (
+            '# %% tags=["check"]\ncheck.softmax',
+            "# %%\ncheck.softmax",
+            'needs `tags=["check"]`',
+        ),
         ("check.softmax(softmax)", "print(check.softmax(softmax))", "one call"),
         ('# %% tags=["check"]\ncheck.softmax(softmax)\n', "", "check cells mark"),
-        ('# %% tags=["exercise"]\ndef softmax', "# %%\ndef softmax", 'needs `tags=["exercise"]`'),
+        (
+            '# %% tags=["exercise"]\ndef softmax',
+            "# %%\ndef softmax",
+            'needs `tags=["exercise"]`',
+        ),
         ("    # END SOLUTION\n", "", "END SOLUTION` is missing"),
         ("    # BEGIN SOLUTION\n", "", "without its partner"),
-        ("from llmlab.checks.start.welcome import check", "import llmlab", "first code cell must hold"),
+        (
+            "from llmlab.checks.start.welcome import check",
+            "import llmlab",
+            "first code cell must hold",
+        ),
         ("check.softmax(softmax)", "check.weight_bytes(softmax)", "check cells mark"),
     ],
 )
@@ -97,7 +130,10 @@ def test_a_malformed_solution_is_refused_in_words(root, old, new, says):
 
 def test_an_exercise_without_a_check_is_refused(root):
     path = WELCOME.solution(root).with_suffix(".py")
-    extra = '\n# %% tags=["exercise"]\ndef more():\n    # BEGIN SOLUTION\n    return 1\n    # END SOLUTION\n'
+    extra = (
+        '\n# %% tags=["exercise"]\ndef more():\n    # BEGIN SOLUTION\n    return 1\n   '
+        " # END SOLUTION\n"
+    )
     path.write_text(path.read_text(encoding="utf-8") + extra, encoding="utf-8")
     with pytest.raises(exercises.Malformed, match="no check cell after it"):
         exercises.exercise_notebook(WELCOME, root)
@@ -110,7 +146,9 @@ def test_the_command_checks_and_writes(inside, capsys):
     left_over.write_text("{}")
     assert exercises.main(["--check"]) == 1
     told = capsys.readouterr().err
-    assert "01-welcome.ipynb is stale" in told and "99-gone.ipynb has no solution" in told
+    assert (
+        "01-welcome.ipynb is stale" in told and "99-gone.ipynb has no solution" in told
+    )
     assert left_over.exists()
     assert exercises.main([]) == 0
     assert not left_over.exists()
@@ -127,8 +165,15 @@ def test_the_command_refuses_nonsense(inside, capsys):
 
 
 def test_stubs():
-    two = "class A:\n    def f(self):\n        # BEGIN SOLUTION\n        return 1\n        # END SOLUTION\n\n    def g(self):\n        # BEGIN SOLUTION\n        x = 2\n        return x\n        # END SOLUTION"
-    stub = "class A:\n    def f(self):\n        raise NotImplementedError\n\n    def g(self):\n        raise NotImplementedError"
+    two = (
+        "class A:\n    def f(self):\n        # BEGIN SOLUTION\n        return 1\n      "
+        "  # END SOLUTION\n\n    def g(self):\n        # BEGIN SOLUTION\n        x ="
+        " 2\n        return x\n        # END SOLUTION"
+    )
+    stub = (
+        "class A:\n    def f(self):\n        raise NotImplementedError\n\n    def"
+        " g(self):\n        raise NotImplementedError"
+    )
     assert solutions.clear_solution(two) == stub
 
 

@@ -31,7 +31,9 @@ def shown(monkeypatch):
 
 def test_every_combination_is_a_frame_with_its_own_alt():
     made = frames(rank=[1, 2, 4], noise=[0.0, 0.5])
-    assert [f.alt for f in made.frames] == [alt(r, n) for r in (1, 2, 4) for n in (0.0, 0.5)]
+    assert [f.alt for f in made.frames] == [
+        alt(r, n) for r in (1, 2, 4) for n in (0.0, 0.5)
+    ]
     assert made.at((2, 1)).alt == alt(4, 0.5)
     assert len({f.src for f in made.frames}) == 6
     assert made.start == (1, 0)
@@ -48,27 +50,45 @@ def test_html_is_usable_without_a_kernel():
     assert 'aria-valuetext="0.3"' in text
     assert 'alt="rank 2 &lt;0.3&gt;"' in text
     assert "A &amp; B" in text
-    data = json.loads(re.search(r'<script type="application/json">(.*?)</script>', text, re.DOTALL)[1])
+    data = json.loads(
+        re.search(r'<script type="application/json">(.*?)</script>', text, re.DOTALL)[1]
+    )
     assert [pair[1] for pair in data["frames"]] == [f.alt for f in made.frames]
     assert data["values"] == [["1", "2", "4"], ["0.3", "0.5"]]
 
 
 def test_html_asks_nothing_of_another_host():
-    assert not re.findall(r"(?:https?:)?//[a-z]", re.sub(r"data:[^\"]+", "", frames(rank=[1, 2]).html()))
+    assert not re.findall(
+        r"(?:https?:)?//[a-z]", re.sub(r"data:[^\"]+", "", frames(rank=[1, 2]).html())
+    )
 
 
 def test_text_that_ends_a_script_cannot_break_out():
-    made = render(draw, alt=lambda rank: "</script><b>", title="", start=None, controls={"rank": [1, 2]})
+    made = render(
+        draw,
+        alt=lambda rank: "</script><b>",
+        title="",
+        start=None,
+        controls={"rank": [1, 2]},
+    )
     assert "</script><b>" not in made.html()
 
 
 def test_many_busy_frames_fit_the_budget():
     def busy(k):
         fig, ax = plt.subplots()
-        ax.scatter(range(400), [(i * 37 * (k + 1)) % 101 for i in range(400)], c=range(400))
+        ax.scatter(
+            range(400), [(i * 37 * (k + 1)) % 101 for i in range(400)], c=range(400)
+        )
         return fig
 
-    made = render(busy, alt=lambda k: f"k {k}", title="", start=None, controls={"k": list(range(12))})
+    made = render(
+        busy,
+        alt=lambda k: f"k {k}",
+        title="",
+        start=None,
+        controls={"k": list(range(12))},
+    )
     assert sum(len(f.src) for f in made.frames) <= BUDGET + 12 * 30
 
 
@@ -101,13 +121,19 @@ def test_the_widget_shows_the_frame_that_its_sliders_choose():
 
     made = frames(rank=[1, 2, 4], noise=[0.0, 0.5])
     view = sliders._widget(made)
-    box = ipywidgets.Widget._instances[view["model_id"]] if hasattr(ipywidgets.Widget, "_instances") else None
+    box = (
+        ipywidgets.Widget._instances[view["model_id"]]
+        if hasattr(ipywidgets.Widget, "_instances")
+        else None
+    )
     box = box or ipywidgets.widgets.widget._instances[view["model_id"]]
     _, picture, first, second, caption = box.children
     first.index, second.index = 2, 1
     assert made.at((2, 1)).src in picture.value
     assert "rank 4 &lt;0.5&gt;" in picture.value
-    assert "rank 4 &lt;0.5&gt;" in caption.value and 'aria-live="polite"' in caption.value
+    assert (
+        "rank 4 &lt;0.5&gt;" in caption.value and 'aria-live="polite"' in caption.value
+    )
 
 
 @pytest.mark.parametrize(

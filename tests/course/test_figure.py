@@ -11,7 +11,9 @@ from llmlab.course import figure, palette, plt, style
 
 def luminance(color):
     channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    linear = [
+        c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in channels
+    ]
     return sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
@@ -22,7 +24,10 @@ def contrast(color):
 @pytest.fixture
 def shown(monkeypatch):
     found = []
-    monkeypatch.setattr("IPython.display.display", lambda data, raw, metadata: found.append((data, metadata)))
+    monkeypatch.setattr(
+        "IPython.display.display",
+        lambda data, raw, metadata: found.append((data, metadata)),
+    )
     return found
 
 
@@ -45,7 +50,11 @@ def test_png_is_sharp_small_and_of_the_size_it_says(shown):
     content = data["image/png"]
     content = base64.b64decode(content) if isinstance(content, str) else content
     image = Image.open(io.BytesIO(content))
-    assert image.size == (2 * metadata["image/png"]["width"], 2 * metadata["image/png"]["height"]) == (1440, 720)
+    assert (
+        image.size
+        == (2 * metadata["image/png"]["width"], 2 * metadata["image/png"]["height"])
+        == (1440, 720)
+    )
     assert len(content) < 40_000
 
 
@@ -63,8 +72,14 @@ def test_only_figures():
 
 
 def test_text_keeps_nine_points_on_a_phone():
-    """On a card as wide as the page of a phone (358 of 390 pixels), 9 points are 12 CSS pixels."""
-    sizes = [v for k, v in style.RC.items() if k.endswith(("labelsize", "titlesize", "fontsize", "font.size"))]
+    """On a card as wide as the page of a phone (358 of 390 pixels), 9 points are 12 CSS
+    pixels.
+    """
+    sizes = [
+        v
+        for k, v in style.RC.items()
+        if k.endswith(("labelsize", "titlesize", "fontsize", "font.size"))
+    ]
     assert min(sizes) * 358 / (72 * style.WIDTH) >= 12
 
 
@@ -81,8 +96,16 @@ def test_style_is_applied():
 
 
 def test_course_is_light_to_import():
-    code = "import sys, llmlab.course; print({'torch', 'matplotlib', 'IPython', 'numpy'} & set(sys.modules) or 'light')"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "light"
+    code = (
+        "import sys, llmlab.course; print({'torch', 'matplotlib', 'IPython', 'numpy'} &"
+        " set(sys.modules) or 'light')"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True
+        ).stdout.strip()
+        == "light"
+    )
 
 
 def test_unknown_names_are_refused():

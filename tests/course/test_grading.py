@@ -25,7 +25,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm")]  # each starts 
 def grade(tmp_path):
     """Marks a notebook (or the text of a file) that lies in a folder of its own."""
 
-    def run(nb: dict | str | bytes, seconds: float = 60.0) -> tuple[grading.LessonResult, dict[str, grading.Result]]:
+    def run(
+        nb: dict | str | bytes, seconds: float = 60.0
+    ) -> tuple[grading.LessonResult, dict[str, grading.Result]]:
         path = tmp_path / "01-welcome.ipynb"
         data = json.dumps(nb) if isinstance(nb, dict) else nb
         path.write_bytes(data if isinstance(data, bytes) else data.encode())
@@ -40,11 +42,15 @@ def outcomes(by_name: dict[str, grading.Result]) -> list[str]:
 
 
 def kernels() -> list[int]:
-    """The processes of this test's runs; a fork of the warm process does not show its folder."""
+    """The processes of this test's runs; a fork of the warm process does not show its
+    folder.
+    """
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            if str(Path(tempfile.gettempdir()) / "llmlab-check-") in process.environ().get("LLMLAB_RECORD", ""):
+            if str(
+                Path(tempfile.gettempdir()) / "llmlab-check-"
+            ) in process.environ().get("LLMLAB_RECORD", ""):
                 found.append(process.pid)
     return found
 
@@ -58,8 +64,17 @@ def test_unsolved(grade):
 
 def test_solved_with_cells_and_magics_of_their_own(grade):
     def add(cells):
-        cells.insert(1, code("%timeit -n1 -r1 1+1\n!echo shell\n%pylab_that_is_not\n", "a"))
-        cells.insert(2, code("# %matplotlib inline\nimport matplotlib.pyplot as plt\nplt.plot([1]); plt.show()", "b"))
+        cells.insert(
+            1, code("%timeit -n1 -r1 1+1\n!echo shell\n%pylab_that_is_not\n", "a")
+        )
+        cells.insert(
+            2,
+            code(
+                "# %matplotlib inline\nimport matplotlib.pyplot as plt\nplt.plot([1]);"
+                " plt.show()",
+                "b",
+            ),
+        )
         cells.insert(3, code("input('a question')", "c"))
         cells.insert(4, code("%%time\nscratch = 3", "d"))
         cells.append(code("1 / 0", "e"))
@@ -70,15 +85,22 @@ def test_solved_with_cells_and_magics_of_their_own(grade):
     assert outcomes(by_name) == ["right"] * 3
     assert (result.points, result.ok) == (5, True)
     notes = "\n".join(result.notes)
-    assert "ZeroDivisionError" in notes and "input" in notes and "matplotlib" not in notes
+    assert (
+        "ZeroDivisionError" in notes and "input" in notes and "matplotlib" not in notes
+    )
 
 
 def test_half_solved_wrong_and_raising(grade):
     wrong = (
-        "def tokens_per_second(weight_bytes, bandwidth, batch=1, cache_bytes=0.0):\n    return bandwidth / weight_bytes"
+        "def tokens_per_second(weight_bytes, bandwidth, batch=1, cache_bytes=0.0):\n   "
+        " return bandwidth / weight_bytes"
     )
     raising = "def softmax(x):\n    return x @ x.missing"
-    result, by_name = grade(notebook("weight_bytes", answers={"tokens_per_second": wrong, "softmax": raising}))
+    result, by_name = grade(
+        notebook(
+            "weight_bytes", answers={"tokens_per_second": wrong, "softmax": raising}
+        )
+    )
     assert outcomes(by_name) == ["right", "wrong", "error"]
     assert result.points == 1
     assert "leave the cache out" in by_name["tokens_per_second"].message
@@ -88,7 +110,9 @@ def test_half_solved_wrong_and_raising(grade):
 
 def test_renamed_broken_and_leaving(grade):
     answers = {
-        "weight_bytes": "def weights_bytes(params, bits=16):\n    return params * bits // 8",
+        "weight_bytes": (
+            "def weights_bytes(params, bits=16):\n    return params * bits // 8"
+        ),
         "tokens_per_second": "def tokens_per_second(x:\n    return x",
         "softmax": "exit()\ndef softmax(x): return x",
     }
@@ -114,11 +138,17 @@ def test_a_loop_that_cannot_be_interrupted(grade, tmp_path, monkeypatch):
     """In a plain kernel: it sees within a second that its parent is gone."""
     monkeypatch.setenv("LLMLAB_COLD", "1")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    stubborn = "while True:\n    try:\n        while True: pass\n    except BaseException: pass"
+    stubborn = (
+        "while True:\n    try:\n        while True: pass\n    except BaseException:"
+        " pass"
+    )
     seen = []
     watching = threading.Thread(target=lambda: seen.append(wait_for_kernels(True)))
     watching.start()
-    _, by_name = grade(notebook("weight_bytes", "softmax", answers={"tokens_per_second": stubborn}), seconds=4)
+    _, by_name = grade(
+        notebook("weight_bytes", "softmax", answers={"tokens_per_second": stubborn}),
+        seconds=4,
+    )
     watching.join()
     assert outcomes(by_name) == ["right", "timeout", "right"]
     assert seen == [True] and wait_for_kernels(False)
@@ -149,14 +179,17 @@ def test_deleted_and_edited_checks_earn_nothing(grade):
     def change(cells):
         cells.remove(cell(cells, "check-weight_bytes"))
         cell(cells, "check-tokens_per_second")["source"] = (
-            "try:\n    check.tokens_per_second(tokens_per_second)\nexcept Exception: pass"
+            "try:\n    check.tokens_per_second(tokens_per_second)\nexcept Exception:"
+            " pass"
         )
         cell(cells, "check-softmax")["source"] = "print('✓ softmax: right (2 points)')"
 
     result, by_name = grade(notebook("weight_bytes", "softmax", change=change))
     assert outcomes(by_name) == ["check missing", "check edited", "check edited"]
     assert result.points == 0
-    assert all(e.next == "llmlab start 01-welcome --restore-checks" for e in by_name.values())
+    assert all(
+        e.next == "llmlab start 01-welcome --restore-checks" for e in by_name.values()
+    )
     assert "passes the course's own check" in by_name["softmax"].message
     assert "not done" in by_name["tokens_per_second"].message
 
@@ -177,13 +210,19 @@ def test_duplicated_moved_and_reformatted_checks_count_once(grade):
 
 
 def test_a_notebook_that_went_through_other_hands(grade, tmp_path):
-    """No ids, no metadata, sources as lists, cells that are none; and the learner's own module beside it."""
+    """No ids, no metadata, sources as lists, cells that are none; and the learner's own
+    module beside it.
+    """
 
     def change(cells):
         for c in cells:
             del c["id"]
             c["metadata"] = {}
-            c["source"] = c["source"].splitlines(keepends=True) if isinstance(c["source"], str) else c["source"]
+            c["source"] = (
+                c["source"].splitlines(keepends=True)
+                if isinstance(c["source"], str)
+                else c["source"]
+            )
         odd = [
             None,
             {"cell_type": "code"},
@@ -193,26 +232,36 @@ def test_a_notebook_that_went_through_other_hands(grade, tmp_path):
         cells[:0] = odd
 
     (tmp_path / "mine.py").write_text("factor = 8\n")
-    own = "from mine import factor\nimport math\ndef weight_bytes(params, bits=16):\n    return math.ceil(params * bits / factor)"
-    nb = notebook("tokens_per_second", "softmax", answers={"weight_bytes": own}, change=change)
+    own = (
+        "from mine import factor\nimport math\ndef weight_bytes(params, bits=16):\n   "
+        " return math.ceil(params * bits / factor)"
+    )
+    nb = notebook(
+        "tokens_per_second", "softmax", answers={"weight_bytes": own}, change=change
+    )
     nb |= {"metadata": {}, "nbformat_minor": 4}
     assert grade(nb)[0].points == 5
 
 
 FORGERIES = {
     "its own check, patched checking": (
-        "class Always:\n    def __getattr__(self, name): return lambda *a, **k: print('right')\ncheck = Always()\n"
-        "import llmlab.course.grading.checking as c, llmlab.checks.start.welcome as w\n"
-        "c.Exercise.verdict = lambda self, *a, **k: c.Verdict(self.name, 'right', 9, 9)\n"
-        "for e in w.check.exercises.values(): e.run = lambda answer: None"
+        "class Always:\n    def __getattr__(self, name): return lambda *a, **k:"
+        " print('right')\ncheck = Always()\nimport llmlab.course.grading.checking as c,"
+        " llmlab.checks.start.welcome as w\nc.Exercise.verdict = lambda self, *a, **k:"
+        " c.Verdict(self.name, 'right', 9, 9)\nfor e in w.check.exercises.values():"
+        " e.run = lambda answer: None"
     ),
-    "a patched reference": "import llmlab.start.welcome as w\nw.weight_bytes = w.tokens_per_second = w.softmax = lambda *a: 1",
+    "a patched reference": (
+        "import llmlab.start.welcome as w\nw.weight_bytes = w.tokens_per_second ="
+        " w.softmax = lambda *a: 1"
+    ),
     "no exceptions, its own verdicts": (
-        "get_ipython().set_custom_exc((Exception,), lambda *a, **k: None)\n"
-        "from IPython.display import publish_display_data as p\n"
-        "get_ipython().events.register('pre_run_cell', lambda *a: [\n"
-        "    p({'application/vnd.llmlab.verdict+json': {'exercise': n, 'outcome': 'right', 'token': 't'}})\n"
-        "    for n in ('weight_bytes', 'tokens_per_second', 'softmax')])"
+        "get_ipython().set_custom_exc((Exception,), lambda *a, **k: None)\nfrom"
+        " IPython.display import publish_display_data as"
+        " p\nget_ipython().events.register('pre_run_cell', lambda *a: [\n   "
+        " p({'application/vnd.llmlab.verdict+json': {'exercise': n, 'outcome': 'right',"
+        " 'token': 't'}})\n    for n in ('weight_bytes', 'tokens_per_second',"
+        " 'softmax')])"
     ),
 }
 
@@ -220,7 +269,13 @@ FORGERIES = {
 @pytest.mark.parametrize("forgery", FORGERIES)
 def test_no_free_points(grade, forgery):
     constant = "weight_bytes = tokens_per_second = softmax = lambda *a: 1"
-    result, by_name = grade(notebook(change=lambda cells: cells.insert(2, code(FORGERIES[forgery] + "\n" + constant))))
+    result, by_name = grade(
+        notebook(
+            change=lambda cells: cells.insert(
+                2, code(FORGERIES[forgery] + "\n" + constant)
+            )
+        )
+    )
     assert result.points == 0
     assert not any(e.outcome == "right" for e in by_name.values())
 
@@ -245,14 +300,18 @@ def test_what_is_no_notebook(grade, text, why):
 
 def test_a_notebook_without_cells_of_an_older_version(grade):
     metadata = {"llmlab": {"version": "0" * 12}}
-    result, by_name = grade({"cells": [], "metadata": metadata, "nbformat": 4, "nbformat_minor": 5})
+    result, by_name = grade(
+        {"cells": [], "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
+    )
     assert outcomes(by_name) == ["check missing"] * 3
     assert result.points == 0
     assert "llmlab start 01-welcome" in "\n".join(result.notes)
 
 
 def test_an_exercise_notebook_fails_at_its_checks_and_nowhere_else(built):
-    """Each stub is "not done", no other cell raises. One lesson of each part; nbval runs all of them."""
+    """Each stub is "not done", no other cell raises. One lesson of each part; nbval
+    runs all of them.
+    """
     result = grading.grade(built, ROOT, built.exercise(ROOT))
     assert {e.outcome for e in result.exercises} == {"not done"}
     assert result.notes == []
@@ -263,7 +322,11 @@ def pytest_generate_tests(metafunc):
     if "built" in metafunc.fixturenames:
         from llmlab.course.syllabus import lessons
 
-        found = list({x.part: x for x in reversed(lessons()) if x.exercise(ROOT).is_file()}.values())
+        found = list(
+            {
+                x.part: x for x in reversed(lessons()) if x.exercise(ROOT).is_file()
+            }.values()
+        )
         metafunc.parametrize("built", found, ids=lambda x: x.slug)
 
 
@@ -275,11 +338,19 @@ def test_grading_needs_a_notebook(tmp_path):
 def test_the_grader_does_not_import_torch():
     """So that `llmlab check` says quickly what it can say without a kernel."""
     code_ = "import sys, llmlab.course.grading.grading; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code_], capture_output=True, text=True).stdout.strip() == "False"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code_], capture_output=True, text=True
+        ).stdout.strip()
+        == "False"
+    )
 
 
 def test_the_grader_builds_no_grammar():
     """jsonschema builds one for three seconds where JupyterLab is installed."""
-    code_ = "import llmlab.course.grading.nbval_plugin, nbval.plugin, sys; print('nbformat' in sys.modules, 'lark' in sys.modules)"
+    code_ = (
+        "import llmlab.course.grading.nbval_plugin, nbval.plugin, sys; print('nbformat'"
+        " in sys.modules, 'lark' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code_], capture_output=True, text=True)
     assert done.stdout.split() == ["True", "False"], done.stderr

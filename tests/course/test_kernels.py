@@ -1,4 +1,6 @@
-"""Warm kernels: they behave as plain ones, end when they should, and never fail a learner."""
+"""Warm kernels: they behave as plain ones, end when they should, and never fail a
+learner.
+"""
 
 import importlib.util
 import json
@@ -38,7 +40,8 @@ pytestmark = pytest.mark.skipif(bool(starting.unsafe()), reason="kernels stay pl
 
 LIGHT = starting.PROGRAM.replace(
     "main(sys.argv[1:])",
-    "import llmlab.course.kernels.warm_process as warm\nwarm.STEPS = ()\nmain(sys.argv[1:])",
+    "import llmlab.course.kernels.warm_process as warm\nwarm.STEPS ="
+    " ()\nmain(sys.argv[1:])",
 )
 # What a kernel can find out about its process.
 FACTS = """
@@ -227,7 +230,9 @@ def both(tmp_path_factory):
     return found
 
 
-DRAW = "import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()\nplt.plot([2, 1]);"
+DRAW = (
+    "import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()\nplt.plot([2, 1]);"
+)
 RANDOM = """
 import numpy, random, torch
 print(torch.rand(1).item(), numpy.random.rand(), random.random(), torch.initial_seed())
@@ -272,7 +277,11 @@ def gone(pid, seconds=20):
 def test_a_warm_kernel_finds_what_a_plain_one_finds(both):
     warm, plain = dict(both[0][0]), dict(both[1][0])
     files = [
-        Counter(name for name in facts.pop("files") if ".sqlite" not in name and "profile_" not in name)
+        Counter(
+            name
+            for name in facts.pop("files")
+            if ".sqlite" not in name and "profile_" not in name
+        )
         for facts in (warm, plain)
     ]
     watch = Counter(anon_inode=1)  # on the process that asked for the kernel
@@ -391,9 +400,8 @@ def test_folder_variables_and_a_closed_door(light, tmp_path):
 def test_a_cell_may_fork(light):
     with kernel() as one:
         said = one.run(
-            "import multiprocessing as mp\n"
-            "def double(x): return 2 * x\n"
-            "with mp.get_context('fork').Pool(2) as pool: print(pool.map(double, [1, 2]))"
+            "import multiprocessing as mp\ndef double(x): return 2 * x\nwith"
+            " mp.get_context('fork').Pool(2) as pool: print(pool.map(double, [1, 2]))"
         )
         assert said == "[2, 4]\n"
 
@@ -401,7 +409,8 @@ def test_a_cell_may_fork(light):
 def test_a_cell_may_launch_ranks(light):
     with kernel() as one:
         said = one.run(
-            "from llmlab.parallelism import launch\ndef rank(comm): return comm.rank\nprint(launch(rank, 2))"
+            "from llmlab.parallelism import launch\ndef rank(comm): return"
+            " comm.rank\nprint(launch(rank, 2))"
         )
         assert said.endswith("[0, 1]\n")
 
@@ -451,7 +460,9 @@ def test_a_kernel_ends_with_the_process_that_asked_for_it(light):
         "print(m.provisioner.pid, type(m.provisioner.process).__name__, flush=True)\n"
         "os._exit(0)\n"
     )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120).stdout.split()
+    said = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120
+    ).stdout.split()
     assert said[1] == "Forked"
     assert gone(int(said[0]))
 
@@ -872,7 +883,9 @@ def test_a_variable_that_comes_too_late_is_named(toy, monkeypatch):
 def test_the_environment_says_so(monkeypatch):
     plain = {"PATH": "x"}
     env = warm_environment(plain)
-    assert env[use.CHOICE] == "llmlab-warm" and env[use.OWNER] == starting.this_process()
+    assert (
+        env[use.CHOICE] == "llmlab-warm" and env[use.OWNER] == starting.this_process()
+    )
     assert plain == {"PATH": "x"}
     assert use.CHOICE not in warm_environment(env, cold=True)
     assert use.CHOICE not in warm_environment(dict(env, LLMLAB_COLD="1"))
@@ -899,7 +912,9 @@ def test_the_provisioner_is_installed():
     from importlib.metadata import entry_points
 
     (entry,) = entry_points(group=use.GROUP, name=use.PROVISIONER)
-    assert entry.load() is WarmProvisioner and issubclass(WarmProvisioner, LocalProvisioner)
+    assert entry.load() is WarmProvisioner and issubclass(
+        WarmProvisioner, LocalProvisioner
+    )
 
 
 def test_cold_is_obeyed_by_the_provisioner(light, monkeypatch):

@@ -15,13 +15,19 @@ from llmlab.course.workspace import Kind
 
 @pytest.fixture
 def course(tmp_path, monkeypatch):
-    """A course with one lesson and one exercise; the learner's home is a temporary folder."""
+    """A course with one lesson and one exercise; the learner's home is a temporary
+    folder.
+    """
     monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "data"))
     (tmp_path / "pyproject.toml").touch()
     lesson = find("01-welcome")
     for path in (lesson.notebook(tmp_path), lesson.exercise(tmp_path)):
         path.parent.mkdir(parents=True)
-        nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("check.f(f)", metadata={"tags": ["check"]})])
+        nb = nbformat.v4.new_notebook(
+            cells=[
+                nbformat.v4.new_code_cell("check.f(f)", metadata={"tags": ["check"]})
+            ]
+        )
         nb.cells[0].id = "check-f"
         nb.metadata["llmlab"] = {"version": "1"}
         nbformat.write(nb, path)
@@ -84,7 +90,10 @@ def test_landing_page_shows_what_is_done(course):
 
 
 def test_a_copy_that_needs_the_learner_is_told(course, monkeypatch, capsys):
-    told = [workspace.Copied(course, "new beside", "the course changed"), workspace.Copied(course, "kept", "quiet")]
+    told = [
+        workspace.Copied(course, "new beside", "the course changed"),
+        workspace.Copied(course, "kept", "quiet"),
+    ]
     monkeypatch.setattr(workspace, "start_all", lambda root: told)
     lab.prepare(course)
     out = capsys.readouterr().out
@@ -104,10 +113,15 @@ def test_a_folder_that_cannot_be_written(course, monkeypatch):
 def test_command():
     from pathlib import Path
 
-    argv = lab.command(Path("/course"), port=9001, browser=False, ip="0.0.0.0", extra=["--debug"])
-    assert {"--no-browser", "--ServerApp.port=9001", "--ServerApp.port_retries=0", "--ServerApp.ip=0.0.0.0"} <= set(
-        argv
+    argv = lab.command(
+        Path("/course"), port=9001, browser=False, ip="0.0.0.0", extra=["--debug"]
     )
+    assert {
+        "--no-browser",
+        "--ServerApp.port=9001",
+        "--ServerApp.port_retries=0",
+        "--ServerApp.ip=0.0.0.0",
+    } <= set(argv)
     assert argv[-1] == "--debug" and "--ServerApp.root_dir=/course" in argv
     assert f"--ServerApp.contents_manager_class={lab.CONTENTS}" in argv
     quiet = lab.command(Path("/course"), port=None, browser=True)
@@ -125,8 +139,12 @@ def test_extensions_that_are_off_exist():
 
 def test_settings_are_in_the_package():
     settings = json.loads((lab.SETTINGS / "overrides.json").read_text())
-    assert settings["@jupyterlab/docmanager-extension:plugin"]["defaultViewers"] == {"markdown": "Markdown Preview"}
-    assert settings["@jupyterlab/apputils-extension:notification"]["fetchNews"] == "false"
+    assert settings["@jupyterlab/docmanager-extension:plugin"]["defaultViewers"] == {
+        "markdown": "Markdown Preview"
+    }
+    assert (
+        settings["@jupyterlab/apputils-extension:notification"]["fetchNews"] == "false"
+    )
 
 
 def test_a_busy_port_is_said_plainly(course, capsys):
@@ -147,10 +165,15 @@ def test_what_is_no_port(port):
 
 def test_run_becomes_jupyterlab(course, monkeypatch):
     seen = SimpleNamespace()
-    monkeypatch.setattr(lab.os, "execv", lambda program, argv: setattr(seen, "argv", argv))
+    monkeypatch.setattr(
+        lab.os, "execv", lambda program, argv: setattr(seen, "argv", argv)
+    )
     monkeypatch.chdir(course)
     lab.run(browser=False)
-    assert seen.argv[1:3] == ["-m", "jupyterlab"] and f"--ServerApp.root_dir={course}" in seen.argv
+    assert (
+        seen.argv[1:3] == ["-m", "jupyterlab"]
+        and f"--ServerApp.root_dir={course}" in seen.argv
+    )
 
 
 def test_no_course(tmp_path, monkeypatch, capsys):
@@ -206,7 +229,9 @@ def test_a_copy_that_cannot_be_renewed_opens_as_it_is(course, monkeypatch):
 
 def everything(course):
     """Each file under the course's own folders and what it holds."""
-    paths = [p for home in ("notebooks", "exercises") for p in (course / home).rglob("*")]
+    paths = [
+        p for home in ("notebooks", "exercises") for p in (course / home).rglob("*")
+    ]
     return {p: p.read_bytes() for p in paths if p.is_file()}
 
 

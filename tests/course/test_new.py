@@ -1,4 +1,6 @@
-"""`llmlab new` lays out all files of a lesson: valid, honest, and never over another."""
+"""`llmlab new` lays out all files of a lesson: valid, honest, and never over
+another.
+"""
 
 from __future__ import annotations
 
@@ -42,12 +44,16 @@ def test_every_planned_lesson_can_be_laid_out(lesson, tmp_path):
 def test_it_is_formatted_and_clean(tmp_path):
     new.scaffold(PLANNED, tmp_path)
     (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
-    for package in ("llmlab", "llmlab/course", "llmlab/checks"):  # so that ruff knows whose they are
+    # so that ruff knows whose they are
+    for package in ("llmlab", "llmlab/course", "llmlab/checks"):
         (tmp_path / package).mkdir(parents=True, exist_ok=True)
         (tmp_path / package / "__init__.py").touch()
     for command in (["check"], ["format", "--check"]):
         done = subprocess.run(
-            [sys.executable, "-m", "ruff", *command, "."], cwd=tmp_path, capture_output=True, text=True
+            [sys.executable, "-m", "ruff", *command, "."],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0, done.stdout + done.stderr
 
@@ -55,16 +61,27 @@ def test_it_is_formatted_and_clean(tmp_path):
 def test_it_has_the_form_of_a_lesson_and_marks_every_place(tmp_path):
     made = new.scaffold(PLANNED, tmp_path)
     text = (tmp_path / f"notebooks/{PLANNED.slug}.py").read_text(encoding="utf-8")
-    assert [line[5:] for line in text.splitlines() if line.startswith("# ## ")] == HEADINGS
-    unmarked = [p.name for p in made if p.name != "__init__.py" and "TODO" not in p.read_text(encoding="utf-8")]
+    assert [
+        line[5:] for line in text.splitlines() if line.startswith("# ## ")
+    ] == HEADINGS
+    unmarked = [
+        p.name
+        for p in made
+        if p.name != "__init__.py" and "TODO" not in p.read_text(encoding="utf-8")
+    ]
     assert unmarked == []
 
 
 def test_the_solution_has_the_form_that_exercises_need(tmp_path, monkeypatch):
     new.scaffold(PLANNED, tmp_path)
     names = {}
-    source = (tmp_path / f"llmlab/checks/{PLANNED.package}/{PLANNED.module}.py").read_text(encoding="utf-8")
-    exec(source.replace(f"from llmlab.{PLANNED.package} import {PLANNED.module}", ""), names)
+    source = (
+        tmp_path / f"llmlab/checks/{PLANNED.package}/{PLANNED.module}.py"
+    ).read_text(encoding="utf-8")
+    exec(
+        source.replace(f"from llmlab.{PLANNED.package} import {PLANNED.module}", ""),
+        names,
+    )
     monkeypatch.setattr(exercises, "load_check", lambda lesson: names["check"])
     notebook = exercises.exercise_notebook(PLANNED, tmp_path)
     assert f"check-{PLANNED.module}_step" in [c.id for c in notebook.cells]
@@ -77,7 +94,9 @@ def test_nothing_is_overwritten(tmp_path):
     with pytest.raises(FileExistsError, match="nothing was written"):
         new.scaffold(PLANNED, tmp_path)
     assert path.read_text() == "an author's work"
-    other = next(x for x in lessons() if x.part == PLANNED.part and x.slug != PLANNED.slug)
+    other = next(
+        x for x in lessons() if x.part == PLANNED.part and x.slug != PLANNED.slug
+    )
     bib = tmp_path / f"jupyter-book/references/{PLANNED.part}.bib"
     bib.write_text("@misc{a}")
     new.scaffold(other, tmp_path)
@@ -92,5 +111,7 @@ def test_a_built_lesson_is_refused(tmp_path):
 
 def test_the_house_rule_finds_what_is_left(tmp_path):
     """The marker is the one that tests/test_house.py looks for."""
-    assert 'marker = "TO" + "DO"' in (ROOT / "tests" / "test_house.py").read_text(encoding="utf-8")
+    assert 'marker = "TO" + "DO"' in (ROOT / "tests" / "test_house.py").read_text(
+        encoding="utf-8"
+    )
     assert syllabus.find(PLANNED.slug) is PLANNED

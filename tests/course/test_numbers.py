@@ -24,8 +24,12 @@ from llmlab.course.printed import numbers_in
 
 ROOT = Path(__file__).resolve().parents[2]
 WIDE = tolerance_of(["numbers-within-5%"])
-decimals = st.integers(1, 10**6).flatmap(lambda n: st.integers(1, 4).map(lambda d: Decimal(n).scaleb(-d)))
-words = st.text("abcdefghij klmnop", min_size=1, max_size=12).map(lambda text: f"w {text} w")
+decimals = st.integers(1, 10**6).flatmap(
+    lambda n: st.integers(1, 4).map(lambda d: Decimal(n).scaleb(-d))
+)
+words = st.text("abcdefghij klmnop", min_size=1, max_size=12).map(
+    lambda text: f"w {text} w"
+)
 
 SAME = [
     ("loss 3.37", "loss 3.38"),  # one unit of the last digit
@@ -91,8 +95,10 @@ def test_what_differs_is_said(stored, found, why):
 
 def test_a_message_names_both_numbers_and_the_tolerance():
     (said,) = differences("a\nloss 500.0", "a\nloss 510.0")
-    assert said == (
-        "line 2: 500.0 is stored, 510.0 came out: 10 apart, 2.5 allowed (0.5 %, or one unit of the last digit)"
+    assert (
+        said
+        == "line 2: 500.0 is stored, 510.0 came out: 10 apart, 2.5 allowed (0.5 %, or"
+        " one unit of the last digit)"
     )
 
 
@@ -170,7 +176,10 @@ def test_aligned_columns_move_with_their_numbers(column, at):
 
 
 def test_numbers_inside_names_are_text():
-    text = "layer0 q_proj.3 Llama-3.1 2.13.0 2026-11-28 12:30 0x3fe 12ab34 12e34 3rd 1e999 x2"
+    text = (
+        "layer0 q_proj.3 Llama-3.1 2.13.0 2026-11-28 12:30 0x3fe 12ab34 12e34 3rd"
+        " 1e999 x2"
+    )
     assert [n.text for n in numbers_in(text)] == []
 
 
@@ -202,7 +211,9 @@ def test_html_compares_numbers_in_text_and_markup_exactly(stored, found, same):
 
 def test_declared_tolerances():
     assert tolerance_of(["check"]) == DEFAULT
-    assert tolerance_of(["check", "numbers-within-5%"]) == Tolerance(Decimal("0.05"), counts=True)
+    assert tolerance_of(["check", "numbers-within-5%"]) == Tolerance(
+        Decimal("0.05"), counts=True
+    )
     assert differences("loss 3.37", "loss 3.50", WIDE) == []
     assert differences("loss 3.37", "loss 3.60", WIDE)
     assert differences("perplexity 575", "perplexity 560", WIDE) == []

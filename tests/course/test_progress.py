@@ -15,7 +15,13 @@ from tests.course.learner import ROOT, WELCOME, course
 
 
 def result(points=2, outcome="right", version="v1"):
-    return LessonResult(WELCOME.slug, WELCOME.title, "work/…", version, [Result("softmax", 2, outcome, points)])
+    return LessonResult(
+        WELCOME.slug,
+        WELCOME.title,
+        "work/…",
+        version,
+        [Result("softmax", 2, outcome, points)],
+    )
 
 
 def entry(root):
@@ -29,11 +35,19 @@ def test_the_best_result_is_kept(tmp_path):
     first = entry(tmp_path)["first_right"]
     progress.record(tmp_path, [result(0, "timeout", "v3")])
     last = entry(tmp_path)
-    assert (last["points"], last["outcome"], last["attempts"], last["version"]) == (2, "timeout", 3, "v2")
+    assert (last["points"], last["outcome"], last["attempts"], last["version"]) == (
+        2,
+        "timeout",
+        3,
+        "v2",
+    )
     assert last["first_right"] == first
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"lessons": 3}', '{"schema": "another/1", "lessons": {}}', "\x00"])
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[]", '{"lessons": 3}', '{"schema": "another/1", "lessons": {}}', "\x00"],
+)
 def test_a_broken_record_is_set_aside(tmp_path, text):
     path = progress.file_of(tmp_path)
     path.parent.mkdir()
@@ -48,7 +62,10 @@ def test_odd_entries_are_survived(tmp_path):
     root = course(tmp_path)
     path = progress.file_of(root)
     path.parent.mkdir()
-    lessons = {WELCOME.slug: {"softmax": 7, "weight_bytes": {"points": "many"}}, "gone/lesson": 3}
+    lessons = {
+        WELCOME.slug: {"softmax": 7, "weight_bytes": {"points": "many"}},
+        "gone/lesson": 3,
+    }
     path.write_text(json.dumps({"schema": "llmlab.progress/1", "lessons": lessons}))
     data, warning = report.course_as_data(root)
     assert (data["points"], warning) == (0, "")
@@ -63,8 +80,9 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 def test_writers_wait_for_one_another(tmp_path):
     """Eight processes each add ten attempts: none is lost."""
     code = (
-        "import sys; from pathlib import Path; from tests.course.test_progress import result; from llmlab.course import progress\n"
-        "for _ in range(10): progress.record(Path(sys.argv[1]), [result()])"
+        "import sys; from pathlib import Path; from tests.course.test_progress import"
+        " result; from llmlab.course import progress\nfor _ in range(10):"
+        " progress.record(Path(sys.argv[1]), [result()])"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
     running = [subprocess.Popen(command, cwd=ROOT) for _ in range(4)]
@@ -74,7 +92,13 @@ def test_writers_wait_for_one_another(tmp_path):
 
 
 def test_hints_go_on_where_they_were(tmp_path):
-    assert [progress.next_hint(tmp_path, "a/b", "f", 3) for _ in range(5)] == [1, 2, 3, 3, 3]
+    assert [progress.next_hint(tmp_path, "a/b", "f", 3) for _ in range(5)] == [
+        1,
+        2,
+        3,
+        3,
+        3,
+    ]
 
 
 def test_the_map_counts_what_is_there_to_earn(tmp_path):
@@ -91,6 +115,8 @@ def test_the_map_counts_what_is_there_to_earn(tmp_path):
 
 def test_points_of_an_exercise_that_shrank(tmp_path):
     root = course(tmp_path)
-    many = LessonResult(WELCOME.slug, WELCOME.title, "", "v", [Result("softmax", 9, "right", 9)])
+    many = LessonResult(
+        WELCOME.slug, WELCOME.title, "", "v", [Result("softmax", 9, "right", 9)]
+    )
     progress.record(root, [many])
     assert report.course_as_data(root)[0]["points"] == 2

@@ -1,4 +1,6 @@
-"""The published numbers: ours are counted, say "same" only where they are, and explain where they are not."""
+"""The published numbers: ours are counted, say "same" only where they are, and explain
+where they are not.
+"""
 
 import re
 from pathlib import Path
@@ -16,7 +18,9 @@ BIB = Path(__file__).resolve().parents[2] / "jupyter-book" / "references"
 def test_a_number_is_the_same_or_says_why(row):
     assert row.ours > 0
     assert row.same or row.why
-    assert abs(row.ours / float(row.published) - 1) < 0.6, "not the same thing was counted"
+    assert abs(row.ours / float(row.published) - 1) < 0.6, (
+        "not the same thing was counted"
+    )
 
 
 def test_most_are_the_same():
@@ -24,13 +28,32 @@ def test_most_are_the_same():
 
 
 def test_same_means_rounded_as_printed():
-    row = dict(part="peft", what="", where="", paper="", rule="prompt", arguments="p=5 d=3", why="")
-    assert Row(**row, published="15", unit="").same and not Row(**row, published="14", unit="").same
-    assert not Row(**row, published="20", unit="").same, "an exact count is not rounded to tens"
+    row = dict(
+        part="peft",
+        what="",
+        where="",
+        paper="",
+        rule="prompt",
+        arguments="p=5 d=3",
+        why="",
+    )
+    assert (
+        Row(**row, published="15", unit="").same
+        and not Row(**row, published="14", unit="").same
+    )
+    assert not Row(**row, published="20", unit="").same, (
+        "an exact count is not rounded to tens"
+    )
 
 
 def test_sources_are_in_the_bibliography():
-    keys = set(re.findall(r"^@\w+\{([^,]+),", "".join(p.read_text("utf-8") for p in BIB.glob("*.bib")), flags=re.M))
+    keys = set(
+        re.findall(
+            r"^@\w+\{([^,]+),",
+            "".join(p.read_text("utf-8") for p in BIB.glob("*.bib")),
+            flags=re.M,
+        )
+    )
     assert {row.paper for row in ROWS} <= keys
 
 

@@ -34,7 +34,9 @@ def test_the_source_is_solved_and_has_hidden_tests(tmp_path):
     code = "\n".join(c.source for c in nb.cells if c.cell_type == "code")
     assert code.count("### BEGIN SOLUTION") == code.count("### BEGIN HIDDEN TESTS") == 3
     assert "Why" not in "\n".join(
-        c.source for c in nb.cells if c.cell_type == "markdown" and "solution" in c.metadata.get("tags", [])
+        c.source
+        for c in nb.cells
+        if c.cell_type == "markdown" and "solution" in c.metadata.get("tags", [])
     )
     assert not any("../../" in c.source for c in nb.cells)
 
@@ -48,7 +50,9 @@ def test_settings_of_the_instructor_stay(tmp_path):
 
 def test_all_lessons_can_be_released(tmp_path):
     made = release.release(tmp_path, ROOT)
-    solved = [x for x in syllabus.lessons() if x.solution(ROOT).with_suffix(".py").is_file()]
+    solved = [
+        x for x in syllabus.lessons() if x.solution(ROOT).with_suffix(".py").is_file()
+    ]
     assert len(made) == 1 + len(solved)
 
 
@@ -60,7 +64,9 @@ def test_hidden_tests_use_other_numbers():
     from llmlab.checks.start.welcome import check
 
     seen = []
-    check.weight_bytes.verdict(lambda params, bits=16: seen.append((params, bits)) or -(-params * bits // 8))
+    check.weight_bytes.verdict(
+        lambda params, bits=16: seen.append((params, bits)) or -(-params * bits // 8)
+    )
 
     def knows_the_open_numbers(params, bits=16):
         if params > 10**6 and all(params != p for p, _ in seen):
@@ -78,13 +84,17 @@ def test_replaced_functions_are_found(monkeypatch):
     assert replaced_functions() == []
     monkeypatch.setattr(welcome, "softmax", lambda x: x)
     assert replaced_functions() == ["llmlab.start.welcome.softmax"]
-    with pytest.raises(AssertionError, match=r"replaces llmlab\.start\.welcome\.softmax"):
+    with pytest.raises(
+        AssertionError, match=r"replaces llmlab\.start\.welcome\.softmax"
+    ):
         hidden("llmlab.checks.start.welcome", "softmax", lambda x: x)
 
 
 @pytest.fixture(scope="module")
 def graded(tmp_path_factory, warm):
-    """An nbgrader course after generate_assignment, two submissions, autograde and generate_feedback."""
+    """An nbgrader course after generate_assignment, two submissions, autograde and
+    generate_feedback.
+    """
     pytest.importorskip("nbgrader")
     folder = tmp_path_factory.mktemp("nbgrader")
     release.release(folder, ROOT, [WELCOME])
@@ -95,19 +105,31 @@ def graded(tmp_path_factory, warm):
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         }
         done = subprocess.run(
-            [sys.executable, "-c", NBGRADER, *words], cwd=folder, capture_output=True, text=True, env=env
+            [sys.executable, "-c", NBGRADER, *words],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            env=env,
         )
         assert done.returncode == 0, done.stderr[-3000:]
 
     nbgrader("generate_assignment", ASSIGNMENT, "--create")
-    given = json.loads((folder / "release" / ASSIGNMENT / "01-welcome.ipynb").read_text(encoding="utf-8"))
-    wrong = {"weight_bytes": solved_sources()["weight_bytes"], "softmax": "def softmax(x):\n    return x.softmax(0)"}
+    given = json.loads(
+        (folder / "release" / ASSIGNMENT / "01-welcome.ipynb").read_text(
+            encoding="utf-8"
+        )
+    )
+    wrong = {
+        "weight_bytes": solved_sources()["weight_bytes"],
+        "softmax": "def softmax(x):\n    return x.softmax(0)",
+    }
     for student, answers in (("right", solved_sources()), ("wrong", wrong)):
         nb = json.loads(json.dumps(given))
         for name, source in answers.items():
             cell(nb["cells"], f"exercise-{name}")["source"] = source
         if student == "wrong":
-            cell(nb["cells"], "check-softmax")["source"] = "pass"  # autograde puts the check back
+            # autograde puts the check back
+            cell(nb["cells"], "check-softmax")["source"] = "pass"
         path = folder / "submitted" / student / ASSIGNMENT / "01-welcome.ipynb"
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps(nb), encoding="utf-8")
@@ -121,7 +143,8 @@ def test_students_get_neither_solutions_nor_hidden_tests(graded):
     given = graded[1]
     code = "\n".join("".join(c["source"]) for c in given["cells"])
     assert "HIDDEN" not in code and "SOLUTION" not in code and "runpy" not in code
-    assert code.count("raise NotImplementedError") == 4  # three stubs, and the sentence that speaks of them
+    # three stubs, and the sentence that speaks of them
+    assert code.count("raise NotImplementedError") == 4
     assert all(f"check.{name}({name})" in code for name in NAMES)
 
 
@@ -137,5 +160,7 @@ def test_its_points_are_ours(graded):
 
 @pytest.mark.slow
 def test_feedback_names_the_mistake(graded):
-    page = (graded[0] / "feedback" / "wrong" / ASSIGNMENT / "01-welcome.html").read_text(encoding="utf-8")
+    page = (
+        graded[0] / "feedback" / "wrong" / ASSIGNMENT / "01-welcome.html"
+    ).read_text(encoding="utf-8")
     assert "you normalise over the first dimension" in page

@@ -47,7 +47,9 @@ def test_underscores_and_dashes_both_find():
     assert find("the_course_models") is find("the-course-models")
 
 
-@pytest.mark.parametrize("name", ["", "nothing", "04-peft", "05-lora-more", "03-training/05-lora"])
+@pytest.mark.parametrize(
+    "name", ["", "nothing", "04-peft", "05-lora-more", "03-training/05-lora"]
+)
 def test_names_that_find_none(name):
     with pytest.raises(ValueError, match="lesson"):
         find(name)

@@ -46,7 +46,13 @@ def ran(course):
     nb.cells[1].outputs = [nbformat.v4.new_output("stream", name="stdout", text="21\n")]
     sync.strip(nb)
     (course / f"{NAME}.ipynb").write_text(nbformat.writes(nb) + "\n")
-    run = {"digest": digest(nb), "seconds": 1.0, "memory_gib": 0.1, "date": "2026-11-24", "versions": {}}
+    run = {
+        "digest": digest(nb),
+        "seconds": 1.0,
+        "memory_gib": 0.1,
+        "date": "2026-11-24",
+        "versions": {},
+    }
     (course / "jupyter-book").mkdir()
     (course / "jupyter-book" / "verified.json").write_text(json.dumps({NAME: run}))
     return course
@@ -55,7 +61,9 @@ def ran(course):
 @pytest.fixture
 def no_kernel(monkeypatch):
     calls = []
-    monkeypatch.setattr(sync, "execute", lambda *_: calls.append(1) or pytest.fail("it ran a kernel"))
+    monkeypatch.setattr(
+        sync, "execute", lambda *_: calls.append(1) or pytest.fail("it ran a kernel")
+    )
     return calls
 
 
@@ -74,8 +82,13 @@ def test_a_new_lesson_is_run_and_recorded(course, capsys):
     nb = read(course)
     assert nb.cells[1].outputs[0].text == "21\n"
     assert [c.execution_count for c in nb.cells if c.cell_type == "code"] == [1, 2]
-    assert nb.cells[2].metadata == {"tags": ["solution"]} and nb.cells[3].metadata == {"tags": ["exercise"]}
-    assert nb.metadata.kernelspec.name == "python3" and "version" not in nb.metadata.language_info
+    assert nb.cells[2].metadata == {"tags": ["solution"]} and nb.cells[3].metadata == {
+        "tags": ["exercise"]
+    }
+    assert (
+        nb.metadata.kernelspec.name == "python3"
+        and "version" not in nb.metadata.language_info
+    )
     run = Records(course).read()[NAME]
     assert run["digest"] == digest(nb)
     assert 0 < run["seconds"] < 60 and 0.01 < run["memory_gib"] < 3
@@ -175,16 +188,29 @@ def test_a_failing_cell_fails_and_leaves_the_old_notebook(ran, capsys):
 
 
 def output(**data):
-    return nbformat.v4.new_output("display_data", data={k.replace("_", "/"): v for k, v in data.items()})
+    return nbformat.v4.new_output(
+        "display_data", data={k.replace("_", "/"): v for k, v in data.items()}
+    )
 
 
 @pytest.mark.parametrize(
     ("made", "message"),
     [
-        (nbformat.v4.new_output("stream", name="stdout", text="/home/me/x.py\n"), "absolute path"),
+        (
+            nbformat.v4.new_output("stream", name="stdout", text="/home/me/x.py\n"),
+            "absolute path",
+        ),
         (output(text_html="<code>/tmp/ipykernel_1/2.py</code>"), "absolute path"),
-        (nbformat.v4.new_output("stream", name="stderr", text="UserWarning: old\n"), "stderr: UserWarning: old"),
-        (nbformat.v4.new_output("error", ename="ValueError", evalue="no", traceback=["no"]), "ValueError: no"),
+        (
+            nbformat.v4.new_output("stream", name="stderr", text="UserWarning: old\n"),
+            "stderr: UserWarning: old",
+        ),
+        (
+            nbformat.v4.new_output(
+                "error", ename="ValueError", evalue="no", traceback=["no"]
+            ),
+            "ValueError: no",
+        ),
     ],
 )
 def test_what_no_notebook_may_hold(ran, made, message):
@@ -194,24 +220,41 @@ def test_what_no_notebook_may_hold(ran, made, message):
 
 
 @pytest.mark.parametrize(
-    "text", ["https://example.org/home/me", "./tmp/x", "model.layers.0/work/x", "a/opt/b", "</tmp>"]
+    "text",
+    [
+        "https://example.org/home/me",
+        "./tmp/x",
+        "model.layers.0/work/x",
+        "a/opt/b",
+        "</tmp>",
+    ],
 )
 def test_what_is_no_absolute_path(text):
     assert not sync.ABSOLUTE.search(text)
 
 
 def test_noise_is_stripped():
-    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1", execution_count=17)])
+    nb = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell("1", execution_count=17)]
+    )
     nb.cells[0].metadata["execution"] = {"iopub.execute_input": "2026"}
     nb.cells[0].outputs = [
-        nbformat.v4.new_output("execute_result", data={"text/plain": "1", WIDGET: {}}, execution_count=17)
+        nbformat.v4.new_output(
+            "execute_result", data={"text/plain": "1", WIDGET: {}}, execution_count=17
+        )
     ]
     sync.strip(nb)
     assert nb.cells[0].metadata == {} and nb.cells[0].execution_count == 1
-    assert nb.cells[0].outputs[0].data == {"text/plain": "1"} and nb.cells[0].outputs[0].execution_count == 1
+    assert (
+        nb.cells[0].outputs[0].data == {"text/plain": "1"}
+        and nb.cells[0].outputs[0].execution_count == 1
+    )
 
 
-@pytest.mark.parametrize(("key", "value", "message"), [("seconds", 31.0, "31.0 s"), ("memory_gib", 3.5, "3.5 GiB")])
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [("seconds", 31.0, "31.0 s"), ("memory_gib", 3.5, "3.5 GiB")],
+)
 def test_limits(ran, key, value, message, capsys):
     path = ran / "jupyter-book" / "verified.json"
     runs = json.loads(path.read_text())

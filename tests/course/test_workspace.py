@@ -68,7 +68,9 @@ def edit(root, change, kind=Kind.EXERCISES):
 
 
 def work_on_it(nb):
-    cell(nb["cells"], "exercise-softmax")["source"] = "def softmax(x):\n    return x.softmax(-1)"
+    cell(nb["cells"], "exercise-softmax")["source"] = (
+        "def softmax(x):\n    return x.softmax(-1)"
+    )
 
 
 def test_made_then_kept(root):
@@ -82,10 +84,18 @@ def test_made_then_kept(root):
 
 def test_running_the_cells_is_not_an_edit(root):
     workspace.start(WELCOME, root)
-    edit(root, lambda nb: cell(nb["cells"], "check-softmax").update(outputs=[], execution_count=3))
+    edit(
+        root,
+        lambda nb: cell(nb["cells"], "check-softmax").update(
+            outputs=[], execution_count=3
+        ),
+    )
     new = change_course(root)
     assert workspace.start(WELCOME, root).what == "renewed"
-    assert json.loads(WELCOME.work(root).read_text())["metadata"]["llmlab"]["version"] == new
+    assert (
+        json.loads(WELCOME.work(root).read_text())["metadata"]["llmlab"]["version"]
+        == new
+    )
 
 
 @pytest.mark.parametrize("drop_metadata", [False, True])
@@ -105,7 +115,10 @@ def test_an_edited_copy_stays_when_the_course_changes(root, drop_metadata):
     assert cells_of(beside) == with_links(WELCOME.exercise(root))
     workspace.new_path(WELCOME, root).write_text("the learner works here already")
     workspace.start(WELCOME, root)
-    assert workspace.new_path(WELCOME, root).read_text() == "the learner works here already"
+    assert (
+        workspace.new_path(WELCOME, root).read_text()
+        == "the learner works here already"
+    )
 
 
 def test_moving_over_keeps_both(root):
@@ -137,7 +150,9 @@ def test_a_broken_record_is_survived(root):
         assert workspace.start(WELCOME, root).what == "kept"
 
 
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root writes anywhere")
+@pytest.mark.skipif(
+    os.name != "posix" or os.geteuid() == 0, reason="root writes anywhere"
+)
 def test_a_folder_that_cannot_be_written(root):
     (root / "work").mkdir(mode=0o500)
     with pytest.raises(workspace.Blocked, match="cannot be written"):
@@ -175,7 +190,10 @@ def test_checks_are_put_back(root):
     harmed = WELCOME.work(root).read_text()
     done = workspace.restore_checks(WELCOME, root)
     assert done.what == "restored"
-    assert all(name in done.message for name in ("weight_bytes", "tokens_per_second", "softmax"))
+    assert all(
+        name in done.message
+        for name in ("weight_bytes", "tokens_per_second", "softmax")
+    )
     cells = json.loads(WELCOME.work(root).read_text())["cells"]
     given = json.loads(WELCOME.exercise(root).read_text())["cells"]
     for name in ("weight_bytes", "tokens_per_second", "softmax"):
@@ -184,7 +202,9 @@ def test_checks_are_put_back(root):
         assert index(cells, f"check-{name}") == index(cells, f"exercise-{name}") + 1
     assert "x.softmax(-1)" in "".join(cell(cells, "exercise-softmax")["source"])
     assert "mine = 1" in "".join(cell(cells, "mine")["source"])
-    assert WELCOME.work(root).with_suffix(".before-restore-1.ipynb").read_text() == harmed
+    assert (
+        WELCOME.work(root).with_suffix(".before-restore-1.ipynb").read_text() == harmed
+    )
 
 
 def test_restoring_needs_a_notebook(root):
@@ -223,7 +243,9 @@ def test_a_lesson_is_copied_when_it_is_asked_for(root):
 
 def ran(nb):
     """What running and saving in JupyterLab does to a notebook."""
-    nb["cells"][1]["outputs"] = [{"output_type": "stream", "name": "stdout", "text": ["2\n"]}]
+    nb["cells"][1]["outputs"] = [
+        {"output_type": "stream", "name": "stdout", "text": ["2\n"]}
+    ]
     nb["cells"][1]["execution_count"] = 7
     nb["cells"][1]["metadata"]["collapsed"] = True
     nb["metadata"]["language_info"] = {"name": "python", "version": "3.11.7"}
@@ -287,7 +309,9 @@ def test_what_was_written_into_the_new_version_survives_a_newer_one(root):
 
 @pytest.mark.parametrize("edited", [False, True])
 def test_a_copy_from_before_links_were_changed(root, edited):
-    """Its metadata hold the course's version alone, and its cells the course's links."""
+    """Its metadata hold the course's version alone, and its cells the course's
+    links.
+    """
     WELCOME.work(root).parent.mkdir(parents=True)
     WELCOME.work(root).write_text(WELCOME.exercise(root).read_text())
     if edited:

@@ -7,7 +7,13 @@ import torch
 from llmlab.models.checkpoint import config_to_hf
 from llmlab.models.llama import Llama, LlamaConfig
 
-SMALL = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+SMALL = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
 VARIANTS = {
     "plain": {},
     "gqa": {"num_key_value_heads": 2},

@@ -1,4 +1,6 @@
-"""Counts: against the model itself, PyTorch's FLOP counter, the cache, and the numbers that papers give."""
+"""Counts: against the model itself, PyTorch's FLOP counter, the cache, and the numbers
+that papers give.
+"""
 
 import pytest
 import torch
@@ -15,7 +17,9 @@ from tests.models.hugging_face import VARIANTS, make
 
 
 def eager(q, k, v, mask):
-    """Attention as two matrix products, which the counter sees (it has no formula for the fused CPU kernel)."""
+    """Attention as two matrix products, which the counter sees (it has no formula for
+    the fused CPU kernel).
+    """
     k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
     return (q @ k.transpose(-1, -2)).softmax(-1) @ v
 
@@ -30,13 +34,17 @@ def counted(run) -> int:
 def test_parameters_equal_the_models(name):
     with torch.device("meta"):
         model = Llama(preset(name))
-    assert accounting.parameters(preset(name)) == sum(p.numel() for p in model.parameters())
+    assert accounting.parameters(preset(name)) == sum(
+        p.numel() for p in model.parameters()
+    )
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_parameters_of_every_variant(name):
     model = make(**VARIANTS[name])
-    assert accounting.parameters(model.config) == sum(p.numel() for p in model.parameters())
+    assert accounting.parameters(model.config) == sum(
+        p.numel() for p in model.parameters()
+    )
 
 
 PUBLISHED = {  # parameters of the published checkpoints
@@ -62,7 +70,8 @@ def test_published_sizes(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "billions"), [("llama-7b", 6.7), ("llama-13b", 13.0), ("llama-33b", 32.5), ("llama-65b", 65.2)]
+    ("name", "billions"),
+    [("llama-7b", 6.7), ("llama-13b", 13.0), ("llama-33b", 32.5), ("llama-65b", 65.2)],
 )
 def test_table_2_of_the_llama_paper(name, billions):
     assert abs(accounting.parameters(preset(name)) / 1e9 - billions) < 0.1
@@ -84,9 +93,9 @@ def test_forward_flops_equal_the_counter(kv, group, seq, batch, past, ff):
         if past:
             model(torch.zeros(batch, past, dtype=torch.long), cache=cache)
         ids = torch.zeros(batch, seq, dtype=torch.long)
-        assert counted(lambda: model(ids, cache=cache, attention=eager)) == accounting.forward_flops(
-            config, batch, seq, past
-        )
+        assert counted(
+            lambda: model(ids, cache=cache, attention=eager)
+        ) == accounting.forward_flops(config, batch, seq, past)
 
 
 def test_training_flops_equal_the_counter():
@@ -101,14 +110,16 @@ def test_training_flops_equal_the_counter():
 
 def test_last_logits_only():
     model, ids = make(), torch.zeros(2, 8, dtype=torch.long)
-    assert counted(lambda: model(ids, attention=eager, logits_to_keep=1)) == accounting.forward_flops(
-        model.config, 2, 8, logits=1
-    )
+    assert counted(
+        lambda: model(ids, attention=eager, logits_to_keep=1)
+    ) == accounting.forward_flops(model.config, 2, 8, logits=1)
 
 
 @pytest.mark.parametrize("name", ["llama-7b", "llama-2-70b", "smollm2-135m"])
 def test_six_n(name):
-    """With PaLM's attention term it is exact but for the norms' parameters; without, a few percent less."""
+    """With PaLM's attention term it is exact but for the norms' parameters; without, a
+    few percent less.
+    """
     config, seq = preset(name), 2048
     exact = accounting.training_flops(config, 1, seq)
     norms = 6 * accounting.parameters_by_part(config)["norms"] * seq
@@ -121,10 +132,15 @@ def test_kv_cache_bytes():
     with torch.no_grad():
         model(torch.zeros(3, 11, dtype=torch.long), cache=cache)
     assert accounting.kv_cache_bytes(model.config, 3, 11, torch.float32) == cache.nbytes
-    assert accounting.kv_cache_bytes(preset("llama-7b"), 1, 1) == 524_288  # half a MiB a token in fp16
+    # half a MiB a token in fp16
+    assert accounting.kv_cache_bytes(preset("llama-7b"), 1, 1) == 524_288
 
 
 def test_weight_bytes():
     model = make()
-    assert accounting.weight_bytes(model.config, torch.float32) == sum(p.nbytes for p in model.parameters())
-    assert sum(accounting.adam_bytes(model.config).values()) == 16 * accounting.parameters(model.config)
+    assert accounting.weight_bytes(model.config, torch.float32) == sum(
+        p.nbytes for p in model.parameters()
+    )
+    assert sum(
+        accounting.adam_bytes(model.config).values()
+    ) == 16 * accounting.parameters(model.config)

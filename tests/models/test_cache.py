@@ -9,7 +9,10 @@ from llmlab.models.cache import KVCache
 
 
 @settings(max_examples=30, deadline=None)
-@given(pieces=st.lists(st.integers(1, 9), min_size=1, max_size=8), capacity=st.integers(1, 20))
+@given(
+    pieces=st.lists(st.integers(1, 9), min_size=1, max_size=8),
+    capacity=st.integers(1, 20),
+)
 def test_append_gives_back_all_that_was_stored(pieces, capacity):
     cache = KVCache(num_layers=2, capacity=capacity)
     whole = torch.randn(2, 3, sum(pieces), 4)
@@ -19,7 +22,9 @@ def test_append_gives_back_all_that_was_stored(pieces, capacity):
             assert cache.length == start, "a token counts once the last layer has it"
             part = whole[:, :, start : start + n]
             k, v = cache.append(layer, part, -part)
-            assert torch.equal(k, whole[:, :, : start + n]) and torch.equal(v, -whole[:, :, : start + n])
+            assert torch.equal(k, whole[:, :, : start + n]) and torch.equal(
+                v, -whole[:, :, : start + n]
+            )
         start += n
     assert cache.length == start
     assert cache.nbytes == 2 * 2 * whole.numel() * 4

@@ -1,4 +1,6 @@
-"""Hugging Face folders: both ways, bit for bit; every spelling; every refusal says why."""
+"""Hugging Face folders: both ways, bit for bit; every spelling; every refusal says
+why.
+"""
 
 import json
 
@@ -28,7 +30,9 @@ def folder(tmp_path):
 
 def rewrite(folder, **changes):
     raw = json.loads((folder / "config.json").read_text()) | changes
-    (folder / "config.json").write_text(json.dumps({k: v for k, v in raw.items() if v != "gone"}))
+    (folder / "config.json").write_text(
+        json.dumps({k: v for k, v in raw.items() if v != "gone"})
+    )
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -52,7 +56,9 @@ def test_we_open_transformers(name, tmp_path):
     assert not ours.training
     with torch.no_grad():
         assert torch.equal(ours(IDS), model(IDS))
-    assert (ours.lm_head.weight is ours.model.embed_tokens.weight) == model.config.tie_word_embeddings
+    assert (
+        ours.lm_head.weight is ours.model.embed_tokens.weight
+    ) == model.config.tie_word_embeddings
 
 
 def test_shards(tmp_path):
@@ -74,7 +80,13 @@ def test_half_precision_folders_load_as_fp32(dtype, tmp_path):
 
 
 @settings(max_examples=10, deadline=None)
-@given(kv=st.integers(1, 3), group=st.integers(1, 3), tied=st.booleans(), bias=st.booleans(), half=st.integers(1, 4))
+@given(
+    kv=st.integers(1, 3),
+    group=st.integers(1, 3),
+    tied=st.booleans(),
+    bias=st.booleans(),
+    half=st.integers(1, 4),
+)
 def test_save_then_load_changes_no_bit(tmp_path_factory, kv, group, tied, bias, half):
     model = make(
         num_attention_heads=kv * group,
@@ -101,10 +113,22 @@ def test_training_a_loaded_model_leaves_its_file_alone(folder):
 @pytest.mark.parametrize(
     "spelling",
     [
-        {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": "gone"},
-        {"rope_theta": 5e5, "rope_scaling": {"rope_type": "linear", "factor": 2.0}, "rope_parameters": "gone"},
         {
-            "rope_parameters": {"rope_theta": 5e5, "rope_type": "linear", "factor": 2.0},
+            "rope_theta": 5e5,
+            "rope_scaling": {"type": "linear", "factor": 2.0},
+            "rope_parameters": "gone",
+        },
+        {
+            "rope_theta": 5e5,
+            "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+            "rope_parameters": "gone",
+        },
+        {
+            "rope_parameters": {
+                "rope_theta": 5e5,
+                "rope_type": "linear",
+                "factor": 2.0,
+            },
             "rope_theta": "gone",
             "rope_scaling": "gone",
         },
@@ -116,23 +140,37 @@ def test_every_spelling_of_rope(folder, spelling):
 
     rewrite(folder, **spelling)
     config = checkpoint.load(folder).config
-    assert (config.rope_theta, config.rope_scaling) == (5e5, {"rope_type": "linear", "factor": 2.0})
+    assert (config.rope_theta, config.rope_scaling) == (
+        5e5,
+        {"rope_type": "linear", "factor": 2.0},
+    )
     assert AutoConfig.from_pretrained(folder).rope_parameters["rope_theta"] == 5e5
 
 
 def test_what_a_config_leaves_out_is_what_transformers_assumes():
     from transformers import LlamaConfig, MistralConfig
 
-    assert checkpoint.config_from_hf({"model_type": "llama"}) == checkpoint.config_from_hf(LlamaConfig().to_dict())
+    assert checkpoint.config_from_hf(
+        {"model_type": "llama"}
+    ) == checkpoint.config_from_hf(LlamaConfig().to_dict())
     bare = checkpoint.config_from_hf({"model_type": "mistral", "sliding_window": None})
-    assert bare == checkpoint.config_from_hf(MistralConfig(sliding_window=None).to_dict())
+    assert bare == checkpoint.config_from_hf(
+        MistralConfig(sliding_window=None).to_dict()
+    )
 
 
 def test_mistral_without_a_window(tmp_path):
     from transformers import MistralConfig, MistralForCausalLM
 
-    shape = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    config = MistralConfig(**shape, num_attention_heads=4, num_key_value_heads=2, sliding_window=None)
+    shape = {
+        "vocab_size": 61,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+    }
+    config = MistralConfig(
+        **shape, num_attention_heads=4, num_key_value_heads=2, sliding_window=None
+    )
     hf = MistralForCausalLM(config).eval()
     hf.save_pretrained(tmp_path)
     with torch.no_grad():
@@ -148,7 +186,10 @@ def test_mistral_without_a_window(tmp_path):
         ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rope_type='yarn'"),
-        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        (
+            {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+            "partial_rotary_factor",
+        ),
     ],
 )
 def test_what_is_not_supported_is_named(folder, changes, says):
@@ -167,13 +208,22 @@ def test_tensors_that_do_not_fit_are_named(folder):
     state = load_file(folder / "model.safetensors")
     norm = state.pop("model.norm.weight")
     save_file(state | {"model.odd": norm}, folder / "model.safetensors")
-    with pytest.raises(ValueError, match=r"missing: model\.norm\.weight; not part of this model: model\.odd"):
+    with pytest.raises(
+        ValueError,
+        match=r"missing: model\.norm\.weight; not part of this model: model\.odd",
+    ):
         checkpoint.load(folder)
-    save_file(state | {"model.norm.weight": norm[:5].clone()}, folder / "model.safetensors")
+    save_file(
+        state | {"model.norm.weight": norm[:5].clone()}, folder / "model.safetensors"
+    )
     with pytest.raises(ValueError, match=r"model\.norm\.weight is \(5,\), not \(32,\)"):
         checkpoint.load(folder)
-    save_file(state | {"model.norm.weight": norm.to(torch.int8)}, folder / "model.safetensors")
-    with pytest.raises(ValueError, match=r"not floating point: model\.norm\.weight \(torch.int8\)"):
+    save_file(
+        state | {"model.norm.weight": norm.to(torch.int8)}, folder / "model.safetensors"
+    )
+    with pytest.raises(
+        ValueError, match=r"not floating point: model\.norm\.weight \(torch.int8\)"
+    ):
         checkpoint.load(folder)
 
 
@@ -189,7 +239,10 @@ def test_a_tied_checkpoint_may_hold_both_names(tmp_path):
     checkpoint.save(model, tmp_path)
     state = load_file(tmp_path / "model.safetensors")
     assert "lm_head.weight" not in state
-    save_file(state | {"lm_head.weight": model.lm_head.weight.detach().clone()}, tmp_path / "model.safetensors")
+    save_file(
+        state | {"lm_head.weight": model.lm_head.weight.detach().clone()},
+        tmp_path / "model.safetensors",
+    )
     same(checkpoint.load(tmp_path), model)
 
 

@@ -25,7 +25,13 @@ def log_of(folder) -> list[dict[str, float]]:
 @pytest.fixture(scope="module", params=["course", "draft"])
 def shipped(request):
     """(folder, model)"""
-    return FOLDERS[request.param], {"course": course_model.load, "draft": course_model.load_draft}[request.param]()
+    return (
+        FOLDERS[request.param],
+        {
+            "course": course_model.load,
+            "draft": course_model.load_draft,
+        }[request.param](),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +45,16 @@ def test_shapes():
     assert count(course) == 1_049_728 and 200_000 <= count(draft) <= 300_000
     for model in (course, draft):
         c = model.config
-        assert (c.vocab_size, c.max_position_embeddings, c.tie_word_embeddings) == (2048, 256, True)
+        assert (c.vocab_size, c.max_position_embeddings, c.tie_word_embeddings) == (
+            2048,
+            256,
+            True,
+        )
         assert c.num_key_value_heads < c.num_attention_heads
         assert model.lm_head.weight is model.model.embed_tokens.weight
-        assert not model.training and all(p.dtype == torch.float32 for p in model.parameters())
+        assert not model.training and all(
+            p.dtype == torch.float32 for p in model.parameters()
+        )
 
 
 def test_transformers_opens_the_folder_and_agrees(shipped):
@@ -55,19 +67,31 @@ def test_transformers_opens_the_folder_and_agrees(shipped):
         torch.testing.assert_close(ours(ids), theirs(ids).logits, rtol=0, atol=1e-4)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     text = "The state of the Union, 1999: — “naïve” 你好\n\n  two  spaces\t."
-    assert tokenizer(text)["input_ids"] == course_model.load_tokenizer().encode(text).ids
+    assert (
+        tokenizer(text)["input_ids"] == course_model.load_tokenizer().encode(text).ids
+    )
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
-    assert (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id) == (0, 0, 1)
+    assert (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id) == (
+        0,
+        0,
+        1,
+    )
     assert theirs.generation_config.eos_token_id == 0
 
 
 def test_the_log_belongs_to_the_weights(shipped):
-    """The last validation loss of the log, computed again from the shipped weights; and the loss really fell."""
+    """The last validation loss of the log, computed again from the shipped weights; and
+    the loss really fell.
+    """
     folder, model = shipped
     log = log_of(folder)
     again = evaluate(model, course_model.tokens("valid"), course_model.CONTEXT)
     assert again == pytest.approx(log[-1]["valid_loss"], abs=2e-3)
-    assert log[-1]["valid_loss"] == min(r["valid_loss"] for r in log) < log[0]["valid_loss"] - 1
+    assert (
+        log[-1]["valid_loss"]
+        == min(r["valid_loss"] for r in log)
+        < log[0]["valid_loss"] - 1
+    )
     for before, after in pairwise(log):
         assert (
             after["step"] > before["step"]
@@ -79,7 +103,10 @@ def test_the_log_belongs_to_the_weights(shipped):
 def test_it_beats_the_trigram_on_text_that_neither_has_seen():
     valid = course_model.tokens("valid")[:20_000]
     trigram = fit(course_model.tokens("train"), 3, 2048).losses(valid).mean()
-    assert token_losses(course_model.load(), valid, 256, stride=128, batch=4).mean() < trigram
+    assert (
+        token_losses(course_model.load(), valid, 256, stride=128, batch=4).mean()
+        < trigram
+    )
 
 
 def test_both_share_one_tokenizer():
@@ -87,13 +114,20 @@ def test_both_share_one_tokenizer():
     assert texts[0] == texts[1]
     tokenizer = course_model.load_tokenizer()
     assert tokenizer.get_vocab_size() == 2048
-    assert [tokenizer.id_to_token(i) for i in range(4)] == ["<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>"]
+    assert [tokenizer.id_to_token(i) for i in range(4)] == [
+        "<|endoftext|>",
+        "<|pad|>",
+        "<|im_start|>",
+        "<|im_end|>",
+    ]
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.text())
 def test_the_tokenizer_gives_back_any_text(tokenizer, text):
-    assert tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=False) == text
+    assert (
+        tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=False) == text
+    )
 
 
 def test_digits_are_spelled():
@@ -102,25 +136,40 @@ def test_digits_are_spelled():
 
 def test_tokens_are_the_documents_encoded():
     tokenizer = course_model.load_tokenizer()
-    documents = [d for name in course_model.TRAINED_ON for d in course_model.documents(name, "valid")]
+    documents = [
+        d
+        for name in course_model.TRAINED_ON
+        for d in course_model.documents(name, "valid")
+    ]
     made = [i for e in tokenizer.encode_batch(documents) for i in (0, *e.ids)]
     assert course_model.tokens("valid").tolist() == made
     train = course_model.tokens("train")
     first = course_model.documents("addresses")[0]
-    assert train[: len(tokenizer.encode(first).ids) + 1].tolist() == [0, *tokenizer.encode(first).ids]
-    assert int((train == 0).sum()) == sum(len(course_model.documents(name)) for name in course_model.TRAINED_ON)
+    assert train[: len(tokenizer.encode(first).ids) + 1].tolist() == [
+        0,
+        *tokenizer.encode(first).ids,
+    ]
+    assert int((train == 0).sum()) == sum(
+        len(course_model.documents(name)) for name in course_model.TRAINED_ON
+    )
     last = course_model.documents("moby-dick")[-1]
     assert tokenizer.decode(train[-len(tokenizer.encode(last).ids) :].tolist()) == last
 
 
 def test_held_out_documents_are_nowhere_in_the_training_text():
     for name in course_model.CORPORA:
-        train, valid = (course_model.documents(name, split) for split in course_model.SPLITS)
+        train, valid = (
+            course_model.documents(name, split) for split in course_model.SPLITS
+        )
         assert len(valid) > 10 and not set(train) & set(valid)
         assert 0.04 < sum(map(len, valid)) / sum(map(len, train)) < 0.1
     assert "In the beginning God created the heaven" in course_model.corpus("bible")
-    assert course_model.corpus("moby-dick").startswith("CHAPTER 1. Loomings.\n\nCall me Ishmael.")
-    assert course_model.corpus("addresses", "valid") == "\n\n".join(course_model.documents("addresses", "valid"))
+    assert course_model.corpus("moby-dick").startswith(
+        "CHAPTER 1. Loomings.\n\nCall me Ishmael."
+    )
+    assert course_model.corpus("addresses", "valid") == "\n\n".join(
+        course_model.documents("addresses", "valid")
+    )
 
 
 @pytest.mark.parametrize("name, split", [("moby", "train"), ("bible", "test")])
@@ -133,9 +182,15 @@ def test_corpus_refuses(name, split):
 
 def test_the_model_card_says_what_the_log_says(shipped):
     folder, model = shipped
-    card, last = (folder / "MODEL_CARD.md").read_text(encoding="utf-8"), log_of(folder)[-1]
+    card, last = (
+        (folder / "MODEL_CARD.md").read_text(encoding="utf-8"),
+        log_of(folder)[-1],
+    )
     assert f"loss {last['valid_loss']:.3f} nats" in card
-    assert f"{last['step']:,.0f} steps" in card and f"{last['tokens'] / 1e6:.1f} M in all" in card
+    assert (
+        f"{last['step']:,.0f} steps" in card
+        and f"{last['tokens'] / 1e6:.1f} M in all" in card
+    )
     assert f"{last['seconds'] / 60:.0f} minutes" in card
     assert f"{sum(p.numel() for p in model.parameters()):,} parameters" in card
 
@@ -145,7 +200,13 @@ def test_size_licences_and_cards():
     assert sum(f.stat().st_size for f in files) <= 15e6
     for folder in FOLDERS.values():
         names = {f.name for f in folder.iterdir()}
-        assert names >= {"config.json", "model.safetensors", "tokenizer.json", "training_log.csv", "MODEL_CARD.md"}
+        assert names >= {
+            "config.json",
+            "model.safetensors",
+            "tokenizer.json",
+            "training_log.csv",
+            "MODEL_CARD.md",
+        }
         assert json.loads((folder / "config.json").read_text())["model_type"] == "llama"
     corpora = {f.name for f in (course_model.DATA / "corpora").iterdir()}
     assert corpora >= {

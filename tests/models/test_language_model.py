@@ -7,7 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmlab.models.language_model import bits_per_byte, next_token_loss, perplexity, token_losses, windows
+from llmlab.models.language_model import (
+    bits_per_byte,
+    next_token_loss,
+    perplexity,
+    token_losses,
+    windows,
+)
 from llmlab.models.llama import Llama, LlamaConfig
 
 
@@ -21,7 +27,9 @@ def model() -> Llama:
         "num_hidden_layers": 2,
         "initializer_range": 0.3,
     }
-    return Llama(LlamaConfig(**shape, num_attention_heads=4, num_key_value_heads=2)).eval()
+    return Llama(
+        LlamaConfig(**shape, num_attention_heads=4, num_key_value_heads=2)
+    ).eval()
 
 
 @pytest.fixture(scope="module")
@@ -40,14 +48,25 @@ def test_next_token_loss_by_hand():
     logits, tokens = torch.randn(2, 5, 7), torch.randint(7, (2, 5))
     everything = [(b, t) for b in range(2) for t in range(1, 5)]
     torch.testing.assert_close(
-        next_token_loss(logits, tokens).double(), by_hand(logits, tokens, everything), rtol=1e-6, atol=0
+        next_token_loss(logits, tokens).double(),
+        by_hand(logits, tokens, everything),
+        rtol=1e-6,
+        atol=0,
     )
     mask = torch.tensor([[1, 0, 1, 1, 0], [0, 0, 0, 0, 1]])
-    some = by_hand(logits, tokens, [(0, 2), (0, 3), (1, 4)])  # weighted by token, not by row
-    torch.testing.assert_close(next_token_loss(logits, tokens, mask).double(), some, rtol=1e-6, atol=0)
-    torch.testing.assert_close(next_token_loss(logits, tokens, mask.bool()).double(), some, rtol=1e-6, atol=0)
+    # weighted by token, not by row
+    some = by_hand(logits, tokens, [(0, 2), (0, 3), (1, 4)])
     torch.testing.assert_close(
-        next_token_loss(logits, tokens.masked_fill(mask == 0, -100)).double(), some, rtol=1e-6, atol=0
+        next_token_loss(logits, tokens, mask).double(), some, rtol=1e-6, atol=0
+    )
+    torch.testing.assert_close(
+        next_token_loss(logits, tokens, mask.bool()).double(), some, rtol=1e-6, atol=0
+    )
+    torch.testing.assert_close(
+        next_token_loss(logits, tokens.masked_fill(mask == 0, -100)).double(),
+        some,
+        rtol=1e-6,
+        atol=0,
     )
 
 
@@ -55,8 +74,17 @@ def test_next_token_loss_and_gradients_equal_transformers(model):
     from transformers import LlamaConfig as HFConfig
     from transformers import LlamaForCausalLM
 
-    shape = {"vocab_size": 61, "hidden_size": 16, "intermediate_size": 40, "num_hidden_layers": 2}
-    theirs = LlamaForCausalLM(HFConfig(**shape, num_attention_heads=4, num_key_value_heads=2, rms_norm_eps=1e-6))
+    shape = {
+        "vocab_size": 61,
+        "hidden_size": 16,
+        "intermediate_size": 40,
+        "num_hidden_layers": 2,
+    }
+    theirs = LlamaForCausalLM(
+        HFConfig(
+            **shape, num_attention_heads=4, num_key_value_heads=2, rms_norm_eps=1e-6
+        )
+    )
     theirs.load_state_dict(model.state_dict(), strict=False)
     tokens = torch.randint(61, (3, 9), generator=torch.Generator().manual_seed(2))
     mask = torch.rand(3, 9, generator=torch.Generator().manual_seed(3)) > 0.4
@@ -68,12 +96,17 @@ def test_next_token_loss_and_gradients_equal_transformers(model):
     expected.backward()
     their_grads = {name: p.grad for name, p in theirs.named_parameters()}
     for name, p in model.named_parameters():
-        torch.testing.assert_close(p.grad, their_grads[name], rtol=1e-4, atol=1e-6, msg=name)
+        torch.testing.assert_close(
+            p.grad, their_grads[name], rtol=1e-4, atol=1e-6, msg=name
+        )
     model.zero_grad()
 
 
 def test_a_masked_token_gives_no_gradient():
-    logits, tokens = torch.randn(1, 4, 5, requires_grad=True), torch.tensor([[0, 1, 2, 3]])
+    logits, tokens = (
+        torch.randn(1, 4, 5, requires_grad=True),
+        torch.tensor([[0, 1, 2, 3]]),
+    )
     next_token_loss(logits, tokens, torch.tensor([[1, 1, 0, 1]])).backward()
     assert logits.grad[0].abs().sum(-1).ne(0).tolist() == [True, False, True, False]
 
@@ -90,7 +123,9 @@ def test_a_masked_token_gives_no_gradient():
 def test_next_token_loss_refuses(logits, tokens, mask, named):
     mask = None if mask is None else torch.zeros(mask)
     with pytest.raises(ValueError, match=named):
-        next_token_loss(torch.zeros(logits), torch.zeros(tokens, dtype=torch.long), mask)
+        next_token_loss(
+            torch.zeros(logits), torch.zeros(tokens, dtype=torch.long), mask
+        )
 
 
 @given(st.integers(2, 80), st.integers(1, 20), st.data())
@@ -104,7 +139,9 @@ def test_windows_predict_each_token_once_with_enough_before_it(length, context, 
         assert k == 0 or first - start >= context - stride + 1
 
 
-@pytest.mark.parametrize("length, context, stride", [(1, 4, 2), (9, 4, 0), (9, 4, 5), (9, 0, None)])
+@pytest.mark.parametrize(
+    "length, context, stride", [(1, 4, 2), (9, 4, 0), (9, 4, 5), (9, 0, None)]
+)
 def test_windows_refuse(length, context, stride):
     with pytest.raises(ValueError, match=r"length=1|stride="):
         windows(length, context, stride)
@@ -113,27 +150,47 @@ def test_windows_refuse(length, context, stride):
 @settings(max_examples=12, deadline=None)
 @given(st.integers(2, 40), st.integers(1, 12), st.data())
 def test_token_losses_equal_brute_force(model, text, length, context, data):
-    """Each token alone: a forward pass over just the tokens that its window lets the model see."""
+    """Each token alone: a forward pass over just the tokens that its window lets the
+    model see.
+    """
     stride, batch = data.draw(st.integers(1, context)), data.draw(st.integers(1, 3))
     text = text[:length]
-    seen_from = {t: start for start, stop, first in windows(length, context, stride) for t in range(first, stop + 1)}
+    seen_from = {
+        t: start
+        for start, stop, first in windows(length, context, stride)
+        for t in range(first, stop + 1)
+    }
     with torch.no_grad():
-        brute = [-model(text[None, seen_from[t] : t])[0, -1].log_softmax(-1)[text[t]] for t in range(1, length)]
+        brute = [
+            -model(text[None, seen_from[t] : t])[0, -1].log_softmax(-1)[text[t]]
+            for t in range(1, length)
+        ]
     torch.testing.assert_close(
-        token_losses(model, text, context, stride, batch), torch.stack(brute), rtol=1e-4, atol=1e-5
+        token_losses(model, text, context, stride, batch),
+        torch.stack(brute),
+        rtol=1e-4,
+        atol=1e-5,
     )
 
 
 def test_stride_one_gives_every_token_all_the_context_there_is(model, text):
     with torch.no_grad():
-        brute = [-model(text[None, max(0, t - 8) : t])[0, -1].log_softmax(-1)[text[t]] for t in range(1, 40)]
-    torch.testing.assert_close(token_losses(model, text, 8, stride=1), torch.stack(brute), rtol=1e-4, atol=1e-5)
+        brute = [
+            -model(text[None, max(0, t - 8) : t])[0, -1].log_softmax(-1)[text[t]]
+            for t in range(1, 40)
+        ]
+    torch.testing.assert_close(
+        token_losses(model, text, 8, stride=1), torch.stack(brute), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_one_window_is_one_forward_pass(model, text):
     losses = token_losses(model, text, context=64)
     torch.testing.assert_close(
-        losses.mean(), next_token_loss(model(text[None]), text[None]).detach(), rtol=1e-5, atol=0
+        losses.mean(),
+        next_token_loss(model(text[None]), text[None]).detach(),
+        rtol=1e-5,
+        atol=0,
     )
 
 
@@ -143,11 +200,19 @@ def test_token_losses_on_a_transformers_model(text):
 
     torch.manual_seed(0)
     theirs = LlamaForCausalLM(
-        HFConfig(vocab_size=61, hidden_size=16, intermediate_size=40, num_hidden_layers=1, num_attention_heads=4)
+        HFConfig(
+            vocab_size=61,
+            hidden_size=16,
+            intermediate_size=40,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+        )
     ).eval()
     with torch.no_grad():
         expected = theirs(text[None], labels=text[None]).loss
-    torch.testing.assert_close(token_losses(theirs, text, 64).mean(), expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        token_losses(theirs, text, 64).mean(), expected, rtol=1e-5, atol=0
+    )
 
 
 def test_token_losses_refuses_a_batch(model):
@@ -159,8 +224,10 @@ def test_perplexity_and_bits_per_byte_of_a_fair_draw():
     uniform = lambda ids: torch.zeros(*ids.shape, 256)  # noqa: E731
     losses = token_losses(uniform, torch.randint(256, (101,)), context=16)
     assert perplexity(losses) == pytest.approx(256)
-    assert bits_per_byte(losses, num_bytes=100) == pytest.approx(8)  # a byte a token: eight bits
+    # a byte a token: eight bits
+    assert bits_per_byte(losses, num_bytes=100) == pytest.approx(8)
     assert bits_per_byte(losses, num_bytes=400) == pytest.approx(2)
-    assert perplexity(torch.tensor([math.log(2), math.log(8)])) == pytest.approx(4)  # the geometric mean
+    # the geometric mean
+    assert perplexity(torch.tensor([math.log(2), math.log(8)])) == pytest.approx(4)
     with pytest.raises(ValueError, match="num_bytes=0"):
         bits_per_byte(losses, 0)

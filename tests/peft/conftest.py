@@ -10,7 +10,8 @@ SHAPE = dict(
     num_hidden_layers=2,
     num_attention_heads=6,
     num_key_value_heads=2,  # GQA: k and v are 8 wide, q is 24
-    initializer_range=0.2,  # large enough for gradients that a tolerance of 1e-5 can tell apart
+    # large enough for gradients that a tolerance of 1e-5 can tell apart
+    initializer_range=0.2,
 )
 
 
@@ -29,13 +30,17 @@ def make_hf(**other):
     from transformers import LlamaConfig as HFConfig
     from transformers import LlamaForCausalLM
 
-    theirs = LlamaForCausalLM(HFConfig(**{**SHAPE, "max_position_embeddings": 64, **other})).eval()
+    theirs = LlamaForCausalLM(
+        HFConfig(**{**SHAPE, "max_position_embeddings": 64, **other})
+    ).eval()
     theirs.load_state_dict(make_llama(**other).state_dict(), strict=False)
     return theirs
 
 
 def randomise(model, seed=1):
-    """Give every A and B of an adapted model, ours or peft's, values drawn by place, so that B is no longer 0."""
+    """Give every A and B of an adapted model, ours or peft's, values drawn by place, so
+    that B is no longer 0.
+    """
     dice = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in sorted(model.named_parameters()):
@@ -46,7 +51,9 @@ def randomise(model, seed=1):
 
 @pytest.fixture
 def tokens():
-    return torch.randint(0, SHAPE["vocab_size"], (3, 7), generator=torch.Generator().manual_seed(3))
+    return torch.randint(
+        0, SHAPE["vocab_size"], (3, 7), generator=torch.Generator().manual_seed(3)
+    )
 
 
 @pytest.fixture

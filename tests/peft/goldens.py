@@ -1,4 +1,6 @@
-"""The golden file of the `adapters` library, and our models with its weights on. `scripts/golden/adapters_goldens.py` makes it."""
+"""The golden file of the `adapters` library, and our models with its weights on.
+`scripts/golden/adapters_goldens.py` makes it.
+"""
 
 from functools import cache
 from pathlib import Path
@@ -23,28 +25,40 @@ def golden():
 def of(case, kind):
     """{name: tensor} of one case, "weight" or "grad", the prefix as we store it."""
     start = f"{case}/{kind}/"
-    found = {name.removeprefix(start): t.clone() for name, t in golden().items() if name.startswith(start)}
+    found = {
+        name.removeprefix(start): t.clone()
+        for name, t in golden().items()
+        if name.startswith(start)
+    }
     return {name: moved(t) if name == PREFIX else t for name, t in found.items()}
 
 
 def moved(table):
-    """The library gives the first token position 0, prefix or not; ours is at p. So our stored keys are turned on by p."""
+    """The library gives the first token position 0, prefix or not; ours is at p. So our
+    stored keys are turned on by p.
+    """
     config = make_llama().config
     pairs = prefixes.split(table, config.num_hidden_layers, config.num_key_value_heads)
-    cos, sin = rope_tables(torch.full((1, len(table)), len(table)), rope_frequencies(config))
+    cos, sin = rope_tables(
+        torch.full((1, len(table)), len(table)), rope_frequencies(config)
+    )
     return prefixes.join([(rotate(k, cos, sin), v) for k, v in pairs])
 
 
 def base(kind):
     """Our Llama or transformers', with the base weights of the golden file."""
     model = make_llama() if kind == "ours" else make_hf()
-    state = {n.removeprefix("base/"): t for n, t in golden().items() if n.startswith("base/")}
+    state = {
+        n.removeprefix("base/"): t for n, t in golden().items() if n.startswith("base/")
+    }
     model.load_state_dict(state, strict=False)
     return model
 
 
 def check(model, case, parts):
-    """Logits and every gradient of `model`, whose trained tensors are `parts` by our names, against the library's."""
+    """Logits and every gradient of `model`, whose trained tensors are `parts` by our
+    names, against the library's.
+    """
     tokens = golden()["tokens"]
     logits = getattr(out := model(tokens), "logits", out)
     torch.testing.assert_close(logits, golden()[f"{case}/logits"], rtol=0, atol=1e-5)
@@ -52,9 +66,16 @@ def check(model, case, parts):
     grads = of(case, "grad")
     assert parts.keys() == grads.keys()
     for name, p in parts.items():
-        torch.testing.assert_close(p.grad, grads[name], rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
-    felt = [g.abs().max() > 1e-5 for n, g in grads.items() if not n.endswith("key.bias")]  # softmax cancels that one
-    assert all(felt) and {id(p) for p in model.parameters() if p.requires_grad} == {id(p) for p in parts.values()}
+        torch.testing.assert_close(
+            p.grad, grads[name], rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+        )
+    # softmax cancels that one
+    felt = [
+        g.abs().max() > 1e-5 for n, g in grads.items() if not n.endswith("key.bias")
+    ]
+    assert all(felt) and {id(p) for p in model.parameters() if p.requires_grad} == {
+        id(p) for p in parts.values()
+    }
 
 
 def put(parts, weights):

@@ -1,4 +1,6 @@
-"""Every method that `peft` has too, with settings for both sides, and bases of shapes that no other test uses."""
+"""Every method that `peft` has too, with settings for both sides, and bases of shapes
+that no other test uses.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,13 @@ from llmlab.peft.qlora import qlora
 from tests.peft.conftest import make_hf, make_llama
 from tests.peft.qlora.test_qlora import in_bitsandbytes
 
-GQA = dict(hidden_size=36, num_attention_heads=6, num_key_value_heads=2, head_dim=10, intermediate_size=50)
+GQA = dict(
+    hidden_size=36,
+    num_attention_heads=6,
+    num_key_value_heads=2,
+    head_dim=10,
+    intermediate_size=50,
+)
 BASES = {
     "6 heads over 2, q wider than d": GQA,
     "the same with biases": GQA | dict(attention_bias=True, mlp_bias=True),
@@ -41,7 +49,8 @@ BASES = {
         attention_bias=True,
     ),
 }
-# Every weight a multiple of 64, no row's length one of 16: what `in_bitsandbytes` takes.
+# Every weight a multiple of 64, no row's length one of 16: what `in_bitsandbytes`
+# takes.
 FOUR_BIT = dict(
     hidden_size=72,
     num_attention_heads=6,
@@ -51,23 +60,33 @@ FOUR_BIT = dict(
 )
 KINDS = {"ours": make_llama, "transformers": make_hf}
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-ADA = dict(init_r=5, target_r=2, target_modules=("q_proj", "v_proj", "down_proj"), total_step=3, tfinal=1)
+ADA = dict(
+    init_r=5,
+    target_r=2,
+    target_modules=("q_proj", "v_proj", "down_proj"),
+    total_step=3,
+    tfinal=1,
+)
 
 
 @dataclass(frozen=True)
 class Method:
-    """One method on both sides: our module and settings, `peft`'s class and settings."""
+    """One method on both sides: our module and settings, `peft`'s class and
+    settings.
+    """
 
     module: ModuleType
     config: object
     cls: str
     settings: dict = field(default_factory=dict)
     files: ModuleType | None = None  # where save and load are, if not in `module`
-    base: Callable[[nn.Module], nn.Module] = lambda model: model  # what `peft`'s side does to the base first
-    # `peft` runs its network once for each row of the batch, we once: the same numbers but
-    # for the order of sums, and so for the last bit when they are rounded to bf16.
+    # what `peft`'s side does to the base first
+    base: Callable[[nn.Module], nn.Module] = lambda model: model
+    # `peft` runs its network once for each row of the batch, we once: the same numbers
+    # but for the order of sums, and so for the last bit when they are rounded to bf16.
     network_runs_a_row: bool = False
-    starts_as_the_base: bool = True  # a fresh adapter leaves the function as it is, to the bit
+    # a fresh adapter leaves the function as it is, to the bit
+    starts_as_the_base: bool = True
 
 
 def prompt(module: ModuleType, config: object, cls: str, **settings) -> Method:
@@ -117,7 +136,10 @@ METHODS = {
         ia3,
         ia3.IA3Config(),
         "IA3Config",
-        dict(target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]),
+        dict(
+            target_modules=["k_proj", "v_proj", "down_proj"],
+            feedforward_modules=["down_proj"],
+        ),
     ),
     "BitFit": Method(
         bitfit,
@@ -126,7 +148,10 @@ METHODS = {
         dict(target_modules=list(LINEARS)),
     ),
     "Prompt Tuning": prompt(
-        prompt_tuning, prompt_tuning.PromptTuningConfig(3), "PromptTuningConfig", num_virtual_tokens=3
+        prompt_tuning,
+        prompt_tuning.PromptTuningConfig(3),
+        "PromptTuningConfig",
+        num_virtual_tokens=3,
     ),
     "P-Tuning, MLP": prompt(
         p_tuning,
@@ -152,10 +177,21 @@ METHODS = {
         prefix_projection=True,
         encoder_hidden_size=7,
     ),
-    "P-Tuning v2": prompt(p_tuning_v2, p_tuning_v2.PTuningV2Config(5), "PrefixTuningConfig", num_virtual_tokens=5),
+    "P-Tuning v2": prompt(
+        p_tuning_v2,
+        p_tuning_v2.PTuningV2Config(5),
+        "PrefixTuningConfig",
+        num_virtual_tokens=5,
+    ),
 }
 
 
-# QLoRA has a base of its own: where a weight is no multiple of its block, bitsandbytes compiles on a CPU, for 20 seconds.
-PAIRS = {f"{name}, {base}": (name, shape) for name in METHODS for base, shape in BASES.items() if name != "QLoRA"}
+# QLoRA has a base of its own: where a weight is no multiple of its block, bitsandbytes
+# compiles on a CPU, for 20 seconds.
+PAIRS = {
+    f"{name}, {base}": (name, shape)
+    for name in METHODS
+    for base, shape in BASES.items()
+    if name != "QLoRA"
+}
 PAIRS["QLoRA, 6 heads over 2, q wider than d"] = ("QLoRA", FOUR_BIT)

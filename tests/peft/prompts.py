@@ -1,4 +1,6 @@
-"""The four methods that give a model virtual tokens, each beside its counterpart in `peft`."""
+"""The four methods that give a model virtual tokens, each beside its counterpart in
+`peft`.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,11 @@ import torch
 import torch.nn.functional as F
 
 from llmlab.peft.p_tuning import p_tuning, p_tuning_v2
-from llmlab.peft.prompt_and_prefix_tuning import prefix_tuning, prompt_tuning, virtual_tokens
+from llmlab.peft.prompt_and_prefix_tuning import (
+    prefix_tuning,
+    prompt_tuning,
+    virtual_tokens,
+)
 from tests.peft.conftest import make_hf, make_llama
 
 # name: (module, our config, peft's class, its settings)
@@ -71,18 +77,25 @@ def build(name, kind="ours", **shape):
 
 
 def build_peft(name, encoder, base=None, **shape):
-    """`peft`'s model (on `base`, or on that of `make_hf`) with the numbers of our encoder, and its encoder."""
+    """`peft`'s model (on `base`, or on that of `make_hf`) with the numbers of our
+    encoder, and its encoder.
+    """
     import peft
 
     _, _, cls, settings = CASES[name]
-    model = peft.get_peft_model(base or make_hf(**shape), getattr(peft, cls)(task_type="CAUSAL_LM", **settings)).eval()
+    model = peft.get_peft_model(
+        base or make_hf(**shape), getattr(peft, cls)(task_type="CAUSAL_LM", **settings)
+    ).eval()
     theirs = model.prompt_encoder["default"]
     theirs.load_state_dict(peft_names(encoder.state_dict()))
     return model, theirs
 
 
 def peft_names(state):
-    return {name.replace("embedding", "embedding.weight"): value for name, value in state.items()}
+    return {
+        name.replace("embedding", "embedding.weight"): value
+        for name, value in state.items()
+    }
 
 
 def logits_of(model, *args, **kwargs):
@@ -90,11 +103,15 @@ def logits_of(model, *args, **kwargs):
 
 
 def loss_of(logits, tokens):
-    return F.cross_entropy(logits[:, :-1].float().flatten(0, 1), tokens[:, 1:].flatten())
+    return F.cross_entropy(
+        logits[:, :-1].float().flatten(0, 1), tokens[:, 1:].flatten()
+    )
 
 
 def real_tokens(logits, tokens):
-    """`peft` gives logits for shallow virtual tokens too; ours gives those of the real ones."""
+    """`peft` gives logits for shallow virtual tokens too; ours gives those of the real
+    ones.
+    """
     return logits[:, -tokens.shape[1] :]
 
 

@@ -1,4 +1,6 @@
-"""BitFit against its definition, and against `peft`'s BEFT, which trains added biases: forward, gradients, files, merging."""
+"""BitFit against its definition, and against `peft`'s BEFT, which trains added biases:
+forward, gradients, files, merging.
+"""
 
 import json
 
@@ -22,27 +24,48 @@ CASES = {
     "the head": dict(target_modules=("lm_head", "k_proj")),
 }
 BIASES = dict(attention_bias=True, mlp_bias=True)
-ODD = dict(hidden_size=30, intermediate_size=37, head_dim=10, num_attention_heads=3, num_key_value_heads=1)
+ODD = dict(
+    hidden_size=30,
+    intermediate_size=37,
+    head_dim=10,
+    num_attention_heads=3,
+    num_key_value_heads=1,
+)
 
 
 def peft_model(model, target_modules):
     import peft
 
-    names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and walk.matches(n, target_modules)]
-    return peft.get_peft_model(model, peft.BeftConfig(target_modules=names, task_type="CAUSAL_LM"))
+    names = [
+        n
+        for n, m in model.named_modules()
+        if isinstance(m, nn.Linear) and walk.matches(n, target_modules)
+    ]
+    return peft.get_peft_model(
+        model, peft.BeftConfig(target_modules=names, task_type="CAUSAL_LM")
+    )
 
 
 def changes(theirs):
     """peft's vectors by the name of the layer."""
     named = {n: p for n, p in theirs.named_parameters() if "beft_bias" in n}
-    return {n.removeprefix("base_model.model.").partition(".beft_bias")[0]: p for n, p in named.items()}
+    return {
+        n.removeprefix("base_model.model.").partition(".beft_bias")[0]: p
+        for n, p in named.items()
+    }
 
 
 def both(kind, case, **shape):
     """Ours and peft's, with the same random changes of bias."""
     theirs = peft_model(make_hf(**shape), **case)
-    ours = bitfit.apply(make_llama(**shape) if kind == "ours" else make_hf(**shape), BitFitConfig(**case))
-    layers, dice = walk.installed(ours, bitfit.BiasLayer), torch.Generator().manual_seed(1)
+    ours = bitfit.apply(
+        make_llama(**shape) if kind == "ours" else make_hf(**shape),
+        BitFitConfig(**case),
+    )
+    layers, dice = (
+        walk.installed(ours, bitfit.BiasLayer),
+        torch.Generator().manual_seed(1),
+    )
     assert layers.keys() == changes(theirs).keys()
     with torch.no_grad():
         for name, p in changes(theirs).items():
@@ -65,19 +88,23 @@ def logits(model, tokens):
     return getattr(out, "logits", out)
 
 
-# The definition -----------------------------------------------------------------------------------------------------
+# The definition -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("make", [make_llama, make_hf])
 def test_the_gradient_is_that_of_the_bias_itself(make, tokens):
-    """β trains as b would: same gradients, and after ten steps of SGD b + β is the b of a model whose biases trained."""
+    """β trains as b would: same gradients, and after ten steps of SGD b + β is the b of
+    a model whose biases trained.
+    """
     plain, ours = make(**BIASES), bitfit.apply(make(**BIASES), BitFitConfig())
     for name, p in plain.named_parameters():
         p.requires_grad_(name.endswith(".bias"))
     layers = walk.installed(ours, bitfit.BiasLayer)
     assert len(layers) == 14
     for model in (plain, ours):
-        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
+        optimizer = torch.optim.SGD(
+            [p for p in model.parameters() if p.requires_grad], lr=0.5
+        )
         for _ in range(10):
             optimizer.zero_grad()
             next_token_loss(logits(model, tokens), tokens).backward()
@@ -86,62 +113,93 @@ def test_the_gradient_is_that_of_the_bias_itself(make, tokens):
     for name, layer in layers.items():
         learned, before = plain.get_submodule(name).bias, start.get_submodule(name).bias
         torch.testing.assert_close(layer.base.bias, before, rtol=0, atol=0)
-        torch.testing.assert_close(before + layer.vectors["default"], learned, rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            before + layer.vectors["default"], learned, rtol=0, atol=1e-5
+        )
     k_proj = ours.model.layers[0].self_attn.k_proj.vectors["default"]
-    assert max(layer.vectors["default"].abs().max() for layer in layers.values()) > 0.05 and k_proj.shape == (8,)
+    assert max(
+        layer.vectors["default"].abs().max() for layer in layers.values()
+    ) > 0.05 and k_proj.shape == (8,)
 
 
 def test_a_model_without_biases_says_so_and_stays_as_it_was(llama):
-    with pytest.raises(ValueError, match=r"target_modules=None .* this one has none .Llama leaves them out."):
+    with pytest.raises(
+        ValueError,
+        match=r"target_modules=None .* this one has none .Llama leaves them out.",
+    ):
         bitfit.apply(llama, BitFitConfig())
-    assert all(p.requires_grad for p in llama.parameters()) and not walk.installed(llama, walk.Wrapper)
+    assert all(p.requires_grad for p in llama.parameters()) and not walk.installed(
+        llama, walk.Wrapper
+    )
 
 
 def test_only_what_has_a_bias_trains_when_nothing_is_named():
     model = bitfit.apply(make_llama(attention_bias=True), BitFitConfig())
-    assert {n.split(".")[-3] for n, p in model.named_parameters() if p.requires_grad} == set(ALL[:4])
+    assert {
+        n.split(".")[-3] for n, p in model.named_parameters() if p.requires_grad
+    } == set(ALL[:4])
 
 
 def test_layernorms_count_as_published():
-    """BERT-base has 102,912 biases in 109,482,240 parameters; its LayerNorms' among them."""
+    """BERT-base has 102,912 biases in 109,482,240 parameters; its LayerNorms' among
+    them.
+    """
     from transformers import BertConfig, BertModel
 
     with torch.device("meta"):
         bert = BertModel(BertConfig())
     own = sum(p.numel() for n, p in bert.named_parameters() if n.endswith("bias"))
     assert bitfit.num_parameters(bert, BitFitConfig()) == own == 102_912
-    assert walk.trainable(bitfit.apply(bert, BitFitConfig())) == (own, 109_482_240 + own)  # β beside the frozen b
+    # β beside the frozen b
+    assert walk.trainable(bitfit.apply(bert, BitFitConfig())) == (
+        own,
+        109_482_240 + own,
+    )
 
 
 def test_a_bias_behind_a_norm_is_a_bias_behind_each_linear_that_reads_it(llama, tokens):
     """W (norm(x) + β) = W norm(x) + W β."""
     behind = bitfit.apply(make_llama(), BitFitConfig(("input_layernorm",)))
     randomise(behind)
-    beta = [layer.vectors["default"] for layer in vectors.layers(behind, bitfit.BiasLayer)]
+    beta = [
+        layer.vectors["default"] for layer in vectors.layers(behind, bitfit.BiasLayer)
+    ]
     bitfit.apply(llama, BitFitConfig(ALL[:3]))
     with torch.no_grad():
         for name, layer in walk.installed(llama, bitfit.BiasLayer).items():
-            layer.vectors["default"].copy_(layer.base.weight @ beta[int(name.split(".")[2])])
+            layer.vectors["default"].copy_(
+                layer.base.weight @ beta[int(name.split(".")[2])]
+            )
     torch.testing.assert_close(llama(tokens), behind(tokens), rtol=0, atol=1e-5)
 
 
-# Against peft's BEFT ------------------------------------------------------------------------------------------------
+# Against peft's BEFT ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["ours", "transformers"])
-@pytest.mark.parametrize("shape", [BIASES, ODD | dict(tie_word_embeddings=True)], ids=["biases", "odd widths, tied"])
+@pytest.mark.parametrize(
+    "shape",
+    [BIASES, ODD | dict(tie_word_embeddings=True)],
+    ids=["biases", "odd widths, tied"],
+)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_forward_gradients_and_count_are_peft_s(case, shape, kind, tokens):
     ours, theirs = both(kind, case, **shape)
-    torch.testing.assert_close(logits(ours, tokens), theirs(tokens).logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        logits(ours, tokens), theirs(tokens).logits, rtol=0, atol=1e-5
+    )
     next_token_loss(logits(ours, tokens), tokens).backward()
     next_token_loss(theirs(tokens).logits, tokens).backward()
     layers = walk.installed(ours, bitfit.BiasLayer)
     for name, p in changes(theirs).items():
-        torch.testing.assert_close(layers[name].vectors["default"].grad, p.grad.flatten(), rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            layers[name].vectors["default"].grad, p.grad.flatten(), rtol=0, atol=1e-5
+        )
     assert max(p.grad.abs().max() for p in changes(theirs).values()) > 1e-4
     assert walk.trainable(ours) == theirs.get_nb_trainable_parameters()
-    assert walk.trainable(ours)[0] == bitfit.num_parameters(make_llama(**shape), BitFitConfig(**case))
+    assert walk.trainable(ours)[0] == bitfit.num_parameters(
+        make_llama(**shape), BitFitConfig(**case)
+    )
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
@@ -158,12 +216,22 @@ def test_files_go_both_ways(case, tokens, tmp_path):
     assert torch.equal(opened(tokens).logits, theirs(tokens).logits)
 
 
-def test_biases_that_were_there_and_behind_norms_come_back_from_a_file(tmp_path, tokens):
-    for config in (BitFitConfig(), BitFitConfig(("norm", "post_attention_layernorm", "q_proj"))):
+def test_biases_that_were_there_and_behind_norms_come_back_from_a_file(
+    tmp_path, tokens
+):
+    for config in (
+        BitFitConfig(),
+        BitFitConfig(("norm", "post_attention_layernorm", "q_proj")),
+    ):
         ours = randomise(bitfit.apply(make_llama(**BIASES), config))
         bitfit.save(ours, tmp_path)
-        assert torch.equal(bitfit.load(make_hf(**BIASES), tmp_path)(tokens).logits.argmax(), ours(tokens).argmax())
-        assert torch.equal(bitfit.load(make_llama(**BIASES), tmp_path)(tokens), ours(tokens))
+        assert torch.equal(
+            bitfit.load(make_hf(**BIASES), tmp_path)(tokens).logits.argmax(),
+            ours(tokens).argmax(),
+        )
+        assert torch.equal(
+            bitfit.load(make_llama(**BIASES), tmp_path)(tokens), ours(tokens)
+        )
 
 
 def test_a_half_precision_base_keeps_its_changes_in_fp32(tokens):
@@ -173,15 +241,20 @@ def test_a_half_precision_base_keeps_its_changes_in_fp32(tokens):
         for name, p in changes(theirs).items():
             p.copy_(ours.get_submodule(name).vectors["default"].view_as(p))
     assert {p.dtype for p in ours.parameters() if p.requires_grad} == {torch.float32}
-    assert torch.equal(ours(tokens).logits, theirs(tokens).logits) and ours(tokens).logits.dtype == torch.bfloat16
+    assert (
+        torch.equal(ours(tokens).logits, theirs(tokens).logits)
+        and ours(tokens).logits.dtype == torch.bfloat16
+    )
 
 
-# The start, merging, removing ---------------------------------------------------------------------------------------
+# The start, merging, removing ---------------------------------------------------------
 
 
 @pytest.mark.parametrize("make", [make_llama, make_hf])
 @pytest.mark.parametrize("shape", [{}, BIASES], ids=["no biases", "biases"])
-def test_starts_as_the_base_merges_unmerges_and_comes_off_bit_for_bit(make, shape, tokens):
+def test_starts_as_the_base_merges_unmerges_and_comes_off_bit_for_bit(
+    make, shape, tokens
+):
     model = make(**shape)
     before = {n: p.clone() for n, p in model.state_dict().items()}
     plain = logits(model, tokens)
@@ -232,12 +305,16 @@ def test_several_adapters_add_up_and_alone_train(llama, tokens):
     assert bitfit.adapters(llama) == ["a"]
 
 
-# Misuse -------------------------------------------------------------------------------------------------------------
+# Misuse -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("targets", "message"),
-    [(("mlp",), "a MLP: only a linear or a norm"), (("embed_tokens",), "Embedding"), (("query",), "'query'")],
+    [
+        (("mlp",), "a MLP: only a linear or a norm"),
+        (("embed_tokens",), "Embedding"),
+        (("query",), "'query'"),
+    ],
 )
 def test_a_bad_target_leaves_the_model_as_it_was(targets, message, llama):
     with pytest.raises(ValueError, match=message):
@@ -246,17 +323,24 @@ def test_a_bad_target_leaves_the_model_as_it_was(targets, message, llama):
 
 
 def test_a_file_that_does_not_fit_is_named_and_the_model_left_alone(tmp_path, llama):
-    bitfit.save(bitfit.apply(make_llama(num_key_value_heads=3), BitFitConfig(("v_proj",))), tmp_path)
-    with pytest.raises(ValueError, match=r"v_proj\.beft_bias' has shape \(1, 12\).*needs \(1, 8\)"):
+    bitfit.save(
+        bitfit.apply(make_llama(num_key_value_heads=3), BitFitConfig(("v_proj",))),
+        tmp_path,
+    )
+    with pytest.raises(
+        ValueError, match=r"v_proj\.beft_bias' has shape \(1, 12\).*needs \(1, 8\)"
+    ):
         bitfit.load(llama, tmp_path)
     file = tmp_path / "adapter_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"modules_to_save": ["lm_head"]}))
+    file.write_text(
+        json.dumps(json.loads(file.read_text()) | {"modules_to_save": ["lm_head"]})
+    )
     with pytest.raises(ValueError, match="modules_to_save"):
         bitfit.load(llama, tmp_path)
     assert not walk.installed(llama, walk.Wrapper)
 
 
-# What the backward pass keeps ---------------------------------------------------------------------------------------
+# What the backward pass keeps ---------------------------------------------------------
 
 
 def test_a_trained_weight_keeps_its_input_and_a_trained_bias_does_not():
@@ -305,16 +389,21 @@ def test_the_meta_device_counts_what_the_cpu_counts_but_for_attention():
 
 def test_fused_attention_counts_q_k_v_output_and_one_number_a_query():
     with torch.device("meta"):
-        q, k = torch.zeros(2, 4, 8, 16, requires_grad=True), torch.zeros(2, 2, 8, 16, requires_grad=True)
+        q, k = (
+            torch.zeros(2, 4, 8, 16, requires_grad=True),
+            torch.zeros(2, 2, 8, 16, requires_grad=True),
+        )
         v = torch.zeros(2, 2, 8, 16, requires_grad=True)
         with activations.saved_for_backward(nn.Identity()) as saved:
             assert activations.fused_attention(q, k, v, None).shape == q.shape
     assert saved.bytes == 4 * (2 * q.numel() + k.numel() + v.numel() + 2 * 4 * 8)
     with pytest.raises(ValueError, match="q is on cpu"):
-        activations.fused_attention(torch.zeros(1), torch.zeros(1), torch.zeros(1), None)
+        activations.fused_attention(
+            torch.zeros(1), torch.zeros(1), torch.zeros(1), None
+        )
 
 
-# The script at scale, on a small scale -------------------------------------------------------------------------------
+# The script at scale, on a small scale ------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["bitfit", "ia3"])
@@ -324,12 +413,26 @@ def test_the_script_trains_and_saves_what_peft_opens(method, tmp_path, capsys):
     from llmlab.models import course_model
     from llmlab.peft.examples import vector_text
 
-    (tmp_path / "text.txt").write_text(course_model.corpus("bible", "valid")[:4000], encoding="utf-8")
-    call = f"--method {method} --model {course_model.MODEL} --text {tmp_path / 'text.txt'} --out {tmp_path / 'out'}"
+    (tmp_path / "text.txt").write_text(
+        course_model.corpus("bible", "valid")[:4000], encoding="utf-8"
+    )
+    call = (
+        f"--method {method} --model {course_model.MODEL} --text {tmp_path / 'text.txt'}"
+        f" --out {tmp_path / 'out'}"
+    )
     vector_text.main(f"{call} --steps 2 --batch 1 --context 24".split())
     from transformers import LlamaForCausalLM
 
-    opened = peft.PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(course_model.MODEL), tmp_path / "out")
+    opened = peft.PeftModel.from_pretrained(
+        LlamaForCausalLM.from_pretrained(course_model.MODEL), tmp_path / "out"
+    )
     count = {"bitfit": 5120, "ia3": 2048}[method]
-    assert sum(p.numel() for n, p in opened.named_parameters() if "ia3_l" in n or "beft" in n) == count
+    assert (
+        sum(
+            p.numel()
+            for n, p in opened.named_parameters()
+            if "ia3_l" in n or "beft" in n
+        )
+        == count
+    )
     assert f"training {count:,} of" in capsys.readouterr().out

@@ -1,4 +1,6 @@
-"""bitsandbytes as on another CPU: the switch works, and a page stays free of its warning."""
+"""bitsandbytes as on another CPU: the switch works, and a page stays free of its
+warning.
+"""
 
 import os
 import subprocess
@@ -28,7 +30,9 @@ print(sum("Failed to load CPU gemm_4bit_forward" in message for message in asked
 
 
 def imported_as_on(cpu):
-    """(stdout, stderr, exit status) of a lesson's import of bitsandbytes as on `cpu`."""
+    """(stdout, stderr, exit status) of a lesson's import of bitsandbytes as on
+    `cpu`.
+    """
     settings = {"PYTHONPATH": str(SWITCH), "BITSANDBYTES_AS_ON": cpu}
     done = subprocess.run(
         [sys.executable, "-c", CODE],

@@ -11,10 +11,15 @@ TENSORS = {"layers.0.q_proj.lora_A.weight": torch.arange(6.0).view(2, 3)}
 
 
 def test_what_is_written_is_read(tmp_path):
-    checkpoint.write(tmp_path / "new" / "folder", {"peft_type": "LORA", "r": 2}, TENSORS)
+    checkpoint.write(
+        tmp_path / "new" / "folder", {"peft_type": "LORA", "r": 2}, TENSORS
+    )
     settings, tensors = checkpoint.read(tmp_path / "new" / "folder", "LORA")
     assert settings["r"] == 2 and tensors.keys() == TENSORS.keys()
-    assert torch.equal(tensors["layers.0.q_proj.lora_A.weight"], TENSORS["layers.0.q_proj.lora_A.weight"])
+    assert torch.equal(
+        tensors["layers.0.q_proj.lora_A.weight"],
+        TENSORS["layers.0.q_proj.lora_A.weight"],
+    )
 
 
 def test_names_in_the_file_bear_the_prefix(tmp_path):
@@ -27,8 +32,14 @@ def test_names_in_the_file_bear_the_prefix(tmp_path):
 
 
 def test_a_transposed_view_is_saved_as_seen(tmp_path):
-    checkpoint.write(tmp_path, {"peft_type": "LORA"}, {"x.w": torch.arange(6.0).view(2, 3).T})
-    assert checkpoint.read(tmp_path, "LORA")[1]["x.w"].tolist() == [[0, 3], [1, 4], [2, 5]]
+    checkpoint.write(
+        tmp_path, {"peft_type": "LORA"}, {"x.w": torch.arange(6.0).view(2, 3).T}
+    )
+    assert checkpoint.read(tmp_path, "LORA")[1]["x.w"].tolist() == [
+        [0, 3],
+        [1, 4],
+        [2, 5],
+    ]
 
 
 @pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])
@@ -50,7 +61,9 @@ def test_a_tensor_without_the_prefix_is_refused(tmp_path):
 
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
     save_file({"x": torch.ones(1)}, tmp_path / "adapter_model.safetensors")
-    with pytest.raises(ValueError, match=r"'x' does not start with 'base_model\.model\.'"):
+    with pytest.raises(
+        ValueError, match=r"'x' does not start with 'base_model\.model\.'"
+    ):
         checkpoint.read(tmp_path, "LORA")
 
 
@@ -58,8 +71,14 @@ def test_a_tensor_without_the_prefix_is_refused(tmp_path):
     ("found", "message"),
     [
         ({}, "lacks 'a'"),
-        ({"a": torch.ones(2, 3)}, r"'a' has shape \(2, 3\) in the file; this model needs \(3, 2\)"),
-        ({"a": torch.ones(3, 2), "b": torch.ones(1)}, "has 'b', which this model has no place for"),
+        (
+            {"a": torch.ones(2, 3)},
+            r"'a' has shape \(2, 3\) in the file; this model needs \(3, 2\)",
+        ),
+        (
+            {"a": torch.ones(3, 2), "b": torch.ones(1)},
+            "has 'b', which this model has no place for",
+        ),
     ],
 )
 def test_tensors_are_checked_by_name_and_shape(found, message):

@@ -1,4 +1,6 @@
-"""The script at scale, on a small scale: one process and two write adapters that both libraries open."""
+"""The script at scale, on a small scale: one process and two write adapters that both
+libraries open.
+"""
 
 import subprocess
 import sys
@@ -11,12 +13,25 @@ from llmlab.peft import walk
 from llmlab.peft.examples import lora_text
 from llmlab.peft.lora import files
 
-SMALL = ["--steps", "3", "--batch", "2", "--context", "24", "--lr", "1e-2", "--rank", "2"]
+SMALL = [
+    "--steps",
+    "3",
+    "--batch",
+    "2",
+    "--context",
+    "24",
+    "--lr",
+    "1e-2",
+    "--rank",
+    "2",
+]
 
 
 @pytest.fixture
 def call(tmp_path):
-    (tmp_path / "text.txt").write_text(course_model.corpus("bible", "valid")[:4000], encoding="utf-8")
+    (tmp_path / "text.txt").write_text(
+        course_model.corpus("bible", "valid")[:4000], encoding="utf-8"
+    )
     return [
         "--model",
         str(course_model.MODEL),
@@ -38,13 +53,18 @@ def test_one_process_trains_and_saves(call, tmp_path, capsys):
 
 def test_too_short_a_text_is_refused(call, tmp_path):
     (tmp_path / "text.txt").write_text("In the beginning", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"text\.txt has \d+ tokens; it must have more than --context 24"):
+    with pytest.raises(
+        ValueError,
+        match=r"text\.txt has \d+ tokens; it must have more than --context 24",
+    ):
         lora_text.main(call)
 
 
 @pytest.mark.slow
 def test_two_processes_are_one_with_the_mean_of_the_gradients(call, tmp_path):
-    """After one step, the two ranks' adapter is what one process makes of both ranks' windows."""
+    """After one step, the two ranks' adapter is what one process makes of both ranks'
+    windows.
+    """
     call = [*call, "--steps", "1"]
     run = [
         sys.executable,
@@ -66,7 +86,10 @@ def test_two_processes_are_one_with_the_mean_of_the_gradients(call, tmp_path):
     torch.manual_seed(args.seed)
     lora_text.lora.apply(model, lora_text.lora.LoRAConfig(r=2, alpha=16))
     starts = [
-        torch.randint(len(tokens) - 24, (2,), generator=torch.Generator().manual_seed(rank)) for rank in range(2)
+        torch.randint(
+            len(tokens) - 24, (2,), generator=torch.Generator().manual_seed(rank)
+        )
+        for rank in range(2)
     ]  # args.seed · world + rank
     window = tokens[torch.cat(starts)[:, None] + torch.arange(24)]
     factors = [p for p in model.parameters() if p.requires_grad]

@@ -1,4 +1,6 @@
-"""Every method that `peft` has, against it, on bases whose shapes are in no other test: odd heads, ranks and widths."""
+"""Every method that `peft` has, against it, on bases whose shapes are in no other test:
+odd heads, ranks and widths.
+"""
 
 import pytest
 import torch
@@ -31,7 +33,7 @@ methods = pytest.mark.parametrize("name", METHODS)
 kinds = pytest.mark.parametrize("kind", KINDS)
 
 
-# Outputs, gradients, training -----------------------------------------------------------------------------------------
+# Outputs, gradients, training ---------------------------------------------------------
 
 
 @pairs
@@ -41,7 +43,10 @@ def test_start_gradients_and_three_steps_are_peft_s(name, base, kind, tokens):
     theirs, ours = theirs_on(name, make_hf(**base)), ours_on(name, KINDS[kind](**base))
     assert walk.trainable(ours)[0] == theirs.get_nb_trainable_parameters()[0]
     if hasattr(module, "num_parameters"):
-        assert module.num_parameters(KINDS[kind](**base), METHODS[name].config) == walk.trainable(ours)[0]
+        assert (
+            module.num_parameters(KINDS[kind](**base), METHODS[name].config)
+            == walk.trainable(ours)[0]
+        )
     copy(theirs, ours)
     close(logits(ours, tokens), logits(theirs, tokens), what="at the start")
     assert torch.equal(logits(ours, tokens), plain) == METHODS[name].starts_as_the_base
@@ -55,7 +60,11 @@ def test_start_gradients_and_three_steps_are_peft_s(name, base, kind, tokens):
         close(p.grad, peers[n].grad.view_as(p), what=f"gradient of {n}")
     assert max(p.grad.abs().max() for p in mine.values()) > 1e-3
 
-    close(torch.tensor(train(ours, tokens)), torch.tensor(train(theirs, tokens)), what="three losses")
+    close(
+        torch.tensor(train(ours, tokens)),
+        torch.tensor(train(theirs, tokens)),
+        what="three losses",
+    )
     assert (logits(ours, tokens) - plain).abs().max() > 1e-2
     close(logits(ours, tokens), logits(theirs, tokens), 3e-5, "after three steps")
 
@@ -64,20 +73,30 @@ def test_start_gradients_and_three_steps_are_peft_s(name, base, kind, tokens):
 @kinds
 def test_a_bf16_base_gives_what_peft_gives(name, kind, tokens):
     base = base_of(name)
-    theirs, ours = theirs_on(name, make_hf(**base).bfloat16()), ours_on(name, KINDS[kind](**base).bfloat16())
+    theirs, ours = (
+        theirs_on(name, make_hf(**base).bfloat16()),
+        ours_on(name, KINDS[kind](**base).bfloat16()),
+    )
     copy(move(theirs), ours)
     assert {p.dtype for p in trained(ours).values()} == {torch.float32}
     assert logits(ours, tokens).dtype == torch.bfloat16
     mine, peers = logits(ours, tokens).float(), logits(theirs, tokens).float()
-    # A bf16 number's last place is at most 2^-7 of it and rounding errs by half of that.
-    # Virtual tokens that a network made in fp32 may be rounded either way.
+    # A bf16 number's last place is at most 2^-7 of it and rounding errs by half of
+    # that. Virtual tokens that a network made in fp32 may be rounded either way.
     last_place = 2**-8 * peers.abs().max().item()
-    close(mine, peers, last_place if METHODS[name].network_runs_a_row else 0.0, "logits")
+    close(
+        mine, peers, last_place if METHODS[name].network_runs_a_row else 0.0, "logits"
+    )
     loss(ours, tokens).backward()
     loss(theirs, tokens).backward()
     peers = trained(theirs)
     for n, p in trained(ours).items():
-        close(p.grad, peers[n].grad.view_as(p), 1e-2 * p.grad.abs().max().item(), f"gradient of {n}")
+        close(
+            p.grad,
+            peers[n].grad.view_as(p),
+            1e-2 * p.grad.abs().max().item(),
+            f"gradient of {n}",
+        )
 
 
 @methods
@@ -85,18 +104,24 @@ def test_one_call_does_the_same_on_our_llama_and_on_transformers(name, tokens):
     module, config, base = METHODS[name].module, METHODS[name].config, base_of(name)
     seeded = {} if name in ("(IA)³", "BitFit") else {"generator": True}
     done = [
-        module.apply(make(**base), config, **{k: torch.Generator().manual_seed(4) for k in seeded})
+        module.apply(
+            make(**base),
+            config,
+            **{k: torch.Generator().manual_seed(4) for k in seeded},
+        )
         for make in (make_llama, make_hf)
     ]
     first, second = (trained(model) for model in done)
-    assert first.keys() == second.keys() and all(torch.equal(p, second[n]) for n, p in first.items())
+    assert first.keys() == second.keys() and all(
+        torch.equal(p, second[n]) for n, p in first.items()
+    )
     for model in done:
         move(model)
     close(logits(done[0], tokens), logits(done[1], tokens))
     assert walk.trainable(done[0]) == walk.trainable(done[1])
 
 
-# Files, and off again -------------------------------------------------------------------------------------------------
+# Files, and off again -----------------------------------------------------------------
 
 
 @pairs
@@ -106,17 +131,29 @@ def test_what_was_trained_opens_on_the_other_side(name, base, tokens, tmp_path):
         train(model, tokens)
     save_ours(name, ours, tmp_path / "ours")
     theirs.save_pretrained(tmp_path / "theirs")
-    close(logits(open_theirs(name, make_hf(**base), tmp_path / "ours"), tokens), logits(ours, tokens), what="ours")
+    close(
+        logits(open_theirs(name, make_hf(**base), tmp_path / "ours"), tokens),
+        logits(ours, tokens),
+        what="ours",
+    )
     for kind, make in KINDS.items():
         opened = open_ours(name, make(**base), tmp_path / "theirs")
         close(logits(opened, tokens), logits(theirs, tokens), what=f"peft's, on {kind}")
     save_ours(name, opened, tmp_path / "again")
-    close(logits(open_theirs(name, make_hf(**base), tmp_path / "again"), tokens), logits(theirs, tokens), what="back")
+    close(
+        logits(open_theirs(name, make_hf(**base), tmp_path / "again"), tokens),
+        logits(theirs, tokens),
+        what="back",
+    )
 
 
 @pairs
-@pytest.mark.parametrize(("kind", "dtype"), [("ours", torch.bfloat16), ("transformers", torch.float32)])
-def test_taken_off_again_the_base_is_the_same_to_the_bit(name, base, kind, dtype, tokens, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("ours", torch.bfloat16), ("transformers", torch.float32)]
+)
+def test_taken_off_again_the_base_is_the_same_to_the_bit(
+    name, base, kind, dtype, tokens, tmp_path
+):
     model = KINDS[kind](**base).to(dtype)
     before, plain = snapshot(model), logits(model, tokens)
     ours_on(name, model)
@@ -129,12 +166,14 @@ def test_taken_off_again_the_base_is_the_same_to_the_bit(name, base, kind, dtype
         assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
-# Labels ---------------------------------------------------------------------------------------------------------------
+# Labels -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("per_token", [False, True])
 @pytest.mark.parametrize("base", BASES.values(), ids=BASES)
-def test_p_tuning_v2_with_labels_is_peft_s_classifier(base, per_token, tokens, tmp_path):
+def test_p_tuning_v2_with_labels_is_peft_s_classifier(
+    base, per_token, tokens, tmp_path
+):
     import peft
 
     tokens = tokens.clamp(min=1)  # 0 is padding
@@ -149,7 +188,13 @@ def test_p_tuning_v2_with_labels_is_peft_s_classifier(base, per_token, tokens, t
         mine = scores[mask.bool()] if per_token else label_head.last_token(scores, mask)
         close(mine, peers[mask.bool()] if per_token else peers)
     p_tuning_v2.save(ours, tmp_path / "ours")
-    again = peft.PeftModel.from_pretrained(classifier(per_token, base, num_virtual_tokens=5)[1], tmp_path / "ours")
-    close(again.eval()(tokens * mask, attention_mask=mask).logits, peers, what="ours, by peft")
+    again = peft.PeftModel.from_pretrained(
+        classifier(per_token, base, num_virtual_tokens=5)[1], tmp_path / "ours"
+    )
+    close(
+        again.eval()(tokens * mask, attention_mask=mask).logits,
+        peers,
+        what="ours, by peft",
+    )
     p_tuning_v2.remove(ours)
     assert torch.equal(logits(ours, tokens), logits(make_hf(**base), tokens))

@@ -1,4 +1,6 @@
-"""(IA)³ against its equations and against `peft`: forward, gradients, counts, files, merging."""
+"""(IA)³ against its equations and against `peft`: forward, gradients, counts, files,
+merging.
+"""
 
 import copy
 import json
@@ -20,9 +22,17 @@ from tests.peft.conftest import make_hf, make_llama
 CASES = {
     "as published, under GQA": dict(),
     "nothing at the input": dict(feedforward_modules=()),
-    "all at the input": dict(target_modules=("q_proj", "down_proj"), feedforward_modules=("q_proj", "down_proj")),
-    "regular expressions": dict(target_modules=r".*layers\.1\..*(k|v|down)_proj", feedforward_modules=r".*\.down_proj"),
-    "every linear": dict(target_modules="all-linear", feedforward_modules=("down_proj", "o_proj")),
+    "all at the input": dict(
+        target_modules=("q_proj", "down_proj"),
+        feedforward_modules=("q_proj", "down_proj"),
+    ),
+    "regular expressions": dict(
+        target_modules=r".*layers\.1\..*(k|v|down)_proj",
+        feedforward_modules=r".*\.down_proj",
+    ),
+    "every linear": dict(
+        target_modules="all-linear", feedforward_modules=("down_proj", "o_proj")
+    ),
     "the head": dict(target_modules=("lm_head", "v_proj"), feedforward_modules=()),
 }
 SHAPES = {
@@ -36,20 +46,30 @@ def peft_model(model, **case):
     import peft
 
     case = {k: list(v) if isinstance(v, tuple) else v for k, v in case.items()}
-    defaults = dict(target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"])
-    return peft.get_peft_model(model, peft.IA3Config(**{**defaults, **case}, task_type="CAUSAL_LM"))
+    defaults = dict(
+        target_modules=["k_proj", "v_proj", "down_proj"],
+        feedforward_modules=["down_proj"],
+    )
+    return peft.get_peft_model(
+        model, peft.IA3Config(**{**defaults, **case}, task_type="CAUSAL_LM")
+    )
 
 
 def scales(theirs):
     """peft's vectors by the name of the layer."""
     named = {n: p for n, p in theirs.named_parameters() if "ia3_l" in n}
-    return {n.removeprefix("base_model.model.").partition(".ia3_l")[0]: p for n, p in named.items()}
+    return {
+        n.removeprefix("base_model.model.").partition(".ia3_l")[0]: p
+        for n, p in named.items()
+    }
 
 
 def both(kind, case, **shape):
     """Ours and peft's, with the same random scales."""
     theirs = peft_model(make_hf(**shape), **case)
-    ours = ia3.apply(make_llama(**shape) if kind == "ours" else make_hf(**shape), IA3Config(**case))
+    ours = ia3.apply(
+        make_llama(**shape) if kind == "ours" else make_hf(**shape), IA3Config(**case)
+    )
     layers, dice = walk.installed(ours, ia3.IA3Linear), torch.Generator().manual_seed(1)
     assert layers.keys() == scales(theirs).keys()
     with torch.no_grad():
@@ -73,7 +93,7 @@ def logits(model, tokens):
     return getattr(out, "logits", out)
 
 
-# The equations ------------------------------------------------------------------------------------------------------
+# The equations ------------------------------------------------------------------------
 
 
 def test_numbers_worked_by_hand():
@@ -99,8 +119,12 @@ def test_numbers_worked_by_hand():
 @settings(max_examples=40, deadline=None)
 def test_the_folded_linear_is_the_scaled_one(out, width, batch, bias, feedforward):
     torch.manual_seed(out * 10 + width)
-    model = nn.ModuleDict({"k_proj": nn.Linear(width, out, bias=bias, dtype=torch.float64)})
-    randomise(ia3.apply(model, IA3Config(("k_proj",), ("k_proj",) if feedforward else ())))
+    model = nn.ModuleDict(
+        {"k_proj": nn.Linear(width, out, bias=bias, dtype=torch.float64)}
+    )
+    randomise(
+        ia3.apply(model, IA3Config(("k_proj",), ("k_proj",) if feedforward else ()))
+    )
     x = torch.randn(*batch, width, dtype=torch.float64)
     scaled = model["k_proj"](x)
     ia3.merge(model)
@@ -108,20 +132,26 @@ def test_the_folded_linear_is_the_scaled_one(out, width, batch, bias, feedforwar
 
 
 def test_the_input_of_down_and_the_output_of_up_are_the_same_place(tokens):
-    """(l ⊙ up) · silu(gate) = l ⊙ (up · silu(gate)): why mT5 in peft scales `wi_1` and others scale `wo`."""
-    before = randomise(ia3.apply(make_llama(), IA3Config(("down_proj",), ("down_proj",))))
+    """(l ⊙ up) · silu(gate) = l ⊙ (up · silu(gate)): why mT5 in peft scales `wi_1` and
+    others scale `wo`.
+    """
+    before = randomise(
+        ia3.apply(make_llama(), IA3Config(("down_proj",), ("down_proj",)))
+    )
     after = randomise(ia3.apply(make_llama(), IA3Config(("up_proj",), ())))
     torch.testing.assert_close(before(tokens), after(tokens), rtol=0, atol=1e-5)
 
 
 def test_keys_are_scaled_before_rope_and_every_head_sees_its_own_channels(tokens):
-    """l on k_proj is l on the keys: under GQA, 2 heads of 4 channels serve 6 query heads."""
+    """l on k_proj is l on the keys: under GQA, 2 heads of 4 channels serve 6 query
+    heads.
+    """
     model = ia3.apply(make_llama(), IA3Config())
     assert model.model.layers[0].self_attn.k_proj.vectors["default"].shape == (8,)
     assert model.model.layers[0].mlp.down_proj.vectors["default"].shape == (40,)
 
 
-# Against peft -------------------------------------------------------------------------------------------------------
+# Against peft -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["ours", "transformers"])
@@ -129,25 +159,33 @@ def test_keys_are_scaled_before_rope_and_every_head_sees_its_own_channels(tokens
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_forward_gradients_and_count_are_peft_s(case, shape, kind, tokens):
     ours, theirs = both(kind, case, **shape)
-    torch.testing.assert_close(logits(ours, tokens), theirs(tokens).logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        logits(ours, tokens), theirs(tokens).logits, rtol=0, atol=1e-5
+    )
     next_token_loss(logits(ours, tokens), tokens).backward()
     next_token_loss(theirs(tokens).logits, tokens).backward()
     layers = walk.installed(ours, ia3.IA3Linear)
     for name, p in scales(theirs).items():
-        torch.testing.assert_close(layers[name].vectors["default"].grad, p.grad.flatten(), rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            layers[name].vectors["default"].grad, p.grad.flatten(), rtol=0, atol=1e-5
+        )
     assert max(p.grad.abs().max() for p in scales(theirs).values()) > 1e-4
     assert {n for n, p in ours.named_parameters() if p.grad is not None} == {
         f"{name}.vectors.default" for name in layers
     }
     assert walk.trainable(ours) == theirs.get_nb_trainable_parameters()
-    assert walk.trainable(ours)[0] == ia3.num_parameters(make_llama(**shape), IA3Config(**case))
+    assert walk.trainable(ours)[0] == ia3.num_parameters(
+        make_llama(**shape), IA3Config(**case)
+    )
 
 
 def test_several_active_adapters_multiply_as_in_peft(tokens):
     import peft
 
     ours, theirs = both("ours", {})
-    theirs.add_adapter("b", peft.IA3Config(target_modules=["k_proj"], feedforward_modules=[]))
+    theirs.add_adapter(
+        "b", peft.IA3Config(target_modules=["k_proj"], feedforward_modules=[])
+    )
     ia3.apply(ours, IA3Config(("k_proj",), ()), "b")
     with torch.no_grad():
         for model in (ours, theirs):
@@ -181,7 +219,9 @@ def test_files_go_both_ways(case, kind, tokens, tmp_path):
     loaded = ia3.load(make_llama(**SHAPES["biases"]), tmp_path / "theirs", "new")
     assert ia3.adapters(loaded) == ["new"]
     torch.testing.assert_close(loaded(tokens), theirs(tokens).logits, rtol=0, atol=1e-5)
-    opened = peft.PeftModel.from_pretrained(make_hf(**SHAPES["biases"]), tmp_path / "ours").eval()
+    opened = peft.PeftModel.from_pretrained(
+        make_hf(**SHAPES["biases"]), tmp_path / "ours"
+    ).eval()
     assert torch.equal(opened(tokens).logits, theirs(tokens).logits)
 
 
@@ -191,15 +231,23 @@ def test_the_file_holds_what_peft_writes(tmp_path):
     ours, theirs = both("ours", {})
     theirs.save_pretrained(tmp_path / "theirs")
     ia3.save(ours, tmp_path / "ours")
-    mine, peers = (load_file(tmp_path / side / "adapter_model.safetensors") for side in ("ours", "theirs"))
-    assert mine.keys() == peers.keys() and all(torch.equal(mine[k], peers[k]) for k in mine)
-    mine, peers = (json.loads((tmp_path / side / "adapter_config.json").read_text()) for side in ("ours", "theirs"))
+    mine, peers = (
+        load_file(tmp_path / side / "adapter_model.safetensors")
+        for side in ("ours", "theirs")
+    )
+    assert mine.keys() == peers.keys() and all(
+        torch.equal(mine[k], peers[k]) for k in mine
+    )
+    mine, peers = (
+        json.loads((tmp_path / side / "adapter_config.json").read_text())
+        for side in ("ours", "theirs")
+    )
     for name in ("target_modules", "feedforward_modules"):
         assert sorted(mine.pop(name)) == sorted(peers.pop(name))
     assert mine.items() <= peers.items()
 
 
-# The start, and what trains -----------------------------------------------------------------------------------------
+# The start, and what trains -----------------------------------------------------------
 
 
 @pytest.mark.parametrize("make", [make_llama, make_hf])
@@ -224,10 +272,13 @@ def test_three_vectors_a_layer_are_0_009_percent_of_a_7b():
     with torch.device("meta"):
         model = Llama(preset("llama-7b"))
     ia3.apply(model, IA3Config())
-    assert walk.trainable(model) == (32 * (4096 + 4096 + 11008), 6_738_415_616 + 614_400)
+    assert walk.trainable(model) == (
+        32 * (4096 + 4096 + 11008),
+        6_738_415_616 + 614_400,
+    )
 
 
-# Merging ------------------------------------------------------------------------------------------------------------
+# Merging ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("make", [make_llama, make_hf])
@@ -246,7 +297,9 @@ def test_merged_equals_unmerged_and_unmerging_returns_the_same_bits(case, make, 
 
 
 def test_a_scale_of_zero_is_unmerged_too(llama, tokens):
-    """Dividing by the scale would give 0 / 0; peft divides by l + 1e-8 and returns a row of zeros."""
+    """Dividing by the scale would give 0 / 0; peft divides by l + 1e-8 and returns a
+    row of zeros.
+    """
     weight = llama.model.layers[0].self_attn.v_proj.weight.clone()
     ia3.apply(llama, IA3Config())
     with torch.no_grad():
@@ -268,7 +321,9 @@ def test_merged_for_good_is_a_plain_model(llama, tokens):
 
 
 def test_two_adapters_are_merged_and_rounded_once():
-    """1 · 1.00390625 · 0.99609375 in bf16: each product alone would round to 1 or 0.996, both together to 1."""
+    """1 · 1.00390625 · 0.99609375 in bf16: each product alone would round to 1 or
+    0.996, both together to 1.
+    """
     model = nn.ModuleDict({"k_proj": nn.Linear(1, 1, bias=False)}).bfloat16()
     nn.init.ones_(model["k_proj"].weight)
     for adapter, value in (("a", 1 + 2.0**-8), ("b", 1 - 2.0**-8)):
@@ -276,13 +331,18 @@ def test_two_adapters_are_merged_and_rounded_once():
         nn.init.constant_(model["k_proj"].vectors[adapter], value)
     ia3.set_adapter(model, ["a", "b"])
     ia3.merge_and_unload(model)
-    assert model["k_proj"].weight.item() == 1.0 and model["k_proj"].weight.dtype == torch.bfloat16
+    assert (
+        model["k_proj"].weight.item() == 1.0
+        and model["k_proj"].weight.dtype == torch.bfloat16
+    )
 
 
 def test_what_cannot_be_merged_is_named_and_nothing_is_half_merged(llama, tokens):
     ia3.apply(llama, IA3Config())
     layer = llama.model.layers[1].mlp.down_proj
-    layer.base.weight = nn.Parameter(torch.zeros(24, 40, dtype=torch.uint8), requires_grad=False)
+    layer.base.weight = nn.Parameter(
+        torch.zeros(24, 40, dtype=torch.uint8), requires_grad=False
+    )
     with pytest.raises(ValueError, match=r"Linear in torch.uint8; only a plain float"):
         ia3.merge(llama)
     assert all(layer.kept is None for layer in vectors.layers(llama, ia3.IA3Linear))
@@ -293,7 +353,7 @@ def test_what_cannot_be_merged_is_named_and_nothing_is_half_merged(llama, tokens
         ia3.merge(other)
 
 
-# Misuse -------------------------------------------------------------------------------------------------------------
+# Misuse -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -301,25 +361,39 @@ def test_what_cannot_be_merged_is_named_and_nothing_is_half_merged(llama, tokens
     [
         (dict(target_modules=("k_proj", "query"), feedforward_modules=()), "'query'"),
         (dict(target_modules=("embed_tokens",), feedforward_modules=()), "only Linear"),
-        (dict(target_modules=r".*k_proj", feedforward_modules=("down_proj",)), "'down_proj'. means none of the target"),
-        (dict(feedforward_modules=("down_proj", "up_proj")), "'up_proj'. means none of the target layers"),
+        (
+            dict(target_modules=r".*k_proj", feedforward_modules=("down_proj",)),
+            "'down_proj'. means none of the target",
+        ),
+        (
+            dict(feedforward_modules=("down_proj", "up_proj")),
+            "'up_proj'. means none of the target layers",
+        ),
         (dict(feedforward_modules=r".*\.mlp"), "means none of the target layers"),
     ],
 )
 def test_a_bad_target_leaves_the_model_as_it_was(config, message, llama):
     with pytest.raises(ValueError, match=message):
         ia3.apply(llama, IA3Config(**config))
-    assert all(p.requires_grad for p in llama.parameters()) and ia3.adapters(llama) == []
+    assert (
+        all(p.requires_grad for p in llama.parameters()) and ia3.adapters(llama) == []
+    )
 
 
 def test_one_layer_is_not_scaled_at_both_sides(llama):
     ia3.apply(llama, IA3Config())
-    with pytest.raises(ValueError, match=r"another adapter scales 'model.layers.0.mlp.down_proj' at its input"):
+    with pytest.raises(
+        ValueError,
+        match=r"another adapter scales 'model.layers.0.mlp.down_proj' at its input",
+    ):
         ia3.apply(llama, IA3Config(("down_proj",), ()), "b")
     assert ia3.adapters(llama) == ["default"]
 
 
-@pytest.mark.parametrize(("name", "message"), [("default", "exists already"), ("a.b", "dots"), ("keys", "torch")])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("default", "exists already"), ("a.b", "dots"), ("keys", "torch")],
+)
 def test_a_bad_name_is_refused(llama, name, message):
     ia3.apply(llama, IA3Config())
     with pytest.raises(ValueError, match=f"adapter='{name}'.*{message}"):
@@ -334,18 +408,30 @@ def test_what_is_not_there_or_merged_is_refused(llama):
         ia3.set_adapter(llama, "bible")
     ia3.apply(llama, IA3Config())
     ia3.merge(llama)
-    for call in (ia3.merge, ia3.remove, lambda m: ia3.set_adapter(m, []), lambda m: ia3.apply(m, IA3Config(), "b")):
+    for call in (
+        ia3.merge,
+        ia3.remove,
+        lambda m: ia3.set_adapter(m, []),
+        lambda m: ia3.apply(m, IA3Config(), "b"),
+    ):
         with pytest.raises(ValueError, match=r"unmerge\(model\) first"):
             call(llama)
 
 
 def test_a_file_that_does_not_fit_is_named_and_the_model_left_alone(tmp_path, llama):
     ia3.save(ia3.apply(make_llama(intermediate_size=44), IA3Config()), tmp_path)
-    with pytest.raises(ValueError, match=r"layers\.0\.mlp\.down_proj\.ia3_l' has shape \(1, 44\).*needs \(1, 40\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"layers\.0\.mlp\.down_proj\.ia3_l' has shape \(1, 44\).*needs \(1, 40\)",
+    ):
         ia3.load(llama, tmp_path)
-    assert all(p.requires_grad for p in llama.parameters()) and not walk.installed(llama, walk.Wrapper)
+    assert all(p.requires_grad for p in llama.parameters()) and not walk.installed(
+        llama, walk.Wrapper
+    )
     file = tmp_path / "adapter_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"modules_to_save": ["lm_head"]}))
+    file.write_text(
+        json.dumps(json.loads(file.read_text()) | {"modules_to_save": ["lm_head"]})
+    )
     with pytest.raises(ValueError, match="modules_to_save"):
         ia3.load(llama, tmp_path)
 
@@ -358,4 +444,7 @@ def test_the_last_adapter_gone_the_others_stay(llama, tokens):
     ia3.remove(llama, "b")
     assert ia3.adapters(llama) == ["a"] and torch.equal(llama(tokens), a)
     ia3.set_adapter(llama, [])
-    assert torch.equal(llama(tokens), make_llama()(tokens)) and walk.trainable(llama)[0] == 0
+    assert (
+        torch.equal(llama(tokens), make_llama()(tokens))
+        and walk.trainable(llama)[0] == 0
+    )

@@ -17,12 +17,18 @@ ATTENTION = [f"model.layers.{i}.self_attn.{n}_proj" for i in (0, 1) for n in "qk
 
 
 def test_finds_by_the_ending_of_the_name(llama):
-    assert list(walk.find(llama, ["q_proj", "o_proj"])) == [n for n in ATTENTION if n[-6] in "qo"]
+    assert list(walk.find(llama, ["q_proj", "o_proj"])) == [
+        n for n in ATTENTION if n[-6] in "qo"
+    ]
 
 
 def test_an_ending_starts_at_a_dot(llama):
     with pytest.raises(
-        ValueError, match=r"'proj'.*q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, lm_head"
+        ValueError,
+        match=(
+            r"'proj'.*q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj,"
+            r" lm_head"
+        ),
     ):
         walk.find(llama, ["proj"])
 
@@ -40,16 +46,24 @@ def test_all_linear_is_all_but_the_head(llama):
 
 @pytest.mark.parametrize("make", [make_llama, make_hf])
 def test_finds_the_same_on_ours_and_on_transformers(make, llama):
-    assert list(walk.find(make(), ["v_proj", "down_proj"])) == list(walk.find(llama, ["v_proj", "down_proj"]))
+    assert list(walk.find(make(), ["v_proj", "down_proj"])) == list(
+        walk.find(llama, ["v_proj", "down_proj"])
+    )
 
 
-@pytest.mark.parametrize("targets", [["q_proj", "down_proj"], "all-linear", r".*layers\.0\..*_proj"])
+@pytest.mark.parametrize(
+    "targets", [["q_proj", "down_proj"], "all-linear", r".*layers\.0\..*_proj"]
+)
 def test_agrees_with_peft(targets):
     import peft
 
-    theirs = peft.get_peft_model(make_hf(), peft.LoraConfig(target_modules=targets, task_type="CAUSAL_LM"))
+    theirs = peft.get_peft_model(
+        make_hf(), peft.LoraConfig(target_modules=targets, task_type="CAUSAL_LM")
+    )
     names = {
-        n.split(".lora_A")[0].removeprefix("base_model.model.") for n, _ in theirs.named_parameters() if "lora_A" in n
+        n.split(".lora_A")[0].removeprefix("base_model.model.")
+        for n, _ in theirs.named_parameters()
+        if "lora_A" in n
     }
     assert set(walk.find(make_llama(), targets)) == names
 
@@ -75,7 +89,9 @@ def test_a_wrapper_is_one_place_and_the_walk_never_looks_inside(llama):
     for name, layer in walk.find(llama, ["q_proj"]).items():
         walk.replace(llama, name, Plus(Plus(layer)))
     assert list(walk.find(llama, "all-linear")) == before
-    assert list(walk.installed(llama, Plus)) == [n for n in before if n.endswith("q_proj")]
+    assert list(walk.installed(llama, Plus)) == [
+        n for n in before if n.endswith("q_proj")
+    ]
     assert isinstance(walk.base_of(llama.model.layers[0].self_attn.q_proj), nn.Linear)
 
 

@@ -1,4 +1,6 @@
-"""What the prose of 01-start/02-the-course-models says in words, held to be true of the shipped models."""
+"""What the prose of 01-start/02-the-course-models says in words, held to be true of the
+shipped models.
+"""
 
 import csv
 
@@ -26,7 +28,9 @@ def test_the_log_crosses_the_baselines_in_order(counts):
     place = evaluation_windows(torch.arange(len(valid)), 256)[:, 1:]
     losses = {n: m.losses(valid)[place - 1].mean().item() for n, m in counts.items()}
     assert curve[0] > losses[2] > losses[3] > losses[5]
-    crossed = [next(i for i, loss in enumerate(curve) if loss < losses[n]) for n in (2, 3)]
+    crossed = [
+        next(i for i, loss in enumerate(curve) if loss < losses[n]) for n in (2, 3)
+    ]
     assert 0 < crossed[0] < crossed[1] < len(curve)
 
 
@@ -34,7 +38,10 @@ def test_counting_wins_at_four_tokens_and_reading_at_256(model, counts):
     rows = evaluation_windows(course_model.tokens("valid"), 750, windows=4)
 
     def read(c):
-        losses = [language_model.token_losses(model, r, c, max(1, c // 2), 512 // c) for r in rows]
+        losses = [
+            language_model.token_losses(model, r, c, max(1, c // 2), 512 // c)
+            for r in rows
+        ]
         return torch.cat(losses).mean()
 
     counted = torch.cat([counts[5].losses(r) for r in rows]).mean()
@@ -56,9 +63,18 @@ def test_perplexity_misranks_what_bits_per_byte_rank_right(model):
         (real_model.load(), real_model.load_tokenizer(), 1024),
     ]:
         assert t.id_to_token(0) == "<|endoftext|>"
-        rows = [torch.tensor([0, *t.encode(x, add_special_tokens=False).ids]) for x in texts]
-        losses = torch.cat([language_model.token_losses(m, r, context, context // 2) for r in rows])
-        found.append((language_model.perplexity(losses), language_model.bits_per_byte(losses, num_bytes)))
+        rows = [
+            torch.tensor([0, *t.encode(x, add_special_tokens=False).ids]) for x in texts
+        ]
+        losses = torch.cat(
+            [language_model.token_losses(m, r, context, context // 2) for r in rows]
+        )
+        found.append(
+            (
+                language_model.perplexity(losses),
+                language_model.bits_per_byte(losses, num_bytes),
+            )
+        )
     (toy_ppl, toy_bpb), (real_ppl, real_bpb) = found
     assert real_bpb < 0.8 * toy_bpb  # the real model is far better
     assert toy_ppl < 1.05 * real_ppl  # and perplexity does not show it

@@ -16,7 +16,10 @@ from llmlab.start import welcome
 
 
 def test_weight_bytes():
-    assert [welcome.weight_bytes(*a) for a in [(1000, 16), (7, 4), (11, 3), (1, 1), (1000, 4.5)]] == [
+    assert [
+        welcome.weight_bytes(*a)
+        for a in [(1000, 16), (7, 4), (11, 3), (1, 1), (1000, 4.5)]
+    ] == [
         2000,
         4,
         5,
@@ -26,14 +29,17 @@ def test_weight_bytes():
     assert welcome.weight_bytes(10**15 + 1, 8) == 10**15 + 1
 
 
-@given(st.floats(1e6, 1e12), st.floats(1e9, 1e14), st.integers(1, 4096), st.floats(0, 1e11))
+@given(
+    st.floats(1e6, 1e12), st.floats(1e9, 1e14), st.integers(1, 4096), st.floats(0, 1e11)
+)
 def test_tokens_per_second_lies_between_its_limits(W, beta, b, C):
     """One reader's speed ≤ it ≤ b times that, and never more than β / C."""
     speed = welcome.tokens_per_second(W, beta, b, C)
     one = welcome.tokens_per_second(W, beta, 1, C)
     assert one * (1 - 1e-9) <= speed <= b * one * (1 + 1e-9)
     assert C == 0 or speed * C <= beta * (1 + 1e-9)
-    assert speed * (W + b * C) == pytest.approx(b * beta)  # tokens per second × bytes per step = b·β
+    # tokens per second × bytes per step = b·β
+    assert speed * (W + b * C) == pytest.approx(b * beta)
 
 
 def test_dollars():
@@ -74,13 +80,19 @@ def test_wrong_arguments_are_named(call, named):
 def test_the_takeaways_say_what_the_formulas_give():
     """The numbers that the lesson's prose states."""
     root = course_root()
-    prose = (root / "notebooks/01-start/01-welcome.py").read_text(encoding="utf-8").split("## Takeaways")[1]
+    prose = (
+        (root / "notebooks/01-start/01-welcome.py")
+        .read_text(encoding="utf-8")
+        .split("## Takeaways")[1]
+    )
     llama = preset("llama-2-70b")
     W, C = welcome.weight_bytes(parameters(llama)), kv_cache_bytes(llama, 1, 4096)
     alone = welcome.tokens_per_second(W, 6.7e12)
     small = welcome.weight_bytes(parameters(llama), 4.5)
     most = int((160e9 - small) // C)
-    cheap = welcome.dollars_per_million_tokens(6, welcome.tokens_per_second(small, 6.7e12, most, C))
+    cheap = welcome.dollars_per_million_tokens(
+        6, welcome.tokens_per_second(small, 6.7e12, most, C)
+    )
     dear = welcome.dollars_per_million_tokens(6, alone)
     together = welcome.tokens_per_second(W, 6.7e12, 16, C)
     said = [

@@ -1,4 +1,6 @@
-"""The training loop: its schedule, its batches, its update against plain PyTorch, and a run that stops and resumes."""
+"""The training loop: its schedule, its batches, its update against plain PyTorch, and a
+run that stops and resumes.
+"""
 
 import math
 from dataclasses import replace
@@ -43,17 +45,26 @@ def stream() -> torch.Tensor:
 def test_learning_rate_at_its_corners():
     recipe = Recipe(steps=1000, peak_lr=2.0, warmup=100, final_lr=0.1)
     lr = [learning_rate(s, recipe) for s in range(1000)]
-    assert lr[0] == pytest.approx(0.02) and lr[99] == pytest.approx(2.0) and lr[100] == pytest.approx(2.0)
+    assert (
+        lr[0] == pytest.approx(0.02)
+        and lr[99] == pytest.approx(2.0)
+        and lr[100] == pytest.approx(2.0)
+    )
     assert lr[-1] == pytest.approx(0.2)
     assert lr[100] >= max(lr) and lr[100:] == sorted(lr[100:], reverse=True)
     half_way = 100 + (999 - 100) / 2
-    assert learning_rate(int(half_way), recipe) == pytest.approx(2.0 * (0.1 + 0.9 / 2), abs=2e-3)
+    assert learning_rate(int(half_way), recipe) == pytest.approx(
+        2.0 * (0.1 + 0.9 / 2), abs=2e-3
+    )
 
 
 @given(st.integers(1, 50), st.data())
 def test_learning_rate_is_positive_and_at_most_the_peak(steps, data):
     recipe = Recipe(steps=steps, warmup=data.draw(st.integers(0, steps)))
-    assert all(0 < learning_rate(s, recipe) <= recipe.peak_lr * (1 + 1e-12) for s in range(steps))
+    assert all(
+        0 < learning_rate(s, recipe) <= recipe.peak_lr * (1 + 1e-12)
+        for s in range(steps)
+    )
 
 
 def test_batches_are_windows_of_the_stream_and_depend_on_seed_and_step_alone(stream):
@@ -65,7 +76,8 @@ def test_batches_are_windows_of_the_stream_and_depend_on_seed_and_step_alone(str
     assert not torch.equal(batch, sample_batch(place, RECIPE, 6))
     assert not torch.equal(batch, sample_batch(place, replace(RECIPE, seed=1), 5))
     ends = torch.stack([sample_batch(torch.arange(10), RECIPE, s) for s in range(50)])
-    assert ends.min() == 0 and ends.max() == 9  # the first and the last token are both reached
+    # the first and the last token are both reached
+    assert ends.min() == 0 and ends.max() == 9
     with pytest.raises(ValueError, match="8 tokens"):
         sample_batch(place[:8], RECIPE, 0)
 
@@ -73,17 +85,25 @@ def test_batches_are_windows_of_the_stream_and_depend_on_seed_and_step_alone(str
 def test_weight_decay_takes_matrices_only_and_a_tied_matrix_once():
     model = make_model()
     decayed, spared = make_optimizer(model, RECIPE).param_groups
-    assert decayed["weight_decay"] == 0.1 and all(p.dim() == 2 for p in decayed["params"])
+    assert decayed["weight_decay"] == 0.1 and all(
+        p.dim() == 2 for p in decayed["params"]
+    )
     assert spared["weight_decay"] == 0.0 and all(p.dim() == 1 for p in spared["params"])
-    assert len(decayed["params"]) + len(spared["params"]) == len(list(model.parameters()))
+    assert len(decayed["params"]) + len(spared["params"]) == len(
+        list(model.parameters())
+    )
 
 
 def test_a_step_is_clipped_adamw_by_the_formula(stream):
-    """The first update of AdamW: θ(1 − lr·λ) − lr·g/(|g| + ε), g the clipped gradient (Loshchilov & Hutter, algorithm 2)."""
+    """The first update of AdamW: θ(1 − lr·λ) − lr·g/(|g| + ε), g the clipped gradient
+    (Loshchilov & Hutter, algorithm 2).
+    """
     model, clip = make_model(), 0.05
     batch = sample_batch(stream, RECIPE, 0)
     logits = model(batch[:, :-1])  # the same loss, its shift done on the tokens
-    loss = torch.nn.functional.cross_entropy(logits.reshape(-1, 11), batch[:, 1:].reshape(-1))
+    loss = torch.nn.functional.cross_entropy(
+        logits.reshape(-1, 11), batch[:, 1:].reshape(-1)
+    )
     gradients = torch.autograd.grad(loss, list(model.parameters()))
     norm = math.sqrt(sum(g.square().sum().item() for g in gradients))
     assert norm > clip
@@ -91,15 +111,22 @@ def test_a_step_is_clipped_adamw_by_the_formula(stream):
     for p, g in zip(model.parameters(), gradients, strict=True):
         g, decay = g * clip / norm, 0.1 if p.dim() == 2 else 0.0
         wanted.append(p.detach() * (1 - 1e-2 * decay) - 1e-2 * g / (g.abs() + 1e-8))
-    assert training_step(model, make_optimizer(model, RECIPE), batch, clip) == pytest.approx(loss.item(), rel=1e-5)
+    assert training_step(
+        model, make_optimizer(model, RECIPE), batch, clip
+    ) == pytest.approx(loss.item(), rel=1e-5)
     for p, w in zip(model.parameters(), wanted, strict=True):
         torch.testing.assert_close(p.detach(), w, rtol=1e-3, atol=2e-5)
 
 
 def test_it_learns_what_can_be_learned(stream):
     model = make_model()
-    records = list(train(model, stream, stream, replace(RECIPE, steps=60, evaluate_every=30)))
-    assert [r.step for r in records] == [30, 60] and [r.tokens for r in records] == [30 * 32, 60 * 32]
+    records = list(
+        train(model, stream, stream, replace(RECIPE, steps=60, evaluate_every=30))
+    )
+    assert [r.step for r in records] == [30, 60] and [r.tokens for r in records] == [
+        30 * 32,
+        60 * 32,
+    ]
     assert records[-1].valid_loss < 0.5 < records[0].train_loss < math.log(11) + 0.2
 
 
@@ -120,7 +147,9 @@ def test_a_run_that_stops_and_resumes_equals_an_unbroken_one(stream, tmp_path):
             b.valid_loss,
             b.lr,
         )
-    for (name, p), q in zip(resumed.named_parameters(), whole.parameters(), strict=True):
+    for (name, p), q in zip(
+        resumed.named_parameters(), whole.parameters(), strict=True
+    ):
         assert torch.equal(p, q), name
     assert list(train(resumed, stream, stream, RECIPE, file)) == []  # all done
 
@@ -129,14 +158,18 @@ def test_evaluate_is_the_mean_over_its_windows(stream):
     model = make_model()
     got = evaluate(model, stream, context=8, windows=5, batch=2)
     starts = [0, 97, 195, 293, 391]
-    each = [next_token_loss(model(stream[None, s : s + 9]), stream[None, s : s + 9]).item() for s in starts]
+    each = [
+        next_token_loss(model(stream[None, s : s + 9]), stream[None, s : s + 9]).item()
+        for s in starts
+    ]
     assert got == pytest.approx(sum(each) / 5, rel=1e-5)
     with pytest.raises(ValueError, match="8 tokens"):
         evaluate(model, stream[:8], context=8)
 
 
 @pytest.mark.parametrize(
-    "field, value", [("steps", 0), ("batch", 0), ("evaluate_every", 0), ("warmup", 13), ("warmup", -1)]
+    "field, value",
+    [("steps", 0), ("batch", 0), ("evaluate_every", 0), ("warmup", 13), ("warmup", -1)],
 )
 def test_recipe_refuses(field, value):
     with pytest.raises(ValueError, match=f"{field}={value}"):

@@ -20,14 +20,29 @@ check = Checks("05-parallelism/08-auto-parallel")
     difficulty=2,
     importance=5,
     hints=(
-        "A tensor that has the loop is cut. A tensor that lacks it holds, on each rank, only a part of its sum.",
-        "Split `dims` at '->' and the inputs at ','. An input's gradient has the same loops as the input.",
-        "out if cut is not in the output's loops; grad i if cut is not in the loops of input i.",
+        (
+            "A tensor that has the loop is cut. A tensor that lacks it holds, on each"
+            " rank, only a part of its sum."
+        ),
+        (
+            "Split `dims` at '->' and the inputs at ','. An input's gradient has the"
+            " same loops as the input."
+        ),
+        (
+            "out if cut is not in the output's loops; grad i if cut is not in the loops"
+            " of input i."
+        ),
     ),
 )
 def summed(answer):
     """Which tensors are partial sums."""
-    for dims in ("mk,kn->mn", "bSk,kgRD->bSgRD", "bSf,bSf->bSf", "bSgRD,bSgD,bSgD->bSgRD", "ecd,edf->ecf"):
+    for dims in (
+        "mk,kn->mn",
+        "bSk,kgRD->bSgRD",
+        "bSf,bSf->bSf",
+        "bSgRD,bSgD,bSgD->bSgRD",
+        "ecd,edf->ecf",
+    ):
         for cut in sorted({x for x in dims if x.isalpha() and x.islower()}):
             what = f"summed({dims!r}, {cut!r})"
             got = expect(answer(dims, cut), kind=list, what=what)
@@ -37,21 +52,35 @@ def summed(answer):
             reads, writes = dims.split("->")
             cuts = [f"grad {i}" for i, x in enumerate(reads.split(",")) if cut in x]
             if got == (["out"] if cut in writes else []) + cuts:
-                raise Mistake(f"{what}: these are the tensors that are cut; summed are those that lack the loop")
+                raise Mistake(
+                    f"{what}: these are the tensors that are cut; summed are those that"
+                    " lack the loop"
+                )
             if got == [x for x in right if x != "out"]:
-                raise Mistake(f"{what}: the output may be a partial sum too, when it lacks the loop")
+                raise Mistake(
+                    f"{what}: the output may be a partial sum too, when it lacks the"
+                    " loop"
+                )
             if got == [x for x in right if x == "out"]:
                 raise Mistake(
-                    f"{what}: a training step has gradients: an input that lacks the loop has a partial gradient"
+                    f"{what}: a training step has gradients: an input that lacks the"
+                    " loop has a partial gradient"
                 )
             if sorted(map(str, got)) == sorted(right):
-                raise Mistake(f"{what}: the right names, in another order: out, then grad 0, grad 1 …")
-            raise Mistake(f"{what} is {got}: ask of each tensor whether it has the loop {cut!r}")
+                raise Mistake(
+                    f"{what}: the right names, in another order: out, then grad 0,"
+                    " grad 1 …"
+                )
+            raise Mistake(
+                f"{what} is {got}: ask of each tensor whether it has the loop {cut!r}"
+            )
 
 
 def _summed(dims: str, cut: str) -> list[str]:
     reads, writes = dims.split("->")
-    return ["out"] * (cut not in writes) + [f"grad {i}" for i, x in enumerate(reads.split(",")) if cut not in x]
+    return ["out"] * (cut not in writes) + [
+        f"grad {i}" for i, x in enumerate(reads.split(",")) if cut not in x
+    ]
 
 
 @check.exercise(
@@ -60,32 +89,60 @@ def _summed(dims: str, cut: str) -> list[str]:
     difficulty=2,
     importance=4,
     hints=(
-        "Four cases: nothing changes, whole to cut, cut to whole, cut to another cut. Which of them send nothing?",
-        "Cut to whole is a ring all-gather: each rank passes on p − 1 pieces of n / p bytes.",
-        "Cut to another cut: each rank has n / p bytes and keeps one p-th of them: n / p · (p − 1) / p are sent.",
+        (
+            "Four cases: nothing changes, whole to cut, cut to whole, cut to another"
+            " cut. Which of them send nothing?"
+        ),
+        (
+            "Cut to whole is a ring all-gather: each rank passes on p − 1 pieces of n /"
+            " p bytes."
+        ),
+        (
+            "Cut to another cut: each rank has n / p bytes and keeps one p-th of them:"
+            " n / p · (p − 1) / p are sent."
+        ),
     ),
 )
 def bytes_to_move(answer):
     """Bytes to change a tensor's cut."""
     for p in (3, 4, 6):
         n = 144.0 * int(torch.randint(1, 9, (1,)))
-        gather, move = sent("all_gather", 0, [n / p] * p), sent("all_to_all", 0, [n / p / p] * p)
+        gather, move = (
+            sent("all_gather", 0, [n / p] * p),
+            sent("all_to_all", 0, [n / p / p] * p),
+        )
         for src, dst in ((None, None), (1, 1), (None, 0), (0, None), (0, 1), (2, 0)):
             what = f"bytes_to_move({n}, {p}, src={src}, dst={dst})"
             got = float(expect(answer(n, p, src, dst), kind=(int, float), what=what))
-            right = 0.0 if src == dst or src is None else gather if dst is None else move
+            right = (
+                0.0 if src == dst or src is None else gather if dst is None else move
+            )
             mistakes = {
-                "a rank that has the whole tensor keeps its piece: nothing is sent": gather if src is None else None,
-                "nothing changes, so nothing is sent": None if src != dst else gather if src is None else move,
-                "that is gathering and cutting anew; an all-to-all sends p times less": gather
-                if right == move
-                else None,
-                "a rank passes on p − 1 pieces of n / p bytes, not p": n if right == gather else None,
-                "of its own piece a rank keeps what it needs itself": n / p if right == move else None,
-                "n are the bytes of the whole tensor; a rank has n / p of them": right * p if right else None,
-                "bytes sent, not bytes per pair of ranks": right / (p - 1) if right else None,
+                "a rank that has the whole tensor keeps its piece: nothing is sent": (
+                    gather if src is None else None
+                ),
+                "nothing changes, so nothing is sent": (
+                    None if src != dst else gather if src is None else move
+                ),
+                "that is gathering and cutting anew; an all-to-all sends p times less": (
+                    gather if right == move else None
+                ),
+                "a rank passes on p − 1 pieces of n / p bytes, not p": (
+                    n if right == gather else None
+                ),
+                "of its own piece a rank keeps what it needs itself": (
+                    n / p if right == move else None
+                ),
+                "n are the bytes of the whole tensor; a rank has n / p of them": (
+                    right * p if right else None
+                ),
+                "bytes sent, not bytes per pair of ranks": (
+                    right / (p - 1) if right else None
+                ),
             }
-            known = {text: x for text, x in mistakes.items() if x is not None and x != right}
+            known = {
+                text: x for text, x in mistakes.items() if x is not None and x != right
+            }
             diagnose(got, right=right, mistakes=known, tol=1e-9, what=what)
 
 
@@ -95,9 +152,18 @@ def bytes_to_move(answer):
     difficulty=3,
     importance=5,
     hints=(
-        "Walk along the chain. For each strategy of the operator you are at, keep the least time so far, and how you came there.",
-        "least[j] = node[v][j] + min over i of (least of the operator before[i] + edge[v − 1][i][j]). Remember the i.",
-        "Start with node[0]; at the end take the smallest and go back along the remembered i.",
+        (
+            "Walk along the chain. For each strategy of the operator you are at, keep"
+            " the least time so far, and how you came there."
+        ),
+        (
+            "least[j] = node[v][j] + min over i of (least of the operator before[i] +"
+            " edge[v − 1][i][j]). Remember the i."
+        ),
+        (
+            "Start with node[0]; at the end take the smallest and go back along the"
+            " remembered i."
+        ),
     ),
 )
 def best_plan(answer):
@@ -107,26 +173,43 @@ def best_plan(answer):
         edge = (torch.rand(operators - 1, ways, ways) * 9).tolist()
         what = f"best_plan of {operators} operators with {ways} strategies"
         got = _whole(expect(answer(node, edge), kind=list, what=what))
-        if len(got) != operators or not all(isinstance(i, int) and 0 <= i < ways for i in got):
-            raise Mistake(f"{what}: {operators} numbers from 0 to {ways - 1} are asked, not {got}")
+        if len(got) != operators or not all(
+            isinstance(i, int) and 0 <= i < ways for i in got
+        ):
+            raise Mistake(
+                f"{what}: {operators} numbers from 0 to {ways - 1} are asked, not {got}"
+            )
         right = _chain(node, edge)
         if abs(_time(node, edge, got) - _time(node, edge, right)) < 1e-6:
             continue
         if got == [row.index(min(row)) for row in node]:
-            raise Mistake(f"{what}: the fastest strategy of each operator alone; the way between them costs too")
+            raise Mistake(
+                f"{what}: the fastest strategy of each operator alone; the way between"
+                " them costs too"
+            )
         if got == _greedy(node, edge):
-            raise Mistake(f"{what}: the best next step each time; a detour may pay off later")
+            raise Mistake(
+                f"{what}: the best next step each time; a detour may pay off later"
+            )
         if got == _chain([[0.0] * ways] * operators, edge):
             raise Mistake(f"{what}: only the edges are counted; the operators cost too")
         if got == _chain(node, [[list(x) for x in zip(*R, strict=True)] for R in edge]):
-            raise Mistake(f"{what}: edge[v][i][j] goes from i at v to j at v + 1: yours is transposed")
+            raise Mistake(
+                f"{what}: edge[v][i][j] goes from i at v to j at v + 1: yours is"
+                " transposed"
+            )
         if got == right[::-1]:
             raise Mistake(f"{what}: the right strategies in reverse order")
-        raise Mistake(f"{what}: your plan takes {_time(node, edge, got):.3f}, the best {_time(node, edge, right):.3f}")
+        raise Mistake(
+            f"{what}: your plan takes {_time(node, edge, got):.3f}, the best"
+            f" {_time(node, edge, right):.3f}"
+        )
 
 
 def _whole(got: list) -> list:
-    """NumPy's whole numbers, and those of tensors, as Python's; anything else as it is."""
+    """NumPy's whole numbers, and those of tensors, as Python's; anything else as it
+    is.
+    """
     try:
         return [index(x) for x in got]
     except TypeError:
@@ -140,10 +223,18 @@ def _time(node, edge, pick) -> float:
 
 def _chain(node, edge) -> list[int]:
     if len(node[0]) ** len(node) <= 2000:
-        return list(min(product(range(len(node[0])), repeat=len(node)), key=lambda pick: _time(node, edge, pick)))
+        return list(
+            min(
+                product(range(len(node[0])), repeat=len(node)),
+                key=lambda pick: _time(node, edge, pick),
+            )
+        )
     best = [(t, [i]) for i, t in enumerate(node[0])]
     for costs, R in zip(node[1:], edge, strict=True):
-        best = [min((t + R[way[-1]][j] + c, [*way, j]) for t, way in best) for j, c in enumerate(costs)]
+        best = [
+            min((t + R[way[-1]][j] + c, [*way, j]) for t, way in best)
+            for j, c in enumerate(costs)
+        ]
     return min(best)[1]
 
 
@@ -162,26 +253,49 @@ def _greedy(node, edge) -> list[int]:
     importance=4,
     hints=(
         "Every cut has the same sum. So what has to be small?",
-        "Least slowest stage of the first `end` layers in k stages: try every place where the last stage may begin.",
-        "slowest(end, k) = min over start of max(slowest(start, k − 1), sum(times[start:end])); keep the sizes along with it.",
+        (
+            "Least slowest stage of the first `end` layers in k stages: try every place"
+            " where the last stage may begin."
+        ),
+        (
+            "slowest(end, k) = min over start of max(slowest(start, k − 1),"
+            " sum(times[start:end])); keep the sizes along with it."
+        ),
     ),
 )
 def stages(answer):
     """Cutting layers into pipeline stages."""
-    for layers, p, m in ((4, 1, 3), (5, 5, 2), (8, 3, 4), (9, 4, 1), (12, 4, 8), (30, 8, 16)):
+    for layers, p, m in (
+        (4, 1, 3),
+        (5, 5, 2),
+        (8, 3, 4),
+        (9, 4, 1),
+        (12, 4, 8),
+        (30, 8, 16),
+    ):
         times = [round(float(t), 3) for t in torch.rand(layers) * 4 + 0.2]
         times[-1] += 3.0  # the output layer
         what = f"stages of {layers} layers, p = {p}, m = {m}"
         got = _whole(expect(answer(times, p, m), kind=list, what=what))
-        if len(got) != p or sum(got) != layers or not all(isinstance(n, int) and n > 0 for n in got):
-            raise Mistake(f"{what}: {p} numbers above 0 that add up to {layers} are asked, not {got}")
+        if (
+            len(got) != p
+            or sum(got) != layers
+            or not all(isinstance(n, int) and n > 0 for n in got)
+        ):
+            raise Mistake(
+                f"{what}: {p} numbers above 0 that add up to {layers} are asked, not"
+                f" {got}"
+            )
         took, best = _latency(times, got, m), _best(times, p, m)
         if took <= best * (1 + 1e-9):
             continue
         if got == [len(part) for part in torch.arange(layers).tensor_split(p)]:
-            raise Mistake(f"{what}: the same number of layers each; layers take different times")
+            raise Mistake(
+                f"{what}: the same number of layers each; layers take different times"
+            )
         raise Mistake(
-            f"{what}: your stages take {took:.3f}, the best {best:.3f}: the slowest stage is {_slowest(times, got)}"
+            f"{what}: your stages take {took:.3f}, the best {best:.3f}: the slowest"
+            f" stage is {_slowest(times, got)}"
         )
 
 
@@ -207,7 +321,11 @@ def _best(times: list[float], p: int, m: int) -> float:
     slowest = {(0, 0): 0.0}
     for end in range(1, len(times) + 1):
         for k in range(1, p + 1):
-            tries = [max(slowest[s, k - 1], sum(times[s:end])) for s in range(end) if (s, k - 1) in slowest]
+            tries = [
+                max(slowest[s, k - 1], sum(times[s:end]))
+                for s in range(end)
+                if (s, k - 1) in slowest
+            ]
             if tries:
                 slowest[end, k] = min(tries)
     return sum(times) + (m - 1) * slowest[len(times), p]

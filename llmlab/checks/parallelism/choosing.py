@@ -1,4 +1,6 @@
-"""What marks the exercises of 05-parallelism/11-choosing. Plans are simulated with the course's cost model."""
+"""What marks the exercises of 05-parallelism/11-choosing. Plans are simulated with the
+course's cost model.
+"""
 
 from __future__ import annotations
 
@@ -26,29 +28,55 @@ def _whole(low: int, high: int) -> int:
     difficulty=2,
     importance=5,
     hints=(
-        "FLOPs that a token needs, times tokens a second, over FLOPs that all chips together could do in a second.",
+        (
+            "FLOPs that a token needs, times tokens a second, over FLOPs that all chips"
+            " together could do in a second."
+        ),
         "A token needs 6 · parameters + 12 · layers · heads · head_dim · seq FLOPs.",
         "rate · (6N + 12 L H D T) / (devices · peak).",
     ),
 )
 def mfu(answer):
     """MFU from a throughput: PaLM's appendix B."""
-    n, L, H, D, T = 1e9 * _whole(300, 600), _whole(80, 120), 48, 256, 2048 * _whole(1, 4)
+    n, L, H, D, T = (
+        1e9 * _whole(300, 600),
+        _whole(80, 120),
+        48,
+        256,
+        2048 * _whole(1, 4),
+    )
     rate, chips, peak, what = 1e3 * _whole(150, 250), 5000, 275e12, "mfu(…)"
-    got = float(expect(answer(n, L, H, D, T, rate, chips, peak), kind=(int, float), what=what))
+    got = float(
+        expect(answer(n, L, H, D, T, rate, chips, peak), kind=(int, float), what=what)
+    )
     attention, useful = 12 * L * H * D * T, rate / (chips * peak)
     mistakes = {
         "the attention term is missing: 12 L H D T FLOPs a token": useful * 6 * n,
-        "attention is counted forward only: it is 12, not 4, L H D T with the backward pass": useful
-        * (6 * n + attention / 3),
-        "the matrices are counted forward only: 6N, not 2N, with the backward pass": useful * (2 * n + attention),
-        "8N counts recomputation, which is not useful: 6N": useful * (8 * n + attention),
-        "heads or head_dim is missing from the attention term": useful * (6 * n + 12 * L * D * T),
-        "rate is tokens a second already: do not multiply by seq": useful * T * (6 * n + attention),
-        "the peak is of one chip: divide by the number of chips too": rate * (6 * n + attention) / peak,
-        "a share between 0 and 1 is asked, not percent": 100 * useful * (6 * n + attention),
+        "attention is counted forward only: it is 12, not 4, L H D T with the backward pass": (
+            useful * (6 * n + attention / 3)
+        ),
+        "the matrices are counted forward only: 6N, not 2N, with the backward pass": (
+            useful * (2 * n + attention)
+        ),
+        "8N counts recomputation, which is not useful: 6N": (
+            useful * (8 * n + attention)
+        ),
+        "heads or head_dim is missing from the attention term": (
+            useful * (6 * n + 12 * L * D * T)
+        ),
+        "rate is tokens a second already: do not multiply by seq": (
+            useful * T * (6 * n + attention)
+        ),
+        "the peak is of one chip: divide by the number of chips too": (
+            rate * (6 * n + attention) / peak
+        ),
+        "a share between 0 and 1 is asked, not percent": (
+            100 * useful * (6 * n + attention)
+        ),
     }
-    diagnose(got, right=useful * (6 * n + attention), mistakes=mistakes, tol=1e-9, what=what)
+    diagnose(
+        got, right=useful * (6 * n + attention), mistakes=mistakes, tol=1e-9, what=what
+    )
 
 
 @check.exercise(
@@ -57,8 +85,14 @@ def mfu(answer):
     difficulty=2,
     importance=5,
     hints=(
-        "First, how many parameters does a device hold before ZeRO cuts anything? dp does not matter for that.",
-        "Stage 1 divides 12 bytes by dp, stage 2 also the 2 of the gradients, stage 3 also the 2 of the weights.",
+        (
+            "First, how many parameters does a device hold before ZeRO cuts anything?"
+            " dp does not matter for that."
+        ),
+        (
+            "Stage 1 divides 12 bytes by dp, stage 2 also the 2 of the gradients, stage"
+            " 3 also the 2 of the weights."
+        ),
         "Ψ = parameters / (tp · pp). Stage 2: 2Ψ + (2 + 12) Ψ / dp.",
     ),
 )
@@ -70,17 +104,24 @@ def state_bytes(answer):
         got = float(expect(answer(n, dp, tp, pp, zero), kind=(int, float), what=what))
         held = [_state(n / (tp * pp), dp, stage) for stage in range(4)]
         mistakes = {
-            "dp copies hold the same: without ZeRO data parallelism cuts nothing": 16 * n / (tp * pp * dp),
+            "dp copies hold the same: without ZeRO data parallelism cuts nothing": (
+                16 * n / (tp * pp * dp)
+            ),
             "pp cuts the parameters too": _state(n / tp, dp, zero),
             "tp cuts the parameters too": _state(n / pp, dp, zero),
             "tp and pp cut the parameters too": _state(n, dp, zero),
             "stage 1 cuts the optimizer first, then gradients, then weights: yours are in another order": _reversed(
                 n / (tp * pp), dp, zero
             ),
-            "this is one stage too early: stage 1 cuts the optimizer": held[max(0, zero - 1)],
-            "this is one stage too far: stage 1 cuts only the optimizer": held[min(3, zero + 1)],
-            "the optimizer takes 12 bytes: a 32-bit copy of the weights and two averages": held[zero]
-            - 4 * n / (tp * pp) / (dp if zero else 1),
+            "this is one stage too early: stage 1 cuts the optimizer": held[
+                max(0, zero - 1)
+            ],
+            "this is one stage too far: stage 1 cuts only the optimizer": held[
+                min(3, zero + 1)
+            ],
+            "the optimizer takes 12 bytes: a 32-bit copy of the weights and two averages": (
+                held[zero] - 4 * n / (tp * pp) / (dp if zero else 1)
+            ),
         }
         diagnose(got, right=held[zero], mistakes=mistakes, tol=1e-9, what=what)
 
@@ -100,22 +141,41 @@ def _reversed(held: float, dp: int, zero: int) -> float:
     importance=4,
     hints=(
         "The waiting is (p − 1)/v units; the whole step is m + (p − 1)/v units.",
-        "Raise m until the waiting is at most `limit` times the step: by 1, or by p when v > 1.",
+        (
+            "Raise m until the waiting is at most `limit` times the step: by 1, or by p"
+            " when v > 1."
+        ),
         "while (p - 1) / v > limit * (m + (p - 1) / v): m += p if v > 1 else 1.",
     ),
 )
 def microbatches_needed(answer):
     """The smallest m whose bubble is small enough."""
-    for p, v, limit in ((4, 1, 0.2), (8, 1, 0.1), (8, 4, 0.05), (6, 2, 0.1), (5, 1, 0.5), (1, 1, 0.1), (3, 1, 0.25)):
+    for p, v, limit in (
+        (4, 1, 0.2),
+        (8, 1, 0.1),
+        (8, 4, 0.05),
+        (6, 2, 0.1),
+        (5, 1, 0.5),
+        (1, 1, 0.1),
+        (3, 1, 0.25),
+    ):
         what = f"microbatches_needed({p}, {v}, {limit})"
         got = expect(answer(p, v, limit), kind=int, what=what)
         right = _needed(p, v, limit, p if v > 1 else 1)
         mistakes = {
-            "the share is of the whole step, work and waiting, not of the work": _needed_of_work(p, v, limit),
-            "the chunks are missing: interleaving divides the waiting by v": _needed(p, 1, limit, p if v > 1 else 1),
-            "an interleaved schedule takes microbatches in multiples of p": _needed(p, v, limit, 1),
+            "the share is of the whole step, work and waiting, not of the work": (
+                _needed_of_work(p, v, limit)
+            ),
+            "the chunks are missing: interleaving divides the waiting by v": _needed(
+                p, 1, limit, p if v > 1 else 1
+            ),
+            "an interleaved schedule takes microbatches in multiples of p": _needed(
+                p, v, limit, 1
+            ),
             "multiples of p are needed for v > 1 only": _needed(p, v, limit, p),
-            "p stages wait for p − 1 others, not p": _needed(p + 1, v, limit, p if v > 1 else 1),
+            "p stages wait for p − 1 others, not p": _needed(
+                p + 1, v, limit, p if v > 1 else 1
+            ),
             "this m has too large a bubble: one step more": right - (p if v > 1 else 1),
             "a smaller m is enough": right + (p if v > 1 else 1),
         }
@@ -140,17 +200,28 @@ def _needed_of_work(p: int, v: int, limit: float) -> int:
 
 def _jobs() -> list[tuple[str, Job, int]]:
     slow = machines.machine("a100-80gb", network=6e9, node=4)
-    long = Job(shapes.llama(preset("llama-3-8b")), 32, 65_536, machines.machine("h100-80gb"))
+    long = Job(
+        shapes.llama(preset("llama-3-8b")), 32, 65_536, machines.machine("h100-80gb")
+    )
     return [
         (
             "a GPT of 18B on 32 A100 of 40 GB",
             Job(shapes.gpt(40, 6144, 48), 256, 2048, machines.machine("a100-40gb")),
             32,
         ),
-        ("a 13B Llama, nodes of 4, a slow network", Job(shapes.llama(preset("llama-13b")), 256, 2048, slow), 16),
+        (
+            "a 13B Llama, nodes of 4, a slow network",
+            Job(shapes.llama(preset("llama-13b")), 256, 2048, slow),
+            16,
+        ),
         (
             "Llama 2 70B on 64 H100",
-            Job(shapes.llama(preset("llama-2-70b")), 1024, 4096, machines.machine("h100-80gb")),
+            Job(
+                shapes.llama(preset("llama-2-70b")),
+                1024,
+                4096,
+                machines.machine("h100-80gb"),
+            ),
             64,
         ),
         ("8B with 65,536 tokens a sequence on 32 H100", long, 32),
@@ -163,11 +234,20 @@ def _jobs() -> list[tuple[str, Job, int]]:
     difficulty=4,
     importance=5,
     hints=(
-        "Loop over tp and pp; dp follows. Which values of tp stay inside a node? Which ways to save memory cost no time?",
-        "Try microbatch = 1, sequence parallelism wherever tp > 1, and for each split: nothing recomputed, then more. Keep the fastest "
-        "that has no problems. A pipeline gains from chunks = 2 or 4 where the layers divide.",
-        "ZeRO-1 always, ZeRO-3 where pp = 1. Long sequences (above 16,384 tokens) need cp = 2, 4 or 8. Skip what does not divide "
-        "before you ask for an estimate.",
+        (
+            "Loop over tp and pp; dp follows. Which values of tp stay inside a node?"
+            " Which ways to save memory cost no time?"
+        ),
+        (
+            "Try microbatch = 1, sequence parallelism wherever tp > 1, and for each"
+            " split: nothing recomputed, then more. Keep the fastest that has no"
+            " problems. A pipeline gains from chunks = 2 or 4 where the layers divide."
+        ),
+        (
+            "ZeRO-1 always, ZeRO-3 where pp = 1. Long sequences (above 16,384 tokens)"
+            " need cp = 2, 4 or 8. Skip what does not divide before you ask for an"
+            " estimate."
+        ),
     ),
 )
 def choose(answer):
@@ -175,9 +255,14 @@ def choose(answer):
     for name, job, devices in _jobs():
         best = planner.search(job, devices).ranked[0].step
         with _counting(name) as asked:
-            plan = expect(answer(job, devices), kind=Plan, what=f"choose(job, devices) for {name}")
+            plan = expect(
+                answer(job, devices), kind=Plan, what=f"choose(job, devices) for {name}"
+            )
         if asked[0] > TRIES:
-            raise Mistake(f"{name}: {asked[0]} plans were estimated; {TRIES} are allowed: skip what cannot be good")
+            raise Mistake(
+                f"{name}: {asked[0]} plans were estimated; {TRIES} are allowed: skip"
+                " what cannot be good"
+            )
         _judge(name, planner.estimate(job, plan), devices, best)
 
 
@@ -191,20 +276,30 @@ def _counting(name: str) -> Iterator[list[int]]:
         return misfits(job, plan)
 
     def refused(*_):
-        raise Mistake(f"{name}: planner.search and planner.candidates try everything; choose yourself what to try")
+        raise Mistake(
+            f"{name}: planner.search and planner.candidates try everything; choose"
+            " yourself what to try"
+        )
 
-    with mock.patch.object(planner, "misfits", counted), mock.patch.object(planner, "candidates", refused):
+    with (
+        mock.patch.object(planner, "misfits", counted),
+        mock.patch.object(planner, "candidates", refused),
+    ):
         yield asked
 
 
 def _judge(name: str, e: Estimate, devices: int, best: float) -> None:
     if e.plan.devices != devices:
-        raise Mistake(f"{name}: your plan uses {e.plan.devices} devices, there are {devices}: dp · cp · tp · pp")
+        raise Mistake(
+            f"{name}: your plan uses {e.plan.devices} devices, there are {devices}: dp"
+            " · cp · tp · pp"
+        )
     if e.problems:
         raise Mistake(f"{name}: your plan cannot run: {e.problems[0]}")
     if e.step > SLACK * best:
         kind = max((k for k in e.seconds if k != "products"), key=e.seconds.get)
         raise Mistake(
-            f"{name}: it fits, but a step takes {e.step:.3g} s where {best:.3g} s are possible (8% more is allowed). "
-            f"Besides products, most of it is {kind}: {e.seconds[kind]:.2g} s"
+            f"{name}: it fits, but a step takes {e.step:.3g} s where {best:.3g} s are"
+            f" possible (8% more is allowed). Besides products, most of it is {kind}:"
+            f" {e.seconds[kind]:.2g} s"
         )

@@ -1,4 +1,6 @@
-"""What checks of this part share: answers that run on a `World`, and messages in the ranks' words."""
+"""What checks of this part share: answers that run on a `World`, and messages in the
+ranks' words.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from llmlab.parallelism.runtime import CollectiveMismatch, DeadlockError, Ledger
 
 
 def on_ranks(p: int, fn: Callable) -> tuple[list, Ledger]:
-    """Every rank's result of `fn(comm)`, and the ledger; ranks that do not fit together are a Mistake."""
+    """Every rank's result of `fn(comm)`, and the ledger; ranks that do not fit together
+    are a Mistake.
+    """
     world = World(p)
     try:
         return world.run(fn), world.ledger
@@ -23,19 +27,27 @@ def at_most(ledger: Ledger, allowed: float, cure: str) -> None:
     """No rank may have sent more bytes than `allowed`."""
     worst = max(ledger.per_rank())
     if worst > allowed:
-        raise Mistake(f"the values are right, but a rank sends {worst} bytes where {allowed:.0f} are enough: {cure}")
+        raise Mistake(
+            f"the values are right, but a rank sends {worst} bytes where {allowed:.0f}"
+            f" are enough: {cure}"
+        )
 
 
 def either(got, *values, tol: float = 1e-4):
-    """The value that `got` is close to, for a mistake that can come out in more than one way."""
+    """The value that `got` is close to, for a mistake that can come out in more than
+    one way.
+    """
     return next((v for v in values if close(got, v, tol)), values[0])
 
 
-_FACTORS = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1, "mv": 0, "dot": 0}  # op → its argument before the product sign
+# op → its argument before the product sign
+_FACTORS = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1, "mv": 0, "dot": 0}
 
 
 class Products(TorchDispatchMode):
-    """Counts the multiplications of matrix products in its `with` block, those of einsum and of autograd's backward too."""
+    """Counts the multiplications of matrix products in its `with` block, those of
+    einsum and of autograd's backward too.
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -20,32 +20,58 @@ check = Checks("04-peft/06-adalora")
     importance=4,
     hints=(
         "It is LoRA with Q for A and P for B, and a diagonal matrix between the two.",
-        "A diagonal matrix times Q multiplies row i of Q by λ_i. `lam` is a column, so broadcasting does it.",
-        "x @ (lam * Q).T is (…, r); then @ P.T; the scale alpha / r0 may sit anywhere on that path, and on no other.",
+        (
+            "A diagonal matrix times Q multiplies row i of Q by λ_i. `lam` is a column,"
+            " so broadcasting does it."
+        ),
+        (
+            "x @ (lam * Q).T is (…, r); then @ P.T; the scale alpha / r0 may sit"
+            " anywhere on that path, and on no other."
+        ),
     ),
 )
 def svd_forward(answer):
     """The output of a linear layer with triplets P Λ Q beside it."""
-    x, W, P, Q = torch.randn(2, 5, 8), torch.randn(7, 8), torch.randn(7, 3), torch.randn(3, 8)
+    x, W, P, Q = (
+        torch.randn(2, 5, 8),
+        torch.randn(7, 8),
+        torch.randn(7, 3),
+        torch.randn(3, 8),
+    )
     lam, alpha, r0, what = torch.randn(3, 1), 10.0, 4, "svd_forward(…)"
-    got = expect(answer(x, W, P, lam, Q, alpha, r0), shape=(2, 5, 7), dtype=torch.float32, what=what)
+    got = expect(
+        answer(x, W, P, lam, Q, alpha, r0),
+        shape=(2, 5, 7),
+        dtype=torch.float32,
+        what=what,
+    )
     base, low = x @ W.T, x @ (lam * Q).T @ P.T
     mistakes = {
-        "you scaled by alpha / r with today's r: triplets were dropped, the scale keeps r0": base + alpha / 3 * low,
+        "you scaled by alpha / r with today's r: triplets were dropped, the scale keeps r0": (
+            base + alpha / 3 * low
+        ),
         "the scale alpha / r0 is missing": base + low,
         "you scaled by alpha, not by alpha / r0": base + alpha * low,
         "you scaled by r0 / alpha": base + r0 / alpha * low,
-        "Λ is missing: row i of Q is multiplied by λ_i": base + alpha / r0 * x @ Q.T @ P.T,
+        "Λ is missing: row i of Q is multiplied by λ_i": (
+            base + alpha / r0 * x @ Q.T @ P.T
+        ),
         "Λ is in it twice": base + alpha / r0 * x @ (lam**2 * Q).T @ P.T,
         "W x is missing: the triplets are added to it": alpha / r0 * low,
         "the triplets are missing: this is W x alone": base,
-        "the scale belongs to the triplets alone, not to W x": alpha / r0 * (base + low),
+        "the scale belongs to the triplets alone, not to W x": (
+            alpha / r0 * (base + low)
+        ),
         "the triplets are added, not subtracted": base - alpha / r0 * low,
     }
     diagnose(got, right=base + alpha / r0 * low, mistakes=mistakes, what=what)
-    merged = W + adalora.delta_weight(P[:, :2], lam[:2], Q[:2], 3.0)  # the oracle: one linear with W + ΔW
+    # the oracle: one linear with W + ΔW
+    merged = W + adalora.delta_weight(P[:, :2], lam[:2], Q[:2], 3.0)
     if not close(answer(x[0], W, P[:, :2], lam[:2], Q[:2], 6.0, 2), x[0] @ merged.T):
-        raise Mistake("right for alpha = 10 and r0 = 4, wrong for alpha = 6 and r0 = 2: take both from the arguments")
+        raise Mistake(
+            "right for alpha = 10 and r0 = 4, wrong for alpha = 6 and r0 = 2: take both"
+            " from the arguments"
+        )
 
 
 @check.exercise(
@@ -54,45 +80,83 @@ def svd_forward(answer):
     difficulty=2,
     importance=5,
     hints=(
-        "First the sensitivity of this step, I = |w · grad|: of the product, number by number.",
+        (
+            "First the sensitivity of this step, I = |w · grad|: of the product, number"
+            " by number."
+        ),
         "An exponential average keeps β of the old and adds 1 − β of the new.",
         "Compute the new Ī first; Ū averages |I − Ī| with that new Ī, and uses beta2.",
     ),
 )
 def importance(answer):
     """One step of the smoothed sensitivity and of its smoothed uncertainty."""
-    smooth, unsure, w, grad = torch.rand(3, 4), torch.rand(3, 4), torch.randn(3, 4), torch.randn(3, 4)
+    smooth, unsure, w, grad = (
+        torch.rand(3, 4),
+        torch.rand(3, 4),
+        torch.randn(3, 4),
+        torch.randn(3, 4),
+    )
     b1, b2, what = 0.7, 0.9, "importance(…)"
-    pair = expect(answer(smooth, unsure, w, grad, b1, b2), kind=(tuple, list), what=what)
+    pair = expect(
+        answer(smooth, unsure, w, grad, b1, b2), kind=(tuple, list), what=what
+    )
     if len(pair) != 2:
         raise Mistake(f"importance returned {len(pair)} things: return Ī and Ū")
-    got = torch.stack([expect(t, shape=(3, 4), dtype=torch.float32, what=n) for t, n in zip(pair, "ĪŪ", strict=True)])
+    got = torch.stack(
+        [
+            expect(t, shape=(3, 4), dtype=torch.float32, what=n)
+            for t, n in zip(pair, "ĪŪ", strict=True)
+        ]
+    )
     now = (w * grad).abs()
     new = b1 * smooth + (1 - b1) * now
 
     def both(first: Tensor, second: Tensor | None = None) -> Tensor:
-        return torch.stack([first, b2 * unsure + (1 - b2) * (now - first).abs() if second is None else second])
+        return torch.stack(
+            [
+                first,
+                (
+                    b2 * unsure + (1 - b2) * (now - first).abs()
+                    if second is None
+                    else second
+                ),
+            ]
+        )
 
     signed = b1 * smooth + (1 - b1) * w * grad
     mistakes = {
-        "Ū uses the old Ī: update Ī first": both(new, b2 * unsure + (1 - b2) * (now - smooth).abs()),
+        "Ū uses the old Ī: update Ī first": both(
+            new, b2 * unsure + (1 - b2) * (now - smooth).abs()
+        ),
         "the two are in the wrong order: return Ī, then Ū": both(new).flip(0),
         "beta1 and beta2 are swapped": torch.stack(
-            [s := b2 * smooth + (1 - b2) * now, b1 * unsure + (1 - b1) * (now - s).abs()]
+            [
+                s := b2 * smooth + (1 - b2) * now,
+                b1 * unsure + (1 - b1) * (now - s).abs(),
+            ]
         ),
         "β and 1 − β are swapped: most of the old average stays": torch.stack(
-            [s := (1 - b1) * smooth + b1 * now, (1 - b2) * unsure + b2 * (now - s).abs()]
+            [
+                s := (1 - b1) * smooth + b1 * now,
+                (1 - b2) * unsure + b2 * (now - s).abs(),
+            ]
         ),
-        "Ū uses beta1: it has a β of its own": both(new, b1 * unsure + (1 - b1) * (now - new).abs()),
+        "Ū uses beta1: it has a β of its own": both(
+            new, b1 * unsure + (1 - b1) * (now - new).abs()
+        ),
         "the absolute value of w · grad is missing": torch.stack(
             [signed, b2 * unsure + (1 - b2) * (w * grad - signed).abs()]
         ),
-        "the absolute value of I − Ī is missing": both(new, b2 * unsure + (1 - b2) * (now - new)),
+        "the absolute value of I − Ī is missing": both(
+            new, b2 * unsure + (1 - b2) * (now - new)
+        ),
         "sensitivity is |w · grad|: you used the gradient alone": both(
-            s := b1 * smooth + (1 - b1) * grad.abs(), b2 * unsure + (1 - b2) * (grad.abs() - s).abs()
+            s := b1 * smooth + (1 - b1) * grad.abs(),
+            b2 * unsure + (1 - b2) * (grad.abs() - s).abs(),
         ),
         "sensitivity is |w · grad|: you used the size of w alone": both(
-            s := b1 * smooth + (1 - b1) * w.abs(), b2 * unsure + (1 - b2) * (w.abs() - s).abs()
+            s := b1 * smooth + (1 - b1) * w.abs(),
+            b2 * unsure + (1 - b2) * (w.abs() - s).abs(),
         ),
         "Ū averages the square of I − Ī: take the absolute value": both(
             new, b2 * unsure + (1 - b2) * (now - new).square()
@@ -100,7 +164,8 @@ def importance(answer):
         "Ī is right, Ū is as it was": both(new, unsure),
     }
     diagnose(got, right=both(new), mistakes=mistakes, what="(Ī, Ū)")
-    adalora_budget.update(smooth, unsure, w, grad, b1, b2)  # the reference, which works in place
+    # the reference, which works in place
+    adalora_budget.update(smooth, unsure, w, grad, b1, b2)
     if not close(got, torch.stack([smooth, unsure])):
         raise Mistake("Ī and Ū differ from the reference")
 
@@ -112,17 +177,32 @@ def importance(answer):
     importance=3,
     hints=(
         "Three cases, in this order: t ≤ ti, then t > T − tf, then the rest.",
-        "The fraction of the way that is behind is (t − ti) / (T − ti − tf); cube what is left of it.",
-        "int(…) rounds down, since nothing here is negative. Round at the end, not in between.",
+        (
+            "The fraction of the way that is behind is (t − ti) / (T − ti − tf); cube"
+            " what is left of it."
+        ),
+        (
+            "int(…) rounds down, since nothing here is negative. Round at the end, not"
+            " in between."
+        ),
     ),
 )
 def budget(answer):
     """How many triplets the model may have at step t."""
     b0, bT, T, ti, tf = 96, 30, 40, 5, 8
     steps = range(T)
-    got = [expect(answer(t, b0, bT, T, ti, tf), kind=int, what=f"budget({t}, …)") for t in steps]
+    got = [
+        expect(answer(t, b0, bT, T, ti, tf), kind=int, what=f"budget({t}, …)")
+        for t in steps
+    ]
     config = AdaLoRAConfig(total_step=T, tinit=ti, tfinal=tf, init_r=b0, target_r=bT)
-    curve = lambda f: [b0 if t <= ti else bT if t > T - tf else f((t - ti) / (T - ti - tf)) for t in steps]  # noqa: E731
+
+    def curve(f):
+        return [
+            b0 if t <= ti else bT if t > T - tf else f((t - ti) / (T - ti - tf))
+            for t in steps
+        ]
+
     mistakes = {
         "the power 3 is missing": curve(lambda s: int(bT + (b0 - bT) * (1 - s))),
         "you squared where a cube is asked": curve(lambda s: int(bT + (b0 - bT) * (1 - s) ** 2)),
@@ -146,9 +226,16 @@ def budget(answer):
         "the budget never falls": [b0] * T,
     }  # fmt: skip
     right = [adalora_budget.budget(t, config, 1) for t in steps]
-    tensors = {text: torch.tensor(m, dtype=torch.float32) for text, m in mistakes.items()}
+    tensors = {
+        text: torch.tensor(m, dtype=torch.float32) for text, m in mistakes.items()
+    }
     found = torch.tensor(got, dtype=torch.float32)
-    diagnose(found, right=torch.tensor(right, dtype=torch.float32), mistakes=tensors, what="b(0), b(1), …")
+    diagnose(
+        found,
+        right=torch.tensor(right, dtype=torch.float32),
+        mistakes=tensors,
+        what="b(0), b(1), …",
+    )
     if answer(3, 10, 10, 9, 0, 0) != 10:
         raise Mistake("with b0 = b_T the budget stays what it is")
 
@@ -159,9 +246,18 @@ def budget(answer):
     difficulty=3,
     importance=5,
     hints=(
-        "The b best of the whole model: put all scores in one tensor before you look for a threshold.",
-        "Sort all scores from large to small; number b (from 0) is the best of those that go. Nothing goes when b ≥ all.",
-        "λ · (score > threshold), with the mask as a column: `mask[:, None]`. Layer by layer, in the order that you got.",
+        (
+            "The b best of the whole model: put all scores in one tensor before you"
+            " look for a threshold."
+        ),
+        (
+            "Sort all scores from large to small; number b (from 0) is the best of"
+            " those that go. Nothing goes when b ≥ all."
+        ),
+        (
+            "λ · (score > threshold), with the mask as a column: `mask[:, None]`. Layer"
+            " by layer, in the order that you got."
+        ),
     ),
 )
 def allocate(answer):
@@ -170,13 +266,19 @@ def allocate(answer):
     scores = list((torch.randperm(22) + torch.rand(22) / 2).split(sizes))
     scores[2] = scores[2] + 30  # a layer that keeps all
     scores[0] = scores[0] - 30  # and one that keeps none
-    lam = [torch.randn(n, 1) - 3 for n in sizes]  # negative ones: the size of λ is no score
+    # negative ones: the size of λ is no score
+    lam = [torch.randn(n, 1) - 3 for n in sizes]
     got = _lambdas(answer(lam, scores, b), lam)
     every = torch.cat(scores)
     ranked = every.sort(descending=True).values
 
     def masked(keep) -> Tensor:
-        return torch.cat([values * keep(values, s)[:, None] for values, s in zip(lam, scores, strict=True)])
+        return torch.cat(
+            [
+                values * keep(values, s)[:, None]
+                for values, s in zip(lam, scores, strict=True)
+            ]
+        )
 
     top = lambda s, n: s >= s.sort(descending=True).values[max(0, min(n, len(s)) - 1)]  # noqa: E731
     mistakes = {
@@ -184,17 +286,28 @@ def allocate(answer):
         "one triplet too few is kept": masked(lambda _, s: s > ranked[b - 1]),
         "the b best are cut, and the others kept": masked(lambda _, s: s <= ranked[b]),
         "these are the b worst": masked(lambda _, s: s <= every.sort().values[b - 1]),
-        "you kept the b best of each layer: the budget is the whole model's": masked(lambda _, s: top(s, b)),
+        "you kept the b best of each layer: the budget is the whole model's": masked(
+            lambda _, s: top(s, b)
+        ),
         "every layer keeps the same share: the budget moves between layers": masked(
             lambda _, s: top(s, b // len(sizes))
         ),
         "you ranked by the size of λ, not by the scores": masked(
-            lambda v, _: v.flatten().abs() > torch.cat(lam).flatten().abs().sort(descending=True).values[b]
+            lambda v, _: (
+                v.flatten().abs()
+                > torch.cat(lam).flatten().abs().sort(descending=True).values[b]
+            )
         ),
         "nothing is masked": torch.cat(lam),
     }
-    diagnose(got, right=masked(lambda _, s: s > ranked[b]), mistakes=mistakes, what="allocate(λ, scores, b)")
-    kept = adalora_budget.keep_best({str(i): s for i, s in enumerate(scores)}, 9)  # an independent reference, another b
+    diagnose(
+        got,
+        right=masked(lambda _, s: s > ranked[b]),
+        mistakes=mistakes,
+        what="allocate(λ, scores, b)",
+    )
+    # an independent reference, another b
+    kept = adalora_budget.keep_best({str(i): s for i, s in enumerate(scores)}, 9)
     if not close(
         _lambdas(answer(lam, scores, 9), lam),
         torch.cat([v * k[:, None] for v, k in zip(lam, kept.values(), strict=True)]),

@@ -15,21 +15,37 @@ check = Checks("04-peft/04-adapters")
     difficulty=1,
     importance=5,
     hints=(
-        "Go down to m numbers a token, through the activation, up to d again, and add the input back.",
-        "A linear layer stores its weight as (out, in): down is (m, d), so h @ down.T has m numbers. Each way has a bias.",
-        "h + relu(h @ down.T + b_down) @ up.T + b_up: the last bias and the residual come after the activation.",
+        (
+            "Go down to m numbers a token, through the activation, up to d again, and"
+            " add the input back."
+        ),
+        (
+            "A linear layer stores its weight as (out, in): down is (m, d), so h @"
+            " down.T has m numbers. Each way has a bias."
+        ),
+        (
+            "h + relu(h @ down.T + b_down) @ up.T + b_up: the last bias and the"
+            " residual come after the activation."
+        ),
     ),
 )
 def adapter(answer):
     """The output of a bottleneck adapter, its residual connection included."""
     h, down, up = torch.randn(2, 5, 8), torch.randn(3, 8), torch.randn(8, 3)
     b_down, b_up, what = torch.randn(3), torch.randn(8), "adapter(…)"
-    got = expect(answer(h, down, b_down, up, b_up), shape=(2, 5, 8), dtype=torch.float32, what=what)
+    got = expect(
+        answer(h, down, b_down, up, b_up),
+        shape=(2, 5, 8),
+        dtype=torch.float32,
+        what=what,
+    )
     mid = h @ down.T + b_down
     right = h + torch.relu(mid) @ up.T + b_up
     mistakes = {
         "the residual is missing: the adapter's output is added to h": right - h,
-        "the activation is missing: without it, this is a low-rank linear map": h + mid @ up.T + b_up,
+        "the activation is missing: without it, this is a low-rank linear map": (
+            h + mid @ up.T + b_up
+        ),
         "the activation is in the wrong place: it comes after the way down, not after the way up": (
             h + torch.relu(mid @ up.T + b_up)
         ),
@@ -40,7 +56,9 @@ def adapter(answer):
         "b_down is missing": h + torch.relu(h @ down.T) @ up.T + b_up,
         "b_up is missing": right - b_up,
         "both biases are missing": h + torch.relu(h @ down.T) @ up.T,
-        "b_down is added after the activation: it belongs before": h + (torch.relu(h @ down.T) + b_down) @ up.T + b_up,
+        "b_down is added after the activation: it belongs before": (
+            h + (torch.relu(h @ down.T) + b_down) @ up.T + b_up
+        ),
         "the adapter's output is subtracted: it is added": h - (right - h),
         "nothing is added: this is h as it was": h,
     }
@@ -49,7 +67,10 @@ def adapter(answer):
         h[0], down, b_down, torch.zeros_like(up), torch.zeros_like(b_up)
     )  # the oracle: near-identity at start
     if not close(zero, h[0]):
-        raise Mistake("with up and b_up at zero the output must be h itself: that is how an adapter starts")
+        raise Mistake(
+            "with up and b_up at zero the output must be h itself: that is how an"
+            " adapter starts"
+        )
 
 
 @check.exercise(
@@ -58,16 +79,29 @@ def adapter(answer):
     difficulty=3,
     importance=4,
     hints=(
-        "For each token there is one query, from x, and N keys, from what the N adapters would add. Softmax over these N.",
-        "scores = ((x @ Q.T)[..., None, :] * (z @ K.T)).sum(-1) has shape (..., N). There is no 1/√d in the paper.",
-        "Then (softmax(scores)[..., None] * (z @ V.T)).sum(-2): a mean of the adapters' outputs, weighted token by token.",
+        (
+            "For each token there is one query, from x, and N keys, from what the N"
+            " adapters would add. Softmax over these N."
+        ),
+        (
+            "scores = ((x @ Q.T)[..., None, :] * (z @ K.T)).sum(-1) has shape (..., N)."
+            " There is no 1/√d in the paper."
+        ),
+        (
+            "Then (softmax(scores)[..., None] * (z @ V.T)).sum(-2): a mean of the"
+            " adapters' outputs, weighted token by token."
+        ),
     ),
 )
 def fuse(answer):
     """AdapterFusion at one place: attention over the outputs of several adapters."""
     d, N, what = 6, 3, "fuse(…)"
     x, z = torch.randn(2, 4, d), torch.randn(2, 4, N, d)
-    Q, K, V = 0.5 * torch.randn(d, d), 0.5 * torch.randn(d, d), torch.eye(d) + 0.5 * torch.randn(d, d)
+    Q, K, V = (
+        0.5 * torch.randn(d, d),
+        0.5 * torch.randn(d, d),
+        torch.eye(d) + 0.5 * torch.randn(d, d),
+    )
     got = expect(answer(x, z, Q, K, V), shape=(2, 4, d), dtype=torch.float32, what=what)
     scores = ((x @ Q.T)[..., None, :] * (z @ K.T)).sum(-1)
 
@@ -81,12 +115,24 @@ def fuse(answer):
         "the scores are divided by √d: AdapterFusion does not scale them": mix(
             torch.softmax(scores / d**0.5, -1), values
         ),
-        "the value matrix is not used: the output is a mean of z @ V.T, not of z": mix(soft, z),
-        "the key matrix is not used": mix(torch.softmax(((x @ Q.T)[..., None, :] * z).sum(-1), -1), values),
-        "the query matrix is not used": mix(torch.softmax((x[..., None, :] * (z @ K.T)).sum(-1), -1), values),
-        "the softmax is missing: the weights of the adapters must add up to 1": mix(scores, values),
-        "the softmax runs over the tokens: it runs over the adapters": mix(torch.softmax(scores, -2), values),
-        "the softmax runs over the batch: it runs over the adapters": mix(torch.softmax(scores, 0), values),
+        "the value matrix is not used: the output is a mean of z @ V.T, not of z": mix(
+            soft, z
+        ),
+        "the key matrix is not used": mix(
+            torch.softmax(((x @ Q.T)[..., None, :] * z).sum(-1), -1), values
+        ),
+        "the query matrix is not used": mix(
+            torch.softmax((x[..., None, :] * (z @ K.T)).sum(-1), -1), values
+        ),
+        "the softmax is missing: the weights of the adapters must add up to 1": mix(
+            scores, values
+        ),
+        "the softmax runs over the tokens: it runs over the adapters": mix(
+            torch.softmax(scores, -2), values
+        ),
+        "the softmax runs over the batch: it runs over the adapters": mix(
+            torch.softmax(scores, 0), values
+        ),
         "all adapters weigh the same: the scores are not used": values.mean(-2),
         "the adapters' outputs are summed, not averaged with weights": values.sum(-2),
         "only the adapter with the highest score is read: softmax is not argmax": mix(
@@ -95,18 +141,27 @@ def fuse(answer):
         "a matrix is transposed: weights are stored as (out, in), so multiply with Q.T, K.T and V.T": mix(
             transposed, z @ V
         ),
-        "Q and K are exchanged: x asks with Q, and the adapters' outputs answer with K": mix(exchanged, values),
-        "the values are z @ K.T: K makes the keys, V the values": mix(soft, z @ K.T),
-        "each weight is a sigmoid of its score: a softmax lets the adapters compete": mix(
-            torch.sigmoid(scores), values
+        "Q and K are exchanged: x asks with Q, and the adapters' outputs answer with K": mix(
+            exchanged, values
         ),
-        "V is transposed: weights are stored as (out, in), so multiply with V.T": mix(soft, z @ V),
-        "x is added: fuse gives only what is added to the stream": x + mix(soft, values),
+        "the values are z @ K.T: K makes the keys, V the values": mix(soft, z @ K.T),
+        "each weight is a sigmoid of its score: a softmax lets the adapters compete": (
+            mix(torch.sigmoid(scores), values)
+        ),
+        "V is transposed: weights are stored as (out, in), so multiply with V.T": mix(
+            soft, z @ V
+        ),
+        "x is added: fuse gives only what is added to the stream": (
+            x + mix(soft, values)
+        ),
     }
     diagnose(got, right=mix(soft, values), mistakes=mistakes, what=what)
-    same = z[..., :1, :].expand(-1, -1, N, -1)  # the oracle: with equal adapters the scores cannot matter
+    # the oracle: with equal adapters the scores cannot matter
+    same = z[..., :1, :].expand(-1, -1, N, -1)
     if not close(answer(x, same, Q, K, torch.eye(d)), z[..., 0, :]):
-        raise Mistake("when all adapters say the same and V is the identity, that is the output")
+        raise Mistake(
+            "when all adapters say the same and V is the identity, that is the output"
+        )
 
 
 @check.exercise(
@@ -115,13 +170,24 @@ def fuse(answer):
     difficulty=2,
     importance=4,
     hints=(
-        "Without sharing, each of the tasks runs all layers. With n dropped, which layers give every task the same result?",
-        "The lowest n run once, the others once for each task. An adapter costs `adapter` in each layer that has one.",
-        "shared = n + tasks · (layers − n) · (1 + adapter); alone = tasks · layers · (1 + adapter); return alone / shared.",
+        (
+            "Without sharing, each of the tasks runs all layers. With n dropped, which"
+            " layers give every task the same result?"
+        ),
+        (
+            "The lowest n run once, the others once for each task. An adapter costs"
+            " `adapter` in each layer that has one."
+        ),
+        (
+            "shared = n + tasks · (layers − n) · (1 + adapter); alone = tasks · layers"
+            " · (1 + adapter); return alone / shared."
+        ),
     ),
 )
 def speedup(answer):
-    """How many times faster several tasks run together when the lowest layers have no adapters."""
+    """How many times faster several tasks run together when the lowest layers have no
+    adapters.
+    """
     cases = [(12, 8, 5, 0.05), (4, 3, 2, 0.1), (24, 2, 0, 0.02), (6, 5, 6, 0.03)]
     for layers, tasks, n, adapter in cases:
         what = f"speedup({layers}, {tasks}, {n}, {adapter})"
@@ -129,21 +195,27 @@ def speedup(answer):
         each = 1 + adapter
         alone, shared = tasks * layers * each, n + tasks * (layers - n) * each
         mistakes = {
-            "that is the share of the work that is left: the speedup is its inverse": shared / alone,
+            "that is the share of the work that is left: the speedup is its inverse": (
+                shared / alone
+            ),
             "the dropped layers run for every task: they give the same for all, so they run once": (
                 alone / (tasks * n + tasks * (layers - n) * each)
             ),
-            "the dropped layers still run, once, without their adapters": alone
-            / max(1e-9, tasks * (layers - n) * each),
-            "the adapters' own cost is left out, or dropped layers pay it too: a layer costs 1 without, 1 + adapter with one": alone
-            / (n * each + tasks * (layers - n) * each),
+            "the dropped layers still run, once, without their adapters": (
+                alone / max(1e-9, tasks * (layers - n) * each)
+            ),
+            "the adapters' own cost is left out, or dropped layers pay it too: a layer costs 1 without, 1 + adapter with one": (
+                alone / (n * each + tasks * (layers - n) * each)
+            ),
             "each layer costs adapter alone: it costs 1 + adapter": (
                 tasks * layers * adapter / (n + tasks * (layers - n) * adapter)
             ),
             "n is the number of layers dropped, not of those that keep an adapter": (
                 alone / ((layers - n) + tasks * n * each) if n else -1
             ),
-            "the upper layers run once for every task": alone / (n + (layers - n) * each),
+            "the upper layers run once for every task": (
+                alone / (n + (layers - n) * each)
+            ),
         }
         diagnose(torch.tensor(float(got)), right=torch.tensor(alone / shared), mistakes={
             name: torch.tensor(float(value)) for name, value in mistakes.items()

@@ -17,8 +17,14 @@ check = Checks("04-peft/01-background-and-bitfit")
     difficulty=1,
     importance=5,
     hints=(
-        "Every parameter is held at all times. Only the trained ones have a gradient and what the optimizer remembers.",
-        "A frozen parameter costs its 2 bytes and nothing more. A trained one: 2 + 2 + 4 + 4 + 4.",
+        (
+            "Every parameter is held at all times. Only the trained ones have a"
+            " gradient and what the optimizer remembers."
+        ),
+        (
+            "A frozen parameter costs its 2 bytes and nothing more. A trained one: 2 +"
+            " 2 + 4 + 4 + 4."
+        ),
         "Return 2 · (total − trained) + 16 · trained + activations.",
     ),
 )
@@ -31,25 +37,42 @@ def training_bytes(answer):
     frozen = total - trained
     right = 2 * frozen + 16 * trained + activations
     mistakes = {
-        "every parameter gets 16 bytes here: frozen ones have no gradient and no optimizer state": 16 * total
-        + activations,
-        "2 bytes too many for each trained parameter: are its weights counted twice, or its gradient in fp32?": 2
-        * total
-        + 16 * trained
-        + activations,
-        "the frozen weights are missing: they are not trained, but they are held": 16 * trained + activations,
+        "every parameter gets 16 bytes here: frozen ones have no gradient and no optimizer state": (
+            16 * total + activations
+        ),
+        "2 bytes too many for each trained parameter: are its weights counted twice, or its gradient in fp32?": (
+            2 * total + 16 * trained + activations
+        ),
+        "the frozen weights are missing: they are not trained, but they are held": (
+            16 * trained + activations
+        ),
         "the activations are missing": right - activations,
-        "the gradients of the trained parameters are missing: 2 bytes each": right - 2 * trained,
-        "4 bytes of each trained parameter are missing: the fp32 master copy, or one of Adam's two averages": right
-        - 4 * trained,
-        "Adam keeps two averages of 4 bytes each: both are missing": right - 8 * trained,
+        "the gradients of the trained parameters are missing: 2 bytes each": (
+            right - 2 * trained
+        ),
+        "4 bytes of each trained parameter are missing: the fp32 master copy, or one of Adam's two averages": (
+            right - 4 * trained
+        ),
+        "Adam keeps two averages of 4 bytes each: both are missing": (
+            right - 8 * trained
+        ),
         "frozen and trained are swapped": 16 * frozen + 2 * trained + activations,
-        "the frozen weights are counted in fp32: they are held in 16 bits, 2 bytes": right + 2 * frozen,
+        "the frozen weights are counted in fp32: they are held in 16 bits, 2 bytes": (
+            right + 2 * frozen
+        ),
         "activations are multiplied by 2: they are given in bytes": right + activations,
     }
-    diagnose(float(got), right=float(right), mistakes={k: float(v) for k, v in mistakes.items()}, what=what)
+    diagnose(
+        float(got),
+        right=float(right),
+        mistakes={k: float(v) for k, v in mistakes.items()},
+        what=what,
+    )
     if answer(1000, 0, 5) != 2005 or answer(1000, 1000, 0) != 16_000:
-        raise Mistake("wrong at an end: nothing trained must cost 2 bytes a parameter, everything trained 16")
+        raise Mistake(
+            "wrong at an end: nothing trained must cost 2 bytes a parameter, everything"
+            " trained 16"
+        )
 
 
 @check.exercise(
@@ -59,44 +82,80 @@ def training_bytes(answer):
     importance=4,
     in_place=True,
     hints=(
-        "Two steps: freeze every parameter, then let those train whose name says that they are biases.",
-        "`named_parameters()` gives dotted names; a bias is the one whose last part is exactly 'bias'.",
-        "Collect `[p for n, p in model.named_parameters() if n.split('.')[-1] == 'bias']`; raise ValueError if it is empty.",
+        (
+            "Two steps: freeze every parameter, then let those train whose name says"
+            " that they are biases."
+        ),
+        (
+            "`named_parameters()` gives dotted names; a bias is the one whose last part"
+            " is exactly 'bias'."
+        ),
+        (
+            "Collect `[p for n, p in model.named_parameters() if n.split('.')[-1] =="
+            " 'bias']`; raise ValueError if it is empty."
+        ),
     ),
 )
 def freeze_all_but_biases(answer):
-    """BitFit on a model that has biases; one that has none must be refused, not trained silently."""
+    """BitFit on a model that has biases; one that has none must be refused, not trained
+    silently.
+    """
     model = _biased()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     count = expect(answer(model), kind=int, what="freeze_all_but_biases(model)")
     if any(not torch.equal(p, before[n]) for n, p in model.named_parameters()):
-        raise Mistake("a parameter has changed its value: only requires_grad may change")
+        raise Mistake(
+            "a parameter has changed its value: only requires_grad may change"
+        )
     trains = {n for n, p in model.named_parameters() if p.requires_grad}
     wanted = {n for n in before if n.split(".")[-1] == "bias"}
     if trains == before.keys():
-        raise Mistake("nothing is frozen: set requires_grad on every parameter that is no bias to False")
+        raise Mistake(
+            "nothing is frozen: set requires_grad on every parameter that is no bias to"
+            " False"
+        )
     if extra := sorted(trains - wanted):
-        raise Mistake(f"{extra[0]!r} trains, and it is no bias: look at the last part of the name, and at all of it")
+        raise Mistake(
+            f"{extra[0]!r} trains, and it is no bias: look at the last part of the"
+            " name, and at all of it"
+        )
     if missing := sorted(wanted - trains):
         raise Mistake(
-            f"{missing[0]!r} is frozen: {'norms count too' if 'norm' in missing[0] else 'let those train that were frozen before, too'}"
+            f"{missing[0]!r} is frozen:"
+            f" {'norms count too' if 'norm' in missing[0] else 'let those train that were frozen before, too'}"
         )
     if count == len(wanted):
-        raise Mistake(f"you returned the number of tensors, {count}: count the numbers in them")
+        raise Mistake(
+            f"you returned the number of tensors, {count}: count the numbers in them"
+        )
     if count != (right := sum(before[n].numel() for n in wanted)):
-        raise Mistake(f"the set of trained parameters is right; they hold {right} numbers, and you returned {count}")
+        raise Mistake(
+            f"the set of trained parameters is right; they hold {right} numbers, and"
+            f" you returned {count}"
+        )
     none = Llama(
-        LlamaConfig(vocab_size=11, hidden_size=8, intermediate_size=12, num_hidden_layers=1, num_attention_heads=2)
+        LlamaConfig(
+            vocab_size=11,
+            hidden_size=8,
+            intermediate_size=12,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+        )
     )
     try:
         answer(none)
     except ValueError:
         return
-    raise Mistake("a Llama without biases goes through: nothing would train, and nobody would know. Raise a ValueError")
+    raise Mistake(
+        "a Llama without biases goes through: nothing would train, and nobody would"
+        " know. Raise a ValueError"
+    )
 
 
 def _biased() -> nn.Module:
-    """Linears with and without a bias, a norm, and names that look like biases; one bias starts frozen."""
+    """Linears with and without a bias, a norm, and names that look like biases; one
+    bias starts frozen.
+    """
     torch.manual_seed(int(torch.randint(99, ())))
     model = nn.ModuleDict(
         {
@@ -116,13 +175,24 @@ def _biased() -> nn.Module:
     difficulty=3,
     importance=3,
     hints=(
-        "Follow the bias through one linear: y = W (x + β) + b. What is the bias of the whole?",
-        "A norm's β reaches three linears, q, k and v, each by its own W. And a linear adds its own change on top.",
-        "For each W with own bias b and change c, the new bias is b + c + W @ beta; b and c may be None.",
+        (
+            "Follow the bias through one linear: y = W (x + β) + b. What is the bias of"
+            " the whole?"
+        ),
+        (
+            "A norm's β reaches three linears, q, k and v, each by its own W. And a"
+            " linear adds its own change on top."
+        ),
+        (
+            "For each W with own bias b and change c, the new bias is b + c + W @ beta;"
+            " b and c may be None."
+        ),
     ),
 )
 def fold(answer):
-    """The changes of BitFit, also those behind a norm, folded into the biases of the linears that read it."""
+    """The changes of BitFit, also those behind a norm, folded into the biases of the
+    linears that read it.
+    """
     beta = torch.randn(6)
     W = [torch.randn(n, 6) for n in (6, 4, 4)]
     b = [torch.randn(6), None, torch.randn(4)]
@@ -131,23 +201,46 @@ def fold(answer):
     if len(got) != 3:
         raise Mistake(f"fold returned {len(got)} biases for 3 linears")
     for i, one in enumerate(got):
-        expect(one, shape=(len(W[i]),), dtype=torch.float32, what=f"bias {i} of fold(W, b, c, beta)")
+        expect(
+            one,
+            shape=(len(W[i]),),
+            dtype=torch.float32,
+            what=f"bias {i} of fold(W, b, c, beta)",
+        )
     zero = lambda t, i: torch.zeros(len(W[i])) if t is None else t  # noqa: E731
-    joined = lambda make: torch.cat([make(W[i], zero(b[i], i), zero(c[i], i)) for i in range(3)])  # noqa: E731
+
+    def joined(make):
+        return torch.cat([make(W[i], zero(b[i], i), zero(c[i], i)) for i in range(3)])
+
     mistakes = {
-        "β is left out: it passes through each W on its way": joined(lambda W, b, c: b + c),
+        "β is left out: it passes through each W on its way": joined(
+            lambda W, b, c: b + c
+        ),
         "the linear's own change is left out": joined(lambda W, b, c: b + W @ beta),
-        "the linear's own bias b is left out: it was there before, and stays": joined(lambda W, b, c: c + W @ beta),
+        "the linear's own bias b is left out: it was there before, and stays": joined(
+            lambda W, b, c: c + W @ beta
+        ),
         "β is subtracted: it is added": joined(lambda W, b, c: b + c - W @ beta),
         "W is applied to the change c too: c sits behind the linear, only β before it": joined(
             lambda W, b, c: b + (W[:, : len(c)] @ c if len(c) == 6 else c) + W @ beta
         ),
-        "β is added as it is, cut to size: it passes through W first": joined(lambda W, b, c: b + c + beta[: len(W)]),
+        "β is added as it is, cut to size: it passes through W first": joined(
+            lambda W, b, c: b + c + beta[: len(W)]
+        ),
     }
-    diagnose(torch.cat(list(got)), right=joined(lambda W, b, c: b + c + W @ beta), mistakes=mistakes, what="fold(…)")
+    diagnose(
+        torch.cat(list(got)),
+        right=joined(lambda W, b, c: b + c + W @ beta),
+        mistakes=mistakes,
+        what="fold(…)",
+    )
     x = torch.randn(3, 6)  # the oracle: the same outputs
     for i in range(3):
-        if not close(x @ W[i].T + got[i], (x + beta) @ W[i].T + zero(b[i], i) + zero(c[i], i)):
-            raise Mistake(f"linear {i} does not give the output that it gave before folding")
+        if not close(
+            x @ W[i].T + got[i], (x + beta) @ W[i].T + zero(b[i], i) + zero(c[i], i)
+        ):
+            raise Mistake(
+                f"linear {i} does not give the output that it gave before folding"
+            )
     if not close(torch.cat(list(answer([W[1]], [None], [None], beta))), W[1] @ beta):
         raise Mistake("a linear with neither b nor c still gets a bias: W β")

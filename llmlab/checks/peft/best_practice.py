@@ -24,35 +24,59 @@ BUDGET, STEPS, TARGET = 2_500, 40, 1.60
     difficulty=1,
     importance=4,
     hints=(
-        "Two terms: one for what is frozen, one for what trains. Frozen parameters have no gradient and no averages.",
-        "`base_bits` are bits: 8 make a byte. A trained parameter takes 2 + 2 + 4 + 4 + 4 bytes.",
+        (
+            "Two terms: one for what is frozen, one for what trains. Frozen parameters"
+            " have no gradient and no averages."
+        ),
+        (
+            "`base_bits` are bits: 8 make a byte. A trained parameter takes 2 + 2 + 4 +"
+            " 4 + 4 bytes."
+        ),
         "total · base_bits / 8 + 16 · trained.",
     ),
 )
 def training_bytes(answer):
     """The bytes that a frozen base and what trains beside it take."""
-    total, trained, bits = 6_000_000 + 8 * int(torch.randint(1000, (1,))), 40_000 + int(torch.randint(1000, (1,))), 4.0
+    total, trained, bits = (
+        6_000_000 + 8 * int(torch.randint(1000, (1,))),
+        40_000 + int(torch.randint(1000, (1,))),
+        4.0,
+    )
     what = "training_bytes(…)"
     got = float(expect(answer(total, trained, bits), kind=(int, float), what=what))
     frozen = total * bits / 8
     mistakes = {
         "base_bits are bits, not bytes: divide by 8": total * bits + 16 * trained,
-        "the base is counted as if it trained: it has no gradient, master copy or averages": 16 * (total + trained),
-        "the base is counted at 2 bytes: it is stored with base_bits bits a parameter": 2 * total + 16 * trained,
-        "the trained parameters are not part of the base: nothing is to be subtracted": frozen
-        + (16 - bits / 8) * trained,
+        "the base is counted as if it trained: it has no gradient, master copy or averages": (
+            16 * (total + trained)
+        ),
+        "the base is counted at 2 bytes: it is stored with base_bits bits a parameter": (
+            2 * total + 16 * trained
+        ),
+        "the trained parameters are not part of the base: nothing is to be subtracted": (
+            frozen + (16 - bits / 8) * trained
+        ),
         "the base is missing: it must be in memory too": 16 * trained,
         "what trains is missing": frozen,
-        "a master copy in fp32 is missing: mixed precision takes 16 bytes, not 12": frozen + 12 * trained,
-        "the weights of what trains are missing: 16 bytes, not 14": frozen + 14 * trained,
+        "a master copy in fp32 is missing: mixed precision takes 16 bytes, not 12": (
+            frozen + 12 * trained
+        ),
+        "the weights of what trains are missing: 16 bytes, not 14": (
+            frozen + 14 * trained
+        ),
         "the gradients are missing: 16 bytes, not 14": frozen + 14 * trained,
         "Adam has two averages: 4 + 4 bytes": frozen + 12 * trained,
         "only Adam's averages are counted for what trains": frozen + 8 * trained,
-        "only the weights of what trains are counted: 16 bytes each, not 2": frozen + 2 * trained,
+        "only the weights of what trains are counted: 16 bytes each, not 2": (
+            frozen + 2 * trained
+        ),
     }
     diagnose(got, right=frozen + 16 * trained, mistakes=mistakes, tol=1e-9, what=what)
     if not close(float(answer(1000, 0, 4.127)), 1000 * 4.127 / 8):
-        raise Mistake("base_bits may be a fraction, as 4.127 for double quantisation: do not round")
+        raise Mistake(
+            "base_bits may be a fraction, as 4.127 for double quantisation: do not"
+            " round"
+        )
 
 
 @check.exercise(
@@ -61,9 +85,18 @@ def training_bytes(answer):
     difficulty=2,
     importance=4,
     hints=(
-        "Compare every method with every other: `cost[:, None] <= cost` is an (n, n) table of pairs.",
-        "j dominates i if it is no worse in both *and* better in one. Then ask whether any j dominates i.",
-        "no_worse = (c[:, None] <= c) & (l[:, None] <= l); better = (c[:, None] < c) | (l[:, None] < l); ~(no_worse & better).any(0).",
+        (
+            "Compare every method with every other: `cost[:, None] <= cost` is an (n,"
+            " n) table of pairs."
+        ),
+        (
+            "j dominates i if it is no worse in both *and* better in one. Then ask"
+            " whether any j dominates i."
+        ),
+        (
+            "no_worse = (c[:, None] <= c) & (l[:, None] <= l); better = (c[:, None] <"
+            " c) | (l[:, None] < l); ~(no_worse & better).any(0)."
+        ),
     ),
 )
 def front(answer):
@@ -73,26 +106,42 @@ def front(answer):
     order, what = torch.randperm(9), "front(cost, loss)"
     cost, loss = cost[order], loss[order]
     got = expect(answer(cost, loss), shape=(9,), dtype=torch.bool, what=what)
-    itself = "every method counts as dominated by itself: one of the two must be strictly better"
+    itself = (
+        "every method counts as dominated by itself: one of the two must be strictly"
+        " better"
+    )
     if not got.any() and not answer(torch.ones(1), torch.ones(1)).any():
         raise Mistake(itself)
     no_worse = (cost[:, None] <= cost) & (loss[:, None] <= loss)
     strictly = (cost[:, None] < cost) & (loss[:, None] < loss)
     either = (cost[:, None] < cost) | (loss[:, None] < loss)
     mistakes = {
-        "one strict comparison is enough to dominate: you ask for both": ~strictly.any(0),
-        "being better in one is not enough: j must also be no worse in the other": ~either.any(0),
-        "the axes are swapped: these are the methods that dominate nobody": ~(no_worse & either).any(1),
+        "one strict comparison is enough to dominate: you ask for both": ~strictly.any(
+            0
+        ),
+        "being better in one is not enough: j must also be no worse in the other": (
+            ~either.any(0)
+        ),
+        "the axes are swapped: these are the methods that dominate nobody": (
+            ~(no_worse & either).any(1)
+        ),
         "these are the dominated ones: return the others": (no_worse & either).any(0),
-        "only the smallest loss is kept: the cheap ones on the front are missing": loss == loss.min(),
+        "only the smallest loss is kept: the cheap ones on the front are missing": (
+            loss == loss.min()
+        ),
         "only the smallest cost is kept": cost == cost.min(),
     }
     diagnose(got, right=comparison.pareto(cost, loss), mistakes=mistakes, what=what)
     for _ in range(5):
         c, x = torch.randint(0, 4, (6,)).float(), torch.randint(0, 4, (6,)).float()
-        by_hand = torch.tensor([not any(_dominates(c, x, j, i) for j in range(6)) for i in range(6)])
+        by_hand = torch.tensor(
+            [not any(_dominates(c, x, j, i) for j in range(6)) for i in range(6)]
+        )
         if not torch.equal(answer(c, x), by_hand):
-            raise Mistake(f"right for one example, wrong for cost {c.tolist()} and loss {x.tolist()}")
+            raise Mistake(
+                f"right for one example, wrong for cost {c.tolist()} and loss"
+                f" {x.tolist()}"
+            )
 
 
 def _dominates(c: Tensor, x: Tensor, j: int, i: int) -> bool:
@@ -106,24 +155,42 @@ def _dominates(c: Tensor, x: Tensor, j: int, i: int) -> bool:
     importance=5,
     in_place=True,
     hints=(
-        "Count before you train: `num_parameters(model, config)` of each method. Which ones fit into 2,500 at all?",
-        "Look at the lesson's plot, left of 2,500. Then think of the rate: what size of change does such a number need?",
-        "(IA)³ trains 2,048 numbers. They start at 1 and must move by tenths: try rates from 0.1 to 0.6 with `tasks.fit`.",
+        (
+            "Count before you train: `num_parameters(model, config)` of each method."
+            " Which ones fit into 2,500 at all?"
+        ),
+        (
+            "Look at the lesson's plot, left of 2,500. Then think of the rate: what"
+            " size of change does such a number need?"
+        ),
+        (
+            "(IA)³ trains 2,048 numbers. They start at 1 and must move by tenths: try"
+            " rates from 0.1 to 0.6 with `tasks.fit`."
+        ),
     ),
 )
 def reach(answer):
     """A held-out loss of 1.60 with 2,500 trained parameters and 40 steps."""
     tokenizer, seed = course_model.load_tokenizer(), int(torch.randint(100, (1,)))
-    model, batches = course_model.load(), tasks.make("source", tokenizer, seed=seed, batches=STEPS)
-    frozen = {p.data_ptr(): (name, p.detach().clone()) for name, p in model.named_parameters()}
+    model, batches = (
+        course_model.load(),
+        tasks.make("source", tokenizer, seed=seed, batches=STEPS),
+    )
+    frozen = {
+        p.data_ptr(): (name, p.detach().clone()) for name, p in model.named_parameters()
+    }
     with _watching() as seen:
         said = expect(answer(model, batches), kind=int, what="reach(model, batches)")
     _within_budget(said, seen, _moved(model, frozen, seen))
-    loss, _ = tasks.score(model.eval(), tasks.make("source", tokenizer, "valid", seed + 1, batches=6, size=16))
+    loss, _ = tasks.score(
+        model.eval(),
+        tasks.make("source", tokenizer, "valid", seed + 1, batches=6, size=16),
+    )
     if not loss <= TARGET:
         raise Mistake(
-            f"within the budget ({seen.trained:,} parameters, {seen.steps} steps), but the held-out loss is {loss:.2f}: "
-            f"{TARGET:.2f} is asked. Another place for the numbers, or another rate"
+            f"within the budget ({seen.trained:,} parameters, {seen.steps} steps), but"
+            f" the held-out loss is {loss:.2f}: {TARGET:.2f} is asked. Another place"
+            " for the numbers, or another rate"
         )
 
 
@@ -155,24 +222,41 @@ def _watching() -> Iterator[_Seen]:
 
 
 def _moved(model: nn.Module, frozen: dict, seen: _Seen) -> str:
-    """The name of a pretrained weight that changed although no optimizer had it; "" if there is none."""
+    """The name of a pretrained weight that changed although no optimizer had it; "" if
+    there is none.
+    """
     now = {p.data_ptr(): p for p in model.parameters()}
     for place, (name, before) in frozen.items():
         if place not in now:
             return name  # replaced: a merge, which hides what was trained
-        if id(now[place]) not in seen.parameters and not torch.equal(now[place], before):
+        if id(now[place]) not in seen.parameters and not torch.equal(
+            now[place], before
+        ):
             return name
     return ""
 
 
 def _within_budget(said: int, seen: _Seen, moved: str) -> None:
     if not seen.steps:
-        raise Mistake("no optimizer took a step: train with one of torch.optim, or with tasks.fit")
+        raise Mistake(
+            "no optimizer took a step: train with one of torch.optim, or with tasks.fit"
+        )
     if seen.steps > STEPS:
-        raise Mistake(f"{seen.steps} optimizer steps were taken: at most {STEPS} are allowed")
+        raise Mistake(
+            f"{seen.steps} optimizer steps were taken: at most {STEPS} are allowed"
+        )
     if seen.trained > BUDGET:
-        raise Mistake(f"the optimizer moved {seen.trained:,} parameters: at most {BUDGET:,} may train")
+        raise Mistake(
+            f"the optimizer moved {seen.trained:,} parameters: at most {BUDGET:,} may"
+            " train"
+        )
     if moved:
-        raise Mistake(f"{moved} changed outside the optimizer, or was merged: all else must stay as it was")
+        raise Mistake(
+            f"{moved} changed outside the optimizer, or was merged: all else must stay"
+            " as it was"
+        )
     if said != seen.trained:
-        raise Mistake(f"you returned {said:,}, but the optimizer moved {seen.trained:,} parameters: count what trains")
+        raise Mistake(
+            f"you returned {said:,}, but the optimizer moved {seen.trained:,}"
+            " parameters: count what trains"
+        )

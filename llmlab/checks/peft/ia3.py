@@ -15,14 +15,24 @@ check = Checks("04-peft/08-ia3")
     difficulty=1,
     importance=5,
     hints=(
-        "Keys and values are scaled where they come out of their linear; the MLP's activations where they go in.",
-        "`feedforward` decides: scale x, of width in, before the linear; or scale its output, of width out, after it.",
-        "If feedforward: (x · l) Wᵀ + b. Otherwise: (x Wᵀ + b) · l, with the bias inside the parentheses.",
+        (
+            "Keys and values are scaled where they come out of their linear; the MLP's"
+            " activations where they go in."
+        ),
+        (
+            "`feedforward` decides: scale x, of width in, before the linear; or scale"
+            " its output, of width out, after it."
+        ),
+        (
+            "If feedforward: (x · l) Wᵀ + b. Otherwise: (x Wᵀ + b) · l, with the bias"
+            " inside the parentheses."
+        ),
     ),
 )
 def ia3_linear(answer):
     """A frozen linear scaled at its output or at its input."""
-    x, W, b = torch.randn(2, 3, 5), torch.randn(5, 5), torch.randn(5)  # square: a wrong side does not fail by its shape
+    # square: a wrong side does not fail by its shape
+    x, W, b = torch.randn(2, 3, 5), torch.randn(5, 5), torch.randn(5)
     l, what = 1 + 0.5 * torch.randn(5), "ia3_linear(…)"  # noqa: E741
     plain, shape = x @ W.T, (2, 3, 5)
     got = expect(answer(x, W, b, l, False), shape=shape, dtype=torch.float32, what=what)
@@ -30,33 +40,51 @@ def ia3_linear(answer):
         "l is not used: this is the frozen linear": plain + b,
         "the bias is missing": plain * l,
         "l is added: it multiplies": plain + b + l,
-        "the change is added to the old output: l replaces the factor 1, it does not come on top": (plain + b)
-        * (1 + l),
+        "the change is added to the old output: l replaces the factor 1, it does not come on top": (
+            (plain + b) * (1 + l)
+        ),
     }
     outputs = {
-        "the bias is not scaled: l multiplies all that comes out of the linear": plain * l + b,
-        "you scaled the input, where feedforward=False asks for the output": (x * l) @ W.T + b,
+        "the bias is not scaled: l multiplies all that comes out of the linear": (
+            plain * l + b
+        ),
+        "you scaled the input, where feedforward=False asks for the output": (
+            (x * l) @ W.T + b
+        ),
         "both sides are scaled: one is enough": ((x * l) @ W.T + b) * l,
     }
-    diagnose(got, right=(plain + b) * l, mistakes=both | outputs, what=f"{what} with feedforward=False")
+    diagnose(
+        got,
+        right=(plain + b) * l,
+        mistakes=both | outputs,
+        what=f"{what} with feedforward=False",
+    )
     inside = (x * l) @ W.T
     got = expect(answer(x, W, b, l, True), shape=shape, dtype=torch.float32, what=what)
     inputs = {
-        "you scaled the output, where feedforward=True asks for the input": (plain + b) * l,
+        "you scaled the output, where feedforward=True asks for the input": (
+            (plain + b) * l
+        ),
         "the bias is scaled too: at the input, l touches x alone": inside + b * l,
         "both sides are scaled: one is enough": (inside + b) * l,
         "the bias is missing": inside,
         "l is not used: this is the frozen linear": plain + b,
         "l is added: it multiplies": (x + l) @ W.T + b,
     }
-    diagnose(got, right=inside + b, mistakes=inputs, what=f"{what} with feedforward=True")
-    x, W = torch.randn(4, 3), torch.randn(7, 3)  # without a bias, and with two different widths
+    diagnose(
+        got, right=inside + b, mistakes=inputs, what=f"{what} with feedforward=True"
+    )
+    # without a bias, and with two different widths
+    x, W = torch.randn(4, 3), torch.randn(7, 3)
     for side, width in ((False, 7), (True, 3)):
         l = torch.rand(width) - 0.5  # noqa: E741
         right = (x * l) @ W.T if side else x @ W.T * l
-        if not close(expect(answer(x, W, None, l, side), shape=(4, 7), what=what), right):
+        if not close(
+            expect(answer(x, W, None, l, side), shape=(4, 7), what=what), right
+        ):
             raise Mistake(
-                f"right for a square W with a bias, wrong for a {tuple(W.shape)} without (feedforward={side})"
+                f"right for a square W with a bias, wrong for a {tuple(W.shape)}"
+                f" without (feedforward={side})"
             )
 
 
@@ -66,9 +94,18 @@ def ia3_linear(answer):
     difficulty=2,
     importance=4,
     hints=(
-        "Write the scaled linear as an ordinary one: which entries of W does l[i] reach, a row or a column?",
-        "l ⊙ (W x + b) scales row i of W and entry i of b. W (l ⊙ x) + b scales column j of W and leaves b alone.",
-        "Rows: `l[:, None] * W`. Columns: `W * l`. Do it in float32 and convert once at the end.",
+        (
+            "Write the scaled linear as an ordinary one: which entries of W does l[i]"
+            " reach, a row or a column?"
+        ),
+        (
+            "l ⊙ (W x + b) scales row i of W and entry i of b. W (l ⊙ x) + b scales"
+            " column j of W and leaves b alone."
+        ),
+        (
+            "Rows: `l[:, None] * W`. Columns: `W * l`. Do it in float32 and convert"
+            " once at the end."
+        ),
     ),
 )
 def merge(answer):
@@ -79,10 +116,19 @@ def merge(answer):
         what = f"merge(W, b, l, feedforward={feedforward})"
         pair = expect(answer(W, b, l, feedforward), kind=(tuple, list), what=what)
         if len(pair) != 2:
-            raise Mistake(f"{what} returned {len(pair)} things: return the weight and the bias")
-        new_W = expect(pair[0], shape=(6, 6), dtype=torch.bfloat16, what=f"the weight of {what}")
-        new_b = expect(pair[1], shape=(6,), dtype=torch.bfloat16, what=f"the bias of {what}")
-        rows, columns = (l[:, None] * W.to(wide)).bfloat16(), (W.to(wide) * l).bfloat16()
+            raise Mistake(
+                f"{what} returned {len(pair)} things: return the weight and the bias"
+            )
+        new_W = expect(
+            pair[0], shape=(6, 6), dtype=torch.bfloat16, what=f"the weight of {what}"
+        )
+        new_b = expect(
+            pair[1], shape=(6,), dtype=torch.bfloat16, what=f"the bias of {what}"
+        )
+        rows, columns = (
+            (l[:, None] * W.to(wide)).bfloat16(),
+            (W.to(wide) * l).bfloat16(),
+        )
         right_W, other_W = (columns, rows) if feedforward else (rows, columns)
         which = ("rows", "columns") if feedforward else ("columns", "rows")
         mistakes = {
@@ -91,25 +137,56 @@ def merge(answer):
             "l was rounded to bfloat16 before the product: multiply in float32, round once": (
                 l.bfloat16() * W if feedforward else l.bfloat16()[:, None] * W
             ),
-            "W is divided by l: that is unmerging": (W.to(wide) / (l if feedforward else l[:, None])).bfloat16(),
+            "W is divided by l: that is unmerging": (
+                (W.to(wide) / (l if feedforward else l[:, None])).bfloat16()
+            ),
         }
-        diagnose(new_W, right=right_W, mistakes=mistakes, tol=1e-6, what=f"the weight of {what}")
+        diagnose(
+            new_W,
+            right=right_W,
+            mistakes=mistakes,
+            tol=1e-6,
+            what=f"the weight of {what}",
+        )
         scaled_b = (l * b.to(wide)).bfloat16()
         if feedforward:
             diagnose(
-                new_b, right=b, mistakes={"the bias is scaled: at the input, l never meets it": scaled_b}, what=what
+                new_b,
+                right=b,
+                mistakes={
+                    "the bias is scaled: at the input, l never meets it": scaled_b
+                },
+                what=what,
             )
         else:
-            mistakes = {"the bias is not scaled: l multiplies all that comes out, b too": b}
-            diagnose(new_b, right=scaled_b, mistakes=mistakes, tol=1e-6, what=f"the bias of {what}")
+            mistakes = {
+                "the bias is not scaled: l multiplies all that comes out, b too": b
+            }
+            diagnose(
+                new_b,
+                right=scaled_b,
+                mistakes=mistakes,
+                tol=1e-6,
+                what=f"the bias of {what}",
+            )
     W, l = torch.randn(4, 3), torch.rand(4)  # noqa: E741
     pair = answer(W, None, l, False)
-    expect(pair[0], shape=(4, 3), dtype=torch.float32, what="the weight of merge(W, None, l, False), W in float32,")
+    expect(
+        pair[0],
+        shape=(4, 3),
+        dtype=torch.float32,
+        what="the weight of merge(W, None, l, False), W in float32,",
+    )
     if pair[1] is not None:
-        raise Mistake("a linear without a bias must stay without one: return None in its place")
+        raise Mistake(
+            "a linear without a bias must stay without one: return None in its place"
+        )
     x = torch.randn(5, 3)  # the oracle
     if not close(x @ pair[0].T, l * (x @ W.T)):
-        raise Mistake("for a weight of 4 × 3 without a bias, the merged linear does not give the scaled output")
+        raise Mistake(
+            "for a weight of 4 × 3 without a bias, the merged linear does not give the"
+            " scaled output"
+        )
 
 
 @check.exercise(
@@ -118,28 +195,61 @@ def merge(answer):
     difficulty=3,
     importance=4,
     hints=(
-        "Each row of the batch has one vector for all its tokens. Index the table of vectors by `ids`, then broadcast.",
-        "`l[ids]` is (n, out); the output is (n, seq, out), so a dimension is missing in the middle.",
-        "Where ids is −1 the scale must be 1: `torch.where(ids[:, None] >= 0, l[ids], 1.0)[:, None]`.",
+        (
+            "Each row of the batch has one vector for all its tokens. Index the table"
+            " of vectors by `ids`, then broadcast."
+        ),
+        (
+            "`l[ids]` is (n, out); the output is (n, seq, out), so a dimension is"
+            " missing in the middle."
+        ),
+        (
+            "Where ids is −1 the scale must be 1: `torch.where(ids[:, None] >= 0,"
+            " l[ids], 1.0)[:, None]`."
+        ),
     ),
 )
 def serve(answer):
     """A batch in which each row has its own task's scales, or none."""
     ids = torch.tensor([2, -1, 0, 2, 1, -1])[torch.randperm(6)]
-    x, W, l = torch.randn(6, 6, 5), torch.randn(6, 5), 1 + 0.5 * torch.randn(3, 6)  # noqa: E741
-    got = expect(answer(x, W, l, ids), shape=(6, 6, 6), dtype=torch.float32, what="serve(x, W, l, ids)")
+    x, W, l = (
+        torch.randn(6, 6, 5),
+        torch.randn(6, 5),
+        1 + 0.5 * torch.randn(3, 6),
+    )
+    got = expect(
+        answer(x, W, l, ids),
+        shape=(6, 6, 6),
+        dtype=torch.float32,
+        what="serve(x, W, l, ids)",
+    )
     plain, on = x @ W.T, (ids >= 0)[:, None, None]
     per_row = l[ids][:, None]
     mistakes = {
-        "rows with id −1 get the last task's scales: an index of −1 counts from the end": plain * per_row,
-        "rows with id −1 get task 0's scales: they get none": plain * l[ids.clamp(min=0)][:, None],
-        "rows with id −1 give 0: no scale means a scale of 1": plain * torch.where(on, per_row, 0.0),
-        "scales are laid along the tokens: l[ids] needs a dimension in the middle": plain * l[ids],
+        "rows with id −1 get the last task's scales: an index of −1 counts from the end": (
+            plain * per_row
+        ),
+        "rows with id −1 get task 0's scales: they get none": (
+            plain * l[ids.clamp(min=0)][:, None]
+        ),
+        "rows with id −1 give 0: no scale means a scale of 1": (
+            plain * torch.where(on, per_row, 0.0)
+        ),
+        "scales are laid along the tokens: l[ids] needs a dimension in the middle": (
+            plain * l[ids]
+        ),
         "all rows get the first row's scales": plain * l[ids[0]],
         "this is W x: nobody's scales are used": plain,
-        "ids is not used: row i gets the scales of task i mod 3": plain * l[torch.arange(6) % 3][:, None],
+        "ids is not used: row i gets the scales of task i mod 3": (
+            plain * l[torch.arange(6) % 3][:, None]
+        ),
     }
-    diagnose(got, right=torch.where(on, plain * per_row, plain), mistakes=mistakes, what="serve(x, W, l, ids)")
+    diagnose(
+        got,
+        right=torch.where(on, plain * per_row, plain),
+        mistakes=mistakes,
+        what="serve(x, W, l, ids)",
+    )
     for i, task in enumerate(ids.tolist()):  # the oracle: each row alone
         if not close(got[i], x[i] @ W.T * (l[task] if task >= 0 else 1.0)):
             raise Mistake(f"row {i} differs from what it gives alone with task {task}")

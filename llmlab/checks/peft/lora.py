@@ -19,40 +19,82 @@ check = Checks("04-peft/05-lora")
     difficulty=1,
     importance=5,
     hints=(
-        "Two paths run side by side from the same x: the frozen one through W, the low-rank one through A and then B.",
-        "`keep` multiplies the input of the low-rank path only. The rank r is a shape that you have: A has r rows.",
-        "With a = x·keep, the low-rank path is (α/r) · (a Aᵀ) Bᵀ: first down to r numbers a token, then up to d.",
+        (
+            "Two paths run side by side from the same x: the frozen one through W, the"
+            " low-rank one through A and then B."
+        ),
+        (
+            "`keep` multiplies the input of the low-rank path only. The rank r is a"
+            " shape that you have: A has r rows."
+        ),
+        (
+            "With a = x·keep, the low-rank path is (α/r) · (a Aᵀ) Bᵀ: first down to r"
+            " numbers a token, then up to d."
+        ),
     ),
 )
 def lora_forward(answer):
     """The output of a linear layer with a LoRA adapter beside it, dropout included."""
-    x, W, A, B = torch.randn(2, 5, 8), torch.randn(7, 8), torch.randn(3, 8), torch.randn(7, 3)
+    x, W, A, B = (
+        torch.randn(2, 5, 8),
+        torch.randn(7, 8),
+        torch.randn(3, 8),
+        torch.randn(7, 3),
+    )
     alpha, r, what = 12.0, 3, "lora_forward(…)"
     keep = (torch.rand(2, 5, 8) > 0.25) / 0.75
-    got = expect(answer(x, W, A, B, alpha, keep), shape=(2, 5, 7), dtype=torch.float32, what=what)
+    got = expect(
+        answer(x, W, A, B, alpha, keep), shape=(2, 5, 7), dtype=torch.float32, what=what
+    )
     base, low = x @ W.T, (x * keep) @ A.T @ B.T
     mistakes = {
         "you scaled by r, not by alpha / r": base + r * low,
         "you scaled by 1 / r, not by alpha / r: alpha is missing": base + low / r,
         "you scaled by alpha, not by alpha / r": base + alpha * low,
         "you scaled by r / alpha: it is alpha / r": base + r / alpha * low,
-        "the scale is missing: the low-rank path is multiplied by alpha / r": base + low,
+        "the scale is missing: the low-rank path is multiplied by alpha / r": (
+            base + low
+        ),
         "the scale alpha / r is applied twice": base + (alpha / r) ** 2 * low,
-        "the scale belongs to the low-rank path alone, not to W x": alpha / r * (base + low),
-        "that is alpha / √r, the rank-stabilised scale: here it is alpha / r": base + alpha / r**0.5 * low,
-        "you drop inputs of the frozen path too: W sees all of x": (x * keep) @ W.T + alpha / r * low,
-        "keep is not used: it multiplies the input of the low-rank path": base + alpha / r * x @ A.T @ B.T,
-        "keep is on the wrong path: W sees all of x, A sees x · keep": (x * keep) @ W.T + alpha / r * x @ A.T @ B.T,
+        "the scale belongs to the low-rank path alone, not to W x": (
+            alpha / r * (base + low)
+        ),
+        "that is alpha / √r, the rank-stabilised scale: here it is alpha / r": (
+            base + alpha / r**0.5 * low
+        ),
+        "you drop inputs of the frozen path too: W sees all of x": (
+            (x * keep) @ W.T + alpha / r * low
+        ),
+        "keep is not used: it multiplies the input of the low-rank path": (
+            base + alpha / r * x @ A.T @ B.T
+        ),
+        "keep is on the wrong path: W sees all of x, A sees x · keep": (
+            (x * keep) @ W.T + alpha / r * x @ A.T @ B.T
+        ),
         "the low-rank path is missing: this is W x alone": base,
-        "the frozen path is missing: W x is added to the low-rank path": alpha / r * low,
+        "the frozen path is missing: W x is added to the low-rank path": (
+            alpha / r * low
+        ),
         "the low-rank path is added, not subtracted": base - alpha / r * low,
     }
     diagnose(got, right=base + alpha / r * low, mistakes=mistakes, what=what)
-    ones = torch.ones_like(x)  # an independent oracle: without dropout it is a plain linear with W + ΔW
-    if not close(answer(x, W, A, B, alpha, ones), x @ (W + lora.delta_weight(A, B, alpha / r)).T):
-        raise Mistake("with keep = 1 everywhere the output must be that of a linear layer with the weight W + ΔW")
-    if not close(answer(x[:, :1], W, A[:2], B[:, :2], 1.0, ones[:, :1]), x[:, :1] @ (W + B[:, :2] @ A[:2] / 2).T):
-        raise Mistake("right for r = 3 and alpha = 12, wrong for r = 2 and alpha = 1: take both from the arguments")
+    # an independent oracle: without dropout it is a plain linear with W + ΔW
+    ones = torch.ones_like(x)
+    if not close(
+        answer(x, W, A, B, alpha, ones), x @ (W + lora.delta_weight(A, B, alpha / r)).T
+    ):
+        raise Mistake(
+            "with keep = 1 everywhere the output must be that of a linear layer with"
+            " the weight W + ΔW"
+        )
+    if not close(
+        answer(x[:, :1], W, A[:2], B[:, :2], 1.0, ones[:, :1]),
+        x[:, :1] @ (W + B[:, :2] @ A[:2] / 2).T,
+    ):
+        raise Mistake(
+            "right for r = 3 and alpha = 12, wrong for r = 2 and alpha = 1: take both"
+            " from the arguments"
+        )
 
 
 @check.exercise(
@@ -62,33 +104,59 @@ def lora_forward(answer):
     importance=4,
     hints=(
         "A change of W has the shape of W, (d, k). Which of B A and A B has it?",
-        "bfloat16 keeps 8 significant bits: convert to float32 before you add, and back once, at the very end.",
-        "Start from `W.float()`, add `alpha / r * (B @ A)` of each adapter with its own r, and end with `.to(W.dtype)`.",
+        (
+            "bfloat16 keeps 8 significant bits: convert to float32 before you add, and"
+            " back once, at the very end."
+        ),
+        (
+            "Start from `W.float()`, add `alpha / r * (B @ A)` of each adapter with its"
+            " own r, and end with `.to(W.dtype)`."
+        ),
     ),
 )
 def merge(answer):
     """Several adapters folded into one half-precision weight, rounded once."""
     grid = lambda *shape: torch.randint(-40, 41, shape) / 256  # noqa: E731  sums of such numbers are exact in float32
-    W = torch.randn(12, 12).bfloat16()  # square, so that a transposed change does not fail by its shape
-    adapters = [(grid(3, 12), grid(12, 3), 6.0), (grid(5, 12), grid(12, 5), 2.5), (grid(2, 12), grid(12, 2), 8.0)]
-    got = expect(answer(W, adapters), shape=(12, 12), dtype=torch.bfloat16, what="merge(W, adapters)")
+    # square, so that a transposed change does not fail by its shape
+    W = torch.randn(12, 12).bfloat16()
+    adapters = [
+        (grid(3, 12), grid(12, 3), 6.0),
+        (grid(5, 12), grid(12, 5), 2.5),
+        (grid(2, 12), grid(12, 2), 8.0),
+    ]
+    got = expect(
+        answer(W, adapters),
+        shape=(12, 12),
+        dtype=torch.bfloat16,
+        what="merge(W, adapters)",
+    )
     deltas = [alpha / len(A) * B @ A for A, B, alpha in adapters]
     once = lambda change: (W.float() + change).bfloat16()  # noqa: E731
     mistakes = {
-        "your change of W is transposed: ΔW = B A, with d rows and k columns": once(sum(d.T for d in deltas)),
+        "your change of W is transposed: ΔW = B A, with d rows and k columns": once(
+            sum(d.T for d in deltas)
+        ),
         "you rounded to bfloat16 after each adapter: add up in float32, round once at the end": _rounded_each(
             W, deltas
         ),
-        "you rounded the changes to bfloat16 before adding: convert W to float32 instead": _rounded_before(W, deltas),
+        "you rounded the changes to bfloat16 before adding: convert W to float32 instead": _rounded_before(
+            W, deltas
+        ),
         "each adapter is merged twice": once(2 * sum(deltas)),
         "the changes are subtracted: that is how one unmerges": once(-sum(deltas)),
         "only the first adapter is merged": once(deltas[0]),
         "only the last adapter is merged": once(deltas[-1]),
         "the changes are averaged: they add up": once(sum(deltas) / 3),
         "the scale alpha / r is missing": once(sum(B @ A for A, B, _ in adapters)),
-        "you scaled by alpha, not by alpha / r": once(sum(alpha * B @ A for A, B, alpha in adapters)),
-        "you scaled by 1 / r, not by alpha / r": once(sum(B @ A / len(A) for A, B, _ in adapters)),
-        "you scaled by r, not by alpha / r": once(sum(len(A) * B @ A for A, B, _ in adapters)),
+        "you scaled by alpha, not by alpha / r": once(
+            sum(alpha * B @ A for A, B, alpha in adapters)
+        ),
+        "you scaled by 1 / r, not by alpha / r": once(
+            sum(B @ A / len(A) for A, B, _ in adapters)
+        ),
+        "you scaled by r, not by alpha / r": once(
+            sum(len(A) * B @ A for A, B, _ in adapters)
+        ),
         "every adapter has its own rank: you used the first one's r for all": once(
             sum(alpha / 3 * B @ A for A, B, alpha in adapters)
         ),
@@ -118,9 +186,18 @@ def _rounded_before(W: Tensor, deltas: list[Tensor]) -> Tensor:
     difficulty=3,
     importance=3,
     hints=(
-        "The best approximation of rank r in the Frobenius norm keeps the r largest singular values (Eckart and Young).",
-        "`U, S, Vh = torch.linalg.svd(delta, full_matrices=False)`: columns of U, rows of Vh, S from large to small.",
-        "U[:, :r] · S[:r] can be all of B and Vh[:r] all of A. Then undo the α/r that LoRA will multiply with.",
+        (
+            "The best approximation of rank r in the Frobenius norm keeps the r largest"
+            " singular values (Eckart and Young)."
+        ),
+        (
+            "`U, S, Vh = torch.linalg.svd(delta, full_matrices=False)`: columns of U,"
+            " rows of Vh, S from large to small."
+        ),
+        (
+            "U[:, :r] · S[:r] can be all of B and Vh[:r] all of A. Then undo the α/r"
+            " that LoRA will multiply with."
+        ),
     ),
 )
 def best_factors(answer):
@@ -131,29 +208,44 @@ def best_factors(answer):
     U, S, Vh = torch.linalg.svd(delta, full_matrices=False)
     product = lambda s, at=slice(r): (U[:, at] * s[at]) @ Vh[at]  # noqa: E731
     mistakes = {
-        "LoRA multiplies B A by alpha / r: divide one of the factors by it first": lambda: scale * product(S),
+        "LoRA multiplies B A by alpha / r: divide one of the factors by it first": (
+            lambda: scale * product(S)
+        ),
         "you multiplied by alpha / r where you should divide: LoRA will multiply once more": lambda: (
             scale**2 * product(S)
         ),
-        "you divided each factor by alpha / r: once is enough": lambda: product(S) / scale,
-        "these are the r smallest singular values: take the largest": lambda: product(S, slice(-r, None)),
-        "the singular values are in both factors, so they come squared: put S in one, or √S in each": lambda: product(
-            S**2
+        "you divided each factor by alpha / r: once is enough": lambda: (
+            product(S) / scale
+        ),
+        "these are the r smallest singular values: take the largest": lambda: product(
+            S, slice(-r, None)
+        ),
+        "the singular values are in both factors, so they come squared: put S in one, or √S in each": lambda: (
+            product(S**2)
         ),
         "the singular values are left out": lambda: product(torch.ones_like(S)),
-        "√S is in one factor only: put S in one, or √S in each": lambda: product(S.sqrt()),
+        "√S is in one factor only: put S in one, or √S in each": lambda: product(
+            S.sqrt()
+        ),
         "rows and columns of V are mixed up: torch.linalg.svd returns Vh, so take its first r rows": lambda: (
             U[:, :r] * S[:r] @ Vh.T[:r]
         ),
     }
     unscaled = {
-        f"{name}; and the scale alpha / r is not undone": lambda f=f: scale * f() for name, f in mistakes.items()
+        f"{name}; and the scale alpha / r is not undone": lambda f=f: scale * f()
+        for name, f in mistakes.items()
     }
-    diagnose(got, right=product(S), mistakes={**mistakes, **unscaled}, tol=1e-4, what=what)
-    left = (delta - got).square().sum()  # the oracle: what no matrix of rank r can reach is the tail of the spectrum
+    diagnose(
+        got, right=product(S), mistakes={**mistakes, **unscaled}, tol=1e-4, what=what
+    )
+    # the oracle: what no matrix of rank r can reach is the tail of the spectrum
+    left = (delta - got).square().sum()
     tail = torch.linalg.eigvalsh(delta.T @ delta)[: 9 - r].sum()
     if not close(left, tail, tol=1e-3):
-        raise Mistake("some matrix of rank r is nearer to delta: the squared error must be the sum of the σ² left out")
+        raise Mistake(
+            "some matrix of rank r is nearer to delta: the squared error must be the"
+            " sum of the σ² left out"
+        )
 
 
 def _factors(value: object, r: int, delta: Tensor) -> Iterator[Tensor]:
@@ -161,8 +253,12 @@ def _factors(value: object, r: int, delta: Tensor) -> Iterator[Tensor]:
     if len(pair) != 2:
         raise Mistake(f"best_factors returned {len(pair)} things: return A and B")
     d, k = delta.shape
-    if getattr(pair[0], "shape", None) == (d, r) and getattr(pair[1], "shape", None) == (r, k):
-        raise Mistake("A and B are in the wrong order: return A, of shape (r, k), first")
+    if getattr(pair[0], "shape", None) == (d, r) and getattr(
+        pair[1], "shape", None
+    ) == (r, k):
+        raise Mistake(
+            "A and B are in the wrong order: return A, of shape (r, k), first"
+        )
     yield expect(pair[0], shape=(r, k), dtype=torch.float32, what="A")
     yield expect(pair[1], shape=(d, r), dtype=torch.float32, what="B")
 
@@ -173,40 +269,76 @@ def _factors(value: object, r: int, delta: Tensor) -> Iterator[Tensor]:
     difficulty=3,
     importance=4,
     hints=(
-        "Index first: `A[ids]` has one matrix for each row of the batch, of shape (n, r, k). Then multiply batch-wise.",
-        "x @ A[ids].mT gives (n, seq, r). The scale of row i is `scaling[ids[i]]`, which must broadcast over (n, 1, 1).",
-        "An index of −1 is the last adapter to torch. Multiply the change by `(ids >= 0)`, shaped (n, 1, 1), to silence it.",
+        (
+            "Index first: `A[ids]` has one matrix for each row of the batch, of shape"
+            " (n, r, k). Then multiply batch-wise."
+        ),
+        (
+            "x @ A[ids].mT gives (n, seq, r). The scale of row i is `scaling[ids[i]]`,"
+            " which must broadcast over (n, 1, 1)."
+        ),
+        (
+            "An index of −1 is the last adapter to torch. Multiply the change by `(ids"
+            " >= 0)`, shaped (n, 1, 1), to silence it."
+        ),
     ),
 )
 def serve(answer):
     """A batch in which each row goes through its own adapter, or through none."""
     ids = torch.tensor([2, -1, 0, 2, 1, -1])[torch.randperm(6)]
-    x, W, A, B = torch.randn(6, 4, 7), torch.randn(5, 7), torch.randn(3, 2, 7), torch.randn(3, 5, 2)
+    x, W, A, B = (
+        torch.randn(6, 4, 7),
+        torch.randn(5, 7),
+        torch.randn(3, 2, 7),
+        torch.randn(3, 5, 2),
+    )
     scaling, what = torch.tensor([0.5, 2.0, 3.0]), "serve(…)"
-    got = expect(answer(x, W, A, B, scaling, ids), shape=(6, 4, 5), dtype=torch.float32, what=what)
+    got = expect(
+        answer(x, W, A, B, scaling, ids),
+        shape=(6, 4, 5),
+        dtype=torch.float32,
+        what=what,
+    )
     base, change = x @ W.T, x @ A[ids].mT @ B[ids].mT
     on = (ids >= 0).float()[:, None, None]
     scale = scaling[ids][:, None, None]
     first = scaling[ids[0]] * x @ A[ids[0]].T @ B[ids[0]].T
     mistakes = {
-        "rows with id −1 go through the last adapter: an index of −1 counts from the end": base + scale * change,
-        "rows with id −1 go through adapter 0: they go through W alone": base
-        + _with(ids.clamp(min=0), x, A, B, scaling),
-        "the scale is missing: adapter i is multiplied by scaling[i]": base + on * change,
-        "the scale is missing, and rows with id −1 go through the last adapter": base + change,
-        "all rows are scaled by scaling[0]: each adapter has its own": base + on * scaling[0] * change,
+        "rows with id −1 go through the last adapter: an index of −1 counts from the end": (
+            base + scale * change
+        ),
+        "rows with id −1 go through adapter 0: they go through W alone": (
+            base + _with(ids.clamp(min=0), x, A, B, scaling)
+        ),
+        "the scale is missing: adapter i is multiplied by scaling[i]": (
+            base + on * change
+        ),
+        "the scale is missing, and rows with id −1 go through the last adapter": (
+            base + change
+        ),
+        "all rows are scaled by scaling[0]: each adapter has its own": (
+            base + on * scaling[0] * change
+        ),
         "the scale is applied twice": base + on * scale**2 * change,
         "all rows go through the first row's adapter": base + first,
         "rows with id −1 give 0: they still go through W": on * (base + scale * change),
-        "W x is missing: each row is W x plus its adapter's change": on * scale * change,
+        "W x is missing: each row is W x plus its adapter's change": (
+            on * scale * change
+        ),
         "the plain base: no adapter is added to any row": base,
-        "ids is not used: row i goes through adapter i mod 3": base + _with(torch.arange(6) % 3, x, A, B, scaling),
+        "ids is not used: row i goes through adapter i mod 3": (
+            base + _with(torch.arange(6) % 3, x, A, B, scaling)
+        ),
     }
     diagnose(got, right=base + on * scale * change, mistakes=mistakes, what=what)
     for i, one in enumerate(ids.tolist()):  # the oracle: each row alone
-        alone = x[i] @ W.T + (lora.low_rank(x[i], A[one], B[one], scaling[one]) if one >= 0 else 0)
+        alone = x[i] @ W.T + (
+            lora.low_rank(x[i], A[one], B[one], scaling[one]) if one >= 0 else 0
+        )
         if not close(got[i], alone):
-            raise Mistake(f"row {i} differs from what it gives alone with adapter {one}")
+            raise Mistake(
+                f"row {i} differs from what it gives alone with adapter {one}"
+            )
     none = torch.full((6,), -1)
     if not close(answer(x, W, A, B, scaling, none), base):
         raise Mistake("with id −1 in every row the batch must go through W alone")

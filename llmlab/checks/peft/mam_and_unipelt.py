@@ -16,9 +16,18 @@ check = Checks("04-peft/09-mam-and-unipelt")
     difficulty=2,
     importance=4,
     hints=(
-        "Beside, not after: the MLP and the bottleneck both read x, and their outputs are added.",
-        "The bottleneck is relu(x @ down.T) @ up.T, with (m, d) going down and (d, m) going up.",
-        "mlp(x) + s * relu(x @ down.T) @ up.T; no residual of its own, since the block adds the stream later.",
+        (
+            "Beside, not after: the MLP and the bottleneck both read x, and their"
+            " outputs are added."
+        ),
+        (
+            "The bottleneck is relu(x @ down.T) @ up.T, with (m, d) going down and (d,"
+            " m) going up."
+        ),
+        (
+            "mlp(x) + s * relu(x @ down.T) @ up.T; no residual of its own, since the"
+            " block adds the stream later."
+        ),
     ),
 )
 def parallel(answer):
@@ -26,25 +35,34 @@ def parallel(answer):
     x, W = torch.randn(2, 5, 8), torch.randn(8, 8)
     down, up, s, what = torch.randn(3, 8), torch.randn(8, 3), 2.5, "parallel(…)"
     mlp = lambda t: torch.tanh(t @ W)  # noqa: E731
-    got = expect(answer(x, mlp, down, up, s), shape=(2, 5, 8), dtype=torch.float32, what=what)
+    got = expect(
+        answer(x, mlp, down, up, s), shape=(2, 5, 8), dtype=torch.float32, what=what
+    )
     m, low = mlp(x), torch.relu(x @ down.T) @ up.T
     after = torch.relu(m @ down.T) @ up.T
     mistakes = {
-        "the adapter reads the MLP's output: beside means that it reads x": m + s * after,
+        "the adapter reads the MLP's output: beside means that it reads x": (
+            m + s * after
+        ),
         "the adapter reads the MLP's output, and the scale is missing": m + after,
         "the scale is missing: the adapter's output is multiplied by s": m + low,
         "the MLP's output is scaled too: s belongs to the adapter alone": s * (m + low),
-        "the scale is on the wrong path: it multiplies the adapter's output": s * m + low,
+        "the scale is on the wrong path: it multiplies the adapter's output": (
+            s * m + low
+        ),
         "the scale is applied twice": m + s * s * low,
         "x is added as well: the block adds the stream itself": x + m + s * low,
         "the MLP is missing": s * low,
         "the adapter is missing": m,
         "the activation is missing": m + s * x @ down.T @ up.T,
-        "the activation is in the wrong place: it comes between the two matrices": m
-        + s * torch.relu(x @ down.T @ up.T),
+        "the activation is in the wrong place: it comes between the two matrices": (
+            m + s * torch.relu(x @ down.T @ up.T)
+        ),
         "the adapter's output is divided by s": m + low / s,
         "s is given: it need not be the paper's 4": m + 4 * low,
-        "the activation is another one: relu is asked": m + s * F.gelu(x @ down.T) @ up.T,
+        "the activation is another one: relu is asked": (
+            m + s * F.gelu(x @ down.T) @ up.T
+        ),
     }
     diagnose(got, right=m + s * low, mistakes=mistakes, tol=1e-4, what=what)
     if not close(answer(x, mlp, down, torch.zeros_like(up), s), m):
@@ -57,31 +75,52 @@ def parallel(answer):
     difficulty=3,
     importance=4,
     hints=(
-        "Attention over [P_K; K] is one softmax. λ is the part of its weight that lies on the prefix.",
-        "Scores are q · k / √D over p + S keys; exponentiate them, and divide the prefix's sum by the whole sum.",
-        "torch.softmax(q @ cat([P, K]).T / √D, -1) gives all weights; sum its first p columns.",
+        (
+            "Attention over [P_K; K] is one softmax. λ is the part of its weight that"
+            " lies on the prefix."
+        ),
+        (
+            "Scores are q · k / √D over p + S keys; exponentiate them, and divide the"
+            " prefix's sum by the whole sum."
+        ),
+        (
+            "torch.softmax(q @ cat([P, K]).T / √D, -1) gives all weights; sum its first"
+            " p columns."
+        ),
     ),
 )
 def prefix_share(answer):
     """λ: the share of a query's attention that a prefix takes."""
     q, P, K = torch.randn(5, 8), torch.randn(3, 8), torch.randn(7, 8)
-    got = expect(answer(q, P, K), shape=(5,), dtype=torch.float32, what="prefix_share(q, P, K)")
+    got = expect(
+        answer(q, P, K), shape=(5,), dtype=torch.float32, what="prefix_share(q, P, K)"
+    )
     a, b = q @ P.T / 8**0.5, q @ K.T / 8**0.5
     right = torch.softmax(torch.cat([a, b], 1), 1)[:, :3].sum(1)
     raw = torch.softmax(torch.cat([a, b], 1) * 8**0.5, 1)
     logs = torch.cat([a, b], 1)
     mistakes = {
-        "the scores are not divided by √D, D being the width of a key": raw[:, :3].sum(1),
-        "the scores are divided by D, not by √D": torch.softmax(logs / 8**0.5, 1)[:, :3].sum(1),
+        "the scores are not divided by √D, D being the width of a key": (
+            raw[:, :3].sum(1)
+        ),
+        "the scores are divided by D, not by √D": (
+            torch.softmax(logs / 8**0.5, 1)[:, :3].sum(1)
+        ),
         "that is 1 − λ, the share of the real keys": 1 - right,
-        "that is the share of the last keys: the prefix comes first, or take it from its own scores": torch.softmax(
-            logs, 1
-        )[:, -3:].sum(1),
-        "that is the ratio of prefix to keys: divide by the sum over both": right / (1 - right),
+        "that is the share of the last keys: the prefix comes first, or take it from its own scores": (
+            torch.softmax(logs, 1)[:, -3:].sum(1)
+        ),
+        "that is the ratio of prefix to keys: divide by the sum over both": (
+            right / (1 - right)
+        ),
         "that is the mean weight of a prefix token: λ is their sum": right / 3,
         "only the first prefix token is counted": torch.softmax(logs, 1)[:, 0],
-        "the exponentials are missing: λ comes from softmax weights": a.sum(1) / logs.sum(1),
-        "the softmax runs over the queries: each query has its own": torch.softmax(logs, 0)[:, :3].sum(1),
+        "the exponentials are missing: λ comes from softmax weights": (
+            a.sum(1) / logs.sum(1)
+        ),
+        "the softmax runs over the queries: each query has its own": (
+            torch.softmax(logs, 0)[:, :3].sum(1)
+        ),
         "p / (p + S) is the share only if all scores are equal": torch.full((5,), 0.3),
         "a softmax over the prefix alone always sums to 1": torch.ones(5),
     }
@@ -89,9 +128,14 @@ def prefix_share(answer):
     V, P_V = torch.randn(7, 8), torch.randn(3, 8)  # the oracle: He et al.'s equation 7
     lam = answer(q, P, K)[:, None]
     parts = (1 - lam) * (torch.softmax(b, 1) @ V) + lam * (torch.softmax(a, 1) @ P_V)
-    whole = F.scaled_dot_product_attention(q[None], torch.cat([P, K])[None], torch.cat([P_V, V])[None])[0]
+    whole = F.scaled_dot_product_attention(
+        q[None], torch.cat([P, K])[None], torch.cat([P_V, V])[None]
+    )[0]
     if not close(parts, whole, tol=1e-4):
-        raise Mistake("(1 − λ) · attention + λ · prefix attention must be attention over both together")
+        raise Mistake(
+            "(1 − λ) · attention + λ · prefix attention must be attention over both"
+            " together"
+        )
 
 
 @check.exercise(
@@ -100,14 +144,28 @@ def prefix_share(answer):
     difficulty=3,
     importance=4,
     hints=(
-        "First σ(w · x + b) at each token; only then the mean. Padding must count neither above nor below the line.",
-        "g = torch.sigmoid(x @ w + b) is (n, seq); mask is 1 at real tokens. Sum g · mask, divide by the sum of the mask.",
-        "Keys and values are (n, heads, p, D): a g of shape (n,) must become (n, 1, 1, 1) before it multiplies them.",
+        (
+            "First σ(w · x + b) at each token; only then the mean. Padding must count"
+            " neither above nor below the line."
+        ),
+        (
+            "g = torch.sigmoid(x @ w + b) is (n, seq); mask is 1 at real tokens. Sum g"
+            " · mask, divide by the sum of the mask."
+        ),
+        (
+            "Keys and values are (n, heads, p, D): a g of shape (n,) must become (n, 1,"
+            " 1, 1) before it multiplies them."
+        ),
     ),
 )
 def gated_prefix(answer):
     """A prefix's keys and values behind a gate that the input opens."""
-    x, w, b, mask = torch.randn(3, 6, 8), torch.randn(8), torch.tensor(0.4), torch.ones(3, 6)
+    x, w, b, mask = (
+        torch.randn(3, 6, 8),
+        torch.randn(8),
+        torch.tensor(0.4),
+        torch.ones(3, 6),
+    )
     mask[1, 4:], mask[2, :3] = 0, 0
     P_K, P_V, what = torch.randn(2, 4, 5), torch.randn(2, 4, 5), "gated_prefix(…)"
     K, V = _pair(answer(x, w, b, mask, P_K, P_V))
@@ -120,11 +178,15 @@ def gated_prefix(answer):
 
     g, one = (s * mask).sum(1) / real, torch.ones(3)
     mistakes = {
-        "padding is counted: only tokens with mask 1 belong to the mean": made(s.mean(1)),
+        "padding is counted: only tokens with mask 1 belong to the mean": made(
+            s.mean(1)
+        ),
         "padding still counts, as σ(b): leave it out of the mean, zeroing x is not enough": made(
             torch.sigmoid((x * mask[..., None]) @ w + b).mean(1)
         ),
-        "the sum is divided by the whole length: divide by the number of real tokens": made((s * mask).mean(1)),
+        "the sum is divided by the whole length: divide by the number of real tokens": (
+            made((s * mask).mean(1))
+        ),
         "the mean comes before the sigmoid: take σ at each token, then the mean": made(
             torch.sigmoid(((x @ w + b) * mask).sum(1) / real)
         ),
@@ -135,20 +197,35 @@ def gated_prefix(answer):
         "that is 1 − g: an open gate lets the prefix through": made(1 - g),
         "the gate is not used": made(one),
         "keys and values are swapped": made(g).flip(0),
-        "the mean runs over the batch too: each row has its own gate": made((s * mask).sum() / mask.sum() * one),
-        "only the last token opens the gate: take the mean over all real ones": made(s[:, -1]),
-        "only the first token opens the gate: take the mean over all real ones": made(s[:, 0]),
+        "the mean runs over the batch too: each row has its own gate": made(
+            (s * mask).sum() / mask.sum() * one
+        ),
+        "only the last token opens the gate: take the mean over all real ones": made(
+            s[:, -1]
+        ),
+        "only the first token opens the gate: take the mean over all real ones": made(
+            s[:, 0]
+        ),
         "the gates are summed, not averaged": made((s * mask).sum(1)),
     }
     diagnose(torch.stack([K, V]), right=made(g), mistakes=mistakes, what=what)
     K, V = _pair(answer(x, torch.zeros(8), torch.tensor(0.0), mask, P_K, P_V))
-    if not (close(K, P_K.expand(3, -1, -1, -1) / 2) and close(V, P_V.expand(3, -1, -1, -1) / 2)):
-        raise Mistake("with w and b at zero every gate is 1/2, however long a row's padding is")
+    if not (
+        close(K, P_K.expand(3, -1, -1, -1) / 2)
+        and close(V, P_V.expand(3, -1, -1, -1) / 2)
+    ):
+        raise Mistake(
+            "with w and b at zero every gate is 1/2, however long a row's padding is"
+        )
 
 
 def _pair(value: object) -> tuple[torch.Tensor, torch.Tensor]:
     pair = expect(value, kind=(tuple, list), what="gated_prefix(…)")
     if len(pair) != 2:
-        raise Mistake(f"gated_prefix returned {len(pair)} things: return keys and values")
+        raise Mistake(
+            f"gated_prefix returned {len(pair)} things: return keys and values"
+        )
     K = expect(pair[0], shape=(3, 2, 4, 5), dtype=torch.float32, what="the keys")
-    return K, expect(pair[1], shape=(3, 2, 4, 5), dtype=torch.float32, what="the values")
+    return K, expect(
+        pair[1], shape=(3, 2, 4, 5), dtype=torch.float32, what="the values"
+    )

@@ -18,18 +18,34 @@ check = Checks("04-peft/03-p-tuning")
     difficulty=3,
     importance=4,
     hints=(
-        "Two loops, or one with two states: s goes from the first vector to the last, t from the last to the first. Both start at zero.",
-        "Collect the states in lists. The backward ones come last token first: `flip(0)` puts them in the tokens' order.",
-        "Stack both to (p, m), join them along the last dimension to (p, 2m), forward half first, and multiply by W's transpose.",
+        (
+            "Two loops, or one with two states: s goes from the first vector to the"
+            " last, t from the last to the first. Both start at zero."
+        ),
+        (
+            "Collect the states in lists. The backward ones come last token first:"
+            " `flip(0)` puts them in the tokens' order."
+        ),
+        (
+            "Stack both to (p, m), join them along the last dimension to (p, 2m),"
+            " forward half first, and multiply by W's transpose."
+        ),
     ),
 )
 def encode_prompt(answer):
     """Virtual tokens made by a bidirectional recurrence over free vectors."""
     p, d, m = 4, 5, 3
     h, W = torch.randn(p, d), torch.randn(d, 2 * m)
-    Wf, Wb, Uf, Ub = torch.randn(m, d), torch.randn(m, d), torch.randn(m, m), torch.randn(m, m)
+    Wf, Wb, Uf, Ub = (
+        torch.randn(m, d),
+        torch.randn(m, d),
+        torch.randn(m, m),
+        torch.randn(m, m),
+    )
     what = "encode_prompt(…)"
-    got = expect(answer(h, Wf, Uf, Wb, Ub, W), shape=(p, d), dtype=torch.float32, what=what)
+    got = expect(
+        answer(h, Wf, Uf, Wb, Ub, W), shape=(p, d), dtype=torch.float32, what=what
+    )
     s, t = _states(h, Wf, Uf), _states(h.flip(0), Wb, Ub).flip(0)
     join = lambda a, b: torch.cat([a, b], -1) @ W.T  # noqa: E731
     zero = torch.zeros_like(s)
@@ -48,12 +64,22 @@ def encode_prompt(answer):
     }  # fmt: skip
     diagnose(got, right=join(s, t), mistakes=mistakes, what=what)
     rnn = torch.nn.RNN(d, m, bidirectional=True, bias=False)  # the oracle
-    weights = {"weight_ih_l0": Wf, "weight_hh_l0": Uf, "weight_ih_l0_reverse": Wb, "weight_hh_l0_reverse": Ub}
+    weights = {
+        "weight_ih_l0": Wf,
+        "weight_hh_l0": Uf,
+        "weight_ih_l0_reverse": Wb,
+        "weight_hh_l0_reverse": Ub,
+    }
     rnn.load_state_dict(weights)
     if not close(got, (rnn(h)[0] @ W.T).detach()):
         raise Mistake("torch.nn.RNN gives other states for the same weights")
-    if not close(answer(h[:1], Wf, Uf, Wb, Ub, W), join(torch.tanh(h[:1] @ Wf.T), torch.tanh(h[:1] @ Wb.T))):
-        raise Mistake("right for p = 4, wrong for p = 1, where both states before are zero")
+    if not close(
+        answer(h[:1], Wf, Uf, Wb, Ub, W),
+        join(torch.tanh(h[:1] @ Wf.T), torch.tanh(h[:1] @ Wb.T)),
+    ):
+        raise Mistake(
+            "right for p = 4, wrong for p = 1, where both states before are zero"
+        )
 
 
 def _states(h: Tensor, W: Tensor, U: Tensor, squash=torch.tanh) -> Tensor:
@@ -70,9 +96,18 @@ def _states(h: Tensor, W: Tensor, U: Tensor, squash=torch.tanh) -> Tensor:
     difficulty=2,
     importance=4,
     hints=(
-        "`log_softmax` over the labels' dimension, then pick each token's own label. −100 is no index: leave those tokens out first.",
-        "`kept = labels != -100` gives a mask; `scores[kept]` is (n, C) and `labels[kept]` is (n,).",
-        "The mean is over the n labelled tokens of the batch. Nothing is shifted: token t has label t.",
+        (
+            "`log_softmax` over the labels' dimension, then pick each token's own"
+            " label. −100 is no index: leave those tokens out first."
+        ),
+        (
+            "`kept = labels != -100` gives a mask; `scores[kept]` is (n, C) and"
+            " `labels[kept]` is (n,)."
+        ),
+        (
+            "The mean is over the n labelled tokens of the batch. Nothing is shifted:"
+            " token t has label t."
+        ),
     ),
 )
 def labelling_loss(answer):
@@ -83,11 +118,16 @@ def labelling_loss(answer):
     labels[0, 4:] = labels[1, 0] = labels[2, 2:] = -100
     what = "labelling_loss(scores, labels)"
     got = expect(answer(scores, labels), shape=(), dtype=torch.float32, what=what)
-    each = F.cross_entropy(scores.transpose(1, 2), labels, reduction="none")  # 0 where there is no label
+    # 0 where there is no label
+    each = F.cross_entropy(scores.transpose(1, 2), labels, reduction="none")
     kept = labels != -100
-    rows = torch.stack([F.cross_entropy(s, y) for s, y in zip(scores, labels, strict=True)])
+    rows = torch.stack(
+        [F.cross_entropy(s, y) for s, y in zip(scores, labels, strict=True)]
+    )
     as_last = -scores.log_softmax(-1).gather(-1, (labels % C)[..., None])[..., 0]
-    p_last = -scores.log_softmax(-1).gather(-1, labels.where(kept, C - 1)[..., None])[..., 0]
+    p_last = -scores.log_softmax(-1).gather(-1, labels.where(kept, C - 1)[..., None])[
+        ..., 0
+    ]
     shifted = F.cross_entropy(scores[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
     mistakes = {
         "you shifted the labels as a language model does: token t is scored on its own label": shifted,
@@ -108,15 +148,23 @@ def labelling_loss(answer):
         "the loss is in bits: take the natural logarithm": each.sum() / kept.sum() / torch.log(torch.tensor(2.0)),
     }  # fmt: skip
     diagnose(got, right=each.sum() / kept.sum(), mistakes=mistakes, what=what)
-    odd = torch.tensor([[[0.0, 150.0], [40.0, 50.0], [-90.0, 70.0], [1.0, 2.0], [99.0, 0.0]]]) + torch.randn(1, 5, 2)
-    few = torch.tensor([[0, 1, 1, -100, 1]])  # softmax gives 0 for a label 150 below another: its logarithm is lost
+    odd = torch.tensor(
+        [[[0.0, 150.0], [40.0, 50.0], [-90.0, 70.0], [1.0, 2.0], [99.0, 0.0]]]
+    ) + torch.randn(1, 5, 2)
+    # softmax gives 0 for a label 150 below another: its logarithm is lost
+    few = torch.tensor([[0, 1, 1, -100, 1]])
     if not close(answer(odd, few), F.cross_entropy(odd[0], few[0])):
-        raise Mistake("right for small scores and 4 labels, wrong for large scores and 2: is it `log_softmax`?")
+        raise Mistake(
+            "right for small scores and 4 labels, wrong for large scores and 2: is it"
+            " `log_softmax`?"
+        )
 
 
 def _with_label(scores: Tensor, labels: Tensor, label: int) -> Tensor:
     """The loss when tokens without a label get this one."""
-    return F.cross_entropy(scores.flatten(0, 1), labels.where(labels != -100, label).flatten())
+    return F.cross_entropy(
+        scores.flatten(0, 1), labels.where(labels != -100, label).flatten()
+    )
 
 
 @check.exercise(
@@ -125,15 +173,23 @@ def _with_label(scores: Tensor, labels: Tensor, label: int) -> Tensor:
     difficulty=2,
     importance=5,
     hints=(
-        "Find for each row the largest place at which the mask is 1; then index rows and places together.",
-        "`torch.arange(T) * mask` holds each token's place, and 0 at padding. Where is its maximum?",
+        (
+            "Find for each row the largest place at which the mask is 1; then index"
+            " rows and places together."
+        ),
+        (
+            "`torch.arange(T) * mask` holds each token's place, and 0 at padding. Where"
+            " is its maximum?"
+        ),
         "`scores[torch.arange(B), places]` takes one vector from each row.",
     ),
 )
 def last_token(answer):
     """The scores at the last real token of each row, with padding on either side."""
     scores = torch.randn(4, 6, 3)
-    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0], [0, 1, 1, 1, 0, 0]])
+    mask = torch.tensor(
+        [[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0], [0, 1, 1, 1, 0, 0]]
+    )
     what = "last_token(scores, mask)"
     got = expect(answer(scores, mask), shape=(4, 3), dtype=torch.float32, what=what)
     row, length = torch.arange(4), mask.sum(-1)
@@ -157,4 +213,7 @@ def last_token(answer):
         raise Mistake("the reference finds another token")
     single = torch.randn(1, 2, 5)
     if not close(answer(single, torch.tensor([[1, 0]])), single[:, 0]):
-        raise Mistake("wrong for one row of one token and one padding: take the sizes from the arguments")
+        raise Mistake(
+            "wrong for one row of one token and one padding: take the sizes from the"
+            " arguments"
+        )

@@ -1,4 +1,6 @@
-"""What marks the exercises of 04-peft/10-peft-library: `peft` on a toy Llama, judged by this course's own modules."""
+"""What marks the exercises of 04-peft/10-peft-library: `peft` on a toy Llama, judged by
+this course's own modules.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,13 @@ from llmlab.peft.lora import files
 from llmlab.peft.prompt_and_prefix_tuning import prompt_tuning
 
 check = Checks("04-peft/10-peft-library")
-SHAPE = dict(vocab_size=61, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=6)
+SHAPE = dict(
+    vocab_size=61,
+    hidden_size=24,
+    intermediate_size=40,
+    num_hidden_layers=2,
+    num_attention_heads=6,
+)
 
 
 def _base() -> nn.Module:
@@ -24,11 +32,18 @@ def _base() -> nn.Module:
 
     warnings.filterwarnings("ignore", category=UserWarning, module="peft")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    config = LlamaConfig(**SHAPE, num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.2)
+    config = LlamaConfig(
+        **SHAPE,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        initializer_range=0.2,
+    )
     return LlamaForCausalLM(config).eval().requires_grad_(False)
 
 
-def _adapter(base: nn.Module, r: int, alpha: float, dropout: float = 0.0) -> tuple[str, nn.Module]:
+def _adapter(
+    base: nn.Module, r: int, alpha: float, dropout: float = 0.0
+) -> tuple[str, nn.Module]:
     """(folder, adapted model) of a LoRA whose B has learned something."""
     model = copy.deepcopy(base)
     lora.apply(model, lora.LoRAConfig(r=r, alpha=alpha, dropout=dropout))
@@ -51,30 +66,52 @@ def _logits(model: nn.Module, tokens: Tensor) -> Tensor:
     importance=4,
     in_place=True,
     hints=(
-        "`peft.PeftModel.from_pretrained(base, folder)` puts the adapter on. What takes it off again?",
-        "Its result runs like `base`: `.eval()`, then `model(tokens).logits`. Merging changes the weights of `base`.",
-        "Load, `.eval()`, compute under `torch.no_grad()`, then `model.unload()`, then return the logits.",
+        (
+            "`peft.PeftModel.from_pretrained(base, folder)` puts the adapter on. What"
+            " takes it off again?"
+        ),
+        (
+            "Its result runs like `base`: `.eval()`, then `model(tokens).logits`."
+            " Merging changes the weights of `base`."
+        ),
+        (
+            "Load, `.eval()`, compute under `torch.no_grad()`, then `model.unload()`,"
+            " then return the logits."
+        ),
     ),
 )
 def with_adapter(answer):
     """Logits through an adapter, and the base given back as it was."""
     base, tokens = _base(), torch.randint(0, 61, (2, 5))
     folder, adapted = _adapter(base, r=3, alpha=12, dropout=0.5)
-    before, plain = {n: p.clone() for n, p in base.state_dict().items()}, _logits(base, tokens)
+    before, plain = (
+        {n: p.clone() for n, p in base.state_dict().items()},
+        _logits(base, tokens),
+    )
     right, what = _logits(adapted, tokens), "with_adapter(…)"
-    got = expect(answer(base, folder, tokens), shape=(2, 5, 61), dtype=torch.float32, what=what).detach()
+    got = expect(
+        answer(base, folder, tokens), shape=(2, 5, 61), dtype=torch.float32, what=what
+    ).detach()
     diagnose(
         got,
         right=right,
-        mistakes={"these are the logits of the plain base: the adapter is not used": plain},
+        mistakes={
+            "these are the logits of the plain base: the adapter is not used": plain
+        },
         tol=1e-4,
         what=what,
     )
     after = base.state_dict()
     if list(after) != list(before):
-        raise Mistake("the logits are right, but the adapter's layers are still in base: unload() takes them out")
+        raise Mistake(
+            "the logits are right, but the adapter's layers are still in base: unload()"
+            " takes them out"
+        )
     if changed := [n for n in before if not torch.equal(after[n], before[n])]:
-        raise Mistake(f"the logits are right, but {changed[0]} of base has changed: do not merge, unload")
+        raise Mistake(
+            f"the logits are right, but {changed[0]} of base has changed: do not merge,"
+            " unload"
+        )
 
 
 @check.exercise(
@@ -84,33 +121,56 @@ def with_adapter(answer):
     importance=4,
     in_place=True,
     hints=(
-        "`PeftModel.from_pretrained(base, folder, adapter_name=…)` for the first, `model.load_adapter(folder, adapter_name=…)` for the rest.",
-        "The forward pass takes `adapter_names=[…]`, one name for each row, when the model is in evaluation mode.",
+        (
+            "`PeftModel.from_pretrained(base, folder, adapter_name=…)` for the first,"
+            " `model.load_adapter(folder, adapter_name=…)` for the rest."
+        ),
+        (
+            "The forward pass takes `adapter_names=[…]`, one name for each row, when"
+            " the model is in evaluation mode."
+        ),
         'Replace None by "__base__" and call `model(tokens, adapter_names=…)` once.',
     ),
 )
 def mixed_batch(answer):
     """A batch in which each row has its own adapter, in one forward pass."""
     base, tokens = _base(), torch.randint(0, 61, (5, 4))
-    made = {name: _adapter(base, r, alpha) for name, r, alpha in [("tea", 2, 8), ("ale", 4, 4), ("rum", 3, 9)]}
+    made = {
+        name: _adapter(base, r, alpha)
+        for name, r, alpha in [("tea", 2, 8), ("ale", 4, 4), ("rum", 3, 9)]
+    }
     names: list[str | None] = ["rum", None, "tea", "ale", "rum"]
-    alone = {name: _logits(model, tokens) for name, (_, model) in made.items()} | {None: _logits(base, tokens)}
+    alone = {name: _logits(model, tokens) for name, (_, model) in made.items()} | {
+        None: _logits(base, tokens)
+    }
     calls: list[int] = []
     base.model.register_forward_pre_hook(lambda *_: calls.append(1))
     what = "mixed_batch(…)"
     folders = {name: folder for name, (folder, _) in made.items()}
-    got = expect(answer(base, folders, tokens, list(names)), shape=(5, 4, 61), dtype=torch.float32, what=what).detach()
+    got = expect(
+        answer(base, folders, tokens, list(names)),
+        shape=(5, 4, 61),
+        dtype=torch.float32,
+        what=what,
+    ).detach()
     row = lambda pick: torch.stack([alone[pick(n)][i] for i, n in enumerate(names)])  # noqa: E731
     mistakes = {
         "every row went through the first adapter": alone["tea"],
         "every row went through the last adapter": alone["rum"],
         "every row went through the plain base": alone[None],
-        "rows of None went through the first adapter: they ask for the plain base": row(lambda n: n or "tea"),
-        "rows of None went through the last adapter: they ask for the plain base": row(lambda n: n or "rum"),
+        "rows of None went through the first adapter: they ask for the plain base": row(
+            lambda n: n or "tea"
+        ),
+        "rows of None went through the last adapter: they ask for the plain base": row(
+            lambda n: n or "rum"
+        ),
     }
     diagnose(got, right=row(lambda n: n), mistakes=mistakes, tol=1e-4, what=what)
     if len(calls) != 1:
-        raise Mistake(f"the logits are right, but the model ran {len(calls)} times: one forward pass is asked")
+        raise Mistake(
+            f"the logits are right, but the model ran {len(calls)} times: one forward"
+            " pass is asked"
+        )
 
 
 @check.exercise(
@@ -119,15 +179,23 @@ def mixed_batch(answer):
     difficulty=3,
     importance=3,
     hints=(
-        "`safetensors.torch.load_file` opens the file; `base.get_input_embeddings()` turns tokens into rows of width d.",
-        "Concatenate along the sequence: the prompt first, the same for every row. `base(inputs_embeds=…)` takes the result.",
+        (
+            "`safetensors.torch.load_file` opens the file;"
+            " `base.get_input_embeddings()` turns tokens into rows of width d."
+        ),
+        (
+            "Concatenate along the sequence: the prompt first, the same for every row."
+            " `base(inputs_embeds=…)` takes the result."
+        ),
         "Cut the first p positions off the logits: `[:, p:]`.",
     ),
 )
 def by_hand(answer):
     """A soft prompt without the library."""
     base, tokens = _base(), torch.randint(0, 61, (3, 6))
-    adapted = prompt_tuning.apply(copy.deepcopy(base), prompt_tuning.PromptTuningConfig(4, init="random"))
+    adapted = prompt_tuning.apply(
+        copy.deepcopy(base), prompt_tuning.PromptTuningConfig(4, init="random")
+    )
     folder, what = tempfile.mkdtemp(), "by_hand(…)"
     prompt_tuning.save(adapted, folder)
     prompt = adapted.virtual_tokens.encoders["default"]().detach()
@@ -137,17 +205,31 @@ def by_hand(answer):
     whole, after = run([soft, embedded]), run([embedded, soft])
     got = expect(answer(base, folder, tokens), what=what)
     if isinstance(got, Tensor) and got.shape == whole.shape:
-        raise Mistake("these are logits for the virtual tokens too: cut the first 4 positions off")
+        raise Mistake(
+            "these are logits for the virtual tokens too: cut the first 4 positions off"
+        )
     got = expect(got, shape=(3, 6, 61), dtype=torch.float32, what=what).detach()
     mistakes = {
         "these are the logits of the plain base: the prompt is not used, or comes after the tokens": _logits(
             base, tokens
         ),
-        "the prompt stands after the tokens, and the first positions are cut off": after[:, 4:],
-        "you cut the last positions off: the virtual tokens are the first": whole[:, :6],
+        "the prompt stands after the tokens, and the first positions are cut off": (
+            after[:, 4:]
+        ),
+        "you cut the last positions off: the virtual tokens are the first": whole[
+            :, :6
+        ],
         "the prompt's rows are in reverse order": run([soft.flip(1), embedded])[:, 4:],
         "only the first row of the prompt is used": run([soft[:, :1], embedded])[:, 1:],
     }
-    diagnose(got, right=_logits(adapted, tokens)[:, -6:], mistakes=mistakes, tol=1e-4, what=what)
+    diagnose(
+        got,
+        right=_logits(adapted, tokens)[:, -6:],
+        mistakes=mistakes,
+        tol=1e-4,
+        what=what,
+    )
     if not close(got, whole[:, 4:], tol=1e-4):
-        raise Mistake("the logits differ from those of the base with the prompt before its input")
+        raise Mistake(
+            "the logits differ from those of the base with the prompt before its input"
+        )

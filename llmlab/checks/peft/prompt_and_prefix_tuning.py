@@ -26,17 +26,30 @@ def parts(value: object, n: int, what: str, names: str) -> tuple:
     difficulty=2,
     importance=5,
     hints=(
-        "The prompt is (p, d) and the batch (B, T, d): `prompt.expand(B, -1, -1)` repeats it without copying, `torch.cat` joins.",
-        "The mask needs p ones at the left of each row, of its own dtype: `mask.new_ones(B, p)`.",
-        "Positions: take the running sum of the *extended* mask, less 1. It counts virtual and real tokens and skips padding.",
+        (
+            "The prompt is (p, d) and the batch (B, T, d): `prompt.expand(B, -1, -1)`"
+            " repeats it without copying, `torch.cat` joins."
+        ),
+        (
+            "The mask needs p ones at the left of each row, of its own dtype:"
+            " `mask.new_ones(B, p)`."
+        ),
+        (
+            "Positions: take the running sum of the *extended* mask, less 1. It counts"
+            " virtual and real tokens and skips padding."
+        ),
     ),
 )
 def prepend_prompt(answer):
-    """A soft prompt before a padded batch, with the mask and the positions that go with it."""
+    """A soft prompt before a padded batch, with the mask and the positions that go with
+    it.
+    """
     prompt, embeds = torch.randn(3, 4), torch.randn(2, 5, 4)
     mask = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])
     names = "the embeddings, the mask and the positions"
-    got, got_mask, places = parts(answer(prompt, embeds, mask), 3, "prepend_prompt(…)", names)
+    got, got_mask, places = parts(
+        answer(prompt, embeds, mask), 3, "prepend_prompt(…)", names
+    )
     expect(got, shape=(2, 8, 4), dtype=torch.float32, what="the embeddings")
     expect(got_mask, shape=(2, 8), dtype=torch.int64, what="the mask")
     expect(places, shape=(2, 8), dtype=torch.int64, what="the positions")
@@ -48,7 +61,12 @@ def prepend_prompt(answer):
         "padding is zeroed: leave the input as it is, the mask hides it": torch.cat([rows, embeds * mask[..., None]], 1),
         "the prompt is added to the input: it stands before it": F.pad(embeds, (0, 0, 3, 0)) + F.pad(rows, (0, 0, 0, 5)) * 2,
     }  # fmt: skip
-    diagnose(got, right=torch.cat([rows, embeds], 1), mistakes=mistakes, what="the embeddings")
+    diagnose(
+        got,
+        right=torch.cat([rows, embeds], 1),
+        mistakes=mistakes,
+        what="the embeddings",
+    )
     longer = F.pad(mask, (3, 0), value=1)
     mistakes = {
         "the mask hides the virtual tokens: they are 1, never padding": F.pad(mask, (3, 0)),
@@ -67,10 +85,18 @@ def prepend_prompt(answer):
         "virtual tokens all have position 0: they take 0 … p − 1": torch.cat([0 * count[:, :3], mask.cumsum(-1) + 2], 1)[seen],
         "the virtual tokens take no positions: the input starts at p": torch.cat([0 * count[:, :3], mask.cumsum(-1) - 1], 1)[seen],
     }  # fmt: skip
-    diagnose(places[seen], right=right[seen], mistakes=mistakes, what="the positions of all but padding")
+    diagnose(
+        places[seen],
+        right=right[seen],
+        mistakes=mistakes,
+        what="the positions of all but padding",
+    )
     one = answer(prompt[:1], embeds[1:], mask[1:])
     if not close(one[2][one[1].bool()], torch.arange(4)):
-        raise Mistake("right for p = 3 and two rows, wrong for p = 1 and one row: take both from the arguments")
+        raise Mistake(
+            "right for p = 3 and two rows, wrong for p = 1 and one row: take both from"
+            " the arguments"
+        )
 
 
 @check.exercise(
@@ -79,16 +105,32 @@ def prepend_prompt(answer):
     difficulty=2,
     importance=4,
     hints=(
-        "First `view` the row as it lies in memory, with an axis for each thing that varies; only then move axes.",
-        "From the slowest to the fastest: token, layer, key or value, head, channel. So view(p, layers, 2, heads, −1).",
-        "`permute` to (2, layers, heads, p, D); its first axis then unpacks into keys and values.",
+        (
+            "First `view` the row as it lies in memory, with an axis for each thing"
+            " that varies; only then move axes."
+        ),
+        (
+            "From the slowest to the fastest: token, layer, key or value, head,"
+            " channel. So view(p, layers, 2, heads, −1)."
+        ),
+        (
+            "`permute` to (2, layers, heads, p, D); its first axis then unpacks into"
+            " keys and values."
+        ),
     ),
 )
 def split_prefix(answer):
-    """Keys and values of each layer and head, cut out of one row for each virtual token."""
+    """Keys and values of each layer and head, cut out of one row for each virtual
+    token.
+    """
     p, L, K, D = 4, 3, 2, 5
     prefix = torch.randn(p, 2 * L * K * D)
-    keys, values = parts(answer(prefix, L, K), 2, "split_prefix(prefix, layers, heads)", "keys, then values")
+    keys, values = parts(
+        answer(prefix, L, K),
+        2,
+        "split_prefix(prefix, layers, heads)",
+        "keys, then values",
+    )
     for name, got in (("keys", keys), ("values", values)):
         expect(got, shape=(L, K, p, D), dtype=torch.float32, what=name)
     by_layer = prefix.view(p, L, 2, K, D).permute(2, 1, 3, 0, 4)
@@ -115,9 +157,13 @@ def split_prefix(answer):
     small = torch.randn(2, 12)  # the oracle: join puts them together again
     keys, values = answer(small, 1, 3)
     if keys.shape != (1, 3, 2, 2) or not close(
-        prefixes.join([(k[None], v[None]) for k, v in zip(keys, values, strict=True)]), small
+        prefixes.join([(k[None], v[None]) for k, v in zip(keys, values, strict=True)]),
+        small,
     ):
-        raise Mistake("right for 3 layers and 2 heads, wrong for 1 layer and 3 heads: take both from the arguments")
+        raise Mistake(
+            "right for 3 layers and 2 heads, wrong for 1 layer and 3 heads: take both"
+            " from the arguments"
+        )
 
 
 @check.exercise(
@@ -126,9 +172,18 @@ def split_prefix(answer):
     difficulty=4,
     importance=5,
     hints=(
-        "Join first: [P_K; K] along the token axis, with the prefix expanded over the batch. Then repeat heads for GQA.",
-        "The scores are (B, H, T, p+T). Query i may look at columns 0 … p+i: `torch.ones(T, p+T).tril(p)`.",
-        "`repeat_interleave(H // K, dim=1)` gives neighbours the same head; `repeat` would give them different ones.",
+        (
+            "Join first: [P_K; K] along the token axis, with the prefix expanded over"
+            " the batch. Then repeat heads for GQA."
+        ),
+        (
+            "The scores are (B, H, T, p+T). Query i may look at columns 0 … p+i:"
+            " `torch.ones(T, p+T).tril(p)`."
+        ),
+        (
+            "`repeat_interleave(H // K, dim=1)` gives neighbours the same head;"
+            " `repeat` would give them different ones."
+        ),
     ),
 )
 def prefix_attention(answer):
@@ -137,7 +192,12 @@ def prefix_attention(answer):
     q, k, v = torch.randn(B, H, T, D), torch.randn(B, K, T, D), torch.randn(B, K, T, D)
     prefix_k, prefix_v = torch.randn(K, p, D), torch.randn(K, p, D)
     what = "prefix_attention(…)"
-    got = expect(answer(q, k, v, prefix_k, prefix_v), shape=(B, H, T, D), dtype=torch.float32, what=what)
+    got = expect(
+        answer(q, k, v, prefix_k, prefix_v),
+        shape=(B, H, T, D),
+        dtype=torch.float32,
+        what=what,
+    )
     run = lambda **other: _attention(q, k, v, prefix_k, prefix_v, **other)  # noqa: E731
     plain = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     alone = F.scaled_dot_product_attention(q, prefix_k.expand(B, -1, -1, -1), prefix_v.expand(B, -1, -1, -1), enable_gqa=True)  # fmt: skip
@@ -159,18 +219,37 @@ def prefix_attention(answer):
     diagnose(got, right=run(), mistakes=mistakes, what=what)
     mask = torch.ones(T, p + T, dtype=torch.bool).tril(p)
     pair = (prefix_k[None], prefix_v[None])  # the oracle: the fused kernel
-    fused = F.scaled_dot_product_attention(q, *prefixes.prefix_attention_inputs(pair, k, v), mask, enable_gqa=True)
+    fused = F.scaled_dot_product_attention(
+        q, *prefixes.prefix_attention_inputs(pair, k, v), mask, enable_gqa=True
+    )
     if not close(got, fused):
         raise Mistake("the fused kernel gives another result for [P_K; K] and [P_V; V]")
-    if not close(answer(q[:1, :, :1], k[:1, :, :1], v[:1, :, :1], prefix_k, prefix_v), got[:1, :, :1]):
-        raise Mistake("token 0 alone must get what it gets in the whole text: nothing after it counts")
+    if not close(
+        answer(q[:1, :, :1], k[:1, :, :1], v[:1, :, :1], prefix_k, prefix_v),
+        got[:1, :, :1],
+    ):
+        raise Mistake(
+            "token 0 alone must get what it gets in the whole text: nothing after it"
+            " counts"
+        )
 
 
-def _attention(q, k, v, prefix_k, prefix_v, diagonal=None, scale=None, heads="share") -> Tensor:
+def _attention(
+    q, k, v, prefix_k, prefix_v, diagonal=None, scale=None, heads="share"
+) -> Tensor:
     """The attention asked for, with the usual mistakes as options."""
     (B, H, T, D), (K, p, _) = q.shape, prefix_k.shape
-    k, v = (torch.cat([t.expand(B, -1, -1, -1), own], 2) for t, own in ((prefix_k, k), (prefix_v, v)))
-    spread = (lambda t: t.repeat_interleave(H // K, 1)) if heads == "share" else (lambda t: t.repeat(1, H // K, 1, 1))
-    visible = torch.ones(T, p + T, dtype=torch.bool).tril(p if diagonal is None else diagonal)
+    k, v = (
+        torch.cat([t.expand(B, -1, -1, -1), own], 2)
+        for t, own in ((prefix_k, k), (prefix_v, v))
+    )
+    spread = (
+        (lambda t: t.repeat_interleave(H // K, 1))
+        if heads == "share"
+        else (lambda t: t.repeat(1, H // K, 1, 1))
+    )
+    visible = torch.ones(T, p + T, dtype=torch.bool).tril(
+        p if diagonal is None else diagonal
+    )
     scores = q @ spread(k).mT * (D**-0.5 if scale is None else scale)
     return scores.masked_fill(~visible, -torch.inf).softmax(-1) @ spread(v)

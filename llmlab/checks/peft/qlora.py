@@ -13,7 +13,12 @@ check = Checks("04-peft/07-qlora")
 
 def _sides(bits: int, offset: float, up: int, down: int) -> Tensor:
     """Quantiles of `up` steps above 0 and of `down` below, and 0."""
-    quantiles = lambda n: torch.special.ndtri(torch.linspace(offset, 0.5, n + 1)[:-1].double()).float()  # noqa: E731
+
+    def quantiles(n):
+        return torch.special.ndtri(
+            torch.linspace(offset, 0.5, n + 1)[:-1].double()
+        ).float()
+
     return torch.cat([-quantiles(down), torch.zeros(1), quantiles(up)]).sort().values
 
 
@@ -23,13 +28,24 @@ def _sides(bits: int, offset: float, up: int, down: int) -> Tensor:
     difficulty=3,
     importance=4,
     hints=(
-        "`torch.linspace(offset, 0.5, n + 1)[:-1]` has n probabilities; `torch.special.ndtri` makes quantiles of them.",
-        "The two sides differ: 2^(k−1) steps for the positive one, 2^(k−1) − 1 for the negative one. Both begin at offset.",
-        "Concatenate −negative side, one 0 and the positive side, sort, and divide by the largest.",
+        (
+            "`torch.linspace(offset, 0.5, n + 1)[:-1]` has n probabilities;"
+            " `torch.special.ndtri` makes quantiles of them."
+        ),
+        (
+            "The two sides differ: 2^(k−1) steps for the positive one, 2^(k−1) − 1 for"
+            " the negative one. Both begin at offset."
+        ),
+        (
+            "Concatenate −negative side, one 0 and the positive side, sort, and divide"
+            " by the largest."
+        ),
     ),
 )
 def normal_float(answer):
-    """The levels of NF4, and of other widths, from quantiles of the normal distribution."""
+    """The levels of NF4, and of other widths, from quantiles of the normal
+    distribution.
+    """
     bits, offset, what = 4, 0.9677083, "normal_float(4, 0.9677083)"
     got = expect(answer(bits, offset), shape=(16,), dtype=torch.float32, what=what)
     right = nf4.normal_float()
@@ -47,11 +63,17 @@ def normal_float(answer):
         "offset is not used: it is the largest probability": (m := _sides(bits, 0.99, 8, 7)) / m.max(),
     }  # fmt: skip
     diagnose(got, right=right, mistakes=mistakes, tol=1e-5, what=what)
-    if not close(got, torch.tensor(nf4.NF4), tol=1e-5):  # the oracle: the published table
+    # the oracle: the published table
+    if not close(got, torch.tensor(nf4.NF4), tol=1e-5):
         raise Mistake("the levels differ from those that are published")
-    other = expect(answer(3, 0.95), shape=(8,), dtype=torch.float32, what="normal_float(3, 0.95)")
+    other = expect(
+        answer(3, 0.95), shape=(8,), dtype=torch.float32, what="normal_float(3, 0.95)"
+    )
     if not close(other, nf4.normal_float(3, 0.95), tol=1e-5):
-        raise Mistake("right for 4 bits, wrong for 3 bits with an offset of 0.95: take both from the arguments")
+        raise Mistake(
+            "right for 4 bits, wrong for 3 bits with an offset of 0.95: take both from"
+            " the arguments"
+        )
 
 
 @check.exercise(
@@ -60,9 +82,18 @@ def normal_float(answer):
     difficulty=2,
     importance=5,
     hints=(
-        "`w.reshape(-1, block)` has one block a row; its scale is the largest absolute value of that row.",
-        "The distance of each weight to each level is a tensor of one dimension more: (blocks, block, 1) − (L,).",
-        "argmin over that last dimension is the code. Clamp the scale from below before you divide.",
+        (
+            "`w.reshape(-1, block)` has one block a row; its scale is the largest"
+            " absolute value of that row."
+        ),
+        (
+            "The distance of each weight to each level is a tensor of one dimension"
+            " more: (blocks, block, 1) − (L,)."
+        ),
+        (
+            "argmin over that last dimension is the code. Clamp the scale from below"
+            " before you divide."
+        ),
     ),
 )
 def quantize(answer):
@@ -79,10 +110,14 @@ def quantize(answer):
 
     signed, whole = blocks.amax(1), w.abs().max()
     pair = lambda q, s: torch.cat([q.float(), s.expand(9)[:, None]], dim=1)  # noqa: E731
-    below = (torch.searchsorted(levels, blocks / c[:, None], right=True) - 1).clamp(0, 7)
+    below = (torch.searchsorted(levels, blocks / c[:, None], right=True) - 1).clamp(
+        0, 7
+    )
     columns = w.T.reshape(-1, 8)
     mistakes = {
-        "the scale is the largest |w|: you took the largest w": pair(coded(signed[:, None]), signed),
+        "the scale is the largest |w|: you took the largest w": pair(
+            coded(signed[:, None]), signed
+        ),
         "one scale serves all: each block has its own": pair(coded(whole), whole),
         "you took the level below, not the nearest": pair(below, c),
         "you took the next level above, not the nearest": pair(
@@ -94,18 +129,28 @@ def quantize(answer):
             ((blocks / c[:, None] + 1) / 2 * 7).round(), c
         ),
         "blocks run along the rows: yours run down the columns": pair(
-            (columns[..., None] / (s := columns.abs().amax(1))[:, None, None] - levels).abs().argmin(-1), s
+            (columns[..., None] / (s := columns.abs().amax(1))[:, None, None] - levels)
+            .abs()
+            .argmin(-1),
+            s,
         ),
-        "the scale is the largest |w|: you took the mean": pair(coded((s := blocks.abs().mean(1))[:, None]), s),
+        "the scale is the largest |w|: you took the mean": pair(
+            coded((s := blocks.abs().mean(1))[:, None]), s
+        ),
     }
     diagnose(
-        pair(codes, scales), right=pair(coded(c[:, None]), c), mistakes=mistakes, what="codes (and the scale, last)"
+        pair(codes, scales),
+        right=pair(coded(c[:, None]), c),
+        mistakes=mistakes,
+        what="codes (and the scale, last)",
     )
     normal = torch.randn(4, 64)
     q = nf4.quantize(normal, double=False)  # an independent reference
     codes, scales = _pair(answer(normal, torch.tensor(nf4.NF4), 64), (4, 64), (4,))
     if not close(torch.tensor(nf4.NF4)[codes] * scales[:, None], nf4.dequantize(q)):
-        raise Mistake("right for these 8 levels and blocks of 8, wrong for NF4 and blocks of 64")
+        raise Mistake(
+            "right for these 8 levels and blocks of 8, wrong for NF4 and blocks of 64"
+        )
     zeros, _ = _pair(answer(torch.zeros(16), levels, 8), (2, 8), (2,))
     if not close(levels[zeros], torch.zeros(2, 8)):
         raise Mistake("a block of zeros must get the code of the level 0")
@@ -114,8 +159,13 @@ def quantize(answer):
 def _pair(value: object, codes: tuple, scales: tuple) -> tuple[Tensor, Tensor]:
     expect(value, kind=(tuple, list), what="quantize(…)")
     if len(value) != 2:
-        raise Mistake(f"quantize returned {len(value)} things: return the codes, then the scales")
-    if getattr(value[0], "shape", None) == scales and getattr(value[1], "shape", None) == codes:
+        raise Mistake(
+            f"quantize returned {len(value)} things: return the codes, then the scales"
+        )
+    if (
+        getattr(value[0], "shape", None) == scales
+        and getattr(value[1], "shape", None) == codes
+    ):
         raise Mistake("they are in the wrong order: return the codes, then the scales")
     return (
         expect(value[0], shape=codes, dtype=torch.int64, what="codes"),
@@ -129,9 +179,18 @@ def _pair(value: object, codes: tuple, scales: tuple) -> tuple[Tensor, Tensor]:
     difficulty=3,
     importance=3,
     hints=(
-        "The steps are: subtract the mean of all scales, block, divide by c₂, nearest level. Then each step undone, backwards.",
-        "`tensor.split(block)` gives blocks and a shorter last one. c₂ is a block's largest |c − mean|.",
-        "For one block: levels[(part[:, None] / c2 - levels).abs().argmin(1)] * c2 + mean.",
+        (
+            "The steps are: subtract the mean of all scales, block, divide by c₂,"
+            " nearest level. Then each step undone, backwards."
+        ),
+        (
+            "`tensor.split(block)` gives blocks and a shorter last one. c₂ is a block's"
+            " largest |c − mean|."
+        ),
+        (
+            "For one block: levels[(part[:, None] / c2 - levels).abs().argmin(1)] * c2"
+            " + mean."
+        ),
     ),
 )
 def double_quantize(answer):
@@ -142,33 +201,47 @@ def double_quantize(answer):
 
     def trip(shift: Tensor, size: int = block, back: Tensor | None = None) -> Tensor:
         parts = [(p, p.abs().max()) for p in (c - shift).split(size)]
-        there = torch.cat([levels[(p[:, None] / c2 - levels).abs().argmin(1)] * c2 for p, c2 in parts])
+        there = torch.cat(
+            [levels[(p[:, None] / c2 - levels).abs().argmin(1)] * c2 for p, c2 in parts]
+        )
         return there + (shift if back is None else back)
 
     mean, zero = c.mean(), torch.zeros(())
     each = torch.cat([part.mean().expand(len(part)) for part in c.split(block)])
     mistakes = {
-        "the mean is not subtracted: half of the levels are negative and stay unused": trip(zero),
+        "the mean is not subtracted: half of the levels are negative and stay unused": (
+            trip(zero)
+        ),
         "the mean is not added again": trip(mean, back=zero),
         "the mean is that of all scales, not of each block": trip(each),
         "one c₂ serves all: each block has its own": trip(mean, 50),
         "the smallest scale is subtracted, not the mean": trip(c.min()),
         "the median is subtracted, not the mean": trip(c.median()),
         "c₂ is not multiplied back": torch.cat(
-            [levels[(p[:, None] / p.abs().max() - levels).abs().argmin(1)] + mean for p in (c - mean).split(block)]
+            [
+                levels[(p[:, None] / p.abs().max() - levels).abs().argmin(1)] + mean
+                for p in (c - mean).split(block)
+            ]
         ),
         "nothing is rounded: these are the scales as they were": c,
     }
     diagnose(got, right=trip(mean), mistakes=mistakes, tol=1e-6, what=what)
     many = torch.rand(700) + 1
-    codes, c2 = nf4.encode_8bit(many - many.mean(), grid=None)  # the reference, another codebook
-    right = nf4.dynamic_map()[codes.int()] * c2.repeat_interleave(256)[:700] + many.mean()
+    # the reference, another codebook
+    codes, c2 = nf4.encode_8bit(many - many.mean(), grid=None)
+    right = (
+        nf4.dynamic_map()[codes.int()] * c2.repeat_interleave(256)[:700] + many.mean()
+    )
     if not close(answer(many, nf4.dynamic_map(), 256), right, tol=1e-5):
-        raise Mistake("right for blocks of 16 and even levels, wrong for blocks of 256 and bitsandbytes' levels")
+        raise Mistake(
+            "right for blocks of 16 and even levels, wrong for blocks of 256 and"
+            " bitsandbytes' levels"
+        )
     if not close(answer(torch.full((5,), 3.0), levels, 4), torch.full((5,), 3.0)):
         raise Mistake(
-            "equal scales must come back as they are: without their mean nothing is left, so c₂ is 0. Mind 0 / 0, and "
-            "let no stand-in for c₂ be multiplied back"
+            "equal scales must come back as they are: without their mean nothing is"
+            " left, so c₂ is 0. Mind 0 / 0, and let no stand-in for c₂ be multiplied"
+            " back"
         )
 
 
@@ -188,30 +261,53 @@ def backward(answer):
     n, d, k, r, s = 5, 6, 8, 3, 2.5
     levels = torch.tensor(nf4.NF4)
     codes, scales = torch.randint(0, 16, (3, 16)), torch.rand(3) + 0.5
-    g, x, A, B = torch.randn(n, d), torch.randn(n, k), torch.randn(r, k), torch.randn(d, r)
-    three = expect(answer(g, x, codes, scales, levels, A, B, s), kind=(tuple, list), what="backward(…)")
+    g, x, A, B = (
+        torch.randn(n, d),
+        torch.randn(n, k),
+        torch.randn(r, k),
+        torch.randn(d, r),
+    )
+    three = expect(
+        answer(g, x, codes, scales, levels, A, B, s),
+        kind=(tuple, list),
+        what="backward(…)",
+    )
     if len(three) != 3:
-        raise Mistake(f"backward returned {len(three)} things: return ∂E/∂x, ∂E/∂A and ∂E/∂B")
+        raise Mistake(
+            f"backward returned {len(three)} things: return ∂E/∂x, ∂E/∂A and ∂E/∂B"
+        )
     shapes = ((n, k), (r, k), (d, r))
     got = [
-        expect(t, shape=w, dtype=torch.float32, what=f"∂E/∂{m}") for t, w, m in zip(three, shapes, "xAB", strict=True)
+        expect(t, shape=w, dtype=torch.float32, what=f"∂E/∂{m}")
+        for t, w, m in zip(three, shapes, "xAB", strict=True)
     ]
     W = (levels[codes] * scales[:, None]).reshape(d, k)
     leaves = [t.clone().requires_grad_() for t in (x, A, B)]
     h = leaves[0] @ W.T + s * leaves[0] @ leaves[1].T @ leaves[2].T
-    right = torch.autograd.grad(h, leaves, g)  # the oracle: autograd on the dequantised weight
-    unscaled, by_columns = levels[codes].reshape(d, k), (levels[codes] * scales[:, None]).reshape(k, d).T
+    # the oracle: autograd on the dequantised weight
+    right = torch.autograd.grad(h, leaves, g)
+    unscaled, by_columns = (
+        levels[codes].reshape(d, k),
+        (levels[codes] * scales[:, None]).reshape(k, d).T,
+    )
     diagnose(
         got[0],
         right=right[0],
         mistakes={
             "the gradient through B A is missing: x has two ways to h": g @ W,
-            "the gradient through Ŵ is missing: it is frozen, but x is not": s * g @ B @ A,
-            "the scales are missing: Ŵ is the level times the scale of its block": g @ unscaled + s * g @ B @ A,
-            "Ŵ is transposed: its codes lie row after row": g @ by_columns + s * g @ B @ A,
+            "the gradient through Ŵ is missing: it is frozen, but x is not": (
+                s * g @ B @ A
+            ),
+            "the scales are missing: Ŵ is the level times the scale of its block": (
+                g @ unscaled + s * g @ B @ A
+            ),
+            "Ŵ is transposed: its codes lie row after row": (
+                g @ by_columns + s * g @ B @ A
+            ),
             "s is missing in the gradient through B A": g @ W + g @ B @ A,
-            "you used the codes as if they were the levels": g @ (codes * scales[:, None]).reshape(d, k)
-            + s * g @ B @ A,
+            "you used the codes as if they were the levels": (
+                g @ (codes * scales[:, None]).reshape(d, k) + s * g @ B @ A
+            ),
             "s scales the low-rank way alone, not Ŵ": s * (g @ W + g @ B @ A),
         },
         what="∂E/∂x",
@@ -219,12 +315,18 @@ def backward(answer):
     diagnose(
         got[1],
         right=right[1],
-        mistakes={"s is missing in ∂E/∂A": (g @ B).T @ x, "s is applied twice in ∂E/∂A": s * s * (g @ B).T @ x},
+        mistakes={
+            "s is missing in ∂E/∂A": (g @ B).T @ x,
+            "s is applied twice in ∂E/∂A": s * s * (g @ B).T @ x,
+        },
         what="∂E/∂A",
     )
     diagnose(
         got[2],
         right=right[2],
-        mistakes={"s is missing in ∂E/∂B": g.T @ (x @ A.T), "s is applied twice in ∂E/∂B": s * s * g.T @ (x @ A.T)},
+        mistakes={
+            "s is missing in ∂E/∂B": g.T @ (x @ A.T),
+            "s is applied twice in ∂E/∂B": s * s * g.T @ (x @ A.T),
+        },
         what="∂E/∂B",
     )

@@ -19,7 +19,10 @@ check = Checks("01-start/01-welcome")
     importance=5,
     hints=(
         "Count bits first: how many do all the weights have together?",
-        "Eight bits are a byte. Odd widths leave a fraction of a byte: memory has no fractions.",
+        (
+            "Eight bits are a byte. Odd widths leave a fraction of a byte: memory has"
+            " no fractions."
+        ),
         "Multiply before you divide, divide by 8, then `math.ceil`.",
     ),
 )
@@ -36,10 +39,15 @@ def weight_bytes(answer):
             right=welcome.weight_bytes(params, bits),
             mistakes={
                 f"{what} is a number of bits: there are 8 in a byte": params * bits,
-                f"{what} rounds the bits of one weight to whole bytes: 4 bits are half a byte": params * (bits // 8),
-                f"{what} gives each weight whole bytes of its own: they are packed, so round once, at the end": params
-                * -(-bits // 8),
-                f"{what} is not a whole number: a fraction of a byte takes a whole one": exact,
+                f"{what} rounds the bits of one weight to whole bytes: 4 bits are half a byte": (
+                    params * (bits // 8)
+                ),
+                f"{what} gives each weight whole bytes of its own: they are packed, so round once, at the end": (
+                    params * -(-bits // 8)
+                ),
+                f"{what} is not a whole number: a fraction of a byte takes a whole one": (
+                    exact
+                ),
                 f"{what} drops the last, part-filled byte: round up": exact // 1,
                 f"{what} is in GB; bytes are asked": exact / 1e9,
                 f"{what} is in GiB; bytes are asked": exact / 2**30,
@@ -48,7 +56,10 @@ def weight_bytes(answer):
             what=what,
         )
     if float in kinds:
-        raise Mistake("the values are right, but some are floats: a number of bytes is an int (`math.ceil` gives one)")
+        raise Mistake(
+            "the values are right, but some are floats: a number of bytes is an int"
+            " (`math.ceil` gives one)"
+        )
 
 
 @check.exercise(
@@ -57,8 +68,14 @@ def weight_bytes(answer):
     difficulty=2,
     importance=5,
     hints=(
-        "How many bytes does one step read? How many seconds does that take? How many tokens does a step yield?",
-        "A step reads the weights once for all requests, and the cache of each request: W + b·C bytes.",
+        (
+            "How many bytes does one step read? How many seconds does that take? How"
+            " many tokens does a step yield?"
+        ),
+        (
+            "A step reads the weights once for all requests, and the cache of each"
+            " request: W + b·C bytes."
+        ),
         "It takes (W + b·C) / β seconds and yields b tokens.",
     ),
 )
@@ -66,22 +83,37 @@ def tokens_per_second(answer):
     """The most tokens per second that the memory's bandwidth allows."""
     W, beta = random.uniform(5, 150) * 1e9, random.uniform(1, 5) * 1e12
     for b, C in [(1, 0.0), (1, 3e9), (16, random.uniform(1, 4) * 1e9), (8, 0.0)]:
-        what = f"tokens_per_second(weight_bytes={W:.3g}, bandwidth={beta:.3g}, batch={b}, cache_bytes={C:.3g})"
+        what = (
+            f"tokens_per_second(weight_bytes={W:.3g}, bandwidth={beta:.3g}, batch={b},"
+            f" cache_bytes={C:.3g})"
+        )
         got = expect(answer(W, beta, b, C), kind=float, what=what)
         diagnose(
             got,
             right=welcome.tokens_per_second(W, beta, b, C),
             mistakes={
-                "this is the seconds that one token takes; tokens per second are asked": (W + b * C) / beta / b,
-                "this is the seconds that a step takes; tokens per second are asked": (W + b * C) / beta,
-                "you count steps per second: a step yields one token for each of the batch's requests": beta
-                / (W + b * C),
+                "this is the seconds that one token takes; tokens per second are asked": (
+                    (W + b * C) / beta / b
+                ),
+                "this is the seconds that a step takes; tokens per second are asked": (
+                    (W + b * C) / beta
+                ),
+                "you count steps per second: a step yields one token for each of the batch's requests": (
+                    beta / (W + b * C)
+                ),
                 "you leave the cache out: each step reads it too": b * beta / W,
-                "you read one request's cache; each of the batch's requests has its own": b * beta / (W + C),
-                "you read the weights once for each request: a step reads them once for the whole batch": beta
-                / (W + C),
-                "you add the batch instead of multiplying by it": beta / (W + b * C) + b,
-                "bandwidth is in bytes per second already: no factor of 8": b * beta / 8 / (W + b * C),
+                "you read one request's cache; each of the batch's requests has its own": (
+                    b * beta / (W + C)
+                ),
+                "you read the weights once for each request: a step reads them once for the whole batch": (
+                    beta / (W + C)
+                ),
+                "you add the batch instead of multiplying by it": (
+                    beta / (W + b * C) + b
+                ),
+                "bandwidth is in bytes per second already: no factor of 8": (
+                    b * beta / 8 / (W + b * C)
+                ),
             },
             tol=1e-9,
             what=what,
@@ -94,55 +126,113 @@ def tokens_per_second(answer):
     difficulty=2,
     importance=4,
     hints=(
-        "exp(89) no longer fits in fp32. Which number can you take from every logit of a row and leave the ratios as they are?",
-        "Take each row's own largest logit away before `exp`: then every exponent is at most 0.",
-        "`x.amax(dim=-1, keepdim=True)` keeps the dimension, so that it lines up with x; the sum needs `keepdim=True` too.",
+        (
+            "exp(89) no longer fits in fp32. Which number can you take from every logit"
+            " of a row and leave the ratios as they are?"
+        ),
+        (
+            "Take each row's own largest logit away before `exp`: then every exponent"
+            " is at most 0."
+        ),
+        (
+            "`x.amax(dim=-1, keepdim=True)` keeps the dimension, so that it lines up"
+            " with x; the sum needs `keepdim=True` too."
+        ),
     ),
 )
 def softmax(answer):
-    """A softmax over the last dimension that survives large logits, very different rows, and −∞."""
+    """A softmax over the last dimension that survives large logits, very different
+    rows, and −∞.
+    """
     x = torch.randn(2, 3, 3)
     _small(answer, x)
     shift = torch.tensor([[0.0], [1000.0], [-1000.0]])
-    got = expect(answer(x + 1000), shape=(2, 3, 3), dtype=torch.float32, finite=False, what="softmax(x)")
+    got = expect(
+        answer(x + 1000),
+        shape=(2, 3, 3),
+        dtype=torch.float32,
+        finite=False,
+        what="softmax(x)",
+    )
     if not got.isfinite().all():
         raise Mistake(
-            "with logits near 1000 it holds NaN or infinity: exp overflows; first take something away from the logits"
+            "with logits near 1000 it holds NaN or infinity: exp overflows; first take"
+            " something away from the logits"
         )
     large = torch.softmax(x, -1)
     alike = {
-        "with logits near 1000 all of a row come out alike: subtract something, do not clamp": torch.full_like(x, 1 / 3)
+        "with logits near 1000 all of a row come out alike: subtract something, do not clamp": torch.full_like(
+            x, 1 / 3
+        )
     }
-    diagnose(got, right=large, mistakes=alike, tol=1e-4, what="softmax(x) with logits near 1000")
+    diagnose(
+        got,
+        right=large,
+        mistakes=alike,
+        tol=1e-4,
+        what="softmax(x) with logits near 1000",
+    )
     got = expect(answer(x + shift), shape=(2, 3, 3), finite=False, what="softmax(x)")
     if not close(got, torch.softmax(x + shift, -1), tol=1e-4):
-        raise Mistake("it fails when one row's logits are 1000 above another's: each row needs a maximum of its own")
+        raise Mistake(
+            "it fails when one row's logits are 1000 above another's: each row needs a"
+            " maximum of its own"
+        )
     masked = x.masked_fill(torch.tensor([False, True, False]), -torch.inf)
-    got = expect(answer(masked), shape=(2, 3, 3), finite=False, what="softmax(x) with a logit of −∞")
-    diagnose(got, right=torch.softmax(masked, -1), what="softmax(x) with a logit of −∞ (a masked token)")
+    got = expect(
+        answer(masked),
+        shape=(2, 3, 3),
+        finite=False,
+        what="softmax(x) with a logit of −∞",
+    )
+    diagnose(
+        got,
+        right=torch.softmax(masked, -1),
+        what="softmax(x) with a logit of −∞ (a masked token)",
+    )
     wide = torch.randn(4, 7)
-    diagnose(expect(answer(wide), shape=(4, 7)), right=torch.softmax(wide, -1), what="softmax(x) of shape (4, 7)")
+    diagnose(
+        expect(answer(wide), shape=(4, 7)),
+        right=torch.softmax(wide, -1),
+        what="softmax(x) of shape (4, 7)",
+    )
 
 
 def _small(answer, x):
     e, shifted = x.exp(), (x - x.amax(-1, keepdim=True)).exp()
     diagnose(
-        expect(answer(x), shape=(2, 3, 3), dtype=torch.float32, finite=False, what="softmax(x)"),
+        expect(
+            answer(x),
+            shape=(2, 3, 3),
+            dtype=torch.float32,
+            finite=False,
+            what="softmax(x)",
+        ),
         right=welcome.softmax(x),
         mistakes={
-            "you sum over the whole tensor: each row is a distribution of its own": e / e.sum(),
-            "you normalise over the first dimension, not over the last": e / e.sum(0, keepdim=True),
-            "you normalise over the middle dimension, not over the last": e / e.sum(1, keepdim=True),
+            "you sum over the whole tensor: each row is a distribution of its own": (
+                e / e.sum()
+            ),
+            "you normalise over the first dimension, not over the last": (
+                e / e.sum(0, keepdim=True)
+            ),
+            "you normalise over the middle dimension, not over the last": (
+                e / e.sum(1, keepdim=True)
+            ),
             "the sum lost its dimension and lined up with the wrong one: `keepdim=True`": lambda: (
                 e / e.sum(-1)[:, None]
             ),
-            "the rows' sums lined up with the wrong dimension: `keepdim=True`": lambda: (
-                shifted / shifted.sum(-1)[:, None]
+            "the rows' sums lined up with the wrong dimension: `keepdim=True`": (
+                lambda: shifted / shifted.sum(-1)[:, None]
             ),
-            "these are log-probabilities: their exponential is asked": x.log_softmax(-1),
+            "these are log-probabilities: their exponential is asked": x.log_softmax(
+                -1
+            ),
             "you did not divide by the sum": e,
             "you took the maximum away, but did not divide by the sum": shifted,
-            "you divide the logits by their sum: exp is missing": x / x.sum(-1, keepdim=True),
+            "you divide the logits by their sum: exp is missing": (
+                x / x.sum(-1, keepdim=True)
+            ),
             "you changed the exponentials and not their sum (or the other way round): take the maximum from both": (
                 shifted / e.sum(-1, keepdim=True)
             ),

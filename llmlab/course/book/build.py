@@ -1,7 +1,9 @@
-"""`python -m llmlab.course.book.build`: builds the book into `jupyter-book/_build/html` from the notebooks as they are.
+"""`python -m llmlab.course.book.build`: builds the book into `jupyter-book/_build/html`
+from the notebooks as they are.
 
-Nothing is executed. Whatever lessons exist are staged with the pages that are made from data, and Jupyter Book
-turns them into HTML, warnings being errors. What the pages need (MathJax, scripts, fonts) is copied beside them.
+Nothing is executed. Whatever lessons exist are staged with the pages that are made from
+data, and Jupyter Book turns them into HTML, warnings being errors. What the pages need
+(MathJax, scripts, fonts) is copied beside them.
 """
 
 from __future__ import annotations
@@ -26,7 +28,15 @@ from llmlab.course.book.verified import Records
 from llmlab.course.syllabus import PARTS, Lesson, built_lessons, course_root
 
 KINDS = ("notebooks", "exercises", "solutions")
-STATIC_PAGES = ("index", "run", "glossary", "bibliography", "published", "coverage", "verified")
+STATIC_PAGES = (
+    "index",
+    "run",
+    "glossary",
+    "bibliography",
+    "published",
+    "coverage",
+    "verified",
+)
 
 
 class BookError(Exception):
@@ -37,7 +47,8 @@ def build(root: Path | None = None, *, verbose: bool = False) -> Path:
     """Builds the book and returns the folder with its `index.html`.
 
     Raises:
-        BookError: a link, a citation or a reference is wrong, a tool is missing, or Jupyter Book warned.
+        BookError: a link, a citation or a reference is wrong, a tool is missing, or
+            Jupyter Book warned.
     """
     root = root or course_root()
     home = root / "jupyter-book"
@@ -46,10 +57,18 @@ def build(root: Path | None = None, *, verbose: bool = False) -> Path:
     stage = prepare(root, source)
     if stage.errors:
         raise BookError("\n".join(stage.errors))
-    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(source)]
+    command = [
+        sys.executable,
+        "-c",
+        "from jupyter_book.cli.main import main; main()",
+        "build",
+        str(source),
+    ]
     command += ["--path-output", str(home)]
     command += ["-n", "-W", "--keep-going", "--all"] + ([] if verbose else ["-q"])
-    done = subprocess.run(command, cwd=root, capture_output=not verbose, text=True, env=_environment())
+    done = subprocess.run(
+        command, cwd=root, capture_output=not verbose, text=True, env=_environment()
+    )
     if done.returncode or not (out / "index.html").is_file():
         raise BookError(f"Jupyter Book failed or warned:\n{_complaints(done)}")
     return out
@@ -70,13 +89,18 @@ def prepare(root: Path, source: Path) -> Stage:
     for part in PARTS:
         stage.write(f"parts/{part}.md", pages.part_page(part, built, root))
     for name in STATIC_PAGES:
-        stage.write(f"{name}.md", fill(root / "jupyter-book" / "pages" / f"{name}.md", stage, built, runs))
+        stage.write(
+            f"{name}.md",
+            fill(root / "jupyter-book" / "pages" / f"{name}.md", stage, built, runs),
+        )
     copy_static(root, source)
     return stage
 
 
 def fill(path: Path, stage: Stage, built: list[Lesson], runs: dict) -> str:
-    """A hand-written page, its `<!-- llmlab:… -->` marks replaced by what is made from data."""
+    """A hand-written page, its `<!-- llmlab:… -->` marks replaced by what is made from
+    data.
+    """
     makers = {
         "map": lambda: pages.course_map(built, stage.root),
         "start": lambda: pages.start(built),
@@ -97,23 +121,36 @@ def fill(path: Path, stage: Stage, built: list[Lesson], runs: dict) -> str:
 
 def slider(root: Path, built: list[Lesson]) -> str:
     """A figure that moves, taken from a lesson, for the landing page."""
-    preferred = sorted(built, key=lambda x: (x.slug != "04-peft/05-lora", x.part == "01-start", x.slug))
+    preferred = sorted(
+        built, key=lambda x: (x.slug != "04-peft/05-lora", x.part == "01-start", x.slug)
+    )
     for lesson in preferred:
         found = first_slider(lesson.notebook(root))
         if found:
             link = f'<a href="notebooks/{lesson.slug}.html">{lesson.title}</a>'
-            return f'<div class="hero-figure">{found}<p class="hero-from">From the lesson {link}. Move the slider.</p></div>'
+            return (
+                f'<div class="hero-figure">{found}<p class="hero-from">From the lesson'
+                f" {link}. Move the slider.</p></div>"
+            )
     return ""
 
 
 def latest_runs(root: Path) -> dict[str, dict]:
-    """What each notebook took: as recorded by `make sync`, and renewed by the test run where there was one."""
+    """What each notebook took: as recorded by `make sync`, and renewed by the test run
+    where there was one.
+    """
     runs = Records(root).read()
-    for path in Path(os.environ.get("LLMLAB_RECORD", root / "build" / "verify" / "notebooks")).glob("*.json"):
+    for path in Path(
+        os.environ.get("LLMLAB_RECORD", root / "build" / "verify" / "notebooks")
+    ).glob("*.json"):
         record = json.loads(path.read_text(encoding="utf-8"))
         run = runs.get(record["notebook"].removesuffix(".ipynb"))
         if run:
-            run |= {"seconds": record["seconds"], "memory_gib": record["peak_mib"] / 1024, "date": record["date"]}
+            run |= {
+                "seconds": record["seconds"],
+                "memory_gib": record["peak_mib"] / 1024,
+                "date": record["date"],
+            }
     return runs
 
 
@@ -133,14 +170,18 @@ def references(root: Path) -> dict[str, str]:
             raise BookError(f"{path.name}: {error}") from None
         for key in keys:
             if key in found:
-                raise BookError(f"the key {key} stands in {found[key]} and in {path.name}: keep one")
+                raise BookError(
+                    f"the key {key} stands in {found[key]} and in {path.name}: keep one"
+                )
             found[key] = path.name
     return found
 
 
 def config(root: Path) -> str:
     """`_config.yml` with the bibliography's files filled in."""
-    settings = yaml.safe_load((root / "jupyter-book" / "_config.yml").read_text(encoding="utf-8"))
+    settings = yaml.safe_load(
+        (root / "jupyter-book" / "_config.yml").read_text(encoding="utf-8")
+    )
     files = sorted((root / "jupyter-book" / "references").glob("*.bib"))
     settings["bibtex_bibfiles"] = [f"references/{path.name}" for path in files]
     return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
@@ -156,7 +197,9 @@ def copy_static(root: Path, source: Path) -> None:
 
 def _environment() -> dict[str, str]:
     if find_spec("mathjax") is None:
-        raise BookError("MathJax is missing: pip install django-static-mathjax==3.2.2.1")
+        raise BookError(
+            "MathJax is missing: pip install django-static-mathjax==3.2.2.1"
+        )
     return os.environ | {"PYTHONWARNINGS": "ignore", "JUPYTER_PLATFORM_DIRS": "1"}
 
 
@@ -176,7 +219,9 @@ def serve(folder: Path, port: int = 8000) -> None:
     try:
         server = ThreadingHTTPServer(("127.0.0.1", port), handler)
     except OSError as error:
-        raise BookError(f"port {port} cannot be used ({error.strerror}): choose another with --port") from None
+        raise BookError(
+            f"port {port} cannot be used ({error.strerror}): choose another with --port"
+        ) from None
     with server:
         print(f"The book is at http://127.0.0.1:{port}/ (Ctrl+C ends it).", flush=True)
         try:
@@ -187,10 +232,18 @@ def serve(folder: Path, port: int = 8000) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns 1 when the book cannot be built."""
-    parser = argparse.ArgumentParser(prog="python -m llmlab.course.book.build", description=__doc__.split("\n")[0])
-    parser.add_argument("--serve", action="store_true", help="serve the book on this machine once it is built")
+    parser = argparse.ArgumentParser(
+        prog="python -m llmlab.course.book.build", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument(
+        "--serve",
+        action="store_true",
+        help="serve the book on this machine once it is built",
+    )
     parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--verbose", action="store_true", help="show what Jupyter Book says")
+    parser.add_argument(
+        "--verbose", action="store_true", help="show what Jupyter Book says"
+    )
     args = parser.parse_args(argv)
     try:
         out = build(verbose=args.verbose)

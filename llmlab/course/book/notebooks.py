@@ -1,6 +1,8 @@
-"""How a notebook becomes a page of the book: links, citations, figures with alternative text, banners.
+"""How a notebook becomes a page of the book: links, citations, figures with alternative
+text, banners.
 
-Lessons are plain Markdown, so that JupyterLab renders them; what only the book can do is added here, on staged copies.
+Lessons are plain Markdown, so that JupyterLab renders them; what only the book can do
+is added here, on staged copies.
 """
 
 from __future__ import annotations
@@ -20,10 +22,15 @@ from nbformat import NotebookNode
 from llmlab.course.book.verified import WIDGET
 from llmlab.course.syllabus import Lesson, lessons
 
-LINK = re.compile(r'(?<!!)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(([^()\s]+(?:\([^()\s]*\)[^()\s]*)*)(?:\s+"([^"]*)")?\)')
+LINK = re.compile(
+    r'(?<!!)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(([^()\s]+(?:\([^()\s]*\)[^()\s]*)*)(?:\s+"([^"]*)")?\)'
+)
 CODE = re.compile(r"(```.*?```|~~~.*?~~~|`[^`\n]+`)", re.DOTALL)
 KEY = re.compile(r"[a-z]+\d{4}[a-z0-9-]*")
-MARKS = re.compile(r"^[ \t]*# (?:BEGIN SOLUTION|END SOLUTION|NBVAL_\w+)[ \t]*\n?", re.MULTILINE)  # for machines
+# for machines
+MARKS = re.compile(
+    r"^[ \t]*# (?:BEGIN SOLUTION|END SOLUTION|NBVAL_\w+)[ \t]*\n?", re.MULTILINE
+)
 
 
 @dataclass
@@ -49,7 +56,9 @@ class Stage:
 def rewrite(text: str, change: Callable[[re.Match], str]) -> str:
     """Applies `change` to each Markdown link outside of code."""
     parts = CODE.split(text)
-    return "".join(part if i % 2 else LINK.sub(change, part) for i, part in enumerate(parts))
+    return "".join(
+        part if i % 2 else LINK.sub(change, part) for i, part in enumerate(parts)
+    )
 
 
 def link(match: re.Match, page: str, stage: Stage) -> str:
@@ -57,8 +66,15 @@ def link(match: re.Match, page: str, stage: Stage) -> str:
     text, target, title = match.groups()
     if title and KEY.fullmatch(title):
         if title not in stage.keys:
-            stage.errors.append(f"{page} cites {title!r}, which is in none of jupyter-book/references/*.bib")
-        return f"{{cite:t}}`{title}`" if re.search(r"\d{4}", text) else f"[{text}]({target}) {{cite:p}}`{title}`"
+            stage.errors.append(
+                f"{page} cites {title!r}, which is in none of"
+                " jupyter-book/references/*.bib"
+            )
+        return (
+            f"{{cite:t}}`{title}`"
+            if re.search(r"\d{4}", text)
+            else f"[{text}]({target}) {{cite:p}}`{title}`"
+        )
     if re.match(r"[a-z]+:|#|/", target):
         return match.group()
     path, _, anchor = target.partition("#")
@@ -85,7 +101,9 @@ def copy_file(stage: Stage, path: str) -> None:
 
 
 def picture(data: dict, size: dict, page: str, stage: Stage) -> str:
-    """The figure as HTML: a file of its own, its alternative text, its size, and a box that can scroll."""
+    """The figure as HTML: a file of its own, its alternative text, its size, and a box
+    that can scroll.
+    """
     content = b64decode(data["image/png"])
     name = f"_static/figures/{hashlib.sha256(content).hexdigest()[:16]}.png"
     path = stage.source / name
@@ -94,12 +112,19 @@ def picture(data: dict, size: dict, page: str, stage: Stage) -> str:
     here = posixpath.relpath(name, posixpath.dirname(page))
     alt = html.escape(size.get("alt", ""), quote=True)
     if not alt:
-        stage.errors.append(f"{page} has a figure without alternative text: end its cell with figure(fig, alt=…)")
-    box = "".join(f' {side}="{size[side]}"' for side in ("width", "height") if side in size)
-    least = round(size.get("width", 0) * 0.6)  # 72 of 120 pixels an inch: text of 12 points keeps 9 points of CSS
+        stage.errors.append(
+            f"{page} has a figure without alternative text: end its cell with"
+            " figure(fig, alt=…)"
+        )
+    box = "".join(
+        f' {side}="{size[side]}"' for side in ("width", "height") if side in size
+    )
+    # 72 of 120 pixels an inch: text of 12 points keeps 9 points of CSS
+    least = round(size.get("width", 0) * 0.6)
     return (
-        f'<figure class="llmlab-figure"><div class="llmlab-scroll" tabindex="0" role="group" aria-label="figure">'
-        f'<img src="{here}" alt="{alt}"{box} style="min-width:{least}px" loading="lazy"></div></figure>'
+        '<figure class="llmlab-figure"><div class="llmlab-scroll" tabindex="0"'
+        f' role="group" aria-label="figure"><img src="{here}" alt="{alt}"{box}'
+        f' style="min-width:{least}px" loading="lazy"></div></figure>'
     )
 
 
@@ -110,7 +135,11 @@ def dress_output(output: NotebookNode, page: str, stage: Stage) -> None:
         return
     data.pop(WIDGET, None)
     if "image/png" in data:
-        output["data"] = {"text/html": picture(data, output.metadata.get("image/png", {}), page, stage)}
+        output["data"] = {
+            "text/html": picture(
+                data, output.metadata.get("image/png", {}), page, stage
+            )
+        }
         output.metadata.pop("image/png", None)
 
 
@@ -134,43 +163,68 @@ def _up(page: str, target: str) -> str:
 
 
 def header(kind: str, lesson: Lesson, run: dict | None, stage: Stage) -> str:
-    """The line under a page's title: where it runs, what it took, where its exercises are."""
+    """The line under a page's title: where it runs, what it took, where its exercises
+    are.
+    """
     page = f"{kind}/{lesson.slug}.ipynb"
-    download = f'<a href="{_up(page, "_sources/" + page)}" download>Download the notebook</a>'
-    took = f"<span>Runs in {run['seconds']:.0f} s, {run['memory_gib']:.1f} GiB</span>" if run else ""
-    exercises, solutions = (f"{k}/{lesson.slug}.ipynb" for k in ("exercises", "solutions"))
+    download = (
+        f'<a href="{_up(page, "_sources/" + page)}" download>Download the notebook</a>'
+    )
+    took = (
+        f"<span>Runs in {run['seconds']:.0f} s, {run['memory_gib']:.1f} GiB</span>"
+        if run
+        else ""
+    )
+    exercises, solutions = (
+        f"{k}/{lesson.slug}.ipynb" for k in ("exercises", "solutions")
+    )
     links = []
     if kind == "notebooks" and stage.has_page(exercises):
-        links.append(f'<a href="{_up(page, exercises).replace(".ipynb", ".html")}">Exercises</a>')
+        links.append(
+            f'<a href="{_up(page, exercises).replace(".ipynb", ".html")}">Exercises</a>'
+        )
     bar = f'<div class="lesson-bar">{took}{"".join(links)}{download}</div>'
     if kind == "exercises":
         answers = (
-            f"[Worked solutions]({_up(page, solutions)}) are one click away; " if stage.has_page(solutions) else ""
+            f"[Worked solutions]({_up(page, solutions)}) are one click away; "
+            if stage.has_page(solutions)
+            else ""
         )
         return (
-            f"{bar}\n\n:::{{admonition}} Yours to solve\n:class: tip\nThis page cannot run code. Type `llmlab lab`, "
-            f"open `work/{lesson.slug}.ipynb` and fill in the cells; each is marked at once. "
-            f"Stuck? `check.hint(…)` gives one hint at a time. {answers}try first.\n:::"
+            f"{bar}\n\n:::{{admonition}} Yours to solve\n:class: tip\nThis page cannot"
+            f" run code. Type `llmlab lab`, open `work/{lesson.slug}.ipynb` and fill in"
+            " the cells; each is marked at once. Stuck? `check.hint(…)` gives one hint"
+            f" at a time. {answers}try first.\n:::"
         )
     if kind == "solutions":
         return (
-            f"{bar}\n\n:::{{admonition}} Solutions: spoilers ahead\n:class: warning\nThis page answers the "
-            f"[exercises of this lesson]({_up(page, exercises)}). You learn more if you have tried them first.\n:::"
+            f"{bar}\n\n:::{{admonition}} Solutions: spoilers ahead\n:class:"
+            " warning\nThis page answers the [exercises of this"
+            f" lesson]({_up(page, exercises)}). You learn more if you have tried them"
+            " first.\n:::"
         )
     return bar
 
 
 def stage_notebook(kind: str, lesson: Lesson, run: dict | None, stage: Stage) -> None:
-    """Puts `kind`/`lesson` ('notebooks', 'exercises' or 'solutions') into the staging folder."""
+    """Puts `kind`/`lesson` ('notebooks', 'exercises' or 'solutions') into the staging
+    folder.
+    """
     page = f"{kind}/{lesson.slug}.ipynb"
     nb = nbformat.read(stage.root / page, as_version=4)
     dress(nb, page, stage)
     first = next((i for i, c in enumerate(nb.cells) if c.cell_type == "markdown"), 0)
-    nb.cells.insert(first + 1, nbformat.v4.new_markdown_cell(header(kind, lesson, run, stage)))
+    nb.cells.insert(
+        first + 1, nbformat.v4.new_markdown_cell(header(kind, lesson, run, stage))
+    )
     if kind == "solutions" and nb.cells[first].source.startswith("# "):
         title, _, rest = nb.cells[first].source.partition("\n")
         if "solution" not in title.lower():
-            nb.cells[first].source = f"# Solutions: {re.sub('^Exercises?:? *', '', title[2:])}\n{rest}"
+            nb.cells[
+                first
+            ].source = (
+                f"# Solutions: {re.sub('^Exercises?:? *', '', title[2:])}\n{rest}"
+            )
     stage.write(page, nbformat.writes(nb))
 
 

@@ -1,4 +1,6 @@
-"""The book's page "Published numbers": what papers print, and what the package counts. The rows are in `data/published.csv`."""
+"""The book's page "Published numbers": what papers print, and what the package counts.
+The rows are in `data/published.csv`.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +10,29 @@ from importlib import import_module
 
 from llmlab.course.syllabus import DATA
 
-UNITS = {"": 1, "k": 1e3, "M": 1e6, "B": 1e9, "GB": 1e9, "%": 1, "bits": 1, "days": 1, "s": 1, "TFLOP/s": 1}
-PARTS = {"peft": "Parameter-efficient fine-tuning", "parallelism": "Distributed training"}
+UNITS = {
+    "": 1,
+    "k": 1e3,
+    "M": 1e6,
+    "B": 1e9,
+    "GB": 1e9,
+    "%": 1,
+    "bits": 1,
+    "days": 1,
+    "s": 1,
+    "TFLOP/s": 1,
+}
+PARTS = {
+    "peft": "Parameter-efficient fine-tuning",
+    "parallelism": "Distributed training",
+}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One published number; `rule` and `arguments` say how `llmlab.<part>.published` counts it."""
+    """One published number; `rule` and `arguments` say how `llmlab.<part>.published`
+    counts it.
+    """
 
     part: str  # "peft" or "parallelism"
     what: str
@@ -31,13 +49,22 @@ class Row:
         """What the package counts, in `unit`."""
         rules = import_module(f"llmlab.{self.part}.published").OURS
         pairs = (pair.split("=") for pair in self.arguments.split())
-        return rules[self.rule](**{name: _value(text) for name, text in pairs}) / UNITS[self.unit]
+        return (
+            rules[self.rule](**{name: _value(text) for name, text in pairs})
+            / UNITS[self.unit]
+        )
 
     @property
     def digits(self) -> int:
-        """Decimals of the printed number; −1 for one that is rounded to tens, as 780 is."""
+        """Decimals of the printed number; −1 for one that is rounded to tens, as 780
+        is.
+        """
         decimals = len(self.published.partition(".")[2])
-        return -1 if not decimals and self.unit and self.published.endswith("0") else decimals
+        return (
+            -1
+            if not decimals and self.unit and self.published.endswith("0")
+            else decimals
+        )
 
     @property
     def same(self) -> bool:
@@ -64,8 +91,15 @@ def page() -> str:
     """The table in Markdown, with citations as MyST has them."""
     table = rows()
     same = sum(row.same for row in table)
-    parts = [_section(part, [row for row in table if row.part == part]) for part in PARTS]
-    return "\n\n".join([f"{same} of {len(table)} numbers come out the same; the others say why.", *parts])
+    parts = [
+        _section(part, [row for row in table if row.part == part]) for part in PARTS
+    ]
+    return "\n\n".join(
+        [
+            f"{same} of {len(table)} numbers come out the same; the others say why.",
+            *parts,
+        ]
+    )
 
 
 def _section(part: str, table: list[Row]) -> str:
@@ -76,6 +110,8 @@ def _section(part: str, table: list[Row]) -> str:
         more = 0 if not row.unit else max(row.digits, 0) + 1
         ours = f"{row.ours:,.{more}f}\N{NO-BREAK SPACE}{row.unit}".strip()
         printed = f"{float(row.published):,.{max(row.digits, 0)}f}\N{NO-BREAK SPACE}{row.unit}".strip()
-        what = f"{row.what}<br>{{cite:t}}`{row.paper}`, {row.where}" + (f"<br>*{row.why}*" if row.why else "")
+        what = f"{row.what}<br>{{cite:t}}`{row.paper}`, {row.where}" + (
+            f"<br>*{row.why}*" if row.why else ""
+        )
         lines.append(f"| {what} | {printed} | {ours} | {'yes' if row.same else 'no'} |")
     return "\n".join(lines)

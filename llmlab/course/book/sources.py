@@ -1,4 +1,6 @@
-"""`show(thing)` renders the reference source straight from the package, so that a lesson never holds a copy."""
+"""`show(thing)` renders the reference source straight from the package, so that a
+lesson never holds a copy.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,11 @@ from typing import Any
 
 
 def show(*objects: Any) -> None:
-    """Displays the source of functions, classes or modules, highlighted, each under its path in the package.
+    """Displays the source of functions, classes or modules, highlighted, each under its
+    path in the package.
 
-    The output holds no line numbers and no absolute path: it changes only when the source does.
+    The output holds no line numbers and no absolute path: it changes only when the
+    source does.
 
     Raises:
         ValueError: nothing was given, or an object has no Python source.
@@ -36,7 +40,10 @@ def _source(thing: Any) -> tuple[str, str]:
     try:
         source, file = inspect.getsource(thing), inspect.getfile(thing)
     except (TypeError, OSError):
-        raise ValueError(f"show() needs functions, classes or modules written in Python, not {thing!r}") from None
+        raise ValueError(
+            "show() needs functions, classes or modules written in Python, not"
+            f" {thing!r}"
+        ) from None
     module = inspect.getmodule(thing)
     name = module.__name__ if module else "__main__"
     top = name.split(".")[0]
@@ -50,13 +57,17 @@ def _source(thing: Any) -> tuple[str, str]:
 
 
 def _html(where: str, source: str) -> str:
-    """Pygments' classes, which JupyterLab and the book both colour for their light and dark themes."""
+    """Pygments' classes, which JupyterLab and the book both colour for their light and
+    dark themes.
+    """
     from pygments import highlight
     from pygments.formatters import HtmlFormatter
     from pygments.lexers import PythonLexer
 
-    code = highlight(source, PythonLexer(), HtmlFormatter(cssclass="highlight", wrapcode=False))
+    code = highlight(
+        source, PythonLexer(), HtmlFormatter(cssclass="highlight", wrapcode=False)
+    )
     return (
-        '<div class="llmlab-source">'
-        f'<p style="margin:0.4em 0 0.3em"><code>{html.escape(where)}</code></p>{code.rstrip()}</div>'
+        '<div class="llmlab-source"><p style="margin:0.4em 0'
+        f' 0.3em"><code>{html.escape(where)}</code></p>{code.rstrip()}</div>'
     )

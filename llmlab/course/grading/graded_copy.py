@@ -1,7 +1,9 @@
-"""The copy of a learner's notebook that is marked: their cells in their order, the course's own checks in between.
+"""The copy of a learner's notebook that is marked: their cells in their order, the
+course's own checks in between.
 
-A check cell of theirs decides only *where* the course's check runs. One that was changed or deleted earns nothing; the
-check runs all the same, so that they are told how they stand.
+A check cell of theirs decides only *where* the course's check runs. One that was
+changed or deleted earns nothing; the check runs all the same, so that they are told how
+they stand.
 """
 
 from __future__ import annotations
@@ -37,24 +39,34 @@ class Copy:
     """A copy to be run, and what is known about it before it runs."""
 
     notebook: dict[str, Any]
-    state: dict[str, str]  # exercise → "intact", "edited" or "missing": the learner's own check cell
+    # exercise → "intact", "edited" or "missing": the learner's own check cell
+    state: dict[str, str]
     tokens: dict[str, str]  # exercise → the number that its verdict must carry
     checks: dict[int, str]  # index in the copy → exercise
-    defined_in: dict[str, list[int]]  # exercise → the cells (index in the copy) that define it, or should
+    # exercise → the cells (index in the copy) that define it, or should
+    defined_in: dict[str, list[int]]
     theirs: dict[int, int] = field(
         default_factory=dict
     )  # index in the copy → number of the code cell in the learner's file
 
     def origin(self, index: int | None) -> int | None:
-        """The learner's cell (−1 − k: the k-th check) that stands at `index` of the copy; None for our own."""
-        return None if index is None else self.notebook["cells"][index]["metadata"]["llmlab_origin"]
+        """The learner's cell (−1 − k: the k-th check) that stands at `index` of the
+        copy; None for our own.
+        """
+        return (
+            None
+            if index is None
+            else self.notebook["cells"][index]["metadata"]["llmlab_origin"]
+        )
 
 
 def read_notebook(path: Path) -> dict[str, Any]:
-    """The notebook at `path`, each cell with its type, its source as one text and its metadata.
+    """The notebook at `path`, each cell with its type, its source as one text and its
+    metadata.
 
     Raises:
-        Unreadable: it is no notebook: not JSON, another kind of JSON, an old format, empty, not text, not readable.
+        Unreadable: it is no notebook: not JSON, another kind of JSON, an old format,
+            empty, not text, not readable.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -64,13 +76,23 @@ def read_notebook(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise Unreadable("it is not text, so not a notebook") from None
     except (json.JSONDecodeError, RecursionError) as error:
-        where = f" (line {error.lineno}: {error.msg})" if isinstance(error, json.JSONDecodeError) else ""
-        merge = ": it holds the marks of a merge (<<<<<<<)" if re.search(r"^<{7} ", text, re.M) else ""
+        where = (
+            f" (line {error.lineno}: {error.msg})"
+            if isinstance(error, json.JSONDecodeError)
+            else ""
+        )
+        merge = (
+            ": it holds the marks of a merge (<<<<<<<)"
+            if re.search(r"^<{7} ", text, re.M)
+            else ""
+        )
         raise Unreadable(f"its JSON is broken{where}{merge}") from None
     if notebook is None:
         raise Unreadable("the file is empty")
     if isinstance(notebook, dict) and "worksheets" in notebook:
-        raise Unreadable("it has the notebook format of before 2015: open and save it in JupyterLab")
+        raise Unreadable(
+            "it has the notebook format of before 2015: open and save it in JupyterLab"
+        )
     if not isinstance(notebook, dict) or not isinstance(notebook.get("cells"), list):
         raise Unreadable("it is JSON, but not a notebook: it has no list of cells")
     metadata = notebook.get("metadata")
@@ -84,21 +106,33 @@ def _cell(cell: dict[str, Any]) -> dict[str, Any]:
     source, metadata = cell.get("source", ""), cell.get("metadata")
     source = "".join(map(str, source)) if isinstance(source, list) else str(source)
     kind = cell.get("cell_type", "raw")
-    return cell | {"cell_type": kind, "source": source, "metadata": metadata if isinstance(metadata, dict) else {}}
+    return cell | {
+        "cell_type": kind,
+        "source": source,
+        "metadata": metadata if isinstance(metadata, dict) else {},
+    }
 
 
 def pristine_checks(exercise_notebook: Path) -> dict[str, Pristine]:
     """exercise → its check cell, from the notebook under exercises/."""
     out = {}
     for cell in read_notebook(exercise_notebook)["cells"]:
-        name = checked_name(cell["source"]) if "check" in cell["metadata"].get("tags", []) else None
+        name = (
+            checked_name(cell["source"])
+            if "check" in cell["metadata"].get("tags", [])
+            else None
+        )
         if name:
-            out[name] = Pristine(name, cell["source"], cell["metadata"]["nbgrader"]["points"])
+            out[name] = Pristine(
+                name, cell["source"], cell["metadata"]["nbgrader"]["points"]
+            )
     return out
 
 
 def same_code(a: str, b: str) -> bool:
-    """Whether two sources are the same program: comments, spacing and quotes do not count."""
+    """Whether two sources are the same program: comments, spacing and quotes do not
+    count.
+    """
     try:
         return ast.dump(ast.parse(a)) == ast.dump(ast.parse(b))
     except (SyntaxError, ValueError):
@@ -106,11 +140,15 @@ def same_code(a: str, b: str) -> bool:
 
 
 def defines(source: str, name: str) -> bool:
-    """Whether a cell binds `name` at its top level: def, class, assignment or import."""
+    """Whether a cell binds `name` at its top level: def, class, assignment or
+    import.
+    """
     n = re.escape(name)
     return bool(
         re.search(
-            rf"^(?:(?:async\s+)?def|class)\s+{n}\b|^{n}\s*(?::[^=\n]*)?=[^=]|^(?:from|import)\b.*\b{n}\b", source, re.M
+            rf"^(?:(?:async\s+)?def|class)\s+{n}\b|^{n}\s*(?::[^=\n]*)?=[^=]|^(?:from|import)\b.*\b{n}\b",
+            source,
+            re.M,
         )
     )
 
@@ -118,44 +156,73 @@ def defines(source: str, name: str) -> bool:
 def goes_by(cell: dict[str, Any], name: str) -> bool:
     """Whether `name` is a cell's id, or the one that nbgrader knows it by."""
     note = cell["metadata"].get("nbgrader")
-    return name in (cell.get("id"), note.get("grade_id") if isinstance(note, dict) else None)
+    return name in (
+        cell.get("id"),
+        note.get("grade_id") if isinstance(note, dict) else None,
+    )
 
 
-def find_checks(cells: list[dict[str, Any]], pristine: dict[str, Pristine]) -> dict[str, tuple[str, list[int]]]:
+def find_checks(
+    cells: list[dict[str, Any]], pristine: dict[str, Pristine]
+) -> dict[str, tuple[str, list[int]]]:
     """exercise → (state of the learner's check cell, the cells that are or were it).
 
-    By content first, then by id or nbgrader's name (other editors drop both), then by the call in a changed cell.
+    By content first, then by id or nbgrader's name (other editors drop both), then by
+    the call in a changed cell.
     """
     code = [(i, c) for i, c in enumerate(cells) if c["cell_type"] == "code"]
     out = {}
     for name, check in pristine.items():
         intact = [i for i, c in code if same_code(c["source"], check.source)]
         named = [i for i, c in code if goes_by(c, f"check-{name}")]
-        changed = [i for i in named if i not in intact and not defines(cells[i]["source"], name)]
+        changed = [
+            i
+            for i in named
+            if i not in intact and not defines(cells[i]["source"], name)
+        ]
         if not intact and not changed:
             call = re.compile(rf"\bcheck\s*\.\s*{re.escape(name)}\s*\(")
-            changed = [i for i, c in code if call.search(c["source"]) and not defines(c["source"], name)][:1]
-        out[name] = ("intact" if intact else "edited" if changed else "missing", sorted([*intact, *changed]))
+            changed = [
+                i
+                for i, c in code
+                if call.search(c["source"]) and not defines(c["source"], name)
+            ][:1]
+        out[name] = (
+            "intact" if intact else "edited" if changed else "missing",
+            sorted([*intact, *changed]),
+        )
     return out
 
 
 def make_copy(
-    notebook: dict[str, Any], pristine: dict[str, Pristine], module: str, folder: Path, skip: set[int]
+    notebook: dict[str, Any],
+    pristine: dict[str, Pristine],
+    module: str,
+    folder: Path,
+    skip: set[int],
 ) -> Copy:
     """The copy to run.
 
     Args:
         module: the lesson's checks, as in "llmlab.checks.peft.lora".
         folder: where the learner's notebook lies; the cells run there.
-        skip: cells (by their index in the learner's file; −1 − k for the k-th exercise's check) to leave out.
+        skip: cells (by their index in the learner's file; −1 − k for the k-th
+            exercise's check) to leave out.
     """
     cells = notebook["cells"]
     found = find_checks(cells, pristine)
     places = {name: place_of_check(cells, name, found[name][1]) for name in pristine}
     dropped = {i for _, where in found.values() for i in where}
     tokens = {name: secrets.token_hex(16) for name in pristine}
-    copy = Copy({}, {n: s for n, (s, _) in found.items()}, tokens, {}, {n: [] for n in pristine})
-    out = [_code(f'__import__("runpy").run_path({str(HERE / "preamble.py")!r})["prepare"]({str(folder)!r})', 0)]
+    copy = Copy(
+        {}, {n: s for n, (s, _) in found.items()}, tokens, {}, {n: [] for n in pristine}
+    )
+    out = [
+        _code(
+            f'__import__("runpy").run_path({str(HERE / "preamble.py")!r})["prepare"]({str(folder)!r})',
+            0,
+        )
+    ]
     number = 0
     for i in range(len(cells) + 1):
         if i < len(cells) and cells[i]["cell_type"] == "code":
@@ -163,23 +230,34 @@ def make_copy(
             if i not in dropped and i not in skip:
                 copy.theirs[len(out)] = number
                 for name in pristine:
-                    if defines(cells[i]["source"], name) or goes_by(cells[i], f"exercise-{name}"):
+                    if defines(cells[i]["source"], name) or goes_by(
+                        cells[i], f"exercise-{name}"
+                    ):
                         copy.defined_in[name].append(len(out))
                 out.append(_code(cells[i]["source"], len(out), i))
         for k, (name, check) in enumerate(pristine.items()):
             if places[name] == i and -1 - k not in skip:
                 copy.checks[len(out)] = name
-                call = f"(get_ipython().user_ns, {answers_expression(check.source)!r}, {tokens[name]!r})"
+                call = (
+                    f"(get_ipython().user_ns, {answers_expression(check.source)!r},"
+                    f" {tokens[name]!r})"
+                )
                 marking = f'__import__("runpy").run_path({str(HERE / "marking.py")!r})["mark"]'
-                out.append(_code(f"{marking}({module!r}, {name!r}, *{call})", len(out), -1 - k))
+                out.append(
+                    _code(f"{marking}({module!r}, {name!r}, *{call})", len(out), -1 - k)
+                )
     copy.notebook = {"cells": out, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
     return copy
 
 
 def place_of_check(cells: list[dict[str, Any]], name: str, own: list[int]) -> int:
-    """After which cell the course's check runs: at the learner's, unless its answer is defined only later."""
+    """After which cell the course's check runs: at the learner's, unless its answer is
+    defined only later.
+    """
     definitions = [
-        i for i, c in enumerate(cells) if c["cell_type"] == "code" and i not in own and defines(c["source"], name)
+        i
+        for i, c in enumerate(cells)
+        if c["cell_type"] == "code" and i not in own and defines(c["source"], name)
     ]
     if own and (not definitions or definitions[0] < own[0]):
         return own[0]
@@ -194,6 +272,8 @@ def _code(source: str, index: int, origin: int | None = None) -> dict[str, Any]:
 
 
 def version_of(notebook: dict[str, Any]) -> str | None:
-    """The version of the exercise that a copy says it was made from; None when an editor dropped it."""
+    """The version of the exercise that a copy says it was made from; None when an
+    editor dropped it.
+    """
     note = notebook["metadata"].get("llmlab")
     return note.get("version") if isinstance(note, dict) else None

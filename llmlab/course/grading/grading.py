@@ -1,7 +1,9 @@
-"""`llmlab check`: a learner's notebook in a fresh kernel, through nbval, marked by the course's own checks.
+"""`llmlab check`: a learner's notebook in a fresh kernel, through nbval, marked by the
+course's own checks.
 
-A point is earned by one thing only: the check from the course's files, called in the fresh kernel on the object that the
-learner's cells left there, saying "right" with the number that was drawn for it.
+A point is earned by one thing only: the check from the course's files, called in the
+fresh kernel on the object that the learner's cells left there, saying "right" with the
+number that was drawn for it.
 """
 
 from __future__ import annotations
@@ -11,11 +13,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmlab.course.grading.graded_copy import Copy, Unreadable, make_copy, pristine_checks, read_notebook, version_of
+from llmlab.course.grading.graded_copy import (
+    Copy,
+    Unreadable,
+    make_copy,
+    pristine_checks,
+    read_notebook,
+    version_of,
+)
 from llmlab.course.grading.running import CELL_SECONDS, run_copy
 from llmlab.course.syllabus import Lesson
 
-RUNS = 4  # a cell that ends the kernel is left out and the rest is run again: so many runs in all
+# a cell that ends the kernel is left out and the rest is run again: so many runs in all
+RUNS = 4
 
 # outcome → the next step, with {topic} and {name}
 NEXT = {
@@ -30,7 +40,9 @@ NEXT = {
     "not reached": "mend the cells before it",
     "check edited": "llmlab start {topic} --restore-checks",
     "check missing": "llmlab start {topic} --restore-checks",
-    "unreadable": "mend the file, or move it away: `llmlab start {topic}` makes a fresh one",
+    "unreadable": (
+        "mend the file, or move it away: `llmlab start {topic}` makes a fresh one"
+    ),
 }
 
 
@@ -76,8 +88,14 @@ class LessonResult:
         return not self.problem and all(r.outcome == "right" for r in self.exercises)
 
 
-def grade(lesson: Lesson, root: Path, notebook: Path | None = None, cell_seconds: float = CELL_SECONDS) -> LessonResult:
-    """Marks a learner's notebook (by default the copy in work/); never raises for what is in it.
+def grade(
+    lesson: Lesson,
+    root: Path,
+    notebook: Path | None = None,
+    cell_seconds: float = CELL_SECONDS,
+) -> LessonResult:
+    """Marks a learner's notebook (by default the copy in work/); never raises for what
+    is in it.
 
     Raises:
         FileNotFoundError: the lesson has no exercises, or there is no such notebook.
@@ -97,15 +115,26 @@ def _shown(path: Path, root: Path) -> str:
 class _Marking:
     """One notebook on its way to its verdicts."""
 
-    def __init__(self, lesson: Lesson, root: Path, path: Path, cell_seconds: float) -> None:
+    def __init__(
+        self, lesson: Lesson, root: Path, path: Path, cell_seconds: float
+    ) -> None:
         exercise = read_notebook(lesson.exercise(root))
         self.lesson, self.path, self.cell_seconds = lesson, path, cell_seconds
         self.pristine = pristine_checks(lesson.exercise(root))
-        self.results = {name: Result(name, check.points) for name, check in self.pristine.items()}
+        self.results = {
+            name: Result(name, check.points) for name, check in self.pristine.items()
+        }
         version = exercise["metadata"]["llmlab"]["version"]
-        self.out = LessonResult(lesson.slug, lesson.title, _shown(path, root), version, [*self.results.values()])
+        self.out = LessonResult(
+            lesson.slug,
+            lesson.title,
+            _shown(path, root),
+            version,
+            [*self.results.values()],
+        )
         self.marked: set[str] = set()
-        self.faults: dict[str, tuple[str, str]] = {}  # exercise → (status, what its own cell did)
+        # exercise → (status, what its own cell did)
+        self.faults: dict[str, tuple[str, str]] = {}
         self.skip: set[int] = set()
 
     def run(self) -> LessonResult:
@@ -116,7 +145,8 @@ class _Marking:
             return self._unreadable(str(error))
         if version_of(notebook) not in (None, self.out.version):
             self.out.notes.append(
-                f"the course changed these exercises since your copy was made: llmlab start {self.lesson.short}"
+                "the course changed these exercises since your copy was made: llmlab"
+                f" start {self.lesson.short}"
             )
         for _ in range(RUNS):
             copy = self._copy(notebook)
@@ -124,7 +154,9 @@ class _Marking:
             killer = self._read(record, copy)
             if killer is None:
                 break
-            self.skip |= {killer} | {-1 - k for k, name in enumerate(self.pristine) if name in self.marked}
+            self.skip |= {killer} | {
+                -1 - k for k, name in enumerate(self.pristine) if name in self.marked
+            }
         if complaint and killer is None:
             self.out.notes.append(complaint)
         for name, result in self.results.items():
@@ -134,7 +166,9 @@ class _Marking:
 
     def _copy(self, notebook: dict[str, Any]) -> Copy:
         module = f"llmlab.checks.{self.lesson.package}.{self.lesson.module}"
-        return make_copy(notebook, self.pristine, module, self.path.resolve().parent, self.skip)
+        return make_copy(
+            notebook, self.pristine, module, self.path.resolve().parent, self.skip
+        )
 
     def _unreadable(self, why: str) -> LessonResult:
         self.out.problem = f"{self.out.notebook} cannot be marked: {why}"
@@ -146,11 +180,15 @@ class _Marking:
         return self.out
 
     def _read(self, record: list[dict[str, Any]], copy: Copy) -> int | None:
-        """Takes down what the run recorded; returns the cell that ended the kernel, if one did."""
+        """Takes down what the run recorded; returns the cell that ended the kernel, if
+        one did.
+        """
         last = None
         for entry in record:
             index = entry["cell"]
-            if entry["status"] == "died" and entry.get("error", "").startswith("Kernel dead"):
+            if entry["status"] == "died" and entry.get("error", "").startswith(
+                "Kernel dead"
+            ):
                 return copy.origin(last)  # it was gone before this cell began
             if index in copy.checks:
                 self._take_verdict(self.results[copy.checks[index]], entry, copy)
@@ -164,7 +202,10 @@ class _Marking:
     def _take_verdict(self, result: Result, entry: dict[str, Any], copy: Copy) -> None:
         verdict = entry["verdict"]
         if entry["status"] == "timeout":
-            result.outcome, result.message = "timeout", f"its check was stopped after {self.cell_seconds:g} seconds"
+            result.outcome, result.message = (
+                "timeout",
+                f"its check was stopped after {self.cell_seconds:g} seconds",
+            )
         elif entry["status"] == "died":
             result.outcome, result.message = "died", "running it ended the kernel"
         elif not verdict or verdict.get("token") != copy.tokens[result.name]:
@@ -174,9 +215,16 @@ class _Marking:
             )
         else:
             right = verdict["outcome"] == "right" and entry["status"] == "ok"
-            result.outcome = verdict["outcome"] if right or verdict["outcome"] != "right" else "tampered"
+            result.outcome = (
+                verdict["outcome"]
+                if right or verdict["outcome"] != "right"
+                else "tampered"
+            )
             result.points = result.out_of if right else 0
-            result.message, result.detail = verdict.get("message", ""), verdict.get("detail", "")
+            result.message, result.detail = (
+                verdict.get("message", ""),
+                verdict.get("detail", ""),
+            )
         self.marked.add(result.name)
 
     def _take_fault(self, index: int, entry: dict[str, Any], copy: Copy) -> None:
@@ -186,16 +234,27 @@ class _Marking:
             "died": f"{cell} ended the kernel",
         }.get(entry["status"], f"{cell} raised {entry.get('error', 'an error')}")
         where = entry.get("where", "")
-        self.out.notes.append(f"{did.splitlines()[0][:300]}{f' ({where})' if where else ''}")
+        self.out.notes.append(
+            f"{did.splitlines()[0][:300]}{f' ({where})' if where else ''}"
+        )
         for name, cells in copy.defined_in.items():
             if index in cells:
                 self.faults[name] = entry["status"], did
 
     def _settle(self, result: Result, state: str) -> None:
-        """The last word on one exercise: its own cell's fault, a changed check, the next step."""
+        """The last word on one exercise: its own cell's fault, a changed check, the
+        next step.
+        """
         status, did = self.faults.get(result.name, ("", ""))
-        if status in ("timeout", "died") or (status == "error" and result.outcome == "missing"):
-            result.outcome, result.message, result.points, result.detail = status, did, 0, ""
+        if status in ("timeout", "died") or (
+            status == "error" and result.outcome == "missing"
+        ):
+            result.outcome, result.message, result.points, result.detail = (
+                status,
+                did,
+                0,
+                "",
+            )
         if state != "intact":
             stands = (
                 "passes the course's own check"
@@ -203,6 +262,10 @@ class _Marking:
                 else f"is {result.outcome}: {result.message}"
             )
             verb = "changed" if state == "edited" else "removed"
-            result.message = f"its check cell was {verb}, so it earns nothing; your answer {stands}"
+            result.message = (
+                f"its check cell was {verb}, so it earns nothing; your answer {stands}"
+            )
             result.outcome, result.points = f"check {state}", 0
-        result.next = NEXT[result.outcome].format(topic=self.lesson.short, name=result.name)
+        result.next = NEXT[result.outcome].format(
+            topic=self.lesson.short, name=result.name
+        )

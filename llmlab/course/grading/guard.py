@@ -1,4 +1,6 @@
-"""Between a check and the learner's function: calls that do not fit, inputs changed in place, errors told as theirs."""
+"""Between a check and the learner's function: calls that do not fit, inputs changed in
+place, errors told as theirs.
+"""
 
 from __future__ import annotations
 
@@ -20,16 +22,25 @@ PACKAGE = str(Path(__file__).resolve().parents[2])
 
 
 def guarded(answer: Any, exercise: str, watch: bool = True) -> Any:
-    """`answer` with its calls checked, when it is a function; classes and objects are given to the check as they are.
+    """`answer` with its calls checked, when it is a function; classes and objects are
+    given to the check as they are.
 
     Args:
         watch: whether changing an argument in place is a mistake.
     Raises:
-        Mistake: `answer` cannot be called; later, when called: it takes other arguments, or changed one in place.
+        Mistake: `answer` cannot be called; later, when called: it takes other
+            arguments, or changed one in place.
     """
     if not callable(answer):
-        raise Mistake(f"`{exercise}` is {describe(answer)}, where a function is asked: was its name used for a value?")
-    return _Guarded(answer, exercise, watch) if isinstance(answer, FunctionType) else answer
+        raise Mistake(
+            f"`{exercise}` is {describe(answer)}, where a function is asked: was its"
+            " name used for a value?"
+        )
+    return (
+        _Guarded(answer, exercise, watch)
+        if isinstance(answer, FunctionType)
+        else answer
+    )
 
 
 class _Guarded:
@@ -43,7 +54,11 @@ class _Guarded:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         arguments = self._bind(args, kwargs)
-        before = {name: snapshot(value) for name, value in arguments.items()} if self._watch else {}
+        before = (
+            {name: snapshot(value) for name, value in arguments.items()}
+            if self._watch
+            else {}
+        )
         try:
             result = self._answer(*args, **kwargs)
         except Exception as error:
@@ -52,7 +67,8 @@ class _Guarded:
         for name, value in before.items():
             if not unchanged(value, arguments[name]):
                 raise Mistake(
-                    f"{self._name} changes its argument `{name}` in place: work on a copy, callers still need it"
+                    f"{self._name} changes its argument `{name}` in place: work on a"
+                    " copy, callers still need it"
                 )
         return result
 
@@ -61,15 +77,20 @@ class _Guarded:
         try:
             return dict(signature.bind(*args, **kwargs).arguments)
         except TypeError as error:
-            given = [_short(a) for a in args] + [f"{k}={_short(v)}" for k, v in kwargs.items()]
+            given = [_short(a) for a in args] + [
+                f"{k}={_short(v)}" for k, v in kwargs.items()
+            ]
             raise Mistake(
-                f"{self._name}{signature} cannot be called as {self._name}({', '.join(given)}): {error}. "
-                "Keep the arguments that the exercise gives"
+                f"{self._name}{signature} cannot be called as"
+                f" {self._name}({', '.join(given)}): {error}. Keep the arguments that"
+                " the exercise gives"
             ) from None
 
 
 def snapshot(value: Any) -> Any:
-    """A copy to compare with later: of tensors, arrays, and lists, tuples and dicts of them; None for other objects."""
+    """A copy to compare with later: of tensors, arrays, and lists, tuples and dicts of
+    them; None for other objects.
+    """
     if isinstance(value, Tensor):
         return value.detach().clone()
     if isinstance(value, np.ndarray):
@@ -85,13 +106,21 @@ def unchanged(before: Any, now: Any) -> bool:
     """Whether `now` still is what `snapshot` saw."""
     if isinstance(before, Tensor):
         same = before.shape == now.shape and before.dtype == now.dtype
-        return same and bool(((before == now.detach()) | ((before != before) & (now != now))).all())
+        return same and bool(
+            ((before == now.detach()) | ((before != before) & (now != now))).all()
+        )
     if isinstance(before, np.ndarray):
-        return before.shape == now.shape and bool(((before == now) | ((before != before) & (now != now))).all())
+        return before.shape == now.shape and bool(
+            ((before == now) | ((before != before) & (now != now))).all()
+        )
     if isinstance(before, list):
-        return len(before) == len(now) and all(unchanged(b, n) for b, n in zip(before, now, strict=True))
+        return len(before) == len(now) and all(
+            unchanged(b, n) for b, n in zip(before, now, strict=True)
+        )
     if isinstance(before, dict):
-        return before.keys() == now.keys() and all(unchanged(before[k], now[k]) for k in before)
+        return before.keys() == now.keys() and all(
+            unchanged(before[k], now[k]) for k in before
+        )
     return before is None or before == now
 
 
@@ -108,18 +137,30 @@ def _called(name: str, arguments: dict[str, Any]) -> str:
 
 
 def learners_error(error: BaseException) -> tuple[str, str]:
-    """What an exception in the learner's code was, and where: (message, detail) without a frame of ours.
+    """What an exception in the learner's code was, and where: (message, detail) without
+    a frame of ours.
 
-    Without a frame of theirs, the check tripped over what they returned; that is said instead.
+    Without a frame of theirs, the check tripped over what they returned; that is said
+    instead.
     """
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(PACKAGE)]
-    theirs = [f for f in frames if "site-packages" not in f.filename and not f.filename.startswith("<frozen")]
+    frames = [
+        f
+        for f in traceback.extract_tb(error.__traceback__)
+        if not f.filename.startswith(PACKAGE)
+    ]
+    theirs = [
+        f
+        for f in frames
+        if "site-packages" not in f.filename and not f.filename.startswith("<frozen")
+    ]
     call = getattr(error, "_llmlab_call", "")
     text = f"{type(error).__name__}: {error}".strip().removesuffix(":")
     if not theirs and not call:
         return f"the check cannot work with what your answer returned ({text})", ""
     lines = [f"called as {call}"] if call else []
     for frame in theirs[-3:]:
-        line = frame.line or linecache.getline(frame.filename, frame.lineno or 0).strip()
+        line = (
+            frame.line or linecache.getline(frame.filename, frame.lineno or 0).strip()
+        )
         lines.append(f"line {frame.lineno}, in {frame.name}: {line}")
     return text[:2000], "\n".join(lines)

@@ -1,8 +1,10 @@
-"""Marks an exercise inside the kernel that ran a learner's notebook; `llmlab check` puts calls of `mark` in its copy.
+"""Marks an exercise inside the kernel that ran a learner's notebook; `llmlab check`
+puts calls of `mark` in its copy.
 
-The learner's cells ran in this process and may have replaced anything. So this file is run from disk (`runpy`), loads
-the checks afresh from disk, refuses a kernel in which the course's functions were replaced, and signs what it says with
-the number that the grader drew for this one cell.
+The learner's cells ran in this process and may have replaced anything. So this file is
+run from disk (`runpy`), loads the checks afresh from disk, refuses a kernel in which
+the course's functions were replaced, and signs what it says with the number that the
+grader drew for this one cell.
 """
 
 from __future__ import annotations
@@ -18,8 +20,16 @@ from typing import Any
 MIME = "application/vnd.llmlab.verdict+json"
 
 
-def mark(module: str, exercise: str, names: dict[str, Any], expression: str, token: str, seed: int = 0) -> None:
-    """Marks the objects that `expression` names in the learner's namespace, and publishes the verdict.
+def mark(
+    module: str,
+    exercise: str,
+    names: dict[str, Any],
+    expression: str,
+    token: str,
+    seed: int = 0,
+) -> None:
+    """Marks the objects that `expression` names in the learner's namespace, and
+    publishes the verdict.
 
     Args:
         module: the lesson's checks, as in "llmlab.checks.peft.lora".
@@ -29,32 +39,51 @@ def mark(module: str, exercise: str, names: dict[str, Any], expression: str, tok
     Raises:
         AssertionError: the verdict is not "right", so that nbval's and ours are one.
     """
-    verdict = {"exercise": exercise, "token": token} | _judge(module, exercise, names, expression, seed)
+    verdict = {"exercise": exercise, "token": token} | _judge(
+        module, exercise, names, expression, seed
+    )
     publish(verdict)
     if verdict["outcome"] != "right":
         raise AssertionError(f"{exercise}: {verdict['outcome']}")
 
 
-def _judge(module: str, exercise: str, names: dict[str, Any], expression: str, seed: int) -> dict[str, Any]:
+def _judge(
+    module: str, exercise: str, names: dict[str, Any], expression: str, seed: int
+) -> dict[str, Any]:
     replaced = replaced_functions()
     if replaced:
         return {
             "outcome": "tampered",
-            "message": f"the notebook replaces {replaced[0]}: take that out, and its kernel is fair again",
+            "message": (
+                f"the notebook replaces {replaced[0]}: take that out, and its kernel is"
+                " fair again"
+            ),
         }
     try:
         answers = eval(expression, dict(names))
     except NameError as error:
-        return {"outcome": "missing", "message": _missing(error.name or exercise, names)}
+        return {
+            "outcome": "missing",
+            "message": _missing(error.name or exercise, names),
+        }
     check = fresh(module).check
     try:
         verdict = check.exercises[exercise].verdict(*answers, seed=seed)
     except KeyboardInterrupt:
-        return {"outcome": "timeout", "message": "it was stopped while the check ran your function"}
-    return {"outcome": verdict.outcome, "message": verdict.message, "detail": verdict.detail}
+        return {
+            "outcome": "timeout",
+            "message": "it was stopped while the check ran your function",
+        }
+    return {
+        "outcome": verdict.outcome,
+        "message": verdict.message,
+        "detail": verdict.detail,
+    }
 
 
-def hidden(module: str, exercise: str, *answers: Any, seeds: tuple[int, ...] = (1, 2, 3)) -> None:
+def hidden(
+    module: str, exercise: str, *answers: Any, seeds: tuple[int, ...] = (1, 2, 3)
+) -> None:
     """The same check on other inputs: what an nbgrader submission meets, unseen.
 
     Raises:
@@ -72,15 +101,26 @@ def hidden(module: str, exercise: str, *answers: Any, seeds: tuple[int, ...] = (
 
 def _missing(name: str, names: dict[str, Any]) -> str:
     own = [
-        k for k, v in names.items() if isinstance(v, FunctionType | type) and getattr(v, "__module__", "") == "__main__"
+        k
+        for k, v in names.items()
+        if isinstance(v, FunctionType | type)
+        and getattr(v, "__module__", "") == "__main__"
     ]
     near = difflib.get_close_matches(name, own, n=1, cutoff=0.5)
-    return f"the notebook does not define `{name}`" + (f": did you rename it to `{near[0]}`?" if near else "")
+    return f"the notebook does not define `{name}`" + (
+        f": did you rename it to `{near[0]}`?" if near else ""
+    )
 
 
 def fresh(module: str) -> ModuleType:
-    """The module of checks, and the course's modules that it marks with, read from disk anew."""
-    for name in [n for n in sys.modules if n.startswith(("llmlab.checks.", "llmlab.course.")) and n not in ENTRIES]:
+    """The module of checks, and the course's modules that it marks with, read from disk
+    anew.
+    """
+    for name in [
+        n
+        for n in sys.modules
+        if n.startswith(("llmlab.checks.", "llmlab.course.")) and n not in ENTRIES
+    ]:
         del sys.modules[name]
     return importlib.import_module(module)
 
@@ -89,13 +129,19 @@ ENTRIES = ("llmlab.course", "llmlab.checks")
 
 
 def replaced_functions() -> list[str]:
-    """The functions of loaded llmlab modules that no longer are the ones in their files."""
+    """The functions of loaded llmlab modules that no longer are the ones in their
+    files.
+    """
     out = []
     for name, module in list(sys.modules.items()):
         path = getattr(module, "__file__", None)
         if not name.startswith("llmlab.") or not path or not path.endswith(".py"):
             continue
-        out += [f"{name}.{key}" for key in _defined(path) if not _from_file(getattr(module, key, None), path)]
+        out += [
+            f"{name}.{key}"
+            for key in _defined(path)
+            if not _from_file(getattr(module, key, None), path)
+        ]
     return out
 
 
@@ -105,7 +151,11 @@ def _defined(path: str) -> list[str]:
 
     with open(path, encoding="utf-8") as f:
         body = ast.parse(f.read()).body
-    return [node.name for node in body if isinstance(node, ast.FunctionDef) and not node.decorator_list]
+    return [
+        node.name
+        for node in body
+        if isinstance(node, ast.FunctionDef) and not node.decorator_list
+    ]
 
 
 def _from_file(thing: Any, path: str) -> bool:
@@ -120,4 +170,8 @@ def publish(verdict: dict[str, Any]) -> None:
     from IPython.core.interactiveshell import InteractiveShell
 
     publisher = InteractiveShell.instance().display_pub
-    type(publisher).publish(publisher, data={MIME: verdict, "text/plain": str(verdict.get("outcome"))}, metadata={})
+    type(publisher).publish(
+        publisher,
+        data={MIME: verdict, "text/plain": str(verdict.get("outcome"))},
+        metadata={},
+    )

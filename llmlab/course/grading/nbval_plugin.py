@@ -1,7 +1,10 @@
-"""A pytest plugin beside nbval: bounds each cell in time and output, notices a dead kernel, and records what happened.
+"""A pytest plugin beside nbval: bounds each cell in time and output, notices a dead
+kernel, and records what happened.
 
-`llmlab check` runs `pytest -p llmlab.course.grading.nbval_plugin --nbval-lax copy.ipynb`; one JSON object per cell is written to
-the file named by LLMLAB_RECORD: {"cell": index, "status": "ok" | "error" | "timeout" | "died", "verdict": …, "error": …}.
+`llmlab check` runs `pytest -p llmlab.course.grading.nbval_plugin --nbval-lax
+copy.ipynb`; one JSON object per cell is written to the file named by LLMLAB_RECORD:
+{"cell": index, "status": "ok" | "error" | "timeout" | "died", "verdict": …, "error":
+…}.
 """
 
 from __future__ import annotations
@@ -22,7 +25,8 @@ leave_out_grammar()  # here, because nbval imports nbformat after this
 
 MIME = "application/vnd.llmlab.verdict+json"
 PREAMBLE_SECONDS = 300.0  # the first cell is ours: it imports torch
-OUTPUT_SECONDS = 15  # for what a cell printed to arrive, and for an interrupted cell to stop
+# for what a cell printed to arrive, and for an interrupted cell to stop
+OUTPUT_SECONDS = 15
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -31,7 +35,9 @@ class KernelDied(Exception):
 
 
 def bound(kernel: Any, least: float) -> None:
-    """Replaces the kernel's wait for a reply: `timeout` (or `least`) bounds the whole cell, and death ends the wait at once."""
+    """Replaces the kernel's wait for a reply: `timeout` (or `least`) bounds the whole
+    cell, and death ends the wait at once.
+    """
 
     def await_reply(msg_id: str, timeout: float | None = None) -> None:
         end = time.monotonic() + max(timeout or 1e9, least)
@@ -52,7 +58,9 @@ def bound(kernel: Any, least: float) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: Any) -> Any:
-    """Bounds the kernel, runs the cell, and lets the next cells count even when this one timed out."""
+    """Bounds the kernel, runs the cell, and lets the next cells count even when this
+    one timed out.
+    """
     kernel = item.parent.kernel
     item.output_timeout = OUTPUT_SECONDS
     bound(kernel, least=PREAMBLE_SECONDS if item.cell_num == 0 else 0)
@@ -67,9 +75,10 @@ def pytest_runtest_makereport(item: Any, call: Any) -> Any:
     """Writes down what became of the cell."""
     report = yield
     if call.when == "call":
-        entry = {"cell": item.cell.metadata.get("llmlab_index"), "seconds": round(call.duration, 2)} | outcome(
-            item, call
-        )
+        entry = {
+            "cell": item.cell.metadata.get("llmlab_index"),
+            "seconds": round(call.duration, 2),
+        } | outcome(item, call)
         with Path(os.environ["LLMLAB_RECORD"]).open("a", encoding="utf-8") as f:
             f.write(json.dumps(entry) + "\n")
     return report
@@ -78,7 +87,10 @@ def pytest_runtest_makereport(item: Any, call: Any) -> Any:
 def outcome(item: Any, call: Any) -> dict[str, Any]:
     """The status of one cell, with its verdict or error."""
     outputs = item.test_outputs or []
-    entry: dict[str, Any] = {"status": "ok", "verdict": next(filter(None, map(_verdict, outputs)), None)}
+    entry: dict[str, Any] = {
+        "status": "ok",
+        "verdict": next(filter(None, map(_verdict, outputs)), None),
+    }
     errors = [o for o in outputs if o.output_type == "error"]
     if errors:
         entry |= {
@@ -89,7 +101,8 @@ def outcome(item: Any, call: Any) -> dict[str, Any]:
     if call.excinfo is not None and not errors:
         entry |= {"status": "error", "error": str(call.excinfo.value)[:2000]}
     if call.excinfo is not None and (
-        call.excinfo.errisinstance(KernelDied) or "Kernel dead" in str(call.excinfo.value)
+        call.excinfo.errisinstance(KernelDied)
+        or "Kernel dead" in str(call.excinfo.value)
     ):
         entry["status"] = "died"
     elif getattr(item, "llmlab_timed_out", False):
@@ -101,7 +114,11 @@ def outcome(item: Any, call: Any) -> dict[str, Any]:
 
 
 def _verdict(output: Any) -> dict[str, Any] | None:
-    return output.get("data", {}).get(MIME) if output.output_type == "display_data" else None
+    return (
+        output.get("data", {}).get(MIME)
+        if output.output_type == "display_data"
+        else None
+    )
 
 
 def _where(error: Any) -> str:

@@ -1,6 +1,8 @@
-"""Run in the kernel before the learner's cells are: their folder, a bound on what they print, no way out of the kernel.
+"""Run in the kernel before the learner's cells are: their folder, a bound on what they
+print, no way out of the kernel.
 
-It also imports torch, which takes seconds, so that the time of a cell is the learner's own.
+It also imports torch, which takes seconds, so that the time of a cell is the learner's
+own.
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ MAX_CHARACTERS = 200_000
 
 
 def prepare(folder: str, limit: int = MAX_CHARACTERS) -> None:
-    """Moves to the learner's folder, cuts each stream off after `limit` characters a cell, and disarms exit()."""
+    """Moves to the learner's folder, cuts each stream off after `limit` characters a
+    cell, and disarms exit().
+    """
     from IPython import get_ipython
 
     shell = get_ipython()
@@ -28,12 +32,16 @@ def prepare(folder: str, limit: int = MAX_CHARACTERS) -> None:
 
 
 def no_exit(*args: Any) -> None:
-    """Stands for exit() and quit(), which would end the kernel for all cells after this one."""
+    """Stands for exit() and quit(), which would end the kernel for all cells after this
+    one.
+    """
     raise SystemExit("exit() ends the notebook: take it out")
 
 
 def bounded(stream: Any, limit: int) -> Any:
-    """Makes `stream` drop what exceeds `limit` characters; returns the function that starts a new count."""
+    """Makes `stream` drop what exceeds `limit` characters; returns the function that
+    starts a new count.
+    """
     write, count = stream.write, [0]
 
     def limited(text: str) -> int:

@@ -1,7 +1,9 @@
-"""In what way one tensor is nearly another: a factor, a sign, a transpose, one wrong row. Data, tried in order.
+"""In what way one tensor is nearly another: a factor, a sign, a transpose, one wrong
+row. Data, tried in order.
 
-Each rule takes (got, right, same) with `same(a)` = "a is close to right", and returns a phrase or None. None of them
-reveals a right value to someone who has not computed it up to that flaw.
+Each rule takes (got, right, same) with `same(a)` = "a is close to right", and returns a
+phrase or None. None of them reveals a right value to someone who has not computed it up
+to that flaw.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ Same = Callable[[Tensor], bool]
 
 
 def resemblances(got: Tensor, right: Tensor, tol: float, what: str) -> Iterator[str]:
-    """All that is recognised about `got` (float64 or integer, the shape of `right`), the plainest first; never empty."""
+    """All that is recognised about `got` (float64 or integer, the shape of `right`),
+    the plainest first; never empty.
+    """
     from llmlab.course.grading.diagnosis import close, wrong_places
 
     bad = wrong_places(got, right, tol)
@@ -27,7 +31,10 @@ def resemblances(got: Tensor, right: Tensor, tol: float, what: str) -> Iterator[
         yield f"{what} holds NaN or infinity in {n} of {g.numel()} places"
     elif got.numel():
         same = lambda a: close(a, r, tol)  # noqa: E731
-        phrases = [rule(g, r, same) for rule in RULES] + [_where(bad), _factor_along(g, r, same)]
+        phrases = [rule(g, r, same) for rule in RULES] + [
+            _where(bad),
+            _factor_along(g, r, same),
+        ]
         yield from (f"{what} {phrase}" for phrase in phrases if phrase)
     yield _statistics(g, r, bad, what)
 
@@ -37,7 +44,11 @@ def _all_zero(g: Tensor, r: Tensor, same: Same) -> str | None:
 
 
 def _all_equal(g: Tensor, r: Tensor, same: Same) -> str | None:
-    if g.numel() > 1 and (g == g.flatten()[0]).all() and not (r == r.flatten()[0]).all():
+    if (
+        g.numel() > 1
+        and (g == g.flatten()[0]).all()
+        and not (r == r.flatten()[0]).all()
+    ):
         return "is the same number everywhere"
     return None
 
@@ -53,12 +64,17 @@ def _factor(g: Tensor, r: Tensor, same: Same) -> str | None:
     if k == 0 or not math.isfinite(k) or not same(g / k):
         return None
     if g.numel() == 1 and named_factor(abs(k), ()) is None:
-        return None  # any number is some multiple of another: say so only of factors that mean something
+        # any number is some multiple of another: say so only of factors that mean
+        # something
+        return None
     size = abs(k) if abs(k) > 1 else 1 / abs(k)
     name = named_factor(abs(k), tuple(g.shape))
     sign = ", and has the wrong sign" if k < 0 else ""
     where = "" if g.numel() == 1 else " everywhere"
-    return f"is {size:.6g} times too {'large' if abs(k) > 1 else 'small'}{where}{sign}{f' ({name})' if name else ''}"
+    return (
+        f"is {size:.6g} times too"
+        f" {'large' if abs(k) > 1 else 'small'}{where}{sign}{f' ({name})' if name else ''}"
+    )
 
 
 def named_factor(k: float, shape: tuple[int, ...]) -> str | None:
@@ -69,7 +85,10 @@ def named_factor(k: float, shape: tuple[int, ...]) -> str | None:
             return name
     for dim, n in enumerate(shape):
         if n > 2 and abs(size / n - 1) < 1e-6:
-            return f"dimension {dim} has size {n}: a sum where a mean belongs, or the other way round?"
+            return (
+                f"dimension {dim} has size {n}: a sum where a mean belongs, or the"
+                " other way round?"
+            )
         if n > 2 and abs(size**2 / n - 1) < 1e-6:
             return f"the square root of {n}, the size of dimension {dim}"
     return None
@@ -105,11 +124,16 @@ def _offset(g: Tensor, r: Tensor, same: Same) -> str | None:
     gap = float((g - r).nanmean())
     if not math.isfinite(gap) or gap == 0 or not same(g - gap):
         return None
-    return f"is too {'large' if gap > 0 else 'small'} by the same {abs(gap):.6g} everywhere"
+    return (
+        f"is too {'large' if gap > 0 else 'small'} by the same {abs(gap):.6g}"
+        " everywhere"
+    )
 
 
 def _inverse(g: Tensor, r: Tensor, same: Same) -> str | None:
-    return "is upside down: one over the right value" if g.all() and same(1 / g) else None
+    return (
+        "is upside down: one over the right value" if g.all() and same(1 / g) else None
+    )
 
 
 def _powers(g: Tensor, r: Tensor, same: Same) -> str | None:
@@ -150,7 +174,10 @@ def _permuted(g: Tensor, r: Tensor, same: Same) -> str | None:
         if g.shape[dim] > 1 and close(g.sort(dim).values, r.sort(dim).values):
             return f"has the right values in the wrong order along dimension {dim}"
     if g.numel() > 1 and close(g.flatten().sort().values, r.flatten().sort().values):
-        return "has the right values in the wrong places (a reshape where a transpose belongs?)"
+        return (
+            "has the right values in the wrong places (a reshape where a transpose"
+            " belongs?)"
+        )
     return None
 
 
@@ -163,7 +190,10 @@ def _factor_along(g: Tensor, r: Tensor, same: Same) -> str | None:
             continue
         k = (g * r).sum(dim, keepdim=True) / (r * r).sum(dim, keepdim=True)
         if k.isfinite().all() and k.all() and same(g / k):
-            return f"is right along dimension {dim} up to a factor that differs from one slice to the next"
+            return (
+                f"is right along dimension {dim} up to a factor that differs from one"
+                " slice to the next"
+            )
     return None
 
 
@@ -184,7 +214,10 @@ RULES: list[Callable[[Tensor, Tensor, Same], str | None]] = [
 def _where(bad: Tensor) -> str | None:
     """One slice that alone is wrong, or alone is right."""
     if bad.ndim >= 2 and bad.shape[-1] == bad.shape[-2] > 2:
-        for part, name in ((torch.triu(bad, 1), "above"), (torch.tril(bad, -1), "below")):
+        for part, name in (
+            (torch.triu(bad, 1), "above"),
+            (torch.tril(bad, -1), "below"),
+        ):
             if torch.equal(part, bad):
                 return f"is wrong only {name} the diagonal of its last two dimensions"
         if torch.equal(bad, bad & torch.eye(bad.shape[-1], dtype=torch.bool)):
@@ -204,14 +237,26 @@ def _where(bad: Tensor) -> str | None:
 def _statistics(g: Tensor, r: Tensor, bad: Tensor, what: str) -> str:
     if g.numel() == 1:
         gap = float((g - r).abs()) / max(float(r.abs()), 1e-30)
-        return f"{what} is {float(g):.6g}, which is too {'large' if g > r else 'small'}" + (
-            f" (by less than {10 ** math.ceil(math.log10(gap)):.0%}: look for a small term)" if 0 < gap < 0.1 else ""
+        return (
+            f"{what} is {float(g):.6g}, which is too {'large' if g > r else 'small'}"
+            + (
+                f" (by less than {10 ** math.ceil(math.log10(gap)):.0%}: look for a"
+                " small term)"
+                if 0 < gap < 0.1
+                else ""
+            )
         )
     gap = (g - r).abs()
     gap = gap[gap.isfinite()]
     largest = float(gap.max()) if gap.numel() else math.inf
     scale = float(r[r.isfinite()].abs().mean()) or 1.0
-    text = f"{what} differs in {int(bad.sum())} of {g.numel()} places, by up to {largest:.3g}"
+    text = (
+        f"{what} differs in {int(bad.sum())} of {g.numel()} places, by up to"
+        f" {largest:.3g}"
+    )
     if largest < 1e-2 * scale:
-        return text + ": near, but more than rounding; a lower precision, or another epsilon?"
+        return (
+            text
+            + ": near, but more than rounding; a lower precision, or another epsilon?"
+        )
     return text

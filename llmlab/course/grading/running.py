@@ -1,4 +1,6 @@
-"""Runs a graded copy: pytest with nbval and our plugin, in a process group of its own, bounded in time."""
+"""Runs a graded copy: pytest with nbval and our plugin, in a process group of its own,
+bounded in time.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,15 @@ DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY")  # no window may open
 
 
 def run_copy(
-    notebook: dict[str, Any], cell_seconds: float = CELL_SECONDS, seconds: float = NOTEBOOK_SECONDS
+    notebook: dict[str, Any],
+    cell_seconds: float = CELL_SECONDS,
+    seconds: float = NOTEBOOK_SECONDS,
 ) -> tuple[list[dict[str, Any]], str]:
     """Runs each cell through nbval in one fresh kernel.
 
     Returns:
-        what the plugin recorded, cell by cell (see `llmlab.course.grading.nbval_plugin`); and a complaint when it ended early.
+        what the plugin recorded, cell by cell (see
+        `llmlab.course.grading.nbval_plugin`); and a complaint when it ended early.
     """
     with tempfile.TemporaryDirectory(prefix="llmlab-check-") as name:
         folder = Path(name)
@@ -31,7 +36,9 @@ def run_copy(
         copy.write_text(json.dumps(notebook), encoding="utf-8")
         (folder / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
         output, ended = _pytest(folder, copy, record, cell_seconds, seconds)
-        lines = record.read_text(encoding="utf-8").splitlines() if record.exists() else []
+        lines = (
+            record.read_text(encoding="utf-8").splitlines() if record.exists() else []
+        )
         entries = [json.loads(line) for line in lines if line.endswith("}")]
     if not ended:
         return entries, f"the notebook was stopped after {seconds:g} seconds"
@@ -40,7 +47,9 @@ def run_copy(
     return entries, ""
 
 
-def _pytest(folder: Path, copy: Path, record: Path, cell_seconds: float, seconds: float) -> tuple[str, bool]:
+def _pytest(
+    folder: Path, copy: Path, record: Path, cell_seconds: float, seconds: float
+) -> tuple[str, bool]:
     """(what it printed, whether it ended by itself)."""
     ours_first = ["-p", "llmlab.course.grading.nbval_plugin", "-p", "nbval.plugin"]
     plugins = [*ours_first, "-p", "no:cacheprovider"]
@@ -85,9 +94,15 @@ def _pytest(folder: Path, copy: Path, record: Path, cell_seconds: float, seconds
 
 
 def environment(folder: Path, record: Path) -> dict[str, str]:
-    """The learner's environment, less what would make their run differ from the next one's."""
+    """The learner's environment, less what would make their run differ from the next
+    one's.
+    """
     drop = {*DISPLAYS, "PYTEST_ADDOPTS", "PYTHONSTARTUP"}
-    own = {k: v for k, v in os.environ.items() if k not in drop and not k.startswith(("COV_", "COVERAGE_"))}
+    own = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in drop and not k.startswith(("COV_", "COVERAGE_"))
+    }
     return own | {
         "LLMLAB_RECORD": str(record),
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",

@@ -24,8 +24,8 @@
 What lies where: `use` switches it on, `provisioner` is Jupyter's side, `starting` finds
 or starts the warm process, `place` says which one fits and where its socket is,
 `warm_process` is that process, `server` its loop, `preload` its imports, `hiding` keeps
-them out of sight, `child` turns a fork into a kernel, `forked` watches it from Jupyter's
-side, `wire` has the messages, `memory` the bytes.
+them out of sight, `child` turns a fork into a kernel, `forked` watches it from
+Jupyter's side, `wire` has the messages, `memory` the bytes.
 
 Memory, measured with torch 2.13 and transformers 5.23 on x86-64: the warm process holds
 550 MiB. A kernel that was just forked shows 400 MiB as its own size (RSS), of which
@@ -34,8 +34,8 @@ imports. `python -m benchmarks.kernels` measures it again.
 
 What differs from a plain kernel: its parent process is the warm one (JPY_PARENT_PID
 names the process that asked for it), its size counts the shared pages, modules of
-Python's own library may be loaded already, sets of strings have one order in all kernels
-of one warm process, and one more file is open.
+Python's own library may be loaded already, sets of strings have one order in all
+kernels of one warm process, and one more file is open.
 
 LLMLAB_COLD=1, or the option --cold of the commands, leaves all of this out.
 """

@@ -28,7 +28,9 @@ from llmlab.course.kernels.wire import send
 PORTS = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
 
 
-def become_kernel(forked: NewKernel, packages: Mapping[str, Package], env: Mapping[str, str]) -> None:
+def become_kernel(
+    forked: NewKernel, packages: Mapping[str, Package], env: Mapping[str, str]
+) -> None:
     """Runs the kernel to its end. Returns as a plain kernel's program does.
 
     Args:

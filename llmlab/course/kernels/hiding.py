@@ -68,7 +68,9 @@ class Hidden:
             return None
         old = module.__spec__
         origin = old.origin if old else None
-        spec = ModuleSpec(name, self, origin=origin, is_package=hasattr(module, "__path__"))
+        spec = ModuleSpec(
+            name, self, origin=origin, is_package=hasattr(module, "__path__")
+        )
         if old is not None and old.submodule_search_locations is not None:
             spec.submodule_search_locations = old.submodule_search_locations
         spec.has_location = bool(old and old.has_location)
@@ -140,8 +142,8 @@ class Hidden:
             sys.modules["torch"].set_num_threads(max(1, int(threads[0])))
         if late:
             warnings.warn(
-                f"{', '.join(late)} changed after this kernel had loaded {top}, and has "
-                "no effect on it: set it before the kernel starts, or start cold "
-                "kernels (--cold)",
+                f"{', '.join(late)} changed after this kernel had loaded {top}, and has"
+                " no effect on it: set it before the kernel starts, or start cold"
+                " kernels (--cold)",
                 stacklevel=2,
             )

@@ -42,7 +42,11 @@ class NoPlace(Exception):
 
 def import_time(env: Mapping[str, str]) -> dict[str, str]:
     """The variables that a library may read while it is imported."""
-    return {name: value for name, value in sorted(env.items()) if name in NAMES or name.startswith(PREFIXES)}
+    return {
+        name: value
+        for name, value in sorted(env.items())
+        if name in NAMES or name.startswith(PREFIXES)
+    }
 
 
 def key(env: Mapping[str, str], flags: tuple[str, ...] = (), cwd: str = "") -> str:
@@ -96,7 +100,11 @@ def process() -> dict[str, Any]:
 
     lines = Path("/proc/self/status").read_text().splitlines()
     status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
-    limits = {name: resource.getrlimit(getattr(resource, name)) for name in dir(resource) if name.startswith("RLIMIT_")}
+    limits = {
+        name: resource.getrlimit(getattr(resource, name))
+        for name in dir(resource)
+        if name.startswith("RLIMIT_")
+    }
     spaces = Path("/proc/self/ns")
     return {
         "status": [status.get(name) for name in STATUS],

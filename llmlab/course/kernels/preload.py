@@ -84,7 +84,9 @@ class Noisy(Exception):
         self.step = step
 
 
-def import_ahead(steps: Sequence[tuple[str, ...]], without: Sequence[str] = ()) -> dict[str, Package]:
+def import_ahead(
+    steps: Sequence[tuple[str, ...]], without: Sequence[str] = ()
+) -> dict[str, Package]:
     """Imports all steps and returns the packages that came, by name.
 
     Args:

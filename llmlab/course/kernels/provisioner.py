@@ -31,7 +31,9 @@ class WarmProvisioner(LocalProvisioner):
 
     ports_fixed = False  # whether a kernel was started, and clients may know its ports
 
-    async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
+    async def launch_kernel(
+        self, cmd: list[str], **kwargs: Any
+    ) -> KernelConnectionInfo:
         """Starts the kernel: warm when that can be done, else the plain way."""
         forked = None
         try:
@@ -130,7 +132,9 @@ def read_command(cmd: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
     words = list(cmd)
     if not words or os.path.abspath(words[0]) != os.path.abspath(sys.executable):
         raise Cold(f"the kernel is to run in {words[0] if words else 'nothing'}")
-    if "-m" not in words or words[words.index("-m") + 1 :][:1] != ["ipykernel_launcher"]:
+    if "-m" not in words or words[words.index("-m") + 1 :][:1] != [
+        "ipykernel_launcher"
+    ]:
         raise Cold("the kernel is not ipykernel's")
     at = words.index("-m")
     rest = [os.path.expanduser(word) for word in words[at + 2 :]]
@@ -160,7 +164,9 @@ def open_streams(options: dict[str, Any]) -> list[int]:
             elif isinstance(stream, int) and stream < 0:
                 raise Cold("its output is to go to a pipe")
             else:
-                files.append(os.dup(stream if isinstance(stream, int) else stream.fileno()))
+                files.append(
+                    os.dup(stream if isinstance(stream, int) else stream.fileno())
+                )
     except BaseException:
         for file in files:
             os.close(file)

@@ -5,8 +5,8 @@ SciPy's OpenBLAS start threads when they are imported; OpenBLAS itself ends them
 a fork and starts as many again when they are needed, so one fork for nothing leaves the
 process with a single thread.
 
-It ends when its owner ends, when it was idle for long, when memory is short, and when it
-is told to retire while it has no kernels.
+It ends when its owner ends, when it was idle for long, when memory is short, and when
+it is told to retire while it has no kernels.
 """
 
 from __future__ import annotations
@@ -79,7 +79,9 @@ class Server:
             wait = None
             if not self.running:
                 wait = max(0.0, last + self.idle - time.monotonic())
-            ready = {file for file, _ in poll.poll(None if wait is None else wait * 1e3)}
+            ready = {
+                file for file, _ in poll.poll(None if wait is None else wait * 1e3)
+            }
             if self.reap(ready):
                 last = time.monotonic()
             if self.owner in ready:

@@ -68,7 +68,9 @@ def this_process() -> str:
     return f"{os.getpid()}:{psutil.Process().create_time():.2f}"
 
 
-def connect(env: Mapping[str, str], flags: tuple[str, ...] = (), cwd: str = "") -> socket.socket:
+def connect(
+    env: Mapping[str, str], flags: tuple[str, ...] = (), cwd: str = ""
+) -> socket.socket:
     """A connection to the warm process for kernels with these variables.
 
     Raises:
@@ -95,7 +97,9 @@ def connect(env: Mapping[str, str], flags: tuple[str, ...] = (), cwd: str = "") 
     raise Cold("the warm process is starting", usual=True)
 
 
-def socket_path(env: Mapping[str, str], flags: tuple[str, ...] = (), cwd: str = "") -> Path:
+def socket_path(
+    env: Mapping[str, str], flags: tuple[str, ...] = (), cwd: str = ""
+) -> Path:
     """Where the socket lies.
 
     Raises:
@@ -107,7 +111,9 @@ def socket_path(env: Mapping[str, str], flags: tuple[str, ...] = (), cwd: str = 
         raise Cold(f"there is no safe place for a socket: {error}") from None
 
 
-def start(path: Path, env: Mapping[str, str], flags: tuple[str, ...] = (), cwd: str = "") -> None:
+def start(
+    path: Path, env: Mapping[str, str], flags: tuple[str, ...] = (), cwd: str = ""
+) -> None:
     """Starts the warm process, unless it is starting already. Returns at once.
 
     Raises:

@@ -52,7 +52,9 @@ def pidfd_of(owner: str) -> int:
 
 
 def load(without: Sequence[str]) -> dict[str, Package]:
-    """All imports. Matplotlib is told of the notebook's backend, as the kernel would."""
+    """All imports. Matplotlib is told of the notebook's backend, as the kernel
+    would.
+    """
     for name in BASE:
         import_one(name)
     chosen = os.environ.get("MPLBACKEND")

@@ -21,7 +21,9 @@ class NotOurs(Exception):
     """The process at the other end belongs to another user."""
 
 
-def send(end: socket.socket, message: dict[str, Any], files: Sequence[int] = ()) -> None:
+def send(
+    end: socket.socket, message: dict[str, Any], files: Sequence[int] = ()
+) -> None:
     """Sends one message, with open files beside its first byte.
 
     Raises:

@@ -1,11 +1,15 @@
-"""Choosing a strategy for every operator: Alpa's integer program, and brute force to check it.
+"""Choosing a strategy for every operator: Alpa's integer program, and brute force to
+check it.
 
-    minimise   Σ_v  s_v · c_v   +   Σ_(u,v)  s_uᵀ R_uv s_v            (Zheng et al. 2022, equation 1)
-    so that    Σ_v  s_v · m_v   ≤   M                                 and each s_v is one-hot
+    minimise   Σ_v  s_v · c_v   +   Σ_(u,v)  s_uᵀ R_uv s_v       (Zheng et al.
+                                             2022, equation 1)
+    so that    Σ_v  s_v · m_v   ≤   M                            and each s_v is one-hot
 
-    s_v  the strategy of operator v      c_v  its seconds      m_v  its bytes      R_uv  seconds to reshard u's output for v
+    s_v  the strategy of operator v      c_v  its seconds      m_v  its bytes      R_uv
+                                              seconds to reshard u's output for v
 
-The product s_u s_v is made linear by a variable e_uv[i, j] in [0, 1] for each pair, whose rows add up to s_u and columns to s_v.
+The product s_u s_v is made linear by a variable e_uv[i, j] in [0, 1] for each pair,
+whose rows add up to s_u and columns to s_v.
 """
 
 from __future__ import annotations
@@ -58,16 +62,21 @@ def problem(graph: Graph, mesh: DeviceMesh) -> Problem:
             raise ValueError(f"graph: the name {op.name!r} occurs twice")
         later = [name for name in op.inputs if name in {o.name for o in ops[i:]}]
         if later:
-            raise ValueError(f"graph: {op.name!r} reads {later[0]!r}, which comes later")
+            raise ValueError(
+                f"graph: {op.name!r} reads {later[0]!r}, which comes later"
+            )
         place[op.name] = i
     options = [strategies(op, mesh) for op in ops]
     edges = {}
     for v, op in enumerate(ops):
         for k, name in enumerate(op.inputs):
             if name in place:
-                edges[place[name], v, k] = _resharding(ops, options, place[name], v, k, mesh)
+                edges[place[name], v, k] = _resharding(
+                    ops, options, place[name], v, k, mesh
+                )
     each = [
-        [(op_seconds(op, s, mesh), op_bytes(op, s, mesh)) for s in opts] for op, opts in zip(ops, options, strict=True)
+        [(op_seconds(op, s, mesh), op_bytes(op, s, mesh)) for s in opts]
+        for op, opts in zip(ops, options, strict=True)
     ]
     seconds = [np.array([c for c, _ in row]) for row in each]
     held = [np.array([m for _, m in row]) for row in each]
@@ -91,7 +100,9 @@ def total(p: Problem, pick: Sequence[int]) -> tuple[float, float]:
     """(seconds, bytes) of a choice, given by each operator's number in `options`."""
     nodes = sum(c[i] for c, i in zip(p.seconds, pick, strict=True))
     edges = sum(R[pick[u], pick[v]] for (u, v, _), R in p.edges.items())
-    return float(nodes + edges), float(sum(m[i] for m, i in zip(p.bytes, pick, strict=True)))
+    return float(nodes + edges), float(
+        sum(m[i] for m, i in zip(p.bytes, pick, strict=True))
+    )
 
 
 def brute_force(p: Problem) -> tuple[Choice, float]:
@@ -102,10 +113,15 @@ def brute_force(p: Problem) -> tuple[Choice, float]:
     """
     count = prod(len(o) for o in p.options)
     if count > 1_000_000:
-        raise ValueError(f"graph has {count:,} combinations: brute force takes at most 1,000,000; use solve")
+        raise ValueError(
+            f"graph has {count:,} combinations: brute force takes at most 1,000,000;"
+            " use solve"
+        )
     if not any_fits(p):
         raise ValueError(_nothing(p))
-    totals = ((*total(p, pick), pick) for pick in product(*(range(len(o)) for o in p.options)))
+    totals = (
+        (*total(p, pick), pick) for pick in product(*(range(len(o)) for o in p.options))
+    )
     best, _, pick = min(row for row in totals if row[1] <= p.memory)
     return _named(p, pick), best
 
@@ -117,11 +133,16 @@ def any_fits(p: Problem) -> bool:
 
 def _nothing(p: Problem) -> str:
     least = sum(m.min() for m in p.bytes)
-    return f"memory={p.memory:.3g}: the most frugal choice takes {least:.3g} bytes a device; use more devices"
+    return (
+        f"memory={p.memory:.3g}: the most frugal choice takes {least:.3g} bytes a"
+        " device; use more devices"
+    )
 
 
 def _named(p: Problem, pick: Sequence[int]) -> Choice:
-    return {op.name: opts[i] for op, opts, i in zip(p.ops, p.options, pick, strict=True)}
+    return {
+        op.name: opts[i] for op, opts, i in zip(p.ops, p.options, pick, strict=True)
+    }
 
 
 def solve(p: Problem) -> tuple[Choice, float]:
@@ -137,12 +158,16 @@ def solve(p: Problem) -> tuple[Choice, float]:
     starts = np.cumsum([0, *(len(o) for o in p.options)])
     pairs = list(p.edges.items())
     ends = starts[-1] + np.cumsum([0, *(R.size for _, R in pairs)])
-    scale = max(c.min() for c in p.seconds) or 1.0  # seconds may be tiny: the solver's tolerances are absolute
+    # seconds may be tiny: the solver's tolerances are absolute
+    scale = max(c.min() for c in p.seconds) or 1.0
     c = np.concatenate([*p.seconds, *(R.ravel() for _, R in pairs)]) / scale
     rows, low, high = _constraints(p, starts, ends, pairs)
     integral = np.concatenate([np.ones(starts[-1]), np.zeros(ends[-1] - starts[-1])])
-    limits, exact = LinearConstraint(rows, low, high), {"mip_rel_gap": 0.0}  # HiGHS would stop at 0.01% from the best
-    found = milp(c, constraints=limits, bounds=Bounds(0, 1), integrality=integral, options=exact)
+    # HiGHS would stop at 0.01% from the best
+    limits, exact = LinearConstraint(rows, low, high), {"mip_rel_gap": 0.0}
+    found = milp(
+        c, constraints=limits, bounds=Bounds(0, 1), integrality=integral, options=exact
+    )
     if found.x is None:
         raise ValueError(f"the integer program has no solution: {found.message}")
     pick = [int(np.argmax(found.x[a:b])) for a, b in pairwise(starts)]
@@ -184,6 +209,8 @@ def seconds_of(p: Problem, choice: Choice) -> tuple[float, float]:
     pick = []
     for op, opts in zip(p.ops, p.options, strict=True):
         if choice[op.name] not in opts:
-            raise ValueError(f"choice[{op.name!r}]={choice[op.name]} is not a strategy of it: {opts}")
+            raise ValueError(
+                f"choice[{op.name!r}]={choice[op.name]} is not a strategy of it: {opts}"
+            )
         pick.append(opts.index(choice[op.name]))
     return total(p, pick)

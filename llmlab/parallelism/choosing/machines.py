@@ -1,12 +1,17 @@
 """Chips and what connects them, as data, for planning.
 
-    name        dense 16-bit FLOP/s   memory B   HBM B/s    NVLink B/s   network B/s   devices a node
+    name        dense 16-bit FLOP/s   memory B   HBM B/s    NVLink B/s   network B/s
+                                                 devices a node
 
-Vendor figures: peak without sparsity; links in one direction and for one device (vendors print both directions added: 600
-GB/s of an A100 are 300 each way); the network is one InfiniBand port a device (HDR 200 Gbit/s, NDR 400 Gbit/s), as in
-NVIDIA's DGX machines. Memory is the printed gigabytes as 10⁹ bytes, a little less than the chip has: the driver and the
-libraries want some. `efficiency` is the one number that is fitted: with 0.644 the cost model gives 13.75 s for the 175B step of
-Korthikanti et al. 2022 on 64 A100 (table 5). For other chips it is an assumption: measure one step, and pass your own. Sources: NVIDIA's data sheets of V100, A100, H100, H200, B200, and of DGX-1, DGX A100 and DGX H100.
+Vendor figures: peak without sparsity; links in one direction and for one device
+(vendors print both directions added: 600 GB/s of an A100 are 300 each way); the network
+is one InfiniBand port a device (HDR 200 Gbit/s, NDR 400 Gbit/s), as in NVIDIA's DGX
+machines. Memory is the printed gigabytes as 10⁹ bytes, a little less than the chip has:
+the driver and the libraries want some. `efficiency` is the one number that is fitted:
+with 0.644 the cost model gives 13.75 s for the 175B step of Korthikanti et al. 2022 on
+64 A100 (table 5). For other chips it is an assumption: measure one step, and pass your
+own. Sources: NVIDIA's data sheets of V100, A100, H100, H200, B200, and of DGX-1, DGX
+A100 and DGX H100.
 """
 
 from __future__ import annotations
@@ -18,7 +23,9 @@ from llmlab.parallelism.runtime import Link
 
 @dataclass(frozen=True)
 class Machine:
-    """A cluster of one kind of device: `node` devices share fast links, nodes share a slower network."""
+    """A cluster of one kind of device: `node` devices share fast links, nodes share a
+    slower network.
+    """
 
     name: str
     flops: float  # dense 16-bit FLOP/s
@@ -35,12 +42,16 @@ class Machine:
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be above 0")
         if not 0 < self.efficiency <= 1:
-            raise ValueError(f"efficiency={self.efficiency} must be above 0 and at most 1")
+            raise ValueError(
+                f"efficiency={self.efficiency} must be above 0 and at most 1"
+            )
 
     def wire(self, span: int, devices: int | None = None) -> Link:
-        """The link that groups of `span` consecutive devices are limited by, out of `devices` (None: there is one group).
+        """The link that groups of `span` consecutive devices are limited by, out of
+        `devices` (None: there is one group).
 
-        The slowest group counts: threes in nodes of eight are 0–2, 3–5, 6–8, and the third lies in two nodes.
+        The slowest group counts: threes in nodes of eight are 0–2, 3–5, 6–8, and the
+            third lies in two nodes.
         """
         inside = self.node % span == 0 or (devices or span) <= self.node
         return Link(self.latency, self.link if inside else self.network)
@@ -63,11 +74,14 @@ MACHINES = {row[0]: Machine(*row) for row in _ROWS}
 
 
 def machine(name: str, **changes: float) -> Machine:
-    """The machine of that name, with some of its figures changed: `machine("a100-80gb", network=12.5e9)`.
+    """The machine of that name, with some of its figures changed: `machine("a100-80gb",
+    network=12.5e9)`.
 
     Raises:
         ValueError: there is none of that name.
     """
     if name not in MACHINES:
-        raise ValueError(f"name={name!r} is not a known machine: use one of {', '.join(MACHINES)}")
+        raise ValueError(
+            f"name={name!r} is not a known machine: use one of {', '.join(MACHINES)}"
+        )
     return replace(MACHINES[name], **changes)

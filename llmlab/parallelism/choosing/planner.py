@@ -1,11 +1,13 @@
-"""The planner: a model, a machine, a batch → every plan that divides them, the ones that can run ranked by time.
+"""The planner: a model, a machine, a batch → every plan that divides them, the ones
+that can run ranked by time.
 
-    >>> from llmlab.parallelism import planner, plan, shapes, machines
-    >>> job = plan.Job(shapes.gpt(96, 12288, 96), batch=1536, seq=2048, machine=machines.machine("a100-80gb"))
-    >>> found = planner.search(job, devices=1024)
+    >>> from llmlab.parallelism import planner, plan, shapes, machines >>> job =
+    plan.Job(shapes.gpt(96, 12288, 96), batch=1536, seq=2048,
+    machine=machines.machine("a100-80gb")) >>> found = planner.search(job, devices=1024)
     >>> found.ranked[0].plan, found.rejected[0].problems
 
-The search is exhaustive over divisors: nothing is learnt, so whatever is rejected can say why.
+The search is exhaustive over divisors: nothing is learnt, so whatever is rejected can
+say why.
 """
 
 from __future__ import annotations
@@ -20,12 +22,21 @@ from llmlab.parallelism.choosing.shapes import token_flops
 from llmlab.parallelism.choosing.time import seconds
 
 MICROBATCHES = (1, 2, 4, 8, 16)
-WAYS = (("none", False), ("none", True), ("selective", True), ("full", False), ("full", True))  # (recompute, sequence)
+# (recompute, sequence)
+WAYS = (
+    ("none", False),
+    ("none", True),
+    ("selective", True),
+    ("full", False),
+    ("full", True),
+)
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a search found: plans that can run, fastest first, and those that cannot, the nearest miss first."""
+    """What a search found: plans that can run, fastest first, and those that cannot,
+    the nearest miss first.
+    """
 
     ranked: list[Estimate]
     rejected: list[Estimate]
@@ -39,15 +50,25 @@ class Found:
 
     def reasons(self) -> Counter:
         """How many plans failed for which kind of reason."""
-        return Counter(_kind(problem) for e in self.rejected for problem in e.problems[:1])
+        return Counter(
+            _kind(problem) for e in self.rejected for problem in e.problems[:1]
+        )
 
 
 def estimate(job: Job, plan: Plan) -> Estimate:
-    """Everything about one plan. A plan that is too large is still timed, so that one sees by how much it fails."""
+    """Everything about one plan. A plan that is too large is still timed, so that one
+    sees by how much it fails.
+    """
     if problems := misfits(job, plan):
         return Estimate(plan, {}, {}, 0.0, tuple(problems))
     held, times = memory(job, plan), seconds(job, plan)
-    return Estimate(plan, held, times, mfu(job, plan.devices, sum(times.values())), _too_large(job, held))
+    return Estimate(
+        plan,
+        held,
+        times,
+        mfu(job, plan.devices, sum(times.values())),
+        _too_large(job, held),
+    )
 
 
 def _too_large(job: Job, held: dict[str, float]) -> tuple[str, ...]:
@@ -55,16 +76,32 @@ def _too_large(job: Job, held: dict[str, float]) -> tuple[str, ...]:
     if needed <= there:
         return ()
     most = max(held, key=held.get)
-    return (f"needs {needed / 1e9:.1f} GB a device of {there / 1e9:.0f}: most of it {most}, {held[most] / 1e9:.1f} GB",)
+    return (
+        (
+            f"needs {needed / 1e9:.1f} GB a device of {there / 1e9:.0f}: most of it"
+            f" {most}, {held[most] / 1e9:.1f} GB"
+        ),
+    )
 
 
 def _kind(problem: str) -> str:
-    return "too large for a device" if problem.startswith("needs") else problem.partition(" = ")[0]
+    return (
+        "too large for a device"
+        if problem.startswith("needs")
+        else problem.partition(" = ")[0]
+    )
 
 
 def mfu(job: Job, devices: int, step: float) -> float:
-    """Model FLOPs utilisation (Chowdhery et al. 2022, appendix B): useful FLOPs over what the devices could have done."""
-    return token_flops(job.shape, job.seq) * job.seq * job.batch / (devices * job.machine.flops * step)
+    """Model FLOPs utilisation (Chowdhery et al. 2022, appendix B): useful FLOPs over
+    what the devices could have done.
+    """
+    return (
+        token_flops(job.shape, job.seq)
+        * job.seq
+        * job.batch
+        / (devices * job.machine.flops * step)
+    )
 
 
 def days(job: Job, step: float, tokens: float) -> float:
@@ -83,7 +120,9 @@ def divisors(n: int, most: int | None = None) -> list[int]:
 
 
 def candidates(job: Job, devices: int) -> Iterator[Plan]:
-    """Every split of the devices that divides the model, and for each the ways to fill memory. Not all of them fit."""
+    """Every split of the devices that divides the model, and for each the ways to fill
+    memory. Not all of them fit.
+    """
     x = job.shape
     for tp in divisors(devices, x.heads):
         for pp in divisors(devices // tp, x.layers):
@@ -97,10 +136,20 @@ def _variants(job: Job, dp: int, tp: int, pp: int, cp: int, ep: int) -> Iterator
     for b in MICROBATCHES:
         if job.batch % (dp * b):
             continue
-        chunks = [1] if pp == 1 else [v for v in divisors(job.shape.layers // pp, 8) if job.shape.layers % pp == 0]
+        chunks = (
+            [1]
+            if pp == 1
+            else [
+                v
+                for v in divisors(job.shape.layers // pp, 8)
+                if job.shape.layers % pp == 0
+            ]
+        )
         for v in chunks or [1]:
             for recompute, sequence in WAYS:
-                if (sequence and tp == 1) or (recompute == "selective" and job.shape.family == "llama"):
+                if (sequence and tp == 1) or (
+                    recompute == "selective" and job.shape.family == "llama"
+                ):
                     continue  # FlashAttention keeps no scores: nothing to select
                 for zero in (1, 3) if pp == 1 and dp * cp > 1 else (1,):
                     yield Plan(dp, tp, pp, cp, ep, b, zero, sequence, recompute, v)
@@ -116,6 +165,11 @@ def search(job: Job, devices: int) -> Found:
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
     found = [estimate(job, plan) for plan in candidates(job, devices)]
-    ranked = sorted((e for e in found if not e.problems), key=lambda e: (e.step, e.bytes))
+    ranked = sorted(
+        (e for e in found if not e.problems), key=lambda e: (e.step, e.bytes)
+    )
     rejected = [e for e in found if e.problems]
-    return Found(ranked, sorted(rejected, key=lambda e: (not e.memory, e.bytes if e.memory else 0)))
+    return Found(
+        ranked,
+        sorted(rejected, key=lambda e: (not e.memory, e.bytes if e.memory else 0)),
+    )

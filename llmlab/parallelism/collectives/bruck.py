@@ -1,15 +1,20 @@
 """Bruck's algorithms: ⌈log₂ p⌉ steps for any number of ranks.
 
-Bruck, Ho, Kipnis, Upfal & Weathersby 1997 (https://doi.org/10.1109/71.642949). NCCL's PAT is a relative
-(Jeaugey 2025, https://arxiv.org/abs/2506.20252).
+Bruck, Ho, Kipnis, Upfal & Weathersby 1997 (https://doi.org/10.1109/71.642949). NCCL's
+PAT is a relative (Jeaugey 2025, https://arxiv.org/abs/2506.20252).
 
-    all-gather       step k: rank r has chunks r … r + 2^k − 1, and sends them 2^k ranks back     ⌈log₂ p⌉ α + (p−1)/p · n/β
+    all-gather       step k: rank r has chunks r … r + 2^k − 1, and sends them 2^k ranks
+                     back     ⌈log₂ p⌉ α + (p−1)/p · n/β
     reduce-scatter   the same backwards, with sums
-    all-reduce       one, then the other: as few steps as a tree, as few bytes as the ring, for any p
-    all-to-all       a tensor that has to travel d ranks on hops 2^k ranks in step k if bit k of d is set:
-                     ⌈log₂ p⌉ steps, but about n/2 bytes in each, where pairwise exchange sends (p−1)/p · n in all
+    all-reduce       one, then the other: as few steps as a tree, as few bytes as the
+                     ring, for any p
+    all-to-all       a tensor that has to travel d ranks on hops 2^k ranks in step k if
+                     bit k of d is set: ⌈log₂ p⌉ steps, but about n/2 bytes in each,
+                     where pairwise exchange sends (p−1)/p · n in all
 
-    p  ranks, r one of them; all numbers modulo p      n  bytes of the whole tensor (all-to-all: of what one rank sends)
+    p  ranks, r one of them; all numbers modulo p      n  bytes of the whole tensor
+                                                          (all-to-all: of what one rank
+                                                          sends)
 """
 
 from __future__ import annotations
@@ -21,8 +26,12 @@ def all_gather(p: int) -> Schedule:
     """Rank r begins with chunk r; all end with all."""
     moves = []
     for k in range((p - 1).bit_length()):
-        new = range(min(2**k, p - 2**k))  # in the last step a rank lacks fewer than it could be sent
-        moves += [Move(k, r, (r - 2**k) % p, tuple((r + i) % p for i in new)) for r in range(p)]
+        # in the last step a rank lacks fewer than it could be sent
+        new = range(min(2**k, p - 2**k))
+        moves += [
+            Move(k, r, (r - 2**k) % p, tuple((r + i) % p for i in new))
+            for r in range(p)
+        ]
     return moves
 
 
@@ -41,6 +50,14 @@ def all_to_all(p: int) -> Schedule:
     moves = []
     for k in range((p - 1).bit_length()):
         for r in range(p):
-            on_board = [((r - d % 2**k) % p, d) for d in range(p) if d >> k & 1]  # it has hopped the bits below k
-            moves.append(Move(k, r, (r + 2**k) % p, tuple(i * p + (i + d) % p for i, d in on_board)))
+            # it has hopped the bits below k
+            on_board = [((r - d % 2**k) % p, d) for d in range(p) if d >> k & 1]
+            moves.append(
+                Move(
+                    k,
+                    r,
+                    (r + 2**k) % p,
+                    tuple(i * p + (i + d) % p for i, d in on_board),
+                )
+            )
     return moves

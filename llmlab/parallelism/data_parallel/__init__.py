@@ -9,7 +9,13 @@ from llmlab.parallelism.data_parallel.data_parallel import (
     train_step,
 )
 from llmlab.parallelism.data_parallel.replicate import replicate_step
-from llmlab.parallelism.data_parallel.timeline import draw, exposed, from_ledger, keep_time, timeline
+from llmlab.parallelism.data_parallel.timeline import (
+    draw,
+    exposed,
+    from_ledger,
+    keep_time,
+    timeline,
+)
 
 __all__ = [
     "MIB",

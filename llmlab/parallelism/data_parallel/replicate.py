@@ -1,4 +1,5 @@
-"""The older way, `torch.nn.DataParallel`: one rank owns model and batch, and in each step lends copies of both to the others.
+"""The older way, `torch.nn.DataParallel`: one rank owns model and batch, and in each
+step lends copies of both to the others.
 
     replicate   the weights, to everybody            Ψ numbers to each of p − 1 ranks
     scatter     the batch, a piece to each
@@ -8,8 +9,9 @@
 
     p  ranks      Ψ  parameters      rank 0 is the owner
 
-`torch.nn.DataParallel` does this with threads of one process and copies between its GPUs. Here the ranks are those of a
-communicator, so that the ledger counts what travels. Count with `World(p, algorithm="naive")`: copies go straight from the owner.
+`torch.nn.DataParallel` does this with threads of one process and copies between its
+GPUs. Here the ranks are those of a communicator, so that the ledger counts what
+travels. Count with `World(p, algorithm="naive")`: copies go straight from the owner.
 """
 
 from __future__ import annotations
@@ -29,26 +31,35 @@ def replicate_step(
     y: Tensor | None,
     loss_of: Callable[[Tensor, Tensor], Tensor],
 ) -> float | None:
-    """Gradients of `loss_of(model(x), y)` in the owner's `.grad`; returns the loss on the owner, None elsewhere.
+    """Gradients of `loss_of(model(x), y)` in the owner's `.grad`; returns the loss on
+    the owner, None elsewhere.
 
     Args:
-        model: the same shapes on every rank; the others' values are overwritten by the owner's.
+        model: the same shapes on every rank; the others' values are overwritten by the
+            owner's.
         x, y: the whole batch on the owner (at least p rows), None elsewhere.
     """
     owner = comm.rank == 0
     replicate(model, comm)
-    mine = comm.scatter([part.contiguous() for part in x.tensor_split(comm.size)] if owner else None)
+    mine = comm.scatter(
+        [part.contiguous() for part in x.tensor_split(comm.size)] if owner else None
+    )
     output = model(mine)
     outputs = _collect(comm, output.detach())
     if owner:
         outputs.requires_grad_()
         loss = loss_of(outputs, y)
         loss.backward()
-    slopes = [g.contiguous() for g in outputs.grad.tensor_split(comm.size)] if owner else None
+    slopes = (
+        [g.contiguous() for g in outputs.grad.tensor_split(comm.size)]
+        if owner
+        else None
+    )
     output.backward(comm.scatter(slopes))
     for w in model.parameters():
         if w.requires_grad:
-            total = comm.reduce(w.grad)  # a sum: the loss was taken over the whole batch
+            # a sum: the loss was taken over the whole batch
+            total = comm.reduce(w.grad)
             w.grad = total if owner else None
     return loss.item() if owner else None
 
@@ -61,7 +72,9 @@ def replicate(model: nn.Module, comm: Communicator) -> None:
 
 
 def _collect(comm: Communicator, output: Tensor) -> Tensor | None:
-    """All outputs on the owner, joined along the batch, whose pieces may differ by one row."""
+    """All outputs on the owner, joined along the batch, whose pieces may differ by one
+    row.
+    """
     if comm.rank:
         comm.send(output, 0)
         return None

@@ -1,13 +1,16 @@
-"""When a backward pass computes and when its gradients travel: the overlap of DDP, as data that can be drawn.
+"""When a backward pass computes and when its gradients travel: the overlap of DDP, as
+data that can be drawn.
 
-Gradients come one after another, and a bucket is ready with its last one. There is one wire: a bucket leaves when it is ready
-and the bucket before it has arrived,
+Gradients come one after another, and a bucket is ready with its last one. There is one
+wire: a bucket leaves when it is ready and the bucket before it has arrived,
 
-    start_b = max(ready_b, end_{b−1}),      end_b = start_b + 2(p−1) α + 2 (p−1)/p · n_b/β
+    start_b = max(ready_b, end_{b−1}),    end_b = start_b + 2(p−1) α + 2 (p−1)/p · n_b/β
 
-    b  bucket of n_b bytes      p  ranks      α, β  see `cost`      exposed: what of the last end is after the last gradient
+    b  bucket of n_b bytes      p  ranks      α, β  see `cost`      exposed: what of the
+                                                    last end is after the last gradient
 
-`timeline` is that formula; `keep_time` makes a real backward move the virtual clock of a `World`, whose ledger then says the same.
+`timeline` is that formula; `keep_time` makes a real backward move the virtual clock of
+a `World`, whose ledger then says the same.
 """
 
 from __future__ import annotations
@@ -22,7 +25,9 @@ from llmlab.parallelism.runtime import Communicator, Ledger, Link, cost
 
 
 class Span(NamedTuple):
-    """Something that takes time: on the lane "backward" or "all-reduce", from `start` to `end` in seconds."""
+    """Something that takes time: on the lane "backward" or "all-reduce", from `start`
+    to `end` in seconds.
+    """
 
     lane: str
     start: float
@@ -49,10 +54,12 @@ def timeline(
         nbytes: of each gradient.
         plan: buckets of parameter numbers (`data_parallel.plan_buckets`).
         overlap: buckets may leave during backward.
-        before: seconds that pass until the first gradient is begun (a tied head's: its weight's gradient is complete at the end only).
+        before: seconds that pass until the first gradient is begun (a tied head's: its
+            weight's gradient is complete at the end only).
         order: in which the gradients come; by default the last parameter first.
     Returns:
-        Spans of the lane "backward" in the order of computing, then those of the lane "all-reduce", one a bucket.
+        Spans of the lane "backward" in the order of computing, then those of the lane
+        "all-reduce", one a bucket.
     """
     now, ready, spans = before, {}, [Span("backward", 0.0, before, "before")]
     for i in range(len(seconds) - 1, -1, -1) if order is None else order:
@@ -61,7 +68,9 @@ def timeline(
     free = 0.0
     for b, bucket in enumerate(plan):
         start = max(free, max(ready[i] for i in bucket) if overlap else now)
-        free = start + cost.seconds("all_reduce", p, sum(nbytes[i] for i in bucket), link, algorithm)
+        free = start + cost.seconds(
+            "all_reduce", p, sum(nbytes[i] for i in bucket), link, algorithm
+        )
         spans.append(Span("all-reduce", start, free, str(b)))
     return spans
 
@@ -72,8 +81,11 @@ def exposed(spans: Sequence[Span]) -> float:
     return max(0.0, last("all-reduce") - last("backward"))
 
 
-def keep_time(module: nn.Module, comm: Communicator, seconds: Mapping[str, float]) -> list:
-    """Let each gradient's arrival move the clock of this rank's `World`. Call it before `DataParallel` adds its hooks.
+def keep_time(
+    module: nn.Module, comm: Communicator, seconds: Mapping[str, float]
+) -> list:
+    """Let each gradient's arrival move the clock of this rank's `World`. Call it before
+    `DataParallel` adds its hooks.
 
     Args:
         seconds: by parameter name.
@@ -89,28 +101,52 @@ def keep_time(module: nn.Module, comm: Communicator, seconds: Mapping[str, float
 
 
 def from_ledger(ledger: Ledger, rank: int = 0) -> list[Span]:
-    """What a rank of a `World` did since it first said that it works, as spans: its work, and its all-reduces."""
+    """What a rank of a `World` did since it first said that it works, as spans: its
+    work, and its all-reduces.
+    """
     lanes = {"work": "backward", "all_reduce": "all-reduce"}
     events = [e for e in ledger.events(rank=rank) if e.op in lanes]
     zero = min((e.start for e in events if e.op == "work"), default=0.0)
-    return [Span(lanes[e.op], e.start - zero, e.end - zero, e.label) for e in events if e.start >= zero]
+    return [
+        Span(lanes[e.op], e.start - zero, e.end - zero, e.label)
+        for e in events
+        if e.start >= zero
+    ]
 
 
 def draw(spans: Sequence[Span], ax=None, unit: float = 1e3):
-    """Two lanes: what the rank computes, what the wire carries; the exposed part in another colour. Time in 1/unit seconds."""
+    """Two lanes: what the rank computes, what the wire carries; the exposed part in
+    another colour. Time in 1/unit seconds.
+    """
     if ax is None:
         import matplotlib.pyplot as plt
 
         _, ax = plt.subplots()
     done = max((s.end for s in spans if s.lane == "backward"), default=0.0)
     for y, lane, color in ((1, "backward", "C0"), (0, "all-reduce", "C2")):
-        bars = [(unit * s.start, unit * (s.end - s.start)) for s in spans if s.lane == lane and s.end > s.start]
-        gaps = 0.4 if len(bars) < 20 else 0.0  # white lines between many bars would hide them
-        ax.broken_barh(bars, (y - 0.36, 0.72), facecolors=color, edgecolor="white", linewidth=gaps)
+        bars = [
+            (unit * s.start, unit * (s.end - s.start))
+            for s in spans
+            if s.lane == lane and s.end > s.start
+        ]
+        # white lines between many bars would hide them
+        gaps = 0.4 if len(bars) < 20 else 0.0
+        ax.broken_barh(
+            bars, (y - 0.36, 0.72), facecolors=color, edgecolor="white", linewidth=gaps
+        )
     late = exposed(spans)
     if late:
-        ax.broken_barh([(unit * done, unit * late)], (0.64, 0.72), facecolors="none", edgecolor="C1", hatch="////")
+        ax.broken_barh(
+            [(unit * done, unit * late)],
+            (0.64, 0.72),
+            facecolors="none",
+            edgecolor="C1",
+            hatch="////",
+        )
     ax.set(
-        yticks=[0, 1], yticklabels=["wire", "GPU"], ylim=(-0.5, 1.5), xlabel="milliseconds" if unit == 1e3 else "time"
+        yticks=[0, 1],
+        yticklabels=["wire", "GPU"],
+        ylim=(-0.5, 1.5),
+        xlabel="milliseconds" if unit == 1e3 else "time",
     )
     return ax

@@ -1,10 +1,13 @@
-"""Data-parallel training that survives a killed rank: it goes on from the last checkpoint, and ends at the same loss.
+"""Data-parallel training that survives a killed rank: it goes on from the last
+checkpoint, and ends at the same loss.
 
-    torchrun --nproc-per-node 2 --max-restarts 3 -m llmlab.parallelism.examples.train_elastic --folder run
-    torchrun --nproc-per-node 2 --max-restarts 3 -m llmlab.parallelism.examples.train_elastic --folder run2 --kill-rank 1 --kill-at 3
+    torchrun --nproc-per-node 2 --max-restarts 3 -m
+    llmlab.parallelism.examples.train_elastic --folder run torchrun --nproc-per-node 2
+    --max-restarts 3 -m llmlab.parallelism.examples.train_elastic --folder run2
+    --kill-rank 1 --kill-at 3
 
-On several machines, the same command on each, with --nnodes and --rdzv-endpoint (see `cluster/`). `--kill-rank` makes that rank kill
-itself once, to see what happens.
+On several machines, the same command on each, with --nnodes and --rdzv-endpoint (see
+`cluster/`). `--kill-rank` makes that rank kill itself once, to see what happens.
 """
 
 from __future__ import annotations
@@ -33,7 +36,9 @@ class Settings:
 
 
 def train(comm: Communicator, s: Settings) -> list[float]:
-    """The losses of the steps that this attempt did; the last one is that of an uninterrupted run."""
+    """The losses of the steps that this attempt did; the last one is that of an
+    uninterrupted run.
+    """
     model, losses = engines.build(), []
     optimizer = torch.optim.AdamW(model.parameters(), **engines.ADAM)
     done = elastic.load(s.folder, model, optimizer)
@@ -65,14 +70,19 @@ def _die_once(comm: Communicator, s: Settings, step: int) -> None:
 def _main(comm: Communicator, settings: Settings) -> None:
     losses = train(comm, settings)
     if comm.rank == 0:
-        print(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}: {len(losses)} steps")
+        print(
+            f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}:"
+            f" {len(losses)} steps"
+        )
         print("losses", " ".join(f"{x:.4f}" for x in losses))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     for f in fields(Settings):
-        parser.add_argument(f"--{f.name.replace('_', '-')}", type=type(f.default), default=f.default)
+        parser.add_argument(
+            f"--{f.name.replace('_', '-')}", type=type(f.default), default=f.default
+        )
     patience = "seconds that a collective waits for a rank that hangs"
     parser.add_argument("--timeout", type=float, help=patience)
     options = vars(parser.parse_args())

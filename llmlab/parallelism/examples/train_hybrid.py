@@ -1,10 +1,12 @@
-"""Train a Llama over a mesh of pp × dp × tp ranks, save a sharded checkpoint, and go on from one of any other split.
+"""Train a Llama over a mesh of pp × dp × tp ranks, save a sharded checkpoint, and go on
+from one of any other split.
 
-    torchrun --nproc-per-node 8 -m llmlab.parallelism.examples.train_hybrid --pp 2 --dp 2 --tp 2 --save run
-    torchrun --nproc-per-node 4 -m llmlab.parallelism.examples.train_hybrid --tp 4 --load run --start 5
+    torchrun --nproc-per-node 8 -m llmlab.parallelism.examples.train_hybrid --pp 2 --dp
+    2 --tp 2 --save run torchrun --nproc-per-node 4 -m
+    llmlab.parallelism.examples.train_hybrid --tp 4 --load run --start 5
 
-`train` is an ordinary rank function: `World(8).run(train, settings)` and `launch(train, 8, settings)` run it unchanged.
-Gloo only, as the pipeline's messages carry tags.
+`train` is an ordinary rank function: `World(8).run(train, settings)` and `launch(train,
+8, settings)` run it unchanged. Gloo only, as the pipeline's messages carry tags.
 """
 
 from __future__ import annotations
@@ -45,19 +47,31 @@ class Settings:
 
 
 def train(comm: Communicator, s: Settings) -> list[float]:
-    """AdamW on random tokens, step i of the same tokens whatever the split; returns the losses."""
+    """AdamW on random tokens, step i of the same tokens whatever the split; returns the
+    losses.
+    """
     torch.manual_seed(s.seed)
-    config = LlamaConfig(s.vocab, s.hidden, s.intermediate, s.layers, s.heads, s.kv_heads)
+    config = LlamaConfig(
+        s.vocab, s.hidden, s.intermediate, s.layers, s.heads, s.kv_heads
+    )
     job = Hybrid(Llama(config), comm, Placement({"pp": s.pp, "dp": s.dp, "tp": s.tp}))
     optimizer = torch.optim.AdamW(job.parameters(), lr=s.lr)
     if s.load:
         job.load(s.load, optimizer)
     losses = []
     for step in range(s.start, s.start + s.steps):
-        tokens = torch.randint(s.vocab, (s.batch, s.seq + 1), generator=torch.Generator().manual_seed(s.seed + step))
+        tokens = torch.randint(
+            s.vocab,
+            (s.batch, s.seq + 1),
+            generator=torch.Generator().manual_seed(s.seed + step),
+        )
         mine = tokens.chunk(s.dp)[job.dp.rank].chunk(s.microbatches)
         optimizer.zero_grad()
-        losses.append(job.step(one_f_one_b(s.pp, s.microbatches), [(x[:, :-1], x[:, 1:]) for x in mine]))
+        losses.append(
+            job.step(
+                one_f_one_b(s.pp, s.microbatches), [(x[:, :-1], x[:, 1:]) for x in mine]
+            )
+        )
         job.clip_grad_norm(1.0)
         optimizer.step()
     if s.save:
@@ -74,5 +88,7 @@ def _main(comm: Communicator, settings: Settings) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     for f in fields(Settings):
-        parser.add_argument(f"--{f.name.replace('_', '-')}", type=type(f.default), default=f.default)
+        parser.add_argument(
+            f"--{f.name.replace('_', '-')}", type=type(f.default), default=f.default
+        )
     attach(_main, Settings(**vars(parser.parse_args())))

@@ -1,12 +1,14 @@
-"""Train a Llama whose layers lie on the processes of a torchrun job, under the schedule of your choice.
+"""Train a Llama whose layers lie on the processes of a torchrun job, under the schedule
+of your choice.
 
-    torchrun --nproc-per-node 4 -m llmlab.parallelism.examples.train_pipeline --schedule 1f1b
-    torchrun --nproc-per-node 4 -m llmlab.parallelism.examples.train_pipeline --schedule interleaved --chunks 2
-    torchrun --nnodes 2 --nproc-per-node 4 --rdzv-endpoint HOST:29500 --rdzv-backend c10d \\
+    torchrun --nproc-per-node 4 -m llmlab.parallelism.examples.train_pipeline --schedule
+    1f1b torchrun --nproc-per-node 4 -m llmlab.parallelism.examples.train_pipeline
+    --schedule interleaved --chunks 2 torchrun --nnodes 2 --nproc-per-node 4
+    --rdzv-endpoint HOST:29500 --rdzv-backend c10d \\
         -m llmlab.parallelism.examples.train_pipeline --schedule zb-h1 --layers 16      # on two hosts, started on both
 
-Runs on CPUs, over gloo. `train` is an ordinary rank function: `World(4).run(train, settings)` and `launch(train, 4, settings)`
-run it unchanged.
+Runs on CPUs, over gloo. `train` is an ordinary rank function: `World(4).run(train,
+settings)` and `launch(train, 4, settings)` run it unchanged.
 """
 
 from __future__ import annotations
@@ -17,7 +19,13 @@ from dataclasses import dataclass, fields
 import torch
 
 from llmlab.models.llama import Llama, LlamaConfig
-from llmlab.parallelism.pipeline import Pipeline, Timeline, clip_grad_norm, schedules, split
+from llmlab.parallelism.pipeline import (
+    Pipeline,
+    Timeline,
+    clip_grad_norm,
+    schedules,
+    split,
+)
 from llmlab.parallelism.runtime import Communicator, attach
 
 SCHEDULES = {
@@ -53,16 +61,29 @@ class Settings:
 
 
 def train(comm: Communicator, s: Settings) -> tuple[list[float], list]:
-    """AdamW on random tokens, the same on every rank; returns the losses, and the bars of the last step."""
-    torch.manual_seed(s.seed)  # one master model: every rank makes it, and keeps its stages
-    config = LlamaConfig(s.vocab, s.hidden, s.intermediate, s.layers, s.heads, s.kv_heads)
+    """AdamW on random tokens, the same on every rank; returns the losses, and the bars
+    of the last step.
+    """
+    # one master model: every rank makes it, and keeps its stages
+    torch.manual_seed(s.seed)
+    config = LlamaConfig(
+        s.vocab, s.hidden, s.intermediate, s.layers, s.heads, s.kv_heads
+    )
     p, v = comm.size, 2 if s.schedule == "zb-v" else s.chunks
     layout = "v" if s.schedule == "zb-v" else "loop"
     make = SCHEDULES[s.schedule]
-    plan = make(p, s.microbatches, v) if s.schedule == "interleaved" else make(p, s.microbatches)
-    pipe = Pipeline(split(Llama(config), comm.rank, p, v, layout=layout), comm, layout=layout)
+    plan = (
+        make(p, s.microbatches, v)
+        if s.schedule == "interleaved"
+        else make(p, s.microbatches)
+    )
+    pipe = Pipeline(
+        split(Llama(config), comm.rank, p, v, layout=layout), comm, layout=layout
+    )
     generator = torch.Generator().manual_seed(s.seed)
-    tokens = torch.randint(s.vocab, (s.microbatches, s.batch, s.seq + 1), generator=generator)
+    tokens = torch.randint(
+        s.vocab, (s.microbatches, s.batch, s.seq + 1), generator=generator
+    )
     optimizer, losses = torch.optim.AdamW(pipe.parameters(), lr=s.lr), []
     for _ in range(s.steps):
         optimizer.zero_grad()
@@ -74,16 +95,26 @@ def train(comm: Communicator, s: Settings) -> tuple[list[float], list]:
 
 def _main(comm: Communicator, settings: Settings) -> None:
     losses, bars = train(comm, settings)
-    own = Timeline([bar._replace(rank=0) for bar in bars], 1)  # each rank by its own clock: hosts do not share one
-    times = comm.all_gather(torch.tensor([[own.busy(0), own.span]], dtype=torch.float64))
+    # each rank by its own clock: hosts do not share one
+    own = Timeline([bar._replace(rank=0) for bar in bars], 1)
+    times = comm.all_gather(
+        torch.tensor([[own.busy(0), own.span]], dtype=torch.float64)
+    )
     if comm.rank == 0:
         print("losses", " ".join(f"{x:.4f}" for x in losses))
-        print(f"bubble of the last step: {1 - times[:, 0].mean() / times[:, 1].max():.0%}")
+        print(
+            f"bubble of the last step: {1 - times[:, 0].mean() / times[:, 1].max():.0%}"
+        )
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     for f in fields(Settings):
         options = {"choices": SCHEDULES} if f.name == "schedule" else {}
-        parser.add_argument(f"--{f.name}".replace("_", "-"), type=type(f.default), default=f.default, **options)
+        parser.add_argument(
+            f"--{f.name}".replace("_", "-"),
+            type=type(f.default),
+            default=f.default,
+            **options,
+        )
     attach(_main, Settings(**vars(parser.parse_args())), backend="gloo")

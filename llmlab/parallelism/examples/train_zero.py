@@ -1,10 +1,13 @@
-"""Train a Llama with ZeRO over all the processes of a torchrun job; the losses are the same for every stage and every N.
+"""Train a Llama with ZeRO over all the processes of a torchrun job; the losses are the
+same for every stage and every N.
 
     torchrun --nproc-per-node 4 -m llmlab.parallelism.examples.train_zero --stage 2
-    torchrun --nproc-per-node 8 -m llmlab.parallelism.examples.train_zero --stage 3 --dtype bfloat16 --hidden 4096 --layers 32 \\
+    torchrun --nproc-per-node 8 -m llmlab.parallelism.examples.train_zero --stage 3
+    --dtype bfloat16 --hidden 4096 --layers 32 \\
         --heads 32 --kv-heads 32 --intermediate 11008 --vocab 32000 --sequences 8 --seq 4096       # 7B on one node of 8 GPUs
 
-`train` is an ordinary rank function: `World(4).run(train, settings)` and `launch(train, 4, settings)` run it unchanged.
+`train` is an ordinary rank function: `World(4).run(train, settings)` and `launch(train,
+4, settings)` run it unchanged.
 """
 
 from __future__ import annotations
@@ -58,23 +61,31 @@ def build(s: Settings, device: torch.device | str = "cpu") -> Llama:
 
 
 def adam(s: Settings) -> Adam:
-    """AdamW's settings. ε is large enough that rounding in a gradient near 0 does not become a step."""
+    """AdamW's settings. ε is large enough that rounding in a gradient near 0 does not
+    become a step.
+    """
     return Adam(lr=s.lr, clip=s.clip, weight_decay=s.weight_decay, eps=1e-6)
 
 
 def batches(
     s: Settings, step: int, rank: int, ranks: int, device: torch.device | str = "cpu"
 ) -> list[tuple[Tensor, Tensor]]:
-    """This rank's microbatches of one step: sequences rank, rank + ranks, … of the same global batch, however many ranks.
+    """This rank's microbatches of one step: sequences rank, rank + ranks, … of the same
+    global batch, however many ranks.
 
-    A sequence counts up from a random token by 1, 2 or 3, so there is something to learn. The sequences have different
-    lengths (targets after the end are −100), so the ranks have different numbers of tokens.
+    A sequence counts up from a random token by 1, 2 or 3, so there is something to
+    learn. The sequences have different lengths (targets after the end are −100), so the
+    ranks have different numbers of tokens.
     """
     generator = torch.Generator().manual_seed(1000 * s.seed + step)
     out = []
     for _ in range(s.microbatches):
         start = torch.randint(s.vocab, (s.sequences, 1), generator=generator)
-        x = (start + torch.randint(1, 4, (s.sequences, 1), generator=generator) * torch.arange(s.seq + 1)) % s.vocab
+        x = (
+            start
+            + torch.randint(1, 4, (s.sequences, 1), generator=generator)
+            * torch.arange(s.seq + 1)
+        ) % s.vocab
         lengths = torch.randint(2, s.seq + 1, (s.sequences, 1), generator=generator)
         x, y = x[:, :-1], x[:, 1:].masked_fill(torch.arange(s.seq) >= lengths, -100)
         out.append((x[rank::ranks].to(device), y[rank::ranks].to(device)))
@@ -92,22 +103,34 @@ def train(comm: Communicator, s: Settings) -> Trained:
     else:
         engine = Zero(model, comm, adam(s), stage=s.stage, host=host)
     history = [
-        train_step(engine, model, comm, batches(s, i, comm.rank, comm.size, comm.device)) for i in range(s.steps)
+        train_step(
+            engine, model, comm, batches(s, i, comm.rank, comm.size, comm.device)
+        )
+        for i in range(s.steps)
     ]
     with engine.gathered():
-        return history, {name: w.detach().cpu().clone() for name, w in model.named_parameters()}
+        return history, {
+            name: w.detach().cpu().clone() for name, w in model.named_parameters()
+        }
 
 
 def _main(comm: Communicator, s: Settings) -> None:
     history, _ = train(comm, s)
     if comm.rank == 0:
         print("losses", " ".join(f"{loss:.4f}" for loss, _ in history))
-        print(f"rank 0 of {comm.size} sent {comm.ledger.bytes() / s.steps / 1e6:.3f} MB a step")
+        print(
+            f"rank 0 of {comm.size} sent {comm.ledger.bytes() / s.steps / 1e6:.3f} MB a"
+            " step"
+        )
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     for f in fields(Settings):
-        kind = {"action": argparse.BooleanOptionalAction} if isinstance(f.default, bool) else {"type": type(f.default)}
+        kind = (
+            {"action": argparse.BooleanOptionalAction}
+            if isinstance(f.default, bool)
+            else {"type": type(f.default)}
+        )
         parser.add_argument(f"--{f.name.replace('_', '-')}", default=f.default, **kind)
     attach(_main, Settings(**vars(parser.parse_args())))

@@ -1,13 +1,17 @@
-"""Surviving a dead rank: checkpoints that are whole or not there, and a supervisor that starts again from the last one.
+"""Surviving a dead rank: checkpoints that are whole or not there, and a supervisor that
+starts again from the last one.
 
     a rank dies      the others hang in their next collective, or fail there
-    the launcher     notices, kills the rest, starts all ranks again                      `supervise`, torchrun --max-restarts
-    each rank        reads the newest checkpoint and goes on from its step                `newest`, `load`
+    the launcher     notices, kills the rest, starts all ranks again
+                     `supervise`, torchrun --max-restarts
+    each rank        reads the newest checkpoint and goes on from its step
+                     `newest`, `load`
 
-A run with k steps between checkpoints loses k/2 steps on average for each failure. Nothing else is lost if a step depends only on
-its number, the weights and the optimizer: data must be drawn by step, not by "where the loader happens to be".
-A checkpoint is written under another name and renamed when it is complete: who dies while writing leaves a file that nobody reads,
-and that the next `save` removes.
+A run with k steps between checkpoints loses k/2 steps on average for each failure.
+Nothing else is lost if a step depends only on its number, the weights and the
+optimizer: data must be drawn by step, not by "where the loader happens to be". A
+checkpoint is written under another name and renamed when it is complete: who dies while
+writing leaves a file that nobody reads, and that the next `save` removes.
 """
 
 from __future__ import annotations
@@ -22,22 +26,46 @@ from torch import nn
 from llmlab.parallelism.runtime import RankFailed, launch
 
 
-def save(folder: Path | str, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, keep: int = 2) -> Path:
-    """Write the state after `step` steps; the newest `keep` checkpoints stay. One rank calls it.
+def save(
+    folder: Path | str,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    keep: int = 2,
+) -> Path:
+    """Write the state after `step` steps; the newest `keep` checkpoints stay. One rank
+    calls it.
 
     Raises:
         ValueError: `keep` is below 1.
     """
     if keep < 1:
-        raise ValueError(f"keep={keep} must be at least 1: the newest checkpoint is what a restart needs")
+        raise ValueError(
+            f"keep={keep} must be at least 1: the newest checkpoint is what a restart"
+            " needs"
+        )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    target, unfinished = folder / f"step-{step:08}.pt", folder / f".step-{step:08}.{os.getpid()}"
-    torch.save({"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}, unfinished)
+    target, unfinished = (
+        folder / f"step-{step:08}.pt",
+        folder / f".step-{step:08}.{os.getpid()}",
+    )
+    torch.save(
+        {
+            "step": step,
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+        },
+        unfinished,
+    )
     with open(unfinished, "rb") as file:
-        os.fsync(file.fileno())  # or the new name may reach the disk before the bytes do
+        # or the new name may reach the disk before the bytes do
+        os.fsync(file.fileno())
     os.replace(unfinished, target)  # at once, on one file system
-    left_by_the_dead, too_old = folder.glob(".step-*"), sorted(folder.glob("step-*.pt"))[:-keep]
+    left_by_the_dead, too_old = (
+        folder.glob(".step-*"),
+        sorted(folder.glob("step-*.pt"))[:-keep],
+    )
     for file in [*left_by_the_dead, *too_old]:
         file.unlink()
     return target
@@ -49,7 +77,9 @@ def newest(folder: Path | str) -> Path | None:
 
 
 def load(folder: Path | str, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Take up the newest checkpoint; returns the number of steps that are done, 0 if there is none. Every rank calls it."""
+    """Take up the newest checkpoint; returns the number of steps that are done, 0 if
+    there is none. Every rank calls it.
+    """
     file = newest(folder)
     if file is None:
         return 0
@@ -59,13 +89,17 @@ def load(folder: Path | str, model: nn.Module, optimizer: torch.optim.Optimizer)
     return state["step"]
 
 
-def supervise(fn: Callable, n: int, *args, restarts: int = 3, timeout: float = 60.0) -> tuple[list, list[RankFailed]]:
-    """`launch`, again after each failure: what `torchrun --max-restarts` does, in a notebook.
+def supervise(
+    fn: Callable, n: int, *args, restarts: int = 3, timeout: float = 60.0
+) -> tuple[list, list[RankFailed]]:
+    """`launch`, again after each failure: what `torchrun --max-restarts` does, in a
+    notebook.
 
     Returns:
         the ranks' results, and the failures on the way.
     Raises:
-        RankFailed: a rank failed once more than `restarts` allows; its note says how often.
+        RankFailed: a rank failed once more than `restarts` allows; its note says how
+            often.
     """
     failures: list[RankFailed] = []
     while True:
@@ -78,10 +112,17 @@ def supervise(fn: Callable, n: int, *args, restarts: int = 3, timeout: float = 6
                 raise
 
 
-def lost_share(every: float, writing: float, mean_time_between_failures: float, restart: float = 0.0) -> float:
-    """The share of time that checkpoints and failures cost, all in seconds: writing/every + (every/2 + restart)/MTBF.
+def lost_share(
+    every: float,
+    writing: float,
+    mean_time_between_failures: float,
+    restart: float = 0.0,
+) -> float:
+    """The share of time that checkpoints and failures cost, all in seconds:
+    writing/every + (every/2 + restart)/MTBF.
 
-    It is smallest at every = sqrt(2 · writing · MTBF) (Young 1974, https://doi.org/10.1145/361147.361115).
+    It is smallest at every = sqrt(2 · writing · MTBF) (Young 1974,
+    https://doi.org/10.1145/361147.361115).
     """
     _positive(every=every, mean_time_between_failures=mean_time_between_failures)
     return writing / every + (every / 2 + restart) / mean_time_between_failures

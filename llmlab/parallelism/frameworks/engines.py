@@ -1,19 +1,24 @@
-"""The same small Llama, the same data, trained by each engine that people use: the losses must be the same.
+"""The same small Llama, the same data, trained by each engine that people use: the
+losses must be the same.
 
-Every function below is a rank function `fn(comm)` and returns the losses of `STEPS` steps of AdamW. Read two of them side by side
-to see what an engine asks of you; what differs is a few lines:
+Every function below is a rank function `fn(comm)` and returns the losses of `STEPS`
+steps of AdamW. Read two of them side by side to see what an engine asks of you; what
+differs is a few lines:
 
     plain              one process                                   the reference
     ddp                torch DistributedDataParallel                 a replica a rank
-    fsdp2              torch fully_shard                             parameters sharded, gathered block by block
-    dtensor            torch parallelize_module                      Megatron's column and row cuts as DTensors
+    fsdp2              torch fully_shard                             parameters sharded,
+                       gathered block by block
+    dtensor            torch parallelize_module                      Megatron's column
+                       and row cuts as DTensors
     pipelining         torch.distributed.pipelining                  1F1B over stages
     deepspeed          DeepSpeed ZeRO 1, 2, 3
     deepspeed_pipeline DeepSpeed PipelineModule
     megatron           Megatron-core's ColumnParallelLinear and RowParallelLinear
 
-DeepSpeed takes half a minute to import and start, and Megatron-core needs an environment of its own: what they gave is recorded in
-`data/engines.json` with the versions (scripts/golden/engines_goldens.py), and a test runs DeepSpeed again.
+DeepSpeed takes half a minute to import and start, and Megatron-core needs an
+environment of its own: what they gave is recorded in `data/engines.json` with the
+versions (scripts/golden/engines_goldens.py), and a test runs DeepSpeed again.
 """
 
 from __future__ import annotations
@@ -32,7 +37,9 @@ from llmlab.models.llama import Llama, LlamaConfig, rope_tables
 from llmlab.parallelism.pipeline import split
 from llmlab.parallelism.runtime import Communicator
 
-CONFIG = LlamaConfig(96, 64, 160, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2)
+CONFIG = LlamaConfig(
+    96, 64, 160, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2
+)
 STEPS, BATCH, LENGTH, MICROBATCHES = 4, 8, 24, 4
 DEEPSPEED = {"gradient_clipping": 0.0, "steps_per_print": 10**9}
 ADAM = {"lr": 2e-3, "betas": (0.9, 0.95), "eps": 1e-6, "weight_decay": 0.01}
@@ -45,8 +52,14 @@ def build() -> Llama:
 
 
 def batch(step: int) -> tuple[Tensor, Tensor]:
-    """(tokens, targets) of a step, (8, 24) each. They repeat every other step, so that there is something to learn."""
-    x = torch.randint(CONFIG.vocab_size, (BATCH, LENGTH + 1), generator=torch.Generator().manual_seed(step % 2))
+    """(tokens, targets) of a step, (8, 24) each. They repeat every other step, so that
+    there is something to learn.
+    """
+    x = torch.randint(
+        CONFIG.vocab_size,
+        (BATCH, LENGTH + 1),
+        generator=torch.Generator().manual_seed(step % 2),
+    )
     return x[:, :-1].contiguous(), x[:, 1:].contiguous()
 
 
@@ -54,10 +67,13 @@ def shard(step: int, comm: Communicator) -> tuple[Tensor, Tensor]:
     """This rank's sequences.
 
     Raises:
-        ValueError: they do not divide over the ranks; the mean of the ranks' means would be another loss.
+        ValueError: they do not divide over the ranks; the mean of the ranks' means
+            would be another loss.
     """
     if BATCH % comm.size:
-        raise ValueError(f"{BATCH} sequences must be a multiple of the {comm.size} ranks")
+        raise ValueError(
+            f"{BATCH} sequences must be a multiple of the {comm.size} ranks"
+        )
     x, y = batch(step)
     return x.chunk(comm.size)[comm.rank], y.chunk(comm.size)[comm.rank]
 
@@ -68,7 +84,9 @@ def loss_of(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def train(
-    model: nn.Module, data: Callable[[int], tuple[Tensor, Tensor]], parameters: Sequence | None = None
+    model: nn.Module,
+    data: Callable[[int], tuple[Tensor, Tensor]],
+    parameters: Sequence | None = None,
 ) -> list[Tensor]:
     """The loop that PyTorch's engines leave to you."""
     optimizer, losses = torch.optim.AdamW(parameters or model.parameters(), **ADAM), []
@@ -93,13 +111,17 @@ def plain(comm: Communicator) -> list[float]:
 
 
 def ddp(comm: Communicator) -> list[float]:
-    """DistributedDataParallel: gradients are averaged in buckets while backward runs."""
+    """DistributedDataParallel: gradients are averaged in buckets while backward
+    runs.
+    """
     model = nn.parallel.DistributedDataParallel(build())
     return averaged(train(model, lambda step: shard(step, comm)), comm)
 
 
 def fsdp2(comm: Communicator) -> list[float]:
-    """fully_shard: a unit a block, gathered before its forward and its backward pass."""
+    """fully_shard: a unit a block, gathered before its forward and its backward
+    pass.
+    """
     from torch.distributed.fsdp import fully_shard
 
     model = build()
@@ -110,15 +132,30 @@ def fsdp2(comm: Communicator) -> list[float]:
 
 
 def dtensor(comm: Communicator) -> list[float]:
-    """parallelize_module: q, k, v, gate, up by columns, o and down by rows. Every rank sees all sequences."""
+    """parallelize_module: q, k, v, gate, up by columns, o and down by rows. Every rank
+    sees all sequences.
+    """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+    from torch.distributed.tensor.parallel import (
+        ColwiseParallel,
+        RowwiseParallel,
+        parallelize_module,
+    )
 
     model, mesh = build(), init_device_mesh("cpu", (comm.size,))
-    columns, rows = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), ("o_proj", "down_proj")
-    kinds = {name: ColwiseParallel() for name in columns} | {name: RowwiseParallel() for name in rows}
+    columns, rows = (
+        ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"),
+        ("o_proj", "down_proj"),
+    )
+    kinds = {name: ColwiseParallel() for name in columns} | {
+        name: RowwiseParallel() for name in rows
+    }
     for block in model.model.layers:
-        plan = {name: kinds[leaf] for name, _ in block.named_modules() if (leaf := name.split(".")[-1]) in kinds}
+        plan = {
+            name: kinds[leaf]
+            for name, _ in block.named_modules()
+            if (leaf := name.split(".")[-1]) in kinds
+        }
         parallelize_module(block, mesh, plan)
     return [loss.item() for loss in train(model, batch)]
 
@@ -128,7 +165,11 @@ def pipelining(comm: Communicator) -> list[float]:
     from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 
     (stage,) = split(build(), comm.rank, comm.size)
-    schedule = Schedule1F1B(PipelineStage(stage, comm.rank, comm.size, comm.device), MICROBATCHES, loss_fn=loss_of)
+    schedule = Schedule1F1B(
+        PipelineStage(stage, comm.rank, comm.size, comm.device),
+        MICROBATCHES,
+        loss_fn=loss_of,
+    )
     optimizer, losses = torch.optim.AdamW(stage.parameters(), **ADAM), []
     for step in range(STEPS):
         (x, y), found = batch(step), []
@@ -140,10 +181,17 @@ def pipelining(comm: Communicator) -> list[float]:
     return comm.broadcast(torch.stack(losses), comm.size - 1).tolist()
 
 
-def deepspeed(comm: Communicator, stage: int = 2, settings: dict = DEEPSPEED) -> list[float]:
-    """deepspeed.initialize: the engine owns backward and step, and averages over ranks. It clips at 1.0 unless told not to."""
+def deepspeed(
+    comm: Communicator, stage: int = 2, settings: dict = DEEPSPEED
+) -> list[float]:
+    """deepspeed.initialize: the engine owns backward and step, and averages over ranks.
+    It clips at 1.0 unless told not to.
+    """
     model = build()
-    sizes = {"train_micro_batch_size_per_gpu": BATCH // comm.size, "zero_optimization": {"stage": stage}}
+    sizes = {
+        "train_micro_batch_size_per_gpu": BATCH // comm.size,
+        "zero_optimization": {"stage": stage},
+    }
     engine, *_ = _deepspeed(comm).initialize(
         model=model,
         config=sizes | settings,
@@ -160,22 +208,40 @@ def deepspeed(comm: Communicator, stage: int = 2, settings: dict = DEEPSPEED) ->
 
 
 def deepspeed_pipeline(comm: Communicator) -> list[float]:
-    """PipelineModule: a list of layers with one tensor in and out; the engine fetches the microbatches itself."""
+    """PipelineModule: a list of layers with one tensor in and out; the engine fetches
+    the microbatches itself.
+    """
     library = _deepspeed(comm)
     from deepspeed.pipe import PipelineModule
 
     model = build()
     inner = model.model
-    layers = [inner.embed_tokens, *(_Alone(b, inner.theta) for b in inner.layers), inner.norm, model.lm_head]
-    net = PipelineModule(layers=layers, num_stages=comm.size, loss_fn=loss_of, partition_method="uniform")
-    settings = {"train_micro_batch_size_per_gpu": BATCH // MICROBATCHES, "gradient_accumulation_steps": MICROBATCHES}
+    layers = [
+        inner.embed_tokens,
+        *(_Alone(b, inner.theta) for b in inner.layers),
+        inner.norm,
+        model.lm_head,
+    ]
+    net = PipelineModule(
+        layers=layers, num_stages=comm.size, loss_fn=loss_of, partition_method="uniform"
+    )
+    settings = {
+        "train_micro_batch_size_per_gpu": BATCH // MICROBATCHES,
+        "gradient_accumulation_steps": MICROBATCHES,
+    }
     engine, *_ = library.initialize(
-        model=net, config=settings | DEEPSPEED, optimizer=torch.optim.AdamW(net.parameters(), **ADAM)
+        model=net,
+        config=settings | DEEPSPEED,
+        optimizer=torch.optim.AdamW(net.parameters(), **ADAM),
     )
     losses = []
     for step in range(STEPS):
         x, y = batch(step)
-        losses.append(engine.train_batch(iter(zip(x.chunk(MICROBATCHES), y.chunk(MICROBATCHES), strict=True))).item())
+        losses.append(
+            engine.train_batch(
+                iter(zip(x.chunk(MICROBATCHES), y.chunk(MICROBATCHES), strict=True))
+            ).item()
+        )
     return losses
 
 
@@ -194,43 +260,70 @@ class _Alone(nn.Module):
 
 def _deepspeed(comm: Communicator):
     """DeepSpeed on a CPU, without compiling anything. It reads what launchers set."""
-    for name, value in {"RANK": comm.rank, "LOCAL_RANK": comm.rank, "WORLD_SIZE": comm.size}.items():
+    for name, value in {
+        "RANK": comm.rank,
+        "LOCAL_RANK": comm.rank,
+        "WORLD_SIZE": comm.size,
+    }.items():
         os.environ.setdefault(name, str(value))
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
 
     if not torch.cuda.is_available():
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would be compiled for minutes
+        # it would be compiled for minutes
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
     return deepspeed
 
 
 def megatron(comm: Communicator) -> list[float]:
-    """Megatron-core's two layers in the place of ours. Their weights are (out, in) shards, as those of `tensor`."""
+    """Megatron-core's two layers in the place of ours. Their weights are (out, in)
+    shards, as those of `tensor`.
+    """
     from megatron.core import ModelParallelConfig, parallel_state
     from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 
     parallel_state.initialize_model_parallel(comm.size)
     config = ModelParallelConfig(
-        tensor_model_parallel_size=comm.size, use_cpu_initialization=True, perform_initialization=False
+        tensor_model_parallel_size=comm.size,
+        use_cpu_initialization=True,
+        perform_initialization=False,
     )
-    common = {"config": config, "init_method": nn.init.zeros_, "bias": False, "skip_bias_add": False}
+    common = {
+        "config": config,
+        "init_method": nn.init.zeros_,
+        "bias": False,
+        "skip_bias_add": False,
+    }
     model = build()
     for name, module in list(model.named_modules()):
         leaf, weight = name.split(".")[-1], getattr(module, "weight", None)
         if leaf in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"):
-            new = ColumnParallelLinear(weight.shape[1], weight.shape[0], gather_output=False, **common)
+            new = ColumnParallelLinear(
+                weight.shape[1], weight.shape[0], gather_output=False, **common
+            )
         elif leaf in ("o_proj", "down_proj"):
-            new = RowParallelLinear(weight.shape[1], weight.shape[0], input_is_parallel=True, **common)
+            new = RowParallelLinear(
+                weight.shape[1], weight.shape[0], input_is_parallel=True, **common
+            )
         else:
             continue
-        new.weight.data.copy_(weight.chunk(comm.size, int(leaf in ("o_proj", "down_proj")))[comm.rank])
-        new.register_forward_hook(lambda _module, _args, out: out[0])  # they return (output, bias)
+        new.weight.data.copy_(
+            weight.chunk(comm.size, int(leaf in ("o_proj", "down_proj")))[comm.rank]
+        )
+        # they return (output, bias)
+        new.register_forward_hook(lambda _module, _args, out: out[0])
         model.get_submodule(name.rpartition(".")[0]).register_module(leaf, new)
     return [loss.item() for loss in train(model, batch)]
 
 
 def recorded() -> dict:
-    """{"versions": …, "losses": {engine: …}} of the engines that are too slow for a page."""
-    return json.loads((Path(__file__).parents[1] / "data" / "engines.json").read_text(encoding="utf-8"))
+    """{"versions": …, "losses": {engine: …}} of the engines that are too slow for a
+    page.
+    """
+    return json.loads(
+        (Path(__file__).parents[1] / "data" / "engines.json").read_text(
+            encoding="utf-8"
+        )
+    )

@@ -1,10 +1,13 @@
-"""Which device does what: numbering a mesh of pp × dp × tp, and the wires that its groups run over.
+"""Which device does what: numbering a mesh of pp × dp × tp, and the wires that its
+groups run over.
 
-    order     names of the axes, outermost first; the last one is innermost: its neighbours are neighbouring devices
+    order     names of the axes, outermost first; the last one is innermost: its
+              neighbours are neighbouring devices
     node      devices that share the fast wire
 
-A ring over a group goes over the slow wire as soon as two of its devices lie in different nodes (Narayanan et al. 2021,
-https://arxiv.org/abs/2104.04473, section 3: tensor parallelism inside the node, so tp is innermost).
+A ring over a group goes over the slow wire as soon as two of its devices lie in
+different nodes (Narayanan et al. 2021, https://arxiv.org/abs/2104.04473, section 3:
+tensor parallelism inside the node, so tp is innermost).
 """
 
 from __future__ import annotations
@@ -18,14 +21,20 @@ from llmlab.parallelism.runtime import Link
 
 @dataclass(frozen=True)
 class Placement:
-    """Sizes of the axes by name, outermost first: `Placement({"pp": 2, "dp": 2, "tp": 4})`."""
+    """Sizes of the axes by name, outermost first: `Placement({"pp": 2, "dp": 2, "tp":
+    4})`.
+    """
 
     sizes: dict[str, int]
 
     def __post_init__(self) -> None:
-        wrong = {name: n for name, n in self.sizes.items() if not isinstance(n, int) or n < 1}
+        wrong = {
+            name: n for name, n in self.sizes.items() if not isinstance(n, int) or n < 1
+        }
         if wrong:
-            raise ValueError(f"sizes={self.sizes}: {', '.join(wrong)} must be at least 1")
+            raise ValueError(
+                f"sizes={self.sizes}: {', '.join(wrong)} must be at least 1"
+            )
 
     @property
     def devices(self) -> int:
@@ -53,5 +62,7 @@ class Placement:
 
 
 def node_links(node: int, fast: Link, slow: Link) -> Callable[[Iterable[int]], Link]:
-    """The wire of a group of ranks, for `World(n, link=…)`: fast inside a node of `node` ranks, else slow."""
+    """The wire of a group of ranks, for `World(n, link=…)`: fast inside a node of
+    `node` ranks, else slow.
+    """
     return lambda ranks: fast if len({r // node for r in ranks}) == 1 else slow

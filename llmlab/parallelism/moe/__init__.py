@@ -1,9 +1,21 @@
 """The room `moe`."""
 
 from llmlab.parallelism.moe.cost import distinct_nodes, expert_parameters
-from llmlab.parallelism.moe.expert_parallel import ExpertParallelMoE, in_order, sum_router_gradients
+from llmlab.parallelism.moe.expert_parallel import (
+    ExpertParallelMoE,
+    in_order,
+    sum_router_gradients,
+)
 from llmlab.parallelism.moe.hierarchical import TwoLevelMoE
-from llmlab.parallelism.moe.moe import MoE, MoEConfig, Routing, balance_loss, capacity, keep, route
+from llmlab.parallelism.moe.moe import (
+    MoE,
+    MoEConfig,
+    Routing,
+    balance_loss,
+    capacity,
+    keep,
+    route,
+)
 
 __all__ = [
     "ExpertParallelMoE",

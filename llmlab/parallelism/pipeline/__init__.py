@@ -1,7 +1,12 @@
 """The room `pipeline`."""
 
 from llmlab.parallelism.pipeline.memory import ActivationMeter
-from llmlab.parallelism.pipeline.pipeline import IGNORED, Microbatch, Pipeline, clip_grad_norm
+from llmlab.parallelism.pipeline.pipeline import (
+    IGNORED,
+    Microbatch,
+    Pipeline,
+    clip_grad_norm,
+)
 from llmlab.parallelism.pipeline.schedules import (
     Schedule,
     gpipe,

@@ -1,11 +1,14 @@
-"""The backward pass of a linear in two halves: the input's gradient now, the weight's gradient later.
+"""The backward pass of a linear in two halves: the input's gradient now, the weight's
+gradient later.
 
-    Y = X Wᵀ + b          I:  ∂X = ∂Y W                       what the stage before waits for
-                          W:  ∂W = ∂Yᵀ X,  ∂b = Σ ∂Y          what nobody waits for
+    Y = X Wᵀ + b          I:  ∂X = ∂Y W                  what the stage before waits for
+                          W:  ∂W = ∂Yᵀ X,  ∂b = Σ ∂Y     what nobody waits for
 
-Qi et al. 2023 (https://arxiv.org/abs/2401.10241), section 2. Asking autograd twice (once for the inputs, once for the
-weights) would give the same numbers, but walk through the whole stage twice; here `backward()` does I and leaves each linear's
-W on a list, with the X and ∂Y that it needs. Simplified: norms' and embeddings' gradients, which are small, stay in I.
+Qi et al. 2023 (https://arxiv.org/abs/2401.10241), section 2. Asking autograd twice
+(once for the inputs, once for the weights) would give the same numbers, but walk
+through the whole stage twice; here `backward()` does I and leaves each linear's W on a
+list, with the X and ∂Y that it needs. Simplified: norms' and embeddings' gradients,
+which are small, stay in I.
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ class Late(NamedTuple):
 
 
 class WeightGradients:
-    """The W that backward passes have left. `take()` hands over the list; `compute` does the work.
+    """The W that backward passes have left. `take()` hands over the list; `compute`
+    does the work.
 
     `hold` wraps each tensor that is kept, so that a meter can count it.
     """
@@ -61,14 +65,18 @@ def compute(left: list[Late]) -> None:
 
 def _add(parameter: nn.Parameter, gradient: Tensor) -> None:
     if parameter.requires_grad:
-        parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        parameter.grad = (
+            gradient if parameter.grad is None else parameter.grad + gradient
+        )
 
 
 class _Linear(autograd.Function):
     """Y = X Wᵀ + b, whose backward is I only."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, linear: LateLinear) -> Tensor:
+    def forward(
+        ctx, x: Tensor, weight: Tensor, bias: Tensor | None, linear: LateLinear
+    ) -> Tensor:
         ctx.save_for_backward(x)
         ctx.linear = linear
         return nn.functional.linear(x, weight, bias)
@@ -81,7 +89,9 @@ class _Linear(autograd.Function):
 
 
 class LateLinear(nn.Module):
-    """A linear with the parameters of another, whose weight gradient is left to `late`."""
+    """A linear with the parameters of another, whose weight gradient is left to
+    `late`.
+    """
 
     def __init__(self, linear: nn.Linear, late: WeightGradients) -> None:
         super().__init__()
@@ -92,8 +102,12 @@ class LateLinear(nn.Module):
         return _Linear.apply(x, self.weight, self.bias, self)
 
 
-def make_late(module: nn.Module, hold: Callable[[Tensor], object] | None = None) -> WeightGradients:
-    """Replace every linear in `module` by a `LateLinear`, in place; returns where they leave their weights' gradients."""
+def make_late(
+    module: nn.Module, hold: Callable[[Tensor], object] | None = None
+) -> WeightGradients:
+    """Replace every linear in `module` by a `LateLinear`, in place; returns where they
+    leave their weights' gradients.
+    """
     late = WeightGradients(hold)
     for name, linear in list(module.named_modules()):
         if isinstance(linear, nn.Linear):

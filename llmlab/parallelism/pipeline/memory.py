@@ -1,7 +1,9 @@
-"""Counts the bytes of the activations that a rank holds for its backward passes, with saved-tensor hooks.
+"""Counts the bytes of the activations that a rank holds for its backward passes, with
+saved-tensor hooks.
 
-`torch.autograd.graph.saved_tensors_hooks` shows every tensor that autograd keeps, when it keeps it and when it lets go. A
-storage that several ops keep (q, k and v have one input) counts once; parameters, which are there anyway, count not at all.
+`torch.autograd.graph.saved_tensors_hooks` shows every tensor that autograd keeps, when
+it keeps it and when it lets go. A storage that several ops keep (q, k and v have one
+input) counts once; parameters, which are there anyway, count not at all.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ class _Held:
     """A tensor that is kept; the meter is told when it is let go."""
 
     def __init__(self, meter: ActivationMeter, tensor: Tensor) -> None:
-        self.meter, self.tensor = meter, tensor.detach()  # detached: an op that keeps its own output would hold itself
+        # detached: an op that keeps its own output would hold itself
+        self.meter, self.tensor = meter, tensor.detach()
         meter._count(self.tensor.untyped_storage(), 1)
 
     def __del__(self) -> None:
@@ -25,7 +28,9 @@ class _Held:
 
 
 class ActivationMeter:
-    """`with meter:` around a forward pass counts what it keeps. `now` and `peak` are bytes."""
+    """`with meter:` around a forward pass counts what it keeps. `now` and `peak` are
+    bytes.
+    """
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
         self.now = self.peak = 0
@@ -38,7 +43,11 @@ class ActivationMeter:
         return _Held(self, tensor)
 
     def __enter__(self) -> ActivationMeter:
-        self._hooks.append(torch.autograd.graph.saved_tensors_hooks(self.hold, lambda held: held.tensor))
+        self._hooks.append(
+            torch.autograd.graph.saved_tensors_hooks(
+                self.hold, lambda held: held.tensor
+            )
+        )
         self._hooks[-1].__enter__()
         return self
 
@@ -50,7 +59,8 @@ class ActivationMeter:
         if key in self._not_counted:
             return
         before, self._users[key] = self._users[key], self._users[key] + users
-        if min(before, self._users[key]) == 0:  # the first user has come, or the last has gone
+        # the first user has come, or the last has gone
+        if min(before, self._users[key]) == 0:
             self.now += users * storage.nbytes()
             self.peak = max(self.peak, self.now)
         if not self._users[key]:

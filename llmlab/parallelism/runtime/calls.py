@@ -1,9 +1,12 @@
-"""What each collective means, as a pure function: the inputs of all ranks in, the outputs of all ranks out.
+"""What each collective means, as a pure function: the inputs of all ranks in, the
+outputs of all ranks out.
 
-No ring and no wire here: this is the specification. `World` computes with it, gloo is tested against it, and the order of
-every reduction is fixed (rank 0 first), so that a result never depends on timing.
+No ring and no wire here: this is the specification. `World` computes with it, gloo is
+tested against it, and the order of every reduction is fixed (rank 0 first), so that a
+result never depends on timing.
 
-    xs  the p inputs, in rank order      root  the rank that gives or receives      dim  the dimension that is cut or joined
+    xs  the p inputs, in rank order      root  the rank that gives or receives      dim
+                                               the dimension that is cut or joined
 """
 
 from __future__ import annotations
@@ -27,7 +30,9 @@ REDUCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class Call:
-    """One rank's side of one operation: what it asks for, with what, and from which line."""
+    """One rank's side of one operation: what it asks for, with what, and from which
+    line.
+    """
 
     op: str
     value: object = None  # a tensor; a list of tensors for scatter and all_to_all
@@ -42,10 +47,17 @@ class Call:
         """The tensors brought, none for a barrier or a scatter's receiver."""
         if isinstance(self.value, Tensor):
             return [self.value]
-        return [t for t in self.value or () if isinstance(t, Tensor)] if isinstance(self.value, list | tuple) else []
+        return (
+            [t for t in self.value or () if isinstance(t, Tensor)]
+            if isinstance(self.value, list | tuple)
+            else []
+        )
 
     def __str__(self) -> str:
-        said = [f"{str(t.dtype).removeprefix('torch.')}{list(t.shape)}" for t in self.tensors[:1]]
+        said = [
+            f"{str(t.dtype).removeprefix('torch.')}{list(t.shape)}"
+            for t in self.tensors[:1]
+        ]
         said += [f"op={self.reduction!r}"] if self.reduction else []
         said += [f"root={self.root}"] if self.root is not None else []
         return f"{self.op}({', '.join(said)})"
@@ -94,11 +106,16 @@ def scatter(xs, call: Call) -> list:
 
 def reduce_scatter(xs, call: Call) -> list:
     """Rank r gets the r-th piece, along `dim`, of the reduction of all."""
-    return [part.clone() for part in reduced(xs, call.reduction).chunk(len(xs), dim=call.dim)]
+    return [
+        part.clone()
+        for part in reduced(xs, call.reduction).chunk(len(xs), dim=call.dim)
+    ]
 
 
 def all_to_all(xs, call: Call) -> list:
-    """Rank r gets the r-th tensor of everybody's list: a transpose of the table of tensors."""
+    """Rank r gets the r-th tensor of everybody's list: a transpose of the table of
+    tensors.
+    """
     return [[row[r].clone() for row in xs] for r in range(len(xs))]
 
 
@@ -109,12 +126,24 @@ def barrier(xs, call: Call) -> list:
 
 MEANING = {
     f.__name__: f
-    for f in (all_reduce, reduce, broadcast, all_gather, gather, scatter, reduce_scatter, all_to_all, barrier)
+    for f in (
+        all_reduce,
+        reduce,
+        broadcast,
+        all_gather,
+        gather,
+        scatter,
+        reduce_scatter,
+        all_to_all,
+        barrier,
+    )
 }
 
 
 def wire_sizes(call: Call, xs: Sequence, rank: int) -> list[int]:
-    """The p sizes in bytes that `cost.sent` asks for: how this collective's tensor falls into pieces."""
+    """The p sizes in bytes that `cost.sent` asks for: how this collective's tensor
+    falls into pieces.
+    """
     p = len(xs)
     nbytes = lambda t: t.numel() * t.element_size()  # noqa: E731
     match call.op:
@@ -133,7 +162,10 @@ def disagreement(mine: Call, first: Call) -> str | None:
     """Why two ranks' calls cannot be the same collective, or None."""
     for what in ("op", "reduction", "root", "dim"):
         if getattr(mine, what) != getattr(first, what):
-            return {"op": "different operations", "reduction": "different reductions"}.get(what, f"different {what}")
+            return {
+                "op": "different operations",
+                "reduction": "different reductions",
+            }.get(what, f"different {what}")
     if mine.op == "scatter" or not mine.tensors or not first.tensors:
         return None
     a, b = mine.tensors[0], first.tensors[0]

@@ -1,6 +1,8 @@
-"""One forked process of `launch`, from both sides of the fork: `Child` in the parent, `child_main` in the child.
+"""One forked process of `launch`, from both sides of the fork: `Child` in the parent,
+`child_main` in the child.
 
-Four pipes lead back: the report (result or error, pickled), stdout, stderr, and the stack that the child dumps on SIGUSR1.
+Four pipes lead back: the report (result or error, pickled), stdout, stderr, and the
+stack that the child dumps on SIGUSR1.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ import time
 import traceback
 from collections.abc import Callable
 
-_LOST = re.compile(r"onnection (closed|reset|refused)|roken pipe|timed? ?out|peer rank", re.IGNORECASE)
+_LOST = re.compile(
+    r"onnection (closed|reset|refused)|roken pipe|timed? ?out|peer rank", re.IGNORECASE
+)
 _NOISE = re.compile(r"^\[Gloo\] Rank \d+ is connected")
 _FRAME = re.compile(r'File "(.+)", line (\d+) in (\S+)')
 
@@ -26,7 +30,8 @@ _FRAME = re.compile(r'File "(.+)", line (\d+) in (\S+)')
 class Child:
     """The parent's view of one rank: its pipes, what it printed, and how it ended.
 
-    `state` is "done", "raised", "lost" (it raised because a peer had gone), "died" (killed, or left without a word), "hung".
+    `state` is "done", "raised", "lost" (it raised because a peer had gone), "died"
+    (killed, or left without a word), "hung".
     """
 
     def __init__(self, rank: int) -> None:
@@ -77,7 +82,10 @@ class Child:
             self.state = "hung"
             self.reap(wait=True)
         except Exception as error:
-            self.state, self.error = "raised", f"its result could not be unpickled: {type(error).__name__}: {error}"
+            self.state, self.error = (
+                "raised",
+                f"its result could not be unpickled: {type(error).__name__}: {error}",
+            )
 
     def reap(self, wait: bool = False) -> None:
         """If it has not reported: has it died?"""
@@ -92,7 +100,9 @@ class Child:
                 time.sleep(0.005)
 
     def where(self) -> str:
-        """The line where it is now, and the collective it waits in, if it waits in one."""
+        """The line where it is now, and the collective it waits in, if it waits in
+        one.
+        """
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGUSR1)
         time.sleep(0.2)
@@ -104,7 +114,9 @@ class Child:
         return _place(_FRAME.findall(text))
 
     def show(self, last: bool = True) -> None:
-        """Print what it has printed, each line with its rank; `last`: an unfinished line too."""
+        """Print what it has printed, each line with its rank; `last`: an unfinished
+        line too.
+        """
         for name, to in (("out", sys.stdout), ("err", sys.stderr)):
             stream = self.pipes[name][0]
             done, newline, rest = self.read_so_far[stream].rpartition(b"\n")
@@ -129,27 +141,49 @@ class Child:
 def _death(status: int) -> str:
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
-        return f"was killed by {signal.Signals(number).name if number in set(signal.Signals) else f'signal {number}'}"
+        return (
+            "was killed by"
+            f" {signal.Signals(number).name if number in set(signal.Signals) else f'signal {number}'}"
+        )
     return f"left with exit code {os.WEXITSTATUS(status)} before it returned"
 
 
 def _place(frames: list[tuple[str, str, str]]) -> str:
-    """From a stack, innermost first: the user's line, and the communicator's method if it is in one."""
+    """From a stack, innermost first: the user's line, and the communicator's method if
+    it is in one.
+    """
     ours = os.path.dirname(__file__)
-    inside = [name for path, _, name in frames if path == os.path.join(ours, "communicator.py") and name[0] != "_"]
+    inside = [
+        name
+        for path, _, name in frames
+        if path == os.path.join(ours, "communicator.py") and name[0] != "_"
+    ]
     skip = (
-        *(os.path.join(ours, f"{m}.py") for m in ("communicator", "process", "child", "launch")),
+        *(
+            os.path.join(ours, f"{m}.py")
+            for m in ("communicator", "process", "child", "launch")
+        ),
         "/torch/distributed/",
     )
     for path, line, name in frames:
         if not any(s in path for s in skip):
             where = "cell" if "ipykernel_" in path else os.path.basename(path)
-            return f"{where}:{line} in {name}" + (f", waiting in {inside[-1]}" if inside else "")
+            return f"{where}:{line} in {name}" + (
+                f", waiting in {inside[-1]}" if inside else ""
+            )
     return "its first lines"
 
 
 def child_main(
-    child: Child, fn: Callable, args: tuple, n: int, folder: str, timeout: float, threads: int, parent: int, others
+    child: Child,
+    fn: Callable,
+    args: tuple,
+    n: int,
+    folder: str,
+    timeout: float,
+    threads: int,
+    parent: int,
+    others,
 ):
     """The life of the child: set up, run, report, leave. Never returns."""
     try:
@@ -166,7 +200,9 @@ def child_main(
 
 
 def _settle(child: Child, parent: int, others: list[Child]) -> None:
-    """Cut the ties with the parent: its process group, its stdout, its signals, its garbage."""
+    """Cut the ties with the parent: its process group, its stdout, its signals, its
+    garbage.
+    """
     os.setpgid(0, 0)
     gc.freeze()  # the parent's objects (sockets, say) must not be finalized here
     _die_with(parent)
@@ -189,7 +225,9 @@ def _settle(child: Child, parent: int, others: list[Child]) -> None:
 
 
 def _die_with(parent: int) -> None:
-    """Be killed when the parent dies: by the kernel on Linux, by a thread that looks elsewhere."""
+    """Be killed when the parent dies: by the kernel on Linux, by a thread that looks
+    elsewhere.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         if os.getppid() != parent:
@@ -217,7 +255,10 @@ def end_with(parent: int, every: float = 0.5) -> None:
 def _readable(error: BaseException) -> str:
     """The traceback, without the frames of the communicator and of the launcher."""
     ours = os.path.dirname(__file__)
-    hidden = tuple(os.path.join(ours, f"{name}.py") for name in ("child", "communicator", "process"))
+    hidden = tuple(
+        os.path.join(ours, f"{name}.py")
+        for name in ("child", "communicator", "process")
+    )
     short = traceback.TracebackException.from_exception(error)
     short.stack = traceback.StackSummary.from_list(
         [f for f in short.stack if f.filename not in hidden] or list(short.stack)
@@ -225,7 +266,15 @@ def _readable(error: BaseException) -> str:
     return "".join(short.format())
 
 
-def _run(rank: int, fn: Callable, args: tuple, n: int, folder: str, timeout: float, threads: int) -> bytes:
+def _run(
+    rank: int,
+    fn: Callable,
+    args: tuple,
+    n: int,
+    folder: str,
+    timeout: float,
+    threads: int,
+) -> bytes:
     """Join the group, run, and return the pickled report."""
     from datetime import timedelta
 
@@ -237,13 +286,22 @@ def _run(rank: int, fn: Callable, args: tuple, n: int, folder: str, timeout: flo
     torch.set_num_threads(threads)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"
     store = dist.FileStore(os.path.join(folder, "store"), n)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=n, timeout=timedelta(seconds=timeout + 60))
+    dist.init_process_group(
+        "gloo",
+        store=store,
+        rank=rank,
+        world_size=n,
+        timeout=timedelta(seconds=timeout + 60),
+    )
     try:
-        dist.barrier()  # a rank that is done at once must not leave while others still connect
+        # a rank that is done at once must not leave while others still connect
+        dist.barrier()
         result = fn(world_comm(), *args)
         report = pickle.dumps(("done", result, ""))
     except BaseException as error:
         text = _readable(error)
-        return pickle.dumps(("lost" if _LOST.search(str(error)) else "raised", None, text))
+        return pickle.dumps(
+            ("lost" if _LOST.search(str(error)) else "raised", None, text)
+        )
     dist.destroy_process_group()
     return report

@@ -1,7 +1,9 @@
-"""The ledger: who sent how many bytes in which collective, when, and from which line of code.
+"""The ledger: who sent how many bytes in which collective, when, and from which line of
+code.
 
-An `Event` is one operation of one rank. Its clock is virtual: it stands still while a rank computes (unless the rank says
-`comm.work(seconds)`) and moves by the α-β cost of each message, so a timeline does not depend on the machine that drew it.
+An `Event` is one operation of one rank. Its clock is virtual: it stands still while a
+rank computes (unless the rank says `comm.work(seconds)`) and moves by the α-β cost of
+each message, so a timeline does not depend on the machine that drew it.
 """
 
 from __future__ import annotations
@@ -10,14 +12,25 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 OPS = (
-    *("all_reduce", "all_gather", "reduce_scatter", "broadcast", "reduce", "gather", "scatter", "all_to_all"),
+    *(
+        "all_reduce",
+        "all_gather",
+        "reduce_scatter",
+        "broadcast",
+        "reduce",
+        "gather",
+        "scatter",
+        "all_to_all",
+    ),
     *("send", "recv", "barrier", "work"),
 )
 
 
 @dataclass(frozen=True)
 class Event:
-    """One operation of one rank. Bytes are those that this rank puts on the wire; times are virtual seconds."""
+    """One operation of one rank. Bytes are those that this rank puts on the wire; times
+    are virtual seconds.
+    """
 
     rank: int
     op: str
@@ -33,7 +46,9 @@ class Event:
 
 
 class Ledger:
-    """All events of a run. `bytes()` and `count()` add up what the filters let through; `table()` and `draw()` show it."""
+    """All events of a run. `bytes()` and `count()` add up what the filters let through;
+    `table()` and `draw()` show it.
+    """
 
     def __init__(self, size: int, events: Iterable[Event] = ()) -> None:
         self.size = size
@@ -63,16 +78,31 @@ class Ledger:
     ) -> list[Event]:
         """The events of one op, one rank, one group; None lets all through."""
         keep = lambda e: (  # noqa: E731
-            op in (None, e.op) and rank in (None, e.rank) and group in (None, e.group) and where(e)
+            op in (None, e.op)
+            and rank in (None, e.rank)
+            and group in (None, e.group)
+            and where(e)
         )
         return [e for e in self if keep(e)]
 
-    def bytes(self, op: str | None = None, rank: int | None = None, group: tuple[int, ...] | None = None) -> int:
+    def bytes(
+        self,
+        op: str | None = None,
+        rank: int | None = None,
+        group: tuple[int, ...] | None = None,
+    ) -> int:
         """Bytes sent (by all ranks together unless `rank` is given)."""
         return sum(e.bytes for e in self.events(op, rank, group))
 
-    def count(self, op: str | None = None, rank: int | None = None, group: tuple[int, ...] | None = None) -> int:
-        """Operations begun (a collective of p ranks counts p times unless `rank` is given)."""
+    def count(
+        self,
+        op: str | None = None,
+        rank: int | None = None,
+        group: tuple[int, ...] | None = None,
+    ) -> int:
+        """Operations begun (a collective of p ranks counts p times unless `rank` is
+        given).
+        """
         return len(self.events(op, rank, group))
 
     def per_rank(self, op: str | None = None) -> list[int]:
@@ -88,20 +118,32 @@ class Ledger:
         """A table of calls and bytes: one row an op, one column a rank."""
         ops = [op for op in OPS if self.count(op)]
         width = max([14, *(len(op) + 1 for op in ops)])
-        head = f"{'bytes sent':<{width}}" + "".join(f"{f'rank {r}':>12}" for r in range(self.size)) + f"{'calls':>8}"
+        head = (
+            f"{'bytes sent':<{width}}"
+            + "".join(f"{f'rank {r}':>12}" for r in range(self.size))
+            + f"{'calls':>8}"
+        )
         rows = [self._row(op, width) for op in ops if op != "work"]
         total = f"{'total':<{width}}" + "".join(f"{b:>12,}" for b in self.per_rank())
         return "\n".join([head, *rows, total])
 
     def _row(self, op: str, width: int) -> str:
         calls = max(self.count(op, r) for r in range(self.size))
-        return f"{op:<{width}}" + "".join(f"{b:>12,}" for b in self.per_rank(op)) + f"{calls:>8}"
+        return (
+            f"{op:<{width}}"
+            + "".join(f"{b:>12,}" for b in self.per_rank(op))
+            + f"{calls:>8}"
+        )
 
     def __repr__(self) -> str:
-        return self.table() if self._events else f"Ledger({self.size} ranks, nothing sent)"
+        return (
+            self.table() if self._events else f"Ledger({self.size} ranks, nothing sent)"
+        )
 
     def draw(self, ax=None, *, timeline: bool = False):
-        """Bytes sent, a bar a rank stacked by op; with `timeline=True` a Gantt chart in virtual time. Returns the axes."""
+        """Bytes sent, a bar a rank stacked by op; with `timeline=True` a Gantt chart in
+        virtual time. Returns the axes.
+        """
         if ax is None:
             import matplotlib.pyplot as plt
 
@@ -129,7 +171,16 @@ def _timeline(ledger: Ledger, ax):
         spans = [(e.rank, e.start, e.end - e.start) for e in ledger.events(op)]
         if spans:
             rank, start, width = zip(*spans, strict=True)
-            ax.barh(rank, width, left=start, height=0.7, color=color, label=op, edgecolor="white", linewidth=0.5)
+            ax.barh(
+                rank,
+                width,
+                left=start,
+                height=0.7,
+                color=color,
+                label=op,
+                edgecolor="white",
+                linewidth=0.5,
+            )
     ax.set(xlabel="virtual seconds", ylabel="rank", yticks=range(ledger.size))
     ax.invert_yaxis()
     if colors:

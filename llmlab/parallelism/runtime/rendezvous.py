@@ -1,4 +1,6 @@
-"""Where ranks of a `World` meet: collectives under way, and messages that look for their partner."""
+"""Where ranks of a `World` meet: collectives under way, and messages that look for
+their partner.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ class Meeting:
     number: int
     group: Group
     calls: dict[int, Call] = field(default_factory=dict)
-    came: dict[int, float] = field(default_factory=dict)  # when each member could begin, on its clock
+    # when each member could begin, on its clock
+    came: dict[int, float] = field(default_factory=dict)
     outputs: list | None = None
     end: float = 0.0
 
@@ -35,7 +38,9 @@ class Meeting:
     def describe(self) -> str:
         """What is waited for, and where, for the report of a deadlock."""
         call = next(iter(self.calls.values()))
-        missing = [str(r) for i, r in enumerate(self.group.ranks) if i not in self.calls]
+        missing = [
+            str(r) for i, r in enumerate(self.group.ranks) if i not in self.calls
+        ]
         whom = f"rank{'s' if len(missing) > 1 else ''} {', '.join(missing)}"
         return f"{call} of group {self.group.ranks} for {whom}, at {call.site}"
 
@@ -59,4 +64,7 @@ class Post:
     def describe(self) -> str:
         """What is waited for, and where, for the report of a deadlock."""
         word = {"send": "to", "recv": "from"}[self.call.op]
-        return f"{self.call.op} {word} rank {self.peer} (tag {self.call.tag}), at {self.call.site}"
+        return (
+            f"{self.call.op} {word} rank {self.peer} (tag {self.call.tag}), at"
+            f" {self.call.site}"
+        )

@@ -1,14 +1,17 @@
-"""The third distance: a rank function as one process of a job that torchrun started, on one machine or many.
+"""The third distance: a rank function as one process of a job that torchrun started, on
+one machine or many.
 
-    # train.py                                        $ torchrun --nproc-per-node 8 train.py
+    # train.py                                    $ torchrun --nproc-per-node 8 train.py
     from llmlab.parallelism import attach
-    attach(fn, *args)                                 # calls fn(comm, *args)
+    attach(fn, *args)                             # calls fn(comm, *args)
 
 Slurm's and Kubernetes' launchers set the same environment variables, and so work too.
 
-A thread of gloo's that is still there when the interpreter ends can abort it ("terminate called without an active exception",
-https://github.com/pytorch/pytorch/issues/190489), and a job which has done its work counts as failed. So the communicator is closed
-when `fn` is done: a model whose hooks refer to it would keep it.
+A thread of gloo's that is still there when the interpreter ends can abort it
+("terminate called without an active exception",
+https://github.com/pytorch/pytorch/issues/190489), and a job which has done its work
+counts as failed. So the communicator is closed when `fn` is done: a model whose hooks
+refer to it would keep it.
 
 torchrun gives each rank a session of its own, and a killed torchrun leaves its ranks
 running: they wait in a collective for half an hour. So a rank looks twice a second
@@ -40,10 +43,12 @@ def attach(
     backend: str | None = None,
     timeout: float | None = None,
 ):
-    """Run `fn(comm, *args)` as one rank of a job that torchrun started; return its result.
+    """Run `fn(comm, *args)` as one rank of a job that torchrun started; return its
+    result.
 
     Args:
-        backend: "nccl" or "gloo"; by default NCCL where there is a GPU. Under NCCL the process takes GPU number LOCAL_RANK.
+        backend: "nccl" or "gloo"; by default NCCL where there is a GPU. Under NCCL the
+            process takes GPU number LOCAL_RANK.
         timeout: seconds that a collective waits for the other ranks; by default torch's
             30 minutes (gloo) or 10 (NCCL).
     Raises:
@@ -53,11 +58,18 @@ def attach(
     if timeout is not None and timeout <= 0:
         raise ValueError(f"timeout={timeout} must be above 0 seconds")
     if "RANK" not in os.environ:
-        raise RuntimeError("attach() needs a launcher: run this script with `torchrun --nproc-per-node N script.py`")
+        raise RuntimeError(
+            "attach() needs a launcher: run this script with `torchrun --nproc-per-node"
+            " N script.py`"
+        )
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_with(os.getppid())
     backend = backend or ("nccl" if torch.cuda.is_available() else "gloo")
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if backend == "nccl" else torch.device("cpu")
+    device = (
+        torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        if backend == "nccl"
+        else torch.device("cpu")
+    )
     if device.type == "cuda":
         torch.cuda.set_device(device)
     _join(backend, timedelta(seconds=timeout) if timeout else None)

@@ -1,8 +1,10 @@
-"""Threads that take turns: one runs, the others wait, and the order of turns is always the same.
+"""Threads that take turns: one runs, the others wait, and the order of turns is always
+the same.
 
-A rank keeps the turn until it has to wait for another. Then the next rank that can go on gets it. So results, ledger, random
-numbers and printed lines never depend on timing, and when nobody can go on, that is a deadlock, known at once.
-Each task has its own copy of torch's global random state, as a forked process has.
+A rank keeps the turn until it has to wait for another. Then the next rank that can go
+on gets it. So results, ledger, random numbers and printed lines never depend on timing,
+and when nobody can go on, that is a deadlock, known at once. Each task has its own copy
+of torch's global random state, as a forked process has.
 """
 
 from __future__ import annotations
@@ -24,13 +26,16 @@ class Waiting(Protocol):
 
 
 class Stopped(BaseException):
-    """Unwinds a task after another has failed. Not an Exception, so that no `except Exception` stops it."""
+    """Unwinds a task after another has failed. Not an Exception, so that no `except
+    Exception` stops it.
+    """
 
 
 class Turns:
     """Runs n functions in threads, one at a time.
 
-    `stuck(waits)` is asked for the error to raise when nobody can go on; waits[i] is what task i waits for, None if it is done.
+    `stuck(waits)` is asked for the error to raise when nobody can go on; waits[i] is
+    what task i waits for, None if it is done.
     """
 
     def __init__(self, stuck: Callable[[list], BaseException]) -> None:
@@ -38,7 +43,8 @@ class Turns:
         self.failed: tuple[int, BaseException] | None = None
 
     def run(self, functions: list[Callable]) -> list:
-        """Run all to the end and return their results; re-raise the first failure (`self.failed` has the task's number).
+        """Run all to the end and return their results; re-raise the first failure
+        (`self.failed` has the task's number).
 
         Interrupting the caller (Ctrl-C) stops the tasks too.
         """
@@ -50,7 +56,9 @@ class Turns:
         self.results: list = [None] * n
         grad = torch.is_grad_enabled()
         self.threads = [
-            threading.Thread(target=self._task, args=(i, f, grad), daemon=True, name=f"rank {i}")
+            threading.Thread(
+                target=self._task, args=(i, f, grad), daemon=True, name=f"rank {i}"
+            )
             for i, f in enumerate(functions)
         ]
         before = torch.get_rng_state()
@@ -104,7 +112,15 @@ class Turns:
         for j in [(i + k) % n for k in range(1, n + 1)]:
             if self.alive[j] and (self.waits[j] is None or self.waits[j].ready()):
                 return self._give(j)
-        self._fail(-1, self.stuck([w if alive else None for w, alive in zip(self.waits, self.alive, strict=True)]))
+        self._fail(
+            -1,
+            self.stuck(
+                [
+                    w if alive else None
+                    for w, alive in zip(self.waits, self.alive, strict=True)
+                ]
+            ),
+        )
 
     def _give(self, i: int) -> None:
         torch.set_rng_state(self.random[i])
@@ -118,7 +134,11 @@ class Turns:
                 gate.release()
 
     def _interrupt(self) -> None:
-        """Raise `Stopped` in the thread that is running (the others wake and stop by themselves)."""
+        """Raise `Stopped` in the thread that is running (the others wake and stop by
+        themselves).
+        """
         for thread in self.threads:
             if thread.is_alive() and thread.ident:
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(Stopped))
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                    ctypes.c_ulong(thread.ident), ctypes.py_object(Stopped)
+                )

@@ -1,14 +1,13 @@
 """`World(n)`: n ranks as threads of one process, to see and to count.
 
-    >>> import torch
-    >>> from llmlab.parallelism import World
-    >>> World(3).run(lambda comm: comm.all_reduce(torch.tensor(float(comm.rank))).item())
-    [3.0, 3.0, 3.0]
+    >>> import torch >>> from llmlab.parallelism import World >>> World(3).run(lambda
+    comm: comm.all_reduce(torch.tensor(float(comm.rank))).item()) [3.0, 3.0, 3.0]
 
-Ranks take turns (see `scheduler`), so a run is deterministic to the bit. `world.ledger` holds every byte of the last run, as
-the chosen algorithm (`ring`, `tree`, `halving` or `naive`) would send it. A deadlock is reported at once, with who waits for whom, where.
-For tensors on the CPU: on a GPU, autograd runs every rank's backward pass in one thread, and a collective in it would wait for
-itself.
+Ranks take turns (see `scheduler`), so a run is deterministic to the bit. `world.ledger`
+holds every byte of the last run, as the chosen algorithm (`ring`, `tree`, `halving` or
+`naive`) would send it. A deadlock is reported at once, with who waits for whom, where.
+For tensors on the CPU: on a GPU, autograd runs every rank's backward pass in one
+thread, and a collective in it would wait for itself.
 """
 
 from __future__ import annotations
@@ -31,26 +30,36 @@ class DeadlockError(RuntimeError):
 
 
 class CollectiveMismatch(RuntimeError):
-    """Two ranks of a group called different collectives, or the same one with shapes, dtypes or options that disagree."""
+    """Two ranks of a group called different collectives, or the same one with shapes,
+    dtypes or options that disagree.
+    """
 
 
 class World:
-    """n ranks as threads. `run(fn, *args)` calls `fn(comm, *args)` once a rank and returns the results in rank order.
+    """n ranks as threads. `run(fn, *args)` calls `fn(comm, *args)` once a rank and
+    returns the results in rank order.
 
     Args:
         n: number of ranks.
         algorithm: how collectives are counted: "ring", "tree", "halving" or "naive".
-        link: the wire whose α and β move the ledger's virtual clock, or a function from the ranks of a group to their wire
-            (`placement.node_links`); None: messages take no time.
+        link: the wire whose α and β move the ledger's virtual clock, or a function from
+            the ranks of a group to their wire (`placement.node_links`); None: messages
+            take no time.
     """
 
     def __init__(
-        self, n: int, *, algorithm: str = "ring", link: Link | Callable[[tuple[int, ...]], Link] | None = None
+        self,
+        n: int,
+        *,
+        algorithm: str = "ring",
+        link: Link | Callable[[tuple[int, ...]], Link] | None = None,
     ) -> None:
         if not isinstance(n, int) or n < 1:
             raise ValueError(f"n={n!r} must be a positive number of ranks")
         if algorithm not in cost.ALGORITHMS:
-            raise ValueError(f"algorithm={algorithm!r} must be one of {', '.join(cost.ALGORITHMS)}")
+            raise ValueError(
+                f"algorithm={algorithm!r} must be one of {', '.join(cost.ALGORITHMS)}"
+            )
         self.size, self.algorithm, self.link = n, algorithm, link
         self.ledger = Ledger(n)
 
@@ -58,11 +67,14 @@ class World:
         return f"World({self.size}, algorithm={self.algorithm!r})"
 
     def run(self, fn: Callable, *args, **kwargs) -> list:
-        """Run `fn(comm, *args, **kwargs)` on every rank. Each rank gets its own deep copy of the arguments, as a process would.
+        """Run `fn(comm, *args, **kwargs)` on every rank. Each rank gets its own deep
+        copy of the arguments, as a process would.
 
         Raises:
-            DeadlockError: nobody can go on. CollectiveMismatch: calls that do not fit together.
-            Whatever a rank raises first, with that rank's traceback and a note that names the rank.
+            DeadlockError: nobody can go on. CollectiveMismatch: calls that do not fit
+                together.
+            Whatever a rank raises first, with that rank's traceback and a note that
+            names the rank.
         """
         self.ledger = Ledger(self.size)
         self.clock, self.wire_free = [0.0] * self.size, [0.0] * self.size
@@ -72,12 +84,17 @@ class World:
         everyone = Group(tuple(range(self.size)))
         ranks = [RankComm(self, everyone, r) for r in range(self.size)]
         private = [_private((args, kwargs), self.size) for _ in ranks]
-        tasks = [lambda c=c, a=a, k=k: fn(c, *a, **k) for c, (a, k) in zip(ranks, private, strict=True)]
+        tasks = [
+            lambda c=c, a=a, k=k: fn(c, *a, **k)
+            for c, (a, k) in zip(ranks, private, strict=True)
+        ]
         try:
             results = self.turns.run(tasks)
         except BaseException as error:
             if self.turns.failed and self.turns.failed[0] >= 0:
-                error.add_note(f"(raised by rank {self.turns.failed[0]} of {self.size})")
+                error.add_note(
+                    f"(raised by rank {self.turns.failed[0]} of {self.size})"
+                )
             raise
         self._check_nothing_left()
         return results
@@ -89,14 +106,20 @@ class World:
     def _deadlock(self, waits: list) -> DeadlockError:
         lines = ["deadlock: no rank can go on"]
         for rank, wait in enumerate(waits):
-            lines.append(f"  rank {rank} {'has returned' if wait is None else f'waits in {wait.describe()}'}")
+            lines.append(
+                f"  rank {rank}"
+                f" {'has returned' if wait is None else f'waits in {wait.describe()}'}"
+            )
         return DeadlockError("\n".join(lines))
 
     def _check_nothing_left(self) -> None:
-        left = [m.describe() for m in self.open] + [p.describe() for q in self.posts.values() for p in q]
+        left = [m.describe() for m in self.open] + [
+            p.describe() for q in self.posts.values() for p in q
+        ]
         if left:
             raise CollectiveMismatch(
-                "the ranks have returned, but these never found their partners:\n  " + "\n  ".join(left)
+                "the ranks have returned, but these never found their partners:\n  "
+                + "\n  ".join(left)
             )
 
 
@@ -127,12 +150,30 @@ class RankComm(Communicator):
     def work(self, seconds: float, label: str = "") -> None:
         """Compute for so many virtual seconds."""
         me = self.ranks[self.rank]
-        start, self.world.clock[me] = self.world.clock[me], self.world.clock[me] + seconds
-        self.ledger.add(Event(me, "work", self.ranks, 0, 0, start=start, end=start + seconds, label=label))
+        start, self.world.clock[me] = (
+            self.world.clock[me],
+            self.world.clock[me] + seconds,
+        )
+        self.ledger.add(
+            Event(
+                me,
+                "work",
+                self.ranks,
+                0,
+                0,
+                start=start,
+                end=start + seconds,
+                label=label,
+            )
+        )
 
     def split(self, color: int | None, key: int | None = None) -> RankComm | None:
-        """A communicator of the ranks that say the same color; None for a rank that says None."""
-        call = Call("split", (color, self.rank if key is None else key), site=call_site())
+        """A communicator of the ranks that say the same color; None for a rank that
+        says None.
+        """
+        call = Call(
+            "split", (color, self.rank if key is None else key), site=call_site()
+        )
         return self._start(call).wait()
 
     def _start(self, call: Call) -> _Handle:
@@ -168,19 +209,34 @@ class RankComm(Communicator):
         meeting.outputs = MEANING[calls[0].op]([c.value for c in calls], calls[0])
 
     def _write(self, calls: list[Call], all_came: float) -> float:
-        """Every member's line in the ledger; returns when the collective ends on the virtual clock."""
+        """Every member's line in the ledger; returns when the collective ends on the
+        virtual clock.
+        """
         world, call, xs = self.world, calls[0], [c.value for c in calls]
         sizes = [wire_sizes(call, xs, r) for r in range(self.size)]
         n = max(map(sum, sizes))
         start = max(all_came, *(world.wire_free[g] for g in self.ranks))
         link = world.wire(self.ranks)
-        end = start + (cost.seconds(call.op, self.size, n, link, world.algorithm) if link else 0.0)
+        end = start + (
+            cost.seconds(call.op, self.size, n, link, world.algorithm) if link else 0.0
+        )
         for r, g in enumerate(self.ranks):
             world.wire_free[g] = end
             sent = cost.sent(call.op, r, sizes[r], call.root or 0, world.algorithm)
             shape = tuple(calls[r].tensors[0].shape) if calls[r].tensors else ()
             self.ledger.add(
-                Event(g, call.op, self.ranks, sent, sum(sizes[r]), shape, None, start, end, site=calls[r].site)
+                Event(
+                    g,
+                    call.op,
+                    self.ranks,
+                    sent,
+                    sum(sizes[r]),
+                    shape,
+                    None,
+                    start,
+                    end,
+                    site=calls[r].site,
+                )
             )
         return end
 
@@ -190,10 +246,15 @@ class RankComm(Communicator):
         post = Post(call, me, peer, world.clock[me], call.value)
         source, target = (me, peer) if call.op == "send" else (peer, me)
         key = (id(self._group), source, target, call.tag)
-        queue, partners = world.posts[key, call.op], world.posts[key, "recv" if call.op == "send" else "send"]
+        queue, partners = (
+            world.posts[key, call.op],
+            world.posts[key, "recv" if call.op == "send" else "send"],
+        )
         if partners:
             partner = partners.popleft()
-            self._hand_over(*((post, partner) if call.op == "send" else (partner, post)))
+            self._hand_over(
+                *((post, partner) if call.op == "send" else (partner, post))
+            )
         else:
             queue.append(post)
         return _Handle(self, post, lambda: post.value if call.op == "recv" else None)
@@ -201,14 +262,25 @@ class RankComm(Communicator):
     def _hand_over(self, send: Post, recv: Post) -> None:
         x, link = send.value, self.world.wire((send.rank, recv.rank))
         n = x.numel() * x.element_size()
-        start = max(send.time, recv.time, self.world.wire_free[send.rank] if link else 0.0)
+        start = max(
+            send.time, recv.time, self.world.wire_free[send.rank] if link else 0.0
+        )
         end = start + (link.latency + n / link.bandwidth if link else 0.0)
         self.world.wire_free[send.rank] = end
         recv.value, shape = x.clone(), tuple(x.shape)
         for post, sent in ((send, n), (recv, 0)):
             post.done, post.end = True, end
             event = Event(
-                post.rank, post.call.op, self.ranks, sent, n, shape, post.peer, start, end, site=post.call.site
+                post.rank,
+                post.call.op,
+                self.ranks,
+                sent,
+                n,
+                shape,
+                post.peer,
+                start,
+                end,
+                site=post.call.site,
             )
             self.ledger.add(event)
 
@@ -219,8 +291,14 @@ def _split(world: World, parent: Group, wishes: list[tuple[int | None, int]]) ->
     for color in sorted({c for c, _ in wishes if c is not None}):
         members = sorted((key, r) for r, (c, key) in enumerate(wishes) if c == color)
         groups[color] = [r for _, r in members]
-    made = {color: Group(tuple(parent.ranks[r] for r in members)) for color, members in groups.items()}
-    return [None if c is None else RankComm(world, made[c], groups[c].index(r)) for r, (c, _) in enumerate(wishes)]
+    made = {
+        color: Group(tuple(parent.ranks[r] for r in members))
+        for color, members in groups.items()
+    }
+    return [
+        None if c is None else RankComm(world, made[c], groups[c].index(r))
+        for r, (c, _) in enumerate(wishes)
+    ]
 
 
 def _private(arguments: tuple, n: int) -> tuple:
@@ -229,5 +307,6 @@ def _private(arguments: tuple, n: int) -> tuple:
         return copy.deepcopy(arguments)
     except RuntimeError as error:
         raise ValueError(
-            f"an argument cannot be copied for each of the {n} ranks ({error}); detach() it, or close over it"
+            f"an argument cannot be copied for each of the {n} ranks ({error});"
+            " detach() it, or close over it"
         ) from error

@@ -1,6 +1,8 @@
-"""What a layer keeps for its backward pass: counted from the running code, and as a formula.
+"""What a layer keeps for its backward pass: counted from the running code, and as a
+formula.
 
-Korthikanti et al. 2022, https://arxiv.org/abs/2205.05198, section 4 and table 2, in bytes a layer:
+Korthikanti et al. 2022, https://arxiv.org/abs/2205.05198, section 4 and table 2, in
+bytes a layer:
 
     none                                     sbh (34 + 5as/h)
     tensor                                   sbh (10 + 24/t + 5as/(ht))
@@ -8,15 +10,17 @@ Korthikanti et al. 2022, https://arxiv.org/abs/2205.05198, section 4 and table 2
     … and selective recomputation            the same without the term in 5as/h
     full recomputation                       2 sbh
 
-    s  tokens      b  batch      h  hidden size      a  heads      t  tensor-parallel ranks
+    s  tokens      b  batch      h  hidden size      a  heads   t  tensor-parallel ranks
 
-Assumed there, and met by `recomputation.GPTLayer`: a block of GPT (LayerNorm, biases, GELU, an MLP of 4h, three dropouts, attention
-scores kept), 16-bit activations, one byte an element of a dropout mask; weights and the norms' means and variances (2sb numbers)
+Assumed there, and met by `recomputation.GPTLayer`: a block of GPT (LayerNorm, biases,
+GELU, an MLP of 4h, three dropouts, attention scores kept), 16-bit activations, one byte
+an element of a dropout mask; weights and the norms' means and variances (2sb numbers)
 are not counted.
 
-`Saved` counts what autograd saves, `Peak` what is alive at the same time. Both see the tensors of their own thread only, so that in
-a `World` each rank counts for itself. On the meta device, where tensors have shapes and no numbers, `Saved` counts a model of
-any size.
+`Saved` counts what autograd saves, `Peak` what is alive at the same time. Both see the
+tensors of their own thread only, so that in a `World` each rank counts for itself. On
+the meta device, where tensors have shapes and no numbers, `Saved` counts a model of any
+size.
 """
 
 from __future__ import annotations
@@ -47,16 +51,25 @@ class GPTShape:
             raise ValueError(f"h={self.h} must be a multiple of a={self.a} heads")
 
 
-def layer_bytes(shape: GPTShape, t: int = 1, *, sequence_parallel: bool = False, recompute: str = "none") -> float:
+def layer_bytes(
+    shape: GPTShape,
+    t: int = 1,
+    *,
+    sequence_parallel: bool = False,
+    recompute: str = "none",
+) -> float:
     """Table 2 of the paper: bytes that one layer keeps on each of t ranks.
 
     Raises:
         ValueError: an unknown kind of recomputation.
     """
     if recompute not in RECOMPUTE:
-        raise ValueError(f"recompute={recompute!r} must be one of {', '.join(RECOMPUTE)}")
+        raise ValueError(
+            f"recompute={recompute!r} must be one of {', '.join(RECOMPUTE)}"
+        )
     s, b, h, a = shape.s, shape.b, shape.h, shape.a
-    whole = 1 / t if sequence_parallel else 1.0  # the share of what tensor parallelism leaves whole
+    # the share of what tensor parallelism leaves whole
+    whole = 1 / t if sequence_parallel else 1.0
     if recompute == "full":
         return 2 * s * b * h * whole
     scores = 5 * a * s / h / t if recompute == "none" else 0.0
@@ -64,16 +77,20 @@ def layer_bytes(shape: GPTShape, t: int = 1, *, sequence_parallel: bool = False,
 
 
 def recompute_flops(shape: GPTShape) -> tuple[float, float]:
-    """FLOPs of one layer, forward and backward: without recomputation, and what selective recomputation adds.
+    """FLOPs of one layer, forward and backward: without recomputation, and what
+    selective recomputation adds.
 
-    Forward 24·bsh² + 4·bs²h, backward twice that (appendix A). Recomputed: the two products of attention, 4·bs²h, once.
+    Forward 24·bsh² + 4·bs²h, backward twice that (appendix A). Recomputed: the two
+    products of attention, 4·bs²h, once.
     """
     s, b, h = shape.s, shape.b, shape.h
     return 3 * (24 * b * s * h**2 + 4 * b * s**2 * h), 4 * b * s**2 * h
 
 
 def _storage(t: Tensor) -> int:
-    """What two views of one memory have in common (on the meta device every data_ptr is 0)."""
+    """What two views of one memory have in common (on the meta device every data_ptr is
+    0).
+    """
     return t.untyped_storage()._cdata
 
 
@@ -92,7 +109,8 @@ class Saved(torch.autograd.graph.saved_tensors_hooks):
 
     def __init__(self, ignore: Iterable[Tensor] = ()) -> None:
         self._ignored = {_storage(t) for t in ignore}
-        self.tensors: dict[int, Tensor] = {}  # by storage; holding them keeps their addresses from being used again
+        # by storage; holding them keeps their addresses from being used again
+        self.tensors: dict[int, Tensor] = {}
         super().__init__(self._pack, lambda t: t)
 
     def __enter__(self) -> Saved:
@@ -113,11 +131,20 @@ class Saved(torch.autograd.graph.saved_tensors_hooks):
     def kinds(self) -> list[tuple[tuple[int, ...], str, int]]:
         """(shape, dtype, bytes) of each saved storage, in the order of saving."""
         rows = self.tensors.values()
-        return [(tuple(t.shape), str(t.dtype).removeprefix("torch."), t.untyped_storage().nbytes()) for t in rows]
+        return [
+            (
+                tuple(t.shape),
+                str(t.dtype).removeprefix("torch."),
+                t.untyped_storage().nbytes(),
+            )
+            for t in rows
+        ]
 
 
 class Peak(TorchDispatchMode):
-    """Counts the bytes of tensors made inside its `with` block: `now` alive, `peak` the most at any time."""
+    """Counts the bytes of tensors made inside its `with` block: `now` alive, `peak` the
+    most at any time.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -126,7 +153,11 @@ class Peak(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        old = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        old = {
+            t.untyped_storage().data_ptr()
+            for t in tree_leaves((args, kwargs))
+            if isinstance(t, Tensor)
+        }
         for t in tree_leaves(out):
             if isinstance(t, Tensor) and t.untyped_storage().data_ptr() not in old:
                 self._made(t.untyped_storage())

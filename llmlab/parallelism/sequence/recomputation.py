@@ -1,17 +1,21 @@
 """Selective recomputation, on a layer of GPT that is split over tensor-parallel ranks.
 
-Korthikanti et al. 2022, https://arxiv.org/abs/2205.05198, sections 4 and 5. The scores of attention are large and cheap to compute:
-5as²b bytes for 4bs²h FLOPs. `recompute` throws them away and computes them again in the backward pass, with the same dropout.
+Korthikanti et al. 2022, https://arxiv.org/abs/2205.05198, sections 4 and 5. The scores
+of attention are large and cheap to compute: 5as²b bytes for 4bs²h FLOPs. `recompute`
+throws them away and computes them again in the backward pass, with the same dropout.
 
-    x ← x + dropout(W_o · softmax(Q Kᵀ/√d, dropped) V)     Q, K, V = W_q y, W_k y, W_v y     y = LayerNorm(x)
-    x ← x + dropout(W_2 · gelu(W_1 y))                                                       y = LayerNorm(x)
+    x ← x + dropout(W_o · softmax(Q Kᵀ/√d, dropped) V)     Q, K, V = W_q y, W_k y, W_v y
+                                                           y = LayerNorm(x)
+    x ← x + dropout(W_2 · gelu(W_1 y))                                  y = LayerNorm(x)
 
-The layer exists to be counted: `activation_memory.layer_bytes` is what it saves, to the byte.
+The layer exists to be counted: `activation_memory.layer_bytes` is what it saves, to the
+byte.
 
     b  batch     s  tokens     h  hidden size     a  heads     t  ranks
 
-Two generators draw the dropout masks. `split` draws inside the split regions, so it must differ from rank to rank; `whole` draws
-outside of them, where all ranks must drop alike, unless the sequence is cut as well: then it must differ, too.
+Two generators draw the dropout masks. `split` draws inside the split regions, so it
+must differ from rank to rank; `whole` draws outside of them, where all ranks must drop
+alike, unless the sequence is cut as well: then it must differ, too.
 """
 
 from __future__ import annotations
@@ -45,7 +49,9 @@ class _Dropout(torch.autograd.Function):
 
 class _Recompute(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, fn: Callable, generators: tuple[Generator, ...], *xs: Tensor) -> Tensor:
+    def forward(
+        ctx, fn: Callable, generators: tuple[Generator, ...], *xs: Tensor
+    ) -> Tensor:
         ctx.fn, ctx.generators = fn, generators
         ctx.states = [g.get_state() for g in generators]
         ctx.save_for_backward(*xs)
@@ -66,15 +72,20 @@ class _Recompute(torch.autograd.Function):
 
 
 def dropout(x: Tensor, p: float, generator: Generator) -> Tensor:
-    """x with a share p of its elements set to 0 and the rest divided by 1 − p. Saves a mask of one byte an element."""
+    """x with a share p of its elements set to 0 and the rest divided by 1 − p. Saves a
+    mask of one byte an element.
+    """
     return _Dropout.apply(x, p, generator) if p else x
 
 
-def recompute(fn: Callable[..., Tensor], *xs: Tensor, generators: tuple[Generator, ...] = ()) -> Tensor:
+def recompute(
+    fn: Callable[..., Tensor], *xs: Tensor, generators: tuple[Generator, ...] = ()
+) -> Tensor:
     """fn(*xs), of which only xs are kept; the backward pass runs fn again.
 
     Args:
-        generators: what fn draws from. Their states are put back for the second run, so that it draws the same numbers.
+        generators: what fn draws from. Their states are put back for the second run, so
+            that it draws the same numbers.
     """
     return _Recompute.apply(fn, generators, *xs)
 
@@ -85,11 +96,13 @@ class GPTLayer(nn.Module):
     Args:
         shape: s, b, h, a.
         comm: the t tensor-parallel ranks.
-        sequence_parallel: whether what is outside of the products is cut along the sequence (doors g and ḡ instead of f and g).
+        sequence_parallel: whether what is outside of the products is cut along the
+            sequence (doors g and ḡ instead of f and g).
         recompute: "none", "selective" (the core of attention) or "full" (the layer).
         p: of the three dropouts.
     Raises:
-        ValueError: t does not divide a (or, with `sequence_parallel`, s); an unknown kind of recomputation.
+        ValueError: t does not divide a (or, with `sequence_parallel`, s); an unknown
+            kind of recomputation.
     """
 
     def __init__(
@@ -105,10 +118,13 @@ class GPTLayer(nn.Module):
         super().__init__()
         if shape.a % comm.size or (sequence_parallel and shape.s % comm.size):
             raise ValueError(
-                f"a={shape.a} and, cut along the sequence, s={shape.s} must be multiples of {comm.size} ranks"
+                f"a={shape.a} and, cut along the sequence, s={shape.s} must be"
+                f" multiples of {comm.size} ranks"
             )
         if recompute not in RECOMPUTE:
-            raise ValueError(f"recompute={recompute!r} must be one of {', '.join(RECOMPUTE)}")
+            raise ValueError(
+                f"recompute={recompute!r} must be one of {', '.join(RECOMPUTE)}"
+            )
         self.shape, self.comm, self.sequence_parallel, self.recompute, self.p = (
             shape,
             comm,
@@ -116,10 +132,21 @@ class GPTLayer(nn.Module):
             recompute,
             p,
         )
-        master = Generator().manual_seed(0)  # every rank draws the whole matrix and keeps its shard
-        sizes = {"q": (1, 1, 0), "k": (1, 1, 0), "v": (1, 1, 0), "o": (1, 1, 1), "up": (4, 1, 0), "down": (1, 4, 1)}
+        # every rank draws the whole matrix and keeps its shard
+        master = Generator().manual_seed(0)
+        sizes = {
+            "q": (1, 1, 0),
+            "k": (1, 1, 0),
+            "v": (1, 1, 0),
+            "o": (1, 1, 1),
+            "up": (4, 1, 0),
+            "down": (1, 4, 1),
+        }
         for name, (out, into, dim) in sizes.items():
-            whole = torch.randn(out * shape.h, into * shape.h, generator=master) / (into * shape.h) ** 0.5
+            whole = (
+                torch.randn(out * shape.h, into * shape.h, generator=master)
+                / (into * shape.h) ** 0.5
+            )
             mine = whole.chunk(comm.size, dim)[comm.rank].clone().to(dtype)
             self.register_parameter(name, nn.Parameter(mine))
         self.norms = nn.ModuleList(nn.LayerNorm(shape.h, dtype=dtype) for _ in range(2))
@@ -137,7 +164,11 @@ class GPTLayer(nn.Module):
     def _layer(self, x: Tensor) -> Tensor:
         q, k, v = self._columns(self.norms[0](x), self.q, self.k, self.v)
         core = lambda *qkv: self._core(*qkv)  # noqa: E731
-        z = recompute(core, q, k, v, generators=(self.split,)) if self.recompute == "selective" else core(q, k, v)
+        z = (
+            recompute(core, q, k, v, generators=(self.split,))
+            if self.recompute == "selective"
+            else core(q, k, v)
+        )
         x = x + dropout(self._rows(z, self.o), self.p, self.whole)
         (u,) = self._columns(self.norms[1](x), self.up)
         return x + dropout(self._rows(F.gelu(u), self.down), self.p, self.whole)
@@ -145,11 +176,16 @@ class GPTLayer(nn.Module):
     def _core(self, q: Tensor, k: Tensor, v: Tensor) -> Float[Tensor, "b s h_t"]:
         """Attention without its projections: the part that is worth forgetting."""
         b, s, _ = q.shape
-        heads = lambda t: t.view(b, s, self.shape.a // self.comm.size, -1).transpose(1, 2)  # noqa: E731  (b, a/t, s, d)
+
+        def heads(t):
+            return t.view(b, s, self.shape.a // self.comm.size, -1).transpose(1, 2)
+
         q, k, v = heads(q), heads(k), heads(v)
-        scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5 + self.future  # neither is saved
+        # neither is saved
+        scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5 + self.future
         weights = dropout(scores.softmax(-1), self.p, self.split)
-        return (weights @ v).transpose(1, 2).reshape(b, s, -1)  # (b, a/t, s, d) → (b, s, h/t)
+        # (b, a/t, s, d) → (b, s, h/t)
+        return (weights @ v).transpose(1, 2).reshape(b, s, -1)
 
     def _columns(self, y: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
         if self.sequence_parallel:
@@ -158,4 +194,6 @@ class GPTLayer(nn.Module):
         return tuple(F.linear(y, w) for w in weights)
 
     def _rows(self, y: Tensor, weight: Tensor) -> Tensor:
-        return (scatter_sequence if self.sequence_parallel else sum_over_ranks)(F.linear(y, weight), self.comm)
+        return (scatter_sequence if self.sequence_parallel else sum_over_ranks)(
+            F.linear(y, weight), self.comm
+        )

@@ -1,10 +1,12 @@
 """f and g, the two functions of Megatron-LM that make a split layer differentiable.
 
-Shoeybi et al. 2019, https://arxiv.org/abs/1909.08053, section 3. The two are conjugate: f is the identity forward and an all-reduce
-backward, g is an all-reduce forward and the identity backward.
+Shoeybi et al. 2019, https://arxiv.org/abs/1909.08053, section 3. The two are conjugate:
+f is the identity forward and an all-reduce backward, g is an all-reduce forward and the
+identity backward.
 
-f stands where a replicated activation enters a split region: each rank's gradient for it is a partial sum.
-g stands where the partial sums of a split region become one replicated activation.
+f stands where a replicated activation enters a split region: each rank's gradient for
+it is a partial sum. g stands where the partial sums of a split region become one
+replicated activation.
 """
 
 from __future__ import annotations
@@ -58,8 +60,10 @@ def sum_over_ranks(x: Tensor, comm: Communicator) -> Tensor:
 
 
 def gather_from_ranks(x: Tensor, comm: Communicator, dim: int = -1) -> Tensor:
-    """All ranks' x joined along `dim` forward; backward, each rank keeps its own piece of the gradient.
+    """All ranks' x joined along `dim` forward; backward, each rank keeps its own piece
+    of the gradient.
 
-    Right where what follows is replicated: then every rank holds the same, whole gradient.
+    Right where what follows is replicated: then every rank holds the same, whole
+        gradient.
     """
     return _Gather.apply(x, comm, dim % x.dim())

@@ -1,17 +1,25 @@
-"""What ZeRO's stages cost a rank: bytes held between forward and step, and bytes sent in a step.
+"""What ZeRO's stages cost a rank: bytes held between forward and step, and bytes sent
+in a step.
 
-Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054, sections 3.1 (the 16 bytes), 5 (memory) and 7 (communication).
+Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054, sections 3.1 (the 16 bytes),
+5 (memory) and 7 (communication).
 
-    Ψ  parameters      N  ranks      m  microbatches a step      K = 12  bytes of optimizer state a parameter (fp32 w, m, v)
+    Ψ  parameters      N  ranks      m  microbatches a step      K = 12  bytes of
+                                        optimizer state a parameter (fp32 w, m, v)
 
-    stage   held                    sent, in units of (N−1)/N · 2Ψ bytes (16-bit weights and gradients)
+    stage   held                    sent, in units of (N−1)/N · 2Ψ bytes (16-bit weights
+                                    and gradients)
     0       2Ψ + 2Ψ + KΨ            2           all-reduce of gradients
-    1       2Ψ + 2Ψ + KΨ/N          2           reduce-scatter of gradients, all-gather of weights
-    2       2Ψ + (2 + K)Ψ/N         m + 1       the reduce-scatter comes with each microbatch
-    3       (2 + 2 + K)Ψ/N          3m          gather forward, gather backward, reduce-scatter, each microbatch
+    1       2Ψ + 2Ψ + KΨ/N          2           reduce-scatter of gradients, all-gather
+                                                of weights
+    2       2Ψ + (2 + K)Ψ/N         m + 1       the reduce-scatter comes with each
+                                                microbatch
+    3       (2 + 2 + K)Ψ/N          3m          gather forward, gather backward,
+                                                reduce-scatter, each microbatch
 
-The paper has m = 1 and leaves out the factor (N−1)/N of a ring. Not counted: activations, the collectives' buffers, the
-unit that is whole at the moment, and in stage 2 the gradient of the unit that is not yet complete.
+The paper has m = 1 and leaves out the factor (N−1)/N of a ring. Not counted:
+activations, the collectives' buffers, the unit that is whole at the moment, and in
+stage 2 the gradient of the unit that is not yet complete.
 """
 
 from __future__ import annotations
@@ -21,7 +29,8 @@ from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
 STAGES = (0, 1, 2, 3)
 WEIGHT, GRADIENT, OPTIMIZER = 2, 2, 12  # bytes a parameter
 
-# Table 1 of the paper: GB a device, by model (parameters) and number of ranks, for stages 1, 2 and 3, as printed.
+# Table 1 of the paper: GB a device, by model (parameters) and number of ranks, for
+# stages 1, 2 and 3, as printed.
 TABLE_1 = {
     7.5e9: {
         1: ("120", "120", "120"),
@@ -48,8 +57,12 @@ TABLE_1 = {
         1024: ("4011", "2013", "15.6"),
     },
 }
-# Table 2, 64 GPUs of 32 GB, no model parallelism: the largest model by the formula, by stage, and what ran.
-TABLE_2 = {"predicted": {0: 2e9, 1: 7.6e9, 2: 14.4e9, 3: 128e9}, "ran": {0: 1.3e9, 1: 6.2e9}}
+# Table 2, 64 GPUs of 32 GB, no model parallelism: the largest model by the formula, by
+# stage, and what ran.
+TABLE_2 = {
+    "predicted": {0: 2e9, 1: 7.6e9, 2: 14.4e9, 3: 128e9},
+    "ran": {0: 1.3e9, 1: 6.2e9},
+}
 
 
 def _check(stage: int, ranks: int) -> None:
@@ -71,13 +84,18 @@ def state_bytes(
     """Bytes that a rank holds after backward, by kind.
 
     Args:
-        weight, gradient, optimizer: bytes a parameter; by default those of mixed precision with Adam.
+        weight, gradient, optimizer: bytes a parameter; by default those of mixed
+            precision with Adam.
     Raises:
         ValueError: an unknown stage, or no rank.
     """
     _check(stage, ranks)
     share = lambda first: parameters / ranks if stage >= first else parameters  # noqa: E731  cut from stage `first` on
-    return {"weights": weight * share(3), "gradients": gradient * share(2), "optimizer": optimizer * share(1)}
+    return {
+        "weights": weight * share(3),
+        "gradients": gradient * share(2),
+        "optimizer": optimizer * share(1),
+    }
 
 
 def total_bytes(stage: int, parameters: float, ranks: int) -> float:
@@ -86,13 +104,20 @@ def total_bytes(stage: int, parameters: float, ranks: int) -> float:
 
 
 def sent_bytes(
-    stage: int, parameters: float, ranks: int, *, microbatches: int = 1, kept: float = 0, itemsize: int = WEIGHT
+    stage: int,
+    parameters: float,
+    ranks: int,
+    *,
+    microbatches: int = 1,
+    kept: float = 0,
+    itemsize: int = WEIGHT,
 ) -> float:
     """Bytes that a rank sends in one optimizer step, with ring collectives.
 
     Args:
         microbatches: backward passes before the step.
-        kept: parameters that stage 3 does not free between forward and backward (the root's).
+        kept: parameters that stage 3 does not free between forward and backward (the
+            root's).
     Raises:
         ValueError: an unknown stage, or no rank or microbatch.
     """
@@ -100,7 +125,12 @@ def sent_bytes(
     if microbatches < 1:
         raise ValueError(f"microbatches={microbatches} must be at least 1")
     m = microbatches
-    passes = (2 * parameters, 2 * parameters, (m + 1) * parameters, m * (3 * parameters - kept))[stage]
+    passes = (
+        2 * parameters,
+        2 * parameters,
+        (m + 1) * parameters,
+        m * (3 * parameters - kept),
+    )[stage]
     return passes * itemsize * (ranks - 1) / ranks
 
 
@@ -110,7 +140,9 @@ def largest_model(stage: int, memory: float, ranks: int) -> float:
 
 
 def agreement(value: float, printed: str) -> str:
-    """How a value agrees with a printed number: "same" when rounded to its digits, "cut" when only without rounding, or "differs"."""
+    """How a value agrees with a printed number: "same" when rounded to its digits,
+    "cut" when only without rounding, or "differs".
+    """
     step = Decimal(1).scaleb(-len(printed.partition(".")[2]))  # 0.1 for "31.4"
     for word, mode in (("same", ROUND_HALF_UP), ("cut", ROUND_DOWN)):
         if Decimal(value).quantize(step, mode) == Decimal(printed):

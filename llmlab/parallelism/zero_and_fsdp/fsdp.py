@@ -1,24 +1,31 @@
 """ZeRO-3 and FSDP: the weights too are cut, and whole only while a block needs them.
 
-Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054, section 5.3; Zhao et al. 2023, https://arxiv.org/abs/2304.11277. For each unit
-(a block; the root has the embedding, the last norm and the head):
+Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054, section 5.3; Zhao et al.
+2023, https://arxiv.org/abs/2304.11277. For each unit (a block; the root has the
+embedding, the last norm and the head):
 
     before its forward     all-gather the pieces           after it     free them
-    before its backward    all-gather the pieces again     after it     reduce-scatter the gradients, free weights and gradients
+    before its backward    all-gather the pieces again     after it     reduce-scatter
+                                                           the gradients, free weights
+                                                           and gradients
 
-so a block's weights travel three times a microbatch: 3Ψ in all, against 2Ψ for stages 0–2. The root is needed at the end of
-forward and at the start of backward, so it stays between the two (as in FSDP2), and is gathered once.
+so a block's weights travel three times a microbatch: 3Ψ in all, against 2Ψ for stages
+0–2. The root is needed at the end of forward and at the start of backward, so it stays
+between the two (as in FSDP2), and is gathered once.
 
-`layout="flat"` cuts a unit's parameters joined (ZeRO-3, FSDP1), `layout="rows"` each by its dimension 0 (FSDP2's `fully_shard`).
-`overlap=True` lets the wire work while the rank computes: it asks for the next unit's weights before this one computes, and
-waits for a unit's reduce-scatter only when the next one is ready. It costs one more unit of weights, and of gradients.
+`layout="flat"` cuts a unit's parameters joined (ZeRO-3, FSDP1), `layout="rows"` each by
+its dimension 0 (FSDP2's `fully_shard`). `overlap=True` lets the wire work while the
+rank computes: it asks for the next unit's weights before this one computes, and waits
+for a unit's reduce-scatter only when the next one is ready. It costs one more unit of
+weights, and of gradients.
 
     N  ranks      s  numbers in this rank's piece of a unit
 
-A parameter stays the same object all the time. "Free" empties the storage of its whole value, and so the copies that autograd
-has saved, which share it; "gather" fills the storage again before backward looks. PyTorch's FSDP does the same.
-Simplified: the model is whole on every rank before it is cut (the libraries can start from the `meta` device), and every
-parameter is trained.
+A parameter stays the same object all the time. "Free" empties the storage of its whole
+value, and so the copies that autograd has saved, which share it; "gather" fills the
+storage again before backward looks. PyTorch's FSDP does the same. Simplified: the model
+is whole on every rank before it is cut (the libraries can start from the `meta`
+device), and every parameter is trained.
 """
 
 from __future__ import annotations
@@ -33,7 +40,13 @@ from torch import Tensor, nn
 from llmlab.parallelism.runtime import Communicator
 from llmlab.parallelism.zero_and_fsdp.layout import LAYOUTS
 from llmlab.parallelism.zero_and_fsdp.offload import Host
-from llmlab.parallelism.zero_and_fsdp.units import Adam, Unit, state_tensors, units_of, update
+from llmlab.parallelism.zero_and_fsdp.units import (
+    Adam,
+    Unit,
+    state_tensors,
+    units_of,
+    update,
+)
 from llmlab.parallelism.zero_and_fsdp.zero import Watch
 
 
@@ -43,7 +56,8 @@ class Shard:
     def __init__(self, unit: Unit, comm: Communicator) -> None:
         self.unit, self.comm, self.handle, self.whole = unit, comm, None, True
         self.piece = unit.new_piece()  # (1, s), in the model's dtype
-        self.full = [w.detach().clone() for w in unit.parameters]  # storages of their own, that can be emptied
+        # storages of their own, that can be emptied
+        self.full = [w.detach().clone() for w in unit.parameters]
         self.sizes = [t.untyped_storage().nbytes() for t in self.full]
         self.free()
 
@@ -65,14 +79,18 @@ class Shard:
         return True
 
     def free(self) -> None:
-        """Keep the piece only. A parameter is an empty tensor then; autograd's saved copies share the emptied storage."""
+        """Keep the piece only. A parameter is an empty tensor then; autograd's saved
+        copies share the emptied storage.
+        """
         for w, t in zip(self.unit.parameters, self.full, strict=True):
             w.data = t.new_empty(0)
             t.untyped_storage().resize_(0)
         self.whole = False
 
     def renew(self) -> None:
-        """After a step: a new piece; old weights that a forward without a backward has left are dropped."""
+        """After a step: a new piece; old weights that a forward without a backward has
+        left are dropped.
+        """
         if self.handle is not None:
             self.handle.wait()
         self.handle, self.piece = None, self.unit.new_piece()
@@ -83,11 +101,13 @@ class Fsdp:
     """Stage 3 around a model: `loss.backward()` as always, then `step()`.
 
     Args:
-        model: the same on every rank. From here on its parameters are empty, except while they are used.
+        model: the same on every rank. From here on its parameters are empty, except
+            while they are used.
         layout: "rows" or "flat".
         overlap: gather one unit ahead, and reduce one behind.
         host: keep w, m, v in host memory and step there.
-        watch: told (event, unit) when a unit is gathered, has run forward, has run backward, is reduced, is freed.
+        watch: told (event, unit) when a unit is gathered, has run forward, has run
+            backward, is reduced, is freed.
         blocks: the modules that become units; by default `model.model.layers`.
     Raises:
         ValueError: an unknown layout, or a frozen parameter.
@@ -111,24 +131,32 @@ class Fsdp:
         self.watch = watch or (lambda event, unit: None)
         self.shards, modules = [], []
         for name, module, ws in units_of(model, blocks):
-            self.shards.append(Shard(Unit(name, ws, comm.size, comm.rank, layout, host), comm))
+            self.shards.append(
+                Shard(Unit(name, ws, comm.size, comm.rank, layout, host), comm)
+            )
             modules.append(module)
         self.units = [shard.unit for shard in self.shards]
-        self.blocks = sum(module is not model for module in modules)  # the root, if it has parameters, comes after them
+        # the root, if it has parameters, comes after them
+        self.blocks = sum(module is not model for module in modules)
         self.in_backward: set[int] = set()
-        self.reducing: tuple | None = None  # (unit, its gradients, the handle of their reduce-scatter)
+        # (unit, its gradients, the handle of their reduce-scatter)
+        self.reducing: tuple | None = None
         for i, module in enumerate(modules):
             self._hook(i, module)
 
     def _hook(self, i: int, module: nn.Module) -> None:
         """Before and after forward; `_after_forward` and `_arrived` see to backward."""
         module.register_forward_pre_hook(lambda *_: self._before(i, +1))
-        module.register_forward_hook(lambda _, __, output: self._after_forward(i, output))
+        module.register_forward_hook(
+            lambda _, __, output: self._after_forward(i, output)
+        )
         for w in self.units[i].parameters:
             w.register_post_accumulate_grad_hook(partial(self._arrived, i))
 
     def _before(self, i: int, way: int) -> None:
-        """Before forward (way = 1) or backward (−1): have the weights, and ask for the next unit's."""
+        """Before forward (way = 1) or backward (−1): have the weights, and ask for the
+        next unit's.
+        """
         if self.shards[i].need():
             self.watch("gather", self.units[i].name)
         if way < 0:
@@ -138,7 +166,9 @@ class Fsdp:
             self.shards[after].start()
 
     def _next(self, i: int, way: int) -> int | None:
-        """The unit that runs after i: the root comes first in forward, and first in backward."""
+        """The unit that runs after i: the root comes first in forward, and first in
+        backward.
+        """
         if i == self.blocks:
             return (0 if way > 0 else i - 1) if i else None
         return i + way if 0 <= i + way < self.blocks else None
@@ -149,18 +179,25 @@ class Fsdp:
             return  # activation recomputation: backward is about to use these weights
         output = output if isinstance(output, Tensor) else output[0]
         if output.requires_grad:
-            output.register_hook(lambda _: self._before(i, -1))  # backward is about to enter the unit
+            # backward is about to enter the unit
+            output.register_hook(lambda _: self._before(i, -1))
         if i < self.blocks or not torch.is_grad_enabled():
             self._free(i)
 
     def _arrived(self, i: int, _: Tensor) -> None:
-        """A gradient is ready. With the unit's last one its weights have served, too."""
+        """A gradient is ready. With the unit's last one its weights have served,
+        too.
+        """
         unit = self.units[i]
         if unit.all_here():
             self.watch("backward", unit.name)
             self._finish_reduce()
             gradients = unit.take_gradients()  # (N, s)
-            self.reducing = unit, gradients, self.comm.reduce_scatter(gradients, async_op=True)
+            self.reducing = (
+                unit,
+                gradients,
+                self.comm.reduce_scatter(gradients, async_op=True),
+            )
             self.in_backward.discard(i)
             self._free(i)
             if not self.overlap or i == self.blocks:  # the root comes last in backward
@@ -178,7 +215,9 @@ class Fsdp:
         self.watch("free", self.units[i].name)
 
     def step(self) -> float:
-        """Clip and AdamW on the pieces; returns the gradient's norm. Nothing is gathered: the next forward will."""
+        """Clip and AdamW on the pieces; returns the gradient's norm. Nothing is
+        gathered: the next forward will.
+        """
         self._finish_reduce()
         self.t += 1
         norm = update(self.units, self.comm, self.t, self.adam)
@@ -188,7 +227,9 @@ class Fsdp:
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
-        """Whole weights on every rank, to save or to compare them. All ranks must enter."""
+        """Whole weights on every rank, to save or to compare them. All ranks must
+        enter.
+        """
         for shard in self.shards:
             shard.need()
         try:
@@ -198,7 +239,9 @@ class Fsdp:
                 shard.free()
 
     def tensors(self) -> dict[str, list[Tensor]]:
-        """What this rank holds, by kind; a gather under way counts as the weights that it brings, a reduce as what it sums."""
+        """What this rank holds, by kind; a gather under way counts as the weights that
+        it brings, a reduce as what it sums.
+        """
         weights = [w for unit in self.units for w in unit.parameters]
         coming = [
             shard.piece.new_empty(shard.piece.numel() * self.comm.size)

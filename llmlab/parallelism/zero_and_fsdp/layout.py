@@ -1,16 +1,21 @@
-"""How a group of parameters is cut into p equal pieces, one a rank: the bookkeeping under ZeRO and FSDP.
+"""How a group of parameters is cut into p equal pieces, one a rank: the bookkeeping
+under ZeRO and FSDP.
 
 Two layouts, each a pair of pure functions, `cut` and `join`, that undo each other:
 
-    flat   join all parameters end to end, pad to a multiple of p, cut       ZeRO (section 5), FSDP1
-           one padding a group; a boundary falls anywhere, also inside a matrix row
-    rows   cut each parameter by its dimension 0, pad each                   FSDP2 (`fully_shard`)
-           a padding a parameter; a rank holds whole rows of every parameter, under the parameter's own name
+    flat   join all parameters end to end, pad to a multiple of p, cut       ZeRO
+           (section 5), FSDP1 one padding a group; a boundary falls anywhere, also
+           inside a matrix row
+    rows   cut each parameter by its dimension 0, pad each                   FSDP2
+           (`fully_shard`) a padding a parameter; a rank holds whole rows of every
+           parameter, under the parameter's own name
 
-    p  ranks      Ψ  elements of the group      s  elements of a rank's piece, padding included (p·s ≥ Ψ)
+    p  ranks      Ψ  elements of the group      s  elements of a rank's piece, padding
+                                                   included (p·s ≥ Ψ)
 
-`cut` gives a matrix (p, s): row r is rank r's piece. A reduce-scatter along its dimension 0 leaves each rank its row of the sum;
-an all-gather of rows gives the matrix back. Padding is zero, so it adds nothing to a norm, and Adam leaves it zero.
+`cut` gives a matrix (p, s): row r is rank r's piece. A reduce-scatter along its
+dimension 0 leaves each rank its row of the sum; an all-gather of rows gives the matrix
+back. Padding is zero, so it adds nothing to a norm, and Adam leaves it zero.
 """
 
 from __future__ import annotations
@@ -26,9 +31,13 @@ Shape = tuple[int, ...]
 
 
 def shard_bounds(n: int, p: int, rank: int) -> tuple[int, int]:
-    """First and one past the last of the n elements that `rank` owns: ⌈n/p⌉ each, fewer (or none) for the last ranks."""
+    """First and one past the last of the n elements that `rank` owns: ⌈n/p⌉ each, fewer
+    (or none) for the last ranks.
+    """
     if p < 1 or not 0 <= rank < p or n < 0:
-        raise ValueError(f"n={n}, p={p}, rank={rank}: n ≥ 0 elements are cut over ranks 0 … p − 1")
+        raise ValueError(
+            f"n={n}, p={p}, rank={rank}: n ≥ 0 elements are cut over ranks 0 … p − 1"
+        )
     s = -(-n // p)
     return min(rank * s, n), min((rank + 1) * s, n)
 
@@ -48,16 +57,22 @@ def join_flat(pieces: Float[Tensor, "p s"], shapes: Sequence[Shape]) -> list[Ten
 
 def _row_sizes(shapes: Sequence[Shape], p: int) -> list[tuple[int, int]]:
     """(rows, numbers a row) of each parameter's piece."""
-    return [(-(-shape[0] // p), prod(shape[1:])) if shape else (1, 1) for shape in shapes]
+    return [
+        (-(-shape[0] // p), prod(shape[1:])) if shape else (1, 1) for shape in shapes
+    ]
 
 
 def cut_rows(tensors: Sequence[Tensor], p: int) -> Float[Tensor, "p s"]:
-    """Each tensor's dimension 0 in p blocks of ⌈rows/p⌉, the last padded with zeros; rank r's blocks end to end."""
+    """Each tensor's dimension 0 in p blocks of ⌈rows/p⌉, the last padded with zeros;
+    rank r's blocks end to end.
+    """
     sizes = _row_sizes([tuple(t.shape) for t in tensors], p)
     blocks = []
     for t, (rows, width) in zip(tensors, sizes, strict=True):
         flat = t.reshape(-1)  # (rows in all · width,)
-        blocks.append(torch.nn.functional.pad(flat, (0, p * rows * width - len(flat))).view(p, -1))
+        blocks.append(
+            torch.nn.functional.pad(flat, (0, p * rows * width - len(flat))).view(p, -1)
+        )
     return torch.cat(blocks, 1)
 
 
@@ -66,7 +81,10 @@ def join_rows(pieces: Float[Tensor, "p s"], shapes: Sequence[Shape]) -> list[Ten
     p = len(pieces)
     widths = [rows * width for rows, width in _row_sizes(shapes, p)]
     blocks = pieces.split(widths, 1)  # each (p, rows · width)
-    return [b.reshape(-1)[: prod(shape)].view(shape) for b, shape in zip(blocks, shapes, strict=True)]
+    return [
+        b.reshape(-1)[: prod(shape)].view(shape)
+        for b, shape in zip(blocks, shapes, strict=True)
+    ]
 
 
 LAYOUTS = {"flat": (cut_flat, join_flat), "rows": (cut_rows, join_rows)}

@@ -1,10 +1,15 @@
-"""What all stages of ZeRO share: units of parameters, each rank's piece of them, and one AdamW step on the pieces.
+"""What all stages of ZeRO share: units of parameters, each rank's piece of them, and
+one AdamW step on the pieces.
 
-Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054, section 5. Adam works on each element alone, so a piece can be stepped
-without the others. Only the clipping looks at all of them, and it needs one number: ‖g‖² = Σ over ranks of ‖own piece‖².
+Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054, section 5. Adam works on each
+element alone, so a piece can be stepped without the others. Only the clipping looks at
+all of them, and it needs one number: ‖g‖² = Σ over ranks of ‖own piece‖².
 
-    s  elements of a piece, padding included    w, m, v  fp32 master weights, momentum, variance (fp64 for an fp64 model)
-    g  gradient    c  largest norm    t  step, from 1    η  learning rate    λ  weight decay
+    s  elements of a piece, padding included    w, m, v  fp32 master weights, momentum,
+                                                         variance (fp64 for an fp64
+                                                         model)
+    g  gradient    c  largest norm    t  step, from 1    η  learning rate    λ  weight
+                                                         decay
 """
 
 from __future__ import annotations
@@ -24,7 +29,9 @@ from llmlab.parallelism.zero_and_fsdp.offload import Host
 
 @dataclass(frozen=True)
 class Adam:
-    """AdamW (Loshchilov & Hutter 2019) and the clipping before it; `clip=None`: no clipping."""
+    """AdamW (Loshchilov & Hutter 2019) and the clipping before it; `clip=None`: no
+    clipping.
+    """
 
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
@@ -37,8 +44,12 @@ class Adam:
             raise ValueError(f"clip={self.clip} must be a positive norm, or None")
 
 
-def adamw_(w: Float[Tensor, "s"], m: Tensor, v: Tensor, g: Tensor, t: int, adam: Adam) -> None:
-    """One step, in place: m ← β₁m + (1−β₁)g,  v ← β₂v + (1−β₂)g²,  w ← (1−ηλ)w − η m̂ / (√v̂ + ε)."""
+def adamw_(
+    w: Float[Tensor, "s"], m: Tensor, v: Tensor, g: Tensor, t: int, adam: Adam
+) -> None:
+    """One step, in place: m ← β₁m + (1−β₁)g,  v ← β₂v + (1−β₂)g²,  w ← (1−ηλ)w − η m̂ /
+    (√v̂ + ε).
+    """
     (b1, b2), lr = adam.betas, adam.lr
     m.lerp_(g, 1 - b1)
     v.mul_(b2).addcmul_(g, g, value=1 - b2)
@@ -47,14 +58,25 @@ def adamw_(w: Float[Tensor, "s"], m: Tensor, v: Tensor, g: Tensor, t: int, adam:
 
 
 class Unit:
-    """Parameters that are cut, reduced and gathered together, with this rank's piece of all that Adam needs for them."""
+    """Parameters that are cut, reduced and gathered together, with this rank's piece of
+    all that Adam needs for them.
+    """
 
     def __init__(
-        self, name: str, parameters: Sequence[nn.Parameter], p: int, rank: int, layout: str, host: Host | None
+        self,
+        name: str,
+        parameters: Sequence[nn.Parameter],
+        p: int,
+        rank: int,
+        layout: str,
+        host: Host | None,
     ):
         frozen = sum(not w.requires_grad for w in parameters)
         if frozen:
-            raise ValueError(f"{frozen} parameters of {name} have requires_grad=False: every parameter must be trained")
+            raise ValueError(
+                f"{frozen} parameters of {name} have requires_grad=False: every"
+                " parameter must be trained"
+            )
         self.name, self.parameters, self.p, self.host = name, list(parameters), p, host
         self.shapes = [tuple(w.shape) for w in parameters]
         self._cut, self._join = LAYOUTS[layout]
@@ -66,7 +88,9 @@ class Unit:
         self.missing = len(self.parameters)
 
     def all_here(self) -> bool:
-        """Called when one more parameter's gradient is ready: whether it was the unit's last."""
+        """Called when one more parameter's gradient is ready: whether it was the unit's
+        last.
+        """
         self.missing = self.missing - 1 or len(self.parameters)
         return self.missing == len(self.parameters)
 
@@ -74,56 +98,84 @@ class Unit:
         """This rank's gradients, cut in p; the parameters' own are freed."""
         without = sum(w.grad is None for w in self.parameters)
         if without:
-            raise RuntimeError(f"{without} parameters of {self.name} have no gradient: each must take part in the loss")
+            raise RuntimeError(
+                f"{without} parameters of {self.name} have no gradient: each must take"
+                " part in the loss"
+            )
         pieces = self._cut([w.grad for w in self.parameters], self.p)
         for w in self.parameters:
             w.grad = None
         return pieces
 
     def add(self, piece: Float[Tensor, "s"]) -> None:
-        """One more microbatch's gradient of this rank's piece; it goes to the host at once, where there is one."""
+        """One more microbatch's gradient of this rank's piece; it goes to the host at
+        once, where there is one.
+        """
         piece = self.host.down(piece) if self.host else piece
         self.grad = piece if self.grad is None else self.grad + piece
 
     def new_piece(self) -> Float[Tensor, "1 s"]:
-        """The updated weights of this rank's piece, in the model's dtype, on its device."""
+        """The updated weights of this rank's piece, in the model's dtype, on its
+        device.
+        """
         like = self.parameters[0]
         w = self.w.to(like.dtype)
         return (self.host.up(w, like.device) if self.host else w).view(1, -1)
 
     def write(self, pieces: Float[Tensor, "p s"]) -> None:
-        """Put whole weights into the parameters. Through `.data`: autograd need not know."""
-        for w, new in zip(self.parameters, self._join(pieces, self.shapes), strict=True):
+        """Put whole weights into the parameters. Through `.data`: autograd need not
+        know.
+        """
+        for w, new in zip(
+            self.parameters, self._join(pieces, self.shapes), strict=True
+        ):
             w.data.copy_(new)
 
 
-def units_of(model: nn.Module, blocks: Iterable[nn.Module] | None = None) -> list[tuple[str, nn.Module, list]]:
-    """(name, module, parameters): a unit a block, and the last, the root's, for the rest.
+def units_of(
+    model: nn.Module, blocks: Iterable[nn.Module] | None = None
+) -> list[tuple[str, nn.Module, list]]:
+    """(name, module, parameters): a unit a block, and the last, the root's, for the
+    rest.
 
-    Every parameter is in one unit, once: tied ones too, and what several blocks share belongs to the root.
+    Every parameter is in one unit, once: tied ones too, and what several blocks share
+        belongs to the root.
     """
     blocks = list(model.model.layers if blocks is None else blocks)
     uses = Counter(id(w) for block in blocks for w in block.parameters())
     own = [[w for w in block.parameters() if uses[id(w)] == 1] for block in blocks]
     rest = [w for w in model.parameters() if uses[id(w)] != 1]
-    named = [(f"block {i}", block, ws) for i, (block, ws) in enumerate(zip(blocks, own, strict=True))]
+    named = [
+        (f"block {i}", block, ws)
+        for i, (block, ws) in enumerate(zip(blocks, own, strict=True))
+    ]
     return [unit for unit in [*named, ("root", model, rest)] if unit[2]]
 
 
 def update(units: list[Unit], shards: Communicator | None, t: int, adam: Adam) -> float:
-    """Clip by the norm of the whole gradient, then step every piece; returns the norm before clipping.
+    """Clip by the norm of the whole gradient, then step every piece; returns the norm
+    before clipping.
 
     Args:
-        shards: the ranks whose pieces together are the gradient; None: every rank has it whole.
+        shards: the ranks whose pieces together are the gradient; None: every rank has
+            it whole.
     Raises:
-        RuntimeError: a unit has no gradient yet, or only that of some of its parameters.
+        RuntimeError: a unit has no gradient yet, or only that of some of its
+            parameters.
     """
     for unit in units:
         if unit.grad is None or unit.missing != len(unit.parameters):
-            raise RuntimeError(f"{unit.name} is not reduced: its backward pass has not come, or not to every parameter")
-    square = torch.stack([unit.grad.to(unit.w.dtype).square().sum() for unit in units]).sum()  # padding adds 0
+            raise RuntimeError(
+                f"{unit.name} is not reduced: its backward pass has not come, or not to"
+                " every parameter"
+            )
+    # padding adds 0
+    square = torch.stack(
+        [unit.grad.to(unit.w.dtype).square().sum() for unit in units]
+    ).sum()
     if shards:
-        square = shards.all_reduce(square.to(shards.device))  # summed over ranks first, the root comes after
+        # summed over ranks first, the root comes after
+        square = shards.all_reduce(square.to(shards.device))
     norm = square.sqrt().item()
     scale = 1.0 if adam.clip is None else min(1.0, adam.clip / (norm + 1e-6))
     for unit in units:
@@ -133,16 +185,29 @@ def update(units: list[Unit], shards: Communicator | None, t: int, adam: Adam) -
 
 
 def state_tensors(units: list[Unit]) -> dict[str, list[Tensor]]:
-    """Reduced gradients and w, m, v; where they are offloaded, all of it under "host"."""
-    state, reduced = [t for unit in units for t in (unit.w, unit.m, unit.v)], [unit.grad for unit in units]
+    """Reduced gradients and w, m, v; where they are offloaded, all of it under
+    "host".
+    """
+    state, reduced = (
+        [t for unit in units for t in (unit.w, unit.m, unit.v)],
+        [unit.grad for unit in units],
+    )
     if units[0].host:
         return {"reduced": [], "optimizer": [], "host": state + reduced}
     return {"reduced": reduced, "optimizer": state, "host": []}
 
 
 def held(engine) -> dict[str, int]:
-    """Bytes of the storages behind this rank's weights, gradients and optimizer state at this moment."""
-    found = {kind: {t.untyped_storage() for t in ts if t is not None} for kind, ts in engine.tensors().items()}
-    size = {kind: sum({s.data_ptr(): s.nbytes() for s in storages}.values()) for kind, storages in found.items()}
+    """Bytes of the storages behind this rank's weights, gradients and optimizer state
+    at this moment.
+    """
+    found = {
+        kind: {t.untyped_storage() for t in ts if t is not None}
+        for kind, ts in engine.tensors().items()
+    }
+    size = {
+        kind: sum({s.data_ptr(): s.nbytes() for s in storages}.values())
+        for kind, storages in found.items()
+    }
     size["gradients"] += size.pop("reduced")
     return size

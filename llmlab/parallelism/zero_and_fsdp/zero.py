@@ -1,19 +1,25 @@
-"""ZeRO stages 1 and 2: data parallelism in which no two ranks keep the same optimizer state, or the same gradient.
+"""ZeRO stages 1 and 2: data parallelism in which no two ranks keep the same optimizer
+state, or the same gradient.
 
-Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054, section 5. Adam works on each element alone, so it does not matter who
-updates an element, as long as somebody does. Rank r owns piece r of every unit (a block's parameters, joined and cut in N):
+Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054, section 5. Adam works on each
+element alone, so it does not matter who updates an element, as long as somebody does.
+Rank r owns piece r of every unit (a block's parameters, joined and cut in N):
 
-    stage 0   plain data parallelism: all-reduce the gradients, everybody updates everything    2 + 2 + 12 bytes a parameter
-    stage 1   at the step: reduce-scatter the gradients, update the own piece, all-gather       2 + 2 + 12/N
-    stage 2   the reduce-scatter comes during backward, as soon as a unit's gradients are       2 + 2/N + 12/N
-              there, and the whole gradient is freed
+    stage 0   plain data parallelism: all-reduce the gradients, everybody updates
+              everything    2 + 2 + 12 bytes a parameter
+    stage 1   at the step: reduce-scatter the gradients, update the own piece,
+              all-gather       2 + 2 + 12/N
+    stage 2   the reduce-scatter comes during backward, as soon as a unit's gradients
+              are       2 + 2/N + 12/N there, and the whole gradient is freed
 
-    Ψ  parameters    N  ranks    (bytes: 16-bit weights and gradients, fp32 master weights, momentum and variance)
+    Ψ  parameters    N  ranks    (bytes: 16-bit weights and gradients, fp32 master
+                                 weights, momentum and variance)
 
-Gradients are summed, not averaged: divide each microbatch's summed loss by the tokens of all ranks and microbatches, as
-`train_step` does, and unequal numbers of tokens are right. Parameters keep the model's dtype.
-Simplified: every parameter is trained, with one weight decay; no loss scaling, which fp16 would need. DeepSpeed joins all
-parameters before it cuts; we cut each unit, as FSDP does, so that one reduce-scatter finishes it.
+Gradients are summed, not averaged: divide each microbatch's summed loss by the tokens
+of all ranks and microbatches, as `train_step` does, and unequal numbers of tokens are
+right. Parameters keep the model's dtype. Simplified: every parameter is trained, with
+one weight decay; no loss scaling, which fp16 would need. DeepSpeed joins all parameters
+before it cuts; we cut each unit, as FSDP does, so that one reduce-scatter finishes it.
 """
 
 from __future__ import annotations
@@ -28,9 +34,16 @@ from torch import Tensor, nn
 
 from llmlab.parallelism.runtime import Communicator
 from llmlab.parallelism.zero_and_fsdp.offload import Host
-from llmlab.parallelism.zero_and_fsdp.units import Adam, Unit, state_tensors, units_of, update
+from llmlab.parallelism.zero_and_fsdp.units import (
+    Adam,
+    Unit,
+    state_tensors,
+    units_of,
+    update,
+)
 
-Watch = Callable[[str, str], None]  # (event, unit): "gather", "forward", "backward", "reduce", "free"
+# (event, unit): "gather", "forward", "backward", "reduce", "free"
+Watch = Callable[[str, str], None]
 
 
 class Zero:
@@ -38,11 +51,13 @@ class Zero:
 
     Args:
         model: the same on every rank; its parameters stay whole.
-        host: keep w, m, v in host memory and step there (ZeRO-Offload); None: on the model's device.
+        host: keep w, m, v in host memory and step there (ZeRO-Offload); None: on the
+            model's device.
         watch: told ("reduce", unit) after each reduction.
         blocks: the modules that become units; by default `model.model.layers`.
     Raises:
-        ValueError: a stage other than 0, 1, 2 (stage 3 is `llmlab.parallelism.zero_and_fsdp.fsdp.Fsdp`), or a frozen parameter.
+        ValueError: a stage other than 0, 1, 2 (stage 3 is
+            `llmlab.parallelism.zero_and_fsdp.fsdp.Fsdp`), or a frozen parameter.
     """
 
     def __init__(
@@ -58,12 +73,17 @@ class Zero:
     ) -> None:
         if stage not in (0, 1, 2):
             raise ValueError(
-                f"stage={stage!r} must be 0, 1 or 2; stage 3 is llmlab.parallelism.zero_and_fsdp.fsdp.Fsdp"
+                f"stage={stage!r} must be 0, 1 or 2; stage 3 is"
+                " llmlab.parallelism.zero_and_fsdp.fsdp.Fsdp"
             )
         self.comm, self.adam, self.stage, self.t = comm, adam or Adam(), stage, 0
         self.watch = watch or (lambda event, unit: None)
-        p, rank = (comm.size, comm.rank) if stage else (1, 0)  # stage 0: one piece, everybody's
-        self.units = [Unit(name, ws, p, rank, "flat", host) for name, _, ws in units_of(model, blocks)]
+        # stage 0: one piece, everybody's
+        p, rank = (comm.size, comm.rank) if stage else (1, 0)
+        self.units = [
+            Unit(name, ws, p, rank, "flat", host)
+            for name, _, ws in units_of(model, blocks)
+        ]
         for unit in self.units if stage == 2 else ():
             for w in unit.parameters:
                 w.register_post_accumulate_grad_hook(partial(self._arrived, unit))
@@ -78,7 +98,9 @@ class Zero:
         self.watch("reduce", unit.name)
 
     def step(self) -> float:
-        """Clip, AdamW, whole weights again; returns the gradient's norm. Stages 0 and 1 reduce here, once."""
+        """Clip, AdamW, whole weights again; returns the gradient's norm. Stages 0 and 1
+        reduce here, once.
+        """
         for unit in self.units if self.stage < 2 else ():
             self._reduce(unit)
         self.t += 1
@@ -96,7 +118,11 @@ class Zero:
     def tensors(self) -> dict[str, list[Tensor]]:
         """What this rank holds, by kind."""
         weights = [w for unit in self.units for w in unit.parameters]
-        return {"weights": weights, "gradients": [w.grad for w in weights], **state_tensors(self.units)}
+        return {
+            "weights": weights,
+            "gradients": [w.grad for w in weights],
+            **state_tensors(self.units),
+        }
 
 
 def summed_loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -108,19 +134,29 @@ def summed_loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 def train_step(
-    engine, model: nn.Module, comm: Communicator, batches: Sequence[tuple[Tensor, Tensor]]
+    engine,
+    model: nn.Module,
+    comm: Communicator,
+    batches: Sequence[tuple[Tensor, Tensor]],
 ) -> tuple[float, float]:
-    """One optimizer step over this rank's microbatches of (tokens, targets); target −100 is not counted.
+    """One optimizer step over this rank's microbatches of (tokens, targets); target
+    −100 is not counted.
 
     Returns:
-        The mean loss a token over all ranks and microbatches, and the gradient's norm: both the same on every rank.
+        The mean loss a token over all ranks and microbatches, and the gradient's norm:
+        both the same on every rank.
     Raises:
         ValueError: no rank has a target that counts.
     """
-    mine = torch.tensor(sum((y != -100).sum().item() for _, y in batches), device=comm.device)
+    mine = torch.tensor(
+        sum((y != -100).sum().item() for _, y in batches), device=comm.device
+    )
     total, losses = comm.all_reduce(mine).item(), []
     if not total:
-        raise ValueError("batches have no target but −100, on every rank: there is nothing to learn from")
+        raise ValueError(
+            "batches have no target but −100, on every rank: there is nothing to learn"
+            " from"
+        )
     for x, y in batches:
         loss = summed_loss(model, x, y) / total
         loss.backward()

@@ -1,23 +1,32 @@
-"""AdaLoRA: low-rank changes in singular-value form, and a budget of ranks that moves to where it is worth most.
+"""AdaLoRA: low-rank changes in singular-value form, and a budget of ranks that moves to
+where it is worth most.
 
 Zhang et al. 2023, https://arxiv.org/abs/2303.10512, equations 3 to 12:
 
-    h = W₀ x + (α/r₀) P Λ Q x         ΔW as r₀ triplets (P's column, λ, Q's row), Λ = 0 at the start
-    R = ‖PᵀP − I‖ + ‖QQᵀ − I‖         added to the loss, so that P and Q stay near orthogonal and λ near singular values
-    Ī ← β₁Ī + (1 − β₁)|w · ∂E/∂w|     sensitivity of each number w of a triplet, smoothed
+    h = W₀ x + (α/r₀) P Λ Q x         ΔW as r₀ triplets (P's column, λ, Q's row), Λ = 0
+                                      at the start
+    R = ‖PᵀP − I‖ + ‖QQᵀ − I‖         added to the loss, so that P and Q stay near
+                                      orthogonal and λ near singular values
+    Ī ← β₁Ī + (1 − β₁)|w · ∂E/∂w|     sensitivity of each number w of a triplet,
+                                      smoothed
     Ū ← β₂Ū + (1 − β₂)|I − Ī|         how much it wavers
     S = s(λ) + mean s(P) + mean s(Q)  s = Ī · Ū, one score a triplet
-    b(t)                              falls from b₀ to b_T by a cubic; the triplets below the b(t) best get λ = 0
+    b(t)                              falls from b₀ to b_T by a cubic; the triplets
+                                      below the b(t) best get λ = 0
 
-Only λ is masked, never P or Q: the gradient of λ is pᵀ(∂E/∂W)qᵀ, so a masked triplet can earn its way back.
+Only λ is masked, never P or Q: the gradient of λ is pᵀ(∂E/∂W)qᵀ, so a masked triplet
+can earn its way back.
 
-    P  (d, r₀)  lora_B      W₀ (d, k)  frozen weight       b₀  r₀ · layers, b_T  target_r · layers
+    P  (d, r₀)  lora_B      W₀ (d, k)  frozen weight       b₀  r₀ · layers, b_T
+                                                           target_r · layers
     Λ  (r₀, 1)  lora_E      r₀  init_r, the rank at the start
-    Q  (r₀, k)  lora_A      (the names of the authors' code and of `peft`, also in the files)
+    Q  (r₀, k)  lora_A      (the names of the authors' code and of `peft`, also in the
+                            files)
 
-As in the authors' code, not in the text: norms in R are not squared, and R is their mean; b(t) falls from t_i on (the
-printed equation 12 would start above b₀); 10⁻⁵ stands beside r₀. Budget and scores are in `adalora_budget.py`, files in
-`adalora_files.py`. Simplified: one adapter at a time, as training one budget allows no more.
+As in the authors' code, not in the text: norms in R are not squared, and R is their
+mean; b(t) falls from t_i on (the printed equation 12 would start above b₀); 10⁻⁵ stands
+beside r₀. Budget and scores are in `adalora_budget.py`, files in `adalora_files.py`.
+Simplified: one adapter at a time, as training one budget allows no more.
 """
 
 from __future__ import annotations
@@ -34,7 +43,9 @@ from llmlab.peft import walk
 
 @dataclass(frozen=True)
 class AdaLoRAConfig:
-    """Where the changes go, and how the budget shrinks from `init_r` to `target_r` a layer, on average."""
+    """Where the changes go, and how the budget shrinks from `init_r` to `target_r` a
+    layer, on average.
+    """
 
     total_step: int  # T
     target_r: int = 8
@@ -52,29 +63,49 @@ class AdaLoRAConfig:
     def __post_init__(self) -> None:
         for name in ("total_step", "target_r", "init_r", "delta_t"):
             if not isinstance(value := getattr(self, name), int) or value < 1:
-                raise ValueError(f"{name} must be an integer of at least 1, not {value!r}")
+                raise ValueError(
+                    f"{name} must be an integer of at least 1, not {value!r}"
+                )
         if self.target_r > self.init_r:
-            raise ValueError(f"target_r={self.target_r} must be at most init_r={self.init_r}: ranks only go")
-        if min(self.tinit, self.tfinal) < 0 or self.tinit + self.tfinal >= self.total_step:
             raise ValueError(
-                f"tinit={self.tinit} and tfinal={self.tfinal} must leave steps of total_step={self.total_step}"
+                f"target_r={self.target_r} must be at most init_r={self.init_r}: ranks"
+                " only go"
+            )
+        if (
+            min(self.tinit, self.tfinal) < 0
+            or self.tinit + self.tfinal >= self.total_step
+        ):
+            raise ValueError(
+                f"tinit={self.tinit} and tfinal={self.tfinal} must leave steps of"
+                f" total_step={self.total_step}"
             )
         for name in ("beta1", "beta2"):
             if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)!r} must lie between 0 and 1")
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} must lie between 0 and 1"
+                )
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be at least 0 and below 1, not {self.dropout!r}")
+            raise ValueError(
+                f"dropout must be at least 0 and below 1, not {self.dropout!r}"
+            )
         if self.orth_reg_weight < 0:
-            raise ValueError(f"orth_reg_weight={self.orth_reg_weight!r} must not be negative")
+            raise ValueError(
+                f"orth_reg_weight={self.orth_reg_weight!r} must not be negative"
+            )
 
     @property
     def scaling(self) -> float:
-        """α/r₀; it stays when triplets go. α = 0 stands for α = r₀, as in the authors' code."""
+        """α/r₀; it stays when triplets go. α = 0 stands for α = r₀, as in the authors'
+        code.
+        """
         return (self.alpha if self.alpha > 0 else self.init_r) / (self.init_r + 1e-5)
 
 
 def delta_weight(
-    P: Float[Tensor, "d r"], lam: Float[Tensor, "r 1"], Q: Float[Tensor, "r k"], scaling: float
+    P: Float[Tensor, "d r"],
+    lam: Float[Tensor, "r 1"],
+    Q: Float[Tensor, "r k"],
+    scaling: float,
 ) -> Float[Tensor, "d k"]:
     """ΔW = (α/r₀) P Λ Q, in fp32 or better."""
     dtype = torch.promote_types(P.dtype, torch.float32)
@@ -82,13 +113,21 @@ def delta_weight(
 
 
 def triplets(
-    x: Float[Tensor, "*batch k"], P: Float[Tensor, "d r"], lam: Tensor, Q: Float[Tensor, "r k"], scaling: float
+    x: Float[Tensor, "*batch k"],
+    P: Float[Tensor, "d r"],
+    lam: Tensor,
+    Q: Float[Tensor, "r k"],
+    scaling: float,
 ) -> Float[Tensor, "*batch d"]:
-    """ΔW x without building ΔW. Λ and the scale go on Q, which is smaller than the batch."""
+    """ΔW x without building ΔW. Λ and the scale go on Q, which is smaller than the
+    batch.
+    """
     return F.linear(F.linear(x, Q * (lam * scaling)), P)
 
 
-def orthogonality(P: Float[Tensor, "d r"], Q: Float[Tensor, "r k"]) -> tuple[Tensor, Tensor]:
+def orthogonality(
+    P: Float[Tensor, "d r"], Q: Float[Tensor, "r k"]
+) -> tuple[Tensor, Tensor]:
     """‖PᵀP − I‖ and ‖QQᵀ − I‖ (Frobenius): equation 4, before the squares."""
     eye = torch.eye(Q.shape[0], dtype=Q.dtype, device=Q.device)
     return torch.linalg.norm(P.T @ P - eye), torch.linalg.norm(Q @ Q.T - eye)
@@ -97,13 +136,25 @@ def orthogonality(P: Float[Tensor, "d r"], Q: Float[Tensor, "r k"]) -> tuple[Ten
 class SVDLinear(walk.Wrapper):
     """A frozen linear and the triplets beside it."""
 
-    def __init__(self, base: nn.Module, config: AdaLoRAConfig, adapter: str, generator: torch.Generator | None) -> None:
+    def __init__(
+        self,
+        base: nn.Module,
+        config: AdaLoRAConfig,
+        adapter: str,
+        generator: torch.Generator | None,
+    ) -> None:
         super().__init__(base)
         self.config, self.adapter = config, adapter
         self.kept: tuple[nn.Parameter, ...] = ()  # while merged, (W₀,)
         linear, r = walk.base_of(base), config.init_r
-        like = {"device": linear.weight.device, "dtype": torch.promote_types(linear.weight.dtype, torch.float32)}
-        normal = lambda *shape: torch.empty(*shape, **like).normal_(std=0.02, generator=generator)  # noqa: E731
+        like = {
+            "device": linear.weight.device,
+            "dtype": torch.promote_types(linear.weight.dtype, torch.float32),
+        }
+
+        def normal(*shape):
+            return torch.empty(*shape, **like).normal_(std=0.02, generator=generator)
+
         self.lora_A = nn.Parameter(normal(r, linear.in_features))
         self.lora_E = nn.Parameter(torch.zeros(r, 1, **like))
         self.lora_B = nn.Parameter(normal(linear.out_features, r))
@@ -125,23 +176,40 @@ class SVDLinear(walk.Wrapper):
         return int((self.lora_E != 0).sum())
 
     def keep_only(self, kept: Tensor) -> None:
-        """Drop all triplets but those of the mask `kept` for good. The scale stays α/r₀."""
+        """Drop all triplets but those of the mask `kept` for good. The scale stays
+        α/r₀.
+        """
         with torch.no_grad():
             for name, factor in (
                 ("lora_A", self.lora_A[kept]),
                 ("lora_E", self.lora_E[kept]),
                 ("lora_B", self.lora_B[:, kept]),
             ):
-                setattr(self, name, nn.Parameter(factor.clone(), requires_grad=self.lora_A.requires_grad))
+                setattr(
+                    self,
+                    name,
+                    nn.Parameter(
+                        factor.clone(), requires_grad=self.lora_A.requires_grad
+                    ),
+                )
 
     def merge(self) -> None:
-        """W₀ + ΔW, summed in fp32 or better. A weight tied to another layer's is untied."""
+        """W₀ + ΔW, summed in fp32 or better. A weight tied to another layer's is
+        untied.
+        """
         linear = walk.base_of(self.base)
         W = linear.weight
         if not W.is_floating_point():
-            raise ValueError(f"merge: the weights are {W.dtype}; dequantise the base first")
-        delta = delta_weight(self.lora_B, self.lora_E, self.lora_A, self.config.scaling).detach()
-        self.kept, linear.weight = (W,), nn.Parameter((W.detach() + delta).to(W.dtype), requires_grad=False)
+            raise ValueError(
+                f"merge: the weights are {W.dtype}; dequantise the base first"
+            )
+        delta = delta_weight(
+            self.lora_B, self.lora_E, self.lora_A, self.config.scaling
+        ).detach()
+        self.kept, linear.weight = (
+            (W,),
+            nn.Parameter((W.detach() + delta).to(W.dtype), requires_grad=False),
+        )
 
     def unmerge(self) -> None:
         """Put the very same W₀ back."""
@@ -150,19 +218,28 @@ class SVDLinear(walk.Wrapper):
 
 
 def apply(
-    model: nn.Module, config: AdaLoRAConfig, adapter: str = "default", generator: torch.Generator | None = None
+    model: nn.Module,
+    config: AdaLoRAConfig,
+    adapter: str = "default",
+    generator: torch.Generator | None = None,
 ) -> nn.Module:
-    """Freeze `model` and give its target linears triplets that train. Changes any `model` of `nn.Linear`s in place.
+    """Freeze `model` and give its target linears triplets that train. Changes any
+    `model` of `nn.Linear`s in place.
 
     Raises:
-        ValueError: the model has an AdaLoRA adapter already, the name is bad, or a target names no linear.
+        ValueError: the model has an AdaLoRA adapter already, the name is bad, or a
+            target names no linear.
     """
     if not adapter or "." in adapter:
         raise ValueError(f"adapter={adapter!r} must be a name without dots")
     if there := walk.installed(model, SVDLinear):
         name = next(iter(there.values())).adapter
-        raise ValueError(f"adapter={adapter!r}: the model has the AdaLoRA adapter {name!r} already; remove it first")
-    found = walk.find(model, config.target_modules)  # before anything changes: it may raise
+        raise ValueError(
+            f"adapter={adapter!r}: the model has the AdaLoRA adapter {name!r} already;"
+            " remove it first"
+        )
+    # before anything changes: it may raise
+    found = walk.find(model, config.target_modules)
     model.requires_grad_(False)
     for name, layer in found.items():
         walk.replace(model, name, SVDLinear(layer, config, adapter, generator))
@@ -176,14 +253,18 @@ def layers_of(model: nn.Module) -> dict[str, SVDLinear]:
         ValueError: there are none.
     """
     if not (layers := walk.installed(model, SVDLinear)):
-        raise ValueError("the model has no AdaLoRA adapter: apply(model, config) puts one on")
+        raise ValueError(
+            "the model has no AdaLoRA adapter: apply(model, config) puts one on"
+        )
     return layers
 
 
 def regularizer(model: nn.Module) -> Tensor:
     """γ · mean of ‖PᵀP − I‖ and ‖QQᵀ − I‖ over all layers: add it to the loss."""
     layers = list(layers_of(model).values())
-    norms = [norm for layer in layers for norm in orthogonality(layer.lora_B, layer.lora_A)]
+    norms = [
+        norm for layer in layers for norm in orthogonality(layer.lora_B, layer.lora_A)
+    ]
     return layers[0].config.orth_reg_weight * (torch.stack(norms).sum() / len(norms))
 
 
@@ -195,7 +276,9 @@ def ranks(model: nn.Module) -> dict[str, int]:
 def merge(model: nn.Module) -> None:
     """Fold the triplets into the weights. Inference then costs what the base costs."""
     if any(layer.kept for layer in layers_of(model).values()):
-        raise ValueError("the adapter is merged into the weights already: unmerge(model) first")
+        raise ValueError(
+            "the adapter is merged into the weights already: unmerge(model) first"
+        )
     for layer in layers_of(model).values():
         layer.merge()
 

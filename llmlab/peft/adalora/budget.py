@@ -1,11 +1,13 @@
 """AdaLoRA's budget: which triplets are worth their place, step by step.
 
-Zhang et al. 2023, https://arxiv.org/abs/2303.10512, equations 7 to 12. The order within a step matters:
+Zhang et al. 2023, https://arxiv.org/abs/2303.10512, equations 7 to 12. The order within
+a step matters:
 
     loss.backward()  →  optimizer.step()  →  allocator.step(t)  →  optimizer.zero_grad()
 
-since the sensitivity |w · ∂E/∂w| needs the gradient that `zero_grad` throws away, and the mask must come after the update,
-which moves a masked λ off 0. As in the authors' code, w is what the update made of it; algorithm 1 scores before that.
+since the sensitivity |w · ∂E/∂w| needs the gradient that `zero_grad` throws away, and
+the mask must come after the update, which moves a masked λ off 0. As in the authors'
+code, w is what the update made of it; algorithm 1 scores before that.
 
     Ī  smoothed sensitivity      t_i, t_f  steps before and after the budget falls
     Ū  smoothed uncertainty      b         triplets that keep their λ, over all layers
@@ -25,24 +27,35 @@ FACTORS = ("lora_A", "lora_E", "lora_B")
 
 
 def budget(step: int, config: AdaLoRAConfig, layers: int) -> int:
-    """b(t): r₀ a layer until t_i, then b_T + (b₀ − b_T)(1 − (t − t_i)/(T − t_i − t_f))³, rounded down."""
+    """b(t): r₀ a layer until t_i, then b_T + (b₀ − b_T)(1 − (t − t_i)/(T − t_i −
+    t_f))³, rounded down.
+    """
     first, last = config.init_r * layers, config.target_r * layers
     if step <= config.tinit:
         return first
     if step > config.total_step - config.tfinal:
         return last
-    left = 1 - (step - config.tinit) / (config.total_step - config.tfinal - config.tinit)
+    left = 1 - (step - config.tinit) / (
+        config.total_step - config.tfinal - config.tinit
+    )
     return int((first - last) * left**3 + last)
 
 
 def masks_now(step: int, config: AdaLoRAConfig) -> bool:
-    """Whether the budget is enforced at this step: each Δ_T steps while it falls, and once more when it has fallen."""
+    """Whether the budget is enforced at this step: each Δ_T steps while it falls, and
+    once more when it has fallen.
+    """
     end = config.total_step - config.tfinal
     return step >= end or (step > config.tinit and step % config.delta_t == 0)
 
 
 def update(
-    smooth: Float[Tensor, "*s"], unsure: Float[Tensor, "*s"], w: Tensor, grad: Tensor, beta1: float, beta2: float
+    smooth: Float[Tensor, "*s"],
+    unsure: Float[Tensor, "*s"],
+    w: Tensor,
+    grad: Tensor,
+    beta1: float,
+    beta2: float,
 ) -> None:
     """One step of Ī and Ū, in place (equations 9 and 10); |I − Ī| uses the new Ī."""
     now = (w * grad).abs()
@@ -53,15 +66,23 @@ def update(
 def triplet_scores(
     s_P: Float[Tensor, "d r"], s_lam: Float[Tensor, "r 1"], s_Q: Float[Tensor, "r k"]
 ) -> Float[Tensor, "r"]:
-    """S = s(λ) + mean s(P) + mean s(Q), from s = Ī · Ū of each number (equations 7 and 11)."""
+    """S = s(λ) + mean s(P) + mean s(Q), from s = Ī · Ū of each number (equations 7 and
+    11).
+    """
     return s_lam.flatten() + (s_Q.mean(1) + s_P.mean(0))
 
 
-def keep_best(scores: dict[str, Float[Tensor, "r"]], b: int) -> dict[str, Bool[Tensor, "r"]]:
-    """Which triplets are among the b best of all layers. Those that tie with the first one out are out too."""
+def keep_best(
+    scores: dict[str, Float[Tensor, "r"]], b: int
+) -> dict[str, Bool[Tensor, "r"]]:
+    """Which triplets are among the b best of all layers. Those that tie with the first
+    one out are out too.
+    """
     every = torch.cat(list(scores.values()))
     if b >= len(every):
-        return {name: torch.ones_like(s, dtype=torch.bool) for name, s in scores.items()}
+        return {
+            name: torch.ones_like(s, dtype=torch.bool) for name, s in scores.items()
+        }
     threshold = every.kthvalue(len(every) - b).values
     return {name: s > threshold for name, s in scores.items()}
 
@@ -81,7 +102,8 @@ class RankAllocator:
 
     @torch.no_grad()
     def step(self, t: int) -> int:
-        """Call once a step, t = 0, 1, …, before gradients are zeroed. Returns the budget b(t).
+        """Call once a step, t = 0, 1, …, before gradients are zeroed. Returns the
+        budget b(t).
 
         Raises:
             ValueError: a gradient is missing.
@@ -91,7 +113,9 @@ class RankAllocator:
             self._observe()
         if masks_now(t, self.config):
             if t <= end:
-                self.kept = keep_best(self.scores(), budget(t, self.config, len(self.layers)))
+                self.kept = keep_best(
+                    self.scores(), budget(t, self.config, len(self.layers))
+                )
             self._mask()
         if t == end:
             self.smooth, self.unsure = {}, {}  # the ranks are final
@@ -102,7 +126,10 @@ class RankAllocator:
             for factor in FACTORS:
                 key, w = f"{name}.{factor}", getattr(layer, factor)
                 if w.grad is None:
-                    raise ValueError(f"{key} has no gradient: call step after backward and before zero_grad")
+                    raise ValueError(
+                        f"{key} has no gradient: call step after backward and before"
+                        " zero_grad"
+                    )
                 smooth = self.smooth.setdefault(key, torch.zeros_like(w))
                 unsure = self.unsure.setdefault(key, torch.zeros_like(w))
                 update(smooth, unsure, w, w.grad, self.config.beta1, self.config.beta2)
@@ -110,7 +137,10 @@ class RankAllocator:
     def scores(self) -> dict[str, Tensor]:
         """S of each triplet, by layer."""
         s = {key: self.smooth[key] * self.unsure[key] for key in self.smooth}
-        return {n: triplet_scores(s[f"{n}.lora_B"], s[f"{n}.lora_E"], s[f"{n}.lora_A"]) for n in self.layers}
+        return {
+            n: triplet_scores(s[f"{n}.lora_B"], s[f"{n}.lora_E"], s[f"{n}.lora_A"])
+            for n in self.layers
+        }
 
     def _mask(self) -> None:
         """λ = 0 for the triplets that were not kept."""

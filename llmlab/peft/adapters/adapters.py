@@ -1,15 +1,21 @@
-"""Adapters: small networks between the frozen layers. Houlsby's two a block, Pfeiffer's one, and AdapterDrop.
+"""Adapters: small networks between the frozen layers. Houlsby's two a block, Pfeiffer's
+one, and AdapterDrop.
 
-    a ← a + A₁(a),  m ← m + A₂(m)     Houlsby et al. 2019, https://arxiv.org/abs/1902.00751, figure 2
-    h ← h + A(h)                      Pfeiffer et al. 2021, https://arxiv.org/abs/2005.00247, appendix A
-    A(x) = W_up f(W_down x + b) + b'  near zero at the start, so that the block begins as it was
+    a ← a + A₁(a),  m ← m + A₂(m)     Houlsby et al. 2019,
+                                      https://arxiv.org/abs/1902.00751, figure 2
+    h ← h + A(h)                      Pfeiffer et al. 2021,
+                                      https://arxiv.org/abs/2005.00247, appendix A
+    A(x) = W_up f(W_down x + b) + b'  near zero at the start, so that the block begins
+                                      as it was
 
     a, m  outputs of attention and MLP, before they are added to the stream h      d  hidden_size    m  bottleneck
 
-AdapterDrop (Rücklé et al. 2021, https://arxiv.org/abs/2010.11918) leaves the lowest n blocks without adapters; a robust
-adapter has seen many n, drawn anew for each batch. What the lowest blocks compute is then the same for every task.
-Simplified: the published ones train the layer norms and a head as well; here the base stays as it is, all of it. In a
-pre-norm model as Llama the stream itself has no norm after the block, so Pfeiffer's adapter reads it as it is.
+AdapterDrop (Rücklé et al. 2021, https://arxiv.org/abs/2010.11918) leaves the lowest n
+blocks without adapters; a robust adapter has seen many n, drawn anew for each batch.
+What the lowest blocks compute is then the same for every task. Simplified: the
+published ones train the layer norms and a head as well; here the base stays as it is,
+all of it. In a pre-norm model as Llama the stream itself has no norm after the block,
+so Pfeiffer's adapter reads it as it is.
 """
 
 from __future__ import annotations
@@ -39,28 +45,41 @@ class AdapterConfig:
 
     kind: str = "houlsby"  # or "pfeiffer"
     bottleneck: int = 64  # m
-    activation: str = "relu"  # relu, gelu, silu, tanh; identity makes it a low-rank linear map
-    init: str = "houlsby"  # "houlsby" N(0, 0.01²) cut at 2σ, "normal" N(0, 0.02²), "zero": exactly the identity
+    # relu, gelu, silu, tanh; identity makes it a low-rank linear map
+    activation: str = "relu"
+    # "houlsby" N(0, 0.01²) cut at 2σ, "normal" N(0, 0.02²), "zero": exactly the
+    # identity
+    init: str = "houlsby"
     dropout: float = 0.0  # on what the adapter adds, while training
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ValueError(f"kind={self.kind!r} must be one of {', '.join(map(repr, KINDS))}")
+            raise ValueError(
+                f"kind={self.kind!r} must be one of {', '.join(map(repr, KINDS))}"
+            )
         bottleneck.check(self)
 
 
 def apply(
-    model: nn.Module, config: AdapterConfig, adapter: str = "default", generator: torch.Generator | None = None
+    model: nn.Module,
+    config: AdapterConfig,
+    adapter: str = "default",
+    generator: torch.Generator | None = None,
 ) -> nn.Module:
-    """Freeze `model` (ours or transformers' Llama) and give every block a new adapter, the active one from now on.
+    """Freeze `model` (ours or transformers' Llama) and give every block a new adapter,
+    the active one from now on.
 
     Raises:
         ValueError: the adapter exists or has a bad name, or `model` is no Llama.
     """
     bottleneck.blocks(model)  # raises where there are none
     d = model.config.hidden_size
-    shape = bottleneck.Shape(d, config.bottleneck, config.activation, 1.0, config.init, config.dropout)
-    return bottleneck.install(model, KINDS[config.kind], shape, config, adapter, generator)
+    shape = bottleneck.Shape(
+        d, config.bottleneck, config.activation, 1.0, config.init, config.dropout
+    )
+    return bottleneck.install(
+        model, KINDS[config.kind], shape, config, adapter, generator
+    )
 
 
 def set_adapter(model: nn.Module, adapter: str | None) -> None:
@@ -69,10 +88,14 @@ def set_adapter(model: nn.Module, adapter: str | None) -> None:
 
 
 def remove(model: nn.Module, adapter: str | None = None) -> nn.Module:
-    """Take one adapter off, or all. With the last one gone, `model` is the base again, bit for bit (still frozen)."""
+    """Take one adapter off, or all. With the last one gone, `model` is the base again,
+    bit for bit (still frozen).
+    """
     known = adapters(model)
     if adapter is not None and adapter not in known:
-        raise ValueError(f"adapter={adapter!r} is not on the model; it has {known or 'none'}")
+        raise ValueError(
+            f"adapter={adapter!r} is not on the model; it has {known or 'none'}"
+        )
     return bottleneck.discard(model, known if adapter is None else [adapter])
 
 
@@ -92,7 +115,8 @@ def load(model: nn.Module, folder: str | Path, adapter: str = "default") -> nn.M
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: another method's adapter, or one of a model of another shape. The model is then as it was.
+        ValueError: another method's adapter, or one of a model of another shape. The
+            model is then as it was.
     """
     settings, tensors = checkpoint.read(folder, PEFT_TYPE)
     config = files.settings_of(AdapterConfig, settings)
@@ -100,7 +124,7 @@ def load(model: nn.Module, folder: str | Path, adapter: str = "default") -> nn.M
     return files.fill(model, adapter, tensors, undo=lambda: remove(model, adapter))
 
 
-# AdapterDrop --------------------------------------------------------------------------------------------------------
+# AdapterDrop --------------------------------------------------------------------------
 
 
 def drop(model: nn.Module, n: int) -> nn.Module:
@@ -110,14 +134,21 @@ def drop(model: nn.Module, n: int) -> nn.Module:
         ValueError: n is below 0 or above the number of blocks.
     """
     if not 0 <= n <= len(bottleneck.blocks(model)):
-        raise ValueError(f"n={n} must be at least 0 and at most the {len(bottleneck.blocks(model))} blocks")
+        raise ValueError(
+            f"n={n} must be at least 0 and at most the {len(bottleneck.blocks(model))}"
+            " blocks"
+        )
     for site in bottleneck.sites(model).values():
         site.dropped = site.layer < n
     return model
 
 
-def drop_at_random(model: nn.Module, generator: torch.Generator | None = None, most: int | None = None) -> int:
-    """`drop` n blocks, n uniform over 0 … most (all but one block by default): call it before each training step."""
+def drop_at_random(
+    model: nn.Module, generator: torch.Generator | None = None, most: int | None = None
+) -> int:
+    """`drop` n blocks, n uniform over 0 … most (all but one block by default): call it
+    before each training step.
+    """
     most = len(bottleneck.blocks(model)) - 1 if most is None else most
     n = int(torch.randint(most + 1, (1,), generator=generator))
     drop(model, n)
@@ -125,8 +156,12 @@ def drop_at_random(model: nn.Module, generator: torch.Generator | None = None, m
 
 
 @contextmanager
-def dropping(model: nn.Module, generator: torch.Generator | None = None, most: int | None = None) -> Iterator[None]:
-    """Inside, each forward pass in training mode draws a new n. Afterwards all adapters are back."""
+def dropping(
+    model: nn.Module, generator: torch.Generator | None = None, most: int | None = None
+) -> Iterator[None]:
+    """Inside, each forward pass in training mode draws a new n. Afterwards all adapters
+    are back.
+    """
 
     def draw(model: nn.Module, args: tuple) -> None:
         if model.training:
@@ -141,23 +176,34 @@ def dropping(model: nn.Module, generator: torch.Generator | None = None, most: i
 
 
 @torch.inference_mode()
-def run_tasks(model: Llama, input_ids: Int[Tensor, "B T"], tasks: list[str], n: int) -> list[Float[Tensor, "B T V"]]:
-    """Logits of one input under several adapters, the lowest n blocks computed once for all of them.
+def run_tasks(
+    model: Llama, input_ids: Int[Tensor, "B T"], tasks: list[str], n: int
+) -> list[Float[Tensor, "B T V"]]:
+    """Logits of one input under several adapters, the lowest n blocks computed once for
+    all of them.
 
-    For our Llama, which it takes apart into blocks. The adapter that was active is so again afterwards.
+    For our Llama, which it takes apart into blocks. The adapter that was active is so
+    again afterwards.
 
     Raises:
-        ValueError: `model` is not our Llama, a task without an adapter on it, or n out of range.
+        ValueError: `model` is not our Llama, a task without an adapter on it, or n out
+            of range.
     """
     if not isinstance(model, Llama):
         raise ValueError(
-            f"model is a {type(model).__name__}; run_tasks takes our Llama apart, llmlab.models.llama.Llama"
+            f"model is a {type(model).__name__}; run_tasks takes our Llama apart,"
+            " llmlab.models.llama.Llama"
         )
     for task in tasks:
         if task not in adapters(model):
-            raise ValueError(f"tasks: {task!r} is not on the model; it has {adapters(model) or 'none'}")
+            raise ValueError(
+                f"tasks: {task!r} is not on the model; it has"
+                f" {adapters(model) or 'none'}"
+            )
     if not 0 <= n <= len(model.model.layers):
-        raise ValueError(f"n={n} must be at least 0 and at most the {len(model.model.layers)} blocks")
+        raise ValueError(
+            f"n={n} must be at least 0 and at most the {len(model.model.layers)} blocks"
+        )
     sites = list(bottleneck.sites(model).values())
     before = [site.active for site in sites]
     positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
@@ -181,5 +227,7 @@ def run_tasks(model: Llama, input_ids: Int[Tensor, "B T"], tasks: list[str], n: 
 
 
 def shared_cost(layers: int, tasks: int, n: int) -> float:
-    """Blocks computed for `tasks` tasks with the lowest n shared, as a share of those without sharing."""
+    """Blocks computed for `tasks` tasks with the lowest n shared, as a share of those
+    without sharing.
+    """
     return (n + tasks * (layers - n)) / (tasks * layers)

@@ -2,12 +2,15 @@
 
     Δ(x) = s · (W_up f(W_down x + b_down) + b_up)          out ← out + Δ(x)
 
-    d  hidden_size      x (…, d)  what it reads      W_down (m, d)    f  activation    s  scale
-    m  its width        out (…, d)  what it changes  W_up   (d, m)    B  batch         T  tokens
+    d  hidden_size      x (…, d)  what it reads      W_down (m, d)    f  activation    s
+                                                     scale
+    m  its width        out (…, d)  what it changes  W_up   (d, m)    B  batch         T
+                                                     tokens
 
-He et al. 2022 (https://arxiv.org/abs/2110.04366) sort adapters by what they read and what they change. Here a `Seam`
-says both. `Site` holds the adapters of one seam of one block and works by forward hooks, so that the block's own modules,
-and their names, stay as they are, in our Llama as in transformers'.
+He et al. 2022 (https://arxiv.org/abs/2110.04366) sort adapters by what they read and
+what they change. Here a `Seam` says both. `Site` holds the adapters of one seam of one
+block and works by forward hooks, so that the block's own modules, and their names, stay
+as they are, in our Llama as in transformers'.
 """
 
 from __future__ import annotations
@@ -23,23 +26,34 @@ from torch import Tensor, nn
 
 from llmlab.peft import walk
 
-ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu, "tanh": torch.tanh, "identity": lambda x: x}
+ACTIVATIONS = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+    "identity": lambda x: x,
+}
 STARTS = ("houlsby", "normal", "zero")
 
 
 class Seam(NamedTuple):
-    """A place in a block: the module whose output changes ("" is the block), and what is read."""
+    """A place in a block: the module whose output changes ("" is the block), and what
+    is read.
+    """
 
     module: str
-    reads: str  # "output", "input" of that module, or the "residual" stream before the MLP's norm
+    # "output", "input" of that module, or the "residual" stream before the MLP's norm
+    reads: str
 
 
 SEAMS = {
     "after_attention": Seam("self_attn", "output"),  # Houlsby, the first of two
     "after_mlp": Seam("mlp", "output"),  # Houlsby, the second
     "after_block": Seam("", "output"),  # Pfeiffer
-    "beside_mlp": Seam("mlp", "input"),  # He's parallel adapter: reads what the MLP reads
-    "beside_mlp_residual": Seam("mlp", "residual"),  # the same before the norm, as the `adapters` library has it
+    # He's parallel adapter: reads what the MLP reads
+    "beside_mlp": Seam("mlp", "input"),
+    # the same before the norm, as the `adapters` library has it
+    "beside_mlp_residual": Seam("mlp", "residual"),
 }
 
 
@@ -57,17 +71,28 @@ class Shape(NamedTuple):
 def check(config: object) -> None:
     """Raises: ValueError: a setting of `config` that no bottleneck can have."""
     if not isinstance(config.bottleneck, int) or config.bottleneck < 1:
-        raise ValueError(f"bottleneck must be an integer of at least 1, not {config.bottleneck!r}")
+        raise ValueError(
+            f"bottleneck must be an integer of at least 1, not {config.bottleneck!r}"
+        )
     if config.activation not in ACTIVATIONS:
-        raise ValueError(f"activation={config.activation!r} must be one of {', '.join(map(repr, ACTIVATIONS))}")
+        raise ValueError(
+            f"activation={config.activation!r} must be one of"
+            f" {', '.join(map(repr, ACTIVATIONS))}"
+        )
     if config.init not in STARTS:
-        raise ValueError(f"init={config.init!r} must be one of {', '.join(map(repr, STARTS))}")
+        raise ValueError(
+            f"init={config.init!r} must be one of {', '.join(map(repr, STARTS))}"
+        )
     if not 0 <= config.dropout < 1:
-        raise ValueError(f"dropout must be at least 0 and below 1, not {config.dropout!r}")
+        raise ValueError(
+            f"dropout must be at least 0 and below 1, not {config.dropout!r}"
+        )
 
 
 def count(d: int, m: int) -> int:
-    """2·m·d + d + m: the parameters of one bottleneck, biases included (Houlsby et al. 2019, section 2.1)."""
+    """2·m·d + d + m: the parameters of one bottleneck, biases included (Houlsby et al.
+    2019, section 2.1).
+    """
     return 2 * m * d + d + m
 
 
@@ -79,29 +104,43 @@ def flops(d: int, m: int, tokens: int) -> int:
 class Bottleneck(nn.Module):
     """Δ(x), in fp32 even on a half-precision base, with an optional gate over it."""
 
-    def __init__(self, shape: Shape, like: Tensor, generator: torch.Generator | None = None) -> None:
+    def __init__(
+        self, shape: Shape, like: Tensor, generator: torch.Generator | None = None
+    ) -> None:
         super().__init__()
         self.shape = shape
-        kind = {"device": like.device, "dtype": torch.promote_types(like.dtype, torch.float32)}
-        self.down, self.up = (nn.utils.skip_init(nn.Linear, k, o, **kind) for k, o in (shape[:2], shape[1::-1]))
+        kind = {
+            "device": like.device,
+            "dtype": torch.promote_types(like.dtype, torch.float32),
+        }
+        self.down, self.up = (
+            nn.utils.skip_init(nn.Linear, k, o, **kind)
+            for k, o in (shape[:2], shape[1::-1])
+        )
         self.gate: nn.Module | None = None
         start(self, shape.init, generator)
 
     def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         """Δ(x), not yet added to anything."""
         x = x.to(self.down.weight.dtype)
-        delta = self.up(ACTIVATIONS[self.shape.activation](self.down(x))) * self.shape.scale
+        delta = (
+            self.up(ACTIVATIONS[self.shape.activation](self.down(x))) * self.shape.scale
+        )
         delta = F.dropout(delta, self.shape.dropout, self.training)
         return delta if self.gate is None else delta * self.gate(x)
 
 
 @torch.no_grad()
 def start(net: Bottleneck, init: str, generator: torch.Generator | None) -> None:
-    """Near the identity: "houlsby" N(0, 0.01²) cut at 2σ; "normal" N(0, 0.02²), as BERT; "zero" up, Kaiming down, as LoRA."""
+    """Near the identity: "houlsby" N(0, 0.01²) cut at 2σ; "normal" N(0, 0.02²), as
+    BERT; "zero" up, Kaiming down, as LoRA.
+    """
     for linear in (net.down, net.up):
         nn.init.zeros_(linear.bias)
         if init == "houlsby":
-            nn.init.trunc_normal_(linear.weight, std=0.01, a=-0.02, b=0.02, generator=generator)
+            nn.init.trunc_normal_(
+                linear.weight, std=0.01, a=-0.02, b=0.02, generator=generator
+            )
         elif init == "normal":
             nn.init.normal_(linear.weight, std=0.02, generator=generator)
     if init == "zero":
@@ -110,30 +149,40 @@ def start(net: Bottleneck, init: str, generator: torch.Generator | None) -> None
 
 
 class Site(walk.Wrapper):
-    """The adapters at one seam of one block. A `Wrapper` in no layer's place: the walk does not look inside."""
+    """The adapters at one seam of one block. A `Wrapper` in no layer's place: the walk
+    does not look inside.
+    """
 
     def __init__(self, seam: Seam, layer: int) -> None:
         super().__init__(nn.Identity())
         self.seam, self.layer = seam, layer
-        self.nets, self.mixers = nn.ModuleDict(), nn.ModuleDict()  # a mixer joins several nets' outputs: AdapterFusion
+        # a mixer joins several nets' outputs: AdapterFusion
+        self.nets, self.mixers = nn.ModuleDict(), nn.ModuleDict()
         self.configs: dict[str, object] = {}
         self.active: str | None = None
         self.dropped = False  # AdapterDrop
-        self.seen: Tensor | None = None  # the residual stream, on its way from the norm's hook to the MLP's
+        # the residual stream, on its way from the norm's hook to the MLP's
+        self.seen: Tensor | None = None
 
     def change(self, x: Float[Tensor, "B T d"]) -> Float[Tensor, "B T d"]:
         """Δ(x) of the active adapter, or of the active mixture of adapters."""
         if self.active in self.nets:
             return self.nets[self.active](x)
         mixer = self.mixers[self.active]
-        return mixer(x, torch.stack([self.nets[name](x) for name in mixer.names], dim=-2))
+        return mixer(
+            x, torch.stack([self.nets[name](x) for name in mixer.names], dim=-2)
+        )
 
     def before_norm(self, norm: nn.Module, args: tuple) -> None:
         """Pre-hook of the MLP's norm: keep what it reads."""
         self.seen = args[0]
 
-    def after(self, module: nn.Module, args: tuple, kwargs: dict, output: object) -> object:
-        """Hook: out + Δ(x), summed in the adapter's precision, rounded once. transformers' attention gives a tuple."""
+    def after(
+        self, module: nn.Module, args: tuple, kwargs: dict, output: object
+    ) -> object:
+        """Hook: out + Δ(x), summed in the adapter's precision, rounded once.
+        transformers' attention gives a tuple.
+        """
         seen, self.seen = self.seen, None
         if self.active is None or self.dropped:
             return output
@@ -145,35 +194,47 @@ class Site(walk.Wrapper):
 
     def hook(self, block: nn.Module) -> None:
         """Begin to change `block`."""
-        block.get_submodule(self.seam.module).register_forward_hook(self.after, with_kwargs=True)
+        block.get_submodule(self.seam.module).register_forward_hook(
+            self.after, with_kwargs=True
+        )
         if self.seam.reads == "residual":
             block.post_attention_layernorm.register_forward_pre_hook(self.before_norm)
 
     def unhook(self, block: nn.Module) -> None:
         """Leave `block` as it was."""
-        for module in (block.get_submodule(self.seam.module), block.post_attention_layernorm):
+        for module in (
+            block.get_submodule(self.seam.module),
+            block.post_attention_layernorm,
+        ):
             unhook(module, self)
 
 
 def unhook(module: nn.Module, owner: object) -> None:
-    """Take off the forward hooks and pre-hooks of `module` that are methods of `owner`."""
+    """Take off the forward hooks and pre-hooks of `module` that are methods of
+    `owner`.
+    """
     for hooks, extra in (
         (module._forward_hooks, module._forward_hooks_with_kwargs),
         (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
     ):
-        for key in [k for k, hook in hooks.items() if getattr(hook, "__self__", None) is owner]:
+        for key in [
+            k for k, hook in hooks.items() if getattr(hook, "__self__", None) is owner
+        ]:
             del hooks[key]
             extra.pop(key, None)
 
 
-# Adapters -----------------------------------------------------------------------------------------------------------
+# Adapters -----------------------------------------------------------------------------
 
 
 def blocks(model: nn.Module) -> nn.ModuleList:
     """The decoder blocks of our Llama or of transformers'."""
     layers = getattr(getattr(model, "model", None), "layers", None)
     if not isinstance(layers, nn.ModuleList):
-        raise ValueError(f"model is a {type(model).__name__} without model.layers: only a Llama is supported")
+        raise ValueError(
+            f"model is a {type(model).__name__} without model.layers: only a Llama is"
+            " supported"
+        )
     return layers
 
 
@@ -184,20 +245,29 @@ def sites(model: nn.Module) -> dict[str, Site]:
 
 def names(model: nn.Module) -> list[str]:
     """The adapters on `model`, in the order they came; mixtures are not among them."""
-    return list(dict.fromkeys(name for site in sites(model).values() for name in site.nets))
+    return list(
+        dict.fromkeys(name for site in sites(model).values() for name in site.nets)
+    )
 
 
 def mixtures(model: nn.Module) -> list[str]:
     """The mixtures of adapters on `model`."""
-    return list(dict.fromkeys(name for site in sites(model).values() for name in site.mixers))
+    return list(
+        dict.fromkeys(name for site in sites(model).values() for name in site.mixers)
+    )
 
 
 def check_new(model: nn.Module, adapter: str) -> None:
     """Raises: ValueError: `adapter` is on the model already, or is no good name."""
     if not adapter or "." in adapter or hasattr(nn.ModuleDict, adapter):
-        raise ValueError(f"adapter={adapter!r} must be a name without dots that torch does not use itself (as 'type')")
+        raise ValueError(
+            f"adapter={adapter!r} must be a name without dots that torch does not use"
+            " itself (as 'type')"
+        )
     if adapter in names(model) + mixtures(model):
-        raise ValueError(f"adapter={adapter!r} exists already: remove it first, or take another name")
+        raise ValueError(
+            f"adapter={adapter!r} exists already: remove it first, or take another name"
+        )
 
 
 def install(
@@ -208,7 +278,9 @@ def install(
     adapter: str,
     generator: torch.Generator | None,
 ) -> nn.Module:
-    """Freeze `model`, put a new bottleneck at each of `seams` of every block, and make them the active ones."""
+    """Freeze `model`, put a new bottleneck at each of `seams` of every block, and make
+    them the active ones.
+    """
     check_new(model, adapter)
     layers = blocks(model)
     model.requires_grad_(False)
@@ -219,26 +291,39 @@ def install(
                 getattr(block, name).hook(block)
             site = getattr(block, name)
             like = walk.base_of(block.mlp.down_proj).weight
-            site.nets[adapter] = Bottleneck(shape, like, generator).train(model.training)
+            site.nets[adapter] = Bottleneck(shape, like, generator).train(
+                model.training
+            )
             site.configs[adapter] = config
     set_active(model, adapter)
     return model
 
 
 def set_active(model: nn.Module, adapter: str | None) -> None:
-    """Make this adapter or mixture the active one, which alone trains. None: the plain base."""
+    """Make this adapter or mixture the active one, which alone trains. None: the plain
+    base.
+    """
     if adapter is not None and adapter not in names(model) + mixtures(model):
-        raise ValueError(f"adapter={adapter!r} is not on the model; it has {names(model) + mixtures(model) or 'none'}")
+        raise ValueError(
+            f"adapter={adapter!r} is not on the model; it has"
+            f" {names(model) + mixtures(model) or 'none'}"
+        )
     for site in sites(model).values():
-        site.active = adapter if adapter in site.nets or adapter in site.mixers else None
+        site.active = (
+            adapter if adapter in site.nets or adapter in site.mixers else None
+        )
         for name, net in [*site.nets.items(), *site.mixers.items()]:
             net.requires_grad_(name == adapter)
 
 
 def discard(model: nn.Module, adapters: Sequence[str]) -> nn.Module:
-    """Forget these adapters and the mixtures that read them. Without any, `model` is the base again, bit for bit (still frozen)."""
+    """Forget these adapters and the mixtures that read them. Without any, `model` is
+    the base again, bit for bit (still frozen).
+    """
     for path, site in sites(model).items():
-        gone = {*adapters} | {n for n, mixer in site.mixers.items() if {*mixer.names} & {*adapters}}
+        gone = {*adapters} | {
+            n for n, mixer in site.mixers.items() if {*mixer.names} & {*adapters}
+        }
         for kept in (site.nets, site.mixers, site.configs):
             for name in gone & kept.keys():
                 del kept[name]

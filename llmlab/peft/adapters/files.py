@@ -1,7 +1,9 @@
-"""Files of bottleneck adapters: `adapter_config.json` beside `adapter_model.safetensors`, as all methods here have them.
+"""Files of bottleneck adapters: `adapter_config.json` beside
+`adapter_model.safetensors`, as all methods here have them.
 
-The `peft` library has no adapters, so the names are ours: `<block>.<seam>.<down or up>.<weight or bias>`. Where there are
-mixtures or gates, their tensors follow the same rule. `of` in the settings says which seams there are.
+The `peft` library has no adapters, so the names are ours: `<block>.<seam>.<down or
+up>.<weight or bias>`. Where there are mixtures or gates, their tensors follow the same
+rule. `of` in the settings says which seams there are.
 """
 
 from __future__ import annotations
@@ -26,39 +28,60 @@ def tensors(model: nn.Module, adapter: str) -> dict[str, Tensor]:
     for path, site in bottleneck.sites(model).items():
         for kind in (site.nets, site.mixers):
             if adapter in kind:
-                found |= {f"{path}.{name}": t for name, t in kind[adapter].state_dict().items()}
+                found |= {
+                    f"{path}.{name}": t
+                    for name, t in kind[adapter].state_dict().items()
+                }
     if not found:
-        raise ValueError(f"adapter={adapter!r} is not on the model; it has {bottleneck.names(model) or 'none'}")
+        raise ValueError(
+            f"adapter={adapter!r} is not on the model; it has"
+            f" {bottleneck.names(model) or 'none'}"
+        )
     return found
 
 
 def config_of(model: nn.Module, adapter: str) -> object:
     """The settings that `adapter` was made with."""
-    return next(s.configs[adapter] for s in bottleneck.sites(model).values() if adapter in s.configs)
+    return next(
+        s.configs[adapter]
+        for s in bottleneck.sites(model).values()
+        if adapter in s.configs
+    )
 
 
 def save(model: nn.Module, folder: str | Path, adapter: str, peft_type: str) -> None:
     """Write one adapter or mixture: its settings and its tensors."""
     data = tensors(model, adapter)
     settings = {**dataclasses.asdict(config_of(model, adapter)), "peft_type": peft_type}
-    checkpoint.write(folder, settings | {"base_model_name_or_path": checkpoint.base_name(model)}, data)
+    checkpoint.write(
+        folder,
+        settings | {"base_model_name_or_path": checkpoint.base_name(model)},
+        data,
+    )
 
 
 def settings_of(config_type: type, settings: dict) -> object:
-    """A config of `config_type` from the settings of a file; lists are tuples again, nested configs as they were."""
+    """A config of `config_type` from the settings of a file; lists are tuples again,
+    nested configs as they were.
+    """
     values = {f.name: settings[f.name] for f in dataclasses.fields(config_type)}
-    return config_type(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    return config_type(
+        **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    )
 
 
 def fill(model: nn.Module, adapter: str, found: dict[str, Tensor], undo) -> nn.Module:
-    """Put the tensors of a file into an adapter that was just made; where they do not fit, `undo()` and say so.
+    """Put the tensors of a file into an adapter that was just made; where they do not
+    fit, `undo()` and say so.
 
     Raises:
         ValueError: a tensor that is missing, unexpected or of the wrong shape (named).
     """
     mine = tensors(model, adapter)
     try:
-        checkpoint.check_tensors(found, {name: tuple(t.shape) for name, t in mine.items()})
+        checkpoint.check_tensors(
+            found, {name: tuple(t.shape) for name, t in mine.items()}
+        )
     except ValueError:
         undo()
         raise

@@ -1,14 +1,18 @@
 """AdapterFusion: at every token, attention over the outputs of several frozen adapters.
 
-Pfeiffer et al. 2021, https://arxiv.org/abs/2005.00247, section 3.2, for one block and one token:
+Pfeiffer et al. 2021, https://arxiv.org/abs/2005.00247, section 3.2, for one block and
+one token:
 
     s = softmax_i((W_Q x + b_Q) · (W_K z_i + b_K))        out ← out + Σ_i s_i W_V z_i
 
-    x    (…, d)     what the adapters read, here the query      z_i  (…, N, d)  what adapter i would add: key and value
-    N    adapters   W_Q, W_K (d, d) random, W_V (d, d) starts as the identity, so that the start is a mean of adapters
+    x    (…, d)     what the adapters read, here the query      z_i  (…, N, d)  what
+                    adapter i would add: key and value
+    N    adapters   W_Q, W_K (d, d) random, W_V (d, d) starts as the identity, so that
+                    the start is a mean of adapters
 
-Base and adapters are frozen: only the three matrices train. The scores are not divided by √d, as in the paper. The authors
-pull W_V towards the identity with a small penalty, `value_penalty`; add it to the loss.
+Base and adapters are frozen: only the three matrices train. The scores are not divided
+by √d, as in the paper. The authors pull W_V towards the identity with a small penalty,
+`value_penalty`; add it to the loss.
 """
 
 from __future__ import annotations
@@ -37,14 +41,24 @@ class FusionConfig:
     dropout: float = 0.0  # on the scores, while training
 
     def __post_init__(self) -> None:
-        if isinstance(self.adapters, str) or len(set(self.adapters)) != len(self.adapters) or len(self.adapters) < 2:
-            raise ValueError(f"adapters={self.adapters!r} must be at least two different names")
+        if (
+            isinstance(self.adapters, str)
+            or len(set(self.adapters)) != len(self.adapters)
+            or len(self.adapters) < 2
+        ):
+            raise ValueError(
+                f"adapters={self.adapters!r} must be at least two different names"
+            )
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be at least 0 and below 1, not {self.dropout!r}")
+            raise ValueError(
+                f"dropout must be at least 0 and below 1, not {self.dropout!r}"
+            )
 
 
 def attend(
-    query: Float[Tensor, "*batch d"], key: Float[Tensor, "*batch N d"], value: Float[Tensor, "*batch N d"]
+    query: Float[Tensor, "*batch d"],
+    key: Float[Tensor, "*batch N d"],
+    value: Float[Tensor, "*batch N d"],
 ) -> tuple[Float[Tensor, "*batch d"], Float[Tensor, "*batch N"]]:
     """(Σ_i s_i value_i, s) with s = softmax of query · key_i, unscaled."""
     s = torch.softmax((query[..., None, :] * key).sum(-1), dim=-1)
@@ -54,11 +68,22 @@ def attend(
 class Fusion(nn.Module):
     """W_Q, W_K and W_V of one seam, in fp32 even on a half-precision base."""
 
-    def __init__(self, d: int, config: FusionConfig, like: Tensor, generator: torch.Generator | None = None) -> None:
+    def __init__(
+        self,
+        d: int,
+        config: FusionConfig,
+        like: Tensor,
+        generator: torch.Generator | None = None,
+    ) -> None:
         super().__init__()
-        kind = {"device": like.device, "dtype": torch.promote_types(like.dtype, torch.float32)}
+        kind = {
+            "device": like.device,
+            "dtype": torch.promote_types(like.dtype, torch.float32),
+        }
         self.names, self.dropout = config.adapters, config.dropout
-        self.query, self.key = (nn.utils.skip_init(nn.Linear, d, d, **kind) for _ in range(2))
+        self.query, self.key = (
+            nn.utils.skip_init(nn.Linear, d, d, **kind) for _ in range(2)
+        )
         self.value = nn.utils.skip_init(nn.Linear, d, d, bias=False, **kind)
         self.weights: Tensor | None = None  # s of the last forward pass, to look at
         with torch.no_grad():
@@ -67,7 +92,9 @@ class Fusion(nn.Module):
                 nn.init.zeros_(linear.bias)
             self.value.weight.fill_(OFF_DIAGONAL).fill_diagonal_(1.0)
 
-    def forward(self, x: Float[Tensor, "B T d"], z: Float[Tensor, "B T N d"]) -> Float[Tensor, "B T d"]:
+    def forward(
+        self, x: Float[Tensor, "B T d"], z: Float[Tensor, "B T N d"]
+    ) -> Float[Tensor, "B T d"]:
         """What is added instead of one adapter's output."""
         query, key = self.query(x.to(z.dtype)), self.key(z)
         if self.dropout and self.training:
@@ -81,50 +108,87 @@ class Fusion(nn.Module):
 
 
 def apply(
-    model: nn.Module, config: FusionConfig, fusion: str = "fusion", generator: torch.Generator | None = None
+    model: nn.Module,
+    config: FusionConfig,
+    fusion: str = "fusion",
+    generator: torch.Generator | None = None,
 ) -> nn.Module:
-    """Put a fusion of adapters that are on `model` at every place where they are, and make it the active one.
+    """Put a fusion of adapters that are on `model` at every place where they are, and
+    make it the active one.
 
     Raises:
-        ValueError: an adapter is not on the model, or not at the places where the first one is; the name is taken.
+        ValueError: an adapter is not on the model, or not at the places where the first
+            one is; the name is taken.
     """
     bottleneck.check_new(model, fusion)
     for name in config.adapters:
         if name not in bottleneck.names(model):
-            raise ValueError(f"adapters: {name!r} is not on the model; it has {bottleneck.names(model) or 'none'}")
-    here = [site for site in bottleneck.sites(model).values() if any(n in site.nets for n in config.adapters)]
+            raise ValueError(
+                f"adapters: {name!r} is not on the model; it has"
+                f" {bottleneck.names(model) or 'none'}"
+            )
+    here = [
+        site
+        for site in bottleneck.sites(model).values()
+        if any(n in site.nets for n in config.adapters)
+    ]
     if any(n not in site.nets for site in here for n in config.adapters):
-        raise ValueError(f"adapters={config.adapters!r} are of different kinds: fuse Houlsby's or Pfeiffer's, not both")
+        raise ValueError(
+            f"adapters={config.adapters!r} are of different kinds: fuse Houlsby's or"
+            " Pfeiffer's, not both"
+        )
     for site in here:
         like = site.nets[config.adapters[0]].down.weight
-        site.mixers[fusion] = Fusion(like.shape[1], config, like, generator).train(site.training)
+        site.mixers[fusion] = Fusion(like.shape[1], config, like, generator).train(
+            site.training
+        )
         site.configs[fusion] = config
     bottleneck.set_active(model, fusion)
     return model
 
 
 def set_fusion(model: nn.Module, fusion: str | None) -> None:
-    """Make this fusion the active one, which alone trains: its adapters stay frozen. None: the plain base."""
+    """Make this fusion the active one, which alone trains: its adapters stay frozen.
+    None: the plain base.
+    """
     bottleneck.set_active(model, fusion)
 
 
 def remove(model: nn.Module, fusion: str) -> nn.Module:
     """Take a fusion off; its adapters stay."""
     if fusion not in fusions(model):
-        raise ValueError(f"fusion={fusion!r} is not on the model; it has {fusions(model) or 'none'}")
+        raise ValueError(
+            f"fusion={fusion!r} is not on the model; it has {fusions(model) or 'none'}"
+        )
     return bottleneck.discard(model, [fusion])
 
 
-def value_penalty(model: nn.Module, fusion: str = "fusion", strength: float = 0.01) -> Tensor:
-    """strength · Σ |W_V − 1|² over all places: a term of the loss that keeps W_V near the identity."""
-    values = [s.mixers[fusion].value.weight for s in bottleneck.sites(model).values() if fusion in s.mixers]
-    return strength * sum((v - torch.eye(len(v), device=v.device)).square().sum() for v in values)
+def value_penalty(
+    model: nn.Module, fusion: str = "fusion", strength: float = 0.01
+) -> Tensor:
+    """strength · Σ |W_V − 1|² over all places: a term of the loss that keeps W_V near
+    the identity.
+    """
+    values = [
+        s.mixers[fusion].value.weight
+        for s in bottleneck.sites(model).values()
+        if fusion in s.mixers
+    ]
+    return strength * sum(
+        (v - torch.eye(len(v), device=v.device)).square().sum() for v in values
+    )
 
 
-def weights(model: nn.Module, fusion: str = "fusion") -> dict[str, Float[Tensor, "B T N"]]:
-    """s of the last forward pass, by place: how much each adapter was read at each token."""
+def weights(
+    model: nn.Module, fusion: str = "fusion"
+) -> dict[str, Float[Tensor, "B T N"]]:
+    """s of the last forward pass, by place: how much each adapter was read at each
+    token.
+    """
     found = {
-        path: site.mixers[fusion].weights for path, site in bottleneck.sites(model).items() if fusion in site.mixers
+        path: site.mixers[fusion].weights
+        for path, site in bottleneck.sites(model).items()
+        if fusion in site.mixers
     }
     if not found or any(w is None for w in found.values()):
         raise ValueError(f"fusion={fusion!r} has not run yet, or is not on the model")
@@ -134,11 +198,15 @@ def weights(model: nn.Module, fusion: str = "fusion") -> dict[str, Float[Tensor,
 def num_parameters(model: nn.Module, places: int | None = None) -> int:
     """3·d² + 2·d a place; one place a block where it is not said."""
     d = model.config.hidden_size
-    return (len(bottleneck.blocks(model)) if places is None else places) * (3 * d * d + 2 * d)
+    return (len(bottleneck.blocks(model)) if places is None else places) * (
+        3 * d * d + 2 * d
+    )
 
 
 def save(model: nn.Module, folder: str | Path, fusion: str = "fusion") -> None:
-    """Write the fusion's matrices (safetensors). Its adapters have folders of their own."""
+    """Write the fusion's matrices (safetensors). Its adapters have folders of their
+    own.
+    """
     files.save(model, folder, fusion, PEFT_TYPE)
 
 
@@ -147,7 +215,8 @@ def load(model: nn.Module, folder: str | Path, fusion: str = "fusion") -> nn.Mod
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: another method's file, an adapter that is not there, or a wrong shape. The model is then as it was.
+        ValueError: another method's file, an adapter that is not there, or a wrong
+            shape. The model is then as it was.
     """
     settings, tensors = checkpoint.read(folder, PEFT_TYPE)
     active = {path: site.active for path, site in bottleneck.sites(model).items()}

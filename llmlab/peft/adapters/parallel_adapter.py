@@ -1,12 +1,17 @@
-"""The parallel adapter: a bottleneck beside the MLP, which reads what the MLP reads and adds to what it gives.
+"""The parallel adapter: a bottleneck beside the MLP, which reads what the MLP reads and
+adds to what it gives.
 
-    m ← MLP(x) + s · (W_up f(W_down x + b) + b')       He et al. 2022, https://arxiv.org/abs/2110.04366, table 1
+    m ← MLP(x) + s · (W_up f(W_down x + b) + b')       He et al. 2022,
+                                                       https://arxiv.org/abs/2110.04366,
+                                                       table 1
 
-    x (…, d)  the MLP's input    W_down (m, d), W_up (d, m)    s  scale, 4 in the paper    W_up = 0 at the start
+    x (…, d)  the MLP's input    W_down (m, d), W_up (d, m)    s  scale, 4 in the paper
+                                 W_up = 0 at the start
 
-LoRA on W_down or W_up of the MLP is its relative without f. In a post-norm model, as the paper's BART, the MLP reads the
-stream itself; in a pre-norm one as Llama it reads the normed stream, which is the default here. The `adapters` library
-takes the stream before the norm: reads="residual" does the same.
+LoRA on W_down or W_up of the MLP is its relative without f. In a post-norm model, as
+the paper's BART, the MLP reads the stream itself; in a pre-norm one as Llama it reads
+the normed stream, which is the default here. The `adapters` library takes the stream
+before the norm: reads="residual" does the same.
 """
 
 from __future__ import annotations
@@ -38,22 +43,37 @@ class ParallelAdapterConfig:
 
     def __post_init__(self) -> None:
         if self.reads not in READS:
-            raise ValueError(f"reads={self.reads!r} must be one of {', '.join(map(repr, READS))}")
+            raise ValueError(
+                f"reads={self.reads!r} must be one of {', '.join(map(repr, READS))}"
+            )
         bottleneck.check(self)
 
 
 def apply(
-    model: nn.Module, config: ParallelAdapterConfig, adapter: str = "default", generator: torch.Generator | None = None
+    model: nn.Module,
+    config: ParallelAdapterConfig,
+    adapter: str = "default",
+    generator: torch.Generator | None = None,
 ) -> nn.Module:
-    """Freeze `model` (ours or transformers' Llama) and put an adapter beside every MLP, the active one from now on.
+    """Freeze `model` (ours or transformers' Llama) and put an adapter beside every MLP,
+    the active one from now on.
 
     Raises:
         ValueError: the adapter exists or has a bad name, or `model` is no Llama.
     """
     bottleneck.blocks(model)  # raises where there are none
     d = model.config.hidden_size
-    shape = bottleneck.Shape(d, config.bottleneck, config.activation, config.scale, config.init, config.dropout)
-    return bottleneck.install(model, [READS[config.reads]], shape, config, adapter, generator)
+    shape = bottleneck.Shape(
+        d,
+        config.bottleneck,
+        config.activation,
+        config.scale,
+        config.init,
+        config.dropout,
+    )
+    return bottleneck.install(
+        model, [READS[config.reads]], shape, config, adapter, generator
+    )
 
 
 def set_adapter(model: nn.Module, adapter: str | None) -> None:
@@ -62,15 +82,22 @@ def set_adapter(model: nn.Module, adapter: str | None) -> None:
 
 
 def remove(model: nn.Module, adapter: str = "default") -> nn.Module:
-    """Take one adapter off. With the last one gone, `model` is the base again, bit for bit (still frozen)."""
+    """Take one adapter off. With the last one gone, `model` is the base again, bit for
+    bit (still frozen).
+    """
     if adapter not in adapters(model):
-        raise ValueError(f"adapter={adapter!r} is not on the model; it has {adapters(model) or 'none'}")
+        raise ValueError(
+            f"adapter={adapter!r} is not on the model; it has"
+            f" {adapters(model) or 'none'}"
+        )
     return bottleneck.discard(model, [adapter])
 
 
 def num_parameters(model: nn.Module, config: ParallelAdapterConfig) -> int:
     """What `apply` would train: 2·m·d + d + m a block."""
-    return len(bottleneck.blocks(model)) * bottleneck.count(model.config.hidden_size, config.bottleneck)
+    return len(bottleneck.blocks(model)) * bottleneck.count(
+        model.config.hidden_size, config.bottleneck
+    )
 
 
 def save(model: nn.Module, folder: str | Path, adapter: str = "default") -> None:
@@ -83,7 +110,8 @@ def load(model: nn.Module, folder: str | Path, adapter: str = "default") -> nn.M
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: another method's adapter, or one of a model of another shape. The model is then as it was.
+        ValueError: another method's adapter, or one of a model of another shape. The
+            model is then as it was.
     """
     settings, tensors = checkpoint.read(folder, PEFT_TYPE)
     apply(model, files.settings_of(ParallelAdapterConfig, settings), adapter)

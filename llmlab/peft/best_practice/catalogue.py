@@ -1,9 +1,12 @@
-"""Every method of this part as data: how it is applied at one budget, what it trains, and what it costs afterwards.
+"""Every method of this part as data: how it is applied at one budget, what it trains,
+and what it costs afterwards.
 
-The budget is that of LoRA at rank 1 on all linears of the course model: 9,728 numbers, 0.93% of the model. Each method is
-sized to come as near to it as its shape allows; (IA)³ and BitFit have a size of their own, which is smaller.
+The budget is that of LoRA at rank 1 on all linears of the course model: 9,728 numbers,
+0.93% of the model. Each method is sized to come as near to it as its shape allows;
+(IA)³ and BitFit have a size of their own, which is smaller.
 
-    merges    whether inference can cost what the base costs: the change fits into the weights
+    merges    whether inference can cost what the base costs: the change fits into the
+              weights
     extra     what stays in the forward pass if it does not
 """
 
@@ -40,7 +43,9 @@ class Method:
         return import_module(f"llmlab.peft.{self.module}")
 
     def apply(self, model: nn.Module, steps: int, seed: int = 0) -> nn.Module:
-        """Put the method on `model` for a run of `steps`, drawn from `seed`; in place. What trains is marked by requires_grad."""
+        """Put the method on `model` for a run of `steps`, drawn from `seed`; in place.
+        What trains is marked by requires_grad.
+        """
         torch.manual_seed(seed)
         if not self.module:
             return model.requires_grad_(True)
@@ -112,7 +117,15 @@ METHODS = (
         LAYERS,
         "pfeiffer2021adapterfusion",
     ),
-    Method("LoRA", "lora.lora", "LoRAConfig", ALL | {"r": 1, "alpha": 2}, True, NONE, "hu2021lora"),
+    Method(
+        "LoRA",
+        "lora.lora",
+        "LoRAConfig",
+        ALL | {"r": 1, "alpha": 2},
+        True,
+        NONE,
+        "hu2021lora",
+    ),
     Method(
         "AdaLoRA",
         "adalora.adalora",
@@ -122,7 +135,15 @@ METHODS = (
         NONE,
         "zhang2023adalora",
     ),
-    Method("QLoRA", "qlora.qlora", "QLoRAConfig", ALL | {"r": 1, "alpha": 2}, False, "4-bit base", "dettmers2023qlora"),
+    Method(
+        "QLoRA",
+        "qlora.qlora",
+        "QLoRAConfig",
+        ALL | {"r": 1, "alpha": 2},
+        False,
+        "4-bit base",
+        "dettmers2023qlora",
+    ),
     Method(
         "MAM adapter",
         "mam_and_unipelt.mam",
@@ -136,7 +157,14 @@ METHODS = (
         "UniPELT",
         "mam_and_unipelt.unipelt",
         "UniPELTConfig",
-        {"num_virtual_tokens": 5, "projection": False, "hidden": None, "bottleneck": 3, "r": 1, "alpha": 2},
+        {
+            "num_virtual_tokens": 5,
+            "projection": False,
+            "hidden": None,
+            "bottleneck": 3,
+            "r": 1,
+            "alpha": 2,
+        },
         False,
         f"{PREFIX}, {LAYERS}",
         "mao2022unipelt",
@@ -153,17 +181,25 @@ def method(name: str) -> Method:
     for row in METHODS:
         if row.name == name:
             return row
-    raise ValueError(f"name={name!r} is not in the catalogue: use one of {', '.join(m.name for m in METHODS)}")
+    raise ValueError(
+        f"name={name!r} is not in the catalogue: use one of"
+        f" {', '.join(m.name for m in METHODS)}"
+    )
 
 
 def hooks(model: nn.Module) -> dict[str, Callable]:
-    """What a training loop must do for the method on `model` besides the loss: {} for all but AdaLoRA."""
+    """What a training loop must do for the method on `model` besides the loss: {} for
+    all but AdaLoRA.
+    """
     from llmlab.peft import adalora
     from llmlab.peft.adalora import budget
 
     if not walk.installed(model, adalora.SVDLinear):
         return {}
-    return {"penalty": lambda: adalora.regularizer(model), "after_step": budget.RankAllocator(model).step}
+    return {
+        "penalty": lambda: adalora.regularizer(model),
+        "after_step": budget.RankAllocator(model).step,
+    }
 
 
 def optimizer_bytes(model: nn.Module) -> int:

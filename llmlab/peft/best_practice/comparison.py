@@ -1,8 +1,10 @@
-"""What a sweep found: the best rate of each method on each task, its mean and spread over seeds, and who is worth their cost.
+"""What a sweep found: the best rate of each method on each task, its mean and spread
+over seeds, and who is worth their cost.
 
-The runs are in `data/sweep.csv`, one a line, with the versions that made them; `scripts/peft_sweep.py` writes it. The rate is
-chosen with seed 0 on held-out examples of their own ("dev"), the same way for every method, so that no method is flattered
-and no reported loss took part in a choice; the spread is over all seeds at that rate.
+The runs are in `data/sweep.csv`, one a line, with the versions that made them;
+`scripts/peft_sweep.py` writes it. The rate is chosen with seed 0 on held-out examples
+of their own ("dev"), the same way for every method, so that no method is flattered and
+no reported loss took part in a choice; the spread is over all seeds at that rate.
 """
 
 from __future__ import annotations
@@ -51,7 +53,8 @@ def read(file: Path = FILE) -> list[dict[str, str]]:
 
 
 def best(rows: Sequence[dict[str, str]], task: str) -> dict[str, Result]:
-    """The best rate's result for each method that has run on `task`, in the order of the rows.
+    """The best rate's result for each method that has run on `task`, in the order of
+    the rows.
 
     Raises:
         ValueError: no method has run on it.
@@ -59,33 +62,45 @@ def best(rows: Sequence[dict[str, str]], task: str) -> dict[str, Result]:
     own = [row for row in rows if row["task"] == task]
     if not own:
         raise ValueError(
-            f"task={task!r} has no runs; there are runs of {', '.join(dict.fromkeys(r['task'] for r in rows))}"
+            f"task={task!r} has no runs; there are runs of"
+            f" {', '.join(dict.fromkeys(r['task'] for r in rows))}"
         )
     found = {}
     for name in dict.fromkeys(row["method"] for row in own):
         tried = [row for row in own if row["method"] == name]
-        lr = min((r for r in tried if r["seed"] == "0"), key=lambda r: float(r["dev"]))["lr"]
+        lr = min((r for r in tried if r["seed"] == "0"), key=lambda r: float(r["dev"]))[
+            "lr"
+        ]
         runs = sorted((r for r in tried if r["lr"] == lr), key=lambda r: int(r["seed"]))
-        losses, accuracies = (tuple(float(r[key]) for r in runs) for key in ("loss", "accuracy"))
-        found[name] = Result(name, float(lr), int(runs[0]["trained"]), losses, accuracies)
+        losses, accuracies = (
+            tuple(float(r[key]) for r in runs) for key in ("loss", "accuracy")
+        )
+        found[name] = Result(
+            name, float(lr), int(runs[0]["trained"]), losses, accuracies
+        )
     return found
 
 
 def gain(loss: float, base: float, full: float) -> float:
-    """The share of full fine-tuning's improvement that a loss stands for: 0 at the base, 1 at full fine-tuning."""
+    """The share of full fine-tuning's improvement that a loss stands for: 0 at the
+    base, 1 at full fine-tuning.
+    """
     return (base - loss) / (base - full)
 
 
 def pareto(cost: Float[Tensor, "n"], loss: Float[Tensor, "n"]) -> Bool[Tensor, "n"]:
-    """Who is not beaten: nobody costs at most as much and loses at most as much, and less of one of the two.
+    """Who is not beaten: nobody costs at most as much and loses at most as much, and
+    less of one of the two.
 
     Raises:
         ValueError: the two have different shapes.
     """
     if cost.shape != loss.shape or cost.dim() != 1:
         raise ValueError(
-            f"loss has shape {tuple(loss.shape)}: it must be that of cost, {tuple(cost.shape)}, one number a method"
+            f"loss has shape {tuple(loss.shape)}: it must be that of cost,"
+            f" {tuple(cost.shape)}, one number a method"
         )
-    no_worse = (cost[:, None] <= cost) & (loss[:, None] <= loss)  # [i, j]: i is at least as good as j
+    # [i, j]: i is at least as good as j
+    no_worse = (cost[:, None] <= cost) & (loss[:, None] <= loss)
     better = (cost[:, None] < cost) | (loss[:, None] < loss)
     return ~(no_worse & better).any(0)

@@ -1,10 +1,13 @@
-"""Adapt any Llama-shaped model to a text file with virtual tokens, on one device or, under torchrun, on many.
+"""Adapt any Llama-shaped model to a text file with virtual tokens, on one device or,
+under torchrun, on many.
 
-    python -m llmlab.peft.examples.virtual_text --method prefix --model FOLDER_OR_HUB_NAME --text notes.txt --out adapter
-    torchrun --nproc-per-node 8 -m llmlab.peft.examples.virtual_text --method prefix --model … --text notes.txt --out adapter
+    python -m llmlab.peft.examples.virtual_text --method prefix --model
+    FOLDER_OR_HUB_NAME --text notes.txt --out adapter torchrun --nproc-per-node 8 -m
+    llmlab.peft.examples.virtual_text --method prefix --model … --text notes.txt --out
+    adapter
 
-The four methods differ in one line. The folder that comes out is opened by the method's `load` and by
-`peft.PeftModel.from_pretrained`; the network of an encoder stays behind.
+The four methods differ in one line. The folder that comes out is opened by the method's
+`load` and by `peft.PeftModel.from_pretrained`; the network of an encoder stays behind.
 """
 
 from __future__ import annotations
@@ -35,31 +38,47 @@ def main(arguments: list[str] | None = None) -> None:
     args.lr = args.lr or rate
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     cuda = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
+    device = (
+        torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        if cuda
+        else torch.device("cpu")
+    )
     if world > 1:
         dist.init_process_group("nccl" if cuda else "gloo")
     model, tokens = lora_text.load(args, device)
     dice = torch.Generator().manual_seed(args.seed)  # the same start on every rank
     module.apply(model, config(args.tokens), generator=dice)
     if rank == 0:
-        print("training {:,} of {:,} parameters on {} processes".format(*walk.trainable(model), world), flush=True)
+        print(
+            "training {:,} of {:,} parameters on {} processes".format(
+                *walk.trainable(model), world
+            ),
+            flush=True,
+        )
     losses = lora_text.train(model, tokens, args, rank, world)
     if rank == 0:
         module.save(model, args.out)
-        print(f"loss {losses[0]:.3f} at the first step, {losses[-1]:.3f} at the last; adapter saved in {args.out}")
+        print(
+            f"loss {losses[0]:.3f} at the first step, {losses[-1]:.3f} at the last;"
+            f" adapter saved in {args.out}"
+        )
     if world > 1:
         dist.destroy_process_group()
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line: that of lora_text without what is LoRA's own."""
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0], conflict_handler="resolve")
+    p = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], conflict_handler="resolve"
+    )
     for action in lora_text.parser()._actions:
         if action.dest not in ("help", "rank", "alpha", "targets", "lr"):
             p._add_action(action)
     p.add_argument("--method", required=True, choices=METHODS)
     p.add_argument("--tokens", type=int, default=20, help="virtual tokens")
-    p.add_argument("--lr", type=float, help="learning rate; by default one that suits the method")
+    p.add_argument(
+        "--lr", type=float, help="learning rate; by default one that suits the method"
+    )
     return p
 
 

@@ -1,16 +1,18 @@
 """LoRA: fine-tune a low-rank change of the weights and leave the weights alone.
 
-Hu et al. 2021, https://arxiv.org/abs/2106.09685, equation 3, with the scale of section 4.1:
+Hu et al. 2021, https://arxiv.org/abs/2106.09685, equation 3, with the scale of section
+4.1:
 
     h = W₀ x + ΔW x        ΔW = (α/r) B A        B = 0 at the start, so that h = W₀ x
 
-    W₀ (d, k)  frozen weight        r  rank, the width of the bottleneck
-    A  (r, k)  trained, random      α  sets the size of ΔW whatever r is
-    B  (d, r)  trained, zeros       *batch  whatever comes before the last dimension of x
+    W₀ (d, k)  frozen weight       r  rank, the width of the bottleneck
+    A  (r, k)  trained, random     α  sets the size of ΔW whatever r is
+    B  (d, r)  trained, zeros      *batch  whatever comes before the last dimension of x
 
-A starts Kaiming-uniform with a = √5, U(−1/√k, 1/√k), as in the authors' code and in `peft` (the paper says Gaussian).
-Unmerging puts the old W₀ back instead of subtracting BA, which would not return the same bits.
-Simplified: linears only (no embeddings or convolutions), and no trained biases. Saving, mixing and serving adapters is in
+A starts Kaiming-uniform with a = √5, U(−1/√k, 1/√k), as in the authors' code and in
+`peft` (the paper says Gaussian). Unmerging puts the old W₀ back instead of subtracting
+BA, which would not return the same bits. Simplified: linears only (no embeddings or
+convolutions), and no trained biases. Saving, mixing and serving adapters is in
 `lora_adapters.py`.
 """
 
@@ -36,17 +38,23 @@ class LoRAConfig:
     r: int = 8
     alpha: float = 16
     dropout: float = 0.0  # on the input of A, while training
-    target_modules: walk.Targets = ("q_proj", "v_proj")  # endings of names, a regular expression, or "all-linear"
-    rslora: bool = False  # scale by α/√r, so that a large r learns as fast (Kalajdzievski 2023)
-    rank_pattern: dict[str, int] = field(default_factory=dict)  # another r for some layers: {ending: r}
-    alpha_pattern: dict[str, float] = field(default_factory=dict)  # another α for some layers: {ending: α}
+    # endings of names, a regular expression, or "all-linear"
+    target_modules: walk.Targets = ("q_proj", "v_proj")
+    # scale by α/√r, so that a large r learns as fast (Kalajdzievski 2023)
+    rslora: bool = False
+    # another r for some layers: {ending: r}
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    # another α for some layers: {ending: α}
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for r in (self.r, *self.rank_pattern.values()):
             if not isinstance(r, int) or r < 1:
                 raise ValueError(f"r must be an integer of at least 1, not {r!r}")
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be at least 0 and below 1, not {self.dropout!r}")
+            raise ValueError(
+                f"dropout must be at least 0 and below 1, not {self.dropout!r}"
+            )
 
     def rank(self, name: str) -> int:
         """r for the layer called `name`."""
@@ -59,20 +67,36 @@ class LoRAConfig:
 
 
 def _by_pattern(pattern: dict, name: str, default):
-    """The value of the first key that `name` ends with (keys are regular expressions, as in `peft`)."""
-    return next((value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", name)), default)
+    """The value of the first key that `name` ends with (keys are regular expressions,
+    as in `peft`).
+    """
+    return next(
+        (
+            value
+            for key, value in pattern.items()
+            if re.match(rf"(.*\.)?({key})$", name)
+        ),
+        default,
+    )
 
 
-def delta_weight(A: Float[Tensor, "r k"], B: Float[Tensor, "d r"], scaling: float) -> Float[Tensor, "d k"]:
+def delta_weight(
+    A: Float[Tensor, "r k"], B: Float[Tensor, "d r"], scaling: float
+) -> Float[Tensor, "d k"]:
     """ΔW = (α/r) B A, in fp32 or better."""
     dtype = torch.promote_types(A.dtype, torch.float32)
     return scaling * (B.to(dtype) @ A.to(dtype))
 
 
 def low_rank(
-    x: Float[Tensor, "*batch k"], A: Float[Tensor, "r k"], B: Float[Tensor, "d r"], scaling: float
+    x: Float[Tensor, "*batch k"],
+    A: Float[Tensor, "r k"],
+    B: Float[Tensor, "d r"],
+    scaling: float,
 ) -> Float[Tensor, "*batch d"]:
-    """ΔW x without ever building ΔW: r(k + d) multiplications a token, not kd. The scale goes on the narrow middle."""
+    """ΔW x without ever building ΔW: r(k + d) multiplications a token, not kd. The
+    scale goes on the narrow middle.
+    """
     return F.linear(F.linear(x, A) * scaling, B)
 
 
@@ -85,16 +109,32 @@ class LoRALinear(walk.Wrapper):
         self.configs: dict[str, LoRAConfig] = {}
         self.scaling: dict[str, float] = {}
         self.active: tuple[str, ...] = ()
-        self.rows: Sequence[str | None] | None = None  # one adapter for each row of the batch
-        self.kept: tuple[nn.Parameter, ...] = ()  # while merged, (W₀,): in a tuple it is no parameter of this module
+        # one adapter for each row of the batch
+        self.rows: Sequence[str | None] | None = None
+        # while merged, (W₀,): in a tuple it is no parameter of this module
+        self.kept: tuple[nn.Parameter, ...] = ()
 
-    def add(self, adapter: str, config: LoRAConfig, name: str, generator: torch.Generator | None) -> None:
+    def add(
+        self,
+        adapter: str,
+        config: LoRAConfig,
+        name: str,
+        generator: torch.Generator | None,
+    ) -> None:
         """A new pair A, B, in fp32 even on a half-precision base."""
         linear = walk.base_of(self.base)
         d, k, r = linear.out_features, linear.in_features, config.rank(name)
-        like = {"device": linear.weight.device, "dtype": torch.promote_types(linear.weight.dtype, torch.float32)}
-        A = nn.init.kaiming_uniform_(torch.empty(r, k, **like), a=math.sqrt(5), generator=generator)
-        self.lora_A[adapter], self.lora_B[adapter] = nn.Parameter(A), nn.Parameter(torch.zeros(d, r, **like))
+        like = {
+            "device": linear.weight.device,
+            "dtype": torch.promote_types(linear.weight.dtype, torch.float32),
+        }
+        A = nn.init.kaiming_uniform_(
+            torch.empty(r, k, **like), a=math.sqrt(5), generator=generator
+        )
+        self.lora_A[adapter], self.lora_B[adapter] = (
+            nn.Parameter(A),
+            nn.Parameter(torch.zeros(d, r, **like)),
+        )
         self.configs[adapter], self.scaling[adapter] = config, config.scaling(name)
 
     def activate(self, adapters: Sequence[str]) -> None:
@@ -107,7 +147,12 @@ class LoRALinear(walk.Wrapper):
     def discard(self, adapters: Sequence[str]) -> None:
         """Forget these adapters."""
         for adapter in [a for a in adapters if a in self.configs]:
-            del self.lora_A[adapter], self.lora_B[adapter], self.configs[adapter], self.scaling[adapter]
+            del (
+                self.lora_A[adapter],
+                self.lora_B[adapter],
+                self.configs[adapter],
+                self.scaling[adapter],
+            )
         self.active = tuple(a for a in self.active if a in self.configs)
 
     def change(self, x: Tensor, adapter: str) -> Tensor:
@@ -119,7 +164,9 @@ class LoRALinear(walk.Wrapper):
         return low_rank(x, A, self.lora_B[adapter], self.scaling[adapter])
 
     def forward(self, x: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch d"]:
-        """W₀ x + Σ ΔW x over the active adapters; merged, the sum is in the weight already."""
+        """W₀ x + Σ ΔW x over the active adapters; merged, the sum is in the weight
+        already.
+        """
         out = self.base(x)
         if self.kept:
             return out
@@ -127,27 +174,44 @@ class LoRALinear(walk.Wrapper):
             return self._forward_rows(x, out)
         h = out
         for adapter in self.active:
-            h = h + self.change(x, adapter)  # in fp32 where the base is in half precision, then rounded once
+            # in fp32 where the base is in half precision, then rounded once
+            h = h + self.change(x, adapter)
         return h.to(out.dtype)
 
     def _forward_rows(self, x: Tensor, out: Tensor) -> Tensor:
-        """Rows of the same adapter go through it together; a row of None stays with the base."""
+        """Rows of the same adapter go through it together; a row of None stays with the
+        base.
+        """
         if len(self.rows) != len(x):
-            raise ValueError(f"rows names {len(self.rows)} adapters for a batch of {len(x)}")
+            raise ValueError(
+                f"rows names {len(self.rows)} adapters for a batch of {len(x)}"
+            )
         for adapter in {a for a in self.rows if a in self.lora_A}:
-            at = torch.tensor([i for i, a in enumerate(self.rows) if a == adapter], device=x.device)
+            at = torch.tensor(
+                [i for i, a in enumerate(self.rows) if a == adapter], device=x.device
+            )
             out = out.index_add(0, at, self.change(x[at], adapter).to(out.dtype))
         return out
 
     def merge(self) -> None:
-        """W₀ + Σ ΔW of the active adapters, summed in fp32 or better. A weight tied to another layer's is untied."""
+        """W₀ + Σ ΔW of the active adapters, summed in fp32 or better. A weight tied to
+        another layer's is untied.
+        """
         W = self.base.weight
         if not W.is_floating_point():
-            raise ValueError(f"merge: the weights are {W.dtype}; dequantise the base first")
+            raise ValueError(
+                f"merge: the weights are {W.dtype}; dequantise the base first"
+            )
         merged = W.detach().to(torch.promote_types(W.dtype, torch.float32))
         for a in self.active:
-            merged = merged + delta_weight(self.lora_A[a], self.lora_B[a], self.scaling[a]).detach()
-        self.kept, self.base.weight = (W,), nn.Parameter(merged.to(W.dtype), requires_grad=False)
+            merged = (
+                merged
+                + delta_weight(self.lora_A[a], self.lora_B[a], self.scaling[a]).detach()
+            )
+        self.kept, self.base.weight = (
+            (W,),
+            nn.Parameter(merged.to(W.dtype), requires_grad=False),
+        )
 
     def unmerge(self) -> None:
         """Put the very same W₀ back."""
@@ -156,19 +220,30 @@ class LoRALinear(walk.Wrapper):
 
 
 def apply(
-    model: nn.Module, config: LoRAConfig, adapter: str = "default", generator: torch.Generator | None = None
+    model: nn.Module,
+    config: LoRAConfig,
+    adapter: str = "default",
+    generator: torch.Generator | None = None,
 ) -> nn.Module:
-    """Freeze `model` and give it a new adapter, the active one from now on. Changes any `model` of `nn.Linear`s in place.
+    """Freeze `model` and give it a new adapter, the active one from now on. Changes any
+    `model` of `nn.Linear`s in place.
 
     Raises:
-        ValueError: the adapter exists or has a bad name, adapters are merged, or a target names no linear.
+        ValueError: the adapter exists or has a bad name, adapters are merged, or a
+            target names no linear.
     """
     if not adapter or "." in adapter or hasattr(nn.ParameterDict, adapter):
-        raise ValueError(f"adapter={adapter!r} must be a name without dots that torch does not use itself (as 'type')")
+        raise ValueError(
+            f"adapter={adapter!r} must be a name without dots that torch does not use"
+            " itself (as 'type')"
+        )
     if adapter in adapters(model):
-        raise ValueError(f"adapter={adapter!r} exists already: remove it first, or take another name")
+        raise ValueError(
+            f"adapter={adapter!r} exists already: remove it first, or take another name"
+        )
     _refuse_merged(model)
-    found = walk.find(model, config.target_modules)  # before anything changes: it may raise
+    # before anything changes: it may raise
+    found = walk.find(model, config.target_modules)
     model.requires_grad_(False)
     for name, layer in found.items():
         if not isinstance(layer, LoRALinear):
@@ -181,11 +256,19 @@ def apply(
 
 def adapters(model: nn.Module) -> list[str]:
     """The names of the adapters on `model`, in the order they came."""
-    return list(dict.fromkeys(a for layer in walk.installed(model, LoRALinear).values() for a in layer.configs))
+    return list(
+        dict.fromkeys(
+            a
+            for layer in walk.installed(model, LoRALinear).values()
+            for a in layer.configs
+        )
+    )
 
 
 def set_adapter(model: nn.Module, names: str | Sequence[str]) -> None:
-    """Make these adapters the active ones: their changes are added up, and they alone train. `[]`: the plain base."""
+    """Make these adapters the active ones: their changes are added up, and they alone
+    train. `[]`: the plain base.
+    """
     names = [names] if isinstance(names, str) else list(names)
     _known(model, names)
     _refuse_merged(model)
@@ -194,7 +277,9 @@ def set_adapter(model: nn.Module, names: str | Sequence[str]) -> None:
 
 
 def merge(model: nn.Module) -> None:
-    """Fold the active adapters into the weights: W = W₀ + Σ ΔW. Inference then costs what the base costs."""
+    """Fold the active adapters into the weights: W = W₀ + Σ ΔW. Inference then costs
+    what the base costs.
+    """
     _refuse_merged(model)
     for layer in _layers(model):
         layer.merge()
@@ -207,7 +292,9 @@ def unmerge(model: nn.Module) -> None:
 
 
 def merge_and_unload(model: nn.Module) -> nn.Module:
-    """Merge the active adapters for good: `model` is left with plain linears, and W₀ is let go."""
+    """Merge the active adapters for good: `model` is left with plain linears, and W₀ is
+    let go.
+    """
     if not any(layer.kept for layer in _layers(model)):
         merge(model)
     for name, layer in walk.installed(model, LoRALinear).items():
@@ -216,7 +303,9 @@ def merge_and_unload(model: nn.Module) -> nn.Module:
 
 
 def remove(model: nn.Module, adapter: str | None = None) -> nn.Module:
-    """Take one adapter off, or all. With the last one gone, `model` is the base again, bit for bit (still frozen)."""
+    """Take one adapter off, or all. With the last one gone, `model` is the base again,
+    bit for bit (still frozen).
+    """
     names = adapters(model) if adapter is None else [adapter]
     _known(model, names)
     _refuse_merged(model)
@@ -229,20 +318,31 @@ def remove(model: nn.Module, adapter: str | None = None) -> nn.Module:
 
 def num_parameters(model: nn.Module, config: LoRAConfig) -> int:
     """Σ r (k + d) over the target layers: what `apply` would train."""
-    found = {name: walk.base_of(layer) for name, layer in walk.find(model, config.target_modules).items()}
-    return sum(config.rank(name) * (linear.in_features + linear.out_features) for name, linear in found.items())
+    found = {
+        name: walk.base_of(layer)
+        for name, layer in walk.find(model, config.target_modules).items()
+    }
+    return sum(
+        config.rank(name) * (linear.in_features + linear.out_features)
+        for name, linear in found.items()
+    )
 
 
 def _layers(model: nn.Module) -> list[LoRALinear]:
     if not (layers := walk.installed(model, LoRALinear)):
-        raise ValueError("the model has no LoRA adapter: apply(model, config) puts one on")
+        raise ValueError(
+            "the model has no LoRA adapter: apply(model, config) puts one on"
+        )
     return list(layers.values())
 
 
 def _known(model: nn.Module, names: Sequence[str]) -> None:
     for name in names:
         if name not in adapters(model):
-            raise ValueError(f"adapter={name!r} is not on the model; it has {adapters(model) or 'none'}")
+            raise ValueError(
+                f"adapter={name!r} is not on the model; it has"
+                f" {adapters(model) or 'none'}"
+            )
 
 
 def _refuse_merged(model: nn.Module) -> None:

@@ -1,11 +1,14 @@
-"""MAM, "mix and match": a short prefix for attention and a wide parallel adapter for the MLP.
+"""MAM, "mix and match": a short prefix for attention and a wide parallel adapter for
+the MLP.
 
-He et al. 2022, https://arxiv.org/abs/2110.04366, section 4.6: soft prompts work well in attention with few parameters, the
-MLP makes better use of many, so give each what suits it:
+He et al. 2022, https://arxiv.org/abs/2110.04366, section 4.6: soft prompts work well in
+attention with few parameters, the MLP makes better use of many, so give each what suits
+it:
 
     K ← [P_K; K],  V ← [P_V; V]  in every layer, p = 30        m ← MLP(x) + s · A(x)  with a bottleneck of 512, s = 4
 
-It is a combination: `prefix_tuning.py` makes the prefix, `parallel_adapter.py` the adapter; both go by one name.
+It is a combination: `prefix_tuning.py` makes the prefix, `parallel_adapter.py` the
+adapter; both go by one name.
 """
 
 from __future__ import annotations
@@ -18,8 +21,17 @@ import torch
 from torch import nn
 
 from llmlab.peft import checkpoint
-from llmlab.peft.adapters import ParallelAdapterConfig, bottleneck, files, parallel_adapter
-from llmlab.peft.prompt_and_prefix_tuning import PrefixTuningConfig, prefix_tuning, virtual_tokens
+from llmlab.peft.adapters import (
+    ParallelAdapterConfig,
+    bottleneck,
+    files,
+    parallel_adapter,
+)
+from llmlab.peft.prompt_and_prefix_tuning import (
+    PrefixTuningConfig,
+    prefix_tuning,
+    virtual_tokens,
+)
 
 PEFT_TYPE = "MAM"
 PREFIX = "virtual_tokens.prompt_embeddings"
@@ -30,12 +42,14 @@ class MAMConfig:
     """A prefix and a parallel adapter."""
 
     num_virtual_tokens: int = 30
-    projection: bool = True  # train the prefix through a network, of which a saved file keeps only the result
+    # train the prefix through a network, of which a saved file keeps only the result
+    projection: bool = True
     hidden: int | None = 800
     bottleneck: int = 512
     scale: float = 4.0
     activation: str = "relu"
-    reads: str = "normed"  # or "residual": what the adapter reads, see parallel_adapter.py
+    # or "residual": what the adapter reads, see parallel_adapter.py
+    reads: str = "normed"
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
@@ -56,9 +70,13 @@ class MAMConfig:
 
 
 def apply(
-    model: nn.Module, config: MAMConfig, adapter: str = "default", generator: torch.Generator | None = None
+    model: nn.Module,
+    config: MAMConfig,
+    adapter: str = "default",
+    generator: torch.Generator | None = None,
 ) -> nn.Module:
-    """Freeze `model` (ours or transformers' Llama) and give it both, the active ones from now on.
+    """Freeze `model` (ours or transformers' Llama) and give it both, the active ones
+    from now on.
 
     Raises:
         ValueError: the name is taken or bad, or `model` is no Llama.
@@ -76,7 +94,11 @@ def apply(
 
 def adapters(model: nn.Module) -> list[str]:
     """The names of the MAM adapters on `model`."""
-    found = {n: c for site in bottleneck.sites(model).values() for n, c in site.configs.items()}
+    found = {
+        n: c
+        for site in bottleneck.sites(model).values()
+        for n, c in site.configs.items()
+    }
     return [name for name, config in found.items() if isinstance(config, MAMConfig)]
 
 
@@ -87,7 +109,9 @@ def set_adapter(model: nn.Module, adapter: str | None) -> None:
 
 
 def remove(model: nn.Module, adapter: str | None = None) -> nn.Module:
-    """Take one adapter off, or all. With the last one gone, `model` is the base again, bit for bit (still frozen)."""
+    """Take one adapter off, or all. With the last one gone, `model` is the base again,
+    bit for bit (still frozen).
+    """
     for name in adapters(model) if adapter is None else [adapter]:
         virtual_tokens.get(model, name)
         bottleneck.discard(model, [name])
@@ -97,15 +121,23 @@ def remove(model: nn.Module, adapter: str | None = None) -> nn.Module:
 
 def num_parameters(model: nn.Module, config: MAMConfig) -> int:
     """What `apply` would train."""
-    return parallel_adapter.num_parameters(model, config.adapter) + prefix_tuning.num_parameters(model, config.prefix)
+    return parallel_adapter.num_parameters(
+        model, config.adapter
+    ) + prefix_tuning.num_parameters(model, config.prefix)
 
 
 def save(model: nn.Module, folder: str | Path, adapter: str = "default") -> None:
     """Write both parts of one adapter to one folder (safetensors)."""
     tensors = files.tensors(model, adapter)
     tensors[PREFIX] = virtual_tokens.vectors_of(virtual_tokens.get(model, adapter)[0])
-    settings = dataclasses.asdict(files.config_of(model, adapter)) | {"projection": False, "hidden": None}
-    settings |= {"peft_type": PEFT_TYPE, "base_model_name_or_path": checkpoint.base_name(model)}
+    settings = dataclasses.asdict(files.config_of(model, adapter)) | {
+        "projection": False,
+        "hidden": None,
+    }
+    settings |= {
+        "peft_type": PEFT_TYPE,
+        "base_model_name_or_path": checkpoint.base_name(model),
+    }
     checkpoint.write(folder, settings, tensors)
 
 
@@ -114,7 +146,8 @@ def load(model: nn.Module, folder: str | Path, adapter: str = "default") -> nn.M
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: another method's adapter, or one of a model of another shape. The model is then as it was.
+        ValueError: another method's adapter, or one of a model of another shape. The
+            model is then as it was.
     """
     settings, tensors = checkpoint.read(folder, PEFT_TYPE)
     config = files.settings_of(MAMConfig, settings)

@@ -1,17 +1,22 @@
-"""P-Tuning (v1): soft prompts that a small network makes, so that neighbours know of each other.
+"""P-Tuning (v1): soft prompts that a small network makes, so that neighbours know of
+each other.
 
-Liu et al. 2021, https://arxiv.org/abs/2103.10385, section 3: free vectors h_0 … h_{p−1} are hard to train one by one, so
+Liu et al. 2021, https://arxiv.org/abs/2103.10385, section 3: free vectors h_0 … h_{p−1}
+are hard to train one by one, so
 
-    P = MLP([LSTM(h_0 … h_i); LSTM(h_i … h_{p−1})])        a bidirectional LSTM, then two linears with ReLU
-    P = MLP(h)                                              three linears with ReLU; `peft`'s default
+    P = MLP([LSTM(h_0 … h_i); LSTM(h_i … h_{p−1})])        a bidirectional LSTM, then
+                                                           two linears with ReLU
+    P = MLP(h)                                 three linears with ReLU; `peft`'s default
 
-stand before the embedded input. The network is gone after training: `fold` keeps the p vectors.
+stand before the embedded input. The network is gone after training: `fold` keeps the p
+vectors.
 
-    p  virtual tokens    d  hidden_size    m  the network's width    h (p, d) and P (p, d)
+    p  virtual tokens    d  hidden_size    m  the network's width  h (p, d) and P (p, d)
 
-It acts on the input alone: the layers above see P as ordinary tokens. Names and widths are those of `peft`'s
-PromptEncoder. Simplified, as there: the virtual tokens all stand at the front, while the paper's templates may put them
-anywhere. One score vector comes for each token where there is a label head (see `label_head.last_token`).
+It acts on the input alone: the layers above see P as ordinary tokens. Names and widths
+are those of `peft`'s PromptEncoder. Simplified, as there: the virtual tokens all stand
+at the front, while the paper's templates may put them anywhere. One score vector comes
+for each token where there is a label head (see `label_head.last_token`).
 """
 
 from __future__ import annotations
@@ -36,7 +41,17 @@ from llmlab.peft.prompt_and_prefix_tuning import (
     virtual_tokens,
 )
 
-__all__ = ["PTuningConfig", "adapters", "apply", "fold", "load", "num_parameters", "remove", "save", "set_adapter"]
+__all__ = [
+    "PTuningConfig",
+    "adapters",
+    "apply",
+    "fold",
+    "load",
+    "num_parameters",
+    "remove",
+    "save",
+    "set_adapter",
+]
 ENCODERS = ("MLP", "LSTM")
 
 
@@ -49,7 +64,8 @@ class PTuningConfig:
     hidden: int | None = None  # m; None: hidden_size, as in `peft`
     lstm_layers: int = 2
     dropout: float = 0.0  # between the layers of the LSTM, while training
-    num_labels: int | None = None  # a label head in place of words that stand for labels (not in the paper)
+    # a label head in place of words that stand for labels (not in the paper)
+    num_labels: int | None = None
     per_token: bool = False  # whether every token has a label, or the whole text
 
     def __post_init__(self) -> None:
@@ -57,11 +73,15 @@ class PTuningConfig:
             value = getattr(self, name)
             optional = name in ("hidden", "num_labels") and value is None
             if not (isinstance(value, int) and value >= 1) and not optional:
-                raise ValueError(f"{name} must be an integer of at least 1, not {value!r}")
+                raise ValueError(
+                    f"{name} must be an integer of at least 1, not {value!r}"
+                )
         if self.encoder not in ENCODERS:
             raise ValueError(f"encoder={self.encoder!r} must be 'MLP' or 'LSTM'")
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be at least 0 and below 1, not {self.dropout!r}")
+            raise ValueError(
+                f"dropout must be at least 0 and below 1, not {self.dropout!r}"
+            )
 
 
 class PromptEncoder(nn.Module):
@@ -69,15 +89,24 @@ class PromptEncoder(nn.Module):
 
     deep = False
 
-    def __init__(self, d: int, config: PTuningConfig, generator: torch.Generator | None = None) -> None:
+    def __init__(
+        self, d: int, config: PTuningConfig, generator: torch.Generator | None = None
+    ) -> None:
         super().__init__()
         m = config.hidden or d
-        self.embedding = nn.Parameter(torch.randn(config.num_virtual_tokens, d, generator=generator))
+        self.embedding = nn.Parameter(
+            torch.randn(config.num_virtual_tokens, d, generator=generator)
+        )
         if config.encoder == "MLP":
             sizes = [(d, m), (m, m), (m, d)]
         else:
             self.lstm_head = nn.LSTM(
-                d, m, config.lstm_layers, dropout=config.dropout, bidirectional=True, batch_first=True
+                d,
+                m,
+                config.lstm_layers,
+                dropout=config.dropout,
+                bidirectional=True,
+                batch_first=True,
             )
             for p in self.lstm_head.parameters():
                 nn.init.uniform_(p, -(m**-0.5), m**-0.5, generator=generator)
@@ -90,14 +119,19 @@ class PromptEncoder(nn.Module):
         """The virtual tokens."""
         h = self.embedding
         if hasattr(self, "lstm_head"):
-            h = self.lstm_head(h[None])[0][0]  # (p, 2m): what came before token i, and what comes after
+            # (p, 2m): what came before token i, and what comes after
+            h = self.lstm_head(h[None])[0][0]
         return self.mlp_head(h)
 
 
 def apply(
-    model: nn.Module, config: PTuningConfig, adapter: str = "default", generator: torch.Generator | None = None
+    model: nn.Module,
+    config: PTuningConfig,
+    adapter: str = "default",
+    generator: torch.Generator | None = None,
 ) -> nn.Module:
-    """Freeze `model` (ours or transformers' Llama) and put the encoder's tokens before its input.
+    """Freeze `model` (ours or transformers' Llama) and put the encoder's tokens before
+    its input.
 
     Raises:
         ValueError: the adapter exists or has a bad name, or `model` is no Llama.
@@ -105,23 +139,32 @@ def apply(
     d = shape_of(model).d
     encoder = PromptEncoder(d, config, generator)
     if config.num_labels:
-        encoder.head = label_head.make_head(d, config.num_labels, config.per_token, generator)
-    return virtual_tokens.install(model, encoder.to(embedding_of(model).weight.device), config, adapter)
+        encoder.head = label_head.make_head(
+            d, config.num_labels, config.per_token, generator
+        )
+    return virtual_tokens.install(
+        model, encoder.to(embedding_of(model).weight.device), config, adapter
+    )
 
 
 def num_parameters(model: nn.Module, config: PTuningConfig) -> int:
     """What `apply` would train: h, the network, and the label head if there is one."""
     d = shape_of(model).d
     m, layers = config.hidden or d, config.lstm_layers
-    outside = config.num_virtual_tokens * d + (config.num_labels or 0) * (d + config.per_token)
+    outside = config.num_virtual_tokens * d + (config.num_labels or 0) * (
+        d + config.per_token
+    )
     if config.encoder == "MLP":
         return outside + (d + 1) * m + (m + 1) * m + (m + 1) * d
-    gates = sum(2 * 4 * m * (width + m + 2) for width in [d] + [2 * m] * (layers - 1))  # two directions, two biases
+    # two directions, two biases
+    gates = sum(2 * 4 * m * (width + m + 2) for width in [d] + [2 * m] * (layers - 1))
     return outside + gates + (2 * m + 1) * 2 * m + (2 * m + 1) * d
 
 
 def save(model: nn.Module, folder: str | Path, adapter: str = "default") -> None:
-    """Write the virtual tokens as `peft` does, without the network: `PeftModel.from_pretrained(base, folder)` opens them."""
+    """Write the virtual tokens as `peft` does, without the network:
+    `PeftModel.from_pretrained(base, folder)` opens them.
+    """
     _, config = virtual_tokens.get(model, adapter)
     settings = {
         "encoder_reparameterization_type": config.encoder,
@@ -133,11 +176,13 @@ def save(model: nn.Module, folder: str | Path, adapter: str = "default") -> None
 
 
 def load(model: nn.Module, folder: str | Path, adapter: str = "default") -> nn.Module:
-    """Put virtual tokens from a folder, ours or `peft`'s, on `model`. A file has no network: they come folded.
+    """Put virtual tokens from a folder, ours or `peft`'s, on `model`. A file has no
+    network: they come folded.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: another method's adapter, or one of a model of another width. The model is then as it was.
+        ValueError: another method's adapter, or one of a model of another width. The
+            model is then as it was.
     """
     settings, table = files.read(model, folder, "P_TUNING")
     labels, per_token = files.labels_of(table)

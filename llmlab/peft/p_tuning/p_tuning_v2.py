@@ -1,18 +1,23 @@
-"""P-Tuning v2: a prompt in every layer, and a label head, for small models and labelling tasks.
+"""P-Tuning v2: a prompt in every layer, and a label head, for small models and
+labelling tasks.
 
-Liu et al. 2022, https://arxiv.org/abs/2110.07602, section 3: prompts only at the input have few numbers to train and act
-on the output from afar. So each layer gets its own, as prefix keys and values, and
+Liu et al. 2022, https://arxiv.org/abs/2110.07602, section 3: prompts only at the input
+have few numbers to train and act on the output from afar. So each layer gets its own,
+as prefix keys and values, and
 
-    label scores = W h_t + b        h_t the last layer's state of token t, W trained and drawn at random
+    label scores = W h_t + b        h_t the last layer's state of token t, W trained and
+                                    drawn at random
 
-instead of words of the vocabulary that stand for labels. No reparameterisation by default (section 3.3: it helps on some
-tasks and hurts on others).
+instead of words of the vocabulary that stand for labels. No reparameterisation by
+default (section 3.3: it helps on some tasks and hurts on others).
 
-    p  virtual tokens    L  layers    K, D  key/value heads, head_dim    C  labels    d  hidden_size
+    p  virtual tokens    L  layers    K, D  key/value heads, head_dim    C  labels    d
+                                            hidden_size
 
-One score vector comes for each token; for a label of the whole text take that of the last token, `label_head.last_token`. `peft` has
-this as PrefixTuningConfig on LlamaForSequenceClassification (no bias) and LlamaForTokenClassification (bias); files open
-in both directions. Simplified: no multi-task training.
+One score vector comes for each token; for a label of the whole text take that of the
+last token, `label_head.last_token`. `peft` has this as PrefixTuningConfig on
+LlamaForSequenceClassification (no bias) and LlamaForTokenClassification (bias); files
+open in both directions. Simplified: no multi-task training.
 """
 
 from __future__ import annotations
@@ -36,7 +41,17 @@ from llmlab.peft.prompt_and_prefix_tuning import (
     virtual_tokens,
 )
 
-__all__ = ["PTuningV2Config", "adapters", "apply", "fold", "load", "num_parameters", "remove", "save", "set_adapter"]
+__all__ = [
+    "PTuningV2Config",
+    "adapters",
+    "apply",
+    "fold",
+    "load",
+    "num_parameters",
+    "remove",
+    "save",
+    "set_adapter",
+]
 
 
 @dataclass(frozen=True)
@@ -45,73 +60,111 @@ class PTuningV2Config:
 
     num_virtual_tokens: int = 20
     num_labels: int | None = None  # None: no head, the model goes on predicting tokens
-    per_token: bool = False  # whether every token has a label (then the head has a bias, as in transformers)
+    # whether every token has a label (then the head has a bias, as in transformers)
+    per_token: bool = False
     projection: bool = False
     hidden: int | None = None  # the network's width; None: K·D
-    init_tokens: tuple[int, ...] = ()  # start from the keys and values of these tokens, not from noise
+    # start from the keys and values of these tokens, not from noise
+    init_tokens: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("num_virtual_tokens", "num_labels", "hidden"):
             value = getattr(self, name)
             optional = name != "num_virtual_tokens" and value is None
             if not (isinstance(value, int) and value >= 1) and not optional:
-                raise ValueError(f"{name} must be an integer of at least 1, not {value!r}")
-        if self.init_tokens and (self.projection or len(self.init_tokens) != self.num_virtual_tokens):
+                raise ValueError(
+                    f"{name} must be an integer of at least 1, not {value!r}"
+                )
+        if self.init_tokens and (
+            self.projection or len(self.init_tokens) != self.num_virtual_tokens
+        ):
             raise ValueError(
-                f"init_tokens has {len(self.init_tokens)} ids: it needs num_virtual_tokens={self.num_virtual_tokens} of "
-                "them, and projection=False"
+                f"init_tokens has {len(self.init_tokens)} ids: it needs"
+                f" num_virtual_tokens={self.num_virtual_tokens} of them, and"
+                " projection=False"
             )
 
 
-def make_encoder(model: nn.Module, config: PTuningV2Config, generator: torch.Generator | None = None) -> nn.Module:
+def make_encoder(
+    model: nn.Module, config: PTuningV2Config, generator: torch.Generator | None = None
+) -> nn.Module:
     """What makes the prompts (p, 2·L·K·D), with the label head as its `head`."""
     shape, p = shape_of(model), config.num_virtual_tokens
     d = shape.heads * shape.head_dim
     if config.projection:
-        encoder = prefixes.PrefixMLP(p, d, config.hidden or d, shape.deep_width, generator)
+        encoder = prefixes.PrefixMLP(
+            p, d, config.hidden or d, shape.deep_width, generator
+        )
     elif config.init_tokens:
-        encoder = virtual_tokens.Table(virtual_tokens.of_text(model, config.init_tokens), deep=True)
+        encoder = virtual_tokens.Table(
+            virtual_tokens.of_text(model, config.init_tokens), deep=True
+        )
     else:
-        encoder = virtual_tokens.Table(torch.randn(p, shape.deep_width, generator=generator), deep=True)
+        encoder = virtual_tokens.Table(
+            torch.randn(p, shape.deep_width, generator=generator), deep=True
+        )
     if config.num_labels:
-        encoder.head = label_head.make_head(shape.d, config.num_labels, config.per_token, generator)
+        encoder.head = label_head.make_head(
+            shape.d, config.num_labels, config.per_token, generator
+        )
     return encoder.to(embedding_of(model).weight.device)
 
 
 def apply(
-    model: nn.Module, config: PTuningV2Config, adapter: str = "default", generator: torch.Generator | None = None
+    model: nn.Module,
+    config: PTuningV2Config,
+    adapter: str = "default",
+    generator: torch.Generator | None = None,
 ) -> nn.Module:
-    """Freeze `model` (ours or transformers' Llama) and put prompts in every layer. With labels, it now gives (B, T, C).
+    """Freeze `model` (ours or transformers' Llama) and put prompts in every layer. With
+    labels, it now gives (B, T, C).
 
     Raises:
         ValueError: the adapter exists or has a bad name, or `model` is no Llama.
     """
     virtual_tokens.check_new(model, adapter)
-    return virtual_tokens.install(model, make_encoder(model, config, generator), config, adapter)
+    return virtual_tokens.install(
+        model, make_encoder(model, config, generator), config, adapter
+    )
 
 
 def num_parameters(model: nn.Module, config: PTuningV2Config) -> int:
-    """What `apply` would train: the prompts (or the network that makes them) and the label head."""
+    """What `apply` would train: the prompts (or the network that makes them) and the
+    label head.
+    """
     shape, p = shape_of(model), config.num_virtual_tokens
-    d, width, labels = shape.heads * shape.head_dim, shape.deep_width, config.num_labels or 0
+    d, width, labels = (
+        shape.heads * shape.head_dim,
+        shape.deep_width,
+        config.num_labels or 0,
+    )
     hidden = config.hidden or d
-    prompts = p * d + (d + 1) * hidden + (hidden + 1) * width if config.projection else p * width
+    prompts = (
+        p * d + (d + 1) * hidden + (hidden + 1) * width
+        if config.projection
+        else p * width
+    )
     return prompts + labels * (shape.d + config.per_token)
 
 
 def save(model: nn.Module, folder: str | Path, adapter: str = "default") -> None:
     """Write prompts and head as `peft` does for its PrefixTuningConfig."""
     _, config = virtual_tokens.get(model, adapter)
-    settings = {"prefix_projection": config.projection, "encoder_hidden_size": config.hidden}
+    settings = {
+        "prefix_projection": config.projection,
+        "encoder_hidden_size": config.hidden,
+    }
     files.save(model, folder, adapter, "PREFIX_TUNING", settings)
 
 
 def load(model: nn.Module, folder: str | Path, adapter: str = "default") -> nn.Module:
-    """Put prompts, and a head where there is one, from a folder, ours or `peft`'s, on `model`.
+    """Put prompts, and a head where there is one, from a folder, ours or `peft`'s, on
+    `model`.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: another method's adapter, or one of a model of another shape. The model is then as it was.
+        ValueError: another method's adapter, or one of a model of another shape. The
+            model is then as it was.
     """
     settings, encoder = files.read(model, folder, "PREFIX_TUNING")
     labels, per_token = files.labels_of(encoder)

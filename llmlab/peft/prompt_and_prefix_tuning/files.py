@@ -1,7 +1,9 @@
-"""Files of virtual tokens in the format of `peft`: one tensor called `prompt_embeddings`, whatever made it.
+"""Files of virtual tokens in the format of `peft`: one tensor called
+`prompt_embeddings`, whatever made it.
 
-A shallow prompt is (p, d), a prefix (p, 2·L·K·D); the encoder's network is not in the file. A label head, which `peft`
-keeps with sequence and token classifiers, comes as `base_model.score.weight` and `.bias`.
+A shallow prompt is (p, d), a prefix (p, 2·L·K·D); the encoder's network is not in the
+file. A label head, which `peft` keeps with sequence and token classifiers, comes as
+`base_model.score.weight` and `.bias`.
 """
 
 from __future__ import annotations
@@ -15,10 +17,13 @@ from llmlab.peft.prompt_and_prefix_tuning import virtual_tokens
 
 VECTORS = "prompt_embeddings"
 HEAD = "base_model.score."
-TASKS = {None: "CAUSAL_LM", False: "SEQ_CLS", True: "TOKEN_CLS"}  # by whether each token has a label
+# by whether each token has a label
+TASKS = {None: "CAUSAL_LM", False: "SEQ_CLS", True: "TOKEN_CLS"}
 
 
-def save(model: nn.Module, folder: str | Path, adapter: str, peft_type: str, settings: dict) -> None:
+def save(
+    model: nn.Module, folder: str | Path, adapter: str, peft_type: str, settings: dict
+) -> None:
     """Write what one adapter's encoder gives, and its head."""
     encoder, config = virtual_tokens.get(model, adapter)
     shape, (labels, per_token) = virtual_tokens.shape_of(model), labels_of(encoder)
@@ -30,7 +35,9 @@ def save(model: nn.Module, folder: str | Path, adapter: str, peft_type: str, set
         "task_type": TASKS[per_token if labels else None],
         "num_virtual_tokens": config.num_virtual_tokens,
         "num_layers": shape.layers,
-        "num_attention_heads": shape.heads if encoder.deep else model.config.num_attention_heads,
+        "num_attention_heads": (
+            shape.heads if encoder.deep else model.config.num_attention_heads
+        ),
         "token_dim": shape.heads * shape.head_dim if encoder.deep else shape.d,
         "num_transformer_submodules": 1,
         "inference_mode": True,
@@ -39,20 +46,28 @@ def save(model: nn.Module, folder: str | Path, adapter: str, peft_type: str, set
     checkpoint.write(folder, common | settings, tensors, prefix="")
 
 
-def read(model: nn.Module, folder: str | Path, peft_type: str) -> tuple[dict, virtual_tokens.Table]:
-    """(settings, a table of the vectors, with the label head if there is one), checked against the sizes of `model`.
+def read(
+    model: nn.Module, folder: str | Path, peft_type: str
+) -> tuple[dict, virtual_tokens.Table]:
+    """(settings, a table of the vectors, with the label head if there is one), checked
+    against the sizes of `model`.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: another method's adapter; a tensor that is missing, unexpected or of the wrong shape (named).
+        ValueError: another method's adapter; a tensor that is missing, unexpected or of
+            the wrong shape (named).
     """
     settings, tensors = checkpoint.read(folder, peft_type, prefix="")
     shape, deep = virtual_tokens.shape_of(model), peft_type == "PREFIX_TUNING"
-    wanted = {VECTORS: (settings["num_virtual_tokens"], shape.deep_width if deep else shape.d)}
+    wanted = {
+        VECTORS: (settings["num_virtual_tokens"], shape.deep_width if deep else shape.d)
+    }
     head = {n.removeprefix(HEAD): t for n, t in tensors.items() if n.startswith(HEAD)}
     if head:
         labels = len(next(iter(head.values())))
-        wanted |= {f"{HEAD}weight": (labels, shape.d)} | ({f"{HEAD}bias": (labels,)} if "bias" in head else {})
+        wanted |= {f"{HEAD}weight": (labels, shape.d)} | (
+            {f"{HEAD}bias": (labels,)} if "bias" in head else {}
+        )
     checkpoint.check_tensors(tensors, wanted)
     table = virtual_tokens.Table(tensors[VECTORS], deep)
     if head:
@@ -62,6 +77,8 @@ def read(model: nn.Module, folder: str | Path, peft_type: str) -> tuple[dict, vi
 
 
 def labels_of(encoder: nn.Module) -> tuple[int | None, bool]:
-    """(labels, whether each token has one) of an encoder's head; (None, False) without one."""
+    """(labels, whether each token has one) of an encoder's head; (None, False) without
+    one.
+    """
     head = getattr(encoder, "head", None)
     return (None, False) if head is None else (head.out_features, head.bias is not None)

@@ -1,16 +1,20 @@
 """Prefix Tuning: train the keys and values that every layer sees before the input.
 
-Li & Liang 2021, https://arxiv.org/abs/2101.00190, equation 3: at a position i of the prefix the activation is
+Li & Liang 2021, https://arxiv.org/abs/2101.00190, equation 3: at a position i of the
+prefix the activation is
 
     h_i = P_θ[i, :]        and later tokens attend to it in each of the L layers
 
-Trained directly, P is unstable; section 4.3 trains P_θ[i, :] = MLP_θ(P'_θ[i, :]) and keeps only P in the end.
+Trained directly, P is unstable; section 4.3 trains P_θ[i, :] = MLP_θ(P'_θ[i, :]) and
+keeps only P in the end.
 
-    p  virtual tokens    L  layers    K, D  key/value heads, head_dim    P (p, 2·L·K·D)    P' (p, K·D)
+    p  virtual tokens    L  layers    K, D  key/value heads, head_dim    P (p, 2·L·K·D)
+                                            P' (p, K·D)
 
-P' is K·D wide, as in `peft`. Without the network P starts as the activations of a text ("text", section 7.4), as noise
-N(0, 1) as in `peft`, or at zero, which is not neutral: a key of 0 still takes its share of the attention. "text" is
-exact: the model then answers as if the text stood before the input.
+P' is K·D wide, as in `peft`. Without the network P starts as the activations of a text
+("text", section 7.4), as noise N(0, 1) as in `peft`, or at zero, which is not neutral:
+a key of 0 still takes its share of the attention. "text" is exact: the model then
+answers as if the text stood before the input.
 """
 
 from __future__ import annotations
@@ -31,7 +35,17 @@ from llmlab.peft.prompt_and_prefix_tuning.virtual_tokens import (
     shape_of,
 )
 
-__all__ = ["PrefixTuningConfig", "adapters", "apply", "fold", "load", "num_parameters", "remove", "save", "set_adapter"]
+__all__ = [
+    "PrefixTuningConfig",
+    "adapters",
+    "apply",
+    "fold",
+    "load",
+    "num_parameters",
+    "remove",
+    "save",
+    "set_adapter",
+]
 STARTS = ("random", "text", "zero")
 
 
@@ -48,29 +62,53 @@ class PrefixTuningConfig:
     def __post_init__(self) -> None:
         for name in ("num_virtual_tokens", "hidden"):
             value = getattr(self, name)
-            if not (isinstance(value, int) and value >= 1) and not (name == "hidden" and value is None):
-                raise ValueError(f"{name} must be an integer of at least 1, not {value!r}")
+            if not (isinstance(value, int) and value >= 1) and not (
+                name == "hidden" and value is None
+            ):
+                raise ValueError(
+                    f"{name} must be an integer of at least 1, not {value!r}"
+                )
         if self.init not in STARTS:
-            raise ValueError(f"init={self.init!r} must be one of {', '.join(map(repr, STARTS))}")
+            raise ValueError(
+                f"init={self.init!r} must be one of {', '.join(map(repr, STARTS))}"
+            )
         if self.projection and self.init != "random":
-            raise ValueError(f"init={self.init!r} needs projection=False: it says what P is, not what P' is")
+            raise ValueError(
+                f"init={self.init!r} needs projection=False: it says what P is, not"
+                " what P' is"
+            )
         if self.init == "text" and len(self.init_tokens) != self.num_virtual_tokens:
             raise ValueError(
-                f"init='text' has {len(self.init_tokens)} init_tokens for num_virtual_tokens={self.num_virtual_tokens}"
+                f"init='text' has {len(self.init_tokens)} init_tokens for"
+                f" num_virtual_tokens={self.num_virtual_tokens}"
             )
 
 
-def make_encoder(model: nn.Module, config: PrefixTuningConfig, generator: torch.Generator | None = None) -> nn.Module:
+def make_encoder(
+    model: nn.Module,
+    config: PrefixTuningConfig,
+    generator: torch.Generator | None = None,
+) -> nn.Module:
     """What makes P (p, 2·L·K·D) for `model`: a network or a table."""
-    shape, embed, p = shape_of(model), embedding_of(model).weight, config.num_virtual_tokens
+    shape, embed, p = (
+        shape_of(model),
+        embedding_of(model).weight,
+        config.num_virtual_tokens,
+    )
     d = shape.heads * shape.head_dim
     if config.projection:
-        encoder = prefixes.PrefixMLP(p, d, config.hidden or d, shape.deep_width, generator)
+        encoder = prefixes.PrefixMLP(
+            p, d, config.hidden or d, shape.deep_width, generator
+        )
     elif config.init == "text":
-        encoder = virtual_tokens.Table(virtual_tokens.of_text(model, config.init_tokens), deep=True)
+        encoder = virtual_tokens.Table(
+            virtual_tokens.of_text(model, config.init_tokens), deep=True
+        )
     else:
         scale = 0.0 if config.init == "zero" else 1.0
-        encoder = virtual_tokens.Table(scale * torch.randn(p, shape.deep_width, generator=generator), deep=True)
+        encoder = virtual_tokens.Table(
+            scale * torch.randn(p, shape.deep_width, generator=generator), deep=True
+        )
     return encoder.to(embed.device)
 
 
@@ -80,13 +118,16 @@ def apply(
     adapter: str = "default",
     generator: torch.Generator | None = None,
 ) -> nn.Module:
-    """Freeze `model` (ours or transformers' Llama) and put a prefix before every layer's keys and values.
+    """Freeze `model` (ours or transformers' Llama) and put a prefix before every
+    layer's keys and values.
 
     Raises:
         ValueError: the adapter exists or has a bad name, or `model` is no Llama.
     """
     virtual_tokens.check_new(model, adapter)
-    return virtual_tokens.install(model, make_encoder(model, config, generator), config, adapter)
+    return virtual_tokens.install(
+        model, make_encoder(model, config, generator), config, adapter
+    )
 
 
 def num_parameters(model: nn.Module, config: PrefixTuningConfig) -> int:
@@ -100,18 +141,25 @@ def num_parameters(model: nn.Module, config: PrefixTuningConfig) -> int:
 
 
 def save(model: nn.Module, folder: str | Path, adapter: str = "default") -> None:
-    """Write one prefix as `peft` does, P alone: `PeftModel.from_pretrained(base, folder)` opens it."""
+    """Write one prefix as `peft` does, P alone: `PeftModel.from_pretrained(base,
+    folder)` opens it.
+    """
     _, config = virtual_tokens.get(model, adapter)
-    settings = {"prefix_projection": config.projection, "encoder_hidden_size": config.hidden}
+    settings = {
+        "prefix_projection": config.projection,
+        "encoder_hidden_size": config.hidden,
+    }
     files.save(model, folder, adapter, "PREFIX_TUNING", settings)
 
 
 def load(model: nn.Module, folder: str | Path, adapter: str = "default") -> nn.Module:
-    """Put a prefix from a folder, ours or `peft`'s, on `model`. A file holds P, so no network comes back.
+    """Put a prefix from a folder, ours or `peft`'s, on `model`. A file holds P, so no
+    network comes back.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: another method's adapter, or one of a model of another shape. The model is then as it was.
+        ValueError: another method's adapter, or one of a model of another shape. The
+            model is then as it was.
     """
     settings, table = files.read(model, folder, "PREFIX_TUNING")
     if files.labels_of(table)[0]:

@@ -1,15 +1,19 @@
-"""Prefixes: keys and values of tokens that were never computed, as pure functions and one cache.
+"""Prefixes: keys and values of tokens that were never computed, as pure functions and
+one cache.
 
-Li & Liang 2021, https://arxiv.org/abs/2101.00190, section 4: at the positions of the prefix the activations are trained
-numbers instead of the model's own; every later token attends to them. In a decoder what attention reads of a token
-are its key and its value, so a prefix is, for each layer,
+Li & Liang 2021, https://arxiv.org/abs/2101.00190, section 4: at the positions of the
+prefix the activations are trained numbers instead of the model's own; every later token
+attends to them. In a decoder what attention reads of a token are its key and its value,
+so a prefix is, for each layer,
 
     K ← [P_K; K]        V ← [P_V; V]
 
-    p  virtual tokens    L  layers    K, D  key/value heads, head_dim    B  batch    T  new tokens    S  stored tokens
+    p  virtual tokens    L  layers    K, D  key/value heads, head_dim    B  batch    T
+                                            new tokens    S  stored tokens
 
-The keys go in as they lie in a cache, that is after RoPE: a trained key is at its position already.
-Combinations (MAM, UniPELT) use `split` and `PrefixCache`, or `prefix_attention_inputs` on one layer.
+The keys go in as they lie in a cache, that is after RoPE: a trained key is at its
+position already. Combinations (MAM, UniPELT) use `split` and `PrefixCache`, or
+`prefix_attention_inputs` on one layer.
 """
 
 from __future__ import annotations
@@ -37,7 +41,9 @@ class Shape:
 
     @property
     def deep_width(self) -> int:
-        """Numbers of one virtual token: a key and a value for each head of each layer."""
+        """Numbers of one virtual token: a key and a value for each head of each
+        layer.
+        """
         return 2 * self.layers * self.heads * self.head_dim
 
 
@@ -49,7 +55,10 @@ def shape_of(model: nn.Module) -> Shape:
     """
     c = getattr(model, "config", None)
     if not hasattr(c, "hidden_size"):
-        raise ValueError(f"model is a {type(model).__name__} without sizes in a config: only a Llama is supported")
+        raise ValueError(
+            f"model is a {type(model).__name__} without sizes in a config: only a Llama"
+            " is supported"
+        )
     head_dim = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
     heads = getattr(c, "num_key_value_heads", None) or c.num_attention_heads
     return Shape(c.hidden_size, c.num_hidden_layers, heads, head_dim)
@@ -63,19 +72,26 @@ def embedding_of(model: nn.Module) -> nn.Embedding:
     """
     embedding = getattr(getattr(model, "model", None), "embed_tokens", None)
     if embedding is None:
-        raise ValueError(f"model is a {type(model).__name__} without model.embed_tokens: only a Llama is supported")
+        raise ValueError(
+            f"model is a {type(model).__name__} without model.embed_tokens: only a"
+            " Llama is supported"
+        )
     return embedding
 
 
 def split(prefix: Float[Tensor, "p width"], layers: int, heads: int) -> list[Pair]:
-    """(p, 2·L·K·D) → for each layer a key and a value of (1, K, p, D), in the order of `peft`'s files.
+    """(p, 2·L·K·D) → for each layer a key and a value of (1, K, p, D), in the order of
+    `peft`'s files.
 
     Raises:
         ValueError: the width is no multiple of 2 · layers · heads.
     """
     p, width = prefix.shape
     if width % (2 * layers * heads):
-        raise ValueError(f"prefix is {width} wide; that is no multiple of 2 · layers={layers} · heads={heads}")
+        raise ValueError(
+            f"prefix is {width} wide; that is no multiple of 2 · layers={layers} ·"
+            f" heads={heads}"
+        )
     kv = prefix.view(p, layers, 2, heads, -1).permute(1, 2, 3, 0, 4)  # (L, 2, K, p, D)
     return [(k[None], v[None]) for k, v in kv]
 
@@ -87,19 +103,28 @@ def join(pairs: list[Pair]) -> Float[Tensor, "p width"]:
 
 
 def prefix_attention_inputs(
-    pair: Pair, k: Float[Tensor, "B K S D"], v: Float[Tensor, "B K S D"], gate: Tensor | float = 1.0
+    pair: Pair,
+    k: Float[Tensor, "B K S D"],
+    v: Float[Tensor, "B K S D"],
+    gate: Tensor | float = 1.0,
 ) -> tuple[Float[Tensor, "B K p+S D"], Float[Tensor, "B K p+S D"]]:
-    """[g·P_K; K] and [g·P_V; V]: the prefix before one layer's keys and values, both scaled by a gate (UniPELT).
+    """[g·P_K; K] and [g·P_V; V]: the prefix before one layer's keys and values, both
+    scaled by a gate (UniPELT).
 
     Args:
         gate: a number, or one that broadcasts over (B, K, p, D), as (B, 1, 1, 1) does.
     """
-    grown = [(gate * t).to(own.dtype).expand(len(own), -1, -1, -1) for t, own in zip(pair, (k, v), strict=True)]
+    grown = [
+        (gate * t).to(own.dtype).expand(len(own), -1, -1, -1)
+        for t, own in zip(pair, (k, v), strict=True)
+    ]
     return torch.cat([grown[0], k], dim=2), torch.cat([grown[1], v], dim=2)
 
 
 class PrefixCache:
-    """A cache for one forward pass of our Llama: it holds the prefix and stores nothing, so that gradients can flow."""
+    """A cache for one forward pass of our Llama: it holds the prefix and stores
+    nothing, so that gradients can flow.
+    """
 
     def __init__(self, pairs: list[Pair]) -> None:
         self.pairs = pairs
@@ -114,11 +139,15 @@ class PrefixCache:
         return prefix_attention_inputs(self.pairs[layer], k, v)
 
 
-def fill(cache: object | None, pairs: list[Pair], batch: int, transformers: bool = False) -> object:
-    """A cache that holds the prefix for `batch` rows: `cache`, which must be empty, or a new one.
+def fill(
+    cache: object | None, pairs: list[Pair], batch: int, transformers: bool = False
+) -> object:
+    """A cache that holds the prefix for `batch` rows: `cache`, which must be empty, or
+    a new one.
 
     Args:
-        transformers: whether it is a transformers cache (`update`) or one of ours (`append`).
+        transformers: whether it is a transformers cache (`update`) or one of ours
+            (`append`).
     """
     if cache is None and not transformers:
         return PrefixCache(pairs)
@@ -137,7 +166,9 @@ def fill(cache: object | None, pairs: list[Pair], batch: int, transformers: bool
 
 @torch.no_grad()
 def of_tokens(model: nn.Module, ids: Int[Tensor, "p"]) -> Float[Tensor, "p width"]:
-    """The prefix that *is* a text: the keys and values which `model` itself computes for these tokens."""
+    """The prefix that *is* a text: the keys and values which `model` itself computes
+    for these tokens.
+    """
     if isinstance(model, Llama):
         cache: Cache = KVCache(model.config.num_hidden_layers, capacity=len(ids))
         model(ids[None], cache=cache)
@@ -148,17 +179,28 @@ def of_tokens(model: nn.Module, ids: Int[Tensor, "p"]) -> Float[Tensor, "p width
 
 
 class PrefixMLP(nn.Module):
-    """The reparameterisation of section 4.3: P = MLP(P'), a small table through a large network.
+    """The reparameterisation of section 4.3: P = MLP(P'), a small table through a large
+    network.
 
-    The names are those of `peft`'s encoder. `vectors` of the network are all that is left after training.
+    The names are those of `peft`'s encoder. `vectors` of the network are all that is
+    left after training.
     """
 
     deep = True
 
-    def __init__(self, p: int, d: int, hidden: int, width: int, generator: torch.Generator | None = None) -> None:
+    def __init__(
+        self,
+        p: int,
+        d: int,
+        hidden: int,
+        width: int,
+        generator: torch.Generator | None = None,
+    ) -> None:
         super().__init__()
         self.embedding = nn.Parameter(torch.randn(p, d, generator=generator))
-        self.transform = nn.Sequential(nn.Linear(d, hidden), nn.Tanh(), nn.Linear(hidden, width))
+        self.transform = nn.Sequential(
+            nn.Linear(d, hidden), nn.Tanh(), nn.Linear(hidden, width)
+        )
         reset_linears(self.transform, generator)
 
     def forward(self) -> Float[Tensor, "p width"]:
@@ -171,4 +213,9 @@ def reset_linears(module: nn.Module, generator: torch.Generator | None) -> None:
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
             for p in layer.parameters():
-                nn.init.uniform_(p, -(layer.in_features**-0.5), layer.in_features**-0.5, generator=generator)
+                nn.init.uniform_(
+                    p,
+                    -(layer.in_features**-0.5),
+                    layer.in_features**-0.5,
+                    generator=generator,
+                )

@@ -1,4 +1,5 @@
-"""Prompt Tuning: freeze the model and train the embeddings of a few tokens that come before every input.
+"""Prompt Tuning: freeze the model and train the embeddings of a few tokens that come
+before every input.
 
 Lester et al. 2021, https://arxiv.org/abs/2104.08691, section 2:
 
@@ -6,9 +7,10 @@ Lester et al. 2021, https://arxiv.org/abs/2104.08691, section 2:
 
     p  virtual tokens    d  hidden_size    X  the embedded input    V  vocabulary
 
-P starts as rows of the model's own embedding ("vocab": drawn from the most frequent tokens; "text": those of a text),
-or as noise, uniform on [−0.5, 0.5] as in section 3.2 (`peft` draws it from N(0, 1)). The paper's class-label start is
-"text" with the labels' tokens. Simplified: no prompt ensembling.
+P starts as rows of the model's own embedding ("vocab": drawn from the most frequent
+tokens; "text": those of a text), or as noise, uniform on [−0.5, 0.5] as in section 3.2
+(`peft` draws it from N(0, 1)). The paper's class-label start is "text" with the labels'
+tokens. Simplified: no prompt ensembling.
 """
 
 from __future__ import annotations
@@ -30,7 +32,17 @@ from llmlab.peft.prompt_and_prefix_tuning.virtual_tokens import (
     shape_of,
 )
 
-__all__ = ["PromptTuningConfig", "adapters", "apply", "fold", "load", "num_parameters", "remove", "save", "set_adapter"]
+__all__ = [
+    "PromptTuningConfig",
+    "adapters",
+    "apply",
+    "fold",
+    "load",
+    "num_parameters",
+    "remove",
+    "save",
+    "set_adapter",
+]
 STARTS = ("vocab", "text", "random")
 
 
@@ -40,23 +52,35 @@ class PromptTuningConfig:
 
     num_virtual_tokens: int = 20
     init: str = "vocab"
-    init_tokens: tuple[int, ...] = ()  # for "text": token ids, cut or repeated to num_virtual_tokens
+    # for "text": token ids, cut or repeated to num_virtual_tokens
+    init_tokens: tuple[int, ...] = ()
     most_frequent: int = (
-        5000  # for "vocab": draw from the first so many ids (a BPE vocabulary begins with the frequent)
+        # for "vocab": draw from the first so many ids (a BPE vocabulary begins with the
+        # frequent)
+        5000
     )
 
     def __post_init__(self) -> None:
         for name in ("num_virtual_tokens", "most_frequent"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"{name} must be an integer of at least 1, not {getattr(self, name)!r}")
+                raise ValueError(
+                    f"{name} must be an integer of at least 1, not"
+                    f" {getattr(self, name)!r}"
+                )
         if self.init not in STARTS:
-            raise ValueError(f"init={self.init!r} must be one of {', '.join(map(repr, STARTS))}")
+            raise ValueError(
+                f"init={self.init!r} must be one of {', '.join(map(repr, STARTS))}"
+            )
         if self.init == "text" and not self.init_tokens:
-            raise ValueError("init='text' needs init_tokens, the ids of the text to start from")
+            raise ValueError(
+                "init='text' needs init_tokens, the ids of the text to start from"
+            )
 
 
 def start(
-    embedding: Float[Tensor, "V d"], config: PromptTuningConfig, generator: torch.Generator | None = None
+    embedding: Float[Tensor, "V d"],
+    config: PromptTuningConfig,
+    generator: torch.Generator | None = None,
 ) -> Float[Tensor, "p d"]:
     """P at step 0, a copy: training it must not move the vocabulary."""
     (V, d), p = embedding.shape, config.num_virtual_tokens
@@ -65,9 +89,14 @@ def start(
     if config.init == "vocab":
         rows = torch.randint(min(V, config.most_frequent), (p,), generator=generator)
     else:
-        rows = torch.tensor(config.init_tokens).repeat(-(-p // len(config.init_tokens)))[:p]
+        rows = torch.tensor(config.init_tokens).repeat(
+            -(-p // len(config.init_tokens))
+        )[:p]
         if not 0 <= int(rows.min()) <= int(rows.max()) < V:
-            raise ValueError(f"init_tokens={config.init_tokens} must be ids below the vocabulary's {V}")
+            raise ValueError(
+                f"init_tokens={config.init_tokens} must be ids below the"
+                f" vocabulary's {V}"
+            )
     return embedding.detach()[rows.to(embedding.device)].clone()
 
 
@@ -77,10 +106,12 @@ def apply(
     adapter: str = "default",
     generator: torch.Generator | None = None,
 ) -> nn.Module:
-    """Freeze `model` (ours or transformers' Llama) and put a soft prompt before its input; it is active from now on.
+    """Freeze `model` (ours or transformers' Llama) and put a soft prompt before its
+    input; it is active from now on.
 
     Raises:
-        ValueError: the adapter exists or has a bad name, `init_tokens` are not in the vocabulary, or `model` is no Llama.
+        ValueError: the adapter exists or has a bad name, `init_tokens` are not in the
+            vocabulary, or `model` is no Llama.
     """
     prompt = start(embedding_of(model).weight, config, generator)
     return virtual_tokens.install(model, virtual_tokens.Table(prompt), config, adapter)
@@ -92,16 +123,22 @@ def num_parameters(model: nn.Module, config: PromptTuningConfig) -> int:
 
 
 def save(model: nn.Module, folder: str | Path, adapter: str = "default") -> None:
-    """Write one soft prompt as `peft` does: `PeftModel.from_pretrained(base, folder)` opens it."""
-    files.save(model, folder, adapter, "PROMPT_TUNING", {"prompt_tuning_init": "RANDOM"})
+    """Write one soft prompt as `peft` does: `PeftModel.from_pretrained(base, folder)`
+    opens it.
+    """
+    files.save(
+        model, folder, adapter, "PROMPT_TUNING", {"prompt_tuning_init": "RANDOM"}
+    )
 
 
 def load(model: nn.Module, folder: str | Path, adapter: str = "default") -> nn.Module:
-    """Put a soft prompt from a folder, ours or `peft`'s, on `model` and make it the active one.
+    """Put a soft prompt from a folder, ours or `peft`'s, on `model` and make it the
+    active one.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: another method's adapter, or one of a model of another width. The model is then as it was.
+        ValueError: another method's adapter, or one of a model of another width. The
+            model is then as it was.
     """
     settings, table = files.read(model, folder, "PROMPT_TUNING")
     config = PromptTuningConfig(settings["num_virtual_tokens"], init="random")

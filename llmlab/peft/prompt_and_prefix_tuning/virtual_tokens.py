@@ -1,17 +1,24 @@
-"""Virtual tokens: trained vectors that a model reads before its input, and the seam where they come in.
+"""Virtual tokens: trained vectors that a model reads before its input, and the seam
+where they come in.
 
-Four methods share it. Prompt Tuning and P-Tuning make *embeddings* of tokens that are in no vocabulary; Prefix Tuning
-and P-Tuning v2 make *keys and values* for every layer, of tokens that were never computed. An encoder makes either:
+Four methods share it. Prompt Tuning and P-Tuning make *embeddings* of tokens that are
+in no vocabulary; Prefix Tuning and P-Tuning v2 make *keys and values* for every layer,
+of tokens that were never computed. An encoder makes either:
 
     encoder()  →  (p, d)          shallow: put before the embedded input
-    encoder()  →  (p, 2·L·K·D)    deep: put before each layer's keys and values (see prefixes.py)
+    encoder()  →  (p, 2·L·K·D)    deep: put before each layer's keys and values (see
+                                  prefixes.py)
 
-    p  virtual tokens    B  batch    T  new tokens    L  layers    K, D  key/value heads, head_dim    d  hidden_size
+    p  virtual tokens    B  batch    T  new tokens    L  layers    K, D  key/value
+                                                         heads, head_dim    d
+                                                         hidden_size
 
-The encoders live in `model.virtual_tokens`, which rewrites each call of the model (ours or transformers' Llama): the
-attention mask and the positions count p tokens more, an empty cache is filled, and logits come back for the real tokens
-alone. So training loops and `generate` need not know. A cache that is not empty is taken to hold the virtual tokens.
-Virtual token i has position i, and the input starts at p, padded on the left or not.
+The encoders live in `model.virtual_tokens`, which rewrites each call of the model (ours
+or transformers' Llama): the attention mask and the positions count p tokens more, an
+empty cache is filled, and logits come back for the real tokens alone. So training loops
+and `generate` need not know. A cache that is not empty is taken to hold the virtual
+tokens. Virtual token i has position i, and the input starts at p, padded on the left or
+not.
 """
 
 from __future__ import annotations
@@ -32,17 +39,26 @@ from llmlab.peft.prompt_and_prefix_tuning.prefixes import embedding_of, shape_of
 NAME = "virtual_tokens"
 
 
-def prepend(prompt: Float[Tensor, "p d"], embeds: Float[Tensor, "B T d"]) -> Float[Tensor, "B p+T d"]:
+def prepend(
+    prompt: Float[Tensor, "p d"], embeds: Float[Tensor, "B T d"]
+) -> Float[Tensor, "B p+T d"]:
     """The same p vectors before every row, in the input's dtype."""
-    return torch.cat([prompt.to(embeds.dtype).expand(len(embeds), -1, -1), embeds], dim=1)
+    return torch.cat(
+        [prompt.to(embeds.dtype).expand(len(embeds), -1, -1), embeds], dim=1
+    )
 
 
 def extend_mask(mask: Tensor | None, p: int) -> Tensor | None:
-    """A padding mask (B, S) with p ones before it: nobody's virtual tokens are padding. None stays None."""
+    """A padding mask (B, S) with p ones before it: nobody's virtual tokens are padding.
+    None stays None.
+    """
     if mask is None:
         return None
     if mask.dim() != 2:
-        raise ValueError(f"attention_mask has shape {tuple(mask.shape)}; with virtual tokens it must be (batch, seq)")
+        raise ValueError(
+            f"attention_mask has shape {tuple(mask.shape)}; with virtual tokens it must"
+            " be (batch, seq)"
+        )
     return F.pad(mask, (p, 0), value=1)
 
 
@@ -53,11 +69,15 @@ def extend_positions(positions: Int[Tensor, "B T"], p: int) -> Int[Tensor, "B p+
 
 
 class Table(nn.Module):
-    """The plainest encoder: the vectors themselves, held in fp32 even on a half-precision base."""
+    """The plainest encoder: the vectors themselves, held in fp32 even on a
+    half-precision base.
+    """
 
     def __init__(self, vectors: Float[Tensor, "p width"], deep: bool = False) -> None:
         super().__init__()
-        self.embedding = nn.Parameter(vectors.to(torch.promote_types(vectors.dtype, torch.float32)))
+        self.embedding = nn.Parameter(
+            vectors.to(torch.promote_types(vectors.dtype, torch.float32))
+        )
         self.deep = deep
 
     def forward(self) -> Float[Tensor, "p width"]:
@@ -66,7 +86,9 @@ class Table(nn.Module):
 
 
 class VirtualTokens(walk.Wrapper):
-    """The adapters of one model, by name. A `Wrapper` in no layer's place: the walk does not look inside."""
+    """The adapters of one model, by name. A `Wrapper` in no layer's place: the walk
+    does not look inside.
+    """
 
     def __init__(self) -> None:
         super().__init__(nn.Identity())
@@ -78,16 +100,29 @@ class VirtualTokens(walk.Wrapper):
         """The active adapter's encoder."""
         return None if self.active is None else self.encoders[self.active]
 
-    def before(self, model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+    def before(
+        self, model: nn.Module, args: tuple, kwargs: dict
+    ) -> tuple[tuple, dict] | None:
         """Forward pre-hook: the call as the model must see it."""
         if self.encoder is None:
             return None
-        call = dict(zip(inspect.signature(model.forward).parameters, args, strict=False)) | kwargs
+        call = (
+            dict(zip(inspect.signature(model.forward).parameters, args, strict=False))
+            | kwargs
+        )
         return (), rewrite(model, self.encoder, call)
 
-    def after(self, model: nn.Module, args: tuple, kwargs: dict, output: object) -> object:
-        """Forward hook: with `labels` the last virtual token predicts the first real one; drop its logits again."""
-        if kwargs.get("labels") is None or kwargs.get("inputs_embeds") is None or self.encoder is None:
+    def after(
+        self, model: nn.Module, args: tuple, kwargs: dict, output: object
+    ) -> object:
+        """Forward hook: with `labels` the last virtual token predicts the first real
+        one; drop its logits again.
+        """
+        if (
+            kwargs.get("labels") is None
+            or kwargs.get("inputs_embeds") is None
+            or self.encoder is None
+        ):
             return output
         if isinstance(output, tuple):  # return_dict=False: (loss, logits, …)
             return (output[0], output[1][:, 1:], *output[2:])
@@ -99,17 +134,32 @@ def rewrite(model: nn.Module, encoder: nn.Module, call: dict) -> dict:
     """The keyword arguments of a call, with the virtual tokens of `encoder` in it.
 
     Raises:
-        ValueError: a prefix on a model that recomputes its layers, which leaves it no cache to live in.
+        ValueError: a prefix on a model that recomputes its layers, which leaves it no
+            cache to live in.
     """
-    if encoder.deep and model.training and any(getattr(m, "gradient_checkpointing", False) for m in model.model.layers):
+    if (
+        encoder.deep
+        and model.training
+        and any(getattr(m, "gradient_checkpointing", False) for m in model.model.layers)
+    ):
         raise ValueError(
-            "model has gradient_checkpointing=True: transformers then runs its layers without a cache, which is where a "
-            "prefix lives; turn it off, or take prompt tuning or P-Tuning, which need none"
+            "model has gradient_checkpointing=True: transformers then runs its layers"
+            " without a cache, which is where a prefix lives; turn it off, or take"
+            " prompt tuning or P-Tuning, which need none"
         )
     vectors = encoder()
-    p, cache_name = len(vectors), "cache" if isinstance(model, Llama) else "past_key_values"
+    p, cache_name = (
+        len(vectors),
+        "cache" if isinstance(model, Llama) else "past_key_values",
+    )
     cache = call.get(cache_name)
-    length = 0 if cache is None else cache.length if isinstance(model, Llama) else cache.get_seq_length()
+    length = (
+        0
+        if cache is None
+        else cache.length
+        if isinstance(model, Llama)
+        else cache.get_seq_length()
+    )
     call = {**call, "attention_mask": extend_mask(call.get("attention_mask"), p)}
     if not length and not encoder.deep:
         return _shallow(model, vectors, call)
@@ -117,14 +167,23 @@ def rewrite(model: nn.Module, encoder: nn.Module, call: dict) -> dict:
         call["position_ids"] = call["position_ids"] + p
     if length:
         return call
-    given = call["inputs_embeds"] if call.get("input_ids") is None else call["input_ids"]
+    given = (
+        call["inputs_embeds"] if call.get("input_ids") is None else call["input_ids"]
+    )
     shape, dtype = shape_of(model), embedding_of(model).weight.dtype
     pairs = prefixes.split(vectors.to(dtype), shape.layers, shape.heads)
-    return {**call, cache_name: prefixes.fill(cache, pairs, len(given), transformers=cache_name != "cache")}
+    return {
+        **call,
+        cache_name: prefixes.fill(
+            cache, pairs, len(given), transformers=cache_name != "cache"
+        ),
+    }
 
 
 def _shallow(model: nn.Module, prompt: Float[Tensor, "p d"], call: dict) -> dict:
-    """The call with `inputs_embeds` of p + T tokens and logits for the T real ones (one more where labels are given)."""
+    """The call with `inputs_embeds` of p + T tokens and logits for the T real ones (one
+    more where labels are given).
+    """
     ids, embeds = call.pop("input_ids", None), call.get("inputs_embeds")
     embeds = embedding_of(model)(ids) if embeds is None else embeds
     T, keep = embeds.shape[1], call.get("logits_to_keep", 0)
@@ -136,23 +195,35 @@ def _shallow(model: nn.Module, prompt: Float[Tensor, "p d"], call: dict) -> dict
     else:
         call["logits_to_keep"] = min(keep or T, T)
     if call.get("labels") is not None:
-        call["labels"], call["logits_to_keep"] = F.pad(call["labels"], (1, 0), value=-100), T + 1
+        call["labels"], call["logits_to_keep"] = (
+            F.pad(call["labels"], (1, 0), value=-100),
+            T + 1,
+        )
     return call
 
 
-# Adapters -----------------------------------------------------------------------------------------------------------
+# Adapters -----------------------------------------------------------------------------
 
 
 def check_new(model: nn.Module, adapter: str) -> None:
     """Raises: ValueError: `adapter` is on the model already, or is no good name."""
     if not adapter or "." in adapter or hasattr(nn.ModuleDict, adapter):
-        raise ValueError(f"adapter={adapter!r} must be a name without dots that torch does not use itself (as 'type')")
+        raise ValueError(
+            f"adapter={adapter!r} must be a name without dots that torch does not use"
+            " itself (as 'type')"
+        )
     if adapter in adapters(model):
-        raise ValueError(f"adapter={adapter!r} exists already: remove it first, or take another name")
+        raise ValueError(
+            f"adapter={adapter!r} exists already: remove it first, or take another name"
+        )
 
 
-def install(model: nn.Module, encoder: nn.Module, config: object, adapter: str) -> nn.Module:
-    """Freeze `model` and give it the virtual tokens that `encoder` makes, the active ones from now on."""
+def install(
+    model: nn.Module, encoder: nn.Module, config: object, adapter: str
+) -> nn.Module:
+    """Freeze `model` and give it the virtual tokens that `encoder` makes, the active
+    ones from now on.
+    """
     check_new(model, adapter)
     model.requires_grad_(False)
     if not hasattr(model, NAME):
@@ -160,15 +231,22 @@ def install(model: nn.Module, encoder: nn.Module, config: object, adapter: str) 
         model.register_forward_pre_hook(model.virtual_tokens.before, with_kwargs=True)
         model.register_forward_hook(model.virtual_tokens.after, with_kwargs=True)
     tokens = model.virtual_tokens
-    if getattr(encoder, "head", None) is not None and not isinstance(model.lm_head, LabelHead):
+    if getattr(encoder, "head", None) is not None and not isinstance(
+        model.lm_head, LabelHead
+    ):
         walk.replace(model, "lm_head", LabelHead(model.lm_head, tokens))
-    tokens.encoders[adapter], tokens.configs[adapter] = encoder.train(model.training), config
+    tokens.encoders[adapter], tokens.configs[adapter] = (
+        encoder.train(model.training),
+        config,
+    )
     set_adapter(model, adapter)
     return model
 
 
 def adapters(model: nn.Module) -> list[str]:
-    """The names of the adapters that give `model` virtual tokens, in the order they came."""
+    """The names of the adapters that give `model` virtual tokens, in the order they
+    came.
+    """
     return list(model.virtual_tokens.configs) if hasattr(model, NAME) else []
 
 
@@ -179,7 +257,10 @@ def get(model: nn.Module, adapter: str) -> tuple[nn.Module, object]:
         ValueError: it is not on the model.
     """
     if adapter not in adapters(model):
-        raise ValueError(f"adapter={adapter!r} is not on the model; it has {adapters(model) or 'none'}")
+        raise ValueError(
+            f"adapter={adapter!r} is not on the model; it has"
+            f" {adapters(model) or 'none'}"
+        )
     return model.virtual_tokens.encoders[adapter], model.virtual_tokens.configs[adapter]
 
 
@@ -194,11 +275,15 @@ def set_adapter(model: nn.Module, adapter: str | None) -> None:
 
 
 def fold(model: nn.Module, adapter: str = "default") -> None:
-    """Replace an encoder by the table of what it gives: its network is no longer needed once training is over."""
+    """Replace an encoder by the table of what it gives: its network is no longer needed
+    once training is over.
+    """
     encoder, _ = get(model, adapter)
     table = Table(vectors_of(encoder), encoder.deep)
     table.head = getattr(encoder, "head", None)
-    model.virtual_tokens.encoders[adapter] = table.requires_grad_(model.virtual_tokens.active == adapter)
+    model.virtual_tokens.encoders[adapter] = table.requires_grad_(
+        model.virtual_tokens.active == adapter
+    )
 
 
 @torch.no_grad()
@@ -211,16 +296,22 @@ def vectors_of(encoder: nn.Module) -> Float[Tensor, "p width"]:
 
 
 def of_text(model: nn.Module, ids: tuple[int, ...]) -> Float[Tensor, "p width"]:
-    """A text's own keys and values, computed by the plain base even where an adapter is active."""
+    """A text's own keys and values, computed by the plain base even where an adapter is
+    active.
+    """
     active = model.virtual_tokens.active if adapters(model) else None
     set_adapter(model, None)
-    prefix = prefixes.of_tokens(model, torch.tensor(ids, device=embedding_of(model).weight.device))
+    prefix = prefixes.of_tokens(
+        model, torch.tensor(ids, device=embedding_of(model).weight.device)
+    )
     set_adapter(model, active)
     return prefix
 
 
 def remove(model: nn.Module, adapter: str | None = None) -> nn.Module:
-    """Take one adapter off, or all. With the last one gone, `model` is the base again, bit for bit (still frozen)."""
+    """Take one adapter off, or all. With the last one gone, `model` is the base again,
+    bit for bit (still frozen).
+    """
     for name in adapters(model) if adapter is None else [adapter]:
         get(model, name)
         tokens = model.virtual_tokens
@@ -228,12 +319,19 @@ def remove(model: nn.Module, adapter: str | None = None) -> nn.Module:
         tokens.active = None if tokens.active == name else tokens.active
     if not hasattr(model, NAME):
         return model
-    heads = any(getattr(e, "head", None) is not None for e in model.virtual_tokens.encoders.values())
+    heads = any(
+        getattr(e, "head", None) is not None
+        for e in model.virtual_tokens.encoders.values()
+    )
     if isinstance(getattr(model, "lm_head", None), LabelHead) and not heads:
         walk.replace(model, "lm_head", model.lm_head.base)
     if not adapters(model):
         for hooks in (model._forward_pre_hooks, model._forward_hooks):
-            for key in [k for k, hook in hooks.items() if getattr(hook, "__self__", None) is model.virtual_tokens]:
+            for key in [
+                k
+                for k, hook in hooks.items()
+                if getattr(hook, "__self__", None) is model.virtual_tokens
+            ]:
                 del hooks[key]
                 model._forward_pre_hooks_with_kwargs.pop(key, None)
                 model._forward_hooks_with_kwargs.pop(key, None)

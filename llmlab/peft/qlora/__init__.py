@@ -1,7 +1,14 @@
 """The room `qlora`."""
 
 from llmlab.peft.qlora.paging import UnifiedMemory
-from llmlab.peft.qlora.qlora import QLoRAConfig, apply, memory_plan, quantize, remove, save
+from llmlab.peft.qlora.qlora import (
+    QLoRAConfig,
+    apply,
+    memory_plan,
+    quantize,
+    remove,
+    save,
+)
 
 __all__ = [
     "QLoRAConfig",

@@ -1,19 +1,24 @@
-"""Four-bit codebooks: NF4 and FP4 with one scale a block, and double quantisation of the scales.
+"""Four-bit codebooks: NF4 and FP4 with one scale a block, and double quantisation of
+the scales.
 
-Dettmers et al. 2023, https://arxiv.org/abs/2305.14314, section 3. A block of B = 64 weights shares c = max |w|:
+Dettmers et al. 2023, https://arxiv.org/abs/2305.14314, section 3. A block of B = 64
+weights shares c = max |w|:
 
     q_i = argmin_q |w_i / c − level[q]|        ŵ_i = c · level[q_i]
 
-Double quantisation stores the c of all blocks in 8 bits as well: their mean is subtracted first, since a maximum is
-never negative, and blocks of 256 of what is left share a scale of their own, c₂:
+Double quantisation stores the c of all blocks in 8 bits as well: their mean is
+subtracted first, since a maximum is never negative, and blocks of 256 of what is left
+share a scale of their own, c₂:
 
     bits a weight:    4 + 32/64 = 4.5    →    4 + 8/64 + 32/(64 · 256) = 4.127
 
     w  weights, in one row, whatever their shape     n  their number
-    c  scales of the weights (absmax)                level  the 16 values of a codebook, the largest 1
+    c  scales of the weights (absmax)                level  the 16 values of a codebook,
+                                                     the largest 1
 
-Codes and scales are bit for bit those of bitsandbytes' `quantize_4bit` on a CPU, which is why a last, shorter block is
-divided where full ones are multiplied by 1/c, and why `encode_8bit` looks up a table of 65,536 entries.
+Codes and scales are bit for bit those of bitsandbytes' `quantize_4bit` on a CPU, which
+is why a last, shorter block is divided where full ones are multiplied by 1/c, and why
+`encode_8bit` looks up a table of 65,536 entries.
 """
 
 from __future__ import annotations
@@ -43,12 +48,14 @@ _FP4 = (
     2,
     3,
 )  # sign, 2 exponent bits, 1 mantissa bit, in the order of bitsandbytes' bit patterns
-_E2M1 = (0, 1, 2, 3, 4, 6, 8, 12)  # the same format with a usual subnormal: the smallest step is 1, not 1/16
+# the same format with a usual subnormal: the smallest step is 1, not 1/16
+_E2M1 = (0, 1, 2, 3, 4, 6, 8, 12)
 CODEBOOKS = {
     "nf4": NF4,
     "fp4": tuple(sign * v / 12 for sign in (1, -1) for v in _FP4),
     "e2m1": tuple(sign * v / 12 for sign in (1, -1) for v in _E2M1),
-    "int4": tuple(v / 7 for v in range(-7, 8)),  # evenly spaced, as many below 0 as above
+    # evenly spaced, as many below 0 as above
+    "int4": tuple(v / 7 for v in range(-7, 8)),
 }
 BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 SCALES_BLOCK = 256  # scales that share a second scale
@@ -61,7 +68,8 @@ class Quantized:
 
     packed: UInt8[Tensor, "bytes 1"]  # two codes a byte, the first in the high half
     scales: Tensor  # (blocks,): c in fp32, or its 8-bit codes
-    scales2: Tensor | None  # (⌈blocks / 256⌉,): c₂ in fp32; None without double quantisation
+    # (⌈blocks / 256⌉,): c₂ in fp32; None without double quantisation
+    scales2: Tensor | None
     offset: Tensor | None  # (): the mean of c
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -70,17 +78,30 @@ class Quantized:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of codes and scales. The codebooks, 1 KiB for a whole model, are not counted."""
-        return sum(t.nbytes for t in (self.packed, self.scales, self.scales2, self.offset) if t is not None)
+        """Bytes of codes and scales. The codebooks, 1 KiB for a whole model, are not
+        counted.
+        """
+        return sum(
+            t.nbytes
+            for t in (self.packed, self.scales, self.scales2, self.offset)
+            if t is not None
+        )
 
 
 def normal_float(bits: int = 4, offset: float = 0.9677083) -> Float[Tensor, "levels"]:
-    """NFk: quantiles of N(0, 1), scaled to [−1, 1]; 2^(k−1) − 1 negative ones, an exact 0, and 2^(k−1) positive ones.
+    """NFk: quantiles of N(0, 1), scaled to [−1, 1]; 2^(k−1) − 1 negative ones, an exact
+    0, and 2^(k−1) positive ones.
 
-    Each side steps evenly in probability from `offset` to ½. The offset lies midway between 1 − 1/32 and 1 − 1/30.
+    Each side steps evenly in probability from `offset` to ½. The offset lies midway
+    between 1 − 1/32 and 1 − 1/30.
     """
     half = 2 ** (bits - 1)
-    side = lambda n: torch.special.ndtri(torch.linspace(offset, 0.5, n + 1)[:-1].double()).float()  # noqa: E731
+
+    def side(n):
+        return torch.special.ndtri(
+            torch.linspace(offset, 0.5, n + 1)[:-1].double()
+        ).float()
+
     values = torch.cat([-side(half - 1), torch.zeros(1), side(half).flip(0)])
     return values / values.max()
 
@@ -100,10 +121,14 @@ def nearest(x: Float[Tensor, "*any"], levels: Float[Tensor, "levels"]) -> Tensor
     """The code of the nearest level for each x; halfway, the smaller level."""
     order = levels.argsort(stable=True)
     ranked = levels[order]
-    return order.int()[torch.bucketize(x, (ranked[:-1] + ranked[1:]) / 2, out_int32=True)]
+    return order.int()[
+        torch.bucketize(x, (ranked[:-1] + ranked[1:]) / 2, out_int32=True)
+    ]
 
 
-def absmax_blocks(flat: Float[Tensor, "n"], block: int) -> tuple[Float[Tensor, "blocks"], Float[Tensor, "n"]]:
+def absmax_blocks(
+    flat: Float[Tensor, "n"], block: int
+) -> tuple[Float[Tensor, "blocks"], Float[Tensor, "n"]]:
     """(c of each block, w / c). The last block may be short."""
     full = len(flat) // block * block
     blocks, rest = flat[:full].view(-1, block), flat[full:]
@@ -111,7 +136,10 @@ def absmax_blocks(flat: Float[Tensor, "n"], block: int) -> tuple[Float[Tensor, "
     scaled = (blocks * (1.0 / c.clamp(min=1e-38))[:, None]).clamp(-1, 1).flatten()
     if len(rest):
         last = rest.abs().amax().clamp(min=1e-38)
-        c, scaled = torch.cat([c, last[None]]), torch.cat([scaled, (rest / last).clamp(-1, 1)])
+        c, scaled = (
+            torch.cat([c, last[None]]),
+            torch.cat([scaled, (rest / last).clamp(-1, 1)]),
+        )
     return c, scaled
 
 
@@ -121,33 +149,53 @@ def pack(codes: Tensor) -> UInt8[Tensor, "bytes 1"]:
     return ((codes[::2] << 4) | codes[1::2])[:, None]
 
 
-def quantize(w: Float[Tensor, "..."], kind: str = "nf4", block: int = 64, double: bool = True) -> Quantized:
+def quantize(
+    w: Float[Tensor, "..."], kind: str = "nf4", block: int = 64, double: bool = True
+) -> Quantized:
     """`w` in 4 bits, row after row; a block may run over the end of a row.
 
     Raises:
-        ValueError: an unknown codebook or block size, or `w` is empty or not floating-point.
+        ValueError: an unknown codebook or block size, or `w` is empty or not
+            floating-point.
     """
     levels = levels_of(kind).to(w.device)
     if block not in BLOCKS:
         raise ValueError(f"block={block!r} must be one of {BLOCKS}")
     if not w.is_floating_point() or w.numel() == 0:
-        raise ValueError(f"w must hold floating-point values, not {w.numel()} of {w.dtype}")
+        raise ValueError(
+            f"w must hold floating-point values, not {w.numel()} of {w.dtype}"
+        )
     c, scaled = absmax_blocks(w.detach().reshape(-1).float(), block)
     packed = pack(nearest(F.pad(scaled, (0, len(scaled) % 2)), levels))
     scales, scales2, offset = quantize_scales(c) if double else (c, None, None)
-    return Quantized(packed, scales, scales2, offset, tuple(w.shape), w.dtype, kind, block)
+    return Quantized(
+        packed, scales, scales2, offset, tuple(w.shape), w.dtype, kind, block
+    )
 
 
-def unpacked_levels(packed: UInt8[Tensor, "bytes 1"], levels: Float[Tensor, "levels"]) -> Float[Tensor, "2*bytes"]:
+def unpacked_levels(
+    packed: UInt8[Tensor, "bytes 1"], levels: Float[Tensor, "levels"]
+) -> Float[Tensor, "2*bytes"]:
     """The level of each code: a byte looks up both of its levels at once."""
     levels = F.pad(levels, (0, 16 - len(levels)))
-    pairs = torch.stack([levels.repeat_interleave(16), levels.repeat(16)], dim=1)  # (256, 2): 8 bytes for each byte
-    return pairs.view(torch.float64).flatten().index_select(0, packed.flatten().int()).view(torch.float32)
+    # (256, 2): 8 bytes for each byte
+    pairs = torch.stack([levels.repeat_interleave(16), levels.repeat(16)], dim=1)
+    return (
+        pairs.view(torch.float64)
+        .flatten()
+        .index_select(0, packed.flatten().int())
+        .view(torch.float32)
+    )
 
 
 def dequantize(q: Quantized, dtype: torch.dtype | None = None) -> Float[Tensor, "..."]:
-    """ŵ = c · level, in fp32, then rounded to `dtype` (by default, what was quantised)."""
-    values, n = unpacked_levels(q.packed, levels_of(q.kind).to(q.packed.device)), math.prod(q.shape)
+    """ŵ = c · level, in fp32, then rounded to `dtype` (by default, what was
+    quantised).
+    """
+    values, n = (
+        unpacked_levels(q.packed, levels_of(q.kind).to(q.packed.device)),
+        math.prod(q.shape),
+    )
     c, full = scales_of(q), n // q.block * q.block
     values[:full].view(-1, q.block).mul_(c[: full // q.block, None])
     if full < n:
@@ -155,14 +203,16 @@ def dequantize(q: Quantized, dtype: torch.dtype | None = None) -> Float[Tensor, 
     return values[:n].view(q.shape).to(dtype or q.dtype)
 
 
-# Double quantisation --------------------------------------------------------------------------------------------------
+# Double quantisation ------------------------------------------------------------------
 
 
 def dynamic_map() -> Float[Tensor, "256"]:
-    """The 8-bit numbers for scales: seven decades, each with twice the levels of the one below it.
+    """The 8-bit numbers for scales: seven decades, each with twice the levels of the
+    one below it.
 
-    A "dynamic" format (Dettmers 2016, https://arxiv.org/abs/1511.04561; 2022, https://arxiv.org/abs/2110.02861): a sign, a
-    run of zeros for the decade, and evenly spaced fractions with the bits that are left; 0 and 1 besides.
+    A "dynamic" format (Dettmers 2016, https://arxiv.org/abs/1511.04561; 2022,
+    https://arxiv.org/abs/2110.02861): a sign, a run of zeros for the decade, and evenly
+    spaced fractions with the bits that are left; 0 and 1 besides.
     """
     return torch.tensor(_dynamic_values())
 
@@ -177,11 +227,14 @@ def _dynamic_values() -> tuple[float, ...]:
     return tuple(sorted(values))
 
 
-def encode_8bit(x: Float[Tensor, "n"], grid: int | None = GRID) -> tuple[UInt8[Tensor, "n"], Float[Tensor, "blocks"]]:
+def encode_8bit(
+    x: Float[Tensor, "n"], grid: int | None = GRID
+) -> tuple[UInt8[Tensor, "n"], Float[Tensor, "blocks"]]:
     """Codes into `dynamic_map` and the scale of each block of 256.
 
-    bitsandbytes' CPU kernel first rounds x / c₂ to one of `grid` evenly spaced values and looks the code up; only
-    values within 1/65,535 of a midpoint, or of 0, are told apart differently by its GPU kernel (`grid=None`).
+    bitsandbytes' CPU kernel first rounds x / c₂ to one of `grid` evenly spaced values
+    and looks the code up; only values within 1/65,535 of a midpoint, or of 0, are told
+    apart differently by its GPU kernel (`grid=None`).
     """
     blocks = F.pad(x, (0, -len(x) % SCALES_BLOCK)).view(-1, SCALES_BLOCK)
     c2 = blocks.abs().amax(-1)
@@ -191,7 +244,8 @@ def encode_8bit(x: Float[Tensor, "n"], grid: int | None = GRID) -> tuple[UInt8[T
             (((scaled + 1) * 0.5).double() * (grid - 1) + 0.5).float().floor()
         )  # rounded once, as a fused operation is
         scaled = -1 + 2 * place / (grid - 1)
-    codes = torch.where(c2[:, None] > 0, nearest(scaled, dynamic_map().to(x.device)), 0)  # a block of zeros gets code 0
+    # a block of zeros gets code 0
+    codes = torch.where(c2[:, None] > 0, nearest(scaled, dynamic_map().to(x.device)), 0)
     return codes.flatten()[: len(x)].to(torch.uint8), c2
 
 
@@ -211,7 +265,9 @@ def scales_of(q: Quantized) -> Float[Tensor, "blocks"]:
 
 
 def stored_bytes(n: int, block: int = 64, double: bool = True) -> dict[str, int]:
-    """Bytes of a `Quantized` of n weights, exactly: the last block, and the last byte, may be partly empty."""
+    """Bytes of a `Quantized` of n weights, exactly: the last block, and the last byte,
+    may be partly empty.
+    """
     blocks = -(-n // block)
     scales = blocks + 4 * -(-blocks // SCALES_BLOCK) + 4 if double else 4 * blocks
     return {"codes": -(-n // 2), "scales": scales}

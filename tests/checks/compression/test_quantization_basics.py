@@ -1,4 +1,6 @@
-"""Wrong answers to the exercises of 06-compression/01-quantization-basics, each with the diagnosis that it must get."""
+"""Wrong answers to the exercises of 06-compression/01-quantization-basics, each with
+the diagnosis that it must get.
+"""
 
 import torch
 
@@ -6,7 +8,14 @@ from tests.checks.rejecting import Wrong, rejects
 
 
 def affine(
-    steps=lambda b: 2**b - 1, zero=round, low=0.0, clamp=True, q_max=None, rounding=torch.round, sign=-1, empty=1.0
+    steps=lambda b: 2**b - 1,
+    zero=round,
+    low=0.0,
+    clamp=True,
+    q_max=None,
+    rounding=torch.round,
+    sign=-1,
+    empty=1.0,
 ):
     """affine_quantize with one thing changed."""
 
@@ -31,7 +40,13 @@ def signed_affine(x, bits):
     lo, hi = min(0.0, x.min().item()), max(0.0, x.max().item())
     scale = (hi - lo) / (2**bits - 1) or 1.0
     zero = round(-lo / scale) - 2 ** (bits - 1)
-    return (torch.round(x / scale) + zero).clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1).long(), scale, zero
+    return (
+        (torch.round(x / scale) + zero)
+        .clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+        .long(),
+        scale,
+        zero,
+    )
 
 
 def symmetric_instead(x, bits):
@@ -56,11 +71,21 @@ def zero_forgotten(x, bits):
 
 def shifted_before_rounding(x, bits):
     _, scale, zero = affine()(x, bits)
-    return torch.round((x - min(0.0, x.min().item())) / scale).clamp(0, 2**bits - 1).long(), scale, zero
+    return (
+        torch.round((x - min(0.0, x.min().item())) / scale)
+        .clamp(0, 2**bits - 1)
+        .long(),
+        scale,
+        zero,
+    )
 
 
 def groups(
-    top=lambda b: 2 ** (b - 1) - 1, largest=lambda g: g.abs().amax(-1), empty=1.0, offset=0, rounding=torch.round
+    top=lambda b: 2 ** (b - 1) - 1,
+    largest=lambda g: g.abs().amax(-1),
+    empty=1.0,
+    offset=0,
+    rounding=torch.round,
 ):
     """quantize_groups with one thing changed."""
 
@@ -76,7 +101,10 @@ def groups(
 
 def a_scale_a_row(W, bits, group_size):
     scale = (W.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)).clamp(min=1e-9)
-    return torch.round(W / scale).long(), scale.expand(-1, W.shape[1] // group_size).clone()
+    return (
+        torch.round(W / scale).long(),
+        scale.expand(-1, W.shape[1] // group_size).clone(),
+    )
 
 
 def down_the_columns(W, bits, group_size):
@@ -140,10 +168,18 @@ def weight_only(X, W):
     return X @ (torch.round(W / s) * s).T
 
 
-tensor, columns = (lambda t: t.abs().amax().reshape(1, 1)), (lambda t: t.abs().amax(0, keepdim=True))
+tensor, columns = (
+    (lambda t: t.abs().amax().reshape(1, 1)),
+    (lambda t: t.abs().amax(0, keepdim=True)),
+)
 
 
-def clip(top=lambda b: 2 ** (b - 1) - 1, error=lambda back, x, s, c: (back - x).square().sum(), clamp=True, choose=min):
+def clip(
+    top=lambda b: 2 ** (b - 1) - 1,
+    error=lambda back, x, s, c: (back - x).square().sum(),
+    clamp=True,
+    choose=min,
+):
     """best_clip with one thing changed."""
 
     def answer(x, bits, candidates):
@@ -159,7 +195,10 @@ def clip(top=lambda b: 2 ** (b - 1) - 1, error=lambda back, x, s, c: (back - x).
 
 def the_error_itself(x, bits, candidates):
     top = 2 ** (bits - 1) - 1
-    return min((torch.round(x * top / c).clamp(-top, top) * c / top - x).square().sum().item() for c in candidates)
+    return min(
+        (torch.round(x * top / c).clamp(-top, top) * c / top - x).square().sum().item()
+        for c in candidates
+    )
 
 
 def its_place(x, bits, candidates):
@@ -170,12 +209,23 @@ def no_clipping(x, bits, candidates):
     return max(candidates)
 
 
-A, G, I, C = "affine_quantize", "quantize_groups", "int8_linear", "best_clip"  # noqa: E741
+A, G, I, C = (
+    "affine_quantize",
+    "quantize_groups",
+    "int8_linear",
+    "best_clip",
+)
 test_wrong_answers = rejects(
     "06-compression/01-quantization-basics",
     [
-        Wrong(A, named(affine(steps=lambda b: 2**b), "levels_not_steps"), "2^b − 1 steps"),
-        Wrong(A, named(affine(steps=lambda b: 2 ** (b - 1) - 1), "signed_top"), "largest signed code"),
+        Wrong(
+            A, named(affine(steps=lambda b: 2**b), "levels_not_steps"), "2^b − 1 steps"
+        ),
+        Wrong(
+            A,
+            named(affine(steps=lambda b: 2 ** (b - 1) - 1), "signed_top"),
+            "largest signed code",
+        ),
         Wrong(A, named(affine(zero=int), "zero_cut_off"), "cut off"),
         Wrong(A, named(affine(sign=1), "zero_sign"), "sign of the zero point"),
         Wrong(A, named(affine(low=None), "range_without_zero"), "must still hold 0"),
@@ -192,7 +242,11 @@ test_wrong_answers = rejects(
         Wrong(A, shifted_before_rounding, "before dividing"),
         Wrong(G, named(groups(top=lambda b: 2 ** (b - 1)), "top_eight"), "2^(b−1) − 1"),
         Wrong(G, named(groups(top=lambda b: 2**b - 1), "affine_top"), "affine"),
-        Wrong(G, named(groups(largest=lambda g: g.amax(-1)), "largest_without_abs"), "largest |w|"),
+        Wrong(
+            G,
+            named(groups(largest=lambda g: g.amax(-1)), "largest_without_abs"),
+            "largest |w|",
+        ),
         Wrong(G, named(groups(empty=None), "zero_groups"), "NaN"),
         Wrong(G, named(groups(empty=1e-6), "tiny_scale"), "scale 1"),
         Wrong(G, named(groups(offset=7), "offset"), "offset"),
@@ -204,23 +258,55 @@ test_wrong_answers = rejects(
         Wrong(G, keepdim_left, "1 too many"),
         Wrong(I, named(int8(scale_x=tensor), "x_per_tensor"), "each token"),
         Wrong(I, named(int8(scale_w=tensor), "w_per_tensor"), "each output channel"),
-        Wrong(I, named(int8(scale_x=columns, how="columns of X"), "x_per_channel"), "for each input channel"),
-        Wrong(I, named(int8(scale_w=columns, how="columns of W"), "w_per_input"), "for each input channel"),
+        Wrong(
+            I,
+            named(int8(scale_x=columns, how="columns of X"), "x_per_channel"),
+            "for each input channel",
+        ),
+        Wrong(
+            I,
+            named(int8(scale_w=columns, how="columns of W"), "w_per_input"),
+            "for each input channel",
+        ),
         Wrong(I, named(int8(top=128), "over_128"), "127"),
         Wrong(I, named(int8(top=255), "over_255"), "127"),
         Wrong(I, named(int8(how="trunc"), "truncated_codes"), "cut off"),
         Wrong(I, named(int8(how="codes"), "no_scales"), "scales are missing"),
-        Wrong(I, named(int8(how="no scale of X"), "no_scale_x"), "scale of X is missing"),
-        Wrong(I, named(int8(how="no scale of W"), "no_scale_w"), "scale of W is missing"),
+        Wrong(
+            I, named(int8(how="no scale of X"), "no_scale_x"), "scale of X is missing"
+        ),
+        Wrong(
+            I, named(int8(how="no scale of W"), "no_scale_w"), "scale of W is missing"
+        ),
         Wrong(I, named(int8(how="wrong axis"), "w_on_the_wrong_axis"), "wrong axis"),
-        Wrong(I, named(int8(how="divided"), "divided_by_scales"), "divided by the scales"),
+        Wrong(
+            I, named(int8(how="divided"), "divided_by_scales"), "divided by the scales"
+        ),
         Wrong(I, named(int8(how="overflow"), "overflow"), "overflowed"),
         Wrong(I, in_floats, "nothing was rounded"),
         Wrong(I, weight_only, "X was not quantized"),
         Wrong(C, named(clip(clamp=False), "no_clamp_in_clip"), "not clamped"),
-        Wrong(C, named(clip(error=lambda b, x, s, c: ((b - x) / s).square().sum()), "error_of_codes"), "not of codes"),
-        Wrong(C, named(clip(error=lambda b, x, s, c: (b / s - x).square().sum()), "codes_against_x"), "codes with x"),
-        Wrong(C, named(clip(error=lambda b, x, s, c: (b - x).abs().max()), "largest_error"), "largest error"),
+        Wrong(
+            C,
+            named(
+                clip(error=lambda b, x, s, c: ((b - x) / s).square().sum()),
+                "error_of_codes",
+            ),
+            "not of codes",
+        ),
+        Wrong(
+            C,
+            named(
+                clip(error=lambda b, x, s, c: (b / s - x).square().sum()),
+                "codes_against_x",
+            ),
+            "codes with x",
+        ),
+        Wrong(
+            C,
+            named(clip(error=lambda b, x, s, c: (b - x).abs().max()), "largest_error"),
+            "largest error",
+        ),
         Wrong(C, named(clip(top=lambda b: 2**b - 1), "too_many_levels"), "2^(b−1) − 1"),
         Wrong(C, named(clip(choose=max), "worst"), "largest"),
         Wrong(C, the_error_itself, "not one of the candidates"),

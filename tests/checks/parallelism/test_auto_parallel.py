@@ -1,4 +1,6 @@
-"""Wrong answers to the exercises of 05-parallelism/08-auto-parallel, each with the diagnosis that it must get."""
+"""Wrong answers to the exercises of 05-parallelism/08-auto-parallel, each with the
+diagnosis that it must get.
+"""
 
 import numpy as np
 import pytest
@@ -15,7 +17,9 @@ def parts(dims):
 
 def those_that_are_cut(dims, cut):
     reads, writes = parts(dims)
-    return ["out"] * (cut in writes) + [f"grad {i}" for i, x in enumerate(reads) if cut in x]
+    return ["out"] * (cut in writes) + [
+        f"grad {i}" for i, x in enumerate(reads) if cut in x
+    ]
 
 
 def gradients_only(dims, cut):
@@ -42,7 +46,12 @@ SUMMED = [
 ]
 
 
-def moving(whole=0.0, same=0.0, gather=lambda n, p: n / p * (p - 1), move=lambda n, p: n / p * (p - 1) / p):
+def moving(
+    whole=0.0,
+    same=0.0,
+    gather=lambda n, p: n / p * (p - 1),
+    move=lambda n, p: n / p * (p - 1) / p,
+):
     def bytes_to_move(n, p, src, dst):
         if src == dst:
             return same and gather(n, p)
@@ -59,7 +68,11 @@ MOVE = [
     Wrong("bytes_to_move", moving(move=lambda n, p: n / p * (p - 1)), "p times less"),
     Wrong("bytes_to_move", moving(gather=lambda n, p: n), "not p"),
     Wrong("bytes_to_move", moving(move=lambda n, p: n / p), "keeps what it needs"),
-    Wrong("bytes_to_move", moving(gather=lambda n, p: n * (p - 1)), "n are the bytes of the whole"),
+    Wrong(
+        "bytes_to_move",
+        moving(gather=lambda n, p: n * (p - 1)),
+        "n are the bytes of the whole",
+    ),
     Wrong("bytes_to_move", moving(gather=lambda n, p: n / p), "per pair"),
 ]
 
@@ -80,7 +93,10 @@ def dynamic(node, edge, turn=lambda R: R, own=1.0):
     best = [(own * t, [i]) for i, t in enumerate(node[0])]
     for costs, R in zip(node[1:], edge, strict=True):
         R = turn(R)
-        best = [min((t + R[way[-1]][j] + own * c, [*way, j]) for t, way in best) for j, c in enumerate(costs)]
+        best = [
+            min((t + R[way[-1]][j] + own * c, [*way, j]) for t, way in best)
+            for j, c in enumerate(costs)
+        ]
     return min(best)[1]
 
 
@@ -141,12 +157,24 @@ STAGES = [
     Wrong("stages", with_an_empty_stage, "numbers above 0"),
 ]
 
-test_wrong_answers = rejects("05-parallelism/08-auto-parallel", SUMMED + MOVE + PLAN + STAGES)
+test_wrong_answers = rejects(
+    "05-parallelism/08-auto-parallel", SUMMED + MOVE + PLAN + STAGES
+)
 
 
 @pytest.mark.parametrize("exercise", ["best_plan", "stages"])
 @pytest.mark.parametrize("whole", [np.int64, torch.tensor])
 def test_whole_numbers_of_numpy_and_of_tensors_are_right_too(exercise, whole):
     right = solved(check.slug)[exercise]
-    assert verdict(check, exercise, lambda *given: [whole(i) for i in right(*given)]).outcome == "right"
-    assert verdict(check, exercise, lambda *given: [float(i) for i in right(*given)]).outcome == "wrong"
+    assert (
+        verdict(
+            check, exercise, lambda *given: [whole(i) for i in right(*given)]
+        ).outcome
+        == "right"
+    )
+    assert (
+        verdict(
+            check, exercise, lambda *given: [float(i) for i in right(*given)]
+        ).outcome
+        == "wrong"
+    )

@@ -1,4 +1,6 @@
-"""Wrong answers to the exercises of 05-parallelism/11-choosing, each with the diagnosis that it must get."""
+"""Wrong answers to the exercises of 05-parallelism/11-choosing, each with the diagnosis
+that it must get.
+"""
 
 from llmlab.parallelism.choosing import planner
 from llmlab.parallelism.choosing.plan import Plan
@@ -13,14 +15,46 @@ def mfu_of(formula):
 
 
 MFU = [
-    Wrong("mfu", mfu_of(lambda n, a, r, d, p, T, H: r * 6 * n / (d * p)), "attention term is missing"),
-    Wrong("mfu", mfu_of(lambda n, a, r, d, p, T, H: r * (6 * n + a / 3) / (d * p)), "forward only: it is 12"),
-    Wrong("mfu", mfu_of(lambda n, a, r, d, p, T, H: r * (2 * n + a) / (d * p)), "6N, not 2N"),
-    Wrong("mfu", mfu_of(lambda n, a, r, d, p, T, H: r * (8 * n + a) / (d * p)), "counts recomputation"),
-    Wrong("mfu", mfu_of(lambda n, a, r, d, p, T, H: r * (6 * n + a / H) / (d * p)), "heads or head_dim"),
-    Wrong("mfu", mfu_of(lambda n, a, r, d, p, T, H: T * r * (6 * n + a) / (d * p)), "do not multiply by seq"),
-    Wrong("mfu", mfu_of(lambda n, a, r, d, p, T, H: r * (6 * n + a) / p), "number of chips"),
-    Wrong("mfu", mfu_of(lambda n, a, r, d, p, T, H: 100 * r * (6 * n + a) / (d * p)), "not percent"),
+    Wrong(
+        "mfu",
+        mfu_of(lambda n, a, r, d, p, T, H: r * 6 * n / (d * p)),
+        "attention term is missing",
+    ),
+    Wrong(
+        "mfu",
+        mfu_of(lambda n, a, r, d, p, T, H: r * (6 * n + a / 3) / (d * p)),
+        "forward only: it is 12",
+    ),
+    Wrong(
+        "mfu",
+        mfu_of(lambda n, a, r, d, p, T, H: r * (2 * n + a) / (d * p)),
+        "6N, not 2N",
+    ),
+    Wrong(
+        "mfu",
+        mfu_of(lambda n, a, r, d, p, T, H: r * (8 * n + a) / (d * p)),
+        "counts recomputation",
+    ),
+    Wrong(
+        "mfu",
+        mfu_of(lambda n, a, r, d, p, T, H: r * (6 * n + a / H) / (d * p)),
+        "heads or head_dim",
+    ),
+    Wrong(
+        "mfu",
+        mfu_of(lambda n, a, r, d, p, T, H: T * r * (6 * n + a) / (d * p)),
+        "do not multiply by seq",
+    ),
+    Wrong(
+        "mfu",
+        mfu_of(lambda n, a, r, d, p, T, H: r * (6 * n + a) / p),
+        "number of chips",
+    ),
+    Wrong(
+        "mfu",
+        mfu_of(lambda n, a, r, d, p, T, H: 100 * r * (6 * n + a) / (d * p)),
+        "not percent",
+    ),
 ]
 
 
@@ -34,9 +68,21 @@ def cut(kinds, divide=lambda n, dp, tp, pp: n / (tp * pp)):
 
 RIGHT = ((2, 3), (2, 2), (12, 1))
 STATE = [
-    Wrong("state_bytes", lambda n, dp, tp, pp, zero: 16 * n / (dp * tp * pp), "cuts nothing"),
-    Wrong("state_bytes", cut(RIGHT, lambda n, dp, tp, pp: n / tp), "pp cuts the parameters too"),
-    Wrong("state_bytes", cut(RIGHT, lambda n, dp, tp, pp: n / pp), "tp cuts the parameters too"),
+    Wrong(
+        "state_bytes",
+        lambda n, dp, tp, pp, zero: 16 * n / (dp * tp * pp),
+        "cuts nothing",
+    ),
+    Wrong(
+        "state_bytes",
+        cut(RIGHT, lambda n, dp, tp, pp: n / tp),
+        "pp cuts the parameters too",
+    ),
+    Wrong(
+        "state_bytes",
+        cut(RIGHT, lambda n, dp, tp, pp: n / pp),
+        "tp cuts the parameters too",
+    ),
     Wrong("state_bytes", cut(RIGHT, lambda n, dp, tp, pp: n), "tp and pp cut"),
     Wrong("state_bytes", cut(((2, 1), (2, 2), (12, 3))), "another order"),
     Wrong("state_bytes", cut(((2, 4), (2, 3), (12, 2))), "one stage too early"),
@@ -60,11 +106,23 @@ def fine(p, v, limit, m):
 
 
 NEEDED = [
-    Wrong("microbatches_needed", grow(lambda p, v, x, m: (p - 1) / v <= x * m * (1 + 1e-12)), "of the whole step"),
-    Wrong("microbatches_needed", grow(lambda p, v, x, m: fine(p, 1, x, m)), "chunks are missing"),
+    Wrong(
+        "microbatches_needed",
+        grow(lambda p, v, x, m: (p - 1) / v <= x * m * (1 + 1e-12)),
+        "of the whole step",
+    ),
+    Wrong(
+        "microbatches_needed",
+        grow(lambda p, v, x, m: fine(p, 1, x, m)),
+        "chunks are missing",
+    ),
     Wrong("microbatches_needed", grow(fine, lambda p, v: 1), "in multiples of p"),
     Wrong("microbatches_needed", grow(fine, lambda p, v: p), "for v > 1 only"),
-    Wrong("microbatches_needed", grow(lambda p, v, x, m: p / v <= x * (m + p / v)), "p − 1 others"),
+    Wrong(
+        "microbatches_needed",
+        grow(lambda p, v, x, m: p / v <= x * (m + p / v)),
+        "p − 1 others",
+    ),
     Wrong("microbatches_needed", lambda p, v, x: float(p), "int"),
 ]
 
@@ -116,4 +174,6 @@ CHOOSE = [
     Wrong("choose", a_tuple, "Plan"),
 ]
 
-test_wrong_answers = rejects("05-parallelism/11-choosing", MFU + STATE + NEEDED + CHOOSE)
+test_wrong_answers = rejects(
+    "05-parallelism/11-choosing", MFU + STATE + NEEDED + CHOOSE
+)

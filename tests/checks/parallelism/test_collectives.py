@@ -1,4 +1,6 @@
-"""Wrong answers to the exercises of 05-parallelism/01-collectives, each with the diagnosis that it must get."""
+"""Wrong answers to the exercises of 05-parallelism/01-collectives, each with the
+diagnosis that it must get.
+"""
 
 import math
 
@@ -13,7 +15,9 @@ from tests.checks.rejecting import Wrong, rejects, verdict
 
 def ring(p, chunk, steps=None):
     steps = 2 * (p - 1) if steps is None else steps
-    return [(s, r, (r + 1) % p, chunk(r, s) % p) for s in range(steps) for r in range(p)]
+    return [
+        (s, r, (r + 1) % p, chunk(r, s) % p) for s in range(steps) for r in range(p)
+    ]
 
 
 def same_chunk_always(p):
@@ -38,7 +42,9 @@ def steps_start_again(p):
 
 
 def to_the_left(p):
-    return [(s, r, (r - 1) % p, (r + s) % p) for s in range(2 * (p - 1)) for r in range(p)]
+    return [
+        (s, r, (r - 1) % p, (r + s) % p) for s in range(2 * (p - 1)) for r in range(p)
+    ]
 
 
 def no_modulo(p):
@@ -176,7 +182,9 @@ def scatter_half(comm, parts, order=reversed):
     p, r = comm.size, comm.rank
     for hop in order(hops(p)):
         n = min(hop, p - hop)
-        got = comm.sendrecv(torch.cat(parts[hop : hop + n]), (r + hop) % p, (r - hop) % p)
+        got = comm.sendrecv(
+            torch.cat(parts[hop : hop + n]), (r + hop) % p, (r - hop) % p
+        )
         parts[:n] = [a + b for a, b in zip(parts, got.chunk(n), strict=False)]
     return parts
 
@@ -185,7 +193,9 @@ def gather_half(comm, parts):
     p, r = comm.size, comm.rank
     for hop in hops(p):
         n = min(hop, p - hop)
-        parts[hop : hop + n] = comm.sendrecv(torch.cat(parts[:n]), (r - hop) % p, (r + hop) % p).chunk(n)
+        parts[hop : hop + n] = comm.sendrecv(
+            torch.cat(parts[:n]), (r - hop) % p, (r + hop) % p
+        ).chunk(n)
     return parts
 
 
@@ -206,7 +216,9 @@ def gather_only(comm, x):
 
 
 def wrong_order_of_hops(comm, x):
-    return in_order(comm, gather_half(comm, scatter_half(comm, parts_of(comm, x), order=list)))
+    return in_order(
+        comm, gather_half(comm, scatter_half(comm, parts_of(comm, x), order=list))
+    )
 
 
 def ring_of_chunks(comm, x):
@@ -223,7 +235,9 @@ def whole_tensors(comm, x):
     p, r, got = comm.size, comm.rank, [x]
     for hop in hops(p):
         n = min(hop, p - hop)
-        got += comm.sendrecv(torch.stack(got[:n]), (r - hop) % p, (r + hop) % p).unbind()
+        got += comm.sendrecv(
+            torch.stack(got[:n]), (r - hop) % p, (r + hop) % p
+        ).unbind()
     return torch.stack(got).sum(0)
 
 
@@ -239,7 +253,10 @@ def library_all_reduce(comm, x):
 
 
 def averaged(comm, x):
-    return in_order(comm, gather_half(comm, scatter_half(comm, parts_of(comm, x)))) / comm.size
+    return (
+        in_order(comm, gather_half(comm, scatter_half(comm, parts_of(comm, x))))
+        / comm.size
+    )
 
 
 def star_of_isends(comm, x, root):
@@ -288,7 +305,11 @@ def on_a_copy(comm, x):
             chunks[(r + i) % p].add_(part)
     for hop in hops(p):
         n = min(hop, p - hop)
-        got = comm.sendrecv(torch.cat([chunks[(r + i) % p] for i in range(n)]), (r - hop) % p, (r + hop) % p)
+        got = comm.sendrecv(
+            torch.cat([chunks[(r + i) % p] for i in range(n)]),
+            (r - hop) % p,
+            (r + hop) % p,
+        )
         for i, part in enumerate(got.chunk(n)):
             chunks[(r + hop + i) % p].copy_(part)
     return x
@@ -296,7 +317,11 @@ def on_a_copy(comm, x):
 
 def with_floor_and_log(p, link):
     L = math.floor(math.log2(p - 1)) + 1
-    return (2 * (p - 1) - 2 * L) * link.latency / ((2 * L - 2 * (p - 1) / p) / link.bandwidth)
+    return (
+        (2 * (p - 1) - 2 * L)
+        * link.latency
+        / ((2 * L - 2 * (p - 1) / p) / link.bandwidth)
+    )
 
 
 @pytest.mark.parametrize(
@@ -348,7 +373,11 @@ test_wrong_answers = rejects(
         Wrong("log_all_reduce", wrong_order_of_hops, "differ"),
         Wrong("log_all_reduce", ring_of_chunks, "messages one after another"),
         Wrong("log_all_reduce", whole_tensors, "send chunks, never the whole tensor"),
-        Wrong("log_all_reduce", whole_tensors_hypercube, "send chunks, never the whole tensor"),
+        Wrong(
+            "log_all_reduce",
+            whole_tensors_hypercube,
+            "send chunks, never the whole tensor",
+        ),
         Wrong("log_all_reduce", library_all_reduce, "build it from comm.sendrecv"),
         Wrong("log_all_reduce", averaged, "this is the mean"),
     ],

@@ -1,4 +1,6 @@
-"""Wrong answers to the exercises of 05-parallelism/02-data-parallel, each with the diagnosis that it must get."""
+"""Wrong answers to the exercises of 05-parallelism/02-data-parallel, each with the
+diagnosis that it must get.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -77,7 +79,9 @@ def mean(comm, loss_sum, tokens, weights, divide, op="sum", value=None, reduce=T
     for w in weights:
         w.grad = comm.all_reduce(w.grad, op) if reduce else w.grad
     total = comm.all_reduce(loss_sum.detach()).item()
-    return total / N if value is None else value(total, N, loss_sum.item(), tokens, comm)
+    return (
+        total / N if value is None else value(total, N, loss_sum.item(), tokens, comm)
+    )
 
 
 def mean_of_means(comm, loss_sum, tokens, weights):
@@ -118,7 +122,14 @@ def result_thrown_away(comm, loss_sum, tokens, weights):
 
 
 def own_loss(comm, loss_sum, tokens, weights):
-    return mean(comm, loss_sum, tokens, weights, lambda N, n, p: N, value=lambda t, N, own, n, c: own / n)
+    return mean(
+        comm,
+        loss_sum,
+        tokens,
+        weights,
+        lambda N, n, p: N,
+        value=lambda t, N, own, n, c: own / n,
+    )
 
 
 def loss_of_means(comm, loss_sum, tokens, weights):
@@ -127,7 +138,14 @@ def loss_of_means(comm, loss_sum, tokens, weights):
 
 
 def summed_loss(comm, loss_sum, tokens, weights):
-    return mean(comm, loss_sum, tokens, weights, lambda N, n, p: N, value=lambda t, N, own, n, c: t)
+    return mean(
+        comm,
+        loss_sum,
+        tokens,
+        weights,
+        lambda N, n, p: N,
+        value=lambda t, N, own, n, c: t,
+    )
 
 
 def no_backward(comm, loss_sum, tokens, weights):
@@ -138,7 +156,16 @@ def no_backward(comm, loss_sum, tokens, weights):
 # Exercise 3
 
 
-def step(comm, model, microbatches, max_norm, divide=lambda N, own, n, m: N, reduction="sum", op="sum", clip="after"):
+def step(
+    comm,
+    model,
+    microbatches,
+    max_norm,
+    divide=lambda N, own, n, m: N,
+    reduction="sum",
+    op="sum",
+    clip="after",
+):
     own = sum(len(y) for _, y in microbatches)
     N = comm.all_reduce(torch.tensor(own)).item()
     for x, y in microbatches:
@@ -156,15 +183,27 @@ def step(comm, model, microbatches, max_norm, divide=lambda N, own, n, m: N, red
 
 
 def number_of_microbatches(comm, model, microbatches, max_norm):
-    return step(comm, model, microbatches, max_norm, lambda N, own, n, m: m, reduction="mean", op="mean")
+    return step(
+        comm,
+        model,
+        microbatches,
+        max_norm,
+        lambda N, own, n, m: m,
+        reduction="mean",
+        op="mean",
+    )
 
 
 def means_of_microbatches_added(comm, model, microbatches, max_norm):
-    return step(comm, model, microbatches, max_norm, lambda N, own, n, m: 1, reduction="mean")
+    return step(
+        comm, model, microbatches, max_norm, lambda N, own, n, m: 1, reduction="mean"
+    )
 
 
 def own_tokens_averaged(comm, model, microbatches, max_norm):
-    return step(comm, model, microbatches, max_norm, lambda N, own, n, m: own, op="mean")
+    return step(
+        comm, model, microbatches, max_norm, lambda N, own, n, m: own, op="mean"
+    )
 
 
 def own_tokens_added(comm, model, microbatches, max_norm):
@@ -254,33 +293,43 @@ def collect(weights, plan, results):
     means = [None] * len(weights)
     for bucket, done in zip(plan, results, strict=True):
         done = done.wait() if hasattr(done, "wait") else done
-        for j, mean in zip(bucket, done.split([weights[j].numel() for j in bucket]), strict=True):
+        for j, mean in zip(
+            bucket, done.split([weights[j].numel() for j in bucket]), strict=True
+        ):
             means[j] = mean.view_as(weights[j])
     return means
 
 
 def waits_in_the_hook(comm, weights, plan, backward):
-    return hooked(comm, weights, plan, backward, lambda flat: comm.all_reduce(flat, "mean"))
+    return hooked(
+        comm, weights, plan, backward, lambda flat: comm.all_reduce(flat, "mean")
+    )
 
 
 def after_backward(comm, weights, plan, backward):
     backward()
     flats = [torch.cat([weights[j].grad.flatten() for j in bucket]) for bucket in plan]
-    return collect(weights, plan, [comm.all_reduce(flat, "mean", async_op=True) for flat in flats])
+    return collect(
+        weights, plan, [comm.all_reduce(flat, "mean", async_op=True) for flat in flats]
+    )
 
 
 def a_message_a_tensor(comm, weights, plan, backward):
     handles = {}
     for i, w in enumerate(weights):
         w.register_post_accumulate_grad_hook(
-            lambda w, i=i: handles.update({i: comm.all_reduce(w.grad, "mean", async_op=True)})
+            lambda w, i=i: handles.update(
+                {i: comm.all_reduce(w.grad, "mean", async_op=True)}
+            )
         )
     backward()
     return [handles[i].wait() for i in range(len(weights))]
 
 
 def sum_not_mean(comm, weights, plan, backward):
-    return hooked(comm, weights, plan, backward, lambda flat: comm.all_reduce(flat, async_op=True))
+    return hooked(
+        comm, weights, plan, backward, lambda flat: comm.all_reduce(flat, async_op=True)
+    )
 
 
 def result_forgotten(comm, weights, plan, backward):
@@ -316,7 +365,9 @@ def left_in_the_weights(comm, weights, plan, backward):
 
 
 def one_big_bucket(comm, weights, plan, backward):
-    return after_backward(comm, weights, [[j for bucket in plan for j in bucket]], backward)
+    return after_backward(
+        comm, weights, [[j for bucket in plan for j in bucket]], backward
+    )
 
 
 def no_backward_at_all(comm, weights, plan, backward):
@@ -340,23 +391,31 @@ test_wrong_answers = rejects(
         Wrong("backward_mean", means_added, "means, added up"),
         Wrong("backward_mean", divided_twice, "divided by N and by 3 ranks"),
         Wrong("backward_mean", not_divided, "nothing was divided"),
-        Wrong("backward_mean", divided_by_ranks, "by the number of ranks, not of tokens"),
+        Wrong(
+            "backward_mean", divided_by_ranks, "by the number of ranks, not of tokens"
+        ),
         Wrong("backward_mean", not_reduced, "must be summed over ranks"),
         Wrong("backward_mean", nothing_sent, "nothing was sent"),
         Wrong("backward_mean", result_thrown_away, "must be summed over ranks"),
         Wrong("backward_mean", own_loss, "the loss is this rank's own"),
-        Wrong("backward_mean", loss_of_means, "the loss is the mean of the ranks' means"),
+        Wrong(
+            "backward_mean", loss_of_means, "the loss is the mean of the ranks' means"
+        ),
         Wrong("backward_mean", summed_loss, "the loss is a sum over tokens"),
         Wrong("backward_mean", no_backward, "is backward called?"),
         Wrong("gradients_of_step", number_of_microbatches, "divided by its own length"),
         Wrong("gradients_of_step", means_of_microbatches_added, "means are added up"),
-        Wrong("gradients_of_step", own_tokens_averaged, "the ranks' means were averaged"),
+        Wrong(
+            "gradients_of_step", own_tokens_averaged, "the ranks' means were averaged"
+        ),
         Wrong("gradients_of_step", own_tokens_added, "the ranks' means were added up"),
         Wrong("gradients_of_step", averaged_once_more, "averaged over ranks once more"),
         Wrong("gradients_of_step", sums, "sums over tokens"),
         Wrong("gradients_of_step", clipped_first, "before the gradients were summed"),
         Wrong("gradients_of_step", not_clipped, "the norm is not clipped"),
-        Wrong("gradients_of_step", reduced_after_each, "is reduced again after the next"),
+        Wrong(
+            "gradients_of_step", reduced_after_each, "is reduced again after the next"
+        ),
         Wrong("gradients_of_step", reduced_twice, "reduce the gradients once"),
         Wrong("gradients_of_step", zeroed_between, "only the last microbatch"),
         Wrong("gradients_of_step", never_reduced, "nothing was summed over ranks"),

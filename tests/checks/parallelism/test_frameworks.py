@@ -1,12 +1,20 @@
-"""Wrong answers to the exercises of 05-parallelism/10-frameworks, each with the diagnosis that it must get."""
+"""Wrong answers to the exercises of 05-parallelism/10-frameworks, each with the
+diagnosis that it must get.
+"""
 
 from tests.checks.rejecting import Wrong, rejects
 
 
-def told(rank, local_rank=lambda n, i, N, g: i, world=lambda n, i, N, g: N * g, kind=str):
+def told(
+    rank, local_rank=lambda n, i, N, g: i, world=lambda n, i, N, g: N * g, kind=str
+):
     def environment(node, local, nodes, per_node):
         args = (node, local, nodes, per_node)
-        return {"RANK": kind(rank(*args)), "LOCAL_RANK": kind(local_rank(*args)), "WORLD_SIZE": kind(world(*args))}
+        return {
+            "RANK": kind(rank(*args)),
+            "LOCAL_RANK": kind(local_rank(*args)),
+            "WORLD_SIZE": kind(world(*args)),
+        }
 
     return environment
 
@@ -24,8 +32,16 @@ ENVIRONMENT = [
     Wrong("environment", told(lambda n, i, N, g: i * N + n), "through a machine first"),
     Wrong("environment", told(lambda n, i, N, g: n * N + i), "per_node processes"),
     Wrong("environment", told(right_rank, local_rank=right_rank), "within the machine"),
-    Wrong("environment", told(right_rank, world=lambda n, i, N, g: N), "counts all processes"),
-    Wrong("environment", told(right_rank, world=lambda n, i, N, g: g), "counts all processes"),
+    Wrong(
+        "environment",
+        told(right_rank, world=lambda n, i, N, g: N),
+        "counts all processes",
+    ),
+    Wrong(
+        "environment",
+        told(right_rank, world=lambda n, i, N, g: g),
+        "counts all processes",
+    ),
     Wrong("environment", rank_only, "LOCAL_RANK and WORLD_SIZE are asked"),
 ]
 
@@ -44,10 +60,26 @@ def good(batch, micro, devices, tp, pp):
 
 
 ACCUMULATION = [
-    Wrong("accumulation", steps(lambda b, m, d, t, p: b // (m * d)), "make one data-parallel rank"),
-    Wrong("accumulation", steps(lambda b, m, d, t, p: b // (m * d // t)), "pp devices share"),
-    Wrong("accumulation", steps(lambda b, m, d, t, p: b // (m * d // p)), "tp devices share"),
-    Wrong("accumulation", steps(lambda b, m, d, t, p: b // (d // (t * p))), "divide by micro"),
+    Wrong(
+        "accumulation",
+        steps(lambda b, m, d, t, p: b // (m * d)),
+        "make one data-parallel rank",
+    ),
+    Wrong(
+        "accumulation",
+        steps(lambda b, m, d, t, p: b // (m * d // t)),
+        "pp devices share",
+    ),
+    Wrong(
+        "accumulation",
+        steps(lambda b, m, d, t, p: b // (m * d // p)),
+        "tp devices share",
+    ),
+    Wrong(
+        "accumulation",
+        steps(lambda b, m, d, t, p: b // (d // (t * p))),
+        "divide by micro",
+    ),
     Wrong("accumulation", steps(good, strict=False), "must raise a ValueError"),
     Wrong("accumulation", steps(lambda *a: float(good(*a))), "int"),
 ]
@@ -64,13 +96,28 @@ FACTOR = [
     Wrong("loss_factor", factor(lambda r, m, n, t: 1 / n), "multiply by both"),
     Wrong("loss_factor", factor(lambda r, m, n, t: r / n), "microbatches too"),
     Wrong("loss_factor", factor(lambda r, m, n, t: m / n), "over ranks too"),
-    Wrong("loss_factor", factor(lambda r, m, n, t: r * m / sum(t[0])), "not of the first"),
-    Wrong("loss_factor", factor(lambda r, m, n, t: r * m / t[0][0]), "not those of one microbatch"),
-    Wrong("loss_factor", factor(lambda r, m, n, t: n / (r * m)), "turn the fraction over"),
+    Wrong(
+        "loss_factor", factor(lambda r, m, n, t: r * m / sum(t[0])), "not of the first"
+    ),
+    Wrong(
+        "loss_factor",
+        factor(lambda r, m, n, t: r * m / t[0][0]),
+        "not those of one microbatch",
+    ),
+    Wrong(
+        "loss_factor", factor(lambda r, m, n, t: n / (r * m)), "turn the fraction over"
+    ),
 ]
 
 
-def saving(unfinished=".unfinished", first_delete=False, digits=8, swallow=False, delete=True, direct=False):
+def saving(
+    unfinished=".unfinished",
+    first_delete=False,
+    digits=8,
+    swallow=False,
+    delete=True,
+    direct=False,
+):
     def save(folder, step, write, keep=2):
         target = folder / f"step-{step:0{digits}}.pt"
         if first_delete:
@@ -119,4 +166,6 @@ SAVE = [
     Wrong("save", oldest, "there is no step-00000100.pt"),
 ]
 
-test_wrong_answers = rejects("05-parallelism/10-frameworks", ENVIRONMENT + ACCUMULATION + FACTOR + SAVE)
+test_wrong_answers = rejects(
+    "05-parallelism/10-frameworks", ENVIRONMENT + ACCUMULATION + FACTOR + SAVE
+)

@@ -1,4 +1,6 @@
-"""Wrong answers to the exercises of 05-parallelism/07-hybrid, each with the diagnosis that it must get."""
+"""Wrong answers to the exercises of 05-parallelism/07-hybrid, each with the diagnosis
+that it must get.
+"""
 
 import torch
 
@@ -69,7 +71,10 @@ GROUP = [
 
 
 def squares(gradients, copies, power=1):
-    return sum((g.square().sum() / copies[n] ** power for n, g in gradients.items()), torch.zeros(()))
+    return sum(
+        (g.square().sum() / copies[n] ** power for n, g in gradients.items()),
+        torch.zeros(()),
+    )
 
 
 def copies_ignored(comm, gradients, copies):
@@ -97,11 +102,18 @@ def alone(comm, gradients, copies):
 
 
 def only_some_talk(comm, gradients, copies):
-    return comm.all_reduce(squares(gradients, copies)).sqrt() if gradients else torch.zeros(())
+    return (
+        comm.all_reduce(squares(gradients, copies)).sqrt()
+        if gradients
+        else torch.zeros(())
+    )
 
 
 def gathers_everything(comm, gradients, copies):
-    flat = torch.cat([(g / copies[n] ** 0.5).flatten() for n, g in gradients.items()] or [torch.zeros(0)])
+    flat = torch.cat(
+        [(g / copies[n] ** 0.5).flatten() for n, g in gradients.items()]
+        or [torch.zeros(0)]
+    )
     return comm.all_gather(flat).norm()
 
 
@@ -121,20 +133,45 @@ def overlaps(n, old, new, r, up=True, inside=True, empty=False, end=True):
     a, b = (-(-n // old), -(-n // new)) if up else (max(1, n // old), max(1, n // new))
     found = []
     for q in range(old):
-        low, high = max(r * b, q * a), min((r + 1) * b, (q + 1) * a, *([n] if end else []))
+        low, high = (
+            max(r * b, q * a),
+            min((r + 1) * b, (q + 1) * a, *([n] if end else [])),
+        )
         if low < high or empty:
             found.append((q, low - q * a * inside, high - q * a * inside))
     return found
 
 
 SOURCES = [
-    Wrong("sources", lambda n, o, w, r: overlaps(n, o, w, r, inside=False), "inside the old piece"),
-    Wrong("sources", lambda n, o, w, r: overlaps(n, o, w, r, empty=True), "leave out what is empty"),
-    Wrong("sources", lambda n, o, w, r: overlaps(n, o, w, r, end=False), "before its full length"),
+    Wrong(
+        "sources",
+        lambda n, o, w, r: overlaps(n, o, w, r, inside=False),
+        "inside the old piece",
+    ),
+    Wrong(
+        "sources",
+        lambda n, o, w, r: overlaps(n, o, w, r, empty=True),
+        "leave out what is empty",
+    ),
+    Wrong(
+        "sources",
+        lambda n, o, w, r: overlaps(n, o, w, r, end=False),
+        "before its full length",
+    ),
     Wrong("sources", lambda n, o, w, r: overlaps(n, o, w, r)[::-1], "another order"),
     Wrong("sources", lambda n, o, w, r: overlaps(n, w, o, r % o), "swapped"),
-    Wrong("sources", lambda n, o, w, r: overlaps(n, o, w, r, up=False, end=False), "rounded up"),
-    Wrong("sources", lambda n, o, w, r: [(q, 0, -(-n // o)) for q in range(o)], "the new piece is"),
+    Wrong(
+        "sources",
+        lambda n, o, w, r: overlaps(n, o, w, r, up=False, end=False),
+        "rounded up",
+    ),
+    Wrong(
+        "sources",
+        lambda n, o, w, r: [(q, 0, -(-n // o)) for q in range(o)],
+        "the new piece is",
+    ),
 ]
 
-test_wrong_answers = rejects("05-parallelism/07-hybrid", COORDINATES + GROUP + NORM + SOURCES)
+test_wrong_answers = rejects(
+    "05-parallelism/07-hybrid", COORDINATES + GROUP + NORM + SOURCES
+)

@@ -1,4 +1,6 @@
-"""Wrong answers to the exercises of 05-parallelism/09-moe, each with the diagnosis that it must get."""
+"""Wrong answers to the exercises of 05-parallelism/09-moe, each with the diagnosis that
+it must get.
+"""
 
 import math
 
@@ -66,7 +68,11 @@ def all_the_same(logits, k):
 
 
 def queue(experts, E, C, order="position"):
-    return keep(Routing(experts, torch.rand(experts.shape), torch.zeros(len(experts), E)), C, order)
+    return keep(
+        Routing(experts, torch.rand(experts.shape), torch.zeros(len(experts), E)),
+        C,
+        order,
+    )
 
 
 def C(experts, E, factor):
@@ -102,11 +108,17 @@ def latest_first(experts, E, factor):
 
 
 def all_or_nothing(experts, E, factor):
-    return torch.bincount(experts.flatten(), minlength=E)[experts] <= C(experts, E, factor)
+    return torch.bincount(experts.flatten(), minlength=E)[experts] <= C(
+        experts, E, factor
+    )
 
 
 def whole_tokens(experts, E, factor):
-    C, taken, kept = math.ceil(experts.numel() / E * factor), [0] * E, torch.zeros_like(experts, dtype=torch.bool)
+    C, taken, kept = (
+        math.ceil(experts.numel() / E * factor),
+        [0] * E,
+        torch.zeros_like(experts, dtype=torch.bool),
+    )
     for t, chosen in enumerate(experts.tolist()):
         if all(taken[e] < C for e in chosen):
             kept[t] = True
@@ -221,7 +233,13 @@ def owner_modulo(comm, x, experts, experts_here, E):
     rows = comm.all_to_all(list(x[order].split(counts)))
     numbers = comm.all_to_all(list(experts[order].split(counts)))
     return torch.cat(
-        comm.all_to_all(list(experts_here(torch.cat(rows), torch.cat(numbers)).split([len(r) for r in rows])))
+        comm.all_to_all(
+            list(
+                experts_here(torch.cat(rows), torch.cat(numbers)).split(
+                    [len(r) for r in rows]
+                )
+            )
+        )
     )
 
 
@@ -229,7 +247,9 @@ def local_numbers(comm, x, experts, experts_here, E):
     def relabelled(rows, numbers):
         return experts_here(rows, numbers % (E // comm.size))
 
-    return journey(comm, x, experts, relabelled, E, lambda back, order: back[order.argsort()])
+    return journey(
+        comm, x, experts, relabelled, E, lambda back, order: back[order.argsort()]
+    )
 
 
 def only_here(comm, x, experts, experts_here, E):

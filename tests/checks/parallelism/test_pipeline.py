@@ -1,4 +1,6 @@
-"""Wrong answers to the exercises of 05-parallelism/04-pipeline, and the diagnosis that each must get."""
+"""Wrong answers to the exercises of 05-parallelism/04-pipeline, and the diagnosis that
+each must get.
+"""
 
 from __future__ import annotations
 
@@ -107,7 +109,9 @@ def two_in_turn(p, m, r):
     w = min(p - r - 1, m)
     ops = phases(m, w)
     if m - w >= 2:
-        ops[w + 2 : w + 4] = [ops[w + 3], ops[w + 2]] if ops[w + 3][1] < w else ops[w + 2 : w + 4]
+        ops[w + 2 : w + 4] = (
+            [ops[w + 3], ops[w + 2]] if ops[w + 3][1] < w else ops[w + 2 : w + 4]
+        )
     return ops
 
 
@@ -118,7 +122,14 @@ def as_text(p, m, r):
 # Exercise 3
 
 
-def in_two(inputs, weights, dy, masked=lambda k: k > 0, keep=lambda before, after: before, grad=lambda x, dy: dy.T @ x):
+def in_two(
+    inputs,
+    weights,
+    dy,
+    masked=lambda k: k > 0,
+    keep=lambda before, after: before,
+    grad=lambda x, dy: dy.T @ x,
+):
     kept = []
     for k in range(len(weights) - 1, -1, -1):
         kept.append((inputs[k], dy))
@@ -160,7 +171,10 @@ def at_once_by_einsum(inputs, weights, dy):
 
 
 def by_autograd(inputs, weights, dy):
-    x, leaves = inputs[0].clone().requires_grad_(), [w.clone().requires_grad_() for w in weights]
+    x, leaves = (
+        inputs[0].clone().requires_grad_(),
+        [w.clone().requires_grad_() for w in weights],
+    )
     y = x
     for k, w in enumerate(leaves):
         y = (y.relu() if k else y) @ w.T
@@ -207,7 +221,19 @@ def one_too_few(inputs, weights, dy):
 
 
 def run(
-    comm, stage, ops, xs, ys, loss_fn, *, share=None, send="isend", clear=False, back=True, total_of=None, leaf=True
+    comm,
+    stage,
+    ops,
+    xs,
+    ys,
+    loss_fn,
+    *,
+    share=None,
+    send="isend",
+    clear=False,
+    back=True,
+    total_of=None,
+    leaf=True,
 ):
     first, last = comm.rank == 0, comm.rank == comm.size - 1
     kept, losses = {}, []
@@ -230,7 +256,9 @@ def run(
             y.backward(None if last else comm.recv(comm.rank + 1))
             if not first and back:
                 getattr(comm, send)(x.grad, comm.rank - 1)
-    return (total_of or (lambda found: sum(found) / len(found)))(losses) if last else None
+    return (
+        (total_of or (lambda found: sum(found) / len(found)))(losses) if last else None
+    )
 
 
 def not_divided(*args):
@@ -242,7 +270,15 @@ def divided_twice(*args):
 
 
 def weighted_by_size(comm, stage, ops, xs, ys, loss_fn):
-    return run(comm, stage, ops, xs, ys, loss_fn, share=lambda i: len(xs[i]) / sum(map(len, xs)))
+    return run(
+        comm,
+        stage,
+        ops,
+        xs,
+        ys,
+        loss_fn,
+        share=lambda i: len(xs[i]) / sum(map(len, xs)),
+    )
 
 
 def sends_and_waits(*args):
@@ -314,7 +350,11 @@ test_wrong_answers = rejects(
         Wrong("one_f_one_b", one_ahead_too_many, "one forward too many"),
         Wrong("one_f_one_b", all_alike, "the last rank has its gradient at once"),
         Wrong("one_f_one_b", no_warmup, "what does it do meanwhile"),
-        Wrong("one_f_one_b", not_enough_microbatches, "cannot warm up with more than there are"),
+        Wrong(
+            "one_f_one_b",
+            not_enough_microbatches,
+            "cannot warm up with more than there are",
+        ),
         Wrong("one_f_one_b", last_in_first_out, "first in, first out"),
         Wrong("one_f_one_b", numbered_from_one, "numbered from 0"),
         Wrong("one_f_one_b", backward_first, "before its F"),
@@ -328,13 +368,21 @@ test_wrong_answers = rejects(
         Wrong("backward_in_two", at_once, "can wait"),
         Wrong("backward_in_two", at_once_by_einsum, "can wait"),
         Wrong("backward_in_two", by_autograd, "can wait"),
-        Wrong("backward_in_two", asks_autograd_twice, "forward pass is not needed again"),
+        Wrong(
+            "backward_in_two", asks_autograd_twice, "forward pass is not needed again"
+        ),
         Wrong("backward_in_two", walks_again, "instead of walking again"),
-        Wrong("backward_in_two", kept_before_the_mask, "after it has been through the ReLU"),
+        Wrong(
+            "backward_in_two",
+            kept_before_the_mask,
+            "after it has been through the ReLU",
+        ),
         Wrong("backward_in_two", no_function, "a function without arguments"),
         Wrong("backward_in_two", one_too_few, "where there are 3 weights"),
         Wrong("run_schedule", not_divided, "4 times too large"),
-        Wrong("run_schedule", divided_twice, "divided by the number of microbatches twice"),
+        Wrong(
+            "run_schedule", divided_twice, "divided by the number of microbatches twice"
+        ),
         Wrong("run_schedule", weighted_by_size, "weighted by their size"),
         Wrong("run_schedule", sends_and_waits, "waits in send to rank"),
         Wrong("run_schedule", cleared_in_between, "do not clear it in between"),

@@ -1,4 +1,6 @@
-"""Wrong answers to the exercises of 05-parallelism/06-sequence, each with the diagnosis that it must get."""
+"""Wrong answers to the exercises of 05-parallelism/06-sequence, each with the diagnosis
+that it must get.
+"""
 
 import torch
 
@@ -29,7 +31,9 @@ def nan_when_blind(o_a, l_a, o_b, l_b):
 def overflows(o_a, l_a, o_b, l_b):
     a, b = l_a.exp(), l_b.exp()
     s = (a + b).clamp_min(1e-30)
-    return (a[..., None] * o_a + b[..., None] * o_b) / s[..., None], torch.logaddexp(l_a, l_b)
+    return (a[..., None] * o_a + b[..., None] * o_b) / s[..., None], torch.logaddexp(
+        l_a, l_b
+    )
 
 
 def larger_only(o_a, l_a, o_b, l_b):
@@ -112,7 +116,9 @@ def nothing_divided(s, b, h, a, t, cut, selective):
 
 
 def whole_scores(s, b, h, a, t, cut, selective):
-    return memory(s, b, h, a, t, 10 / t if cut else 10, 0 if selective else 5 * a * s / h)
+    return memory(
+        s, b, h, a, t, 10 / t if cut else 10, 0 if selective else 5 * a * s / h
+    )
 
 
 def ten_stays(s, b, h, a, t, cut, selective):
@@ -124,23 +130,44 @@ def scores_stay(s, b, h, a, t, cut, selective):
 
 
 def forgets_qkv(s, b, h, a, t, cut, selective):
-    right = memory(s, b, h, a, t, 10 / t if cut else 10, 0 if selective else 5 * a * s / h / t)
+    right = memory(
+        s, b, h, a, t, 10 / t if cut else 10, 0 if selective else 5 * a * s / h / t
+    )
     return right - 6 * s * b * h / t * selective
 
 
 def elements(s, b, h, a, t, cut, selective):
-    return memory(s, b, h, a, t, 10 / t if cut else 10, 0 if selective else 5 * a * s / h / t) / 2
+    return (
+        memory(
+            s, b, h, a, t, 10 / t if cut else 10, 0 if selective else 5 * a * s / h / t
+        )
+        / 2
+    )
 
 
 def full_recomputation(s, b, h, a, t, cut, selective):
-    return 2 * s * b * h if selective else memory(s, b, h, a, t, 10 / t if cut else 10, 5 * a * s / h / t)
+    return (
+        2 * s * b * h
+        if selective
+        else memory(s, b, h, a, t, 10 / t if cut else 10, 5 * a * s / h / t)
+    )
 
 
 # Exercise 4
 
 
 def ring(
-    comm, q, k, v, cut, *, steps=None, source=lambda r, s, p: (r - s) % p, own=True, hand_on=True, combine=right_merge
+    comm,
+    q,
+    k,
+    v,
+    cut,
+    *,
+    steps=None,
+    source=lambda r, s, p: (r - s) % p,
+    own=True,
+    hand_on=True,
+    combine=right_merge,
 ):
     p, r = comm.size, comm.rank
     kv = mine = torch.stack([k, v])
@@ -194,7 +221,13 @@ def local_mask(comm, q, k, v, cut):
 
 
 def one_stretch_each(comm, q, k, v, cut):
-    return ring(comm, q, k, v, list(torch.arange(sum(map(len, cut))).split([len(c) for c in cut])))
+    return ring(
+        comm,
+        q,
+        k,
+        v,
+        list(torch.arange(sum(map(len, cut))).split([len(c) for c in cut])),
+    )
 
 
 def no_mask(comm, q, k, v, cut):

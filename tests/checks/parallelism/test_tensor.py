@@ -1,4 +1,6 @@
-"""Wrong answers to the exercises of 05-parallelism/05-tensor, each with the diagnosis that it must get."""
+"""Wrong answers to the exercises of 05-parallelism/05-tensor, each with the diagnosis
+that it must get.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +18,9 @@ def no_padding(comm, x):
 
 def padding_left_on(comm, x):
     flat = x.flatten()
-    return comm.all_gather(comm.reduce_scatter(F.pad(flat, (0, -len(flat) % comm.size))))
+    return comm.all_gather(
+        comm.reduce_scatter(F.pad(flat, (0, -len(flat) % comm.size)))
+    )
 
 
 def shape_lost(comm, x):
@@ -75,7 +79,9 @@ def bias_p_times(comm, x, gate, up, down, bias):
 
 
 def no_bias(comm, x, gate, up, down, bias):
-    return g(hidden(comm, f(x, comm), gate, up) @ piece(comm, down, 1).T, comm) + 0 * bias
+    return (
+        g(hidden(comm, f(x, comm), gate, up) @ piece(comm, down, 1).T, comm) + 0 * bias
+    )
 
 
 def no_g(comm, x, gate, up, down, bias):
@@ -87,7 +93,9 @@ def no_f(comm, x, gate, up, down, bias):
 
 
 def two_fs(comm, x, gate, up, down, bias):
-    h = F.silu(f(x, comm) @ piece(comm, gate, 0).T) * (f(x, comm) @ piece(comm, up, 0).T)
+    h = F.silu(f(x, comm) @ piece(comm, gate, 0).T) * (
+        f(x, comm) @ piece(comm, up, 0).T
+    )
     return g(h @ piece(comm, down, 1).T, comm) + bias
 
 
@@ -98,7 +106,10 @@ def silu_before_the_sum(comm, x, gate, up, down, bias):
 
 
 def reduces_without_gradient(comm, x, gate, up, down, bias):
-    return comm.all_reduce(hidden(comm, f(x, comm), gate, up) @ piece(comm, down, 1).T) + bias.detach()
+    return (
+        comm.all_reduce(hidden(comm, f(x, comm), gate, up) @ piece(comm, down, 1).T)
+        + bias.detach()
+    )
 
 
 def everything_everywhere(comm, x, gate, up, down, bias):
@@ -185,7 +196,12 @@ def maximum_lost(comm, z, targets):
 
 
 def global_index(comm, z, targets):
-    return loss(comm, z, targets, picked=lambda own: comm.all_reduce(z.gather(1, targets[:, None]).squeeze(1)))
+    return loss(
+        comm,
+        z,
+        targets,
+        picked=lambda own: comm.all_reduce(z.gather(1, targets[:, None]).squeeze(1)),
+    )
 
 
 def only_the_owner_reduces(comm, z, targets):
@@ -214,15 +230,22 @@ def own_blocks(along, down, X, W):
 
 
 def one_step_short(along, down, X, W):
-    return sum(along.broadcast(X, t) @ down.broadcast(W, t) for t in range(along.size - 1))
+    return sum(
+        along.broadcast(X, t) @ down.broadcast(W, t) for t in range(along.size - 1)
+    )
 
 
 def first_step_missing(along, down, X, W):
-    return sum(along.broadcast(X, t) @ down.broadcast(W, t) for t in range(1, along.size))
+    return sum(
+        along.broadcast(X, t) @ down.broadcast(W, t) for t in range(1, along.size)
+    )
 
 
 def from_oneself(along, down, X, W):
-    return sum(along.broadcast(X, along.rank) @ down.broadcast(W, down.rank) for _ in range(along.size))
+    return sum(
+        along.broadcast(X, along.rank) @ down.broadcast(W, down.rank)
+        for _ in range(along.size)
+    )
 
 
 def sends_too_much(along, down, X, W):
@@ -240,7 +263,9 @@ test_wrong_answers = rejects(
         Wrong("all_reduce", averaged, "this is the mean"),
         Wrong("all_reduce", gathers_everything, "bytes where"),
         Wrong("all_reduce", the_library, "build it from reduce_scatter and all_gather"),
-        Wrong("all_reduce", summed_again, "after reduce_scatter the pieces are finished"),
+        Wrong(
+            "all_reduce", summed_again, "after reduce_scatter the pieces are finished"
+        ),
         Wrong("all_reduce", ring_of_blocking_sends, "rank 0 waits in send to rank 1"),
         Wrong("all_reduce", root_only, "do not fit together"),
         Wrong("split_mlp", bias_p_times, "added 4 times"),
@@ -249,7 +274,9 @@ test_wrong_answers = rejects(
         Wrong("split_mlp", no_f, "f is missing before x"),
         Wrong("split_mlp", two_fs, "put f before x once"),
         Wrong("split_mlp", silu_before_the_sum, "silu was applied before the sum"),
-        Wrong("split_mlp", reduces_without_gradient, "comm.all_reduce does not record one"),
+        Wrong(
+            "split_mlp", reduces_without_gradient, "comm.all_reduce does not record one"
+        ),
         Wrong("split_mlp", everything_everywhere, "nothing was sent"),
         Wrong("split_mlp", whole_hidden_on_each, "more than its share"),
         Wrong("split_mlp", whole_hidden_by_einsum, "more than its share"),
@@ -259,7 +286,9 @@ test_wrong_answers = rejects(
         Wrong("split_mlp", f_for_g, "differ"),
         Wrong("vocab_parallel_loss", own_maximum, "each rank took its own maximum"),
         Wrong("vocab_parallel_loss", no_maximum, "exp overflows"),
-        Wrong("vocab_parallel_loss", own_sum, "sum of exponentials is this rank's only"),
+        Wrong(
+            "vocab_parallel_loss", own_sum, "sum of exponentials is this rank's only"
+        ),
         Wrong("vocab_parallel_loss", own_target, "target's logit is this rank's only"),
         Wrong("vocab_parallel_loss", no_offset, "every rank added a logit"),
         Wrong("vocab_parallel_loss", gathers_logits, "the logits stay where they are"),

@@ -1,4 +1,6 @@
-"""Wrong answers to the exercises of 05-parallelism/03-zero-and-fsdp, each with the diagnosis that it must get."""
+"""Wrong answers to the exercises of 05-parallelism/03-zero-and-fsdp, each with the
+diagnosis that it must get.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,10 @@ from tests.checks.rejecting import Wrong, rejects
 
 def held(stage, Psi, N, piece=None, w=2, g=2, o=12, shift=0):
     piece = -(-Psi // N) if piece is None else piece
-    return sum(each * (piece if stage + shift >= first else Psi) for each, first in ((w, 3), (g, 2), (o, 1)))
+    return sum(
+        each * (piece if stage + shift >= first else Psi)
+        for each, first in ((w, 3), (g, 2), (o, 1))
+    )
 
 
 def rounded_down(stage, Psi, N):
@@ -117,13 +122,31 @@ def scattered(comm, parameters):
 # Exercise 3
 
 
-def step(comm, weights, m, v, grad, tokens, t, adam, *, reduce=None, norm=None, scale=None, gather=True):
+def step(
+    comm,
+    weights,
+    m,
+    v,
+    grad,
+    tokens,
+    t,
+    adam,
+    *,
+    reduce=None,
+    norm=None,
+    scale=None,
+    gather=True,
+):
     g = (
         comm.reduce_scatter(grad) / comm.all_reduce(torch.tensor(tokens))
         if reduce is None
         else reduce(comm, grad, tokens)
     )
-    size = comm.all_reduce(g.square().sum()).sqrt().item() if norm is None else float(norm(comm, g))
+    size = (
+        comm.all_reduce(g.square().sum()).sqrt().item()
+        if norm is None
+        else float(norm(comm, g))
+    )
     g = g * (min(1.0, adam.clip / (size + 1e-6)) if scale is None else scale(size))
     w = weights.chunk(comm.size)[comm.rank].clone()
     adamw_(w, m, v, g, t, adam)
@@ -131,7 +154,9 @@ def step(comm, weights, m, v, grad, tokens, t, adam, *, reduce=None, norm=None, 
 
 
 def mean_of_means(*args):
-    return step(*args, reduce=lambda comm, grad, n: comm.reduce_scatter(grad / n, op="mean"))
+    return step(
+        *args, reduce=lambda comm, grad, n: comm.reduce_scatter(grad / n, op="mean")
+    )
 
 
 def own_tokens(*args):
@@ -140,7 +165,10 @@ def own_tokens(*args):
 
 def mean_of_tokens(*args):
     return step(
-        *args, reduce=lambda comm, grad, n: comm.reduce_scatter(grad) / comm.all_reduce(torch.tensor(float(n)), "mean")
+        *args,
+        reduce=lambda comm, grad, n: (
+            comm.reduce_scatter(grad) / comm.all_reduce(torch.tensor(float(n)), "mean")
+        ),
     )
 
 
@@ -150,7 +178,10 @@ def no_division(*args):
 
 def averaged_as_well(*args):
     return step(
-        *args, reduce=lambda comm, grad, n: comm.reduce_scatter(grad, op="mean") / comm.all_reduce(torch.tensor(n))
+        *args,
+        reduce=lambda comm, grad, n: (
+            comm.reduce_scatter(grad, op="mean") / comm.all_reduce(torch.tensor(n))
+        ),
     )
 
 
@@ -179,14 +210,33 @@ def never_clips(*args):
 
 
 def always_scales(comm, weights, m, v, grad, tokens, t, adam):
-    return step(comm, weights, m, v, grad, tokens, t, adam, scale=lambda norm: adam.clip / (norm + 1e-6))
+    return step(
+        comm,
+        weights,
+        m,
+        v,
+        grad,
+        tokens,
+        t,
+        adam,
+        scale=lambda norm: adam.clip / (norm + 1e-6),
+    )
 
 
 def clipped_before_the_sum(comm, weights, m, v, grad, tokens, t, adam):
     g = grad / comm.all_reduce(torch.tensor(tokens))
     g = g * min(1.0, adam.clip / (g.norm().item() + 1e-6))
     return step(
-        comm, weights, m, v, grad, tokens, t, adam, reduce=lambda c, *_: c.reduce_scatter(g), scale=lambda norm: 1.0
+        comm,
+        weights,
+        m,
+        v,
+        grad,
+        tokens,
+        t,
+        adam,
+        reduce=lambda c, *_: c.reduce_scatter(g),
+        scale=lambda norm: 1.0,
     )
 
 
@@ -195,7 +245,9 @@ def piece_only(*args):
 
 
 def whole_gradient_everywhere(comm, weights, m, v, grad, tokens, t, adam):
-    whole = comm.all_reduce(grad).chunk(comm.size)[comm.rank] / comm.all_reduce(torch.tensor(tokens))
+    whole = comm.all_reduce(grad).chunk(comm.size)[comm.rank] / comm.all_reduce(
+        torch.tensor(tokens)
+    )
     return step(comm, weights, m, v, grad, tokens, t, adam, reduce=lambda *_: whole)
 
 
@@ -243,34 +295,53 @@ def gathered_again_but_all_at_once(comm, pieces, x, g):
 
 def not_reduced(comm, pieces, x, g):
     own = lambda dW: dW.chunk(comm.size)[comm.rank]  # noqa: E731
-    return run(comm, pieces, x, g, gather=lambda i: comm.all_gather(pieces[i]), reduce=own)
+    return run(
+        comm, pieces, x, g, gather=lambda i: comm.all_gather(pieces[i]), reduce=own
+    )
 
 
 def whole_gradients(comm, pieces, x, g):
-    return run(comm, pieces, x, g, gather=lambda i: comm.all_gather(pieces[i]), reduce=comm.all_reduce)
+    return run(
+        comm,
+        pieces,
+        x,
+        g,
+        gather=lambda i: comm.all_gather(pieces[i]),
+        reduce=comm.all_reduce,
+    )
 
 
 def averaged(comm, pieces, x, g):
     mean = lambda dW: comm.reduce_scatter(dW, op="mean")  # noqa: E731
-    return run(comm, pieces, x, g, gather=lambda i: comm.all_gather(pieces[i]), reduce=mean)
+    return run(
+        comm, pieces, x, g, gather=lambda i: comm.all_gather(pieces[i]), reduce=mean
+    )
 
 
 def all_reduced_then_cut(comm, pieces, x, g):
     cut = lambda dW: comm.all_reduce(dW).chunk(comm.size)[comm.rank]  # noqa: E731
-    return run(comm, pieces, x, g, gather=lambda i: comm.all_gather(pieces[i]), reduce=cut)
+    return run(
+        comm, pieces, x, g, gather=lambda i: comm.all_gather(pieces[i]), reduce=cut
+    )
 
 
 def no_mask(comm, pieces, x, g):
-    return run(comm, pieces, x, g, gather=lambda i: comm.all_gather(pieces[i]), mask=False)
+    return run(
+        comm, pieces, x, g, gather=lambda i: comm.all_gather(pieces[i]), mask=False
+    )
 
 
 def from_last_to_first(comm, pieces, x, g):
-    grad, gradients = run(comm, pieces, x, g, gather=lambda i: comm.all_gather(pieces[i]))
+    grad, gradients = run(
+        comm, pieces, x, g, gather=lambda i: comm.all_gather(pieces[i])
+    )
     return grad, gradients[::-1]
 
 
 def x_summed(comm, pieces, x, g):
-    grad, gradients = run(comm, pieces, x, g, gather=lambda i: comm.all_gather(pieces[i]))
+    grad, gradients = run(
+        comm, pieces, x, g, gather=lambda i: comm.all_gather(pieces[i])
+    )
     return comm.all_reduce(grad), gradients
 
 
@@ -279,7 +350,9 @@ def pieces_only(comm, pieces, x, g):
 
 
 def last_layer_forgotten(comm, pieces, x, g):
-    grad, gradients = run(comm, pieces, x, g, gather=lambda i: comm.all_gather(pieces[i]))
+    grad, gradients = run(
+        comm, pieces, x, g, gather=lambda i: comm.all_gather(pieces[i])
+    )
     return grad, gradients[:-1]
 
 

@@ -1,4 +1,6 @@
-"""Wrong answers to the exercises of 04-peft/06-adalora, each with the diagnosis that it must get."""
+"""Wrong answers to the exercises of 04-peft/06-adalora, each with the diagnosis that it
+must get.
+"""
 
 import torch
 
@@ -9,7 +11,10 @@ def forward(scale=lambda alpha, r0, r: alpha / r0, lam=lambda lam: lam, base=1, 
     """svd_forward with another scale or another Λ."""
 
     def svd_forward(x, W, P, lam_, Q, alpha, r0):
-        return base * x @ W.T + sign * scale(alpha, r0, len(Q)) * x @ (lam(lam_) * Q).T @ P.T
+        return (
+            base * x @ W.T
+            + sign * scale(alpha, r0, len(Q)) * x @ (lam(lam_) * Q).T @ P.T
+        )
 
     return svd_forward
 
@@ -28,7 +33,9 @@ def hard_coded(x, W, P, lam, Q, alpha, r0):
 
 FORWARD = [
     Wrong("svd_forward", forward(lambda alpha, r0, r: alpha / r), "today's r"),
-    Wrong("svd_forward", forward(lambda alpha, r0, r: 1), "scale alpha / r0 is missing"),
+    Wrong(
+        "svd_forward", forward(lambda alpha, r0, r: 1), "scale alpha / r0 is missing"
+    ),
     Wrong("svd_forward", forward(lambda alpha, r0, r: alpha), "not by alpha / r0"),
     Wrong("svd_forward", forward(lambda alpha, r0, r: r0 / alpha), "r0 / alpha"),
     Wrong("svd_forward", forward(lam=torch.ones_like), "Λ is missing"),
@@ -42,7 +49,11 @@ FORWARD = [
 ]
 
 
-def averages(sense=lambda w, g: (w * g).abs(), miss=lambda now, old, new: (now - new).abs(), b=lambda b1, b2: (b1, b2)):
+def averages(
+    sense=lambda w, g: (w * g).abs(),
+    miss=lambda now, old, new: (now - new).abs(),
+    b=lambda b1, b2: (b1, b2),
+):
     """importance with another sensitivity, another uncertainty, or other β."""
 
     def importance(smooth, unsure, w, grad, beta1, beta2):
@@ -75,13 +86,21 @@ def the_product(smooth, unsure, w, grad, beta1, beta2):
 
 
 IMPORTANCE = [
-    Wrong("importance", averages(miss=lambda now, old, new: (now - old).abs()), "old Ī"),
-    Wrong("importance", averages(b=lambda b1, b2: (b2, b1)), "beta1 and beta2 are swapped"),
+    Wrong(
+        "importance", averages(miss=lambda now, old, new: (now - old).abs()), "old Ī"
+    ),
+    Wrong(
+        "importance", averages(b=lambda b1, b2: (b2, b1)), "beta1 and beta2 are swapped"
+    ),
     Wrong("importance", averages(b=lambda b1, b2: (1 - b1, 1 - b2)), "1 − β"),
     Wrong("importance", averages(b=lambda b1, b2: (b1, b1)), "uses beta1"),
     Wrong("importance", averages(sense=lambda w, g: w * g), "w · grad is missing"),
-    Wrong("importance", averages(miss=lambda now, old, new: now - new), "I − Ī is missing"),
-    Wrong("importance", averages(miss=lambda now, old, new: (now - new) ** 2), "square"),
+    Wrong(
+        "importance", averages(miss=lambda now, old, new: now - new), "I − Ī is missing"
+    ),
+    Wrong(
+        "importance", averages(miss=lambda now, old, new: (now - new) ** 2), "square"
+    ),
     Wrong("importance", averages(sense=lambda w, g: g.abs()), "gradient alone"),
     Wrong("importance", averages(sense=lambda w, g: w.abs()), "size of w alone"),
     Wrong("importance", swapped, "wrong order"),
@@ -91,7 +110,12 @@ IMPORTANCE = [
 ]
 
 
-def schedule(fall=lambda s: (1 - s) ** 3, last=lambda bT: bT, drop=lambda b0, bT: b0 - bT, rounding=int):
+def schedule(
+    fall=lambda s: (1 - s) ** 3,
+    last=lambda bT: bT,
+    drop=lambda b0, bT: b0 - bT,
+    rounding=int,
+):
     """budget with another curve between the two ends."""
 
     def budget(t, b0, bT, T, ti, tf):
@@ -111,7 +135,11 @@ def from_0_to_T(t, b0, bT, T, ti, tf):
 def as_printed(t, b0, bT, T, ti, tf):
     if t <= ti:
         return b0
-    return bT if t > T - tf else int(bT + (b0 - bT) * (1 - (t - ti - tf) / (T - ti - tf)) ** 3)
+    return (
+        bT
+        if t > T - tf
+        else int(bT + (b0 - bT) * (1 - (t - ti - tf) / (T - ti - tf)) ** 3)
+    )
 
 
 def no_end(t, b0, bT, T, ti, tf):
@@ -139,11 +167,16 @@ BUDGET = [
 
 
 def cut(keep):
-    """allocate with another rule for what is kept, given (scores of the layer, all scores, λ, all λ, b)."""
+    """allocate with another rule for what is kept, given (scores of the layer, all
+    scores, λ, all λ, b).
+    """
 
     def allocate(lam, scores, b):
         every, sizes = torch.cat(scores), torch.cat(lam).flatten().abs()
-        return [v * keep(s, every, v.flatten().abs(), sizes, b)[:, None] for v, s in zip(lam, scores, strict=True)]
+        return [
+            v * keep(s, every, v.flatten().abs(), sizes, b)[:, None]
+            for v, s in zip(lam, scores, strict=True)
+        ]
 
     return allocate
 
@@ -170,7 +203,9 @@ def kthvalue(lam, scores, b):
 
 
 def one_tensor(lam, scores, b):
-    return torch.cat(cut(lambda s, every, v, sizes, b: s > at(every, b))(lam, scores, b))
+    return torch.cat(
+        cut(lambda s, every, v, sizes, b: s > at(every, b))(lam, scores, b)
+    )
 
 
 def six(lam, scores, b):
@@ -178,19 +213,37 @@ def six(lam, scores, b):
 
 
 ALLOCATE = [
-    Wrong("allocate", cut(lambda s, every, v, sizes, b: s >= at(every, b)), "one triplet too many"),
-    Wrong("allocate", cut(lambda s, every, v, sizes, b: s > at(every, b - 1)), "one triplet too few"),
-    Wrong("allocate", cut(lambda s, every, v, sizes, b: s <= at(every, b)), "others kept"),
-    Wrong("allocate", cut(lambda s, every, v, sizes, b: s <= every.sort().values[min(b, 22) - 1]), "b worst"),
+    Wrong(
+        "allocate",
+        cut(lambda s, every, v, sizes, b: s >= at(every, b)),
+        "one triplet too many",
+    ),
+    Wrong(
+        "allocate",
+        cut(lambda s, every, v, sizes, b: s > at(every, b - 1)),
+        "one triplet too few",
+    ),
+    Wrong(
+        "allocate", cut(lambda s, every, v, sizes, b: s <= at(every, b)), "others kept"
+    ),
+    Wrong(
+        "allocate",
+        cut(lambda s, every, v, sizes, b: s <= every.sort().values[min(b, 22) - 1]),
+        "b worst",
+    ),
     Wrong("allocate", cut(lambda s, every, v, sizes, b: best(s, b)), "of each layer"),
     Wrong("allocate", cut(lambda s, every, v, sizes, b: best(s, b // 4)), "same share"),
     Wrong("allocate", cut(lambda s, every, v, sizes, b: v > at(sizes, b)), "size of λ"),
     Wrong("allocate", lambda lam, scores, b: lam, "nothing is masked"),
-    Wrong("allocate", cut(lambda s, every, v, sizes, b: s > at(every, b)), "with b = 22"),
+    Wrong(
+        "allocate", cut(lambda s, every, v, sizes, b: s > at(every, b)), "with b = 22"
+    ),
     Wrong("allocate", kthvalue, "kthvalue"),
     Wrong("allocate", in_place_mask, "in place"),
     Wrong("allocate", one_tensor, "list"),
     Wrong("allocate", six, "wrong for b = 9"),
 ]
 
-test_wrong_answers = rejects("04-peft/06-adalora", FORWARD + IMPORTANCE + BUDGET + ALLOCATE)
+test_wrong_answers = rejects(
+    "04-peft/06-adalora", FORWARD + IMPORTANCE + BUDGET + ALLOCATE
+)

@@ -1,4 +1,6 @@
-"""Wrong answers to the exercises of 04-peft/04-adapters, each with the diagnosis that it must get."""
+"""Wrong answers to the exercises of 04-peft/04-adapters, each with the diagnosis that
+it must get.
+"""
 
 import torch
 
@@ -42,13 +44,35 @@ def in_place(h, down, b_down, up, b_up):
 
 
 ADAPTER = [
-    Wrong("adapter", made(lambda h, mid, up, b: relu(mid) @ up.T + b), "residual is missing"),
-    Wrong("adapter", made(lambda h, mid, up, b: h + mid @ up.T + b), "activation is missing"),
-    Wrong("adapter", made(lambda h, mid, up, b: h + relu(mid @ up.T + b)), "wrong place"),
-    Wrong("adapter", made(lambda h, mid, up, b: h + relu(relu(mid) @ up.T + b)), "applied twice"),
-    Wrong("adapter", made(lambda h, mid, up, b: relu(h + relu(mid) @ up.T + b)), "residual goes through"),
-    Wrong("adapter", made(lambda h, mid, up, b: h + relu(mid) @ up.T), "b_up is missing"),
-    Wrong("adapter", made(lambda h, mid, up, b: h - (relu(mid) @ up.T + b)), "subtracted"),
+    Wrong(
+        "adapter",
+        made(lambda h, mid, up, b: relu(mid) @ up.T + b),
+        "residual is missing",
+    ),
+    Wrong(
+        "adapter",
+        made(lambda h, mid, up, b: h + mid @ up.T + b),
+        "activation is missing",
+    ),
+    Wrong(
+        "adapter", made(lambda h, mid, up, b: h + relu(mid @ up.T + b)), "wrong place"
+    ),
+    Wrong(
+        "adapter",
+        made(lambda h, mid, up, b: h + relu(relu(mid) @ up.T + b)),
+        "applied twice",
+    ),
+    Wrong(
+        "adapter",
+        made(lambda h, mid, up, b: relu(h + relu(mid) @ up.T + b)),
+        "residual goes through",
+    ),
+    Wrong(
+        "adapter", made(lambda h, mid, up, b: h + relu(mid) @ up.T), "b_up is missing"
+    ),
+    Wrong(
+        "adapter", made(lambda h, mid, up, b: h - (relu(mid) @ up.T + b)), "subtracted"
+    ),
     Wrong("adapter", made(lambda h, mid, up, b: h), "nothing is added"),
     Wrong("adapter", no_b_down, "b_down is missing"),
     Wrong("adapter", no_biases, "both biases"),
@@ -59,7 +83,11 @@ ADAPTER = [
 ]
 
 
-def fused(scores=lambda q, k: (q[..., None, :] * k).sum(-1), s=lambda x: torch.softmax(x, -1), add=0.0):
+def fused(
+    scores=lambda q, k: (q[..., None, :] * k).sum(-1),
+    s=lambda x: torch.softmax(x, -1),
+    add=0.0,
+):
     """fuse with other scores or other weights."""
 
     def fuse(x, z, Q, K, V):
@@ -107,13 +135,21 @@ def weights_only(x, z, Q, K, V):
 
 
 FUSE = [
-    Wrong("fuse", fused(scores=lambda q, k: (q[..., None, :] * k).sum(-1) / q.shape[-1] ** 0.5), "divided by √d"),
+    Wrong(
+        "fuse",
+        fused(scores=lambda q, k: (q[..., None, :] * k).sum(-1) / q.shape[-1] ** 0.5),
+        "divided by √d",
+    ),
     Wrong("fuse", fused(s=lambda x: x), "softmax is missing"),
     Wrong("fuse", fused(s=lambda x: torch.softmax(x, 1)), "over the tokens"),
     Wrong("fuse", fused(s=lambda x: torch.softmax(x, 0)), "over the batch"),
     Wrong("fuse", fused(s=lambda x: torch.full_like(x, 1 / 3)), "weigh the same"),
     Wrong("fuse", fused(s=torch.ones_like), "summed, not averaged"),
-    Wrong("fuse", fused(s=lambda x: (x == x.max(-1, keepdim=True).values).float()), "not argmax"),
+    Wrong(
+        "fuse",
+        fused(s=lambda x: (x == x.max(-1, keepdim=True).values).float()),
+        "not argmax",
+    ),
     Wrong("fuse", fused(add=1.0), "x is added"),
     Wrong("fuse", no_value, "value matrix is not used"),
     Wrong("fuse", no_key, "key matrix is not used"),
@@ -127,18 +163,38 @@ FUSE = [
 ]
 
 SPEEDUP = [
-    Wrong("speedup", lambda L, t, n, a: (n + t * (L - n) * (1 + a)) / (t * L * (1 + a)), "its inverse"),
-    Wrong("speedup", lambda L, t, n, a: L * (1 + a) / (n + (L - n) * (1 + a)), "run for every task"),
+    Wrong(
+        "speedup",
+        lambda L, t, n, a: (n + t * (L - n) * (1 + a)) / (t * L * (1 + a)),
+        "its inverse",
+    ),
+    Wrong(
+        "speedup",
+        lambda L, t, n, a: L * (1 + a) / (n + (L - n) * (1 + a)),
+        "run for every task",
+    ),
     Wrong("speedup", lambda L, t, n, a: L / (L - n), "still run"),
     Wrong("speedup", lambda L, t, n, a: t * L / (n + t * (L - n)), "own cost"),
-    Wrong("speedup", lambda L, t, n, a: t * L * (1 + a) / (n + (L - n) * (1 + a)), "upper layers run once"),
+    Wrong(
+        "speedup",
+        lambda L, t, n, a: t * L * (1 + a) / (n + (L - n) * (1 + a)),
+        "upper layers run once",
+    ),
     Wrong(
         "speedup",
         lambda L, t, n, a: t * L * (1 + a) / (n * (1 + a) + t * (L - n) * (1 + a)),
         "dropped layers pay it too",
     ),
-    Wrong("speedup", lambda L, t, n, a: t * L * (1 + a) / ((L - n) + t * n * (1 + a)), "not of those that keep"),
-    Wrong("speedup", lambda L, t, n, a: t * L * a / (n + t * (L - n) * a), "costs 1 + adapter"),
+    Wrong(
+        "speedup",
+        lambda L, t, n, a: t * L * (1 + a) / ((L - n) + t * n * (1 + a)),
+        "not of those that keep",
+    ),
+    Wrong(
+        "speedup",
+        lambda L, t, n, a: t * L * a / (n + t * (L - n) * a),
+        "costs 1 + adapter",
+    ),
     Wrong("speedup", lambda L, t, n, a: None, "return"),
 ]
 

@@ -1,4 +1,6 @@
-"""Wrong answers to the exercises of 04-peft/01-background-and-bitfit, each with the diagnosis that it must get."""
+"""Wrong answers to the exercises of 04-peft/01-background-and-bitfit, each with the
+diagnosis that it must get.
+"""
 
 import torch
 
@@ -34,7 +36,11 @@ def plain_sgd(total, trained, activations):
 
 
 def freeze_fully_trained(total, trained, activations):
-    return 2 * (total - trained) + (16 * trained if trained < total else 2 * trained) + activations
+    return (
+        2 * (total - trained)
+        + (16 * trained if trained < total else 2 * trained)
+        + activations
+    )
 
 
 def named_bias_anywhere(model):
@@ -96,7 +102,10 @@ def folded(combine):
 
     def fold(W, b, c, beta):
         zero = lambda t, w: torch.zeros(len(w)) if t is None else t  # noqa: E731
-        return [combine(w, zero(b_i, w), zero(c_i, w), beta) for w, b_i, c_i in zip(W, b, c, strict=True)]
+        return [
+            combine(w, zero(b_i, w), zero(c_i, w), beta)
+            for w, b_i, c_i in zip(W, b, c, strict=True)
+        ]
 
     return fold
 
@@ -122,7 +131,9 @@ test_wrong_answers = rejects(
         Wrong("training_bytes", swapped, "swapped"),
         Wrong("training_bytes", plain_sgd, "both are missing"),
         Wrong("training_bytes", freeze_fully_trained, "wrong at an end"),
-        Wrong("freeze_all_but_biases", named_bias_anywhere, "'bias_gate.weight' trains"),
+        Wrong(
+            "freeze_all_but_biases", named_bias_anywhere, "'bias_gate.weight' trains"
+        ),
         Wrong("freeze_all_but_biases", only_unfreezes, "nothing is frozen"),
         Wrong("freeze_all_but_biases", only_freezes, "frozen before"),
         Wrong("freeze_all_but_biases", linears_only, "norms count too"),
@@ -131,10 +142,18 @@ test_wrong_answers = rejects(
         Wrong("freeze_all_but_biases", accepts_a_model_without, "Raise a ValueError"),
         Wrong("freeze_all_but_biases", zeroes_the_biases, "changed its value"),
         Wrong("fold", folded(lambda w, b, c, beta: b + c), "β is left out"),
-        Wrong("fold", folded(lambda w, b, c, beta: b + w @ beta), "own change is left out"),
-        Wrong("fold", folded(lambda w, b, c, beta: c + w @ beta), "own bias b is left out"),
+        Wrong(
+            "fold", folded(lambda w, b, c, beta: b + w @ beta), "own change is left out"
+        ),
+        Wrong(
+            "fold", folded(lambda w, b, c, beta: c + w @ beta), "own bias b is left out"
+        ),
         Wrong("fold", folded(lambda w, b, c, beta: b + c - w @ beta), "subtracted"),
-        Wrong("fold", folded(lambda w, b, c, beta: b + c + beta[: len(w)]), "passes through W first"),
+        Wrong(
+            "fold",
+            folded(lambda w, b, c, beta: b + c + beta[: len(w)]),
+            "passes through W first",
+        ),
         Wrong("fold", crashes_on_none, "None"),
         Wrong("fold", keeps_none, "bias 1"),
     ],

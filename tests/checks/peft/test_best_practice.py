@@ -1,4 +1,6 @@
-"""Wrong answers to the exercises of 04-peft/11-best-practice, each with the diagnosis that it must get."""
+"""Wrong answers to the exercises of 04-peft/11-best-practice, each with the diagnosis
+that it must get.
+"""
 
 import torch
 
@@ -20,17 +22,33 @@ BYTES = [
     Wrong("training_bytes", bytes_of(lambda n, t, b: n * b + 16 * t), "divide by 8"),
     Wrong("training_bytes", bytes_of(lambda n, t, b: 16 * (n + t)), "as if it trained"),
     Wrong("training_bytes", bytes_of(lambda n, t, b: 2 * n + 16 * t), "at 2 bytes"),
-    Wrong("training_bytes", bytes_of(lambda n, t, b: (n - t) * b / 8 + 16 * t), "subtracted"),
+    Wrong(
+        "training_bytes",
+        bytes_of(lambda n, t, b: (n - t) * b / 8 + 16 * t),
+        "subtracted",
+    ),
     Wrong("training_bytes", bytes_of(lambda n, t, b: 16 * t), "base is missing"),
-    Wrong("training_bytes", bytes_of(lambda n, t, b: n * b / 8), "what trains is missing"),
-    Wrong("training_bytes", bytes_of(lambda n, t, b: n * b / 8 + 12 * t), "16 bytes, not 12"),
+    Wrong(
+        "training_bytes", bytes_of(lambda n, t, b: n * b / 8), "what trains is missing"
+    ),
+    Wrong(
+        "training_bytes",
+        bytes_of(lambda n, t, b: n * b / 8 + 12 * t),
+        "16 bytes, not 12",
+    ),
     Wrong("training_bytes", bytes_of(lambda n, t, b: n * b / 8 + 8 * t), "only Adam"),
-    Wrong("training_bytes", bytes_of(lambda n, t, b: n * int(b) / 8 + 16 * t), "do not round"),
+    Wrong(
+        "training_bytes",
+        bytes_of(lambda n, t, b: n * int(b) / 8 + 16 * t),
+        "do not round",
+    ),
 ]
 
 
 def pairs(rule, axis=0):
-    """front with another rule for who dominates whom, given (cost_j, cost_i, loss_j, loss_i)."""
+    """front with another rule for who dominates whom, given (cost_j, cost_i, loss_j,
+    loss_i).
+    """
 
     def front(cost, loss):
         return ~rule(cost[:, None], cost, loss[:, None], loss).any(axis)
@@ -64,7 +82,9 @@ def as_numbers(cost, loss):
 
 
 FRONT = [
-    Wrong("front", pairs(lambda a, b, x, y: (a <= b) & (x <= y)), "dominated by itself"),
+    Wrong(
+        "front", pairs(lambda a, b, x, y: (a <= b) & (x <= y)), "dominated by itself"
+    ),
     Wrong("front", pairs(lambda a, b, x, y: (a < b) & (x < y)), "you ask for both"),
     Wrong("front", pairs(lambda a, b, x, y: (a < b) | (x < y)), "not enough"),
     Wrong("front", pairs(dominates, axis=1), "axes are swapped"),
@@ -108,7 +128,11 @@ def twice_over_the_data(model, batches):
     tasks.fit(
         model,
         [
-            b._replace(input_ids=b.input_ids[:1], labels=b.labels[:1], attention_mask=b.attention_mask[:1])
+            b._replace(
+                input_ids=b.input_ids[:1],
+                labels=b.labels[:1],
+                attention_mask=b.attention_mask[:1],
+            )
             for b in batches + batches
         ],
         lr=0.3,

@@ -1,4 +1,6 @@
-"""Wrong answers to the exercises of 04-peft/08-ia3, each with the diagnosis that it must get."""
+"""Wrong answers to the exercises of 04-peft/08-ia3, each with the diagnosis that it
+must get.
+"""
 
 import torch
 
@@ -22,7 +24,11 @@ def bias_not_scaled(x, W, b, l, feedforward):  # noqa: E741
 
 
 def bias_scaled_at_the_input(x, W, b, l, feedforward):  # noqa: E741
-    return plus((x * l) @ W.T, None if b is None else b * l) if feedforward else plus(x @ W.T, b) * l
+    return (
+        plus((x * l) @ W.T, None if b is None else b * l)
+        if feedforward
+        else plus(x @ W.T, b) * l
+    )
 
 
 def forgot_the_bias(x, W, b, l, feedforward):  # noqa: E741
@@ -50,7 +56,9 @@ def needs_a_bias(x, W, b, l, feedforward):  # noqa: E741
 
 
 def merged(weight, bias):
-    """`merge` with a rule for the weight and one for the bias, in fp32, rounded once."""
+    """`merge` with a rule for the weight and one for the bias, in fp32, rounded
+    once.
+    """
 
     def merge(W, b, l, feedforward):  # noqa: E741
         new_b = None if b is None else bias(b.float(), l, feedforward).to(b.dtype)
@@ -72,7 +80,11 @@ def wrong_side(W, l, feedforward):  # noqa: E741
 
 
 def always_columns(W, l, feedforward):  # noqa: E741
-    return W * l if feedforward or len(l) != len(W) or W.shape[0] == W.shape[1] else l[:, None] * W
+    return (
+        W * l
+        if feedforward or len(l) != len(W) or W.shape[0] == W.shape[1]
+        else l[:, None] * W
+    )
 
 
 def divides(W, l, feedforward):  # noqa: E741
@@ -81,7 +93,9 @@ def divides(W, l, feedforward):  # noqa: E741
 
 def rounds_l_first(W, b, l, feedforward):  # noqa: E741
     l = l.to(W.dtype)  # noqa: E741
-    return right_weight(W, l, feedforward), None if b is None else right_bias(b, l, feedforward)
+    return right_weight(W, l, feedforward), (
+        None if b is None else right_bias(b, l, feedforward)
+    )
 
 
 def always_bfloat16(W, b, l, feedforward):  # noqa: E741
@@ -138,9 +152,21 @@ test_wrong_answers = rejects(
         Wrong("merge", merged(wrong_side, right_bias), "scaled the columns of W"),
         Wrong("merge", merged(always_columns, right_bias), "scaled the columns of W"),
         Wrong("merge", merged(divides, right_bias), "that is unmerging"),
-        Wrong("merge", merged(lambda W, scale, feedforward: W, right_bias), "W is not scaled"),
-        Wrong("merge", merged(right_weight, lambda b, scale, feedforward: b), "the bias is not scaled"),
-        Wrong("merge", merged(right_weight, lambda b, scale, feedforward: scale * b), "the bias is scaled"),
+        Wrong(
+            "merge",
+            merged(lambda W, scale, feedforward: W, right_bias),
+            "W is not scaled",
+        ),
+        Wrong(
+            "merge",
+            merged(right_weight, lambda b, scale, feedforward: b),
+            "the bias is not scaled",
+        ),
+        Wrong(
+            "merge",
+            merged(right_weight, lambda b, scale, feedforward: scale * b),
+            "the bias is scaled",
+        ),
         Wrong("merge", rounds_l_first, "rounded to bfloat16 before"),
         Wrong("merge", always_bfloat16, "has dtype bfloat16"),
         Wrong("merge", invents_a_bias, "must stay without one"),

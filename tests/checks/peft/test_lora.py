@@ -1,4 +1,6 @@
-"""Wrong answers to the exercises of 04-peft/05-lora, each with the diagnosis that it must get."""
+"""Wrong answers to the exercises of 04-peft/05-lora, each with the diagnosis that it
+must get.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -77,7 +79,11 @@ def forgot_return(x, W, A, B, alpha, keep):
 FORWARD = [
     Wrong("lora_forward", scaled(lambda alpha, r: r), "scaled by r, not by alpha / r"),
     Wrong("lora_forward", scaled(lambda alpha, r: 1 / r), "alpha is missing"),
-    Wrong("lora_forward", scaled(lambda alpha, r: alpha), "scaled by alpha, not by alpha / r"),
+    Wrong(
+        "lora_forward",
+        scaled(lambda alpha, r: alpha),
+        "scaled by alpha, not by alpha / r",
+    ),
     Wrong("lora_forward", scaled(lambda alpha, r: r / alpha), "r / alpha"),
     Wrong("lora_forward", scaled(lambda alpha, r: 1), "the scale is missing"),
     Wrong("lora_forward", scaled(lambda alpha, r: (alpha / r) ** 2), "applied twice"),
@@ -99,7 +105,11 @@ FORWARD = [
 ]
 
 
-def merged(change=lambda deltas: sum(deltas), scale=lambda alpha, r: alpha / r, start=lambda W: W.float()):
+def merged(
+    change=lambda deltas: sum(deltas),
+    scale=lambda alpha, r: alpha / r,
+    start=lambda W: W.float(),
+):
     """merge with another way to add up, another scale, or another start."""
 
     def merge(W, adapters):
@@ -204,25 +214,55 @@ def three_things(delta, r, alpha):
 
 
 FACTORS = [
-    Wrong("best_factors", factors(lambda U, S, Vh, r, c: U[:, :r] * S[:r], top), "divide one of the factors"),
-    Wrong("best_factors", factors(lambda U, S, Vh, r, c: U[:, :r] * S[:r] * c, top), "where you should divide"),
-    Wrong("best_factors", factors(lambda U, S, Vh, r, c: U[:, :r] * S[:r] / c**2, top), "once is enough"),
     Wrong(
         "best_factors",
-        factors(lambda U, S, Vh, r, c: U[:, -r:] * S[-r:] / c, lambda U, S, Vh, r, c: Vh[-r:]),
+        factors(lambda U, S, Vh, r, c: U[:, :r] * S[:r], top),
+        "divide one of the factors",
+    ),
+    Wrong(
+        "best_factors",
+        factors(lambda U, S, Vh, r, c: U[:, :r] * S[:r] * c, top),
+        "where you should divide",
+    ),
+    Wrong(
+        "best_factors",
+        factors(lambda U, S, Vh, r, c: U[:, :r] * S[:r] / c**2, top),
+        "once is enough",
+    ),
+    Wrong(
+        "best_factors",
+        factors(
+            lambda U, S, Vh, r, c: U[:, -r:] * S[-r:] / c,
+            lambda U, S, Vh, r, c: Vh[-r:],
+        ),
         "smallest singular values",
     ),
     Wrong(
         "best_factors",
-        factors(lambda U, S, Vh, r, c: U[:, :r] * S[:r] / c, lambda U, S, Vh, r, c: S[:r, None] * Vh[:r]),
+        factors(
+            lambda U, S, Vh, r, c: U[:, :r] * S[:r] / c,
+            lambda U, S, Vh, r, c: S[:r, None] * Vh[:r],
+        ),
         "squared",
     ),
-    Wrong("best_factors", factors(lambda U, S, Vh, r, c: U[:, :r] / c, top), "left out"),
-    Wrong("best_factors", factors(lambda U, S, Vh, r, c: U[:, :r], top), "alpha / r is not undone"),
-    Wrong("best_factors", factors(lambda U, S, Vh, r, c: U[:, :r] * S[:r].sqrt() / c, top), "√S is in one factor only"),
+    Wrong(
+        "best_factors", factors(lambda U, S, Vh, r, c: U[:, :r] / c, top), "left out"
+    ),
     Wrong(
         "best_factors",
-        factors(lambda U, S, Vh, r, c: U[:, :r] * S[:r] / c, lambda U, S, Vh, r, c: Vh.T[:r]),
+        factors(lambda U, S, Vh, r, c: U[:, :r], top),
+        "alpha / r is not undone",
+    ),
+    Wrong(
+        "best_factors",
+        factors(lambda U, S, Vh, r, c: U[:, :r] * S[:r].sqrt() / c, top),
+        "√S is in one factor only",
+    ),
+    Wrong(
+        "best_factors",
+        factors(
+            lambda U, S, Vh, r, c: U[:, :r] * S[:r] / c, lambda U, S, Vh, r, c: Vh.T[:r]
+        ),
         "rows and columns of V",
     ),
     Wrong("best_factors", swapped_factors, "wrong order"),
@@ -235,7 +275,9 @@ FACTORS = [
 
 
 def served(change, base=True):
-    """serve with another change, given (x, A[ids], B[ids], scale by row, mask of rows with an adapter)."""
+    """serve with another change, given (x, A[ids], B[ids], scale by row, mask of rows
+    with an adapter).
+    """
 
     def serve(x, W, A, B, scaling, ids):
         on, scale = (ids >= 0).float()[:, None, None], scaling[ids][:, None, None]
@@ -249,7 +291,9 @@ def low(x, A, B):
 
 
 def scaled_by_the_first(x, W, A, B, scaling, ids):
-    return x @ W.T + (ids >= 0).float()[:, None, None] * scaling[0] * low(x, A[ids], B[ids])
+    return x @ W.T + (ids >= 0).float()[:, None, None] * scaling[0] * low(
+        x, A[ids], B[ids]
+    )
 
 
 def first_row_s_adapter(x, W, A, B, scaling, ids):
@@ -280,13 +324,35 @@ def sorted_by_adapter(x, W, A, B, scaling, ids):
 
 
 SERVE = [
-    Wrong("serve", served(lambda x, A, B, scale, on: scale * low(x, A, B)), "counts from the end"),
-    Wrong("serve", served(lambda x, A, B, scale, on: on * low(x, A, B)), "scale is missing: adapter i"),
-    Wrong("serve", served(lambda x, A, B, scale, on: low(x, A, B)), "and rows with id −1"),
-    Wrong("serve", served(lambda x, A, B, scale, on: on * scale**2 * low(x, A, B)), "applied twice"),
-    Wrong("serve", served(lambda x, A, B, scale, on: on * scale * low(x, A, B), base=False), "W x is missing"),
+    Wrong(
+        "serve",
+        served(lambda x, A, B, scale, on: scale * low(x, A, B)),
+        "counts from the end",
+    ),
+    Wrong(
+        "serve",
+        served(lambda x, A, B, scale, on: on * low(x, A, B)),
+        "scale is missing: adapter i",
+    ),
+    Wrong(
+        "serve", served(lambda x, A, B, scale, on: low(x, A, B)), "and rows with id −1"
+    ),
+    Wrong(
+        "serve",
+        served(lambda x, A, B, scale, on: on * scale**2 * low(x, A, B)),
+        "applied twice",
+    ),
+    Wrong(
+        "serve",
+        served(lambda x, A, B, scale, on: on * scale * low(x, A, B), base=False),
+        "W x is missing",
+    ),
     Wrong("serve", served(lambda x, A, B, scale, on: 0), "no adapter is added"),
-    Wrong("serve", served(lambda x, A, B, scale, on: on * scale * x @ A @ B), "expected size"),
+    Wrong(
+        "serve",
+        served(lambda x, A, B, scale, on: on * scale * x @ A @ B),
+        "expected size",
+    ),
     Wrong("serve", scaled_by_the_first, "scaling[0]"),
     Wrong("serve", first_row_s_adapter, "first row's adapter"),
     Wrong("serve", base_rows_lost, "still go through W"),

@@ -1,4 +1,6 @@
-"""Wrong answers to the exercises of 04-peft/09-mam-and-unipelt, each with the diagnosis that it must get."""
+"""Wrong answers to the exercises of 04-peft/09-mam-and-unipelt, each with the diagnosis
+that it must get.
+"""
 
 import torch
 
@@ -40,14 +42,18 @@ def gelu(x, mlp, down, up, s):
 
 PARALLEL = [
     Wrong("parallel", beside(lambda x, m, a, s: m + a), "scale is missing"),
-    Wrong("parallel", beside(lambda x, m, a, s: s * (m + a)), "s belongs to the adapter"),
+    Wrong(
+        "parallel", beside(lambda x, m, a, s: s * (m + a)), "s belongs to the adapter"
+    ),
     Wrong("parallel", beside(lambda x, m, a, s: s * m + a), "wrong path"),
     Wrong("parallel", beside(lambda x, m, a, s: m + s * s * a), "applied twice"),
     Wrong("parallel", beside(lambda x, m, a, s: x + m + s * a), "x is added"),
     Wrong("parallel", beside(lambda x, m, a, s: s * a), "MLP is missing"),
     Wrong("parallel", beside(lambda x, m, a, s: m), "adapter is missing"),
     Wrong("parallel", beside(lambda x, m, a, s: m + a / s), "divided by s"),
-    Wrong("parallel", beside(lambda x, m, a, s: m + 4.0 * a), "need not be the paper's 4"),
+    Wrong(
+        "parallel", beside(lambda x, m, a, s: m + 4.0 * a), "need not be the paper's 4"
+    ),
     Wrong("parallel", gelu, "another one"),
     Wrong("parallel", after, "beside means"),
     Wrong("parallel", after_unscaled, "and the scale is missing"),
@@ -70,23 +76,49 @@ def soft(scores):
 
 
 SHARE = [
-    Wrong("prefix_share", shared(lambda z, p: soft(z)[:, :p].sum(-1), lambda D: 1.0), "not divided by √D"),
-    Wrong("prefix_share", shared(lambda z, p: soft(z)[:, :p].sum(-1), lambda D: 1 / D), "divided by D"),
+    Wrong(
+        "prefix_share",
+        shared(lambda z, p: soft(z)[:, :p].sum(-1), lambda D: 1.0),
+        "not divided by √D",
+    ),
+    Wrong(
+        "prefix_share",
+        shared(lambda z, p: soft(z)[:, :p].sum(-1), lambda D: 1 / D),
+        "divided by D",
+    ),
     Wrong("prefix_share", shared(lambda z, p: soft(z)[:, p:].sum(-1)), "1 − λ"),
     Wrong("prefix_share", shared(lambda z, p: soft(z)[:, -p:].sum(-1)), "last keys"),
-    Wrong("prefix_share", shared(lambda z, p: soft(z)[:, :p].sum(-1) / soft(z)[:, p:].sum(-1)), "ratio"),
+    Wrong(
+        "prefix_share",
+        shared(lambda z, p: soft(z)[:, :p].sum(-1) / soft(z)[:, p:].sum(-1)),
+        "ratio",
+    ),
     Wrong("prefix_share", shared(lambda z, p: soft(z)[:, :p].mean(-1)), "mean weight"),
     Wrong("prefix_share", shared(lambda z, p: soft(z)[:, 0]), "first prefix token"),
-    Wrong("prefix_share", shared(lambda z, p: z[:, :p].sum(-1) / z.sum(-1)), "exponentials"),
-    Wrong("prefix_share", shared(lambda z, p: torch.softmax(z, 0)[:, :p].sum(-1)), "over the queries"),
-    Wrong("prefix_share", shared(lambda z, p: torch.full((len(z),), p / z.shape[1])), "all scores are equal"),
+    Wrong(
+        "prefix_share",
+        shared(lambda z, p: z[:, :p].sum(-1) / z.sum(-1)),
+        "exponentials",
+    ),
+    Wrong(
+        "prefix_share",
+        shared(lambda z, p: torch.softmax(z, 0)[:, :p].sum(-1)),
+        "over the queries",
+    ),
+    Wrong(
+        "prefix_share",
+        shared(lambda z, p: torch.full((len(z),), p / z.shape[1])),
+        "all scores are equal",
+    ),
     Wrong("prefix_share", shared(lambda z, p: soft(z[:, :p]).sum(-1)), "prefix alone"),
     Wrong("prefix_share", shared(lambda z, p: soft(z)), "shape"),
 ]
 
 
 def gated(gate, both=lambda g, k, v: (g * k, g * v)):
-    """gated_prefix with another gate, given (x w + b, mask, x w), or other uses of it."""
+    """gated_prefix with another gate, given (x w + b, mask, x w), or other uses of
+    it.
+    """
 
     def gated_prefix(x, w, b, mask, P_K, P_V):
         return both(gate(x @ w + b, mask, x @ w)[:, None, None, None], P_K, P_V)
@@ -105,20 +137,54 @@ def zeroed(x, w, b, mask, P_K, P_V):
 
 sigmoid = torch.sigmoid
 GATED = [
-    Wrong("gated_prefix", gated(lambda z, m, _: sigmoid(z).mean(1)), "padding is counted"),
-    Wrong("gated_prefix", gated(lambda z, m, _: (sigmoid(z) * m).mean(1)), "whole length"),
-    Wrong("gated_prefix", gated(lambda z, m, _: sigmoid((z * m).sum(1) / m.sum(1))), "before the sigmoid"),
-    Wrong("gated_prefix", gated(lambda z, m, _: (z * m).sum(1) / m.sum(1)), "sigmoid is missing"),
-    Wrong("gated_prefix", gated(lambda z, m, y: (sigmoid(y) * m).sum(1) / m.sum(1)), "b is missing"),
+    Wrong(
+        "gated_prefix", gated(lambda z, m, _: sigmoid(z).mean(1)), "padding is counted"
+    ),
+    Wrong(
+        "gated_prefix", gated(lambda z, m, _: (sigmoid(z) * m).mean(1)), "whole length"
+    ),
+    Wrong(
+        "gated_prefix",
+        gated(lambda z, m, _: sigmoid((z * m).sum(1) / m.sum(1))),
+        "before the sigmoid",
+    ),
+    Wrong(
+        "gated_prefix",
+        gated(lambda z, m, _: (z * m).sum(1) / m.sum(1)),
+        "sigmoid is missing",
+    ),
+    Wrong(
+        "gated_prefix",
+        gated(lambda z, m, y: (sigmoid(y) * m).sum(1) / m.sum(1)),
+        "b is missing",
+    ),
     Wrong("gated_prefix", gated(lambda z, m, _: 1 - right(z, m, _)), "1 − g"),
-    Wrong("gated_prefix", gated(lambda z, m, _: torch.ones(len(z))), "gate is not used"),
-    Wrong("gated_prefix", gated(lambda z, m, _: (sigmoid(z) * m).sum().expand(len(z)) / m.sum()), "over the batch"),
+    Wrong(
+        "gated_prefix", gated(lambda z, m, _: torch.ones(len(z))), "gate is not used"
+    ),
+    Wrong(
+        "gated_prefix",
+        gated(lambda z, m, _: (sigmoid(z) * m).sum().expand(len(z)) / m.sum()),
+        "over the batch",
+    ),
     Wrong("gated_prefix", gated(lambda z, m, _: sigmoid(z)[:, -1]), "last token"),
     Wrong("gated_prefix", gated(lambda z, m, _: sigmoid(z)[:, 0]), "first token"),
-    Wrong("gated_prefix", gated(lambda z, m, _: (sigmoid(z) * m).sum(1)), "summed, not averaged"),
+    Wrong(
+        "gated_prefix",
+        gated(lambda z, m, _: (sigmoid(z) * m).sum(1)),
+        "summed, not averaged",
+    ),
     Wrong("gated_prefix", zeroed, "zeroing x is not enough"),
-    Wrong("gated_prefix", gated(right, lambda g, k, v: (g * k, v + 0 * g)), "only the keys"),
-    Wrong("gated_prefix", gated(right, lambda g, k, v: (k + 0 * g, g * v)), "only the values"),
+    Wrong(
+        "gated_prefix",
+        gated(right, lambda g, k, v: (g * k, v + 0 * g)),
+        "only the keys",
+    ),
+    Wrong(
+        "gated_prefix",
+        gated(right, lambda g, k, v: (k + 0 * g, g * v)),
+        "only the values",
+    ),
     Wrong("gated_prefix", gated(right, lambda g, k, v: (g * v, g * k)), "swapped"),
     Wrong("gated_prefix", gated(right, lambda g, k, v: g * k), "tuple or list"),
 ]

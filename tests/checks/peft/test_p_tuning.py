@@ -1,4 +1,6 @@
-"""Wrong answers to the exercises of 04-peft/03-p-tuning, each with the diagnosis that it must get."""
+"""Wrong answers to the exercises of 04-peft/03-p-tuning, each with the diagnosis that
+it must get.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +16,9 @@ def recurrence(h, W, U, squash=torch.tanh):
 
 
 def encoder(combine):
-    """encode_prompt with another way to make (forward, backward) states of (h, Wf, Uf, Wb, Ub)."""
+    """encode_prompt with another way to make (forward, backward) states of (h, Wf, Uf,
+    Wb, Ub).
+    """
 
     def encode_prompt(h, Wf, Uf, Wb, Ub, W):
         return torch.cat(combine(h, Wf, Uf, Wb, Ub), -1) @ W.T
@@ -46,12 +50,19 @@ def last_states(h, Wf, Uf, Wb, Ub):
 ENCODE = [
     Wrong(
         "encode_prompt",
-        encoder(lambda h, Wf, Uf, Wb, Ub: (recurrence(h, Wf, Uf), recurrence(h.flip(0), Wb, Ub))),
+        encoder(
+            lambda h, Wf, Uf, Wb, Ub: (
+                recurrence(h, Wf, Uf),
+                recurrence(h.flip(0), Wb, Ub),
+            )
+        ),
         "not turned round",
     ),
     Wrong(
         "encode_prompt",
-        encoder(lambda h, Wf, Uf, Wb, Ub: (recurrence(h, Wf, Uf), recurrence(h, Wb, Ub))),
+        encoder(
+            lambda h, Wf, Uf, Wb, Ub: (recurrence(h, Wf, Uf), recurrence(h, Wb, Ub))
+        ),
         "from left to right",
     ),
     Wrong(
@@ -66,28 +77,44 @@ ENCODE = [
     ),
     Wrong(
         "encode_prompt",
-        encoder(lambda h, Wf, Uf, Wb, Ub: (recurrence(h, Wf, 0 * Uf), ahead(h, Wb, 0 * Ub))),
+        encoder(
+            lambda h, Wf, Uf, Wb, Ub: (recurrence(h, Wf, 0 * Uf), ahead(h, Wb, 0 * Ub))
+        ),
         "do not remember",
     ),
     Wrong(
         "encode_prompt",
-        encoder(lambda h, Wf, Uf, Wb, Ub: (recurrence(h, Wf, Uf, same), ahead(h, Wb, Ub, same))),
+        encoder(
+            lambda h, Wf, Uf, Wb, Ub: (
+                recurrence(h, Wf, Uf, same),
+                ahead(h, Wb, Ub, same),
+            )
+        ),
         "tanh is missing",
     ),
     Wrong(
         "encode_prompt",
-        encoder(lambda h, Wf, Uf, Wb, Ub: (recurrence(h, Wf, Uf, F.relu), ahead(h, Wb, Ub, F.relu))),
+        encoder(
+            lambda h, Wf, Uf, Wb, Ub: (
+                recurrence(h, Wf, Uf, F.relu),
+                ahead(h, Wb, Ub, F.relu),
+            )
+        ),
         "that is ReLU",
     ),
     Wrong(
         "encode_prompt",
-        encoder(lambda h, Wf, Uf, Wb, Ub: (recurrence(h, Wf, Uf.T), ahead(h, Wb, Ub.T))),
+        encoder(
+            lambda h, Wf, Uf, Wb, Ub: (recurrence(h, Wf, Uf.T), ahead(h, Wb, Ub.T))
+        ),
         "transposed",
     ),
     Wrong("encode_prompt", encoder(last_states), "two last states"),
     Wrong(
         "encode_prompt",
-        encoder(lambda h, Wf, Uf, Wb, Ub: (recurrence(h, Wf, Uf), 0 * ahead(h, Wb, Ub))),
+        encoder(
+            lambda h, Wf, Uf, Wb, Ub: (recurrence(h, Wf, Uf), 0 * ahead(h, Wb, Ub))
+        ),
         "backward half is missing",
     ),
     Wrong("encode_prompt", no_join, "shape"),
@@ -116,7 +143,9 @@ def summed(scores, labels):
 
 
 def by_row(scores, labels):
-    return torch.stack([F.cross_entropy(s, y) for s, y in zip(scores, labels, strict=True)]).mean()
+    return torch.stack(
+        [F.cross_entropy(s, y) for s, y in zip(scores, labels, strict=True)]
+    ).mean()
 
 
 def as_label_zero(scores, labels):
@@ -211,8 +240,14 @@ def labels_instead(scores, mask):
 LAST = [
     Wrong("last_token", lambda scores, mask: scores[:, -1], "last place of each row"),
     Wrong("last_token", at(lambda m: m.sum(-1) - 1), "counted the tokens"),
-    Wrong("last_token", at(lambda m: (last(m) + 1).clamp(max=m.shape[1] - 1)), "one too far"),
-    Wrong("last_token", at(lambda m: m.sum(-1).clamp(max=m.shape[1] - 1)), "one too far"),
+    Wrong(
+        "last_token",
+        at(lambda m: (last(m) + 1).clamp(max=m.shape[1] - 1)),
+        "one too far",
+    ),
+    Wrong(
+        "last_token", at(lambda m: m.sum(-1).clamp(max=m.shape[1] - 1)), "one too far"
+    ),
     Wrong("last_token", at(lambda m: m.argmax(-1)), "first real token"),
     Wrong("last_token", lambda scores, mask: scores[:, 0], "first place"),
     Wrong("last_token", at(lambda m: last(m) - 1), "before the last"),

@@ -1,4 +1,6 @@
-"""Wrong answers to the exercises of 04-peft/10-peft-library, each with the diagnosis that it must get."""
+"""Wrong answers to the exercises of 04-peft/10-peft-library, each with the diagnosis
+that it must get.
+"""
 
 import peft
 import torch
@@ -66,7 +68,11 @@ def last_for_all(base, folders, tokens, names):
 
 
 def none_is_first(base, folders, tokens, names):
-    return run(loaded(base, folders), tokens, adapter_names=[n or next(iter(folders)) for n in names])
+    return run(
+        loaded(base, folders),
+        tokens,
+        adapter_names=[n or next(iter(folders)) for n in names],
+    )
 
 
 def base_for_all(base, folders, tokens, names):
@@ -75,7 +81,12 @@ def base_for_all(base, folders, tokens, names):
 
 def row_by_row(base, folders, tokens, names):
     model = loaded(base, folders)
-    return torch.cat([run(model, t[None], adapter_names=[n or "__base__"]) for t, n in zip(tokens, names, strict=True)])
+    return torch.cat(
+        [
+            run(model, t[None], adapter_names=[n or "__base__"])
+            for t, n in zip(tokens, names, strict=True)
+        ]
+    )
 
 
 MIXED = [
@@ -92,7 +103,9 @@ def soft(order, cut):
 
     def by_hand(base, folder, tokens):
         prompt = load_file(f"{folder}/adapter_model.safetensors")["prompt_embeddings"]
-        parts = order(prompt.expand(len(tokens), -1, -1), base.get_input_embeddings()(tokens))
+        parts = order(
+            prompt.expand(len(tokens), -1, -1), base.get_input_embeddings()(tokens)
+        )
         return cut(run(base, inputs_embeds=torch.cat(parts, 1)), len(prompt))
 
     return by_hand
@@ -103,8 +116,16 @@ BY_HAND = [
     Wrong("by_hand", soft(lambda p, x: (p, x), lambda y, n: y), "virtual tokens too"),
     Wrong("by_hand", soft(lambda p, x: (x, p), lambda y, n: y[:, n:]), "stands after"),
     Wrong("by_hand", soft(lambda p, x: (x, p), lambda y, n: y[:, :-n]), "plain base"),
-    Wrong("by_hand", soft(lambda p, x: (p, x), lambda y, n: y[:, :-n]), "the virtual tokens are the first"),
-    Wrong("by_hand", soft(lambda p, x: (p.flip(1), x), lambda y, n: y[:, n:]), "reverse order"),
+    Wrong(
+        "by_hand",
+        soft(lambda p, x: (p, x), lambda y, n: y[:, :-n]),
+        "the virtual tokens are the first",
+    ),
+    Wrong(
+        "by_hand",
+        soft(lambda p, x: (p.flip(1), x), lambda y, n: y[:, n:]),
+        "reverse order",
+    ),
 ]
 
 test_wrong_answers = rejects("04-peft/10-peft-library", WITH + MIXED + BY_HAND)

@@ -1,4 +1,6 @@
-"""Wrong answers to the exercises of 04-peft/02-prompt-and-prefix-tuning, each with the diagnosis that it must get."""
+"""Wrong answers to the exercises of 04-peft/02-prompt-and-prefix-tuning, each with the
+diagnosis that it must get.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -32,32 +34,60 @@ def mask_untouched(prompt, e, m):
 
 
 def float_mask(prompt, e, m):
-    return only_embeddings(prompt, e, m), F.pad(m.float(), (len(prompt), 0), value=1.0), count(m, len(prompt))
+    return (
+        only_embeddings(prompt, e, m),
+        F.pad(m.float(), (len(prompt), 0), value=1.0),
+        count(m, len(prompt)),
+    )
 
 
 def three_tokens(prompt, e, m):
     right = before()(prompt, e, m)
-    return right[0], right[1], (F.pad(m, (3, 0), value=1).cumsum(-1) - 1)[:, 3 - len(prompt) :]
+    return (
+        right[0],
+        right[1],
+        (F.pad(m, (3, 0), value=1).cumsum(-1) - 1)[:, 3 - len(prompt) :],
+    )
 
 
 PREPEND = [
     Wrong(
-        "prepend_prompt", before(lambda p, e, m: torch.cat([e, p.expand(len(e), -1, -1)], 1)), "comes after the input"
+        "prepend_prompt",
+        before(lambda p, e, m: torch.cat([e, p.expand(len(e), -1, -1)], 1)),
+        "comes after the input",
     ),
     Wrong(
         "prepend_prompt",
         before(lambda p, e, m: torch.cat([p.flip(0).expand(len(e), -1, -1), e], 1)),
         "reverse order",
     ),
-    Wrong("prepend_prompt", before(lambda p, e, m: F.pad(e, (0, 0, len(p), 0))), "are zeros"),
     Wrong(
         "prepend_prompt",
-        before(lambda p, e, m: torch.cat([p.expand(len(e), -1, -1), e * m[..., None]], 1)),
+        before(lambda p, e, m: F.pad(e, (0, 0, len(p), 0))),
+        "are zeros",
+    ),
+    Wrong(
+        "prepend_prompt",
+        before(
+            lambda p, e, m: torch.cat([p.expand(len(e), -1, -1), e * m[..., None]], 1)
+        ),
         "padding is zeroed",
     ),
-    Wrong("prepend_prompt", before(mask=lambda m, p: F.pad(m, (p, 0))), "hides the virtual tokens"),
-    Wrong("prepend_prompt", before(mask=lambda m, p: F.pad(m, (0, p), value=1)), "grows at the right"),
-    Wrong("prepend_prompt", before(mask=lambda m, p: torch.ones_like(F.pad(m, (p, 0)))), "all ones"),
+    Wrong(
+        "prepend_prompt",
+        before(mask=lambda m, p: F.pad(m, (p, 0))),
+        "hides the virtual tokens",
+    ),
+    Wrong(
+        "prepend_prompt",
+        before(mask=lambda m, p: F.pad(m, (0, p), value=1)),
+        "grows at the right",
+    ),
+    Wrong(
+        "prepend_prompt",
+        before(mask=lambda m, p: torch.ones_like(F.pad(m, (p, 0)))),
+        "all ones",
+    ),
     Wrong("prepend_prompt", before(positions=count), "count the padding"),
     Wrong(
         "prepend_prompt",
@@ -66,7 +96,9 @@ PREPEND = [
     ),
     Wrong(
         "prepend_prompt",
-        before(positions=lambda m, p: torch.cat([count(m, p)[:, :p], m.cumsum(-1) - 1], 1)),
+        before(
+            positions=lambda m, p: torch.cat([count(m, p)[:, :p], m.cumsum(-1) - 1], 1)
+        ),
         "starts at 0 again",
     ),
     Wrong("prepend_prompt", only_embeddings, "tuple or list"),
@@ -83,7 +115,9 @@ def cut(shape, order, flip=False):
         p = len(prefix)
         D = prefix.shape[1] // (2 * layers * heads)
         sizes = {"p": p, "L": layers, "2": 2, "K": heads, "D": D}
-        axes = prefix.reshape([sizes[c] for c in shape]).permute([shape.index(c) for c in order])
+        axes = prefix.reshape([sizes[c] for c in shape]).permute(
+            [shape.index(c) for c in order]
+        )
         keys, values = axes.flip(0) if flip else axes
         return keys, values
 
@@ -140,14 +174,22 @@ SPLIT = [
 ]
 
 
-def attend(diagonal=lambda p, T: p, scale=lambda D: D**-0.5, spread=lambda t, n: t.repeat_interleave(n, 1), swap=False):
+def attend(
+    diagonal=lambda p, T: p,
+    scale=lambda D: D**-0.5,
+    spread=lambda t, n: t.repeat_interleave(n, 1),
+    swap=False,
+):
     """prefix_attention with another mask, scale or sharing of heads."""
 
     def prefix_attention(q, k, v, prefix_k, prefix_v):
         if swap:
             prefix_k, prefix_v = prefix_v, prefix_k
         (B, H, T, D), (K, p, _) = q.shape, prefix_k.shape
-        k, v = (torch.cat([t.expand(B, -1, -1, -1), o], 2) for t, o in ((prefix_k, k), (prefix_v, v)))
+        k, v = (
+            torch.cat([t.expand(B, -1, -1, -1), o], 2)
+            for t, o in ((prefix_k, k), (prefix_v, v))
+        )
         k, v = spread(k, H // K), spread(v, H // K)
         visible = torch.ones(T, p + T, dtype=torch.bool).tril(diagonal(p, T))
         return (q @ k.mT * scale(D)).masked_fill(~visible, -torch.inf).softmax(-1) @ v
@@ -165,7 +207,9 @@ def prefix_alone(q, k, v, prefix_k, prefix_v):
 
 
 def two_softmaxes(q, k, v, prefix_k, prefix_v):
-    return without_prefix(q, k, v, prefix_k, prefix_v) + prefix_alone(q, k, v, prefix_k, prefix_v)
+    return without_prefix(q, k, v, prefix_k, prefix_v) + prefix_alone(
+        q, k, v, prefix_k, prefix_v
+    )
 
 
 def after_the_text(q, k, v, prefix_k, prefix_v):
@@ -188,12 +232,18 @@ def by_token(q, k, v, prefix_k, prefix_v):
 
 ATTEND = [
     Wrong("prefix_attention", attend(lambda p, T: 0), "starts at the prefix"),
-    Wrong("prefix_attention", attend(lambda p, T: p - 1), "does not see token i itself"),
+    Wrong(
+        "prefix_attention", attend(lambda p, T: p - 1), "does not see token i itself"
+    ),
     Wrong("prefix_attention", attend(lambda p, T: p + 1), "token i + 1"),
     Wrong("prefix_attention", attend(lambda p, T: p + T), "no causal mask"),
     Wrong("prefix_attention", attend(scale=lambda D: 1.0), "not divided"),
     Wrong("prefix_attention", attend(scale=lambda D: 1 / D), "divided by D"),
-    Wrong("prefix_attention", attend(spread=lambda t, n: t.repeat(1, n, 1, 1)), "wrong key/value heads"),
+    Wrong(
+        "prefix_attention",
+        attend(spread=lambda t, n: t.repeat(1, n, 1, 1)),
+        "wrong key/value heads",
+    ),
     Wrong("prefix_attention", attend(swap=True), "swapped"),
     Wrong("prefix_attention", without_prefix, "prefix is missing"),
     Wrong("prefix_attention", prefix_alone, "text is missing"),
@@ -203,4 +253,6 @@ ATTEND = [
     Wrong("prefix_attention", by_token, "dimensions 1 and 2 are swapped"),
 ]
 
-test_wrong_answers = rejects("04-peft/02-prompt-and-prefix-tuning", PREPEND + SPLIT + ATTEND)
+test_wrong_answers = rejects(
+    "04-peft/02-prompt-and-prefix-tuning", PREPEND + SPLIT + ATTEND
+)

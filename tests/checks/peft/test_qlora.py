@@ -1,17 +1,30 @@
-"""Wrong answers to the exercises of 04-peft/07-qlora, each with the diagnosis that it must get."""
+"""Wrong answers to the exercises of 04-peft/07-qlora, each with the diagnosis that it
+must get.
+"""
 
 import torch
 
 from tests.checks.rejecting import Wrong, rejects
 
 
-def sides(up, down, divide=True, at=lambda offset: offset, quantile=torch.special.ndtri, end=lambda x: x):
+def sides(
+    up,
+    down,
+    divide=True,
+    at=lambda offset: offset,
+    quantile=torch.special.ndtri,
+    end=lambda x: x,
+):
     """normal_float with other numbers of steps above and below 0, and other details."""
 
     def normal_float(bits, offset):
         half = 2 ** (bits - 1)
         side = lambda n: quantile(torch.linspace(at(offset), 0.5, n + 1)[:-1])  # noqa: E731
-        levels = torch.cat([-side(half + down), torch.zeros(1), side(half + up)]).sort().values
+        levels = (
+            torch.cat([-side(half + down), torch.zeros(1), side(half + up)])
+            .sort()
+            .values
+        )
         return end(levels / levels.max() if divide else levels)
 
     return normal_float
@@ -38,7 +51,9 @@ LEVELS = [
     Wrong("normal_float", sides(0, -1, end=lambda x: x.flip(0)), "falling order"),
     Wrong("normal_float", sides(0, -1, at=lambda _: 0.99), "offset is not used"),
     Wrong("normal_float", sides(0, -1, at=lambda _: 0.9677083), "wrong for 3 bits"),
-    Wrong("normal_float", sides(0, -1, quantile=lambda p: p - 0.5), "the probabilities"),
+    Wrong(
+        "normal_float", sides(0, -1, quantile=lambda p: p - 0.5), "the probabilities"
+    ),
     Wrong("normal_float", sides(0, 0), "shape (17,)"),
     Wrong("normal_float", in_a_row, "none of which is 0"),
     Wrong("normal_float", even, "evenly spaced"),
@@ -50,7 +65,12 @@ def nearest(scaled, levels):
     return (scaled[..., None] - levels).abs().argmin(-1)
 
 
-def rounded(scale=lambda b: b.abs().amax(1), code=nearest, blocks=lambda w, n: w.reshape(-1, n), divide=torch.div):
+def rounded(
+    scale=lambda b: b.abs().amax(1),
+    code=nearest,
+    blocks=lambda w, n: w.reshape(-1, n),
+    divide=torch.div,
+):
     """quantize with another scale, another rule for the code, or other blocks."""
 
     def quantize(w, levels, block):
@@ -83,21 +103,37 @@ def eight(w, levels, block):
 
 WEIGHTS = [
     Wrong("quantize", rounded(lambda b: b.amax(1)), "the largest w"),
-    Wrong("quantize", rounded(lambda b: b.abs().max().expand(len(b)).clone()), "one scale serves all"),
     Wrong(
         "quantize",
-        rounded(code=lambda x, levels: (torch.searchsorted(levels, x, right=True) - 1).clamp(0, 7)),
+        rounded(lambda b: b.abs().max().expand(len(b)).clone()),
+        "one scale serves all",
+    ),
+    Wrong(
+        "quantize",
+        rounded(
+            code=lambda x, levels: (
+                torch.searchsorted(levels, x, right=True) - 1
+            ).clamp(0, 7)
+        ),
         "level below",
     ),
-    Wrong("quantize", rounded(code=lambda x, levels: torch.searchsorted(levels, x).clamp(0, 7)), "level above"),
+    Wrong(
+        "quantize",
+        rounded(code=lambda x, levels: torch.searchsorted(levels, x).clamp(0, 7)),
+        "level above",
+    ),
     Wrong("quantize", rounded(divide=lambda w, s: w), "not divided"),
     Wrong("quantize", rounded(divide=torch.mul), "you multiplied"),
     Wrong(
         "quantize",
-        rounded(code=lambda x, levels: ((x + 1) / 2 * (len(levels) - 1)).round().long()),
+        rounded(
+            code=lambda x, levels: ((x + 1) / 2 * (len(levels) - 1)).round().long()
+        ),
         "evenly spaced",
     ),
-    Wrong("quantize", rounded(blocks=lambda w, n: w.T.reshape(-1, n)), "down the columns"),
+    Wrong(
+        "quantize", rounded(blocks=lambda w, n: w.T.reshape(-1, n)), "down the columns"
+    ),
     Wrong("quantize", rounded(lambda b: b.abs().mean(1)), "the mean"),
     Wrong("quantize", no_zero_guard, "block of zeros"),
     Wrong("quantize", swapped, "wrong order"),
@@ -142,12 +178,22 @@ SCALES = [
 ]
 
 
-def gradients(x=lambda g, W, A, B, s: g @ W + s * g @ B @ A, A=lambda s: s, B=lambda s: s, W=None):
+def gradients(
+    x=lambda g, W, A, B, s: g @ W + s * g @ B @ A, A=lambda s: s, B=lambda s: s, W=None
+):
     """backward with another gradient of x, other scales, or another Ŵ."""
 
     def backward(g, inputs, codes, c, levels, a, b, s):
-        weight = (levels[codes] * c[:, None]).reshape(len(b), a.shape[1]) if W is None else W(codes, c, levels, a, b)
-        return x(g, weight, a, b, s), A(s) * (g @ b).T @ inputs, B(s) * g.T @ (inputs @ a.T)
+        weight = (
+            (levels[codes] * c[:, None]).reshape(len(b), a.shape[1])
+            if W is None
+            else W(codes, c, levels, a, b)
+        )
+        return (
+            x(g, weight, a, b, s),
+            A(s) * (g @ b).T @ inputs,
+            B(s) * g.T @ (inputs @ a.T),
+        )
 
     return backward
 
@@ -163,26 +209,46 @@ def transposed_A(g, x, codes, c, levels, A, B, s):
 
 BACK = [
     Wrong("backward", gradients(lambda g, W, A, B, s: g @ W), "through B A is missing"),
-    Wrong("backward", gradients(lambda g, W, A, B, s: s * g @ B @ A), "through Ŵ is missing"),
-    Wrong("backward", gradients(lambda g, W, A, B, s: g @ W + g @ B @ A), "s is missing in the gradient through"),
-    Wrong("backward", gradients(lambda g, W, A, B, s: s * (g @ W + g @ B @ A)), "not Ŵ"),
+    Wrong(
+        "backward",
+        gradients(lambda g, W, A, B, s: s * g @ B @ A),
+        "through Ŵ is missing",
+    ),
+    Wrong(
+        "backward",
+        gradients(lambda g, W, A, B, s: g @ W + g @ B @ A),
+        "s is missing in the gradient through",
+    ),
+    Wrong(
+        "backward", gradients(lambda g, W, A, B, s: s * (g @ W + g @ B @ A)), "not Ŵ"
+    ),
     Wrong("backward", gradients(A=lambda s: 1), "s is missing in ∂E/∂A"),
     Wrong("backward", gradients(A=lambda s: s * s), "twice in ∂E/∂A"),
     Wrong("backward", gradients(B=lambda s: 1), "s is missing in ∂E/∂B"),
     Wrong("backward", gradients(B=lambda s: s * s), "twice in ∂E/∂B"),
     Wrong(
         "backward",
-        gradients(W=lambda codes, c, levels, A, B: levels[codes].reshape(len(B), A.shape[1])),
+        gradients(
+            W=lambda codes, c, levels, A, B: levels[codes].reshape(len(B), A.shape[1])
+        ),
         "scales are missing",
     ),
     Wrong(
         "backward",
-        gradients(W=lambda codes, c, levels, A, B: (levels[codes] * c[:, None]).reshape(A.shape[1], len(B)).T),
+        gradients(
+            W=lambda codes, c, levels, A, B: (
+                (levels[codes] * c[:, None]).reshape(A.shape[1], len(B)).T
+            )
+        ),
         "transposed",
     ),
     Wrong(
         "backward",
-        gradients(W=lambda codes, c, levels, A, B: (codes * c[:, None]).reshape(len(B), A.shape[1])),
+        gradients(
+            W=lambda codes, c, levels, A, B: (codes * c[:, None]).reshape(
+                len(B), A.shape[1]
+            )
+        ),
         "as if they were the levels",
     ),
     Wrong("backward", two_things, "2 things"),

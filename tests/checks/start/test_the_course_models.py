@@ -1,4 +1,6 @@
-"""Wrong answers to the exercises of 01-start/02-the-course-models, and the diagnosis that each must get."""
+"""Wrong answers to the exercises of 01-start/02-the-course-models, and the diagnosis
+that each must get.
+"""
 
 import math
 
@@ -17,11 +19,15 @@ def no_shift(logits, tokens, mask):
 
 
 def shifted_backwards(logits, tokens, mask):
-    return (nll(logits[:, 1:], tokens[:, :-1]) * mask[:, :-1]).sum() / mask[:, :-1].sum()
+    return (nll(logits[:, 1:], tokens[:, :-1]) * mask[:, :-1]).sum() / mask[
+        :, :-1
+    ].sum()
 
 
 def mask_not_shifted(logits, tokens, mask):
-    return (nll(logits[:, :-1], tokens[:, 1:]) * mask[:, :-1]).sum() / mask[:, :-1].sum()
+    return (nll(logits[:, :-1], tokens[:, 1:]) * mask[:, :-1]).sum() / mask[
+        :, :-1
+    ].sum()
 
 
 def mask_ignored(logits, tokens, mask):
@@ -37,7 +43,9 @@ def first_tokens_counted(logits, tokens, mask):
 
 
 def row_means(logits, tokens, mask):
-    return ((nll(logits[:, :-1], tokens[:, 1:]) * mask[:, 1:]).sum(1) / mask[:, 1:].sum(1)).mean()
+    return (
+        (nll(logits[:, :-1], tokens[:, 1:]) * mask[:, 1:]).sum(1) / mask[:, 1:].sum(1)
+    ).mean()
 
 
 def summed(logits, tokens, mask):
@@ -91,16 +99,24 @@ def a_tensor(losses, text):
 
 
 def table(tokens, V):
-    return torch.bincount(tokens[:-1] * V + tokens[1:], minlength=V * V).view(V, V).double()
+    return (
+        torch.bincount(tokens[:-1] * V + tokens[1:], minlength=V * V)
+        .view(V, V)
+        .double()
+    )
 
 
-def bigram(tokens, V, D, lower=None, followers=None, clamp=True, backoff=True, first=None):
+def bigram(
+    tokens, V, D, lower=None, followers=None, clamp=True, backoff=True, first=None
+):
     c = table(tokens, V)
     total = c.sum(1, keepdim=True)
     lower = (c > 0).sum(0) / (c > 0).sum() if lower is None else lower
     followers = (c > 0).sum(1, keepdim=True) if followers is None else followers
     first = c - D if first is None else first
-    P = ((first.clamp(min=0) if clamp else first) + D * followers * lower) / total.clamp(min=1)
+    P = (
+        (first.clamp(min=0) if clamp else first) + D * followers * lower
+    ) / total.clamp(min=1)
     return torch.where(total > 0, P, lower if backoff else torch.zeros(V).double())
 
 
@@ -110,11 +126,21 @@ def raw_unigram(tokens, vocab_size, discount):
 
 
 def raw_unigram_of_all(tokens, vocab_size, discount):
-    return bigram(tokens, vocab_size, discount, lower=torch.bincount(tokens, minlength=vocab_size) / len(tokens))
+    return bigram(
+        tokens,
+        vocab_size,
+        discount,
+        lower=torch.bincount(tokens, minlength=vocab_size) / len(tokens),
+    )
 
 
 def uniform_lower(tokens, vocab_size, discount):
-    return bigram(tokens, vocab_size, discount, lower=torch.full((vocab_size,), 1 / vocab_size).double())
+    return bigram(
+        tokens,
+        vocab_size,
+        discount,
+        lower=torch.full((vocab_size,), 1 / vocab_size).double(),
+    )
 
 
 def wrong_axis(tokens, vocab_size, discount):
@@ -156,7 +182,11 @@ def windows_of(model, tokens, context, stride, keep, width=None):
     while done < len(tokens) - 1:
         stop = min(start + (width or context), len(tokens) - 1)
         with torch.no_grad():
-            window = F.cross_entropy(model(tokens[None, start:stop])[0], tokens[start + 1 : stop + 1], reduction="none")
+            window = F.cross_entropy(
+                model(tokens[None, start:stop])[0],
+                tokens[start + 1 : stop + 1],
+                reduction="none",
+            )
         losses.append(keep(window, done - start))
         done, start = stop, start + stride
     return torch.cat(losses)
@@ -176,14 +206,18 @@ def one_by_one(model, tokens, context, stride):
 
 def one_short(model, tokens, context, stride):
     """The window holds its targets: context − 1 inputs."""
-    return windows_of(model, tokens, context, stride, lambda w, old: w[old:], width=context - 1)
+    return windows_of(
+        model, tokens, context, stride, lambda w, old: w[old:], width=context - 1
+    )
 
 
 def tail_lost(model, tokens, context, stride):
     losses, done = [], 0
     for start in range(0, len(tokens) - context, stride):
         window = F.cross_entropy(
-            model(tokens[None, start : start + context])[0], tokens[start + 1 : start + context + 1], reduction="none"
+            model(tokens[None, start : start + context])[0],
+            tokens[start + 1 : start + context + 1],
+            reduction="none",
         )
         losses.append(window[done - start :])
         done = start + context
@@ -196,7 +230,9 @@ def later_window_wins(model, tokens, context, stride):
         done = min(start + context, len(tokens) - 1)
         with torch.no_grad():
             out[start:done] = F.cross_entropy(
-                model(tokens[None, start:done])[0], tokens[start + 1 : done + 1], reduction="none"
+                model(tokens[None, start:done])[0],
+                tokens[start + 1 : done + 1],
+                reduction="none",
             )
         start += stride
     return out
@@ -229,7 +265,11 @@ test_wrong_answers = rejects(
         Wrong("next_token_loss", shifted_backwards, "shifted the wrong way"),
         Wrong("next_token_loss", mask_not_shifted, "the mask must be shifted"),
         Wrong("next_token_loss", mask_ignored, "the mask is not used"),
-        Wrong("next_token_loss", divided_by_all, "divide by the number that the mask counts"),
+        Wrong(
+            "next_token_loss",
+            divided_by_all,
+            "divide by the number that the mask counts",
+        ),
         Wrong("next_token_loss", first_tokens_counted, "counts the first tokens too"),
         Wrong("next_token_loss", row_means, "average each row first"),
         Wrong("next_token_loss", summed, "that is the sum"),
@@ -244,7 +284,11 @@ test_wrong_answers = rejects(
         Wrong("bits_per_byte", mean_over_bytes, "mean of the losses"),
         Wrong("bits_per_byte", times_ln2, "multiplied by ln 2"),
         Wrong("bits_per_byte", a_tensor, "float"),
-        Wrong("kneser_ney_bigram", raw_unigram, "how many different tokens b was seen after"),
+        Wrong(
+            "kneser_ney_bigram",
+            raw_unigram,
+            "how many different tokens b was seen after",
+        ),
         Wrong("kneser_ney_bigram", raw_unigram_of_all, "all places count"),
         Wrong("kneser_ney_bigram", uniform_lower, "P_c is uniform"),
         Wrong("kneser_ney_bigram", wrong_axis, "columns of the table"),

@@ -1,4 +1,6 @@
-"""The integer program equals brute force; memory binds; the usual plan is found where it is best and beaten where it is not."""
+"""The integer program equals brute force; memory binds; the usual plan is found where
+it is best and beaten where it is not.
+"""
 
 import random
 
@@ -32,21 +34,28 @@ def test_the_program_equals_brute_force(b, d, speed, tight):
     p = auto_parallel.problem(graph, mesh_of(slow=Link(5e-6, speed)))
     if tight:
         least = sum(m.min() for m in p.bytes)
-        p = auto_parallel.problem(graph, mesh_of(slow=Link(5e-6, speed), memory=tight * least))
-    assert auto_parallel.solve(p)[1] == pytest.approx(auto_parallel.brute_force(p)[1], rel=1e-9)
+        p = auto_parallel.problem(
+            graph, mesh_of(slow=Link(5e-6, speed), memory=tight * least)
+        )
+    assert auto_parallel.solve(p)[1] == pytest.approx(
+        auto_parallel.brute_force(p)[1], rel=1e-9
+    )
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_the_program_equals_brute_force_on_branches(seed):
     """Five operators of a block with two consumers of one tensor, and random prices."""
-    graph = graphs.llama_block(b=8, S=64, d=256, f=512, g=4, R=1, D=64)[7:12]  # norm2, gate, up, act, down
+    # norm2, gate, up, act, down
+    graph = graphs.llama_block(b=8, S=64, d=256, f=512, g=4, R=1, D=64)[7:12]
     p = auto_parallel.problem(graph, mesh_of((4, 2)))
     dice = np.random.default_rng(seed)
     for row in p.seconds:
         row *= dice.uniform(0.2, 5, row.shape)
     for matrix in p.edges.values():
         matrix *= dice.uniform(0.2, 5, matrix.shape)
-    assert auto_parallel.solve(p)[1] == pytest.approx(auto_parallel.brute_force(p)[1], rel=1e-9)
+    assert auto_parallel.solve(p)[1] == pytest.approx(
+        auto_parallel.brute_force(p)[1], rel=1e-9
+    )
 
 
 def block(b, **more):
@@ -65,7 +74,9 @@ def auto_parallel_hand(graph):
     return graphs.by_hand(graph)
 
 
-@pytest.mark.parametrize(("b", "slow", "at_least"), [(4, 2.5e9, 1.5), (64, 25e9, 1.02), (256, 25e9, 1.2)])
+@pytest.mark.parametrize(
+    ("b", "slow", "at_least"), [(4, 2.5e9, 1.5), (64, 25e9, 1.02), (256, 25e9, 1.2)]
+)
 def test_it_beats_the_hand_made_plan(b, slow, at_least):
     p = auto_parallel.problem(block(b), mesh_of((4, 8), Link(5e-6, slow)))
     best = auto_parallel.solve(p)[1]
@@ -107,7 +118,10 @@ def test_stages_equal_brute_force(layers, devices, m, seed):
     def seconds(i, j, n):
         return sum(work[i:j]) / n + 0.3 * (n - 1) + (float("inf") if j - i > 3 else 0)
 
-    every = [latency([seconds(*s) for s in cut], m) for cut in every_cut(layers, devices, shares)]
+    every = [
+        latency([seconds(*s) for s in cut], m)
+        for cut in every_cut(layers, devices, shares)
+    ]
     best = min(every, default=float("inf"))
     if best == float("inf"):
         with pytest.raises(ValueError, match="no cut of"):
@@ -117,7 +131,9 @@ def test_stages_equal_brute_force(layers, devices, m, seed):
     assert found == pytest.approx(best)
     assert latency([seconds(*s) for s in stages], m) == pytest.approx(found)
     assert sum(n for *_, n in stages) == devices
-    assert [i for i, *_ in stages] == [0, *(j for _, j, _ in stages[:-1])] and stages[-1][1] == layers
+    assert [i for i, *_ in stages] == [0, *(j for _, j, _ in stages[:-1])] and stages[
+        -1
+    ][1] == layers
 
 
 def test_stages_ask_for_sensible_counts():

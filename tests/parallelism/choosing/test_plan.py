@@ -1,4 +1,6 @@
-"""The planner's arithmetic: shapes against our models, memory against ZeRO's and Megatron's tables, time against itself."""
+"""The planner's arithmetic: shapes against our models, memory against ZeRO's and
+Megatron's tables, time against itself.
+"""
 
 from dataclasses import replace
 
@@ -25,24 +27,39 @@ GPT3 = Job(shapes.gpt(96, 12288, 96), 1536, 2048, A100)
 def test_a_llamas_parameters_and_flops_are_those_of_the_model(name):
     x, config = shapes.llama(preset(name)), preset(name)
     assert shapes.parameters(x) == accounting.parameters(config)
-    assert shapes.token_flops(x, 96) * 96 == pytest.approx(accounting.training_flops(config, 1, 96), rel=1e-12)
+    assert shapes.token_flops(x, 96) * 96 == pytest.approx(
+        accounting.training_flops(config, 1, 96), rel=1e-12
+    )
 
 
-@pytest.mark.parametrize(("L", "d", "V", "s"), [(24, 2304, 51_200, 2048), (96, 12288, 51_200, 1024), (7, 96, 1000, 77)])
+@pytest.mark.parametrize(
+    ("L", "d", "V", "s"),
+    [(24, 2304, 51_200, 2048), (96, 12288, 51_200, 1024), (7, 96, 1000, 77)],
+)
 def test_gpt_parameters_and_flops_are_the_papers_formulas(L, d, V, s):
     x = shapes.gpt(L, d, d // 96, V, s)
-    assert shapes.parameters(x) == pytest.approx(12 * L * d**2 * (1 + 13 / (12 * d) + (V + s) / (12 * L * d)) + 2 * d)
-    assert shapes.token_flops(x, s) == pytest.approx(72 * L * d**2 * (1 + s / (6 * d) + V / (12 * L * d)))
+    assert shapes.parameters(x) == pytest.approx(
+        12 * L * d**2 * (1 + 13 / (12 * d) + (V + s) / (12 * L * d)) + 2 * d
+    )
+    assert shapes.token_flops(x, s) == pytest.approx(
+        72 * L * d**2 * (1 + s / (6 * d) + V / (12 * L * d))
+    )
 
 
 def test_a_mixture_counts_all_experts_and_works_with_some():
-    x = shapes.Shape(32, 4096, 32, 32_000, 14_336, 8, 128, "llama", tied=False, experts=8, top_k=2)  # Mixtral 8x7B
+    # Mixtral 8x7B
+    x = shapes.Shape(
+        32, 4096, 32, 32_000, 14_336, 8, 128, "llama", tied=False, experts=8, top_k=2
+    )
     assert shapes.parameters(x) == 46_702_792_704  # the checkpoint's own count
     dense = replace(x, experts=0, ffn=2 * 14_336)
     router = 2 * 8 * 4096
-    assert shapes.layer_flops(x, 100) == pytest.approx((shapes.layer_flops(dense, 100)[0] + router, 4.0 * 4096 * 100))
+    assert shapes.layer_flops(x, 100) == pytest.approx(
+        (shapes.layer_flops(dense, 100)[0] + router, 4.0 * 4096 * 100)
+    )
     assert (
-        shapes.active_parameters(x) == shapes.parameters(dense) + 32 * 8 * 4096 and x == shapes.MIXTURES["mixtral-8x7b"]
+        shapes.active_parameters(x) == shapes.parameters(dense) + 32 * 8 * 4096
+        and x == shapes.MIXTURES["mixtral-8x7b"]
     )
 
 
@@ -73,9 +90,13 @@ def test_heads_must_divide_the_width():
         shapes.gpt(3, 100, 7)
 
 
-@pytest.mark.parametrize(("kv", "ffn", "batch", "seq"), [(2, 160, 2, 96), (8, 88, 1, 33)])
+@pytest.mark.parametrize(
+    ("kv", "ffn", "batch", "seq"), [(2, 160, 2, 96), (8, 88, 1, 33)]
+)
 def test_llama_activations_are_what_a_layer_saves(kv, ffn, batch, seq):
-    """Plain PyTorch keeps more than fused kernels: both norms' input in fp32 and their quotient, and silu(gate)."""
+    """Plain PyTorch keeps more than fused kernels: both norms' input in fp32 and their
+    quotient, and silu(gate).
+    """
     config = LlamaConfig(
         vocab_size=31,
         hidden_size=64,
@@ -84,8 +105,11 @@ def test_llama_activations_are_what_a_layer_saves(kv, ffn, batch, seq):
         num_attention_heads=8,
         num_key_value_heads=kv,
     )
-    one, two = (_saved(replace(config, num_hidden_layers=n), batch, seq) for n in (1, 2))
-    plain = 2 * (4 * 64 + 2 * 64) - 2 * 2 * 64 + 2 * ffn + 4 * 8 + 8  # the last: log-sum-exp a head, two norms' means
+    one, two = (
+        _saved(replace(config, num_hidden_layers=n), batch, seq) for n in (1, 2)
+    )
+    # the last: log-sum-exp a head, two norms' means
+    plain = 2 * (4 * 64 + 2 * 64) - 2 * 2 * 64 + 2 * ffn + 4 * 8 + 8
     fused = shapes.layer_activations(shapes.llama(config), seq, batch)
     assert two - one == fused + batch * seq * plain
 
@@ -115,7 +139,9 @@ def test_gpt_activations_are_table_2_of_korthikanti(t, sequence):
     assert shapes.layer_activations(x, s, b, t, sequence, "selective") == pytest.approx(
         s * b * h * (10 / whole + 24 / t)
     )
-    assert shapes.layer_activations(x, s, b, t, sequence, "full") == 2 * s * b * h / whole
+    assert (
+        shapes.layer_activations(x, s, b, t, sequence, "full") == 2 * s * b * h / whole
+    )
     with pytest.raises(ValueError, match="recompute='some' must be one of"):
         shapes.layer_activations(x, s, b, t, sequence, "some")
 
@@ -126,13 +152,17 @@ def test_memory_is_zeros_figure_1():
     psi = shapes.parameters(x)
     for stage, each in ((0, 16), (1, 4 + 12 / 64), (2, 2 + 14 / 64), (3, 16 / 64)):
         held = memory(Job(x, 64, 2048, A100), Plan(dp=64, zero=stage, grad_bytes=2))
-        assert sum(held[kind] for kind in ("weights", "gradients", "optimizer")) == pytest.approx(each * psi)
+        assert sum(
+            held[kind] for kind in ("weights", "gradients", "optimizer")
+        ) == pytest.approx(each * psi)
 
 
 @pytest.mark.parametrize("pp", [1, 2, 3, 4, 6, 12])
 @pytest.mark.parametrize("tp", [1, 2, 4])
 def test_stages_together_hold_the_model(pp, tp):
-    """Uncut but for the norms and positions; a tied embedding stands on the first and on the last stage."""
+    """Uncut but for the norms and positions; a tied embedding stands on the first and
+    on the last stage.
+    """
     x = shapes.gpt(12, 192, 4, vocab=1000)
     held = sum(stage_parameters(x, Plan(tp=tp, pp=pp), r)[0] for r in range(pp))
     whole = 12 * shapes.replicated_parameters(x) + 2 * 192 + 2048 * 192
@@ -149,12 +179,16 @@ def test_experts_are_cut_by_ep():
 
 @pytest.mark.parametrize(("p", "m"), [(4, 8), (4, 2), (1, 5), (6, 6)])
 def test_in_flight_under_1f1b(p, m):
-    assert [in_flight(Plan(pp=p), r, m) for r in range(p)] == [min(p - r, m) for r in range(p)]
+    assert [in_flight(Plan(pp=p), r, m) for r in range(p)] == [
+        min(p - r, m) for r in range(p)
+    ]
 
 
 def test_in_flight_interleaved_is_korthikantis_factor():
     p, v = 8, 3  # "a factor of 1 + (p − 1)/(pv)" of the first stage's p microbatches
-    assert in_flight(Plan(pp=p, chunks=v), 0, 64) == pytest.approx(p * (1 + (p - 1) / (p * v)))
+    assert in_flight(Plan(pp=p, chunks=v), 0, 64) == pytest.approx(
+        p * (1 + (p - 1) / (p * v))
+    )
 
 
 def test_the_bubble_and_the_scale_of_a_step():
@@ -173,7 +207,9 @@ def test_the_bubble_and_the_scale_of_a_step():
 
 
 def test_tensor_parallelism_across_nodes_is_slow():
-    inside, across = (seconds(GPT3, Plan(dp=128 // t * 8, tp=t))["tensor"] for t in (8, 16))
+    inside, across = (
+        seconds(GPT3, Plan(dp=128 // t * 8, tp=t))["tensor"] for t in (8, 16)
+    )
     assert across > 5 * inside
 
 
@@ -181,9 +217,13 @@ def test_tensor_parallelism_across_nodes_is_slow():
 def test_published_setups_fit_as_they_were_run_and_not_without_recomputation(name):
     t, p, v, n, batch, b = SETUPS[name]
     job = Job(shapes.gpt(*SHAPES[name]), batch, 2048, A100)
-    plan = Plan(n // t // p, t, p, microbatch=b, chunks=v, recompute="selective", sequence=True)
+    plan = Plan(
+        n // t // p, t, p, microbatch=b, chunks=v, recompute="selective", sequence=True
+    )
     assert not planner.estimate(job, plan).problems
-    (problem,) = planner.estimate(job, replace(plan, recompute="none", sequence=False)).problems
+    (problem,) = planner.estimate(
+        job, replace(plan, recompute="none", sequence=False)
+    ).problems
     assert problem.startswith("needs ") and "most of it activations" in problem
 
 
@@ -195,10 +235,16 @@ def test_published_setups_fit_as_they_were_run_and_not_without_recomputation(nam
         (Plan(pp=24, chunks=3), "96 layers are not a multiple of pp · chunks = 72"),
         (Plan(dp=5), "1536 sequences of the batch are not a multiple of dp"),
         (Plan(dp=2, sequence=True), "sequence parallelism cuts along tp, which is 1"),
-        (Plan(dp=512, pp=2, chunks=2), "interleaved microbatches come in multiples of pp = 2"),
+        (
+            Plan(dp=512, pp=2, chunks=2),
+            "interleaved microbatches come in multiples of pp = 2",
+        ),
         (Plan(dp=4, pp=2, zero=3), "ZeRO-2 and 3 with a pipeline"),
         (Plan(dp=4, ep=2), "ep > 1 needs experts"),
-        (Plan(tp=3, sequence=True), "2048 tokens of a sequence are not a multiple of tp · cp = 3"),
+        (
+            Plan(tp=3, sequence=True),
+            "2048 tokens of a sequence are not a multiple of tp · cp = 3",
+        ),
         (Plan(cp=3), "2048 tokens of a sequence are not a multiple of 2 · cp"),
     ],
 )
@@ -209,8 +255,12 @@ def test_what_does_not_divide_is_named(plan, why):
 def test_key_value_heads_limit_tp():
     job = Job(shapes.llama(preset("llama-2-70b")), 64, 4096, A100)
     assert "8 key/value heads are fewer than tp = 16" in misfits(job, Plan(tp=16))
-    six = Job(shapes.Shape(4, 96, 12, 100, 96, kv_heads=6, family="llama"), 64, 4096, A100)
-    assert "6 key/value heads are not a multiple of tp = 4" in misfits(six, Plan(tp=4)) and not misfits(six, Plan(tp=3))
+    six = Job(
+        shapes.Shape(4, 96, 12, 100, 96, kv_heads=6, family="llama"), 64, 4096, A100
+    )
+    assert "6 key/value heads are not a multiple of tp = 4" in misfits(
+        six, Plan(tp=4)
+    ) and not misfits(six, Plan(tp=3))
 
 
 @pytest.mark.parametrize(
@@ -229,7 +279,9 @@ def test_a_plan_that_makes_no_sense_is_refused(settings, why):
 
 def test_machines_by_name():
     assert machines.machine("h100-80gb", network=1e9).network == 1e9
-    with pytest.raises(ValueError, match="name='tpu' is not a known machine: use one of v100-32gb"):
+    with pytest.raises(
+        ValueError, match="name='tpu' is not a known machine: use one of v100-32gb"
+    ):
         machines.machine("tpu")
     with pytest.raises(ValueError, match="efficiency=2 must be"):
         machines.machine("h100-80gb", efficiency=2)
@@ -239,20 +291,34 @@ def test_machines_by_name():
 @pytest.mark.parametrize("node", [4, 6, 8])
 @pytest.mark.parametrize("devices", [6, 12, 24])
 def test_groups_that_straddle_two_nodes_are_slow(node, devices):
-    """Threes in nodes of eight: the third has devices 6, 7 | 8. Held against the placement, device by device."""
+    """Threes in nodes of eight: the third has devices 6, 7 | 8. Held against the
+    placement, device by device.
+    """
     on = replace(A100, node=node)
     for span in (n for n in range(1, devices + 1) if devices % n == 0):
-        nodes = Placement({"outer": devices // span, "inner": span}).nodes("inner", node)
-        assert on.wire(span, devices).bandwidth == (300e9 if nodes == 1 else 25e9), (span, nodes)
+        nodes = Placement({"outer": devices // span, "inner": span}).nodes(
+            "inner", node
+        )
+        assert on.wire(span, devices).bandwidth == (300e9 if nodes == 1 else 25e9), (
+            span,
+            nodes,
+        )
     took = [
-        seconds(Job(shapes.gpt(4, 96, 12), 24, 1024, replace(on, node=n)), Plan(devices // 3, tp=3))["tensor"]
+        seconds(
+            Job(shapes.gpt(4, 96, 12), 24, 1024, replace(on, node=n)),
+            Plan(devices // 3, tp=3),
+        )["tensor"]
         for n in (node, 24)
     ]
     assert (took[0] > took[1]) == (node % 3 > 0 and devices > node)
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.sampled_from([1, 2, 4, 8]), st.sampled_from([1, 2, 4]), st.sampled_from([1, 2, 4]))
+@given(
+    st.sampled_from([1, 2, 4, 8]),
+    st.sampled_from([1, 2, 4]),
+    st.sampled_from([1, 2, 4]),
+)
 def test_mfu_never_passes_the_efficiency(dp, tp, pp):
     job = Job(shapes.gpt(8, 512, 8, vocab=1024), 64, 512, A100)
     e = planner.estimate(job, Plan(dp, tp, pp))

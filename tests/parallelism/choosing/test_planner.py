@@ -1,4 +1,6 @@
-"""The search: complete, ranked, honest about what it rejects; and the command that prints it."""
+"""The search: complete, ranked, honest about what it rejects; and the command that
+prints it.
+"""
 
 import json
 from math import prod
@@ -38,12 +40,19 @@ def test_the_best_of_each_split_is_the_first_of_it():
 
 def test_a_hand_made_plan_is_never_better_than_the_search():
     best = planner.search(SMALL, 8).ranked[0].step
-    for plan in (Plan(dp=8), Plan(dp=4, tp=2), Plan(dp=2, tp=2, pp=2), Plan(tp=4, pp=2, sequence=True)):
+    for plan in (
+        Plan(dp=8),
+        Plan(dp=4, tp=2),
+        Plan(dp=2, tp=2, pp=2),
+        Plan(tp=4, pp=2, sequence=True),
+    ):
         assert planner.estimate(SMALL, plan).step >= best
 
 
 def test_nothing_fits_is_said_with_the_nearest_miss():
-    job = Job(shapes.llama(preset("llama-2-7b")), 64, 2048, machines.machine("v100-32gb"))
+    job = Job(
+        shapes.llama(preset("llama-2-7b")), 64, 2048, machines.machine("v100-32gb")
+    )
     found = planner.search(job, 2)
     assert not found.ranked
     sizes = [e.bytes for e in found.rejected if e.memory]
@@ -74,7 +83,19 @@ def run(*arguments):
 
 
 def test_the_command_prints_a_ranked_table_and_why_others_fail():
-    result = run("gpt:12,768,12", "--devices", "8", "--batch", "48", "--seq", "512", "--price", "2", "--top", "3")
+    result = run(
+        "gpt:12,768,12",
+        "--devices",
+        "8",
+        "--batch",
+        "48",
+        "--seq",
+        "512",
+        "--price",
+        "2",
+        "--top",
+        "3",
+    )
     assert result.exit_code == 0
     assert "MFU" in result.output and "$" in result.output and "cannot" in result.output
 
@@ -84,40 +105,72 @@ def test_the_command_writes_json(tmp_path):
     data = json.loads(result.output)
     assert result.exit_code == 0
     best = data["plans"][0]
-    assert best["dp"] * best["tp"] * best["pp"] * best["cp"] == 8 and 0 < best["mfu"] < 1 and best["days"] > 0
+    assert (
+        best["dp"] * best["tp"] * best["pp"] * best["cp"] == 8
+        and 0 < best["mfu"] < 1
+        and best["days"] > 0
+    )
     config = tmp_path / "config.json"
     from llmlab.models.checkpoint import config_to_hf
 
     config.write_text(json.dumps(config_to_hf(preset("llama-2-7b"))))
-    assert json.loads(run(str(config), "--devices", "8", "--batch", "64", "--json", "-").output)["plans"][0] == best
+    assert (
+        json.loads(
+            run(str(config), "--devices", "8", "--batch", "64", "--json", "-").output
+        )["plans"][0]
+        == best
+    )
 
 
 def test_the_command_reads_a_mixtrals_config(tmp_path):
     from transformers import MixtralConfig
 
-    MixtralConfig(sliding_window=None, num_local_experts=8, num_experts_per_tok=2).save_pretrained(tmp_path)
+    MixtralConfig(
+        sliding_window=None, num_local_experts=8, num_experts_per_tok=2
+    ).save_pretrained(tmp_path)
     arguments = ("--devices", "16", "--batch", "64", "--json", "-")
     file, name = (
-        json.loads(run(model, *arguments).output) for model in (str(tmp_path / "config.json"), "mixtral-8x7b")
+        json.loads(run(model, *arguments).output)
+        for model in (str(tmp_path / "config.json"), "mixtral-8x7b")
     )
-    assert file["plans"] == name["plans"] and max(plan["ep"] for plan in file["plans"]) > 1
+    assert (
+        file["plans"] == name["plans"] and max(plan["ep"] for plan in file["plans"]) > 1
+    )
     (tmp_path / "config.json").write_text('{"model_type": "mixtral"}')
     result = run(str(tmp_path / "config.json"), *arguments)
-    assert result.exit_code == 2 and "is not the config.json of a Llama or a Mixtral" in result.output.replace(
-        "\n", " "
+    assert (
+        result.exit_code == 2
+        and "is not the config.json of a Llama or a Mixtral"
+        in result.output.replace("\n", " ")
     )
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (("gpt:3,100,7", "--devices", "8"), 2, "hidden=100 must be a multiple of heads=7"),
+        (
+            ("gpt:3,100,7", "--devices", "8"),
+            2,
+            "hidden=100 must be a multiple of heads=7",
+        ),
         (("nothing", "--devices", "8"), 2, "MODEL='nothing' is not known"),
         (("gpt:1,2", "--devices", "8"), 2, "gpt:LAYERS,HIDDEN,HEADS"),
         (("gpt:²,12288,96", "--devices", "8"), 2, "gpt:LAYERS,HIDDEN,HEADS"),
-        (("llama-2-7b", "--devices", "8", "--tokens", "inf"), 2, "--tokens inf must be a finite number"),
-        (("llama-2-7b", "--devices", "8", "--machine", "abacus"), 2, "use one of v100-32gb"),
-        (("llama-2-7b", "--devices", "1", "--machine", "v100-32gb"), 1, "No plan can run. The nearest miss: needs"),
+        (
+            ("llama-2-7b", "--devices", "8", "--tokens", "inf"),
+            2,
+            "--tokens inf must be a finite number",
+        ),
+        (
+            ("llama-2-7b", "--devices", "8", "--machine", "abacus"),
+            2,
+            "use one of v100-32gb",
+        ),
+        (
+            ("llama-2-7b", "--devices", "1", "--machine", "v100-32gb"),
+            1,
+            "No plan can run. The nearest miss: needs",
+        ),
     ],
 )
 def test_the_command_says_what_is_wrong(arguments, code, says):
@@ -137,4 +190,6 @@ def test_the_command_says_what_is_wrong(arguments, code, says):
 def test_the_command_says_what_is_wrong_with_a_file(text, says, tmp_path):
     (tmp_path / "config.json").write_text(text)
     result = run(str(tmp_path / "config.json"), "--devices", "8")
-    assert result.exit_code == 2 and says in " ".join(result.output.split()).replace("- ", "-")
+    assert result.exit_code == 2 and says in " ".join(result.output.split()).replace(
+        "- ", "-"
+    )

@@ -1,4 +1,6 @@
-"""Schedules of collectives: on paper (who holds whose part), on World against the meaning, on gloo against torch.distributed."""
+"""Schedules of collectives: on paper (who holds whose part), on World against the
+meaning, on gloo against torch.distributed.
+"""
 
 from __future__ import annotations
 
@@ -33,17 +35,27 @@ def powers(p):
 
 
 def reduce_scatters(p):
-    far = [halving.reduce_scatter(p), halving.reduce_scatter(p, near_first=False)] if powers(p) else []
+    far = (
+        [halving.reduce_scatter(p), halving.reduce_scatter(p, near_first=False)]
+        if powers(p)
+        else []
+    )
     return [ring.reduce_scatter(p), bruck.reduce_scatter(p), *far]
 
 
 def all_gathers(p):
-    far = [halving.all_gather(p), halving.all_gather(p, near_first=True)] if powers(p) else []
+    far = (
+        [halving.all_gather(p), halving.all_gather(p, near_first=True)]
+        if powers(p)
+        else []
+    )
     return [ring.all_gather(p), bruck.all_gather(p), *far]
 
 
 def follow(schedule, held):
-    """Play a schedule with labels for numbers: held[rank][chunk] is a Counter of whose parts are in it."""
+    """Play a schedule with labels for numbers: held[rank][chunk] is a Counter of whose
+    parts are in it.
+    """
     for step in range(run.steps(schedule)):
         now = [m for m in schedule if m.step == step]
         letters = [(m, {c: held[m.src][c].copy() for c in m.chunks}) for m in now]
@@ -57,20 +69,36 @@ def everyone(p):
     return Counter(range(p))
 
 
-# On paper -------------------------------------------------------------------------------------------------------------
+# On paper -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("p", SIZES)
 def test_in_a_step_a_rank_sends_one_message_and_receives_one(p):
-    schedules = [f(p) for f in ALL_REDUCES.values()] + reduce_scatters(p) + all_gathers(p)
-    schedules += [ring.all_to_all(p), bruck.all_to_all(p), tree.scatter(p, p - 1), tree.gather(p, p // 2)]
-    schedules += [tree.broadcast(p, p // 2), tree.reduce(p, p - 1), ring.broadcast(p, 4, p - 1)]
+    schedules = (
+        [f(p) for f in ALL_REDUCES.values()] + reduce_scatters(p) + all_gathers(p)
+    )
+    schedules += [
+        ring.all_to_all(p),
+        bruck.all_to_all(p),
+        tree.scatter(p, p - 1),
+        tree.gather(p, p // 2),
+    ]
+    schedules += [
+        tree.broadcast(p, p // 2),
+        tree.reduce(p, p - 1),
+        ring.broadcast(p, 4, p - 1),
+    ]
     for schedule in schedules:
         for side in ("src", "dst"):
             busy = Counter((m.step, getattr(m, side)) for m in schedule)
             assert not busy or max(busy.values()) == 1
-        assert all(m.src != m.dst and 0 <= m.src < p and 0 <= m.dst < p and m.chunks for m in schedule)
-        assert sorted({m.step for m in schedule}) == list(range(run.steps(schedule))), "no idle step"
+        assert all(
+            m.src != m.dst and 0 <= m.src < p and 0 <= m.dst < p and m.chunks
+            for m in schedule
+        )
+        assert sorted({m.step for m in schedule}) == list(range(run.steps(schedule))), (
+            "no idle step"
+        )
 
 
 @pytest.mark.parametrize("name", ALL_REDUCES)
@@ -96,11 +124,24 @@ def test_halves_of_an_all_reduce(p):
 def test_roots(p):
     for root in range(p):
         start = [{c: Counter([r]) for c in range(p)} for r in range(p)]
-        for schedule, n in ((tree.broadcast(p, root), 1), (ring.broadcast(p, 3, root), 3 if p > 1 else 1)):
-            held = follow(schedule, [{c: Counter("x") for c in range(n)} if r == root else {} for r in range(p)])
+        for schedule, n in (
+            (tree.broadcast(p, root), 1),
+            (ring.broadcast(p, 3, root), 3 if p > 1 else 1),
+        ):
+            held = follow(
+                schedule,
+                [
+                    {c: Counter("x") for c in range(n)} if r == root else {}
+                    for r in range(p)
+                ],
+            )
             assert all(held[r] == {c: Counter("x") for c in range(n)} for r in range(p))
-        assert follow(tree.reduce(p, root), [{0: Counter([r])} for r in range(p)])[root][0] == everyone(p)
-        held = follow(tree.scatter(p, root), [start[root] if r == root else {} for r in range(p)])
+        assert follow(tree.reduce(p, root), [{0: Counter([r])} for r in range(p)])[
+            root
+        ][0] == everyone(p)
+        held = follow(
+            tree.scatter(p, root), [start[root] if r == root else {} for r in range(p)]
+        )
         assert all(held[r][r] == Counter([root]) for r in range(p))
         held = follow(tree.gather(p, root), [{r: Counter([r])} for r in range(p)])
         assert held[root] == {r: Counter([r]) for r in range(p)}
@@ -108,7 +149,9 @@ def test_roots(p):
 
 @pytest.mark.parametrize("p", SIZES)
 def test_steps_and_bytes_are_those_of_the_papers(p):
-    """Thakur et al. 2005: (p−1)α + (p−1)/p nβ for the ring, lg p α for halving, doubling and Bruck, and so on."""
+    """Thakur et al. 2005: (p−1)α + (p−1)/p nβ for the ring, lg p α for halving,
+    doubling and Bruck, and so on.
+    """
     L, down = math.ceil(math.log2(p)), math.floor(math.log2(p))
     n = 840 * p * 2**down
     part = (p - 1) / p * n
@@ -125,7 +168,11 @@ def test_steps_and_bytes_are_those_of_the_papers(p):
         (tree.all_reduce(p), 2 * L, 2 * L * n),
         (bruck.all_gather(p), L, part),
         (bruck.all_reduce(p), 2 * L, 2 * part),
-        (halving.all_reduce(p), 2 * down + folds, 2 * (2**down - 1) / 2**down * n + folds * n),
+        (
+            halving.all_reduce(p),
+            2 * down + folds,
+            2 * (2**down - 1) / 2**down * n + folds * n,
+        ),
         (halving.all_reduce_doubling(p), down + folds, (down + folds) * n),
     ):
         assert run.steps(schedule) == step
@@ -136,22 +183,45 @@ def test_steps_and_bytes_are_those_of_the_papers(p):
     each = Link(0, 1)  # chunks of n/p numbers, and for an all-to-all of n/p²
     if powers(p):
         assert run.seconds(tree.scatter(p), [n / p] * p, each) == pytest.approx(part)
-        assert run.seconds(bruck.all_to_all(p), [n / p**2] * p**2, each) == pytest.approx(L * n / p / 2)
-    assert run.seconds(ring.all_to_all(p), [n / p**2] * p**2, each) == pytest.approx(part / p)
+        assert run.seconds(
+            bruck.all_to_all(p), [n / p**2] * p**2, each
+        ) == pytest.approx(L * n / p / 2)
+    assert run.seconds(ring.all_to_all(p), [n / p**2] * p**2, each) == pytest.approx(
+        part / p
+    )
 
 
 @pytest.mark.parametrize("p", SIZES)
 def test_the_cost_model_counts_these_messages(p):
-    """`cost.sent` and `cost.steps_and_volume` against the schedules, uneven chunks included."""
+    """`cost.sent` and `cost.steps_and_volume` against the schedules, uneven chunks
+    included.
+    """
     sizes = [4 * (3 + (5 * r) % 7) for r in range(p)]
     for root in range(p):
-        for op, schedule in (("scatter", tree.scatter(p, root)), ("gather", tree.gather(p, root))):
-            assert run.bytes_sent(schedule, sizes, p) == [cost.sent(op, r, sizes, root, "tree") for r in range(p)]
-    for op, schedule in (("all_gather", bruck.all_gather(p)), ("reduce_scatter", bruck.reduce_scatter(p))):
-        assert run.bytes_sent(schedule, sizes, p) == [cost.sent(op, r, sizes, 0, "halving") for r in range(p)]
-    for op, schedule in (("all_gather", ring.all_gather(p)), ("reduce_scatter", ring.reduce_scatter(p))):
-        assert run.bytes_sent(schedule, sizes, p) == [cost.sent(op, r, sizes) for r in range(p)]
-    assert run.bytes_sent(ring.all_reduce(p), sizes, p) == [cost.sent("all_reduce", r, sizes) for r in range(p)]
+        for op, schedule in (
+            ("scatter", tree.scatter(p, root)),
+            ("gather", tree.gather(p, root)),
+        ):
+            assert run.bytes_sent(schedule, sizes, p) == [
+                cost.sent(op, r, sizes, root, "tree") for r in range(p)
+            ]
+    for op, schedule in (
+        ("all_gather", bruck.all_gather(p)),
+        ("reduce_scatter", bruck.reduce_scatter(p)),
+    ):
+        assert run.bytes_sent(schedule, sizes, p) == [
+            cost.sent(op, r, sizes, 0, "halving") for r in range(p)
+        ]
+    for op, schedule in (
+        ("all_gather", ring.all_gather(p)),
+        ("reduce_scatter", ring.reduce_scatter(p)),
+    ):
+        assert run.bytes_sent(schedule, sizes, p) == [
+            cost.sent(op, r, sizes) for r in range(p)
+        ]
+    assert run.bytes_sent(ring.all_reduce(p), sizes, p) == [
+        cost.sent("all_reduce", r, sizes) for r in range(p)
+    ]
     q = run.pieces(halving.all_reduce(p))
     even = sizes if p == q else cost.chunks(sum(sizes), q)
     assert run.bytes_sent(halving.all_reduce(p), even, p) == [
@@ -160,20 +230,39 @@ def test_the_cost_model_counts_these_messages(p):
     link, n = Link(0.5, 3.0), 48 * p * q
     for algorithm, schedule in (("ring", ring), ("tree", tree), ("halving", halving)):
         moves = schedule.all_reduce(p)
-        assert run.seconds(moves, cost.chunks(n, run.pieces(moves)), link) == pytest.approx(
-            cost.seconds("all_reduce", p, n, link, algorithm)
+        assert run.seconds(
+            moves, cost.chunks(n, run.pieces(moves)), link
+        ) == pytest.approx(cost.seconds("all_reduce", p, n, link, algorithm))
+    for op, moves in (
+        ("all_gather", bruck.all_gather(p)),
+        ("reduce_scatter", bruck.reduce_scatter(p)),
+    ):
+        assert run.seconds(moves, cost.chunks(n, p), link) == pytest.approx(
+            cost.seconds(op, p, n, link, "halving")
         )
-    for op, moves in (("all_gather", bruck.all_gather(p)), ("reduce_scatter", bruck.reduce_scatter(p))):
-        assert run.seconds(moves, cost.chunks(n, p), link) == pytest.approx(cost.seconds(op, p, n, link, "halving"))
 
 
 @pytest.mark.parametrize("p", [1, 2, 3, 6, 8])
 def test_no_all_reduce_sends_less_than_the_ring(p):
-    """Patarasuk & Yuan's bound, 2 (p−1) n over all ranks: met by four of the six, missed by those that send whole tensors."""
+    """Patarasuk & Yuan's bound, 2 (p−1) n over all ranks: met by four of the six,
+    missed by those that send whole tensors.
+    """
     n = 48 * p * 8
-    total = {name: sum(run.bytes_sent(f(p), cost.chunks(n, run.pieces(f(p))), p)) for name, f in ALL_REDUCES.items()}
-    assert min(total.values()) == 2 * (p - 1) * n == total["ring"] == total["tree"] == total["bruck"]
-    most = {name: max(run.bytes_sent(f(p), cost.chunks(n, run.pieces(f(p))), p)) for name, f in ALL_REDUCES.items()}
+    total = {
+        name: sum(run.bytes_sent(f(p), cost.chunks(n, run.pieces(f(p))), p))
+        for name, f in ALL_REDUCES.items()
+    }
+    assert (
+        min(total.values())
+        == 2 * (p - 1) * n
+        == total["ring"]
+        == total["tree"]
+        == total["bruck"]
+    )
+    most = {
+        name: max(run.bytes_sent(f(p), cost.chunks(n, run.pieces(f(p))), p))
+        for name, f in ALL_REDUCES.items()
+    }
     assert min(most.values()) == most["ring"] == most["bruck"] == 2 * (p - 1) * n // p
     assert (most["halving"] == most["ring"]) == (powers(p))
 
@@ -182,11 +271,18 @@ def test_where_messages_share_a_wire():
     link, sizes = Link(0.0, 1.0), [1.0] * 8
     ask = lambda f, route: run.seconds(f, sizes, link, route)  # noqa: E731
     cables = run.cable_ring(8)
-    assert cables(0, 2) == [(0, 1), (1, 1)] and cables(0, 6) == [(0, -1), (7, -1)] and len(cables(0, 4)) == 4
-    assert ask(ring.all_reduce(8), cables) == ask(ring.all_reduce(8), run.crossbar) == 14
+    assert (
+        cables(0, 2) == [(0, 1), (1, 1)]
+        and cables(0, 6) == [(0, -1), (7, -1)]
+        and len(cables(0, 4)) == 4
+    )
+    assert (
+        ask(ring.all_reduce(8), cables) == ask(ring.all_reduce(8), run.crossbar) == 14
+    )
     near, far = halving.all_reduce(8), halving.all_reduce(8, near_first=False)
     assert ask(near, run.crossbar) == ask(far, run.crossbar) == 14
-    assert ask(near, cables) == 2 * (4 + 4 + 4)  # n/2 to a neighbour; two of n/4 on a cable; four of n/8
+    # n/2 to a neighbour; two of n/4 on a cable; four of n/8
+    assert ask(near, cables) == 2 * (4 + 4 + 4)
     assert ask(far, cables) == 2 * (4 * 4 + 2 * 2 + 1)
     card = run.shared_card(4)
     assert card(0, 3) == [(0, 3)] and card(3, 4) == [("out", 0), ("in", 1)]
@@ -194,19 +290,31 @@ def test_where_messages_share_a_wire():
     assert ask(near, card) == 2 * (4 + 2 + 4) and ask(far, card) == 2 * (4 * 4 + 2 + 1)
 
 
-# On World -------------------------------------------------------------------------------------------------------------
+# On World -----------------------------------------------------------------------------
 
 
 @settings(max_examples=30, deadline=None)
-@given(p=st.sampled_from((1, 2, 3, 5, 6, 8)), shape=st.lists(st.integers(1, 5), max_size=3), seed=st.integers(0, 99))
+@given(
+    p=st.sampled_from((1, 2, 3, 5, 6, 8)),
+    shape=st.lists(st.integers(1, 5), max_size=3),
+    seed=st.integers(0, 99),
+)
 def test_all_reduce_is_the_sum(p, shape, seed):
-    xs = list(torch.randint(-9, 9, (p, *shape), generator=torch.Generator().manual_seed(seed)).float())
+    xs = list(
+        torch.randint(
+            -9, 9, (p, *shape), generator=torch.Generator().manual_seed(seed)
+        ).float()
+    )
     stack = torch.stack(xs)
-    op, right = [("sum", stack.sum(0)), ("max", stack.amax(0)), ("min", stack.amin(0))][seed % 3]
+    op, right = [("sum", stack.sum(0)), ("max", stack.amax(0)), ("min", stack.amin(0))][
+        seed % 3
+    ]
     name = list(ALL_REDUCES)[seed % len(ALL_REDUCES)]
     schedule = ALL_REDUCES[name](p)
     world = World(p)
-    for got in world.run(lambda comm: run.all_reduce(comm, xs[comm.rank], schedule, op)):
+    for got in world.run(
+        lambda comm: run.all_reduce(comm, xs[comm.rank], schedule, op)
+    ):
         assert torch.equal(got, right)
     sizes = [4 * c for c in cost.chunks(stack[0].numel(), run.pieces(schedule))]
     assert world.ledger.per_rank("send") == run.bytes_sent(schedule, sizes, p)
@@ -226,9 +334,15 @@ def test_the_others_are_what_they_mean(p):
         out["chain"] = run.broadcast(comm, xs[r], ring.broadcast(p, 4, root), root)
         out["reduce"] = run.reduce(comm, xs[r], tree.reduce(p, root), root)
         out["gather"] = run.gather(comm, ys[r], tree.gather(p, root), lengths, root)
-        out["scatter"] = run.scatter(comm, ys if r == root else None, tree.scatter(p, root), lengths)
-        out["reduce_scatter"] = [run.reduce_scatter(comm, xs[r], s) for s in reduce_scatters(p)]
-        out["all_gather"] = [run.all_gather(comm, ys[r], s, lengths) for s in all_gathers(p)]
+        out["scatter"] = run.scatter(
+            comm, ys if r == root else None, tree.scatter(p, root), lengths
+        )
+        out["reduce_scatter"] = [
+            run.reduce_scatter(comm, xs[r], s) for s in reduce_scatters(p)
+        ]
+        out["all_gather"] = [
+            run.all_gather(comm, ys[r], s, lengths) for s in all_gathers(p)
+        ]
         for name, how in (("pairwise", ring), ("bruck", bruck)):
             mine = [torch.full((n,), 10.0 * r + j) for j, n in enumerate(table[r])]
             out[name] = run.all_to_all(comm, mine, how.all_to_all(p), table)
@@ -236,13 +350,20 @@ def test_the_others_are_what_they_mean(p):
 
     total = torch.stack(xs).sum(0)
     for r, out in enumerate(World(p).run(fn)):
-        assert torch.equal(out["broadcast"], xs[root]) and torch.equal(out["chain"], xs[root])
+        assert torch.equal(out["broadcast"], xs[root]) and torch.equal(
+            out["chain"], xs[root]
+        )
         if r == root:
-            assert torch.equal(out["reduce"], total) and all(map(torch.equal, out["gather"], ys))
+            assert torch.equal(out["reduce"], total) and all(
+                map(torch.equal, out["gather"], ys)
+            )
         else:
             assert out["reduce"] is None and out["gather"] is None
         assert torch.equal(out["scatter"], ys[r])
-        assert all(torch.equal(got, total.split(cost.chunks(11, p))[r]) for got in out["reduce_scatter"])
+        assert all(
+            torch.equal(got, total.split(cost.chunks(11, p))[r])
+            for got in out["reduce_scatter"]
+        )
         assert all(torch.equal(got, torch.cat(ys)) for got in out["all_gather"])
         for name in ("pairwise", "bruck"):
             for i, got in enumerate(out[name]):
@@ -255,8 +376,15 @@ def test_inputs_are_left_alone_and_outputs_are_ones_own(p):
         x, held = torch.ones(6 * p), {comm.rank: torch.ones(2)}
         parts = list(x.split(6))
         out = [run.all_reduce(comm, x, f(p)) for f in ALL_REDUCES.values()]
-        out += [run.reduce_scatter(comm, x, ring.reduce_scatter(p)), run.broadcast(comm, x, tree.broadcast(p))]
-        out += [run.scatter(comm, parts if comm.rank == 0 else None, tree.scatter(p), [6] * p)]
+        out += [
+            run.reduce_scatter(comm, x, ring.reduce_scatter(p)),
+            run.broadcast(comm, x, tree.broadcast(p)),
+        ]
+        out += [
+            run.scatter(
+                comm, parts if comm.rank == 0 else None, tree.scatter(p), [6] * p
+            )
+        ]
         out += run.all_to_all(comm, parts, ring.all_to_all(p), [[6] * p] * p)
         out += run.gather(comm, parts[0], tree.gather(p), [6] * p) or []
         run.perform(comm, ring.all_gather(p), held, [2] * p)
@@ -280,27 +408,41 @@ def test_the_clock_of_the_world_is_the_formula(p):
 def test_a_world_that_counts_halving():
     world, n = World(8, algorithm="halving", link=Link(1.0, 1e9)), 64 * 4
     world.run(lambda comm: comm.all_reduce(torch.ones(64)))
-    assert world.ledger.per_rank() == [2 * 7 * n // 8] * 8 and world.ledger.time == pytest.approx(6, abs=1e-3)
+    assert world.ledger.per_rank() == [
+        2 * 7 * n // 8
+    ] * 8 and world.ledger.time == pytest.approx(6, abs=1e-3)
 
 
-# On gloo --------------------------------------------------------------------------------------------------------------
+# On gloo ------------------------------------------------------------------------------
 
 
 def against_torch(comm):
-    """Each operation through our messages and through torch.distributed, on the same tensors; pairs to compare."""
+    """Each operation through our messages and through torch.distributed, on the same
+    tensors; pairs to compare.
+    """
     p, r, pairs = comm.size, comm.rank, []
     root = p - 1
     clones = lambda x: [torch.empty_like(x) for _ in range(p)]  # noqa: E731
-    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.int32):
+    for dtype in (
+        torch.float32,
+        torch.float64,
+        torch.bfloat16,
+        torch.int64,
+        torch.int32,
+    ):
         x = (torch.arange(23) % 7 * (r + 1) - 5).to(dtype)
         for op in ("sum", "max", "min"):
             theirs = x.clone()
             dist.all_reduce(theirs, getattr(dist.ReduceOp, op.upper()))
-            pairs += [(run.all_reduce(comm, x, f(p), op), theirs) for f in ALL_REDUCES.values()]
+            pairs += [
+                (run.all_reduce(comm, x, f(p), op), theirs)
+                for f in ALL_REDUCES.values()
+            ]
         theirs = x.clone()
         dist.broadcast(theirs, root)
         pairs += [
-            (run.broadcast(comm, x, s, root), theirs) for s in (tree.broadcast(p, root), ring.broadcast(p, 4, root))
+            (run.broadcast(comm, x, s, root), theirs)
+            for s in (tree.broadcast(p, root), ring.broadcast(p, 4, root))
         ]
         theirs = x.clone()
         dist.reduce(theirs, root)
@@ -310,18 +452,29 @@ def against_torch(comm):
         dist.gather(x, everybody, root)
         ours = run.gather(comm, x, tree.gather(p, root), [23] * p, root)
         pairs += list(zip(ours, everybody, strict=True)) if r == root else []
-        theirs, parts = torch.empty_like(x), [x * i for i in range(p)] if r == root else None
+        theirs, parts = (
+            torch.empty_like(x),
+            [x * i for i in range(p)] if r == root else None,
+        )
         dist.scatter(theirs, parts, root)
         pairs += [(run.scatter(comm, parts, tree.scatter(p, root), [23] * p), theirs)]
         theirs, whole = x.new_empty(6), x.repeat(p)[: 6 * p].contiguous()
         dist.reduce_scatter(theirs, [c.contiguous() for c in whole.chunk(p)])
-        pairs += [(run.reduce_scatter(comm, whole, s), theirs) for s in reduce_scatters(p)]
+        pairs += [
+            (run.reduce_scatter(comm, whole, s), theirs) for s in reduce_scatters(p)
+        ]
         mine, lengths = x[: 2 * r + 1], [2 * i + 1 for i in range(p)]
-        theirs = comm.all_gather(mine)  # torch's gloo wants one length: padded and cut there
-        pairs += [(run.all_gather(comm, mine, s, lengths), theirs) for s in all_gathers(p)]
+        # torch's gloo wants one length: padded and cut there
+        theirs = comm.all_gather(mine)
+        pairs += [
+            (run.all_gather(comm, mine, s, lengths), theirs) for s in all_gathers(p)
+        ]
         table = [[(i + 2 * j) % 4 for j in range(p)] for i in range(p)]
         give, take = table[r], [row[r] for row in table]
-        out, theirs = x[: sum(give)] if sum(give) <= 23 else x.repeat(2)[: sum(give)], x.new_empty(sum(take))
+        out, theirs = (
+            x[: sum(give)] if sum(give) <= 23 else x.repeat(2)[: sum(give)],
+            x.new_empty(sum(take)),
+        )
         dist.all_to_all_single(theirs, out, take, give)
         for how in (ring, bruck):
             ours = run.all_to_all(comm, list(out.split(give)), how.all_to_all(p), table)
@@ -338,16 +491,22 @@ def test_gloo_processes_agree_with_torch_distributed(p):
             assert torch.equal(ours, theirs), f"pair {i} of rank {rank} of {p}"
 
 
-# Refusals -------------------------------------------------------------------------------------------------------------
+# Refusals -----------------------------------------------------------------------------
 
 
 def test_what_cannot_be_is_said():
     with pytest.raises(ValueError, match="p=6 must be a power of two"):
         halving.reduce_scatter(6)
     with pytest.raises(ValueError, match="op='mean' must be one of"):
-        World(2).run(lambda comm: run.all_reduce(comm, torch.ones(2), ring.all_reduce(2), "mean"))
+        World(2).run(
+            lambda comm: run.all_reduce(comm, torch.ones(2), ring.all_reduce(2), "mean")
+        )
     with pytest.raises(KeyError):  # rank 0 sends what it does not have
-        World(2).run(lambda comm: run.perform(comm, [Move(0, 0, 1, (7,))], {0: torch.ones(1)}, [1] * 8))
+        World(2).run(
+            lambda comm: run.perform(
+                comm, [Move(0, 0, 1, (7,))], {0: torch.ones(1)}, [1] * 8
+            )
+        )
 
 
 def test_it_draws_itself():

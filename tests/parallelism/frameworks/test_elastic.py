@@ -1,4 +1,6 @@
-"""A rank is killed, hangs or raises: training resumes from the last checkpoint and ends at the same loss, at each distance."""
+"""A rank is killed, hangs or raises: training resumes from the last checkpoint and ends
+at the same loss, at each distance.
+"""
 
 import os
 import re
@@ -24,15 +26,24 @@ RUN = ["-m", "torch.distributed.run"]
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    return launch(train, 2, Settings(str(tmp_path_factory.mktemp("whole"))), timeout=60)[0]
+    return launch(
+        train, 2, Settings(str(tmp_path_factory.mktemp("whole"))), timeout=60
+    )[0]
 
 
 @pytest.mark.parametrize(("rank", "at"), [(1, 3), (0, 0), (0, 4)])
-def test_a_killed_rank_costs_only_the_steps_since_the_checkpoint(rank, at, uninterrupted, tmp_path):
-    results, failures = elastic.supervise(train, 2, Settings(str(tmp_path), kill_rank=rank, kill_at=at), timeout=60)
+def test_a_killed_rank_costs_only_the_steps_since_the_checkpoint(
+    rank, at, uninterrupted, tmp_path
+):
+    results, failures = elastic.supervise(
+        train, 2, Settings(str(tmp_path), kill_rank=rank, kill_at=at), timeout=60
+    )
     assert [(f.rank, f.kind) for f in failures] == [(rank, "died")]
     assert results[0] == pytest.approx(uninterrupted[at // 2 * 2 :], abs=1e-6)
-    assert elastic.newest(tmp_path).name == "step-00000006.pt" and len(list(tmp_path.glob("step-*.pt"))) == 2
+    assert (
+        elastic.newest(tmp_path).name == "step-00000006.pt"
+        and len(list(tmp_path.glob("step-*.pt"))) == 2
+    )
 
 
 def test_it_gives_up_in_the_end(tmp_path):
@@ -47,11 +58,15 @@ def test_it_gives_up_in_the_end(tmp_path):
 
 
 def test_a_batch_that_does_not_divide_is_refused():
-    """Eight sequences over three ranks: a mean of means would be another loss than that of one process."""
+    """Eight sequences over three ranks: a mean of means would be another loss than that
+    of one process.
+    """
     from llmlab.parallelism import World
     from llmlab.parallelism.frameworks import engines
 
-    with pytest.raises(ValueError, match="8 sequences must be a multiple of the 3 ranks"):
+    with pytest.raises(
+        ValueError, match="8 sequences must be a multiple of the 3 ranks"
+    ):
         World(3).run(lambda comm: engines.shard(0, comm))
 
 
@@ -69,7 +84,10 @@ def test_a_hang_is_a_failure_too(tmp_path):
 def test_a_checkpoint_is_whole_or_not_there(tmp_path, monkeypatch):
     model = torch.nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(model.parameters())
-    assert elastic.newest(tmp_path) is None and elastic.load(tmp_path, model, optimizer) == 0
+    assert (
+        elastic.newest(tmp_path) is None
+        and elastic.load(tmp_path, model, optimizer) == 0
+    )
     elastic.save(tmp_path, 3, model, optimizer)
 
     def dies(state, file):
@@ -83,14 +101,20 @@ def test_a_checkpoint_is_whole_or_not_there(tmp_path, monkeypatch):
     monkeypatch.undo()
     (tmp_path / ".step-00000004.1").write_bytes(b"half of it, by a rank that is dead")
     elastic.save(tmp_path, 4, model, optimizer)
-    assert sorted(f.name for f in tmp_path.iterdir()) == ["step-00000003.pt", "step-00000004.pt"], "the half is gone"
+    assert sorted(f.name for f in tmp_path.iterdir()) == [
+        "step-00000003.pt",
+        "step-00000004.pt",
+    ], "the half is gone"
     with pytest.raises(ValueError, match="keep=0"):
         elastic.save(tmp_path, 5, model, optimizer, keep=0)
 
 
 def test_youngs_interval_is_where_the_loss_is_smallest():
     best = elastic.best_interval(writing=30, mean_time_between_failures=3 * 3600)
-    around = [elastic.lost_share(best * factor, 30, 3 * 3600, restart=300) for factor in (0.8, 1.0, 1.25)]
+    around = [
+        elastic.lost_share(best * factor, 30, 3 * 3600, restart=300)
+        for factor in (0.8, 1.0, 1.25)
+    ]
     assert best == pytest.approx(805, abs=1) and around[1] == min(around)
     with pytest.raises(ValueError, match="every=0"):
         elastic.lost_share(0, 1, 1)
@@ -100,14 +124,19 @@ def test_youngs_interval_is_where_the_loss_is_smallest():
 
 @pytest.mark.slow
 def test_torchrun_restarts_a_killed_rank(uninterrupted, tmp_path):
-    """A collective gives up after a minute: a rank that waits for a dead one is a failure too, and is restarted."""
+    """A collective gives up after a minute: a rank that waits for a dead one is a
+    failure too, and is restarted.
+    """
     script = ["-m", MODULE, "--folder", str(tmp_path), "--timeout", "60"]
     kill = ["--kill-rank", "1", "--kill-at", "3"]
     command = processes.torchrun("--max-restarts=5", *script, *kill)
     done = processes.run(command, env=processes.on_cpu(), timeout=280)
     assert done.returncode == 0, done.stderr
-    # gloo may find a port of the attempt before: then one more restart is what the launcher is for
-    assert re.search(r"attempt [1-5]: 4 steps", done.stdout), "the attempts after the first began at step 2"
+    # gloo may find a port of the attempt before: then one more restart is what the
+    # launcher is for
+    assert re.search(r"attempt [1-5]: 4 steps", done.stdout), (
+        "the attempts after the first began at step 2"
+    )
     assert losses_line(uninterrupted[2:]) in done.stdout
 
 
@@ -157,7 +186,9 @@ def namespaces() -> str:
 
 
 def remove_namespaces_of_the_dead() -> None:
-    """A namespace is no process: one whose test was killed stays until the next test."""
+    """A namespace is no process: one whose test was killed stays until the next
+    test.
+    """
     listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True)
     for name, pid in re.findall(r"^(llmlab-(\d+)-\w+)", listed.stdout, re.MULTILINE):
         if not psutil.pid_exists(int(pid)):
@@ -175,7 +206,20 @@ def two_hosts():
     try:
         for name in names:
             ip("netns", "add", name)
-        ip("link", "add", "wire1", "netns", names[0], "type", "veth", "peer", "name", "wire2", "netns", names[1])
+        ip(
+            "link",
+            "add",
+            "wire1",
+            "netns",
+            names[0],
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "wire2",
+            "netns",
+            names[1],
+        )
         for i, name in enumerate(names, 1):
             ip("-n", name, "addr", "add", f"10.77.0.{i}/24", "dev", f"wire{i}")
             for device in (f"wire{i}", "lo"):
@@ -188,7 +232,9 @@ def two_hosts():
 
 @pytest.mark.slow
 def test_two_hosts(two_hosts, uninterrupted, tmp_path):
-    """One rank a host, every byte over the cable; the same command on both, as on a cluster."""
+    """One rank a host, every byte over the cable; the same command on both, as on a
+    cluster.
+    """
     common = [
         "--nnodes=2",
         "--nproc-per-node=1",
@@ -214,7 +260,10 @@ def test_two_hosts(two_hosts, uninterrupted, tmp_path):
         assert job.returncode == 0, text
     assert losses_line(uninterrupted) in out[0]
     sent = subprocess.run(
-        ["ip", "-n", two_hosts[1], "-s", "link", "show", "wire2"], capture_output=True, text=True, check=True
+        ["ip", "-n", two_hosts[1], "-s", "link", "show", "wire2"],
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     received = int(re.search(r"RX:[^\n]*\n\s*(\d+)", sent).group(1))
     assert received > 6 * 4 * 50_000, "the gradients of six steps crossed the cable"

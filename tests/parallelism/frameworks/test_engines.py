@@ -1,4 +1,6 @@
-"""The same model in each engine: live where it is quick, recorded and run again where it is slow."""
+"""The same model in each engine: live where it is quick, recorded and run again where
+it is slow.
+"""
 
 import pytest
 
@@ -11,7 +13,9 @@ def reference():
     return World(1).run(engines.plain)[0]
 
 
-@pytest.mark.parametrize("engine", [engines.ddp, engines.fsdp2, engines.dtensor, engines.pipelining])
+@pytest.mark.parametrize(
+    "engine", [engines.ddp, engines.fsdp2, engines.dtensor, engines.pipelining]
+)
 def test_an_engine_of_pytorch_trains_as_one_process(engine, reference):
     assert reference[-1] < reference[0] - 0.1
     for losses in launch(engine, 2, timeout=120):
@@ -24,7 +28,11 @@ def test_four_replicas(reference):
 
 def test_what_was_recorded_is_the_same(reference):
     losses = engines.recorded()["losses"]
-    assert len(losses) == 5 and set(engines.recorded()["versions"]) == {"deepspeed", "megatron-core", "torch"}
+    assert len(losses) == 5 and set(engines.recorded()["versions"]) == {
+        "deepspeed",
+        "megatron-core",
+        "torch",
+    }
     for name, found in losses.items():
         assert found == pytest.approx(reference, abs=1e-4), name
 

@@ -1,4 +1,6 @@
-"""Three axes at once equal one process; a checkpoint of one split is read by another, bit for bit; who sits where."""
+"""Three axes at once equal one process; a checkpoint of one split is read by another,
+bit for bit; who sits where.
+"""
 
 import itertools
 import os
@@ -34,7 +36,10 @@ def config_of(tied=False, K=2, bias=False):
 def batches(dp, step):
     """Replicas and microbatches of unequal lengths: (tokens, targets) for each."""
     dice = torch.Generator().manual_seed(step)
-    rows = [[torch.randint(37, (2, 6 + r + i), generator=dice) for i in range(MICROBATCHES)] for r in range(dp)]
+    rows = [
+        [torch.randint(37, (2, 6 + r + i), generator=dice) for i in range(MICROBATCHES)]
+        for r in range(dp)
+    ]
     return [[(x[:, :-1], x[:, 1:]) for x in row] for row in rows]
 
 
@@ -58,7 +63,10 @@ def _one_process(config, dp, steps, dtype):
         every = [b for row in batches(dp, step) for b in row]
         n = sum(y.numel() for _, y in every)
         optimizer.zero_grad()
-        parts = [F.cross_entropy(model(x).flatten(0, 1), y.flatten(), reduction="sum") / n for x, y in every]
+        parts = [
+            F.cross_entropy(model(x).flatten(0, 1), y.flatten(), reduction="sum") / n
+            for x, y in every
+        ]
         sum(parts).backward()
         losses.append(sum(parts).item())
         norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5).item())
@@ -67,7 +75,16 @@ def _one_process(config, dp, steps, dtype):
 
 
 def train(
-    comm, config, sizes, steps, start=0, save=None, resume=None, layers=None, make=one_f_one_b, dtype=torch.float64
+    comm,
+    config,
+    sizes,
+    steps,
+    start=0,
+    save=None,
+    resume=None,
+    layers=None,
+    make=one_f_one_b,
+    dtype=torch.float64,
 ):
     torch.manual_seed(1)
     job = Hybrid(Llama(config).to(dtype), comm, Placement(sizes), layers=layers)
@@ -77,7 +94,11 @@ def train(
     losses, norms = [], []
     for step in range(start, start + steps):
         optimizer.zero_grad()
-        losses.append(job.step(make(job.pp.size, MICROBATCHES), batches(job.dp.size, step)[job.dp.rank]))
+        losses.append(
+            job.step(
+                make(job.pp.size, MICROBATCHES), batches(job.dp.size, step)[job.dp.rank]
+            )
+        )
         norms.append(job.clip_grad_norm(0.5))
         optimizer.step()
     if save:
@@ -86,7 +107,10 @@ def train(
 
 
 def read_whole(folder, config):
-    return resharding.load(folder, {n: resharding.piece(n, config) for n in resharding.whole_shapes(config)})
+    return resharding.load(
+        folder,
+        {n: resharding.piece(n, config) for n in resharding.whole_shapes(config)},
+    )
 
 
 SPLITS = [
@@ -98,15 +122,23 @@ SPLITS = [
 ]
 
 
-@pytest.mark.parametrize("sizes", SPLITS, ids=lambda s: " ".join(f"{k}{v}" for k, v in s.items()))
-@pytest.mark.parametrize(("tied", "K", "bias"), [(False, 4, True), (True, 2, False), (True, 1, True)])
+@pytest.mark.parametrize(
+    "sizes", SPLITS, ids=lambda s: " ".join(f"{k}{v}" for k, v in s.items())
+)
+@pytest.mark.parametrize(
+    ("tied", "K", "bias"), [(False, 4, True), (True, 2, False), (True, 1, True)]
+)
 def test_a_split_trains_as_one_process_does(sizes, tied, K, bias, tmp_path):
-    """Token-weighted loss, clipped global norm, AdamW, uneven replicas; K < tp shares key/value heads; V does not divide."""
+    """Token-weighted loss, clipped global norm, AdamW, uneven replicas; K < tp shares
+    key/value heads; V does not divide.
+    """
     config = config_of(tied, K, bias)
     model, losses, norms = one_process(config, sizes["dp"], 3)
     p = sizes["pp"] * sizes["dp"] * sizes["tp"]
     for found in World(p).run(train, config, sizes, 3, save=tmp_path):
-        assert found[0] == pytest.approx(losses, abs=1e-6) and found[1] == pytest.approx(norms, abs=1e-5)
+        assert found[0] == pytest.approx(losses, abs=1e-6) and found[
+            1
+        ] == pytest.approx(norms, abs=1e-5)
     whole = read_whole(tmp_path, config)
     assert whole.keys() == dict(model.named_parameters()).keys()
     for name, w in model.named_parameters():
@@ -123,9 +155,24 @@ def test_uneven_stages_and_another_schedule(tmp_path):
 def test_real_processes(tmp_path):
     config, sizes = config_of(tied=True), {"pp": 2, "dp": 2, "tp": 2}
     _, losses, norms = one_process(config, 2, 2, torch.float32)
-    found = launch(train, 8, config, sizes, 2, 0, None, None, None, one_f_one_b, torch.float32, timeout=120)
+    found = launch(
+        train,
+        8,
+        config,
+        sizes,
+        2,
+        0,
+        None,
+        None,
+        None,
+        one_f_one_b,
+        torch.float32,
+        timeout=120,
+    )
     for mine in found:
-        assert mine[0] == pytest.approx(losses, abs=1e-4) and mine[1] == pytest.approx(norms, abs=1e-4)
+        assert mine[0] == pytest.approx(losses, abs=1e-4) and mine[1] == pytest.approx(
+            norms, abs=1e-4
+        )
 
 
 WAYS = [
@@ -136,23 +183,34 @@ WAYS = [
 ]
 
 
-@pytest.mark.parametrize(("first", "second"), WAYS, ids=lambda s: " ".join(f"{k}{v}" for k, v in s.items()))
+@pytest.mark.parametrize(
+    ("first", "second"), WAYS, ids=lambda s: " ".join(f"{k}{v}" for k, v in s.items())
+)
 @pytest.mark.parametrize(("tied", "K"), [(False, 2), (True, 1)])
-def test_a_checkpoint_is_read_by_another_split_bit_for_bit(first, second, tied, K, tmp_path):
+def test_a_checkpoint_is_read_by_another_split_bit_for_bit(
+    first, second, tied, K, tmp_path
+):
     config = config_of(tied, K)
     count = [s["pp"] * s["dp"] * s["tp"] for s in (first, second)]
     World(count[0]).run(train, config, first, 2, save=tmp_path / "a")
-    World(count[1]).run(train, config, second, 0, resume=tmp_path / "a", save=tmp_path / "b")
+    World(count[1]).run(
+        train, config, second, 0, resume=tmp_path / "a", save=tmp_path / "b"
+    )
     a, b = (read_whole(tmp_path / x, config) for x in "ab")
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
     averages = {f"optimizer.exp_avg_sq.{n}": resharding.piece(n, config) for n in a}
     before, after = (resharding.load(tmp_path / x, averages) for x in "ab")
-    assert all(torch.equal(before[n], moved) and moved.abs().sum() > 0 for n, moved in after.items())
+    assert all(
+        torch.equal(before[n], moved) and moved.abs().sum() > 0
+        for n, moved in after.items()
+    )
 
 
 def test_a_rank_with_nothing_but_padding(tmp_path):
     """Five words over four ranks: 2, 2, 1 and 0 rows of the vocabulary."""
-    config = LlamaConfig(5, 16, 8, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=4)
+    config = LlamaConfig(
+        5, 16, 8, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=4
+    )
 
     def pass_on(comm, sizes, save, resume=None):
         torch.manual_seed(0)
@@ -162,14 +220,24 @@ def test_a_rank_with_nothing_but_padding(tmp_path):
         resharding.save(save, comm.rank, job.owned())
 
     World(2).run(pass_on, {"pp": 1, "dp": 1, "tp": 2}, tmp_path / "two")
-    World(4).run(pass_on, {"pp": 1, "dp": 1, "tp": 4}, tmp_path / "four", tmp_path / "two")
-    World(1).run(pass_on, {"pp": 1, "dp": 1, "tp": 1}, tmp_path / "one", tmp_path / "four")
+    World(4).run(
+        pass_on, {"pp": 1, "dp": 1, "tp": 4}, tmp_path / "four", tmp_path / "two"
+    )
+    World(1).run(
+        pass_on, {"pp": 1, "dp": 1, "tp": 1}, tmp_path / "one", tmp_path / "four"
+    )
     two, four, one = (read_whole(tmp_path / x, config) for x in ("two", "four", "one"))
-    assert all(torch.equal(two[n], x) and torch.equal(one[n], x) for n, x in four.items())
+    assert all(
+        torch.equal(two[n], x) and torch.equal(one[n], x) for n, x in four.items()
+    )
 
 
 def test_training_goes_on_in_another_split_as_if_nothing_had_happened(tmp_path):
-    config, first, second = config_of(True), {"pp": 2, "dp": 1, "tp": 2}, {"pp": 1, "dp": 1, "tp": 4}
+    config, first, second = (
+        config_of(True),
+        {"pp": 2, "dp": 1, "tp": 2},
+        {"pp": 1, "dp": 1, "tp": 4},
+    )
     _, losses, _ = one_process(config, 1, 4)
     World(4).run(train, config, first, 2, save=tmp_path)
     found = World(4).run(train, config, second, 2, start=2, resume=tmp_path)
@@ -181,8 +249,12 @@ def test_what_is_wrong_with_a_checkpoint_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="has no checkpoint"):
         read_whole(tmp_path, config)
     World(2).run(train, config, {"pp": 1, "dp": 1, "tp": 2}, 0, save=tmp_path)
-    with pytest.raises(ValueError, match=r"has shape \(37, 24\) in the checkpoint and \(41, 24\) here"):
-        resharding.load(tmp_path, {"lm_head.weight": resharding.Piece((41, 24), 0, 0, 41, 41)})
+    with pytest.raises(
+        ValueError, match=r"has shape \(37, 24\) in the checkpoint and \(41, 24\) here"
+    ):
+        resharding.load(
+            tmp_path, {"lm_head.weight": resharding.Piece((41, 24), 0, 0, 41, 41)}
+        )
     with pytest.raises(ValueError, match=r"model\.nothing is not in the checkpoint"):
         resharding.load(tmp_path, {"model.nothing": resharding.Piece((1,), 0, 0, 1, 1)})
     for end in ("json", "safetensors"):
@@ -194,11 +266,16 @@ def test_what_is_wrong_with_a_checkpoint_is_named(tmp_path):
 
 
 def test_files_of_an_earlier_split_in_the_same_folder_are_not_mixed_in(tmp_path):
-    """Four ranks saved here before two did: ranks 2 and 3 left files that the two do not write over."""
+    """Four ranks saved here before two did: ranks 2 and 3 left files that the two do
+    not write over.
+    """
     config = config_of()
     World(4).run(train, config, {"pp": 2, "dp": 1, "tp": 2}, 0, save=tmp_path)
     World(2).run(train, config, {"pp": 1, "dp": 1, "tp": 2}, 1, save=tmp_path)
-    with pytest.raises(ValueError, match=r"rank-0000[23]\.safetensors is not what another file says: use a folder"):
+    with pytest.raises(
+        ValueError,
+        match=r"rank-0000[23]\.safetensors is not what another file says: use a folder",
+    ):
         read_whole(tmp_path, config)
 
 
@@ -210,7 +287,9 @@ def test_pieces_tile_the_whole(p):
         covered = sorted({(at.start, at.stop) for at in pieces})
         assert covered[0][0] == 0 and covered[-1][1] == shape[pieces[0].dim]
         assert all(a[1] == b[0] for a, b in itertools.pairwise(covered))
-        assert len(covered) * pieces[0].copies == p or not all(at.length for at in pieces)
+        assert len(covered) * pieces[0].copies == p or not all(
+            at.length for at in pieces
+        )
 
 
 def test_a_placement_must_fit(tmp_path):
@@ -226,13 +305,21 @@ def test_groups_are_those_of_pytorchs_device_mesh():
     place = Placement({"pp": 2, "dp": 2, "tp": 2})
 
     def theirs(comm):
-        mesh = init_device_mesh("cpu", tuple(place.sizes.values()), mesh_dim_names=tuple(place.sizes))
-        groups = {axis: torch.distributed.get_process_group_ranks(mesh[axis].get_group()) for axis in place.sizes}
+        mesh = init_device_mesh(
+            "cpu", tuple(place.sizes.values()), mesh_dim_names=tuple(place.sizes)
+        )
+        groups = {
+            axis: torch.distributed.get_process_group_ranks(mesh[axis].get_group())
+            for axis in place.sizes
+        }
         return groups, dict(zip(place.sizes, mesh.get_coordinate(), strict=True))
 
     for rank, (groups, coordinates) in enumerate(launch(theirs, 8, timeout=120)):
         assert coordinates == place.coordinates(rank)
-        assert all(tuple(groups[axis]) in place.groups(axis) and rank in groups[axis] for axis in groups)
+        assert all(
+            tuple(groups[axis]) in place.groups(axis) and rank in groups[axis]
+            for axis in groups
+        )
 
 
 def test_axes_and_nodes():
@@ -266,6 +353,10 @@ def test_the_example_goes_on_in_another_split(tmp_path):
     from llmlab.parallelism.examples.train_hybrid import train as example
 
     expected = World(1).run(example, Settings(steps=4))[0]
-    first = World(8).run(example, Settings(pp=2, dp=2, tp=2, steps=2, save=str(tmp_path)))[0]
-    rest = World(4).run(example, Settings(tp=4, steps=2, start=2, load=str(tmp_path)))[3]
+    first = World(8).run(
+        example, Settings(pp=2, dp=2, tp=2, steps=2, save=str(tmp_path))
+    )[0]
+    rest = World(4).run(example, Settings(tp=4, steps=2, start=2, load=str(tmp_path)))[
+        3
+    ]
     assert [*first, *rest] == pytest.approx(expected, abs=1e-4)

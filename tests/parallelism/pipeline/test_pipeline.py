@@ -1,4 +1,6 @@
-"""The executor: for every schedule the training of one process, in threads and processes; nothing left behind."""
+"""The executor: for every schedule the training of one process, in threads and
+processes; nothing left behind.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,21 @@ import torch
 import torch.nn.functional as F
 
 from llmlab.parallelism import DeadlockError, World, launch
-from llmlab.parallelism.pipeline.pipeline import IGNORED, Pipeline, clip_grad_norm, loss_shares
-from llmlab.parallelism.pipeline.schedules import gpipe, interleaved, naive, one_f_one_b, zb_h1, zb_h2, zb_v
+from llmlab.parallelism.pipeline.pipeline import (
+    IGNORED,
+    Pipeline,
+    clip_grad_norm,
+    loss_shares,
+)
+from llmlab.parallelism.pipeline.schedules import (
+    gpipe,
+    interleaved,
+    naive,
+    one_f_one_b,
+    zb_h1,
+    zb_h2,
+    zb_v,
+)
 from llmlab.parallelism.pipeline.stages import layer_ranges, split
 from llmlab.parallelism.pipeline.timeline import Costs, simulate
 from tests.parallelism.conftest import tiny
@@ -27,14 +42,19 @@ CASES = {  # schedule: (its function, chunks, layout)
 }
 STEPS, LIMIT = 3, 0.2
 REFERENCES: dict[tuple, tuple] = {}
-ADAM = {"lr": 0.02, "eps": 1e-5}  # its usual 1e-8 blows up the rounding where a gradient is all but 0 (a key's bias)
+# its usual 1e-8 blows up the rounding where a gradient is all but 0 (a key's bias)
+ADAM = {"lr": 0.02, "eps": 1e-5}
 
 
 def microbatches(m, lengths=(8, 5, 3), ignored=0):
-    """m microbatches of different lengths; of each, `ignored` times its number of targets do not count."""
+    """m microbatches of different lengths; of each, `ignored` times its number of
+    targets do not count.
+    """
     generator, found = torch.Generator().manual_seed(3), []
     for i in range(m):
-        tokens = torch.randint(37, (2, lengths[i % len(lengths)] + 1), generator=generator)
+        tokens = torch.randint(
+            37, (2, lengths[i % len(lengths)] + 1), generator=generator
+        )
         targets = tokens[:, 1:].clone()
         targets.flatten()[: min(i * ignored, targets.numel())] = IGNORED
         found.append((tokens[:, :-1], targets))
@@ -42,12 +62,19 @@ def microbatches(m, lengths=(8, 5, 3), ignored=0):
 
 
 def whole_loss(model, batch, weighting):
-    """Written without the executor's helper: the mean of means, or the mean over all tokens."""
+    """Written without the executor's helper: the mean of means, or the mean over all
+    tokens.
+    """
     logits = [model(x).flatten(0, 1) for x, _ in batch]
     targets = [y.flatten() for _, y in batch]
     if weighting == "token":
-        return F.cross_entropy(torch.cat(logits), torch.cat(targets), ignore_index=IGNORED)
-    means = [F.cross_entropy(z, y, ignore_index=IGNORED) for z, y in zip(logits, targets, strict=True)]
+        return F.cross_entropy(
+            torch.cat(logits), torch.cat(targets), ignore_index=IGNORED
+        )
+    means = [
+        F.cross_entropy(z, y, ignore_index=IGNORED)
+        for z, y in zip(logits, targets, strict=True)
+    ]
     return torch.stack([mean for mean in means if not mean.isnan()]).sum() / len(batch)
 
 
@@ -65,7 +92,14 @@ def whole_training(model, batch, weighting="microbatch"):
 
 def pipeline(comm, model, case, **options):
     _, v, layout = CASES[case]
-    stages = split(model, comm.rank, comm.size, v, layers=options.pop("layers", None), layout=layout)
+    stages = split(
+        model,
+        comm.rank,
+        comm.size,
+        v,
+        layers=options.pop("layers", None),
+        layout=layout,
+    )
     return Pipeline(stages, comm, layout=layout, **options)
 
 
@@ -83,8 +117,13 @@ def piped_training(comm, model, case, batch, weighting="microbatch", layers=None
 
 def reference(model, batch, weighting):
     """(losses and norms, state at the end) of one process, once for all schedules."""
-    parts = [*model.state_dict().values(), *[tensor for pair in batch for tensor in pair]]
-    digest = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in parts)).hexdigest()
+    parts = [
+        *model.state_dict().values(),
+        *[tensor for pair in batch for tensor in pair],
+    ]
+    digest = hashlib.sha256(
+        b"".join(tensor.numpy().tobytes() for tensor in parts)
+    ).hexdigest()
     key = (str(model.config), digest, weighting)
     if key not in REFERENCES:
         found = whole_training(model, batch, weighting)
@@ -96,12 +135,17 @@ def assert_same_training(results, model, batch, weighting="microbatch"):
     start = {name: value.clone() for name, value in model.state_dict().items()}
     expected, end = reference(model, batch, weighting)
     for found, state in results:
-        assert found == [pytest.approx(pair, abs=1e-5) for pair in expected]  # losses and norms, on every rank
+        # losses and norms, on every rank
+        assert found == [pytest.approx(pair, abs=1e-5) for pair in expected]
         for name, value in state.items():
-            torch.testing.assert_close(value, end[name], atol=1e-5, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(
+                value, end[name], atol=1e-5, rtol=0, msg=lambda m, n=name: f"{n}: {m}"
+            )
     assert {name for _, state in results for name in state} == set(start)
     moved = {name: (end[name] - value).abs().max() for name, value in start.items()}
-    assert all(by > 0.01 for name, by in moved.items() if not name.endswith("k_proj.bias")), "steps too small"
+    assert all(
+        by > 0.01 for name, by in moved.items() if not name.endswith("k_proj.bias")
+    ), "steps too small"
     assert expected[0][1] > LIMIT, "the clipping must clip"
 
 
@@ -109,10 +153,15 @@ def assert_same_training(results, model, batch, weighting="microbatch"):
 @pytest.mark.parametrize("p", [1, 2, 3, 4, 6])
 @pytest.mark.parametrize("case", CASES)
 def test_training_is_that_of_one_process(case, p, tied):
-    """Three AdamW steps with clipping: losses, norms and all weights; seven layers, so that stages are uneven."""
+    """Three AdamW steps with clipping: losses, norms and all weights; seven layers, so
+    that stages are uneven.
+    """
     m = 6 if p != 4 else 4
     model, batch = (
-        tiny(num_hidden_layers=12 if p == 6 else 8 if p == 4 else 7, tie_word_embeddings=tied),
+        tiny(
+            num_hidden_layers=12 if p == 6 else 8 if p == 4 else 7,
+            tie_word_embeddings=tied,
+        ),
         microbatches(m),
     )
     assert_same_training(World(p).run(piped_training, model, case, batch), model, batch)
@@ -122,7 +171,9 @@ def test_training_is_that_of_one_process(case, p, tied):
 @pytest.mark.parametrize("p", [2, 4])
 def test_training_in_real_processes(case, p):
     model, batch = tiny(num_hidden_layers=8, tie_word_embeddings=True), microbatches(4)
-    assert_same_training(launch(piped_training, p, model, case, batch, timeout=120), model, batch)
+    assert_same_training(
+        launch(piped_training, p, model, case, batch, timeout=120), model, batch
+    )
 
 
 @pytest.mark.parametrize("weighting", ["microbatch", "token"])
@@ -132,14 +183,24 @@ def test_weighting_with_targets_that_do_not_count(case, weighting):
     model, batch = tiny(num_hidden_layers=3), microbatches(6, ignored=3)
     assert (batch[-1][1] == IGNORED).sum() > 0
     batch[-1][1][:] = IGNORED
-    assert_same_training(World(3).run(piped_training, model, case, batch, weighting), model, batch, weighting)
+    assert_same_training(
+        World(3).run(piped_training, model, case, batch, weighting),
+        model,
+        batch,
+        weighting,
+    )
 
 
 def test_the_two_weightings_differ():
     model, batch = tiny(), microbatches(3)
-    assert abs(whole_loss(model, batch, "token") - whole_loss(model, batch, "microbatch")) > 1e-3
+    assert (
+        abs(whole_loss(model, batch, "token") - whole_loss(model, batch, "microbatch"))
+        > 1e-3
+    )
     shares = loss_shares([y for _, y in batch], "token")
-    assert sum(s * y.numel() for s, (_, y) in zip(shares, batch, strict=True)) == pytest.approx(1)
+    assert sum(
+        s * y.numel() for s, (_, y) in zip(shares, batch, strict=True)
+    ) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
@@ -167,14 +228,18 @@ def test_fewer_microbatches_than_ranks(case, m):
 
 @pytest.mark.parametrize("case", ["1f1b", "zb-h2"])
 def test_biases(case):
-    model = tiny(num_hidden_layers=3, num_key_value_heads=8, attention_bias=True, mlp_bias=True)
+    model = tiny(
+        num_hidden_layers=3, num_key_value_heads=8, attention_bias=True, mlp_bias=True
+    )
     batch = microbatches(4)
     assert_same_training(World(3).run(piped_training, model, case, batch), model, batch)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_gradients_add_up_over_steps(case):
-    """Two steps without zero_grad: twice the gradient, also of the tied matrix that two ranks add up."""
+    """Two steps without zero_grad: twice the gradient, also of the tied matrix that two
+    ranks add up.
+    """
     model, batch = tiny(num_hidden_layers=4, tie_word_embeddings=True), microbatches(4)
 
     def fn(comm, model):
@@ -193,26 +258,45 @@ def test_gradients_add_up_over_steps(case):
     for once, twice in results:
         for name in once:
             torch.testing.assert_close(once[name], expected[name], atol=1e-6, rtol=1e-4)
-            torch.testing.assert_close(twice[name], 2 * expected[name], atol=2e-6, rtol=1e-4)
+            torch.testing.assert_close(
+                twice[name], 2 * expected[name], atol=2e-6, rtol=1e-4
+            )
 
 
 def test_tied_copies_stay_equal():
     model, batch = tiny(num_hidden_layers=3, tie_word_embeddings=True), microbatches(4)
     states = [state for _, state in World(3).run(piped_training, model, "1f1b", batch)]
-    assert torch.equal(states[0]["model.embed_tokens.weight"], states[2]["lm_head.weight"])
-    assert "lm_head.weight" not in states[0] and "model.embed_tokens.weight" not in states[2]
+    assert torch.equal(
+        states[0]["model.embed_tokens.weight"], states[2]["lm_head.weight"]
+    )
+    assert (
+        "lm_head.weight" not in states[0]
+        and "model.embed_tokens.weight" not in states[2]
+    )
 
 
 def test_each_rank_holds_its_layers_only():
-    names = World(2).run(lambda comm, m: list(pipeline(comm, m, "zb-v").state_dict()), tiny(num_hidden_layers=4))
-    layers = [sorted({name.split(".")[2] for name in rank if ".layers." in name}) for rank in names]
+    names = World(2).run(
+        lambda comm, m: list(pipeline(comm, m, "zb-v").state_dict()),
+        tiny(num_hidden_layers=4),
+    )
+    layers = [
+        sorted({name.split(".")[2] for name in rank if ".layers." in name})
+        for rank in names
+    ]
     assert layers == [["0", "3"], ["1", "2"]]
-    assert "model.embed_tokens.weight" in names[0] and "lm_head.weight" in names[0] and "lm_head.weight" not in names[1]
+    assert (
+        "model.embed_tokens.weight" in names[0]
+        and "lm_head.weight" in names[0]
+        and "lm_head.weight" not in names[1]
+    )
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_clock_of_world_is_that_of_the_simulator(case):
-    """The executor with `comm.work` after each op: the ledger's work, the bars of `simulate`, and the schedule's order."""
+    """The executor with `comm.work` after each op: the ledger's work, the bars of
+    `simulate`, and the schedule's order.
+    """
     p, m, costs = 3, 6, Costs(1.0, 1.5, 0.75)
     make, v, layout = CASES[case]
     model = tiny(num_hidden_layers=6)
@@ -228,23 +312,36 @@ def test_the_clock_of_world_is_that_of_the_simulator(case):
     simulated = simulate(make(p, m), costs, layout)
     for r in range(p):
         ours = [(e.label, e.start, e.end) for e in world.ledger.events("work", rank=r)]
-        theirs = [(f"{b.kind} {b.microbatch} {b.chunk}", b.start, b.end) for b in simulated.bars if b.rank == r]
+        theirs = [
+            (f"{b.kind} {b.microbatch} {b.chunk}", b.start, b.end)
+            for b in simulated.bars
+            if b.rank == r
+        ]
         assert ours == [
-            pytest.approx(bar) if not isinstance(bar[0], str) else (bar[0], *map(pytest.approx, bar[1:]))
+            (
+                pytest.approx(bar)
+                if not isinstance(bar[0], str)
+                else (bar[0], *map(pytest.approx, bar[1:]))
+            )
             for bar in theirs
         ]
 
 
 @pytest.mark.parametrize(
-    ("case", "boundaries"), [("gpipe", 2), ("1f1b", 2), ("zb-h1", 2), ("interleaved", 5), ("zb-v", 4)]
+    ("case", "boundaries"),
+    [("gpipe", 2), ("1f1b", 2), ("zb-h1", 2), ("interleaved", 5), ("zb-v", 4)],
 )
 def test_what_is_sent(case, boundaries):
-    """One hidden state forward and one gradient back for each microbatch and each boundary between ranks."""
+    """One hidden state forward and one gradient back for each microbatch and each
+    boundary between ranks.
+    """
     p, m = 3, 6
     make = CASES[case][0]
     world = World(p)
     world.run(
-        lambda comm, model: pipeline(comm, model, case).step(make(p, m), microbatches(m, (8,))),
+        lambda comm, model: pipeline(comm, model, case).step(
+            make(p, m), microbatches(m, (8,))
+        ),
         tiny(num_hidden_layers=6),
     )
     assert world.ledger.bytes("send") == boundaries * 2 * m * (2 * 8 * 24 * 4)
@@ -279,7 +376,9 @@ def test_nothing_is_left_after_a_step(case, only_new_objects):
         assert not any(w.grad.requires_grad for w in pipe.parameters())
         return counts, [len(late.take()[0]) for late in pipe.late]
 
-    for counts, late in World(2).run(fn, tiny(num_hidden_layers=4, tie_word_embeddings=True)):
+    for counts, late in World(2).run(
+        fn, tiny(num_hidden_layers=4, tie_word_embeddings=True)
+    ):
         assert counts[0] == counts[1] == counts[2] > 0 and not any(late)
 
 
@@ -293,7 +392,9 @@ def test_weights_wait_for_their_op(case):
 
         def look(kind, i, chunk):
             for c, stage in enumerate(pipe.stages):
-                weight = next(w for name, w in stage.named_parameters() if "q_proj" in name)
+                weight = next(
+                    w for name, w in stage.named_parameters() if "q_proj" in name
+                )
                 now = 0.0 if weight.grad is None else weight.grad.abs().sum().item()
                 if (now != seen.get(c, 0.0)) != (kind in "WB" and c == chunk):
                     wrong.append((kind, i, chunk))
@@ -307,16 +408,23 @@ def test_weights_wait_for_their_op(case):
 
 
 def test_finished_microbatches_are_let_go():
-    """The hidden states that rank 0 keeps, for their backward or because they were sent, do not grow with m under 1F1B."""
+    """The hidden states that rank 0 keeps, for their backward or because they were
+    sent, do not grow with m under 1F1B.
+    """
 
     def fn(comm, model, make, m):
         most = [0]
 
         def look(kind, i, chunk):
-            shapes = [x.shape for x in gc.get_objects() if issubclass(type(x), torch.Tensor)]
+            shapes = [
+                x.shape for x in gc.get_objects() if issubclass(type(x), torch.Tensor)
+            ]
             most[0] = max(most[0], shapes.count((2, 8, 24)))
 
-        pipe, batch = pipeline(comm, model, "1f1b", after_op=look), microbatches(m, (8,))
+        pipe, batch = (
+            pipeline(comm, model, "1f1b", after_op=look),
+            microbatches(m, (8,)),
+        )
         gc.collect()
         gc.freeze()
         pipe.step(make(comm.size, m), batch)
@@ -334,7 +442,11 @@ def test_schedules_that_do_not_fit():
         return pipeline(comm, model, "1f1b").step(schedule, microbatches(m))
 
     for schedule, m, says in (
-        (one_f_one_b(3, 4), 4, "schedule is for 3 ranks of 1 chunks, the pipeline has 2 of 1"),
+        (
+            one_f_one_b(3, 4),
+            4,
+            "schedule is for 3 ranks of 1 chunks, the pipeline has 2 of 1",
+        ),
         (interleaved(2, 4), 4, "2 ranks of 2 chunks"),
         (one_f_one_b(2, 3), 4, "never finishes the backward of microbatch 3"),
         (one_f_one_b(2, 5), 4, "is no op for m=4"),

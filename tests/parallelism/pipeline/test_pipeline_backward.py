@@ -1,4 +1,6 @@
-"""I now, W later: the gradients of autograd, the work halved in two, and the bytes between."""
+"""I now, W later: the gradients of autograd, the work halved in two, and the bytes
+between.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,11 @@ from tests.parallelism.pipeline.test_pipeline import microbatches
 def network(bias=True):
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Linear(6, 10, bias=bias), nn.SiLU(), nn.Linear(10, 6, bias=bias), nn.SiLU(), nn.Linear(6, 3)
+        nn.Linear(6, 10, bias=bias),
+        nn.SiLU(),
+        nn.Linear(10, 6, bias=bias),
+        nn.SiLU(),
+        nn.Linear(6, 3),
     )
 
 
@@ -40,7 +46,9 @@ def test_gradients_are_those_of_autograd(bias):
         late_net(b).backward(dy)
         if not again:
             torch.testing.assert_close(b.grad, a.grad)
-            assert all(w.grad is None for w in late_net.parameters()), "I must leave the weights alone"
+            assert all(w.grad is None for w in late_net.parameters()), (
+                "I must leave the weights alone"
+            )
         compute(late.take()[0])
         for mine, theirs in zip(late_net.parameters(), plain.parameters(), strict=True):
             torch.testing.assert_close(mine.grad, theirs.grad)
@@ -50,7 +58,9 @@ def test_names_and_parameters_stay():
     net = network()
     before = dict(net.named_parameters())
     make_late(net)
-    assert {n: id(w) for n, w in net.named_parameters()} == {n: id(w) for n, w in before.items()}
+    assert {n: id(w) for n, w in net.named_parameters()} == {
+        n: id(w) for n, w in before.items()
+    }
     assert sum(isinstance(module, LateLinear) for module in net) == 3
 
 
@@ -60,7 +70,11 @@ def test_a_frozen_weight_gets_no_gradient():
     late = make_late(net)
     net(torch.randn(4, 6)).sum().backward()
     compute(late.take()[0])
-    assert net[2].weight.grad is None and net[0].weight.grad is not None and net[2].bias.grad is not None
+    assert (
+        net[2].weight.grad is None
+        and net[0].weight.grad is not None
+        and net[2].bias.grad is not None
+    )
 
 
 def flops(part):
@@ -70,9 +84,15 @@ def flops(part):
 
 
 def test_the_work_is_split_in_half_and_none_is_done_twice():
-    """F, I and W cost the same in matrix products; together I and W cost what backward does."""
+    """F, I and W cost the same in matrix products; together I and W cost what backward
+    does.
+    """
     net = network(bias=False)
-    whole, late, x = copy.deepcopy(net), make_late(net), torch.randn(8, 6, requires_grad=True)
+    whole, late, x = (
+        copy.deepcopy(net),
+        make_late(net),
+        torch.randn(8, 6, requires_grad=True),
+    )
     forward, y = flops(lambda: net(x).sum())
     first, _ = flops(y.backward)
     second, _ = flops(lambda: compute(late.take()[0]))
@@ -98,7 +118,9 @@ def peaks(make, p, m, rank=None):
 
 @pytest.fixture(scope="module")
 def sizes():
-    """For each of 3 ranks: the bytes of one microbatch, and what comes on top at the peak (one gradient on its way)."""
+    """For each of 3 ranks: the bytes of one microbatch, and what comes on top at the
+    peak (one gradient on its way).
+    """
     one, two = peaks(gpipe, 3, 1), peaks(gpipe, 3, 2)
     return [(b - a, 2 * a - b) for a, b in zip(one, two, strict=True)]
 
@@ -107,13 +129,18 @@ def sizes():
 def test_1f1b_caps_what_gpipe_does_not(make, sizes):
     """To the byte: the microbatches that the schedule says are held."""
     for m in (3, 6):
-        expected = [n * each + top for n, (each, top) in zip(held(make(3, m)), sizes, strict=True)]
+        expected = [
+            n * each + top
+            for n, (each, top) in zip(held(make(3, m)), sizes, strict=True)
+        ]
         assert peaks(make, 3, m) == expected
     assert all(0 <= top < 0.06 * each for each, top in sizes)
 
 
 def test_a_late_w_holds_less_than_a_late_backward(sizes):
-    """M_W < M_B (Table 1 of Qi et al.): H1's first rank holds what 1F1B's does, the others more, but less than the first."""
+    """M_W < M_B (Table 1 of Qi et al.): H1's first rank holds what 1F1B's does, the
+    others more, but less than the first.
+    """
     p, late = 3, peaks(zb_h1, 3, 6)
     assert late[0] == p * sizes[0][0] + sizes[0][1]
     for r in (1, 2):

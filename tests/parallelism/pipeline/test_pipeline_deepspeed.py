@@ -1,6 +1,8 @@
-"""DeepSpeed's PipelineModule on two CPU processes: same losses; its schedule: the same order.
+"""DeepSpeed's PipelineModule on two CPU processes: same losses; its schedule: the same
+order.
 
-Without clipping: in fp32 and without an mpu object, DeepSpeed 0.19 does not clip by the norm over all stages.
+Without clipping: in fp32 and without an mpu object, DeepSpeed 0.19 does not clip by the
+norm over all stages.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ STEPS = 3
 
 @pytest.fixture(scope="module")
 def deepspeed():
-    """DeepSpeed for the CPU, without the extension that it would compile for minutes."""
+    """DeepSpeed for the CPU, without the extension that it would compile for
+    minutes.
+    """
     before = os.environ.get("DS_ACCELERATOR")
     os.environ["DS_ACCELERATOR"] = "cpu"
     module = pytest.importorskip("deepspeed")
@@ -34,7 +38,11 @@ def deepspeed():
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     yield module
-    os.environ.pop("DS_ACCELERATOR") if before is None else os.environ.update(DS_ACCELERATOR=before)
+    (
+        os.environ.pop("DS_ACCELERATOR")
+        if before is None
+        else os.environ.update(DS_ACCELERATOR=before)
+    )
 
 
 class OneBlock(nn.Module):
@@ -58,7 +66,12 @@ def theirs(comm, model, batch, deepspeed):
     deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
     inner = model.model
     net = PipelineModule(
-        layers=[inner.embed_tokens, *[OneBlock(b, inner.theta) for b in inner.layers], inner.norm, model.lm_head],
+        layers=[
+            inner.embed_tokens,
+            *[OneBlock(b, inner.theta) for b in inner.layers],
+            inner.norm,
+            model.lm_head,
+        ],
         num_stages=comm.size,
         loss_fn=lambda y, target: F.cross_entropy(y.flatten(0, 1), target.flatten()),
         partition_method="uniform",
@@ -102,5 +115,7 @@ def test_the_order_of_kinds_is_deepspeeds(deepspeed, p, m):
     letters = {"ForwardPass": "F", "BackwardPass": "B"}
     for r, ops in enumerate(one_f_one_b(p, m)):
         steps = TrainSchedule(micro_batches=m, stages=p, stage_id=r).steps()
-        kinds = [letters[c.name] for commands in steps for c in commands if c.name in letters]
+        kinds = [
+            letters[c.name] for commands in steps for c in commands if c.name in letters
+        ]
         assert "".join(kinds) == "".join(kind for kind, _, _ in ops)

@@ -1,4 +1,6 @@
-"""The example script: one rank function at two distances; `test_torchrun` has the third."""
+"""The example script: one rank function at two distances; `test_torchrun` has the
+third.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,17 @@ def test_every_schedule_gives_the_losses_of_one_process(schedule):
     settings = Settings(schedule=schedule, chunks=chunks, microbatches=4, steps=3)
     losses = [found for found, _ in World(2).run(train, settings)]
     assert (
-        losses[0] == losses[1] == pytest.approx(World(1).run(train, Settings(microbatches=4, steps=3))[0][0], abs=1e-5)
+        losses[0]
+        == losses[1]
+        == pytest.approx(
+            World(1).run(train, Settings(microbatches=4, steps=3))[0][0], abs=1e-5
+        )
     )
     assert losses[0][-1] < losses[0][0]
 
 
 def test_in_processes():
     settings = Settings(microbatches=4, steps=2)
-    assert launch(train, 4, settings)[0][0] == pytest.approx(World(4).run(train, settings)[0][0], abs=1e-5)
+    assert launch(train, 4, settings)[0][0] == pytest.approx(
+        World(4).run(train, settings)[0][0], abs=1e-5
+    )

@@ -1,4 +1,6 @@
-"""The simulator: published bubbles to the last digit, a longest path computed another way, deadlocks named."""
+"""The simulator: published bubbles to the last digit, a longest path computed another
+way, deadlocks named.
+"""
 
 from __future__ import annotations
 
@@ -27,10 +29,16 @@ SIZES = [(p, m) for p in (1, 2, 3, 4, 6) for m in (1, 2, 3, 4, 8, 12)]
 @pytest.mark.parametrize(("p", "m"), SIZES)
 @pytest.mark.parametrize("make", [gpipe, one_f_one_b], ids=lambda f: f.__name__)
 def test_bubble_of_gpipe_and_1f1b(make, p, m):
-    """(m + p − 1) slots of a forward and a backward, of which a rank works m: also for m < p."""
+    """(m + p − 1) slots of a forward and a backward, of which a rank works m: also for
+    m < p.
+    """
     found = simulate(make(p, m), UNEVEN)
     assert found.makespan == pytest.approx((m + p - 1) * UNEVEN.work)
-    assert found.bubble == pytest.approx(bubble_fraction(p, m)) == pytest.approx((p - 1) / (m + p - 1))
+    assert (
+        found.bubble
+        == pytest.approx(bubble_fraction(p, m))
+        == pytest.approx((p - 1) / (m + p - 1))
+    )
 
 
 @pytest.mark.parametrize(("p", "m"), SIZES)
@@ -40,33 +48,46 @@ def test_naive_uses_one_rank_at_a_time(p, m):
     assert found.bubble == pytest.approx(1 - 1 / p)
 
 
-@pytest.mark.parametrize(("p", "m", "v"), [(2, 4, 2), (4, 4, 2), (4, 8, 2), (4, 8, 4), (3, 9, 5)])
+@pytest.mark.parametrize(
+    ("p", "m", "v"), [(2, 4, 2), (4, 4, 2), (4, 8, 2), (4, 8, 4), (3, 9, 5)]
+)
 def test_interleaving_divides_the_bubble_by_v(p, m, v):
     found = simulate(interleaved(p, m, v), UNEVEN)
     assert found.makespan == pytest.approx((m + (p - 1) / v) * UNEVEN.work)
     assert found.bubble == pytest.approx(bubble_fraction(p, m, v))
-    assert found.makespan / (m * UNEVEN.work) - 1 == pytest.approx((p - 1) / (v * m)), "Narayanan et al., section 2.2.2"
+    assert found.makespan / (m * UNEVEN.work) - 1 == pytest.approx((p - 1) / (v * m)), (
+        "Narayanan et al., section 2.2.2"
+    )
 
 
-@pytest.mark.parametrize("costs", [Costs(), Costs(1.2, 1.0, 0.7), Costs(2, 2, 1)], ids=str)
+@pytest.mark.parametrize(
+    "costs", [Costs(), Costs(1.2, 1.0, 0.7), Costs(2, 2, 1)], ids=str
+)
 @pytest.mark.parametrize(("p", "m"), [(2, 6), (4, 12), (6, 24)])
 def test_bubbles_of_zero_bubble_schedules(p, m, costs):
     """Qi et al., Table 2."""
     F, I, W = costs.F, costs.I, costs.W  # noqa: E741
     lost = lambda t: t.span - m * costs.work  # noqa: E731
-    assert lost(simulate(one_f_one_b(p, m), costs)) == pytest.approx((p - 1) * (F + I + W))
+    assert lost(simulate(one_f_one_b(p, m), costs)) == pytest.approx(
+        (p - 1) * (F + I + W)
+    )
     assert lost(simulate(zb_h1(p, m), costs)) == pytest.approx((p - 1) * (F + I - W))
-    assert lost(simulate(zb_h2(p, m), costs)) == pytest.approx((p - 1) * (F + I - 2 * W))
+    assert lost(simulate(zb_h2(p, m), costs)) == pytest.approx(
+        (p - 1) * (F + I - 2 * W)
+    )
 
 
 @pytest.mark.parametrize(("p", "m"), [(2, 3), (3, 7), (4, 8), (6, 12)])
 def test_zb_v_has_no_bubble(p, m):
     found = simulate(zb_v(p, m), layout="v")
     assert found.span == pytest.approx(3 * m) and found.bubble_rate == pytest.approx(0)
-    assert found.makespan == pytest.approx(3 * m + (p - 1) / 2), "the last rank begins p − 1 half forwards late"
+    assert found.makespan == pytest.approx(3 * m + (p - 1) / 2), (
+        "the last rank begins p − 1 half forwards late"
+    )
 
 
-# Qi et al., Tables 5 and 6: profiled times in ms, and the bubble rates that the authors computed from them.
+# Qi et al., Tables 5 and 6: profiled times in ms, and the bubble rates that the authors
+# computed from them.
 PUBLISHED = [
     (8, 24, (18.522, 18.086, 9.337, 0.601), (0.2431, 0.1585, 0.1083)),
     (8, 32, (18.513, 18.086, 9.331, 0.626), (0.1985, 0.1242, 0.0837)),
@@ -86,14 +107,22 @@ PUBLISHED = [
 @pytest.mark.parametrize(("p", "m", "times", "rates"), PUBLISHED)
 def test_published_bubble_rates(p, m, times, rates):
     costs = Costs(*times)
-    ours = [simulate(make(p, m), costs).bubble_rate for make in (one_f_one_b, zb_h1, zb_h2)]
+    ours = [
+        simulate(make(p, m), costs).bubble_rate for make in (one_f_one_b, zb_h1, zb_h2)
+    ]
     assert ours == pytest.approx(rates, abs=0.5e-4)
 
 
 @pytest.mark.parametrize("comm", [0.0, 0.3])
-@pytest.mark.parametrize("make", [naive, gpipe, one_f_one_b, interleaved, zb_h1, zb_h2, zb_v], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "make",
+    [naive, gpipe, one_f_one_b, interleaved, zb_h1, zb_h2, zb_v],
+    ids=lambda f: f.__name__,
+)
 def test_every_op_starts_when_its_longest_path_ends(make, comm):
-    """The end of an op is 1 + the latest end among what it needs and what its rank did before: by recursion, not by events."""
+    """The end of an op is 1 + the latest end among what it needs and what its rank did
+    before: by recursion, not by events.
+    """
     p, m, costs = 3, 6, Costs(1.0, 1.5, 0.75, comm)
     layout, schedule = "v" if make is zb_v else "loop", make(p, m)
     v = chunks(schedule)
@@ -122,8 +151,14 @@ def test_a_deadlock_is_named():
     ]
     with pytest.raises(ValueError, match="deadlock") as error:
         simulate(crossed)
-    assert "rank 0, at B of microbatch 0, chunk 0, waits for I of microbatch 0, stage 1" in str(error.value)
-    assert "rank 1, at F of microbatch 1, chunk 0, waits for F of microbatch 1, stage 0" in str(error.value)
+    assert (
+        "rank 0, at B of microbatch 0, chunk 0, waits for I of microbatch 0, stage 1"
+        in str(error.value)
+    )
+    assert (
+        "rank 1, at F of microbatch 1, chunk 0, waits for F of microbatch 1, stage 0"
+        in str(error.value)
+    )
 
 
 def test_a_list_out_of_order_is_no_deadlock():
@@ -145,5 +180,7 @@ def test_measures_of_a_clock_that_does_not_start_at_zero():
 
 def test_it_draws_itself():
     ax = simulate(interleaved(2, 4)).draw(until=20)
-    assert sum(len(c.get_paths()) for c in ax.collections) == 2 * 2 * 2 * 4 and ax.get_xlim() == (0, 20)
+    assert sum(
+        len(c.get_paths()) for c in ax.collections
+    ) == 2 * 2 * 2 * 4 and ax.get_xlim() == (0, 20)
     assert [t.get_text() for t in ax.texts[:2]] == ["0", "1"]

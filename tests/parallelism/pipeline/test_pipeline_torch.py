@@ -1,4 +1,6 @@
-"""The same small Llama under torch.distributed.pipelining: same losses, same weights after three AdamW steps."""
+"""The same small Llama under torch.distributed.pipelining: same losses, same weights
+after three AdamW steps.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,14 @@ import torch.nn.functional as F
 
 from llmlab.parallelism import launch
 from llmlab.parallelism.pipeline.pipeline import Pipeline
-from llmlab.parallelism.pipeline.schedules import gpipe, interleaved, one_f_one_b, stage_of, zb_h1, zb_v
+from llmlab.parallelism.pipeline.schedules import (
+    gpipe,
+    interleaved,
+    one_f_one_b,
+    stage_of,
+    zb_h1,
+    zb_v,
+)
 from llmlab.parallelism.pipeline.stages import split
 from tests.parallelism.conftest import tiny
 from tests.parallelism.pipeline.test_pipeline import ADAM, microbatches
@@ -27,7 +36,9 @@ OFFICIAL = {  # torch's schedule: (ours, chunks, layout)
 
 def ours(comm, model, batch, name):
     make, v, layout = OFFICIAL[name]
-    pipe = Pipeline(split(model, comm.rank, comm.size, v, layout=layout), comm, layout=layout)
+    pipe = Pipeline(
+        split(model, comm.rank, comm.size, v, layout=layout), comm, layout=layout
+    )
     optimizer, losses = torch.optim.AdamW(pipe.parameters(), **ADAM), []
     for _ in range(STEPS):
         optimizer.zero_grad()
@@ -43,7 +54,8 @@ def theirs(comm, model, batch, name):
     chunks = torch.nn.ModuleList(split(model, comm.rank, comm.size, v, layout=layout))
     numbers = [stage_of(comm.rank, c, comm.size, layout) for c in range(v)]
     stages = [
-        pipelining.PipelineStage(chunk, n, comm.size * v, comm.device) for chunk, n in zip(chunks, numbers, strict=True)
+        pipelining.PipelineStage(chunk, n, comm.size * v, comm.device)
+        for chunk, n in zip(chunks, numbers, strict=True)
     ]
     schedule = getattr(pipelining.schedules, name)(
         stages[0] if name in ("ScheduleGPipe", "Schedule1F1B") else stages,
@@ -55,11 +67,19 @@ def theirs(comm, model, batch, name):
     for _ in range(STEPS):
         optimizer.zero_grad()
         found = []
-        last = {"target": y, "losses": found} if chunks[0].is_last or chunks[-1].is_last else {}
-        schedule.step(*([x] if chunks[0].is_first else []), **last, return_outputs=False)
+        last = (
+            {"target": y, "losses": found}
+            if chunks[0].is_last or chunks[-1].is_last
+            else {}
+        )
+        schedule.step(
+            *([x] if chunks[0].is_first else []), **last, return_outputs=False
+        )
         optimizer.step()
         losses += [torch.stack(found).mean().item()] if found else []
-    return losses, {n: value for chunk in chunks for n, value in chunk.state_dict().items()}
+    return losses, {
+        n: value for chunk in chunks for n, value in chunk.state_dict().items()
+    }
 
 
 @pytest.mark.parametrize("p", [2, 4])
@@ -68,15 +88,20 @@ def test_training_is_that_of_torch(name, p):
     batch = microbatches(8, (8,))
 
     def fn(comm, model):
-        return ours(comm, copy.deepcopy(model), batch, name), theirs(comm, model, batch, name)
+        return ours(comm, copy.deepcopy(model), batch, name), theirs(
+            comm, model, batch, name
+        )
 
     model = tiny(num_hidden_layers=8)
     start = {n: value.clone() for n, value in model.state_dict().items()}
     results = launch(fn, p, model, timeout=200)
-    losses = next(found for _, (found, _) in results if found)  # torch's losses are on the last stage's rank
+    # torch's losses are on the last stage's rank
+    losses = next(found for _, (found, _) in results if found)
     for (mine, my_state), (_, their_state) in results:
         assert mine == pytest.approx(losses, abs=1e-5) and len(losses) == STEPS
         assert my_state.keys() == their_state.keys()
         for n, value in their_state.items():
-            torch.testing.assert_close(my_state[n], value, atol=1e-5, rtol=0, msg=lambda m, n=n: f"{n}: {m}")
+            torch.testing.assert_close(
+                my_state[n], value, atol=1e-5, rtol=0, msg=lambda m, n=n: f"{n}: {m}"
+            )
             assert (value - start[n]).abs().max() > 0.01

@@ -38,7 +38,9 @@ def test_closures_and_results():
         return {"rank": comm.rank + offset, "sum": comm.all_reduce(x * comm.rank)}
 
     out = launch(fn, 3, torch.ones(2))
-    assert [o["rank"] for o in out] == [10, 11, 12] and torch.equal(out[2]["sum"], torch.full((2,), 3.0))
+    assert [o["rank"] for o in out] == [10, 11, 12] and torch.equal(
+        out[2]["sum"], torch.full((2,), 3.0)
+    )
 
 
 def test_four_ranks_start_in_about_a_second():
@@ -49,7 +51,9 @@ def test_four_ranks_start_in_about_a_second():
 
 
 def test_a_parent_that_has_used_threads_and_autograd():
-    """The hazard of OpenMP and fork: a pool of threads that does not exist in the child."""
+    """The hazard of OpenMP and fork: a pool of threads that does not exist in the
+    child.
+    """
     a = torch.randn(700, 700, requires_grad=True)
     (a @ a).relu().sum().backward()
 
@@ -81,7 +85,9 @@ def test_output_comes_in_rank_order(capsys):
 
     launch(fn, 2)
     said = capsys.readouterr()
-    assert said.out.splitlines() == [f"[rank {r}] {w}" for r in range(2) for w in (f"hello {r}", "from C")]
+    assert said.out.splitlines() == [
+        f"[rank {r}] {w}" for r in range(2) for w in (f"hello {r}", "from C")
+    ]
     assert said.err.splitlines() == ["[rank 0] careful", "[rank 1] careful"]
     launch(fn, 2, live=True)
     assert sorted(capsys.readouterr().out.splitlines()) == sorted(said.out.splitlines())
@@ -103,7 +109,9 @@ def test_a_rank_that_raises():
 
     error, seconds = failure(fn)
     assert (error.rank, error.kind) == (1, "raised") and seconds < 10
-    assert "rank 1 of 3 raised" in str(error) and 'raise ZeroDivisionError("by rank one")' in str(error)
+    assert "rank 1 of 3 raised" in str(
+        error
+    ) and 'raise ZeroDivisionError("by rank one")' in str(error)
 
 
 def test_a_rank_that_is_killed():
@@ -113,7 +121,11 @@ def test_a_rank_that_is_killed():
         comm.all_reduce(torch.ones(1))
 
     error, seconds = failure(fn)
-    assert (error.rank, error.kind) == (2, "died") and "killed by SIGKILL" in str(error) and seconds < 10
+    assert (
+        (error.rank, error.kind) == (2, "died")
+        and "killed by SIGKILL" in str(error)
+        and seconds < 10
+    )
 
 
 def test_a_rank_that_crashes():
@@ -140,13 +152,22 @@ def test_a_rank_that_hangs():
     error, seconds = failure(fn, timeout=2)
     assert (error.rank, error.kind) == (2, "hung") and seconds < 12
     said = str(error)
-    assert "rank 0 was at test_launch.py:" in said and "in fn, waiting in all_reduce" in said
+    assert (
+        "rank 0 was at test_launch.py:" in said
+        and "in fn, waiting in all_reduce" in said
+    )
     assert "waiting" not in said[said.index("rank 2 was at") :]
 
 
 def test_a_rank_that_returns_while_others_wait():
-    error, seconds = failure(lambda comm: None if comm.rank == 1 else comm.barrier(), timeout=20)
-    assert error.kind == "raised" and "rank 1 had already returned" in str(error) and seconds < 15
+    error, seconds = failure(
+        lambda comm: None if comm.rank == 1 else comm.barrier(), timeout=20
+    )
+    assert (
+        error.kind == "raised"
+        and "rank 1 had already returned" in str(error)
+        and seconds < 15
+    )
 
 
 def test_a_result_that_cannot_be_pickled():
@@ -189,7 +210,12 @@ def test_parents_death_takes_the_children_along(tmp_path):
     elsewhere.mkdir()
     command = [sys.executable, str(script), str(tmp_path)]
     with processes.started(command, env={"TMPDIR": str(elsewhere)}) as guard:
-        pids = _wait_for(lambda: [int(p.read_text()) for p in tmp_path.glob("pid*") if p.read_text()], 2)
+        pids = _wait_for(
+            lambda: [
+                int(p.read_text()) for p in tmp_path.glob("pid*") if p.read_text()
+            ],
+            2,
+        )
         assert all(psutil.pid_exists(pid) for pid in pids)
         (parent,) = psutil.Process(guard.pid).children()
         parent.kill()
@@ -197,7 +223,9 @@ def test_parents_death_takes_the_children_along(tmp_path):
 
 
 def _runs(pid):
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return (
+        psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    )
 
 
 def _wait_for(look, n):

@@ -202,7 +202,9 @@ print(attach(fn) > 0, gloo())
 """
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads by name are Linux's")
+@pytest.mark.skipif(
+    not os.path.isdir("/proc/self/task"), reason="threads by name are Linux's"
+)
 def test_no_thread_of_gloos_is_left_to_abort_the_interpreter(alone):
     done = processes.run([sys.executable, "-c", ENDS], env=alone, timeout=120)
     assert done.stdout.split() == ["True", "0"], done.stderr

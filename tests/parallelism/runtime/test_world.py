@@ -1,4 +1,6 @@
-"""World: collectives against mathematics, determinism, and what is said when ranks do not fit together."""
+"""World: collectives against mathematics, determinism, and what is said when ranks do
+not fit together.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,19 @@ SIZES = (1, 2, 3, 4, 5, 8)
 
 
 def inputs(p: int, shape: tuple[int, ...], seed: int) -> list[torch.Tensor]:
-    return list(torch.randint(-9, 9, (p, *shape), generator=torch.Generator().manual_seed(seed)).float())
+    return list(
+        torch.randint(
+            -9, 9, (p, *shape), generator=torch.Generator().manual_seed(seed)
+        ).float()
+    )
 
 
 @settings(max_examples=25, deadline=None)
-@given(p=st.sampled_from(SIZES), shape=st.lists(st.integers(1, 5), min_size=1, max_size=3), seed=st.integers(0, 99))
+@given(
+    p=st.sampled_from(SIZES),
+    shape=st.lists(st.integers(1, 5), min_size=1, max_size=3),
+    seed=st.integers(0, 99),
+)
 def test_collectives_are_what_mathematics_says(p, shape, seed):
     xs = inputs(p, (p * shape[0], *shape[1:]), seed)
     root, stack = seed % p, torch.stack(xs)
@@ -39,12 +49,16 @@ def test_collectives_are_what_mathematics_says(p, shape, seed):
         assert torch.equal(comm.reduce_scatter(x), stack.sum(0).chunk(p)[comm.rank])
         reduced, gathered = comm.reduce(x, root), comm.gather(x, root)
         if comm.rank == root:
-            assert torch.equal(reduced, stack.sum(0)) and all(map(torch.equal, gathered, xs))
+            assert torch.equal(reduced, stack.sum(0)) and all(
+                map(torch.equal, gathered, xs)
+            )
         else:
             assert reduced is None and gathered is None
         assert torch.equal(comm.scatter(xs if comm.rank == root else None, root), x)
         got = comm.all_to_all(list(x.chunk(p)))
-        assert all(torch.equal(part, xs[r].chunk(p)[comm.rank]) for r, part in enumerate(got))
+        assert all(
+            torch.equal(part, xs[r].chunk(p)[comm.rank]) for r, part in enumerate(got)
+        )
 
     World(p).run(fn)
 
@@ -54,9 +68,16 @@ def test_uneven_lengths(p):
     def fn(comm):
         r = comm.rank
         gathered = comm.all_gather(torch.full((2, r), float(r)), dim=1)
-        assert torch.equal(gathered, torch.cat([torch.full((2, i), float(i)) for i in range(p)], 1))
-        got = comm.all_to_all([torch.full((r + j,), float(10 * r + j)) for j in range(p)])
-        assert all(torch.equal(g, torch.full((i + r,), float(10 * i + r))) for i, g in enumerate(got))
+        assert torch.equal(
+            gathered, torch.cat([torch.full((2, i), float(i)) for i in range(p)], 1)
+        )
+        got = comm.all_to_all(
+            [torch.full((r + j,), float(10 * r + j)) for j in range(p)]
+        )
+        assert all(
+            torch.equal(g, torch.full((i + r,), float(10 * i + r)))
+            for i, g in enumerate(got)
+        )
 
     World(p).run(fn)
 
@@ -66,7 +87,9 @@ def test_reductions_go_in_rank_order():
     values = [1e8, 1.0, -1e8, 1.0]
     expected = ((torch.tensor(1e8) + 1.0) - 1e8) + 1.0
     for _ in range(3):
-        got = World(4).run(lambda comm: comm.all_reduce(torch.tensor(values[comm.rank])).item())
+        got = World(4).run(
+            lambda comm: comm.all_reduce(torch.tensor(values[comm.rank])).item()
+        )
         assert got == [expected.item()] * 4
 
 
@@ -85,7 +108,10 @@ def test_inputs_are_untouched_and_outputs_are_ones_own():
 def test_messages_match_by_peer_and_tag_in_order():
     def fn(comm):
         if comm.rank == 0:
-            handles = [comm.isend(torch.tensor(float(v)), 1, tag=t) for v, t in ((1, 7), (2, 5), (3, 7))]
+            handles = [
+                comm.isend(torch.tensor(float(v)), 1, tag=t)
+                for v, t in ((1, 7), (2, 5), (3, 7))
+            ]
             return [h.wait() for h in handles]
         first, second = comm.irecv(0, tag=7), comm.irecv(0, tag=7)
         return [comm.recv(0, tag=5).item(), second.wait().item(), first.wait().item()]
@@ -94,7 +120,11 @@ def test_messages_match_by_peer_and_tag_in_order():
 
 
 def test_sendrecv_shifts_a_ring():
-    shift = lambda comm: comm.sendrecv(torch.tensor(comm.rank), (comm.rank + 1) % 5, (comm.rank - 1) % 5).item()  # noqa: E731
+    def shift(comm):
+        return comm.sendrecv(
+            torch.tensor(comm.rank), (comm.rank + 1) % 5, (comm.rank - 1) % 5
+        ).item()
+
     assert World(5).run(shift) == [4, 0, 1, 2, 3]
 
 
@@ -103,8 +133,18 @@ def test_groups_and_meshes():
         mesh = comm.mesh(2, 3)
         down, along = mesh.axes
         backwards = comm.group([4, 1])
-        order = None if backwards is None else backwards.all_gather(torch.tensor([comm.rank])).tolist()
-        return mesh.coords, down.ranks, along.ranks, along.all_reduce(torch.tensor(comm.rank)).item(), order
+        order = (
+            None
+            if backwards is None
+            else backwards.all_gather(torch.tensor([comm.rank])).tolist()
+        )
+        return (
+            mesh.coords,
+            down.ranks,
+            along.ranks,
+            along.all_reduce(torch.tensor(comm.rank)).item(),
+            order,
+        )
 
     out = World(6).run(fn)
     assert out[4] == ((1, 1), (1, 4), (3, 4, 5), 12, [4, 1])
@@ -115,7 +155,8 @@ def test_async_collectives_overlap_with_work():
     link = Link(latency=0.0, bandwidth=1.0)
 
     def overlapped(comm):
-        handle = comm.all_reduce(torch.ones(2), async_op=True)  # 2 ranks: 2 · 1/2 · 8 bytes = 8 s
+        # 2 ranks: 2 · 1/2 · 8 bytes = 8 s
+        handle = comm.all_reduce(torch.ones(2), async_op=True)
         comm.work(5.0)
         handle.wait()
 
@@ -158,7 +199,12 @@ def test_a_run_is_the_same_every_time_random_numbers_included():
 
     (a, events), (b, again) = once(), once()
     assert (
-        all(torch.equal(x, y) for i, j in zip(a, b, strict=True) for x, y in zip(i, j, strict=True)) and events == again
+        all(
+            torch.equal(x, y)
+            for i, j in zip(a, b, strict=True)
+            for x, y in zip(i, j, strict=True)
+        )
+        and events == again
     )
 
 
@@ -175,7 +221,10 @@ def test_each_rank_has_its_own_random_stream_and_the_callers_is_left_alone():
 
     streams = World(3).run(fn)
     assert torch.equal(torch.randn(2), expected)
-    assert streams == [torch.rand(1, generator=torch.Generator().manual_seed(10 + r)).item() for r in range(3)]
+    assert streams == [
+        torch.rand(1, generator=torch.Generator().manual_seed(10 + r)).item()
+        for r in range(3)
+    ]
 
 
 def test_arguments_are_private():
@@ -202,7 +251,7 @@ def test_collectives_do_not_record_gradients():
     assert World(2).run(fn) == [False, False]
 
 
-# What is said when ranks do not fit together --------------------------------------------------------------------
+# What is said when ranks do not fit together ------------------------------------------
 
 
 def failing(p, fn, kind):
@@ -220,13 +269,21 @@ def test_a_rank_that_returns_early():
             comm.all_reduce(torch.ones(3))
 
     said = failing(3, fn, DeadlockError)
-    assert "rank 0 waits in all_reduce(float32[3], op='sum') of group (0, 1, 2) for rank 2" in said
-    assert "rank 2 has returned" in said and "test_world.py:" in said and "in fn" in said
+    assert (
+        "rank 0 waits in all_reduce(float32[3], op='sum') of group (0, 1, 2) for rank 2"
+        in said
+    )
+    assert (
+        "rank 2 has returned" in said and "test_world.py:" in said and "in fn" in said
+    )
 
 
 def test_a_receive_without_a_send():
     said = failing(2, lambda comm: comm.recv(1 - comm.rank, tag=4), DeadlockError)
-    assert "rank 0 waits in recv from rank 1 (tag 4)" in said and "rank 1 waits in recv from rank 0" in said
+    assert (
+        "rank 0 waits in recv from rank 1 (tag 4)" in said
+        and "rank 1 waits in recv from rank 0" in said
+    )
 
 
 def test_blocking_sends_around_a_ring():
@@ -246,19 +303,32 @@ def test_groups_that_wait_for_each_other():
         if comm.rank == 2:
             b.barrier()
 
-    assert "rank 2 waits in barrier() of group (1, 2) for rank 1" in failing(3, fn, DeadlockError)
+    assert "rank 2 waits in barrier() of group (1, 2) for rank 1" in failing(
+        3, fn, DeadlockError
+    )
 
 
 @pytest.mark.parametrize(
     ("fn", "says"),
     [
         (lambda c: c.all_reduce(torch.ones(3 + c.rank // 2)), "different shapes"),
-        (lambda c: c.all_reduce(torch.ones(3, dtype=[torch.float32, torch.float64][c.rank // 2])), "different dtypes"),
-        (lambda c: c.all_reduce(torch.ones(3), ["sum", "max"][c.rank // 2]), "different reductions"),
+        (
+            lambda c: c.all_reduce(
+                torch.ones(3, dtype=[torch.float32, torch.float64][c.rank // 2])
+            ),
+            "different dtypes",
+        ),
+        (
+            lambda c: c.all_reduce(torch.ones(3), ["sum", "max"][c.rank // 2]),
+            "different reductions",
+        ),
         (lambda c: c.broadcast(torch.ones(3), c.rank // 2), "different root"),
         (lambda c: c.all_gather(torch.ones(2, 2), c.rank // 2), "different dim"),
         (lambda c: c.all_gather(torch.ones(2, 2 + c.rank // 2)), "different shapes"),
-        (lambda c: c.barrier() if c.rank == 2 else c.all_reduce(torch.ones(3)), "different operations"),
+        (
+            lambda c: c.barrier() if c.rank == 2 else c.all_reduce(torch.ones(3)),
+            "different operations",
+        ),
     ],
 )
 def test_calls_that_disagree(fn, says):
@@ -267,7 +337,11 @@ def test_calls_that_disagree(fn, says):
 
 
 def test_a_message_that_nobody_takes():
-    said = failing(2, lambda c: c.isend(torch.ones(1), 1) if c.rank == 0 else None, CollectiveMismatch)
+    said = failing(
+        2,
+        lambda c: c.isend(torch.ones(1), 1) if c.rank == 0 else None,
+        CollectiveMismatch,
+    )
     assert "send to rank 1" in said
 
 
@@ -316,10 +390,22 @@ def test_interrupting_stops_the_ranks(interruptible):
     ("call", "says"),
     [
         (lambda c: c.all_reduce([1.0]), "x must be a tensor"),
-        (lambda c: c.all_reduce(torch.ones(1), "product"), "op='product' must be one of"),
-        (lambda c: c.all_reduce(torch.ones(1, dtype=torch.int64), "mean"), "op='mean' needs floating-point"),
-        (lambda c: c.reduce_scatter(torch.ones(3)), "must be a multiple of the 2 ranks"),
-        (lambda c: c.broadcast(torch.ones(1), 2), "src=2 must be one of the group's 2 ranks"),
+        (
+            lambda c: c.all_reduce(torch.ones(1), "product"),
+            "op='product' must be one of",
+        ),
+        (
+            lambda c: c.all_reduce(torch.ones(1, dtype=torch.int64), "mean"),
+            "op='mean' needs floating-point",
+        ),
+        (
+            lambda c: c.reduce_scatter(torch.ones(3)),
+            "must be a multiple of the 2 ranks",
+        ),
+        (
+            lambda c: c.broadcast(torch.ones(1), 2),
+            "src=2 must be one of the group's 2 ranks",
+        ),
         (lambda c: c.send(torch.ones(1), c.rank), "is this rank itself"),
         (lambda c: c.all_to_all([torch.ones(1)]), "must be a list of 2 tensors"),
         (lambda c: c.scatter(None), "must be a list of 2 tensors"),

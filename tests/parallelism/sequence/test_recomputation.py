@@ -1,4 +1,6 @@
-"""Activation memory: the formula of the paper is what the running layer saves; recomputation changes memory and nothing else."""
+"""Activation memory: the formula of the paper is what the running layer saves;
+recomputation changes memory and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +9,27 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from llmlab.parallelism import World, launch
-from llmlab.parallelism.sequence.activation_memory import RECOMPUTE, GPTShape, Peak, Saved, layer_bytes, recompute_flops
+from llmlab.parallelism.sequence.activation_memory import (
+    RECOMPUTE,
+    GPTShape,
+    Peak,
+    Saved,
+    layer_bytes,
+    recompute_flops,
+)
 from llmlab.parallelism.sequence.recomputation import GPTLayer, dropout, recompute
 
 SHAPE = GPTShape(s=24, b=3, h=32, a=8)
 STATISTICS = (
     8 * SHAPE.s * SHAPE.b
-)  # a mean and a deviation a token, of two norms, 2 bytes each: the paper leaves them out
+    # a mean and a deviation a token, of two norms, 2 bytes each: the paper leaves them out
+)
 
 
 def layer_input(comm, cut):
-    x = torch.randn(SHAPE.b, SHAPE.s, SHAPE.h, generator=torch.Generator().manual_seed(3))
+    x = torch.randn(
+        SHAPE.b, SHAPE.s, SHAPE.h, generator=torch.Generator().manual_seed(3)
+    )
     return x.chunk(comm.size, 1)[comm.rank].clone() if cut else x
 
 
@@ -51,7 +63,9 @@ def test_the_formula_itself():
 
 
 def run(comm, kind, cut=False, p=0.1, dtype=torch.float32):
-    layer = GPTLayer(SHAPE, comm, sequence_parallel=cut, recompute=kind, p=p, dtype=dtype)
+    layer = GPTLayer(
+        SHAPE, comm, sequence_parallel=cut, recompute=kind, p=p, dtype=dtype
+    )
     x = layer_input(comm, cut).to(dtype).requires_grad_()
     y = layer(x)
     y.square().sum().backward()
@@ -62,15 +76,23 @@ def run(comm, kind, cut=False, p=0.1, dtype=torch.float32):
 @pytest.mark.parametrize("t", [1, 2])
 def test_recomputation_changes_no_bit(t, kind):
     """Dropout included: the second run draws the first one's masks."""
-    for (y, dx, dw), (y0, dx0, dw0) in zip(World(t).run(run, kind), World(t).run(run, "none"), strict=True):
+    for (y, dx, dw), (y0, dx0, dw0) in zip(
+        World(t).run(run, kind), World(t).run(run, "none"), strict=True
+    ):
         assert torch.equal(y, y0) and torch.equal(dx, dx0)
         assert all(torch.equal(a, b) for a, b in zip(dw, dw0, strict=True))
 
 
 def test_recomputation_leaves_the_generator_where_it_was():
-    """Another layer drew in between; what comes after the backward pass must not draw its numbers again."""
+    """Another layer drew in between; what comes after the backward pass must not draw
+    its numbers again.
+    """
     g, h = (torch.Generator().manual_seed(0) for _ in range(2))
-    y = recompute(lambda t: dropout(t, 0.5, g), torch.ones(64, requires_grad=True), generators=(g,))
+    y = recompute(
+        lambda t: dropout(t, 0.5, g),
+        torch.ones(64, requires_grad=True),
+        generators=(g,),
+    )
     torch.rand(8, generator=g)
     y.sum().backward()
     torch.rand(64, generator=h), torch.rand(8, generator=h)
@@ -91,7 +113,11 @@ def test_the_split_layer_is_the_whole_layer(t, cut):
 
 
 def test_in_real_processes():
-    for got, expected in zip(launch(run, 2, "selective", True), World(2).run(run, "selective", True), strict=True):
+    for got, expected in zip(
+        launch(run, 2, "selective", True),
+        World(2).run(run, "selective", True),
+        strict=True,
+    ):
         torch.testing.assert_close(got[0], expected[0], atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(got[1], expected[1], atol=1e-4, rtol=1e-4)
 
@@ -109,7 +135,9 @@ def test_dropout_differs_where_activations_are_cut_and_agrees_where_they_are_who
 
 @pytest.mark.parametrize("kind", ["none", "selective"])
 def test_flops_are_those_of_appendix_a(kind):
-    """PyTorch's counter: 3 · (24bsh² + 4bs²h), and 4bs²h more, once, for selective recomputation."""
+    """PyTorch's counter: 3 · (24bsh² + 4bs²h), and 4bs²h more, once, for selective
+    recomputation.
+    """
 
     def fn(comm):
         layer = GPTLayer(SHAPE, comm, recompute=kind)
@@ -128,7 +156,9 @@ def test_dropout():
     y.sum().backward()
     kept = y != 0
     assert 0.72 < kept.float().mean() < 0.78
-    assert torch.equal(y[kept], torch.full_like(y[kept], 1 / 0.75)) and torch.equal(x.grad, y.detach())
+    assert torch.equal(y[kept], torch.full_like(y[kept], 1 / 0.75)) and torch.equal(
+        x.grad, y.detach()
+    )
 
 
 # The counters

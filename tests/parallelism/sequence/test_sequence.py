@@ -1,4 +1,6 @@
-"""Megatron's sequence parallelism: the split model is the whole model, and no activation is whole on any rank."""
+"""Megatron's sequence parallelism: the split model is the whole model, and no
+activation is whole on any rank.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,11 @@ import torch.nn.functional as F
 from llmlab.parallelism import World, launch
 from llmlab.parallelism.sequence import megatron as sequence
 from llmlab.parallelism.sequence.activation_memory import Saved
-from llmlab.parallelism.sequence.fg import gather_sequence, linears_of_shard, scatter_sequence
+from llmlab.parallelism.sequence.fg import (
+    gather_sequence,
+    linears_of_shard,
+    scatter_sequence,
+)
 from llmlab.parallelism.tensor import megatron as tensor
 from llmlab.parallelism.tensor.vocabulary import vocab_parallel_cross_entropy
 from tests.parallelism.conftest import VARIANTS, tiny
@@ -69,7 +75,9 @@ def test_without_the_sum_of_norm_gradients_the_ranks_drift_apart(tokens):
     model = tiny()
     right = copy.deepcopy(model)
     train(right, lambda m: whole_loss(m, tokens))
-    states = [state for _, state in World(4).run(training, model, tokens, lambda m, c: None)]
+    states = [
+        state for _, state in World(4).run(training, model, tokens, lambda m, c: None)
+    ]
     norm = "model.layers.0.input_layernorm.weight"
     assert (states[0][norm] - states[3][norm]).abs().max() > 1e-3
     assert (states[0][norm] - right.state_dict()[norm]).abs().max() > 1e-3
@@ -77,8 +85,12 @@ def test_without_the_sum_of_norm_gradients_the_ranks_drift_apart(tokens):
 
 def test_what_is_replicated():
     def fn(comm, model):
-        names = {id(w): n for n, w in sequence.parallelize(model, comm).named_parameters()}
-        return sorted({".".join(names[id(w)].split(".")[-2:]) for w in sequence.replicated(model)})
+        names = {
+            id(w): n for n, w in sequence.parallelize(model, comm).named_parameters()
+        }
+        return sorted(
+            {".".join(names[id(w)].split(".")[-2:]) for w in sequence.replicated(model)}
+        )
 
     norms = ["input_layernorm.weight", "norm.weight", "post_attention_layernorm.weight"]
     assert World(2).run(fn, tiny())[0] == norms
@@ -103,19 +115,26 @@ def test_gradients_are_slices_of_the_whole_gradients(tokens):
     for state in World(4).run(fn, model):
         for name, parameter in whole.named_parameters():
             torch.testing.assert_close(
-                state[name], parameter.grad, atol=1e-5, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+                state[name],
+                parameter.grad,
+                atol=1e-5,
+                rtol=1e-5,
+                msg=lambda m, n=name: f"{n}: {m}",
             )
 
 
 def test_g_and_g_bar_are_conjugate():
-    """Each is the other's gradient: one numbering of the elements shows both directions."""
+    """Each is the other's gradient: one numbering of the elements shows both
+    directions.
+    """
 
     def fn(comm):
         r = comm.rank
         x = torch.full((1, 2, 1), float(r), requires_grad=True)
         y = torch.full((1, 4, 1), float(r + 1), requires_grad=True)
         g, g_bar = gather_sequence(x, comm), scatter_sequence(y, comm)
-        (g.flatten() * torch.arange(4.0) * (r + 1)).sum().backward()  # partial gradients: (r + 1) · 0 1 2 3
+        # partial gradients: (r + 1) · 0 1 2 3
+        (g.flatten() * torch.arange(4.0) * (r + 1)).sum().backward()
         (g_bar.flatten() * (r + 5)).sum().backward()
         return [t.flatten().tolist() for t in (g, x.grad, g_bar, y.grad)]
 
@@ -134,20 +153,31 @@ def test_an_mlp_from_shards_to_shards(p):
 
     def fn(comm):
         r = comm.rank
-        x_r, a, b = (t.clone().requires_grad_() for t in (x.chunk(p, 1)[r], A.chunk(p)[r], B.chunk(p, 1)[r]))
-        z = scatter_sequence(F.linear(F.silu(linears_of_shard(x_r, comm, a)[0]), b), comm)
+        x_r, a, b = (
+            t.clone().requires_grad_()
+            for t in (x.chunk(p, 1)[r], A.chunk(p)[r], B.chunk(p, 1)[r])
+        )
+        z = scatter_sequence(
+            F.linear(F.silu(linears_of_shard(x_r, comm, a)[0]), b), comm
+        )
         z.square().sum().backward()
         return z.detach(), x_r.grad, a.grad, b.grad
 
     for r, (z, dx, da, db) in enumerate(World(p).run(fn)):
         torch.testing.assert_close(z, out.detach().chunk(p, 1)[r])
-        torch.testing.assert_close(dx, whole[0].grad.chunk(p, 1)[r], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            dx, whole[0].grad.chunk(p, 1)[r], atol=1e-4, rtol=1e-4
+        )
         torch.testing.assert_close(da, whole[1].grad.chunk(p)[r], atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(db, whole[2].grad.chunk(p, 1)[r], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            db, whole[2].grad.chunk(p, 1)[r], atol=1e-4, rtol=1e-4
+        )
 
 
 def test_what_a_rank_keeps_falls_with_the_number_of_ranks():
-    """Under tensor parallelism a part of the activations stays whole; with the sequence cut, everything is divided."""
+    """Under tensor parallelism a part of the activations stays whole; with the sequence
+    cut, everything is divided.
+    """
     tokens = torch.randint(37, (2, 64), generator=torch.Generator().manual_seed(1))
 
     def fn(comm, model, method):
@@ -156,29 +186,43 @@ def test_what_a_rank_keeps_falls_with_the_number_of_ranks():
             model(tokens)
         return saved.bytes
 
-    kept = {(m, p): World(p).run(fn, tiny(), m)[0] for m in ("tensor", "sequence") for p in (1, 8)}
+    kept = {
+        (m, p): World(p).run(fn, tiny(), m)[0]
+        for m in ("tensor", "sequence")
+        for p in (1, 8)
+    }
     assert kept["tensor", 1] / kept["tensor", 8] < 3
-    assert 6 < kept["sequence", 1] / kept["sequence", 8] < 8.1  # the tables of RoPE are whole
+    # the tables of RoPE are whole
+    assert 6 < kept["sequence", 1] / kept["sequence", 8] < 8.1
 
 
 def test_a_block_sends_four_gathers_and_two_scatters_each_way(tokens):
-    """What f and g send, and two gathers backward, for the inputs that are not saved; the loss and the head apart."""
+    """What f and g send, and two gathers backward, for the inputs that are not saved;
+    the loss and the head apart.
+    """
 
     def fn(comm, model):
         sequence.parallelize(model, comm)
         loss = split_loss(model, tokens, comm)
-        before = [comm.ledger.count(op, comm.rank) for op in ("all_gather", "reduce_scatter")]
+        before = [
+            comm.ledger.count(op, comm.rank) for op in ("all_gather", "reduce_scatter")
+        ]
         loss.backward()
-        return before, [comm.ledger.count(op, comm.rank) for op in ("all_gather", "reduce_scatter")]
+        return before, [
+            comm.ledger.count(op, comm.rank) for op in ("all_gather", "reduce_scatter")
+        ]
 
     forward, both = World(4).run(fn, tiny())[0]
     L = 2
     assert forward == [2 * L + 1, 2 * L + 1]  # and the head's g, the embedding's ḡ
-    assert both == [2 * L + 1 + 4 * L + 2, 2 * L + 1 + 2 * L + 1]  # ḡ's gather and a second one for each product
+    # ḡ's gather and a second one for each product
+    assert both == [2 * L + 1 + 4 * L + 2, 2 * L + 1 + 2 * L + 1]
 
 
 def test_against_dtensor_on_real_processes():
-    """PyTorch's SequenceParallel, ColwiseParallel and RowwiseParallel; it leaves the norm's gradient a partial sum, too."""
+    """PyTorch's SequenceParallel, ColwiseParallel and RowwiseParallel; it leaves the
+    norm's gradient a partial sum, too.
+    """
 
     def fn(comm):
         import torch.distributed.tensor.parallel as dtensor
@@ -188,21 +232,41 @@ def test_against_dtensor_on_real_processes():
         torch.manual_seed(0)
         p, r = comm.size, comm.rank
         net = torch.nn.Sequential(
-            torch.nn.RMSNorm(6), torch.nn.Linear(6, 16, bias=False), torch.nn.SiLU(), torch.nn.Linear(16, 6, bias=False)
+            torch.nn.RMSNorm(6),
+            torch.nn.Linear(6, 16, bias=False),
+            torch.nn.SiLU(),
+            torch.nn.Linear(16, 6, bias=False),
         )
         norm, up, down = (net[i].weight.detach().clone() for i in (0, 1, 3))
-        norm, up, down = (t.clone().requires_grad_() for t in (norm, up.chunk(p)[r], down.chunk(p, 1)[r]))
-        mine, theirs = (torch.ones(2, 8, 6).cumsum(1).sin().chunk(p, 1)[r].clone().requires_grad_() for _ in range(2))
+        norm, up, down = (
+            t.clone().requires_grad_()
+            for t in (norm, up.chunk(p)[r], down.chunk(p, 1)[r])
+        )
+        mine, theirs = (
+            torch.ones(2, 8, 6).cumsum(1).sin().chunk(p, 1)[r].clone().requires_grad_()
+            for _ in range(2)
+        )
         (h,) = linears_of_shard(F.rms_norm(mine, (6,), norm, net[0].eps), comm, up)
         ours = scatter_sequence(F.linear(F.silu(h), down), comm)
         ours.square().sum().backward()
 
-        plan = {"0": dtensor.SequenceParallel(), "1": dtensor.ColwiseParallel(input_layouts=Shard(1))}
+        plan = {
+            "0": dtensor.SequenceParallel(),
+            "1": dtensor.ColwiseParallel(input_layouts=Shard(1)),
+        }
         plan["3"] = dtensor.RowwiseParallel(output_layouts=Shard(1))
-        out = dtensor.parallelize_module(net, init_device_mesh("cpu", (p,)), plan)(theirs)
+        out = dtensor.parallelize_module(net, init_device_mesh("cpu", (p,)), plan)(
+            theirs
+        )
         out.square().sum().backward()
-        pairs = [(ours, out), (mine.grad, theirs.grad), (comm.all_reduce(norm.grad), net[0].weight.grad.full_tensor())]
-        pairs += [(a.grad, net[i].weight.grad.to_local()) for a, i in ((up, 1), (down, 3))]
+        pairs = [
+            (ours, out),
+            (mine.grad, theirs.grad),
+            (comm.all_reduce(norm.grad), net[0].weight.grad.full_tensor()),
+        ]
+        pairs += [
+            (a.grad, net[i].weight.grad.to_local()) for a, i in ((up, 1), (down, 3))
+        ]
         return max((a - b).abs().max().item() for a, b in pairs)
 
     assert max(launch(fn, 2, timeout=120)) < 1e-5
@@ -210,10 +274,17 @@ def test_against_dtensor_on_real_processes():
 
 def test_nonsense_is_refused(tokens):
     def run(p, **kwargs):
-        World(p).run(lambda comm, m: sequence.parallelize(m, comm)(tokens[:, :8], **kwargs) and None, tiny())
+        World(p).run(
+            lambda comm, m: (
+                sequence.parallelize(m, comm)(tokens[:, :8], **kwargs) and None
+            ),
+            tiny(),
+        )
 
     with pytest.raises(ValueError, match="14 tokens must be a multiple of the 4 ranks"):
-        World(4).run(lambda comm, m: sequence.parallelize(m, comm)(tokens) and None, tiny())
+        World(4).run(
+            lambda comm, m: sequence.parallelize(m, comm)(tokens) and None, tiny()
+        )
     with pytest.raises(ValueError, match="attention_mask is not supported"):
         run(2, attention_mask=torch.ones(2, 8))
     with pytest.raises(ValueError, match="num_attention_heads=8"):
@@ -221,6 +292,10 @@ def test_nonsense_is_refused(tokens):
 
 
 def test_padding_is_the_least_and_ignored():
-    x, y = sequence.pad_to_multiple(torch.ones(1, 5, dtype=torch.long), torch.ones(1, 5, dtype=torch.long), 4)
-    assert x.tolist() == [[1, 1, 1, 1, 1, 0, 0, 0]] and y.tolist() == [[1, 1, 1, 1, 1, -100, -100, -100]]
+    x, y = sequence.pad_to_multiple(
+        torch.ones(1, 5, dtype=torch.long), torch.ones(1, 5, dtype=torch.long), 4
+    )
+    assert x.tolist() == [[1, 1, 1, 1, 1, 0, 0, 0]] and y.tolist() == [
+        [1, 1, 1, 1, 1, -100, -100, -100]
+    ]
     assert sequence.pad_to_multiple(x, y, 4)[0].shape == (1, 8)

@@ -7,7 +7,14 @@ import torch
 import torch.nn.functional as F
 
 from llmlab.parallelism import World
-from llmlab.parallelism.sequence.shards import LAYOUTS, join, schedule, shards, split_loss, take
+from llmlab.parallelism.sequence.shards import (
+    LAYOUTS,
+    join,
+    schedule,
+    shards,
+    split_loss,
+    take,
+)
 
 
 def test_layouts():
@@ -38,13 +45,18 @@ def test_schedule_counts_the_pairs_of_the_mask(T, p, kind):
 
 
 def test_zigzag_gives_every_rank_the_same_work_in_every_step():
-    work = lambda kind: {(r, s): pairs for r, s, _, pairs in schedule(shards(64, 4, kind))}  # noqa: E731
+    def work(kind):
+        return {(r, s): pairs for r, s, _, pairs in schedule(shards(64, 4, kind))}
+
     zigzag, contiguous = work("zigzag"), work("contiguous")
     for step in range(4):
         assert len({zigzag[r, step] for r in range(4)}) == 1
     per_rank = lambda w: [sum(w[r, s] for s in range(4)) for r in range(4)]  # noqa: E731
     assert len(set(per_rank(zigzag))) == 1
-    assert max(per_rank(contiguous)) / max(per_rank(zigzag)) == pytest.approx(1.75, abs=0.03)  # (2p − 1)/p
+    # (2p − 1)/p
+    assert max(per_rank(contiguous)) / max(per_rank(zigzag)) == pytest.approx(
+        1.75, abs=0.03
+    )
     assert contiguous[0, 1] == 0, "the first rank waits"
 
 

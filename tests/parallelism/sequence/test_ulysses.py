@@ -1,4 +1,6 @@
-"""Ulysses is full attention: forward and gradients, uneven shards, fewer key/value heads than ranks."""
+"""Ulysses is full attention: forward and gradients, uneven shards, fewer key/value
+heads than ranks.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +9,18 @@ import torch
 
 from llmlab.parallelism import World, launch
 from llmlab.parallelism.sequence.cost import AttentionShape, sent
-from llmlab.parallelism.sequence.shards import join, shards, split_loss, sum_gradients, take
-from llmlab.parallelism.sequence.ulysses import UlyssesAttention, heads_to_tokens, tokens_to_heads
+from llmlab.parallelism.sequence.shards import (
+    join,
+    shards,
+    split_loss,
+    sum_gradients,
+    take,
+)
+from llmlab.parallelism.sequence.ulysses import (
+    UlyssesAttention,
+    heads_to_tokens,
+    tokens_to_heads,
+)
 from tests.parallelism.conftest import VARIANTS, tiny
 from tests.parallelism.sequence.test_ring_attention import full
 from tests.parallelism.tensor.test_tensor import assert_same, train, whole_loss
@@ -64,7 +76,9 @@ def training(comm, model, tokens):
     optimizer, losses = torch.optim.SGD(model.parameters(), 0.3, 0.9), []
     for _ in range(4):
         optimizer.zero_grad()
-        loss = split_loss(model(x, position_ids=cut[comm.rank][None], attention=attention), y, comm)
+        loss = split_loss(
+            model(x, position_ids=cut[comm.rank][None], attention=attention), y, comm
+        )
         loss.backward()
         sum_gradients(model, comm)
         optimizer.step()
@@ -98,12 +112,16 @@ def test_training_in_real_processes():
 
 @pytest.mark.parametrize(("p", "H", "K"), [(2, 8, 8), (4, 8, 4), (4, 8, 2), (3, 6, 2)])
 def test_bytes_are_those_of_the_formula(p, H, K):
-    """4 T d / p · (p − 1)/p numbers with K = H; K < p costs copies, as many as make the heads divide."""
+    """4 T d / p · (p − 1)/p numbers with K = H; K < p costs copies, as many as make the
+    heads divide.
+    """
     T, D, B = 12, 8, 2
     tensors, cut = inputs(T, H, K), shards(T, p, "contiguous")
     world, shape = World(p), AttentionShape(B, T, H, K, D)
     world.run(
-        lambda comm: UlyssesAttention(comm, [len(c) for c in cut])(*(take(t, cut, comm.rank, 2) for t in tensors[:3]))
+        lambda comm: UlyssesAttention(comm, [len(c) for c in cut])(
+            *(take(t, cut, comm.rank, 2) for t in tensors[:3])
+        )
     )
     assert world.ledger.per_rank() == [sent("ulysses", p, shape, itemsize=4)] * p
     if H == K:
@@ -119,7 +137,9 @@ def test_bytes_are_those_of_the_formula(p, H, K):
 
 
 def test_against_deepspeed_on_real_processes():
-    """deepspeed.sequence.layer.DistributedAttention: the same output and gradients, to the bit."""
+    """deepspeed.sequence.layer.DistributedAttention: the same output and gradients, to
+    the bit.
+    """
     pytest.importorskip("deepspeed")
 
     def fn(comm):
@@ -136,14 +156,23 @@ def test_against_deepspeed_on_real_processes():
         deepspeed.init_distributed(dist_backend="gloo", verbose=False)
         torch.manual_seed(0)
         swap = lambda t: t.transpose(1, 2)  # noqa: E731  theirs has (B, T, H, D)
-        mine = [torch.randn(2, 4, 16, 6).chunk(comm.size, 2)[comm.rank].clone().requires_grad_() for _ in range(3)]
+        mine = [
+            torch.randn(2, 4, 16, 6)
+            .chunk(comm.size, 2)[comm.rank]
+            .clone()
+            .requires_grad_()
+            for _ in range(3)
+        ]
         theirs = [swap(t.detach()).contiguous().requires_grad_() for t in mine]
         ours = UlyssesAttention(comm, [16 // comm.size] * comm.size)(*mine)
         ours.square().sum().backward()
         local = lambda q, k, v: swap(sdpa(swap(q), swap(k), swap(v), None))  # noqa: E731
         out = DistributedAttention(local, torch.distributed.group.WORLD)(*theirs, 0)
         out.square().sum().backward()
-        pairs = [(ours, swap(out)), *((a.grad, swap(b.grad)) for a, b in zip(mine, theirs, strict=True))]
+        pairs = [
+            (ours, swap(out)),
+            *((a.grad, swap(b.grad)) for a, b in zip(mine, theirs, strict=True)),
+        ]
         return max((a - b).abs().max().item() for a, b in pairs)
 
     assert max(launch(fn, 2, timeout=180)) < 1e-6
@@ -154,7 +183,9 @@ def test_nonsense_is_refused():
         q, k = torch.zeros(1, H, 4, 2), torch.zeros(1, K, 4, 2)
         World(4).run(lambda comm: UlyssesAttention(comm, lengths)(q, k, k, mask))
 
-    with pytest.raises(ValueError, match="6 query heads must be a multiple of the 4 ranks"):
+    with pytest.raises(
+        ValueError, match="6 query heads must be a multiple of the 4 ranks"
+    ):
         run(6, 6, [4] * 4)
     with pytest.raises(ValueError, match="lengths=\\[4, 4\\] must name"):
         run(8, 8, [4, 4])

@@ -1,4 +1,6 @@
-"""SUMMA and Cannon, 2.5-D and 3-D: products and both gradients are those of whole matrices."""
+"""SUMMA and Cannon, 2.5-D and 3-D: products and both gradients are those of whole
+matrices.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,14 @@ import pytest
 import torch
 
 from llmlab.parallelism import World, launch
-from llmlab.parallelism.tensor.cube import input_block, layer_block, matmul_3d, output_block, tesseract, weight_block
+from llmlab.parallelism.tensor.cube import (
+    input_block,
+    layer_block,
+    matmul_3d,
+    output_block,
+    tesseract,
+    weight_block,
+)
 from llmlab.parallelism.tensor.summa import block, cannon, summa, unblock
 
 
@@ -50,7 +59,9 @@ def test_tesseract(d, q):
         x, w = layer_block(X, mesh).requires_grad_(), block(W, mesh).requires_grad_()
         y = tesseract(x, w, mesh)
         y.backward(layer_block(G, mesh))
-        torch.testing.assert_close(y.detach(), layer_block(Y, mesh), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            y.detach(), layer_block(Y, mesh), atol=1e-5, rtol=1e-5
+        )
         torch.testing.assert_close(x.grad, layer_block(dX, mesh), atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(w.grad, block(dW, mesh), atol=1e-5, rtol=1e-5)
 
@@ -63,10 +74,15 @@ def test_three_dimensions(q):
 
     def fn(comm):
         mesh = comm.mesh(q, q, q)
-        x, w = input_block(X, mesh).requires_grad_(), weight_block(W, mesh).requires_grad_()
+        x, w = (
+            input_block(X, mesh).requires_grad_(),
+            weight_block(W, mesh).requires_grad_(),
+        )
         y = matmul_3d(x, w, mesh)
         y.backward(output_block(G, mesh))
-        torch.testing.assert_close(y.detach(), output_block(Y, mesh), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            y.detach(), output_block(Y, mesh), atol=1e-5, rtol=1e-5
+        )
         torch.testing.assert_close(x.grad, input_block(dX, mesh), atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(w.grad, weight_block(dW, mesh), atol=1e-5, rtol=1e-5)
 
@@ -82,7 +98,9 @@ def test_an_output_is_the_next_layers_input_with_j_and_l_exchanged():
         return (i, j, l), output_block(X, mesh), input_block(X, mesh)
 
     results = {c: (out, into) for c, out, into in World(8).run(fn)}
-    assert all(torch.equal(out, results[i, k, j][1]) for (i, j, k), (out, _) in results.items())
+    assert all(
+        torch.equal(out, results[i, k, j][1]) for (i, j, k), (out, _) in results.items()
+    )
 
 
 def test_nonsense_is_refused():
@@ -90,9 +108,16 @@ def test_nonsense_is_refused():
         World(2).run(lambda comm: block(torch.ones(4, 4), comm.mesh(1, 2)))
     with pytest.raises(ValueError, match="multiples of the mesh's side 2"):
         World(4).run(lambda comm: block(torch.ones(4, 5), comm.mesh(2, 2)))
-    with pytest.raises(Exception, match=r"cannot be multiplied|Kq"):  # jaxtyping, where it is on, is first
-        World(4).run(lambda comm: summa(torch.ones(2, 3), torch.ones(2, 3), comm.mesh(2, 2)))
+    # jaxtyping, where it is on, is first
+    with pytest.raises(Exception, match=r"cannot be multiplied|Kq"):
+        World(4).run(
+            lambda comm: summa(torch.ones(2, 3), torch.ones(2, 3), comm.mesh(2, 2))
+        )
     with pytest.raises(ValueError, match="needs a cube"):
-        World(4).run(lambda comm: matmul_3d(torch.ones(2, 2), torch.ones(2, 2), comm.mesh(2, 2)))
+        World(4).run(
+            lambda comm: matmul_3d(torch.ones(2, 2), torch.ones(2, 2), comm.mesh(2, 2))
+        )
     with pytest.raises(ValueError, match=r"needs a mesh \(d, q, q\)"):
-        World(4).run(lambda comm: tesseract(torch.ones(2, 2), torch.ones(2, 2), comm.mesh(2, 2)))
+        World(4).run(
+            lambda comm: tesseract(torch.ones(2, 2), torch.ones(2, 2), comm.mesh(2, 2))
+        )

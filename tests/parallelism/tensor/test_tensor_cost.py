@@ -1,11 +1,20 @@
-"""The cost model is held to the ledger: an MLP of two matrices, forward and backward, in every dimension."""
+"""The cost model is held to the ledger: an MLP of two matrices, forward and backward,
+in every dimension.
+"""
 
 from __future__ import annotations
 
 import pytest
 
 from llmlab.parallelism import World
-from llmlab.parallelism.tensor.cost import METHODS, MLPShape, crossover, llama_sent, mesh_for, mlp_cost
+from llmlab.parallelism.tensor.cost import (
+    METHODS,
+    MLPShape,
+    crossover,
+    llama_sent,
+    mesh_for,
+    mlp_cost,
+)
 from llmlab.parallelism.tensor.mlp import measure, mlp_step
 
 SHAPE = MLPShape(M=144, d=36, f=72)
@@ -23,7 +32,9 @@ CASES = [
 def test_bytes_and_numbers_are_those_measured(method, p, depth):
     world, cost = World(p), mlp_cost(method, p, SHAPE, depth=depth)
     held = world.run(mlp_step, method, SHAPE, depth)
-    assert world.ledger.per_rank() == pytest.approx([cost.sent] * p), "every rank sends the same"
+    assert world.ledger.per_rank() == pytest.approx([cost.sent] * p), (
+        "every rank sends the same"
+    )
     assert held == [(cost.parameters / 4, cost.activations / 4)] * p
 
 
@@ -37,15 +48,22 @@ def test_two_dimensions_send_less_for_large_p_and_more_for_small():
     assert 4 < p < 64
     sent = lambda m, p: mlp_cost(m, p, shape).sent  # noqa: E731
     assert sent("2-D", p) < sent("1-D", p) and sent("2-D", 4) > sent("1-D", 4)
-    assert sent("1-D", 4096) == pytest.approx(4 * shape.M * shape.d * 4, rel=1e-3), "1-D does not fall with p"
+    assert sent("1-D", 4096) == pytest.approx(4 * shape.M * shape.d * 4, rel=1e-3), (
+        "1-D does not fall with p"
+    )
     assert sent("3-D", 4096) < sent("2-D", 4096) < sent("2-D", 1024)
-    assert crossover(MLPShape(M=1, d=1024, f=4096), limit=400) is None, "a single token: the weights are what is large"
+    assert crossover(MLPShape(M=1, d=1024, f=4096), limit=400) is None, (
+        "a single token: the weights are what is large"
+    )
 
 
 def test_the_blocks_of_a_7b_model():
     """32 layers · 4 all-reduces · 2 · 7/8 · 4096 tokens · 4096 · 2 bytes."""
     assert llama_sent(8, 4096, 4096, 32) == 32 * 4 * 1.75 * 4096 * 4096 * 2
-    assert llama_sent(8, 4096, 4096, 32, backward=False) == llama_sent(8, 4096, 4096, 32) / 2
+    assert (
+        llama_sent(8, 4096, 4096, 32, backward=False)
+        == llama_sent(8, 4096, 4096, 32) / 2
+    )
 
 
 def test_nonsense_is_refused():

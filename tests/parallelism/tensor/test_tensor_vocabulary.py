@@ -1,4 +1,6 @@
-"""The vocabulary split over ranks: equal to the whole, never gathering logits, stable for large ones."""
+"""The vocabulary split over ranks: equal to the whole, never gathering logits, stable
+for large ones.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmlab.parallelism import World
-from llmlab.parallelism.tensor.vocabulary import VocabParallelEmbedding, rows_per_rank, vocab_parallel_cross_entropy
+from llmlab.parallelism.tensor.vocabulary import (
+    VocabParallelEmbedding,
+    rows_per_rank,
+    vocab_parallel_cross_entropy,
+)
 
 
 def pieces(whole: torch.Tensor, p: int, dim: int) -> list[torch.Tensor]:
@@ -21,10 +27,18 @@ def pieces(whole: torch.Tensor, p: int, dim: int) -> list[torch.Tensor]:
 
 
 @settings(max_examples=25, deadline=None)
-@given(p=st.sampled_from([1, 2, 3, 4, 5, 8]), V=st.integers(2, 40), N=st.integers(1, 6), seed=st.integers(0, 99))
+@given(
+    p=st.sampled_from([1, 2, 3, 4, 5, 8]),
+    V=st.integers(2, 40),
+    N=st.integers(1, 6),
+    seed=st.integers(0, 99),
+)
 def test_cross_entropy_is_that_of_the_whole(p, V, N, seed):
     g = torch.Generator().manual_seed(seed)
-    logits, targets = 5 * torch.randn(2, N, V, generator=g), torch.randint(V, (2, N), generator=g)
+    logits, targets = (
+        5 * torch.randn(2, N, V, generator=g),
+        torch.randint(V, (2, N), generator=g),
+    )
     if N > 1:
         targets[0, 0] = -100
     whole = logits.clone().requires_grad_()
@@ -49,21 +63,30 @@ def test_it_sends_three_numbers_a_token():
 
     def fn(comm):
         z = torch.randn(N, V // p, requires_grad=True)
-        vocab_parallel_cross_entropy(z, torch.zeros(N, dtype=torch.int64), comm, V).backward()
+        vocab_parallel_cross_entropy(
+            z, torch.zeros(N, dtype=torch.int64), comm, V
+        ).backward()
 
     world = World(p)
     world.run(fn)
-    assert world.ledger.count(rank=0) == 2 and world.ledger.bytes(rank=0) == 2 * (p - 1) / p * 3 * N * 4
+    assert (
+        world.ledger.count(rank=0) == 2
+        and world.ledger.bytes(rank=0) == 2 * (p - 1) / p * 3 * N * 4
+    )
 
 
 def test_logits_of_hundreds_do_not_overflow_and_half_precision_sums_in_fp32():
     logits = torch.tensor([[300.0, 299.0, -300.0, 298.0]])
 
     def fn(comm, dtype):
-        return vocab_parallel_cross_entropy(logits.chunk(2, 1)[comm.rank].to(dtype), torch.tensor([1]), comm, 4)
+        return vocab_parallel_cross_entropy(
+            logits.chunk(2, 1)[comm.rank].to(dtype), torch.tensor([1]), comm, 4
+        )
 
     for loss in World(2).run(fn, torch.float32):
-        assert loss.item() == pytest.approx(F.cross_entropy(logits, torch.tensor([1])).item(), abs=1e-6)
+        assert loss.item() == pytest.approx(
+            F.cross_entropy(logits, torch.tensor([1])).item(), abs=1e-6
+        )
     assert World(2).run(fn, torch.bfloat16)[0].dtype == torch.float32
     assert World(2).run(fn, torch.float64)[0].dtype == torch.float64
 

@@ -1,4 +1,6 @@
-"""Stage 3: when weights are gathered and freed, what that holds and sends, and what else can be done with such a model."""
+"""Stage 3: when weights are gathered and freed, what that holds and sends, and what
+else can be done with such a model.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,11 @@ from llmlab.parallelism.zero_and_fsdp.fsdp import Fsdp
 from llmlab.parallelism.zero_and_fsdp.units import Adam, held
 from llmlab.parallelism.zero_and_fsdp.zero import Zero, summed_loss, train_step
 from tests.parallelism.conftest import tiny
-from tests.parallelism.zero_and_fsdp.test_zero import assert_same, microbatches, one_process
+from tests.parallelism.zero_and_fsdp.test_zero import (
+    assert_same,
+    microbatches,
+    one_process,
+)
 
 
 def even(**changes):
@@ -27,17 +33,32 @@ def batch(comm):
 
 
 def test_gathered_before_forward_and_backward_and_freed_after_each():
-    """The order of events for three blocks, without overlap; the root stays from first to last."""
+    """The order of events for three blocks, without overlap; the root stays from first
+    to last.
+    """
 
     def fn(comm, model):
         events = []
-        engine = Fsdp(model, comm, overlap=False, watch=lambda event, unit: events.append(f"{event} {unit}"))
+        engine = Fsdp(
+            model,
+            comm,
+            overlap=False,
+            watch=lambda event, unit: events.append(f"{event} {unit}"),
+        )
         model(batch(comm)).square().mean().backward()
         engine.step()
         return events
 
-    forward = [f"{event} block {i}" for i in range(3) for event in ("gather", "forward", "free")]
-    backward = [f"{event} block {i}" for i in (2, 1, 0) for event in ("gather", "backward", "free", "reduce")]
+    forward = [
+        f"{event} block {i}"
+        for i in range(3)
+        for event in ("gather", "forward", "free")
+    ]
+    backward = [
+        f"{event} block {i}"
+        for i in (2, 1, 0)
+        for event in ("gather", "backward", "free", "reduce")
+    ]
     root = ["backward root", "free root", "reduce root"]
     for events in World(2).run(fn, even()):
         assert events == ["gather root", *forward, "forward root", *backward, *root]
@@ -45,12 +66,17 @@ def test_gathered_before_forward_and_backward_and_freed_after_each():
 
 @pytest.mark.parametrize("overlap", [False, True])
 def test_one_block_is_whole_at_a_time(overlap):
-    """Seen from outside: how many blocks have weights while a block computes, forward and in the middle of backward."""
+    """Seen from outside: how many blocks have weights while a block computes, forward
+    and in the middle of backward.
+    """
 
     def fn(comm, model):
         Fsdp(model, comm, overlap=overlap)
         seen, blocks = [], model.model.layers
-        look = lambda *_: seen.append([b.mlp.up_proj.weight.numel() > 0 for b in blocks])  # noqa: E731
+
+        def look(*_):
+            return seen.append([b.mlp.up_proj.weight.numel() > 0 for b in blocks])
+
         for block in blocks:
             block.mlp.down_proj.register_forward_hook(look)
             block.self_attn.o_proj.register_full_backward_hook(look)
@@ -80,13 +106,20 @@ def test_a_freed_parameter_is_empty_and_safe_to_touch():
 
 @pytest.mark.parametrize("layout", ["flat", "rows"])
 def test_what_a_rank_holds(layout):
-    """16Ψ/N between steps (gradients counted when they are there), and never more than the root and two blocks besides."""
+    """16Ψ/N between steps (gradients counted when they are there), and never more than
+    the root and two blocks besides.
+    """
 
     def fn(comm, model):
         total = sum(w.numel() for w in model.parameters())
         block = sum(w.numel() for w in model.model.layers[0].parameters())
         most = []
-        engine = Fsdp(model, comm, layout=layout, watch=lambda event, _: most.append(held(engine)["weights"]))
+        engine = Fsdp(
+            model,
+            comm,
+            layout=layout,
+            watch=lambda event, _: most.append(held(engine)["weights"]),
+        )
         loss = summed_loss(model, batch(comm), batch(comm))
         rest_between = held(engine)
         loss.backward()
@@ -94,7 +127,9 @@ def test_what_a_rank_holds(layout):
         engine.step()
         return total, block, max(most), rest_between, at_step, held(engine)
 
-    for total, block, most, between, at_step, after in World(4).run(fn, even().bfloat16()):
+    for total, block, most, between, at_step, after in World(4).run(
+        fn, even().bfloat16()
+    ):
         formula = state_bytes(3, total, 4)
         assert {k: at_step[k] for k in formula} == formula and at_step["host"] == 0
         assert after == at_step | {"gradients": 0}
@@ -131,23 +166,39 @@ def test_what_a_step_sends_is_the_formula(stage, m):
 
     world = World(4)
     total, root = world.run(fn, even().bfloat16())[0]
-    norm = world.ledger.bytes("all_reduce", 0) if stage else 0  # one number: the gradient's norm
+    # one number: the gradient's norm
+    norm = world.ledger.bytes("all_reduce", 0) if stage else 0
     assert norm <= 8
-    assert world.ledger.bytes(rank=0) - norm == sent_bytes(stage, total, 4, microbatches=m, kept=root)
+    assert world.ledger.bytes(rank=0) - norm == sent_bytes(
+        stage, total, 4, microbatches=m, kept=root
+    )
 
 
 def test_overlap_hides_the_wire():
-    """The same bytes, the same losses, less time on the ledger's clock: gathers and reductions run while a block computes."""
+    """The same bytes, the same losses, less time on the ledger's clock: gathers and
+    reductions run while a block computes.
+    """
 
     def fn(comm, model, overlap):
         work = {"forward": 1.0, "backward": 2.0}
-        watch = lambda event, unit: comm.work(work[event], unit) if event in work and unit != "root" else None  # noqa: E731
+
+        def watch(event, unit):
+            return (
+                comm.work(work[event], unit)
+                if event in work and unit != "root"
+                else None
+            )
+
         engine = Fsdp(model, comm, Adam(), overlap=overlap, watch=watch)
-        return [train_step(engine, model, comm, microbatches(comm.rank, i)) for i in range(2)]
+        return [
+            train_step(engine, model, comm, microbatches(comm.rank, i))
+            for i in range(2)
+        ]
 
     model = even()
     block = sum(w.numel() for w in model.model.layers[0].parameters()) * 4
-    world = World(2, link=Link(latency=0.0, bandwidth=block / 2))  # a block's gather: one second
+    # a block's gather: one second
+    world = World(2, link=Link(latency=0.0, bandwidth=block / 2))
     results, seconds, sent = {}, {}, {}
     for overlap in (False, True):
         results[overlap] = world.run(fn, model, overlap)
@@ -155,7 +206,9 @@ def test_overlap_hides_the_wire():
     assert results[False] == results[True] and sent[False] == sent[True]
     hidden = (
         2 * 2 * (2 + 2 + 2)
-    )  # in each microbatch all but the first of three gathers, each way, and the last reduction
+        # in each microbatch all but the first of three gathers, each way, and the last
+        # reduction
+    )
     assert seconds[False] - seconds[True] == pytest.approx(hidden, abs=0.5)
 
 
@@ -164,7 +217,11 @@ def test_evaluation_leaves_nothing_behind():
         engine = Fsdp(model, comm)
         with torch.no_grad():
             logits = model(batch(comm))
-        return logits, sum(w.numel() for w in model.parameters()), [shard.whole for shard in engine.shards]
+        return (
+            logits,
+            sum(w.numel() for w in model.parameters()),
+            [shard.whole for shard in engine.shards],
+        )
 
     model = even()
     for rank, (logits, left, whole) in enumerate(World(2).run(fn, model)):
@@ -197,7 +254,9 @@ def test_two_forwards_before_one_backward():
     def fn(comm, model):
         engine = Fsdp(model, comm, Adam(lr=0.1, eps=1e-4))
         x = batch(comm)
-        (model(x).square().mean() + model(x.flip(1)).sin().mean()).div(comm.size).backward()
+        (model(x).square().mean() + model(x.flip(1)).sin().mean()).div(
+            comm.size
+        ).backward()
         norm = engine.step()
         with engine.gathered():
             return norm, copy.deepcopy(model.state_dict())
@@ -217,7 +276,9 @@ def test_two_forwards_before_one_backward():
 
 @pytest.mark.parametrize("how", ["reentrant", "stops early", "to the end"])
 def test_with_recomputed_activations(how):
-    """Recomputation runs a block's forward a second time in the middle of backward: its weights must stay for what follows."""
+    """Recomputation runs a block's forward a second time in the middle of backward: its
+    weights must stay for what follows.
+    """
     from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
     def recompute(model):
@@ -230,16 +291,29 @@ def test_with_recomputed_activations(how):
 
             def forward(self, *args):
                 with set_checkpoint_early_stop(how == "stops early"):
-                    return checkpoint(self.block, *args, use_reentrant=how == "reentrant")
+                    return checkpoint(
+                        self.block, *args, use_reentrant=how == "reentrant"
+                    )
 
         model.model.layers = torch.nn.ModuleList(Again(block) for block in layers)
         return layers
 
     def fn(comm, model):
-        engine = Fsdp(model, comm, Adam(lr=0.02, clip=0.1, weight_decay=0.1), blocks=recompute(model))
-        history = [train_step(engine, model, comm, microbatches(comm.rank, i)) for i in range(3)]
+        engine = Fsdp(
+            model,
+            comm,
+            Adam(lr=0.02, clip=0.1, weight_decay=0.1),
+            blocks=recompute(model),
+        )
+        history = [
+            train_step(engine, model, comm, microbatches(comm.rank, i))
+            for i in range(3)
+        ]
         with engine.gathered():
-            return history, {n.replace(".block.", "."): w.detach().clone() for n, w in model.named_parameters()}
+            return history, {
+                n.replace(".block.", "."): w.detach().clone()
+                for n, w in model.named_parameters()
+            }
 
     adam = Adam(lr=0.02, clip=0.1, weight_decay=0.1)
     reference = one_process(even().double(), 2, adam, 3)
@@ -247,7 +321,9 @@ def test_with_recomputed_activations(how):
 
 
 def test_rows_keep_whole_rows():
-    """Rank r of N holds rows r·⌈n/N⌉ … of every parameter: what a checkpoint of FSDP2 has under the parameter's own name."""
+    """Rank r of N holds rows r·⌈n/N⌉ … of every parameter: what a checkpoint of FSDP2
+    has under the parameter's own name.
+    """
 
     def fn(comm, model):
         engine = Fsdp(model, comm, layout="rows")
@@ -256,7 +332,9 @@ def test_rows_keep_whole_rows():
     model = even()
     weights = [w.detach() for w in model.model.layers[0].parameters()]
     for rank, (piece, shapes) in enumerate(World(4).run(fn, model)):
-        assert torch.equal(piece, torch.cat([w.chunk(4)[rank].flatten() for w in weights]))
+        assert torch.equal(
+            piece, torch.cat([w.chunk(4)[rank].flatten() for w in weights])
+        )
         assert shapes == [tuple(w.shape) for w in weights]
 
 
@@ -277,21 +355,39 @@ def test_on_a_transformers_model(kind):
     adam = Adam(lr=0.02, clip=0.1)
 
     def fn(comm, model):
-        engine = Fsdp(model, comm, adam) if kind == 3 else Zero(model, comm, adam, stage=kind)
-        history = [train_step(engine, model, comm, microbatches(comm.rank, i)) for i in range(3)]
+        engine = (
+            Fsdp(model, comm, adam)
+            if kind == 3
+            else Zero(model, comm, adam, stage=kind)
+        )
+        history = [
+            train_step(engine, model, comm, microbatches(comm.rank, i))
+            for i in range(3)
+        ]
         with engine.gathered():
             return history, {n: w.detach().clone() for n, w in model.named_parameters()}
 
     results = World(3).run(fn, model)
-    optimizer = torch.optim.AdamW(model.parameters(), adam.lr, eps=adam.eps, weight_decay=adam.weight_decay)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), adam.lr, eps=adam.eps, weight_decay=adam.weight_decay
+    )
     history = []
     for step in range(3):
         data = [b for rank in range(3) for b in microbatches(rank, step)]
         logits = torch.cat([model(x).logits.flatten(0, 1) for x, _ in data])
-        loss = F.cross_entropy(logits, torch.cat([y.flatten() for _, y in data]), ignore_index=-100)
+        loss = F.cross_entropy(
+            logits, torch.cat([y.flatten() for _, y in data]), ignore_index=-100
+        )
         optimizer.zero_grad()
         loss.backward()
-        history.append((loss.item(), torch.nn.utils.clip_grad_norm_(model.parameters(), adam.clip).item()))
+        history.append(
+            (
+                loss.item(),
+                torch.nn.utils.clip_grad_norm_(model.parameters(), adam.clip).item(),
+            )
+        )
         optimizer.step()
     # transformers multiplies RMSNorm and RoPE in fp32 whatever the model's dtype
-    assert_same(results, (history, {n: w.detach() for n, w in model.named_parameters()}), 1e-5)
+    assert_same(
+        results, (history, {n: w.detach() for n, w in model.named_parameters()}), 1e-5
+    )

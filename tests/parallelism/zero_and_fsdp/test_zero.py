@@ -1,4 +1,6 @@
-"""ZeRO 0, 1, 2 and 3: each is one-process training, for uneven shards, tied weights, accumulation and unequal token counts."""
+"""ZeRO 0, 1, 2 and 3: each is one-process training, for uneven shards, tied weights,
+accumulation and unequal token counts.
+"""
 
 from __future__ import annotations
 
@@ -41,16 +43,24 @@ def microbatches(rank: int, step: int) -> list[tuple[torch.Tensor, torch.Tensor]
 
 
 def one_process(model, ranks: int, adam: Adam = ADAM, steps: int = STEPS):
-    """The same training with torch's own AdamW and clipping, all ranks' data in one process."""
-    optimizer = torch.optim.AdamW(model.parameters(), adam.lr, adam.betas, adam.eps, adam.weight_decay)
+    """The same training with torch's own AdamW and clipping, all ranks' data in one
+    process.
+    """
+    optimizer = torch.optim.AdamW(
+        model.parameters(), adam.lr, adam.betas, adam.eps, adam.weight_decay
+    )
     history = []
     for step in range(steps):
         data = [batch for rank in range(ranks) for batch in microbatches(rank, step)]
         x = [model(x).flatten(0, 1) for x, _ in data]
-        loss = F.cross_entropy(torch.cat(x), torch.cat([y.flatten() for _, y in data]), ignore_index=-100)
+        loss = F.cross_entropy(
+            torch.cat(x), torch.cat([y.flatten() for _, y in data]), ignore_index=-100
+        )
         optimizer.zero_grad()
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), adam.clip or float("inf"))
+        norm = torch.nn.utils.clip_grad_norm_(
+            model.parameters(), adam.clip or float("inf")
+        )
         optimizer.step()
         history.append((loss.item(), norm.item()))
     return history, {name: w.detach() for name, w in model.named_parameters()}
@@ -58,45 +68,69 @@ def one_process(model, ranks: int, adam: Adam = ADAM, steps: int = STEPS):
 
 def many(comm, model, kind, adam: Adam = ADAM, steps: int = STEPS, **more):
     engine = KINDS[kind](model, comm, adam, **more)
-    history = [train_step(engine, model, comm, microbatches(comm.rank, step)) for step in range(steps)]
+    history = [
+        train_step(engine, model, comm, microbatches(comm.rank, step))
+        for step in range(steps)
+    ]
     with engine.gathered():
-        return history, {name: w.detach().clone() for name, w in model.named_parameters()}
+        return history, {
+            name: w.detach().clone() for name, w in model.named_parameters()
+        }
 
 
 def assert_same(results, reference, tol: float) -> None:
     history, weights = reference
     for mine, mine_weights in results:
-        torch.testing.assert_close(torch.tensor(mine), torch.tensor(history), atol=tol, rtol=0)
+        torch.testing.assert_close(
+            torch.tensor(mine), torch.tensor(history), atol=tol, rtol=0
+        )
         assert mine_weights.keys() == weights.keys()
         for name, w in weights.items():
-            torch.testing.assert_close(mine_weights[name], w, atol=tol, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(
+                mine_weights[name],
+                w,
+                atol=tol,
+                rtol=0,
+                msg=lambda m, n=name: f"{n}: {m}",
+            )
 
 
 @pytest.mark.parametrize("p", [1, 2, 3, 6, 8])
 @pytest.mark.parametrize("variant", ["gqa", "one kv head, tied", "biases"])
 def test_every_stage_is_one_process(variant, p):
-    """In fp64, so that what is left is rounding: losses, norms and every weight after four clipped steps, to 1e-9."""
+    """In fp64, so that what is left is rounding: losses, norms and every weight after
+    four clipped steps, to 1e-9.
+    """
     model = tiny(**VARIANTS[variant]).double()
     if (
         variant == "biases"
-    ):  # a key's bias has gradient zero: what Adam makes of the rounding error is no difference of ours
+        # a key's bias has gradient zero: what Adam makes of the rounding error is no
+        # difference of ours
+    ):
         for block in model.model.layers:
             block.self_attn.k_proj.bias = None
     start = copy.deepcopy(model)
     reference = one_process(copy.deepcopy(model), p)
     assert all(norm > ADAM.clip for _, norm in reference[0]), "clipping must be at work"
-    assert max((reference[1][n] - w).abs().max() for n, w in start.named_parameters()) > 0.05
+    assert (
+        max((reference[1][n] - w).abs().max() for n, w in start.named_parameters())
+        > 0.05
+    )
     for kind in KINDS:
         assert_same(World(p).run(many, model, kind), reference, 1e-9)
 
 
 @pytest.mark.parametrize("p", [2, 3])
 def test_in_single_precision(p):
-    """ε is raised so that rounding in a gradient near 0 does not become a whole step of Adam."""
+    """ε is raised so that rounding in a gradient near 0 does not become a whole step of
+    Adam.
+    """
     adam = Adam(lr=0.02, clip=0.1, weight_decay=0.1, eps=1e-5)
     reference = one_process(tiny(num_key_value_heads=2), p, adam)
     for kind in KINDS:
-        assert_same(World(p).run(many, tiny(num_key_value_heads=2), kind, adam), reference, 1e-5)
+        assert_same(
+            World(p).run(many, tiny(num_key_value_heads=2), kind, adam), reference, 1e-5
+        )
 
 
 @pytest.mark.parametrize("p", [2, 4])
@@ -126,8 +160,14 @@ def test_adamw_is_torchs():
     torch.manual_seed(0)
     adam = Adam(lr=0.1, betas=(0.8, 0.95), eps=1e-3, weight_decay=0.3)
     weight = torch.nn.Parameter(torch.randn(11, dtype=torch.float64))
-    w, m, v = weight.detach().clone(), torch.zeros(11).double(), torch.zeros(11).double()
-    optimizer = torch.optim.AdamW([weight], adam.lr, adam.betas, adam.eps, adam.weight_decay)
+    w, m, v = (
+        weight.detach().clone(),
+        torch.zeros(11).double(),
+        torch.zeros(11).double(),
+    )
+    optimizer = torch.optim.AdamW(
+        [weight], adam.lr, adam.betas, adam.eps, adam.weight_decay
+    )
     for t in range(1, 6):
         weight.grad = torch.randn(11, dtype=torch.float64)
         adamw_(w, m, v, weight.grad, t, adam)
@@ -146,15 +186,23 @@ def test_every_parameter_is_in_one_unit_once(tied):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_blocks_that_share_a_weight(kind):
-    """Shared by two blocks, it belongs to the root, which is whole while both run; its gradient counts once."""
+    """Shared by two blocks, it belongs to the root, which is whole while both run; its
+    gradient counts once.
+    """
     model = tiny().double()
     model.model.layers[1].mlp.up_proj.weight = model.model.layers[0].mlp.up_proj.weight
-    assert any(w is model.model.layers[0].mlp.up_proj.weight for w in units_of(model)[-1][2])
-    assert_same(World(3).run(many, model, kind), one_process(copy.deepcopy(model), 3), 1e-9)
+    assert any(
+        w is model.model.layers[0].mlp.up_proj.weight for w in units_of(model)[-1][2]
+    )
+    assert_same(
+        World(3).run(many, model, kind), one_process(copy.deepcopy(model), 3), 1e-9
+    )
 
 
 def test_norm_is_that_of_the_whole_gradient():
-    """Not a rank's, and not the norms' mean: shards differ in size and in what they hold."""
+    """Not a rank's, and not the norms' mean: shards differ in size and in what they
+    hold.
+    """
 
     def norms(comm, model, kind):
         engine = KINDS[kind](model, comm, Adam(clip=1e-3))
@@ -164,11 +212,15 @@ def test_norm_is_that_of_the_whole_gradient():
     model = tiny(tie_word_embeddings=True).double()
     ((_, expected),) = one_process(copy.deepcopy(model), 3, Adam(clip=1e-3), 1)[0]
     for kind in KINDS:
-        assert World(3).run(norms, model, kind) == pytest.approx([expected] * 3, abs=1e-9)
+        assert World(3).run(norms, model, kind) == pytest.approx(
+            [expected] * 3, abs=1e-9
+        )
 
 
 def test_when_gradients_travel():
-    """Stages 0 and 1: once a step. Stage 2: with every microbatch. Stage 3: too, and two gathers for a block, one for the root."""
+    """Stages 0 and 1: once a step. Stage 2: with every microbatch. Stage 3: too, and
+    two gathers for a block, one for the root.
+    """
 
     def counts(comm, model, kind):
         engine = KINDS[kind](model, comm)
@@ -179,19 +231,30 @@ def test_when_gradients_travel():
         train_step(engine, model, comm, microbatches(comm.rank, 0))
         comm.barrier()
         ops = ("reduce_scatter", "all_gather", "all_reduce")
-        return tuple(sum(e.op == op and e.payload > 8 for e in comm.ledger.events(rank=comm.rank)) for op in ops)
+        return tuple(
+            sum(
+                e.op == op and e.payload > 8 for e in comm.ledger.events(rank=comm.rank)
+            )
+            for op in ops
+        )
 
     units, m = 3, MICROBATCHES
     expected = {"0": (0, 0, units), "1": (units, units, 0), "2": (m * units, units, 0)}
-    expected |= dict.fromkeys(("3 flat", "3 rows", "3 no overlap"), (m * units, m * (2 * 2 + 1), 0))
+    expected |= dict.fromkeys(
+        ("3 flat", "3 rows", "3 no overlap"), (m * units, m * (2 * 2 + 1), 0)
+    )
     for kind in KINDS:
         assert set(World(4).run(counts, tiny(), kind)) == {expected[kind]}, kind
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_more_ranks_than_elements_of_a_unit(kind):
-    """The last ranks hold nothing of a small unit but padding, and must still take part."""
-    model = torch.nn.Sequential(torch.nn.Linear(2, 1, bias=False), torch.nn.Linear(1, 3))
+    """The last ranks hold nothing of a small unit but padding, and must still take
+    part.
+    """
+    model = torch.nn.Sequential(
+        torch.nn.Linear(2, 1, bias=False), torch.nn.Linear(1, 3)
+    )
     x, y = torch.randn(8, 2), torch.randn(8, 3)
     adam = Adam(lr=0.1, eps=1e-4)
 
@@ -204,7 +267,9 @@ def test_more_ranks_than_elements_of_a_unit(kind):
             return torch.cat([w.detach().flatten() for w in model.parameters()])
 
     results = World(8).run(fn, model)
-    optimizer = torch.optim.AdamW(model.parameters(), adam.lr, adam.betas, adam.eps, adam.weight_decay)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), adam.lr, adam.betas, adam.eps, adam.weight_decay
+    )
     for _ in range(3):
         optimizer.zero_grad()
         F.mse_loss(model(x), y).backward()
@@ -217,7 +282,9 @@ def test_more_ranks_than_elements_of_a_unit(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_mixed_precision_keeps_fp32_masters(kind):
-    """bf16 has 8 bits: a step of 1e-4 on a weight near 1 is lost in it, and must not be lost in w."""
+    """bf16 has 8 bits: a step of 1e-4 on a weight near 1 is lost in it, and must not be
+    lost in w.
+    """
 
     def fn(comm, model):
         model.model.norm.weight.data.fill_(1.0)
@@ -228,7 +295,12 @@ def test_mixed_precision_keeps_fp32_masters(kind):
             train_step(engine, model, comm, microbatches(comm.rank, step))
         with engine.gathered():
             norm = model.model.norm.weight.detach().clone()
-        return (root.w - before).abs().max().item(), norm, {t.dtype for t in (root.w, root.m, root.v)}, root.new_piece()
+        return (
+            (root.w - before).abs().max().item(),
+            norm,
+            {t.dtype for t in (root.w, root.m, root.v)},
+            root.new_piece(),
+        )
 
     for moved, norm, state, piece in World(2).run(fn, tiny().bfloat16()):
         assert moved > 2e-4 and torch.equal(norm, torch.ones_like(norm))
@@ -242,15 +314,23 @@ def test_mixed_precision_losses_agree():
     plain = World(3).run(many, tiny(), "0", adam)[0][0]
     for kind in SHARDED:
         for history, _ in World(3).run(many, tiny().bfloat16(), kind, adam):
-            for (loss, _), (same, _), (near, _) in zip(history, reference, plain, strict=True):
-                assert loss == pytest.approx(same, abs=0.02) and loss == pytest.approx(near, abs=0.1)
+            for (loss, _), (same, _), (near, _) in zip(
+                history, reference, plain, strict=True
+            ):
+                assert loss == pytest.approx(same, abs=0.02) and loss == pytest.approx(
+                    near, abs=0.1
+                )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_offload_trains_the_same_and_counts(kind):
     model = tiny().double()
     reference = one_process(copy.deepcopy(model), 2)
-    assert_same(World(2).run(lambda comm, m: many(comm, m, kind, host=Host()), model), reference, 1e-9)
+    assert_same(
+        World(2).run(lambda comm, m: many(comm, m, kind, host=Host()), model),
+        reference,
+        1e-9,
+    )
 
     def crossed(comm, model):
         host = Host()
@@ -285,7 +365,12 @@ def test_wrong_use_is_named():
     nothing = [(torch.tensor([[1, 2]]), torch.full((1, 2), -100))]
     for kind in KINDS:
         with pytest.raises(ValueError, match="no target but −100"):
-            World(2).run(lambda comm, m, kind=kind: train_step(KINDS[kind](m, comm), m, comm, nothing), tiny())
+            World(2).run(
+                lambda comm, m, kind=kind: train_step(
+                    KINDS[kind](m, comm), m, comm, nothing
+                ),
+                tiny(),
+            )
     frozen = tiny()
     frozen.model.norm.weight.requires_grad_(False)
     with pytest.raises(ValueError, match="1 parameters of root"):
@@ -296,7 +381,8 @@ def test_a_gradient_that_comes_to_half_a_unit_is_an_error():
     def fn(comm, model):
         engine = Zero(model, comm, stage=2)
         model(torch.tensor([[1, 2]])).sum().backward()  # every unit is reduced …
-        F.linear(torch.ones(24), model.lm_head.weight).sum().backward()  # … then comes half of the root's next gradient
+        # … then comes half of the root's next gradient
+        F.linear(torch.ones(24), model.lm_head.weight).sum().backward()
         engine.step()
 
     with pytest.raises(RuntimeError, match="root is not reduced"):

@@ -12,8 +12,8 @@ from llmlab.peft.adapters import fusion as adapter_fusion
 from llmlab.peft.adapters.adapters import AdapterConfig
 from llmlab.peft.adapters.fusion import FusionConfig
 from tests.peft import goldens
-from tests.peft.conftest import make_hf, make_llama
 from tests.peft.adapters.test_adapters import parts_of, run, stir
+from tests.peft.conftest import make_hf, make_llama
 
 TWO = FusionConfig(("a", "b"))
 
@@ -39,7 +39,11 @@ def test_forward_and_gradients_are_those_of_the_adapters_library(kind):
     for name in TWO.adapters:
         goldens.put(
             parts_of(model, name),
-            {n.removeprefix(f"{name}:"): t for n, t in weights.items() if n.startswith(f"{name}:")},
+            {
+                n.removeprefix(f"{name}:"): t
+                for n, t in weights.items()
+                if n.startswith(f"{name}:")
+            },
         )
     goldens.put(mixer_parts(model), {n: t for n, t in weights.items() if ":" not in n})
     goldens.check(model, "fusion", mixer_parts(model))
@@ -59,7 +63,10 @@ def test_the_value_matrix_starts_as_the_identity(llama):
     adapter_fusion.apply(with_two(llama), TWO)
     for site in bottleneck.sites(llama).values():
         W = site.mixers["fusion"].value.weight.detach()
-        assert torch.equal(W.diagonal(), torch.ones(24)) and 0 < (W - torch.eye(24)).abs().max() <= 1e-6
+        assert (
+            torch.equal(W.diagonal(), torch.ones(24))
+            and 0 < (W - torch.eye(24)).abs().max() <= 1e-6
+        )
         assert site.mixers["fusion"].value.bias is None
 
 
@@ -76,10 +83,18 @@ def test_with_scores_of_zero_it_is_the_mean_of_the_adapters(llama, tokens):
 def test_base_and_adapters_are_frozen(llama, tokens):
     adapter_fusion.apply(with_two(llama, "houlsby"), TWO)
     before = {n: p.clone() for n, p in llama.named_parameters() if ".mixers." not in n}
-    optimizer = torch.optim.SGD([p for p in llama.parameters() if p.requires_grad], lr=1.0)
-    F.cross_entropy(llama(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()).backward()
+    optimizer = torch.optim.SGD(
+        [p for p in llama.parameters() if p.requires_grad], lr=1.0
+    )
+    F.cross_entropy(
+        llama(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
+    ).backward()
     optimizer.step()
-    assert all(torch.equal(p, before[n]) and p.grad is None for n, p in llama.named_parameters() if n in before)
+    assert all(
+        torch.equal(p, before[n]) and p.grad is None
+        for n, p in llama.named_parameters()
+        if n in before
+    )
     assert len([p for p in llama.parameters() if p.requires_grad]) == 4 * 5
 
 
@@ -121,7 +136,9 @@ def test_taken_off_only_the_fusion_goes_and_then_the_base_is_there_again(make, t
     assert torch.equal(run(model, tokens), alone)
     adapter_fusion.apply(model, TWO)
     adapters.remove(model)
-    assert model.state_dict().keys() == state.keys() and torch.equal(run(model, tokens), plain)
+    assert model.state_dict().keys() == state.keys() and torch.equal(
+        run(model, tokens), plain
+    )
 
 
 def test_an_adapter_that_goes_takes_its_fusion_along(llama):
@@ -142,7 +159,9 @@ def test_a_file_of_another_width_leaves_the_model_alone(llama, tokens, tmp_path)
     adapter_fusion.save(adapter_fusion.apply(with_two(wide), TWO), tmp_path)
     with_two(llama)
     before, trained = llama(tokens), walk.trainable(llama)
-    with pytest.raises(ValueError, match=r"query\.weight.*\(36, 36\).*needs \(24, 24\)"):
+    with pytest.raises(
+        ValueError, match=r"query\.weight.*\(36, 36\).*needs \(24, 24\)"
+    ):
         adapter_fusion.load(llama, tmp_path)
     assert torch.equal(llama(tokens), before) and walk.trainable(llama) == trained
 

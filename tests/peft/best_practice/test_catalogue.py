@@ -1,4 +1,6 @@
-"""The comparison's rows: every method of the part, at one budget, applied by one call and removed without a trace."""
+"""The comparison's rows: every method of the part, at one budget, applied by one call
+and removed without a trace.
+"""
 
 import copy
 
@@ -46,10 +48,14 @@ def test_a_method_comes_off_bit_for_bit(row, base):
     row.apply(model, steps=40)
     row.load().remove(model)
     after = model.state_dict()
-    assert list(after) == list(before) and all(torch.equal(after[n], before[n]) for n in before)
+    assert list(after) == list(before) and all(
+        torch.equal(after[n], before[n]) for n in before
+    )
 
 
-@pytest.mark.parametrize("row", [r for r in ROWS if r.merges and r.module], ids=lambda r: r.name)
+@pytest.mark.parametrize(
+    "row", [r for r in ROWS if r.merges and r.module], ids=lambda r: r.name
+)
 def test_what_is_said_to_merge_merges(row, base):
     model = row.apply(copy.deepcopy(base), steps=40)
     dice = torch.Generator().manual_seed(1)
@@ -73,7 +79,9 @@ def test_what_is_said_not_to_merge_has_a_reason(row):
 def test_only_adalora_asks_for_more_than_a_loss(base):
     for row in (catalogue.method("LoRA"), catalogue.method("AdaLoRA")):
         hooks = catalogue.hooks(row.apply(copy.deepcopy(base), steps=40))
-        assert set(hooks) == ({"penalty", "after_step"} if row.module == "adalora" else set())
+        assert set(hooks) == (
+            {"penalty", "after_step"} if row.module == "adalora" else set()
+        )
 
 
 def test_a_wrong_name_is_named():

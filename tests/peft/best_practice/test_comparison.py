@@ -1,4 +1,6 @@
-"""What is read out of a sweep: the rate of seed 0, the spread over seeds, and the methods that nobody beats."""
+"""What is read out of a sweep: the rate of seed 0, the spread over seeds, and the
+methods that nobody beats.
+"""
 
 import pytest
 import torch
@@ -9,8 +11,18 @@ from llmlab.peft.best_practice import catalogue, comparison
 
 
 def row(method, lr, seed, loss, task="sort", trained=10, dev=None):
-    names = {"task": task, "method": method, "lr": str(lr), "seed": str(seed), "trained": str(trained)}
-    return names | {"dev": str(loss if dev is None else dev), "loss": str(loss), "accuracy": "0.5"}
+    names = {
+        "task": task,
+        "method": method,
+        "lr": str(lr),
+        "seed": str(seed),
+        "trained": str(trained),
+    }
+    return names | {
+        "dev": str(loss if dev is None else dev),
+        "loss": str(loss),
+        "accuracy": "0.5",
+    }
 
 
 def test_the_rate_is_that_of_seed_0_and_the_mean_is_over_its_seeds():
@@ -21,10 +33,14 @@ def test_the_rate_is_that_of_seed_0_and_the_mean_is_over_its_seeds():
         row("a", 0.1, 1, 0.1),
         row("a", 0.2, 1, 1.3),
     ]
-    found = comparison.best([*rows, row("b", 1, 0, 9.0), row("a", 9, 0, 0.0, task="bible")], "sort")
+    found = comparison.best(
+        [*rows, row("b", 1, 0, 9.0), row("a", 9, 0, 0.0, task="bible")], "sort"
+    )
     assert list(found) == ["a", "b"]
     assert found["a"].lr == 0.2 and found["a"].losses == (1.0, 1.3, 1.6)
-    assert found["a"].loss == pytest.approx(1.3) and found["a"].spread == pytest.approx(0.6)
+    assert found["a"].loss == pytest.approx(1.3) and found["a"].spread == pytest.approx(
+        0.6
+    )
     assert found["b"].spread == 0 and found["b"].accuracy == 0.5
 
 
@@ -34,7 +50,9 @@ def test_the_rate_is_not_chosen_by_the_loss_that_is_reported():
 
 
 def test_a_task_without_runs_is_named():
-    with pytest.raises(ValueError, match="task='bible' has no runs; there are runs of sort"):
+    with pytest.raises(
+        ValueError, match="task='bible' has no runs; there are runs of sort"
+    ):
         comparison.best([row("a", 1, 0, 1.0)], "bible")
 
 
@@ -44,16 +62,27 @@ def test_gain_is_0_at_the_base_and_1_at_full():
 
 
 def test_pareto_by_hand():
-    cost, loss = torch.tensor([1.0, 2.0, 3.0, 2.0, 1.0]), torch.tensor([5.0, 4.0, 4.0, 3.0, 5.0])
-    assert comparison.pareto(cost, loss).tolist() == [True, False, False, True, True]  # equals do not beat each other
+    cost, loss = (
+        torch.tensor([1.0, 2.0, 3.0, 2.0, 1.0]),
+        torch.tensor([5.0, 4.0, 4.0, 3.0, 5.0]),
+    )
+    # equals do not beat each other
+    assert comparison.pareto(cost, loss).tolist() == [True, False, False, True, True]
     with pytest.raises(ValueError, match="loss has shape"):
         comparison.pareto(cost, loss[:2])
 
 
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=8))
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=8)
+)
 def test_pareto_is_its_definition(points):
-    cost, loss = (torch.tensor(x, dtype=torch.float32) for x in zip(*points, strict=True))
-    beaten = [any(c <= a and d <= b and (c, d) != (a, b) for c, d in points) for a, b in points]
+    cost, loss = (
+        torch.tensor(x, dtype=torch.float32) for x in zip(*points, strict=True)
+    )
+    beaten = [
+        any(c <= a and d <= b and (c, d) != (a, b) for c, d in points)
+        for a, b in points
+    ]
     assert comparison.pareto(cost, loss).tolist() == [not b for b in beaten]
 
 
@@ -74,5 +103,13 @@ def test_each_rate_of_the_sweep_has_a_worse_neighbour_on_either_side():
     rows = comparison.read()
     for task in ("source", "bible", "sort"):
         for name, found in comparison.best(rows, task).items():
-            tried = sorted({float(r["lr"]) for r in rows if (r["task"], r["method"]) == (task, name)})
-            assert tried[0] < found.lr < tried[-1], f"{name} on {task}: {found.lr} lies at an edge of {tried}"
+            tried = sorted(
+                {
+                    float(r["lr"])
+                    for r in rows
+                    if (r["task"], r["method"]) == (task, name)
+                }
+            )
+            assert tried[0] < found.lr < tried[-1], (
+                f"{name} on {task}: {found.lr} lies at an edge of {tried}"
+            )

@@ -1,4 +1,6 @@
-"""The labelling task: what its batches depend on, what each method trains, and the recorded curves."""
+"""The labelling task: what its batches depend on, what each method trains, and the
+recorded curves.
+"""
 
 import pytest
 import torch
@@ -13,11 +15,16 @@ def test_passages_depend_on_split_and_seed_only():
     again, _ = labelling.passages("train", 3, count=5)
     other, _ = labelling.passages("train", 4, count=5)
     held, _ = labelling.passages("valid", 3, count=5)
-    assert torch.equal(tokens, again) and not torch.equal(tokens, other) and not torch.equal(tokens, held)
+    assert (
+        torch.equal(tokens, again)
+        and not torch.equal(tokens, other)
+        and not torch.equal(tokens, held)
+    )
 
 
 @pytest.mark.parametrize(
-    ("method", "least", "most"), [("probe", 384, 384), ("deep", 8_576, 8_576), ("full", 700_000, 10**7)]
+    ("method", "least", "most"),
+    [("probe", 384, 384), ("deep", 8_576, 8_576), ("full", 700_000, 10**7)],
 )
 def test_what_each_method_trains(method, least, most):
     model = labelling.prepare(method, seed=1)
@@ -34,7 +41,9 @@ def test_training_yields_its_steps_and_learns():
 
 
 def test_a_method_that_there_is_not_is_named():
-    with pytest.raises(ValueError, match="method='wide' must be one of probe, shallow, deep, full"):
+    with pytest.raises(
+        ValueError, match="method='wide' must be one of probe, shallow, deep, full"
+    ):
         labelling.prepare("wide", 0)
 
 
@@ -46,6 +55,10 @@ def test_the_recorded_curves_are_complete():
         own = [r for r in rows if r["method"] == method]
         assert {float(r["rate"]) for r in own if r["seed"] == "0"} == set(rates)
         (best,) = {r["rate"] for r in own if r["seed"] != "0"}
-        last = {r["rate"]: float(r["dev"]) for r in own if r["seed"] == "0" and r["steps"] == "240"}
+        last = {
+            r["rate"]: float(r["dev"])
+            for r in own
+            if r["seed"] == "0" and r["steps"] == "240"
+        }
         assert last[best] == max(last.values()), "the rate was chosen by dev accuracy"
         assert {r["seed"] for r in own if r["rate"] == best} == {"0", "1", "2"}

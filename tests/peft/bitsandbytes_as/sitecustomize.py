@@ -1,9 +1,10 @@
 """bitsandbytes as it behaves on another CPU, for every process that finds this folder.
 
-    PYTHONPATH=tests/peft/bitsandbytes_as BITSANDBYTES_AS_ON=avx512bf16 python -m pytest …
+    PYTHONPATH=tests/peft/bitsandbytes_as BITSANDBYTES_AS_ON=avx512bf16 python -m pytest
+    …
 
-Python imports a `sitecustomize` by itself at its start, so that kernels of notebooks are
-reached too. `BITSANDBYTES_AS_ON` names the CPU:
+Python imports a `sitecustomize` by itself at its start, so that kernels of notebooks
+are reached too. `BITSANDBYTES_AS_ON` names the CPU:
 
     avx2         4-bit weights are decoded by definition, nothing is repacked
     avx512       a row is taken to have ⌊n / block⌋ scales of its own

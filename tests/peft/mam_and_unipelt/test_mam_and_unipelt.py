@@ -1,4 +1,6 @@
-"""The parallel adapter, MAM and UniPELT: against their equations and the `adapters` library's golden file."""
+"""The parallel adapter, MAM and UniPELT: against their equations and the `adapters`
+library's golden file.
+"""
 
 import copy
 
@@ -16,8 +18,8 @@ from llmlab.peft.mam_and_unipelt.mam import MAMConfig
 from llmlab.peft.mam_and_unipelt.unipelt import UniPELTConfig
 from llmlab.peft.qlora import qlora
 from tests.peft import goldens
-from tests.peft.conftest import make_hf, make_llama
 from tests.peft.adapters.test_adapters import parts_of, run, stir
+from tests.peft.conftest import make_hf, make_llama
 
 PARALLEL = ParallelAdapterConfig(12, reads="residual")
 MAM = MAMConfig(3, projection=False, bottleneck=6, reads="residual")
@@ -28,14 +30,18 @@ METHODS = {
     "mam": (mam, MAM),
     "mam through a network": (mam, MAMConfig(2, hidden=5, bottleneck=4)),
     "unipelt": (unipelt, UNI),
-    "unipelt through a network": (unipelt, UniPELTConfig(2, hidden=5, bottleneck=4, r=2, gate_tokens=2)),
+    "unipelt through a network": (
+        unipelt,
+        UniPELTConfig(2, hidden=5, bottleneck=4, r=2, gate_tokens=2),
+    ),
 }
 
 
 def all_parts(model, case):
     """The trained parameters by the names in the file."""
     parts = unipelt._parts(model, "default") if case == "unipelt" else parts_of(model)
-    if case == "unipelt":  # state dicts give detached tensors: find the parameters behind them
+    # state dicts give detached tensors: find the parameters behind them
+    if case == "unipelt":
         own = {p.data_ptr(): p for p in model.parameters()}
         parts = {name: own[t.data_ptr()] for name, t in parts.items()}
     if case != "parallel":
@@ -68,7 +74,9 @@ def test_count_save_load_and_taking_off(case, make, tokens, tmp_path):
     method.set_adapter(model, None)
     assert torch.equal(run(model, tokens), plain) and walk.trainable(model)[0] == 0
     method.remove(model)
-    assert model.state_dict().keys() == state.keys() and torch.equal(run(model, tokens), plain)
+    assert model.state_dict().keys() == state.keys() and torch.equal(
+        run(model, tokens), plain
+    )
     assert all(torch.equal(t, state[n]) for n, t in model.state_dict().items())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
@@ -82,7 +90,9 @@ def test_two_on_one_base_and_only_the_active_one_trains(case, tokens):
     assert not torch.equal(model(tokens), first)
     method.set_adapter(model, "a")
     assert torch.equal(model(tokens), first)
-    F.cross_entropy(model(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()).backward()
+    F.cross_entropy(
+        model(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
+    ).backward()
     assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
     assert walk.trainable(model)[0] == method.num_parameters(model, config)
     method.remove(model, "b")
@@ -108,7 +118,9 @@ def test_a_half_precision_base(case, tokens):
     assert run(model, tokens).dtype == torch.bfloat16
 
 
-def test_the_parallel_adapter_starts_as_nothing_and_reads_what_the_mlp_reads(llama, tokens):
+def test_the_parallel_adapter_starts_as_nothing_and_reads_what_the_mlp_reads(
+    llama, tokens
+):
     plain = llama(tokens)
     parallel_adapter.apply(llama, ParallelAdapterConfig(4, scale=2.5))
     assert torch.equal(llama(tokens), plain)
@@ -122,7 +134,7 @@ def test_the_parallel_adapter_starts_as_nothing_and_reads_what_the_mlp_reads(lla
     torch.testing.assert_close(with_it, block.mlp(x) + change, rtol=0, atol=1e-5)
 
 
-# Gates --------------------------------------------------------------------------------------------------------------
+# Gates --------------------------------------------------------------------------------
 
 
 def test_a_gate_is_the_mean_of_sigmoids_over_the_real_tokens():
@@ -148,9 +160,14 @@ def shut(model, method, bias):
 
 def gates_of(model):
     return {
-        "lora": [layer.gates["default"] for layer in walk.installed(model, gates.GatedLoRALinear).values()],
+        "lora": [
+            layer.gates["default"]
+            for layer in walk.installed(model, gates.GatedLoRALinear).values()
+        ],
         "prefix": [block.prefix_gates.gates["default"] for block in model.model.layers],
-        "adapter": [block.after_block.nets["default"].gate for block in model.model.layers],
+        "adapter": [
+            block.after_block.nets["default"].gate for block in model.model.layers
+        ],
     }
 
 
@@ -160,8 +177,11 @@ def test_shut_gates_leave_the_base_but_for_the_prefix_s_share_of_attention(token
     model = stir(unipelt.apply(make_llama(), UNI))
     for method in ("lora", "prefix", "adapter"):
         shut(model, method, -100.0)
-    zero = prefix_tuning.apply(make_llama(), prefix_tuning.PrefixTuningConfig(3, projection=False, init="zero"))
-    torch.testing.assert_close(model(tokens), zero(tokens), rtol=0, atol=1e-5)  # keys and values of 0: both are scaled
+    zero = prefix_tuning.apply(
+        make_llama(), prefix_tuning.PrefixTuningConfig(3, projection=False, init="zero")
+    )
+    # keys and values of 0: both are scaled
+    torch.testing.assert_close(model(tokens), zero(tokens), rtol=0, atol=1e-5)
 
 
 def test_an_open_prefix_gate_is_plain_prefix_tuning(tokens):
@@ -170,9 +190,13 @@ def test_an_open_prefix_gate_is_plain_prefix_tuning(tokens):
     model = stir(unipelt.apply(make_llama(), UNI), std=0.5)
     for method, bias in (("lora", -100.0), ("prefix", 100.0), ("adapter", -100.0)):
         shut(model, method, bias)
-    plain = prefix_tuning.apply(make_llama(), prefix_tuning.PrefixTuningConfig(3, projection=False))
+    plain = prefix_tuning.apply(
+        make_llama(), prefix_tuning.PrefixTuningConfig(3, projection=False)
+    )
     with torch.no_grad():
-        plain.virtual_tokens.encoder.embedding.copy_(model.virtual_tokens.encoder.embedding)
+        plain.virtual_tokens.encoder.embedding.copy_(
+            model.virtual_tokens.encoder.embedding
+        )
     torch.testing.assert_close(model(tokens), plain(tokens), rtol=0, atol=1e-5)
 
 
@@ -180,10 +204,19 @@ def test_gates_depend_on_the_input_and_each_row_has_its_own(tokens):
     model = stir(unipelt.apply(make_llama(), UNI), std=0.5)
     together = model(tokens)
     found = unipelt.gates(model)
-    assert {name: tuple(g.shape) for name, g in found.items()} == {"lora": (4, 3), "prefix": (2, 3), "adapter": (2, 3)}
-    assert all((g > 0).all() and (g < 1).all() and (g[:, 0] != g[:, 1]).all() for g in found.values())
+    assert {name: tuple(g.shape) for name, g in found.items()} == {
+        "lora": (4, 3),
+        "prefix": (2, 3),
+        "adapter": (2, 3),
+    }
+    assert all(
+        (g > 0).all() and (g < 1).all() and (g[:, 0] != g[:, 1]).all()
+        for g in found.values()
+    )
     for row in range(3):
-        torch.testing.assert_close(model(tokens[row : row + 1]), together[row : row + 1], rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            model(tokens[row : row + 1]), together[row : row + 1], rtol=0, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("make", [make_llama, make_hf])
@@ -200,7 +233,10 @@ def test_padding_does_not_move_the_gates(make, tokens):
 def test_with_gate_tokens_the_future_is_not_seen(tokens):
     changed = tokens.clone()
     changed[:, 4:] = (changed[:, 4:] + 1) % 61
-    for config, causal in ((UNI, False), (UniPELTConfig(3, projection=False, bottleneck=6, r=3, gate_tokens=2), True)):
+    for config, causal in (
+        (UNI, False),
+        (UniPELTConfig(3, projection=False, bottleneck=6, r=3, gate_tokens=2), True),
+    ):
         model = stir(unipelt.apply(make_llama(), config), std=0.5)
         same = torch.allclose(model(tokens)[:, 1:4], model(changed)[:, 1:4], atol=1e-6)
         assert same == causal
@@ -218,7 +254,10 @@ def test_decoding_keeps_the_gates_of_the_prompt(make, tokens):
             steps = [model(tokens[:, i : i + 1], cache=cache) for i in range(4, 7)]
         else:
             cache = model(tokens[:, :4], use_cache=True).past_key_values
-            steps = [model(tokens[:, i : i + 1], past_key_values=cache).logits for i in range(4, 7)]
+            steps = [
+                model(tokens[:, i : i + 1], past_key_values=cache).logits
+                for i in range(4, 7)
+            ]
     torch.testing.assert_close(torch.cat(steps, 1), whole, rtol=0, atol=1e-5)
 
 
@@ -233,7 +272,9 @@ def test_a_model_whose_gates_have_run_can_be_copied(make, tokens):
 
 @pytest.mark.parametrize("make", [make_llama, make_hf])
 def test_lora_on_every_linear_and_a_second_adapter(make, tokens):
-    config = UniPELTConfig(3, projection=False, bottleneck=4, r=3, alpha=5, target_modules=walk.ALL_LINEAR)
+    config = UniPELTConfig(
+        3, projection=False, bottleneck=4, r=3, alpha=5, target_modules=walk.ALL_LINEAR
+    )
     model = make()
     plain = run(model, tokens)
     stir(unipelt.apply(model, config, "a"), std=0.5)
@@ -256,23 +297,33 @@ def test_a_base_whose_linears_are_wrapped_or_in_4_bits(method, tokens):
     ):
         before = first(tokens)
         method.apply(first, config, "m")
-        parts = {p.dtype for net in walk.installed(first, bottleneck.Site).values() for p in net.parameters()}
+        parts = {
+            p.dtype
+            for net in walk.installed(first, bottleneck.Site).values()
+            for p in net.parameters()
+        }
         assert parts == {torch.float32}
         assert (stir(first, std=0.5)(tokens) - before).abs().max() > 1e-2
 
 
-# Arguments ----------------------------------------------------------------------------------------------------------
+# Arguments ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ParallelAdapterConfig(reads="x"), "reads='x' must be one of 'normed', 'residual'"),
+        (
+            lambda: ParallelAdapterConfig(reads="x"),
+            "reads='x' must be one of 'normed', 'residual'",
+        ),
         (lambda: ParallelAdapterConfig(0), "bottleneck must be an integer"),
         (lambda: MAMConfig(0), "num_virtual_tokens must be an integer"),
         (lambda: MAMConfig(bottleneck=0), "bottleneck must be an integer"),
         (lambda: UniPELTConfig(r=0), "r must be an integer"),
-        (lambda: UniPELTConfig(gate_tokens=0), "gate_tokens must be None or an integer"),
+        (
+            lambda: UniPELTConfig(gate_tokens=0),
+            "gate_tokens must be None or an integer",
+        ),
     ],
 )
 def test_a_bad_setting_is_named(make, message):

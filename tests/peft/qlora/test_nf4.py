@@ -8,7 +8,18 @@ from hypothesis import strategies as st
 
 from llmlab.peft.qlora import nf4
 
-SHAPES = [(1,), (2,), (64,), (66,), (128, 128), (24, 40), (40, 24), (8, 24), (300, 1000), (33, 130)]
+SHAPES = [
+    (1,),
+    (2,),
+    (64,),
+    (66,),
+    (128, 128),
+    (24, 40),
+    (40, 24),
+    (8, 24),
+    (300, 1000),
+    (33, 130),
+]
 ODD = [(7,), (65,), (129, 33)]  # the last byte is half empty
 
 
@@ -57,7 +68,9 @@ def has_avx512f():
 KINDS = ["normal", "zeros within", "all zero", "one outlier", "equal scales"]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str
+)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("code", ["nf4", "fp4"])
 def test_codes_and_scales_are_those_of_bitsandbytes(code, kind, dtype):
@@ -66,25 +79,34 @@ def test_codes_and_scales_are_those_of_bitsandbytes(code, kind, dtype):
     for shape in SHAPES + ODD:
         w = values(shape, kind, dtype)
         for block, double in ((64, True), (64, False), (32, True), (256, False)):
-            packed, state = bnb.quantize_4bit(w, blocksize=block, quant_type=code, compress_statistics=double)
+            packed, state = bnb.quantize_4bit(
+                w, blocksize=block, quant_type=code, compress_statistics=double
+            )
             q = nf4.quantize(w, code, block, double)
-            assert torch.equal(q.packed, packed) and torch.equal(q.scales, state.absmax), (shape, block, double)
+            assert torch.equal(q.packed, packed) and torch.equal(
+                q.scales, state.absmax
+            ), (shape, block, double)
             scales = state.absmax
             if double:
-                assert torch.equal(q.scales2, state.state2.absmax) and torch.equal(q.offset, state.offset)
+                assert torch.equal(q.scales2, state.state2.absmax) and torch.equal(
+                    q.offset, state.offset
+                )
                 scales = bnb.dequantize_blockwise(scales, state.state2) + state.offset
-            # Not against their dequantize_4bit, which errs on some CPUs: see the next test.
+            # Not against their dequantize_4bit, which errs on some CPUs: see the next
+            # test.
             back = by_definition(packed, scales, state.code, block, shape, dtype)
             assert torch.equal(nf4.dequantize(q), back), (shape, block, double)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str
+)
 @pytest.mark.parametrize("code", ["nf4", "fp4"])
 def test_bitsandbytes_decodes_by_definition_but_for_cut_rows_on_avx512(code, dtype):
-    """bitsandbytes 0.50.2 on a CPU with AVX-512: where a row's length n is a multiple of
-    16 and not of the block, blocks run over the end of a row, and its kernel does not
-    expect that. If this fails on such a CPU, a release has mended it: say so where the
-    lesson on QLoRA, findings/ and `in_bitsandbytes` speak of it.
+    """bitsandbytes 0.50.2 on a CPU with AVX-512: where a row's length n is a multiple
+    of 16 and not of the block, blocks run over the end of a row, and its kernel does
+    not expect that. If this fails on such a CPU, a release has mended it: say so where
+    the lesson on QLoRA, findings/ and `in_bitsandbytes` speak of it.
     """
     import bitsandbytes.functional as bnb
 
@@ -109,7 +131,10 @@ def test_bitsandbytes_decodes_by_definition_but_for_cut_rows_on_avx512(code, dty
 def test_scales_in_8_bits_are_those_of_bitsandbytes_on_many_values(seed):
     import bitsandbytes.functional as bnb
 
-    x = torch.randn(100_003, generator=torch.Generator().manual_seed(seed)) * 10.0**-seed
+    x = (
+        torch.randn(100_003, generator=torch.Generator().manual_seed(seed))
+        * 10.0**-seed
+    )
     codes, c2 = nf4.encode_8bit(x)
     expected, state = bnb.quantize_blockwise(x, blocksize=256)
     assert torch.equal(codes, expected) and torch.equal(c2, state.absmax)
@@ -124,18 +149,37 @@ def test_the_codebooks_are_those_of_bitsandbytes():
 
 
 def test_nf4_is_derived_from_quantiles_of_the_normal_distribution():
-    torch.testing.assert_close(nf4.normal_float(), torch.tensor(nf4.NF4), rtol=0, atol=2e-7)
-    negative, zero, positive = ((nf4.normal_float().sign() == s).sum() for s in (-1, 0, 1))
+    torch.testing.assert_close(
+        nf4.normal_float(), torch.tensor(nf4.NF4), rtol=0, atol=2e-7
+    )
+    negative, zero, positive = (
+        (nf4.normal_float().sign() == s).sum() for s in (-1, 0, 1)
+    )
     assert (negative, zero, positive) == (7, 1, 8)
     p = torch.special.ndtr(
-        nf4.normal_float().double() * torch.special.ndtri(torch.tensor(0.9677083, dtype=torch.double))
+        nf4.normal_float().double()
+        * torch.special.ndtri(torch.tensor(0.9677083, dtype=torch.double))
     )
-    torch.testing.assert_close(p[7:].diff(), torch.full((8,), (0.9677083 - 0.5) / 8).double(), rtol=0, atol=1e-6)
-    torch.testing.assert_close(p[:8].diff(), torch.full((7,), (0.9677083 - 0.5) / 7).double(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        p[7:].diff(),
+        torch.full((8,), (0.9677083 - 0.5) / 8).double(),
+        rtol=0,
+        atol=1e-6,
+    )
+    torch.testing.assert_close(
+        p[:8].diff(),
+        torch.full((7,), (0.9677083 - 0.5) / 7).double(),
+        rtol=0,
+        atol=1e-6,
+    )
     assert len(nf4.normal_float(3)) == 8
 
 
-@given(code=st.sampled_from(sorted(nf4.CODEBOOKS)), n=st.integers(1, 300), seed=st.integers(0, 5))
+@given(
+    code=st.sampled_from(sorted(nf4.CODEBOOKS)),
+    n=st.integers(1, 300),
+    seed=st.integers(0, 5),
+)
 @settings(max_examples=60, deadline=None)
 def test_each_weight_gets_the_nearest_level_of_its_block(code, n, seed):
     w = torch.randn(n, generator=torch.Generator().manual_seed(seed))
@@ -159,7 +203,8 @@ def test_what_is_packed_comes_out_again(n):
 def test_double_quantisation_subtracts_the_mean_and_keeps_scales_to_a_percent():
     c = torch.rand(5000) * 0.2 + 0.9
     codes, c2, offset = nf4.quantize_scales(c)
-    assert torch.equal(offset, c.mean()) and c2.max() <= 0.11  # of what the mean leaves, not of c
+    # of what the mean leaves, not of c
+    assert torch.equal(offset, c.mean()) and c2.max() <= 0.11
     q = nf4.Quantized(codes[:, None], codes, c2, offset, (1,), torch.float32, "nf4", 64)
     assert ((nf4.scales_of(q) - c).abs() / c).max() < 0.01
 
@@ -185,7 +230,9 @@ def test_without_the_grid_the_nearest_of_256_is_taken():
     levels = nf4.dynamic_map()
     scaled = x / c2.repeat_interleave(256)
     best = (scaled[:, None] - levels).abs().amin(1)
-    torch.testing.assert_close((scaled - levels[codes.int()]).abs(), best, rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        (scaled - levels[codes.int()]).abs(), best, rtol=0, atol=1e-6
+    )
     assert not torch.equal(codes, nf4.encode_8bit(x)[0])
 
 
@@ -194,7 +241,11 @@ def test_without_the_grid_the_nearest_of_256_is_taken():
     [
         (torch.ones(4), {"kind": "nf3"}, "kind='nf3' must be one of"),
         (torch.ones(4), {"block": 48}, "block=48 must be one of"),
-        (torch.ones(4, dtype=torch.int8), {}, "floating-point values, not 4 of torch.int8"),
+        (
+            torch.ones(4, dtype=torch.int8),
+            {},
+            "floating-point values, not 4 of torch.int8",
+        ),
         (torch.ones(0), {}, "not 0 of"),
     ],
 )

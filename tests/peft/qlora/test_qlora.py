@@ -1,4 +1,6 @@
-"""QLoRA against `peft` on bitsandbytes: forward, gradients, training, files; memory; paging."""
+"""QLoRA against `peft` on bitsandbytes: forward, gradients, training, files; memory;
+paging.
+"""
 
 import pytest
 import torch
@@ -18,32 +20,40 @@ CASES = {
     "FP4, no double quantisation, q and v": dict(
         r=3, alpha=7, kind="fp4", double=False, target_modules=("q_proj", "v_proj")
     ),
-    "blocks of 32, an adapter on the head": dict(r=2, alpha=4, block=32, target_modules=("lm_head", "down_proj")),
+    "blocks of 32, an adapter on the head": dict(
+        r=2, alpha=4, block=32, target_modules=("lm_head", "down_proj")
+    ),
 }
 
 
 def in_bitsandbytes(model, kind="nf4", block=64, double=True):
-    """transformers' Llama with bitsandbytes' linears, as `load_in_4bit` makes them, kept
-    to the behaviour that all CPUs share."""
+    """transformers' Llama with bitsandbytes' linears, as `load_in_4bit` makes them,
+    kept to the behaviour that all CPUs share.
+    """
     import bitsandbytes as bnb
 
     for name, linear in walk.find(model, "all-linear").items():
         n = linear.in_features
         if n % 16 == 0 and n % block:
             raise ValueError(
-                f"{name} has in_features={n}: bitsandbytes 0.50.2 decodes such rows in "
-                f"blocks of {block} wrongly on AVX-512; take another width for this test"
+                f"{name} has in_features={n}: bitsandbytes 0.50.2 decodes such rows in"
+                f" blocks of {block} wrongly on AVX-512; take another width for this"
+                " test"
             )
         layer = bnb.nn.Linear4bit(
             linear.in_features, linear.out_features, linear.bias is not None, quant_type=kind,
             compress_statistics=double, compute_dtype=linear.weight.dtype,
         )  # fmt: skip
         layer.weight = bnb.nn.Params4bit(
-            linear.weight.data, quant_type=kind, blocksize=block, compress_statistics=double, module=layer
+            linear.weight.data,
+            quant_type=kind,
+            blocksize=block,
+            compress_statistics=double,
+            module=layer,
         )
         layer.bias = linear.bias
-        # On AVX-512-BF16 the first forward in eval mode would repack the weight in place,
-        # compute in bf16 and pass no gradient from then on.
+        # On AVX-512-BF16 the first forward in eval mode would repack the weight in
+        # place, compute in bf16 and pass no gradient from then on.
         layer.support_avx512bf16_for_cpu = False
         walk.replace(model, name, layer.to("cpu"))
     return model
@@ -52,8 +62,12 @@ def in_bitsandbytes(model, kind="nf4", block=64, double=True):
 def peft_model(model, r, alpha, target_modules="all-linear", **quant):
     import peft
 
-    targets = target_modules if isinstance(target_modules, str) else list(target_modules)
-    config = peft.LoraConfig(r=r, lora_alpha=alpha, target_modules=targets, task_type="CAUSAL_LM")
+    targets = (
+        target_modules if isinstance(target_modules, str) else list(target_modules)
+    )
+    config = peft.LoraConfig(
+        r=r, lora_alpha=alpha, target_modules=targets, task_type="CAUSAL_LM"
+    )
     return peft.get_peft_model(in_bitsandbytes(model, **quant), config)
 
 
@@ -62,14 +76,18 @@ def run(model, tokens):
     return getattr(out, "logits", out)
 
 
-# Against peft and bitsandbytes ---------------------------------------------------------------------------------------
+# Against peft and bitsandbytes --------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["ours", "transformers"])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_forward_and_gradients_are_peft_s_on_bitsandbytes(case, kind, tokens):
     theirs = randomise(peft_model(make_hf(attention_bias=True), **case))
-    ours = make_llama(attention_bias=True) if kind == "ours" else make_hf(attention_bias=True)
+    ours = (
+        make_llama(attention_bias=True)
+        if kind == "ours"
+        else make_hf(attention_bias=True)
+    )
     qlora.apply(ours, QLoRAConfig(**case))
     copy_factors(theirs, ours)
     mine = run(ours, tokens)
@@ -79,8 +97,12 @@ def test_forward_and_gradients_are_peft_s_on_bitsandbytes(case, kind, tokens):
     layers, compared = walk.installed(ours, lora.LoRALinear), 0
     for name, p in theirs.named_parameters():
         if p.grad is not None:
-            place, which, adapter, _ = name.removeprefix("base_model.model.").rsplit(".", 3)
-            torch.testing.assert_close(getattr(layers[place], which)[adapter].grad, p.grad, rtol=0, atol=1e-5)
+            place, which, adapter, _ = name.removeprefix("base_model.model.").rsplit(
+                ".", 3
+            )
+            torch.testing.assert_close(
+                getattr(layers[place], which)[adapter].grad, p.grad, rtol=0, atol=1e-5
+            )
             compared += 1
     assert compared == 2 * len(layers)
 
@@ -95,20 +117,34 @@ def test_a_bf16_base_computes_in_bf16_as_bitsandbytes_does(tokens):
 
 
 @pytest.mark.parametrize("make", [make_llama, make_hf])
-def test_a_bf16_model_with_gqa_no_biases_and_tied_weights_is_peft_s_on_bitsandbytes(make, tokens):
-    theirs = randomise(peft_model(make_hf(tie_word_embeddings=True).bfloat16(), r=4, alpha=16))
+def test_a_bf16_model_with_gqa_no_biases_and_tied_weights_is_peft_s_on_bitsandbytes(
+    make, tokens
+):
+    theirs = randomise(
+        peft_model(make_hf(tie_word_embeddings=True).bfloat16(), r=4, alpha=16)
+    )
     ours = qlora.apply(make(tie_word_embeddings=True).bfloat16(), QLoRAConfig(r=4))
     copy_factors(theirs, ours)
     layers = dict(qlora.installed(ours))
     assert len(layers) == 14 and all(layer.bias is None for layer in layers.values())
-    assert layers["model.layers.0.self_attn.k_proj"].quantized.shape == (8, 24)  # narrower than q
-    assert ours.lm_head.weight is ours.model.embed_tokens.weight and ours.lm_head.weight.dtype == torch.bfloat16
-    torch.testing.assert_close(run(ours, tokens), run(theirs, tokens), rtol=0, atol=1e-5)
+    # narrower than q
+    assert layers["model.layers.0.self_attn.k_proj"].quantized.shape == (8, 24)
+    assert (
+        ours.lm_head.weight is ours.model.embed_tokens.weight
+        and ours.lm_head.weight.dtype == torch.bfloat16
+    )
+    torch.testing.assert_close(
+        run(ours, tokens), run(theirs, tokens), rtol=0, atol=1e-5
+    )
     grads = []
     for model in (ours, theirs):
         loss_of(run(model, tokens), tokens).backward()
-        grads.append([p.grad for _, p in sorted(model.named_parameters()) if p.grad is not None])
-    assert len(grads[0]) == len(grads[1]) == 28 and {g.dtype for g in grads[0]} == {torch.float32}
+        grads.append(
+            [p.grad for _, p in sorted(model.named_parameters()) if p.grad is not None]
+        )
+    assert len(grads[0]) == len(grads[1]) == 28 and {g.dtype for g in grads[0]} == {
+        torch.float32
+    }
     for mine, peer in zip(*grads, strict=True):
         torch.testing.assert_close(mine, peer, rtol=0, atol=1e-5)
 
@@ -119,22 +155,31 @@ def test_trained_side_by_side_for_ten_steps(tokens):
     copy_factors(theirs, ours)
     losses = []
     for model in (ours, theirs):
-        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
+        optimizer = torch.optim.SGD(
+            [p for p in model.parameters() if p.requires_grad], lr=1.0
+        )
         for _ in range(10):
             loss = loss_of(run(model, tokens), tokens)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
-    torch.testing.assert_close(torch.tensor(losses[:10]), torch.tensor(losses[10:]), rtol=0, atol=2e-5)
+    torch.testing.assert_close(
+        torch.tensor(losses[:10]), torch.tensor(losses[10:]), rtol=0, atol=2e-5
+    )
     assert losses[9] < losses[0]
 
 
 def test_our_lora_stands_on_bitsandbytes_linears_too(tokens):
     theirs = randomise(peft_model(make_hf(), r=4, alpha=8))
-    ours = lora.apply(in_bitsandbytes(make_hf()), lora.LoRAConfig(r=4, alpha=8, target_modules="all-linear"))
+    ours = lora.apply(
+        in_bitsandbytes(make_hf()),
+        lora.LoRAConfig(r=4, alpha=8, target_modules="all-linear"),
+    )
     copy_factors(theirs, ours)
-    torch.testing.assert_close(ours(tokens).logits, theirs(tokens).logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        ours(tokens).logits, theirs(tokens).logits, rtol=0, atol=1e-5
+    )
 
 
 def test_files_open_on_both_sides(tokens, tmp_path):
@@ -142,7 +187,9 @@ def test_files_open_on_both_sides(tokens, tmp_path):
 
     ours = randomise(qlora.apply(make_llama(), QLoRAConfig(r=3)))
     qlora.save(ours, tmp_path / "ours")
-    theirs = peft.PeftModel.from_pretrained(in_bitsandbytes(make_hf()), tmp_path / "ours").eval()
+    theirs = peft.PeftModel.from_pretrained(
+        in_bitsandbytes(make_hf()), tmp_path / "ours"
+    ).eval()
     torch.testing.assert_close(theirs(tokens).logits, ours(tokens), rtol=0, atol=1e-5)
     theirs.save_pretrained(tmp_path / "theirs")
     again = qlora.load(make_hf(), tmp_path / "theirs", QLoRAConfig())
@@ -153,12 +200,15 @@ def test_files_open_on_both_sides(tokens, tmp_path):
 @pytest.mark.filterwarnings("ignore:bitsandbytes..gemv_4bit. an autograd kernel")
 def test_bitsandbytes_passes_no_gradient_once_evaluated_on_avx512_bf16():
     """What `in_bitsandbytes` switches off. If this fails on a CPU with AVX-512-BF16, a
-    release has mended it: say so where the lesson on QLoRA and findings/ speak of it."""
+    release has mended it: say so where the lesson on QLoRA and findings/ speak of it.
+    """
     import bitsandbytes as bnb
 
     torch.manual_seed(0)
     linear = nn.Linear(128, 64, bias=False)
-    layer = bnb.nn.Linear4bit(128, 64, False, quant_type="nf4", compute_dtype=torch.float32)
+    layer = bnb.nn.Linear4bit(
+        128, 64, False, quant_type="nf4", compute_dtype=torch.float32
+    )
     layer.weight = bnb.nn.Params4bit(linear.weight.data, quant_type="nf4", module=layer)
     layer.to("cpu")
     x = torch.randn(5, 128)
@@ -178,7 +228,7 @@ def test_bitsandbytes_passes_no_gradient_once_evaluated_on_avx512_bf16():
         assert error <= exactly
 
 
-# The linear ----------------------------------------------------------------------------------------------------------
+# The linear ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -203,11 +253,15 @@ def test_a_4bit_linear_is_a_linear_with_the_dequantised_weight(shape, bias):
 
 
 def test_no_float_weight_is_kept_for_the_way_back(tokens):
-    """What autograd saves is activations and factors: nothing of a base weight's shape, but for embedding and head."""
+    """What autograd saves is activations and factors: nothing of a base weight's shape,
+    but for embedding and head.
+    """
     model = qlora.apply(make_llama(), QLoRAConfig(r=2))
     shapes = {tuple(layer.quantized.shape) for _, layer in qlora.installed(model)}
     saved = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(tuple(t.shape)) or t, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: saved.append(tuple(t.shape)) or t, lambda t: t
+    ):
         model(tokens)
     assert saved and not [s for s in saved if s in shapes or s[::-1] in shapes]
 
@@ -220,7 +274,7 @@ def test_the_state_dict_moves_a_4bit_model(tokens):
     assert torch.equal(other(tokens), ours(tokens))
 
 
-# On and off ----------------------------------------------------------------------------------------------------------
+# On and off ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("make", [make_llama, make_hf])
@@ -230,10 +284,16 @@ def test_removed_is_the_base_to_the_bit(make, tied, tokens):
     plain = {n: p.clone() for n, p in model.state_dict().items()}
     before = run(model, tokens)
     targets = r".*_proj|lm_head"
-    randomise(qlora.apply(model, QLoRAConfig(r=2, target_modules=targets, quantize_modules=targets)))
+    randomise(
+        qlora.apply(
+            model, QLoRAConfig(r=2, target_modules=targets, quantize_modules=targets)
+        )
+    )
     assert (run(model, tokens) - before).abs().max() > 1e-3
     qlora.remove(model)
-    assert model.state_dict().keys() == plain.keys() and torch.equal(run(model, tokens), before)
+    assert model.state_dict().keys() == plain.keys() and torch.equal(
+        run(model, tokens), before
+    )
     assert all(torch.equal(p, plain[n]) for n, p in model.state_dict().items())
     assert not any(p.requires_grad for p in model.parameters())
     assert not tied or model.lm_head.weight is model.model.embed_tokens.weight
@@ -245,7 +305,9 @@ def test_without_the_old_weights_the_4bit_base_is_what_is_left(llama, tokens):
     four, state = llama(tokens), {n: p.clone() for n, p in llama.state_dict().items()}
     randomise(qlora.apply(llama, config))
     qlora.remove(llama)
-    assert torch.equal(llama(tokens), four) and llama.state_dict().keys() == state.keys()
+    assert (
+        torch.equal(llama(tokens), four) and llama.state_dict().keys() == state.keys()
+    )
     assert all(torch.equal(p, state[n]) for n, p in llama.state_dict().items())
 
 
@@ -253,10 +315,14 @@ def test_the_base_comes_back_with_the_last_adapter_only(llama, tokens):
     plain = llama(tokens)
     randomise(qlora.apply(llama, QLoRAConfig(r=2), "a"))
     only_a = llama(tokens)
-    randomise(qlora.apply(llama, QLoRAConfig(r=2, target_modules=("q_proj",)), "b"), seed=2)
+    randomise(
+        qlora.apply(llama, QLoRAConfig(r=2, target_modules=("q_proj",)), "b"), seed=2
+    )
     qlora.remove(llama, "b")
     lora.set_adapter(llama, "a")
-    assert len(list(qlora.installed(llama))) == 14 and llama(tokens).shape == only_a.shape
+    assert (
+        len(list(qlora.installed(llama))) == 14 and llama(tokens).shape == only_a.shape
+    )
     qlora.remove(llama, "a")
     assert torch.equal(llama(tokens), plain)
 
@@ -275,7 +341,9 @@ def test_merged_is_the_same_function_in_floats(llama, tokens):
 def test_only_the_factors_train(llama, tokens):
     qlora.apply(llama, QLoRAConfig(r=2))
     before = {n: p.clone() for n, p in llama.named_parameters()}
-    optimizer = torch.optim.SGD([p for p in llama.parameters() if p.requires_grad], lr=10.0)
+    optimizer = torch.optim.SGD(
+        [p for p in llama.parameters() if p.requires_grad], lr=10.0
+    )
     for _ in range(2):
         loss_of(llama(tokens), tokens).backward()
         optimizer.step()
@@ -287,36 +355,48 @@ def test_a_bad_call_leaves_the_model_as_it_was(llama):
     for other in ({"target_modules": ("query",)}, {"quantize_modules": ("query",)}):
         with pytest.raises(ValueError, match="'query'"):
             qlora.apply(llama, QLoRAConfig(**other))
-    assert all(p.requires_grad for p in llama.parameters()) and not walk.installed(llama, walk.Wrapper)
+    assert all(p.requires_grad for p in llama.parameters()) and not walk.installed(
+        llama, walk.Wrapper
+    )
     with pytest.raises(ValueError, match="kind='nf3'"):
         QLoRAConfig(kind="nf3")
     with pytest.raises(ValueError, match="block=63"):
         QLoRAConfig(block=63)
 
 
-# Memory --------------------------------------------------------------------------------------------------------------
+# Memory -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("double", [True, False])
 def test_the_plan_is_what_the_model_holds(double):
-    config, settings = LlamaConfig(**SHAPE), QLoRAConfig(r=3, double=double, keep_base=False)
+    config, settings = (
+        LlamaConfig(**SHAPE),
+        QLoRAConfig(r=3, double=double, keep_base=False),
+    )
     held = qlora.nbytes(qlora.apply(Llama(config).bfloat16(), settings))
     plan = qlora.memory_plan(config, settings)
     theta = 2 * config.head_dim // 2  # RoPE's angles, a buffer
     assert (held["codes"], held["scales"]) == (plan["4-bit codes"], plan["scales"])
     assert held["other"] - theta == plan["other weights"]
-    assert held["trained"] == 2 * plan["adapters"] == plan["optimizer"] // 2  # fp32 there, bf16 in the plan
-    assert sum(nf4.stored_bytes(24 * 24, double=double).values()) * 2 < plan["4-bit codes"]
+    # fp32 there, bf16 in the plan
+    assert held["trained"] == 2 * plan["adapters"] == plan["optimizer"] // 2
+    assert (
+        sum(nf4.stored_bytes(24 * 24, double=double).values()) * 2 < plan["4-bit codes"]
+    )
 
 
 def test_the_paper_s_65b_fits_48_gb():
     from llmlab.models.presets import preset
 
     plan = qlora.memory_plan(preset("llama-65b"), QLoRAConfig())
-    assert sum(plan.values()) < 48e9 < 2 * sum(v for k, v in plan.items() if k != "optimizer")
+    assert (
+        sum(plan.values())
+        < 48e9
+        < 2 * sum(v for k, v in plan.items() if k != "optimizer")
+    )
 
 
-# Paging --------------------------------------------------------------------------------------------------------------
+# Paging -------------------------------------------------------------------------------
 
 
 def test_nothing_moves_while_all_fits_but_the_first_time():

@@ -1,4 +1,6 @@
-"""Right and mistaken results for the exercises of 06-compression/01-quantization-basics."""
+"""Right and mistaken results for the exercises of
+06-compression/01-quantization-basics.
+"""
 
 from __future__ import annotations
 
@@ -11,23 +13,35 @@ from llmlab.course.grading.checking import diagnose
 def affine_scale(scale: float, low: float, high: float, bits: int) -> None:
     """Judges the scale of exercise 1."""
     mistakes = {
-        "you divided by 2^b: 2^b levels have 2^b − 1 steps between them": (high - low) / 2**bits,
-        "this is the symmetric scale: the affine one divides the whole range by 2^b − 1": max(high, -low)
-        / (2 ** (bits - 1) - 1),
-        "you divided by 2^(b−1) − 1, the largest signed code: here codes run up to 2^b − 1": (high - low)
-        / (2 ** (bits - 1) - 1),
+        "you divided by 2^b: 2^b levels have 2^b − 1 steps between them": (
+            (high - low) / 2**bits
+        ),
+        "this is the symmetric scale: the affine one divides the whole range by 2^b − 1": (
+            max(high, -low) / (2 ** (bits - 1) - 1)
+        ),
+        "you divided by 2^(b−1) − 1, the largest signed code: here codes run up to 2^b − 1": (
+            (high - low) / (2 ** (bits - 1) - 1)
+        ),
         "this is 1 / s: the scale is the size of a step": (2**bits - 1) / (high - low),
     }
-    diagnose(scale, right=(high - low) / (2**bits - 1), mistakes=mistakes, what="the scale")
+    diagnose(
+        scale, right=(high - low) / (2**bits - 1), mistakes=mistakes, what="the scale"
+    )
 
 
 def affine_zero(zero: int, low: float, high: float, s: float) -> None:
     """Judges the zero point of exercise 1."""
     mistakes = {
-        "the sign of the zero point is wrong: it is −x_min / s, and x_min is negative": round(low / s),
+        "the sign of the zero point is wrong: it is −x_min / s, and x_min is negative": round(
+            low / s
+        ),
         "the zero point is cut off, not rounded": int(-low / s),
-        "the zero point is the code of the number 0, from x_min: you used x_max": round(high / s),
-        "the zero point is shifted by 2^(b−1), as for signed codes: here they run from 0": round(-low / s) - 8,
+        "the zero point is the code of the number 0, from x_min: you used x_max": round(
+            high / s
+        ),
+        "the zero point is shifted by 2^(b−1), as for signed codes: here they run from 0": (
+            round(-low / s) - 8
+        ),
     }
     diagnose(zero, right=round(-low / s), mistakes=mistakes, what="the zero point")
 
@@ -41,12 +55,18 @@ def groups(W: Tensor, bits: int, g: int) -> tuple[Tensor, Tensor]:
 
 
 def down_columns(W: Tensor) -> Tensor:
-    """Scales of groups of 4 rows in each column, as many numbers as there should be, in the shape asked for."""
+    """Scales of groups of 4 rows in each column, as many numbers as there should be, in
+    the shape asked for.
+    """
     return (W.unflatten(0, (-1, 4)).abs().amax(1) / 7).reshape(8, 3)
 
 
-def product(X: Tensor, W: Tensor, scale_x, scale_w, rounding=torch.round, top: int = 127) -> Tensor:
-    """X Wᵀ through codes, the scales being those of `scale_x` and `scale_w` divided by `top`."""
+def product(
+    X: Tensor, W: Tensor, scale_x, scale_w, rounding=torch.round, top: int = 127
+) -> Tensor:
+    """X Wᵀ through codes, the scales being those of `scale_x` and `scale_w` divided by
+    `top`.
+    """
     s_x, s_w = scale_x(X) / top, scale_w(W) / top
     codes = lambda t, s: rounding(t / s).double()  # noqa: E731
     return ((codes(X, s_x) * s_x.double()) @ (codes(W, s_w) * s_w.double()).T).float()
@@ -59,9 +79,12 @@ def clips(x: Tensor, bits: int, candidates: list[float]) -> dict:
     pick = lambda error: min(candidates, key=error)  # noqa: E731
     free = lambda c: torch.round(x / (c / top)) * (c / top) - x  # noqa: E731
     return {
-        "that is the largest candidate, and a smaller one has a smaller error: are your errors those of values, not of "
-        "codes? s differs between candidates": max(candidates),
-        "the codes are not clamped: without it the smallest range always wins": pick(lambda c: free(c).square().sum()),
+        "that is the largest candidate, and a smaller one has a smaller error: are your errors those of values, not of codes? s differs between candidates": max(
+            candidates
+        ),
+        "the codes are not clamped: without it the smallest range always wins": pick(
+            lambda c: free(c).square().sum()
+        ),
         "that one has the largest error: the least is asked": max(
             candidates, key=lambda c: (back(c) - x).square().sum()
         ),
@@ -74,9 +97,15 @@ def clips(x: Tensor, bits: int, candidates: list[float]) -> dict:
         "you compared the codes with x: multiply them by s first": pick(
             lambda c: (back(c) / (c / top) - x).square().sum()
         ),
-        "you took absolute errors: squared ones are asked": pick(lambda c: (back(c) - x).abs().sum()),
-        "you took the largest error: the sum of squares is asked": pick(lambda c: (back(c) - x).abs().max()),
-        "you added errors without squaring them: they cancel": pick(lambda c: (back(c) - x).sum()),
+        "you took absolute errors: squared ones are asked": pick(
+            lambda c: (back(c) - x).abs().sum()
+        ),
+        "you took the largest error: the sum of squares is asked": pick(
+            lambda c: (back(c) - x).abs().max()
+        ),
+        "you added errors without squaring them: they cancel": pick(
+            lambda c: (back(c) - x).sum()
+        ),
         "you left out the values beyond c: clipping costs too": pick(
             lambda c: ((back(c) - x)[x.abs() <= c]).square().sum()
         ),
@@ -88,5 +117,8 @@ def clips(x: Tensor, bits: int, candidates: list[float]) -> dict:
 def best(x: Tensor, bits: int, candidates: list[float]) -> float:
     """The candidate with the least squared error."""
     top = 2 ** (bits - 1) - 1
-    errors = [(torch.round(x / (c / top)).clamp(-top, top) * (c / top) - x).square().sum() for c in candidates]
+    errors = [
+        (torch.round(x / (c / top)).clamp(-top, top) * (c / top) - x).square().sum()
+        for c in candidates
+    ]
     return candidates[int(torch.stack(errors).argmin())]

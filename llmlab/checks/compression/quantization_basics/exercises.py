@@ -26,14 +26,26 @@ check = Checks("06-compression/01-quantization-basics")
     difficulty=2,
     importance=5,
     hints=(
-        "Three steps: the range, then s and z from it, then the codes. The range holds 0 whatever x is.",
-        "b bits have 2^b levels and 2^b − 1 steps between them. z is an integer. `x / s` is rounded first, then z is added.",
-        "After rounding and adding z, `.clamp(0, 2**bits - 1)`, then `.long()`. For s, `… or 1.0` catches a range of 0.",
+        (
+            "Three steps: the range, then s and z from it, then the codes. The range"
+            " holds 0 whatever x is."
+        ),
+        (
+            "b bits have 2^b levels and 2^b − 1 steps between them. z is an integer. `x"
+            " / s` is rounded first, then z is added."
+        ),
+        (
+            "After rounding and adding z, `.clamp(0, 2**bits - 1)`, then `.long()`. For"
+            " s, `… or 1.0` catches a range of 0."
+        ),
     ),
 )
 def affine_quantize(answer):
     """A tensor as unsigned codes with one scale and one zero point."""
-    x = torch.cat([torch.tensor([-0.58, 2.42]), torch.rand(31) * 2.9 - 0.53]).reshape(3, 11)  # −x_min / s = 2.9
+    # −x_min / s = 2.9
+    x = torch.cat([torch.tensor([-0.58, 2.42]), torch.rand(31) * 2.9 - 0.53]).reshape(
+        3, 11
+    )
     codes, scale, zero = _three(answer(x, 4), x.shape)
     low, high = x.min().item(), x.max().item()
     affine_scale(scale, low, high, 4)
@@ -42,37 +54,68 @@ def affine_quantize(answer):
     free = torch.round(x / s) + 3
     mistakes = {
         "z is missing from the codes: add it after rounding": (free - 3).clamp(0, 15),
-        "you rounded down: `.long()` and floor cut off, so call torch.round first": (x / s + 3).clamp(0, 15),
-        "you cut off x / s: call torch.round before `.long()`": ((x / s).trunc() + 3).clamp(0, 15),
+        "you rounded down: `.long()` and floor cut off, so call torch.round first": (
+            (x / s + 3).clamp(0, 15)
+        ),
+        "you cut off x / s: call torch.round before `.long()`": (
+            ((x / s).trunc() + 3).clamp(0, 15)
+        ),
         "you subtracted x_min before dividing: the formula rounds x / s and then adds the integer z": torch.round(
             (x - low) / s
         ),
-        "you clamped at 2^(b−1) − 1, the largest signed code: here codes run up to 2^b − 1": free.clamp(max=7),
+        "you clamped at 2^(b−1) − 1, the largest signed code: here codes run up to 2^b − 1": free.clamp(
+            max=7
+        ),
     }
-    diagnose(codes, right=free.long(), mistakes={k: v.long() for k, v in mistakes.items()}, what="the codes")
-    x = torch.tensor([-1.375, 0.1, 2.375])  # s = 1/4, and both ends lie half way between two codes: they round outwards
+    diagnose(
+        codes,
+        right=free.long(),
+        mistakes={k: v.long() for k, v in mistakes.items()},
+        what="the codes",
+    )
+    # s = 1/4, and both ends lie half way between two codes: they round outwards
+    x = torch.tensor([-1.375, 0.1, 2.375])
     if _three(answer(x, 4), x.shape)[0].max() > 15:
-        raise Mistake("the codes are not clamped: for some x they lie outside 0 … 2^b − 1")
+        raise Mistake(
+            "the codes are not clamped: for some x they lie outside 0 … 2^b − 1"
+        )
     for sign, side in ((1, "positive"), (-1, "negative")):
         _one_sided(answer, sign * (3 + torch.rand(8)), side)
-    codes, scale, zero = _three(answer(torch.zeros(4), 4), (4,), "affine_quantize(zeros)")
+    codes, scale, zero = _three(
+        answer(torch.zeros(4), 4), (4,), "affine_quantize(zeros)"
+    )
     if scale != 1 or codes.any() or zero:
-        raise Mistake("a tensor of zeros must get the scale 1, the zero point 0 and codes 0")
+        raise Mistake(
+            "a tensor of zeros must get the scale 1, the zero point 0 and codes 0"
+        )
 
 
-def _three(value, shape, what: str = "affine_quantize(x, 4)") -> tuple[Tensor, float, int]:
+def _three(
+    value, shape, what: str = "affine_quantize(x, 4)"
+) -> tuple[Tensor, float, int]:
     triple = expect(value, kind=tuple, what=what)
     if len(triple) != 3:
-        raise Mistake(f"{what} returned {len(triple)} things: return codes, scale and zero point")
+        raise Mistake(
+            f"{what} returned {len(triple)} things: return codes, scale and zero point"
+        )
     codes = expect(triple[0], shape=tuple(shape), dtype=torch.int64, what="the codes")
-    return codes, expect(triple[1], kind=float, what="the scale"), expect(triple[2], kind=int, what="the zero point")
+    return (
+        codes,
+        expect(triple[1], kind=float, what="the scale"),
+        expect(triple[2], kind=int, what="the zero point"),
+    )
 
 
 def _one_sided(answer, x: Tensor, side: str) -> None:
     """0 must be a level even where no value is near it."""
-    codes, scale, zero = _three(answer(x, 8), x.shape, f"affine_quantize({side} numbers)")
+    codes, scale, zero = _three(
+        answer(x, 8), x.shape, f"affine_quantize({side} numbers)"
+    )
     if close(scale, (x.max() - x.min()).item() / 255):
-        raise Mistake(f"for {side} numbers the range must still hold 0: take the min and max together with 0")
+        raise Mistake(
+            f"for {side} numbers the range must still hold 0: take the min and max"
+            " together with 0"
+        )
     s = x.abs().max().item() / 255
     if not close(scale, s) or not close((codes - zero) * s, torch.round(x / s) * s):
         raise Mistake(f"right for numbers of both signs, wrong for {side} ones")
@@ -85,44 +128,66 @@ def _one_sided(answer, x: Tensor, side: str) -> None:
     importance=5,
     hints=(
         "Make the groups a dimension of their own: (out, in) becomes (out, in / g, g).",
-        "The largest |w| of a group is an `amax` over the last of the three dimensions. The largest code is 2^(b−1) − 1.",
-        "`W.unflatten(1, (-1, group_size))`, `.abs().amax(-1)`, and `scale[..., None]` to divide. `torch.where` for zero groups.",
+        (
+            "The largest |w| of a group is an `amax` over the last of the three"
+            " dimensions. The largest code is 2^(b−1) − 1."
+        ),
+        (
+            "`W.unflatten(1, (-1, group_size))`, `.abs().amax(-1)`, and `scale[...,"
+            " None]` to divide. `torch.where` for zero groups."
+        ),
     ),
 )
 def quantize_groups(answer):
     """A weight as signed codes, one scale for each group of neighbours in a row."""
-    W = torch.randn(8, 12) * torch.logspace(-1, 0, 12) * torch.logspace(0, -1, 8)[:, None]
+    W = (
+        torch.randn(8, 12)
+        * torch.logspace(-1, 0, 12)
+        * torch.logspace(0, -1, 8)[:, None]
+    )
     W[:, 1::4].abs_()  # no group is all negative
     W[5, 6] = -4.0  # the largest of its group
     codes, scale = _pair(answer(W, 4, 4), (8, 12), (8, 3))
     right_codes, right_scale = groups(W, 4, 4)
     mistakes = {
         "you divided by 2^(b−1): the largest code is 2^(b−1) − 1": right_scale * 7 / 8,
-        "you divided by 2^b − 1, as an affine quantizer does: here the largest code is 2^(b−1) − 1": right_scale
-        * 7
-        / 15,
-        "you took the largest w, not the largest |w|": W.unflatten(1, (-1, 4)).amax(-1) / 7,
+        "you divided by 2^b − 1, as an affine quantizer does: here the largest code is 2^(b−1) − 1": (
+            right_scale * 7 / 15
+        ),
+        "you took the largest w, not the largest |w|": (
+            W.unflatten(1, (-1, 4)).amax(-1) / 7
+        ),
         "you took the whole range, max − min: a symmetric scale comes from the largest |w|": (
-            W.unflatten(1, (-1, 4)).amax(-1) - W.unflatten(1, (-1, 4)).amin(-1)
-        )
-        / 15,
-        "one scale a row: each group of neighbours has its own": (W.abs().amax(1, keepdim=True) / 7).expand(8, 3),
-        "one scale for the whole tensor: each group has its own": (W.abs().amax() / 7).expand(8, 3),
-        "your groups take every third weight: a group is `group_size` neighbours in a row": W.unflatten(1, (4, 3))
-        .abs()
-        .amax(1)
-        / 7,
-        "your groups run down the columns: they run along a row, the inputs": down_columns(W),
+            (W.unflatten(1, (-1, 4)).amax(-1) - W.unflatten(1, (-1, 4)).amin(-1)) / 15
+        ),
+        "one scale a row: each group of neighbours has its own": (
+            (W.abs().amax(1, keepdim=True) / 7).expand(8, 3)
+        ),
+        "one scale for the whole tensor: each group has its own": (
+            (W.abs().amax() / 7).expand(8, 3)
+        ),
+        "your groups take every third weight: a group is `group_size` neighbours in a row": (
+            W.unflatten(1, (4, 3)).abs().amax(1) / 7
+        ),
+        "your groups run down the columns: they run along a row, the inputs": (
+            down_columns(W)
+        ),
     }
     diagnose(scale, right=right_scale, mistakes=mistakes, what="the scales")
     s = scale.repeat_interleave(4, 1)
     mistakes = {
-        "you cut off instead of rounding: torch.round comes before .long()": (W / s).long(),
-        "the scales of a row are laid out in the wrong order over its weights": torch.round(
-            W / scale.repeat(1, 4)
-        ).long(),
-        "the codes carry an offset, as affine ones do: with z = 0 the number 0 has code 0": right_codes + 7,
-        "the codes carry an offset, as affine ones do: with z = 0 the number 0 has the code 0": right_codes + 8,
+        "you cut off instead of rounding: torch.round comes before .long()": (
+            (W / s).long()
+        ),
+        "the scales of a row are laid out in the wrong order over its weights": (
+            torch.round(W / scale.repeat(1, 4)).long()
+        ),
+        "the codes carry an offset, as affine ones do: with z = 0 the number 0 has code 0": (
+            right_codes + 7
+        ),
+        "the codes carry an offset, as affine ones do: with z = 0 the number 0 has the code 0": (
+            right_codes + 8
+        ),
     }
     diagnose(codes, right=right_codes, mistakes=mistakes, what="the codes")
     W[3, 8:] = 0
@@ -132,24 +197,34 @@ def quantize_groups(answer):
         raise Mistake("a group of zeros must get the scale 1")
     if not close(scale, right[1]) or not close(codes, right[0]):
         raise Mistake(
-            "right for 4 bits and groups of 4, wrong for 3 bits and groups of 2: take both from the arguments"
+            "right for 4 bits and groups of 4, wrong for 3 bits and groups of 2: take"
+            " both from the arguments"
         )
-    config = qb.QuantConfig(bits=3, group_size=2, scale_dtype=torch.float32)  # an independent oracle
+    # an independent oracle
+    config = qb.QuantConfig(bits=3, group_size=2, scale_dtype=torch.float32)
     if not close(codes * scale.repeat_interleave(2, 1), qb.fake_quantize(W, config)):
-        raise Mistake("codes × scales do not give back what the lesson's quantizer leaves of W")
+        raise Mistake(
+            "codes × scales do not give back what the lesson's quantizer leaves of W"
+        )
 
 
 def _pair(value, codes: tuple, scales: tuple) -> tuple[Tensor, Tensor]:
     pair = expect(value, kind=tuple, what="quantize_groups(W, …)")
     if len(pair) != 2:
-        raise Mistake(f"quantize_groups returned {len(pair)} things: return codes and scales")
+        raise Mistake(
+            f"quantize_groups returned {len(pair)} things: return codes and scales"
+        )
     if getattr(pair[1], "shape", None) == (*scales, 1):
         raise Mistake(
-            f"the scales have a last dimension of size 1 too many: {scales} is asked; squeeze it, or no keepdim"
+            f"the scales have a last dimension of size 1 too many: {scales} is asked;"
+            " squeeze it, or no keepdim"
         )
     scale = expect(pair[1], shape=scales, dtype=torch.float32, what="the scales")
     if (scale == 0).any():
-        raise Mistake("a group of zeros has the scale 0, and dividing by it gives NaN: use 1 there")
+        raise Mistake(
+            "a group of zeros has the scale 0, and dividing by it gives NaN: use 1"
+            " there"
+        )
     return expect(pair[0], shape=codes, dtype=torch.int64, what="the codes"), scale
 
 
@@ -159,55 +234,91 @@ def _pair(value, codes: tuple, scales: tuple) -> tuple[Tensor, Tensor]:
     difficulty=3,
     importance=4,
     hints=(
-        "Quantize X and W each along its rows, then multiply the two matrices of codes.",
-        "With keepdim=True the scales are (tokens, 1) and (out, 1). Which of them must be transposed to fit (tokens, out)?",
+        (
+            "Quantize X and W each along its rows, then multiply the two matrices of"
+            " codes."
+        ),
+        (
+            "With keepdim=True the scales are (tokens, 1) and (out, 1). Which of them"
+            " must be transposed to fit (tokens, out)?"
+        ),
         "`(codes_x @ codes_w.T) * s_x * s_w.T`, the codes rounded, not cut off.",
     ),
 )
 def int8_linear(answer):
     """A linear layer's output from a product of 8-bit integers."""
-    X, W = torch.randn(6, 16), torch.randn(6, 16)  # square results, so that a scale on the wrong axis fits
+    # square results, so that a scale on the wrong axis fits
+    X, W = torch.randn(6, 16), torch.randn(6, 16)
     X[1] *= 40
     X[:, 3] *= 25  # a token and a channel of outliers
     W *= torch.linspace(0.2, 3, 6)[:, None]
-    got = expect(answer(X, W), shape=(6, 6), dtype=torch.float32, what="int8_linear(X, W)")
-    rows, columns = (lambda t: t.abs().amax(1, keepdim=True)), (lambda t: t.abs().amax(0, keepdim=True))
+    got = expect(
+        answer(X, W), shape=(6, 6), dtype=torch.float32, what="int8_linear(X, W)"
+    )
+    rows, columns = (
+        (lambda t: t.abs().amax(1, keepdim=True)),
+        (lambda t: t.abs().amax(0, keepdim=True)),
+    )
     whole = lambda t: t.abs().amax().reshape(1, 1)  # noqa: E731
     right = product(X, W, rows, rows)
     s_x, s_w = rows(X) / 127, rows(W) / 127
     plain = right / (s_x * s_w.T)
     mistakes = {
         "one scale for all of X: each token has its own": product(X, W, whole, rows),
-        "one scale for all of W: each output channel has its own": product(X, W, rows, whole),
-        "one scale for all of X, and one for all of W: each row has its own": product(X, W, whole, whole),
+        "one scale for all of W: each output channel has its own": product(
+            X, W, rows, whole
+        ),
+        "one scale for all of X, and one for all of W: each row has its own": product(
+            X, W, whole, whole
+        ),
         "X has one scale for each input channel: a scale for each token, a row of X, is asked": product(
             X, W, columns, rows
         ),
         "W has one scale for each input channel: a scale for each output, a row of W, is asked": product(
             X, W, rows, columns
         ),
-        "both have one scale for each input channel: each row has its own": product(X, W, columns, columns),
+        "both have one scale for each input channel: each row has its own": product(
+            X, W, columns, columns
+        ),
         "this is X Wᵀ in floating point: nothing was rounded": X @ W.T,
         "X was not quantized": X @ (torch.round(W / s_w) * s_w).T,
         "W was not quantized": (torch.round(X / s_x) * s_x) @ W.T,
         "the scales are missing: these are sums of products of codes": plain,
         "the scale of X is missing from the result": plain * s_w.T,
         "the scale of W is missing from the result": plain * s_x,
-        "the scale of W is on the wrong axis: outputs are the columns of Y": plain * s_x * s_w,
-        "the scale of X is on the wrong axis: tokens are the rows of Y": plain * s_x.T * s_w.T,
+        "the scale of W is on the wrong axis: outputs are the columns of Y": (
+            plain * s_x * s_w
+        ),
+        "the scale of X is on the wrong axis: tokens are the rows of Y": (
+            plain * s_x.T * s_w.T
+        ),
         "both scales are on the wrong axis": plain * s_x.T * s_w,
-        "you divided by the scales: the codes are multiplied by them": plain / (s_x * s_w.T),
-        "you divided by 128: the largest code is 127": product(X, W, rows, rows, top=128),
-        "you divided by 255: symmetric codes end at 127": product(X, W, rows, rows, top=255),
-        "you cut off instead of rounding: torch.round comes before the cast": product(X, W, rows, rows, torch.trunc),
+        "you divided by the scales: the codes are multiplied by them": (
+            plain / (s_x * s_w.T)
+        ),
+        "you divided by 128: the largest code is 127": product(
+            X, W, rows, rows, top=128
+        ),
+        "you divided by 255: symmetric codes end at 127": product(
+            X, W, rows, rows, top=255
+        ),
+        "you cut off instead of rounding: torch.round comes before the cast": product(
+            X, W, rows, rows, torch.trunc
+        ),
         "the product of the codes overflowed 8 bits: cast them to int32 or wider first": (
             plain.round().long().to(torch.int8) * s_x * s_w.T
         ),
     }
     diagnose(got, right=right, mistakes=mistakes, tol=1e-6, what="int8_linear(X, W)")
-    got = expect(answer(X[:3], W[:, :8].repeat(1, 2)), shape=(3, 6), what="int8_linear with 3 tokens and 6 outputs")
+    got = expect(
+        answer(X[:3], W[:, :8].repeat(1, 2)),
+        shape=(3, 6),
+        what="int8_linear with 3 tokens and 6 outputs",
+    )
     if not close(got, product(X[:3], W[:, :8].repeat(1, 2), rows, rows), tol=1e-5):
-        raise Mistake("right for 6 tokens and 6 outputs, wrong for 3 tokens and 6 outputs")
+        raise Mistake(
+            "right for 6 tokens and 6 outputs, wrong for 3 tokens and 6 outputs"
+        )
 
 
 @check.exercise(
@@ -216,9 +327,18 @@ def int8_linear(answer):
     difficulty=3,
     importance=3,
     hints=(
-        "Write the error of one candidate as a function, then take the candidate with the least.",
-        "Values beyond c are clamped to the largest code, so they come back as ±c. Multiply codes by s before you compare with x.",
-        "`torch.round(x / s).clamp(-top, top) * s`, then `.sub(x).square().sum()`. `min(candidates, key=error)` does the rest.",
+        (
+            "Write the error of one candidate as a function, then take the candidate"
+            " with the least."
+        ),
+        (
+            "Values beyond c are clamped to the largest code, so they come back as ±c."
+            " Multiply codes by s before you compare with x."
+        ),
+        (
+            "`torch.round(x / s).clamp(-top, top) * s`, then `.sub(x).square().sum()`."
+            " `min(candidates, key=error)` does the rest."
+        ),
     ),
 )
 def best_clip(answer):
@@ -226,9 +346,23 @@ def best_clip(answer):
     for bits, heavy in ((3, 8.0), (4, 8.0), (2, 4.0)):
         x = 2 * torch.randn(4000)
         x[:5] *= heavy
-        candidates = [c * x.abs().max().item() for c in torch.linspace(0.05, 1, 39).tolist()]
+        candidates = [
+            c * x.abs().max().item() for c in torch.linspace(0.05, 1, 39).tolist()
+        ]
         candidates = [candidates[i] for i in torch.randperm(39)]  # in no order
-        got = expect(answer(x, bits, list(candidates)), kind=float, what="best_clip(x, bits, candidates)")
+        got = expect(
+            answer(x, bits, list(candidates)),
+            kind=float,
+            what="best_clip(x, bits, candidates)",
+        )
         if not any(abs(got - c) < 1e-6 * c for c in candidates):
-            raise Mistake("that is not one of the candidates: return the candidate itself, not its error or its place")
-        diagnose(got, right=best(x, bits, candidates), mistakes=clips(x, bits, candidates), what="the clipping value")
+            raise Mistake(
+                "that is not one of the candidates: return the candidate itself, not"
+                " its error or its place"
+            )
+        diagnose(
+            got,
+            right=best(x, bits, candidates),
+            mistakes=clips(x, bits, candidates),
+            what="the clipping value",
+        )

@@ -1,7 +1,8 @@
 """What marks the exercises of 05-parallelism/01-collectives.
 
-Lists of messages are followed with labels for numbers, so that the first message that goes wrong can be named. Rank functions
-run on a `World` whose clock counts rounds: a message takes one second, whatever its size.
+Lists of messages are followed with labels for numbers, so that the first message that
+goes wrong can be named. Rank functions run on a `World` whose clock counts rounds: a
+message takes one second, whatever its size.
 """
 
 from __future__ import annotations
@@ -14,7 +15,13 @@ import torch
 from llmlab.checks.parallelism.collectives.moves import follow_ring, read_moves
 from llmlab.checks.parallelism.ranks import at_most
 from llmlab.course.grading.checking import Checks, Mistake, close, diagnose, expect
-from llmlab.parallelism.runtime import CollectiveMismatch, DeadlockError, Ledger, Link, World
+from llmlab.parallelism.runtime import (
+    CollectiveMismatch,
+    DeadlockError,
+    Ledger,
+    Link,
+    World,
+)
 
 check = Checks("05-parallelism/01-collectives")
 
@@ -31,19 +38,26 @@ class _Noting:
 
 
 def tree_rounds(ledger: Ledger, root: int) -> int:
-    """Rounds that a tree of messages needs if each rank serves its deepest branch first, whatever the order of its isends."""
+    """Rounds that a tree of messages needs if each rank serves its deepest branch
+    first, whatever the order of its isends.
+    """
     below = defaultdict(list)
     for e in ledger.events("send"):
         below[e.rank].append(e.peer)
 
     def need(r: int) -> int:
-        return max((k + n for k, n in enumerate(sorted(map(need, below[r]), reverse=True), 1)), default=0)
+        return max(
+            (k + n for k, n in enumerate(sorted(map(need, below[r]), reverse=True), 1)),
+            default=0,
+        )
 
     return need(root)
 
 
 def on_the_clock(p: int, fn) -> tuple[list, Ledger]:
-    """As `ranks.on_ranks`, with a clock: `ledger.time` is the number of messages on the longest chain."""
+    """As `ranks.on_ranks`, with a clock: `ledger.time` is the number of messages on the
+    longest chain.
+    """
     world = World(p, link=Link(latency=1.0, bandwidth=1e15))
     try:
         return world.run(fn), world.ledger
@@ -57,10 +71,19 @@ def on_the_clock(p: int, fn) -> tuple[list, Ledger]:
     difficulty=2,
     importance=5,
     hints=(
-        "In step 0 rank r sends chunk r, and gets chunk r − 1. What does it send in step 1, so that sums travel on?",
-        "A rank sends in each step the chunk that it got in the step before: r, r − 1, r − 2, … modulo p. Which chunk is complete "
-        "on rank r after p − 1 steps?",
-        "The same formula serves both halves: in step s rank r sends chunk (r − s) mod p to (r + 1) mod p, for s = 0 … 2(p − 1) − 1.",
+        (
+            "In step 0 rank r sends chunk r, and gets chunk r − 1. What does it send in"
+            " step 1, so that sums travel on?"
+        ),
+        (
+            "A rank sends in each step the chunk that it got in the step before: r, r −"
+            " 1, r − 2, … modulo p. Which chunk is complete on rank r after p − 1"
+            " steps?"
+        ),
+        (
+            "The same formula serves both halves: in step s rank r sends chunk (r − s)"
+            " mod p to (r + 1) mod p, for s = 0 … 2(p − 1) − 1."
+        ),
     ),
 )
 def ring_moves(answer):
@@ -84,30 +107,42 @@ def ring_moves(answer):
 )
 def crossover(answer):
     """The size at which ring and tree all-reduce are equally fast."""
-    for p, link in ((16, Link(1e-5, 25e9)), (5, Link(2e-6, 4e9)), (64, Link(3e-5, 1e9)), (100, Link(1e-5, 1e10))):
+    for p, link in (
+        (16, Link(1e-5, 25e9)),
+        (5, Link(2e-6, 4e9)),
+        (64, Link(3e-5, 1e9)),
+        (100, Link(1e-5, 1e10)),
+    ):
         what = f"crossover({p}, {link})"
-        a, b, L, exact, part = link.latency, link.bandwidth, math.ceil(math.log2(p)), math.log2(p), (p - 1) / p
+        a, b, L, exact, part = (
+            link.latency,
+            link.bandwidth,
+            math.ceil(math.log2(p)),
+            math.log2(p),
+            (p - 1) / p,
+        )
         mistakes = {
-            "α / β instead of α · β: a latency times a bandwidth is a size": a / b * (p - 1 - L) / (L - part),
-            "this is in bits, or something else is 8 times too large": 8 * a * b * (p - 1 - L) / (L - part),
-            "the ring's volume is not (p−1)/p · n here: each of its steps sends a chunk of n/p, not n": a
-            * b
-            * (p - 1 - L)
-            / (L - (p - 1)),
-            "the tree is counted once: an all-reduce is a reduce and then a broadcast": a
-            * b
-            * (2 * (p - 1) - L)
-            / (L - 2 * part),
-            "the ring is counted once: it takes p − 1 steps to sum and p − 1 to hand the sums around": a
-            * b
-            * (p - 1 - 2 * L)
-            / (2 * L - part),
+            "α / β instead of α · β: a latency times a bandwidth is a size": (
+                a / b * (p - 1 - L) / (L - part)
+            ),
+            "this is in bits, or something else is 8 times too large": (
+                8 * a * b * (p - 1 - L) / (L - part)
+            ),
+            "the ring's volume is not (p−1)/p · n here: each of its steps sends a chunk of n/p, not n": (
+                a * b * (p - 1 - L) / (L - (p - 1))
+            ),
+            "the tree is counted once: an all-reduce is a reduce and then a broadcast": (
+                a * b * (2 * (p - 1) - L) / (L - 2 * part)
+            ),
+            "the ring is counted once: it takes p − 1 steps to sum and p − 1 to hand the sums around": (
+                a * b * (p - 1 - 2 * L) / (2 * L - part)
+            ),
             "the sign is wrong": -a * b * (p - 1 - L) / (L - part),
         }
         if exact != L:
-            mistakes["log₂ p is not rounded up, and a tree of p ranks has ⌈log₂ p⌉ levels"] = (
-                a * b * (p - 1 - exact) / (exact - part)
-            )
+            mistakes[
+                "log₂ p is not rounded up, and a tree of p ranks has ⌈log₂ p⌉ levels"
+            ] = a * b * (p - 1 - exact) / (exact - part)
         diagnose(
             expect(answer(p, link), kind=float, what=what),
             right=a * b * (p - 1 - L) / (L - part),
@@ -122,37 +157,66 @@ def crossover(answer):
     difficulty=3,
     importance=4,
     hints=(
-        "Count places from the root: place = (rank − root) mod p. The root has place 0, and rank numbers come back by adding root.",
-        "In round k places below 2^k have the tensor, and place v sends to v + 2^k. Who receives in that round, and from whom?",
-        "hop = 1, 2, 4, … while hop < p: if place < hop and place + hop < p, send to place + hop; if hop ≤ place < 2·hop, "
-        "receive from place − hop.",
+        (
+            "Count places from the root: place = (rank − root) mod p. The root has"
+            " place 0, and rank numbers come back by adding root."
+        ),
+        (
+            "In round k places below 2^k have the tensor, and place v sends to v + 2^k."
+            " Who receives in that round, and from whom?"
+        ),
+        (
+            "hop = 1, 2, 4, … while hop < p: if place < hop and place + hop < p, send"
+            " to place + hop; if hop ≤ place < 2·hop, receive from place − hop."
+        ),
     ),
 )
 def tree_broadcast(answer):
     """A broadcast by a binomial tree of sends and receives."""
     for p, root in ((8, 0), (8, 3), (6, 5), (5, 1), (2, 1), (1, 0)):
-        x, what = torch.randn(3, 2), f"tree_broadcast(comm, x, root={root}) with {p} ranks"
+        x, what = (
+            torch.randn(3, 2),
+            f"tree_broadcast(comm, x, root={root}) with {p} ranks",
+        )
         used: set[str] = set()
         results, ledger = on_the_clock(
             p,
-            lambda comm, x=x, root=root, used=used: answer(_Noting(comm, used), x if comm.rank == root else None, root),
+            lambda comm, x=x, root=root, used=used: answer(
+                _Noting(comm, used), x if comm.rank == root else None, root
+            ),
         )
-        if any(ledger.count(op) for op in ("broadcast", "all_gather", "all_reduce", "scatter")):
-            raise Mistake("you called one of comm's collectives: build it from comm.send and comm.recv")
+        if any(
+            ledger.count(op)
+            for op in ("broadcast", "all_gather", "all_reduce", "scatter")
+        ):
+            raise Mistake(
+                "you called one of comm's collectives: build it from comm.send and"
+                " comm.recv"
+            )
         for r, got in enumerate(results):
             if got is None:
-                raise Mistake(f"{what}: on rank {r} it returned None; every rank returns the tensor, the root too")
+                raise Mistake(
+                    f"{what}: on rank {r} it returned None; every rank returns the"
+                    " tensor, the root too"
+                )
             diagnose(got, right=x, mistakes={}, what=f"{what}, on rank {r}")
         if ledger.count("send") > p - 1:
-            raise Mistake(f"{what}: {ledger.count('send')} messages are sent, and {p - 1} are enough")
+            raise Mistake(
+                f"{what}: {ledger.count('send')} messages are sent, and {p - 1} are"
+                " enough"
+            )
         rounds, allowed = round(ledger.time), math.ceil(math.log2(p))
-        if "isend" in used:  # the clock takes messages that are under way at once in any order
+        # the clock takes messages that are under way at once in any order
+        if "isend" in used:
             rounds = min(rounds, tree_rounds(ledger, root))
         if rounds > allowed:
             raise Mistake(
-                f"{what}: it takes {rounds} rounds, where {allowed} are enough: every rank that has the tensor passes it on, not only one"
+                f"{what}: it takes {rounds} rounds, where {allowed} are enough: every"
+                " rank that has the tensor passes it on, not only one"
             )
-        at_most(ledger, max(1, allowed) * x.nbytes, "no rank sends more than once a round")
+        at_most(
+            ledger, max(1, allowed) * x.nbytes, "no rank sends more than once a round"
+        )
 
 
 @check.exercise(
@@ -161,33 +225,71 @@ def tree_broadcast(answer):
     difficulty=5,
     importance=3,
     hints=(
-        "Write the all-gather first. parts[i] is chunk (r + i) mod p, so parts[0] is a rank's own. In the step with hop 2^k, "
-        "n = min(2^k, p − 2^k) chunks go from parts[:n] to rank r − 2^k, and arrive from r + 2^k as parts[2^k : 2^k + n].",
-        "Now the reduce-scatter: the same steps in reverse order, and every message the other way. What arrived as parts[hop : hop + n] is "
-        "now sent (to r + hop), and what was sent, parts[:n], is now where the arriving chunks are added.",
-        "for hop in reversed(hops): got = comm.sendrecv(cat(parts[hop : hop + n]), r + hop, r − hop), added to parts[:n]; then "
-        "for hop in hops: parts[hop : hop + n] = comm.sendrecv(cat(parts[:n]), r − hop, r + hop); chunk c is parts[(c − r) % p].",
+        (
+            "Write the all-gather first. parts[i] is chunk (r + i) mod p, so parts[0]"
+            " is a rank's own. In the step with hop 2^k, n = min(2^k, p − 2^k) chunks"
+            " go from parts[:n] to rank r − 2^k, and arrive from r + 2^k as parts[2^k :"
+            " 2^k + n]."
+        ),
+        (
+            "Now the reduce-scatter: the same steps in reverse order, and every message"
+            " the other way. What arrived as parts[hop : hop + n] is now sent (to r +"
+            " hop), and what was sent, parts[:n], is now where the arriving chunks are"
+            " added."
+        ),
+        (
+            "for hop in reversed(hops): got = comm.sendrecv(cat(parts[hop : hop + n]),"
+            " r + hop, r − hop), added to parts[:n]; then for hop in hops: parts[hop :"
+            " hop + n] = comm.sendrecv(cat(parts[:n]), r − hop, r + hop); chunk c is"
+            " parts[(c − r) % p]."
+        ),
     ),
 )
 def log_all_reduce(answer):
-    """Challenge: an all-reduce in 2⌈log₂ p⌉ messages and 2(p−1)/p·n bytes a rank, for any p."""
+    """Challenge: an all-reduce in 2⌈log₂ p⌉ messages and 2(p−1)/p·n bytes a rank, for
+    any p.
+    """
     for p in (4, 3, 6, 7, 1):
-        xs, what = [torch.randn(2 * p) for _ in range(p)], f"log_all_reduce(comm, x) with {p} ranks"
-        results, ledger = on_the_clock(p, lambda comm, xs=xs: answer(comm, xs[comm.rank]))
+        xs, what = (
+            [torch.randn(2 * p) for _ in range(p)],
+            f"log_all_reduce(comm, x) with {p} ranks",
+        )
+        results, ledger = on_the_clock(
+            p, lambda comm, xs=xs: answer(comm, xs[comm.rank])
+        )
         total = torch.stack(xs).sum(0)
         for r, got in enumerate(results):
-            _sum_or_mistake(expect(got, shape=(2 * p,), dtype=torch.float32, what=what), total, xs, r, what)
+            _sum_or_mistake(
+                expect(got, shape=(2 * p,), dtype=torch.float32, what=what),
+                total,
+                xs,
+                r,
+                what,
+            )
         called = [
-            op for op in ("all_reduce", "reduce_scatter", "all_gather", "broadcast", "reduce") if ledger.count(op)
+            op
+            for op in (
+                "all_reduce",
+                "reduce_scatter",
+                "all_gather",
+                "broadcast",
+                "reduce",
+            )
+            if ledger.count(op)
         ]
         if called:
             raise Mistake(f"you called comm.{called[0]}: build it from comm.sendrecv")
         allowed = 2 * math.ceil(math.log2(p))
         if round(ledger.time) > allowed:
             raise Mistake(
-                f"{what}: the values are right, but it takes {ledger.time:.0f} messages one after another, where {allowed} are enough: hop 1, 2, 4, … ranks"
+                f"{what}: the values are right, but it takes {ledger.time:.0f} messages"
+                f" one after another, where {allowed} are enough: hop 1, 2, 4, … ranks"
             )
-        at_most(ledger, 2 * (p - 1) / p * total.nbytes, "send chunks, never the whole tensor")
+        at_most(
+            ledger,
+            2 * (p - 1) / p * total.nbytes,
+            "send chunks, never the whole tensor",
+        )
 
 
 def _sum_or_mistake(got, total, xs: list, r: int, what: str) -> None:
@@ -206,7 +308,13 @@ def _sum_or_mistake(got, total, xs: list, r: int, what: str) -> None:
             "this is the mean; the sum is asked": total / p,
             "the rank's own x is in the sum twice": total + xs[r],
         }
-        done = [c for c, (a, b) in enumerate(zip(got.chunk(p), chunks[0], strict=True)) if close(a, b)]
+        done = [
+            c
+            for c, (a, b) in enumerate(zip(got.chunk(p), chunks[0], strict=True))
+            if close(a, b)
+        ]
         if done == [r]:
-            mistakes["only this rank's own chunk is complete: the all-gather is missing"] = got
+            mistakes[
+                "only this rank's own chunk is complete: the all-gather is missing"
+            ] = got
     diagnose(got, right=total, mistakes=mistakes, what=f"{what}, on rank {r}")

@@ -1,7 +1,8 @@
 """What marks the exercises of 05-parallelism/02-data-parallel.
 
-Ranks have data of unequal length, so that a mean of means is not the mean. The last exercise runs on a clock: each gradient takes
-a second to compute, each message its latency and its bytes.
+Ranks have data of unequal length, so that a mean of means is not the mean. The last
+exercise runs on a clock: each gradient takes a second to compute, each message its
+latency and its bytes.
 """
 
 from __future__ import annotations
@@ -11,7 +12,11 @@ import copy
 import torch
 from torch import nn
 
-from llmlab.checks.parallelism.data_parallel.step import check_step, diagnose_mean, problem
+from llmlab.checks.parallelism.data_parallel.step import (
+    check_step,
+    diagnose_mean,
+    problem,
+)
 from llmlab.checks.parallelism.ranks import on_ranks
 from llmlab.course.grading.checking import Checks, Mistake, diagnose, expect
 from llmlab.parallelism.data_parallel import plan_buckets, timeline
@@ -26,15 +31,30 @@ check = Checks("05-parallelism/02-data-parallel")
     difficulty=2,
     importance=4,
     hints=(
-        "Walk through the parameters from the last to the first and keep a list that is being filled.",
-        "After adding a parameter, ask whether the bucket has `limit` bytes or more. If so, close it. What about the one that is open at the end?",
-        "for i in reversed(range(len(sizes))): filling.append(i); if its bytes ≥ limit: plan.append(filling); filling = []. At the end "
-        "append what is left, if anything is.",
+        (
+            "Walk through the parameters from the last to the first and keep a list"
+            " that is being filled."
+        ),
+        (
+            "After adding a parameter, ask whether the bucket has `limit` bytes or"
+            " more. If so, close it. What about the one that is open at the end?"
+        ),
+        (
+            "for i in reversed(range(len(sizes))): filling.append(i); if its bytes ≥"
+            " limit: plan.append(filling); filling = []. At the end append what is"
+            " left, if anything is."
+        ),
     ),
 )
 def buckets(answer):
     """Parameters in buckets, the last parameter first."""
-    for sizes, limit in (([10, 10, 30, 5, 5], 15), ([4, 4, 4, 4], 8), ([1, 2, 3], 100), ([7, 1, 9], 1), ([], 5)):
+    for sizes, limit in (
+        ([10, 10, 30, 5, 5], 15),
+        ([4, 4, 4, 4], 8),
+        ([1, 2, 3], 100),
+        ([7, 1, 9], 1),
+        ([], 5),
+    ):
         what = f"buckets({sizes}, limit={limit})"
         got = expect(answer(list(sizes), limit), kind=list, what=what)
         right = plan_buckets(sizes, limit)
@@ -43,14 +63,18 @@ def buckets(answer):
         order = list(range(len(sizes)))
         forward = plan_buckets(sizes, limit, order=order)
         mistakes = {
-            "this is in the order of the model; gradients come in the reverse order": forward,
+            "this is in the order of the model; gradients come in the reverse order": (
+                forward
+            ),
             "the buckets are made in the order of the model and then turned around: fill them in the order in which gradients come": [
                 bucket[::-1] for bucket in forward[::-1]
             ],
             "within a bucket the order is the model's: the last parameter comes first there too": [
                 bucket[::-1] for bucket in right
             ],
-            "the last bucket is missing: what is open at the end must be sent too": right[:-1],
+            "the last bucket is missing: what is open at the end must be sent too": (
+                right[:-1]
+            ),
             "there is an empty bucket": [*right, []],
             "a bucket is closed before it would reach the limit; close it once it holds `limit` bytes or more": _before(
                 sizes, limit
@@ -58,15 +82,27 @@ def buckets(answer):
             "a bucket that holds exactly `limit` bytes is closed, not only one that holds more": plan_buckets(
                 sizes, limit + 1
             ),
-            "a bucket holds numbers of parameters, not their bytes": [[sizes[i] for i in bucket] for bucket in right],
+            "a bucket holds numbers of parameters, not their bytes": [
+                [sizes[i] for i in bucket] for bucket in right
+            ],
         }
         for text, value in mistakes.items():
             if got == value:
                 raise Mistake(f"{what}: {text}")
-        named = [i for bucket in got for i in (bucket if isinstance(bucket, list) else [bucket])]
+        named = [
+            i
+            for bucket in got
+            for i in (bucket if isinstance(bucket, list) else [bucket])
+        ]
         if sorted(named) != order:
-            raise Mistake(f"{what}: each of the {len(sizes)} parameters must be in one bucket, once")
-        raise Mistake(f"{what}: the parameters are all there, but cut into buckets at other places")
+            raise Mistake(
+                f"{what}: each of the {len(sizes)} parameters must be in one bucket,"
+                " once"
+            )
+        raise Mistake(
+            f"{what}: the parameters are all there, but cut into buckets at other"
+            " places"
+        )
 
 
 def _before(sizes: list[int], limit: int) -> list[list[int]]:
@@ -87,9 +123,15 @@ def _before(sizes: list[int], limit: int) -> list[list[int]]:
     importance=5,
     hints=(
         "Every token of every rank has the weight 1/N. Who knows N?",
-        "N = comm.all_reduce(torch.tensor(tokens)). If each rank runs backward on loss_sum / N, what is left to do with the gradients?",
-        "(loss_sum / N).backward(), then w.grad = comm.all_reduce(w.grad) for every weight: a sum, not a mean. The loss is the sum over ranks of "
-        "loss_sum, divided by N.",
+        (
+            "N = comm.all_reduce(torch.tensor(tokens)). If each rank runs backward on"
+            " loss_sum / N, what is left to do with the gradients?"
+        ),
+        (
+            "(loss_sum / N).backward(), then w.grad = comm.all_reduce(w.grad) for every"
+            " weight: a sum, not a mean. The loss is the sum over ranks of loss_sum,"
+            " divided by N."
+        ),
     ),
 )
 def backward_mean(answer):
@@ -108,7 +150,9 @@ def backward_mean(answer):
 
         results, ledger = on_ranks(len(counts), fn)
         if len(counts) > 1 and not ledger.count("all_reduce"):
-            raise Mistake(f"{what}: nothing was sent: each rank has only its own gradient")
+            raise Mistake(
+                f"{what}: nothing was sent: each rank has only its own gradient"
+            )
         diagnose_mean(results, model, data, what)
 
 
@@ -118,9 +162,18 @@ def backward_mean(answer):
     difficulty=3,
     importance=5,
     hints=(
-        "backward() adds to .grad. If every microbatch's loss sum is divided by the same number, the gradients of all microbatches just add up.",
-        "That number is the tokens of all microbatches of all ranks: one all-reduce before the first backward. The gradients travel once, after the last.",
-        "Count, all-reduce the count, backward on each sum / N, all-reduce the gradients (a sum), and then clip.",
+        (
+            "backward() adds to .grad. If every microbatch's loss sum is divided by the"
+            " same number, the gradients of all microbatches just add up."
+        ),
+        (
+            "That number is the tokens of all microbatches of all ranks: one all-reduce"
+            " before the first backward. The gradients travel once, after the last."
+        ),
+        (
+            "Count, all-reduce the count, backward on each sum / N, all-reduce the"
+            " gradients (a sum), and then clip."
+        ),
     ),
 )
 def gradients_of_step(answer):
@@ -134,10 +187,19 @@ def gradients_of_step(answer):
     difficulty=4,
     importance=4,
     hints=(
-        "Count in a hook how many gradients of the bucket are still missing. When none is, start the all-reduce with async_op=True and keep the handle.",
-        "Do not wait in the hook: backward would stand still. Wait for all handles after `backward()` has returned.",
-        "flat = torch.cat([weights[j].grad.flatten() for j in plan[b]]); handles[b] = comm.all_reduce(flat, 'mean', async_op=True). Afterwards: "
-        "handles[b].wait().split([weights[j].numel() for j in plan[b]]).",
+        (
+            "Count in a hook how many gradients of the bucket are still missing. When"
+            " none is, start the all-reduce with async_op=True and keep the handle."
+        ),
+        (
+            "Do not wait in the hook: backward would stand still. Wait for all handles"
+            " after `backward()` has returned."
+        ),
+        (
+            "flat = torch.cat([weights[j].grad.flatten() for j in plan[b]]); handles[b]"
+            " = comm.all_reduce(flat, 'mean', async_op=True). Afterwards:"
+            " handles[b].wait().split([weights[j].numel() for j in plan[b]])."
+        ),
     ),
 )
 def overlapped(answer):
@@ -172,12 +234,16 @@ def overlapped(answer):
 
 
 def _means(results: list, model: nn.Module, xs: list) -> None:
-    own = [torch.autograd.grad(model(x).square().mean(), list(model.parameters())) for x in xs]
+    own = [
+        torch.autograd.grad(model(x).square().mean(), list(model.parameters()))
+        for x in xs
+    ]
     for r, grads in enumerate(results):
         expect(grads, kind=list, what="overlapped(...)")
         if len(grads) != len(own[0]):
             raise Mistake(
-                f"overlapped(...) holds {len(grads)} gradients, where {len(own[0])} are asked, one for each weight"
+                f"overlapped(...) holds {len(grads)} gradients, where {len(own[0])} are"
+                " asked, one for each weight"
             )
         for i, got in enumerate(grads):
             parts = torch.stack([o[i] for o in own])
@@ -186,7 +252,9 @@ def _means(results: list, model: nn.Module, xs: list) -> None:
                 expect(got, shape=tuple(parts[0].shape), what=what),
                 right=parts.mean(0),
                 mistakes={
-                    f"{what} is the rank's own: the mean is what handle.wait() returns": parts[r],
+                    f"{what} is the rank's own: the mean is what handle.wait() returns": parts[
+                        r
+                    ],
                     f"{what} is the sum over ranks; the mean is asked": parts.sum(0),
                     f"{what} is another weight's: return them in the order of the weights": next(
                         (
@@ -205,20 +273,31 @@ def _is(got, own: list, j: int) -> bool:
     return torch.allclose(got, torch.stack([o[j] for o in own]).mean(0), atol=1e-6)
 
 
-def _on_time(world: World, plan: list, layers: int, link: Link, p: int, backward: float) -> None:
+def _on_time(
+    world: World, plan: list, layers: int, link: Link, p: int, backward: float
+) -> None:
     """The messages, and the time against the best schedule with these buckets."""
     sent = world.ledger.count("all_reduce", 0)
     if sent != len(plan):
-        cure = "join the gradients of a bucket in one tensor" if sent > len(plan) else "send each bucket by itself"
-        raise Mistake(f"{sent} all-reduces were started, where the plan has {len(plan)} buckets: {cure}")
+        cure = (
+            "join the gradients of a bucket in one tensor"
+            if sent > len(plan)
+            else "send each bucket by itself"
+        )
+        raise Mistake(
+            f"{sent} all-reduces were started, where the plan has {len(plan)} buckets:"
+            f" {cure}"
+        )
     spans = timeline([1.0] * layers, [5 * 5 * 4] * layers, plan, p, link)
     best = max(s.end for s in spans)
     if backward > layers + 1e-6:
         raise Mistake(
-            f"backward took {backward:.1f} s, where the gradients need {layers}: a hook waits for its all-reduce; wait after backward"
+            f"backward took {backward:.1f} s, where the gradients need {layers}: a hook"
+            " waits for its all-reduce; wait after backward"
         )
     if world.ledger.time > best + 1e-6:
         raise Mistake(
-            f"the values are right, but all is over after {world.ledger.time:.1f} s, where {best:.1f} are enough: "
-            "start a bucket's all-reduce in the hook of its last gradient, not after backward"
+            f"the values are right, but all is over after {world.ledger.time:.1f} s,"
+            f" where {best:.1f} are enough: start a bucket's all-reduce in the hook of"
+            " its last gradient, not after backward"
         )

@@ -1,4 +1,6 @@
-"""What is wrong with a step of data-parallel training: the gradients that each usual mistake leads to."""
+"""What is wrong with a step of data-parallel training: the gradients that each usual
+mistake leads to.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +18,26 @@ Data = list[list[tuple[Tensor, Tensor]]]  # data[rank][microbatch] = (x, y)
 
 
 def problem(lengths: Sequence[Sequence[int]]) -> tuple[nn.Module, Data]:
-    """A small classifier, and microbatches of these lengths for each rank; longer ones have larger losses."""
+    """A small classifier, and microbatches of these lengths for each rank; longer ones
+    have larger losses.
+    """
     model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
-    data = [[(torch.randn(n, 4) * (1 + n / 10), torch.randint(3, (n,))) for n in row] for row in lengths]
+    data = [
+        [(torch.randn(n, 4) * (1 + n / 10), torch.randint(3, (n,))) for n in row]
+        for row in lengths
+    ]
     return model, data
 
 
-def gradients(model: nn.Module, weighted: Sequence[tuple[float, Tensor, Tensor]]) -> list[Tensor]:
+def gradients(
+    model: nn.Module, weighted: Sequence[tuple[float, Tensor, Tensor]]
+) -> list[Tensor]:
     """Of Σ weight · (sum of the losses of x, y)."""
     model = copy.deepcopy(model)
-    total = sum(weight * F.cross_entropy(model(x), y, reduction="sum") for weight, x, y in weighted)
+    total = sum(
+        weight * F.cross_entropy(model(x), y, reduction="sum")
+        for weight, x, y in weighted
+    )
     return list(torch.autograd.grad(total, list(model.parameters())))
 
 
@@ -39,7 +51,10 @@ def read(grads: list, model: nn.Module, what: str) -> Tensor:
     expect(grads, kind=(list, tuple), what=what)
     asked = len(list(model.parameters()))
     if len(grads) != asked:
-        raise Mistake(f"{what}: {len(grads)} gradients, where {asked} are asked, one for each parameter")
+        raise Mistake(
+            f"{what}: {len(grads)} gradients, where {asked} are asked, one for each"
+            " parameter"
+        )
     for got, (name, w) in zip(grads, model.named_parameters(), strict=True):
         if got is None:
             raise Mistake(f"{what}: {name} has no gradient: is backward called?")
@@ -69,10 +84,18 @@ def diagnose_mean(results: list, model: nn.Module, data: Data, what: str) -> Non
                 f"divided by N and by {p} ranks: the sum over ranks of gradients of loss_sum / N is already the mean": weigh(
                     lambda r: 1 / N / p
                 ),
-                "the gradients are sums over tokens: nothing was divided": weigh(lambda r: 1.0),
-                "the sums over tokens were divided by the number of ranks, not of tokens": weigh(lambda r: 1 / p),
-                "this is the rank's own gradient: the gradients must be summed over ranks": own / N,
-                "this is the rank's own mean gradient: the gradients must be summed over ranks": own / counts[r],
+                "the gradients are sums over tokens: nothing was divided": weigh(
+                    lambda r: 1.0
+                ),
+                "the sums over tokens were divided by the number of ranks, not of tokens": weigh(
+                    lambda r: 1 / p
+                ),
+                "this is the rank's own gradient: the gradients must be summed over ranks": (
+                    own / N
+                ),
+                "this is the rank's own mean gradient: the gradients must be summed over ranks": (
+                    own / counts[r]
+                ),
             },
             tol=1e-4,
             what=where,
@@ -81,11 +104,15 @@ def diagnose_mean(results: list, model: nn.Module, data: Data, what: str) -> Non
             expect(value, kind=float, what=f"the loss, {where}"),
             right=sum(sums) / N,
             mistakes={
-                "the loss is the mean of the ranks' means": sum(s / n for s, n in zip(sums, counts, strict=True)) / p,
+                "the loss is the mean of the ranks' means": (
+                    sum(s / n for s, n in zip(sums, counts, strict=True)) / p
+                ),
                 "the loss is this rank's own": sums[r] / counts[r],
                 "the loss is this rank's part of it: sum it over ranks": sums[r] / N,
                 "the loss is a sum over tokens; the mean is asked": sum(sums),
-                "the loss was divided by the number of ranks once too often": sum(sums) / N / p,
+                "the loss was divided by the number of ranks once too often": (
+                    sum(sums) / N / p
+                ),
             },
             tol=1e-4,
             what=f"the loss, {where}",
@@ -93,11 +120,21 @@ def diagnose_mean(results: list, model: nn.Module, data: Data, what: str) -> Non
 
 
 def check_step(answer: Callable) -> None:
-    """Two ranks with as many microbatches, then with unequally many, clipped and not; then one rank."""
+    """Two ranks with as many microbatches, then with unequally many, clipped and not;
+    then one rank.
+    """
     uneven = [[3, 12, 5], [30, 4]]
-    for lengths, max_norm in (([[3, 12], [30, 4]], 1e9), (uneven, 1e9), (uneven, 0.05), ([[6, 2]], 0.05)):
+    for lengths, max_norm in (
+        ([[3, 12], [30, 4]], 1e9),
+        (uneven, 1e9),
+        (uneven, 0.05),
+        ([[6, 2]], 0.05),
+    ):
         model, data = problem(lengths)
-        what = f"gradients_of_step(...) with microbatches of {lengths} tokens, max_norm={max_norm:g}"
+        what = (
+            f"gradients_of_step(...) with microbatches of {lengths} tokens,"
+            f" max_norm={max_norm:g}"
+        )
 
         def fn(comm, model=model, data=data, max_norm=max_norm):
             mine = copy.deepcopy(model)
@@ -107,13 +144,23 @@ def check_step(answer: Callable) -> None:
         wrongs = _wrong_steps(model, data, max_norm)
         for r, grads in enumerate(results):
             got = read(grads, model, f"{what}, on rank {r}")
-            diagnose(got, right=wrongs["right"], mistakes=wrongs["mistakes"](r), tol=1e-4, what=f"{what}, on rank {r}")
+            diagnose(
+                got,
+                right=wrongs["right"],
+                mistakes=wrongs["mistakes"](r),
+                tol=1e-4,
+                what=f"{what}, on rank {r}",
+            )
         numbers = sum(w.numel() for w in model.parameters())
-        most = max(sum(e.payload for e in ledger.events("all_reduce", r)) for r in range(len(lengths)))
+        most = max(
+            sum(e.payload for e in ledger.events("all_reduce", r))
+            for r in range(len(lengths))
+        )
         if len(lengths) > 1 and most > 4 * numbers + 64:
             raise Mistake(
-                f"{what}: the values are right, but {most} bytes are all-reduced, where {4 * numbers} of gradients and one count are enough: "
-                "reduce the gradients once, after the last microbatch"
+                f"{what}: the values are right, but {most} bytes are all-reduced, where"
+                f" {4 * numbers} of gradients and one count are enough: reduce the"
+                " gradients once, after the last microbatch"
             )
 
 
@@ -144,8 +191,12 @@ def _wrong_steps(model: nn.Module, data: Data, max_norm: float) -> dict:
         "each rank divided by its own tokens, and the ranks' means were added up": clip(
             total(lambda r, k: 1 / sum(counts[r]))
         ),
-        "divided by N, and averaged over ranks once more: sum over ranks": clip(right / p),
-        "nothing was divided: these are sums over tokens": clip(total(lambda r, k: 1.0)),
+        "divided by N, and averaged over ranks once more: sum over ranks": clip(
+            right / p
+        ),
+        "nothing was divided: these are sums over tokens": clip(
+            total(lambda r, k: 1.0)
+        ),
         "the norm was clipped before the gradients were summed over ranks: clip the sum": sum(
             clip(rank(r, lambda r, k: 1 / N)) for r in range(p)
         ),
@@ -155,13 +206,18 @@ def _wrong_steps(model: nn.Module, data: Data, max_norm: float) -> dict:
     }
     if p > 1 and len(set(m)) == 1:
         mistakes[
-            "what was reduced after one microbatch is reduced again after the next: reduce once, after the last"
+            "what was reduced after one microbatch is reduced again after the next:"
+            " reduce once, after the last"
         ] = clip(total(lambda r, k: p ** (m[r] - 1 - k) / N))
     if not close(clip(right), right, 1e-3):
         mistakes |= {"the norm is not clipped": right}
 
     def of_rank(r: int) -> dict:
-        alone = {"this is the rank's own gradient: nothing was summed over ranks": clip(rank(r, lambda r, k: 1 / N))}
+        alone = {
+            "this is the rank's own gradient: nothing was summed over ranks": clip(
+                rank(r, lambda r, k: 1 / N)
+            )
+        }
         return mistakes | (alone if p > 1 else {})
 
     return {"right": clip(right), "mistakes": of_rank}

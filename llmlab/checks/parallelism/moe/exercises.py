@@ -21,14 +21,24 @@ check = Checks("05-parallelism/09-moe")
     difficulty=2,
     importance=5,
     hints=(
-        "Softmax over all experts first, in fp32, then the k largest, then divide the k weights by their sum.",
-        "`logits.float().softmax(-1)`; `values, indices = probs.topk(k, dim=-1)` sorts by size.",
+        (
+            "Softmax over all experts first, in fp32, then the k largest, then divide"
+            " the k weights by their sum."
+        ),
+        (
+            "`logits.float().softmax(-1)`; `values, indices = probs.topk(k, dim=-1)`"
+            " sorts by size."
+        ),
         "weights = values / values.sum(-1, keepdim=True); return indices, weights.",
     ),
 )
 def route(answer):
     """Each token's k experts and their weights."""
-    for T, E, k, dtype in ((6, 5, 2, torch.float32), (7, 8, 3, torch.float32), (5, 4, 2, torch.bfloat16)):
+    for T, E, k, dtype in (
+        (6, 5, 2, torch.float32),
+        (7, 8, 3, torch.float32),
+        (5, 4, 2, torch.bfloat16),
+    ):
         logits = (2 * torch.randn(T, E)).to(dtype)
         what = f"route(logits, {k}) with logits of shape ({T}, {E})"
         got = answer(logits, k)
@@ -38,18 +48,28 @@ def route(answer):
         right = reference(logits, k)
         expect(experts, shape=(T, k), what="the experts")
         if experts.is_floating_point():
-            raise Mistake("the experts are floats; they are numbers 0 … E − 1: did you return the weights first?")
+            raise Mistake(
+                "the experts are floats; they are numbers 0 … E − 1: did you return the"
+                " weights first?"
+            )
         expect(weights, shape=(T, k), what="the weights")
         if weights.dtype != torch.float32:
-            raise Mistake(f"the weights are {weights.dtype}: whatever the logits are, route in float32")
+            raise Mistake(
+                f"the weights are {weights.dtype}: whatever the logits are, route in"
+                " float32"
+            )
         smallest = logits.float().topk(k, largest=False).indices
         diagnose(
             experts,
             right=right.experts,
             mistakes={
                 "these are the experts with the smallest logits": smallest,
-                "the experts are right, but not sorted, the best first": right.experts.sort(-1).values,
-                "these are the first k experts, whatever the logits": torch.arange(k).expand(T, k),
+                "the experts are right, but not sorted, the best first": (
+                    right.experts.sort(-1).values
+                ),
+                "these are the first k experts, whatever the logits": (
+                    torch.arange(k).expand(T, k)
+                ),
             },
             what="the experts",
         )
@@ -60,14 +80,19 @@ def route(answer):
             weights,
             right=right.weights,
             mistakes={
-                "the weights are not renormalised: divide the k of a token by their sum": plain,
+                "the weights are not renormalised: divide the k of a token by their sum": (
+                    plain
+                ),
                 "these are the logits; the weights are probabilities": top,
-                "softmax was taken over tokens; it goes over experts": logits.float()
-                .softmax(0)
-                .gather(1, right.experts),
-                "softmax was taken twice: over the probabilities of the k, too": plain.softmax(-1),
-                "the logits were rounded to bf16 in the softmax: convert them to float32 first": rounded
-                / rounded.sum(-1, keepdim=True),
+                "softmax was taken over tokens; it goes over experts": (
+                    logits.float().softmax(0).gather(1, right.experts)
+                ),
+                "softmax was taken twice: over the probabilities of the k, too": (
+                    plain.softmax(-1)
+                ),
+                "the logits were rounded to bf16 in the softmax: convert them to float32 first": (
+                    rounded / rounded.sum(-1, keepdim=True)
+                ),
                 "every expert of a token counts the same: its probability must weigh it, or the router learns nothing": torch.full_like(
                     plain, 1 / k
                 ),
@@ -83,16 +108,31 @@ def route(answer):
     difficulty=3,
     importance=4,
     hints=(
-        "Go through the assignments token by token, and count how many places of each expert are taken.",
-        "A loop will do: taken = [0] * E; an assignment is kept if taken[e] < C, and only then takes a place.",
-        "C = math.ceil(T * k / E * factor). Without a loop: one_hot of the flattened experts, cumsum over the assignments, "
-        "minus 1, at the chosen expert.",
+        (
+            "Go through the assignments token by token, and count how many places of"
+            " each expert are taken."
+        ),
+        (
+            "A loop will do: taken = [0] * E; an assignment is kept if taken[e] < C,"
+            " and only then takes a place."
+        ),
+        (
+            "C = math.ceil(T * k / E * factor). Without a loop: one_hot of the"
+            " flattened experts, cumsum over the assignments, minus 1, at the chosen"
+            " expert."
+        ),
     ),
 )
 def places(answer):
     """Which assignments find a place, when each expert has ⌈T·k/E · factor⌉."""
-    for T, E, k, factor in ((8, 4, 2, 1.0), (12, 4, 2, 0.5), (9, 4, 2, 1.0), (10, 5, 1, 1.25)):
-        experts = (torch.randn(T, E) - torch.arange(E)).topk(k).indices  # the first experts are popular
+    for T, E, k, factor in (
+        (8, 4, 2, 1.0),
+        (12, 4, 2, 0.5),
+        (9, 4, 2, 1.0),
+        (10, 5, 1, 1.25),
+    ):
+        # the first experts are popular
+        experts = (torch.randn(T, E) - torch.arange(E)).topk(k).indices
         what = f"places(experts, {E}, {factor}) for {T} tokens with {k} experts each"
         got = expect(answer(experts, E, factor), shape=(T, k), what=what)
         if got.dtype != torch.bool:
@@ -100,7 +140,9 @@ def places(answer):
         _places_value(got, experts, E, factor, what)
 
 
-def _places_value(got: Tensor, experts: Tensor, E: int, factor: float, what: str) -> None:
+def _places_value(
+    got: Tensor, experts: Tensor, E: int, factor: float, what: str
+) -> None:
     T, k = experts.shape
 
     def kept(C, order="position"):
@@ -108,25 +150,35 @@ def _places_value(got: Tensor, experts: Tensor, E: int, factor: float, what: str
 
     C = capacity(T, k, E, factor)
     fair = T * k / E
-    latest = keep(Routing(experts.flip(0), torch.zeros(T, k), torch.zeros(T, E)), C).flip(0)
+    latest = keep(
+        Routing(experts.flip(0), torch.zeros(T, k), torch.zeros(T, E)), C
+    ).flip(0)
     together = torch.bincount(experts.flatten(), minlength=E)[experts] <= C
     diagnose(
         got.int(),
         right=kept(C).int(),
         mistakes={
-            "the capacity does not count k: there are T·k assignments": kept(capacity(T, 1, E, factor)).int(),
-            "the capacity is rounded down: ⌈T·k/E · factor⌉ rounds up": kept(int(fair * factor)).int(),
+            "the capacity does not count k: there are T·k assignments": (
+                kept(capacity(T, 1, E, factor)).int()
+            ),
+            "the capacity is rounded down: ⌈T·k/E · factor⌉ rounds up": (
+                kept(int(fair * factor)).int()
+            ),
             "the capacity factor is ignored": kept(capacity(T, k, E, 1.0)).int(),
-            "one place too many: the C-th assignment is the last that fits": kept(C + 1).int(),
+            "one place too many: the C-th assignment is the last that fits": (
+                kept(C + 1).int()
+            ),
             "one place is left empty: C assignments fit": kept(C - 1).int(),
-            "all first choices were served before the second ones: here a token takes all its places in turn": kept(
-                C, "choice"
-            ).int(),
+            "all first choices were served before the second ones: here a token takes all its places in turn": (
+                kept(C, "choice").int()
+            ),
             "the latest tokens keep their places; the earliest shall": latest.int(),
-            "an expert that is too popular drops everybody: it keeps the first C": together.int(),
-            "a token lost all its places because one of its experts is full: each assignment for itself": _all_or_none(
-                experts, C, E
-            ).int(),
+            "an expert that is too popular drops everybody: it keeps the first C": (
+                together.int()
+            ),
+            "a token lost all its places because one of its experts is full: each assignment for itself": (
+                _all_or_none(experts, C, E).int()
+            ),
             "True marks what is dropped; it shall mark what is kept": (~kept(C)).int(),
             "nobody is dropped": torch.ones(T, k, dtype=torch.int32),
         },
@@ -135,7 +187,10 @@ def _places_value(got: Tensor, experts: Tensor, E: int, factor: float, what: str
 
 
 def _all_or_none(experts: Tensor, C: int, E: int) -> Tensor:
-    taken, kept = torch.zeros(E, dtype=torch.int64), torch.zeros_like(experts, dtype=torch.bool)
+    taken, kept = (
+        torch.zeros(E, dtype=torch.int64),
+        torch.zeros_like(experts, dtype=torch.bool),
+    )
     for t, chosen in enumerate(experts):
         kept[t] = bool((taken[chosen] < C).all())
         taken[chosen] += kept[t].long()
@@ -148,9 +203,18 @@ def _all_or_none(experts: Tensor, C: int, E: int) -> Tensor:
     difficulty=2,
     importance=4,
     hints=(
-        "Two vectors of length E: how often each expert was chosen, and how probable it was on average. Multiply and add.",
-        "f = torch.bincount(experts.flatten(), minlength=E) / (T * k); P = probs.mean(0).",
-        "E * (f * P).sum(), with probs attached to the graph: counting gives no gradient, and needs none.",
+        (
+            "Two vectors of length E: how often each expert was chosen, and how"
+            " probable it was on average. Multiply and add."
+        ),
+        (
+            "f = torch.bincount(experts.flatten(), minlength=E) / (T * k); P ="
+            " probs.mean(0)."
+        ),
+        (
+            "E * (f * P).sum(), with probs attached to the graph: counting gives no"
+            " gradient, and needs none."
+        ),
     ),
 )
 def balance(answer):
@@ -169,23 +233,42 @@ def balance(answer):
             got.detach(),
             right=right,
             mistakes={
-                "the factor E is missing: a balanced router would have a loss of 1/E": right / E,
-                "f counts the k choices of a token as k tokens: divide by T·k": right * k if k > 1 else right * E * T,
+                "the factor E is missing: a balanced router would have a loss of 1/E": (
+                    right / E
+                ),
+                "f counts the k choices of a token as k tokens: divide by T·k": (
+                    right * k if k > 1 else right * E * T
+                ),
                 "this is the mean over experts, not the sum": right / E**2,
-                "f was squared: the second factor is the mean probability": E * (f * f).sum(),
-                "P was squared: the first factor is the share of the assignments": E * (P * P).sum(),
+                "f was squared: the second factor is the mean probability": (
+                    E * (f * f).sum()
+                ),
+                "P was squared: the first factor is the share of the assignments": (
+                    E * (P * P).sum()
+                ),
                 "probabilities were summed over tokens, not averaged": right * T,
                 "the counts are not shares: divide them by T·k": right * T * k,
-                "f counts the first choices only: all k assignments of a token count": E * (first * P).sum(),
+                "f counts the first choices only: all k assignments of a token count": (
+                    E * (first * P).sum()
+                ),
                 "the sign is wrong: an uneven load must cost more": -right,
             },
             what=what,
         )
         if not got.requires_grad:
-            raise Mistake("the loss has no gradient: the mean probabilities must stay attached to the graph")
+            raise Mistake(
+                "the loss has no gradient: the mean probabilities must stay attached to"
+                " the graph"
+            )
         got.backward()
         grad = (E * f / T).expand(T, E)
-        diagnose(probs.grad, right=grad, mistakes={}, tol=1e-5, what="the gradient of the loss")
+        diagnose(
+            probs.grad,
+            right=grad,
+            mistakes={},
+            tol=1e-5,
+            what="the gradient of the loss",
+        )
 
 
 @check.exercise(
@@ -194,32 +277,53 @@ def balance(answer):
     difficulty=4,
     importance=5,
     hints=(
-        "Sort your rows by the rank that has their expert. Each rank gets a list of tensors from all others: what must it know to "
-        "run the right expert on each row, and what must come back in which order?",
-        "One all_to_all for the rows, one for the numbers of their experts (both uneven), then compute, then an all_to_all back: what "
-        "came from rank j goes back to rank j in the same order, and arrives where you sorted it.",
-        "owner = experts // (E // p); order = owner.argsort(stable=True); counts = bincount(owner, minlength=p).tolist(); split x[order] and "
-        "experts[order] by counts; back = cat(all_to_all(results)); out[order] = back.",
+        (
+            "Sort your rows by the rank that has their expert. Each rank gets a list of"
+            " tensors from all others: what must it know to run the right expert on"
+            " each row, and what must come back in which order?"
+        ),
+        (
+            "One all_to_all for the rows, one for the numbers of their experts (both"
+            " uneven), then compute, then an all_to_all back: what came from rank j"
+            " goes back to rank j in the same order, and arrives where you sorted it."
+        ),
+        (
+            "owner = experts // (E // p); order = owner.argsort(stable=True); counts ="
+            " bincount(owner, minlength=p).tolist(); split x[order] and experts[order]"
+            " by counts; back = cat(all_to_all(results)); out[order] = back."
+        ),
     ),
 )
 def dispatch(answer):
-    """Challenge: run each row through its expert, wherever it lives, and bring it home."""
+    """Challenge: run each row through its expert, wherever it lives, and bring it
+    home.
+    """
     d = 4
-    for p, E, sizes in ((4, 8, [5, 5, 5, 5]), (2, 6, [7, 4]), (3, 3, [0, 6, 3]), (1, 2, [3])):
+    for p, E, sizes in (
+        (4, 8, [5, 5, 5, 5]),
+        (2, 6, [7, 4]),
+        (3, 3, [0, 6, 3]),
+        (1, 2, [3]),
+    ):
         weights = torch.randn(E, d, d)
         xs = [torch.randn(n, d) for n in sizes]
-        chosen = [torch.randint(E - (p > 1), (n,)) for n in sizes]  # the last expert gets nothing
+        # the last expert gets nothing
+        chosen = [torch.randint(E - (p > 1), (n,)) for n in sizes]
 
         def local(comm, weights=weights, E=E):
             mine = range(comm.rank * E // comm.size, (comm.rank + 1) * E // comm.size)
 
             def apply(rows: Tensor, numbers: Tensor) -> Tensor:
                 if numbers.shape != rows.shape[:1] or numbers.is_floating_point():
-                    raise Mistake("experts_here(rows, numbers) takes one whole number for each row")
+                    raise Mistake(
+                        "experts_here(rows, numbers) takes one whole number for"
+                        " each row"
+                    )
                 if not set(numbers.tolist()) <= set(mine):
                     raise Mistake(
-                        f"rank {comm.rank} was asked for experts {sorted(set(numbers.tolist()) - set(mine))}; it has "
-                        f"{mine.start} … {mine.stop - 1}"
+                        f"rank {comm.rank} was asked for experts"
+                        f" {sorted(set(numbers.tolist()) - set(mine))}; it has"
+                        f" {mine.start} … {mine.stop - 1}"
                     )
                 return F.silu(torch.einsum("nd,nde->ne", rows, weights[numbers]))
 
@@ -227,20 +331,43 @@ def dispatch(answer):
 
         results, ledger = on_ranks(
             p,
-            lambda comm, xs=xs, c=chosen, local=local, E=E: answer(comm, xs[comm.rank], c[comm.rank], local(comm), E),
+            lambda comm, xs=xs, c=chosen, local=local, E=E: answer(
+                comm, xs[comm.rank], c[comm.rank], local(comm), E
+            ),
         )
         for r, got in enumerate(results):
-            expect(got, shape=(sizes[r], d), dtype=torch.float32, what=f"dispatch(...) on rank {r} of {p}")
-            check_dispatch(got, xs, chosen, weights, r, f"dispatch(...) on rank {r} of {p}")
+            expect(
+                got,
+                shape=(sizes[r], d),
+                dtype=torch.float32,
+                what=f"dispatch(...) on rank {r} of {p}",
+            )
+            check_dispatch(
+                got, xs, chosen, weights, r, f"dispatch(...) on rank {r} of {p}"
+            )
         if p > 1:
             _dispatch_bytes(ledger, xs, chosen, E, d)
 
 
-def _dispatch_bytes(ledger, xs: list[Tensor], chosen: list[Tensor], E: int, d: int) -> None:
-    """Rows out and home again, and a number for each row: nobody may gather everything."""
+def _dispatch_bytes(
+    ledger, xs: list[Tensor], chosen: list[Tensor], E: int, d: int
+) -> None:
+    """Rows out and home again, and a number for each row: nobody may gather
+    everything.
+    """
     p = len(xs)
     owner = [c // (E // p) for c in chosen]
     out = [int((owner[r] != r).sum()) for r in range(p)]
-    come = [sum(int((owner[s] == r).sum()) for s in range(p) if s != r) for r in range(p)]
-    allowed = max(o * (4 * d + 8) + 4 * d * c for o, c in zip(out, come, strict=True)) + 2 * 8 * E
-    at_most(ledger, allowed, "each row travels once to its expert and once back, with the number of its expert")
+    come = [
+        sum(int((owner[s] == r).sum()) for s in range(p) if s != r) for r in range(p)
+    ]
+    allowed = (
+        max(o * (4 * d + 8) + 4 * d * c for o, c in zip(out, come, strict=True))
+        + 2 * 8 * E
+    )
+    at_most(
+        ledger,
+        allowed,
+        "each row travels once to its expert and once back, with the number of its"
+        " expert",
+    )

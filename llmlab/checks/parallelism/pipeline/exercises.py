@@ -1,6 +1,7 @@
 """What marks the exercises of 05-parallelism/04-pipeline.
 
-The last one runs answers on a `World`: ranks that wait for each other are told by name, and never hang.
+The last one runs answers on a `World`: ranks that wait for each other are told by name,
+and never hang.
 """
 
 from __future__ import annotations
@@ -10,7 +11,12 @@ from itertools import pairwise
 import torch
 
 from llmlab.checks.parallelism.pipeline.lists import check_lists
-from llmlab.checks.parallelism.pipeline.run import check_gradients, check_loss, check_order, problem
+from llmlab.checks.parallelism.pipeline.run import (
+    check_gradients,
+    check_loss,
+    check_order,
+    problem,
+)
 from llmlab.checks.parallelism.ranks import Products, on_ranks
 from llmlab.course.grading.checking import Checks, Mistake, close, diagnose, expect
 
@@ -23,14 +29,25 @@ check = Checks("05-parallelism/04-pipeline")
     difficulty=1,
     importance=5,
     hints=(
-        "For how many slots of a forward and a backward does rank 0 work? For how many more does the step last?",
-        "The step lasts m slots and what it takes the first microbatch to get to the last rank and back: p − 1 slots, each 1/v "
-        "as long when a rank's layers lie in v chunks.",
-        "waiting = (p − 1) / v, working = m; the share is waiting / (waiting + working).",
+        (
+            "For how many slots of a forward and a backward does rank 0 work? For how"
+            " many more does the step last?"
+        ),
+        (
+            "The step lasts m slots and what it takes the first microbatch to get to"
+            " the last rank and back: p − 1 slots, each 1/v as long when a rank's"
+            " layers lie in v chunks."
+        ),
+        (
+            "waiting = (p − 1) / v, working = m; the share is waiting / (waiting +"
+            " working)."
+        ),
     ),
 )
 def bubble(answer):
-    """The share of a step in which a rank waits, for p ranks, m microbatches and v chunks a rank."""
+    """The share of a step in which a rank waits, for p ranks, m microbatches and v
+    chunks a rank.
+    """
     for p, m, v in ((4, 8, 1), (8, 24, 1), (4, 2, 1), (4, 8, 2), (6, 12, 3), (1, 5, 1)):
         what = f"bubble({p}, {m}, {v})"
         got = expect(answer(p, m, v), kind=float, what=what)
@@ -39,16 +56,27 @@ def bubble(answer):
             got,
             right=right,
             mistakes={
-                "this compares waiting with working; asked is its share of the whole step, waiting and working": (p - 1)
-                / (v * m),
-                "this is the share in which a rank works; asked is the share in which it waits": 1 - right,
-                "v changes nothing here: with v chunks a rank, the pipe fills in p − 1 shorter slots": (p - 1)
-                / (m + p - 1),
-                "only the waiting gets shorter with v, and with it the step: the work stays m slots": (p - 1)
-                / (v * (m + p - 1)),
-                "count the slots again: the step lasts m + p − 1 of them, not m + p": (p - 1) / (v * m + p),
-                "p − 1 slots are lost, not p: the first rank waits for the others only": p / (v * m + p - 1),
-                "v makes the bubble smaller, not larger": v * (p - 1) / (m + v * (p - 1)),
+                "this compares waiting with working; asked is its share of the whole step, waiting and working": (
+                    (p - 1) / (v * m)
+                ),
+                "this is the share in which a rank works; asked is the share in which it waits": (
+                    1 - right
+                ),
+                "v changes nothing here: with v chunks a rank, the pipe fills in p − 1 shorter slots": (
+                    (p - 1) / (m + p - 1)
+                ),
+                "only the waiting gets shorter with v, and with it the step: the work stays m slots": (
+                    (p - 1) / (v * (m + p - 1))
+                ),
+                "count the slots again: the step lasts m + p − 1 of them, not m + p": (
+                    (p - 1) / (v * m + p)
+                ),
+                "p − 1 slots are lost, not p: the first rank waits for the others only": (
+                    p / (v * m + p - 1)
+                ),
+                "v makes the bubble smaller, not larger": (
+                    v * (p - 1) / (m + v * (p - 1))
+                ),
             },
             what=what,
         )
@@ -60,12 +88,20 @@ def bubble(answer):
     difficulty=3,
     importance=5,
     hints=(
-        "Three phases: forwards alone, a forward and a backward in turn, backwards alone. How far ahead of its backwards must the "
-        "last rank be? And the one before it?",
-        "The last rank does F, B, F, B …: no forward ahead. Each rank before it needs one more, because its first gradient comes a "
-        "slot later. And nobody can do more than m.",
-        "w = min(p − r − 1, m) forwards; then F of microbatch w + k and B of microbatch k, for k = 0 … m − w − 1; then the "
-        "last w backwards.",
+        (
+            "Three phases: forwards alone, a forward and a backward in turn, backwards"
+            " alone. How far ahead of its backwards must the last rank be? And the one"
+            " before it?"
+        ),
+        (
+            "The last rank does F, B, F, B …: no forward ahead. Each rank before it"
+            " needs one more, because its first gradient comes a slot later. And nobody"
+            " can do more than m."
+        ),
+        (
+            "w = min(p − r − 1, m) forwards; then F of microbatch w + k and B of"
+            " microbatch k, for k = 0 … m − w − 1; then the last w backwards."
+        ),
     ),
 )
 def one_f_one_b(answer):
@@ -81,22 +117,36 @@ def one_f_one_b(answer):
     difficulty=3,
     importance=4,
     hints=(
-        "Walk from the last linear to the first with the gradient of its output. Which of the two products does the walk need, and "
-        "which can be left until later?",
-        "At linear k: keep (inputs[k], dy) for later, then dy = dy @ weights[k], then zero where inputs[k] is not positive, "
-        "unless k = 0: no ReLU stands before the first linear.",
-        "kept.append((inputs[k], dy)) for k = n−1 … 0; later() returns [dy.T @ x for x, dy in reversed(kept)].",
+        (
+            "Walk from the last linear to the first with the gradient of its output."
+            " Which of the two products does the walk need, and which can be left until"
+            " later?"
+        ),
+        (
+            "At linear k: keep (inputs[k], dy) for later, then dy = dy @ weights[k],"
+            " then zero where inputs[k] is not positive, unless k = 0: no ReLU stands"
+            " before the first linear."
+        ),
+        (
+            "kept.append((inputs[k], dy)) for k = n−1 … 0; later() returns [dy.T @ x"
+            " for x, dy in reversed(kept)]."
+        ),
     ),
 )
 def backward_in_two(answer):
-    """The backward of a chain of linears: the input's gradient at once, the weights' when `later()` is called."""
+    """The backward of a chain of linears: the input's gradient at once, the weights'
+    when `later()` is called.
+    """
     sizes = (6, 8, 5, 7)
     weights = [torch.randn(b, a) for a, b in pairwise(sizes)]
     x, upstream = torch.randn(4, sizes[0]), torch.randn(4, sizes[-1])
     inputs = [x]
     for w in weights[:-1]:
         inputs.append((inputs[-1] @ w.T).relu())
-    leaf, leaves = x.clone().requires_grad_(), [w.clone().requires_grad_() for w in weights]
+    leaf, leaves = (
+        x.clone().requires_grad_(),
+        [w.clone().requires_grad_() for w in weights],
+    )
     y = leaf
     for k, w in enumerate(leaves):
         y = (y.relu() if k else y) @ w.T
@@ -106,23 +156,32 @@ def backward_in_two(answer):
         out = answer(list(inputs), list(weights), upstream)
     if not (isinstance(out, tuple) and len(out) == 2 and callable(out[1])):
         raise Mistake(
-            "backward_in_two(...) shall return two things: the gradient of x, and a function without arguments"
+            "backward_in_two(...) shall return two things: the gradient of x, and a"
+            " function without arguments"
         )
     dx, later = out
-    _check_dx(expect(dx, shape=tuple(x.shape), dtype=torch.float32, what="dx"), leaf.grad, weights, inputs, upstream)
+    _check_dx(
+        expect(dx, shape=tuple(x.shape), dtype=torch.float32, what="dx"),
+        leaf.grad,
+        weights,
+        inputs,
+        upstream,
+    )
     with Products() as second:
         grads = later()
     _check_weights(grads, leaves, weights, inputs, upstream)
     half = sum(len(x) * w.numel() for w in weights)
     if first.total > half:
         raise Mistake(
-            f"the values are right, but {first.total} multiplications are done before `later()`, where {half} are enough: the "
-            "products for the weights' gradients can wait, and the forward pass is not needed again"
+            f"the values are right, but {first.total} multiplications are done before"
+            f" `later()`, where {half} are enough: the products for the weights'"
+            " gradients can wait, and the forward pass is not needed again"
         )
     if second.total > half:
         raise Mistake(
-            f"the values are right, but `later()` does {second.total} multiplications, where {half} are enough: keep each dy "
-            "from the first walk instead of walking again"
+            f"the values are right, but `later()` does {second.total} multiplications,"
+            f" where {half} are enough: keep each dy from the first walk instead of"
+            " walking again"
         )
 
 
@@ -141,7 +200,9 @@ def _check_dx(got, right, weights, inputs, upstream) -> None:
             "a ReLU stands before every linear but the first: where its output is 0, no gradient goes through": walk(
                 lambda k: False
             ),
-            "x itself has not been through a ReLU: its gradient is not zero where x is negative": walk(lambda k: True),
+            "x itself has not been through a ReLU: its gradient is not zero where x is negative": walk(
+                lambda k: True
+            ),
         },
         what="dx",
     )
@@ -150,11 +211,22 @@ def _check_dx(got, right, weights, inputs, upstream) -> None:
 def _check_weights(grads, leaves, weights, inputs, upstream) -> None:
     expect(grads, kind=(list, tuple), what="later()")
     if len(grads) != len(leaves):
-        raise Mistake(f"later() returns {len(grads)} gradients, where there are {len(leaves)} weights")
+        raise Mistake(
+            f"later() returns {len(grads)} gradients, where there are {len(leaves)}"
+            " weights"
+        )
     if all(close(g, w.grad) for g, w in zip(reversed(grads), leaves, strict=True)):
-        raise Mistake("later() returns the last linear's gradient first: give them in the order of the weights")
-    if all(close(getattr(g, "T", g), w.grad) for g, w in zip(grads, leaves, strict=True)):
-        raise Mistake("the gradients are transposed: ∂W has the shape of W, (out, in), and is dyᵀ x")
+        raise Mistake(
+            "later() returns the last linear's gradient first: give them in the order"
+            " of the weights"
+        )
+    if all(
+        close(getattr(g, "T", g), w.grad) for g, w in zip(grads, leaves, strict=True)
+    ):
+        raise Mistake(
+            "the gradients are transposed: ∂W has the shape of W, (out, in), and is"
+            " dyᵀ x"
+        )
     for k, (got, leaf) in enumerate(zip(grads, leaves, strict=True)):
         what = f"later()[{k}]"
         expect(got, shape=tuple(leaf.shape), dtype=torch.float32, what=what)
@@ -165,8 +237,9 @@ def _check_weights(grads, leaves, weights, inputs, upstream) -> None:
             got,
             right=leaf.grad,
             mistakes={
-                "keep dy after it has been through the ReLU: the gradient of a linear's *output*, not of its ReLU's": unmasked.T
-                @ inputs[k]
+                "keep dy after it has been through the ReLU: the gradient of a linear's *output*, not of its ReLU's": (
+                    unmasked.T @ inputs[k]
+                )
             },
             what=what,
         )
@@ -178,24 +251,42 @@ def _check_weights(grads, leaves, weights, inputs, upstream) -> None:
     difficulty=4,
     importance=5,
     hints=(
-        "One loop over ops. For F: get x (a microbatch, or a message), compute, keep x and y, pass y on. For B: get dy, go backward "
-        "through the y that was kept, pass x's gradient back.",
-        "A received x needs `.requires_grad_()`, or it has no `.grad`. On the last rank y becomes the loss, divided by the number of "
-        "microbatches, and its backward needs no dy. `comm.send` waits until the other side receives, and under 1F1B both sides "
-        "send at the same time: use `comm.isend`.",
-        "kept[i] = x, y; later x, y = kept.pop(i); y.backward(None if last else comm.recv(comm.rank + 1)); if not first: "
-        "comm.isend(x.grad, comm.rank − 1). Gradients add up in .grad by themselves.",
+        (
+            "One loop over ops. For F: get x (a microbatch, or a message), compute,"
+            " keep x and y, pass y on. For B: get dy, go backward through the y that"
+            " was kept, pass x's gradient back."
+        ),
+        (
+            "A received x needs `.requires_grad_()`, or it has no `.grad`. On the last"
+            " rank y becomes the loss, divided by the number of microbatches, and its"
+            " backward needs no dy. `comm.send` waits until the other side receives,"
+            " and under 1F1B both sides send at the same time: use `comm.isend`."
+        ),
+        (
+            "kept[i] = x, y; later x, y = kept.pop(i); y.backward(None if last else"
+            " comm.recv(comm.rank + 1)); if not first: comm.isend(x.grad, comm.rank −"
+            " 1). Gradients add up in .grad by themselves."
+        ),
     ),
 )
 def run_schedule(answer):
-    """Run one rank's list of ops: forward, messages, backward, gradients of the mean loss."""
+    """Run one rank's list of ops: forward, messages, backward, gradients of the mean
+    loss.
+    """
     p, m = 3, 4
     for name, lists in _schedules(p, m).items():
         given = problem(p, m)
 
         def fn(comm, given=given, lists=lists):
             stage, log = given.stage(comm.rank)
-            loss = answer(comm, stage, lists[comm.rank], list(given.xs), list(given.ys), given.loss)
+            loss = answer(
+                comm,
+                stage,
+                lists[comm.rank],
+                list(given.xs),
+                list(given.ys),
+                given.loss,
+            )
             return loss, [w.grad for w in stage.parameters()], log
 
         results, _ = on_ranks(p, fn)

@@ -18,9 +18,16 @@ def check_lists(lists: list, p: int, m: int) -> None:
 
 def _check_ops(ops: list, what: str) -> None:
     for n, op in enumerate(ops):
-        good = isinstance(op, tuple) and len(op) == 2 and op[0] in ("F", "B") and isinstance(op[1], int)
+        good = (
+            isinstance(op, tuple)
+            and len(op) == 2
+            and op[0] in ("F", "B")
+            and isinstance(op[1], int)
+        )
         if not good:
-            raise Mistake(f'{what}[{n}] is {op!r}, where a pair ("F" or "B", microbatch) is asked')
+            raise Mistake(
+                f'{what}[{n}] is {op!r}, where a pair ("F" or "B", microbatch) is asked'
+            )
 
 
 def _check_complete(ops: list, m: int, what: str) -> None:
@@ -34,7 +41,10 @@ def _check_complete(ops: list, m: int, what: str) -> None:
         for kind in "FB":
             n = ops.count((kind, i))
             if n != 1:
-                raise Mistake(f"{what} has {kind} of microbatch {i} {n} times; each rank does each microbatch once")
+                raise Mistake(
+                    f"{what} has {kind} of microbatch {i} {n} times; each rank does"
+                    " each microbatch once"
+                )
         if ops.index(("B", i)) < ops.index(("F", i)):
             raise Mistake(f"{what} has B of microbatch {i} before its F")
 
@@ -44,20 +54,27 @@ def _check_fifo(ops: list, what: str) -> None:
         order = [i for k, i in ops if k == kind]
         if order != sorted(order):
             raise Mistake(
-                f"{what} does the {word} in the order {order}: first in, first out, so that no microbatch is held long"
+                f"{what} does the {word} in the order {order}: first in, first out, so"
+                " that no microbatch is held long"
             )
 
 
 def _check_warmups(lists: list, p: int, m: int) -> None:
-    """How many forwards each rank is ahead when its first backward comes, and what it does after."""
+    """How many forwards each rank is ahead when its first backward comes, and what it
+    does after.
+    """
     kinds = ["".join(kind for kind, _ in ops) for ops in lists]
     ahead = [text.index("B") - 1 for text in kinds]
     patterns = {
-        "all forwards come first: that is GPipe, which holds all m microbatches": lambda r: m - 1,
+        "all forwards come first: that is GPipe, which holds all m microbatches": (
+            lambda r: m - 1
+        ),
         "the warm-up grows with r, where it must shrink: rank 0 is farthest from the loss and waits longest": lambda r: (
             r
         ),
-        "there is one forward too many before the first backward: it holds a microbatch for nothing": lambda r: p - r,
+        "there is one forward too many before the first backward: it holds a microbatch for nothing": lambda r: (
+            p - r
+        ),
         "every rank warms up alike: the last rank has its gradient at once, and needs no forward ahead": lambda r: (
             p - 1
         ),
@@ -72,11 +89,13 @@ def _check_warmups(lists: list, p: int, m: int) -> None:
                 raise Mistake(f"one_f_one_b with p={p} and m={m}: {text}")
         r = next(r for r in range(p) if ahead[r] != right[r])
         raise Mistake(
-            f"one_f_one_b({p}, {m}, {r}): {ahead[r] + 1} forwards before the first backward are not the right number"
+            f"one_f_one_b({p}, {m}, {r}): {ahead[r] + 1} forwards before the first"
+            " backward are not the right number"
         )
     for r, text in enumerate(kinds):
         w = min(p - r - 1, m)
         if text != "F" * w + "FB" * (m - w) + "B" * w:
             raise Mistake(
-                f"one_f_one_b({p}, {m}, {r}): after the warm-up, one forward and one backward in turn while there are forwards"
+                f"one_f_one_b({p}, {m}, {r}): after the warm-up, one forward and one"
+                " backward in turn while there are forwards"
             )

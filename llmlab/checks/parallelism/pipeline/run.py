@@ -1,4 +1,6 @@
-"""The small pipeline that marks `run_schedule`, and what can be wrong with its result."""
+"""The small pipeline that marks `run_schedule`, and what can be wrong with its
+result.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,8 @@ class Problem:
     xs: list[Tensor]
     ys: list[Tensor]
     losses: list[float]
-    grads: list[list[list[Tensor]]]  # of each microbatch's own loss: [microbatch][rank][parameter]
+    # of each microbatch's own loss: [microbatch][rank][parameter]
+    grads: list[list[list[Tensor]]]
 
     loss: Callable = F.cross_entropy
 
@@ -47,13 +50,18 @@ class Problem:
 
     def mean(self, rank: int, of: Callable[[list[Tensor]], Tensor]) -> list[Tensor]:
         """For each parameter of a rank, `of` its gradients for the microbatches."""
-        return [of([g[rank][k] for g in self.grads]) for k in range(len(self.grads[0][rank]))]
+        return [
+            of([g[rank][k] for g in self.grads])
+            for k in range(len(self.grads[0][rank]))
+        ]
 
 
 def problem(p: int, m: int) -> Problem:
     """Three tanh layers and a head, cut into stages."""
     d, classes = 5, 4
-    layers = [nn.Sequential(nn.Linear(d, d), nn.Tanh()) for _ in range(p - 1)] + [nn.Linear(d, classes)]
+    layers = [nn.Sequential(nn.Linear(d, d), nn.Tanh()) for _ in range(p - 1)] + [
+        nn.Linear(d, classes)
+    ]
     xs = [torch.randn(2 + i, d) for i in range(m)]
     ys = [torch.randint(classes, (2 + i,)) for i in range(m)]
     losses, grads = [], []
@@ -66,19 +74,26 @@ def problem(p: int, m: int) -> Problem:
     return Problem(layers, xs, ys, losses, grads)
 
 
-def check_gradients(found: list[list[Tensor | None]], given: Problem, name: str) -> None:
-    """Every parameter's gradient on every rank, the last rank first: mistakes begin there."""
+def check_gradients(
+    found: list[list[Tensor | None]], given: Problem, name: str
+) -> None:
+    """Every parameter's gradient on every rank, the last rank first: mistakes begin
+    there.
+    """
     m, last = len(given.xs), len(found) - 1
     tokens = torch.tensor([len(x) for x in given.xs], dtype=torch.float32)
     for r in range(last, -1, -1):
         if any(g is None for g in found[r]):
             where = "its own loss" if r == last else f"rank {r + 1}"
             raise Mistake(
-                f"{name}: rank {r}'s parameters have no gradient: B goes backward from what comes from {where}"
+                f"{name}: rank {r}'s parameters have no gradient: B goes backward from"
+                f" what comes from {where}"
             )
         right = given.mean(r, lambda gs: torch.stack(gs).mean(0))
         mistakes = {
-            f"gradients are {m} times too large: the loss is the mean over the {m} microbatches": lambda gs: sum(gs),
+            f"gradients are {m} times too large: the loss is the mean over the {m} microbatches": lambda gs: (
+                sum(gs)
+            ),
             "only the last microbatch's gradient is left: `.grad` adds up by itself, do not clear it in between": lambda gs: (
                 gs[-1] / m
             ),
@@ -86,15 +101,24 @@ def check_gradients(found: list[list[Tensor | None]], given: Problem, name: str)
                 gs[-1]
             ),
             "microbatches are weighted by their size; asked is the mean of their losses, one as much as the other": lambda gs: (
-                (torch.stack(gs) * (tokens / tokens.sum()).view(-1, *[1] * gs[0].dim())).sum(0)
+                (
+                    torch.stack(gs)
+                    * (tokens / tokens.sum()).view(-1, *[1] * gs[0].dim())
+                ).sum(0)
             ),
-            "the loss was divided by the number of microbatches twice": lambda gs: sum(gs) / m**2,
+            "the loss was divided by the number of microbatches twice": lambda gs: (
+                sum(gs) / m**2
+            ),
         }
         for text, of in mistakes.items():
             if close(found[r], given.mean(r, of)) and not close(found[r], right):
                 raise Mistake(f"{name}, rank {r}: {text}")
         for k, (got, want) in enumerate(zip(found[r], right, strict=True)):
-            diagnose(got, right=want, what=f"{name}: the gradient of parameter {k} of rank {r}")
+            diagnose(
+                got,
+                right=want,
+                what=f"{name}: the gradient of parameter {k} of rank {r}",
+            )
 
 
 def check_loss(found: list, given: Problem, name: str) -> None:
@@ -102,17 +126,23 @@ def check_loss(found: list, given: Problem, name: str) -> None:
     for r, got in enumerate(found[:-1]):
         if got is not None:
             raise Mistake(
-                f"{name}: rank {r} returns {got!r}; only the last rank knows the loss, the others return None"
+                f"{name}: rank {r} returns {got!r}; only the last rank knows the loss,"
+                " the others return None"
             )
     got = expect(found[-1], kind=float, what=f"{name}: the last rank's result")
     diagnose(
         got,
         right=sum(given.losses) / len(given.losses),
         mistakes={
-            "the last rank returns the sum of the losses; asked is their mean": sum(given.losses),
-            "the last rank returns the last microbatch's loss; asked is the mean of all": given.losses[-1],
-            "the last rank returns the last microbatch's share; asked is the mean of all": given.losses[-1]
-            / len(given.losses),
+            "the last rank returns the sum of the losses; asked is their mean": sum(
+                given.losses
+            ),
+            "the last rank returns the last microbatch's loss; asked is the mean of all": given.losses[
+                -1
+            ],
+            "the last rank returns the last microbatch's share; asked is the mean of all": (
+                given.losses[-1] / len(given.losses)
+            ),
         },
         what=f"{name}: the loss",
     )
@@ -124,5 +154,6 @@ def check_order(logs: list[list[str]], lists: list, name: str) -> None:
         asked = "".join(kind for kind, _ in ops)
         if "".join(log) != asked:
             raise Mistake(
-                f"{name}: rank {r} was asked to do {asked} and did {''.join(log)}: go down the list, whatever its order"
+                f"{name}: rank {r} was asked to do {asked} and did {''.join(log)}: go"
+                " down the list, whatever its order"
             )

@@ -22,9 +22,18 @@ check = Checks("05-parallelism/06-sequence")
     difficulty=2,
     importance=5,
     hints=(
-        "Each piece has divided by its own sum of exponentials, e^ℓ. Multiply it back, add the two, divide by the sum of both.",
-        "ℓ = log(e^ℓ_a + e^ℓ_b) is `torch.logaddexp`; the weights of the two outputs are e^(ℓ_a − ℓ) and e^(ℓ_b − ℓ).",
-        "Where both are −∞, ℓ_a − ℓ is −∞ + ∞ = NaN. Take 0 away there instead of ℓ: `torch.where(lse == -torch.inf, 0.0, lse)`.",
+        (
+            "Each piece has divided by its own sum of exponentials, e^ℓ. Multiply it"
+            " back, add the two, divide by the sum of both."
+        ),
+        (
+            "ℓ = log(e^ℓ_a + e^ℓ_b) is `torch.logaddexp`; the weights of the two"
+            " outputs are e^(ℓ_a − ℓ) and e^(ℓ_b − ℓ)."
+        ),
+        (
+            "Where both are −∞, ℓ_a − ℓ is −∞ + ∞ = NaN. Take 0 away there instead of"
+            " ℓ: `torch.where(lse == -torch.inf, 0.0, lse)`."
+        ),
     ),
 )
 def merge(answer):
@@ -32,25 +41,51 @@ def merge(answer):
     T, D = 6, 4
     q, k, v = (torch.randn(1, 2, n, D) for n in (T, 9, 9))
     for scale in (1.0, 60.0):
-        late = torch.tensor([0, 0, 1, 5, 6, 6])  # the first queries see little of b, the last ones everything
-        a = attend(q * scale, k[:, :, :4], v[:, :, :4], late - 1, torch.tensor([0, 0, 2, 3]))
-        b = attend(q * scale, k[:, :, 4:], v[:, :, 4:], late, torch.tensor([1, 1, 4, 5, 6]))
+        # the first queries see little of b, the last ones everything
+        late = torch.tensor([0, 0, 1, 5, 6, 6])
+        a = attend(
+            q * scale, k[:, :, :4], v[:, :, :4], late - 1, torch.tensor([0, 0, 2, 3])
+        )
+        b = attend(
+            q * scale, k[:, :, 4:], v[:, :, 4:], late, torch.tensor([1, 1, 4, 5, 6])
+        )
         what = "merge(o_a, l_a, o_b, l_b)"
         got = answer(*a, *b)
         if not isinstance(got, tuple | list) or len(got) != 2:
-            raise Mistake(f"{what} must return two tensors, the output and its log-sum-exp")
+            raise Mistake(
+                f"{what} must return two tensors, the output and its log-sum-exp"
+            )
         o, lse = got
-        expect(o, shape=(1, 2, T, D), dtype=torch.float32, finite=False, what="the merged output")
-        expect(lse, shape=(1, 2, T), dtype=torch.float32, finite=False, what="the merged log-sum-exp")
+        expect(
+            o,
+            shape=(1, 2, T, D),
+            dtype=torch.float32,
+            finite=False,
+            what="the merged output",
+        )
+        expect(
+            lse,
+            shape=(1, 2, T),
+            dtype=torch.float32,
+            finite=False,
+            what="the merged log-sum-exp",
+        )
         _merge_finite(o, lse, scale)
         _merge_values(o, lse, a, b)
 
 
 def _merge_finite(o: Tensor, lse: Tensor, scale: float) -> None:
     if o.isnan()[:, :, :2].any() or lse.isnan()[:, :, :2].any():
-        raise Mistake("NaN where a query sees neither piece: −∞ − (−∞) is NaN; its output is 0 and its log-sum-exp −∞")
+        raise Mistake(
+            "NaN where a query sees neither piece: −∞ − (−∞) is NaN; its output is 0"
+            " and its log-sum-exp −∞"
+        )
     if not o.isfinite().all() or lse.isnan().any() or (lse == math.inf).any():
-        cure = "e^ℓ overflows when ℓ is in the hundreds: only ever take e^ of a difference" if scale > 1 else "check −∞"
+        cure = (
+            "e^ℓ overflows when ℓ is in the hundreds: only ever take e^ of a difference"
+            if scale > 1
+            else "check −∞"
+        )
         raise Mistake(f"the merged piece holds NaN or infinity: {cure}")
 
 
@@ -62,14 +97,23 @@ def _merge_values(o: Tensor, lse: Tensor, a: tuple, b: tuple) -> None:
         o,
         right=right_o,
         mistakes={
-            "the two outputs were added: each is an average already, so weigh them": o_a + o_b,
-            "the two outputs count half each: a piece counts as much as its sum of exponentials, e^ℓ": (o_a + o_b) / 2,
-            "the weights are swapped: a's output was weighed with b's log-sum-exp": swapped,
-            "the weights are those of ℓ, not of e^ℓ": (l_a[..., None] * o_a + l_b[..., None] * o_b)
-            / (l_a + l_b)[..., None],
+            "the two outputs were added: each is an average already, so weigh them": (
+                o_a + o_b
+            ),
+            "the two outputs count half each: a piece counts as much as its sum of exponentials, e^ℓ": (
+                (o_a + o_b) / 2
+            ),
+            "the weights are swapped: a's output was weighed with b's log-sum-exp": (
+                swapped
+            ),
+            "the weights are those of ℓ, not of e^ℓ": (
+                (l_a[..., None] * o_a + l_b[..., None] * o_b) / (l_a + l_b)[..., None]
+            ),
             "the first piece was kept and the second dropped": o_a,
             "the second piece replaced the first": o_b,
-            "the larger piece was kept and the other dropped": torch.where((l_a > l_b)[..., None], o_a, o_b),
+            "the larger piece was kept and the other dropped": torch.where(
+                (l_a > l_b)[..., None], o_a, o_b
+            ),
         },
         tol=1e-4,
         what="the merged output",
@@ -79,9 +123,13 @@ def _merge_values(o: Tensor, lse: Tensor, a: tuple, b: tuple) -> None:
         right=right_l,
         mistakes={
             "the log-sum-exps were added: that is the log of a product": l_a + l_b,
-            "the larger of the two log-sum-exps is not that of the sum": torch.maximum(l_a, l_b),
+            "the larger of the two log-sum-exps is not that of the sum": torch.maximum(
+                l_a, l_b
+            ),
             "this is the sum of exponentials; its logarithm is asked": right_l.exp(),
-            "the first piece's log-sum-exp comes back: the next merge would weigh the result too lightly": l_a,
+            "the first piece's log-sum-exp comes back: the next merge would weigh the result too lightly": (
+                l_a
+            ),
         },
         tol=1e-4,
         what="the merged log-sum-exp",
@@ -94,9 +142,15 @@ def _merge_values(o: Tensor, lse: Tensor, a: tuple, b: tuple) -> None:
     difficulty=2,
     importance=4,
     hints=(
-        "A late token looks at many, an early one at few. What must a rank that has the earliest piece get as its second?",
+        (
+            "A late token looks at many, an early one at few. What must a rank that has"
+            " the earliest piece get as its second?"
+        ),
         "The mirror of piece r among pieces 0 … 2p − 1 is piece 2p − 1 − r.",
-        "pieces = torch.arange(T).tensor_split(2 * p); then `torch.cat` of pieces[rank] and pieces[2 * p - 1 - rank].",
+        (
+            "pieces = torch.arange(T).tensor_split(2 * p); then `torch.cat` of"
+            " pieces[rank] and pieces[2 * p - 1 - rank]."
+        ),
     ),
 )
 def zigzag(answer):
@@ -114,21 +168,25 @@ def zigzag(answer):
                 got,
                 right=cut[rank],
                 mistakes={
-                    "this is the contiguous cut: the last rank would have the most to do": shards(T, p, LAYOUTS[0])[
-                        rank
-                    ],
-                    "this is the striped cut, every p-th token": shards(T, p, "striped")[rank],
+                    "this is the contiguous cut: the last rank would have the most to do": shards(
+                        T, p, LAYOUTS[0]
+                    )[rank],
+                    "this is the striped cut, every p-th token": shards(
+                        T, p, "striped"
+                    )[rank],
                     "the second piece is p pieces further on: then late ranks have two late pieces": torch.cat(
                         [pieces[rank], pieces[rank + p]]
                     ),
                     "the second piece is one too far: the pieces are numbered 0 … 2p − 1": torch.cat(
                         [pieces[rank], off]
                     ),
-                    "the two pieces are in the wrong order: the earlier tokens first": torch.cat(
-                        [pieces[mirror], pieces[rank]]
+                    "the two pieces are in the wrong order: the earlier tokens first": (
+                        torch.cat([pieces[mirror], pieces[rank]])
                     ),
                     "one of the two pieces is missing": pieces[rank],
-                    "the late piece runs backwards": torch.cat([pieces[rank], pieces[mirror].flip(0)]),
+                    "the late piece runs backwards": torch.cat(
+                        [pieces[rank], pieces[mirror].flip(0)]
+                    ),
                 },
                 what=what,
             )
@@ -140,10 +198,18 @@ def zigzag(answer):
     difficulty=3,
     importance=4,
     hints=(
-        "Add up, in units of sbh bytes, what is inside the split regions and what is outside. Which of it does t divide?",
-        "Outside, 10: two norms' inputs (4), the inputs of the first products (4), two dropout masks (2). Inside, 24, and the "
-        "scores 5as/h.",
-        "sbh · (10/t or 10 + 24/t + 5as/(ht)); selective recomputation drops the last term, and nothing else.",
+        (
+            "Add up, in units of sbh bytes, what is inside the split regions and what"
+            " is outside. Which of it does t divide?"
+        ),
+        (
+            "Outside, 10: two norms' inputs (4), the inputs of the first products (4),"
+            " two dropout masks (2). Inside, 24, and the scores 5as/h."
+        ),
+        (
+            "sbh · (10/t or 10 + 24/t + 5as/(ht)); selective recomputation drops the"
+            " last term, and nothing else."
+        ),
     ),
 )
 def layer_memory(answer):
@@ -158,29 +224,41 @@ def layer_memory(answer):
         for cut in (False, True):
             for selective in (False, True):
                 what = (
-                    f"layer_memory(s={s}, b={b}, h={h}, a={a}, t={t}, sequence_parallel={cut}, selective={selective})"
+                    f"layer_memory(s={s}, b={b}, h={h}, a={a}, t={t},"
+                    f" sequence_parallel={cut}, selective={selective})"
                 )
-                got = expect(answer(s, b, h, a, t, cut, selective), kind=(int, float), what=what)
+                got = expect(
+                    answer(s, b, h, a, t, cut, selective), kind=(int, float), what=what
+                )
                 kind = "selective" if selective else "none"
                 right = layer_bytes(shape, t, sequence_parallel=cut, recompute=kind)
                 kept = 0.0 if selective else scores
                 mistakes = {
-                    "t divides the 34 also without sequence parallelism: 10 of it are outside of the split regions": sbh
-                    * (34 + kept)
-                    / t,
+                    "t divides the 34 also without sequence parallelism: 10 of it are outside of the split regions": (
+                        sbh * (34 + kept) / t
+                    ),
                     "nothing is divided by t": sbh * (34 + kept),
-                    "the scores are not divided by t: a rank has a/t heads": sbh
-                    * (10 / (t if cut else 1) + 24 / t + kept),
-                    "sequence parallelism divides the 10, too": sbh * (10 + 24 / t + kept / t),
-                    "the scores are still there: selective recomputation forgets them": sbh
-                    * (10 / (t if cut else 1) + 24 / t + scores / t),
-                    "Q, K and V (6 of the 34) were dropped as well: they are what the scores are computed from again": right
-                    - 6 * sbh / t,
-                    "these are elements, or every element counts one byte; it has two": right / 2,
-                    "this is full recomputation: selective forgets the scores only": 2 * sbh,
-                    "the scores grow with s², and so does 5as/h · sbh: a factor s is missing": right
-                    - sbh * kept / t
-                    + 5 * a * b * kept / max(kept, 1) / t,
+                    "the scores are not divided by t: a rank has a/t heads": (
+                        sbh * (10 / (t if cut else 1) + 24 / t + kept)
+                    ),
+                    "sequence parallelism divides the 10, too": (
+                        sbh * (10 + 24 / t + kept / t)
+                    ),
+                    "the scores are still there: selective recomputation forgets them": (
+                        sbh * (10 / (t if cut else 1) + 24 / t + scores / t)
+                    ),
+                    "Q, K and V (6 of the 34) were dropped as well: they are what the scores are computed from again": (
+                        right - 6 * sbh / t
+                    ),
+                    "these are elements, or every element counts one byte; it has two": (
+                        right / 2
+                    ),
+                    "this is full recomputation: selective forgets the scores only": (
+                        2 * sbh
+                    ),
+                    "the scores grow with s², and so does 5as/h · sbh: a factor s is missing": (
+                        right - sbh * kept / t + 5 * a * b * kept / max(kept, 1) / t
+                    ),
                 }
                 diagnose(
                     float(got),
@@ -197,35 +275,69 @@ def layer_memory(answer):
     difficulty=4,
     importance=5,
     hints=(
-        "Loop over p steps. In step s this rank holds the keys of rank (rank − s) mod p: hand on what you have, not your own again.",
-        "`attend` gives one step's piece; `merge` adds it. Start with an output of zeros and a log-sum-exp of −∞, or with your own "
-        "piece. The positions of the keys are cut[(rank − s) % p].",
-        "kv = comm.sendrecv(kv, (rank + 1) % p, (rank − 1) % p) after each step but the last, with kv = torch.stack([k, v]).",
+        (
+            "Loop over p steps. In step s this rank holds the keys of rank (rank − s)"
+            " mod p: hand on what you have, not your own again."
+        ),
+        (
+            "`attend` gives one step's piece; `merge` adds it. Start with an output of"
+            " zeros and a log-sum-exp of −∞, or with your own piece. The positions of"
+            " the keys are cut[(rank − s) % p]."
+        ),
+        (
+            "kv = comm.sendrecv(kv, (rank + 1) % p, (rank − 1) % p) after each step but"
+            " the last, with kv = torch.stack([k, v])."
+        ),
     ),
 )
 def ring_attention(answer):
     """Challenge: exact causal attention round a ring, with p − 1 hops."""
     B, H, K, D = 2, 4, 2, 6
     shuffled = [torch.tensor(c) for c in ([7, 0, 10, 5], [3, 11, 1, 8], [9, 2, 6, 4])]
-    for cut in (shuffled, shards(8, 2, "contiguous"), shards(14, 3, "zigzag"), shards(5, 1, "contiguous")):
+    for cut in (
+        shuffled,
+        shards(8, 2, "contiguous"),
+        shards(14, 3, "zigzag"),
+        shards(5, 1, "contiguous"),
+    ):
         p, T = len(cut), sum(map(len, cut))
-        q, k, v = torch.randn(B, H, T, D), torch.randn(B, K, T, D), torch.randn(B, K, T, D)
+        q, k, v = (
+            torch.randn(B, H, T, D),
+            torch.randn(B, K, T, D),
+            torch.randn(B, K, T, D),
+        )
         pick = lambda t, r, cut=cut: t[:, :, cut[r]].clone()  # noqa: E731
         results, ledger = on_ranks(
             p,
-            lambda comm, q=q, k=k, v=v, cut=cut, pick=pick: answer(comm, *(pick(t, comm.rank) for t in (q, k, v)), cut),
+            lambda comm, q=q, k=k, v=v, cut=cut, pick=pick: answer(
+                comm, *(pick(t, comm.rank) for t in (q, k, v)), cut
+            ),
         )
         for r, got in enumerate(results):
             what = f"ring_attention(...) on rank {r} of {p}"
-            expect(got, shape=(B, H, len(cut[r]), D), dtype=torch.float32, finite=False, what=what)
+            expect(
+                got,
+                shape=(B, H, len(cut[r]), D),
+                dtype=torch.float32,
+                finite=False,
+                what=what,
+            )
             if got.isnan().any():
                 raise Mistake(
-                    f"{what} holds NaN: is a piece in which no query sees a key merged with another such piece?"
+                    f"{what} holds NaN: is a piece in which no query sees a key merged"
+                    " with another such piece?"
                 )
             check_ring(got, (q, k, v), cut, r, what)
-        if p > 1 and ledger.count("all_gather") + ledger.count("broadcast") + ledger.count("all_to_all"):
+        if p > 1 and ledger.count("all_gather") + ledger.count(
+            "broadcast"
+        ) + ledger.count("all_to_all"):
             raise Mistake(
-                "the values are right, but a rank holds all keys at once: hand them round the ring with sendrecv"
+                "the values are right, but a rank holds all keys at once: hand them"
+                " round the ring with sendrecv"
             )
         longest = max(map(len, cut))
-        at_most(ledger, (p - 1) * 2 * B * K * longest * D * 4, "p − 1 hops are enough, and the queries stay at home")
+        at_most(
+            ledger,
+            (p - 1) * 2 * B * K * longest * D * 4,
+            "p − 1 hops are enough, and the queries stay at home",
+        )

@@ -12,19 +12,35 @@ from llmlab.parallelism.sequence import attend
 
 
 def check_ring(got: Tensor, qkv: tuple, cut: list[Tensor], r: int, what: str) -> None:
-    """The output on rank r, against attention over all keys and over what each mistake leaves of them."""
+    """The output on rank r, against attention over all keys and over what each mistake
+    leaves of them.
+    """
     q, k, v = qkv
     p = len(cut)
 
     def over(sources, positions=None, blind=False):
-        """Attention of rank r's queries over the keys of `sources`, whose positions may be taken from elsewhere."""
+        """Attention of rank r's queries over the keys of `sources`, whose positions may
+        be taken from elsewhere.
+        """
         if not sources:
             return torch.full_like(got, math.nan)
         keys = torch.cat([cut[s] for s in sources])
-        seen = torch.cat([cut[s][: len(cut[t])] for s, t in zip(positions or sources, sources, strict=True)])
+        seen = torch.cat(
+            [
+                cut[s][: len(cut[t])]
+                for s, t in zip(positions or sources, sources, strict=True)
+            ]
+        )
         if len(seen) != len(keys):
             return torch.full_like(got, math.nan)
-        return attend(q[:, :, cut[r]], k[:, :, keys], v[:, :, keys], cut[r], seen, causal=not blind)[0]
+        return attend(
+            q[:, :, cut[r]],
+            k[:, :, keys],
+            v[:, :, keys],
+            cut[r],
+            seen,
+            causal=not blind,
+        )[0]
 
     right = over(range(p))
     if close(got, right, 1e-4):
@@ -34,9 +50,14 @@ def check_ring(got: Tensor, qkv: tuple, cut: list[Tensor], r: int, what: str) ->
     last = next((x for x in reversed(pieces) if x.count_nonzero()), pieces[0])
     local = [torch.arange(len(c)) for c in cut]
     keys = torch.cat(cut)
-    short = attend(q[:, :, cut[r]], k[:, :, keys], v[:, :, keys], local[r], torch.cat(local))[0]
-    row = torch.arange(len(keys)).split([len(c) for c in cut])  # rank after rank, as if nobody had shuffled
-    stretch = attend(q[:, :, cut[r]], k[:, :, keys], v[:, :, keys], row[r], torch.cat(row))[0]
+    short = attend(
+        q[:, :, cut[r]], k[:, :, keys], v[:, :, keys], local[r], torch.cat(local)
+    )[0]
+    # rank after rank, as if nobody had shuffled
+    row = torch.arange(len(keys)).split([len(c) for c in cut])
+    stretch = attend(
+        q[:, :, cut[r]], k[:, :, keys], v[:, :, keys], row[r], torch.cat(row)
+    )[0]
     mistakes = {
         "only this rank's own keys were looked at": pieces[0],
         "the last step is missing: there are p steps": over(order[:-1]),
@@ -45,8 +66,12 @@ def check_ring(got: Tensor, qkv: tuple, cut: list[Tensor], r: int, what: str) ->
             order, [(r + s) % p for s in range(p)]
         ),
         "every step used this rank's own positions for the keys": over(order, [r] * p),
-        "the mask counts from 0 on every rank: use the positions in the whole sequence": short,
-        "the mask takes the ranks' tokens for one stretch after another: `cut` says where they are": stretch,
+        "the mask counts from 0 on every rank: use the positions in the whole sequence": (
+            short
+        ),
+        "the mask takes the ranks' tokens for one stretch after another: `cut` says where they are": (
+            stretch
+        ),
         "there is no causal mask between ranks": over(order, blind=True),
         "the pieces were added: merge them by their log-sum-exp": sum(pieces),
         "the pieces were averaged: merge them by their log-sum-exp": sum(pieces) / p,

@@ -1,6 +1,7 @@
 """What marks the exercises of 05-parallelism/05-tensor.
 
-Answers run on a `World`: a deadlock is told by name and never hangs, and the ledger says when an answer sends too much.
+Answers run on a `World`: a deadlock is told by name and never hangs, and the ledger
+says when an answer sends too much.
 """
 
 from __future__ import annotations
@@ -22,10 +23,19 @@ check = Checks("05-parallelism/05-tensor")
     difficulty=2,
     importance=4,
     hints=(
-        "After `comm.reduce_scatter` each rank has one finished piece of the sum. What collects the pieces?",
-        "`reduce_scatter` cuts dimension 0 into as many pieces as there are ranks. Flatten x first, and pad it with zeros until "
-        "its length is a multiple of `comm.size`.",
-        "Flatten, `F.pad(flat, (0, -len(flat) % comm.size))`, reduce-scatter, all-gather, cut to `x.numel()`, `view_as(x)`.",
+        (
+            "After `comm.reduce_scatter` each rank has one finished piece of the sum."
+            " What collects the pieces?"
+        ),
+        (
+            "`reduce_scatter` cuts dimension 0 into as many pieces as there are ranks."
+            " Flatten x first, and pad it with zeros until its length is a multiple of"
+            " `comm.size`."
+        ),
+        (
+            "Flatten, `F.pad(flat, (0, -len(flat) % comm.size))`, reduce-scatter,"
+            " all-gather, cut to `x.numel()`, `view_as(x)`."
+        ),
     ),
 )
 def all_reduce(answer):
@@ -34,19 +44,27 @@ def all_reduce(answer):
         xs = [torch.randn(shape) for _ in range(p)]
         what = f"all_reduce(comm, x) with {p} ranks and x of shape {shape}"
         try:
-            results, ledger = on_ranks(p, lambda comm, xs=xs: answer(comm, xs[comm.rank]))
+            results, ledger = on_ranks(
+                p, lambda comm, xs=xs: answer(comm, xs[comm.rank])
+            )
         except ValueError as error:
             if "pad it" in str(error):
-                raise Mistake(f"{what}: {error}, and cut the padding off again at the end") from None
+                raise Mistake(
+                    f"{what}: {error}, and cut the padding off again at the end"
+                ) from None
             raise
         _all_reduce_values(results, xs, what)
         if ledger.count("all_reduce"):
-            raise Mistake("you called comm.all_reduce: build it from reduce_scatter and all_gather")
+            raise Mistake(
+                "you called comm.all_reduce: build it from reduce_scatter and"
+                " all_gather"
+            )
         longest = max(chunks(xs[0].numel(), p)) * 4
         at_most(
             ledger,
             2 * (p - 1) * longest,
-            "let each rank finish one piece of the sum (reduce_scatter), then collect the pieces",
+            "let each rank finish one piece of the sum (reduce_scatter), then collect"
+            " the pieces",
         )
 
 
@@ -56,14 +74,20 @@ def _all_reduce_values(results: list, xs: list[Tensor], what: str) -> None:
         diagnose(
             expect(got, shape=tuple(total.shape), dtype=torch.float32, what=what),
             right=total,
-            mistakes={
-                "this is the mean; the sum is asked": total / p,
-                "the ranks' inputs come back unchanged: nothing was added up": xs[r],
-                "the sum was taken twice: after reduce_scatter the pieces are finished": total * p,
-                "this is the maximum; the sum is asked": torch.stack(xs).amax(0),
-            }
-            if p > 1
-            else {},
+            mistakes=(
+                {
+                    "this is the mean; the sum is asked": total / p,
+                    "the ranks' inputs come back unchanged: nothing was added up": xs[
+                        r
+                    ],
+                    "the sum was taken twice: after reduce_scatter the pieces are finished": (
+                        total * p
+                    ),
+                    "this is the maximum; the sum is asked": torch.stack(xs).amax(0),
+                }
+                if p > 1
+                else {}
+            ),
             what=f"{what}, on rank {r}",
         )
 
@@ -74,9 +98,18 @@ def _all_reduce_values(results: list, xs: list[Tensor], what: str) -> None:
     difficulty=3,
     importance=5,
     hints=(
-        "silu acts on each channel alone, so give each rank whole channels: which dimension of gate, up and down counts channels?",
-        "gate and up are (ff, d): cut dimension 0. down is (d, ff): cut dimension 1. The products with down are partial sums.",
-        "x = f(x) once; h = silu(x @ gate_r.T) * (x @ up_r.T); z = g(h @ down_r.T); the bias is added to z, not before g.",
+        (
+            "silu acts on each channel alone, so give each rank whole channels: which"
+            " dimension of gate, up and down counts channels?"
+        ),
+        (
+            "gate and up are (ff, d): cut dimension 0. down is (d, ff): cut dimension"
+            " 1. The products with down are partial sums."
+        ),
+        (
+            "x = f(x) once; h = silu(x @ gate_r.T) * (x @ up_r.T); z = g(h @ down_r.T);"
+            " the bias is added to z, not before g."
+        ),
     ),
 )
 def split_mlp(answer):
@@ -99,24 +132,35 @@ def split_mlp(answer):
         before = comm.ledger.count("all_reduce", comm.rank)
         if out.requires_grad:
             out.backward(upstream)
-        grads = {n: torch.zeros_like(t) if t.grad is None else t.grad for n, t in zip(names, mine, strict=True)}
+        grads = {
+            n: torch.zeros_like(t) if t.grad is None else t.grad
+            for n, t in zip(names, mine, strict=True)
+        }
         spent = comm.ledger.count("all_reduce", comm.rank) - before
         return out.detach(), out.requires_grad, grads, spent, counter.total
 
     results, ledger = on_ranks(p, fn)
     check_output([r[0] for r in results], x, gate, up, down, bias, p)
     if not all(r[1] for r in results):
-        raise Mistake("the output has no gradient: comm.all_reduce does not record one; g is `sum_over_ranks`")
+        raise Mistake(
+            "the output has no gradient: comm.all_reduce does not record one; g is"
+            " `sum_over_ranks`"
+        )
     if not ledger.count():
-        raise Mistake("nothing was sent: each rank computed the whole MLP; it shall use its share of the weights only")
+        raise Mistake(
+            "nothing was sent: each rank computed the whole MLP; it shall use its share"
+            " of the weights only"
+        )
     check_gradients([r[2] for r in results], (x, gate, up, down, bias), upstream, p)
     if results[0][4] > 3 * len(x) * d * ff // p:
         raise Mistake(
-            f"a rank computes more than its share: cut the weights before you multiply, so that each does 1/{p}"
+            "a rank computes more than its share: cut the weights before you multiply,"
+            f" so that each does 1/{p}"
         )
     if results[0][3] > 1:
         raise Mistake(
-            f"backward does {results[0][3]} all-reduces: put f before x once and use the result for gate and up"
+            f"backward does {results[0][3]} all-reduces: put f before x once and use"
+            " the result for gate and up"
         )
     at_most(
         ledger,
@@ -131,10 +175,18 @@ def split_mlp(answer):
     difficulty=4,
     importance=4,
     hints=(
-        "Three reductions over ranks make the loss: which largest number, which sum, and whose logit?",
-        "Rank r has the columns from r·rows on, where rows = logits.shape[1]. A target is here if 0 ≤ target − r·rows < rows; "
-        "elsewhere this rank adds 0.",
-        "m = all_reduce(max), s = all_reduce(Σ exp(z − m)), z_target = all_reduce(z at the target, or 0): log s + m − z_target.",
+        (
+            "Three reductions over ranks make the loss: which largest number, which"
+            " sum, and whose logit?"
+        ),
+        (
+            "Rank r has the columns from r·rows on, where rows = logits.shape[1]. A"
+            " target is here if 0 ≤ target − r·rows < rows; elsewhere this rank adds 0."
+        ),
+        (
+            "m = all_reduce(max), s = all_reduce(Σ exp(z − m)), z_target = all_reduce(z"
+            " at the target, or 0): log s + m − z_target."
+        ),
     ),
 )
 def vocab_parallel_loss(answer):
@@ -142,30 +194,45 @@ def vocab_parallel_loss(answer):
     p, N, V = 4, 8, 20
     for scale in (1.0, 60.0):
         logits = scale * torch.randn(N, V)
-        logits[0, 0], logits[1, -1] = 3 * scale, 3 * scale  # rows with their maximum on the first and on the last rank
+        # rows with their maximum on the first and on the last rank
+        logits[0, 0], logits[1, -1] = 3 * scale, 3 * scale
         targets = torch.tensor([0, V - 1, 5, 9, 3, 7, 16, 8])  # none is on rank 2
         pieces = logits.chunk(p, 1)
-        results, ledger = on_ranks(p, lambda comm, z=pieces, t=targets: answer(comm, z[comm.rank], t))
+        results, ledger = on_ranks(
+            p, lambda comm, z=pieces, t=targets: answer(comm, z[comm.rank], t)
+        )
         for r, got in enumerate(results):
             what = f"vocab_parallel_loss(...) on rank {r}"
             expect(got, shape=(N,), dtype=torch.float32, finite=scale == 1, what=what)
             if not got.isfinite().all():
                 raise Mistake(
-                    "with logits near 100 it holds infinity or NaN: exp overflows; take the maximum of all ranks away"
+                    "with logits near 100 it holds infinity or NaN: exp overflows; take"
+                    " the maximum of all ranks away"
                 )
             _loss_value(got, logits, targets, r, p, what)
         at_most(
-            ledger, 3 * 2 * (p - 1) / p * N * 4, "three numbers a token are reduced; the logits stay where they are"
+            ledger,
+            3 * 2 * (p - 1) / p * N * 4,
+            "three numbers a token are reduced; the logits stay where they are",
         )
 
 
-def _loss_value(got: Tensor, z: Tensor, targets: Tensor, rank: int, p: int, what: str) -> None:
+def _loss_value(
+    got: Tensor, z: Tensor, targets: Tensor, rank: int, p: int, what: str
+) -> None:
     rows, N = z.shape[1] // p, len(z)
     own = z.chunk(p, 1)[rank]
-    z_target, m, local_m = z[torch.arange(N), targets], z.amax(1), torch.stack([c.amax(1) for c in z.chunk(p, 1)])
+    z_target, m, local_m = (
+        z[torch.arange(N), targets],
+        z.amax(1),
+        torch.stack([c.amax(1) for c in z.chunk(p, 1)]),
+    )
     logsum, here = z.logsumexp(1), targets // rows == rank
     unshifted = sum(c[torch.arange(N), targets % rows] for c in z.chunk(p, 1))
-    mixed = sum((c - a[:, None]).exp().sum(1) for c, a in zip(z.chunk(p, 1), local_m, strict=True)).log()
+    mixed = sum(
+        (c - a[:, None]).exp().sum(1)
+        for c, a in zip(z.chunk(p, 1), local_m, strict=True)
+    ).log()
     diagnose(
         got,
         right=logsum - z_target,
@@ -173,11 +240,15 @@ def _loss_value(got: Tensor, z: Tensor, targets: Tensor, rank: int, p: int, what
             "each rank took its own maximum: the exponentials can only be added if all ranks take away the same": either(
                 got, mixed + local_m[rank] - z_target, mixed + m - z_target
             ),
-            "the sum of exponentials is this rank's only: add it up over ranks": own.logsumexp(1) - z_target,
-            "the target's logit is this rank's only: 0 where the target is elsewhere, then the sum over ranks": logsum
-            - z_target * here,
-            "every rank added a logit for the target: only the rank that has the target's column may": logsum
-            - unshifted,
+            "the sum of exponentials is this rank's only: add it up over ranks": (
+                own.logsumexp(1) - z_target
+            ),
+            "the target's logit is this rank's only: 0 where the target is elsewhere, then the sum over ranks": (
+                logsum - z_target * here
+            ),
+            "every rank added a logit for the target: only the rank that has the target's column may": (
+                logsum - unshifted
+            ),
             "the sign is wrong: a loss is −log of the probability": z_target - logsum,
             "the maximum was taken away and not added again": logsum - m - z_target,
             "this is the log of the sum alone: the target's logit is missing": logsum,
@@ -194,12 +265,20 @@ def _loss_value(got: Tensor, z: Tensor, targets: Tensor, rank: int, p: int, what
     importance=3,
     hints=(
         "Y_ij = Σ_t X_it W_tj. Who holds X_it, and who holds W_tj?",
-        "X_it is with rank t of `along` (the ranks of this row), W_tj with rank t of `down` (the ranks of this column).",
-        "q times: broadcast X along the row from rank t, W down the column from rank t, multiply, and add to Y.",
+        (
+            "X_it is with rank t of `along` (the ranks of this row), W_tj with rank t"
+            " of `down` (the ranks of this column)."
+        ),
+        (
+            "q times: broadcast X along the row from rank t, W down the column from"
+            " rank t, multiply, and add to Y."
+        ),
     ),
 )
 def matmul_2d(answer):
-    """Challenge: one block of X W on a grid of ranks, with no rank sending more than SUMMA does."""
+    """Challenge: one block of X W on a grid of ranks, with no rank sending more than
+    SUMMA does.
+    """
     q, (m, k, n) = 3, (2, 4, 5)
     X, W = torch.randn(q * m, q * k), torch.randn(q * k, q * n)
     cut = lambda t, i, j: t.chunk(q, 0)[i].chunk(q, 1)[j].clone()  # noqa: E731
@@ -213,13 +292,23 @@ def matmul_2d(answer):
     for rank, got in enumerate(results):
         i, j = divmod(rank, q)
         diagnose(
-            expect(got, shape=(m, n), dtype=torch.float32, what=f"matmul_2d(...) on rank ({i}, {j})"),
+            expect(
+                got,
+                shape=(m, n),
+                dtype=torch.float32,
+                what=f"matmul_2d(...) on rank ({i}, {j})",
+            ),
             right=cut(X @ W, i, j),
             mistakes={
-                "this is one step's product: add up all of them": terms(i, j)[:-1] if i != j else terms(i, j),
-                "the last step's product overwrote the others: add them up": terms(i, j)[-1],
-                "this rank's two blocks were multiplied, without their partners: broadcast them": cut(X, i, j)
-                @ cut(W, i, j),
+                "this is one step's product: add up all of them": (
+                    terms(i, j)[:-1] if i != j else terms(i, j)
+                ),
+                "the last step's product overwrote the others: add them up": terms(
+                    i, j
+                )[-1],
+                "this rank's two blocks were multiplied, without their partners: broadcast them": (
+                    cut(X, i, j) @ cut(W, i, j)
+                ),
                 "the first step is missing": sum(terms(i, j)[1:]),
                 "the last step is missing": sum(terms(i, j)[:-1]),
                 "X went down the columns and W along the rows: X_it belongs to row i, W_tj to column j": sum(
@@ -230,5 +319,7 @@ def matmul_2d(answer):
             what=f"matmul_2d(...) on rank ({i}, {j})",
         )
     at_most(
-        ledger, (q - 1) * (m * k + k * n) * 4, "each block travels once along its row or column, and no product travels"
+        ledger,
+        (q - 1) * (m * k + k * n) * 4,
+        "each block travels once along its row or column, and no product travels",
     )

@@ -1,4 +1,6 @@
-"""What is wrong with a split MLP: the values and gradients that each usual mistake leads to."""
+"""What is wrong with a split MLP: the values and gradients that each usual mistake
+leads to.
+"""
 
 from __future__ import annotations
 
@@ -25,50 +27,84 @@ def check_output(outputs: list[Tensor], x, gate, up, down, bias, p: int) -> None
             got,
             right=right,
             mistakes={
-                f"the bias was added {p} times, once on each rank: add it after the sum": right + (p - 1) * bias,
+                f"the bias was added {p} times, once on each rank: add it after the sum": (
+                    right + (p - 1) * bias
+                ),
                 "the bias is missing": right - bias,
-                "these are one rank's partial sums: g is missing": either(got, mine + bias, mine),
-                "silu was applied before the sum over ranks: cut gate and up by channels (dimension 0), so that each channel "
-                "is whole on one rank": sum(mlp(a, b, c, down) for a, b, c in narrow) + bias,
+                "these are one rank's partial sums: g is missing": either(
+                    got, mine + bias, mine
+                ),
+                "silu was applied before the sum over ranks: cut gate and up by channels (dimension 0), so that each channel is whole on one rank": (
+                    sum(mlp(a, b, c, down) for a, b, c in narrow) + bias
+                ),
                 f"the result is {p} times too large: the ranks' results are added, so each must bring its part only": either(
                     got, p * right, p * (right - bias) + bias
                 ),
-                "the pieces of down belong to other channels than those of gate and up": sum(
-                    mlp(x, a, b, c) for (a, b, _), (_, _, c) in zip(parts, parts[::-1], strict=True)
-                )
-                + bias,
-                "the gate's silu is missing": ((x @ gate.T) * (x @ up.T)) @ down.T + bias,
-                "silu was applied to up; it belongs to gate": mlp(x, up, gate, down) + bias,
+                "the pieces of down belong to other channels than those of gate and up": (
+                    sum(
+                        mlp(x, a, b, c)
+                        for (a, b, _), (_, _, c) in zip(parts, parts[::-1], strict=True)
+                    )
+                    + bias
+                ),
+                "the gate's silu is missing": (
+                    ((x @ gate.T) * (x @ up.T)) @ down.T + bias
+                ),
+                "silu was applied to up; it belongs to gate": (
+                    mlp(x, up, gate, down) + bias
+                ),
             },
             tol=1e-4,
             what=f"split_mlp(...) on rank {r}",
         )
 
 
-def check_gradients(grads: list[dict[str, Tensor]], inputs: tuple, upstream: Tensor, p: int) -> None:
-    """Each rank's gradients: of its share of the weights, and of what all ranks hold."""
+def check_gradients(
+    grads: list[dict[str, Tensor]], inputs: tuple, upstream: Tensor, p: int
+) -> None:
+    """Each rank's gradients: of its share of the weights, and of what all ranks
+    hold.
+    """
     x, gate, up, down, bias = (t.clone().requires_grad_() for t in inputs)
     (mlp(x, gate, up, down) + bias).backward(upstream)
     whole = {"gate": gate.grad, "up": up.grad, "down": down.grad}
     for name, grad in whole.items():
         if any(g[name].count_nonzero() > grad.numel() // p for g in grads):
-            raise Mistake(f"a rank uses more than its share of {name}: it shall use 1/{p} of it")
+            raise Mistake(
+                f"a rank uses more than its share of {name}: it shall use 1/{p} of it"
+            )
         diagnose(
             sum(g[name] for g in grads),
             right=grad,
-            mistakes={f"its gradient is {p} times too large: the gradient of g is the identity": grad * p},
+            mistakes={
+                f"its gradient is {p} times too large: the gradient of g is the identity": (
+                    grad * p
+                )
+            },
             tol=1e-4,
             what=f"the gradient of {name}, summed over ranks",
         )
     for r, g in enumerate(grads):
-        part = [t.chunk(p, dim)[r].detach() for t, dim in ((gate, 0), (up, 0), (down, 1))]
+        part = [
+            t.chunk(p, dim)[r].detach() for t, dim in ((gate, 0), (up, 0), (down, 1))
+        ]
         alone = inputs[0].clone().requires_grad_()
         mlp(alone, *part).backward(upstream)
         diagnose(
             g["x"],
             right=x.grad,
-            mistakes={"it is one rank's part: f is missing before x, so nothing sums it over ranks": alone.grad},
+            mistakes={
+                "it is one rank's part: f is missing before x, so nothing sums it over ranks": (
+                    alone.grad
+                )
+            },
             tol=1e-4,
             what=f"the gradient of x on rank {r}",
         )
-        diagnose(g["bias"], right=bias.grad, mistakes={}, tol=1e-4, what=f"the gradient of the bias on rank {r}")
+        diagnose(
+            g["bias"],
+            right=bias.grad,
+            mistakes={},
+            tol=1e-4,
+            what=f"the gradient of the bias on rank {r}",
+        )

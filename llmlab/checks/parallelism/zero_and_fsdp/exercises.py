@@ -1,6 +1,7 @@
 """What marks the exercises of 05-parallelism/03-zero-and-fsdp.
 
-Rank functions run on a `World`: a deadlock is told by name and never hangs, and the ledger says when an answer sends too much.
+Rank functions run on a `World`: a deadlock is told by name and never hangs, and the
+ledger says when an answer sends too much.
 """
 
 from __future__ import annotations
@@ -10,7 +11,12 @@ import itertools
 import torch
 
 from llmlab.checks.parallelism.ranks import at_most, either, on_ranks
-from llmlab.checks.parallelism.zero_and_fsdp.values import Gathers, check_chain, one_process_step, step_mistakes
+from llmlab.checks.parallelism.zero_and_fsdp.values import (
+    Gathers,
+    check_chain,
+    one_process_step,
+    step_mistakes,
+)
 from llmlab.course.grading.checking import Checks, Mistake, close, diagnose, expect
 from llmlab.parallelism.zero_and_fsdp import Adam
 
@@ -23,16 +29,28 @@ check = Checks("05-parallelism/03-zero-and-fsdp")
     difficulty=1,
     importance=4,
     hints=(
-        "Write down three numbers of bytes a parameter: for the weight, its gradient, and everything that Adam keeps in 32 bits.",
-        "2, 2 and 12. At each stage, which of the three is multiplied by Ψ, and which by ⌈Ψ/N⌉?",
-        "piece = -(-Psi // N); weights 2 · (piece from stage 3 on, else Psi), gradients from stage 2 on, the 12 from stage 1 on.",
+        (
+            "Write down three numbers of bytes a parameter: for the weight, its"
+            " gradient, and everything that Adam keeps in 32 bits."
+        ),
+        (
+            "2, 2 and 12. At each stage, which of the three is multiplied by Ψ, and"
+            " which by ⌈Ψ/N⌉?"
+        ),
+        (
+            "piece = -(-Psi // N); weights 2 · (piece from stage 3 on, else Psi),"
+            " gradients from stage 2 on, the 12 from stage 1 on."
+        ),
     ),
 )
 def bytes_per_rank(answer):
     """Bytes of weights, gradients and optimizer state on each rank, by stage."""
 
     def held(stage, psi, piece, w=2, g=2, o=12):
-        return sum(each * (piece if stage >= first else psi) for each, first in ((w, 3), (g, 2), (o, 1)))
+        return sum(
+            each * (piece if stage >= first else psi)
+            for each, first in ((w, 3), (g, 2), (o, 1))
+        )
 
     for stage in (0, 1, 2, 3):
         for psi, n in ((1000, 8), (1003, 8), (5, 8), (7_500_000_000, 64)):
@@ -41,13 +59,21 @@ def bytes_per_rank(answer):
                 expect(answer(stage, psi, n), kind=int, what=what),
                 right=held(stage, psi, piece),
                 mistakes={
-                    f"{what}: a piece has ⌈Ψ/N⌉ elements, padding included: round up": held(stage, psi, psi // n),
+                    f"{what}: a piece has ⌈Ψ/N⌉ elements, padding included: round up": (
+                        held(stage, psi, psi // n)
+                    ),
                     f"{what}: the 32-bit numbers are three: master weight, momentum, variance": held(
                         stage, psi, piece, o=8
                     ),
-                    f"{what}: gradients are kept in 16 bits, 2 bytes each": held(stage, psi, piece, g=4),
-                    f"{what}: the gradients, or the 16-bit weights, are missing": either(
-                        answer(stage, psi, n), held(stage, psi, piece, g=0), held(stage, psi, piece, w=0)
+                    f"{what}: gradients are kept in 16 bits, 2 bytes each": held(
+                        stage, psi, piece, g=4
+                    ),
+                    f"{what}: the gradients, or the 16-bit weights, are missing": (
+                        either(
+                            answer(stage, psi, n),
+                            held(stage, psi, piece, g=0),
+                            held(stage, psi, piece, w=0),
+                        )
                     ),
                     f"{what}: this is what the next stage holds: see which stage cuts what": held(
                         stage + 1, psi, piece
@@ -66,10 +92,19 @@ def bytes_per_rank(answer):
     difficulty=2,
     importance=4,
     hints=(
-        "Three steps: each object once, one line of all elements, equal pieces. `id(w)` tells objects apart.",
-        "`{id(w): w for w in parameters}.values()` keeps each object once, in order. `F.pad(flat, (0, -len(flat) % comm.size))` "
-        "makes the line divisible.",
-        "flat = torch.cat([w.reshape(-1) for w in once]); pad; flat.view(comm.size, -1)[comm.rank].",
+        (
+            "Three steps: each object once, one line of all elements, equal pieces."
+            " `id(w)` tells objects apart."
+        ),
+        (
+            "`{id(w): w for w in parameters}.values()` keeps each object once, in"
+            " order. `F.pad(flat, (0, -len(flat) % comm.size))` makes the line"
+            " divisible."
+        ),
+        (
+            "flat = torch.cat([w.reshape(-1) for w in once]); pad; flat.view(comm.size,"
+            " -1)[comm.rank]."
+        ),
     ),
 )
 def my_piece(answer):
@@ -78,10 +113,22 @@ def my_piece(answer):
     slanted = torch.randn(3, 4).T
     cases = [
         (4, [torch.randn(8)], "one parameter whose size divides"),
-        (3, [torch.randn(2, 3), torch.randn(5)], "sizes that do not divide by the ranks"),
-        (4, [torch.randn(3), slanted, torch.randn(())], "a parameter that is not contiguous, and a scalar"),
+        (
+            3,
+            [torch.randn(2, 3), torch.randn(5)],
+            "sizes that do not divide by the ranks",
+        ),
+        (
+            4,
+            [torch.randn(3), slanted, torch.randn(())],
+            "a parameter that is not contiguous, and a scalar",
+        ),
         (4, [tied, torch.randn(7), tied], "a tied weight, twice in the list"),
-        (2, [twin, torch.ones(5), torch.randn(2)], "two parameters that hold equal numbers and are not tied"),
+        (
+            2,
+            [twin, torch.ones(5), torch.randn(2)],
+            "two parameters that hold equal numbers and are not tied",
+        ),
         (8, [torch.randn(3)], "more ranks than elements"),
     ]
     for p, parameters, name in cases:
@@ -91,37 +138,66 @@ def my_piece(answer):
 def _check_pieces(answer, p: int, parameters: list, name: str) -> None:
     pieces, ledger = on_ranks(p, lambda comm: answer(comm, parameters))
     if ledger.count():
-        raise Mistake("something was sent: every rank has all parameters, and can cut its piece by itself")
+        raise Mistake(
+            "something was sent: every rank has all parameters, and can cut its piece"
+            " by itself"
+        )
     cut = lambda flat, front=0: torch.nn.functional.pad(  # noqa: E731
         flat, (-len(flat) % p, 0) if front else (0, -len(flat) % p)
     ).view(p, -1)
     join = lambda ws: torch.cat([w.reshape(-1) for w in ws])  # noqa: E731
     once = list({id(w): w for w in parameters}.values())
-    distinct = [w for i, w in enumerate(once) if not any(w.shape == v.shape and torch.equal(w, v) for v in once[:i])]
-    memory = torch.cat([w.T.reshape(-1) if w.dim() == 2 and not w.is_contiguous() else w.reshape(-1) for w in once])
+    distinct = [
+        w
+        for i, w in enumerate(once)
+        if not any(w.shape == v.shape and torch.equal(w, v) for v in once[:i])
+    ]
+    memory = torch.cat(
+        [
+            w.T.reshape(-1) if w.dim() == 2 and not w.is_contiguous() else w.reshape(-1)
+            for w in once
+        ]
+    )
     last = list({id(w): w for w in reversed(parameters)}.values())[::-1]
     right = cut(join(once))
     for rank, got in enumerate(pieces):
         what = f"my_piece on rank {rank} of {p}, {name}"
-        if isinstance(got, torch.Tensor) and got.shape == cut(join(parameters))[rank].shape != right[rank].shape:
-            raise Mistake(f"{what}: the tied weight is counted twice; keep each object once, by its id")
-        if isinstance(got, torch.Tensor) and got.shape == cut(join(distinct))[rank].shape != right[rank].shape:
+        if (
+            isinstance(got, torch.Tensor)
+            and got.shape == cut(join(parameters))[rank].shape != right[rank].shape
+        ):
             raise Mistake(
-                f"{what}: two parameters that only hold equal numbers were merged; compare by id, not by value"
+                f"{what}: the tied weight is counted twice; keep each object once, by"
+                " its id"
+            )
+        if (
+            isinstance(got, torch.Tensor)
+            and got.shape == cut(join(distinct))[rank].shape != right[rank].shape
+        ):
+            raise Mistake(
+                f"{what}: two parameters that only hold equal numbers were merged;"
+                " compare by id, not by value"
             )
         length = right.shape[1]
         if isinstance(got, torch.Tensor) and got.dim() == 1 and len(got) < length:
-            raise Mistake(f"{what} has {len(got)} elements; all pieces have ⌈Ψ/N⌉ = {length}: pad with zeros")
+            raise Mistake(
+                f"{what} has {len(got)} elements; all pieces have ⌈Ψ/N⌉ = {length}: pad"
+                " with zeros"
+            )
         diagnose(
             expect(got, shape=(length,), dtype=torch.float32, what=what),
             right=right[rank],
             mistakes={
                 f"{what}: the padding belongs at the end": cut(join(once), 1)[rank],
-                f"{what}: this is every N-th element; a piece is contiguous": cut(join(once)).reshape(-1)[rank::p],
+                f"{what}: this is every N-th element; a piece is contiguous": (
+                    cut(join(once)).reshape(-1)[rank::p]
+                ),
                 f"{what}: elements come in the order of memory; a transposed parameter has another: use reshape(-1)": cut(
                     memory
                 )[rank],
-                f"{what}: a tied weight stands where it appears first": cut(join(last))[rank],
+                f"{what}: a tied weight stands where it appears first": cut(join(last))[
+                    rank
+                ],
                 f"{what}: this is another rank's piece": right[(rank + 1) % p],
             },
             what=what,
@@ -135,16 +211,27 @@ def _check_pieces(answer, p: int, parameters: list, name: str) -> None:
     importance=5,
     in_place=True,
     hints=(
-        "Two numbers must be known to all: the tokens of all ranks, and the squared norm of the whole gradient. Each is a sum "
-        "over ranks of what each rank knows.",
-        "g = comm.reduce_scatter(grad) / total. Its squares, summed here and then over ranks, give ‖g‖². Clip g, then step "
-        "weights.chunk(comm.size)[comm.rank].clone() with it.",
-        "total = all_reduce(tensor(tokens)); g = reduce_scatter(grad) / total; norm = all_reduce(g.square().sum()).sqrt(); "
-        "g *= min(1, clip / (norm + 1e-6)); w = own chunk, cloned; adamw_(w, m, v, g, t, adam); return all_gather(w).",
+        (
+            "Two numbers must be known to all: the tokens of all ranks, and the squared"
+            " norm of the whole gradient. Each is a sum over ranks of what each rank"
+            " knows."
+        ),
+        (
+            "g = comm.reduce_scatter(grad) / total. Its squares, summed here and then"
+            " over ranks, give ‖g‖². Clip g, then step"
+            " weights.chunk(comm.size)[comm.rank].clone() with it."
+        ),
+        (
+            "total = all_reduce(tensor(tokens)); g = reduce_scatter(grad) / total; norm"
+            " = all_reduce(g.square().sum()).sqrt(); g *= min(1, clip / (norm + 1e-6));"
+            " w = own chunk, cloned; adamw_(w, m, v, g, t, adam); return all_gather(w)."
+        ),
     ),
 )
 def zero_step(answer):
-    """One clipped AdamW step with sharded state, over ranks with unequal numbers of tokens."""
+    """One clipped AdamW step with sharded state, over ranks with unequal numbers of
+    tokens.
+    """
     for p, n, clip, what in (
         (4, 24, 0.05, "clipping at work"),
         (3, 15, 1e3, "a gradient within the limit"),
@@ -152,19 +239,32 @@ def zero_step(answer):
     ):
         adam, counts = Adam(lr=0.1, clip=clip, weight_decay=0.1), [3, 1, 8, 2][:p]
         w, m, v = torch.randn(n), 0.1 * torch.randn(n), 0.01 * torch.rand(n)
-        grads = [c * (torch.randn(n) + r * torch.arange(n) / n) for r, c in enumerate(counts)]
+        grads = [
+            c * (torch.randn(n) + r * torch.arange(n) / n) for r, c in enumerate(counts)
+        ]
 
         def fn(comm, p=p, w=w, m=m, v=v, grads=grads, counts=counts, adam=adam):
             mine = [t.chunk(p)[comm.rank].clone() for t in (m, v)]
-            out = answer(comm, w.clone(), *mine, grads[comm.rank].clone(), counts[comm.rank], 3, adam)
+            out = answer(
+                comm,
+                w.clone(),
+                *mine,
+                grads[comm.rank].clone(),
+                counts[comm.rank],
+                3,
+                adam,
+            )
             return out, *mine
 
         results, ledger = on_ranks(p, fn)
-        _check_step(results, w, m, v, grads, counts, adam, f"zero_step with {p} ranks, {what}")
+        _check_step(
+            results, w, m, v, grads, counts, adam, f"zero_step with {p} ranks, {what}"
+        )
         at_most(
             ledger,
             2 * (p - 1) / p * n * 4 + 64,
-            "reduce-scatter the gradient, step a piece, all-gather the weights; no whole gradient is needed",
+            "reduce-scatter the gradient, step a piece, all-gather the weights; no"
+            " whole gradient is needed",
         )
 
 
@@ -175,20 +275,37 @@ def _check_step(results: list, w, m, v, grads, counts, adam, what: str) -> None:
     for rank, (got, got_m, got_v) in enumerate(results):
         where = f"{what}, on rank {rank}"
         if isinstance(got, torch.Tensor) and p > 1 and got.shape == (len(w) // p,):
-            raise Mistake(f"{where}: this is one piece; every rank needs the whole weights: gather them")
+            raise Mistake(
+                f"{where}: this is one piece; every rank needs the whole weights:"
+                " gather them"
+            )
         diagnose(
             expect(got, shape=tuple(w.shape), dtype=torch.float32, what=where),
             right=right[0],
-            mistakes={f"{where}: {text}": value for text, value in mistakes.items() if p > 1 or "every" in text},
+            mistakes={
+                f"{where}: {text}": value
+                for text, value in mistakes.items()
+                if p > 1 or "every" in text
+            },
             tol=1e-4,
             what=where,
         )
-        for name, mine, before, after in (("m", got_m, m, right[1]), ("v", got_v, v, right[2])):
+        for name, mine, before, after in (
+            ("m", got_m, m, right[1]),
+            ("v", got_v, v, right[2]),
+        ):
             if close(mine, before.chunk(p)[rank]):
                 raise Mistake(
-                    f"{where}: {name} did not change: hand adamw_ the tensors that you were given, not copies"
+                    f"{where}: {name} did not change: hand adamw_ the tensors that you"
+                    " were given, not copies"
                 )
-            diagnose(mine, right=after.chunk(p)[rank], mistakes={}, tol=1e-4, what=f"{where}: {name}")
+            diagnose(
+                mine,
+                right=after.chunk(p)[rank],
+                mistakes={},
+                tol=1e-4,
+                what=f"{where}: {name}",
+            )
 
 
 @check.exercise(
@@ -197,23 +314,39 @@ def _check_step(results: list, w, m, v, grads, counts, adam, what: str) -> None:
     difficulty=4,
     importance=5,
     hints=(
-        "Forward: gather W_i, compute h_{i+1}, let W_i go. Which tensors does backward need from forward? No matrix is among them.",
-        "Keep the list of all h. Going back, δ = g ⊙ [h_{i+1} > 0]; the reduce-scatter of δᵀ h_i is this rank's piece; gather W_i a second "
-        "time for g = δ W_i.",
-        "for i in reversed(range(len(pieces))): delta = g * (h[i + 1] > 0); W = comm.all_gather(pieces[i]); g = delta @ W; del W; "
-        "gradients.insert(0, comm.reduce_scatter(delta.T @ h[i])).",
+        (
+            "Forward: gather W_i, compute h_{i+1}, let W_i go. Which tensors does"
+            " backward need from forward? No matrix is among them."
+        ),
+        (
+            "Keep the list of all h. Going back, δ = g ⊙ [h_{i+1} > 0]; the"
+            " reduce-scatter of δᵀ h_i is this rank's piece; gather W_i a second time"
+            " for g = δ W_i."
+        ),
+        (
+            "for i in reversed(range(len(pieces))): delta = g * (h[i + 1] > 0); W ="
+            " comm.all_gather(pieces[i]); g = delta @ W; del W; gradients.insert(0,"
+            " comm.reduce_scatter(delta.T @ h[i]))."
+        ),
     ),
 )
 def chain_gradients(answer):
-    """Challenge: ZeRO-3 by hand, with at most two whole matrices at a time and 3Ψ numbers on the wire."""
+    """Challenge: ZeRO-3 by hand, with at most two whole matrices at a time and 3Ψ
+    numbers on the wire.
+    """
     p, sizes, batch = 3, (4, 6, 9, 3, 6), 5
     W = [torch.randn(o, i) / i**0.5 for i, o in itertools.pairwise(sizes)]
-    xs, gs = [torch.randn(batch, sizes[0]) for _ in range(p)], [torch.randn(batch, sizes[-1]) for _ in range(p)]
+    xs, gs = (
+        [torch.randn(batch, sizes[0]) for _ in range(p)],
+        [torch.randn(batch, sizes[-1]) for _ in range(p)],
+    )
     most = [0] * p
 
     def fn(comm):
         r, watched = comm.rank, Gathers(comm)
-        got = answer(watched, [w.chunk(p)[r].clone() for w in W], xs[r].clone(), gs[r].clone())
+        got = answer(
+            watched, [w.chunk(p)[r].clone() for w in W], xs[r].clone(), gs[r].clone()
+        )
         most[r] = watched.most
         return got
 
@@ -222,12 +355,18 @@ def chain_gradients(answer):
     gathers = ledger.count("all_gather", 0)
     if gathers < 2 * len(W) - 1:
         raise Mistake(
-            f"the gradients are right, with {gathers} gathers for {len(W)} layers: the matrices of forward were kept for "
-            "backward. Let them go, and gather them again"
+            f"the gradients are right, with {gathers} gathers for {len(W)} layers: the"
+            " matrices of forward were kept for backward. Let them go, and gather them"
+            " again"
         )
     if max(most) > 2:
         raise Mistake(
-            f"the gradients are right, but {max(most)} whole matrices were alive at a time: let each go after its use"
+            f"the gradients are right, but {max(most)} whole matrices were alive at a"
+            " time: let each go after its use"
         )
     psi = sum(w.numel() for w in W)
-    at_most(ledger, 3 * (p - 1) / p * psi * 4, "two gathers and one reduce-scatter for each layer are enough")
+    at_most(
+        ledger,
+        3 * (p - 1) / p * psi * 4,
+        "two gathers and one reduce-scatter for each layer are enough",
+    )

@@ -28,55 +28,104 @@ check = Checks("01-start/02-the-course-models")
     difficulty=2,
     importance=5,
     hints=(
-        "The logits at place t speak about the token at t + 1. Which logits have no token to speak about, and which token "
-        "has no logits?",
-        "Drop the last logits and the first token, and drop the first column of the mask with it: the mask belongs to "
-        "the token that is predicted.",
-        "`F.cross_entropy(…, reduction='none')` wants the vocabulary in dimension 1: give it logits[:, :-1].transpose(1, 2) "
-        "and tokens[:, 1:]. Then weigh with the mask, sum, and divide by the number of ones that you used.",
+        (
+            "The logits at place t speak about the token at t + 1. Which logits have no"
+            " token to speak about, and which token has no logits?"
+        ),
+        (
+            "Drop the last logits and the first token, and drop the first column of the"
+            " mask with it: the mask belongs to the token that is predicted."
+        ),
+        (
+            "`F.cross_entropy(…, reduction='none')` wants the vocabulary in dimension"
+            " 1: give it logits[:, :-1].transpose(1, 2) and tokens[:, 1:]. Then weigh"
+            " with the mask, sum, and divide by the number of ones that you used."
+        ),
     ),
 )
 def next_token_loss(answer):
     """The mean loss of predicting each next token, over those that a mask counts."""
     logits, tokens = 2 * torch.randn(2, 7, 5), torch.randint(5, (2, 7))
-    mask = torch.tensor([[1, 0, 1, 1, 0, 1, 0], [1, 0, 0, 0, 0, 1, 1]])  # 3 and 2 targets; a first token never is one
+    # 3 and 2 targets; a first token never is one
+    mask = torch.tensor([[1, 0, 1, 1, 0, 1, 0], [1, 0, 0, 0, 0, 1, 1]])
     logits.requires_grad_()
-    got = expect(answer(logits, tokens, mask), shape=(), dtype=torch.float32, what="next_token_loss(…)")
+    got = expect(
+        answer(logits, tokens, mask),
+        shape=(),
+        dtype=torch.float32,
+        what="next_token_loss(…)",
+    )
     nll, m = nll_of(logits[:, :-1], tokens[:, 1:]).detach(), mask[:, 1:]
-    backwards, same = nll_of(logits[:, 1:], tokens[:, :-1]).detach(), nll_of(logits, tokens).detach()
+    backwards, same = (
+        nll_of(logits[:, 1:], tokens[:, :-1]).detach(),
+        nll_of(logits, tokens).detach(),
+    )
     p, total, rows = (-nll).exp(), (nll * m).sum(), (nll * m).sum(1) / m.sum(1)
     scores = logits[:, :-1].detach().gather(-1, tokens[:, 1:, None])[..., 0]
     right = language_model.next_token_loss(logits, tokens, mask)
     mistakes = {
-        "there is no shift: the logits at t predict the token at t + 1, not the one at t": over(same, mask),
-        "there is no shift: compare logits[:, :-1] with tokens[:, 1:]": over(same[:, 1:], m),
-        "you shifted the wrong way: that is logits at t + 1 against the token at t": over(backwards, mask[:, :-1]),
-        "you shifted the wrong way: the logits come first, the token after them": over(backwards, m),
+        "there is no shift: the logits at t predict the token at t + 1, not the one at t": over(
+            same, mask
+        ),
+        "there is no shift: compare logits[:, :-1] with tokens[:, 1:]": over(
+            same[:, 1:], m
+        ),
+        "you shifted the wrong way: that is logits at t + 1 against the token at t": (
+            over(backwards, mask[:, :-1])
+        ),
+        "you shifted the wrong way: the logits come first, the token after them": over(
+            backwards, m
+        ),
         "the mask must be shifted with the tokens: it marks what is predicted, not where it is predicted from": over(
             nll, mask[:, :-1]
         ),
         "the mask is upside down: 1 counts, 0 does not": over(nll, 1 - m),
         "the mask is not used": nll.mean(),
-        "you divide by all places: divide by the number that the mask counts": (nll * m).mean(),
-        "you divide by all places of tokens: divide by the number that the mask counts": total / mask.numel(),
-        "you divide by mask.sum(), which counts the first tokens too; they are never predicted": total / mask.sum(),
-        "you average each row first: every counted token weighs the same, whatever its row": rows.mean(),
+        "you divide by all places: divide by the number that the mask counts": (
+            (nll * m).mean()
+        ),
+        "you divide by all places of tokens: divide by the number that the mask counts": (
+            total / mask.numel()
+        ),
+        "you divide by mask.sum(), which counts the first tokens too; they are never predicted": (
+            total / mask.sum()
+        ),
+        "you average each row first: every counted token weighs the same, whatever its row": (
+            rows.mean()
+        ),
         "that is the sum: divide by the number of counted tokens": total,
         "the sign is wrong: the loss is minus the log probability": -over(nll, m),
-        "that is in bits: the loss is in nats, with the natural logarithm": over(nll, m) / math.log(2),
+        "that is in bits: the loss is in nats, with the natural logarithm": (
+            over(nll, m) / math.log(2)
+        ),
         "that is the mean probability: the logarithm is missing": over(p, m),
-        "take the logarithm of each probability, then the mean; not the other way round": -over(p, m).log(),
-        "logits are not log probabilities yet: a log-softmax is missing": -over(scores, m),
+        "take the logarithm of each probability, then the mean; not the other way round": (
+            -over(p, m).log()
+        ),
+        "logits are not log probabilities yet: a log-softmax is missing": -over(
+            scores, m
+        ),
     }
     diagnose(got, right=right.detach(), mistakes=mistakes, what="next_token_loss(…)")
     if not got.requires_grad:
         raise Mistake(
-            "the loss has no gradient: keep to torch's operations, without .item(), .detach() or torch.no_grad()"
+            "the loss has no gradient: keep to torch's operations, without .item(),"
+            " .detach() or torch.no_grad()"
         )
-    if not close(torch.autograd.grad(got, logits)[0], torch.autograd.grad(right, logits)[0]):
-        raise Mistake("the value is right, its gradient with respect to the logits is not")
-    if not close(answer(logits[:1, :4], tokens[:1, :4], mask[:1, :4]).detach(), over(nll[:1, :3], m[:1, :3])):
-        raise Mistake("right for 2 rows of 7 tokens, wrong for 1 row of 4: take the sizes from the arguments")
+    if not close(
+        torch.autograd.grad(got, logits)[0], torch.autograd.grad(right, logits)[0]
+    ):
+        raise Mistake(
+            "the value is right, its gradient with respect to the logits is not"
+        )
+    if not close(
+        answer(logits[:1, :4], tokens[:1, :4], mask[:1, :4]).detach(),
+        over(nll[:1, :3], m[:1, :3]),
+    ):
+        raise Mistake(
+            "right for 2 rows of 7 tokens, wrong for 1 row of 4: take the sizes from"
+            " the arguments"
+        )
 
 
 @check.exercise(
@@ -86,13 +135,25 @@ def next_token_loss(answer):
     importance=4,
     hints=(
         "Three steps: nats to bits, one token to all tokens, all tokens to one byte.",
-        "A nat is 1 / ln 2 bits. A character is not a byte: `text.encode()` gives the bytes in UTF-8.",
+        (
+            "A nat is 1 / ln 2 bits. A character is not a byte: `text.encode()` gives"
+            " the bytes in UTF-8."
+        ),
         "The sum of the losses, over math.log(2), over len(text.encode()).",
     ),
 )
 def bits_per_byte(answer):
     """Bits per byte from the losses of a text's tokens."""
-    some = ["naïve", "the whale", "— “call me Ishmael” —", "你好", "état", "Ünion", "1851 £", "of the"]
+    some = [
+        "naïve",
+        "the whale",
+        "— “call me Ishmael” —",
+        "你好",
+        "état",
+        "Ünion",
+        "1851 £",
+        "of the",
+    ]
     text = " ".join(some[i] for i in torch.randint(len(some), (12,)).tolist()) + " é"
     losses = 5 * torch.rand(31)
     what = "bits_per_byte(losses, text)"
@@ -101,20 +162,33 @@ def bits_per_byte(answer):
     bits = total / math.log(2)
     mistakes = {
         "that is nats per byte: a nat is 1 / ln 2 bits": total / n,
-        "you multiplied by ln 2: bits are more than nats, so divide by it": total * math.log(2) / n,
-        "you divided by characters, not by bytes: é takes two bytes in UTF-8, 你 takes three": bits / len(text),
-        "that is bits per token: divide all the bits by the bytes of the text": bits / len(losses),
+        "you multiplied by ln 2: bits are more than nats, so divide by it": (
+            total * math.log(2) / n
+        ),
+        "you divided by characters, not by bytes: é takes two bytes in UTF-8, 你 takes three": (
+            bits / len(text)
+        ),
+        "that is bits per token: divide all the bits by the bytes of the text": (
+            bits / len(losses)
+        ),
         "that is nats per token": total / len(losses),
-        "you took the mean of the losses: all the bits count, so take the sum": bits / len(losses) / n,
+        "you took the mean of the losses: all the bits count, so take the sum": (
+            bits / len(losses) / n
+        ),
         "those are all the bits: divide them by the bytes of the text": bits,
         "that is bytes per bit: upside down": n / bits,
-        "eight bits make a byte, but here the bits are the model's and the bytes the text's: no factor of 8": bits
-        / n
-        / 8,
+        "eight bits make a byte, but here the bits are the model's and the bytes the text's: no factor of 8": (
+            bits / n / 8
+        ),
     }
-    diagnose(got, right=language_model.bits_per_byte(losses, n), mistakes=mistakes, what=what)
+    diagnose(
+        got, right=language_model.bits_per_byte(losses, n), mistakes=mistakes, what=what
+    )
     if not close(answer(torch.full((5,), math.log(256)), "whale"), 8.0):
-        raise Mistake("a fair draw from 256 tokens, each of them one byte, must cost 8 bits a byte")
+        raise Mistake(
+            "a fair draw from 256 tokens, each of them one byte, must cost 8 bits a"
+            " byte"
+        )
 
 
 @check.exercise(
@@ -123,18 +197,30 @@ def bits_per_byte(answer):
     difficulty=3,
     importance=3,
     hints=(
-        "Count the pairs into a table c of shape (V, V) first: c[a, b] is how often b came right after a. All else follows "
-        "from that table: its row sums, and how many of its entries are above 0, by row and by column.",
-        "Two different counts of kinds: N₊(a ·) counts the entries above 0 in row a, N₊(· b) those in column b. The sum of "
-        "either is N₊(··), the number of different pairs.",
-        "Where c(a) is 0 the formula is 0 / 0. Divide by `total.clamp(min=1)`, and put P_c into those rows with `torch.where`.",
+        (
+            "Count the pairs into a table c of shape (V, V) first: c[a, b] is how often"
+            " b came right after a. All else follows from that table: its row sums, and"
+            " how many of its entries are above 0, by row and by column."
+        ),
+        (
+            "Two different counts of kinds: N₊(a ·) counts the entries above 0 in row"
+            " a, N₊(· b) those in column b. The sum of either is N₊(··), the number of"
+            " different pairs."
+        ),
+        (
+            "Where c(a) is 0 the formula is 0 / 0. Divide by `total.clamp(min=1)`, and"
+            " put P_c into those rows with `torch.where`."
+        ),
     ),
 )
 def kneser_ney_bigram(answer):
-    """All probabilities P[a, b] of b after a, of an interpolated Kneser-Ney bigram model."""
+    """All probabilities P[a, b] of b after a, of an interpolated Kneser-Ney bigram
+    model.
+    """
     V, D, what = 9, 0.6, "kneser_ney_bigram(tokens, 9, 0.6)"
     body = (torch.rand(70) ** 2 * 7).long()
-    tokens = torch.cat([torch.tensor([0, 6, 1, 2, 6, 1]), body, torch.tensor([7])])  # 7 comes last only, 8 never
+    # 7 comes last only, 8 never
+    tokens = torch.cat([torch.tensor([0, 6, 1, 2, 6, 1]), body, torch.tensor([7])])
     got = expect(answer(tokens, V, D), shape=(V, V), what=what)
     c = pair_counts(tokens, V)
     total, kinds = c.sum(1, keepdim=True), (c > 0).sum(1, keepdim=True)
@@ -147,7 +233,10 @@ def kneser_ney_bigram(answer):
     uniform = torch.full((V,), 1 / V, dtype=torch.float64)
     after = (c > 0).sum(1) / (c > 0).sum()
     with_lower = lambda p: fill(seen / n + D * kinds / n * p, p)  # noqa: E731
-    raw = "P_c(b) counts how often b was seen: it must count how many different tokens b was seen after"
+    raw = (
+        "P_c(b) counts how often b was seen: it must count how many different tokens b"
+        " was seen after"
+    )
     mistakes = {
         raw: with_lower(frequency),
         raw + " (and all places count, the first too)": with_lower(every),
@@ -158,13 +247,17 @@ def kneser_ney_bigram(answer):
         "N₊(a ·) is missing: the probability taken from row a is D for each kind of pair in it": fill(
             seen / n + D / n * lower
         ),
-        "N₊(a ·) counts kinds, not occurrences: how many different b follow a": fill(seen / n + D * total / n * lower),
+        "N₊(a ·) counts kinds, not occurrences: how many different b follow a": fill(
+            seen / n + D * total / n * lower
+        ),
         "the second term must go to all b: it is not for unseen pairs alone": fill(
             torch.where(c > 0, seen / n, D * kinds / n * lower)
         ),
-        "nothing was taken away: the first term needs max(c − D, 0)": fill(c / n + D * kinds / n * lower),
-        "a count less than D must give 0, not a negative probability: max(c − D, 0)": fill(
-            (c - D) / n + D * kinds / n * lower
+        "nothing was taken away: the first term needs max(c − D, 0)": fill(
+            c / n + D * kinds / n * lower
+        ),
+        "a count less than D must give 0, not a negative probability: max(c − D, 0)": (
+            fill((c - D) / n + D * kinds / n * lower)
         ),
         "rows of tokens that nothing followed are not P_c": torch.where(
             total > 0, seen / n + D * kinds / n * lower, torch.zeros(V, V).double()
@@ -173,16 +266,23 @@ def kneser_ney_bigram(answer):
             seen / n + D * kinds / n * lower, uniform
         ),
         "c(a) counts the last token too, which nothing follows: take the sums of the rows of pairs": torch.where(
-            last > 0, seen / last.clamp(min=1) + D * kinds / last.clamp(min=1) * lower, lower.expand(V, V)
+            last > 0,
+            seen / last.clamp(min=1) + D * kinds / last.clamp(min=1) * lower,
+            lower.expand(V, V),
         ),
-        "P is the other way round: P[a, b] is b after a, so each row must sum to 1": with_lower(lower).T,
+        "P is the other way round: P[a, b] is b after a, so each row must sum to 1": (
+            with_lower(lower).T
+        ),
         "the discount is not the argument D": lambda: reference(tokens, V, 0.75),
     }
     diagnose(got, right=reference(tokens, V, D), mistakes=mistakes, what=what)
     if not close(got.double().sum(1), torch.ones(V).double()):
         raise Mistake("each row must sum to 1")
     if not close(answer(tokens[:20], 7, 0.3), reference(tokens[:20], 7, 0.3)):
-        raise Mistake("right for vocab_size=9 and discount=0.6, wrong for 7 and 0.3: take both from the arguments")
+        raise Mistake(
+            "right for vocab_size=9 and discount=0.6, wrong for 7 and 0.3: take both"
+            " from the arguments"
+        )
 
 
 @check.exercise(
@@ -191,12 +291,21 @@ def kneser_ney_bigram(answer):
     difficulty=4,
     importance=4,
     hints=(
-        "Write down by hand, for 10 tokens, context 4 and stride 3, what each window reads and what it is the first to "
-        "predict: `language_model.windows(10, 4, 3)` has the answer.",
-        "Window k reads tokens[start : stop] with start = k · stride and stop = min(start + context, N − 1), and its logits "
-        "speak about tokens start + 1 … stop. Keep the losses of those that no window before it predicted.",
-        "Keep `done`, the number of tokens predicted so far. Of each window's losses keep the last `stop − done`, then set "
-        "done = stop. Leave the loop when done = N − 1.",
+        (
+            "Write down by hand, for 10 tokens, context 4 and stride 3, what each"
+            " window reads and what it is the first to predict:"
+            " `language_model.windows(10, 4, 3)` has the answer."
+        ),
+        (
+            "Window k reads tokens[start : stop] with start = k · stride and stop ="
+            " min(start + context, N − 1), and its logits speak about tokens start + 1"
+            " … stop. Keep the losses of those that no window before it predicted."
+        ),
+        (
+            "Keep `done`, the number of tokens predicted so far. Of each window's"
+            " losses keep the last `stop − done`, then set done = stop. Leave the loop"
+            " when done = N − 1."
+        ),
     ),
 )
 def strided_losses(answer):
@@ -208,18 +317,20 @@ def strided_losses(answer):
     needed = len(language_model.windows(21, context, stride))
     if got.dim() == 1 and len(got) > 20:
         raise Mistake(
-            f"{len(got)} losses for 21 tokens: each token but the first is counted once, also where windows overlap"
+            f"{len(got)} losses for 21 tokens: each token but the first is counted"
+            " once, also where windows overlap"
         )
     if got.dim() == 1 and len(got) < 20:
         raise Mistake(
-            f"{len(got)} losses for 21 tokens, where 20 are asked: did the end of the text (a shorter window) or the start of a "
-            "window get lost?"
+            f"{len(got)} losses for 21 tokens, where 20 are asked: did the end of the"
+            " text (a shorter window) or the start of a window get lost?"
         )
     expect(got, shape=(20,), dtype=torch.float32, what="strided_losses(…)")
     got = got.detach()
     starts = lambda rule: losses_from(model, tokens, [rule(t) for t in range(1, 21)])  # noqa: E731
     k = lambda t, first: stride * max(0, math.ceil((t - first) / stride))  # noqa: E731
-    own = nll_of(model(tokens[None]), tokens[None])[0].detach()  # of each token under the logits at its own place
+    # of each token under the logits at its own place
+    own = nll_of(model(tokens[None]), tokens[None])[0].detach()
     mistakes = {
         "your windows move by context, not by stride: they do not overlap": starts(
             lambda t: (t - 1) // context * context
@@ -231,7 +342,9 @@ def strided_losses(answer):
         "where two windows overlap keep the loss of the earlier one, which had more context": starts(
             lambda t: min((t - 1) // stride, needed - 1) * stride
         ),
-        "the whole text went through the model at once: it may read context tokens at a time": starts(lambda t: 0),
+        "the whole text went through the model at once: it may read context tokens at a time": starts(
+            lambda t: 0
+        ),
         "there is no shift: the logits at t speak about token t + 1": own[1:],
         "the losses are in bits: nats are asked": lambda: (
             language_model.token_losses(model, tokens, context, stride) / math.log(2)
@@ -243,10 +356,16 @@ def strided_losses(answer):
     right = language_model.token_losses(model, tokens, context, stride)
     diagnose(got, right=right, mistakes=mistakes, tol=1e-4, what="strided_losses(…)")
     if reading.windows > needed:
-        raise Mistake(f"the losses are right, but the model read {reading.windows} windows, where {needed} are enough")
+        raise Mistake(
+            f"the losses are right, but the model read {reading.windows} windows, where"
+            f" {needed} are enough"
+        )
     for n, c, s in ((5, 6, 2), (13, 6, 6), (14, 4, 1), (7, 6, 3)):
         again = answer(Reader(model, c), tokens[:n], c, s)
-        if not close(again, language_model.token_losses(model, tokens[:n], c, s), tol=1e-4):
+        if not close(
+            again, language_model.token_losses(model, tokens[:n], c, s), tol=1e-4
+        ):
             raise Mistake(
-                f"right for 21 tokens, context 6 and stride 4; wrong for {n} tokens, context {c} and stride {s}"
+                f"right for 21 tokens, context 6 and stride 4; wrong for {n} tokens,"
+                f" context {c} and stride {s}"
             )

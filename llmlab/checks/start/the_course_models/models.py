@@ -22,7 +22,11 @@ def over(values: Tensor, mask: Tensor) -> Tensor:
 
 def pair_counts(tokens: Tensor, V: int) -> Tensor:
     """c[a, b], how often b came right after a, in float64."""
-    return torch.bincount(tokens[:-1] * V + tokens[1:], minlength=V * V).view(V, V).double()
+    return (
+        torch.bincount(tokens[:-1] * V + tokens[1:], minlength=V * V)
+        .view(V, V)
+        .double()
+    )
 
 
 def reference(tokens: Tensor, V: int, D: float) -> Tensor:
@@ -30,14 +34,20 @@ def reference(tokens: Tensor, V: int, D: float) -> Tensor:
     c = pair_counts(tokens, V)
     lower = (c > 0).sum(0) / (c > 0).sum()
     rows = [
-        (row - D).clamp(min=0) / row.sum() + D * (row > 0).sum() / row.sum() * lower if row.any() else lower
+        (
+            (row - D).clamp(min=0) / row.sum() + D * (row > 0).sum() / row.sum() * lower
+            if row.any()
+            else lower
+        )
         for row in c
     ]
     return torch.stack(rows)
 
 
 class Reader:
-    """The model as the learner gets it: it refuses more than its context, and counts the windows that it reads."""
+    """The model as the learner gets it: it refuses more than its context, and counts
+    the windows that it reads.
+    """
 
     def __init__(self, model: Llama, context: int) -> None:
         self.model, self.context, self.windows = model, context, 0
@@ -45,9 +55,14 @@ class Reader:
     def __call__(self, ids: Tensor) -> Tensor:
         """Ids (B, T) → logits (B, T, V)."""
         if not isinstance(ids, Tensor) or ids.dim() != 2:
-            raise Mistake("the model reads a batch, ids of shape (1, T): index tokens with [None]")
+            raise Mistake(
+                "the model reads a batch, ids of shape (1, T): index tokens with [None]"
+            )
         if ids.shape[1] > self.context:
-            raise Mistake(f"the model was given {ids.shape[1]} tokens at once; its context is {self.context}")
+            raise Mistake(
+                f"the model was given {ids.shape[1]} tokens at once; its context is"
+                f" {self.context}"
+            )
         self.windows += len(ids)
         return self.model(ids)
 
@@ -66,6 +81,8 @@ def tiny_model() -> Llama:
 
 @torch.no_grad()
 def losses_from(model: Llama, tokens: Tensor, starts: list[int]) -> Tensor:
-    """−log p of token t = 1, 2, …, each predicted from tokens starts[t − 1] … t − 1 alone."""
+    """−log p of token t = 1, 2, …, each predicted from tokens starts[t − 1] … t − 1
+    alone.
+    """
     logits = [model(tokens[None, s:t])[0, -1] for t, s in enumerate(starts, start=1)]
     return F.cross_entropy(torch.stack(logits), tokens[1:], reduction="none")
