@@ -57,7 +57,8 @@ TARGETS = {
     "manylinux_x86_64": {"sys_platform": "linux", "platform_machine": "x86_64"},
 }
 LOCK_HEADER = """\
-# Versions that were run together. Written by scripts/lock.py from a working environment: do not edit.
+# Versions that were run together. Do not edit: scripts/lock.py writes this file from a
+# working environment.
 # Torch is installed first, on its own (see scripts/environment.py).
 """
 CONDA = """\

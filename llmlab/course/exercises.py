@@ -56,20 +56,25 @@ OPENING = """\
 They belong to the lesson [{title}](../../notebooks/{slug}.ipynb). How this works:
 
 1. Replace `raise NotImplementedError` by your code, and run the cell (Shift+Enter).
-2. Run the check below it. It says what is wrong with a wrong answer; it never shows the right one.
-3. Stuck? `check.hint("{first}")` in a new cell shows a first hint, and a further one each time.
+2. Run the check below it. It says what is wrong with a wrong answer; it never shows the
+   right one.
+3. Stuck? `check.hint("{first}")` in a new cell shows a first hint, and a further
+   one each time.
 
-This copy is yours: updates of the course leave it alone. Change the check cells and they earn nothing."""
+This copy is yours: updates of the course leave it alone. Change the check cells and
+they earn nothing."""
 
 CLOSING = """\
 ## Done?
 
-Save, then mark the whole notebook from its first cell to its last in a fresh kernel, in a terminal:
+Save, then mark the whole notebook from its first cell to its last in a fresh
+kernel, in a terminal:
 
     llmlab check {slug}
 
-It prints what each exercise earned and what to do next; `llmlab progress` shows the whole course. \
-Compare with the [worked solutions](../../solutions/{slug}.ipynb) once yours pass: they say why, not only what."""
+It prints what each exercise earned and what to do next; `llmlab progress` shows the
+whole course. Compare with the [worked solutions](../../solutions/{slug}.ipynb) once
+yours pass: they say why, not only what."""
 
 
 __all__ = [

@@ -31,14 +31,14 @@ LANDING = Path("work") / "START-HERE.md"
 TEXT = """\
 # Start here
 
-Each lesson is a notebook. Open it, then press **Shift+Enter** to run one cell after the other: guess where it asks you
-to, move the sliders, read the code.
+Each lesson is a notebook. Open it, then press **Shift+Enter** to run one cell after the
+other: guess where it asks you to, move the sliders, read the code.
 
-Then open its exercises. Fill in a cell, run it and the check below it, and you are told at once what is right and what
-is not.
+Then open its exercises. Fill in a cell, run it and the check below it, and you are
+told at once what is right and what is not.
 
-All that you open here are your own copies, in the folder `work/`: try things, write into them, save. Nothing overwrites
-them, and nothing leaves this machine.
+All that you open here are your own copies, in the folder `work/`: try things, write
+into them, save. Nothing overwrites them, and nothing leaves this machine.
 
 {lessons}
 ## In a terminal

@@ -1,5 +1,4 @@
-"""`llmlab new TOPIC`: all files of a lesson that the syllabus names, with TODO where an
-author is wanted.
+"""`llmlab new TOPIC`: all files of a lesson, with TODO where an author is wanted.
 
 What is laid out is valid Python, and honest: the tests fail until the places are
 filled, and tests/test_house.py fails on any TODO that is left. Nothing that exists is
@@ -15,9 +14,9 @@ from llmlab.course.syllabus import Lesson
 
 AFTERWARDS = """
 Now fill every TODO (`grep -rn TODO` finds them), then:
-  make sync                                   runs the notebooks and stores their outputs
-  python -m llmlab.course.exercises {slug}    makes the exercise notebook
-  make test                                   must be green"""
+  make sync         runs the notebooks and stores their outputs
+  make exercises    makes the exercise notebook
+  make test         must be green"""
 
 TEMPLATES = Path(__file__).parent / "data" / "new"
 
@@ -26,79 +25,74 @@ BIB = """\
 """
 
 
-def _template(name: str) -> str:
+def template(name: str) -> str:
+    """The text of a file that a lesson begins with, its names still in braces."""
     return (TEMPLATES / f"{name}.py.tmpl").read_text(encoding="utf-8")
 
 
-def files(lesson: Lesson, root: Path) -> dict[Path, str]:
-    """path → the text that it starts with. Shared files (the part's package and
-    references) only where they are missing.
+def files(lesson: Lesson, root: Path, room: bool = False) -> dict[Path, str]:
+    """path → the text that it starts with.
+
+    Files that lessons share (the part's package and references) come only where
+    they are missing.
+
+    Args:
+        room: the method gets a folder instead of a file, and so do its tests.
     """
-    package = root / "llmlab" / lesson.package
+    part, module = lesson.package, lesson.module
+    package, checks = root / "llmlab" / part, root / "llmlab" / "checks" / part
+    tests, wrongs = root / "tests" / part, root / "tests" / "checks" / part
     shared = {
         package / "__init__.py": f'"""{lesson.part}."""\n',
-        root / "llmlab" / "checks" / lesson.package / "__init__.py": (
-            f'"""Checks of {lesson.part}."""\n'
-        ),
-        root / "tests" / lesson.package / "__init__.py": "",
-        root / "tests" / "checks" / lesson.package / "__init__.py": "",
+        checks / "__init__.py": f'"""Checks of {lesson.part}."""\n',
+        tests / "__init__.py": "",
+        wrongs / "__init__.py": "",
         root / "jupyter-book" / "references" / f"{lesson.part}.bib": BIB,
     }
     own = {
-        lesson.notebook(root).with_suffix(".py"): _template("lesson"),
-        package / f"{lesson.module}.py": _template("method"),
-        root / "llmlab" / "checks" / lesson.package / f"{lesson.module}.py": _template(
-            "checks"
-        ),
-        lesson.solution(root).with_suffix(".py"): _template("solution"),
-        root / "tests" / lesson.package / f"test_{lesson.module}.py": _template(
-            "tests"
-        ),
-        root / "tests" / "checks" / lesson.package / f"test_{lesson.module}.py": (
-            _template("wrongs")
-        ),
+        lesson.notebook(root).with_suffix(".py"): template("lesson"),
+        lesson.solution(root).with_suffix(".py"): template("solution"),
+        checks / f"{module}.py": template("checks"),
+        wrongs / f"test_{module}.py": template("wrongs"),
     }
-    names = {"package": lesson.package, "module": lesson.module, "part": lesson.part}
-    words = {
-        "slug": lesson.slug,
-        "title": lesson.title,
-        "teaches": lesson.teaches,
-        "aha": lesson.aha,
-    }
-    own_import = f"from llmlab.{lesson.package} import {lesson.module}"
-    imports = {  # in the order that the formatter wants
-        "lesson_imports": "\n".join(
-            sorted(
-                [
-                    "from llmlab.course import compare, explore, figure, plt, show",
-                    own_import,
-                ]
-            )
-        ),
-        "check_imports": "\n".join(
-            sorted(
-                [
-                    (
-                        "from llmlab.course.grading.checking import Checks, diagnose,"
-                        " expect"
-                    ),
-                    own_import,
-                ]
-            )
-        ),
-    }
-    fill = names | words | imports | {"against": lesson.against}
+    home, tests_home, where = package, tests, f"llmlab.{part}"
+    if room:
+        home, tests_home = package / module, tests / module
+        where = f"llmlab.{part}.{module}"
+        own[home / "__init__.py"] = template("room")
+        own[tests_home / "__init__.py"] = ""
+    own[home / f"{module}.py"] = template("method")
+    own[tests_home / f"test_{module}.py"] = template("tests")
+
+    fill = {"slug": lesson.slug, "part": lesson.part, "package": part, "module": module}
+    fill |= {"title": lesson.title, "teaches": lesson.teaches, "aha": lesson.aha}
+    fill |= {"against": lesson.against, "where": where}
+    own_import = f"from {where} import {module}"
+    fill["lesson_imports"] = in_order(
+        "from llmlab.course import compare, explore, figure, plt, show", own_import
+    )
+    fill["check_imports"] = in_order(
+        "from llmlab.course.grading.checking import Checks, diagnose, expect",
+        own_import,
+    )
     missing = {path: text for path, text in shared.items() if not path.exists()}
     return {path: text.format(**fill) for path, text in (own | missing).items()}
 
 
-def scaffold(lesson: Lesson, root: Path) -> list[Path]:
+def in_order(*imports: str) -> str:
+    """Import lines in the order that the formatter wants."""
+    return "\n".join(sorted(imports))
+
+
+def scaffold(lesson: Lesson, root: Path, room: bool = False) -> list[Path]:
     """Writes all files of `lesson`; none when one of its own is there already.
+
+    With `room`, the method is a folder.
 
     Raises:
         FileExistsError: the lesson, or part of it, exists; the message names the files.
     """
-    wanted = files(lesson, root)
+    wanted = files(lesson, root, room)
     there = [str(p.relative_to(root)) for p in wanted if p.exists()]
     if there:
         raise FileExistsError(

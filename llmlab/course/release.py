@@ -21,28 +21,36 @@ from llmlab.course.grading.checking import Checks
 from llmlab.course.syllabus import Lesson
 
 CONFIG = """\
-# nbgrader's settings for the exercises of llmlab. Run its commands in this folder, in an environment with llmlab and nbgrader.
+# nbgrader's settings for the exercises of llmlab. Run its commands in this folder, in
+# an environment with llmlab and nbgrader.
 c = get_config()  # noqa: F821
 c.CourseDirectory.course_id = "llmlab"
 c.ClearSolutions.code_stub = {"python": "raise NotImplementedError"}
 c.ExecutePreprocessor.timeout = 120
 c.ExecutePreprocessor.interrupt_on_timeout = True
-c.ExecutePreprocessor.error_on_timeout = {"ename": "Timeout", "evalue": "the cell ran too long", "traceback": []}
+c.ExecutePreprocessor.error_on_timeout = {
+    "ename": "Timeout",
+    "evalue": "the cell ran too long",
+    "traceback": [],
+}
 """
 
 OPENING = """\
 # Exercises: {title}
 
 1. Replace `raise NotImplementedError` by your code, and run the cell (Shift+Enter).
-2. Run the check below it. It says what is wrong with a wrong answer; it never shows the right one.
-3. Stuck? `check.hint("{first}")` in a new cell shows a first hint, and a further one each time.
+2. Run the check below it. It says what is wrong with a wrong answer; it never shows the
+   right one.
+3. Stuck? `check.hint("{first}")` in a new cell shows a first hint, and a further
+   one each time.
 
 Your submission is marked by these checks, and by the same checks on other inputs."""
 
 HIDDEN = """\
 {source}
 ### BEGIN HIDDEN TESTS
-__import__("runpy").run_module("llmlab.course.grading.marking")["hidden"]({module!r}, {exercise!r}, *{answers})
+marking = __import__("runpy").run_module("llmlab.course.grading.marking")
+marking["hidden"]({module!r}, {exercise!r}, *{answers})
 ### END HIDDEN TESTS"""
 
 AFTERWARDS = """

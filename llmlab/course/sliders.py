@@ -97,12 +97,12 @@ class Frames:
         script = (STATIC / "explore.js").read_text(encoding="utf-8").strip()
         return (
             f"<style>{_css()}</style>"
-            '<figure class="llmlab-explore"'
-            f' id="{self.uid}">{heading}{self.picture(first)}'
-            f'<div class="llmlab-controls">{rows}</div><figcaption'
-            f' aria-live="polite">{_text(first.alt)}</figcaption>'
-            "<script"
-            f' type="application/json">{_json(data)}</script><script>{script}</script></figure>'
+            f'<figure class="llmlab-explore" id="{self.uid}">'
+            f"{heading}{self.picture(first)}"
+            f'<div class="llmlab-controls">{rows}</div>'
+            f'<figcaption aria-live="polite">{_text(first.alt)}</figcaption>'
+            f'<script type="application/json">{_json(data)}</script>'
+            f"<script>{script}</script></figure>"
         )
 
 
@@ -130,7 +130,9 @@ def explore(
         ValueError: no control or more than two, an empty list, over 30 frames, or a
             start that is not in the list.
 
-    >>> explore(lambda rank: plot(rank), alt=lambda rank: f"rank {rank}", rank=[1, 2, 4, 8])  # doctest: +SKIP
+    An example, with a function `plot(rank)` that returns a figure:
+
+        explore(plot, alt=lambda rank: f"the fit of rank {rank}", rank=[1, 2, 4, 8])
     """
     from IPython.display import display
 

@@ -183,7 +183,9 @@ def cell(page, id_: str, text: str | None = None) -> str:
     """
     page.evaluate(
         """id => { const notebook = window.jupyterapp.shell.currentWidget.content;
-        notebook.activeCellIndex = notebook.widgets.findIndex(w => w.model.id === id); notebook.mode = 'edit';
+        notebook.activeCellIndex =
+            notebook.widgets.findIndex(w => w.model.id === id);
+        notebook.mode = 'edit';
         return notebook.scrollToCell(notebook.activeCell); }""",
         id_,
     )
@@ -196,8 +198,8 @@ def cell(page, id_: str, text: str | None = None) -> str:
         page.keyboard.insert_text(text)
     command(page, "notebook:run-cell")
     return page.evaluate(
-        """id => window.jupyterapp.shell.currentWidget.content.widgets.find(w => w.model.id === id)
-        .outputArea.node.innerText""",
+        """id => window.jupyterapp.shell.currentWidget.content.widgets
+            .find(w => w.model.id === id).outputArea.node.innerText""",
         id_,
     )
 
@@ -249,8 +251,11 @@ def opened(page) -> dict:
 def test_run_all_and_the_widget_moves_the_figure(page):
     command(page, "notebook:run-all-cells")
     failed = page.evaluate(
-        """() => window.jupyterapp.shell.currentWidget.content.widgets.filter(w => w.outputArea &&
-        [...Array(w.outputArea.model.length).keys()].some(i => w.outputArea.model.get(i).type === 'error')).length"""
+        """() => {
+        const failed = w => [...Array(w.outputArea?.model.length ?? 0).keys()]
+            .some(i => w.outputArea.model.get(i).type === 'error');
+        return window.jupyterapp.shell.currentWidget.content.widgets
+            .filter(failed).length; }"""
     )
     assert failed == 0
     handle = page.locator(".jp-Notebook .widget-slider .noUi-handle").first
@@ -324,8 +329,8 @@ def test_an_exercise_done_wrongly_then_rightly(page, course):
     read_the_landing_page(page)
     page.click(".jp-MarkdownViewer a:has-text('exercises')")
     page.wait_for_function(
-        "() =>"
-        " window.jupyterapp.shell.currentWidget?.context?.path?.startsWith('work/01-start/01-welcome')"
+        "() => window.jupyterapp.shell.currentWidget?.context?.path"
+        "?.startsWith('work/01-start/01-welcome')"
     )
     page.evaluate(
         "async () => { await window.jupyterapp.shell.currentWidget.context.ready; }"
@@ -335,7 +340,8 @@ def test_an_exercise_done_wrongly_then_rightly(page, course):
         " window.jupyterapp.shell.currentWidget.sessionContext.ready; }"
     )
     imports = page.evaluate(
-        """() => window.jupyterapp.shell.currentWidget.content.widgets.find(w => w.model.type === 'code').model.id"""
+        """() => window.jupyterapp.shell.currentWidget.content.widgets
+            .find(w => w.model.type === 'code').model.id"""
     )
     cell(page, imports)
     cell(page, "exercise-weight_bytes")

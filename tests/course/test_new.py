@@ -16,19 +16,35 @@ from tests.course.learner import ROOT, course
 
 PLANNED = next(x for x in reversed(lessons()) if not x.is_built(ROOT))
 HEADINGS = [
-    "What it costs", "Predict", "The idea", "The code", "Against the library", "The experiment", "Play", "At scale", "Takeaways",
-]  # fmt: skip
+    "What it costs",
+    "Predict",
+    "The idea",
+    "The code",
+    "Against the library",
+    "The experiment",
+    "Play",
+    "At scale",
+    "Takeaways",
+]
 
 
-def test_all_files_are_made_and_are_python(tmp_path):
-    made = new.scaffold(PLANNED, tmp_path)
+@pytest.mark.parametrize("room", [False, True])
+def test_all_files_are_made_and_are_python(room, tmp_path):
+    made = new.scaffold(PLANNED, tmp_path, room)
     names = {str(p.relative_to(tmp_path)) for p in made}
+    part, module = PLANNED.package, PLANNED.module
+    folder = f"{module}/" if room else ""
     wanted = {
-        f"notebooks/{PLANNED.slug}.py", f"solutions/{PLANNED.slug}.py", f"llmlab/{PLANNED.package}/{PLANNED.module}.py",
-        f"llmlab/checks/{PLANNED.package}/{PLANNED.module}.py", f"tests/{PLANNED.package}/test_{PLANNED.module}.py",
-        f"tests/checks/{PLANNED.package}/test_{PLANNED.module}.py", f"jupyter-book/references/{PLANNED.part}.bib",
-    }  # fmt: skip
+        f"notebooks/{PLANNED.slug}.py",
+        f"solutions/{PLANNED.slug}.py",
+        f"llmlab/{part}/{folder}{module}.py",
+        f"llmlab/checks/{part}/{module}.py",
+        f"tests/{part}/{folder}test_{module}.py",
+        f"tests/checks/{part}/test_{module}.py",
+        f"jupyter-book/references/{PLANNED.part}.bib",
+    }
     assert wanted <= names
+    assert (f"llmlab/{part}/{module}/__init__.py" in names) == room
     for path in made:
         if path.suffix == ".py":
             ast.parse(path.read_text(encoding="utf-8"))
@@ -41,8 +57,9 @@ def test_every_planned_lesson_can_be_laid_out(lesson, tmp_path):
             ast.parse(text)
 
 
-def test_it_is_formatted_and_clean(tmp_path):
-    new.scaffold(PLANNED, tmp_path)
+@pytest.mark.parametrize("room", [False, True])
+def test_it_is_formatted_and_clean(room, tmp_path):
+    new.scaffold(PLANNED, tmp_path, room)
     (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
     # so that ruff knows whose they are
     for package in ("llmlab", "llmlab/course", "llmlab/checks"):

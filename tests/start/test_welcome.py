@@ -96,8 +96,12 @@ def test_the_takeaways_say_what_the_formulas_give():
     dear = welcome.dollars_per_million_tokens(6, alone)
     together = welcome.tokens_per_second(W, 6.7e12, 16, C)
     said = [
-        f"{W / 1e9:.0f} GB", f"{alone:.0f} tokens", f"{together / alone:.1f} times",
-        f"{dear:.0f} dollars", f"{100 * cheap:.0f} cents", f"{dear / cheap:.0f} times",
-    ]  # fmt: skip
+        f"{W / 1e9:.0f} GB",
+        f"{alone:.0f} tokens",
+        f"{together / alone:.1f} times",
+        f"{dear:.0f} dollars",
+        f"{100 * cheap:.0f} cents",
+        f"{dear / cheap:.0f} times",
+    ]
     plain = re.sub(r"\s*\n#\s*", " ", prose)
     assert [s for s in said if s not in plain] == []

@@ -1,5 +1,4 @@
-"""`python -m llmlab.course.book.build`: builds the book into `jupyter-book/_build/html`
-from the notebooks as they are.
+"""Builds the book from the notebooks as they are: `python -m llmlab.course.book.build`.
 
 Nothing is executed. Whatever lessons exist are staged with the pages that are made from
 data, and Jupyter Book turns them into HTML, warnings being errors. What the pages need
@@ -21,7 +20,7 @@ from pathlib import Path
 
 import yaml
 
-from llmlab.course.book import pages, published
+from llmlab.course.book import pages, published, rooms
 from llmlab.course.book.notebooks import Stage, first_slider, rewrite, stage_notebook
 from llmlab.course.book.notebooks import link as rewrite_link
 from llmlab.course.book.verified import Records
@@ -31,6 +30,7 @@ KINDS = ("notebooks", "exercises", "solutions")
 STATIC_PAGES = (
     "index",
     "run",
+    "contribute",
     "glossary",
     "bibliography",
     "published",
@@ -98,9 +98,7 @@ def prepare(root: Path, source: Path) -> Stage:
 
 
 def fill(path: Path, stage: Stage, built: list[Lesson], runs: dict) -> str:
-    """A hand-written page, its `<!-- llmlab:… -->` marks replaced by what is made from
-    data.
-    """
+    """A hand-written page with its `<!-- llmlab:… -->` marks filled from data."""
     makers = {
         "map": lambda: pages.course_map(built, stage.root),
         "start": lambda: pages.start(built),
@@ -108,6 +106,8 @@ def fill(path: Path, stage: Stage, built: list[Lesson], runs: dict) -> str:
         "slider": lambda: slider(stage.root, built),
         "published": published.page,
         "coverage": lambda: pages.coverage(built),
+        "contributing": lambda: contributing(stage.root),
+        "rooms": rooms.section,
         "verified": lambda: pages.verified(runs, built, stage.root),
     }
     text = path.read_text(encoding="utf-8")
@@ -117,6 +117,12 @@ def fill(path: Path, stage: Stage, built: list[Lesson], runs: dict) -> str:
         if mark in text:
             text = text.replace(mark, make())
     return text
+
+
+def contributing(root: Path) -> str:
+    """CONTRIBUTING.md without its title."""
+    text = (root / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    return text.split("\n", 1)[1].strip()
 
 
 def slider(root: Path, built: list[Lesson]) -> str:

@@ -46,6 +46,7 @@ def toc(built: list[Lesson], root: Path) -> dict:
         {"file": name}
         for name in (
             "run",
+            "contribute",
             "glossary",
             "bibliography",
             "published",
@@ -73,11 +74,11 @@ def course_map(built: list[Lesson], root: Path) -> str:
     for number, (part, title) in enumerate(PARTS.items(), 1):
         own = [x for x in lessons() if x.part == part]
         items = "".join(_map_item(x, x.slug in have) for x in own)
+        badge = f'<span class="map-number">{number}</span>'
+        link = f'<a href="parts/{part}.html">{badge} {html.escape(title)}</a>'
         cards.append(
-            f'<li class="map-card" data-part="{number}"><h3><a'
-            f' href="parts/{part}.html"><span class="map-number">'
-            f"{number}</span>"
-            f" {html.escape(title)}</a></h3><p>{html.escape(texts[part])}</p><ol>{items}</ol></li>"
+            f'<li class="map-card" data-part="{number}"><h3>{link}</h3>'
+            f"<p>{html.escape(texts[part])}</p><ol>{items}</ol></li>"
         )
     return f'<ul class="course-map">{"".join(cards)}</ul>'
 

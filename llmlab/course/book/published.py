@@ -106,12 +106,14 @@ def _section(part: str, table: list[Row]) -> str:
     lines = [f"## {PARTS[part]}", ""]
     lines += ["| what | published | ours | same? |", "|---|--:|--:|---|"]
     for row in table:
-        # one more digit than was printed shows what rounding hides
-        more = 0 if not row.unit else max(row.digits, 0) + 1
-        ours = f"{row.ours:,.{more}f}\N{NO-BREAK SPACE}{row.unit}".strip()
-        printed = f"{float(row.published):,.{max(row.digits, 0)}f}\N{NO-BREAK SPACE}{row.unit}".strip()
-        what = f"{row.what}<br>{{cite:t}}`{row.paper}`, {row.where}" + (
-            f"<br>*{row.why}*" if row.why else ""
-        )
+        digits = max(row.digits, 0)
+        # One more digit than was printed shows what rounding hides.
+        more = digits + 1 if row.unit else 0
+        unit = f"\N{NO-BREAK SPACE}{row.unit}" if row.unit else ""
+        ours = f"{row.ours:,.{more}f}{unit}"
+        printed = f"{float(row.published):,.{digits}f}{unit}"
+        what = f"{row.what}<br>{{cite:t}}`{row.paper}`, {row.where}"
+        if row.why:
+            what += f"<br>*{row.why}*"
         lines.append(f"| {what} | {printed} | {ours} | {'yes' if row.same else 'no'} |")
     return "\n".join(lines)

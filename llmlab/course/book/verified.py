@@ -35,11 +35,14 @@ VERSIONS = (
 PROBE = """
 import json as _j, platform as _p, resource as _r, sys as _s
 from importlib.metadata import version as _v
-_u = 1 if _s.platform == "darwin" else 1024
+_unit = 1 if _s.platform == "darwin" else 1024
+_peaks = [_r.getrusage(w).ru_maxrss for w in (_r.RUSAGE_SELF, _r.RUSAGE_CHILDREN)]
+_versions = {n: _v(n) for n in %r if n in _s.modules}
+_torch = _s.modules.get("torch")
 print(_j.dumps({
-    "memory": max(_r.getrusage(w).ru_maxrss for w in (_r.RUSAGE_SELF, _r.RUSAGE_CHILDREN)) * _u,
-    "versions": {"python": _p.python_version()} | {n: _v(n) for n in %r if n in _s.modules},
-    "capability": _s.modules["torch"].backends.cpu.get_cpu_capability() if "torch" in _s.modules else "",
+    "memory": max(_peaks) * _unit,
+    "versions": {"python": _p.python_version()} | _versions,
+    "capability": _torch.backends.cpu.get_cpu_capability() if _torch else "",
 }))
 """
 

@@ -85,15 +85,18 @@ def book(
     )
 
 
-def new(topic: Topic) -> None:
-    """For authors: lay out a lesson. All its files are made, with the places to fill
-    marked.
-    """
+def new(
+    topic: Topic,
+    room: Annotated[
+        bool, typer.Option("--room", help="a folder for the method, not one file")
+    ] = False,
+) -> None:
+    """For authors: make all files of a lesson, with the places to fill marked."""
     from llmlab.course import new as scaffold
 
     lesson, root = lesson_and_root(topic)
     try:
-        made = scaffold.scaffold(lesson, root)
+        made = scaffold.scaffold(lesson, root, room)
     except FileExistsError as error:
         stop(error, 1)
     typer.echo(

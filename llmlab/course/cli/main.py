@@ -20,15 +20,18 @@ from llmlab.course.cli.plan import plan
 
 app = typer.Typer(
     name="llmlab",
-    help="""A course on how large language models are tuned, split over machines, shrunk, served and compiled.
+    help="""A course on how large language models are tuned, split over machines,
+    shrunk, served and compiled.
 
     \b
     First time here?  llmlab lab  opens the course in JupyterLab.
-    Done an exercise?  llmlab check 01-welcome  marks it;  llmlab progress  shows where you are.
+    Done an exercise?  llmlab check 01-welcome  marks it.
+    How far are you?  llmlab progress  shows the course with what you have done.
     Something odd?  llmlab doctor  looks for what is wrong with the environment.
 
     \b
-    TOPIC is a lesson's name: 04-peft/05-lora, 05-lora, lora, or its notebook's path.""",
+    TOPIC is a lesson's name: 04-peft/05-lora, 05-lora, lora, or its notebook's path.
+    """,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,

@@ -30,7 +30,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from llmlab.course.grading.diagnosis import Mistake, close, diagnose, expect
+from llmlab.course.grading.closeness import close
+from llmlab.course.grading.diagnosis import Mistake, diagnose, expect
 from llmlab.course.grading.guard import guarded, learners_error
 
 __all__ = [

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from llmlab.course.grading.closeness import as_tensor, close
+from llmlab.course.grading.resemblance import resemblances
 
 
 class Mistake(Exception):
@@ -32,9 +35,7 @@ def _shape(x: Tensor | np.ndarray) -> str:
 
 
 def describe(x: Any) -> str:
-    """What kind of thing `x` is: 'a float32 tensor of shape (2, 3)', 'None', 'a list of
-    3'.
-    """
+    """What kind of thing `x` is, as in 'a float32 tensor of shape (2, 3)'."""
     if x is None:
         return "None"
     if isinstance(x, Tensor):
@@ -120,7 +121,7 @@ def _expect_tensor(
         )
         raise Mistake(f"{what} is {describe(value)}, where a tensor is asked{cure}")
     if shape is not None and not _fits(value.shape, shape):
-        asked = f"({', '.join('any' if s is None else str(s) for s in shape)}{',' if len(shape) == 1 else ''})"
+        asked = _asked_shape(shape)
         raise Mistake(
             f"{what} has shape {_shape(value)}, where {asked} is"
             f" asked{_shape_cure(value.shape, shape)}"
@@ -128,6 +129,12 @@ def _expect_tensor(
     if dtype is not None and value.dtype != dtype:
         got, asked = (str(d).removeprefix("torch.") for d in (value.dtype, dtype))
         raise Mistake(f"{what} has dtype {got}, where {asked} is asked")
+
+
+def _asked_shape(shape: tuple[int | None, ...]) -> str:
+    sizes = ["any" if size is None else str(size) for size in shape]
+    comma = "," if len(shape) == 1 else ""
+    return f"({', '.join(sizes)}{comma})"
 
 
 def _fits(got: tuple[int, ...], asked: tuple[int | None, ...]) -> bool:
@@ -170,71 +177,6 @@ def _expect_finite(value: Any, what: str) -> None:
             _expect_finite(item, f"{what}[{i}]")
 
 
-def as_tensor(x: Any) -> Tensor | None:
-    """`x` in float64 (or as integers), when it is a tensor, an array or a number; else
-    None.
-    """
-    if isinstance(x, Tensor):
-        x = x.detach()
-        x = x.to_dense() if x.layout != torch.strided else x
-    elif isinstance(x, np.ndarray) and x.dtype.kind in "biuf":
-        x = torch.from_numpy(np.ascontiguousarray(x))
-    elif isinstance(x, bool | int | float | np.number | np.bool_):
-        try:
-            x = torch.tensor(
-                x, dtype=torch.float64 if isinstance(x, float | np.floating) else None
-            )
-        except (OverflowError, RuntimeError, ValueError):  # an integer beyond 64 bits
-            x = torch.tensor(float(x), dtype=torch.float64)
-    else:
-        return None
-    return x.cpu().double() if x.is_floating_point() else x.cpu()
-
-
-def limit(right: Tensor, tol: float) -> Tensor:
-    """How far each element may be off: `tol` of itself and of the mean size; of 1 where
-    all is zero.
-    """
-    size = right.double().abs()
-    finite = size[size.isfinite()]
-    mean = float(finite.mean()) if finite.numel() else 0.0
-    return tol * (
-        torch.where(size.isfinite(), size, 0.0) + (max(mean, 1e-3) if mean else 1.0)
-    )
-
-
-def wrong_places(got: Tensor, right: Tensor, tol: float) -> Tensor:
-    """Where two tensors of one shape differ by more than rounding (bool, that
-    shape).
-    """
-    if not (got.is_floating_point() or right.is_floating_point()):
-        return got != right
-    got, right = got.double(), right.double()
-    near = (got - right).abs() <= limit(right, tol)
-    return ~(near | (got == right) | (got.isnan() & right.isnan()))
-
-
-def close(got: Any, right: Any, tol: float = 1e-5) -> bool:
-    """Whether two values are equal up to rounding: tensors, arrays, numbers, and lists
-    or dicts of them.
-
-    Each element may be off by `tol` times (its own size + the mean size). Integers,
-    truth values and text must be equal.
-    """
-    if isinstance(right, list | tuple) and isinstance(got, list | tuple):
-        return len(got) == len(right) and all(
-            close(g, r, tol) for g, r in zip(got, right, strict=True)
-        )
-    if isinstance(right, Mapping) and isinstance(got, Mapping):
-        return got.keys() == right.keys() and all(
-            close(got[k], right[k], tol) for k in right
-        )
-    g, r = as_tensor(got), as_tensor(right)
-    if g is None or r is None:
-        return type(got) is type(right) and bool(got == right)
-    return g.shape == r.shape and not bool(wrong_places(g, r, tol).any())
-
-
 def diagnose(
     got: Any,
     *,
@@ -263,51 +205,46 @@ def diagnose(
 
 def difference(got: Any, right: Any, tol: float, what: str) -> str:
     """In what way `got` differs from `right`, in one sentence."""
-    from llmlab.course.grading.resemblance import resemblances
-
     if isinstance(right, list | tuple) and isinstance(got, list | tuple):
-        return _of_items(
-            enumerate(zip(got, right, strict=False)), len(got), len(right), tol, what
-        )
+        if len(got) != len(right):
+            return f"{what} holds {len(got)} items, where {len(right)} are asked"
+        pairs = dict(enumerate(zip(got, right, strict=True)))
+        return _difference_of_items(pairs, tol, what)
     if isinstance(right, Mapping) and isinstance(got, Mapping):
-        if got.keys() != right.keys():
-            extra, missing = (
-                len(got.keys() - right.keys()),
-                len(right.keys() - got.keys()),
-            )
+        missing = len(right.keys() - got.keys())
+        extra = len(got.keys() - right.keys())
+        if missing or extra:
             return f"{what} has {missing} of its keys missing and {extra} too many"
-        return _of_items(
-            ((k, (got[k], right[k])) for k in right), len(got), len(right), tol, what
-        )
-    g, r = as_tensor(got), as_tensor(right)
+        pairs = {key: (got[key], right[key]) for key in right}
+        return _difference_of_items(pairs, tol, what)
     if isinstance(got, str) and isinstance(right, str):
-        same = next(
-            (i for i, (a, b) in enumerate(zip(got, right, strict=False)) if a != b),
-            min(len(got), len(right)),
-        )
-        return (
-            f"{what} is right up to character {same} of {len(got)}; from there it"
-            f" differs (…{got[max(0, same - 12) : same + 12]!r}…)"
-        )
+        return _difference_of_texts(got, right, what)
+    g, r = as_tensor(got), as_tensor(right)
     if g is None or r is None:
-        same = type(got) is type(right)
-        return (
-            f"{what} is {describe(got)}, and not the right one"
-            if same
-            else f"{what} is {describe(got)}, where {describe(right)} is asked"
-        )
+        if type(got) is type(right):
+            return f"{what} is {describe(got)}, and not the right one"
+        return f"{what} is {describe(got)}, where {describe(right)} is asked"
     if g.shape != r.shape:
-        return (
-            f"{what} has shape {_shape(g)}, where {_shape(r)} is"
-            f" asked{_shape_cure(g.shape, r.shape)}"
-        )
+        cure = _shape_cure(g.shape, r.shape)
+        return f"{what} has shape {_shape(g)}, where {_shape(r)} is asked{cure}"
     return next(resemblances(g, r, tol, what))
 
 
-def _of_items(items: Iterator, n_got: int, n_right: int, tol: float, what: str) -> str:
-    if n_got != n_right:
-        return f"{what} holds {n_got} items, where {n_right} are asked"
-    for key, (g, r) in items:
-        if not close(g, r, tol):
-            return difference(g, r, tol, f"{what}[{key!r}]")
+def _difference_of_items(pairs: dict[Any, tuple], tol: float, what: str) -> str:
+    """What is wrong with the first item that differs; `pairs` holds (got, right)."""
+    for key, (got, right) in pairs.items():
+        if not close(got, right, tol):
+            return difference(got, right, tol, f"{what}[{key!r}]")
     return f"{what} differs"
+
+
+def _difference_of_texts(got: str, right: str, what: str) -> str:
+    """Up to where a text is right, with what stands around that place."""
+    same = 0
+    while same < min(len(got), len(right)) and got[same] == right[same]:
+        same += 1
+    around = got[max(0, same - 12) : same + 12]
+    return (
+        f"{what} is right up to character {same} of {len(got)}; from there it differs"
+        f" (…{around!r}…)"
+    )

@@ -217,12 +217,9 @@ def make_copy(
     copy = Copy(
         {}, {n: s for n, (s, _) in found.items()}, tokens, {}, {n: [] for n in pristine}
     )
-    out = [
-        _code(
-            f'__import__("runpy").run_path({str(HERE / "preamble.py")!r})["prepare"]({str(folder)!r})',
-            0,
-        )
-    ]
+    prepare = f'{_run("preamble.py")}["prepare"]({str(folder)!r})'
+    mark = f'{_run("marking.py")}["mark"]'
+    out = [_code(prepare, 0)]
     number = 0
     for i in range(len(cells) + 1):
         if i < len(cells) and cells[i]["cell_type"] == "code":
@@ -242,10 +239,8 @@ def make_copy(
                     f"(get_ipython().user_ns, {answers_expression(check.source)!r},"
                     f" {tokens[name]!r})"
                 )
-                marking = f'__import__("runpy").run_path({str(HERE / "marking.py")!r})["mark"]'
-                out.append(
-                    _code(f"{marking}({module!r}, {name!r}, *{call})", len(out), -1 - k)
-                )
+                marked = f"{mark}({module!r}, {name!r}, *{call})"
+                out.append(_code(marked, len(out), -1 - k))
     copy.notebook = {"cells": out, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
     return copy
 
@@ -264,11 +259,21 @@ def place_of_check(cells: list[dict[str, Any]], name: str, own: list[int]) -> in
     return definitions[-1] if definitions else len(cells)
 
 
+def _run(file: str) -> str:
+    """An expression that runs a file of this room and gives its names."""
+    return f'__import__("runpy").run_path({str(HERE / file)!r})'
+
+
 def _code(source: str, index: int, origin: int | None = None) -> dict[str, Any]:
     metadata = {"llmlab_index": index, "llmlab_origin": origin}
     return {
-        "cell_type": "code", "id": f"cell-{index}", "metadata": metadata, "source": source, "outputs": [], "execution_count": None,
-    }  # fmt: skip
+        "cell_type": "code",
+        "id": f"cell-{index}",
+        "metadata": metadata,
+        "source": source,
+        "outputs": [],
+        "execution_count": None,
+    }
 
 
 def version_of(notebook: dict[str, Any]) -> str | None:

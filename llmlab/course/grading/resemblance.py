@@ -1,5 +1,4 @@
-"""In what way one tensor is nearly another: a factor, a sign, a transpose, one wrong
-row. Data, tried in order.
+"""In what way one tensor is nearly another: a factor, a sign, one wrong row, …
 
 Each rule takes (got, right, same) with `same(a)` = "a is close to right", and returns a
 phrase or None. None of them reveals a right value to someone who has not computed it up
@@ -15,6 +14,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from llmlab.course.grading.closeness import close, wrong_places
+
 Same = Callable[[Tensor], bool]
 
 
@@ -22,19 +23,18 @@ def resemblances(got: Tensor, right: Tensor, tol: float, what: str) -> Iterator[
     """All that is recognised about `got` (float64 or integer, the shape of `right`),
     the plainest first; never empty.
     """
-    from llmlab.course.grading.diagnosis import close, wrong_places
-
     bad = wrong_places(got, right, tol)
     g, r = got.double(), right.double()
     if not g.isfinite().all() and r.isfinite().all():
         n = int((~g.isfinite()).sum())
         yield f"{what} holds NaN or infinity in {n} of {g.numel()} places"
     elif got.numel():
-        same = lambda a: close(a, r, tol)  # noqa: E731
-        phrases = [rule(g, r, same) for rule in RULES] + [
-            _where(bad),
-            _factor_along(g, r, same),
-        ]
+
+        def same(a: Tensor) -> bool:
+            return close(a, r, tol)
+
+        phrases = [rule(g, r, same) for rule in RULES]
+        phrases += [_where(bad), _factor_along(g, r, same)]
         yield from (f"{what} {phrase}" for phrase in phrases if phrase)
     yield _statistics(g, r, bad, what)
 
@@ -68,13 +68,12 @@ def _factor(g: Tensor, r: Tensor, same: Same) -> str | None:
         # something
         return None
     size = abs(k) if abs(k) > 1 else 1 / abs(k)
-    name = named_factor(abs(k), tuple(g.shape))
-    sign = ", and has the wrong sign" if k < 0 else ""
+    direction = "large" if abs(k) > 1 else "small"
     where = "" if g.numel() == 1 else " everywhere"
-    return (
-        f"is {size:.6g} times too"
-        f" {'large' if abs(k) > 1 else 'small'}{where}{sign}{f' ({name})' if name else ''}"
-    )
+    sign = ", and has the wrong sign" if k < 0 else ""
+    name = named_factor(abs(k), tuple(g.shape))
+    origin = f" ({name})" if name else ""
+    return f"is {size:.6g} times too {direction}{where}{sign}{origin}"
 
 
 def named_factor(k: float, shape: tuple[int, ...]) -> str | None:
@@ -168,8 +167,6 @@ def _moved(g: Tensor, r: Tensor, same: Same) -> str | None:
 
 
 def _permuted(g: Tensor, r: Tensor, same: Same) -> str | None:
-    from llmlab.course.grading.diagnosis import close
-
     for dim in range(g.ndim - 1, -1, -1):
         if g.shape[dim] > 1 and close(g.sort(dim).values, r.sort(dim).values):
             return f"has the right values in the wrong order along dimension {dim}"
@@ -237,15 +234,12 @@ def _where(bad: Tensor) -> str | None:
 def _statistics(g: Tensor, r: Tensor, bad: Tensor, what: str) -> str:
     if g.numel() == 1:
         gap = float((g - r).abs()) / max(float(r.abs()), 1e-30)
-        return (
-            f"{what} is {float(g):.6g}, which is too {'large' if g > r else 'small'}"
-            + (
-                f" (by less than {10 ** math.ceil(math.log10(gap)):.0%}: look for a"
-                " small term)"
-                if 0 < gap < 0.1
-                else ""
-            )
-        )
+        direction = "large" if g > r else "small"
+        text = f"{what} is {float(g):.6g}, which is too {direction}"
+        if 0 < gap < 0.1:
+            bound = 10 ** math.ceil(math.log10(gap))
+            text += f" (by less than {bound:.0%}: look for a small term)"
+        return text
     gap = (g - r).abs()
     gap = gap[gap.isfinite()]
     largest = float(gap.max()) if gap.numel() else math.inf

@@ -128,11 +128,11 @@ def name_cells(notebook: NotebookNode) -> None:
     pending = None
     for cell in notebook.cells:
         name = checked_name(cell.source) if has(cell, "check") else None
-        base = (
-            f"check-{name}"
-            if name
-            else f"{cell.cell_type}-{hashlib.sha256(cell.source.encode()).hexdigest()[:8]}"
-        )
+        if name:
+            base = f"check-{name}"
+        else:
+            digest = hashlib.sha256(cell.source.encode()).hexdigest()
+            base = f"{cell.cell_type}-{digest[:8]}"
         used[base] = used.get(base, 0) + 1
         cell.id = base if used[base] == 1 else f"{base}-{used[base]}"
         if has(cell, "exercise"):
