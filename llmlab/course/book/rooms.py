@@ -92,9 +92,29 @@ def floors(part: str) -> list[list[str]]:
     ]
 
 
+def direct(uses: dict[str, set[str]]) -> dict[str, set[str]]:
+    """Those arrows that no way over another room replaces."""
+    reach: dict[str, set[str]] = {}
+
+    def below(room: str) -> set[str]:
+        """All rooms that can be reached from this one."""
+        if room not in reach:
+            reach[room] = set(uses[room]).union(*(below(x) for x in uses[room]))
+        return reach[room]
+
+    return {
+        room: {x for x in others if not any(x in below(y) for y in others)}
+        for room, others in uses.items()
+    }
+
+
 def picture(part: str) -> str:
-    """One part as an SVG: a line of text for each room, an arc for each import."""
-    uses = arrows(part)
+    """One part as an SVG: a line of text for each room, an arc for each import.
+
+    An arc that follows from others is left out: who imports B, which imports C, may
+    import C as well.
+    """
+    uses = direct(arrows(part))
     order = [room for floor in floors(part) for room in floor]
     row = {room: i for i, room in enumerate(order)}
     edge = 8 + LETTER * max(len(room) for room in order)

@@ -133,8 +133,8 @@ class Exercise:
 
     @property
     def asks(self) -> str:
-        """One line: what the exercise asks."""
-        return self.run.__doc__.strip().splitlines()[0]
+        """What the exercise asks, in one sentence: its docstring's first paragraph."""
+        return " ".join(self.run.__doc__.strip().split("\n\n")[0].split())
 
     @property
     def header(self) -> str:
