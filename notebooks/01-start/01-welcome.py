@@ -44,7 +44,7 @@ alone = welcome.tokens_per_second(W, 2 * bandwidth)
 dollars_alone = welcome.dollars_per_million_tokens(2 * price, alone)
 print(f"{N:,} parameters take {W / 1e9:.0f} GB: {W / memory:.1f} GPUs full of weights")
 print(
-    f"two GPUs read them {alone:.0f} times a second: at most {alone:.0f} tokens per"
+    f"two GPUs read them {alone:.0f} times per second: at most {alone:.0f} tokens per"
     " second for one reader"
 )
 print(f"a million tokens cost {dollars_alone:.0f} dollars")
@@ -89,7 +89,7 @@ ax.barh(labels, weights_part, label="weights, read once")
 ax.barh(labels, cache_part, left=weights_part, label="caches, one each")
 for i, b in enumerate(readers):
     total = (W + b * C) / 1e9
-    ax.text(total + 3, i, f"{total / b:.0f} GB a token", va="center")
+    ax.text(total + 3, i, f"{total / b:.0f} GB per token", va="center")
 ax.set(xlabel="GB read for one step", xlim=(0, 235))
 ax.grid(axis="y", visible=False)
 ax.invert_yaxis()

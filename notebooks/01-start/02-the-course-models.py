@@ -41,7 +41,7 @@ print(f"its training: {log[-1]['seconds'] / 60:.0f} minutes")
 print(f"LLaMA 65B:    {large:.1e} FLOPs, {large / flops:.1e} times as many")
 
 # %% [markdown]
-# For LLaMA 65B, Meta's paper counts 1,022,362 hours of an A100. At 2 dollars an hour, to take a round number, that is two million dollars for
+# For LLaMA 65B, Meta's paper counts 1,022,362 hours of an A100. At 2 dollars per hour, to take a round number, that is two million dollars for
 # one run, and its progress was judged by the one quantity that this lesson is about: how well the model predicts
 # the next token. If you measure that wrongly, you spend the money on the wrong model.
 

@@ -476,7 +476,7 @@ PARTS = {
 
 def bills(name):
     """For each length, [weights, gradients, optimizer, activations] of both ways to
-    train. All that is saved has a row a token.
+    train. All that is saved has a row per token.
     """
     config, few = preset(name), BitFitConfig("all-linear")
     total, kept = parameters(config), activation_bytes(config, 512)
@@ -612,7 +612,7 @@ print(
 # %% [markdown]
 # ## Takeaways
 #
-# - Training all of a 7B model takes 16 bytes a parameter, 108 GB, plus activations; a frozen parameter takes 2, and a frozen
+# - Training all of a 7B model takes 16 bytes per parameter, 108 GB, plus activations; a frozen parameter takes 2, and a frozen
 #   linear does not even keep its input.
 # - Biases are 0.02% of Llama 7B and 0.08% of BERT-large; on the course model, 0.65% as many numbers as the linears have gave
 #   about three fifths of full fine-tuning's gain, with a learning rate fifty times as high. As many weights drawn at random

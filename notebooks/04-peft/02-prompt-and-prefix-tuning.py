@@ -640,7 +640,7 @@ for what, ours, paper in [
     )
 per_token = 2 * 36 * 1280
 print(
-    f"GPT-2 large (774 M, 36 layers of 1,280): {per_token:,} numbers a token; 0.1% is"
+    f"GPT-2 large (774 M, 36 layers of 1,280): {per_token:,} numbers per token; 0.1% is"
     f" {774e6 * 0.001 / per_token:.0f} tokens"
 )
 

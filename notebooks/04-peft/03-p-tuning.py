@@ -444,7 +444,7 @@ print(
 )
 roberta, per_token = 355_662_082 - encoder, 2 * 24 * d
 print(
-    f"P-Tuning v2 on RoBERTa-large: {per_token:,} numbers a token; 0.1% is"
+    f"P-Tuning v2 on RoBERTa-large: {per_token:,} numbers per token; 0.1% is"
     f" {1e-3 * roberta / per_token:.0f} tokens, 3% is {0.03 * roberta / per_token:.0f}"
 )
 

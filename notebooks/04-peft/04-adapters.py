@@ -597,7 +597,7 @@ print(
 #   merged.
 # - With the lower two of four blocks bare, eight tasks cost 56% of the work in blocks; adapters trained for that keep 98% of the gain,
 #   robust ones 92%, ordinary ones 76%.
-# - AdapterFusion freezes $N$ adapters and learns, with $3d^2 + 2d$ numbers a block, which to read at each token: on our 2 tasks it was
+# - AdapterFusion freezes $N$ adapters and learns, with $3d^2 + 2d$ numbers per block, which to read at each token: on our 2 tasks it was
 #   as good as both specialists, by changing over in only two of four blocks.
 #
 # Now write it yourself: [Exercises](../../work/04-peft/04-adapters.ipynb), three of them, 7 points.

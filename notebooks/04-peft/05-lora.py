@@ -126,7 +126,7 @@ figure(
 #   with both at zero, neither would ever receive a gradient.
 # - **The scale is $\alpha / r$, not $\alpha$.** Twice the rank adds twice as many terms; dividing by $r$ keeps the sum at
 #   about the same size, so that the learning rate found for $r = 4$ is near right for $r = 8$.
-# - **The product is never built while training.** $B(Ax)$ costs $r(k + d)$ multiplications a token, while $(BA)x$ costs
+# - **The product is never built while training.** $B(Ax)$ costs $r(k + d)$ multiplications per token, while $(BA)x$ costs
 #   $kd$ and a $d \times k$ gradient. Once training is over, build it once and add it: $W = W_0 + \Delta W$ is an
 #   ordinary weight again, and the adapter costs nothing at all at inference.
 #
@@ -650,7 +650,7 @@ compare(
 # ## At scale
 #
 # The paper's largest model is GPT-3: 96 layers of width 12,288, where every attention matrix is square. So a rank $r$ on
-# $n$ matrices a layer trains $96 \cdot n \cdot r \cdot 2 \cdot 12{,}288$ numbers. Let us count what the paper counts.
+# $n$ matrices per layer trains $96 \cdot n \cdot r \cdot 2 \cdot 12{,}288$ numbers. Let us count what the paper counts.
 
 # %%
 d, layers, total = 12_288, 96, 175_255.8e6  # the total is table 4's
@@ -693,13 +693,13 @@ print(
 )
 print(
     f"section 4.2  memory to train fully:  paper 1.2 TB, ours {16 * total / 1e12:.1f}"
-    " TB by 16 bytes a parameter"
+    " TB by 16 bytes per parameter"
 )
 
 # %% [markdown]
 # Three things deserve a word. Table 15 cuts 18.87 and 301.99 off after the first digit instead of rounding. Section D.4
 # says that $r = 2$ on four matrices trains 37.7 M, table 15 says that $r = 4$ does; counting settles it, and the table is
-# right. And the 1.2 TB for full fine-tuning is 6.8 bytes a parameter. That is less than Adam needs in any common setting,
+# right. And the 1.2 TB for full fine-tuning is 6.8 bytes per parameter. That is less than Adam needs in any common setting,
 # and the paper does not say how it was counted. So take the ratio in the abstract, a third of the memory, as theirs, and
 # the 16 bytes as ours.
 #

@@ -28,7 +28,7 @@ torch.set_num_threads(1)
 # %% [markdown]
 # ## What it costs
 #
-# To fine-tune all of a 65B model takes 12 bytes a parameter as the paper counts: 2 for the weight, 2 for its gradient, 8
+# To fine-tune all of a 65B model takes 12 bytes per parameter as the paper counts: 2 for the weight, 2 for its gradient, 8
 # for Adam's two averages (and 4 more with a master copy). LoRA does away with the gradients and the averages. It does not
 # touch the first 2 of the 12, the frozen weights themselves.
 
@@ -104,7 +104,7 @@ figure(
 #
 # - **NF4.** Seven negative levels, an exact 0 and eight positive ones, at quantiles of $N(0,1)$, divided by the largest. A
 #   weight is stored as the number of its nearest level.
-# - **Double quantization.** One 32-bit scale for 64 weights is half a bit a weight. So the scales are quantized too:
+# - **Double quantization.** One 32-bit scale for 64 weights is half a bit per weight. So the scales are quantized too:
 #   subtract their mean (a largest absolute value is never negative), cut into blocks of 256, and keep 8 bits each.
 #   $32/64 = 0.5$ bits become $8/64 + 32/(64 \cdot 256) = 0.127$.
 # - **Two types.** Weights are *stored* in 4 bits and *computed with* in 16 or 32. Each product dequantizes its weight, uses
@@ -129,7 +129,7 @@ show(
 )
 
 # %% [markdown]
-# What is stored of a `q_proj` of the course model, 128 × 128, is 4.129 bits a weight against 32 before:
+# What is stored of a `q_proj` of the course model, 128 × 128, is 4.129 bits per weight against 32 before:
 #
 # | tensor | shape | type | bytes |
 # |---|---|---|---|
@@ -141,14 +141,14 @@ show(
 # %%
 stored = nf4.quantize(course_model.load().model.layers[0].self_attn.q_proj.weight)
 print(
-    f"stored: {stored.nbytes:,} bytes, {8 * stored.nbytes / 128**2:.3f} bits a weight"
+    f"stored: {stored.nbytes:,} bytes, {8 * stored.nbytes / 128**2:.3f} bits per weight"
 )
 compare(
     nf4.normal_float(), nf4.NF4, what="NF4 derived against NF4 as published", tol=1e-6
 )
 print(" ".join(f"{v:.3f}" for v in nf4.normal_float().tolist()))
 print(
-    f"bits a weight: {nf4.bits_per_weight(64, double=False)} with float scales (paper:"
+    f"bits per weight: {nf4.bits_per_weight(64, double=False)} with float scales (paper:"
     " 4.5),"
 )
 print(f"{nf4.bits_per_weight(64):.3f} with double quantization (paper: 4.127)")
@@ -708,9 +708,9 @@ rows = [
         "full fine-tuning of 65B, GB",
         "> 780",
         f"{12 * n / 1e9:.0f}",
-        "same, at 12 bytes a parameter",
+        "same, at 12 bytes per parameter",
     ),
-    ("bits a weight for scales", "0.127", f"{nf4.bits_per_weight() - 4:.3f}", "same"),
+    ("bits per weight for scales", "0.127", f"{nf4.bits_per_weight() - 4:.3f}", "same"),
     ("double quantization saves, GB", "about 3", f"{saved:.1f}", "same"),
     ("65B in all, GB (figure 6)", "45.0", f"{total:.1f}", "near"),
     (
@@ -799,7 +799,7 @@ for step, length in enumerate([512, 512, 3072, 512]):
 #
 # - On normal weights NF4's squared error is 0.73 of INT4's, and trained weights are near enough to normal; FP4, with its
 #   wasted level, comes out at 1.28. Yet NF4 is not optimal: its 16 codes carry 3.88 bits of 4.
-# - Double quantization takes the scales from 0.5 to 0.127 bits a weight, 3.0 GB of a 65B model, at no loss that shows.
+# - Double quantization takes the scales from 0.5 to 0.127 bits per weight, 3.0 GB of a 65B model, at no loss that shows.
 # - Gradients pass through $\hat W$ to $A$ and $B$ alone, so 65B trains in 44.8 GB where full fine-tuning takes 783: on one
 #   GPU of 48 GB, and paging carries it over a spike.
 #

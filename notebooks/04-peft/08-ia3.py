@@ -1,5 +1,5 @@
 # %% [markdown]
-# # (IA)³: three vectors a layer
+# # (IA)³: three vectors per layer
 #
 # (IA)³ trains no matrix at all. It learns, for each channel of the keys, the values and the MLP, one number that says how much
 # of that channel to let through. By the end of this page you will have taught a model the Bible's manner with 2,048 numbers,
@@ -74,7 +74,7 @@ print(
 )
 
 # %% [markdown]
-# Fewer than one number in ten thousand, and a seventh of what LoRA trains at rank 8 on two matrices a layer.
+# Fewer than one number in ten thousand, and a seventh of what LoRA trains at rank 8 on two matrices per layer.
 
 # %% [markdown]
 # ## The idea
@@ -653,7 +653,7 @@ for name in ("llama-7b", "llama-3-8b", "llama-3-70b"):
 # %% [markdown]
 # ## Takeaways
 #
-# - Three vectors a layer are 614,400 numbers in Llama 7B, 0.009%: a file of 1.2 MB, and one copy of the model has room for
+# - Three vectors per layer are 614,400 numbers in Llama 7B, 0.009%: a file of 1.2 MB, and one copy of the model has room for
 #   eleven thousand of them.
 # - On the course model 2,048 scales, 1 in 384 of the linears' weights, got about half of full fine-tuning's gain, and so did
 #   2,048 biases or rank-1 factors, each at its own learning rate. Halving the rate changed what was forgotten as much as

@@ -496,7 +496,7 @@ explore(
 # ## At scale
 #
 # MAM's count stood above: 6.7% of BART-large in the paper, and the same in ours. UniPELT's paper has BERT-base, 12 layers of width
-# 768, with a prefix of 10, an adapter of 48, LoRA of rank 8 on queries and values, and three gates a layer (the library's LoRA has a
+# 768, with a prefix of 10, an adapter of 48, LoRA of rank 8 on queries and values, and three gates per layer (the library's LoRA has a
 # gate for each matrix, as ours). The library's defaults keep these, with $d/16$ for the adapter. The same settings on Llama 7B:
 
 # %%
@@ -539,7 +539,7 @@ print("the paper says 1.26% for BERT-base")
 #   sides agree to $10^{-5}$.
 # - MAM gives attention a prefix of 30 and the MLP a parallel bottleneck of 512 scaled by 4: 6.7% of BART-large, nine tenths of it in the
 #   feed-forward layers.
-# - UniPELT puts 3 methods behind gates, one number a sequence and layer. On our 3 tasks they found one order of the methods rather
+# - UniPELT puts 3 methods behind gates, one number per sequence and layer. On our 3 tasks they found one order of the methods rather
 #   than a choice for each task, and the adapter alone did as well on 2 of them.
 # - Constants in place of the gates, at the values that these had found, did as well in 6 runs of 6. So use gates to *find* a mixture,
 #   then nail them: LoRA can be merged again, and a decoder sees no future.

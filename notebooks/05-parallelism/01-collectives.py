@@ -21,7 +21,7 @@ from llmlab.models.presets import preset
 from llmlab.parallelism.runtime import Link, cost
 
 seven = preset("llama-2-7b")
-# 16 bits a number; a 400 Gb/s network card
+# 16 bits per number; a 400 Gb/s network card
 gradient, card = weight_bytes(seven), Link(latency=10e-6, bandwidth=50e9)
 compute = training_flops(seven, 1, 4096) / (0.4 * 989e12)
 print(
@@ -54,7 +54,7 @@ for algorithm in ("naive", "ring"):
 #
 # A ring all-reduce cuts the tensor of $n$ bytes into $p$ chunks and sends them around a ring of $p$ ranks, to your right-hand
 # neighbour only. How many bytes does each rank send, as a multiple of $n$, when $p = 64$? And a tree is fast for small
-# tensors: below which size would you use it, on a network with 10 µs a message and 25 GB/s?
+# tensors: below which size would you use it, on a network with 10 µs per message and 25 GB/s?
 
 # %%
 # put your guess here; both are computed below
@@ -177,7 +177,7 @@ figure(
 # $$T = s\,\alpha + v/\beta .$$
 #
 # Nobody can beat $\lceil\log_2 p\rceil\,\alpha$, because the number of ranks that know about a given number can at most double
-# in a step. And an all-reduce cannot send less than $2\frac{p-1}{p}n$ bytes a rank: each number needs $p-1$ messages to be summed
+# in a step. And an all-reduce cannot send less than $2\frac{p-1}{p}n$ bytes per rank: each number needs $p-1$ messages to be summed
 # and $p-1$ to be known, and $p$ ranks share the work
 # ([Patarasuk & Yuan 2009](https://doi.org/10.1016/j.jpdc.2008.09.002 "patarasuk2009bandwidth")). Three algorithms, drawn from their lists of
 # messages:
@@ -575,7 +575,7 @@ def describe_times(ranks, network):
 explore(
     draw_times,
     alt=describe_times,
-    title="All-reduce, 10 µs a message, 25 GB/s a wire",
+    title="All-reduce, 10 µs per message, 25 GB/s a wire",
     start={"ranks": 16, "network": "switch"},
     ranks=[4, 16, 64],
     network=list(PLAY),
@@ -649,7 +649,7 @@ for alpha in (10e-6, 30e-6, 100e-6):
     print(f"{1e6 * alpha:>5.0f} µs" + "".join(f"{a / b:>10.1f}" for a, b in row))
 
 # %% [markdown]
-# Their 3 is ours for 0.4 MB at 10 µs a message, and for 4 MB, a million elements, at 100 µs. The paper gives no latency, so this is no more than
+# Their 3 is ours for 0.4 MB at 10 µs per message, and for 4 MB, a million elements, at 100 µs. The paper gives no latency, so this is no more than
 # consistent. For the whole gradient of 100 MB at once our model sees little difference. They sent it layer by layer, and that is the subject
 # of the next lesson.
 #
@@ -694,7 +694,7 @@ for name, steps, volume, moves in rows:
 # %% [markdown]
 # ## Takeaways
 #
-# - A ring all-reduce sends $2\frac{p-1}{p}n$ bytes a rank, 1.97 $n$ for 64 ranks, and nothing sends less; collecting on one rank takes 64 times as long.
+# - A ring all-reduce sends $2\frac{p-1}{p}n$ bytes per rank, 1.97 $n$ for 64 ranks, and nothing sends less; collecting on one rank takes 64 times as long.
 # - A ring takes $2(p-1)$ steps and a tree $2\lceil\log_2 p\rceil$: with 10 µs and 25 GB/s a tree wins below 0.9 MB on 16 ranks.
 # - Halving has the bytes of the one and the steps of the other, but on a ring of cables takes twice as long as the ring for 1 GiB: the network decides.
 #

@@ -73,7 +73,7 @@ unit, layers = Link(0.0, 1.0), [1] * 6
 WAYS = {
     "after backward": ([[5, 4, 3, 2, 1, 0]], False),
     "two buckets": ([[5, 4, 3], [2, 1, 0]], True),
-    "a bucket a layer": ([[i] for i in range(5, -1, -1)], True),
+    "a bucket per layer": ([[i] for i in range(5, -1, -1)], True),
 }
 fig, axes = plt.subplots(3, 1, figsize=(4.8, 4.4), sharex=True)
 for ax, (name, (plan, overlap)) in zip(axes, WAYS.items(), strict=True):
@@ -90,7 +90,7 @@ figure(
         "Three time lines of six layers' backward, each a unit long, above what the"
         " wire carries. After backward: six more units, all exposed, hatched. Two"
         " buckets: the first leaves after three layers, three units stay exposed. A"
-        " bucket a layer: one unit."
+        " bucket per layer: one unit."
     ),
 )
 
@@ -493,7 +493,7 @@ ends = [
 compare(*ends, "ends of all all-reduces, ms")
 
 # %% [markdown]
-# **Accumulation** buys the rest. With $m$ microbatches a step the same bytes serve $m$ times the tokens, if only the last one sends:
+# **Accumulation** buys the rest. With $m$ microbatches per step the same bytes serve $m$ times the tokens, if only the last one sends:
 
 
 # %%
@@ -574,7 +574,7 @@ def describe_pass(bucket, ranks):
 explore(
     draw_pass,
     alt=describe_pass,
-    title="1.2 billion parameters, 16,384 tokens a rank, one 400 Gb/s card each",
+    title="1.2 billion parameters, 16,384 tokens per rank, one 400 Gb/s card each",
     start={"bucket": "25 MiB", "ranks": 64},
     bucket=list(LIMITS),
     ranks=[8, 64],
@@ -611,7 +611,7 @@ for alpha in (10e-6, 100e-6):
         for a in ("ring", "halving")
     ]
     print(
-        f"on their card, {1e6 * alpha:>3.0f} µs a message: ring {1e3 * t[0]:.0f} ms,"
+        f"on their card, {1e6 * alpha:>3.0f} µs per message: ring {1e3 * t[0]:.0f} ms,"
         f" halving {1e3 * t[1]:.0f} ms of 120"
     )
 
@@ -640,7 +640,7 @@ print(
     f" {limit:.0%}"
 )
 print(
-    "with a message a tensor, after backward, it was"
+    "with a message per tensor, after backward, it was"
     f" {work + waits['each tensor, after backward']:.0f} ms"
 )
 

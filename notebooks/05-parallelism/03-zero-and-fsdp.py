@@ -20,10 +20,10 @@ from llmlab.models.accounting import ADAM_BYTES
 
 psi, N = 7.5e9, 64
 for kind, each in ADAM_BYTES.items():
-    print(f"{kind:<15}{each:>3} bytes a parameter {each * psi / 1e9:>6.0f} GB")
+    print(f"{kind:<15}{each:>3} bytes per parameter {each * psi / 1e9:>6.0f} GB")
 each = sum(ADAM_BYTES.values())
 print(
-    f"{'together':<15}{each:>3} bytes a parameter {each * psi / 1e9:>6.0f} GB for 7.5 B"
+    f"{'together':<15}{each:>3} bytes per parameter {each * psi / 1e9:>6.0f} GB for 7.5 B"
     " parameters"
 )
 print(
@@ -66,7 +66,7 @@ fig, ax = plt.subplots(figsize=(4.8, 4.4))
 for stage in range(4):
     for rank in range(4):
         x, y = rank * 18.5, -(stage * 1.5)
-        # cut from stage `first` on; bytes a parameter
+        # cut from stage `first` on; bytes per parameter
         for first, start, width in ((3, 0, 2), (2, 2, 2), (1, 4, 12)):
             if stage >= first:
                 ax.add_patch(
@@ -97,7 +97,7 @@ for stage in range(4):
 for rank in range(4):
     ax.text(rank * 18.5 + 8, 1.25, f"rank {rank}", ha="center", color=RANKS[rank])
 for x, depth, what in (
-    (1, 6.7, "weights: 2 bytes a parameter"),
+    (1, 6.7, "weights: 2 bytes per parameter"),
     (3, 6.0, "gradients: 2"),
     (10, 5.3, "w, m, v: 12"),
 ):
@@ -210,7 +210,7 @@ print("backward:", ", ".join(events[middle:]))
 # %% [markdown]
 # ## Against the library
 #
-# First against one process: a small Llama, six steps of PyTorch's AdamW with clipping, two microbatches a step. The ranks' shares
+# First against one process: a small Llama, six steps of PyTorch's AdamW with clipping, two microbatches per step. The ranks' shares
 # are chosen to go wrong easily: 8 sequences of different lengths over 3 ranks, so the ranks count different numbers of tokens.
 # Each loss is a sum, divided by the tokens of *all* ranks and microbatches. One thing may not be uneven: from stage 2 on, backward
 # itself communicates, so a rank that has one microbatch less leaves the others waiting for ever.
@@ -400,7 +400,7 @@ right.set_title("Same loss")
 figure(
     fig,
     alt=(
-        "Left: MB held by a rank at stages 0 to 3, from 16 bytes a parameter down to 4"
+        "Left: MB held by a rank at stages 0 to 3, from 16 bytes per parameter down to 4"
         " on four ranks; dashes mark the formula and lie on the bars. Right: four loss"
         " curves, drawn thinner and thinner, lie on each other."
     ),
@@ -519,7 +519,7 @@ print(f"7.5 B on 64 GPUs: {answer}; you guessed {my_guess}")
 # stage 1.
 #
 # **Can the traffic be hidden?** Four blocks with the proportions of a 7B model on 8 GPUs, at 50 GB/s a GPU and 40% of 989 TFLOP/s, 8,192
-# tokens a GPU. The bytes are those of our small blocks, on a wire slower in proportion; the clock is the ledger's.
+# tokens per GPU. The bytes are those of our small blocks, on a wire slower in proportion; the clock is the ledger's.
 
 # %%
 from llmlab.models.presets import preset
@@ -602,7 +602,7 @@ print(f"computing alone: {computing:.0f} ms")
 # With 8,192 tokens a block computes longer than it travels, and three messages stay exposed, whatever the number of blocks: the first gather
 # of each direction, and the last reduction. Computation shrinks with the tokens, messages do not.
 #
-# **Offload** ([Ren et al. 2021](https://arxiv.org/abs/2101.06840 "ren2021offload")). The 12 bytes of $w, m, v$ are touched once a step.
+# **Offload** ([Ren et al. 2021](https://arxiv.org/abs/2101.06840 "ren2021offload")). The 12 bytes of $w, m, v$ are touched once per step.
 # They can live in the host's memory, with Adam running there; what crosses PCIe is a gradient down and a weight up, 2 bytes each.
 
 # %%
@@ -631,14 +631,14 @@ for n in (1, 8):
     # tokens that take as long to compute
     same = sum(parts.values()) * 0.4 * 989e12 / (6 * 7.5e9)
     print(
-        f"7.5 B over {n} GPU{'s' * (n > 1)}, ms a step: "
+        f"7.5 B over {n} GPU{'s' * (n > 1)}, ms per step: "
         + ", ".join(f"{k} {1e3 * v:.0f}" for k, v in parts.items())
     )
-    print(f"   as long as {same / 1e3:.1f} k tokens a GPU take to compute")
+    print(f"   as long as {same / 1e3:.1f} k tokens per GPU take to compute")
 
 # %% [markdown]
 # The times are for PCIe 4.0 (32 GB/s one way) and a host memory of 200 GB/s, with nothing overlapped. Alone, a GPU must
-# compute 17,500 tokens a step before the host's two seconds are half of it. Over 8 GPUs in 8 machines each host has an
+# compute 17,500 tokens per step before the host's two seconds are half of it. Over 8 GPUs in 8 machines each host has an
 # eighth of the work.
 
 # %% [markdown]
@@ -730,7 +730,7 @@ import json
 print(json.dumps(zero_libraries.deepspeed_config(Settings(stage=3), ranks=8), indent=1))
 
 # %% [markdown]
-# **The paper's Table 1**, GB a GPU, by our formulas:
+# **The paper's Table 1**, GB per GPU, by our formulas:
 
 # %%
 from llmlab.parallelism.zero_and_fsdp import TABLE_1, TABLE_2, agreement, largest_model

@@ -27,11 +27,11 @@ from llmlab.parallelism.tensor import llama_sent
 big, p, tokens = preset("llama-2-70b"), 16, 4096
 state = sum(adam_bytes(big).values())
 inside = llama_sent(p, tokens, big.hidden_size, big.num_hidden_layers)
-# one hidden state on, one gradient back, 2 bytes a number
+# one hidden state on, one gradient back, 2 bytes per number
 between = 2 * tokens * big.hidden_size * 2
 print(
     f"training state {state / 1e9:.0f} GB: {state / p / 1e9:.0f} GB on each of {p}"
-    f" GPUs, {80 // p} layers a GPU"
+    f" GPUs, {80 // p} layers per GPU"
 )
 print(
     f"sent by a GPU for {tokens} tokens: {inside / 1e9:.1f} GB when cut inside layers,"
@@ -85,7 +85,7 @@ charts = {
     "GPipe": gpipe(p, m),
     "1F1B": one_f_one_b(p, m),
 }
-charts["interleaved 1F1B, 2 chunks a rank"] = interleaved(p, m)
+charts["interleaved 1F1B, 2 chunks per rank"] = interleaved(p, m)
 charts["zero bubble H1"] = zb_h1(p, m)
 fig, axes = plt.subplots(5, 1, figsize=(4.8, 6.6), sharex=True)
 for ax, (name, schedule) in zip(axes, charts.items(), strict=True):
@@ -394,7 +394,7 @@ delay = min(
     key=lambda ms: abs(late("1F1B", ms) - measured["1F1B"].bubble),
 )
 print(
-    f"with {delay:.1f} ms a message, fitted on 1F1B, the simulator gives H1"
+    f"with {delay:.1f} ms per message, fitted on 1F1B, the simulator gives H1"
     f" {late('zero bubble H1', delay):.1%}"
 )
 fig, axes = plt.subplots(4, 1, figsize=(4.8, 5.6), sharex=True)
@@ -557,7 +557,7 @@ explore(
 # ```
 #
 # On GPUs, Megatron-LM's flags for 16 stages of 5 layers in chunks of one: `--pipeline-model-parallel-size 16
-# --num-layers-per-virtual-pipeline-stage 1`; sequences a step and microbatch size give $m$.
+# --num-layers-per-virtual-pipeline-stage 1`; sequences per step and microbatch size give $m$.
 #
 # **GPipe** published the throughput of a 48-layer Transformer on $K$ TPUs with $M$ microbatches, in units of $K = 2$, $M = 1$.
 # Ours is $K$ times the share of time in which a rank works, in the same units.

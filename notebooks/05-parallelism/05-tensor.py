@@ -136,7 +136,7 @@ figure(
 # m = \max_j z_j .
 # \end{gathered}$$
 #
-# Each of the three is a number a token, reduced over ranks. The logits stay where they are.
+# Each of the three is a number per token, reduced over ranks. The logits stay where they are.
 
 # %% [markdown]
 # ## The code
@@ -289,7 +289,7 @@ for e in world.ledger.events("all_reduce", rank=0):
     by_kind[key] = by_kind.get(key, 0) + 1
 for (file, way, size, ranks), n in by_kind.items():
     print(
-        f"{n // 3:>3} all-reduces a step over {ranks} ranks in {way:<9} of {size:<9}"
+        f"{n // 3:>3} all-reduces per step over {ranks} ranks in {way:<9} of {size:<9}"
         f" ({file})"
     )
 
@@ -496,7 +496,7 @@ def describe_costs(ranks, tokens):
         f" {c.sent / 2**20:.0f}"
         for m, c in costs(ranks, tokens).items()
     ]
-    return f"{ranks} ranks, {tokens} tokens, MiB a rank: " + "; ".join(lines)
+    return f"{ranks} ranks, {tokens} tokens, MiB per rank: " + "; ".join(lines)
 
 
 explore(
@@ -537,7 +537,7 @@ for p, link, speed in (
     compute = training_flops(seven, 1, 4096) / p / (0.4 * 989e12)
     wire = sent / speed
     print(
-        f"p = {p:>2}: {sent / 1e9:.1f} GB a step over {link:<8} {wire * 1e3:>4.0f} ms,"
+        f"p = {p:>2}: {sent / 1e9:.1f} GB per step over {link:<8} {wire * 1e3:>4.0f} ms,"
         f" compute {compute * 1e3:>4.0f} ms"
     )
 
@@ -553,7 +553,7 @@ seconds = {p: 1 / (p * rate) for p, rate in published.items()}
 # from c/2 + k/2 = seconds[2] and c/4 + 3k/4 = seconds[4]
 k = 2 * seconds[4] - seconds[2]
 c = 2 * seconds[2] - k
-print("  p   paper   ours   (tokens a second and GPU)")
+print("  p   paper   ours   (tokens per second and GPU)")
 for p, rate in published.items():
     predicted = 1 / (p * (c / p + k * (p - 1) / p))
     note = (
@@ -596,7 +596,7 @@ for m, depth, formula, value in rows:
 #
 # - Column then row needs 1 all-reduce where gathering each product needs 2 collectives, so a block costs 2 forward and 2
 #   backward.
-# - The vocabulary-parallel loss sends 3 numbers a token instead of $V$, and is exact.
+# - The vocabulary-parallel loss sends 3 numbers per token instead of $V$, and is exact.
 # - A line of ranks sends up to $4|X|$ an MLP however long it is; a grid sends $1/\sqrt{p}$ of its matrices, and wins from
 #   $p = 16$ in our experiment, and from much larger $p$ when tokens are few.
 #

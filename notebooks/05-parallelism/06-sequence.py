@@ -68,7 +68,7 @@ L, d, H = llama.num_hidden_layers, llama.hidden_size, llama.num_attention_heads
 print(f"Llama 3.1 8B in 16 bits: {weight_bytes(llama) / 1e9:.0f} GB of weights")
 print(
     f"one text of {T:,} tokens: {layer * L / 1e9:.0f} GB of activations,"
-    f" {layer / T / d:.0f} bytes a token and channel"
+    f" {layer / T / d:.0f} bytes per token and channel"
 )
 print(
     f"and the scores of attention, were they kept: {H * T * T * 2 / 1e9:,.0f} GB in"
@@ -553,15 +553,15 @@ for method, attention in (
     compare(
         world.ledger.per_rank(),
         [predicted] * p,
-        f"{method}: bytes a rank sends, forward and backward",
+        f"{method}: bytes per rank sends, forward and backward",
         tol=0,
     )
 
 # %% [markdown]
 # **Forgetting on purpose.** Megatron's paper has a second idea. Of what a layer keeps, attention's scores are large and cheap to
-# compute: throw away only those, and compute them again backward (*selective recomputation*). It gives the bytes a layer
+# compute: throw away only those, and compute them again backward (*selective recomputation*). It gives the bytes per layer
 # keeps as a formula, for $s$ tokens, batch $b$, hidden size $h$, $a$ heads, $t$ ranks. We run such a layer (GPT: LayerNorm, GELU, an MLP
-# of $4h$, 16 bits, three dropouts with one byte a mask element) and count. Left out, as there: weights, and the norms' two numbers a token.
+# of $4h$, 16 bits, three dropouts with one byte a mask element) and count. Left out, as there: weights, and the norms' two numbers per token.
 
 # %%
 from llmlab.parallelism.sequence import GPTLayer, GPTShape, layer_bytes
@@ -694,7 +694,7 @@ for name, a, h, b in MODELS:
         for cut, kind in options
     ]
     print(
-        f"{name:>5}, {base / 1e6:>5.0f} MB a layer and rank"
+        f"{name:>5}, {base / 1e6:>5.0f} MB per layer and rank"
         f" {share[0]:>15.0%}{share[1]:>12.0%}{share[2]:>7.1%}{share[3]:>7.1%}"
     )
 
@@ -751,7 +751,7 @@ for name in ("llama-2-7b", "llama-3.1-405b"):
             m: sent(m, p, shape) / 1e6 for m in ("megatron", "ring", "ulysses")
         }
         print(
-            f"{name:<15} {p:>2} ranks, MB a layer forward: "
+            f"{name:<15} {p:>2} ranks, MB per layer forward: "
             + "".join(f"{m} {b:>6.0f}   " for m, b in megabytes.items())
         )
 

@@ -56,9 +56,9 @@ my_guess = 2.0  # put your guess here; the answer is measured below
 # ## The idea
 #
 # What each axis sends, and how often, is what decides. In a step with $m$ microbatches a rank whose stage has $L$ layers takes part in
-# $4\,L\,m$ all-reduces of activations along tp, in two messages a microbatch along pp, and in *one* all-reduce of its gradients along
+# $4\,L\,m$ all-reduces of activations along tp, in two messages per microbatch along pp, and in *one* all-reduce of its gradients along
 # dp. The first stand in the way of the next product, so nothing can hide them; the second are small; the last can run behind the
-# backward pass. In the GPT-3 at the end of this page $L$ is 12 and $m$ is 96: a rank waits 4,608 times a step for tp and once for dp. Its
+# backward pass. In the GPT-3 at the end of this page $L$ is 12 and $m$ is 96: a rank waits 4,608 times per step for tp and once for dp. Its
 # best wire belongs to tp.
 #
 # A mesh gives every device a coordinate for each axis. Devices that differ in one coordinate only form a group, and talk about
@@ -473,7 +473,7 @@ def draw(split, order):
         linewidth=1,
         linestyle="--",
     )
-    ax.set(xlabel="µs a step", xlim=(0, 1.05e6 * max(t for _, t in measured.values())))
+    ax.set(xlabel="µs per step", xlim=(0, 1.05e6 * max(t for _, t in measured.values())))
     ax.invert_yaxis()
     place = measured[split, order][0]
     crossing = [

@@ -23,7 +23,7 @@ from llmlab.parallelism.runtime import Link
 # A block of a Llama has 13 operators. On a mesh of 4 × 8 devices each of them can be cut in many ways, and the ways multiply.
 
 # %%
-# seconds, bytes a second: inside a node, and between nodes
+# seconds, bytes per second: inside a node, and between nodes
 FAST, SLOW = Link(5e-6, 300e9), Link(5e-6, 25e9)
 USEFUL = 0.6 * 312e12  # FLOP/s that a product reaches
 
@@ -55,7 +55,7 @@ print(
 # %% [markdown]
 # ## Predict
 #
-# The wire between nodes carries 25 GB/s, the one inside 300. With 64 sequences a step, how much time does the best of all plans
+# The wire between nodes carries 25 GB/s, the one inside 300. With 64 sequences per step, how much time does the best of all plans
 # save over the better of the two above? And for 4 sequences over a wire of 2.5 GB/s: how many of the 32 devices does the best
 # plan keep busy with different work?
 
@@ -359,7 +359,7 @@ ax.axhline(1, color=palette.ink, linewidth=1)
 ax.text(SIZES[0], 1.02, "the search", fontsize=8, va="bottom")
 ax.set(
     xscale="log",
-    xlabel="sequences a step",
+    xlabel="sequences per step",
     ylabel="time, the search = 1",
     ylim=(0.9, 3),
 )
@@ -530,7 +530,7 @@ for blocks in (1, 2, 4):
     chained = auto_parallel.problem(graph, cluster())
     _, seconds = auto_parallel.solve(chained)
     print(
-        f"{blocks} blocks, {len(graph)} operators: {seconds * 1e3:.0f} ms a step, found"
+        f"{blocks} blocks, {len(graph)} operators: {seconds * 1e3:.0f} ms per step, found"
         f" in {perf_counter() - started:.1f} s"
     )
 

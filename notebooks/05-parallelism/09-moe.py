@@ -16,7 +16,7 @@ from llmlab.course import compare, explore, figure, palette, plt, show
 # ## What it costs
 #
 # DeepSeek-V3 has 671 billion parameters and uses 37 billion for a token ([DeepSeek-AI 2024](https://arxiv.org/abs/2412.19437
-# "deepseek2024v3")): 58 layers with 256 experts and one that all tokens share, 3 matrices of 7168 × 2048 each, 8 experts a token.
+# "deepseek2024v3")): 58 layers with 256 experts and one that all tokens share, 3 matrices of 7168 × 2048 each, 8 experts per token.
 # %%
 from llmlab.parallelism.moe import expert_parameters
 
@@ -67,7 +67,7 @@ my_guess = {"dropped": 0.0, "busiest rank": 1.0}
 # \end{gathered}$$
 #
 # Rank $r$ has its own tokens and $E/p$ of the experts. An *all-to-all* brings every chosen row to its expert (**dispatch**), a
-# second one brings the results home (**combine**). Below, a real run: 4 ranks, 4 tokens each, 2 experts a token. Color is the
+# second one brings the results home (**combine**). Below, a real run: 4 ranks, 4 tokens each, 2 experts per token. Color is the
 # rank that a token belongs to.
 
 # %%
@@ -164,7 +164,7 @@ show(moe.route, moe.keep, moe.balance_loss)
 # |---|---|---|---|
 # | route, keep | expert and weight of each choice, kept or not | $(T, k)$ | nothing |
 # | sort | the kept rows, by expert | $(n, d)$, $n \leq Tk$ | nothing |
-# | announce | rows from each rank for each of my experts | $(p, E/p)$ | a number an expert |
+# | announce | rows from each rank for each of my experts | $(p, E/p)$ | a number per expert |
 # | dispatch | the rows of all ranks for my experts | $(m, d)$ | the rows |
 # | compute | the same rows, each through its expert | $(m, d)$ | nothing |
 # | combine | my rows home, weighted and added up | $(T, d)$ | the rows |
@@ -420,7 +420,7 @@ for step in range(41):
 # %%
 from llmlab.parallelism.moe import hierarchical
 
-show(hierarchical._Level)
+show(hierarchical.Hop)
 
 # %%
 from llmlab.parallelism.moe import TwoLevelMoE, distinct_nodes
@@ -465,7 +465,7 @@ for k in (1, 2, 4, 8):
     )
 
 # %% [markdown]
-# The outputs are the same, as the cell asserts. With 8 experts a token the flat exchange crosses 4 times as often. The formula
+# The outputs are the same, as the cell asserts. With 8 experts per token the flat exchange crosses 4 times as often. The formula
 # assumes that all experts are equally likely.
 
 # %% [markdown]
@@ -589,12 +589,12 @@ print(
 # %%
 free = distinct_nodes(256, 8, 8)
 print(
-    f"rows to other machines a token: flat {8 * 7 / 8:.1f}, once a machine"
+    f"rows to other machines per token: flat {8 * 7 / 8:.1f}, once per machine"
     f" {free * 7 / 8:.1f}, with at most 4 machines ≤ 4"
 )
 print(f"machines that a token would visit without the rule: {free:.1f}")
 print(
-    "experts a machine that NVLink hands on while the network brings one row:"
+    "experts per machine that NVLink hands on while the network brings one row:"
     f" {160 / 50:.1f}; on 4 machines {4 * 160 / 50:.0f}; paper 13"
 )
 
@@ -605,7 +605,7 @@ print(
 #   summed over ranks, the router's are.
 # - Imbalance costs time or tokens. With the fullest expert at 3 fair shares, factor 1.25 drops 19% of all assignments, and no
 #   limit makes the busiest of 4 ranks compute 1.3 shares.
-# - A token that crosses once a machine, and not once an expert, puts a quarter of the bytes on the slow wire, at 8 experts a token and 2
+# - A token that crosses once per machine, and not once per expert, puts a quarter of the bytes on the slow wire, at 8 experts per token and 2
 #   machines, for the same result.
 #
 # Now write it yourself: [Exercises](../../work/05-parallelism/09-moe.ipynb).

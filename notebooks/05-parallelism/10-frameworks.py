@@ -181,7 +181,7 @@ show(
 # |---|---|---|
 # | DDP | (8 / p, 24) tokens | all weights |
 # | FSDP2, ZeRO-3 | (8 / p, 24) tokens | 1 / p of every weight |
-# | DTensor, Megatron-core | (8, 24) tokens | 1 / p of each of 7 matrices a block |
+# | DTensor, Megatron-core | (8, 24) tokens | 1 / p of each of 7 matrices per block |
 # | pipelining, PipelineModule | (2, 24) tokens, 4 times | 4 / p blocks |
 
 # %% [markdown]
@@ -436,7 +436,7 @@ even = Job(
 )
 e = planner.estimate(even, Plan(dp=8, tp=4, pp=12, microbatch=2, recompute="full"))
 print(
-    f"with 72: {e.step:.0f} s a step and {e.bytes / 1e9:.0f} GB a device; reported:"
+    f"with 72: {e.step:.0f} s a step and {e.bytes / 1e9:.0f} GB per device; reported:"
     " 105 s"
 )
 useful = planner.mfu(job, 384, 105)

@@ -110,7 +110,7 @@ spans = {
 figure(
     fig,
     alt=(
-        "32 devices in rows of 8, a row a node, for tp = 4, dp = 4, pp = 2. The first"
+        "32 devices in rows of 8, a row per node, for tp = 4, dp = 4, pp = 2. The first"
         " group along each axis is coloured: "
     )
     + ", ".join(f"{axis} lies in {n} node{'s' * (n > 1)}" for axis, n in spans.items())
@@ -120,11 +120,11 @@ figure(
 # %% [markdown]
 # | axis | cuts | sends | how often | wants |
 # |---|---|---|---|---|
-# | tp | every matrix | activations, all-reduce | 4 times a layer and microbatch | NVLink |
+# | tp | every matrix | activations, all-reduce | 4 times per layer and microbatch | NVLink |
 # | cp | the sequence | keys and values, in a ring | each layer | long sequences |
-# | pp | the layers | one activation to the next stage | once a stage and microbatch | many microbatches |
-# | ep | the experts | tokens, all-to-all | 4 times a layer | balance |
-# | dp | the batch | gradients, all-reduce | once a step | a large batch |
+# | pp | the layers | one activation to the next stage | once per stage and microbatch | many microbatches |
+# | ep | the experts | tokens, all-to-all | 4 times per layer | balance |
+# | dp | the batch | gradients, all-reduce | once per step | a large batch |
 #
 # A step takes, with $m$ microbatches, $p$ stages of $v$ chunks, and $t$ seconds for a stage's forward and backward pass of one
 # microbatch,
@@ -153,7 +153,7 @@ show(Plan, memory.in_flight, time.seconds, planner.search)
 # | what | meaning |
 # |---|---|
 # | `Shape(layers, hidden, heads, …)` | a model: $L$, $d$, $H$, and its family (GPT or Llama) |
-# | `Job(shape, batch, seq, machine)` | $B$ sequences of $s$ tokens a step, on what |
+# | `Job(shape, batch, seq, machine)` | $B$ sequences of $s$ tokens per step, on what |
 # | `Plan(dp, tp, pp, cp, ep, …)` | the split; microbatch, ZeRO stage, recomputation, chunks |
 # | `Estimate` | bytes by kind, seconds by kind, MFU, and problems if it cannot run |
 
@@ -214,7 +214,7 @@ tensor = time.seconds(job, Plan(tp=4, microbatch=2, recompute="none"))["tensor"]
 compare(
     tensor * 1e9,
     3 * 4 * world.ledger.bytes(rank=0),
-    what="bytes of tp in a step (4 all-reduces a layer)",
+    what="bytes of tp in a step (4 all-reduces per layer)",
 )
 
 deep = Job(shapes.gpt(16, 64, 4), 8, 64, wire)
@@ -334,7 +334,7 @@ for y, (name, plan) in enumerate(plans.items()):
     )
 ax.set_yticks(range(len(plans)), plans)
 ax.set(
-    xlabel="seconds a step",
+    xlabel="seconds per step",
     xlim=(0, 1.35 * max(planner.estimate(gpt3, p).step for p in plans.values())),
 )
 ax.invert_yaxis()
@@ -437,7 +437,7 @@ def words(devices, batch):
         for e in rows
     ]
     return (
-        f"{devices} devices, {batch} sequences a step. "
+        f"{devices} devices, {batch} sequences per step. "
         + ("; ".join(said) or "No plan fits")
         + "."
     )

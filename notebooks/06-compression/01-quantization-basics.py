@@ -2,7 +2,7 @@
 # # Quantization basics
 #
 # A weight of a trained network does not need 32 bits, nor 16. This lesson stores a real language model in 8, 4 and 3 bits
-# a weight, finds out where that breaks, and repairs it with nothing but more scales.
+# per weight, finds out where that breaks, and repairs it with nothing but more scales.
 
 # %%
 import torch
@@ -18,7 +18,7 @@ from llmlab.models.presets import preset
 # ## What it costs
 #
 # A model must fit into the memory of the machines that serve it, and to make one token for one user all its weights
-# are read once. Memory is bought by the gigabyte, and reading takes time by the gigabyte. So bits a weight are money,
+# are read once. Memory is bought by the gigabyte, and reading takes time by the gigabyte. So bits per weight are money,
 # twice over.
 
 # %%
@@ -27,7 +27,7 @@ for bits in (16, 8, 4):
     size = accounting.parameters(llama70b) * bits / 8
     gpus = -(-size // 80e9)
     print(
-        f"Llama 2 70B at {bits:2} bits a weight: {size / 1e9:6.1f} GB, {gpus:.0f}"
+        f"Llama 2 70B at {bits:2} bits per weight: {size / 1e9:6.1f} GB, {gpus:.0f}"
         f" GPU(s) of 80 GB, {size / gpus / 3e12 * 1e3:.0f} ms to read it at 3 TB/s"
         " a GPU"
     )
@@ -52,8 +52,8 @@ for bits in (16, 8, 4):
 
 # %%
 my_guess = {
-    "one scale a matrix": None,
-    "one scale a row": None,
+    "one scale per matrix": None,
+    "one scale per row": None,
     "one scale for 64 weights": None,
 }
 
@@ -251,7 +251,7 @@ print(
     f" {((trap - group) / step).square().mean().sqrt():.2f}  <- the trap"
 )
 for label, config in {
-    "4 bits, one scale a row": QuantConfig(per="row"),
+    "4 bits, one scale per row": QuantConfig(per="row"),
     "4 bits, groups of 64": QuantConfig(),
     "4 bits, groups of 32": QuantConfig(group_size=32),
     "3 bits, groups of 64": QuantConfig(bits=3),
@@ -308,15 +308,15 @@ ax.invert_yaxis()
 figure(
     fig,
     alt=(
-        "Perplexity by setting: 8 bits equal the floats; 4 bits with one scale a matrix"
-        " are broken; with one scale a row perplexity about doubles; with one scale for"
+        "Perplexity by setting: 8 bits equal the floats; 4 bits with one scale per matrix"
+        " are broken; with one scale per row perplexity about doubles; with one scale for"
         " 64 weights more than half of the loss is gone; 3 bits lose it again."
     ),
 )
 
 # %% [markdown]
 # Same bits, same rounding; only the number of scales changed. A scale of 16 bits for 64 weights costs a quarter of a bit a
-# weight, and buys back more than half of what one scale a row had lost. Look inside one layer to see how.
+# weight, and buys back more than half of what one scale per row had lost. Look inside one layer to see how.
 
 # %%
 layer = {
@@ -343,11 +343,11 @@ for name, w in layer.items():
 # %% [markdown]
 # By the rule above, a quarter of a bit more for every weight would have bought 1.5 decibels. As scales it buys two or more, because
 # scales do not act on the average weight. They act on the rows that hold one outlier and hundreds of ordinary weights.
-# And one scale a matrix breaks the model because, next to the largest of a million weights, most others are nearer to 0 than to
+# And one scale per matrix breaks the model because, next to the largest of a million weights, most others are nearer to 0 than to
 # the first level. A linear that has lost most of its weights adds little to the stream it was meant to change.
 #
 # **Activations are worse.** To multiply integers by integers, the inputs of each linear are rounded too, while the model runs.
-# Eight bits cost almost nothing for weights. Are they for activations, with one scale for the whole batch of tokens, or one scale a token?
+# Eight bits cost almost nothing for weights. Are they for activations, with one scale for the whole batch of tokens, or one scale per token?
 
 # %% tags=["numbers-within-5%"]
 int8_model = qb.round_weights(real_model.load(), settings["8 bits, row"])
@@ -510,7 +510,7 @@ def describe(bits: int, group: int) -> str:
         / down.square().mean()
     )
     return (
-        f"{qb.bits_per_weight(config):.2f} bits a weight, error"
+        f"{qb.bits_per_weight(config):.2f} bits per weight, error"
         f" {100 * noise.sqrt():.1f}%"
     )
 
@@ -588,7 +588,7 @@ for kind, config, extra in (
     values, stored = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
     rows.append(
         (
-            f"llama.cpp {kind}, bits a weight",
+            f"llama.cpp {kind}, bits per weight",
             8 * stored / values,
             qb.bits_per_weight(config) + extra,
         )
@@ -596,7 +596,7 @@ for kind, config, extra in (
 float_scales = (
     qb.bits_per_weight(QuantConfig(4, group_size=64, scale_dtype=torch.float32)) - 4
 )
-rows.append(("QLoRA, scales, bits a weight", 0.5, float_scales))
+rows.append(("QLoRA, scales, bits per weight", 0.5, float_scales))
 rows.append(("QLoRA, scales quantized too", 0.127, 8 / 64 + float_scales / 256))
 print(f"{'':32}{'theirs':>8}{'ours':>8}")
 for label, theirs, ours in rows:
@@ -631,11 +631,11 @@ row_ratio, group_ratio = (
     ppl["4 bits, group 64"] / ppl["float"],
 )
 print(
-    "1. Eight bits with one scale a row change perplexity by a factor of"
+    "1. Eight bits with one scale per row change perplexity by a factor of"
     f" {ppl['8 bits, row'] / ppl['float']:.2f}: almost nothing."
 )
 print(
-    f"2. In 4 bits one scale a row costs a factor of {row_ratio:.1f}; a scale for 64"
+    f"2. In 4 bits one scale per row costs a factor of {row_ratio:.1f}; a scale for 64"
     f" weights, a quarter of a bit more, brings it to {group_ratio:.1f}."
 )
 print(

@@ -14,7 +14,7 @@ from llmlab.checks.start.welcome import check
 # ●○○○○ difficulty · ●●●●● importance · 5 minutes · 1 point
 #
 # A model of $N$ parameters, each stored in $b$ bits, takes $N b / 8$ bytes. Quantised models store fewer than
-# 8 bits a weight, packed side by side, and the scales that go with them make the average width a fraction: 4.5 bits is
+# 8 bits per weight, packed side by side, and the scales that go with them make the average width a fraction: 4.5 bits is
 # common. Return a whole number of bytes, rounded up.
 
 
@@ -53,9 +53,9 @@ def tokens_per_second(
 ) -> float:
     """The most tokens per second, all requests together, that memory bandwidth allows.
 
-    weight_bytes: W, of all weights; they are read once a step, whatever the batch.
+    weight_bytes: W, of all weights; they are read once per step, whatever the batch.
     bandwidth:    β, in bytes per second.
-    batch:        b, the requests; each gets one token a step.
+    batch:        b, the requests; each gets one token per step.
     cache_bytes:  C, of one request's keys and values; each request's are read once a
                   step.
     """

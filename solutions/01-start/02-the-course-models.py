@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmlab.checks.start.the_course_models.exercises import check
+from llmlab.checks.start.the_course_models import check
 
 # %% [markdown]
 # ## Exercise 1: the loss

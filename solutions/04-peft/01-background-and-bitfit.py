@@ -36,7 +36,7 @@ def training_bytes(total: int, trained: int, activations: int) -> int:
 check.training_bytes(training_bytes)
 
 # %% [markdown] tags=["solution"]
-# Freezing takes away 14 of the 16 bytes a parameter, and that is all it can take: the weights stay, since the forward
+# Freezing takes away 14 of the 16 bytes per parameter, and that is all it can take: the weights stay, since the forward
 # pass goes through them, and so does the backward pass. With everything frozen but a sliver, the bill is 2 bytes a
 # parameter plus activations, and the activations become the larger part for long texts.
 

@@ -54,7 +54,7 @@ check.prepend_prompt(prepend_prompt)
 # ●●○○○ difficulty · ●●●●○ importance · 10 minutes · 2 points
 #
 # A prefix is stored as one row for each virtual token. The row holds, layer after layer, first the token's key and then its value;
-# each of them head after head, $D$ numbers a head. Cut it into what attention wants: for each layer, keys and values by head.
+# each of them head after head, $D$ numbers per head. Cut it into what attention wants: for each layer, keys and values by head.
 
 
 # %% tags=["exercise"]

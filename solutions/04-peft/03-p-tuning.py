@@ -27,7 +27,7 @@ from llmlab.checks.peft.p_tuning import check
 def encode_prompt(
     h: Tensor, Wf: Tensor, Uf: Tensor, Wb: Tensor, Ub: Tensor, W: Tensor
 ) -> Tensor:
-    """P, one virtual token a row.
+    """P, one virtual token per row.
 
     Shapes: h (p, d); Wf and Wb (m, d); Uf and Ub (m, m); W (d, 2m). Returns (p, d).
     """

@@ -43,7 +43,7 @@ check.lora_forward(lora_forward)
 
 # %% [markdown] tags=["solution"]
 # A linear layer stores its weight as (out, in) and computes $x W^\top$, so the two factors are transposed too. Going
-# down to $r$ numbers a token and up again costs $r(k+d)$ multiplications; building $BA$ first would cost $rdk$ and
+# down to $r$ numbers per token and up again costs $r(k+d)$ multiplications; building $BA$ first would cost $rdk$ and
 # then $dk$ more for each token. The scale sits on the narrow middle, where it touches $r$ numbers instead of $d$: the
 # result is the same, and in our timings the whole layer, forward and backward, took about 6% less. Dropout touches the
 # low-rank path only. The frozen path is the pretrained model; noise there would change what it already knows.

@@ -79,7 +79,7 @@ check.quantize(quantize)
 # ## Exercise 3: round the scales
 # ●●●○○ difficulty · ●●●○○ importance · 10 minutes · 2 points
 #
-# One float32 scale for 64 weights is half a bit a weight. Store the scales in 8 bits: subtract their mean, cut what is left into blocks of `block`
+# One float32 scale for 64 weights is half a bit per weight. Store the scales in 8 bits: subtract their mean, cut what is left into blocks of `block`
 # (the last may be shorter), divide each block by its largest absolute value $c_2$, and take the nearest of the 256 `levels`.
 # Return what `levels[codes]`, $c_2$ and the mean give back: the scales as they will be used.
 
@@ -106,7 +106,7 @@ check.double_quantize(double_quantize)
 
 # %% [markdown] tags=["solution"]
 # A scale is a maximum of absolute values: never negative, and much the same from block to block. Without the mean, half of the 256 levels, the
-# negative ones, would never be used, and all scales would crowd into a few of the others. From 0.5 bits a weight the scales fall to $8/64 + 32/(64 \cdot 256) = 0.127$.
+# negative ones, would never be used, and all scales would crowd into a few of the others. From 0.5 bits per weight the scales fall to $8/64 + 32/(64 \cdot 256) = 0.127$.
 
 # %% [markdown]
 # ## Exercise 4: the way back
@@ -143,5 +143,5 @@ def backward(
 check.backward(backward)
 
 # %% [markdown] tags=["solution"]
-# Autograd would have kept $\hat W$ in float from the forward pass: two bytes a weight for the whole network, which is what 4 bits were to save. QLoRA
+# Autograd would have kept $\hat W$ in float from the forward pass: two bytes per weight for the whole network, which is what 4 bits were to save. QLoRA
 # keeps the codes and dequantizes a second time. $\partial E/\partial \hat W = g^\top x$ is never computed; rounding has no useful derivative, and nobody would use it.

@@ -77,7 +77,7 @@ check.prefix_share(prefix_share)
 # ## Exercise 3: a gated prefix
 # ●●●○○ difficulty · ●●●●○ importance · 15 minutes · 3 points
 #
-# UniPELT scales a prefix's keys and values by a gate, one number a row: the mean of $\sigma(w \cdot x_t + b)$ over the real
+# UniPELT scales a prefix's keys and values by a gate, one number per row: the mean of $\sigma(w \cdot x_t + b)$ over the real
 # tokens of the row. `mask` is 1 for a token and 0 for padding, on either side.
 
 

@@ -57,7 +57,7 @@ check.ring_moves(ring_moves)
 def crossover(p: int, link: Link) -> float:
     """The size in bytes at which ring and tree are equally fast on p ≥ 2 ranks.
 
-    link.latency is α in seconds a message, link.bandwidth is β in bytes a second.
+    link.latency is α in seconds per message, link.bandwidth is β in bytes per second.
     """
     # BEGIN SOLUTION
     L = math.ceil(math.log2(p))
@@ -113,7 +113,7 @@ check.tree_broadcast(tree_broadcast)
 # ## Exercise 4 (challenge): few steps and few bytes, for any number of ranks
 # ●●●●● difficulty · ●●●○○ importance · 40 minutes · 4 points
 #
-# An all-reduce in at most $2\lceil\log_2 p\rceil$ messages a rank, one after another, and at most $2\frac{p-1}{p}n$ bytes a rank, for *any* $p$.
+# An all-reduce in at most $2\lceil\log_2 p\rceil$ messages per rank, one after another, and at most $2\frac{p-1}{p}n$ bytes per rank, for *any* $p$.
 # Bruck's all-gather is half of it: let a rank's list begin with its own chunk, $r, r+1, \dots$; a rank that has the first $2^k$ of its list
 # sends them $2^k$ ranks *back*, and gets its next $2^k$ (or as many as are missing) from $2^k$ ranks further on. Played backwards, with sums, it is a
 # reduce-scatter: the other half.

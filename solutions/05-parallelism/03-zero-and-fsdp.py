@@ -41,7 +41,7 @@ def bytes_per_rank(stage: int, Psi: int, N: int) -> int:
 check.bytes_per_rank(bytes_per_rank)
 
 # %% [markdown] tags=["solution"]
-# The order of the stages is the order of the prizes: three quarters of the bytes are optimizer state, needed once a step, so it
+# The order of the stages is the order of the prizes: three quarters of the bytes are optimizer state, needed once per step, so it
 # goes first. Weights go last, because they are needed all the time: taking them away is what costs traffic.
 
 # %% [markdown]

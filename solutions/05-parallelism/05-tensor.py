@@ -44,7 +44,7 @@ def all_reduce(comm: Communicator, x: Tensor) -> Tensor:
 check.all_reduce(all_reduce)
 
 # %% [markdown] tags=["solution"]
-# Each half sends $\frac{p-1}{p}n$ bytes a rank, together $2\frac{p-1}{p}n$. Gathering all $p$ tensors and adding them up
+# Each half sends $\frac{p-1}{p}n$ bytes per rank, together $2\frac{p-1}{p}n$. Gathering all $p$ tensors and adding them up
 # on each rank gives the same sum for $(p-1)n$ bytes, which is $p/2$ times as many. ZeRO and sequence parallelism live
 # from the two halves: where only a piece of the sum is needed, they stop after the first.
 
@@ -98,7 +98,7 @@ check.split_mlp(split_mlp)
 #
 # $$\ell = \log \sum_j e^{z_j - m} + m - z_{\text{target}}, \qquad m = \max_j z_j$$
 #
-# with no rank sending more than three numbers a position (all-reduced). Logits can be in the hundreds. Forward only:
+# with no rank sending more than three numbers per position (all-reduced). Logits can be in the hundreds. Forward only:
 # `comm.all_reduce(x, "max")` and `comm.all_reduce(x)` are what you need.
 
 

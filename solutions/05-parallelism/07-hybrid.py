@@ -71,7 +71,7 @@ check.group(group)
 #
 # Each rank of `comm` holds some gradients; all ranks together hold the whole model. `copies[name]` says how many ranks hold the *same*
 # tensor under this name (1 for a shard of its own). Return the norm of the gradient of the whole model, on every rank, as one process
-# would compute it. Ranks may hold different numbers of tensors, or none. Send one number a rank.
+# would compute it. Ranks may hold different numbers of tensors, or none. Send one number per rank.
 
 
 # %% tags=["exercise"]

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from llmlab.checks.parallelism.moe.exercises import check
+from llmlab.checks.parallelism.moe import check
 from llmlab.parallelism import Communicator
 
 # %% [markdown]

@@ -13,7 +13,7 @@ from llmlab.parallelism.choosing import Job, Plan, planner
 # ## Exercise 1: model FLOPs utilisation
 # ●●○○○ difficulty · ●●●●● importance · 10 minutes · 2 points
 #
-# A training run is seen to process `rate` tokens a second on `devices` chips whose peak is `peak` FLOP/s each. The model has
+# A training run is seen to process `rate` tokens per second on `devices` chips whose peak is `peak` FLOP/s each. The model has
 # `parameters` parameters in `layers` layers of `heads` heads of size `head_dim`, and reads sequences of `seq` tokens. A
 # token of a trained model needs $6N$ FLOPs in its matrices, and attention adds $12\,L H D\,T$ (forward and backward). What share
 # of the peak is useful arithmetic? FLOPs that are spent on recomputation are not useful.
@@ -50,7 +50,7 @@ check.mfu(mfu)
 # ●●○○○ difficulty · ●●●●● importance · 15 minutes · 2 points
 #
 # A model of `parameters` parameters is cut evenly over `tp` · `pp` devices, and that is repeated `dp` times. Mixed precision
-# takes 2 bytes a parameter for the weights, 2 for the gradients and 12 for the optimizer. ZeRO cuts over the `dp` copies: stage 1 the
+# takes 2 bytes per parameter for the weights, 2 for the gradients and 12 for the optimizer. ZeRO cuts over the `dp` copies: stage 1 the
 # optimizer, stage 2 the gradients too, stage 3 the weights too; stage 0 cuts nothing. How many bytes does a device hold?
 
 

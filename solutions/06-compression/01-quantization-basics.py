@@ -10,7 +10,7 @@
 import torch
 from torch import Tensor
 
-from llmlab.checks.compression.quantization_basics.exercises import check
+from llmlab.checks.compression.quantization_basics import check
 
 # %% [markdown]
 # ## Exercise 1: affine, one scale
