@@ -1,5 +1,6 @@
-"""`explore(draw, …)` makes a figure that moves: a live widget in JupyterLab, the same
-frames in the static book.
+"""`explore(draw, …)` makes a figure that moves with one or two sliders.
+
+It is a live widget in JupyterLab; the static book shows the same frames.
 
 One output holds both. JupyterLab shows the ipywidgets view; the book, and a page
 without a kernel, show the HTML: `<input type=range>` over PNG frames, with the
@@ -20,18 +21,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from llmlab.course.figures import SHOWN_DPI, close, png
+from llmlab.course.figures import SHOWN_DPI, close, fix, png
 
 MAX_FRAMES = 30
 BUDGET = 280_000  # bytes of base64 that one figure may add to a page
+# (dots per inch, colours), the sharpest first
+RESOLUTIONS = ((200, 64), (160, 48), (130, 32), (100, 32), (80, 24))
 STATIC = Path(__file__).parent / "static"
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One position of the sliders: its picture as a data URI, and its alternative
-    text.
-    """
+    """One position of the sliders: a picture (data URI) and its alternative text."""
 
     src: str
     alt: str
@@ -61,48 +62,52 @@ class Frames:
         return "x" + hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def picture(self, frame: Frame) -> str:
-        """The image in a box that scrolls sideways rather than shrink its text below 9
-        points.
+        """The image, in a box that scrolls sideways where there is no room.
+
+        The text of the image never becomes smaller than 9 points.
         """
         width, height = (round(side * SHOWN_DPI) for side in self.size)
+        least = round(self.size[0] * 72)
+        name = _text(self.title or "figure")
         return (
-            '<div class="llmlab-scroll" tabindex="0" role="group"'
-            f' aria-label="{_text(self.title or "figure")}"><img src="{frame.src}"'
-            f' alt="{_text(frame.alt)}" width="{width}" height="{height}"'
-            f' style="min-width:{round(self.size[0] * 72)}px"></div>'
+            f'<div class="llmlab-scroll" tabindex="0" role="group" aria-label="{name}">'
+            f'<img src="{frame.src}" alt="{_text(frame.alt)}"'
+            f' width="{width}" height="{height}" style="min-width:{least}px">'
+            "</div>"
         )
 
     def html(self) -> str:
         """The figure as a page without a kernel shows it."""
-        rows = "".join(
-            '<div class="llmlab-control"><label'
-            f' for="{self.uid}-{k}">{_text(_label(name))}</label><input type="range"'
-            f' id="{self.uid}-{k}" min="0" max="{len(values) - 1}" step="1" value="{i}"'
-            f' aria-valuetext="{_text(_shown(values[i]))}" autocomplete="off"><output'
-            f' for="{self.uid}-{k}">{_text(_shown(values[i]))}</output></div>'
-            for k, ((name, values), i) in enumerate(
-                zip(self.controls.items(), self.start, strict=True)
-            )
-        )
+        rows = ""
+        for k, (name, position) in enumerate(
+            zip(self.controls, self.start, strict=True)
+        ):
+            rows += self._control(f"{self.uid}-{k}", name, position)
         first = self.at(self.start)
-        heading = (
-            f'<p class="llmlab-title">{_text(self.title)}</p>' if self.title else ""
-        )
-        data = {
-            "frames": [[f.src, f.alt] for f in self.frames],
-            "values": [
-                [_shown(v) for v in values] for values in self.controls.values()
-            ],
-        }
+        shown = [[_shown(v) for v in values] for values in self.controls.values()]
+        data = {"frames": [[f.src, f.alt] for f in self.frames], "values": shown}
         script = (STATIC / "explore.js").read_text(encoding="utf-8").strip()
         return (
             f"<style>{_css()}</style>"
             f'<figure class="llmlab-explore" id="{self.uid}">'
-            f"{heading}{self.picture(first)}"
+            f"{_heading(self.title)}{self.picture(first)}"
             f'<div class="llmlab-controls">{rows}</div>'
             f'<figcaption aria-live="polite">{_text(first.alt)}</figcaption>'
             f'<script type="application/json">{_json(data)}</script>'
             f"<script>{script}</script></figure>"
+        )
+
+    def _control(self, uid: str, name: str, position: int) -> str:
+        """One slider with its label and its value."""
+        values = self.controls[name]
+        value = _text(_shown(values[position]))
+        return (
+            '<div class="llmlab-control">'
+            f'<label for="{uid}">{_text(_label(name))}</label>'
+            f'<input type="range" id="{uid}" min="0" max="{len(values) - 1}" step="1"'
+            f' value="{position}" aria-valuetext="{value}" autocomplete="off">'
+            f'<output for="{uid}">{value}</output>'
+            "</div>"
         )
 
 
@@ -114,8 +119,7 @@ def explore(
     start: Mapping[str, Any] | None = None,
     **controls: Iterable,
 ) -> None:
-    """Shows the figure that `draw` makes, with one or two sliders that choose what it
-    is called with.
+    """Shows the figure that `draw` makes; sliders choose the values it is called with.
 
     Args:
         draw: called with one value per control; returns a matplotlib Figure, always of
@@ -136,13 +140,8 @@ def explore(
     """
     from IPython.display import display
 
-    frames = render(
-        draw,
-        alt=alt,
-        title=title,
-        start=start,
-        controls={k: list(v) for k, v in controls.items()},
-    )
+    lists = {name: list(values) for name, values in controls.items()}
+    frames = render(draw, alt=alt, title=title, start=start, controls=lists)
     bundle = {
         "text/html": frames.html(),
         "text/plain": f"Slider figure: {frames.at(frames.start).alt}",
@@ -162,58 +161,90 @@ def render(
     controls: dict[str, list],
 ) -> Frames:
     """Draws every frame, as sharp as the budget of bytes allows."""
-    indices = _check(controls, start or {})
+    positions = _check(controls, start or {})
     names = list(controls)
-    figures, alts = [], []
+    figures = []
+    alts = []
     for values in itertools.product(*controls.values()):
         chosen = dict(zip(names, values, strict=True))
-        figures.append(draw(**chosen))
-        alts.append(str(alt(**chosen)).strip())
-        if not hasattr(figures[-1], "savefig"):
+        fig = draw(**chosen)
+        text = str(alt(**chosen)).strip()
+        if not hasattr(fig, "savefig"):
             raise ValueError(
-                f"draw(**{chosen}) must return a matplotlib Figure, not"
-                f" {type(figures[-1]).__name__}"
+                f"draw(**{chosen}) must return a matplotlib Figure,"
+                f" not {type(fig).__name__}"
             )
-        if not alts[-1]:
+        if not text:
             raise ValueError(
                 f"alt(**{chosen}) must say what the frame shows; it returned nothing"
             )
+        figures.append(fig)
+        alts.append(text)
+    align(figures)
     sources = _encode(figures)
-    size = tuple(float(side) for side in figures[0].get_size_inches())
+    width, height = figures[0].get_size_inches()
     for fig in figures:
         close(fig)
-    return Frames(
-        title,
-        controls,
-        indices,
-        [Frame(*pair) for pair in zip(sources, alts, strict=True)],
-        size,
-    )
+    frames = [Frame(src, text) for src, text in zip(sources, alts, strict=True)]
+    return Frames(title, controls, positions, frames, (float(width), float(height)))
+
+
+def align(figures: list) -> None:
+    """Put the axes of all frames into the same places: nothing jumps as a slider moves.
+
+    Matplotlib's layout takes three quarters of the time that a figure takes. It is
+    worked out for the first, the middle and the last frame; the axes of all get the
+    room that is free in each of these. Frames of different sizes or numbers of axes are
+    left alone.
+    """
+    from matplotlib.transforms import Bbox
+
+    kinds = {(len(fig.axes), *fig.get_size_inches()) for fig in figures}
+    if len(kinds) > 1 or any(fig.get_layout_engine() is None for fig in figures):
+        return
+    probes = [figures[0], figures[len(figures) // 2], figures[-1]]
+    places = []
+    for fig in probes:
+        fig.get_layout_engine().execute(fig)
+        places.append([ax.get_position(original=True) for ax in fig.axes])
+    free = []
+    for boxes in zip(*places, strict=True):
+        left, bottom = max(box.x0 for box in boxes), max(box.y0 for box in boxes)
+        right, top = min(box.x1 for box in boxes), min(box.y1 for box in boxes)
+        if right <= left or top <= bottom:
+            return  # the frames put these axes into different places
+        free.append(Bbox.from_extents(left, bottom, right, top))
+    for fig in figures:
+        fix(fig)
+        for ax, box in zip(fig.axes, free, strict=True):
+            ax.set_position(box)
 
 
 def _encode(figures: list) -> list[str]:
-    """Data URIs of all figures: the first resolution at which together they fit the
-    budget, or the last tried.
+    """Data URIs of all figures, at the first resolution that fits the budget.
+
+    When none fits, the last resolution is used.
     """
-    for dpi, colors in ((200, 64), (160, 48), (130, 32), (100, 32), (80, 24)):
+    last_dpi, _ = RESOLUTIONS[-1]
+    for dpi, colors in RESOLUTIONS:
         encoded: list[str] = []
+        total = 0  # bytes so far
         for fig in figures:
-            encoded.append(
-                b64encode(png(fig, dpi=dpi, colors=colors, optimize=False)).decode()
-            )
-            if (
-                sum(map(len, encoded)) * len(figures) > 1.2 * BUDGET * len(encoded)
-                and dpi > 80
-            ):
-                break  # at this rate they will not fit
-        if len(encoded) == len(figures) and sum(map(len, encoded)) <= BUDGET:
+            content = png(fig, dpi=dpi, colors=colors)
+            encoded.append(b64encode(content).decode())
+            total += len(encoded[-1])
+            will_not_fit = total * len(figures) > 1.2 * BUDGET * len(encoded)
+            if will_not_fit and dpi > last_dpi:
+                break
+        if len(encoded) == len(figures) and total <= BUDGET:
             break
     return [f"data:image/png;base64,{text}" for text in encoded]
 
 
 def _check(controls: dict[str, list], start: Mapping) -> tuple[int, ...]:
-    """The index of the first position of each control, once all arguments are known to
-    be good.
+    """The index of the first position of each control.
+
+    All arguments are checked before.
     """
     if not 1 <= len(controls) <= 2:
         raise ValueError(
@@ -236,10 +267,13 @@ def _check(controls: dict[str, list], start: Mapping) -> tuple[int, ...]:
         raise ValueError(
             f"the controls make {frames} frames; the page can carry {MAX_FRAMES}"
         )
-    return tuple(
-        v.index(start[k]) if k in start else (len(v) - 1) // 2
-        for k, v in controls.items()
-    )
+    positions = []
+    for name, values in controls.items():
+        if name in start:
+            positions.append(values.index(start[name]))
+        else:
+            positions.append((len(values) - 1) // 2)
+    return tuple(positions)
 
 
 def _widget(frames: Frames) -> dict | None:
@@ -248,18 +282,21 @@ def _widget(frames: Frames) -> dict | None:
         import ipywidgets as widgets
     except ImportError:
         return None
-    picture, caption = widgets.HTML(), widgets.HTML()
+    picture = widgets.HTML()
+    caption = widgets.HTML()
     width = round(0.6 * max(map(len, frames.controls))) + 1
-    sliders = [
-        widgets.SelectionSlider(
+    sliders = []
+    for (name, values), position in zip(
+        frames.controls.items(), frames.start, strict=True
+    ):
+        slider = widgets.SelectionSlider(
             options=[(_shown(v), i) for i, v in enumerate(values)],
-            index=i,
+            index=position,
             description=_label(name),
             style={"description_width": f"{width}em"},
             layout={"width": "min(480px, 98%)"},
         )
-        for (name, values), i in zip(frames.controls.items(), frames.start, strict=True)
-    ]
+        sliders.append(slider)
 
     def update(_=None) -> None:
         frame = frames.at([s.index for s in sliders])
@@ -273,16 +310,17 @@ def _widget(frames: Frames) -> dict | None:
     for slider in sliders:
         slider.observe(update, names="index")
     update()
-    heading = (
-        f'<p class="llmlab-title">{_text(frames.title)}</p>' if frames.title else ""
-    )
-    top = widgets.HTML(f"<style>{_css()}</style>{heading}")
+    top = widgets.HTML(f"<style>{_css()}</style>{_heading(frames.title)}")
     box = widgets.VBox([top, picture, *sliders, caption])
     return {"version_major": 2, "version_minor": 0, "model_id": box.model_id}
 
 
 def _css() -> str:
     return " ".join((STATIC / "explore.css").read_text(encoding="utf-8").split())
+
+
+def _heading(title: str) -> str:
+    return f'<p class="llmlab-title">{_text(title)}</p>' if title else ""
 
 
 def _label(name: str) -> str:
@@ -300,6 +338,5 @@ def _text(text: str) -> str:
 
 def _json(data: Any) -> str:
     """JSON that may stand inside a script element."""
-    return json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace(
-        "</", "<\\/"
-    )
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return text.replace("</", "<\\/")

@@ -3,8 +3,9 @@ and balance loss, on the CPU.
 
 Run with megatron-core 0.16.1 (it is not in the lock) and torch 2.13.0:
 
-    pip download --no-deps megatron-core==0.16.1 && unzip megatron_core-*.whl -d
-    megatron PYTHONPATH=megatron python scripts/golden/moe_goldens.py
+    pip download \\
+        --no-deps megatron-core==0.16.1 && unzip megatron_core-*.whl -d megatron
+    PYTHONPATH=megatron python scripts/golden/moe_goldens.py
 """
 
 from __future__ import annotations

@@ -158,3 +158,36 @@ def test_draw_must_return_a_figure_and_alt_must_speak():
         explore(lambda rank: None, alt=alt, rank=[1, 2])
     with pytest.raises(ValueError, match="must say what"):
         explore(draw, alt=lambda rank: " ", rank=[1, 2])
+
+
+def two_axes(scale):
+    """A figure whose tick labels are as wide as `scale` is long."""
+    fig, axes = plt.subplots(1, 2, figsize=(4.8, 3))
+    for ax in axes:
+        ax.plot([0, scale])
+        ax.set(ylabel="height", title="a title")
+    return fig
+
+
+def test_the_axes_of_all_frames_stand_in_the_same_places():
+    figures = [two_axes(scale) for scale in (1, 10, 100_000, 100, 10)]
+    sliders.align(figures)
+    places = {str([ax.get_position().bounds for ax in fig.axes]) for fig in figures}
+    assert len(places) == 1
+    for fig in figures:
+        width, height = fig.bbox.size
+        for ax in fig.axes:
+            box = ax.get_tightbbox(fig.canvas.get_renderer())
+            assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height
+        left, right = (ax.get_tightbbox() for ax in fig.axes)
+        assert left.x1 < right.x0
+        plt.close(fig)
+
+
+def test_frames_with_other_axes_keep_their_own_layout():
+    one, _ = plt.subplots(figsize=(4.8, 3))
+    figures = [two_axes(1), one, two_axes(1)]
+    sliders.align(figures)
+    assert all(fig.get_layout_engine() is not None for fig in figures)
+    for fig in figures:
+        plt.close(fig)

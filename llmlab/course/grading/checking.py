@@ -2,14 +2,19 @@
 
     check = Checks("04-peft/05-lora")
 
-    @check.exercise(points=2, minutes=10, difficulty=2, importance=4, hints=("…", "…",
-    "…")) def lora_forward(answer):
+    @check.exercise(points=2, minutes=10, difficulty=2, importance=4, hints=("…", "…"))
+    def lora_forward(answer):
         \"\"\"One line: what the exercise asks.\"\"\"
-        x = torch.randn(2, 5, 8)            # the runner seeds torch, NumPy and random:
-                                            do not seed here
-        got = expect(answer(x), shape=(2, 5, 7), dtype=torch.float32,
-        what="lora_forward(x)") diagnose(got, right=…, mistakes={"you scaled by r, not
-        by alpha / r": …}, what="lora_forward(x)")
+        x = torch.randn(2, 5, 8)  # torch, NumPy and random are seeded: do not seed here
+        got = expect(
+            answer(x), shape=(2, 5, 7), dtype=torch.float32, what="lora_forward(x)"
+        )
+        diagnose(
+            got,
+            right=…,
+            mistakes={"you scaled by r, not by alpha / r": …},
+            what="lora_forward(x)",
+        )
 
 In a notebook `check.lora_forward(lora_forward)` prints the verdict, and fails the cell
 when it is not "right". A check draws its inputs from the global generators, which the
@@ -67,25 +72,25 @@ class Verdict:
             "error": "your code raised an error",
             "not done": "not done yet",
         }[self.outcome]
-        return "\n".join(
-            filter(
-                None,
-                [
-                    f"✗ {self.exercise}: {head}",
-                    indent(self.message),
-                    indent(self.detail),
-                ],
-            )
-        )
+        lines = [f"✗ {self.exercise}: {head}"]
+        if self.message:
+            lines.append(indent(self.message))
+        if self.detail:
+            lines.append(indent(self.detail))
+        return "\n".join(lines)
 
 
 class Failed(AssertionError):
-    """An answer was not right; its text is the verdict. Notebooks show it without a
-    traceback.
+    """An answer was not right; the text is the verdict.
+
+    Notebooks show it without a traceback.
     """
 
     def __init__(self, verdict: Verdict, hint: str = "") -> None:
-        super().__init__("\n".join(filter(None, [str(verdict), hint])))
+        text = str(verdict)
+        if hint:
+            text += f"\n{hint}"
+        super().__init__(text)
         self.verdict = verdict
 
     def _render_traceback_(self) -> list[str]:  # IPython asks for it
@@ -94,8 +99,9 @@ class Failed(AssertionError):
 
 @dataclass
 class Exercise:
-    """One exercise: what it is worth, its hints and the function that marks it. Calling
-    it marks an answer.
+    """One exercise: what it is worth, its hints and the function that marks it.
+
+    Calling it marks an answer.
     """
 
     name: str
@@ -110,25 +116,24 @@ class Exercise:
 
     def __post_init__(self) -> None:
         for name in ("points", "minutes"):
-            if getattr(self, name) < 1:
+            value = getattr(self, name)
+            if value < 1:
                 raise ValueError(
-                    f"{name} of {self.name} must be at least 1, not"
-                    f" {getattr(self, name)!r}"
+                    f"{name} of {self.name} must be at least 1, not {value!r}"
                 )
         for name in ("difficulty", "importance"):
-            if getattr(self, name) not in range(1, 6):
-                raise ValueError(
-                    f"{name} of {self.name} must be 1 to 5, not {getattr(self, name)!r}"
-                )
+            value = getattr(self, name)
+            if value not in range(1, 6):
+                raise ValueError(f"{name} of {self.name} must be 1 to 5, not {value!r}")
         if not 1 <= len(self.hints) <= 3 or isinstance(self.hints, str):
             raise ValueError(
-                f"hints of {self.name} must be a tuple of 1 to 3 texts, not"
-                f" {self.hints!r}"
+                f"hints of {self.name} must be a tuple of 1 to 3 texts,"
+                f" not {self.hints!r}"
             )
         if not (self.run.__doc__ or "").strip():
             raise ValueError(
-                f"the check {self.name} needs a docstring: one line that says what is"
-                " asked"
+                f"the check {self.name} needs a docstring:"
+                " one line that says what is asked"
             )
 
     @property
@@ -138,40 +143,38 @@ class Exercise:
 
     @property
     def header(self) -> str:
-        """'●●○○○ difficulty · ●●●●○ importance · 10 minutes · 2 points', as it stands
-        in the notebook.
+        """The line of dots, minutes and points below the title of an exercise.
+
+        As in '●●○○○ difficulty · ●●●●○ importance · 10 minutes · 2 points'.
         """
-        dots = lambda n: "●" * n + "○" * (5 - n)  # noqa: E731
-        work = f"{count(self.minutes, 'minute')} · {count(self.points, 'point')}"
-        return (
-            f"{dots(self.difficulty)} difficulty · {dots(self.importance)} importance ·"
-            f" {work}"
+        return " · ".join(
+            [
+                f"{dots(self.difficulty)} difficulty",
+                f"{dots(self.importance)} importance",
+                count(self.minutes, "minute"),
+                count(self.points, "point"),
+            ]
         )
 
     def verdict(self, *answers: Any, seed: int = 0) -> Verdict:
-        """Marks `answers` (the learner's functions, as the check cell passes them)
-        without raising.
+        """Marks `answers`, the learner's functions as the check cell passes them.
+
+        It never raises.
         """
-        result = lambda outcome, message="", detail="": Verdict(  # noqa: E731
-            self.name,
-            outcome,
-            self.points if outcome == "right" else 0,
-            self.points,
-            message,
-            detail,
-        )
         try:
             with seeded(seed):
-                self.run(
-                    *[guarded(a, self.name, watch=not self.in_place) for a in answers]
-                )
+                watch = not self.in_place
+                self.run(*[guarded(a, self.name, watch=watch) for a in answers])
         except Mistake as mistake:
-            return result("wrong", str(mistake))
+            return self._fails("wrong", str(mistake))
         except NotImplementedError as error:
-            return result("not done", str(error))
+            return self._fails("not done", str(error))
         except (Exception, SystemExit) as error:
-            return result("error", *learners_error(error))
-        return result("right")
+            return self._fails("error", *learners_error(error))
+        return Verdict(self.name, "right", self.points, self.points)
+
+    def _fails(self, outcome: str, message: str, detail: str = "") -> Verdict:
+        return Verdict(self.name, outcome, 0, self.points, message, detail)
 
     def __call__(self, *answers: Any, seed: int = 0) -> None:
         """Marks `answers` and prints the verdict.
@@ -181,23 +184,21 @@ class Exercise:
         """
         verdict = self.verdict(*answers, seed=seed)
         if verdict.outcome != "right":
-            raise Failed(
-                verdict, f'  stuck? check.hint("{self.name}") shows a hint'
-            ) from None
+            hint = f'  stuck? check.hint("{self.name}") shows a hint'
+            raise Failed(verdict, hint) from None
         print(verdict)
 
     def hint(self, tier: int) -> str:
         """Hint number `tier` (from 1), with what comes next."""
         n = len(self.hints)
-        more = (
-            f"(hint {tier} of {n})" if tier < n else f"(hint {tier} of {n}, the last)"
-        )
-        return f"{self.hints[tier - 1]}\n{more}"
+        last = "" if tier < n else ", the last"
+        return f"{self.hints[tier - 1]}\n(hint {tier} of {n}{last})"
 
 
 class Checks:
-    """The exercises of one lesson; `check.<name>(answer)` marks one,
-    `check.hint("<name>")` helps.
+    """The exercises of one lesson.
+
+    `check.<name>(answer)` marks an answer; `check.hint("<name>")` helps.
     """
 
     def __init__(self, slug: str) -> None:
@@ -240,20 +241,17 @@ class Checks:
         exercises = self.__dict__.get("exercises", {})
         if name in exercises:
             return exercises[name]
-        raise AttributeError(
-            f"no exercise is called {name!r}: this lesson has"
-            f" {', '.join(exercises) or 'none'}"
-        )
+        known = ", ".join(exercises) or "none"
+        raise AttributeError(f"no exercise is called {name!r}: this lesson has {known}")
 
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *self.exercises]
 
     def __repr__(self) -> str:
-        rows = [
-            f"  {e.name:<28} {count(e.points, 'point'):>9}  {e.asks}"
-            for e in self.exercises.values()
-        ]
-        return "\n".join([f"{self.slug}: {count(self.out_of, 'point')}", *rows])
+        lines = [f"{self.slug}: {count(self.out_of, 'point')}"]
+        for e in self.exercises.values():
+            lines.append(f"  {e.name:<28} {count(e.points, 'point'):>9}  {e.asks}")
+        return "\n".join(lines)
 
     @property
     def out_of(self) -> int:
@@ -269,10 +267,9 @@ class Checks:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """torch's, NumPy's and Python's generators seeded; put back as they were
-    afterwards.
-    """
-    states = random.getstate(), np.random.get_state()
+    """Seeds the generators of torch, NumPy and Python; puts them back afterwards."""
+    python_state = random.getstate()
+    numpy_state = np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         np.random.seed(seed)
@@ -280,8 +277,13 @@ def seeded(seed: int) -> Iterator[None]:
         try:
             yield
         finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
+
+
+def dots(n: int) -> str:
+    """`n` of 5 as dots: '●●○○○'."""
+    return "●" * n + "○" * (5 - n)
 
 
 def count(n: int, noun: str) -> str:

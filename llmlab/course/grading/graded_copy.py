@@ -1,5 +1,6 @@
-"""The copy of a learner's notebook that is marked: their cells in their order, the
-course's own checks in between.
+"""The copy of a learner's notebook that is marked.
+
+It holds the learner's cells in their order, with the course's own checks in between.
 
 A check cell of theirs decides only *where* the course's check runs. One that was
 changed or deleted earns nothing; the check runs all the same, so that they are told how
@@ -45,24 +46,23 @@ class Copy:
     checks: dict[int, str]  # index in the copy → exercise
     # exercise → the cells (index in the copy) that define it, or should
     defined_in: dict[str, list[int]]
-    theirs: dict[int, int] = field(
-        default_factory=dict
-    )  # index in the copy → number of the code cell in the learner's file
+    # index in the copy → number of the code cell in the learner's file
+    theirs: dict[int, int] = field(default_factory=dict)
 
     def origin(self, index: int | None) -> int | None:
-        """The learner's cell (−1 − k: the k-th check) that stands at `index` of the
-        copy; None for our own.
+        """The index in the learner's file of the cell at `index` of the copy.
+
+        −1 − k for the k-th check; None for a cell of our own.
         """
-        return (
-            None
-            if index is None
-            else self.notebook["cells"][index]["metadata"]["llmlab_origin"]
-        )
+        if index is None:
+            return None
+        return self.notebook["cells"][index]["metadata"]["llmlab_origin"]
 
 
 def read_notebook(path: Path) -> dict[str, Any]:
-    """The notebook at `path`, each cell with its type, its source as one text and its
-    metadata.
+    """The notebook at `path`.
+
+    Each cell has its type, its source as one text, and its metadata.
 
     Raises:
         Unreadable: it is no notebook: not JSON, another kind of JSON, an old format,
@@ -76,17 +76,12 @@ def read_notebook(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise Unreadable("it is not text, so not a notebook") from None
     except (json.JSONDecodeError, RecursionError) as error:
-        where = (
-            f" (line {error.lineno}: {error.msg})"
-            if isinstance(error, json.JSONDecodeError)
-            else ""
-        )
-        merge = (
-            ": it holds the marks of a merge (<<<<<<<)"
-            if re.search(r"^<{7} ", text, re.M)
-            else ""
-        )
-        raise Unreadable(f"its JSON is broken{where}{merge}") from None
+        problem = "its JSON is broken"
+        if isinstance(error, json.JSONDecodeError):
+            problem += f" (line {error.lineno}: {error.msg})"
+        if re.search(r"^<{7} ", text, re.M):
+            problem += ": it holds the marks of a merge (<<<<<<<)"
+        raise Unreadable(problem) from None
     if notebook is None:
         raise Unreadable("the file is empty")
     if isinstance(notebook, dict) and "worksheets" in notebook:
@@ -103,12 +98,13 @@ def read_notebook(path: Path) -> dict[str, Any]:
 
 
 def _cell(cell: dict[str, Any]) -> dict[str, Any]:
-    source, metadata = cell.get("source", ""), cell.get("metadata")
-    source = "".join(map(str, source)) if isinstance(source, list) else str(source)
-    kind = cell.get("cell_type", "raw")
+    source = cell.get("source", "")
+    metadata = cell.get("metadata")
     return cell | {
-        "cell_type": kind,
-        "source": source,
+        "cell_type": cell.get("cell_type", "raw"),
+        "source": (
+            "".join(map(str, source)) if isinstance(source, list) else str(source)
+        ),
         "metadata": metadata if isinstance(metadata, dict) else {},
     }
 
@@ -117,21 +113,19 @@ def pristine_checks(exercise_notebook: Path) -> dict[str, Pristine]:
     """exercise → its check cell, from the notebook under exercises/."""
     out = {}
     for cell in read_notebook(exercise_notebook)["cells"]:
-        name = (
-            checked_name(cell["source"])
-            if "check" in cell["metadata"].get("tags", [])
-            else None
-        )
+        if "check" not in cell["metadata"].get("tags", []):
+            continue
+        name = checked_name(cell["source"])
         if name:
-            out[name] = Pristine(
-                name, cell["source"], cell["metadata"]["nbgrader"]["points"]
-            )
+            points = cell["metadata"]["nbgrader"]["points"]
+            out[name] = Pristine(name, cell["source"], points)
     return out
 
 
 def same_code(a: str, b: str) -> bool:
-    """Whether two sources are the same program: comments, spacing and quotes do not
-    count.
+    """Whether two sources are the same program.
+
+    Comments, spacing and quotes do not count.
     """
     try:
         return ast.dump(ast.parse(a)) == ast.dump(ast.parse(b))
@@ -140,26 +134,22 @@ def same_code(a: str, b: str) -> bool:
 
 
 def defines(source: str, name: str) -> bool:
-    """Whether a cell binds `name` at its top level: def, class, assignment or
-    import.
-    """
+    """Whether a cell binds `name` at top level: def, class, assignment, import."""
     n = re.escape(name)
-    return bool(
-        re.search(
-            rf"^(?:(?:async\s+)?def|class)\s+{n}\b|^{n}\s*(?::[^=\n]*)?=[^=]|^(?:from|import)\b.*\b{n}\b",
-            source,
-            re.M,
-        )
+    forms = (
+        rf"^(?:(?:async\s+)?def|class)\s+{n}\b",
+        rf"^{n}\s*(?::[^=\n]*)?=[^=]",
+        rf"^(?:from|import)\b.*\b{n}\b",
     )
+    return any(re.search(form, source, re.M) for form in forms)
 
 
 def goes_by(cell: dict[str, Any], name: str) -> bool:
     """Whether `name` is a cell's id, or the one that nbgrader knows it by."""
+    if cell.get("id") == name:
+        return True
     note = cell["metadata"].get("nbgrader")
-    return name in (
-        cell.get("id"),
-        note.get("grade_id") if isinstance(note, dict) else None,
-    )
+    return isinstance(note, dict) and note.get("grade_id") == name
 
 
 def find_checks(
@@ -174,23 +164,23 @@ def find_checks(
     out = {}
     for name, check in pristine.items():
         intact = [i for i, c in code if same_code(c["source"], check.source)]
-        named = [i for i, c in code if goes_by(c, f"check-{name}")]
-        changed = [
-            i
-            for i in named
-            if i not in intact and not defines(cells[i]["source"], name)
+        # A cell that defines the answer is not a check, whatever its id.
+        others = [
+            (i, c)
+            for i, c in code
+            if i not in intact and not defines(c["source"], name)
         ]
-        if not intact and not changed:
+        edited = [i for i, c in others if goes_by(c, f"check-{name}")]
+        if not intact and not edited:
             call = re.compile(rf"\bcheck\s*\.\s*{re.escape(name)}\s*\(")
-            changed = [
-                i
-                for i, c in code
-                if call.search(c["source"]) and not defines(c["source"], name)
-            ][:1]
-        out[name] = (
-            "intact" if intact else "edited" if changed else "missing",
-            sorted([*intact, *changed]),
-        )
+            edited = [i for i, c in others if call.search(c["source"])][:1]
+        if intact:
+            state = "intact"
+        elif edited:
+            state = "edited"
+        else:
+            state = "missing"
+        out[name] = state, sorted([*intact, *edited])
     return out
 
 
@@ -211,49 +201,64 @@ def make_copy(
     """
     cells = notebook["cells"]
     found = find_checks(cells, pristine)
-    places = {name: place_of_check(cells, name, found[name][1]) for name in pristine}
-    dropped = {i for _, where in found.values() for i in where}
-    tokens = {name: secrets.token_hex(16) for name in pristine}
+    places = {}
+    dropped = set()  # the learner's own check cells
+    for name, (_, where) in found.items():
+        places[name] = place_of_check(cells, name, where)
+        dropped.update(where)
     copy = Copy(
-        {}, {n: s for n, (s, _) in found.items()}, tokens, {}, {n: [] for n in pristine}
+        notebook={},
+        state={name: state for name, (state, _) in found.items()},
+        tokens={name: secrets.token_hex(16) for name in pristine},
+        checks={},
+        defined_in={name: [] for name in pristine},
     )
     prepare = f'{_run("preamble.py")}["prepare"]({str(folder)!r})'
-    mark = f'{_run("marking.py")}["mark"]'
     out = [_code(prepare, 0)]
     number = 0
-    for i in range(len(cells) + 1):
+    for i in range(len(cells) + 1):  # a check may stand after the last cell
         if i < len(cells) and cells[i]["cell_type"] == "code":
             number += 1
             if i not in dropped and i not in skip:
                 copy.theirs[len(out)] = number
                 for name in pristine:
-                    if defines(cells[i]["source"], name) or goes_by(
-                        cells[i], f"exercise-{name}"
-                    ):
+                    if _answers(cells[i], name):
                         copy.defined_in[name].append(len(out))
                 out.append(_code(cells[i]["source"], len(out), i))
         for k, (name, check) in enumerate(pristine.items()):
             if places[name] == i and -1 - k not in skip:
                 copy.checks[len(out)] = name
-                call = (
-                    f"(get_ipython().user_ns, {answers_expression(check.source)!r},"
-                    f" {tokens[name]!r})"
-                )
-                marked = f"{mark}({module!r}, {name!r}, *{call})"
-                out.append(_code(marked, len(out), -1 - k))
+                call = _call_of_mark(module, check, copy.tokens[name])
+                out.append(_code(call, len(out), -1 - k))
     copy.notebook = {"cells": out, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
     return copy
 
 
+def _answers(cell: dict[str, Any], name: str) -> bool:
+    """Whether a cell defines the answer to an exercise, or should."""
+    return defines(cell["source"], name) or goes_by(cell, f"exercise-{name}")
+
+
+def _call_of_mark(module: str, check: Pristine, token: str) -> str:
+    """The code of the cell that marks one exercise."""
+    expression = answers_expression(check.source)
+    arguments = (
+        f"{module!r}, {check.exercise!r},"
+        f" *(get_ipython().user_ns, {expression!r}, {token!r})"
+    )
+    return f'{_run("marking.py")}["mark"]({arguments})'
+
+
 def place_of_check(cells: list[dict[str, Any]], name: str, own: list[int]) -> int:
-    """After which cell the course's check runs: at the learner's, unless its answer is
-    defined only later.
+    """The index of the cell after which the course's check runs.
+
+    It is the place of the learner's check, unless the answer is defined only later.
     """
-    definitions = [
-        i
-        for i, c in enumerate(cells)
-        if c["cell_type"] == "code" and i not in own and defines(c["source"], name)
-    ]
+    definitions = []
+    for i, cell in enumerate(cells):
+        is_code = cell["cell_type"] == "code"
+        if is_code and i not in own and defines(cell["source"], name):
+            definitions.append(i)
     if own and (not definitions or definitions[0] < own[0]):
         return own[0]
     return definitions[-1] if definitions else len(cells)
@@ -277,8 +282,9 @@ def _code(source: str, index: int, origin: int | None = None) -> dict[str, Any]:
 
 
 def version_of(notebook: dict[str, Any]) -> str | None:
-    """The version of the exercise that a copy says it was made from; None when an
-    editor dropped it.
+    """The version of the exercise that a copy says it was made from.
+
+    None when an editor dropped it.
     """
     note = notebook["metadata"].get("llmlab")
     return note.get("version") if isinstance(note, dict) else None

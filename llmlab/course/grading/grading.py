@@ -1,5 +1,6 @@
-"""`llmlab check`: a learner's notebook in a fresh kernel, through nbval, marked by the
-course's own checks.
+"""`llmlab check`: runs a learner's notebook in a fresh kernel and marks it.
+
+The notebook runs through nbval; the course's own checks mark it.
 
 A point is earned by one thing only: the check from the course's files, called in the
 fresh kernel on the object that the learner's cells left there, saying "right" with the
@@ -24,7 +25,7 @@ from llmlab.course.grading.graded_copy import (
 from llmlab.course.grading.running import CELL_SECONDS, run_copy
 from llmlab.course.syllabus import Lesson
 
-# a cell that ends the kernel is left out and the rest is run again: so many runs in all
+# A cell that ends the kernel is left out and the rest is run again, up to so many runs.
 RUNS = 4
 
 # outcome → the next step, with {topic} and {name}
@@ -94,21 +95,23 @@ def grade(
     notebook: Path | None = None,
     cell_seconds: float = CELL_SECONDS,
 ) -> LessonResult:
-    """Marks a learner's notebook (by default the copy in work/); never raises for what
-    is in it.
+    """Marks a learner's notebook, by default the copy in work/.
+
+    Nothing that stands in the notebook makes it raise.
 
     Raises:
         FileNotFoundError: the lesson has no exercises, or there is no such notebook.
     """
-    path, exercise = notebook or lesson.work(root), lesson.exercise(root)
-    for wanted in (exercise, path):
+    path = notebook or lesson.work(root)
+    for wanted in (lesson.exercise(root), path):
         if not wanted.exists():
             raise FileNotFoundError(f"{_shown(wanted, root)} does not exist")
     return _Marking(lesson, root, path, cell_seconds).run()
 
 
 def _shown(path: Path, root: Path) -> str:
-    path, root = path.resolve(), root.resolve()
+    path = path.resolve()
+    root = root.resolve()
     return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
 
 
@@ -119,18 +122,19 @@ class _Marking:
         self, lesson: Lesson, root: Path, path: Path, cell_seconds: float
     ) -> None:
         exercise = read_notebook(lesson.exercise(root))
-        self.lesson, self.path, self.cell_seconds = lesson, path, cell_seconds
+        self.lesson = lesson
+        self.path = path
+        self.cell_seconds = cell_seconds
         self.pristine = pristine_checks(lesson.exercise(root))
         self.results = {
             name: Result(name, check.points) for name, check in self.pristine.items()
         }
-        version = exercise["metadata"]["llmlab"]["version"]
         self.out = LessonResult(
-            lesson.slug,
-            lesson.title,
-            _shown(path, root),
-            version,
-            [*self.results.values()],
+            topic=lesson.slug,
+            title=lesson.title,
+            notebook=_shown(path, root),
+            version=exercise["metadata"]["llmlab"]["version"],
+            exercises=[*self.results.values()],
         )
         self.marked: set[str] = set()
         # exercise → (status, what its own cell did)
@@ -145,8 +149,8 @@ class _Marking:
             return self._unreadable(str(error))
         if version_of(notebook) not in (None, self.out.version):
             self.out.notes.append(
-                "the course changed these exercises since your copy was made: llmlab"
-                f" start {self.lesson.short}"
+                "the course changed these exercises since your copy was made:"
+                f" llmlab start {self.lesson.short}"
             )
         for _ in range(RUNS):
             copy = self._copy(notebook)
@@ -154,9 +158,11 @@ class _Marking:
             killer = self._read(record, copy)
             if killer is None:
                 break
-            self.skip |= {killer} | {
-                -1 - k for k, name in enumerate(self.pristine) if name in self.marked
-            }
+            # the next run leaves out that cell, and the checks that have a verdict
+            self.skip.add(killer)
+            for k, name in enumerate(self.pristine):
+                if name in self.marked:
+                    self.skip.add(-1 - k)
         if complaint and killer is None:
             self.out.notes.append(complaint)
         for name, result in self.results.items():
@@ -166,29 +172,26 @@ class _Marking:
 
     def _copy(self, notebook: dict[str, Any]) -> Copy:
         module = f"llmlab.checks.{self.lesson.package}.{self.lesson.module}"
-        return make_copy(
-            notebook, self.pristine, module, self.path.resolve().parent, self.skip
-        )
+        folder = self.path.resolve().parent
+        return make_copy(notebook, self.pristine, module, folder, self.skip)
 
     def _unreadable(self, why: str) -> LessonResult:
         self.out.problem = f"{self.out.notebook} cannot be marked: {why}"
         for result in self.results.values():
-            result.outcome, result.next = (
-                "unreadable",
-                NEXT["unreadable"].format(topic=self.lesson.short, name=result.name),
-            )
+            result.outcome = "unreadable"
+            result.next = self._next_step(result)
         return self.out
 
+    def _next_step(self, result: Result) -> str:
+        return NEXT[result.outcome].format(topic=self.lesson.short, name=result.name)
+
     def _read(self, record: list[dict[str, Any]], copy: Copy) -> int | None:
-        """Takes down what the run recorded; returns the cell that ended the kernel, if
-        one did.
-        """
+        """Takes down what the run recorded; returns the cell that ended the kernel."""
         last = None
         for entry in record:
             index = entry["cell"]
-            if entry["status"] == "died" and entry.get("error", "").startswith(
-                "Kernel dead"
-            ):
+            error = entry.get("error", "")
+            if entry["status"] == "died" and error.startswith("Kernel dead"):
                 return copy.origin(last)  # it was gone before this cell began
             if index in copy.checks:
                 self._take_verdict(self.results[copy.checks[index]], entry, copy)
@@ -202,70 +205,64 @@ class _Marking:
     def _take_verdict(self, result: Result, entry: dict[str, Any], copy: Copy) -> None:
         verdict = entry["verdict"]
         if entry["status"] == "timeout":
-            result.outcome, result.message = (
-                "timeout",
-                f"its check was stopped after {self.cell_seconds:g} seconds",
+            result.outcome = "timeout"
+            result.message = (
+                f"its check was stopped after {self.cell_seconds:g} seconds"
             )
         elif entry["status"] == "died":
-            result.outcome, result.message = "died", "running it ended the kernel"
+            result.outcome = "died"
+            result.message = "running it ended the kernel"
         elif not verdict or verdict.get("token") != copy.tokens[result.name]:
-            result.outcome, result.message = (
-                "tampered",
-                f"the check gave no verdict ({entry.get('error', 'it was stopped')})",
-            )
+            why = entry.get("error", "it was stopped")
+            result.outcome = "tampered"
+            result.message = f"the check gave no verdict ({why})"
         else:
-            right = verdict["outcome"] == "right" and entry["status"] == "ok"
-            result.outcome = (
-                verdict["outcome"]
-                if right or verdict["outcome"] != "right"
-                else "tampered"
-            )
-            result.points = result.out_of if right else 0
-            result.message, result.detail = (
-                verdict.get("message", ""),
-                verdict.get("detail", ""),
-            )
+            result.outcome = verdict["outcome"]
+            if result.outcome == "right" and entry["status"] != "ok":
+                result.outcome = "tampered"
+            result.points = result.out_of if result.outcome == "right" else 0
+            result.message = verdict.get("message", "")
+            result.detail = verdict.get("detail", "")
         self.marked.add(result.name)
 
     def _take_fault(self, index: int, entry: dict[str, Any], copy: Copy) -> None:
         cell = f"code cell {copy.theirs.get(index, '?')}"
-        did = {
-            "timeout": f"{cell} ran over {self.cell_seconds:g} seconds and was stopped",
-            "died": f"{cell} ended the kernel",
-        }.get(entry["status"], f"{cell} raised {entry.get('error', 'an error')}")
-        where = entry.get("where", "")
-        self.out.notes.append(
-            f"{did.splitlines()[0][:300]}{f' ({where})' if where else ''}"
-        )
+        if entry["status"] == "timeout":
+            did = f"{cell} ran over {self.cell_seconds:g} seconds and was stopped"
+        elif entry["status"] == "died":
+            did = f"{cell} ended the kernel"
+        else:
+            did = f"{cell} raised {entry.get('error', 'an error')}"
+        note = did.splitlines()[0][:300]
+        if entry.get("where"):
+            note += f" ({entry['where']})"
+        self.out.notes.append(note)
         for name, cells in copy.defined_in.items():
             if index in cells:
                 self.faults[name] = entry["status"], did
 
     def _settle(self, result: Result, state: str) -> None:
-        """The last word on one exercise: its own cell's fault, a changed check, the
-        next step.
+        """Says the last word on one exercise.
+
+        It may be the fault of its own cell, or a changed check; then comes the next
+        step.
         """
         status, did = self.faults.get(result.name, ("", ""))
-        if status in ("timeout", "died") or (
-            status == "error" and result.outcome == "missing"
-        ):
-            result.outcome, result.message, result.points, result.detail = (
-                status,
-                did,
-                0,
-                "",
-            )
+        stopped = status in ("timeout", "died")
+        if stopped or (status == "error" and result.outcome == "missing"):
+            result.outcome = status
+            result.message = did
+            result.detail = ""
+            result.points = 0
         if state != "intact":
-            stands = (
-                "passes the course's own check"
-                if result.outcome == "right"
-                else f"is {result.outcome}: {result.message}"
-            )
+            if result.outcome == "right":
+                stands = "passes the course's own check"
+            else:
+                stands = f"is {result.outcome}: {result.message}"
             verb = "changed" if state == "edited" else "removed"
             result.message = (
                 f"its check cell was {verb}, so it earns nothing; your answer {stands}"
             )
-            result.outcome, result.points = f"check {state}", 0
-        result.next = NEXT[result.outcome].format(
-            topic=self.lesson.short, name=result.name
-        )
+            result.outcome = f"check {state}"
+            result.points = 0
+        result.next = self._next_step(result)

@@ -1,5 +1,7 @@
-"""Between a check and the learner's function: calls that do not fit, inputs changed in
-place, errors told as theirs.
+"""What stands between a check and the learner's function.
+
+It finds calls that do not fit and inputs changed in place, and words errors in the
+learner's terms.
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ PACKAGE = str(Path(__file__).resolve().parents[2])
 
 
 def guarded(answer: Any, exercise: str, watch: bool = True) -> Any:
-    """`answer` with its calls checked, when it is a function; classes and objects are
-    given to the check as they are.
+    """`answer` with its calls checked, when it is a function.
+
+    Classes and objects are given to the check as they are.
 
     Args:
         watch: whether changing an argument in place is a mistake.
@@ -33,32 +36,26 @@ def guarded(answer: Any, exercise: str, watch: bool = True) -> Any:
     """
     if not callable(answer):
         raise Mistake(
-            f"`{exercise}` is {describe(answer)}, where a function is asked: was its"
-            " name used for a value?"
+            f"`{exercise}` is {describe(answer)}, where a function is asked:"
+            " was its name used for a value?"
         )
-    return (
-        _Guarded(answer, exercise, watch)
-        if isinstance(answer, FunctionType)
-        else answer
-    )
+    if not isinstance(answer, FunctionType):
+        return answer
+    return _Guarded(answer, exercise, watch)
 
 
 class _Guarded:
     def __init__(self, answer: FunctionType, exercise: str, watch: bool) -> None:
         update_wrapper(self, answer)
-        self._answer, self._name, self._watch = (
-            answer,
-            answer.__name__ if answer.__name__ != "<lambda>" else exercise,
-            watch,
-        )
+        self._answer = answer
+        self._name = exercise if answer.__name__ == "<lambda>" else answer.__name__
+        self._watch = watch
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         arguments = self._bind(args, kwargs)
-        before = (
-            {name: snapshot(value) for name, value in arguments.items()}
-            if self._watch
-            else {}
-        )
+        before = {}
+        if self._watch:
+            before = {name: snapshot(value) for name, value in arguments.items()}
         try:
             result = self._answer(*args, **kwargs)
         except Exception as error:
@@ -67,8 +64,8 @@ class _Guarded:
         for name, value in before.items():
             if not unchanged(value, arguments[name]):
                 raise Mistake(
-                    f"{self._name} changes its argument `{name}` in place: work on a"
-                    " copy, callers still need it"
+                    f"{self._name} changes its argument `{name}` in place:"
+                    " work on a copy, callers still need it"
                 )
         return result
 
@@ -77,19 +74,19 @@ class _Guarded:
         try:
             return dict(signature.bind(*args, **kwargs).arguments)
         except TypeError as error:
-            given = [_short(a) for a in args] + [
-                f"{k}={_short(v)}" for k, v in kwargs.items()
-            ]
+            given = [_short(a) for a in args]
+            given += [f"{k}={_short(v)}" for k, v in kwargs.items()]
+            call = f"{self._name}({', '.join(given)})"
             raise Mistake(
-                f"{self._name}{signature} cannot be called as"
-                f" {self._name}({', '.join(given)}): {error}. Keep the arguments that"
-                " the exercise gives"
+                f"{self._name}{signature} cannot be called as {call}: {error}."
+                " Keep the arguments that the exercise gives"
             ) from None
 
 
 def snapshot(value: Any) -> Any:
-    """A copy to compare with later: of tensors, arrays, and lists, tuples and dicts of
-    them; None for other objects.
+    """A copy to compare with later; None for objects that are not copied.
+
+    Tensors and arrays are copied, and lists, tuples and dicts of them.
     """
     if isinstance(value, Tensor):
         return value.detach().clone()
@@ -105,14 +102,11 @@ def snapshot(value: Any) -> Any:
 def unchanged(before: Any, now: Any) -> bool:
     """Whether `now` still is what `snapshot` saw."""
     if isinstance(before, Tensor):
-        same = before.shape == now.shape and before.dtype == now.dtype
-        return same and bool(
-            ((before == now.detach()) | ((before != before) & (now != now))).all()
-        )
+        if before.shape != now.shape or before.dtype != now.dtype:
+            return False
+        return _same_values(before, now.detach())
     if isinstance(before, np.ndarray):
-        return before.shape == now.shape and bool(
-            ((before == now) | ((before != before) & (now != now))).all()
-        )
+        return before.shape == now.shape and _same_values(before, now)
     if isinstance(before, list):
         return len(before) == len(now) and all(
             unchanged(b, n) for b, n in zip(before, now, strict=True)
@@ -124,6 +118,12 @@ def unchanged(before: Any, now: Any) -> bool:
     return before is None or before == now
 
 
+def _same_values(a: Any, b: Any) -> bool:
+    """Whether all values are equal; NaN equals NaN here."""
+    both_nan = (a != a) & (b != b)
+    return bool(((a == b) | both_nan).all())
+
+
 def _short(value: Any) -> str:
     """A value in a few characters: a tensor by its shape."""
     if isinstance(value, Tensor | np.ndarray):
@@ -133,34 +133,31 @@ def _short(value: Any) -> str:
 
 
 def _called(name: str, arguments: dict[str, Any]) -> str:
-    return f"{name}({', '.join(f'{k}={_short(v)}' for k, v in arguments.items())})"
+    given = ", ".join(f"{k}={_short(v)}" for k, v in arguments.items())
+    return f"{name}({given})"
 
 
 def learners_error(error: BaseException) -> tuple[str, str]:
-    """What an exception in the learner's code was, and where: (message, detail) without
-    a frame of ours.
+    """What an exception in the learner's code was, and where: (message, detail).
+
+    No frame of the course's own code is shown.
 
     Without a frame of theirs, the check tripped over what they returned; that is said
     instead.
     """
-    frames = [
-        f
-        for f in traceback.extract_tb(error.__traceback__)
-        if not f.filename.startswith(PACKAGE)
-    ]
-    theirs = [
-        f
-        for f in frames
-        if "site-packages" not in f.filename and not f.filename.startswith("<frozen")
-    ]
+    theirs = []
+    for frame in traceback.extract_tb(error.__traceback__):
+        is_library = "site-packages" in frame.filename
+        if not is_library and not frame.filename.startswith((PACKAGE, "<frozen")):
+            theirs.append(frame)
     call = getattr(error, "_llmlab_call", "")
     text = f"{type(error).__name__}: {error}".strip().removesuffix(":")
     if not theirs and not call:
         return f"the check cannot work with what your answer returned ({text})", ""
     lines = [f"called as {call}"] if call else []
     for frame in theirs[-3:]:
-        line = (
-            frame.line or linecache.getline(frame.filename, frame.lineno or 0).strip()
-        )
+        line = frame.line
+        if not line:
+            line = linecache.getline(frame.filename, frame.lineno or 0).strip()
         lines.append(f"line {frame.lineno}, in {frame.name}: {line}")
     return text[:2000], "\n".join(lines)

@@ -1,5 +1,6 @@
-"""Marks an exercise inside the kernel that ran a learner's notebook; `llmlab check`
-puts calls of `mark` in its copy.
+"""Marks an exercise inside the kernel that ran a learner's notebook.
+
+`llmlab check` puts calls of `mark` into the copy that it runs.
 
 The learner's cells ran in this process and may have replaced anything. So this file is
 run from disk (`runpy`), loads the checks afresh from disk, refuses a kernel in which
@@ -28,8 +29,9 @@ def mark(
     token: str,
     seed: int = 0,
 ) -> None:
-    """Marks the objects that `expression` names in the learner's namespace, and
-    publishes the verdict.
+    """Marks the objects that `expression` names, and publishes the verdict.
+
+    The names are looked up in the learner's namespace.
 
     Args:
         module: the lesson's checks, as in "llmlab.checks.peft.lora".
@@ -39,9 +41,8 @@ def mark(
     Raises:
         AssertionError: the verdict is not "right", so that nbval's and ours are one.
     """
-    verdict = {"exercise": exercise, "token": token} | _judge(
-        module, exercise, names, expression, seed
-    )
+    verdict = {"exercise": exercise, "token": token}
+    verdict |= _judge(module, exercise, names, expression, seed)
     publish(verdict)
     if verdict["outcome"] != "right":
         raise AssertionError(f"{exercise}: {verdict['outcome']}")
@@ -52,28 +53,22 @@ def _judge(
 ) -> dict[str, Any]:
     replaced = replaced_functions()
     if replaced:
-        return {
-            "outcome": "tampered",
-            "message": (
-                f"the notebook replaces {replaced[0]}: take that out, and its kernel is"
-                " fair again"
-            ),
-        }
+        message = (
+            f"the notebook replaces {replaced[0]}: take that out, and its kernel is"
+            " fair again"
+        )
+        return {"outcome": "tampered", "message": message}
     try:
         answers = eval(expression, dict(names))
     except NameError as error:
-        return {
-            "outcome": "missing",
-            "message": _missing(error.name or exercise, names),
-        }
+        message = _missing(error.name or exercise, names)
+        return {"outcome": "missing", "message": message}
     check = fresh(module).check
     try:
         verdict = check.exercises[exercise].verdict(*answers, seed=seed)
     except KeyboardInterrupt:
-        return {
-            "outcome": "timeout",
-            "message": "it was stopped while the check ran your function",
-        }
+        message = "it was stopped while the check ran your function"
+        return {"outcome": "timeout", "message": message}
     return {
         "outcome": verdict.outcome,
         "message": verdict.message,
@@ -100,48 +95,39 @@ def hidden(
 
 
 def _missing(name: str, names: dict[str, Any]) -> str:
-    own = [
-        k
-        for k, v in names.items()
-        if isinstance(v, FunctionType | type)
-        and getattr(v, "__module__", "") == "__main__"
-    ]
+    own = []  # the functions and classes that the notebook defines
+    for key, value in names.items():
+        is_definition = isinstance(value, FunctionType | type)
+        if is_definition and getattr(value, "__module__", "") == "__main__":
+            own.append(key)
+    message = f"the notebook does not define `{name}`"
     near = difflib.get_close_matches(name, own, n=1, cutoff=0.5)
-    return f"the notebook does not define `{name}`" + (
-        f": did you rename it to `{near[0]}`?" if near else ""
-    )
+    if near:
+        message += f": did you rename it to `{near[0]}`?"
+    return message
 
 
 def fresh(module: str) -> ModuleType:
-    """The module of checks, and the course's modules that it marks with, read from disk
-    anew.
+    """The module of checks, read from disk anew.
+
+    The course's modules that it marks with are read anew, too.
     """
-    for name in [
-        n
-        for n in sys.modules
-        if n.startswith(("llmlab.checks.", "llmlab.course.")) and n not in ENTRIES
-    ]:
-        del sys.modules[name]
+    for name in list(sys.modules):
+        if name.startswith(("llmlab.checks.", "llmlab.course.")):
+            del sys.modules[name]
     return importlib.import_module(module)
 
 
-ENTRIES = ("llmlab.course", "llmlab.checks")
-
-
 def replaced_functions() -> list[str]:
-    """The functions of loaded llmlab modules that no longer are the ones in their
-    files.
-    """
+    """The functions of loaded llmlab modules that are not those in their files."""
     out = []
     for name, module in list(sys.modules.items()):
         path = getattr(module, "__file__", None)
         if not name.startswith("llmlab.") or not path or not path.endswith(".py"):
             continue
-        out += [
-            f"{name}.{key}"
-            for key in _defined(path)
-            if not _from_file(getattr(module, key, None), path)
-        ]
+        for key in _defined(path):
+            if not _from_file(getattr(module, key, None), path):
+                out.append(f"{name}.{key}")
     return out
 
 
@@ -151,11 +137,11 @@ def _defined(path: str) -> list[str]:
 
     with open(path, encoding="utf-8") as f:
         body = ast.parse(f.read()).body
-    return [
-        node.name
-        for node in body
-        if isinstance(node, ast.FunctionDef) and not node.decorator_list
-    ]
+    out = []
+    for node in body:
+        if isinstance(node, ast.FunctionDef) and not node.decorator_list:
+            out.append(node.name)
+    return out
 
 
 def _from_file(thing: Any, path: str) -> bool:
@@ -169,9 +155,7 @@ def publish(verdict: dict[str, Any]) -> None:
     """Shows the verdict as an output of the cell, past whatever became of `print`."""
     from IPython.core.interactiveshell import InteractiveShell
 
+    data = {MIME: verdict, "text/plain": str(verdict.get("outcome"))}
     publisher = InteractiveShell.instance().display_pub
-    type(publisher).publish(
-        publisher,
-        data={MIME: verdict, "text/plain": str(verdict.get("outcome"))},
-        metadata={},
-    )
+    # the class's own method: the learner may have replaced the instance's
+    type(publisher).publish(publisher, data=data, metadata={})

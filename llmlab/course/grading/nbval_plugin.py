@@ -1,10 +1,15 @@
-"""A pytest plugin beside nbval: bounds each cell in time and output, notices a dead
-kernel, and records what happened.
+"""A pytest plugin beside nbval: limits each cell, and records what happened.
 
-`llmlab check` runs `pytest -p llmlab.course.grading.nbval_plugin --nbval-lax
-copy.ipynb`; one JSON object per cell is written to the file named by LLMLAB_RECORD:
-{"cell": index, "status": "ok" | "error" | "timeout" | "died", "verdict": …, "error":
-…}.
+It bounds a cell's time and output, and notices when the kernel dies.
+
+`llmlab check` runs
+
+    pytest -p llmlab.course.grading.nbval_plugin --nbval-lax copy.ipynb
+
+One JSON object per cell is written to the file that LLMLAB_RECORD names:
+
+    {"cell": index, "status": "ok" | "error" | "timeout" | "died",
+     "verdict": …, "error": …}
 """
 
 from __future__ import annotations
@@ -25,7 +30,7 @@ leave_out_grammar()  # here, because nbval imports nbformat after this
 
 MIME = "application/vnd.llmlab.verdict+json"
 PREAMBLE_SECONDS = 300.0  # the first cell is ours: it imports torch
-# for what a cell printed to arrive, and for an interrupted cell to stop
+# The time for a cell's output to arrive, and for an interrupted cell to stop.
 OUTPUT_SECONDS = 15
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -35,8 +40,10 @@ class KernelDied(Exception):
 
 
 def bound(kernel: Any, least: float) -> None:
-    """Replaces the kernel's wait for a reply: `timeout` (or `least`) bounds the whole
-    cell, and death ends the wait at once.
+    """Replaces the kernel's wait for a reply.
+
+    `timeout` (or `least`) bounds the whole cell, and the wait ends at once when the
+    kernel dies.
     """
 
     def await_reply(msg_id: str, timeout: float | None = None) -> None:
@@ -58,8 +65,9 @@ def bound(kernel: Any, least: float) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: Any) -> Any:
-    """Bounds the kernel, runs the cell, and lets the next cells count even when this
-    one timed out.
+    """Bounds the kernel and runs the cell.
+
+    The next cells count even when this one timed out.
     """
     kernel = item.parent.kernel
     item.output_timeout = OUTPUT_SECONDS
@@ -67,7 +75,8 @@ def pytest_runtest_call(item: Any) -> Any:
     try:
         return (yield)
     finally:
-        item.llmlab_timed_out, item.parent.timed_out = item.parent.timed_out, False
+        item.llmlab_timed_out = item.parent.timed_out
+        item.parent.timed_out = False
 
 
 @pytest.hookimpl(wrapper=True)
@@ -78,7 +87,8 @@ def pytest_runtest_makereport(item: Any, call: Any) -> Any:
         entry = {
             "cell": item.cell.metadata.get("llmlab_index"),
             "seconds": round(call.duration, 2),
-        } | outcome(item, call)
+        }
+        entry |= outcome(item, call)
         with Path(os.environ["LLMLAB_RECORD"]).open("a", encoding="utf-8") as f:
             f.write(json.dumps(entry) + "\n")
     return report
@@ -87,42 +97,46 @@ def pytest_runtest_makereport(item: Any, call: Any) -> Any:
 def outcome(item: Any, call: Any) -> dict[str, Any]:
     """The status of one cell, with its verdict or error."""
     outputs = item.test_outputs or []
-    entry: dict[str, Any] = {
-        "status": "ok",
-        "verdict": next(filter(None, map(_verdict, outputs)), None),
-    }
+    failure = call.excinfo  # what nbval raised, if it did
+    entry: dict[str, Any] = {"status": "ok", "verdict": _verdict(outputs)}
     errors = [o for o in outputs if o.output_type == "error"]
     if errors:
-        entry |= {
-            "status": "error",
-            "error": f"{errors[-1].ename}: {errors[-1].evalue}"[:2000],
-            "where": _where(errors[-1]),
-        }
-    if call.excinfo is not None and not errors:
-        entry |= {"status": "error", "error": str(call.excinfo.value)[:2000]}
-    if call.excinfo is not None and (
-        call.excinfo.errisinstance(KernelDied)
-        or "Kernel dead" in str(call.excinfo.value)
-    ):
+        last = errors[-1]
+        entry["status"] = "error"
+        entry["error"] = f"{last.ename}: {last.evalue}"[:2000]
+        entry["where"] = _where(last)
+    elif failure is not None:
+        entry["status"] = "error"
+        entry["error"] = str(failure.value)[:2000]
+    if failure is not None and _kernel_died(failure):
         entry["status"] = "died"
     elif getattr(item, "llmlab_timed_out", False):
         entry["status"] = "timeout"
     if not item.parent.kernel.is_alive():
-        entry["status"] = "timeout" if entry["status"] == "timeout" else "died"
         entry["killed"] = True
+        if entry["status"] != "timeout":
+            entry["status"] = "died"
     return entry
 
 
-def _verdict(output: Any) -> dict[str, Any] | None:
-    return (
-        output.get("data", {}).get(MIME)
-        if output.output_type == "display_data"
-        else None
-    )
+def _kernel_died(failure: Any) -> bool:
+    return failure.errisinstance(KernelDied) or "Kernel dead" in str(failure.value)
+
+
+def _verdict(outputs: list[Any]) -> dict[str, Any] | None:
+    """The first verdict among the outputs of a cell."""
+    for output in outputs:
+        if output.output_type == "display_data":
+            verdict = output.get("data", {}).get(MIME)
+            if verdict:
+                return verdict
+    return None
 
 
 def _where(error: Any) -> str:
     """The traceback's arrow line: '----> 3 y = x @ w'."""
     text = ESCAPES.sub("", "\n".join(error.traceback))
-    arrows = [line for line in text.splitlines() if re.match(r"-+> *\d+ ", line)]
-    return re.sub(r"-+> *", "line ", arrows[0], count=1)[:200] if arrows else ""
+    for line in text.splitlines():
+        if re.match(r"-+> *\d+ ", line):
+            return re.sub(r"-+> *", "line ", line, count=1)[:200]
+    return ""

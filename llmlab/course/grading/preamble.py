@@ -1,5 +1,6 @@
-"""Run in the kernel before the learner's cells are: their folder, a bound on what they
-print, no way out of the kernel.
+"""Runs in the kernel before the learner's cells do.
+
+It moves to their folder, bounds what they print, and leaves no way out of the kernel.
 
 It also imports torch, which takes seconds, so that the time of a cell is the learner's
 own.
@@ -15,7 +16,9 @@ MAX_CHARACTERS = 200_000
 
 
 def prepare(folder: str, limit: int = MAX_CHARACTERS) -> None:
-    """Moves to the learner's folder, cuts each stream off after `limit` characters a
+    """Prepares the kernel for the learner's cells.
+
+    It moves to the learner's folder, cuts each stream off after `limit` characters per
     cell, and disarms exit().
     """
     from IPython import get_ipython
@@ -28,29 +31,35 @@ def prepare(folder: str, limit: int = MAX_CHARACTERS) -> None:
         shell.events.register("pre_run_cell", bounded(stream, limit))
     import torch  # noqa: F401
 
-    shell.user_ns["exit"] = shell.user_ns["quit"] = no_exit
+    shell.user_ns["exit"] = no_exit
+    shell.user_ns["quit"] = no_exit
 
 
 def no_exit(*args: Any) -> None:
-    """Stands for exit() and quit(), which would end the kernel for all cells after this
-    one.
-    """
+    """Stands for exit() and quit(), which would end the kernel for all later cells."""
     raise SystemExit("exit() ends the notebook: take it out")
 
 
 def bounded(stream: Any, limit: int) -> Any:
-    """Makes `stream` drop what exceeds `limit` characters; returns the function that
-    starts a new count.
+    """Makes `stream` drop what exceeds `limit` characters.
+
+    Returns the function that starts a new count.
     """
-    write, count = stream.write, [0]
+    write = stream.write
+    written = 0  # characters in this cell
 
     def limited(text: str) -> int:
-        count[0] += len(text)
-        if count[0] - len(text) < limit:
-            write(text[: limit - count[0] + len(text)])
-            if count[0] >= limit:
+        nonlocal written
+        if written < limit:
+            write(text[: limit - written])
+            if written + len(text) >= limit:
                 write("\n… (cut)\n")
+        written += len(text)
         return len(text)
 
+    def start_again(*args: Any) -> None:
+        nonlocal written
+        written = 0
+
     stream.write = limited
-    return lambda *args: count.__setitem__(0, 0)
+    return start_again

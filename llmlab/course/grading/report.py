@@ -1,15 +1,16 @@
-"""What `llmlab check` and `llmlab progress` tell: tables for people, JSON and JUnit for
-machines.
+"""What `llmlab check` and `llmlab progress` print: tables, JSON and JUnit.
 
 `llmlab check --json` (the schema only grows within a number):
 
-    {"schema": "llmlab.check/1", "course": "0.1.0", "checked":
-    "2026-11-24T09:30:00+00:00", "ok": false, "points": 3, "out_of": 5,
-     "lessons": [{"topic": "04-peft/05-lora", "title": "LoRA", "notebook":
-     "work/04-peft/05-lora.ipynb", "version": "6fd1c0…",
-                  "problem": "", "notes": [], "seconds": 9.1, "points": 3, "out_of": 5,
-                  "exercises": [{"name": "lora_forward", "outcome": "right", "points":
-                  2, "out_of": 2,
+    {"schema": "llmlab.check/1", "course": "0.1.0",
+     "checked": "2026-11-24T09:30:00+00:00",
+     "ok": false, "points": 3, "out_of": 5,
+     "lessons": [{"topic": "04-peft/05-lora", "title": "LoRA",
+                  "notebook": "work/04-peft/05-lora.ipynb", "version": "6fd1c0…",
+                  "problem": "", "notes": [], "seconds": 9.1,
+                  "points": 3, "out_of": 5,
+                  "exercises": [{"name": "lora_forward", "outcome": "right",
+                                 "points": 2, "out_of": 2,
                                  "message": "", "detail": "", "next": ""}, …]}]}
 
 outcomes: right, wrong, error, not done, missing, timeout, died, tampered, not reached,
@@ -17,15 +18,17 @@ check edited, check missing, unreadable.
 
 `llmlab progress --json`:
 
-    {"schema": "llmlab.course/1", "points": 5, "out_of": 40, "parts": [{"part":
-    "01-start", "title": "Start here", "lessons":
-      [{"topic": …, "title": …, "built": true, "started": true, "points": 5, "out_of":
-      5, "exercises": {name: entry of the record}}]}]}
+    {"schema": "llmlab.course/1", "points": 5, "out_of": 40,
+     "parts": [{"part": "01-start", "title": "Start here",
+                "lessons": [{"topic": …, "title": …, "built": true, "started": true,
+                             "points": 5, "out_of": 5,
+                             "exercises": {name: entry of the record}}]}]}
 """
 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -37,11 +40,13 @@ from llmlab.course.syllabus import PARTS, lessons
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
     from llmlab.course.grading.grading import LessonResult
 
 MARKS = {"right": "✓", "not done": "·", "unreadable": "!"}  # all others: ✗
 COLORS = {"✓": "green", "·": "dim", "!": "red", "✗": "red"}
+NOT_IN_XML = re.compile("[^\t\n\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def console(error: bool = False) -> Console:
@@ -51,37 +56,33 @@ def console(error: bool = False) -> Console:
     plain = Console(
         stderr=error, highlight=False, markup=False, emoji=False, soft_wrap=True
     )
-    return (
-        plain
-        if plain.is_terminal
-        else Console(
-            stderr=error, highlight=False, markup=False, width=160, soft_wrap=True
-        )
+    if plain.is_terminal:
+        return plain
+    return Console(
+        stderr=error, highlight=False, markup=False, width=160, soft_wrap=True
     )
 
 
 def check_as_data(results: list[LessonResult]) -> dict[str, Any]:
     """The data of `llmlab check --json`."""
-    lessons_data = [
-        asdict(r) | {"points": r.points, "out_of": r.out_of, "ok": r.ok}
-        for r in results
-    ]
-    total = {
-        "points": sum(r.points for r in results),
-        "out_of": sum(r.out_of for r in results),
-    }
-    head = {
+    own = []
+    for r in results:
+        own.append(asdict(r) | {"points": r.points, "out_of": r.out_of, "ok": r.ok})
+    return {
         "schema": "llmlab.check/1",
         "course": version("llmlab"),
         "checked": now(),
         "ok": all(r.ok for r in results),
+        "points": sum(r.points for r in results),
+        "out_of": sum(r.out_of for r in results),
+        "lessons": own,
     }
-    return head | total | {"lessons": lessons_data}
 
 
 def check_as_junit(results: list[LessonResult]) -> str:
-    """The XML of `llmlab check --junit`: a suite per lesson, a case per exercise; not
-    done counts as a failure.
+    """The XML of `llmlab check --junit`: a suite per lesson, a case per exercise.
+
+    An exercise that is not done counts as a failure.
     """
     suites = ElementTree.Element("testsuites", name="llmlab check")
     for lesson in results:
@@ -96,44 +97,31 @@ def check_as_junit(results: list[LessonResult]) -> str:
             skipped="0",
             time=str(lesson.seconds),
         )
+        classname = lesson.topic.replace("/", ".")
         for e in lesson.exercises:
             case = ElementTree.SubElement(
-                suite, "testcase", classname=lesson.topic.replace("/", "."), name=e.name
+                suite, "testcase", classname=classname, name=e.name
             )
             if e.outcome != "right":
+                message = e.message or lesson.problem
                 failure = ElementTree.SubElement(
-                    case,
-                    "failure",
-                    type=e.outcome,
-                    message=_xml(e.message or lesson.problem),
+                    case, "failure", type=e.outcome, message=_xml(message)
                 )
-                failure.text = _xml(
-                    "\n".join(
-                        filter(
-                            None,
-                            [e.message or lesson.problem, e.detail, f"next: {e.next}"],
-                        )
-                    )
-                )
+                lines = [message, e.detail, f"next: {e.next}"]
+                failure.text = _xml("\n".join(line for line in lines if line))
     ElementTree.indent(suites)
     return ElementTree.tostring(suites, encoding="unicode", xml_declaration=True) + "\n"
 
 
 def _xml(text: str) -> str:
     """Without the control characters that XML cannot hold."""
-    return "".join(
-        c
-        for c in text
-        if c in "\t\n"
-        or " " <= c < "\ud800"
-        or "\ue000" <= c < "\ufffe"
-        or c > "\uffff"
-    )
+    return NOT_IN_XML.sub("", text)
 
 
 def print_check(results: list[LessonResult], out: Console) -> None:
-    """A table per lesson (exercise, verdict, points, next step), and the diagnoses
-    under it.
+    """Prints a table per lesson, and the diagnoses under it.
+
+    Its columns are exercise, verdict, points and next step.
     """
     for lesson in results:
         out.print(f"\n{lesson.title}  ({lesson.notebook})", style="bold")
@@ -146,7 +134,8 @@ def print_check(results: list[LessonResult], out: Console) -> None:
                 _print_detail(e.detail, out)
         for note in lesson.notes:
             out.print(f"\nnote: {note}", style="dim")
-    points, out_of = sum(r.points for r in results), sum(r.out_of for r in results)
+    points = sum(r.points for r in results)
+    out_of = sum(r.out_of for r in results)
     out.print(f"\n{points} of {out_of} points", style="bold")
 
 
@@ -160,16 +149,12 @@ def _table(lesson: LessonResult, out: Console) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(
-        box=box.SIMPLE_HEAD if out.is_terminal else None, pad_edge=out.is_terminal
-    )
-    for name in ("exercise", "verdict", "points", "next step"):
-        table.add_column(
-            name,
-            no_wrap=name != "next step",
-            justify="right" if name == "points" else "left",
-            overflow="fold",
-        )
+    lines = box.SIMPLE_HEAD if out.is_terminal else None
+    table = Table(box=lines, pad_edge=out.is_terminal)
+    table.add_column("exercise", no_wrap=True, overflow="fold")
+    table.add_column("verdict", no_wrap=True, overflow="fold")
+    table.add_column("points", no_wrap=True, overflow="fold", justify="right")
+    table.add_column("next step", overflow="fold")
     for e in lesson.exercises:
         mark = MARKS.get(e.outcome, "✗")
         table.add_row(
@@ -184,36 +169,42 @@ def _table(lesson: LessonResult, out: Console) -> Any:
 def course_as_data(root: Path) -> tuple[dict[str, Any], str]:
     """The data of `llmlab progress --json`, and a warning when the record is broken."""
     record, warning = load(root)
-    parts = [
-        {
-            "part": part,
-            "title": title,
-            "lessons": [_lesson(x, root, record) for x in lessons() if x.part == part],
-        }
-        for part, title in PARTS.items()
-    ]
-    total = {
-        k: sum(x[k] for p in parts for x in p["lessons"]) for k in ("points", "out_of")
+    parts = []
+    points = 0
+    out_of = 0
+    for part, title in PARTS.items():
+        own = [_lesson(x, root, record) for x in lessons() if x.part == part]
+        parts.append({"part": part, "title": title, "lessons": own})
+        points += sum(x["points"] for x in own)
+        out_of += sum(x["out_of"] for x in own)
+    data = {
+        "schema": "llmlab.course/1",
+        "points": points,
+        "out_of": out_of,
+        "parts": parts,
     }
-    return {"schema": "llmlab.course/1"} | total | {"parts": parts}, warning
+    return data, warning
 
 
 def _lesson(lesson: Any, root: Path, record: dict[str, Any]) -> dict[str, Any]:
     from llmlab.course.grading.graded_copy import pristine_checks
 
     path = lesson.exercise(root)
-    out_of = (
-        {name: check.points for name, check in pristine_checks(path).items()}
-        if path.is_file()
-        else {}
-    )
-    entries = {
-        name: record["lessons"].get(lesson.slug, {}).get(name, {}) for name in out_of
+    checks = pristine_checks(path) if path.is_file() else {}
+    known = record["lessons"].get(lesson.slug, {})
+    entries = {name: known.get(name, {}) for name in checks}
+    points = 0
+    for name, check in checks.items():
+        points += min(_number(entries[name].get("points")), check.points)
+    return {
+        "topic": lesson.slug,
+        "title": lesson.title,
+        "built": lesson.is_built(root),
+        "started": lesson.work(root).exists(),
+        "points": points,
+        "out_of": sum(check.points for check in checks.values()),
+        "exercises": entries,
     }
-    points = sum(min(_number(e.get("points")), out_of[n]) for n, e in entries.items())
-    state = {"built": lesson.is_built(root), "started": lesson.work(root).exists()}
-    numbers = {"points": points, "out_of": sum(out_of.values()), "exercises": entries}
-    return {"topic": lesson.slug, "title": lesson.title} | state | numbers
 
 
 def _number(x: Any) -> int:
@@ -221,47 +212,45 @@ def _number(x: Any) -> int:
 
 
 def print_course(data: dict[str, Any], out: Console) -> None:
-    """The map of the course: each lesson with its points as dots; planned lessons
-    dimmed.
+    """Prints the map of the course: each lesson with its points as dots.
+
+    Planned lessons are dimmed.
     """
+    following = None  # the first lesson that has points to earn
+    for part in data["parts"]:
+        own = part["lessons"]
+        style = "bold" if any(x["built"] for x in own) else "dim"
+        out.print(f"\n{part['part'][:2]}  {part['title']}", style=style)
+        for x in own:
+            out.print(_line(x))
+            if following is None and x["built"] and x["points"] < x["out_of"]:
+                following = x["topic"]
+    out.print(f"\n{data['points']} of {data['out_of']} points", style="bold")
+    if following:
+        out.print(f"next: notebooks/{following}.ipynb, then `llmlab check {following}`")
+
+
+def _line(lesson: dict[str, Any]) -> Text:
+    """A lesson as one line of the map."""
     from rich.text import Text
 
-    for part in data["parts"]:
-        built = sum(x["built"] for x in part["lessons"])
-        out.print(
-            f"\n{part['part'][:2]}  {part['title']}", style="bold" if built else "dim"
-        )
-        for x in part["lessons"]:
-            line = Text(f"    {x['topic'].split('/')[1]:<38}")
-            if not x["built"] and not x["out_of"]:
-                line.append("planned")
-                line.stylize("dim")
-            else:
-                done = x["out_of"] and x["points"] == x["out_of"]
-                line.append(
-                    "●" * x["points"] + "○" * (x["out_of"] - x["points"]),
-                    style="green" if done else "",
-                )
-                line.append(
-                    f"  {x['points']}/{x['out_of']}"
-                    + ("  done" if done else "" if x["started"] else "  not begun")
-                )
-            out.print(line)
-    out.print(f"\n{data['points']} of {data['out_of']} points", style="bold")
-    following = next(
-        (
-            x
-            for p in data["parts"]
-            for x in p["lessons"]
-            if x["built"] and x["points"] < x["out_of"]
-        ),
-        None,
-    )
-    if following:
-        out.print(
-            f"next: notebooks/{following['topic']}.ipynb, then `llmlab check"
-            f" {following['topic']}`"
-        )
+    topic = lesson["topic"].split("/")[1]
+    points = lesson["points"]
+    out_of = lesson["out_of"]
+    line = Text(f"    {topic:<38}")
+    if not lesson["built"] and not out_of:
+        line.append("planned")
+        line.stylize("dim")
+        return line
+    done = out_of > 0 and points == out_of
+    dots = "●" * points + "○" * (out_of - points)
+    line.append(dots, style="green" if done else "")
+    line.append(f"  {points}/{out_of}")
+    if done:
+        line.append("  done")
+    elif not lesson["started"]:
+        line.append("  not begun")
+    return line
 
 
 def as_json(data: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""In what way one tensor is nearly another: a factor, a sign, one wrong row, …
+"""In what way one tensor is nearly another: a factor, a sign, one wrong row.
 
 Each rule takes (got, right, same) with `same(a)` = "a is close to right", and returns a
 phrase or None. None of them reveals a right value to someone who has not computed it up
@@ -20,8 +20,9 @@ Same = Callable[[Tensor], bool]
 
 
 def resemblances(got: Tensor, right: Tensor, tol: float, what: str) -> Iterator[str]:
-    """All that is recognised about `got` (float64 or integer, the shape of `right`),
-    the plainest first; never empty.
+    """All that is recognised about `got`, the plainest first; never empty.
+
+    `got` is float64 or integer, and has the shape of `right`.
     """
     bad = wrong_places(got, right, tol)
     g, r = got.double(), right.double()
@@ -44,11 +45,11 @@ def _all_zero(g: Tensor, r: Tensor, same: Same) -> str | None:
 
 
 def _all_equal(g: Tensor, r: Tensor, same: Same) -> str | None:
-    if (
-        g.numel() > 1
-        and (g == g.flatten()[0]).all()
-        and not (r == r.flatten()[0]).all()
-    ):
+    if g.numel() < 2:
+        return None
+    got_is_constant = (g == g.flatten()[0]).all()
+    right_is_constant = (r == r.flatten()[0]).all()
+    if got_is_constant and not right_is_constant:
         return "is the same number everywhere"
     return None
 
@@ -64,8 +65,7 @@ def _factor(g: Tensor, r: Tensor, same: Same) -> str | None:
     if k == 0 or not math.isfinite(k) or not same(g / k):
         return None
     if g.numel() == 1 and named_factor(abs(k), ()) is None:
-        # any number is some multiple of another: say so only of factors that mean
-        # something
+        # Any number is a multiple of another: name only factors that mean something.
         return None
     size = abs(k) if abs(k) > 1 else 1 / abs(k)
     direction = "large" if abs(k) > 1 else "small"
@@ -85,8 +85,8 @@ def named_factor(k: float, shape: tuple[int, ...]) -> str | None:
     for dim, n in enumerate(shape):
         if n > 2 and abs(size / n - 1) < 1e-6:
             return (
-                f"dimension {dim} has size {n}: a sum where a mean belongs, or the"
-                " other way round?"
+                f"dimension {dim} has size {n}:"
+                " a sum where a mean belongs, or the other way round?"
             )
         if n > 2 and abs(size**2 / n - 1) < 1e-6:
             return f"the square root of {n}, the size of dimension {dim}"
@@ -123,16 +123,14 @@ def _offset(g: Tensor, r: Tensor, same: Same) -> str | None:
     gap = float((g - r).nanmean())
     if not math.isfinite(gap) or gap == 0 or not same(g - gap):
         return None
-    return (
-        f"is too {'large' if gap > 0 else 'small'} by the same {abs(gap):.6g}"
-        " everywhere"
-    )
+    direction = "large" if gap > 0 else "small"
+    return f"is too {direction} by the same {abs(gap):.6g} everywhere"
 
 
 def _inverse(g: Tensor, r: Tensor, same: Same) -> str | None:
-    return (
-        "is upside down: one over the right value" if g.all() and same(1 / g) else None
-    )
+    if g.all() and same(1 / g):
+        return "is upside down: one over the right value"
+    return None
 
 
 def _powers(g: Tensor, r: Tensor, same: Same) -> str | None:
@@ -144,7 +142,9 @@ def _powers(g: Tensor, r: Tensor, same: Same) -> str | None:
         return "is the square root of the right values"
     if (g > 0).all() and same(g.log()):
         return "is the exponential of the right values"
-    return "is the logarithm of the right values" if same(g.exp()) else None
+    if same(g.exp()):
+        return "is the logarithm of the right values"
+    return None
 
 
 def _transposed(g: Tensor, r: Tensor, same: Same) -> str | None:
@@ -172,8 +172,8 @@ def _permuted(g: Tensor, r: Tensor, same: Same) -> str | None:
             return f"has the right values in the wrong order along dimension {dim}"
     if g.numel() > 1 and close(g.flatten().sort().values, r.flatten().sort().values):
         return (
-            "has the right values in the wrong places (a reshape where a transpose"
-            " belongs?)"
+            "has the right values in the wrong places"
+            " (a reshape where a transpose belongs?)"
         )
     return None
 
@@ -188,8 +188,8 @@ def _factor_along(g: Tensor, r: Tensor, same: Same) -> str | None:
         k = (g * r).sum(dim, keepdim=True) / (r * r).sum(dim, keepdim=True)
         if k.isfinite().all() and k.all() and same(g / k):
             return (
-                f"is right along dimension {dim} up to a factor that differs from one"
-                " slice to the next"
+                f"is right along dimension {dim}"
+                " up to a factor that differs from one slice to the next"
             )
     return None
 
@@ -211,24 +211,33 @@ RULES: list[Callable[[Tensor, Tensor, Same], str | None]] = [
 def _where(bad: Tensor) -> str | None:
     """One slice that alone is wrong, or alone is right."""
     if bad.ndim >= 2 and bad.shape[-1] == bad.shape[-2] > 2:
-        for part, name in (
+        diagonal = torch.eye(bad.shape[-1], dtype=torch.bool)
+        for part, where in (
             (torch.triu(bad, 1), "above"),
             (torch.tril(bad, -1), "below"),
+            (bad & diagonal, "on"),
         ):
             if torch.equal(part, bad):
-                return f"is wrong only {name} the diagonal of its last two dimensions"
-        if torch.equal(bad, bad & torch.eye(bad.shape[-1], dtype=torch.bool)):
-            return "is wrong only on the diagonal of its last two dimensions"
+                return f"is wrong only {where} the diagonal of its last two dimensions"
     for dim in range(bad.ndim):
         n = bad.shape[dim]
-        hit = bad.movedim(dim, 0).reshape(n, -1)
-        for flags, verb in ((hit.any(1), "wrong"), (~hit.any(1), "right")):
-            if n > 1 and int(flags.sum()) == 1:
-                i = int(flags.nonzero())
-                place = "first" if i == 0 else "last" if i == n - 1 else f"index {i}"
-                of = f"the {place} of {n}" if i in (0, n - 1) else f"{place} of {n}"
-                return f"is {verb} only at {of} along dimension {dim}"
+        if n < 2:
+            continue
+        is_wrong = bad.movedim(dim, 0).reshape(n, -1).any(1)  # [n]
+        for flags, verb in ((is_wrong, "wrong"), (~is_wrong, "right")):
+            if int(flags.sum()) == 1:
+                place = _position(int(flags.nonzero()), n)
+                return f"is {verb} only at {place} along dimension {dim}"
     return None
+
+
+def _position(i: int, n: int) -> str:
+    """'the first of 4', 'index 2 of 4', 'the last of 4'."""
+    if i == 0:
+        return f"the first of {n}"
+    if i == n - 1:
+        return f"the last of {n}"
+    return f"index {i} of {n}"
 
 
 def _statistics(g: Tensor, r: Tensor, bad: Tensor, what: str) -> str:
@@ -244,13 +253,8 @@ def _statistics(g: Tensor, r: Tensor, bad: Tensor, what: str) -> str:
     gap = gap[gap.isfinite()]
     largest = float(gap.max()) if gap.numel() else math.inf
     scale = float(r[r.isfinite()].abs().mean()) or 1.0
-    text = (
-        f"{what} differs in {int(bad.sum())} of {g.numel()} places, by up to"
-        f" {largest:.3g}"
-    )
+    places = f"{int(bad.sum())} of {g.numel()} places"
+    text = f"{what} differs in {places}, by up to {largest:.3g}"
     if largest < 1e-2 * scale:
-        return (
-            text
-            + ": near, but more than rounding; a lower precision, or another epsilon?"
-        )
+        text += ": near, but more than rounding; a lower precision, or another epsilon?"
     return text

@@ -1,5 +1,6 @@
-"""Runs a graded copy: pytest with nbval and our plugin, in a process group of its own,
-bounded in time.
+"""Runs a graded copy: pytest with nbval and our plugin, bounded in time.
+
+It runs in a process group of its own.
 """
 
 from __future__ import annotations
@@ -32,14 +33,16 @@ def run_copy(
     """
     with tempfile.TemporaryDirectory(prefix="llmlab-check-") as name:
         folder = Path(name)
-        copy, record = folder / "copy.ipynb", folder / "record.jsonl"
+        copy = folder / "copy.ipynb"
+        record = folder / "record.jsonl"
         copy.write_text(json.dumps(notebook), encoding="utf-8")
         (folder / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
         output, ended = _pytest(folder, copy, record, cell_seconds, seconds)
-        lines = (
-            record.read_text(encoding="utf-8").splitlines() if record.exists() else []
-        )
-        entries = [json.loads(line) for line in lines if line.endswith("}")]
+        entries = []
+        if record.exists():
+            for line in record.read_text(encoding="utf-8").splitlines():
+                if line.endswith("}"):  # else it was stopped while it wrote
+                    entries.append(json.loads(line))
     if not ended:
         return entries, f"the notebook was stopped after {seconds:g} seconds"
     if len(entries) < len(notebook["cells"]):
@@ -51,9 +54,11 @@ def _pytest(
     folder: Path, copy: Path, record: Path, cell_seconds: float, seconds: float
 ) -> tuple[str, bool]:
     """(what it printed, whether it ended by itself)."""
-    ours_first = ["-p", "llmlab.course.grading.nbval_plugin", "-p", "nbval.plugin"]
-    plugins = [*ours_first, "-p", "no:cacheprovider"]
-    options = [
+    command = [sys.executable, "-m", "pytest"]
+    for plugin in ("llmlab.course.grading.nbval_plugin", "nbval.plugin"):  # ours first
+        command += ["-p", plugin]
+    command += ["-p", "no:cacheprovider"]
+    command += [
         "--nbval-lax",
         "--nbval-current-env",
         "--nbval-kernel-startup-timeout=180",
@@ -61,19 +66,9 @@ def _pytest(
         "--disable-warnings",
         "-q",
     ]
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        *plugins,
-        *options,
-        "--rootdir",
-        str(folder),
-        "-c",
-        str(folder / "pytest.ini"),
-    ]
+    command += ["--rootdir", str(folder), "-c", str(folder / "pytest.ini"), str(copy)]
     process = subprocess.Popen(
-        [*command, str(copy)],
+        command,
         cwd=folder,
         env=environment(folder, record),
         stdin=subprocess.DEVNULL,
@@ -94,15 +89,12 @@ def _pytest(
 
 
 def environment(folder: Path, record: Path) -> dict[str, str]:
-    """The learner's environment, less what would make their run differ from the next
-    one's.
-    """
+    """The learner's environment, without what makes one run differ from another."""
     drop = {*DISPLAYS, "PYTEST_ADDOPTS", "PYTHONSTARTUP"}
-    own = {
-        k: v
-        for k, v in os.environ.items()
-        if k not in drop and not k.startswith(("COV_", "COVERAGE_"))
-    }
+    own = {}
+    for name, value in os.environ.items():
+        if name not in drop and not name.startswith(("COV_", "COVERAGE_")):
+            own[name] = value
     return own | {
         "LLMLAB_RECORD": str(record),
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",

@@ -1,6 +1,4 @@
-"""Reading the worked exercises: their cells, what a check cell marks, and the stub that
-a learner gets.
-"""
+"""Reading the worked exercises: cells, what a check cell marks, the learner's stub."""
 
 from __future__ import annotations
 
@@ -17,7 +15,8 @@ if TYPE_CHECKING:
 
     from llmlab.course.grading.checking import Checks
 
-BEGIN, END = "# BEGIN SOLUTION", "# END SOLUTION"
+BEGIN = "# BEGIN SOLUTION"
+END = "# END SOLUTION"
 
 
 def source_of(lesson: Lesson, root: Path) -> Path:
@@ -26,9 +25,7 @@ def source_of(lesson: Lesson, root: Path) -> Path:
 
 
 def read_solution(lesson: Lesson, root: Path) -> NotebookNode:
-    """The solution's script as a notebook without outputs, each cell with a stable
-    id.
-    """
+    """The solution's script as a notebook without outputs, with stable cell ids."""
     import jupytext
 
     notebook = jupytext.read(source_of(lesson, root), fmt="py:percent")
@@ -38,9 +35,8 @@ def read_solution(lesson: Lesson, root: Path) -> NotebookNode:
 
 def load_check(lesson: Lesson) -> Checks:
     """The object `check` of `llmlab.checks.<part>.<topic>`."""
-    return importlib.import_module(
-        f"llmlab.checks.{lesson.package}.{lesson.module}"
-    ).check
+    name = f"llmlab.checks.{lesson.package}.{lesson.module}"
+    return importlib.import_module(name).check
 
 
 def has(cell: Any, tag: str) -> bool:
@@ -49,8 +45,9 @@ def has(cell: Any, tag: str) -> bool:
 
 
 def checked_name(source: str) -> str | None:
-    """The exercise that a check cell marks: 'f' for `check.f(f)`; None when the cell is
-    anything but that one call.
+    """The exercise that a check cell marks: 'f' for `check.f(f)`.
+
+    None when the cell is anything but that one call.
     """
     call = _call(source)
     return call.func.attr if call else None
@@ -63,7 +60,8 @@ def answers_expression(source: str) -> str:
         raise ValueError(
             f"source must be one call of `check.<exercise>(…)`, not {source!r}"
         )
-    return f"({''.join(ast.unparse(a) + ',' for a in call.args)})"
+    arguments = "".join(f"{ast.unparse(argument)}," for argument in call.args)
+    return f"({arguments})"
 
 
 def _call(source: str) -> ast.Call | None:
@@ -71,61 +69,68 @@ def _call(source: str) -> ast.Call | None:
         body = ast.parse(source).body
     except SyntaxError:
         return None
-    call = body[0].value if len(body) == 1 and isinstance(body[0], ast.Expr) else None
-    good = (
-        isinstance(call, ast.Call)
-        and isinstance(call.func, ast.Attribute)
-        and isinstance(call.func.value, ast.Name)
-    )
-    return (
-        call
-        if good and call.func.value.id == "check" and call.args and not call.keywords
-        else None
-    )
+    if len(body) != 1 or not isinstance(body[0], ast.Expr):
+        return None
+    call = body[0].value
+    if not isinstance(call, ast.Call) or not call.args or call.keywords:
+        return None
+    function = call.func  # it must read `check.<name>`
+    if not isinstance(function, ast.Attribute):
+        return None
+    if not isinstance(function.value, ast.Name) or function.value.id != "check":
+        return None
+    return call
 
 
 def check_cells(notebook: NotebookNode) -> dict[str, NotebookNode]:
     """exercise → its check cell, in order."""
-    cells = {
-        checked_name(c.source): c
-        for c in notebook.cells
-        if c.cell_type == "code" and has(c, "check")
-    }
-    return {name: cell for name, cell in cells.items() if name}
+    out = {}
+    for cell in notebook.cells:
+        if cell.cell_type == "code" and has(cell, "check"):
+            name = checked_name(cell.source)
+            if name:
+                out[name] = cell
+    return out
 
 
 def clear_solution(source: str) -> str:
-    """The stub: each solution region becomes `raise NotImplementedError`, at its own
-    indentation.
+    """The stub: each solution region becomes `raise NotImplementedError`.
+
+    The indentation of the region is kept.
 
     Raises:
         ValueError: a region is not closed, not opened, or there is none.
     """
-    lines, inside, found = [], False, False
+    lines = []
+    inside = False
+    found = False
     for line in source.splitlines():
         mark = line.strip()
         if mark == BEGIN and not inside:
-            inside = found = True
-            lines.append(
-                line[: len(line) - len(line.lstrip())] + "raise NotImplementedError"
-            )
+            inside = True
+            found = True
+            indent = line[: len(line) - len(line.lstrip())]
+            lines.append(f"{indent}raise NotImplementedError")
         elif mark == END and inside:
             inside = False
         elif mark in (BEGIN, END):
             raise ValueError(f"`{mark}` without its partner")
         elif not inside:
             lines.append(line)
-    if inside or not found:
-        raise ValueError(f"`{END}` is missing" if inside else f"`{BEGIN}` is missing")
+    if inside:
+        raise ValueError(f"`{END}` is missing")
+    if not found:
+        raise ValueError(f"`{BEGIN}` is missing")
     return "\n".join(lines)
 
 
 def name_cells(notebook: NotebookNode) -> None:
-    """Gives each cell an id that depends on nothing but what it is: check-<name>,
-    exercise-<name>, else a digest.
+    """Gives each cell an id that depends on nothing but what the cell is.
+
+    It is check-<name>, exercise-<name>, or else a digest of the source.
     """
     used: dict[str, int] = {}
-    pending = None
+    pending = None  # an exercise cell whose check has not come yet
     for cell in notebook.cells:
         name = checked_name(cell.source) if has(cell, "check") else None
         if name:
@@ -138,13 +143,14 @@ def name_cells(notebook: NotebookNode) -> None:
         if has(cell, "exercise"):
             pending = cell
         elif name and pending is not None:
-            pending.id, pending = f"exercise-{name}", None
+            pending.id = f"exercise-{name}"
+            pending = None
 
 
 def version(notebook: Any) -> str:
     """A digest of what the cells say: outputs, ids and metadata do not count."""
-    text = "\x00".join(
-        f"{c['cell_type']}\x01{''.join(c['source'])}".rstrip()
-        for c in notebook["cells"]
-    )
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    texts = []
+    for cell in notebook["cells"]:
+        source = "".join(cell["source"])
+        texts.append(f"{cell['cell_type']}\x01{source}".rstrip())
+    return hashlib.sha256("\x00".join(texts).encode()).hexdigest()[:12]

@@ -1,9 +1,11 @@
 """The planner: a model, a machine, a batch → every plan that divides them, the ones
 that can run ranked by time.
 
-    >>> from llmlab.parallelism import planner, plan, shapes, machines >>> job =
-    plan.Job(shapes.gpt(96, 12288, 96), batch=1536, seq=2048,
-    machine=machines.machine("a100-80gb")) >>> found = planner.search(job, devices=1024)
+    >>> from llmlab.parallelism.choosing import machines, plan, planner, shapes
+    >>> gpt3 = shapes.gpt(96, 12288, 96)
+    >>> a100 = machines.machine("a100-80gb")
+    >>> job = plan.Job(gpt3, batch=1536, seq=2048, machine=a100)
+    >>> found = planner.search(job, devices=1024)
     >>> found.ranked[0].plan, found.rejected[0].problems
 
 The search is exhaustive over divisors: nothing is learnt, so whatever is rejected can

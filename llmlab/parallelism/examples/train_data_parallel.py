@@ -2,9 +2,10 @@
 what each rank sent.
 
     torchrun --nproc-per-node 2 -m llmlab.parallelism.examples.train_data_parallel --cpu
-    torchrun --nproc-per-node 8 -m llmlab.parallelism.examples.train_data_parallel
-    --hidden 2048 --intermediate 8192 \\
-        --layers 16 --heads 32 --kv-heads 8 --vocab 128256 --seq 4096 --batch 1 --accumulate 4    # 1B on one node of 8 GPUs
+    torchrun --nproc-per-node 8 -m llmlab.parallelism.examples.train_data_parallel \\
+        --hidden 2048 --intermediate 8192 --layers 16 --heads 32 --kv-heads 8 \\
+        --vocab 128256 --seq 4096 --batch 1 \\
+        --accumulate 4    # 1B on one node of 8 GPUs
 
 `train` is an ordinary rank function: `World(2).run(train, settings)` and `launch(train,
 2, settings)` run it unchanged.

@@ -1,10 +1,11 @@
 """Data-parallel training that survives a killed rank: it goes on from the last
 checkpoint, and ends at the same loss.
 
-    torchrun --nproc-per-node 2 --max-restarts 3 -m
-    llmlab.parallelism.examples.train_elastic --folder run torchrun --nproc-per-node 2
-    --max-restarts 3 -m llmlab.parallelism.examples.train_elastic --folder run2
-    --kill-rank 1 --kill-at 3
+    torchrun --nproc-per-node 2 \\
+        --max-restarts 3 -m llmlab.parallelism.examples.train_elastic --folder run
+    torchrun --nproc-per-node 2 \\
+        --max-restarts 3 -m llmlab.parallelism.examples.train_elastic --folder run2 \\
+        --kill-rank 1 --kill-at 3
 
 On several machines, the same command on each, with --nnodes and --rdzv-endpoint (see
 `cluster/`). `--kill-rank` makes that rank kill itself once, to see what happens.

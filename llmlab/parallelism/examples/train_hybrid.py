@@ -1,9 +1,10 @@
 """Train a Llama over a mesh of pp × dp × tp ranks, save a sharded checkpoint, and go on
 from one of any other split.
 
-    torchrun --nproc-per-node 8 -m llmlab.parallelism.examples.train_hybrid --pp 2 --dp
-    2 --tp 2 --save run torchrun --nproc-per-node 4 -m
-    llmlab.parallelism.examples.train_hybrid --tp 4 --load run --start 5
+    torchrun --nproc-per-node 8 -m llmlab.parallelism.examples.train_hybrid --pp 2 \\
+        --dp 2 --tp 2 --save run
+    torchrun --nproc-per-node 4 -m llmlab.parallelism.examples.train_hybrid --tp 4 \\
+        --load run --start 5
 
 `train` is an ordinary rank function: `World(8).run(train, settings)` and `launch(train,
 8, settings)` run it unchanged. Gloo only, as the pipeline's messages carry tags.

@@ -1,11 +1,13 @@
 """Train a Llama whose layers lie on the processes of a torchrun job, under the schedule
 of your choice.
 
-    torchrun --nproc-per-node 4 -m llmlab.parallelism.examples.train_pipeline --schedule
-    1f1b torchrun --nproc-per-node 4 -m llmlab.parallelism.examples.train_pipeline
-    --schedule interleaved --chunks 2 torchrun --nnodes 2 --nproc-per-node 4
-    --rdzv-endpoint HOST:29500 --rdzv-backend c10d \\
-        -m llmlab.parallelism.examples.train_pipeline --schedule zb-h1 --layers 16      # on two hosts, started on both
+    torchrun --nproc-per-node 4 -m llmlab.parallelism.examples.train_pipeline \\
+        --schedule 1f1b
+    torchrun --nproc-per-node 4 -m llmlab.parallelism.examples.train_pipeline \\
+        --schedule interleaved --chunks 2
+    torchrun --nnodes 2 --nproc-per-node 4 --rdzv-endpoint HOST:29500 \\
+        --rdzv-backend c10d -m llmlab.parallelism.examples.train_pipeline \\
+        --schedule zb-h1 --layers 16      # on two hosts, started on both
 
 Runs on CPUs, over gloo. `train` is an ordinary rank function: `World(4).run(train,
 settings)` and `launch(train, 4, settings)` run it unchanged.

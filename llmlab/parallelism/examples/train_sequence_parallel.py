@@ -2,11 +2,13 @@
 say what each rank kept and sent.
 
     torchrun --nproc-per-node 4 -m llmlab.parallelism.examples.train_sequence_parallel
-    torchrun --nproc-per-node 4 -m llmlab.parallelism.examples.train_sequence_parallel
-    --method ulysses torchrun --nproc-per-node 8 -m
-    llmlab.parallelism.examples.train_sequence_parallel --hidden 2048 --layers 16
-    --heads 32 \\
-        --kv-heads 8 --intermediate 8192 --vocab 128256 --batch 1 --seq 131072 --tile 1024      # one node of 8 GPUs
+    torchrun \\
+        --nproc-per-node 4 -m llmlab.parallelism.examples.train_sequence_parallel \\
+        --method ulysses
+    torchrun \\
+        --nproc-per-node 8 -m llmlab.parallelism.examples.train_sequence_parallel \\
+        --hidden 2048 --layers 16 --heads 32 --kv-heads 8 --intermediate 8192 \\
+        --vocab 128256 --batch 1 --seq 131072 --tile 1024      # one node of 8 GPUs
 
 Methods: ring (K and V travel), ulysses (tokens for heads and back), megatron (tensor
 parallelism, and the rest cut along the sequence). `train` is an ordinary rank function:

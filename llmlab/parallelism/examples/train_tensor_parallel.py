@@ -2,9 +2,9 @@
 held and sent.
 
     torchrun --nproc-per-node 4 -m llmlab.parallelism.examples.train_tensor_parallel
-    torchrun --nproc-per-node 8 -m llmlab.parallelism.examples.train_tensor_parallel
-    --hidden 4096 --layers 32 --heads 32 \\
-        --intermediate 11008 --vocab 32000 --batch 1 --seq 4096                           # 7B on one node of 8 GPUs
+    torchrun --nproc-per-node 8 -m llmlab.parallelism.examples.train_tensor_parallel \\
+        --hidden 4096 --layers 32 --heads 32 --intermediate 11008 --vocab 32000 \\
+        --batch 1 --seq 4096                           # 7B on one node of 8 GPUs
 
 `train` is an ordinary rank function: `World(4).run(train, settings)` and `launch(train,
 4, settings)` run it unchanged.

@@ -2,9 +2,10 @@
 same for every stage and every N.
 
     torchrun --nproc-per-node 4 -m llmlab.parallelism.examples.train_zero --stage 2
-    torchrun --nproc-per-node 8 -m llmlab.parallelism.examples.train_zero --stage 3
-    --dtype bfloat16 --hidden 4096 --layers 32 \\
-        --heads 32 --kv-heads 32 --intermediate 11008 --vocab 32000 --sequences 8 --seq 4096       # 7B on one node of 8 GPUs
+    torchrun --nproc-per-node 8 -m llmlab.parallelism.examples.train_zero --stage 3 \\
+        --dtype bfloat16 --hidden 4096 --layers 32 --heads 32 --kv-heads 32 \\
+        --intermediate 11008 --vocab 32000 --sequences 8 \\
+        --seq 4096       # 7B on one node of 8 GPUs
 
 `train` is an ordinary rank function: `World(4).run(train, settings)` and `launch(train,
 4, settings)` run it unchanged.

@@ -4,9 +4,10 @@ Both average gradients over ranks, where the loss of a batch is a mean over toke
 all ranks: so each rank's loss is multiplied by the number of ranks. DeepSpeed divides
 by the number of microbatches, too.
 
-    torchrun --nproc-per-node 4 -m llmlab.parallelism.examples.zero_libraries --library
-    fsdp2 torchrun --nproc-per-node 4 -m llmlab.parallelism.examples.zero_libraries
-    --library deepspeed --stage 3
+    torchrun --nproc-per-node 4 -m llmlab.parallelism.examples.zero_libraries \\
+        --library fsdp2
+    torchrun --nproc-per-node 4 -m llmlab.parallelism.examples.zero_libraries \\
+        --library deepspeed --stage 3
 """
 
 from __future__ import annotations

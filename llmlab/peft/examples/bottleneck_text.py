@@ -1,10 +1,10 @@
 """Fine-tune any Llama-shaped model on a text file with adapters, MAM or UniPELT, on one
 device or, under torchrun, on many.
 
-    python -m llmlab.peft.examples.bottleneck_text --method pfeiffer --model
-    FOLDER_OR_HUB_NAME --text notes.txt --out adapter torchrun --nproc-per-node 8 -m
-    llmlab.peft.examples.bottleneck_text --method pfeiffer --model … --text notes.txt
-    --out adapter
+    python -m llmlab.peft.examples.bottleneck_text --method pfeiffer \\
+        --model FOLDER_OR_HUB_NAME --text notes.txt --out adapter
+    torchrun --nproc-per-node 8 -m llmlab.peft.examples.bottleneck_text \\
+        --method pfeiffer --model … --text notes.txt --out adapter
 
 The folder that comes out is opened by the method's `load`, on our Llama and on
 transformers'. UniPELT's gates are the mean over the first `--gate-tokens` tokens of a

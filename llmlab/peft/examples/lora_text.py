@@ -1,9 +1,10 @@
 """Fine-tune any Llama-shaped model on a text file with LoRA, on one device or, under
 torchrun, on many.
 
-    python -m llmlab.peft.examples.lora_text --model FOLDER_OR_HUB_NAME --text notes.txt
-    --out adapter torchrun --nproc-per-node 8 -m llmlab.peft.examples.lora_text --model
-    … --text notes.txt --out adapter
+    python -m llmlab.peft.examples.lora_text --model FOLDER_OR_HUB_NAME \\
+        --text notes.txt --out adapter
+    torchrun --nproc-per-node 8 -m llmlab.peft.examples.lora_text --model … \\
+        --text notes.txt --out adapter
 
 Each process holds the frozen model and draws its own windows; only the gradients of A
 and B are averaged. The folder that comes out is opened by `llmlab.peft.lora.files.load`

@@ -1,10 +1,10 @@
 """Fine-tune any Llama-shaped model on a text file with BitFit or (IA)³, on one device
 or, under torchrun, on many.
 
-    python -m llmlab.peft.examples.vector_text --method ia3 --model FOLDER_OR_HUB_NAME
-    --text notes.txt --out adapter torchrun --nproc-per-node 8 -m
-    llmlab.peft.examples.vector_text --method ia3 --model … --text notes.txt --out
-    adapter
+    python -m llmlab.peft.examples.vector_text --method ia3 \\
+        --model FOLDER_OR_HUB_NAME --text notes.txt --out adapter
+    torchrun --nproc-per-node 8 -m llmlab.peft.examples.vector_text --method ia3 \\
+        --model … --text notes.txt --out adapter
 
 The folder that comes out is opened by the method's `load` and by
 `peft.PeftModel.from_pretrained`. BitFit trains the biases of the linears that have one;

@@ -1,10 +1,10 @@
 """Adapt any Llama-shaped model to a text file with virtual tokens, on one device or,
 under torchrun, on many.
 
-    python -m llmlab.peft.examples.virtual_text --method prefix --model
-    FOLDER_OR_HUB_NAME --text notes.txt --out adapter torchrun --nproc-per-node 8 -m
-    llmlab.peft.examples.virtual_text --method prefix --model … --text notes.txt --out
-    adapter
+    python -m llmlab.peft.examples.virtual_text --method prefix \\
+        --model FOLDER_OR_HUB_NAME --text notes.txt --out adapter
+    torchrun --nproc-per-node 8 -m llmlab.peft.examples.virtual_text --method prefix \\
+        --model … --text notes.txt --out adapter
 
 The four methods differ in one line. The folder that comes out is opened by the method's
 `load` and by `peft.PeftModel.from_pretrained`; the network of an encoder stays behind.
