@@ -1,18 +1,22 @@
-"""Uniform quantisation: real numbers as integers of b bits and a scale, rounded to
-nearest (RTN).
+"""Uniform quantisation: integers of b bits and a scale, rounded to nearest (RTN).
 
 Jacob et al. 2018, https://arxiv.org/abs/1712.05877, equation 1, r = S(q − Z); Nagel et
 al. 2021, https://arxiv.org/abs/2106.08295, section 2, whose symbols are used here:
 
     q = clamp(⌊x / s⌉ + z, q_min, q_max)        x̂ = s · (q − z)
 
-    x, x̂  real values, and what is left of them   b  bits
-    q      integer codes                           s  scale, the step between two levels
-    z      zero point, the code of 0               g  group size
+    x     real values
+    x̂     real values again, after quantisation
+    q     integer codes
+    b     bits of a code
+    s     scale: the step between two levels
+    z     zero point: the code of 0
+    n     length of the last dimension
+    lo    lower end of the range that the codes cover, hi its upper end
 
 Symmetric: z = 0, codes −(2^(b−1) − 1) … 2^(b−1) − 1, as many below zero as above.
 Affine: codes 0 … 2^b − 1. A *block* is the set of values that share one s and z. Blocks
-run along the last dimension, the one a linear sums over, so that each partial sum of a
+run along the last dimension, the one that a linear sums over. So each partial sum of a
 matrix product has one scale. Simplified: codes are stored packed, but computed with as
 floats; a GPU kernel unpacks them in registers.
 """
@@ -44,7 +48,7 @@ class QuantConfig:
     group_size: int = 64  # read when per="group"; it must divide the last dimension
     calibration: str = "minmax"
     percentile: float = 99.9  # read when calibration="percentile"
-    # scales are rounded to what is stored before the codes are made
+    # What is stored: scales are rounded to it before the codes are made.
     scale_dtype: torch.dtype = torch.float16
 
     def __post_init__(self) -> None:
@@ -66,16 +70,19 @@ class QuantConfig:
     @property
     def range(self) -> tuple[int, int]:
         """(q_min, q_max)."""
-        top = 2 ** (self.bits - 1) - 1
-        return (-top, top) if self.symmetric else (0, 2**self.bits - 1)
+        if self.symmetric:
+            top = 2 ** (self.bits - 1) - 1
+            return -top, top
+        return 0, 2**self.bits - 1
 
 
-# The algorithm on blocks, one a row ---------------------------------------------------
+# The algorithm on blocks, one per row -------------------------------------------------
 
 
 def quantize(x: Tensor, scale: Tensor, zero: Tensor, q_min: int, q_max: int) -> Tensor:
-    """q = clamp(⌊x / s⌉ + z, q_min, q_max), as floats that hold integers. Ties round to
-    even, as PyTorch's do.
+    """q = clamp(⌊x / s⌉ + z, q_min, q_max), as floats that hold integers.
+
+    Ties round to even, as in PyTorch.
     """
     return (x / scale).round_().add_(zero).clamp_(q_min, q_max)
 
@@ -88,23 +95,23 @@ def dequantize(q: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
 def scale_and_zero(
     lo: Tensor, hi: Tensor, config: QuantConfig
 ) -> tuple[Tensor, Tensor]:
-    """s and z that map [lo, hi] onto all the codes. 0 is always one of the levels; a
-    block of zeros gets s = 1.
+    """s and z that map [lo, hi] onto all the codes.
+
+    0 is always one of the levels. A block of zeros gets s = 1.
     """
     q_min, q_max = config.range
-    lo, hi = lo.clamp(max=0), hi.clamp(min=0)
-    step = (
-        torch.maximum(-lo, hi) / q_max
-        if config.symmetric
-        else (hi - lo) / (q_max - q_min)
-    )
+    lo = lo.clamp(max=0)
+    hi = hi.clamp(min=0)
+    if config.symmetric:
+        step = torch.maximum(-lo, hi) / q_max
+    else:
+        step = (hi - lo) / (q_max - q_min)
     scale = step.to(config.scale_dtype).to(step.dtype)
     scale = torch.where(scale > 0, scale, 1.0)
-    zero = (
-        torch.zeros_like(scale)
-        if config.symmetric
-        else torch.round(-lo / scale).clamp(q_min, q_max)
-    )
+    if config.symmetric:
+        zero = torch.zeros_like(scale)
+    else:
+        zero = torch.round(-lo / scale).clamp(q_min, q_max)
     return scale, zero
 
 
@@ -118,38 +125,39 @@ def minmax(
 def percentile(
     x: Float[Tensor, "blocks size"], config: QuantConfig
 ) -> tuple[Tensor, Tensor]:
-    """The range without the outermost values: the p-th percentile of |x|; of x, at both
-    ends, when affine.
+    """The range without the outermost values.
+
+    Symmetric: up to the percentile of |x|. Affine: between the two percentiles of x.
     """
-    n = x.shape[-1]
-    k = max(1, round(n * config.percentile / 100))  # nearest rank
+    size = x.shape[-1]
+    rank = max(1, round(size * config.percentile / 100))  # the nearest one
     if config.symmetric:
-        hi = x.abs().kthvalue(k, dim=-1, keepdim=True).values
+        hi = x.abs().kthvalue(rank, dim=-1, keepdim=True).values
         return -hi, hi
-    return (
-        x.kthvalue(n + 1 - k, dim=-1, keepdim=True).values,
-        x.kthvalue(k, dim=-1, keepdim=True).values,
-    )
+    lo = x.kthvalue(size + 1 - rank, dim=-1, keepdim=True).values
+    hi = x.kthvalue(rank, dim=-1, keepdim=True).values
+    return lo, hi
 
 
 def least_squares(
     x: Float[Tensor, "blocks size"], config: QuantConfig, steps: int = 25
 ) -> tuple[Tensor, Tensor]:
-    """Of the min-max range and smaller ones, down to 0.4 of it, the one that leaves
-    each block the least squared error.
+    """The range that leaves a block the least squared error.
+
+    It is searched among the min-max range and smaller ones, down to 0.4 of it, for
+    each block by itself.
     """
     lo, hi = minmax(x, config)
-    best, kept = torch.full_like(lo, torch.inf), torch.ones_like(lo)
+    best_error = torch.full_like(lo, torch.inf)
+    best_shrink = torch.ones_like(lo)
     for shrink in torch.linspace(1, 0.4, steps).tolist():
         scale, zero = scale_and_zero(lo * shrink, hi * shrink, config)
-        error = (
-            (dequantize(quantize(x, scale, zero, *config.range), scale, zero) - x)
-            .square()
-            .sum(-1, keepdim=True)
-        )
-        kept = torch.where(error < best, shrink, kept)
-        best = torch.minimum(error, best)
-    return lo * kept, hi * kept
+        codes = quantize(x, scale, zero, *config.range)
+        error = dequantize(codes, scale, zero) - x
+        error = error.square().sum(-1, keepdim=True)  # (blocks, 1)
+        best_shrink = torch.where(error < best_error, shrink, best_shrink)
+        best_error = torch.minimum(error, best_error)
+    return lo * best_shrink, hi * best_shrink
 
 
 RANGES: dict[str, Callable] = {
@@ -162,14 +170,13 @@ RANGES: dict[str, Callable] = {
 def to_blocks(
     x: Float[Tensor, "... n"], config: QuantConfig
 ) -> Float[Tensor, "blocks size"]:
-    """x with one block a row.
+    """x with one block per row.
 
     Raises:
         ValueError: the group size does not divide the last dimension.
     """
-    size = {"tensor": x.numel(), "row": x.shape[-1], "group": config.group_size}[
-        config.per
-    ]
+    sizes = {"tensor": x.numel(), "row": x.shape[-1], "group": config.group_size}
+    size = sizes[config.per]
     if config.per == "group" and x.shape[-1] % size:
         raise ValueError(
             f"group_size={size} must divide the last dimension, {x.shape[-1]}"
@@ -180,41 +187,46 @@ def to_blocks(
 def encode(
     x: Float[Tensor, "... n"], config: QuantConfig
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes in x's shape, and s and z of shape (blocks, 1)."""
+    """Codes in the shape of x, and s and z of shape (blocks, 1)."""
     blocks = to_blocks(x.detach().float(), config)
-    scale, zero = scale_and_zero(*RANGES[config.calibration](blocks, config), config)
-    return quantize(blocks, scale, zero, *config.range).reshape(x.shape), scale, zero
+    find_range = RANGES[config.calibration]
+    lo, hi = find_range(blocks, config)
+    scale, zero = scale_and_zero(lo, hi, config)
+    codes = quantize(blocks, scale, zero, *config.range)
+    return codes.reshape(x.shape), scale, zero
 
 
 def decode(codes: Tensor, scale: Tensor, zero: Tensor, config: QuantConfig) -> Tensor:
-    """x̂ in the shape of `codes`: the way back from `encode`."""
-    return dequantize(to_blocks(codes, config), scale, zero).reshape(codes.shape)
+    """x̂ in the shape of `codes`: the inverse of `encode`, but for the rounding."""
+    blocks = dequantize(to_blocks(codes, config), scale, zero)
+    return blocks.reshape(codes.shape)
 
 
 class _StraightThrough(torch.autograd.Function):
-    """Forward x̂. Backward as if x̂ were x, but 0 where x was clipped (Bengio et al.
-    2013, arXiv 1308.3432).
+    """Forward x̂. Backward as if x̂ were x, but 0 where x was clipped.
+
+    Bengio et al. 2013, https://arxiv.org/abs/1308.3432.
     """
 
     @staticmethod
     def forward(ctx, x: Tensor, config: QuantConfig) -> Tensor:
         codes, scale, zero = encode(x, config)
-        # what the codes would be without the clamp
-        free = torch.round(to_blocks(x, config) / scale) + zero
-        ctx.save_for_backward((free == to_blocks(codes, config)).reshape(x.shape))
+        # A value was clipped where its code is not what it would be without the clamp.
+        unclamped = torch.round(to_blocks(x, config) / scale) + zero
+        inside = unclamped == to_blocks(codes, config)
+        ctx.save_for_backward(inside.reshape(x.shape))
         return decode(codes, scale, zero, config).to(x.dtype)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        return grad * ctx.saved_tensors[0], None
+        (inside,) = ctx.saved_tensors
+        return grad * inside, None
 
 
 def fake_quantize(
     x: Float[Tensor, "... n"], config: QuantConfig
 ) -> Float[Tensor, "... n"]:
-    """x̂, with the straight-through gradient: what quantisation-aware training puts in
-    x's place.
-    """
+    """x̂ with the straight-through gradient, as in quantisation-aware training."""
     return _StraightThrough.apply(x, config)
 
 
@@ -222,30 +234,42 @@ def fake_quantize(
 
 
 def pack(codes: Int[Tensor, "..."], bits: int) -> UInt8[Tensor, "bytes"]:
-    """Codes 0 … 2^bits − 1 one after the other, lowest bit first, in ⌈numel · bits / 8⌉
-    bytes.
+    """Codes as a stream of bits, one code after the other, the lowest bit first.
+
+    Args:
+        codes: 0 … 2^bits − 1.
+    Returns:
+        ⌈numel · bits / 8⌉ bytes.
     """
-    places = torch.arange(bits, dtype=torch.uint8)
-    stream = (codes.to(torch.uint8).reshape(-1, 1) >> places & 1).flatten()
-    stream = F.pad(stream, (0, -len(stream) % 8)).reshape(-1, 8)
-    return (stream << torch.arange(8, dtype=torch.uint8)).sum(-1, dtype=torch.uint8)
+    bit_of_code = torch.arange(bits, dtype=torch.uint8)
+    bit_of_byte = torch.arange(8, dtype=torch.uint8)
+    # (codes, 1) -> (codes, bits) -> (codes · bits,)
+    stream = (codes.to(torch.uint8).reshape(-1, 1) >> bit_of_code & 1).flatten()
+    stream = F.pad(stream, (0, -len(stream) % 8))  # up to a whole byte
+    stream = stream.reshape(-1, 8)  # (bytes, 8)
+    return (stream << bit_of_byte).sum(-1, dtype=torch.uint8)
 
 
 def unpack(
     packed: UInt8[Tensor, "bytes"], bits: int, count: int
 ) -> UInt8[Tensor, "count"]:
     """The first `count` codes that `pack` put in."""
-    stream = (packed[:, None] >> torch.arange(8, dtype=torch.uint8) & 1).flatten()[
-        : count * bits
-    ]
-    return (stream.reshape(-1, bits) << torch.arange(bits, dtype=torch.uint8)).sum(
-        -1, dtype=torch.uint8
-    )
+    bit_of_code = torch.arange(bits, dtype=torch.uint8)
+    bit_of_byte = torch.arange(8, dtype=torch.uint8)
+    stream = (packed[:, None] >> bit_of_byte & 1).flatten()  # (bytes · 8,)
+    stream = stream[: count * bits].reshape(-1, bits)  # (count, bits)
+    return (stream << bit_of_code).sum(-1, dtype=torch.uint8)
 
 
 def bits_per_weight(config: QuantConfig, block_size: int | None = None) -> float:
-    """Stored bits a weight: b, and a block's share of its scale and, when affine, of
-    its b-bit zero point.
+    """Stored bits per weight: its code, and its share of what the block stores.
+
+    A block stores its scale and, when affine, a zero point of b bits.
+
+    Args:
+        block_size: weights per block; needed unless `per="group"`.
+    Raises:
+        ValueError: the size of a block is not known.
     """
     size = config.group_size if config.per == "group" else block_size
     if size is None:
@@ -253,45 +277,44 @@ def bits_per_weight(config: QuantConfig, block_size: int | None = None) -> float
             f"block_size=None must be given when per={config.per!r}: the number of"
             " weights that share a scale"
         )
-    return (
-        config.bits
-        + (8 * config.scale_dtype.itemsize + (0 if config.symmetric else config.bits))
-        / size
-    )
+    block_bits = 8 * config.scale_dtype.itemsize
+    if not config.symmetric:
+        block_bits += config.bits
+    return config.bits + block_bits / size
 
 
 class QuantLinear(nn.Module):
-    """A linear that keeps packed codes and scales, and builds its weight anew in each
-    forward pass.
-    """
+    """A linear that stores packed codes, and makes its weight in each forward pass."""
 
     def __init__(self, linear: nn.Linear, config: QuantConfig) -> None:
         super().__init__()
         codes, scale, zero = encode(linear.weight, config)
-        self.config, self.shape = config, tuple(linear.weight.shape)
-        self.register_buffer("packed", pack(codes - config.range[0], config.bits))
+        self.config = config
+        self.shape = tuple(linear.weight.shape)
+        q_min, _ = config.range
+        packed_zero = None if config.symmetric else pack(zero, config.bits)
+        self.register_buffer("packed", pack(codes - q_min, config.bits))
         self.register_buffer("scale", scale.to(config.scale_dtype))
-        self.register_buffer(
-            "zero", None if config.symmetric else pack(zero, config.bits)
-        )
+        self.register_buffer("zero", packed_zero)
         self.bias = linear.bias
 
     @property
     def weight(self) -> Float[Tensor, "out in"]:
         """The dequantised weight, x̂."""
-        (rows, columns), bits = self.shape, self.config.bits
-        codes = unpack(self.packed, bits, rows * columns).float() + self.config.range[0]
-        zero = (
-            torch.zeros(1)
-            if self.zero is None
-            else unpack(self.zero, bits, len(self.scale)).float()[:, None]
-        )
-        return decode(
-            codes.reshape(rows, columns), self.scale.float(), zero, self.config
-        )
+        rows, columns = self.shape
+        bits = self.config.bits
+        q_min, _ = self.config.range
+        codes = unpack(self.packed, bits, rows * columns).float() + q_min
+        codes = codes.reshape(rows, columns)
+        if self.zero is None:
+            zero = torch.zeros(1)
+        else:
+            zero = unpack(self.zero, bits, len(self.scale)).float()
+            zero = zero[:, None]  # (blocks, 1)
+        return decode(codes, self.scale.float(), zero, self.config)
 
     def forward(self, x: Float[Tensor, "... in"]) -> Float[Tensor, "... out"]:
-        """F.linear with the dequantised weight, in x's dtype."""
+        """F.linear with the dequantised weight, in the dtype of x."""
         return F.linear(x, self.weight.to(x.dtype), self.bias)
 
 
@@ -301,22 +324,30 @@ class QuantLinear(nn.Module):
 def linears(
     model: nn.Module, skip: tuple[str, ...] = ("lm_head",)
 ) -> dict[str, nn.Linear]:
-    """The linears of a model by name, ours or a `transformers` one, but those whose
-    last name is in `skip`.
+    """The linears of a model by name; the model may be one of `transformers`.
+
+    Args:
+        skip: last names of linears that are left out.
     """
-    found = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
-    return {name: m for name, m in found.items() if name.split(".")[-1] not in skip}
+    found = {}
+    for name, module in model.named_modules():
+        last_name = name.split(".")[-1]
+        if isinstance(module, nn.Linear) and last_name not in skip:
+            found[name] = module
+    return found
 
 
 @torch.no_grad()
 def round_weights(
     model: nn.Module, config: QuantConfig, skip: tuple[str, ...] = ("lm_head",)
 ) -> nn.Module:
-    """Every linear's weight becomes its x̂, in place, still as floats: the outputs of
-    `apply` at the speed of floats.
+    """The weight of every linear becomes its x̂, in place, and stays a float.
+
+    This gives the outputs of `apply` at the speed of floats.
     """
     for linear in linears(model, skip).values():
-        linear.weight.copy_(decode(*encode(linear.weight, config), config))
+        codes, scale, zero = encode(linear.weight, config)
+        linear.weight.copy_(decode(codes, scale, zero, config))
     return model
 
 
@@ -324,9 +355,7 @@ def round_weights(
 def apply(
     model: nn.Module, config: QuantConfig, skip: tuple[str, ...] = ("lm_head",)
 ) -> nn.Module:
-    """Every linear becomes a `QuantLinear`, in place: the model takes a few bits a
-    weight.
-    """
+    """Every linear becomes a `QuantLinear`, in place: a few bits per weight."""
     for name, linear in linears(model, skip).items():
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, QuantLinear(linear, config))
@@ -336,20 +365,24 @@ def apply(
 def quantize_inputs(
     model: nn.Module, config: QuantConfig, skip: tuple[str, ...] = ("lm_head",)
 ) -> list:
-    """Every linear sees its input quantised, the scale taken from that very input;
-    `.remove()` each hook to undo it.
+    """Every linear gets its input quantised, with scales computed from that input.
+
+    Returns:
+        The hooks: `.remove()` each to undo it.
     """
-    hook = lambda _, args: (fake_quantize(args[0], config), *args[1:])  # noqa: E731
-    return [
-        linear.register_forward_pre_hook(hook)
-        for linear in linears(model, skip).values()
-    ]
+
+    def quantize_first(linear: nn.Module, args: tuple) -> tuple:
+        return (fake_quantize(args[0], config), *args[1:])
+
+    hooks = []
+    for linear in linears(model, skip).values():
+        hooks.append(linear.register_forward_pre_hook(quantize_first))
+    return hooks
 
 
 def nbytes(model: nn.Module) -> int:
     """Bytes of all parameters and buffers, each stored tensor counted once."""
-    stored = {
-        t.data_ptr(): t.numel() * t.element_size()
-        for t in (*model.parameters(), *model.buffers())
-    }
+    stored = {}
+    for t in (*model.parameters(), *model.buffers()):
+        stored[t.data_ptr()] = t.numel() * t.element_size()
     return sum(stored.values())

@@ -1,7 +1,10 @@
-"""The key/value cache: what a decoder remembers, so that each new token costs one
-token's work.
+"""The key/value cache of a decoder: a new token then costs the work of one token.
 
-    K  key/value heads      S  tokens stored      D  head_dim
+    B  batch
+    K  key/value heads
+    T  new tokens
+    S  tokens stored, the new ones included
+    D  head_dim
 
 Anything with `length` and `append(layer, k, v)` can stand in for it: a paged cache, a
 quantised one, a ring buffer.
@@ -24,17 +27,21 @@ class Cache(Protocol):
         """Tokens stored before this forward pass."""
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (B, K, T, D) keys and values of one layer and return all of that
-        layer's, (B, K, S, D).
+        """Store new keys and values of one layer, (B, K, T, D).
+
+        Returns:
+            All keys and values of that layer, (B, K, S, D).
         """
 
 
 class KVCache:
-    """A contiguous cache that grows by doubling, so that appending one token copies one
-    token.
+    """A contiguous cache that grows by doubling.
 
-    `append` is called once a layer; `length` counts a token only when the last layer
-    has it.
+    So most appended tokens copy one token, and not the whole cache. `append` is called
+    once per layer, and `length` counts a token when all layers have it.
+
+    Raises:
+        ValueError: `num_layers` or `capacity` is below 1.
     """
 
     def __init__(self, num_layers: int, capacity: int = 64) -> None:
@@ -54,7 +61,8 @@ class KVCache:
     def append(
         self, layer: int, k: Float[Tensor, "B K T D"], v: Float[Tensor, "B K T D"]
     ) -> tuple[Float[Tensor, "B K S D"], Float[Tensor, "B K S D"]]:
-        start, stop = self.lengths[layer], self.lengths[layer] + k.shape[2]
+        start = self.lengths[layer]
+        stop = start + k.shape[2]
         self.keys[layer] = _room_for(self.keys[layer], k, stop, self.capacity)
         self.values[layer] = _room_for(self.values[layer], v, stop, self.capacity)
         self.keys[layer][:, :, start:stop] = k
@@ -63,8 +71,10 @@ class KVCache:
         return self.keys[layer][:, :, :stop], self.values[layer][:, :, :stop]
 
     def truncate(self, length: int) -> None:
-        """Forget all tokens from `length` on (speculative decoding rolls back this
-        way).
+        """Forget all tokens from `length` on, as speculative decoding does.
+
+        Raises:
+            ValueError: fewer tokens than `length` are stored.
         """
         if not 0 <= length <= self.length:
             raise ValueError(
@@ -75,11 +85,13 @@ class KVCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tokens stored, spare room not counted."""
-        stored = [
-            t[:, :, : self.length] for t in self.keys + self.values if t is not None
-        ]
-        return sum(t.numel() * t.element_size() for t in stored)
+        """Bytes of the tokens stored; spare room is not counted."""
+        total = 0
+        for buffer in self.keys + self.values:
+            if buffer is not None:
+                stored = buffer[:, :, : self.length]
+                total += stored.numel() * stored.element_size()
+        return total
 
 
 def _room_for(buffer: Tensor | None, like: Tensor, need: int, capacity: int) -> Tensor:
@@ -87,8 +99,9 @@ def _room_for(buffer: Tensor | None, like: Tensor, need: int, capacity: int) -> 
     if buffer is not None and buffer.shape[2] >= need:
         return buffer
     B, K, _, D = like.shape
-    size = max(need, capacity, 2 * buffer.shape[2] if buffer is not None else 0)
+    old = 0 if buffer is None else buffer.shape[2]
+    size = max(need, capacity, 2 * old)
     grown = torch.empty(B, K, size, D, dtype=like.dtype, device=like.device)
     if buffer is not None:
-        grown[:, :, : buffer.shape[2]] = buffer
+        grown[:, :, :old] = buffer
     return grown

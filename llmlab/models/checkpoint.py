@@ -1,10 +1,11 @@
 """Hugging Face checkpoint folders, read and written with no name map.
 
 A folder is `config.json` beside `model.safetensors` (or shards with
-`model.safetensors.index.json`). Since our parameters bear Hugging Face's names, loading
-is: read the shape, read the tensors, check that both sides agree.
+`model.safetensors.index.json`). Our parameters have the names of Hugging Face. So
+loading is: read the shape, read the tensors, check that both sides agree.
 
-    raw     a config.json as a dict          state   name → tensor
+    raw      a config.json as a dict
+    state    name → tensor
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -30,13 +30,22 @@ DEFAULTS = {
         "sliding_window": 4096,
     },
 }
-# fmt: off
+# The fields of `LlamaConfig` that config.json has under the same name.
 SAME_NAME = [
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-    "head_dim", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings", "attention_bias", "mlp_bias",
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "tie_word_embeddings",
+    "attention_bias",
+    "mlp_bias",
     "initializer_range",
 ]
-# fmt: on
 ROPE_EXTRAS = (
     "factor",
     "low_freq_factor",
@@ -46,15 +55,14 @@ ROPE_EXTRAS = (
 
 
 def config_from_hf(raw: dict) -> LlamaConfig:
-    """Our shape from a `config.json` of model type llama, or mistral without a sliding
-    window.
+    """Our shape from a `config.json` of model type llama or mistral.
 
-    Both spellings of RoPE are read: `rope_theta` with `rope_scaling`, and transformers
-        5's `rope_parameters`.
+    Both spellings of RoPE are read: `rope_theta` with `rope_scaling`, and
+    `rope_parameters` of transformers 5.
 
     Raises:
-        ValueError: the architecture is another, or uses what `Llama` lacks; every such
-            thing is listed.
+        ValueError: the architecture is another, or uses what `Llama` does not have,
+            such as a sliding window; every such thing is listed.
     """
     kind = raw.get("model_type")
     if kind not in DEFAULTS:
@@ -63,15 +71,14 @@ def config_from_hf(raw: dict) -> LlamaConfig:
         )
     raw = DEFAULTS[kind] | raw
     rope = _rope(raw)
-    if problems := _unsupported(raw, rope):
+    problems = _unsupported(raw, rope)
+    if problems:
         raise ValueError(
             "this checkpoint needs what Llama does not have: " + "; ".join(problems)
         )
-    scaling = (
-        {}
-        if rope["rope_type"] == "default"
-        else {k: rope[k] for k in ("rope_type", *ROPE_EXTRAS) if k in rope}
-    )
+    scaling = {}
+    if rope["rope_type"] != "default":
+        scaling = {key: rope[key] for key in ("rope_type", *ROPE_EXTRAS) if key in rope}
     shape = {name: raw[name] for name in SAME_NAME if name in raw}
     return LlamaConfig(
         **shape, rope_theta=float(rope["rope_theta"]), rope_scaling=scaling
@@ -79,74 +86,73 @@ def config_from_hf(raw: dict) -> LlamaConfig:
 
 
 def _rope(raw: dict) -> dict:
-    """`rope_parameters`, or the same made of the older `rope_theta` and `rope_scaling`
-    (its `type` is `rope_type`).
+    """`rope_parameters`, or the same from the older `rope_theta` and `rope_scaling`.
+
+    An older name of `rope_type` is `type`.
     """
     rope = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
     rope["rope_type"] = rope.get("rope_type") or rope.get("type") or "default"
     rope.setdefault("rope_theta", raw.get("rope_theta", 10000.0))
-    # as transformers: the old context defaults to the whole
     if rope["rope_type"] == "llama3":
-        rope.setdefault(
-            "original_max_position_embeddings", raw.get("max_position_embeddings", 2048)
-        )
+        # As in transformers: by default, the old context is the whole context.
+        context = raw.get("max_position_embeddings", 2048)
+        rope.setdefault("original_max_position_embeddings", context)
     return rope
 
 
 def _unsupported(raw: dict, rope: dict) -> list[str]:
-    """What the checkpoint asks for and `Llama` does not do, each as 'key=value (what is
-    supported)'.
+    """What the checkpoint asks for and `Llama` does not do.
+
+    Returns:
+        One string per problem: 'key=value (what is supported)'.
     """
-    rules = [  # (holds, what to say)
-        (
-            raw.get("hidden_act", "silu") == "silu",
-            f"hidden_act={raw.get('hidden_act')!r} (only 'silu')",
-        ),
-        (
-            raw.get("sliding_window") is None,
-            f"sliding_window={raw.get('sliding_window')} (only null)",
-        ),
-        (
-            "quantization_config" not in raw,
-            "quantization_config (only float weights: dequantize first)",
-        ),
-        (
-            rope["rope_type"] in ("default", "linear", "llama3"),
-            f"rope_type={rope['rope_type']!r} (only default, linear, llama3)",
-        ),
-        (
-            rope.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0))
-            == 1.0,
-            "partial_rotary_factor (only 1)",
-        ),
-    ]
-    return [say for holds, say in rules if not holds]
+    problems = []
+    activation = raw.get("hidden_act", "silu")
+    if activation != "silu":
+        problems.append(f"hidden_act={activation!r} (only 'silu')")
+    window = raw.get("sliding_window")
+    if window is not None:
+        problems.append(f"sliding_window={window} (only null)")
+    if "quantization_config" in raw:
+        problems.append("quantization_config (only float weights: dequantize first)")
+    rope_type = rope["rope_type"]
+    if rope_type not in ("default", "linear", "llama3"):
+        problems.append(f"rope_type={rope_type!r} (only default, linear, llama3)")
+    partial = raw.get("partial_rotary_factor", 1.0)
+    if rope.get("partial_rotary_factor", partial) != 1.0:
+        problems.append("partial_rotary_factor (only 1)")
+    return problems
 
 
 def config_to_hf(config: LlamaConfig) -> dict:
-    """The `config.json` of a `LlamaForCausalLM`, in the words of transformers 4 and of
-    transformers 5 at once.
+    """The `config.json` of a `LlamaForCausalLM`.
+
+    It can be read by transformers 4 (`rope_scaling`) and by transformers 5
+    (`rope_parameters`).
     """
     scaling = dict(config.rope_scaling)
-    return {
+    raw = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "hidden_act": "silu",
-        **{name: getattr(config, name) for name in SAME_NAME},
-        "rope_theta": config.rope_theta,
-        "rope_scaling": scaling or None,
-        "rope_parameters": {
-            "rope_theta": config.rope_theta,
-            "rope_type": "default",
-            **scaling,
-        },
     }
+    for name in SAME_NAME:
+        raw[name] = getattr(config, name)
+    raw["rope_theta"] = config.rope_theta
+    raw["rope_scaling"] = scaling or None
+    raw["rope_parameters"] = {
+        "rope_theta": config.rope_theta,
+        "rope_type": "default",
+        **scaling,
+    }
+    return raw
 
 
 def load(folder: str | Path, dtype: torch.dtype = torch.float32) -> Llama:
-    """The model in a Hugging Face checkpoint folder, in eval mode, its weights cast to
-    `dtype`.
+    """The model in a Hugging Face checkpoint folder, in eval mode.
 
+    Args:
+        dtype: what the weights are cast to.
     Raises:
         FileNotFoundError: no config.json, no safetensors, or a shard is missing; the
             message says what to do.
@@ -155,17 +161,18 @@ def load(folder: str | Path, dtype: torch.dtype = torch.float32) -> Llama:
     """
     folder = Path(folder)
     config = read_config(folder)
-    with torch.device("meta"):
+    with torch.device("meta"):  # no memory, and no time for an initialisation
         model = Llama(config)
-    state = _state(folder, config.tie_word_embeddings)
+    state = _read_state(folder, config.tie_word_embeddings)
     _check(model, state)
     state = {name: tensor.to(dtype) for name, tensor in state.items()}
     return fill(model, state).eval()
 
 
 def fill(model: Llama, state: dict[str, Tensor]) -> Llama:
-    """A model built on the meta device gets its tensors (not copied), its tie and its
-    RoPE table.
+    """Give a model that was built on the meta device its tensors, which are not copied.
+
+    What no file holds is made anew: the tie of the embeddings, and the table of RoPE.
     """
     model.load_state_dict(state, strict=False, assign=True)
     if model.config.tie_word_embeddings:
@@ -184,49 +191,39 @@ def read_config(folder: str | Path) -> LlamaConfig:
     return config_from_hf(json.loads(file.read_text(encoding="utf-8")))
 
 
-def _state(folder: Path, tied: bool) -> dict[str, Tensor]:
-    """All tensors of a folder, without what needs no loading: RoPE's old buffers, and
-    the twin of a tied embedding.
-    """
+def _read_state(folder: Path, tied: bool) -> dict[str, Tensor]:
+    """All tensors of a folder that need loading."""
     from safetensors.torch import load_file
 
-    state = {
-        name: t for file in _weight_files(folder) for name, t in load_file(file).items()
-    }
-    skip = {"lm_head.weight"} if tied else set()
-    return {
-        name: t
-        for name, t in state.items()
-        if name not in skip and not name.endswith("rotary_emb.inv_freq")
-    }
+    state = {}
+    for file in _weight_files(folder):
+        for name, tensor in load_file(file).items():
+            if name == "lm_head.weight" and tied:
+                continue  # it is the embedding, and some files hold it twice
+            if name.endswith("rotary_emb.inv_freq"):
+                continue  # a buffer that old files hold, and that we compute
+            state[name] = tensor
+    return state
 
 
 def _weight_files(folder: Path) -> list[Path]:
     """model.safetensors, or the shards that its index names."""
-    single, index = (
-        folder / "model.safetensors",
-        folder / "model.safetensors.index.json",
-    )
+    single = folder / "model.safetensors"
+    index = folder / "model.safetensors.index.json"
     if single.is_file():
         return [single]
     if not index.is_file():
-        others = sorted(
-            f.name
-            for f in folder.iterdir()
-            if f.suffix in (".bin", ".pth", ".pt", ".gguf", ".safetensors")
-        )
+        suffixes = (".bin", ".pth", ".pt", ".gguf", ".safetensors")
+        others = sorted(f.name for f in folder.iterdir() if f.suffix in suffixes)
         raise FileNotFoundError(
             f"{folder} holds no model.safetensors (only:"
             f" {', '.join(others) or 'no weights'}). Convert it with transformers:"
             " AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
         )
-    shards = [
-        folder / name
-        for name in sorted(
-            set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        )
-    ]
-    if missing := [f.name for f in shards if not f.is_file()]:
+    weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    shards = [folder / name for name in sorted(set(weight_map.values()))]
+    missing = [file.name for file in shards if not file.is_file()]
+    if missing:
         raise FileNotFoundError(
             f"{folder} lacks the shards {_some(missing)}: download them again"
         )
@@ -234,61 +231,64 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _check(model: Llama, state: dict[str, Tensor]) -> None:
-    """Every parameter has its tensor, of its shape and of a float type, and none is
-    left over.
-    """
-    # a tied weight is listed once
-    want = {name: p.shape for name, p in model.named_parameters()}
-    problems = []
-    if missing := sorted(want.keys() - state.keys()):
-        problems.append(f"missing: {_some(missing)}")
-    if extra := sorted(state.keys() - want.keys()):
-        problems.append(f"not part of this model: {_some(extra)}")
-    both = sorted(want.keys() & state.keys())
-    if wrong := [
-        f"{n} is {tuple(state[n].shape)}, not {tuple(want[n])}"
-        for n in both
-        if state[n].shape != want[n]
-    ]:
-        problems.append(f"wrong shape: {_some(wrong)}")
-    if coded := [
-        f"{n} ({state[n].dtype})" for n in both if not state[n].is_floating_point()
-    ]:
-        problems.append(f"not floating point: {_some(coded)}")
+    """Each parameter must have one tensor, of its shape and of a float type."""
+    # A tied weight is listed once.
+    wanted = {name: p.shape for name, p in model.named_parameters()}
+    wrong_shape = []
+    not_float = []
+    for name in sorted(wanted.keys() & state.keys()):
+        tensor = state[name]
+        if tensor.shape != wanted[name]:
+            shape = tuple(wanted[name])
+            wrong_shape.append(f"{name} is {tuple(tensor.shape)}, not {shape}")
+        if not tensor.is_floating_point():
+            not_float.append(f"{name} ({tensor.dtype})")
+    found = {
+        "missing": sorted(wanted.keys() - state.keys()),
+        "not part of this model": sorted(state.keys() - wanted.keys()),
+        "wrong shape": wrong_shape,
+        "not floating point": not_float,
+    }
+    problems = [f"{what}: {_some(names)}" for what, names in found.items() if names]
     if problems:
         raise ValueError("the tensors do not fit config.json; " + "; ".join(problems))
 
 
-def _some(names: Iterable[str], most: int = 6) -> str:
-    names = list(names)
-    return ", ".join(names[:most]) + (
-        f" and {len(names) - most} more" if len(names) > most else ""
-    )
+def _some(names: list[str], most: int = 6) -> str:
+    """The first few names, and how many there are more."""
+    text = ", ".join(names[:most])
+    if len(names) > most:
+        text += f" and {len(names) - most} more"
+    return text
 
 
 def save(model: Llama, folder: str | Path) -> Path:
-    """Write `config.json` and `model.safetensors` so that transformers and `load` open
-    them; returns the folder.
+    """Write `config.json` and `model.safetensors`, for `load` and for transformers.
 
     A tied embedding is written once. Each file is replaced whole: a crash leaves the
-    old one, never half a new one.
+    old one, never half of a new one.
+
+    Returns:
+        The folder.
     """
     from safetensors.torch import save_file
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    state = {
-        name: p.detach().cpu().contiguous() for name, p in model.named_parameters()
-    }
-    raw = config_to_hf(model.config) | {
-        "dtype": str(model.lm_head.weight.dtype).removeprefix("torch.")
-    }
-    (folder / "config.json.tmp").write_text(
-        json.dumps(raw, indent=2) + "\n", encoding="utf-8"
-    )
-    save_file(state, folder / "model.safetensors.tmp", metadata={"format": "pt"})
-    # safetensors makes it private
-    shutil.copymode(folder / "config.json.tmp", folder / "model.safetensors.tmp")
-    for name in ("config.json", "model.safetensors"):
-        os.replace(folder / f"{name}.tmp", folder / name)
+    new_config = folder / "config.json.tmp"
+    new_weights = folder / "model.safetensors.tmp"
+
+    raw = config_to_hf(model.config)
+    raw["dtype"] = str(model.lm_head.weight.dtype).removeprefix("torch.")
+    new_config.write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
+
+    state = {}
+    for name, parameter in model.named_parameters():
+        state[name] = parameter.detach().cpu().contiguous()
+    save_file(state, new_weights, metadata={"format": "pt"})
+    # safetensors makes its files readable by the owner alone.
+    shutil.copymode(new_config, new_weights)
+
+    os.replace(new_config, folder / "config.json")
+    os.replace(new_weights, folder / "model.safetensors")
     return folder

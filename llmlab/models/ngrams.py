@@ -1,19 +1,21 @@
-"""n-gram language models, the baselines that a neural one has to beat: interpolated
-Kneser-Ney.
+"""n-gram language models by interpolated Kneser-Ney: what a neural one has to beat.
 
 Kneser & Ney 1995; the interpolated form of Chen & Goodman 1999,
 https://doi.org/10.1006/csla.1999.0128, §2.7. For a word w after the n − 1 words h, with
 h' = h without its first word:
 
-    p_n(w | h) = max(c(h w) − D, 0) / c(h) + D · N₊(h ·) / c(h) · p_{n−1}(w | h')         p_0(w) = 1 / V
+    p_n(w | h) = max(c(h w) − D, 0) / c(h)  +  D · N₊(h ·) / c(h) · p_{n−1}(w | h')
+    p_0(w)     = 1 / V
 
     c(h w)    at the highest order, how often h w was seen; below it, how many different
               words were seen before h w
     c(h)      Σ_w c(h w); where it is 0, p_n(w | h) = p_{n−1}(w | h')
     N₊(h ·)   how many different words were seen after h
-    D         n₁ / (n₁ + 2 n₂), with n_k the number of n-grams whose count is k
+    D         the discount, n₁ / (n₁ + 2 n₂), with n_k the number of n-grams whose
+              count is k
+    V         size of the vocabulary
 
-Simplified: one discount an order, not three ("modified" Kneser-Ney). An n-gram is
+Simplified: one discount per order, not three ("modified" Kneser-Ney). An n-gram is
 stored as one integer, its digits in base V being its tokens, so that counting is
 sorting.
 """
@@ -65,12 +67,12 @@ class NGram:
         return len(self.levels)
 
     def losses(self, tokens: Int[Tensor, "N"]) -> Float[Tensor, "N-1"]:
-        """−log p of each token but the first, in nats; near the start the context is as
-        long as there is.
+        """−log p of each token but the first, in nats.
+
+        Near the start, the context is as long as there is.
         """
-        p = torch.full(
-            (len(tokens),), 1 / self.levels[0].vocab_size, dtype=torch.float64
-        )
+        V = self.levels[0].vocab_size
+        p = torch.full((len(tokens),), 1 / V, dtype=torch.float64)
         for level in self.levels[: len(tokens)]:
             n = level.order
             p[n - 1 :] = level.refine(tokens.unfold(0, n, 1), p[n - 1 :])
@@ -105,12 +107,12 @@ def fit(tokens: Int[Tensor, "N"], order: int, vocab_size: int) -> NGram:
         raise ValueError(
             f"tokens must lie between 0 and vocab_size - 1 = {vocab_size - 1}"
         )
-    grams, counts = keys(tokens.unfold(0, order, 1), vocab_size).unique(
-        return_counts=True
-    )
+    occurrences = keys(tokens.unfold(0, order, 1), vocab_size)
+    grams, counts = occurrences.unique(return_counts=True)
     levels = [make_level(grams, counts, order, vocab_size)]
-    # each kind of (n + 1)-gram is one word before its last n words
     for n in range(order - 1, 0, -1):
+        # Without its first word, each (n + 1)-gram counts once: how many different
+        # words were seen before the n others.
         grams, counts = (grams % vocab_size**n).unique(return_counts=True)
         levels.insert(0, make_level(grams, counts, n, vocab_size))
     return NGram(tuple(levels))
@@ -122,13 +124,14 @@ def make_level(
     order: int,
     vocab_size: int,
 ) -> Level:
-    """Sums the counts over w, and sets the discount."""
+    """Add up the counts over w, and set the discount."""
     contexts, place, followers = (grams // vocab_size).unique(
         return_inverse=True, return_counts=True
     )
     totals = torch.zeros_like(contexts).index_add(0, place, counts)
-    n1, n2 = int((counts == 1).sum()), int((counts == 2).sum())
-    # too little text to estimate it
+    n1 = int((counts == 1).sum())
+    n2 = int((counts == 2).sum())
+    # 0.5 where the text is too short to estimate it
     discount = n1 / (n1 + 2 * n2) if n1 and n2 else 0.5
     return Level(
         order, vocab_size, grams, counts, contexts, totals, followers, discount

@@ -41,7 +41,10 @@ def tokenizer():
 
 def test_shapes():
     course, draft = course_model.load(), course_model.load_draft()
-    count = lambda m: sum(p.numel() for p in m.parameters())  # noqa: E731
+
+    def count(m):
+        return sum(p.numel() for p in m.parameters())
+
     assert count(course) == 1_049_728 and 200_000 <= count(draft) <= 300_000
     for model in (course, draft):
         c = model.config

@@ -102,7 +102,10 @@ def test_filters_are_transformers(seed, k, p, t):
 
 def test_the_nucleus_is_the_smallest_set_that_reaches_p():
     logits = torch.tensor([[0.5, 0.25, 0.15, 0.1]]).log()
-    kept = lambda p: keep_top_p(logits, p).isfinite().sum().item()  # noqa: E731
+
+    def kept(p):
+        return keep_top_p(logits, p).isfinite().sum().item()
+
     assert [kept(p) for p in (0.1, 0.4, 0.6, 0.8, 0.95)] == [1, 1, 2, 3, 4]
 
 
@@ -128,7 +131,10 @@ def test_samples_follow_the_distribution(settings):
 
 def test_a_seed_repeats_and_none_draws_from_the_global_generator():
     model, ids = make(), prompt(2, 4)
-    run = lambda seed: generate(model, ids, 12, temperature=1.0, seed=seed)  # noqa: E731
+
+    def run(seed):
+        return generate(model, ids, 12, temperature=1.0, seed=seed)
+
     assert torch.equal(run(3), run(3)) and not torch.equal(run(3), run(4))
     torch.manual_seed(9)
     first = run(None)

@@ -151,7 +151,10 @@ def test_rope_frequencies(name):
 def test_rope_turns_by_relative_position_and_keeps_lengths():
     theta = rope_frequencies(LlamaConfig(**SMALL))
     q, k = torch.randn(1, 1, 1, 8), torch.randn(1, 1, 1, 8)
-    turn = lambda x, p: rotate(x, *rope_tables(torch.tensor([[p]]), theta))  # noqa: E731
+
+    def turn(x, p):
+        return rotate(x, *rope_tables(torch.tensor([[p]]), theta))
+
     near((turn(q, 9) * turn(k, 5)).sum(), (turn(q, 104) * turn(k, 100)).sum(), 1e-4)
     near(turn(q, 77).norm(), q.norm())
 

@@ -43,7 +43,8 @@ def summed(answer):
         "bSgRD,bSgD,bSgD->bSgRD",
         "ecd,edf->ecf",
     ):
-        for cut in sorted({x for x in dims if x.isalpha() and x.islower()}):
+        loops = {letter for letter in dims if letter.isalpha() and letter.islower()}
+        for cut in sorted(loops):
             what = f"summed({dims!r}, {cut!r})"
             got = expect(answer(dims, cut), kind=list, what=what)
             right = _summed(dims, cut)
@@ -78,9 +79,13 @@ def summed(answer):
 
 def _summed(dims: str, cut: str) -> list[str]:
     reads, writes = dims.split("->")
-    return ["out"] * (cut not in writes) + [
-        f"grad {i}" for i, x in enumerate(reads.split(",")) if cut not in x
-    ]
+    found = []
+    if cut not in writes:
+        found.append("out")
+    for i, loops in enumerate(reads.split(",")):
+        if cut not in loops:
+            found.append(f"grad {i}")
+    return found
 
 
 @check.exercise(
@@ -107,16 +112,17 @@ def bytes_to_move(answer):
     """Bytes to change a tensor's cut."""
     for p in (3, 4, 6):
         n = 144.0 * int(torch.randint(1, 9, (1,)))
-        gather, move = (
-            sent("all_gather", 0, [n / p] * p),
-            sent("all_to_all", 0, [n / p / p] * p),
-        )
+        gather = sent("all_gather", 0, [n / p] * p)
+        move = sent("all_to_all", 0, [n / p / p] * p)
         for src, dst in ((None, None), (1, 1), (None, 0), (0, None), (0, 1), (2, 0)):
             what = f"bytes_to_move({n}, {p}, src={src}, dst={dst})"
             got = float(expect(answer(n, p, src, dst), kind=(int, float), what=what))
-            right = (
-                0.0 if src == dst or src is None else gather if dst is None else move
-            )
+            if src == dst or src is None:
+                right = 0.0
+            elif dst is None:
+                right = gather
+            else:
+                right = move
             mistakes = {
                 "a rank that has the whole tensor keeps its piece: nothing is sent": (
                     gather if src is None else None
@@ -124,9 +130,10 @@ def bytes_to_move(answer):
                 "nothing changes, so nothing is sent": (
                     None if src != dst else gather if src is None else move
                 ),
-                "that is gathering and cutting anew; an all-to-all sends p times less": (
-                    gather if right == move else None
-                ),
+                (
+                    "that is gathering and cutting anew; an all-to-all sends p times"
+                    " less"
+                ): gather if right == move else None,
                 "a rank passes on p − 1 pieces of n / p bytes, not p": (
                     n if right == gather else None
                 ),
@@ -207,9 +214,7 @@ def best_plan(answer):
 
 
 def _whole(got: list) -> list:
-    """NumPy's whole numbers, and those of tensors, as Python's; anything else as it
-    is.
-    """
+    """Whole numbers of NumPy or of tensors as those of Python; the rest unchanged."""
     try:
         return [index(x) for x in got]
     except TypeError:
@@ -223,18 +228,17 @@ def _time(node, edge, pick) -> float:
 
 def _chain(node, edge) -> list[int]:
     if len(node[0]) ** len(node) <= 2000:
-        return list(
-            min(
-                product(range(len(node[0])), repeat=len(node)),
-                key=lambda pick: _time(node, edge, pick),
-            )
-        )
+        every = product(range(len(node[0])), repeat=len(node))
+        return list(min(every, key=lambda pick: _time(node, edge, pick)))
+
+    # The least time that ends in each strategy, and the way there.
     best = [(t, [i]) for i, t in enumerate(node[0])]
     for costs, R in zip(node[1:], edge, strict=True):
-        best = [
-            min((t + R[way[-1]][j] + c, [*way, j]) for t, way in best)
-            for j, c in enumerate(costs)
-        ]
+        longer = []
+        for j, cost in enumerate(costs):
+            tries = [(t + R[way[-1]][j] + cost, [*way, j]) for t, way in best]
+            longer.append(min(tries))
+        best = longer
     return min(best)[1]
 
 
@@ -286,7 +290,8 @@ def stages(answer):
                 f"{what}: {p} numbers above 0 that add up to {layers} are asked, not"
                 f" {got}"
             )
-        took, best = _latency(times, got, m), _best(times, p, m)
+        took = _latency(times, got, m)
+        best = _best(times, p, m)
         if took <= best * (1 + 1e-9):
             continue
         if got == [len(part) for part in torch.arange(layers).tensor_split(p)]:
@@ -316,8 +321,13 @@ def _slowest(times: list[float], sizes: list[int]) -> str:
 def _best(times: list[float], p: int, m: int) -> float:
     if len(times) <= 12:
         cuts = combinations(range(1, len(times)), p - 1)
-        sizes = ([b - a for a, b in pairwise((0, *cut, len(times)))] for cut in cuts)
-        return min(_latency(times, each, m) for each in sizes)
+        best = float("inf")
+        for cut in cuts:
+            sizes = [end - start for start, end in pairwise((0, *cut, len(times)))]
+            best = min(best, _latency(times, sizes, m))
+        return best
+
+    # The least slowest stage of the first `end` layers in k stages.
     slowest = {(0, 0): 0.0}
     for end in range(1, len(times) + 1):
         for k in range(1, p + 1):

@@ -1,5 +1,6 @@
-"""What marks the exercises of 05-parallelism/11-choosing. Plans are simulated with the
-course's cost model.
+"""What marks the exercises of 05-parallelism/11-choosing.
+
+Plans are timed by the cost model of the course.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from llmlab.models.presets import preset
 from llmlab.parallelism.choosing import Estimate, Job, Plan, machines, planner, shapes
 
 check = Checks("05-parallelism/11-choosing")
-TRIES, SLACK = 400, 1.08
+TRIES = 400  # plans that an answer may estimate
+SLACK = 1.08  # how much slower than the best plan it may be
 
 
 def _whole(low: int, high: int) -> int:
@@ -38,23 +40,25 @@ def _whole(low: int, high: int) -> int:
 )
 def mfu(answer):
     """MFU from a throughput: PaLM's appendix B."""
-    n, L, H, D, T = (
-        1e9 * _whole(300, 600),
-        _whole(80, 120),
-        48,
-        256,
-        2048 * _whole(1, 4),
-    )
-    rate, chips, peak, what = 1e3 * _whole(150, 250), 5000, 275e12, "mfu(…)"
-    got = float(
-        expect(answer(n, L, H, D, T, rate, chips, peak), kind=(int, float), what=what)
-    )
-    attention, useful = 12 * L * H * D * T, rate / (chips * peak)
+    n = 1e9 * _whole(300, 600)
+    L = _whole(80, 120)
+    H = 48
+    D = 256
+    T = 2048 * _whole(1, 4)
+    rate = 1e3 * _whole(150, 250)
+    chips = 5000
+    peak = 275e12
+    what = "mfu(…)"
+    got = answer(n, L, H, D, T, rate, chips, peak)
+    got = float(expect(got, kind=(int, float), what=what))
+    attention = 12 * L * H * D * T
+    useful = rate / (chips * peak)
     mistakes = {
         "the attention term is missing: 12 L H D T FLOPs a token": useful * 6 * n,
-        "attention is counted forward only: it is 12, not 4, L H D T with the backward pass": (
-            useful * (6 * n + attention / 3)
-        ),
+        (
+            "attention is counted forward only: it is 12, not 4, L H D T with the"
+            " backward pass"
+        ): useful * (6 * n + attention / 3),
         "the matrices are counted forward only: 6N, not 2N, with the backward pass": (
             useful * (2 * n + attention)
         ),
@@ -99,7 +103,10 @@ def mfu(answer):
 def state_bytes(answer):
     """Bytes of weights, gradients and optimizer under ZeRO, tp and pp."""
     for zero in (0, 1, 2, 3):
-        n, dp, tp, pp = 1e9 * _whole(5, 50), 2 ** _whole(2, 6), 4, 3
+        n = 1e9 * _whole(5, 50)
+        dp = 2 ** _whole(2, 6)
+        tp = 4
+        pp = 3
         what = f"state_bytes({n:.0f}, {dp}, {tp}, {pp}, zero={zero})"
         got = float(expect(answer(n, dp, tp, pp, zero), kind=(int, float), what=what))
         held = [_state(n / (tp * pp), dp, stage) for stage in range(4)]
@@ -110,18 +117,20 @@ def state_bytes(answer):
             "pp cuts the parameters too": _state(n / tp, dp, zero),
             "tp cuts the parameters too": _state(n / pp, dp, zero),
             "tp and pp cut the parameters too": _state(n, dp, zero),
-            "stage 1 cuts the optimizer first, then gradients, then weights: yours are in another order": _reversed(
-                n / (tp * pp), dp, zero
-            ),
+            (
+                "stage 1 cuts the optimizer first, then gradients, then weights: yours"
+                " are in another order"
+            ): _reversed(n / (tp * pp), dp, zero),
             "this is one stage too early: stage 1 cuts the optimizer": held[
                 max(0, zero - 1)
             ],
             "this is one stage too far: stage 1 cuts only the optimizer": held[
                 min(3, zero + 1)
             ],
-            "the optimizer takes 12 bytes: a 32-bit copy of the weights and two averages": (
-                held[zero] - 4 * n / (tp * pp) / (dp if zero else 1)
-            ),
+            (
+                "the optimizer takes 12 bytes: a 32-bit copy of the weights and two"
+                " averages"
+            ): held[zero] - 4 * n / (tp * pp) / (dp if zero else 1),
         }
         diagnose(got, right=held[zero], mistakes=mistakes, tol=1e-9, what=what)
 
@@ -184,7 +193,8 @@ def microbatches_needed(answer):
 
 
 def _needed(p: int, v: int, limit: float, step: int) -> int:
-    m, waiting = step, (p - 1) / v
+    m = step
+    waiting = (p - 1) / v
     while waiting > limit * (m + waiting) * (1 + 1e-12):
         m += step
     return m
@@ -199,32 +209,27 @@ def _needed_of_work(p: int, v: int, limit: float) -> int:
 
 
 def _jobs() -> list[tuple[str, Job, int]]:
+    a100 = machines.machine("a100-40gb")
     slow = machines.machine("a100-80gb", network=6e9, node=4)
-    long = Job(
-        shapes.llama(preset("llama-3-8b")), 32, 65_536, machines.machine("h100-80gb")
-    )
+    h100 = machines.machine("h100-80gb")
+    gpt_18b = shapes.gpt(40, 6144, 48)
+    llama_8b = shapes.llama(preset("llama-3-8b"))
+    llama_13b = shapes.llama(preset("llama-13b"))
+    llama_70b = shapes.llama(preset("llama-2-70b"))
     return [
-        (
-            "a GPT of 18B on 32 A100 of 40 GB",
-            Job(shapes.gpt(40, 6144, 48), 256, 2048, machines.machine("a100-40gb")),
-            32,
-        ),
+        # the job in words; the job; devices
+        ("a GPT of 18B on 32 A100 of 40 GB", Job(gpt_18b, 256, 2048, a100), 32),
         (
             "a 13B Llama, nodes of 4, a slow network",
-            Job(shapes.llama(preset("llama-13b")), 256, 2048, slow),
+            Job(llama_13b, 256, 2048, slow),
             16,
         ),
+        ("Llama 2 70B on 64 H100", Job(llama_70b, 1024, 4096, h100), 64),
         (
-            "Llama 2 70B on 64 H100",
-            Job(
-                shapes.llama(preset("llama-2-70b")),
-                1024,
-                4096,
-                machines.machine("h100-80gb"),
-            ),
-            64,
+            "8B with 65,536 tokens per sequence on 32 H100",
+            Job(llama_8b, 32, 65_536, h100),
+            32,
         ),
-        ("8B with 65,536 tokens a sequence on 32 H100", long, 32),
     ]
 
 
@@ -268,8 +273,9 @@ def choose(answer):
 
 @contextmanager
 def _counting(name: str) -> Iterator[list[int]]:
-    """Counts estimates, and refuses the exhaustive search."""
-    asked, misfits = [0], planner.misfits
+    """Count estimates, and refuse the exhaustive search."""
+    asked = [0]
+    misfits = planner.misfits
 
     def counted(job: Job, plan: Plan) -> list[str]:
         asked[0] += 1

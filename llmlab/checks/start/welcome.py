@@ -33,21 +33,25 @@ def weight_bytes(answer):
     for params, bits in [(1000, 16), (billions, 8), (7, 4), (11, 3), (billions, 4.5)]:
         what = f"weight_bytes({params}, {bits})"
         got = expect(answer(params, bits), kind=(int, float), what=what)
-        exact, kinds = params * bits / 8, [*kinds, type(got)]
+        exact = params * bits / 8
+        kinds.append(type(got))
         diagnose(
             got,
             right=welcome.weight_bytes(params, bits),
             mistakes={
                 f"{what} is a number of bits: there are 8 in a byte": params * bits,
-                f"{what} rounds the bits of one weight to whole bytes: 4 bits are half a byte": (
-                    params * (bits // 8)
-                ),
-                f"{what} gives each weight whole bytes of its own: they are packed, so round once, at the end": (
-                    params * -(-bits // 8)
-                ),
-                f"{what} is not a whole number: a fraction of a byte takes a whole one": (
-                    exact
-                ),
+                (
+                    f"{what} rounds the bits of one weight to whole bytes: 4 bits are"
+                    " half a byte"
+                ): params * (bits // 8),
+                (
+                    f"{what} gives each weight whole bytes of its own: they are packed,"
+                    " so round once, at the end"
+                ): params * -(-bits // 8),
+                (
+                    f"{what} is not a whole number: a fraction of a byte takes a whole"
+                    " one"
+                ): exact,
                 f"{what} drops the last, part-filled byte: round up": exact // 1,
                 f"{what} is in GB; bytes are asked": exact / 1e9,
                 f"{what} is in GiB; bytes are asked": exact / 2**30,
@@ -81,7 +85,8 @@ def weight_bytes(answer):
 )
 def tokens_per_second(answer):
     """The most tokens per second that the memory's bandwidth allows."""
-    W, beta = random.uniform(5, 150) * 1e9, random.uniform(1, 5) * 1e12
+    W = random.uniform(5, 150) * 1e9
+    beta = random.uniform(1, 5) * 1e12
     for b, C in [(1, 0.0), (1, 3e9), (16, random.uniform(1, 4) * 1e9), (8, 0.0)]:
         what = (
             f"tokens_per_second(weight_bytes={W:.3g}, bandwidth={beta:.3g}, batch={b},"
@@ -92,22 +97,26 @@ def tokens_per_second(answer):
             got,
             right=welcome.tokens_per_second(W, beta, b, C),
             mistakes={
-                "this is the seconds that one token takes; tokens per second are asked": (
-                    (W + b * C) / beta / b
-                ),
+                (
+                    "this is the seconds that one token takes; tokens per second are"
+                    " asked"
+                ): (W + b * C) / beta / b,
                 "this is the seconds that a step takes; tokens per second are asked": (
                     (W + b * C) / beta
                 ),
-                "you count steps per second: a step yields one token for each of the batch's requests": (
-                    beta / (W + b * C)
-                ),
+                (
+                    "you count steps per second: a step yields one token for each of"
+                    " the batch's requests"
+                ): beta / (W + b * C),
                 "you leave the cache out: each step reads it too": b * beta / W,
-                "you read one request's cache; each of the batch's requests has its own": (
-                    b * beta / (W + C)
-                ),
-                "you read the weights once for each request: a step reads them once for the whole batch": (
-                    beta / (W + C)
-                ),
+                (
+                    "you read one request's cache; each of the batch's requests has its"
+                    " own"
+                ): b * beta / (W + C),
+                (
+                    "you read the weights once for each request: a step reads them once"
+                    " for the whole batch"
+                ): beta / (W + C),
                 "you add the batch instead of multiplying by it": (
                     beta / (W + b * C) + b
                 ),
@@ -161,9 +170,10 @@ def softmax(answer):
         )
     large = torch.softmax(x, -1)
     alike = {
-        "with logits near 1000 all of a row come out alike: subtract something, do not clamp": torch.full_like(
-            x, 1 / 3
-        )
+        (
+            "with logits near 1000 all of a row come out alike: subtract something, do"
+            " not clamp"
+        ): torch.full_like(x, 1 / 3)
     }
     diagnose(
         got,
@@ -199,7 +209,8 @@ def softmax(answer):
 
 
 def _small(answer, x):
-    e, shifted = x.exp(), (x - x.amax(-1, keepdim=True)).exp()
+    e = x.exp()
+    shifted = (x - x.amax(-1, keepdim=True)).exp()
     diagnose(
         expect(
             answer(x),
@@ -219,9 +230,10 @@ def _small(answer, x):
             "you normalise over the middle dimension, not over the last": (
                 e / e.sum(1, keepdim=True)
             ),
-            "the sum lost its dimension and lined up with the wrong one: `keepdim=True`": lambda: (
-                e / e.sum(-1)[:, None]
-            ),
+            (
+                "the sum lost its dimension and lined up with the wrong one:"
+                " `keepdim=True`"
+            ): lambda: e / e.sum(-1)[:, None],
             "the rows' sums lined up with the wrong dimension: `keepdim=True`": (
                 lambda: shifted / shifted.sum(-1)[:, None]
             ),
@@ -233,9 +245,10 @@ def _small(answer, x):
             "you divide the logits by their sum: exp is missing": (
                 x / x.sum(-1, keepdim=True)
             ),
-            "you changed the exponentials and not their sum (or the other way round): take the maximum from both": (
-                shifted / e.sum(-1, keepdim=True)
-            ),
+            (
+                "you changed the exponentials and not their sum (or the other way"
+                " round): take the maximum from both"
+            ): shifted / e.sum(-1, keepdim=True),
         },
         what="softmax(x)",
     )

@@ -1,6 +1,15 @@
-"""The room `auto_parallel`."""
+"""Searching for a plan: Alpa's two levels.
 
-from llmlab.parallelism.auto_parallel.problem import (
+    sharding          every way to cut an operator, what it sends, and what it costs
+    integer_program   the best strategy for every operator of a graph
+    stages            the best cut of a chain of layers into pipeline stages
+    graphs            an MLP and a Llama block to plan for
+    execute           runs a plan, so that the bytes can be compared with the price
+
+Start with `sharding`, then read `integer_program`.
+"""
+
+from llmlab.parallelism.auto_parallel.integer_program import (
     brute_force,
     problem,
     seconds_of,

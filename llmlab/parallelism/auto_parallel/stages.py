@@ -1,13 +1,17 @@
-"""Cutting a chain of layers into pipeline stages: Alpa's dynamic program (Zheng et al.
-2022, section 5).
+"""Cutting a chain of layers into pipeline stages: Alpa's dynamic program.
 
-    minimise   Σ_i t_i  +  (m − 1) · max_i t_i          t_i  seconds of stage i for one
-                                                        microbatch, forward and backward
-                                                        m    microbatches
+Zheng et al. 2022, https://arxiv.org/abs/2201.12023, section 5.
+
+    minimise   Σ_i t_i  +  (m − 1) · max_i t_i
 
 over all ways to cut the chain and to give each stage a share of the devices. Once the
-slowest stage may take at most t_max, what is left is a shortest path over (first layer,
-devices left); t_max runs over all values that a stage can take.
+slowest stage may take at most `limit`, the rest is a shortest path over (first layer,
+devices left). `limit` runs over all values that a stage can take.
+
+    t_i     seconds of stage i for one microbatch, forward and backward
+    m       microbatches
+    limit   the most that the slowest stage may take; t_max in the paper
+    n       devices of one stage
 """
 
 from __future__ import annotations
@@ -17,18 +21,21 @@ from functools import cache
 from math import inf
 
 Stage = tuple[int, int, int]  # first layer, one past the last, devices
+StageSeconds = Callable[[int, int, int], float]  # of a `Stage`
 
 
 def latency(times: list[float], m: int) -> float:
     """Seconds of m microbatches through stages that take `times` each."""
-    return inf if inf in times else sum(times) + (m - 1) * max(times)
+    if inf in times:
+        return inf
+    return sum(times) + (m - 1) * max(times)
 
 
 def cut_stages(
     layers: int,
     devices: int,
     m: int,
-    seconds: Callable[[int, int, int], float],
+    seconds: StageSeconds,
     shares: tuple[int, ...] = (),
 ) -> tuple[list[Stage], float]:
     """The best stages and their latency.
@@ -44,51 +51,78 @@ def cut_stages(
     for name, value in (("layers", layers), ("devices", devices), ("m", m)):
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1")
-    shares = shares or tuple(
-        1 << i for i in range(devices.bit_length()) if 1 << i <= devices
-    )
-    limits = sorted(
-        {
-            seconds(i, j, n)
-            for i in range(layers)
-            for j in range(i + 1, layers + 1)
-            for n in shares
-        }
-        - {inf}
-    )
-    best: tuple[float, list[Stage]] = (inf, [])
-    for limit in limits:
-        if m * limit >= best[0]:
-            break  # a slowest stage of `limit` alone takes longer
+    if not shares:
+        shares = _powers_of_two(devices)
+
+    best_latency = inf
+    best_stages: list[Stage] = []
+    for limit in _limits(layers, seconds, shares):
+        if m * limit >= best_latency:
+            break  # a slowest stage of `limit` alone takes longer than the best so far
         stages = _shortest(layers, devices, seconds, shares, limit)
-        if stages:
-            best = min(best, (latency([seconds(*s) for s in stages], m), stages))
-    if not best[1]:
+        if not stages:
+            continue
+        found = latency([seconds(*stage) for stage in stages], m)
+        if (found, stages) < (best_latency, best_stages):
+            best_latency = found
+            best_stages = stages
+    if not best_stages:
         raise ValueError(
             f"devices={devices}: no cut of {layers} layers uses them all and fits;"
             f" shares are {shares}"
         )
-    return best[1], best[0]
+    return best_stages, best_latency
+
+
+def _powers_of_two(most: int) -> tuple[int, ...]:
+    powers = []
+    power = 1
+    while power <= most:
+        powers.append(power)
+        power *= 2
+    return tuple(powers)
+
+
+def _limits(layers: int, seconds: StageSeconds, shares: tuple[int, ...]) -> list[float]:
+    """All times that a stage can take, the shortest first."""
+    limits = set()
+    for first in range(layers):
+        for end in range(first + 1, layers + 1):
+            for n in shares:
+                limits.add(seconds(first, end, n))
+    limits.discard(inf)
+    return sorted(limits)
 
 
 def _shortest(
-    layers: int, devices: int, seconds: Callable, shares: tuple[int, ...], limit: float
+    layers: int,
+    devices: int,
+    seconds: StageSeconds,
+    shares: tuple[int, ...],
+    limit: float,
 ) -> list[Stage]:
     """Stages of the smallest sum, none above `limit`; [] if there are none."""
 
     @cache
     def rest(first: int, left: int) -> tuple[float, tuple[Stage, ...]]:
+        """The smallest sum from layer `first` on, with `left` devices, and how."""
         if first == layers:
             return (0.0, ()) if left == 0 else (inf, ())
-        found = (inf, ())
-        for last in range(first + 1, layers + 1):
+        best = (inf, ())
+        for end in range(first + 1, layers + 1):
             for n in shares:
-                t = seconds(first, last, n) if n <= left else inf
-                if t <= limit and (tail := rest(last, left - n))[0] < inf:
-                    found = min(found, (t + tail[0], ((first, last, n), *tail[1])))
-        return found
+                if n > left:
+                    continue
+                t = seconds(first, end, n)
+                if t > limit:
+                    continue
+                after, stages = rest(end, left - n)
+                if after < inf:
+                    best = min(best, (t + after, ((first, end, n), *stages)))
+        return best
 
-    return list(rest(0, devices)[1])
+    _, stages = rest(0, devices)
+    return list(stages)
 
 
 def every_cut(
@@ -99,11 +133,11 @@ def every_cut(
     def grow(first: int, left: int) -> Iterator[list[Stage]]:
         if first == layers and left == 0:
             yield []
-        for last in range(first + 1, layers + 1):
+        for end in range(first + 1, layers + 1):
             for n in shares:
-                if n <= left:
-                    yield from (
-                        [(first, last, n), *tail] for tail in grow(last, left - n)
-                    )
+                if n > left:
+                    continue
+                for stages in grow(end, left - n):
+                    yield [(first, end, n), *stages]
 
     return grow(0, devices)

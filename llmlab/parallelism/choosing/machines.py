@@ -1,17 +1,22 @@
 """Chips and what connects them, as data, for planning.
 
-    name        dense 16-bit FLOP/s   memory B   HBM B/s    NVLink B/s   network B/s
-                                                 devices a node
+Columns of the table, all figures of vendors:
 
-Vendor figures: peak without sparsity; links in one direction and for one device
-(vendors print both directions added: 600 GB/s of an A100 are 300 each way); the network
-is one InfiniBand port a device (HDR 200 Gbit/s, NDR 400 Gbit/s), as in NVIDIA's DGX
-machines. Memory is the printed gigabytes as 10⁹ bytes, a little less than the chip has:
-the driver and the libraries want some. `efficiency` is the one number that is fitted:
-with 0.644 the cost model gives 13.75 s for the 175B step of Korthikanti et al. 2022 on
-64 A100 (table 5). For other chips it is an assumption: measure one step, and pass your
-own. Sources: NVIDIA's data sheets of V100, A100, H100, H200, B200, and of DGX-1, DGX
-A100 and DGX H100.
+    name
+    FLOP/s     dense 16-bit peak, without sparsity
+    memory     bytes: the printed gigabytes as 10⁹, a little less than the chip has,
+               because the driver and the libraries need some
+    HBM        bytes per second of the memory
+    NVLink     bytes per second of one device in one direction (vendors print the sum
+               of both: 600 GB/s of an A100 are 300 each way)
+    network    bytes per second of one device: one InfiniBand port per device (HDR 200
+               Gbit/s, NDR 400 Gbit/s), as in NVIDIA's DGX machines
+    node       devices per node
+
+`efficiency` is the one number that is fitted: with 0.644 the cost model gives 13.75 s
+for the 175B step of Korthikanti et al. 2022 on 64 A100 (table 5). For other chips it is
+an assumption: measure one step, and pass your own. Sources: NVIDIA's data sheets of
+V100, A100, H100, H200, B200, and of DGX-1, DGX A100 and DGX H100.
 """
 
 from __future__ import annotations
@@ -23,18 +28,22 @@ from llmlab.parallelism.runtime import Link
 
 @dataclass(frozen=True)
 class Machine:
-    """A cluster of one kind of device: `node` devices share fast links, nodes share a
-    slower network.
+    """A cluster of one kind of device.
+
+    `node` devices share fast links, and nodes share a slower network.
+
+    Raises:
+        ValueError: a figure is out of its range, named in the message.
     """
 
     name: str
     flops: float  # dense 16-bit FLOP/s
     memory: float  # bytes
-    bandwidth: float  # of the memory, bytes a second
-    link: float  # within a node, bytes a second and device, one way
-    network: float  # between nodes, bytes a second and device, one way
+    bandwidth: float  # of the memory, bytes per second
+    link: float  # within a node, bytes per second and device, one way
+    network: float  # between nodes, bytes per second and device, one way
     node: int = 8
-    efficiency: float = 0.644  # of the peak, in matrix products; see below
+    efficiency: float = 0.644  # of the peak, in matrix products; see above
     latency: float = 5e-6  # of a message, seconds
 
     def __post_init__(self) -> None:
@@ -47,13 +56,17 @@ class Machine:
             )
 
     def wire(self, span: int, devices: int | None = None) -> Link:
-        """The link that groups of `span` consecutive devices are limited by, out of
-        `devices` (None: there is one group).
+        """The link that limits groups of `span` consecutive devices.
 
-        The slowest group counts: threes in nodes of eight are 0–2, 3–5, 6–8, and the
-            third lies in two nodes.
+        The slowest group counts. In nodes of eight, groups of three are 0–2, 3–5 and
+        6–8, and the third lies in two nodes.
+
+        Args:
+            devices: how many there are in all; None: one group.
         """
-        inside = self.node % span == 0 or (devices or span) <= self.node
+        one_node = (devices or span) <= self.node
+        groups_fit = self.node % span == 0
+        inside = groups_fit or one_node
         return Link(self.latency, self.link if inside else self.network)
 
 
@@ -74,8 +87,10 @@ MACHINES = {row[0]: Machine(*row) for row in _ROWS}
 
 
 def machine(name: str, **changes: float) -> Machine:
-    """The machine of that name, with some of its figures changed: `machine("a100-80gb",
-    network=12.5e9)`.
+    """The machine of that name, with some of its figures changed.
+
+    >>> machine("a100-80gb", network=12.5e9).network
+    12500000000.0
 
     Raises:
         ValueError: there is none of that name.

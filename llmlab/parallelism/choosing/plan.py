@@ -1,15 +1,20 @@
 """A parallel plan, the job that it is for, and what does not divide.
 
-    N    devices = dp · cp · tp · pp           tp  tensor, cp  context (ring attention),
-                                                   pp  pipeline, dp  data
-    B    sequences a step, b a microbatch      m = B / (dp · b)  microbatches         v
-                                               chunks a pipeline rank
-                                               ep  ranks that share the experts, out of
-                                                   dp · cp
+    N     devices = dp · cp · tp · pp
+    tp    tensor-parallel ranks
+    cp    context-parallel ranks (ring attention)
+    dp    data-parallel ranks
+    pp    pipeline ranks
+    ep    ranks that share the experts, out of dp · cp
+    B     sequences per step
+    b     sequences per microbatch
+    m     microbatches, B / (dp · b)
+    v     chunks per pipeline rank
 
-Devices are numbered with tp innermost, then cp, dp, pp: a group along an axis spans
-(its stride · its size) devices, and runs at NVLink's speed if every such group lies
-inside a node. What a plan costs: `plan_memory`, `plan_time`; the search: `planner`.
+Devices are numbered with tp innermost, then cp, dp, pp. A group along an axis spans
+(its stride · its size) devices, and runs at the speed of NVLink if every such group
+lies inside a node. What a plan costs is in `memory` and `time`, the search in
+`planner`.
 """
 
 from __future__ import annotations
@@ -22,8 +27,10 @@ from llmlab.parallelism.choosing.shapes import RECOMPUTE, Shape
 
 @dataclass(frozen=True)
 class Plan:
-    """How a step is split. `sequence` is Megatron's sequence parallelism, which needs
-    tp > 1.
+    """How a step is split.
+
+    Raises:
+        ValueError: a number is out of its range, named in the message.
     """
 
     dp: int = 1
@@ -31,12 +38,12 @@ class Plan:
     pp: int = 1
     cp: int = 1
     ep: int = 1
-    microbatch: int = 1
-    zero: int = 1
-    sequence: bool = False
-    recompute: str = "selective"
+    microbatch: int = 1  # b
+    zero: int = 1  # stage of ZeRO, 0 to 3
+    sequence: bool = False  # Megatron's sequence parallelism, which needs tp > 1
+    recompute: str = "selective"  # one of `RECOMPUTE`
     chunks: int = 1  # v of the interleaved schedule
-    grad_bytes: int = 4
+    grad_bytes: int = 4  # per parameter
 
     def __post_init__(self) -> None:
         for name in ("dp", "tp", "pp", "cp", "ep", "microbatch", "chunks"):
@@ -57,64 +64,55 @@ class Plan:
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be done: a model, sequences a step, tokens a sequence, and on what."""
+    """What is to be trained, and on what."""
 
     shape: Shape
-    batch: int
-    seq: int
+    batch: int  # sequences per step
+    seq: int  # tokens per sequence
     machine: Machine
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a plan costs. `memory` and `seconds` are by kind; `problems` is empty for a
-    plan that can run.
-    """
+    """What a plan costs."""
 
     plan: Plan
-    memory: dict[str, float]
-    seconds: dict[str, float]
+    memory: dict[str, float]  # bytes by kind, on the fullest device
+    seconds: dict[str, float]  # of a step, by kind
     mfu: float
-    problems: tuple[str, ...]
+    problems: tuple[str, ...]  # empty for a plan that can run
 
     @property
     def bytes(self) -> float:
-        """On the fullest device."""
+        """All bytes on the fullest device."""
         return sum(self.memory.values())
 
     @property
     def step(self) -> float:
-        """Seconds a step."""
+        """Seconds per step."""
         return sum(self.seconds.values())
 
 
 def misfits(job: Job, plan: Plan) -> list[str]:
     """Why the plan does not divide the model or the batch; [] if it does."""
-    x, found = job.shape, []
-    uneven = [
-        (x.heads, plan.tp, "attention heads", "tp"),
-        (x.ffn, plan.tp, "feed-forward channels", "tp"),
-        (x.layers, plan.pp * plan.chunks, "layers", "pp · chunks"),
-        (
-            job.batch,
-            plan.dp * plan.microbatch,
-            "sequences of the batch",
-            "dp · microbatch",
-        ),
-        (
-            job.seq,
-            2 * plan.cp if plan.cp > 1 else 1,
-            "tokens of a sequence",
-            "2 · cp (zigzag)",
-        ),
-        (x.experts, plan.ep, "experts", "ep"),
-        (plan.dp * plan.cp, plan.ep, "data-parallel ranks dp · cp", "ep"),
+    x = job.shape
+    replicas = plan.dp * plan.cp
+    sequences = plan.dp * plan.microbatch
+    zigzag = 2 * plan.cp if plan.cp > 1 else 1
+    must_divide = [
+        # what there is, and of what; what must divide it, and its name
+        (x.heads, "attention heads", plan.tp, "tp"),
+        (x.ffn, "feed-forward channels", plan.tp, "tp"),
+        (x.layers, "layers", plan.pp * plan.chunks, "pp · chunks"),
+        (job.batch, "sequences of the batch", sequences, "dp · microbatch"),
+        (job.seq, "tokens of a sequence", zigzag, "2 · cp (zigzag)"),
+        (x.experts, "experts", plan.ep, "ep"),
+        (replicas, "data-parallel ranks dp · cp", plan.ep, "ep"),
     ]
-    found += [
-        f"{n} {what} are not a multiple of {by} = {k}"
-        for n, k, what, by in uneven
-        if n % k
-    ]
+    found = []
+    for count, what, divisor, name in must_divide:
+        if count % divisor:
+            found.append(f"{count} {what} are not a multiple of {name} = {divisor}")
     if plan.tp > x.kv_heads:
         found.append(f"{x.kv_heads} key/value heads are fewer than tp = {plan.tp}")
     elif x.kv_heads % plan.tp:

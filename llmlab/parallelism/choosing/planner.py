@@ -1,5 +1,4 @@
-"""The planner: a model, a machine, a batch → every plan that divides them, the ones
-that can run ranked by time.
+"""The planner: every plan for a model, a machine and a batch, ranked by time.
 
     >>> from llmlab.parallelism.choosing import machines, plan, planner, shapes
     >>> gpt3 = shapes.gpt(96, 12288, 96)
@@ -8,8 +7,8 @@ that can run ranked by time.
     >>> found = planner.search(job, devices=1024)
     >>> found.ranked[0].plan, found.rejected[0].problems
 
-The search is exhaustive over divisors: nothing is learnt, so whatever is rejected can
-say why.
+The search goes through all divisors. Nothing is learnt, so every plan that is rejected
+comes with its reason.
 """
 
 from __future__ import annotations
@@ -36,83 +35,74 @@ WAYS = (
 
 @dataclass(frozen=True)
 class Found:
-    """What a search found: plans that can run, fastest first, and those that cannot,
-    the nearest miss first.
-    """
+    """What a search found."""
 
-    ranked: list[Estimate]
-    rejected: list[Estimate]
+    ranked: list[Estimate]  # plans that can run, the fastest first
+    rejected: list[Estimate]  # those that cannot, the nearest miss first
 
     def splits(self) -> list[Estimate]:
         """The fastest plan of each (dp, tp, pp, cp, ep), fastest first."""
         first = {}
-        for e in self.ranked:
-            first.setdefault((e.plan.dp, e.plan.tp, e.plan.pp, e.plan.cp, e.plan.ep), e)
+        for found in self.ranked:
+            p = found.plan
+            first.setdefault((p.dp, p.tp, p.pp, p.cp, p.ep), found)
         return list(first.values())
 
     def reasons(self) -> Counter:
         """How many plans failed for which kind of reason."""
-        return Counter(
-            _kind(problem) for e in self.rejected for problem in e.problems[:1]
-        )
+        return Counter(_kind(found.problems[0]) for found in self.rejected)
 
 
 def estimate(job: Job, plan: Plan) -> Estimate:
-    """Everything about one plan. A plan that is too large is still timed, so that one
-    sees by how much it fails.
+    """Everything about one plan.
+
+    A plan that is too large is timed too, so that one sees what it would bring.
     """
-    if problems := misfits(job, plan):
+    problems = misfits(job, plan)
+    if problems:
         return Estimate(plan, {}, {}, 0.0, tuple(problems))
-    held, times = memory(job, plan), seconds(job, plan)
-    return Estimate(
-        plan,
-        held,
-        times,
-        mfu(job, plan.devices, sum(times.values())),
-        _too_large(job, held),
-    )
+    held = memory(job, plan)
+    times = seconds(job, plan)
+    utilisation = mfu(job, plan.devices, sum(times.values()))
+    return Estimate(plan, held, times, utilisation, _too_large(job, held))
 
 
 def _too_large(job: Job, held: dict[str, float]) -> tuple[str, ...]:
-    needed, there = sum(held.values()), job.machine.memory
-    if needed <= there:
+    needed = sum(held.values())
+    available = job.machine.memory
+    if needed <= available:
         return ()
     most = max(held, key=held.get)
-    return (
-        (
-            f"needs {needed / 1e9:.1f} GB a device of {there / 1e9:.0f}: most of it"
-            f" {most}, {held[most] / 1e9:.1f} GB"
-        ),
+    problem = (
+        f"needs {needed / 1e9:.1f} GB a device of {available / 1e9:.0f}: most of it"
+        f" {most}, {held[most] / 1e9:.1f} GB"
     )
+    return (problem,)
 
 
 def _kind(problem: str) -> str:
-    return (
-        "too large for a device"
-        if problem.startswith("needs")
-        else problem.partition(" = ")[0]
-    )
+    if problem.startswith("needs"):
+        return "too large for a device"
+    return problem.partition(" = ")[0]
 
 
 def mfu(job: Job, devices: int, step: float) -> float:
-    """Model FLOPs utilisation (Chowdhery et al. 2022, appendix B): useful FLOPs over
-    what the devices could have done.
+    """Model FLOPs utilisation: useful FLOPs over what the devices could have done.
+
+    Chowdhery et al. 2022, https://arxiv.org/abs/2204.02311, appendix B.
     """
-    return (
-        token_flops(job.shape, job.seq)
-        * job.seq
-        * job.batch
-        / (devices * job.machine.flops * step)
-    )
+    useful = token_flops(job.shape, job.seq) * job.seq * job.batch
+    possible = devices * job.machine.flops * step
+    return useful / possible
 
 
 def days(job: Job, step: float, tokens: float) -> float:
-    """Days to train on so many tokens at so many seconds a step."""
+    """Days to train on so many tokens, at `step` seconds per step."""
     return tokens / (job.batch * job.seq) * step / 86_400
 
 
 def dollars(devices: int, days: float, price: float) -> float:
-    """What that costs at a price a device and hour."""
+    """What that costs, at a price per device and hour."""
     return devices * days * 24 * price
 
 
@@ -122,38 +112,39 @@ def divisors(n: int, most: int | None = None) -> list[int]:
 
 
 def candidates(job: Job, devices: int) -> Iterator[Plan]:
-    """Every split of the devices that divides the model, and for each the ways to fill
-    memory. Not all of them fit.
+    """Every split of the devices that divides the model, in all its variants.
+
+    Not all of them fit.
     """
     x = job.shape
     for tp in divisors(devices, x.heads):
         for pp in divisors(devices // tp, x.layers):
             for cp in divisors(devices // tp // pp, max(1, job.seq // 4096)):
                 dp = devices // tp // pp // cp
-                for ep in divisors(dp * cp, x.experts) if x.experts else (1,):
+                expert_ranks = divisors(dp * cp, x.experts) if x.experts else [1]
+                for ep in expert_ranks:
                     yield from _variants(job, dp, tp, pp, cp, ep)
 
 
 def _variants(job: Job, dp: int, tp: int, pp: int, cp: int, ep: int) -> Iterator[Plan]:
+    """One split, with every microbatch, schedule, recomputation and ZeRO stage."""
+    layers = job.shape.layers
+    chunks = [1]
+    if pp > 1 and layers % pp == 0:
+        chunks = divisors(layers // pp, 8)
+    zero_stages = [1]
+    if pp == 1 and dp * cp > 1:
+        zero_stages = [1, 3]
     for b in MICROBATCHES:
         if job.batch % (dp * b):
             continue
-        chunks = (
-            [1]
-            if pp == 1
-            else [
-                v
-                for v in divisors(job.shape.layers // pp, 8)
-                if job.shape.layers % pp == 0
-            ]
-        )
-        for v in chunks or [1]:
+        for v in chunks:
             for recompute, sequence in WAYS:
-                if (sequence and tp == 1) or (
-                    recompute == "selective" and job.shape.family == "llama"
-                ):
+                if sequence and tp == 1:
+                    continue  # it cuts along tp
+                if recompute == "selective" and job.shape.family == "llama":
                     continue  # FlashAttention keeps no scores: nothing to select
-                for zero in (1, 3) if pp == 1 and dp * cp > 1 else (1,):
+                for zero in zero_stages:
                     yield Plan(dp, tp, pp, cp, ep, b, zero, sequence, recompute, v)
 
 
@@ -167,11 +158,9 @@ def search(job: Job, devices: int) -> Found:
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
     found = [estimate(job, plan) for plan in candidates(job, devices)]
-    ranked = sorted(
-        (e for e in found if not e.problems), key=lambda e: (e.step, e.bytes)
-    )
+    ranked = [e for e in found if not e.problems]
     rejected = [e for e in found if e.problems]
-    return Found(
-        ranked,
-        sorted(rejected, key=lambda e: (not e.memory, e.bytes if e.memory else 0)),
-    )
+    ranked.sort(key=lambda e: (e.step, e.bytes))
+    # First those that are only too large, then those that do not divide.
+    rejected.sort(key=lambda e: (not e.memory, e.bytes))
+    return Found(ranked, rejected)

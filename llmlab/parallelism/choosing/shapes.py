@@ -1,22 +1,30 @@
-"""The shape of a model to be trained, as far as a plan depends on it: parameters, FLOPs
-and saved activations.
+"""The shape of a model to be trained: parameters, FLOPs and saved activations.
 
-    L  layers     d  hidden     H, K, D  heads, key/value heads, head size     f
-                                         feed-forward width     V  vocabulary
-    s  sequence   b  microbatch       t  tensor-parallel ranks                 E, k
-                                         experts, experts a token
+    L  layers
+    d  hidden size
+    H  heads
+    K  key/value heads
+    D  head size
+    f  feed-forward width
+    V  vocabulary
+    E  experts
+    k  experts per token
+    s  tokens of a sequence
+    b  sequences of a microbatch
+    t  tensor-parallel ranks
+    x  a shape, in the code
 
 Two families. *GPT* (GPT-3, Megatron): two feed-forward matrices, biases, LayerNorm,
 learned positions, dropout, attention scores kept for the backward pass. *Llama*: three
 matrices (SwiGLU), RMSNorm, no biases, no dropout, FlashAttention.
 
 Activations of a GPT layer in bytes, 16-bit numbers and 1-byte dropout masks
-(Korthikanti et al. 2022, https://arxiv.org/abs/2205.05198, table 2; a is H, h is d):
+(Korthikanti et al. 2022, https://arxiv.org/abs/2205.05198, table 2):
 
-    tensor parallel                   s b h (10 + 24/t + 5 a s / (h t))
-    and sequence parallel             s b h (34/t + 5 a s / (h t))
-    and selective recomputation       s b h · 34/t
-    full recomputation                s b h · 2           (/t with sequence parallelism)
+    tensor parallel                   s b d (10 + 24/t + 5 H s / (d t))
+    and sequence parallel             s b d (34/t + 5 H s / (d t))
+    and selective recomputation       s b d · 34/t
+    full recomputation                s b d · 2           (/t with sequence parallelism)
 """
 
 from __future__ import annotations
@@ -30,8 +38,10 @@ RECOMPUTE = ("none", "selective", "full")
 
 @dataclass(frozen=True)
 class Shape:
-    """What is to be trained. `experts` > 0 replaces each feed-forward network by so
-    many, of which a token uses `top_k`.
+    """The sizes of a model.
+
+    Raises:
+        ValueError: a size is out of its range, named in the message.
     """
 
     layers: int
@@ -41,11 +51,11 @@ class Shape:
     ffn: int
     kv_heads: int = 0  # 0: as many as heads
     head_dim: int = 0  # 0: hidden / heads
-    family: str = "gpt"
-    tied: bool = True
+    family: str = "gpt"  # or "llama"
+    tied: bool = True  # one matrix for the embedding and the output
     positions: int = 0  # learned ones
-    experts: int = 0
-    top_k: int = 1
+    experts: int = 0  # > 0: so many feed-forward networks in place of each
+    top_k: int = 1  # experts that a token uses
 
     def __post_init__(self) -> None:
         if self.family not in ("gpt", "llama"):
@@ -85,20 +95,20 @@ def gpt(
 def llama(config: LlamaConfig) -> Shape:
     """The shape of one of our Llamas."""
     return Shape(
-        config.num_hidden_layers,
-        config.hidden_size,
-        config.num_attention_heads,
-        config.vocab_size,
-        config.intermediate_size,
-        config.num_key_value_heads,
-        config.head_dim,
-        "llama",
-        config.tie_word_embeddings,
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        heads=config.num_attention_heads,
+        vocab=config.vocab_size,
+        ffn=config.intermediate_size,
+        kv_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        family="llama",
+        tied=config.tie_word_embeddings,
     )
 
 
-# the published configurations (Jiang et al. 2024, https://arxiv.org/abs/2401.04088, and
-# the model's own file)
+# Published configurations: Jiang et al. 2024, https://arxiv.org/abs/2401.04088, and the
+# config.json of the larger model.
 MIXTURES = {
     "mixtral-8x7b": Shape(
         32, 4096, 32, 32_000, 14_336, 8, 128, "llama", tied=False, experts=8, top_k=2
@@ -110,26 +120,25 @@ MIXTURES = {
 
 
 def attention_parameters(x: Shape) -> int:
-    """q, k, v, o of a layer, with the family's biases."""
-    return 2 * x.hidden * (x.q + x.kv) + (
-        x.q + 2 * x.kv + x.hidden if x.family == "gpt" else 0
-    )
+    """q, k, v, o of a layer, with the biases of a GPT."""
+    matrices = 2 * x.hidden * (x.q + x.kv)
+    if x.family == "gpt":
+        return matrices + x.q + 2 * x.kv + x.hidden
+    return matrices
 
 
 def mlp_parameters(x: Shape) -> int:
     """One feed-forward network (one expert)."""
-    return (
-        3 * x.hidden * x.ffn
-        if x.family == "llama"
-        else 2 * x.hidden * x.ffn + x.ffn + x.hidden
-    )
+    if x.family == "llama":
+        return 3 * x.hidden * x.ffn
+    return 2 * x.hidden * x.ffn + x.ffn + x.hidden
 
 
 def replicated_parameters(x: Shape) -> int:
-    """Of a layer, what tensor parallelism does not cut: two norms, and a router where
-    there are experts.
-    """
-    return (4 if x.family == "gpt" else 2) * x.hidden + x.experts * x.hidden
+    """What tensor parallelism does not cut in a layer: two norms, and the router."""
+    norms = (4 if x.family == "gpt" else 2) * x.hidden
+    router = x.experts * x.hidden
+    return norms + router
 
 
 def layer_parameters(x: Shape) -> int:
@@ -143,12 +152,13 @@ def layer_parameters(x: Shape) -> int:
 
 def parameters(x: Shape) -> int:
     """All parameters, a tied embedding once."""
-    norm = (2 if x.family == "gpt" else 1) * x.hidden
+    last_norm = (2 if x.family == "gpt" else 1) * x.hidden
+    vocabulary_matrices = 1 if x.tied else 2
     return (
         x.layers * layer_parameters(x)
-        + (2 - x.tied) * x.vocab * x.hidden
+        + vocabulary_matrices * x.vocab * x.hidden
         + x.positions * x.hidden
-        + norm
+        + last_norm
     )
 
 
@@ -158,28 +168,31 @@ def active_parameters(x: Shape) -> int:
 
 
 def layer_flops(x: Shape, s: int) -> tuple[float, float]:
-    """Forward FLOPs of a layer for one token: (matrix products with weights, q kᵀ and p
-    v over s keys).
+    """Forward FLOPs of a layer for one token.
+
+    Returns:
+        (matrix products with weights, the two products of attention over s keys)
     """
-    ff = (
-        max(1, x.top_k if x.experts else 1)
-        * (3 if x.family == "llama" else 2)
-        * x.hidden
-        * x.ffn
-    )
-    return (
-        2.0 * (2 * x.hidden * (x.q + x.kv) + ff + x.experts * x.hidden),
-        4.0 * x.q * s,
-    )
+    matrices = 3 if x.family == "llama" else 2
+    feed_forward = experts_per_token(x) * matrices * x.hidden * x.ffn
+    projections = 2 * x.hidden * (x.q + x.kv)
+    router = x.experts * x.hidden
+    return 2.0 * (projections + feed_forward + router), 4.0 * x.q * s
+
+
+def experts_per_token(x: Shape) -> int:
+    """Feed-forward networks that a token passes through in a layer."""
+    return x.top_k if x.experts else 1
 
 
 def token_flops(x: Shape, s: int) -> float:
-    """FLOPs a trained token, forward and backward, nothing recomputed: what MFU counts.
+    """FLOPs per trained token, forward and backward: what MFU counts.
 
-    For a GPT it is Narayanan et al. 2021, equation 3, times 3/4: 72 L h² (1 + s/6h +
-    V/12Lh) (they count recomputation).
+    Nothing is recomputed. For a GPT this is 72 L d² (1 + s/6d + V/12Ld), which is 3/4
+    of equation 3 of Narayanan et al. 2021, who count recomputation.
     """
-    return 3 * (x.layers * sum(layer_flops(x, s)) + 2.0 * x.vocab * x.hidden)
+    forward = x.layers * sum(layer_flops(x, s)) + 2.0 * x.vocab * x.hidden
+    return 3 * forward
 
 
 def layer_activations(
@@ -190,14 +203,15 @@ def layer_activations(
     sequence: bool = False,
     recompute: str = "none",
 ) -> float:
-    """Bytes that a layer keeps of one microbatch until its backward pass, on one of t
-    tensor-parallel ranks.
+    """Bytes that a layer keeps of one microbatch until its backward pass.
+
+    They are counted on one of t tensor-parallel ranks.
 
     Args:
         sequence: whether Megatron's sequence parallelism cuts what tensor parallelism
             leaves whole.
         recompute: "none", "selective" (the attention scores), "full" (all but the
-            layer's input).
+            input of the layer).
     Raises:
         ValueError: an unknown way to recompute.
     """
@@ -205,15 +219,16 @@ def layer_activations(
         raise ValueError(
             f"recompute={recompute!r} must be one of {', '.join(RECOMPUTE)}"
         )
-    n, whole = s * b, t if sequence else 1
+    n = s * b
+    whole = t if sequence else 1
     if recompute == "full":
         return 2.0 * n * x.hidden / whole
     if x.family == "gpt":
         scores = 0.0 if recompute == "selective" else 5.0 * x.heads * s
         return n * (10.0 * x.hidden / whole + (24.0 * x.hidden + scores) / t)
-    # Llama: input and output of both norms; q, k, v and the attention's result; gate,
-    # up and their product (a fused SwiGLU)
-    experts = max(1, x.top_k if x.experts else 1)
-    return n * (
-        8.0 * x.hidden / whole + (4.0 * (x.q + x.kv) + 6.0 * x.ffn * experts) / t
-    )
+    # Llama: input and output of both norms; q, k, v and the result of attention; gate,
+    # up and their product (a fused SwiGLU).
+    norms = 8.0 * x.hidden / whole
+    attention = 4.0 * (x.q + x.kv)
+    feed_forward = 6.0 * x.ffn * experts_per_token(x)
+    return n * (norms + (attention + feed_forward) / t)

@@ -1,4 +1,12 @@
-"""The room `moe`."""
+"""Mixture of experts, on one process and over ranks.
+
+    moe               router, capacity, balance loss, and a loop over the experts
+    expert_parallel   tokens travel to the ranks of their experts: all-to-all
+    hierarchical      the same over nodes and ranks: once per node over the slow link
+    cost              what the two send, in bytes, and how large the experts are
+
+Start with `moe`: what `expert_parallel` computes must equal its `mixture`.
+"""
 
 from llmlab.parallelism.moe.cost import distinct_nodes, expert_parameters
 from llmlab.parallelism.moe.expert_parallel import (

@@ -1,24 +1,31 @@
-"""All-to-all on a machine with two kinds of wire: between nodes first, then inside the
-node.
+"""All-to-all in two levels: first between nodes, where the link is slow, then inside.
 
 DeepSpeed-MoE (Rajbhandari et al. 2022, https://arxiv.org/abs/2201.05596), section 5.3,
-and DeepSeek-V3 (2024, https://arxiv.org/abs/2412.19437), section 3.2.2. Rank (i, l) is
-number l on node i; N nodes of L ranks, p = N·L.
+and DeepSeek-V3 (2024, https://arxiv.org/abs/2412.19437), section 3.2.2.
 
-    flat                (p − 1) messages a rank, (p − L) of them over the slow wire
-    two levels          N − 1 over the slow wire, to the ranks of the same number l,
-                        then L − 1 inside the node
+    flat          a rank sends p − 1 messages, p − L of them over the slow link
+    two levels    a rank sends N − 1 messages over the slow link, to the ranks of the
+                  same number j, then L − 1 inside its node
 
-`hierarchical_all_to_all` moves the same bytes over the slow wire as the flat one, in
+`hierarchical_all_to_all` moves the same bytes over the slow link as the flat one, in
 fewer and larger messages.
 
-`TwoLevelMoE` moves fewer: a token whose experts lie on one node crosses to it **once**,
-is handed on inside the node, and its outputs are added up there before they cross back.
-With weights w and experts in a set S(i) on node i: y = Σ_i ( Σ_{e ∈ S(i)} w_e
-Expert_e(x) ).
+`TwoLevelMoE` moves fewer bytes. A token whose experts lie on one node crosses to it
+**once** and is passed on inside the node; its outputs are added up there before they
+cross back. With weights w and the experts S(i) of node i:
 
-    n  rows     d  hidden size     E  experts     w  a row's weights for the experts
-                                                     below, 0 where it does not go
+    y = Σ_i ( Σ_{e ∈ S(i)} w_e · Expert_e(x) )
+
+    N       nodes
+    L       ranks per node
+    p       ranks, N · L
+    (i, j)  the rank of number j on node i
+    T       tokens of this rank
+    n       rows at the start of a hop
+    d       hidden size
+    E       experts
+    w       weights of a row for all experts that it can still reach; 0 where it does
+            not go
 """
 
 from __future__ import annotations
@@ -27,147 +34,161 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from llmlab.parallelism.moe.expert_parallel import exchange
-from llmlab.parallelism.moe.moe import (
-    Experts,
-    MoE,
-    Report,
-    Routing,
-    balance_loss,
-    expert,
-    plan,
+from llmlab.parallelism.moe.expert_parallel import (
+    balance_over_ranks,
+    exchange,
+    local_experts,
 )
+from llmlab.parallelism.moe.moe import MoE, Report, expert, plan
 from llmlab.parallelism.runtime import Communicator, Mesh
-from llmlab.parallelism.tensor import sum_over_ranks
 
 
 def hierarchical_all_to_all(xs: list[Tensor], mesh: Mesh) -> list[Tensor]:
-    """`comm.all_to_all(xs)` in two levels: a tensor to each rank, a tensor from each
-    rank, both in order of rank.
+    """`comm.all_to_all(xs)` in two levels.
 
     Args:
-        xs: p tensors, equal but for dimension 0.
-        mesh: `comm.mesh(nodes, ranks_a_node)`.
+        xs: p tensors, one for each rank, that differ in dimension 0 at most.
+        mesh: `comm.mesh(nodes, ranks_per_node)`.
+    Returns:
+        p tensors, one from each rank, in the order of the ranks.
     Raises:
-        ValueError: the mesh has not two axes, or xs not a tensor for each rank.
+        ValueError: the mesh does not have two axes, or xs not one tensor per rank.
     """
     if len(mesh.shape) != 2 or len(xs) != mesh.comm.size:
         raise ValueError(
             f"xs must hold {mesh.comm.size} tensors, and mesh.shape={mesh.shape} two"
-            " axes: nodes, ranks a node"
+            " axes: nodes, ranks per node"
         )
-    (N, L), (between, inside) = mesh.shape, mesh.axes
+    N, L = mesh.shape
+    between, inside = mesh.axes
+
+    # Level 1, between nodes: one message to node i, with the rows for all its ranks.
     lengths = torch.tensor([len(x) for x in xs], device=mesh.comm.device).view(N, L)
-    # for all ranks of node i, in one message
     to_node = [torch.cat(xs[i * L : (i + 1) * L]) for i in range(N)]
-    # (N, L): from node i, for each rank of this node
-    sizes = torch.stack(between.all_to_all(list(lengths)))
-    blocks = [
-        part.split(size.tolist())
-        for part, size in zip(between.all_to_all(to_node), sizes, strict=True)
-    ]
-    # from all nodes, in one message
-    to_rank = [torch.cat([blocks[i][m] for i in range(N)]) for m in range(L)]
-    # (L, N): from rank m, what node i sent
-    sizes = torch.stack(inside.all_to_all(list(sizes.T.contiguous())))
-    parts = [
-        part.split(size.tolist())
-        for part, size in zip(inside.all_to_all(to_rank), sizes, strict=True)
-    ]
-    return [parts[m][i] for i in range(N) for m in range(L)]
+    lengths = torch.stack(between.all_to_all(list(lengths)))  # (N, L): node, receiver
+    from_node = between.all_to_all(to_node)
+    blocks = _split_each(from_node, lengths)  # blocks[i][j]: from node i, for rank j
+
+    # Level 2, inside the node: one message to rank j, with the rows of all nodes.
+    to_rank = []
+    for j in range(L):
+        to_rank.append(torch.cat([blocks[i][j] for i in range(N)]))
+    lengths = inside.all_to_all(list(lengths.T.contiguous()))
+    lengths = torch.stack(lengths)  # (L, N): who passed it on, node
+    from_rank = inside.all_to_all(to_rank)
+    blocks = _split_each(from_rank, lengths)  # blocks[j][i]: from rank (i, j)
+
+    ordered = []
+    for i in range(N):
+        for j in range(L):
+            ordered.append(blocks[j][i])
+    return ordered
 
 
-class _Level:
-    """One hop of a token: from this rank to every rank of `comm` below which one of its
-    experts lies, once.
+def _split_each(messages: list[Tensor], lengths: Tensor) -> list[tuple[Tensor, ...]]:
+    """Cut each message into parts of the lengths in its line."""
+    parts = []
+    for message, line in zip(messages, lengths, strict=True):
+        parts.append(message.split(line.tolist()))
+    return parts
+
+
+class Hop:
+    """One hop of the tokens along an axis of the mesh, and the hop back.
+
+    A row goes to each rank of `comm` that has one of its experts or leads to one. It
+    goes there once, however many of its experts there are.
+
+    Args:
+        comm: the ranks of this hop: one per node, or those of one node.
+        w: weights of this rank's rows, sorted by the rank of `comm` to go to.
     """
 
     def __init__(self, comm: Communicator, w: Float[Tensor, "n E"]) -> None:
         self.comm = comm
-        below = w.detach().unflatten(1, (comm.size, -1)).ne(0).any(-1)  # (n, ranks)
-        # sorted by rank, then by row
-        self.rank, self.row = below.T.nonzero(as_tuple=True)
-        self.send = below.sum(0).tolist()
-        self.receive = [int(c) for c in comm.all_to_all(list(below.sum(0).view(-1, 1)))]
-        self.n = len(w)
+        self.rows = len(w)
+        # (n, E) -> (n, ranks, E / ranks) -> (n, ranks): has it an expert over there?
+        goes = w.detach().unflatten(1, (comm.size, -1)).ne(0).any(-1)
+        # One copy per True, sorted by rank, then by row.
+        self.rank, self.row = goes.T.nonzero(as_tuple=True)
+        counts = goes.sum(0)  # (ranks,)
+        self.send_counts = counts.tolist()
+        arriving = comm.all_to_all(list(counts.view(-1, 1)))
+        self.receive_counts = [int(count) for count in arriving]
 
-    def down(self, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-        """Each row once to each rank, with its weights for the experts there."""
-        # (sent rows, E / ranks)
-        mine = w.unflatten(1, (self.comm.size, -1))[self.row, self.rank]
-        return tuple(
-            exchange(t, self.comm, self.send, self.receive) for t in (x[self.row], mine)
-        )
+    def dispatch(
+        self, x: Float[Tensor, "n d"], w: Float[Tensor, "n E"]
+    ) -> tuple[Float[Tensor, "m d"], Float[Tensor, "m Ep"]]:
+        """Send each row with its weights for the experts beyond this hop."""
+        # (n, E) -> (n, ranks, E / ranks) -> (copies, E / ranks)
+        weights = w.unflatten(1, (self.comm.size, -1))[self.row, self.rank]
+        x = exchange(x[self.row], self.comm, self.send_counts, self.receive_counts)
+        w = exchange(weights, self.comm, self.send_counts, self.receive_counts)
+        return x, w
 
-    def up(self, y: Tensor) -> Tensor:
-        """The rows back, and what comes back for one row added up."""
-        back = exchange(y, self.comm, self.receive, self.send)
-        return back.new_zeros(self.n, back.shape[1]).index_add(0, self.row, back)
+    def combine(self, y: Float[Tensor, "m d"]) -> Float[Tensor, "n d"]:
+        """Send the outputs back, and add up those of one row."""
+        back = exchange(y, self.comm, self.receive_counts, self.send_counts)
+        total = back.new_zeros(self.rows, back.shape[1])
+        return total.index_add(0, self.row, back)
 
 
 class TwoLevelMoE(nn.Module):
-    """Expert parallelism over nodes and the ranks in them, each token once over the
-    slow wire for each node.
+    """Expert parallelism over nodes and the ranks in them.
+
+    A token crosses the slow link once per node, not once per expert.
 
     Args:
-        moe: the whole layer, the same on every rank. mesh: `comm.mesh(nodes,
-            ranks_a_node)`.
+        moe: the whole layer, the same on every rank.
+        mesh: `comm.mesh(nodes, ranks_per_node)`.
     Raises:
         ValueError: E is not a multiple of the number of ranks.
     """
 
     def __init__(self, moe: MoE, mesh: Mesh) -> None:
         super().__init__()
-        self.config, self.mesh = moe.config, mesh
-        E, comm = moe.config.experts, mesh.comm
-        if E % comm.size:
-            raise ValueError(f"experts={E} must be a multiple of the {comm.size} ranks")
-        self.gate, self.experts = moe.gate, Experts(0, 1, 1)
-        for name, whole in moe.experts.named_parameters():
-            setattr(
-                self.experts,
-                name,
-                nn.Parameter(whole.detach().chunk(comm.size)[comm.rank].clone()),
-            )
+        self.config = moe.config
+        self.mesh = mesh
+        self.gate = moe.gate
+        self.experts = local_experts(moe, mesh.comm)
 
     def forward(self, x: Float[Tensor, "T d"]) -> tuple[Float[Tensor, "T d"], Report]:
-        """y for this rank's tokens, which are one group: capacity is counted among
-        them.
-        """
-        config = self.config
-        routing, kept = plan(self.gate(x), config)
-        w = torch.zeros_like(routing.probs).scatter(
-            1, routing.experts, routing.weights * kept
-        )
-        levels = []
-        for comm in self.mesh.axes:  # between nodes, then inside the node
-            levels.append(_Level(comm, w))
-            x_, w = levels[-1].down(x if len(levels) == 1 else x_, w)
-        y, rows = self._compute(x_, w)
-        for level in reversed(levels):
-            y = level.up(y)
-        return y, Report(self._balance(routing), routing.load, int((~kept).sum()), rows)
+        """The outputs of this rank's tokens, and what happened.
 
-    def _compute(self, x: Tensor, w: Float[Tensor, "n Ep"]) -> tuple[Tensor, int]:
-        """Σ over the local experts of weight · output, for each row that came."""
-        y, rows = torch.zeros_like(x), 0
-        for e, weights in enumerate(
-            zip(self.experts.gate_up_proj, self.experts.down_proj, strict=True)
-        ):
+        The tokens are one group: capacity is counted among them.
+        """
+        between, inside = self.mesh.axes
+
+        # Route. w has the weight of each kept assignment, and 0 elsewhere.
+        routing, kept = plan(self.gate(x), self.config)
+        w = torch.zeros_like(routing.probs)  # (T, E)
+        w = w.scatter(1, routing.experts, routing.weights * kept)
+
+        # Dispatch: to the nodes, with (T, E / N) weights, then to the ranks in them.
+        to_nodes = Hop(between, w)
+        x, w = to_nodes.dispatch(x, w)
+        to_ranks = Hop(inside, w)
+        x, w = to_ranks.dispatch(x, w)  # w: (rows, E / p)
+
+        y, rows = self._compute(x, w)
+
+        # Combine on the way back: the node adds up first, the slow link carries sums.
+        y = to_ranks.combine(y)
+        y = to_nodes.combine(y)
+
+        balance = balance_over_ranks(routing, self.mesh.comm, self.config.top_k)
+        return y, Report(balance, routing.load, int((~kept).sum()), rows)
+
+    def _compute(
+        self, x: Float[Tensor, "n d"], w: Float[Tensor, "n Ep"]
+    ) -> tuple[Float[Tensor, "n d"], int]:
+        """Σ_e w_e · Expert_e(x) over the local experts, and how many rows they did."""
+        y = torch.zeros_like(x)
+        rows = 0
+        weights = zip(self.experts.gate_up_proj, self.experts.down_proj, strict=True)
+        for e, (gate_up, down) in enumerate(weights):
             chosen = w[:, e].nonzero().squeeze(1)
-            y = y.index_add(
-                0, chosen, expert(x[chosen], *weights) * w[chosen, e, None].to(x.dtype)
-            )
+            out = expert(x[chosen], gate_up, down)
+            y = y.index_add(0, chosen, out * w[chosen, e, None].to(x.dtype))
             rows += len(chosen)
         return y, rows
-
-    def _balance(self, routing: Routing) -> Tensor:
-        comm, k = self.mesh.comm, self.config.top_k
-        tokens = int(
-            comm.all_reduce(
-                torch.tensor(len(routing.probs), device=routing.probs.device)
-            )
-        )
-        return sum_over_ranks(
-            balance_loss(routing.probs, comm.all_reduce(routing.load), tokens, k), comm
-        )

@@ -1,26 +1,32 @@
-"""Mixture of experts on one process: a router, capacity, the balance loss, and a loop
-over experts.
+"""Mixture of experts on one process: router, capacity, balance loss, loop over experts.
 
 Shazeer et al. 2017, https://arxiv.org/abs/1701.06538; GShard (Lepikhin et al. 2020,
 https://arxiv.org/abs/2006.16668); Switch (Fedus et al. 2021,
 https://arxiv.org/abs/2101.03961); Mixtral (Jiang et al. 2024,
-https://arxiv.org/abs/2401.04088). A token goes to k of E experts, and comes back as
+https://arxiv.org/abs/2401.04088). A token goes to k of E experts, and returns as
 their weighted sum:
 
-    P = softmax(W_g x)  in fp32        top-k of P: experts e_1 … e_k        g_i =
-                                       P_{e_i}  (or divided by their sum)
-    y = Σ_i g_i · Expert_{e_i}(x)           Expert(x) = W_down (silu(W_gate x) ⊙ W_up x)
+    P = softmax(W_g x)                 in fp32
+    g_i = P_{e_i}                      for the k largest of P, at experts e_1 … e_k;
+                                       or divided by the sum of the k
+    Expert(x) = W_down (silu(W_gate x) ⊙ W_up x)
+    y = Σ_i g_i · Expert_{e_i}(x)
 
-    C = ⌈T·k/E · factor⌉               an expert takes at most C tokens; who comes too
-                                       late is dropped and adds 0
-    L = E · Σ_e f_e P̄_e                f_e the share of the T·k assignments, P̄_e the
-                                        mean probability; 1 when balanced
+    C = ⌈T·k/E · factor⌉               an expert takes at most C assignments; those
+                                       that come later are dropped and add 0
+    L = E · Σ_e f_e P̄_e                the balance loss: 1 when balanced
+    f_e                                share of expert e in the T·k assignments
+    P̄_e                                mean probability of expert e
 
-    T  tokens (of one group: a rank's)     d  hidden size     E  experts     k  experts
-                                              a token     C  capacity
+    T  tokens of one group: those of one rank
+    d  hidden size
+    f  inner width of an expert, in shapes
+    E  experts
+    k  experts per token
+    C  capacity of an expert
 
-Everything but `MoE` is a pure function of tensors. Simplified: no noise in the router,
-no z-loss, no bias instead of a loss.
+Everything but the modules at the end is a pure function of tensors. Simplified: no
+noise in the router, no z-loss, no bias instead of a loss.
 """
 
 from __future__ import annotations
@@ -33,23 +39,27 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-# Who keeps a place when an expert is full: the earliest token; all first choices before
-# all second ones, earliest first (GShard, algorithm 1); the largest weight
-# (Megatron-LM's default).
-ORDERS = ("position", "choice", "weight")
+# Which assignments keep their place when an expert is full.
+ORDERS = (
+    "position",  # the earliest tokens
+    "choice",  # all first choices before all second ones (GShard, algorithm 1)
+    "weight",  # the largest weights (Megatron-LM's default)
+)
 
 
 @dataclass(frozen=True)
 class MoEConfig:
-    """E experts, k a token; capacity as a factor of the fair share (None: no token is
-    dropped).
+    """The settings of the layer, but for its sizes.
+
+    Raises:
+        ValueError: a setting is out of its range, named in the message.
     """
 
-    experts: int
-    top_k: int = 2
-    capacity_factor: float | None = None
-    order: str = "position"
-    renormalise: bool = True
+    experts: int  # E
+    top_k: int = 2  # k
+    capacity_factor: float | None = None  # of the fair share; None: nothing is dropped
+    order: str = "position"  # one of `ORDERS`
+    renormalise: bool = True  # divide the k weights by their sum
 
     def __post_init__(self) -> None:
         if not 1 <= self.top_k <= self.experts:
@@ -65,13 +75,11 @@ class MoEConfig:
 
 @dataclass(frozen=True)
 class Routing:
-    """Where each token goes: its experts, best first, their weights, and all
-    probabilities.
-    """
+    """Where each token goes."""
 
-    experts: Int[Tensor, "T k"]
-    weights: Float[Tensor, "T k"]
-    probs: Float[Tensor, "T E"]
+    experts: Int[Tensor, "T k"]  # most probable first
+    weights: Float[Tensor, "T k"]  # g
+    probs: Float[Tensor, "T E"]  # P
 
     @property
     def load(self) -> Int[Tensor, " E"]:
@@ -80,35 +88,36 @@ class Routing:
 
 
 def route(logits: Float[Tensor, "T E"], k: int, renormalise: bool = True) -> Routing:
-    """The k most probable experts of each token, in fp32 whatever the dtype of the
-    logits.
+    """The k most probable experts of each token, in fp32 for logits of any dtype.
 
     Args:
-        renormalise: divide the k weights by their sum (Mixtral). A Switch router, k =
-            1, must not: its weight would be the constant 1, and the router would learn
-            nothing from the loss.
+        renormalise: divide the k weights by their sum (Mixtral). A Switch router, with
+            k = 1, must not: its weight would be the constant 1, and the router would
+            learn nothing from the loss.
     """
     probs = logits.float().softmax(-1)
     weights, experts = probs.topk(k, dim=-1)
-    return Routing(
-        experts,
-        weights / weights.sum(-1, keepdim=True) if renormalise else weights,
-        probs,
-    )
+    if renormalise:
+        weights = weights / weights.sum(-1, keepdim=True)
+    return Routing(experts, weights, probs)
 
 
 def capacity(T: int, k: int, E: int, factor: float) -> int:
-    """C = ⌈T·k/E · factor⌉: k counts, or top-2 would have half the room that it
-    needs.
-    """
-    # 50 · 1.1 is 55, and not the float 55.00000000000001
-    return math.ceil(round(T * k / E * factor, 9))
+    """C = ⌈T·k/E · factor⌉. Without the k, top-2 would have half the room it needs."""
+    fair_share = T * k / E
+    # Rounded first: 50 · 1.1 is 55, not the float 55.00000000000001.
+    return math.ceil(round(fair_share * factor, 9))
 
 
 def keep(routing: Routing, C: int, order: str = "position") -> Bool[Tensor, "T k"]:
-    """Which assignments find a place, when each expert has C."""
+    """Which assignments find a place, when each expert has C places.
+
+    Args:
+        order: who stands first in the queue, one of `ORDERS`.
+    """
     T, k = routing.experts.shape
-    # (token 0, choice 0), (token 0, choice 1), …
+    E = routing.probs.shape[1]
+    # The queue holds numbers of assignments: token · k + choice.
     by_token = torch.arange(T * k, device=routing.experts.device)
     match order:
         case "position":
@@ -119,38 +128,40 @@ def keep(routing: Routing, C: int, order: str = "position") -> Bool[Tensor, "T k
             queue = routing.weights.flatten().argsort(descending=True, stable=True)
         case _:
             raise ValueError(f"order={order!r} must be one of {', '.join(ORDERS)}")
-    # (T·k, E), in the order of the queue
-    chosen = F.one_hot(routing.experts.flatten()[queue], routing.probs.shape[1])
-    # how many came before, at the same expert
+    chosen = F.one_hot(routing.experts.flatten()[queue], E)  # (T·k, E), as queued
+    # How many stand before it in the queue for the same expert. (T·k, E) -> (T·k,)
     place = (chosen.cumsum(0) * chosen).sum(-1) - 1
     kept = torch.empty_like(queue, dtype=torch.bool)
-    kept[queue] = place < C
+    kept[queue] = place < C  # from the order of the queue back to that of the tokens
     return kept.view(T, k)
 
 
 def balance_loss(
     probs: Float[Tensor, "T E"], load: Int[Tensor, " E"], tokens: int, k: int
 ) -> Float[Tensor, ""]:
-    """L = E · Σ_e f_e P̄_e (Switch, equation 4; Megatron-LM's for any k). The gradient
-    flows through P̄ only.
+    """L = E · Σ_e f_e P̄_e (Switch, equation 4; for any k as in Megatron-LM).
+
+    The gradient flows through P̄ only: f is a count.
 
     Args:
-        probs: of this process' tokens. load: assignments to each expert, dropped ones
-            included.
-        tokens: that `load` counts. With the load of all ranks, the ranks' losses add up
-            to the loss of the whole batch.
+        probs: those of this process's tokens.
+        load: assignments to each expert, dropped ones included.
+        tokens: how many tokens `load` counts. With the load of all ranks, the losses
+            of the ranks add up to the loss of the whole batch.
     """
-    f = load.float() / (k * tokens)
-    return probs.shape[1] * (f * probs.sum(0) / tokens).sum()
+    E = probs.shape[1]
+    f = load.float() / (k * tokens)  # (E,)
+    return E * (f * probs.sum(0) / tokens).sum()
 
 
 def expert(
     x: Float[Tensor, "n d"], gate_up: Float[Tensor, "2f d"], down: Float[Tensor, "d f"]
 ) -> Float[Tensor, "n d"]:
-    """W_down (silu(W_gate x) ⊙ W_up x), gate and up in one matrix as transformers'
-    Mixtral keeps them.
+    """W_down (silu(W_gate x) ⊙ W_up x).
+
+    Gate and up are one matrix, as in the Mixtral of transformers.
     """
-    gate, up = F.linear(x, gate_up).chunk(2, dim=-1)
+    gate, up = F.linear(x, gate_up).chunk(2, dim=-1)  # (n, 2f) -> two of (n, f)
     return F.linear(F.silu(gate) * up, down)
 
 
@@ -161,16 +172,16 @@ def mixture(
     gate_up: Float[Tensor, "E 2f d"],
     down: Float[Tensor, "E d f"],
 ) -> Float[Tensor, "T d"]:
-    """Σ_i g_i · Expert_{e_i}(x): every expert in turn, on the tokens that it keeps.
-    What expert parallelism must equal.
+    """Σ_i g_i · Expert_{e_i}(x): one expert after the other, on the tokens it keeps.
+
+    This is what expert parallelism must equal.
     """
     y = torch.zeros_like(x)
     for e in range(len(gate_up)):
         token, choice = ((routing.experts == e) & kept).nonzero(as_tuple=True)
         out = expert(x[token], gate_up[e], down[e])
-        y = y.index_add(
-            0, token, out * routing.weights[token, choice, None].to(out.dtype)
-        )
+        weights = routing.weights[token, choice, None].to(out.dtype)  # (n, 1)
+        y = y.index_add(0, token, out * weights)
     return y
 
 
@@ -178,21 +189,21 @@ def mixture(
 class Report:
     """What one pass through the layer did, on one process."""
 
-    balance: Tensor  # the balance loss, to be weighed and added to the loss
-    load: Int[Tensor, " E"]  # assignments of these tokens
-    dropped: int  # of them, without a place
-    rows: int  # that this process' experts computed, padding included
+    balance: Tensor  # the balance loss, to be weighted and added to the loss
+    load: Int[Tensor, " E"]  # assignments of these tokens to each expert
+    dropped: int  # assignments of these tokens that found no place
+    rows: int  # rows that this process's experts computed, padding included
 
 
 class Router(nn.Module):
-    """W_g, one row an expert."""
+    """W_g, one row per expert."""
 
     def __init__(self, experts: int, dim: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(experts, dim) / dim**0.5)
 
     def forward(self, x: Float[Tensor, "T d"]) -> Float[Tensor, "T E"]:
-        """Logits in fp32: a bf16 product would round near ties the other way."""
+        """Logits in fp32: in bf16, rounding would decide between close experts."""
         return F.linear(x.float(), self.weight.float())
 
 
@@ -208,26 +219,29 @@ class Experts(nn.Module):
 
 
 class MoE(nn.Module):
-    """The layer on one process. Parameter names are those of transformers'
-    `MixtralSparseMoeBlock`.
+    """The layer on one process.
+
+    Parameter names are those of `MixtralSparseMoeBlock` in transformers.
     """
 
     def __init__(self, config: MoEConfig, dim: int, hidden: int) -> None:
         super().__init__()
         self.config = config
-        self.gate, self.experts = (
-            Router(config.experts, dim),
-            Experts(config.experts, dim, hidden),
-        )
+        self.gate = Router(config.experts, dim)
+        self.experts = Experts(config.experts, dim, hidden)
 
     def plan(self, x: Float[Tensor, "T d"]) -> tuple[Routing, Bool[Tensor, "T k"]]:
-        """Where these tokens go, and which assignments find a place. They are one
-        group: capacity is counted among them.
+        """Where these tokens go, and which assignments find a place.
+
+        The tokens are one group: capacity is counted among them.
         """
         return plan(self.gate(x), self.config)
 
     def forward(self, x: Float[Tensor, "T d"]) -> tuple[Float[Tensor, "T d"], Report]:
-        """y, without the residual that carries a dropped token, and what happened."""
+        """The outputs y, and what happened.
+
+        The residual around the layer is not added here. It carries dropped tokens.
+        """
         routing, kept = self.plan(x)
         y = mixture(x, routing, kept, self.experts.gate_up_proj, self.experts.down_proj)
         loss = balance_loss(routing.probs, routing.load, len(x), self.config.top_k)
@@ -237,7 +251,7 @@ class MoE(nn.Module):
 def plan(
     logits: Float[Tensor, "T E"], config: MoEConfig
 ) -> tuple[Routing, Bool[Tensor, "T k"]]:
-    """`route`, then `keep`, as the settings say."""
+    """`route`, then `keep`, with the settings of the layer."""
     routing = route(logits, config.top_k, config.renormalise)
     if config.capacity_factor is None:
         return routing, torch.ones_like(routing.experts, dtype=torch.bool)

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmlab.parallelism import auto_parallel
 from llmlab.parallelism.auto_parallel import graphs
-from llmlab.parallelism.auto_parallel import problem as auto_parallel
 from llmlab.parallelism.auto_parallel.sharding import DeviceMesh
 from llmlab.parallelism.auto_parallel.stages import cut_stages, every_cut, latency
 from llmlab.parallelism.runtime.cost import Link

@@ -167,8 +167,8 @@ def _priced(graph, choice, mesh, leaves) -> float:
                 shape = sharding.shape_of(source.writes, source)
                 a, b = spec(source.writes, choice[name]), spec(dims, choice[op.name])
                 calls += [
-                    *sharding.moved(shape, a, b, mesh, 4),
-                    *sharding.moved(shape, b, a, mesh, 4),
+                    *sharding.resharding_collectives(shape, a, b, mesh, 4),
+                    *sharding.resharding_collectives(shape, b, a, mesh, 4),
                 ]
     calls += _collecting(graph, choice, mesh)
     return sum(
@@ -183,7 +183,7 @@ def _collecting(graph, choice, mesh):
     last, made, first = graph[-1], {op.name for op in graph}, {}
     shape = sharding.shape_of(last.writes, last)
     calls = [
-        *sharding.moved(
+        *sharding.resharding_collectives(
             shape, spec(last.writes, choice[last.name]), ("",) * len(shape), mesh, 4
         )
     ]
@@ -193,12 +193,14 @@ def _collecting(graph, choice, mesh):
                 continue
             at, whole = spec(dims, choice[op.name]), sharding.shape_of(dims, op)
             if name in first:
-                calls += sharding.moved(whole, at, first[name], mesh, 4)
+                calls += sharding.resharding_collectives(
+                    whole, at, first[name], mesh, 4
+                )
             first.setdefault(name, at)
             first[name + " shape"] = whole
     for name, at in list(first.items()):
         if not name.endswith(" shape"):
-            calls += sharding.moved(
+            calls += sharding.resharding_collectives(
                 first[name + " shape"], at, ("",) * len(at), mesh, 4
             )
     return calls

@@ -370,11 +370,14 @@ def test_a_token_crosses_once_a_node():
     two.run(
         lambda comm: one_pass(comm, copy.copy(moe), x, "two levels", (2, 2)) and None
     )
-    crossing = lambda r: [  # noqa: E731
-        e.bytes
-        for e in two.ledger.events("all_to_all", rank=r)
-        if e.group == (r % 2, r % 2 + 2) and e.shape[-1] == D
-    ]
+
+    def crossing(r):
+        return [
+            e.bytes
+            for e in two.ledger.events("all_to_all", rank=r)
+            if e.group == (r % 2, r % 2 + 2) and e.shape[-1] == D
+        ]
+
     # out: each token once, not k times; home: what came for others, nothing
     assert crossing(0) == [T * D * 4, 0]
     assert crossing(2) == [0, T * D * 4]  # node 1's own tokens stay

@@ -1,6 +1,4 @@
-"""Right and mistaken results for the exercises of
-06-compression/01-quantization-basics.
-"""
+"""Right and mistaken results for 06-compression/01-quantization-basics."""
 
 from __future__ import annotations
 
@@ -11,17 +9,19 @@ from llmlab.course.grading.checking import diagnose
 
 
 def affine_scale(scale: float, low: float, high: float, bits: int) -> None:
-    """Judges the scale of exercise 1."""
+    """Judge the scale of exercise 1."""
     mistakes = {
         "you divided by 2^b: 2^b levels have 2^b − 1 steps between them": (
             (high - low) / 2**bits
         ),
-        "this is the symmetric scale: the affine one divides the whole range by 2^b − 1": (
-            max(high, -low) / (2 ** (bits - 1) - 1)
-        ),
-        "you divided by 2^(b−1) − 1, the largest signed code: here codes run up to 2^b − 1": (
-            (high - low) / (2 ** (bits - 1) - 1)
-        ),
+        (
+            "this is the symmetric scale: the affine one divides the whole range by 2^b"
+            " − 1"
+        ): max(high, -low) / (2 ** (bits - 1) - 1),
+        (
+            "you divided by 2^(b−1) − 1, the largest signed code: here codes run up to"
+            " 2^b − 1"
+        ): (high - low) / (2 ** (bits - 1) - 1),
         "this is 1 / s: the scale is the size of a step": (2**bits - 1) / (high - low),
     }
     diagnose(
@@ -30,58 +30,75 @@ def affine_scale(scale: float, low: float, high: float, bits: int) -> None:
 
 
 def affine_zero(zero: int, low: float, high: float, s: float) -> None:
-    """Judges the zero point of exercise 1."""
+    """Judge the zero point of exercise 1."""
     mistakes = {
-        "the sign of the zero point is wrong: it is −x_min / s, and x_min is negative": round(
-            low / s
-        ),
+        (
+            "the sign of the zero point is wrong: it is −x_min / s, and x_min is"
+            " negative"
+        ): round(low / s),
         "the zero point is cut off, not rounded": int(-low / s),
         "the zero point is the code of the number 0, from x_min: you used x_max": round(
             high / s
         ),
-        "the zero point is shifted by 2^(b−1), as for signed codes: here they run from 0": (
-            round(-low / s) - 8
-        ),
+        (
+            "the zero point is shifted by 2^(b−1), as for signed codes: here they run"
+            " from 0"
+        ): round(-low / s) - 8,
     }
     diagnose(zero, right=round(-low / s), mistakes=mistakes, what="the zero point")
 
 
 def groups(W: Tensor, bits: int, g: int) -> tuple[Tensor, Tensor]:
     """Codes and scales of exercise 2."""
-    groups = W.unflatten(1, (-1, g))
+    groups = W.unflatten(1, (-1, g))  # (out, in) -> (out, in / g, g)
     scale = groups.abs().amax(-1) / (2 ** (bits - 1) - 1)
     scale = torch.where(scale > 0, scale, 1.0)
-    return torch.round(groups / scale[..., None]).flatten(1).long(), scale
+    codes = torch.round(groups / scale[..., None])
+    return codes.flatten(1).long(), scale
 
 
 def down_columns(W: Tensor) -> Tensor:
-    """Scales of groups of 4 rows in each column, as many numbers as there should be, in
-    the shape asked for.
-    """
+    """Scales of groups of 4 rows in each column, in the shape that is asked for."""
     return (W.unflatten(0, (-1, 4)).abs().amax(1) / 7).reshape(8, 3)
 
 
 def product(
     X: Tensor, W: Tensor, scale_x, scale_w, rounding=torch.round, top: int = 127
 ) -> Tensor:
-    """X Wᵀ through codes, the scales being those of `scale_x` and `scale_w` divided by
-    `top`.
+    """X Wᵀ through codes.
+
+    Args:
+        scale_x: the largest |x| that share a scale, from X; the scale is `top` times
+            smaller. `scale_w` does the same for W.
     """
-    s_x, s_w = scale_x(X) / top, scale_w(W) / top
-    codes = lambda t, s: rounding(t / s).double()  # noqa: E731
-    return ((codes(X, s_x) * s_x.double()) @ (codes(W, s_w) * s_w.double()).T).float()
+    s_x = scale_x(X) / top
+    s_w = scale_w(W) / top
+    X_back = rounding(X / s_x).double() * s_x.double()
+    W_back = rounding(W / s_w).double() * s_w.double()
+    return (X_back @ W_back.T).float()
 
 
 def clips(x: Tensor, bits: int, candidates: list[float]) -> dict:
     """The candidates that mistaken searches choose."""
     top = 2 ** (bits - 1) - 1
-    back = lambda c, t=top: torch.round(x / (c / t)).clamp(-t, t) * (c / t)  # noqa: E731
-    pick = lambda error: min(candidates, key=error)  # noqa: E731
-    free = lambda c: torch.round(x / (c / top)) * (c / top) - x  # noqa: E731
+
+    def back(c: float, largest: int = top) -> Tensor:
+        """x after quantisation with the range −c … c."""
+        s = c / largest
+        return torch.round(x / s).clamp(-largest, largest) * s
+
+    def free(c: float) -> Tensor:
+        """The errors without the clamp."""
+        return torch.round(x / (c / top)) * (c / top) - x
+
+    def pick(error) -> float:
+        return min(candidates, key=error)
+
     return {
-        "that is the largest candidate, and a smaller one has a smaller error: are your errors those of values, not of codes? s differs between candidates": max(
-            candidates
-        ),
+        (
+            "that is the largest candidate, and a smaller one has a smaller error: are"
+            " your errors those of values, not of codes? s differs between candidates"
+        ): max(candidates),
         "the codes are not clamped: without it the smallest range always wins": pick(
             lambda c: free(c).square().sum()
         ),
@@ -117,8 +134,9 @@ def clips(x: Tensor, bits: int, candidates: list[float]) -> dict:
 def best(x: Tensor, bits: int, candidates: list[float]) -> float:
     """The candidate with the least squared error."""
     top = 2 ** (bits - 1) - 1
-    errors = [
-        (torch.round(x / (c / top)).clamp(-top, top) * (c / top) - x).square().sum()
-        for c in candidates
-    ]
+    errors = []
+    for c in candidates:
+        s = c / top
+        back = torch.round(x / s).clamp(-top, top) * s
+        errors.append((back - x).square().sum())
     return candidates[int(torch.stack(errors).argmin())]

@@ -60,12 +60,14 @@ def affine_quantize(answer):
         "you cut off x / s: call torch.round before `.long()`": (
             ((x / s).trunc() + 3).clamp(0, 15)
         ),
-        "you subtracted x_min before dividing: the formula rounds x / s and then adds the integer z": torch.round(
-            (x - low) / s
-        ),
-        "you clamped at 2^(b−1) − 1, the largest signed code: here codes run up to 2^b − 1": free.clamp(
-            max=7
-        ),
+        (
+            "you subtracted x_min before dividing: the formula rounds x / s and then"
+            " adds the integer z"
+        ): torch.round((x - low) / s),
+        (
+            "you clamped at 2^(b−1) − 1, the largest signed code: here codes run up to"
+            " 2^b − 1"
+        ): free.clamp(max=7),
     }
     diagnose(
         codes,
@@ -149,30 +151,7 @@ def quantize_groups(answer):
     W[5, 6] = -4.0  # the largest of its group
     codes, scale = _pair(answer(W, 4, 4), (8, 12), (8, 3))
     right_codes, right_scale = groups(W, 4, 4)
-    mistakes = {
-        "you divided by 2^(b−1): the largest code is 2^(b−1) − 1": right_scale * 7 / 8,
-        "you divided by 2^b − 1, as an affine quantizer does: here the largest code is 2^(b−1) − 1": (
-            right_scale * 7 / 15
-        ),
-        "you took the largest w, not the largest |w|": (
-            W.unflatten(1, (-1, 4)).amax(-1) / 7
-        ),
-        "you took the whole range, max − min: a symmetric scale comes from the largest |w|": (
-            (W.unflatten(1, (-1, 4)).amax(-1) - W.unflatten(1, (-1, 4)).amin(-1)) / 15
-        ),
-        "one scale a row: each group of neighbours has its own": (
-            (W.abs().amax(1, keepdim=True) / 7).expand(8, 3)
-        ),
-        "one scale for the whole tensor: each group has its own": (
-            (W.abs().amax() / 7).expand(8, 3)
-        ),
-        "your groups take every third weight: a group is `group_size` neighbours in a row": (
-            W.unflatten(1, (4, 3)).abs().amax(1) / 7
-        ),
-        "your groups run down the columns: they run along a row, the inputs": (
-            down_columns(W)
-        ),
-    }
+    mistakes = _wrong_scales(W, right_scale)
     diagnose(scale, right=right_scale, mistakes=mistakes, what="the scales")
     s = scale.repeat_interleave(4, 1)
     mistakes = {
@@ -182,12 +161,14 @@ def quantize_groups(answer):
         "the scales of a row are laid out in the wrong order over its weights": (
             torch.round(W / scale.repeat(1, 4)).long()
         ),
-        "the codes carry an offset, as affine ones do: with z = 0 the number 0 has code 0": (
-            right_codes + 7
-        ),
-        "the codes carry an offset, as affine ones do: with z = 0 the number 0 has the code 0": (
-            right_codes + 8
-        ),
+        (
+            "the codes carry an offset, as affine ones do: with z = 0 the number 0 has"
+            " code 0"
+        ): right_codes + 7,
+        (
+            "the codes carry an offset, as affine ones do: with z = 0 the number 0 has"
+            " the code 0"
+        ): right_codes + 8,
     }
     diagnose(codes, right=right_codes, mistakes=mistakes, what="the codes")
     W[3, 8:] = 0
@@ -206,6 +187,37 @@ def quantize_groups(answer):
         raise Mistake(
             "codes × scales do not give back what the lesson's quantizer leaves of W"
         )
+
+
+def _wrong_scales(W: Tensor, right_scale: Tensor) -> dict:
+    """The scales that usual mistakes give, for 4 bits and groups of 4."""
+    return {
+        "you divided by 2^(b−1): the largest code is 2^(b−1) − 1": right_scale * 7 / 8,
+        (
+            "you divided by 2^b − 1, as an affine quantizer does: here the largest code"
+            " is 2^(b−1) − 1"
+        ): right_scale * 7 / 15,
+        "you took the largest w, not the largest |w|": (
+            W.unflatten(1, (-1, 4)).amax(-1) / 7
+        ),
+        (
+            "you took the whole range, max − min: a symmetric scale comes from the"
+            " largest |w|"
+        ): (W.unflatten(1, (-1, 4)).amax(-1) - W.unflatten(1, (-1, 4)).amin(-1)) / 15,
+        "one scale a row: each group of neighbours has its own": (
+            (W.abs().amax(1, keepdim=True) / 7).expand(8, 3)
+        ),
+        "one scale for the whole tensor: each group has its own": (
+            (W.abs().amax() / 7).expand(8, 3)
+        ),
+        (
+            "your groups take every third weight: a group is `group_size` neighbours in"
+            " a row"
+        ): W.unflatten(1, (4, 3)).abs().amax(1) / 7,
+        "your groups run down the columns: they run along a row, the inputs": (
+            down_columns(W)
+        ),
+    }
 
 
 def _pair(value, codes: tuple, scales: tuple) -> tuple[Tensor, Tensor]:
@@ -248,22 +260,48 @@ def _pair(value, codes: tuple, scales: tuple) -> tuple[Tensor, Tensor]:
 def int8_linear(answer):
     """A linear layer's output from a product of 8-bit integers."""
     # square results, so that a scale on the wrong axis fits
-    X, W = torch.randn(6, 16), torch.randn(6, 16)
+    X = torch.randn(6, 16)
+    W = torch.randn(6, 16)
     X[1] *= 40
     X[:, 3] *= 25  # a token and a channel of outliers
     W *= torch.linspace(0.2, 3, 6)[:, None]
     got = expect(
         answer(X, W), shape=(6, 6), dtype=torch.float32, what="int8_linear(X, W)"
     )
-    rows, columns = (
-        (lambda t: t.abs().amax(1, keepdim=True)),
-        (lambda t: t.abs().amax(0, keepdim=True)),
-    )
-    whole = lambda t: t.abs().amax().reshape(1, 1)  # noqa: E731
     right = product(X, W, rows, rows)
-    s_x, s_w = rows(X) / 127, rows(W) / 127
-    plain = right / (s_x * s_w.T)
-    mistakes = {
+    mistakes = _wrong_products(X, W)
+    diagnose(got, right=right, mistakes=mistakes, tol=1e-6, what="int8_linear(X, W)")
+    X = X[:3]
+    W = W[:, :8].repeat(1, 2)
+    what = "int8_linear with 3 tokens and 6 outputs"
+    got = expect(answer(X, W), shape=(3, 6), what=what)
+    if not close(got, product(X, W, rows, rows), tol=1e-5):
+        raise Mistake(
+            "right for 6 tokens and 6 outputs, wrong for 3 tokens and 6 outputs"
+        )
+
+
+def rows(t: Tensor) -> Tensor:
+    """The largest |t| of each row."""
+    return t.abs().amax(1, keepdim=True)
+
+
+def columns(t: Tensor) -> Tensor:
+    """The largest |t| of each column."""
+    return t.abs().amax(0, keepdim=True)
+
+
+def whole(t: Tensor) -> Tensor:
+    """The largest |t| of all."""
+    return t.abs().amax().reshape(1, 1)
+
+
+def _wrong_products(X: Tensor, W: Tensor) -> dict:
+    """The outputs that usual mistakes give."""
+    s_x = rows(X) / 127
+    s_w = rows(W) / 127
+    plain = product(X, W, rows, rows) / (s_x * s_w.T)
+    return {
         "one scale for all of X: each token has its own": product(X, W, whole, rows),
         "one scale for all of W: each output channel has its own": product(
             X, W, rows, whole
@@ -271,12 +309,14 @@ def int8_linear(answer):
         "one scale for all of X, and one for all of W: each row has its own": product(
             X, W, whole, whole
         ),
-        "X has one scale for each input channel: a scale for each token, a row of X, is asked": product(
-            X, W, columns, rows
-        ),
-        "W has one scale for each input channel: a scale for each output, a row of W, is asked": product(
-            X, W, rows, columns
-        ),
+        (
+            "X has one scale for each input channel: a scale for each token, a row of"
+            " X, is asked"
+        ): product(X, W, columns, rows),
+        (
+            "W has one scale for each input channel: a scale for each output, a row of"
+            " W, is asked"
+        ): product(X, W, rows, columns),
         "both have one scale for each input channel: each row has its own": product(
             X, W, columns, columns
         ),
@@ -305,20 +345,11 @@ def int8_linear(answer):
         "you cut off instead of rounding: torch.round comes before the cast": product(
             X, W, rows, rows, torch.trunc
         ),
-        "the product of the codes overflowed 8 bits: cast them to int32 or wider first": (
-            plain.round().long().to(torch.int8) * s_x * s_w.T
-        ),
+        (
+            "the product of the codes overflowed 8 bits: cast them to int32 or wider"
+            " first"
+        ): plain.round().long().to(torch.int8) * s_x * s_w.T,
     }
-    diagnose(got, right=right, mistakes=mistakes, tol=1e-6, what="int8_linear(X, W)")
-    got = expect(
-        answer(X[:3], W[:, :8].repeat(1, 2)),
-        shape=(3, 6),
-        what="int8_linear with 3 tokens and 6 outputs",
-    )
-    if not close(got, product(X[:3], W[:, :8].repeat(1, 2), rows, rows), tol=1e-5):
-        raise Mistake(
-            "right for 6 tokens and 6 outputs, wrong for 3 tokens and 6 outputs"
-        )
 
 
 @check.exercise(
@@ -346,9 +377,8 @@ def best_clip(answer):
     for bits, heavy in ((3, 8.0), (4, 8.0), (2, 4.0)):
         x = 2 * torch.randn(4000)
         x[:5] *= heavy
-        candidates = [
-            c * x.abs().max().item() for c in torch.linspace(0.05, 1, 39).tolist()
-        ]
+        largest = x.abs().max().item()
+        candidates = [share * largest for share in torch.linspace(0.05, 1, 39).tolist()]
         candidates = [candidates[i] for i in torch.randperm(39)]  # in no order
         got = expect(
             answer(x, bits, list(candidates)),

@@ -1,4 +1,4 @@
-"""What is wrong with a dispatch: the rows that each usual mistake brings home."""
+"""What is wrong with a dispatch: the rows that each usual mistake returns."""
 
 from __future__ import annotations
 
@@ -17,39 +17,56 @@ def check_dispatch(
     r: int,
     what: str,
 ) -> None:
-    """The rows on rank r, against each row through its own expert."""
-    through = lambda x, c: F.silu(torch.einsum("nd,nde->ne", x, weights[c]))  # noqa: E731
-    x, mine, E, p = xs[r], chosen[r], len(weights), len(xs)
-    right = through(x, mine)
+    """Compare the rows that returned to rank r with each row through its own expert.
+
+    Args:
+        xs: the rows of every rank.
+        chosen: for every rank, the expert of each row.
+        weights: one (d, d) matrix per expert.
+    """
+
+    def through(rows: Tensor, experts: Tensor) -> Tensor:
+        # n: row, d: input, e: output
+        return F.silu(torch.einsum("nd,nde->ne", rows, weights[experts]))
+
+    x = xs[r]
+    experts = chosen[r]
+    right = through(x, experts)
     if close(got, right, 1e-4):
         return
-    owner = mine // (E // p)
-    by_owner, by_expert = owner.argsort(stable=True), mine.argsort(stable=True)
+    experts_per_rank = len(weights) // len(xs)
+    owner = experts // experts_per_rank
+    by_owner = owner.argsort(stable=True)
+    by_expert = experts.argsort(stable=True)
     here = (owner == r)[:, None]
     diagnose(
         got,
         right=right,
         mistakes={
-            "the rows came home sorted by rank: put each back in its place, out[order] = back": right[
-                by_owner
-            ],
-            "the rows came home sorted by expert: put each back in its place, out[order] = back": right[
-                by_expert
-            ],
-            "the rows were put back with the wrong permutation: out[order] = back, not back[order]": right[
-                by_owner
-            ][by_owner],
+            (
+                "the rows came home sorted by rank: put each back in its place,"
+                " out[order] = back"
+            ): right[by_owner],
+            (
+                "the rows came home sorted by expert: put each back in its place,"
+                " out[order] = back"
+            ): right[by_expert],
+            (
+                "the rows were put back with the wrong permutation: out[order] = back,"
+                " not back[order]"
+            ): right[by_owner][by_owner],
             "only the rows whose expert is here were computed": right * here,
             "rows whose expert is elsewhere came back as they were": torch.where(
                 here, right, x
             ),
             "nothing was computed: the rows came back as they were": x,
             "silu and the product with the weights were applied twice": through(
-                right, mine
+                right, experts
             ),
-            "the numbers of the experts and the rows are in different orders: sort both": through(
-                x[by_owner], mine
-            )[by_owner.argsort()],
+            (
+                "the numbers of the experts and the rows are in different orders: sort"
+                " both"
+            ): through(x[by_owner], experts)[by_owner.argsort()],
         },
         tol=1e-4,
         what=what,

@@ -73,33 +73,41 @@ def route(answer):
             },
             what="the experts",
         )
-        plain = right.probs.gather(1, right.experts)
-        top = logits.float().topk(k).values
-        rounded = logits.softmax(-1).topk(k).values.float()
-        diagnose(
-            weights,
-            right=right.weights,
-            mistakes={
-                "the weights are not renormalised: divide the k of a token by their sum": (
-                    plain
-                ),
-                "these are the logits; the weights are probabilities": top,
-                "softmax was taken over tokens; it goes over experts": (
-                    logits.float().softmax(0).gather(1, right.experts)
-                ),
-                "softmax was taken twice: over the probabilities of the k, too": (
-                    plain.softmax(-1)
-                ),
-                "the logits were rounded to bf16 in the softmax: convert them to float32 first": (
-                    rounded / rounded.sum(-1, keepdim=True)
-                ),
-                "every expert of a token counts the same: its probability must weigh it, or the router learns nothing": torch.full_like(
-                    plain, 1 / k
-                ),
-            },
-            tol=1e-5,
-            what="the weights",
-        )
+        _judge_weights(weights, logits, right)
+
+
+def _judge_weights(weights: Tensor, logits: Tensor, right: Routing) -> None:
+    """The weights of the chosen experts, which are right themselves."""
+    k = weights.shape[1]
+    plain = right.probs.gather(1, right.experts)
+    top = logits.float().topk(k).values
+    rounded = logits.softmax(-1).topk(k).values.float()
+    diagnose(
+        weights,
+        right=right.weights,
+        mistakes={
+            (
+                "the weights are not renormalised: divide the k of a token by their sum"
+            ): plain,
+            "these are the logits; the weights are probabilities": top,
+            "softmax was taken over tokens; it goes over experts": (
+                logits.float().softmax(0).gather(1, right.experts)
+            ),
+            "softmax was taken twice: over the probabilities of the k, too": (
+                plain.softmax(-1)
+            ),
+            (
+                "the logits were rounded to bf16 in the softmax: convert them to"
+                " float32 first"
+            ): rounded / rounded.sum(-1, keepdim=True),
+            (
+                "every expert of a token counts the same: its probability must"
+                " weigh it, or the router learns nothing"
+            ): torch.full_like(plain, 1 / k),
+        },
+        tol=1e-5,
+        what="the weights",
+    )
 
 
 @check.exercise(
@@ -150,9 +158,8 @@ def _places_value(
 
     C = capacity(T, k, E, factor)
     fair = T * k / E
-    latest = keep(
-        Routing(experts.flip(0), torch.zeros(T, k), torch.zeros(T, E)), C
-    ).flip(0)
+    reversed_routing = Routing(experts.flip(0), torch.zeros(T, k), torch.zeros(T, E))
+    latest = keep(reversed_routing, C).flip(0)
     together = torch.bincount(experts.flatten(), minlength=E)[experts] <= C
     diagnose(
         got.int(),
@@ -169,16 +176,18 @@ def _places_value(
                 kept(C + 1).int()
             ),
             "one place is left empty: C assignments fit": kept(C - 1).int(),
-            "all first choices were served before the second ones: here a token takes all its places in turn": (
-                kept(C, "choice").int()
-            ),
+            (
+                "all first choices were served before the second ones: here a token"
+                " takes all its places in turn"
+            ): kept(C, "choice").int(),
             "the latest tokens keep their places; the earliest shall": latest.int(),
             "an expert that is too popular drops everybody: it keeps the first C": (
                 together.int()
             ),
-            "a token lost all its places because one of its experts is full: each assignment for itself": (
-                _all_or_none(experts, C, E).int()
-            ),
+            (
+                "a token lost all its places because one of its experts is full: each"
+                " assignment for itself"
+            ): _all_or_none(experts, C, E).int(),
             "True marks what is dropped; it shall mark what is kept": (~kept(C)).int(),
             "nobody is dropped": torch.ones(T, k, dtype=torch.int32),
         },
@@ -187,10 +196,8 @@ def _places_value(
 
 
 def _all_or_none(experts: Tensor, C: int, E: int) -> Tensor:
-    taken, kept = (
-        torch.zeros(E, dtype=torch.int64),
-        torch.zeros_like(experts, dtype=torch.bool),
-    )
+    taken = torch.zeros(E, dtype=torch.int64)
+    kept = torch.zeros_like(experts, dtype=torch.bool)
     for t, chosen in enumerate(experts):
         kept[t] = bool((taken[chosen] < C).all())
         taken[chosen] += kept[t].long()
@@ -227,7 +234,8 @@ def balance(answer):
         got = expect(answer(probs, experts), shape=(), dtype=torch.float32, what=what)
         load = torch.bincount(experts.flatten(), minlength=E)
         right = balance_loss(probs.detach(), load, T, k)
-        f, P = load / (T * k), probs.detach().mean(0)
+        f = load / (T * k)
+        P = probs.detach().mean(0)
         first = torch.bincount(experts[:, 0], minlength=E) / T
         diagnose(
             got.detach(),
@@ -295,9 +303,7 @@ def balance(answer):
     ),
 )
 def dispatch(answer):
-    """Challenge: run each row through its expert, wherever it lives, and bring it
-    home.
-    """
+    """Challenge: run each row through its expert, on whichever rank that is."""
     d = 4
     for p, E, sizes in (
         (4, 8, [5, 5, 5, 5]),
@@ -352,19 +358,21 @@ def dispatch(answer):
 def _dispatch_bytes(
     ledger, xs: list[Tensor], chosen: list[Tensor], E: int, d: int
 ) -> None:
-    """Rows out and home again, and a number for each row: nobody may gather
-    everything.
-    """
+    """A row travels to its expert and back, with one number: no rank gathers all."""
     p = len(xs)
     owner = [c // (E // p) for c in chosen]
-    out = [int((owner[r] != r).sum()) for r in range(p)]
-    come = [
-        sum(int((owner[s] == r).sum()) for s in range(p) if s != r) for r in range(p)
-    ]
-    allowed = (
-        max(o * (4 * d + 8) + 4 * d * c for o, c in zip(out, come, strict=True))
-        + 2 * 8 * E
-    )
+    row = 4 * d  # bytes
+    number = 8
+    most = 0
+    for r in range(p):
+        sent = int((owner[r] != r).sum())
+        received = 0
+        for other in range(p):
+            if other != r:
+                received += int((owner[other] == r).sum())
+        most = max(most, sent * (row + number) + received * row)
+    counts = 2 * 8 * E  # how many rows go to each rank
+    allowed = most + counts
     at_most(
         ledger,
         allowed,

@@ -45,7 +45,8 @@ check = Checks("01-start/02-the-course-models")
 )
 def next_token_loss(answer):
     """The mean loss of predicting each next token, over those that a mask counts."""
-    logits, tokens = 2 * torch.randn(2, 7, 5), torch.randint(5, (2, 7))
+    logits = 2 * torch.randn(2, 7, 5)
+    tokens = torch.randint(5, (2, 7))
     # 3 and 2 targets; a first token never is one
     mask = torch.tensor([[1, 0, 1, 1, 0, 1, 0], [1, 0, 0, 0, 0, 1, 1]])
     logits.requires_grad_()
@@ -55,57 +56,9 @@ def next_token_loss(answer):
         dtype=torch.float32,
         what="next_token_loss(…)",
     )
-    nll, m = nll_of(logits[:, :-1], tokens[:, 1:]).detach(), mask[:, 1:]
-    backwards, same = (
-        nll_of(logits[:, 1:], tokens[:, :-1]).detach(),
-        nll_of(logits, tokens).detach(),
-    )
-    p, total, rows = (-nll).exp(), (nll * m).sum(), (nll * m).sum(1) / m.sum(1)
-    scores = logits[:, :-1].detach().gather(-1, tokens[:, 1:, None])[..., 0]
+    nll = nll_of(logits[:, :-1], tokens[:, 1:]).detach()
     right = language_model.next_token_loss(logits, tokens, mask)
-    mistakes = {
-        "there is no shift: the logits at t predict the token at t + 1, not the one at t": over(
-            same, mask
-        ),
-        "there is no shift: compare logits[:, :-1] with tokens[:, 1:]": over(
-            same[:, 1:], m
-        ),
-        "you shifted the wrong way: that is logits at t + 1 against the token at t": (
-            over(backwards, mask[:, :-1])
-        ),
-        "you shifted the wrong way: the logits come first, the token after them": over(
-            backwards, m
-        ),
-        "the mask must be shifted with the tokens: it marks what is predicted, not where it is predicted from": over(
-            nll, mask[:, :-1]
-        ),
-        "the mask is upside down: 1 counts, 0 does not": over(nll, 1 - m),
-        "the mask is not used": nll.mean(),
-        "you divide by all places: divide by the number that the mask counts": (
-            (nll * m).mean()
-        ),
-        "you divide by all places of tokens: divide by the number that the mask counts": (
-            total / mask.numel()
-        ),
-        "you divide by mask.sum(), which counts the first tokens too; they are never predicted": (
-            total / mask.sum()
-        ),
-        "you average each row first: every counted token weighs the same, whatever its row": (
-            rows.mean()
-        ),
-        "that is the sum: divide by the number of counted tokens": total,
-        "the sign is wrong: the loss is minus the log probability": -over(nll, m),
-        "that is in bits: the loss is in nats, with the natural logarithm": (
-            over(nll, m) / math.log(2)
-        ),
-        "that is the mean probability: the logarithm is missing": over(p, m),
-        "take the logarithm of each probability, then the mean; not the other way round": (
-            -over(p, m).log()
-        ),
-        "logits are not log probabilities yet: a log-softmax is missing": -over(
-            scores, m
-        ),
-    }
+    mistakes = _wrong_means(logits, tokens, mask)
     diagnose(got, right=right.detach(), mistakes=mistakes, what="next_token_loss(…)")
     if not got.requires_grad:
         raise Mistake(
@@ -120,12 +73,73 @@ def next_token_loss(answer):
         )
     if not close(
         answer(logits[:1, :4], tokens[:1, :4], mask[:1, :4]).detach(),
-        over(nll[:1, :3], m[:1, :3]),
+        over(nll[:1, :3], mask[:1, 1:4]),
     ):
         raise Mistake(
             "right for 2 rows of 7 tokens, wrong for 1 row of 4: take the sizes from"
             " the arguments"
         )
+
+
+def _wrong_means(logits: Tensor, tokens: Tensor, mask: Tensor) -> dict:
+    """The losses that usual mistakes give."""
+    nll = nll_of(logits[:, :-1], tokens[:, 1:]).detach()
+    m = mask[:, 1:]
+    backwards = nll_of(logits[:, 1:], tokens[:, :-1]).detach()
+    same = nll_of(logits, tokens).detach()
+    p = (-nll).exp()
+    total = (nll * m).sum()
+    rows = (nll * m).sum(1) / m.sum(1)
+    scores = logits[:, :-1].detach().gather(-1, tokens[:, 1:, None])[..., 0]
+    return {
+        (
+            "there is no shift: the logits at t predict the token at t + 1, not the one"
+            " at t"
+        ): over(same, mask),
+        "there is no shift: compare logits[:, :-1] with tokens[:, 1:]": over(
+            same[:, 1:], m
+        ),
+        "you shifted the wrong way: that is logits at t + 1 against the token at t": (
+            over(backwards, mask[:, :-1])
+        ),
+        "you shifted the wrong way: the logits come first, the token after them": over(
+            backwards, m
+        ),
+        (
+            "the mask must be shifted with the tokens: it marks what is predicted, not"
+            " where it is predicted from"
+        ): over(nll, mask[:, :-1]),
+        "the mask is upside down: 1 counts, 0 does not": over(nll, 1 - m),
+        "the mask is not used": nll.mean(),
+        "you divide by all places: divide by the number that the mask counts": (
+            (nll * m).mean()
+        ),
+        (
+            "you divide by all places of tokens: divide by the number that the mask"
+            " counts"
+        ): total / mask.numel(),
+        (
+            "you divide by mask.sum(), which counts the first tokens too; they are"
+            " never predicted"
+        ): total / mask.sum(),
+        (
+            "you average each row first: every counted token weighs the same, whatever"
+            " its row"
+        ): rows.mean(),
+        "that is the sum: divide by the number of counted tokens": total,
+        "the sign is wrong: the loss is minus the log probability": -over(nll, m),
+        "that is in bits: the loss is in nats, with the natural logarithm": (
+            over(nll, m) / math.log(2)
+        ),
+        "that is the mean probability: the logarithm is missing": over(p, m),
+        (
+            "take the logarithm of each probability, then the mean; not the other way"
+            " round"
+        ): -over(p, m).log(),
+        "logits are not log probabilities yet: a log-softmax is missing": -over(
+            scores, m
+        ),
+    }
 
 
 @check.exercise(
@@ -158,16 +172,18 @@ def bits_per_byte(answer):
     losses = 5 * torch.rand(31)
     what = "bits_per_byte(losses, text)"
     got = expect(answer(losses, text), kind=float, what=what)
-    total, n = losses.double().sum().item(), len(text.encode())
+    total = losses.double().sum().item()
+    n = len(text.encode())
     bits = total / math.log(2)
     mistakes = {
         "that is nats per byte: a nat is 1 / ln 2 bits": total / n,
         "you multiplied by ln 2: bits are more than nats, so divide by it": (
             total * math.log(2) / n
         ),
-        "you divided by characters, not by bytes: é takes two bytes in UTF-8, 你 takes three": (
-            bits / len(text)
-        ),
+        (
+            "you divided by characters, not by bytes: é takes two bytes in UTF-8, 你"
+            " takes three"
+        ): bits / len(text),
         "that is bits per token: divide all the bits by the bytes of the text": (
             bits / len(losses)
         ),
@@ -177,9 +193,10 @@ def bits_per_byte(answer):
         ),
         "those are all the bits: divide them by the bytes of the text": bits,
         "that is bytes per bit: upside down": n / bits,
-        "eight bits make a byte, but here the bits are the model's and the bytes the text's: no factor of 8": (
-            bits / n / 8
-        ),
+        (
+            "eight bits make a byte, but here the bits are the model's and the bytes"
+            " the text's: no factor of 8"
+        ): bits / n / 8,
     }
     diagnose(
         got, right=language_model.bits_per_byte(losses, n), mistakes=mistakes, what=what
@@ -214,39 +231,65 @@ def bits_per_byte(answer):
     ),
 )
 def kneser_ney_bigram(answer):
-    """All probabilities P[a, b] of b after a, of an interpolated Kneser-Ney bigram
-    model.
-    """
-    V, D, what = 9, 0.6, "kneser_ney_bigram(tokens, 9, 0.6)"
+    """All probabilities P[a, b] of b after a, by interpolated Kneser-Ney."""
+    V = 9
+    D = 0.6
+    what = "kneser_ney_bigram(tokens, 9, 0.6)"
     body = (torch.rand(70) ** 2 * 7).long()
     # 7 comes last only, 8 never
     tokens = torch.cat([torch.tensor([0, 6, 1, 2, 6, 1]), body, torch.tensor([7])])
     got = expect(answer(tokens, V, D), shape=(V, V), what=what)
+    mistakes = _wrong_tables(tokens, V, D)
+    diagnose(got, right=reference(tokens, V, D), mistakes=mistakes, what=what)
+    if not close(got.double().sum(1), torch.ones(V).double()):
+        raise Mistake("each row must sum to 1")
+    if not close(answer(tokens[:20], 7, 0.3), reference(tokens[:20], 7, 0.3)):
+        raise Mistake(
+            "right for vocab_size=9 and discount=0.6, wrong for 7 and 0.3: take both"
+            " from the arguments"
+        )
+
+
+RAW = (
+    "P_c(b) counts how often b was seen: it must count how many different tokens b was"
+    " seen after"
+)
+
+
+def _wrong_tables(tokens: Tensor, V: int, D: float) -> dict:
+    """The probabilities that usual mistakes give."""
     c = pair_counts(tokens, V)
-    total, kinds = c.sum(1, keepdim=True), (c > 0).sum(1, keepdim=True)
+    total = c.sum(1, keepdim=True)
+    kinds = (c > 0).sum(1, keepdim=True)
     last = torch.bincount(tokens, minlength=V)[:, None]
-    seen, n = (c - D).clamp(min=0), total.clamp(min=1)
+    seen = (c - D).clamp(min=0)
+    n = total.clamp(min=1)
     lower = (c > 0).sum(0) / (c > 0).sum()
-    fill = lambda rows, p=lower: torch.where(total > 0, rows, p.expand(V, V))  # noqa: E731
-    frequency = c.sum(0) / c.sum()
+
+    def fill(rows: Tensor, p: Tensor = lower) -> Tensor:
+        """`rows`, and p where nothing followed the token of a row."""
+        return torch.where(total > 0, rows, p.expand(V, V))
+
+    def with_lower(p: Tensor) -> Tensor:
+        return fill(seen / n + D * kinds / n * p, p)
+
+    rows = seen / n + D * kinds / n * lower
+    n_last = last.clamp(min=1)
+    rows_last = seen / n_last + D * kinds / n_last * lower
     every = torch.bincount(tokens, minlength=V) / len(tokens)
     uniform = torch.full((V,), 1 / V, dtype=torch.float64)
-    after = (c > 0).sum(1) / (c > 0).sum()
-    with_lower = lambda p: fill(seen / n + D * kinds / n * p, p)  # noqa: E731
-    raw = (
-        "P_c(b) counts how often b was seen: it must count how many different tokens b"
-        " was seen after"
-    )
-    mistakes = {
-        raw: with_lower(frequency),
-        raw + " (and all places count, the first too)": with_lower(every),
+    return {
+        RAW: with_lower(c.sum(0) / c.sum()),
+        RAW + " (and all places count, the first too)": with_lower(every),
         "P_c is uniform: it must be N₊(· b) / N₊(··)": with_lower(uniform),
-        "P_c(b) counts what follows b: it must count what b follows (columns of the table, not rows)": with_lower(
-            after
-        ),
-        "N₊(a ·) is missing: the probability taken from row a is D for each kind of pair in it": fill(
-            seen / n + D / n * lower
-        ),
+        (
+            "P_c(b) counts what follows b: it must count what b follows (columns of the"
+            " table, not rows)"
+        ): with_lower((c > 0).sum(1) / (c > 0).sum()),
+        (
+            "N₊(a ·) is missing: the probability taken from row a is D for each kind of"
+            " pair in it"
+        ): fill(seen / n + D / n * lower),
         "N₊(a ·) counts kinds, not occurrences: how many different b follow a": fill(
             seen / n + D * total / n * lower
         ),
@@ -260,29 +303,20 @@ def kneser_ney_bigram(answer):
             fill((c - D) / n + D * kinds / n * lower)
         ),
         "rows of tokens that nothing followed are not P_c": torch.where(
-            total > 0, seen / n + D * kinds / n * lower, torch.zeros(V, V).double()
+            total > 0, rows, torch.zeros(V, V).double()
         ),
-        "rows of tokens that nothing followed must be P_c, not uniform": fill(
-            seen / n + D * kinds / n * lower, uniform
+        "rows of tokens that nothing followed must be P_c, not uniform": (
+            fill(rows, uniform)
         ),
-        "c(a) counts the last token too, which nothing follows: take the sums of the rows of pairs": torch.where(
-            last > 0,
-            seen / last.clamp(min=1) + D * kinds / last.clamp(min=1) * lower,
-            lower.expand(V, V),
-        ),
+        (
+            "c(a) counts the last token too, which nothing follows: take the sums of"
+            " the rows of pairs"
+        ): torch.where(last > 0, rows_last, lower.expand(V, V)),
         "P is the other way round: P[a, b] is b after a, so each row must sum to 1": (
-            with_lower(lower).T
+            fill(rows).T
         ),
         "the discount is not the argument D": lambda: reference(tokens, V, 0.75),
     }
-    diagnose(got, right=reference(tokens, V, D), mistakes=mistakes, what=what)
-    if not close(got.double().sum(1), torch.ones(V).double()):
-        raise Mistake("each row must sum to 1")
-    if not close(answer(tokens[:20], 7, 0.3), reference(tokens[:20], 7, 0.3)):
-        raise Mistake(
-            "right for vocab_size=9 and discount=0.6, wrong for 7 and 0.3: take both"
-            " from the arguments"
-        )
 
 
 @check.exercise(
@@ -310,7 +344,10 @@ def kneser_ney_bigram(answer):
 )
 def strided_losses(answer):
     """The loss of every token of a text longer than the context, each counted once."""
-    model, tokens, context, stride = tiny_model(), torch.randint(13, (21,)), 6, 4
+    model = tiny_model()
+    tokens = torch.randint(13, (21,))
+    context = 6
+    stride = 4
     reading = Reader(model, context)
     got = answer(reading, tokens, context, stride)
     expect(got, kind=Tensor, what="strided_losses(…)")
@@ -327,32 +364,7 @@ def strided_losses(answer):
         )
     expect(got, shape=(20,), dtype=torch.float32, what="strided_losses(…)")
     got = got.detach()
-    starts = lambda rule: losses_from(model, tokens, [rule(t) for t in range(1, 21)])  # noqa: E731
-    k = lambda t, first: stride * max(0, math.ceil((t - first) / stride))  # noqa: E731
-    # of each token under the logits at its own place
-    own = nll_of(model(tokens[None]), tokens[None])[0].detach()
-    mistakes = {
-        "your windows move by context, not by stride: they do not overlap": starts(
-            lambda t: (t - 1) // context * context
-        ),
-        "your windows move by 1, not by stride": starts(lambda t: max(0, t - context)),
-        "a window of context tokens predicts context tokens: its last logits speak about the token after it": starts(
-            lambda t: k(t, context - 1)
-        ),
-        "where two windows overlap keep the loss of the earlier one, which had more context": starts(
-            lambda t: min((t - 1) // stride, needed - 1) * stride
-        ),
-        "the whole text went through the model at once: it may read context tokens at a time": starts(
-            lambda t: 0
-        ),
-        "there is no shift: the logits at t speak about token t + 1": own[1:],
-        "the losses are in bits: nats are asked": lambda: (
-            language_model.token_losses(model, tokens, context, stride) / math.log(2)
-        ),
-        "the sign is wrong: a loss is minus a log probability": lambda: (
-            -language_model.token_losses(model, tokens, context, stride)
-        ),
-    }
+    mistakes = _wrong_windows(model, tokens, context, stride, needed)
     right = language_model.token_losses(model, tokens, context, stride)
     diagnose(got, right=right, mistakes=mistakes, tol=1e-4, what="strided_losses(…)")
     if reading.windows > needed:
@@ -369,3 +381,44 @@ def strided_losses(answer):
                 f"right for 21 tokens, context 6 and stride 4; wrong for {n} tokens,"
                 f" context {c} and stride {s}"
             )
+
+
+def _wrong_windows(
+    model, tokens: Tensor, context: int, stride: int, windows: int
+) -> dict:
+    """The losses that usual mistakes give."""
+
+    def starts(rule) -> Tensor:
+        """Losses of tokens 1 … 20, each with the window that begins at rule(token)."""
+        return losses_from(model, tokens, [rule(t) for t in range(1, 21)])
+
+    def k(t: int, first: int) -> int:
+        return stride * max(0, math.ceil((t - first) / stride))
+
+    # of each token under the logits at its own place
+    own = nll_of(model(tokens[None]), tokens[None])[0].detach()
+    return {
+        "your windows move by context, not by stride: they do not overlap": starts(
+            lambda t: (t - 1) // context * context
+        ),
+        "your windows move by 1, not by stride": starts(lambda t: max(0, t - context)),
+        (
+            "a window of context tokens predicts context tokens: its last logits speak"
+            " about the token after it"
+        ): starts(lambda t: k(t, context - 1)),
+        (
+            "where two windows overlap keep the loss of the earlier one, which had more"
+            " context"
+        ): starts(lambda t: min((t - 1) // stride, windows - 1) * stride),
+        (
+            "the whole text went through the model at once: it may read context tokens"
+            " at a time"
+        ): starts(lambda t: 0),
+        "there is no shift: the logits at t speak about token t + 1": own[1:],
+        "the losses are in bits: nats are asked": lambda: (
+            language_model.token_losses(model, tokens, context, stride) / math.log(2)
+        ),
+        "the sign is wrong: a loss is minus a log probability": lambda: (
+            -language_model.token_losses(model, tokens, context, stride)
+        ),
+    }
