@@ -12,8 +12,9 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Case:
-    """`ours` and `theirs` do the same work on the same data; each call is one
-    measurement.
+    """Two sides that do the same work on the same data.
+
+    Each call of `ours` or `theirs` is one measurement.
 
     Args:
         rounds: how often each is called, in turn.
@@ -32,48 +33,55 @@ class Case:
 
     def memory(self) -> tuple[int, int] | None:
         """`step_bytes` of ours and of theirs; takes a step with each."""
-        return self.models and (
-            step_bytes(self.models[0], self.ours),
-            step_bytes(self.models[1], self.theirs),
-        )
+        if self.models is None:
+            return None
+        our_model, their_model = self.models
+        return step_bytes(our_model, self.ours), step_bytes(their_model, self.theirs)
 
 
 def alternate(
     ours: Callable, theirs: Callable, rounds: int
 ) -> tuple[list[float], list[float]]:
-    """Seconds of each call of ours and of theirs, after one call of each that is not
-    counted.
+    """Seconds of each call of ours and of theirs, in turn.
+
+    One call of each comes before, and is not counted.
     """
-    ours(), theirs()  # allocators, caches, lazy imports
-    spent: tuple[list[float], list[float]] = ([], [])
+    # the first calls fill allocators and caches, and import what is imported late
+    ours()
+    theirs()
+    our_times: list[float] = []
+    their_times: list[float] = []
     for i in range(rounds):
-        for call, times in ((ours, spent[0]), (theirs, spent[1]))[
-            :: 1 if i % 2 else -1
-        ]:
+        order = [(theirs, their_times), (ours, our_times)]
+        if i % 2:  # who comes first changes from round to round
+            order.reverse()
+        for call, times in order:
             started = time.perf_counter()
             call()
             times.append(time.perf_counter() - started)
-    return spent
+    return our_times, their_times
 
 
 def step_bytes(model: nn.Module, step: Callable[[], object]) -> int:
-    """Bytes that a training step with AdamW holds: weights, what forward keeps for
-    backward, gradients, two moments.
+    """Bytes that a training step with AdamW holds.
+
+    Weights, what forward keeps for backward, gradients, and two moments.
 
     Counted, not measured: each storage once, so that it is the same in every run.
     """
-    kept = {
-        t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
-        for t in (*model.parameters(), *model.buffers())
-    }
+    kept: dict[int, int] = {}  # the storage's address → its bytes
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         kept.setdefault(storage.data_ptr(), storage.nbytes())
         return tensor
 
+    for tensor in (*model.parameters(), *model.buffers()):
+        pack(tensor)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         step()
-    return sum(kept.values()) + 3 * sum(
-        p.numel() * p.element_size() for p in model.parameters() if p.requires_grad
-    )
+    trained = 0
+    for p in model.parameters():
+        if p.requires_grad:
+            trained += p.numel() * p.element_size()
+    return sum(kept.values()) + 3 * trained

@@ -1,5 +1,6 @@
-"""The model beside transformers': a forward pass, a training step and generation, with
-the same weights and shapes.
+"""The model beside transformers': a forward pass, a training step, generation.
+
+Both have the same weights and shapes.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ SHAPE = LlamaConfig(
 
 
 def twins(config: LlamaConfig = SHAPE):
-    """The same weights in our Llama and in transformers' (with its fused attention, its
-    default).
+    """The same weights in our Llama and in transformers'.
+
+    Theirs runs with its fused attention, which is its default.
     """
     from transformers import LlamaConfig as HFConfig
     from transformers import LlamaForCausalLM
@@ -59,9 +61,8 @@ def training_step(batch: int = 4, seq: int = 128, config: LlamaConfig = SHAPE) -
     """Forward, loss, backward and an AdamW step; returns the loss."""
     ours, theirs = twins(config)
     ids = torch.randint(0, config.vocab_size, (batch, seq))
-    optimizers = [
-        torch.optim.AdamW(model.parameters(), lr=1e-3) for model in (ours, theirs)
-    ]
+    our_optimizer = torch.optim.AdamW(ours.parameters(), lr=1e-3)
+    their_optimizer = torch.optim.AdamW(theirs.parameters(), lr=1e-3)
 
     def step(loss, optimizer):
         optimizer.zero_grad()
@@ -71,12 +72,12 @@ def training_step(batch: int = 4, seq: int = 128, config: LlamaConfig = SHAPE) -
 
     def mine():
         targets = F.pad(ids[:, 1:], (0, 1), value=-100)  # the last position has none
-        return step(
-            F.cross_entropy(ours(ids).flatten(0, 1), targets.flatten()), optimizers[0]
-        )
+        loss = F.cross_entropy(ours(ids).flatten(0, 1), targets.flatten())
+        return step(loss, our_optimizer)
 
     def library():
-        return step(theirs(ids, labels=ids, use_cache=False).loss, optimizers[1])
+        loss = theirs(ids, labels=ids, use_cache=False).loss
+        return step(loss, their_optimizer)
 
     return Case("Llama training step (transformers)", mine, library)
 
@@ -86,7 +87,8 @@ def generation(
 ) -> Case:
     """Greedy decoding with a cache; both return the same tokens."""
     ours, theirs = twins(config)
-    ours.eval(), theirs.eval()
+    ours.eval()
+    theirs.eval()
     ids = torch.randint(0, config.vocab_size, (batch, prompt))
     mask = torch.ones_like(ids)
 
@@ -103,12 +105,8 @@ def generation(
             pad_token_id=0,
         )
 
-    return Case(
-        f"greedy generation, {batch} × {new} tokens (transformers' generate)",
-        mine,
-        library,
-        rounds=9,
-    )
+    name = f"greedy generation, {batch} × {new} tokens (transformers' generate)"
+    return Case(name, mine, library, rounds=9)
 
 
 def batched_generation() -> Case:

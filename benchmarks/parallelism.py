@@ -1,5 +1,6 @@
-"""Training steps on two real processes against torch's engines, and how long four
-processes take to start.
+"""Training steps on two real processes against torch's engines.
+
+And how long four processes take to start.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ def _spawn() -> None:
 
 
 def start_up() -> Case:
-    """Imports are the difference: a forked rank has them already, a spawned one imports
+    """How long processes take to start, forked and spawned.
+
+    Imports are the difference: a forked rank has them already, a spawned one imports
     torch anew.
     """
     return Case(
@@ -66,10 +69,9 @@ def _model() -> Llama:
 
 
 def _data(rank: int = 0, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
-    x = torch.randint(
-        SHAPE.vocab_size, (batch, 129), generator=torch.Generator().manual_seed(rank)
-    )
-    return x[:, :-1].contiguous(), x[:, 1:].contiguous()
+    dice = torch.Generator().manual_seed(rank)
+    tokens = torch.randint(SHAPE.vocab_size, (batch, 129), generator=dice)
+    return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
 
 def _adamw(parameters) -> tuple[Callable, Callable]:
@@ -102,9 +104,8 @@ def data_parallel() -> Case:
         model = torch.nn.parallel.DistributedDataParallel(_model())
         return _step(model, _data(comm.rank), *_adamw(model.parameters()))
 
-    return Case(
-        "data parallel step, 2 ranks (DistributedDataParallel)", ours, theirs, ranks=2
-    )
+    name = "data parallel step, 2 ranks (DistributedDataParallel)"
+    return Case(name, ours, theirs, ranks=2)
 
 
 def fully_sharded() -> Case:
@@ -127,8 +128,9 @@ def fully_sharded() -> Case:
 
 
 def tensor_parallel() -> Case:
-    """Column and row cuts of every block, ours and as DTensors. The head is whole in
-    theirs, ours gathers its logits.
+    """Column and row cuts of every block, ours and as DTensors.
+
+    The head is whole in theirs; ours gathers its logits.
     """
 
     def ours(comm):
@@ -143,32 +145,29 @@ def tensor_parallel() -> Case:
             parallelize_module,
         )
 
-        model, mesh = _model(), init_device_mesh("cpu", (comm.size,))
-        columns = {
-            name: ColwiseParallel()
-            for name in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
+        model = _model()
+        mesh = init_device_mesh("cpu", (comm.size,))
+        cuts = {
+            "self_attn.q_proj": ColwiseParallel(),
+            "self_attn.k_proj": ColwiseParallel(),
+            "self_attn.v_proj": ColwiseParallel(),
+            "self_attn.o_proj": RowwiseParallel(),
+            "mlp.gate_proj": ColwiseParallel(),
+            "mlp.up_proj": ColwiseParallel(),
+            "mlp.down_proj": RowwiseParallel(),
         }
-        kinds = columns | {name: RowwiseParallel() for name in ("o_proj", "down_proj")}
         for block in model.model.layers:
-            plan = {
-                name: kinds[leaf]
-                for name, _ in block.named_modules()
-                if (leaf := name.split(".")[-1]) in kinds
-            }
-            parallelize_module(block, mesh, plan)
+            parallelize_module(block, mesh, cuts)
         return _step(model, _data(), *_adamw(model.parameters()))
 
-    return Case(
-        "tensor parallel step, 2 ranks (`parallelize_module`)", ours, theirs, ranks=2
-    )
+    name = "tensor parallel step, 2 ranks (`parallelize_module`)"
+    return Case(name, ours, theirs, ranks=2)
 
 
 def pipeline() -> Case:
-    """1F1B over two stages and four microbatches, ours and
-    torch.distributed.pipelining's.
-    """
-    # theirs does not know tied weights
-    microbatches, config = 4, replace(SHAPE, tie_word_embeddings=False)
+    """1F1B over two stages and four microbatches, ours and torch's."""
+    microbatches = 4
+    config = replace(SHAPE, tie_word_embeddings=False)  # theirs cannot tie weights
 
     def stage_of(comm):
         torch.manual_seed(0)
@@ -176,46 +175,38 @@ def pipeline() -> Case:
 
     def ours(comm):
         pipe = Pipeline(stage_of(comm), comm)
-        update, forget = _adamw(pipe.parameters())
-        schedule, (x, y) = (
-            schedules.one_f_one_b(comm.size, microbatches),
-            _data(batch=4),
-        )
+        update, zero_grad = _adamw(pipe.parameters())
+        schedule = schedules.one_f_one_b(comm.size, microbatches)
+        x, y = _data(batch=4)
         data = list(zip(x.chunk(microbatches), y.chunk(microbatches), strict=True))
 
         def step() -> None:
             pipe.step(schedule, data)
-            update(), forget()
+            update()
+            zero_grad()
 
         return step
 
     def theirs(comm):
         from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 
-        (stage,), (x, y) = stage_of(comm), _data(batch=4)
-        schedule = Schedule1F1B(
-            PipelineStage(stage, comm.rank, comm.size, comm.device),
-            microbatches,
-            loss_fn=loss_of,
-        )
-        update, forget = _adamw(stage.parameters())
+        (stage,) = stage_of(comm)
+        x, y = _data(batch=4)
+        place = PipelineStage(stage, comm.rank, comm.size, comm.device)
+        schedule = Schedule1F1B(place, microbatches, loss_fn=loss_of)
+        update, zero_grad = _adamw(stage.parameters())
+        inputs = [x] if stage.is_first else []
+        targets = {"target": y} if stage.is_last else {}
 
         def step() -> None:
-            schedule.step(
-                *([x] if stage.is_first else []),
-                **({"target": y} if stage.is_last else {}),
-                return_outputs=False,
-            )
-            update(), forget()
+            schedule.step(*inputs, **targets, return_outputs=False)
+            update()
+            zero_grad()
 
         return step
 
-    return Case(
-        "1F1B pipeline step, 2 ranks, 4 microbatches (torch.distributed.pipelining)",
-        ours,
-        theirs,
-        ranks=2,
-    )
+    name = "1F1B pipeline step, 2 ranks, 4 microbatches (torch.distributed.pipelining)"
+    return Case(name, ours, theirs, ranks=2)
 
 
 CASES = (start_up, data_parallel, fully_sharded, tensor_parallel, pipeline)

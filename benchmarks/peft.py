@@ -1,5 +1,6 @@
-"""A training step of each method against peft's: same base, same start, same batch,
-same optimizer, same threads.
+"""A training step of each method against peft's.
+
+Same base, same start, same batch, same optimizer, same threads.
 """
 
 from __future__ import annotations
@@ -21,15 +22,28 @@ SHAPE = dict(
     num_attention_heads=8,
     num_key_value_heads=4,
 )
-# bitsandbytes 0.50.2 decodes rows of 688 in blocks of 64 wrongly on AVX-512; 704 is 11
-# × 64.
+# bitsandbytes 0.50.2 decodes rows of 688 in blocks of 64 wrongly on AVX-512.
+# 704 is 11 × 64.
 QLORA_SHAPE = dict(intermediate_size=704)
-RANK, ALPHA, BATCH, SEQ = 8, 16, 4, 128
+RANK = 8
+ALPHA = 16
+BATCH = 4
+SEQ = 128
+ALL_LINEARS = [
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+]
 
 
 def models(targets: list[str]) -> tuple[torch.nn.Module, torch.nn.Module]:
-    """transformers' Llama twice, once with our adapters and once with peft's; the bases
-    and factors are equal.
+    """transformers' Llama twice, once with our adapters and once with peft's.
+
+    The bases and the factors are equal.
     """
     import peft
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -44,22 +58,36 @@ def models(targets: list[str]) -> tuple[torch.nn.Module, torch.nn.Module]:
     ours = lora.apply(
         base, lora.LoRAConfig(r=RANK, alpha=ALPHA, target_modules=tuple(targets))
     )
-    layers = walk.installed(ours, lora.LoRALinear)
-    with torch.no_grad():
-        for name, p in theirs.named_parameters():
-            if "lora_" in name:
-                place, which, adapter, _ = name.removeprefix(
-                    "base_model.model."
-                ).rsplit(".", 3)
-                getattr(layers[place], which)[adapter].copy_(p)
+    copy_factors(theirs, ours)
     return ours.train(), theirs.train()
+
+
+@torch.no_grad()
+def copy_factors(theirs: torch.nn.Module, ours: torch.nn.Module) -> None:
+    """Give our adapters the values of peft's factors A and B."""
+    layers = walk.installed(ours, lora.LoRALinear)
+    for name, value in theirs.named_parameters():
+        if "lora_" in name:
+            # base_model.model.<place>.lora_A.<adapter>.weight
+            path = name.removeprefix("base_model.model.")
+            place, factor, adapter, _ = path.rsplit(".", 3)
+            getattr(layers[place], factor)[adapter].copy_(value)
+
+
+def random_tokens() -> torch.Tensor:
+    """The batch of every case, [BATCH, SEQ]."""
+    dice = torch.Generator().manual_seed(0)
+    return torch.randint(0, SHAPE["vocab_size"], (BATCH, SEQ), generator=dice)
+
+
+def trained(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """The parameters that get a gradient."""
+    return [p for p in model.parameters() if p.requires_grad]
 
 
 def step_of(model: torch.nn.Module, tokens: torch.Tensor):
     """A training step as a function: forward, backward, AdamW."""
-    optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad], lr=1e-4
-    )
+    optimizer = torch.optim.AdamW(trained(model), lr=1e-4)
 
     def step() -> float:
         # peft gives logits for virtual tokens too
@@ -75,12 +103,9 @@ def step_of(model: torch.nn.Module, tokens: torch.Tensor):
 
 def case(name: str, targets: list[str]) -> Case:
     ours, theirs = models(targets)
-    tokens = torch.randint(
-        0, SHAPE["vocab_size"], (BATCH, SEQ), generator=torch.Generator().manual_seed(0)
-    )
-    return Case(
-        name, step_of(ours, tokens), step_of(theirs, tokens), models=(ours, theirs)
-    )
+    tokens = random_tokens()
+    steps = step_of(ours, tokens), step_of(theirs, tokens)
+    return Case(name, *steps, models=(ours, theirs))
 
 
 def lora_training_step_attention() -> Case:
@@ -88,22 +113,11 @@ def lora_training_step_attention() -> Case:
 
 
 def lora_training_step_all_linear() -> Case:
-    every = [
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "gate_proj",
-        "up_proj",
-        "down_proj",
-    ]
-    return case("LoRA step, all linears (peft)", every)
+    return case("LoRA step, all linears (peft)", ALL_LINEARS)
 
 
 def virtual_token_case(name: str, module, config, their_config) -> Case:
-    """A training step with virtual tokens, ours against peft's, from the same
-    numbers.
-    """
+    """A training step with virtual tokens, ours and peft's, from the same numbers."""
     import peft
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -118,12 +132,9 @@ def virtual_token_case(name: str, module, config, their_config) -> Case:
         for n, t in encoder.state_dict().items()
     }
     theirs.prompt_encoder["default"].load_state_dict(state)
-    tokens = torch.randint(
-        0, SHAPE["vocab_size"], (BATCH, SEQ), generator=torch.Generator().manual_seed(0)
-    )
-    return Case(
-        name, step_of(ours, tokens), step_of(theirs, tokens), models=(ours, theirs)
-    )
+    tokens = random_tokens()
+    steps = step_of(ours, tokens), step_of(theirs, tokens)
+    return Case(name, *steps, models=(ours, theirs))
 
 
 def prompt_tuning_step() -> Case:
@@ -203,20 +214,17 @@ def adalora_step() -> Case:
     )
     theirs = peft.get_peft_model(copy.deepcopy(base), theirs)
     ours = adalora.apply(base, adalora.AdaLoRAConfig(**shared, alpha=16))
-    layers, allocator = adalora.layers_of(ours), budget.RankAllocator(ours)
+    layers = adalora.layers_of(ours)
+    allocator = budget.RankAllocator(ours)
     with torch.no_grad():
         for name, p in theirs.named_parameters():
             if "lora_" in name:
                 place, which, _ = name.removeprefix("base_model.model.").rsplit(".", 2)
                 getattr(layers[place], which).copy_(p)
-    tokens = torch.randint(
-        0, SHAPE["vocab_size"], (BATCH, SEQ), generator=torch.Generator().manual_seed(0)
-    )
+    tokens = random_tokens()
 
     def step_with(model, loss_of, allocate):
-        optimizer = torch.optim.AdamW(
-            [p for p in model.parameters() if p.requires_grad], lr=1e-4
-        )
+        optimizer = torch.optim.AdamW(trained(model), lr=1e-4)
         time = iter(range(100_000))
 
         def step() -> float:
@@ -229,7 +237,9 @@ def adalora_step() -> Case:
 
         return step
 
-    mine = lambda: ours(tokens, labels=tokens).loss + adalora.regularizer(ours)  # noqa: E731
+    def mine():
+        return ours(tokens, labels=tokens).loss + adalora.regularizer(ours)
+
     return Case(
         "AdaLoRA step, q and v (peft)",
         step_with(ours.train(), mine, allocator.step),
@@ -243,8 +253,9 @@ def adalora_step() -> Case:
 
 
 def qlora_step() -> Case:
-    """NF4 with double quantisation under LoRA on all linears, in fp32, against peft on
-    bitsandbytes.
+    """NF4 with double quantisation under LoRA on all linears, in fp32.
+
+    Against peft on bitsandbytes.
     """
     import bitsandbytes as bnb
     import peft
@@ -275,17 +286,8 @@ def qlora_step() -> Case:
     )
     theirs = peft.get_peft_model(four, config)
     ours = qlora.apply(base, qlora.QLoRAConfig(r=RANK, alpha=ALPHA, keep_base=False))
-    layers = walk.installed(ours, lora.LoRALinear)
-    with torch.no_grad():
-        for name, p in theirs.named_parameters():
-            if "lora_" in name:
-                place, which, adapter, _ = name.removeprefix(
-                    "base_model.model."
-                ).rsplit(".", 3)
-                getattr(layers[place], which)[adapter].copy_(p)
-    tokens = torch.randint(
-        0, SHAPE["vocab_size"], (BATCH, SEQ), generator=torch.Generator().manual_seed(0)
-    )
+    copy_factors(theirs, ours)
+    tokens = random_tokens()
     return Case(
         "QLoRA step, all linears (peft on bitsandbytes)",
         step_of(ours.train(), tokens),
@@ -295,9 +297,7 @@ def qlora_step() -> Case:
 
 
 def vector_case(name: str, module, config, their_config) -> Case:
-    """A training step with one vector a layer, ours against peft's, from the same
-    start.
-    """
+    """A training step with one vector per layer, ours and peft's, same start."""
     import peft
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -310,12 +310,9 @@ def vector_case(name: str, module, config, their_config) -> Case:
     theirs = peft.get_peft_model(copy.deepcopy(base), their_config).train()
     ours = module.apply(base, config).train()
     assert walk.trainable(ours) == theirs.get_nb_trainable_parameters()
-    tokens = torch.randint(
-        0, SHAPE["vocab_size"], (BATCH, SEQ), generator=torch.Generator().manual_seed(0)
-    )
-    return Case(
-        name, step_of(ours, tokens), step_of(theirs, tokens), models=(ours, theirs)
-    )
+    tokens = random_tokens()
+    steps = step_of(ours, tokens), step_of(theirs, tokens)
+    return Case(name, *steps, models=(ours, theirs))
 
 
 def ia3_step() -> Case:
@@ -336,17 +333,8 @@ def bitfit_step() -> Case:
 
     from llmlab.peft import bitfit
 
-    every = [
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "gate_proj",
-        "up_proj",
-        "down_proj",
-    ]
-    theirs = peft.BeftConfig(target_modules=every, task_type="CAUSAL_LM")
-    ours = bitfit.BitFitConfig(tuple(every))
+    theirs = peft.BeftConfig(target_modules=ALL_LINEARS, task_type="CAUSAL_LM")
+    ours = bitfit.BitFitConfig(tuple(ALL_LINEARS))
     return vector_case("BitFit step, all linears (peft's BEFT)", bitfit, ours, theirs)
 
 

@@ -23,8 +23,9 @@ MODULES = ("models", "peft", "parallelism")
 
 
 def measure(case: Case) -> tuple[float, float, float]:
-    """(our median seconds, theirs, median of ours / theirs over the rounds). Of several
-    ranks, rank 0's.
+    """(our median seconds, theirs, median of ours / theirs over the rounds).
+
+    Of several ranks, rank 0's.
     """
     if case.ranks:
         from llmlab.parallelism import launch
@@ -43,7 +44,10 @@ def _alternate_on_rank(comm, case: Case):
 def memory(case: Case) -> str:
     """Ours / theirs in MiB, where the case says whose models train."""
     held = case.memory()
-    return f"{held[0] / 2**20:.0f} / {held[1] / 2**20:.0f} MiB" if held else "–"
+    if held is None:
+        return "–"
+    ours, theirs = held
+    return f"{ours / 2**20:.0f} / {theirs / 2**20:.0f} MiB"
 
 
 def machine() -> str:
@@ -55,8 +59,8 @@ def machine() -> str:
     name, _ = cpu.identify()
     return (
         f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, fp32;"
-        f" Python {platform.python_version()}, torch {torch.__version__}, transformers"
-        f" {transformers.__version__}, peft {peft.__version__}"
+        f" Python {platform.python_version()}, torch {torch.__version__},"
+        f" transformers {transformers.__version__}, peft {peft.__version__}"
     )
 
 
@@ -66,10 +70,8 @@ def main() -> int:
         "--only", default="", help="run the cases whose name contains this"
     )
     arguments = parser.parse_args()
-    print(
-        "| what | ours | theirs | ours / theirs | memory, ours / theirs"
-        " |\n|---|---|---|---|---|"
-    )
+    print("| what | ours | theirs | ours / theirs | memory, ours / theirs |")
+    print("|---|---|---|---|---|")
     for module in MODULES:
         for make in importlib.import_module(f"benchmarks.{module}").CASES:
             if arguments.only not in make.__name__:

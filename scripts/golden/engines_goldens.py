@@ -1,5 +1,6 @@
-"""Writes llmlab/parallelism/data/engines.json: the losses of DeepSpeed and
-Megatron-core on the course's small Llama.
+"""Writes llmlab/parallelism/data/engines.json.
+
+It holds the losses of DeepSpeed and Megatron-core on the course's small Llama.
 
     python scripts/golden/engines_goldens.py                                   DeepSpeed
     PYTHONPATH=<where pip put megatron-core> python scripts/golden/engines_goldens.py
@@ -21,7 +22,7 @@ import torch
 from llmlab.parallelism import launch
 from llmlab.parallelism.frameworks import engines
 
-FILE = Path(engines.__file__).parent / "data" / "engines.json"
+FILE = Path(engines.__file__).parents[1] / "data" / "engines.json"
 
 
 def main(what: str) -> None:

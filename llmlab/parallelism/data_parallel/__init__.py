@@ -1,4 +1,11 @@
-"""The room `data_parallel`."""
+"""Data parallelism: one replica per rank, averaged gradients.
+
+    data_parallel   buckets, overlap, accumulation, as in PyTorch's DDP
+    replicate       the older `torch.nn.DataParallel`
+    timeline        when each bucket is sent, and what of it stays exposed
+
+Start with `data_parallel`.
+"""
 
 from llmlab.parallelism.data_parallel.data_parallel import (
     MIB,

@@ -1,5 +1,4 @@
-"""Data parallelism as PyTorch's DDP does it: every rank has all weights and its own
-data, and gradients are averaged.
+"""Data parallelism as PyTorch's DDP does it: all weights on every rank, averaged grads.
 
 Li et al. 2020, "PyTorch Distributed: Experiences on Accelerating Data Parallel
 Training", https://arxiv.org/abs/2006.15704.
@@ -10,17 +9,19 @@ Training", https://arxiv.org/abs/2006.15704.
 What makes it fast, and what must be right
 - Buckets (§3.2.2): gradients travel in a few large messages, in the reverse order of
   the parameters.
-- Overlap (§3.2.3): a bucket leaves as soon as its last gradient has come, while
-  backward goes on below.
-- Accumulation (§3.2.4): `no_sync` keeps gradients at home; the last microbatch's
-  backward sends the sum.
-- All ranks send their buckets in one order, or they would wait for each other for ever.
-  A parameter without a gradient sends zeros.
+- Overlap (§3.2.3): a bucket is sent as soon as its last gradient is there, while
+  backward goes on in the layers below.
+- Accumulation (§3.2.4): under `no_sync` gradients are added up locally; the last
+  microbatch's backward sends the sum.
+- All ranks send their buckets in the same order. Otherwise they would wait for each
+  other for ever. A parameter without a gradient sends zeros.
 - The mean over ranks is the mean over tokens only if all have as many: multiply the
   loss *sum* by `token_share`.
 
-    p  ranks      g_r  rank r's gradient      N  target tokens of all ranks and
-                                                 microbatches      Ψ  parameters
+    p    ranks
+    g_r  rank r's gradient
+    N    target tokens of all ranks and microbatches
+    Ψ    parameters
 
 Simplified: buckets are copies (DDP can let gradients be views of them); `finish()` is
 called by hand (DDP queues a callback at the end of backward); a parameter without a
@@ -48,17 +49,12 @@ Microbatch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class DDPConfig:
-    """`bucket_bytes` and `first_bucket_bytes`: PyTorch's defaults. The first is small,
-    so that the wire starts early.
-
-    `find_unused`: parameters may go without a gradient. `overlap`: buckets leave during
-        backward, not after it.
-    """
+    """How gradients are put into buckets. The sizes are PyTorch's defaults."""
 
     bucket_bytes: int = 25 * MIB
-    first_bucket_bytes: int = 1 * MIB
-    find_unused: bool = False
-    overlap: bool = True
+    first_bucket_bytes: int = 1 * MIB  # small, so that sending starts early
+    find_unused: bool = False  # parameters may go without a gradient
+    overlap: bool = True  # buckets are sent during backward, not after it
 
     def __post_init__(self) -> None:
         for name in ("bucket_bytes", "first_bucket_bytes"):
@@ -73,8 +69,9 @@ def plan_buckets(
     kinds: Sequence[Hashable] | None = None,
     order: Sequence[int] | None = None,
 ) -> list[list[int]]:
-    """The numbers of the parameters, bucket by bucket: a bucket is closed as soon as it
-    holds `limit` bytes or more.
+    """The numbers of the parameters, bucket by bucket.
+
+    A bucket is closed as soon as it holds `limit` bytes or more.
 
     Args:
         nbytes: bytes of each parameter.
@@ -82,26 +79,31 @@ def plan_buckets(
         kinds: one bucket holds one kind only, as (dtype, device).
         order: in which gradients are expected; by default the last parameter first.
     """
-    order = range(len(nbytes) - 1, -1, -1) if order is None else order
+    if order is None:
+        order = range(len(nbytes) - 1, -1, -1)
+    if first is None:
+        first = limit
     if sorted(order) != list(range(len(nbytes))):
         raise ValueError(
             f"order={list(order)} must name each of the {len(nbytes)} parameters once"
         )
-    plan, filling, limits = [], {}, {}
+    plan = []
+    open_buckets: dict[Hashable, list[int]] = {}  # one per kind
+    limits: dict[Hashable, int] = {}
     for i in order:
         kind = kinds[i] if kinds else None
-        filling.setdefault(kind, []).append(i)
-        if sum(nbytes[j] for j in filling[kind]) >= limits.setdefault(
-            kind, limit if first is None else first
-        ):
-            plan.append(filling.pop(kind))
-            limits[kind] = limit
-    return plan + list(filling.values())
+        bucket = open_buckets.setdefault(kind, [])
+        bucket.append(i)
+        if sum(nbytes[j] for j in bucket) >= limits.get(kind, first):
+            plan.append(open_buckets.pop(kind))
+            limits[kind] = limit  # from the second bucket on
+    return plan + list(open_buckets.values())
 
 
 class DataParallel(nn.Module):
-    """A module whose gradients become the mean over all ranks: `loss.backward()`, then
-    `finish()`, then the optimizer.
+    """A module whose gradients become the mean over all ranks.
+
+    A step is `loss.backward()`, then `finish()`, then the optimizer's step.
 
     Args:
         module: the same on every rank in its shapes; rank 0's values are sent to all.
@@ -122,10 +124,15 @@ class DataParallel(nn.Module):
         order: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        self.module, self.comm, self.config = module, comm, config or DDPConfig()
-        # a tied weight is named once
-        named = [(n, w) for n, w in module.named_parameters() if w.requires_grad]
-        self.names, self.weights = [n for n, _ in named], [w for _, w in named]
+        self.module = module
+        self.comm = comm
+        self.config = config or DDPConfig()
+        self.names: list[str] = []
+        self.weights: list[nn.Parameter] = []
+        for name, weight in module.named_parameters():  # a tied weight comes once
+            if weight.requires_grad:
+                self.names.append(name)
+                self.weights.append(weight)
         kinds = [(w.dtype, w.device) for w in self.weights]
         sizes = [w.numel() * w.element_size() for w in self.weights]
         self.plan = plan_buckets(
@@ -135,13 +142,17 @@ class DataParallel(nn.Module):
             kinds,
             order,
         )
-        self._bucket_of = {i: b for b, bucket in enumerate(self.plan) for i in bucket}
+        self._bucket_of: dict[int, int] = {}
+        for number, bucket in enumerate(self.plan):
+            for i in bucket:
+                self._bucket_of[i] = number
         broadcast_state(module, comm)
         self._hooks = [
-            w.register_post_accumulate_grad_hook(partial(self._arrive, i))
+            w.register_post_accumulate_grad_hook(partial(self._gradient_arrived, i))
             for i, w in enumerate(self.weights)
         ]
-        self._sync, self.arrived = True, []
+        self._sync = True
+        self.arrived: list[int] = []
         self._reset()
 
     def forward(self, *args, **kwargs):
@@ -150,41 +161,41 @@ class DataParallel(nn.Module):
     @contextmanager
     def no_sync(self) -> Iterator[None]:
         """Backward passes in here add to `.grad` and send nothing."""
-        before, self._sync = self._sync, False
+        before = self._sync
+        self._sync = False
         try:
             yield
         finally:
             self._sync = before
 
     def finish(self) -> None:
-        """Wait for the buckets and put the means into `.grad`. All ranks must call it,
-        after the last microbatch's backward.
+        """Wait for the buckets and put the means into `.grad`.
+
+        All ranks must call it, after the last microbatch's backward.
 
         Raises:
             RuntimeError: a parameter got no gradient, and `find_unused` is off.
         """
-        silent = [name for i, name in enumerate(self.names) if i not in self._here]
+        silent = [n for i, n in enumerate(self.names) if i not in self._ready]
         if silent and not self.config.find_unused:
+            more = " …" if len(silent) > 3 else ""
             raise RuntimeError(
-                "no gradient came for"
-                f" {', '.join(silent[:3])}{' …' if len(silent) > 3 else ''} in the last"
+                f"no gradient came for {', '.join(silent[:3])}{more} in the last"
                 " backward: use DDPConfig(find_unused=True), or let every parameter"
                 " take part in the loss"
             )
         used = [w.grad is not None for w in self.weights]
-        while len(self._under_way) < len(self.plan):
-            self._launch()
-        # one that no rank used keeps its None: Adam must not count a step for it
+        while len(self._in_flight) < len(self.plan):
+            self._send_next()
         if self.config.find_unused:
-            used = self.comm.all_reduce(
-                torch.tensor(used, dtype=torch.int32, device=self.comm.device), "max"
-            ).tolist()
-        for bucket, handle in zip(self.plan, self._under_way, strict=True):
+            # A parameter that no rank used keeps its None: Adam must not count a step.
+            flags = torch.tensor(used, dtype=torch.int32, device=self.comm.device)
+            used = self.comm.all_reduce(flags, "max").tolist()
+        for bucket, handle in zip(self.plan, self._in_flight, strict=True):
             means = handle.wait().split([self.weights[i].numel() for i in bucket])
             for i, mean in zip(bucket, means, strict=True):
-                self.weights[i].grad = (
-                    mean.view_as(self.weights[i]) if used[i] else None
-                )
+                weight = self.weights[i]
+                weight.grad = mean.view_as(weight) if used[i] else None
         self._reset()
 
     def remove(self) -> None:
@@ -193,40 +204,46 @@ class DataParallel(nn.Module):
             hook.remove()
 
     def _reset(self) -> None:
-        self._here, self._under_way = set(), []
-        self._missing = [len(bucket) for bucket in self.plan]
+        self._ready: set[int] = set()  # parameters whose gradient is there
+        self._in_flight: list = []  # one handle per bucket that was sent
+        self._missing = [len(bucket) for bucket in self.plan]  # gradients per bucket
 
-    def _arrive(self, i: int, weight: Tensor) -> None:
+    def _gradient_arrived(self, i: int, weight: Tensor) -> None:
         """Autograd has just added to the gradient of parameter i."""
         if not self._sync:
             return
-        if i in self._here:
+        if i in self._ready:
             raise RuntimeError(
                 f"{self.names[i]} got a second gradient: call finish(), or use"
                 " no_sync() for all but the last"
             )
-        self.arrived = [*self.arrived, i] if self._here else [i]
-        self._here.add(i)
+        if not self._ready:  # the first gradient of a new backward pass
+            self.arrived = []
+        self.arrived.append(i)
+        self._ready.add(i)
         self._missing[self._bucket_of[i]] -= 1
-        while self.config.overlap and self._next_is_full():
-            self._launch()
+        if self.config.overlap:
+            while self._next_is_full():
+                self._send_next()
 
     def _next_is_full(self) -> bool:
-        following = len(self._under_way)
+        """Whether all gradients of the next bucket in the plan are there."""
+        following = len(self._in_flight)
         return following < len(self.plan) and self._missing[following] == 0
 
-    def _launch(self) -> None:
-        """Send the next bucket of the plan, never another: the order is the same on
+    def _send_next(self) -> None:
+        """Send the next bucket of the plan.
+
+        It is never another one that is full already: the order must be the same on
         every rank.
         """
-        bucket = [self.weights[i] for i in self.plan[len(self._under_way)]]
-        flat = torch.cat(
-            [
-                (torch.zeros_like(w) if w.grad is None else w.grad).flatten()
-                for w in bucket
-            ]
-        )
-        self._under_way.append(self.comm.all_reduce(flat, "mean", async_op=True))
+        gradients = []
+        for i in self.plan[len(self._in_flight)]:
+            weight = self.weights[i]
+            grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+            gradients.append(grad.flatten())
+        flat = torch.cat(gradients)
+        self._in_flight.append(self.comm.all_reduce(flat, "mean", async_op=True))
 
 
 @torch.no_grad()
@@ -235,21 +252,19 @@ def broadcast_state(
 ) -> None:
     """Parameters and buffers of rank `src` on every rank, in a few large messages."""
     state = [*module.parameters(), *module.buffers()]
-    sizes, kinds = (
-        [t.numel() * t.element_size() for t in state],
-        [(t.dtype, t.device) for t in state],
-    )
+    sizes = [t.numel() * t.element_size() for t in state]
+    kinds = [(t.dtype, t.device) for t in state]
     for bucket in plan_buckets(sizes, limit, kinds=kinds):
         flat = comm.broadcast(torch.cat([state[i].flatten() for i in bucket]), src)
-        for i, values in zip(
-            bucket, flat.split([state[i].numel() for i in bucket]), strict=True
-        ):
+        pieces = flat.split([state[i].numel() for i in bucket])
+        for i, values in zip(bucket, pieces, strict=True):
             state[i].copy_(values.view_as(state[i]))
 
 
 def token_share(tokens: int, comm: Communicator) -> float:
-    """p / N: what to multiply a *sum* of token losses by, so that the mean over ranks
-    of its gradient is the mean over tokens.
+    """p / N, the factor for a *sum* of token losses.
+
+    With it the mean over ranks of the gradient is the mean over tokens.
 
     Args:
         tokens: target tokens of this rank, of all its microbatches.
@@ -270,18 +285,17 @@ def train_step(
     microbatches: Sequence[Microbatch],
     max_norm: float | None = None,
 ) -> float:
-    """One optimizer step on all ranks' microbatches; returns the mean loss a token over
-    all of them.
+    """One optimizer step on all ranks' microbatches; returns the mean loss per token.
 
     Gradients travel in the last microbatch's backward only. The norm is clipped after
-    they have: then it is the norm of the whole batch's gradient, the same on every
-    rank.
+    that: then it is the norm of the whole batch's gradient, the same on every rank.
     """
     comm = model.comm
     share = token_share(sum(int((y != -100).sum()) for _, y in microbatches), comm)
     total = torch.zeros((), dtype=torch.float64, device=comm.device)
     for k, (x, y) in enumerate(microbatches):
-        with nullcontext() if k == len(microbatches) - 1 else model.no_sync():
+        is_last = k == len(microbatches) - 1
+        with nullcontext() if is_last else model.no_sync():
             loss = F.cross_entropy(model(x).flatten(0, 1), y.flatten(), reduction="sum")
             (loss * share).backward()
         total += loss.detach()

@@ -1,5 +1,6 @@
-"""The older way, `torch.nn.DataParallel`: one rank owns model and batch, and in each
-step lends copies of both to the others.
+"""The older way, `torch.nn.DataParallel`: one rank owns the model and the batch.
+
+In each step it sends copies of both to the others.
 
     replicate   the weights, to everybody            Ψ numbers to each of p − 1 ranks
     scatter     the batch, a piece to each
@@ -31,37 +32,35 @@ def replicate_step(
     y: Tensor | None,
     loss_of: Callable[[Tensor, Tensor], Tensor],
 ) -> float | None:
-    """Gradients of `loss_of(model(x), y)` in the owner's `.grad`; returns the loss on
-    the owner, None elsewhere.
+    """Gradients of `loss_of(model(x), y)` in the owner's `.grad`.
+
+    Returns the loss on the owner, None elsewhere.
 
     Args:
         model: the same shapes on every rank; the others' values are overwritten by the
             owner's.
         x, y: the whole batch on the owner (at least p rows), None elsewhere.
     """
-    owner = comm.rank == 0
+    is_owner = comm.rank == 0
     replicate(model, comm)
-    mine = comm.scatter(
-        [part.contiguous() for part in x.tensor_split(comm.size)] if owner else None
-    )
-    output = model(mine)
+    pieces = _pieces(x, comm.size) if is_owner else None
+    output = model(comm.scatter(pieces))
     outputs = _collect(comm, output.detach())
-    if owner:
+
+    output_grads = None
+    if is_owner:
         outputs.requires_grad_()
         loss = loss_of(outputs, y)
         loss.backward()
-    slopes = (
-        [g.contiguous() for g in outputs.grad.tensor_split(comm.size)]
-        if owner
-        else None
-    )
-    output.backward(comm.scatter(slopes))
+        output_grads = _pieces(outputs.grad, comm.size)
+    output.backward(comm.scatter(output_grads))
+
     for w in model.parameters():
         if w.requires_grad:
-            # a sum: the loss was taken over the whole batch
+            # A sum, not a mean: the loss was taken over the whole batch.
             total = comm.reduce(w.grad)
-            w.grad = total if owner else None
-    return loss.item() if owner else None
+            w.grad = total if is_owner else None
+    return loss.item() if is_owner else None
 
 
 @torch.no_grad()
@@ -71,11 +70,17 @@ def replicate(model: nn.Module, comm: Communicator) -> None:
         w.copy_(comm.broadcast(w))
 
 
+def _pieces(batch: Tensor, p: int) -> list[Tensor]:
+    """p pieces along the batch; they may differ by one row."""
+    return [piece.contiguous() for piece in batch.tensor_split(p)]
+
+
 def _collect(comm: Communicator, output: Tensor) -> Tensor | None:
-    """All outputs on the owner, joined along the batch, whose pieces may differ by one
-    row.
-    """
-    if comm.rank:
+    """All outputs on the owner, joined along the batch; None elsewhere."""
+    if comm.rank != 0:
         comm.send(output, 0)
         return None
-    return torch.cat([output, *(comm.recv(r) for r in range(1, comm.size))])
+    outputs = [output]
+    for rank in range(1, comm.size):
+        outputs.append(comm.recv(rank))
+    return torch.cat(outputs)

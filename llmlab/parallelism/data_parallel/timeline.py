@@ -77,7 +77,10 @@ def timeline(
 
 def exposed(spans: Sequence[Span]) -> float:
     """Seconds in which the rank waits for the wire, after its backward is done."""
-    last = lambda lane: max((s.end for s in spans if s.lane == lane), default=0.0)  # noqa: E731
+
+    def last(lane):
+        return max((s.end for s in spans if s.lane == lane), default=0.0)
+
     return max(0.0, last("all-reduce") - last("backward"))
 
 
@@ -92,7 +95,10 @@ def keep_time(
     Returns:
         The hooks, to be removed.
     """
-    tick = lambda name, weight: comm.work(seconds[name], name)  # noqa: E731
+
+    def tick(name, weight):
+        return comm.work(seconds[name], name)
+
     return [
         w.register_post_accumulate_grad_hook(partial(tick, name))
         for name, w in module.named_parameters()

@@ -1,7 +1,11 @@
-"""The room `frameworks`."""
+"""The engines that people use, and how a training run survives a dead rank.
+
+    engines   one small Llama trained by each engine, with equal losses
+    elastic   checkpoints, restarts, and how often to save
+
+Start with `engines`.
+"""
 
 from llmlab.parallelism.frameworks.engines import loss_of
 
-__all__ = [
-    "loss_of",
-]
+__all__ = ["loss_of"]

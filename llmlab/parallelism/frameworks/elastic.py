@@ -1,17 +1,16 @@
-"""Surviving a dead rank: checkpoints that are whole or not there, and a supervisor that
-starts again from the last one.
+"""Surviving a dead rank: complete checkpoints, and a supervisor that starts again.
 
-    a rank dies      the others hang in their next collective, or fail there
-    the launcher     notices, kills the rest, starts all ranks again
-                     `supervise`, torchrun --max-restarts
-    each rank        reads the newest checkpoint and goes on from its step
-                     `newest`, `load`
+    a rank dies    the others hang in their next collective, or fail there
+    the launcher   notices, kills the rest and starts all ranks again (`supervise`,
+                   torchrun --max-restarts)
+    each rank      reads the newest checkpoint and goes on from its step (`newest`,
+                   `load`)
 
 A run with k steps between checkpoints loses k/2 steps on average for each failure.
 Nothing else is lost if a step depends only on its number, the weights and the
 optimizer: data must be drawn by step, not by "where the loader happens to be". A
-checkpoint is written under another name and renamed when it is complete: who dies while
-writing leaves a file that nobody reads, and that the next `save` removes.
+checkpoint is written under another name and renamed when it is complete. A rank that
+dies while it writes leaves a file that nobody reads and that the next `save` removes.
 """
 
 from __future__ import annotations
@@ -33,8 +32,9 @@ def save(
     optimizer: torch.optim.Optimizer,
     keep: int = 2,
 ) -> Path:
-    """Write the state after `step` steps; the newest `keep` checkpoints stay. One rank
-    calls it.
+    """Write the state after `step` steps; the newest `keep` checkpoints stay.
+
+    One rank calls it.
 
     Raises:
         ValueError: `keep` is below 1.
@@ -46,27 +46,21 @@ def save(
         )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    target, unfinished = (
-        folder / f"step-{step:08}.pt",
-        folder / f".step-{step:08}.{os.getpid()}",
-    )
-    torch.save(
-        {
-            "step": step,
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-        },
-        unfinished,
-    )
+    target = folder / f"step-{step:08}.pt"
+    unfinished = folder / f".step-{step:08}.{os.getpid()}"
+    state = {
+        "step": step,
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+    }
+    torch.save(state, unfinished)
     with open(unfinished, "rb") as file:
         # or the new name may reach the disk before the bytes do
         os.fsync(file.fileno())
     os.replace(unfinished, target)  # at once, on one file system
-    left_by_the_dead, too_old = (
-        folder.glob(".step-*"),
-        sorted(folder.glob("step-*.pt"))[:-keep],
-    )
-    for file in [*left_by_the_dead, *too_old]:
+    never_completed = folder.glob(".step-*")
+    too_old = sorted(folder.glob("step-*.pt"))[:-keep]
+    for file in [*never_completed, *too_old]:
         file.unlink()
     return target
 
@@ -77,8 +71,10 @@ def newest(folder: Path | str) -> Path | None:
 
 
 def load(folder: Path | str, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Take up the newest checkpoint; returns the number of steps that are done, 0 if
-    there is none. Every rank calls it.
+    """Take up the newest checkpoint. Every rank calls it.
+
+    Returns:
+        the number of steps that are done; 0 if there is no checkpoint.
     """
     file = newest(folder)
     if file is None:
@@ -92,8 +88,7 @@ def load(folder: Path | str, model: nn.Module, optimizer: torch.optim.Optimizer)
 def supervise(
     fn: Callable, n: int, *args, restarts: int = 3, timeout: float = 60.0
 ) -> tuple[list, list[RankFailed]]:
-    """`launch`, again after each failure: what `torchrun --max-restarts` does, in a
-    notebook.
+    """`launch`, again after each failure, as `torchrun --max-restarts` does.
 
     Returns:
         the ranks' results, and the failures on the way.
@@ -118,8 +113,9 @@ def lost_share(
     mean_time_between_failures: float,
     restart: float = 0.0,
 ) -> float:
-    """The share of time that checkpoints and failures cost, all in seconds:
-    writing/every + (every/2 + restart)/MTBF.
+    """The share of time that checkpoints and failures cost.
+
+        writing/every + (every/2 + restart)/MTBF        all in seconds
 
     It is smallest at every = sqrt(2 · writing · MTBF) (Young 1974,
     https://doi.org/10.1145/361147.361115).

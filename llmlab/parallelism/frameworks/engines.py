@@ -1,20 +1,17 @@
-"""The same small Llama, the same data, trained by each engine that people use: the
-losses must be the same.
+"""One small Llama, the same data, trained by each engine that people use.
 
-Every function below is a rank function `fn(comm)` and returns the losses of `STEPS`
-steps of AdamW. Read two of them side by side to see what an engine asks of you; what
-differs is a few lines:
+The losses must be the same. Every function below is a rank function `fn(comm)` and
+returns the losses of `STEPS` steps of AdamW. Read two of them side by side to see what
+an engine asks of you; what differs is a few lines:
 
-    plain              one process                                   the reference
-    ddp                torch DistributedDataParallel                 a replica a rank
-    fsdp2              torch fully_shard                             parameters sharded,
-                       gathered block by block
-    dtensor            torch parallelize_module                      Megatron's column
-                       and row cuts as DTensors
-    pipelining         torch.distributed.pipelining                  1F1B over stages
-    deepspeed          DeepSpeed ZeRO 1, 2, 3
-    deepspeed_pipeline DeepSpeed PipelineModule
-    megatron           Megatron-core's ColumnParallelLinear and RowParallelLinear
+    plain                one process: the reference
+    ddp                  torch DistributedDataParallel: one replica per rank
+    fsdp2                torch fully_shard: sharded weights, gathered block by block
+    dtensor              torch parallelize_module: Megatron's cuts as DTensors
+    pipelining           torch.distributed.pipelining: 1F1B over stages
+    deepspeed            DeepSpeed ZeRO 1, 2, 3
+    deepspeed_pipeline   DeepSpeed PipelineModule
+    megatron             Megatron-core's ColumnParallelLinear and RowParallelLinear
 
 DeepSpeed takes half a minute to import and start, and Megatron-core needs an
 environment of its own: what they gave is recorded in `data/engines.json` with the
@@ -40,7 +37,12 @@ from llmlab.parallelism.runtime import Communicator
 CONFIG = LlamaConfig(
     96, 64, 160, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2
 )
-STEPS, BATCH, LENGTH, MICROBATCHES = 4, 8, 24, 4
+STEPS = 4
+BATCH = 8  # sequences
+LENGTH = 24  # tokens per sequence
+MICROBATCHES = 4
+COLUMN_PARALLEL = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
+ROW_PARALLEL = ("o_proj", "down_proj")
 DEEPSPEED = {"gradient_clipping": 0.0, "steps_per_print": 10**9}
 ADAM = {"lr": 2e-3, "betas": (0.9, 0.95), "eps": 1e-6, "weight_decay": 0.01}
 
@@ -52,14 +54,12 @@ def build() -> Llama:
 
 
 def batch(step: int) -> tuple[Tensor, Tensor]:
-    """(tokens, targets) of a step, (8, 24) each. They repeat every other step, so that
-    there is something to learn.
+    """(tokens, targets) of a step, (8, 24) each.
+
+    They repeat every other step, so that there is something to learn.
     """
-    x = torch.randint(
-        CONFIG.vocab_size,
-        (BATCH, LENGTH + 1),
-        generator=torch.Generator().manual_seed(step % 2),
-    )
+    dice = torch.Generator().manual_seed(step % 2)
+    x = torch.randint(CONFIG.vocab_size, (BATCH, LENGTH + 1), generator=dice)
     return x[:, :-1].contiguous(), x[:, 1:].contiguous()
 
 
@@ -89,7 +89,8 @@ def train(
     parameters: Sequence | None = None,
 ) -> list[Tensor]:
     """The loop that PyTorch's engines leave to you."""
-    optimizer, losses = torch.optim.AdamW(parameters or model.parameters(), **ADAM), []
+    optimizer = torch.optim.AdamW(parameters or model.parameters(), **ADAM)
+    losses = []
     for step in range(STEPS):
         x, y = data(step)
         loss = loss_of(model(x), y)
@@ -111,17 +112,13 @@ def plain(comm: Communicator) -> list[float]:
 
 
 def ddp(comm: Communicator) -> list[float]:
-    """DistributedDataParallel: gradients are averaged in buckets while backward
-    runs.
-    """
+    """DistributedDataParallel: gradients are averaged in buckets during backward."""
     model = nn.parallel.DistributedDataParallel(build())
     return averaged(train(model, lambda step: shard(step, comm)), comm)
 
 
 def fsdp2(comm: Communicator) -> list[float]:
-    """fully_shard: a unit a block, gathered before its forward and its backward
-    pass.
-    """
+    """fully_shard: each block is gathered before its forward and its backward pass."""
     from torch.distributed.fsdp import fully_shard
 
     model = build()
@@ -132,8 +129,9 @@ def fsdp2(comm: Communicator) -> list[float]:
 
 
 def dtensor(comm: Communicator) -> list[float]:
-    """parallelize_module: q, k, v, gate, up by columns, o and down by rows. Every rank
-    sees all sequences.
+    """parallelize_module: q, k, v, gate, up are cut by columns, o and down by rows.
+
+    Every rank sees all sequences.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor.parallel import (
@@ -142,20 +140,16 @@ def dtensor(comm: Communicator) -> list[float]:
         parallelize_module,
     )
 
-    model, mesh = build(), init_device_mesh("cpu", (comm.size,))
-    columns, rows = (
-        ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"),
-        ("o_proj", "down_proj"),
-    )
-    kinds = {name: ColwiseParallel() for name in columns} | {
-        name: RowwiseParallel() for name in rows
-    }
+    model = build()
+    mesh = init_device_mesh("cpu", (comm.size,))
+    styles = {name: ColwiseParallel() for name in COLUMN_PARALLEL}
+    styles |= {name: RowwiseParallel() for name in ROW_PARALLEL}
     for block in model.model.layers:
-        plan = {
-            name: kinds[leaf]
-            for name, _ in block.named_modules()
-            if (leaf := name.split(".")[-1]) in kinds
-        }
+        plan = {}
+        for name, _ in block.named_modules():
+            leaf = name.split(".")[-1]
+            if leaf in styles:
+                plan[name] = styles[leaf]
         parallelize_module(block, mesh, plan)
     return [loss.item() for loss in train(model, batch)]
 
@@ -170,14 +164,23 @@ def pipelining(comm: Communicator) -> list[float]:
         MICROBATCHES,
         loss_fn=loss_of,
     )
-    optimizer, losses = torch.optim.AdamW(stage.parameters(), **ADAM), []
+    optimizer = torch.optim.AdamW(stage.parameters(), **ADAM)
+    losses = []
     for step in range(STEPS):
-        (x, y), found = batch(step), []
+        x, y = batch(step)
+        microbatch_losses: list[Tensor] = []
+        # The first stage is given the tokens, the last one the targets.
+        inputs = [x] if stage.is_first else []
+        last = {}
+        if stage.is_last:
+            last = {"target": y, "losses": microbatch_losses}
         optimizer.zero_grad()
-        last = {"target": y, "losses": found} if stage.is_last else {}
-        schedule.step(*([x] if stage.is_first else []), **last, return_outputs=False)
+        schedule.step(*inputs, **last, return_outputs=False)
         optimizer.step()
-        losses.append(torch.stack(found).mean() if found else torch.zeros(()))
+        if stage.is_last:
+            losses.append(torch.stack(microbatch_losses).mean())
+        else:
+            losses.append(torch.zeros(()))
     return comm.broadcast(torch.stack(losses), comm.size - 1).tolist()
 
 
@@ -185,6 +188,7 @@ def deepspeed(
     comm: Communicator, stage: int = 2, settings: dict = DEEPSPEED
 ) -> list[float]:
     """deepspeed.initialize: the engine owns backward and step, and averages over ranks.
+
     It clips at 1.0 unless told not to.
     """
     model = build()
@@ -192,10 +196,9 @@ def deepspeed(
         "train_micro_batch_size_per_gpu": BATCH // comm.size,
         "zero_optimization": {"stage": stage},
     }
+    optimizer = torch.optim.AdamW(model.parameters(), **ADAM)
     engine, *_ = _deepspeed(comm).initialize(
-        model=model,
-        config=sizes | settings,
-        optimizer=torch.optim.AdamW(model.parameters(), **ADAM),
+        model=model, config=sizes | settings, optimizer=optimizer
     )
     losses = []
     for step in range(STEPS):
@@ -208,8 +211,9 @@ def deepspeed(
 
 
 def deepspeed_pipeline(comm: Communicator) -> list[float]:
-    """PipelineModule: a list of layers with one tensor in and out; the engine fetches
-    the microbatches itself.
+    """PipelineModule: a list of layers, each with one tensor in and one out.
+
+    The engine fetches the microbatches itself.
     """
     library = _deepspeed(comm)
     from deepspeed.pipe import PipelineModule
@@ -218,7 +222,7 @@ def deepspeed_pipeline(comm: Communicator) -> list[float]:
     inner = model.model
     layers = [
         inner.embed_tokens,
-        *(_Alone(b, inner.theta) for b in inner.layers),
+        *(_BlockWithRope(block, inner.theta) for block in inner.layers),
         inner.norm,
         model.lm_head,
     ]
@@ -229,23 +233,19 @@ def deepspeed_pipeline(comm: Communicator) -> list[float]:
         "train_micro_batch_size_per_gpu": BATCH // MICROBATCHES,
         "gradient_accumulation_steps": MICROBATCHES,
     }
+    optimizer = torch.optim.AdamW(net.parameters(), **ADAM)
     engine, *_ = library.initialize(
-        model=net,
-        config=settings | DEEPSPEED,
-        optimizer=torch.optim.AdamW(net.parameters(), **ADAM),
+        model=net, config=settings | DEEPSPEED, optimizer=optimizer
     )
     losses = []
     for step in range(STEPS):
         x, y = batch(step)
-        losses.append(
-            engine.train_batch(
-                iter(zip(x.chunk(MICROBATCHES), y.chunk(MICROBATCHES), strict=True))
-            ).item()
-        )
+        pairs = zip(x.chunk(MICROBATCHES), y.chunk(MICROBATCHES), strict=True)
+        losses.append(engine.train_batch(iter(pairs)).item())
     return losses
 
 
-class _Alone(nn.Module):
+class _BlockWithRope(nn.Module):
     """A block that makes its own RoPE tables."""
 
     def __init__(self, block: nn.Module, theta: Tensor) -> None:
@@ -260,12 +260,9 @@ class _Alone(nn.Module):
 
 def _deepspeed(comm: Communicator):
     """DeepSpeed on a CPU, without compiling anything. It reads what launchers set."""
-    for name, value in {
-        "RANK": comm.rank,
-        "LOCAL_RANK": comm.rank,
-        "WORLD_SIZE": comm.size,
-    }.items():
-        os.environ.setdefault(name, str(value))
+    os.environ.setdefault("RANK", str(comm.rank))
+    os.environ.setdefault("LOCAL_RANK", str(comm.rank))
+    os.environ.setdefault("WORLD_SIZE", str(comm.size))
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
@@ -278,8 +275,9 @@ def _deepspeed(comm: Communicator):
 
 
 def megatron(comm: Communicator) -> list[float]:
-    """Megatron-core's two layers in the place of ours. Their weights are (out, in)
-    shards, as those of `tensor`.
+    """Megatron-core's two layers in the place of ours.
+
+    Their weights are (out, in) shards, as those of the room `tensor`.
     """
     from megatron.core import ModelParallelConfig, parallel_state
     from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
@@ -298,20 +296,17 @@ def megatron(comm: Communicator) -> list[float]:
     }
     model = build()
     for name, module in list(model.named_modules()):
-        leaf, weight = name.split(".")[-1], getattr(module, "weight", None)
-        if leaf in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"):
-            new = ColumnParallelLinear(
-                weight.shape[1], weight.shape[0], gather_output=False, **common
-            )
-        elif leaf in ("o_proj", "down_proj"):
-            new = RowParallelLinear(
-                weight.shape[1], weight.shape[0], input_is_parallel=True, **common
-            )
-        else:
+        leaf = name.split(".")[-1]
+        if leaf not in COLUMN_PARALLEL + ROW_PARALLEL:
             continue
-        new.weight.data.copy_(
-            weight.chunk(comm.size, int(leaf in ("o_proj", "down_proj")))[comm.rank]
-        )
+        size_out, size_in = module.weight.shape
+        if leaf in COLUMN_PARALLEL:
+            new = ColumnParallelLinear(size_in, size_out, gather_output=False, **common)
+            shards = module.weight.chunk(comm.size, dim=0)
+        else:
+            new = RowParallelLinear(size_in, size_out, input_is_parallel=True, **common)
+            shards = module.weight.chunk(comm.size, dim=1)
+        new.weight.data.copy_(shards[comm.rank])
         # they return (output, bias)
         new.register_forward_hook(lambda _module, _args, out: out[0])
         model.get_submodule(name.rpartition(".")[0]).register_module(leaf, new)
@@ -319,11 +314,10 @@ def megatron(comm: Communicator) -> list[float]:
 
 
 def recorded() -> dict:
-    """{"versions": …, "losses": {engine: …}} of the engines that are too slow for a
-    page.
+    """What the engines gave that are too slow for a page.
+
+    Returns:
+        {"versions": …, "losses": {engine: …}}
     """
-    return json.loads(
-        (Path(__file__).parents[1] / "data" / "engines.json").read_text(
-            encoding="utf-8"
-        )
-    )
+    path = Path(__file__).parents[1] / "data" / "engines.json"
+    return json.loads(path.read_text(encoding="utf-8"))

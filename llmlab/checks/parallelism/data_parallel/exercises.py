@@ -66,22 +66,26 @@ def buckets(answer):
             "this is in the order of the model; gradients come in the reverse order": (
                 forward
             ),
-            "the buckets are made in the order of the model and then turned around: fill them in the order in which gradients come": [
-                bucket[::-1] for bucket in forward[::-1]
-            ],
-            "within a bucket the order is the model's: the last parameter comes first there too": [
-                bucket[::-1] for bucket in right
-            ],
+            (
+                "the buckets are made in the order of the model and then turned"
+                " around: fill them in the order in which gradients come"
+            ): [bucket[::-1] for bucket in forward[::-1]],
+            (
+                "within a bucket the order is the model's: the last parameter comes"
+                " first there too"
+            ): [bucket[::-1] for bucket in right],
             "the last bucket is missing: what is open at the end must be sent too": (
                 right[:-1]
             ),
             "there is an empty bucket": [*right, []],
-            "a bucket is closed before it would reach the limit; close it once it holds `limit` bytes or more": _before(
-                sizes, limit
-            ),
-            "a bucket that holds exactly `limit` bytes is closed, not only one that holds more": plan_buckets(
-                sizes, limit + 1
-            ),
+            (
+                "a bucket is closed before it would reach the limit; close it once it"
+                " holds `limit` bytes or more"
+            ): _before(sizes, limit),
+            (
+                "a bucket that holds exactly `limit` bytes is closed, not only one"
+                " that holds more"
+            ): plan_buckets(sizes, limit + 1),
             "a bucket holds numbers of parameters, not their bytes": [
                 [sizes[i] for i in bucket] for bucket in right
             ],
@@ -252,11 +256,15 @@ def _means(results: list, model: nn.Module, xs: list) -> None:
                 expect(got, shape=tuple(parts[0].shape), what=what),
                 right=parts.mean(0),
                 mistakes={
-                    f"{what} is the rank's own: the mean is what handle.wait() returns": parts[
-                        r
-                    ],
+                    (
+                        f"{what} is the rank's own: the mean is what handle.wait()"
+                        " returns"
+                    ): parts[r],
                     f"{what} is the sum over ranks; the mean is asked": parts.sum(0),
-                    f"{what} is another weight's: return them in the order of the weights": next(
+                    (
+                        f"{what} is another weight's: return them in the order of the"
+                        " weights"
+                    ): next(
                         (
                             torch.stack([o[j] for o in own]).mean(0)
                             for j in range(len(grads))

@@ -67,7 +67,10 @@ def diagnose_mean(results: list, model: nn.Module, data: Data, what: str) -> Non
     p, mine = len(data), [row[0] for row in data]
     counts = [len(y) for _, y in mine]
     N = sum(counts)
-    weigh = lambda f: flat(gradients(model, [(f(r), *mine[r]) for r in range(p)]))  # noqa: E731
+
+    def weigh(f):
+        return flat(gradients(model, [(f(r), *mine[r]) for r in range(p)]))
+
     with torch.no_grad():
         sums = [F.cross_entropy(model(x), y, reduction="sum").item() for x, y in mine]
     for r, (value, grads) in enumerate(results):
@@ -77,25 +80,30 @@ def diagnose_mean(results: list, model: nn.Module, data: Data, what: str) -> Non
             read(grads, model, where),
             right=weigh(lambda r: 1 / N),
             mistakes={
-                "this is the mean of the ranks' means: a rank with 3 tokens has the say of one with 50": weigh(
-                    lambda r: 1 / counts[r] / p
-                ),
+                (
+                    "this is the mean of the ranks' means: a rank with 3 tokens has"
+                    " the say of one with 50"
+                ): weigh(lambda r: 1 / counts[r] / p),
                 "these are the ranks' means, added up": weigh(lambda r: 1 / counts[r]),
-                f"divided by N and by {p} ranks: the sum over ranks of gradients of loss_sum / N is already the mean": weigh(
-                    lambda r: 1 / N / p
-                ),
+                (
+                    f"divided by N and by {p} ranks: the sum over ranks of gradients"
+                    " of loss_sum / N is already the mean"
+                ): weigh(lambda r: 1 / N / p),
                 "the gradients are sums over tokens: nothing was divided": weigh(
                     lambda r: 1.0
                 ),
-                "the sums over tokens were divided by the number of ranks, not of tokens": weigh(
-                    lambda r: 1 / p
-                ),
-                "this is the rank's own gradient: the gradients must be summed over ranks": (
-                    own / N
-                ),
-                "this is the rank's own mean gradient: the gradients must be summed over ranks": (
-                    own / counts[r]
-                ),
+                (
+                    "the sums over tokens were divided by the number of ranks, not of"
+                    " tokens"
+                ): weigh(lambda r: 1 / p),
+                (
+                    "this is the rank's own gradient: the gradients must be summed"
+                    " over ranks"
+                ): (own / N),
+                (
+                    "this is the rank's own mean gradient: the gradients must be"
+                    " summed over ranks"
+                ): (own / counts[r]),
             },
             tol=1e-4,
             what=where,
@@ -174,17 +182,26 @@ def _wrong_steps(model: nn.Module, data: Data, max_norm: float) -> dict:
     each = [[flat(gradients(model, [(1.0, x, y)])) for x, y in row] for row in data]
     counts = [[len(y) for _, y in row] for row in data]
     N, m = sum(map(sum, counts)), [len(row) for row in data]
-    total = lambda f: sum(f(r, k) * each[r][k] for r in range(p) for k in range(m[r]))  # noqa: E731
-    clip = lambda g: _clipped(g, max_norm)  # noqa: E731
-    rank = lambda r, f: sum(f(r, k) * each[r][k] for k in range(m[r]))  # noqa: E731
+
+    def total(f):
+        return sum(f(r, k) * each[r][k] for r in range(p) for k in range(m[r]))
+
+    def clip(g):
+        return _clipped(g, max_norm)
+
+    def rank(r, f):
+        return sum(f(r, k) * each[r][k] for k in range(m[r]))
+
     right = total(lambda r, k: 1 / N)
     mistakes = {
-        "each microbatch was divided by its own length: a microbatch of 3 tokens weighs as much as one of 30": clip(
-            total(lambda r, k: 1 / counts[r][k] / m[r] / p)
-        ),
-        "the microbatches' means are added up: divide by the tokens of all microbatches and ranks": clip(
-            total(lambda r, k: 1 / counts[r][k])
-        ),
+        (
+            "each microbatch was divided by its own length: a microbatch of 3 tokens"
+            " weighs as much as one of 30"
+        ): clip(total(lambda r, k: 1 / counts[r][k] / m[r] / p)),
+        (
+            "the microbatches' means are added up: divide by the tokens of all"
+            " microbatches and ranks"
+        ): clip(total(lambda r, k: 1 / counts[r][k])),
         "each rank divided by its own tokens, and the ranks' means were averaged": clip(
             total(lambda r, k: 1 / sum(counts[r]) / p)
         ),
@@ -197,12 +214,14 @@ def _wrong_steps(model: nn.Module, data: Data, max_norm: float) -> dict:
         "nothing was divided: these are sums over tokens": clip(
             total(lambda r, k: 1.0)
         ),
-        "the norm was clipped before the gradients were summed over ranks: clip the sum": sum(
-            clip(rank(r, lambda r, k: 1 / N)) for r in range(p)
-        ),
-        "only the last microbatch is in it: zero_grad was called between microbatches, or .grad was overwritten": clip(
-            sum(each[r][-1] / N for r in range(p))
-        ),
+        (
+            "the norm was clipped before the gradients were summed over ranks: clip"
+            " the sum"
+        ): sum(clip(rank(r, lambda r, k: 1 / N)) for r in range(p)),
+        (
+            "only the last microbatch is in it: zero_grad was called between"
+            " microbatches, or .grad was overwritten"
+        ): clip(sum(each[r][-1] / N for r in range(p))),
     }
     if p > 1 and len(set(m)) == 1:
         mistakes[

@@ -62,9 +62,10 @@ def bytes_per_rank(answer):
                     f"{what}: a piece has ⌈Ψ/N⌉ elements, padding included: round up": (
                         held(stage, psi, psi // n)
                     ),
-                    f"{what}: the 32-bit numbers are three: master weight, momentum, variance": held(
-                        stage, psi, piece, o=8
-                    ),
+                    (
+                        f"{what}: the 32-bit numbers are three: master weight,"
+                        " momentum, variance"
+                    ): held(stage, psi, piece, o=8),
                     f"{what}: gradients are kept in 16 bits, 2 bytes each": held(
                         stage, psi, piece, g=4
                     ),
@@ -75,12 +76,14 @@ def bytes_per_rank(answer):
                             held(stage, psi, piece, w=0),
                         )
                     ),
-                    f"{what}: this is what the next stage holds: see which stage cuts what": held(
-                        stage + 1, psi, piece
-                    ),
-                    f"{what}: this is what the stage before holds: see which stage cuts what": held(
-                        stage - 1, psi, piece
-                    ),
+                    (
+                        f"{what}: this is what the next stage holds: see which stage"
+                        " cuts what"
+                    ): held(stage + 1, psi, piece),
+                    (
+                        f"{what}: this is what the stage before holds: see which stage"
+                        " cuts what"
+                    ): held(stage - 1, psi, piece),
                 },
                 what=what,
             )
@@ -142,10 +145,15 @@ def _check_pieces(answer, p: int, parameters: list, name: str) -> None:
             "something was sent: every rank has all parameters, and can cut its piece"
             " by itself"
         )
-    cut = lambda flat, front=0: torch.nn.functional.pad(  # noqa: E731
-        flat, (-len(flat) % p, 0) if front else (0, -len(flat) % p)
-    ).view(p, -1)
-    join = lambda ws: torch.cat([w.reshape(-1) for w in ws])  # noqa: E731
+
+    def cut(flat, front=0):
+        return torch.nn.functional.pad(
+            flat, (-len(flat) % p, 0) if front else (0, -len(flat) % p)
+        ).view(p, -1)
+
+    def join(ws):
+        return torch.cat([w.reshape(-1) for w in ws])
+
     once = list({id(w): w for w in parameters}.values())
     distinct = [
         w
@@ -192,9 +200,10 @@ def _check_pieces(answer, p: int, parameters: list, name: str) -> None:
                 f"{what}: this is every N-th element; a piece is contiguous": (
                     cut(join(once)).reshape(-1)[rank::p]
                 ),
-                f"{what}: elements come in the order of memory; a transposed parameter has another: use reshape(-1)": cut(
-                    memory
-                )[rank],
+                (
+                    f"{what}: elements come in the order of memory; a transposed"
+                    " parameter has another: use reshape(-1)"
+                ): cut(memory)[rank],
                 f"{what}: a tied weight stands where it appears first": cut(join(last))[
                     rank
                 ],

@@ -32,29 +32,43 @@ def step_mistakes(
     """Diagnosis → the weights that this mistake leads to."""
     p, total = len(grads), sum(counts)
     g = sum(grads) / total
-    step = lambda g, scale=None: one_process_step(w, m, v, g, t, adam, scale)[0]  # noqa: E731
-    clip = lambda norm: min(1.0, adam.clip / (float(norm) + 1e-6))  # noqa: E731
-    of_pieces = lambda fn: torch.cat([torch.full_like(c, fn(c)) for c in g.chunk(p)])  # noqa: E731
+
+    def step(g, scale=None):
+        return one_process_step(w, m, v, g, t, adam, scale)[0]
+
+    def clip(norm):
+        return min(1.0, adam.clip / (float(norm) + 1e-6))
+
+    def of_pieces(fn):
+        return torch.cat([torch.full_like(c, fn(c)) for c in g.chunk(p)])
+
     norms = torch.stack([c.norm() for c in g.chunk(p)])
     clipped = sum(c * clip(c.norm()) for c in (x / total for x in grads))
     return {
         "the weights did not change": w,
-        "this is the mean of the ranks' means: divide the sum of gradients by the tokens of all ranks": step(
-            sum(x / c for x, c in zip(grads, counts, strict=True)) / p
-        ),
-        "the gradient was divided by the tokens of this rank: divide by the tokens of all ranks": step(
+        (
+            "this is the mean of the ranks' means: divide the sum of gradients by the"
+            " tokens of all ranks"
+        ): step(sum(x / c for x, c in zip(grads, counts, strict=True)) / p),
+        (
+            "the gradient was divided by the tokens of this rank: divide by the tokens"
+            " of all ranks"
+        ): step(
             torch.cat([c / n for c, n in zip(sum(grads).chunk(p), counts, strict=True)])
         ),
-        "the gradient was divided by the mean of the ranks' tokens: divide by their sum": step(
-            g * p
-        ),
-        "the gradient is the sum over all tokens: divide it by the tokens of all ranks": step(
-            sum(grads)
-        ),
+        (
+            "the gradient was divided by the mean of the ranks' tokens: divide by"
+            " their sum"
+        ): step(g * p),
+        (
+            "the gradient is the sum over all tokens: divide it by the tokens of all"
+            " ranks"
+        ): step(sum(grads)),
         "the gradient was averaged over ranks as well as over tokens": step(g / p),
-        "each rank clipped by the norm of its own piece: sum the squares over ranks first": step(
-            g, of_pieces(lambda c: clip(c.norm()))
-        ),
+        (
+            "each rank clipped by the norm of its own piece: sum the squares over"
+            " ranks first"
+        ): step(g, of_pieces(lambda c: clip(c.norm()))),
         "norms do not add: it is their squares that are summed over ranks": step(
             g, clip(norms.sum())
         ),
@@ -156,7 +170,10 @@ def check_chain(
                     f"{name} is whole: a rank keeps its own rows only; a reduce-scatter"
                     " leaves it just those"
                 )
-            cut = lambda t, r=rank: t.chunk(p)[r]  # noqa: E731
+
+            def cut(t, r=rank):
+                return t.chunk(p)[r]
+
             if (
                 isinstance(piece, Tensor)
                 and piece.shape == cut(W[-1 - i]).shape != cut(W[i]).shape
