@@ -1,5 +1,6 @@
-"""A Chromium for the browser tests: the system's, playwright's own, or one installed
-now.
+"""A Chromium for the browser tests.
+
+It is the system's, playwright's own, or one that is installed now.
 """
 
 from __future__ import annotations

@@ -128,9 +128,7 @@ def stands() -> bool:
 
 
 def runs() -> bool:
-    """Whether `.venv` has this Python's version and starts (a moved folder does
-    not).
-    """
+    """Whether `.venv` has this Python's version and starts; a moved folder does not."""
     version = tuple(sys.version_info[:2])
     code = f"import sys; sys.exit(sys.version_info[:2] != {version!r})"
     if not PYTHON.exists():

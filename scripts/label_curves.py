@@ -1,5 +1,6 @@
-"""Writes llmlab/peft/data/label_curves.csv: accuracy on held-out passages while four
-ways to label are trained.
+"""Writes llmlab/peft/data/label_curves.csv.
+
+It holds the accuracy on held-out passages while four ways to label are trained.
 
     python scripts/label_curves.py
 
@@ -22,21 +23,19 @@ FIELDS = ["method", "rate", "seed", "steps", "dev", "test", "torch", "python"]
 
 def run(method: str, rate: float, seed: int, sets: dict) -> list[dict]:
     """One training run, a line at each mark."""
-    model, rows = labelling.prepare(method, seed), []
+    model = labelling.prepare(method, seed)
+    rows = []
     for done in labelling.train(model, rate, MARKS[-1], seed):
-        if done in MARKS:
-            scores = {
-                name: f"{labelling.accuracy(model, *data):.4f}"
-                for name, data in sets.items()
-            }
-            rows.append(
-                {"method": method, "rate": rate, "seed": seed, "steps": done} | scores
-            )
-            print(method, rate, seed, done, scores, flush=True)
-    return [
-        row | {"torch": torch.__version__, "python": platform.python_version()}
-        for row in rows
-    ]
+        if done not in MARKS:
+            continue
+        row = {"method": method, "rate": rate, "seed": seed, "steps": done}
+        for name, data in sets.items():
+            row[name] = f"{labelling.accuracy(model, *data):.4f}"
+        print(*row.values(), flush=True)
+        row["torch"] = torch.__version__
+        row["python"] = platform.python_version()
+        rows.append(row)
+    return rows
 
 
 def main() -> None:
@@ -47,9 +46,15 @@ def main() -> None:
     }
     rows = []
     for method, rates in labelling.RATES.items():
-        tried = {rate: run(method, rate, 0, sets) for rate in rates}
-        best = max(rates, key=lambda rate, tried=tried: float(tried[rate][-1]["dev"]))
-        rows += [row for run_of_rate in tried.values() for row in run_of_rate]
+        best = None
+        highest = -1.0
+        for rate in rates:
+            tried = run(method, rate, 0, sets)
+            rows += tried
+            accuracy = float(tried[-1]["dev"])
+            if accuracy > highest:
+                best = rate
+                highest = accuracy
         for seed in (1, 2):
             rows += run(method, best, seed, sets)
     with labelling.FILE.open("w", encoding="utf-8", newline="") as f:

@@ -1,11 +1,14 @@
-"""Write requirements.lock and environment.yml from what is installed and was run
-together.
+"""Write requirements.lock and environment.yml.
 
-.venv/bin/python scripts/lock.py            write both
-.venv/bin/python scripts/lock.py --check    say what differs, exit 1 if anything does
-.venv/bin/python scripts/lock.py --resolve macosx_arm64
-    ask pip which of the lock's packages have no wheel there (nothing is installed);
-    also manylinux_aarch64 and manylinux_x86_64. Exit 1 if one has none and no marker.
+Their versions are those that are installed and were run together.
+
+    .venv/bin/python scripts/lock.py            write both
+    .venv/bin/python scripts/lock.py --check    say what differs; exit 1 then
+    .venv/bin/python scripts/lock.py --resolve macosx_arm64
+
+The last one asks pip which of the lock's packages have no wheel for that platform, and
+installs nothing. It also takes manylinux_aarch64 and manylinux_x86_64. It exits with 1
+if a package has no wheel and no marker.
 """
 
 from __future__ import annotations
@@ -33,11 +36,8 @@ FROM_SOURCE = {
 # What pip is asked for, from the newest platform tag that a wheel may carry down.
 PLATFORMS = {
     "macosx_arm64": [
-        *(
-            f"macosx_{major}_0_{kind}"
-            for major in (14, 13, 12, 11)
-            for kind in ("arm64", "universal2")
-        ),
+        *(f"macosx_{major}_0_arm64" for major in (14, 13, 12, 11)),
+        *(f"macosx_{major}_0_universal2" for major in (14, 13, 12, 11)),
         *(f"macosx_10_{minor}_universal2" for minor in (15, 14, 13, 12, 10, 9)),
     ],
     "manylinux_aarch64": [
@@ -91,9 +91,7 @@ def direct() -> list[Requirement]:
 
 
 def resolved() -> dict[str, str]:
-    """Every package that the project needs, directly or not, at the version installed
-    here.
-    """
+    """Every package that the project needs, directly or not, as installed here."""
     pins: dict[str, str] = {}
     todo = [(normal(r.name), tuple(sorted(r.extras))) for r in direct()]
     seen = set()
@@ -114,21 +112,24 @@ def resolved() -> dict[str, str]:
 def needs(name: str, extras: tuple[str, ...]) -> list[Requirement]:
     """The requirements of an installed package that apply here."""
     found = [Requirement(line) for line in requires(name) or []]
+    wanted = ("", *extras)
     return [
         r
         for r in found
-        if not r.marker or any(r.marker.evaluate({"extra": e}) for e in ("", *extras))
+        if not r.marker or any(r.marker.evaluate({"extra": extra}) for extra in wanted)
     ]
 
 
 def lock_text() -> str:
-    return LOCK_HEADER + "".join(
-        f"{pinned(name, v)}\n" for name, v in resolved().items()
-    )
+    lines = [pinned(name, at) for name, at in resolved().items()]
+    return LOCK_HEADER + "".join(f"{line}\n" for line in lines)
 
 
 def pinned(name: str, at: str) -> str:
-    return f"{name}=={at}" + (f" ; {MARKERS[name]}" if name in MARKERS else "")
+    line = f"{name}=={at}"
+    if name in MARKERS:
+        line += f" ; {MARKERS[name]}"
+    return line
 
 
 def conda_text() -> str:
@@ -155,11 +156,10 @@ def has_wheel(name: str, at: str, platform: str) -> tuple[bool, str]:
     with tempfile.TemporaryDirectory() as folder:
         command += ["--target", folder, f"{name}=={at}"]
         done = subprocess.run(command, capture_output=True, text=True)
-    errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR: No")]
-    return (
-        done.returncode == 0,
-        (errors or done.stderr.splitlines() or ["pip gave no reason"])[-1],
-    )
+    lines = done.stderr.splitlines()
+    errors = [line for line in lines if line.startswith("ERROR: No")]
+    reason = (errors or lines or ["pip gave no reason"])[-1]
+    return done.returncode == 0, reason
 
 
 def resolve(platform: str) -> int:
@@ -174,21 +174,19 @@ def resolve(platform: str) -> int:
     missing = []
     pins = resolved()
     native = [name for name in pins if has_native_code(name)]
+    anywhere = len(pins) - len(native)
     print(
-        f"{platform}: {len(pins) - len(native)} packages run anywhere, {len(native)}"
-        " have native code"
+        f"{platform}: {anywhere} packages run anywhere, {len(native)} have native code"
     )
     for name in native:
+        line = f"  {name}=={pins[name]}"
         if name in MARKERS and not Marker(MARKERS[name]).evaluate(TARGETS[platform]):
-            print(
-                f"  {name}=={pins[name]}: not wanted there ({MARKERS[name]})",
-                flush=True,
-            )
+            print(f"{line}: not wanted there ({MARKERS[name]})", flush=True)
             continue
-        found, said = has_wheel(name, pins[name], platform)
+        found, reason = has_wheel(name, pins[name], platform)
         if not found:
             missing.append(name)
-        print(f"  {name}=={pins[name]}: {'a wheel' if found else said}", flush=True)
+        print(f"{line}: {'a wheel' if found else reason}", flush=True)
     for name, how in FROM_SOURCE.items():
         print(f"  {name}: {how}")
     lacking = [name for name in missing if name not in FROM_SOURCE]

@@ -30,42 +30,35 @@ HELD_OUT = {
 
 
 def addresses(archive: tarfile.TarFile) -> Iterator[dict]:
-    """State of the Union addresses, oldest first. Each is one long line in the
-    source.
+    """State of the Union addresses, oldest first.
+
+    Each is one long line in the source.
     """
-    names = sorted(
-        n
-        for n in archive.getnames()
-        if re.fullmatch(r"package/sotu/data/\d{4}_\w+\.txt", n)
-    )
+    is_address = re.compile(r"package/sotu/data/\d{4}_\w+\.txt").fullmatch
+    names = sorted(filter(is_address, archive.getnames()))
     for i, name in enumerate(names):
         yield document(Path(name).stem, i % 20 == 9, read(archive, name))
 
 
 def moby_dick(archive: tarfile.TarFile) -> Iterator[dict]:
-    """The 135 chapters and the epilogue; the two pages of quotations before them are
-    left out.
+    """The 135 chapters and the epilogue.
+
+    The two pages of quotations before them are left out.
     """
+    folder = "package/moby-dick/data"
     for i in range(1, 136):
-        yield document(
-            f"chapter_{i}",
-            i % 10 == 0,
-            read(archive, f"package/moby-dick/data/chapter_{i}.txt"),
-        )
-    yield document(
-        "epilogue", False, read(archive, "package/moby-dick/data/epilogue.txt")
-    )
+        text = read(archive, f"{folder}/chapter_{i}.txt")
+        yield document(f"chapter_{i}", i % 10 == 0, text)
+    yield document("epilogue", False, read(archive, f"{folder}/epilogue.txt"))
 
 
 def bible() -> Iterator[dict]:
     """A chapter is a document, a verse a line, without the verse numbers."""
-    lines = subprocess.run(
-        ["bible", "-f", "gen1:1-rev22:21"], check=True, capture_output=True, text=True
-    ).stdout
+    command = ["bible", "-f", "gen1:1-rev22:21"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    verse_line = re.compile(r"^(\d?[A-Za-z]+)(\d+):\d+ (.*)$", re.MULTILINE)
     chapters: dict[tuple[str, int], list[str]] = {}
-    for book, chapter, verse in re.findall(
-        r"^(\d?[A-Za-z]+)(\d+):\d+ (.*)$", lines, re.MULTILINE
-    ):
+    for book, chapter, verse in verse_line.findall(done.stdout):
         chapters.setdefault((book, int(chapter)), []).append(verse.strip())
     for (book, chapter), verses in chapters.items():
         yield document(f"{book}_{chapter}", chapter % 10 == 0, "\n".join(verses))
@@ -76,15 +69,11 @@ def read(archive: tarfile.TarFile, name: str) -> str:
 
 
 def document(name: str, held_out: bool, text: str) -> dict:
-    # one stray \x02 in 1890
-    text = "".join(
-        c for c in text.replace("\r\n", "\n") if c == "\n" or c.isprintable()
-    )
-    return {
-        "name": name,
-        "split": "valid" if held_out else "train",
-        "text": text.strip(),
-    }
+    text = text.replace("\r\n", "\n")
+    # the address of 1890 holds one stray \x02
+    text = "".join(c for c in text if c == "\n" or c.isprintable()).strip()
+    split = "valid" if held_out else "train"
+    return {"name": name, "split": split, "text": text}
 
 
 def write(name: str, documents: Iterator[dict]) -> None:
@@ -95,10 +84,8 @@ def write(name: str, documents: Iterator[dict]) -> None:
     path.write_bytes(lzma.compress(lines.encode(), preset=9 | lzma.PRESET_EXTREME))
     for split in ("train", "valid"):
         texts = [d["text"] for d in documents if d["split"] == split]
-        print(
-            f"{name:>10} {split}: {len(texts):5} documents,"
-            f" {sum(len(t.encode()) for t in texts):10,} bytes"
-        )
+        size = sum(len(text.encode()) for text in texts)
+        print(f"{name:>10} {split}: {len(texts):5} documents, {size:10,} bytes")
     print(f"{name:>10} file: {path.stat().st_size:,} bytes")
 
 

@@ -1,5 +1,6 @@
-"""A pytest plugin over nbval: records each notebook's time and memory, and holds fresh
-exercises to their rule.
+"""A pytest plugin over nbval: records each notebook's time and memory.
+
+It also holds fresh exercises to their rule.
 
 A notebook whose last cell leaves a process running fails.
 
@@ -45,19 +46,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(
     config: pytest.Config, items: list[pytest.Item]
 ) -> None:
-    for item in items:
-        if isinstance(item, IPyNbCell):
-            compare_numbers(item)
-    for item in {
-        item.parent: item for item in items if isinstance(item, IPyNbCell)
-    }.values():
+    cells = [item for item in items if isinstance(item, IPyNbCell)]
+    last_of_notebook = {}
+    for item in cells:
+        compare_numbers(item)
+        last_of_notebook[item.parent] = item
+    for item in last_of_notebook.values():
         item.is_last = True
     if not config.getoption("--fresh-exercises"):
         return
-    for item in items:
-        if isinstance(item, IPyNbCell) and "check" in item.cell.metadata.get(
-            "tags", []
-        ):
+    for item in cells:
+        if "check" in item.cell.metadata.get("tags", []):
             item.add_marker(pytest.mark.xfail(strict=True, reason="not solved yet"))
 
 
@@ -98,17 +97,17 @@ def settle(
     said = []
     old = by_kind(stored)
     for kind, places in by_kind(found).items():
-        for place, before in zip(places, old.get(kind, []), strict=False):
-            now, then = place[0][place[1]], before[0][before[1]]
-            held = EXACT if is_source(place[0]) else tolerance
+        pairs = zip(places, old.get(kind, []), strict=False)
+        for (holder, key), (old_holder, old_key) in pairs:
+            stored_text = old_holder[old_key]
             why = differences(
-                item.sanitize(then),
-                item.sanitize(now),
-                held,
+                item.sanitize(stored_text),
+                item.sanitize(holder[key]),
+                EXACT if is_source(holder) else tolerance,
                 html=kind == "text/html",
             )
             if not why:
-                place[0][place[1]] = then
+                holder[key] = stored_text
             said += [f"  {kind}: {sentence}" for sentence in why]
     return found, said
 
@@ -134,8 +133,9 @@ def texts_of(output: NotebookNode) -> Iterator[tuple[str, NotebookNode, str]]:
 
 
 def is_source(holder: NotebookNode) -> bool:
-    """Whether an output shows source code, as Pygments marks it: no CPU changes
-    that.
+    """Whether an output shows source code, as Pygments marks it.
+
+    No CPU changes that.
     """
     return 'class="highlight"' in holder.get("text/html", "")
 
@@ -149,45 +149,34 @@ def pytest_runtest_call(item: pytest.Item):
         notebook.seconds = getattr(notebook, "seconds", 0.0) + time.time() - started
         notebook.peak = max(getattr(notebook, "peak", 0.0), peak_mib(notebook))
         record(notebook, item.config.rootpath)
-        if (
-            getattr(item, "is_last", False)
-            and outcome.excinfo is None
-            and (left := left_running(notebook))
-        ):
-            outcome.force_exception(
-                AssertionError(
-                    f"the notebook leaves processes behind: {', '.join(left)}"
-                )
-            )
+        if getattr(item, "is_last", False) and outcome.excinfo is None:
+            left = left_running(notebook)
+            if left:
+                message = f"the notebook leaves processes behind: {', '.join(left)}"
+                outcome.force_exception(AssertionError(message))
 
 
 def left_running(notebook: IPyNbFile, seconds: float = 10.0) -> list[str]:
     """Children of the kernel that are there now and still there after some seconds."""
     try:
-        children = psutil.Process(notebook.kernel.km.provisioner.pid).children(
-            recursive=True
-        )
+        kernel = psutil.Process(notebook.kernel.km.provisioner.pid)
+        children = kernel.children(recursive=True)
     except (psutil.Error, AttributeError):
         return []
     _, alive = psutil.wait_procs(children, timeout=seconds)
-    return [
-        " ".join(process.cmdline())[-200:] for process in alive if process.is_running()
-    ]
+    running = [process for process in alive if process.is_running()]
+    return [" ".join(process.cmdline())[-200:] for process in running]
 
 
 def peak_mib(notebook: IPyNbFile) -> float:
-    """The most memory that the kernel and its children hold now, or on Linux ever
-    held.
+    """The most memory that the kernel and its children ever held.
+
+    Where the system is not Linux, what they hold now.
     """
     try:
         kernel = psutil.Process(notebook.kernel.km.provisioner.pid)
-        return (
-            sum(
-                highest(process)
-                for process in [kernel, *kernel.children(recursive=True)]
-            )
-            / 2**20
-        )
+        processes = [kernel, *kernel.children(recursive=True)]
+        return sum(map(highest, processes)) / 2**20
     except (psutil.Error, AttributeError):
         return 0.0
 
@@ -195,12 +184,13 @@ def peak_mib(notebook: IPyNbFile) -> float:
 def highest(process: psutil.Process) -> int:
     """Bytes: the process's own high-water mark where the system keeps one."""
     try:
-        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-        return next(
-            int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")
-        )
-    except (OSError, StopIteration):
+        text = Path(f"/proc/{process.pid}/status").read_text()
+    except OSError:
         return process.memory_info().rss
+    for line in text.splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) * 1024
+    return process.memory_info().rss
 
 
 def record(notebook: IPyNbFile, root: Path) -> None:

@@ -1,5 +1,4 @@
-"""Every PEFT method of the catalogue on every shared task at one budget: writes
-llmlab/peft/data/sweep.csv.
+"""Every PEFT method on every shared task at one budget: llmlab/peft/data/sweep.csv.
 
     python scripts/peft_sweep.py            continue the sweep, a line a run; Ctrl-C
                                             loses at most one run
@@ -65,64 +64,58 @@ def run(
     """One run: the course model, the method, 40 steps, the held-out scores."""
     model = method.apply(course_model.load(), STEPS, seed)
     trained = walk.trainable(model)[0]
-    tasks.fit(
-        model,
-        tasks.make(task, tokenizer, seed=seed, batches=STEPS),
-        lr,
-        **catalogue.hooks(model),
-    )
-    dev, (loss, accuracy) = (
-        tasks.score(model, sets["dev"])[0],
-        tasks.score(model, sets["test"]),
-    )
-    row = {
+    batches = tasks.make(task, tokenizer, seed=seed, batches=STEPS)
+    tasks.fit(model, batches, lr, **catalogue.hooks(model))
+    dev, _ = tasks.score(model, sets["dev"])
+    loss, accuracy = tasks.score(model, sets["test"])
+    return {
         "task": task,
         "method": method.name,
         "lr": lr,
         "seed": seed,
         "steps": STEPS,
         "trained": trained,
+        "dev": f"{dev:.5f}",
+        "loss": f"{loss:.5f}",
+        "accuracy": f"{accuracy:.4f}",
+        "torch": torch.__version__,
+        "python": platform.python_version(),
     }
-    scores = {"dev": f"{dev:.5f}", "loss": f"{loss:.5f}", "accuracy": f"{accuracy:.4f}"}
-    return (
-        row | scores | {"torch": torch.__version__, "python": platform.python_version()}
-    )
 
 
 def next_rate(dev: dict[float, float], name: str) -> float | None:
-    """The rate to try next, given the dev losses so far; None when the best has a worse
-    neighbour on either side.
+    """The rate to try next, given the dev losses so far.
+
+    None when the best rate has a worse neighbour on either side.
     """
     middle = GRID.index(FIRST.get(name, MIDDLE))
     for rate in GRID[middle - 1 : middle + 2]:
         if rate not in dev:
             return rate
+    if len(dev) >= MOST:
+        return None
     best = GRID.index(min(dev, key=dev.get))
-    beyond = [
-        GRID[i]
-        for i in (best - 1, best + 1)
-        if 0 <= i < len(GRID) and GRID[i] not in dev
-    ]
-    return beyond[0] if beyond and len(dev) < MOST else None
+    for i in (best - 1, best + 1):
+        if 0 <= i < len(GRID) and GRID[i] not in dev:
+            return GRID[i]
+    return None
 
 
 def plan() -> Iterator[tuple[str, catalogue.Method, float, int]]:
     """The runs still to do: each task's search, then its other seeds."""
     for task in ("source", "bible", "sort"):
         for method in catalogue.METHODS:
-            while (
-                lr := next_rate(searched(task, method.name), method.name)
-            ) is not None:
+            # each run adds a line to the file, which `searched` reads again
+            lr = next_rate(searched(task, method.name), method.name)
+            while lr is not None:
                 yield task, method, lr, 0
+                lr = next_rate(searched(task, method.name), method.name)
         for seed in SEEDS[1:]:
             for method in catalogue.METHODS:
-                rows = [
-                    r
-                    for r in read()
-                    if r["task"] == task and r["method"] == method.name
-                ]
+                rows = rows_of(task, method.name)
                 lr = comparison.best(rows, task)[method.name].lr
-                if (lr, seed) not in {(float(r["lr"]), int(r["seed"])) for r in rows}:
+                done = {(float(r["lr"]), int(r["seed"])) for r in rows}
+                if (lr, seed) not in done:
                     yield task, method, lr, seed
 
 
@@ -131,18 +124,18 @@ def read() -> list[dict[str, str]]:
 
 
 def searched(task: str, name: str) -> dict[float, float]:
-    """Dev loss of each rate tried with seed 0; a run that diverged counts as
-    infinite.
-    """
-    rows = [
-        r
-        for r in read()
-        if r["task"] == task and r["method"] == name and r["seed"] == "0"
-    ]
-    return {
-        float(r["lr"]): float(r["dev"]) if r["dev"] != "nan" else float("inf")
-        for r in rows
-    }
+    """Dev loss of each rate tried with seed 0; infinite where a run diverged."""
+    losses = {}
+    for row in rows_of(task, name):
+        if row["seed"] == "0":
+            diverged = row["dev"] == "nan"
+            losses[float(row["lr"])] = float("inf") if diverged else float(row["dev"])
+    return losses
+
+
+def rows_of(task: str, name: str) -> list[dict[str, str]]:
+    """What is written down about one method on one task."""
+    return [r for r in read() if r["task"] == task and r["method"] == name]
 
 
 def held_out(task: str, tokenizer) -> dict[str, list]:
@@ -163,32 +156,20 @@ def sweep(tokenizer, sets: dict) -> None:
             if new:
                 writer.writeheader()
             writer.writerow(row)
-        print(
-            row["task"],
-            row["method"],
-            lr,
-            seed,
-            row["dev"],
-            row["loss"],
-            row["accuracy"],
-            flush=True,
-        )
+        shown = ("task", "method", "lr", "seed", "dev", "loss", "accuracy")
+        print(*(row[name] for name in shown), flush=True)
 
 
 def check(tokenizer, sets: dict, count: int) -> None:
     """Run some lines again: the loss must come out within 0.03."""
     rows = read()
     for old in rows[:: max(1, len(rows) // count)][:count]:
+        task = old["task"]
         method = catalogue.method(old["method"])
-        new = run(
-            old["task"],
-            method,
-            float(old["lr"]),
-            int(old["seed"]),
-            tokenizer,
-            sets[old["task"]],
-        )
-        print(old["task"], old["method"], old["loss"], new["loss"])
+        lr = float(old["lr"])
+        seed = int(old["seed"])
+        new = run(task, method, lr, seed, tokenizer, sets[task])
+        print(task, method.name, old["loss"], new["loss"])
         assert abs(float(old["loss"]) - float(new["loss"])) < 0.03
 
 

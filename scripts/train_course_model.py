@@ -68,8 +68,9 @@ MODELS = {
 
 
 def train_tokenizer() -> None:
-    """Byte-level BPE on the training text alone. Digits stay apart, so that numbers are
-    spelled.
+    """Byte-level BPE, trained on the training text alone.
+
+    Digits stay apart, so that numbers are spelled.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -85,44 +86,41 @@ def train_tokenizer() -> None:
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY, special_tokens=list(SPECIAL), initial_alphabet=alphabet
     )
-    tokenizer.train_from_iterator(
-        (t for n in course_model.TRAINED_ON for t in course_model.documents(n)), trainer
-    )
+    texts = []
+    for name in course_model.TRAINED_ON:
+        texts += course_model.documents(name)
+    tokenizer.train_from_iterator(texts, trainer)
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": SPECIAL[0],
+        "eos_token": SPECIAL[0],
+        "pad_token": SPECIAL[1],
+        "model_max_length": course_model.CONTEXT,
+        "clean_up_tokenization_spaces": False,
+    }
     for folder in (course_model.MODEL, course_model.DRAFT):
         folder.mkdir(parents=True, exist_ok=True)
         tokenizer.save(str(folder / "tokenizer.json"))
-        write_json(
-            folder / "tokenizer_config.json",
-            {
-                "tokenizer_class": "PreTrainedTokenizerFast",
-                "bos_token": SPECIAL[0],
-                "eos_token": SPECIAL[0],
-                "pad_token": SPECIAL[1],
-                "model_max_length": course_model.CONTEXT,
-                "clean_up_tokenization_spaces": False,
-            },
-        )
+        write_json(folder / "tokenizer_config.json", settings)
 
 
 def write_tokens() -> None:
-    """Each split of the training text as one row of tokens, <|endoftext|> before each
-    document: see course_model.tokens.
+    """Each split of the training text as one row of tokens.
+
+    <|endoftext|> stands before each document: see course_model.tokens.
     """
     tokenizer = course_model.load_tokenizer()
     for split in course_model.SPLITS:
-        documents = [
-            d
-            for name in course_model.TRAINED_ON
-            for d in course_model.documents(name, split)
-        ]
-        stream = np.array(
-            [i for e in tokenizer.encode_batch(documents) for i in (0, *e.ids)],
-            dtype="<u2",
-        )
+        documents = []
+        for name in course_model.TRAINED_ON:
+            documents += course_model.documents(name, split)
+        ids = []
+        for encoded in tokenizer.encode_batch(documents):
+            ids += [0, *encoded.ids]  # 0 is <|endoftext|>
+        stream = np.array(ids, dtype="<u2")
         path = course_model.DATA / "corpora" / f"tokens-{split}.u2.xz"
-        path.write_bytes(
-            lzma.compress(stream.tobytes(), preset=9 | lzma.PRESET_EXTREME)
-        )
+        preset = 9 | lzma.PRESET_EXTREME
+        path.write_bytes(lzma.compress(stream.tobytes(), preset=preset))
         print(f"{split}: {len(stream):,} tokens, {path.stat().st_size:,} bytes")
 
 
@@ -133,19 +131,15 @@ def train_model(name: str, steps: int | None) -> None:
     model = Llama(config)
     build = Path("build")
     build.mkdir(exist_ok=True)
-    log, resume = read_log(build / f"{name}.csv"), build / f"{name}.pt"
+    log = read_log(build / f"{name}.csv")
     best = min((r.valid_loss for r in log), default=float("inf"))
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
-    ) as bar:
+    stream = course_model.tokens("train")
+    valid = course_model.tokens("valid")
+    records = train(model, stream, valid, recipe, checkpoint=build / f"{name}.pt")
+    columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
+    with Progress(*columns) as bar:
         task = bar.add_task(name, total=recipe.steps)
-        for record in train(
-            model,
-            course_model.tokens("train"),
-            course_model.tokens("valid"),
-            recipe,
-            resume,
-        ):
+        for record in records:
             log = [r for r in log if r.step < record.step] + [record]
             write_log(build / f"{name}.csv", log)
             if record.valid_loss < best:
@@ -159,24 +153,23 @@ def publish(folder: Path, model: Llama, log: list[Record]) -> None:
     """Put weights, config and log at their final places."""
     checkpoint.save(model, folder)
     ids = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
-    write_json(
-        folder / "config.json", json.loads((folder / "config.json").read_text()) | ids
-    )
+    config = json.loads((folder / "config.json").read_text())
+    write_json(folder / "config.json", config | ids)
     write_json(folder / "generation_config.json", ids)
     write_log(folder / "training_log.csv", log)
 
 
 def write_golden() -> None:
-    """What the shipped weights give for a held-out sentence: `llmlab doctor` computes
-    it again on each machine.
+    """What the shipped weights give for a held-out sentence.
+
+    `llmlab doctor` computes it again on each machine.
     """
     text = course_model.corpus("bible", "valid")[:400]
     ids = torch.tensor([course_model.load_tokenizer().encode(text).ids])
     with torch.inference_mode():
         loss = next_token_loss(course_model.load()(ids), ids).item()
-    write_json(
-        course_model.MODEL / "golden.json", {"text": text, "loss": round(loss, 4)}
-    )
+    golden = {"text": text, "loss": round(loss, 4)}
+    write_json(course_model.MODEL / "golden.json", golden)
 
 
 def write_json(path: Path, value: dict) -> None:
@@ -188,29 +181,29 @@ def write_json(path: Path, value: dict) -> None:
 
 def write_log(path: Path, log: list[Record]) -> None:
     with path.open("w", newline="") as f:
-        writer = csv.DictWriter(
-            f, [x.name for x in fields(Record)], lineterminator="\n"
-        )
+        names = [field.name for field in fields(Record)]
+        writer = csv.DictWriter(f, names, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(
-            {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in asdict(r).items()}
-            for r in log
-        )
+        for record in log:
+            row = asdict(record)
+            for name, value in row.items():
+                if isinstance(value, float):
+                    row[name] = f"{value:.6g}"
+            writer.writerow(row)
 
 
 def read_log(path: Path) -> list[Record]:
     """The log of the run that is being resumed, or nothing."""
     if not path.exists():
         return []
+    log = []
     with path.open(newline="") as f:
-        return [
-            Record(
-                int(r.pop("step")),
-                int(r.pop("tokens")),
-                **{k: float(v) for k, v in r.items()},
-            )
-            for r in csv.DictReader(f)
-        ]
+        for row in csv.DictReader(f):
+            step = int(row.pop("step"))
+            tokens = int(row.pop("tokens"))
+            others = {name: float(value) for name, value in row.items()}
+            log.append(Record(step, tokens, **others))
+    return log
 
 
 def main() -> None:

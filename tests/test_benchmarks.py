@@ -1,5 +1,6 @@
-"""A benchmark compares only if both sides do the same work: their losses are equal,
-step after step.
+"""A benchmark compares only if both sides do the same work.
+
+Their losses are equal, step after step.
 """
 
 import pytest

@@ -1,5 +1,6 @@
-"""The lock, pyproject.toml and environment.yml name the same versions; the commands of
-the README exist.
+"""The lock, pyproject.toml and environment.yml name the same versions.
+
+The commands of the README exist.
 """
 
 from __future__ import annotations

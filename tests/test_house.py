@@ -44,8 +44,9 @@ def imports(path: Path) -> set[str]:
     "path", PART_SOURCES, ids=lambda p: str(p.relative_to(PACKAGE))
 )
 def test_arrows_point_down(path):
-    """A part imports itself and models, never the course, the checks or another part;
-    models import nothing above.
+    """A part imports itself and models; models import nothing above them.
+
+    No part imports the course, the checks or another part.
     """
     own = path.relative_to(PACKAGE).parts[0]
     allowed = {"models", own} if own != "models" else {"models"}

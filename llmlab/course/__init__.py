@@ -1,5 +1,4 @@
-"""What makes the package a course: sliders, source views, figures, verdicts, and the
-machinery behind `llmlab`.
+"""What makes the package a course: sliders, figures, verdicts and `llmlab` itself.
 
 A lesson opens with one line, `from llmlab.course import compare, explore, figure, plt,
 show`. Each name is loaded when it is first asked for, so that `import llmlab.course`

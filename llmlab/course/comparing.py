@@ -1,5 +1,6 @@
-"""`compare(ours, theirs)` prints one verdict line that reads the same on every machine,
-or says where they differ.
+"""`compare(ours, theirs)` prints one verdict line, or says where the two differ.
+
+The line reads the same on every machine.
 """
 
 from __future__ import annotations
@@ -8,8 +9,7 @@ from typing import Any
 
 
 def compare(ours: Any, theirs: Any, what: str = "values", tol: float = 1e-5) -> None:
-    """Prints that two results are equal to within `tol`, or fails saying where they are
-    not.
+    """Prints that two results are equal to within `tol`; fails where they are not.
 
     Args:
         ours, theirs: tensors, arrays, numbers, or (nested) lists of numbers, of one
@@ -26,14 +26,15 @@ def compare(ours: Any, theirs: Any, what: str = "values", tol: float = 1e-5) -> 
     """
     if not tol >= 0:
         raise ValueError(f"tol={tol!r} must be 0 or more")
-    a, b = _array(ours), _array(theirs)
+    a = _array(ours)
+    b = _array(theirs)
     if a.shape != b.shape:
         raise AssertionError(
             f"{what}: shapes differ: ours {_shape(a.shape)}, theirs {_shape(b.shape)}"
         )
     _check(a, b, what, tol)
-    within = f"equal to within {tol:g}" if tol else "equal"
-    print(f"{what}: {within} ({_count(a.shape)})")
+    agreement = f"equal to within {tol:g}" if tol else "equal"
+    print(f"{what}: {agreement} ({_count(a.shape)})")
 
 
 def _array(x: Any):
@@ -42,16 +43,20 @@ def _array(x: Any):
 
     if hasattr(x, "detach"):
         x = x.detach().cpu()
-        x = (x.double() if x.is_floating_point() else x).numpy()
+        if x.is_floating_point():
+            x = x.double()  # NumPy has no bfloat16
+        x = x.numpy()
     elif isinstance(x, list | tuple) and x and hasattr(x[0], "detach"):
         x = [_array(e) for e in x]
     x = np.asarray(x)
-    if x.dtype.kind == "O":
+    kind = x.dtype.kind
+    if kind == "O":
         raise ValueError(
-            "compare takes tensors, arrays, numbers and lists of them, not"
-            f" {x.flat[0]!r}"
+            "compare takes tensors, arrays, numbers and lists of them,"
+            f" not {x.flat[0]!r}"
         )
-    return x.astype({"f": np.float64, "c": np.complex128}.get(x.dtype.kind, np.int64))
+    wide = {"f": np.float64, "c": np.complex128}
+    return x.astype(wide.get(kind, np.int64))
 
 
 def _check(a, b, what: str, tol: float) -> None:
@@ -61,14 +66,16 @@ def _check(a, b, what: str, tol: float) -> None:
         difference = np.where(a == b, 0.0, np.abs(a - b))  # so that ∞ equals ∞
     if not difference.size:
         return
-    worst = np.unravel_index(
-        np.argmax(np.where(np.isnan(difference), np.inf, difference)), difference.shape
-    )
+    nan_as_largest = np.where(np.isnan(difference), np.inf, difference)
+    worst = np.unravel_index(np.argmax(nan_as_largest), difference.shape)
     if not difference[worst] <= tol:  # `not <=`: NaN must fail
-        place = f" at [{', '.join(map(str, map(int, worst)))}]" if worst else ""
+        place = ""
+        if worst:
+            indices = ", ".join(str(int(i)) for i in worst)
+            place = f" at [{indices}]"
         raise AssertionError(
-            f"{what}: differ by {difference[worst]:.3g}{place}, more than {tol:g}: "
-            f"ours {a[worst]:.6g}, theirs {b[worst]:.6g} ({_count(a.shape)})"
+            f"{what}: differ by {difference[worst]:.3g}{place}, more than {tol:g}:"
+            f" ours {a[worst]:.6g}, theirs {b[worst]:.6g} ({_count(a.shape)})"
         )
 
 

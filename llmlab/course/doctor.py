@@ -22,7 +22,10 @@ from pathlib import Path
 
 from llmlab.course.syllabus import course_root
 
-GOOD, NOTE, BAD = "good", "note", "bad"
+# The verdict of a finding.
+GOOD = "good"
+NOTE = "note"
+BAD = "bad"
 # The packages that lessons import by name: a version other than the lock's is the usual
 # reason for other numbers.
 IMPORTANT = (
@@ -52,39 +55,31 @@ def python() -> Finding:
     """Python 3.11 to 3.13, in an environment of its own."""
     found = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
     if not (3, 11) <= sys.version_info[:2] <= (3, 13):
-        return Finding(
-            "Python",
-            BAD,
-            found,
-            "use Python 3.11, 3.12 or 3.13: make PYTHON=python3.12 env",
-        )
+        advice = "use Python 3.11, 3.12 or 3.13: make PYTHON=python3.12 env"
+        return Finding("Python", BAD, found, advice)
     return Finding("Python", GOOD, found)
 
 
 def packages() -> Finding:
     """Installed versions against requirements.lock."""
     lock = read_lock(course_root() / "requirements.lock")
-    differs = {
-        name: installed(name) for name, pin in lock.items() if installed(name) != pin
-    }
-    missing = sorted(name for name, found in differs.items() if found is None)
-    other = [
-        f"{name} {found} (lock: {lock[name]})"
-        for name, found in differs.items()
-        if found
-    ]
+    missing = []
+    other = []
+    is_grave = False
+    for name, pin in lock.items():
+        found = installed(name)
+        if found is None:
+            missing.append(name)
+        elif found != pin:
+            other.append(f"{name} {found} (lock: {pin})")
+            is_grave = is_grave or name in IMPORTANT
     if missing:
-        return Finding(
-            "Packages", BAD, f"missing: {', '.join(missing[:6])}", "run `make env`"
-        )
+        named = ", ".join(sorted(missing)[:6])
+        return Finding("Packages", BAD, f"missing: {named}", "run `make env`")
     if other:
-        grave = any(name in IMPORTANT for name in differs)
-        return Finding(
-            "Packages",
-            BAD if grave else NOTE,
-            "; ".join(other[:6]),
-            "run `make env` for the lock's versions",
-        )
+        verdict = BAD if is_grave else NOTE
+        advice = "run `make env` for the lock's versions"
+        return Finding("Packages", verdict, "; ".join(other[:6]), advice)
     return Finding("Packages", GOOD, f"{len(lock)} at the lock's versions")
 
 
@@ -116,50 +111,44 @@ def memory() -> Finding:
     free = psutil.virtual_memory().available / 2**30
     found = f"{free:.1f} GiB free of {psutil.virtual_memory().total / 2**30:.1f} GiB"
     if free < 3:
-        return Finding(
-            "Memory", NOTE, found, "lessons need up to 3 GiB: close other programs"
-        )
+        advice = "lessons need up to 3 GiB: close other programs"
+        return Finding("Memory", NOTE, found, advice)
     return Finding("Memory", GOOD, found)
 
 
 def cores() -> Finding:
     """Two are enough; a limit below the machine's number (containers) is named."""
-    allowed = (
-        len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count() or 1
-    )
+    if hasattr(os, "sched_getaffinity"):
+        allowed = len(os.sched_getaffinity(0))
+    else:
+        allowed = os.cpu_count() or 1
     found = f"{allowed} usable of {os.cpu_count()}"
     if allowed < 2:
-        return Finding(
-            "Cores",
-            NOTE,
-            found,
-            "lessons were timed on 2 cores and will take about twice as long",
-        )
+        advice = "lessons were timed on 2 cores and will take about twice as long"
+        return Finding("Cores", NOTE, found, advice)
     return Finding("Cores", GOOD, found)
 
 
 def cpu() -> Finding:
     """The CPU, its vector instructions, and what they change for the course."""
-    from llmlab.course import cpu as this
+    from llmlab.course.cpu import describe, what_it_changes
 
-    note = this.what_it_changes(this.describe())
-    return Finding("CPU", NOTE if note else GOOD, str(this.describe()), note)
+    described = describe()
+    note = what_it_changes(described)
+    verdict = NOTE if note else GOOD
+    return Finding("CPU", verdict, str(described), note)
 
 
 def four_bits() -> Finding:
     """bitsandbytes' 4-bit weights and one product with them, against the definition."""
     from llmlab.course import four_bits as examination
 
-    said = examination.in_a_process_of_its_own()
-    if said.is_broken:
-        return Finding(
-            "A 4-bit product", BAD, str(said), "run `make env`, then report it"
-        )
-    return Finding(
-        "A 4-bit product", NOTE if said.advice else GOOD, str(said), said.advice
-    )
+    what = "A 4-bit product"
+    result = examination.in_a_process_of_its_own()
+    if result.is_broken:
+        return Finding(what, BAD, str(result), "run `make env`, then report it")
+    verdict = NOTE if result.advice else GOOD
+    return Finding(what, verdict, str(result), result.advice)
 
 
 def gpu() -> Finding:
@@ -167,9 +156,8 @@ def gpu() -> Finding:
     import torch
 
     if torch.cuda.is_available():
-        return Finding(
-            "GPU", GOOD, f"{torch.cuda.get_device_name(0)}, CUDA {torch.version.cuda}"
-        )
+        found = f"{torch.cuda.get_device_name(0)}, CUDA {torch.version.cuda}"
+        return Finding("GPU", GOOD, found)
     if torch.backends.mps.is_available():
         return Finding("GPU", GOOD, "Apple GPU (mps); the lessons run on the CPU")
     return Finding("GPU", GOOD, "none, and none is needed")
@@ -177,13 +165,12 @@ def gpu() -> Finding:
 
 def compiler() -> Finding:
     """torch.compile and the compiler lessons call the system's C++ compiler."""
-    found = next(
-        (path for path in map(shutil.which, ("c++", "g++", "clang++")) if path), None
-    )
-    if found is None:
-        advice = "needed by part 08 only: apt install g++, or xcode-select --install"
-        return Finding("C++ compiler", NOTE, "none", advice)
-    return Finding("C++ compiler", GOOD, found)
+    for name in ("c++", "g++", "clang++"):
+        path = shutil.which(name)
+        if path:
+            return Finding("C++ compiler", GOOD, path)
+    advice = "needed by part 08 only: apt install g++, or xcode-select --install"
+    return Finding("C++ compiler", NOTE, "none", advice)
 
 
 def real_model() -> Finding:
@@ -191,60 +178,45 @@ def real_model() -> Finding:
     from llmlab.models import real_model as real
 
     if not real.is_fetched():
-        return Finding(
-            "Real model",
-            NOTE,
-            "not fetched",
-            "run `llmlab model fetch` (98 MB); some lessons need it",
-        )
+        advice = "run `llmlab model fetch` (98 MB); some lessons need it"
+        return Finding("Real model", NOTE, "not fetched", advice)
     return Finding("Real model", GOOD, str(real.path()))
 
 
 def ports() -> Finding:
-    """JupyterLab's usual port; a taken one is not an error, JupyterLab looks for the
-    next.
+    """JupyterLab's usual port.
+
+    A port that is taken is not an error: JupyterLab looks for the next one.
     """
     with socket.socket() as s:
         taken = s.connect_ex(("127.0.0.1", 8888)) == 0
     if taken:
-        return Finding(
-            "Port 8888",
-            NOTE,
-            "taken",
-            "JupyterLab will take the next free one, or: llmlab lab --port 9999",
-        )
+        advice = "JupyterLab will take the next free one, or: llmlab lab --port 9999"
+        return Finding("Port 8888", NOTE, "taken", advice)
     return Finding("Port 8888", GOOD, "free")
 
 
 def forward() -> Finding:
-    """The course model's loss on a fixed text equals the one stored beside its
-    weights.
-    """
+    """The course model's loss on a fixed text is the one stored with its weights."""
     import torch
 
     from llmlab.models import course_model
     from llmlab.models.language_model import next_token_loss
 
-    golden = json.loads(
-        (course_model.MODEL / "golden.json").read_text(encoding="utf-8")
-    )
+    what = "A forward pass"
+    text = (course_model.MODEL / "golden.json").read_text(encoding="utf-8")
+    golden = json.loads(text)
     started = time.time()
     with torch.inference_mode():
+        model = course_model.load()
         ids = torch.tensor([course_model.load_tokenizer().encode(golden["text"]).ids])
-        loss = next_token_loss(course_model.load()(ids), ids).item()
+        loss = next_token_loss(model(ids), ids).item()
+    seconds = time.time() - started
     if not math.isclose(loss, golden["loss"], abs_tol=1e-3):
         found = f"loss {loss:.4f}, expected {golden['loss']:.4f}"
-        return Finding(
-            "A forward pass",
-            BAD,
-            found,
-            "torch computes something else here: run `make env`, then report it",
-        )
-    return Finding(
-        "A forward pass",
-        GOOD,
-        f"loss {loss:.3f} as expected, in {time.time() - started:.1f} s",
-    )
+        advice = "torch computes something else here: run `make env`, then report it"
+        return Finding(what, BAD, found, advice)
+    return Finding(what, GOOD, f"loss {loss:.3f} as expected, in {seconds:.1f} s")
 
 
 def _sum_over_ranks(comm) -> list[float]:
@@ -257,18 +229,14 @@ def all_reduce() -> Finding:
     """Two real processes over gloo agree on a sum."""
     from llmlab.parallelism.runtime import launch
 
+    what = "Two processes"
     started = time.time()
     sums = launch(_sum_over_ranks, 2, timeout=60)
+    seconds = time.time() - started
     if sums != [[3.0, 20.0]] * 2:
-        return Finding(
-            "Two processes",
-            BAD,
-            f"all-reduce gave {sums}, expected [3, 20] twice",
-            "see part 05",
-        )
-    return Finding(
-        "Two processes", GOOD, f"all-reduce agreed, in {time.time() - started:.1f} s"
-    )
+        found = f"all-reduce gave {sums}, expected [3, 20] twice"
+        return Finding(what, BAD, found, "see part 05")
+    return Finding(what, GOOD, f"all-reduce agreed, in {seconds:.1f} s")
 
 
 EXAMINATIONS: tuple[Callable[[], Finding], ...] = (
@@ -288,8 +256,9 @@ EXAMINATIONS: tuple[Callable[[], Finding], ...] = (
 
 
 def examine() -> list[Finding]:
-    """Run all examinations; one that raises becomes a finding, so that the others are
-    still made.
+    """Run all examinations.
+
+    One that raises becomes a finding, so that the others are still made.
     """
     findings = []
     for examination in EXAMINATIONS:
@@ -297,14 +266,8 @@ def examine() -> list[Finding]:
             findings.append(examination())
         except Exception as error:
             name = examination.__name__.replace("_", " ").capitalize()
-            findings.append(
-                Finding(
-                    name,
-                    BAD,
-                    f"{type(error).__name__}: {error}".splitlines()[0],
-                    "run `make env`",
-                )
-            )
+            found = f"{type(error).__name__}: {error}".splitlines()[0]
+            findings.append(Finding(name, BAD, found, "run `make env`"))
     return findings
 
 
@@ -323,16 +286,12 @@ def run(json_path: Path | None = None) -> int:
     bad = sum(f.verdict == BAD for f in findings)
     console = Console()
     console.print(table)
-    console.print(
-        f"{bad} problem{'s' * (bad != 1)}: see the last column."
-        if bad
-        else "All is well: `llmlab lab` opens the course."
-    )
+    if bad:
+        noun = "problem" if bad == 1 else "problems"
+        console.print(f"{bad} {noun}: see the last column.")
+    else:
+        console.print("All is well: `llmlab lab` opens the course.")
     if json_path is not None:
-        json_path.write_text(
-            json.dumps(
-                {"ok": not bad, "findings": [asdict(f) for f in findings]}, indent=1
-            )
-            + "\n"
-        )
+        report = {"ok": not bad, "findings": [asdict(f) for f in findings]}
+        json_path.write_text(json.dumps(report, indent=1) + "\n")
     return 1 if bad else 0

@@ -4,14 +4,14 @@
 
 A solution is a percent script. What becomes of its cells:
 
-    a first Markdown cell with a level-1 title   replaced by the exercise notebook's own
-                                                 opening
-    code tagged "exercise"                       what is between `# BEGIN SOLUTION` and
-                                                 `# END SOLUTION` → `raise
-                                                 NotImplementedError`
+    first Markdown cell, with a level-1 title    replaced by OPENING
+    code tagged "exercise"                       each solution region is cleared
     code tagged "check", one call of check.…     kept, locked
     tagged "solution"                            dropped
     all others                                   kept
+
+A solution region is what stands between `# BEGIN SOLUTION` and `# END SOLUTION`. In its
+place the learner gets `raise NotImplementedError`.
 
 `--check` writes nothing and fails when a notebook under exercises/ is missing, stale or
 left over.
@@ -89,8 +89,9 @@ __all__ = [
 
 
 class Malformed(ValueError):
-    """A solution from which no exercise can be made; the message names the file, the
-    exercise and the cure.
+    """A solution from which no exercise can be made.
+
+    The message names the file, the exercise and the cure.
     """
 
 
@@ -109,8 +110,8 @@ def validate(lesson: Lesson, solution: NotebookNode, check: Checks) -> None:
     for cell in code:
         if has(cell, "check") and not checked_name(cell.source):
             raise Malformed(
-                f"{where}: a check cell must be one call `check.<exercise>(…)`, not"
-                f" {cell.source!r}"
+                f"{where}: a check cell must be one call `check.<exercise>(…)`,"
+                f" not {cell.source!r}"
             )
         if not has(cell, "check") and checked_name(cell.source) in check.exercises:
             raise Malformed(f'{where}: the cell {cell.source!r} needs `tags=["check"]`')
@@ -122,8 +123,8 @@ def validate(lesson: Lesson, solution: NotebookNode, check: Checks) -> None:
     found = [checked_name(c.source) for c in code if has(c, "check")]
     if found != [*check.exercises]:
         raise Malformed(
-            f"{where}: its check cells mark {found}, where {check!r}\nasks for"
-            f" {[*check.exercises]}, in this order"
+            f"{where}: its check cells mark {found}, where {check!r}\n"
+            f"asks for {[*check.exercises]}, in this order"
         )
     _validate_exercises(where, solution, check)
 
@@ -139,8 +140,8 @@ def _validate_exercises(where: str, solution: NotebookNode, check: Checks) -> No
             data = check.exercises[checked_name(cell.source)]
             if exercise is None:
                 raise Malformed(
-                    f'{where}: no cell tagged "exercise" stands before the check of'
-                    f" {data.name}"
+                    f'{where}: no cell tagged "exercise"'
+                    f" stands before the check of {data.name}"
                 )
             try:
                 clear_solution(exercise.source)
@@ -148,24 +149,26 @@ def _validate_exercises(where: str, solution: NotebookNode, check: Checks) -> No
                 raise Malformed(f"{where}: exercise {data.name}: {error}") from None
             if header is None or data.header not in header.splitlines():
                 raise Malformed(
-                    f"{where}: `## Exercise N: …` before {data.name} must hold the"
-                    f" line\n  {data.header}"
+                    f"{where}: `## Exercise N: …` before {data.name}"
+                    f" must hold the line\n  {data.header}"
                 )
             header = exercise = None
     if exercise is not None:
+        opening = exercise.source[:60]
         raise Malformed(
-            f"{where}: an exercise cell has no check cell after it:"
-            f" {exercise.source[:60]!r}"
+            f"{where}: an exercise cell has no check cell after it: {opening!r}"
         )
 
 
 def exercise_notebook(lesson: Lesson, root: Path) -> NotebookNode:
-    """The unsolved notebook, with nbgrader's metadata, ids and versions that depend on
-    nothing but the source.
+    """The unsolved notebook, with nbgrader's metadata.
+
+    Its ids and its version depend on nothing but the source.
     """
     import nbformat.v4 as v4
 
-    solution, check = read_solution(lesson, root), load_check(lesson)
+    solution = read_solution(lesson, root)
+    check = load_check(lesson)
     validate(lesson, solution, check)
     cells = [c for c in solution.cells if not has(c, "solution")]
     if cells[0].cell_type == "markdown" and cells[0].source.startswith("# "):
@@ -178,32 +181,29 @@ def exercise_notebook(lesson: Lesson, root: Path) -> NotebookNode:
     out = [v4.new_markdown_cell(OPENING.format(**names), id="how-this-works")]
     out += [unsolved(c, check) for c in cells]
     out += [v4.new_markdown_cell(CLOSING.format(**names), id="done")]
-    notebook = v4.new_notebook(
-        cells=out, metadata={"kernelspec": KERNEL, "language_info": {"name": "python"}}
-    )
+    metadata = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
+    notebook = v4.new_notebook(cells=out, metadata=metadata)
     notebook.metadata["llmlab"] = {"lesson": lesson.slug, "version": version(notebook)}
     return notebook
 
 
 def unsolved(cell: NotebookNode, check: Checks) -> NotebookNode:
-    """One cell as the learner gets it, with what nbgrader and JupyterLab need to know
-    of it.
-    """
+    """One cell as the learner gets it, with the metadata of nbgrader and JupyterLab."""
     import nbformat.v4 as v4
 
     if cell.cell_type != "code":
         return v4.new_markdown_cell(cell.source, id=cell.id)
-    metadata: dict[str, Any] = {"tags": t} if (t := cell.metadata.get("tags")) else {}
-    source, nbgrader = (
-        cell.source,
-        {
-            "schema_version": 3,
-            "task": False,
-            "locked": False,
-            "grade": False,
-            "solution": False,
-        },
-    )
+    metadata: dict[str, Any] = {}
+    if cell.metadata.get("tags"):
+        metadata["tags"] = cell.metadata["tags"]
+    nbgrader = {
+        "schema_version": 3,
+        "task": False,
+        "locked": False,
+        "grade": False,
+        "solution": False,
+    }
+    source = cell.source
     if has(cell, "exercise"):
         source = clear_solution(source)
         metadata["nbgrader"] = nbgrader | {"grade_id": cell.id, "solution": True}
@@ -233,30 +233,29 @@ def solved_lessons(root: Path) -> list[Lesson]:
 
 
 def stale(root: Path, chosen: list[Lesson] | None = None) -> dict[Path, str]:
-    """exercise notebook → the text that it should have, for those under exercises/ that
-    differ; '' for one too many.
+    """The exercise notebooks that differ from what their solutions give.
+
+    Returns {path: the text that it should have}, or '' for a notebook whose solution is
+    gone.
     """
     made = {lesson.exercise(root): lesson for lesson in chosen or solved_lessons(root)}
-    texts = {
-        path: as_text(exercise_notebook(lesson, root)) for path, lesson in made.items()
-    }
-    out = {
-        p: t
-        for p, t in texts.items()
-        if not p.is_file() or p.read_text(encoding="utf-8") != t
-    }
+    out = {}
+    for path, lesson in made.items():
+        text = as_text(exercise_notebook(lesson, root))
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            out[path] = text
     if chosen is None:
-        out |= {
-            p: ""
-            for p in sorted((root / "exercises").rglob("*.ipynb"))
-            if p not in made and "checkpoint" not in str(p)
-        }
+        for path in sorted((root / "exercises").rglob("*.ipynb")):
+            if path not in made and "checkpoint" not in str(path):
+                out[path] = ""
     return out
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Writes what is stale, or with --check only tells; 0 good, 1 stale or malformed, 2
-    misuse.
+    """Writes the notebooks that are stale; with --check it only names them.
+
+    Returns 0 when all is well, 1 when a notebook is stale or a solution malformed, 2
+    when the arguments are wrong.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     topics = [a for a in arguments if a != "--check"]
@@ -275,11 +274,9 @@ def main(arguments: list[str] | None = None) -> int:
     for path, text in changes.items():
         name = path.relative_to(root)
         if "--check" in arguments:
-            print(
-                f"{name} {'is stale' if text else 'has no solution'}: run `python -m"
-                " llmlab.course.exercises`",
-                file=sys.stderr,
-            )
+            problem = "is stale" if text else "has no solution"
+            cure = "run `python -m llmlab.course.exercises`"
+            print(f"{name} {problem}: {cure}", file=sys.stderr)
         elif text:
             write_atomically(path, text)
             print(f"{name} written")

@@ -10,19 +10,20 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Writes `text` beside `path` and moves it there: a reader sees the old file or the
-    new one, never a half.
+    """Writes `text` to a file beside `path`, and moves that file to `path`.
+
+    A reader sees the old file or the new one, never half of one.
 
     Raises:
         OSError: the folder cannot be written; nothing is left behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(
-        prefix=f".{path.name}.", suffix=".tmp", dir=path.parent
-    )
+    prefix = f".{path.name}."
+    handle, name = tempfile.mkstemp(prefix=prefix, suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as f:
             f.write(text)
+        # mkstemp makes files of mode 0600: take the old file's mode, or a new file's
         mode = path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask()
         os.chmod(name, mode)
         os.replace(name, path)
@@ -39,8 +40,9 @@ def _umask() -> int:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds a lock on `path` (a file of its own, made when missing): other processes
-    wait at theirs.
+    """Holds a lock on `path`, a file of its own, which is made when it is missing.
+
+    Other processes that lock the same path wait until this one is done.
 
     Raises:
         OSError: the file cannot be made.

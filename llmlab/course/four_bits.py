@@ -15,7 +15,9 @@ import sys
 from dataclasses import asdict, dataclass
 
 BLOCK = 64
-ROWS, COLUMNS, INPUTS = 64, 256, 5
+ROWS = 64
+COLUMNS = 256
+INPUTS = 5
 UNEVEN = 96  # columns of a row that a block of 64 does not divide
 CLOSE = 1e-4  # relative: sums of 256 products in fp32 are exact to about 1e-6
 ROUNDED = 0.05  # relative: sums of products of numbers of 8 bits (bf16)
@@ -106,19 +108,24 @@ def examine() -> Result:
     layer.to("cpu")
     x = torch.randn(INPUTS, COLUMNS)
 
-    errors = []
-    for matrix in (weight, uneven):
+    def decode(matrix):
+        """(the weights by definition, what bitsandbytes decodes)."""
         packed, state = functional.quantize_4bit(
             matrix, blocksize=BLOCK, quant_type="nf4"
         )
         defined = by_definition(packed, state.absmax, state.code, matrix.shape)
-        errors.append(relative(functional.dequantize_4bit(packed, state), defined))
-        if matrix is weight:
-            right = x @ defined.T
-    trained = relative(layer.train()(x), right)
-    evaluated = relative(layer.eval()(x), right)
-    has_gradient = passes_gradient(layer.train(), x)
-    return Result(errors[0], errors[1], trained, evaluated, has_gradient)
+        return defined, functional.dequantize_4bit(packed, state)
+
+    defined, decoded = decode(weight)
+    uneven_defined, uneven_decoded = decode(uneven)
+    right = x @ defined.T
+    return Result(
+        decoded=relative(decoded, defined),
+        uneven=relative(uneven_decoded, uneven_defined),
+        trained=relative(layer.train()(x), right),
+        evaluated=relative(layer.eval()(x), right),
+        has_gradient=passes_gradient(layer.train(), x),
+    )
 
 
 def passes_gradient(layer, x) -> bool:
@@ -136,14 +143,14 @@ def by_definition(packed, scales, book, shape):
     import torch
 
     packed = packed.flatten()
+    # two codes per byte, the first in the high half
     codes = torch.stack([packed >> 4, packed & 15], dim=1).flatten().long()
-    return (book[codes] * scales.repeat_interleave(BLOCK)[: len(codes)]).view(shape)
+    scale_of_each = scales.repeat_interleave(BLOCK)[: len(codes)]
+    return (book[codes] * scale_of_each).view(shape)
 
 
 def relative(found, right) -> float:
-    """The largest error as a part of the largest right value; NaN counts as
-    infinite.
-    """
+    """The largest error divided by the largest right value; infinite for NaN."""
     import math
 
     error = ((found - right).abs().max() / right.abs().max()).item()
@@ -158,13 +165,11 @@ def in_a_process_of_its_own(timeout: float = 300.0) -> Result:
     except subprocess.TimeoutExpired:
         return Result(failure=f"bitsandbytes gave no answer in {timeout:g} s")
     if done.returncode < 0:
-        return Result(
-            failure=f"bitsandbytes ended its process: signal {-done.returncode}"
-        )
+        failure = f"bitsandbytes ended its process: signal {-done.returncode}"
+        return Result(failure=failure)
     if done.returncode:
-        return Result(
-            failure=(done.stderr.strip() or "no reason given").splitlines()[-1]
-        )
+        reason = done.stderr.strip() or "no reason given"
+        return Result(failure=reason.splitlines()[-1])
     return Result(**json.loads(done.stdout.splitlines()[-1]))
 
 

@@ -9,7 +9,8 @@ import sys
 
 
 def leave_out_grammar() -> None:
-    """Make jsonschema do without it, in this process. Call it before nbformat is
-    imported.
+    """Makes jsonschema do without the grammar, in this process.
+
+    Call it before nbformat is imported.
     """
     sys.modules.setdefault("rfc3987_syntax", None)

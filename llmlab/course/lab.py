@@ -1,5 +1,6 @@
-"""`llmlab lab`: JupyterLab, opened on the course's landing page, with what would
-disturb a learner turned off.
+"""`llmlab lab`: JupyterLab, opened on the course's landing page.
+
+What would disturb a learner is turned off.
 
 The settings are a folder in the package, so that the learner's own JupyterLab stays as
 it is. Nothing is fetched: no news, no update check, no extension list. No file of the
@@ -137,10 +138,10 @@ def check_port(port: int, ip: str) -> None:
         try:
             probe.bind((ip, port))
         except OSError as error:
+            why = (error.strerror or "it is taken").lower()
             raise LabError(
-                f"port {port} cannot be had"
-                f" ({(error.strerror or 'it is taken').lower()}). Another JupyterLab"
-                " may be running: `jupyter server list` shows it. Choose another with"
+                f"port {port} cannot be had ({why}). Another JupyterLab may be"
+                " running: `jupyter server list` shows it. Choose another with"
                 " --port, or leave --port out"
             ) from None
 
@@ -154,48 +155,49 @@ def prepare(root: Path) -> None:
     from llmlab.course import workspace
 
     try:
-        news = [
-            copied
-            for copied in workspace.start_all(root)
-            if copied.what in ("new beside", "renewed", "unreadable")
-        ]
+        copies = workspace.start_all(root)
         (root / LANDING).parent.mkdir(exist_ok=True)
         (root / LANDING).write_text(landing(root), encoding="utf-8")
     except (OSError, workspace.Blocked) as error:
         raise LabError(str(error)) from None
-    for copied in news:
-        print(f"llmlab: {copied.message}", flush=True)
+    for copied in copies:
+        if copied.what in ("new beside", "renewed", "unreadable"):
+            print(f"llmlab: {copied.message}", flush=True)
 
 
 def landing(root: Path) -> str:
-    """The landing page: what to do, and each lesson with its exercises and what is done
-    of them.
-    """
+    """The landing page: what to do, and a table of the lessons with what is done."""
     from llmlab.course import progress
 
     done, _ = progress.load(root)
-    blocks, planned = [], 0
+    blocks = []
+    planned = 0
     for number, (part, title) in enumerate(PARTS.items(), 1):
-        own = [x for x in lessons() if x.part == part]
-        rows = [
-            row(x, root, done["lessons"].get(x.slug, {}))
-            for x in own
-            if x.notebook(root).is_file()
-        ]
-        planned += len(own) - len(rows)
+        rows = []
+        for lesson in lessons():
+            if lesson.part != part:
+                continue
+            if lesson.notebook(root).is_file():
+                rows.append(row(lesson, root, done["lessons"].get(lesson.slug, {})))
+            else:
+                planned += 1
         if rows:
-            blocks.append(
-                f"## {number}. {title}\n\n| lesson | exercises | done"
-                " |\n|---|---|---|\n" + "\n".join(rows) + "\n"
-            )
+            head = [
+                f"## {number}. {title}",
+                "",
+                "| lesson | exercises | done |",
+                "|---|---|---|",
+            ]
+            blocks.append("\n".join([*head, *rows, ""]))
     if planned:
         blocks.append(f"{planned} more lessons are planned.\n")
     return TEXT.format(lessons="\n".join(blocks))
 
 
 def row(lesson: Lesson, root: Path, entries: dict) -> str:
-    """One line of the table; `entries` is what progress holds for this lesson, by
-    exercise.
+    """One line of the table.
+
+    `entries` is what the record of progress holds for this lesson, by exercise.
     """
     from llmlab.course.workspace import Kind, new_path
 
@@ -207,12 +209,16 @@ def row(lesson: Lesson, root: Path, entries: dict) -> str:
         read += f", [new version](lessons/{lesson.slug}.new.ipynb)"
     if new_path(lesson, root, Kind.EXERCISES).is_file():
         exercise += f", [new version]({lesson.slug}.new.ipynb)"
-    right = sum(
-        entry.get("outcome") == "right" or "first_right" in entry
-        for entry in entries.values()
-    )
+    right = 0
+    for entry in entries.values():
+        if entry.get("outcome") == "right" or "first_right" in entry:
+            right += 1
     total = count_checks(lesson, root)
-    done = f"{'✓ ' if right == total else ''}{right} of {total}" if total else ""
+    done = ""
+    if total:
+        done = f"{right} of {total}"
+        if right == total:
+            done = f"✓ {done}"
     return f"| {read} | {exercise} | {done} |"
 
 
@@ -221,7 +227,7 @@ def count_checks(lesson: Lesson, root: Path) -> int:
     import json
 
     path = lesson.exercise(root)
-    cells = (
-        json.loads(path.read_text(encoding="utf-8"))["cells"] if path.is_file() else []
-    )
+    if not path.is_file():
+        return 0
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     return sum("check" in cell["metadata"].get("tags", []) for cell in cells)

@@ -1,5 +1,4 @@
-"""The files as JupyterLab sees them under `llmlab lab`: the course's own stay as they
-are.
+"""The files as JupyterLab sees them under `llmlab lab`.
 
 A learner's copy is made, or renewed, when it is opened. The course's own notebooks open
 read-only: they run, but autosave leaves them alone, and a save is refused with the
@@ -57,19 +56,24 @@ class CourseContents(AsyncLargeFileManager):
         return await super().get(path, content, type, format, require_hash)
 
     def _bring(self, path: str, opens: bool) -> None:
-        """Makes the copy at `path`; renews it when it `opens`, not when it is looked
-        at: JupyterLab looks before it saves, and must not find another file than it
-        read.
+        """Makes the copy at `path`, or renews it when JupyterLab opens it.
+
+        It is not renewed when JupyterLab only looks at it. JupyterLab looks before it
+        saves, and must not find another file than the one it read.
         """
         found = workspace.find_copy(path, self.course)
-        if found is None or ((self.course / path).exists() and not opens):
+        if found is None:
             return
+        copy = self.course / path
+        if copy.exists() and not opens:
+            return
+        lesson, kind = found
         try:
-            workspace.start(found[0], self.course, found[1])
+            workspace.start(lesson, self.course, kind)
         except FileNotFoundError:
             pass  # planned: JupyterLab says that there is no such file
         except workspace.Blocked as error:
-            if not (self.course / path).exists():
+            if not copy.exists():
                 raise HTTPError(403, str(error)) from None
             self.log.warning("llmlab: %s", error)
 
@@ -95,7 +99,8 @@ class CourseContents(AsyncLargeFileManager):
 
     async def copy(self, from_path: str, to_path: str | None = None) -> dict[str, Any]:
         """Copies a file; 403 into the course's own folders."""
-        self._refuse(posixpath.dirname(from_path) if to_path is None else to_path)
+        target = posixpath.dirname(from_path) if to_path is None else to_path
+        self._refuse(target)
         return await super().copy(from_path, to_path)
 
     def _refuse(self, path: str) -> None:
@@ -124,8 +129,9 @@ class CourseContents(AsyncLargeFileManager):
         found = workspace.find_copy(path, self.course) or self._find_source(path)
         if found is None:
             return []
+        lesson, kind = found
         try:
-            source = found[1].source(found[0], self.course)
+            source = kind.source(lesson, self.course)
             nb = nbformat.read(source, as_version=nbformat.NO_CONVERT)
         except (OSError, ValueError):
             return []

@@ -1,11 +1,14 @@
-"""What the learner has done: work/.progress.json, beside their notebooks. Nothing
-leaves the machine.
+"""What the learner has done: work/.progress.json, beside their notebooks.
+
+Nothing leaves the machine.
 
     {"schema": "llmlab.progress/1",
-     "lessons": {"04-peft/05-lora": {"lora_forward": {"points": 2, "out_of": 2,
-     "outcome": "right",
-        "first_right": "2026-11-24T09:30:00+00:00", "last_checked": …, "attempts": 3,
-        "version": "6fd1c0…"}}},
+     "lessons": {
+       "04-peft/05-lora": {
+         "lora_forward": {
+           "points": 2, "out_of": 2, "outcome": "right", "attempts": 3,
+           "first_right": "2026-11-24T09:30:00+00:00", "last_checked": …,
+           "version": "6fd1c0…"}}},
      "hints": {"04-peft/05-lora": {"lora_forward": 1}}}
 
 The best result is kept: points never fall. Writers wait for one another; a broken file
@@ -51,24 +54,29 @@ def load(root: Path) -> tuple[dict[str, Any], str]:
         return empty(), f"{path} cannot be read ({error.strerror or error})"
     except ValueError:
         return empty(), f"{path} is not JSON any more"
-    good = (
-        isinstance(data, dict)
-        and isinstance(data.get("lessons"), dict)
-        and isinstance(data.get("hints", {}), dict)
-    )
-    if not good or not str(data.get("schema", "")).startswith("llmlab.progress/"):
+    if not _is_record(data):
         return empty(), f"{path} is not a record of progress"
-    kept = {
-        k: {n: e for n, e in v.items() if isinstance(e, dict)}
-        for k, v in data["lessons"].items()
-        if isinstance(v, dict)
-    }
+    kept = {}
+    for slug, entries in data["lessons"].items():
+        if isinstance(entries, dict):
+            kept[slug] = {n: e for n, e in entries.items() if isinstance(e, dict)}
     return empty() | data | {"lessons": kept}, ""
 
 
+def _is_record(data: Any) -> bool:
+    """Whether `data` has the form above."""
+    return (
+        isinstance(data, dict)
+        and isinstance(data.get("lessons"), dict)
+        and isinstance(data.get("hints", {}), dict)
+        and str(data.get("schema", "")).startswith("llmlab.progress/")
+    )
+
+
 def update(root: Path, change: Callable[[dict[str, Any]], None]) -> str:
-    """Reads, changes and writes the record while holding its lock; returns a warning
-    when a broken file was set aside.
+    """Reads the record, changes it and writes it, while it holds the record's lock.
+
+    Returns a warning when a broken file was set aside, or ''.
 
     Raises:
         NotKept: the folder cannot be written.
@@ -78,18 +86,17 @@ def update(root: Path, change: Callable[[dict[str, Any]], None]) -> str:
         with locked(path.with_name(".progress.lock")):
             data, warning = load(root)
             if warning and path.exists():
-                aside = path.with_name(
-                    f".progress.broken-{time.strftime('%Y%m%d-%H%M%S')}.json"
-                )
+                when = time.strftime("%Y%m%d-%H%M%S")
+                aside = path.with_name(f".progress.broken-{when}.json")
                 path.rename(aside)
                 warning += f": it was set aside as {aside.name}, and a new record begun"
             change(data)
             write_atomically(path, json.dumps(data, indent=1, sort_keys=True) + "\n")
             return warning
     except OSError as error:
+        why = error.strerror or error
         raise NotKept(
-            f"progress is not kept: {path.parent} cannot be written"
-            f" ({error.strerror or error})"
+            f"progress is not kept: {path.parent} cannot be written ({why})"
         ) from None
 
 
@@ -99,8 +106,9 @@ def now() -> str:
 
 
 def record(root: Path, results: list[Any]) -> str:
-    """Takes down `LessonResult`s: per exercise the best points, the last outcome, when,
-    and the exercise's version.
+    """Takes down `LessonResult`s in the record.
+
+    Each exercise keeps its best points, its last outcome, the time and its version.
 
     Raises:
         NotKept: the folder cannot be written.
@@ -111,9 +119,8 @@ def record(root: Path, results: list[Any]) -> str:
         for lesson in results:
             known = data["lessons"].setdefault(lesson.topic, {})
             for result in lesson.exercises:
-                known[result.name] = merged(
-                    known.get(result.name, {}), result, lesson.version, when
-                )
+                before = known.get(result.name, {})
+                known[result.name] = merged(before, result, lesson.version, when)
 
     return update(root, change)
 
@@ -122,38 +129,43 @@ def merged(
     before: dict[str, Any], result: Any, version: str, when: str
 ) -> dict[str, Any]:
     """One exercise's entry after one more marking."""
-    best = max(before.get("points", 0), result.points)
+    points_before = before.get("points", 0)
+    if result.points < points_before:
+        # the points that are kept were earned with an earlier version
+        version = before.get("version", version)
     entry = {
-        "points": min(best, result.out_of),
+        "points": min(max(points_before, result.points), result.out_of),
         "out_of": result.out_of,
         "outcome": result.outcome,
         "attempts": before.get("attempts", 0) + 1,
         "last_checked": when,
-        "version": (
-            version
-            if result.points >= before.get("points", 0)
-            else before.get("version", version)
-        ),
+        "version": version,
     }
-    first = before.get("first_right") or (when if result.outcome == "right" else None)
-    return entry | ({"first_right": first} if first else {})
+    if before.get("first_right"):
+        entry["first_right"] = before["first_right"]
+    elif result.outcome == "right":
+        entry["first_right"] = when
+    return entry
 
 
 def next_hint(root: Path, topic: str, exercise: str, tiers: int) -> int:
-    """The number of the next hint (1 to `tiers`; the last again after the last), and
-    notes that it was shown.
+    """Returns the number of the next hint, and notes that it was shown.
+
+    The numbers run from 1 to `tiers`; after the last hint comes the last again.
 
     Raises:
         NotKept: the folder cannot be written.
     """
-    shown = [0]
+    number = 0
 
     def change(data: dict[str, Any]) -> None:
+        nonlocal number
         hints = data["hints"].setdefault(topic, {})
         before = hints.get(exercise, 0)
-        shown[0] = hints[exercise] = min(
-            (before if isinstance(before, int) else 0) + 1, tiers
-        )
+        if not isinstance(before, int):
+            before = 0
+        number = min(before + 1, tiers)
+        hints[exercise] = number
 
     update(root, change)
-    return shown[0]
+    return number

@@ -1,12 +1,12 @@
 """`llmlab release --nbgrader DIR`: the exercises as an nbgrader course.
 
     DIR/nbgrader_config.py
-    DIR/source/<lesson>/<topic>.ipynb      solutions and hidden tests;
-                                           generate_assignment takes both out
+    DIR/source/<lesson>/<topic>.ipynb      with solutions and hidden tests
 
-A hidden test runs the same check again with other seeds, read afresh from the package:
-an answer that knows the numbers of the open check, or that has replaced the check,
-fails there. Points are ours, cell by cell.
+nbgrader's generate_assignment takes out the solutions and the hidden tests. A hidden
+test runs the same check again with other seeds, read afresh from the package: an answer
+that knows the numbers of the open check, or that has replaced the check, fails there.
+Points are ours, cell by cell.
 """
 
 from __future__ import annotations
@@ -66,36 +66,28 @@ def assignment(lesson: Lesson) -> str:
 
 
 def source_notebook(lesson: Lesson, root: Path) -> Any:
-    """nbgrader's source version: solved, with hidden tests, without the
-    explanations.
-    """
+    """nbgrader's source version: solved, with hidden tests, without explanations."""
     import nbformat.v4 as v4
 
-    solution, check = (
-        solutions.read_solution(lesson, root),
-        solutions.load_check(lesson),
-    )
+    solution = solutions.read_solution(lesson, root)
+    check = solutions.load_check(lesson)
     exercises.validate(lesson, solution, check)
     cells = [c for c in solution.cells if not solutions.has(c, "solution")]
     if cells[0].cell_type == "markdown" and cells[0].source.startswith("# "):
         cells = cells[1:]
     opening = OPENING.format(title=lesson.title, first=next(iter(check.exercises)))
-    out = [
-        v4.new_markdown_cell(opening, id="how-this-works"),
-        *[_cell(c, lesson, check) for c in cells],
-    ]
-    return v4.new_notebook(
-        cells=out,
-        metadata={"kernelspec": exercises.KERNEL, "language_info": {"name": "python"}},
-    )
+    out = [v4.new_markdown_cell(opening, id="how-this-works")]
+    out += [_cell(c, lesson, check) for c in cells]
+    metadata = {"kernelspec": exercises.KERNEL, "language_info": {"name": "python"}}
+    return v4.new_notebook(cells=out, metadata=metadata)
 
 
 def _cell(cell: Any, lesson: Lesson, check: Checks) -> Any:
     made = exercises.unsolved(cell, check)
     if solutions.has(cell, "exercise"):
-        made.source = cell.source.replace(
-            solutions.BEGIN, "##" + solutions.BEGIN
-        ).replace(solutions.END, "##" + solutions.END)
+        made.source = cell.source
+        for mark in (solutions.BEGIN, solutions.END):
+            made.source = made.source.replace(mark, "##" + mark)  # as nbgrader has it
     elif solutions.has(cell, "check"):
         made.source = HIDDEN.format(
             source=cell.source,
@@ -107,8 +99,9 @@ def _cell(cell: Any, lesson: Lesson, check: Checks) -> Any:
 
 
 def release(folder: Path, root: Path, chosen: list[Lesson] | None = None) -> list[Path]:
-    """Writes the course folder; a configuration that is there stays, lessons are
-    renewed.
+    """Writes the course folder.
+
+    A configuration that is there stays; the lessons are written anew.
 
     Raises:
         OSError: the folder cannot be written.

@@ -29,8 +29,9 @@ PARTS = {
 
 
 def course_root(start: Path | None = None) -> Path:
-    """The checkout that holds the lessons: the nearest folder above `start` with
-    `notebooks/`, else the package's own.
+    """The checkout that holds the lessons.
+
+    It is the nearest folder above `start` with `notebooks/`, else the package's own.
 
     Raises:
         FileNotFoundError: the package was installed without the course's notebooks.
@@ -68,11 +69,8 @@ class Lesson:
     @property
     def short(self) -> str:
         """'05-lora', where that names one lesson only; else the slug."""
-        return (
-            self.topic
-            if sum(x.topic == self.topic for x in lessons()) == 1
-            else self.slug
-        )
+        same_topic = [x for x in lessons() if x.topic == self.topic]
+        return self.topic if len(same_topic) == 1 else self.slug
 
     @property
     def package(self) -> str:
@@ -116,8 +114,12 @@ class Lesson:
 @cache
 def lessons() -> tuple[Lesson, ...]:
     """All lessons of the course, in order, built or planned."""
+    out = []
     with (DATA / "syllabus.csv").open(encoding="utf-8", newline="") as f:
-        return tuple(Lesson(row.pop("lesson"), **row) for row in csv.DictReader(f))
+        for row in csv.DictReader(f):
+            slug = row.pop("lesson")
+            out.append(Lesson(slug, **row))
+    return tuple(out)
 
 
 def built_lessons(root: Path | None = None) -> list[Lesson]:
@@ -127,42 +129,30 @@ def built_lessons(root: Path | None = None) -> list[Lesson]:
 
 
 def find(name: str) -> Lesson:
-    """The lesson meant by `name`: '04-peft/05-lora', '05-lora', 'lora', or a path to
-    one of its files.
+    """The lesson called `name`.
+
+    A name is '04-peft/05-lora', '05-lora', 'lora', or a path to one of the lesson's
+    files.
 
     Raises:
         ValueError: no lesson, or more than one, goes by that name; the message lists
             the near ones.
     """
-    wanted = (
-        name.strip()
-        .removesuffix(".ipynb")
-        .removesuffix(".py")
-        .rstrip("/")
-        .replace("\\", "/")
-    )
-    wanted = "/".join(wanted.split("/")[-2:])
-    exact = [x for x in lessons() if wanted == x.slug]
-    by_topic = [
-        x
-        for x in lessons()
-        if wanted.split("/")[-1] in (x.topic, x.module, x.topic.split("-", 1)[1])
-    ]
-    # '03-training/05-lora' is not 04-peft's
-    found = exact or ([] if wanted.split("/")[0] in PARTS else by_topic)
+    path = name.strip().removesuffix(".ipynb").removesuffix(".py").rstrip("/")
+    steps = path.replace("\\", "/").split("/")[-2:]  # the part, if named, and the topic
+    topic = steps[-1]
+    found = [x for x in lessons() if x.slug == "/".join(steps)]
+    if not found and steps[0] not in PARTS:  # '03-training/05-lora' is not 04-peft's
+        for lesson in lessons():
+            words = lesson.topic.split("-", 1)[1]
+            if topic in (lesson.topic, lesson.module, words):
+                found.append(lesson)
     if len(found) == 1:
         return found[0]
-    near = [
-        x.slug
-        for x in found or lessons()
-        if wanted.split("/")[-1].split("-")[-1] in x.slug
-    ]
-    hint = (
-        f"; did you mean {', '.join(near[:5])}?"
-        if near
-        else "; `llmlab progress` lists the lessons"
-    )
-    raise ValueError(
-        f"{'more than one lesson is' if found else 'no lesson is'} called"
-        f" {name!r}{hint}"
-    )
+    near = [x.slug for x in found or lessons() if topic.split("-")[-1] in x.slug]
+    if near:
+        hint = f"did you mean {', '.join(near[:5])}?"
+    else:
+        hint = "`llmlab progress` lists the lessons"
+    problem = "more than one lesson is" if found else "no lesson is"
+    raise ValueError(f"{problem} called {name!r}; {hint}")

@@ -1,5 +1,4 @@
-"""`python -m llmlab.course.sync [PATH …]`: brings each notebook in step with its
-script, and runs what changed.
+"""`python -m llmlab.course.sync [PATH …]`: notebooks follow their scripts.
 
 The percent script is the source. A notebook whose code is as it was when it last ran
 keeps its outputs; the others run in a fresh kernel. What a run took, and with which
@@ -43,8 +42,9 @@ ABSOLUTE = re.compile(
 
 
 def pairs(paths: list[Path], root: Path) -> list[Path]:
-    """The percent scripts meant by `paths` (scripts, notebooks or folders), by default
-    all of the course.
+    """The percent scripts that `paths` names (scripts, notebooks or folders).
+
+    Without paths, all scripts of the course.
 
     Raises:
         ValueError: a path that is not under notebooks/ or solutions/, or does not
@@ -54,9 +54,9 @@ def pairs(paths: list[Path], root: Path) -> list[Path]:
     found: list[Path] = []
     for path in [p.resolve() for p in paths] or homes:
         if path.is_dir():
-            found += sorted(
-                p for p in path.rglob("*.py") if ".ipynb_checkpoints" not in p.parts
-            )
+            for script in sorted(path.rglob("*.py")):
+                if ".ipynb_checkpoints" not in script.parts:
+                    found.append(script)
         elif path.with_suffix(".py").is_file():
             found.append(path.with_suffix(".py"))
         elif paths:
@@ -66,7 +66,7 @@ def pairs(paths: list[Path], root: Path) -> list[Path]:
             raise ValueError(
                 f"{script} is not under {root}/notebooks or {root}/solutions"
             )
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(found))  # each once, in this order
 
 
 def name_of(script: Path, root: Path) -> str:
@@ -75,60 +75,57 @@ def name_of(script: Path, root: Path) -> str:
 
 
 def read_pair(script: Path) -> tuple[NotebookNode, NotebookNode | None]:
-    """The notebook as the script says, with the outputs at hand; and the notebook as it
-    lies on disk.
-    """
+    """The notebook as its script says, with stored outputs; and the stored one."""
     source = jupytext.read(script, fmt="py:percent")
+    # tags come from the script alone: combining takes others from the stored notebook
+    tags = [list(cell.metadata.get("tags") or []) for cell in source.cells]
     path = script.with_suffix(".ipynb")
-    old = nbformat.read(path, as_version=4) if path.is_file() else None
-    if old is not None:
+    old = None
+    known: set[str] = set()
+    if path.is_file():
+        old = nbformat.read(path, as_version=4)
+        known = {cell.id for cell in old.cells}
         source = combine_inputs_with_outputs(source, old, fmt="py:percent")
-    tags = {
-        i: c.metadata.get("tags")
-        for i, c in enumerate(jupytext.read(script, fmt="py:percent").cells)
-    }
-    known = {c.id for c in old.cells} if old is not None else set()
     taken: set[str] = set()
-    for i, cell in enumerate(source.cells):
-        cell.metadata = NotebookNode({"tags": tags[i]} if tags.get(i) else {})
+    for cell, own_tags in zip(source.cells, tags, strict=True):
+        cell.metadata = NotebookNode({"tags": own_tags} if own_tags else {})
         cell.id = _id(cell, known, taken)
         taken.add(cell.id)
     source.metadata = nbformat.from_dict(METADATA)
-    source.nbformat, source.nbformat_minor = 4, 5
+    source.nbformat = 4
+    source.nbformat_minor = 5
     return source, old
 
 
 def _id(cell: NotebookNode, known: set[str], taken: set[str]) -> str:
-    """The id that the cell has on disk, or one made from its text: never a random
-    one.
-    """
+    """The id that the cell has on disk, or one made from its text; never random."""
     if cell.get("id") in known and cell.id not in taken:
         return cell.id
     base = hashlib.sha256(cell.source.encode()).hexdigest()[:8]
-    candidates = (base if n == 0 else f"{base}-{n}" for n in range(len(taken) + 1))
-    return next(c for c in candidates if c not in taken)
+    candidate = base
+    n = 0
+    while candidate in taken:
+        n += 1
+        candidate = f"{base}-{n}"
+    return candidate
 
 
 def is_fresh(nb: NotebookNode, old: NotebookNode | None, run: dict | None) -> bool:
     """Whether the outputs on disk belong to this code."""
-    if (
-        old is None
-        or run is None
-        or run.get("digest") != digest(nb)
-        or digest(old) != digest(nb)
-    ):
+    if old is None or run is None:
         return False
-    return all(
-        c.execution_count
-        for c in nb.cells
-        if c.cell_type == "code" and c.source.strip()
-    )
+    code = digest(nb)
+    if run.get("digest") != code or digest(old) != code:
+        return False
+    for cell in nb.cells:
+        runs = cell.cell_type == "code" and cell.source.strip()
+        if runs and not cell.execution_count:
+            return False
+    return True
 
 
 def strip(nb: NotebookNode) -> None:
-    """Takes out what changes from run to run, or means nothing without the kernel that
-    made it.
-    """
+    """Removes what changes from run to run, and what needs the kernel that made it."""
     count = 0
     for cell in nb.cells:
         cell.metadata.pop("execution", None)
@@ -147,28 +144,27 @@ def problems(nb: NotebookNode) -> list[str]:
     """What no notebook may hold: errors, absolute paths, warnings on stderr."""
     found = []
     for i, cell in enumerate(nb.cells):
+        may_fail = "raises-exception" in cell.metadata.get("tags", [])
         for output in cell.get("outputs", []):
-            text = output.get("text", "") + "".join(output.get("traceback", []))
-            text += "".join(
-                v
-                for k, v in output.get("data", {}).items()
-                if k in ("text/plain", "text/html")
-            )
-            if (
-                output.output_type == "error"
-                and "raises-exception" not in cell.metadata.get("tags", [])
-            ):
+            if output.output_type == "error" and not may_fail:
                 found.append(f"cell {i} failed: {output.ename}: {output.evalue}")
-            if match := ABSOLUTE.search(text):
+            if match := ABSOLUTE.search(_text_of(output)):
                 found.append(f"cell {i} prints an absolute path: {match.group()}…")
             if output.get("name") == "stderr":
-                found.append(
-                    f"cell {i} writes to stderr:"
-                    f" {output.text.strip().splitlines()[-1][:90]}"
-                )
+                last = output.text.strip().splitlines()[-1]
+                found.append(f"cell {i} writes to stderr: {last[:90]}")
         if match := ABSOLUTE.search(cell.source):
             found.append(f"cell {i} holds an absolute path: {match.group()}…")
     return found
+
+
+def _text_of(output: NotebookNode) -> str:
+    """What a reader sees of an output, without pictures."""
+    text = output.get("text", "") + "".join(output.get("traceback", []))
+    for kind, value in output.get("data", {}).items():
+        if kind in ("text/plain", "text/html"):
+            text += value
+    return text
 
 
 def limits(run: dict, script: Path, root: Path) -> list[str]:
@@ -184,23 +180,25 @@ def limits(run: dict, script: Path, root: Path) -> list[str]:
 
 
 def sync(script: Path, root: Path, *, force: bool = False) -> tuple[str, list[str]]:
-    """Brings one pair in step; returns what was done and what is wrong with the
-    result.
-    """
-    records, name = Records(root), name_of(script, root)
+    """Brings one pair in step; returns what was done and what is wrong now."""
+    records = Records(root)
+    name = name_of(script, root)
     nb, old = read_pair(script)
-    run, done = records.read().get(name), "unchanged"
+    run = records.read().get(name)
+    done = "unchanged"
     if force or not is_fresh(nb, old, run):
         fresh = execute(nb, script.parent)
         strip(nb)
         records.write(name, fresh)
-        run, done = asdict(fresh), f"ran in {fresh.seconds} s, {fresh.memory_gib} GiB"
+        run = asdict(fresh)
+        done = f"ran in {fresh.seconds} s, {fresh.memory_gib} GiB"
     strip(nb)
     text = nbformat.writes(nb) + "\n"
     path = script.with_suffix(".ipynb")
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         path.write_text(text, encoding="utf-8")
-        done = "updated" if done == "unchanged" else done
+        if done == "unchanged":
+            done = "updated"
     return done, problems(nb) + limits(run, script, root)
 
 
@@ -211,32 +209,31 @@ def check(script: Path, root: Path) -> list[str]:
     if old is None:
         return ["has no notebook: run `make sync`"]
     strip(nb)
+    stored = script.with_suffix(".ipynb").read_text(encoding="utf-8")
     wrong = []
     if not is_fresh(nb, old, run):
         wrong.append("its code changed since it last ran: run `make sync`")
-    elif nbformat.writes(nb) + "\n" != script.with_suffix(".ipynb").read_text(
-        encoding="utf-8"
-    ):
+    elif nbformat.writes(nb) + "\n" != stored:
         wrong.append("the notebook is out of step with its script: run `make sync`")
-    return wrong + problems(nb) + (limits(run, script, root) if run else [])
+    wrong += problems(nb)
+    if run:
+        wrong += limits(run, script, root)
+    return wrong
 
 
 def orphans(root: Path) -> list[Path]:
     """Notebooks whose script is gone."""
-    every = [
-        p for home in ("notebooks", "solutions") for p in (root / home).rglob("*.ipynb")
-    ]
-    return [
-        p
-        for p in every
-        if ".ipynb_checkpoints" not in p.parts and not p.with_suffix(".py").is_file()
-    ]
+    found = []
+    for home in ("notebooks", "solutions"):
+        for path in (root / home).rglob("*.ipynb"):
+            is_checkpoint = ".ipynb_checkpoints" in path.parts
+            if not is_checkpoint and not path.with_suffix(".py").is_file():
+                found.append(path)
+    return found
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; returns 1 when a notebook failed or something is out of
-    step.
-    """
+    """The command line; returns 1 when a notebook failed or is out of step."""
     parser = argparse.ArgumentParser(
         prog="python -m llmlab.course.sync", description=__doc__.split("\n")[0]
     )
@@ -256,17 +253,18 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--cold", action="store_true", help="start each kernel anew")
     args = parser.parse_args(argv)
-    root, bad = course_root(), 0
+    root = course_root()
     try:
         scripts = pairs(args.paths, root)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
     with warm_kernels(cold=args.cold, start=len(scripts) > 1):
-        bad += bring_in_step(scripts, root, args)
-    for path in [] if args.paths else orphans(root):
-        bad += 1
-        print(f"{path.relative_to(root)}: its script is gone")
+        bad = bring_in_step(scripts, root, args)
+    if not args.paths:
+        for path in orphans(root):
+            bad += 1
+            print(f"{path.relative_to(root)}: its script is gone")
     return 1 if bad else 0
 
 
@@ -276,13 +274,14 @@ def bring_in_step(scripts: list[Path], root: Path, args: argparse.Namespace) -> 
     for script in scripts:
         name = name_of(script, root)
         try:
-            done, wrong = (
-                ("checked", check(script, root))
-                if args.check
-                else sync(script, root, force=args.force)
-            )
+            if args.check:
+                done = "checked"
+                wrong = check(script, root)
+            else:
+                done, wrong = sync(script, root, force=args.force)
         except Exception as error:
-            done, wrong = "failed", [f"{type(error).__name__}: {error}"]
+            done = "failed"
+            wrong = [f"{type(error).__name__}: {error}"]
         bad += bool(wrong)
         print(f"{name}: {done}", flush=True)
         for line in wrong:

@@ -196,7 +196,8 @@ def start(lesson: Lesson, root: Path, kind: Kind = Kind.EXERCISES) -> Copied:
 
 
 def _lay_beside(lesson: Lesson, root: Path, kind: Kind, fresh: Fresh) -> Copied:
-    path, beside = kind.copy(lesson, root), new_path(lesson, root, kind)
+    path = kind.copy(lesson, root)
+    beside = new_path(lesson, root, kind)
     kept = ""
     known = _known(root).get(_key(path, root), {})
     if not beside.exists() or known.get("new") != fresh.made.version:
@@ -207,9 +208,9 @@ def _lay_beside(lesson: Lesson, root: Path, kind: Kind, fresh: Fresh) -> Copied:
         _write(beside, fresh.text)
         _note(path, root, new=fresh.made.version)
     message = (
-        f"the course changed {lesson.slug}. Your {_name(path, root)} is kept; the new "
-        f"version lies beside it as {beside.name}.{kept} To move over: copy what you "
-        f"wrote into it, then `llmlab start {lesson.slug} --use-new`"
+        f"the course changed {lesson.slug}. Your {_name(path, root)} is kept;"
+        f" the new version lies beside it as {beside.name}.{kept} To move over:"
+        f" copy what you wrote into it, then `llmlab start {lesson.slug} --use-new`"
     )
     return Copied(path, "new beside", message)
 
@@ -220,11 +221,12 @@ def use_new(lesson: Lesson, root: Path, kind: Kind = Kind.EXERCISES) -> Copied:
     Raises:
         Blocked: there is no newer version, or the folder cannot be written.
     """
-    path, beside = kind.copy(lesson, root), new_path(lesson, root, kind)
+    path = kind.copy(lesson, root)
+    beside = new_path(lesson, root, kind)
     if not beside.exists():
+        name = _name(beside, root)
         raise Blocked(
-            f"there is no {_name(beside, root)}: your copy is of the course's version"
-            " already"
+            f"there is no {name}: your copy is of the course's version already"
         )
     known = _known(root).get(_key(path, root), {})
     try:
@@ -312,22 +314,23 @@ def with_checks(
 
     pristine = pristine_checks(exercise)
     given = {c["id"]: c | {"source": "".join(c["source"])} for c in course["cells"]}
-    cells, mended = list(cells), []
+    cells = list(cells)
+    mended = []
     for name in pristine:
         state, where = find_checks(cells, pristine)[name]
         if state == "intact" and len(where) == 1:
             continue
         mended.append(name)
-        own = [
-            i
-            for i, c in enumerate(cells)
-            if defines(c["source"], name) or goes_by(c, f"exercise-{name}")
-        ]
-        after_own = own[-1] + 1 if own else place_of_check(cells, name, [])
-        place = where[0] if where else after_own
-        put = [(i, c) for i, c in enumerate(cells) if i not in where]
-        before = [c for i, c in put if i < place]
-        after = [c for i, c in put if i >= place]
+        # The place: where the changed check stands, else after the learner's answer.
+        place = place_of_check(cells, name, [])
+        for i, cell in enumerate(cells):
+            if defines(cell["source"], name) or goes_by(cell, f"exercise-{name}"):
+                place = i + 1
+        if where:
+            place = where[0]
+        others = [(i, c) for i, c in enumerate(cells) if i not in where]
+        before = [c for i, c in others if i < place]
+        after = [c for i, c in others if i >= place]
         cells = [*before, given[f"check-{name}"], *after]
     return cells, mended
 
@@ -350,8 +353,9 @@ def start_all(root: Path) -> list[Copied]:
 
 
 def _made(notebook: dict[str, Any], known: dict[str, Any]) -> Made:
-    """What a copy says it was made from; `known` stands in where an editor dropped
-    it.
+    """What a copy says it was made from.
+
+    `known` stands in where an editor dropped it.
     """
     note = notebook["metadata"].get("llmlab")
     if isinstance(note, dict) and note.get("version"):

@@ -1,10 +1,12 @@
-"""Pretraining: next-token prediction on a stream of text, the course model's own
-training loop.
+"""Pretraining: next-token prediction on a stream of text.
 
-    loss = −(1/BT) Σ log p(x_{t+1} | x_{≤t})          AdamW (Loshchilov & Hutter 2019),
-                                                      https://arxiv.org/abs/1711.05101
+This is the course model's own training loop.
+
+    loss = −(1/BT) Σ log p(x_{t+1} | x_{≤t})
     lr(s): linear warm-up to the peak, then half a cosine down to a fraction of it
     (Radford et al. 2018; Hoffmann et al. 2022)
+
+The optimizer is AdamW (Loshchilov & Hutter 2019), https://arxiv.org/abs/1711.05101
 
 The tokens of step s depend on (seed, s) alone, so a run that stops and resumes sees
 what an unbroken run sees. Simplified: windows start anywhere, so one may run over the
@@ -47,8 +49,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "context", "evaluate_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+            value = getattr(self, name)
+            if value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
         if not 0 <= self.warmup <= self.steps:
             raise ValueError(
                 f"warmup={self.warmup} must lie between 0 and steps={self.steps}"
@@ -57,8 +60,9 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Record:
-    """One line of the log. Losses are in nats a token; `train_loss` is the mean since
-    the record before.
+    """One line of the log. Losses are in nats per token.
+
+    `train_loss` is the mean since the record before.
     """
 
     step: int
@@ -70,8 +74,9 @@ class Record:
 
 
 def learning_rate(step: int, recipe: Recipe) -> float:
-    """lr of step 0, 1, …: it rises linearly over `warmup` steps, then follows half a
-    cosine to `final_lr` · peak.
+    """The learning rate of step 0, 1, …: a linear warm-up, then half a cosine.
+
+    It rises linearly over `warmup` steps, then falls to `final_lr` · peak.
     """
     if step < recipe.warmup:
         return recipe.peak_lr * (step + 1) / recipe.warmup
@@ -83,31 +88,31 @@ def learning_rate(step: int, recipe: Recipe) -> float:
 def sample_batch(
     stream: Int[Tensor, "N"], recipe: Recipe, step: int
 ) -> Int[Tensor, "B T+1"]:
-    """B windows of T + 1 tokens at random places, a function of (seed, step) and of
-    nothing else.
+    """B windows of T + 1 tokens at random places.
+
+    They depend on (seed, step) and on nothing else.
     """
     if len(stream) <= recipe.context:
         raise ValueError(
-            f"stream has {len(stream)} tokens; it must have more than"
-            f" context={recipe.context}"
+            f"stream has {len(stream)} tokens;"
+            f" it must have more than context={recipe.context}"
         )
     dice = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
-    starts = torch.randint(
-        len(stream) - recipe.context, (recipe.batch,), generator=dice
-    )
-    return stream[starts[:, None] + torch.arange(recipe.context + 1)]
+    last_start = len(stream) - recipe.context
+    starts = torch.randint(last_start, (recipe.batch,), generator=dice)
+    places = starts[:, None] + torch.arange(recipe.context + 1)  # [B, T+1]
+    return stream[places]
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
     """AdamW that decays matrices; the norms' vectors are left alone."""
-    # a tied matrix comes once
+    # parameters() names a tied matrix once
     trained = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in trained if p.dim() >= 2]
+    vectors = [p for p in trained if p.dim() < 2]
     groups = [
-        {
-            "params": [p for p in trained if p.dim() >= 2],
-            "weight_decay": recipe.weight_decay,
-        },
-        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+        {"params": matrices, "weight_decay": recipe.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=recipe.peak_lr, betas=recipe.betas)
 
@@ -119,7 +124,7 @@ def training_step(
     clip: float,
 ) -> float:
     """Forward, backward, clip, update. Returns the loss before the update."""
-    # the last token's logits predict nothing here
+    # The batch is input and target: the last token's logits predict nothing.
     loss = next_token_loss(model(batch), batch)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
@@ -131,8 +136,9 @@ def training_step(
 def evaluation_windows(
     stream: Int[Tensor, "N"], context: int, windows: int = 64
 ) -> Int[Tensor, "windows T+1"]:
-    """Windows of T + 1 tokens spread evenly over the stream: the same ones each
-    time.
+    """Windows of T + 1 tokens spread evenly over the stream.
+
+    They are the same each time.
     """
     if len(stream) <= context:
         raise ValueError(
@@ -151,13 +157,11 @@ def evaluate(
     batch: int = 16,
 ) -> float:
     """Mean loss over the `evaluation_windows`, in nats."""
-    chunks = evaluation_windows(stream, context, windows).split(batch)
-    return (
-        sum(
-            next_token_loss(model(chunk), chunk).item() * len(chunk) for chunk in chunks
-        )
-        / windows
-    )
+    total = 0.0
+    for chunk in evaluation_windows(stream, context, windows).split(batch):
+        mean_of_chunk = next_token_loss(model(chunk), chunk).item()
+        total += mean_of_chunk * len(chunk)
+    return total / windows
 
 
 def train(
@@ -167,41 +171,36 @@ def train(
     recipe: Recipe,
     checkpoint: Path | None = None,
 ) -> Iterator[Record]:
-    """Train `model` in place, yielding a record each `evaluate_every` steps and at the
-    last.
+    """Train `model` in place; yields a record every `evaluate_every` steps.
+
+    The last step has a record, too.
 
     Args:
         checkpoint: a file to resume from when it exists, and to write at each record.
     """
     optimizer = make_optimizer(model, recipe)
-    first, spent = (
-        resume(checkpoint, model, optimizer)
-        if checkpoint and checkpoint.exists()
-        else (0, 0.0)
-    )
-    losses, started = [], perf_counter() - spent
+    first = 0
+    spent = 0.0  # seconds of the runs before this one
+    if checkpoint and checkpoint.exists():
+        first, spent = resume(checkpoint, model, optimizer)
+    started = perf_counter() - spent
+    losses = []  # since the last record
     for step in range(first, recipe.steps):
         lr = learning_rate(step, recipe)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        losses.append(
-            training_step(
-                model, optimizer, sample_batch(stream, recipe, step), recipe.clip
-            )
-        )
+        batch = sample_batch(stream, recipe, step)
+        losses.append(training_step(model, optimizer, batch, recipe.clip))
         done = step + 1
         if done % recipe.evaluate_every == 0 or done == recipe.steps:
-            tokens, seconds = (
-                done * recipe.batch * recipe.context,
-                perf_counter() - started,
-            )
+            seconds = perf_counter() - started
             record = Record(
-                done,
-                tokens,
-                sum(losses) / len(losses),
-                evaluate(model, valid, recipe.context),
-                lr,
-                seconds,
+                step=done,
+                tokens=done * recipe.batch * recipe.context,
+                train_loss=sum(losses) / len(losses),
+                valid_loss=evaluate(model, valid, recipe.context),
+                lr=lr,
+                seconds=seconds,
             )
             if checkpoint:
                 save(checkpoint, model, optimizer, record)
@@ -212,16 +211,18 @@ def train(
 def save(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, record: Record
 ) -> None:
-    """Write all that a run needs to go on. A crash while writing leaves the older file
-    whole.
+    """Write all that a run needs to go on.
+
+    A crash while writing leaves the older file whole.
     """
     part = path.with_suffix(".part")
     state = {
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "step": record.step,
+        "seconds": record.seconds,
     }
-    torch.save(state | {"seconds": record.seconds}, part)
+    torch.save(state, part)
     part.replace(path)
 
 

@@ -1,20 +1,21 @@
-"""Three small tasks on the course model, for fair comparisons: same examples, same
-order, same number of steps.
+"""Three small tasks on the course model, for fair comparisons.
 
-    bible    language modelling on a style that the model has not seen         every
-             token counts
-    source   which text a passage comes from: " old" and " new" addresses,     the
-             label, one token, counts " sea" (Moby-Dick) or " faith" (the Bible); chance
-             is 1/4
-    sort     digits in order: "538=358"; no text teaches it                    the
-             answer's digits count
+All methods get the same examples, in the same order, and the same number of steps.
+
+    bible    language modelling on a style that the model has not seen;
+             every token counts
+    source   which text a passage comes from: " old" or " new" addresses,
+             " sea" (Moby-Dick) or " faith" (the Bible);
+             the label, one token, counts; chance is 1/4
+    sort     digits in order: "538=358"; no text teaches it;
+             the answer's digits count
 
 `make` gives batches as `transformers` would have them: labels stand at their own token,
 −100 where nothing is predicted, and a model that reads tokens up to t is asked for the
 label at t + 1. A batch is a function of (task, split, seed, number).
 
-    B  examples of a batch        T  tokens of its longest example, the others padded on
-                                     the right
+    B  examples of a batch
+    T  tokens of its longest example; the others are padded on the right
 """
 
 from __future__ import annotations
@@ -65,8 +66,9 @@ def make(
     batches: int = 40,
     size: int | None = None,
 ) -> list[Batch]:
-    """Batches of one task; batch i of a (name, split, seed) is the same however many
-    are made.
+    """Batches of one task.
+
+    Batch i of a (name, split, seed) is the same, however many batches are made.
 
     Args:
         name: "bible", "source" or "sort".
@@ -92,14 +94,13 @@ def make(
 
 def _pad(examples: Sequence[Example]) -> Batch:
     longest = max(len(tokens) for tokens, _ in examples)
-    ids, labels = (
-        torch.full((len(examples), longest), PAD),
-        torch.full((len(examples), longest), IGNORE),
-    )
+    ids = torch.full((len(examples), longest), PAD)
+    labels = torch.full((len(examples), longest), IGNORE)
     mask = torch.zeros_like(ids)
     for row, (tokens, counted) in enumerate(examples):
         n = len(tokens)
-        ids[row, :n], mask[row, :n] = torch.tensor(tokens), 1
+        ids[row, :n] = torch.tensor(tokens)
+        mask[row, :n] = 1
         labels[row, n - counted : n] = ids[row, n - counted : n]
     return Batch(ids, labels, mask)
 
@@ -116,10 +117,10 @@ def _passage(
     text: str, length: int, tokenizer: Tokenizer, dice: torch.Generator
 ) -> list[int]:
     """`length` tokens from a random place of `text`, from the beginning of a word."""
-    start = (
-        text.index(" ", _draw(0, len(text) - CHARS_A_TOKEN * (length + 8), dice)) + 1
-    )
-    return tokenizer.encode(text[start : start + CHARS_A_TOKEN * length]).ids[:length]
+    last_place = len(text) - CHARS_A_TOKEN * (length + 8)
+    start = text.index(" ", _draw(0, last_place, dice)) + 1
+    passage = text[start : start + CHARS_A_TOKEN * length]
+    return tokenizer.encode(passage).ids[:length]
 
 
 def bible(
@@ -131,15 +132,15 @@ def bible(
 
 
 def _sources(split: str) -> list[str]:
-    """The four texts, in the order of `LABELS`: the first third of the addresses, the
-    last third, and two books.
+    """The four texts, in the order of `LABELS`.
+
+    They are the first third of the addresses, the last third, and two books.
     """
     addresses = course_model.documents("addresses", split)
     third = len(addresses) // 3
-    old, new = "\n\n".join(addresses[:third]), "\n\n".join(addresses[-third:])
     return [
-        old,
-        new,
+        "\n\n".join(addresses[:third]),
+        "\n\n".join(addresses[-third:]),
         course_model.corpus("moby-dick", split),
         course_model.corpus("bible", split),
     ]
@@ -148,21 +149,20 @@ def _sources(split: str) -> list[str]:
 def source(
     tokenizer: Tokenizer, split: str, size: int, dice: torch.Generator
 ) -> list[Example]:
-    """A passage of 12 to 24 tokens, a question, and the label, of which each comes as
-    often as the others.
+    """A passage of 12 to 24 tokens, a question, and the label.
+
+    Each label comes as often as the others.
     """
-    texts, question = _sources(split), tokenizer.encode(QUESTION).ids
+    texts = _sources(split)
+    question = tokenizer.encode(QUESTION).ids
     answers = [tokenizer.encode(label).ids for label in LABELS]
     order = (torch.randperm(size, generator=dice) % len(LABELS)).tolist()
-    return [
-        (
-            _passage(texts[k], _draw(12, 24, dice), tokenizer, dice)
-            + question
-            + answers[k],
-            1,
-        )
-        for k in order
-    ]
+    examples = []
+    for k in order:
+        length = _draw(12, 24, dice)
+        passage = _passage(texts[k], length, tokenizer, dice)
+        examples.append((passage + question + answers[k], 1))
+    return examples
 
 
 def sort(
@@ -171,15 +171,16 @@ def sort(
     """2 to 4 different digits, and the same in order."""
     examples = []
     while len(examples) < size:
-        digits = torch.randperm(10, generator=dice)[: _draw(*DIGITS, dice)].tolist()
-        if (sum(digits) % 5 == 0) == (split == "valid"):
-            answer = tokenizer.encode("".join(map(str, sorted(digits)))).ids
-            examples.append(
-                (
-                    tokenizer.encode("".join(map(str, digits)) + "=").ids + answer,
-                    len(answer),
-                )
-            )
+        shuffled = torch.randperm(10, generator=dice)
+        digits = shuffled[: _draw(*DIGITS, dice)].tolist()
+        is_held_out = sum(digits) % 5 == 0
+        if is_held_out != (split == "valid"):
+            continue
+        asked = "".join(map(str, digits))
+        in_order = "".join(map(str, sorted(digits)))
+        question = tokenizer.encode(f"{asked}=").ids
+        answer = tokenizer.encode(in_order).ids
+        examples.append((question + answer, len(answer)))
     return examples
 
 
@@ -194,8 +195,9 @@ TASKS: dict[str, Callable[..., list[Example]]] = {
 
 
 def logits_of(model: nn.Module, batch: Batch) -> Float[Tensor, "B T V"]:
-    """Logits of our Llama, or of one from `transformers` (`peft` puts its virtual
-    tokens before; they are left off).
+    """Logits of our Llama, or of one from `transformers`.
+
+    `peft` puts its virtual tokens before the others; their logits are left off.
     """
     out = model(batch.input_ids, attention_mask=batch.attention_mask)
     return getattr(out, "logits", out)[:, -batch.input_ids.shape[1] :]
@@ -210,8 +212,9 @@ def fit(
     penalty: Callable[[], Tensor] | None = None,
     after_step: Callable[[int], object] | None = None,
 ) -> list[float]:
-    """One AdamW step a batch on whatever of `model` trains, no weight decay. Returns
-    the loss before each step.
+    """One AdamW step a batch on whatever of `model` trains, no weight decay.
+
+    Returns the loss before each step.
 
     lr rises over `warmup` steps and falls to 5% along half a cosine. The model is left
     in evaluation mode.
@@ -222,18 +225,20 @@ def fit(
         after_step: called with the step's number after the update, gradients still
             there (AdaLoRA's budget).
     """
-    batches, losses = list(batches), []
+    batches = list(batches)
+    losses = []
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
     model.train()
     for step, batch in enumerate(batches):
+        rising = (step + 1) / warmup
         down = max(0, step - warmup) / max(1, len(batches) - 1 - warmup)
-        optimizer.param_groups[0]["lr"] = lr * min(
-            (step + 1) / warmup, 0.525 + 0.475 * math.cos(math.pi * down)
-        )
+        falling = 0.525 + 0.475 * math.cos(math.pi * down)
+        optimizer.param_groups[0]["lr"] = lr * min(rising, falling)
         loss = next_token_loss(logits_of(model, batch), batch.labels)
+        total = loss if penalty is None else loss + penalty()
         optimizer.zero_grad(set_to_none=True)
-        (loss if penalty is None else loss + penalty()).backward()
+        total.backward()
         nn.utils.clip_grad_norm_(trained, clip)
         optimizer.step()
         if after_step is not None:
@@ -245,22 +250,29 @@ def fit(
 
 @torch.no_grad()
 def score(model: nn.Module, batches: Iterable[Batch]) -> tuple[float, float]:
-    """(loss, accuracy): nats for each token that counts, and the share of examples with
-    every such token right.
+    """(loss, accuracy) on some examples.
+
+    Loss is in nats per token that counts. Accuracy is the share of examples with every
+    such token right.
 
     Greedy decoding writes the whole answer exactly when each token is the likeliest
     after the right ones before it, so for `source` and `sort` the accuracy is that of
     greedy decoding. In "bible" hardly any window is right throughout.
     """
-    total, counted, right, examples = 0.0, 0, 0, 0
+    total_loss = 0.0
+    tokens = 0  # that count
+    right = 0  # examples with every such token right
+    examples = 0
     for batch in batches:
-        logits, targets = logits_of(model, batch)[:, :-1], batch.labels[:, 1:]
-        total += F.cross_entropy(
+        logits = logits_of(model, batch)[:, :-1]  # [B, T−1, V]
+        targets = batch.labels[:, 1:]  # [B, T−1]
+        counts = targets != IGNORE
+        loss = F.cross_entropy(
             logits.transpose(1, 2), targets, ignore_index=IGNORE, reduction="sum"
-        ).item()
-        counted += int((targets != IGNORE).sum())
-        right += int(
-            ((logits.argmax(-1) == targets) | (targets == IGNORE)).all(1).sum()
         )
+        total_loss += loss.item()
+        tokens += int(counts.sum())
+        is_right = (logits.argmax(-1) == targets) | ~counts
+        right += int(is_right.all(dim=1).sum())
         examples += len(targets)
-    return total / counted, right / examples
+    return total_loss / tokens, right / examples

@@ -1,5 +1,6 @@
-"""Write tests/peft/golden/adapters.safetensors: what the `adapters` library computes on
-a small Llama.
+"""Write tests/peft/golden/adapters.safetensors.
+
+It holds what the `adapters` library computes on a small Llama.
 
 The library needs an old transformers, so it has an environment of its own:
 
@@ -93,8 +94,9 @@ def ours(case: str, name: str) -> str:
 
 
 def randomise(model: torch.nn.Module, seed: int) -> None:
-    """Every parameter that is not the base's, N(0, 0.1²) by place; matrices that start
-    as the identity stay near it.
+    """Fills every parameter that is not the base's with N(0, 0.1²), by place.
+
+    Matrices that start as the identity stay near it.
     """
     dice = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -1,5 +1,6 @@
-"""Makes tests/parallelism/golden/megatron_moe.json: Megatron-core's router, capacity
-and balance loss, on the CPU.
+"""Makes tests/parallelism/golden/megatron_moe.json, on the CPU.
+
+It holds Megatron-core's router, capacity and balance loss.
 
 Run with megatron-core 0.16.1 (it is not in the lock) and torch 2.13.0:
 

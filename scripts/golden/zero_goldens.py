@@ -1,5 +1,6 @@
-"""Write llmlab/parallelism/data/zero_deepspeed.json: losses and gradient norms of
-DeepSpeed's ZeRO 1, 2 and 3 on two ranks.
+"""Write llmlab/parallelism/data/zero_deepspeed.json.
+
+It holds losses and gradient norms of DeepSpeed's ZeRO 1, 2 and 3 on two ranks.
 
     .venv/bin/python scripts/golden/zero_goldens.py
 

@@ -80,8 +80,9 @@ def site(book):
 
 
 class Watched:
-    """A page, and what went wrong on it: requests to other hosts, failed ones, script
-    errors.
+    """A page, and what went wrong on it.
+
+    That is requests to other hosts, failed requests, and script errors.
     """
 
     def __init__(self, page, address: str) -> None:
@@ -110,8 +111,9 @@ class Watched:
 
 @pytest.fixture(scope="session")
 def shared_contexts(chromium):
-    """One browser context a theme: its pages share a cache of scripts, styles and
-    fonts.
+    """One browser context per theme.
+
+    Its pages share a cache of scripts, styles and fonts.
     """
     contexts = {}
     yield contexts
@@ -121,8 +123,9 @@ def shared_contexts(chromium):
 
 @pytest.fixture
 def open_page(chromium, site, shared_contexts):
-    """open_page('index.html', theme='dark', width=390): a page watched until the test
-    ends.
+    """Opens a page, which is watched until the test ends.
+
+    As in open_page('index.html', theme='dark', width=390).
 
     `fresh=True` gives it a context of its own: nothing that it stores meets other
     pages.

@@ -24,8 +24,7 @@ SLIDER = f"{EXPLORE} input[type=range]"
 
 @pytest.mark.parametrize("name", PAGES)
 def test_page(open_page, name):
-    """Mathematics, axe in both themes, sliders by keyboard, a phone's width: in one
-    load.
+    """In one load: mathematics, axe in both themes, sliders by keyboard, a phone.
 
     The fixture holds the page to no outside request, no failed one and no script error.
     """

@@ -1,6 +1,4 @@
-"""JupyterLab as `llmlab lab` opens it, driven from the landing page to a marked
-exercise.
-"""
+"""JupyterLab as `llmlab lab` opens it, from the landing page to a marked exercise."""
 
 from __future__ import annotations
 
@@ -78,8 +76,9 @@ def home(root: Path) -> Path:
 
 
 def environment(root: Path) -> dict[str, str]:
-    """The learner's, but for settings, workspaces and signatures, which go to a
-    temporary folder.
+    """The learner's environment.
+
+    Only settings, workspaces and signatures go to a temporary folder.
     """
     folders = {
         f"JUPYTER_{name}_DIR": str(home(root) / name.lower())
@@ -122,8 +121,9 @@ def lab(course):
 
 @pytest.fixture(scope="module")
 def page(chromium, lab):
-    """The page that `llmlab lab` opens; it may ask only its own server, and its scripts
-    may not fail.
+    """The page that `llmlab lab` opens.
+
+    It may ask only its own server, and its scripts may not fail.
     """
     page = chromium.new_page(viewport={"width": 1280, "height": 900})
     page.set_default_timeout(90_000)
@@ -141,8 +141,9 @@ def page(chromium, lab):
 
 
 def command(page, name: str, arguments: dict | None = None) -> None:
-    """Executes one of JupyterLab's commands, once its extension has registered it, and
-    waits until it is done.
+    """Executes one of JupyterLab's commands, and waits until it is done.
+
+    First it waits until the command's extension has registered it.
     """
     page.wait_for_function(
         "name => window.jupyterapp.commands.hasCommand(name)", arg=name
@@ -178,9 +179,7 @@ def check(course: Path) -> tuple[int, dict]:
 
 
 def cell(page, id_: str, text: str | None = None) -> str:
-    """Goes to a cell, types `text` over what it holds, runs it, and returns what it
-    shows.
-    """
+    """Goes to a cell, types `text` over it, runs it, and returns what it shows."""
     page.evaluate(
         """id => { const notebook = window.jupyterapp.shell.currentWidget.content;
         notebook.activeCellIndex =
@@ -233,7 +232,10 @@ def test_a_link_leads_to_a_copy_of_the_lesson_whose_stored_slider_moves(page):
 @contextmanager
 def saved(page, path: str):
     """Waits until JupyterLab has written `path`."""
-    put = lambda r: r.request.method == "PUT" and f"/{path}" in r.url  # noqa: E731
+
+    def put(r):
+        return r.request.method == "PUT" and f"/{path}" in r.url
+
     with page.expect_response(put) as answer:
         yield
     assert answer.value.status == 200

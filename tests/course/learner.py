@@ -1,6 +1,4 @@
-"""A small course on disk and a learner's notebooks in it, for the tests of the course
-machine.
-"""
+"""A small course on disk, with a learner's notebooks in it, for the tests."""
 
 from __future__ import annotations
 
@@ -48,8 +46,9 @@ def notebook(
     change: Callable[[list[dict]], None] | None = None,
     answers: dict[str, str] | None = None,
 ) -> dict:
-    """The exercise notebook of Welcome with some exercises solved, and `change` done to
-    its cells.
+    """The exercise notebook of Welcome with some exercises solved.
+
+    `change` is then applied to its cells.
     """
     nb = copy.deepcopy(json.loads(WELCOME.exercise(ROOT).read_text(encoding="utf-8")))
     sources = {name: solved_sources()[name] for name in solved} | (answers or {})

@@ -1,6 +1,4 @@
-"""What a check says of an answer: to those that its author foresaw, and to those that
-nobody did.
-"""
+"""What a check says of an answer, whether its author foresaw the mistake or not."""
 
 from __future__ import annotations
 

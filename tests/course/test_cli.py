@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from llmlab.course.cli.main import app
-from llmlab.course.grading import grading, report
+from llmlab.course.grading import report
 from llmlab.course.grading.grading import LessonResult, Result
 from tests.course.learner import WELCOME, course, notebook
 
@@ -58,7 +58,9 @@ def marked(monkeypatch):
             ["a note"],
             1.5,
         )
-        monkeypatch.setattr(grading, "grade", lambda *a, **k: result)
+        monkeypatch.setattr(
+            "llmlab.course.grading.grade", lambda *args, **options: result
+        )
 
     return give
 
@@ -300,7 +302,7 @@ def test_new_lays_out_and_refuses(llmlab, root):
     [
         (["lab", "--no-browser", "--port", "9"], "lab", "run"),
         (["doctor"], "doctor", "run"),
-        (["book"], "book", "main"),
+        (["book"], "book.build", "main"),
     ],
 )
 def test_thin_commands_pass_on_the_status(

@@ -1,6 +1,4 @@
-"""Which part of the CPU matrix has its day: every cell gets one, and parts are
-short.
-"""
+"""Which part of the CPU matrix has its day: every cell gets one, parts are short."""
 
 from __future__ import annotations
 

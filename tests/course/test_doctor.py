@@ -1,5 +1,6 @@
-"""The doctor finds what is wrong, says what to do, and its exit code says whether
-anything is bad.
+"""The doctor finds what is wrong and says what to do.
+
+Its exit code says whether anything is bad.
 """
 
 from __future__ import annotations

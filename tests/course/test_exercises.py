@@ -1,5 +1,6 @@
-"""exercises/ is made from solutions/, the same each time, and only from a well-formed
-source.
+"""exercises/ is made from solutions/, the same each time.
+
+A source that is not well formed is refused.
 """
 
 from __future__ import annotations

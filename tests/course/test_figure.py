@@ -72,9 +72,7 @@ def test_only_figures():
 
 
 def test_text_keeps_nine_points_on_a_phone():
-    """On a card as wide as the page of a phone (358 of 390 pixels), 9 points are 12 CSS
-    pixels.
-    """
+    """A phone's page has 358 of 390 pixels: there, 9 points are 12 CSS pixels."""
     sizes = [
         v
         for k, v in style.RC.items()

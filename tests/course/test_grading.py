@@ -42,8 +42,9 @@ def outcomes(by_name: dict[str, grading.Result]) -> list[str]:
 
 
 def kernels() -> list[int]:
-    """The processes of this test's runs; a fork of the warm process does not show its
-    folder.
+    """The processes of this test's runs.
+
+    A fork of the warm process does not show its folder.
     """
     found = []
     for process in psutil.process_iter():
@@ -210,8 +211,9 @@ def test_duplicated_moved_and_reformatted_checks_count_once(grade):
 
 
 def test_a_notebook_that_went_through_other_hands(grade, tmp_path):
-    """No ids, no metadata, sources as lists, cells that are none; and the learner's own
-    module beside it.
+    """No ids, no metadata, sources as lists, and cells that are none.
+
+    The learner's own module lies beside it.
     """
 
     def change(cells):
@@ -309,8 +311,9 @@ def test_a_notebook_without_cells_of_an_older_version(grade):
 
 
 def test_an_exercise_notebook_fails_at_its_checks_and_nowhere_else(built):
-    """Each stub is "not done", no other cell raises. One lesson of each part; nbval
-    runs all of them.
+    """Each stub is "not done"; no other cell raises.
+
+    One lesson of each part is run here; nbval runs all of them.
     """
     result = grading.grade(built, ROOT, built.exercise(ROOT))
     assert {e.outcome for e in result.exercises} == {"not done"}

@@ -1,6 +1,4 @@
-"""Warm kernels: they behave as plain ones, end when they should, and never fail a
-learner.
-"""
+"""Warm kernels behave as plain ones, end when they should, and never fail a learner."""
 
 import importlib.util
 import json

@@ -15,8 +15,9 @@ from llmlab.course.workspace import Kind
 
 @pytest.fixture
 def course(tmp_path, monkeypatch):
-    """A course with one lesson and one exercise; the learner's home is a temporary
-    folder.
+    """A course with one lesson and one exercise.
+
+    The learner's home is a temporary folder.
     """
     monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "data"))
     (tmp_path / "pyproject.toml").touch()

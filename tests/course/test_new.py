@@ -1,6 +1,4 @@
-"""`llmlab new` lays out all files of a lesson: valid, honest, and never over
-another.
-"""
+"""`llmlab new` lays out all files of a lesson, and never over another."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""The published numbers: ours are counted, say "same" only where they are, and explain
-where they are not.
+"""The published numbers: ours are counted.
+
+They say "same" only where they are, and explain where they are not.
 """
 
 import re

@@ -92,9 +92,7 @@ def test_replaced_functions_are_found(monkeypatch):
 
 @pytest.fixture(scope="module")
 def graded(tmp_path_factory, warm):
-    """An nbgrader course after generate_assignment, two submissions, autograde and
-    generate_feedback.
-    """
+    """An nbgrader course with two submissions, released, marked and with feedback."""
     pytest.importorskip("nbgrader")
     folder = tmp_path_factory.mktemp("nbgrader")
     release.release(folder, ROOT, [WELCOME])

@@ -309,9 +309,7 @@ def test_what_was_written_into_the_new_version_survives_a_newer_one(root):
 
 @pytest.mark.parametrize("edited", [False, True])
 def test_a_copy_from_before_links_were_changed(root, edited):
-    """Its metadata hold the course's version alone, and its cells the course's
-    links.
-    """
+    """Its metadata hold only the course's version, and its cells the course's links."""
     WELCOME.work(root).parent.mkdir(parents=True)
     WELCOME.work(root).write_text(WELCOME.exercise(root).read_text())
     if edited:

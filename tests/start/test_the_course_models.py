@@ -1,6 +1,4 @@
-"""What the prose of 01-start/02-the-course-models says in words, held to be true of the
-shipped models.
-"""
+"""What the prose of 01-start/02-the-course-models says is true of the models."""
 
 import csv
 

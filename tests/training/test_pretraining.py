@@ -1,5 +1,6 @@
-"""The training loop: its schedule, its batches, its update against plain PyTorch, and a
-run that stops and resumes.
+"""The training loop: schedule, batches, update, and a run that stops and resumes.
+
+The update is held against plain PyTorch.
 """
 
 import math
@@ -95,8 +96,9 @@ def test_weight_decay_takes_matrices_only_and_a_tied_matrix_once():
 
 
 def test_a_step_is_clipped_adamw_by_the_formula(stream):
-    """The first update of AdamW: θ(1 − lr·λ) − lr·g/(|g| + ε), g the clipped gradient
-    (Loshchilov & Hutter, algorithm 2).
+    """The first update of AdamW: θ(1 − lr·λ) − lr·g/(|g| + ε).
+
+    g is the clipped gradient (Loshchilov & Hutter, algorithm 2).
     """
     model, clip = make_model(), 0.05
     batch = sample_batch(stream, RECIPE, 0)

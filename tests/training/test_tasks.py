@@ -1,5 +1,6 @@
-"""The shared tasks: what an example says, what counts, what is held out, and that
-scores mean what they say.
+"""The shared tasks: what an example says, what counts, what is held out.
+
+Scores mean what they say.
 """
 
 import pytest

@@ -52,20 +52,18 @@ def build(root: Path | None = None, *, verbose: bool = False) -> Path:
     """
     root = root or course_root()
     home = root / "jupyter-book"
-    source, out = home / "_build" / "source", home / "_build" / "html"
+    source = home / "_build" / "source"
+    out = home / "_build" / "html"
     shutil.rmtree(home / "_build", ignore_errors=True)
     stage = prepare(root, source)
     if stage.errors:
         raise BookError("\n".join(stage.errors))
-    command = [
-        sys.executable,
-        "-c",
-        "from jupyter_book.cli.main import main; main()",
-        "build",
-        str(source),
-    ]
+    run_main = "from jupyter_book.cli.main import main; main()"
+    command = [sys.executable, "-c", run_main, "build", str(source)]
     command += ["--path-output", str(home)]
-    command += ["-n", "-W", "--keep-going", "--all"] + ([] if verbose else ["-q"])
+    command += ["-n", "-W", "--keep-going", "--all"]
+    if not verbose:
+        command.append("-q")
     done = subprocess.run(
         command, cwd=root, capture_output=not verbose, text=True, env=_environment()
     )
@@ -78,8 +76,8 @@ def prepare(root: Path, source: Path) -> Stage:
     """Puts everything that Jupyter Book needs into `source`."""
     keys = references(root)
     stage = Stage(root, source, frozenset(keys))
-    built, runs = built_lessons(root), latest_runs(root)
-    built = [x for x in built if x.notebook(root).is_file()]
+    runs = latest_runs(root)
+    built = [x for x in built_lessons(root) if x.notebook(root).is_file()]
     stage.write("_toc.yml", yaml.safe_dump(pages.toc(built, root), sort_keys=False))
     stage.write("_config.yml", config(root))
     for lesson in built:
@@ -89,10 +87,8 @@ def prepare(root: Path, source: Path) -> Stage:
     for part in PARTS:
         stage.write(f"parts/{part}.md", pages.part_page(part, built, root))
     for name in STATIC_PAGES:
-        stage.write(
-            f"{name}.md",
-            fill(root / "jupyter-book" / "pages" / f"{name}.md", stage, built, runs),
-        )
+        path = root / "jupyter-book" / "pages" / f"{name}.md"
+        stage.write(f"{name}.md", fill(path, stage, built, runs))
     copy_static(root, source)
     return stage
 
@@ -127,28 +123,33 @@ def contributing(root: Path) -> str:
 
 def slider(root: Path, built: list[Lesson]) -> str:
     """A figure that moves, taken from a lesson, for the landing page."""
-    preferred = sorted(
-        built, key=lambda x: (x.slug != "04-peft/05-lora", x.part == "01-start", x.slug)
-    )
-    for lesson in preferred:
+
+    def preference(lesson: Lesson) -> tuple[bool, bool, str]:
+        """LoRA's figure first, those of part 1 last."""
+        is_lora = lesson.slug == "04-peft/05-lora"
+        return (not is_lora, lesson.part == "01-start", lesson.slug)
+
+    for lesson in sorted(built, key=preference):
         found = first_slider(lesson.notebook(root))
         if found:
             link = f'<a href="notebooks/{lesson.slug}.html">{lesson.title}</a>'
+            origin = f"From the lesson {link}. Move the slider."
             return (
-                f'<div class="hero-figure">{found}<p class="hero-from">From the lesson'
-                f" {link}. Move the slider.</p></div>"
+                f'<div class="hero-figure">{found}'
+                f'<p class="hero-from">{origin}</p></div>'
             )
     return ""
 
 
 def latest_runs(root: Path) -> dict[str, dict]:
-    """What each notebook took: as recorded by `make sync`, and renewed by the test run
-    where there was one.
+    """What each notebook took when it last ran.
+
+    `make sync` records it; a test run on this machine is newer.
     """
     runs = Records(root).read()
-    for path in Path(
-        os.environ.get("LLMLAB_RECORD", root / "build" / "verify" / "notebooks")
-    ).glob("*.json"):
+    default = root / "build" / "verify" / "notebooks"
+    folder = Path(os.environ.get("LLMLAB_RECORD", default))
+    for path in folder.glob("*.json"):
         record = json.loads(path.read_text(encoding="utf-8"))
         run = runs.get(record["notebook"].removesuffix(".ipynb"))
         if run:
@@ -185,9 +186,8 @@ def references(root: Path) -> dict[str, str]:
 
 def config(root: Path) -> str:
     """`_config.yml` with the bibliography's files filled in."""
-    settings = yaml.safe_load(
-        (root / "jupyter-book" / "_config.yml").read_text(encoding="utf-8")
-    )
+    text = (root / "jupyter-book" / "_config.yml").read_text(encoding="utf-8")
+    settings = yaml.safe_load(text)
     files = sorted((root / "jupyter-book" / "references").glob("*.bib"))
     settings["bibtex_bibfiles"] = [f"references/{path.name}" for path in files]
     return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
@@ -203,9 +203,8 @@ def copy_static(root: Path, source: Path) -> None:
 
 def _environment() -> dict[str, str]:
     if find_spec("mathjax") is None:
-        raise BookError(
-            "MathJax is missing: pip install django-static-mathjax==3.2.2.1"
-        )
+        cure = "pip install django-static-mathjax==3.2.2.1"
+        raise BookError(f"MathJax is missing: {cure}")
     return os.environ | {"PYTHONWARNINGS": "ignore", "JUPYTER_PLATFORM_DIRS": "1"}
 
 

@@ -1,5 +1,6 @@
-"""How a notebook becomes a page of the book: links, citations, figures with alternative
-text, banners.
+"""How a notebook becomes a page of the book.
+
+Links, citations, banners, and figures with their alternative text.
 
 Lessons are plain Markdown, so that JupyterLab renders them; what only the book can do
 is added here, on staged copies.
@@ -27,7 +28,7 @@ LINK = re.compile(
 )
 CODE = re.compile(r"(```.*?```|~~~.*?~~~|`[^`\n]+`)", re.DOTALL)
 KEY = re.compile(r"[a-z]+\d{4}[a-z0-9-]*")
-# for machines
+# Comments for machines: they are left out of the page.
 MARKS = re.compile(
     r"^[ \t]*# (?:BEGIN SOLUTION|END SOLUTION|NBVAL_\w+)[ \t]*\n?", re.MULTILINE
 )
@@ -55,10 +56,10 @@ class Stage:
 
 def rewrite(text: str, change: Callable[[re.Match], str]) -> str:
     """Applies `change` to each Markdown link outside of code."""
-    parts = CODE.split(text)
-    return "".join(
-        part if i % 2 else LINK.sub(change, part) for i, part in enumerate(parts)
-    )
+    parts = CODE.split(text)  # text and code in turn, text first
+    for i in range(0, len(parts), 2):
+        parts[i] = LINK.sub(change, parts[i])
+    return "".join(parts)
 
 
 def link(match: re.Match, page: str, stage: Stage) -> str:
@@ -67,14 +68,12 @@ def link(match: re.Match, page: str, stage: Stage) -> str:
     if title and KEY.fullmatch(title):
         if title not in stage.keys:
             stage.errors.append(
-                f"{page} cites {title!r}, which is in none of"
-                " jupyter-book/references/*.bib"
+                f"{page} cites {title!r},"
+                " which is in none of jupyter-book/references/*.bib"
             )
-        return (
-            f"{{cite:t}}`{title}`"
-            if re.search(r"\d{4}", text)
-            else f"[{text}]({target}) {{cite:p}}`{title}`"
-        )
+        if re.search(r"\d{4}", text):  # the text names authors and year
+            return f"{{cite:t}}`{title}`"
+        return f"[{text}]({target}) {{cite:p}}`{title}`"
     if re.match(r"[a-z]+:|#|/", target):
         return match.group()
     path, _, anchor = target.partition("#")
@@ -86,11 +85,14 @@ def link(match: re.Match, page: str, stage: Stage) -> str:
         if not planned:
             stage.errors.append(f"{page} links to {target}, which does not exist")
             return text
-        path, anchor = f"parts/{planned[0].part}.md", ""
+        path = f"parts/{planned[0].part}.md"
+        anchor = ""
     elif not path.endswith((".ipynb", ".md")):
         copy_file(stage, path)
-    back = posixpath.relpath(path, posixpath.dirname(page))
-    return f"[{text}]({back}{'#' + anchor if anchor else ''})"
+    back = _up(page, path)
+    if anchor:
+        back += f"#{anchor}"
+    return f"[{text}]({back})"
 
 
 def copy_file(stage: Stage, path: str) -> None:
@@ -101,30 +103,34 @@ def copy_file(stage: Stage, path: str) -> None:
 
 
 def picture(data: dict, size: dict, page: str, stage: Stage) -> str:
-    """The figure as HTML: a file of its own, its alternative text, its size, and a box
-    that can scroll.
+    """The figure as HTML, with a file of its own.
+
+    It has its alternative text and its size, and stands in a box that can scroll.
     """
     content = b64decode(data["image/png"])
     name = f"_static/figures/{hashlib.sha256(content).hexdigest()[:16]}.png"
     path = stage.source / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
-    here = posixpath.relpath(name, posixpath.dirname(page))
+    here = _up(page, name)
     alt = html.escape(size.get("alt", ""), quote=True)
     if not alt:
         stage.errors.append(
-            f"{page} has a figure without alternative text: end its cell with"
-            " figure(fig, alt=…)"
+            f"{page} has a figure without alternative text:"
+            " end its cell with figure(fig, alt=…)"
         )
-    box = "".join(
-        f' {side}="{size[side]}"' for side in ("width", "height") if side in size
-    )
-    # 72 of 120 pixels an inch: text of 12 points keeps 9 points of CSS
+    box = ""
+    for side in ("width", "height"):
+        if side in size:
+            box += f' {side}="{size[side]}"'
+    # 72 of 120 pixels per inch: text of 12 points keeps 9 points of CSS
     least = round(size.get("width", 0) * 0.6)
     return (
-        '<figure class="llmlab-figure"><div class="llmlab-scroll" tabindex="0"'
-        f' role="group" aria-label="figure"><img src="{here}" alt="{alt}"{box}'
-        f' style="min-width:{least}px" loading="lazy"></div></figure>'
+        '<figure class="llmlab-figure">'
+        '<div class="llmlab-scroll" tabindex="0" role="group" aria-label="figure">'
+        f'<img src="{here}" alt="{alt}"{box} style="min-width:{least}px"'
+        ' loading="lazy">'
+        "</div></figure>"
     )
 
 
@@ -135,12 +141,8 @@ def dress_output(output: NotebookNode, page: str, stage: Stage) -> None:
         return
     data.pop(WIDGET, None)
     if "image/png" in data:
-        output["data"] = {
-            "text/html": picture(
-                data, output.metadata.get("image/png", {}), page, stage
-            )
-        }
-        output.metadata.pop("image/png", None)
+        size = output.metadata.pop("image/png", {})
+        output["data"] = {"text/html": picture(data, size, page, stage)}
 
 
 def dress(nb: NotebookNode, page: str, stage: Stage) -> None:
@@ -159,72 +161,70 @@ def dress(nb: NotebookNode, page: str, stage: Stage) -> None:
 
 
 def _up(page: str, target: str) -> str:
+    """The way from one page to another."""
     return posixpath.relpath(target, posixpath.dirname(page))
 
 
 def header(kind: str, lesson: Lesson, run: dict | None, stage: Stage) -> str:
-    """The line under a page's title: where it runs, what it took, where its exercises
-    are.
+    """The line under a page's title.
+
+    It says what a run took, where the exercises are, and how to download the notebook.
     """
     page = f"{kind}/{lesson.slug}.ipynb"
-    download = (
-        f'<a href="{_up(page, "_sources/" + page)}" download>Download the notebook</a>'
-    )
-    took = (
-        f"<span>Runs in {run['seconds']:.0f} s, {run['memory_gib']:.1f} GiB</span>"
-        if run
-        else ""
-    )
-    exercises, solutions = (
-        f"{k}/{lesson.slug}.ipynb" for k in ("exercises", "solutions")
-    )
-    links = []
+    exercises = f"exercises/{lesson.slug}.ipynb"
+    solutions = f"solutions/{lesson.slug}.ipynb"
+    items = ""
+    if run:
+        took = f"{run['seconds']:.0f} s, {run['memory_gib']:.1f} GiB"
+        items += f"<span>Runs in {took}</span>"
     if kind == "notebooks" and stage.has_page(exercises):
-        links.append(
-            f'<a href="{_up(page, exercises).replace(".ipynb", ".html")}">Exercises</a>'
-        )
-    bar = f'<div class="lesson-bar">{took}{"".join(links)}{download}</div>'
+        target = _up(page, exercises).replace(".ipynb", ".html")
+        items += f'<a href="{target}">Exercises</a>'
+    source = _up(page, f"_sources/{page}")
+    items += f'<a href="{source}" download>Download the notebook</a>'
+    bar = f'<div class="lesson-bar">{items}</div>'
     if kind == "exercises":
-        answers = (
-            f"[Worked solutions]({_up(page, solutions)}) are one click away; "
-            if stage.has_page(solutions)
-            else ""
+        answers = ""
+        if stage.has_page(solutions):
+            answers = f"[Worked solutions]({_up(page, solutions)}) are one click away; "
+        text = (
+            f"This page cannot run code. Type `llmlab lab`, open"
+            f" `work/{lesson.slug}.ipynb` and fill in the cells; each is marked at"
+            " once. Stuck? `check.hint(…)` gives one hint at a time."
+            f" {answers}try first."
         )
-        return (
-            f"{bar}\n\n:::{{admonition}} Yours to solve\n:class: tip\nThis page cannot"
-            f" run code. Type `llmlab lab`, open `work/{lesson.slug}.ipynb` and fill in"
-            " the cells; each is marked at once. Stuck? `check.hint(…)` gives one hint"
-            f" at a time. {answers}try first.\n:::"
-        )
+        return f"{bar}\n\n{_admonition('Yours to solve', 'tip', text)}"
     if kind == "solutions":
-        return (
-            f"{bar}\n\n:::{{admonition}} Solutions: spoilers ahead\n:class:"
-            " warning\nThis page answers the [exercises of this"
-            f" lesson]({_up(page, exercises)}). You learn more if you have tried them"
-            " first.\n:::"
+        text = (
+            f"This page answers the [exercises of this lesson]({_up(page, exercises)})."
+            " You learn more if you have tried them first."
         )
+        return f"{bar}\n\n{_admonition('Solutions: spoilers ahead', 'warning', text)}"
     return bar
 
 
+def _admonition(title: str, style: str, text: str) -> str:
+    """A box with a title, as MyST writes it."""
+    return f":::{{admonition}} {title}\n:class: {style}\n{text}\n:::"
+
+
 def stage_notebook(kind: str, lesson: Lesson, run: dict | None, stage: Stage) -> None:
-    """Puts `kind`/`lesson` ('notebooks', 'exercises' or 'solutions') into the staging
-    folder.
+    """Puts one notebook of the lesson into the staging folder.
+
+    `kind` is 'notebooks', 'exercises' or 'solutions'.
     """
     page = f"{kind}/{lesson.slug}.ipynb"
     nb = nbformat.read(stage.root / page, as_version=4)
     dress(nb, page, stage)
     first = next((i for i, c in enumerate(nb.cells) if c.cell_type == "markdown"), 0)
-    nb.cells.insert(
-        first + 1, nbformat.v4.new_markdown_cell(header(kind, lesson, run, stage))
-    )
-    if kind == "solutions" and nb.cells[first].source.startswith("# "):
-        title, _, rest = nb.cells[first].source.partition("\n")
+    opening = nb.cells[first]
+    bar = nbformat.v4.new_markdown_cell(header(kind, lesson, run, stage))
+    nb.cells.insert(first + 1, bar)
+    if kind == "solutions" and opening.source.startswith("# "):
+        title, _, rest = opening.source.removeprefix("# ").partition("\n")
         if "solution" not in title.lower():
-            nb.cells[
-                first
-            ].source = (
-                f"# Solutions: {re.sub('^Exercises?:? *', '', title[2:])}\n{rest}"
-            )
+            title = re.sub("^Exercises?:? *", "", title)
+            opening.source = f"# Solutions: {title}\n{rest}"
     stage.write(page, nbformat.writes(nb))
 
 

@@ -1,4 +1,5 @@
 """The book's page "Published numbers": what papers print, and what the package counts.
+
 The rows are in `data/published.csv`.
 """
 
@@ -30,8 +31,9 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Row:
-    """One published number; `rule` and `arguments` say how `llmlab.<part>.published`
-    counts it.
+    """One published number, and the rule that counts it in the package.
+
+    `rule` and `arguments` say how `llmlab.<part>.published` counts it.
     """
 
     part: str  # "peft" or "parallelism"
@@ -48,23 +50,22 @@ class Row:
     def ours(self) -> float:
         """What the package counts, in `unit`."""
         rules = import_module(f"llmlab.{self.part}.published").OURS
-        pairs = (pair.split("=") for pair in self.arguments.split())
-        return (
-            rules[self.rule](**{name: _value(text) for name, text in pairs})
-            / UNITS[self.unit]
-        )
+        arguments = {}
+        for pair in self.arguments.split():
+            name, text = pair.split("=")
+            arguments[name] = _value(text)
+        return rules[self.rule](**arguments) / UNITS[self.unit]
 
     @property
     def digits(self) -> int:
-        """Decimals of the printed number; −1 for one that is rounded to tens, as 780
-        is.
+        """Decimals of the printed number.
+
+        It is −1 for a number that is rounded to tens, such as 780.
         """
         decimals = len(self.published.partition(".")[2])
-        return (
-            -1
-            if not decimals and self.unit and self.published.endswith("0")
-            else decimals
-        )
+        if not decimals and self.unit and self.published.endswith("0"):
+            return -1
+        return decimals
 
     @property
     def same(self) -> bool:
@@ -91,15 +92,10 @@ def page() -> str:
     """The table in Markdown, with citations as MyST has them."""
     table = rows()
     same = sum(row.same for row in table)
-    parts = [
-        _section(part, [row for row in table if row.part == part]) for part in PARTS
-    ]
-    return "\n\n".join(
-        [
-            f"{same} of {len(table)} numbers come out the same; the others say why.",
-            *parts,
-        ]
-    )
+    texts = [f"{same} of {len(table)} numbers come out the same; the others say why."]
+    for part in PARTS:
+        texts.append(_section(part, [row for row in table if row.part == part]))
+    return "\n\n".join(texts)
 
 
 def _section(part: str, table: list[Row]) -> str:

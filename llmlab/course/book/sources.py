@@ -1,5 +1,6 @@
-"""`show(thing)` renders the reference source straight from the package, so that a
-lesson never holds a copy.
+"""`show(thing)` displays the reference source straight from the package.
+
+So a lesson never holds a copy of it.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from typing import Any
 
 
 def show(*objects: Any) -> None:
-    """Displays the source of functions, classes or modules, highlighted, each under its
-    path in the package.
+    """Displays the source of functions, classes or modules, highlighted.
+
+    Each stands under its path in the package.
 
     The output holds no line numbers and no absolute path: it changes only when the
     source does.
@@ -38,11 +40,12 @@ def _source(thing: Any) -> tuple[str, str]:
     if isinstance(thing, property):
         thing = thing.fget
     try:
-        source, file = inspect.getsource(thing), inspect.getfile(thing)
+        source = inspect.getsource(thing)
+        file = inspect.getfile(thing)
     except (TypeError, OSError):
         raise ValueError(
-            "show() needs functions, classes or modules written in Python, not"
-            f" {thing!r}"
+            "show() needs functions, classes or modules written in Python,"
+            f" not {thing!r}"
         ) from None
     module = inspect.getmodule(thing)
     name = module.__name__ if module else "__main__"
@@ -57,17 +60,17 @@ def _source(thing: Any) -> tuple[str, str]:
 
 
 def _html(where: str, source: str) -> str:
-    """Pygments' classes, which JupyterLab and the book both colour for their light and
-    dark themes.
+    """The source as HTML, with the classes of Pygments.
+
+    JupyterLab and the book both colour them for their light and dark themes.
     """
     from pygments import highlight
     from pygments.formatters import HtmlFormatter
     from pygments.lexers import PythonLexer
 
-    code = highlight(
-        source, PythonLexer(), HtmlFormatter(cssclass="highlight", wrapcode=False)
-    )
+    formatter = HtmlFormatter(cssclass="highlight", wrapcode=False)
+    code = highlight(source, PythonLexer(), formatter).rstrip()
     return (
-        '<div class="llmlab-source"><p style="margin:0.4em 0'
-        f' 0.3em"><code>{html.escape(where)}</code></p>{code.rstrip()}</div>'
+        '<div class="llmlab-source"><p style="margin:0.4em 0 0.3em">'
+        f"<code>{html.escape(where)}</code></p>{code}</div>"
     )

@@ -1,5 +1,6 @@
-"""A small Sphinx extension for the book: nothing from other hosts, true downloads,
-accessible pages.
+"""A small Sphinx extension for the book.
+
+Nothing comes from other hosts, downloads are the true files, and pages are accessible.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from llmlab.course.syllabus import course_root
 
-# Jupyter Book loads them always; they reach for other hosts
+# Jupyter Book always loads these; they reach for other hosts.
 UNWANTED = ("sphinx_thebe", "sphinx_comments")
 
 BETTER = (
@@ -37,35 +38,42 @@ def setup(app) -> dict:
 
 
 def describe(app, pagename: str, templatename: str, context: dict, doctree) -> None:
-    """Title and first paragraph for those who share or search the page; no outside
-    image.
+    """Adds the page's title and first paragraph for search and sharing.
+
+    There is no image from another host.
     """
     if doctree is None:
         return
     from docutils import nodes
 
-    text = next(
-        (p.astext() for p in doctree.findall(nodes.paragraph) if len(p.astext()) > 40),
-        "",
-    )
+    text = ""
+    for paragraph in doctree.findall(nodes.paragraph):
+        if len(paragraph.astext()) > 40:  # shorter ones are labels
+            text = paragraph.astext()
+            break
     text = re.sub(r"\s+", " ", text).replace('"', "'")[:200]
     title = re.sub(r"<[^>]+>", "", context.get("title", ""))
-    context["metatags"] = (
-        context.get("metatags", "")
-        + f'\n<meta name="description" content="{text}">\n<meta property="og:title"'
-        f' content="{title}">\n<meta property="og:type" content="article">\n<meta'
-        ' property="og:site_name" content="llmlab">\n<meta property="og:description"'
-        f' content="{text}">\n<meta name="twitter:card" content="summary">\n'
-    )
+    tags = [
+        f'<meta name="description" content="{text}">',
+        f'<meta property="og:title" content="{title}">',
+        '<meta property="og:type" content="article">',
+        '<meta property="og:site_name" content="llmlab">',
+        f'<meta property="og:description" content="{text}">',
+        '<meta name="twitter:card" content="summary">',
+    ]
+    lines = [context.get("metatags", ""), *tags, ""]
+    context["metatags"] = "\n".join(lines)
 
 
 def finish(app, exception: Exception | None) -> None:
-    """Offers each notebook as it is in the course, not as it was staged; leaves out
-    what no page uses.
+    """Offers each notebook as it is in the course, not as it was staged.
+
+    What no page uses is removed.
     """
     if exception or app.builder.name != "html":
         return
-    out, root = Path(app.outdir), course_root(Path(app.srcdir))
+    out = Path(app.outdir)
+    root = course_root(Path(app.srcdir))
     for staged in sorted((out / "_sources").rglob("*.ipynb")):
         original = root / staged.relative_to(out / "_sources")
         if original.is_file():
@@ -79,11 +87,10 @@ def finish(app, exception: Exception | None) -> None:
 
 
 def mathjax(target: Path) -> None:
-    """Copies MathJax's components for TeX input and HTML output from the package that
-    carries them.
+    """Copies MathJax for TeX input and HTML output from its package.
 
-    Not by way of the staged `_static`: Jupyter Book would load each script there on
-        each page.
+    They do not go through the staged `_static`: Jupyter Book would load each script
+    there on each page.
     """
     import mathjax as package
 
@@ -95,9 +102,7 @@ def mathjax(target: Path) -> None:
 
 
 def tidy(text: str) -> str:
-    """What the theme leaves to be wished for by those who use a keyboard or a screen
-    reader.
-    """
+    """Mends what the theme gets wrong for keyboards and screen readers."""
     for pattern, better in BETTER:
         text = re.sub(pattern, better, text)
     return text

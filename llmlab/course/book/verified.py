@@ -1,5 +1,6 @@
-"""Runs a notebook in a fresh kernel, and remembers what that took:
-`jupyter-book/verified.json`.
+"""Runs a notebook in a fresh kernel, and records what that took.
+
+The record is `jupyter-book/verified.json`.
 """
 
 from __future__ import annotations
@@ -86,7 +87,8 @@ def execute(nb: NotebookNode, folder: Path) -> Run:
 
     for cell in nb.cells:
         if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
+            cell.outputs = []
+            cell.execution_count = None
     start = time.perf_counter()
     client = NotebookClient(
         nb,
@@ -110,14 +112,14 @@ def execute(nb: NotebookNode, folder: Path) -> Run:
     date = datetime.now(UTC).date().isoformat()
     name, flags = cpu.identify()
     return Run(
-        digest(nb),
-        round(seconds, 1),
-        round(said["memory"] / 2**30, 2),
-        date,
-        said["versions"],
-        name,
-        list(flags),
-        said["capability"],
+        digest=digest(nb),
+        seconds=round(seconds, 1),
+        memory_gib=round(said["memory"] / 2**30, 2),
+        date=date,
+        versions=said["versions"],
+        cpu=name,
+        flags=list(flags),
+        capability=said["capability"],
     )
 
 
@@ -129,11 +131,9 @@ class Records:
 
     def read(self) -> dict[str, dict]:
         """All runs, by notebook: 'notebooks/04-peft/05-lora'."""
-        return (
-            json.loads(self.path.read_text(encoding="utf-8"))
-            if self.path.is_file()
-            else {}
-        )
+        if not self.path.is_file():
+            return {}
+        return json.loads(self.path.read_text(encoding="utf-8"))
 
     def write(self, name: str, run: Run) -> None:
         """Records one run."""
@@ -142,12 +142,10 @@ class Records:
         try:
             fcntl.flock(folder, fcntl.LOCK_EX)
             runs = self.read() | {name: asdict(run)}
-            text = (
-                json.dumps(dict(sorted(runs.items())), indent=1, ensure_ascii=False)
-                + "\n"
-            )
+            in_order = dict(sorted(runs.items()))
+            text = json.dumps(in_order, indent=1, ensure_ascii=False)
             fresh = self.path.with_suffix(".tmp")
-            fresh.write_text(text, encoding="utf-8")
+            fresh.write_text(f"{text}\n", encoding="utf-8")
             fresh.replace(self.path)
         finally:
             os.close(folder)

@@ -1,6 +1,4 @@
-"""The commands around the course: the real model, the book, new lessons, an nbgrader
-course.
-"""
+"""The commands for authors: the real model, the book, new lessons, nbgrader."""
 
 from __future__ import annotations
 
@@ -30,8 +28,9 @@ def fetch(
         bool, typer.Option("--force", help="fetch again even if it is there")
     ] = False,
 ) -> None:
-    """Download the model into your cache. It is verified, and a broken download goes
-    on.
+    """Download the model into your cache, and verify it.
+
+    A download that broke off goes on where it stopped.
     """
     from llmlab.models import real_model
 
@@ -80,9 +79,8 @@ def book(
     """Build the book. It needs the extra `book` of the package."""
     from llmlab.course.book import build as bookbinding
 
-    raise typer.Exit(
-        bookbinding.main(["--serve", "--port", str(port)] if serve else [])
-    )
+    arguments = ["--serve", "--port", str(port)] if serve else []
+    raise typer.Exit(bookbinding.main(arguments))
 
 
 def new(
@@ -91,7 +89,10 @@ def new(
         bool, typer.Option("--room", help="a folder for the method, not one file")
     ] = False,
 ) -> None:
-    """For authors: make all files of a lesson, with the places to fill marked."""
+    """For authors: make all files of a lesson.
+
+    The places to fill are marked in them.
+    """
     from llmlab.course import new as scaffold
 
     lesson, root = lesson_and_root(topic)
@@ -99,14 +100,9 @@ def new(
         made = scaffold.scaffold(lesson, root, room)
     except FileExistsError as error:
         stop(error, 1)
-    typer.echo(
-        "\n".join(
-            [
-                *(f"made {path.relative_to(root)}" for path in made),
-                scaffold.AFTERWARDS.format(slug=lesson.slug),
-            ]
-        )
-    )
+    for path in made:
+        typer.echo(f"made {path.relative_to(root)}")
+    typer.echo(scaffold.AFTERWARDS.format(slug=lesson.slug))
 
 
 def release(
@@ -124,24 +120,18 @@ def release(
         typer.Argument(metavar="[TOPIC]...", help="lessons; all when left out"),
     ] = None,
 ) -> None:
-    """For instructors: an nbgrader course. It holds the exercises, the solutions and
-    hidden tests.
+    """For instructors: make an nbgrader course.
+
+    It holds the exercises, the solutions and hidden tests.
     """
     from llmlab.course import release as nbgrader_release
     from llmlab.course.syllabus import course_root
 
-    pairs = [lesson_and_root(t) for t in topics or []]
+    chosen = [lesson_and_root(topic)[0] for topic in topics or []]
     try:
-        made = nbgrader_release.release(
-            nbgrader, course_root(), [lesson for lesson, _ in pairs] or None
-        )
+        made = nbgrader_release.release(nbgrader, course_root(), chosen or None)
     except (OSError, ValueError) as error:
         stop(error, 1)
-    typer.echo(
-        "\n".join(
-            [
-                *(f"made {path}" for path in made),
-                nbgrader_release.AFTERWARDS.format(folder=nbgrader),
-            ]
-        )
-    )
+    for path in made:
+        typer.echo(f"made {path}")
+    typer.echo(nbgrader_release.AFTERWARDS.format(folder=nbgrader))

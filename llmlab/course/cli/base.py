@@ -28,9 +28,7 @@ def stop(message: object, code: int) -> NoReturn:
 
 
 def lesson_and_root(topic: str):
-    """The lesson called `topic` and the course's folder; ends with 2 when there is
-    none.
-    """
+    """The lesson called `topic`, and the course's folder; exits with 2 if none."""
     from llmlab.course.syllabus import course_root, find
 
     try:

@@ -1,5 +1,6 @@
-"""The command `llmlab`. Each command is thin: what it does is in the module of its
-name.
+"""The command `llmlab`.
+
+Each command is thin: what it does is in the module of its name.
 
 Exit status: 0 good, 1 something failed (an answer is not right, a check of the
 environment failed), 2 misuse. Modules are imported in the command that needs them, so
@@ -80,8 +81,9 @@ def start(
         bool, typer.Option("--solution", help="the worked exercises, for other editors")
     ] = False,
 ) -> None:
-    """Make your copy of a lesson and its exercises. It goes to work/; one that you have
-    is never overwritten.
+    """Make your copy of a lesson and its exercises, in work/.
+
+    A copy that you have is never overwritten.
     """
     from llmlab.course import workspace
     from llmlab.course.workspace import Kind
@@ -114,8 +116,9 @@ def reset(
         bool, typer.Option("--exercises", help="the exercises, not the lesson")
     ] = False,
 ) -> None:
-    """Make a fresh copy of a lesson. Your former one is kept beside it, as .old-1,
-    .old-2 …
+    """Make a fresh copy of a lesson.
+
+    Your former copy is kept beside it, as .old-1, .old-2 …
     """
     from llmlab.course import workspace
     from llmlab.course.workspace import Kind
@@ -154,8 +157,9 @@ def check(
         bool, typer.Option("--cold", help="start each kernel without the libraries")
     ] = False,
 ) -> None:
-    """Mark your exercises. Your notebook runs in a fresh kernel, and you are told what
-    to do next.
+    """Mark your exercises, and say what to do next.
+
+    Your notebook runs in a fresh kernel.
     """
     from llmlab.course import grading, progress
     from llmlab.course.grading import report
@@ -189,6 +193,10 @@ def check(
 
 
 def _to_check(topics: list[str]):
+    """(the lessons to mark, the course's folder); without topics, all that are begun.
+
+    Ends with 2 when there is none.
+    """
     from llmlab.course.syllabus import course_root, lessons
 
     if topics:
@@ -198,15 +206,13 @@ def _to_check(topics: list[str]):
         root = course_root()
     except FileNotFoundError as error:
         stop(error, 2)
-    begun = [
-        x for x in lessons() if x.work(root).exists() and x.exercise(root).is_file()
-    ]
+    begun = []
+    for lesson in lessons():
+        if lesson.work(root).exists() and lesson.exercise(root).is_file():
+            begun.append(lesson)
     if not begun:
-        stop(
-            "there is nothing to mark yet: `llmlab start 01-welcome` makes your first"
-            " copy",
-            2,
-        )
+        first = "`llmlab start 01-welcome` makes your first copy"
+        stop(f"there is nothing to mark yet: {first}", 2)
     return begun, root
 
 
@@ -223,9 +229,8 @@ def progress(json: Json = None) -> None:
     if str(json) != "-":
         report.print_course(data, report.console())
     if warning:
-        typer.echo(
-            f"llmlab: {warning}; it is set aside at the next `llmlab check`", err=True
-        )
+        later = "it is set aside at the next `llmlab check`"
+        typer.echo(f"llmlab: {warning}; {later}", err=True)
     if json:
         write(json, report.as_json(data))
 
@@ -247,11 +252,8 @@ def hint(
     except ModuleNotFoundError:
         stop(f"{lesson.slug} has no exercises yet: it is planned", 2)
     if exercise not in check.exercises:
-        stop(
-            f"no exercise of {lesson.slug} is called {exercise!r}: it has"
-            f" {', '.join(check.exercises)}",
-            2,
-        )
+        known = ", ".join(check.exercises)
+        stop(f"no exercise of {lesson.slug} is called {exercise!r}: it has {known}", 2)
     one = check.exercises[exercise]
     try:
         tier = progress.next_hint(root, lesson.slug, exercise, len(one.hints))
@@ -268,8 +270,9 @@ def doctor(
         typer.Option("--json", metavar="FILE", help="also write the result as JSON"),
     ] = None,
 ) -> None:
-    """Find out what is wrong here. It looks at versions, memory, the models, and says
-    what to do.
+    """Find out what is wrong here, and say what to do.
+
+    It looks at versions, memory and the models, and runs a few short computations.
     """
     from llmlab.course import doctor as examination
 

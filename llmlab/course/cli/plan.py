@@ -1,5 +1,6 @@
-"""`llmlab plan`: how to split a training job over devices. The arithmetic is
-`llmlab.parallelism.choosing.planner`.
+"""`llmlab plan`: how to split a training job over devices.
+
+The arithmetic is in `llmlab.parallelism.choosing.planner`.
 """
 
 from __future__ import annotations
@@ -41,11 +42,10 @@ def shape_of(model: str):
     if model in GPTS:
         return shapes.gpt(*GPTS[model])
     if model.startswith("gpt:"):
-        numbers = model[4:].split(",")
-        if len(numbers) == 3 and all(
-            n.isascii() and n.isdigit() and int(n) for n in numbers
-        ):
-            return shapes.gpt(*map(int, numbers))
+        numbers = model.removeprefix("gpt:").split(",")
+        if len(numbers) == 3 and all(map(_is_positive, numbers)):
+            layers, hidden, heads = map(int, numbers)
+            return shapes.gpt(layers, hidden, heads)
         raise ValueError(
             f"MODEL={model!r}: write gpt:LAYERS,HIDDEN,HEADS, as in gpt:96,12288,96"
         )
@@ -57,6 +57,10 @@ def shape_of(model: str):
     )
 
 
+def _is_positive(text: str) -> bool:
+    return text.isascii() and text.isdigit() and int(text) > 0
+
+
 def _from_file(file: Path):
     """A Llama's config.json; Mixtral's is the same with two entries more."""
     from llmlab.models.checkpoint import config_from_hf
@@ -65,9 +69,8 @@ def _from_file(file: Path):
     try:
         config = jsonlib.loads(file.read_text(encoding="utf-8"))
         if not isinstance(config, dict):
-            raise ValueError(
-                f"it holds a {type(config).__name__}, not settings by name"
-            )
+            kind = type(config).__name__
+            raise ValueError(f"it holds a {kind}, not settings by name")
         if config.get("model_type") != "mixtral":
             return shapes.llama(config_from_hf(config))
         dense = shapes.llama(config_from_hf(config | {"model_type": "mistral"}))
@@ -118,8 +121,10 @@ def plan(
     top: Annotated[int, typer.Option(min=1, help="how many plans to print")] = 10,
     json: Json = None,
 ) -> None:
-    """Plan a training job. It ranks dp × tp × pp × cp × ep by step time, and says why
-    the other plans fail.
+    """Plan a training job: rank the ways to split it over devices.
+
+    They are dp × tp × pp × cp × ep, ranked by the time of a step. For those that cannot
+    run it says why.
     """
     from llmlab.parallelism.choosing import Job, machines, planner
 
@@ -131,16 +136,15 @@ def plan(
     ):
         if value is not None and not isfinite(value):
             stop(f"--{name} {value} must be a finite number", 2)
-    changes = {
-        "memory": memory and memory * 1e9,
-        "network": network and network * 1e9,
-        "efficiency": efficiency,
-    }
+    changes = {}
+    if memory is not None:
+        changes["memory"] = memory * 1e9
+    if network is not None:
+        changes["network"] = network * 1e9
+    if efficiency is not None:
+        changes["efficiency"] = efficiency
     try:
-        on = machines.machine(
-            machine,
-            **{name: value for name, value in changes.items() if value is not None},
-        )
+        on = machines.machine(machine, **changes)
         job = Job(shape_of(model), batch, seq, on)
     except ValueError as error:
         stop(error, 2)
@@ -157,27 +161,22 @@ def _row(job, e, tokens: float, price: float | None) -> dict:
     from llmlab.parallelism.choosing import planner
 
     days = planner.days(job, e.step, tokens)
-    row = asdict(e.plan) | {
-        "gigabytes": e.bytes / 1e9,
-        "seconds": e.step,
-        "mfu": e.mfu,
-        "days": days,
-    }
-    return (
-        row
-        if price is None
-        else row | {"dollars": planner.dollars(e.plan.devices, days, price)}
-    )
+    row = asdict(e.plan)
+    row["gigabytes"] = e.bytes / 1e9
+    row["seconds"] = e.step
+    row["mfu"] = e.mfu
+    row["days"] = days
+    if price is not None:
+        row["dollars"] = planner.dollars(e.plan.devices, days, price)
+    return row
 
 
 def _data(model: str, job, found, rows: list[dict]) -> dict:
-    head = {
+    return {
         "model": model,
         "machine": asdict(job.machine),
         "batch": job.batch,
         "seq": job.seq,
-    }
-    return head | {
         "plans": rows,
         "rejected": dict(found.reasons()),
         "nearest": _nearest(found),
@@ -198,21 +197,16 @@ def _print(model: str, job, devices: int, found, rows: list[dict]) -> None:
     n = shapes.parameters(job.shape)
     size = f"{n / 1e9:.1f} B" if n >= 1e9 else f"{n / 1e6:.1f} M"
     out.print(
-        f"{model}: {size} parameters; {devices} × {job.machine.name}; {job.batch} ×"
-        f" {job.seq} tokens a step"
+        f"{model}: {size} parameters; {devices} × {job.machine.name};"
+        f" {job.batch} × {job.seq} tokens a step"
     )
     if rows:
         table = Table(box=None, pad_edge=False)
-        heads = [
-            *("dp", "tp", "pp", "cp", "ep", "b", "v"),
-            "recompute",
-            "ZeRO",
-            "GB",
-            "s/step",
-            "MFU",
-            "days",
-        ]
-        for head in heads + ["$"] * ("dollars" in rows[0]):
+        heads = ["dp", "tp", "pp", "cp", "ep", "b", "v", "recompute"]
+        heads += ["ZeRO", "GB", "s/step", "MFU", "days"]
+        if "dollars" in rows[0]:
+            heads.append("$")
+        for head in heads:
             table.add_column(head, justify="left" if head == "recompute" else "right")
         for r in rows:
             table.add_row(*_cells(r))
@@ -221,23 +215,19 @@ def _print(model: str, job, devices: int, found, rows: list[dict]) -> None:
     for reason, count in found.reasons().most_common(5):
         out.print(f"  {count:>5}  {reason}")
     if not rows:
-        out.print(
-            "No plan can run. The nearest miss:"
-            f" {_nearest(found) or 'none divides the model and the batch'}."
-        )
+        nearest = _nearest(found) or "none divides the model and the batch"
+        out.print(f"No plan can run. The nearest miss: {nearest}.")
 
 
 def _cells(r: dict) -> list[str]:
-    split = [
-        str(r[name]) for name in ("dp", "tp", "pp", "cp", "ep", "microbatch", "chunks")
-    ]
-    way = r["recompute"] + (" + sp" if r["sequence"] else "")
-    numbers = [
-        f"{r['gigabytes']:.0f}",
-        f"{r['seconds']:.3g}",
-        f"{r['mfu']:.1%}",
-        f"{r['days']:.3g}",
-    ]
-    return [*split, way, str(r["zero"]), *numbers] + (
-        [f"{r['dollars']:,.0f}"] if "dollars" in r else []
-    )
+    names = ("dp", "tp", "pp", "cp", "ep", "microbatch", "chunks")
+    cells = [str(r[name]) for name in names]
+    cells.append(f"{r['recompute']} + sp" if r["sequence"] else r["recompute"])
+    cells.append(str(r["zero"]))
+    cells.append(f"{r['gigabytes']:.0f}")
+    cells.append(f"{r['seconds']:.3g}")
+    cells.append(f"{r['mfu']:.1%}")
+    cells.append(f"{r['days']:.3g}")
+    if "dollars" in r:
+        cells.append(f"{r['dollars']:,.0f}")
+    return cells
