@@ -1,5 +1,4 @@
-"""What a backward pass keeps alive: the bytes that autograd saves in the forward pass,
-weights left out.
+"""What a backward pass keeps alive: the bytes that autograd saves, without weights.
 
 PyTorch hands every tensor that an operation saves for its backward pass to
 `torch.autograd.graph.saved_tensors_hooks`. Two operations that save the same memory, or
@@ -31,14 +30,15 @@ class Saved:
 
 @contextmanager
 def saved_for_backward(model: nn.Module) -> Iterator[Saved]:
-    """Inside, count what operations save for the backward pass; parameters and buffers
-    of `model` are not activations.
+    """Inside, count what operations save for the backward pass.
+
+    Parameters and buffers of `model` are not activations. Below, the input is saved,
+    2 × 3 numbers of 4 bytes, since the gradient of the weight needs it.
 
     >>> linear = nn.Linear(3, 5)
     >>> with saved_for_backward(linear) as saved:
     ...     out = linear(torch.ones(2, 3))
-    >>> saved.bytes  # the input, 2 × 3 numbers of 4 bytes: the gradient of the weight
-                     needs it
+    >>> saved.bytes
     24
     """
     saved = Saved()
@@ -58,19 +58,18 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         out = torch.empty_like(q)
-        ctx.save_for_backward(
-            q, k, v, out, q.new_empty(q.shape[:-1], dtype=torch.float32)
-        )
+        log_sum_exp = q.new_empty(q.shape[:-1], dtype=torch.float32)
+        ctx.save_for_backward(q, k, v, out, log_sum_exp)
         return out
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """For counting on the meta device, where PyTorch falls back to attention that saves
-    a T × T matrix for each head.
+    """Attention for counting on the meta device; it computes nothing.
 
     It saves what a fused kernel does (Dao et al. 2022,
-    https://arxiv.org/abs/2205.14135): q, k, v, the output and one log-sum-exp a query.
-    It computes nothing.
+    https://arxiv.org/abs/2205.14135): q, k, v, the output and one log-sum-exp per
+    query. PyTorch itself falls back, on that device, to attention that saves a T × T
+    matrix for each head.
 
     Raises:
         ValueError: tensors that hold numbers.

@@ -55,7 +55,10 @@ class BiasLayer(vectors.VectorLayer):
         """W x + b + Σ β, added in β's precision and rounded once."""
         out = self.base(x)
         active = self.active_vectors()
-        return (out + sum(active[1:], start=active[0])).to(out.dtype) if active else out
+        if not active:
+            return out
+        change = sum(active[1:], start=active[0])  # (out)
+        return (out + change).to(out.dtype)
 
     def folded(self) -> dict[str, Tensor]:
         """The bias b + Σ β; the weight stays."""
@@ -63,8 +66,11 @@ class BiasLayer(vectors.VectorLayer):
             raise ValueError(
                 f"merge: {type(self.base).__name__} has no place for a bias"
             )
-        change, b = sum(self.active_vectors()), self.base.bias
-        return {"bias": change if b is None else b.to(change.dtype) + change}
+        change = sum(self.active_vectors())
+        b = self.base.bias
+        if b is None:
+            return {"bias": change}
+        return {"bias": b.to(change.dtype) + change}
 
 
 def bias_width(layer: nn.Module) -> int:
@@ -74,7 +80,8 @@ def bias_width(layer: nn.Module) -> int:
         ValueError: it is neither a linear nor a norm.
     """
     base = walk.base_of(layer)
-    bias, weight = getattr(base, "bias", None), getattr(base, "weight", None)
+    bias = getattr(base, "bias", None)
+    weight = getattr(base, "weight", None)
     if isinstance(bias, nn.Parameter):
         return bias.numel()
     if isinstance(base, nn.Linear):
@@ -89,16 +96,12 @@ def bias_width(layer: nn.Module) -> int:
 
 
 def has_bias(layer: nn.Module) -> bool:
-    """Whether the layer under all wrappers is a linear or a norm with a bias of its
-    own.
-    """
+    """Whether the layer under all wrappers is a linear or a norm with its own bias."""
     base = walk.base_of(layer)
-    leaf = next(base.children(), None) is None
-    return (
-        leaf
-        and isinstance(getattr(base, "bias", None), nn.Parameter)
-        and base.bias.dim() == 1
-    )
+    if any(True for _ in base.children()):
+        return False
+    bias = getattr(base, "bias", None)
+    return isinstance(bias, nn.Parameter) and bias.dim() == 1
 
 
 def find(model: nn.Module, config: BitFitConfig) -> dict[str, nn.Module]:
@@ -129,14 +132,18 @@ def find(model: nn.Module, config: BitFitConfig) -> dict[str, nn.Module]:
 def apply(
     model: nn.Module, config: BitFitConfig, adapter: str = "default"
 ) -> nn.Module:
-    """Freeze `model` and let the biases train, from where they are (0 where there was
-    none). Changes `model` in place.
+    """Freeze `model`, in place, and let the biases train from where they are.
+
+    Where there was none, it starts at 0.
 
     Raises:
         ValueError: what `find` raises, the adapter exists or has a bad name, or
             adapters are merged.
     """
-    make = lambda _, layer: BiasLayer(layer)  # noqa: E731
+
+    def make(name: str, layer: nn.Module) -> BiasLayer:
+        return BiasLayer(layer)
+
     return vectors.apply(
         model, find(model, config), BiasLayer, adapter, config, 0.0, make
     )
@@ -148,15 +155,17 @@ def adapters(model: nn.Module) -> list[str]:
 
 
 def set_adapter(model: nn.Module, names: str | Sequence[str]) -> None:
-    """Make these adapters the active ones: their changes are added up, and they alone
-    train. `[]`: the plain base.
+    """Make these adapters the active ones: their changes add up, and they alone train.
+
+    `[]` is the plain base.
     """
     vectors.set_adapter(model, names, BiasLayer)
 
 
 def merge(model: nn.Module) -> None:
-    """Fold the changes into the layers' biases; a linear that had none gets one. An
-    RMSNorm cannot take one in.
+    """Fold the changes into the layers' biases; a linear that had none gets one.
+
+    An RMSNorm has no place for a bias, so it cannot be merged.
     """
     vectors.merge(model, BiasLayer)
 
@@ -167,15 +176,18 @@ def unmerge(model: nn.Module) -> None:
 
 
 def merge_and_unload(model: nn.Module) -> nn.Module:
-    """Merge for good. A Llama without biases is then one with `attention_bias` and
-    `mlp_bias`, if all linears had one.
+    """Merge for good.
+
+    A Llama all of whose linears got a bias is then one with `attention_bias` and
+    `mlp_bias`.
     """
     return vectors.merge_and_unload(model, BiasLayer)
 
 
 def remove(model: nn.Module, adapter: str | None = None) -> nn.Module:
-    """Take one adapter off, or all. With the last one gone, `model` is the base again,
-    bit for bit (still frozen).
+    """Take one adapter off, or all of them.
+
+    Without adapters `model` is the base again, bit for bit (still frozen).
     """
     return vectors.remove(model, adapter, BiasLayer)
 
@@ -186,35 +198,30 @@ def num_parameters(model: nn.Module, config: BitFitConfig) -> int:
 
 
 def save(model: nn.Module, folder: str | Path, adapter: str = "default") -> None:
-    """Write one adapter in `peft`'s BEFT format, which `peft` opens where all targets
-    are linears.
+    """Write one adapter in `peft`'s BEFT format.
+
+    `peft` opens it where all targets are linears.
     """
-    layers = vectors.of(model, BiasLayer, adapter)
+    layers = vectors.layers_with(model, BiasLayer, adapter)
     targets = next(iter(layers.values())).configs[adapter].target_modules
+    if targets is None:
+        targets = list(layers)
     settings = {
         "peft_type": "BEFT",
-        "target_modules": (
-            list(layers)
-            if targets is None
-            else targets
-            if isinstance(targets, str)
-            else list(targets)
-        ),
+        "target_modules": checkpoint.targets_to_json(targets),
         "init_weights": True,
         "inference_mode": True,
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": checkpoint.base_name(model),
     }
-    tensors = {
-        f"{name}.beft_bias": layer.vectors[adapter][None]
-        for name, layer in layers.items()
-    }
+    tensors = {}
+    for name, layer in layers.items():
+        tensors[f"{name}.beft_bias"] = layer.vectors[adapter][None]  # (1, out)
     checkpoint.write(folder, settings, tensors)
 
 
 def load(model: nn.Module, folder: str | Path, adapter: str = "default") -> nn.Module:
-    """Put an adapter from a folder, ours or `peft`'s, on `model` and make it the active
-    one.
+    """Put an adapter from a folder, ours or `peft`'s, on `model` and make it active.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -228,17 +235,14 @@ def load(model: nn.Module, folder: str | Path, adapter: str = "default") -> nn.M
             f"modules_to_save={settings['modules_to_save']!r} is not supported: only"
             " biases are BitFit"
         )
-    targets = settings["target_modules"]
-    config = BitFitConfig(
-        targets if isinstance(targets, str) else tuple(sorted(targets))
-    )
-    wanted = {
-        f"{name}.beft_bias": (1, bias_width(layer))
-        for name, layer in find(model, config).items()
-    }
-    checkpoint.check_tensors(vectors.own_tensors(model, tensors, wanted), wanted)
+    config = BitFitConfig(checkpoint.targets_from_json(settings["target_modules"]))
+    wanted = {}
+    for name, layer in find(model, config).items():
+        wanted[f"{name}.beft_bias"] = (1, bias_width(layer))
+    tensors = checkpoint.without_base_weights(model, tensors, wanted)
+    checkpoint.check_tensors(tensors, wanted)
     apply(model, config, adapter)
     with torch.no_grad():
-        for name, layer in vectors.of(model, BiasLayer, adapter).items():
+        for name, layer in vectors.layers_with(model, BiasLayer, adapter).items():
             layer.vectors[adapter].copy_(tensors[f"{name}.beft_bias"][0])
     return model

@@ -1,15 +1,16 @@
-"""(IA)³: fine-tune by scaling what flows through the model, three vectors a layer.
+"""(IA)³: fine-tune by scaling what flows through the model, three vectors per layer.
 
 Liu et al. 2022, https://arxiv.org/abs/2205.05638, section 3.3 ("Infused Adapter by
 Inhibiting and Amplifying Inner Activations"), with ⊙ the product element by element:
 
-    softmax(Q (l_k ⊙ Kᵀ) / √d_k) (l_v ⊙ V)        l_k, l_v: one number for each channel
-                                                  of keys and values
-    (l_ff ⊙ γ(W_1 x)) W_2                         l_ff: one for each hidden channel of
-                                                  the feed-forward network
+    softmax(Q (l_k ⊙ Kᵀ) / √d_k) (l_v ⊙ V)
+    (l_ff ⊙ γ(W_1 x)) W_2
 
-    l  trained vector, ones at the start        W (out, in), b (out)  frozen weight and
-                                                bias of a linear
+    l_k, l_v     one number for each channel of keys and values
+    l_ff         one for each hidden channel of the feed-forward network
+    l            any of these vectors: trained, ones at the start
+    W (out, in)  frozen weight of a linear
+    b (out)      its frozen bias
 
 So l_k and l_v scale the *output* of `k_proj` and `v_proj`, its bias included, while
 l_ff scales the *input* of `down_proj` (`feedforward_modules`, in the words of `peft`).
@@ -57,24 +58,24 @@ def scale_output(
     b: Float[Tensor, "out"] | None,
     scale: Float[Tensor, "out"],
 ) -> dict[str, Tensor]:
-    """The linear whose output is l ⊙ (W x + b): its rows are scaled, and its bias
-    too.
-    """
-    return {"weight": scale[:, None] * W} | ({} if b is None else {"bias": scale * b})
+    """The linear whose output is l ⊙ (W x + b): rows and bias are scaled."""
+    scaled = {"weight": scale[:, None] * W}
+    if b is not None:
+        scaled["bias"] = scale * b
+    return scaled
 
 
 def scale_input(
     W: Float[Tensor, "out in"], scale: Float[Tensor, "in"]
 ) -> dict[str, Tensor]:
-    """The linear whose output is W (l ⊙ x) + b: its columns are scaled, and its bias is
-    not.
-    """
+    """The linear whose output is W (l ⊙ x) + b: columns are scaled, the bias is not."""
     return {"weight": W * scale}
 
 
 class IA3Linear(vectors.VectorLayer):
-    """A frozen linear and the vectors that may scale its output or, for `feedforward`,
-    its input.
+    """A frozen linear and the vectors that may scale its output.
+
+    With `feedforward` they scale its input.
     """
 
     method = "(IA)³"
@@ -89,29 +90,35 @@ class IA3Linear(vectors.VectorLayer):
         return linear.in_features if self.feedforward else linear.out_features
 
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
-        """l ⊙ (W x + b), or W (l ⊙ x) + b; scaled in the vector's precision and rounded
-        once.
+        """l ⊙ (W x + b), or W (l ⊙ x) + b.
+
+        It is scaled in the vector's precision and rounded once.
         """
         active = self.active_vectors()
         if not active:
             return self.base(x)
+        scale = prod(active[1:], start=active[0])  # (out), or (in)
         if self.feedforward:
-            return self.base((x * prod(active[1:], start=active[0])).to(x.dtype))
+            return self.base((x * scale).to(x.dtype))
         out = self.base(x)
-        return (out * prod(active[1:], start=active[0])).to(out.dtype)
+        return (out * scale).to(out.dtype)
 
     def folded(self) -> dict[str, Tensor]:
         """The base's parameters with the active vectors folded in."""
         scale = prod(self.active_vectors())
-        W, b = self.base.weight.to(scale.dtype), self.base.bias
+        W = self.base.weight.to(scale.dtype)
         if self.feedforward:
             return scale_input(W, scale)
-        return scale_output(W, None if b is None else b.to(scale.dtype), scale)
+        b = self.base.bias
+        if b is not None:
+            b = b.to(scale.dtype)
+        return scale_output(W, b, scale)
 
 
 def apply(model: nn.Module, config: IA3Config, adapter: str = "default") -> nn.Module:
-    """Freeze `model` and give it scales of 1, active from now on. Changes any `model`
-    of `nn.Linear`s in place.
+    """Freeze `model` and give it scales of 1, which are active from now on.
+
+    Changes any `model` of `nn.Linear`s in place.
 
     Raises:
         ValueError: a target names no linear, a feed-forward module is no target, a
@@ -120,21 +127,27 @@ def apply(model: nn.Module, config: IA3Config, adapter: str = "default") -> nn.M
     """
     found = _targets(model, config)
     for name, layer in found.items():
-        if isinstance(layer, IA3Linear) and layer.feedforward != config.is_feedforward(
-            name
-        ):
+        if not isinstance(layer, IA3Linear):
+            continue
+        if layer.feedforward != config.is_feedforward(name):
             side = "input" if layer.feedforward else "output"
             raise ValueError(
                 f"feedforward_modules: another adapter scales {name!r} at its {side};"
-                " one side a layer"
+                " one side per layer"
             )
-    make = lambda name, layer: IA3Linear(layer, config.is_feedforward(name))  # noqa: E731
+
+    def make(name: str, layer: nn.Module) -> IA3Linear:
+        return IA3Linear(layer, config.is_feedforward(name))
+
     return vectors.apply(model, found, IA3Linear, adapter, config, 1.0, make)
 
 
 def _targets(model: nn.Module, config: IA3Config) -> dict[str, nn.Module]:
-    found, inner = walk.find(model, config.target_modules), config.feedforward_modules
-    for one in [inner] if isinstance(inner, str) else [[name] for name in inner]:
+    """The layers to scale, by name; each feed-forward target must be among them."""
+    found = walk.find(model, config.target_modules)
+    inner = config.feedforward_modules
+    each = [inner] if isinstance(inner, str) else [[name] for name in inner]
+    for one in each:
         if one and not any(walk.matches(name, one) for name in found):
             raise ValueError(
                 f"feedforward_modules={inner!r}: {one!r} means none of the target"
@@ -149,68 +162,69 @@ def adapters(model: nn.Module) -> list[str]:
 
 
 def set_adapter(model: nn.Module, names: str | Sequence[str]) -> None:
-    """Make these adapters the active ones: their scales are multiplied, and they alone
-    train. `[]`: the plain base.
+    """Make these adapters the active ones: their scales multiply, and they alone train.
+
+    `[]` is the plain base.
     """
     vectors.set_adapter(model, names, IA3Linear)
 
 
 def merge(model: nn.Module) -> None:
-    """Fold the active scales into the weights. Inference then costs what the base
-    costs.
-    """
+    """Fold the active scales into the weights. Inference costs what the base costs."""
     vectors.merge(model, IA3Linear)
 
 
 def unmerge(model: nn.Module) -> None:
-    """Undo `merge`: the weights are again the very tensors that they were, also where a
-    scale is 0.
+    """Undo `merge`: the weights are the very tensors that they were.
+
+    This holds where a scale is 0 as well.
     """
     vectors.unmerge(model, IA3Linear)
 
 
 def merge_and_unload(model: nn.Module) -> nn.Module:
-    """Merge the active scales for good: `model` is left with plain linears, and W is
-    let go.
-    """
+    """Merge the active scales for good: plain linears are left, and W is freed."""
     return vectors.merge_and_unload(model, IA3Linear)
 
 
 def remove(model: nn.Module, adapter: str | None = None) -> nn.Module:
-    """Take one adapter off, or all. With the last one gone, `model` is the base again,
-    bit for bit (still frozen).
+    """Take one adapter off, or all of them.
+
+    Without adapters `model` is the base again, bit for bit (still frozen).
     """
     return vectors.remove(model, adapter, IA3Linear)
 
 
 def num_parameters(model: nn.Module, config: IA3Config) -> int:
-    """Σ out over the layers scaled at the output, plus Σ in over the others: what
-    `apply` would train.
+    """What `apply` would train.
+
+    That is Σ out over the layers scaled at the output, plus Σ in over the others.
     """
-    linears = {
-        name: walk.base_of(layer) for name, layer in _targets(model, config).items()
-    }
-    return sum(
-        x.in_features if config.is_feedforward(name) else x.out_features
-        for name, x in linears.items()
-    )
+    total = 0
+    for name, layer in _targets(model, config).items():
+        linear = walk.base_of(layer)
+        if config.is_feedforward(name):
+            total += linear.in_features
+        else:
+            total += linear.out_features
+    return total
 
 
 def save(model: nn.Module, folder: str | Path, adapter: str = "default") -> None:
-    """Write one adapter as `peft` does: `PeftModel.from_pretrained(base, folder)` opens
-    it.
+    """Write one adapter as `peft` does.
+
+    `PeftModel.from_pretrained(base, folder)` opens it.
     """
-    layers = vectors.of(model, IA3Linear, adapter)
-    shape = lambda layer: (1, -1) if layer.feedforward else (-1, 1)  # noqa: E731
-    tensors = {
-        f"{n}.ia3_l": layer.vectors[adapter].reshape(shape(layer))
-        for n, layer in layers.items()
-    }
+    layers = vectors.layers_with(model, IA3Linear, adapter)
+    tensors = {}
+    for name, layer in layers.items():
+        shape = (1, -1) if layer.feedforward else (-1, 1)  # (1, in) or (out, 1)
+        tensors[f"{name}.ia3_l"] = layer.vectors[adapter].reshape(shape)
     config = next(iter(layers.values())).configs[adapter]
     settings = {
         "peft_type": "IA3",
-        "target_modules": _plain(config.target_modules),
-        "feedforward_modules": _plain(config.feedforward_modules),
+        "target_modules": checkpoint.targets_to_json(config.target_modules),
+        "feedforward_modules": checkpoint.targets_to_json(config.feedforward_modules),
         "fan_in_fan_out": False,
         "init_ia3_weights": True,
         "inference_mode": True,
@@ -221,8 +235,7 @@ def save(model: nn.Module, folder: str | Path, adapter: str = "default") -> None
 
 
 def load(model: nn.Module, folder: str | Path, adapter: str = "default") -> nn.Module:
-    """Put an adapter from a folder, ours or `peft`'s, on `model` and make it the active
-    one.
+    """Put an adapter from a folder, ours or `peft`'s, on `model` and make it active.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -231,36 +244,22 @@ def load(model: nn.Module, folder: str | Path, adapter: str = "default") -> nn.M
             then as it was.
     """
     settings, tensors = checkpoint.read(folder, "IA3")
-    for name, plain in PLAIN.items():
-        if settings.get(name) not in (plain, None, False, []):
-            raise ValueError(
-                f"{name}={settings[name]!r} is not supported: only {plain!r} is plain"
-                " (IA)³"
-            )
+    checkpoint.check_plain(settings, PLAIN, "(IA)³")
     config = IA3Config(
-        _tidy(settings["target_modules"]),
-        _tidy(settings.get("feedforward_modules") or ()),
+        checkpoint.targets_from_json(settings["target_modules"]),
+        checkpoint.targets_from_json(settings.get("feedforward_modules") or ()),
     )
     wanted = {}
     for name, layer in _targets(model, config).items():
         linear = walk.base_of(layer)
-        shape = (
-            (1, linear.in_features)
-            if config.is_feedforward(name)
-            else (linear.out_features, 1)
-        )
-        wanted[f"{name}.ia3_l"] = shape
-    checkpoint.check_tensors(vectors.own_tensors(model, tensors, wanted), wanted)
+        if config.is_feedforward(name):
+            wanted[f"{name}.ia3_l"] = (1, linear.in_features)
+        else:
+            wanted[f"{name}.ia3_l"] = (linear.out_features, 1)
+    tensors = checkpoint.without_base_weights(model, tensors, wanted)
+    checkpoint.check_tensors(tensors, wanted)
     apply(model, config, adapter)
     with torch.no_grad():
-        for name, layer in vectors.of(model, IA3Linear, adapter).items():
+        for name, layer in vectors.layers_with(model, IA3Linear, adapter).items():
             layer.vectors[adapter].copy_(tensors[f"{name}.ia3_l"].flatten())
     return model
-
-
-def _plain(targets: walk.Targets) -> str | list[str]:
-    return targets if isinstance(targets, str) else list(targets)
-
-
-def _tidy(targets: walk.Targets) -> walk.Targets:
-    return targets if isinstance(targets, str) else tuple(sorted(targets))

@@ -1,8 +1,10 @@
-"""A label head for a language model: it stands in for `lm_head` and scores C labels for
-each token.
+"""A label head: it stands for `lm_head` and scores C labels for each token.
 
-    scores = W h_t + b        h_t (d) the last layer's state of token t        W (C, d),
-                              drawn at random and trained
+    scores = W h_t + b
+
+    h_t  (d)     the last layer's state of token t
+    W    (C, d)  drawn at random and trained
+    b    (C)     zero at the start, or none
 
 A decoder's h_t has seen the tokens up to t; the label of a whole text is read at its
 last token.
@@ -20,8 +22,9 @@ from llmlab.peft import walk
 def make_head(
     d: int, labels: int, bias: bool, generator: torch.Generator | None = None
 ) -> nn.Linear:
-    """A label head as transformers starts one: weights from N(0, 0.02²), a bias (token
-    labels have one) of zero.
+    """A label head as transformers starts one: weights from N(0, 0.02²), a bias of 0.
+
+    Heads for token labels have a bias.
     """
     head = nn.Linear(d, labels, bias=bias)
     nn.init.normal_(head.weight, std=0.02, generator=generator)
@@ -33,20 +36,23 @@ def make_head(
 def last_token(
     scores: Float[Tensor, "B T C"], attention_mask: Tensor | None = None
 ) -> Float[Tensor, "B C"]:
-    """The scores of each row's last real token: it alone has read everything. Padding
-    may be left or right.
+    """The scores of each row's last real token: it alone has read everything.
+
+    Padding may be left or right.
     """
     if attention_mask is None:
         return scores[:, -1]
-    places = torch.arange(scores.shape[1], device=scores.device) * attention_mask.to(
-        scores.device
-    )
-    return scores[torch.arange(len(scores), device=scores.device), places.argmax(-1)]
+    B, T, _ = scores.shape
+    device = scores.device
+    # padding has place 0, so that the largest place is the last real token's
+    places = torch.arange(T, device=device) * attention_mask.to(device)  # (B, T)
+    return scores[torch.arange(B, device=device), places.argmax(-1)]
 
 
 class LabelHead(walk.Wrapper):
-    """Stands for `lm_head`: gives label scores where the active encoder of `tokens`
-    brings a head, else the base's logits.
+    """Stands for `lm_head`: label scores where the active encoder brings a head.
+
+    Otherwise it gives the base's logits. `tokens` is the model's `VirtualTokens`.
     """
 
     def __init__(self, base: nn.Module, tokens: nn.Module) -> None:
@@ -56,4 +62,6 @@ class LabelHead(walk.Wrapper):
     def forward(self, h: Float[Tensor, "B T d"]) -> Float[Tensor, "B T out"]:
         """(B, T, labels), or (B, T, vocabulary)."""
         head = getattr(self.tokens[0].encoder, "head", None)
-        return self.base(h) if head is None else head(h.to(head.weight.dtype))
+        if head is None:
+            return self.base(h)
+        return head(h.to(head.weight.dtype))

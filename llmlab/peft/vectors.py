@@ -1,6 +1,6 @@
-"""One trained vector a layer: what BitFit (a vector that is added) and (IA)³ (a vector
-that multiplies) have in common.
+"""One trained vector per layer: what BitFit and (IA)³ have in common.
 
+BitFit adds its vector, (IA)³ multiplies by it.
 A subclass of `VectorLayer` says what its vector does to the layer's output, and what
 weights the layer must have for the vector to be needless (`folded`). Here is the rest:
 several adapters on one base, which of them are active, merging, and taking them off
@@ -9,7 +9,7 @@ again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
@@ -29,30 +29,28 @@ class VectorLayer(walk.Wrapper):
         self.vectors = nn.ParameterDict()
         self.configs: dict[str, object] = {}
         self.active: tuple[str, ...] = ()
-        # while merged, the base's own weights
-        self.kept: dict[str, nn.Parameter | None] | None = None
+        # the base's own weights, while merged
+        self.saved_weights: dict[str, nn.Parameter | None] | None = None
 
     def width(self) -> int:
         """How long a vector of this layer is."""
         raise NotImplementedError
 
     def folded(self) -> dict[str, Tensor]:
-        """The base's parameters, by name, with the active vectors folded in: fp32 or
-        better, not rounded yet.
+        """The base's parameters, by name, with the active vectors folded in.
+
+        They are in fp32 or better, not rounded yet.
         """
         raise NotImplementedError
 
     def add(self, adapter: str, config: object, value: float) -> None:
         """A new vector of equal numbers, in fp32 even on a half-precision base."""
         weight = walk.base_of(self.base).weight
-        dtype = (
-            torch.promote_types(weight.dtype, torch.float32)
-            if weight.is_floating_point()
-            else torch.float32
-        )
-        self.vectors[adapter] = nn.Parameter(
-            torch.full((self.width(),), value, dtype=dtype, device=weight.device)
-        )
+        dtype = torch.float32
+        if weight.is_floating_point():
+            dtype = torch.promote_types(weight.dtype, torch.float32)
+        vector = torch.full((self.width(),), value, dtype=dtype, device=weight.device)
+        self.vectors[adapter] = nn.Parameter(vector)
         self.configs[adapter] = config
 
     def activate(self, adapters: Sequence[str]) -> None:
@@ -63,57 +61,61 @@ class VectorLayer(walk.Wrapper):
 
     def active_vectors(self) -> list[Float[Tensor, "width"]]:
         """The vectors in use; none while they are merged into the weights."""
-        return [] if self.kept is not None else [self.vectors[a] for a in self.active]
+        if self.merged:
+            return []
+        return [self.vectors[adapter] for adapter in self.active]
+
+    @property
+    def merged(self) -> bool:
+        """Whether the active vectors are in the base's weights."""
+        return self.saved_weights is not None
 
     def merge(self) -> None:
-        """Fold the active vectors into new weights; the old ones are kept, so that
-        unmerging gives the same bits.
+        """Fold the active vectors into new weights.
+
+        The old ones are saved, so that unmerging gives the same bits.
         """
         W = getattr(self.base, "weight", None)
-        if (
-            isinstance(self.base, walk.Wrapper)
-            or W is None
-            or not W.is_floating_point()
-        ):
-            what = (
-                type(self.base).__name__
-                if W is None
-                else f"{type(self.base).__name__} in {W.dtype}"
-            )
+        is_float = W is not None and W.is_floating_point()
+        if isinstance(self.base, walk.Wrapper) or not is_float:
+            what = type(self.base).__name__
+            if W is not None:
+                what = f"{what} in {W.dtype}"
             raise ValueError(
                 f"merge: the layer under {self.method} is a {what}; only a plain float"
                 " layer can take it in"
             )
         new = self.folded() if self.active else {}
-        self.kept = {name: getattr(self.base, name) for name in new}
+        self.saved_weights = {name: getattr(self.base, name) for name in new}
         for name, value in new.items():
-            setattr(
-                self.base,
-                name,
-                nn.Parameter(value.detach().to(W.dtype), requires_grad=False),
-            )
+            folded = nn.Parameter(value.detach().to(W.dtype), requires_grad=False)
+            setattr(self.base, name, folded)
 
     def unmerge(self) -> None:
         """Put the very same weights back."""
-        for name, parameter in (self.kept or {}).items():
-            setattr(self.base, name, parameter)
-        self.kept = None
+        if self.merged:
+            for name, parameter in self.saved_weights.items():
+                setattr(self.base, name, parameter)
+        self.saved_weights = None
 
 
-V = TypeVar("V", bound=VectorLayer)
+Layer = TypeVar("Layer", bound=VectorLayer)
 
 
 def apply(
     model: nn.Module,
     found: dict[str, nn.Module],
-    kind: type[V],
+    kind: type[Layer],
     adapter: str,
     config: object,
     value: float,
-    make: Callable[[str, nn.Module], V],
+    make: Callable[[str, nn.Module], Layer],
 ) -> nn.Module:
-    """Freeze `model` and give the layers `found` a new vector each, all numbers
-    `value`; `make` wraps a layer by name.
+    """Freeze `model` and give each of the layers `found` a new vector.
+
+    Args:
+        value: all numbers of the vectors at the start.
+        make: wraps a layer, given its name and itself.
 
     Raises:
         ValueError: the adapter exists or has a bad name, or adapters are merged.
@@ -127,7 +129,7 @@ def apply(
         raise ValueError(
             f"adapter={adapter!r} exists already: remove it first, or take another name"
         )
-    refuse_merged(model, kind)
+    check_unmerged(model, kind)
     model.requires_grad_(False)
     for name, layer in found.items():
         if not isinstance(layer, kind):
@@ -138,18 +140,17 @@ def apply(
     return model
 
 
-def adapters(model: nn.Module, kind: type[V]) -> list[str]:
+def adapters(model: nn.Module, kind: type[Layer]) -> list[str]:
     """The names of the adapters on `model`, in the order they came."""
-    return list(
-        dict.fromkeys(
-            a for layer in walk.installed(model, kind).values() for a in layer.vectors
-        )
-    )
+    names: dict[str, None] = {}  # a set that remembers the order
+    for layer in walk.installed(model, kind).values():
+        names.update(dict.fromkeys(layer.vectors))
+    return list(names)
 
 
-def of(model: nn.Module, kind: type[V], adapter: str) -> dict[str, V]:
+def layers_with(model: nn.Module, kind: type[Layer], adapter: str) -> dict[str, Layer]:
     """The layers that carry one adapter, by name."""
-    known(model, [adapter], kind)
+    check_known(model, [adapter], kind)
     return {
         name: layer
         for name, layer in walk.installed(model, kind).items()
@@ -157,23 +158,26 @@ def of(model: nn.Module, kind: type[V], adapter: str) -> dict[str, V]:
     }
 
 
-def set_adapter(model: nn.Module, names: str | Sequence[str], kind: type[V]) -> None:
+def set_adapter(
+    model: nn.Module, names: str | Sequence[str], kind: type[Layer]
+) -> None:
     """Make these adapters the active ones, which alone train. `[]`: the plain base."""
     names = [names] if isinstance(names, str) else list(names)
-    known(model, names, kind)
-    refuse_merged(model, kind)
+    check_known(model, names, kind)
+    check_unmerged(model, kind)
     for layer in walk.installed(model, kind).values():
         layer.activate(names)
 
 
-def merge(model: nn.Module, kind: type[V]) -> None:
-    """Fold the active vectors into the weights. Inference then costs what the base
-    costs.
+def merge(model: nn.Module, kind: type[Layer]) -> None:
+    """Fold the active vectors into the weights. Inference costs what the base costs.
+
+    It is all or nothing: where one layer cannot merge, none does.
     """
-    refuse_merged(model, kind)
+    check_unmerged(model, kind)
     done = []
     try:
-        for layer in layers(model, kind):
+        for layer in layers_of(model, kind):
             layer.merge()
             done.append(layer)
     except ValueError:
@@ -182,50 +186,56 @@ def merge(model: nn.Module, kind: type[V]) -> None:
         raise
 
 
-def unmerge(model: nn.Module, kind: type[V]) -> None:
+def unmerge(model: nn.Module, kind: type[Layer]) -> None:
     """Undo `merge`: the weights are again the very tensors that they were."""
-    for layer in layers(model, kind):
+    for layer in layers_of(model, kind):
         layer.unmerge()
 
 
-def merge_and_unload(model: nn.Module, kind: type[V]) -> nn.Module:
-    """Merge the active vectors for good: `model` is left with plain layers, and the old
-    weights are let go.
-    """
-    if all(layer.kept is None for layer in layers(model, kind)):
+def merge_and_unload(model: nn.Module, kind: type[Layer]) -> nn.Module:
+    """Merge the active vectors for good: plain layers are left, and W is freed."""
+    if not any(layer.merged for layer in layers_of(model, kind)):
         merge(model, kind)
     for name, layer in walk.installed(model, kind).items():
         walk.replace(model, name, layer.base)
     return model
 
 
-def remove(model: nn.Module, adapter: str | None, kind: type[V]) -> nn.Module:
-    """Take one adapter off, or all (None). With the last one gone, `model` is the base
-    again, bit for bit, and frozen.
+def remove(model: nn.Module, adapter: str | None, kind: type[Layer]) -> nn.Module:
+    """Take one adapter off, or all (None).
+
+    Without adapters `model` is the base again, bit for bit, and frozen.
     """
     names = adapters(model, kind) if adapter is None else [adapter]
-    known(model, names, kind)
-    refuse_merged(model, kind)
+    check_known(model, names, kind)
+    check_unmerged(model, kind)
     for name, layer in walk.installed(model, kind).items():
-        for one in [a for a in names if a in layer.vectors]:
-            del layer.vectors[one], layer.configs[one]
+        for one in names:
+            if one in layer.vectors:
+                del layer.vectors[one]
+                del layer.configs[one]
         layer.active = tuple(a for a in layer.active if a in layer.vectors)
         if not len(layer.vectors):
             walk.replace(model, name, layer.base)
     return model
 
 
-def layers(model: nn.Module, kind: type[V]) -> list[V]:
-    """Every layer of the method, of which there must be one."""
-    if not (found := walk.installed(model, kind)):
+def layers_of(model: nn.Module, kind: type[Layer]) -> list[Layer]:
+    """Every layer of the method.
+
+    Raises:
+        ValueError: there are none.
+    """
+    found = walk.installed(model, kind)
+    if not found:
         raise ValueError(
             f"the model has no {kind.method} adapter: apply(model, config) puts one on"
         )
     return list(found.values())
 
 
-def known(model: nn.Module, names: Sequence[str], kind: type[V]) -> None:
-    """Raise ValueError for an adapter that is not there."""
+def check_known(model: nn.Module, names: Sequence[str], kind: type[Layer]) -> None:
+    """Raises: ValueError: one of these adapters is not on `model`."""
     for name in names:
         if name not in adapters(model, kind):
             raise ValueError(
@@ -234,30 +244,7 @@ def known(model: nn.Module, names: Sequence[str], kind: type[V]) -> None:
             )
 
 
-def refuse_merged(model: nn.Module, kind: type[V]) -> None:
-    """Raise ValueError while adapters are merged."""
-    if any(layer.kept is not None for layer in walk.installed(model, kind).values()):
+def check_unmerged(model: nn.Module, kind: type[Layer]) -> None:
+    """Raises: ValueError: adapters are merged into the weights."""
+    if any(layer.merged for layer in walk.installed(model, kind).values()):
         raise ValueError("adapters are merged into the weights: unmerge(model) first")
-
-
-def own_tensors(
-    model: nn.Module, tensors: dict[str, Tensor], wanted: Iterable[str]
-) -> dict[str, Tensor]:
-    """`tensors` without copies of the model's own weights, which `peft` adds to a file
-    when the head is a target.
-    """
-    return {
-        name: t
-        for name, t in tensors.items()
-        if name in wanted or not _is_base_weight(model, name, t)
-    }
-
-
-def _is_base_weight(model: nn.Module, name: str, tensor: Tensor) -> bool:
-    place, _, what = name.replace(".base_layer.", ".").rpartition(".")
-    own = getattr(walk.base_of(dict(walk.places(model)).get(place)), what, None)
-    return (
-        own is not None
-        and own.shape == tensor.shape
-        and torch.equal(own.detach(), tensor.to(own))
-    )

@@ -1,5 +1,4 @@
-"""The walk over a model that all PEFT methods share: find layers by name, wrap them,
-put them back.
+"""The walk over a model that all PEFT methods share: find layers, wrap them, put back.
 
 A method that changes a layer subclasses `Wrapper`. The walk sees a wrapper as one place
 and never looks inside it, so a second adapter, or a second method, finds the same
@@ -23,16 +22,14 @@ Targets = str | Sequence[str]
 
 
 class Wrapper(nn.Module):
-    """Stands where `base` stood and holds it unchanged, with what a method adds beside
-    it.
-    """
+    """Stands where `base` stood; holds it unchanged, beside what a method adds."""
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__()
         self.base = base
 
 
-W = TypeVar("W", bound=Wrapper)
+WrapperType = TypeVar("WrapperType", bound=Wrapper)
 
 
 def places(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -56,14 +53,15 @@ def matches(name: str, targets: Targets) -> bool:
         return name != "lm_head"
     if isinstance(targets, str):
         return re.fullmatch(targets, name) is not None
-    return any(name == t or name.endswith(f".{t}") for t in targets)
+    return any(name == ending or name.endswith(f".{ending}") for ending in targets)
 
 
 def find(
     model: nn.Module, targets: Targets, kind: type[nn.Module] = nn.Linear
 ) -> dict[str, nn.Module]:
-    """The layers of type `kind`, wrapped or not, that `targets` means (see `matches`),
-    by name, in the model's order.
+    """The layers of type `kind` that `targets` means (see `matches`), by name.
+
+    Wrapped layers count as well. The order is the model's.
 
     Raises:
         ValueError: a target that no layer answers to, or one that is not a `kind`.
@@ -73,27 +71,27 @@ def find(
             f"target_modules={targets!r} names no layer: give names such as ('q_proj',"
             " 'v_proj')"
         )
-    named = {name: module for name, module in places(model) if matches(name, targets)}
-    if targets == ALL_LINEAR:
-        named = {
-            name: module
-            for name, module in named.items()
-            if isinstance(base_of(module), kind)
-        }
-    for name, module in named.items():
-        if not isinstance(base_of(module), kind):
+    found = {}
+    for name, module in places(model):
+        if not matches(name, targets):
+            continue
+        if isinstance(base_of(module), kind):
+            found[name] = module
+        elif targets != ALL_LINEAR:  # which passes over all that is no linear
             raise ValueError(
                 f"target_modules={targets!r} means {name!r}, a {type(module).__name__}:"
                 f" only {kind.__name__} is allowed"
             )
-    for target in [targets] if isinstance(targets, str) else targets:
-        wanted = target if isinstance(targets, str) else [target]
-        if not any(matches(name, wanted) for name in named):
+    # a string is one target; of a list each entry must mean a layer
+    each = [targets] if isinstance(targets, str) else [[target] for target in targets]
+    for target in each:
+        if not any(matches(name, target) for name in found):
+            called = target if isinstance(target, str) else target[0]
             raise ValueError(
-                f"target_modules: no layer is called {target!r}; this model has"
+                f"target_modules: no layer is called {called!r}; this model has"
                 f" {_endings(model, kind)}"
             )
-    return named
+    return found
 
 
 def base_of(module: nn.Module) -> nn.Module:
@@ -110,25 +108,37 @@ def replace(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), child, module)
 
 
-def installed(model: nn.Module, kind: type[W]) -> dict[str, W]:
-    """The wrappers of type `kind` that stand in `model`, by the names of the layers
-    that they stand for.
-    """
+def installed(model: nn.Module, kind: type[WrapperType]) -> dict[str, WrapperType]:
+    """The wrappers of type `kind` in `model`, by the names of the layers they wrap."""
     return {name: module for name, module in places(model) if isinstance(module, kind)}
 
 
 def trainable(model: nn.Module) -> tuple[int, int]:
     """(parameters that train, all parameters); a tied one counts once."""
-    sizes = [(p.requires_grad, p.numel()) for p in model.parameters()]
-    return sum(n for grad, n in sizes if grad), sum(n for _, n in sizes)
+    total = sum(p.numel() for p in model.parameters())
+    training = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return training, total
+
+
+def unhook(module: nn.Module, owner: object) -> None:
+    """Take off the forward (pre-)hooks of `module` that are methods of `owner`."""
+    # torch keeps in a second table which hooks want keyword arguments
+    tables = (
+        (module._forward_hooks, module._forward_hooks_with_kwargs),
+        (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
+    )
+    for hooks, with_kwargs in tables:
+        for key, hook in list(hooks.items()):
+            if getattr(hook, "__self__", None) is owner:
+                del hooks[key]
+                with_kwargs.pop(key, None)
 
 
 def _endings(model: nn.Module, kind: type[nn.Module]) -> str:
     """'q_proj, k_proj, …': what a target could have been."""
-    return ", ".join(
-        dict.fromkeys(
-            n.rpartition(".")[2]
-            for n, m in places(model)
-            if isinstance(base_of(m), kind)
-        )
-    )
+    endings = []
+    for name, module in places(model):
+        ending = name.rpartition(".")[2]
+        if isinstance(base_of(module), kind) and ending not in endings:
+            endings.append(ending)
+    return ", ".join(endings)

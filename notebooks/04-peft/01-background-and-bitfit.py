@@ -252,7 +252,7 @@ compare(
 
 # %%
 torch.manual_seed(0)
-for layer in vectors.layers(model, bitfit.BiasLayer):
+for layer in vectors.layers_of(model, bitfit.BiasLayer):
     torch.nn.init.normal_(layer.vectors["default"], std=0.1)
 
 folder = tempfile.mkdtemp()

@@ -365,8 +365,10 @@ print(
 print("blocks at once, ms  blocks only       whole   step         bare at start robust")
 for n in range(4):
     print(
-        f"{n:>6}{1000 * serving[n]:>12.0f}{adapters.shared_cost(4, 8, n):>13.0%}{serving[n] / serving[0]:>12.0%}"
-        f"{training[n] / training[0]:>12.0%}{keeps['bare from the start'][n]:>15.0%}{keeps['robust'][n]:>14.0%}"
+        f"{n:>6}{1000 * serving[n]:>12.0f}{adapters.shared_cost(4, 8, n):>13.0%}"
+        f"{serving[n] / serving[0]:>12.0%}"
+        f"{training[n] / training[0]:>12.0%}{keeps['bare from the start'][n]:>15.0%}"
+        f"{keeps['robust'][n]:>14.0%}"
     )
 alone = adapters.run_tasks(adapters.drop(many, 2), text[:2], names[:2], 2)
 adapters.set_adapter(many, names[1])

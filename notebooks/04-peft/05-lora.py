@@ -472,7 +472,8 @@ forgot = {name: loss_on(m, old) - known for name, m in runs.items()}
 print("run              trained  learned  forgot   moved")
 for name, m in runs.items():
     print(
-        f"{name:14}{walk.trainable(m)[0]:>10,}{learned[name]:>9.2f}{forgot[name]:>8.2f}{distance(m):>8.0%}"
+        f"{name:14}{walk.trainable(m)[0]:>10,}{learned[name]:>9.2f}"
+        f"{forgot[name]:>8.2f}{distance(m):>8.0%}"
     )
 
 fig, ax = plt.subplots(figsize=(4.8, 3.4))

@@ -148,8 +148,8 @@ compare(
 )
 print(" ".join(f"{v:.3f}" for v in nf4.normal_float().tolist()))
 print(
-    f"bits per weight: {nf4.bits_per_weight(64, double=False)} with float scales (paper:"
-    " 4.5),"
+    f"bits per weight: {nf4.bits_per_weight(64, double=False)} with float scales"
+    " (paper: 4.5),"
 )
 print(f"{nf4.bits_per_weight(64):.3f} with double quantization (paper: 4.127)")
 
@@ -305,10 +305,10 @@ print(
     " most"
 )
 repacks = bnb.has_avx512bf16()
-print(
-    "on this CPU bitsandbytes"
-    f" {'repacks: train() comes first' if repacks else 'does not repack: either order will do'}"
-)
+if repacks:
+    print("on this CPU bitsandbytes repacks: train() comes first")
+else:
+    print("on this CPU bitsandbytes does not repack: either order will do")
 
 # %%
 assert learned > 0

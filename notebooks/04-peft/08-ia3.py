@@ -376,7 +376,12 @@ for method in ("BitFit", "full"):
 # NBVAL_IGNORE_OUTPUT
 learned = {run: [start - loss_on(m, unseen) for m in ms] for run, ms in models.items()}
 forgot = {run: [loss_on(m, old) - start_old for m in ms] for run, ms in models.items()}
-mean = lambda values: sum(values) / len(values)  # noqa: E731
+
+
+def mean(values):
+    return sum(values) / len(values)
+
+
 print("run               trained  learned (each seed)    of full  forgot")
 for run, gains in learned.items():
     each = " ".join(f"{g:.2f}" for g in gains)

@@ -140,13 +140,19 @@ def question(country):
 
 def batch(pairs, form):
     """Rows of question + answer, padded on the right, labels on the answer alone."""
-    ids = lambda text: tokenizer(text).input_ids  # noqa: E731
+
+    def ids(text):
+        return tokenizer(text).input_ids
+
     rows = [
         (ids(question(c)), ids(form.replace("CITY", city) + tokenizer.eos_token))
         for c, city in pairs
     ]
     width = max(len(q) + len(a) for q, a in rows)
-    pad = lambda row, value: row + [value] * (width - len(row))  # noqa: E731
+
+    def pad(row, value):
+        return row + [value] * (width - len(row))
+
     return {
         "input_ids": torch.tensor(
             [pad(q + a, tokenizer.pad_token_id) for q, a in rows]
@@ -350,7 +356,8 @@ with torch.no_grad():
 print("method            trained      stored   of the model")
 for name in METHODS:
     print(
-        f"{name:14}{trained[name]:>11,}{stored[name]:>12,}{4 * stored[name] / whole:>14.4%}"
+        f"{name:14}{trained[name]:>11,}{stored[name]:>12,}"
+        f"{4 * stored[name] / whole:>14.4%}"
     )
 assert (
     stored["LoRA"] == trained["LoRA"] == part // 4

@@ -228,11 +228,12 @@ valid = {t: tasks.make(t, tokenizer, "valid", batches=8, size=16) for t in TASKS
 before = {t: tasks.score(base, valid[t])[0] for t in TASKS}
 
 again = "source"
-print(
-    f"{len(sweep)} runs;"
-    f" {min(len({r['lr'] for r in sweep if (r['task'], r['method']) == (t, n)}) for t in TASKS for n in names)}"
-    " rates or more for each method and task"
-)
+rates = {(task, method): set() for task in TASKS for method in names}
+for run in sweep:
+    if (run["task"], run["method"]) in rates:
+        rates[run["task"], run["method"]].add(run["lr"])
+fewest = min(len(tried) for tried in rates.values())
+print(f"{len(sweep)} runs; {fewest} rates or more for each method and task")
 name = "(IA)³"
 old = results[again][name]
 model = catalogue.method(name).apply(copy.deepcopy(base), 40)
@@ -272,7 +273,8 @@ for name in ranking:
         cells += f"{100 * share(t, r):>6.0f}% ±{100 * half:<2.0f}"
     trained, right = results[TASKS[0]][name].trained, results["source"][name].accuracy
     print(
-        f"{name:18}{cells}{right:>8.0%}{trained:>11,}{catalogue.ADAM_BYTES * trained / 1024:>7.0f}"
+        f"{name:18}{cells}{right:>8.0%}{trained:>11,}"
+        f"{catalogue.ADAM_BYTES * trained / 1024:>7.0f}"
         f" KiB  {'merges' if m.merges else m.extra}"
     )
 

@@ -162,7 +162,8 @@ def test_a_bias_behind_a_norm_is_a_bias_behind_each_linear_that_reads_it(llama, 
     behind = bitfit.apply(make_llama(), BitFitConfig(("input_layernorm",)))
     randomise(behind)
     beta = [
-        layer.vectors["default"] for layer in vectors.layers(behind, bitfit.BiasLayer)
+        layer.vectors["default"]
+        for layer in vectors.layers_of(behind, bitfit.BiasLayer)
     ]
     bitfit.apply(llama, BitFitConfig(ALL[:3]))
     with torch.no_grad():
@@ -285,7 +286,7 @@ def test_an_rmsnorm_cannot_take_a_bias_in_and_nothing_is_half_merged(llama):
     bitfit.apply(llama, BitFitConfig(("q_proj", "norm")))
     with pytest.raises(ValueError, match="RMSNorm has no place for a bias"):
         bitfit.merge(llama)
-    assert all(layer.kept is None for layer in vectors.layers(llama, bitfit.BiasLayer))
+    assert all(not layer.merged for layer in vectors.layers_of(llama, bitfit.BiasLayer))
     bitfit.remove(llama)
     assert llama.state_dict().keys() == make_llama().state_dict().keys()
 
@@ -298,7 +299,7 @@ def test_several_adapters_add_up_and_alone_train(llama, tokens):
     bitfit.set_adapter(llama, ["a", "b"])
     together = llama(tokens)
     with torch.no_grad():
-        for layer in vectors.layers(llama, bitfit.BiasLayer):
+        for layer in vectors.layers_of(llama, bitfit.BiasLayer):
             layer.vectors["a"] += layer.vectors["b"]
     bitfit.remove(llama, "b")
     torch.testing.assert_close(llama(tokens), together, rtol=0, atol=1e-6)
@@ -377,7 +378,10 @@ def test_bitfit_keeps_less_than_lora_and_lora_less_than_all(tokens):
 
 def test_the_meta_device_counts_what_the_cpu_counts_but_for_attention():
     counts = []
-    none = lambda q, k, v, mask: q  # noqa: E731  the kernels differ
+
+    def none(q, k, v, mask):
+        return q  #  the kernels differ
+
     for device in ("cpu", "meta"):
         with torch.device(device):
             model, tokens = Llama(preset("tiny")), torch.zeros(2, 16, dtype=torch.long)

@@ -37,9 +37,15 @@ CASES = {
 }
 SHAPES = {
     "biases": dict(attention_bias=True, mlp_bias=True),
-    "odd widths, tied": dict(hidden_size=30, intermediate_size=37, head_dim=10, num_attention_heads=3,
-                             num_key_value_heads=1, tie_word_embeddings=True),
-}  # fmt: skip
+    "odd widths, tied": dict(
+        hidden_size=30,
+        intermediate_size=37,
+        head_dim=10,
+        num_attention_heads=3,
+        num_key_value_heads=1,
+        tie_word_embeddings=True,
+    ),
+}
 
 
 def peft_model(model, **case):
@@ -113,9 +119,12 @@ def test_numbers_worked_by_hand():
 
 
 @given(
-    out=st.integers(1, 9), width=st.integers(1, 9), batch=st.lists(st.integers(1, 3), max_size=3), bias=st.booleans(),
+    out=st.integers(1, 9),
+    width=st.integers(1, 9),
+    batch=st.lists(st.integers(1, 3), max_size=3),
+    bias=st.booleans(),
     feedforward=st.booleans(),
-)  # fmt: skip
+)
 @settings(max_examples=40, deadline=None)
 def test_the_folded_linear_is_the_scaled_one(out, width, batch, bias, feedforward):
     torch.manual_seed(out * 10 + width)
@@ -345,7 +354,7 @@ def test_what_cannot_be_merged_is_named_and_nothing_is_half_merged(llama, tokens
     )
     with pytest.raises(ValueError, match=r"Linear in torch.uint8; only a plain float"):
         ia3.merge(llama)
-    assert all(layer.kept is None for layer in vectors.layers(llama, ia3.IA3Linear))
+    assert all(not layer.merged for layer in vectors.layers_of(llama, ia3.IA3Linear))
     other = make_llama()
     lora.apply(other, lora.LoRAConfig())
     ia3.apply(other, IA3Config())

@@ -110,7 +110,8 @@ def group(answer):
 def _wrong_group(
     got: list, right: list[int], rank: int, axis: str, place: Placement, what: str
 ) -> None:
-    n, sizes = place.sizes[axis], place.sizes
+    sizes = place.sizes
+    n = sizes[axis]
     turned = Placement(_turned(sizes))
     if sorted(got) == right:
         raise Mistake(f"{what}: the right devices; increasing order is asked")
@@ -191,15 +192,17 @@ def global_norm(answer):
 def _norm_mistakes(
     mine: list, shared: Tensor, shards: list[Tensor], c: int
 ) -> dict[str, Tensor]:
-    s2, h2 = shared.square().sum(), sum(s.square().sum() for s in shards)
+    s2 = shared.square().sum()
+    h2 = sum(s.square().sum() for s in shards)
     norms = [sum(g.square().sum() for g in m.values()).sqrt() for m in mine if m]
     fair = [
         (sum(s.square().sum() for s in [m["shard"]]) + s2 / c).sqrt() for m in mine if m
     ]
     return {
-        "a tensor that several ranks hold is counted once for each of them: divide its square by its copies": (
-            (c * s2 + h2).sqrt()
-        ),
+        (
+            "a tensor that several ranks hold is counted once for each of them: divide"
+            " its square by its copies"
+        ): (c * s2 + h2).sqrt(),
         "norms do not add up, squares do: take the root after the all-reduce": sum(
             fair
         ),
@@ -279,7 +282,8 @@ def sources(answer):
 
 
 def _sources(n: int, old: int, new: int, r: int) -> list[tuple[int, int, int]]:
-    a, b = -(-n // old), -(-n // new)
+    a = -(-n // old)
+    b = -(-n // new)
     ranges = [
         (q, max(min(n, r * b), q * a), min(n, (r + 1) * b, (q + 1) * a))
         for q in range(old)
@@ -288,6 +292,7 @@ def _sources(n: int, old: int, new: int, r: int) -> list[tuple[int, int, int]]:
 
 
 def _floor(n: int, old: int, new: int, r: int) -> list[tuple[int, int, int]]:
-    a, b = max(1, n // old), max(1, n // new)
+    a = max(1, n // old)
+    b = max(1, n // new)
     ranges = [(q, max(r * b, q * a), min((r + 1) * b, (q + 1) * a)) for q in range(old)]
     return [(q, low - q * a, high - q * a) for q, low, high in ranges if low < high]

@@ -47,9 +47,8 @@ def svd_forward(answer):
     )
     base, low = x @ W.T, x @ (lam * Q).T @ P.T
     mistakes = {
-        "you scaled by alpha / r with today's r: triplets were dropped, the scale keeps r0": (
-            base + alpha / 3 * low
-        ),
+        "you scaled by alpha / r with today's r: triplets were dropped, the"
+        " scale keeps r0": (base + alpha / 3 * low),
         "the scale alpha / r0 is missing": base + low,
         "you scaled by alpha, not by alpha / r0": base + alpha * low,
         "you scaled by r0 / alpha": base + r0 / alpha * low,
@@ -205,26 +204,41 @@ def budget(answer):
 
     mistakes = {
         "the power 3 is missing": curve(lambda s: int(bT + (b0 - bT) * (1 - s))),
-        "you squared where a cube is asked": curve(lambda s: int(bT + (b0 - bT) * (1 - s) ** 2)),
-        "1 − (…)³ is not (1 − …)³: the budget falls fast first": curve(lambda s: int(bT + (b0 - bT) * (1 - s**3))),
-        "round down, not to the nearest": curve(lambda s: round(bT + (b0 - bT) * (1 - s) ** 3)),
+        "you squared where a cube is asked": curve(
+            lambda s: int(bT + (b0 - bT) * (1 - s) ** 2)
+        ),
+        "1 − (…)³ is not (1 − …)³: the budget falls fast first": curve(
+            lambda s: int(bT + (b0 - bT) * (1 - s**3))
+        ),
+        "round down, not to the nearest": curve(
+            lambda s: round(bT + (b0 - bT) * (1 - s) ** 3)
+        ),
         "b_T is not added": curve(lambda s: int((b0 - bT) * (1 - s) ** 3)),
-        "the whole b0 shrinks: it is b0 − b_T that does": curve(lambda s: int(bT + b0 * (1 - s) ** 3)),
+        "the whole b0 shrinks: it is b0 − b_T that does": curve(
+            lambda s: int(bT + b0 * (1 - s) ** 3)
+        ),
         "the cube runs from 0 to T: it begins at ti and ends at T − tf": [
             int(bT + (b0 - bT) * (1 - t / T) ** 3) for t in steps
         ],
-        "this is the equation as the paper prints it, which starts above b0: take t − ti in the numerator": curve(
-            lambda s: int(bT + (b0 - bT) * (1 - (s * (T - ti - tf) - tf) / (T - ti - tf)) ** 3)
+        "this is the equation as the paper prints it, which starts above b0:"
+        " take t − ti in the numerator": curve(
+            lambda s: int(
+                bT + (b0 - bT) * (1 - (s * (T - ti - tf) - tf) / (T - ti - tf)) ** 3
+            )
         ),
         "tf is not used: the last tf steps have the final budget": [
-            b0 if t <= ti else int(bT + (b0 - bT) * (1 - (t - ti) / (T - ti)) ** 3) for t in steps
+            b0 if t <= ti else int(bT + (b0 - bT) * (1 - (t - ti) / (T - ti)) ** 3)
+            for t in steps
         ],
         "ti is not used: up to step ti the budget is whole": [
-            bT if t > T - tf else int(bT + (b0 - bT) * (1 - t / (T - tf)) ** 3) for t in steps
+            bT if t > T - tf else int(bT + (b0 - bT) * (1 - t / (T - tf)) ** 3)
+            for t in steps
         ],
-        "b0 and b_T are swapped: the budget falls": [b0 + bT - b for b in curve(lambda s: int(bT + (b0 - bT) * (1 - s) ** 3))],
+        "b0 and b_T are swapped: the budget falls": [
+            b0 + bT - b for b in curve(lambda s: int(bT + (b0 - bT) * (1 - s) ** 3))
+        ],
         "the budget never falls": [b0] * T,
-    }  # fmt: skip
+    }
     right = [adalora_budget.budget(t, config, 1) for t in steps]
     tensors = {
         text: torch.tensor(m, dtype=torch.float32) for text, m in mistakes.items()

@@ -46,9 +46,8 @@ def adapter(answer):
         "the activation is missing: without it, this is a low-rank linear map": (
             h + mid @ up.T + b_up
         ),
-        "the activation is in the wrong place: it comes after the way down, not after the way up": (
-            h + torch.relu(mid @ up.T + b_up)
-        ),
+        "the activation is in the wrong place: it comes after the way down,"
+        " not after the way up": (h + torch.relu(mid @ up.T + b_up)),
         "the activation is applied twice: once after the way down is enough": (
             h + torch.relu(torch.relu(mid) @ up.T + b_up)
         ),
@@ -138,12 +137,10 @@ def fuse(answer):
         "only the adapter with the highest score is read: softmax is not argmax": mix(
             torch.nn.functional.one_hot(scores.argmax(-1), N).float(), values
         ),
-        "a matrix is transposed: weights are stored as (out, in), so multiply with Q.T, K.T and V.T": mix(
-            transposed, z @ V
-        ),
-        "Q and K are exchanged: x asks with Q, and the adapters' outputs answer with K": mix(
-            exchanged, values
-        ),
+        "a matrix is transposed: weights are stored as (out, in), so multiply"
+        " with Q.T, K.T and V.T": mix(transposed, z @ V),
+        "Q and K are exchanged: x asks with Q, and the adapters' outputs"
+        " answer with K": mix(exchanged, values),
         "the values are z @ K.T: K makes the keys, V the values": mix(soft, z @ K.T),
         "each weight is a sigmoid of its score: a softmax lets the adapters compete": (
             mix(torch.sigmoid(scores), values)
@@ -198,13 +195,15 @@ def speedup(answer):
             "that is the share of the work that is left: the speedup is its inverse": (
                 shared / alone
             ),
-            "the dropped layers run for every task: they give the same for all, so they run once": (
+            "the dropped layers run for every task: they give the same for"
+            " all, so they run once": (
                 alone / (tasks * n + tasks * (layers - n) * each)
             ),
             "the dropped layers still run, once, without their adapters": (
                 alone / max(1e-9, tasks * (layers - n) * each)
             ),
-            "the adapters' own cost is left out, or dropped layers pay it too: a layer costs 1 without, 1 + adapter with one": (
+            "the adapters' own cost is left out, or dropped layers pay it too:"
+            " a layer costs 1 without, 1 + adapter with one": (
                 alone / (n * each + tasks * (layers - n) * each)
             ),
             "each layer costs adapter alone: it costs 1 + adapter": (
@@ -217,6 +216,12 @@ def speedup(answer):
                 alone / (n + (layers - n) * each)
             ),
         }
-        diagnose(torch.tensor(float(got)), right=torch.tensor(alone / shared), mistakes={
-            name: torch.tensor(float(value)) for name, value in mistakes.items()
-        }, tol=1e-4, what=what)  # fmt: skip
+        diagnose(
+            torch.tensor(float(got)),
+            right=torch.tensor(alone / shared),
+            mistakes={
+                name: torch.tensor(float(value)) for name, value in mistakes.items()
+            },
+            tol=1e-4,
+            what=what,
+        )

@@ -37,12 +37,10 @@ def training_bytes(answer):
     frozen = total - trained
     right = 2 * frozen + 16 * trained + activations
     mistakes = {
-        "every parameter gets 16 bytes here: frozen ones have no gradient and no optimizer state": (
-            16 * total + activations
-        ),
-        "2 bytes too many for each trained parameter: are its weights counted twice, or its gradient in fp32?": (
-            2 * total + 16 * trained + activations
-        ),
+        "every parameter gets 16 bytes here: frozen ones have no gradient and"
+        " no optimizer state": (16 * total + activations),
+        "2 bytes too many for each trained parameter: are its weights counted"
+        " twice, or its gradient in fp32?": (2 * total + 16 * trained + activations),
         "the frozen weights are missing: they are not trained, but they are held": (
             16 * trained + activations
         ),
@@ -50,9 +48,8 @@ def training_bytes(answer):
         "the gradients of the trained parameters are missing: 2 bytes each": (
             right - 2 * trained
         ),
-        "4 bytes of each trained parameter are missing: the fp32 master copy, or one of Adam's two averages": (
-            right - 4 * trained
-        ),
+        "4 bytes of each trained parameter are missing: the fp32 master copy,"
+        " or one of Adam's two averages": (right - 4 * trained),
         "Adam keeps two averages of 4 bytes each: both are missing": (
             right - 8 * trained
         ),
@@ -120,10 +117,10 @@ def freeze_all_but_biases(answer):
             " name, and at all of it"
         )
     if missing := sorted(wanted - trains):
-        raise Mistake(
-            f"{missing[0]!r} is frozen:"
-            f" {'norms count too' if 'norm' in missing[0] else 'let those train that were frozen before, too'}"
-        )
+        hint = "let those train that were frozen before, too"
+        if "norm" in missing[0]:
+            hint = "norms count too"
+        raise Mistake(f"{missing[0]!r} is frozen: {hint}")
     if count == len(wanted):
         raise Mistake(
             f"you returned the number of tensors, {count}: count the numbers in them"
@@ -221,7 +218,8 @@ def fold(answer):
             lambda W, b, c: c + W @ beta
         ),
         "β is subtracted: it is added": joined(lambda W, b, c: b + c - W @ beta),
-        "W is applied to the change c too: c sits behind the linear, only β before it": joined(
+        "W is applied to the change c too: c sits behind the linear, only β"
+        " before it": joined(
             lambda W, b, c: b + (W[:, : len(c)] @ c if len(c) == 6 else c) + W @ beta
         ),
         "β is added as it is, cut to size: it passes through W first": joined(

@@ -47,15 +47,12 @@ def training_bytes(answer):
     frozen = total * bits / 8
     mistakes = {
         "base_bits are bits, not bytes: divide by 8": total * bits + 16 * trained,
-        "the base is counted as if it trained: it has no gradient, master copy or averages": (
-            16 * (total + trained)
-        ),
-        "the base is counted at 2 bytes: it is stored with base_bits bits a parameter": (
-            2 * total + 16 * trained
-        ),
-        "the trained parameters are not part of the base: nothing is to be subtracted": (
-            frozen + (16 - bits / 8) * trained
-        ),
+        "the base is counted as if it trained: it has no gradient, master copy"
+        " or averages": (16 * (total + trained)),
+        "the base is counted at 2 bytes: it is stored with base_bits bits a"
+        " parameter": (2 * total + 16 * trained),
+        "the trained parameters are not part of the base: nothing is to be"
+        " subtracted": (frozen + (16 - bits / 8) * trained),
         "the base is missing: it must be in memory too": 16 * trained,
         "what trains is missing": frozen,
         "a master copy in fp32 is missing: mixed precision takes 16 bytes, not 12": (

@@ -40,9 +40,8 @@ def ia3_linear(answer):
         "l is not used: this is the frozen linear": plain + b,
         "the bias is missing": plain * l,
         "l is added: it multiplies": plain + b + l,
-        "the change is added to the old output: l replaces the factor 1, it does not come on top": (
-            (plain + b) * (1 + l)
-        ),
+        "the change is added to the old output: l replaces the factor 1, it"
+        " does not come on top": ((plain + b) * (1 + l)),
     }
     outputs = {
         "the bias is not scaled: l multiplies all that comes out of the linear": (
@@ -134,7 +133,8 @@ def merge(answer):
         mistakes = {
             f"you scaled the {which[0]} of W: l reaches its {which[1]} here": other_W,
             "W is not scaled": W,
-            "l was rounded to bfloat16 before the product: multiply in float32, round once": (
+            "l was rounded to bfloat16 before the product: multiply in"
+            " float32, round once": (
                 l.bfloat16() * W if feedforward else l.bfloat16()[:, None] * W
             ),
             "W is divided by l: that is unmerging": (
@@ -212,36 +212,34 @@ def merge(answer):
 def serve(answer):
     """A batch in which each row has its own task's scales, or none."""
     ids = torch.tensor([2, -1, 0, 2, 1, -1])[torch.randperm(6)]
-    x, W, l = (
-        torch.randn(6, 6, 5),
-        torch.randn(6, 5),
-        1 + 0.5 * torch.randn(3, 6),
-    )
+    x = torch.randn(6, 6, 5)
+    W = torch.randn(6, 5)
+    scales = 1 + 0.5 * torch.randn(3, 6)
     got = expect(
-        answer(x, W, l, ids),
+        answer(x, W, scales, ids),
         shape=(6, 6, 6),
         dtype=torch.float32,
         what="serve(x, W, l, ids)",
     )
-    plain, on = x @ W.T, (ids >= 0)[:, None, None]
-    per_row = l[ids][:, None]
+    plain = x @ W.T
+    on = (ids >= 0)[:, None, None]
+    per_row = scales[ids][:, None]
     mistakes = {
-        "rows with id −1 get the last task's scales: an index of −1 counts from the end": (
-            plain * per_row
-        ),
+        "rows with id −1 get the last task's scales: an index of −1 counts"
+        " from the end": plain * per_row,
         "rows with id −1 get task 0's scales: they get none": (
-            plain * l[ids.clamp(min=0)][:, None]
+            plain * scales[ids.clamp(min=0)][:, None]
         ),
         "rows with id −1 give 0: no scale means a scale of 1": (
             plain * torch.where(on, per_row, 0.0)
         ),
         "scales are laid along the tokens: l[ids] needs a dimension in the middle": (
-            plain * l[ids]
+            plain * scales[ids]
         ),
-        "all rows get the first row's scales": plain * l[ids[0]],
+        "all rows get the first row's scales": plain * scales[ids[0]],
         "this is W x: nobody's scales are used": plain,
         "ids is not used: row i gets the scales of task i mod 3": (
-            plain * l[torch.arange(6) % 3][:, None]
+            plain * scales[torch.arange(6) % 3][:, None]
         ),
     }
     diagnose(
@@ -251,7 +249,7 @@ def serve(answer):
         what="serve(x, W, l, ids)",
     )
     for i, task in enumerate(ids.tolist()):  # the oracle: each row alone
-        if not close(got[i], x[i] @ W.T * (l[task] if task >= 0 else 1.0)):
+        if not close(got[i], x[i] @ W.T * (scales[task] if task >= 0 else 1.0)):
             raise Mistake(f"row {i} differs from what it gives alone with task {task}")
-    if not close(answer(x, W, l, torch.full((6,), -1)), plain):
+    if not close(answer(x, W, scales, torch.full((6,), -1)), plain):
         raise Mistake("with id −1 in every row the batch must go through W alone")

@@ -136,12 +136,10 @@ def merge(answer):
         "your change of W is transposed: ΔW = B A, with d rows and k columns": once(
             sum(d.T for d in deltas)
         ),
-        "you rounded to bfloat16 after each adapter: add up in float32, round once at the end": _rounded_each(
-            W, deltas
-        ),
-        "you rounded the changes to bfloat16 before adding: convert W to float32 instead": _rounded_before(
-            W, deltas
-        ),
+        "you rounded to bfloat16 after each adapter: add up in float32, round"
+        " once at the end": _rounded_each(W, deltas),
+        "you rounded the changes to bfloat16 before adding: convert W to"
+        " float32 instead": _rounded_before(W, deltas),
         "each adapter is merged twice": once(2 * sum(deltas)),
         "the changes are subtracted: that is how one unmerges": once(-sum(deltas)),
         "only the first adapter is merged": once(deltas[0]),
@@ -211,25 +209,22 @@ def best_factors(answer):
         "LoRA multiplies B A by alpha / r: divide one of the factors by it first": (
             lambda: scale * product(S)
         ),
-        "you multiplied by alpha / r where you should divide: LoRA will multiply once more": lambda: (
-            scale**2 * product(S)
-        ),
+        "you multiplied by alpha / r where you should divide: LoRA will"
+        " multiply once more": lambda: scale**2 * product(S),
         "you divided each factor by alpha / r: once is enough": lambda: (
             product(S) / scale
         ),
         "these are the r smallest singular values: take the largest": lambda: product(
             S, slice(-r, None)
         ),
-        "the singular values are in both factors, so they come squared: put S in one, or √S in each": lambda: (
-            product(S**2)
-        ),
+        "the singular values are in both factors, so they come squared: put S"
+        " in one, or √S in each": lambda: product(S**2),
         "the singular values are left out": lambda: product(torch.ones_like(S)),
         "√S is in one factor only: put S in one, or √S in each": lambda: product(
             S.sqrt()
         ),
-        "rows and columns of V are mixed up: torch.linalg.svd returns Vh, so take its first r rows": lambda: (
-            U[:, :r] * S[:r] @ Vh.T[:r]
-        ),
+        "rows and columns of V are mixed up: torch.linalg.svd returns Vh, so"
+        " take its first r rows": lambda: U[:, :r] * S[:r] @ Vh.T[:r],
     }
     unscaled = {
         f"{name}; and the scale alpha / r is not undone": lambda f=f: scale * f()
@@ -304,9 +299,8 @@ def serve(answer):
     scale = scaling[ids][:, None, None]
     first = scaling[ids[0]] * x @ A[ids[0]].T @ B[ids[0]].T
     mistakes = {
-        "rows with id −1 go through the last adapter: an index of −1 counts from the end": (
-            base + scale * change
-        ),
+        "rows with id −1 go through the last adapter: an index of −1 counts"
+        " from the end": (base + scale * change),
         "rows with id −1 go through adapter 0: they go through W alone": (
             base + _with(ids.clamp(min=0), x, A, B, scaling)
         ),

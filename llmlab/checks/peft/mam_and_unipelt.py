@@ -107,9 +107,8 @@ def prefix_share(answer):
             torch.softmax(logs / 8**0.5, 1)[:, :3].sum(1)
         ),
         "that is 1 − λ, the share of the real keys": 1 - right,
-        "that is the share of the last keys: the prefix comes first, or take it from its own scores": (
-            torch.softmax(logs, 1)[:, -3:].sum(1)
-        ),
+        "that is the share of the last keys: the prefix comes first, or take"
+        " it from its own scores": (torch.softmax(logs, 1)[:, -3:].sum(1)),
         "that is the ratio of prefix to keys: divide by the sum over both": (
             right / (1 - right)
         ),
@@ -181,9 +180,8 @@ def gated_prefix(answer):
         "padding is counted: only tokens with mask 1 belong to the mean": made(
             s.mean(1)
         ),
-        "padding still counts, as σ(b): leave it out of the mean, zeroing x is not enough": made(
-            torch.sigmoid((x * mask[..., None]) @ w + b).mean(1)
-        ),
+        "padding still counts, as σ(b): leave it out of the mean, zeroing x is"
+        " not enough": made(torch.sigmoid((x * mask[..., None]) @ w + b).mean(1)),
         "the sum is divided by the whole length: divide by the number of real tokens": (
             made((s * mask).mean(1))
         ),

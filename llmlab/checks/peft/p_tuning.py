@@ -50,18 +50,37 @@ def encode_prompt(answer):
     join = lambda a, b: torch.cat([a, b], -1) @ W.T  # noqa: E731
     zero = torch.zeros_like(s)
     mistakes = {
-        "the backward states are not turned round: t_i belongs to token i": join(s, t.flip(0)),
-        "both directions read from left to right: t_i comes from t_{i+1}": join(s, _states(h, Wb, Ub)),
-        "both directions use the forward weights": join(s, _states(h.flip(0), Wf, Uf).flip(0)),
-        "the states are joined the wrong way round: [s_i; t_i], forward first": join(t, s),
+        "the backward states are not turned round: t_i belongs to token i": join(
+            s, t.flip(0)
+        ),
+        "both directions read from left to right: t_i comes from t_{i+1}": join(
+            s, _states(h, Wb, Ub)
+        ),
+        "both directions use the forward weights": join(
+            s, _states(h.flip(0), Wf, Uf).flip(0)
+        ),
+        "the states are joined the wrong way round: [s_i; t_i], forward first": join(
+            t, s
+        ),
         "the backward half is missing": join(s, zero),
         "the forward half is missing": join(zero, t),
-        "the states do not remember: U times the state before is missing": join(_states(h, Wf, 0 * Uf), _states(h, Wb, 0 * Ub)),
-        "tanh is missing": join(_states(h, Wf, Uf, lambda x: x), _states(h.flip(0), Wb, Ub, lambda x: x).flip(0)),
-        "that is ReLU, where tanh is asked": join(_states(h, Wf, Uf, F.relu), _states(h.flip(0), Wb, Ub, F.relu).flip(0)),
-        "U is transposed: the state is a column, U s": join(_states(h, Wf, Uf.T), _states(h.flip(0), Wb, Ub.T).flip(0)),
-        "every token gets the two last states: each has its own s_i and t_i": join(s[-1].expand(p, -1), t[0].expand(p, -1)),
-    }  # fmt: skip
+        "the states do not remember: U times the state before is missing": join(
+            _states(h, Wf, 0 * Uf), _states(h, Wb, 0 * Ub)
+        ),
+        "tanh is missing": join(
+            _states(h, Wf, Uf, lambda x: x),
+            _states(h.flip(0), Wb, Ub, lambda x: x).flip(0),
+        ),
+        "that is ReLU, where tanh is asked": join(
+            _states(h, Wf, Uf, F.relu), _states(h.flip(0), Wb, Ub, F.relu).flip(0)
+        ),
+        "U is transposed: the state is a column, U s": join(
+            _states(h, Wf, Uf.T), _states(h.flip(0), Wb, Ub.T).flip(0)
+        ),
+        "every token gets the two last states: each has its own s_i and t_i": join(
+            s[-1].expand(p, -1), t[0].expand(p, -1)
+        ),
+    }
     diagnose(got, right=join(s, t), mistakes=mistakes, what=what)
     rnn = torch.nn.RNN(d, m, bidirectional=True, bias=False)  # the oracle
     weights = {
@@ -130,23 +149,34 @@ def labelling_loss(answer):
     ]
     shifted = F.cross_entropy(scores[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
     mistakes = {
-        "you shifted the labels as a language model does: token t is scored on its own label": shifted,
-        "the labels are shifted the other way: token t is scored on its own label": F.cross_entropy(
+        "you shifted the labels as a language model does: token t is scored on"
+        " its own label": shifted,
+        "the labels are shifted the other way: token t is scored on its own"
+        " label": F.cross_entropy(
             scores[:, 1:].flatten(0, 1), labels[:, :-1].flatten()
         ),
-        "you divided by all tokens: the mean is over those that have a label": each.mean(),
+        "you divided by all tokens: the mean is over those that have a"
+        " label": each.mean(),
         "you took the sum: the mean is asked": each.sum(),
-        "you averaged each row first: every labelled token counts the same": rows.mean(),
+        "you averaged each row first: every labelled token counts the"
+        " same": rows.mean(),
         "tokens without a label are counted as label 0": _with_label(scores, labels, 0),
         "tokens without a label are counted as the last label": p_last.mean(),
         "tokens without a label are counted: −100 % C is a label": as_last.mean(),
-        "the sign is wrong: the loss is minus the log-probability": -each.sum() / kept.sum(),
+        "the sign is wrong: the loss is minus the log-probability": -each.sum()
+        / kept.sum(),
         "you divided by the rows: the mean is over labelled tokens": each.sum() / B,
-        "the softmax runs over the tokens: it runs over the labels": F.nll_loss(scores.log_softmax(1)[kept], labels[kept]),
+        "the softmax runs over the tokens: it runs over the labels": F.nll_loss(
+            scores.log_softmax(1)[kept], labels[kept]
+        ),
         "the softmax is missing": F.nll_loss(scores[kept], labels[kept]),
-        "the softmax is applied twice": F.cross_entropy(scores.softmax(-1)[kept], labels[kept]),
-        "the loss is in bits: take the natural logarithm": each.sum() / kept.sum() / torch.log(torch.tensor(2.0)),
-    }  # fmt: skip
+        "the softmax is applied twice": F.cross_entropy(
+            scores.softmax(-1)[kept], labels[kept]
+        ),
+        "the loss is in bits: take the natural logarithm": each.sum()
+        / kept.sum()
+        / torch.log(torch.tensor(2.0)),
+    }
     diagnose(got, right=each.sum() / kept.sum(), mistakes=mistakes, what=what)
     odd = torch.tensor(
         [[[0.0, 150.0], [40.0, 50.0], [-90.0, 70.0], [1.0, 2.0], [99.0, 0.0]]]
@@ -195,19 +225,27 @@ def last_token(answer):
     row, length = torch.arange(4), mask.sum(-1)
     last = torch.tensor([5, 5, 2, 3])
     mean = (scores * mask[..., None]).sum(1) / length[:, None]
+    last_place = scores[:, -1]
     mistakes = {
-        "you took the last place of each row: on the right there may be padding": scores[:, -1],
-        "you counted the tokens: with padding on the left the last one lies further on": scores[row, length - 1],
+        "you took the last place of each row: on the right there may be"
+        " padding": last_place,
+        "you counted the tokens: with padding on the left the last one lies"
+        " further on": scores[row, length - 1],
         "one too far: places count from 0": scores[row, (last + 1).clamp(max=5)],
-        "one too far: the last of n tokens has place n − 1, and padding on the left moves it": scores[row, length.clamp(max=5)],
-        "you took the first real token: it has read nothing": scores[row, mask.argmax(-1)],
+        "one too far: the last of n tokens has place n − 1, and padding on the"
+        " left moves it": scores[row, length.clamp(max=5)],
+        "you took the first real token: it has read nothing": scores[
+            row, mask.argmax(-1)
+        ],
         "you took the first place of each row": scores[:, 0],
         "you took the mean over the tokens: only the last has read everything": mean,
         "you took the mean over padding too": scores.mean(1),
         "you took the largest score over the tokens": scores.amax(1),
         "you took the token before the last": scores[row, last - 1],
-        "you took the last token's scores of row 0 for every row's place": scores[0, last],
-    }  # fmt: skip
+        "you took the last token's scores of row 0 for every row's place": scores[
+            0, last
+        ],
+    }
     diagnose(got, right=scores[row, last], mistakes=mistakes, what=what)
     if not close(got, label_head.last_token(scores, mask)):
         raise Mistake("the reference finds another token")

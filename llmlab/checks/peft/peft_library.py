@@ -210,9 +210,8 @@ def by_hand(answer):
         )
     got = expect(got, shape=(3, 6, 61), dtype=torch.float32, what=what).detach()
     mistakes = {
-        "these are the logits of the plain base: the prompt is not used, or comes after the tokens": _logits(
-            base, tokens
-        ),
+        "these are the logits of the plain base: the prompt is not used, or"
+        " comes after the tokens": _logits(base, tokens),
         "the prompt stands after the tokens, and the first positions are cut off": (
             after[:, 4:]
         ),

@@ -55,12 +55,21 @@ def prepend_prompt(answer):
     expect(places, shape=(2, 8), dtype=torch.int64, what="the positions")
     rows = prompt.expand(2, -1, -1)
     mistakes = {
-        "the prompt comes after the input: it belongs before it": torch.cat([embeds, rows], 1),
-        "the prompt's tokens are in reverse order": torch.cat([rows.flip(1), embeds], 1),
+        "the prompt comes after the input: it belongs before it": torch.cat(
+            [embeds, rows], 1
+        ),
+        "the prompt's tokens are in reverse order": torch.cat(
+            [rows.flip(1), embeds], 1
+        ),
         "the virtual tokens are zeros: use prompt": torch.cat([0 * rows, embeds], 1),
-        "padding is zeroed: leave the input as it is, the mask hides it": torch.cat([rows, embeds * mask[..., None]], 1),
-        "the prompt is added to the input: it stands before it": F.pad(embeds, (0, 0, 3, 0)) + F.pad(rows, (0, 0, 0, 5)) * 2,
-    }  # fmt: skip
+        "padding is zeroed: leave the input as it is, the mask hides it": torch.cat(
+            [rows, embeds * mask[..., None]], 1
+        ),
+        "the prompt is added to the input: it stands before it": F.pad(
+            embeds, (0, 0, 3, 0)
+        )
+        + F.pad(rows, (0, 0, 0, 5)) * 2,
+    }
     diagnose(
         got,
         right=torch.cat([rows, embeds], 1),
@@ -69,22 +78,36 @@ def prepend_prompt(answer):
     )
     longer = F.pad(mask, (3, 0), value=1)
     mistakes = {
-        "the mask hides the virtual tokens: they are 1, never padding": F.pad(mask, (3, 0)),
-        "the mask grows at the right: the virtual tokens stand at the left": F.pad(mask, (0, 3), value=1),
+        "the mask hides the virtual tokens: they are 1, never padding": F.pad(
+            mask, (3, 0)
+        ),
+        "the mask grows at the right: the virtual tokens stand at the left": F.pad(
+            mask, (0, 3), value=1
+        ),
         "the mask is all ones: padding must stay hidden": torch.ones_like(longer),
-        "the virtual tokens are hidden in rows that begin with padding": torch.cat([mask[:, :1].expand(-1, 3), mask], 1),
-    }  # fmt: skip
+        "the virtual tokens are hidden in rows that begin with padding": torch.cat(
+            [mask[:, :1].expand(-1, 3), mask], 1
+        ),
+    }
     diagnose(got_mask, right=longer, mistakes=mistakes, what="the mask")
     right = longer.cumsum(-1) - 1
     seen = longer.bool()
     count = torch.arange(8).expand(2, -1)
     mistakes = {
-        "your positions count the padding: a row's first real token has position p": count[seen],
-        "your positions start at 1: the first virtual token has position 0": right[seen] + 1,
-        "the input starts at 0 again: its first token has position p": torch.cat([count[:, :3], mask.cumsum(-1) - 1], 1)[seen],
-        "virtual tokens all have position 0: they take 0 … p − 1": torch.cat([0 * count[:, :3], mask.cumsum(-1) + 2], 1)[seen],
-        "the virtual tokens take no positions: the input starts at p": torch.cat([0 * count[:, :3], mask.cumsum(-1) - 1], 1)[seen],
-    }  # fmt: skip
+        "your positions count the padding: a row's first real token has"
+        " position p": count[seen],
+        "your positions start at 1: the first virtual token has position 0": right[seen]
+        + 1,
+        "the input starts at 0 again: its first token has position p": torch.cat(
+            [count[:, :3], mask.cumsum(-1) - 1], 1
+        )[seen],
+        "virtual tokens all have position 0: they take 0 … p − 1": torch.cat(
+            [0 * count[:, :3], mask.cumsum(-1) + 2], 1
+        )[seen],
+        "the virtual tokens take no positions: the input starts at p": torch.cat(
+            [0 * count[:, :3], mask.cumsum(-1) - 1], 1
+        )[seen],
+    }
     diagnose(
         places[seen],
         right=right[seen],
@@ -141,18 +164,23 @@ def split_prefix(answer):
     got = torch.stack([keys, values])
     mistakes = {
         "keys and values are swapped: a layer's key comes first": by_layer.flip(0),
-        "you took the first half of a row as keys and the second as values: they alternate, layer by layer": halves,
-        "you let key and value alternate head by head: in a layer all heads' keys come first": inner,
-        "you let heads vary faster than channels: a head's D numbers lie side by side": channels,
+        "you took the first half of a row as keys and the second as values:"
+        " they alternate, layer by layer": halves,
+        "you let key and value alternate head by head: in a layer all heads'"
+        " keys come first": inner,
+        "you let heads vary faster than channels: a head's D numbers lie side"
+        " by side": channels,
         "you cut a row by heads first: layers vary slowest": heads_out,
-        "a `view` straight to the wanted shape mixes tokens: name the axes as they lie, then permute": prefix.view(2, L, K, p, D),
-        "tokens and heads are exchanged without moving: `view` does not transpose, `permute` does": by_layer.permute(
-            0, 1, 3, 2, 4
-        ).reshape(2, L, K, p, D),
+        "a `view` straight to the wanted shape mixes tokens: name the axes as"
+        " they lie, then permute": prefix.view(2, L, K, p, D),
+        "tokens and heads are exchanged without moving: `view` does not"
+        " transpose, `permute` does": by_layer.permute(0, 1, 3, 2, 4).reshape(
+            2, L, K, p, D
+        ),
         "the layers are in reverse order": by_layer.flip(1),
         "these are the keys twice": torch.stack([by_layer[0]] * 2),
         "these are the values twice": torch.stack([by_layer[1]] * 2),
-    }  # fmt: skip
+    }
     diagnose(got, right=by_layer, mistakes=mistakes, what="keys and values, stacked")
     small = torch.randn(2, 12)  # the oracle: join puts them together again
     keys, values = answer(small, 1, 3)
@@ -200,22 +228,41 @@ def prefix_attention(answer):
     )
     run = lambda **other: _attention(q, k, v, prefix_k, prefix_v, **other)  # noqa: E731
     plain = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-    alone = F.scaled_dot_product_attention(q, prefix_k.expand(B, -1, -1, -1), prefix_v.expand(B, -1, -1, -1), enable_gqa=True)  # fmt: skip
+    alone = F.scaled_dot_product_attention(
+        q,
+        prefix_k.expand(B, -1, -1, -1),
+        prefix_v.expand(B, -1, -1, -1),
+        enable_gqa=True,
+    )
     mistakes = {
-        "the causal mask starts at the prefix: query i sees the whole prefix and tokens 0 … i, so the diagonal lies at p": run(diagonal=0),
-        "query i does not see token i itself: the diagonal lies at p": run(diagonal=p - 1),
+        "the causal mask starts at the prefix: query i sees the whole prefix"
+        " and tokens 0 … i, so the diagonal lies at p": run(diagonal=0),
+        "query i does not see token i itself: the diagonal lies at p": run(
+            diagonal=p - 1
+        ),
         "query i sees token i + 1: the diagonal lies at p": run(diagonal=p + 1),
-        "there is no causal mask: query i must not see later tokens": run(diagonal=p + T),
+        "there is no causal mask: query i must not see later tokens": run(
+            diagonal=p + T
+        ),
         "the scores are not divided by √D": run(scale=1.0),
         "the scores are divided by D, not by √D": run(scale=1 / D),
-        "query heads read the wrong key/value heads: the first H/K of them share head 0": run(heads="cycle"),
+        "query heads read the wrong key/value heads: the first H/K of them"
+        " share head 0": run(heads="cycle"),
         "the prefix is missing: this is plain attention": plain,
         "the text is missing: the queries see the prefix alone": alone,
-        "there must be one softmax over prefix and text, not one for each, added up": plain + alone,
-        "there must be one softmax over prefix and text, not the mean of two": (plain + alone) / 2,
-        "keys and values of the prefix are swapped": _attention(q, k, v, prefix_v, prefix_k),
-        "only the keys have the prefix's place: its values are zeros": _attention(q, k, v, prefix_k, 0 * prefix_v),
-    }  # fmt: skip
+        "there must be one softmax over prefix and text, not one for each,"
+        " added up": plain + alone,
+        "there must be one softmax over prefix and text, not the mean of two": (
+            plain + alone
+        )
+        / 2,
+        "keys and values of the prefix are swapped": _attention(
+            q, k, v, prefix_v, prefix_k
+        ),
+        "only the keys have the prefix's place: its values are zeros": _attention(
+            q, k, v, prefix_k, 0 * prefix_v
+        ),
+    }
     diagnose(got, right=run(), mistakes=mistakes, what=what)
     mask = torch.ones(T, p + T, dtype=torch.bool).tril(p)
     pair = (prefix_k[None], prefix_v[None])  # the oracle: the fused kernel

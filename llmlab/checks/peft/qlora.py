@@ -51,17 +51,34 @@ def normal_float(answer):
     right = nf4.normal_float()
     raw = _sides(bits, offset, 8, 7)
     even = torch.special.ndtri(torch.linspace(1 - offset, offset, 16))
+    mirrored = _sides(bits, offset, 7, 8)
+    integers = torch.linspace(-1, 1, 16)
     mistakes = {
-        "8 levels below 0 and 7 above: it is the other way round": (m := _sides(bits, offset, 7, 8)) / m.max(),
-        "these are 16 quantiles in a row, none of which is 0: take each side apart": even / even.max(),
+        "8 levels below 0 and 7 above: it is the other way round": (
+            mirrored / mirrored.max()
+        ),
+        "these are 16 quantiles in a row, none of which is 0: take each side"
+        " apart": even / even.max(),
         "the levels are not divided by the largest": raw,
         "they are in falling order": right.flip(0),
-        "these are evenly spaced levels, as integers have: take quantiles": torch.linspace(-1, 1, 16),
+        "these are evenly spaced levels, as integers have: take quantiles": integers,
         "these are the probabilities: ndtri makes quantiles of them": (
-            p := torch.cat([0.5 - torch.linspace(offset, 0.5, 8)[:-1], torch.zeros(1), torch.linspace(offset, 0.5, 9)[:-1] - 0.5]).sort().values
-        ) / p.max(),
-        "offset is not used: it is the largest probability": (m := _sides(bits, 0.99, 8, 7)) / m.max(),
-    }  # fmt: skip
+            p := torch.cat(
+                [
+                    0.5 - torch.linspace(offset, 0.5, 8)[:-1],
+                    torch.zeros(1),
+                    torch.linspace(offset, 0.5, 9)[:-1] - 0.5,
+                ]
+            )
+            .sort()
+            .values
+        )
+        / p.max(),
+        "offset is not used: it is the largest probability": (
+            m := _sides(bits, 0.99, 8, 7)
+        )
+        / m.max(),
+    }
     diagnose(got, right=right, mistakes=mistakes, tol=1e-5, what=what)
     # the oracle: the published table
     if not close(got, torch.tensor(nf4.NF4), tol=1e-5):

@@ -1,31 +1,32 @@
-"""AdaLoRA: low-rank changes in singular-value form, and a budget of ranks that moves to
-where it is worth most.
+"""AdaLoRA: low-rank changes in singular-value form, with a shared budget of ranks.
+
+The budget moves to the layers where it is worth most.
 
 Zhang et al. 2023, https://arxiv.org/abs/2303.10512, equations 3 to 12:
 
-    h = W₀ x + (α/r₀) P Λ Q x         ΔW as r₀ triplets (P's column, λ, Q's row), Λ = 0
-                                      at the start
-    R = ‖PᵀP − I‖ + ‖QQᵀ − I‖         added to the loss, so that P and Q stay near
-                                      orthogonal and λ near singular values
-    Ī ← β₁Ī + (1 − β₁)|w · ∂E/∂w|     sensitivity of each number w of a triplet,
-                                      smoothed
-    Ū ← β₂Ū + (1 − β₂)|I − Ī|         how much it wavers
-    S = s(λ) + mean s(P) + mean s(Q)  s = Ī · Ū, one score a triplet
-    b(t)                              falls from b₀ to b_T by a cubic; the triplets
-                                      below the b(t) best get λ = 0
+    h = W₀ x + (α/r₀) P Λ Q x         ΔW as r₀ triplets: P's column, λ, Q's row
+    R = ‖PᵀP − I‖ + ‖QQᵀ − I‖         added to the loss: P and Q stay near orthogonal,
+                                      and λ near singular values
+    Ī ← β₁Ī + (1 − β₁)|w · ∂E/∂w|     smoothed sensitivity of a triplet's number w
+    Ū ← β₂Ū + (1 − β₂)|I − Ī|         how much it varies
+    S = s(λ) + mean s(P) + mean s(Q)  s = Ī · Ū, one score per triplet
+    b(t)                              falls from b₀ to b_T by a cubic; only the b(t)
+                                      best triplets keep their λ, the others get 0
 
 Only λ is masked, never P or Q: the gradient of λ is pᵀ(∂E/∂W)qᵀ, so a masked triplet
 can earn its way back.
 
-    P  (d, r₀)  lora_B      W₀ (d, k)  frozen weight       b₀  r₀ · layers, b_T
-                                                           target_r · layers
-    Λ  (r₀, 1)  lora_E      r₀  init_r, the rank at the start
-    Q  (r₀, k)  lora_A      (the names of the authors' code and of `peft`, also in the
-                            files)
+    P  (d, r₀)  lora_B         W₀ (d, k)  frozen weight
+    Λ  (r₀, 1)  lora_E, 0      r₀   init_r, the rank at the start
+                at the start   b₀   r₀ · layers
+    Q  (r₀, k)  lora_A         b_T  target_r · layers
+
+`lora_A`, `lora_B` and `lora_E` are the names of the authors' code, of `peft` and of the
+files.
 
 As in the authors' code, not in the text: norms in R are not squared, and R is their
 mean; b(t) falls from t_i on (the printed equation 12 would start above b₀); 10⁻⁵ stands
-beside r₀. Budget and scores are in `adalora_budget.py`, files in `adalora_files.py`.
+beside r₀. Budget and scores are in `budget.py`, files in `files.py`.
 Simplified: one adapter at a time, as training one budget allows no more.
 """
 
@@ -43,9 +44,7 @@ from llmlab.peft import walk
 
 @dataclass(frozen=True)
 class AdaLoRAConfig:
-    """Where the changes go, and how the budget shrinks from `init_r` to `target_r` a
-    layer, on average.
-    """
+    """Where the changes go, and how the mean rank falls from `init_r` to `target_r`."""
 
     total_step: int  # T
     target_r: int = 8
@@ -62,19 +61,18 @@ class AdaLoRAConfig:
 
     def __post_init__(self) -> None:
         for name in ("total_step", "target_r", "init_r", "delta_t"):
-            if not isinstance(value := getattr(self, name), int) or value < 1:
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
                 raise ValueError(
                     f"{name} must be an integer of at least 1, not {value!r}"
                 )
         if self.target_r > self.init_r:
             raise ValueError(
                 f"target_r={self.target_r} must be at most init_r={self.init_r}: ranks"
-                " only go"
+                " only fall"
             )
-        if (
-            min(self.tinit, self.tfinal) < 0
-            or self.tinit + self.tfinal >= self.total_step
-        ):
+        negative = min(self.tinit, self.tfinal) < 0
+        if negative or self.tinit + self.tfinal >= self.total_step:
             raise ValueError(
                 f"tinit={self.tinit} and tfinal={self.tfinal} must leave steps of"
                 f" total_step={self.total_step}"
@@ -95,10 +93,12 @@ class AdaLoRAConfig:
 
     @property
     def scaling(self) -> float:
-        """α/r₀; it stays when triplets go. α = 0 stands for α = r₀, as in the authors'
-        code.
+        """α/r₀; it stays when triplets are dropped.
+
+        α = 0 stands for α = r₀, as in the authors' code.
         """
-        return (self.alpha if self.alpha > 0 else self.init_r) / (self.init_r + 1e-5)
+        alpha = self.alpha if self.alpha > 0 else self.init_r
+        return alpha / (self.init_r + 1e-5)
 
 
 def delta_weight(
@@ -119,10 +119,12 @@ def triplets(
     Q: Float[Tensor, "r k"],
     scaling: float,
 ) -> Float[Tensor, "*batch d"]:
-    """ΔW x without building ΔW. Λ and the scale go on Q, which is smaller than the
-    batch.
+    """ΔW x without building ΔW.
+
+    Λ and the scale are multiplied into Q, which is smaller than the batch.
     """
-    return F.linear(F.linear(x, Q * (lam * scaling)), P)
+    narrow = F.linear(x, Q * (lam * scaling))  # (*batch, r)
+    return F.linear(narrow, P)  # (*batch, d)
 
 
 def orthogonality(
@@ -144,13 +146,14 @@ class SVDLinear(walk.Wrapper):
         generator: torch.Generator | None,
     ) -> None:
         super().__init__(base)
-        self.config, self.adapter = config, adapter
-        self.kept: tuple[nn.Parameter, ...] = ()  # while merged, (W₀,)
-        linear, r = walk.base_of(base), config.init_r
-        like = {
-            "device": linear.weight.device,
-            "dtype": torch.promote_types(linear.weight.dtype, torch.float32),
-        }
+        self.config = config
+        self.adapter = adapter
+        # (W₀,) while merged. In a tuple, W₀ is no parameter of this module.
+        self.saved_weight: tuple[nn.Parameter, ...] = ()
+        linear = walk.base_of(base)
+        r = config.init_r
+        dtype = torch.promote_types(linear.weight.dtype, torch.float32)
+        like = {"device": linear.weight.device, "dtype": dtype}
 
         def normal(*shape):
             return torch.empty(*shape, **like).normal_(std=0.02, generator=generator)
@@ -159,10 +162,15 @@ class SVDLinear(walk.Wrapper):
         self.lora_E = nn.Parameter(torch.zeros(r, 1, **like))
         self.lora_B = nn.Parameter(normal(linear.out_features, r))
 
+    @property
+    def merged(self) -> bool:
+        """Whether ΔW is in the weight."""
+        return bool(self.saved_weight)
+
     def forward(self, x: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch d"]:
-        """W₀ x + ΔW x; merged, the sum is in the weight already."""
+        """W₀ x + ΔW x; the plain W x while merged."""
         out = self.base(x)
-        if self.kept:
+        if self.merged:
             return out
         x = x.to(self.lora_A.dtype)
         if self.config.dropout and self.training:
@@ -176,26 +184,19 @@ class SVDLinear(walk.Wrapper):
         return int((self.lora_E != 0).sum())
 
     def keep_only(self, kept: Tensor) -> None:
-        """Drop all triplets but those of the mask `kept` for good. The scale stays
-        α/r₀.
-        """
-        with torch.no_grad():
-            for name, factor in (
-                ("lora_A", self.lora_A[kept]),
-                ("lora_E", self.lora_E[kept]),
-                ("lora_B", self.lora_B[:, kept]),
-            ):
-                setattr(
-                    self,
-                    name,
-                    nn.Parameter(
-                        factor.clone(), requires_grad=self.lora_A.requires_grad
-                    ),
-                )
+        """Drop all triplets but those of the mask `kept`. The scale stays α/r₀."""
+        trains = self.lora_A.requires_grad
+        A = self.lora_A.detach()[kept].clone()
+        E = self.lora_E.detach()[kept].clone()
+        B = self.lora_B.detach()[:, kept].clone()
+        self.lora_A = nn.Parameter(A, requires_grad=trains)
+        self.lora_E = nn.Parameter(E, requires_grad=trains)
+        self.lora_B = nn.Parameter(B, requires_grad=trains)
 
     def merge(self) -> None:
-        """W₀ + ΔW, summed in fp32 or better. A weight tied to another layer's is
-        untied.
+        """W₀ + ΔW, summed in fp32 or better.
+
+        A weight that was tied to another layer's is untied.
         """
         linear = walk.base_of(self.base)
         W = linear.weight
@@ -206,15 +207,15 @@ class SVDLinear(walk.Wrapper):
         delta = delta_weight(
             self.lora_B, self.lora_E, self.lora_A, self.config.scaling
         ).detach()
-        self.kept, linear.weight = (
-            (W,),
-            nn.Parameter((W.detach() + delta).to(W.dtype), requires_grad=False),
-        )
+        merged = (W.detach() + delta).to(W.dtype)
+        self.saved_weight = (W,)
+        linear.weight = nn.Parameter(merged, requires_grad=False)
 
     def unmerge(self) -> None:
         """Put the very same W₀ back."""
-        if self.kept:
-            (walk.base_of(self.base).weight,), self.kept = self.kept, ()
+        if self.merged:
+            walk.base_of(self.base).weight = self.saved_weight[0]
+            self.saved_weight = ()
 
 
 def apply(
@@ -223,8 +224,9 @@ def apply(
     adapter: str = "default",
     generator: torch.Generator | None = None,
 ) -> nn.Module:
-    """Freeze `model` and give its target linears triplets that train. Changes any
-    `model` of `nn.Linear`s in place.
+    """Freeze `model` and give its target linears triplets that train.
+
+    Changes any `model` of `nn.Linear`s in place.
 
     Raises:
         ValueError: the model has an AdaLoRA adapter already, the name is bad, or a
@@ -232,8 +234,8 @@ def apply(
     """
     if not adapter or "." in adapter:
         raise ValueError(f"adapter={adapter!r} must be a name without dots")
-    if there := walk.installed(model, SVDLinear):
-        name = next(iter(there.values())).adapter
+    for layer in walk.installed(model, SVDLinear).values():
+        name = layer.adapter
         raise ValueError(
             f"adapter={adapter!r}: the model has the AdaLoRA adapter {name!r} already;"
             " remove it first"
@@ -252,7 +254,8 @@ def layers_of(model: nn.Module) -> dict[str, SVDLinear]:
     Raises:
         ValueError: there are none.
     """
-    if not (layers := walk.installed(model, SVDLinear)):
+    layers = walk.installed(model, SVDLinear)
+    if not layers:
         raise ValueError(
             "the model has no AdaLoRA adapter: apply(model, config) puts one on"
         )
@@ -262,10 +265,11 @@ def layers_of(model: nn.Module) -> dict[str, SVDLinear]:
 def regularizer(model: nn.Module) -> Tensor:
     """γ · mean of ‖PᵀP − I‖ and ‖QQᵀ − I‖ over all layers: add it to the loss."""
     layers = list(layers_of(model).values())
-    norms = [
-        norm for layer in layers for norm in orthogonality(layer.lora_B, layer.lora_A)
-    ]
-    return layers[0].config.orth_reg_weight * (torch.stack(norms).sum() / len(norms))
+    norms = []
+    for layer in layers:
+        norms += orthogonality(layer.lora_B, layer.lora_A)
+    gamma = layers[0].config.orth_reg_weight
+    return gamma * (torch.stack(norms).sum() / len(norms))
 
 
 def ranks(model: nn.Module) -> dict[str, int]:
@@ -275,7 +279,7 @@ def ranks(model: nn.Module) -> dict[str, int]:
 
 def merge(model: nn.Module) -> None:
     """Fold the triplets into the weights. Inference then costs what the base costs."""
-    if any(layer.kept for layer in layers_of(model).values()):
+    if any(layer.merged for layer in layers_of(model).values()):
         raise ValueError(
             "the adapter is merged into the weights already: unmerge(model) first"
         )
@@ -291,7 +295,7 @@ def unmerge(model: nn.Module) -> None:
 
 def merge_and_unload(model: nn.Module) -> nn.Module:
     """Merge for good: `model` is left with plain linears."""
-    if not any(layer.kept for layer in layers_of(model).values()):
+    if not any(layer.merged for layer in layers_of(model).values()):
         merge(model)
     for name, layer in layers_of(model).items():
         walk.replace(model, name, layer.base)

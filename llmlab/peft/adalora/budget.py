@@ -27,23 +27,25 @@ FACTORS = ("lora_A", "lora_E", "lora_B")
 
 
 def budget(step: int, config: AdaLoRAConfig, layers: int) -> int:
-    """b(t): r₀ a layer until t_i, then b_T + (b₀ − b_T)(1 − (t − t_i)/(T − t_i −
-    t_f))³, rounded down.
+    """b(t), in triplets of all layers: b₀ until t_i, then a cubic, rounded down.
+
+    b(t) = b_T + (b₀ − b_T)(1 − (t − t_i)/(T − t_i − t_f))³
     """
-    first, last = config.init_r * layers, config.target_r * layers
+    first = config.init_r * layers  # b₀
+    last = config.target_r * layers  # b_T
+    end = config.total_step - config.tfinal  # T − t_f
     if step <= config.tinit:
         return first
-    if step > config.total_step - config.tfinal:
+    if step > end:
         return last
-    left = 1 - (step - config.tinit) / (
-        config.total_step - config.tfinal - config.tinit
-    )
+    left = 1 - (step - config.tinit) / (end - config.tinit)
     return int((first - last) * left**3 + last)
 
 
 def masks_now(step: int, config: AdaLoRAConfig) -> bool:
-    """Whether the budget is enforced at this step: each Δ_T steps while it falls, and
-    once more when it has fallen.
+    """Whether the budget is enforced at this step.
+
+    It is, every Δ_T steps while the budget falls, and at each step afterwards.
     """
     end = config.total_step - config.tfinal
     return step >= end or (step > config.tinit and step % config.delta_t == 0)
@@ -66,24 +68,23 @@ def update(
 def triplet_scores(
     s_P: Float[Tensor, "d r"], s_lam: Float[Tensor, "r 1"], s_Q: Float[Tensor, "r k"]
 ) -> Float[Tensor, "r"]:
-    """S = s(λ) + mean s(P) + mean s(Q), from s = Ī · Ū of each number (equations 7 and
-    11).
-    """
+    """S = s(λ) + mean s(P) + mean s(Q), with s = Ī · Ū (equations 7 and 11)."""
     return s_lam.flatten() + (s_Q.mean(1) + s_P.mean(0))
 
 
 def keep_best(
     scores: dict[str, Float[Tensor, "r"]], b: int
 ) -> dict[str, Bool[Tensor, "r"]]:
-    """Which triplets are among the b best of all layers. Those that tie with the first
-    one out are out too.
+    """Which triplets are among the b best of all layers.
+
+    Those that tie with the best one left out are left out too.
     """
     every = torch.cat(list(scores.values()))
     if b >= len(every):
         return {
             name: torch.ones_like(s, dtype=torch.bool) for name, s in scores.items()
         }
-    threshold = every.kthvalue(len(every) - b).values
+    threshold = every.kthvalue(len(every) - b).values  # the best score left out
     return {name: s > threshold for name, s in scores.items()}
 
 
@@ -102,29 +103,32 @@ class RankAllocator:
 
     @torch.no_grad()
     def step(self, t: int) -> int:
-        """Call once a step, t = 0, 1, …, before gradients are zeroed. Returns the
-        budget b(t).
+        """Call once per step, t = 0, 1, …, before gradients are zeroed.
+
+        Returns the budget b(t).
 
         Raises:
             ValueError: a gradient is missing.
         """
+        b = budget(t, self.config, len(self.layers))
         end = self.config.total_step - self.config.tfinal
         if t < end:
             self._observe()
         if masks_now(t, self.config):
             if t <= end:
-                self.kept = keep_best(
-                    self.scores(), budget(t, self.config, len(self.layers))
-                )
+                self.kept = keep_best(self.scores(), b)
             self._mask()
-        if t == end:
-            self.smooth, self.unsure = {}, {}  # the ranks are final
-        return budget(t, self.config, len(self.layers))
+        if t == end:  # the ranks are final
+            self.smooth = {}
+            self.unsure = {}
+        return b
 
     def _observe(self) -> None:
+        """Update Ī and Ū of every number from its gradient."""
         for name, layer in self.layers.items():
             for factor in FACTORS:
-                key, w = f"{name}.{factor}", getattr(layer, factor)
+                key = f"{name}.{factor}"
+                w = getattr(layer, factor)
                 if w.grad is None:
                     raise ValueError(
                         f"{key} has no gradient: call step after backward and before"
@@ -137,10 +141,13 @@ class RankAllocator:
     def scores(self) -> dict[str, Tensor]:
         """S of each triplet, by layer."""
         s = {key: self.smooth[key] * self.unsure[key] for key in self.smooth}
-        return {
-            n: triplet_scores(s[f"{n}.lora_B"], s[f"{n}.lora_E"], s[f"{n}.lora_A"])
-            for n in self.layers
-        }
+        found = {}
+        for name in self.layers:
+            s_P = s[f"{name}.lora_B"]
+            s_lam = s[f"{name}.lora_E"]
+            s_Q = s[f"{name}.lora_A"]
+            found[name] = triplet_scores(s_P, s_lam, s_Q)
+        return found
 
     def _mask(self) -> None:
         """λ = 0 for the triplets that were not kept."""

@@ -1,4 +1,13 @@
-"""The room `adapters`."""
+"""Adapters: small networks between the frozen layers.
+
+    bottleneck         the network, and where in a block one can be put
+    adapters           Houlsby's and Pfeiffer's adapters, AdapterDrop
+    fusion             AdapterFusion: attention over several adapters
+    parallel_adapter   an adapter beside the MLP
+    files              their files
+
+Start with `bottleneck`.
+"""
 
 from llmlab.peft.adapters.adapters import (
     AdapterConfig,

@@ -1,14 +1,18 @@
-"""Adapters: small networks between the frozen layers. Houlsby's two a block, Pfeiffer's
-one, and AdapterDrop.
+"""Adapters: small networks between the frozen layers.
 
-    a ← a + A₁(a),  m ← m + A₂(m)     Houlsby et al. 2019,
-                                      https://arxiv.org/abs/1902.00751, figure 2
-    h ← h + A(h)                      Pfeiffer et al. 2021,
-                                      https://arxiv.org/abs/2005.00247, appendix A
-    A(x) = W_up f(W_down x + b) + b'  near zero at the start, so that the block begins
-                                      as it was
+Houlsby et al. 2019, https://arxiv.org/abs/1902.00751, figure 2, two per block:
 
-    a, m  outputs of attention and MLP, before they are added to the stream h      d  hidden_size    m  bottleneck
+    a ← a + A₁(a),  m ← m + A₂(m)
+
+Pfeiffer et al. 2021, https://arxiv.org/abs/2005.00247, appendix A, one per block:
+
+    h ← h + A(h)
+
+Both have A(x) = W_up f(W_down x + b) + b', near zero at the start, so that the block
+begins as it was.
+
+    a  output of attention      h  the stream that both are added to
+    m  output of the MLP        d  hidden_size
 
 AdapterDrop (Rücklé et al. 2021, https://arxiv.org/abs/2010.11918) leaves the lowest n
 blocks without adapters; a robust adapter has seen many n, drawn anew for each batch.
@@ -66,8 +70,9 @@ def apply(
     adapter: str = "default",
     generator: torch.Generator | None = None,
 ) -> nn.Module:
-    """Freeze `model` (ours or transformers' Llama) and give every block a new adapter,
-    the active one from now on.
+    """Freeze `model` and give every block a new adapter, active from now on.
+
+    `model` is our Llama or transformers'.
 
     Raises:
         ValueError: the adapter exists or has a bad name, or `model` is no Llama.
@@ -88,8 +93,9 @@ def set_adapter(model: nn.Module, adapter: str | None) -> None:
 
 
 def remove(model: nn.Module, adapter: str | None = None) -> nn.Module:
-    """Take one adapter off, or all. With the last one gone, `model` is the base again,
-    bit for bit (still frozen).
+    """Take one adapter off, or all of them.
+
+    Without adapters `model` is the base again, bit for bit (still frozen).
     """
     known = adapters(model)
     if adapter is not None and adapter not in known:
@@ -100,7 +106,7 @@ def remove(model: nn.Module, adapter: str | None = None) -> nn.Module:
 
 
 def num_parameters(model: nn.Module, config: AdapterConfig) -> int:
-    """What `apply` would train: 2·m·d + d + m a bottleneck."""
+    """What `apply` would train: 2·m·d + d + m per bottleneck."""
     each = bottleneck.count(model.config.hidden_size, config.bottleneck)
     return len(bottleneck.blocks(model)) * len(KINDS[config.kind]) * each
 
@@ -146,10 +152,12 @@ def drop(model: nn.Module, n: int) -> nn.Module:
 def drop_at_random(
     model: nn.Module, generator: torch.Generator | None = None, most: int | None = None
 ) -> int:
-    """`drop` n blocks, n uniform over 0 … most (all but one block by default): call it
-    before each training step.
+    """`drop` n blocks, n uniform over 0 … most: call it before each training step.
+
+    `most` is all but one block by default.
     """
-    most = len(bottleneck.blocks(model)) - 1 if most is None else most
+    if most is None:
+        most = len(bottleneck.blocks(model)) - 1
     n = int(torch.randint(most + 1, (1,), generator=generator))
     drop(model, n)
     return n
@@ -159,8 +167,9 @@ def drop_at_random(
 def dropping(
     model: nn.Module, generator: torch.Generator | None = None, most: int | None = None
 ) -> Iterator[None]:
-    """Inside, each forward pass in training mode draws a new n. Afterwards all adapters
-    are back.
+    """Inside, each forward pass in training mode draws a new n.
+
+    Afterwards all adapters are back.
     """
 
     def draw(model: nn.Module, args: tuple) -> None:
@@ -179,9 +188,9 @@ def dropping(
 def run_tasks(
     model: Llama, input_ids: Int[Tensor, "B T"], tasks: list[str], n: int
 ) -> list[Float[Tensor, "B T V"]]:
-    """Logits of one input under several adapters, the lowest n blocks computed once for
-    all of them.
+    """Logits of one input under several adapters, with the lowest n blocks shared.
 
+    The shared blocks are computed once for all tasks.
     For our Llama, which it takes apart into blocks. The adapter that was active is so
     again afterwards.
 
@@ -205,29 +214,29 @@ def run_tasks(
             f"n={n} must be at least 0 and at most the {len(model.model.layers)} blocks"
         )
     sites = list(bottleneck.sites(model).values())
-    before = [site.active for site in sites]
+    active_before = [site.active for site in sites]
+    body = model.model
+    h = body.embed_tokens(input_ids)  # (B, T, d)
     positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
-    body, run = model.model, [None, None, sdpa]  # no padding mask, no cache
-    h = body.embed_tokens(input_ids)
     rope = tuple(t.to(h.dtype) for t in rope_tables(positions, body.theta.float()))
-    outputs = []
-    for task in [None, *tasks]:  # None: the lowest blocks, which no adapter changes
+
+    def run(blocks: nn.ModuleList, h: Tensor, task: str | None) -> Tensor:
         for site in sites:
             site.active = task if task in site.nets else None
-        top = h
-        for block in body.layers[n:] if task else body.layers[:n]:
-            top = block(top, rope, *run)
-        if task:
-            outputs.append(model.lm_head(body.norm(top)))
-        else:
-            h = top
-    for site, active in zip(sites, before, strict=True):
+        for block in blocks:
+            h = block(h, rope, None, None, sdpa)  # no padding mask, no cache
+        return h
+
+    shared = run(body.layers[:n], h, None)  # no adapter changes the lowest blocks
+    outputs = []
+    for task in tasks:
+        top = run(body.layers[n:], shared, task)
+        outputs.append(model.lm_head(body.norm(top)))
+    for site, active in zip(sites, active_before, strict=True):
         site.active = active
     return outputs
 
 
 def shared_cost(layers: int, tasks: int, n: int) -> float:
-    """Blocks computed for `tasks` tasks with the lowest n shared, as a share of those
-    without sharing.
-    """
+    """Blocks computed for `tasks` tasks with the lowest n shared; 1 is no sharing."""
     return (n + tasks * (layers - n)) / (tasks * layers)

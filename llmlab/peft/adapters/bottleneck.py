@@ -2,10 +2,10 @@
 
     Δ(x) = s · (W_up f(W_down x + b_down) + b_up)          out ← out + Δ(x)
 
-    d  hidden_size      x (…, d)  what it reads      W_down (m, d)    f  activation    s
-                                                     scale
-    m  its width        out (…, d)  what it changes  W_up   (d, m)    B  batch         T
-                                                     tokens
+    x    (…, d)  what it reads        W_down (m, d)     d  hidden_size
+    out  (…, d)  what it changes      W_up   (d, m)     m  its width
+    f    activation                   B  batch          T  tokens
+    s    scale
 
 He et al. 2022 (https://arxiv.org/abs/2110.04366) sort adapters by what they read and
 what they change. Here a `Seam` says both. `Site` holds the adapters of one seam of one
@@ -37,9 +37,7 @@ STARTS = ("houlsby", "normal", "zero")
 
 
 class Seam(NamedTuple):
-    """A place in a block: the module whose output changes ("" is the block), and what
-    is read.
-    """
+    """A place in a block: whose output changes ("" is the block), and what is read."""
 
     module: str
     # "output", "input" of that module, or the "residual" stream before the MLP's norm
@@ -109,31 +107,32 @@ class Bottleneck(nn.Module):
     ) -> None:
         super().__init__()
         self.shape = shape
-        kind = {
-            "device": like.device,
-            "dtype": torch.promote_types(like.dtype, torch.float32),
-        }
-        self.down, self.up = (
-            nn.utils.skip_init(nn.Linear, k, o, **kind)
-            for k, o in (shape[:2], shape[1::-1])
-        )
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        kind = {"device": like.device, "dtype": dtype}
+        self.down = nn.utils.skip_init(nn.Linear, shape.d, shape.m, **kind)
+        self.up = nn.utils.skip_init(nn.Linear, shape.m, shape.d, **kind)
         self.gate: nn.Module | None = None
         start(self, shape.init, generator)
 
     def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         """Δ(x), not yet added to anything."""
         x = x.to(self.down.weight.dtype)
-        delta = (
-            self.up(ACTIVATIONS[self.shape.activation](self.down(x))) * self.shape.scale
-        )
+        f = ACTIVATIONS[self.shape.activation]
+        narrow = f(self.down(x))  # (*batch, m)
+        delta = self.up(narrow) * self.shape.scale  # (*batch, d)
         delta = F.dropout(delta, self.shape.dropout, self.training)
-        return delta if self.gate is None else delta * self.gate(x)
+        if self.gate is None:
+            return delta
+        return delta * self.gate(x)
 
 
 @torch.no_grad()
 def start(net: Bottleneck, init: str, generator: torch.Generator | None) -> None:
-    """Near the identity: "houlsby" N(0, 0.01²) cut at 2σ; "normal" N(0, 0.02²), as
-    BERT; "zero" up, Kaiming down, as LoRA.
+    """Start near the identity.
+
+    Args:
+        init: "houlsby" is N(0, 0.01²) cut at 2σ; "normal" is N(0, 0.02²), as in BERT;
+            "zero" is zero up and Kaiming down, as in LoRA.
     """
     for linear in (net.down, net.up):
         nn.init.zeros_(linear.bias)
@@ -149,15 +148,18 @@ def start(net: Bottleneck, init: str, generator: torch.Generator | None) -> None
 
 
 class Site(walk.Wrapper):
-    """The adapters at one seam of one block. A `Wrapper` in no layer's place: the walk
-    does not look inside.
+    """The adapters at one seam of one block.
+
+    It wraps no layer. It is a `Wrapper` so that the walk does not look inside.
     """
 
     def __init__(self, seam: Seam, layer: int) -> None:
         super().__init__(nn.Identity())
-        self.seam, self.layer = seam, layer
+        self.seam = seam
+        self.layer = layer
+        self.nets = nn.ModuleDict()
         # a mixer joins several nets' outputs: AdapterFusion
-        self.nets, self.mixers = nn.ModuleDict(), nn.ModuleDict()
+        self.mixers = nn.ModuleDict()
         self.configs: dict[str, object] = {}
         self.active: str | None = None
         self.dropped = False  # AdapterDrop
@@ -169,9 +171,8 @@ class Site(walk.Wrapper):
         if self.active in self.nets:
             return self.nets[self.active](x)
         mixer = self.mixers[self.active]
-        return mixer(
-            x, torch.stack([self.nets[name](x) for name in mixer.names], dim=-2)
-        )
+        z = torch.stack([self.nets[name](x) for name in mixer.names], dim=-2)
+        return mixer(x, z)  # z (B, T, N, d)
 
     def before_norm(self, norm: nn.Module, args: tuple) -> None:
         """Pre-hook of the MLP's norm: keep what it reads."""
@@ -180,48 +181,33 @@ class Site(walk.Wrapper):
     def after(
         self, module: nn.Module, args: tuple, kwargs: dict, output: object
     ) -> object:
-        """Hook: out + Δ(x), summed in the adapter's precision, rounded once.
-        transformers' attention gives a tuple.
-        """
-        seen, self.seen = self.seen, None
+        """Hook: out + Δ(x), summed in the adapter's precision and rounded once."""
+        residual = self.seen
+        self.seen = None
         if self.active is None or self.dropped:
             return output
-        out = output[0] if isinstance(output, tuple) else output
-        read = {"output": out, "residual": seen}.get(self.seam.reads)
-        x = (args[0] if args else kwargs["hidden_states"]) if read is None else read
+        is_tuple = isinstance(output, tuple)  # from transformers' attention
+        out = output[0] if is_tuple else output
+        if self.seam.reads == "output":
+            x = out
+        elif self.seam.reads == "residual" and residual is not None:
+            x = residual
+        else:
+            x = args[0] if args else kwargs["hidden_states"]
         changed = (out + self.change(x)).to(out.dtype)
-        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+        return (changed, *output[1:]) if is_tuple else changed
 
     def hook(self, block: nn.Module) -> None:
         """Begin to change `block`."""
-        block.get_submodule(self.seam.module).register_forward_hook(
-            self.after, with_kwargs=True
-        )
+        module = block.get_submodule(self.seam.module)
+        module.register_forward_hook(self.after, with_kwargs=True)
         if self.seam.reads == "residual":
             block.post_attention_layernorm.register_forward_pre_hook(self.before_norm)
 
     def unhook(self, block: nn.Module) -> None:
         """Leave `block` as it was."""
-        for module in (
-            block.get_submodule(self.seam.module),
-            block.post_attention_layernorm,
-        ):
-            unhook(module, self)
-
-
-def unhook(module: nn.Module, owner: object) -> None:
-    """Take off the forward hooks and pre-hooks of `module` that are methods of
-    `owner`.
-    """
-    for hooks, extra in (
-        (module._forward_hooks, module._forward_hooks_with_kwargs),
-        (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
-    ):
-        for key in [
-            k for k, hook in hooks.items() if getattr(hook, "__self__", None) is owner
-        ]:
-            del hooks[key]
-            extra.pop(key, None)
+        walk.unhook(block.get_submodule(self.seam.module), self)
+        walk.unhook(block.post_attention_layernorm, self)
 
 
 # Adapters -----------------------------------------------------------------------------
@@ -245,16 +231,18 @@ def sites(model: nn.Module) -> dict[str, Site]:
 
 def names(model: nn.Module) -> list[str]:
     """The adapters on `model`, in the order they came; mixtures are not among them."""
-    return list(
-        dict.fromkeys(name for site in sites(model).values() for name in site.nets)
-    )
+    found: dict[str, None] = {}  # a set that remembers the order
+    for site in sites(model).values():
+        found.update(dict.fromkeys(site.nets))
+    return list(found)
 
 
 def mixtures(model: nn.Module) -> list[str]:
     """The mixtures of adapters on `model`."""
-    return list(
-        dict.fromkeys(name for site in sites(model).values() for name in site.mixers)
-    )
+    found: dict[str, None] = {}
+    for site in sites(model).values():
+        found.update(dict.fromkeys(site.mixers))
+    return list(found)
 
 
 def check_new(model: nn.Module, adapter: str) -> None:
@@ -278,8 +266,9 @@ def install(
     adapter: str,
     generator: torch.Generator | None,
 ) -> nn.Module:
-    """Freeze `model`, put a new bottleneck at each of `seams` of every block, and make
-    them the active ones.
+    """Freeze `model` and put a new bottleneck at each of `seams` of every block.
+
+    They are the active ones from now on.
     """
     check_new(model, adapter)
     layers = blocks(model)
@@ -291,45 +280,48 @@ def install(
                 getattr(block, name).hook(block)
             site = getattr(block, name)
             like = walk.base_of(block.mlp.down_proj).weight
-            site.nets[adapter] = Bottleneck(shape, like, generator).train(
-                model.training
-            )
+            net = Bottleneck(shape, like, generator)
+            site.nets[adapter] = net.train(model.training)
             site.configs[adapter] = config
     set_active(model, adapter)
     return model
 
 
 def set_active(model: nn.Module, adapter: str | None) -> None:
-    """Make this adapter or mixture the active one, which alone trains. None: the plain
-    base.
+    """Make this adapter or mixture the active one, which alone trains.
+
+    None is the plain base.
     """
-    if adapter is not None and adapter not in names(model) + mixtures(model):
+    known = names(model) + mixtures(model)
+    if adapter is not None and adapter not in known:
         raise ValueError(
-            f"adapter={adapter!r} is not on the model; it has"
-            f" {names(model) + mixtures(model) or 'none'}"
+            f"adapter={adapter!r} is not on the model; it has {known or 'none'}"
         )
     for site in sites(model).values():
-        site.active = (
-            adapter if adapter in site.nets or adapter in site.mixers else None
-        )
+        is_here = adapter in site.nets or adapter in site.mixers
+        site.active = adapter if is_here else None
         for name, net in [*site.nets.items(), *site.mixers.items()]:
             net.requires_grad_(name == adapter)
 
 
 def discard(model: nn.Module, adapters: Sequence[str]) -> nn.Module:
-    """Forget these adapters and the mixtures that read them. Without any, `model` is
-    the base again, bit for bit (still frozen).
+    """Forget these adapters and the mixtures that read them.
+
+    Without adapters `model` is the base again, bit for bit (still frozen).
     """
     for path, site in sites(model).items():
-        gone = {*adapters} | {
-            n for n, mixer in site.mixers.items() if {*mixer.names} & {*adapters}
-        }
-        for kept in (site.nets, site.mixers, site.configs):
-            for name in gone & kept.keys():
-                del kept[name]
-        site.active = None if site.active in gone else site.active
+        gone = set(adapters)
+        for name, mixer in site.mixers.items():
+            if set(adapters) & set(mixer.names):
+                gone.add(name)
+        for table in (site.nets, site.mixers, site.configs):
+            for name in gone & table.keys():
+                del table[name]
+        if site.active in gone:
+            site.active = None
         if not site.nets:
-            block = model.get_submodule(path.rpartition(".")[0])
+            place, _, seam = path.rpartition(".")
+            block = model.get_submodule(place)
             site.unhook(block)
-            delattr(block, path.rpartition(".")[2])
+            delattr(block, seam)
     return model

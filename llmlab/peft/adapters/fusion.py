@@ -5,10 +5,11 @@ one token:
 
     s = softmax_i((W_Q x + b_Q) · (W_K z_i + b_K))        out ← out + Σ_i s_i W_V z_i
 
-    x    (…, d)     what the adapters read, here the query      z_i  (…, N, d)  what
-                    adapter i would add: key and value
-    N    adapters   W_Q, W_K (d, d) random, W_V (d, d) starts as the identity, so that
-                    the start is a mean of adapters
+    x         (…, d)     what the adapters read, here the query
+    z         (…, N, d)  z_i is what adapter i would add: key and value
+    N                    adapters
+    W_Q, W_K  (d, d)     random at the start
+    W_V       (d, d)     starts as the identity: a mean of the adapters
 
 Base and adapters are frozen: only the three matrices train. The scores are not divided
 by √d, as in the paper. The authors pull W_V towards the identity with a small penalty,
@@ -41,11 +42,8 @@ class FusionConfig:
     dropout: float = 0.0  # on the scores, while training
 
     def __post_init__(self) -> None:
-        if (
-            isinstance(self.adapters, str)
-            or len(set(self.adapters)) != len(self.adapters)
-            or len(self.adapters) < 2
-        ):
+        repeats = len(set(self.adapters)) != len(self.adapters)
+        if isinstance(self.adapters, str) or repeats or len(self.adapters) < 2:
             raise ValueError(
                 f"adapters={self.adapters!r} must be at least two different names"
             )
@@ -76,14 +74,12 @@ class Fusion(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        kind = {
-            "device": like.device,
-            "dtype": torch.promote_types(like.dtype, torch.float32),
-        }
-        self.names, self.dropout = config.adapters, config.dropout
-        self.query, self.key = (
-            nn.utils.skip_init(nn.Linear, d, d, **kind) for _ in range(2)
-        )
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        kind = {"device": like.device, "dtype": dtype}
+        self.names = config.adapters
+        self.dropout = config.dropout
+        self.query = nn.utils.skip_init(nn.Linear, d, d, **kind)
+        self.key = nn.utils.skip_init(nn.Linear, d, d, **kind)
         self.value = nn.utils.skip_init(nn.Linear, d, d, bias=False, **kind)
         self.weights: Tensor | None = None  # s of the last forward pass, to look at
         with torch.no_grad():
@@ -96,7 +92,8 @@ class Fusion(nn.Module):
         self, x: Float[Tensor, "B T d"], z: Float[Tensor, "B T N d"]
     ) -> Float[Tensor, "B T d"]:
         """What is added instead of one adapter's output."""
-        query, key = self.query(x.to(z.dtype)), self.key(z)
+        query = self.query(x.to(z.dtype))  # (B, T, d)
+        key = self.key(z)  # (B, T, N, d)
         if self.dropout and self.training:
             scores = F.dropout((query[..., None, :] * key).sum(-1), self.dropout)
             s = torch.softmax(scores, dim=-1)
@@ -113,8 +110,7 @@ def apply(
     fusion: str = "fusion",
     generator: torch.Generator | None = None,
 ) -> nn.Module:
-    """Put a fusion of adapters that are on `model` at every place where they are, and
-    make it the active one.
+    """Fuse adapters at every place where they are; the fusion is active from now on.
 
     Raises:
         ValueError: an adapter is not on the model, or not at the places where the first
@@ -127,21 +123,20 @@ def apply(
                 f"adapters: {name!r} is not on the model; it has"
                 f" {bottleneck.names(model) or 'none'}"
             )
-    here = [
-        site
-        for site in bottleneck.sites(model).values()
-        if any(n in site.nets for n in config.adapters)
-    ]
-    if any(n not in site.nets for site in here for n in config.adapters):
-        raise ValueError(
-            f"adapters={config.adapters!r} are of different kinds: fuse Houlsby's or"
-            " Pfeiffer's, not both"
-        )
+    here = []
+    for site in bottleneck.sites(model).values():
+        present = [name in site.nets for name in config.adapters]
+        if any(present) and not all(present):
+            raise ValueError(
+                f"adapters={config.adapters!r} are of different kinds: fuse Houlsby's"
+                " or Pfeiffer's, not both"
+            )
+        if all(present):
+            here.append(site)
     for site in here:
         like = site.nets[config.adapters[0]].down.weight
-        site.mixers[fusion] = Fusion(like.shape[1], config, like, generator).train(
-            site.training
-        )
+        mixer = Fusion(like.shape[1], config, like, generator)
+        site.mixers[fusion] = mixer.train(site.training)
         site.configs[fusion] = config
     bottleneck.set_active(model, fusion)
     return model
@@ -149,7 +144,8 @@ def apply(
 
 def set_fusion(model: nn.Module, fusion: str | None) -> None:
     """Make this fusion the active one, which alone trains: its adapters stay frozen.
-    None: the plain base.
+
+    None is the plain base.
     """
     bottleneck.set_active(model, fusion)
 
@@ -166,25 +162,23 @@ def remove(model: nn.Module, fusion: str) -> nn.Module:
 def value_penalty(
     model: nn.Module, fusion: str = "fusion", strength: float = 0.01
 ) -> Tensor:
-    """strength · Σ |W_V − 1|² over all places: a term of the loss that keeps W_V near
-    the identity.
+    """strength · Σ |W_V − 1|² over all places: it keeps W_V near the identity.
+
+    Add it to the loss.
     """
-    values = [
-        s.mixers[fusion].value.weight
-        for s in bottleneck.sites(model).values()
-        if fusion in s.mixers
-    ]
-    return strength * sum(
-        (v - torch.eye(len(v), device=v.device)).square().sum() for v in values
-    )
+    total = 0
+    for site in bottleneck.sites(model).values():
+        if fusion in site.mixers:
+            W_V = site.mixers[fusion].value.weight
+            identity = torch.eye(len(W_V), device=W_V.device)
+            total = total + (W_V - identity).square().sum()
+    return strength * total
 
 
 def weights(
     model: nn.Module, fusion: str = "fusion"
 ) -> dict[str, Float[Tensor, "B T N"]]:
-    """s of the last forward pass, by place: how much each adapter was read at each
-    token.
-    """
+    """s of the last forward pass, by place: how much each adapter counted per token."""
     found = {
         path: site.mixers[fusion].weights
         for path, site in bottleneck.sites(model).items()
@@ -196,11 +190,11 @@ def weights(
 
 
 def num_parameters(model: nn.Module, places: int | None = None) -> int:
-    """3·d² + 2·d a place; one place a block where it is not said."""
+    """3·d² + 2·d per place; by default there is one place per block."""
     d = model.config.hidden_size
-    return (len(bottleneck.blocks(model)) if places is None else places) * (
-        3 * d * d + 2 * d
-    )
+    if places is None:
+        places = len(bottleneck.blocks(model))
+    return places * (3 * d * d + 2 * d)
 
 
 def save(model: nn.Module, folder: str | Path, fusion: str = "fusion") -> None:

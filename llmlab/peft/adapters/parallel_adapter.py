@@ -1,12 +1,13 @@
-"""The parallel adapter: a bottleneck beside the MLP, which reads what the MLP reads and
-adds to what it gives.
+"""The parallel adapter: a bottleneck beside the MLP, from its input to its output.
 
-    m ← MLP(x) + s · (W_up f(W_down x + b) + b')       He et al. 2022,
-                                                       https://arxiv.org/abs/2110.04366,
-                                                       table 1
+He et al. 2022, https://arxiv.org/abs/2110.04366, table 1:
 
-    x (…, d)  the MLP's input    W_down (m, d), W_up (d, m)    s  scale, 4 in the paper
-                                 W_up = 0 at the start
+    out ← MLP(x) + s · (W_up f(W_down x + b) + b')
+
+    x       (…, d)  the MLP's input
+    W_down  (m, d)  trained
+    W_up    (d, m)  trained, 0 at the start
+    s               scale, 4 in the paper
 
 LoRA on W_down or W_up of the MLP is its relative without f. In a post-norm model, as
 the paper's BART, the MLP reads the stream itself; in a pre-norm one as Llama it reads
@@ -55,8 +56,9 @@ def apply(
     adapter: str = "default",
     generator: torch.Generator | None = None,
 ) -> nn.Module:
-    """Freeze `model` (ours or transformers' Llama) and put an adapter beside every MLP,
-    the active one from now on.
+    """Freeze `model` and put an adapter beside every MLP, active from now on.
+
+    `model` is our Llama or transformers'.
 
     Raises:
         ValueError: the adapter exists or has a bad name, or `model` is no Llama.
@@ -82,8 +84,9 @@ def set_adapter(model: nn.Module, adapter: str | None) -> None:
 
 
 def remove(model: nn.Module, adapter: str = "default") -> nn.Module:
-    """Take one adapter off. With the last one gone, `model` is the base again, bit for
-    bit (still frozen).
+    """Take one adapter off.
+
+    Without adapters `model` is the base again, bit for bit (still frozen).
     """
     if adapter not in adapters(model):
         raise ValueError(
@@ -94,10 +97,9 @@ def remove(model: nn.Module, adapter: str = "default") -> nn.Module:
 
 
 def num_parameters(model: nn.Module, config: ParallelAdapterConfig) -> int:
-    """What `apply` would train: 2·m·d + d + m a block."""
-    return len(bottleneck.blocks(model)) * bottleneck.count(
-        model.config.hidden_size, config.bottleneck
-    )
+    """What `apply` would train: 2·m·d + d + m per block."""
+    each = bottleneck.count(model.config.hidden_size, config.bottleneck)
+    return len(bottleneck.blocks(model)) * each
 
 
 def save(model: nn.Module, folder: str | Path, adapter: str = "default") -> None:

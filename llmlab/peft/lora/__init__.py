@@ -1,4 +1,10 @@
-"""The room `lora`."""
+"""LoRA: a low-rank change of frozen weights.
+
+    lora    the method: the equation, one layer, the whole model
+    files   save and load in `peft`'s format, combine adapters, serve one per row
+
+Start with `lora`.
+"""
 
 from llmlab.peft.lora.lora import (
     LoRAConfig,

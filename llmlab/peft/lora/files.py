@@ -1,5 +1,4 @@
-"""What is done with LoRA adapters once they are trained: save, load, mix, and serve
-many on one base.
+"""Trained LoRA adapters: save, load, mix, and serve many of them on one base.
 
 The files are those of the `peft` library, so that either side opens what the other
 wrote. Serving gives each row of a batch its own adapter (the case that section 4.2 of
@@ -19,10 +18,10 @@ from llmlab.peft import checkpoint, walk
 from llmlab.peft.lora.lora import (
     LoRAConfig,
     LoRALinear,
-    _known,
-    _layers,
-    _refuse_merged,
     apply,
+    check_known,
+    check_unmerged,
+    layers_of,
 )
 
 # Settings of peft's LoraConfig that would change the maths, and the values that this
@@ -43,33 +42,29 @@ PLAIN = {
 }
 
 
+# Save and load ------------------------------------------------------------------------
+
+
 def save(model: nn.Module, folder: str | Path, adapter: str = "default") -> None:
-    """Write one adapter as `peft` does: `PeftModel.from_pretrained(base, folder)` opens
-    it.
+    """Write one adapter as `peft` does.
+
+    `PeftModel.from_pretrained(base, folder)` opens it.
     """
-    _known(model, [adapter])
-    layers = {
-        n: layer
-        for n, layer in walk.installed(model, LoRALinear).items()
-        if adapter in layer.configs
-    }
-    tensors = {
-        f"{n}.lora_A.weight": layer.lora_A[adapter] for n, layer in layers.items()
-    }
-    tensors |= {
-        f"{n}.lora_B.weight": layer.lora_B[adapter] for n, layer in layers.items()
-    }
-    config = next(iter(layers.values())).configs[adapter]
-    checkpoint.write(
-        folder,
-        {**_to_peft(config), "base_model_name_or_path": checkpoint.base_name(model)},
-        tensors,
-    )
+    check_known(model, [adapter])
+    tensors = {}
+    config = None
+    for name, layer in walk.installed(model, LoRALinear).items():
+        if adapter in layer.configs:
+            tensors[f"{name}.lora_A.weight"] = layer.lora_A[adapter]
+            tensors[f"{name}.lora_B.weight"] = layer.lora_B[adapter]
+            config = layer.configs[adapter]  # the same for all its layers
+    settings = _to_peft(config)
+    settings["base_model_name_or_path"] = checkpoint.base_name(model)
+    checkpoint.write(folder, settings, tensors)
 
 
 def load(model: nn.Module, folder: str | Path, adapter: str = "default") -> nn.Module:
-    """Put an adapter from a folder, ours or `peft`'s, on `model` and make it the active
-    one.
+    """Put an adapter from a folder, ours or `peft`'s, on `model` and make it active.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -81,62 +76,81 @@ def load(model: nn.Module, folder: str | Path, adapter: str = "default") -> nn.M
     config = _from_peft(settings)
     wanted = {}
     for name, layer in walk.find(model, config.target_modules).items():
-        linear, r = walk.base_of(layer), config.rank(name)
+        linear = walk.base_of(layer)
+        r = config.rank(name)
         wanted[f"{name}.lora_A.weight"] = (r, linear.in_features)
         wanted[f"{name}.lora_B.weight"] = (linear.out_features, r)
-    tensors = {
-        name: t
-        for name, t in tensors.items()
-        if name in wanted or not _is_base_weight(model, name, t)
-    }
+    tensors = checkpoint.without_base_weights(model, tensors, wanted)
     checkpoint.check_tensors(tensors, wanted)
+
     apply(model, config, adapter)
     layers = walk.installed(model, LoRALinear)
     with torch.no_grad():
-        for name, tensor in tensors.items():
-            place, which, _ = name.rsplit(".", 2)
-            getattr(layers[place], which)[adapter].copy_(tensor)
+        for key, tensor in tensors.items():
+            name, factor, _ = key.rsplit(".", 2)  # "….q_proj", "lora_A", "weight"
+            getattr(layers[name], factor)[adapter].copy_(tensor)
     return model
 
 
-def _is_base_weight(model: nn.Module, name: str, tensor: Tensor) -> bool:
-    """Whether this is a copy of the model's own weight: `peft` adds those of embedding
-    and head if one is a target.
-    """
-    place, _, what = name.replace(".base_layer.", ".").rpartition(".")
-    layer = walk.base_of(dict(walk.places(model)).get(place))
-    own = getattr(layer, what, None)
-    return (
-        own is not None
-        and own.shape == tensor.shape
-        and torch.equal(own.detach(), tensor.to(own))
+def _to_peft(config: LoRAConfig) -> dict:
+    """The settings under `peft`'s names."""
+    return {
+        "peft_type": "LORA",
+        "r": config.r,
+        "lora_alpha": config.alpha,
+        "lora_dropout": config.dropout,
+        "target_modules": checkpoint.targets_to_json(config.target_modules),
+        "use_rslora": config.rslora,
+        "rank_pattern": config.rank_pattern,
+        "alpha_pattern": config.alpha_pattern,
+        "inference_mode": True,
+        "task_type": "CAUSAL_LM",
+        "bias": PLAIN["bias"],
+        "fan_in_fan_out": PLAIN["fan_in_fan_out"],
+        "use_dora": PLAIN["use_dora"],
+    }
+
+
+def _from_peft(settings: dict) -> LoRAConfig:
+    """The settings under our names."""
+    checkpoint.check_plain(settings, PLAIN, "LoRA")
+    return LoRAConfig(
+        r=settings["r"],
+        alpha=settings["lora_alpha"],
+        dropout=settings.get("lora_dropout", 0.0),
+        target_modules=checkpoint.targets_from_json(settings["target_modules"]),
+        rslora=settings.get("use_rslora", False),
+        rank_pattern=settings.get("rank_pattern") or {},
+        alpha_pattern=settings.get("alpha_pattern") or {},
     )
 
 
+# Mix ----------------------------------------------------------------------------------
+
+
 def combine(model: nn.Module, weights: dict[str, float], adapter: str) -> nn.Module:
-    """Make a new adapter whose ΔW is exactly Σ weight · ΔW: the As stacked, the Bs side
-    by side, the ranks added.
+    """Make a new adapter whose ΔW is exactly Σ weight · ΔW.
+
+    The As are stacked, the Bs stand side by side, and the ranks add up.
 
     Raises:
         ValueError: an adapter that is not there, or the new name is taken.
     """
-    _known(model, list(weights))
+    check_known(model, list(weights))
     if not weights:
         raise ValueError("weights={} names no adapter to combine")
-    stacked = {
-        name: _stack(layer, weights)
-        for name, layer in walk.installed(model, LoRALinear).items()
-    }
-    stacked = {name: pair for name, pair in stacked.items() if pair}
+    stacked = {}
+    for name, layer in walk.installed(model, LoRALinear).items():
+        if any(a in layer.configs for a in weights):
+            stacked[name] = _stack(layer, weights)
     ranks = {name: A.shape[0] for name, (A, _) in stacked.items()}
+
+    # α = r on every layer, so that the scale is 1: `_stack` put the scales into B
+    largest = max(ranks.values())
     config = LoRAConfig(
-        r=max(ranks.values()), alpha=max(ranks.values()), target_modules=tuple(ranks)
-    )
-    config = LoRAConfig(
-        config.r,
-        config.alpha,
-        0.0,
-        config.target_modules,
+        r=largest,
+        alpha=largest,
+        target_modules=tuple(ranks),
         rank_pattern=ranks,
         alpha_pattern=ranks,
     )
@@ -149,51 +163,49 @@ def combine(model: nn.Module, weights: dict[str, float], adapter: str) -> nn.Mod
     return model
 
 
-def _stack(
-    layer: LoRALinear, weights: dict[str, float]
-) -> tuple[Tensor, Tensor] | None:
-    """(A, B) with B A = Σ weight · scaling · B_i A_i, or None where none of the
-    adapters is on this layer.
-    """
-    here = [a for a in weights if a in layer.configs]
-    if not here:
-        return None
-    A = torch.cat([layer.lora_A[a] for a in here], dim=0)  # (Σ r, k)
-    # (d, Σ r)
-    B = torch.cat(
-        [weights[a] * layer.scaling[a] * layer.lora_B[a] for a in here], dim=1
-    )
+def _stack(layer: LoRALinear, weights: dict[str, float]) -> tuple[Tensor, Tensor]:
+    """(A, B) with B A = Σ weight · scaling · B_i A_i over this layer's adapters."""
+    As = []
+    Bs = []
+    for adapter, weight in weights.items():
+        if adapter in layer.configs:
+            As.append(layer.lora_A[adapter])
+            Bs.append(weight * layer.scaling[adapter] * layer.lora_B[adapter])
+    A = torch.cat(As, dim=0)  # (Σ r, k)
+    B = torch.cat(Bs, dim=1)  # (d, Σ r)
     return A, B
+
+
+# Serve --------------------------------------------------------------------------------
 
 
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[None]:
-    """Inside, `model` is its plain base; afterwards the same adapters are active
-    again.
-    """
-    _refuse_merged(model)
-    before = {layer: layer.active for layer in _layers(model)}
-    for layer in before:
+    """Inside, `model` is its plain base; afterwards the adapters are active again."""
+    check_unmerged(model)
+    active_before = {layer: layer.active for layer in layers_of(model)}
+    for layer in active_before:
         layer.active = ()
     try:
         yield
     finally:
-        for layer, active in before.items():
+        for layer, active in active_before.items():
             layer.active = active
 
 
 @contextmanager
 def by_row(model: nn.Module, rows: Sequence[str | None]) -> Iterator[None]:
-    """Inside, row i of each batch goes through adapter rows[i], or through the plain
-    base where that is None.
+    """Inside, row i of each batch goes through adapter rows[i].
+
+    Where rows[i] is None, it goes through the plain base.
 
     Raises:
         ValueError: an adapter that is not there, adapters are merged, or later a batch
             of another size.
     """
-    _known(model, [a for a in rows if a is not None])
-    _refuse_merged(model)
-    layers = _layers(model)
+    check_known(model, [a for a in rows if a is not None])
+    check_unmerged(model)
+    layers = layers_of(model)
     for layer in layers:
         layer.rows = list(rows)
     try:
@@ -201,44 +213,3 @@ def by_row(model: nn.Module, rows: Sequence[str | None]) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.rows = None
-
-
-def _to_peft(config: LoRAConfig) -> dict:
-    """The settings under `peft`'s names."""
-    targets = config.target_modules
-    return {
-        "peft_type": "LORA",
-        "r": config.r,
-        "lora_alpha": config.alpha,
-        "lora_dropout": config.dropout,
-        "target_modules": targets if isinstance(targets, str) else list(targets),
-        "use_rslora": config.rslora,
-        "rank_pattern": config.rank_pattern,
-        "alpha_pattern": config.alpha_pattern,
-        "inference_mode": True,
-        "task_type": "CAUSAL_LM",
-        **{
-            name: value
-            for name, value in PLAIN.items()
-            if name in ("bias", "fan_in_fan_out", "use_dora")
-        },
-    }
-
-
-def _from_peft(settings: dict) -> LoRAConfig:
-    for name, plain in PLAIN.items():
-        if settings.get(name) not in (plain, None, False, {}, []):
-            raise ValueError(
-                f"{name}={settings[name]!r} is not supported: only {plain!r} is plain"
-                " LoRA"
-            )
-    targets = settings["target_modules"]
-    return LoRAConfig(
-        r=settings["r"],
-        alpha=settings["lora_alpha"],
-        dropout=settings.get("lora_dropout", 0.0),
-        target_modules=targets if isinstance(targets, str) else tuple(sorted(targets)),
-        rslora=settings.get("use_rslora", False),
-        rank_pattern=settings.get("rank_pattern") or {},
-        alpha_pattern=settings.get("alpha_pattern") or {},
-    )

@@ -5,15 +5,18 @@ Hu et al. 2021, https://arxiv.org/abs/2106.09685, equation 3, with the scale of 
 
     h = W₀ x + ΔW x        ΔW = (α/r) B A        B = 0 at the start, so that h = W₀ x
 
-    W₀ (d, k)  frozen weight       r  rank, the width of the bottleneck
-    A  (r, k)  trained, random     α  sets the size of ΔW whatever r is
-    B  (d, r)  trained, zeros      *batch  whatever comes before the last dimension of x
+    W₀ (d, k)  frozen weight
+    A  (r, k)  trained, random at the start
+    B  (d, r)  trained, zeros at the start
+    r          rank, the width of the bottleneck
+    α          sets the size of ΔW whatever r is
+    *batch     whatever comes before the last dimension of x
 
 A starts Kaiming-uniform with a = √5, U(−1/√k, 1/√k), as in the authors' code and in
 `peft` (the paper says Gaussian). Unmerging puts the old W₀ back instead of subtracting
 BA, which would not return the same bits. Simplified: linears only (no embeddings or
 convolutions), and no trained biases. Saving, mixing and serving adapters is in
-`lora_adapters.py`.
+`files.py`.
 """
 
 from __future__ import annotations
@@ -62,22 +65,25 @@ class LoRAConfig:
 
     def scaling(self, name: str) -> float:
         """α/r, or α/√r with `rslora`, for the layer called `name`."""
-        r, alpha = self.rank(name), _by_pattern(self.alpha_pattern, name, self.alpha)
-        return alpha / math.sqrt(r) if self.rslora else alpha / r
+        r = self.rank(name)
+        alpha = _by_pattern(self.alpha_pattern, name, self.alpha)
+        if self.rslora:
+            return alpha / math.sqrt(r)
+        return alpha / r
 
 
 def _by_pattern(pattern: dict, name: str, default):
-    """The value of the first key that `name` ends with (keys are regular expressions,
-    as in `peft`).
+    """The value of the first key that `name` ends with; keys are regular expressions.
+
+    The rule is that of `peft`.
     """
-    return next(
-        (
-            value
-            for key, value in pattern.items()
-            if re.match(rf"(.*\.)?({key})$", name)
-        ),
-        default,
-    )
+    for key, value in pattern.items():
+        if re.match(rf"(.*\.)?({key})$", name):
+            return value
+    return default
+
+
+# The mathematics ----------------------------------------------------------------------
 
 
 def delta_weight(
@@ -94,10 +100,12 @@ def low_rank(
     B: Float[Tensor, "d r"],
     scaling: float,
 ) -> Float[Tensor, "*batch d"]:
-    """ΔW x without ever building ΔW: r(k + d) multiplications a token, not kd. The
-    scale goes on the narrow middle.
-    """
-    return F.linear(F.linear(x, A) * scaling, B)
+    """ΔW x without building ΔW: r(k + d) multiplications per token instead of kd."""
+    narrow = F.linear(x, A) * scaling  # (*batch, r): the cheapest place for the scale
+    return F.linear(narrow, B)  # (*batch, d)
+
+
+# One layer ----------------------------------------------------------------------------
 
 
 class LoRALinear(walk.Wrapper):
@@ -105,14 +113,20 @@ class LoRALinear(walk.Wrapper):
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__(base)
-        self.lora_A, self.lora_B = nn.ParameterDict(), nn.ParameterDict()
+        self.lora_A = nn.ParameterDict()
+        self.lora_B = nn.ParameterDict()
         self.configs: dict[str, LoRAConfig] = {}
         self.scaling: dict[str, float] = {}
         self.active: tuple[str, ...] = ()
         # one adapter for each row of the batch
         self.rows: Sequence[str | None] | None = None
-        # while merged, (W₀,): in a tuple it is no parameter of this module
-        self.kept: tuple[nn.Parameter, ...] = ()
+        # (W₀,) while merged. In a tuple, W₀ is no parameter of this module.
+        self.saved_weight: tuple[nn.Parameter, ...] = ()
+
+    @property
+    def merged(self) -> bool:
+        """Whether the active changes are in the weight."""
+        return bool(self.saved_weight)
 
     def add(
         self,
@@ -123,52 +137,49 @@ class LoRALinear(walk.Wrapper):
     ) -> None:
         """A new pair A, B, in fp32 even on a half-precision base."""
         linear = walk.base_of(self.base)
-        d, k, r = linear.out_features, linear.in_features, config.rank(name)
-        like = {
-            "device": linear.weight.device,
-            "dtype": torch.promote_types(linear.weight.dtype, torch.float32),
-        }
-        A = nn.init.kaiming_uniform_(
-            torch.empty(r, k, **like), a=math.sqrt(5), generator=generator
-        )
-        self.lora_A[adapter], self.lora_B[adapter] = (
-            nn.Parameter(A),
-            nn.Parameter(torch.zeros(d, r, **like)),
-        )
-        self.configs[adapter], self.scaling[adapter] = config, config.scaling(name)
+        r = config.rank(name)
+        dtype = torch.promote_types(linear.weight.dtype, torch.float32)
+        like = {"device": linear.weight.device, "dtype": dtype}
+        A = torch.empty(r, linear.in_features, **like)
+        nn.init.kaiming_uniform_(A, a=math.sqrt(5), generator=generator)
+        B = torch.zeros(linear.out_features, r, **like)
+        self.lora_A[adapter] = nn.Parameter(A)
+        self.lora_B[adapter] = nn.Parameter(B)
+        self.configs[adapter] = config
+        self.scaling[adapter] = config.scaling(name)
 
     def activate(self, adapters: Sequence[str]) -> None:
         """Add these adapters' changes from now on, and train these alone."""
         self.active = tuple(a for a in adapters if a in self.lora_A)
         for adapter in self.configs:
-            for factor in (self.lora_A[adapter], self.lora_B[adapter]):
-                factor.requires_grad_(adapter in self.active)
+            trains = adapter in self.active
+            self.lora_A[adapter].requires_grad_(trains)
+            self.lora_B[adapter].requires_grad_(trains)
 
     def discard(self, adapters: Sequence[str]) -> None:
         """Forget these adapters."""
-        for adapter in [a for a in adapters if a in self.configs]:
-            del (
-                self.lora_A[adapter],
-                self.lora_B[adapter],
-                self.configs[adapter],
-                self.scaling[adapter],
-            )
+        for adapter in adapters:
+            if adapter in self.configs:
+                del self.lora_A[adapter]
+                del self.lora_B[adapter]
+                del self.configs[adapter]
+                del self.scaling[adapter]
         self.active = tuple(a for a in self.active if a in self.configs)
 
     def change(self, x: Tensor, adapter: str) -> Tensor:
         """(…, k) → (…, d): what one adapter adds to W₀ x."""
-        A, dropout = self.lora_A[adapter], self.configs[adapter].dropout
+        A = self.lora_A[adapter]
+        B = self.lora_B[adapter]
+        dropout = self.configs[adapter].dropout
         x = x.to(A.dtype)
         if dropout and self.training:
             x = F.dropout(x, dropout)
-        return low_rank(x, A, self.lora_B[adapter], self.scaling[adapter])
+        return low_rank(x, A, B, self.scaling[adapter])
 
     def forward(self, x: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch d"]:
-        """W₀ x + Σ ΔW x over the active adapters; merged, the sum is in the weight
-        already.
-        """
+        """W₀ x + Σ ΔW x over the active adapters; the plain W x while merged."""
         out = self.base(x)
-        if self.kept:
+        if self.merged:
             return out
         if self.rows is not None:
             return self._forward_rows(x, out)
@@ -179,23 +190,25 @@ class LoRALinear(walk.Wrapper):
         return h.to(out.dtype)
 
     def _forward_rows(self, x: Tensor, out: Tensor) -> Tensor:
-        """Rows of the same adapter go through it together; a row of None stays with the
-        base.
+        """Each row goes through its own adapter; a row of None is the base's alone.
+
+        Rows of one adapter go through it together, so there is one product per adapter.
         """
         if len(self.rows) != len(x):
             raise ValueError(
                 f"rows names {len(self.rows)} adapters for a batch of {len(x)}"
             )
         for adapter in {a for a in self.rows if a in self.lora_A}:
-            at = torch.tensor(
-                [i for i, a in enumerate(self.rows) if a == adapter], device=x.device
-            )
-            out = out.index_add(0, at, self.change(x[at], adapter).to(out.dtype))
+            its_rows = [i for i, a in enumerate(self.rows) if a == adapter]
+            index = torch.tensor(its_rows, device=x.device)
+            change = self.change(x[index], adapter).to(out.dtype)
+            out = out.index_add(0, index, change)
         return out
 
     def merge(self) -> None:
-        """W₀ + Σ ΔW of the active adapters, summed in fp32 or better. A weight tied to
-        another layer's is untied.
+        """W₀ + Σ ΔW of the active adapters, summed in fp32 or better.
+
+        A weight that was tied to another layer's is untied.
         """
         W = self.base.weight
         if not W.is_floating_point():
@@ -203,20 +216,21 @@ class LoRALinear(walk.Wrapper):
                 f"merge: the weights are {W.dtype}; dequantise the base first"
             )
         merged = W.detach().to(torch.promote_types(W.dtype, torch.float32))
-        for a in self.active:
-            merged = (
-                merged
-                + delta_weight(self.lora_A[a], self.lora_B[a], self.scaling[a]).detach()
-            )
-        self.kept, self.base.weight = (
-            (W,),
-            nn.Parameter(merged.to(W.dtype), requires_grad=False),
-        )
+        for adapter in self.active:
+            A = self.lora_A[adapter]
+            B = self.lora_B[adapter]
+            merged = merged + delta_weight(A, B, self.scaling[adapter]).detach()
+        self.saved_weight = (W,)
+        self.base.weight = nn.Parameter(merged.to(W.dtype), requires_grad=False)
 
     def unmerge(self) -> None:
         """Put the very same W₀ back."""
-        if self.kept:
-            (self.base.weight,), self.kept = self.kept, ()
+        if self.merged:
+            self.base.weight = self.saved_weight[0]
+            self.saved_weight = ()
+
+
+# The whole model ----------------------------------------------------------------------
 
 
 def apply(
@@ -225,8 +239,9 @@ def apply(
     adapter: str = "default",
     generator: torch.Generator | None = None,
 ) -> nn.Module:
-    """Freeze `model` and give it a new adapter, the active one from now on. Changes any
-    `model` of `nn.Linear`s in place.
+    """Freeze `model` and give it a new adapter, which is the active one from now on.
+
+    Changes any `model` of `nn.Linear`s in place.
 
     Raises:
         ValueError: the adapter exists or has a bad name, adapters are merged, or a
@@ -241,8 +256,8 @@ def apply(
         raise ValueError(
             f"adapter={adapter!r} exists already: remove it first, or take another name"
         )
-    _refuse_merged(model)
-    # before anything changes: it may raise
+    check_unmerged(model)
+    # before anything changes, since it may raise
     found = walk.find(model, config.target_modules)
     model.requires_grad_(False)
     for name, layer in found.items():
@@ -256,46 +271,43 @@ def apply(
 
 def adapters(model: nn.Module) -> list[str]:
     """The names of the adapters on `model`, in the order they came."""
-    return list(
-        dict.fromkeys(
-            a
-            for layer in walk.installed(model, LoRALinear).values()
-            for a in layer.configs
-        )
-    )
+    names: dict[str, None] = {}  # a set that remembers the order
+    for layer in walk.installed(model, LoRALinear).values():
+        names.update(dict.fromkeys(layer.configs))
+    return list(names)
 
 
 def set_adapter(model: nn.Module, names: str | Sequence[str]) -> None:
-    """Make these adapters the active ones: their changes are added up, and they alone
-    train. `[]`: the plain base.
+    """Make these adapters the active ones: their changes add up, and they alone train.
+
+    `[]` is the plain base.
     """
     names = [names] if isinstance(names, str) else list(names)
-    _known(model, names)
-    _refuse_merged(model)
+    check_known(model, names)
+    check_unmerged(model)
     for layer in walk.installed(model, LoRALinear).values():
         layer.activate(names)
 
 
 def merge(model: nn.Module) -> None:
-    """Fold the active adapters into the weights: W = W₀ + Σ ΔW. Inference then costs
-    what the base costs.
+    """Fold the active adapters into the weights: W = W₀ + Σ ΔW.
+
+    Inference then costs what the base costs.
     """
-    _refuse_merged(model)
-    for layer in _layers(model):
+    check_unmerged(model)
+    for layer in layers_of(model):
         layer.merge()
 
 
 def unmerge(model: nn.Module) -> None:
     """Undo `merge`: the weights are again the very tensors that they were."""
-    for layer in _layers(model):
+    for layer in layers_of(model):
         layer.unmerge()
 
 
 def merge_and_unload(model: nn.Module) -> nn.Module:
-    """Merge the active adapters for good: `model` is left with plain linears, and W₀ is
-    let go.
-    """
-    if not any(layer.kept for layer in _layers(model)):
+    """Merge the active adapters for good: plain linears are left, and W₀ is freed."""
+    if not any(layer.merged for layer in layers_of(model)):
         merge(model)
     for name, layer in walk.installed(model, LoRALinear).items():
         walk.replace(model, name, layer.base)
@@ -303,12 +315,13 @@ def merge_and_unload(model: nn.Module) -> nn.Module:
 
 
 def remove(model: nn.Module, adapter: str | None = None) -> nn.Module:
-    """Take one adapter off, or all. With the last one gone, `model` is the base again,
-    bit for bit (still frozen).
+    """Take one adapter off, or all of them.
+
+    Without adapters `model` is the base again, bit for bit (still frozen).
     """
     names = adapters(model) if adapter is None else [adapter]
-    _known(model, names)
-    _refuse_merged(model)
+    check_known(model, names)
+    check_unmerged(model)
     for name, layer in walk.installed(model, LoRALinear).items():
         layer.discard(names)
         if not layer.configs:
@@ -318,33 +331,38 @@ def remove(model: nn.Module, adapter: str | None = None) -> nn.Module:
 
 def num_parameters(model: nn.Module, config: LoRAConfig) -> int:
     """Σ r (k + d) over the target layers: what `apply` would train."""
-    found = {
-        name: walk.base_of(layer)
-        for name, layer in walk.find(model, config.target_modules).items()
-    }
-    return sum(
-        config.rank(name) * (linear.in_features + linear.out_features)
-        for name, linear in found.items()
-    )
+    total = 0
+    for name, layer in walk.find(model, config.target_modules).items():
+        linear = walk.base_of(layer)
+        total += config.rank(name) * (linear.in_features + linear.out_features)
+    return total
 
 
-def _layers(model: nn.Module) -> list[LoRALinear]:
-    if not (layers := walk.installed(model, LoRALinear)):
+def layers_of(model: nn.Module) -> list[LoRALinear]:
+    """The layers with low-rank changes.
+
+    Raises:
+        ValueError: there are none.
+    """
+    layers = walk.installed(model, LoRALinear)
+    if not layers:
         raise ValueError(
             "the model has no LoRA adapter: apply(model, config) puts one on"
         )
     return list(layers.values())
 
 
-def _known(model: nn.Module, names: Sequence[str]) -> None:
+def check_known(model: nn.Module, names: Sequence[str]) -> None:
+    """Raises: ValueError: one of these adapters is not on `model`."""
+    known = adapters(model)
     for name in names:
-        if name not in adapters(model):
+        if name not in known:
             raise ValueError(
-                f"adapter={name!r} is not on the model; it has"
-                f" {adapters(model) or 'none'}"
+                f"adapter={name!r} is not on the model; it has {known or 'none'}"
             )
 
 
-def _refuse_merged(model: nn.Module) -> None:
-    if any(layer.kept for layer in walk.installed(model, LoRALinear).values()):
+def check_unmerged(model: nn.Module) -> None:
+    """Raises: ValueError: adapters are merged into the weights."""
+    if any(layer.merged for layer in walk.installed(model, LoRALinear).values()):
         raise ValueError("adapters are merged into the weights: unmerge(model) first")

@@ -1,11 +1,14 @@
-"""MAM, "mix and match": a short prefix for attention and a wide parallel adapter for
-the MLP.
+"""MAM, "mix and match": a short prefix for attention, a wide adapter beside the MLP.
 
 He et al. 2022, https://arxiv.org/abs/2110.04366, section 4.6: soft prompts work well in
 attention with few parameters, the MLP makes better use of many, so give each what suits
 it:
 
-    K ← [P_K; K],  V ← [P_V; V]  in every layer, p = 30        m ← MLP(x) + s · A(x)  with a bottleneck of 512, s = 4
+    K ← [P_K; K],  V ← [P_V; V]      in every layer, p = 30
+    m ← MLP(x) + s · A(x)            with a bottleneck of 512, s = 4
+
+    P  the prefix           A  the bottleneck      x  what the MLP reads
+    p  virtual tokens       s  its scale           m  what the MLP gives
 
 It is a combination: `prefix_tuning.py` makes the prefix, `parallel_adapter.py` the
 adapter; both go by one name.
@@ -53,7 +56,9 @@ class MAMConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        _ = self.prefix, self.adapter  # either says what is wrong
+        # either raises where its settings are wrong
+        for part in ("prefix", "adapter"):
+            getattr(self, part)
 
     @property
     def prefix(self) -> PrefixTuningConfig:
@@ -63,10 +68,13 @@ class MAMConfig:
     @property
     def adapter(self) -> ParallelAdapterConfig:
         """The parallel adapter's settings."""
-        shared = {f.name for f in dataclasses.fields(ParallelAdapterConfig)} & {
-            f.name for f in dataclasses.fields(self)
-        }
-        return ParallelAdapterConfig(**{name: getattr(self, name) for name in shared})
+        return ParallelAdapterConfig(
+            bottleneck=self.bottleneck,
+            scale=self.scale,
+            activation=self.activation,
+            reads=self.reads,
+            dropout=self.dropout,
+        )
 
 
 def apply(
@@ -75,8 +83,9 @@ def apply(
     adapter: str = "default",
     generator: torch.Generator | None = None,
 ) -> nn.Module:
-    """Freeze `model` (ours or transformers' Llama) and give it both, the active ones
-    from now on.
+    """Freeze `model` and give it both parts, which are active from now on.
+
+    `model` is our Llama or transformers'.
 
     Raises:
         ValueError: the name is taken or bad, or `model` is no Llama.
@@ -94,11 +103,9 @@ def apply(
 
 def adapters(model: nn.Module) -> list[str]:
     """The names of the MAM adapters on `model`."""
-    found = {
-        n: c
-        for site in bottleneck.sites(model).values()
-        for n, c in site.configs.items()
-    }
+    found: dict[str, object] = {}
+    for site in bottleneck.sites(model).values():
+        found.update(site.configs)
     return [name for name, config in found.items() if isinstance(config, MAMConfig)]
 
 
@@ -109,11 +116,13 @@ def set_adapter(model: nn.Module, adapter: str | None) -> None:
 
 
 def remove(model: nn.Module, adapter: str | None = None) -> nn.Module:
-    """Take one adapter off, or all. With the last one gone, `model` is the base again,
-    bit for bit (still frozen).
+    """Take one adapter off, or all of them.
+
+    Without adapters `model` is the base again, bit for bit (still frozen).
     """
-    for name in adapters(model) if adapter is None else [adapter]:
-        virtual_tokens.get(model, name)
+    names = adapters(model) if adapter is None else [adapter]
+    for name in names:
+        virtual_tokens.get(model, name)  # raises where there is none
         bottleneck.discard(model, [name])
         virtual_tokens.remove(model, name)
     return model
@@ -121,20 +130,19 @@ def remove(model: nn.Module, adapter: str | None = None) -> nn.Module:
 
 def num_parameters(model: nn.Module, config: MAMConfig) -> int:
     """What `apply` would train."""
-    return parallel_adapter.num_parameters(
-        model, config.adapter
-    ) + prefix_tuning.num_parameters(model, config.prefix)
+    beside_mlp = parallel_adapter.num_parameters(model, config.adapter)
+    return beside_mlp + prefix_tuning.num_parameters(model, config.prefix)
 
 
 def save(model: nn.Module, folder: str | Path, adapter: str = "default") -> None:
     """Write both parts of one adapter to one folder (safetensors)."""
     tensors = files.tensors(model, adapter)
-    tensors[PREFIX] = virtual_tokens.vectors_of(virtual_tokens.get(model, adapter)[0])
-    settings = dataclasses.asdict(files.config_of(model, adapter)) | {
+    encoder, _ = virtual_tokens.get(model, adapter)
+    tensors[PREFIX] = virtual_tokens.vectors_of(encoder)
+    settings = dataclasses.asdict(files.config_of(model, adapter))
+    settings |= {
         "projection": False,
         "hidden": None,
-    }
-    settings |= {
         "peft_type": PEFT_TYPE,
         "base_model_name_or_path": checkpoint.base_name(model),
     }
@@ -156,6 +164,7 @@ def load(model: nn.Module, folder: str | Path, adapter: str = "default") -> nn.M
     checkpoint.check_tensors(prefix, {PREFIX: (config.num_virtual_tokens, width)})
     apply(model, config, adapter)
     files.fill(model, adapter, tensors, undo=lambda: remove(model, adapter))
+    encoder, _ = virtual_tokens.get(model, adapter)
     with torch.no_grad():
-        virtual_tokens.get(model, adapter)[0].embedding.copy_(prefix[PREFIX])
+        encoder.embedding.copy_(prefix[PREFIX])
     return model

@@ -1,18 +1,18 @@
-"""P-Tuning v2: a prompt in every layer, and a label head, for small models and
-labelling tasks.
+"""P-Tuning v2: a prompt in every layer, and a label head.
 
 Liu et al. 2022, https://arxiv.org/abs/2110.07602, section 3: prompts only at the input
 have few numbers to train and act on the output from afar. So each layer gets its own,
 as prefix keys and values, and
 
-    label scores = W h_t + b        h_t the last layer's state of token t, W trained and
-                                    drawn at random
+    label scores = W h_t + b
 
 instead of words of the vocabulary that stand for labels. No reparameterisation by
 default (section 3.3: it helps on some tasks and hurts on others).
 
-    p  virtual tokens    L  layers    K, D  key/value heads, head_dim    C  labels    d
-                                            hidden_size
+    h_t  the last layer's state of token t    L  layers
+    W, b trained, drawn at random             K  key/value heads
+    p    virtual tokens                       D  head_dim
+    d    hidden_size                          C  labels
 
 One score vector comes for each token; for a label of the whole text take that of the
 last token, `label_head.last_token`. `peft` has this as PrefixTuningConfig on
@@ -89,20 +89,18 @@ def make_encoder(
     model: nn.Module, config: PTuningV2Config, generator: torch.Generator | None = None
 ) -> nn.Module:
     """What makes the prompts (p, 2·L·K·D), with the label head as its `head`."""
-    shape, p = shape_of(model), config.num_virtual_tokens
+    shape = shape_of(model)
+    p = config.num_virtual_tokens
+    width = shape.deep_width  # 2·L·K·D
     d = shape.heads * shape.head_dim
     if config.projection:
-        encoder = prefixes.PrefixMLP(
-            p, d, config.hidden or d, shape.deep_width, generator
-        )
+        encoder = prefixes.PrefixMLP(p, d, config.hidden or d, width, generator)
     elif config.init_tokens:
-        encoder = virtual_tokens.Table(
-            virtual_tokens.of_text(model, config.init_tokens), deep=True
-        )
+        prefix = virtual_tokens.of_text(model, config.init_tokens)
+        encoder = virtual_tokens.Table(prefix, deep=True)
     else:
-        encoder = virtual_tokens.Table(
-            torch.randn(p, shape.deep_width, generator=generator), deep=True
-        )
+        prefix = torch.randn(p, width, generator=generator)
+        encoder = virtual_tokens.Table(prefix, deep=True)
     if config.num_labels:
         encoder.head = label_head.make_head(
             shape.d, config.num_labels, config.per_token, generator
@@ -116,34 +114,29 @@ def apply(
     adapter: str = "default",
     generator: torch.Generator | None = None,
 ) -> nn.Module:
-    """Freeze `model` (ours or transformers' Llama) and put prompts in every layer. With
-    labels, it now gives (B, T, C).
+    """Freeze `model` and put prompts in every layer.
+
+    `model` is our Llama or transformers'. With labels, it now gives (B, T, C).
 
     Raises:
         ValueError: the adapter exists or has a bad name, or `model` is no Llama.
     """
     virtual_tokens.check_new(model, adapter)
-    return virtual_tokens.install(
-        model, make_encoder(model, config, generator), config, adapter
-    )
+    encoder = make_encoder(model, config, generator)
+    return virtual_tokens.install(model, encoder, config, adapter)
 
 
 def num_parameters(model: nn.Module, config: PTuningV2Config) -> int:
-    """What `apply` would train: the prompts (or the network that makes them) and the
-    label head.
-    """
-    shape, p = shape_of(model), config.num_virtual_tokens
-    d, width, labels = (
-        shape.heads * shape.head_dim,
-        shape.deep_width,
-        config.num_labels or 0,
-    )
-    hidden = config.hidden or d
-    prompts = (
-        p * d + (d + 1) * hidden + (hidden + 1) * width
-        if config.projection
-        else p * width
-    )
+    """What `apply` would train: the prompts, or their network, and the label head."""
+    shape = shape_of(model)
+    p = config.num_virtual_tokens
+    width = shape.deep_width
+    prompts = p * width
+    if config.projection:
+        d = shape.heads * shape.head_dim
+        hidden = config.hidden or d
+        prompts = p * d + (d + 1) * hidden + (hidden + 1) * width
+    labels = config.num_labels or 0
     return prompts + labels * (shape.d + config.per_token)
 
 

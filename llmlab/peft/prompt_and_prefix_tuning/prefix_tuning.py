@@ -8,8 +8,8 @@ prefix the activation is
 Trained directly, P is unstable; section 4.3 trains P_θ[i, :] = MLP_θ(P'_θ[i, :]) and
 keeps only P in the end.
 
-    p  virtual tokens    L  layers    K, D  key/value heads, head_dim    P (p, 2·L·K·D)
-                                            P' (p, K·D)
+    p  virtual tokens    K  key/value heads    P   (p, 2·L·K·D)
+    L  layers            D  head_dim           P'  (p, K·D)
 
 P' is K·D wide, as in `peft`. Without the network P starts as the activations of a text
 ("text", section 7.4), as noise N(0, 1) as in `peft`, or at zero, which is not neutral:
@@ -62,9 +62,9 @@ class PrefixTuningConfig:
     def __post_init__(self) -> None:
         for name in ("num_virtual_tokens", "hidden"):
             value = getattr(self, name)
-            if not (isinstance(value, int) and value >= 1) and not (
-                name == "hidden" and value is None
-            ):
+            if name == "hidden" and value is None:
+                continue
+            if not isinstance(value, int) or value < 1:
                 raise ValueError(
                     f"{name} must be an integer of at least 1, not {value!r}"
                 )
@@ -90,26 +90,20 @@ def make_encoder(
     generator: torch.Generator | None = None,
 ) -> nn.Module:
     """What makes P (p, 2·L·K·D) for `model`: a network or a table."""
-    shape, embed, p = (
-        shape_of(model),
-        embedding_of(model).weight,
-        config.num_virtual_tokens,
-    )
+    shape = shape_of(model)
+    p = config.num_virtual_tokens
+    width = shape.deep_width  # 2·L·K·D
     d = shape.heads * shape.head_dim
     if config.projection:
-        encoder = prefixes.PrefixMLP(
-            p, d, config.hidden or d, shape.deep_width, generator
-        )
+        encoder = prefixes.PrefixMLP(p, d, config.hidden or d, width, generator)
     elif config.init == "text":
-        encoder = virtual_tokens.Table(
-            virtual_tokens.of_text(model, config.init_tokens), deep=True
-        )
+        prefix = virtual_tokens.of_text(model, config.init_tokens)
+        encoder = virtual_tokens.Table(prefix, deep=True)
     else:
         scale = 0.0 if config.init == "zero" else 1.0
-        encoder = virtual_tokens.Table(
-            scale * torch.randn(p, shape.deep_width, generator=generator), deep=True
-        )
-    return encoder.to(embed.device)
+        prefix = scale * torch.randn(p, width, generator=generator)
+        encoder = virtual_tokens.Table(prefix, deep=True)
+    return encoder.to(embedding_of(model).weight.device)
 
 
 def apply(
@@ -118,22 +112,24 @@ def apply(
     adapter: str = "default",
     generator: torch.Generator | None = None,
 ) -> nn.Module:
-    """Freeze `model` (ours or transformers' Llama) and put a prefix before every
-    layer's keys and values.
+    """Freeze `model` and put a prefix before every layer's keys and values.
+
+    `model` is our Llama or transformers'.
 
     Raises:
         ValueError: the adapter exists or has a bad name, or `model` is no Llama.
     """
     virtual_tokens.check_new(model, adapter)
-    return virtual_tokens.install(
-        model, make_encoder(model, config, generator), config, adapter
-    )
+    encoder = make_encoder(model, config, generator)
+    return virtual_tokens.install(model, encoder, config, adapter)
 
 
 def num_parameters(model: nn.Module, config: PrefixTuningConfig) -> int:
     """What `apply` would train: p · 2·L·K·D, or P' and the network's two linears."""
-    shape, p = shape_of(model), config.num_virtual_tokens
-    d, width = shape.heads * shape.head_dim, shape.deep_width
+    shape = shape_of(model)
+    p = config.num_virtual_tokens
+    d = shape.heads * shape.head_dim
+    width = shape.deep_width
     if not config.projection:
         return p * width
     hidden = config.hidden or d

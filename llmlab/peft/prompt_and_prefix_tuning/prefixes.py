@@ -1,5 +1,4 @@
-"""Prefixes: keys and values of tokens that were never computed, as pure functions and
-one cache.
+"""Prefixes: keys and values of tokens that were never computed.
 
 Li & Liang 2021, https://arxiv.org/abs/2101.00190, section 4: at the positions of the
 prefix the activations are trained numbers instead of the model's own; every later token
@@ -8,8 +7,9 @@ so a prefix is, for each layer,
 
     K ← [P_K; K]        V ← [P_V; V]
 
-    p  virtual tokens    L  layers    K, D  key/value heads, head_dim    B  batch    T
-                                            new tokens    S  stored tokens
+    p  virtual tokens    K  key/value heads    B  batch
+    L  layers            D  head_dim           T  new tokens
+                                               S  stored tokens
 
 The keys go in as they lie in a cache, that is after RoPE: a trained key is at its
 position already. Combinations (MAM, UniPELT) use `split` and `PrefixCache`, or
@@ -108,22 +108,24 @@ def prefix_attention_inputs(
     v: Float[Tensor, "B K S D"],
     gate: Tensor | float = 1.0,
 ) -> tuple[Float[Tensor, "B K p+S D"], Float[Tensor, "B K p+S D"]]:
-    """[g·P_K; K] and [g·P_V; V]: the prefix before one layer's keys and values, both
-    scaled by a gate (UniPELT).
+    """[g·P_K; K] and [g·P_V; V]: the prefix before one layer's keys and values.
+
+    A gate g may scale it (UniPELT).
 
     Args:
         gate: a number, or one that broadcasts over (B, K, p, D), as (B, 1, 1, 1) does.
     """
-    grown = [
-        (gate * t).to(own.dtype).expand(len(own), -1, -1, -1)
-        for t, own in zip(pair, (k, v), strict=True)
-    ]
-    return torch.cat([grown[0], k], dim=2), torch.cat([grown[1], v], dim=2)
+    B = len(k)
+    P_K, P_V = pair  # (1, K, p, D) each
+    P_K = (gate * P_K).to(k.dtype).expand(B, -1, -1, -1)
+    P_V = (gate * P_V).to(v.dtype).expand(B, -1, -1, -1)
+    return torch.cat([P_K, k], dim=2), torch.cat([P_V, v], dim=2)
 
 
 class PrefixCache:
-    """A cache for one forward pass of our Llama: it holds the prefix and stores
-    nothing, so that gradients can flow.
+    """A cache for one forward pass of our Llama: it holds the prefix.
+
+    It stores nothing, so that gradients can flow.
     """
 
     def __init__(self, pairs: list[Pair]) -> None:
@@ -142,8 +144,9 @@ class PrefixCache:
 def fill(
     cache: object | None, pairs: list[Pair], batch: int, transformers: bool = False
 ) -> object:
-    """A cache that holds the prefix for `batch` rows: `cache`, which must be empty, or
-    a new one.
+    """A cache that holds the prefix for `batch` rows.
+
+    It is `cache`, which must be empty, or a new one.
 
     Args:
         transformers: whether it is a transformers cache (`update`) or one of ours
@@ -155,8 +158,9 @@ def fill(
         from transformers import DynamicCache
 
         cache = DynamicCache()
-    for layer, pair in enumerate(pairs):
-        k, v = (t.expand(batch, -1, -1, -1) for t in pair)
+    for layer, (P_K, P_V) in enumerate(pairs):
+        k = P_K.expand(batch, -1, -1, -1)
+        v = P_V.expand(batch, -1, -1, -1)
         if transformers:
             cache.update(k, v, layer)
         else:
@@ -166,9 +170,7 @@ def fill(
 
 @torch.no_grad()
 def of_tokens(model: nn.Module, ids: Int[Tensor, "p"]) -> Float[Tensor, "p width"]:
-    """The prefix that *is* a text: the keys and values which `model` itself computes
-    for these tokens.
-    """
+    """The prefix that *is* a text: the keys and values that `model` computes for it."""
     if isinstance(model, Llama):
         cache: Cache = KVCache(model.config.num_hidden_layers, capacity=len(ids))
         model(ids[None], cache=cache)
@@ -179,11 +181,10 @@ def of_tokens(model: nn.Module, ids: Int[Tensor, "p"]) -> Float[Tensor, "p width
 
 
 class PrefixMLP(nn.Module):
-    """The reparameterisation of section 4.3: P = MLP(P'), a small table through a large
-    network.
+    """The reparameterisation of section 4.3: P = MLP(P').
 
-    The names are those of `peft`'s encoder. `vectors` of the network are all that is
-    left after training.
+    A small table goes through a large network, of which only P is left after training.
+    The names are those of `peft`'s encoder.
     """
 
     deep = True
@@ -212,10 +213,6 @@ def reset_linears(module: nn.Module, generator: torch.Generator | None) -> None:
     """PyTorch's own start of each linear, U(−1/√k, 1/√k), drawn from `generator`."""
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
-            for p in layer.parameters():
-                nn.init.uniform_(
-                    p,
-                    -(layer.in_features**-0.5),
-                    layer.in_features**-0.5,
-                    generator=generator,
-                )
+            bound = layer.in_features**-0.5  # 1/√k
+            for parameter in layer.parameters():
+                nn.init.uniform_(parameter, -bound, bound, generator=generator)

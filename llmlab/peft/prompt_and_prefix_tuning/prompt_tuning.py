@@ -1,5 +1,4 @@
-"""Prompt Tuning: freeze the model and train the embeddings of a few tokens that come
-before every input.
+"""Prompt Tuning: train the embeddings of a few tokens that come before every input.
 
 Lester et al. 2021, https://arxiv.org/abs/2104.08691, section 2:
 
@@ -15,6 +14,7 @@ tokens. Simplified: no prompt ensembling.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,18 +54,16 @@ class PromptTuningConfig:
     init: str = "vocab"
     # for "text": token ids, cut or repeated to num_virtual_tokens
     init_tokens: tuple[int, ...] = ()
-    most_frequent: int = (
-        # for "vocab": draw from the first so many ids (a BPE vocabulary begins with the
-        # frequent)
-        5000
-    )
+    # for "vocab": draw from this many first ids (a BPE vocabulary begins with the
+    # frequent tokens)
+    most_frequent: int = 5000
 
     def __post_init__(self) -> None:
         for name in ("num_virtual_tokens", "most_frequent"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
                 raise ValueError(
-                    f"{name} must be an integer of at least 1, not"
-                    f" {getattr(self, name)!r}"
+                    f"{name} must be an integer of at least 1, not {value!r}"
                 )
         if self.init not in STARTS:
             raise ValueError(
@@ -83,15 +81,15 @@ def start(
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, "p d"]:
     """P at step 0, a copy: training it must not move the vocabulary."""
-    (V, d), p = embedding.shape, config.num_virtual_tokens
+    V, d = embedding.shape
+    p = config.num_virtual_tokens
     if config.init == "random":
         return (torch.rand(p, d, generator=generator) - 0.5).to(embedding.device)
     if config.init == "vocab":
         rows = torch.randint(min(V, config.most_frequent), (p,), generator=generator)
     else:
-        rows = torch.tensor(config.init_tokens).repeat(
-            -(-p // len(config.init_tokens))
-        )[:p]
+        ids = torch.tensor(config.init_tokens)
+        rows = ids.repeat(math.ceil(p / len(ids)))[:p]
         if not 0 <= int(rows.min()) <= int(rows.max()) < V:
             raise ValueError(
                 f"init_tokens={config.init_tokens} must be ids below the"
@@ -106,8 +104,9 @@ def apply(
     adapter: str = "default",
     generator: torch.Generator | None = None,
 ) -> nn.Module:
-    """Freeze `model` (ours or transformers' Llama) and put a soft prompt before its
-    input; it is active from now on.
+    """Freeze `model` and put a soft prompt, active from now on, before its input.
+
+    `model` is our Llama or transformers'.
 
     Raises:
         ValueError: the adapter exists or has a bad name, `init_tokens` are not in the

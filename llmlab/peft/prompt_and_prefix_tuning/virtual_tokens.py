@@ -1,17 +1,17 @@
-"""Virtual tokens: trained vectors that a model reads before its input, and the seam
-where they come in.
+"""Virtual tokens: trained vectors that a model reads before its input.
 
 Four methods share it. Prompt Tuning and P-Tuning make *embeddings* of tokens that are
 in no vocabulary; Prefix Tuning and P-Tuning v2 make *keys and values* for every layer,
 of tokens that were never computed. An encoder makes either:
 
     encoder()  →  (p, d)          shallow: put before the embedded input
-    encoder()  →  (p, 2·L·K·D)    deep: put before each layer's keys and values (see
-                                  prefixes.py)
+    encoder()  →  (p, 2·L·K·D)    deep: put before each layer's keys and values
+                                  (see prefixes.py)
 
-    p  virtual tokens    B  batch    T  new tokens    L  layers    K, D  key/value
-                                                         heads, head_dim    d
-                                                         hidden_size
+    p  virtual tokens        L  layers
+    B  batch                 K  key/value heads
+    T  new tokens            D  head_dim
+    S  tokens of a mask      d  hidden_size
 
 The encoders live in `model.virtual_tokens`, which rewrites each call of the model (ours
 or transformers' Llama): the attention mask and the positions count p tokens more, an
@@ -43,13 +43,13 @@ def prepend(
     prompt: Float[Tensor, "p d"], embeds: Float[Tensor, "B T d"]
 ) -> Float[Tensor, "B p+T d"]:
     """The same p vectors before every row, in the input's dtype."""
-    return torch.cat(
-        [prompt.to(embeds.dtype).expand(len(embeds), -1, -1), embeds], dim=1
-    )
+    rows = prompt.to(embeds.dtype).expand(len(embeds), -1, -1)  # (B, p, d)
+    return torch.cat([rows, embeds], dim=1)
 
 
 def extend_mask(mask: Tensor | None, p: int) -> Tensor | None:
-    """A padding mask (B, S) with p ones before it: nobody's virtual tokens are padding.
+    """A padding mask (B, S) with p ones before it: virtual tokens are never padding.
+
     None stays None.
     """
     if mask is None:
@@ -69,15 +69,12 @@ def extend_positions(positions: Int[Tensor, "B T"], p: int) -> Int[Tensor, "B p+
 
 
 class Table(nn.Module):
-    """The plainest encoder: the vectors themselves, held in fp32 even on a
-    half-precision base.
-    """
+    """The plainest encoder: the vectors themselves, in fp32 on any base."""
 
     def __init__(self, vectors: Float[Tensor, "p width"], deep: bool = False) -> None:
         super().__init__()
-        self.embedding = nn.Parameter(
-            vectors.to(torch.promote_types(vectors.dtype, torch.float32))
-        )
+        dtype = torch.promote_types(vectors.dtype, torch.float32)
+        self.embedding = nn.Parameter(vectors.to(dtype))
         self.deep = deep
 
     def forward(self) -> Float[Tensor, "p width"]:
@@ -86,13 +83,15 @@ class Table(nn.Module):
 
 
 class VirtualTokens(walk.Wrapper):
-    """The adapters of one model, by name. A `Wrapper` in no layer's place: the walk
-    does not look inside.
+    """The adapters of one model, by name.
+
+    It wraps no layer. It is a `Wrapper` so that the walk does not look inside.
     """
 
     def __init__(self) -> None:
         super().__init__(nn.Identity())
-        self.encoders, self.configs = nn.ModuleDict(), {}
+        self.encoders = nn.ModuleDict()
+        self.configs: dict[str, object] = {}
         self.active: str | None = None
 
     @property
@@ -106,17 +105,14 @@ class VirtualTokens(walk.Wrapper):
         """Forward pre-hook: the call as the model must see it."""
         if self.encoder is None:
             return None
-        call = (
-            dict(zip(inspect.signature(model.forward).parameters, args, strict=False))
-            | kwargs
-        )
-        return (), rewrite(model, self.encoder, call)
+        return (), rewrite(model, self.encoder, as_keywords(model, args, kwargs))
 
     def after(
         self, model: nn.Module, args: tuple, kwargs: dict, output: object
     ) -> object:
-        """Forward hook: with `labels` the last virtual token predicts the first real
-        one; drop its logits again.
+        """Forward hook: drop the logits of the last virtual token again.
+
+        With `labels` it is asked for them, since it predicts the first real token.
         """
         if (
             kwargs.get("labels") is None
@@ -128,6 +124,31 @@ class VirtualTokens(walk.Wrapper):
             return (output[0], output[1][:, 1:], *output[2:])
         output.logits = output.logits[:, 1:]
         return output
+
+
+def as_keywords(model: nn.Module, args: tuple, kwargs: dict) -> dict:
+    """The arguments of a call of `model`, all by name."""
+    names = inspect.signature(model.forward).parameters
+    return dict(zip(names, args, strict=False)) | kwargs
+
+
+def cache_name(model: nn.Module) -> str:
+    """How `model` calls the argument that holds its cache."""
+    return "cache" if isinstance(model, Llama) else "past_key_values"
+
+
+def stored_tokens(model: nn.Module, call: dict) -> int:
+    """How many tokens the cache of a call holds."""
+    cache = call.get(cache_name(model))
+    if cache is None:
+        return 0
+    return cache.length if isinstance(model, Llama) else cache.get_seq_length()
+
+
+def new_tokens(call: dict) -> Tensor:
+    """The input of a call: (B, T) ids or (B, T, d) embeddings."""
+    ids = call.get("input_ids")
+    return call["inputs_embeds"] if ids is None else ids
 
 
 def rewrite(model: nn.Module, encoder: nn.Module, call: dict) -> dict:
@@ -148,57 +169,50 @@ def rewrite(model: nn.Module, encoder: nn.Module, call: dict) -> dict:
             " prompt tuning or P-Tuning, which need none"
         )
     vectors = encoder()
-    p, cache_name = (
-        len(vectors),
-        "cache" if isinstance(model, Llama) else "past_key_values",
-    )
-    cache = call.get(cache_name)
-    length = (
-        0
-        if cache is None
-        else cache.length
-        if isinstance(model, Llama)
-        else cache.get_seq_length()
-    )
+    p = len(vectors)
+    starts = stored_tokens(model, call) == 0  # else the cache has the virtual tokens
     call = {**call, "attention_mask": extend_mask(call.get("attention_mask"), p)}
-    if not length and not encoder.deep:
+    if starts and not encoder.deep:
         return _shallow(model, vectors, call)
     if call.get("position_ids") is not None:
         call["position_ids"] = call["position_ids"] + p
-    if length:
-        return call
-    given = (
-        call["inputs_embeds"] if call.get("input_ids") is None else call["input_ids"]
-    )
-    shape, dtype = shape_of(model), embedding_of(model).weight.dtype
-    pairs = prefixes.split(vectors.to(dtype), shape.layers, shape.heads)
-    return {
-        **call,
-        cache_name: prefixes.fill(
-            cache, pairs, len(given), transformers=cache_name != "cache"
-        ),
-    }
+    if starts:
+        shape = shape_of(model)
+        dtype = embedding_of(model).weight.dtype
+        pairs = prefixes.split(vectors.to(dtype), shape.layers, shape.heads)
+        call[cache_name(model)] = prefixes.fill(
+            call.get(cache_name(model)),
+            pairs,
+            batch=len(new_tokens(call)),
+            transformers=not isinstance(model, Llama),
+        )
+    return call
 
 
 def _shallow(model: nn.Module, prompt: Float[Tensor, "p d"], call: dict) -> dict:
-    """The call with `inputs_embeds` of p + T tokens and logits for the T real ones (one
-    more where labels are given).
+    """The call with `inputs_embeds` of p + T tokens and logits for the T real ones.
+
+    Where labels are given there is one logit more.
     """
-    ids, embeds = call.pop("input_ids", None), call.get("inputs_embeds")
-    embeds = embedding_of(model)(ids) if embeds is None else embeds
-    T, keep = embeds.shape[1], call.get("logits_to_keep", 0)
+    ids = call.pop("input_ids", None)
+    embeds = call.get("inputs_embeds")
+    if embeds is None:
+        embeds = embedding_of(model)(ids)
+    p = len(prompt)
+    T = embeds.shape[1]
     call["inputs_embeds"] = prepend(prompt, embeds)
     if call.get("position_ids") is not None:
-        call["position_ids"] = extend_positions(call["position_ids"], len(prompt))
-    if isinstance(keep, Tensor):
-        call["logits_to_keep"] = keep + len(prompt)
+        call["position_ids"] = extend_positions(call["position_ids"], p)
+
+    keep = call.get("logits_to_keep", 0)  # 0: all
+    if isinstance(keep, Tensor):  # places in the input
+        call["logits_to_keep"] = keep + p
     else:
         call["logits_to_keep"] = min(keep or T, T)
     if call.get("labels") is not None:
-        call["labels"], call["logits_to_keep"] = (
-            F.pad(call["labels"], (1, 0), value=-100),
-            T + 1,
-        )
+        # the loss shifts: the last virtual token predicts the first label
+        call["labels"] = F.pad(call["labels"], (1, 0), value=-100)
+        call["logits_to_keep"] = T + 1
     return call
 
 
@@ -221,8 +235,9 @@ def check_new(model: nn.Module, adapter: str) -> None:
 def install(
     model: nn.Module, encoder: nn.Module, config: object, adapter: str
 ) -> nn.Module:
-    """Freeze `model` and give it the virtual tokens that `encoder` makes, the active
-    ones from now on.
+    """Freeze `model` and give it the virtual tokens that `encoder` makes.
+
+    They are the active ones from now on.
     """
     check_new(model, adapter)
     model.requires_grad_(False)
@@ -231,23 +246,22 @@ def install(
         model.register_forward_pre_hook(model.virtual_tokens.before, with_kwargs=True)
         model.register_forward_hook(model.virtual_tokens.after, with_kwargs=True)
     tokens = model.virtual_tokens
-    if getattr(encoder, "head", None) is not None and not isinstance(
-        model.lm_head, LabelHead
-    ):
+    if has_head(encoder) and not isinstance(model.lm_head, LabelHead):
         walk.replace(model, "lm_head", LabelHead(model.lm_head, tokens))
-    tokens.encoders[adapter], tokens.configs[adapter] = (
-        encoder.train(model.training),
-        config,
-    )
+    tokens.encoders[adapter] = encoder.train(model.training)
+    tokens.configs[adapter] = config
     set_adapter(model, adapter)
     return model
 
 
 def adapters(model: nn.Module) -> list[str]:
-    """The names of the adapters that give `model` virtual tokens, in the order they
-    came.
-    """
+    """The adapters that give `model` virtual tokens, in the order they came."""
     return list(model.virtual_tokens.configs) if hasattr(model, NAME) else []
+
+
+def has_head(encoder: nn.Module) -> bool:
+    """Whether an encoder brings a label head."""
+    return getattr(encoder, "head", None) is not None
 
 
 def get(model: nn.Module, adapter: str) -> tuple[nn.Module, object]:
@@ -275,15 +289,15 @@ def set_adapter(model: nn.Module, adapter: str | None) -> None:
 
 
 def fold(model: nn.Module, adapter: str = "default") -> None:
-    """Replace an encoder by the table of what it gives: its network is no longer needed
-    once training is over.
+    """Replace an encoder by the table of what it gives.
+
+    Its network is no longer needed once training is over.
     """
     encoder, _ = get(model, adapter)
     table = Table(vectors_of(encoder), encoder.deep)
     table.head = getattr(encoder, "head", None)
-    model.virtual_tokens.encoders[adapter] = table.requires_grad_(
-        model.virtual_tokens.active == adapter
-    )
+    table.requires_grad_(model.virtual_tokens.active == adapter)
+    model.virtual_tokens.encoders[adapter] = table
 
 
 @torch.no_grad()
@@ -296,44 +310,37 @@ def vectors_of(encoder: nn.Module) -> Float[Tensor, "p width"]:
 
 
 def of_text(model: nn.Module, ids: tuple[int, ...]) -> Float[Tensor, "p width"]:
-    """A text's own keys and values, computed by the plain base even where an adapter is
-    active.
+    """A text's own keys and values, as the plain base computes them.
+
+    An adapter that is active is so again afterwards.
     """
     active = model.virtual_tokens.active if adapters(model) else None
     set_adapter(model, None)
-    prefix = prefixes.of_tokens(
-        model, torch.tensor(ids, device=embedding_of(model).weight.device)
-    )
+    device = embedding_of(model).weight.device
+    prefix = prefixes.of_tokens(model, torch.tensor(ids, device=device))
     set_adapter(model, active)
     return prefix
 
 
 def remove(model: nn.Module, adapter: str | None = None) -> nn.Module:
-    """Take one adapter off, or all. With the last one gone, `model` is the base again,
-    bit for bit (still frozen).
+    """Take one adapter off, or all of them.
+
+    Without adapters `model` is the base again, bit for bit (still frozen).
     """
-    for name in adapters(model) if adapter is None else [adapter]:
-        get(model, name)
+    names = adapters(model) if adapter is None else [adapter]
+    for name in names:
+        get(model, name)  # raises where there is none
         tokens = model.virtual_tokens
-        del tokens.encoders[name], tokens.configs[name]
-        tokens.active = None if tokens.active == name else tokens.active
+        del tokens.encoders[name]
+        del tokens.configs[name]
+        if tokens.active == name:
+            tokens.active = None
     if not hasattr(model, NAME):
         return model
-    heads = any(
-        getattr(e, "head", None) is not None
-        for e in model.virtual_tokens.encoders.values()
-    )
-    if isinstance(getattr(model, "lm_head", None), LabelHead) and not heads:
+    heads_left = any(has_head(e) for e in model.virtual_tokens.encoders.values())
+    if isinstance(getattr(model, "lm_head", None), LabelHead) and not heads_left:
         walk.replace(model, "lm_head", model.lm_head.base)
     if not adapters(model):
-        for hooks in (model._forward_pre_hooks, model._forward_hooks):
-            for key in [
-                k
-                for k, hook in hooks.items()
-                if getattr(hook, "__self__", None) is model.virtual_tokens
-            ]:
-                del hooks[key]
-                model._forward_pre_hooks_with_kwargs.pop(key, None)
-                model._forward_hooks_with_kwargs.pop(key, None)
+        walk.unhook(model, model.virtual_tokens)
         del model.virtual_tokens
     return model

@@ -1,5 +1,4 @@
-"""Four-bit codebooks: NF4 and FP4 with one scale a block, and double quantisation of
-the scales.
+"""Four-bit codebooks: NF4 and FP4 with one scale per block, and double quantisation.
 
 Dettmers et al. 2023, https://arxiv.org/abs/2305.14314, section 3. A block of B = 64
 weights shares c = max |w|:
@@ -10,11 +9,12 @@ Double quantisation stores the c of all blocks in 8 bits as well: their mean is
 subtracted first, since a maximum is never negative, and blocks of 256 of what is left
 share a scale of their own, c₂:
 
-    bits a weight:    4 + 32/64 = 4.5    →    4 + 8/64 + 32/(64 · 256) = 4.127
+    bits per weight:  4 + 32/64 = 4.5    →    4 + 8/64 + 32/(64 · 256) = 4.127
 
-    w  weights, in one row, whatever their shape     n  their number
-    c  scales of the weights (absmax)                level  the 16 values of a codebook,
-                                                     the largest 1
+    w      weights, in one row, whatever their shape
+    n      their number
+    c      scales of the weights (absmax)
+    level  the 16 values of a codebook, the largest 1
 
 Codes and scales are bit for bit those of bitsandbytes' `quantize_4bit` on a CPU, which
 is why a last, shorter block is divided where full ones are multiplied by 1/c, and why
@@ -38,16 +38,8 @@ NF4 = (  # as published (appendix E): `normal_float` derives them
     0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 )  # fmt: skip
-_FP4 = (
-    0,
-    0.0625,
-    8,
-    12,
-    4,
-    6,
-    2,
-    3,
-)  # sign, 2 exponent bits, 1 mantissa bit, in the order of bitsandbytes' bit patterns
+# sign, 2 exponent bits, 1 mantissa bit, in the order of bitsandbytes' bit patterns
+_FP4 = (0, 0.0625, 8, 12, 4, 6, 2, 3)
 # the same format with a usual subnormal: the smallest step is 1, not 1/16
 _E2M1 = (0, 1, 2, 3, 4, 6, 8, 12)
 CODEBOOKS = {
@@ -78,29 +70,26 @@ class Quantized:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of codes and scales. The codebooks, 1 KiB for a whole model, are not
-        counted.
+        """Bytes of codes and scales.
+
+        The codebooks, 1 KiB for a whole model, are not counted.
         """
-        return sum(
-            t.nbytes
-            for t in (self.packed, self.scales, self.scales2, self.offset)
-            if t is not None
-        )
+        parts = (self.packed, self.scales, self.scales2, self.offset)
+        return sum(part.nbytes for part in parts if part is not None)
 
 
 def normal_float(bits: int = 4, offset: float = 0.9677083) -> Float[Tensor, "levels"]:
-    """NFk: quantiles of N(0, 1), scaled to [−1, 1]; 2^(k−1) − 1 negative ones, an exact
-    0, and 2^(k−1) positive ones.
+    """NFk: quantiles of N(0, 1), scaled to [−1, 1].
 
+    There are 2^(k−1) − 1 negative ones, an exact 0, and 2^(k−1) positive ones.
     Each side steps evenly in probability from `offset` to ½. The offset lies midway
     between 1 − 1/32 and 1 − 1/30.
     """
     half = 2 ** (bits - 1)
 
-    def side(n):
-        return torch.special.ndtri(
-            torch.linspace(offset, 0.5, n + 1)[:-1].double()
-        ).float()
+    def side(n: int) -> Float[Tensor, "n"]:
+        probabilities = torch.linspace(offset, 0.5, n + 1)[:-1].double()
+        return torch.special.ndtri(probabilities).float()
 
     values = torch.cat([-side(half - 1), torch.zeros(1), side(half).flip(0)])
     return values / values.max()
@@ -121,9 +110,8 @@ def nearest(x: Float[Tensor, "*any"], levels: Float[Tensor, "levels"]) -> Tensor
     """The code of the nearest level for each x; halfway, the smaller level."""
     order = levels.argsort(stable=True)
     ranked = levels[order]
-    return order.int()[
-        torch.bucketize(x, (ranked[:-1] + ranked[1:]) / 2, out_int32=True)
-    ]
+    midpoints = (ranked[:-1] + ranked[1:]) / 2
+    return order.int()[torch.bucketize(x, midpoints, out_int32=True)]
 
 
 def absmax_blocks(
@@ -131,15 +119,14 @@ def absmax_blocks(
 ) -> tuple[Float[Tensor, "blocks"], Float[Tensor, "n"]]:
     """(c of each block, w / c). The last block may be short."""
     full = len(flat) // block * block
-    blocks, rest = flat[:full].view(-1, block), flat[full:]
+    blocks = flat[:full].view(-1, block)  # (full blocks, block)
+    rest = flat[full:]
     c = blocks.abs().amax(-1)
     scaled = (blocks * (1.0 / c.clamp(min=1e-38))[:, None]).clamp(-1, 1).flatten()
-    if len(rest):
+    if len(rest):  # divided, as bitsandbytes does it: the bits differ from · 1/c
         last = rest.abs().amax().clamp(min=1e-38)
-        c, scaled = (
-            torch.cat([c, last[None]]),
-            torch.cat([scaled, (rest / last).clamp(-1, 1)]),
-        )
+        c = torch.cat([c, last[None]])
+        scaled = torch.cat([scaled, (rest / last).clamp(-1, 1)])
     return c, scaled
 
 
@@ -166,7 +153,8 @@ def quantize(
             f"w must hold floating-point values, not {w.numel()} of {w.dtype}"
         )
     c, scaled = absmax_blocks(w.detach().reshape(-1).float(), block)
-    packed = pack(nearest(F.pad(scaled, (0, len(scaled) % 2)), levels))
+    even = F.pad(scaled, (0, len(scaled) % 2))  # two codes fill a byte
+    packed = pack(nearest(even, levels))
     scales, scales2, offset = quantize_scales(c) if double else (c, None, None)
     return Quantized(
         packed, scales, scales2, offset, tuple(w.shape), w.dtype, kind, block
@@ -178,25 +166,23 @@ def unpacked_levels(
 ) -> Float[Tensor, "2*bytes"]:
     """The level of each code: a byte looks up both of its levels at once."""
     levels = F.pad(levels, (0, 16 - len(levels)))
-    # (256, 2): 8 bytes for each byte
+    # row `byte`: the levels of its high half and of its low half
     pairs = torch.stack([levels.repeat_interleave(16), levels.repeat(16)], dim=1)
-    return (
-        pairs.view(torch.float64)
-        .flatten()
-        .index_select(0, packed.flatten().int())
-        .view(torch.float32)
-    )
+    # two fp32 numbers move as one of 64 bits, so that one look-up brings both
+    table = pairs.view(torch.float64).flatten()  # (256, 2) → (256)
+    return table.index_select(0, packed.flatten().int()).view(torch.float32)
 
 
 def dequantize(q: Quantized, dtype: torch.dtype | None = None) -> Float[Tensor, "..."]:
-    """ŵ = c · level, in fp32, then rounded to `dtype` (by default, what was
-    quantised).
+    """ŵ = c · level, in fp32, then rounded to `dtype`.
+
+    By default that is the dtype of what was quantised.
     """
-    values, n = (
-        unpacked_levels(q.packed, levels_of(q.kind).to(q.packed.device)),
-        math.prod(q.shape),
-    )
-    c, full = scales_of(q), n // q.block * q.block
+    n = math.prod(q.shape)
+    levels = levels_of(q.kind).to(q.packed.device)
+    values = unpacked_levels(q.packed, levels)
+    c = scales_of(q)
+    full = n // q.block * q.block  # weights in full blocks
     values[:full].view(-1, q.block).mul_(c[: full // q.block, None])
     if full < n:
         values[full:].mul_(c[-1])
@@ -207,8 +193,7 @@ def dequantize(q: Quantized, dtype: torch.dtype | None = None) -> Float[Tensor, 
 
 
 def dynamic_map() -> Float[Tensor, "256"]:
-    """The 8-bit numbers for scales: seven decades, each with twice the levels of the
-    one below it.
+    """The 8-bit numbers for scales: seven decades, each with twice the levels below it.
 
     A "dynamic" format (Dettmers 2016, https://arxiv.org/abs/1511.04561; 2022,
     https://arxiv.org/abs/2110.02861): a sign, a run of zeros for the decade, and evenly
@@ -240,9 +225,8 @@ def encode_8bit(
     c2 = blocks.abs().amax(-1)
     scaled = (blocks * (1.0 / c2)[:, None]).clamp(-1, 1)
     if grid is not None:
-        place = (
-            (((scaled + 1) * 0.5).double() * (grid - 1) + 0.5).float().floor()
-        )  # rounded once, as a fused operation is
+        # in double, so that it is rounded once, as a fused operation is
+        place = (((scaled + 1) * 0.5).double() * (grid - 1) + 0.5).float().floor()
         scaled = -1 + 2 * place / (grid - 1)
     # a block of zeros gets code 0
     codes = torch.where(c2[:, None] > 0, nearest(scaled, dynamic_map().to(x.device)), 0)
@@ -265,14 +249,19 @@ def scales_of(q: Quantized) -> Float[Tensor, "blocks"]:
 
 
 def stored_bytes(n: int, block: int = 64, double: bool = True) -> dict[str, int]:
-    """Bytes of a `Quantized` of n weights, exactly: the last block, and the last byte,
-    may be partly empty.
+    """Bytes of a `Quantized` of n weights, exactly.
+
+    The last block, and the last byte, may be partly empty.
     """
-    blocks = -(-n // block)
-    scales = blocks + 4 * -(-blocks // SCALES_BLOCK) + 4 if double else 4 * blocks
-    return {"codes": -(-n // 2), "scales": scales}
+    blocks = math.ceil(n / block)
+    scales = 4 * blocks  # c in fp32
+    if double:  # c in 8 bits, c₂ and the mean in fp32
+        scales = blocks + 4 * math.ceil(blocks / SCALES_BLOCK) + 4
+    return {"codes": math.ceil(n / 2), "scales": scales}
 
 
 def bits_per_weight(block: int = 64, double: bool = True) -> float:
     """4 bits, and a weight's share of its block's scale, as the paper counts."""
-    return 4 + (8 / block + 32 / (block * SCALES_BLOCK) if double else 32 / block)
+    if double:
+        return 4 + (8 / block + 32 / (block * SCALES_BLOCK))
+    return 4 + 32 / block

@@ -2,18 +2,19 @@
 
 Dettmers et al. 2023, https://arxiv.org/abs/2305.14314, equation 5, in LoRA's symbols:
 
-    h = ŵ(W₀) x + (α/r) B A x        ŵ(W₀) = dequantize(c₂, c, W₀ in NF4), made anew for
-                                     each product
+    h = ŵ x + (α/r) B A x        ŵ = dequantize(c₂, c, W₀ in NF4), made for each product
 
     W₀ (d, k)  4-bit codes with the scales c and c₂ (`nf4.py`), frozen
-    A  (r, k), B  (d, r)  trained, in fp32 or better
+    ŵ  (d, k)  the weight that the codes stand for, in x's dtype
+    A  (r, k)  trained, in fp32 or better
+    B  (d, r)  trained, in fp32 or better
 
-Storage has 4 bits; arithmetic has x's dtype. The way back needs ŵ once more, ∂E/∂x = ŵᵀ
-∂E/∂h + …, and dequantises again instead of keeping it; nothing ever asks for ∂E/∂W₀,
-which rounding would make zero anyway. All linears but the output head are quantised,
-whether or not they get an adapter, as in the paper; embedding, norms and biases keep
-their dtype. Simplified: the fused kernels of a GPU dequantise inside the product.
-Paging is in `paging.py`.
+Storage has 4 bits; arithmetic has x's dtype. The backward pass needs ŵ once more,
+∂E/∂x = ŵᵀ ∂E/∂h + …, and dequantises again instead of keeping it; nothing ever asks for
+∂E/∂W₀, which rounding would make zero anyway. All linears but the output head are
+quantised, whether or not they get an adapter, as in the paper; embedding, norms and
+biases keep their dtype. Simplified: the fused kernels of a GPU dequantise inside the
+product. Paging is in `paging.py`.
 """
 
 from __future__ import annotations
@@ -37,9 +38,7 @@ from llmlab.peft.qlora import nf4
 
 @dataclass(frozen=True)
 class QLoRAConfig(LoRAConfig):
-    """LoRA's settings, with the paper's choices as defaults, and how the base is
-    stored.
-    """
+    """LoRA's settings, with the paper's defaults, and how the base is stored."""
 
     r: int = 64
     alpha: float = 16
@@ -69,37 +68,39 @@ class _FrozenProduct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
-        for_x, _, for_bias = ctx.needs_input_grad
-        grad_x = grad @ nf4.dequantize(ctx.q, grad.dtype) if for_x else None
-        return (
-            grad_x,
-            None,
-            grad.reshape(-1, grad.shape[-1]).sum(0) if for_bias else None,
-        )
+        x_needs_grad, _, bias_needs_grad = ctx.needs_input_grad
+        grad_x = None
+        grad_bias = None
+        if x_needs_grad:
+            grad_x = grad @ nf4.dequantize(ctx.q, grad.dtype)  # (*batch, k)
+        if bias_needs_grad:
+            grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0)  # (d)
+        return grad_x, None, grad_bias
 
 
 class Linear4bit(nn.Linear):
-    """A linear whose weight is 4-bit codes. To the walk, and to LoRA, it is a linear
-    like any other.
+    """A linear whose weight is 4-bit codes.
+
+    For the walk, and for LoRA, it is a linear like any other.
     """
 
     def __init__(
         self, linear: nn.Linear, kind: str, block: int, double: bool, keep: bool = False
     ) -> None:
-        nn.Module.__init__(self)
+        nn.Module.__init__(self)  # not nn.Linear's, which would allocate a weight
         q = nf4.quantize(linear.weight, kind, block, double)
-        self.in_features, self.out_features, self.bias = (
-            linear.in_features,
-            linear.out_features,
-            linear.bias,
-        )
-        self.kind, self.block, self.dtype = kind, block, linear.weight.dtype
+        self.in_features = linear.in_features
+        self.out_features = linear.out_features
+        self.bias = linear.bias
+        self.kind = kind
+        self.block = block
+        self.dtype = linear.weight.dtype
         self.weight = nn.Parameter(q.packed, requires_grad=False)
         self.register_buffer("scales", q.scales)
         self.register_buffer("scales2", q.scales2)
         self.register_buffer("offset", q.offset)
         # in a tuple it is no part of this module
-        self.kept = (_on_host(linear),) if keep else ()
+        self.float_linear = (_on_host(linear),) if keep else ()
 
     @property
     def quantized(self) -> nf4.Quantized:
@@ -118,9 +119,10 @@ class Linear4bit(nn.Linear):
 
     def forward(self, x: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch d"]:
         """x ŵᵀ + bias in x's dtype."""
-        return _FrozenProduct.apply(
-            x, self.quantized, None if self.bias is None else self.bias.to(x.dtype)
-        )
+        bias = self.bias
+        if bias is not None:
+            bias = bias.to(x.dtype)
+        return _FrozenProduct.apply(x, self.quantized, bias)
 
     def dequantized(self) -> nn.Linear:
         """A plain linear with the weight ŵ, frozen; the bias is the same one."""
@@ -143,16 +145,15 @@ class Linear4bit(nn.Linear):
 
 def _on_host(linear: nn.Linear) -> nn.Linear:
     """`linear` itself in host memory; a copy there when it stands on an accelerator."""
-    return (
-        linear
-        if linear.weight.device.type in ("cpu", "meta")
-        else copy.deepcopy(linear).cpu()
-    )
+    if linear.weight.device.type in ("cpu", "meta"):
+        return linear
+    return copy.deepcopy(linear).cpu()
 
 
 def quantize(model: nn.Module, config: QLoRAConfig) -> nn.Module:
-    """Put the base in 4 bits, in place: every linear that `config.quantize_modules`
-    means and that has floats still.
+    """Put the base in 4 bits, in place.
+
+    This means every linear of `config.quantize_modules` that still has floats.
 
     Raises:
         ValueError: a target names no linear.
@@ -160,13 +161,10 @@ def quantize(model: nn.Module, config: QLoRAConfig) -> nn.Module:
     for name, place in walk.find(model, config.quantize_modules).items():
         linear = walk.base_of(place)
         if linear.weight.is_floating_point():
-            _put(
-                model,
-                name,
-                Linear4bit(
-                    linear, config.kind, config.block, config.double, config.keep_base
-                ),
+            small = Linear4bit(
+                linear, config.kind, config.block, config.double, config.keep_base
             )
+            _put(model, name, small)
     return model
 
 
@@ -184,13 +182,15 @@ def _put(model: nn.Module, name: str, layer: nn.Module) -> None:
 def installed(model: nn.Module) -> Iterator[tuple[str, Linear4bit]]:
     """The 4-bit linears by name, also those under wrappers."""
     for name, place in walk.places(model):
-        if isinstance(layer := walk.base_of(place), Linear4bit):
+        layer = walk.base_of(place)
+        if isinstance(layer, Linear4bit):
             yield name, layer
 
 
 def dequantize(model: nn.Module) -> nn.Module:
-    """Every 4-bit linear becomes a plain one with its ŵ, in place. What rounding took
-    does not come back.
+    """Every 4-bit linear becomes a plain one with its ŵ, in place.
+
+    What rounding lost does not come back.
     """
     for name, layer in list(installed(model)):
         _put(model, name, layer.dequantized())
@@ -203,9 +203,9 @@ def apply(
     adapter: str = "default",
     generator: torch.Generator | None = None,
 ) -> nn.Module:
-    """Freeze `model`, put its linears in 4 bits and add a LoRA adapter, the active one
-    from now on. In place.
+    """Freeze `model`, put its linears in 4 bits and add a LoRA adapter, in place.
 
+    The adapter is the active one from now on.
     `num_parameters`, `adapters`, `set_adapter`, `combine` and the rest of LoRA work on
     the result as they are.
 
@@ -218,43 +218,44 @@ def apply(
 
 
 def remove(model: nn.Module, adapter: str | None = None) -> nn.Module:
-    """Take one adapter off, or all. With the last one gone, the base is what it was
-    before `apply`, bit for bit.
+    """Take one adapter off, or all of them.
 
-    That is the float base where `keep_base` kept it, else the 4-bit one. It stays
-    frozen.
+    Without adapters the base is what it was before `apply`, bit for bit: the float base
+    where `keep_base` saved it, else the 4-bit one. It stays frozen.
     """
     lora.remove(model, adapter)
+    if lora.adapters(model):
+        return model
     for name, layer in list(installed(model)):
-        if layer.kept and not lora.adapters(model):
-            _put(
-                model, name, layer.kept[0].to(layer.weight.device).requires_grad_(False)
-            )
+        if layer.float_linear:
+            linear = layer.float_linear[0].to(layer.weight.device)
+            _put(model, name, linear.requires_grad_(False))
     return model
 
 
 def merge_and_unload(model: nn.Module) -> nn.Module:
-    """ŵ + ΔW as plain floats, 16 or 32 bits a weight again. Rounding them to 4 bits
-    would throw most of ΔW away.
+    """ŵ + ΔW as plain floats, 16 or 32 bits per weight again.
+
+    Rounding them to 4 bits would lose most of ΔW.
     """
     return lora.merge_and_unload(dequantize(model))
 
 
 def save(model: nn.Module, folder: str | Path, adapter: str = "default") -> None:
-    """Write one adapter as `peft` does. It is a LoRA adapter: the base's 4 bits are not
-    in it.
-    """
+    """Write one adapter as `peft` does: a LoRA adapter, without the base's 4 bits."""
     files.save(model, folder, adapter)
 
 
 def load(
     model: nn.Module, folder: str | Path, config: QLoRAConfig, adapter: str = "default"
 ) -> nn.Module:
-    """Put a LoRA adapter, ours or `peft`'s, on `model` and the base in 4 bits as
-    `config` says (its r and α are not read).
+    """Put a LoRA adapter, ours or `peft`'s, on `model`, and the base in 4 bits.
+
+    Args:
+        config: says how the base is stored; its r and α are not read.
 
     Raises:
-        FileNotFoundError, ValueError: as `lora_adapters.load` does.
+        FileNotFoundError, ValueError: as `lora.files.load` does.
     """
     walk.find(model, config.quantize_modules)
     files.load(model, folder, adapter)
@@ -266,61 +267,56 @@ def load(
 
 def nbytes(model: nn.Module) -> dict[str, int]:
     """Bytes by kind: 4-bit codes, their scales, trained parameters, all other weights.
+
     Each tensor counts once.
     """
+    kinds: dict[int, str] = {}
+    for _, layer in installed(model):
+        kinds[id(layer.weight)] = "codes"
+        for tensor in (layer.scales, layer.scales2, layer.offset):
+            kinds[id(tensor)] = "scales"
     count = {"codes": 0, "scales": 0, "trained": 0, "other": 0}
-    layers = [layer for _, layer in installed(model)]
-    codes = {id(layer.weight) for layer in layers}
-    scales = {
-        id(t) for layer in layers for t in (layer.scales, layer.scales2, layer.offset)
-    }
-    for tensor in {id(t): t for t in (*model.parameters(), *model.buffers())}.values():
-        mine = (
-            "codes"
-            if id(tensor) in codes
-            else "scales"
-            if id(tensor) in scales
-            else "other"
-        )
-        count["trained" if tensor.requires_grad else mine] += (
-            tensor.numel() * tensor.element_size()
-        )
+    distinct = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    for key, tensor in distinct.items():
+        kind = "trained" if tensor.requires_grad else kinds.get(key, "other")
+        count[kind] += tensor.numel() * tensor.element_size()
     return count
 
 
 def memory_plan(
     config: LlamaConfig, settings: QLoRAConfig, batch: int = 1, seq: int = 512
 ) -> dict[str, int]:
-    """Bytes on the GPU to train a Llama of shape `config`, as the paper has it: bf16
-    adapters, gradients and inputs, Adam in fp32.
+    """Bytes on the GPU to train a Llama of shape `config`, as in the paper.
 
+    Adapters, gradients and inputs are in bf16, Adam's state is in fp32.
     With gradient checkpointing each block keeps its input alone, and recomputes one
     block at a time: the inputs of one block's linears live at once. Attention scores
     and logits are left out, as in the paper's figure 6.
     """
-    d, f, L = config.hidden_size, config.intermediate_size, config.num_hidden_layers
-    shapes = {
-        f"model.layers.{i}.{n}": s
-        for i in range(L)
-        for n, s in linear_shapes(config).items()
-    }
-    four = [
-        m * k
-        for name, (m, k) in shapes.items()
-        if walk.matches(name, settings.quantize_modules)
-    ]
-    stored = [nf4.stored_bytes(n, settings.block, settings.double) for n in four]
-    adapted = {
-        name: shape
-        for name, shape in shapes.items()
-        if walk.matches(name, settings.target_modules)
-    }
-    trained = sum(settings.rank(name) * sum(shape) for name, shape in adapted.items())
-    live = 2 * d + config.num_attention_heads * config.head_dim + 3 * f
+    d = config.hidden_size
+    L = config.num_hidden_layers
+    quantized = 0  # weights in 4 bits
+    codes = 0
+    scales = 0
+    trained = 0
+    for i in range(L):
+        for ending, (rows, columns) in linear_shapes(config).items():
+            name = f"model.layers.{i}.{ending}"
+            if walk.matches(name, settings.quantize_modules):
+                n = rows * columns
+                stored = nf4.stored_bytes(n, settings.block, settings.double)
+                quantized += n
+                codes += stored["codes"]
+                scales += stored["scales"]
+            if walk.matches(name, settings.target_modules):
+                trained += settings.rank(name) * (rows + columns)
+    # one token's inputs of one block's linears
+    heads = config.num_attention_heads * config.head_dim
+    live = 2 * d + heads + 3 * config.intermediate_size
     return {
-        "4-bit codes": sum(s["codes"] for s in stored),
-        "scales": sum(s["scales"] for s in stored),
-        "other weights": 2 * (parameters(config) - sum(four)),
+        "4-bit codes": codes,
+        "scales": scales,
+        "other weights": 2 * (parameters(config) - quantized),
         "adapters": 2 * trained,
         "gradients": 2 * trained,
         "optimizer": 8 * trained,

@@ -77,9 +77,12 @@ def test_a_number_worked_by_hand():
 
 
 @given(
-    d=st.integers(1, 9), k=st.integers(1, 9), r=st.integers(1, 12), batch=st.lists(st.integers(1, 3), max_size=3),
+    d=st.integers(1, 9),
+    k=st.integers(1, 9),
+    r=st.integers(1, 12),
+    batch=st.lists(st.integers(1, 3), max_size=3),
     scaling=st.floats(-4, 4),
-)  # fmt: skip
+)
 @settings(max_examples=40, deadline=None)
 def test_the_path_is_the_product_with_delta_weight(d, k, r, batch, scaling):
     dice = torch.Generator().manual_seed(d * 100 + k * 10 + r)
@@ -293,7 +296,10 @@ def test_dropout_is_on_the_low_rank_path_alone_and_only_while_training(training)
 def test_merged_equals_unmerged_and_unmerging_returns_the_same_bits(case, make, tokens):
     model = make(attention_bias=True)
     plain = {n: p.clone() for n, p in model.state_dict().items()}
-    run = lambda: getattr(out := model(tokens), "logits", out)  # noqa: E731
+
+    def run():
+        return getattr(out := model(tokens), "logits", out)
+
     before = run()
     randomise(lora.apply(model, LoRAConfig(**case)))
     adapted = run()

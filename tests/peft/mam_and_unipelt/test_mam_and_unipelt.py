@@ -39,7 +39,7 @@ METHODS = {
 
 def all_parts(model, case):
     """The trained parameters by the names in the file."""
-    parts = unipelt._parts(model, "default") if case == "unipelt" else parts_of(model)
+    parts = unipelt.tensors(model, "default") if case == "unipelt" else parts_of(model)
     # state dicts give detached tensors: find the parameters behind them
     if case == "unipelt":
         own = {p.data_ptr(): p for p in model.parameters()}

@@ -41,9 +41,13 @@ def in_bitsandbytes(model, kind="nf4", block=64, double=True):
                 " test"
             )
         layer = bnb.nn.Linear4bit(
-            linear.in_features, linear.out_features, linear.bias is not None, quant_type=kind,
-            compress_statistics=double, compute_dtype=linear.weight.dtype,
-        )  # fmt: skip
+            linear.in_features,
+            linear.out_features,
+            linear.bias is not None,
+            quant_type=kind,
+            compress_statistics=double,
+            compute_dtype=linear.weight.dtype,
+        )
         layer.weight = bnb.nn.Params4bit(
             linear.weight.data,
             quant_type=kind,

@@ -30,7 +30,8 @@ class _Noting:
     """A communicator that notes in `used` which of its methods were asked for."""
 
     def __init__(self, comm, used: set[str]) -> None:
-        self._comm, self._used = comm, used
+        self._comm = comm
+        self._used = used
 
     def __getattr__(self, name: str):
         self._used.add(name)
@@ -38,25 +39,27 @@ class _Noting:
 
 
 def tree_rounds(ledger: Ledger, root: int) -> int:
-    """Rounds that a tree of messages needs if each rank serves its deepest branch
-    first, whatever the order of its isends.
+    """Rounds of a tree of messages if each rank serves its deepest branch first.
+
+    The order of its isends does not count.
     """
-    below = defaultdict(list)
-    for e in ledger.events("send"):
-        below[e.rank].append(e.peer)
+    children = defaultdict(list)
+    for event in ledger.events("send"):
+        children[event.rank].append(event.peer)
 
-    def need(r: int) -> int:
-        return max(
-            (k + n for k, n in enumerate(sorted(map(need, below[r]), reverse=True), 1)),
-            default=0,
-        )
+    def rounds_below(rank: int) -> int:
+        deepest_first = sorted(map(rounds_below, children[rank]), reverse=True)
+        # the message to a child arrives in round `sent`, and its branch begins then
+        branches = [sent + below for sent, below in enumerate(deepest_first, start=1)]
+        return max(branches, default=0)
 
-    return need(root)
+    return rounds_below(root)
 
 
 def on_the_clock(p: int, fn) -> tuple[list, Ledger]:
-    """As `ranks.on_ranks`, with a clock: `ledger.time` is the number of messages on the
-    longest chain.
+    """As `ranks.on_ranks`, with a clock that counts messages.
+
+    `ledger.time` is the number of messages on the longest chain.
     """
     world = World(p, link=Link(latency=1.0, bandwidth=1e15))
     try:
@@ -114,13 +117,11 @@ def crossover(answer):
         (100, Link(1e-5, 1e10)),
     ):
         what = f"crossover({p}, {link})"
-        a, b, L, exact, part = (
-            link.latency,
-            link.bandwidth,
-            math.ceil(math.log2(p)),
-            math.log2(p),
-            (p - 1) / p,
-        )
+        a = link.latency
+        b = link.bandwidth
+        exact = math.log2(p)
+        L = math.ceil(exact)
+        part = (p - 1) / p
         mistakes = {
             "α / β instead of α · β: a latency times a bandwidth is a size": (
                 a / b * (p - 1 - L) / (L - part)
@@ -128,15 +129,18 @@ def crossover(answer):
             "this is in bits, or something else is 8 times too large": (
                 8 * a * b * (p - 1 - L) / (L - part)
             ),
-            "the ring's volume is not (p−1)/p · n here: each of its steps sends a chunk of n/p, not n": (
-                a * b * (p - 1 - L) / (L - (p - 1))
-            ),
-            "the tree is counted once: an all-reduce is a reduce and then a broadcast": (
-                a * b * (2 * (p - 1) - L) / (L - 2 * part)
-            ),
-            "the ring is counted once: it takes p − 1 steps to sum and p − 1 to hand the sums around": (
-                a * b * (p - 1 - 2 * L) / (2 * L - part)
-            ),
+            (
+                "the ring's volume is not (p−1)/p · n here: each of its steps sends a"
+                " chunk of n/p, not n"
+            ): a * b * (p - 1 - L) / (L - (p - 1)),
+            (
+                "the tree is counted once: an all-reduce is a reduce and then a"
+                " broadcast"
+            ): a * b * (2 * (p - 1) - L) / (L - 2 * part),
+            (
+                "the ring is counted once: it takes p − 1 steps to sum and p − 1 to"
+                " hand the sums around"
+            ): a * b * (p - 1 - 2 * L) / (2 * L - part),
             "the sign is wrong": -a * b * (p - 1 - L) / (L - part),
         }
         if exact != L:
@@ -174,10 +178,8 @@ def crossover(answer):
 def tree_broadcast(answer):
     """A broadcast by a binomial tree of sends and receives."""
     for p, root in ((8, 0), (8, 3), (6, 5), (5, 1), (2, 1), (1, 0)):
-        x, what = (
-            torch.randn(3, 2),
-            f"tree_broadcast(comm, x, root={root}) with {p} ranks",
-        )
+        x = torch.randn(3, 2)
+        what = f"tree_broadcast(comm, x, root={root}) with {p} ranks"
         used: set[str] = set()
         results, ledger = on_the_clock(
             p,
@@ -205,7 +207,8 @@ def tree_broadcast(answer):
                 f"{what}: {ledger.count('send')} messages are sent, and {p - 1} are"
                 " enough"
             )
-        rounds, allowed = round(ledger.time), math.ceil(math.log2(p))
+        rounds = round(ledger.time)
+        allowed = math.ceil(math.log2(p))
         # the clock takes messages that are under way at once in any order
         if "isend" in used:
             rounds = min(rounds, tree_rounds(ledger, root))
@@ -246,14 +249,10 @@ def tree_broadcast(answer):
     ),
 )
 def log_all_reduce(answer):
-    """Challenge: an all-reduce in 2⌈log₂ p⌉ messages and 2(p−1)/p·n bytes a rank, for
-    any p.
-    """
+    """Challenge: an all-reduce in 2⌈log₂ p⌉ messages, 2(p−1)/p·n bytes per rank."""
     for p in (4, 3, 6, 7, 1):
-        xs, what = (
-            [torch.randn(2 * p) for _ in range(p)],
-            f"log_all_reduce(comm, x) with {p} ranks",
-        )
+        xs = [torch.randn(2 * p) for _ in range(p)]
+        what = f"log_all_reduce(comm, x) with {p} ranks"
         results, ledger = on_the_clock(
             p, lambda comm, xs=xs: answer(comm, xs[comm.rank])
         )
@@ -298,13 +297,15 @@ def _sum_or_mistake(got, total, xs: list, r: int, what: str) -> None:
     mistakes = {}
     if p > 1:
         mistakes = {
-            "the chunks are right but in the order of this rank's list: chunk c is parts[(c − r) % p]": torch.cat(
-                [chunks[0][(r + i) % p] for i in range(p)]
-            ),
+            (
+                "the chunks are right but in the order of this rank's list: chunk c is"
+                " parts[(c − r) % p]"
+            ): torch.cat([chunks[0][(r + i) % p] for i in range(p)]),
             "nothing was added: this is the rank's own x": xs[r],
-            "nothing was added: this is chunk c of rank c, for all c; the reduce-scatter is missing": torch.cat(
-                [chunks[1 + c][c] for c in range(p)]
-            ),
+            (
+                "nothing was added: this is chunk c of rank c, for all c; the"
+                " reduce-scatter is missing"
+            ): torch.cat([chunks[1 + c][c] for c in range(p)]),
             "this is the mean; the sum is asked": total / p,
             "the rank's own x is in the sum twice": total + xs[r],
         }

@@ -1,6 +1,4 @@
-"""Following a learner's list of messages: the first one that does not do what a ring
-all-reduce asks is named.
-"""
+"""Follows a learner's list of messages, and names the first that goes wrong."""
 
 from __future__ import annotations
 
@@ -13,8 +11,11 @@ Moves = list[tuple[int, int, int, int]]
 
 
 def read_moves(moves: list, p: int, what: str) -> Moves:
-    """The list as tuples of four integers, in order of steps; each of them between two
-    ranks that there are.
+    """The list as tuples of four integers, in order of steps.
+
+    Raises:
+        Mistake: an entry is not four integers, or has a rank, chunk or step that does
+            not exist; a rank sends twice in a step.
     """
     for m in moves:
         if (
@@ -66,14 +67,14 @@ def follow_ring(moves: Moves, p: int, what: str) -> None:
     for step in range(2 * (p - 1)):
         now = [m for m in moves if m[0] == step]
         if len(now) < p:
-            raise Mistake(
-                f"{what}: only the first half is there: p − 1 more steps hand the"
-                " finished chunks around"
-                if step == p - 1 and not now
-                else (
-                    f"{what}: in step {step} only {len(now)} of {p} ranks send: in each"
-                    f" of the {2 * (p - 1)} steps all do"
+            if step == p - 1 and not now:
+                raise Mistake(
+                    f"{what}: only the first half is there: p − 1 more steps hand the"
+                    " finished chunks around"
                 )
+            raise Mistake(
+                f"{what}: in step {step} only {len(now)} of {p} ranks send: in each of"
+                f" the {2 * (p - 1)} steps all do"
             )
         letters = [
             (src, dst, chunk, held[src][chunk].copy()) for _, src, dst, chunk in now

@@ -56,24 +56,29 @@ def bubble(answer):
             got,
             right=right,
             mistakes={
-                "this compares waiting with working; asked is its share of the whole step, waiting and working": (
-                    (p - 1) / (v * m)
-                ),
-                "this is the share in which a rank works; asked is the share in which it waits": (
-                    1 - right
-                ),
-                "v changes nothing here: with v chunks a rank, the pipe fills in p − 1 shorter slots": (
-                    (p - 1) / (m + p - 1)
-                ),
-                "only the waiting gets shorter with v, and with it the step: the work stays m slots": (
-                    (p - 1) / (v * (m + p - 1))
-                ),
+                (
+                    "this compares waiting with working; asked is its share of the"
+                    " whole step, waiting and working"
+                ): ((p - 1) / (v * m)),
+                (
+                    "this is the share in which a rank works; asked is the share in"
+                    " which it waits"
+                ): (1 - right),
+                (
+                    "v changes nothing here: with v chunks a rank, the pipe fills in p"
+                    " − 1 shorter slots"
+                ): ((p - 1) / (m + p - 1)),
+                (
+                    "only the waiting gets shorter with v, and with it the step: the"
+                    " work stays m slots"
+                ): ((p - 1) / (v * (m + p - 1))),
                 "count the slots again: the step lasts m + p − 1 of them, not m + p": (
                     (p - 1) / (v * m + p)
                 ),
-                "p − 1 slots are lost, not p: the first rank waits for the others only": (
-                    p / (v * m + p - 1)
-                ),
+                (
+                    "p − 1 slots are lost, not p: the first rank waits for the others"
+                    " only"
+                ): (p / (v * m + p - 1)),
                 "v makes the bubble smaller, not larger": (
                     v * (p - 1) / (m + v * (p - 1))
                 ),
@@ -197,12 +202,14 @@ def _check_dx(got, right, weights, inputs, upstream) -> None:
         got,
         right=right,
         mistakes={
-            "a ReLU stands before every linear but the first: where its output is 0, no gradient goes through": walk(
-                lambda k: False
-            ),
-            "x itself has not been through a ReLU: its gradient is not zero where x is negative": walk(
-                lambda k: True
-            ),
+            (
+                "a ReLU stands before every linear but the first: where its output is"
+                " 0, no gradient goes through"
+            ): walk(lambda k: False),
+            (
+                "x itself has not been through a ReLU: its gradient is not zero where"
+                " x is negative"
+            ): walk(lambda k: True),
         },
         what="dx",
     )
@@ -237,9 +244,10 @@ def _check_weights(grads, leaves, weights, inputs, upstream) -> None:
             got,
             right=leaf.grad,
             mistakes={
-                "keep dy after it has been through the ReLU: the gradient of a linear's *output*, not of its ReLU's": (
-                    unmasked.T @ inputs[k]
-                )
+                (
+                    "keep dy after it has been through the ReLU: the gradient of a"
+                    " linear's *output*, not of its ReLU's"
+                ): (unmasked.T @ inputs[k])
             },
             what=what,
         )

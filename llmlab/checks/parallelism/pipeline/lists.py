@@ -69,18 +69,22 @@ def _check_warmups(lists: list, p: int, m: int) -> None:
         "all forwards come first: that is GPipe, which holds all m microbatches": (
             lambda r: m - 1
         ),
-        "the warm-up grows with r, where it must shrink: rank 0 is farthest from the loss and waits longest": lambda r: (
-            r
-        ),
-        "there is one forward too many before the first backward: it holds a microbatch for nothing": lambda r: (
-            p - r
-        ),
-        "every rank warms up alike: the last rank has its gradient at once, and needs no forward ahead": lambda r: (
-            p - 1
-        ),
-        "no forward is ahead: rank 0's first gradient comes back after a trip over all ranks; what does it do meanwhile?": (
-            lambda r: 0
-        ),
+        (
+            "the warm-up grows with r, where it must shrink: rank 0 is farthest from"
+            " the loss and waits longest"
+        ): lambda r: r,
+        (
+            "there is one forward too many before the first backward: it holds a"
+            " microbatch for nothing"
+        ): lambda r: p - r,
+        (
+            "every rank warms up alike: the last rank has its gradient at once, and"
+            " needs no forward ahead"
+        ): lambda r: p - 1,
+        (
+            "no forward is ahead: rank 0's first gradient comes back after a trip over"
+            " all ranks; what does it do meanwhile?"
+        ): (lambda r: 0),
     }
     right = [min(p - r - 1, m - 1) for r in range(p)]
     if ahead != right:

@@ -91,21 +91,24 @@ def check_gradients(
             )
         right = given.mean(r, lambda gs: torch.stack(gs).mean(0))
         mistakes = {
-            f"gradients are {m} times too large: the loss is the mean over the {m} microbatches": lambda gs: (
-                sum(gs)
-            ),
-            "only the last microbatch's gradient is left: `.grad` adds up by itself, do not clear it in between": lambda gs: (
-                gs[-1] / m
-            ),
-            "this is the last microbatch's gradient: does every B go through its graph? keep each one's x and y until its B": lambda gs: (
-                gs[-1]
-            ),
-            "microbatches are weighted by their size; asked is the mean of their losses, one as much as the other": lambda gs: (
-                (
-                    torch.stack(gs)
-                    * (tokens / tokens.sum()).view(-1, *[1] * gs[0].dim())
-                ).sum(0)
-            ),
+            (
+                f"gradients are {m} times too large: the loss is the mean over the {m}"
+                " microbatches"
+            ): lambda gs: sum(gs),
+            (
+                "only the last microbatch's gradient is left: `.grad` adds up by"
+                " itself, do not clear it in between"
+            ): lambda gs: gs[-1] / m,
+            (
+                "this is the last microbatch's gradient: does every B go through its"
+                " graph? keep each one's x and y until its B"
+            ): lambda gs: gs[-1],
+            (
+                "microbatches are weighted by their size; asked is the mean of their"
+                " losses, one as much as the other"
+            ): lambda gs: (
+                torch.stack(gs) * (tokens / tokens.sum()).view(-1, *[1] * gs[0].dim())
+            ).sum(0),
             "the loss was divided by the number of microbatches twice": lambda gs: (
                 sum(gs) / m**2
             ),
@@ -137,12 +140,14 @@ def check_loss(found: list, given: Problem, name: str) -> None:
             "the last rank returns the sum of the losses; asked is their mean": sum(
                 given.losses
             ),
-            "the last rank returns the last microbatch's loss; asked is the mean of all": given.losses[
-                -1
-            ],
-            "the last rank returns the last microbatch's share; asked is the mean of all": (
-                given.losses[-1] / len(given.losses)
-            ),
+            (
+                "the last rank returns the last microbatch's loss; asked is the mean"
+                " of all"
+            ): given.losses[-1],
+            (
+                "the last rank returns the last microbatch's share; asked is the mean"
+                " of all"
+            ): (given.losses[-1] / len(given.losses)),
         },
         what=f"{name}: the loss",
     )

@@ -90,7 +90,8 @@ def _merge_finite(o: Tensor, lse: Tensor, scale: float) -> None:
 
 
 def _merge_values(o: Tensor, lse: Tensor, a: tuple, b: tuple) -> None:
-    (o_a, l_a), (o_b, l_b) = a, b
+    o_a, l_a = a
+    o_b, l_b = b
     right_o, right_l = reference(*a, *b)
     swapped, _ = reference(o_b, l_a, o_a, l_b)
     diagnose(
@@ -100,9 +101,10 @@ def _merge_values(o: Tensor, lse: Tensor, a: tuple, b: tuple) -> None:
             "the two outputs were added: each is an average already, so weigh them": (
                 o_a + o_b
             ),
-            "the two outputs count half each: a piece counts as much as its sum of exponentials, e^ℓ": (
-                (o_a + o_b) / 2
-            ),
+            (
+                "the two outputs count half each: a piece counts as much as its sum of"
+                " exponentials, e^ℓ"
+            ): (o_a + o_b) / 2,
             "the weights are swapped: a's output was weighed with b's log-sum-exp": (
                 swapped
             ),
@@ -127,9 +129,10 @@ def _merge_values(o: Tensor, lse: Tensor, a: tuple, b: tuple) -> None:
                 l_a, l_b
             ),
             "this is the sum of exponentials; its logarithm is asked": right_l.exp(),
-            "the first piece's log-sum-exp comes back: the next merge would weigh the result too lightly": (
-                l_a
-            ),
+            (
+                "the first piece's log-sum-exp comes back: the next merge would weigh"
+                " the result too lightly"
+            ): l_a,
         },
         tol=1e-4,
         what="the merged log-sum-exp",
@@ -156,7 +159,8 @@ def _merge_values(o: Tensor, lse: Tensor, a: tuple, b: tuple) -> None:
 def zigzag(answer):
     """The positions of one rank's tokens under the zigzag cut."""
     for T, p in ((16, 2), (24, 3), (29, 4)):
-        pieces, cut = torch.arange(T).tensor_split(2 * p), shards(T, p, "zigzag")
+        pieces = torch.arange(T).tensor_split(2 * p)
+        cut = shards(T, p, "zigzag")
         for rank in range(p):
             what = f"zigzag(T={T}, p={p}, rank={rank})"
             got = expect(answer(T, p, rank), shape=(None,), what=what)
@@ -168,18 +172,21 @@ def zigzag(answer):
                 got,
                 right=cut[rank],
                 mistakes={
-                    "this is the contiguous cut: the last rank would have the most to do": shards(
-                        T, p, LAYOUTS[0]
-                    )[rank],
+                    (
+                        "this is the contiguous cut: the last rank would have the most"
+                        " to do"
+                    ): shards(T, p, LAYOUTS[0])[rank],
                     "this is the striped cut, every p-th token": shards(
                         T, p, "striped"
                     )[rank],
-                    "the second piece is p pieces further on: then late ranks have two late pieces": torch.cat(
-                        [pieces[rank], pieces[rank + p]]
-                    ),
-                    "the second piece is one too far: the pieces are numbered 0 … 2p − 1": torch.cat(
-                        [pieces[rank], off]
-                    ),
+                    (
+                        "the second piece is p pieces further on: then late ranks have"
+                        " two late pieces"
+                    ): torch.cat([pieces[rank], pieces[rank + p]]),
+                    (
+                        "the second piece is one too far: the pieces are numbered 0 …"
+                        " 2p − 1"
+                    ): torch.cat([pieces[rank], off]),
                     "the two pieces are in the wrong order: the earlier tokens first": (
                         torch.cat([pieces[mirror], pieces[rank]])
                     ),
@@ -220,7 +227,8 @@ def layer_memory(answer):
         (GPTShape(512, 2, 1024, 8), 1),
     ):
         s, b, h, a = shape.s, shape.b, shape.h, shape.a
-        sbh, scores = s * b * h, 5 * a * s / h
+        sbh = s * b * h
+        scores = 5 * a * s / h
         for cut in (False, True):
             for selective in (False, True):
                 what = (
@@ -234,9 +242,10 @@ def layer_memory(answer):
                 right = layer_bytes(shape, t, sequence_parallel=cut, recompute=kind)
                 kept = 0.0 if selective else scores
                 mistakes = {
-                    "t divides the 34 also without sequence parallelism: 10 of it are outside of the split regions": (
-                        sbh * (34 + kept) / t
-                    ),
+                    (
+                        "t divides the 34 also without sequence parallelism: 10 of it"
+                        " are outside of the split regions"
+                    ): sbh * (34 + kept) / t,
                     "nothing is divided by t": sbh * (34 + kept),
                     "the scores are not divided by t: a rank has a/t heads": (
                         sbh * (10 / (t if cut else 1) + 24 / t + kept)
@@ -244,21 +253,25 @@ def layer_memory(answer):
                     "sequence parallelism divides the 10, too": (
                         sbh * (10 + 24 / t + kept / t)
                     ),
-                    "the scores are still there: selective recomputation forgets them": (
-                        sbh * (10 / (t if cut else 1) + 24 / t + scores / t)
-                    ),
-                    "Q, K and V (6 of the 34) were dropped as well: they are what the scores are computed from again": (
-                        right - 6 * sbh / t
-                    ),
-                    "these are elements, or every element counts one byte; it has two": (
-                        right / 2
-                    ),
+                    (
+                        "the scores are still there: selective recomputation forgets"
+                        " them"
+                    ): sbh * (10 / (t if cut else 1) + 24 / t + scores / t),
+                    (
+                        "Q, K and V (6 of the 34) were dropped as well: they are what"
+                        " the scores are computed from again"
+                    ): right - 6 * sbh / t,
+                    (
+                        "these are elements, or every element counts one byte; it has"
+                        " two"
+                    ): right / 2,
                     "this is full recomputation: selective forgets the scores only": (
                         2 * sbh
                     ),
-                    "the scores grow with s², and so does 5as/h · sbh: a factor s is missing": (
-                        right - sbh * kept / t + 5 * a * b * kept / max(kept, 1) / t
-                    ),
+                    (
+                        "the scores grow with s², and so does 5as/h · sbh: a factor s"
+                        " is missing"
+                    ): right - sbh * kept / t + 5 * a * b * kept / max(kept, 1) / t,
                 }
                 diagnose(
                     float(got),
@@ -300,19 +313,18 @@ def ring_attention(answer):
         shards(14, 3, "zigzag"),
         shards(5, 1, "contiguous"),
     ):
-        p, T = len(cut), sum(map(len, cut))
-        q, k, v = (
-            torch.randn(B, H, T, D),
-            torch.randn(B, K, T, D),
-            torch.randn(B, K, T, D),
-        )
-        pick = lambda t, r, cut=cut: t[:, :, cut[r]].clone()  # noqa: E731
-        results, ledger = on_ranks(
-            p,
-            lambda comm, q=q, k=k, v=v, cut=cut, pick=pick: answer(
-                comm, *(pick(t, comm.rank) for t in (q, k, v)), cut
-            ),
-        )
+        p = len(cut)
+        T = sum(map(len, cut))
+        q = torch.randn(B, H, T, D)
+        k = torch.randn(B, K, T, D)
+        v = torch.randn(B, K, T, D)
+
+        def fn(comm, q=q, k=k, v=v, cut=cut):
+            tokens = cut[comm.rank]
+            local = [t[:, :, tokens].clone() for t in (q, k, v)]
+            return answer(comm, *local, cut)
+
+        results, ledger = on_ranks(p, fn)
         for r, got in enumerate(results):
             what = f"ring_attention(...) on rank {r} of {p}"
             expect(
@@ -328,9 +340,8 @@ def ring_attention(answer):
                     " with another such piece?"
                 )
             check_ring(got, (q, k, v), cut, r, what)
-        if p > 1 and ledger.count("all_gather") + ledger.count(
-            "broadcast"
-        ) + ledger.count("all_to_all"):
+        gathers = ("all_gather", "broadcast", "all_to_all")
+        if p > 1 and any(ledger.count(op) for op in gathers):
             raise Mistake(
                 "the values are right, but a rank holds all keys at once: hand them"
                 " round the ring with sendrecv"

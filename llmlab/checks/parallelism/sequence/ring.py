@@ -12,15 +12,14 @@ from llmlab.parallelism.sequence import attend
 
 
 def check_ring(got: Tensor, qkv: tuple, cut: list[Tensor], r: int, what: str) -> None:
-    """The output on rank r, against attention over all keys and over what each mistake
-    leaves of them.
-    """
+    """The output on rank r, compared with what each mistake would give."""
     q, k, v = qkv
     p = len(cut)
 
     def over(sources, positions=None, blind=False):
-        """Attention of rank r's queries over the keys of `sources`, whose positions may
-        be taken from elsewhere.
+        """Attention of rank r's queries over the keys of some ranks.
+
+        `positions`: the ranks from which the keys' positions are taken instead.
         """
         if not sources:
             return torch.full_like(got, math.nan)
@@ -62,22 +61,26 @@ def check_ring(got: Tensor, qkv: tuple, cut: list[Tensor], r: int, what: str) ->
         "only this rank's own keys were looked at": pieces[0],
         "the last step is missing: there are p steps": over(order[:-1]),
         "this rank's own keys are missing": over(order[1:]),
-        "the positions are those of rank r + s; in step s the keys of rank r − s are here": over(
-            order, [(r + s) % p for s in range(p)]
-        ),
+        (
+            "the positions are those of rank r + s; in step s the keys of rank r − s"
+            " are here"
+        ): over(order, [(r + s) % p for s in range(p)]),
         "every step used this rank's own positions for the keys": over(order, [r] * p),
-        "the mask counts from 0 on every rank: use the positions in the whole sequence": (
-            short
-        ),
-        "the mask takes the ranks' tokens for one stretch after another: `cut` says where they are": (
-            stretch
-        ),
+        (
+            "the mask counts from 0 on every rank: use the positions in the whole"
+            " sequence"
+        ): short,
+        (
+            "the mask takes the ranks' tokens for one stretch after another: `cut`"
+            " says where they are"
+        ): stretch,
         "there is no causal mask between ranks": over(order, blind=True),
         "the pieces were added: merge them by their log-sum-exp": sum(pieces),
         "the pieces were averaged: merge them by their log-sum-exp": sum(pieces) / p,
         "the last piece overwrote the others": last,
-        "this rank's keys were sent, and looked at, again in every step: hand on what came": over(
-            [r, *[(r - 1) % p] * (p - 1)]
-        ),
+        (
+            "this rank's keys were sent, and looked at, again in every step: hand on"
+            " what came"
+        ): over([r, *[(r - 1) % p] * (p - 1)]),
     }
     diagnose(got, right=right, mistakes=mistakes, tol=1e-4, what=what)

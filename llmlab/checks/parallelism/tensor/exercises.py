@@ -69,7 +69,8 @@ def all_reduce(answer):
 
 
 def _all_reduce_values(results: list, xs: list[Tensor], what: str) -> None:
-    total, p = torch.stack(xs).sum(0), len(xs)
+    total = torch.stack(xs).sum(0)
+    p = len(xs)
     for r, got in enumerate(results):
         diagnose(
             expect(got, shape=tuple(total.shape), dtype=torch.float32, what=what),
@@ -80,9 +81,10 @@ def _all_reduce_values(results: list, xs: list[Tensor], what: str) -> None:
                     "the ranks' inputs come back unchanged: nothing was added up": xs[
                         r
                     ],
-                    "the sum was taken twice: after reduce_scatter the pieces are finished": (
-                        total * p
-                    ),
+                    (
+                        "the sum was taken twice: after reduce_scatter the pieces are"
+                        " finished"
+                    ): total * p,
                     "this is the maximum; the sum is asked": torch.stack(xs).amax(0),
                 }
                 if p > 1
@@ -115,26 +117,25 @@ def _all_reduce_values(results: list, xs: list[Tensor], what: str) -> None:
 def split_mlp(answer):
     """A gated MLP split over ranks, with f and g, differentiable."""
     p, d, ff = 4, 8, 12
-    x, gate, up, down, bias = (
-        torch.randn(3, d),
-        torch.randn(ff, d),
-        torch.randn(ff, d),
-        torch.randn(d, ff),
-        torch.randn(d),
-    )
-    names, upstream = ("x", "gate", "up", "down", "bias"), torch.randn(3, d)
+    x = torch.randn(3, d)
+    gate = torch.randn(ff, d)
+    up = torch.randn(ff, d)
+    down = torch.randn(d, ff)
+    bias = torch.randn(d)
+    upstream = torch.randn(3, d)
+    names = ("x", "gate", "up", "down", "bias")
 
     def fn(comm):
-        mine = [t.clone().requires_grad_() for t in (x, gate, up, down, bias)]
+        inputs = [t.clone().requires_grad_() for t in (x, gate, up, down, bias)]
         with Products() as counter:
-            out = answer(comm, *mine)
+            out = answer(comm, *inputs)
         expect(out, shape=(3, d), dtype=torch.float32, what="split_mlp(...)")
         before = comm.ledger.count("all_reduce", comm.rank)
         if out.requires_grad:
             out.backward(upstream)
         grads = {
             n: torch.zeros_like(t) if t.grad is None else t.grad
-            for n, t in zip(names, mine, strict=True)
+            for n, t in zip(names, inputs, strict=True)
         }
         spent = comm.ledger.count("all_reduce", comm.rank) - before
         return out.detach(), out.requires_grad, grads, spent, counter.total
@@ -195,7 +196,8 @@ def vocab_parallel_loss(answer):
     for scale in (1.0, 60.0):
         logits = scale * torch.randn(N, V)
         # rows with their maximum on the first and on the last rank
-        logits[0, 0], logits[1, -1] = 3 * scale, 3 * scale
+        logits[0, 0] = 3 * scale
+        logits[1, -1] = 3 * scale
         targets = torch.tensor([0, V - 1, 5, 9, 3, 7, 16, 8])  # none is on rank 2
         pieces = logits.chunk(p, 1)
         results, ledger = on_ranks(
@@ -220,35 +222,41 @@ def vocab_parallel_loss(answer):
 def _loss_value(
     got: Tensor, z: Tensor, targets: Tensor, rank: int, p: int, what: str
 ) -> None:
-    rows, N = z.shape[1] // p, len(z)
-    own = z.chunk(p, 1)[rank]
-    z_target, m, local_m = (
-        z[torch.arange(N), targets],
-        z.amax(1),
-        torch.stack([c.amax(1) for c in z.chunk(p, 1)]),
+    rows = z.shape[1] // p
+    token = torch.arange(len(z))
+    slices = z.chunk(p, 1)
+    own = slices[rank]
+    z_target = z[token, targets]
+    m = z.amax(1)
+    local_m = torch.stack([c.amax(1) for c in slices])
+    logsum = z.logsumexp(1)
+    here = targets // rows == rank
+    # what the mistakes lead to: a target that is not shifted, and p different maxima
+    unshifted = sum(c[token, targets % rows] for c in slices)
+    mixed_sum = sum(
+        (c - maximum[:, None]).exp().sum(1)
+        for c, maximum in zip(slices, local_m, strict=True)
     )
-    logsum, here = z.logsumexp(1), targets // rows == rank
-    unshifted = sum(c[torch.arange(N), targets % rows] for c in z.chunk(p, 1))
-    mixed = sum(
-        (c - a[:, None]).exp().sum(1)
-        for c, a in zip(z.chunk(p, 1), local_m, strict=True)
-    ).log()
+    mixed = mixed_sum.log()
     diagnose(
         got,
         right=logsum - z_target,
         mistakes={
-            "each rank took its own maximum: the exponentials can only be added if all ranks take away the same": either(
-                got, mixed + local_m[rank] - z_target, mixed + m - z_target
-            ),
+            (
+                "each rank took its own maximum: the exponentials can only be added if"
+                " all ranks take away the same"
+            ): either(got, mixed + local_m[rank] - z_target, mixed + m - z_target),
             "the sum of exponentials is this rank's only: add it up over ranks": (
                 own.logsumexp(1) - z_target
             ),
-            "the target's logit is this rank's only: 0 where the target is elsewhere, then the sum over ranks": (
-                logsum - z_target * here
-            ),
-            "every rank added a logit for the target: only the rank that has the target's column may": (
-                logsum - unshifted
-            ),
+            (
+                "the target's logit is this rank's only: 0 where the target is"
+                " elsewhere, then the sum over ranks"
+            ): logsum - z_target * here,
+            (
+                "every rank added a logit for the target: only the rank that has the"
+                " target's column may"
+            ): logsum - unshifted,
             "the sign is wrong: a loss is −log of the probability": z_target - logsum,
             "the maximum was taken away and not added again": logsum - m - z_target,
             "this is the log of the sum alone: the target's logit is missing": logsum,
@@ -276,19 +284,27 @@ def _loss_value(
     ),
 )
 def matmul_2d(answer):
-    """Challenge: one block of X W on a grid of ranks, with no rank sending more than
-    SUMMA does.
-    """
-    q, (m, k, n) = 3, (2, 4, 5)
-    X, W = torch.randn(q * m, q * k), torch.randn(q * k, q * n)
-    cut = lambda t, i, j: t.chunk(q, 0)[i].chunk(q, 1)[j].clone()  # noqa: E731
+    """Challenge: one block of X W on a grid; no rank sends more than SUMMA does."""
+    q = 3
+    m, k, n = 2, 4, 5  # sides of the blocks
+    X = torch.randn(q * m, q * k)
+    W = torch.randn(q * k, q * n)
+
+    def cut(whole: Tensor, i: int, j: int) -> Tensor:
+        """Block (i, j)."""
+        return whole.chunk(q, 0)[i].chunk(q, 1)[j].clone()
+
+    def terms(i: int, j: int) -> list[Tensor]:
+        """The products whose sum is Y_ij."""
+        return [cut(X, i, t) @ cut(W, t, j) for t in range(q)]
 
     def fn(comm):
-        (down, along), (i, j) = (mesh := comm.mesh(q, q)).axes, mesh.coords
+        mesh = comm.mesh(q, q)
+        down, along = mesh.axes
+        i, j = mesh.coords
         return answer(along, down, cut(X, i, j), cut(W, i, j))
 
     results, ledger = on_ranks(q * q, fn)
-    terms = lambda i, j: [cut(X, i, t) @ cut(W, t, j) for t in range(q)]  # noqa: E731
     for rank, got in enumerate(results):
         i, j = divmod(rank, q)
         diagnose(
@@ -306,14 +322,16 @@ def matmul_2d(answer):
                 "the last step's product overwrote the others: add them up": terms(
                     i, j
                 )[-1],
-                "this rank's two blocks were multiplied, without their partners: broadcast them": (
-                    cut(X, i, j) @ cut(W, i, j)
-                ),
+                (
+                    "this rank's two blocks were multiplied, without their partners:"
+                    " broadcast them"
+                ): cut(X, i, j) @ cut(W, i, j),
                 "the first step is missing": sum(terms(i, j)[1:]),
                 "the last step is missing": sum(terms(i, j)[:-1]),
-                "X went down the columns and W along the rows: X_it belongs to row i, W_tj to column j": sum(
-                    cut(X, t, j) @ cut(W, i, t) for t in range(q)
-                ),
+                (
+                    "X went down the columns and W along the rows: X_it belongs to row"
+                    " i, W_tj to column j"
+                ): sum(cut(X, t, j) @ cut(W, i, t) for t in range(q)),
             },
             tol=1e-4,
             what=f"matmul_2d(...) on rank ({i}, {j})",

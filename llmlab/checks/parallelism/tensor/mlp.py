@@ -1,6 +1,4 @@
-"""What is wrong with a split MLP: the values and gradients that each usual mistake
-leads to.
-"""
+"""What is wrong with a split MLP: the values and gradients of each usual mistake."""
 
 from __future__ import annotations
 
@@ -27,20 +25,27 @@ def check_output(outputs: list[Tensor], x, gate, up, down, bias, p: int) -> None
             got,
             right=right,
             mistakes={
-                f"the bias was added {p} times, once on each rank: add it after the sum": (
-                    right + (p - 1) * bias
-                ),
+                (
+                    f"the bias was added {p} times, once on each rank: add it after"
+                    " the sum"
+                ): right + (p - 1) * bias,
                 "the bias is missing": right - bias,
                 "these are one rank's partial sums: g is missing": either(
                     got, mine + bias, mine
                 ),
-                "silu was applied before the sum over ranks: cut gate and up by channels (dimension 0), so that each channel is whole on one rank": (
-                    sum(mlp(a, b, c, down) for a, b, c in narrow) + bias
-                ),
-                f"the result is {p} times too large: the ranks' results are added, so each must bring its part only": either(
-                    got, p * right, p * (right - bias) + bias
-                ),
-                "the pieces of down belong to other channels than those of gate and up": (
+                (
+                    "silu was applied before the sum over ranks: cut gate and up by"
+                    " channels (dimension 0), so that each channel is whole on one"
+                    " rank"
+                ): (sum(mlp(a, b, c, down) for a, b, c in narrow) + bias),
+                (
+                    f"the result is {p} times too large: the ranks' results are added,"
+                    " so each must bring its part only"
+                ): either(got, p * right, p * (right - bias) + bias),
+                (
+                    "the pieces of down belong to other channels than those of gate"
+                    " and up"
+                ): (
                     sum(
                         mlp(x, a, b, c)
                         for (a, b, _), (_, _, c) in zip(parts, parts[::-1], strict=True)
@@ -62,9 +67,7 @@ def check_output(outputs: list[Tensor], x, gate, up, down, bias, p: int) -> None
 def check_gradients(
     grads: list[dict[str, Tensor]], inputs: tuple, upstream: Tensor, p: int
 ) -> None:
-    """Each rank's gradients: of its share of the weights, and of what all ranks
-    hold.
-    """
+    """Each rank's gradients: of its share of the weights, and of what all have."""
     x, gate, up, down, bias = (t.clone().requires_grad_() for t in inputs)
     (mlp(x, gate, up, down) + bias).backward(upstream)
     whole = {"gate": gate.grad, "up": up.grad, "down": down.grad}
@@ -77,9 +80,10 @@ def check_gradients(
             sum(g[name] for g in grads),
             right=grad,
             mistakes={
-                f"its gradient is {p} times too large: the gradient of g is the identity": (
-                    grad * p
-                )
+                (
+                    f"its gradient is {p} times too large: the gradient of g is the"
+                    " identity"
+                ): (grad * p)
             },
             tol=1e-4,
             what=f"the gradient of {name}, summed over ranks",
@@ -94,9 +98,10 @@ def check_gradients(
             g["x"],
             right=x.grad,
             mistakes={
-                "it is one rank's part: f is missing before x, so nothing sums it over ranks": (
-                    alone.grad
-                )
+                (
+                    "it is one rank's part: f is missing before x, so nothing sums it"
+                    " over ranks"
+                ): (alone.grad)
             },
             tol=1e-4,
             what=f"the gradient of x on rank {r}",
