@@ -43,8 +43,9 @@ def linear_shapes(config: LlamaConfig) -> dict[str, tuple[int, int]]:
 
 
 def parameters_by_part(config: LlamaConfig) -> dict[str, int]:
-    """Parameters of each part; a tied `lm_head` counts 0, its weight being the
-    embedding's.
+    """Parameters of each part.
+
+    A tied `lm_head` counts 0, its weight being the embedding's.
     """
     V, d, L = config.vocab_size, config.hidden_size, config.num_hidden_layers
     shapes = linear_shapes(config)

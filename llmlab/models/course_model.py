@@ -34,15 +34,17 @@ CONTEXT = 256
 
 
 def load() -> Llama:
-    """The course model in evaluation mode, fp32. Its folder is `MODEL`; transformers
-    opens that too.
+    """The course model in evaluation mode, fp32.
+
+    Its folder is `MODEL`; transformers opens that too.
     """
     return checkpoint.load(MODEL)
 
 
 def load_draft() -> Llama:
-    """The draft model: same tokenizer, a quarter of the parameters. Its folder is
-    `DRAFT`.
+    """The draft model: same tokenizer, a quarter of the parameters.
+
+    Its folder is `DRAFT`.
     """
     return checkpoint.load(DRAFT)
 

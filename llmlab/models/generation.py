@@ -97,8 +97,9 @@ def generate(
     attention_mask: Int[Tensor, "batch seq"] | None = None,
     cache: Cache | None = None,
 ) -> Int[Tensor, "batch all_seq"]:
-    """The prompts and up to `max_new_tokens` tokens after each; greedy unless a
-    temperature is given.
+    """The prompts and up to `max_new_tokens` tokens after each.
+
+    Greedy unless a temperature is given.
 
     Args:
         ids: prompts, padded on the left when their lengths differ, with
@@ -183,8 +184,9 @@ def stream(
 def _last_logits(
     model: Llama, step: Tensor, mask: Tensor | None, cache: Cache
 ) -> Float[Tensor, "batch vocab"]:
-    """Logits after the newest token. A padded row counts its positions from its first
-    real token.
+    """Logits after the newest token.
+
+    A padded row counts its positions from its first real token.
     """
     positions = (
         None

@@ -255,7 +255,8 @@ ALGORITHMS = THREE | {
 }
 x = torch.arange(840.0)
 print(
-    f"{'all-reduce of n bytes, p =':<28}{'6':>16}{'8':>16}\n{'':<28}{'steps':>7}{'bytes/n':>9}{'steps':>7}{'bytes/n':>9}"
+    f"{'all-reduce of n bytes, p =':<28}{'6':>16}{'8':>16}\n"
+    f"{'':<28}{'steps':>7}{'bytes/n':>9}{'steps':>7}{'bytes/n':>9}"
 )
 for name, algorithm in ALGORITHMS.items():
     row = ""
@@ -265,7 +266,8 @@ for name, algorithm in ALGORITHMS.items():
             lambda comm, moves=moves: schedules.all_reduce(comm, x + comm.rank, moves)
         ):
             assert torch.equal(result, p * x + p * (p - 1) / 2)
-        row += f"{schedules.steps(moves):>7}{max(world.ledger.per_rank()) / x.nbytes:>9.2f}"
+        most = max(world.ledger.per_rank())
+        row += f"{schedules.steps(moves):>7}{most / x.nbytes:>9.2f}"
     print(f"{name:<28}{row}")
 
 # %% [markdown]

@@ -23,7 +23,8 @@ for kind, each in ADAM_BYTES.items():
     print(f"{kind:<15}{each:>3} bytes per parameter {each * psi / 1e9:>6.0f} GB")
 each = sum(ADAM_BYTES.values())
 print(
-    f"{'together':<15}{each:>3} bytes per parameter {each * psi / 1e9:>6.0f} GB for 7.5 B"
+    f"{'together':<15}{each:>3} bytes per parameter {each * psi / 1e9:>6.0f} GB"
+    " for 7.5 B"
     " parameters"
 )
 print(
@@ -169,13 +170,15 @@ from llmlab.parallelism.zero_and_fsdp import padding, units_of
 
 model = course_model.load().train()
 print(
-    f"{'unit':<10}{'parameters':>11}{'elements':>10}{'padding: joined':>17}{'by rows':>9}"
+    f"{'unit':<10}{'parameters':>11}{'elements':>10}"
+    f"{'padding: joined':>17}{'by rows':>9}"
 )
 for name, _, weights in units_of(model):
     shapes = [tuple(w.shape) for w in weights]
     pads = [padding(shapes, 24, layout) for layout in ("flat", "rows")]
     print(
-        f"{name:<10}{len(weights):>11}{sum(w.numel() for w in weights):>10,}{pads[0]:>17}{pads[1]:>9,}"
+        f"{name:<10}{len(weights):>11}{sum(w.numel() for w in weights):>10,}"
+        f"{pads[0]:>17}{pads[1]:>9,}"
     )
 
 # %% [markdown]
@@ -400,7 +403,8 @@ right.set_title("Same loss")
 figure(
     fig,
     alt=(
-        "Left: MB held by a rank at stages 0 to 3, from 16 bytes per parameter down to 4"
+        "Left: MB held by a rank at stages 0 to 3, from 16 bytes per parameter down"
+        " to 4"
         " on four ranks; dashes mark the formula and lie on the bars. Right: four loss"
         " curves, drawn thinner and thinner, lie on each other."
     ),
@@ -417,7 +421,10 @@ figure(
 # %%
 def sample(comm, model, stage):
     engine, seen = engine_for(stage, model, comm), []
-    look = lambda *_: seen.append(sum(held(engine).values()))  # noqa: E731
+
+    def look(*_):
+        return seen.append(sum(held(engine).values()))
+
     look()
     for block in model.model.layers:
         block.mlp.register_forward_hook(look)
@@ -748,10 +755,11 @@ for parameters, rows in TABLE_1.items():
             row := [agreement(x, text) for x, text in zip(ours, printed, strict=True)]
         )
         if ranks in (4, 64, 1024):
+            theirs = "".join(f"{text:<8}" for text in printed)
             listed = "".join(f"{x:<9.4g}" for x in ours)
             print(
-                f"{names[parameters]:<7}{ranks:>5}  "
-                f" {''.join(f'{t:<8}' for t in printed):<24}{listed:<27}{', '.join(row)}"
+                f"{names[parameters]:<7}{ranks:>5}   {theirs:<24}{listed:<27}"
+                f"{', '.join(row)}"
             )
 print(
     f"all {len(words)} entries: {words.count('same')} the same, {words.count('cut')}"

@@ -138,7 +138,7 @@ figure(
 # and `W` for its halves. Schedules are tables of phases, unrolled.
 
 # %%
-show(schedules._unroll, one_f_one_b, schedules._deferred, zb_h1)
+show(schedules.unroll, one_f_one_b, schedules.deferred, zb_h1)
 print(one_f_one_b(4, 2)[2])
 print(schedules.as_text(one_f_one_b(4, 6)))
 
@@ -165,7 +165,7 @@ except ValueError as error:
 from llmlab.parallelism import pipeline
 from llmlab.parallelism.pipeline import Pipeline, backward, clip_grad_norm
 
-show(backward._Linear, backward.compute)
+show(backward.InputGradientLinear, backward.compute)
 
 # %% [markdown]
 # **The executor** goes down its rank's list. It does not know which schedule that is.
@@ -178,7 +178,8 @@ show(backward._Linear, backward.compute)
 # | B | as I | I, then W | as I |
 
 # %%
-show(pipeline._Step.do, pipeline._Step._F, pipeline._Step._I, pipeline._Step._W)
+step = pipeline.PipelineStep
+show(step.execute, step.forward, step.input_gradient, step.weight_gradient)
 
 # %% [markdown]
 # Now the course model under each schedule: two steps of AdamW, with the gradient's norm clipped over all ranks. Two traps are
@@ -295,7 +296,10 @@ def against_torch(comm, model, name, make, v, layout):
         pipelining.PipelineStage(c, s, comm.size * v, comm.device)
         for c, s in zip(chunks, where, strict=True)
     ]
-    cross_entropy = lambda y, target: F.cross_entropy(y.flatten(0, 1), target.flatten())  # noqa: E731
+
+    def cross_entropy(y, target):
+        return F.cross_entropy(y.flatten(0, 1), target.flatten())
+
     theirs = getattr(pipelining.schedules, name)(
         stages if v > 1 else stages[0], 4, loss_fn=cross_entropy
     )
@@ -445,7 +449,7 @@ found = {
 each = (found["GPipe"][1] - found["GPipe"][0]) // 3  # one microbatch
 top = found["GPipe"][0] - each  # and one gradient on its way
 for name, make in kinds.items():
-    listed = [schedules.held(make(4, m))[0] * each + top for m in counts]
+    listed = [schedules.peak_microbatches(make(4, m))[0] * each + top for m in counts]
     compare(
         found[name], listed, f"{name}: bytes measured, and counted in the list", tol=0
     )
@@ -488,7 +492,7 @@ for name, plan in plans.items():
     found = simulate(plan)
     print(
         f"{name}: waits {found.bubble:.0%} of the time, rank 0 holds"
-        f" {schedules.held(plan)[0]:.0f} microbatches at once"
+        f" {schedules.peak_microbatches(plan)[0]:.0f} microbatches at once"
     )
 print(f"you guessed: {my_guess}")
 
@@ -520,7 +524,7 @@ def draw_play(schedule, microbatches):
     fig, ax = plt.subplots(figsize=(4.8, 2.1))
     until = max(found.makespan, 3 * microbatches + 9)
     found.draw(ax, until=until, labels=False)
-    for r, most in enumerate(schedules.held(plan)):
+    for r, most in enumerate(schedules.peak_microbatches(plan)):
         ax.text(1.03 * until, r, f"{most:g}", va="center")
     ax.text(1.03 * until, -0.8, "held", va="center")
     ax.set_title(f"{schedule}, m = {microbatches}: waits {found.bubble:.0%}")
@@ -530,7 +534,7 @@ def draw_play(schedule, microbatches):
 
 def describe_play(schedule, microbatches):
     plan, found = play(schedule, microbatches)
-    held = ", ".join(f"{x:g}" for x in schedules.held(plan))
+    held = ", ".join(f"{x:g}" for x in schedules.peak_microbatches(plan))
     return (
         f"{schedule}, {microbatches} microbatches on 4 ranks: {found.makespan:g} units,"
         f" ranks wait {found.bubble:.0%} of the time, rank by rank at most {held}"
@@ -594,7 +598,8 @@ for name, (stages, sequences_a_step, rows) in published.items():
         if gpus == min(rows):
             full = achieved / share
         print(
-            f"{name:<8}{gpus:>5}{m:>6}{1 - share:>9.1%}{achieved:>8}{full * share:>7.0f}"
+            f"{name:<8}{gpus:>5}{m:>6}{1 - share:>9.1%}{achieved:>8}"
+            f"{full * share:>7.0f}"
         )
 
 # %% [markdown]

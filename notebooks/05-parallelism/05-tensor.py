@@ -158,9 +158,14 @@ print(world.ledger)
 # A ring all-reduce of $n$ bytes costs each rank $2\frac{p-1}{p}n$: here $1.5 \times 4000$. Now $f$, $g$, and the two layers.
 
 # %%
-from llmlab.parallelism.tensor import ColumnParallelLinear, RowParallelLinear, fg
+from llmlab.parallelism.tensor import (
+    ColumnParallelLinear,
+    CopyToRanks,
+    RowParallelLinear,
+    SumOverRanks,
+)
 
-show(fg._F, fg._G, ColumnParallelLinear, RowParallelLinear)
+show(CopyToRanks, SumOverRanks, ColumnParallelLinear, RowParallelLinear)
 
 # %% [markdown]
 # One call cuts a model: `parallelize(model, comm)`. What is cut is data, a plan that can be printed. Here it is for the
@@ -188,9 +193,9 @@ for module, dim, by in PLAN:
 # `lm_head` is missing because it is tied: it *is* the embedding, and stays so on each rank. The loss:
 
 # %%
-from llmlab.parallelism.tensor import vocabulary
+from llmlab.parallelism.tensor import VocabParallelCrossEntropy
 
-show(vocabulary._CrossEntropy)
+show(VocabParallelCrossEntropy)
 
 # %% [markdown]
 # ## Against the library
@@ -338,15 +343,15 @@ print(f"you guessed: {my_guess}")
 # each rank multiplies the two and adds. After $q$ steps it has $Y_{ij}$. This is SUMMA, and its two gradients are SUMMAs too.
 
 # %%
-from llmlab.parallelism.tensor import block, summa, unblock
+from llmlab.parallelism.tensor import Summa, block, summa, unblock
 
-show(summa._Summa)
+show(Summa)
 
 
 def product_on_a_grid(comm):
     grid = comm.mesh(2, 2)
     x, a = block(X, grid).requires_grad_(), block(A, grid).requires_grad_()
-    y = summa.summa(x, a, grid)
+    y = summa(x, a, grid)
     y.sum().backward()
     return [unblock(t.detach(), grid) for t in (y, x.grad, a.grad)]
 
@@ -537,7 +542,8 @@ for p, link, speed in (
     compute = training_flops(seven, 1, 4096) / p / (0.4 * 989e12)
     wire = sent / speed
     print(
-        f"p = {p:>2}: {sent / 1e9:.1f} GB per step over {link:<8} {wire * 1e3:>4.0f} ms,"
+        f"p = {p:>2}: {sent / 1e9:.1f} GB per step over {link:<8}"
+        f" {wire * 1e3:>4.0f} ms,"
         f" compute {compute * 1e3:>4.0f} ms"
     )
 
@@ -603,6 +609,6 @@ for m, depth, formula, value in rows:
 # Now write it yourself: [Exercises](../../work/05-parallelism/05-tensor.ipynb).
 #
 # Further reading: [Cannon's algorithm](https://doi.org/10.5555/905686 "cannon1969cellular") is SUMMA with shifts instead of
-# broadcasts: `llmlab.parallelism.tensor.summa.cannon`. What happens to the activations that are still whole, between $g$ and the
+# broadcasts: `llmlab.parallelism.tensor.grid.cannon`. What happens to the activations that are still whole, between $g$ and the
 # next $f$, is the subject of sequence parallelism ([Korthikanti et al. 2022](https://arxiv.org/abs/2205.05198
 # "korthikanti2022reducing")), the next lesson of this part.

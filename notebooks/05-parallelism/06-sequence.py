@@ -174,10 +174,9 @@ figure(
 # A cut is data: a list with each rank's positions. The merge, and the ring around it:
 
 # %%
-from llmlab.parallelism.sequence import ring as ring_attention
-from llmlab.parallelism.sequence import softmax_merge
+from llmlab.parallelism.sequence import RingAttentionFunction, merge
 
-show(softmax_merge.merge, ring_attention._Ring)
+show(merge, RingAttentionFunction)
 
 # %% [markdown]
 # Three things are easy to get wrong. A query that may see nothing of a piece has $\ell=-\infty$, and $-\infty-(-\infty)$ is not a
@@ -200,9 +199,9 @@ show(ulysses.tokens_to_heads, ulysses.heads_to_tokens)
 # calls the all-gather $g$; the last lesson's $g$ is its $\bar f$.)
 
 # %%
-from llmlab.parallelism.sequence import fg
+from llmlab.parallelism.sequence import LinearsOfShard, ScatterSequence
 
-show(fg._GBar, fg._LinearsOfShard)
+show(ScatterSequence, LinearsOfShard)
 
 # %% [markdown]
 # The gathered input is not kept: backward gathers it a second time. And since each rank's norms see only their tokens, the gradients
@@ -730,9 +729,8 @@ TABLE = (
 )
 print("thousand tokens on a device    paper    ours")
 for name, tflops, gigabytes, published in TABLE:
-    print(
-        f"{name:<28}{published:>8}{6 * smallest_block(tflops * 1e12, gigabytes * 1e9) / 1e3:>8.1f}"
-    )
+    block = smallest_block(tflops * 1e12, gigabytes * 1e9)
+    print(f"{name:<28}{published:>8}{6 * block / 1e3:>8.1f}")
 
 # %% [markdown]
 # Four of five are the same; InfiniBand's 149.5 needs blocks of 24.9 thousand tokens, where the table has 24.5 and $312/12.5$ is 24.96.

@@ -142,7 +142,13 @@ figure(fig, alt="Sixteen devices in two nodes. " + "; ".join(said) + ".")
 # schedule run by `Pipeline`, and one all-reduce over dp follows. A checkpoint is a set of pieces with their places.
 
 # %%
-show(Hybrid.step, Hybrid.clip_grad_norm, resharding.Piece, resharding.load)
+show(
+    Hybrid.step,
+    Hybrid.clip_grad_norm,
+    resharding.Piece,
+    resharding.load,
+    resharding.assemble,
+)
 
 # %% [markdown]
 # | what | shape |
@@ -473,7 +479,8 @@ def draw(split, order):
         linewidth=1,
         linestyle="--",
     )
-    ax.set(xlabel="µs per step", xlim=(0, 1.05e6 * max(t for _, t in measured.values())))
+    longest = max(t for _, t in measured.values())
+    ax.set(xlabel="µs per step", xlim=(0, 1.05e6 * longest))
     ax.invert_yaxis()
     place = measured[split, order][0]
     crossing = [

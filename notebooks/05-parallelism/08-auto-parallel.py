@@ -395,7 +395,13 @@ from llmlab.parallelism.auto_parallel import cut_stages, every_cut, latency
 
 # embedding, blocks, output layer: milliseconds on one node
 WORK = [0.2] + [1.0] * 12 + [2.5]
-chain = lambda i, j, n: sum(WORK[i:j]) / n**0.6  # noqa: E731  a stage on n nodes talks over the slow wire
+
+
+def chain(i, j, n):
+    """Milliseconds of layers i … j; on n nodes they talk over the slow wire."""
+    return sum(WORK[i:j]) / n**0.6
+
+
 stages, searched = cut_stages(len(WORK), 4, 8, chain, shares=(1, 2, 4))
 equal = [(0, 4, 1), (4, 7, 1), (7, 10, 1), (10, 14, 1)]
 everything = min(
@@ -530,7 +536,8 @@ for blocks in (1, 2, 4):
     chained = auto_parallel.problem(graph, cluster())
     _, seconds = auto_parallel.solve(chained)
     print(
-        f"{blocks} blocks, {len(graph)} operators: {seconds * 1e3:.0f} ms per step, found"
+        f"{blocks} blocks, {len(graph)} operators: {seconds * 1e3:.0f} ms per step,"
+        " found"
         f" in {perf_counter() - started:.1f} s"
     )
 

@@ -370,7 +370,10 @@ everything = texts.flatten(0, 1)
 
 def split_over(ranks, factor):
     deal = everything.chunk(ranks)
-    run = lambda comm, m: ExpertParallelMoE(m, comm)(deal[comm.rank])[0].detach()  # noqa: E731
+
+    def run(comm, m):
+        return ExpertParallelMoE(m, comm)(deal[comm.rank])[0].detach()
+
     return torch.cat(World(ranks).run(run, favoring(0.45, factor)))
 
 
@@ -566,7 +569,8 @@ TABLE = (
     ("128E, 12L", 128, 12, 768, 12.5),
 )
 print(
-    f"{'':<14}{'experts: paper':>15}{'ours':>8}{'weights: paper':>18}{'experts alone, ours':>22}"
+    f"{'':<14}{'experts: paper':>15}{'ours':>8}{'weights: paper':>18}"
+    f"{'experts alone, ours':>22}"
 )
 for name, experts, depth, total, billions in TABLE:
     ours = expert_parameters(depth // 2, experts, 1024, 8192, matrices=2) / 1e9

@@ -5,6 +5,8 @@
 # per weight, finds out where that breaks, and repairs it with nothing but more scales.
 
 # %%
+from copy import deepcopy
+
 import torch
 from torch.nn.functional import mse_loss
 
@@ -200,8 +202,8 @@ x = torch.randn(16, 64, requires_grad=True)
 upstream = torch.randn(16, 64)
 
 
-def value_and_gradient(function) -> tuple[torch.Tensor, torch.Tensor]:
-    y = function(x)
+def value_and_gradient(function, *arguments) -> tuple[torch.Tensor, torch.Tensor]:
+    y = function(x, *arguments)
     return y.detach(), torch.autograd.grad(y, x, upstream)[0]
 
 
@@ -210,11 +212,9 @@ for symmetric in (True, False):
     config = QuantConfig(bits=4, symmetric=symmetric, per="tensor", **exact)
     _, s, z = qb.encode(x, config)
     theirs = value_and_gradient(
-        lambda x: torch.fake_quantize_per_tensor_affine(
-            x, s.item(), int(z), *config.range
-        )
+        torch.fake_quantize_per_tensor_affine, s.item(), int(z), *config.range
     )
-    ours = value_and_gradient(lambda x: qb.fake_quantize(x, config))  # noqa: B023
+    ours = value_and_gradient(qb.fake_quantize, config)
     compare(ours[0], theirs[0], f"symmetric={symmetric}, per tensor, values", tol=1e-6)
     compare(ours[1], theirs[1], f"symmetric={symmetric}, per tensor, gradients", tol=0)
 
@@ -261,8 +261,8 @@ for label, config in {
     print(f"{label}, symmetric: error / step = {error.square().mean().sqrt():.2f}")
 
 # %% [markdown]
-# Ours are honest: symmetric scales put their levels elsewhere. Now the answer to the prediction. Each line loads the model
-# anew, rounds all 210 linears (not the embedding, which is the output layer too) and reads the text.
+# Ours are honest: symmetric scales put their levels elsewhere. Now the answer to the prediction. Each line
+# copies the model, rounds all 210 linears of the copy (not the embedding, which is the output layer too) and reads the text.
 
 # %%
 settings = {
@@ -273,7 +273,7 @@ settings = {
     "3 bits, group 64": QuantConfig(bits=3, group_size=64),
 }
 for label, config in settings.items():
-    ppl[label] = perplexity(qb.round_weights(real_model.load(), config))
+    ppl[label] = perplexity(qb.round_weights(deepcopy(model), config))
     factor = ppl[label] / ppl["float"]
     print(
         f"{label:18}",
@@ -308,9 +308,10 @@ ax.invert_yaxis()
 figure(
     fig,
     alt=(
-        "Perplexity by setting: 8 bits equal the floats; 4 bits with one scale per matrix"
-        " are broken; with one scale per row perplexity about doubles; with one scale for"
-        " 64 weights more than half of the loss is gone; 3 bits lose it again."
+        "Perplexity by setting: 8 bits equal the floats; 4 bits with one scale per"
+        " matrix are broken; with one scale per row perplexity about doubles; with one"
+        " scale for 64 weights more than half of the loss is gone; 3 bits lose it"
+        " again."
     ),
 )
 
@@ -350,7 +351,7 @@ for name, w in layer.items():
 # Eight bits cost almost nothing for weights. Are they for activations, with one scale for the whole batch of tokens, or one scale per token?
 
 # %% tags=["numbers-within-5%"]
-int8_model = qb.round_weights(real_model.load(), settings["8 bits, row"])
+int8_model = qb.round_weights(deepcopy(model), settings["8 bits, row"])
 for per in ("tensor", "row"):
     hooks = qb.quantize_inputs(int8_model, QuantConfig(bits=8, per=per))
     ppl[f"W8A8, {per}"] = perplexity(int8_model)
@@ -533,7 +534,7 @@ explore(
 # counted from the stored tensors. Then the formula for published models.
 
 # %%
-packed = qb.apply(real_model.load(), QuantConfig(bits=4, group_size=64))
+packed = qb.apply(deepcopy(model), QuantConfig(bits=4, group_size=64))
 ours = sum(
     module.packed.nbytes + module.scale.nbytes
     for module in packed.modules()
@@ -553,7 +554,8 @@ print(
 # %%
 print("GB, all but the embedding and the output layer quantized; those in 16 bits\n")
 print(
-    f"{'':14}{'16 bits':>9}{'8, row':>9}{'4, row':>9}{'4, g 128':>9}{'4, g 32':>9}{'3, g 128':>9}"
+    f"{'':14}{'16 bits':>9}{'8, row':>9}{'4, row':>9}{'4, g 128':>9}{'4, g 32':>9}"
+    f"{'3, g 128':>9}"
 )
 for name in ("llama-2-7b", "llama-3-8b", "llama-2-70b"):
     shape = preset(name)

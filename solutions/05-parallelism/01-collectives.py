@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from llmlab.checks.parallelism.collectives.exercises import check
+from llmlab.checks.parallelism.collectives import check
 from llmlab.parallelism import Communicator, Link
 
 # %% [markdown]

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmlab.checks.parallelism.data_parallel.exercises import check
+from llmlab.checks.parallelism.data_parallel import check
 from llmlab.parallelism import Communicator
 
 # %% [markdown]

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmlab.checks.parallelism.zero_and_fsdp.exercises import check
+from llmlab.checks.parallelism.zero_and_fsdp import check
 from llmlab.parallelism import Communicator
 from llmlab.parallelism.zero_and_fsdp import Adam, adamw_
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from llmlab.checks.parallelism.pipeline.exercises import check
+from llmlab.checks.parallelism.pipeline import check
 from llmlab.parallelism import Communicator
 
 # %% [markdown]

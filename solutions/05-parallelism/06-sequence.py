@@ -9,7 +9,7 @@
 import torch
 from torch import Tensor
 
-from llmlab.checks.parallelism.sequence.exercises import check
+from llmlab.checks.parallelism.sequence import check
 from llmlab.parallelism import Communicator
 
 # %% [markdown]

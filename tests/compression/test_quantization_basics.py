@@ -228,7 +228,10 @@ def test_apply_and_round_weights_give_the_same_logits(model, request):
     import copy
 
     config, ids = QuantConfig(4, group_size=8), torch.arange(30).reshape(2, 15)
-    logits = lambda m: getattr(m(ids), "logits", m(ids))  # noqa: E731
+
+    def logits(m):
+        return getattr(m(ids), "logits", m(ids))
+
     packed, rounded = (
         qb.apply(copy.deepcopy(model), config),
         qb.round_weights(copy.deepcopy(model), config),
@@ -301,7 +304,9 @@ def test_group_scales_rescue_four_bits_on_the_real_model():
             language_model.token_losses(m, tokens, context=128)
         )
 
-    rounded = lambda **kw: ppl(qb.round_weights(real_model.load(), QuantConfig(**kw)))  # noqa: E731
+    def rounded(**kw):
+        return ppl(qb.round_weights(real_model.load(), QuantConfig(**kw)))
+
     full, by_row, by_group = (
         ppl(real_model.load()),
         rounded(per="row"),

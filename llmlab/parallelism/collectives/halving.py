@@ -1,22 +1,26 @@
-"""Recursive halving and doubling: as few bytes as the ring, in as few steps as the
-tree.
+"""Recursive halving and doubling: as few bytes as the ring, as few steps as the tree.
 
 Rabenseifner 2004 (https://doi.org/10.1007/978-3-540-24685-5_1); Thakur, Rabenseifner &
 Gropp 2005, sections 4.4, 4.5 and 5.
 
-    reduce-scatter   in each step a pair splits what it has in two; each sends the half
-                     that it gives up,
-                     and adds the half that it keeps     log₂ p steps, (p−1)/p · n bytes
-    all-gather       the same backwards                  log₂ p steps, (p−1)/p · n bytes
-    all-reduce       one, then the other                 2 log₂ p · α + 2 (p−1)/p · n/β
-    the same, for a few bytes: partners exchange all that they have, and both add        log₂ p (α + n/β)
+    reduce-scatter       in each step the two ranks of a pair split what they have in
+                         two; each sends one half, and adds what it receives to the
+                         other: log₂ p steps, (p−1)/p · n bytes
+    all-gather           the same backwards: log₂ p steps, (p−1)/p · n bytes
+    all-reduce           one, then the other: 2 log₂ p · α + 2 (p−1)/p · n/β
+    all-reduce, doubling for a few bytes: partners exchange all that they have, and both
+                         add: log₂ p (α + n/β)
 
-    p  ranks, a power of two, r one of them      k  step      n  bytes of the tensor, in
-                                                    p chunks
+Other p: with q the power of two below p, rank r of q … p − 1 first sends its whole
+tensor to rank r − q, who adds it, and gets the result at the end: two more steps of n
+bytes each. (MPICH pairs neighbours, gloo uses "binary blocks"; the number of steps is
+the same.)
 
-Other p: with q the power of two below p, ranks q … p − 1 first add their whole tensor
-to rank r − q's, and get the result at the end: two more steps of n bytes each. (MPICH
-pairs neighbours, gloo uses "binary blocks"; the count of steps is theirs.)
+    p  ranks, a power of two
+    q  the largest power of two that is not above p
+    r  one of the ranks
+    k  step
+    n  bytes of the tensor, in p chunks
 """
 
 from __future__ import annotations
@@ -24,14 +28,19 @@ from __future__ import annotations
 from llmlab.parallelism.collectives.schedule import Move, Schedule, backwards, then
 
 
-def _power_of_two(p: int) -> int:
-    """log₂ p."""
+def _log2(p: int) -> int:
+    """log₂ p, for a power of two."""
     if p < 1 or p & (p - 1):
         raise ValueError(
-            f"p={p} must be a power of two; `collectives_bruck` takes any number of"
-            " ranks in ⌈log₂ p⌉ steps"
+            f"p={p} must be a power of two; `bruck` takes any number of ranks in"
+            " ⌈log₂ p⌉ steps"
         )
     return p.bit_length() - 1
+
+
+def _power_of_two_below(p: int) -> int:
+    """q, the largest power of two that is not above p."""
+    return 1 << (p.bit_length() - 1)
 
 
 def reduce_scatter(p: int, near_first: bool = True) -> Schedule:
@@ -41,21 +50,19 @@ def reduce_scatter(p: int, near_first: bool = True) -> Schedule:
     that the largest messages go to the neighbour (Rabenseifner's all-reduce, gloo);
     else the highest bit first (recursive halving as Thakur et al. draw it).
     """
-    bits = [1 << k for k in range(_power_of_two(p))]
-    # seen: the bits of earlier steps, in which a rank's chunks agree with it
-    moves, seen = [], 0
-    for k, bit in enumerate(bits if near_first else reversed(bits)):
-        seen |= bit
-        moves += [
-            Move(
-                k,
-                r,
-                r ^ bit,
-                tuple(c for c in range(p) if (c ^ r ^ bit) & seen == 0),
-                add=True,
-            )
-            for r in range(p)
-        ]
+    bits = [1 << k for k in range(_log2(p))]
+    if not near_first:
+        bits.reverse()
+    moves = []
+    # The bits of the steps so far. After them a rank is in charge of the chunks whose
+    # numbers agree with its own in these bits.
+    decided_bits = 0
+    for k, bit in enumerate(bits):
+        decided_bits |= bit
+        for r in range(p):
+            partner = r ^ bit
+            chunks = [c for c in range(p) if (c ^ partner) & decided_bits == 0]
+            moves.append(Move(k, r, partner, tuple(chunks), add=True))
     return moves
 
 
@@ -65,31 +72,31 @@ def all_gather(p: int, near_first: bool = False) -> Schedule:
 
 
 def all_reduce(p: int, near_first: bool = True) -> Schedule:
-    """Any number of ranks; the tensor is cut into as many chunks as the largest power
-    of two has that is not above p.
-    """
-    q = 1 << (p.bit_length() - 1)
+    """Any number of ranks; the tensor is cut into q chunks."""
+    q = _power_of_two_below(p)
     halves = reduce_scatter(q, near_first)
     core = then(halves, backwards(halves, add=False))
     return _folded(p, q, core, tuple(range(q)))
 
 
 def all_reduce_doubling(p: int) -> Schedule:
-    """Recursive doubling: in step k, partners 2^k apart exchange the sums of their 2^k
-    ranks. The tensor is one chunk.
+    """Recursive doubling. The tensor is one chunk.
+
+    In step k, partners 2^k apart exchange the sums of their 2^k ranks.
     """
-    q = 1 << (p.bit_length() - 1)
-    core = [
-        Move(k, r, r ^ (1 << k), (0,), add=True)
-        for k in range(_power_of_two(q))
-        for r in range(q)
-    ]
+    q = _power_of_two_below(p)
+    core = []
+    for k in range(_log2(q)):
+        for r in range(q):
+            partner = r ^ (1 << k)
+            core.append(Move(k, r, partner, (0,), add=True))
     return _folded(p, q, core, (0,))
 
 
 def _folded(p: int, q: int, core: Schedule, whole: tuple[int, ...]) -> Schedule:
-    """The ranks from q on hand in their tensor before, and get the result after, what
-    the first q ranks do.
+    """What the first q ranks do, for p ranks.
+
+    The ranks from q on send their tensor before it, and get the result after it.
     """
     fold = [Move(0, r, r - q, whole, add=True) for r in range(q, p)]
     return then(fold, core, backwards(fold, add=False))

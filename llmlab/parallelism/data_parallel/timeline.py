@@ -87,8 +87,9 @@ def exposed(spans: Sequence[Span]) -> float:
 def keep_time(
     module: nn.Module, comm: Communicator, seconds: Mapping[str, float]
 ) -> list:
-    """Let each gradient's arrival move the clock of this rank's `World`. Call it before
-    `DataParallel` adds its hooks.
+    """Let each gradient's arrival move the clock of this rank's `World`.
+
+    Call it before `DataParallel` adds its hooks.
 
     Args:
         seconds: by parameter name.

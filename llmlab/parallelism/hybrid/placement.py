@@ -1,11 +1,11 @@
-"""Which device does what: numbering a mesh of pp × dp × tp, and the wires that its
-groups run over.
+"""Which device does what: numbering a mesh of pp × dp × tp, and its groups' links.
 
-    order     names of the axes, outermost first; the last one is innermost: its
+    sizes     of the axes by name, outermost first. The last axis is innermost: its
               neighbours are neighbouring devices
-    node      devices that share the fast wire
+    stride    how far apart neighbours along an axis are numbered
+    node      devices that share the fast link
 
-A ring over a group goes over the slow wire as soon as two of its devices lie in
+A ring over a group uses the slow link as soon as two of its devices lie in
 different nodes (Narayanan et al. 2021, https://arxiv.org/abs/2104.04473, section 3:
 tensor parallelism inside the node, so tp is innermost).
 """
@@ -21,8 +21,10 @@ from llmlab.parallelism.runtime import Link
 
 @dataclass(frozen=True)
 class Placement:
-    """Sizes of the axes by name, outermost first: `Placement({"pp": 2, "dp": 2, "tp":
-    4})`.
+    """Sizes of the axes by name, outermost first.
+
+    >>> Placement({"pp": 2, "dp": 2, "tp": 4}).devices
+    16
     """
 
     sizes: dict[str, int]
@@ -38,7 +40,7 @@ class Placement:
 
     @property
     def devices(self) -> int:
-        """How many there are."""
+        """How many devices there are."""
         return prod(self.sizes.values())
 
     def stride(self, axis: str) -> int:
@@ -52,17 +54,37 @@ class Placement:
 
     def groups(self, axis: str) -> list[tuple[int, ...]]:
         """The groups that talk along an axis, each in its own order."""
-        step, n = self.stride(axis), self.sizes[axis]
-        firsts = [r for r in range(self.devices) if self.coordinates(r)[axis] == 0]
-        return [tuple(first + i * step for i in range(n)) for first in firsts]
+        stride = self.stride(axis)
+        length = self.sizes[axis]
+        groups = []
+        for first in range(self.devices):
+            if self.coordinates(first)[axis] == 0:
+                groups.append(tuple(first + i * stride for i in range(length)))
+        return groups
 
     def nodes(self, axis: str, node: int) -> int:
-        """How many nodes the widest group along an axis touches."""
-        return max(len({r // node for r in group}) for group in self.groups(axis))
+        """How many nodes the widest group along an axis touches.
+
+        Args:
+            node: devices per node.
+        """
+        return max(len(_nodes_of(group, node)) for group in self.groups(axis))
+
+
+def _nodes_of(ranks: Iterable[int], node: int) -> set[int]:
+    return {rank // node for rank in ranks}
 
 
 def node_links(node: int, fast: Link, slow: Link) -> Callable[[Iterable[int]], Link]:
-    """The wire of a group of ranks, for `World(n, link=…)`: fast inside a node of
-    `node` ranks, else slow.
+    """The link of a group of ranks, for `World(n, link=…)`.
+
+    Args:
+        node: ranks per node.
+        fast: the link inside a node.
+        slow: the link of a group that touches several nodes.
     """
-    return lambda ranks: fast if len({r // node for r in ranks}) == 1 else slow
+
+    def link(ranks: Iterable[int]) -> Link:
+        return fast if len(_nodes_of(ranks, node)) == 1 else slow
+
+    return link

@@ -1,18 +1,19 @@
-"""A sharded checkpoint that any other split can read: TP 2 → TP 4, PP 2 → PP 1, bit for
-bit.
+"""A sharded checkpoint that any other split reads, bit for bit: TP 2 → TP 4, PP 2 → 1.
 
-Every rank writes what it holds into a file of its own, with the place of each piece in
-the whole tensor; who reads asks for the pieces that *it* needs, and takes from each
-file the part that overlaps. No rank ever holds a whole tensor that it does not own, and
-no conversion step stands between two splits. This is what torch.distributed.checkpoint
-and Megatron's dist_checkpointing do.
+Every rank writes the pieces that it holds into a file of its own, with the place of
+each piece in the whole tensor. A reader asks for the pieces that *it* needs, and takes
+from each file the part that overlaps. No rank ever holds a whole tensor that it does
+not own, and no conversion is needed between two splits. torch.distributed.checkpoint
+and Megatron's dist_checkpointing do the same.
 
     rank-00003.safetensors    the pieces of one rank, under the whole model's names
-    rank-00003.json           for each: the whole shape, the dimension that is cut,
-                              first and one past the last
+    rank-00003.json           for each piece: the whole shape, the dimension that is
+                              cut, its first entry and the one past its last
 
-    p  tensor-parallel ranks, r this one      V  vocabulary, padded to a multiple of p
-                                                 in memory, never on disk
+    p  tensor-parallel ranks
+    d  hidden_size
+    K  key/value heads
+    V  vocabulary, padded to a multiple of p in memory, never on disk
 """
 
 from __future__ import annotations
@@ -27,43 +28,44 @@ from torch import Tensor
 
 from llmlab.models.accounting import linear_shapes
 from llmlab.models.llama import LlamaConfig
-from llmlab.parallelism.tensor import PLAN, rows_per_rank
-
-_RULE = {module: (dim, by) for module, dim, by in PLAN}
+from llmlab.parallelism.tensor import cut_of_parameter, rows_per_rank
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Where a rank's part of a tensor lies in the whole: [start, stop) along `dim`;
-    `padded` is its length in memory.
-    """
+    """Where a rank's part of a tensor lies in the whole: [start, stop) along `dim`."""
 
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # of the whole tensor
     dim: int = 0
     start: int = 0
     stop: int = 0
-    padded: int = 0
+    padded: int = 0  # length along `dim` in memory
     copies: int = 1  # how many tensor-parallel ranks hold the same
 
     @property
     def length(self) -> int:
-        """Real entries along `dim`."""
+        """Entries along `dim` without padding."""
         return self.stop - self.start
 
 
 def whole_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
     """The shape of every parameter of the whole model, a tied one once."""
-    d, V, shapes = config.hidden_size, config.vocab_size, {}
+    d = config.hidden_size
+    V = config.vocab_size
+    shapes = {}
     shapes["model.embed_tokens.weight"] = (V, d)
     for i in range(config.num_hidden_layers):
         for part, shape in linear_shapes(config).items():
             shapes[f"model.layers.{i}.{part}.weight"] = shape
-            if config.attention_bias if "self_attn" in part else config.mlp_bias:
+            is_attention = "self_attn" in part
+            if config.attention_bias if is_attention else config.mlp_bias:
                 shapes[f"model.layers.{i}.{part}.bias"] = shape[:1]
         for norm in ("input_layernorm", "post_attention_layernorm"):
             shapes[f"model.layers.{i}.{norm}.weight"] = (d,)
     shapes["model.norm.weight"] = (d,)
-    return shapes if config.tie_word_embeddings else shapes | {"lm_head.weight": (V, d)}
+    if not config.tie_word_embeddings:
+        shapes["lm_head.weight"] = (V, d)
+    return shapes
 
 
 def piece(name: str, config: LlamaConfig, rank: int = 0, p: int = 1) -> Piece:
@@ -80,35 +82,46 @@ def piece(name: str, config: LlamaConfig, rank: int = 0, p: int = 1) -> Piece:
             f"name={name!r} is not a parameter of this model: it has"
             f" {', '.join(list(shapes)[:3])} …"
         )
-    shape, (leaf, kind) = shapes[name], name.split(".")[-2:]
-    dim, by = _RULE.get(leaf, (None, None))
-    if dim is None or (kind == "bias" and dim == 1):
+    shape = shapes[name]
+    cut = cut_of_parameter(name)
+    if cut is None:
         return Piece(shape, 0, 0, shape[0], shape[0], copies=p)
-    n, K = shape[dim], config.num_key_value_heads
+    dim, by = cut
+    whole_length = shape[dim]
+    K = config.num_key_value_heads
     if by == "kv heads" and p > K:
-        each, at, copies = n // K, rank * K // p, p // K
+        # K pieces, each held by p/K ranks
+        length = whole_length // K
+        number = rank * K // p
+        copies = p // K
     else:
-        each, at, copies = rows_per_rank(n, p), rank, 1
-    start, stop = min(n, at * each), min(n, (at + 1) * each)
-    return Piece(shape, dim, start, stop, each, copies)
+        length = rows_per_rank(whole_length, p)
+        number = rank
+        copies = 1
+    # the last pieces may be shorter than `length`, or empty: the rest is padding
+    start = min(whole_length, number * length)
+    stop = min(whole_length, (number + 1) * length)
+    return Piece(shape, dim, start, stop, length, copies)
 
 
 def save(
     folder: Path | str, rank: int, tensors: Mapping[str, tuple[Tensor, Piece]]
 ) -> None:
-    """Write one rank's pieces. Who holds a copy of what another rank writes leaves it
-    out (see `Hybrid.owned`).
+    """Write one rank's pieces.
+
+    A rank leaves out what is a copy of another rank's (see `Hybrid.owned`).
     """
     from safetensors.torch import save_file
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    real = {
-        name: x.detach().narrow(at.dim, 0, at.length).contiguous()
-        for name, (x, at) in tensors.items()
-    }
-    save_file(real, folder / f"rank-{rank:05}.safetensors")
-    places = {name: asdict(at) for name, (_, at) in tensors.items()}
+    without_padding = {}
+    places = {}
+    for name, (x, place) in tensors.items():
+        unpadded = x.detach().narrow(place.dim, 0, place.length)
+        without_padding[name] = unpadded.contiguous()
+        places[name] = asdict(place)
+    save_file(without_padding, folder / f"rank-{rank:05}.safetensors")
     (folder / f"rank-{rank:05}.json").write_text(json.dumps(places), encoding="utf-8")
 
 
@@ -117,14 +130,11 @@ def load(folder: Path | str, wanted: Mapping[str, Piece]) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: there is no checkpoint in `folder`.
-        ValueError: a tensor is missing or not whole in the checkpoint, has another
-            shape than is wanted, or two files disagree about
-            it: then some of them are of an earlier split that was saved in the same
-                folder.
+        ValueError: a tensor is missing, is not complete in the checkpoint, or has
+            another shape than is wanted; or two files disagree about it: then some of
+            them are of an earlier split that was saved in the same folder.
     """
-    from safetensors import safe_open
-
-    stored = _index(Path(folder))
+    stored = _read_places(Path(folder))
     found: dict[str, Tensor] = {}
     for name, want in wanted.items():
         parts = stored.get(name, [])
@@ -133,60 +143,77 @@ def load(folder: Path | str, wanted: Mapping[str, Piece]) -> dict[str, Tensor]:
                 f"{name} is not in the checkpoint {folder}: it has"
                 f" {', '.join(list(stored)[:3])} …"
             )
-        if parts[0][1].shape != want.shape:
+        _, first_place = parts[0]
+        if first_place.shape != want.shape:
             raise ValueError(
-                f"{name} has shape {parts[0][1].shape} in the checkpoint and"
+                f"{name} has shape {first_place.shape} in the checkpoint and"
                 f" {want.shape} here"
             )
-        out, filled = None, torch.zeros(want.length, dtype=torch.bool)
-        for file, at in parts:
-            low, high = _overlap(at, want)
-            if high <= low:
-                continue
-            with safe_open(file, "pt") as f:
-                part = _read(f.get_slice(name), at, low, high)
-            out = torch.zeros(_shape(want), dtype=part.dtype) if out is None else out
-            place, twice = (
-                x.narrow(d, low - want.start, high - low)
-                for x, d in ((out, want.dim), (filled, 0))
-            )
-            at_both = twice.nonzero().flatten()
-            if not torch.equal(
-                *(x.index_select(want.dim, at_both) for x in (place, part))
-            ):
-                raise ValueError(
-                    f"{name} in {file.name} is not what another file says: use a folder"
-                    " for each save"
-                )
-            place.copy_(part)
-            twice.fill_(True)
+        out, filled = assemble(name, want, parts)
         if not filled.all():
             raise ValueError(
                 f"{name}: the checkpoint {folder} lacks {int((~filled).sum())} of its"
                 f" {want.length} entries"
             )
-        found[name] = _nothing(name, *parts[0], want) if out is None else out
+        found[name] = out
     return found
 
 
-def _nothing(name: str, file: Path, at: Piece, want: Piece) -> Tensor:
-    """The piece of a rank that has padding only: no row is read, but the dtype."""
+def assemble(
+    name: str, want: Piece, parts: list[tuple[Path, Piece]]
+) -> tuple[Tensor, Tensor]:
+    """A wanted piece from the stored parts that overlap with it.
+
+    Returns:
+        The piece, and which of its entries along the cut dimension some file had.
+    """
     from safetensors import safe_open
 
-    with safe_open(file, "pt") as f:
-        return torch.zeros(
-            _shape(want), dtype=_read(f.get_slice(name), at, at.start, at.start).dtype
-        )
-
-
-def _index(folder: Path) -> dict[str, list[tuple[Path, Piece]]]:
-    stored: dict[str, list[tuple[Path, Piece]]] = {}
-    for file in sorted(folder.glob("rank-*.json")):
-        for name, at in json.loads(file.read_text(encoding="utf-8")).items():
-            place = Piece(**{**at, "shape": tuple(at["shape"])})
-            stored.setdefault(name, []).append(
-                (file.with_suffix(".safetensors"), place)
+    out = None
+    filled = torch.zeros(want.length, dtype=torch.bool)
+    for file, place in parts:
+        low, high = _overlap(place, want)
+        if high <= low:
+            continue
+        with safe_open(file, "pt") as opened:
+            part = _read_range(opened.get_slice(name), place, low, high)
+        if out is None:  # the first part tells the dtype
+            out = torch.zeros(_shape_in_memory(want), dtype=part.dtype)
+        # views of the entries low … high − 1
+        target = out.narrow(want.dim, low - want.start, high - low)
+        target_filled = filled.narrow(0, low - want.start, high - low)
+        # Entries that an earlier file had, too, must be the same in both.
+        in_both = target_filled.nonzero().flatten()
+        earlier = target.index_select(want.dim, in_both)
+        if not torch.equal(earlier, part.index_select(want.dim, in_both)):
+            raise ValueError(
+                f"{name} in {file.name} is not what another file says: use a folder"
+                " for each save"
             )
+        target.copy_(part)
+        target_filled.fill_(True)
+    if out is None:
+        out = _only_padding(name, want, *parts[0])
+    return out, filled
+
+
+def _only_padding(name: str, want: Piece, file: Path, place: Piece) -> Tensor:
+    """The piece of a rank that has padding only: a file tells the dtype."""
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as opened:
+        nothing = _read_range(opened.get_slice(name), place, place.start, place.start)
+    return torch.zeros(_shape_in_memory(want), dtype=nothing.dtype)
+
+
+def _read_places(folder: Path) -> dict[str, list[tuple[Path, Piece]]]:
+    """For each tensor, the files that have a part of it, and the part's place."""
+    stored: dict[str, list[tuple[Path, Piece]]] = {}
+    for index in sorted(folder.glob("rank-*.json")):
+        tensors = index.with_suffix(".safetensors")
+        for name, fields in json.loads(index.read_text(encoding="utf-8")).items():
+            place = Piece(**{**fields, "shape": tuple(fields["shape"])})
+            stored.setdefault(name, []).append((tensors, place))
     if not stored:
         raise FileNotFoundError(
             f"{folder} has no checkpoint: no file rank-*.json in it"
@@ -194,25 +221,26 @@ def _index(folder: Path) -> dict[str, list[tuple[Path, Piece]]]:
     return stored
 
 
-def _overlap(at: Piece, want: Piece) -> tuple[int, int]:
-    """The range along the wanted dimension that a stored piece covers; a tensor is cut
-    along one dimension only.
+def _overlap(place: Piece, want: Piece) -> tuple[int, int]:
+    """The range [low, high) along the wanted dimension that a stored piece covers.
+
+    A tensor is cut along one dimension only.
     """
-    if at.dim == want.dim:
-        return max(at.start, want.start), min(at.stop, want.stop)
-    if at.length == at.shape[at.dim]:  # stored whole
+    if place.dim == want.dim:
+        return max(place.start, want.start), min(place.stop, want.stop)
+    if place.length == place.shape[place.dim]:  # stored whole
         return want.start, want.stop
-    raise ValueError(f"stored along dimension {at.dim}, wanted along {want.dim}")
+    raise ValueError(f"stored along dimension {place.dim}, wanted along {want.dim}")
 
 
-def _read(stored, at: Piece, low: int, high: int) -> Tensor:
-    shift = at.start
-    index = [slice(None)] * len(at.shape)
-    index[at.dim] = slice(low - shift, high - shift)
+def _read_range(stored, place: Piece, low: int, high: int) -> Tensor:
+    """Entries low … high − 1 of the whole tensor, from the part at `place`."""
+    index = [slice(None)] * len(place.shape)
+    index[place.dim] = slice(low - place.start, high - place.start)
     return stored[tuple(index)]
 
 
-def _shape(want: Piece) -> list[int]:
+def _shape_in_memory(want: Piece) -> list[int]:
     shape = list(want.shape)
     shape[want.dim] = want.padded
     return shape

@@ -1,13 +1,25 @@
-"""The room `pipeline`."""
+"""Pipeline parallelism: layers on several ranks, microbatches in turn.
+
+    schedules   who computes what, in which order: lists of ops, as data
+    timeline    when each op runs: a simulator, and the Gantt chart
+    stages      a Llama cut into stages
+    pipeline    the executor: runs any schedule on the stages
+    backward    a linear's backward pass in two halves, for the zero-bubble schedules
+    memory      counts the activations that a rank keeps
+
+Start with `schedules`, then `pipeline.PipelineStep`.
+"""
 
 from llmlab.parallelism.pipeline.memory import ActivationMeter
 from llmlab.parallelism.pipeline.pipeline import (
     IGNORED,
     Microbatch,
     Pipeline,
+    PipelineStep,
     clip_grad_norm,
 )
 from llmlab.parallelism.pipeline.schedules import (
+    Kind,
     Schedule,
     gpipe,
     interleaved,
@@ -25,8 +37,10 @@ __all__ = [
     "IGNORED",
     "ActivationMeter",
     "Costs",
+    "Kind",
     "Microbatch",
     "Pipeline",
+    "PipelineStep",
     "Schedule",
     "Timeline",
     "clip_grad_norm",

@@ -1,14 +1,16 @@
-"""The backward pass of a linear in two halves: the input's gradient now, the weight's
-gradient later.
+"""The backward pass of a linear in two halves: input's gradient now, weight's later.
 
     Y = X Wᵀ + b          I:  ∂X = ∂Y W                  what the stage before waits for
                           W:  ∂W = ∂Yᵀ X,  ∂b = Σ ∂Y     what nobody waits for
 
+    x   X (…, in)         dy  ∂Y (…, out)        weight  W (out, in)
+
 Qi et al. 2023 (https://arxiv.org/abs/2401.10241), section 2. Asking autograd twice
 (once for the inputs, once for the weights) would give the same numbers, but walk
-through the whole stage twice; here `backward()` does I and leaves each linear's W on a
-list, with the X and ∂Y that it needs. Simplified: norms' and embeddings' gradients,
-which are small, stay in I.
+through the whole stage twice. Here `backward()` does I and leaves each linear's W on a
+list, with the X and ∂Y that it needs.
+
+Simplified: the gradients of norms and embeddings, which are small, stay in I.
 """
 
 from __future__ import annotations
@@ -21,96 +23,119 @@ from jaxtyping import Float
 from torch import Tensor, autograd, nn
 
 
-class Late(NamedTuple):
-    """One linear's W, to be done."""
+class PendingWeightGrad(NamedTuple):
+    """One linear's W that is still to be computed."""
 
     linear: LateLinear
-    x: Tensor
-    dy: Tensor
+    x: Float[Tensor, "... in"]
+    dy: Float[Tensor, "... out"]
 
 
 class WeightGradients:
-    """The W that backward passes have left. `take()` hands over the list; `compute`
-    does the work.
+    """The list of W that backward passes have left.
 
-    `hold` wraps each tensor that is kept, so that a meter can count it.
+    `take()` hands the list over; `compute` does the work. `hold` wraps each tensor that
+    is kept, so that a meter can count it.
     """
 
     def __init__(self, hold: Callable[[Tensor], object] | None = None) -> None:
-        self.hold = hold or (lambda tensor: tensor)
-        self._left: list[Late] = []
+        self.hold = hold
+        self._pending: list[PendingWeightGrad] = []
         self._holds: list[object] = []
 
-    def leave(self, linear: LateLinear, x: Tensor, dy: Tensor) -> None:
-        """Called by a linear's backward."""
-        self._left.append(Late(linear, x, dy))
-        self._holds += [self.hold(x), self.hold(dy)]
+    def leave(
+        self,
+        linear: LateLinear,
+        x: Float[Tensor, "... in"],
+        dy: Float[Tensor, "... out"],
+    ) -> None:
+        """Add one W to the list. A linear's backward calls this."""
+        self._pending.append(PendingWeightGrad(linear, x, dy))
+        if self.hold is not None:
+            self._holds.append(self.hold(x))
+            self._holds.append(self.hold(dy))
 
-    def take(self) -> tuple[list[Late], list[object]]:
+    def take(self) -> tuple[list[PendingWeightGrad], list[object]]:
         """What has been left since the last call, and the holds on it."""
-        left, self._left, self._holds = (self._left, self._holds), [], []
-        return left
+        taken = (self._pending, self._holds)
+        self._pending = []
+        self._holds = []
+        return taken
 
 
 @torch.no_grad()  # X has a history, which must not become that of the gradient
-def compute(left: list[Late]) -> None:
-    """∂W = ∂Yᵀ X and ∂b = Σ ∂Y, added to `.grad`; frees X and ∂Y."""
-    while left:
-        linear, x, dy = left.pop()
-        x, dy = x.flatten(0, -2), dy.flatten(0, -2)  # (B, T, ·) → (B·T, ·)
-        _add(linear.weight, dy.T @ x)
+def compute(pending: list[PendingWeightGrad]) -> None:
+    """Add ∂W = ∂Yᵀ X and ∂b = Σ ∂Y to `.grad`. Empties the list: X and ∂Y are freed."""
+    while pending:
+        linear, x, dy = pending.pop()
+        x = x.flatten(0, -2)  # (B, T, in) → (B·T, in)
+        dy = dy.flatten(0, -2)  # (B, T, out) → (B·T, out)
+        add_gradient(linear.weight, dy.T @ x)  # (out, B·T) (B·T, in) → (out, in)
         if linear.bias is not None:
-            _add(linear.bias, dy.sum(0))
+            add_gradient(linear.bias, dy.sum(0))
 
 
-def _add(parameter: nn.Parameter, gradient: Tensor) -> None:
-    if parameter.requires_grad:
-        parameter.grad = (
-            gradient if parameter.grad is None else parameter.grad + gradient
-        )
+def add_gradient(parameter: nn.Parameter, gradient: Tensor) -> None:
+    """Add to `.grad`, as autograd would. A frozen parameter gets nothing."""
+    if not parameter.requires_grad:
+        return
+    if parameter.grad is None:
+        parameter.grad = gradient
+    else:
+        parameter.grad = parameter.grad + gradient
 
 
-class _Linear(autograd.Function):
+class InputGradientLinear(autograd.Function):
     """Y = X Wᵀ + b, whose backward is I only."""
 
     @staticmethod
     def forward(
-        ctx, x: Tensor, weight: Tensor, bias: Tensor | None, linear: LateLinear
-    ) -> Tensor:
+        ctx,
+        x: Float[Tensor, "... in"],
+        weight: Float[Tensor, "out in"],
+        bias: Float[Tensor, "out"] | None,
+        linear: LateLinear,
+    ) -> Float[Tensor, "... out"]:
         ctx.save_for_backward(x)
         ctx.linear = linear
         return nn.functional.linear(x, weight, bias)
 
     @staticmethod
-    def backward(ctx, dy: Tensor):
-        (x,), linear = ctx.saved_tensors, ctx.linear
-        linear.late.leave(linear, x, dy)
-        return dy @ linear.weight if ctx.needs_input_grad[0] else None, None, None, None
+    def backward(ctx, dy: Float[Tensor, "... out"]):
+        (x,) = ctx.saved_tensors
+        linear = ctx.linear
+        linear.weight_gradients.leave(linear, x, dy)  # W, for later
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = dy @ linear.weight  # (…, out) (out, in) → (…, in)
+        return dx, None, None, None
 
 
 class LateLinear(nn.Module):
-    """A linear with the parameters of another, whose weight gradient is left to
-    `late`.
-    """
+    """A linear with another's parameters, whose W is left to `weight_gradients`."""
 
-    def __init__(self, linear: nn.Linear, late: WeightGradients) -> None:
+    def __init__(self, linear: nn.Linear, weight_gradients: WeightGradients) -> None:
         super().__init__()
-        self.weight, self.bias, self.late = linear.weight, linear.bias, late
+        self.weight = linear.weight
+        self.bias = linear.bias
+        self.weight_gradients = weight_gradients
 
     def forward(self, x: Float[Tensor, "... in"]) -> Float[Tensor, "... out"]:
         """X Wᵀ + b."""
-        return _Linear.apply(x, self.weight, self.bias, self)
+        return InputGradientLinear.apply(x, self.weight, self.bias, self)
 
 
 def make_late(
     module: nn.Module, hold: Callable[[Tensor], object] | None = None
 ) -> WeightGradients:
-    """Replace every linear in `module` by a `LateLinear`, in place; returns where they
-    leave their weights' gradients.
+    """Replace every linear in `module` by a `LateLinear`, in place.
+
+    Returns the list on which they leave their weights' gradients.
     """
-    late = WeightGradients(hold)
+    weight_gradients = WeightGradients(hold)
     for name, linear in list(module.named_modules()):
         if isinstance(linear, nn.Linear):
             parent, _, leaf = name.rpartition(".")
-            module.get_submodule(parent).register_module(leaf, LateLinear(linear, late))
-    return late
+            late = LateLinear(linear, weight_gradients)
+            module.get_submodule(parent).register_module(leaf, late)
+    return weight_gradients

@@ -1,9 +1,11 @@
-"""Counts the bytes of the activations that a rank holds for its backward passes, with
-saved-tensor hooks.
+"""Counts the bytes of the activations that a rank keeps for its backward passes.
 
-`torch.autograd.graph.saved_tensors_hooks` shows every tensor that autograd keeps, when
-it keeps it and when it lets go. A storage that several ops keep (q, k and v have one
-input) counts once; parameters, which are there anyway, count not at all.
+`torch.autograd.graph.saved_tensors_hooks` shows every tensor that autograd saves: one
+hook runs when it is saved, and what that hook returns is deleted when autograd frees
+the tensor.
+
+A storage that several ops save counts once: q, k and v, say, have one input. Parameters
+do not count: they are there anyway.
 """
 
 from __future__ import annotations
@@ -15,53 +17,67 @@ import torch
 from torch import Tensor, nn
 
 
-class _Held:
-    """A tensor that is kept; the meter is told when it is let go."""
+class SavedTensor:
+    """A tensor that is kept. The meter counts it until this object is deleted."""
 
     def __init__(self, meter: ActivationMeter, tensor: Tensor) -> None:
-        # detached: an op that keeps its own output would hold itself
-        self.meter, self.tensor = meter, tensor.detach()
-        meter._count(self.tensor.untyped_storage(), 1)
+        self.meter = meter
+        # detached: an op that saves its own output would otherwise keep itself alive
+        self.tensor = tensor.detach()
+        meter.add_user(self.tensor.untyped_storage())
 
     def __del__(self) -> None:
-        self.meter._count(self.tensor.untyped_storage(), -1)
+        self.meter.remove_user(self.tensor.untyped_storage())
 
 
 class ActivationMeter:
-    """`with meter:` around a forward pass counts what it keeps. `now` and `peak` are
-    bytes.
+    """`with meter:` around a forward pass counts what it keeps.
+
+    Attributes:
+        now: bytes that are kept at this moment.
+        peak: the most bytes that were ever kept.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
-        self.now = self.peak = 0
+        self.now = 0
+        self.peak = 0
         self._not_counted = {p.untyped_storage().data_ptr() for p in parameters}
-        self._users: Counter[int] = Counter()
+        self._users: Counter[int] = Counter()  # address of a storage → who keeps it
         self._hooks: list = []
 
-    def hold(self, tensor: Tensor) -> _Held:
+    def hold(self, tensor: Tensor) -> SavedTensor:
         """Count a tensor until the result is deleted."""
-        return _Held(self, tensor)
+        return SavedTensor(self, tensor)
 
     def __enter__(self) -> ActivationMeter:
-        self._hooks.append(
-            torch.autograd.graph.saved_tensors_hooks(
-                self.hold, lambda held: held.tensor
-            )
-        )
-        self._hooks[-1].__enter__()
+        hooks = torch.autograd.graph.saved_tensors_hooks(self.hold, _tensor_of)
+        hooks.__enter__()
+        self._hooks.append(hooks)
         return self
 
     def __exit__(self, *error) -> None:
         self._hooks.pop().__exit__(*error)
 
-    def _count(self, storage: torch.UntypedStorage, users: int) -> None:
-        key = storage.data_ptr()
-        if key in self._not_counted:
+    def add_user(self, storage: torch.UntypedStorage) -> None:
+        """One more keeps this storage. Only the first adds its bytes."""
+        address = storage.data_ptr()
+        if address in self._not_counted:
             return
-        before, self._users[key] = self._users[key], self._users[key] + users
-        # the first user has come, or the last has gone
-        if min(before, self._users[key]) == 0:
-            self.now += users * storage.nbytes()
+        self._users[address] += 1
+        if self._users[address] == 1:
+            self.now += storage.nbytes()
             self.peak = max(self.peak, self.now)
-        if not self._users[key]:
-            del self._users[key]
+
+    def remove_user(self, storage: torch.UntypedStorage) -> None:
+        """One less keeps this storage. The last takes its bytes away."""
+        address = storage.data_ptr()
+        if address in self._not_counted:
+            return
+        self._users[address] -= 1
+        if self._users[address] == 0:
+            self.now -= storage.nbytes()
+            del self._users[address]
+
+
+def _tensor_of(saved: SavedTensor) -> Tensor:
+    return saved.tensor

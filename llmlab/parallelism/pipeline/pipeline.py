@@ -1,21 +1,23 @@
-"""Pipeline parallelism: runs any schedule of `schedules` on a Llama whose layers lie on
-several ranks.
+"""Pipeline parallelism: run any schedule on a Llama whose layers lie on several ranks.
 
     pipe = Pipeline(split(model, comm.rank, comm.size), comm)
     loss = pipe.step(one_f_one_b(comm.size, m), [(tokens, targets), …])  m microbatches
     clip_grad_norm(pipe, 1.0)
     optimizer.step()                                              over pipe.parameters()
 
-    F  takes h from the stage before, keeps the graph of its layers, sends its h on
-    I  takes ∂h from the stage after, runs backward through the kept graph, sends ∂h
-       back
-    W  computes the weights' gradients that I has left (see `pipeline_backward`)
+    F  receives h from the stage before, keeps the graph of its layers, sends its own h
+    I  receives ∂h from the stage after, runs backward through that graph, sends ∂h
+    W  computes the weight gradients that I has left (see `backward`)
     B  is I, then W, then the sending
 
-The schedule alone decides the order; gradients, and so the trained weights, are those
+    h   hidden states (B, T, d)         p   ranks            i   a microbatch
+    dh  their gradient (B, T, d)        v   chunks per rank  s   a stage, 0 … p·v − 1
+                                        m   microbatches
+
+The schedule alone decides the order. Gradients, and so the trained weights, are those
 of one process for every schedule (Huang et al. 2018, arXiv:1811.06965: synchronous, no
-stale weights). All receives are posted when a step begins and each message has a tag of
-its own, so nothing depends on the order in which messages come.
+stale weights). All receives are posted when a step begins, and each message has its own
+tag, so nothing depends on the order in which messages arrive.
 
 Simplified: no dropout, no padding mask; gradients that were sent, (B, T, d) each, are
 kept until the step ends; gloo or `World` only (NCCL has no tags, and wants sends and
@@ -27,6 +29,8 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from enum import Enum
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -48,10 +52,10 @@ class Pipeline:
     """One rank's stages, and the wire to the ranks of the stages before and after.
 
     Args:
-        stages: this rank's chunks, from `pipeline_stages.split`.
+        stages: this rank's chunks, from `stages.split`.
         layout: as given to `split`.
         after_op: called as `after_op(kind, microbatch, chunk)` when an op has been
-            computed, before its result is sent: `comm.work` or `time.sleep` here make
+            computed, before its result is sent. `comm.work` or `time.sleep` here make
             compute take as long as one likes.
         meter: counts the bytes that forwards keep.
     Attributes:
@@ -68,52 +72,54 @@ class Pipeline:
         after_op: Callable[[str, int, int], None] | None = None,
         meter: ActivationMeter | None = None,
     ) -> None:
-        self.stages, self.comm, self.layout, self.meter = (
-            nn.ModuleList(stages),
-            comm,
-            layout,
-            meter,
-        )
-        self.after_op = after_op or (lambda kind, i, chunk: None)
-        self.p, self.v = comm.size, len(stages)
-        self.count = self.p * self.v  # S stages in all
-        self.rank_of = {
-            stage_of(r, c, self.p, layout): r
-            for r in range(self.p)
-            for c in range(self.v)
-        }
+        self.stages = nn.ModuleList(stages)
+        self.comm = comm
+        self.layout = layout
+        self.after_op = after_op
+        self.meter = meter
         self.bars: list[Bar] = []
-        ends = (self.rank_of[0], self.rank_of[self.count - 1])
-        self.two_copies = stages[0].config.tie_word_embeddings and ends[0] != ends[1]
-        # None on the ranks between, too
-        self.ends = comm.group(ends) if self.two_copies else None
-        self.late = [
-            backward.make_late(stage, meter and meter.hold) for stage in stages
-        ]
+
+        self.p = comm.size
+        self.v = len(stages)
+        self.stage_count = self.p * self.v
+        self.rank_of: dict[int, int] = {}
+        for rank in range(self.p):
+            for chunk in range(self.v):
+                self.rank_of[stage_of(rank, chunk, self.p, layout)] = rank
+
+        # With tied embeddings the first stage and the last both need the one matrix.
+        first_rank = self.rank_of[0]
+        last_rank = self.rank_of[self.stage_count - 1]
+        is_tied = stages[0].config.tie_word_embeddings
+        self.has_tied_copies = is_tied and first_rank != last_rank
+        self.tied_group = None
+        if self.has_tied_copies:
+            # Every rank makes this call. Ranks outside the group get None.
+            self.tied_group = comm.group((first_rank, last_rank))
+
+        hold = None if meter is None else meter.hold
+        self.weight_gradients = [backward.make_late(stage, hold) for stage in stages]
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """This rank's parameters, each once."""
         return self.stages.parameters()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """This rank's part of the whole model's state, under the whole model's
-        names.
-        """
-        return {
-            name: value
-            for stage in self.stages
-            for name, value in stage.state_dict().items()
-        }
+        """This rank's part of the whole model's state, with the whole model's names."""
+        state: dict[str, Tensor] = {}
+        for stage in self.stages:
+            state.update(stage.state_dict())
+        return state
 
     def tied_weight(self) -> nn.Parameter | None:
-        """This rank's copy of the tied matrix, where two ranks have one."""
-        for stage in self.stages if self.two_copies else ():
-            if stage.is_first or stage.is_last:
-                return (
-                    stage.model.embed_tokens.weight
-                    if stage.is_first
-                    else stage.lm_head.weight
-                )
+        """This rank's copy of the tied matrix (V, d), where two ranks have one."""
+        if not self.has_tied_copies:
+            return None
+        for stage in self.stages:
+            if stage.is_first:
+                return stage.model.embed_tokens.weight
+            if stage.is_last:
+                return stage.lm_head.weight
         return None
 
     def step(
@@ -122,14 +128,15 @@ class Pipeline:
         microbatches: Sequence[Microbatch],
         weighting: str = "microbatch",
     ) -> float:
-        """Gradients of the loss, added to `.grad`; returns the loss, on every rank.
+        """Add the loss's gradients to `.grad`; return the loss, on every rank.
+
         Takes no optimizer step.
 
         Args:
             schedule: for these p ranks, v chunks and m microbatches.
-            microbatches: (tokens, targets) for each; shapes may differ. Targets of −100
-                do not count. All ranks are given all, though only the first stage looks
-                at tokens and only the last at targets.
+            microbatches: (tokens, targets) of each; shapes may differ. Targets of −100
+                do not count. All ranks are given all, though only the first stage reads
+                tokens and only the last reads targets.
             weighting: "microbatch": the mean over microbatches of each one's mean over
                 tokens; "token": the mean over all tokens. They differ when microbatches
                 have different numbers of tokens.
@@ -142,31 +149,36 @@ class Pipeline:
                 f" the pipeline has {self.p} of {self.v}"
             )
         check(schedule, len(microbatches))
-        tied = self.tied_weight()
-        before, _ = (
-            (tied.grad, setattr(tied, "grad", None))
-            if tied is not None
-            else (None, None)
-        )
-        run = _Step(
-            self, microbatches, loss_shares([y for _, y in microbatches], weighting)
-        )
-        run.post_receives(schedule[self.comm.rank])
-        for op in schedule[self.comm.rank]:
-            run.do(op)
-        run.finish()
-        if tied is not None and tied.grad is not None:
-            tied.grad = self.ends.all_reduce(tied.grad) + (
-                0 if before is None else before
-            )
-        return self.comm.broadcast(run.loss, self.rank_of[self.count - 1]).item()
+        shares = loss_shares([targets for _, targets in microbatches], weighting)
+
+        # This step's tied gradient is collected alone. What `.grad` held before is
+        # already the sum of both copies: to add it up again would count it twice.
+        tied_weight = self.tied_weight()
+        earlier_tied_grad = None
+        if tied_weight is not None:
+            earlier_tied_grad = tied_weight.grad
+            tied_weight.grad = None
+
+        ops = schedule[self.comm.rank]
+        run = PipelineStep(self, microbatches, shares)
+        run.post_receives(ops)
+        for op in ops:
+            run.execute(op)
+        run.wait_for_sends()
+
+        if tied_weight is not None and tied_weight.grad is not None:
+            tied_weight.grad = self.tied_group.all_reduce(tied_weight.grad)
+            if earlier_tied_grad is not None:
+                tied_weight.grad = tied_weight.grad + earlier_tied_grad
+        return self.comm.broadcast(run.loss, self.rank_of[self.stage_count - 1]).item()
 
 
 def loss_shares(
     targets: Sequence[Int[Tensor, "B T"]], weighting: str = "microbatch"
 ) -> list[float]:
-    """What each microbatch's sum of token losses is multiplied with: 1/(m n_i), or 1/Σ
-    n_i for "token".
+    """The factor of each microbatch's sum of token losses.
+
+    With n_i tokens that count in microbatch i: 1/(m n_i), or 1/Σ n_i for "token".
 
     Raises:
         ValueError: `weighting` is neither.
@@ -181,30 +193,54 @@ def loss_shares(
 
 @torch.no_grad()
 def clip_grad_norm(pipe: Pipeline, limit: float) -> float:
-    """Scale all ranks' gradients so that their common norm is at most `limit`; return
-    the norm before.
+    """Scale all ranks' gradients to a common norm of at most `limit`.
 
-    The tied matrix counts once though two ranks have it. As
+    Returns the norm before. The tied matrix counts once though two ranks have it. As
     `torch.nn.utils.clip_grad_norm_` on the whole model.
     """
-    twice = pipe.tied_weight() if any(stage.is_last for stage in pipe.stages) else None
-    mine = [w.grad for w in pipe.parameters() if w.grad is not None]
-    counted = [
-        w.grad for w in pipe.parameters() if w.grad is not None and w is not twice
-    ]
-    total = sum(
-        (g.float().square().sum() for g in counted),
-        torch.zeros((), device=pipe.comm.device),
-    )
-    norm = pipe.comm.all_reduce(total).sqrt().item()
-    for g in mine:
-        g.mul_(min(1.0, limit / (norm + 1e-6)))
+    # The last stage's copy is scaled, but not counted: the first stage counts its own.
+    tied_copy = None
+    if any(stage.is_last for stage in pipe.stages):
+        tied_copy = pipe.tied_weight()
+
+    local_grads: list[Tensor] = []
+    square_sum = torch.zeros((), device=pipe.comm.device)
+    for weight in pipe.parameters():
+        if weight.grad is None:
+            continue
+        local_grads.append(weight.grad)
+        if weight is not tied_copy:
+            square_sum = square_sum + weight.grad.float().square().sum()
+
+    norm = pipe.comm.all_reduce(square_sum).sqrt().item()
+    scale = min(1.0, limit / (norm + 1e-6))
+    for grad in local_grads:
+        grad.mul_(scale)
     return norm
 
 
-class _Step:
-    """What one rank holds during a step: graphs between F and I, late weight gradients
-    between I and W, messages under way.
+class Carries(Enum):
+    """What a message between two stages carries."""
+
+    HIDDEN = 0
+    GRADIENT = 1
+
+
+class Message(NamedTuple):
+    """One message of a step: what it carries, its microbatch, and who receives it."""
+
+    carries: Carries
+    microbatch: int
+    to_stage: int
+
+
+class PipelineStep:
+    """What one rank holds during one step.
+
+    stash                  (x, y) of each F whose I has not come: y has the graph
+    pending_weight_grads   what each I has left for its W
+    inbox                  handles of receives, and tensors that stay on this rank
+    in_flight              handles of sends
     """
 
     def __init__(
@@ -213,102 +249,158 @@ class _Step:
         microbatches: Sequence[Microbatch],
         shares: Sequence[float],
     ) -> None:
-        self.pipe, self.microbatches, self.shares = pipe, microbatches, shares
-        self.graphs: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
-        self.left: dict[tuple[int, int], tuple] = {}
-        # handles, and tensors that stay on this rank
-        self.mail: dict[tuple[str, int, int], object] = {}
-        self.sends: dict[tuple[str, int, int], object] = {}
+        self.pipe = pipe
+        self.microbatches = microbatches
+        self.shares = shares
+        self.stash: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self.pending_weight_grads: dict[tuple[int, int], tuple] = {}
+        self.inbox: dict[Message, object] = {}
+        self.in_flight: dict[Message, object] = {}
         self.loss = torch.zeros((), device=pipe.comm.device)
         pipe.bars = []
 
     def stage(self, chunk: int) -> int:
+        """The stage that this rank's `chunk` is."""
         return stage_of(self.pipe.comm.rank, chunk, self.pipe.p, self.pipe.layout)
 
-    def input_of(self, op: Op) -> tuple[str, int, int] | None:
-        """The message that an op waits for: ("F", i, s) is what stage s is fed, ("I",
-        i, s) its output's gradient.
-        """
-        kind, i, s = op[0], op[1], self.stage(op[2])
-        has = s > 0 if kind == "F" else kind in "BI" and s < self.pipe.count - 1
-        return ("F" if kind == "F" else "I", i, s) if has else None
+    def input_of(self, op: Op) -> Message | None:
+        """The message that an op waits for, if it waits for one."""
+        kind, i, chunk = op
+        s = self.stage(chunk)
+        if kind == "F" and s > 0:
+            return Message(Carries.HIDDEN, i, s)
+        if kind in ("I", "B") and s < self.pipe.stage_count - 1:
+            return Message(Carries.GRADIENT, i, s)
+        return None
 
-    def tag(self, key: tuple[str, int, int]) -> int:
-        kind, i, s = key
-        return ((kind == "I") * self.pipe.count + s) * len(self.microbatches) + i
+    def output_of(self, op: Op) -> Message | None:
+        """The message that an op's result becomes, if another stage needs it."""
+        kind, i, chunk = op
+        s = self.stage(chunk)
+        if kind == "F" and s < self.pipe.stage_count - 1:
+            return Message(Carries.HIDDEN, i, s + 1)
+        if kind in ("I", "B") and s > 0:
+            return Message(Carries.GRADIENT, i, s - 1)
+        return None
+
+    def source(self, message: Message) -> int:
+        """The rank that sends a message."""
+        if message.carries is Carries.HIDDEN:
+            return self.pipe.rank_of[message.to_stage - 1]
+        return self.pipe.rank_of[message.to_stage + 1]
+
+    def tag(self, message: Message) -> int:
+        """A number of its own for each message of the step."""
+        row = message.carries.value * self.pipe.stage_count + message.to_stage
+        return row * len(self.microbatches) + message.microbatch
 
     def post_receives(self, ops: Sequence[Op]) -> None:
         """Ask for every message of the step that comes from another rank."""
-        for key in filter(None, map(self.input_of, ops)):
-            source = self.pipe.rank_of[key[2] + (-1 if key[0] == "F" else 1)]
+        for op in ops:
+            message = self.input_of(op)
+            if message is None:
+                continue
+            source = self.source(message)
             if source != self.pipe.comm.rank:
-                self.mail[key] = self.pipe.comm.irecv(source, self.tag(key))
+                self.inbox[message] = self.pipe.comm.irecv(source, self.tag(message))
 
-    def do(self, op: Op) -> None:
+    def execute(self, op: Op) -> None:
         """Wait for an op's input, compute, send its output."""
         kind, i, chunk = op
-        key = self.input_of(op)
-        came = self.mail.pop(key) if key else None
-        came = came if came is None or isinstance(came, Tensor) else came.wait()
-        s = self.stage(chunk)
-        # its gradient has come, so it has arrived: let go of h
-        if kind in "BI" and ("F", i, s + 1) in self.sends:
-            self.sends.pop(("F", i, s + 1)).wait()
+        received = self.receive(self.input_of(op))
+        if kind in ("I", "B"):
+            self.free_sent_hidden(i, chunk)
+
         start = time.perf_counter()
-        out = getattr(self, f"_{kind}")(i, chunk, came)
-        self.pipe.after_op(kind, i, chunk)
-        self.pipe.bars.append(
-            Bar(self.pipe.comm.rank, kind, i, chunk, start, time.perf_counter())
-        )
-        if kind == "F" and s < self.pipe.count - 1:
-            self.send(("F", i, s + 1), out)
-        elif kind in "BI" and s > 0:
-            self.send(("I", i, s - 1), out)
+        result = self.compute[kind](self, i, chunk, received)
+        if self.pipe.after_op is not None:
+            self.pipe.after_op(kind, i, chunk)
+        end = time.perf_counter()
+        self.pipe.bars.append(Bar(self.pipe.comm.rank, kind, i, chunk, start, end))
 
-    def send(self, key: tuple[str, int, int], x: Tensor) -> None:
-        target = self.pipe.rank_of[key[2]]
-        if target == self.pipe.comm.rank:
-            self.mail[key] = x
-        else:
-            self.sends[key] = self.pipe.comm.isend(x, target, self.tag(key))
+        message = self.output_of(op)
+        if message is not None:
+            self.send(message, result)
 
-    def finish(self) -> None:
-        """Wait until all that was sent has arrived."""
-        for handle in self.sends.values():
+    def receive(self, message: Message | None) -> Tensor | None:
+        """A message's tensor, (B, T, d), once it has arrived."""
+        if message is None:
+            return None
+        item = self.inbox.pop(message)
+        if isinstance(item, Tensor):  # its sender is a stage of this rank
+            return item
+        return item.wait()
+
+    def free_sent_hidden(self, i: int, chunk: int) -> None:
+        """Free the h that the next stage was sent.
+
+        Its gradient is here, so h has certainly arrived, and the wait ends at once.
+        """
+        message = Message(Carries.HIDDEN, i, self.stage(chunk) + 1)
+        handle = self.in_flight.pop(message, None)
+        if handle is not None:
             handle.wait()
 
-    def _F(self, i: int, chunk: int, h: Float[Tensor, "B T d"] | None) -> Tensor:
-        stage, (tokens, targets) = self.pipe.stages[chunk], self.microbatches[i]
+    def send(self, message: Message, x: Float[Tensor, "B T d"]) -> None:
+        """Send x to the rank of the message's stage, which may be this one."""
+        target = self.pipe.rank_of[message.to_stage]
+        if target == self.pipe.comm.rank:
+            self.inbox[message] = x
+        else:
+            self.in_flight[message] = self.pipe.comm.isend(x, target, self.tag(message))
+
+    def wait_for_sends(self) -> None:
+        """Wait until all that was sent has arrived."""
+        for handle in self.in_flight.values():
+            handle.wait()
+
+    def forward(self, i: int, chunk: int, h: Float[Tensor, "B T d"] | None) -> Tensor:
+        """F: the chunk's layers, and the loss on the last stage. Keeps the graph."""
+        stage = self.pipe.stages[chunk]
+        tokens, targets = self.microbatches[i]
+        # A leaf that requires a gradient: I finds ∂h in its `.grad`.
         x = tokens if h is None else h.requires_grad_()
         with self.pipe.meter or contextlib.nullcontext():
             y = stage(x)
             if stage.is_last:
                 y = F.cross_entropy(
-                    y.flatten(0, 1),
-                    targets.flatten(),
+                    y.flatten(0, 1),  # (B, T, V) → (B·T, V)
+                    targets.flatten(),  # (B, T) → (B·T)
                     ignore_index=IGNORED,
                     reduction="sum",
                 )
                 y = y * self.shares[i]  # the loss is divided here, once
                 self.loss += y.detach()
-        self.graphs[i, chunk] = x, y
+        self.stash[i, chunk] = x, y
         return y.detach()
 
-    def _I(
-        self, i: int, chunk: int, dy: Float[Tensor, "B T d"] | None
-    ) -> Tensor | None:
-        x, y = self.graphs.pop((i, chunk))
-        torch.autograd.backward(y, dy)
-        self.left[i, chunk] = self.pipe.late[chunk].take()
+    def input_gradient(
+        self, i: int, chunk: int, dh: Float[Tensor, "B T d"] | None
+    ) -> Float[Tensor, "B T d"] | None:
+        """I: backward through the kept graph. The linears leave their W for later."""
+        x, y = self.stash.pop((i, chunk))
+        torch.autograd.backward(y, dh)
+        self.pending_weight_grads[i, chunk] = self.pipe.weight_gradients[chunk].take()
         return x.grad
 
-    def _W(self, i: int, chunk: int, _: None = None) -> None:
-        late, _holds = self.left.pop((i, chunk))
-        backward.compute(late)
+    def weight_gradient(self, i: int, chunk: int, _: None = None) -> None:
+        """W: the weight gradients that I has left."""
+        # The holds live until W is done, so that a meter counts X and ∂Y till then.
+        pending, _holds = self.pending_weight_grads.pop((i, chunk))
+        backward.compute(pending)
 
-    def _B(
-        self, i: int, chunk: int, dy: Float[Tensor, "B T d"] | None
-    ) -> Tensor | None:
-        dx = self._I(i, chunk, dy)
-        self._W(i, chunk)
+    def full_backward(
+        self, i: int, chunk: int, dh: Float[Tensor, "B T d"] | None
+    ) -> Float[Tensor, "B T d"] | None:
+        """B: I, then W."""
+        dx = self.input_gradient(i, chunk, dh)
+        self.weight_gradient(i, chunk)
         return dx
+
+    # Functions, not bound methods: these would keep the step alive in a cycle.
+    compute: ClassVar = {
+        "F": forward,
+        "I": input_gradient,
+        "W": weight_gradient,
+        "B": full_backward,
+    }

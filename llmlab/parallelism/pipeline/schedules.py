@@ -1,87 +1,112 @@
 """Pipeline schedules as data: for each rank the list of what it computes, in order.
-Nothing here knows a model or a wire.
 
-A schedule is a list of p lists of ops, and an op is (kind, microbatch, chunk):
+Nothing here knows a model or a wire. A schedule is a list of p lists of ops, and an op
+is (kind, microbatch, chunk):
 
     >>> one_f_one_b(2, 3)[0]
     [('F', 0, 0), ('F', 1, 0), ('B', 0, 0), ('F', 2, 0), ('B', 1, 0), ('B', 2, 0)]
 
-    F  forward                           I  gradient of the input      p  ranks
-                                            v  chunks a rank
-    B  backward: I and W in one          W  gradient of the weights    m  microbatches
-                                            r  this rank, 0 … p − 1
+    F    forward                            p    ranks
+    B    backward: I and W in one           r    this rank, 0 … p − 1
+    I    gradient of the input              v    chunks per rank
+    W    gradient of the weights            m    microbatches
+                                            i    a microbatch, 0 … m − 1
 
-Qi et al. write B for what is I here: theirs is always split. (The letters are those of
-torch.distributed.pipelining.)
+The letters are those of torch.distributed.pipelining. Qi et al. write B for what is I
+here: their backward is always split.
 
-A chunk is a run of layers; all chunks, in the order of the layers, are the stages 0 … S
-− 1, S = p·v. `stage_of` says who has which: in the "loop" layout rank r has stages r, p
-+ r, 2p + r …; in the "v" layout every second lap runs backwards.
+A chunk is a run of layers. All chunks, in the order of the layers, are the stages
+0 … S − 1, S = p·v. `stage_of` says which stage a rank's chunk is. In the "loop" layout
+rank r has the stages r, p + r, 2p + r …; in the "v" layout every second round goes
+backwards.
 
-    schedule       source                                              bubble / work
-                   microbatches that rank r holds
-    naive          –                                                   p − 1
-                   1
-    gpipe          Huang et al. 2018, arXiv:1811.06965                 (p − 1) / m
-                   m
-    one_f_one_b    PipeDream-flush: Narayanan et al. 2020, 2006.09503  (p − 1) / m
-                   min(p − r, m)
-    interleaved    Megatron-LM: Narayanan et al. 2021, 2104.04473      (p − 1) / (v m)
-                   p + (p − 2r − 1) / v
-    zb_h1          Qi et al. 2023, arXiv:2401.10241                    (p − 1) / 3m
-                   p − r, and r more wait for their W
-    zb_h2          the same                                            0
-                   2 (p − r) − 1, and 2r more
-    zb_v           the same, "v" layout                                0               p
+    schedule       bubble / work        microbatches that rank r holds
+    naive          p − 1                1
+    gpipe          (p − 1) / m          m
+    one_f_one_b    (p − 1) / m          min(p − r, m)
+    interleaved    (p − 1) / (v m)      p + (p − 2r − 1) / v
+    zb_h1          (p − 1) / 3m         p − r, and r more wait for their W
+    zb_h2          0                    2 (p − r) − 1, and 2r more wait for their W
+    zb_v           0                    p
 
 The bubbles of the last three are for F, I and W of one length, and enough microbatches.
+
+Sources
+    gpipe          Huang et al. 2018, https://arxiv.org/abs/1811.06965
+    one_f_one_b    Narayanan et al. 2020, https://arxiv.org/abs/2006.09503
+                   (PipeDream-flush)
+    interleaved    Narayanan et al. 2021, https://arxiv.org/abs/2104.04473 (Megatron-LM)
+    zb_…           Qi et al. 2023, https://arxiv.org/abs/2401.10241
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from enum import StrEnum
+
+
+class Kind(StrEnum):
+    """What an op computes. A member equals its letter: `Kind.FORWARD == "F"`."""
+
+    FORWARD = "F"
+    BACKWARD = "B"
+    INPUT_GRAD = "I"
+    WEIGHT_GRAD = "W"
+
+    def __repr__(self) -> str:
+        return repr(self.value)
+
 
 Op = tuple[str, int, int]
 Schedule = list[list[Op]]
-KINDS = ("F", "B", "I", "W")
+KINDS = tuple(Kind)
 LAYOUTS = ("loop", "v")
 
 
 def naive(p: int, m: int) -> Schedule:
-    """One microbatch at a time goes all the way up and down: one rank works, p − 1
-    wait.
-    """
-    _check(p, m)
-    return [_unroll([(m, "F B")]) for _ in range(p)]
+    """One microbatch at a time goes through all ranks and back: p − 1 ranks wait."""
+    _check_positive(p, m)
+    return [unroll([(m, "F B")]) for _ in range(p)]
 
 
 def gpipe(p: int, m: int) -> Schedule:
-    """All forwards, then all backwards. (In the paper's figure the backwards run last
-    in, first out: the same bubble.)
+    """All forwards, then all backwards.
+
+    In the paper's figure the backwards run last in, first out. The bubble is the same.
     """
-    _check(p, m)
-    return [_unroll([(m, "F"), (m, "B")]) for _ in range(p)]
+    _check_positive(p, m)
+    return [unroll([(m, "F"), (m, "B")]) for _ in range(p)]
 
 
 def one_f_one_b(p: int, m: int) -> Schedule:
-    """1F1B: min(p − r − 1, m) forwards to warm up, then a forward and a backward in
-    turn; first in, first out.
+    """1F1B: some forwards ahead, then one forward and one backward in turn.
+
+    Rank r is min(p − r − 1, m) forwards ahead. First in is first out.
     """
-    _check(p, m)
-    warmups = [min(p - r - 1, m) for r in range(p)]
-    return [_unroll([(w, "F"), (m - w, "F B"), (w, "B")]) for w in warmups]
+    _check_positive(p, m)
+    schedule = []
+    for r in range(p):
+        warmup = min(p - r - 1, m)
+        phases = [
+            (warmup, "F"),  # warm-up
+            (m - warmup, "F B"),  # steady state
+            (warmup, "B"),  # cool-down
+        ]
+        schedule.append(unroll(phases))
+    return schedule
 
 
 def interleaved(p: int, m: int, v: int = 2) -> Schedule:
-    """Megatron's 1F1B over p·v stages: p microbatches pass a rank's first chunk, the
-    same p its next chunk, and so on.
+    """Megatron's 1F1B over p·v stages.
+
+    p microbatches pass a rank's first chunk, then the same p its next chunk, and so on.
 
     Raises:
         ValueError: m is not a multiple of p, which this order needs; v is not 2 or
             more.
     """
-    _check(p, m, v)
+    _check_positive(p, m, v)
     if v == 1:
         raise ValueError("v=1 must be 2 chunks or more; with one, use one_f_one_b")
     if m % p:
@@ -91,67 +116,93 @@ def interleaved(p: int, m: int, v: int = 2) -> Schedule:
         )
 
     def place(kind: str, k: int) -> Op:
-        # the k-th forward, or backward, of any rank
-        lap, i = k // p % v, k // (p * v) * p + k % p
-        return kind, i, lap if kind == "F" else v - 1 - lap
+        """The k-th forward, or the k-th backward, of any rank."""
+        group = k // (p * v)  # of p microbatches, which pass all v chunks
+        i = group * p + k % p
+        chunk = k // p % v
+        if kind == Kind.BACKWARD:
+            chunk = v - 1 - chunk  # backwards begin at the last chunk
+        return kind, i, chunk
 
-    n, warmups = m * v, [min((v - 1) * p + 2 * (p - r - 1), m * v) for r in range(p)]
-    return [_unroll([(w, "F"), (n - w, "F B"), (w, "B")], place) for w in warmups]
+    forwards = m * v
+    schedule = []
+    for r in range(p):
+        warmup = min((v - 1) * p + 2 * (p - r - 1), forwards)
+        phases = [
+            (warmup, "F"),  # warm-up
+            (forwards - warmup, "F B"),  # steady state
+            (warmup, "B"),  # cool-down
+        ]
+        schedule.append(unroll(phases, place))
+    return schedule
 
 
 def zb_h1(p: int, m: int) -> Schedule:
-    """1F1B, but the gradient goes on before W is computed; rank r computes its W r
-    microbatches late, in what was the bubble.
+    """1F1B, but the input's gradient is sent on before W is computed.
+
+    Rank r computes its W r microbatches late, in what was the bubble.
     """
-    _check(p, m)
-    return [_deferred(m, p - r - 1, r) for r in range(p)]
+    _check_positive(p, m)
+    return [deferred(m, warmup=p - r - 1, delay=r) for r in range(p)]
 
 
 def zb_h2(p: int, m: int) -> Schedule:
-    """Twice the warm-up and twice the delay of H1: no bubble, for almost twice the
-    memory.
+    """Twice the warm-up and delay of H1: no bubble, for almost twice the memory.
 
     Ranks end one after another, as they began: the optimizer step must not wait for all
     (section 4 of the paper).
     """
-    _check(p, m)
-    return [_deferred(m, 2 * (p - r - 1), 2 * r) for r in range(p)]
+    _check_positive(p, m)
+    return [deferred(m, warmup=2 * (p - r - 1), delay=2 * r) for r in range(p)]
 
 
 def zb_v(p: int, m: int) -> Schedule:
-    """Two chunks a rank in the "v" layout, so that the last rank's turning point is
-    near: no bubble, memory of 1F1B.
-    """
-    _check(p, m)
-    n = max(m, 2 * p - 1)  # the pattern needs so many; what is too much is left out
+    """Two chunks per rank in the "v" layout: no bubble, and the memory of 1F1B.
 
-    def rank(r: int) -> list[Op]:
+    Rank 0 has the first stage and the last, so the first gradient is soon there.
+    """
+    _check_positive(p, m)
+    n = max(m, 2 * p - 1)  # the pattern needs so many; those above m are left out
+
+    def place(kind_and_chunk: str, k: int) -> Op:
+        kind, chunk = kind_and_chunk
+        return kind, k, int(chunk)
+
+    schedule = []
+    for r in range(p):
         phases = [
+            # warm-up
             (2 * (p - r) - 1, "F0"),
             (r, "F1 F0"),
             (p - r, "F1 I1 W1"),
+            # steady state
             (n - 2 * p + r + 1, "F0 I0 W0 F1 I1 W1"),
+            # cool-down
             (p - r - 1, "I0 W0 F1 I1 W1"),
             (r, "I0 I1"),
             (p - r, "I0 W0"),
             (r, "W1"),
             (r, "W0"),
         ]
-        return [
-            op
-            for op in _unroll(phases, lambda kind, k: (kind[0], k, int(kind[1])))
-            if op[1] < m
-        ]
-
-    return [rank(r) for r in range(p)]
+        ops = unroll(phases, place)
+        schedule.append([(kind, i, chunk) for kind, i, chunk in ops if i < m])
+    return schedule
 
 
-def _unroll(
-    phases: Iterable[tuple[int, str]],
-    place: Callable[[str, int], Op] = lambda kind, k: (kind, k, 0),
+def in_order(kind: str, k: int) -> Op:
+    """The k-th op of a kind is that of microbatch k, in the only chunk."""
+    return kind, k, 0
+
+
+def unroll(
+    phases: Iterable[tuple[int, str]], place: Callable[[str, int], Op] = in_order
 ) -> list[Op]:
-    """The ops of a table of (times, pattern): each kind counts its own microbatches, so
-    first in is first out.
+    """The ops of a table of phases.
+
+    Args:
+        phases: (times, pattern) for each; a pattern is kinds with spaces between.
+        place: which op is the k-th of its kind. Each kind counts its own, so first in
+            is first out.
     """
     counts: Counter[str] = Counter()
     ops = []
@@ -162,32 +213,44 @@ def _unroll(
     return ops
 
 
-def _deferred(m: int, warmup: int, delay: int) -> list[Op]:
-    """1F1B with I for B, and each W `delay` microbatches after its I."""
-    w = min(warmup, m)
-    a = min(delay, m - w)  # F I without a W
-    b = min(delay - a, w)  # I without a W
+def deferred(m: int, warmup: int, delay: int) -> list[Op]:
+    """1F1B with I in place of B, and each W `delay` microbatches after its I."""
+    warmup = min(warmup, m)
+    # The first I's come without a W, until `delay` of them are pending: in the steady
+    # state if it is long enough, and the rest in the cool-down.
+    steady_delay = min(delay, m - warmup)
+    cooldown_delay = min(delay - steady_delay, warmup)
     phases = [
-        (w, "F"),
-        (a, "F I"),
-        (m - w - a, "F I W"),
-        (b, "I"),
-        (w - b, "I W"),
-        (a + b, "W"),
+        # warm-up
+        (warmup, "F"),
+        # steady state
+        (steady_delay, "F I"),
+        (m - warmup - steady_delay, "F I W"),
+        # cool-down
+        (cooldown_delay, "I"),
+        (warmup - cooldown_delay, "I W"),
+        (steady_delay + cooldown_delay, "W"),
     ]
-    return _unroll(phases)
+    return unroll(phases)
 
 
 def stage_of(rank: int, chunk: int, p: int, layout: str = "loop") -> int:
     """The stage, 0 … S − 1, that is this rank's chunk."""
     if layout not in LAYOUTS:
         raise ValueError(f"layout={layout!r} must be one of {', '.join(LAYOUTS)}")
-    return chunk * p + (p - 1 - rank if layout == "v" and chunk % 2 else rank)
+    runs_backwards = layout == "v" and chunk % 2 == 1
+    place_in_round = p - 1 - rank if runs_backwards else rank
+    return chunk * p + place_in_round
 
 
 def chunks(schedule: Schedule) -> int:
     """v, the number of chunks that each rank has."""
     return 1 + max((chunk for ops in schedule for _, _, chunk in ops), default=0)
+
+
+def microbatch_count(schedule: Schedule) -> int:
+    """m, the number of microbatches that the schedule names."""
+    return 1 + max((i for ops in schedule for _, i, _ in ops), default=-1)
 
 
 def check(schedule: Schedule, m: int | None = None) -> None:
@@ -200,81 +263,91 @@ def check(schedule: Schedule, m: int | None = None) -> None:
             unknown.
     """
     v = chunks(schedule)
-    m = (
-        1 + max((i for ops in schedule for _, i, _ in ops), default=-1)
-        if m is None
-        else m
-    )
+    if m is None:
+        m = microbatch_count(schedule)
     for rank, ops in enumerate(schedule):
         done: set[Op] = set()
-        for kind, i, chunk in ops:
-            if kind not in KINDS or not 0 <= i < m:
-                raise ValueError(
-                    f"rank {rank}: {(kind, i, chunk)} is no op for m={m} microbatches;"
-                    f" kinds are {KINDS}"
-                )
-            before = {"F": None, "W": "I"}.get(kind, "F")
-            again = {(kind, i, chunk)} | (
-                {("B", i, chunk), ("I", i, chunk)} if kind in "BI" else set()
-            )
-            if done & again:
-                raise ValueError(
-                    f"rank {rank} does {kind} of microbatch {i}, chunk {chunk} twice"
-                )
-            if before and (before, i, chunk) not in done:
-                raise ValueError(
-                    f"rank {rank} does {kind} of microbatch {i}, chunk {chunk} before"
-                    f" its {before}"
-                )
-            done.add((kind, i, chunk))
-        for i, chunk in ((i, chunk) for i in range(m) for chunk in range(v)):
-            if ("B", i, chunk) not in done and ("W", i, chunk) not in done:
-                raise ValueError(
-                    f"rank {rank} never finishes the backward of microbatch {i}, chunk"
-                    f" {chunk}"
-                )
+        for op in ops:
+            _check_op(op, rank, m, done)
+            done.add(op)
+        for i in range(m):
+            for chunk in range(v):
+                if ("B", i, chunk) not in done and ("W", i, chunk) not in done:
+                    raise ValueError(
+                        f"rank {rank} never finishes the backward of microbatch {i},"
+                        f" chunk {chunk}"
+                    )
 
 
-def held(schedule: Schedule, full: float = 1.0, kept: float = 0.0) -> list[float]:
+# What must be done before an op of this kind, and what must not be done yet.
+BEFORE = {"F": None, "B": "F", "I": "F", "W": "I"}
+EXCLUDES = {"F": ("F",), "B": ("B", "I"), "I": ("B", "I"), "W": ("W",)}
+
+
+def _check_op(op: Op, rank: int, m: int, done: set[Op]) -> None:
+    """Whether a rank that has done `done` may do this op next."""
+    kind, i, chunk = op
+    if kind not in KINDS or not 0 <= i < m:
+        raise ValueError(
+            f"rank {rank}: {(kind, i, chunk)} is no op for m={m} microbatches;"
+            f" kinds are {KINDS}"
+        )
+    this_op = f"rank {rank} does {kind} of microbatch {i}, chunk {chunk}"
+    if any((excluded, i, chunk) in done for excluded in EXCLUDES[kind]):
+        raise ValueError(f"{this_op} twice")
+    before = BEFORE[kind]
+    if before is not None and (before, i, chunk) not in done:
+        raise ValueError(f"{this_op} before its {before}")
+
+
+def peak_microbatches(
+    schedule: Schedule, full: float = 1.0, pending: float = 0.0
+) -> list[float]:
     """The most that each rank holds at once, in microbatches of all its layers.
 
     Args:
         full: what a microbatch holds from F to B or I (Qi et al.: M_B).
-        kept: what it holds from I to W (M_W).
+        pending: what it holds from I to W (M_W).
     """
-    v, most = chunks(schedule), []
-    change = {"F": full, "B": -full, "I": kept - full, "W": -kept}
+    v = chunks(schedule)
+    change = {"F": full, "B": -full, "I": pending - full, "W": -pending}
+    peaks = []
     for ops in schedule:
-        now = peak = 0.0
+        now = 0.0
+        peak = 0.0
         for kind, _, _ in ops:
             now += change[kind]
             peak = max(peak, now)
-        most.append(peak / v)
-    return most
+        peaks.append(peak / v)
+    return peaks
 
 
 def bubble_fraction(p: int, m: int, v: int = 1) -> float:
-    """(p − 1) / (v m + p − 1): the share of a step in which a rank waits, under GPipe,
-    1F1B and (v > 1) interleaved 1F1B.
+    """(p − 1) / (v m + p − 1): the share of a step in which a rank waits.
+
+    It holds for GPipe, 1F1B and, with v > 1, interleaved 1F1B.
     """
-    _check(p, m, v)
+    _check_positive(p, m, v)
     return (p - 1) / (v * m + p - 1)
 
 
+CHUNK_LETTERS = "abcdefghijklmnop"
+
+
 def as_text(schedule: Schedule) -> str:
-    """A line a rank: 'rank 0  F0 F1 B0 B1'; with several chunks 'F0a F1a F0b …'."""
+    """One line per rank: 'rank 0  F0 F1 B0 B1'; with several chunks 'F0a F1a F0b …'."""
     v = chunks(schedule)
+    lines = []
+    for rank, ops in enumerate(schedule):
+        names = []
+        for kind, i, chunk in ops:
+            letter = CHUNK_LETTERS[chunk] if v > 1 else ""
+            names.append(f"{kind}{i}{letter}")
+        lines.append(f"rank {rank}  " + " ".join(names))
+    return "\n".join(lines)
 
-    def name(kind, i, chunk):
-        return f"{kind}{i}" + ("abcdefghijklmnop"[chunk] if v > 1 else "")
 
-    return "\n".join(
-        f"rank {r}  " + " ".join(name(*op) for op in ops)
-        for r, ops in enumerate(schedule)
-    )
-
-
-def _check(p: int, m: int, v: int = 1) -> None:
+def _check_positive(p: int, m: int, v: int = 1) -> None:
     for name, value in (("p", p), ("m", m), ("v", v)):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}={value!r} must be a positive number")

@@ -1,14 +1,17 @@
-"""When does each op of a pipeline schedule run? A pure simulator, and the Gantt chart
-of what it, or a real run, found.
+"""When does each op of a pipeline schedule run? A simulator, and a Gantt chart.
 
     T_F, T_I, T_W   seconds of a rank's whole share of a microbatch; a chunk takes 1/v
                     of it; T_B = T_I + T_W
     T_comm          seconds from the end of an op to the arrival of its result on
                     another rank
+    p, v, m         ranks, chunks per rank, microbatches
+    i, s            a microbatch, a stage (0 … S − 1, S = p·v)
 
-An op begins when its rank is free and its input is there: F needs F of the stage
-before; I and B need that of the stage after, and on the last stage the F of the same
-microbatch; W needs its I. Sending costs the sender nothing.
+An op begins when its rank is free and its inputs are there. F needs F of the stage
+before. I and B need that of the stage after; on the last stage they need the F of the
+same microbatch. W needs its I. Sending costs the sender nothing.
+
+The chart draws what the simulator, or a real run, has found.
 """
 
 from __future__ import annotations
@@ -17,14 +20,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from llmlab.parallelism.pipeline.schedules import Op, Schedule, check, chunks, stage_of
+from llmlab.parallelism.pipeline.schedules import (
+    Kind,
+    Op,
+    Schedule,
+    check,
+    chunks,
+    stage_of,
+)
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds (or any unit) of a microbatch's forward, input gradient, weight gradient,
-    and of a message.
-    """
+    """Seconds, or any unit, of a microbatch's forward, its gradients, and a message."""
 
     F: float = 1.0
     I: float = 1.0  # noqa: E741  the paper's letter
@@ -57,7 +65,12 @@ class Timeline:
     """What p ranks did when. Bars may come from `simulate` or from a clock."""
 
     def __init__(self, bars: Iterable[Bar], p: int) -> None:
-        self.bars, self.p = [Bar(*bar) for bar in bars], p
+        self.bars = [Bar(*bar) for bar in bars]
+        self.p = p
+
+    def bars_of(self, rank: int) -> list[Bar]:
+        """One rank's bars."""
+        return [bar for bar in self.bars if bar.rank == rank]
 
     @property
     def start(self) -> float:
@@ -71,75 +84,57 @@ class Timeline:
 
     @property
     def span(self) -> float:
-        """The longest that a rank is occupied, from its own first op to its own last:
-        Qi et al.'s cost of a step.
+        """The longest time from a rank's own first op to its own last.
+
+        It is Qi et al.'s cost of a step.
         """
-        own = [[bar for bar in self.bars if bar.rank == r] for r in range(self.p)]
-        return max(
-            max(b.end for b in bars) - min(b.start for b in bars) for bars in own
-        )
+        spans = []
+        for rank in range(self.p):
+            bars = self.bars_of(rank)
+            begin = min(bar.start for bar in bars)
+            end = max(bar.end for bar in bars)
+            spans.append(end - begin)
+        return max(spans)
 
     def busy(self, rank: int) -> float:
         """How long a rank computes."""
-        return sum(bar.end - bar.start for bar in self.bars if bar.rank == rank)
+        return sum(bar.end - bar.start for bar in self.bars_of(rank))
 
     @property
     def bubble(self) -> float:
         """The share of p · makespan in which ranks wait."""
-        return 1 - sum(map(self.busy, range(self.p))) / (self.p * self.makespan)
+        busy = sum(self.busy(rank) for rank in range(self.p))
+        return 1 - busy / (self.p * self.makespan)
 
     @property
     def bubble_rate(self) -> float:
-        """Qi et al.'s bubble rate, (span − work) / span: what is lost when steps may
-        follow one another in a parallelogram.
+        """Qi et al.'s bubble rate, (span − work) / span.
+
+        It is what is lost when each rank begins its next step as soon as it is done
+        with this one.
         """
-        return 1 - max(map(self.busy, range(self.p))) / self.span
+        work = max(self.busy(rank) for rank in range(self.p))
+        return 1 - work / self.span
 
     def draw(self, ax=None, *, until: float | None = None, labels: bool = True):
-        """A row a rank, a bar an op with its microbatch's number; a second chunk is
-        paler. Returns the axes.
+        """One row per rank, one bar per op with the number of its microbatch.
+
+        Bars of a second chunk are paler.
 
         Args:
             until: the end of the time axis, to compare charts.
             labels: whether bars that are wide enough show their microbatch's number.
+        Returns:
+            The axes.
         """
         if ax is None:
             import matplotlib.pyplot as plt
 
             _, ax = plt.subplots()
         until = until or self.makespan
-        for kind, pale in sorted({(bar.kind, bar.chunk % 2) for bar in self.bars}):
-            for r in range(self.p):
-                mine = [
-                    b
-                    for b in self.bars
-                    if (b.rank, b.kind, b.chunk % 2) == (r, kind, pale)
-                ]
-                spans, style = (
-                    [(b.start - self.start, b.end - b.start) for b in mine],
-                    {"edgecolor": "white", "lw": 0.4},
-                )
-                ax.broken_barh(
-                    spans,
-                    (r - 0.43, 0.86),
-                    color=COLORS[kind],
-                    alpha=0.55 if pale else 1,
-                    **style,
-                )
-        for bar in self.bars if labels else ():
-            if bar.end - bar.start > until * 0.02 * len(str(bar.microbatch)):  # it fits
-                middle = (bar.start + bar.end) / 2 - self.start
-                color = "black" if bar.chunk % 2 else "white"
-                text = ax.text(
-                    middle,
-                    bar.rank,
-                    bar.microbatch,
-                    ha="center",
-                    va="center",
-                    fontsize=8,
-                    color=color,
-                )
-                text.set(clip_on=True, in_layout=False)
+        self._draw_bars(ax)
+        if labels:
+            self._draw_labels(ax, until)
         ax.set(
             xlim=(0, until),
             ylim=(self.p - 0.5, -0.5),
@@ -149,85 +144,171 @@ class Timeline:
         ax.grid(False)
         return ax
 
+    def _draw_bars(self, ax) -> None:
+        """All bars of one rank, kind and shade are one collection."""
+        for kind, is_pale in sorted({(bar.kind, bar.chunk % 2) for bar in self.bars}):
+            for rank in range(self.p):
+                spans = []
+                for bar in self.bars_of(rank):
+                    if bar.kind == kind and bar.chunk % 2 == is_pale:
+                        spans.append((bar.start - self.start, bar.end - bar.start))
+                ax.broken_barh(
+                    spans,
+                    (rank - 0.43, 0.86),
+                    color=COLORS[kind],
+                    alpha=0.55 if is_pale else 1,
+                    edgecolor="white",
+                    lw=0.4,
+                )
+
+    def _draw_labels(self, ax, until: float) -> None:
+        """Each microbatch's number in its bar, where it fits."""
+        for bar in self.bars:
+            label_width = until * 0.02 * len(str(bar.microbatch))
+            if bar.end - bar.start <= label_width:
+                continue
+            text = ax.text(
+                (bar.start + bar.end) / 2 - self.start,
+                bar.rank,
+                bar.microbatch,
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="black" if bar.chunk % 2 else "white",
+            )
+            text.set(clip_on=True, in_layout=False)
+
 
 COLORS = {"F": "C0", "B": "C1", "I": "C1", "W": "C2"}
+
+
+class Result(NamedTuple):
+    """What an op makes, and other ops wait for."""
+
+    kind: str  # "F": hidden states, or "I": their gradient (B makes it, too)
+    microbatch: int
+    stage: int
 
 
 def simulate(
     schedule: Schedule, costs: Costs = Costs(), layout: str = "loop"
 ) -> Timeline:
-    """When each op runs, as early as its inputs allow and in the order of its rank's
-    list.
+    """When each op runs: as early as its inputs allow, in the order of its rank's list.
 
     Raises:
         ValueError: the schedule is not complete or a rank's list is out of order (see
-            `check`), or the ranks wait for one
-            another in a circle: the message says who waits for what.
+            `check`), or the ranks wait for one another in a circle: the message says
+            who waits for what.
     """
     check(schedule)
-    p, v = len(schedule), chunks(schedule)
-    # (F or I, microbatch, stage) → when and by whom
-    done: dict[tuple[str, int, int], Bar] = {}
-    bars: list[Bar] = []
-    at, free = [0] * p, [0.0] * p
-    waiting = True
-    while waiting and any(at[r] < len(schedule[r]) for r in range(p)):
-        waiting = False
-        for r in range(p):
-            while (
-                at[r] < len(schedule[r])
-                and (ready := _ready(schedule[r][at[r]], r, p, v, layout, done, costs))
-                is not None
-            ):
-                kind, i, chunk = schedule[r][at[r]]
-                start = max(free[r], ready)
-                bar = Bar(r, kind, i, chunk, start, start + getattr(costs, kind) / v)
-                done["I" if kind == "B" else kind, i, stage_of(r, chunk, p, layout)] = (
-                    bar
-                )
-                bars.append(bar)
-                at[r], free[r], waiting = at[r] + 1, bar.end, True
-    if len(bars) < sum(map(len, schedule)):
-        raise ValueError(_deadlock(schedule, at, p, v, layout, done))
-    return Timeline(bars, p)
+    return _Simulation(schedule, costs, layout).run()
 
 
-def needs(op: Op, rank: int, p: int, v: int, layout: str) -> list[tuple[str, int, int]]:
-    """The results, as (F or I, microbatch, stage), that an op waits for."""
+class _Simulation:
+    """How far each rank has come in its list, and what is done.
+
+    next_op   for each rank: the place in its list of the op that it does next
+    free      for each rank: when it is done with the op before
+    done      result → the bar of the op that made it: when, and on which rank
+    """
+
+    def __init__(self, schedule: Schedule, costs: Costs, layout: str) -> None:
+        self.schedule = schedule
+        self.costs = costs
+        self.layout = layout
+        self.p = len(schedule)
+        self.v = chunks(schedule)
+        self.next_op = [0] * self.p
+        self.free = [0.0] * self.p
+        self.done: dict[Result, Bar] = {}
+        self.bars: list[Bar] = []
+
+    def run(self) -> Timeline:
+        # One round lets each rank go as far as it can. A round in which nobody gets
+        # further is the last: all lists are done, or all that are left wait.
+        has_advanced = True
+        while has_advanced:
+            has_advanced = False
+            for rank in range(self.p):
+                if self.advance(rank):
+                    has_advanced = True
+        if any(self.has_ops_left(rank) for rank in range(self.p)):
+            raise ValueError(self.deadlock())
+        return Timeline(self.bars, self.p)
+
+    def has_ops_left(self, rank: int) -> bool:
+        return self.next_op[rank] < len(self.schedule[rank])
+
+    def advance(self, rank: int) -> bool:
+        """Do a rank's ops until one has to wait. Whether any was done."""
+        has_advanced = False
+        while self.has_ops_left(rank):
+            op = self.schedule[rank][self.next_op[rank]]
+            ready = self.when_ready(op, rank)
+            if ready is None:
+                break
+            self.do(op, rank, ready)
+            has_advanced = True
+        return has_advanced
+
+    def when_ready(self, op: Op, rank: int) -> float | None:
+        """When the op's inputs are all there; None: not yet known."""
+        ready = 0.0
+        for result in self.inputs(op, rank):
+            if result not in self.done:
+                return None
+            made = self.done[result]
+            arrival = made.end
+            if made.rank != rank:
+                arrival += self.costs.comm
+            ready = max(ready, arrival)
+        return ready
+
+    def do(self, op: Op, rank: int, ready: float) -> None:
+        """Write down when the op runs, and what it makes."""
+        kind, i, chunk = op
+        start = max(self.free[rank], ready)
+        end = start + getattr(self.costs, kind) / self.v
+        bar = Bar(rank, kind, i, chunk, start, end)
+        self.bars.append(bar)
+        stage = stage_of(rank, chunk, self.p, self.layout)
+        made = Kind.INPUT_GRAD.value if kind == Kind.BACKWARD else kind
+        self.done[Result(made, i, stage)] = bar
+        self.free[rank] = end
+        self.next_op[rank] += 1
+
+    def inputs(self, op: Op, rank: int) -> list[Result]:
+        return needs(op, rank, self.p, self.v, self.layout)
+
+    def deadlock(self) -> str:
+        """Who waits for what."""
+        lines = ["deadlock: no rank can go on"]
+        for rank in range(self.p):
+            if not self.has_ops_left(rank):
+                continue
+            op = self.schedule[rank][self.next_op[rank]]
+            kind, i, chunk = op
+            missing = [x for x in self.inputs(op, rank) if x not in self.done]
+            lines.append(
+                f"  rank {rank}, at {kind} of microbatch {i}, chunk {chunk}, waits for"
+                f" {missing[0].kind} of microbatch {missing[0].microbatch}, stage"
+                f" {missing[0].stage}"
+            )
+        return "\n".join(lines)
+
+
+def needs(op: Op, rank: int, p: int, v: int, layout: str) -> list[Result]:
+    """The results that an op waits for."""
     kind, i, chunk = op
     stage = stage_of(rank, chunk, p, layout)
-    if kind == "F":
-        return [("F", i, stage - 1)] if stage else []
-    if kind == "W":
-        return [("I", i, stage)]
-    return [("F", i, stage)] + ([("I", i, stage + 1)] if stage < p * v - 1 else [])
-
-
-def _ready(
-    op: Op, rank: int, p: int, v: int, layout: str, done: dict, costs: Costs
-) -> float | None:
-    """When the op's inputs are all there; None: not yet known."""
-    inputs = needs(op, rank, p, v, layout)
-    if any(result not in done for result in inputs):
-        return None
-    return max(
-        (done[x].end + (costs.comm if done[x].rank != rank else 0) for x in inputs),
-        default=0.0,
-    )
-
-
-def _deadlock(
-    schedule: Schedule, at: list[int], p: int, v: int, layout: str, done: dict
-) -> str:
-    lines = ["deadlock: no rank can go on"]
-    for r in range(p):
-        if at[r] < len(schedule[r]):
-            kind, i, chunk = op = schedule[r][at[r]]
-            what, j, stage = next(
-                x for x in needs(op, r, p, v, layout) if x not in done
-            )
-            waits = f"waits for {what} of microbatch {j}, stage {stage}"
-            lines.append(
-                f"  rank {r}, at {kind} of microbatch {i}, chunk {chunk}, {waits}"
-            )
-    return "\n".join(lines)
+    if kind == Kind.FORWARD:
+        if stage == 0:
+            return []
+        return [Result("F", i, stage - 1)]
+    if kind == Kind.WEIGHT_GRAD:
+        return [Result("I", i, stage)]
+    # B and I need the graph of the forward, and the gradient of its output
+    own_forward = Result("F", i, stage)
+    if stage == p * v - 1:
+        return [own_forward]
+    return [own_forward, Result("I", i, stage + 1)]

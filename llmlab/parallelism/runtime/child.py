@@ -1,5 +1,4 @@
-"""One forked process of `launch`, from both sides of the fork: `Child` in the parent,
-`child_main` in the child.
+"""One forked process of `launch`: `Child` in the parent, `child_main` in the child.
 
 Four pipes lead back: the report (result or error, pickled), stdout, stderr, and the
 stack that the child dumps on SIGUSR1.
@@ -35,10 +34,16 @@ class Child:
     """
 
     def __init__(self, rank: int) -> None:
-        self.rank, self.pid, self.when = rank, 0, float("inf")
+        self.rank = rank
+        self.pid = 0  # 0: not started, or already off the process table
+        self.when = float("inf")  # when the report arrived
+        # each pipe is (the end that the parent reads, the end that the child writes)
         self.pipes = {name: os.pipe() for name in ("report", "out", "err", "stack")}
         self.read_so_far = {read: b"" for read, _ in self.pipes.values()}
-        self.state, self.result, self.error, self.death = "hung", None, "", ""
+        self.state = "hung"  # until it is known better
+        self.result = None
+        self.error = ""
+        self.death = ""
 
     @property
     def streams(self) -> list[int]:
@@ -64,7 +69,7 @@ class Child:
             os.close(write)
 
     def read(self, stream: int, live: bool) -> bool:
-        """Take what has come; False at the stream's end."""
+        """Read what has arrived; False at the stream's end."""
         data = os.read(stream, 1 << 16)
         self.read_so_far[stream] += data
         if stream == self.pipes["report"][0]:
@@ -75,34 +80,39 @@ class Child:
         return bool(data)
 
     def _take_report(self) -> None:
-        report, self.when = self.read_so_far[self.pipes["report"][0]], time.monotonic()
+        report = self.read_so_far[self.pipes["report"][0]]
+        self.when = time.monotonic()
         try:
             self.state, self.result, self.error = pickle.loads(report)
         except (EOFError, pickle.UnpicklingError):
+            # The pipe closed without a whole report: it has died, or is about to.
             self.state = "hung"
             self.reap(wait=True)
         except Exception as error:
-            self.state, self.error = (
-                "raised",
-                f"its result could not be unpickled: {type(error).__name__}: {error}",
-            )
+            reason = f"{type(error).__name__}: {error}"
+            self.state = "raised"
+            self.error = f"its result could not be unpickled: {reason}"
 
     def reap(self, wait: bool = False) -> None:
-        """If it has not reported: has it died?"""
+        """If it has not reported, find out whether it has died.
+
+        Args:
+            wait: give it half a second to end.
+        """
         deadline = time.monotonic() + (0.5 if wait else 0)
         while not self.reported and self.pid:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
-                self.pid, self.state, self.death = 0, "died", _death(status)
+                self.pid = 0
+                self.state = "died"
+                self.death = _death(status)
             elif time.monotonic() >= deadline:
                 return
             else:
                 time.sleep(0.005)
 
     def where(self) -> str:
-        """The line where it is now, and the collective it waits in, if it waits in
-        one.
-        """
+        """The line where it is now, and the collective that it waits in, if any."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGUSR1)
         time.sleep(0.2)
@@ -114,15 +124,20 @@ class Child:
         return _place(_FRAME.findall(text))
 
     def show(self, last: bool = True) -> None:
-        """Print what it has printed, each line with its rank; `last`: an unfinished
-        line too.
+        """Print what it has printed, each line with its rank.
+
+        Args:
+            last: print an unfinished line too.
         """
         for name, to in (("out", sys.stdout), ("err", sys.stderr)):
             stream = self.pipes[name][0]
-            done, newline, rest = self.read_so_far[stream].rpartition(b"\n")
-            whole = self.read_so_far[stream] if last else done + newline
-            self.read_so_far[stream] = b"" if last else rest
-            for line in whole.decode(errors="replace").splitlines():
+            printable = self.read_so_far[stream]
+            unfinished = b""
+            if not last:
+                lines, newline, unfinished = printable.rpartition(b"\n")
+                printable = lines + newline
+            self.read_so_far[stream] = unfinished
+            for line in printable.decode(errors="replace").splitlines():
                 if not _NOISE.match(line):
                     to.write(f"[rank {self.rank}] {line}\n")
 
@@ -131,46 +146,48 @@ class Child:
         for read, _ in self.pipes.values():
             with contextlib.suppress(OSError):
                 os.close(read)
+        if self.pid == 0:
+            return
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid or -1, signal.SIGKILL) if self.pid else None
-        if self.pid:
-            os.waitpid(self.pid, 0)
-            self.pid = 0
+            os.killpg(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        self.pid = 0
 
 
 def _death(status: int) -> str:
+    """What `os.waitpid`'s status says, in words."""
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
-        return (
-            "was killed by"
-            f" {signal.Signals(number).name if number in set(signal.Signals) else f'signal {number}'}"
-        )
+        known = number in set(signal.Signals)
+        name = signal.Signals(number).name if known else f"signal {number}"
+        return f"was killed by {name}"
     return f"left with exit code {os.WEXITSTATUS(status)} before it returned"
 
 
 def _place(frames: list[tuple[str, str, str]]) -> str:
-    """From a stack, innermost first: the user's line, and the communicator's method if
-    it is in one.
+    """The user's line, and the communicator's method if the process is inside one.
+
+    Args:
+        frames: (path, line, function) of a stack, innermost first.
     """
-    ours = os.path.dirname(__file__)
-    inside = [
-        name
-        for path, _, name in frames
-        if path == os.path.join(ours, "communicator.py") and name[0] != "_"
-    ]
-    skip = (
-        *(
-            os.path.join(ours, f"{m}.py")
-            for m in ("communicator", "process", "child", "launch")
-        ),
-        "/torch/distributed/",
-    )
-    for path, line, name in frames:
-        if not any(s in path for s in skip):
-            where = "cell" if "ipykernel_" in path else os.path.basename(path)
-            return f"{where}:{line} in {name}" + (
-                f", waiting in {inside[-1]}" if inside else ""
-            )
+    room = os.path.dirname(__file__)
+    communicator = os.path.join(room, "communicator.py")
+    hidden = ["/torch/distributed/"]
+    for name in ("communicator", "process", "child", "launch"):
+        hidden.append(os.path.join(room, f"{name}.py"))
+
+    # The outermost public method is the one that the user has called.
+    method = None
+    for path, _, function in frames:
+        if path == communicator and not function.startswith("_"):
+            method = function
+
+    for path, line, function in frames:
+        if any(part in path for part in hidden):
+            continue
+        where = "cell" if "ipykernel_" in path else os.path.basename(path)
+        place = f"{where}:{line} in {function}"
+        return f"{place}, waiting in {method}" if method else place
     return "its first lines"
 
 
@@ -185,7 +202,7 @@ def child_main(
     parent: int,
     others,
 ):
-    """The life of the child: set up, run, report, leave. Never returns."""
+    """Everything that a child does: set up, run, report, leave. Never returns."""
     try:
         _settle(child, parent, others)
         report = _run(child.rank, fn, args, n, folder, timeout, threads)
@@ -200,13 +217,12 @@ def child_main(
 
 
 def _settle(child: Child, parent: int, others: list[Child]) -> None:
-    """Cut the ties with the parent: its process group, its stdout, its signals, its
-    garbage.
-    """
+    """Separate from the parent: process group, stdout, signals, garbage."""
     os.setpgid(0, 0)
     gc.freeze()  # the parent's objects (sockets, say) must not be finalized here
     _die_with(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's; it ends us
+    # Ctrl-C is for the parent, which then ends its children.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for sibling in others:
         for read, _ in sibling.pipes.values():
@@ -216,7 +232,8 @@ def _settle(child: Child, parent: int, others: list[Child]) -> None:
     for name, fd in (("out", 1), ("err", 2)):
         os.dup2(child.pipes[name][1], fd)
         os.close(child.pipes[name][1])
-    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115  they live as long as the process
+    # They stay open as long as the process lives.
+    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     import faulthandler
 
@@ -225,12 +242,10 @@ def _settle(child: Child, parent: int, others: list[Child]) -> None:
 
 
 def _die_with(parent: int) -> None:
-    """Be killed when the parent dies: by the kernel on Linux, by a thread that looks
-    elsewhere.
-    """
+    """Die when the parent dies: by the kernel on Linux, elsewhere by a thread."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:
+        if os.getppid() != parent:  # it died before prctl was called
             os._exit(1)
         return
     end_with(parent)
@@ -254,15 +269,15 @@ def end_with(parent: int, every: float = 0.5) -> None:
 
 def _readable(error: BaseException) -> str:
     """The traceback, without the frames of the communicator and of the launcher."""
-    ours = os.path.dirname(__file__)
-    hidden = tuple(
-        os.path.join(ours, f"{name}.py")
+    room = os.path.dirname(__file__)
+    hidden = [
+        os.path.join(room, f"{name}.py")
         for name in ("child", "communicator", "process")
-    )
+    ]
     short = traceback.TracebackException.from_exception(error)
-    short.stack = traceback.StackSummary.from_list(
-        [f for f in short.stack if f.filename not in hidden] or list(short.stack)
-    )
+    frames = [frame for frame in short.stack if frame.filename not in hidden]
+    if frames:
+        short.stack = traceback.StackSummary.from_list(frames)
     return "".join(short.format())
 
 
@@ -299,9 +314,7 @@ def _run(
         result = fn(world_comm(), *args)
         report = pickle.dumps(("done", result, ""))
     except BaseException as error:
-        text = _readable(error)
-        return pickle.dumps(
-            ("lost" if _LOST.search(str(error)) else "raised", None, text)
-        )
+        state = "lost" if _LOST.search(str(error)) else "raised"
+        return pickle.dumps((state, None, _readable(error)))
     dist.destroy_process_group()
     return report

@@ -89,8 +89,9 @@ class Communicator(ABC):
         )
 
     def all_gather(self, x: Tensor, dim: int = 0, *, async_op: bool = False):
-        """All ranks' x joined along `dim`, in rank order, on every rank. Lengths along
-        `dim` may differ.
+        """All ranks' x joined along `dim`, in rank order, on every rank.
+
+        Lengths along `dim` may differ.
         """
         return self._do(Call("all_gather", _tensor(x, "x"), dim=_dim(dim, x)), async_op)
 
@@ -112,8 +113,9 @@ class Communicator(ABC):
         return self._do(call, async_op)
 
     def broadcast(self, x: Tensor, src: int = 0, *, async_op: bool = False):
-        """The tensor of rank `src` on every rank. The others bring a tensor of the same
-        shape and dtype.
+        """The tensor of rank `src` on every rank.
+
+        The others bring a tensor of the same shape and dtype.
         """
         return self._do(
             Call("broadcast", _tensor(x, "x"), root=self._member(src, "src")), async_op
@@ -135,8 +137,9 @@ class Communicator(ABC):
         return self._do(Call("gather", _tensor(x, "x"), root=self._member(dst, "dst")))
 
     def scatter(self, xs: Sequence[Tensor] | None, src: int = 0) -> Tensor:
-        """Tensor number `rank` of the list that rank `src` brings; the others bring
-        None.
+        """Tensor number `rank` of the list that rank `src` brings.
+
+        The others bring None.
         """
         root = self._member(src, "src")
         return self._do(
@@ -146,8 +149,9 @@ class Communicator(ABC):
         )
 
     def all_to_all(self, xs: Sequence[Tensor], *, async_op: bool = False):
-        """A tensor to each rank, a tensor from each rank. Lengths along dimension 0 may
-        differ, the rest may not.
+        """A tensor to each rank, a tensor from each rank.
+
+        Lengths along dimension 0 may differ, the rest may not.
         """
         return self._do(Call("all_to_all", self._one_each(xs)), async_op)
 
@@ -168,8 +172,9 @@ class Communicator(ABC):
         )
 
     def irecv(self, src: int, tag: int = 0) -> Handle:
-        """Ask for a tensor of rank `src` and go on; `wait()` returns it. The sender
-        decides shape and dtype.
+        """Ask for a tensor of rank `src` and go on; `wait()` returns it.
+
+        The sender decides shape and dtype.
         """
         return self._start(
             Call("recv", root=self._other(src, "src"), tag=tag, site=call_site())
@@ -207,8 +212,9 @@ class Communicator(ABC):
         )
 
     def mesh(self, *shape: int) -> Mesh:
-        """The ranks as a grid, the last axis fastest: `comm.mesh(2, 4)`. All ranks must
-        call it.
+        """The ranks as a grid, the last axis fastest: `comm.mesh(2, 4)`.
+
+        All ranks must call it.
 
         Raises:
             ValueError: the shape's product is not the number of ranks.
@@ -289,8 +295,10 @@ class Communicator(ABC):
 
 @dataclass(frozen=True)
 class Mesh:
-    """Ranks on a grid. `axes[i]` is the group along axis i: the ranks that differ from
-    this one in coordinate i only.
+    """Ranks on a grid.
+
+    `axes[i]` is the group along axis i: the ranks that differ from this one in
+    coordinate i only.
     """
 
     shape: tuple[int, ...]

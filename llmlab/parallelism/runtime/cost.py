@@ -7,8 +7,8 @@ in MPICH") give the algorithms.
     p  ranks in the group     n  bytes of the whole tensor (for a gather: of the result)
     α  seconds a message      β  bytes a second            time = steps · α + volume / β
 
-Four algorithms, whose messages are written out in `collectives_ring`, `_tree`,
-`_halving` and `_bruck`:
+Four algorithms, whose messages are written out in the room `collectives`:
+
     ring     the bandwidth-optimal one of NCCL and gloo: each rank talks to its
              neighbour only
     tree     binomial tree: ⌈log₂ p⌉ steps, but every step carries all n bytes
@@ -73,8 +73,10 @@ def _below(rank: int, root: int, sizes: Sequence[int]) -> int:
 
 
 def _halving_all_reduce(rank: int, sizes: Sequence[int]) -> int:
-    """Bytes that a rank sends; exact for a power of two, else to within an element a
-    step (n is cut anew, in q pieces).
+    """Bytes that a rank sends.
+
+    Exact for a power of two, else to within an element a step (n is cut anew, in q
+    pieces).
     """
     p, n = len(sizes), sum(sizes)
     q = 1 << (p.bit_length() - 1)

@@ -35,8 +35,9 @@ _GRACE = 0.5  # seconds in which the other ranks may report too, once one has fa
 
 
 class RankFailed(RuntimeError):
-    """A rank raised, was killed, or did not come back in time. `rank` and `kind`
-    ("raised", "died", "hung") say which.
+    """A rank raised, was killed, or did not come back in time.
+
+    `rank` and `kind` ("raised", "died", "hung") say which.
     """
 
     def __init__(self, message: str, rank: int, kind: str) -> None:
@@ -52,8 +53,9 @@ def launch(
     threads: int = 1,
     live: bool = False,
 ) -> list:
-    """Run `fn(comm, *args)` in n forked processes that talk over gloo; return the
-    results in rank order.
+    """Run `fn(comm, *args)` in n forked processes that talk over gloo.
+
+    Return the results in rank order.
 
     Args:
         fn: any function, one defined in a notebook cell or a closure included. Its

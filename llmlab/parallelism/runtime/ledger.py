@@ -28,8 +28,9 @@ OPS = (
 
 @dataclass(frozen=True)
 class Event:
-    """One operation of one rank. Bytes are those that this rank puts on the wire; times
-    are virtual seconds.
+    """One operation of one rank.
+
+    Bytes are those that this rank puts on the wire; times are virtual seconds.
     """
 
     rank: int
@@ -46,8 +47,10 @@ class Event:
 
 
 class Ledger:
-    """All events of a run. `bytes()` and `count()` add up what the filters let through;
-    `table()` and `draw()` show it.
+    """All events of a run.
+
+    `bytes()` and `count()` add up what the filters let through; `table()` and `draw()`
+    show it.
     """
 
     def __init__(self, size: int, events: Iterable[Event] = ()) -> None:

@@ -43,8 +43,9 @@ def attach(
     backend: str | None = None,
     timeout: float | None = None,
 ):
-    """Run `fn(comm, *args)` as one rank of a job that torchrun started; return its
-    result.
+    """Run `fn(comm, *args)` as one rank of a job that torchrun started.
+
+    Return its result.
 
     Args:
         backend: "nccl" or "gloo"; by default NCCL where there is a GPU. Under NCCL the

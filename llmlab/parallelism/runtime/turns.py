@@ -26,8 +26,9 @@ class Waiting(Protocol):
 
 
 class Stopped(BaseException):
-    """Unwinds a task after another has failed. Not an Exception, so that no `except
-    Exception` stops it.
+    """Unwinds a task after another has failed.
+
+    Not an Exception, so that no `except Exception` stops it.
     """
 
 
@@ -43,8 +44,9 @@ class Turns:
         self.failed: tuple[int, BaseException] | None = None
 
     def run(self, functions: list[Callable]) -> list:
-        """Run all to the end and return their results; re-raise the first failure
-        (`self.failed` has the task's number).
+        """Run all to the end and return their results.
+
+        Re-raise the first failure (`self.failed` has the task's number).
 
         Interrupting the caller (Ctrl-C) stops the tasks too.
         """

@@ -1,7 +1,11 @@
 """`World(n)`: n ranks as threads of one process, to see and to count.
 
-    >>> import torch >>> from llmlab.parallelism import World >>> World(3).run(lambda
-    comm: comm.all_reduce(torch.tensor(float(comm.rank))).item()) [3.0, 3.0, 3.0]
+    >>> import torch
+    >>> from llmlab.parallelism import World
+    >>> def total(comm):
+    ...     return comm.all_reduce(torch.tensor(float(comm.rank))).item()
+    >>> World(3).run(total)
+    [3.0, 3.0, 3.0]
 
 Ranks take turns (see `scheduler`), so a run is deterministic to the bit. `world.ledger`
 holds every byte of the last run, as the chosen algorithm (`ring`, `tree`, `halving` or

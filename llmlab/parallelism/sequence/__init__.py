@@ -1,4 +1,15 @@
-"""The room `sequence`."""
+"""Sequence parallelism: one sequence on several ranks.
+
+    megatron            activations cut between the products of tensor parallelism
+    ring                ring attention, with attention in pieces
+    ulysses             all-to-alls that exchange tokens for heads
+    shards              which rank has which tokens, and a loss over all of them
+    recomputation       a GPT layer that forgets its scores and computes them again
+    activation_memory   what a layer keeps for backward, counted and as a formula
+    cost                what each method sends
+
+Start with `ring`.
+"""
 
 from llmlab.parallelism.sequence.activation_memory import (
     GPTShape,
@@ -8,13 +19,20 @@ from llmlab.parallelism.sequence.activation_memory import (
 )
 from llmlab.parallelism.sequence.cost import AttentionShape, sent, smallest_block
 from llmlab.parallelism.sequence.megatron import (
+    LinearsOfShard,
+    ScatterSequence,
     gather_state,
     pad_to_multiple,
     parallelize,
     sum_replicated_gradients,
 )
 from llmlab.parallelism.sequence.recomputation import GPTLayer
-from llmlab.parallelism.sequence.ring import RingAttention
+from llmlab.parallelism.sequence.ring import (
+    RingAttention,
+    RingAttentionFunction,
+    attend,
+    merge,
+)
 from llmlab.parallelism.sequence.shards import (
     LAYOUTS,
     join,
@@ -24,7 +42,6 @@ from llmlab.parallelism.sequence.shards import (
     sum_gradients,
     take,
 )
-from llmlab.parallelism.sequence.softmax_merge import attend, merge
 from llmlab.parallelism.sequence.ulysses import UlyssesAttention
 
 __all__ = [
@@ -32,8 +49,11 @@ __all__ = [
     "AttentionShape",
     "GPTLayer",
     "GPTShape",
+    "LinearsOfShard",
     "RingAttention",
+    "RingAttentionFunction",
     "Saved",
+    "ScatterSequence",
     "UlyssesAttention",
     "attend",
     "gather_state",

@@ -1,27 +1,29 @@
-"""Who has which tokens, when a sequence is cut over ranks; and a loss that the cut does
-not change.
+"""Which rank has which tokens of a sequence, and a loss over the tokens of all ranks.
 
 Every rank holds the whole model and some of the tokens (NVIDIA and Meta call it context
-parallelism). What is cut is data, a list with one tensor of positions for each rank, in
-any order and of any lengths:
+parallelism). A cut is data, a list with one tensor of positions per rank, in any order
+and of any lengths:
 
-    contiguous   rank r has one stretch                    0 1 2 | 3 4 5 | …
-                                                           Liu et al. 2023 (Ring
-                                                           Attention)
-    zigzag       rank r has pieces r and 2p−1−r of 2p      0 7 | 1 6 | 2 5 | 3 4
-                                                           Llama Team 2024, section
-                                                           3.3.2
-    striped      rank r has every p-th token               0 4 8 | 1 5 9 | …
-                                                           Brandon et al. 2023 (Striped
-                                                           Attention)
+    contiguous   rank r has one stretch                  0 1 2 | 3 4 5 | …
+                 Liu et al. 2023 (Ring Attention)
+    zigzag       rank r has pieces r and 2p−1−r of 2p    0 7 | 1 6 | 2 5 | 3 4
+                 Llama Team 2024, section 3.3.2
+    striped      rank r has every p-th token             0 4 8 | 1 5 9 | …
+                 Brandon et al. 2023 (Striped Attention)
 
 Under a causal mask late tokens look at more than early ones, so a contiguous cut gives
-the last rank the most to do.
+the last rank the most work.
 
-    T  tokens      p  ranks      Tr  tokens of this rank
+    T   tokens
+    p   ranks; r is one of them
+    Tr  tokens of this rank
+    B   batch
+    V   vocabulary
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -35,8 +37,9 @@ LAYOUTS = ("contiguous", "zigzag", "striped")
 
 
 def shards(T: int, p: int, layout: str = "zigzag") -> list[Int[Tensor, " Tr"]]:
-    """The positions of each rank's tokens. T need not be a multiple of p: then some
-    ranks have one or two tokens more.
+    """The positions of each rank's tokens.
+
+    T need not be a multiple of p: then some ranks have one or two tokens more.
 
     Raises:
         ValueError: an unknown layout, or too few tokens for every rank (every piece) to
@@ -50,37 +53,40 @@ def shards(T: int, p: int, layout: str = "zigzag") -> list[Int[Tensor, " Tr"]]:
             f"T={T} tokens do not make {pieces} pieces: a {layout} cut over {p} ranks"
             f" needs T ≥ {pieces}"
         )
-    every = torch.arange(T)
+    positions = torch.arange(T)
     if layout == "striped":
-        return [every[r::p] for r in range(p)]
-    cut = every.tensor_split(pieces)
-    return (
-        list(cut)
-        if layout == "contiguous"
-        else [torch.cat([cut[r], cut[2 * p - 1 - r]]) for r in range(p)]
-    )
+        return [positions[r::p] for r in range(p)]
+    piece = positions.tensor_split(pieces)
+    if layout == "contiguous":
+        return list(piece)
+    # zigzag: an early piece and its mirror, a late one
+    return [torch.cat([piece[r], piece[2 * p - 1 - r]]) for r in range(p)]
 
 
 def schedule(cut: list[Tensor], causal: bool = True) -> list[tuple[int, int, int, int]]:
-    """Ring attention as data: (rank, step, whose keys are here, query-key pairs that
-    attend).
+    """Ring attention as data: (rank, step, source, query-key pairs that attend).
 
-    In step s rank r holds the keys of rank r − s. A pair attends if the key is not
-    later than the query.
+    In step s rank r has the keys of rank r − s, the source. A pair attends if the key
+    is not later than the query.
     """
-    p, plan = len(cut), []
+    p = len(cut)
+    plan = []
     for r in range(p):
         for step in range(p):
             source = (r - step) % p
-            pairs = len(cut[r]) * len(cut[source])
             if causal:
-                keys = cut[source].sort().values
-                # keys ≤ query
-                pairs = int(
-                    torch.searchsorted(keys, cut[r].contiguous(), right=True).sum()
-                )
+                pairs = _causal_pairs(cut[r], cut[source])
+            else:
+                pairs = len(cut[r]) * len(cut[source])
             plan.append((r, step, source, pairs))
     return plan
+
+
+def _causal_pairs(q_pos: Int[Tensor, " T"], k_pos: Int[Tensor, " S"]) -> int:
+    """How many (query, key) have key ≤ query."""
+    sorted_keys = k_pos.sort().values
+    keys_seen = torch.searchsorted(sorted_keys, q_pos.contiguous(), right=True)
+    return int(keys_seen.sum())
 
 
 def take(x: Tensor, cut: list[Tensor], rank: int, dim: int = 1) -> Tensor:
@@ -89,12 +95,13 @@ def take(x: Tensor, cut: list[Tensor], rank: int, dim: int = 1) -> Tensor:
 
 
 def join(x: Tensor, cut: list[Tensor], comm: Communicator, dim: int = 1) -> Tensor:
-    """All tokens in the order of their positions, on every rank, from each rank's own:
-    `take` undone (no gradient).
+    """All tokens in the order of their positions, on every rank: `take` undone.
+
+    No gradient passes through it.
     """
-    return comm.all_gather(x, dim=dim).index_select(
-        dim, torch.cat(cut).argsort().to(x.device)
-    )
+    in_rank_order = comm.all_gather(x, dim=dim)
+    order = torch.cat(cut).argsort().to(x.device)
+    return in_rank_order.index_select(dim, order)
 
 
 def split_loss(
@@ -103,11 +110,10 @@ def split_loss(
     comm: Communicator,
     ignore_index: int = -100,
 ) -> Float[Tensor, ""]:
-    """The mean cross-entropy over *all* ranks' targets, the same on every rank; its
-    gradient is this rank's part.
+    """The mean cross-entropy over *all* ranks' targets, the same on every rank.
 
-    The sum is divided by the number of targets in the world: the mean of the ranks'
-    means would weigh a token of a short shard more.
+    Its gradient is this rank's part. The sum is divided by the number of all ranks'
+    targets: in the mean of the ranks' means, a token of a short shard would count more.
     """
     total = F.cross_entropy(
         logits.flatten(0, 1),
@@ -120,10 +126,17 @@ def split_loss(
 
 
 def sum_gradients(model: nn.Module, comm: Communicator) -> None:
-    """Sum every parameter's gradient over ranks, in place, in one all-reduce: each rank
-    has seen its own tokens only.
+    """Sum every parameter's gradient over ranks, in place, in one all-reduce.
+
+    Each rank has seen its own tokens only.
     """
-    grads = [w.grad for w in model.parameters() if w.grad is not None]
-    total = comm.all_reduce(torch.cat([g.flatten() for g in grads]))
-    for g, piece in zip(grads, total.split([g.numel() for g in grads]), strict=True):
-        g.copy_(piece.view_as(g))
+    sum_over_ranks_in_place([w.grad for w in model.parameters()], comm)
+
+
+def sum_over_ranks_in_place(grads: Iterable[Tensor | None], comm: Communicator) -> None:
+    """Sum gradients over ranks, all of them in one message; None is skipped."""
+    present = [grad for grad in grads if grad is not None]
+    total = comm.all_reduce(torch.cat([grad.flatten() for grad in present]))
+    pieces = total.split([grad.numel() for grad in present])
+    for grad, piece in zip(present, pieces, strict=True):
+        grad.copy_(piece.view_as(grad))

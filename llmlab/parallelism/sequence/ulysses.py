@@ -1,22 +1,30 @@
-"""Ulysses: before attention the ranks swap tokens for heads, behind it they swap back.
+"""Ulysses: before attention the ranks exchange tokens for heads, after it back again.
 
 Jacobs et al. 2023, https://arxiv.org/abs/2309.14509 (DeepSpeed-Ulysses). Outside of
 attention rank r has its tokens and all heads. An all-to-all gives it all tokens and its
 heads; any attention kernel runs there, unchanged; another all-to-all gives the tokens
 back:
 
-    q, k, v  (B, H, Tr, D)   →   (B, H/p, T, D)   →   attention   →   (B, H/p, T, D)   →
-                                                      (B, H, Tr, D)
+    q, k, v  (B, H, Tr, D)  →  (B, H/p, T, D)
+    attention
+    out      (B, H/p, T, D)  →  (B, H, Tr, D)
 
-Each of the four tensors costs a rank (p−1)/p of its own share: with H = K, 4 · T · d /
-p numbers forward for large p, which falls with p; backward as many. The number of ranks
-must divide the query heads. Where it does not divide the key/value heads (grouped-query
-attention with K < p, above all), each of them is sent to p / gcd(K, p) ranks: that
-costs bytes, not exactness.
+Each of the four tensors costs a rank (p−1)/p of its own share: with H = K, forward it
+sends 4 · T · d / p numbers for large p, which falls with p; backward as many. The
+number of ranks must divide the query heads. Where it does not divide the key/value
+heads (grouped-query attention with K < p, above all), each of them is sent to
+p / gcd(K, p) ranks. That costs bytes; the result stays exact.
 
-    B  batch     H, K  query and key/value heads     D  head_dim     T  all tokens
-                                                        Tr  this rank's, a contiguous
-                                                        stretch
+Simplified: contiguous shards only, no padding mask.
+
+    B   batch
+    H   query heads
+    K   key/value heads
+    D   head_dim
+    d   H·D, hidden size
+    T   all tokens
+    Tr  this rank's tokens, a contiguous stretch
+    p   ranks; Hp is H/p
 """
 
 from __future__ import annotations
@@ -36,28 +44,38 @@ def tokens_to_heads(
     x: Float[Tensor, "B H Tr D"], comm: Communicator
 ) -> Float[Tensor, "B Hp T D"]:
     """All ranks' tokens for this rank's heads. Communication only."""
-    # p × (Tr, B, H/p, D)
+    # one part per rank: (B, H/p, Tr, D) → (Tr, B, H/p, D)
     parts = [part.movedim(2, 0) for part in x.chunk(comm.size, dim=1)]
-    # (T, B, H/p, D) → (B, H/p, T, D)
-    return torch.cat(comm.all_to_all(parts)).movedim(0, 2)
+    received = comm.all_to_all(parts)
+    # p × (Tr of that rank, B, H/p, D) → (T, B, H/p, D) → (B, H/p, T, D)
+    return torch.cat(received).movedim(0, 2)
 
 
 def heads_to_tokens(
     x: Float[Tensor, "B Hp T D"], comm: Communicator, lengths: list[int]
 ) -> Float[Tensor, "B H Tr D"]:
-    """All ranks' heads for this rank's tokens: `tokens_to_heads` undone. Communication
-    only.
+    """All ranks' heads for this rank's tokens: `tokens_to_heads` undone.
+
+    Communication only.
+
+    Args:
+        lengths: tokens of each rank.
     """
-    # p × (Tr of that rank, B, H/p, D)
+    # one part per rank: (B, H/p, Tr of that rank, D) → (Tr of that rank, B, H/p, D)
     parts = [part.movedim(2, 0) for part in x.split(lengths, dim=2)]
-    # (Tr, B, H, D) → (B, H, Tr, D)
-    return torch.cat(comm.all_to_all(parts), dim=2).movedim(0, 2)
+    received = comm.all_to_all(parts)
+    # p × (Tr, B, H/p, D) → (Tr, B, H, D) → (B, H, Tr, D)
+    return torch.cat(received, dim=2).movedim(0, 2)
+
+
+# The gradient of one exchange is the other.
 
 
 class _ToHeads(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, comm: Communicator, lengths: list[int]) -> Tensor:
-        ctx.comm, ctx.lengths = comm, lengths
+        ctx.comm = comm
+        ctx.lengths = lengths
         return tokens_to_heads(x, comm)
 
     @staticmethod
@@ -78,8 +96,9 @@ class _ToTokens(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class UlyssesAttention:
-    """Exact attention over a sequence in contiguous stretches: a drop-in for the
-    model's attention function.
+    """Exact attention over a sequence in contiguous stretches.
+
+    It takes the place of the model's attention function.
 
     Args:
         comm: the ranks, in the order of their stretches.
@@ -105,13 +124,14 @@ class UlyssesAttention:
         v: Float[Tensor, "B K Tr D"],
         mask: Tensor | None = None,
     ) -> Float[Tensor, "B H Tr D"]:
-        """Attention of this rank's queries over all ranks' keys, causal in the order of
-        ranks.
+        """Attention of this rank's queries over all ranks' keys, causal.
 
         Raises:
             ValueError: a mask; query heads that do not divide over the ranks.
         """
-        p, H, K = self.comm.size, q.shape[1], k.shape[1]
+        p = self.comm.size
+        H = q.shape[1]
+        K = k.shape[1]
         if mask is not None:
             raise ValueError(
                 "mask must be None: after the exchange attention is plain causal"
@@ -119,7 +139,13 @@ class UlyssesAttention:
             )
         if H % p:
             raise ValueError(f"{H} query heads must be a multiple of the {p} ranks")
-        if K % p:  # several ranks get a copy; autograd sums the copies' gradients
-            k, v = (t.repeat_interleave(p // math.gcd(K, p), dim=1) for t in (k, v))
-        q, k, v = (_ToHeads.apply(t, self.comm, self.lengths) for t in (q, k, v))
-        return _ToTokens.apply(self.attention(q, k, v, None), self.comm, self.lengths)
+        if K % p:
+            # several ranks get a copy of a head; autograd sums the copies' gradients
+            copies = p // math.gcd(K, p)
+            k = k.repeat_interleave(copies, dim=1)  # (B, lcm(K, p), Tr, D)
+            v = v.repeat_interleave(copies, dim=1)
+        q = _ToHeads.apply(q, self.comm, self.lengths)  # (B, H/p, T, D)
+        k = _ToHeads.apply(k, self.comm, self.lengths)
+        v = _ToHeads.apply(v, self.comm, self.lengths)
+        out = self.attention(q, k, v, None)
+        return _ToTokens.apply(out, self.comm, self.lengths)  # (B, H, Tr, D)

@@ -90,7 +90,12 @@ def state_bytes(
         ValueError: an unknown stage, or no rank.
     """
     _check(stage, ranks)
-    share = lambda first: parameters / ranks if stage >= first else parameters  # noqa: E731  cut from stage `first` on
+
+    def share(first):
+        return (
+            parameters / ranks if stage >= first else parameters
+        )  # cut from stage `first` on
+
     return {
         "weights": weight * share(3),
         "gradients": gradient * share(2),

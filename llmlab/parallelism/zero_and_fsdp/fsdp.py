@@ -79,8 +79,10 @@ class Shard:
         return True
 
     def free(self) -> None:
-        """Keep the piece only. A parameter is an empty tensor then; autograd's saved
-        copies share the emptied storage.
+        """Keep the piece only.
+
+        A parameter is an empty tensor then; autograd's saved copies share the emptied
+        storage.
         """
         for w, t in zip(self.unit.parameters, self.full, strict=True):
             w.data = t.new_empty(0)
@@ -88,8 +90,9 @@ class Shard:
         self.whole = False
 
     def renew(self) -> None:
-        """After a step: a new piece; old weights that a forward without a backward has
-        left are dropped.
+        """After a step: a new piece.
+
+        Old weights that a forward without a backward has left are dropped.
         """
         if self.handle is not None:
             self.handle.wait()
@@ -185,8 +188,9 @@ class Fsdp:
             self._free(i)
 
     def _arrived(self, i: int, _: Tensor) -> None:
-        """A gradient is ready. With the unit's last one its weights have served,
-        too.
+        """A gradient is ready.
+
+        With the unit's last one its weights have served, too.
         """
         unit = self.units[i]
         if unit.all_here():
@@ -215,8 +219,9 @@ class Fsdp:
         self.watch("free", self.units[i].name)
 
     def step(self) -> float:
-        """Clip and AdamW on the pieces; returns the gradient's norm. Nothing is
-        gathered: the next forward will.
+        """Clip and AdamW on the pieces; returns the gradient's norm.
+
+        Nothing is gathered: the next forward will.
         """
         self._finish_reduce()
         self.t += 1
@@ -227,8 +232,9 @@ class Fsdp:
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
-        """Whole weights on every rank, to save or to compare them. All ranks must
-        enter.
+        """Whole weights on every rank, to save or to compare them.
+
+        All ranks must enter.
         """
         for shard in self.shards:
             shard.need()
@@ -239,8 +245,10 @@ class Fsdp:
                 shard.free()
 
     def tensors(self) -> dict[str, list[Tensor]]:
-        """What this rank holds, by kind; a gather under way counts as the weights that
-        it brings, a reduce as what it sums.
+        """What this rank holds, by kind.
+
+        A gather under way counts as the weights that it brings, a reduce as what it
+        sums.
         """
         weights = [w for unit in self.units for w in unit.parameters]
         coming = [

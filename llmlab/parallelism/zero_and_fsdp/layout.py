@@ -63,8 +63,9 @@ def _row_sizes(shapes: Sequence[Shape], p: int) -> list[tuple[int, int]]:
 
 
 def cut_rows(tensors: Sequence[Tensor], p: int) -> Float[Tensor, "p s"]:
-    """Each tensor's dimension 0 in p blocks of ⌈rows/p⌉, the last padded with zeros;
-    rank r's blocks end to end.
+    """Each tensor's dimension 0 in p blocks of ⌈rows/p⌉, the last padded with zeros.
+
+    Rank r's blocks end to end.
     """
     sizes = _row_sizes([tuple(t.shape) for t in tensors], p)
     blocks = []

@@ -29,8 +29,9 @@ from llmlab.parallelism.zero_and_fsdp.offload import Host
 
 @dataclass(frozen=True)
 class Adam:
-    """AdamW (Loshchilov & Hutter 2019) and the clipping before it; `clip=None`: no
-    clipping.
+    """AdamW (Loshchilov & Hutter 2019) and the clipping before it.
+
+    `clip=None`: no clipping.
     """
 
     lr: float = 1e-3
@@ -108,8 +109,9 @@ class Unit:
         return pieces
 
     def add(self, piece: Float[Tensor, "s"]) -> None:
-        """One more microbatch's gradient of this rank's piece; it goes to the host at
-        once, where there is one.
+        """One more microbatch's gradient of this rank's piece.
+
+        It goes to the host at once, where there is one.
         """
         piece = self.host.down(piece) if self.host else piece
         self.grad = piece if self.grad is None else self.grad + piece
@@ -123,8 +125,9 @@ class Unit:
         return (self.host.up(w, like.device) if self.host else w).view(1, -1)
 
     def write(self, pieces: Float[Tensor, "p s"]) -> None:
-        """Put whole weights into the parameters. Through `.data`: autograd need not
-        know.
+        """Put whole weights into the parameters.
+
+        Through `.data`: autograd need not know.
         """
         for w, new in zip(
             self.parameters, self._join(pieces, self.shapes), strict=True
@@ -153,8 +156,9 @@ def units_of(
 
 
 def update(units: list[Unit], shards: Communicator | None, t: int, adam: Adam) -> float:
-    """Clip by the norm of the whole gradient, then step every piece; returns the norm
-    before clipping.
+    """Clip by the norm of the whole gradient, then step every piece.
+
+    Returns the norm before clipping.
 
     Args:
         shards: the ranks whose pieces together are the gradient; None: every rank has
@@ -185,8 +189,9 @@ def update(units: list[Unit], shards: Communicator | None, t: int, adam: Adam) -
 
 
 def state_tensors(units: list[Unit]) -> dict[str, list[Tensor]]:
-    """Reduced gradients and w, m, v; where they are offloaded, all of it under
-    "host".
+    """Reduced gradients and w, m, v.
+
+    Where they are offloaded, all of it under "host".
     """
     state, reduced = (
         [t for unit in units for t in (unit.w, unit.m, unit.v)],

@@ -98,8 +98,9 @@ class Zero:
         self.watch("reduce", unit.name)
 
     def step(self) -> float:
-        """Clip, AdamW, whole weights again; returns the gradient's norm. Stages 0 and 1
-        reduce here, once.
+        """Clip, AdamW, whole weights again; returns the gradient's norm.
+
+        Stages 0 and 1 reduce here, once.
         """
         for unit in self.units if self.stage < 2 else ():
             self._reduce(unit)
@@ -139,8 +140,9 @@ def train_step(
     comm: Communicator,
     batches: Sequence[tuple[Tensor, Tensor]],
 ) -> tuple[float, float]:
-    """One optimizer step over this rank's microbatches of (tokens, targets); target
-    −100 is not counted.
+    """One optimizer step over this rank's microbatches of (tokens, targets).
+
+    Target −100 is not counted.
 
     Returns:
         The mean loss a token over all ranks and microbatches, and the gradient's norm:

@@ -209,12 +209,10 @@ def no_clipping(x, bits, candidates):
     return max(candidates)
 
 
-A, G, I, C = (
-    "affine_quantize",
-    "quantize_groups",
-    "int8_linear",
-    "best_clip",
-)
+A = "affine_quantize"
+G = "quantize_groups"
+INT8 = "int8_linear"
+C = "best_clip"
 test_wrong_answers = rejects(
     "06-compression/01-quantization-basics",
     [
@@ -256,35 +254,41 @@ test_wrong_answers = rejects(
         Wrong(G, strided_groups, "neighbours"),
         Wrong(G, hard_coded_bits, "3 bits"),
         Wrong(G, keepdim_left, "1 too many"),
-        Wrong(I, named(int8(scale_x=tensor), "x_per_tensor"), "each token"),
-        Wrong(I, named(int8(scale_w=tensor), "w_per_tensor"), "each output channel"),
+        Wrong(INT8, named(int8(scale_x=tensor), "x_per_tensor"), "each token"),
+        Wrong(INT8, named(int8(scale_w=tensor), "w_per_tensor"), "each output channel"),
         Wrong(
-            I,
+            INT8,
             named(int8(scale_x=columns, how="columns of X"), "x_per_channel"),
             "for each input channel",
         ),
         Wrong(
-            I,
+            INT8,
             named(int8(scale_w=columns, how="columns of W"), "w_per_input"),
             "for each input channel",
         ),
-        Wrong(I, named(int8(top=128), "over_128"), "127"),
-        Wrong(I, named(int8(top=255), "over_255"), "127"),
-        Wrong(I, named(int8(how="trunc"), "truncated_codes"), "cut off"),
-        Wrong(I, named(int8(how="codes"), "no_scales"), "scales are missing"),
+        Wrong(INT8, named(int8(top=128), "over_128"), "127"),
+        Wrong(INT8, named(int8(top=255), "over_255"), "127"),
+        Wrong(INT8, named(int8(how="trunc"), "truncated_codes"), "cut off"),
+        Wrong(INT8, named(int8(how="codes"), "no_scales"), "scales are missing"),
         Wrong(
-            I, named(int8(how="no scale of X"), "no_scale_x"), "scale of X is missing"
+            INT8,
+            named(int8(how="no scale of X"), "no_scale_x"),
+            "scale of X is missing",
         ),
         Wrong(
-            I, named(int8(how="no scale of W"), "no_scale_w"), "scale of W is missing"
+            INT8,
+            named(int8(how="no scale of W"), "no_scale_w"),
+            "scale of W is missing",
         ),
-        Wrong(I, named(int8(how="wrong axis"), "w_on_the_wrong_axis"), "wrong axis"),
+        Wrong(INT8, named(int8(how="wrong axis"), "w_on_the_wrong_axis"), "wrong axis"),
         Wrong(
-            I, named(int8(how="divided"), "divided_by_scales"), "divided by the scales"
+            INT8,
+            named(int8(how="divided"), "divided_by_scales"),
+            "divided by the scales",
         ),
-        Wrong(I, named(int8(how="overflow"), "overflow"), "overflowed"),
-        Wrong(I, in_floats, "nothing was rounded"),
-        Wrong(I, weight_only, "X was not quantized"),
+        Wrong(INT8, named(int8(how="overflow"), "overflow"), "overflowed"),
+        Wrong(INT8, in_floats, "nothing was rounded"),
+        Wrong(INT8, weight_only, "X was not quantized"),
         Wrong(C, named(clip(clamp=False), "no_clamp_in_clip"), "not clamped"),
         Wrong(
             C,

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from llmlab.checks.parallelism.collectives.exercises import check
+from llmlab.checks.parallelism.collectives import check
 from tests.checks.rejecting import Wrong, rejects, verdict
 
 # Exercise 1

@@ -133,7 +133,9 @@ def own_loss(comm, loss_sum, tokens, weights):
 
 
 def loss_of_means(comm, loss_sum, tokens, weights):
-    average = lambda t, N, own, n, c: c.all_reduce(torch.tensor(own / n), "mean").item()  # noqa: E731
+    def average(t, N, own, n, c):
+        return c.all_reduce(torch.tensor(own / n), "mean").item()
+
     return mean(comm, loss_sum, tokens, weights, lambda N, n, p: N, value=average)
 
 

@@ -4,8 +4,8 @@ that it must get.
 
 import torch
 
-from llmlab.parallelism.sequence.softmax_merge import attend
-from llmlab.parallelism.sequence.softmax_merge import merge as right_merge
+from llmlab.parallelism.sequence import attend
+from llmlab.parallelism.sequence import merge as right_merge
 from tests.checks.rejecting import Wrong, rejects
 
 # Exercise 1

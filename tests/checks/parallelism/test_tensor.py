@@ -5,8 +5,8 @@ that it must get.
 import torch
 import torch.nn.functional as F
 
-from llmlab.parallelism.tensor.fg import copy_to_ranks as f
-from llmlab.parallelism.tensor.fg import sum_over_ranks as g
+from llmlab.parallelism.tensor import copy_to_ranks as f
+from llmlab.parallelism.tensor import sum_over_ranks as g
 from tests.checks.rejecting import Wrong, rejects
 
 # Exercise 1

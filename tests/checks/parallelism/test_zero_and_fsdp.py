@@ -294,7 +294,9 @@ def gathered_again_but_all_at_once(comm, pieces, x, g):
 
 
 def not_reduced(comm, pieces, x, g):
-    own = lambda dW: dW.chunk(comm.size)[comm.rank]  # noqa: E731
+    def own(dW):
+        return dW.chunk(comm.size)[comm.rank]
+
     return run(
         comm, pieces, x, g, gather=lambda i: comm.all_gather(pieces[i]), reduce=own
     )
@@ -312,14 +314,18 @@ def whole_gradients(comm, pieces, x, g):
 
 
 def averaged(comm, pieces, x, g):
-    mean = lambda dW: comm.reduce_scatter(dW, op="mean")  # noqa: E731
+    def mean(dW):
+        return comm.reduce_scatter(dW, op="mean")
+
     return run(
         comm, pieces, x, g, gather=lambda i: comm.all_gather(pieces[i]), reduce=mean
     )
 
 
 def all_reduced_then_cut(comm, pieces, x, g):
-    cut = lambda dW: comm.all_reduce(dW).chunk(comm.size)[comm.rank]  # noqa: E731
+    def cut(dW):
+        return comm.all_reduce(dW).chunk(comm.size)[comm.rank]
+
     return run(
         comm, pieces, x, g, gather=lambda i: comm.all_gather(pieces[i]), reduce=cut
     )

@@ -101,7 +101,9 @@ def folded(combine):
     """`fold` by another rule; absent vectors are zeros."""
 
     def fold(W, b, c, beta):
-        zero = lambda t, w: torch.zeros(len(w)) if t is None else t  # noqa: E731
+        def zero(t, w):
+            return torch.zeros(len(w)) if t is None else t
+
         return [
             combine(w, zero(b_i, w), zero(c_i, w), beta)
             for w, b_i, c_i in zip(W, b, c, strict=True)

@@ -19,7 +19,10 @@ def sides(
 
     def normal_float(bits, offset):
         half = 2 ** (bits - 1)
-        side = lambda n: quantile(torch.linspace(at(offset), 0.5, n + 1)[:-1])  # noqa: E731
+
+        def side(n):
+            return quantile(torch.linspace(at(offset), 0.5, n + 1)[:-1])
+
         levels = (
             torch.cat([-side(half + down), torch.zeros(1), side(half + up)])
             .sort()

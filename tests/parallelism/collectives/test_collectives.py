@@ -156,9 +156,10 @@ def test_steps_and_bytes_are_those_of_the_papers(p):
     n = 840 * p * 2**down
     part = (p - 1) / p * n
     folds = 0 if powers(p) else 2
-    volume = lambda schedule: run.seconds(  # noqa: E731
-        schedule, cost.chunks(n, run.pieces(schedule)), Link(0, 1)
-    )
+
+    def volume(schedule):
+        return run.seconds(schedule, cost.chunks(n, run.pieces(schedule)), Link(0, 1))
+
     for schedule, step, bytes_ in (
         (ring.all_reduce(p), 2 * (p - 1), 2 * part),
         (ring.reduce_scatter(p), p - 1, part),
@@ -269,7 +270,10 @@ def test_no_all_reduce_sends_less_than_the_ring(p):
 
 def test_where_messages_share_a_wire():
     link, sizes = Link(0.0, 1.0), [1.0] * 8
-    ask = lambda f, route: run.seconds(f, sizes, link, route)  # noqa: E731
+
+    def ask(f, route):
+        return run.seconds(f, sizes, link, route)
+
     cables = run.cable_ring(8)
     assert (
         cables(0, 2) == [(0, 1), (1, 1)]
@@ -422,7 +426,10 @@ def against_torch(comm):
     """
     p, r, pairs = comm.size, comm.rank, []
     root = p - 1
-    clones = lambda x: [torch.empty_like(x) for _ in range(p)]  # noqa: E731
+
+    def clones(x):
+        return [torch.empty_like(x) for _ in range(p)]
+
     for dtype in (
         torch.float32,
         torch.float64,

@@ -202,7 +202,10 @@ def two_hosts():
         pytest.skip(why)
     remove_namespaces_of_the_dead()
     names = [f"llmlab-{os.getpid()}-{i}" for i in (1, 2)]
-    ip = lambda *a: subprocess.run(["ip", *a], check=True, capture_output=True)  # noqa: E731
+
+    def ip(*a):
+        return subprocess.run(["ip", *a], check=True, capture_output=True)
+
     try:
         for name in names:
             ip("netns", "add", name)

@@ -302,7 +302,9 @@ def test_the_clock_of_world_is_that_of_the_simulator(case):
     model = tiny(num_hidden_layers=6)
 
     def fn(comm, model):
-        work = lambda kind, i, c: comm.work(getattr(costs, kind) / v, f"{kind} {i} {c}")  # noqa: E731
+        def work(kind, i, c):
+            return comm.work(getattr(costs, kind) / v, f"{kind} {i} {c}")
+
         pipe = pipeline(comm, model, case, after_op=work)
         pipe.step(make(p, m), microbatches(m))
         return [(bar.kind, bar.microbatch, bar.chunk) for bar in pipe.bars]
@@ -374,7 +376,7 @@ def test_nothing_is_left_after_a_step(case, only_new_objects):
             counts.append(alive())
             comm.barrier()
         assert not any(w.grad.requires_grad for w in pipe.parameters())
-        return counts, [len(late.take()[0]) for late in pipe.late]
+        return counts, [len(left.take()[0]) for left in pipe.weight_gradients]
 
     for counts, late in World(2).run(
         fn, tiny(num_hidden_layers=4, tie_word_embeddings=True)

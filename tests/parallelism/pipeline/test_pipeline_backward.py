@@ -15,7 +15,13 @@ from llmlab.parallelism import World
 from llmlab.parallelism.pipeline.backward import LateLinear, compute, make_late
 from llmlab.parallelism.pipeline.memory import ActivationMeter
 from llmlab.parallelism.pipeline.pipeline import Pipeline
-from llmlab.parallelism.pipeline.schedules import gpipe, held, one_f_one_b, zb_h1, zb_h2
+from llmlab.parallelism.pipeline.schedules import (
+    gpipe,
+    one_f_one_b,
+    peak_microbatches,
+    zb_h1,
+    zb_h2,
+)
 from llmlab.parallelism.pipeline.stages import split
 from tests.parallelism.conftest import tiny
 from tests.parallelism.pipeline.test_pipeline import microbatches
@@ -131,7 +137,7 @@ def test_1f1b_caps_what_gpipe_does_not(make, sizes):
     for m in (3, 6):
         expected = [
             n * each + top
-            for n, (each, top) in zip(held(make(3, m)), sizes, strict=True)
+            for n, (each, top) in zip(peak_microbatches(make(3, m)), sizes, strict=True)
         ]
         assert peaks(make, 3, m) == expected
     assert all(0 <= top < 0.06 * each for each, top in sizes)

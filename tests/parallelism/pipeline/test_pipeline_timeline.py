@@ -67,7 +67,10 @@ def test_interleaving_divides_the_bubble_by_v(p, m, v):
 def test_bubbles_of_zero_bubble_schedules(p, m, costs):
     """Qi et al., Table 2."""
     F, I, W = costs.F, costs.I, costs.W  # noqa: E741
-    lost = lambda t: t.span - m * costs.work  # noqa: E731
+
+    def lost(t):
+        return t.span - m * costs.work
+
     assert lost(simulate(one_f_one_b(p, m), costs)) == pytest.approx(
         (p - 1) * (F + I + W)
     )

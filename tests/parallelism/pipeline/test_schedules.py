@@ -12,10 +12,10 @@ from llmlab.parallelism.pipeline.schedules import (
     check,
     chunks,
     gpipe,
-    held,
     interleaved,
     naive,
     one_f_one_b,
+    peak_microbatches,
     stage_of,
     zb_h1,
     zb_h2,
@@ -96,22 +96,22 @@ def test_interleaved_deals_rounds_of_p():
 @pytest.mark.parametrize(("p", "m"), [(p, m) for p, m in SIZES if m >= 2 * p - 1])
 def test_what_a_rank_holds(p, m):
     ranks = range(p)
-    assert held(naive(p, m)) == [1] * p
-    assert held(gpipe(p, m)) == [m] * p
-    assert held(one_f_one_b(p, m)) == [p - r for r in ranks]
-    assert held(zb_h1(p, m)) == [p - r for r in ranks]
-    assert held(zb_h2(p, m)) == [2 * (p - r) - 1 for r in ranks]
-    assert held(zb_v(p, m)) == [p] * p
+    assert peak_microbatches(naive(p, m)) == [1] * p
+    assert peak_microbatches(gpipe(p, m)) == [m] * p
+    assert peak_microbatches(one_f_one_b(p, m)) == [p - r for r in ranks]
+    assert peak_microbatches(zb_h1(p, m)) == [p - r for r in ranks]
+    assert peak_microbatches(zb_h2(p, m)) == [2 * (p - r) - 1 for r in ranks]
+    assert peak_microbatches(zb_v(p, m)) == [p] * p
     if m % p == 0 and m > p:
         for v in (2, 3):
-            assert held(interleaved(p, m, v)) == pytest.approx(
+            assert peak_microbatches(interleaved(p, m, v)) == pytest.approx(
                 [p + (p - 2 * r - 1) / v for r in ranks]
             )
 
 
 @pytest.mark.parametrize(("p", "m"), SIZES)
 def test_1f1b_never_holds_more_than_there_are_microbatches(p, m):
-    assert held(one_f_one_b(p, m)) == [min(p - r, m) for r in range(p)]
+    assert peak_microbatches(one_f_one_b(p, m)) == [min(p - r, m) for r in range(p)]
 
 
 @pytest.mark.parametrize("p", [2, 4, 6])
@@ -120,10 +120,10 @@ def test_memory_of_zero_bubble_schedules_as_published(p):
     (2p − 2i + 1) M_B + (2i − 2) M_W.
     """
     M_B, M_W, m = 5.0, 2.0, 4 * p
-    assert held(zb_h1(p, m), M_B, M_W) == [
+    assert peak_microbatches(zb_h1(p, m), M_B, M_W) == [
         (p - i + 1) * M_B + (i - 1) * M_W for i in range(1, p + 1)
     ]
-    assert held(zb_h2(p, m), M_B, M_W) == [
+    assert peak_microbatches(zb_h2(p, m), M_B, M_W) == [
         (2 * p - 2 * i + 1) * M_B + (2 * i - 2) * M_W for i in range(1, p + 1)
     ]
 

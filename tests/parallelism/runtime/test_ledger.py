@@ -166,7 +166,10 @@ def test_ring_sends_p_times_less_than_naive_through_one_rank(p):
 def test_naive_bytes(p):
     x = torch.ones(12 * p)
     n = x.numel() * 4
-    run = lambda fn: ledger(p, fn, algorithm="naive").per_rank()  # noqa: E731
+
+    def run(fn):
+        return ledger(p, fn, algorithm="naive").per_rank()
+
     assert run(lambda c: c.broadcast(x, 1)) == [
         (p - 1) * n if r == 1 else 0 for r in range(p)
     ]

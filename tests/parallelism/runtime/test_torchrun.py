@@ -185,12 +185,14 @@ from llmlab.parallelism.zero_and_fsdp.fsdp import Fsdp
 
 
 def gloo():
-    names = [open(f"/proc/self/task/{t}/comm").read() for t in os.listdir("/proc/self/task")]
+    threads = "/proc/self/task"
+    names = [open(f"{threads}/{t}/comm").read() for t in os.listdir(threads)]
     return sum("gloo" in name for name in names)
 
 
 def fn(comm):
-    model = Llama(LlamaConfig(32, 16, 32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2))
+    heads = dict(num_attention_heads=2, num_key_value_heads=2)
+    model = Llama(LlamaConfig(32, 16, 32, num_hidden_layers=2, **heads))
     engine = Fsdp(model, comm)  # its hooks refer to it, and it to the communicator
     model(torch.randint(32, (2, 5))).sum().backward()
     engine.step()

@@ -240,14 +240,18 @@ def test_arguments_are_private():
 
 
 def test_gradients_are_recorded_as_in_the_caller():
-    track = lambda comm: (torch.ones(1, requires_grad=True) * 2).requires_grad  # noqa: E731
+    def track(comm):
+        return (torch.ones(1, requires_grad=True) * 2).requires_grad
+
     assert World(2).run(track) == [True, True]
     with torch.no_grad():
         assert World(2).run(track) == [False, False]
 
 
 def test_collectives_do_not_record_gradients():
-    fn = lambda comm: comm.all_reduce(torch.ones(2, requires_grad=True)).requires_grad  # noqa: E731
+    def fn(comm):
+        return comm.all_reduce(torch.ones(2, requires_grad=True)).requires_grad
+
     assert World(2).run(fn) == [False, False]
 
 

@@ -20,10 +20,9 @@ from llmlab.parallelism.sequence.activation_memory import (
 from llmlab.parallelism.sequence.recomputation import GPTLayer, dropout, recompute
 
 SHAPE = GPTShape(s=24, b=3, h=32, a=8)
-STATISTICS = (
-    8 * SHAPE.s * SHAPE.b
-    # a mean and a deviation a token, of two norms, 2 bytes each: the paper leaves them out
-)
+# The paper leaves these out: a mean and a deviation per token, of two norms, 2 bytes
+# each.
+STATISTICS = 8 * SHAPE.s * SHAPE.b
 
 
 def layer_input(comm, cut):

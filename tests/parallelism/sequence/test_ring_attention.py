@@ -14,7 +14,7 @@ from llmlab.models.attention import sdpa
 from llmlab.parallelism import Link, World, launch
 from llmlab.parallelism.sequence.activation_memory import Peak, Saved
 from llmlab.parallelism.sequence.cost import AttentionShape, sent
-from llmlab.parallelism.sequence.ring import RingAttention
+from llmlab.parallelism.sequence.ring import RingAttention, attend, merge
 from llmlab.parallelism.sequence.shards import (
     LAYOUTS,
     join,
@@ -23,7 +23,6 @@ from llmlab.parallelism.sequence.shards import (
     sum_gradients,
     take,
 )
-from llmlab.parallelism.sequence.softmax_merge import attend, merge
 from tests.parallelism.conftest import VARIANTS, tiny
 from tests.parallelism.tensor.test_tensor import assert_same, train, whole_loss
 
@@ -112,7 +111,10 @@ def test_pieces_merge_in_fp32():
     once = World(1).run(ring, half, shards(48, 1, "contiguous"))[0][0]
     pieces = World(6).run(ring, half, shards(48, 6, "zigzag"), True, 2)[0][0]
     assert pieces.dtype == torch.bfloat16
-    error = lambda o: (o.float() - truth).abs().max().item()  # noqa: E731
+
+    def error(o):
+        return (o.float() - truth).abs().max().item()
+
     assert error(pieces) <= error(once) * 1.01 < 0.02
 
 
@@ -215,7 +217,10 @@ def test_without_the_positions_it_is_another_model():
 
     with torch.no_grad():
         expected = tiny()(tokens)
-    error = lambda right: (World(2).run(fn, tiny(), right)[0] - expected).abs().max()  # noqa: E731
+
+    def error(right):
+        return (World(2).run(fn, tiny(), right)[0] - expected).abs().max()
+
     assert error(True) < 1e-5 and error(False) > 1e-3
 
 

@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from llmlab.parallelism import World, launch
 from llmlab.parallelism.sequence import megatron as sequence
 from llmlab.parallelism.sequence.activation_memory import Saved
-from llmlab.parallelism.sequence.fg import (
+from llmlab.parallelism.sequence.megatron import (
     gather_sequence,
     linears_of_shard,
     scatter_sequence,
 )
 from llmlab.parallelism.tensor import megatron as tensor
-from llmlab.parallelism.tensor.vocabulary import vocab_parallel_cross_entropy
+from llmlab.parallelism.tensor import vocab_parallel_cross_entropy
 from tests.parallelism.conftest import VARIANTS, tiny
 from tests.parallelism.tensor.test_tensor import assert_same, train, whole_loss
 

@@ -60,7 +60,10 @@ def test_who_sends_least():
         AttentionShape(1, 65536, 32, 32, 128),
         AttentionShape(1, 65536, 128, 8, 128),
     )
-    cheapest = lambda p, shape: min(METHODS, key=lambda m: sent(m, p, shape))  # noqa: E731
+
+    def cheapest(p, shape):
+        return min(METHODS, key=lambda m: sent(m, p, shape))
+
     assert (
         cheapest(16, many) == "ulysses"
         and cheapest(8, few) == "ring"

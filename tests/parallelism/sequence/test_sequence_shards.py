@@ -51,7 +51,10 @@ def test_zigzag_gives_every_rank_the_same_work_in_every_step():
     zigzag, contiguous = work("zigzag"), work("contiguous")
     for step in range(4):
         assert len({zigzag[r, step] for r in range(4)}) == 1
-    per_rank = lambda w: [sum(w[r, s] for s in range(4)) for r in range(4)]  # noqa: E731
+
+    def per_rank(w):
+        return [sum(w[r, s] for s in range(4)) for r in range(4)]
+
     assert len(set(per_rank(zigzag))) == 1
     # (2p − 1)/p
     assert max(per_rank(contiguous)) / max(per_rank(zigzag)) == pytest.approx(

@@ -155,7 +155,10 @@ def test_against_deepspeed_on_real_processes():
         __compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(dist_backend="gloo", verbose=False)
         torch.manual_seed(0)
-        swap = lambda t: t.transpose(1, 2)  # noqa: E731  theirs has (B, T, H, D)
+
+        def swap(t):
+            return t.transpose(1, 2)  #  theirs has (B, T, H, D)
+
         mine = [
             torch.randn(2, 4, 16, 6)
             .chunk(comm.size, 2)[comm.rank]
@@ -166,7 +169,10 @@ def test_against_deepspeed_on_real_processes():
         theirs = [swap(t.detach()).contiguous().requires_grad_() for t in mine]
         ours = UlyssesAttention(comm, [16 // comm.size] * comm.size)(*mine)
         ours.square().sum().backward()
-        local = lambda q, k, v: swap(sdpa(swap(q), swap(k), swap(v), None))  # noqa: E731
+
+        def local(q, k, v):
+            return swap(sdpa(swap(q), swap(k), swap(v), None))
+
         out = DistributedAttention(local, torch.distributed.group.WORLD)(*theirs, 0)
         out.square().sum().backward()
         pairs = [

@@ -12,20 +12,18 @@ import torch.nn.functional as F
 
 from llmlab.parallelism import World, launch
 from llmlab.parallelism.tensor.cost import llama_sent
-from llmlab.parallelism.tensor.fg import (
-    copy_to_ranks,
-    gather_from_ranks,
-    sum_over_ranks,
-)
 from llmlab.parallelism.tensor.megatron import (
     PLAN,
     ColumnParallelLinear,
     RowParallelLinear,
+    copy_to_ranks,
+    gather_from_ranks,
     gather_state,
     parallelize,
     region_seed,
+    sum_over_ranks,
+    vocab_parallel_cross_entropy,
 )
-from llmlab.parallelism.tensor.vocabulary import vocab_parallel_cross_entropy
 from tests.parallelism.conftest import VARIANTS, tiny
 
 

@@ -8,15 +8,18 @@ import pytest
 import torch
 
 from llmlab.parallelism import World, launch
-from llmlab.parallelism.tensor.cube import (
+from llmlab.parallelism.tensor.grid import (
+    block,
+    cannon,
     input_block,
     layer_block,
     matmul_3d,
     output_block,
+    summa,
     tesseract,
+    unblock,
     weight_block,
 )
-from llmlab.parallelism.tensor.summa import block, cannon, summa, unblock
 
 
 def matrices(M, K, N):

@@ -15,7 +15,7 @@ from llmlab.parallelism.tensor.cost import (
     mesh_for,
     mlp_cost,
 )
-from llmlab.parallelism.tensor.mlp import measure, mlp_step
+from llmlab.parallelism.tensor.grid import measure, mlp_step
 
 SHAPE = MLPShape(M=144, d=36, f=72)
 
@@ -46,7 +46,10 @@ def test_two_dimensions_send_less_for_large_p_and_more_for_small():
     shape = MLPShape(M=8192, d=1024, f=4096)
     p = crossover(shape)
     assert 4 < p < 64
-    sent = lambda m, p: mlp_cost(m, p, shape).sent  # noqa: E731
+
+    def sent(m, p):
+        return mlp_cost(m, p, shape).sent
+
     assert sent("2-D", p) < sent("1-D", p) and sent("2-D", 4) > sent("1-D", 4)
     assert sent("1-D", 4096) == pytest.approx(4 * shape.M * shape.d * 4, rel=1e-3), (
         "1-D does not fall with p"

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmlab.parallelism import World
-from llmlab.parallelism.tensor.vocabulary import (
+from llmlab.parallelism.tensor.megatron import (
     VocabParallelEmbedding,
     rows_per_rank,
     vocab_parallel_cross_entropy,
