@@ -56,8 +56,74 @@ def test_arrows_point_down(path):
 
 # Who may import whom among the rooms of a part. A room that is not named imports none.
 ARROWS = {
+    "models": {
+        "accounting": "llama",
+        "checkpoint": "llama",
+        "course_model": "checkpoint llama",
+        "fetching": "gguf_import",
+        "generation": "cache llama",
+        "gguf_import": "checkpoint llama",
+        "llama": "attention cache",
+        "presets": "llama",
+        "real_model": "checkpoint fetching llama",
+    },
+    "peft": {
+        "adalora": "checkpoint walk",
+        "adapters": "checkpoint walk",
+        "best_practice": "adalora label_head p_tuning walk",
+        "bitfit": "checkpoint vectors walk",
+        "checkpoint": "walk",
+        "examples": (
+            "adapters bitfit ia3 lora mam_and_unipelt p_tuning "
+            "prompt_and_prefix_tuning walk"
+        ),
+        "ia3": "checkpoint vectors walk",
+        "label_head": "walk",
+        "lora": "checkpoint walk",
+        "mam_and_unipelt": "adapters checkpoint lora prompt_and_prefix_tuning walk",
+        "p_tuning": "label_head prompt_and_prefix_tuning",
+        "prompt_and_prefix_tuning": "checkpoint label_head walk",
+        "published": "lora qlora",
+        "qlora": "lora walk",
+        "vectors": "walk",
+    },
     "parallelism": {
+        "auto_parallel": "runtime",
+        "choosing": "runtime",
         "collectives": "runtime",
+        "data_parallel": "runtime",
+        "examples": (
+            "data_parallel frameworks hybrid pipeline runtime sequence tensor "
+            "zero_and_fsdp"
+        ),
+        "frameworks": "pipeline runtime",
+        "hybrid": "pipeline runtime tensor",
+        "moe": "runtime tensor",
+        "pipeline": "runtime",
+        "published": "choosing runtime",
+        "sequence": "runtime tensor",
+        "tensor": "runtime",
+        "zero_and_fsdp": "runtime",
+    },
+    "course": {
+        "book": "cpu syllabus",
+        "cli": (
+            "book doctor exercises files grading kernels lab new progress release "
+            "syllabus workspace"
+        ),
+        "copy_links": "syllabus",
+        "doctor": "cpu four_bits syllabus",
+        "exercises": "files grading syllabus",
+        "grading": "grammar progress syllabus",
+        "lab": "kernels progress syllabus workspace",
+        "lab_contents": "syllabus workspace",
+        "new": "files syllabus",
+        "numbers": "printed",
+        "progress": "files",
+        "release": "exercises files grading syllabus",
+        "sliders": "figures",
+        "sync": "book kernels syllabus",
+        "workspace": "copy_links files grading syllabus",
     },
 }
 
