@@ -25,7 +25,7 @@ from llmlab.course.book.verified import WIDGET, Records, digest, execute
 from llmlab.course.kernels import warm_kernels
 from llmlab.course.syllabus import course_root
 
-TIME_LIMIT = 30.0  # seconds a lesson may take on two cores
+TIME_LIMIT = 30.0  # seconds per lesson may take on two cores
 MEMORY_LIMIT = 3.0  # GiB
 METADATA = {
     "jupytext": {"formats": "ipynb,py:percent"},

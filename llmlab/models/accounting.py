@@ -1,8 +1,9 @@
 """What a Llama costs: parameters, FLOPs and bytes, counted exactly from its shape.
 
-    B  batch        T  new tokens        S  keys seen (cached and new)     N  parameters
-    d  hidden_size  f  intermediate_size L  layers    H, K, D  heads, key/value heads,
-                                                      head_dim    V  vocabulary
+    B  batch          d  hidden_size           H  query heads
+    T  new tokens     f  intermediate_size     K  key/value heads
+    S  keys seen,     L  layers                D  head_dim
+       cached, new    V  vocabulary            N  parameters
 
 A matrix product of (m × k) by (k × n) is 2·m·k·n FLOPs, a multiplication and an
 addition each. Norms, RoPE, softmax and activations are left out, as in Kaplan et al.
@@ -140,7 +141,7 @@ def six_n_flops(config: LlamaConfig, tokens: float, seq: int | None = None) -> f
 def kv_cache_bytes(
     config: LlamaConfig, batch: int, tokens: int, dtype: torch.dtype = torch.float16
 ) -> int:
-    """Keys and values of `tokens` tokens in every layer: 2·L·K·D numbers a token."""
+    """Keys and values of `tokens` tokens in every layer: 2·L·K·D numbers per token."""
     numbers = (
         2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
     )
@@ -153,7 +154,7 @@ def weight_bytes(config: LlamaConfig, dtype: torch.dtype = torch.float16) -> int
 
 
 def adam_bytes(config: LlamaConfig) -> dict[str, int]:
-    """Training state in mixed precision with Adam, by kind: 16 bytes a parameter,
+    """Training state in mixed precision with Adam, by kind: 16 bytes per parameter,
     activations not counted.
     """
     return {kind: each * parameters(config) for kind, each in ADAM_BYTES.items()}

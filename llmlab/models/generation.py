@@ -75,7 +75,7 @@ def sample(
     top_p: float | None = None,
     generator: torch.Generator | None = None,
 ) -> Int[Tensor, "batch"]:
-    """One token a row; see `probabilities`. Temperature 0 takes the largest logit."""
+    """One token per row; see `probabilities`. Temperature 0 takes the largest logit."""
     if temperature == 0:
         return logits.argmax(-1)
     return torch.multinomial(

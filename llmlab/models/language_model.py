@@ -4,9 +4,9 @@
                                             nats
     PPL = exp(L)                            as good as a fair draw from PPL tokens;
                                             depends on the tokenizer
-    BPB = Σ −log₂ p(x_t | x_<t) / bytes     Gao et al. 2020,
-                                            https://arxiv.org/abs/2101.00027, §3.1; does
-                                            not
+    BPB = Σ −log₂ p(x_t | x_<t) / bytes     bits per byte of text; does not depend on it
+
+BPB is that of Gao et al. 2020, https://arxiv.org/abs/2101.00027, section 3.1.
 
 Text longer than the context is cut into windows. Window k starts at token k · stride
 and predicts what no window before it has predicted, so that each token counts once, and

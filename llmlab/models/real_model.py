@@ -1,5 +1,6 @@
-"""The real model: SmolLM2-135M-Instruct (Allal et al. 2025,
-https://arxiv.org/abs/2502.02737), for all that a toy would lie about.
+"""The real model, SmolLM2-135M-Instruct, for all that a toy would lie about.
+
+Allal et al. 2025, https://arxiv.org/abs/2502.02737.
 
 30 layers, d 576, 9 query heads over 3 key/value heads, 134.5 M parameters, a vocabulary
 of 49,152; Apache-2.0. It is fetched once into the user's cache as a Hugging Face folder

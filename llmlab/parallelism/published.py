@@ -1,5 +1,4 @@
-"""What papers on distributed training print, computed again from shapes, throughputs
-and our cost models.
+"""What papers on distributed training print, computed again from our cost models.
 
 Each function is one rule; `OURS` gives them names, for tables that are kept as data.
 Bytes are bytes, seconds seconds.
@@ -19,7 +18,7 @@ SHAPES = {
     "530B": (105, 20480, 128),
     "1T": (128, 25600, 160),
 }
-# Korthikanti et al. 2022, table 3: tp, pp, chunks, devices, sequences a step,
+# Korthikanti et al. 2022, table 3: tp, pp, chunks, devices, sequences per step,
 # microbatch
 SETUPS = {
     "22B": (8, 1, 1, 8, 4, 4),
@@ -41,7 +40,7 @@ MEGATRON = (
     (105, 20480, 128, 8, 35, 2520, 2520, 163),
     (128, 25600, 160, 8, 64, 3072, 3072, 163),
 )
-# Korthikanti et al. 2022, table 5: seconds a step with full recomputation, and
+# Korthikanti et al. 2022, table 5: seconds per step with full recomputation, and
 # selective with sequence parallelism
 STEPS = {
     "22B": {"full": 1.42, "selective": 1.10},
@@ -76,15 +75,16 @@ def zero_bytes(stage: int, parameters: float, n: int) -> float:
 
 
 def training_days(parameters: float, tokens: float, n: int, tera: float) -> float:
-    """8 T P / (n X): Narayanan et al. 2021, equation 4; the 8 counts full
-    recomputation.
+    """8 T P / (n X): Narayanan et al. 2021, equation 4.
+
+    The 8 counts full recomputation.
     """
     return 8 * tokens * parameters / (n * tera * 1e12) / 86_400
 
 
 def hardware_tera(name: str, n: int, batch: int, step: float) -> float:
     """teraFLOP/s a device with recomputation counted (Narayanan et al. 2021, equation
-    3), from seconds a step.
+    3), from seconds per step.
     """
     return megatron_flops(*SHAPES[name][:2], batch) / (n * step) / 1e12
 
@@ -99,8 +99,9 @@ def megatron_flops(L: int, d: int, batch: int) -> float:
 def predicted_tera(
     L: int, d: int, H: int, tp: int, pp: int, n: int, batch: int
 ) -> float:
-    """What our cost model expects for a row of `MEGATRON`; microbatch and chunks, which
-    are not printed, are the best.
+    """What our cost model expects for a row of `MEGATRON`.
+
+    Microbatch and chunks, which are not printed, are the best.
     """
     job = Job(shapes.gpt(L, d, H), batch, 2048, machine("a100-80gb"))
     tries = [
@@ -131,7 +132,7 @@ def dense_mfu(
     tera: float,
     attention: int,
 ) -> float:
-    """Percent of peak that (6N + 12 L H D T) FLOPs a token are, at `rate` tokens a
+    """Percent of peak that (6N + 12 L H D T) FLOPs per token are, at `rate` tokens a
     second (Chowdhery et al. 2022, app. B).
     """
     each = 6 * parameters + (12 * L * H * D * seq if attention else 0)

@@ -1,13 +1,14 @@
-"""What papers and `peft`'s documentation say their methods train or hold, counted again
-from the shapes.
+"""What papers say their methods train or hold, counted again from the shapes.
 
 Each function here is one rule of counting; `OURS` gives them names, for tables that are
 kept as data. Sizes:
 
-    d  width of the model        L  layers (decoder layers with cross-attention count
-                                    both attentions)
-    r  rank, n  matrices a layer that get a pair, p  virtual tokens, f  width of the
-                                                     feed-forward network
+    d  width of the model
+    f  width of the feed-forward network
+    L  layers (a decoder layer with cross-attention counts both attentions)
+    r  rank
+    n  matrices per layer that get a pair
+    p  virtual tokens
 """
 
 from __future__ import annotations

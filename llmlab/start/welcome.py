@@ -1,5 +1,4 @@
-"""What it costs to serve a model, from first principles; and a softmax that survives
-large logits.
+"""What it costs to serve a model; and a softmax that survives large logits.
 
 A decoder that writes one token for each of b requests reads all its weights once, and
 each request's own cache once (Pope et al. 2022, https://arxiv.org/abs/2211.05102, §2:
@@ -7,8 +6,10 @@ at small batches the time is that of loading memory):
 
     seconds per step ≥ (W + b·C) / β          tokens per second ≤ b·β / (W + b·C)
 
-    W  bytes of weights             b  requests decoded together
-    C  bytes of one request's cache β  bytes per second from the accelerator's memory
+    W  bytes of weights
+    C  bytes of one request's cache
+    b  requests decoded together
+    β  bytes per second from the accelerator's memory
 
 Simplified: one device, no arithmetic limit, no overhead. It is a bound, so no system is
 faster.
@@ -40,7 +41,7 @@ def tokens_per_second(
     """The most tokens per second that memory allows: b·β / (W + b·C).
 
     Args:
-        weight_bytes: W, read once a step whatever the batch.
+        weight_bytes: W, read once per step whatever the batch.
         bandwidth: β, bytes per second.
         batch: b, requests that get one token each in a step.
         cache_bytes: C, bytes of one request's keys and values.

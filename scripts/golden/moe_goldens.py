@@ -20,7 +20,7 @@ from megatron.core.transformer.moe import moe_utils
 OUT = (
     Path(__file__).parents[2] / "tests" / "parallelism" / "golden" / "megatron_moe.json"
 )
-CASES = ((23, 6, 2), (16, 8, 1), (20, 5, 3))  # tokens, experts, experts a token
+CASES = ((23, 6, 2), (16, 8, 1), (20, 5, 3))  # tokens, experts, experts per token
 
 
 def case(T: int, E: int, k: int) -> dict:

@@ -132,7 +132,7 @@ def test_kv_cache_bytes():
     with torch.no_grad():
         model(torch.zeros(3, 11, dtype=torch.long), cache=cache)
     assert accounting.kv_cache_bytes(model.config, 3, 11, torch.float32) == cache.nbytes
-    # half a MiB a token in fp16
+    # half a MiB per token in fp16
     assert accounting.kv_cache_bytes(preset("llama-7b"), 1, 1) == 524_288
 
 

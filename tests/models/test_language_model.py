@@ -226,7 +226,7 @@ def test_perplexity_and_bits_per_byte_of_a_fair_draw():
 
     losses = token_losses(uniform, torch.randint(256, (101,)), context=16)
     assert perplexity(losses) == pytest.approx(256)
-    # a byte a token: eight bits
+    # a byte per token: eight bits
     assert bits_per_byte(losses, num_bytes=100) == pytest.approx(8)
     assert bits_per_byte(losses, num_bytes=400) == pytest.approx(2)
     # the geometric mean

@@ -186,7 +186,7 @@ def base_of(name: str) -> dict:
 
 
 def snapshot(model: nn.Module) -> tuple[dict, dict, tuple]:
-    """What must be the same once an adapter has come and gone: modules, tensors,
+    """What must be the same once per adapter has come and gone: modules, tensors,
     hooks.
     """
     kinds = {n: type(m) for n, m in model.named_modules()}

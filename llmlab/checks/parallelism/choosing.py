@@ -31,8 +31,8 @@ def _whole(low: int, high: int) -> int:
     importance=5,
     hints=(
         (
-            "FLOPs that a token needs, times tokens a second, over FLOPs that all chips"
-            " together could do in a second."
+            "FLOPs that a token needs, times tokens per second, over FLOPs that all"
+            " chips together could do in a second."
         ),
         "A token needs 6 · parameters + 12 · layers · heads · head_dim · seq FLOPs.",
         "rate · (6N + 12 L H D T) / (devices · peak).",
@@ -54,7 +54,7 @@ def mfu(answer):
     attention = 12 * L * H * D * T
     useful = rate / (chips * peak)
     mistakes = {
-        "the attention term is missing: 12 L H D T FLOPs a token": useful * 6 * n,
+        "the attention term is missing: 12 L H D T FLOPs per token": useful * 6 * n,
         (
             "attention is counted forward only: it is 12, not 4, L H D T with the"
             " backward pass"
@@ -68,7 +68,7 @@ def mfu(answer):
         "heads or head_dim is missing from the attention term": (
             useful * (6 * n + 12 * L * D * T)
         ),
-        "rate is tokens a second already: do not multiply by seq": (
+        "rate is tokens per second already: do not multiply by seq": (
             useful * T * (6 * n + attention)
         ),
         "the peak is of one chip: divide by the number of chips too": (

@@ -1,6 +1,4 @@
-"""What checks of this part share: answers that run on a `World`, and messages in the
-ranks' words.
-"""
+"""What checks of this part share: answers that run on a `World`, and their messages."""
 
 from __future__ import annotations
 
@@ -13,8 +11,9 @@ from llmlab.parallelism.runtime import CollectiveMismatch, DeadlockError, Ledger
 
 
 def on_ranks(p: int, fn: Callable) -> tuple[list, Ledger]:
-    """Every rank's result of `fn(comm)`, and the ledger; ranks that do not fit together
-    are a Mistake.
+    """Every rank's result of `fn(comm)`, and the ledger.
+
+    Ranks that do not fit together are a Mistake.
     """
     world = World(p)
     try:

@@ -16,7 +16,7 @@ check = Checks("04-peft/04-adapters")
     importance=5,
     hints=(
         (
-            "Go down to m numbers a token, through the activation, up to d again, and"
+            "Go down to m numbers per token, through the activation, up to d again, and"
             " add the input back."
         ),
         (

@@ -67,8 +67,8 @@ def training_bytes(answer):
     )
     if answer(1000, 0, 5) != 2005 or answer(1000, 1000, 0) != 16_000:
         raise Mistake(
-            "wrong at an end: nothing trained must cost 2 bytes a parameter, everything"
-            " trained 16"
+            "wrong at an end: nothing trained must cost 2 bytes per parameter,"
+            " everything trained 16"
         )
 
 

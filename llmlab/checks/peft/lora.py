@@ -29,7 +29,7 @@ check = Checks("04-peft/05-lora")
         ),
         (
             "With a = x·keep, the low-rank path is (α/r) · (a Aᵀ) Bᵀ: first down to r"
-            " numbers a token, then up to d."
+            " numbers per token, then up to d."
         ),
     ),
 )

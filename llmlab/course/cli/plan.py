@@ -97,18 +97,18 @@ def plan(
         ),
     ] = "a100-80gb",
     batch: Annotated[
-        int, typer.Option(min=1, help="sequences a step, over all devices")
+        int, typer.Option(min=1, help="sequences per step, over all devices")
     ] = 1024,
-    seq: Annotated[int, typer.Option(min=1, help="tokens a sequence")] = 2048,
+    seq: Annotated[int, typer.Option(min=1, help="tokens per sequence")] = 2048,
     tokens: Annotated[
         float, typer.Option(min=1, help="tokens to train on in all, as 300e9")
     ] = 300e9,
     price: Annotated[
-        float | None, typer.Option(min=0, help="dollars a device and hour")
+        float | None, typer.Option(min=0, help="dollars per device and hour")
     ] = None,
     memory: Annotated[
         float | None,
-        typer.Option(min=0.1, help="GB a device, instead of the machine's"),
+        typer.Option(min=0.1, help="GB per device, instead of the machine's"),
     ] = None,
     network: Annotated[
         float | None,
@@ -198,7 +198,7 @@ def _print(model: str, job, devices: int, found, rows: list[dict]) -> None:
     size = f"{n / 1e9:.1f} B" if n >= 1e9 else f"{n / 1e6:.1f} M"
     out.print(
         f"{model}: {size} parameters; {devices} × {job.machine.name};"
-        f" {job.batch} × {job.seq} tokens a step"
+        f" {job.batch} × {job.seq} tokens per step"
     )
     if rows:
         table = Table(box=None, pad_edge=False)

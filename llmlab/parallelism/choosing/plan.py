@@ -132,8 +132,8 @@ def misfits(job: Job, plan: Plan) -> list[str]:
         )
     if plan.zero >= 2 and plan.pp > 1:
         found.append(
-            "ZeRO-2 and 3 with a pipeline would reduce gradients once a microbatch: use"
-            " ZeRO-1"
+            "ZeRO-2 and 3 with a pipeline would reduce gradients once per microbatch:"
+            " use ZeRO-1"
         )
     if plan.ep > 1 and not x.experts:
         found.append("ep > 1 needs experts")

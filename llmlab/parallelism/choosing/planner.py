@@ -74,7 +74,7 @@ def _too_large(job: Job, held: dict[str, float]) -> tuple[str, ...]:
         return ()
     most = max(held, key=held.get)
     problem = (
-        f"needs {needed / 1e9:.1f} GB a device of {available / 1e9:.0f}: most of it"
+        f"needs {needed / 1e9:.1f} GB per device of {available / 1e9:.0f}: most of it"
         f" {most}, {held[most] / 1e9:.1f} GB"
     )
     return (problem,)

@@ -1,14 +1,15 @@
-"""When a backward pass computes and when its gradients travel: the overlap of DDP, as
-data that can be drawn.
+"""When a backward pass computes and when its gradients travel, as data to be drawn.
 
 Gradients come one after another, and a bucket is ready with its last one. There is one
 wire: a bucket leaves when it is ready and the bucket before it has arrived,
 
     start_b = max(ready_b, end_{b−1}),    end_b = start_b + 2(p−1) α + 2 (p−1)/p · n_b/β
 
-    b  bucket of n_b bytes      p  ranks      α, β  see `cost`      exposed: what of the
-                                                    last end is after the last gradient
+    b     bucket of n_b bytes
+    p     ranks
+    α, β  latency and bandwidth, see `runtime.cost`
 
+What of the last end is after the last gradient is exposed: nobody computes meanwhile.
 `timeline` is that formula; `keep_time` makes a real backward move the virtual clock of
 a `World`, whose ledger then says the same.
 """

@@ -1,5 +1,4 @@
-"""Train a Llama on all the processes of a torchrun job, each on its own tokens, and say
-what each rank sent.
+"""Train a Llama with data parallelism under torchrun, and say what each rank sent.
 
     torchrun --nproc-per-node 2 -m llmlab.parallelism.examples.train_data_parallel --cpu
     torchrun --nproc-per-node 8 -m llmlab.parallelism.examples.train_data_parallel \\
@@ -79,7 +78,7 @@ def _main(comm: Communicator, settings: Settings) -> None:
     if comm.rank == 0:
         print("losses", " ".join(f"{x:.4f}" for x in losses))
         sent = comm.ledger.bytes("all_reduce") / settings.steps
-        print(f"rank 0 of {comm.size} sent {sent / 1e6:.3f} MB a step")
+        print(f"rank 0 of {comm.size} sent {sent / 1e6:.3f} MB per step")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,4 @@
-"""Data-parallel training that survives a killed rank: it goes on from the last
-checkpoint, and ends at the same loss.
+"""Data-parallel training that survives a killed rank, and ends at the same loss.
 
     torchrun --nproc-per-node 2 \\
         --max-restarts 3 -m llmlab.parallelism.examples.train_elastic --folder run
@@ -37,8 +36,9 @@ class Settings:
 
 
 def train(comm: Communicator, s: Settings) -> list[float]:
-    """The losses of the steps that this attempt did; the last one is that of an
-    uninterrupted run.
+    """The losses of the steps that this attempt did.
+
+    The last one is that of an uninterrupted run.
     """
     model, losses = engines.build(), []
     optimizer = torch.optim.AdamW(model.parameters(), **engines.ADAM)

@@ -1,5 +1,4 @@
-"""Train a Llama over a mesh of pp × dp × tp ranks, save a sharded checkpoint, and go on
-from one of any other split.
+"""Train a Llama over pp × dp × tp ranks; go on from a checkpoint of any other split.
 
     torchrun --nproc-per-node 8 -m llmlab.parallelism.examples.train_hybrid --pp 2 \\
         --dp 2 --tp 2 --save run
@@ -48,8 +47,9 @@ class Settings:
 
 
 def train(comm: Communicator, s: Settings) -> list[float]:
-    """AdamW on random tokens, step i of the same tokens whatever the split; returns the
-    losses.
+    """AdamW on random tokens, step i of the same tokens whatever the split.
+
+    Returns the losses.
     """
     torch.manual_seed(s.seed)
     config = LlamaConfig(

@@ -54,7 +54,7 @@ class Settings:
     layers: int = 8
     heads: int = 8
     kv_heads: int = 4
-    batch: int = 2  # sequences a microbatch
+    batch: int = 2  # sequences per microbatch
     seq: int = 32
     steps: int = 5
     lr: float = 0.01

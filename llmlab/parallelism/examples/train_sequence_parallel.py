@@ -129,7 +129,7 @@ def _main(comm: Communicator, settings: Settings) -> None:
         sent = comm.ledger.bytes() / settings.steps
         print(
             f"rank 0 of {comm.size} kept {kept / 1e6:.3f} MB for the backward pass and"
-            f" sent {sent / 1e6:.3f} MB a step"
+            f" sent {sent / 1e6:.3f} MB per step"
         )
 
 

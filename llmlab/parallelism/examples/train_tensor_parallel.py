@@ -1,5 +1,4 @@
-"""Train a Llama split over all the processes of a torchrun job, and say what each rank
-held and sent.
+"""Train a Llama with tensor parallelism; say what each rank held and sent.
 
     torchrun --nproc-per-node 4 -m llmlab.parallelism.examples.train_tensor_parallel
     torchrun --nproc-per-node 8 -m llmlab.parallelism.examples.train_tensor_parallel \\
@@ -68,7 +67,7 @@ def _main(comm: Communicator, settings: Settings) -> None:
         print("losses", " ".join(f"{x:.4f}" for x in losses))
         print(
             f"rank 0 of {comm.size} sent"
-            f" {comm.ledger.bytes() / settings.steps / 1e6:.3f} MB a step"
+            f" {comm.ledger.bytes() / settings.steps / 1e6:.3f} MB per step"
         )
 
 

@@ -1,5 +1,4 @@
-"""Train a Llama with ZeRO over all the processes of a torchrun job; the losses are the
-same for every stage and every N.
+"""Train a Llama with ZeRO; the losses are the same for every stage and every N.
 
     torchrun --nproc-per-node 4 -m llmlab.parallelism.examples.train_zero --stage 2
     torchrun --nproc-per-node 8 -m llmlab.parallelism.examples.train_zero --stage 3 \\

@@ -58,8 +58,9 @@ def train_fsdp2(comm: Communicator, s: Settings) -> Trained:
 
 
 def deepspeed_config(s: Settings, ranks: int) -> dict:
-    """DeepSpeed's JSON, as a dictionary. `torch_adam`: its own Adam kernels would be
-    compiled first.
+    """DeepSpeed's JSON, as a dictionary.
+
+    `torch_adam`: its own Adam kernels would be compiled first.
     """
     a = adam(s)
     return {
@@ -105,8 +106,9 @@ def train_deepspeed(comm: Communicator, s: Settings) -> Trained:
 
 
 def import_deepspeed(comm: Communicator):
-    """DeepSpeed, on a CPU without compiling anything. It reads LOCAL_RANK, which
-    launchers set and `launch` does not.
+    """DeepSpeed, on a CPU without compiling anything.
+
+    It reads LOCAL_RANK, which launchers set and `launch` does not.
     """
     os.environ.setdefault("LOCAL_RANK", str(comm.rank))
     if not torch.cuda.is_available():

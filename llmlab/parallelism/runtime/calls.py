@@ -1,12 +1,12 @@
-"""What each collective means, as a pure function: the inputs of all ranks in, the
-outputs of all ranks out.
+"""What each collective means, as a pure function of the inputs of all ranks.
 
 No ring and no wire here: this is the specification. `World` computes with it, gloo is
 tested against it, and the order of every reduction is fixed (rank 0 first), so that a
 result never depends on timing.
 
-    xs  the p inputs, in rank order      root  the rank that gives or receives      dim
-                                               the dimension that is cut or joined
+    xs    the p inputs, in rank order
+    root  the rank that gives or receives
+    dim   the dimension that is cut or joined
 """
 
 from __future__ import annotations

@@ -1,15 +1,11 @@
-"""The communicator: what a rank function gets as its first argument, at all three
-distances.
+"""The communicator: the first argument of a rank function, at all three distances.
 
     def fn(comm, x):
         return comm.all_reduce(x)
 
-    World(4).run(fn, x)          threads, every byte counted
-                                 (llmlab.parallelism.runtime.world)
-    launch(fn, 4, x)             real processes over gloo
-                                 (llmlab.parallelism.runtime.launch)
-    attach(fn, x)                one rank of torchrun, gloo or NCCL
-                                 (llmlab.parallelism.runtime.torchrun)
+    World(4).run(fn, x)    threads, every byte counted        (world.py)
+    launch(fn, 4, x)       real processes over gloo           (launch.py)
+    attach(fn, x)          one rank of torchrun, gloo or NCCL (torchrun.py)
 
 Collectives return new tensors and leave their inputs alone. They do not record
 gradients: a method that needs a gradient through communication says which (see

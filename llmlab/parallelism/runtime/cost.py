@@ -1,11 +1,14 @@
-"""What a collective costs: bytes that each rank puts on the wire, and seconds under the
-α-β model.
+"""What a collective costs: bytes that each rank sends, and seconds in the α-β model.
 
 Thakur, Rabenseifner & Gropp 2005 ("Optimization of Collective Communication Operations
 in MPICH") give the algorithms.
 
-    p  ranks in the group     n  bytes of the whole tensor (for a gather: of the result)
-    α  seconds a message      β  bytes a second            time = steps · α + volume / β
+    time = steps · α + volume / β
+
+    p  ranks in the group
+    n  bytes of the whole tensor (for a gather: of the result)
+    α  seconds per message
+    β  bytes per second
 
 Four algorithms, whose messages are written out in the room `collectives`:
 
@@ -17,7 +20,8 @@ Four algorithms, whose messages are written out in the room `collectives`:
              (all-reduce; all-gather and reduce-scatter by Bruck's algorithm, which
              takes any p)
     naive    what one would write first: a star through one rank, everybody to everybody
-An operation that an algorithm has no way of its own for is counted as the ring's.
+
+An operation for which an algorithm has no way of its own is counted as the ring's.
 """
 
 from __future__ import annotations
@@ -30,8 +34,9 @@ ALGORITHMS = ("ring", "tree", "halving", "naive")
 
 @dataclass(frozen=True)
 class Link:
-    """A wire: `latency` in seconds a message (α), `bandwidth` in bytes a second, one
-    way (β).
+    """A wire: `latency` α in seconds per message, `bandwidth` β in bytes per second.
+
+    The bandwidth is that of one direction.
     """
 
     latency: float = 5e-6

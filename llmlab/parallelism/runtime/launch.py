@@ -1,5 +1,4 @@
-"""`launch(fn, n)`: n real processes over gloo, from a notebook cell or a script, in
-about a second.
+"""`launch(fn, n)`: n real processes over gloo, from a notebook cell, in about a second.
 
 The processes are forked, so that functions defined in a cell, closures and big
 arguments go along without pickling; only the results are pickled on the way back. What
@@ -15,8 +14,7 @@ What forking forbids, and what is done about it
 - Linux kills the children when the parent dies (PR_SET_PDEATHSIG); elsewhere a thread
   watches the parent.
 - macOS forks too, but Apple's Accelerate library may not survive it: if a rank dies by
-  a signal there, use `World` or
-  torchrun. Windows has no fork: the same two remain.
+  a signal there, use `World` or torchrun. Windows has no fork: the same two remain.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""The ledger: who sent how many bytes in which collective, when, and from which line of
-code.
+"""The ledger: who sent how many bytes, in which collective, when and from where.
 
 An `Event` is one operation of one rank. Its clock is virtual: it stands still while a
 rank computes (unless the rank says `comm.work(seconds)`) and moves by the α-β cost of
@@ -168,7 +167,7 @@ def _bars(ledger: Ledger, ax):
 
 
 def _timeline(ledger: Ledger, ax):
-    """A row a rank, a bar an event, from its start to its end."""
+    """A row per rank, a bar an event, from its start to its end."""
     colors = {op: f"C{i}" for i, op in enumerate(op for op in OPS if ledger.count(op))}
     for op, color in colors.items():
         spans = [(e.rank, e.start, e.end - e.start) for e in ledger.events(op)]

@@ -1,6 +1,4 @@
-"""Where ranks of a `World` meet: collectives under way, and messages that look for
-their partner.
-"""
+"""Where ranks of a `World` meet: collectives under way, messages without a partner."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The third distance: a rank function as one process of a job that torchrun started, on
-one machine or many.
+"""The third distance: a rank function as one process of a job under torchrun.
 
     # train.py                                    $ torchrun --nproc-per-node 8 train.py
     from llmlab.parallelism import attach
@@ -14,9 +13,9 @@ counts as failed. So the communicator is closed when `fn` is done: a model whose
 refer to it would keep it.
 
 torchrun gives each rank a session of its own, and a killed torchrun leaves its ranks
-running: they wait in a collective for half an hour. So a rank looks twice a second
+running: they wait in a collective for half an hour. So a rank checks twice per second
 whether its torchrun is still there, and ends when it is not. Under other launchers the
-parent may rightly go first (`nohup python train.py &`), and nothing is looked at.
+parent may rightly end first (`nohup python train.py &`), and nothing is checked.
 
 After a restart torchrun's store still holds the addresses of the attempt before, and
 gloo may wait at a dead one for ever. On one machine each attempt has its own keys. On

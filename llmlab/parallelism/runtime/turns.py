@@ -1,5 +1,4 @@
-"""Threads that take turns: one runs, the others wait, and the order of turns is always
-the same.
+"""Threads that take turns, always in the same order: one runs, the others wait.
 
 A rank keeps the turn until it has to wait for another. Then the next rank that can go
 on gets it. So results, ledger, random numbers and printed lines never depend on timing,

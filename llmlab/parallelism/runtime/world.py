@@ -7,10 +7,16 @@
     >>> World(3).run(total)
     [3.0, 3.0, 3.0]
 
-Ranks take turns (see `scheduler`), so a run is deterministic to the bit. `world.ledger`
+    rank, size      a rank's number in its group, and the number of ranks in the group
+    global rank     a rank's number in the whole world
+    meeting         a collective under way (see `rendezvous`)
+    post            a message, sent or asked for, that looks for its partner
+
+Ranks take turns (see `turns`), so a run is deterministic to the bit. `world.ledger`
 holds every byte of the last run, as the chosen algorithm (`ring`, `tree`, `halving` or
-`naive`) would send it. A deadlock is reported at once, with who waits for whom, where.
-For tensors on the CPU: on a GPU, autograd runs every rank's backward pass in one
+`naive`) would send it. A deadlock is reported at once: who waits for whom, and where.
+
+For tensors on the CPU. On a GPU, autograd runs every rank's backward pass in one
 thread, and a collective in it would wait for itself.
 """
 
@@ -19,6 +25,9 @@ from __future__ import annotations
 import copy
 from collections import defaultdict, deque
 from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor
 
 from llmlab.parallelism.runtime import cost
 from llmlab.parallelism.runtime.calls import MEANING, Call, disagreement, wire_sizes
@@ -34,14 +43,17 @@ class DeadlockError(RuntimeError):
 
 
 class CollectiveMismatch(RuntimeError):
-    """Two ranks of a group called different collectives, or the same one with shapes,
-    dtypes or options that disagree.
+    """Calls of a group's ranks that do not fit together.
+
+    Either they are different collectives, or their shapes, dtypes or options disagree.
     """
 
 
 class World:
-    """n ranks as threads. `run(fn, *args)` calls `fn(comm, *args)` once a rank and
-    returns the results in rank order.
+    """n ranks as threads.
+
+    `run(fn, *args)` calls `fn(comm, *args)` once per rank and returns the results in
+    rank order.
 
     Args:
         n: number of ranks.
@@ -64,34 +76,32 @@ class World:
             raise ValueError(
                 f"algorithm={algorithm!r} must be one of {', '.join(cost.ALGORITHMS)}"
             )
-        self.size, self.algorithm, self.link = n, algorithm, link
+        self.size = n
+        self.algorithm = algorithm
+        self.link = link
         self.ledger = Ledger(n)
 
     def __repr__(self) -> str:
         return f"World({self.size}, algorithm={self.algorithm!r})"
 
     def run(self, fn: Callable, *args, **kwargs) -> list:
-        """Run `fn(comm, *args, **kwargs)` on every rank. Each rank gets its own deep
-        copy of the arguments, as a process would.
+        """Run `fn(comm, *args, **kwargs)` on every rank.
+
+        Each rank gets its own deep copy of the arguments, as a process would.
 
         Raises:
-            DeadlockError: nobody can go on. CollectiveMismatch: calls that do not fit
-                together.
-            Whatever a rank raises first, with that rank's traceback and a note that
-            names the rank.
+            DeadlockError: nobody can go on.
+            CollectiveMismatch: calls that do not fit together.
+            Exception: whatever a rank raises first, with that rank's traceback and a
+                note that names the rank.
         """
-        self.ledger = Ledger(self.size)
-        self.clock, self.wire_free = [0.0] * self.size, [0.0] * self.size
-        self.turns = Turns(self._deadlock)
-        self.posts: dict[tuple, deque[Post]] = defaultdict(deque)
-        self.open: list[Meeting] = []
+        self._reset()
         everyone = Group(tuple(range(self.size)))
-        ranks = [RankComm(self, everyone, r) for r in range(self.size)]
-        private = [_private((args, kwargs), self.size) for _ in ranks]
-        tasks = [
-            lambda c=c, a=a, k=k: fn(c, *a, **k)
-            for c, (a, k) in zip(ranks, private, strict=True)
-        ]
+        tasks = []
+        for rank in range(self.size):
+            comm = RankComm(self, everyone, rank)
+            own_args, own_kwargs = _own_copy((args, kwargs), self.size)
+            tasks.append(partial(fn, comm, *own_args, **own_kwargs))
         try:
             results = self.turns.run(tasks)
         except BaseException as error:
@@ -104,22 +114,37 @@ class World:
         return results
 
     def wire(self, ranks: tuple[int, ...]) -> Link | None:
-        """What connects these ranks."""
-        return self.link(ranks) if callable(self.link) else self.link
+        """What connects these global ranks."""
+        if callable(self.link):
+            return self.link(ranks)
+        return self.link
+
+    def _reset(self) -> None:
+        """Nothing is sent, nobody waits, and all clocks are at 0."""
+        self.ledger = Ledger(self.size)
+        self.clock = [0.0] * self.size  # for each rank: its virtual time
+        self.wire_free = [0.0] * self.size  # for each rank: when its wire is free
+        self.turns = Turns(self._deadlock)
+        # (group, from, to, tag) and "send" or "recv" → posts, the oldest first
+        self.posts: dict[tuple, deque[Post]] = defaultdict(deque)
+        self.open_meetings: list[Meeting] = []
 
     def _deadlock(self, waits: list) -> DeadlockError:
+        """The error. `waits` is what each rank waits for, None for one that is done."""
         lines = ["deadlock: no rank can go on"]
         for rank, wait in enumerate(waits):
-            lines.append(
-                f"  rank {rank}"
-                f" {'has returned' if wait is None else f'waits in {wait.describe()}'}"
-            )
+            if wait is None:
+                lines.append(f"  rank {rank} has returned")
+            else:
+                lines.append(f"  rank {rank} waits in {wait.describe()}")
         return DeadlockError("\n".join(lines))
 
     def _check_nothing_left(self) -> None:
-        left = [m.describe() for m in self.open] + [
-            p.describe() for q in self.posts.values() for p in q
-        ]
+        """Raise if a collective or a message has not found its partners."""
+        left = [meeting.describe() for meeting in self.open_meetings]
+        for queue in self.posts.values():
+            for post in queue:
+                left.append(post.describe())
         if left:
             raise CollectiveMismatch(
                 "the ranks have returned, but these never found their partners:\n  "
@@ -127,185 +152,235 @@ class World:
             )
 
 
-class _Handle:
-    """Waits for a meeting or a post, and moves this rank's clock to its end."""
+class _MeetingHandle:
+    """Waits for a collective; its result is this rank's output."""
 
-    def __init__(self, comm: RankComm, what, result: Callable) -> None:
-        self.comm, self.what, self.result = comm, what, result
+    def __init__(self, comm: RankComm, meeting: Meeting) -> None:
+        self.comm = comm
+        self.meeting = meeting
 
     def wait(self):
-        world, me = self.comm.world, self.comm.ranks[self.comm.rank]
-        world.turns.wait(me, self.what)
-        world.clock[me] = max(world.clock[me], self.what.end)
-        return self.result()
+        self.comm.wait_for(self.meeting)
+        return self.meeting.outputs[self.comm.rank]
+
+
+class _PostHandle:
+    """Waits for a message; the result of a receive is its tensor, of a send None."""
+
+    def __init__(self, comm: RankComm, post: Post) -> None:
+        self.comm = comm
+        self.post = post
+
+    def wait(self) -> Tensor | None:
+        self.comm.wait_for(self.post)
+        if self.post.call.op == "send":
+            return None
+        return self.post.value
 
 
 class RankComm(Communicator):
     """One rank's communicator in a `World`."""
 
     def __init__(self, world: World, group: Group, rank: int) -> None:
-        self.world, self._group, self.rank = world, group, rank
-        self.ranks, self.size, self.ledger = group.ranks, len(group.ranks), world.ledger
-        self._calls = 0
+        self.world = world
+        self.rank = rank
+        self.ranks = group.ranks
+        self.size = len(group.ranks)
+        self.ledger = world.ledger
+        self._group = group
+        self._calls = 0  # how many collectives this rank has called in this group
 
     def __repr__(self) -> str:
         return f"<rank {self.rank} of {self.size}>"
 
+    @property
+    def global_rank(self) -> int:
+        """This rank's number in the whole world."""
+        return self.ranks[self.rank]
+
     def work(self, seconds: float, label: str = "") -> None:
         """Compute for so many virtual seconds."""
-        me = self.ranks[self.rank]
-        start, self.world.clock[me] = (
-            self.world.clock[me],
-            self.world.clock[me] + seconds,
+        start = self.world.clock[self.global_rank]
+        end = start + seconds
+        self.world.clock[self.global_rank] = end
+        event = Event(
+            self.global_rank,
+            "work",
+            self.ranks,
+            bytes=0,
+            payload=0,
+            start=start,
+            end=end,
+            label=label,
         )
-        self.ledger.add(
-            Event(
-                me,
-                "work",
-                self.ranks,
-                0,
-                0,
-                start=start,
-                end=start + seconds,
-                label=label,
-            )
-        )
+        self.ledger.add(event)
 
     def split(self, color: int | None, key: int | None = None) -> RankComm | None:
-        """A communicator of the ranks that say the same color; None for a rank that
-        says None.
+        """A communicator of the ranks that say the same color.
+
+        A rank that says None gets None.
         """
-        call = Call(
-            "split", (color, self.rank if key is None else key), site=call_site()
-        )
+        if key is None:
+            key = self.rank
+        call = Call("split", (color, key), site=call_site())
         return self._start(call).wait()
 
-    def _start(self, call: Call) -> _Handle:
-        return self._post(call) if call.op in ("send", "recv") else self._meet(call)
+    def wait_for(self, awaited: Meeting | Post) -> None:
+        """Let other ranks go on until it is ready, then move this clock to its end."""
+        clock = self.world.clock
+        self.world.turns.wait(self.global_rank, awaited)
+        clock[self.global_rank] = max(clock[self.global_rank], awaited.end)
 
-    def _meet(self, call: Call) -> _Handle:
-        """Come to this group's next collective; the last to come makes it happen."""
-        number, self._calls = self._calls, self._calls + 1
+    def _start(self, call: Call) -> _MeetingHandle | _PostHandle:
+        if call.op in ("send", "recv"):
+            return self._post(call)
+        return self._meet(call)
+
+    def _meet(self, call: Call) -> _MeetingHandle:
+        """Come to this group's next collective. The last to come makes it happen."""
+        number = self._calls
+        self._calls += 1
         meeting = self._group.meetings.get(number)
         if meeting is None:
-            meeting = self._group.meetings[number] = Meeting(number, self._group)
-            self.world.open.append(meeting)
-        for other, theirs in meeting.calls.items():
-            if why := disagreement(call, theirs):
-                raise CollectiveMismatch(
-                    f"{why}: rank {self.ranks[self.rank]} calls {call} at {call.site}, "
-                    f"but rank {self.ranks[other]} is in {theirs} at {theirs.site}"
-                )
-        me = self.ranks[self.rank]
-        meeting.calls[self.rank], meeting.came[self.rank] = call, self.world.clock[me]
+            meeting = Meeting(number, self._group)
+            self._group.meetings[number] = meeting
+            self.world.open_meetings.append(meeting)
+        self._check_agreement(call, meeting)
+        meeting.calls[self.rank] = call
+        meeting.came[self.rank] = self.world.clock[self.global_rank]
         if len(meeting.calls) == self.size:
-            self._happen(meeting)
-        return _Handle(self, meeting, lambda: meeting.outputs[self.rank])
+            self._complete(meeting)
+        return _MeetingHandle(self, meeting)
 
-    def _happen(self, meeting: Meeting) -> None:
-        del self._group.meetings[meeting.number]
-        self.world.open.remove(meeting)
-        calls = [meeting.calls[r] for r in range(self.size)]
-        if calls[0].op == "split":
-            meeting.outputs = _split(self.world, self._group, [c.value for c in calls])
-            return
-        meeting.end = self._write(calls, max(meeting.came.values()))
-        meeting.outputs = MEANING[calls[0].op]([c.value for c in calls], calls[0])
-
-    def _write(self, calls: list[Call], all_came: float) -> float:
-        """Every member's line in the ledger; returns when the collective ends on the
-        virtual clock.
-        """
-        world, call, xs = self.world, calls[0], [c.value for c in calls]
-        sizes = [wire_sizes(call, xs, r) for r in range(self.size)]
-        n = max(map(sum, sizes))
-        start = max(all_came, *(world.wire_free[g] for g in self.ranks))
-        link = world.wire(self.ranks)
-        end = start + (
-            cost.seconds(call.op, self.size, n, link, world.algorithm) if link else 0.0
-        )
-        for r, g in enumerate(self.ranks):
-            world.wire_free[g] = end
-            sent = cost.sent(call.op, r, sizes[r], call.root or 0, world.algorithm)
-            shape = tuple(calls[r].tensors[0].shape) if calls[r].tensors else ()
-            self.ledger.add(
-                Event(
-                    g,
-                    call.op,
-                    self.ranks,
-                    sent,
-                    sum(sizes[r]),
-                    shape,
-                    None,
-                    start,
-                    end,
-                    site=calls[r].site,
+    def _check_agreement(self, call: Call, meeting: Meeting) -> None:
+        """Raise if the call does not fit those of the ranks that came before."""
+        for other, other_call in meeting.calls.items():
+            why = disagreement(call, other_call)
+            if why:
+                raise CollectiveMismatch(
+                    f"{why}: rank {self.global_rank} calls {call} at {call.site}, but"
+                    f" rank {self.ranks[other]} is in {other_call} at {other_call.site}"
                 )
+
+    def _complete(self, meeting: Meeting) -> None:
+        """All have come: compute the outputs, and when the collective ends."""
+        del self._group.meetings[meeting.number]
+        self.world.open_meetings.remove(meeting)
+        calls = [meeting.calls[r] for r in range(self.size)]
+        values = [call.value for call in calls]
+        op = calls[0].op
+        if op == "split":
+            meeting.outputs = _split_group(self.world, self._group, values)
+            return
+        meeting.end = self._record(calls, max(meeting.came.values()))
+        meeting.outputs = MEANING[op](values, calls[0])
+
+    def _record(self, calls: list[Call], all_came: float) -> float:
+        """Write every member's line of a collective into the ledger.
+
+        Returns:
+            When the collective ends on the virtual clock.
+        """
+        world = self.world
+        call = calls[0]
+        values = [c.value for c in calls]
+        sizes = [wire_sizes(call, values, r) for r in range(self.size)]
+        # it begins when all have come and the wires of all are free
+        start = max(all_came, *(world.wire_free[g] for g in self.ranks))
+        end = start
+        link = world.wire(self.ranks)
+        if link:
+            n = max(sum(pieces) for pieces in sizes)
+            end += cost.seconds(call.op, self.size, n, link, world.algorithm)
+        for r, global_rank in enumerate(self.ranks):
+            world.wire_free[global_rank] = end
+            tensors = calls[r].tensors
+            event = Event(
+                global_rank,
+                call.op,
+                self.ranks,
+                bytes=cost.sent(call.op, r, sizes[r], call.root or 0, world.algorithm),
+                payload=sum(sizes[r]),
+                shape=tuple(tensors[0].shape) if tensors else (),
+                start=start,
+                end=end,
+                site=calls[r].site,
             )
+            self.ledger.add(event)
         return end
 
-    def _post(self, call: Call) -> _Handle:
-        """Offer or ask for a message; whoever comes second hands it over."""
-        world, me, peer = self.world, self.ranks[self.rank], self.ranks[call.root]
-        post = Post(call, me, peer, world.clock[me], call.value)
-        source, target = (me, peer) if call.op == "send" else (peer, me)
-        key = (id(self._group), source, target, call.tag)
-        queue, partners = (
-            world.posts[key, call.op],
-            world.posts[key, "recv" if call.op == "send" else "send"],
-        )
-        if partners:
-            partner = partners.popleft()
-            self._hand_over(
-                *((post, partner) if call.op == "send" else (partner, post))
-            )
+    def _post(self, call: Call) -> _PostHandle:
+        """Offer a message or ask for one. Whoever comes second hands it over."""
+        me = self.global_rank
+        peer = self.ranks[call.root]
+        post = Post(call, me, peer, self.world.clock[me], call.value)
+        is_send = call.op == "send"
+        sender, receiver = (me, peer) if is_send else (peer, me)
+        key = (id(self._group), sender, receiver, call.tag)
+        partners = self.world.posts[key, "recv" if is_send else "send"]
+        if not partners:
+            self.world.posts[key, call.op].append(post)
+        elif is_send:
+            self._hand_over(send=post, recv=partners.popleft())
         else:
-            queue.append(post)
-        return _Handle(self, post, lambda: post.value if call.op == "recv" else None)
+            self._hand_over(send=partners.popleft(), recv=post)
+        return _PostHandle(self, post)
 
     def _hand_over(self, send: Post, recv: Post) -> None:
-        x, link = send.value, self.world.wire((send.rank, recv.rank))
+        """Give the sender's tensor to the receiver, and write both lines."""
+        x = send.value
         n = x.numel() * x.element_size()
-        start = max(
-            send.time, recv.time, self.world.wire_free[send.rank] if link else 0.0
-        )
-        end = start + (link.latency + n / link.bandwidth if link else 0.0)
+        link = self.world.wire((send.rank, recv.rank))
+        start = max(send.time, recv.time)
+        end = start
+        if link:
+            # messages of one sender go over its wire one after another
+            start = max(start, self.world.wire_free[send.rank])
+            end = start + (link.latency + n / link.bandwidth)
         self.world.wire_free[send.rank] = end
-        recv.value, shape = x.clone(), tuple(x.shape)
+        recv.value = x.clone()
         for post, sent in ((send, n), (recv, 0)):
-            post.done, post.end = True, end
+            post.done = True
+            post.end = end
             event = Event(
                 post.rank,
                 post.call.op,
                 self.ranks,
-                sent,
-                n,
-                shape,
-                post.peer,
-                start,
-                end,
+                bytes=sent,
+                payload=n,
+                shape=tuple(x.shape),
+                peer=post.peer,
+                start=start,
+                end=end,
                 site=post.call.site,
             )
             self.ledger.add(event)
 
 
-def _split(world: World, parent: Group, wishes: list[tuple[int | None, int]]) -> list:
-    """The new communicators, one for each member of `parent`."""
-    groups = {}
-    for color in sorted({c for c, _ in wishes if c is not None}):
-        members = sorted((key, r) for r, (c, key) in enumerate(wishes) if c == color)
-        groups[color] = [r for _, r in members]
-    made = {
-        color: Group(tuple(parent.ranks[r] for r in members))
-        for color, members in groups.items()
-    }
-    return [
-        None if c is None else RankComm(world, made[c], groups[c].index(r))
-        for r, (c, _) in enumerate(wishes)
-    ]
+def _split_group(
+    world: World, parent: Group, wishes: list[tuple[int | None, int]]
+) -> list[RankComm | None]:
+    """The new communicators, one for each member of `parent`.
+
+    Args:
+        wishes: (color, key) of each member. Those of one color become a group, in the
+            order of their keys; a member with color None gets no communicator.
+    """
+    members_of: dict[int, list[tuple[int, int]]] = {}  # color → (key, rank in parent)
+    for rank, (color, key) in enumerate(wishes):
+        if color is not None:
+            members_of.setdefault(color, []).append((key, rank))
+
+    comms: list[RankComm | None] = [None] * len(wishes)
+    for members in members_of.values():
+        members.sort()
+        group = Group(tuple(parent.ranks[rank] for _, rank in members))
+        for new_rank, (_, rank) in enumerate(members):
+            comms[rank] = RankComm(world, group, new_rank)
+    return comms
 
 
-def _private(arguments: tuple, n: int) -> tuple:
+def _own_copy(arguments: tuple, n: int) -> tuple:
     """A rank's own copy of the arguments."""
     try:
         return copy.deepcopy(arguments)

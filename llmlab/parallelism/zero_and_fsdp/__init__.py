@@ -1,4 +1,14 @@
-"""The room `zero_and_fsdp`."""
+"""ZeRO and FSDP: optimizer state, gradients and weights cut over the ranks.
+
+    zero      stages 0, 1 and 2
+    fsdp      stage 3: weights are whole only while a block needs them
+    units     what all stages share: a unit of parameters, AdamW on a rank's pieces
+    layout    how a group of parameters is cut into equal pieces
+    offload   the optimizer's state in host memory
+    cost      bytes held and bytes sent, by stage
+
+Start with `zero`.
+"""
 
 from llmlab.parallelism.zero_and_fsdp.cost import (
     TABLE_1,

@@ -1,21 +1,21 @@
-"""What ZeRO's stages cost a rank: bytes held between forward and step, and bytes sent
-in a step.
+"""What ZeRO's stages cost a rank: bytes held between forward and step, bytes sent.
 
 Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054, sections 3.1 (the 16 bytes),
 5 (memory) and 7 (communication).
 
-    Ψ  parameters      N  ranks      m  microbatches a step      K = 12  bytes of
-                                        optimizer state a parameter (fp32 w, m, v)
+    Ψ  parameters
+    N  ranks
+    m  microbatches per step
+    K  12 bytes of optimizer state per parameter (fp32 w, m, v)
 
-    stage   held                    sent, in units of (N−1)/N · 2Ψ bytes (16-bit weights
-                                    and gradients)
-    0       2Ψ + 2Ψ + KΨ            2           all-reduce of gradients
-    1       2Ψ + 2Ψ + KΨ/N          2           reduce-scatter of gradients, all-gather
-                                                of weights
-    2       2Ψ + (2 + K)Ψ/N         m + 1       the reduce-scatter comes with each
-                                                microbatch
-    3       (2 + 2 + K)Ψ/N          3m          gather forward, gather backward,
-                                                reduce-scatter, each microbatch
+    stage   held               sent    in which collectives
+    0       2Ψ + 2Ψ + KΨ       2       all-reduce gradients
+    1       2Ψ + 2Ψ + KΨ/N     2       reduce-scatter gradients, all-gather weights
+    2       2Ψ + (2 + K)Ψ/N    m + 1   the reduce-scatter comes with each microbatch
+    3       (2 + 2 + K)Ψ/N     3m      per microbatch: gather in forward, gather in
+                                       backward, reduce-scatter
+
+"Sent" is in units of (N−1)/N · 2Ψ bytes: weights and gradients of 16 bits.
 
 The paper has m = 1 and leaves out the factor (N−1)/N of a ring. Not counted:
 activations, the collectives' buffers, the unit that is whole at the moment, and in
@@ -27,9 +27,9 @@ from __future__ import annotations
 from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
 
 STAGES = (0, 1, 2, 3)
-WEIGHT, GRADIENT, OPTIMIZER = 2, 2, 12  # bytes a parameter
+WEIGHT, GRADIENT, OPTIMIZER = 2, 2, 12  # bytes per parameter
 
-# Table 1 of the paper: GB a device, by model (parameters) and number of ranks, for
+# Table 1 of the paper: GB per device, by model (parameters) and number of ranks, for
 # stages 1, 2 and 3, as printed.
 TABLE_1 = {
     7.5e9: {
@@ -84,7 +84,7 @@ def state_bytes(
     """Bytes that a rank holds after backward, by kind.
 
     Args:
-        weight, gradient, optimizer: bytes a parameter; by default those of mixed
+        weight, gradient, optimizer: bytes per parameter; by default those of mixed
             precision with Adam.
     Raises:
         ValueError: an unknown stage, or no rank.

@@ -4,12 +4,12 @@ Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054, section 5.3; Zhao et 
 2023, https://arxiv.org/abs/2304.11277. For each unit (a block; the root has the
 embedding, the last norm and the head):
 
-    before its forward     all-gather the pieces           after it     free them
-    before its backward    all-gather the pieces again     after it     reduce-scatter
-                                                           the gradients, free weights
-                                                           and gradients
+    before its forward     all-gather the pieces
+    after its forward      free them
+    before its backward    all-gather the pieces again
+    after its backward     reduce-scatter the gradients; free weights and gradients
 
-so a block's weights travel three times a microbatch: 3Ψ in all, against 2Ψ for stages
+So a block's weights travel three times per microbatch: 3Ψ in all, against 2Ψ for stages
 0–2. The root is needed at the end of forward and at the start of backward, so it stays
 between the two (as in FSDP2), and is gathered once.
 
@@ -19,7 +19,8 @@ rank computes: it asks for the next unit's weights before this one computes, and
 for a unit's reduce-scatter only when the next one is ready. It costs one more unit of
 weights, and of gradients.
 
-    N  ranks      s  numbers in this rank's piece of a unit
+    N  ranks
+    s  numbers in this rank's piece of a unit
 
 A parameter stays the same object all the time. "Free" empties the storage of its whole
 value, and so the copies that autograd has saved, which share it; "gather" fills the

@@ -1,17 +1,18 @@
-"""How a group of parameters is cut into p equal pieces, one a rank: the bookkeeping
-under ZeRO and FSDP.
+"""How a group of parameters is cut into p equal pieces, one per rank.
 
-Two layouts, each a pair of pure functions, `cut` and `join`, that undo each other:
+This is the bookkeeping under ZeRO and FSDP. There are two layouts, each a pair of pure
+functions, `cut` and `join`, that undo each other:
 
-    flat   join all parameters end to end, pad to a multiple of p, cut       ZeRO
-           (section 5), FSDP1 one padding a group; a boundary falls anywhere, also
-           inside a matrix row
-    rows   cut each parameter by its dimension 0, pad each                   FSDP2
-           (`fully_shard`) a padding a parameter; a rank holds whole rows of every
-           parameter, under the parameter's own name
+    flat   ZeRO (section 5), FSDP1: join all parameters end to end, pad to a multiple
+           of p, cut. One padding per group; a boundary falls anywhere, also inside a
+           row of a matrix.
+    rows   FSDP2 (`fully_shard`): cut each parameter by its dimension 0, pad each. One
+           padding per parameter; a rank holds whole rows of every parameter, under
+           the parameter's own name.
 
-    p  ranks      Ψ  elements of the group      s  elements of a rank's piece, padding
-                                                   included (p·s ≥ Ψ)
+    p  ranks
+    Ψ  elements of the group
+    s  elements of a rank's piece, padding included (p·s ≥ Ψ)
 
 `cut` gives a matrix (p, s): row r is rank r's piece. A reduce-scatter along its
 dimension 0 leaves each rank its row of the sum; an all-gather of rows gives the matrix
@@ -56,7 +57,7 @@ def join_flat(pieces: Float[Tensor, "p s"], shapes: Sequence[Shape]) -> list[Ten
 
 
 def _row_sizes(shapes: Sequence[Shape], p: int) -> list[tuple[int, int]]:
-    """(rows, numbers a row) of each parameter's piece."""
+    """(rows, numbers per row) of each parameter's piece."""
     return [
         (-(-shape[0] // p), prod(shape[1:])) if shape else (1, 1) for shape in shapes
     ]

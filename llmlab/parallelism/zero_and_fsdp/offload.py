@@ -1,9 +1,9 @@
 """ZeRO-Offload: the optimizer's state lives in host memory, and Adam runs there.
 
 Ren et al. 2021, https://arxiv.org/abs/2101.06840, section 3. Of the 16 bytes a
-parameter, 12 are touched once a step and by Adam only. So w, m, v stay on the host.
+parameter, 12 are touched once per step and by Adam only. So w, m, v stay on the host.
 Each unit's reduced gradient goes down as soon as it is there, and is summed there over
-microbatches; after the step the new weights come up. Two bytes a parameter each way,
+microbatches; after the step the new weights come up. Two bytes per parameter each way,
 over PCIe:
 
                device                 host          PCIe a step, m microbatches
@@ -53,7 +53,7 @@ class Host:
 
 @dataclass(frozen=True)
 class HostSpeed:
-    """One way over PCIe, and the host's memory, in bytes a second, for one rank.
+    """One way over PCIe, and the host's memory, in bytes per second, for one rank.
     Default: PCIe 4.0 × 16, and 8 channels of DDR4-3200.
     """
 
@@ -68,7 +68,7 @@ def offload_seconds(
     nothing overlaps.
 
     Adam reads w, m, v and the gradient and writes w, m, v and the 16-bit weight: 12 + 2
-    + 12 + 2 bytes a parameter.
+    + 12 + 2 bytes per parameter.
     """
     speed = speed or HostSpeed()
     return {

@@ -1,15 +1,16 @@
-"""What all stages of ZeRO share: units of parameters, each rank's piece of them, and
-one AdamW step on the pieces.
+"""What all stages of ZeRO share: units of parameters, and AdamW on a rank's pieces.
 
 Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054, section 5. Adam works on each
 element alone, so a piece can be stepped without the others. Only the clipping looks at
 all of them, and it needs one number: ‖g‖² = Σ over ranks of ‖own piece‖².
 
-    s  elements of a piece, padding included    w, m, v  fp32 master weights, momentum,
-                                                         variance (fp64 for an fp64
-                                                         model)
-    g  gradient    c  largest norm    t  step, from 1    η  learning rate    λ  weight
-                                                         decay
+    s        elements of a piece, padding included
+    w, m, v  fp32 master weights, momentum, variance (fp64 for an fp64 model)
+    g        gradient
+    c        largest norm
+    t        step, from 1
+    η        learning rate
+    λ        weight decay
 """
 
 from __future__ import annotations

@@ -1,19 +1,22 @@
-"""ZeRO stages 1 and 2: data parallelism in which no two ranks keep the same optimizer
-state, or the same gradient.
+"""ZeRO stages 1 and 2: data parallelism without copies of the optimizer's state.
 
 Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054, section 5. Adam works on each
-element alone, so it does not matter who updates an element, as long as somebody does.
-Rank r owns piece r of every unit (a block's parameters, joined and cut in N):
+element alone, so it does not matter which rank updates an element, as long as one does.
+Rank r owns piece r of every unit (a block's parameters, joined and cut into N pieces):
 
-    stage 0   plain data parallelism: all-reduce the gradients, everybody updates
-              everything    2 + 2 + 12 bytes a parameter
-    stage 1   at the step: reduce-scatter the gradients, update the own piece,
-              all-gather       2 + 2 + 12/N
-    stage 2   the reduce-scatter comes during backward, as soon as a unit's gradients
-              are       2 + 2/N + 12/N there, and the whole gradient is freed
+    stage   bytes per parameter   what happens
+    0       2 + 2 + 12            plain data parallelism: all-reduce the gradients,
+                                  every rank updates everything
+    1       2 + 2 + 12/N          at the step: reduce-scatter the gradients, update the
+                                  own piece, all-gather the weights
+    2       2 + 2/N + 12/N        the reduce-scatter comes during backward, as soon as
+                                  a unit's gradients are there; they are freed then
 
-    Ψ  parameters    N  ranks    (bytes: 16-bit weights and gradients, fp32 master
-                                 weights, momentum and variance)
+    Ψ  parameters
+    N  ranks
+
+The bytes are 16-bit weights, 16-bit gradients, and master weights, momentum and
+variance in fp32.
 
 Gradients are summed, not averaged: divide each microbatch's summed loss by the tokens
 of all ranks and microbatches, as `train_step` does, and unequal numbers of tokens are

@@ -1,6 +1,7 @@
-"""Files of bottleneck adapters: `adapter_config.json` beside
-`adapter_model.safetensors`, as all methods here have them.
+"""Files of bottleneck adapters: settings as JSON beside tensors as safetensors.
 
+They are called `adapter_config.json` and `adapter_model.safetensors`, as for all
+methods here.
 The `peft` library has no adapters, so the names are ours: `<block>.<seam>.<down or
 up>.<weight or bias>`. Where there are mixtures or gates, their tensors follow the same
 rule. `of` in the settings says which seams there are.
@@ -61,8 +62,9 @@ def save(model: nn.Module, folder: str | Path, adapter: str, peft_type: str) -> 
 
 
 def settings_of(config_type: type, settings: dict) -> object:
-    """A config of `config_type` from the settings of a file; lists are tuples again,
-    nested configs as they were.
+    """A config of `config_type` from the settings of a file.
+
+    Lists are tuples again, nested configs as they were.
     """
     values = {f.name: settings[f.name] for f in dataclasses.fields(config_type)}
     return config_type(
@@ -71,8 +73,9 @@ def settings_of(config_type: type, settings: dict) -> object:
 
 
 def fill(model: nn.Module, adapter: str, found: dict[str, Tensor], undo) -> nn.Module:
-    """Put the tensors of a file into an adapter that was just made; where they do not
-    fit, `undo()` and say so.
+    """Put the tensors of a file into an adapter that was just made.
+
+    Where they do not fit, `undo()` and say so.
 
     Raises:
         ValueError: a tensor that is missing, unexpected or of the wrong shape (named).

@@ -1,5 +1,4 @@
-"""Every method of this part as data: how it is applied at one budget, what it trains,
-and what it costs afterwards.
+"""Every method of this part as data: what it trains at one budget, and what it costs.
 
 The budget is that of LoRA at rank 1 on all linears of the course model: 9,728 numbers,
 0.93% of the model. Each method is sized to come as near to it as its shape allows;

@@ -1,5 +1,4 @@
-"""What a sweep found: the best rate of each method on each task, its mean and spread
-over seeds, and who is worth their cost.
+"""What a sweep found: each method at its best rate, with its spread over seeds.
 
 The runs are in `data/sweep.csv`, one a line, with the versions that made them;
 `scripts/peft_sweep.py` writes it. The rate is chosen with seed 0 on held-out examples
@@ -98,7 +97,7 @@ def pareto(cost: Float[Tensor, "n"], loss: Float[Tensor, "n"]) -> Bool[Tensor, "
     if cost.shape != loss.shape or cost.dim() != 1:
         raise ValueError(
             f"loss has shape {tuple(loss.shape)}: it must be that of cost,"
-            f" {tuple(cost.shape)}, one number a method"
+            f" {tuple(cost.shape)}, one number per method"
         )
     # [i, j]: i is at least as good as j
     no_worse = (cost[:, None] <= cost) & (loss[:, None] <= loss)

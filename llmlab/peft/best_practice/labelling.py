@@ -1,10 +1,9 @@
-"""Which book is this passage from? A small labelling task, and four ways to train for
-it that differ in one thing.
+"""Which book is this passage from? A small labelling task, and four ways to train.
 
-    probe      the label head alone, on the frozen model            shallow    and
-               virtual tokens at the input (P-Tuning)
-    deep       and keys and values in every layer (P-Tuning v2)     full
-               everything trains
+    probe      the label head alone, on the frozen model
+    shallow    the head, and virtual tokens at the input (P-Tuning)
+    deep       the head, and keys and values in every layer (P-Tuning v2)
+    full       everything trains
 
 All four have the same head and read the label at the last token; batches depend on the
 seed and the step only. The curves in `data/label_curves.csv` are made by

@@ -1,5 +1,6 @@
-"""Fine-tune any Llama-shaped model on a text file with adapters, MAM or UniPELT, on one
-device or, under torchrun, on many.
+"""Fine-tune any Llama-shaped model on a text with adapters, MAM or UniPELT.
+
+On one device or, under torchrun, on many:
 
     python -m llmlab.peft.examples.bottleneck_text --method pfeiffer \\
         --model FOLDER_OR_HUB_NAME --text notes.txt --out adapter

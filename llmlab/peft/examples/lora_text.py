@@ -1,5 +1,6 @@
-"""Fine-tune any Llama-shaped model on a text file with LoRA, on one device or, under
-torchrun, on many.
+"""Fine-tune any Llama-shaped model on a text file with LoRA.
+
+On one device or, under torchrun, on many:
 
     python -m llmlab.peft.examples.lora_text --model FOLDER_OR_HUB_NAME \\
         --text notes.txt --out adapter
@@ -90,8 +91,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def load(args: argparse.Namespace, device: torch.device) -> tuple[nn.Module, Tensor]:
-    """(frozen model on the device, tokens of the text); bfloat16 on a GPU, float32 on a
-    CPU, where half is slow.
+    """(frozen model on the device, tokens of the text).
+
+    Bfloat16 on a GPU, float32 on a CPU, where half is slow.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -136,8 +138,9 @@ def train(
 
 
 def average(tensors: list[Tensor], world: int) -> float:
-    """Each tensor becomes its mean over all processes; returns the first, which is a
-    number.
+    """Each tensor becomes its mean over all processes.
+
+    Returns the first, which is a number.
     """
     if world > 1:
         for tensor in tensors:

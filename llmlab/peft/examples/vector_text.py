@@ -1,5 +1,6 @@
-"""Fine-tune any Llama-shaped model on a text file with BitFit or (IA)³, on one device
-or, under torchrun, on many.
+"""Fine-tune any Llama-shaped model on a text file with BitFit or (IA)³.
+
+On one device or, under torchrun, on many:
 
     python -m llmlab.peft.examples.vector_text --method ia3 \\
         --model FOLDER_OR_HUB_NAME --text notes.txt --out adapter

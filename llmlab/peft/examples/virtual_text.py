@@ -1,5 +1,6 @@
-"""Adapt any Llama-shaped model to a text file with virtual tokens, on one device or,
-under torchrun, on many.
+"""Adapt any Llama-shaped model to a text file with virtual tokens.
+
+On one device or, under torchrun, on many:
 
     python -m llmlab.peft.examples.virtual_text --method prefix \\
         --model FOLDER_OR_HUB_NAME --text notes.txt --out adapter

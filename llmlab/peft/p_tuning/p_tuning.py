@@ -1,17 +1,19 @@
-"""P-Tuning (v1): soft prompts that a small network makes, so that neighbours know of
-each other.
+"""P-Tuning (v1): soft prompts that a small network makes from free vectors.
 
-Liu et al. 2021, https://arxiv.org/abs/2103.10385, section 3: free vectors h_0 … h_{p−1}
-are hard to train one by one, so
+Liu et al. 2021, https://arxiv.org/abs/2103.10385, section 3. Free vectors h_0 … h_{p−1}
+are hard to train one by one, so a network makes the prompt P from all of them:
 
-    P = MLP([LSTM(h_0 … h_i); LSTM(h_i … h_{p−1})])        a bidirectional LSTM, then
-                                                           two linears with ReLU
-    P = MLP(h)                                 three linears with ReLU; `peft`'s default
+    P = MLP([LSTM(h_0 … h_i); LSTM(h_i … h_{p−1})])   a bidirectional LSTM, then two
+                                                      linears with ReLU
+    P = MLP(h)                                        three linears with ReLU; `peft`'s
+                                                      default
 
-stand before the embedded input. The network is gone after training: `fold` keeps the p
-vectors.
+P stands before the embedded input. The network is not needed after training: `fold`
+keeps the p vectors.
 
-    p  virtual tokens    d  hidden_size    m  the network's width  h (p, d) and P (p, d)
+    p  virtual tokens          h  (p, d)  free vectors
+    d  hidden_size             P  (p, d)  the prompt
+    m  the network's width
 
 It acts on the input alone: the layers above see P as ordinary tokens. Names and widths
 are those of `peft`'s PromptEncoder. Simplified, as there: the virtual tokens all stand
@@ -176,8 +178,9 @@ def save(model: nn.Module, folder: str | Path, adapter: str = "default") -> None
 
 
 def load(model: nn.Module, folder: str | Path, adapter: str = "default") -> nn.Module:
-    """Put virtual tokens from a folder, ours or `peft`'s, on `model`. A file has no
-    network: they come folded.
+    """Put virtual tokens from a folder, ours or `peft`'s, on `model`.
+
+    A file has no network: they come folded.
 
     Raises:
         FileNotFoundError: a file is missing.

@@ -1,5 +1,4 @@
-"""Files of virtual tokens in the format of `peft`: one tensor called
-`prompt_embeddings`, whatever made it.
+"""Files of virtual tokens in the format of `peft`: one tensor, `prompt_embeddings`.
 
 A shallow prompt is (p, d), a prefix (p, 2·L·K·D); the encoder's network is not in the
 file. A label head, which `peft` keeps with sequence and token classifiers, comes as

@@ -50,8 +50,9 @@ class UnifiedMemory:
         return self.capacity - self.pinned - self.page * sum(self.resident.values())
 
     def pin(self, nbytes: int) -> int:
-        """Take memory that cannot move, evicting pages as needed. Returns the bytes
-        moved out.
+        """Take memory that cannot move, evicting pages as needed.
+
+        Returns the bytes moved out.
 
         Raises:
             MemoryError: it does not fit even with all pages on the host.
@@ -66,8 +67,9 @@ class UnifiedMemory:
         return moved
 
     def unpin(self, nbytes: int) -> None:
-        """Give pinned memory back. Evicted pages stay on the host until they are
-        touched.
+        """Give pinned memory back.
+
+        Evicted pages stay on the host until they are touched.
         """
         if nbytes > self.pinned:
             raise ValueError(

@@ -249,7 +249,7 @@ test_wrong_answers = rejects(
         Wrong(G, named(groups(empty=1e-6), "tiny_scale"), "scale 1"),
         Wrong(G, named(groups(offset=7), "offset"), "offset"),
         Wrong(G, named(groups(rounding=torch.trunc), "truncated"), "cut off"),
-        Wrong(G, a_scale_a_row, "one scale a row"),
+        Wrong(G, a_scale_a_row, "one scale per row"),
         Wrong(G, down_the_columns, "down the columns"),
         Wrong(G, strided_groups, "neighbours"),
         Wrong(G, hard_coded_bits, "3 bits"),

@@ -125,7 +125,7 @@ def reference(graph, leaves):
 GRAPHS = {
     "mlp": graphs.mlp(b=6, S=3, d=12, f=18),
     "llama": graphs.llama_block(b=6, S=5, d=12, f=18, g=6, R=2, D=4),
-    "llama, many heads a group": graphs.llama_block(
+    "llama, many heads per group": graphs.llama_block(
         b=6, S=2, d=24, f=12, g=6, R=3, D=2
     ),
 }

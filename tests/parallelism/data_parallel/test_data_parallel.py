@@ -518,7 +518,7 @@ def test_overlap_hides_all_but_the_last_bucket():
     """
     link, n = Link(0.0, 1.0), [1] * 10
     seconds = [1.0] * 10
-    p = 2  # 2 (p−1)/p = 1: a byte a second
+    p = 2  # 2 (p−1)/p = 1: a byte per second
     each = [[i] for i in range(9, -1, -1)]
     assert exposed(timeline(seconds, n, each, p, link)) == 1.0
     assert exposed(timeline(seconds, n, each, p, link, overlap=False)) == 10.0

@@ -72,7 +72,7 @@ def test_tensor_parallelism_under_torchrun(printed):
     losses = world.run(train, Settings(steps=2))[0]
     assert as_printed(losses) in printed("tensor")
     sent = world.ledger.bytes(rank=0) / 2 / 1e6
-    assert f"rank 0 of 2 sent {sent:.3f} MB a step" in printed("tensor")
+    assert f"rank 0 of 2 sent {sent:.3f} MB per step" in printed("tensor")
 
 
 @pytest.mark.slow
@@ -82,7 +82,7 @@ def test_data_parallelism_under_torchrun(printed):
     losses = world.run(train_data_parallel.train, settings)[0]
     assert as_printed(losses) in printed("data")
     sent = world.ledger.bytes("all_reduce", rank=0) / 2 / 1e6
-    assert f"rank 0 of 2 sent {sent:.3f} MB a step" in printed("data")
+    assert f"rank 0 of 2 sent {sent:.3f} MB per step" in printed("data")
 
 
 @pytest.mark.slow

@@ -218,7 +218,7 @@ def test_norm_is_that_of_the_whole_gradient():
 
 
 def test_when_gradients_travel():
-    """Stages 0 and 1: once a step. Stage 2: with every microbatch. Stage 3: too, and
+    """Stages 0 and 1: once per step. Stage 2: with every microbatch. Stage 3: too, and
     two gathers for a block, one for the root.
     """
 

@@ -204,7 +204,7 @@ def _wrong_scales(W: Tensor, right_scale: Tensor) -> dict:
             "you took the whole range, max − min: a symmetric scale comes from the"
             " largest |w|"
         ): (W.unflatten(1, (-1, 4)).amax(-1) - W.unflatten(1, (-1, 4)).amin(-1)) / 15,
-        "one scale a row: each group of neighbours has its own": (
+        "one scale per row: each group of neighbours has its own": (
             (W.abs().amax(1, keepdim=True) / 7).expand(8, 3)
         ),
         "one scale for the whole tensor: each group has its own": (

@@ -46,7 +46,7 @@ check = Checks("05-parallelism/04-pipeline")
 )
 def bubble(answer):
     """The share of a step in which a rank waits, for p ranks, m microbatches and v
-    chunks a rank.
+    chunks per rank.
     """
     for p, m, v in ((4, 8, 1), (8, 24, 1), (4, 2, 1), (4, 8, 2), (6, 12, 3), (1, 5, 1)):
         what = f"bubble({p}, {m}, {v})"
@@ -65,8 +65,8 @@ def bubble(answer):
                     " which it waits"
                 ): (1 - right),
                 (
-                    "v changes nothing here: with v chunks a rank, the pipe fills in p"
-                    " − 1 shorter slots"
+                    "v changes nothing here: with v chunks per rank, the pipe fills in"
+                    " p − 1 shorter slots"
                 ): ((p - 1) / (m + p - 1)),
                 (
                     "only the waiting gets shorter with v, and with it the step: the"

@@ -215,7 +215,7 @@ def vocab_parallel_loss(answer):
         at_most(
             ledger,
             3 * 2 * (p - 1) / p * N * 4,
-            "three numbers a token are reduced; the logits stay where they are",
+            "three numbers per token are reduced; the logits stay where they are",
         )
 
 

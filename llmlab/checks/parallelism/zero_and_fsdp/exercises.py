@@ -30,7 +30,7 @@ check = Checks("05-parallelism/03-zero-and-fsdp")
     importance=4,
     hints=(
         (
-            "Write down three numbers of bytes a parameter: for the weight, its"
+            "Write down three numbers of bytes per parameter: for the weight, its"
             " gradient, and everything that Adam keeps in 32 bits."
         ),
         (
