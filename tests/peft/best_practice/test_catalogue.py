@@ -80,7 +80,7 @@ def test_only_adalora_asks_for_more_than_a_loss(base):
     for row in (catalogue.method("LoRA"), catalogue.method("AdaLoRA")):
         hooks = catalogue.hooks(row.apply(copy.deepcopy(base), steps=40))
         assert set(hooks) == (
-            {"penalty", "after_step"} if row.module == "adalora" else set()
+            {"penalty", "after_step"} if row.name == "AdaLoRA" else set()
         )
 
 
