@@ -2,9 +2,6 @@
 libraries open.
 """
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -12,6 +9,7 @@ from llmlab.models import course_model
 from llmlab.peft import walk
 from llmlab.peft.examples import lora_text
 from llmlab.peft.lora import files
+from tests import processes
 
 SMALL = [
     "--steps",
@@ -66,17 +64,8 @@ def test_two_processes_are_one_with_the_mean_of_the_gradients(call, tmp_path):
     windows.
     """
     call = [*call, "--steps", "1"]
-    run = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "llmlab.peft.examples.lora_text",
-    ]
-    done = subprocess.run([*run, *call], capture_output=True, text=True, timeout=300)
+    module = "llmlab.peft.examples.lora_text"
+    done = processes.run([*processes.torchrun("-m", module), *call], timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("adapter saved") == 1 and "on 2 × cpu" in done.stdout
     both = files.load(course_model.load(), tmp_path / "out")
