@@ -101,7 +101,7 @@ def test_sequence_parallelism_under_torchrun(printed):
     assert as_printed(losses) in printed("sequence")
     sent = world.ledger.bytes(rank=0) / 2 / 1e6
     costs = f"kept {kept / 1e6:.3f} MB for the backward pass and sent {sent:.3f} MB"
-    assert f"{costs} a step" in printed("sequence")
+    assert f"{costs} per step" in printed("sequence")
 
 
 @pytest.mark.slow
