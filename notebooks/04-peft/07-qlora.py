@@ -125,7 +125,7 @@ show(
     nf4.nearest,
     nf4.quantize_scales,
     nf4.dequantize,
-    qlora._FrozenProduct,
+    qlora.FrozenProduct,
 )
 
 # %% [markdown]

@@ -140,9 +140,9 @@ for bucket in plan_buckets(sizes, limit=MIB):
 
 # %%
 show(
-    DataParallel._arrive,
-    DataParallel._next_is_full,
-    DataParallel._launch,
+    DataParallel.gradient_arrived,
+    DataParallel.next_is_full,
+    DataParallel.send_next,
     DataParallel.finish,
 )
 

@@ -148,7 +148,7 @@ class DataParallel(nn.Module):
                 self._bucket_of[i] = number
         broadcast_state(module, comm)
         self._hooks = [
-            w.register_post_accumulate_grad_hook(partial(self._gradient_arrived, i))
+            w.register_post_accumulate_grad_hook(partial(self.gradient_arrived, i))
             for i, w in enumerate(self.weights)
         ]
         self._sync = True
@@ -186,7 +186,7 @@ class DataParallel(nn.Module):
             )
         used = [w.grad is not None for w in self.weights]
         while len(self._in_flight) < len(self.plan):
-            self._send_next()
+            self.send_next()
         if self.config.find_unused:
             # A parameter that no rank used keeps its None: Adam must not count a step.
             flags = torch.tensor(used, dtype=torch.int32, device=self.comm.device)
@@ -208,7 +208,7 @@ class DataParallel(nn.Module):
         self._in_flight: list = []  # one handle per bucket that was sent
         self._missing = [len(bucket) for bucket in self.plan]  # gradients per bucket
 
-    def _gradient_arrived(self, i: int, weight: Tensor) -> None:
+    def gradient_arrived(self, i: int, weight: Tensor) -> None:
         """Autograd has just added to the gradient of parameter i."""
         if not self._sync:
             return
@@ -223,15 +223,15 @@ class DataParallel(nn.Module):
         self._ready.add(i)
         self._missing[self._bucket_of[i]] -= 1
         if self.config.overlap:
-            while self._next_is_full():
-                self._send_next()
+            while self.next_is_full():
+                self.send_next()
 
-    def _next_is_full(self) -> bool:
+    def next_is_full(self) -> bool:
         """Whether all gradients of the next bucket in the plan are there."""
         following = len(self._in_flight)
         return following < len(self.plan) and self._missing[following] == 0
 
-    def _send_next(self) -> None:
+    def send_next(self) -> None:
         """Send the next bucket of the plan.
 
         It is never another one that is full already: the order must be the same on

@@ -9,6 +9,7 @@ Start with `nf4`.
 
 from llmlab.peft.qlora.paging import UnifiedMemory
 from llmlab.peft.qlora.qlora import (
+    FrozenProduct,
     QLoRAConfig,
     apply,
     memory_plan,
@@ -18,6 +19,7 @@ from llmlab.peft.qlora.qlora import (
 )
 
 __all__ = [
+    "FrozenProduct",
     "QLoRAConfig",
     "UnifiedMemory",
     "apply",

@@ -58,7 +58,7 @@ class QLoRAConfig(LoRAConfig):
             raise ValueError(f"block={self.block!r} must be one of {nf4.BLOCKS}")
 
 
-class _FrozenProduct(torch.autograd.Function):
+class FrozenProduct(torch.autograd.Function):
     """x ŵᵀ + bias. Saves codes, never ŵ; gives gradients to x and to the bias alone."""
 
     @staticmethod
@@ -122,7 +122,7 @@ class Linear4bit(nn.Linear):
         bias = self.bias
         if bias is not None:
             bias = bias.to(x.dtype)
-        return _FrozenProduct.apply(x, self.quantized, bias)
+        return FrozenProduct.apply(x, self.quantized, bias)
 
     def dequantized(self) -> nn.Linear:
         """A plain linear with the weight ŵ, frozen; the bias is the same one."""
