@@ -361,7 +361,7 @@ for method, ys in average.items():
 # %% [markdown]
 # ## Play
 #
-# Read over the labellers' shoulders. Choose a passage: each row is a way to label, each column a token, and the color is the
+# Read over the labellers' shoulders. Choose a passage: each row is a way to label, each column a token, and the colour is the
 # probability that the head gives to the *right* book after reading up to there. Watch for the word that gives it away.
 
 # %%

@@ -47,7 +47,7 @@ print(
 # %% [markdown]
 # ## Predict
 #
-# A weight in 4 bits is one of 16 values, times a scale that it shares with its neighbors: 64 weights, one scale. We take
+# A weight in 4 bits is one of 16 values, times a scale that it shares with its neighbours: 64 weights, one scale. We take
 # weights from a normal distribution and round them in three ways: to **INT4**, whose levels are evenly spaced; to **FP4**,
 # a tiny floating-point number with 2 exponent bits; and to **NF4**, made for the normal distribution. **By how much is
 # NF4's squared error smaller than INT4's? And where does FP4 come out, before INT4 or behind it?** Write your guess down;

@@ -131,7 +131,7 @@ figure(
 #
 # The paper's full recipe, T-Few, puts two more losses beside the usual one when a task is a choice among answers: one that lowers
 # the probability of the wrong answers, and one that compares answers by their probability per token, so that short
-# ones are not favored. Both are about the task, not about the vectors, and are left out here.
+# ones are not favoured. Both are about the task, not about the vectors, and are left out here.
 #
 # And one to try in your head: the MLP computes $W_\mathrm{down}\,(\mathrm{silu}(W_\mathrm{gate}x) \odot W_\mathrm{up}x)$. Does it matter
 # whether $l_\mathrm{ff}$ scales the input of `down_proj` or the output of `up_proj`? The next section tells.
@@ -434,7 +434,7 @@ figure(
 
 # %% [markdown]
 # **With one number in 384 of what full fine-tuning trains, each of the three gets about half of its gain.** With both seeds LoRA
-# is a little ahead and (IA)³ a little behind, but the two seeds of one method lie as far apart as neighbors in this ranking.
+# is a little ahead and (IA)³ a little behind, but the two seeds of one method lie as far apart as neighbours in this ranking.
 # Whether the numbers multiply, add or mix makes little difference here. Each needs a rate of its own, though: thirty to a
 # hundred times that of full fine-tuning.
 #

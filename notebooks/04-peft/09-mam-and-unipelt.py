@@ -158,7 +158,7 @@ compare(apart, whole, what="attention with a prefix, and attention beside an ada
 
 # %% [markdown]
 # Once the methods are one form, one can change a single setting and keep the rest. The paper does so and asks four questions. The
-# numbers are points of ROUGE-2, BART-large summarizing XSum; in the last row BLEU, mBART translating English to Romanian:
+# numbers are points of ROUGE-2, BART-large summarising XSum; in the last row BLEU, mBART translating English to Romanian:
 #
 # | question | answer | by how much |
 # |---|---|---|
@@ -186,7 +186,7 @@ compare(apart, whole, what="attention with a prefix, and attention beside an ada
 # In one layer a row of the batch has a single number for each method, so a text can be handled mostly by LoRA in one layer and mostly
 # by the adapter in the next, and another text in the same batch the other way round. The gate of LoRA and that of the adapter read what
 # these methods read; the prefix has no input of its own, so its gate reads what attention reads. Weights of a gate start small and its
-# bias at zero, which leaves every gate half open: no method is favored before training.
+# bias at zero, which leaves every gate half open: no method is favoured before training.
 #
 # Why a gate at all? LoRA has one already, the constant $\alpha / r$, and the authors find that the best constant differs from
 # task to task and with the amount of data. A gate is that constant, learned, and allowed to look at the text.
@@ -421,7 +421,7 @@ assert all(
 
 # %% [markdown]
 # The hope was that the gates choose another method for each task. They do not. In all three tasks, on both seeds, the order is the
-# same: the adapter's gate nearly or fully open, LoRA's behind it, the prefix's last. This model has one favorite.
+# same: the adapter's gate nearly or fully open, LoRA's behind it, the prefix's last. This model has one favourite.
 #
 # The lower row says that the gates are right about it. The adapter alone gets all of UniPELT's gain on two tasks. Only the digits
 # profit from the mixture, 1.91 and 1.88 against 2.03 for the adapter and 2.04 for LoRA. And there it is the weighing that counts: the

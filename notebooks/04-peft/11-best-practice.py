@@ -210,7 +210,7 @@ for name, module, lr in (
 # core, too long for a page. A script of the repository runs it, `scripts/peft_sweep.py`, and the results come with the package,
 # a line a run, each with the versions that made it.
 #
-# The rate is searched by one rule. Three neighbors of the grid 1, 3, 10 … are tried, and as long as the best lies at an edge,
+# The rate is searched by one rule. Three neighbours of the grid 1, 3, 10 … are tried, and as long as the best lies at an edge,
 # the next one beyond. The best is chosen on held-out passages that are not those of the table, so no number below took part in a
 # choice. What a page *can* do is to check the record. The next cell runs one of its lines again.
 

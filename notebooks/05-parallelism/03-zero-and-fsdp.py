@@ -50,7 +50,7 @@ my_guess = {"GB": 60.0, "bytes, all-reduce = 1": 1.0}
 # %% [markdown]
 # ## The idea
 #
-# A bar is what one of four ranks holds: weights, gradients, and $w, m, v$. Gray is held by all four, colour by one alone.
+# A bar is what one of four ranks holds: weights, gradients, and $w, m, v$. Grey is held by all four, colour by one alone.
 
 # %%
 from matplotlib.patches import Rectangle

@@ -54,7 +54,7 @@ my_guess = {"collectives": 2, "bytes, gathering twice = 1": 1.0}
 # %% [markdown]
 # ## The idea
 #
-# Colour is ownership: what a rank holds has its colour, and what all ranks hold is gray.
+# Colour is ownership: what a rank holds has its colour, and what all ranks hold is grey.
 
 # %%
 from matplotlib.patches import Rectangle

@@ -288,7 +288,7 @@ for p in (2, 3, 4, 6):
 # %% [markdown]
 # Now the whole course model, two steps of training on 2 × 101 tokens, cut in three ways over 4 ranks, in threads, and the
 # ring in processes, too. With the text cut, the loss is the sum over a rank's tokens divided by the number of *all* tokens: a mean of
-# means would favor short shards. Megatron's shards must be equal, so 101 is padded to 104, with targets that do not count.
+# means would favour short shards. Megatron's shards must be equal, so 101 is padded to 104, with targets that do not count.
 
 # %%
 from llmlab.models import course_model
@@ -449,7 +449,7 @@ for method in ("megatron", "ring", "ulysses"):
 # and the inputs of the products are whole on every rank.
 #
 # **Who waits.** Now the clock. Each rank says how long its pieces take, and the ledger adds the wire: a hop of keys and values
-# takes as long as half a piece. Bars are pieces, colored by the rank whose keys they use; the thin line below is the hop.
+# takes as long as half a piece. Bars are pieces, coloured by the rank whose keys they use; the thin line below is the hop.
 
 # %%
 from llmlab.parallelism import Link
@@ -605,7 +605,7 @@ compare(counted, expected, "counted and by formula, bytes", tol=0)
 # %% [markdown]
 # ## Play
 #
-# Step through a ring of four. Strong colors: what is computed in this step, by the rank that has the query. Pale: done
+# Step through a ring of four. Strong colours: what is computed in this step, by the rank that has the query. Pale: done
 # before. With the contiguous cut, count the ranks that have nothing to do.
 
 # %%

@@ -140,7 +140,7 @@ figure(
 # function has all the loops of its input, so whichever is cut, nothing is summed. That is why column and then row is such a
 # good pair: between the two products stands only an activation function, which accepts any cut that the first leaves behind.
 #
-# Stripes: cut. Gray: whole on each rank. Dashed: a partial sum, hence an all-reduce.
+# Stripes: cut. Grey: whole on each rank. Dashed: a partial sum, hence an all-reduce.
 #
 # Between two operators the cut may have to change, and that costs too: an all-gather when an axis lets go of a dimension, an
 # all-to-all when it moves to another one, nothing when it cuts what was whole (until the gradient comes back). So the best plan

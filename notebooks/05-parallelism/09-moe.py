@@ -67,7 +67,7 @@ my_guess = {"dropped": 0.0, "busiest rank": 1.0}
 # \end{gathered}$$
 #
 # Rank $r$ has its own tokens and $E/p$ of the experts. An *all-to-all* brings every chosen row to its expert (**dispatch**), a
-# second one brings the results home (**combine**). Below, a real run: 4 ranks, 4 tokens each, 2 experts per token. Color is the
+# second one brings the results home (**combine**). Below, a real run: 4 ranks, 4 tokens each, 2 experts per token. Colour is the
 # rank that a token belongs to.
 
 # %%

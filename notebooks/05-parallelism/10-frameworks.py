@@ -254,7 +254,7 @@ compare(results[0][-1], whole[-1], what="the last loss, with and without the kil
 show(elastic.save, elastic.load, elastic.supervise)
 
 # %% [markdown]
-# What happened in between is worth a look at the clock. Rank 0 was in an all-reduce when its neighbor vanished; over gloo the broken connection raises at
+# What happened in between is worth a look at the clock. Rank 0 was in an all-reduce when its neighbour vanished; over gloo the broken connection raises at
 # once, over NCCL it would wait until a timeout of minutes, which is why the launch files set asynchronous error handling. Then the supervisor killed what
 # was left, forked two new ranks, and both read the same file.
 #
