@@ -488,7 +488,7 @@ def draw(split, order):
         for axis in ("tp", "dp", "pp")
         if place.sizes[axis] > 1
     ]
-    ax.set_title("nodes that a group touches: " + ", ".join(crossing), fontsize=9)
+    ax.set_title("nodes per group: " + ", ".join(crossing), fontsize=9)
     return fig
 
 
