@@ -39,13 +39,22 @@ from torch import Tensor, nn
 
 from llmlab.parallelism.pipeline import backward
 from llmlab.parallelism.pipeline.memory import ActivationMeter
-from llmlab.parallelism.pipeline.schedules import Op, Schedule, check, chunks, stage_of
+from llmlab.parallelism.pipeline.schedules import (
+    Kind,
+    Op,
+    Schedule,
+    check,
+    chunks,
+    stage_of,
+)
 from llmlab.parallelism.pipeline.stages import Stage
 from llmlab.parallelism.pipeline.timeline import Bar
 from llmlab.parallelism.runtime import Communicator
 
 Microbatch = tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]
 IGNORED = -100
+# These take the gradient of the stage after, and give one to the stage before.
+GRADIENT_KINDS = (Kind.INPUT_GRAD, Kind.BACKWARD)
 
 
 class Pipeline:
@@ -267,9 +276,9 @@ class PipelineStep:
         """The message that an op waits for, if it waits for one."""
         kind, i, chunk = op
         s = self.stage(chunk)
-        if kind == "F" and s > 0:
+        if kind == Kind.FORWARD and s > 0:
             return Message(Carries.HIDDEN, i, s)
-        if kind in ("I", "B") and s < self.pipe.stage_count - 1:
+        if kind in GRADIENT_KINDS and s < self.pipe.stage_count - 1:
             return Message(Carries.GRADIENT, i, s)
         return None
 
@@ -277,9 +286,9 @@ class PipelineStep:
         """The message that an op's result becomes, if another stage needs it."""
         kind, i, chunk = op
         s = self.stage(chunk)
-        if kind == "F" and s < self.pipe.stage_count - 1:
+        if kind == Kind.FORWARD and s < self.pipe.stage_count - 1:
             return Message(Carries.HIDDEN, i, s + 1)
-        if kind in ("I", "B") and s > 0:
+        if kind in GRADIENT_KINDS and s > 0:
             return Message(Carries.GRADIENT, i, s - 1)
         return None
 
@@ -308,7 +317,7 @@ class PipelineStep:
         """Wait for an op's input, compute, send its output."""
         kind, i, chunk = op
         received = self.receive(self.input_of(op))
-        if kind in ("I", "B"):
+        if kind in GRADIENT_KINDS:
             self.free_sent_hidden(i, chunk)
 
         start = time.perf_counter()
@@ -399,8 +408,8 @@ class PipelineStep:
 
     # Functions, not bound methods: these would keep the step alive in a cycle.
     compute: ClassVar = {
-        "F": forward,
-        "I": input_gradient,
-        "W": weight_gradient,
-        "B": full_backward,
+        Kind.FORWARD: forward,
+        Kind.INPUT_GRAD: input_gradient,
+        Kind.WEIGHT_GRAD: weight_gradient,
+        Kind.BACKWARD: full_backward,
     }
