@@ -35,11 +35,6 @@ TRACKED = subprocess.run(
 ).stdout.splitlines()
 
 
-def imports(path: Path) -> set[str]:
-    """The llmlab modules that a file imports, anywhere in it."""
-    return rooms.imported(path)
-
-
 @pytest.mark.parametrize(
     "path", PART_SOURCES, ids=lambda p: str(p.relative_to(PACKAGE))
 )
@@ -50,7 +45,7 @@ def test_arrows_point_down(path):
     """
     own = path.relative_to(PACKAGE).parts[0]
     allowed = {"models", own} if own != "models" else {"models"}
-    parts = {name.split(".")[1] for name in imports(path) if "." in name}
+    parts = {name.split(".")[1] for name in rooms.imported(path) if "." in name}
     assert parts <= allowed, f"{path.relative_to(ROOT)} imports {parts - allowed}"
 
 

@@ -8,6 +8,7 @@ arc for every import; `tests/test_house.py` holds the arcs to what is allowed.
 from __future__ import annotations
 
 import ast
+from functools import cache
 from html import escape
 from pathlib import Path
 
@@ -20,7 +21,8 @@ REACH = 9  # how far an arc swings out for each row that it spans, in pixels
 WIDEST = 110  # the most that an arc swings out
 
 
-def imported(path: Path) -> set[str]:
+@cache
+def imported(path: Path) -> frozenset[str]:
     """The dotted names of the package's modules that a file imports, anywhere in it.
 
     `from package import module` counts as that module where it is one.
@@ -33,7 +35,7 @@ def imported(path: Path) -> set[str]:
             for alias in node.names:
                 inner = f"{node.module}.{alias.name}"
                 found.add(inner if is_module(inner) else node.module)
-    return {name for name in found if name.split(".")[0] == PACKAGE.name}
+    return frozenset(n for n in found if n.split(".")[0] == PACKAGE.name)
 
 
 def is_module(name: str) -> bool:
