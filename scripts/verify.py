@@ -85,6 +85,7 @@ def main(arguments: list[str]) -> int:
     print_stages(results)
     bad = sum(case["bad"] for case in cases)
     failed = [name for name, ran in results.items() if not ran.passed]
+    print_failed(cases)
     print(f"\n{len(cases) - bad} passed, {max(bad, len(failed) + len(faults))} failed")
     return 1 if failed or faults else 0
 
@@ -214,11 +215,15 @@ def read_cases(stage: str) -> list[dict]:
         if not path.exists():
             continue
         for case in ET.parse(path).iter("testcase"):
-            bad = any(case.find(tag) is not None for tag in ("failure", "error"))
-            where = f"{case.get('classname')}::{case.get('name')}"
-            seconds = float(case.get("time", 0))
+            why = [said for tag in ("failure", "error") for said in case.iter(tag)]
             found.append(
-                {"stage": stage, "where": where, "seconds": seconds, "bad": bad}
+                {
+                    "stage": stage,
+                    "where": f"{case.get('classname')}::{case.get('name')}",
+                    "seconds": float(case.get("time", 0)),
+                    "bad": bool(why),
+                    "why": "".join(said.text or "" for said in why),
+                }
             )
     return found
 
@@ -256,6 +261,18 @@ def print_budget(cases: list[dict], results: dict[str, Ran]) -> list[str]:
         minutes = budget.projection(costs, wall, speeds)
         print(f"{budget.LESSONS} lessons like these: {minutes:.0f} minutes")
     return faults
+
+
+def print_failed(cases: list[dict]) -> None:
+    """The failed tests by name, last of all, where a cut log still shows them."""
+    bad = [case for case in cases if case["bad"]]
+    for case in bad[:20]:
+        said = [line for line in case["why"].splitlines() if line.startswith("E ")]
+        print(f"\nFAILED {case['stage']}: {case['where']}")
+        for line in said[:6]:
+            print(f"  {line[:200]}")
+    if len(bad) > 20:
+        print(f"\nand {len(bad) - 20} more")
 
 
 def print_stages(results: dict[str, Ran]) -> None:
