@@ -14,7 +14,10 @@ _HOMES = {
     "figure": "llmlab.course.figures",
     "palette": "llmlab.course.style",
     "plt": "llmlab.course.style",
+    "predict": "llmlab.course.predicting",
     "show": "llmlab.course.book.sources",
+    "steps": "llmlab.course.steppers",
+    "your_turn": "llmlab.course.turn",
 }
 __all__ = list(_HOMES)
 

@@ -13,7 +13,8 @@ from llmlab.course.files import write_atomically
 from llmlab.course.syllabus import Lesson
 
 AFTERWARDS = """
-Now fill every TODO (`grep -rn TODO` finds them), then:
+Now fill every TODO (`grep -rn TODO` finds them), and give the lesson a row in
+llmlab/course/data/needs.csv: the lessons that its reader should know. Then:
   make sync         runs the notebooks and stores their outputs
   make exercises    makes the exercise notebook
   make test         must be green"""
@@ -69,7 +70,10 @@ def files(lesson: Lesson, root: Path, room: bool = False) -> dict[Path, str]:
     fill |= {"against": lesson.against, "where": where}
     own_import = f"from {where} import {module}"
     fill["lesson_imports"] = in_order(
-        "from llmlab.course import compare, explore, figure, plt, show", own_import
+        f"from llmlab.checks.{part}.{module} import check",
+        "from llmlab.course import"
+        " compare, explore, figure, plt, predict, show, your_turn",
+        own_import,
     )
     fill["check_imports"] = in_order(
         "from llmlab.course.grading.checking import Checks, diagnose, expect",

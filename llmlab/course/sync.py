@@ -21,9 +21,10 @@ import nbformat
 from jupytext.combine import combine_inputs_with_outputs
 from nbformat import NotebookNode
 
+from llmlab.course import header
 from llmlab.course.book.verified import WIDGET, Records, digest, execute
 from llmlab.course.kernels import warm_kernels
-from llmlab.course.syllabus import course_root
+from llmlab.course.syllabus import course_root, lessons
 
 TIME_LIMIT = 30.0  # seconds per lesson may take on two cores
 MEMORY_LIMIT = 3.0  # GiB
@@ -35,6 +36,12 @@ METADATA = {
         "name": "python3",
     },
     "language_info": {"name": "python"},
+}
+# What JupyterLab folds, by the tags that the book folds by.
+FOLDED = {
+    "hide-input": {"source_hidden": True},
+    "hide-output": {"outputs_hidden": True},
+    "hide-cell": {"source_hidden": True, "outputs_hidden": True},
 }
 ABSOLUTE = re.compile(
     r"(?<![\w./~<])(?:/(?:home|root|Users|tmp|work|mnt|opt|var|private)/[\w.-]+|[A-Z]:\\\\?Users\b)"
@@ -88,13 +95,21 @@ def read_pair(script: Path) -> tuple[NotebookNode, NotebookNode | None]:
         source = combine_inputs_with_outputs(source, old, fmt="py:percent")
     taken: set[str] = set()
     for cell, own_tags in zip(source.cells, tags, strict=True):
-        cell.metadata = NotebookNode({"tags": own_tags} if own_tags else {})
+        cell.metadata = nbformat.from_dict(metadata(own_tags))
         cell.id = _id(cell, known, taken)
         taken.add(cell.id)
     source.metadata = nbformat.from_dict(METADATA)
     source.nbformat = 4
     source.nbformat_minor = 5
     return source, old
+
+
+def metadata(tags: list[str]) -> dict:
+    """A cell's metadata: its tags, and what JupyterLab folds by them."""
+    folded = {}
+    for tag in tags:
+        folded |= FOLDED.get(tag, {})
+    return ({"tags": tags} if tags else {}) | ({"jupyter": folded} if folded else {})
 
 
 def _id(cell: NotebookNode, known: set[str], taken: set[str]) -> str:
@@ -138,6 +153,14 @@ def strip(nb: NotebookNode) -> None:
             output.get("data", {}).pop(WIDGET, None)
             if "execution_count" in output:
                 output.execution_count = cell.execution_count
+
+
+def put_header(nb: NotebookNode, name: str, run: dict, root: Path) -> None:
+    """Puts the line on top of a lesson; other notebooks have none."""
+    kind, _, slug = name.partition("/")
+    lesson = next((x for x in lessons() if x.slug == slug), None)
+    if kind == "notebooks" and lesson is not None:
+        header.put(nb, lesson, run, root)
 
 
 def problems(nb: NotebookNode) -> list[str]:
@@ -193,6 +216,7 @@ def sync(script: Path, root: Path, *, force: bool = False) -> tuple[str, list[st
         run = asdict(fresh)
         done = f"ran in {fresh.seconds} s, {fresh.memory_gib} GiB"
     strip(nb)
+    put_header(nb, name, run, root)
     text = nbformat.writes(nb) + "\n"
     path = script.with_suffix(".ipynb")
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
@@ -209,6 +233,8 @@ def check(script: Path, root: Path) -> list[str]:
     if old is None:
         return ["has no notebook: run `make sync`"]
     strip(nb)
+    if run:
+        put_header(nb, name_of(script, root), run, root)
     stored = script.with_suffix(".ipynb").read_text(encoding="utf-8")
     wrong = []
     if not is_fresh(nb, old, run):

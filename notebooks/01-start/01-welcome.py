@@ -1,15 +1,15 @@
 # %% [markdown]
 # # Welcome: what does a token cost?
 #
-# Every word that a language model writes costs money, and by the end of this page you will be able to say how much,
-# from nothing but bytes and seconds. On the way you meet all that a lesson of this course is made of: numbers computed
-# before your eyes, a guess, a figure that moves, an exercise that says what is wrong with your answer.
+# Every word that a language model writes costs money. By the end of this page you can say how much, from nothing but bytes
+# and seconds, and you own the function that says it. On the way you meet all that a lesson of this course is made of.
 
 # %% [markdown]
 # **How to read a lesson.** It is a notebook. Click on a cell and press Shift+Enter: it runs, and the next one is
-# selected. Run them from top to bottom, or all at once with *Run → Run All Cells*. Everything here runs on a laptop in
-# seconds, without a GPU and without a network. Change what you like: this is your own copy, and `llmlab reset 01-welcome` in
-# a terminal gives a fresh one. The next cell is the only set-up that a lesson needs.
+# selected. Run the cells from top to bottom. Everything here runs on a laptop in seconds, without a GPU and without a network.
+#
+# Code that only draws is folded: click on the bar (or on *Show the code* in the book) to open it. Answers are folded too, until you
+# run their cell. Change what you like: this is your own copy, and `llmlab reset 01-welcome` in a terminal gives a fresh one.
 
 # %%
 import time
@@ -17,8 +17,7 @@ import time
 import torch
 
 from llmlab.checks.start.welcome import check
-from llmlab.course import compare, explore, figure, plt, show
-from llmlab.course.grading.checking import Failed
+from llmlab.course import compare, explore, figure, plt, predict, show, your_turn
 from llmlab.models.accounting import kv_cache_bytes, parameters
 from llmlab.models.presets import preset
 from llmlab.start import welcome
@@ -43,10 +42,7 @@ W = welcome.weight_bytes(N, bits=16)
 alone = welcome.tokens_per_second(W, 2 * bandwidth)
 dollars_alone = welcome.dollars_per_million_tokens(2 * price, alone)
 print(f"{N:,} parameters take {W / 1e9:.0f} GB: {W / memory:.1f} GPUs full of weights")
-print(
-    f"two GPUs read them {alone:.0f} times per second: at most {alone:.0f} tokens per"
-    " second for one reader"
-)
+print(f"two GPUs read them {alone:.0f} times per second: {alone:.0f} tokens per second")
 print(f"a million tokens cost {dollars_alone:.0f} dollars")
 
 # %% [markdown]
@@ -56,30 +52,50 @@ print(f"a million tokens cost {dollars_alone:.0f} dollars")
 # %% [markdown]
 # ## Predict
 #
-# The two GPUs now write for 16 readers at once, each with a conversation of 4,096 tokens behind them. **How many tokens per
-# second do they write, all readers together?** Still 49? Sixteen times as many? Somewhere between? Write your guess down,
-# then run the next cell. Guessing first, even badly, is what makes the answer stay; each lesson asks for one guess.
+# The two GPUs now write for 16 readers at once, each with a conversation of 4,096 tokens behind them. Does each reader have to
+# wait 16 times as long? Type your guess below, then run the cell after it. A guess, even a bad one, is what makes the answer
+# stay; each lesson asks for one.
 
 # %%
-C = kv_cache_bytes(llama, batch=1, tokens=4096)
+guess = predict(
+    "How many tokens per second do they write, all 16 readers together?",
+    unit="tokens per second",
+)
+
+# %% tags=["hide-output"]
+C = kv_cache_bytes(llama, batch=1, tokens=4096)  # one reader's own memory, in bytes
 together = welcome.tokens_per_second(W, 2 * bandwidth, batch=16, cache_bytes=C)
-print(f"each reader's own memory of the conversation: {C / 1e9:.2f} GB")
+guess.settle(together)
 print(
-    f"tokens per second: {together:.0f}, which is {together / alone:.1f} times as many"
+    f"One reader alone got {alone:.0f}: this is {together / alone:.1f} times as many."
 )
 
 # %% [markdown]
-# Nearly sixteen times the tokens, on the same machines, in nearly the same time. It looks like something for nothing. It is
-# the most important fact about serving language models.
+# It looks like something for nothing: the same machines, nearly the same time for each reader, and far more tokens. It is the
+# most important fact about serving language models.
+
+# %% [markdown]
+# ## By hand
+#
+# Take a tiny model. Its weights are $W = 10$ bytes, each reader's cache is $C = 2$ bytes, and the memory delivers
+# $\beta = 60$ bytes per second. To write one token for every reader, the machine reads the weights *once* and each reader's cache once.
+#
+# | readers $b$ | bytes for one step | steps per second | tokens per second |
+# |---|---|---|---|
+# | 1 | 10 + 2 = 12 | 60 / 12 = 5 | 1 × 5 = 5 |
+# | 5 | 10 + 10 = 20 | 60 / 20 = 3 | 5 × 3 = 15 |
+# | 25 | 10 + 50 = 60 | 60 / 60 = 1 | 25 × 1 = 25 |
+#
+# Five readers get three times the tokens. Twenty-five readers get only five times: now the caches are most of what is read. With ever more
+# readers it ends at $\beta / C = 30$ tokens per second.
 
 # %% [markdown]
 # ## The idea
 #
-# Here is what the GPUs read to write one token for each reader. The weights are read once per step, however many readers wait for
-# that step. Only the *cache* (the keys and values of each conversation, which the lesson on the KV cache takes apart) is
-# read for each reader anew.
+# The same for the 70B model. The weights are read once per step, however many readers wait for that step. Only the *cache* (the
+# keys and values of each conversation) is read for each reader.
 
-# %%
+# %% tags=["hide-input"]
 readers = [1, 4, 16]
 fig, ax = plt.subplots(figsize=(4.8, 2.9))
 weights_part = [W / 1e9] * 3
@@ -105,32 +121,71 @@ figure(
 )
 
 # %% [markdown]
+# ## Your turn
+#
+# Write that table as a function. It gets $W$, $\beta$, $b$ and $C$ and returns the tokens per second of all readers together. One or two
+# lines are enough. Replace the `raise` line and run the cell: a *check* calls your function on inputs that expose the
+# usual mistakes, and tells you which one you made.
+
+
+# %%
+def tokens_per_second(
+    weight_bytes: float, bandwidth: float, batch: int = 1, cache_bytes: float = 0.0
+) -> float:
+    """Tokens per second of all readers together, if only reading takes time."""
+    raise NotImplementedError("two lines of yours")
+
+
+your_turn(check.tokens_per_second, tokens_per_second)
+
+# %% [markdown]
+# Stuck? Each exercise has up to three hints, and every call shows the next. The first is a nudge, the last is nearly the answer.
+
+# %%
+check.hint("tokens_per_second")
+
+# %% [markdown]
+# **A wrong answer gets its diagnosis.** A check does not only say "wrong", and it never shows the answer: it names the mistake. These
+# are answers that people write, for this exercise and for two others of this lesson.
+
+# %%
+attempts = {
+    "the weights are read per reader": (
+        check.tokens_per_second,
+        lambda W, beta, b, C: beta / (W + C),
+    ),
+    "tokens per hour": (
+        check.tokens_per_second,
+        lambda W, beta, b, C: 3600 * b * beta / (W + b * C),
+    ),
+    "bits instead of bytes": (check.weight_bytes, lambda n, bits: int(n * bits)),
+    "a softmax over the wrong dimension": (check.softmax, lambda x: x.softmax(0)),
+    "a softmax that forgets to return": (check.softmax, lambda x: None),
+}
+for name, (exercise, answer) in attempts.items():
+    print(f"{name}\n    {exercise.verdict(answer).message}")
+
+# %% [markdown]
+# Who checks the checks? The course's own tests try many wrong answers on each check, each of which must get its diagnosis, and
+# right answers in several spellings, which must pass.
+
+# %% [markdown]
+# ## The code
+#
 # In symbols, with $W$ bytes of weights, $b$ readers (the *batch*), $C$ bytes of cache for each, and a memory that
 # delivers $\beta$ bytes per second:
 #
 # $$\text{seconds per step} \;\ge\; \frac{W + b\,C}{\beta} \qquad\qquad \text{tokens per second} \;\le\; \frac{b\,\beta}{W + b\,C}$$
 #
-# Read the right one at its two ends. While $bC$ is small against $W$, it grows as $b\beta/W$: each further reader is
-# free. When $b$ is large it tends to $\beta/C$, and no batch helps any more. This is the memory side of the model of
+# This is the memory side of the model of
 # [Pope et al. 2022](https://arxiv.org/abs/2211.05102 "pope2022efficiently"). It leaves out the arithmetic, which counts once the batch
 # has hundreds of readers, and all overhead. So it is a *bound*: a system may be slower, and none is faster.
-
-# %% [markdown]
-# ## The code
 #
-# Each lesson has a short file in the package that you can read from top to bottom, and `show` puts it on the page as it is:
-# never a copy, so never out of date. These two functions are all that the numbers above came from.
+# Each lesson has a short file in the package that you can read from top to bottom. `show` puts it on the page as it is: never a
+# copy, so never out of date. Open ours when you have your own.
 
-# %%
+# %% tags=["hide-output"]
 show(welcome.tokens_per_second, welcome.dollars_per_million_tokens)
-
-# %% [markdown]
-# | symbol | argument | unit | here |
-# |---|---|---|---|
-# | $W$ | `weight_bytes` | bytes | all weights, whatever the precision |
-# | $\beta$ | `bandwidth` | bytes per second | of all GPUs together |
-# | $b$ | `batch` | readers | one token for each per step |
-# | $C$ | `cache_bytes` | bytes | of one reader |
 
 # %% [markdown]
 # ## Against the library
@@ -145,12 +200,10 @@ logits = 1000 * torch.randn(64, 2048)
 compare(welcome.softmax(logits), torch.softmax(logits, dim=-1), what="softmax")
 
 # %% [markdown]
-# And the bound meets a machine: yours. A matrix of 64 MB stands for the weights. The first number is the time that one core
-# takes to multiply it by one vector (one reader), the second by sixteen at once. If reading cost nothing and arithmetic all, the
-# second would take sixteen times as long.
+# And the bound meets a machine: yours. A matrix of 64 MB stands for the weights. One core multiplies it by one vector (one reader),
+# then by sixteen vectors at once. If only arithmetic took time, the second would take sixteen times as long.
 
-# %%
-# NBVAL_IGNORE_OUTPUT
+# %% tags=["hide-input", "nbval-ignore-output"]
 weights = torch.randn(4096, 4096)
 
 
@@ -191,7 +244,7 @@ print(
 # also shrink the weights. At 4.5 bits per weight (4 bits and a shared scale for each small group) a good method loses little
 # quality, as the part on compression will show you on a real model.
 
-# %%
+# %% tags=["hide-input"]
 GPUS = 2
 
 
@@ -250,76 +303,15 @@ print(
 # weights (parameter-efficient fine-tuning).
 
 # %% [markdown]
-# ## A wrong answer gets its diagnosis
-#
-# You learn a function by writing it. Each lesson has a notebook of exercises; below each stands a *check*. It
-# calls your function on inputs that are chosen to expose the usual mistakes, and when you make one, it tells you which.
-# Here is a softmax that many would write, and that passes a quick look. The real check, from this lesson's exercises,
-# reads it.
-
-
-# %%
-def one_maximum_for_all(x):
-    e = (x - x.max()).exp()
-    return e / e.sum(dim=-1, keepdim=True)
-
-
-try:
-    check.softmax(one_maximum_for_all)
-except Failed as verdict:
-    print(verdict)
-
-# %% [markdown]
-# It did not say "wrong", nor did it show the answer. It named the mistake, and that is enough to go on. (In the exercises
-# you call the check without the `try`: the cell then fails with this text.) More wrong answers, some of them foreseen by
-# the author of the check, some recognised by how they differ from the right one:
-
-# %%
-attempts = {
-    "no maximum at all": (
-        check.softmax,
-        lambda x: x.exp() / x.exp().sum(-1, keepdim=True),
-    ),
-    "the wrong dimension": (check.softmax, lambda x: x.softmax(0)),
-    "changes its input": (
-        check.softmax,
-        lambda x: x.exp_().div_(x.sum(-1, keepdim=True)),
-    ),
-    "forgets to return": (check.softmax, lambda x: None),
-    "weights read per reader": (
-        check.tokens_per_second,
-        lambda W, beta, b, C: beta / (W + C),
-    ),
-    "tokens per hour": (
-        check.tokens_per_second,
-        lambda W, beta, b, C: 3600 * b * beta / (W + b * C),
-    ),
-    "bits, not bytes": (check.weight_bytes, lambda n, bits: int(n * bits)),
-}
-for name, (exercise, answer) in attempts.items():
-    print(f"{name}\n    {exercise.verdict(answer).message}")
-
-# %% [markdown]
-# When the diagnosis is not enough, there are hints. Each exercise has up to three, and every call shows the next. The first
-# is a nudge, the last nearly the answer.
-
-# %%
-check.hint("softmax")
-
-# %% [markdown]
-# Who checks the checks? Each one comes with the mistakes that its author thought of, as code, and the course's own tests
-# hold it to rejecting them all, each with its diagnosis, and to accepting the solution.
-
-# %% [markdown]
 # ## Play
 #
-# A lesson has a figure that moves. Drag its sliders, or put the focus on one and press the arrow keys. It works in the published book too. Look
-# for three things: where one GPU stops being enough; what a further GPU does to the *price* of a token, not to its speed;
-# and which of 16 bits on eight GPUs and 4.5 bits on one is the cheaper.
+# A lesson has a figure that moves. Drag its sliders, or put the focus on one and press the arrow keys. It works in the published book too.
+#
+# **Challenge.** Find the cheapest way to serve this model on *one* GPU. Then find out whether eight GPUs at 16 bits beat it. The cell
+# below the figure settles it.
 
 
-# %%
-# NBVAL_IGNORE_OUTPUT
+# %% tags=["hide-input", "nbval-ignore-output"]
 def draw(bits: float, gpus: int):
     fig, ax = plt.subplots(figsize=(6, 3.2))
     batches, dollars = cost_curve(bits, gpus)
@@ -355,6 +347,11 @@ explore(
     gpus=[1, 2, 4, 8],
 )
 
+# %% tags=["hide-output"]
+one_gpu = cost_curve(4.5, gpus=1)[1][-1]
+eight_gpus = cost_curve(16, gpus=8)[1][-1]
+print(f"one GPU, 4.5 bits: ${one_gpu:.2f}; eight GPUs, 16 bits: ${eight_gpus:.2f}")
+
 # %% [markdown]
 # ## At scale
 #
@@ -386,15 +383,38 @@ print(f"not the same: the real system takes {29e-3 / ours:.1f} times the bound")
 # | `llmlab progress` | shows the map of the course with what you have done |
 
 # %% [markdown]
-# ## Takeaways
+# ## What to keep
 #
-# - A 70B model is 138 GB in 16 bits, and two GPUs that read 6.7 TB per second write at most 49 tokens per second for
-#   one reader.
-# - The weights are read once per step for all readers, so 16 readers get 13.8 times the tokens in nearly the same time.
-# - Filling the memory and shrinking the weights to 4.5 bits brings a million tokens from 34 dollars to 44 cents: 78 times
-#   cheaper.
+# ```python
+# def tokens_per_second(W, beta, b, C):
+#     return b * beta / (W + b * C)
+# ```
 #
-# Now write it yourself: [the exercises](../../work/01-start/01-welcome.ipynb) are three, gentle, and take about 25 minutes. Then
+# Two GPUs write 49 tokens per second from the 138 GB of a 70B model for one reader, and 13.8 times as many for 16 readers. Filling
+# the memory and shrinking the weights to 4.5 bits brings a million tokens from 34 dollars to 44 cents: 78 times cheaper.
+#
+# **Use it** to bound the speed of any decoder whose weights and caches you can count, and to see what a smaller weight, a smaller
+# cache or a larger batch would bring. **Not** for reading a long prompt, or for batches of hundreds: there the arithmetic takes the time.
+#
+# <details><summary>Why do 16 readers get nearly 16 times the tokens?</summary>
+#
+# The weights are most of what is read, and they are read once per step for all readers.
+#
+# </details>
+#
+# <details><summary>What ends the growth with the batch, in this model?</summary>
+#
+# The caches: the speed tends to β / C. On a real machine memory is full before that, or the arithmetic takes longer than the reading.
+#
+# </details>
+#
+# <details><summary>Why do 4.5 bits per weight help twice?</summary>
+#
+# There are fewer bytes to read per step, and more room for readers.
+#
+# </details>
+#
+# Now write it all yourself: [the exercises](../../work/01-start/01-welcome.ipynb) are three, gentle, and take about 25 minutes. Then
 # [meet the course's models](02-the-course-models.ipynb): one that was trained on two cores, and a real one.
 #
 # References: [Pope et al. 2022](https://arxiv.org/abs/2211.05102 "pope2022efficiently"), Efficiently Scaling Transformer

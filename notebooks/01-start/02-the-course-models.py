@@ -12,7 +12,7 @@ from functools import cache
 
 import torch
 
-from llmlab.course import compare, explore, figure, palette, plt, show
+from llmlab.course import compare, explore, figure, palette, plt, predict, show
 from llmlab.models import course_model, language_model, ngrams, real_model
 from llmlab.models.accounting import parameters, six_n_flops
 from llmlab.models.generation import generate, probabilities
@@ -53,7 +53,11 @@ print(f"LLaMA 65B:    {large:.1e} FLOPs, {large / flops:.1e} times as many")
 # addresses that were held out of the course model's training. The usual measure is *perplexity*: a model of perplexity 30
 # is as unsure, at each token, as if it had to pick fairly among 30. Lower is better.
 #
-# **What perplexity does each of the two get, and which is lower?** Write down two numbers. The answer comes in the experiment.
+# Type two numbers. The answer comes in the experiment.
+
+# %%
+toy_guess = predict("What perplexity does the course model get?")
+real_guess = predict("What perplexity does SmolLM2-135M get?")
 
 # %% [markdown]
 # ## The idea
@@ -79,7 +83,7 @@ assert tokenizer.decode(ids) == sentence
 # sentence, which President Carter said in 1978 and which the model has not seen. A bar is $-\log_2 p$ of the token that did come: its
 # surprise, in bits. One bit is a coin toss.
 
-# %%
+# %% tags=["hide-input"]
 tokens = torch.tensor([0, *ids])  # 0 is <|endoftext|>: a document begins
 bits = language_model.token_losses(model, tokens, context=256) / torch.log(
     torch.tensor(2.0)
@@ -205,7 +209,7 @@ for n, m in orders.items():
     )
 print(f"model:  {N:>9,} weights, loss {log[-1]['valid_loss']:.2f}")
 
-# %%
+# %% tags=["hide-input"]
 fig, ax = plt.subplots(figsize=(6.4, 3.8))
 ax.plot(
     [r["tokens"] / 1e6 for r in log],
@@ -378,17 +382,18 @@ for name, m, t, context in [
         f"{name}: {len(losses):>5} tokens, {num_bytes / len(losses):.1f} bytes each,"
         f" perplexity {ppl:4.1f}, {bpb:.2f} bits per byte"
     )
+toy_guess.settle(found["course model"][0])
+real_guess.settle(found["SmolLM2-135M"][0])
 
 # %% [markdown]
-# Did you guess that? By perplexity the toy beats a model of nearly 130 times its size. It does not: that is an artefact of the
+# By perplexity the toy beats a model of nearly 130 times its size. It does not: that is an artefact of the
 # tokenizers. SmolLM2 knows 49,152 pieces, and its tokens are longer. To guess a long piece is harder than to guess a short one, but
 # there are fewer to guess. Perplexity counts the difficulty and forgets the number. Bits per byte counts both.
 #
 # So perplexities compare only where the tokenizer is the same: before and after quantization, with and without an adapter. For that
 # the course uses them all the time. Across tokenizers, use bits per byte. And what you see matters too:
 
-# %%
-# NBVAL_IGNORE_OUTPUT
+# %% tags=["nbval-ignore-output"]
 prompt = "The duty of the Government is"
 
 
@@ -422,8 +427,7 @@ for name, m, t, length in [
 # likelier; above 1 all come closer together. *Top-k* then cuts off all but the $k$ likeliest. Find the corner where the text repeats itself, and the corner where it
 # falls apart.
 
-# %%
-# NBVAL_IGNORE_OUTPUT
+# %% tags=["hide-input", "nbval-ignore-output"]
 start = torch.tensor([[0, *tokenizer.encode("The people of the United States").ids]])
 with torch.no_grad():
     next_logits = model(start)[:, -1]

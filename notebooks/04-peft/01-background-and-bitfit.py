@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 
-from llmlab.course import compare, explore, figure, plt, show
+from llmlab.course import compare, explore, figure, plt, predict, show
 from llmlab.models import course_model
 from llmlab.models.accounting import adam_bytes, parameters
 from llmlab.models.llama import Llama
@@ -65,10 +65,13 @@ print(f"{'together':15}{sum(bill.values()) / 1e9:>7.1f} GB; an H100 has 80 GB")
 # ## Predict
 #
 # Here is about the smallest answer that anyone has proposed: train the *biases* only, the vector $b$ in $Wx + b$. Give each
-# of the 224 linears of Llama 7B a bias. **What percentage of the model is that? And how much memory does training take
-# then?** Write down two numbers.
+# of the 224 linears of Llama 7B a bias.
 
 # %%
+share_guess = predict("What share of the model's numbers are biases?", unit="%")
+memory_guess = predict("How much memory does training them take?", unit="GB")
+
+# %% tags=["hide-output"]
 with torch.device("meta"):
     big = Llama(llama_7b)
 count = bitfit.num_parameters(big, BitFitConfig("all-linear"))
@@ -77,7 +80,9 @@ small = activation_bytes(
     llama_7b, 2048, lambda m: bitfit.apply(m, BitFitConfig("all-linear"))
 )
 memory = 2 * total + 16 * count + small
-print(f"biases: {count:,} of {total:,}, which is {100 * count / total:.3f}%")
+share_guess.settle(100 * count / total)
+memory_guess.settle(memory / 1e9)
+print(f"biases: {count:,} of {total:,}")
 print(f"to train: {memory / 1e9:.1f} GB instead of {sum(bill.values()) / 1e9:.1f} GB")
 print(
     f"to keep one more task: {2 * count / 1e6:.1f} MB instead of"
@@ -106,7 +111,7 @@ print(
 # 2022](https://arxiv.org/abs/2203.06904 "ding2022delta") call them **delta tuning** and sort them by where $\Delta$ lives:
 # beside the weights, among them, or behind a formula that makes a large change from few numbers.
 
-# %%
+# %% tags=["hide-input"]
 fig, axes = plt.subplots(1, 3, figsize=(4.8, 1.9))
 grey, red = "#c9cdd2", "#d55e00"
 for ax, title, below in zip(
@@ -359,8 +364,7 @@ models["biases"] = [teach("biases", seed) for seed in SEEDS]
 # %%
 models["random"] = [teach("random", seed) for seed in SEEDS]
 
-# %%
-# NBVAL_IGNORE_OUTPUT
+# %% tags=["nbval-ignore-output"]
 gains = {kind: [start - loss_on(m) for m in runs] for kind, runs in models.items()}
 mean = {kind: sum(g) / len(g) for kind, g in gains.items()}
 trained = {"full": walk.trainable(models["full"][0])[0], "biases": 5120, "random": 5120}
@@ -373,8 +377,7 @@ for kind, g in gains.items():
     )
 assert min(share["biases"], share["random"]) > 0.4
 
-# %%
-# NBVAL_IGNORE_OUTPUT
+# %% tags=["hide-input", "nbval-ignore-output"]
 fig, ax = plt.subplots(figsize=(4.8, 3.0))
 colors = {"full": "#22262b", "biases": "#d55e00", "random": "#0072b2"}
 for i, kind in enumerate(["full", "biases", "random"]):
@@ -425,8 +428,7 @@ figure(
 #
 # Where did the biases move?
 
-# %%
-# NBVAL_IGNORE_OUTPUT
+# %% tags=["hide-input", "nbval-ignore-output"]
 kinds = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 moved = {}
 for kind in kinds:
@@ -462,8 +464,7 @@ figure(
 # What fits on one 80 GB GPU? Choose a model and the length of the text. Each frame counts the bill twice: all
 # weights train, or only biases.
 
-# %%
-# NBVAL_IGNORE_OUTPUT
+# %% tags=["hide-input", "nbval-ignore-output"]
 MODELS = ["smollm2-1.7b", "llama-7b", "llama-33b"]
 TOKENS = [512, 2048, 8192]
 PARTS = {

@@ -11,7 +11,7 @@ import textwrap
 
 import torch
 
-from llmlab.course import compare, explore, figure, plt, show
+from llmlab.course import compare, explore, figure, plt, predict, show
 from llmlab.models import course_model
 from llmlab.models.accounting import forward_flops, kv_cache_bytes
 from llmlab.models.generation import generate
@@ -60,20 +60,24 @@ print(
 # ## Predict
 #
 # Prompt tuning trains the *embeddings* of 20 virtual tokens. Prefix tuning trains the *keys and values* that 20 virtual
-# tokens have in each of the 32 layers. **How many times more numbers is that on Llama 7B?** And on Llama 3 8B, whose 32
-# query heads share 8 heads of keys and values? Write both guesses down.
+# tokens have in each of the 32 layers. How many times more numbers is that? On Llama 3 8B, 32 query heads share 8 heads of keys
+# and values.
 
 # %%
+guesses = {
+    "llama-7b": predict("On Llama 7B, how many times more numbers?", unit="times"),
+    "llama-3-8b": predict("On Llama 3 8B, how many times more?", unit="times"),
+}
+
+# %% tags=["hide-output"]
 for name in ("llama-7b", "llama-3-8b"):
     with torch.device("meta"):  # shapes without memory
         big = torch.nn.Module()
         big.config = preset(name)
     prompt = prompt_tuning.num_parameters(big, PromptTuningConfig(20))
     prefix = prefix_tuning.num_parameters(big, PrefixTuningConfig(20, projection=False))
-    print(
-        f"{name:11} prompt {prompt:>7,}   prefix {prefix:>9,}   {prefix // prompt}"
-        " times as many"
-    )
+    print(f"{name:11} prompt {prompt:>7,}   prefix {prefix:>9,}")
+    guesses[name].settle(prefix / prompt)
 
 # %% [markdown]
 # A key and a value for each of 32 layers make 64. Under grouped-query attention both are a quarter as wide, which
@@ -85,7 +89,7 @@ for name in ("llama-7b", "llama-3-8b"):
 # Here is what attention sees in each layer, with three virtual tokens before five real ones. Orange is trained, blue is
 # what the frozen model computes from it, grey is the input and what becomes of it.
 
-# %%
+# %% tags=["hide-input"]
 fig, axes = plt.subplots(1, 2, figsize=(4.8, 2.7), sharey=True)
 for ax, title, deep in zip(
     axes, ["prompt tuning", "prefix tuning"], [False, True], strict=True
@@ -370,8 +374,7 @@ base, full = (
     loss_on(teach(course_model.load(), RATE["full"])),
 )
 
-# %%
-# NBVAL_IGNORE_OUTPUT
+# %% tags=["hide-input", "nbval-ignore-output"]
 middle = [
     [loss_on(make(p, seed=s)) for s in (1, 2)]
     for make, p in [(with_prompt, 16), (with_prefix, 4)]
@@ -426,8 +429,7 @@ print(
 # beginning of that curve? Here is the share of full fine-tuning's gain that a 16-token prompt reaches on each. The draft has
 # rates of its own, searched in the same way.
 
-# %%
-# NBVAL_IGNORE_OUTPUT
+# %% tags=["nbval-ignore-output"]
 small = loss_on(course_model.load_draft())
 small_full = loss_on(teach(course_model.load_draft(), RATE["full draft"]))
 small_prompts = []
@@ -468,8 +470,7 @@ assert max(max(share) for share in shares.values()) < 0.5
 # that goes to virtual tokens, and below it what the model writes.
 
 
-# %%
-# NBVAL_IGNORE_OUTPUT
+# %% tags=["hide-input", "nbval-ignore-output"]
 def attention_to(model, text, p):
     """(layers, heads): the mean share of attention on the first p tokens, over the real
     ones.

@@ -10,7 +10,7 @@ import tempfile
 
 import torch
 
-from llmlab.course import compare, explore, figure, palette, plt, show
+from llmlab.course import compare, explore, figure, palette, plt, predict, show
 from llmlab.models import course_model
 from llmlab.models.accounting import forward_flops
 from llmlab.models.presets import preset
@@ -49,17 +49,20 @@ print(
 # ## Predict
 #
 # P-Tuning's first version puts 20 free vectors through a network with two hidden layers as wide as the model, and puts
-# what comes out before the input. After training the network is thrown away. **Of everything that trains on Llama 7B, what share is kept?**
-# All of it? Half? Write down a percentage.
+# what comes out before the input. After training the network is thrown away.
 
 # %%
+guess = predict("Of everything that trains on Llama 7B, what share is kept?", unit="%")
+
+# %% tags=["hide-output"]
 shape_only = torch.nn.Module()
 shape_only.config = llama_7b
 trained, kept = (
     p_tuning.num_parameters(shape_only, PTuningConfig(20)),
     20 * llama_7b.hidden_size,
 )
-print(f"trained {trained:,}, kept {kept:,}: {kept / trained:.2%}")
+print(f"trained {trained:,}, kept {kept:,}")
+guess.settle(100 * kept / trained)
 
 # %% [markdown]
 # The network is large because it is free: it costs optimizer memory for the length of a run and nothing after. It is a
@@ -77,7 +80,7 @@ print(f"trained {trained:,}, kept {kept:,}: {kept / trained:.2%}")
 # `peft` makes an MLP alone the default. The difference can be measured: move one free vector, and see which virtual
 # tokens move.
 
-# %%
+# %% tags=["hide-input"]
 dice = torch.Generator().manual_seed(0)
 fig, axes = plt.subplots(1, 2, figsize=(4.8, 2.9))
 for ax, kind in zip(axes, ["LSTM", "MLP"], strict=True):
@@ -257,8 +260,7 @@ for book in range(3):
 # Eighteen training runs of 240 steps are too long for a page. `scripts/label_curves.py` made them, and the page repeats the first 20 steps of three
 # runs to see whether the record holds.
 
-# %%
-# NBVAL_IGNORE_OUTPUT
+# %% tags=["nbval-ignore-output"]
 curves = labelling.curves()
 best = {
     m: next(r["rate"] for r in curves if r["method"] == m and r["seed"] == "1")
@@ -281,7 +283,7 @@ for method in ("probe", "shallow", "deep"):
     )
     assert abs(now - float(line["test"])) < 0.06
 
-# %%
+# %% tags=["hide-input"]
 COLORS = {
     "probe": palette.gray,
     "shallow": palette.blue,
@@ -364,8 +366,7 @@ for method, ys in average.items():
 # Read over the labellers' shoulders. Choose a passage: each row is a way to label, each column a token, and the colour is the
 # probability that the head gives to the *right* book after reading up to there. Watch for the word that gives it away.
 
-# %%
-# NBVAL_IGNORE_OUTPUT
+# %% tags=["hide-input", "nbval-ignore-output"]
 SHOWN = [
     int((test_labels == book).nonzero()[k, 0]) for k in range(2) for book in range(3)
 ]

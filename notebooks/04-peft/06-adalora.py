@@ -12,7 +12,7 @@ import warnings
 
 import torch
 
-from llmlab.course import compare, explore, figure, palette, plt, show
+from llmlab.course import compare, explore, figure, palette, plt, predict, show
 from llmlab.models import course_model
 from llmlab.models.accounting import linear_shapes
 from llmlab.models.language_model import next_token_loss
@@ -53,11 +53,13 @@ print(
 #
 # We shall teach the course model the Bible again. It has 4 layers of 7 matrices: q, k, v, o, gate, up, down. The budget
 # is 28 ranks, one for each matrix if they are dealt out evenly; AdaLoRA starts with three for each and must take 56 of
-# the 84 away. **Which kinds of matrix end with next to nothing? How many of the 28 end with no rank at all?**
+# the 84 away. Which kinds of matrix end with next to nothing?
 #
 # A thought to guess by: the model reads English already; it has to learn what *this* book says. Queries and keys decide
-# where a token looks, values and outputs what it takes from there, the MLP what it makes of that. Write your guess down;
-# a heat map below answers.
+# where a token looks, values and outputs what it takes from there, the MLP what it makes of that. A heat map below answers.
+
+# %%
+guess = predict("How many of the 28 matrices end with no rank at all?", unit="matrices")
 
 # %% [markdown]
 # ## The idea
@@ -65,7 +67,7 @@ print(
 # To take a piece away one must first have pieces. AdaLoRA writes the change of a weight as a singular value
 # decomposition does, as a sum of *triplets*: a column of $P$, a number $\lambda$, a row of $Q$.
 
-# %%
+# %% tags=["hide-input"]
 fig, ax = plt.subplots(figsize=(4.8, 2.2))
 x = 0.0
 for i, (score, kept) in enumerate([("0.9", True), ("0.1", False), ("0.6", True)]):
@@ -453,8 +455,7 @@ def with_adalora(seed):
     return train(model, seed, step, lambda: adalora.regularizer(model)), history, masks
 
 
-# %%
-# NBVAL_IGNORE_OUTPUT
+# %% tags=["nbval-ignore-output"]
 SEEDS = (0, 1)
 adaptive, histories, masks = zip(*(with_adalora(seed) for seed in SEEDS), strict=True)
 found = [adalora.ranks(model) for model in adaptive]
@@ -493,6 +494,8 @@ for seed, f in zip(SEEDS, found, strict=True):
         " rank"
     )
 print("ranks by kind:", ", ".join(f"{k} {v:g}" for k, v in by_kind.items()))
+empty = sum(rank == 0 for f in found for rank in f.values())
+guess.settle(empty / len(found), digits=2)
 assert (
     by_kind["q"] + by_kind["k"]
     < 4
@@ -560,8 +563,7 @@ plans = {
     ],
 }
 
-# %%
-# NBVAL_IGNORE_OUTPUT
+# %% tags=["nbval-ignore-output"]
 models = {
     f"LoRA, {plan}": [
         with_lora(ranks, s) for ranks, s in zip(by_seed, SEEDS, strict=True)
@@ -570,8 +572,7 @@ models = {
 }
 
 
-# %%
-# NBVAL_IGNORE_OUTPUT
+# %% tags=["nbval-ignore-output"]
 def loss_on(model):
     return pretraining.evaluate(model, new, context=64, windows=32, batch=16)
 
@@ -629,8 +630,7 @@ assert all(c > f + 0.05 for c, f in zip(loss_cut, loss_found, strict=True))
 #
 # Watch the budget fall. Each frame is a moment of the first seed's training: which matrices still hold which ranks.
 
-# %%
-# NBVAL_IGNORE_OUTPUT
+# %% tags=["hide-input", "nbval-ignore-output"]
 MOMENTS = [6, 9, 12, 16, 24, 47]
 history = histories[0]
 allowed = [adalora_budget.budget(t, settings, 28) for t in range(STEPS)]

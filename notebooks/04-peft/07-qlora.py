@@ -61,7 +61,7 @@ print(
 # from one level to the next there is the same share of a normal distribution. Here are the levels of three formats, over
 # a layer of SmolLM2-135M whose weights are divided by the largest of their 64.
 
-# %%
+# %% tags=["hide-input"]
 real = (
     dict(real_model.load().named_parameters())["model.layers.12.mlp.up_proj.weight"]
     .detach()
@@ -259,8 +259,7 @@ compare(qlora.remove(model)(prompt), plain, what="logits after removing", tol=0)
 # blocks of 128 do not divide SmolLM2's 576. Which case is yours?
 
 
-# %%
-# NBVAL_IGNORE_OUTPUT
+# %% tags=["nbval-ignore-output"]
 def gradient_of_adapters(evaluate_first):
     """Its norm, for LoRA on q and v over a base in 4 bits, after one training step's
     backward pass.
@@ -396,7 +395,7 @@ assert (
 # is what spoils it: the share of weights near ±1 depends on the block size, and quantiles fixed in advance cannot know it
 # ([Yoshida 2023](https://arxiv.org/abs/2306.06965 "yoshida2023nf4") works this out).
 
-# %%
+# %% tags=["hide-input"]
 _, scaled = nf4.absmax_blocks(gaussian, 64)
 used = torch.bincount(nf4.nearest(scaled, nf4.levels_of("nf4")), minlength=16) / len(
     scaled
@@ -423,8 +422,7 @@ print(
 # Does a smaller error of the weights mean a better model? Put the course model in each format, with a scale for 64 weights
 # and with one for 1,024, and let it read State of the Union addresses that it has not seen.
 
-# %%
-# NBVAL_IGNORE_OUTPUT
+# %% tags=["hide-input", "nbval-ignore-output"]
 heard = torch.tensor(
     tokenizer.encode(course_model.corpus("addresses", "valid")[:60_000]).ids
 )
@@ -539,8 +537,7 @@ BASES = {
     "FP4, 1,024": {"kind": "fp4", "block": 1024},
 }
 
-# %%
-# NBVAL_IGNORE_OUTPUT
+# %% tags=["hide-input", "nbval-ignore-output"]
 runs, above = {}, {}
 print(f"{'base':11}{'before':>8}{'after, two seeds':>19}{'above float':>16}")
 for name, base in BASES.items():
@@ -593,8 +590,7 @@ assert all(abs(a) < 0.06 for a in above["NF4, 64"][1:])
 # Block size against format. Small blocks follow the weights closely and pay for it in scales. With one scale for 4,096
 # weights, a single outlier sets it, the bell shrinks to the middle, and the outer levels stand idle.
 
-# %%
-# NBVAL_IGNORE_OUTPUT
+# %% tags=["hide-input", "nbval-ignore-output"]
 BLOCKS = [32, 64, 128, 256, 1024, 4096]
 sample = gaussian[: 2**18]
 curves = {kind: [error(sample, kind, block) for block in BLOCKS] for kind in KINDS}
@@ -661,7 +657,7 @@ for block in BLOCKS:
 # Now count the 65B model: codes, scales, embedding and head in 16 bits, adapters of rank 64 on all linears (the paper's
 # setting), their gradients, Adam, and the activations of one sequence of 512 with gradient checkpointing.
 
-# %%
+# %% tags=["hide-input"]
 NAMES = ("llama-7b", "llama-13b", "llama-33b", "llama-65b")
 sizes = {name: qlora.memory_plan(preset(name), QLoRAConfig()) for name in NAMES}
 fig, ax = plt.subplots(figsize=(4.8, 3.4))

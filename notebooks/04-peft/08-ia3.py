@@ -12,7 +12,7 @@ import warnings
 
 import torch
 
-from llmlab.course import compare, explore, figure, plt, show
+from llmlab.course import compare, explore, figure, plt, predict, show
 from llmlab.models import course_model
 from llmlab.models.accounting import forward_flops, parameters
 from llmlab.models.generation import generate
@@ -55,10 +55,13 @@ print(f"as much as {1000 * 3 * 8 * alone / (few - alone):,.0f} requests with exa
 # ## Predict
 #
 # (IA)³ learns three vectors in each layer: as many numbers as a key has channels, as many as a value has, and as many as the MLP
-# is wide inside. **How many numbers is that for Llama 7B? And how many such tasks fit into the space of one full copy of the
-# model?** Write down both.
+# is wide inside.
 
 # %%
+count_guess = predict("How many numbers is that for Llama 7B?", unit="numbers")
+tasks_guess = predict("How many tasks fit into one full copy's space?", unit="tasks")
+
+# %% tags=["hide-output"]
 with torch.device("meta"):  # the shape of the model without its 27 GB
     big = Llama(llama_7b)
 ia3.apply(big, IA3Config())
@@ -68,10 +71,9 @@ print(
     f"trained: {trained:,} of {everything:,}, which is"
     f" {100 * trained / everything:.4f}%"
 )
-print(
-    f"one task: {2 * trained / 1e6:.1f} MB in 16 bits; one full copy of the model holds"
-    f" {copies:,.0f} of them"
-)
+print(f"one task: {2 * trained / 1e6:.1f} MB in 16 bits")
+count_guess.settle(trained)
+tasks_guess.settle(copies)
 
 # %% [markdown]
 # Fewer than one number in ten thousand, and a seventh of what LoRA trains at rank 8 on two matrices per layer.
@@ -82,7 +84,7 @@ print(
 # Here is a vector of activations, what a scale vector does to it, and the reason for the name: *Infused Adapter by Inhibiting
 # and Amplifying Inner Activations*.
 
-# %%
+# %% tags=["hide-input"]
 torch.manual_seed(4)
 before, scale = (
     torch.randn(12),
@@ -372,8 +374,7 @@ models["full"] = [teach("full", seed) for seed in (0, 1)]
 for method in ("BitFit", "full"):
     models[f"{method}, rate / 2"] = [teach(method, seed, 1 / 2) for seed in (0, 1)]
 
-# %%
-# NBVAL_IGNORE_OUTPUT
+# %% tags=["nbval-ignore-output"]
 learned = {run: [start - loss_on(m, unseen) for m in ms] for run, ms in models.items()}
 forgot = {run: [loss_on(m, old) - start_old for m in ms] for run, ms in models.items()}
 
@@ -396,8 +397,7 @@ assert all(
 assert min(mean(gains) for gains in learned.values()) > 0.3 * mean(learned["full"])
 assert mean(forgot["BitFit, rate / 2"]) < 0.7 * mean(forgot["BitFit"])
 
-# %%
-# NBVAL_IGNORE_OUTPUT
+# %% tags=["hide-input", "nbval-ignore-output"]
 fig, ax = plt.subplots(figsize=(4.8, 3.6))
 for i, run in enumerate(models):
     ax.barh(
@@ -451,8 +451,7 @@ figure(
 #
 # What did the scales become?
 
-# %%
-# NBVAL_IGNORE_OUTPUT
+# %% tags=["hide-input", "nbval-ignore-output"]
 scaled = walk.installed(models["(IA)³"][0], ia3.IA3Linear)
 fig, axes = plt.subplots(1, 3, figsize=(4.8, 2.7), sharey=True)
 for ax, kind, title in zip(
@@ -523,8 +522,7 @@ assert max(kept["BitFit"], kept["LoRA"]) < kept["(IA)³"] < kept["full"]
 #
 # The scales lie on a line from 1, the old model, to what was learned, and the line goes on. Move along it: $1 + w\,(l - 1)$.
 
-# %%
-# NBVAL_IGNORE_OUTPUT
+# %% tags=["hide-input", "nbval-ignore-output"]
 WEIGHTS = [0.0, 0.5, 1.0, 2.0]
 adapted = models["(IA)³"][0]
 target = {

@@ -11,7 +11,7 @@ import tempfile
 import torch
 import torch.nn.functional as F
 
-from llmlab.course import compare, explore, figure, plt, show
+from llmlab.course import compare, explore, figure, plt, predict, show
 from llmlab.models import course_model
 from llmlab.models.accounting import parameters
 from llmlab.models.presets import preset
@@ -44,10 +44,12 @@ print(f"at 400 TFLOP/s on one GPU: {runs * flops / 400e12 / 3600:.0f} hours")
 # ## Predict
 #
 # MAM for BART-large puts a prefix of 30 into every attention and a bottleneck of 512 beside every feed-forward layer. BART-large has 406
-# million parameters, width 1,024, 24 layers, and 36 attentions, since each decoder layer has two. **Which share of the parameters is
-# trained?** Half a percent? Two? Ten?
+# million parameters, width 1,024, 24 layers, and 36 attentions, since each decoder layer has two.
 
 # %%
+guess = predict("What share of the parameters is trained?", unit="%")
+
+# %% tags=["hide-output"]
 d, layers = 1024, 12  # of BART-large's encoder, and again of its decoder
 encoder = layers * (12 * d**2 + 13 * d)  # attention 4d², MLP 8d², biases, two norms
 decoder = layers * (16 * d**2 + 19 * d)  # one attention more, and its norm
@@ -56,10 +58,11 @@ bart = encoder + decoder + (50265 + 2 * 1026 + 4) * d
 prefix = 36 * 2 * 30 * d
 beside = 24 * bottleneck.count(d, 512)
 print(f"prefixes {prefix:,} and adapters {beside:,}")
-print(f"{(prefix + beside) / bart:.1%} of BART-large's {bart:,}; the paper says 6.7%")
+print(f"BART-large has {bart:,}; the paper says 6.7%")
+guess.settle(100 * (prefix + beside) / bart, digits=2)
 
 # %% [markdown]
-# Nine tenths of that is in the feed-forward layers. That is the paper's advice in one number: attention is content with little,
+# Nine tenths of what is trained is in the feed-forward layers. That is the paper's advice in one number: attention is content with little,
 # the feed-forward layers make use of much. How the authors came to it stands below.
 
 # %% [markdown]
@@ -78,7 +81,7 @@ print(f"{(prefix + beside) / bart:.1%} of BART-large's {bart:,}; the paper says 
 # ($1/\sqrt D$ and biases are left out.) Read the columns, not the rows: each cell could be filled otherwise. Two such fillings
 # are this page's subject.
 
-# %%
+# %% tags=["hide-input"]
 fig, axes = plt.subplots(1, 2, figsize=(4.8, 4.0))
 ORANGE, BLUE, GREEN = "#d55e00", "#0072b2", "#00805e"
 
@@ -352,8 +355,7 @@ for name in NAMES:
     for method, how in ALONE.items():
         loss[name, f"{method} alone"] = [learn(name, *how)[1]]
 
-# %%
-# NBVAL_IGNORE_OUTPUT
+# %% tags=["nbval-ignore-output"]
 COLOR = {"lora": "#0072b2", "prefix": "#d55e00", "adapter": "#00805e"}
 gate = {n: {m: sum(opened[n, s][m] for s in SEEDS) / 2 for m in METHODS} for n in NAMES}
 gain = {
@@ -438,8 +440,7 @@ assert all(
 #
 # Do our gates read at all? Show the three tasks to the model that learned the Bible:
 
-# %%
-# NBVAL_IGNORE_OUTPUT
+# %% tags=["nbval-ignore-output"]
 final, by_task = mixtures["bible"], {}
 for name in NAMES:
     batch = valid[name][0]
@@ -468,8 +469,7 @@ for method in METHODS:
 # it reads?
 
 
-# %%
-# NBVAL_IGNORE_OUTPUT
+# %% tags=["hide-input", "nbval-ignore-output"]
 def draw(layer, task):
     fig, ax = plt.subplots(figsize=(4.8, 2.6))
     values = [by_task[task][m][layer].item() for m in METHODS]

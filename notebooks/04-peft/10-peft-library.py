@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from llmlab.course import compare, explore, figure, plt, show
+from llmlab.course import compare, explore, figure, plt, predict, show
 from llmlab.course.book import published
 from llmlab.models import real_model
 from llmlab.peft import checkpoint, ia3, lora, p_tuning, walk
@@ -48,8 +48,11 @@ print(
 #
 # Asked to go on after "The capital of Italy is", the model writes " Rome.", and it knows Berlin, Athens and Moscow too. We
 # will show it six *other* capitals, each answered by a line of JSON, `{"city": "Paris"}`: three steps of two
-# examples, each seen once, with LoRA. Then we ask for those four. **How many of the four answers will be JSON that `json.loads` accepts?
-# And how many will still name the right city?** Write down two numbers.
+# examples, each seen once, with LoRA. Then we ask for those four.
+
+# %%
+form_guess = predict("How many of the four answers will be JSON?", unit="of 4")
+city_guess = predict("How many will still name the right city?", unit="of 4")
 
 # %% [markdown]
 # ## The idea
@@ -57,7 +60,7 @@ print(
 # `peft` wraps a `transformers` model. It looks at the *type* of the settings that you pass, and puts its modules where that
 # method wants them. For our five methods there are only three such places.
 
-# %%
+# %% tags=["hide-input"]
 fig, ax = plt.subplots(figsize=(4.8, 3.4))
 boxes = [
     (
@@ -369,8 +372,7 @@ assert (
 #
 # What did three steps do?
 
-# %%
-# NBVAL_IGNORE_OUTPUT
+# %% tags=["nbval-ignore-output"]
 fig, (left, right) = plt.subplots(1, 2, figsize=(4.8, 3.4), width_ratios=[1.4, 1])
 for i, name in enumerate(losses):
     left.plot(range(3), losses[name], "o-", markersize=3, color=f"C{i}")
@@ -414,8 +416,7 @@ assert (
 # which learns XML from the same six pairs, and ask all three models in **one batch**: rows of `__base__` go through the
 # plain weights, the others through their own adapter.
 
-# %%
-# NBVAL_IGNORE_OUTPUT
+# %% tags=["nbval-ignore-output"]
 many = peft.PeftModel.from_pretrained(base, store / "LoRA by ours", adapter_name="json")
 torch.manual_seed(0)
 many.add_adapter("xml", METHODS["LoRA"][0])
@@ -468,6 +469,8 @@ print(
     f"right city: {right['__base__']} of 4 before, {right['json']} after,"
     f" {right['xml']} in XML"
 )
+form_guess.settle(sum(map(is_json, said["json"])))
+city_guess.settle(right["json"])
 
 # %% [markdown]
 # The form is learned from six examples and carries over to questions that were never shown. The price is in the last line: the
@@ -518,8 +521,7 @@ print(
 # makes a mixture of several for good. Here is the JSON adapter at five strengths. Move the slider and watch what the model
 # wants to say next after "The capital of Italy is".
 
-# %%
-# NBVAL_IGNORE_OUTPUT
+# %% tags=["hide-input", "nbval-ignore-output"]
 from peft.helpers import rescale_adapter_scale
 
 WEIGHTS = [0.0, 0.2, 0.4, 0.6, 1.0]
@@ -568,8 +570,7 @@ explore(
 # you would compute in `bfloat16`; on a CPU, fp32 is faster. The embedding is not quantised, and in a small model it is
 # most of what is left.
 
-# %%
-# NBVAL_IGNORE_OUTPUT
+# %% tags=["nbval-ignore-output"]
 from transformers import BitsAndBytesConfig
 
 four = BitsAndBytesConfig(

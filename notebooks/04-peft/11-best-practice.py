@@ -12,7 +12,7 @@ from time import perf_counter
 
 import torch
 
-from llmlab.course import compare, explore, figure, plt, show
+from llmlab.course import compare, explore, figure, plt, predict, show
 from llmlab.models import course_model
 from llmlab.models.accounting import adam_bytes, parameters
 from llmlab.models.llama import Llama
@@ -50,8 +50,13 @@ print(
 # ## Predict
 #
 # All methods get a budget of 9,728 trained numbers, 0.93% of the course model, and 40 steps. (IA)³ cannot use so many: it has
-# 2,048, a fifth of the budget, and that is that. **Where will it come out: in the upper half of the methods, or in the
-# lower?** And which two methods will be last? Write both guesses down.
+# 2,048, a fifth of the budget, and that is that.
+
+# %%
+guess = predict(
+    "Where will (IA)³ come out among the methods?",
+    choices=["in the upper half", "in the lower half"],
+)
 
 # %% [markdown]
 # ## The idea
@@ -214,8 +219,7 @@ for name, module, lr in (
 # the next one beyond. The best is chosen on held-out passages that are not those of the table, so no number below took part in a
 # choice. What a page *can* do is to check the record. The next cell runs one of its lines again.
 
-# %%
-# NBVAL_IGNORE_OUTPUT
+# %% tags=["nbval-ignore-output"]
 sweep = comparison.read()
 names = [m.name for m in catalogue.METHODS]
 TASKS = [
@@ -288,8 +292,7 @@ for name in ranking:
 # its backward pass, on a batch of the Bible; how long a step takes, forward, backward and update; and the latency of a
 # forward pass of one row after training, merged where the method merges.
 
-# %%
-# NBVAL_IGNORE_OUTPUT
+# %% tags=["nbval-ignore-output"]
 row_of_text = tasks.make("bible", tokenizer, "valid", batches=1, size=1)[0]
 
 
@@ -339,7 +342,7 @@ print("steps in those of full fine-tuning, forward passes in the base's")
 # Now the plot. A row is a method, a small dot a task, the large dot their mean; beside it stand the numbers that it trains and
 # what stays after training. The rows in bold are the front: nobody trains as few and gains as much.
 
-# %%
+# %% tags=["hide-input"]
 COLORS = {
     name: color for _, group, _, color in PLACES for name in group.split(", ")
 } | {"full fine-tuning": "#22262b"}
@@ -392,11 +395,10 @@ figure(
     f" {', '.join(n for n, k in zip(peft_names, front, strict=True) if k)}.",
 )
 position = 1 + peft_names.index("(IA)³")
-print(
-    f"your first guess: (IA)³ is number {position} of {len(peft_names)}, with a fifth"
-    " of the budget"
-)
-print(f"your second: the last two are {peft_names[-2]} and {peft_names[-1]}")
+print(f"(IA)³ is number {position} of {len(peft_names)}, with a fifth of the budget")
+print(f"the last two are {peft_names[-2]} and {peft_names[-1]}")
+is_upper = position <= len(peft_names) / 2
+guess.settle("in the upper half" if is_upper else "in the lower half")
 
 # %% [markdown]
 # Read it as a price list: whoever is not in bold costs more or gives less than somebody else.
@@ -466,8 +468,7 @@ for claim, holds, ours in FINDINGS:
 #
 # A front answers every budget at once, but nobody has every budget. What may you spend? Move the limit on trained numbers, choose a task, and see who is left and who leads.
 
-# %%
-# NBVAL_IGNORE_OUTPUT
+# %% tags=["hide-input", "nbval-ignore-output"]
 LIMITS = [2_500, 6_000, 9_800, 20_000]
 
 

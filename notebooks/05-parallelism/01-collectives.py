@@ -8,7 +8,7 @@
 # %%
 import torch
 
-from llmlab.course import compare, explore, figure, palette, plt, show
+from llmlab.course import compare, explore, figure, palette, plt, predict, show
 
 # %% [markdown]
 # ## What it costs
@@ -53,12 +53,11 @@ for algorithm in ("naive", "ring"):
 # ## Predict
 #
 # A ring all-reduce cuts the tensor of $n$ bytes into $p$ chunks and sends them around a ring of $p$ ranks, to your right-hand
-# neighbour only. How many bytes does each rank send, as a multiple of $n$, when $p = 64$? And a tree is fast for small
-# tensors: below which size would you use it, on a network with 10 µs per message and 25 GB/s?
+# neighbour only. A tree is fast for small tensors. Take a network with 10 µs per message and 25 GB/s.
 
 # %%
-# put your guess here; both are computed below
-my_guess = {"bytes sent, in n": 64.0, "a tree below, in bytes": 1_000}
+sent_guess = predict("How many bytes does each of 64 ranks send?", unit="times n")
+tree_guess = predict("Below which size is a tree faster, on 16 ranks?", unit="MB")
 
 # %% [markdown]
 # ## The idea
@@ -66,7 +65,7 @@ my_guess = {"bytes sent, in n": 64.0, "a tree below, in bytes": 1_000}
 # Four ranks, a row each; four chunks a, b, c, d; the colour says from which rank a chunk came, black is a sum over all ranks.
 # The pictures are drawn from what the operations return.
 
-# %%
+# %% tags=["hide-input"]
 from matplotlib.patches import Rectangle
 
 from llmlab.parallelism import World
@@ -182,7 +181,7 @@ figure(
 # ([Patarasuk & Yuan 2009](https://doi.org/10.1016/j.jpdc.2008.09.002 "patarasuk2009bandwidth")). Three algorithms, drawn from their lists of
 # messages:
 
-# %%
+# %% tags=["hide-input"]
 from llmlab.parallelism.collectives import halving, ring, tree
 from llmlab.parallelism.collectives import schedule as schedules
 
@@ -364,7 +363,7 @@ for what in ranks[-1]:  # of the root, which has them all
 #
 # When does which algorithm win? Lines are the formula; dots are the virtual clock of 16 threads that really exchanged the messages.
 
-# %%
+# %% tags=["hide-input"]
 link, p = Link(latency=10e-6, bandwidth=25e9), 16
 sizes = [4**k for k in range(4, 16)]
 
@@ -431,7 +430,8 @@ print(
     f"a rank of a ring of 64 sends {cost.sent('all_reduce', 0, [1] * 64) / 64:.2f} n; a"
     f" tree wins below {cross / 1e6:.1f} MB at p = {p}"
 )
-print(f"you guessed: {my_guess}")
+sent_guess.settle(cost.sent("all_reduce", 0, [1] * 64) / 64)
+tree_guess.settle(cross / 1e6, digits=2)
 
 # %% [markdown]
 # The ring's first part is $2(p-1)\alpha$ whatever the size, its second part hardly depends on $p$. So a ring is the best there is for
@@ -471,8 +471,7 @@ for network, route in networks.items():
 # **On the machine that made this page** there are 2 cores for 8 processes, and a third law holds. Messages do not travel side by side; each
 # takes its turn on a core. Real processes, real sockets:
 
-# %%
-# NBVAL_IGNORE_OUTPUT
+# %% tags=["nbval-ignore-output"]
 import time
 
 
@@ -510,8 +509,7 @@ for name, (small, large) in taken.items():
 #
 # Move the ranks: the ring's flat part rises with $p$, the tree's with $\log p$, and the crossing moves to the right. Then change the network.
 
-# %%
-# NBVAL_IGNORE_OUTPUT
+# %% tags=["nbval-ignore-output"]
 PLAY = {
     "switch": lambda p: schedules.crossbar,
     "cards": lambda p: schedules.shared_card(4),

@@ -11,7 +11,7 @@ import copy
 import torch
 import torch.nn.functional as F
 
-from llmlab.course import compare, explore, figure, palette, plt, show
+from llmlab.course import compare, explore, figure, palette, plt, predict, show
 
 # %% [markdown]
 # ## What it costs
@@ -45,11 +45,10 @@ print(
 # ## Predict
 #
 # Gradients come one after another, from the last layer to the first. So they can be sent one after another, while backward goes on. You may choose
-# in how large pieces. Which size leaves the least of that waiting, and how much of it is left?
+# in how large pieces.
 
 # %%
-# put your guess here; it is computed below
-my_guess = {"piece, in MiB": 1.0, "waiting that is left, in ms": 0.0}
+guess = predict("How much of that waiting do pieces of 25 MiB leave?", unit="ms")
 
 # %% [markdown]
 # ## The idea
@@ -65,7 +64,7 @@ my_guess = {"piece, in MiB": 1.0, "waiting that is left, in ms": 0.0}
 #
 # **When to send.** Here are six layers of equal size, whose gradients take as long to send as to compute:
 
-# %%
+# %% tags=["hide-input"]
 from llmlab.parallelism.data_parallel import draw, exposed, timeline
 
 # on two ranks an all-reduce of 1 byte takes 1 second here
@@ -440,11 +439,8 @@ sizes_tried = {
     mib: 1e3 * exposed(backward_pass(plan_buckets(nbytes, mib * MIB)))
     for mib in (1, 2, 4, 8, 16, 25, 50, 100, 200)
 }
-print(
-    "ms exposed "
-    + "".join(f"{ms:>6.0f}" for ms in sizes_tried.values())
-    + f"\nyou guessed: {my_guess}"
-)
+print("ms exposed " + "".join(f"{ms:>6.0f}" for ms in sizes_tried.values()))
+guess.settle(sizes_tried[25], digits=2)
 
 # %% [markdown]
 # Sending each tensor by itself costs more in latencies than in bytes: 146 messages of 126 steps each. One message has no latency to speak of and hides
@@ -525,8 +521,7 @@ for wait, label in (
 # Move the bucket size: on the left messages pile up, on the right nothing overlaps. Then go to 8 ranks, where a message has 14 steps and not 126: even a
 # message for each tensor does well.
 
-# %%
-# NBVAL_IGNORE_OUTPUT
+# %% tags=["hide-input", "nbval-ignore-output"]
 LIMITS = {
     "1 tensor": 1,
     "4 MiB": 4 * MIB,

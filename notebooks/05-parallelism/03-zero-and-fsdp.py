@@ -8,7 +8,7 @@
 # %%
 import torch
 
-from llmlab.course import compare, explore, figure, palette, plt, show
+from llmlab.course import compare, explore, figure, palette, plt, predict, show
 
 # %% [markdown]
 # ## What it costs
@@ -40,19 +40,20 @@ print(
 # %% [markdown]
 # ## Predict
 #
-# The same 7.5 B parameters on 64 GPUs, nothing kept twice: how many GB does a GPU hold? And how many bytes does it send in a
-# step, if plain data parallelism's all-reduce of the gradients is 1?
+# The same 7.5 B parameters on 64 GPUs, nothing kept twice.
 
 # %%
-# put your guess here; the answers are measured below
-my_guess = {"GB": 60.0, "bytes, all-reduce = 1": 1.0}
+held_guess = predict("How many GB does a GPU hold?", unit="GB")
+sent_guess = predict(
+    "How many bytes does it send in a step, if an all-reduce of the gradients is 1?"
+)
 
 # %% [markdown]
 # ## The idea
 #
 # A bar is what one of four ranks holds: weights, gradients, and $w, m, v$. Grey is held by all four, colour by one alone.
 
-# %%
+# %% tags=["hide-input"]
 from matplotlib.patches import Rectangle
 
 RANKS = [palette.blue, palette.vermillion, palette.green, palette.purple]
@@ -418,7 +419,7 @@ figure(
 # forward or backward:
 
 
-# %%
+# %% tags=["hide-input"]
 def sample(comm, model, stage):
     engine, seen = engine_for(stage, model, comm), []
 
@@ -511,11 +512,8 @@ print(
     "stage 3, were the root gathered twice as well:",
     sent_bytes(3, psi, RANKS_) / all_reduce,
 )
-answer = {
-    "GB": round(total_bytes(3, 7.5e9, 64) / 1e9, 1),
-    "bytes, all-reduce = 1": sent_bytes(3, 7.5e9, 64) / sent_bytes(0, 7.5e9, 64),
-}
-print(f"7.5 B on 64 GPUs: {answer}; you guessed {my_guess}")
+held_guess.settle(total_bytes(3, 7.5e9, 64) / 1e9, digits=2)
+sent_guess.settle(sent_bytes(3, 7.5e9, 64) / sent_bytes(0, 7.5e9, 64))
 
 # %% [markdown]
 # With one microbatch this is the paper's account: $2\Psi$, $2\Psi$, $2\Psi$, $3\Psi$. (Our stage 3, like FSDP2, keeps the root between
@@ -528,7 +526,7 @@ print(f"7.5 B on 64 GPUs: {answer}; you guessed {my_guess}")
 # **Can the traffic be hidden?** Four blocks with the proportions of a 7B model on 8 GPUs, at 50 GB/s a GPU and 40% of 989 TFLOP/s, 8,192
 # tokens per GPU. The bytes are those of our small blocks, on a wire slower in proportion; the clock is the ledger's.
 
-# %%
+# %% tags=["hide-input"]
 from llmlab.models.presets import preset
 from llmlab.parallelism import Link
 
@@ -653,8 +651,7 @@ for n in (1, 8):
 #
 # What a GPU holds at each stage. Move $N$: stages 1 and 2 run into a floor, stage 3 does not. The dashed line is 80 GB.
 
-# %%
-# NBVAL_IGNORE_OUTPUT
+# %% tags=["hide-input", "nbval-ignore-output"]
 MODELS = {"7.5 B": 7.5e9, "70 B": 70e9, "405 B": 405e9}
 
 

@@ -12,7 +12,7 @@ import time
 import torch
 import torch.nn.functional as F
 
-from llmlab.course import compare, explore, figure, plt, show
+from llmlab.course import compare, explore, figure, plt, predict, show
 
 # %% [markdown]
 # ## What it costs
@@ -51,12 +51,14 @@ print(
 #
 # Cut the batch into 8 microbatches, so that 4 ranks can work on different ones at the same time. Forward takes one unit
 # a microbatch and rank, backward two. *GPipe* does all forwards, then all backwards. *1F1B* does a backward as soon as there
-# is one. For what share of the step does a rank wait under each? And how many microbatches' activations must rank 0 hold at
-# once?
+# is one.
 
 # %%
-# put your guess here
-my_guess = {"GPipe waits": 0.5, "1F1B waits": 0.5, "GPipe holds": 4, "1F1B holds": 4}
+gpipe_guess = predict("GPipe: for what share of the step does a rank wait?", unit="%")
+bubble_guess = predict("1F1B: for what share of the step does a rank wait?", unit="%")
+held_guess = predict(
+    "1F1B: how many microbatches' activations does rank 0 hold at once?"
+)
 
 # %% [markdown]
 # ## The idea
@@ -352,8 +354,7 @@ for name, make, v, layout in (
 # cores and measure that; so each op computes on a small model and then *sleeps* for 25 ms (a whole backward: 50). The
 # waiting, the messages and the order are real.
 
-# %%
-# NBVAL_IGNORE_OUTPUT
+# %% tags=["nbval-ignore-output"]
 from llmlab.models.llama import Llama, LlamaConfig
 
 SECONDS = {"F": 0.025, "I": 0.025, "W": 0.025, "B": 0.05}
@@ -425,7 +426,7 @@ figure(
 #
 # Now memory. Saved-tensor hooks count every byte that autograd keeps for a backward. We count on rank 0.
 
-# %%
+# %% tags=["hide-input"]
 from llmlab.parallelism.pipeline import ActivationMeter
 
 
@@ -494,7 +495,9 @@ for name, plan in plans.items():
         f"{name}: waits {found.bubble:.0%} of the time, rank 0 holds"
         f" {schedules.peak_microbatches(plan)[0]:.0f} microbatches at once"
     )
-print(f"you guessed: {my_guess}")
+gpipe_guess.settle(100 * simulate(plans["GPipe"]).bubble)
+bubble_guess.settle(100 * simulate(plans["1F1B"]).bubble)
+held_guess.settle(schedules.peak_microbatches(plans["1F1B"])[0])
 
 # %% [markdown]
 # ## Play
@@ -502,8 +505,7 @@ print(f"you guessed: {my_guess}")
 # Move the schedule at 12 microbatches: where do the gaps go? Then go down to 4: the triangles stay as they are, the
 # work between them shrinks. ZB-V puts the first *and* the last layers on rank 0, so that each microbatch turns around near home.
 
-# %%
-# NBVAL_IGNORE_OUTPUT
+# %% tags=["hide-input", "nbval-ignore-output"]
 NAMES = {
     "GPipe": gpipe,
     "1F1B": one_f_one_b,

@@ -10,7 +10,7 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 
-from llmlab.course import compare, explore, figure, palette, plt, show
+from llmlab.course import compare, explore, figure, palette, plt, predict, show
 
 # %% [markdown]
 # ## What it costs
@@ -44,19 +44,18 @@ print(
 #
 # An MLP has two matrices, $Z = \varphi(XA)\,B$. Four ranks each hold a quarter of $A$ and a quarter of $B$; all of them
 # know $X$, and all of them need $Z$. If you cut $A$ by columns you can gather the pieces of $\varphi(XA)$; if you do
-# the same with $B$ you gather again: two collectives in the forward pass. With the best cut of $B$, how many are left?
-# And how many bytes does a rank send, compared with gathering twice, when $\varphi(XA)$ is four times as wide as $X$?
+# the same with $B$ you gather again: two collectives in the forward pass. $\varphi(XA)$ is four times as wide as $X$.
 
 # %%
-# put your guess here; the answer is measured below
-my_guess = {"collectives": 2, "bytes, gathering twice = 1": 1.0}
+count_guess = predict("With the best cut of B, how many collectives are left?")
+bytes_guess = predict("How many bytes does a rank send, if gathering twice is 1?")
 
 # %% [markdown]
 # ## The idea
 #
 # Colour is ownership: what a rank holds has its colour, and what all ranks hold is grey.
 
-# %%
+# %% tags=["hide-input"]
 from matplotlib.patches import Rectangle
 
 RANKS = [palette.blue, palette.vermillion, palette.green, palette.purple]
@@ -325,11 +324,8 @@ for fn in (gather_twice, column_then_row):
     compare(world.run(fn)[2], F.silu(X @ A) @ B, fn.__name__, tol=1e-4)
     spent[fn] = world.ledger.count(rank=0), world.ledger.bytes(rank=0)
 ratio = spent[column_then_row][1] / spent[gather_twice][1]
-print(
-    f"collectives: {spent[gather_twice][0]} → {spent[column_then_row][0]},  bytes: 1 →"
-    f" {ratio:.2f}"
-)
-print(f"you guessed: {my_guess}")
+count_guess.settle(spent[column_then_row][0])
+bytes_guess.settle(ratio, digits=2)
 
 # %% [markdown]
 # One collective, and fewer bytes, because what travels is as wide as $X$ and not as wide as $H$.
@@ -392,7 +388,7 @@ for m, ps in dots.items():
         tol=0.5,
     )
 
-# %%
+# %% tags=["hide-input"]
 cross = crossover(shape)
 ends = {"1-D": "center", "2-D": "bottom", "2.5-D": "top", "3-D": "center"}
 fig, ax = plt.subplots(figsize=(4.8, 3.4))
@@ -449,8 +445,7 @@ for M_, d_ in ((512, 4096), (4096, 4096), (65536, 4096)):
 # What each rank holds and sends, by method. Move $p$: 1-D's activations stay, the others' shrink. Move the tokens: with few
 # of them, a grid mostly moves weights.
 
-# %%
-# NBVAL_IGNORE_OUTPUT
+# %% tags=["hide-input", "nbval-ignore-output"]
 PLAY = {4: 1, 8: 2, 64: 4, 512: 8}  # ranks: depth of the 2.5-D mesh
 
 

@@ -115,7 +115,7 @@ my_guess = {"kept": 1.0, "slowest rank": 1.0}
 # **Who does how much?** Below, each square is a query (row) that looks at a key (column); its colour is the rank that has
 # the query. A late token looks at many keys.
 
-# %%
+# %% tags=["hide-input"]
 from llmlab.parallelism.sequence import schedule, shards
 
 RANKS = [palette.blue, palette.vermillion, palette.green, palette.purple]
@@ -362,7 +362,7 @@ for where, (loss, state) in results.items():
 #
 # **What is kept.** The same count as on top of this page, times 32 layers, on every rank of up to 8.
 
-# %%
+# %% tags=["hide-input"]
 from llmlab.parallelism import tensor
 
 
@@ -451,7 +451,7 @@ for method in ("megatron", "ring", "ulysses"):
 # **Who waits.** Now the clock. Each rank says how long its pieces take, and the ledger adds the wire: a hop of keys and values
 # takes as long as half a piece. Bars are pieces, coloured by the rank whose keys they use; the thin line below is the hop.
 
-# %%
+# %% tags=["hide-input"]
 from llmlab.parallelism import Link
 
 n, p = 64, 4
@@ -608,8 +608,7 @@ compare(counted, expected, "counted and by formula, bytes", tol=0)
 # Step through a ring of four. Strong colours: what is computed in this step, by the rank that has the query. Pale: done
 # before. With the contiguous cut, count the ranks that have nothing to do.
 
-# %%
-# NBVAL_IGNORE_OUTPUT
+# %% tags=["hide-input", "nbval-ignore-output"]
 LAYOUTS = ["contiguous", "zigzag", "striped"]
 TABLES = {layout: schedule(shards(16, 4, layout)) for layout in LAYOUTS}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from llmlab.course import compare, explore, figure, palette, plt, show
+from llmlab.course import compare, explore, figure, palette, plt, predict, show
 from llmlab.models.llama import Llama, LlamaConfig
 
 # %% [markdown]
@@ -47,10 +47,9 @@ print(f"all three: tp 8 × pp 35 × dp 12 = {8 * 35 * 12:,}")
 #
 # Sixteen devices in two nodes of eight, tp = 8 and dp = 2. You may number them so that a tensor-parallel group lies in one node, or so
 # that it is spread over both (every second device). The work, the model, and the loss are the same, and a wire between nodes is 12 times slower.
-# **How many times longer does a step take with tp spread out?**
 
 # %%
-my_guess = 2.0  # put your guess here; the answer is measured below
+guess = predict("With tp spread out, how many times longer is a step?", unit="times")
 
 # %% [markdown]
 # ## The idea
@@ -65,7 +64,7 @@ my_guess = 2.0  # put your guess here; the answer is measured below
 # one thing only: along tp about activations, along pp about the border between two stages, along dp about gradients. The order of
 # the axes decides who is neighbour to whom: the last one is innermost.
 
-# %%
+# %% tags=["hide-input"]
 from matplotlib.patches import Rectangle
 
 NODE = 8
@@ -318,15 +317,12 @@ for name, (loss, took, _) in results.items():
     print(f"{name}: loss {loss:.4f}, a step {took * 1e6:.0f} µs")
 compare(results["tp innermost"][0], results["dp innermost"][0], what="the two losses")
 ratio = results["dp innermost"][1] / results["tp innermost"][1]
-print(
-    f"tp spread over two nodes takes {ratio:.1f} times as long; your guess"
-    f" {my_guess:.1f}"
-)
+guess.settle(ratio, digits=2)
 
 # %% [markdown]
 # Same loss, same bytes, another numbering. Look at what rank 0 does in the two:
 
-# %%
+# %% tags=["hide-input"]
 KINDS = {
     "compute": palette.blue,
     "tp": palette.vermillion,
@@ -445,8 +441,7 @@ for name in [n for n in place if not n.startswith("optimizer")][:3]:
 # How would you number 16 devices? Choose the sizes and the order, and read what each axis has to cross. The bars are the times of a step
 # on the virtual clock, for two layers and two microbatches.
 
-# %%
-# NBVAL_IGNORE_OUTPUT
+# %% tags=["hide-input", "nbval-ignore-output"]
 SIZES = {
     "tp 8, dp 2": (1, 2, 8),
     "tp 4, dp 4": (1, 4, 4),

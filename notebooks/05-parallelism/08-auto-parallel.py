@@ -12,7 +12,7 @@ from functools import cache
 
 import torch
 
-from llmlab.course import compare, explore, figure, palette, plt, show
+from llmlab.course import compare, explore, figure, palette, plt, predict, show
 from llmlab.parallelism import World, auto_parallel
 from llmlab.parallelism.auto_parallel import DeviceMesh, execute, graphs, sharding
 from llmlab.parallelism.runtime import Link
@@ -55,13 +55,15 @@ print(
 # %% [markdown]
 # ## Predict
 #
-# The wire between nodes carries 25 GB/s, the one inside 300. With 64 sequences per step, how much time does the best of all plans
-# save over the better of the two above? And for 4 sequences over a wire of 2.5 GB/s: how many of the 32 devices does the best
-# plan keep busy with different work?
+# The wire between nodes carries 25 GB/s, the one inside 300. A step has 64 sequences. The first question is about the better of the two
+# plans above; the second about 4 sequences over a wire of 2.5 GB/s.
 
 # %%
-# put your guess here; the answer is computed below
-my_guess = {"saved": 0.1, "busy devices": 32}
+saved_guess = predict("How much time does the best of all plans save?", unit="%")
+busy_guess = predict(
+    "How many of the 32 devices does the best plan give different work?",
+    unit="devices",
+)
 
 # %% [markdown]
 # ## The idea
@@ -79,7 +81,7 @@ my_guess = {"saved": 0.1, "busy devices": 32}
 # The same rule reads for attention, for a norm, for experts. That is the view of GSPMD
 # ([Xu et al. 2021](https://arxiv.org/abs/2105.04663 "xu2021gspmd")), the partitioner in XLA.
 
-# %%
+# %% tags=["hide-input"]
 from matplotlib.patches import Rectangle
 
 CUT = {"m": palette.blue, "n": palette.vermillion, "k": palette.green}
@@ -328,19 +330,13 @@ _, best, by_hand = table(64, 25e9)
 saved = 1 - best / min(by_hand["tp inside"], by_hand["tp across"])
 choice, _, _ = table(4, 2.5e9)
 busy = 8 * (4 if any(s[0] for s in choice.values()) else 1)
-print(
-    f"saved by the search at 64 sequences: {saved:.1%} (your guess"
-    f" {my_guess['saved']:.0%})"
-)
-print(
-    f"devices with different work at 4 sequences: {busy} (your guess"
-    f" {my_guess['busy devices']})"
-)
+saved_guess.settle(100 * saved, digits=2)
+busy_guess.settle(busy)
 
 # %% [markdown]
 # A few percent of a training bill, for a tenth of a second of search. Over all sizes:
 
-# %%
+# %% tags=["hide-input"]
 SIZES = (4, 8, 16, 32, 64, 128, 256)
 STYLE = {
     "tp inside": (palette.blue, "o"),
@@ -423,8 +419,7 @@ compare(searched, everything, what="the dynamic program and brute force", tol=1e
 # Move the batch and the wire, and watch the plan change, operator by operator. The upper row is the axis across nodes, the
 # lower one inside the node. Find a place where the two halves of the block disagree.
 
-# %%
-# NBVAL_IGNORE_OUTPUT
+# %% tags=["hide-input", "nbval-ignore-output"]
 LOOPS = {
     "b": palette.blue,
     "g": palette.vermillion,
@@ -511,8 +506,7 @@ explore(
 # How large is the program for a whole model? Alpa's paper treats GPT-3 with 39 billion parameters on 64 GPUs, one integer program a
 # stage and mesh. Ours grows with the operators; here is what a chain of blocks costs to solve.
 
-# %%
-# NBVAL_IGNORE_OUTPUT
+# %% tags=["nbval-ignore-output"]
 from time import perf_counter
 
 for blocks in (1, 2, 4):

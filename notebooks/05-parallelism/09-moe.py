@@ -10,7 +10,7 @@ import copy
 
 import torch
 
-from llmlab.course import compare, explore, figure, palette, plt, show
+from llmlab.course import compare, explore, figure, palette, plt, predict, show
 
 # %% [markdown]
 # ## What it costs
@@ -49,12 +49,13 @@ print(
 # ## Predict
 #
 # 16 experts on 4 ranks, two for each token. An expert takes at most 1.25 times its fair share; who comes later is dropped. Now the
-# router has favorites: the most popular expert is chosen three times as often as is fair. What share of all assignments is
-# dropped? And without the limit, how much does the busiest *rank* compute, when a fair share is 1?
+# router has favourites: the most popular expert is chosen three times as often as is fair.
 
 # %%
-# put your guess here; the answer is measured below
-my_guess = {"dropped": 0.0, "busiest rank": 1.0}
+dropped_guess = predict("What share of all assignments is dropped?", unit="%")
+busiest_guess = predict(
+    "Without a limit, how much does the busiest rank compute?", unit="fair shares"
+)
 
 # %% [markdown]
 # ## The idea
@@ -70,7 +71,7 @@ my_guess = {"dropped": 0.0, "busiest rank": 1.0}
 # second one brings the results home (**combine**). Below, a real run: 4 ranks, 4 tokens each, 2 experts per token. Colour is the
 # rank that a token belongs to.
 
-# %%
+# %% tags=["hide-input"]
 from matplotlib.patches import Rectangle
 
 from llmlab.parallelism import World
@@ -351,7 +352,8 @@ for i in (0, three):
             f"{name:<12} dropped {m['dropped']:>4.0%}   busiest rank {m['busiest']:.2f}"
             f"   it sends {m['sent']:.0f} kB"
         )
-print(f"you guessed: {my_guess}")
+dropped_guess.settle(100 * seen["1.25"][three]["dropped"], digits=2)
+busiest_guess.settle(seen["no limit"][three]["busiest"])
 
 # %% [markdown]
 # You buy time with tokens. Without a limit nobody is dropped, and all wait for the busiest rank. A limit caps the wait, and drops a
@@ -477,8 +479,7 @@ for k in (1, 2, 4, 8):
 # One rank's tokens at 16 experts. Move the capacity factor: blue rows are computed, vermillion ones dropped, and light ones are the
 # padding that is sent for nothing.
 
-# %%
-# NBVAL_IGNORE_OUTPUT
+# %% tags=["hide-input", "nbval-ignore-output"]
 SKEWS = {"indifferent": 0.0, "choosy": 0.5, "favorites": 1.0, "one star": 2.0}
 LOADS = {}
 for name, skew in SKEWS.items():

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from llmlab.course import compare, explore, figure, palette, plt, show
+from llmlab.course import compare, explore, figure, palette, plt, predict, show
 from llmlab.parallelism import World, launch
 from llmlab.parallelism.frameworks import elastic, engines
 
@@ -54,12 +54,13 @@ print(f"Llama 3 on 16,384 GPUs: 419 in 54 days, one every {54 * 24 / 419:.1f} ho
 # ## Predict
 #
 # DDP, FSDP2, tensor-parallel DTensors, a PyTorch pipeline, DeepSpeed's ZeRO and its pipeline, Megatron-core's layers: the same weights, the same data,
-# four steps of AdamW. **To how many digits will the losses agree?** One of them disagrees in the fourth digit if its settings are left as they
-# come. Which?
+# four steps of AdamW. One of them disagrees in the fourth digit if its settings are left as they come.
 
 # %%
-# put your guess here; the losses are below
-my_guess = {"digits": 3, "the odd one": "DDP"}
+guess = predict(
+    "Which engine differs, with its settings as they come?",
+    choices=["DDP", "FSDP2", "DTensor", "PyTorch pipelining", "DeepSpeed ZeRO"],
+)
 
 # %% [markdown]
 # ## The idea
@@ -82,7 +83,7 @@ my_guess = {"digits": 3, "the odd one": "DDP"}
 # address where the ranks leave each other theirs. A launcher on each node sets `RANK`, `LOCAL_RANK`, `WORLD_SIZE`, `MASTER_ADDR` and
 # `MASTER_PORT`; everything else follows from `init_process_group`.
 
-# %%
+# %% tags=["hide-input"]
 from matplotlib.patches import FancyBboxPatch
 
 NODES, PER_NODE = 2, 4
@@ -213,7 +214,7 @@ print(
     f"{'ZeRO-1, settings as they come':32}",
     " ".join(f"{x:.4f}" for x in record["clipping left at its default"]),
 )
-print(f"you guessed: {my_guess}")
+guess.settle("DeepSpeed ZeRO")
 print("recorded with", ", ".join(f"{k} {v}" for k, v in record["versions"].items()))
 
 # %% [markdown]
@@ -267,7 +268,7 @@ show(elastic.save, elastic.load, elastic.supervise)
 # Leave out the second, and see what happens:
 
 
-# %%
+# %% tags=["hide-input"]
 def resumed(with_optimizer):
     """Two steps, a restart, four more: the losses."""
     model = engines.build()
@@ -342,8 +343,7 @@ print(f"last loss: {right[-1]:.4f} with Adam's averages, {wrong[-1]:.4f} without
 # [Young 1974](https://doi.org/10.1145/361147.361115 "young1974first") found where the sum is smallest: at $\sqrt{2 \cdot \text{writing} \cdot \text{MTBF}}$.
 # Change the number of GPUs and the time that a checkpoint takes.
 
-# %%
-# NBVAL_IGNORE_OUTPUT
+# %% tags=["hide-input", "nbval-ignore-output"]
 HOURS = [0.05 * 1.25**i for i in range(28)]
 
 

@@ -10,7 +10,7 @@ from functools import cache
 
 import torch
 
-from llmlab.course import compare, explore, figure, palette, plt, show
+from llmlab.course import compare, explore, figure, palette, plt, predict, show
 from llmlab.parallelism import published
 from llmlab.parallelism.choosing import Job, Plan, machines, planner, shapes
 
@@ -38,11 +38,12 @@ print(f"the same at 139 TFLOP/s: {bill * (140 / 139 - 1):,.0f} dollars more")
 # ## Predict
 #
 # You have 64 H100s of 80 GB, eight in a node, and are to train Llama 2 70B on sequences of 4,096 tokens, 1,024 of them a
-# step. How many ways would you cut each matrix (tp), how many stages would you make (pp), and what MFU do you expect?
+# step.
 
 # %%
-# put your guess here; the planner's answer comes below
-my_guess = {"tp": 8, "pp": 1, "MFU": 0.5}
+tp_guess = predict("How many ways would you cut each matrix (tp)?", unit="ways")
+pp_guess = predict("How many stages would you make (pp)?", unit="stages")
+mfu_guess = predict("What MFU do you expect?", unit="%")
 
 # %% [markdown]
 # ## The idea
@@ -50,7 +51,7 @@ my_guess = {"tp": 8, "pp": 1, "MFU": 0.5}
 # Each axis pays with another coin. The figure shows 32 devices in four nodes, a row each, numbered with tp innermost. In
 # colour: the first group that talks along each axis. A group inside a node talks over NVLink at 300 GB/s, one across nodes at 25.
 
-# %%
+# %% tags=["hide-input"]
 from matplotlib.patches import Rectangle
 
 COLORS = {"tp": palette.blue, "dp": palette.vermillion, "pp": palette.green}
@@ -284,10 +285,9 @@ print(
     f"\nthe slowest that fits takes {worst.step / best.step:.1f} times as long: tp ="
     f" {worst.plan.tp}, pp = {worst.plan.pp}"
 )
-print(
-    f"your guess: tp = {my_guess['tp']}, pp = {my_guess['pp']}, MFU"
-    f" {my_guess['MFU']:.0%}"
-)
+tp_guess.settle(best.plan.tp)
+pp_guess.settle(best.plan.pp)
+mfu_guess.settle(100 * best.mfu)
 
 # %% [markdown]
 # The first plans lie within a few percent of each other, closer than the model is exact: take them as a short list to measure,
@@ -313,7 +313,7 @@ KINDS = {
 }
 KINDS |= {"pipeline": palette.purple, "data": palette.green, "adam": palette.gray}
 
-# %%
+# %% tags=["hide-input"]
 fig, ax = plt.subplots(figsize=(4.8, 2.6))
 for y, (name, plan) in enumerate(plans.items()):
     e, left = planner.estimate(gpt3, plan), 0.0
@@ -367,8 +367,7 @@ figure(
 # More devices, less time each, but not in proportion. Move the number of devices and the batch. Watch which kind of memory makes
 # the plan fit, and how MFU falls when every device has too little to do.
 
-# %%
-# NBVAL_IGNORE_OUTPUT
+# %% tags=["hide-input", "nbval-ignore-output"]
 LIMIT = seventy.machine.memory / 1e9
 MEMORY = {
     "weights": palette.blue,

@@ -16,13 +16,15 @@ PLANNED = next(x for x in reversed(lessons()) if not x.is_built(ROOT))
 HEADINGS = [
     "What it costs",
     "Predict",
+    "By hand",
     "The idea",
+    "Your turn",
     "The code",
     "Against the library",
     "The experiment",
     "Play",
     "At scale",
-    "Takeaways",
+    "What to keep",
 ]
 
 

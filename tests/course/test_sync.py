@@ -21,7 +21,7 @@ print(x + 1)
 # %% tags=["exercise"]
 x += 1
 """
-NAME = "notebooks/01-start/01-welcome"
+NAME = "notebooks/01-start/00-a-lesson"  # not in the syllabus: it has no line on top
 
 
 @pytest.fixture
@@ -275,3 +275,37 @@ def test_misuse(course, tmp_path, capsys):
     (course / "other.py").touch()
     assert sync.main(["other.py"]) == 2
     assert "not under" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("tags", "folded"),
+    [
+        (["hide-input", "slider"], {"source_hidden": True}),
+        (["hide-output"], {"outputs_hidden": True}),
+        (["hide-cell"], {"source_hidden": True, "outputs_hidden": True}),
+    ],
+)
+def test_jupyterlab_folds_what_the_book_folds(tags, folded):
+    assert sync.metadata(tags) == {"tags": tags, "jupyter": folded}
+
+
+def test_nothing_is_folded_unasked():
+    assert sync.metadata([]) == {}
+    assert sync.metadata(["check"]) == {"tags": ["check"]}
+
+
+def test_a_lesson_of_the_syllabus_has_its_line_on_top(ran):
+    folder = ran / "notebooks" / "01-start"
+    for kind in ("py", "ipynb"):
+        (folder / f"00-a-lesson.{kind}").rename(folder / f"01-welcome.{kind}")
+    records = ran / "jupyter-book" / "verified.json"
+    records.write_text(records.read_text().replace("00-a-lesson", "01-welcome"))
+    script = folder / "01-welcome.py"
+    (wrong,) = sync.check(script, ran)
+    assert "out of step" in wrong
+    assert sync.sync(script, ran) == ("updated", [])
+    assert sync.check(script, ran) == []
+    nb = nbformat.read(script.with_suffix(".ipynb"), as_version=4)
+    assert "5 seconds" in nb.cells[1].source
+    records.write_text(records.read_text().replace('"seconds": 1.0', '"seconds": 9.0'))
+    assert sync.check(script, ran), "the line says what the run before took"

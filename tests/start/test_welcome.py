@@ -77,13 +77,13 @@ def test_wrong_arguments_are_named(call, named):
         call()
 
 
-def test_the_takeaways_say_what_the_formulas_give():
+def test_what_to_keep_is_what_the_formulas_give():
     """The numbers that the lesson's prose states."""
     root = course_root()
     prose = (
         (root / "notebooks/01-start/01-welcome.py")
         .read_text(encoding="utf-8")
-        .split("## Takeaways")[1]
+        .split("## What to keep")[1]
     )
     llama = preset("llama-2-70b")
     W, C = welcome.weight_bytes(parameters(llama)), kv_cache_bytes(llama, 1, 4096)

@@ -20,6 +20,7 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
+from llmlab.course.book.terms import Linker
 from llmlab.course.book.verified import WIDGET
 from llmlab.course.syllabus import Lesson, lessons
 
@@ -145,6 +146,21 @@ def dress_output(output: NotebookNode, page: str, stage: Stage) -> None:
         output["data"] = {"text/html": picture(data, size, page, stage)}
 
 
+def prompt(cell: NotebookNode) -> None:
+    """Names what a folded cell holds."""
+    tags = cell.metadata.get("tags", [])
+    for tag, what in (
+        ("hide-input", "the code"),
+        ("hide-output", "the answer"),
+        ("hide-cell", "the code and what it prints"),
+    ):
+        if tag in tags:
+            cell.metadata["mystnb"] = {
+                "code_prompt_show": f"Show {what}",
+                "code_prompt_hide": f"Hide {what}",
+            }
+
+
 def dress(nb: NotebookNode, page: str, stage: Stage) -> None:
     """Changes the staged copy of a notebook in place."""
     for cell in nb.cells:
@@ -154,10 +170,18 @@ def dress(nb: NotebookNode, page: str, stage: Stage) -> None:
             cell.source = rewrite(cell.source, lambda match: link(match, page, stage))
         if cell.cell_type == "code":
             cell.source = MARKS.sub("", cell.source)
+            prompt(cell)
             for output in cell.outputs:
                 dress_output(output, page, stage)
     nb.metadata.pop("widgets", None)
     nb.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
+
+
+def link_terms(nb: NotebookNode, linker: Linker) -> None:
+    """Links each term of the glossary where the lesson first uses it."""
+    for cell in nb.cells:
+        if cell.cell_type == "markdown":
+            cell.source = linker.link(cell.source)
 
 
 def _up(page: str, target: str) -> str:
@@ -174,7 +198,7 @@ def header(kind: str, lesson: Lesson, run: dict | None, stage: Stage) -> str:
     exercises = f"exercises/{lesson.slug}.ipynb"
     solutions = f"solutions/{lesson.slug}.ipynb"
     items = ""
-    if run:
+    if run and kind != "notebooks":  # a lesson says so itself
         took = f"{run['seconds']:.0f} s, {run['memory_gib']:.1f} GiB"
         items += f"<span>Runs in {took}</span>"
     if kind == "notebooks" and stage.has_page(exercises):
@@ -216,6 +240,9 @@ def stage_notebook(kind: str, lesson: Lesson, run: dict | None, stage: Stage) ->
     page = f"{kind}/{lesson.slug}.ipynb"
     nb = nbformat.read(stage.root / page, as_version=4)
     dress(nb, page, stage)
+    glossary = stage.root / "jupyter-book" / "pages" / "glossary.md"
+    if kind == "notebooks" and glossary.is_file():
+        link_terms(nb, Linker(glossary))
     first = next((i for i, c in enumerate(nb.cells) if c.cell_type == "markdown"), 0)
     opening = nb.cells[first]
     bar = nbformat.v4.new_markdown_cell(header(kind, lesson, run, stage))

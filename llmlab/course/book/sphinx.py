@@ -9,6 +9,9 @@ import re
 import shutil
 from pathlib import Path
 
+from sphinx.search import languages
+
+from llmlab.course.book.searching import EnglishAndChinese
 from llmlab.course.syllabus import course_root
 
 # Jupyter Book always loads these; they reach for other hosts.
@@ -28,6 +31,7 @@ BETTER = (
 
 def setup(app) -> dict:
     """Called by Sphinx."""
+    languages["en"] = EnglishAndChinese
     for name, listeners in app.events.listeners.items():
         app.events.listeners[name] = [
             x for x in listeners if not x.handler.__module__.startswith(UNWANTED)
