@@ -2,17 +2,30 @@
 # # QLoRA: fine-tune 65 billion parameters on one GPU
 #
 # LoRA trains little but still holds the whole model in 16 bits. QLoRA holds it in 4, in a format made for the way weights
-# are distributed, and trains through it. By the end of this page you will have built that format, trained on top of it,
-# and counted a 65B model into 48 GB.
+# are distributed, and trains through it. By the end of this page you own that format, have trained on top of it,
+# and have counted a 65B model into 48 GB.
 
 # %%
 import math
 import tempfile
 import warnings
 
+import bitsandbytes.functional as bnb
+import peft
 import torch
+from transformers import BitsAndBytesConfig, LlamaForCausalLM, logging
 
-from llmlab.course import compare, explore, figure, palette, plt, show
+from llmlab.checks.peft.qlora import check
+from llmlab.course import (
+    compare,
+    explore,
+    figure,
+    palette,
+    plt,
+    predict,
+    show,
+    your_turn,
+)
 from llmlab.models import course_model, real_model
 from llmlab.models.accounting import parameters
 from llmlab.models.language_model import next_token_loss
@@ -24,6 +37,8 @@ from llmlab.training import pretraining
 
 # for matrices this small a second thread waits more than it helps
 torch.set_num_threads(1)
+warnings.filterwarnings("ignore", category=FutureWarning)
+logging.disable_progress_bar()
 
 # %% [markdown]
 # ## What it costs
@@ -49,9 +64,34 @@ print(
 #
 # A weight in 4 bits is one of 16 values, times a scale that it shares with its neighbours: 64 weights, one scale. We take
 # weights from a normal distribution and round them in three ways: to **INT4**, whose levels are evenly spaced; to **FP4**,
-# a tiny floating-point number with 2 exponent bits; and to **NF4**, made for the normal distribution. **By how much is
-# NF4's squared error smaller than INT4's? And where does FP4 come out, before INT4 or behind it?** Write your guess down;
-# the experiment computes it.
+# a floating-point number with a sign, 2 bits of exponent and 1 of mantissa, with the levels that `bitsandbytes` gives it; and to **NF4**, made for the
+# normal distribution.
+
+# %%
+nf4_guess = predict("If INT4's squared error is 1, what is NF4's?")
+fp4_guess = predict(
+    "And where does FP4 come out?", choices=["better than INT4", "worse than INT4"]
+)
+
+# %% [markdown]
+# ## By hand
+#
+# Four weights that share one scale: 0.30, −0.60, 0.10, 1.20. The scale is the largest of their absolute values, 1.20. Divide by it, and store for each the number of the
+# nearest of NF4's 16 levels. Those near are … −0.525, … 0.080, … 0.246, … 1.
+#
+# | weight | weight / 1.20 | nearest level | read back: level · 1.20 |
+# |---|---|---|---|
+# | 0.30 | 0.250 | 0.246 | 0.295 |
+# | −0.60 | −0.500 | −0.525 | −0.630 |
+# | 0.10 | 0.083 | 0.080 | 0.096 |
+# | 1.20 | 1.000 | 1.000 | 1.200 |
+#
+# The largest weight comes back exactly, and small weights have small errors: the levels are close together near zero.
+
+# %%
+four = torch.tensor([0.30, -0.60, 0.10, 1.20])
+back = nf4.dequantize(nf4.quantize(four, double=False))
+print("read back:", *(f"{v:.3f}" for v in back.tolist()))
 
 # %% [markdown]
 # ## The idea
@@ -114,11 +154,40 @@ figure(
 #   comes back when the optimizer asks for it.
 
 # %% [markdown]
-# ## The code
+# ## Your turn
 #
-# The format is a few pure functions on tensors; the layer holds their result and two products.
+# Round weights to any set of levels. Cut `w` into blocks of `block`, row after row (its number of elements is a multiple of `block`). The scale of a block is
+# its largest $|w|$; a block of zeros must not give NaN. Return the numbers of the nearest levels, int64 and of shape (blocks, block), and the scales, of
+# shape (blocks,).
+
 
 # %%
+def quantize(w, levels, block: int):
+    """Codes and scales of w."""
+    raise NotImplementedError("five lines of yours")
+
+
+your_turn(check.quantize, quantize)
+
+
+# %% tags=["hide-cell"]
+# One way to write it.
+def one_answer(w, levels, block):
+    blocks = w.reshape(-1, block)
+    scales = blocks.abs().amax(1)
+    scaled = blocks / scales.clamp(min=1e-38)[:, None]
+    codes = (scaled[:, :, None] - levels).abs().argmin(-1)  # (blocks, block)
+    return codes, scales
+
+
+your_turn(check.quantize, one_answer)
+
+# %% [markdown]
+# ## The code
+#
+# The format is a few pure functions on tensors; the layer holds their result and two products. Open ours when you have your own.
+
+# %% tags=["hide-output"]
 show(
     nf4.normal_float,
     nf4.absmax_blocks,
@@ -160,8 +229,6 @@ print(f"{nf4.bits_per_weight(64):.3f} with double quantization (paper: 4.127)")
 # by one are read by the other. Odd sizes too, whose last block is short.
 
 # %%
-import bitsandbytes.functional as bnb
-
 torch.manual_seed(0)
 for shape in ((128, 128), (24, 40), (33, 130), (129, 33), (7,)):
     for kind in ("nf4", "fp4"):
@@ -195,12 +262,6 @@ for kind in ("nf4", "fp4"):
 # call `train()` before the first forward; below you will see why.
 
 # %%
-import peft
-from transformers import BitsAndBytesConfig, LlamaForCausalLM, logging
-
-warnings.filterwarnings("ignore", category=FutureWarning)
-logging.disable_progress_bar()
-
 tokenizer = course_model.load_tokenizer()
 prompt = torch.tensor([tokenizer.encode("And the whale said unto the people").ids])
 model = qlora.apply(
@@ -259,7 +320,7 @@ compare(qlora.remove(model)(prompt), plain, what="logits after removing", tol=0)
 # blocks of 128 do not divide SmolLM2's 576. Which case is yours?
 
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["hide-input", "nbval-ignore-output"]
 def gradient_of_adapters(evaluate_first):
     """Its norm, for LoRA on q and v over a base in 4 bits, after one training step's
     backward pass.
@@ -308,8 +369,6 @@ if repacks:
     print("on this CPU bitsandbytes repacks: train() comes first")
 else:
     print("on this CPU bitsandbytes does not repack: either order will do")
-
-# %%
 assert learned > 0
 assert after_eval == 0 if repacks else abs(after_eval / learned - 1) < 1e-3
 print("the gradient is lost where bitsandbytes repacks, and nowhere else")
@@ -326,7 +385,7 @@ print("the gradient is lost where bitsandbytes repacks, and nowhere else")
 # weights. E2M1 is FP4 as one would write it down; `bitsandbytes`' FP4 has 1/16 of its smallest step there, a level that
 # nearly coincides with 0 and is as good as lost.
 
-# %%
+# %% tags=["hide-input"]
 KINDS = ["nf4", "e2m1", "int4", "fp4"]
 gaussian = torch.randn(2**20, generator=torch.Generator().manual_seed(0))
 course = torch.cat(
@@ -381,21 +440,21 @@ figure(
     )
     + ".",
 )
-assert (
-    min(errors, key=lambda k: errors[k][0]) == "nf4"
-    and errors["fp4"][0] > errors["int4"][0]
-)
+nf4_guess.settle(errors["nf4"][0] / errors["int4"][0], digits=2)
+is_worse = errors["fp4"][0] > errors["int4"][0]
+fp4_guess.settle("worse than INT4" if is_worse else "better than INT4")
+assert min(errors, key=lambda k: errors[k][0]) == "nf4" and is_worse
 
 # %% [markdown]
 # NF4 wins, and double quantization costs next to nothing. The two trained models behave like draws from the normal
 # distribution. (SmolLM2's file had its linears in 4 bits once before, evenly spaced in groups of 32; the course model's
 # weights were never rounded.)
 #
-# Is NF4 *optimal*, as the paper says, in that each code is used equally often? Count. Dividing by the block's own maximum
+# **For the curious.** Is NF4 *optimal*, as the paper says, in that each code is used equally often? Count. Dividing by the block's own maximum
 # is what spoils it: the share of weights near ±1 depends on the block size, and quantiles fixed in advance cannot know it
 # ([Yoshida 2023](https://arxiv.org/abs/2306.06965 "yoshida2023nf4") works this out).
 
-# %% tags=["hide-input"]
+# %% tags=["hide-cell"]
 _, scaled = nf4.absmax_blocks(gaussian, 64)
 used = torch.bincount(nf4.nearest(scaled, nf4.levels_of("nf4")), minlength=16) / len(
     scaled
@@ -479,12 +538,12 @@ for (kind, block), (e, added) in points.items():
 assert points["nf4", 64][1] < points["fp4", 64][1] < points["fp4", 1024][1]
 
 # %% [markdown]
-# It does, by and large: the more error in the weights, the more loss, and FP4 is last twice. NF4 and E2M1 are too close to
+# By and large it does: the more error in the weights, the more loss, and FP4 is last twice. NF4 and E2M1 are too close to
 # tell apart here with a scale for 64, and NF4 is ahead with one for 1,024. The paper's table 2, a mean over models of 125M to 13B parameters, has perplexities of 34.34 for INT4, 31.07 for FP4 (E2M1) and 27.41 for NF4 with
 # double quantization: the order that our column for normal weights predicts.
 #
-# Four bits leave a dent, then. The claim of the paper is that *fine-tuning through* them does not: the adapter learns on
-# top of the rounded weights and can mend what rounding broke. We teach the course model the Bible with the same adapter
+# Rounding to four bits costs a little, then. The paper claims that after *fine-tuning through* the rounded weights nothing is left of that: the adapter learns on
+# top of them and can mend what rounding broke. We teach the course model the Bible with the same adapter
 # (rank 4 on all linears), data and learning rate, on three bases: in float; in NF4 as published; and, to have something to
 # mend, in FP4 with one scale for 1,024 weights.
 
@@ -579,16 +638,18 @@ figure(
 assert all(abs(a) < 0.06 for a in above["NF4, 64"][1:])
 
 # %% [markdown]
-# On NF4 the run ends where the float one does, 0.02 below with one seed and 0.02 above with the other: no dent that two seeds could
-# tell from none. That is the paper's finding at 7B to 65B, in a nutshell. On the coarse FP4 base the adapter mends
-# three quarters of the damage with one seed and a sixth with the other, all of it with neither. Such a small model cannot tell NF4
-# from INT4 after training; the weights above can.
+# On NF4 the run ends 0.02 below the float one with one seed and 0.02 above it with the other. So two seeds differ by as much as the effect could be: this
+# run shows that nothing larger than that is lost, and it cannot show that nothing is. The paper, with many more runs at 7B to 65B, finds no loss. On the coarse FP4
+# base the damage was large enough to see: the adapter mends three quarters of it with one seed and a sixth with the other, all of it with neither. Such a
+# small model cannot tell NF4 from INT4 after training; the weights above can.
 
 # %% [markdown]
 # ## Play
 #
 # Block size against format. Small blocks follow the weights closely and pay for it in scales. With one scale for 4,096
 # weights, a single outlier sets it, the bell shrinks to the middle, and the outer levels stand idle.
+#
+# **Challenge.** Find the largest block with which NF4 still has a smaller error than INT4 has with blocks of 64. The cell below the figure settles it.
 
 # %% tags=["hide-input", "nbval-ignore-output"]
 BLOCKS = [32, 64, 128, 256, 1024, 4096]
@@ -647,6 +708,13 @@ explore(
     ),
     start={"block": 64},
     block=BLOCKS,
+)
+
+# %% tags=["hide-output"]
+limit = curves["int4"][BLOCKS.index(64)]
+smaller = [b for b, e in zip(BLOCKS, curves["nf4"], strict=True) if e < limit]
+print(
+    f"INT4, blocks of 64: {limit:.2f}%; NF4 stays below up to blocks of {max(smaller)}"
 )
 for block in BLOCKS:
     print(f"blocks of {block:5}: {cost(block)}")
@@ -791,16 +859,42 @@ for step, length in enumerate([512, 512, 3072, 512]):
 # [quantization](../06-compression/01-quantization-basics.ipynb) has the uniform formats.
 
 # %% [markdown]
-# ## Takeaways
+# ## What to keep
 #
-# - On normal weights NF4's squared error is 0.73 of INT4's, and trained weights are near enough to normal; FP4, with its
-#   wasted level, comes out at 1.28. Yet NF4 is not optimal: its 16 codes carry 3.88 bits of 4.
-# - Double quantization takes the scales from 0.5 to 0.127 bits per weight, 3.0 GB of a 65B model, at no loss that shows.
-# - Gradients pass through $\hat W$ to $A$ and $B$ alone, so 65B trains in 44.8 GB where full fine-tuning takes 783: on one
-#   GPU of 48 GB, and paging carries it over a spike.
+# ```python
+# def quantize(w, levels, block):                       # levels: NF4's 16
+#     blocks = w.reshape(-1, block)
+#     scales = blocks.abs().amax(1)                     # in turn kept in 8 bits
+#     codes = (blocks[:, :, None] / scales[:, None, None] - levels).abs().argmin(-1)
+#     return codes, scales                              # read back: levels[codes] * scales[:, None]
+# ```
 #
-# Now write it yourself: [Exercises](../../work/04-peft/07-qlora.ipynb), four of them, 10 points. Before this:
-# [LoRA](05-lora.ipynb).
+# On normal weights NF4's squared error is 0.73 of INT4's, and trained weights are near enough to normal; FP4, with its
+# wasted level, comes out at 1.28. Double quantization takes the scales from 0.5 to 0.127 bits per weight, 3.0 GB of a 65B model. Gradients pass through
+# $\hat W$ to $A$ and $B$ alone, so 65B trains in 44.8 GB where full fine-tuning takes 783.
+#
+# **Use it** when the frozen weights are what does not fit. **Not** when time is what is short (each product dequantizes first), and not to merge the adapter
+# back into 4 bits: most of what was learned would fall between two levels.
+#
+# <details><summary>Why quantiles, and not evenly spaced levels?</summary>
+#
+# Weights are near to normally distributed: most are small. Levels at quantiles lie close together where weights are many.
+#
+# </details>
+#
+# <details><summary>Through which tensors does the gradient flow, and which get one?</summary>
+#
+# It flows through the dequantized weight to x. Only A and B get one that is used; the 4-bit weight gets none.
+#
+# </details>
+#
+# <details><summary>What does double quantization subtract first, and why?</summary>
+#
+# The mean of the scales. A largest absolute value is never negative, so without it half of the 8-bit levels would never be used.
+#
+# </details>
+#
+# Now write it yourself: [Exercises](../../work/04-peft/07-qlora.ipynb), four of them, 10 points.
 #
 # References: the paper, [Dettmers et al. 2023](https://arxiv.org/abs/2305.14314 "dettmers2023qlora"); the 8-bit format of
 # the scales, [Dettmers et al. 2022](https://arxiv.org/abs/2110.02861 "dettmers2022optimizers"); what is and is not optimal
