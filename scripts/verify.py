@@ -50,7 +50,10 @@ STAGES: dict[str, list[list[str]]] = {
     "exercises": [[*NBVAL, "--nbval-lax", "--fresh-exercises", *TWO, "exercises"]],
     "cpus": [[sys.executable, "scripts/test_cpus.py", "--today"]],
     "browser": [
-        [*PYTEST, "tests/browser", "--ignore=tests/browser/test_lab.py", *TWO],
+        [
+            *[*PYTEST, "tests/browser", "--ignore=tests/browser/test_lab.py"],
+            *["-n", "2", "--dist", "loadgroup"],
+        ],
         [*PYTEST, "tests/browser/test_lab.py"],  # JupyterLab's start is slow by itself
     ],
 }

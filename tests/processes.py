@@ -9,16 +9,25 @@ The guard reads a pipe whose other end pytest holds. When that end closes, becau
 test is done or pytest has been killed, the guard kills all processes that carry the
 test's mark in their environment. Children inherit it; a session, a process group or a
 new parent does not take it away.
+
+Python needs seconds to import what an example does. Where a cold start is not what is
+tested, the program is a fork of pytest instead (`forked`): Linux kills it when pytest
+dies, and torch kills the ranks that it has forked (`torchrun_of_forks`).
 """
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -99,6 +108,125 @@ def on_cpu(interface: str = "lo") -> dict[str, str]:
         "CUDA_VISIBLE_DEVICES": "",
         "GLOO_SOCKET_IFNAME": interface,
     }
+
+
+class Fork:
+    """A fork of this process, and the file that it writes to."""
+
+    def __init__(self, pid: int, output) -> None:
+        self.pid = pid
+        self.output = output
+
+    def wait(self, timeout: float = 240) -> subprocess.CompletedProcess:
+        """Its status, and what it and its children have printed.
+
+        Raises:
+            TimeoutError: it is still running after `timeout` seconds.
+        """
+        deadline = time.monotonic() + timeout
+        ended = 0
+        while not ended:
+            ended, status = os.waitpid(self.pid, os.WNOHANG)
+            if not ended and time.monotonic() > deadline:
+                raise TimeoutError(f"after {timeout:g} s it runs:\n{self.text()}")
+            time.sleep(0.02)
+        self.pid = 0
+        code = os.waitstatus_to_exitcode(status)
+        return subprocess.CompletedProcess([], code, self.text(), "")
+
+    def text(self) -> str:
+        """What has been printed so far."""
+        self.output.seek(0)
+        return self.output.read().decode(errors="replace")
+
+    def end(self) -> None:
+        """Kill it and the processes of its group, if it has not ended by itself."""
+        if self.pid:
+            os.killpg(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            self.pid = 0
+
+
+@contextmanager
+def forked(function: Callable, *args, env: dict[str, str] | None = None):
+    """A fork that runs `function(*args)`, for the `with` block at most.
+
+    Args:
+        env: added to its environment.
+    """
+    import tempfile
+
+    sys.stdout.flush()
+    sys.stderr.flush()
+    parent = os.getpid()
+    with tempfile.TemporaryFile() as output:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of threads
+            pid = os.fork()
+        if pid == 0:
+            _be_a_program(function, args, env or {}, output.fileno(), parent)
+        with suppress(OSError):
+            os.setpgid(pid, pid)  # the fork does it too: whoever comes first
+        fork = Fork(pid, output)
+        try:
+            yield fork
+        finally:
+            fork.end()
+
+
+def run_fork(function: Callable, *args, timeout: float = 240, **options):
+    """`run`, for a function in a fork of this process."""
+    with forked(function, *args, **options) as fork:
+        return fork.wait(timeout)
+
+
+def _be_a_program(
+    function: Callable, args: tuple, env: dict[str, str], output: int, parent: int
+) -> None:
+    """What a fork does. It never returns."""
+    status = 1
+    try:
+        os.setpgid(0, 0)
+        gc.freeze()  # what is the parent's must not be finalized here
+        if sys.platform == "linux":
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+            if os.getppid() != parent:  # it died before prctl was called
+                os._exit(1)
+        os.environ.update(env)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
+        sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+        function(*args)
+        status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(bool(end.code))
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
+
+
+def torchrun_of_forks(*arguments: str, namespace: str = "") -> None:
+    """Be a torchrun whose ranks are forks of it, in a fork of this process.
+
+    Args:
+        arguments: as on torchrun's command line; the script is a file.
+        namespace: of the network, as "ip netns" has made it.
+    """
+    import torch
+    from torch.distributed.run import main
+
+    torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
+    if namespace:
+        with open(f"/var/run/netns/{namespace}") as file:
+            new_network = 0x40000000  # CLONE_NEWNET
+            if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), new_network):
+                raise OSError(ctypes.get_errno(), f"cannot enter {namespace}")
+    main(["--run-path", "--start-method=fork", *arguments])
 
 
 def marked(mark: str) -> list:

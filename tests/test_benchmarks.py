@@ -4,6 +4,9 @@ Their losses are equal, step after step.
 """
 
 import pytest
+import torch._dynamo  # an optimizer imports it: once here, not once in each forked rank
+import torch.distributed.fsdp  # and these
+import torch.distributed.tensor.parallel  # noqa: F401
 
 from benchmarks import models, parallelism, peft
 from benchmarks.run import main

@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,12 @@ PART_SOURCES = [
 TRACKED = subprocess.run(
     ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True
 ).stdout.splitlines()
+
+
+@cache
+def parsed(path: Path) -> ast.Module:
+    """A file's syntax tree, read once for all tests."""
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize(
@@ -147,7 +154,7 @@ def test_the_floors_of_a_part_show_a_circle(monkeypatch):
 def test_a_room_is_entered_by_its_front(path):
     """From another room come public names; of a method only what its front shows."""
     own = path.relative_to(PACKAGE).with_suffix("").parts
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(path)):
         if not isinstance(node, ast.ImportFrom) or not node.module:
             continue
         words = node.module.split(".")
@@ -164,11 +171,11 @@ def test_functions_are_short():
     """At most 60 lines of code; sentences for the learner are not code."""
     lengths = {}
     for path in SOURCES:
-        text = path.read_text(encoding="utf-8")
-        for node in ast.walk(ast.parse(text)):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.FunctionDef):
                 name = f"{path.relative_to(ROOT)}:{node.name}"
-                lengths[name] = code_lines(node, text.splitlines())
+                lengths[name] = code_lines(node, lines)
     long = {name: n for name, n in lengths.items() if n > 60}
     assert not long
     assert statistics.median(lengths.values()) <= 12
@@ -193,7 +200,7 @@ def code_lines(function: ast.FunctionDef, lines: list[str]) -> int:
 def test_methods_do_not_print_or_read_the_environment(path):
     if "examples" in path.parts:
         pytest.skip("a script prints")
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             assert node.func.id != "print", (
                 f"{path.relative_to(ROOT)}:{node.lineno} prints"
@@ -276,10 +283,10 @@ HEADINGS = [
     "Play",
     "At scale",
     "What to keep",
-    "Takeaways",
 ]
 
 
+@cache
 def cells(path: Path) -> list[tuple[str, str]]:
     """(kind, text) of each cell of a percent script."""
     import jupytext

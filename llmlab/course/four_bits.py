@@ -12,6 +12,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 BLOCK = 64
@@ -84,7 +86,9 @@ def agreement(error: float) -> str:
 def examine() -> Result:
     """Quantize, decode and multiply here, in this process."""
     import torch
-    from bitsandbytes import functional, nn
+
+    with without_compiler():
+        from bitsandbytes import functional, nn
 
     torch.manual_seed(0)
     weight = torch.randn(ROWS, COLUMNS)
@@ -126,6 +130,28 @@ def examine() -> Result:
         evaluated=relative(layer.eval()(x), right),
         has_gradient=passes_gradient(layer.train(), x),
     )
+
+
+@contextmanager
+def without_compiler() -> Iterator[None]:
+    """`torch.compile` leaves functions as they are.
+
+    bitsandbytes hands it four functions when it is imported, which loads torch's whole
+    compiler: longer than all the rest takes. None of them is called here.
+    """
+    import torch
+
+    def unchanged(function=None, **options):
+        if function is None:
+            return lambda function: function
+        return function
+
+    compiling = torch.compile
+    torch.compile = unchanged
+    try:
+        yield
+    finally:
+        torch.compile = compiling
 
 
 def passes_gradient(layer, x) -> bool:

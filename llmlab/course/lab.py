@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llmlab.course.kernels import use_warm_kernels, warm_up
-from llmlab.course.syllabus import PARTS, Lesson, course_root, lessons
+from llmlab.course.landing import landing
+from llmlab.course.syllabus import course_root
 
 SETTINGS = Path(__file__).parent / "lab_settings"
 CONTENTS = "llmlab.course.lab_contents.CourseContents"
@@ -29,31 +30,9 @@ EXTENSIONS_OFF = (
     "nbgrader.server_extensions.validate_assignment",
 )
 LANDING = Path("work") / "START-HERE.md"
-TEXT = """\
-# Start here
-
-Each lesson is a notebook. Open it, then press **Shift+Enter** to run one cell after the
-other: guess where it asks you to, move the sliders, read the code.
-
-Then open its exercises. Fill in a cell, run it and the check below it, and you are
-told at once what is right and what is not.
-
-All that you open here are your own copies, in the folder `work/`: try things, write
-into them, save. Nothing overwrites them, and nothing leaves this machine.
-
-{lessons}
-## In a terminal
-
-| File → New → Terminal | |
-|---|---|
-| `llmlab check lora` | marks a whole exercise notebook in a fresh kernel |
-| `llmlab hint lora` | the next hint |
-| `llmlab progress` | the map of the course with what you have done |
-| `llmlab reset lora` | a fresh copy of a lesson; yours is kept beside it |
-| `llmlab doctor` | when something does not work |
-
-*This page was written when you typed `llmlab lab`; it shows what you had done by then.*
-"""
+STARTING = (
+    "llmlab: JupyterLab starts. Its address comes in a moment; Ctrl+C twice ends it."
+)
 
 
 class LabError(Exception):
@@ -90,7 +69,7 @@ def run(
     os.chdir(root)
     use_warm_kernels(cold=cold)
     warm_up()  # while JupyterLab starts; it ends with JupyterLab
-    sys.stdout.flush()
+    print(STARTING, flush=True)
     os.execv(argv[0], argv)  # so that Ctrl+C reaches JupyterLab alone
 
 
@@ -113,6 +92,7 @@ def command(
         "--LabApp.extension_manager=readonly",
         f"--ServerApp.jpserver_extensions={dict.fromkeys(EXTENSIONS_OFF, False)}",
         f"--ServerApp.contents_manager_class={CONTENTS}",
+        "--Application.log_level=WARN",  # what extensions say of themselves is noise
     ]
     if port is not None:
         argv += [f"--ServerApp.port={port}", "--ServerApp.port_retries=0"]
@@ -163,71 +143,3 @@ def prepare(root: Path) -> None:
     for copied in copies:
         if copied.what in ("new beside", "renewed", "unreadable"):
             print(f"llmlab: {copied.message}", flush=True)
-
-
-def landing(root: Path) -> str:
-    """The landing page: what to do, and a table of the lessons with what is done."""
-    from llmlab.course import progress
-
-    done, _ = progress.load(root)
-    blocks = []
-    planned = 0
-    for number, (part, title) in enumerate(PARTS.items(), 1):
-        rows = []
-        for lesson in lessons():
-            if lesson.part != part:
-                continue
-            if lesson.notebook(root).is_file():
-                rows.append(row(lesson, root, done["lessons"].get(lesson.slug, {})))
-            else:
-                planned += 1
-        if rows:
-            head = [
-                f"## {number}. {title}",
-                "",
-                "| lesson | exercises | done |",
-                "|---|---|---|",
-            ]
-            blocks.append("\n".join([*head, *rows, ""]))
-    if planned:
-        blocks.append(f"{planned} more lessons are planned.\n")
-    return TEXT.format(lessons="\n".join(blocks))
-
-
-def row(lesson: Lesson, root: Path, entries: dict) -> str:
-    """One line of the table.
-
-    `entries` is what the record of progress holds for this lesson, by exercise.
-    """
-    from llmlab.course.workspace import Kind, new_path
-
-    read = f"[{lesson.title}](lessons/{lesson.slug}.ipynb)"
-    exercise = ""
-    if lesson.work(root).is_file():
-        exercise = f"[exercises]({lesson.slug}.ipynb)"
-    if new_path(lesson, root, Kind.LESSON).is_file():
-        read += f", [new version](lessons/{lesson.slug}.new.ipynb)"
-    if new_path(lesson, root, Kind.EXERCISES).is_file():
-        exercise += f", [new version]({lesson.slug}.new.ipynb)"
-    right = 0
-    for entry in entries.values():
-        if entry.get("outcome") == "right" or "first_right" in entry:
-            right += 1
-    total = count_checks(lesson, root)
-    done = ""
-    if total:
-        done = f"{right} of {total}"
-        if right == total:
-            done = f"✓ {done}"
-    return f"| {read} | {exercise} | {done} |"
-
-
-def count_checks(lesson: Lesson, root: Path) -> int:
-    """How many exercises the lesson has."""
-    import json
-
-    path = lesson.exercise(root)
-    if not path.is_file():
-        return 0
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    return sum("check" in cell["metadata"].get("tags", []) for cell in cells)

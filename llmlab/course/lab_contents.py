@@ -2,8 +2,8 @@
 
 A learner's copy is made, or renewed, when it is opened. The course's own notebooks open
 read-only: they run, but autosave leaves them alone, and a save is refused with the
-reason. Outputs that are the course's own are trusted, so that stored sliders move at
-once.
+reason. The scripts that they are made from are not listed. Outputs that are the
+course's own are trusted, so that stored sliders move at once.
 """
 
 from __future__ import annotations
@@ -31,8 +31,23 @@ def is_the_courses(path: str) -> bool:
     return first.casefold() in FOLDERS  # some file systems do not tell Notebooks/ apart
 
 
+def without_twins(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A folder without the scripts that its notebooks are made from.
+
+    `05-lora.py` beside `05-lora.ipynb` is for authors, and looks like the lesson.
+    """
+    names = {entry["name"] for entry in entries}
+    shown = []
+    for entry in entries:
+        stem, dot, suffix = entry["name"].rpartition(".")
+        if dot and suffix == "py" and f"{stem}.ipynb" in names:
+            continue
+        shown.append(entry)
+    return shown
+
+
 class CourseContents(AsyncLargeFileManager):
-    """JupyterLab's own contents manager, with the three rules above."""
+    """JupyterLab's own contents manager, with the rules above."""
 
     @property
     def course(self) -> Path:
@@ -47,13 +62,16 @@ class CourseContents(AsyncLargeFileManager):
         format: str | None = None,
         require_hash: bool = False,
     ) -> dict[str, Any]:
-        """A file; a learner's copy is brought up to date first.
+        """A file or a folder; a learner's copy is brought up to date first.
 
         Raises:
             HTTPError: 403, the copy cannot be made; 404, there is no such file.
         """
         self._bring(path.strip("/"), opens=bool(content))
-        return await super().get(path, content, type, format, require_hash)
+        model = await super().get(path, content, type, format, require_hash)
+        if is_the_courses(path) and model["type"] == "directory" and content:
+            model["content"] = without_twins(model["content"])
+        return model
 
     def _bring(self, path: str, opens: bool) -> None:
         """Makes the copy at `path`, or renews it when JupyterLab opens it.

@@ -12,7 +12,8 @@ Nothing leaves the machine.
      "hints": {"04-peft/05-lora": {"lora_forward": 1}}}
 
 The best result is kept: points never fall. Writers wait for one another; a broken file
-is set aside, never thrown away.
+is set aside, never thrown away. It is the learner's own note, which anyone can edit: to
+others it proves nothing.
 """
 
 from __future__ import annotations

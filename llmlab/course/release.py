@@ -5,8 +5,12 @@
 
 nbgrader's generate_assignment takes out the solutions and the hidden tests. A hidden
 test runs the same check again with other seeds, read afresh from the package: an answer
-that knows the numbers of the open check, or that has replaced the check, fails there.
-Points are ours, cell by cell.
+that knows the numbers of the open check fails there, and so does a notebook that has
+replaced a function of the course. Points are ours, cell by cell.
+
+What a point proves: the student's function passed these checks. The hidden test runs in
+the kernel that ran the student's cells, so code that is written to deceive it can. Such
+code stands in the submission: a grade that matters needs a look at it.
 """
 
 from __future__ import annotations
@@ -57,7 +61,9 @@ AFTERWARDS = """
 In {folder}, with nbgrader installed (for a lesson named LESSON):
   nbgrader generate_assignment LESSON --create    makes release/, what students get
   nbgrader autograde LESSON                       marks submitted/STUDENT/LESSON/
-  nbgrader generate_feedback LESSON               writes feedback/"""
+  nbgrader generate_feedback LESSON               writes feedback/
+The tests run in the student's own kernel. They find mistakes, not every deceit: look at
+what you give grades for."""
 
 
 def assignment(lesson: Lesson) -> str:

@@ -8,11 +8,14 @@ Whoever knows one path knows all.
 from __future__ import annotations
 
 import csv
+import re
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from functools import cache
 from pathlib import Path
 
 DATA = Path(__file__).parent / "data"
+NEAR = 0.7  # how alike two names must be, of 1, to be asked about
 
 PARTS = {
     "01-start": "Start here",
@@ -99,12 +102,15 @@ class Lesson:
         return root / "work" / f"{self.slug}.ipynb"
 
     def lesson_copy(self, root: Path) -> Path:
-        """The learner's own copy of the lesson."""
-        return root / "work" / "lessons" / f"{self.slug}.ipynb"
+        """The learner's own copy of the lesson.
+
+        Its name differs from that of the exercises: a tab shows the name alone.
+        """
+        return root / "work" / "lessons" / f"{self.slug}.lesson.ipynb"
 
     def solution_copy(self, root: Path) -> Path:
         """The learner's own copy of the worked exercises, made when it is opened."""
-        return root / "work" / "solutions" / f"{self.slug}.ipynb"
+        return root / "work" / "solutions" / f"{self.slug}.solution.ipynb"
 
     def is_built(self, root: Path) -> bool:
         """Whether the lesson exists yet, or is only planned."""
@@ -131,14 +137,16 @@ def built_lessons(root: Path | None = None) -> list[Lesson]:
 def find(name: str) -> Lesson:
     """The lesson called `name`.
 
-    A name is '04-peft/05-lora', '05-lora', 'lora', or a path to one of the lesson's
-    files.
+    A name is '04-peft/05-lora', '05-lora', 'lora', 'LoRA', or a path to one of the
+    lesson's files.
 
     Raises:
         ValueError: no lesson, or more than one, goes by that name; the message lists
             the near ones.
     """
-    path = name.strip().removesuffix(".ipynb").removesuffix(".py").rstrip("/")
+    path = name.strip().lower().rstrip("/")
+    for ending in (".ipynb", ".py", ".lesson", ".solution"):
+        path = path.removesuffix(ending)
     steps = path.replace("\\", "/").split("/")[-2:]  # the part, if named, and the topic
     topic = steps[-1]
     found = [x for x in lessons() if x.slug == "/".join(steps)]
@@ -149,10 +157,47 @@ def find(name: str) -> Lesson:
                 found.append(lesson)
     if len(found) == 1:
         return found[0]
-    near = [x.slug for x in found or lessons() if topic.split("-")[-1] in x.slug]
+    if found:
+        names = ", ".join(x.slug for x in found)
+        raise ValueError(f"more than one lesson is called {name!r}: {names}")
+    near = [x.short for x in near_lessons(topic)]
     if near:
-        hint = f"did you mean {', '.join(near[:5])}?"
-    else:
-        hint = "`llmlab progress` lists the lessons"
-    problem = "more than one lesson is" if found else "no lesson is"
-    raise ValueError(f"{problem} called {name!r}; {hint}")
+        raise ValueError(f"no lesson is called {name!r}. Did you mean {_either(near)}?")
+    raise ValueError(f"no lesson is called {name!r}: `llmlab progress` lists them")
+
+
+def near_lessons(name: str, most: int = 3) -> list[Lesson]:
+    """The lessons whose names or titles are near to `name`, the nearest first.
+
+    'welcom' is near to 01-welcome, 'zero' to 03-zero-and-fsdp.
+    """
+    wanted = "-".join(re.findall(r"[a-z0-9()³]+", name.lower()))
+    if not wanted:
+        return []
+    rated = []
+    for place, lesson in enumerate(lessons()):
+        best = max(_likeness(wanted, own) for own in _names(lesson))
+        if best >= NEAR:
+            rated.append((-best, place, lesson))
+    return [lesson for _, _, lesson in sorted(rated)[:most]]
+
+
+def _names(lesson: Lesson) -> list[str]:
+    """What a lesson may be called, in lower case."""
+    words = lesson.topic.split("-", 1)[1]
+    return [lesson.topic, words, lesson.slug, lesson.title.lower().replace(" ", "-")]
+
+
+def _likeness(wanted: str, own: str) -> float:
+    """From 0 to 1; a word of the name, or the beginning of one, counts as near."""
+    ratio = SequenceMatcher(None, wanted, own).ratio()
+    if f"-{wanted}" in f"-{own}" and len(wanted) > 2:
+        return max(ratio, 0.9)
+    return ratio
+
+
+def _either(names: list[str]) -> str:
+    """'a', 'a or b', 'a, b or c'."""
+    if len(names) == 1:
+        return names[0]
+    return f"{', '.join(names[:-1])} or {names[-1]}"

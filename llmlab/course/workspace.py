@@ -1,10 +1,13 @@
 """The learner's own copies, in work/: made once, never overwritten.
 
-| the course's file        | the learner's copy              | made                    |
-|--------------------------|---------------------------------|-------------------------|
-| notebooks/<slug>.ipynb   | work/lessons/<slug>.ipynb       | when it is first opened |
-| exercises/<slug>.ipynb   | work/<slug>.ipynb               | by `llmlab lab`         |
-| solutions/<slug>.ipynb   | work/solutions/<slug>.ipynb     | when it is first opened |
+| the course's file      | the learner's copy                   | made              |
+|------------------------|--------------------------------------|-------------------|
+| notebooks/<slug>.ipynb | work/lessons/<slug>.lesson.ipynb     | when first opened |
+| exercises/<slug>.ipynb | work/<slug>.ipynb                    | by `llmlab lab`   |
+| solutions/<slug>.ipynb | work/solutions/<slug>.solution.ipynb | when first opened |
+
+The three have different names, so that their tabs do. Copies of lessons and solutions
+that were made as <slug>.ipynb are renamed when they are next opened.
 
 A copy is *untouched* as long as its cells read as they were given: running them is no
 edit, a word in one of them is. When the course's version changes, an untouched copy is
@@ -18,6 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -120,7 +124,7 @@ def find_copy(path: str, root: Path) -> tuple[Lesson, Kind] | None:
 
     Args:
         path: relative to the course's folder, as in
-            "work/lessons/04-peft/05-lora.ipynb".
+            "work/lessons/04-peft/05-lora.lesson.ipynb".
     """
     if not path.startswith("work/"):
         return None
@@ -129,6 +133,29 @@ def find_copy(path: str, root: Path) -> tuple[Lesson, Kind] | None:
             if kind.copy(lesson, root) == root / path:
                 return lesson, kind
     return None
+
+
+def former_path(path: Path) -> Path:
+    """The name that a copy of a lesson or a solution had before: without its kind."""
+    for kind in ("lesson", "solution"):
+        name = re.sub(rf"\.{kind}(?=\.|$)", "", path.name)
+        path = path.with_name(name)
+    return path
+
+
+def take_over(lesson: Lesson, root: Path, kind: Kind) -> None:
+    """Renames a copy that has its former name, and a new version beside it.
+
+    Raises:
+        Blocked: the folder cannot be written.
+    """
+    for path in (kind.copy(lesson, root), new_path(lesson, root, kind)):
+        former = former_path(path)
+        if former != path and former.is_file() and not path.exists():
+            known = _known(root).get(_key(former, root), {})
+            _move(former, path)
+            if known:
+                _note(path, root, **known)
 
 
 def fresh_copy(lesson: Lesson, root: Path, kind: Kind) -> Fresh:
@@ -169,6 +196,7 @@ def start(lesson: Lesson, root: Path, kind: Kind = Kind.EXERCISES) -> Copied:
         Blocked: the folder cannot be written.
     """
     fresh = fresh_copy(lesson, root, kind)
+    take_over(lesson, root, kind)
     path = kind.copy(lesson, root)
     name = _name(path, root)
     if not path.exists():
@@ -221,6 +249,7 @@ def use_new(lesson: Lesson, root: Path, kind: Kind = Kind.EXERCISES) -> Copied:
     Raises:
         Blocked: there is no newer version, or the folder cannot be written.
     """
+    take_over(lesson, root, kind)
     path = kind.copy(lesson, root)
     beside = new_path(lesson, root, kind)
     if not beside.exists():
@@ -251,6 +280,7 @@ def reset(lesson: Lesson, root: Path, kind: Kind = Kind.LESSON) -> Copied:
         Blocked: the folder cannot be written; the copy is as it was.
     """
     fresh = fresh_copy(lesson, root, kind)
+    take_over(lesson, root, kind)
     path = kind.copy(lesson, root)
     name = _name(path, root)
     if not path.exists():
@@ -346,10 +376,42 @@ def start_all(root: Path) -> list[Copied]:
     done = []
     for lesson in built_lessons(root):
         for kind in Kind:
+            take_over(lesson, root, kind)
             wanted = kind is Kind.EXERCISES or kind.copy(lesson, root).exists()
             if wanted and kind.source(lesson, root).is_file():
                 done.append(start(lesson, root, kind))
     return done
+
+
+def begin(lesson: Lesson, root: Path) -> None:
+    """Notes that the learner asked for these exercises by name.
+
+    `llmlab check` then marks them, although nothing is written into them yet.
+
+    Raises:
+        Blocked: the folder cannot be written.
+    """
+    _note(lesson.work(root), root, begun="asked for")
+
+
+def is_begun(lesson: Lesson, root: Path) -> bool:
+    """Whether the learner wrote into the exercises, or asked for them by name.
+
+    `llmlab lab` lays out the copies of all lessons: that alone begins none. A file that
+    cannot be read was begun: it has to be told of.
+    """
+    path = lesson.work(root)
+    if not path.exists():
+        return False
+    known = _known(root).get(_key(path, root), {})
+    if known.get("begun"):
+        return True
+    try:
+        notebook = read_notebook(path)
+    except Unreadable:
+        return True
+    made = _made(notebook, known)
+    return not _is_untouched(notebook, made)
 
 
 def _made(notebook: dict[str, Any], known: dict[str, Any]) -> Made:
@@ -396,7 +458,7 @@ def _known(root: Path) -> dict[str, dict[str, Any]]:
 
 
 def _key(path: Path, root: Path) -> str:
-    """'04-peft/05-lora', 'lessons/04-peft/05-lora': a copy's name in .copies.json."""
+    """A copy's name in .copies.json, as in 'lessons/04-peft/05-lora.lesson'."""
     return path.relative_to(root / "work").with_suffix("").as_posix()
 
 

@@ -481,7 +481,7 @@ explore(
 # %% [markdown]
 # ## At scale
 #
-# Three published numbers, against our own counting. The first two are from the LLaMA paper
+# Here are three published numbers, beside our own counts. The first two are from the LLaMA paper
 # ([Touvron et al. 2023](https://arxiv.org/abs/2302.13971 "touvron2023llama")): 65B, 1.4 trillion tokens, at 380 tokens per second on each of 2,048 A100s. The third is
 # from the documentation of `transformers`: GPT-2 large on WikiText-2 has perplexity 19.44 in windows that do not overlap, and 16.44 with a
 # stride of half the context. Nothing but the measurement differs.
@@ -526,7 +526,16 @@ print(
 # ```
 
 # %% [markdown]
-# ## Takeaways
+# ## What to keep
+#
+# ```python
+# def next_token_loss(logits, tokens, mask):             # mask: the tokens that count
+#     logp = logits[:, :-1].log_softmax(-1)              # the shift: t speaks of t + 1
+#     nats = -logp.gather(-1, tokens[:, 1:, None])[..., 0]
+#     return nats[mask[:, 1:]].mean()                    # PPL = exp(L)
+#
+# # over a whole text: BPB = nats.sum() / log(2) / bytes
+# ```
 
 # %%
 (toy_ppl, toy_bpb), (real_ppl, real_bpb) = found.values()
@@ -540,6 +549,30 @@ print(
 )
 
 # %% [markdown]
+# **Use it** whenever two models, or one model before and after a change, read the same held-out text: the loss or the
+# perplexity where both have one tokenizer, bits per byte where they do not. **Not** to compare numbers with other
+# contexts or strides, and not to find out whether an answer is right.
+#
+# <details><summary>Why does the toy win by perplexity and lose by bits per byte?</summary>
+#
+# Perplexity is per token, and the toy's tokens are shorter: each is easier to guess, but there are more of them. Bits per
+# byte divides the same sum by the bytes of the text, which no tokenizer changes.
+#
+# </details>
+#
+# <details><summary>Which two things go wrong silently in the loss of a batch?</summary>
+#
+# The shift, since the logits at place t speak of token t + 1, and the mask, which says which tokens count.
+#
+# </details>
+#
+# <details><summary>Why does counting win with 4 tokens of context, and lose with 256?</summary>
+#
+# The 5-gram keeps about six numbers for each weight of the model, but it can never look back further than four tokens.
+# The model can use a name, a topic or a style that was set a hundred tokens ago.
+#
+# </details>
+#
 # Now write it yourself: [the exercises](../../work/01-start/02-the-course-models.ipynb) are the loss with its shift and mask, bits per byte, a
 # Kneser-Ney bigram, and the windows over a long text. How the course model was made is in its model card, and how such training is done
 # at length is the subject of the part on training.

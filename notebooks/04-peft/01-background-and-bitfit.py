@@ -93,7 +93,7 @@ print(
 )
 
 # %% [markdown]
-# One number in five thousand. That the gradients and Adam's averages go away was to be expected: a frozen weight has
+# That is one number in five thousand. It was to be expected that the gradients and Adam's averages go away: a frozen weight has
 # neither. But look at the last line. The activations shrank as well, and the reason is worth a minute. A linear
 # $y = Wx + b$ that receives the gradient $g$ from above has three gradients to compute:
 #
@@ -116,7 +116,7 @@ fig, axes = plt.subplots(1, 3, figsize=(4.8, 1.9))
 grey, red = "#c9cdd2", "#d55e00"
 for ax, title, below in zip(
     axes,
-    ["addition", "specification", "reparameterization"],
+    ["addition", "specification", "reparameterisation"],
     [
         "new parts\nbeside the old",
         "some of\nthe old parts",
@@ -147,7 +147,7 @@ figure(
 # |---|---|---|
 # | addition | new parts: virtual tokens, small networks, vectors that scale | [prompt and prefix tuning](02-prompt-and-prefix-tuning.ipynb), P-Tuning, adapters, (IA)³ |
 # | specification | a chosen part of the old weights | BitFit, here |
-# | reparameterization | few numbers that stand for a large change | [LoRA](05-lora.ipynb), AdaLoRA, QLoRA |
+# | reparameterisation | few numbers that stand for a large change | [LoRA](05-lora.ipynb), AdaLoRA, QLoRA |
 #
 # BitFit ([Ben Zaken et al. 2021](https://arxiv.org/abs/2106.10199 "zaken2021bitfit")) is the purest of the second kind. In
 # BERT, every linear has a bias, and so has every LayerNorm. All of these train, and nothing else in the encoder:
@@ -205,7 +205,7 @@ print("train: {:,} of {:,} parameters".format(*walk.trainable(model)))
 # %% [markdown]
 # ## Against the library
 #
-# Two references. For a model that *has* biases, the reference is the definition: build `transformers`' Llama with
+# There are two references. For a model that *has* biases, the reference is the definition: build `transformers`' Llama with
 # `attention_bias` and `mlp_bias`, let PyTorch train the biases themselves, and compare gradients with those of our $\beta$.
 
 # %%
@@ -452,7 +452,7 @@ figure(
 )
 
 # %% [markdown]
-# Most for gate and up, in the middle of the MLP, and for queries and keys; least for values. In BERT the authors saw the
+# They moved most for gate and up, in the middle of the MLP, and for queries and keys, and least for values. In BERT the authors saw the
 # query's bias and the one in the middle of the MLP move most, and training those two alone, half of all biases, cost them
 # little. Ours agree in part. One kind has a special role here and there: the bias of `k_proj`. Without RoPE it would do
 # nothing at all, since it adds the same number to every score of a query, and softmax does not notice. With RoPE the keys
@@ -611,14 +611,43 @@ print(
 )
 
 # %% [markdown]
-# ## Takeaways
+# ## What to keep
 #
-# - Training all of a 7B model takes 16 bytes per parameter, 108 GB, plus activations; a frozen parameter takes 2, and a frozen
-#   linear does not even keep its input.
-# - Biases are 0.02% of Llama 7B and 0.08% of BERT-large; on the course model, 0.65% as many numbers as the linears have gave
-#   about three fifths of full fine-tuning's gain, with a learning rate fifty times as high. As many weights drawn at random
-#   did slightly better: biases are the cheap choice, not a magic one.
-# - Llama has no biases: one adds 224 of them at 0, trains the change, and takes it off again with the base unchanged to the bit.
+# ```python
+# def linear(x, W, b, beta):         # W, b frozen; β trained, 0 at the start
+#     return x @ W.T + b + beta      # ∂L/∂β = ∂L/∂b = Σ g: no x is kept for it
+#
+# def merged(b, beta):               # the weight stays
+#     return b + beta
+# ```
+#
+# Training all of a 7B model takes 16 bytes per parameter, 108 GB, plus activations; a frozen parameter takes 2, and a
+# frozen linear does not even keep its input. Biases are 0.02% of Llama 7B and 0.08% of BERT-large; on the course model,
+# 0.65% as many numbers as the linears have gave about three fifths of full fine-tuning's gain, with a learning rate fifty
+# times as high, and as many weights drawn at random did slightly better. Llama has no biases: one adds 224 of them at 0,
+# trains the change, and takes it off again with the base unchanged to the bit.
+#
+# **Use it** when activations and optimizer states are what does not fit, or when a server keeps thousands of adapters.
+# **Not** where there is much data: there the paper finds it behind full fine-tuning.
+#
+# <details><summary>Which of a linear's three gradients needs the input x?</summary>
+#
+# That of the weight, g xᵀ. The bias's gradient is g and the input's is Wᵀ g, so with W frozen x need not be kept.
+#
+# </details>
+#
+# <details><summary>What can a bias not do?</summary>
+#
+# Turn or mix directions. It moves every token's vector by the same amount, whatever the token is.
+#
+# </details>
+#
+# <details><summary>Why do biases want a learning rate of their own?</summary>
+#
+# Adam moves a number by about its rate at each step. The few numbers that train must move far, so at the rate of full
+# fine-tuning they would hardly have moved in 20 steps.
+#
+# </details>
 #
 # Now write it yourself: [Exercises](../../work/04-peft/01-background-and-bitfit.ipynb), three of them, 8 points.
 #

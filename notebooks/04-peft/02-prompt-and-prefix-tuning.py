@@ -249,7 +249,7 @@ prefix_tuning.fold(model)
 compare(model(prompt), made, what="logits, the MLP folded away", tol=0)
 
 # %% [markdown]
-# Then gradients of both methods, from the same numbers on both sides, and the way back: `peft` writes a soft prompt and we
+# Then we compare gradients of both methods, from the same numbers on both sides, and go the way back: `peft` writes a soft prompt and we
 # open it on `transformers`' own Llama. `peft` also returns logits at the virtual tokens; ours drops them, so that
 # no training loop needs to know.
 
@@ -665,14 +665,45 @@ print(
 )
 
 # %% [markdown]
-# ## Takeaways
+# ## What to keep
 #
-# - A soft prompt of 20 tokens is 81,920 numbers on Llama 7B, a prefix of 20 is 64 times that (16 times on Llama 3 8B), and a
-#   file of either is all that a new task needs; neither changes one of the model's weights.
-# - With 2,048 numbers each, a prefix in 4 layers beats a soft prompt in one with every one of 3 seeds: it sets what attention
-#   reads, instead of hoping that frozen layers compute it.
-# - Soft prompts want scale: they matched full fine-tuning at 11 billion parameters in the paper. On our two small models
-#   they reach a small share of its gain, the same on both.
+# ```python
+# def prompt(P, X):                                # P (p, d) before the embedded X (B, T, d)
+#     return torch.cat([P.expand(len(X), -1, -1), X], dim=1)
+#
+# def prefix(P_K, K):                              # P_K (1, K, p, D), for V the same
+#     return torch.cat([P_K.expand(len(K), -1, -1, -1), K], dim=2)
+# ```
+#
+# A soft prompt of 20 tokens is 81,920 numbers on Llama 7B, a prefix of 20 is 64 times that (16 times on Llama 3 8B), and
+# a file of either is all that a new task needs. With 2,048 numbers each, a prefix in 4 layers beats a soft prompt at the
+# input with each of 3 seeds: it sets what attention reads, instead of hoping that frozen layers compute it. Soft prompts
+# want scale: in the paper they matched full fine-tuning at 11 billion parameters, and on our two small models they reach
+# a small share of its gain, the same on both.
+#
+# **Use it** when one large, frozen model serves many tasks, each row of a batch with its own tokens. **Not** on a small
+# model, and not where every token counts at inference: nothing can be merged, and each request carries its virtual tokens
+# through every layer.
+#
+# <details><summary>Why is every soft prompt also a prefix, and not the reverse?</summary>
+#
+# The frozen layers compute keys and values from a soft prompt, and these are a prefix. A trained prefix may hold keys and
+# values that they would compute from no prompt.
+#
+# </details>
+#
+# <details><summary>What happens to the positions and to the padding mask?</summary>
+#
+# The virtual tokens take the positions 0 … p − 1 and the input starts at p. The mask grows by p ones at the left, also
+# when the batch is padded there.
+#
+# </details>
+#
+# <details><summary>Why is a prefix 64 times as large on Llama 7B, but 16 times on Llama 3 8B?</summary>
+#
+# A key and a value for each of 32 layers make 64. Under grouped-query attention both are a quarter as wide.
+#
+# </details>
 #
 # Now write it yourself: [Exercises](../../work/04-peft/02-prompt-and-prefix-tuning.ipynb), three of them, 7 points.
 #

@@ -165,7 +165,7 @@ compare(model(prompt), plain, what="logits after removing", tol=0)
 # %% [markdown]
 # ## Against the library
 #
-# `peft` calls version 1 `PromptEncoderConfig`. Both encoders, with our numbers in its network: outputs and gradients.
+# `peft` calls version 1 `PromptEncoderConfig`. We put our numbers into its network and compare outputs and gradients, for both encoders.
 
 # %%
 import warnings
@@ -470,13 +470,44 @@ print(
 )
 
 # %% [markdown]
-# ## Takeaways
+# ## What to keep
 #
-# - P-Tuning trains 50 million numbers on a 7B model to find 81,920: the encoder ties the virtual tokens together while they train, and is folded
-#   away after.
-# - P-Tuning v2 puts prompts in each of the $L$ layers and a label head on top; after 240 steps deep is right in 75% of the passages, shallow in 68%,
-#   the head alone in 71%, full fine-tuning in 88%.
-# - A label head reads the labels of 512 tokens in 1 pass, where questions in words need 512.
+# ```python
+# def encoder(h, lstm, mlp):              # h (p, d): the free vectors, trained
+#     states = lstm(h[None])[0]           # (1, p, 2m), read in both directions
+#     return mlp(states[0])               # P (p, d); after training only P is kept
+#
+# def label_scores(h, W, b):              # h (B, T, d), read at the last real token
+#     return h[:, -1] @ W.T + b
+# ```
+#
+# P-Tuning trains 50 million numbers on a 7B model to find 81,920: the encoder ties the virtual tokens together while they
+# train, and is folded away after. P-Tuning v2 puts prompts in each of the $L$ layers and a label head on top; after 240
+# steps deep is right in 75% of the passages, shallow in 68%, the head alone in 71%, full fine-tuning in 88%. A label head
+# reads the labels of 512 tokens in 1 pass, where questions in words need 512.
+#
+# **Use it**, in its second version, to label tokens or texts with a frozen model. **Not** before you have measured the
+# head alone: here the shallow prompt gained nothing over it, and the deep one four points.
+#
+# <details><summary>Why train a network that is thrown away?</summary>
+#
+# It is a way to search for the virtual tokens. An LSTM ties them together: move one free vector, and all of them move. It
+# costs memory during the run and nothing after.
+#
+# </details>
+#
+# <details><summary>Which two things does the second version change?</summary>
+#
+# Every layer gets keys and values of its own, as in prefix tuning, and a linear label head stands in for words that mean
+# labels.
+#
+# </details>
+#
+# <details><summary>Where does a decoder read the label of a whole text?</summary>
+#
+# At the last real token, which alone has read everything. In a padded batch that need not be the last place.
+#
+# </details>
 #
 # Now write it yourself: [Exercises](../../work/04-peft/03-p-tuning.ipynb), three of them, 7 points.
 #

@@ -324,7 +324,7 @@ assert (
 # step, half as many adapters do nearly everything that all of them would.
 #
 # Is it faster, as promised? In two places it must be. With several tasks, bare blocks run once for all. And in training no gradient
-# goes below the lowest adapter, so that the way back gets shorter. Both measured, in turns, the best of several.
+# goes below the lowest adapter, so that the way back gets shorter. We measure both, in turns, and take the best of several runs.
 
 # %% tags=["nbval-ignore-output"]
 many = course_model.load()
@@ -380,7 +380,7 @@ compare(
 assert adapters.shared_cost(4, 8, 2) == 0.5625
 
 # %% [markdown]
-# Faster, then, and about as good: with two bare blocks, eight answers came in six to seven tenths of the time in our runs and a
+# It is faster, then, and about as good: with two bare blocks, eight answers came in six to seven tenths of the time in our runs and a
 # training step took about three quarters, for 98% of the gain where they were bare from the start. The measured time falls
 # less than the count, since the output head, 2,048 × 128, still runs for every task: a quarter of this small model's
 # multiplications, and 2% of a 7B model's. With three bare blocks the price is felt.
@@ -588,14 +588,43 @@ print(
 # *serve* eight tasks, give each GPU one: nothing need be exchanged at all.
 
 # %% [markdown]
-# ## Takeaways
+# ## What to keep
 #
-# - An adapter is $2md + d + m$ numbers, 4,240 in our model at $m = 16$; Houlsby has two in a block, Pfeiffer one, and neither can be
-#   merged.
-# - With the lower two of four blocks bare, eight tasks cost 56% of the work in blocks; adapters trained for that keep 98% of the gain,
-#   robust ones 92%, ordinary ones 76%.
-# - AdapterFusion freezes $N$ adapters and learns, with $3d^2 + 2d$ numbers per block, which to read at each token: on our 2 tasks it was
-#   as good as both specialists, by changing over in only two of four blocks.
+# ```python
+# def adapter(h, W_down, b_down, W_up, b_up):
+#     return h + F.relu(h @ W_down.T + b_down) @ W_up.T + b_up
+#
+# def fusion(h, z, Q, K, V):                    # z (…, N, d): the outputs of N adapters
+#     s = ((Q(h)[..., None, :] * K(z)).sum(-1)).softmax(-1)
+#     return h + (s[..., None] * V(z)).sum(-2)
+# ```
+#
+# An adapter is $2md + d + m$ numbers, 4,240 in our model at $m = 16$; Houlsby has two in a block, Pfeiffer one, and
+# neither can be merged. With the lower two of four blocks bare, eight tasks cost 56% of the work in blocks; adapters
+# trained for that keep 98% of the gain, robust ones 92%, ordinary ones 76%. AdapterFusion freezes $N$ adapters and
+# learns, with $3d^2 + 2d$ numbers per block, which to read at each token: on our 2 tasks it was as good as both
+# specialists, by changing over in only two of four blocks.
+#
+# **Use it** when several tasks read the same text, with the lower blocks bare, so that these run once for all. **Not** to
+# serve one task: LoRA merges, and an adapter costs a little at each token for ever.
+#
+# <details><summary>Why can an adapter not be merged?</summary>
+#
+# An activation stands between its two matrices, so their product is no matrix that could be added to a weight.
+#
+# </details>
+#
+# <details><summary>In which two ways do bare lower blocks save time?</summary>
+#
+# Several tasks share their forward pass, and in training no gradient goes below the lowest adapter.
+#
+# </details>
+#
+# <details><summary>What are query, key and value in AdapterFusion?</summary>
+#
+# What the block computed asks the query; each adapter's output gives a key and a value.
+#
+# </details>
 #
 # Now write it yourself: [Exercises](../../work/04-peft/04-adapters.ipynb), three of them, 7 points.
 #

@@ -744,14 +744,46 @@ print(
 print(f"the two averages add {8 * start_numbers / 1e9:.2f} GB while the budget falls")
 
 # %% [markdown]
-# ## Takeaways
+# ## What to keep
 #
-# - Given 28 ranks for 28 matrices, AdaLoRA leaves about 11 of them empty and gives three quarters of the ranks to the MLP,
-#   next to none to queries and keys.
-# - It is right about where it matters: with as many numbers in the places that it emptied, LoRA learns about a seventh
-#   less. The map is what counts: plain LoRA with the same ranks ends where AdaLoRA does.
-# - Only $\lambda$ is masked, never $P$ or $Q$, so that a triplet can return. When the data turned at step 30, one did a
-#   dozen steps later; with $P$ and $Q$ masked too it never could.
+# ```python
+# def score(s_P, s_lam, s_Q):               # s = Ī · Ū of each number of one layer
+#     return s_lam[:, 0] + s_P.mean(0) + s_Q.mean(1)
+#
+# def keep_best(S, b):                      # S: the triplets of all layers together
+#     return S > S.sort().values[-b - 1]    # λ = 0 for the others; P and Q stay
+# ```
+#
+# Given 28 ranks for 28 matrices, AdaLoRA leaves about 11 of them empty and gives three quarters of the ranks to the MLP,
+# next to none to queries and keys. It is right about where it matters: with as many numbers in the places that it
+# emptied, LoRA learns about a seventh less, and plain LoRA with AdaLoRA's ranks ends where AdaLoRA does. Only $\lambda$
+# is masked, so that a triplet can return: when the data turned at step 30, one did a dozen steps later, and with $P$ and
+# $Q$ masked too it never could.
+#
+# **Use it** to find out where a model needs rank, above all when the budget is tight; the map it finds serves plain LoRA
+# as well. **Not** when the number of steps is unknown, since the budget falls by it, and not in the hope of more than
+# LoRA with the same ranks.
+#
+# <details><summary>What is a triplet's score?</summary>
+#
+# That of λ, plus the means of those of P's column and Q's row. A number's score is Ī · Ū: its smoothed |w · ∂L/∂w| times
+# how much that wavers.
+#
+# </details>
+#
+# <details><summary>Why is only λ set to 0?</summary>
+#
+# Its gradient pᵀ (∂L/∂W) q is not zero at λ = 0, so the triplet is still scored and can come back. With p and q at zero
+# too, the gradient is zero for good.
+#
+# </details>
+#
+# <details><summary>In which order come backward, allocator, optimizer and zero_grad?</summary>
+#
+# backward, optimizer.step, allocator.step, zero_grad. The scores need the gradient that zero_grad throws away, and the
+# mask must come after the update that would undo it.
+#
+# </details>
 #
 # Now write it yourself: [Exercises](../../work/04-peft/06-adalora.ipynb), four of them, 9 points. Before this:
 # [LoRA](05-lora.ipynb).

@@ -76,7 +76,7 @@ count_guess.settle(trained)
 tasks_guess.settle(copies)
 
 # %% [markdown]
-# Fewer than one number in ten thousand, and a seventh of what LoRA trains at rank 8 on two matrices per layer.
+# That is fewer than one number in ten thousand, and a seventh of what LoRA trains at rank 8 on two matrices per layer.
 
 # %% [markdown]
 # ## The idea
@@ -135,7 +135,7 @@ figure(
 # the probability of the wrong answers, and one that compares answers by their probability per token, so that short
 # ones are not favoured. Both are about the task, not about the vectors, and are left out here.
 #
-# And one to try in your head: the MLP computes $W_\mathrm{down}\,(\mathrm{silu}(W_\mathrm{gate}x) \odot W_\mathrm{up}x)$. Does it matter
+# Here is one to try in your head: the MLP computes $W_\mathrm{down}\,(\mathrm{silu}(W_\mathrm{gate}x) \odot W_\mathrm{up}x)$. Does it matter
 # whether $l_\mathrm{ff}$ scales the input of `down_proj` or the output of `up_proj`? The next section tells.
 
 # %% [markdown]
@@ -155,7 +155,7 @@ show(ia3.scale_output, ia3.scale_input, ia3.IA3Linear)
 # | `v_proj` | 64 × 128 | $l_v$ (64) | output | 256 |
 # | `down_proj` | 128 × 384 | $l_\mathrm{ff}$ (384) | input | 1,536 |
 #
-# Together 2,048. The riddle, settled by giving both places the same random scales:
+# Together 2,048. We settle the riddle by giving both places the same random scales:
 
 # %%
 tokenizer = course_model.load_tokenizer()
@@ -419,7 +419,7 @@ for i, run in enumerate(models):
 ax.set_yticks(range(len(models)), labels=list(models))
 ax.invert_yaxis()
 ax.grid(axis="y", visible=False)
-ax.set(xlabel="change of the loss, nats a token")
+ax.set(xlabel="change of the loss, nats per token")
 ax.set_title("2,048 numbers, or all 786,432")
 ax.legend(loc="upper right", fontsize=9, handlelength=1)
 figure(
@@ -650,19 +650,48 @@ for name in ("llama-7b", "llama-3-8b", "llama-3-70b"):
 # ```
 #
 # Each GPU holds the frozen model and reads its own texts. What travels between them at each step is the gradient of the
-# scales, 2.5 MB in fp32 for 7B. At inference, either merge, or keep one base and let every row of a batch have its own three vectors a
-# layer; that is the last exercise.
+# scales, 2.5 MB in fp32 for 7B. At inference, either merge, or keep one base and let every row of a batch have its own three vectors
+# per layer; that is the last exercise.
 
 # %% [markdown]
-# ## Takeaways
+# ## What to keep
 #
-# - Three vectors per layer are 614,400 numbers in Llama 7B, 0.009%: a file of 1.2 MB, and one copy of the model has room for
-#   eleven thousand of them.
-# - On the course model 2,048 scales, 1 in 384 of the linears' weights, got about half of full fine-tuning's gain, and so did
-#   2,048 biases or rank-1 factors, each at its own learning rate. Halving the rate changed what was forgotten as much as
-#   changing the method did.
-# - All scales start at 1, act on the output of k and v and the input of down, and merge to exactly 0 extra cost; a scale of 0 cannot be
-#   divided away, so unmerging means keeping $W$.
+# ```python
+# def scale_output(W, b, l):         # k_proj, v_proj: l ⊙ (W x + b)
+#     return l[:, None] * W, l * b
+#
+# def scale_input(W, l):             # down_proj: W (l ⊙ x)
+#     return W * l
+# ```
+#
+# Three vectors per layer are 614,400 numbers in Llama 7B, 0.009%: a file of 1.2 MB, and one copy of the model has room
+# for eleven thousand of them. On the course model 2,048 scales, 1 in 384 of the linears' weights, got about half of full
+# fine-tuning's gain, and so did 2,048 biases or rank-1 factors, each at its own learning rate; halving the rate changed
+# what was forgotten as much as changing the method did. All scales start at 1 and merge to exactly 0 extra cost; a scale
+# of 0 cannot be divided away, so unmerging means keeping $W$.
+#
+# **Use it** when each of very many tasks may keep next to nothing, merged or with vectors of its own for each row of a
+# batch. **Not** to save activations, of which it keeps nearly as many as full fine-tuning, and not where rescaling what
+# the model already computes is not enough.
+#
+# <details><summary>Which outputs are scaled, and which input?</summary>
+#
+# The outputs of k_proj and v_proj, biases included, and the input of down_proj.
+#
+# </details>
+#
+# <details><summary>Does it matter whether l_ff scales the input of down_proj or the output of up_proj?</summary>
+#
+# No. The gate multiplies channel by channel, and so does l. It would matter if the nonlinearity came after the scale.
+#
+# </details>
+#
+# <details><summary>How does its ΔW differ from that of LoRA at rank 1?</summary>
+#
+# (diag(l) − 1) W may have full rank, but each row can only grow or shrink. LoRA at rank 1 has one direction, freely
+# chosen.
+#
+# </details>
 #
 # Now write it yourself: [Exercises](../../work/04-peft/08-ia3.ipynb), three of them, 8 points.
 #

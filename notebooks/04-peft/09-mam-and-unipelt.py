@@ -1,7 +1,7 @@
 # %% [markdown]
 # # MAM and UniPELT: one view of them all
 #
-# Prefixes, adapters and LoRA look like three ideas; seen rightly they are one, with four settings. By the end of this page you
+# Prefixes, adapters and LoRA look like three ideas; seen the right way they are one, with four settings. By the end of this page you
 # will have shown that a prefix *is* an adapter, mixed two methods by design, let a model mix three by gates of its own, and
 # found out what those gates are good for.
 
@@ -243,7 +243,7 @@ compare(model(prompt), plain, what="logits after it came off", tol=0)
 # stored keys are its keys turned on by $p$ positions. Its parallel adapter reads the stream before the norm (`reads="residual"`
 # with us). And where LoRA has a gate, the gate replaces $\alpha/r$.
 #
-# Here, the same adapter on two models, through a file:
+# Here we take one adapter through a file, from one model to the other:
 
 # %%
 from transformers import LlamaForCausalLM
@@ -435,7 +435,7 @@ assert all(
 # a gate of one half costs nothing, if what stands behind it grows to twice its size.
 #
 # The paper reports more. Over eight tasks of GLUE with BERT-base, it compares with the best single method *of each task*. With 100
-# examples a task that makes 60.60 points on average, and UniPELT has 62.59; with 500 it is 70.02 against 69.98, with 1,000
+# examples per task that makes 60.60 points on average, and UniPELT has 62.59; with 500 it is 70.02 against 69.98, with 1,000
 # it is 73.19 against 73.31. The lead is where data are scarce and single methods fail at random; then a mixture is the safer bet.
 #
 # Do our gates read at all? Show the three tasks to the model that learned the Bible:
@@ -533,16 +533,45 @@ print("the paper says 1.26% for BERT-base")
 # ```
 
 # %% [markdown]
-# ## Takeaways
+# ## What to keep
 #
-# - A prefix of $p$ tokens is a parallel adapter of width $p$ with a softmax inside and a factor $\lambda$ set by each query; the two
-#   sides agree to $10^{-5}$.
-# - MAM gives attention a prefix of 30 and the MLP a parallel bottleneck of 512 scaled by 4: 6.7% of BART-large, nine tenths of it in the
-#   feed-forward layers.
-# - UniPELT puts 3 methods behind gates, one number per sequence and layer. On our 3 tasks they found one order of the methods rather
-#   than a choice for each task, and the adapter alone did as well on 2 of them.
-# - Constants in place of the gates, at the values that these had found, did as well in 6 runs of 6. So use gates to *find* a mixture,
-#   then nail them: LoRA can be merged again, and a decoder sees no future.
+# ```python
+# def with_prefix(q, K, V, P_K, P_V):                # q (D,), K (S, D), P_K (p, D)
+#     a, b = P_K @ q / len(q)**0.5, K @ q / len(q)**0.5
+#     lam = (a.logsumexp(0) - b.logsumexp(0)).sigmoid()
+#     return (1 - lam) * b.softmax(0) @ V + lam * a.softmax(0) @ P_V
+# def gate(x, w, b):                                 # UniPELT: one number per sequence
+#     return (x @ w + b).sigmoid().mean(1)
+# ```
+#
+# A prefix of $p$ tokens is a parallel adapter of width $p$ with a softmax inside and a factor $\lambda$ set by each
+# query; the two sides agree to $10^{-5}$. MAM gives attention a prefix of 30 and the MLP a parallel bottleneck of 512
+# scaled by 4: 6.7% of BART-large, nine tenths of it in the feed-forward layers. UniPELT puts 3 methods behind gates, one
+# number per sequence and layer: on our 3 tasks they found one order of the methods, the adapter alone did as well on 2 of
+# them, and constants at the values that the gates had found did as well in 6 runs of 6.
+#
+# **Use it**, gates and all, to *find* a mixture when it is not clear which method suits the data; then nail the gates, so
+# that LoRA can be merged again and a decoder sees no future. **Not** at inference: nothing behind a gate can be merged,
+# and all three methods are paid for at each token.
+#
+# <details><summary>What is λ?</summary>
+#
+# The part of the softmax over prefix and text that lies on the prefix. Each query sets its own.
+#
+# </details>
+#
+# <details><summary>Why is a prefix behind a shut gate not the same as no prefix?</summary>
+#
+# A key of 0 still takes its part of the softmax, and the value of 0 dilutes the rest.
+#
+# </details>
+#
+# <details><summary>Why may a decoder's gate read the first tokens only?</summary>
+#
+# A mean over the whole text would let every token see its own future. What comes after the first n tokens is predicted
+# honestly.
+#
+# </details>
 #
 # Now write it yourself: [Exercises](../../work/04-peft/09-mam-and-unipelt.ipynb), three of them, 8 points.
 #

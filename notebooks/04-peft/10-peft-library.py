@@ -352,7 +352,7 @@ with torch.no_grad():
     )
 
 # %% [markdown]
-# Five folders, five readers, the same logits. Now look at the sizes. A file holds what inference needs and no more: P-Tuning
+# Five folders and five readers give the same logits. Now look at the sizes. A file holds what inference needs and no more: P-Tuning
 # trains a network that makes its vectors, and the network stays behind.
 
 # %%
@@ -619,13 +619,44 @@ for row in published.rows():
         )
 
 # %% [markdown]
-# ## Takeaways
+# ## What to keep
 #
-# - Five methods, one loop: the settings' class and a learning rate are all that differs, and the best rates lie a factor of
-#   40 apart, from 0.005 for P-Tuning to 0.2 for a prefix.
-# - The 2 tuners (LoRA, (IA)³) change modules, merge at no cost, and live side by side, three models in one batch; the 3 prompt
-#   learners leave the model alone and can never be merged.
-# - Six examples teach a 135M model a form, 4 of 4; they also cost it facts. Measure both.
+# ```python
+# config = peft.LoraConfig(r=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+# model = peft.get_peft_model(base, config)                # freezes the base
+# train(model)                                             # one loop for all five methods
+# model.save_pretrained(folder)                            # settings, and the tensors that trained
+# model = peft.PeftModel.from_pretrained(new_base, folder)
+# model = model.merge_and_unload()                         # tuners only
+# ```
+#
+# Five methods, one loop: the settings' class and a learning rate are all that differs, and the best rates lie a factor of
+# 40 apart, from 0.005 for P-Tuning to 0.2 for a prefix. The 2 tuners (LoRA, (IA)³) change modules, merge at no cost, and
+# live side by side, three models in one batch; the 3 prompt learners leave the model alone and can never be merged. Six
+# examples teach a 135M model a form, 4 of 4; they also cost it facts, so measure both.
+#
+# **Use it** for any model of `transformers`, and to exchange adapters with others as small folders. **Not** to merge and
+# unmerge in a loop: it unmerges by subtracting, which rounds, so with a half-precision base reload instead.
+#
+# <details><summary>Which two kinds of adapter does the library have?</summary>
+#
+# Tuners replace modules inside your model and can merge. Prompt learners add virtual tokens on the way in, and have no
+# weight to merge into.
+#
+# </details>
+#
+# <details><summary>What does save_pretrained write?</summary>
+#
+# One file of settings and one of the tensors that inference needs. Nothing of the base is in it, and P-Tuning's network
+# stays behind.
+#
+# </details>
+#
+# <details><summary>When can the rows of one batch use different adapters?</summary>
+#
+# With LoRA that is not merged, and not in training. Rows of `__base__` go through the plain weights.
+#
+# </details>
 #
 # Now use it yourself: [Exercises](../../work/04-peft/10-peft-library.ipynb).
 #

@@ -213,7 +213,7 @@ for name, module, lr in (
 #
 # All methods, all tasks, each with its own rate, the best rate again with two more seeds: 239 runs, a quarter of an hour of one
 # core, too long for a page. A script of the repository runs it, `scripts/peft_sweep.py`, and the results come with the package,
-# a line a run, each with the versions that made it.
+# one line per run, each with the versions that made it.
 #
 # The rate is searched by one rule. Three neighbours of the grid 1, 3, 10 … are tried, and as long as the best lies at an edge,
 # the next one beyond. The best is chosen on held-out passages that are not those of the table, so no number below took part in a
@@ -247,7 +247,7 @@ print(f"{again}, {name}: recorded {old.losses[0]:.3f}, now {loss:.3f}")
 assert abs(loss - old.losses[0]) < 0.05
 
 # %% [markdown]
-# The two agree. The table, then: the share of full fine-tuning's gain on each task, and what it is bought with. `±` is half the
+# The two agree. Here is the table: the share of full fine-tuning's gain on each task, and what it is bought with. `±` is half the
 # distance between the best and the worst of three seeds.
 
 
@@ -561,14 +561,45 @@ assert usual["LoRA, r = 8 on q and v"] == 4_194_304  # what peft prints for this
 # Many more numbers that papers print, beside ours, are on the book's page of published numbers.
 
 # %% [markdown]
-# ## Takeaways
+# ## What to keep
 #
-# - Start with LoRA on all linears: it merges, so it costs 0 extra at inference, and a rank of 1 already trains 0.93% of our model;
-#   on 7B, rank 16 is 0.6%.
-# - Go to (IA)³ or BitFit when the 2,048 or 5,120 numbers matter, as with thousands of adapters on one server; go to QLoRA when the
-#   base does not fit; go to prompts only with a large model that you cannot change at all.
-# - Never compare at one shared learning rate: the best rates of our sweep span a factor of 1,000, from 0.001 to 1, and an order that
-#   3 seeds can turn around is no order.
+# ```python
+# def pareto(cost, loss):            # one of each per method: who is not beaten
+#     no_worse = (cost[:, None] <= cost) & (loss[:, None] <= loss)
+#     better = (cost[:, None] < cost) | (loss[:, None] < loss)
+#     return ~(no_worse & better).any(0)
+# def gain(loss, base, full):        # the share of full fine-tuning's improvement
+#     return (base - loss) / (base - full)
+# ```
+#
+# LoRA on all linears merges, so it costs 0 extra at inference, and a rank of 1 already trains 0.93% of our model; on 7B,
+# rank 16 is 0.6%. (IA)³ trains 2,048 numbers and BitFit 5,120, which matters with thousands of adapters on one server.
+# The best rates of our sweep span a factor of 1,000, from 0.001 to 1, and an order that 3 seeds can turn around is no
+# order.
+#
+# **Use it** to strike out what is beaten in cost and in loss, and to choose by need from what is left: start with LoRA,
+# go to (IA)³ or BitFit for the smallest files, to QLoRA when the base does not fit, to prompts only with a large model
+# that you cannot change at all. **Not** on runs at one shared learning rate, or on a table that was made for another
+# model.
+#
+# <details><summary>When is a method on the Pareto front?</summary>
+#
+# When no other is at least as good in cost and in loss, and better in one of the two.
+#
+# </details>
+#
+# <details><summary>What costs nothing at inference, and what does?</summary>
+#
+# What merges is free. What lengthens the input or adds layers is paid for at every request.
+#
+# </details>
+#
+# <details><summary>How can a method have 91% of the gain and be right as often as chance?</summary>
+#
+# Most of the nats are won by learning that the answer is one of four words. Telling the four apart is the last part of
+# the loss, so read a share of it together with the accuracy.
+#
+# </details>
 #
 # Now decide for yourself: [Exercises](../../work/04-peft/11-best-practice.ipynb), with the challenge of this part at the end.
 #

@@ -35,8 +35,8 @@ for algorithm in ("naive", "ring"):
     )
 
 # %% [markdown]
-# (Computing at 40% of an H100's 989 TFLOP/s.) The same wires, the same result, and a factor of 64 between two orders of sending. At 34 s a step
-# nobody would train on 64 GPUs.
+# (Computing at 40% of an H100's 989 TFLOP/s.) The wires and the result are the same, and there is a factor of 64 between two orders
+# of sending. At 34 s per step nobody would train on 64 GPUs.
 #
 # What is sent decides how a model may be split, and the lessons of this part differ in little else:
 #
@@ -62,7 +62,7 @@ tree_guess = predict("Below which size is a tree faster, on 16 ranks?", unit="MB
 # %% [markdown]
 # ## The idea
 #
-# Four ranks, a row each; four chunks a, b, c, d; the colour says from which rank a chunk came, black is a sum over all ranks.
+# There are four ranks, one row each, and four chunks a, b, c, d; the colour says from which rank a chunk came, black is a sum over all ranks.
 # The pictures are drawn from what the operations return.
 
 # %% tags=["hide-input"]
@@ -171,7 +171,7 @@ figure(
 # all-reduce can be had in two ways: reduce, then broadcast; or reduce-scatter, then all-gather.
 #
 # **What a message costs.** The usual model has two numbers, the seconds $\alpha$ to get a message going and the bytes
-# $\beta$ that then flow in a second. An algorithm of $s$ steps, in which the busiest rank sends $v$ bytes one message after another, takes
+# $\beta$ that then flow per second. An algorithm of $s$ steps, in which the busiest rank sends $v$ bytes one message after another, takes
 #
 # $$T = s\,\alpha + v/\beta .$$
 #
@@ -355,7 +355,7 @@ for what in ranks[-1]:  # of the root, which has them all
     )
 
 # %% [markdown]
-# Equal to the last bit, because these numbers are whole. With general floats the orders of addition differ, and so do the
+# They are equal to the last bit, because these numbers are whole. With general floats the orders of addition differ, and so do the
 # last bits: torch gives no promise there either. (The tests do this for 2, 3, 5, 6 and 8 processes, five dtypes, sum, max and min.)
 
 # %% [markdown]
@@ -692,11 +692,43 @@ for name, steps, volume, moves in rows:
 # many steps for any number of ranks, as Bruck's has, but sends its long-distance messages while they are small: the lesson of the table of networks.
 
 # %% [markdown]
-# ## Takeaways
+# ## What to keep
 #
-# - A ring all-reduce sends $2\frac{p-1}{p}n$ bytes per rank, 1.97 $n$ for 64 ranks, and nothing sends less; collecting on one rank takes 64 times as long.
-# - A ring takes $2(p-1)$ steps and a tree $2\lceil\log_2 p\rceil$: with 10 µs and 25 GB/s a tree wins below 0.9 MB on 16 ranks.
-# - Halving has the bytes of the one and the steps of the other, but on a ring of cables takes twice as long as the ring for 1 GiB: the network decides.
+# ```python
+# def ring_all_reduce(p):            # moves (step, src, dst, chunk, add), p chunks
+#     return [(s, r, (r + 1) % p, (r - s) % p, s < p - 1)
+#             for s in range(2 * (p - 1)) for r in range(p)]
+#
+# def seconds(p, n, alpha, beta):
+#     return 2 * (p - 1) * alpha + 2 * (p - 1) / p * n / beta
+# ```
+#
+# A ring all-reduce sends $2\frac{p-1}{p}n$ bytes per rank, 1.97 $n$ for 64 ranks, and nothing sends less; collecting on
+# one rank takes 64 times as long. A ring takes $2(p-1)$ steps and a tree $2\lceil\log_2 p\rceil$: with 10 µs and 25 GB/s
+# a tree wins below 0.9 MB on 16 ranks. Halving has the bytes of the one and the steps of the other, but on a ring of
+# cables takes twice as long as the ring for 1 GiB: the network decides.
+#
+# **Use it** for large tensors, on any network: a ring's messages go to neighbours only. **Not** for small ones, where its
+# many latencies are most of the time: there take a tree.
+#
+# <details><summary>Why can no all-reduce send less than 2 (p − 1)/p · n bytes per rank?</summary>
+#
+# Each number needs p − 1 messages to be summed and p − 1 to be known everywhere, and p ranks share that work.
+#
+# </details>
+#
+# <details><summary>Of which two operations is a ring all-reduce made?</summary>
+#
+# A reduce-scatter, after which each rank has one finished chunk of the sum, and an all-gather, which hands the chunks
+# around.
+#
+# </details>
+#
+# <details><summary>Why is halving not always the best?</summary>
+#
+# The formula gives any two ranks a wire of their own. On real networks its long steps share cables.
+#
+# </details>
 #
 # Now write it yourself: [Exercises](../../work/05-parallelism/01-collectives.ipynb).
 #

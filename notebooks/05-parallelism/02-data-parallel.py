@@ -17,7 +17,7 @@ from llmlab.course import compare, explore, figure, palette, plt, predict, show
 # ## What it costs
 #
 # Sixty-four GPUs train a model of 1.2 billion parameters, four sequences of 4,096 tokens on each. Between two steps the gradients have to be
-# summed over all of them, through one 400 Gb/s network card a GPU.
+# summed over all of them, through one 400 Gb/s network card per GPU.
 # %%
 from llmlab.models.accounting import parameters
 from llmlab.models.presets import preset
@@ -358,7 +358,7 @@ for i, (name, mb) in enumerate((("DataParallel", dp), ("DDP", ddp))):
         label=name,
         color=f"C{1 - i}",
     )
-ax.set(xticks=range(4), xlabel="rank", ylabel="MB sent a step")
+ax.set(xticks=range(4), xlabel="rank", ylabel="MB sent per step")
 ax.legend()
 figure(
     fig,
@@ -369,7 +369,7 @@ figure(
     ),
 )
 print(
-    "MB sent a step by ranks 0 to 3:  DataParallel",
+    "MB sent per step by ranks 0 to 3:  DataParallel",
     *(f"{b:.1f}" for b in dp),
     "  DDP",
     *(f"{b:.1f}" for b in ddp),
@@ -681,11 +681,42 @@ for lr in (0.01, 0.05):
 # "malladi2022sdes")).
 
 # %% [markdown]
-# ## Takeaways
+# ## What to keep
 #
-# - Buckets of 25 MiB that leave during backward expose 24 ms where one message for each tensor afterwards exposes 281 ms, on 64 ranks.
-# - DDP sends $2\frac{p-1}{p}n$ from every rank; `DataParallel`'s owner sends $(p-1)n$ and more, and 4 microbatches with `no_sync` send as much as one.
-# - The mean of ranks' means is not the mean over tokens: with 59, 19 and 3 tokens the gradient is off by 1.5 times its norm.
+# ```python
+# def gradient(loss_sum, tokens, weights, comm):           # of this rank: a sum, not a mean
+#     N = comm.all_reduce(torch.tensor(tokens))            # tokens of all ranks
+#     g = torch.autograd.grad(loss_sum * comm.size / N, weights)
+#     return [comm.all_reduce(x) / comm.size for x in g]   # the mean over all tokens
+# ```
+#
+# On 64 ranks, buckets of 25 MiB that leave during backward expose 24 ms, where one message for each tensor afterwards
+# exposes 281 ms. DDP sends $2\frac{p-1}{p}n$ from every rank; `DataParallel`'s owner sends $(p-1)n$ and more, and 4
+# microbatches with `no_sync` send as much as one. The mean of ranks' means is not the mean over tokens: with 59, 19 and 3
+# tokens the gradient is off by 1.5 times its norm.
+#
+# **Use it** first, whenever the model and its optimizer states fit on one device. **Not** to get around memory, since
+# every rank holds everything, and not with a batch so large that the rule for the learning rate fails.
+#
+# <details><summary>Why is each rank's sum multiplied by p / N, instead of taking its mean?</summary>
+#
+# All-reduce then takes the mean over ranks. With means on each rank, a token on a rank with few tokens would weigh more
+# than one on a rank with many.
+#
+# </details>
+#
+# <details><summary>What is wrong with one message per tensor, and with one for all?</summary>
+#
+# The first pays the latencies of the ring for every tensor. The second cannot leave before the last gradient is there, so
+# it hides nothing.
+#
+# </details>
+#
+# <details><summary>When is the gradient's norm clipped?</summary>
+#
+# After the sum over ranks and microbatches: the norm of a mean is not the mean of the norms.
+#
+# </details>
 #
 # Now write it yourself: [Exercises](../../work/05-parallelism/02-data-parallel.ipynb).
 #

@@ -40,7 +40,7 @@ print(
 # %% [markdown]
 # ## Predict
 #
-# The same 7.5 B parameters on 64 GPUs, nothing kept twice.
+# Take the same 7.5 B parameters on 64 GPUs, with nothing kept twice.
 
 # %%
 held_guess = predict("How many GB does a GPU hold?", unit="GB")
@@ -214,7 +214,7 @@ print("backward:", ", ".join(events[middle:]))
 # %% [markdown]
 # ## Against the library
 #
-# First against one process: a small Llama, six steps of PyTorch's AdamW with clipping, two microbatches per step. The ranks' shares
+# First we compare with one process: a small Llama, six steps of PyTorch's AdamW with clipping, two microbatches per step. The ranks' shares
 # are chosen to go wrong easily: 8 sequences of different lengths over 3 ranks, so the ranks count different numbers of tokens.
 # Each loss is a sum, divided by the tokens of *all* ranks and microbatches. One thing may not be uneven: from stage 2 on, backward
 # itself communicates, so a rank that has one microbatch less leaves the others waiting for ever.
@@ -268,7 +268,7 @@ for stage in (1, 2, 3):
         )
 
 # %% [markdown]
-# PyTorch's FSDP2 is one call a block, and one for the root. It averages over ranks where we sum, hence the factor.
+# PyTorch's FSDP2 is one call per block, and one for the root. It averages over ranks where we sum, hence the factor.
 
 # %%
 from llmlab.parallelism.examples import zero_libraries
@@ -523,7 +523,7 @@ sent_guess.settle(sent_bytes(3, 7.5e9, 64) / sent_bytes(0, 7.5e9, 64))
 # [the same question](https://github.com/deepspeedai/DeepSpeed/issues/2252 "deepspeed2022stage2"). With many microbatches, take
 # stage 1.
 #
-# **Can the traffic be hidden?** Four blocks with the proportions of a 7B model on 8 GPUs, at 50 GB/s a GPU and 40% of 989 TFLOP/s, 8,192
+# **Can the traffic be hidden?** Four blocks with the proportions of a 7B model on 8 GPUs, at 50 GB/s per GPU and 40% of 989 TFLOP/s, 8,192
 # tokens per GPU. The bytes are those of our small blocks, on a wire slower in proportion; the clock is the ledger's.
 
 # %% tags=["hide-input"]
@@ -784,13 +784,42 @@ print(
 # The predictions are the same. Less than that ran, because the formula leaves no room for activations and buffers.
 
 # %% [markdown]
-# ## Takeaways
+# ## What to keep
 #
-# - Adam is elementwise, so ZeRO cuts $16\Psi$ bytes to $16\Psi/N$ with the same losses: 120 GB to 1.9 GB for 7.5 B parameters on 64 GPUs.
-# - Stages 1 and 2 send no more than an all-reduce ($2\Psi$), stage 3 half as much again ($3\Psi$); with $m$ microbatches it is
-#   $2\Psi$, $(m+1)\Psi$ and $3m\Psi$.
-# - Gathering ahead and reducing behind hides the wire where a block computes longer than it travels: 187 ms become 123, of which 101
-#   are computation, and three messages stay exposed.
+# ```python
+# def step(w, g, piece, adam, comm):      # w, g (Ψ,) whole; piece: this rank's w, m, v
+#     g = comm.reduce_scatter(g)          # (Ψ/N,): its part of the sum over ranks
+#     adam(*piece, g)                     # in place; elementwise, so nobody else is needed
+#     w.copy_(comm.all_gather(piece[0]))  # Ψ + Ψ numbers, as an all-reduce
+# ```
+#
+# Adam is elementwise, so ZeRO cuts $16\Psi$ bytes to $16\Psi/N$ with the same losses: 120 GB to 1.9 GB for 7.5 B
+# parameters on 64 GPUs. Stages 1 and 2 send no more than an all-reduce ($2\Psi$), stage 3 half as much again ($3\Psi$);
+# with $m$ microbatches it is $2\Psi$, $(m+1)\Psi$ and $3m\Psi$. Gathering ahead and reducing behind hides the wire where
+# a block computes longer than it travels: 187 ms become 123, of which 101 are computation, and three messages stay
+# exposed.
+#
+# **Use it** at the lowest stage that fits: stage 1, which is the function above, for optimizer states, stage 2 for
+# gradients, stage 3 for weights. **Not** at stage 2 or 3 with many microbatches, each of which sends again, and not at
+# stage 3 with few tokens per GPU, which leave too little work to hide the messages.
+#
+# <details><summary>Why may each rank update its piece alone?</summary>
+#
+# Adam works on each element by itself: whoever has its gradient and its w, m and v needs nothing else.
+#
+# </details>
+#
+# <details><summary>Which three journeys make the 3Ψ of stage 3?</summary>
+#
+# Weights are gathered before a block's forward and again before its backward, and gradients are reduced to their owners.
+#
+# </details>
+#
+# <details><summary>Which part of the step is not elementwise?</summary>
+#
+# Clipping. Each rank squares its own piece, and one number is all-reduced.
+#
+# </details>
 #
 # Now write it yourself: [Exercises](../../work/05-parallelism/03-zero-and-fsdp.ipynb).
 #

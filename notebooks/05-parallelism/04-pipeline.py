@@ -2,8 +2,8 @@
 # # Pipeline parallelism: a few layers on each rank
 #
 # Cut a model across its depth and almost nothing has to travel. The price is waiting. You will see the waiting on a clock,
-# in real processes, derive its size, and see what the order of the work alone does to time and to memory: one
-# list a rank, from GPipe to zero bubble.
+# in real processes, derive its size, and see what the order of the work alone does to time and to memory: one list per rank, from
+# GPipe to zero bubble.
 
 # %%
 import copy
@@ -43,14 +43,14 @@ print(
 )
 
 # %% [markdown]
-# Three hundred times less to send, so this cut can cross machines and slow networks. But layer 6 needs what layer 5
+# There is three hundred times less to send, so this cut can cross machines and slow networks. But layer 6 needs what layer 5
 # computed, and in the backward pass layer 5 needs layer 6. The whole lesson is about the last line.
 
 # %% [markdown]
 # ## Predict
 #
-# Cut the batch into 8 microbatches, so that 4 ranks can work on different ones at the same time. Forward takes one unit
-# a microbatch and rank, backward two. *GPipe* does all forwards, then all backwards. *1F1B* does a backward as soon as there
+# Cut the batch into 8 microbatches, so that 4 ranks can work on different ones at the same time. Forward takes one unit per
+# microbatch and rank, backward two. *GPipe* does all forwards, then all backwards. *1F1B* does a backward as soon as there
 # is one.
 
 # %%
@@ -261,7 +261,7 @@ for make, ranks, v, layout in plans:
     compare(*flat, f"{make.__name__} on {ranks} ranks: weights")
 
 # %% [markdown]
-# One training, six orders. This is what *synchronous* means: all microbatches see the same weights, and the sum of their
+# It is one training in six orders. This is what *synchronous* means: all microbatches see the same weights, and the sum of their
 # gradients does not care about the order. It is also what the bubble pays for. The first PipeDream
 # ([Harlap et al. 2018](https://arxiv.org/abs/1806.03377 "harlap2018pipedream")) never empties its pipe: it starts the next batch
 # at once, keeps old versions of the weights for the microbatches under way, and learns from gradients of weights that have changed since.
@@ -270,8 +270,8 @@ for make, ranks, v, layout in plans:
 # %% [markdown]
 # ## Against the library
 #
-# PyTorch has these schedules in `torch.distributed.pipelining`. In real processes, started from this cell: the same
-# model, the same microbatches, and the order in which torch does things.
+# PyTorch has these schedules in `torch.distributed.pipelining`. We compare in real processes, started from this cell: the same model,
+# the same microbatches, and the order in which torch does things.
 
 # %%
 from torch.distributed import pipelining
@@ -350,7 +350,7 @@ for name, make, v, layout in (
 # %% [markdown]
 # ## The experiment
 #
-# Four processes, a real model, real messages over gloo, and a clock. Four ranks on a laptop of two cores would fight for the
+# We take four processes, a real model, real messages over gloo, and a clock. Four ranks on a laptop of two cores would fight for the
 # cores and measure that; so each op computes on a small model and then *sleeps* for 25 ms (a whole backward: 50). The
 # waiting, the messages and the order are real.
 
@@ -484,7 +484,7 @@ figure(
 )
 
 # %% [markdown]
-# To the byte what one reads off the lists, so memory can be planned without running anything: under 1F1B rank $r$ never holds
+# To the byte, this is what one reads off the lists, so memory can be planned without running anything: under 1F1B rank $r$ never holds
 # more than $\min(p-r, m)$ microbatches, under H2 $2(p-r)-1$. That sets $m$ free, and with it the bubble. Your guesses:
 
 # %%
@@ -635,7 +635,7 @@ late = simulate(one_f_one_b(p, m), first).makespan - (m + p - 1) * first.work
 print(f"1.5B under 1F1B: {late / first.comm:.0f} messages on the critical path")
 
 # %% [markdown]
-# 1F1B, H1 and H2 agree in every digit printed. Interleaved is 0.2 to 0.5 points off: with one layer a chunk the first and
+# 1F1B, H1 and H2 agree in every digit printed. Interleaved is 0.2 to 0.5 points off: with one layer per chunk the first and
 # the last stage have other things to do, and how the authors charged that, the paper does not say. Note that 1F1B's rate is
 # above $7/31 = 22.6\%$ for the first model: neighbours that wait for each other in every round pay for messages of 0.6 ms.
 
@@ -646,13 +646,44 @@ print(f"1.5B under 1F1B: {late / first.comm:.0f} messages on the critical path")
 # that, they report, about 8% of the throughput is gone.
 
 # %% [markdown]
-# ## Takeaways
+# ## What to keep
 #
-# - A pipeline sends 0.13 GB where tensor parallelism sends 40, and waits $(p-1)/(m+p-1)$ of the time: 27% for 4 ranks and 8
-#   microbatches, and a few points more on a real clock.
-# - 1F1B has GPipe's bubble and holds $\min(p-r, m)$ microbatches instead of $m$: a third of the bytes at $m = 12$, $p = 4$.
-# - Splitting the backward cuts 33 units to 27 with no more memory on the fullest rank (H1), and the bubble to 0 with almost
-#   twice as much (H2); none of it changes a gradient.
+# ```python
+# def one_f_one_b(p, m, r):                 # the ops of rank r
+#     ahead = min(p - r - 1, m)             # forwards ahead; at most ahead + 1 are held
+#     F, B = [("F", i) for i in range(m)], [("B", i) for i in range(m)]
+#     steady = [op for pair in zip(F[ahead:], B) for op in pair]
+#     return F[:ahead] + steady + B[m - ahead:]
+# # the bubble: (p - 1) / (m + p - 1)
+# ```
+#
+# A pipeline sends 0.13 GB where tensor parallelism sends 40, and waits $(p-1)/(m+p-1)$ of the time: 27% for 4 ranks and 8
+# microbatches, and a few points more on a real clock. 1F1B has GPipe's bubble and holds $\min(p-r, m)$ microbatches
+# instead of $m$: a third of the bytes at $m = 12$, $p = 4$. Splitting the backward cuts 33 units to 27 with no more
+# memory on the fullest rank (H1), and the bubble to 0 with almost twice as much (H2); none of it changes a gradient.
+#
+# **Use it** across machines and slow networks, with many more microbatches than ranks. **Not** with few microbatches,
+# where ranks wait most of the time, and not to answer a single request faster.
+#
+# <details><summary>Where do the p − 1 slots of the bubble come from?</summary>
+#
+# The first microbatch needs p − 1 forwards more to get to the last rank, and p − 1 backwards to come home. Meanwhile rank
+# 0 could have worked.
+#
+# </details>
+#
+# <details><summary>What does 1F1B gain over GPipe?</summary>
+#
+# Memory, not time. A rank starts only a few forwards ahead, and then finishes one microbatch before it takes the next.
+#
+# </details>
+#
+# <details><summary>Why may the weights' gradients wait?</summary>
+#
+# No rank needs them before the update, whereas the rank before waits for the gradient of the input. So they fill the
+# bubble.
+#
+# </details>
 #
 # Now write it yourself: [Exercises](../../work/05-parallelism/04-pipeline.ipynb).
 #

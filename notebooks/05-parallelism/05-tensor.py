@@ -154,7 +154,7 @@ print("each rank has", sums)
 print(world.ledger)
 
 # %% [markdown]
-# A ring all-reduce of $n$ bytes costs each rank $2\frac{p-1}{p}n$: here $1.5 \times 4000$. Now $f$, $g$, and the two layers.
+# A ring all-reduce of $n$ bytes costs each rank $2\frac{p-1}{p}n$: here $1.5 \times 4000$. Below are $f$, $g$, and the two layers.
 
 # %%
 from llmlab.parallelism.tensor import (
@@ -328,7 +328,7 @@ count_guess.settle(spent[column_then_row][0])
 bytes_guess.settle(ratio, digits=2)
 
 # %% [markdown]
-# One collective, and fewer bytes, because what travels is as wide as $X$ and not as wide as $H$.
+# It takes one collective, and fewer bytes, because what travels is as wide as $X$ and not as wide as $H$.
 #
 # **But look at how it scales.** An all-reduce of $Z$ costs $2\frac{p-1}{p}|Z|$: nearly the same for 8 ranks as for 800. The
 # ranks compute less and less and send as much as ever. And $X$ lies whole on each of them.
@@ -593,13 +593,43 @@ for m, depth, formula, value in rows:
 # also count the all-reduce of the weights' gradients over the layers, which their formula leaves out.
 
 # %% [markdown]
-# ## Takeaways
+# ## What to keep
 #
-# - Column then row needs 1 all-reduce where gathering each product needs 2 collectives, so a block costs 2 forward and 2
-#   backward.
-# - The vocabulary-parallel loss sends 3 numbers per token instead of $V$, and is exact.
-# - A line of ranks sends up to $4|X|$ an MLP however long it is; a grid sends $1/\sqrt{p}$ of its matrices, and wins from
-#   $p = 16$ in our experiment, and from much larger $p$ when tokens are few.
+# ```python
+# def mlp(X, A_i, B_i, comm):                # this rank's columns of A and rows of B
+#     return g(phi(f(X, comm) @ A_i) @ B_i, comm)       # f, g: the two all-reduces
+# def loss(z, z_target, comm):               # its columns of z; z_target is 0 elsewhere
+#     m = comm.all_reduce(z.amax(-1), op="max")
+#     s, z_t = comm.all_reduce(torch.stack([(z - m[:, None]).exp().sum(-1), z_target]))
+#     return s.log() + (m - z_t)
+# ```
+#
+# Column then row needs 1 all-reduce where gathering each product needs 2 collectives, so a block costs 2 forward and 2
+# backward. The vocabulary-parallel loss sends 3 numbers per token instead of $V$, and is exact. A line of ranks sends up
+# to $4|X|$ per MLP however long it is; a grid sends $1/\sqrt{p}$ of its matrices, and wins from $p = 16$ in our
+# experiment, and from much larger $p$ when tokens are few.
+#
+# **Use it** inside one machine, when a layer does not fit or one request must be answered faster. **Not** across
+# machines: the all-reduces stand in the way of the next product, and no computation hides them.
+#
+# <details><summary>Why is A cut by columns, and not by rows?</summary>
+#
+# φ acts on each column alone. Cut by rows, it would need the sum first, since φ(a + b) is not φ(a) + φ(b).
+#
+# </details>
+#
+# <details><summary>What do f and g do?</summary>
+#
+# f does nothing forward and all-reduces backward, before the first product. g all-reduces forward and does nothing
+# backward, after the second.
+#
+# </details>
+#
+# <details><summary>Why is the bias after the second product added after the sum?</summary>
+#
+# It belongs to no rank. Added on each of them, it would count p times.
+#
+# </details>
 #
 # Now write it yourself: [Exercises](../../work/05-parallelism/05-tensor.ipynb).
 #

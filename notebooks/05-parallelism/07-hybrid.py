@@ -160,7 +160,7 @@ show(
 # %% [markdown]
 # ## Against the library
 #
-# Eight ranks, 2 × 2 × 2, against one process: the same data, three steps of AdamW with clipping, replicas with different numbers of
+# We compare eight ranks, 2 × 2 × 2, with one process: the same data, three steps of AdamW with clipping, replicas with different numbers of
 # tokens, grouped-query attention, a tied embedding, and a vocabulary of 37 that divides by nothing.
 
 # %%
@@ -241,7 +241,7 @@ worst = max((whole[n] - w).abs().max().item() for n, w in plain.named_parameters
 compare(worst, 0.0, what="largest difference of any trained weight", tol=1e-4)
 
 # %% [markdown]
-# The same in eight real processes, and the groups against PyTorch's `DeviceMesh`:
+# Then we run the same in eight real processes, and compare the groups with PyTorch's `DeviceMesh`:
 
 # %%
 from llmlab.parallelism import launch
@@ -320,7 +320,7 @@ ratio = results["dp innermost"][1] / results["tp innermost"][1]
 guess.settle(ratio, digits=2)
 
 # %% [markdown]
-# Same loss, same bytes, another numbering. Look at what rank 0 does in the two:
+# The loss and the bytes are the same; only the numbering differs. Look at what rank 0 does in the two:
 
 # %% tags=["hide-input"]
 KINDS = {
@@ -541,11 +541,45 @@ for name, where in (("tp inside the node", gpt3), ("tp over the network", flat))
 # for less. Width is what makes tensor parallelism affordable.
 
 # %% [markdown]
-# ## Takeaways
+# ## What to keep
 #
-# - 2 × 2 × 2 ranks train exactly as 1 process does, if every number counts once in the norm and every token once in the mean.
-# - The same 16 devices take 3.4 times as long when the tensor-parallel group leaves its node; the loss does not tell you.
-# - A checkpoint of pieces with their places needs 0 conversions: tp 2, pp 2 is read as tp 4 or as 1 process, bit for bit.
+# ```python
+# def coordinates(rank, sizes):      # {"pp": …, "dp": …, "tp": …}, innermost last
+#     place = {}
+#     for axis, n in reversed(sizes.items()):
+#         place[axis] = rank % n
+#         rank //= n
+#     return place
+# ```
+#
+# 2 × 2 × 2 ranks train exactly as 1 process does, if every number counts once in the norm and every token once in the
+# mean. The same 16 devices take 3.4 times as long when the tensor-parallel group leaves its node; the loss does not tell
+# you. A checkpoint of pieces with their places needs 0 conversions: tp 2, pp 2 is read as tp 4 or as 1 process, bit for
+# bit.
+#
+# **Use it** to number the devices of any mesh: the axis that talks most is innermost, so tp stays inside a node and pp
+# may cross nodes. **Not** with a tp that is wider than a node, and not all three axes where one is enough.
+#
+# <details><summary>Why does tp get the best wire?</summary>
+#
+# Each microbatch all-reduces activations in every layer, and the next product waits for them. The gradients' all-reduce
+# over dp comes once per step, and can run behind the backward pass.
+#
+# </details>
+#
+# <details><summary>What must be counted once in the gradient's norm?</summary>
+#
+# Whatever several ranks hold: a norm's weight on all tp ranks, a shared key/value head, an embedding that two stages
+# share.
+#
+# </details>
+#
+# <details><summary>What makes a checkpoint readable by another mesh?</summary>
+#
+# Each piece is kept with its place in the whole tensor. A rank then reads from each file the part that overlaps its own
+# pieces.
+#
+# </details>
 #
 # Now place the devices yourself: [Exercises](../../work/05-parallelism/07-hybrid.ipynb).
 #

@@ -48,7 +48,7 @@ print(
 )
 
 # %% [markdown]
-# Two plans that differ in one decision, and a factor of two between them. Nobody can try $10^{13}$ plans; people who choose by rule try
+# The two plans differ in one decision, and one takes twice as long as the other. Nobody can try $10^{13}$ plans; people who choose by rule try
 # two or three. Most training code has the cuts written into its layers, so a new cluster, a new sequence length or a new kind of layer
 # means that somebody decides again.
 
@@ -180,7 +180,7 @@ show(
 # %% [markdown]
 # ## Against the library
 #
-# Three checks. The integer program against brute force, where brute force can be had: an MLP with 3 operators, and a
+# There are three checks. The first compares the integer program with brute force, where brute force can be had: an MLP with 3 operators, and a
 # branch of the block with 5.
 
 # %%
@@ -197,7 +197,7 @@ for name, graph in (
     )
 
 # %% [markdown]
-# A change of cut against PyTorch's DTensor, in four real processes: rows to columns is one all-to-all, in both.
+# We compare a change of cut with PyTorch's DTensor, in four real processes: rows to columns is one all-to-all, in both.
 
 # %%
 from torch.distributed.device_mesh import init_device_mesh
@@ -241,7 +241,7 @@ for (src, dst, *_), (ours, theirs) in zip(
 # What is compared here is the meaning of a cut, not its speed: gloo has no all-to-all of its own, and DTensor makes one out of an all-gather there. On
 # GPUs it is a single call, and $p$ times cheaper than gathering the tensor and cutting it anew.
 #
-# And the whole thing for real: a small block, every operator cut by a *random* strategy, run on six ranks, forward and backward.
+# Then we run the whole thing for real: a small block, every operator cut by a *random* strategy, run on six ranks, forward and backward.
 # Any plan must compute what one process does, good or bad.
 
 # %%
@@ -334,7 +334,7 @@ saved_guess.settle(100 * saved, digits=2)
 busy_guess.settle(busy)
 
 # %% [markdown]
-# A few percent of a training bill, for a tenth of a second of search. Over all sizes:
+# That is a few percent of a training bill, for a tenth of a second of search. Here are all sizes:
 
 # %% tags=["hide-input"]
 SIZES = (4, 8, 16, 32, 64, 128, 256)
@@ -503,7 +503,7 @@ explore(
 # w = distribute_tensor(w, mesh, [Replicate(), Shard(1)])       # our ("", "f")
 # ```
 #
-# How large is the program for a whole model? Alpa's paper treats GPT-3 with 39 billion parameters on 64 GPUs, one integer program a
+# How large is the program for a whole model? Alpa's paper treats GPT-3 with 39 billion parameters on 64 GPUs, one integer program per
 # stage and mesh. Ours grows with the operators; here is what a chain of blocks costs to solve.
 
 # %% tags=["nbval-ignore-output"]
@@ -545,13 +545,43 @@ for blocks in (1, 2, 4):
 # sequence parallelism comes out), uneven shards, overlap, and a compiler that fuses what is between.
 
 # %% [markdown]
-# ## Takeaways
+# ## What to keep
 #
-# - A product has 3 loops, and cutting one of them is data, column or row parallelism: one rule, "who lacks the loop is summed", gives
-#   every all-reduce of a training step.
-# - The integer program is exact: it equals brute force, and it finds Megatron at 16 sequences; with tp inside the node, 64 sequences
-#   take 4% longer than the plan found, and 256 take 23% longer.
-# - On a wire of 2.5 GB/s with 4 sequences, the best use of 32 devices is 8 of them: 4 nodes that do the same.
+# ```python
+# def summed(dims, s):               # axes along which a tensor is a partial sum:
+#     return [axis for axis, loop in enumerate(s) if loop and loop not in dims]
+#
+# def seconds(pick, c, R):           # what the program minimises, with Σ m_v ≤ M
+#     work = sum(c[v][i] for v, i in pick.items())
+#     return work + sum(R[u, v][pick[u], pick[v]] for u, v in R)
+# ```
+#
+# A product has 3 loops, and cutting one of them is data, column or row parallelism: one rule, "who lacks the loop is
+# summed", gives every all-reduce of a training step. The integer program is exact: it equals brute force, and it finds
+# Megatron at 16 sequences; with tp inside the node, 64 sequences take 4% longer than the plan found, and 256 take 23%
+# longer. On a wire of 2.5 GB/s with 4 sequences, the best use of 32 devices is 8 of them: 4 nodes that do the same.
+#
+# **Use it** for a new cluster, a new sequence length or a new kind of layer, for which nobody has a rule. **Not** as the
+# last word: it counts bytes and FLOPs, so measure the plans that come within a few percent of the best.
+#
+# <details><summary>Cut the loop of the outputs, n. What is cut, and what is summed?</summary>
+#
+# The weight and the output are cut. The input lacks n, so its gradient is a partial sum and is all-reduced: column
+# parallelism.
+#
+# </details>
+#
+# <details><summary>Why is the best plan not the best choice for each operator?</summary>
+#
+# Between two operators the cut may have to change, and that is paid for as well.
+#
+# </details>
+#
+# <details><summary>Why are column and then row such a good pair?</summary>
+#
+# Between the two products stands only an activation function, which accepts any cut. So nothing has to travel there.
+#
+# </details>
 #
 # Now write the search yourself: [Exercises](../../work/05-parallelism/08-auto-parallel.ipynb).
 #

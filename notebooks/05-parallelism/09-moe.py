@@ -68,7 +68,7 @@ busiest_guess = predict(
 # \end{gathered}$$
 #
 # Rank $r$ has its own tokens and $E/p$ of the experts. An *all-to-all* brings every chosen row to its expert (**dispatch**), a
-# second one brings the results home (**combine**). Below, a real run: 4 ranks, 4 tokens each, 2 experts per token. Colour is the
+# second one brings the results home (**combine**). Below is a real run: 4 ranks, 4 tokens each, 2 experts per token. Colour is the
 # rank that a token belongs to.
 
 # %% tags=["hide-input"]
@@ -256,7 +256,7 @@ compare(ranks[0][4], balance / 2, "balance loss: ours, and theirs divided by k")
 # %% [markdown]
 # ## The experiment
 #
-# A router with favorites: a constant channel in $x$ lets us add to each expert's logit what we like. We turn the preference up, and
+# Give the router favourites: a constant channel in $x$ lets us add to each expert's logit what we like. We turn the preference up, and
 # count what the ledger saw.
 
 # %%
@@ -357,7 +357,7 @@ busiest_guess.settle(seen["no limit"][three]["busiest"])
 
 # %% [markdown]
 # You buy time with tokens. Without a limit nobody is dropped, and all wait for the busiest rank. A limit caps the wait, and drops a
-# part that grows with the imbalance. At the left end the router has no favorites, only random weights, and still an expert is chosen more
+# part that grows with the imbalance. At the left end the router has no favourites, only random weights, and still an expert is chosen more
 # often than another: factor 1.0 drops 13% there, 2.0 none. Padding always computes and sends the same, also when half of it is zeros: at
 # the left end the padded layer is the slowest of all, 1.25 against 1.17 without any limit, and it drops 5% besides. Its merit is that
 # shapes, and so the time of a step, never change.
@@ -393,7 +393,7 @@ for factor in (None, 1.25):
 # Nearly a third of the tokens keep other experts than they would on one rank. A model trained with a limit depends, a little, on how
 # many machines train it. DeepSeek-V3 drops none.
 #
-# Does the balance loss help? The same favorites, and 40 steps in which only the router learns, from this loss alone.
+# Does the balance loss help? We take the same favourites, and 40 steps in which only the router learns, from this loss alone.
 
 # %%
 router = favoring(1.5)
@@ -604,14 +604,45 @@ print(
 )
 
 # %% [markdown]
-# ## Takeaways
+# ## What to keep
 #
-# - Expert parallelism is two all-to-alls forward and two backward, exact against a loop over experts; experts' gradients are not
-#   summed over ranks, the router's are.
-# - Imbalance costs time or tokens. With the fullest expert at 3 fair shares, factor 1.25 drops 19% of all assignments, and no
-#   limit makes the busiest of 4 ranks compute 1.3 shares.
-# - A token that crosses once per machine, and not once per expert, puts a quarter of the bytes on the slow wire, at 8 experts per token and 2
-#   machines, for the same result.
+# ```python
+# def route(logits, k, C):                                   # logits (T, E)
+#     P, e = logits.float().softmax(-1).topk(k)              # (T, k)
+#     chosen = F.one_hot(e.flatten(), logits.shape[1])       # (T·k, E), in order of arrival
+#     place = (chosen.cumsum(0) * chosen).sum(-1) - 1        # how many came before
+#     return e, P / P.sum(-1, keepdim=True), (place < C).view(e.shape)
+# ```
+#
+# Expert parallelism is two all-to-alls forward and two backward, exact against a loop over experts; experts' gradients
+# are not summed over ranks, the router's are. Imbalance costs time or tokens: with the fullest expert at 3 fair shares,
+# factor 1.25 drops 19% of all assignments, and no limit makes the busiest of 4 ranks compute 1.3 shares. A token that
+# crosses once per machine, and not once per expert, puts a quarter of the bytes on the slow wire, at 8 experts per token
+# and 2 machines, for the same result.
+#
+# **Use it** when a model's experts do not fit on one rank, with tokens that cross to another machine once. **Not** with a
+# capacity limit where the result must not depend on the number of ranks: who is dropped is decided on each of them.
+#
+# <details><summary>Why are experts' gradients not summed over ranks?</summary>
+#
+# All ranks' tokens came to the expert, so its gradient is complete where it is. The router's is partial on each rank and
+# must be summed.
+#
+# </details>
+#
+# <details><summary>What does a capacity limit buy, and with what?</summary>
+#
+# Time, with tokens. Nobody waits for the fullest expert, and what finds no room is dropped: the residual carries the
+# token on.
+#
+# </details>
+#
+# <details><summary>How can the balance loss train the router, if counting has no gradient?</summary>
+#
+# It multiplies each expert's share of the assignments by its mean probability. The gradient flows through the
+# probability.
+#
+# </details>
 #
 # Now write it yourself: [Exercises](../../work/05-parallelism/09-moe.ipynb).
 #

@@ -48,7 +48,7 @@ print(f"Llama 3 on 16,384 GPUs: 419 in 54 days, one every {54 * 24 / 419:.1f} ho
 # about twice the best interval, and lost 0.3% by it: the minimum is flat.
 #
 # A framework is what does this for you: it starts the ranks, finds them, wraps the model, notices when one is gone, and reads
-# the checkpoint. The mathematics, you have written yourself in the lessons before.
+# the checkpoint. You have written the mathematics yourself in the lessons before.
 
 # %% [markdown]
 # ## Predict
@@ -218,7 +218,8 @@ guess.settle("DeepSpeed ZeRO")
 print("recorded with", ", ".join(f"{k} {v}" for k, v in record["versions"].items()))
 
 # %% [markdown]
-# Five digits, in nine engines. DeepSpeed needed one line to get there: unless told otherwise it **clips gradients at norm 1.0**, and PyTorch does
+# Nine engines agree to five digits. DeepSpeed needed one line to get there: unless told otherwise it **clips gradients at norm 1.0**,
+# and PyTorch does
 # not clip at all. The last line is DeepSpeed with its default: the third loss differs in the fourth digit, too little to notice, too much to be
 # rounding. If you ever compare two engines, set `gradient_clipping` on both sides first.
 #
@@ -400,7 +401,7 @@ explore(
 #
 # | file | what it starts |
 # |---|---|
-# | `torchrun.sbatch` | Slurm, one torchrun a node, elastic |
+# | `torchrun.sbatch` | Slurm, one torchrun per node, elastic |
 # | `deepspeed.sbatch`, `ds_config.json`, `hostfile` | Slurm or ssh, ZeRO-3 with offload |
 # | `megatron_llama.sbatch` | Megatron-LM, LLaMA 2 7B on 4 nodes |
 # | `megatron_deepspeed_bloom.sbatch` | Megatron-DeepSpeed, BLOOM 176B as published, 48 nodes |
@@ -454,11 +455,43 @@ print(
 shutil.rmtree(folder)
 
 # %% [markdown]
-# ## Takeaways
+# ## What to keep
 #
-# - Nine engines give the same 4 losses to 5 digits, once DeepSpeed's default of clipping at 1.0 is switched off.
-# - A killed rank costs the steps since the last checkpoint and a restart; here 1 step of 6, and the last loss is the same to 6 digits.
-# - 384 GPUs that live five years each fail every 4.8 days, 16,384 every 2.7 hours: from there on, restarting is part of training.
+# ```python
+# def lost_share(every, writing, mtbf, restart=0):           # all in seconds
+#     return writing / every + (every / 2 + restart) / mtbf
+#
+# def best_interval(writing, mtbf):
+#     return (2 * writing * mtbf) ** 0.5
+# ```
+#
+# Nine engines give the same 4 losses to 5 digits, once DeepSpeed's default of clipping at 1.0 is switched off. A killed
+# rank costs the steps since the last checkpoint and a restart; here 1 step of 6, and the last loss is the same to 6
+# digits. 384 GPUs that live five years each fail every 4.8 days, 16,384 every 2.7 hours: from there on, restarting is
+# part of training.
+#
+# **Use it** to choose how often a long job saves; the minimum is flat, so a factor of two matters little. **Not** before
+# a restart gives the same losses as a run without one: no interval helps a checkpoint that lacks the optimizer's
+# averages.
+#
+# <details><summary>Which default of DeepSpeed makes its losses differ?</summary>
+#
+# It clips gradients at norm 1.0, and PyTorch does not clip at all. Set it on both sides before you compare.
+#
+# </details>
+#
+# <details><summary>Which three things made the restart exact?</summary>
+#
+# The checkpoint was renamed into place when it was complete, it held the optimizer's averages, and the data of a step
+# followed from the step's number.
+#
+# </details>
+#
+# <details><summary>What does Young's interval balance?</summary>
+#
+# Saving often spends the time on writing. Saving seldom loses half an interval with each failure.
+#
+# </details>
 #
 # Now write the pieces yourself: [Exercises](../../work/05-parallelism/10-frameworks.ipynb).
 #

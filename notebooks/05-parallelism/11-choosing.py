@@ -31,14 +31,13 @@ print(
 print(f"the same at 139 TFLOP/s: {bill * (140 / 139 - 1):,.0f} dollars more")
 
 # %% [markdown]
-# Twelve thousand dollars for less than one percent of speed. The number that this lesson is about is the share of the chips' peak
+# That is twelve thousand dollars for less than one percent of speed. The number that this lesson is about is the share of the chips' peak
 # that ends up as useful arithmetic, the *model FLOPs utilisation* (MFU). All the rest is waiting, moving and computing again.
 
 # %% [markdown]
 # ## Predict
 #
-# You have 64 H100s of 80 GB, eight in a node, and are to train Llama 2 70B on sequences of 4,096 tokens, 1,024 of them a
-# step.
+# You have 64 H100s of 80 GB, eight in a node, and are to train Llama 2 70B on sequences of 4,096 tokens, 1,024 of them per step.
 
 # %%
 tp_guess = predict("How many ways would you cut each matrix (tp)?", unit="ways")
@@ -48,7 +47,7 @@ mfu_guess = predict("What MFU do you expect?", unit="%")
 # %% [markdown]
 # ## The idea
 #
-# Each axis pays with another coin. The figure shows 32 devices in four nodes, a row each, numbered with tp innermost. In
+# Each axis pays with another coin. The figure shows 32 devices in four nodes, one row each, numbered with tp innermost. In
 # colour: the first group that talks along each axis. A group inside a node talks over NVLink at 300 GB/s, one across nodes at 25.
 
 # %% tags=["hide-input"]
@@ -161,7 +160,7 @@ show(Plan, memory.in_flight, time.seconds, planner.search)
 # %% [markdown]
 # ## Against the library
 #
-# Nobody ships an official planner, so the parts are checked where something official exists. Parameters and FLOPs against
+# Nobody ships an official planner, so the parts are checked where something official exists. First come parameters and FLOPs, against
 # `transformers` and PyTorch's own counter, on a small Llama with grouped-query attention:
 
 # %%
@@ -201,7 +200,7 @@ compare(
 )
 
 # %% [markdown]
-# The communication against the ledger of a real tensor-parallel run, and the bubble against a schedule executed op by op:
+# Then we compare the communication with the ledger of a real tensor-parallel run, and the bubble with a schedule executed op by op:
 
 # %%
 from llmlab.parallelism import World
@@ -257,7 +256,7 @@ for name, ways in published.STEPS.items():
         print(f"{name:<6}{way:<19}{took:>8.2f}{ours:>7.2f}  {note}")
 
 # %% [markdown]
-# Seventeen predictions from one fitted number. The ten rows of 2021 come out within 8%, and the trend that the paper remarks on,
+# These are seventeen predictions from one fitted number. The ten rows of 2021 come out within 8%, and the trend that the paper remarks on,
 # larger models run *closer* to the peak, comes out by itself: elementwise work grows like $d$ and products like $d^2$. Where we
 # are worst, the 1T model, we are too slow by about 15%: its matrices are larger than those that $\eta$ was fitted on, and larger
 # products reach more of the peak. A single $\eta$ cannot know that.
@@ -293,7 +292,7 @@ mfu_guess.settle(100 * best.mfu)
 # The first plans lie within a few percent of each other, closer than the model is exact: take them as a short list to measure,
 # not as a winner. What the list does decide is everything that is *not* on it.
 #
-# Where does the time go? GPT-3 on 1,024 A100, three ways: cut only by tensor parallelism and data, as it was planned in 2021 (full
+# Where does the time go? Take GPT-3 on 1,024 A100, in three ways: cut only by tensor parallelism and data, as it was planned in 2021 (full
 # recomputation), and as the planner does it now.
 
 # %%
@@ -511,12 +510,42 @@ for stage, printed in ((0, 120), (1, 31.4), (2, 16.6), (3, 1.9)):
 # 6. Only then recompute, and only what is cheap to recompute.
 
 # %% [markdown]
-# ## Takeaways
+# ## What to keep
 #
-# - One fitted number predicts 17 published measurements, on 8 to 3,072 GPUs, to within 16%; a plan is worth comparing on paper
-#   before it is worth a cluster.
-# - Tensor parallelism stays in the node: on the same 1,024 devices GPT-3 takes 161 days with tp = 32 and 32 days with tp = 8.
-# - Full recomputation costs a third more arithmetic; sequence parallelism and a search take GPT-3 from 32 days to 23.
+# ```python
+# def step_seconds(m, p, v, t, rest):      # t per microbatch and stage; rest: sends, dp, Adam
+#     return (m + (p - 1) / v) * t + rest
+# def state_bytes(psi, dp):                # ZeRO-1; psi: parameters of a device's stage
+#     return (2 + 4 + 12 / dp) * psi       # and activations of min(p - stage, m) microbatches
+# def mfu(flops_per_token, tokens, devices, peak, step):
+#     return flops_per_token * tokens / (devices * peak * step)
+# ```
+#
+# One fitted number predicts 17 published measurements, on 8 to 3,072 GPUs, to within 16%; a plan is worth comparing on
+# paper before it is worth a cluster. Tensor parallelism stays in the node: on the same 1,024 devices GPT-3 takes 161 days
+# with tp = 32 and 32 days with tp = 8. Full recomputation costs a third more arithmetic; sequence parallelism and a
+# search take GPT-3 from 32 days to 23.
+#
+# **Use it** to draw up a short list of plans before a cluster is paid for; then measure one step on yours and fit the
+# efficiency anew. **Not** to choose between the first few: they lie closer together than the model is exact.
+#
+# <details><summary>Which number of the planner is fitted, and what does it stand for?</summary>
+#
+# The efficiency η: the share of the chips' peak that a large matrix product reaches.
+#
+# </details>
+#
+# <details><summary>What does each of tp, pp and dp want?</summary>
+#
+# tp wants NVLink, since it sends in every layer and microbatch. pp wants many microbatches, and dp a large batch.
+#
+# </details>
+#
+# <details><summary>When do you recompute activations?</summary>
+#
+# Last, when nothing else makes them fit, and then only what is cheap to recompute, such as the attention scores.
+#
+# </details>
 #
 # Now plan it yourself: [Exercises](../../work/05-parallelism/11-choosing.ipynb), with the challenge of this part at the end.
 #

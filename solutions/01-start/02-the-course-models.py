@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Solutions: The course's models
+# # Solutions: The course models
 
 # %%
 import math

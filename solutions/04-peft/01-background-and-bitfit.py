@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Background and BitFit: exercises
+# # Solutions: Background and BitFit
 #
 # Three tasks: count what a training step costs when most of the model is frozen, freeze all but the biases, and fold
 # away the changes that BitFit makes behind a norm.

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Prompt and prefix tuning: exercises
+# # Solutions: Prompt and prefix tuning
 #
 # Three functions: put a soft prompt before a padded batch, cut a prefix into layers and heads, and attend to it.
 # Symbols are those of the lesson: $p$ virtual tokens, $L$ layers, $H$ query heads, $K$ key/value heads of $D$ numbers.
@@ -30,6 +30,7 @@ def prepend_prompt(
         for padding.
     Returns embeddings (B, p+T, d), mask (B, p+T) and positions (B, p+T), the last two
     of int64.
+    The prompt is trained: a gradient must reach it.
     """
     # BEGIN SOLUTION
     B, p = len(embeds), len(prompt)
@@ -63,6 +64,7 @@ def split_prefix(prefix: Tensor, layers: int, heads: int) -> tuple[Tensor, Tenso
 
     Shapes: prefix (p, 2·layers·heads·D). Returns keys (layers, heads, p, D) and values
         (layers, heads, p, D).
+    The prefix is trained: a gradient must reach it.
     """
     # BEGIN SOLUTION
     p = len(prefix)
@@ -102,6 +104,7 @@ def prefix_attention(
     Shapes: q (B, H, T, D); k and v (B, K, T, D); prefix_k and prefix_v (K, p, D), the
         same for each row of the batch.
     Returns (B, H, T, D).
+    Training goes through it: a gradient must reach all five.
     """
     # BEGIN SOLUTION
     B, H, T, D = q.shape

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # P-Tuning: exercises
+# # Solutions: P-Tuning
 #
 # Three functions: a small encoder in which virtual tokens know of their neighbours, the loss of a labelling task, and
 # the label of a whole text in a padded batch. Stuck? `check.hint("encode_prompt")` shows a hint, and the next one when it is called
@@ -30,6 +30,7 @@ def encode_prompt(
     """P, one virtual token per row.
 
     Shapes: h (p, d); Wf and Wb (m, d); Uf and Ub (m, m); W (d, 2m). Returns (p, d).
+    All six are trained: a gradient must reach each.
     """
     # BEGIN SOLUTION
     p, m = len(h), len(Uf)
@@ -67,6 +68,7 @@ def labelling_loss(scores: Tensor, labels: Tensor) -> Tensor:
     """The mean of −log softmax(scores)[label] over the tokens whose label is not −100.
 
     Shapes: scores (B, T, C), labels (B, T) of int64. Returns a scalar.
+    It is trained on: a gradient must reach the scores.
     """
     # BEGIN SOLUTION
     kept = labels != -100
@@ -98,6 +100,7 @@ def last_token(scores: Tensor, mask: Tensor) -> Tensor:
 
     Shapes: scores (B, T, C), mask (B, T) of int64, 1 for a token and 0 for padding.
         Returns (B, C).
+    Training goes through it: a gradient must reach the scores.
     """
     # BEGIN SOLUTION
     places = torch.arange(mask.shape[1]) * mask  # 0 at padding, else the place

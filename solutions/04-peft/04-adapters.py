@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Adapters: exercises
+# # Solutions: Adapters
 #
 # Three functions: the adapter, the attention over several of them, and what it saves to drop the lowest. Symbols are those of
 # the lesson: $d$ is the model's width, $m$ that of the bottleneck, $N$ the number of adapters.
@@ -30,6 +30,7 @@ def adapter(
 
     Shapes: h (..., d), down (m, d), b_down (m,), up (d, m), b_up (d,). Returns (...,
         d).
+    Training goes through it: a gradient must reach all five.
     """
     # BEGIN SOLUTION
     middle = torch.relu(h @ down.T + b_down)  # (..., m)
@@ -61,6 +62,7 @@ def fuse(x: Tensor, z: Tensor, Q: Tensor, K: Tensor, V: Tensor) -> Tensor:
     """The weighted mean of V z_i, with weights by token.
 
     Shapes: x (..., d), z (..., N, d), Q, K and V (d, d). Returns (..., d).
+    Training goes through it: a gradient must reach all five.
     """
     # BEGIN SOLUTION
     query, keys = x @ Q.T, z @ K.T  # (..., d) and (..., N, d)

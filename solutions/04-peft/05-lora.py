@@ -1,5 +1,5 @@
 # %% [markdown]
-# # LoRA: exercises
+# # Solutions: LoRA
 #
 # Four functions, each a few lines: the layer, merging, the best possible low-rank change, and a batch in which every
 # row has its own adapter. Symbols are those of the lesson: $W$ is $(d, k)$, $A$ is $(r, k)$, $B$ is $(d, r)$.
@@ -30,6 +30,7 @@ def lora_forward(
     """W x + (alpha / r) B A (x · keep).
 
     Shapes: x and keep (..., k), W (d, k), A (r, k), B (d, r). Returns (..., d).
+    Training goes through it: a gradient must reach x, A and B.
     """
     # BEGIN SOLUTION
     r = A.shape[0]

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # AdaLoRA: exercises
+# # Solutions: AdaLoRA
 #
 # Four functions: the layer with its triplets, the importance of a number, the budget, and the mask that spends it.
 # Symbols are those of the lesson: $W$ is $(d, k)$, $P$ is $(d, r)$, $\lambda$ is $(r, 1)$, $Q$ is $(r, k)$.
@@ -30,6 +30,7 @@ def svd_forward(
     """W x + (alpha / r0) P Λ Q x.
 
     Shapes: x (..., k), W (d, k), P (d, r), lam (r, 1), Q (r, k). Returns (..., d).
+    Training goes through it: a gradient must reach x, P, lam and Q.
     """
     # BEGIN SOLUTION
     return x @ W.T + x @ (lam * Q * (alpha / r0)).T @ P.T

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # QLoRA: exercises
+# # Solutions: QLoRA
 #
 # Four functions: the sixteen levels of NF4, the rounding of weights to levels, the rounding of the scales themselves, and the
 # way back through a weight that exists only in 4 bits. No library call does the work.

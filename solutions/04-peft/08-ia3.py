@@ -1,5 +1,5 @@
 # %% [markdown]
-# # (IA)³: exercises
+# # Solutions: (IA)³
 #
 # Three functions: the scaled linear, the plain linear that it amounts to, and a batch in which every row belongs to another
 # task. Symbols are those of the lesson: $W$ is (out, in), $b$ is (out), and $l$, in code `scale`, is as long as the side that it
@@ -30,6 +30,7 @@ def ia3_linear(
 
     Shapes: x (..., in), W (out, in), b (out,) or None, scale (out,), or (in,) with
         `feedforward`. Returns (..., out).
+    Training goes through it: a gradient must reach x and scale.
     """
     # BEGIN SOLUTION
     if feedforward:

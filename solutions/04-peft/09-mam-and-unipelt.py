@@ -1,5 +1,5 @@
 # %% [markdown]
-# # MAM and UniPELT: exercises
+# # Solutions: MAM and UniPELT
 #
 # Three functions: an adapter beside the MLP, how much of a query's attention a prefix takes, and a prefix behind a gate.
 # Symbols are those of the lesson. Stuck? `check.hint("parallel")` shows a hint, and the next one when it is called again.
@@ -28,6 +28,7 @@ def parallel(
     """The MLP's output plus the adapter's.
 
     Shapes: x (..., d), down (m, d), up (d, m). Returns (..., d).
+    Training goes through it: a gradient must reach x, down and up.
     """
     # BEGIN SOLUTION
     return mlp(x) + s * (torch.relu(x @ down.T) @ up.T)
@@ -89,6 +90,7 @@ def gated_prefix(
 
     Shapes: x (n, seq, d), w (d,), b (), mask (n, seq), P_K and P_V (heads, p, D).
         Returns two of (n, heads, p, D).
+    Training goes through it: a gradient must reach x, w, b, P_K and P_V.
     """
     # BEGIN SOLUTION
     g = torch.sigmoid(x @ w + b) * mask  # (n, seq)

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # The peft library: exercises
+# # Solutions: The peft library
 #
 # Three small jobs with `peft` on a toy Llama of `transformers`: use an adapter and leave no trace, answer a mixed batch, and do
 # by hand what the library does with a soft prompt. Stuck? `check.hint("with_adapter")` shows a hint.

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Best practice: exercises
+# # Solutions: Best practice
 #
 # What training takes, who is worth their price, and the challenge of this part: reach a loss on a budget.
 # Stuck? `check.hint("training_bytes")` shows a hint, and the next one when it is called again.

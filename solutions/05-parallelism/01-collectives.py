@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Collectives: exercises
+# # Solutions: Collectives
 #
 # From a list of messages to an all-reduce that has the fewest steps and the fewest bytes at once. The last two are rank functions:
 # each gets a communicator `comm` and runs once on every rank of a `World`. If ranks wait for each other for ever, the check

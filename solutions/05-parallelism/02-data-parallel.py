@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Data parallelism: exercises
+# # Solutions: Data parallelism
 #
 # Four pieces of DDP: the plan of the buckets, a mean that is one, a step with accumulation and clipping, and the overlap. The last three are rank
 # functions: each runs once on every rank of a `World`, with a communicator `comm`, and the ranks' data are of unequal length. Stuck?

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # ZeRO and FSDP: exercises
+# # Solutions: ZeRO and FSDP
 #
 # From the bytes of a rank to a block whose weights are whole only while they are used. The rank functions get a communicator
 # `comm` and run once on every rank of a `World`. If your ranks wait for each other for ever, the check says who waits for

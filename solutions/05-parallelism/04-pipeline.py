@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Pipeline parallelism: exercises
+# # Solutions: Pipeline parallelism
 #
 # From a formula to a rank that runs any schedule. The first three are plain functions; the last one gets a communicator
 # and runs once on every rank of a `World`: if your ranks wait for each other for ever, the check says who waits for
@@ -112,7 +112,7 @@ check.backward_in_two(backward_in_two)
 #
 # Now a rank. Go down `ops` and do what it says: F takes a microbatch (rank 0) or a message from the rank before, B goes backward.
 # In the end every parameter's `.grad` is that of the mean of the microbatches' losses. The check runs GPipe's order, the same
-# with the backwards last in, first out, and 1F1B: on three ranks, with microbatches of different sizes.
+# with the backwards last in, first out, 1F1B, and the last microbatch first: on three ranks, with microbatches of different sizes.
 
 
 # %% tags=["exercise"]

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Tensor parallelism: exercises
+# # Solutions: Tensor parallelism
 #
 # Four rank functions, from a collective to a product on a grid. Each gets a communicator `comm` and runs once on every rank
 # of a `World`; the same code would run in real processes. If your ranks wait for each other for ever, the check says who
@@ -148,6 +148,7 @@ def matmul_2d(along: Communicator, down: Communicator, X: Tensor, W: Tensor) -> 
     Shapes: X (m, k), W (k, n). Returns (m, n). along.size == down.size == q.
     comm.broadcast(x, src): the tensor of rank src of the group, on every rank of the
     group; the others' x is not looked at.
+    Forward only: the gradient is not looked at.
     """
     # BEGIN SOLUTION
     Y = torch.zeros(X.shape[0], W.shape[1])

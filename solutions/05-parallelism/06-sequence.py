@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Sequence parallelism: exercises
+# # Solutions: Sequence parallelism
 #
 # Four functions, from merging two softmaxes to attention round a ring. The last one is a rank function: it gets a
 # communicator `comm` and runs once on every rank of a `World`. Stuck? `check.hint("merge")` shows a hint, and the next one
@@ -27,6 +27,7 @@ def merge(o_a: Tensor, l_a: Tensor, o_b: Tensor, l_b: Tensor) -> tuple[Tensor, T
 
     Shapes: o (B, H, T, D), l (B, H, T). Useful: torch.logaddexp(x, y) = log(eˣ + eʸ),
         also for −∞.
+    Gradients must reach all four, where every query saw a key.
     """
     # BEGIN SOLUTION
     lse = torch.logaddexp(l_a, l_b)
@@ -125,6 +126,7 @@ def ring_attention(
     Shapes: q (B, H, Tr, D), k and v (B, K, Tr, D). Returns (B, H, Tr, D).
     comm.sendrecv(x, dst, src): send x to rank dst while receiving from rank src; the
     sender decides the shape. torch.stack([k, v]) makes one message of two.
+    Forward only: the gradient is not looked at.
     """
     # BEGIN SOLUTION
     p, r = comm.size, comm.rank

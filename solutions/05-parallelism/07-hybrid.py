@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Hybrid parallelism: exercises
+# # Solutions: Hybrid parallelism
 #
 # Where a device sits, whom it talks to, a norm that counts every number once, and the pieces of a checkpoint.
 # Stuck? `check.hint("coordinates")` shows a hint, and the next one when it is called again.

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Auto-parallel: exercises
+# # Solutions: Automatic parallelism
 #
 # Which collectives a cut needs, what a change of cut costs, the best plan of a chain, and a pipeline's stages.
 # Stuck? `check.hint("summed")` shows a hint, and the next one when it is called again.

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Expert parallelism: exercises
+# # Solutions: Expert parallelism
 #
 # Four functions: a router, a place in the queue, the loss that keeps the queue short, and the journey to an expert and back. Stuck?
 # `check.hint("route")` shows a hint, and the next one when it is called again.
@@ -26,6 +26,8 @@ from llmlab.parallelism import Communicator
 def route(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """(experts, weights), both of shape (T, k), the best expert first; logits (T,
     E).
+
+    The router is trained: a gradient must reach the logits through the weights.
     """
     # BEGIN SOLUTION
     values, experts = logits.float().softmax(-1).topk(k, dim=-1)

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Frameworks: exercises
+# # Solutions: Frameworks and launchers
 #
 # Who is who in a job, the batch that adds up, a loss that an engine cannot spoil, and a checkpoint that is never half there.
 # Stuck? `check.hint("environment")` shows a hint, and the next one when it is called again.

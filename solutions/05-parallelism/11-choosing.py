@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Choosing: exercises
+# # Solutions: Choosing a plan
 #
 # What a step is worth, what a device must hold, how many microbatches a pipeline needs, and the challenge of this part: a
 # plan within a memory limit and under a step time.

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Quantization basics: exercises
+# # Solutions: Quantization basics
 #
 # Four functions: an affine quantizer for a tensor, a symmetric one for groups, a matrix product in integers, and a search for the
 # range that loses least. Symbols are those of the lesson: $s$ is the scale, $z$ the zero point, $b$ the number of bits.

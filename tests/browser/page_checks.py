@@ -22,12 +22,12 @@ TYPESET = """async () => {
   if (!formulas.length) {
     return [];
   }
-  const wait = new Promise(resolve => setTimeout(resolve, 20000, 'late'));
+  const wait = new Promise(resolve => setTimeout(resolve, 60000, 'late'));
   if (!window.MathJax?.startup?.promise) {
     return ['MathJax did not start'];
   }
   if (await Promise.race([MathJax.startup.promise, wait]) === 'late') {
-    return ['MathJax was not done after 20 s'];
+    return ['MathJax was not done after 60 s'];
   }
   const plain = formulas.filter(formula => !formula.querySelector('mjx-container'));
   const wrong = document.querySelectorAll('mjx-merror, merror, [data-mjx-error]');
@@ -39,6 +39,20 @@ TYPESET = """async () => {
     ...[...wrong].map(error => 'wrong formula: ' + (
       error.getAttribute('data-mjx-error') || error.textContent).slice(0, 80)),
   ];
+}"""
+SLIDERS = """figures => [...document.querySelectorAll(figures)].map(
+  figure => figure.querySelectorAll('input').length)"""
+SLIDER_STATE = """(figure, k) => {
+  const slider = figure.querySelectorAll('input')[k];
+  const image = figure.querySelector('img');
+  return {
+    id: slider.id,
+    spoken: slider.getAttribute('aria-valuetext'),
+    value: figure.querySelectorAll('output')[k].innerText,
+    caption: figure.querySelector('figcaption').innerText,
+    image: image.getAttribute('src'),
+    alt: image.alt,
+  };
 }"""
 TWO_FRAMES = """() => new Promise(resolve =>
   requestAnimationFrame(() => requestAnimationFrame(resolve)))"""
@@ -58,8 +72,7 @@ def all_faults(page: Page, *, needs_slider: bool = False) -> list[str]:
     if theme(page) != "dark":
         faults.append(f"theme: the system's is dark, the page's is {theme(page)}")
     prepare(page)
-    faults += axe_faults(page, "dark")
-    faults += axe_faults(page, "light")
+    faults += axe_faults(page, "dark", "light")
     if needs_slider and not page.locator(EXPLORE).count():
         faults.append("sliders: there is none")
     faults += slider_faults(page)
@@ -78,21 +91,31 @@ def mathematics_faults(page: Page) -> list[str]:
 
 
 def prepare(page: Page) -> None:
-    """Puts axe into the page, and ends the fading of colours when the theme changes."""
+    """Puts axe into the page, and ends the fading of colours when the theme changes.
+
+    The theme's icons are drawn by now. Its script would go through each node that
+    `contrast.js` puts back.
+    """
     page.add_style_tag(content="* { transition: none !important }")
+    page.evaluate("window.FontAwesome?.noAuto()")
     page.evaluate(AXE)
     page.evaluate(SAMPLING)
 
 
-def axe_faults(page: Page, in_theme: str) -> list[str]:
-    """What axe finds serious or critical in this theme ("dark" or "light")."""
-    page.evaluate(
-        "theme => { document.documentElement.dataset.theme = theme }", in_theme
+def axe_faults(page: Page, *themes: str) -> list[str]:
+    """What axe finds serious or critical in these themes ("dark", "light").
+
+    Leaves the page in the last of them.
+    """
+    found = page.evaluate(
+        """themes => pageChecks.check(...themes).then(
+            found => found.map(each => each.violations))""",
+        themes,
     )
-    found = page.evaluate("pageChecks.check().then(found => found.violations)")
     return [
-        f"{in_theme}: {fault['id']} ({fault['count']} ×): {fault['html'][:120]}"
-        for fault in found
+        f"{theme}: {fault['id']} ({fault['count']} ×): {fault['html'][:120]}"
+        for theme, violations in zip(themes, found, strict=True)
+        for fault in violations
         if fault["impact"] in ("serious", "critical")
     ]
 
@@ -100,39 +123,37 @@ def axe_faults(page: Page, in_theme: str) -> list[str]:
 def slider_faults(page: Page) -> list[str]:
     """Sliders that do not move their figure by keyboard, or do not say what they do."""
     faults = []
-    figures = page.locator(EXPLORE)
-    for i in range(figures.count()):
-        figure = figures.nth(i)
-        for k in range(figure.locator("input").count()):
-            faults += _one_slider(page, figure, k)
+    counts = page.evaluate(SLIDERS, EXPLORE)
+    for i, count in enumerate(counts):
+        for k in range(count):
+            faults += _one_slider(page, page.locator(EXPLORE).nth(i), k)
     return faults
 
 
 def _one_slider(page: Page, figure: Locator, k: int) -> list[str]:
     """The faults of a figure's k-th slider, counted from 0."""
-    slider = figure.locator("input").nth(k)
-    output = figure.locator("output").nth(k)
-    image = figure.locator("img")
-    caption = figure.locator("figcaption")
-    name = f"slider {slider.get_attribute('id')}"
-    faults = []
 
-    slider.focus()
-    page.keyboard.press("Home")
-    first_image, first_value = image.get_attribute("src"), output.inner_text()
-    page.keyboard.press("End")
-    last_image, last_value = image.get_attribute("src"), output.inner_text()
-    if first_image == last_image:
+    def shown_after(key: str) -> dict:
+        page.keyboard.press(key)
+        return figure.evaluate(SLIDER_STATE, k)
+
+    figure.locator("input").nth(k).focus()
+    first = shown_after("Home")
+    last = shown_after("End")
+    before_last = shown_after("ArrowLeft")
+    name = f"slider {first['id']}"
+    faults = []
+    if first["image"] == last["image"]:
         faults.append(f"{name}: its figure is the same at both ends")
-    if first_value == last_value:
-        faults.append(f"{name}: its value reads {first_value!r} at both ends")
-    spoken = slider.get_attribute("aria-valuetext")
-    if spoken != last_value:
-        faults.append(f"{name}: aria-valuetext is {spoken!r}, shown is {last_value!r}")
-    if caption.inner_text().split() != (image.get_attribute("alt") or "").split():
+    if first["value"] == last["value"]:
+        faults.append(f"{name}: its value reads {first['value']!r} at both ends")
+    if last["spoken"] != last["value"]:
+        faults.append(
+            f"{name}: aria-valuetext is {last['spoken']!r}, shown is {last['value']!r}"
+        )
+    if last["caption"].split() != last["alt"].split():
         faults.append(f"{name}: the caption is not the figure's alternative text")
-    page.keyboard.press("ArrowLeft")
-    if output.inner_text() == last_value:
+    if before_last["value"] == last["value"]:
         faults.append(f"{name}: the left arrow does not change its value")
     return faults
 

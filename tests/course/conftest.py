@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import os
+
+import psutil
 import pytest
 
 from llmlab.course import kernels
+from llmlab.course.kernels.starting import OWNER
+
+
+def common_process() -> str:
+    """The process of all these tests, by number and start: that which started the
+    workers of pytest-xdist, if this is one of them."""
+    is_worker = "PYTEST_XDIST_WORKER" in os.environ
+    pid = os.getppid() if is_worker else os.getpid()
+    return f"{pid}:{psutil.Process(pid).create_time():.2f}"
 
 
 @pytest.fixture(scope="session")
 def warm():
     """A warm process is ready, and the kernels that programs start come from it.
 
-    It ends with this process. `tests/course/test_kernels.py` holds a warm kernel to a
-    plain one; what a test with this fixture asks is what became of the cells.
+    It ends with these tests, whose workers share it. `tests/course/test_kernels.py`
+    holds a warm kernel to a plain one; what a test with this fixture asks is what
+    became of the cells.
     """
-    with kernels.warm_kernels():
+    with pytest.MonkeyPatch.context() as patch, kernels.warm_kernels():
+        patch.setenv(OWNER, common_process())
         kernels.warm_up(seconds=120)
         yield

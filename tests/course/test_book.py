@@ -1,4 +1,5 @@
 import base64
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -6,7 +7,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from llmlab.course.book import build, pages
+from llmlab.course.book import build, pages, published, rooms
 from llmlab.course.book.build import BookError
 from llmlab.course.book.notebooks import (
     Stage,
@@ -33,6 +34,15 @@ BIB = (
 def notebook(*cells):
     make = {"md": nbformat.v4.new_markdown_cell, "py": nbformat.v4.new_code_cell}
     return nbformat.v4.new_notebook(cells=[make[kind](text) for kind, text in cells])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def the_same_in_every_course():
+    """What a page says of the package is worked out once."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in ((published, "page"), (rooms, "section")):
+            patch.setattr(module, name, functools.cache(getattr(module, name)))
+        yield
 
 
 @pytest.fixture
@@ -214,11 +224,11 @@ def test_exercises_say_how_to_do_them(stage):
     )
 
 
-def test_lesson_says_what_it_takes(stage):
-    text = header(
-        "notebooks", find("lora"), {"seconds": 12.3, "memory_gib": 0.91}, stage
-    )
-    assert "Runs in 12 s, 0.9 GiB" in text
+def test_pages_lead_to_each_other_and_say_what_they_take(stage):
+    run = {"seconds": 12.3, "memory_gib": 0.91}
+    assert "Runs in 12 s, 0.9 GiB" in header("solutions", find("lora"), run, stage)
+    text = header("notebooks", find("lora"), run, stage)
+    assert "Runs in" not in text, "a lesson's own first line says so"
     assert 'href="../../_sources/notebooks/04-peft/05-lora.ipynb" download' in text
     assert 'href="../../exercises/04-peft/05-lora.html"' in text
 

@@ -16,6 +16,16 @@ from scripts import test_cpus as cpus
 ROOT = Path(__file__).resolve().parents[2]
 EVERY = cpus.cells(cpus.pieces(), cpus.settings())
 PARTS = cpus.parts(EVERY)
+# What torch and bitsandbytes take the CPU to be.
+REPORT = """
+import json, torch
+from llmlab.course.four_bits import without_compiler
+with without_compiler():
+    import bitsandbytes as b
+layer = b.nn.Linear4bit(64, 64)
+print(json.dumps([torch.backends.cpu.get_cpu_capability(),
+                  torch.get_num_threads(), bool(layer.support_avx512bf16_for_cpu)]))
+"""
 
 
 def test_every_cell_of_the_matrix_gets_its_day(capsys):
@@ -99,15 +109,9 @@ def test_a_setting_reaches_torch_and_bitsandbytes(vectors):
     if vectors not in cpus.here() and torch.backends.cpu.get_cpu_capability() != "AVX2":
         pytest.skip(f"torch has no {vectors} here")
     setting = cpus.Setting(vectors, "avx512bf16", 4)
-    code = (
-        "import json, torch, bitsandbytes as b;"
-        "layer = b.nn.Linear4bit(64, 64);"
-        "print(json.dumps([torch.backends.cpu.get_cpu_capability(),"
-        "torch.get_num_threads(), bool(layer.support_avx512bf16_for_cpu)]))"
-    )
     env = os.environ | setting.environment()
     done = subprocess.run(
-        [sys.executable, "-c", code], env=env, capture_output=True, text=True
+        [sys.executable, "-c", REPORT], env=env, capture_output=True, text=True
     )
     said = json.loads(done.stdout.splitlines()[-1])
     assert said == [vectors.upper(), 4, True]

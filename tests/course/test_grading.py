@@ -15,26 +15,47 @@ import psutil
 import pytest
 
 from llmlab.course.exercises import version
-from llmlab.course.grading import graded_copy, grading
+from llmlab.course.grading import graded_copy, grading, running
+from tests.course.forked_pytest import ForkedPytest
 from tests.course.learner import NAMES, ROOT, WELCOME, cell, code, index, notebook
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm")]  # each starts a kernel
 
 
+@pytest.fixture(scope="module")
+def pytest_ahead():
+    """Starts the runs of all tests but one, without its imports in each."""
+    forked = ForkedPytest()
+    yield forked
+    forked.close()
+
+
 @pytest.fixture
-def grade(tmp_path):
+def grade_from_the_start(tmp_path):
     """Marks a notebook (or the text of a file) that lies in a folder of its own."""
 
     def run(
-        nb: dict | str | bytes, seconds: float = 60.0
+        nb: dict | str | bytes, seconds: float = 60.0, stop: float = 15.0
     ) -> tuple[grading.LessonResult, dict[str, grading.Result]]:
         path = tmp_path / "01-welcome.ipynb"
         data = json.dumps(nb) if isinstance(nb, dict) else nb
         path.write_bytes(data if isinstance(data, bytes) else data.encode())
-        result = grading.grade(WELCOME, ROOT, path, cell_seconds=seconds)
+        result = grading.grade(WELCOME, ROOT, path, seconds, stop)
         return result, {e.name: e for e in result.exercises}
 
     return run
+
+
+@pytest.fixture
+def quick(pytest_ahead, monkeypatch):
+    """What is graded starts as a fork."""
+    monkeypatch.setattr(running, "subprocess", pytest_ahead)
+
+
+@pytest.fixture
+def grade(grade_from_the_start, quick):
+    """The same, started as a fork."""
+    return grade_from_the_start
 
 
 def outcomes(by_name: dict[str, grading.Result]) -> list[str]:
@@ -56,14 +77,7 @@ def kernels() -> list[int]:
     return found
 
 
-def test_unsolved(grade):
-    result, by_name = grade(notebook())
-    assert outcomes(by_name) == ["not done"] * 3
-    assert (result.points, result.out_of, result.ok, result.notes) == (0, 5, False, [])
-    assert by_name["softmax"].next == "write it; llmlab hint 01-welcome softmax"
-
-
-def test_solved_with_cells_and_magics_of_their_own(grade):
+def test_solved_with_cells_and_magics_of_their_own(grade_from_the_start):
     def add(cells):
         cells.insert(
             1, code("%timeit -n1 -r1 1+1\n!echo shell\n%pylab_that_is_not\n", "a")
@@ -82,7 +96,7 @@ def test_solved_with_cells_and_magics_of_their_own(grade):
         cells.insert(5, code("for _ in range(30): print('y' * 1_000_000)", "megabytes"))
         cells.insert(6, code("import sys; sys.exit(0)", "exit"))
 
-    result, by_name = grade(notebook(*NAMES, change=add))
+    result, by_name = grade_from_the_start(notebook(*NAMES, change=add))
     assert outcomes(by_name) == ["right"] * 3
     assert (result.points, result.ok) == (5, True)
     notes = "\n".join(result.notes)
@@ -140,15 +154,15 @@ def test_a_loop_that_cannot_be_interrupted(grade, tmp_path, monkeypatch):
     monkeypatch.setenv("LLMLAB_COLD", "1")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     stubborn = (
-        "while True:\n    try:\n        while True: pass\n    except BaseException:"
-        " pass"
+        "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nwhile True: pass"
     )
     seen = []
     watching = threading.Thread(target=lambda: seen.append(wait_for_kernels(True)))
     watching.start()
     _, by_name = grade(
         notebook("weight_bytes", "softmax", answers={"tokens_per_second": stubborn}),
-        seconds=4,
+        seconds=8,
+        stop=2,
     )
     watching.join()
     assert outcomes(by_name) == ["right", "timeout", "right"]
@@ -310,7 +324,7 @@ def test_a_notebook_without_cells_of_an_older_version(grade):
     assert "llmlab start 01-welcome" in "\n".join(result.notes)
 
 
-def test_an_exercise_notebook_fails_at_its_checks_and_nowhere_else(built):
+def test_an_exercise_notebook_fails_at_its_checks_and_nowhere_else(built, quick):
     """Each stub is "not done"; no other cell raises.
 
     One lesson of each part is run here; nbval runs all of them.
@@ -319,6 +333,12 @@ def test_an_exercise_notebook_fails_at_its_checks_and_nowhere_else(built):
     assert {e.outcome for e in result.exercises} == {"not done"}
     assert result.notes == []
     assert version(graded_copy.read_notebook(built.exercise(ROOT))) == result.version
+    assert (result.points, result.ok) == (0, False)
+    if built == WELCOME:
+        assert [e.name for e in result.exercises] == list(NAMES)
+        assert result.out_of == 5
+        softmax = result.exercises[-1]
+        assert softmax.next == "write it; llmlab hint 01-welcome softmax"
 
 
 def pytest_generate_tests(metafunc):

@@ -183,48 +183,64 @@ def kernel(warm=True, ready=True, **options):
             manager.shutdown_kernel(now=True)
 
 
-@pytest.fixture
-def room(tmp_path_factory, monkeypatch):
-    """An empty folder for sockets, and warm kernels in use."""
-    home = tmp_path_factory.mktemp("warm")
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(home))
+def settle(patch, home):
+    """Warm kernels in use, with their sockets in the folder `home`."""
+    patch.setenv("XDG_RUNTIME_DIR", str(home))
     for name in ("LLMLAB_COLD", use.OWNER, use.START, use.IDLE, use.CHOICE):
-        monkeypatch.delenv(name, raising=False)
+        patch.delenv(name, raising=False)
     for name, value in warm_environment().items():
-        monkeypatch.setenv(name, value)
+        patch.setenv(name, value)
     provisioner.said.clear()
-    yield home / f"llmlab-warm-{os.geteuid()}"
+
+
+def end_all(home):
+    """Ends the warm processes whose sockets lie in `home`."""
     for path in home.rglob("*.sock"):
         if pid := starting.ask(path, {"ask": "state"}).get("pid"):
             end(pid)
 
 
 @pytest.fixture
-def light(room, monkeypatch):
-    """A warm process that has imported ipykernel alone; its process id."""
-    monkeypatch.setattr(starting, "PROGRAM", LIGHT)
-    assert warm_up(seconds=60) == ""
-    yield state(room)["pid"]
+def room(tmp_path_factory, monkeypatch):
+    """An empty folder for sockets, and warm kernels in use."""
+    home = tmp_path_factory.mktemp("warm")
+    settle(monkeypatch, home)
+    yield home / f"llmlab-warm-{os.geteuid()}"
+    end_all(home)
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory):
+def light_home(tmp_path_factory):
+    """The folder for the socket of `light`."""
+    home = tmp_path_factory.mktemp("warm")
+    yield home
+    end_all(home)
+
+
+@pytest.fixture
+def light(light_home, monkeypatch):
+    """A warm process that has imported ipykernel alone; its process id.
+
+    The tests share one. After a test that ended it, another starts.
+    """
+    settle(monkeypatch, light_home)
+    monkeypatch.setattr(starting, "PROGRAM", LIGHT)
+    assert warm_up(seconds=60) == ""
+    yield state(place.folder())["pid"]
+
+
+@pytest.fixture(scope="module")
+def both(warm):
     """(what a warm kernel says, what a plain one says) before and after its imports."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("warm")))
-        patch.delenv("LLMLAB_COLD", raising=False)
-        for name, value in warm_environment().items():
-            patch.setenv(name, value)
-        assert warm_up(seconds=300) == ""
-        found = []
-        for warm in (True, False):
-            with kernel(warm) as one:
-                assert one.warm == warm
-                found.append([one.data(FACTS), one.data(LATER), one.run(DRAW)])
-        with kernel() as one, kernel() as two:
-            found.append([one.run(LOGGED), one.run(RANDOM), two.run(RANDOM)])
-            found.append(memory.held(one.process.pid))
-        end(state(place.folder())["pid"])
+    assert warm_up(seconds=300) == ""
+    found = []
+    for is_warm in (True, False):
+        with kernel(is_warm) as one:
+            assert one.warm == is_warm
+            found.append([one.data(FACTS), one.data(LATER), one.run(DRAW)])
+    with kernel() as one, kernel() as two:
+        found.append([one.run(LOGGED), one.run(RANDOM), two.run(RANDOM)])
+        found.append(memory.held(one.process.pid))
     return found
 
 
@@ -249,11 +265,10 @@ def state(folder):
 def end(pid, number=signal.SIGKILL):
     """Ends a process that this test started, and waits until it has gone."""
     try:
-        process = psutil.Process(pid)
-        process.send_signal(number)
+        psutil.Process(pid).send_signal(number)
     except psutil.Error:
         return
-    psutil.wait_procs([process], timeout=20)
+    gone(pid)
 
 
 def gone(pid, seconds=20):
@@ -367,13 +382,13 @@ def test_exit_status_reaches_the_manager(light):
         assert one.process.wait(timeout=20) == -signal.SIGTERM
 
 
-def test_shutdown_is_clean(light, room):
+def test_shutdown_is_clean(light):
     with kernel() as one:
-        assert state(room)["kernels"] == 1
+        assert state(place.folder())["kernels"] == 1
         pid = one.process.pid
         one.manager.shutdown_kernel()
         assert gone(pid)
-    assert state(room)["kernels"] == 0
+    assert state(place.folder())["kernels"] == 0
     assert not [p for p in psutil.Process(light).children()]  # no zombie
 
 
@@ -404,8 +419,10 @@ def test_a_cell_may_fork(light):
         assert said == "[2, 4]\n"
 
 
-def test_a_cell_may_launch_ranks(light):
+def test_a_cell_may_launch_ranks(warm):
+    assert warm_up(seconds=120) == ""
     with kernel() as one:
+        assert one.warm
         said = one.run(
             "from llmlab.parallelism import launch\ndef rank(comm): return"
             " comm.rank\nprint(launch(rank, 2))"
@@ -483,13 +500,13 @@ def test_it_ends_with_its_owner(room, monkeypatch):
 
 def test_it_ends_after_idling_but_not_under_a_kernel(room, monkeypatch):
     monkeypatch.setattr(starting, "PROGRAM", LIGHT)
-    monkeypatch.setenv(use.IDLE, "3")
+    monkeypatch.setenv(use.IDLE, "2")
     assert warm_up(seconds=60) == ""
     pid = state(room)["pid"]
     with kernel() as one:
         assert one.warm
-        assert not gone(pid, 4)
-    assert not gone(pid, 1)  # idle from the kernel's end on, as for a restart
+        assert not gone(pid, 2.5)
+    assert not gone(pid, 0.5)  # idle from the kernel's end on, as for a restart
     assert gone(pid, 20)
 
 
@@ -497,7 +514,12 @@ def test_an_owner_that_is_gone_starts_nothing(room, monkeypatch):
     monkeypatch.setattr(starting, "PROGRAM", LIGHT)
     monkeypatch.setenv(use.OWNER, f"{os.getpid()}:12.00")  # another of the same number
     warm_up()
-    time.sleep(2)
+    (lock,) = room.glob("*.lock")
+    limit = time.monotonic() + 60
+    while (file := starting.take(lock)) is None:  # it has not ended yet
+        assert not list(room.glob("*.sock")) and time.monotonic() < limit
+        time.sleep(0.05)
+    os.close(file)
     assert not list(room.glob("*.sock"))
 
 

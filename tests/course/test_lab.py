@@ -52,7 +52,7 @@ def test_prepare_makes_copies_and_a_landing_page(course):
     lab.prepare(course)
     assert find("01-welcome").work(course).is_file()
     text = (course / lab.LANDING).read_text()
-    lesson = "[Welcome](lessons/01-start/01-welcome.ipynb)"
+    lesson = "[Welcome](lessons/01-start/01-welcome.lesson.ipynb)"
     assert f"{lesson} | [exercises](01-start/01-welcome.ipynb) | 0 of 1" in text
     assert f"{len(lessons()) - 1} more lessons are planned" in text
 
@@ -187,7 +187,7 @@ def test_no_course(tmp_path, monkeypatch, capsys):
 
 
 LESSON = "notebooks/01-start/01-welcome.ipynb"
-COPY = "work/lessons/01-start/01-welcome.ipynb"
+COPY = "work/lessons/01-start/01-welcome.lesson.ipynb"
 
 
 def test_a_copy_is_made_when_it_is_opened_and_renewed_when_it_is_opened_again(course):
@@ -207,7 +207,7 @@ def test_a_copy_is_made_when_it_is_opened_and_renewed_when_it_is_opened_again(co
 
 def test_no_copy_of_what_is_planned(course):
     with pytest.raises(HTTPError) as error:
-        found(course, "work/lessons/10-applications/05-capstone.ipynb")
+        found(course, "work/lessons/10-applications/05-capstone.lesson.ipynb")
     assert error.value.status_code == 404
 
 

@@ -270,11 +270,25 @@ def write_notebook(path: Path, cells) -> None:
     nbformat.write(nb, path)
 
 
+# pytest without what takes three seconds to build: see `llmlab.course.grammar`.
+PYTEST = """
+import sys
+from llmlab.course.grammar import leave_out_grammar
+leave_out_grammar()
+import pytest
+sys.exit(pytest.main(sys.argv[1:]))
+"""
+
+
 def run_nbval(path: Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-c", PYTEST, "-p", "no:cacheprovider"]
     command += ["-c", os.devnull, "--rootdir", str(path.parent)]
-    command += ["-p", "scripts.nbval_plugin", "-v", "--nbval", str(path)]
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    command += ["-p", "nbval.plugin", "-p", "scripts.nbval_plugin"]
+    command += ["-v", "--nbval", str(path)]
+    env = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # the others only take time
+    }
     return subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
 
 

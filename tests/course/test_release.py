@@ -16,11 +16,20 @@ from llmlab.course.grading.marking import hidden, replaced_functions
 from tests.course.learner import NAMES, ROOT, WELCOME, cell, solved_sources
 
 ASSIGNMENT = "01-start-01-welcome"
+# nbgrader's commands, one a line: each is a fork of this process, which imports once.
 NBGRADER = """
+import json, os, sys
 from llmlab.course.grammar import leave_out_grammar
 leave_out_grammar()
 from nbgrader.apps.nbgraderapp import main
-main()
+for line in sys.stdin:
+    pid = os.fork()
+    if pid == 0:
+        os.dup2(2, 1)
+        sys.argv[1:] = json.loads(line)
+        sys.exit(main())
+    status = os.waitpid(pid, 0)[1]
+    print(os.waitstatus_to_exitcode(status), flush=True)
 """
 
 
@@ -97,19 +106,25 @@ def graded(tmp_path_factory, warm):
     folder = tmp_path_factory.mktemp("nbgrader")
     release.release(folder, ROOT, [WELCOME])
 
-    def nbgrader(*words: str) -> None:
-        env = os.environ | {
-            "JUPYTER_PLATFORM_DIRS": "1",
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        }
-        done = subprocess.run(
-            [sys.executable, "-c", NBGRADER, *words],
+    env = os.environ | {
+        "JUPYTER_PLATFORM_DIRS": "1",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    log = folder / "log"
+    with log.open("w") as stderr:
+        program = subprocess.Popen(
+            [sys.executable, "-c", NBGRADER],
             cwd=folder,
-            capture_output=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
             text=True,
             env=env,
         )
-        assert done.returncode == 0, done.stderr[-3000:]
+
+    def nbgrader(*words: str) -> None:
+        print(json.dumps(words), file=program.stdin, flush=True)
+        assert program.stdout.readline() == "0\n", log.read_text()[-3000:]
 
     nbgrader("generate_assignment", ASSIGNMENT, "--create")
     given = json.loads(
@@ -133,6 +148,7 @@ def graded(tmp_path_factory, warm):
         path.write_text(json.dumps(nb), encoding="utf-8")
     nbgrader("autograde", ASSIGNMENT, "--create")
     nbgrader("generate_feedback", ASSIGNMENT)
+    program.communicate()
     return folder, given
 
 

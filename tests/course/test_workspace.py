@@ -39,8 +39,10 @@ def cells_of(path):
 def with_links(path):
     """The cells of an exercise of Welcome, its two links leading to the copies."""
     ways = {
-        "../../notebooks/01-start/": "../lessons/01-start/",
-        "../../solutions/01-start/": "../solutions/01-start/",
+        "../../notebooks/01-start/01-welcome": "../lessons/01-start/01-welcome.lesson",
+        "../../solutions/01-start/01-welcome": (
+            "../solutions/01-start/01-welcome.solution"
+        ),
     }
     cells = []
     for kind, source in cells_of(path):
@@ -276,7 +278,7 @@ def test_a_lesson_with_notes_stays_when_the_course_changes(root):
     assert workspace.start(WELCOME, root, LESSON).what == "kept", "only outputs differ"
     change_lesson(root, text="Better.")
     done = workspace.start(WELCOME, root, LESSON)
-    assert done.what == "new beside" and "01-welcome.new.ipynb" in done.message
+    assert done.what == "new beside" and "01-welcome.lesson.new.ipynb" in done.message
     assert WELCOME.lesson_copy(root).read_bytes() == mine
     assert workspace.use_new(WELCOME, root, LESSON).what == "moved over"
     old = WELCOME.lesson_copy(root).with_suffix(".old-1.ipynb")
@@ -385,14 +387,17 @@ def test_which_copy_lies_where(root):
 @pytest.mark.parametrize(
     ("written", "copied"),
     [
-        ("[a](05-lora.ipynb)", "[a](05-lora.ipynb)"),
-        ("[a](05-lora.ipynb#merge 'see')", "[a](05-lora.ipynb#merge 'see')"),
+        ("[a](05-lora.ipynb)", "[a](05-lora.lesson.ipynb)"),
+        ("[a](05-lora.ipynb#merge 'see')", "[a](05-lora.lesson.ipynb#merge 'see')"),
         ("[a](../../work/04-peft/05-lora.ipynb)", "[a](../../04-peft/05-lora.ipynb)"),
         (
             "[a](../../exercises/04-peft/05-lora.ipynb)",
             "[a](../../04-peft/05-lora.ipynb)",
         ),
-        ("[a](../../solutions/04-peft/05-lora.ipynb)",) * 2,
+        (
+            "[a](../../solutions/04-peft/05-lora.ipynb)",
+            "[a](../../solutions/04-peft/05-lora.solution.ipynb)",
+        ),
         ("![a](<../../pyproject.toml>)", "![a](<../../../pyproject.toml>)"),
         ("[a]: ../../pyproject.toml", "[a]: ../../../pyproject.toml"),
         ('<img src="../../pyproject.toml">', '<img src="../../../pyproject.toml">'),
@@ -420,3 +425,46 @@ def test_every_link_of_every_copy_leads_to_a_copy_or_a_file():
                 assert target in copies or safe, f"{copy}: {link} is not a copy"
                 seen += 1
     assert seen >= 3 * len(built_lessons(ROOT)), "two of an exercise, one of a lesson"
+
+
+def test_tabs_have_different_names():
+    names = {kind.copy(WELCOME, ROOT).name for kind in Kind}
+    assert len(names) == len(Kind)
+
+
+@pytest.mark.parametrize("kind", [Kind.LESSON, Kind.SOLUTION])
+def test_a_copy_with_its_former_name_is_taken_over(root, kind):
+    """It stays what it was, with what was written into it."""
+    text = WELCOME.exercise(root).read_text()
+    kind.source(WELCOME, root).write_text(text)
+    path = kind.copy(WELCOME, root)
+    workspace.start(WELCOME, root, kind)
+    former = path.with_name("01-welcome.ipynb")
+    mine = json.loads(path.read_text())
+    mine["cells"][0]["source"] = "my note"
+    former.write_text(json.dumps(mine))
+    path.unlink()
+    beside = former.with_suffix(".new.ipynb")
+    beside.write_text(text)
+    workspace.start_all(root)
+    assert not former.exists() and not beside.exists()
+    assert json.loads(path.read_text())["cells"][0]["source"] == "my note"
+    assert workspace.new_path(WELCOME, root, kind).is_file()
+
+
+def test_a_copy_of_exercises_keeps_its_name(root):
+    workspace.start(WELCOME, root)
+    before = WELCOME.work(root).read_text()
+    workspace.take_over(WELCOME, root, Kind.EXERCISES)
+    assert WELCOME.work(root).read_text() == before
+
+
+def test_a_former_copy_never_replaces_one(root):
+    change_lesson(root)
+    workspace.start(WELCOME, root, Kind.LESSON)
+    path = WELCOME.lesson_copy(root)
+    path.write_text("mine")
+    former = path.with_name("01-welcome.ipynb")
+    former.write_text("older")
+    workspace.take_over(WELCOME, root, Kind.LESSON)
+    assert (path.read_text(), former.read_text()) == ("mine", "older")

@@ -22,7 +22,10 @@ def noted(self, message, *args, **kwargs):
 
 logging.Logger.warning = noted
 import llmlab.course
-import bitsandbytes as bnb
+from llmlab.course.four_bits import without_compiler
+
+with without_compiler():
+    import bitsandbytes as bnb
 
 print(bnb.functional.has_avx512bf16(), bnb.backends.cpu.ops._has_avx512)
 print(sum("Failed to load CPU gemm_4bit_forward" in message for message in asked))

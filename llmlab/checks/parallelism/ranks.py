@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -22,14 +23,31 @@ def on_ranks(p: int, fn: Callable) -> tuple[list, Ledger]:
         raise Mistake(f"the ranks do not fit together\n{error}") from None
 
 
-def at_most(ledger: Ledger, allowed: float, cure: str) -> None:
-    """No rank may have sent more bytes than `allowed`."""
-    worst = max(ledger.per_rank())
-    if worst > allowed:
+def at_most(ledger: Ledger, allowed: float, cure: str, unit: str = "numbers") -> None:
+    """No rank may have sent more than `allowed` numbers, of whatever dtype, or bytes.
+
+    Args:
+        cure: how to do with less.
+        unit: "numbers" or "bytes", as the exercise's text counts.
+    """
+    sent = ledger.per_rank() if unit == "bytes" else numbers_per_rank(ledger)
+    worst = max(sent)
+    if worst > allowed * (1 + 1e-9):
         raise Mistake(
-            f"the values are right, but a rank sends {worst} bytes where {allowed:.0f}"
-            f" are enough: {cure}"
+            f"the values are right, but a rank sends {worst:.0f} {unit} where"
+            f" {allowed:.0f} are enough: {cure}"
         )
+
+
+def numbers_per_rank(ledger: Ledger) -> list[float]:
+    """How many numbers each rank sent: its bytes over the size of their dtype."""
+    sent = [0.0] * ledger.size
+    for event in ledger:
+        numbers = math.prod(event.shape)
+        size = event.payload / numbers if numbers else 0
+        # a list of tensors has no single size: float32
+        sent[event.rank] += event.bytes / (size if size in (1, 2, 4, 8) else 4)
+    return sent
 
 
 def either(got, *values, tol: float = 1e-4):

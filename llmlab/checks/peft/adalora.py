@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from llmlab.checks.operations import Operations, not_built
 from llmlab.course.grading.checking import Checks, Mistake, close, diagnose, expect
 from llmlab.peft import adalora
 from llmlab.peft.adalora import AdaLoRAConfig
@@ -29,6 +30,7 @@ check = Checks("04-peft/06-adalora")
             " anywhere on that path, and on no other."
         ),
     ),
+    grads={"x": 0, "P": 2, "lam": 3, "Q": 4},
 )
 def svd_forward(answer):
     """The output of a linear layer with triplets P Λ Q beside it."""
@@ -66,11 +68,14 @@ def svd_forward(answer):
     diagnose(got, right=base + alpha / r0 * low, mistakes=mistakes, what=what)
     # the oracle: one linear with W + ΔW
     merged = W + adalora.delta_weight(P[:, :2], lam[:2], Q[:2], 3.0)
-    if not close(answer(x[0], W, P[:, :2], lam[:2], Q[:2], 6.0, 2), x[0] @ merged.T):
+    with Operations() as seen:
+        other = answer(x[0], W, P[:, :2], lam[:2], Q[:2], 6.0, 2)
+    if not close(other, x[0] @ merged.T):
         raise Mistake(
             "right for alpha = 10 and r0 = 4, wrong for alpha = 6 and r0 = 2: take both"
             " from the arguments"
         )
+    not_built(seen, (7, 8), "P Λ Q")
 
 
 @check.exercise(
@@ -162,7 +167,7 @@ def importance(answer):
         ),
         "Ī is right, Ū is as it was": both(new, unsure),
     }
-    diagnose(got, right=both(new), mistakes=mistakes, what="(Ī, Ū)")
+    diagnose(got, right=both(new), mistakes=mistakes, parts={"Ī": 0, "Ū": 1})
     # the reference, which works in place
     adalora_budget.update(smooth, unsure, w, grad, b1, b2)
     if not close(got, torch.stack([smooth, unsure])):
@@ -318,7 +323,7 @@ def allocate(answer):
         got,
         right=masked(lambda _, s: s > ranked[b]),
         mistakes=mistakes,
-        what="allocate(λ, scores, b)",
+        parts=_layers(sizes),
     )
     # an independent reference, another b
     kept = adalora_budget.keep_best({str(i): s for i, s in enumerate(scores)}, 9)
@@ -328,8 +333,26 @@ def allocate(answer):
     ):
         raise Mistake("right for b = 6, wrong for b = 9: take b from the argument")
     for all_of_them in (22, 30):
-        if not close(_lambdas(answer(lam, scores, all_of_them), lam), torch.cat(lam)):
+        kept_all = answer(lam, scores, all_of_them)
+        if not close(_lambdas(kept_all, lam), torch.cat(lam)):
             raise Mistake(f"with b = {all_of_them} and 22 triplets nothing is masked")
+        if any(new is old for new, old in zip(kept_all, lam, strict=True)):
+            raise Mistake(
+                f"with b = {all_of_them} the tensors that came in go out again: return"
+                " new ones"
+            )
+    if _lambdas(answer(lam, scores, 0), lam).any():
+        raise Mistake("with b = 0 no triplet is kept: every λ becomes zero")
+
+
+def _layers(sizes: tuple[int, ...]) -> dict[str, slice]:
+    """Where each layer's λ lie in all of them joined."""
+    places = {}
+    start = 0
+    for i, size in enumerate(sizes):
+        places[f"λ of layer {i}"] = slice(start, start + size)
+        start += size
+    return places
 
 
 def _lambdas(value: object, lam: list[Tensor]) -> Tensor:

@@ -28,6 +28,7 @@ check = Checks("04-peft/04-adapters")
             " residual come after the activation."
         ),
     ),
+    grads={"h": 0, "down": 1, "b_down": 2, "up": 3, "b_up": 4},
 )
 def adapter(answer):
     """The output of a bottleneck adapter, its residual connection included."""
@@ -91,6 +92,7 @@ def adapter(answer):
             " adapters' outputs, weighted token by token."
         ),
     ),
+    grads={"x": 0, "z": 1, "Q": 2, "K": 3, "V": 4},
 )
 def fuse(answer):
     """AdapterFusion at one place: attention over the outputs of several adapters."""
@@ -155,7 +157,7 @@ def fuse(answer):
     diagnose(got, right=mix(soft, values), mistakes=mistakes, what=what)
     # the oracle: with equal adapters the scores cannot matter
     same = z[..., :1, :].expand(-1, -1, N, -1)
-    if not close(answer(x, same, Q, K, torch.eye(d)), z[..., 0, :]):
+    if not close(answer(x[0], same[0], Q, K, torch.eye(d)), z[0, :, 0]):
         raise Mistake(
             "when all adapters say the same and V is the identity, that is the output"
         )

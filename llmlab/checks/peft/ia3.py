@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from llmlab.checks.operations import no_loop
 from llmlab.course.grading.checking import Checks, Mistake, close, diagnose, expect
 
 check = Checks("04-peft/08-ia3")
@@ -28,6 +29,7 @@ check = Checks("04-peft/08-ia3")
             " inside the parentheses."
         ),
     ),
+    grads={"x": 0, "scale": 3},
 )
 def ia3_linear(answer):
     """A frozen linear scaled at its output or at its input."""
@@ -234,7 +236,14 @@ def serve(answer):
             plain * torch.where(on, per_row, 0.0)
         ),
         "scales are laid along the tokens: l[ids] needs a dimension in the middle": (
-            plain * scales[ids]
+            plain * torch.where(ids[:, None] >= 0, scales[ids], 1.0)
+        ),
+        "scales are laid along the tokens (l[ids] needs a dimension in the middle), and"
+        " rows with id −1 get scales too": plain * scales[ids],
+        "l multiplies as it is: 1 + l is for changes that start at 0": plain
+        * torch.where(on, 1 + per_row, 1.0),
+        "l multiplies as it is, not 1 + l; and rows with id −1 get scales too": (
+            plain * (1 + per_row)
         ),
         "all rows get the first row's scales": plain * scales[ids[0]],
         "this is W x: nobody's scales are used": plain,
@@ -253,3 +262,4 @@ def serve(answer):
             raise Mistake(f"row {i} differs from what it gives alone with task {task}")
     if not close(answer(x, W, scales, torch.full((6,), -1)), plain):
         raise Mistake("with id −1 in every row the batch must go through W alone")
+    no_loop(answer, (x, W, scales, ids), (x.repeat(4, 1, 1), W, scales, ids.repeat(4)))

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from llmlab.checks.operations import Operations, no_loop, not_built
 from llmlab.course.grading.checking import Checks, Mistake, close, diagnose, expect
 from llmlab.peft import lora
 
@@ -32,6 +33,7 @@ check = Checks("04-peft/05-lora")
             " numbers per token, then up to d."
         ),
     ),
+    grads={"x": 0, "A": 2, "B": 3},
 )
 def lora_forward(answer):
     """The output of a linear layer with a LoRA adapter beside it, dropout included."""
@@ -80,13 +82,22 @@ def lora_forward(answer):
     diagnose(got, right=base + alpha / r * low, mistakes=mistakes, what=what)
     # an independent oracle: without dropout it is a plain linear with W + ΔW
     ones = torch.ones_like(x)
-    if not close(
-        answer(x, W, A, B, alpha, ones), x @ (W + lora.delta_weight(A, B, alpha / r)).T
-    ):
+    with Operations() as seen:
+        plain = answer(x, W, A, B, alpha, ones)
+    if not close(plain, x @ (W + lora.delta_weight(A, B, alpha / r)).T):
         raise Mistake(
             "with keep = 1 everywhere the output must be that of a linear layer with"
             " the weight W + ΔW"
         )
+    not_built(seen, (7, 8), "B A")
+    for rows in (x[0], x[0, 0]):
+        if not close(
+            answer(rows, W, A, B, alpha, torch.ones_like(rows)),
+            rows @ (W + lora.delta_weight(A, B, alpha / r)).T,
+        ):
+            raise Mistake(
+                f"wrong for an x of {rows.ndim} dimensions: it may have any number"
+            )
     if not close(
         answer(x[:, :1], W, A[:2], B[:, :2], 1.0, ones[:, :1]),
         x[:, :1] @ (W + B[:, :2] @ A[:2] / 2).T,
@@ -336,6 +347,8 @@ def serve(answer):
     none = torch.full((6,), -1)
     if not close(answer(x, W, A, B, scaling, none), base):
         raise Mistake("with id −1 in every row the batch must go through W alone")
+    few = (x, W, A, B, scaling, ids)
+    no_loop(answer, few, (x.repeat(4, 1, 1), W, A, B, scaling, ids.repeat(4)))
 
 
 def _with(ids: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ check = Checks("04-peft/09-mam-and-unipelt")
             " block adds the stream later."
         ),
     ),
+    grads={"x": 0, "down": 2, "up": 3},
 )
 def parallel(answer):
     """What an MLP gives with a scaled parallel adapter beside it."""
@@ -65,7 +66,7 @@ def parallel(answer):
         ),
     }
     diagnose(got, right=m + s * low, mistakes=mistakes, tol=1e-4, what=what)
-    if not close(answer(x, mlp, down, torch.zeros_like(up), s), m):
+    if not close(answer(x[0], mlp, down, torch.zeros_like(up), s), m[0]):
         raise Mistake("with up at zero, the start, the MLP's own output must come back")
 
 
@@ -156,6 +157,7 @@ def prefix_share(answer):
             " 1, 1) before it multiplies them."
         ),
     ),
+    grads={"x": 0, "w": 1, "b": 2, "P_K": 4, "P_V": 5},
 )
 def gated_prefix(answer):
     """A prefix's keys and values behind a gate that the input opens."""
@@ -206,7 +208,13 @@ def gated_prefix(answer):
         ),
         "the gates are summed, not averaged": made((s * mask).sum(1)),
     }
-    diagnose(torch.stack([K, V]), right=made(g), mistakes=mistakes, what=what)
+    diagnose(
+        torch.stack([K, V]),
+        right=made(g),
+        mistakes=mistakes,
+        what=what,
+        parts={"your tensor of keys": 0, "your tensor of values": 1},
+    )
     K, V = _pair(answer(x, torch.zeros(8), torch.tensor(0.0), mask, P_K, P_V))
     if not (
         close(K, P_K.expand(3, -1, -1, -1) / 2)

@@ -31,6 +31,7 @@ check = Checks("04-peft/03-p-tuning")
             " forward half first, and multiply by W's transpose."
         ),
     ),
+    grads={"h": 0, "Wf": 1, "Uf": 2, "Wb": 3, "Ub": 4, "W": 5},
 )
 def encode_prompt(answer):
     """Virtual tokens made by a bidirectional recurrence over free vectors."""
@@ -128,6 +129,7 @@ def _states(h: Tensor, W: Tensor, U: Tensor, squash=torch.tanh) -> Tensor:
             " token t has label t."
         ),
     ),
+    grads={"scores": 0},
 )
 def labelling_loss(answer):
     """The mean cross-entropy over all tokens that have a label."""
@@ -213,6 +215,7 @@ def _with_label(scores: Tensor, labels: Tensor, label: int) -> Tensor:
         ),
         "`scores[torch.arange(B), places]` takes one vector from each row.",
     ),
+    grads={"scores": 0},
 )
 def last_token(answer):
     """The scores at the last real token of each row, with padding on either side."""

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llmlab.checks.operations import Operations
 from llmlab.course.grading.checking import Checks, Mistake, close, diagnose, expect
 from llmlab.peft.prompt_and_prefix_tuning import prefixes
 
@@ -39,6 +40,7 @@ def parts(value: object, n: int, what: str, names: str) -> tuple:
             " virtual and real tokens and skips padding."
         ),
     ),
+    grads={"prompt": 0},
 )
 def prepend_prompt(answer):
     """A soft prompt before a padded batch, with the mask and the positions that go with
@@ -141,6 +143,7 @@ def prepend_prompt(answer):
             " keys and values."
         ),
     ),
+    grads={"prefix": 0},
 )
 def split_prefix(answer):
     """Keys and values of each layer and head, cut out of one row for each virtual
@@ -181,7 +184,12 @@ def split_prefix(answer):
         "these are the keys twice": torch.stack([by_layer[0]] * 2),
         "these are the values twice": torch.stack([by_layer[1]] * 2),
     }
-    diagnose(got, right=by_layer, mistakes=mistakes, what="keys and values, stacked")
+    diagnose(
+        got,
+        right=by_layer,
+        mistakes=mistakes,
+        parts={"your tensor of keys": 0, "your tensor of values": 1},
+    )
     small = torch.randn(2, 12)  # the oracle: join puts them together again
     keys, values = answer(small, 1, 3)
     if keys.shape != (1, 3, 2, 2) or not close(
@@ -213,6 +221,7 @@ def split_prefix(answer):
             " `repeat` would give them different ones."
         ),
     ),
+    grads={"q": 0, "k": 1, "v": 2, "prefix_k": 3, "prefix_v": 4},
 )
 def prefix_attention(answer):
     """Causal grouped-query attention in which every token also sees a prefix."""
@@ -271,13 +280,17 @@ def prefix_attention(answer):
     )
     if not close(got, fused):
         raise Mistake("the fused kernel gives another result for [P_K; K] and [P_V; V]")
-    if not close(
-        answer(q[:1, :, :1], k[:1, :, :1], v[:1, :, :1], prefix_k, prefix_v),
-        got[:1, :, :1],
-    ):
+    with Operations() as seen:
+        alone = answer(q[:1, :, :1], k[:1, :, :1], v[:1, :, :1], prefix_k, prefix_v)
+    if not close(alone, got[:1, :, :1]):
         raise Mistake(
             "token 0 alone must get what it gets in the whole text: nothing after it"
             " counts"
+        )
+    if seen.called("scaled_dot_product"):
+        raise Mistake(
+            "the values are right, and torch's own: write it without"
+            " `scaled_dot_product_attention`"
         )
 
 

@@ -159,7 +159,10 @@ def quantize(answer):
         pair(codes, scales),
         right=pair(coded(c[:, None]), c),
         mistakes=mistakes,
-        what="codes (and the scale, last)",
+        parts={
+            "your tensor of scales": (slice(None), -1),
+            "your tensor of codes": (slice(None), slice(None, -1)),
+        },
     )
     normal = torch.randn(4, 64)
     q = nf4.quantize(normal, double=False)  # an independent reference

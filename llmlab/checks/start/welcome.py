@@ -6,6 +6,7 @@ import random
 
 import torch
 
+from llmlab.checks.operations import Operations
 from llmlab.course.grading.checking import Checks, Mistake, close, diagnose, expect
 from llmlab.start import welcome
 
@@ -201,11 +202,17 @@ def softmax(answer):
         what="softmax(x) with a logit of −∞ (a masked token)",
     )
     wide = torch.randn(4, 7)
+    with Operations() as seen:
+        got = answer(wide)
     diagnose(
-        expect(answer(wide), shape=(4, 7)),
+        expect(got, shape=(4, 7)),
         right=torch.softmax(wide, -1),
         what="softmax(x) of shape (4, 7)",
     )
+    double = answer(wide.double())
+    expect(double, shape=(4, 7), dtype=torch.float64, what="softmax(x) of a float64 x")
+    if seen.called("softmax"):
+        raise Mistake("the values are right, and torch's own: use `exp` and sums")
 
 
 def _small(answer, x):

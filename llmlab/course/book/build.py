@@ -58,7 +58,10 @@ def build(root: Path | None = None, *, verbose: bool = False) -> Path:
     stage = prepare(root, source)
     if stage.errors:
         raise BookError("\n".join(stage.errors))
-    run_main = "from jupyter_book.cli.main import main; main()"
+    run_main = (
+        "from llmlab.course.grammar import leave_out_grammar; leave_out_grammar();"
+        " from jupyter_book.cli.main import main; main()"
+    )
     command = [sys.executable, "-c", run_main, "build", str(source)]
     command += ["--path-output", str(home)]
     command += ["-n", "-W", "--keep-going", "--all"]
@@ -251,6 +254,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     try:
+        wait = "It is served once it is built." if args.serve else "It is being built."
+        print(f"Building the book: a minute or two. {wait}", flush=True)
         out = build(verbose=args.verbose)
         print(f"The book is in {out.relative_to(course_root())}.", flush=True)
         if args.serve:

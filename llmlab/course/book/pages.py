@@ -132,31 +132,43 @@ def _inline(text: str) -> str:
 
 
 def coverage(built: list[Lesson]) -> str:
-    """Each row of the index that the course follows, and the lesson that covers it."""
+    """Each row of the index that the course follows, and the lesson that covers it.
+
+    First the rows whose lesson can be read, then those whose lesson is planned, both in
+    the sections of the index.
+    """
     have = {x.slug for x in built}
-    by_slug = {x.slug: x for x in lessons()}
     with (DATA / "index.csv").open(encoding="utf-8", newline="") as f:
         rows = list(csv.DictReader(f))
-    done = sum(row["lesson"] in have for row in rows)
+    done = [row for row in rows if row["lesson"] in have]
+    planned = [row for row in rows if row["lesson"] not in have]
     summary = (
-        f"{done} of {len(rows)} rows are covered by a lesson that is built;"
+        f"{len(done)} of {len(rows)} rows are covered by a lesson that is built;"
         " the others by one that is planned."
     )
     lines = [summary, ""]
+    if done:
+        lines += ["## Built", "", *_sections(done, "built")]
+    if planned:
+        lines += ["## Planned", "", *_sections(planned, "planned")]
+    return "\n".join(lines)
+
+
+def _sections(rows: list[dict[str, str]], state: str) -> list[str]:
+    """A table for each section of the index."""
+    by_slug = {x.slug: x for x in lessons()}
+    lines = []
     for section, group in groupby(rows, key=lambda row: row["section"]):
-        lines += [f"## {section}", "", "| topic | lesson | state |", "|---|---|---|"]
+        lines += [f"### {section}", "", "| topic | lesson | state |", "|---|---|---|"]
         for row in group:
             lesson = by_slug[row["lesson"]]
-            if lesson.slug in have:
+            target = f"parts/{lesson.part}.md"
+            if state == "built":
                 target = f"notebooks/{lesson.slug}.ipynb"
-                state = "built"
-            else:
-                target = f"parts/{lesson.part}.md"
-                state = "planned"
             link = f"[{lesson.title}]({target})"
             lines.append(f"| {_inline(row['row'])} | {link} | {state} |")
         lines.append("")
-    return "\n".join(lines)
+    return lines
 
 
 def verified(runs: dict[str, dict], built: list[Lesson], root: Path) -> str:

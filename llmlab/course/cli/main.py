@@ -15,9 +15,17 @@ from typing import Annotated
 
 import typer
 
+from llmlab.course.cli.afterwards import after_check, solution_and_next
 from llmlab.course.cli.authors import book, model_app, new, release
 from llmlab.course.cli.base import Json, Topic, lesson_and_root, stop, write
+from llmlab.course.cli.fits import fits
 from llmlab.course.cli.plan import plan
+
+NOTHING_BEGUN = (
+    "there is nothing to mark yet: no exercise in work/ has an answer in it. Write one"
+    " (`llmlab lab`, or `llmlab start 01-welcome`), save the notebook, and check again."
+    " `llmlab check 01-welcome` marks that one as it stands"
+)
 
 app = typer.Typer(
     name="llmlab",
@@ -102,6 +110,8 @@ def start(
             kinds = [Kind.SOLUTION] if solution else [Kind.LESSON, Kind.EXERCISES]
             there = [k for k in kinds if k.source(lesson, root).is_file()]
             done = [workspace.start(lesson, root, kind) for kind in there or kinds]
+            if Kind.EXERCISES in there:
+                workspace.begin(lesson, root)
     except (FileNotFoundError, workspace.Blocked) as error:
         stop(error, 1)
     for copied in done:
@@ -137,7 +147,7 @@ def check(
     topics: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[TOPIC]...", help="lessons; all that you began when left out"
+            metavar="[TOPIC]...", help="lessons; all that you wrote into when left out"
         ),
     ] = None,
     json: Json = None,
@@ -159,37 +169,46 @@ def check(
 ) -> None:
     """Mark your exercises, and say what to do next.
 
-    Your notebook runs in a fresh kernel.
+    Your notebook, as you saved it, runs in a fresh kernel.
     """
-    from llmlab.course import grading, progress
+    from llmlab.course import grading
+    from llmlab.course.families import ending_on_signals
     from llmlab.course.grading import report
     from llmlab.course.kernels import warm_kernels
 
     chosen, root = _to_check(topics or [])
-    quiet = str(json) == "-"
     results = []
     for lesson in chosen:
         if sys.stderr.isatty():
             typer.echo(f"marking {lesson.slug} …", err=True)
         try:
-            with warm_kernels(cold=cold, start=len(chosen) > 1):
+            with ending_on_signals(), warm_kernels(cold=cold, start=len(chosen) > 1):
                 result = grading.grade(lesson, root, cell_seconds=seconds)
             results.append(result)
         except FileNotFoundError as error:
             stop(f"{error}: `llmlab start {lesson.slug}` makes your copy", 2)
-    if not quiet:
+    _keep(root, results)  # first: a table that cannot be printed costs no marks
+    if json:
+        write(json, report.as_json(report.check_as_data(results)))
+    if junit:
+        write(junit, report.check_as_junit(results))
+    if str(json) != "-":
         report.print_check(results, report.console())
+        for line in after_check(results, root):
+            typer.echo(line)
+    raise typer.Exit(0 if all(r.ok for r in results) else 1)
+
+
+def _keep(root: Path, results: list) -> None:
+    """Writes the marks down; says so when it cannot."""
+    from llmlab.course import progress
+
     try:
         warning = progress.record(root, results)
     except progress.NotKept as error:
         warning = str(error)
     if warning:
         typer.echo(f"llmlab: {warning}", err=True)
-    if json:
-        write(json, report.as_json(report.check_as_data(results)))
-    if junit:
-        write(junit, report.check_as_junit(results))
-    raise typer.Exit(0 if all(r.ok for r in results) else 1)
 
 
 def _to_check(topics: list[str]):
@@ -197,6 +216,7 @@ def _to_check(topics: list[str]):
 
     Ends with 2 when there is none.
     """
+    from llmlab.course import workspace
     from llmlab.course.syllabus import course_root, lessons
 
     if topics:
@@ -208,26 +228,36 @@ def _to_check(topics: list[str]):
         stop(error, 2)
     begun = []
     for lesson in lessons():
-        if lesson.work(root).exists() and lesson.exercise(root).is_file():
+        if lesson.exercise(root).is_file() and workspace.is_begun(lesson, root):
             begun.append(lesson)
     if not begun:
-        first = "`llmlab start 01-welcome` makes your first copy"
-        stop(f"there is nothing to mark yet: {first}", 2)
+        stop(NOTHING_BEGUN, 2)
     return begun, root
 
 
 @app.command()
-def progress(json: Json = None) -> None:
-    """Show the map of the course. It says what you have done and what comes next."""
+def progress(
+    json: Json = None,
+    whole: Annotated[
+        bool, typer.Option("--all", help="each lesson on a line, planned ones too")
+    ] = False,
+) -> None:
+    """Show how far you are, and what comes next."""
+    from llmlab.course import workspace
+    from llmlab.course.cli.course_map import print_map
     from llmlab.course.grading import report
-    from llmlab.course.syllabus import course_root
+    from llmlab.course.syllabus import course_root, find
 
     try:
-        data, warning = report.course_as_data(course_root())
+        root = course_root()
+        data, warning = report.course_as_data(root)
     except FileNotFoundError as error:
         stop(error, 2)
+    for part in data["parts"]:
+        for lesson in part["lessons"]:
+            lesson["begun"] = workspace.is_begun(find(lesson["topic"]), root)
     if str(json) != "-":
-        report.print_course(data, report.console())
+        print_map(data, root, report.console(), whole)
     if warning:
         later = "it is set aside at the next `llmlab check`"
         typer.echo(f"llmlab: {warning}; {later}", err=True)
@@ -239,28 +269,62 @@ def progress(json: Json = None) -> None:
 def hint(
     topic: Topic,
     exercise: Annotated[
-        str, typer.Argument(help="its name, as in check.<name>", show_default=False)
-    ],
+        str | None,
+        typer.Argument(
+            help="its name, as in check.<name>; when left out, the first that is not"
+            " right yet",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Show the next hint for an exercise."""
     from llmlab.course import progress
-    from llmlab.course.exercises import load_check
 
     lesson, root = lesson_and_root(topic)
+    name = exercise or _stuck_at(lesson, root)
+    one = _exercise(lesson, name)
     try:
-        check = load_check(lesson)
-    except ModuleNotFoundError:
-        stop(f"{lesson.slug} has no exercises yet: it is planned", 2)
-    if exercise not in check.exercises:
-        known = ", ".join(check.exercises)
-        stop(f"no exercise of {lesson.slug} is called {exercise!r}: it has {known}", 2)
-    one = check.exercises[exercise]
-    try:
-        tier = progress.next_hint(root, lesson.slug, exercise, len(one.hints))
+        tier = progress.next_hint(root, lesson.slug, name, len(one.hints))
     except progress.NotKept as error:
         tier = 1
         typer.echo(f"llmlab: {error}", err=True)
-    typer.echo(one.hint(tier))
+    typer.echo(f"{lesson.short}, {name}:\n{one.hint(tier)}")
+
+
+def _stuck_at(lesson, root: Path) -> str:
+    """The first exercise that is not right yet; when all are, says so and ends with 0.
+
+    Ends with 2 when the lesson has no exercises.
+    """
+    from llmlab.course import standing
+
+    if not standing.exercise_names(lesson, root):
+        stop(f"{lesson.slug} has no exercises yet: it is planned", 2)
+    name = standing.first_open(lesson, root)
+    if name is None:
+        typer.echo(f"Every exercise of {lesson.short} is right.")
+        for line in solution_and_next(lesson, root):
+            typer.echo(line)
+        raise typer.Exit(0)
+    return name
+
+
+def _exercise(lesson, name: str):
+    """The exercise of a lesson; ends with 2 when it has none of that name."""
+    from difflib import get_close_matches
+
+    from llmlab.course.exercises import load_check
+
+    try:
+        known = load_check(lesson).exercises
+    except ModuleNotFoundError:
+        stop(f"{lesson.slug} has no exercises yet: it is planned", 2)
+    if name in known:
+        return known[name]
+    near = get_close_matches(name, known, n=1)
+    asks = f"Did you mean {near[0]}? " if near else ""
+    names = ", ".join(known)
+    stop(f"no exercise of {lesson.short} is called {name!r}. {asks}It has {names}", 2)
 
 
 @app.command()
@@ -280,7 +344,7 @@ def doctor(
 
 
 app.add_typer(model_app, name="model")
-for command in (plan, book, new, release):
+for command in (plan, fits, book, new, release):
     app.command()(command)
 
 

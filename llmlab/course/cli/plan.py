@@ -8,7 +8,6 @@ from __future__ import annotations
 import json as jsonlib
 from dataclasses import asdict, replace
 from math import isfinite
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,8 +16,14 @@ from llmlab.course.cli.base import Json, stop, write
 
 MODELS = (
     "a name (llama-2-70b, gpt3-175b …), gpt:LAYERS,HIDDEN,HEADS, or a Hugging Face"
-    " config.json of a Llama or a Mixtral"
+    " config.json (or its folder) of a Llama or a Mixtral"
 )
+LEGEND = """\
+dp, tp, pp, cp, ep: ranks that share the data, the matrices, the layers, the text, the
+  experts; b: sequences of a microbatch; v: pieces of the pipeline on each rank
+  recompute + sp: activations computed twice; sp: sequence parallelism along tp
+  GB: on each device; MFU: useful FLOPs of those that the devices could do
+"""
 GPTS = {  # layers, hidden, heads
     "gpt3-175b": (96, 12288, 96),
     "mt-nlg-530b": (105, 20480, 128),
@@ -32,6 +37,7 @@ def shape_of(model: str):
     Raises:
         ValueError: it names none.
     """
+    from llmlab.course import model_shapes
     from llmlab.models.presets import PRESETS
     from llmlab.parallelism.choosing import shapes
 
@@ -49,42 +55,24 @@ def shape_of(model: str):
         raise ValueError(
             f"MODEL={model!r}: write gpt:LAYERS,HIDDEN,HEADS, as in gpt:96,12288,96"
         )
-    if Path(model).is_file():
-        return _from_file(Path(model))
-    known = ", ".join([*GPTS, *shapes.MIXTURES, *PRESETS])
-    raise ValueError(
-        f"MODEL={model!r} is not known: use {MODELS}. The names are {known}"
-    )
+    file = model_shapes.config_file(model)
+    if file is None:
+        known = [*GPTS, *shapes.MIXTURES, *PRESETS]
+        raise model_shapes.unknown(model, known, MODELS)
+    found = model_shapes.from_file(file)
+    return replace(shapes.llama(found.config), experts=found.experts, top_k=found.top_k)
 
 
 def _is_positive(text: str) -> bool:
     return text.isascii() and text.isdigit() and int(text) > 0
 
 
-def _from_file(file: Path):
-    """A Llama's config.json; Mixtral's is the same with two entries more."""
-    from llmlab.models.checkpoint import config_from_hf
-    from llmlab.parallelism.choosing import shapes
+def left_out(model: str) -> tuple[str, ...]:
+    """What the checkpoint MODEL has and its shape does not show."""
+    from llmlab.course import model_shapes
 
-    try:
-        config = jsonlib.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            kind = type(config).__name__
-            raise ValueError(f"it holds a {kind}, not settings by name")
-        if config.get("model_type") != "mixtral":
-            return shapes.llama(config_from_hf(config))
-        dense = shapes.llama(config_from_hf(config | {"model_type": "mistral"}))
-        return replace(
-            dense,
-            experts=config["num_local_experts"],
-            top_k=config["num_experts_per_tok"],
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        what = f"no {error}" if isinstance(error, KeyError) else error
-        raise ValueError(
-            f"MODEL={str(file)!r} is not the config.json of a Llama or a Mixtral:"
-            f" {what}"
-        ) from error
+    file = model_shapes.config_file(model)
+    return () if file is None else model_shapes.from_file(file).left_out
 
 
 def plan(
@@ -146,14 +134,20 @@ def plan(
     try:
         on = machines.machine(machine, **changes)
         job = Job(shape_of(model), batch, seq, on)
+        ignored = left_out(model)
     except ValueError as error:
         stop(error, 2)
     found = planner.search(job, devices)
+    uneven = planner.uneven(job, devices)
     rows = [_row(job, e, tokens, price) for e in found.splits()[:top]]
     if json:
-        write(json, jsonlib.dumps(_data(model, job, found, rows), indent=1))
+        data = _data(model, job, found, rows)
+        data["uneven"] = asdict(uneven)
+        data["left_out"] = list(ignored)
+        write(json, jsonlib.dumps(data, indent=1))
     if str(json) != "-":
         _print(model, job, devices, found, rows)
+        _print_left_out(job, uneven, ignored)
     raise typer.Exit(0 if found.ranked else 1)
 
 
@@ -187,6 +181,23 @@ def _nearest(found) -> str:
     return found.rejected[0].problems[0] if found.rejected else ""
 
 
+def _print_left_out(job, uneven, ignored: tuple[str, ...]) -> None:
+    """What was not planned at all, and what could be done about it."""
+    if uneven.left_out:
+        cure = ""
+        if uneven.better is not None:
+            cure = f": try --batch {uneven.better}"
+        typer.echo(
+            f"{uneven.left_out} of {uneven.of} splits were left out: dp does not divide"
+            f" the batch of {job.batch}{cure}"
+        )
+    if ignored:
+        typer.echo(
+            f"Planned by the shape alone, without: {'; '.join(ignored)}. `Llama` does"
+            " not load such a checkpoint"
+        )
+
+
 def _print(model: str, job, devices: int, found, rows: list[dict]) -> None:
     from rich.table import Table
 
@@ -211,6 +222,7 @@ def _print(model: str, job, devices: int, found, rows: list[dict]) -> None:
         for r in rows:
             table.add_row(*_cells(r))
         out.print(table)
+        out.print(LEGEND)
     out.print(f"{len(found.ranked)} plans can run, {len(found.rejected)} cannot:")
     for reason, count in found.reasons().most_common(5):
         out.print(f"  {count:>5}  {reason}")

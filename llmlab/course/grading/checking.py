@@ -21,23 +21,27 @@ when it is not "right". A check draws its inputs from the global generators, whi
 runner seeds: with seed 0 for the learner, with others where hidden tests run the same
 check again. `answer` is the learner's function, guarded: what it is given is compared
 before and after, so that it cannot change the check's inputs unseen. A check ends
-normally (right) or raises `Mistake`.
+normally (right) or raises `Mistake`. `grads={"x": 0, "A": 2}` in the decorator says
+that the result is trained through: a right value must carry its gradient there too.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-import torch
-
 from llmlab.course.grading.closeness import close
 from llmlab.course.grading.diagnosis import Mistake, diagnose, expect
-from llmlab.course.grading.guard import guarded, learners_error
+from llmlab.course.grading.guard import (
+    guarded,
+    learners_error,
+    lost_gradient,
+    unwritten,
+)
+from llmlab.course.grading.resemblance import without_guess
+from llmlab.course.grading.slips import named
+from llmlab.course.grading.state import neutral
 
 __all__ = [
     "Checks",
@@ -112,6 +116,8 @@ class Exercise:
     importance: int
     hints: tuple[str, ...] = ()
     in_place: bool = False
+    grads: Mapping[str, int] = field(default_factory=dict)
+    lesson: str = ""
     shown: int = field(default=0, repr=False)
 
     def __post_init__(self) -> None:
@@ -162,16 +168,43 @@ class Exercise:
         It never raises.
         """
         try:
-            with seeded(seed):
-                watch = not self.in_place
-                self.run(*[guarded(a, self.name, watch=watch) for a in answers])
+            with neutral(seed):
+                self._mark(answers)
         except Mistake as mistake:
-            return self._fails("wrong", str(mistake))
-        except NotImplementedError as error:
-            return self._fails("not done", str(error))
+            return self._fails("wrong", self._explained(mistake, answers, seed))
         except (Exception, SystemExit) as error:
+            stub = unwritten(error, answers)
+            if stub is not None:
+                return self._fails("not done", stub)
             return self._fails("error", *learners_error(error))
         return Verdict(self.name, "right", self.points, self.points)
+
+    def _mark(self, answers: tuple[Any, ...]) -> None:
+        """Runs the check, then looks at the gradient of what it found right."""
+        watch = not self.in_place
+        watched = [guarded(a, self.name, watch, self.grads) for a in answers]
+        self.run(*watched)
+        for answer in watched:
+            problem = lost_gradient(answer)
+            if problem:
+                raise Mistake(problem)
+
+    def _explained(self, mistake: Mistake, answers: tuple[Any, ...], seed: int) -> str:
+        """The mistake in words, with the slip that leads to it where one is found."""
+        text = str(mistake)
+        guess = not mistake.foreseen or text.startswith("right for ")
+        if not guess or len(answers) != 1 or self.in_place:
+            return text
+        try:
+            with neutral(seed):
+                slip = named(self.lesson, self.name, self.run, answers[0])
+        except (Exception, SystemExit):  # one that cannot be read tells nothing
+            return text
+        if slip is None:
+            return text
+        if text.startswith("right for "):
+            text = text.split(": ")[0]  # without its guess at the cause
+        return f"{without_guess(text)}\nThis is what comes out when {slip}"
 
     def _fails(self, outcome: str, message: str, detail: str = "") -> Verdict:
         return Verdict(self.name, outcome, 0, self.points, message, detail)
@@ -214,6 +247,7 @@ class Checks:
         importance: int,
         hints: tuple[str, ...],
         in_place: bool = False,
+        grads: Mapping[str, int] | None = None,
     ) -> Callable[[Callable[..., None]], Exercise]:
         """Makes the decorated function the check of the exercise of that name.
 
@@ -224,6 +258,8 @@ class Checks:
             importance: 1 to 5.
             hints: 1 to 3 texts, each telling more than the one before.
             in_place: whether answers are meant to change what they are given.
+            grads: name → position of the arguments that are trained through the
+                result: a right value whose gradient does not reach them is a mistake.
         """
 
         def register(run: Callable[..., None]) -> Exercise:
@@ -231,7 +267,16 @@ class Checks:
             if name in self.exercises or hasattr(type(self), name):
                 raise ValueError(f"the exercise name {name!r} is taken in {self.slug}")
             self.exercises[name] = Exercise(
-                name, run, points, minutes, difficulty, importance, hints, in_place
+                name,
+                run,
+                points,
+                minutes,
+                difficulty,
+                importance,
+                hints,
+                in_place,
+                grads or {},
+                self.slug,
             )
             return self.exercises[name]
 
@@ -263,22 +308,6 @@ class Checks:
         exercise = self.__getattr__(name)
         exercise.shown = min(exercise.shown + 1, len(exercise.hints))
         print(exercise.hint(exercise.shown))
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seeds the generators of torch, NumPy and Python; puts them back afterwards."""
-    python_state = random.getstate()
-    numpy_state = np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        np.random.seed(seed)
-        random.seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)
 
 
 def dots(n: int) -> str:

@@ -22,7 +22,15 @@ from llmlab.course.grading.resemblance import resemblances
 
 
 class Mistake(Exception):
-    """What is wrong with an answer, in words for the learner."""
+    """What is wrong with an answer, in words for the learner.
+
+    `foreseen` is False where only the value was looked at, not how it may have come
+    about.
+    """
+
+    def __init__(self, message: str, foreseen: bool = True) -> None:
+        super().__init__(message)
+        self.foreseen = foreseen
 
 
 def is_number(x: Any) -> bool:
@@ -124,7 +132,8 @@ def _expect_tensor(
         asked = _asked_shape(shape)
         raise Mistake(
             f"{what} has shape {_shape(value)}, where {asked} is"
-            f" asked{_shape_cure(value.shape, shape)}"
+            f" asked{_shape_cure(value.shape, shape)}",
+            foreseen=False,
         )
     if dtype is not None and value.dtype != dtype:
         got, asked = (str(d).removeprefix("torch.") for d in (value.dtype, dtype))
@@ -170,7 +179,9 @@ def _expect_finite(value: Any, what: str) -> None:
         for name, bad in (("NaN", value.isnan()), ("infinity", value.isinf())):
             if bad.any():
                 raise Mistake(
-                    f"{what} holds {name} in {int(bad.sum())} of {value.numel()} places"
+                    f"{what} holds {name} in {int(bad.sum())} of {value.numel()}"
+                    " places",
+                    foreseen=False,
                 )
     if isinstance(value, list | tuple):
         for i, item in enumerate(value):
@@ -184,6 +195,7 @@ def diagnose(
     mistakes: Mapping[str, Any | Callable[[], Any]] | None = None,
     tol: float = 1e-5,
     what: str = "your answer",
+    parts: Mapping[str, Any] | None = None,
 ) -> None:
     """Returns when `got` is close to `right`; else says what the mistake was.
 
@@ -191,6 +203,8 @@ def diagnose(
         mistakes: diagnosis → the value that this mistake leads to, or a function
             without arguments that computes it.
         tol: how far each element may be off, relative to its size and the mean size.
+        parts: name → index, where the check joined several tensors of the answer: what
+            is generally said is said of the first of them that is wrong.
     Raises:
         Mistake: the first foreseen mistake that leads to `got`; else what is generally
             recognised; else by how much it differs. The right value is never told.
@@ -200,7 +214,11 @@ def diagnose(
     for diagnosis, value in (mistakes or {}).items():
         if close(got, value() if callable(value) else value, tol):
             raise Mistake(diagnosis)
-    raise Mistake(difference(got, right, tol, what))
+    for name, index in (parts or {}).items():
+        if not close(got[index], right[index], tol):
+            text = difference(got[index], right[index], tol, name)
+            raise Mistake(text, foreseen=False)
+    raise Mistake(difference(got, right, tol, what), foreseen=False)
 
 
 def difference(got: Any, right: Any, tol: float, what: str) -> str:

@@ -69,7 +69,7 @@ def read_notebook(path: Path) -> dict[str, Any]:
             empty, not text, not readable.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # some editors put a mark in front
         notebook = json.loads(text) if text.strip() else None
     except OSError as error:
         raise Unreadable(f"it cannot be opened ({error.strerror or error})") from None
@@ -99,12 +99,12 @@ def read_notebook(path: Path) -> dict[str, Any]:
 
 def _cell(cell: dict[str, Any]) -> dict[str, Any]:
     source = cell.get("source", "")
+    source = "".join(map(str, source)) if isinstance(source, list) else str(source)
     metadata = cell.get("metadata")
     return cell | {
         "cell_type": cell.get("cell_type", "raw"),
-        "source": (
-            "".join(map(str, source)) if isinstance(source, list) else str(source)
-        ),
+        # half a character cannot be sent to the kernel
+        "source": re.sub("[\ud800-\udfff]", "\ufffd", source),
         "metadata": metadata if isinstance(metadata, dict) else {},
     }
 
@@ -142,6 +142,22 @@ def defines(source: str, name: str) -> bool:
         rf"^(?:from|import)\b.*\b{n}\b",
     )
     return any(re.search(form, source, re.M) for form in forms)
+
+
+def writes(source: str, name: str) -> bool:
+    """Whether a cell defines the function `name`, and not as the stub."""
+    try:
+        body = ast.parse(source).body
+    except (SyntaxError, ValueError):
+        return False
+    for node in body:
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            last = node.body[-1]
+            stub = isinstance(last, ast.Raise) and "NotImplementedError" in (
+                ast.unparse(last)
+            )
+            return not stub
+    return False
 
 
 def goes_by(cell: dict[str, Any], name: str) -> bool:
@@ -252,13 +268,19 @@ def _call_of_mark(module: str, check: Pristine, token: str) -> str:
 def place_of_check(cells: list[dict[str, Any]], name: str, own: list[int]) -> int:
     """The index of the cell after which the course's check runs.
 
-    It is the place of the learner's check, unless the answer is defined only later.
+    It is the place of the learner's check, unless the answer is defined only later:
+    the stub may still stand in its cell, and the answer in one of their own.
     """
     definitions = []
+    written = []
     for i, cell in enumerate(cells):
         is_code = cell["cell_type"] == "code"
         if is_code and i not in own and defines(cell["source"], name):
             definitions.append(i)
+            if writes(cell["source"], name):
+                written.append(i)
+    if own and written and written[0] > own[0]:
+        return written[-1]
     if own and (not definitions or definitions[0] < own[0]):
         return own[0]
     return definitions[-1] if definitions else len(cells)
@@ -279,6 +301,12 @@ def _code(source: str, index: int, origin: int | None = None) -> dict[str, Any]:
         "outputs": [],
         "execution_count": None,
     }
+
+
+def lesson_of(notebook: dict[str, Any]) -> str | None:
+    """The lesson that a copy says it belongs to; None when an editor dropped that."""
+    note = notebook["metadata"].get("llmlab")
+    return note.get("lesson") if isinstance(note, dict) else None
 
 
 def version_of(notebook: dict[str, Any]) -> str | None:

@@ -5,6 +5,11 @@ The notebook runs through nbval; the course's own checks mark it.
 A point is earned by one thing only: the check from the course's files, called in the
 fresh kernel on the object that the learner's cells left there, saying "right" with the
 number that was drawn for it.
+
+What a mark proves: the functions that the notebook defines passed these checks, on the
+inputs that the checks drew. It is meant for the learner, and finds mistakes and
+accidents. It is no proof against deceit: the verdict is made in the process that ran
+the learner's cells, and code in them can change what a check sees or says.
 """
 
 from __future__ import annotations
@@ -17,12 +22,13 @@ from typing import Any
 from llmlab.course.grading.graded_copy import (
     Copy,
     Unreadable,
+    lesson_of,
     make_copy,
     pristine_checks,
     read_notebook,
     version_of,
 )
-from llmlab.course.grading.running import CELL_SECONDS, run_copy
+from llmlab.course.grading.running import CELL_SECONDS, STOP_SECONDS, run_copy
 from llmlab.course.syllabus import Lesson
 
 # A cell that ends the kernel is left out and the rest is run again, up to so many runs.
@@ -94,10 +100,15 @@ def grade(
     root: Path,
     notebook: Path | None = None,
     cell_seconds: float = CELL_SECONDS,
+    stop_seconds: float = STOP_SECONDS,
 ) -> LessonResult:
     """Marks a learner's notebook, by default the copy in work/.
 
     Nothing that stands in the notebook makes it raise.
+
+    Args:
+        cell_seconds: that a cell may take.
+        stop_seconds: that a cell which was interrupted has to stop.
 
     Raises:
         FileNotFoundError: the lesson has no exercises, or there is no such notebook.
@@ -106,7 +117,7 @@ def grade(
     for wanted in (lesson.exercise(root), path):
         if not wanted.exists():
             raise FileNotFoundError(f"{_shown(wanted, root)} does not exist")
-    return _Marking(lesson, root, path, cell_seconds).run()
+    return _Marking(lesson, root, path, cell_seconds, stop_seconds).run()
 
 
 def _shown(path: Path, root: Path) -> str:
@@ -119,12 +130,18 @@ class _Marking:
     """One notebook on its way to its verdicts."""
 
     def __init__(
-        self, lesson: Lesson, root: Path, path: Path, cell_seconds: float
+        self,
+        lesson: Lesson,
+        root: Path,
+        path: Path,
+        cell_seconds: float,
+        stop_seconds: float,
     ) -> None:
         exercise = read_notebook(lesson.exercise(root))
         self.lesson = lesson
         self.path = path
         self.cell_seconds = cell_seconds
+        self.stop_seconds = stop_seconds
         self.pristine = pristine_checks(lesson.exercise(root))
         self.results = {
             name: Result(name, check.points) for name, check in self.pristine.items()
@@ -147,6 +164,12 @@ class _Marking:
             notebook = read_notebook(self.path)
         except Unreadable as error:
             return self._unreadable(str(error))
+        other = lesson_of(notebook)
+        if other not in (None, self.lesson.slug):
+            return self._unreadable(
+                f"it holds the exercises of another lesson, {other}: put its own file"
+                " back in its place"
+            )
         if version_of(notebook) not in (None, self.out.version):
             self.out.notes.append(
                 "the course changed these exercises since your copy was made:"
@@ -154,7 +177,9 @@ class _Marking:
             )
         for _ in range(RUNS):
             copy = self._copy(notebook)
-            record, complaint = run_copy(copy.notebook, self.cell_seconds)
+            record, complaint = run_copy(
+                copy.notebook, self.cell_seconds, self.stop_seconds
+            )
             killer = self._read(record, copy)
             if killer is None:
                 break

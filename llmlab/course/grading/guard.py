@@ -7,29 +7,38 @@ learner's terms.
 from __future__ import annotations
 
 import copy
+import dis
 import inspect
 import linecache
 import traceback
+from collections.abc import Iterable, Mapping
 from functools import update_wrapper
 from pathlib import Path
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from llmlab.course.grading.diagnosis import Mistake, describe
+from llmlab.course.grading.gradients import Call, copied, cut, fits
 
 PACKAGE = str(Path(__file__).resolve().parents[2])
 
 
-def guarded(answer: Any, exercise: str, watch: bool = True) -> Any:
+def guarded(
+    answer: Any,
+    exercise: str,
+    watch: bool = True,
+    grads: Mapping[str, int] | None = None,
+) -> Any:
     """`answer` with its calls checked, when it is a function.
 
     Classes and objects are given to the check as they are.
 
     Args:
         watch: whether changing an argument in place is a mistake.
+        grads: name → position of the arguments that a gradient must reach.
     Raises:
         Mistake: `answer` cannot be called; later, when called: it takes other
             arguments, or changed one in place.
@@ -41,18 +50,38 @@ def guarded(answer: Any, exercise: str, watch: bool = True) -> Any:
         )
     if not isinstance(answer, FunctionType):
         return answer
-    return _Guarded(answer, exercise, watch)
+    return _Guarded(answer, exercise, watch, grads or {})
+
+
+def lost_gradient(answer: Any) -> str | None:
+    """What is wrong with the gradient of a guarded answer whose values are right.
+
+    None when nothing is, or when no gradient is asked for.
+    """
+    if not isinstance(answer, _Guarded) or answer.call is None:
+        return None
+    return cut(answer.__wrapped__, answer.call, answer.grads)
 
 
 class _Guarded:
-    def __init__(self, answer: FunctionType, exercise: str, watch: bool) -> None:
+    def __init__(
+        self,
+        answer: FunctionType,
+        exercise: str,
+        watch: bool,
+        grads: Mapping[str, int],
+    ) -> None:
         update_wrapper(self, answer)
         self._answer = answer
         self._name = exercise if answer.__name__ == "<lambda>" else answer.__name__
         self._watch = watch
+        self.grads = grads
+        self.call: Call | None = None  # the first whose gradient can be looked at
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         arguments = self._bind(args, kwargs)
+        if self.grads and self.call is None and fits(args, self.grads):
+            self.call = Call([copied(a) for a in args], copied(kwargs))
         before = {}
         if self._watch:
             before = {name: snapshot(value) for name, value in arguments.items()}
@@ -135,6 +164,37 @@ def _short(value: Any) -> str:
 def _called(name: str, arguments: dict[str, Any]) -> str:
     given = ", ".join(f"{k}={_short(v)}" for k, v in arguments.items())
     return f"{name}({given})"
+
+
+def unwritten(error: BaseException, answers: Iterable[Any]) -> str | None:
+    """What to say when `error` comes from a stub that is still there; else None.
+
+    A stub is a `raise` of NotImplementedError in an answer's own code, or in another
+    function of theirs that it calls. torch raises the same error for a dtype that it
+    cannot handle, and a class for a method that is missing: those are errors.
+    """
+    if not isinstance(error, NotImplementedError) or error.__traceback__ is None:
+        return None
+    last = error.__traceback__
+    while last.tb_next is not None:
+        last = last.tb_next
+    code = last.tb_frame.f_code
+    if code.co_code[last.tb_lasti] != dis.opmap["RAISE_VARARGS"]:
+        return None  # raised inside of something that this line calls
+    if code in _codes(answers):
+        return str(error)
+    in_notebook = last.tb_frame.f_globals.get("__name__") == "__main__"
+    if in_notebook and code.co_qualname == code.co_name and not str(error):
+        return f"it calls `{code.co_name}`, which is not done yet"
+    return None
+
+
+def _codes(answers: Iterable[Any]) -> list[CodeType]:
+    """The code of the answers, and of the methods of those that are classes."""
+    functions: list[Any] = []
+    for answer in answers:
+        functions += vars(answer).values() if isinstance(answer, type) else [answer]
+    return [f.__code__ for f in functions if isinstance(f, FunctionType)]
 
 
 def learners_error(error: BaseException) -> tuple[str, str]:

@@ -110,12 +110,15 @@ def _missing(name: str, names: dict[str, Any]) -> str:
 def fresh(module: str) -> ModuleType:
     """The module of checks, read from disk anew.
 
-    The course's modules that it marks with are read anew, too.
+    The course's modules that it marks with are read anew, too, with torch as it is
+    at its start: the learner's default dtype reaches none of their tensors.
     """
     for name in list(sys.modules):
         if name.startswith(("llmlab.checks.", "llmlab.course.")):
             del sys.modules[name]
-    return importlib.import_module(module)
+    state = importlib.import_module("llmlab.course.grading.state")
+    with state.neutral():
+        return importlib.import_module(module)
 
 
 def replaced_functions() -> list[str]:
@@ -155,7 +158,15 @@ def publish(verdict: dict[str, Any]) -> None:
     """Shows the verdict as an output of the cell, past whatever became of `print`."""
     from IPython.core.interactiveshell import InteractiveShell
 
+    verdict = {key: _sendable(value) for key, value in verdict.items()}
     data = {MIME: verdict, "text/plain": str(verdict.get("outcome"))}
     publisher = InteractiveShell.instance().display_pub
     # the class's own method: the learner may have replaced the instance's
     type(publisher).publish(publisher, data=data, metadata={})
+
+
+def _sendable(value: Any) -> Any:
+    """A text without lone surrogates, which no message to the grader can hold."""
+    if not isinstance(value, str):
+        return value
+    return value.encode("utf-8", "replace").decode("utf-8")

@@ -30,8 +30,6 @@ leave_out_grammar()  # here, because nbval imports nbformat after this
 
 MIME = "application/vnd.llmlab.verdict+json"
 PREAMBLE_SECONDS = 300.0  # the first cell is ours: it imports torch
-# The time for a cell's output to arrive, and for an interrupted cell to stop.
-OUTPUT_SECONDS = 15
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -63,6 +61,16 @@ def bound(kernel: Any, least: float) -> None:
     kernel.await_reply = await_reply
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The option that `llmlab check` gives."""
+    parser.addoption(
+        "--llmlab-stop-seconds",
+        type=float,
+        default=15.0,
+        help="for a cell's output to arrive, and for an interrupted cell to stop",
+    )
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: Any) -> Any:
     """Bounds the kernel and runs the cell.
@@ -70,7 +78,7 @@ def pytest_runtest_call(item: Any) -> Any:
     The next cells count even when this one timed out.
     """
     kernel = item.parent.kernel
-    item.output_timeout = OUTPUT_SECONDS
+    item.output_timeout = item.config.getoption("--llmlab-stop-seconds")
     bound(kernel, least=PREAMBLE_SECONDS if item.cell_num == 0 else 0)
     try:
         return (yield)

@@ -27,8 +27,12 @@ check edited, check missing, unreadable.
 
 from __future__ import annotations
 
+import codecs
 import json
+import os
 import re
+import sys
+from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -46,13 +50,36 @@ if TYPE_CHECKING:
 
 MARKS = {"right": "✓", "not done": "·", "unreadable": "!"}  # all others: ✗
 COLORS = {"✓": "green", "·": "dim", "!": "red", "✗": "red"}
+# What stands for a sign where the terminal's encoding does not have it.
+PLAIN = {
+    "✓": "+",
+    "✗": "x",
+    "·": "-",
+    "●": "*",
+    "○": ".",
+    "−": "-",
+    "…": "...",
+    "’": "'",
+    "“": '"',
+    "”": '"',
+    "≤": "<=",
+    "≥": ">=",
+    "→": "->",
+}
 NOT_IN_XML = re.compile("[^\t\n\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def console(error: bool = False) -> Console:
-    """Colours on a terminal, plain lines in a pipe."""
+    """Colours on a terminal, plain lines in a pipe.
+
+    A sign that the encoding lacks, as ✓ in cp1252, is written as a plain one.
+    """
     from rich.console import Console
 
+    codecs.register_error("llmlab.plain", _plainly)
+    stream = sys.stderr if error else sys.stdout
+    with suppress(AttributeError, ValueError):  # a stream that is not a file
+        stream.reconfigure(errors="llmlab.plain")
     plain = Console(
         stderr=error, highlight=False, markup=False, emoji=False, soft_wrap=True
     )
@@ -61,6 +88,14 @@ def console(error: bool = False) -> Console:
     return Console(
         stderr=error, highlight=False, markup=False, width=160, soft_wrap=True
     )
+
+
+def _plainly(error: UnicodeError) -> tuple[str, int]:
+    """Handles what cannot be encoded: (what to write instead, where to go on)."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    return "".join(PLAIN.get(c, "?") for c in text), error.end
 
 
 def check_as_data(results: list[LessonResult]) -> dict[str, Any]:
@@ -121,8 +156,24 @@ def _xml(text: str) -> str:
 def print_check(results: list[LessonResult], out: Console) -> None:
     """Prints a table per lesson, and the diagnoses under it.
 
-    Its columns are exercise, verdict, points and next step.
+    Its columns are exercise, verdict, points and next step. When nobody reads on, as in
+    `llmlab check | head -1`, it just ends: the marks are still to be written down.
     """
+    try:
+        _print_lessons(results, out)
+    except (OSError, SystemExit):  # rich makes a SystemExit of a closed pipe
+        _print_no_more()
+
+
+def _print_no_more() -> None:
+    """Sends what else is printed nowhere, so that the program ends as it would."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+def _print_lessons(results: list[LessonResult], out: Console) -> None:
     for lesson in results:
         out.print(f"\n{lesson.title}  ({lesson.notebook})", style="bold")
         if lesson.problem:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Callable, Iterator
 
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from llmlab.course.grading.closeness import close, wrong_places
 
+# said only where all numbers are at that level
+NEAR = ": near, but more than rounding; a lower precision, or another epsilon?"
 Same = Callable[[Tensor], bool]
 
 
@@ -38,6 +41,12 @@ def resemblances(got: Tensor, right: Tensor, tol: float, what: str) -> Iterator[
         phrases += [_where(bad), _factor_along(g, r, same)]
         yield from (f"{what} {phrase}" for phrase in phrases if phrase)
     yield _statistics(g, r, bad, what)
+
+
+def without_guess(text: str) -> str:
+    """A sentence without what it guesses, for where the reason is known."""
+    text = text.removesuffix(NEAR)
+    return re.sub(r" \([^()]*\?\)$", "", text)
 
 
 def _all_zero(g: Tensor, r: Tensor, same: Same) -> str | None:
@@ -255,6 +264,21 @@ def _statistics(g: Tensor, r: Tensor, bad: Tensor, what: str) -> str:
     scale = float(r[r.isfinite()].abs().mean()) or 1.0
     places = f"{int(bad.sum())} of {g.numel()} places"
     text = f"{what} differs in {places}, by up to {largest:.3g}"
-    if largest < 1e-2 * scale:
-        text += ": near, but more than rounding; a lower precision, or another epsilon?"
+    if is_rounded(g, gap, scale):
+        text += NEAR
+    elif largest < 1e-2 * scale:
+        text += ": near, but not by rounding; look for a small term"
     return text
+
+
+def is_rounded(g: Tensor, gap: Tensor, scale: float) -> bool:
+    """Whether numbers look like right ones in a lower precision.
+
+    Either all of them are numbers of bfloat16 or float16, near the right ones; or they
+    differ by no more than float16 would, in every place.
+    """
+    largest = float(gap.max()) if gap.numel() else math.inf
+    if largest < 2.0**-11 * scale:
+        return True
+    short = any(torch.equal(g, g.to(d).double()) for d in (torch.bfloat16, torch.half))
+    return short and largest < 2.0**-6 * scale * max(1.0, float(g.abs().max()) / scale)

@@ -1,28 +1,32 @@
 """Runs a graded copy: pytest with nbval and our plugin, bounded in time.
 
-It runs in a process group of its own.
+It runs in a process group of its own. When it ends, or is stopped, whatever its cells
+started ends with it.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from llmlab.course import families
+
 CELL_SECONDS = 60.0  # one cell, the check included
+STOP_SECONDS = 15.0  # for a cell that was interrupted to stop
 NOTEBOOK_SECONDS = 900.0  # all of it
+RECORD = "LLMLAB_RECORD"  # names the record; no other run has its value
 DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY")  # no window may open
 
 
 def run_copy(
     notebook: dict[str, Any],
     cell_seconds: float = CELL_SECONDS,
+    stop_seconds: float = STOP_SECONDS,
     seconds: float = NOTEBOOK_SECONDS,
 ) -> tuple[list[dict[str, Any]], str]:
     """Runs each cell through nbval in one fresh kernel.
@@ -37,7 +41,11 @@ def run_copy(
         record = folder / "record.jsonl"
         copy.write_text(json.dumps(notebook), encoding="utf-8")
         (folder / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
-        output, ended = _pytest(folder, copy, record, cell_seconds, seconds)
+        limits = [
+            f"--nbval-cell-timeout={cell_seconds:g}",
+            f"--llmlab-stop-seconds={stop_seconds:g}",
+        ]
+        output, ended = _pytest(folder, copy, record, limits, seconds)
         entries = []
         if record.exists():
             for line in record.read_text(encoding="utf-8").splitlines():
@@ -51,7 +59,7 @@ def run_copy(
 
 
 def _pytest(
-    folder: Path, copy: Path, record: Path, cell_seconds: float, seconds: float
+    folder: Path, copy: Path, record: Path, limits: list[str], seconds: float
 ) -> tuple[str, bool]:
     """(what it printed, whether it ended by itself)."""
     command = [sys.executable, "-m", "pytest"]
@@ -62,7 +70,7 @@ def _pytest(
         "--nbval-lax",
         "--nbval-current-env",
         "--nbval-kernel-startup-timeout=180",
-        f"--nbval-cell-timeout={cell_seconds:g}",
+        *limits,
         "--disable-warnings",
         "-q",
     ]
@@ -82,9 +90,8 @@ def _pytest(
         return process.communicate(timeout=seconds)[0], True
     except subprocess.TimeoutExpired:
         return "", False
-    finally:  # also on Ctrl-C; the kernel ends by itself when its parent is gone
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+    finally:  # also on Ctrl-C and, under `llmlab check`, when it is told to end
+        families.end(process.pid, RECORD, str(record))
         process.wait()
 
 
@@ -96,7 +103,7 @@ def environment(folder: Path, record: Path) -> dict[str, str]:
         if name not in drop and not name.startswith(("COV_", "COVERAGE_")):
             own[name] = value
     return own | {
-        "LLMLAB_RECORD": str(record),
+        RECORD: str(record),
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
         "IPYTHONDIR": str(folder / "ipython"),
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",

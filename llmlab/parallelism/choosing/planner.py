@@ -116,6 +116,12 @@ def candidates(job: Job, devices: int) -> Iterator[Plan]:
 
     Not all of them fit.
     """
+    for dp, tp, pp, cp, ep in splits_of(job, devices):
+        yield from _variants(job, dp, tp, pp, cp, ep)
+
+
+def splits_of(job: Job, devices: int) -> Iterator[tuple[int, int, int, int, int]]:
+    """(dp, tp, pp, cp, ep) of every split of the devices that divides the model."""
     x = job.shape
     for tp in divisors(devices, x.heads):
         for pp in divisors(devices // tp, x.layers):
@@ -123,7 +129,42 @@ def candidates(job: Job, devices: int) -> Iterator[Plan]:
                 dp = devices // tp // pp // cp
                 expert_ranks = divisors(dp * cp, x.experts) if x.experts else [1]
                 for ep in expert_ranks:
-                    yield from _variants(job, dp, tp, pp, cp, ep)
+                    yield dp, tp, pp, cp, ep
+
+
+@dataclass(frozen=True)
+class Uneven:
+    """The splits that a search leaves out, since dp does not divide the batch.
+
+    Attributes:
+        left_out: how many.
+        of: how many splits divide the model.
+        better: a batch near the job's that leaves out fewest; None: there is none.
+    """
+
+    left_out: int
+    of: int
+    better: int | None
+
+
+def uneven(job: Job, devices: int) -> Uneven:
+    """How many splits do not divide the batch, and which batch near it would do.
+
+    Near is within an eighth; of the batches that leave out fewest, the nearest.
+    """
+    dps = [split[0] for split in splits_of(job, devices)]
+    now = _left_out(job.batch, dps)
+    if now == 0:
+        return Uneven(0, len(dps), None)
+    reach = max(1, job.batch // 8)
+    near = range(max(1, job.batch - reach), job.batch + reach + 1)
+    best = min(near, key=lambda batch: (_left_out(batch, dps), abs(batch - job.batch)))
+    better = best if _left_out(best, dps) < now else None
+    return Uneven(now, len(dps), better)
+
+
+def _left_out(batch: int, dps: list[int]) -> int:
+    return sum(batch % dp != 0 for dp in dps)
 
 
 def _variants(job: Job, dp: int, tp: int, pp: int, cp: int, ep: int) -> Iterator[Plan]:

@@ -31,7 +31,12 @@ from llmlab.parallelism.pipeline.schedules import (
     zb_v,
 )
 from llmlab.parallelism.pipeline.stages import split
-from llmlab.parallelism.pipeline.timeline import Costs, Timeline, simulate
+from llmlab.parallelism.pipeline.timeline import (
+    Costs,
+    Timeline,
+    simulate,
+    until_stuck,
+)
 
 __all__ = [
     "IGNORED",
@@ -51,6 +56,7 @@ __all__ = [
     "simulate",
     "split",
     "stage_of",
+    "until_stuck",
     "zb_h1",
     "zb_h2",
     "zb_v",

@@ -204,6 +204,30 @@ def simulate(
     return _Simulation(schedule, costs, layout).run()
 
 
+class Wait(NamedTuple):
+    """An op that a rank cannot begin, and a result that it lacks."""
+
+    rank: int
+    op: Op
+    lacks: Result
+
+
+def until_stuck(
+    schedule: Schedule, costs: Costs = Costs(), layout: str = "loop"
+) -> tuple[list[Bar], list[Wait]]:
+    """What `simulate` finds before it raises: the ops that run, and who waits for what.
+
+    A list that is out of order runs as far as it can: an op that stands before what it
+    needs waits for ever.
+
+    Returns:
+        The bars, and for each rank that is not done the op at which it stands.
+    """
+    simulation = _Simulation(schedule, costs, layout)
+    simulation.go_on()
+    return simulation.bars, simulation.waits()
+
+
 class _Simulation:
     """How far each rank has come in its list, and what is done.
 
@@ -224,6 +248,13 @@ class _Simulation:
         self.bars: list[Bar] = []
 
     def run(self) -> Timeline:
+        self.go_on()
+        if self.waits():
+            raise ValueError(self.deadlock())
+        return Timeline(self.bars, self.p)
+
+    def go_on(self) -> None:
+        """Do all ops that can be done."""
         # One round lets each rank go as far as it can. A round in which nobody gets
         # further is the last: all lists are done, or all that are left wait.
         has_advanced = True
@@ -232,9 +263,6 @@ class _Simulation:
             for rank in range(self.p):
                 if self.advance(rank):
                     has_advanced = True
-        if any(self.has_ops_left(rank) for rank in range(self.p)):
-            raise ValueError(self.deadlock())
-        return Timeline(self.bars, self.p)
 
     def has_ops_left(self, rank: int) -> bool:
         return self.next_op[rank] < len(self.schedule[rank])
@@ -280,19 +308,24 @@ class _Simulation:
     def inputs(self, op: Op, rank: int) -> list[Result]:
         return needs(op, rank, self.p, self.v, self.layout)
 
-    def deadlock(self) -> str:
-        """Who waits for what."""
-        lines = ["deadlock: no rank can go on"]
+    def waits(self) -> list[Wait]:
+        """For each rank that is not done: its next op, and what it lacks first."""
+        found = []
         for rank in range(self.p):
             if not self.has_ops_left(rank):
                 continue
             op = self.schedule[rank][self.next_op[rank]]
-            kind, i, chunk = op
             missing = [x for x in self.inputs(op, rank) if x not in self.done]
+            found.append(Wait(rank, op, missing[0]))
+        return found
+
+    def deadlock(self) -> str:
+        """Who waits for what."""
+        lines = ["deadlock: no rank can go on"]
+        for rank, (kind, i, chunk), lacks in self.waits():
             lines.append(
                 f"  rank {rank}, at {kind} of microbatch {i}, chunk {chunk}, waits for"
-                f" {missing[0].kind} of microbatch {missing[0].microbatch}, stage"
-                f" {missing[0].stage}"
+                f" {lacks.kind} of microbatch {lacks.microbatch}, stage {lacks.stage}"
             )
         return "\n".join(lines)
 

@@ -261,7 +261,7 @@ test_wrong_answers = rejects(
         Wrong("all_reduce", padding_left_on, "has shape"),
         Wrong("all_reduce", shape_lost, "has shape"),
         Wrong("all_reduce", averaged, "this is the mean"),
-        Wrong("all_reduce", gathers_everything, "bytes where"),
+        Wrong("all_reduce", gathers_everything, "numbers where"),
         Wrong("all_reduce", the_library, "build it from reduce_scatter and all_gather"),
         Wrong(
             "all_reduce", summed_again, "after reduce_scatter the pieces are finished"

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -16,12 +17,12 @@ import pytest
 import torch
 
 from llmlab.parallelism import RankFailed, launch
+from llmlab.parallelism.examples import train_elastic
 from llmlab.parallelism.examples.train_elastic import Settings, train
 from llmlab.parallelism.frameworks import elastic
 from tests import processes
 
-MODULE = "llmlab.parallelism.examples.train_elastic"
-RUN = ["-m", "torch.distributed.run"]
+SCRIPT = train_elastic.__file__
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,7 @@ def test_a_hang_is_a_failure_too(tmp_path):
             time.sleep(60)
         return comm.all_reduce(torch.ones(()) * comm.rank).item()
 
-    results, failures = elastic.supervise(hangs_once, 2, timeout=5)
+    results, failures = elastic.supervise(hangs_once, 2, timeout=2)
     assert results == [1.0, 1.0] and failures[0].kind == "hung"
 
 
@@ -127,11 +128,15 @@ def test_torchrun_restarts_a_killed_rank(uninterrupted, tmp_path):
     """A collective gives up after a minute: a rank that waits for a dead one is a
     failure too, and is restarted.
     """
-    script = ["-m", MODULE, "--folder", str(tmp_path), "--timeout", "60"]
-    kill = ["--kill-rank", "1", "--kill-at", "3"]
-    command = processes.torchrun("--max-restarts=5", *script, *kill)
-    done = processes.run(command, env=processes.on_cpu(), timeout=280)
-    assert done.returncode == 0, done.stderr
+    done = processes.run_fork(
+        processes.torchrun_of_forks,
+        *["--standalone", "--nproc-per-node=2", "--max-restarts=5"],
+        *[SCRIPT, "--folder", str(tmp_path), "--timeout", "60"],
+        *["--kill-rank", "1", "--kill-at", "3"],
+        env=processes.on_cpu(),
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stdout
     # gloo may find a port of the attempt before: then one more restart is what the
     # launcher is for
     assert re.search(r"attempt [1-5]: 4 steps", done.stdout), (
@@ -154,14 +159,19 @@ with processes.started(sys.argv[2:], mark=sys.argv[1], env=processes.on_cpu()) a
 
 @pytest.mark.slow
 def test_nothing_is_left_of_an_elastic_test_that_is_killed(tmp_path):
-    """SIGKILL to what pytest is otherwise: nobody runs a `finally`, and all ends."""
+    """SIGKILL to what pytest is otherwise: nobody runs a `finally`, and all ends.
+
+    torchrun gives each rank a session of its own; what a rank does in it is the same
+    to SIGKILL.
+    """
     mark = f"{os.getpid()}-elastic"
-    script = ["-m", MODULE, "--folder", str(tmp_path), "--steps", "1000000"]
-    command = [sys.executable, "-c", IN_THE_MIDDLE, mark, *processes.torchrun(*script)]
+    rank = ["--no-python", "bash", "-c", 'touch "$0/$RANK"; sleep 600', str(tmp_path)]
+    command = [sys.executable, "-c", IN_THE_MIDDLE, mark, *processes.torchrun(*rank)]
     with processes.started(command, cwd=processes.ROOT) as guard:
-        wait_until(lambda: elastic.newest(tmp_path), seconds=200)
+        wait_until(lambda: len(list(tmp_path.iterdir())) == 2, seconds=200)
         job = processes.marked(mark)
-        assert sum("RANK" in process.environ() for process in job) == 2
+        ranks = [process for process in job if "RANK" in process.environ()]
+        assert len({os.getsid(process.pid) for process in ranks}) == 2
         (test,) = psutil.Process(guard.pid).children()
         test.kill()
         wait_until(lambda: not processes.marked(mark), seconds=20)
@@ -245,23 +255,20 @@ def test_two_hosts(two_hosts, uninterrupted, tmp_path):
         "--master-addr=10.77.0.1",
         "--master-port=29511",  # of this test's own hosts
     ]
-    script = ["-m", MODULE, "--folder", str(tmp_path), "--timeout", "120"]
+    script = [SCRIPT, "--folder", str(tmp_path), "--timeout", "120"]
     with ExitStack() as both:
         jobs = []
         for i, name in enumerate(two_hosts):
-            job = processes.started(
-                [sys.executable, *RUN, *common, f"--node-rank={i}", *script],
-                prefix=("ip", "netns", "exec", name),
+            host = partial(processes.torchrun_of_forks, namespace=name)
+            job = processes.forked(
+                *[host, *common, f"--node-rank={i}", *script],
                 env=processes.on_cpu(f"wire{i + 1}"),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
             )
             jobs.append(both.enter_context(job))
-        out = [job.communicate(timeout=280)[0] for job in jobs]
-    for job, text in zip(jobs, out, strict=True):
-        assert job.returncode == 0, text
-    assert losses_line(uninterrupted) in out[0]
+        done = [job.wait(280) for job in jobs]
+    for job in done:
+        assert job.returncode == 0, job.stdout
+    assert losses_line(uninterrupted) in done[0].stdout
     sent = subprocess.run(
         ["ip", "-n", two_hosts[1], "-s", "link", "show", "wire2"],
         capture_output=True,

@@ -47,7 +47,7 @@ def printed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("torchrun")
     names = ["-m", "tests.parallelism.examples_in_turn", str(folder)]
     done = processes.run(
-        processes.torchrun(*names, *COMMANDS.values()),
+        [sys.executable, *names, *COMMANDS.values()],
         cwd=processes.ROOT,
         env=processes.on_cpu(),
     )

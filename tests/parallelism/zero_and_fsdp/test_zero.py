@@ -28,7 +28,7 @@ KINDS = {
     "3 no overlap": partial(Fsdp, overlap=False),
 }
 SHARDED = {kind: KINDS[kind] for kind in ("1", "2", "3 flat", "3 rows")}
-STEPS, MICROBATCHES = 4, 2
+STEPS, MICROBATCHES = 3, 2
 
 
 def microbatches(rank: int, step: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -95,11 +95,18 @@ def assert_same(results, reference, tol: float) -> None:
             )
 
 
-@pytest.mark.parametrize("p", [1, 2, 3, 6, 8])
-@pytest.mark.parametrize("variant", ["gqa", "one kv head, tied", "biases"])
+@pytest.mark.parametrize(
+    ("variant", "p"),
+    [
+        *[("gqa", 1), ("gqa", 3), ("gqa", 6)],
+        # eight ranks: the one kv head has six rows
+        *[("one kv head, tied", 2), ("one kv head, tied", 3), ("one kv head, tied", 8)],
+        *[("biases", 3), ("biases", 8)],
+    ],
+)
 def test_every_stage_is_one_process(variant, p):
     """In fp64, so that what is left is rounding: losses, norms and every weight after
-    four clipped steps, to 1e-9.
+    three clipped steps, to 1e-9.
     """
     model = tiny(**VARIANTS[variant]).double()
     if (
@@ -120,27 +127,27 @@ def test_every_stage_is_one_process(variant, p):
         assert_same(World(p).run(many, model, kind), reference, 1e-9)
 
 
-@pytest.mark.parametrize("p", [2, 3])
-def test_in_single_precision(p):
+def test_in_single_precision():
     """ε is raised so that rounding in a gradient near 0 does not become a whole step of
     Adam.
     """
     adam = Adam(lr=0.02, clip=0.1, weight_decay=0.1, eps=1e-5)
-    reference = one_process(tiny(num_key_value_heads=2), p, adam)
+    reference = one_process(tiny(num_key_value_heads=2), 3, adam)
     for kind in KINDS:
         assert_same(
-            World(p).run(many, tiny(num_key_value_heads=2), kind, adam), reference, 1e-5
+            World(3).run(many, tiny(num_key_value_heads=2), kind, adam), reference, 1e-5
         )
 
 
-@pytest.mark.parametrize("p", [2, 4])
+@pytest.mark.parametrize("p", [2, 3])
 def test_in_real_processes(p):
+    """Two steps: what differs from threads is how messages travel."""
     adam = Adam(lr=0.02, clip=0.1, weight_decay=0.1, eps=1e-5)
     model = tiny(tie_word_embeddings=True)
-    reference = one_process(copy.deepcopy(model), p, adam)
+    reference = one_process(copy.deepcopy(model), p, adam, 2)
 
     def all_kinds(comm):
-        return {kind: many(comm, copy.deepcopy(model), kind, adam) for kind in KINDS}
+        return {kind: many(comm, copy.deepcopy(model), kind, adam, 2) for kind in KINDS}
 
     results = launch(all_kinds, p, timeout=120)
     for kind in KINDS:

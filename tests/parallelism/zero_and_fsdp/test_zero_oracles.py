@@ -34,8 +34,7 @@ def assert_same(mine, theirs) -> None:
         )
 
 
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("p", [2, 4])
+@pytest.mark.parametrize(("p", "tied"), [(2, False), (4, True)])
 def test_stage_3_is_fsdp2(p, tied):
     """Six clipped AdamW steps of two microbatches, unequal tokens: losses, norms and
     weights.

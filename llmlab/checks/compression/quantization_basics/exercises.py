@@ -14,6 +14,7 @@ from llmlab.checks.compression.quantization_basics.answers import (
     groups,
     product,
 )
+from llmlab.checks.operations import Operations
 from llmlab.compression import quantization_basics as qb
 from llmlab.course.grading.checking import Checks, Mistake, close, diagnose, expect
 
@@ -73,7 +74,7 @@ def affine_quantize(answer):
         codes,
         right=free.long(),
         mistakes={k: v.long() for k, v in mistakes.items()},
-        what="the codes",
+        what="your tensor of codes",
     )
     # s = 1/4, and both ends lie half way between two codes: they round outwards
     x = torch.tensor([-1.375, 0.1, 2.375])
@@ -100,7 +101,9 @@ def _three(
         raise Mistake(
             f"{what} returned {len(triple)} things: return codes, scale and zero point"
         )
-    codes = expect(triple[0], shape=tuple(shape), dtype=torch.int64, what="the codes")
+    codes = expect(
+        triple[0], shape=tuple(shape), dtype=torch.int64, what="your tensor of codes"
+    )
     return (
         codes,
         expect(triple[1], kind=float, what="the scale"),
@@ -152,7 +155,7 @@ def quantize_groups(answer):
     codes, scale = _pair(answer(W, 4, 4), (8, 12), (8, 3))
     right_codes, right_scale = groups(W, 4, 4)
     mistakes = _wrong_scales(W, right_scale)
-    diagnose(scale, right=right_scale, mistakes=mistakes, what="the scales")
+    diagnose(scale, right=right_scale, mistakes=mistakes, what="your tensor of scales")
     s = scale.repeat_interleave(4, 1)
     mistakes = {
         "you cut off instead of rounding: torch.round comes before .long()": (
@@ -170,7 +173,7 @@ def quantize_groups(answer):
             " the code 0"
         ): right_codes + 8,
     }
-    diagnose(codes, right=right_codes, mistakes=mistakes, what="the codes")
+    diagnose(codes, right=right_codes, mistakes=mistakes, what="your tensor of codes")
     W[3, 8:] = 0
     codes, scale = _pair(answer(W, 3, 2), (8, 12), (8, 6))
     right = groups(W, 3, 2)
@@ -231,13 +234,17 @@ def _pair(value, codes: tuple, scales: tuple) -> tuple[Tensor, Tensor]:
             f"the scales have a last dimension of size 1 too many: {scales} is asked;"
             " squeeze it, or no keepdim"
         )
-    scale = expect(pair[1], shape=scales, dtype=torch.float32, what="the scales")
+    scale = expect(
+        pair[1], shape=scales, dtype=torch.float32, what="your tensor of scales"
+    )
     if (scale == 0).any():
         raise Mistake(
             "a group of zeros has the scale 0, and dividing by it gives NaN: use 1"
             " there"
         )
-    return expect(pair[0], shape=codes, dtype=torch.int64, what="the codes"), scale
+    return expect(
+        pair[0], shape=codes, dtype=torch.int64, what="your tensor of codes"
+    ), scale
 
 
 @check.exercise(
@@ -274,10 +281,17 @@ def int8_linear(answer):
     X = X[:3]
     W = W[:, :8].repeat(1, 2)
     what = "int8_linear with 3 tokens and 6 outputs"
-    got = expect(answer(X, W), shape=(3, 6), what=what)
+    with Operations() as seen:
+        got = answer(X, W)
+    expect(got, shape=(3, 6), what=what)
     if not close(got, product(X, W, rows, rows), tol=1e-5):
         raise Mistake(
             "right for 6 tokens and 6 outputs, wrong for 3 tokens and 6 outputs"
+        )
+    if not seen.integers:
+        raise Mistake(
+            "the values are right, but no integers are multiplied: multiply the codes,"
+            " and scale what comes out"
         )
 
 

@@ -218,7 +218,7 @@ def tree_broadcast(answer):
                 " rank that has the tensor passes it on, not only one"
             )
         at_most(
-            ledger, max(1, allowed) * x.nbytes, "no rank sends more than once a round"
+            ledger, max(1, allowed) * x.numel(), "no rank sends more than once a round"
         )
 
 
@@ -288,6 +288,7 @@ def log_all_reduce(answer):
             ledger,
             2 * (p - 1) / p * total.nbytes,
             "send chunks, never the whole tensor",
+            unit="bytes",
         )
 
 

@@ -5,6 +5,7 @@ mistake leads to.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -161,13 +162,13 @@ def check_step(answer: Callable) -> None:
             )
         numbers = sum(w.numel() for w in model.parameters())
         most = max(
-            sum(e.payload for e in ledger.events("all_reduce", r))
+            sum(math.prod(e.shape) for e in ledger.events("all_reduce", r))
             for r in range(len(lengths))
         )
-        if len(lengths) > 1 and most > 4 * numbers + 64:
+        if len(lengths) > 1 and most > numbers + 16:
             raise Mistake(
-                f"{what}: the values are right, but {most} bytes are all-reduced, where"
-                f" {4 * numbers} of gradients and one count are enough: reduce the"
+                f"{what}: the values are right, but {most} numbers are all-reduced,"
+                f" where {numbers} of gradients and one count are enough: reduce the"
                 " gradients once, after the last microbatch"
             )
 
@@ -228,8 +229,23 @@ def _wrong_steps(model: nn.Module, data: Data, max_norm: float) -> dict:
             "what was reduced after one microbatch is reduced again after the next:"
             " reduce once, after the last"
         ] = clip(total(lambda r, k: p ** (m[r] - 1 - k) / N))
+    sizes = [w.numel() for w in model.parameters()]
     if not close(clip(right), right, 1e-3):
-        mistakes |= {"the norm is not clipped": right}
+        mistakes |= {
+            "the norm is not clipped": right,
+            (
+                "each parameter was clipped by its own norm: there is one norm, that of"
+                " all of them together"
+            ): torch.cat([clip(g) for g in right.split(sizes)]),
+            (
+                "each number was clipped: what max_norm limits is the norm, and all"
+                " numbers shrink alike"
+            ): right.clamp(-max_norm, max_norm),
+        }
+    else:
+        mistakes[
+            "a norm below max_norm stays as it is: clipping never makes it larger"
+        ] = right * max_norm / right.norm()
 
     def of_rank(r: int) -> dict:
         alone = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -31,6 +33,7 @@ check = Checks("05-parallelism/09-moe")
         ),
         "weights = values / values.sum(-1, keepdim=True); return indices, weights.",
     ),
+    grads={"logits": 0},
 )
 def route(answer):
     """Each token's k experts and their weights."""
@@ -138,6 +141,7 @@ def places(answer):
         (12, 4, 2, 0.5),
         (9, 4, 2, 1.0),
         (10, 5, 1, 1.25),
+        (9, 8, 2, 2.0),  # 9 · 2 / 8 · 2 = 4.5, and ⌈9 · 2 / 8⌉ · 2 = 6
     ):
         # the first experts are popular
         experts = (torch.randn(T, E) - torch.arange(E)).topk(k).indices
@@ -170,6 +174,9 @@ def _places_value(
             ),
             "the capacity is rounded down: ⌈T·k/E · factor⌉ rounds up": (
                 kept(int(fair * factor)).int()
+            ),
+            "the factor comes before the rounding: ⌈T·k/E · factor⌉": (
+                kept(math.ceil(math.ceil(fair) * factor)).int()
             ),
             "the capacity factor is ignored": kept(capacity(T, k, E, 1.0)).int(),
             "one place too many: the C-th assignment is the last that fits": (
@@ -223,6 +230,7 @@ def _all_or_none(experts: Tensor, C: int, E: int) -> Tensor:
             " gradient, and needs none."
         ),
     ),
+    grads={"probs": 0},
 )
 def balance(answer):
     """The loss that punishes an uneven load."""
@@ -378,4 +386,5 @@ def _dispatch_bytes(
         allowed,
         "each row travels once to its expert and once back, with the number of its"
         " expert",
+        unit="bytes",
     )

@@ -314,4 +314,5 @@ def _schedules(p: int, m: int) -> dict[str, list[list[tuple[str, int]]]]:
         "GPipe's order": [forwards + backwards] * p,
         "GPipe's order, backwards last in, first out": [forwards + backwards[::-1]] * p,
         "1F1B": alternating,
+        "GPipe's order, the last microbatch first": [forwards[::-1] + backwards] * p,
     }

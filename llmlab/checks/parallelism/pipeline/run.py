@@ -16,17 +16,20 @@ from llmlab.course.grading.checking import Mistake, close, diagnose, expect
 
 
 class _Logged(nn.Module):
-    """A stage that writes down its forwards and backwards."""
+    """A stage that writes down its forwards and backwards, each with the number of its
+    microbatch: number i has 2 + i rows.
+    """
 
     def __init__(self, layers: nn.Module) -> None:
         super().__init__()
         self.layers, self.log = layers, []
 
     def forward(self, x: Tensor) -> Tensor:
-        self.log.append("F")
+        i = len(x) - 2
+        self.log.append(f"F{i}")
         y = self.layers(x)
         if y.requires_grad:
-            y.register_hook(lambda _: self.log.append("B"))
+            y.register_hook(lambda _: self.log.append(f"B{i}"))
         return y
 
 
@@ -156,9 +159,11 @@ def check_loss(found: list, given: Problem, name: str) -> None:
 def check_order(logs: list[list[str]], lists: list, name: str) -> None:
     """The stages must have been used in the order of the lists."""
     for r, (log, ops) in enumerate(zip(logs, lists, strict=True)):
-        asked = "".join(kind for kind, _ in ops)
-        if "".join(log) != asked:
-            raise Mistake(
-                f"{name}: rank {r} was asked to do {asked} and did {''.join(log)}: go"
-                " down the list, whatever its order"
-            )
+        asked = [f"{kind}{i}" for kind, i in ops]
+        if log == asked:
+            continue
+        raise Mistake(
+            f"{name}: rank {r} was asked to do {' '.join(asked)} and did"
+            f" {' '.join(log)}: go down the list, whatever its order; each op names its"
+            " microbatch"
+        )

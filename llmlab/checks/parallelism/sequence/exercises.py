@@ -35,6 +35,7 @@ check = Checks("05-parallelism/06-sequence")
             " ℓ: `torch.where(lse == -torch.inf, 0.0, lse)`."
         ),
     ),
+    grads={"o_a": 0, "l_a": 1, "o_b": 2, "l_b": 3},
 )
 def merge(answer):
     """Two pieces of attention over different keys, as one."""
@@ -49,29 +50,24 @@ def merge(answer):
         b = attend(
             q * scale, k[:, :, 4:], v[:, :, 4:], late, torch.tensor([1, 1, 4, 5, 6])
         )
-        what = "merge(o_a, l_a, o_b, l_b)"
-        got = answer(*a, *b)
-        if not isinstance(got, tuple | list) or len(got) != 2:
-            raise Mistake(
-                f"{what} must return two tensors, the output and its log-sum-exp"
-            )
-        o, lse = got
-        expect(
-            o,
-            shape=(1, 2, T, D),
-            dtype=torch.float32,
-            finite=False,
-            what="the merged output",
-        )
-        expect(
-            lse,
-            shape=(1, 2, T),
-            dtype=torch.float32,
-            finite=False,
-            what="the merged log-sum-exp",
-        )
+        o, lse = _merged(answer, a, b)
         _merge_finite(o, lse, scale)
         _merge_values(o, lse, a, b)
+    # pieces in which every query saw a key: here gradients are looked at, too
+    a, b = ((torch.randn(1, 2, T, D), torch.randn(1, 2, T)) for _ in "ab")
+    _merge_values(*_merged(answer, a, b), a, b)
+
+
+def _merged(answer, a: tuple, b: tuple) -> tuple[Tensor, Tensor]:
+    """The answer's output and log-sum-exp of two pieces."""
+    what = "merge(o_a, l_a, o_b, l_b)"
+    got = answer(*a, *b)
+    if not isinstance(got, tuple | list) or len(got) != 2:
+        raise Mistake(f"{what} must return two tensors, the output and its log-sum-exp")
+    wanted = {"the merged output": a[0].shape, "the merged log-sum-exp": a[1].shape}
+    for x, (name, shape) in zip(got, wanted.items(), strict=True):
+        expect(x, shape=shape, dtype=torch.float32, finite=False, what=name)
+    return tuple(got)
 
 
 def _merge_finite(o: Tensor, lse: Tensor, scale: float) -> None:
@@ -349,6 +345,6 @@ def ring_attention(answer):
         longest = max(map(len, cut))
         at_most(
             ledger,
-            (p - 1) * 2 * B * K * longest * D * 4,
+            (p - 1) * 2 * B * K * longest * D,
             "p − 1 hops are enough, and the queries stay at home",
         )

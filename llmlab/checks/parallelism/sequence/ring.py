@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from llmlab.course.grading.checking import close, diagnose
-from llmlab.parallelism.sequence import attend
+from llmlab.parallelism.sequence import attend, merge
 
 
 def check_ring(got: Tensor, qkv: tuple, cut: list[Tensor], r: int, what: str) -> None:
@@ -79,8 +79,51 @@ def check_ring(got: Tensor, qkv: tuple, cut: list[Tensor], r: int, what: str) ->
         "the pieces were averaged: merge them by their log-sum-exp": sum(pieces) / p,
         "the last piece overwrote the others": last,
         (
+            "the log-sum-exp is not carried along: each merge returns a new one, and"
+            " the next merge needs it"
+        ): stepwise(q, k, v, cut, order, carries_lse=False),
+        "the keys travel and the values stay: both are of the same tokens": stepwise(
+            q, k, v, cut, order, values=[r] * p
+        ),
+        "the values travel and the keys stay: both are of the same tokens": stepwise(
+            q, k, v, cut, order, keys=[r] * p
+        ),
+        (
             "this rank's keys were sent, and looked at, again in every step: hand on"
             " what came"
         ): over([r, *[(r - 1) % p] * (p - 1)]),
     }
     diagnose(got, right=right, mistakes=mistakes, tol=1e-4, what=what)
+
+
+def stepwise(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cut: list[Tensor],
+    order: list[int],
+    keys: list[int] | None = None,
+    values: list[int] | None = None,
+    carries_lse: bool = True,
+) -> Tensor:
+    """Attention of the first rank in `order`, piece by piece; NaN where sizes differ.
+
+    Args:
+        order: whose positions are masked with, step by step.
+        keys, values: whose keys and values are looked at instead.
+    """
+    mine = cut[order[0]]
+    o = torch.full_like(q[:, :, mine], math.nan)
+    lse = None
+    for where, a, b in zip(order, keys or order, values or order, strict=True):
+        if len({len(cut[where]), len(cut[a]), len(cut[b])}) > 1:
+            return torch.full_like(o, math.nan)
+        piece = attend(
+            q[:, :, mine], k[:, :, cut[a]], v[:, :, cut[b]], mine, cut[where]
+        )
+        if lse is None:
+            o, lse = piece
+            continue
+        o, merged = merge(o, lse, *piece)
+        lse = merged if carries_lse else lse
+    return o

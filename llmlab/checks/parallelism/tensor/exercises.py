@@ -59,7 +59,7 @@ def all_reduce(answer):
                 "you called comm.all_reduce: build it from reduce_scatter and"
                 " all_gather"
             )
-        longest = max(chunks(xs[0].numel(), p)) * 4
+        longest = max(chunks(xs[0].numel(), p))
         at_most(
             ledger,
             2 * (p - 1) * longest,
@@ -165,7 +165,7 @@ def split_mlp(answer):
         )
     at_most(
         ledger,
-        2 * 2 * (p - 1) / p * x.numel() * 4,
+        2 * 2 * (p - 1) / p * x.numel(),
         "one all-reduce of the output forward, one of x's gradient backward",
     )
 
@@ -214,7 +214,7 @@ def vocab_parallel_loss(answer):
             _loss_value(got, logits, targets, r, p, what)
         at_most(
             ledger,
-            3 * 2 * (p - 1) / p * N * 4,
+            3 * 2 * (p - 1) / p * N,
             "three numbers per token are reduced; the logits stay where they are",
         )
 
@@ -233,6 +233,9 @@ def _loss_value(
     here = targets // rows == rank
     # what the mistakes lead to: a target that is not shifted, and p different maxima
     unshifted = sum(c[token, targets % rows] for c in slices)
+    clamped = sum(
+        c[token, (targets - r * rows).clamp(0, rows - 1)] for r, c in enumerate(slices)
+    )
     mixed_sum = sum(
         (c - maximum[:, None]).exp().sum(1)
         for c, maximum in zip(slices, local_m, strict=True)
@@ -257,6 +260,10 @@ def _loss_value(
                 "every rank added a logit for the target: only the rank that has the"
                 " target's column may"
             ): logsum - unshifted,
+            (
+                "ranks that do not have the target add a logit all the same: clamping"
+                " keeps the index legal, and the mask makes what it reads 0"
+            ): logsum - clamped,
             "the sign is wrong: a loss is −log of the probability": z_target - logsum,
             "the maximum was taken away and not added again": logsum - m - z_target,
             "this is the log of the sum alone: the target's logit is missing": logsum,
@@ -338,6 +345,6 @@ def matmul_2d(answer):
         )
     at_most(
         ledger,
-        (q - 1) * (m * k + k * n) * 4,
+        (q - 1) * (m * k + k * n),
         "each block travels once along its row or column, and no product travels",
     )

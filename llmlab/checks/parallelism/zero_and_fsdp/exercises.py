@@ -271,7 +271,7 @@ def zero_step(answer):
         )
         at_most(
             ledger,
-            2 * (p - 1) / p * n * 4 + 64,
+            2 * (p - 1) / p * n + 16,
             "reduce-scatter the gradient, step a piece, all-gather the weights; no"
             " whole gradient is needed",
         )
@@ -376,6 +376,6 @@ def chain_gradients(answer):
     psi = sum(w.numel() for w in W)
     at_most(
         ledger,
-        3 * (p - 1) / p * psi * 4,
+        3 * (p - 1) / p * psi,
         "two gathers and one reduce-scatter for each layer are enough",
     )

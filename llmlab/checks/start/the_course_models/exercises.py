@@ -42,6 +42,7 @@ check = Checks("01-start/02-the-course-models")
             " with the mask, sum, and divide by the number of ones that you used."
         ),
     ),
+    grads={"logits": 0},
 )
 def next_token_loss(answer):
     """The mean loss of predicting each next token, over those that a mask counts."""
