@@ -8,7 +8,17 @@
 # %%
 import torch
 
-from llmlab.course import compare, explore, figure, palette, plt, predict, show
+from llmlab.course import (
+    compare,
+    explore,
+    figure,
+    palette,
+    plt,
+    predict,
+    show,
+    steps,
+)
+from llmlab.course.steppers import all_reduce_trace
 
 # %% [markdown]
 # ## What it costs
@@ -227,7 +237,41 @@ for move in ring.all_reduce(3):
 
 # %% [markdown]
 # Follow chunk 1: in step 0 rank 1 sends it to 2; in step 1 rank 2 passes the sum of two on to 0, who completes it; then it travels on as
-# it is. The functions that make the lists are a few lines each, and `backwards` makes half of them.
+# it is.
+#
+# **Your turn: find the wrong chunk.** This all-reduce was written by hand, and one character of it is wrong. `all_reduce_trace` runs it on
+# four ranks and looks into every message. The small squares in a chunk say whose summands are in it; an arrow carries a chunk and is about to be
+# added or kept. Press *play* from the first step: it stops at the first wrong chunk and says what is wrong with it. Repair the line and run the
+# cell again: at the end every chunk is green.
+#
+# <details><summary>The answer</summary>
+#
+# The reduce-scatter has $p-1$ rounds, not $p$: `if s < p - 1`. In round 4 of 6 each rank gets a chunk that is complete already, and adds it to
+# its own part of it, so that one rank's summand is in it twice.
+#
+# </details>
+
+
+# %%
+def my_all_reduce(comm, x):
+    p, r = comm.size, comm.rank
+    chunks = list(x.chunk(p))
+    for s in range(2 * (p - 1)):
+        sent, arriving = (r - s) % p, (r - s - 1) % p
+        got = comm.sendrecv(chunks[sent], (r + 1) % p, (r - 1) % p)
+        if s < p:
+            chunks[arriving] = chunks[arriving] + got
+        else:
+            chunks[arriving] = got
+    return torch.cat(chunks)
+
+
+trace = all_reduce_trace(my_all_reduce, 4)
+steps(trace, title="An all-reduce by hand", start="first")
+print(trace.fault or "right: every rank has every sum")
+
+# %% [markdown]
+# The functions that make the lists of ours are a few lines each, and `backwards` makes half of them.
 
 # %%
 show(
@@ -679,13 +723,13 @@ rows = (  # operation, steps and bytes/n of the paper, our list
     ("all-reduce, doubling", 3, 3, halving.all_reduce_doubling(8)),
     ("all-reduce, Rabenseifner", 6, 2 * 7 / 8, halving.all_reduce(8)),
 )
-for name, steps, volume, moves in rows:
+for name, rounds, volume, moves in rows:
     ours = steps_and_volume(moves)
     print(
-        f"{name:<27} {steps:>2} α + {volume:<5} n/β   counted {ours[0]:>2} α +"
+        f"{name:<27} {rounds:>2} α + {volume:<5} n/β   counted {ours[0]:>2} α +"
         f" {ours[1]:<5g} n/β"
     )
-    assert ours == (steps, volume)
+    assert ours == (rounds, volume)
 
 # %% [markdown]
 # NCCL's newest algorithm for all-gather and reduce-scatter, PAT ([Jeaugey 2025](https://arxiv.org/abs/2506.20252 "jeaugey2025pat")), has logarithmically

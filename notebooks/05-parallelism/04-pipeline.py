@@ -12,7 +12,8 @@ import time
 import torch
 import torch.nn.functional as F
 
-from llmlab.course import compare, explore, figure, plt, predict, show
+from llmlab.course import compare, explore, figure, plt, predict, show, steps
+from llmlab.course.steppers import schedule_trace
 
 # %% [markdown]
 # ## What it costs
@@ -158,6 +159,33 @@ try:
     simulate(crossed)
 except ValueError as error:
     print(error)
+
+# %% [markdown]
+# **Your turn: from GPipe to 1F1B by hand.** Two ranks, four microbatches, GPipe's lists. Move ops until no rank holds more than two
+# microbatches, and the step is no longer than before. Choose an op, then move it with the buttons, or with Shift and an arrow.
+# Try rank 0 first: it deadlocks, and the page says who waits for whom. When the goal is reached, *as Python* copies your lists. Put them into
+# the cell below it in place of GPipe's: the same rules hold there.
+#
+# <details><summary>Which rank must change first, and why?</summary>
+#
+# Rank 1, the last. It can do a backward as soon as it has done the forward, because the loss is its own. Rank 0 may
+# hold back its third forward only if rank 1 sends it a gradient before it asks for that forward. If rank 0 is changed alone, rank 0
+# waits for the gradient of microbatch 0 and rank 1 for the third forward: a circle.
+#
+# </details>
+
+# %%
+steps(
+    schedule_trace(gpipe(2, 4), goal={"time": 15, "peak": 2}),
+    title="GPipe on two ranks: make it 1F1B",
+)
+
+# %%
+mine = gpipe(2, 4)
+found = simulate(mine)
+most = max(schedules.peak_microbatches(mine))
+print(f"time {found.makespan:g} (goal: 15), most held {most:g} (goal: 2)")
+print("reached" if found.makespan <= 15 and most <= 2 else "not reached yet")
 
 # %% [markdown]
 # **Half a backward.** Asking autograd for the inputs' gradients and later for the weights' would walk through the layers twice.

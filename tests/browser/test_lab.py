@@ -355,6 +355,20 @@ def test_run_all_and_the_widget_moves_the_figure(page):
     )
 
 
+def test_a_guess_is_compared_with_the_answer(page):
+    field = page.locator(f"{ON_TOP} .llmlab-predict input[type=text]").first
+    field.scroll_into_view_if_needed()
+    field.fill("49")
+    page.locator(f"{ON_TOP} .llmlab-predict :text('Kept.')").wait_for()
+    settles = page.evaluate(
+        """() => window.jupyterapp.shell.currentWidget.content.widgets
+            .map(w => w.model)
+            .find(m => m.sharedModel.getSource().includes('guess.settle(')).id"""
+    )
+    told = cell(page, settles, shows="you said")
+    assert "You said 49: the answer is 13.7 times as large." in told
+
+
 def read_the_landing_page(page) -> None:
     """Brings the landing page to the front."""
     landing = {"path": "work/START-HERE.md", "factory": "Markdown Preview"}

@@ -116,14 +116,7 @@ def plan(
     """
     from llmlab.parallelism.choosing import Job, machines, planner
 
-    for name, value in (
-        ("tokens", tokens),
-        ("price", price),
-        ("memory", memory),
-        ("network", network),
-    ):
-        if value is not None and not isfinite(value):
-            stop(f"--{name} {value} must be a finite number", 2)
+    all_finite(tokens=tokens, price=price, memory=memory, network=network)
     changes = {}
     if memory is not None:
         changes["memory"] = memory * 1e9
@@ -149,6 +142,13 @@ def plan(
         _print(model, job, devices, found, rows)
         _print_left_out(job, uneven, ignored)
     raise typer.Exit(0 if found.ranked else 1)
+
+
+def all_finite(**options: float | None) -> None:
+    """Stops where an option is infinite or not a number."""
+    for name, value in options.items():
+        if value is not None and not isfinite(value):
+            stop(f"--{name} {value} must be a finite number", 2)
 
 
 def _row(job, e, tokens: float, price: float | None) -> dict:
