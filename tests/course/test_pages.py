@@ -29,7 +29,10 @@ def test_coverage_without_a_planned_or_a_built_row():
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
-    [([], "It is being built."), (["--serve"], "It is served once it is built.")],
+    [
+        ([], "Building the book: a minute or two.\n"),
+        (["--serve"], "It is served once it is built."),
+    ],
 )
 def test_the_book_says_that_it_builds(arguments, told, monkeypatch, capsys):
     said = []

@@ -56,7 +56,12 @@ TINY = Trace(Lanes(1, 1.0), (Step((), "nothing"),))
 # Pipeline schedules -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("make", "layout"), SCHEDULES, ids=lambda x: str(x))
+def name_of(value) -> str:
+    """A schedule's name, or its layout."""
+    return getattr(value, "__name__", str(value))
+
+
+@pytest.mark.parametrize(("make", "layout"), SCHEDULES, ids=name_of)
 def test_a_schedule_is_told_op_by_op_and_ends_as_it_is_simulated(make, layout):
     schedule = make(4, 8)
     costs = Costs(1.2, 0.9, 0.7, 0.1)
@@ -84,7 +89,7 @@ def test_a_step_says_what_runs_and_which_line_it_is():
     assert step.alt.startswith(mark.value + ". Rank 0 holds 1, at most 2 so far")
 
 
-@pytest.mark.parametrize(("make", "layout"), SCHEDULES, ids=lambda x: str(x))
+@pytest.mark.parametrize(("make", "layout"), SCHEDULES, ids=name_of)
 def test_until_stuck_finds_what_simulate_finds(make, layout):
     bars, waits = until_stuck(make(3, 6), layout=layout)
     assert bars == simulate(make(3, 6), layout=layout).bars and waits == []

@@ -254,8 +254,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     try:
-        wait = "It is served once it is built." if args.serve else "It is being built."
-        print(f"Building the book: a minute or two. {wait}", flush=True)
+        wait = " It is served once it is built." if args.serve else ""
+        print(f"Building the book: a minute or two.{wait}", flush=True)
         out = build(verbose=args.verbose)
         print(f"The book is in {out.relative_to(course_root())}.", flush=True)
         if args.serve:
