@@ -6,17 +6,16 @@ sync` writes it anew after each run.
 
 from __future__ import annotations
 
-import csv
 import math
 import posixpath
 import re
-from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import nbformat
-from nbformat import NotebookNode
+from llmlab.course.syllabus import Lesson, lessons, notes
 
-from llmlab.course.syllabus import DATA, Lesson, lessons
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
 
 ID = "header"
 WORDS = 170  # per minute, of a text that one has to think about
@@ -24,11 +23,9 @@ LINES = 12  # of visible code per minute
 MINUTES = re.compile(r"[●○]{5} importance · (\d+) minutes?")
 
 
-@cache
 def all_needs() -> dict[str, tuple[str, ...]]:
     """lesson → the lessons that its reader should know."""
-    with (DATA / "needs.csv").open(encoding="utf-8", newline="") as f:
-        return {row["lesson"]: tuple(row["needs"].split()) for row in csv.DictReader(f)}
+    return {slug: tuple(text.split()) for slug, text in notes("needs.csv").items()}
 
 
 def needs(lesson: Lesson) -> list[Lesson]:
@@ -66,6 +63,8 @@ def exercise_minutes(exercise: Path) -> int:
     """What the headers of an exercise notebook add up to; 0 where there is none."""
     if not exercise.is_file():
         return 0
+    import nbformat
+
     nb = nbformat.read(exercise, as_version=4)
     text = "\n".join(c.source for c in nb.cells if c.cell_type == "markdown")
     return sum(map(int, MINUTES.findall(text)))
@@ -99,8 +98,10 @@ def header(lesson: Lesson, nb: NotebookNode, run: dict, root: Path) -> str:
 
 def put(nb: NotebookNode, lesson: Lesson, run: dict, root: Path) -> None:
     """Puts the line below the lesson's title, in place of the one that was there."""
+    from nbformat.v4 import new_markdown_cell
+
     nb.cells = [cell for cell in nb.cells if cell.get("id") != ID]
-    line = nbformat.v4.new_markdown_cell(header(lesson, nb, run, root), id=ID)
+    line = new_markdown_cell(header(lesson, nb, run, root), id=ID)
     nb.cells.insert(1, line)
 
 

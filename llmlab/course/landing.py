@@ -6,17 +6,14 @@ are then.
 
 from __future__ import annotations
 
-import csv
-import posixpath
 import re
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
-from llmlab.course import progress
+from llmlab.course import header, progress
 from llmlab.course.grading.graded_copy import Unreadable, read_notebook
 from llmlab.course.standing import Standing, standing
-from llmlab.course.syllabus import DATA, PARTS, Lesson, lessons
+from llmlab.course.syllabus import PARTS, Lesson, lessons, notes
 
 TEXT = """\
 # Start here
@@ -46,7 +43,6 @@ into them, save. Nothing overwrites them, and nothing leaves this machine.
 Minutes are for reading and, after the plus, for the exercises.*
 """
 TAKES = re.compile(r"(\d+) minutes to read(?:, (\d+) of exercises)?")
-LINK = re.compile(r"\]\(([^)\s]+)\.ipynb\)")
 HEAD = """\
 | | lesson | exercises | done | minutes | what comes out | read before |
 |---|---|---|---|---|---|---|"""
@@ -119,11 +115,9 @@ def number(lesson: Lesson) -> str:
     return f"{int(lesson.part[:2])}.{int(lesson.topic[:2])}"
 
 
-@cache
 def all_lines() -> dict[str, str]:
     """lesson → what comes out of it, in a few words."""
-    with (DATA / "lines.csv").open(encoding="utf-8", newline="") as f:
-        return {row["lesson"]: row["line"] for row in csv.DictReader(f)}
+    return notes("lines.csv")
 
 
 def line(lesson: Lesson) -> str:
@@ -159,14 +153,8 @@ def top(lesson: Lesson, root: Path) -> Top:
         cells = read_notebook(lesson.notebook(root))["cells"]
     except Unreadable:
         return Top()
-    text = "".join(cell["source"] for cell in cells if cell.get("id") == "header")
+    text = "".join(cell["source"] for cell in cells if cell.get("id") == header.ID)
     takes = TAKES.search(text)
     if takes is None:
         return Top()
-    by_slug = {x.slug: x for x in lessons()}
-    needs = []
-    for target in LINK.findall(text):
-        slug = posixpath.normpath(posixpath.join(lesson.part, target))
-        if slug in by_slug:
-            needs.append(by_slug[slug])
-    return Top(takes[1], takes[2] or "", tuple(needs))
+    return Top(takes[1], takes[2] or "", tuple(header.needs(lesson)))

@@ -16,10 +16,10 @@ import html
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-STATIC = Path(__file__).parent / "static"
+from llmlab.course import inline
+
 CLOSE = 0.1  # a guess within a tenth of the answer is called close
 NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?", re.IGNORECASE)
 
@@ -118,7 +118,7 @@ class Guess:
             shown = rounded(float(answer), digits)
         told = "" if self.value is None else verdict(self.value, answer)
         unit = with_unit("", self.unit)
-        script = "" if told else f"<script>{_script()}</script>"
+        script = "" if told else f"<script>{inline.script('predict.js')}</script>"
         page = (
             f'<p class="llmlab-settled" data-guess="{self.uid}">'
             f"{html.escape(self.question)} <strong>{html.escape(shown)}</strong>"
@@ -145,10 +145,10 @@ class Guess:
             )
             asked = f"<fieldset><legend>{question}</legend>{boxes}</fieldset>"
         return (
-            f"<style>{_css()}</style>"
+            f"<style>{inline.style('predict.css')}</style>"
             f'<div class="llmlab-predict" data-guess="{self.uid}">{asked}'
             '<p class="llmlab-said" role="status"></p></div>'
-            f"<script>{_script()}</script>"
+            f"<script>{inline.script('predict.js')}</script>"
         )
 
     def widget(self) -> dict | None:
@@ -172,7 +172,9 @@ class Guess:
             said.value = html.escape(kept(self.typed, self.choices is None))
 
         entry.observe(read, names="value")
-        asked = widgets.HTML(f"<style>{_css()}</style>{html.escape(self.question)}")
+        style = inline.style("predict.css")
+        question = html.escape(self.question)
+        asked = widgets.HTML(f"<style>{style}</style>{question}")
         box = widgets.VBox([asked, widgets.HBox(parts), said])
         box.add_class("llmlab-predict")
         return {"version_major": 2, "version_minor": 0, "model_id": box.model_id}
@@ -220,11 +222,3 @@ def with_unit(shown: str, unit: str) -> str:
     """'49%' and '49 tokens'."""
     space = "" if not unit or unit.startswith("%") else " "
     return f"{shown}{space}{unit}"
-
-
-def _css() -> str:
-    return " ".join((STATIC / "predict.css").read_text(encoding="utf-8").split())
-
-
-def _script() -> str:
-    return (STATIC / "predict.js").read_text(encoding="utf-8").strip()

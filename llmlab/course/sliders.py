@@ -13,21 +13,19 @@ from __future__ import annotations
 import hashlib
 import html
 import itertools
-import json
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
+from llmlab.course import inline
 from llmlab.course.figures import SHOWN_DPI, close, fix, png
 
 MAX_FRAMES = 30
 BUDGET = 280_000  # bytes of base64 that one figure may add to a page
 # (dots per inch, colours), the sharpest first
 RESOLUTIONS = ((200, 64), (160, 48), (130, 32), (100, 32), (80, 24))
-STATIC = Path(__file__).parent / "static"
 
 
 @dataclass(frozen=True)
@@ -86,15 +84,14 @@ class Frames:
         first = self.at(self.start)
         shown = [[_shown(v) for v in values] for values in self.controls.values()]
         data = {"frames": [[f.src, f.alt] for f in self.frames], "values": shown}
-        script = (STATIC / "explore.js").read_text(encoding="utf-8").strip()
         return (
-            f"<style>{_css()}</style>"
+            f"<style>{inline.style('explore.css')}</style>"
             f'<figure class="llmlab-explore" id="{self.uid}">'
-            f"{_heading(self.title)}{self.picture(first)}"
+            f"{inline.heading(self.title)}{self.picture(first)}"
             f'<div class="llmlab-controls">{rows}</div>'
             f'<figcaption aria-live="polite">{_text(first.alt)}</figcaption>'
-            f'<script type="application/json">{_json(data)}</script>'
-            f"<script>{script}</script></figure>"
+            f'<script type="application/json">{inline.as_json(data)}</script>'
+            f"<script>{inline.script('explore.js')}</script></figure>"
         )
 
     def _control(self, uid: str, name: str, position: int) -> str:
@@ -310,17 +307,10 @@ def _widget(frames: Frames) -> dict | None:
     for slider in sliders:
         slider.observe(update, names="index")
     update()
-    top = widgets.HTML(f"<style>{_css()}</style>{_heading(frames.title)}")
+    style = inline.style("explore.css")
+    top = widgets.HTML(f"<style>{style}</style>{inline.heading(frames.title)}")
     box = widgets.VBox([top, picture, *sliders, caption])
     return {"version_major": 2, "version_minor": 0, "model_id": box.model_id}
-
-
-def _css() -> str:
-    return " ".join((STATIC / "explore.css").read_text(encoding="utf-8").split())
-
-
-def _heading(title: str) -> str:
-    return f'<p class="llmlab-title">{_text(title)}</p>' if title else ""
 
 
 def _label(name: str) -> str:
@@ -334,9 +324,3 @@ def _shown(value: Any) -> str:
 
 def _text(text: str) -> str:
     return html.escape(str(text), quote=True)
-
-
-def _json(data: Any) -> str:
-    """JSON that may stand inside a script element."""
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-    return text.replace("</", "<\\/")

@@ -14,6 +14,8 @@ from difflib import SequenceMatcher
 from functools import cache
 from pathlib import Path
 
+from llmlab.course.words import listed
+
 DATA = Path(__file__).parent / "data"
 NEAR = 0.7  # how alike two names must be, of 1, to be asked about
 
@@ -128,6 +130,13 @@ def lessons() -> tuple[Lesson, ...]:
     return tuple(out)
 
 
+@cache
+def notes(file: str) -> dict[str, str]:
+    """lesson → what stands beside it in `data/<file>`, a table of two columns."""
+    with (DATA / file).open(encoding="utf-8", newline="") as f:
+        return dict(row for row in csv.reader(f) if row[0] != "lesson")
+
+
 def built_lessons(root: Path | None = None) -> list[Lesson]:
     """The lessons that exist in this checkout."""
     root = root or course_root()
@@ -162,7 +171,8 @@ def find(name: str) -> Lesson:
         raise ValueError(f"more than one lesson is called {name!r}: {names}")
     near = [x.short for x in near_lessons(topic)]
     if near:
-        raise ValueError(f"no lesson is called {name!r}. Did you mean {_either(near)}?")
+        asks = f"Did you mean {listed(near, 'or')}?"
+        raise ValueError(f"no lesson is called {name!r}. {asks}")
     raise ValueError(f"no lesson is called {name!r}: `llmlab progress` lists them")
 
 
@@ -194,10 +204,3 @@ def _likeness(wanted: str, own: str) -> float:
     if f"-{wanted}" in f"-{own}" and len(wanted) > 2:
         return max(ratio, 0.9)
     return ratio
-
-
-def _either(names: list[str]) -> str:
-    """'a', 'a or b', 'a, b or c'."""
-    if len(names) == 1:
-        return names[0]
-    return f"{', '.join(names[:-1])} or {names[-1]}"

@@ -17,20 +17,10 @@ from llmlab.parallelism.pipeline import (
     naive,
     one_f_one_b,
     zb_h1,
-    zb_h2,
-    zb_v,
 )
 from tests.browser import page_checks
+from tests.course.test_steps import SCHEDULES
 
-MAKERS = [
-    (naive, "loop"),
-    (gpipe, "loop"),
-    (one_f_one_b, "loop"),
-    (interleaved, "loop"),
-    (zb_h1, "loop"),
-    (zb_h2, "loop"),
-    (zb_v, "v"),
-]
 PAGE = """<!doctype html><html lang="en" data-theme="{theme}"><head>
 <meta charset="utf-8"><title>Steppers</title>
 <meta name="viewport" content="width=device-width">
@@ -215,7 +205,7 @@ def test_buttons_choose_what_is_played(show):
 def variants():
     """The course's schedules, and each with its lists disordered, also to deadlock."""
     dice = random.Random(5)
-    for make, layout in MAKERS:
+    for make, layout in SCHEDULES:
         for p, m in ((1, 1), (2, 4), (3, 6), (4, 8)):
             schedule = make(p, m)
             yield schedule, layout

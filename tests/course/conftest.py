@@ -6,9 +6,12 @@ import os
 
 import psutil
 import pytest
+from typer.testing import CliRunner
 
 from llmlab.course import kernels
+from llmlab.course.cli.main import app
 from llmlab.course.kernels.starting import OWNER
+from tests.course.learner import course
 
 
 def common_process() -> str:
@@ -17,6 +20,20 @@ def common_process() -> str:
     is_worker = "PYTEST_XDIST_WORKER" in os.environ
     pid = os.getppid() if is_worker else os.getpid()
     return f"{pid}:{psutil.Process(pid).create_time():.2f}"
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A learner's course, and the working folder in it."""
+    root = course(tmp_path)
+    monkeypatch.chdir(root)
+    return root
+
+
+@pytest.fixture
+def llmlab(root):
+    """The command, as in llmlab("check", "lora"): what it printed, and its status."""
+    return lambda *words: CliRunner().invoke(app, [str(w) for w in words])
 
 
 @pytest.fixture(scope="session")

@@ -10,24 +10,10 @@ from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
-from typer.testing import CliRunner
 
-from llmlab.course.cli.main import app
 from llmlab.course.grading import report
 from llmlab.course.grading.grading import LessonResult, Result
-from tests.course.learner import WELCOME, course, notebook
-
-
-@pytest.fixture
-def root(tmp_path, monkeypatch):
-    root = course(tmp_path)
-    monkeypatch.chdir(root)
-    return root
-
-
-@pytest.fixture
-def llmlab(root):
-    return lambda *words: CliRunner().invoke(app, [str(w) for w in words])
+from tests.course.learner import WELCOME, notebook
 
 
 @pytest.fixture

@@ -4,21 +4,13 @@ from __future__ import annotations
 
 import json
 
-import pytest
 from typer.testing import CliRunner
 
 from llmlab.course import lab, progress, workspace
 from llmlab.course.cli.main import app
 from llmlab.course.grading.grading import LessonResult, Result
 from llmlab.course.syllabus import lessons
-from tests.course.learner import WELCOME, course
-
-
-@pytest.fixture
-def root(tmp_path, monkeypatch):
-    root = course(tmp_path)
-    monkeypatch.chdir(root)
-    return root
+from tests.course.learner import WELCOME
 
 
 def shown(*words: str) -> str:

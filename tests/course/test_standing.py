@@ -5,27 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
-from typer.testing import CliRunner
 
 from llmlab.course import progress, standing, workspace
-from llmlab.course.cli.main import app
 from llmlab.course.grading.grading import LessonResult, Result
 from llmlab.course.syllabus import find, near_lessons
-from tests.course.learner import WELCOME, cell, course, notebook
+from tests.course.learner import WELCOME, cell, notebook
 
 FIRST, SECOND, THIRD = "weight_bytes", "tokens_per_second", "softmax"
-
-
-@pytest.fixture
-def root(tmp_path, monkeypatch):
-    root = course(tmp_path)
-    monkeypatch.chdir(root)
-    return root
-
-
-@pytest.fixture
-def llmlab(root):
-    return lambda *words: CliRunner().invoke(app, [str(w) for w in words])
 
 
 def result(*outcomes: str) -> LessonResult:

@@ -31,8 +31,8 @@ GPTS = {  # layers, hidden, heads
 }
 
 
-def shape_of(model: str):
-    """The shape that MODEL names.
+def shape_and_rest(model: str):
+    """(the shape that MODEL names, what its checkpoint has and that does not show).
 
     Raises:
         ValueError: it names none.
@@ -42,16 +42,16 @@ def shape_of(model: str):
     from llmlab.parallelism.choosing import shapes
 
     if model in PRESETS:
-        return shapes.llama(PRESETS[model])
+        return shapes.llama(PRESETS[model]), ()
     if model in shapes.MIXTURES:
-        return shapes.MIXTURES[model]
+        return shapes.MIXTURES[model], ()
     if model in GPTS:
-        return shapes.gpt(*GPTS[model])
+        return shapes.gpt(*GPTS[model]), ()
     if model.startswith("gpt:"):
         numbers = model.removeprefix("gpt:").split(",")
         if len(numbers) == 3 and all(map(_is_positive, numbers)):
             layers, hidden, heads = map(int, numbers)
-            return shapes.gpt(layers, hidden, heads)
+            return shapes.gpt(layers, hidden, heads), ()
         raise ValueError(
             f"MODEL={model!r}: write gpt:LAYERS,HIDDEN,HEADS, as in gpt:96,12288,96"
         )
@@ -60,19 +60,13 @@ def shape_of(model: str):
         known = [*GPTS, *shapes.MIXTURES, *PRESETS]
         raise model_shapes.unknown(model, known, MODELS)
     found = model_shapes.from_file(file)
-    return replace(shapes.llama(found.config), experts=found.experts, top_k=found.top_k)
+    dense = shapes.llama(found.config)
+    shape = replace(dense, experts=found.experts, top_k=found.top_k)
+    return shape, found.left_out
 
 
 def _is_positive(text: str) -> bool:
     return text.isascii() and text.isdigit() and int(text) > 0
-
-
-def left_out(model: str) -> tuple[str, ...]:
-    """What the checkpoint MODEL has and its shape does not show."""
-    from llmlab.course import model_shapes
-
-    file = model_shapes.config_file(model)
-    return () if file is None else model_shapes.from_file(file).left_out
 
 
 def plan(
@@ -126,8 +120,8 @@ def plan(
         changes["efficiency"] = efficiency
     try:
         on = machines.machine(machine, **changes)
-        job = Job(shape_of(model), batch, seq, on)
-        ignored = left_out(model)
+        shape, ignored = shape_and_rest(model)
+        job = Job(shape, batch, seq, on)
     except ValueError as error:
         stop(error, 2)
     found = planner.search(job, devices)

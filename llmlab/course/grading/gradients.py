@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llmlab.course.words import listed
+
 CUTS = (".detach()", ".data", "no_grad", "inference_mode", ".item()", ".tolist()")
 DIRECTIONS = 3
 
@@ -81,12 +83,12 @@ def cut(answer: Callable, call: Call, trained: Mapping[str, int]) -> str | None:
         (partly if found.any() else unreached).append(f"`{name}`")
     if unreached:
         return (
-            f"the value is right, but no gradient reaches {_listed(unreached)}:"
+            f"the value is right, but no gradient reaches {listed(unreached)}:"
             f" training goes through this result. {_cure(answer)}"
         )
     if partly:
         return (
-            f"the value is right, but the gradient of {_listed(partly)} is not: a part"
+            f"the value is right, but the gradient of {listed(partly)} is not: a part"
             f" of the way back is cut, or made up by hand. {_cure(answer)}"
         )
     return None
@@ -192,15 +194,8 @@ def _cure(answer: Callable) -> str:
         source = ""
     there = [f"`{c}`" for c in CUTS if c in source]
     if there:
-        return f"Take {_listed(there)} out of its way"
+        return f"Take {listed(there)} out of its way"
     return (
         "What cuts the way is a `.detach()`, `.data`, `torch.no_grad()`, `.item()` or a"
         " new `torch.tensor(…)`"
     )
-
-
-def _listed(names: list[str]) -> str:
-    """'a', 'a and b', 'a, b and c'."""
-    if len(names) == 1:
-        return names[0]
-    return f"{', '.join(names[:-1])} and {names[-1]}"

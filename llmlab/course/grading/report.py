@@ -44,7 +44,6 @@ from llmlab.course.syllabus import PARTS, lessons
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.text import Text
 
     from llmlab.course.grading.grading import LessonResult
 
@@ -260,48 +259,6 @@ def _lesson(lesson: Any, root: Path, record: dict[str, Any]) -> dict[str, Any]:
 
 def _number(x: Any) -> int:
     return x if isinstance(x, int) and x > 0 else 0
-
-
-def print_course(data: dict[str, Any], out: Console) -> None:
-    """Prints the map of the course: each lesson with its points as dots.
-
-    Planned lessons are dimmed.
-    """
-    following = None  # the first lesson that has points to earn
-    for part in data["parts"]:
-        own = part["lessons"]
-        style = "bold" if any(x["built"] for x in own) else "dim"
-        out.print(f"\n{part['part'][:2]}  {part['title']}", style=style)
-        for x in own:
-            out.print(_line(x))
-            if following is None and x["built"] and x["points"] < x["out_of"]:
-                following = x["topic"]
-    out.print(f"\n{data['points']} of {data['out_of']} points", style="bold")
-    if following:
-        out.print(f"next: notebooks/{following}.ipynb, then `llmlab check {following}`")
-
-
-def _line(lesson: dict[str, Any]) -> Text:
-    """A lesson as one line of the map."""
-    from rich.text import Text
-
-    topic = lesson["topic"].split("/")[1]
-    points = lesson["points"]
-    out_of = lesson["out_of"]
-    line = Text(f"    {topic:<38}")
-    if not lesson["built"] and not out_of:
-        line.append("planned")
-        line.stylize("dim")
-        return line
-    done = out_of > 0 and points == out_of
-    dots = "●" * points + "○" * (out_of - points)
-    line.append(dots, style="green" if done else "")
-    line.append(f"  {points}/{out_of}")
-    if done:
-        line.append("  done")
-    elif not lesson["started"]:
-        line.append("  not begun")
-    return line
 
 
 def as_json(data: dict[str, Any]) -> str:

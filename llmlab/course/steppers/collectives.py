@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from llmlab.course.steppers import watching
 from llmlab.course.steppers.trace import Mark, Plane, Step, Trace, number
 from llmlab.course.steppers.watching import SUMMANDS, Cell, Entry, Message, Recording
+from llmlab.course.words import listed
 from llmlab.parallelism.collectives import schedule as schedules
 
 GAP = 20  # pixels between the two arrows of a pair that swap
@@ -158,12 +159,6 @@ def _seen_later(later: tuple[Entry, ...], chunk: int) -> SUMMANDS | None:
     return None
 
 
-def _joined(numbers: list[int]) -> str:
-    """'0, 1 and 2'."""
-    words = [str(n) for n in numbers]
-    return " and ".join([", ".join(words[:-1])] * (len(words) > 1) + words[-1:])
-
-
 def _other_place(later: tuple[Entry, ...], chunk: int) -> list[int]:
     """The chunks with which a chunk is later sent or returned in one cell, if any."""
     for entry in later:
@@ -181,7 +176,7 @@ def fault_of_message(message: Message) -> str:
     for cell in message.cells:
         inside = [j for j, summands in enumerate(cell) if any(summands)]
         if len(inside) > 1:
-            return f"rank {message.src} sends a sum of chunks {_joined(inside)}"
+            return f"rank {message.src} sends a sum of chunks {listed(inside)}"
         if not inside:
             return f"rank {message.src} sends an empty chunk"
         if max(cell[inside[0]]) > 1:
@@ -216,7 +211,7 @@ def fault_of_arrival(arrival: Arrival) -> str:
         )
     is_news = any(s > b for s, b in zip(arrival.sent, arrival.before, strict=True))
     if arrival.how == "ignores" and is_news and arrival.others:
-        others = _joined(list(arrival.others))
+        others = listed(list(arrival.others))
         return f"{who} adds {chunk} ({shown(arrival.sent)}) to chunk {others}"
     if arrival.how == "ignores" and is_news:
         return (
@@ -237,14 +232,14 @@ def fault_of_result(recording: Recording) -> str:
             if not inside:
                 said = "zeros"
             elif inside != [place]:
-                said = f"a sum of chunks {_joined(inside)}"
+                said = f"a sum of chunks {listed(inside)}"
                 if len(inside) == 1:
                     said = f"chunk {inside[0]}"
             else:
                 said = shown(cell[place])
                 lacks = [r for r, times in enumerate(cell[place]) if not times]
                 if lacks:
-                    said += f", without {_joined(lacks)}"
+                    said += f", without {listed(lacks)}"
             return f"rank {rank} returns chunk {place} as {said}"
     return ""
 

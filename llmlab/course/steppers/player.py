@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import html
-import json
 from collections.abc import Mapping
-from pathlib import Path
 
+from llmlab.course import inline
 from llmlab.course.steppers.trace import Trace
 
-STATIC = Path(__file__).parents[1] / "static"
 BUDGET = 150_000  # bytes that one stepper may add to a page
 START = {"first": 0, "last": -1}
 
@@ -61,7 +59,7 @@ def as_html(traces: Mapping[str, Trace], title: str, start: str) -> str:
             )
     if start not in START:
         raise ValueError(f"start={start!r} must be one of {', '.join(START)}")
-    data = _json(
+    data = inline.as_json(
         {
             "title": title,
             "start": START[start],
@@ -71,11 +69,10 @@ def as_html(traces: Mapping[str, Trace], title: str, start: str) -> str:
     uid = "s" + hashlib.sha256(data.encode()).hexdigest()[:12]
     first = next(iter(traces.values()))
     script = "\n".join(_script(name) for name in ("steps_pipeline.js", "steps.js"))
-    heading = f'<p class="llmlab-title">{html.escape(title)}</p>' if title else ""
     text = (
-        f"<style>{_style()}</style>"
+        f"<style>{inline.style('steps.css')}</style>"
         f'<figure class="llmlab-steps" id="{uid}" data-lm-suppress-shortcuts="true">'
-        f"{heading}"
+        f"{inline.heading(title)}"
         f'<p class="s-alt">{html.escape(first.steps[START[start]].alt)}</p>'
         f'<script type="application/json">{data}</script>'
         f"<script>(function () {{\n{script}\n}})();</script></figure>"
@@ -95,18 +92,7 @@ def page_data(name: str, trace: Trace) -> dict:
     return {"name": name, **trace.data()}
 
 
-def _style() -> str:
-    return " ".join((STATIC / "steps.css").read_text(encoding="utf-8").split())
-
-
 def _script(name: str) -> str:
     """A script without its comments and indentation."""
-    lines = (STATIC / name).read_text(encoding="utf-8").splitlines()
-    kept = [line.strip() for line in lines]
+    kept = [line.strip() for line in inline.script(name).splitlines()]
     return "\n".join(line for line in kept if line and not line.startswith("//"))
-
-
-def _json(data: object) -> str:
-    """JSON that may stand inside a script element."""
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-    return text.replace("</", "<\\/").replace("<!--", "\\u003c!--")
