@@ -8,6 +8,7 @@ import random
 import pytest
 import torch
 
+from llmlab.course import inline
 from llmlab.course.steppers import all_reduce_trace, player, schedule_trace
 from llmlab.parallelism.collectives import halving, ring
 from llmlab.parallelism.pipeline import (
@@ -234,9 +235,7 @@ def test_the_page_and_python_find_the_same(show, costs):
     stuck = sum(trace.stop is not None for trace in traces)
     assert 50 < stuck < len(traces) - 50
     page = show()
-    page.add_script_tag(
-        content=(player.STATIC / "steps_pipeline.js").read_text("utf-8")
-    )
+    page.add_script_tag(content=inline.script("steps_pipeline.js"))
     # as text, which crosses faster than objects
     found = page.evaluate(
         "plans => JSON.stringify(JSON.parse(plans).map(llmlabPipeline))",
