@@ -86,6 +86,8 @@ def test_choices(displayed):
         (49, 672, "You said 49: the answer is 13.7 times as large."),
         (4900, 672, "You said 4,900: that is 7.29 times too large."),
         (650, 672, "You said 650: within 10%."),
+        (740, 672, "You said 740: within 10%."),
+        (750, 672, "You said 750: that is 1.12 times too large."),
         (672, 672, "You said 672: exactly."),
         (0, 672, "You said 0."),
         (-3, 672, "You said -3."),
