@@ -5,7 +5,7 @@
 # trains two thin matrices beside some of them. Why is so little enough? At the end of this page you own the function that does it,
 # `lora_forward`, and you have measured what each rank buys.
 
-# %%
+# %% tags=["hide-input"]
 import tempfile
 import textwrap
 import warnings
@@ -45,14 +45,22 @@ print(f"to keep 100 fine-tuned copies: {shelf / 1e12:.2f} TB")
 #
 # Now LoRA. It puts a pair of thin matrices of rank 8 beside the query and the value projection of each of the 32 layers. Those
 # projections are 4,096 × 4,096; a pair is 8 × 4,096 and 4,096 × 8. Only the pairs are trained.
+#
+# And does it learn anything? Further down we teach a small model the Bible, in full and with pairs of rank 1. Full fine-tuning
+# lowers its loss by some amount. What share of that does rank 1 reach? The first answer comes at once, the second with the experiment.
 
 # %%
-guess = predict("How much of the whole model is trained?", unit="% of its parameters")
+size_guess = predict(
+    "How much of the whole model is trained?", unit="% of its parameters"
+)
+gain_guess = predict(
+    "How much of full fine-tuning's gain does LoRA reach at rank 1?", unit="%"
+)
 
 # %% tags=["hide-output"]
 frozen = parameters(llama_7b)
 trained = 32 * 2 * (8 * 4096 + 4096 * 8)  # layers × matrices × (A and B)
-guess.settle(100 * trained / (frozen + trained))
+size_guess.settle(100 * trained / (frozen + trained))
 print(f"to train: {(2 * frozen + 16 * trained) / 1e9:.1f} GB")
 print(f"to keep 100 models: {(2 * frozen + 100 * 2 * trained) / 1e9:.1f} GB")
 
@@ -92,7 +100,23 @@ print("merged:", ((W + lora.delta_weight(A, B, scaling=2.0)) @ x).tolist())
 # ## The idea
 #
 # Whatever fine-tuning does to a weight, it adds a matrix $\Delta W$ that is as large as the weight. LoRA bets that a tall matrix
-# times a flat one will do. Here are the three, drawn to scale for a weight of 128 × 128 and rank 4.
+# times a flat one will do. The figure draws the three to scale, for a weight of 128 ×
+# 128 and rank 4.
+#
+# In the symbols of [Hu et al. 2021](https://arxiv.org/abs/2106.09685 "hu2021lora"), equation 3, with the scale of their
+# section 4.1:
+#
+# $$\begin{gathered}
+# h = W_0 x + \Delta W x, \qquad \Delta W = \frac{\alpha}{r}\, B A, \\
+# B \in \mathbb{R}^{d \times r},\quad A \in \mathbb{R}^{r \times k}
+# \end{gathered}$$
+#
+# - **$B$ starts at zero, $A$ at random.** So $\Delta W = 0$, and step 0 *is* the pretrained model. If both were zero, neither would
+#   ever get a gradient.
+# - **The scale is $\alpha / r$.** The paper sets $\alpha$ once and then varies $r$, so that the learning rate need not be searched
+#   anew. Many recipes use $\alpha = 2r$ instead, as we do below: then the scale is 2 at every rank.
+# - **Training never builds $BA$.** $B(Ax)$ takes $r(k + d)$ multiplications per token, a product with a full $\Delta W$ takes $kd$.
+# - **After training, merge.** $W_0 + \Delta W$ is an ordinary weight, and the adapter costs nothing when the model is used.
 
 # %% tags=["hide-input"]
 fig, ax = plt.subplots(figsize=(4.8, 2.9))
@@ -123,26 +147,6 @@ figure(
         " flat bar A, drawn to scale."
     ),
 )
-
-# %% [markdown]
-# In the symbols of [Hu et al. 2021](https://arxiv.org/abs/2106.09685 "hu2021lora"), equation 3, with the scale of their
-# section 4.1:
-#
-# $$\begin{gathered}
-# h = W_0 x + \Delta W x, \qquad \Delta W = \frac{\alpha}{r}\, B A, \\
-# B \in \mathbb{R}^{d \times r},\quad A \in \mathbb{R}^{r \times k}
-# \end{gathered}$$
-#
-# - **$B$ starts at zero, $A$ at random.** So $\Delta W = 0$, and step 0 *is* the pretrained model. If both were zero, neither would
-#   ever get a gradient.
-# - **The scale is $\alpha / r$.** The paper sets $\alpha$ once and then varies $r$, so that the learning rate need not be searched
-#   anew. Many recipes use $\alpha = 2r$ instead, as we do below: then the scale is 2 at every rank.
-# - **Training never builds $BA$.** $B(Ax)$ takes $r(k + d)$ multiplications per token, a product with a full $\Delta W$ takes $kd$.
-# - **After training, merge.** $W_0 + \Delta W$ is an ordinary weight, and the adapter costs nothing when the model is used.
-#
-# LoRA saves memory. It saves less time: of the three large products per weight (the output, the gradient of the input, the gradient
-# of the weight) only the last is left out. For GPT-3 the paper measured 43.1 tokens per second and GPU, against 32.5 in full (section
-# 4.2, footnote 5).
 
 # %% [markdown]
 # ## Your turn
@@ -210,7 +214,9 @@ show(
 # ## Against the library
 #
 # At work you would use `peft`. `lora.apply` finds the layers by the endings of their names, freezes the model, and puts a pair beside
-# each. First: does a fresh adapter change nothing? Then ours writes a folder, `peft` reads it, and both must compute the same.
+# each. First: does a fresh adapter change nothing? Then ours writes a folder, `peft` reads it, and both must compute the same. Last,
+# merging: the same function, with nothing left to slow it down. To unmerge, our code puts the old tensor back, since subtracting
+# $\Delta W$ would not give back the same bits.
 
 # %%
 import peft
@@ -237,14 +243,22 @@ base_of_theirs = LlamaForCausalLM.from_pretrained(course_model.MODEL)
 theirs = peft.PeftModel.from_pretrained(
     base_of_theirs, f"{folder}/ours", is_trainable=True
 )
-compare(model(prompt), theirs(prompt).logits, what="logits, ours in peft", tol=1e-4)
+beside = model(prompt)
+compare(beside, theirs(prompt).logits, what="logits, ours in peft", tol=1e-4)
+
+lora.merge(model)
+compare(model(prompt), beside, what="logits, merged against unmerged", tol=1e-4)
+lora.unmerge(model)
+compare(model(prompt), beside, what="logits, unmerged", tol=0)
 
 # %% [markdown]
-# Next the gradients of all 56 thin matrices, and the way back: `peft` writes, and we read its file onto `transformers`' own Llama. Last,
-# merging: the same function, with nothing left to slow it down. To unmerge, our code puts the old tensor back, since subtracting
-# $\Delta W$ would not give back the same bits.
+# <details><summary>For the curious: the gradients, and the way back</summary>
+#
+# The folded cell compares the gradients of all 56 thin matrices. Then `peft` writes a file, and we read it onto `transformers`' own Llama.
+#
+# </details>
 
-# %% tags=["hide-input"]
+# %% tags=["hide-cell"]
 pretraining.next_token_loss(model(prompt), prompt).backward()
 theirs(prompt, labels=prompt).loss.backward()
 
@@ -272,24 +286,20 @@ compare(
     what="logits, peft's file in our code",
     tol=1e-4,
 )
-
-# %%
-before = model(prompt)
-lora.merge(model)
-compare(model(prompt), before, what="logits, merged against unmerged", tol=1e-4)
-lora.unmerge(model)
 lora.remove(model)
-compare(model(prompt), plain, what="logits after unmerging and removing", tol=0)
+compare(model(prompt), plain, what="logits after removing", tol=0)
 
 # %% [markdown]
 # ## The experiment
 #
 # The course model has read the State of the Union addresses and *Moby-Dick*. It has never seen the Bible. We teach it 20 steps of the
 # King James Bible: once with all 28 linears trained in full, then with pairs of four ranks. Batches and their order are the same. In
-# all runs the embedding and the norms stay frozen.
+# all runs the embedding and the norms stay frozen. Each side gets its own learning rate, found in a search by factors of two: 0.003 in
+# full, 0.02 with LoRA. One rate for both would favour one side.
 #
-# Each side gets its own learning rate, found in a search by factors of two: 0.003 in full, 0.02 with LoRA. One rate for both would
-# favour one side.
+# First question: what did full fine-tuning do to the weights? The *length* of a change $\Delta W$ is the root of the sum of all its squared
+# entries. Its *singular values* say how much of that length lies in the strongest direction, in the second, and so on. A random matrix of
+# the same shape shows what chance would give.
 
 
 # %%
@@ -331,11 +341,7 @@ def teach(rank, rate):
 base = course_model.load()
 full = teach("full", 3e-3)
 
-# %% [markdown]
-# What did full fine-tuning do to the weights? Take the singular values of each $\Delta W$. They say how much of the change lies in its
-# strongest direction, in its second, and so on. A random matrix of the same shape shows what chance would give.
-
-# %% tags=["numbers-within-5%"]
+# %% tags=["hide-input", "numbers-within-5%"]
 linears = walk.find(base, "all-linear")
 delta = {}
 for name, layer in linears.items():
@@ -355,7 +361,6 @@ top4 = energy(spectra.values(), 4)
 chance = energy(random.values(), 4)
 print(f"four directions of up to 128 hold {top4:.0%} of ΔW², by chance {chance:.0%}")
 
-# %% tags=["hide-input", "nbval-ignore-output"]
 fig, ax = plt.subplots()
 for name, S in random.items():
     D = spectra[name]
@@ -383,18 +388,13 @@ assert top4 > 2 * chance
 
 # %% [markdown]
 # The hope was that the change has low rank. **It has not.** Four directions hold three times what chance would give them, yet two
-# thirds of the change lie outside them.
+# thirds of the squared length lie outside them.
 #
 # But we do not pay for length. We pay for loss. So ask two things at each rank $r$. **Cut:** keep only the $r$ strongest directions of
 # every full change; how much of the gain is left? **LoRA:** how much does it gain if it trains at rank $r$ from the start? At
 # rank 1 it trains 9,728 numbers where full fine-tuning trains 786,432: one in 81.
 
-# %%
-guess = predict(
-    "How much of full fine-tuning's gain does LoRA reach at rank 1?", unit="%"
-)
-
-# %% tags=["hide-output", "numbers-within-5%"]
+# %% tags=["hide-input", "numbers-within-5%"]
 start = loss_on(base, new)
 end = loss_on(full, new)
 
@@ -406,10 +406,8 @@ def gain(model):
 ranks = [1, 2, 4, 8]
 adapted = {r: teach(r, 2e-2) for r in ranks}
 lora_gain = {r: gain(adapted[r]) for r in ranks}
-guess.settle(100 * lora_gain[1], digits=2)
 
 
-# %% tags=["hide-input", "nbval-ignore-output"]
 def cut(rank):
     """The base plus the strongest `rank` directions of each full change."""
     model = course_model.load()
@@ -446,6 +444,7 @@ print(f"at rank 4: length² {length[4]:.0%}, gain {cut_gain[4]:.0%} when cut, ",
 print(f"{lora_gain[4]:.0%} with LoRA")
 assert lora_gain[1] > cut_gain[1] + 0.1 and lora_gain[4] > cut_gain[4] + 0.05
 assert cut_gain[4] > 1.5 * length[4]
+gain_guess.settle(100 * lora_gain[1], digits=2)
 
 # %% [markdown]
 # Read the curves from the bottom, at rank 4. A third of the squared length is left, but about 70% of the gain: the strong directions are the
@@ -591,9 +590,34 @@ for w in (best, 1.0):
 # The run went too far. Turned down, the adapter knows the Bible about as well and forgets far less (so it was with three seeds out of
 # three). A finished adapter can still be corrected, and the old model is never lost: it lies under the adapter.
 #
+# ## At scale
+#
 # That is also why one base can serve many customers. Below, three requests travel in one batch: the first asks for the plain model,
 # the second for the Bible adapter, the third for half of it. The frozen weights are read once for all three, and each row adds its
 # own thin path. Merged weights could not do this: they would be three models.
+#
+# GPT-3, the paper's largest model, has 96 layers of width 12,288. A rank $r$ on $n$ square matrices per layer trains
+# $96 \cdot n \cdot r \cdot 2 \cdot 12{,}288$ numbers. With eight GPUs, each holds the frozen model and reads its own batches: only the
+# gradients of $A$ and $B$ travel. To run it on one GPU or on eight, with any Llama-shaped checkpoint and any text file:
+#
+# ```
+# python -m llmlab.peft.examples.lora_text --model meta-llama/Llama-2-7b-hf --text notes.txt --out adapter
+# torchrun --nproc-per-node 8 -m llmlab.peft.examples.lora_text --model meta-llama/Llama-2-7b-hf --text notes.txt --out adapter
+# ```
+#
+# LoRA saves less time than memory. Of the three large products per weight (the output, the gradient of the input, the gradient of the
+# weight) only the last is left out. For GPT-3 the paper measured 43.1 tokens per second and GPU, against 32.5 in full (section 4.2,
+# footnote 5).
+#
+# **For the curious.** The folded cell counts again what the paper's tables count.
+#
+# <details><summary>For the curious: where the paper's counts differ</summary>
+#
+# Table 15 cuts 18.87 and 301.99 off after one digit. Section D.4 says that $r = 2$ on four matrices trains 37.7 M, table 15 says that
+# $r = 4$ does; the table is right. And 1.2 TB for full fine-tuning is 6.8 bytes per parameter, less than Adam needs in any common
+# setting; the paper does not say how it was counted.
+#
+# </details>
 
 # %%
 files.combine(mixed, {"bible": 0.5}, "blend")
@@ -605,29 +629,6 @@ for adapter in ("bible", "blend"):
     alone.append(mixed(prompt))
 compare(together, torch.cat(alone), what="three models in one batch", tol=1e-4)
 
-# %% [markdown]
-# ## At scale
-#
-# GPT-3, the paper's largest model, has 96 layers of width 12,288. A rank $r$ on $n$ square matrices per layer trains
-# $96 \cdot n \cdot r \cdot 2 \cdot 12{,}288$ numbers. With eight GPUs, each holds the frozen model and reads its own batches: only the
-# gradients of $A$ and $B$ travel. To run it on one GPU or on eight, with any Llama-shaped checkpoint and any text file:
-#
-# ```
-# python -m llmlab.peft.examples.lora_text --model meta-llama/Llama-2-7b-hf --text notes.txt --out adapter
-# torchrun --nproc-per-node 8 -m llmlab.peft.examples.lora_text --model meta-llama/Llama-2-7b-hf --text notes.txt --out adapter
-# ```
-#
-# **For the curious.** The second, folded cell counts again what the paper's tables count.
-#
-# <details><summary>For the curious: where the paper's counts differ</summary>
-#
-# Table 15 cuts 18.87 and 301.99 off after one digit. Section D.4 says that $r = 2$ on four matrices trains 37.7 M, table 15 says that
-# $r = 4$ does; the table is right. And 1.2 TB for full fine-tuning is 6.8 bytes per parameter, less than Adam needs in any common
-# setting; the paper does not say how it was counted.
-#
-# </details>
-
-# %%
 gpt3 = 96 * 2 * 4 * 2 * 12_288  # r = 4 on two matrices per layer
 print(f"GPT-3 checkpoint, paper 35 MB: ours {2 * gpt3 / 2**20:.1f} MiB")
 print(f"Llama 7B, full: {2 * parameters(llama_7b) / 1e9:.1f} GB travel per step")
