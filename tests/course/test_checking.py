@@ -137,6 +137,12 @@ def test_unforeseen_mistakes_get_a_useful_word(case):
     assert verdict.points == 0
 
 
+def test_an_infinity_that_is_missing_is_not_rounding():
+    right = torch.tensor([1.0, -torch.inf, 3.0, -torch.inf])
+    with pytest.raises(Mistake, match="infinite and finite .* in 1 of 4 places"):
+        diagnose(torch.tensor([1.0, -torch.inf, 3.0, 0.0]), right=right)
+
+
 def test_swapped_shapes_are_named():
     with pytest.raises(Mistake, match="dimensions 0 and 1 are swapped"):
         expect(torch.zeros(2, 3), shape=(3, 2))

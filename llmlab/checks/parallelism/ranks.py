@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable
 
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from llmlab.course.grading.checking import Mistake, close
@@ -48,6 +50,46 @@ def numbers_per_rank(ledger: Ledger) -> list[float]:
         # a list of tensors has no single size: float32
         sent[event.rank] += event.bytes / (size if size in (1, 2, 4, 8) else 4)
     return sent
+
+
+class Received:
+    """A communicator that counts how much of what came is kept at a time.
+
+    `most`: the most tensors that were alive at once, of those that `operations`
+    returned; `most_numbers`: the most numbers in them.
+    """
+
+    def __init__(self, comm, *operations: str) -> None:
+        self._comm = comm
+        self._operations = operations
+        self._alive: list[weakref.ref] = []
+        self.most = 0
+        self.most_numbers = 0
+
+    def __getattr__(self, name: str):
+        found = getattr(self._comm, name)
+        if name not in self._operations:
+            return found
+
+        def watched(*args, **kwargs):
+            out = found(*args, **kwargs)
+            if isinstance(out, Tensor):
+                self._count(out)
+            return out
+
+        # under such a name the report of a deadlock passes over this function, to the
+        # learner's own line
+        watched.__code__ = watched.__code__.replace(co_filename="<@received>")
+        return watched
+
+    def _count(self, new: Tensor) -> None:
+        tensors = [ref() for ref in self._alive]
+        tensors = [t for t in tensors if t is not None and t is not new]
+        # a view keeps the tensor that it is a view of
+        self._alive = [weakref.ref(t) for t in (*tensors, new)]
+        self.most = max(self.most, len(self._alive))
+        numbers = sum(t.numel() for t in (*tensors, new))
+        self.most_numbers = max(self.most_numbers, numbers)
 
 
 def either(got, *values, tol: float = 1e-4):

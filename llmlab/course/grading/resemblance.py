@@ -32,6 +32,10 @@ def resemblances(got: Tensor, right: Tensor, tol: float, what: str) -> Iterator[
     if not g.isfinite().all() and r.isfinite().all():
         n = int((~g.isfinite()).sum())
         yield f"{what} holds NaN or infinity in {n} of {g.numel()} places"
+    elif (g.isinf() != r.isinf()).any():
+        n = int((g.isinf() != r.isinf()).sum())
+        kinds = "infinite and finite ones are not those of the right answer"
+        yield f"{what}: {kinds} in {n} of {g.numel()} places"
     elif got.numel():
 
         def same(a: Tensor) -> bool:

@@ -2,11 +2,13 @@
 that it must get.
 """
 
+import pytest
 import torch
 
+from llmlab.checks.parallelism.sequence import check
 from llmlab.parallelism.sequence import attend
 from llmlab.parallelism.sequence import merge as right_merge
-from tests.checks.rejecting import Wrong, rejects
+from tests.checks.rejecting import Wrong, rejects, verdict
 
 # Exercise 1
 
@@ -61,6 +63,51 @@ def output_only(o_a, l_a, o_b, l_b):
     return right_merge(o_a, l_a, o_b, l_b)[0]
 
 
+def weights(l_a, l_b, lse):
+    """e^(ℓ − lse) of both sides, 0 for −∞."""
+    a, b = ((x - lse).exp().nan_to_num(0)[..., None] for x in (l_a, l_b))
+    return a, b
+
+
+def not_normalised(o_a, l_a, o_b, l_b):
+    a, b = weights(l_a, l_b, torch.maximum(l_a, l_b))
+    return a * o_a + b * o_b, torch.logaddexp(l_a, l_b)
+
+
+def proportional_to_l(o_a, l_a, o_b, l_b):
+    a, b = ((x / (l_a + l_b))[..., None] for x in (l_a, l_b))
+    return a * o_a + b * o_b, torch.logaddexp(l_a, l_b)
+
+
+def powers_of_2(o_a, l_a, o_b, l_b):
+    lse = torch.logaddexp2(l_a, l_b)
+    a, b = (2 ** (x - lse)[..., None] for x in (l_a, l_b))
+    return (a * o_a + b * o_b).nan_to_num(0), lse
+
+
+def overflow_made_zero(o_a, l_a, o_b, l_b):
+    a, b = l_a.exp()[..., None], l_b.exp()[..., None]
+    return ((a * o_a + b * o_b) / (a + b)).nan_to_num(0), torch.logaddexp(l_a, l_b)
+
+
+def clamped_l(o_a, l_a, o_b, l_b):
+    return right_merge(o_a, l_a.clamp(min=-1e4), o_b, l_b.clamp(min=-1e4))
+
+
+def by_a_sigmoid(o_a, l_a, o_b, l_b):
+    w = torch.sigmoid(l_a - l_b)
+    w = torch.where(w.isnan(), 0.0, w)[..., None]
+    return w * o_a + (1 - w) * o_b, torch.logaddexp(l_a, l_b)
+
+
+def by_a_softmax(o_a, l_a, o_b, l_b):
+    both = torch.stack([l_a, l_b])
+    w = both.softmax(0).nan_to_num(0)
+    return torch.einsum("nbht,nbhtd->bhtd", w, torch.stack([o_a, o_b])), both.logsumexp(
+        0
+    )
+
+
 # Exercise 2
 
 
@@ -94,6 +141,36 @@ def one_piece(T, p, rank):
 
 def backwards(T, p, rank):
     return torch.cat([pieces(T, p)[rank], pieces(T, p)[2 * p - 1 - rank].flip(0)])
+
+
+def pair(pieces, rank):
+    return torch.cat([pieces[rank], pieces[-1 - rank]])
+
+
+def p_pieces(T, p, rank):
+    return pair(torch.arange(T).tensor_split(p), rank)
+
+
+def one_too_near(T, p, rank):
+    return torch.cat([pieces(T, p)[rank], pieces(T, p)[2 * p - 2 - rank]])
+
+
+def chunks(T, p, rank):
+    return pair(torch.arange(T).chunk(2 * p), rank)
+
+
+def rest_dropped(T, p, rank):
+    return pair(torch.arange(T // (2 * p) * 2 * p).tensor_split(2 * p), rank)
+
+
+def mirrored_tokens(T, p, rank):
+    first = pieces(T, p)[rank]
+    return torch.cat([first, (T - 1 - first).flip(0)])
+
+
+def halves(T, p, rank):
+    front, back = torch.arange(T // 2), torch.arange(T // 2, T)
+    return torch.cat([front.tensor_split(p)[rank], back.tensor_split(p)[p - 1 - rank]])
 
 
 def floats(T, p, rank):
@@ -143,6 +220,42 @@ def elements(s, b, h, a, t, cut, selective):
         )
         / 2
     )
+
+
+def selective_reversed(s, b, h, a, t, cut, selective):
+    return memory(
+        s, b, h, a, t, 10 / t if cut else 10, 5 * a * s / h / t if selective else 0
+    )
+
+
+def exchanged(s, b, h, a, t, cut, selective):
+    scores = 0 if selective else 5 * a * s / h / t
+    return s * b * h * (24 / (t if cut else 1) + 10 / t + scores)
+
+
+def of_all_ranks(s, b, h, a, t, cut, selective):
+    return elements(s, b, h, a, t, cut, selective) * 2 * t
+
+
+def inside_divided_twice(s, b, h, a, t, cut, selective):
+    scores = 0 if selective else 5 * a * s / h / t
+    return memory(s, b, h, a, t, 10, scores) / (t if cut else 1)
+
+
+def a_part_stays(s, b, h, a, t, cut, selective):
+    scores = (1 if selective else 5) * a * s / h / t
+    return memory(s, b, h, a, t, 10 / t if cut else 10, scores)
+
+
+def batch_squared(s, b, h, a, t, cut, selective):
+    scores = 0 if selective else 5 * a * s * b / h / t
+    return memory(s, b, h, a, t, 10 / t if cut else 10, scores)
+
+
+def in_whole_bytes(s, b, h, a, t, cut, selective):
+    sbh = s * b * h
+    scores = 0 if selective else 5 * a * s * s * b // t
+    return 10 * sbh // (t if cut else 1) + 24 * sbh // t + scores
 
 
 def full_recomputation(s, b, h, a, t, cut, selective):
@@ -256,6 +369,62 @@ def blocking(comm, q, k, v, cut):
     return attend(q, *kv, cut[r], cut[r])[0]
 
 
+def later_ranks_skipped(comm, q, k, v, cut):
+    p, r = comm.size, comm.rank
+    kv = torch.stack([k, v])
+    o, lse = attend(q, *kv, cut[r], cut[r])
+    for step in range(1, p):
+        kv = comm.sendrecv(kv, (r + 1) % p, (r - 1) % p)
+        source = (r - step) % p
+        if source < r:
+            o, lse = right_merge(o, lse, *attend(q, *kv, cut[r], cut[source]))
+    return o
+
+
+def queries_travel(comm, q, k, v, cut):
+    p, r = comm.size, comm.rank
+    o, lse = attend(q, k, v, cut[r], cut[r])
+    for step in range(1, p):
+        q = comm.sendrecv(q, (r + 1) % p, (r - 1) % p)
+        piece = attend(q, k, v, cut[(r - step) % p], cut[r])
+        o, lse = right_merge(o, lse, *piece)
+    return o
+
+
+def collected(comm, q, k, v, cut):
+    p, r = comm.size, comm.rank
+    parts = [torch.stack([k, v])]
+    for _ in range(1, p):
+        parts.append(comm.sendrecv(parts[-1], (r + 1) % p, (r - 1) % p))
+    o, lse = attend(q, k, v, cut[r], cut[r])
+    for step in range(1, p):
+        piece = attend(q, *parts[step], cut[r], cut[(r - step) % p])
+        o, lse = right_merge(o, lse, *piece)
+    return o
+
+
+def joined(comm, q, k, v, cut):
+    p, r = comm.size, comm.rank
+    kv = torch.stack([k, v])
+    keys, positions = kv, cut[r]
+    for step in range(1, p):
+        kv = comm.sendrecv(kv, (r + 1) % p, (r - 1) % p)
+        keys = torch.cat([keys, kv], 3)
+        positions = torch.cat([positions, cut[(r - step) % p]])
+    return attend(q, *keys, cut[r], positions)[0]
+
+
+def keys_and_values_apart(comm, q, k, v, cut):
+    """Right: two messages a step, the other way round, straight from their owner."""
+    p, r = comm.size, comm.rank
+    o, lse = attend(q, k, v, cut[r], cut[r])
+    for step in range(1, p):
+        source = (r + step) % p
+        k_new, v_new = (comm.sendrecv(x, (r - step) % p, source) for x in (k, v))
+        o, lse = right_merge(*attend(q, k_new, v_new, cut[r], cut[source]), o, lse)
+    return o
+
+
 def nan_merge(comm, q, k, v, cut):
     return ring(comm, q, k, v, cut, own=False, combine=nan_when_blind)
 
@@ -305,5 +474,40 @@ test_wrong_answers = rejects(
         Wrong("ring_attention", one_hop_too_many, "p − 1 hops are enough"),
         Wrong("ring_attention", blocking, "waits in send"),
         Wrong("ring_attention", nan_merge, "holds NaN"),
+        Wrong("merge", not_normalised, "do not add up to one"),
+        Wrong("merge", proportional_to_l, "those of ℓ"),
+        Wrong("merge", powers_of_2, "powers of 2"),
+        Wrong("merge", overflow_made_zero, "e^ℓ overflows"),
+        Wrong("merge", clamped_l, "it must stay −∞"),
+        Wrong("zigzag", p_pieces, "into p pieces"),
+        Wrong("zigzag", one_too_near, "one too near"),
+        Wrong("zigzag", chunks, "pieces of `chunk`"),
+        Wrong("zigzag", rest_dropped, "left over"),
+        Wrong("zigzag", mirrored_tokens, "mirror among the pieces"),
+        Wrong("zigzag", halves, "each half was cut by itself"),
+        Wrong("layer_memory", selective_reversed, "gone without"),
+        Wrong("layer_memory", exchanged, "10 and 24 are exchanged"),
+        Wrong("layer_memory", of_all_ranks, "all t ranks together"),
+        Wrong("layer_memory", inside_divided_twice, "divided by t already"),
+        Wrong("layer_memory", a_part_stays, "a part of the scores"),
+        Wrong("layer_memory", batch_squared, "count b twice"),
+        Wrong("ring_attention", later_ranks_skipped, "were skipped"),
+        Wrong("ring_attention", queries_travel, "queries were sent round"),
+        Wrong("ring_attention", collected, "holds all keys at once"),
+        Wrong("ring_attention", joined, "holds all keys at once"),
     ],
 )
+
+
+@pytest.mark.parametrize(
+    ("exercise", "answer"),
+    [
+        ("merge", by_a_sigmoid),
+        ("merge", by_a_softmax),
+        ("layer_memory", in_whole_bytes),
+        ("ring_attention", keys_and_values_apart),
+    ],
+)
+def test_right_answers_written_otherwise(exercise, answer):
+    result = verdict(check, exercise, answer)
+    assert result.outcome == "right", str(result)

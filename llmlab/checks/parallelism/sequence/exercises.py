@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from llmlab.checks.parallelism.ranks import at_most, on_ranks
+from llmlab.checks.operations import Operations
+from llmlab.checks.parallelism.ranks import Received, at_most, on_ranks
 from llmlab.checks.parallelism.sequence.ring import check_ring
 from llmlab.course.grading.checking import Checks, Mistake, diagnose, expect
 from llmlab.parallelism.sequence import LAYOUTS, GPTShape, attend, layer_bytes, shards
@@ -40,6 +41,12 @@ check = Checks("05-parallelism/06-sequence")
 def merge(answer):
     """Two pieces of attention over different keys, as one."""
     T, D = 6, 4
+    # pieces in which every query saw a key: here gradients are looked at, too
+    for size in (0, 300, -300):
+        a, b = ((torch.randn(1, 2, T, D), size + torch.randn(1, 2, T)) for _ in "ab")
+        o, lse = _merged(answer, a, b)
+        _merge_finite(o, lse, size=size)
+        _merge_values(o, lse, a, b)
     q, k, v = (torch.randn(1, 2, n, D) for n in (T, 9, 9))
     for scale in (1.0, 60.0):
         # the first queries see little of b, the last ones everything
@@ -51,11 +58,8 @@ def merge(answer):
             q * scale, k[:, :, 4:], v[:, :, 4:], late, torch.tensor([1, 1, 4, 5, 6])
         )
         o, lse = _merged(answer, a, b)
-        _merge_finite(o, lse, scale)
+        _merge_finite(o, lse, blind=2, size=scale - 1)
         _merge_values(o, lse, a, b)
-    # pieces in which every query saw a key: here gradients are looked at, too
-    a, b = ((torch.randn(1, 2, T, D), torch.randn(1, 2, T)) for _ in "ab")
-    _merge_values(*_merged(answer, a, b), a, b)
 
 
 def _merged(answer, a: tuple, b: tuple) -> tuple[Tensor, Tensor]:
@@ -70,19 +74,31 @@ def _merged(answer, a: tuple, b: tuple) -> tuple[Tensor, Tensor]:
     return tuple(got)
 
 
-def _merge_finite(o: Tensor, lse: Tensor, scale: float) -> None:
-    if o.isnan()[:, :, :2].any() or lse.isnan()[:, :, :2].any():
+def _merge_finite(o: Tensor, lse: Tensor, size: float, blind: int = 0) -> None:
+    """NaN and infinity; `blind` queries, from the first, see neither piece."""
+    if o.isnan()[:, :, :blind].any() or lse.isnan()[:, :, :blind].any():
         raise Mistake(
             "NaN where a query sees neither piece: −∞ − (−∞) is NaN; its output is 0"
             " and its log-sum-exp −∞"
         )
-    if not o.isfinite().all() or lse.isnan().any() or (lse == math.inf).any():
-        cure = (
-            "e^ℓ overflows when ℓ is in the hundreds: only ever take e^ of a difference"
-            if scale > 1
-            else "check −∞"
-        )
+    saw = o[:, :, blind:]
+    lost = size and not saw.any()  # NaN that was made 0
+    lost = lost or lse[:, :, blind:].isinf().any()  # −∞ where a key was seen
+    if not o.isfinite().all() or lse.isnan().any() or lost:
+        cure = "check −∞"
+        if size:
+            verb = "overflows" if size > 0 else "vanishes"
+            cure = (
+                f"e^ℓ {verb} when ℓ is in the hundreds: only ever take e^ of a"
+                " difference"
+            )
         raise Mistake(f"the merged piece holds NaN or infinity: {cure}")
+    if lse[:, :, :blind].isfinite().any():
+        raise Mistake(
+            "the log-sum-exp of a query that sees neither piece is"
+            f" {lse[0, 0, 0].item():g}, a finite number: it must stay −∞, or the next"
+            " merge takes it for a key"
+        )
 
 
 def _merge_values(o: Tensor, lse: Tensor, a: tuple, b: tuple) -> None:
@@ -90,6 +106,12 @@ def _merge_values(o: Tensor, lse: Tensor, a: tuple, b: tuple) -> None:
     o_b, l_b = b
     right_o, right_l = reference(*a, *b)
     swapped, _ = reference(o_b, l_a, o_a, l_b)
+    top = torch.maximum(l_a, l_b)
+    unshared = [(o * (x - top).exp()[..., None]) for o, x in ((o_a, l_a), (o_b, l_b))]
+    base_2 = [
+        (o * 2 ** (x - torch.logaddexp2(l_a, l_b))[..., None])
+        for o, x in ((o_a, l_a), (o_b, l_b))
+    ]
     diagnose(
         o,
         right=right_o,
@@ -107,6 +129,11 @@ def _merge_values(o: Tensor, lse: Tensor, a: tuple, b: tuple) -> None:
             "the weights are those of ℓ, not of e^ℓ": (
                 (l_a[..., None] * o_a + l_b[..., None] * o_b) / (l_a + l_b)[..., None]
             ),
+            (
+                "the weights do not add up to one: after e^(ℓ − the larger ℓ), divide"
+                " by the sum of both"
+            ): sum(unshared),
+            "the weights are powers of 2: ℓ is a natural logarithm": sum(base_2),
             "the first piece was kept and the second dropped": o_a,
             "the second piece replaced the first": o_b,
             "the larger piece was kept and the other dropped": torch.where(
@@ -154,8 +181,9 @@ def _merge_values(o: Tensor, lse: Tensor, a: tuple, b: tuple) -> None:
 )
 def zigzag(answer):
     """The positions of one rank's tokens under the zigzag cut."""
-    for T, p in ((16, 2), (24, 3), (29, 4)):
-        pieces = torch.arange(T).tensor_split(2 * p)
+    for T, p in ((24, 3), (16, 2), (29, 4), (9, 1), (13, 6)):
+        positions = torch.arange(T)
+        pieces = positions.tensor_split(2 * p)
         cut = shards(T, p, "zigzag")
         for rank in range(p):
             what = f"zigzag(T={T}, p={p}, rank={rank})"
@@ -186,6 +214,35 @@ def zigzag(answer):
                     "the two pieces are in the wrong order: the earlier tokens first": (
                         torch.cat([pieces[mirror], pieces[rank]])
                     ),
+                    (
+                        "the second piece is one too near: the mirror of piece r is"
+                        " 2p − 1 − r"
+                    ): torch.cat([pieces[rank], pieces[(mirror - 1) % (2 * p)]]),
+                    (
+                        "the line is cut into p pieces; it is 2p, each half as long"
+                    ): _pair(positions.tensor_split(p), rank),
+                    (
+                        "these are the pieces of `chunk`, all rounded up: the lengths"
+                        " are to differ by one at most (`tensor_split`)"
+                    ): _pair(positions.chunk(2 * p), rank),
+                    (
+                        "all pieces have ⌊T/2p⌋ tokens: those that are left over"
+                        " belong to nobody"
+                    ): _pair(positions[: T - T % (2 * p)].tensor_split(2 * p), rank),
+                    (
+                        "the second piece is the first one's mirror image among the"
+                        " tokens; take the mirror among the pieces: they need not be"
+                        " equally long"
+                    ): torch.cat([pieces[rank], (T - 1 - pieces[rank]).flip(0)]),
+                    (
+                        "each half was cut by itself: cut all T positions into 2p"
+                        " pieces at once"
+                    ): torch.cat(
+                        [
+                            positions[: T // 2].tensor_split(p)[rank],
+                            positions[T // 2 :].tensor_split(p)[p - 1 - rank],
+                        ]
+                    ),
                     "one of the two pieces is missing": pieces[rank],
                     "the late piece runs backwards": torch.cat(
                         [pieces[rank], pieces[mirror].flip(0)]
@@ -193,6 +250,13 @@ def zigzag(answer):
                 },
                 what=what,
             )
+
+
+def _pair(pieces: Sequence[Tensor], rank: int) -> Tensor:
+    """A piece from the front and one from the back; empty where there is none."""
+    if rank >= len(pieces):
+        return torch.empty(0, dtype=torch.long)
+    return torch.cat([pieces[rank], pieces[-1 - rank]])
 
 
 @check.exercise(
@@ -219,12 +283,10 @@ def layer_memory(answer):
     """Bytes that one GPT layer keeps on each tensor-parallel rank."""
     for shape, t in (
         (GPTShape(2048, 1, 12288, 96), 8),
-        (GPTShape(1024, 4, 2048, 32), 4),
+        (GPTShape(1024, 3, 2048, 32), 4),
         (GPTShape(512, 2, 1024, 8), 1),
     ):
         s, b, h, a = shape.s, shape.b, shape.h, shape.a
-        sbh = s * b * h
-        scores = 5 * a * s / h
         for cut in (False, True):
             for selective in (False, True):
                 what = (
@@ -236,39 +298,7 @@ def layer_memory(answer):
                 )
                 kind = "selective" if selective else "none"
                 right = layer_bytes(shape, t, sequence_parallel=cut, recompute=kind)
-                kept = 0.0 if selective else scores
-                mistakes = {
-                    (
-                        "t divides the 34 also without sequence parallelism: 10 of it"
-                        " are outside of the split regions"
-                    ): sbh * (34 + kept) / t,
-                    "nothing is divided by t": sbh * (34 + kept),
-                    "the scores are not divided by t: a rank has a/t heads": (
-                        sbh * (10 / (t if cut else 1) + 24 / t + kept)
-                    ),
-                    "sequence parallelism divides the 10, too": (
-                        sbh * (10 + 24 / t + kept / t)
-                    ),
-                    (
-                        "the scores are still there: selective recomputation forgets"
-                        " them"
-                    ): sbh * (10 / (t if cut else 1) + 24 / t + scores / t),
-                    (
-                        "Q, K and V (6 of the 34) were dropped as well: they are what"
-                        " the scores are computed from again"
-                    ): right - 6 * sbh / t,
-                    (
-                        "these are elements, or every element counts one byte; it has"
-                        " two"
-                    ): right / 2,
-                    "this is full recomputation: selective forgets the scores only": (
-                        2 * sbh
-                    ),
-                    (
-                        "the scores grow with s², and so does 5as/h · sbh: a factor s"
-                        " is missing"
-                    ): right - sbh * kept / t + 5 * a * b * kept / max(kept, 1) / t,
-                }
+                mistakes = _memory_mistakes(shape, t, cut, selective, right)
                 diagnose(
                     float(got),
                     right=float(right),
@@ -276,6 +306,61 @@ def layer_memory(answer):
                     tol=1e-9,
                     what=what,
                 )
+
+
+def _memory_mistakes(
+    shape: GPTShape, t: int, cut: bool, selective: bool, right: float
+) -> dict[str, float]:
+    """Diagnosis → the bytes that this mistake leads to."""
+    s, b, h = shape.s, shape.b, shape.h
+    sbh = s * b * h
+    scores = 5 * shape.a * s / h
+    kept = 0.0 if selective else scores
+    outside = 10 / (t if cut else 1)
+    return {
+        (
+            "t divides the 34 also without sequence parallelism: 10 of it"
+            " are outside of the split regions"
+        ): sbh * (34 + kept) / t,
+        "nothing is divided by t": sbh * (34 + kept),
+        "the scores are not divided by t: a rank has a/t heads": (
+            sbh * (outside + 24 / t + kept)
+        ),
+        "sequence parallelism divides the 10, too": (sbh * (10 + 24 / t + kept / t)),
+        ("the scores are still there: selective recomputation forgets them"): sbh
+        * (outside + 24 / t + scores / t),
+        (
+            "Q, K and V (6 of the 34) were dropped as well: they are what"
+            " the scores are computed from again"
+        ): right - 6 * sbh / t,
+        ("these are elements, or every element counts one byte; it has two"): right / 2,
+        (
+            "the scores are there with selective recomputation, and gone"
+            " without: it is what forgets them"
+        ): sbh * (outside + 24 / t + (scores - kept) / t),
+        "sequence parallelism is on where it is to be off": (
+            sbh * (10 / (1 if cut else t) + 24 / t + kept / t)
+        ),
+        "10 and 24 are exchanged: 24 is inside the split regions": (
+            sbh * (24 / (t if cut else 1) + 10 / t + kept / t)
+        ),
+        "the scores count b twice: they are 5as²b bytes": (
+            sbh * (outside + 24 / t + b * kept / t)
+        ),
+        "these are the bytes of all t ranks together; one is asked": (right * t),
+        (
+            "what is inside the split regions is divided by t already:"
+            " sequence parallelism divides only the 10"
+        ): sbh * (10 + 24 / t + kept / t) / (t if cut else 1),
+        (
+            "a part of the scores is still there: selective recomputation"
+            " forgets them, dropout included"
+        ): right + sbh * (scores / 5 if selective else 0) / t,
+        "this is full recomputation: selective forgets the scores only": (2 * sbh),
+        "the scores grow with s²: a factor s is missing": (
+            sbh * (outside + 24 / t + kept / s / t)
+        ),
+    }
 
 
 @check.exercise(
@@ -301,50 +386,60 @@ def layer_memory(answer):
 )
 def ring_attention(answer):
     """Challenge: exact causal attention round a ring, with p − 1 hops."""
-    B, H, K, D = 2, 4, 2, 6
     shuffled = [torch.tensor(c) for c in ([7, 0, 10, 5], [3, 11, 1, 8], [9, 2, 6, 4])]
     for cut in (
         shuffled,
         shards(8, 2, "contiguous"),
         shards(14, 3, "zigzag"),
+        shards(15, 5, "zigzag"),
         shards(5, 1, "contiguous"),
     ):
-        p = len(cut)
-        T = sum(map(len, cut))
-        q = torch.randn(B, H, T, D)
-        k = torch.randn(B, K, T, D)
-        v = torch.randn(B, K, T, D)
+        _check_ring_run(answer, cut)
 
-        def fn(comm, q=q, k=k, v=v, cut=cut):
-            tokens = cut[comm.rank]
-            local = [t[:, :, tokens].clone() for t in (q, k, v)]
-            return answer(comm, *local, cut)
 
-        results, ledger = on_ranks(p, fn)
-        for r, got in enumerate(results):
-            what = f"ring_attention(...) on rank {r} of {p}"
-            expect(
-                got,
-                shape=(B, H, len(cut[r]), D),
-                dtype=torch.float32,
-                finite=False,
-                what=what,
-            )
-            if got.isnan().any():
-                raise Mistake(
-                    f"{what} holds NaN: is a piece in which no query sees a key merged"
-                    " with another such piece?"
-                )
-            check_ring(got, (q, k, v), cut, r, what)
-        gathers = ("all_gather", "broadcast", "all_to_all")
-        if p > 1 and any(ledger.count(op) for op in gathers):
+def _check_ring_run(answer, cut: list[Tensor]) -> None:
+    B, H, K, D = 2, 4, 2, 6
+    p = len(cut)
+    T = sum(map(len, cut))
+    q = torch.randn(B, H, T, D)
+    k = torch.randn(B, K, T, D)
+    v = torch.randn(B, K, T, D)
+    kept = [0] * p
+    made: list[set[tuple[int, ...]]] = [set() for _ in cut]
+
+    def fn(comm):
+        tokens = cut[comm.rank]
+        local = [t[:, :, tokens].clone() for t in (q, k, v)]
+        watched = Received(comm, "sendrecv", "recv")
+        with Operations() as seen:
+            got = answer(watched, *local, cut)
+        kept[comm.rank] = watched.most_numbers
+        made[comm.rank] = {shape for _, shape in seen.done}
+        return got
+
+    results, ledger = on_ranks(p, fn)
+    names = [f"ring_attention(...) on rank {r} of {p}" for r in range(p)]
+    for got, tokens, what in zip(results, cut, names, strict=True):
+        shape = (B, H, len(tokens), D)
+        expect(got, shape=shape, dtype=torch.float32, finite=False, what=what)
+        if got.isnan().any():
             raise Mistake(
-                "the values are right, but a rank holds all keys at once: hand them"
-                " round the ring with sendrecv"
+                f"{what} holds NaN: is a piece in which no query sees a key merged"
+                " with another such piece?"
             )
-        longest = max(map(len, cut))
-        at_most(
-            ledger,
-            (p - 1) * 2 * B * K * longest * D,
-            "p − 1 hops are enough, and the queries stay at home",
+    # from the last rank on: nobody comes after it, so that a rank that skips the later
+    # ones is not taken for one that looks at its own keys alone
+    for r in reversed(range(p)):
+        check_ring(results[r], (q, k, v), cut, r, names[r])
+    gathers = ("all_gather", "broadcast", "all_to_all")
+    longest = max(map(len, cut))
+    shard = 2 * B * K * longest * D
+    # with few ranks, what is being sent and what comes are all there is
+    joined = any(T in shape[-2:-1] for shapes in made for shape in shapes)
+    together = p > 3 and (joined or max(kept) >= (p - 1) * shard)
+    if together or (p > 1 and any(ledger.count(op) for op in gathers)):
+        raise Mistake(
+            "the values are right, but a rank holds all keys at once: hand them"
+            " round the ring with sendrecv, and let a piece go when it is merged"
         )
+    at_most(ledger, (p - 1) * shard, "p − 1 hops are enough, and the queries stay home")

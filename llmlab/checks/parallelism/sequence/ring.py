@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from llmlab.checks.parallelism.ranks import either
 from llmlab.course.grading.checking import close, diagnose
 from llmlab.parallelism.sequence import attend, merge
 
@@ -52,12 +53,26 @@ def check_ring(got: Tensor, qkv: tuple, cut: list[Tensor], r: int, what: str) ->
     short = attend(
         q[:, :, cut[r]], k[:, :, keys], v[:, :, keys], local[r], torch.cat(local)
     )[0]
+    local_later = stepwise(
+        q,
+        k,
+        v,
+        cut,
+        order,
+        masks=[(cut[r], cut[r]), *[(local[r], local[s]) for s in order[1:]]],
+    )
     # rank after rank, as if nobody had shuffled
     row = torch.arange(len(keys)).split([len(c) for c in cut])
     stretch = attend(
         q[:, :, cut[r]], k[:, :, keys], v[:, :, keys], row[r], torch.cat(row)
     )[0]
-    mistakes = {
+    mistakes = {}
+    if r < p - 1:  # the last rank, marked before, has none after it
+        mistakes[
+            "ranks after this one were skipped: `cut` may hand out positions in any"
+            " order, so a later rank can have earlier tokens"
+        ] = over([s for s in order if s <= r])
+    mistakes |= {
         "only this rank's own keys were looked at": pieces[0],
         "the last step is missing: there are p steps": over(order[:-1]),
         "this rank's own keys are missing": over(order[1:]),
@@ -69,7 +84,7 @@ def check_ring(got: Tensor, qkv: tuple, cut: list[Tensor], r: int, what: str) ->
         (
             "the mask counts from 0 on every rank: use the positions in the whole"
             " sequence"
-        ): short,
+        ): either(got, short, local_later),
         (
             "the mask takes the ranks' tokens for one stretch after another: `cut`"
             " says where they are"
@@ -91,7 +106,14 @@ def check_ring(got: Tensor, qkv: tuple, cut: list[Tensor], r: int, what: str) ->
         (
             "this rank's keys were sent, and looked at, again in every step: hand on"
             " what came"
-        ): over([r, *[(r - 1) % p] * (p - 1)]),
+        ): either(
+            got,
+            over([r, *[(r - 1) % p] * (p - 1)]),
+            over([r, *[(r - 1) % p] * (p - 1)], order),
+        ),
+        "the queries were sent round as well: they stay, and keys and values travel": (
+            visiting(q, k, v, cut, order)
+        ),
     }
     diagnose(got, right=right, mistakes=mistakes, tol=1e-4, what=what)
 
@@ -104,6 +126,7 @@ def stepwise(
     order: list[int],
     keys: list[int] | None = None,
     values: list[int] | None = None,
+    masks: list[tuple[Tensor, Tensor]] | None = None,
     carries_lse: bool = True,
 ) -> Tensor:
     """Attention of the first rank in `order`, piece by piece; NaN where sizes differ.
@@ -111,19 +134,33 @@ def stepwise(
     Args:
         order: whose positions are masked with, step by step.
         keys, values: whose keys and values are looked at instead.
+        masks: positions of queries and keys, step by step, instead.
     """
     mine = cut[order[0]]
     o = torch.full_like(q[:, :, mine], math.nan)
     lse = None
-    for where, a, b in zip(order, keys or order, values or order, strict=True):
-        if len({len(cut[where]), len(cut[a]), len(cut[b])}) > 1:
+    masks = masks or [(mine, cut[where]) for where in order]
+    for (q_at, k_at), a, b in zip(masks, keys or order, values or order, strict=True):
+        if len({len(k_at), len(cut[a]), len(cut[b])}) > 1:
             return torch.full_like(o, math.nan)
-        piece = attend(
-            q[:, :, mine], k[:, :, cut[a]], v[:, :, cut[b]], mine, cut[where]
-        )
+        piece = attend(q[:, :, mine], k[:, :, cut[a]], v[:, :, cut[b]], q_at, k_at)
         if lse is None:
             o, lse = piece
             continue
         o, merged = merge(o, lse, *piece)
         lse = merged if carries_lse else lse
+    return o
+
+
+def visiting(
+    q: Tensor, k: Tensor, v: Tensor, cut: list[Tensor], order: list[int]
+) -> Tensor:
+    """All ranks' queries over the first rank's keys, merged; NaN where sizes differ."""
+    mine = cut[order[0]]
+    if len({len(cut[s]) for s in order}) > 1:
+        return torch.full_like(q[:, :, mine], math.nan)
+    o, lse = attend(q[:, :, mine], k[:, :, mine], v[:, :, mine], mine, mine)
+    for s in order[1:]:
+        piece = attend(q[:, :, cut[s]], k[:, :, mine], v[:, :, mine], cut[s], mine)
+        o, lse = merge(o, lse, *piece)
     return o
