@@ -139,7 +139,7 @@ def test_unforeseen_mistakes_get_a_useful_word(case):
 
 def test_an_infinity_that_is_missing_is_not_rounding():
     right = torch.tensor([1.0, -torch.inf, 3.0, -torch.inf])
-    with pytest.raises(Mistake, match="infinite and finite .* in 1 of 4 places"):
+    with pytest.raises(Mistake, match=r"infinite and finite .* in 1 of 4 places"):
         diagnose(torch.tensor([1.0, -torch.inf, 3.0, 0.0]), right=right)
 
 

@@ -14,108 +14,140 @@ from llmlab.parallelism.sequence import attend, merge
 
 def check_ring(got: Tensor, qkv: tuple, cut: list[Tensor], r: int, what: str) -> None:
     """The output on rank r, compared with what each mistake would give."""
-    q, k, v = qkv
-    p = len(cut)
+    ring = _Ring(qkv, cut, r)
+    right = ring.over(range(len(cut)))
+    if not close(got, right, 1e-4):
+        mistakes = {**_whose_keys(ring, got), **_which_mask(ring, got), **_merges(ring)}
+        diagnose(got, right=right, mistakes=mistakes, tol=1e-4, what=what)
 
-    def over(sources, positions=None, blind=False):
-        """Attention of rank r's queries over the keys of some ranks.
+
+class _Ring:
+    """Attention as rank r computes it; `order` is from whom keys come, step by step."""
+
+    def __init__(self, qkv: tuple, cut: list[Tensor], r: int) -> None:
+        self.qkv = qkv
+        self.cut = cut
+        self.r = r
+        self.p = len(cut)
+        self.order = [(r - s) % self.p for s in range(self.p)]
+
+    def over(self, sources, positions=None, blind=False) -> Tensor:
+        """Attention of rank r's queries over the keys of some ranks; NaN for none.
 
         `positions`: the ranks from which the keys' positions are taken instead.
         """
+        q, k, v = self.qkv
+        mine = self.cut[self.r]
         if not sources:
-            return torch.full_like(got, math.nan)
-        keys = torch.cat([cut[s] for s in sources])
-        seen = torch.cat(
-            [
-                cut[s][: len(cut[t])]
-                for s, t in zip(positions or sources, sources, strict=True)
-            ]
-        )
-        if len(seen) != len(keys):
-            return torch.full_like(got, math.nan)
+            return torch.full_like(q[:, :, mine], math.nan)
+        keys = torch.cat([self.cut[s] for s in sources])
+        seen = [
+            self.cut[s][: len(self.cut[t])]
+            for s, t in zip(positions or sources, sources, strict=True)
+        ]
+        if sum(map(len, seen)) != len(keys):
+            return torch.full_like(q[:, :, mine], math.nan)
         return attend(
-            q[:, :, cut[r]],
+            q[:, :, mine],
             k[:, :, keys],
             v[:, :, keys],
-            cut[r],
-            seen,
+            mine,
+            torch.cat(seen),
             causal=not blind,
         )[0]
 
-    right = over(range(p))
-    if close(got, right, 1e-4):
-        return
-    order = [(r - s) % p for s in range(p)]
-    pieces = [over([s]) for s in order]
-    last = next((x for x in reversed(pieces) if x.count_nonzero()), pieces[0])
-    local = [torch.arange(len(c)) for c in cut]
-    keys = torch.cat(cut)
-    short = attend(
-        q[:, :, cut[r]], k[:, :, keys], v[:, :, keys], local[r], torch.cat(local)
-    )[0]
-    local_later = stepwise(
-        q,
-        k,
-        v,
-        cut,
-        order,
-        masks=[(cut[r], cut[r]), *[(local[r], local[s]) for s in order[1:]]],
-    )
-    # rank after rank, as if nobody had shuffled
-    row = torch.arange(len(keys)).split([len(c) for c in cut])
-    stretch = attend(
-        q[:, :, cut[r]], k[:, :, keys], v[:, :, keys], row[r], torch.cat(row)
-    )[0]
+    def masked_by(self, positions: list[Tensor]) -> Tensor:
+        """Attention over all keys, where rank s's tokens stand at `positions[s]`."""
+        q, k, v = self.qkv
+        keys = torch.cat(self.cut)
+        return attend(
+            q[:, :, self.cut[self.r]],
+            k[:, :, keys],
+            v[:, :, keys],
+            positions[self.r],
+            torch.cat(positions),
+        )[0]
+
+    def stepwise(self, **changed) -> Tensor:
+        """Piece by piece, with something else than the ring's own."""
+        return stepwise(*self.qkv, self.cut, self.order, **changed)
+
+
+def _whose_keys(ring: _Ring, got: Tensor) -> dict[str, Tensor]:
+    """Mistakes in what travels, and how far."""
+    order, p, r = ring.order, ring.p, ring.r
     mistakes = {}
     if r < p - 1:  # the last rank, marked before, has none after it
         mistakes[
             "ranks after this one were skipped: `cut` may hand out positions in any"
             " order, so a later rank can have earlier tokens"
-        ] = over([s for s in order if s <= r])
-    mistakes |= {
-        "only this rank's own keys were looked at": pieces[0],
-        "the last step is missing: there are p steps": over(order[:-1]),
-        "this rank's own keys are missing": over(order[1:]),
-        (
-            "the positions are those of rank r + s; in step s the keys of rank r − s"
-            " are here"
-        ): over(order, [(r + s) % p for s in range(p)]),
-        "every step used this rank's own positions for the keys": over(order, [r] * p),
-        (
-            "the mask counts from 0 on every rank: use the positions in the whole"
-            " sequence"
-        ): either(got, short, local_later),
-        (
-            "the mask takes the ranks' tokens for one stretch after another: `cut`"
-            " says where they are"
-        ): stretch,
-        "there is no causal mask between ranks": over(order, blind=True),
-        "the pieces were added: merge them by their log-sum-exp": sum(pieces),
-        "the pieces were averaged: merge them by their log-sum-exp": sum(pieces) / p,
-        "the last piece overwrote the others": last,
-        (
-            "the log-sum-exp is not carried along: each merge returns a new one, and"
-            " the next merge needs it"
-        ): stepwise(q, k, v, cut, order, carries_lse=False),
-        "the keys travel and the values stay: both are of the same tokens": stepwise(
-            q, k, v, cut, order, values=[r] * p
+        ] = ring.over([s for s in order if s <= r])
+    return mistakes | {
+        "only this rank's own keys were looked at": ring.over([r]),
+        "the last step is missing: there are p steps": ring.over(order[:-1]),
+        "this rank's own keys are missing": ring.over(order[1:]),
+        "the keys travel and the values stay: both are of the same tokens": (
+            ring.stepwise(values=[r] * p)
         ),
-        "the values travel and the keys stay: both are of the same tokens": stepwise(
-            q, k, v, cut, order, keys=[r] * p
+        "the values travel and the keys stay: both are of the same tokens": (
+            ring.stepwise(keys=[r] * p)
         ),
         (
             "this rank's keys were sent, and looked at, again in every step: hand on"
             " what came"
         ): either(
             got,
-            over([r, *[(r - 1) % p] * (p - 1)]),
-            over([r, *[(r - 1) % p] * (p - 1)], order),
+            ring.over([r, *[(r - 1) % p] * (p - 1)]),
+            ring.over([r, *[(r - 1) % p] * (p - 1)], order),
         ),
         "the queries were sent round as well: they stay, and keys and values travel": (
-            visiting(q, k, v, cut, order)
+            visiting(*ring.qkv, ring.cut, order)
         ),
     }
-    diagnose(got, right=right, mistakes=mistakes, tol=1e-4, what=what)
+
+
+def _which_mask(ring: _Ring, got: Tensor) -> dict[str, Tensor]:
+    """Mistakes in the positions that are masked with."""
+    order, p, r, cut = ring.order, ring.p, ring.r, ring.cut
+    local = [torch.arange(len(c)) for c in cut]
+    # rank after rank, as if nobody had shuffled
+    row = list(torch.arange(sum(map(len, cut))).split([len(c) for c in cut]))
+    masks = [(cut[r], cut[r]), *[(local[r], local[s]) for s in order[1:]]]
+    return {
+        (
+            "the positions are those of rank r + s; in step s the keys of rank r − s"
+            " are here"
+        ): ring.over(order, [(r + s) % p for s in range(p)]),
+        "every step used this rank's own positions for the keys": ring.over(
+            order, [r] * p
+        ),
+        (
+            "the mask counts from 0 on every rank: use the positions in the whole"
+            " sequence"
+        ): either(got, ring.masked_by(local), ring.stepwise(masks=masks)),
+        (
+            "the mask takes the ranks' tokens for one stretch after another: `cut`"
+            " says where they are"
+        ): ring.masked_by(row),
+        "there is no causal mask between ranks": ring.over(order, blind=True),
+    }
+
+
+def _merges(ring: _Ring) -> dict[str, Tensor]:
+    """Mistakes in how the pieces become one."""
+    pieces = [ring.over([s]) for s in ring.order]
+    last = next((x for x in reversed(pieces) if x.count_nonzero()), pieces[0])
+    return {
+        "the pieces were added: merge them by their log-sum-exp": sum(pieces),
+        "the pieces were averaged: merge them by their log-sum-exp": (
+            sum(pieces) / ring.p
+        ),
+        "the last piece overwrote the others": last,
+        (
+            "the log-sum-exp is not carried along: each merge returns a new one, and"
+            " the next merge needs it"
+        ): ring.stepwise(carries_lse=False),
+    }
 
 
 def stepwise(
