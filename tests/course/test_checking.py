@@ -143,6 +143,32 @@ def test_an_infinity_that_is_missing_is_not_rounding():
         diagnose(torch.tensor([1.0, -torch.inf, 3.0, 0.0]), right=right)
 
 
+@pytest.mark.parametrize(
+    ("got", "right", "says"),
+    [
+        ([5, 3, 9, 8], [4, 3, 8, 8], "too large by 1 in 2 of 4 places"),
+        ([3, 3, 7, 6, 2], [4, 3, 8, 8, 2], "differs in 3 of 5 places, by up to 2"),
+        ([4, 4, 7, 8], [4, 3, 8, 8], "is off by 1 in 2 of 4 places"),
+        (
+            [True, True, False, False, True],
+            [False, False, True, False, True],
+            "1 (true) for 0 (false) in 2 of them, the other way round in 1",
+        ),
+    ],
+)
+def test_whole_numbers_are_not_rounded_ones(got, right, says):
+    with pytest.raises(Mistake) as caught:
+        diagnose(torch.tensor(got), right=torch.tensor(right))
+    assert says in str(caught.value)
+    assert "precision" not in str(caught.value)
+    assert "square" not in str(caught.value)
+
+
+def test_a_gap_of_nearly_nothing_has_a_size():
+    with pytest.raises(Mistake, match=r"by less than 1%"):
+        diagnose(2001, right=2000)
+
+
 def test_swapped_shapes_are_named():
     with pytest.raises(Mistake, match="dimensions 0 and 1 are swapped"):
         expect(torch.zeros(2, 3), shape=(3, 2))

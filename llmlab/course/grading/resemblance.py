@@ -149,7 +149,8 @@ def _inverse(g: Tensor, r: Tensor, same: Same) -> str | None:
 def _powers(g: Tensor, r: Tensor, same: Same) -> str | None:
     if g.numel() < 2:
         return None
-    if (g >= 0).all() and same(g.sqrt() * r.sign()):
+    zero_stays = not g[r == 0].any()  # else 0 and 1 would pass for squares
+    if (g >= 0).all() and zero_stays and same(g.sqrt() * r.sign()):
         return "is the square of the right values: is a square root missing?"
     if same(g**2):
         return "is the square root of the right values"
@@ -259,10 +260,13 @@ def _statistics(g: Tensor, r: Tensor, bad: Tensor, what: str) -> str:
         direction = "large" if g > r else "small"
         text = f"{what} is {float(g):.6g}, which is too {direction}"
         if 0 < gap < 0.1:
-            bound = 10 ** math.ceil(math.log10(gap))
+            bound = max(0.01, 10 ** math.ceil(math.log10(gap)))
             text += f" (by less than {bound:.0%}: look for a small term)"
         return text
     gap = (g - r).abs()
+    whole = _whole_numbers(g, r, bad)
+    if whole:
+        return f"{what} {whole}"
     gap = gap[gap.isfinite()]
     largest = float(gap.max()) if gap.numel() else math.inf
     scale = float(r[r.isfinite()].abs().mean()) or 1.0
@@ -273,6 +277,28 @@ def _statistics(g: Tensor, r: Tensor, bad: Tensor, what: str) -> str:
     elif largest < 1e-2 * scale:
         text += ": near, but not by rounding; look for a small term"
     return text
+
+
+def _whole_numbers(g: Tensor, r: Tensor, bad: Tensor) -> str | None:
+    """What is said of truth values, and of whole numbers that are one off.
+
+    Of these a lower precision is never the reason.
+    """
+    if not (torch.equal(g, g.round()) and torch.equal(r, r.round())):
+        return None
+    gap = (g - r)[bad]
+    places = f"{int(bad.sum())} of {g.numel()} places"
+    if not (gap.abs() == 1).all():
+        return None
+    up = int((gap > 0).sum())
+    if torch.cat([g, r]).unique().tolist() == [0, 1]:
+        down = len(gap) - up
+        return (
+            f"is wrong in {places}: 1 (true) for 0 (false) in {up} of them, the"
+            f" other way round in {down}"
+        )
+    way = {0: "too small by 1", len(gap): "too large by 1"}.get(up, "off by 1")
+    return f"is {way} in {places}"
 
 
 def is_rounded(g: Tensor, gap: Tensor, scale: float) -> bool:
