@@ -112,7 +112,8 @@ check.backward_in_two(backward_in_two)
 #
 # Now a rank. Go down `ops` and do what it says: F takes a microbatch (rank 0) or a message from the rank before, B goes backward.
 # In the end every parameter's `.grad` is that of the mean of the microbatches' losses. The check runs GPipe's order, the same
-# with the backwards last in, first out, 1F1B, and the last microbatch first: on three ranks, with microbatches of different sizes.
+# with the backwards last in, first out, 1F1B, and the last microbatch first: on three ranks, and on one that is the first and the last
+# at once; with microbatches of different sizes.
 
 
 # %% tags=["exercise"]

@@ -4,9 +4,11 @@ each must get.
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from tests.checks.rejecting import Wrong, rejects
+from llmlab.checks.parallelism.pipeline import check
+from tests.checks.rejecting import Wrong, rejects, verdict
 
 # Exercise 1
 
@@ -334,6 +336,141 @@ def one_slot_for_all(comm, stage, ops, xs, ys, loss_fn):
     return total if last else None
 
 
+def p_and_p(p, m, v=1):
+    return p / (v * m + p)
+
+
+def lost_twice(p, m, v=1):
+    return 2 * (p - 1) / (v * m + 2 * (p - 1))
+
+
+def two_kinds_of_slots(p, m, v=1):
+    return (p - 1) / (3 * v * m + p - 1)
+
+
+def chunks_as_ranks(p, m, v=1):
+    return (p * v - 1) / (m + p * v - 1)
+
+
+def one_ahead_too_few(p, m, r):
+    return phases(m, min(max(p - r - 2, 0), m))
+
+
+def twice_ahead(p, m, r):
+    return phases(m, min(2 * (p - r - 1), m))
+
+
+def warmed_up_by_one_more(p, m, r):
+    """Right: the warm-up counts the forward of the steady state."""
+    w = min(p - r, m)
+    ops = [("F", i) for i in range(w)]
+    for k in range(m):
+        ops.append(("B", k))
+        if w + k < m:
+            ops.append(("F", w + k))
+    return ops
+
+
+def first_mask_missing(inputs, weights, dy):
+    return in_two(inputs, weights, dy, masked=lambda k: k > 1)
+
+
+def last_mask_missing(inputs, weights, dy):
+    return in_two(inputs, weights, dy, masked=lambda k: 0 < k < len(weights) - 1)
+
+
+def mask_on_dy(inputs, weights, dy):
+    return in_two(inputs, weights, dy * (inputs[-1] @ weights[-1].T > 0))
+
+
+def times_inputs(inputs, weights, dy):
+    kept = []
+    for k in range(len(weights) - 1, -1, -1):
+        kept.append((inputs[k], dy))
+        dy = dy @ weights[k]
+        dy = dy * inputs[k] if k else dy
+    return dy, lambda: [d.T @ x for x, d in reversed(kept)]
+
+
+def mean_of_rows(inputs, weights, dy):
+    return in_two(inputs, weights, dy, grad=lambda x, dy: dy.T @ x / len(x))
+
+
+def mask_by_index(inputs, weights, dy):
+    """Right: with where and einsum, linear by linear."""
+    dys = [dy]
+    for x, w in zip(inputs[:0:-1], weights[:0:-1], strict=True):
+        dys.append(torch.where(x > 0, dys[-1] @ w, 0.0))
+    pairs = list(zip(reversed(dys), inputs, strict=True))
+    return dys[-1] @ weights[0], lambda: [
+        torch.einsum("nb,na->ba", d, x) for d, x in pairs
+    ]
+
+
+def kept_in_a_queue(comm, stage, ops, xs, ys, loss_fn):
+    first, last = comm.rank == 0, comm.rank == comm.size - 1
+    kept, losses = [], []
+    for kind, i in ops:
+        if kind == "F":
+            x = xs[i] if first else comm.recv(comm.rank - 1).requires_grad_()
+            y = stage(x)
+            kept.append((x, y))
+            if not last:
+                comm.isend(y, comm.rank + 1)
+        else:
+            x, y = kept.pop(0)
+            if last:
+                y = loss_fn(y, ys[i])
+                losses.append(y.item())
+                (y / len(xs)).backward()
+            else:
+                y.backward(comm.recv(comm.rank + 1))
+            if not first:
+                comm.isend(x.grad, comm.rank - 1)
+    return sum(losses) / len(losses) if last else None
+
+
+def divided_by_ranks(comm, *args):
+    return run(comm, *args, share=lambda i: 1 / comm.size)
+
+
+def everyone_feeds_xs(comm, stage, ops, xs, ys, loss_fn):
+    def own(x):
+        return stage(xs[len(x) - 2].clone().requires_grad_() + 0 * x)
+
+    return run(comm, own, ops, xs, ys, loss_fn)
+
+
+def never_alone(comm, stage, ops, xs, ys, loss_fn):
+    """The first rank is taken for one that is not the last."""
+    kept, losses = {}, []
+    for kind, i in ops:
+        last = comm.rank == comm.size - 1 and comm.rank > 0
+        if kind == "F":
+            x = comm.recv(comm.rank - 1).requires_grad_() if comm.rank else xs[i]
+            y = stage(x)
+            if last:
+                y = loss_fn(y, ys[i]) / len(xs)
+                losses.append(y.item())
+            else:
+                comm.isend(y, comm.rank + 1)
+            kept[i] = x, y
+        else:
+            x, y = kept.pop(i)
+            y.backward(None if last else comm.recv(comm.rank + 1))
+            if comm.rank:
+                comm.isend(x.grad, comm.rank - 1)
+    return sum(losses) if losses else None
+
+
+def divided_at_the_end(comm, stage, ops, xs, ys, loss_fn):
+    """Right: each loss goes backward whole; the gradients are divided once."""
+    loss = run(comm, stage, ops, xs, ys, loss_fn, share=lambda i: 1.0)
+    for w in stage.parameters():
+        w.grad /= len(xs)
+    return loss
+
+
 test_wrong_answers = rejects(
     "05-parallelism/04-pipeline",
     [
@@ -356,9 +493,9 @@ test_wrong_answers = rejects(
             "cannot warm up with more than there are",
         ),
         Wrong("one_f_one_b", last_in_first_out, "first in, first out"),
-        Wrong("one_f_one_b", numbered_from_one, "numbered from 0"),
+        Wrong("one_f_one_b", numbered_from_one, "they begin with 0"),
         Wrong("one_f_one_b", backward_first, "before its F"),
-        Wrong("one_f_one_b", no_cooldown, "0 times"),
+        Wrong("one_f_one_b", no_cooldown, "those that are left"),
         Wrong("one_f_one_b", two_in_turn, "in turn while there are forwards"),
         Wrong("one_f_one_b", as_text, "where a pair"),
         Wrong("backward_in_two", no_mask, "no gradient goes through"),
@@ -387,11 +524,39 @@ test_wrong_answers = rejects(
         Wrong("run_schedule", sends_and_waits, "waits in send to rank"),
         Wrong("run_schedule", cleared_in_between, "do not clear it in between"),
         Wrong("run_schedule", nothing_sent_back, "waits in recv from rank 1"),
-        Wrong("run_schedule", not_a_leaf, "must be a tensor, not NoneType"),
+        Wrong("run_schedule", not_a_leaf, "requires_grad_"),
         Wrong("run_schedule", returns_the_sum, "sum of the losses"),
         Wrong("run_schedule", returns_the_last, "last microbatch's loss"),
         Wrong("run_schedule", everyone_returns, "the others return None"),
         Wrong("run_schedule", always_gpipe, "go down the list"),
         Wrong("run_schedule", one_slot_for_all, "does every B go through its graph"),
+        Wrong("bubble", p_and_p, "not p:"),
+        Wrong("bubble", lost_twice, "not 2(p − 1)"),
+        Wrong("bubble", two_kinds_of_slots, "in different slots"),
+        Wrong("bubble", chunks_as_ranks, "counted as ranks"),
+        Wrong("one_f_one_b", one_ahead_too_few, "one forward too few"),
+        Wrong("one_f_one_b", twice_ahead, "twice as many forwards"),
+        Wrong("backward_in_two", first_mask_missing, "first ReLU"),
+        Wrong("backward_in_two", last_mask_missing, "last ReLU"),
+        Wrong("backward_in_two", mask_on_dy, "behind the last linear"),
+        Wrong("backward_in_two", times_inputs, "a factor of 0 or 1"),
+        Wrong("backward_in_two", mean_of_rows, "mean over the rows"),
+        Wrong("run_schedule", kept_in_a_queue, "targets of another"),
+        Wrong("run_schedule", divided_by_ranks, "divided by the 3 ranks"),
+        Wrong("run_schedule", everyone_feeds_xs, "runs on xs itself"),
+        Wrong("run_schedule", never_alone, "a rank that is alone"),
     ],
 )
+
+
+@pytest.mark.parametrize(
+    ("exercise", "answer"),
+    [
+        ("one_f_one_b", warmed_up_by_one_more),
+        ("backward_in_two", mask_by_index),
+        ("run_schedule", divided_at_the_end),
+    ],
+)
+def test_right_answers_written_otherwise(exercise, answer):
+    result = verdict(check, exercise, answer)
+    assert result.outcome == "right", str(result)

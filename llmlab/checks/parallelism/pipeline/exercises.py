@@ -12,12 +12,13 @@ import torch
 
 from llmlab.checks.parallelism.pipeline.lists import check_lists
 from llmlab.checks.parallelism.pipeline.run import (
+    Problem,
     check_gradients,
     check_loss,
     check_order,
     problem,
 )
-from llmlab.checks.parallelism.ranks import Products, on_ranks
+from llmlab.checks.parallelism.ranks import Products, either, on_ranks
 from llmlab.course.grading.checking import Checks, Mistake, close, diagnose, expect
 
 check = Checks("05-parallelism/04-pipeline")
@@ -78,7 +79,31 @@ def bubble(answer):
                 (
                     "p − 1 slots are lost, not p: the first rank waits for the others"
                     " only"
-                ): (p / (v * m + p - 1)),
+                ): either(got, p / (v * m + p - 1), p / (v * m + p)),
+                (
+                    "a slot is a forward and a backward together: p − 1 of them are"
+                    " lost, not 2(p − 1)"
+                ): either(
+                    got,
+                    2 * (p - 1) / (v * m + 2 * (p - 1)),
+                    2 * (p - 1) / (v * m + p - 1),
+                ),
+                (
+                    "work and waiting are counted in different slots: a slot is a"
+                    " forward and a backward, in both"
+                ): either(
+                    got,
+                    (p - 1) / (2 * v * m + p - 1),
+                    (p - 1) / (3 * v * m + p - 1),
+                ),
+                (
+                    "chunks are counted as ranks: the pipe is pv chunks long, but a"
+                    " chunk's slot is 1/v as long"
+                ): either(
+                    got,
+                    (p * v - 1) / (m + p * v - 1),
+                    (p * v - 1) / (v * m + p * v - 1),
+                ),
                 "v makes the bubble smaller, not larger": (
                     v * (p - 1) / (m + v * (p - 1))
                 ),
@@ -142,9 +167,13 @@ def backward_in_two(answer):
     """The backward of a chain of linears: the input's gradient at once, the weights'
     when `later()` is called.
     """
-    sizes = (6, 8, 5, 7)
+    for sizes in ((6, 8, 5, 7), (3, 4)):
+        _check_backward(answer, sizes)
+
+
+def _check_backward(answer, sizes: tuple[int, ...]) -> None:
     weights = [torch.randn(b, a) for a, b in pairwise(sizes)]
-    x, upstream = torch.randn(4, sizes[0]), torch.randn(4, sizes[-1])
+    x, upstream = torch.randn(9, sizes[0]), torch.randn(9, sizes[-1])
     inputs = [x]
     for w in weights[:-1]:
         inputs.append((inputs[-1] @ w.T).relu())
@@ -175,28 +204,38 @@ def backward_in_two(answer):
     with Products() as second:
         grads = later()
     _check_weights(grads, leaves, weights, inputs, upstream)
-    half = sum(len(x) * w.numel() for w in weights)
-    if first.total > half:
+    _check_products(first.total, second.total, sum(len(x) * w.numel() for w in weights))
+
+
+def _check_products(first: int, second: int, half: int) -> None:
+    """The multiplications before `later()` and in it; either may need `half`."""
+    if first > half:
         raise Mistake(
-            f"the values are right, but {first.total} multiplications are done before"
+            f"the values are right, but {first} multiplications are done before"
             f" `later()`, where {half} are enough: the products for the weights'"
             " gradients can wait, and the forward pass is not needed again"
         )
-    if second.total > half:
+    if second > half:
         raise Mistake(
-            f"the values are right, but `later()` does {second.total} multiplications,"
+            f"the values are right, but `later()` does {second} multiplications,"
             f" where {half} are enough: keep each dy from the first walk instead of"
             " walking again"
         )
 
 
 def _check_dx(got, right, weights, inputs, upstream) -> None:
-    def walk(masked=lambda k: k > 0, last=0, upstream=upstream):
+    def passes(x):
+        return x > 0
+
+    def walk(masked=lambda k: k > 0, last=0, upstream=upstream, factor=passes):
         dy = upstream
         for k in range(len(weights) - 1, last - 1, -1):
             dy = dy @ weights[k]
-            dy = dy * (inputs[k] > 0) if masked(k) else dy
+            dy = dy * factor(inputs[k]) if masked(k) else dy
         return dy
+
+    n = len(weights)
+    y = inputs[-1] @ weights[-1].T
 
     diagnose(
         got,
@@ -204,12 +243,28 @@ def _check_dx(got, right, weights, inputs, upstream) -> None:
         mistakes={
             (
                 "a ReLU stands before every linear but the first: where its output is"
-                " 0, no gradient goes through"
+                " 0, no gradient goes through (> 0, not ≥ 0)"
             ): walk(lambda k: False),
             (
                 "x itself has not been through a ReLU: its gradient is not zero where"
                 " x is negative"
             ): walk(lambda k: True),
+            "the mask of the first ReLU, before the second linear, is missing": (
+                walk(lambda k: k > 1)
+            ),
+            "the mask of the last ReLU, before the last linear, is missing": (
+                walk(lambda k: 0 < k < n - 1)
+            ),
+            "no ReLU stands behind the last linear: dy is its output's gradient": (
+                walk(upstream=upstream * (y > 0))
+            ),
+            (
+                "the gradient was multiplied by what the ReLU lets through: it passes"
+                " whole where that is positive, a factor of 0 or 1"
+            ): walk(factor=lambda x: x),
+            "dx is divided by the number of rows: nothing is averaged here": (
+                right / len(inputs[0])
+            ),
         },
         what="dx",
     )
@@ -222,7 +277,8 @@ def _check_weights(grads, leaves, weights, inputs, upstream) -> None:
             f"later() returns {len(grads)} gradients, where there are {len(leaves)}"
             " weights"
         )
-    if all(close(g, w.grad) for g, w in zip(reversed(grads), leaves, strict=True)):
+    turned = zip(reversed(grads), leaves, strict=True)
+    if len(grads) > 1 and all(close(g, w.grad) for g, w in turned):
         raise Mistake(
             "later() returns the last linear's gradient first: give them in the order"
             " of the weights"
@@ -247,7 +303,11 @@ def _check_weights(grads, leaves, weights, inputs, upstream) -> None:
                 (
                     "keep dy after it has been through the ReLU: the gradient of a"
                     " linear's *output*, not of its ReLU's"
-                ): (unmasked.T @ inputs[k])
+                ): (unmasked.T @ inputs[k]),
+                (
+                    f"{what} is the mean over the rows: a weight's gradient is their"
+                    " sum"
+                ): leaf.grad / len(inputs[0]),
             },
             what=what,
         )
@@ -281,26 +341,46 @@ def run_schedule(answer):
     """Run one rank's list of ops: forward, messages, backward, gradients of the mean
     loss.
     """
-    p, m = 3, 4
-    for name, lists in _schedules(p, m).items():
-        given = problem(p, m)
+    for p, m in ((3, 4), (1, 2)):
+        for name, lists in _schedules(p, m).items():
+            _check_run(answer, problem(p, m), lists, name if p > 1 else "one rank")
 
-        def fn(comm, given=given, lists=lists):
-            stage, log = given.stage(comm.rank)
-            loss = answer(
-                comm,
-                stage,
-                lists[comm.rank],
-                list(given.xs),
-                list(given.ys),
-                given.loss,
-            )
-            return loss, [w.grad for w in stage.parameters()], log
 
-        results, _ = on_ranks(p, fn)
-        check_gradients([r[1] for r in results], given, name)
-        check_loss([r[0] for r in results], given, name)
-        check_order([r[2] for r in results], lists, name)
+def _check_run(answer, given: Problem, lists: list, name: str) -> None:
+    def fn(comm):
+        stage, log = given.stage(comm.rank)
+        ops = lists[comm.rank]
+        loss = answer(comm, stage, ops, list(given.xs), list(given.ys), given.loss)
+        return loss, [w.grad for w in stage.parameters()], log
+
+    try:
+        results, _ = on_ranks(len(lists), fn)
+    except ValueError as error:
+        raise Mistake(_in_their_terms(error, name)) from error
+    check_gradients([r[1] for r in results], given, name)
+    check_loss([r[0] for r in results], given, name)
+    check_order([r[2] for r in results], lists, name)
+
+
+def _in_their_terms(error: ValueError, name: str) -> str:
+    """What an error of torch or of the communicator says of the schedule."""
+    text = str(error)
+    if "not NoneType" in text:
+        return (
+            f"{name}: None is sent: a received x has no `.grad` unless it is told to"
+            " keep one, by `.requires_grad_()`, before it goes through the stage"
+        )
+    if "batch_size" in text:
+        return (
+            f"{name}: the outputs of one microbatch meet the targets of another: each"
+            " op names its microbatch; keep what a forward leaves by that number"
+        )
+    if "must be one of the group's 1 ranks" in text:
+        return (
+            f"{name}: a rank that is alone is the first and the last: it feeds xs, has"
+            f" the loss and sends nothing ({text})"
+        )
+    raise error
 
 
 def _schedules(p: int, m: int) -> dict[str, list[list[tuple[str, int]]]]:

@@ -31,6 +31,15 @@ def _check_ops(ops: list, what: str) -> None:
 
 
 def _check_complete(ops: list, m: int, what: str) -> None:
+    numbers = {i for _, i in ops}
+    if numbers == {*range(1, m + 1)}:
+        raise Mistake(f"{what} numbers the microbatches from 1; they begin with 0")
+    done = [i for kind, i in ops if kind == "B"]
+    if done == list(range(len(done))) and 0 < len(done) < m and len(ops) < 2 * m:
+        raise Mistake(
+            f"{what} ends after {len(done)} of {m} backwards: those that are left come"
+            " when there are no forwards any more"
+        )
     for kind, i in ops:
         if not 0 <= i < m:
             raise Mistake(
@@ -77,6 +86,14 @@ def _check_warmups(lists: list, p: int, m: int) -> None:
             "there is one forward too many before the first backward: it holds a"
             " microbatch for nothing"
         ): lambda r: p - r,
+        (
+            "there is one forward too few before the first backward: then a rank"
+            " waits for a gradient that cannot be there yet"
+        ): lambda r: max(p - r - 2, 0),
+        (
+            "there are twice as many forwards ahead as are needed: a gradient comes"
+            " back one slot of a forward and a backward later for each rank behind"
+        ): lambda r: 2 * (p - r - 1),
         (
             "every rank warms up alike: the last rank has its gradient at once, and"
             " needs no forward ahead"

@@ -43,6 +43,8 @@ class Problem:
     losses: list[float]
     # of each microbatch's own loss: [microbatch][rank][parameter]
     grads: list[list[list[Tensor]]]
+    # of the last stage's parameters, were it given xs
+    unfed: list[Tensor]
 
     loss: Callable = F.cross_entropy
 
@@ -74,7 +76,11 @@ def problem(p: int, m: int) -> Problem:
         loss.backward()
         losses.append(loss.item())
         grads.append([[w.grad for w in stage.parameters()] for stage in whole])
-    return Problem(layers, xs, ys, losses, grads)
+    head = copy.deepcopy(layers[-1])
+    for x, y in zip(xs, ys, strict=True):
+        (F.cross_entropy(head(x), y) / m).backward()
+    unfed = [w.grad for w in head.parameters()]
+    return Problem(layers, xs, ys, losses, grads, unfed)
 
 
 def check_gradients(
@@ -94,6 +100,10 @@ def check_gradients(
             )
         right = given.mean(r, lambda gs: torch.stack(gs).mean(0))
         mistakes = {
+            (
+                f"gradients are divided by the {last + 1} ranks: the loss is the mean"
+                f" over the {m} microbatches"
+            ): lambda gs: sum(gs) / (last + 1),
             (
                 f"gradients are {m} times too large: the loss is the mean over the {m}"
                 " microbatches"
@@ -116,6 +126,11 @@ def check_gradients(
                 sum(gs) / m**2
             ),
         }
+        if r == last and r > 0 and close(found[r], given.unfed):
+            raise Mistake(
+                f"{name}: rank {r} runs on xs itself: they are rank 0's; another rank's"
+                " input is the message that comes"
+            )
         for text, of in mistakes.items():
             if close(found[r], given.mean(r, of)) and not close(found[r], right):
                 raise Mistake(f"{name}, rank {r}: {text}")
