@@ -43,7 +43,8 @@ def lora_forward(answer):
         torch.randn(3, 8),
         torch.randn(7, 3),
     )
-    alpha, r, what = 12.0, 3, "lora_forward(…)"
+    # alpha / r is no multiple of another scale: not by r, nor by the 0.75 of keep
+    alpha, r, what = 15.0, 3, "lora_forward(…)"
     keep = (torch.rand(2, 5, 8) > 0.25) / 0.75
     got = expect(
         answer(x, W, A, B, alpha, keep), shape=(2, 5, 7), dtype=torch.float32, what=what
@@ -78,6 +79,13 @@ def lora_forward(answer):
             alpha / r * low
         ),
         "the low-rank path is added, not subtracted": base - alpha / r * low,
+        "r is the number of rows of A, not its width": base + alpha / 8 * low,
+        "keep is used twice: once, on the input of the low-rank path": (
+            base + alpha / r * (x * keep**2) @ A.T @ B.T
+        ),
+        "keep is not only zeros and ones: multiply by it, its 1 / (1 − p) counts": (
+            base + alpha / r * (x * (keep > 0)) @ A.T @ B.T
+        ),
     }
     diagnose(got, right=base + alpha / r * low, mistakes=mistakes, what=what)
     # an independent oracle: without dropout it is a plain linear with W + ΔW
@@ -103,7 +111,7 @@ def lora_forward(answer):
         x[:, :1] @ (W + B[:, :2] @ A[:2] / 2).T,
     ):
         raise Mistake(
-            "right for r = 3 and alpha = 12, wrong for r = 2 and alpha = 1: take both"
+            "right for r = 3 and alpha = 15, wrong for r = 2 and alpha = 1: take both"
             " from the arguments"
         )
 
@@ -169,12 +177,32 @@ def merge(answer):
         "every adapter has its own rank: you used the first one's r for all": once(
             sum(alpha / 3 * B @ A for A, B, alpha in adapters)
         ),
+        "you rounded the sum of the changes to bfloat16 before W was added": (
+            W + sum(deltas).bfloat16()
+        ),
+        "you rounded the factors to bfloat16: only the result is rounded": once(
+            sum(
+                alpha / len(A) * (B.bfloat16() @ A.bfloat16()).float()
+                for A, B, alpha in adapters
+            )
+        ),
+        "the last bits are cut off: round to the nearest, as `.to(W.dtype)` does": (
+            _cut_off(W.float() + sum(deltas))
+        ),
+        "r is the number of rows of A, not its width": once(
+            sum(alpha / 12 * B @ A for A, B, alpha in adapters)
+        ),
         "W itself is missing: these are the changes alone": sum(deltas).bfloat16(),
         "nothing is merged: this is W as it was": W,
     }
     diagnose(got, right=once(sum(deltas)), mistakes=mistakes, what="merge(W, adapters)")
     if not close(answer(W, []), W):
         raise Mistake("with no adapters at all, W must come back as it was")
+
+
+def _cut_off(x: Tensor) -> Tensor:
+    """float32 as bfloat16, the last 16 bits dropped."""
+    return (x.view(torch.int32) & -(2**16)).view(torch.float32).bfloat16()
 
 
 def _rounded_each(W: Tensor, deltas: list[Tensor]) -> Tensor:
@@ -213,7 +241,7 @@ def best_factors(answer):
     """A and B of rank r whose ΔW is as near to a given matrix as any of rank r."""
     delta, r, alpha = torch.randn(14, 9) @ torch.diag(0.7 ** torch.arange(9.0)), 3, 12.0
     A, B = _factors(answer(delta, r, alpha), r, delta)
-    got, scale, what = alpha / r * B @ A, alpha / r, "alpha / r · B A"
+    got, scale = alpha / r * B @ A, alpha / r
     U, S, Vh = torch.linalg.svd(delta, full_matrices=False)
     product = lambda s, at=slice(r): (U[:, at] * s[at]) @ Vh[at]  # noqa: E731
     mistakes = {
@@ -231,6 +259,11 @@ def best_factors(answer):
         "the singular values are in both factors, so they come squared: put S"
         " in one, or √S in each": lambda: product(S**2),
         "the singular values are left out": lambda: product(torch.ones_like(S)),
+        "only r − 1 singular values are kept": lambda: product(S, slice(r - 1)),
+        "S is in both factors, so what you divided by comes squared too: put S in"
+        " one, or √S in each": lambda: product(S**2) / scale,
+        "only one factor has √S, and so only √(alpha / r) is undone: put S in one,"
+        " or √S in each": lambda: product(S.sqrt()) * scale**0.5,
         "√S is in one factor only: put S in one, or √S in each": lambda: product(
             S.sqrt()
         ),
@@ -241,17 +274,19 @@ def best_factors(answer):
         f"{name}; and the scale alpha / r is not undone": lambda f=f: scale * f()
         for name, f in mistakes.items()
     }
-    diagnose(
-        got, right=product(S), mistakes={**mistakes, **unscaled}, tol=1e-4, what=what
-    )
     # the oracle: what no matrix of rank r can reach is the tail of the spectrum
     left = (delta - got).square().sum()
     tail = torch.linalg.eigvalsh(delta.T @ delta)[: 9 - r].sum()
-    if not close(left, tail, tol=1e-3):
-        raise Mistake(
-            "some matrix of rank r is nearer to delta: the squared error must be the"
-            " sum of the σ² left out"
-        )
+    if close(left, tail, tol=1e-3) and close(got, product(S), tol=1e-4):
+        return
+    mistakes = {**mistakes, **unscaled}
+    wrong = [text for text, value in mistakes.items() if close(got, value(), tol=1e-4)]
+    if wrong:
+        raise Mistake(wrong[0])
+    raise Mistake(
+        f"some matrix of rank r is nearer to delta: yours leaves {left / tail:.4g} times"
+        " the squared error of the nearest, which is the sum of the smallest σ²"
+    )
 
 
 def _factors(value: object, r: int, delta: Tensor) -> Iterator[Tensor]:
@@ -325,6 +360,21 @@ def serve(answer):
             base + on * scaling[0] * change
         ),
         "the scale is applied twice": base + on * scale**2 * change,
+        "one scale serves all, the mean: adapter i has scaling[i]": (
+            base + on * scaling.mean() * change
+        ),
+        "W x is scaled too: the scale belongs to the adapter's change": (
+            torch.where(on > 0, scale, 1.0) * (base + on * change)
+        ),
+        "W x is scaled too, and rows with id −1 give 0: they go through W alone": (
+            on * scale * (base + change)
+        ),
+        "adapter 0 is an adapter too: only −1 means none": (
+            base + (ids > 0)[:, None, None] * scale * change
+        ),
+        "row i goes through adapter ids[i] − 1: they count from 0": (
+            base + on * _with((ids - 1).clamp(min=0), x, A, B, scaling)
+        ),
         "all rows go through the first row's adapter": base + first,
         "rows with id −1 give 0: they still go through W": on * (base + scale * change),
         "W x is missing: each row is W x plus its adapter's change": (

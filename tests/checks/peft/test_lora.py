@@ -2,10 +2,12 @@
 must get.
 """
 
+import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.checks.rejecting import Wrong, rejects
+from llmlab.checks.peft.lora import check
+from tests.checks.rejecting import Wrong, rejects, verdict
 
 
 def scaled(factor):
@@ -76,7 +78,17 @@ def forgot_return(x, W, A, B, alpha, keep):
     x @ W.T
 
 
+def keep_twice(x, W, A, B, alpha, keep):
+    return x @ W.T + alpha / len(A) * (x * keep * keep) @ A.T @ B.T
+
+
+def keep_as_zeros_and_ones(x, W, A, B, alpha, keep):
+    return x @ W.T + alpha / len(A) * (x * (keep != 0)) @ A.T @ B.T
+
+
 FORWARD = [
+    Wrong("lora_forward", keep_twice, "keep is used twice"),
+    Wrong("lora_forward", keep_as_zeros_and_ones, "not only zeros and ones"),
     Wrong("lora_forward", scaled(lambda alpha, r: r), "scaled by r, not by alpha / r"),
     Wrong("lora_forward", scaled(lambda alpha, r: 1 / r), "alpha is missing"),
     Wrong(
@@ -323,7 +335,27 @@ def sorted_by_adapter(x, W, A, B, scaling, ids):
     return x @ W.T + ((at >= 0) * scaling[at])[:, None, None] * low(x, A[at], B[at])
 
 
+def scale_of_all(x, W, A, B, scaling, ids):
+    at = ids.clamp(min=0)
+    factor = torch.where(ids >= 0, scaling[at], 1.0)[:, None, None]
+    on = (ids >= 0)[:, None, None]
+    return factor * (x @ W.T + on * low(x, A[at], B[at]))
+
+
+def mean_scale(x, W, A, B, scaling, ids):
+    on = (ids >= 0)[:, None, None]
+    return x @ W.T + on * scaling.mean() * low(x, A[ids], B[ids])
+
+
+def adapter_0_is_none(x, W, A, B, scaling, ids):
+    on = (ids > 0)[:, None, None]
+    return x @ W.T + on * scaling[ids][:, None, None] * low(x, A[ids], B[ids])
+
+
 SERVE = [
+    Wrong("serve", scale_of_all, "W x is scaled too"),
+    Wrong("serve", mean_scale, "one scale serves all, the mean"),
+    Wrong("serve", adapter_0_is_none, "adapter 0 is an adapter too"),
     Wrong(
         "serve",
         served(lambda x, A, B, scale, on: scale * low(x, A, B)),
@@ -361,4 +393,109 @@ SERVE = [
     Wrong("serve", sorted_by_adapter, "is right only at"),
 ]
 
-test_wrong_answers = rejects("04-peft/05-lora", FORWARD + MERGE + FACTORS + SERVE)
+
+def sum_first(W, adapters):
+    change = sum(alpha / len(A) * B @ A for A, B, alpha in adapters)
+    return W + change.bfloat16() if adapters else W.clone()
+
+
+def short_factors(W, adapters):
+    total = W.float()
+    for A, B, alpha in adapters:
+        total += alpha / len(A) * (B.bfloat16() @ A.bfloat16()).float()
+    return total.bfloat16()
+
+
+def bits_cut_off(W, adapters):
+    total = W.float()
+    for A, B, alpha in adapters:
+        total += alpha / len(A) * B @ A
+    return (total.view(torch.int32) >> 16 << 16).view(torch.float32).bfloat16()
+
+
+def svd_of(delta, r, alpha):
+    U, S, Vh = torch.linalg.svd(delta * r / alpha, full_matrices=False)
+    return U[:, :r], S[:r], Vh[:r]
+
+
+def s_in_both(delta, r, alpha):
+    U, S, Vh = svd_of(delta, r, alpha)
+    return S[:, None] * Vh, U * S
+
+
+def root_in_one(delta, r, alpha):
+    U, S, Vh = svd_of(delta, r, alpha)
+    return Vh, U * S.sqrt()
+
+
+def one_rank_too_few(delta, r, alpha):
+    U, S, Vh = svd_of(delta, r, alpha)
+    return Vh, U * S * torch.tensor([1.0] * (r - 1) + [0.0])
+
+
+def first_rows(delta, r, alpha):
+    A = delta[:r]
+    return A, torch.linalg.lstsq(A.T, delta.T).solution.T * r / alpha
+
+
+MORE = [
+    Wrong("merge", sum_first, "rounded the sum of the changes"),
+    Wrong("merge", short_factors, "rounded the factors"),
+    Wrong("merge", bits_cut_off, "the last bits are cut off"),
+    Wrong("best_factors", s_in_both, "comes squared too"),
+    Wrong("best_factors", root_in_one, "so only √(alpha / r) is undone"),
+    Wrong("best_factors", one_rank_too_few, "only r − 1"),
+    Wrong("best_factors", first_rows, "times the squared error of the nearest"),
+]
+
+
+def by_einsum(x, W, A, B, alpha, keep):
+    low = torch.einsum("...k,rk->...r", keep * x, A) * (alpha / B.shape[1])
+    return torch.einsum("...r,dr->...d", low, B) + F.linear(x, W)
+
+
+def one_wide_adapter(W, adapters):
+    total = W.double()
+    if adapters:
+        wide = torch.cat([B * (alpha / B.shape[1]) for _, B, alpha in adapters], 1)
+        total = total + wide.double() @ torch.cat([A for A, _, _ in adapters]).double()
+    return total.to(W.dtype)
+
+
+def by_eigenvectors(delta, r, alpha):
+    A = torch.linalg.eigh(delta.T @ delta).eigenvectors[:, -r:].T
+    return A, delta @ A.T * (r / alpha)
+
+
+def adapter_by_adapter(x, W, A, B, scaling, ids):
+    out = x @ W.T
+    for j in range(len(A)):  # a loop over adapters is none over rows
+        rows = ids == j
+        out[rows] = out[rows] + scaling[j] * low(x[rows], A[j], B[j])
+    return out
+
+
+def an_adapter_of_zeros(x, W, A, B, scaling, ids):
+    A, B = (torch.cat([t, torch.zeros_like(t[:1])]) for t in (A, B))
+    scale = torch.cat([scaling, torch.zeros(1)])[ids].view(-1, 1, 1)
+    return F.linear(x, W) + scale * torch.bmm(torch.bmm(x, A[ids].mT), B[ids].mT)
+
+
+@pytest.mark.parametrize(
+    ("exercise", "answer"),
+    [
+        ("lora_forward", by_einsum),
+        ("merge", one_wide_adapter),
+        ("best_factors", by_eigenvectors),
+        ("serve", adapter_by_adapter),
+        ("serve", an_adapter_of_zeros),
+    ],
+)
+def test_right_answers_written_otherwise(exercise, answer):
+    result = verdict(check, exercise, answer)
+    assert result.outcome == "right", str(result)
+
+
+test_wrong_answers = rejects(
+    "04-peft/05-lora", FORWARD + MERGE + FACTORS + SERVE + MORE
+)
