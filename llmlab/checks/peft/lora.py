@@ -283,9 +283,14 @@ def best_factors(answer):
     wrong = [text for text, value in mistakes.items() if close(got, value(), tol=1e-4)]
     if wrong:
         raise Mistake(wrong[0])
+    if not got.any():
+        raise Mistake(
+            "B A is zero everywhere, as at LoRA's start: here it is near delta"
+        )
     raise Mistake(
-        f"some matrix of rank r is nearer to delta: yours leaves {left / tail:.4g} times"
-        " the squared error of the nearest, which is the sum of the smallest σ²"
+        "some matrix of rank r is nearer to delta: yours leaves"
+        f" {left / tail:.4g} times the squared error of the nearest, which is the sum"
+        " of the smallest σ²"
     )
 
 

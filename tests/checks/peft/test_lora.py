@@ -45,7 +45,7 @@ def rank_from_the_wrong_side(x, W, A, B, alpha, keep):
 
 
 def hard_coded(x, W, A, B, alpha, keep):
-    return x @ W.T + 4.0 * (x * keep) @ A.T @ B.T
+    return x @ W.T + 5.0 * (x * keep) @ A.T @ B.T
 
 
 def only_base(x, W, A, B, alpha, keep):
@@ -105,7 +105,7 @@ FORWARD = [
     Wrong("lora_forward", no_dropout, "keep is not used"),
     Wrong("lora_forward", dropout_after_a, "differs"),
     Wrong("lora_forward", scaled_everything, "the low-rank path alone"),
-    Wrong("lora_forward", rank_from_the_wrong_side, "differs"),
+    Wrong("lora_forward", rank_from_the_wrong_side, "rows of A, not its width"),
     Wrong("lora_forward", hard_coded, "wrong for r = 2"),
     Wrong("lora_forward", only_base, "low-rank path is missing"),
     Wrong("lora_forward", only_low, "frozen path is missing"),
@@ -278,8 +278,8 @@ FACTORS = [
         "rows and columns of V",
     ),
     Wrong("best_factors", swapped_factors, "wrong order"),
-    Wrong("best_factors", random_init, "zero everywhere"),
-    Wrong("best_factors", first_columns, "differs"),
+    Wrong("best_factors", random_init, "B A is zero everywhere"),
+    Wrong("best_factors", first_columns, "times the squared error"),
     Wrong("best_factors", full_rank, "shape"),
     Wrong("best_factors", one_thing, "tuple or list"),
     Wrong("best_factors", three_things, "3 things"),
