@@ -5,7 +5,7 @@
 # in another? This lesson stores a real language model in 8, 4 and 3 bits per weight, finds out where it breaks, and mends it with nothing but
 # more scales. At the end you own a quantizer for groups of weights.
 
-# %%
+# %% tags=["hide-input"]
 from copy import deepcopy
 
 import torch
@@ -48,8 +48,7 @@ for bits in (16, 8, 4):
 # %% [markdown]
 # At 8 bits one GPU does what took two, in the same time; at 4 bits, in half of it. Few changes to a trained model buy as
 # much for as little work: nothing on this page trains anything, and rounding all the weights takes a second or two.
-
-# %% [markdown]
+#
 # ## Predict
 #
 # The model is SmolLM2-135M-Instruct, the text a State of the Union address that it is asked to predict. We round every
@@ -108,6 +107,11 @@ print("codes", codes.int().tolist(), " scale", round(s.item(), 2))
 #
 # One row of the model's weights, as a histogram, and the levels of 3 bits. *Symmetric* levels lie evenly around zero. *Affine* levels lie
 # evenly from the smallest weight to the largest.
+#
+# One large value makes the step long for all values that share its scale. That is the whole problem of this part of
+# the course. The first remedy is to share less: a scale per **tensor**, per **row** (an output channel of a weight, a token of
+# activations) or per **group** of neighbours in a row. The second figure colours a weight of 6 outputs and 12 inputs by the scale that each
+# number uses.
 
 # %% tags=["hide-input"]
 weight = dict(model.named_parameters())["model.layers.12.mlp.up_proj.weight"].detach()
@@ -136,32 +140,6 @@ figure(
     ),
 )
 
-# %% [markdown]
-# With $b$ bits, codes from $q_\min$ to $q_\max$ and a *zero point* $z$, the code of the number 0
-# ([Jacob et al. 2018](https://arxiv.org/abs/1712.05877 "jacob2018quantization"),
-# [Nagel et al. 2021](https://arxiv.org/abs/2106.08295 "nagel2021white")):
-#
-# $$q = \mathrm{clamp}\left(\left\lfloor x / s \right\rceil + z,\; q_\min,\; q_\max\right) \qquad \hat x = s\,(q - z)$$
-#
-# - **Symmetric**: $z = 0$ and codes $-(2^{b-1}-1) \dots 2^{b-1}-1$, so $s = \max|x| / (2^{b-1}-1)$. One code is given up, and
-#   products stay plain products of integers.
-# - **Affine**: codes $0 \dots 2^b - 1$, so $s = (\max x - \min x) / (2^b - 1)$ and $z = \lfloor -\min x / s \rceil$. It uses every level
-#   when values lie to one side. The range is widened to hold 0, which stays exact: padding and zeros are common.
-
-# %% [markdown]
-# **How much is lost?** Between two levels a value may lie anywhere, so its error is about uniform from $-s/2$ to $s/2$, with
-# mean square $s^2/12$. One bit more halves $s$, which quarters the squared error: 6 decibels per bit. A step that is four times too long
-# is two bits thrown away, for every value that shares it.
-#
-# One large value makes the step long for all values that share its scale. That is the whole problem of this part of
-# the course. The first remedy is to share less: a scale per **tensor**, per **row** (an output channel of a weight, a token of
-# activations) or per **group** of neighbours in a row.
-#
-# Why along rows? A linear layer computes $y_i = \sum_j W_{ij} x_j$. A scale that depends on $i$ alone comes out of the sum,
-# so that integers can be multiplied and the scale applied once. One that changes every 64 columns comes out of each
-# partial sum of 64. A scale that depends on $j$ does not come out at all.
-
-# %% tags=["hide-input"]
 fig, axes = plt.subplots(1, 3, figsize=(4.8, 2.2))
 for ax, per in zip(axes, qb.BLOCKS, strict=True):
     config = QuantConfig(per=per, group_size=4)
@@ -185,6 +163,25 @@ figure(
 )
 
 # %% [markdown]
+# With $b$ bits, codes from $q_\min$ to $q_\max$ and a *zero point* $z$, the code of the number 0
+# ([Jacob et al. 2018](https://arxiv.org/abs/1712.05877 "jacob2018quantization"),
+# [Nagel et al. 2021](https://arxiv.org/abs/2106.08295 "nagel2021white")):
+#
+# $$q = \mathrm{clamp}\left(\left\lfloor x / s \right\rceil + z,\; q_\min,\; q_\max\right) \qquad \hat x = s\,(q - z)$$
+#
+# - **Symmetric**: $z = 0$ and codes $-(2^{b-1}-1) \dots 2^{b-1}-1$, so $s = \max|x| / (2^{b-1}-1)$. One code is given up, and
+#   products stay plain products of integers.
+# - **Affine**: codes $0 \dots 2^b - 1$, so $s = (\max x - \min x) / (2^b - 1)$ and $z = \lfloor -\min x / s \rceil$. It uses every level
+#   when values lie to one side. The range is widened to hold 0, which stays exact: padding and zeros are common.
+#
+# **How much is lost?** Between two levels a value may lie anywhere, so its error is about uniform from $-s/2$ to $s/2$, with
+# mean square $s^2/12$. One bit more halves $s$, which quarters the squared error: 6 decibels per bit. A step that is four times too long
+# is two bits thrown away, for every value that shares it.
+#
+# Why along rows? A linear layer computes $y_i = \sum_j W_{ij} x_j$. A scale that depends on $i$ alone comes out of the sum,
+# so that integers can be multiplied and the scale applied once. One that changes every 64 columns comes out of each
+# partial sum of 64. A scale that depends on $j$ does not come out at all.
+#
 # ## Your turn
 #
 # Write the quantizer that this page is about: symmetric, one scale for each run of `group_size` weights in a row. `W` has shape (out, in), and
@@ -213,16 +210,18 @@ def one_answer(W, bits, group_size):
 
 your_turn(check.quantize_groups, one_answer)
 
+exactly = QuantConfig(4, group_size=64, scale_dtype=torch.float32)
+codes, scale = one_answer(weight, bits=4, group_size=64)
+read_back = (codes.unflatten(1, (-1, 64)) * scale[..., None]).flatten(1)
+ours = qb.decode(*qb.encode(weight, exactly), exactly)
+compare(read_back, ours, "five lines, and the package", tol=1e-7)
+
 # %% [markdown]
 # ## The code
 #
 # The mathematics is two one-line functions and the choice of a scale. `to_blocks` lays the values that share a scale into one row;
 # everything else works on rows. Open ours when you have your own.
-
-# %% tags=["hide-output"]
-show(qb.quantize, qb.dequantize, qb.scale_and_zero, qb.to_blocks, qb.encode)
-
-# %% [markdown]
+#
 # | value | shape for a weight (out, in) | holds |
 # |---|---|---|
 # | `codes` | (out, in) | integers, $b$ bits each once packed |
@@ -232,6 +231,9 @@ show(qb.quantize, qb.dequantize, qb.scale_and_zero, qb.to_blocks, qb.encode)
 # Rounding has gradient 0 almost everywhere, so nothing could be trained through it. `fake_quantize` returns $\hat x$ and
 # passes the gradient on as if it were $x$, except where $x$ was clipped: the *straight-through estimator*
 # ([Bengio et al. 2013](https://arxiv.org/abs/1308.3432 "bengio2013estimating")).
+
+# %% tags=["hide-output"]
+show(qb.quantize, qb.dequantize, qb.scale_and_zero, qb.to_blocks, qb.encode)
 
 # %% [markdown]
 # ## Against the library
@@ -336,48 +338,22 @@ figure(
     alt=(
         "Perplexity by setting: 8 bits equal the floats; 4 bits with one scale per"
         " matrix are broken; with one scale per row perplexity about doubles; with one"
-        " scale for 64 weights more than half of the loss is gone; 3 bits lose it"
-        " again."
+        " scale for 64 weights about half of that damage is gone; 3 bits bring it"
+        " back."
     ),
 )
 
 # %% [markdown]
 # Same bits, same rounding; only the number of scales changed. One scale per matrix breaks the model. A scale of 16 bits for every 64 weights
-# costs a quarter of a bit per weight and removes more than half of what one scale per row had lost. The model is not as good as before: on this text its perplexity is
-# still about two fifths higher, and the next lessons work on that. Look inside one layer to see how scales help.
-
-# %%
-layer = {
-    n.split(".")[-1]: m.weight.detach()
-    for n, m in qb.linears(model).items()
-    if ".layers.12." in n
-}
-
-
-def decibels(weight, config):
-    """Error below the weights' own size, in decibels."""
-    error = qb.decode(*qb.encode(weight, config), config) - weight
-    return -10 * torch.log10(error.square().mean() / weight.square().mean()).item()
-
-
-print("layer 12    rounded to 0 by one scale   one a row   one for 64 weights")
-for name, w in layer.items():
-    lost = (qb.encode(w, settings["4 bits, tensor"])[0] == 0).float().mean()
-    row_db, group_db = (
-        decibels(w, settings[f"4 bits, {per}"]) for per in ("row", "group 64")
-    )
-    print(f"{name:12}{lost:>25.0%}{row_db:>9.1f} dB{group_db:>18.1f} dB")
-
-# %% [markdown]
-# By the rule above, a quarter of a bit more for every weight would have bought 1.5 decibels. As scales it buys two or more, because
-# scales do not act on the average weight. They act on the rows that hold one outlier and hundreds of ordinary weights.
-# One scale per matrix breaks the model because, next to the largest of a million weights, most others are nearer to 0 than to
-# the first level.
+# costs a quarter of a bit per weight and removes about half of the damage that one scale per row had done. The model is not as good as before:
+# on this text its perplexity is still about two fifths higher, and the next lessons work on that.
 #
 # **Activations are worse.** To multiply integers by integers, the inputs of each linear are rounded too, while the model runs.
-# Eight bits cost almost nothing for weights. Are they enough for activations, with one scale for the whole batch of tokens, or one scale per token?
+# Eight bits cost almost nothing for weights. And for activations, with one scale for the whole batch of tokens, or with one scale per
+# token? The next cell measures both, and its figure shows the reason. For each linear we take the largest input of every channel, and
+# divide the largest of these by their median. A quantizer with 127 levels above zero leaves a typical channel 127 divided by that ratio.
 
-# %% tags=["numbers-within-5%"]
+# %% tags=["hide-input", "numbers-within-5%"]
 int8_model = qb.round_weights(deepcopy(model), settings["8 bits, row"])
 for per in ("tensor", "row"):
     hooks = qb.quantize_inputs(int8_model, QuantConfig(bits=8, per=per))
@@ -389,11 +365,6 @@ for per in ("tensor", "row"):
     print(f"8-bit weights and activations, one scale per {kind}: × {factor:.2f}")
 del int8_model
 
-# %% [markdown]
-# The reason can be seen. For each linear we take the largest input of every channel, and divide the largest of these by
-# their median. A quantizer with 127 levels above zero leaves a typical channel 127 divided by that ratio.
-
-# %% tags=["hide-input"]
 largest = {}
 
 
@@ -439,10 +410,47 @@ figure(
 # LLM.int8(), SmoothQuant and AWQ, the next lessons, are about. A scale for each token keeps the damage to the tokens that
 # have them.
 #
-# **Calibration** is the other knob. The largest value need not be a level: a smaller range clips a few values and
-# makes the step smaller for all others. How much to clip can be found by trying which range leaves the least squared error.
+# <details><summary>For the curious: inside a layer; how much to clip; is this model a fair subject?</summary>
+#
+# **Inside a layer.** By the rule above, a quarter of a bit more for every weight would have bought 1.5 decibels. The first folded cell
+# measures layer 12: as scales it buys two or more, because scales do not act on the average weight. They act on the rows that hold one outlier and
+# hundreds of ordinary weights. With one scale per matrix, most weights of five of the seven matrices are nearer to 0 than to the first level.
+#
+# **Calibration** is the other knob. The largest value need not be a level: a smaller range clips a few values and makes the step smaller for all
+# others. The second folded cell tries which range leaves the least squared error. With few levels it pays to clip hard; with 8 bits hardly at
+# all. `calibration="percentile"` and `"mse"` choose ranges this way. For weights, whose values are known, the search is exact; for activations
+# it needs sample text, which is why it is called calibration.
+#
+# **A fair subject?** The file that this model was made from stored each linear in 4 bits already, in a format called Q4_1: groups of 32, a scale
+# and a *minimum* in floating point. A quantizer with the same groups and a floating-point minimum finds the very same levels, and looks perfect.
+# Ours must not. If its levels fall elsewhere, the error divided by the step is that of numbers that lie anywhere between two levels:
+# $1/\sqrt{12} \approx 0.29$. The third folded cell measures it.
+#
+# </details>
 
-# %% tags=["hide-input"]
+# %% tags=["hide-cell"]
+layer = {
+    n.split(".")[-1]: m.weight.detach()
+    for n, m in qb.linears(model).items()
+    if ".layers.12." in n
+}
+
+
+def decibels(weight, config):
+    """Error below the weights' own size, in decibels."""
+    error = qb.decode(*qb.encode(weight, config), config) - weight
+    return -10 * torch.log10(error.square().mean() / weight.square().mean()).item()
+
+
+print("layer 12    rounded to 0 by one scale   one a row   one for 64 weights")
+for name, w in layer.items():
+    lost = (qb.encode(w, settings["4 bits, tensor"])[0] == 0).float().mean()
+    row_db, group_db = (
+        decibels(w, settings[f"4 bits, {per}"]) for per in ("row", "group 64")
+    )
+    print(f"{name:12}{lost:>25.0%}{row_db:>9.1f} dB{group_db:>18.1f} dB")
+
+# %% tags=["hide-cell"]
 fig, ax = plt.subplots(figsize=(4.8, 3.0))
 shrink = torch.linspace(0.2, 1, 33)
 for bits, color in (
@@ -480,16 +488,6 @@ figure(
         " smaller, and at 2 bits it is under half."
     ),
 )
-
-# %% [markdown]
-# With few levels it pays to clip hard; with 8 bits hardly at all. `calibration="percentile"` and `"mse"` choose ranges this way. For
-# weights, whose values are known, the search is exact; for activations it needs sample text, which is why it is called calibration.
-
-# %% [markdown]
-# **For the curious: is this model a fair subject?** The file that it was made from stored each linear in 4 bits already, in a format called
-# Q4_1: groups of 32, a scale and a *minimum* in floating point. A quantizer with the same groups and a floating-point minimum finds the very same
-# levels, and looks perfect. Ours must not. If its levels fall elsewhere, the error divided by the step is that of numbers
-# that lie anywhere between two levels: $1/\sqrt{12} \approx 0.29$.
 
 # %% tags=["hide-cell"]
 group = weight.reshape(-1, 32)
@@ -574,7 +572,7 @@ print(f"{bits} bits in groups of {group}: {good[bits, group]:.2f} bits per weigh
 # What others report, and what our count says. llama.cpp's formats are read from its own `gguf` package. The
 # [QLoRA paper](https://arxiv.org/abs/2305.14314 "dettmers2023qlora") counts what scales cost, before and after they are quantized in turn to 8 bits, 256 at a time.
 
-# %%
+# %% tags=["hide-input"]
 packed = qb.apply(deepcopy(model), QuantConfig(bits=4, group_size=64))
 ours = sum(
     module.packed.nbytes + module.scale.nbytes
@@ -658,26 +656,16 @@ for label, theirs, ours in rows:
 #
 # With llama.cpp, on a laptop: `llama-quantize model-f16.gguf model-q4_0.gguf Q4_0`. And to run this lesson's rounding on another model,
 # `qb.round_weights(real_model.load("path/to/folder"), QuantConfig())`, or hand it a `transformers` model: it walks by names and kinds of layers.
-
-# %% [markdown]
+#
 # ## What to keep
 #
-# The key function, in five lines:
-
-
-# %%
-def round_to_nearest(w, bits, group):
-    top = 2 ** (bits - 1) - 1
-    groups = w.reshape(-1, group)  # (out · in / g, g)
-    s = groups.abs().amax(1, keepdim=True) / top
-    return ((groups / s).round().clamp(-top, top) * s).reshape(w.shape)
-
-
-exactly = QuantConfig(4, group_size=64, scale_dtype=torch.float32)
-ours = qb.decode(*qb.encode(weight, exactly), exactly)
-compare(round_to_nearest(weight, 4, 64), ours, "five lines, and the package", tol=1e-7)
-
-# %% [markdown]
+# ```python
+# def quantize_groups(W, bits, group_size):
+#     groups = W.unflatten(1, (-1, group_size))             # (out, in / g, g)
+#     scale = groups.abs().amax(-1) / (2 ** (bits - 1) - 1)  # the largest sets the step
+#     return (groups / scale[..., None]).round().flatten(1), scale
+# ```
+#
 # **Use it** in 8 bits for any weights, with one scale per row; in 4 bits with groups of 32 to 128, when a little quality may go and
 # nothing may be trained. **Not** in 4 bits with one scale per row or per matrix, and not for activations with one scale per tensor.
 #
