@@ -338,6 +338,130 @@ def test_other_right_answers(exercise, answer):
     assert result.outcome == "right", str(result)
 
 
+def steps_from_one(p):
+    return [(s + 1, r, d, c) for s, r, d, c in ring(p, lambda r, s: r - s)]
+
+
+def a_message_to_itself(p):
+    return ring(p, lambda r, s: r - s) if p > 1 else [(0, 0, 0, 0)]
+
+
+def upside_down(p, link):
+    L = math.ceil(math.log2(p))
+    a, b = link.latency, link.bandwidth
+    return a * b * (L - (p - 1) / p) / max(p - 1 - L, 1)
+
+
+def a_two_left_over(p, link):
+    return 2 * with_floor_and_log(p, link)
+
+
+def tree_without_latency(p, link):
+    L = math.ceil(math.log2(p))
+    return link.latency * link.bandwidth * (p - 1) / (L - (p - 1) / p)
+
+
+def volumes_added(p, link):
+    L = math.ceil(math.log2(p))
+    return link.latency * link.bandwidth * (p - 1 - L) / (L + (p - 1) / p)
+
+
+def levels(p, link, L):
+    return link.latency * link.bandwidth * (p - 1 - L) / (L - (p - 1) / p)
+
+
+def one_level_more(p, link):
+    return levels(p, link, p.bit_length())
+
+
+def rounded_down(p, link):
+    return levels(p, link, math.floor(math.log2(p)))
+
+
+def rounds_rounded_down(comm, x, root):
+    place = (comm.rank - root) % comm.size
+    for k in range(math.floor(math.log2(comm.size))):
+        hop = 2**k
+        if place < hop and place + hop < comm.size:
+            comm.send(x, (comm.rank + hop) % comm.size)
+        elif hop <= place < 2 * hop:
+            x = comm.recv((comm.rank - hop) % comm.size)
+    return x
+
+
+def root_not_added(comm, x, root):
+    place, hop = (comm.rank - root) % comm.size, 1
+    while hop < comm.size:
+        if place < hop and place + hop < comm.size:
+            comm.send(x, place + hop)
+        elif hop <= place < 2 * hop:
+            x = comm.recv(place - hop)
+        hop *= 2
+    return x
+
+
+def everybody_sends(comm, x, root):
+    hop = 1
+    while hop < comm.size:
+        comm.send(x, (comm.rank + hop) % comm.size)
+        x = comm.recv((comm.rank - hop) % comm.size)
+        hop *= 2
+    return x
+
+
+def receives_from_itself(comm, x, root):
+    return comm.recv(root) if comm.size == 1 else tree(comm, x, root)
+
+
+def bruck(comm, x, *, adds=True, first=-1, back=1, turned=1):
+    p, r = comm.size, comm.rank
+    y = x.reshape(p, -1).roll(-r, 0).clone()
+    sizes = [(2**k, min(2**k, p - 2**k)) for k in range((p - 1).bit_length())]
+    for hop, n in sizes[::first]:
+        got = comm.sendrecv(y[hop : hop + n], (r + hop) % p, (r - hop) % p)
+        y[:n] = y[:n] + got if adds else got
+    y = y[:1]
+    for hop, n in sizes:
+        to, source = (r - back * hop) % p, (r + back * hop) % p
+        y = torch.cat([y, comm.sendrecv(y[:n], to, source)])
+    return y.roll(turned * r, 0).reshape(-1)
+
+
+def replaced(comm, x):
+    return bruck(comm, x, adds=False)
+
+
+def smallest_hop_first(comm, x):
+    return bruck(comm, x, first=1)
+
+
+def gathered_forwards(comm, x):
+    return bruck(comm, x, back=-1)
+
+
+def turned_the_wrong_way(comm, x):
+    return bruck(comm, x, turned=-1)
+
+
+def partners_by_xor(comm, x):
+    p, r = comm.size, comm.rank
+    low, high, done = 0, p, []
+    y = x.reshape(p, -1).clone()
+    while high - low > 1:
+        middle = (low + high) // 2
+        partner = r ^ (high - middle)
+        mine, theirs = (low, middle), (middle, high)
+        if r >= middle:
+            mine, theirs = theirs, mine
+        got = comm.sendrecv(y[slice(*theirs)], partner, partner)
+        y[slice(*mine)] += got
+        done.append((partner, mine, theirs))
+        low, high = mine
+    for partner, mine, theirs in reversed(done):
+        y[slice(*theirs)] = comm.sendrecv(y[slice(*mine)], partner, partner)
+    return y.reshape(-1)
+
+
 test_wrong_answers = rejects(
     "05-parallelism/01-collectives",
     [
@@ -358,19 +482,19 @@ test_wrong_answers = rejects(
         Wrong("crossover", ring_once, "ring is counted once"),
         Wrong("crossover", negative, "sign"),
         Wrong("crossover", in_bits, "in bits"),
-        Wrong("tree_broadcast", root_is_zero, "NoneType"),
+        Wrong("tree_broadcast", root_is_zero, "count places from the root"),
         Wrong("tree_broadcast", star, "takes 7 rounds, where 3 are enough"),
         Wrong("tree_broadcast", star_of_isends, "takes 7 rounds, where 3 are enough"),
         Wrong("tree_broadcast", chain, "takes 7 rounds, where 3 are enough"),
         Wrong("tree_broadcast", the_library, "build it from comm.send"),
         Wrong("tree_broadcast", root_returns_nothing, "the root too"),
-        Wrong("tree_broadcast", powers_of_two_only, "do not fit together"),
+        Wrong("tree_broadcast", powers_of_two_only, "with 8 ranks it works"),
         Wrong("tree_broadcast", all_receive_first, "do not fit together"),
         Wrong("tree_broadcast", copies_of_zeros, "on rank 1"),
         Wrong("log_all_reduce", rotated, "in the order of this rank's list"),
         Wrong("log_all_reduce", scatter_only, "the all-gather is missing"),
         Wrong("log_all_reduce", gather_only, "the reduce-scatter is missing"),
-        Wrong("log_all_reduce", wrong_order_of_hops, "differ"),
+        Wrong("log_all_reduce", wrong_order_of_hops, "hops in the order"),
         Wrong("log_all_reduce", ring_of_chunks, "messages one after another"),
         Wrong("log_all_reduce", whole_tensors, "send chunks, never the whole tensor"),
         Wrong(
@@ -380,5 +504,22 @@ test_wrong_answers = rejects(
         ),
         Wrong("log_all_reduce", library_all_reduce, "build it from comm.sendrecv"),
         Wrong("log_all_reduce", averaged, "this is the mean"),
+        Wrong("ring_moves", steps_from_one, "they begin with 0"),
+        Wrong("ring_moves", a_message_to_itself, "sends no message"),
+        Wrong("crossover", upside_down, "upside down"),
+        Wrong("crossover", a_two_left_over, "a 2 is left over"),
+        Wrong("crossover", tree_without_latency, "latencies of the tree"),
+        Wrong("crossover", volumes_added, "volumes are added"),
+        Wrong("crossover", one_level_more, "bit_length counts digits"),
+        Wrong("crossover", rounded_down, "rounded down"),
+        Wrong("tree_broadcast", rounds_rounded_down, "nobody sends to rank"),
+        Wrong("tree_broadcast", root_not_added, "with root 0 it works"),
+        Wrong("tree_broadcast", everybody_sends, "it has not received yet"),
+        Wrong("tree_broadcast", receives_from_itself, "a rank that is alone"),
+        Wrong("log_all_reduce", replaced, "it is to be added"),
+        Wrong("log_all_reduce", smallest_hop_first, "begins with the largest"),
+        Wrong("log_all_reduce", gathered_forwards, "sends 2^k ranks on"),
+        Wrong("log_all_reduce", turned_the_wrong_way, "the wrong way at the end"),
+        Wrong("log_all_reduce", partners_by_xor, "need a power of two"),
     ],
 )

@@ -115,44 +115,72 @@ def crossover(answer):
         (5, Link(2e-6, 4e9)),
         (64, Link(3e-5, 1e9)),
         (100, Link(1e-5, 1e10)),
+        (2, Link(1e-5, 1e10)),  # from here on a ring is never slower: 0 bytes
+        (3, Link(1e-5, 1e10)),
     ):
         what = f"crossover({p}, {link})"
         a = link.latency
         b = link.bandwidth
-        exact = math.log2(p)
-        L = math.ceil(exact)
-        part = (p - 1) / p
-        mistakes = {
-            "α / β instead of α · β: a latency times a bandwidth is a size": (
-                a / b * (p - 1 - L) / (L - part)
-            ),
-            "this is in bits, or something else is 8 times too large": (
-                8 * a * b * (p - 1 - L) / (L - part)
-            ),
-            (
-                "the ring's volume is not (p−1)/p · n here: each of its steps sends a"
-                " chunk of n/p, not n"
-            ): a * b * (p - 1 - L) / (L - (p - 1)),
-            (
-                "the tree is counted once: an all-reduce is a reduce and then a"
-                " broadcast"
-            ): a * b * (2 * (p - 1) - L) / (L - 2 * part),
-            (
-                "the ring is counted once: it takes p − 1 steps to sum and p − 1 to"
-                " hand the sums around"
-            ): a * b * (p - 1 - 2 * L) / (2 * L - part),
-            "the sign is wrong": -a * b * (p - 1 - L) / (L - part),
-        }
-        if exact != L:
-            mistakes[
-                "log₂ p is not rounded up, and a tree of p ranks has ⌈log₂ p⌉ levels"
-            ] = a * b * (p - 1 - exact) / (exact - part)
+        L = math.ceil(math.log2(p))
         diagnose(
             expect(answer(p, link), kind=float, what=what),
-            right=a * b * (p - 1 - L) / (L - part),
-            mistakes=mistakes,
+            right=a * b * (p - 1 - L) / (L - (p - 1) / p),
+            mistakes=_crossover_mistakes(p, a, b),
             what=what,
         )
+
+
+def _crossover_mistakes(p: int, a: float, b: float) -> dict[str, float]:
+    """Diagnosis → the size that this mistake leads to; NaN where there is none."""
+    exact = math.log2(p)
+    L = math.ceil(exact)
+    part = (p - 1) / p
+
+    def size(latencies: float, volumes: float) -> float:
+        return a * b * latencies / volumes if volumes else math.nan
+
+    mistakes = {
+        "α / β instead of α · β: a latency times a bandwidth is a size": (
+            size(p - 1 - L, L - part) / b**2
+        ),
+        "this is in bits, or something else is 8 times too large": (
+            8 * size(p - 1 - L, L - part)
+        ),
+        (
+            "the ring's volume is not (p−1)/p · n here: each of its steps sends a"
+            " chunk of n/p, not n"
+        ): size(p - 1 - L, L - (p - 1)),
+        (
+            "the tree is counted once: an all-reduce is a reduce and then a broadcast"
+        ): size(2 * (p - 1) - L, L - 2 * part),
+        (
+            "the ring is counted once: it takes p − 1 steps to sum and p − 1 to hand"
+            " the sums around"
+        ): size(p - 1 - 2 * L, 2 * L - part),
+        "the fraction is upside down: α goes with what the latencies differ by": (
+            size(L - part, p - 1 - L)
+        ),
+        "a 2 is left over: it stands on both sides and cancels": (
+            2 * size(p - 1 - L, L - part)
+        ),
+        "the latencies of the tree are missing": size(p - 1, L - part),
+        "the volumes are added: n/β stands on both sides, take it away": (
+            size(p - 1 - L, L + part)
+        ),
+        (
+            f"a tree of p = {p} ranks has ⌈log₂ p⌉ = {L} levels; these are"
+            f" {p.bit_length()} (bit_length counts digits)"
+        ): size(p - 1 - p.bit_length(), p.bit_length() - part),
+        "the sign is wrong": -size(p - 1 - L, L - part),
+    }
+    if exact != L:
+        mistakes[
+            "log₂ p is not rounded up, and a tree of p ranks has ⌈log₂ p⌉ levels"
+        ] = size(p - 1 - exact, exact - part)
+        mistakes["log₂ p is rounded down; a tree of p ranks has ⌈log₂ p⌉ levels"] = (
+            size(p - L, L - 1 - part)
+        )
+    return mistakes
 
 
 @check.exercise(
@@ -181,21 +209,14 @@ def tree_broadcast(answer):
         x = torch.randn(3, 2)
         what = f"tree_broadcast(comm, x, root={root}) with {p} ranks"
         used: set[str] = set()
-        results, ledger = on_the_clock(
-            p,
-            lambda comm, x=x, root=root, used=used: answer(
-                _Noting(comm, used), x if comm.rank == root else None, root
-            ),
-        )
-        if any(
-            ledger.count(op)
-            for op in ("broadcast", "all_gather", "all_reduce", "scatter")
-        ):
-            raise Mistake(
-                "you called one of comm's collectives: build it from comm.send and"
-                " comm.recv"
-            )
+        results, ledger = _broadcast(answer, p, root, x, used, what)
+        sent_to = {event.peer for event in ledger.events("send")}
         for r, got in enumerate(results):
+            if got is None and r != root and r not in sent_to:
+                raise Mistake(
+                    f"{what}: nobody sends to rank {r}: there are ⌈log₂ p⌉ rounds,"
+                    " rounded up, and in the last one some have nobody to send to"
+                )
             if got is None:
                 raise Mistake(
                     f"{what}: on rank {r} it returned None; every rank returns the"
@@ -220,6 +241,49 @@ def tree_broadcast(answer):
         at_most(
             ledger, max(1, allowed) * x.numel(), "no rank sends more than once a round"
         )
+
+
+COLLECTIVES = {"broadcast", "all_gather", "all_reduce", "scatter", "reduce_scatter"}
+
+
+def _broadcast(answer, p: int, root: int, x, used: set[str], what: str) -> tuple:
+    """Results and ledger of one broadcast, or what keeps it from its end.
+
+    The cases before this one went well: what is new in it is what goes wrong.
+    """
+    if (p, root) == (8, 0):
+        reason = (
+            "each rank must receive before it sends, from the rank that sends to it"
+        )
+    elif p == 8:
+        reason = (
+            "with root 0 it works: count places from the root, (rank − root) mod p, and"
+            " add root again to come back to a rank"
+        )
+    elif p > 1:
+        reason = (
+            "with 8 ranks it works: where p is no power of two, place + hop may be p or"
+            " more in the last round, and then there is nobody to send to"
+        )
+    else:
+        reason = "a rank that is alone sends and receives nothing"
+    try:
+        return on_the_clock(
+            p,
+            lambda comm: answer(
+                _Noting(comm, used), x if comm.rank == root else None, root
+            ),
+        )
+    except (Mistake, ValueError) as error:
+        if isinstance(error, ValueError) and "NoneType" in str(error):
+            reason += " (a rank sends None: it has not received yet)"
+        raise Mistake(f"{what}: {reason}\n{error}") from error
+    finally:
+        if used & COLLECTIVES:
+            raise Mistake(
+                "you called one of comm's collectives: build it from comm.send and"
+                " comm.recv"
+            )
 
 
 @check.exercise(
@@ -253,9 +317,18 @@ def log_all_reduce(answer):
     for p in (4, 3, 6, 7, 1):
         xs = [torch.randn(2 * p) for _ in range(p)]
         what = f"log_all_reduce(comm, x) with {p} ranks"
-        results, ledger = on_the_clock(
-            p, lambda comm, xs=xs: answer(comm, xs[comm.rank])
-        )
+        try:
+            results, ledger = on_the_clock(
+                p, lambda comm, xs=xs: answer(comm, xs[comm.rank])
+            )
+        except (IndexError, RuntimeError, ValueError, TypeError, Mistake) as error:
+            if p == 4:
+                raise
+            raise Mistake(
+                f"with 4 ranks it works, with {p} it does not: halves, and partners by"
+                " XOR, need a power of two; hop 1, 2, 4, … ranks modulo p, and in the"
+                f" last step only as many chunks as are missing\n{error}"
+            ) from error
         total = torch.stack(xs).sum(0)
         for r, got in enumerate(results):
             _sum_or_mistake(
@@ -310,6 +383,8 @@ def _sum_or_mistake(got, total, xs: list, r: int, what: str) -> None:
             "this is the mean; the sum is asked": total / p,
             "the rank's own x is in the sum twice": total + xs[r],
         }
+        for text, how in SLIPS.items():
+            mistakes[text] = bruck(chunks[1:], **how)[r]
         done = [
             c
             for c, (a, b) in enumerate(zip(got.chunk(p), chunks[0], strict=True))
@@ -320,3 +395,51 @@ def _sum_or_mistake(got, total, xs: list, r: int, what: str) -> None:
                 "only this rank's own chunk is complete: the all-gather is missing"
             ] = got
     diagnose(got, right=total, mistakes=mistakes, what=f"{what}, on rank {r}")
+
+
+SLIPS = {
+    "what arrives in the first half replaces the chunks; it is to be added": {
+        "adds": False
+    },
+    (
+        "the first half takes the hops in the order 1, 2, 4, …: played backwards it"
+        " begins with the largest"
+    ): {"largest_first": False},
+    (
+        "the second half sends 2^k ranks on; chunks go 2^k ranks back, and come from"
+        " 2^k ranks further on"
+    ): {"back": -1},
+    (
+        "the list is turned by r the wrong way at the end: chunk c is"
+        " parts[(c − r) % p]"
+    ): {"turned": -1},
+}
+
+
+def bruck(
+    chunks: list,
+    adds: bool = True,
+    largest_first: bool = True,
+    back: int = 1,
+    turned: int = 1,
+) -> list[torch.Tensor]:
+    """The result of each rank, with one slip; `chunks[r]` are those of rank r."""
+    p = len(chunks)
+    hops = [2**k for k in range((p - 1).bit_length())]
+    parts = [[chunks[r][(r + i) % p] for i in range(p)] for r in range(p)]
+    for hop in reversed(hops) if largest_first else hops:
+        n = min(hop, p - hop)
+        sent = [own[hop : hop + n] for own in parts]
+        for r, own in enumerate(parts):
+            for i, came in enumerate(sent[(r - hop) % p]):
+                own[i] = own[i] + came if adds else came
+    parts = [own[:1] for own in parts]
+    for hop in hops:
+        n = min(hop, p - hop)
+        sent = [own[:n] for own in parts]
+        for r, own in enumerate(parts):
+            own += sent[(r + back * hop) % p]
+    return [
+        torch.cat([own[(c - turned * r) % p] for c in range(p)])
+        for r, own in enumerate(parts)
+    ]

@@ -39,7 +39,13 @@ def read_moves(moves: list, p: int, what: str) -> Moves:
                 f"{what} holds {tuple(m)}: rank {src} sends to its right neighbour"
                 f" only, rank {(src + 1) % p}"
             )
+        if p == 1:
+            raise Mistake(
+                f"{what} holds {tuple(m)}: a rank that is alone sends no message"
+            )
         if not 0 <= step < 2 * (p - 1):
+            if {int(m[0]) for m in moves} == set(range(1, 2 * p - 1)):
+                raise Mistake(f"{what} numbers the steps from 1; they begin with 0")
             raise Mistake(
                 f"{what} holds {tuple(m)}: steps are 0 … {2 * (p - 1) - 1}, p − 1 for"
                 " each half"
