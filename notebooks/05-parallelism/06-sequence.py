@@ -5,7 +5,7 @@
 # computed before, up to the rounding of fp32. You will see three ways to do it, what each keeps and sends, and why a fair cut of a text is not the
 # obvious one. At the end you own the line of mathematics that makes it possible: how two pieces of a softmax are merged.
 
-# %%
+# %% tags=["hide-input"]
 from dataclasses import replace
 
 import torch
@@ -88,7 +88,6 @@ def kept_alone(comm):
     return layer_keeps(model.model.layers[0], T, rope, whole)
 
 
-# %%
 layer = World(1).run(kept_alone)[0]
 L, d, H = llama.num_hidden_layers, llama.hidden_size, llama.num_attention_heads
 print(f"Llama 3.1 8B in 16 bits: {weight_bytes(llama) / 1e9:.0f} GB of weights")
@@ -102,20 +101,24 @@ print(
 )
 
 # %% [markdown]
-# No accelerator holds that. Tensor parallelism cuts the weights, and some of these activations with them, but not all, as the experiment will show.
-# Recomputing all of them in the backward pass costs a third more time. Cutting the text costs messages, because attention lets every token look at
-# every earlier one.
-
-# %% [markdown]
+# No accelerator holds that. Computing [all of them again](../../jupyter-book/pages/recomputation.md) in the backward pass costs a third more time.
+# [Tensor parallelism](05-tensor.ipynb) cuts the weights, and some of these activations with them. This lesson cuts the text. That costs
+# messages, because attention lets every token look at every earlier one.
+#
 # ## Predict
 #
-# Four ranks each take a quarter of the text, and all of them the whole model. Queries stay; keys and values go round from rank to
-# rank until every rank has seen all. Rank $r$ takes the $r$-th quarter.
+# First, tensor parallelism alone. With 8 ranks, each holds an eighth of every large weight. How much of the 911 GB does each still keep?
+#
+# Then the text. Four ranks each take a quarter of it, and all of them the whole model. Queries stay; keys and values go round from rank to
+# rank until every rank has seen all. Rank $r$ takes the $r$-th quarter. Does everybody have the same work?
 
 # %%
-kept_guess = predict("What does a rank keep, when one rank alone keeps 1?")
+tensor_guess = predict(
+    "Tensor parallelism on 8 ranks: how much does each rank still keep?",
+    unit="% of the activations",
+)
 slowest_guess = predict(
-    "How long does the slowest rank compute, when a fair share takes 1?"
+    "A text cut over 4 ranks: how long does the slowest compute, if a fair share is 1?"
 )
 
 # %% [markdown]
@@ -161,7 +164,7 @@ print(f"A {o_a:.1f}, B {o_b:.1f}, all four {scores.softmax(0) @ values:.1f}")
 #
 # The merge is exact, and its order does not matter, so keys may come from any rank at any time.
 #
-# **Who does how much?** Below, each square is a query (row) that looks at a key (column); its colour is the rank that has
+# **Who does how much?** In the figure, each square is a query (row) that looks at a key (column); its colour is the rank that has
 # the query. A late token looks at many keys.
 
 # %% tags=["hide-input"]
@@ -214,8 +217,7 @@ figure(
 # Zigzag ([Llama Team 2024](https://arxiv.org/abs/2407.21783 "llama2024herd")) cuts the text into $2p$ pieces and pairs the $r$-th
 # from the front with the $r$-th from the back. Striping ([Brandon et al. 2023](https://arxiv.org/abs/2311.09431
 # "brandon2023striped")) deals tokens out like cards.
-
-# %% [markdown]
+#
 # ## Your turn
 #
 # Write the merge. `o_a` and `o_b` are outputs of shape (B, H, T, D), `l_a` and `l_b` the log-sum-exps, of shape (B, H, T). Return both for all keys
@@ -246,12 +248,9 @@ your_turn(check.merge, one_answer)
 # %% [markdown]
 # ## The code
 #
-# A cut is data: a list with each rank's positions. The merge, and the ring around it (open ours when you have your own merge):
-
-# %% tags=["hide-output"]
-show(sequence.merge, sequence.RingAttentionFunction)
-
-# %% [markdown]
+# A cut is data: a list with each rank's positions. The folded cell has the merge and the ring around it, then Ulysses'
+# transpose and Megatron's scatter. Open ours when you have your own merge.
+#
 # Three things are easy to get wrong. A query that may see nothing of a piece has $\ell=-\infty$, and $-\infty-(-\infty)$ is not a
 # number. RoPE must turn by the place in the whole text, so the model is given `position_ids`. And in the backward pass the gradients of $K$
 # and $V$ travel with them, collecting what each rank adds, and need **one hop more** to get home.
@@ -263,13 +262,22 @@ show(sequence.merge, sequence.RingAttentionFunction)
 # all-reduce of each product becomes an all-gather before it and a reduce-scatter after it: an all-reduce is just these two in a row.
 
 # %% tags=["hide-output"]
-show(sequence.ulysses.tokens_to_heads, sequence.ScatterSequence)
+show(
+    sequence.merge,
+    sequence.RingAttentionFunction,
+    sequence.ulysses.tokens_to_heads,
+    sequence.ScatterSequence,
+)
 
 # %% [markdown]
 # ## Against the library
 #
 # DeepSpeed has Ulysses as `DistributedAttention`. Two real processes over gloo, the same shards into both; and our ring against
 # PyTorch's attention on one process. 29 tokens divide over nothing, and 6 query heads share 3 key/value heads.
+#
+# Then the whole course model: two steps of training on 2 × 101 tokens, cut in three ways over 4 ranks, in threads, and the
+# ring in processes, too. With the text cut, the loss is the sum over a rank's tokens divided by the number of *all* tokens: a mean of
+# means would favour short shards. Megatron's shards must be equal, so 101 is padded to 104, with targets that do not count.
 
 
 # %% tags=["hide-input"]
@@ -317,7 +325,6 @@ compare(ours, theirs, "Ulysses and DeepSpeed: output on rank 1")
 compare(our_grads, their_grads, "Ulysses and DeepSpeed: gradients of q, k, v")
 
 
-# %%
 torch.manual_seed(0)
 q, k, v, upstream = (torch.randn(2, heads, 29, 8) for heads in (6, 3, 3, 6))
 whole = [t.clone().requires_grad_() for t in (q, k, v)]
@@ -340,11 +347,6 @@ for p in (2, 3, 4, 6):
         torch.cat([t.grad for t in whole], 1),
         f"ring of {p}: gradients",
     )
-
-# %% [markdown]
-# Now the whole course model, two steps of training on 2 × 101 tokens, cut in three ways over 4 ranks, in threads, and the
-# ring in processes, too. With the text cut, the loss is the sum over a rank's tokens divided by the number of *all* tokens: a mean of
-# means would favour short shards. Megatron's shards must be equal, so 101 is padded to 104, with targets that do not count.
 
 # %%
 model = course_model.load()
@@ -492,11 +494,13 @@ for method in ("megatron", "ring", "ulysses"):
         f"{method}: kept on a rank × ranks",
         tol=1e-6,
     )
+tensor_guess.settle(100 * GB["tensor", 8] / GB["tensor", 1], digits=2)
 
 # %% [markdown]
 # Memory falls as $1/p$ exactly, whichever way the text is cut. Tensor parallelism alone stops short: the norms' inputs, the residuals
-# and the inputs of the products are whole on every rank. On 8 ranks even 114 GB do not fit into 80: for this text one takes 16, or cuts the text and
-# recomputes a part.
+# and the inputs of the products are whole on every rank. On 8 ranks even 114 GB do not fit into 80: for this text one takes 16, or cuts the
+# text and [recomputes a part](../../jupyter-book/pages/recomputation.md). (Attention's scores are in none of these counts. To merge a softmax in pieces is to forget them and
+# compute them again.)
 #
 # **Who waits.** Now the clock. Each rank says how long its pieces take, and the ledger adds the wire: a hop of keys and values
 # takes as long as half a piece. Bars are pieces, coloured by the rank whose keys they use; the thin line below is the hop.
@@ -559,13 +563,11 @@ figure(
 )
 
 
-# %%
 def share_of_slowest(ledger):
     busy = [sum(e.end - e.start for e in ledger.events("work", r)) for r in range(p)]
     return max(busy) / fair
 
 
-kept_guess.settle(GB["ring", 4] / GB["ring", 1])
 slowest_guess.settle(share_of_slowest(runs["contiguous"]))
 print(f"and with zigzag {share_of_slowest(runs['zigzag']):.2f}")
 
@@ -573,131 +575,6 @@ print(f"and with zigzag {share_of_slowest(runs['zigzag']):.2f}")
 # A contiguous cut makes the last rank compute $(2p-1)/p$ shares, nearly two for a long ring. Zigzag gives every rank the same in
 # every *step*, so nobody ever waits for keys that are still on a slower rank.
 #
-# **For the curious: what is sent**, by the ledger and by formula. The ring sends $K$ and $V$ $p-1$ times, and in the backward pass their gradients
-# $p$ times; Ulysses swaps $(p-1)/p$ of $q$, $k$, $v$ and the output.
-
-# %% tags=["hide-cell"]
-shape = AttentionShape(B=1, T=n, H=4, K=2, D=8)
-cut = shards(n, p, "contiguous")
-for method, attention in (
-    ("ring", lambda comm: RingAttention(comm, cut)),
-    ("ulysses", lambda comm: UlyssesAttention(comm, [len(c) for c in cut])),
-):
-    world = World(p)
-    world.run(
-        lambda comm, a=attention: (
-            a(comm)(*(take(t, cut, comm.rank, 2).requires_grad_() for t in inputs))
-            .sum()
-            .backward()
-        )
-    )
-    predicted = sent(method, p, shape, itemsize=4) + sent(
-        method, p, shape, backward=True, itemsize=4
-    )
-    compare(
-        world.ledger.per_rank(),
-        [predicted] * p,
-        f"{method}: bytes that a rank sends, forward and backward",
-        tol=0,
-    )
-
-# %% [markdown]
-# **For the curious: forgetting on purpose.** Megatron's paper has a second idea. Of what a layer keeps, attention's scores are large and cheap to
-# compute: throw away only those, and compute them again backward (*selective recomputation*). It gives the bytes that a layer
-# keeps as a formula, for $s$ tokens, batch $b$, hidden size $h$, $a$ heads, $t$ ranks. We run such a layer (GPT: LayerNorm, GELU, an MLP
-# of $4h$, 16 bits, three dropouts with one byte a mask element) and count. Left out, as there: weights, and the norms' two numbers per token.
-
-# %% tags=["hide-cell"]
-from llmlab.parallelism.sequence import GPTLayer, GPTShape, layer_bytes
-
-small, t = GPTShape(s=48, b=2, h=64, a=8), 4
-sbh = small.s * small.b * small.h
-rows = [(cut, kind) for cut in (False, True) for kind in ("none", "selective")] + [
-    (False, "full")
-]
-
-
-def count(comm, cut, kind):
-    layer = GPTLayer(small, comm, sequence_parallel=cut, recompute=kind)
-    tokens = small.s // comm.size if cut else small.s
-    with Saved(layer.parameters()) as saved:
-        layer(
-            torch.ones(
-                small.b, tokens, small.h, dtype=torch.bfloat16, requires_grad=True
-            )
-        )
-    # without means and deviations
-    return sum(size for shape, _, size in saved.kinds if shape[-1] > 1)
-
-
-print(f"{'4 ranks, 5as/h = 30':<42}{'formula':>26}{'counted / sbh':>15}")
-formulas = ("10 + 24/t + 5as/ht", "10 + 24/t", "(34 + 5as/h)/t", "34/t", "2")
-counted = [World(t).run(count, *row)[0] for row in rows]
-for (cut, kind), formula, bytes_ in zip(rows, formulas, counted, strict=True):
-    name = ("tensor + sequence" if cut else "tensor") + (
-        "" if kind == "none" else f", {kind} recomputation"
-    )
-    print(f"{name:<42}{formula:>26}{bytes_ / sbh:>15.2f}")
-expected = [
-    layer_bytes(small, t, sequence_parallel=cut, recompute=kind) for cut, kind in rows
-]
-compare(counted, expected, "counted and by formula, bytes", tol=0)
-
-# %% [markdown]
-# To the byte. Our Llama keeps more than 34 bytes per token and channel, as you saw on top: its gated MLP is wider and its norms keep fp32 copies. But it keeps no
-# scores: merging a softmax in pieces, as FlashAttention does on one chip, *is* selective recomputation.
-#
-# <details><summary>For the curious: what the paper reports for large models</summary>
-#
-# The models that Korthikanti et al. measured (table 3), on 8 tensor-parallel ranks with 2,048 tokens. The paper
-# says of its figure 7: each technique alone cuts memory nearly in half, together to under 20%, full recomputation to 10%. In the cell below
-# the savings agree; 20.2% for the two largest is a little over "under 20%". The FLOPs do not: the paper's are three times ours. Its
-# appendix A describes one more forward pass of the two products, $4bs^2h$, but its equation 8 adds $s/6h$ of $72bsh^2$, which is
-# $12bs^2h$: forward *and* backward. PyTorch's counter, in our tests, finds $4bs^2h$.
-#
-# </details>
-
-# %% tags=["hide-cell"]
-from llmlab.parallelism.sequence import recompute_flops
-
-MODELS = (
-    ("22B", 64, 6144, 4),
-    ("175B", 96, 12288, 1),
-    ("530B", 128, 20480, 1),
-    ("1T", 160, 25600, 1),
-)
-print("share of tensor parallelism alone:   sequence   selective   both   full")
-for name, a, h, b in MODELS:
-    big = GPTShape(s=2048, b=b, h=h, a=a)
-    base = layer_bytes(big, 8)
-    options = (
-        (True, "none"),
-        (False, "selective"),
-        (True, "selective"),
-        (False, "full"),
-    )
-    share = [
-        layer_bytes(big, 8, sequence_parallel=cut, recompute=kind) / base
-        for cut, kind in options
-    ]
-    print(
-        f"{name:>5}, {base / 1e6:>5.0f} MB per layer and rank"
-        f" {share[0]:>15.0%}{share[1]:>12.0%}{share[2]:>7.1%}{share[3]:>7.1%}"
-    )
-
-print("\nselective recomputation            saves          costs FLOPs")
-for name, big, saves, costs in (
-    ("GPT-3", GPTShape(2048, 1, 12288, 96), 70, 2.7),
-    ("MT-NLG", GPTShape(2048, 1, 20480, 128), 65, 1.6),
-):
-    flops, more = recompute_flops(big)
-    mine = 1 - layer_bytes(big, recompute="selective") / layer_bytes(big)
-    print(
-        f"{name:<8} paper, ours:          {saves}%, {mine:.0%}       {costs}%,"
-        f" {more / flops:.1%}"
-    )
-
-# %% [markdown]
 # ## Play
 #
 # Step through a ring of four. Strong colours: what is computed in this step, by the rank that has the query. Pale: done
@@ -771,8 +648,11 @@ for layout, table in TABLES.items():
 #
 # **When does the wire keep up?** A piece of $c$ queries and keys costs $4dc^2$ FLOPs, its hop $4dc$ bytes, so a hop hides
 # if $c \geq F/B$ (Liu et al., table 2, which asks for $6c$ tokens on each device).
+#
+# **Who sends least?** Jacobs et al. count $4Nh/P$ for Ulysses, and $4Nh$ for Megatron whatever $P$ is. Ours has
+# $(p-1)/p$, and fewer key/value heads than query heads where the model has them.
 
-# %%
+# %% tags=["hide-input"]
 TABLE = (
     ("A100, NVLink", 312, 300, 6.2),
     ("A100, InfiniBand", 312, 12.5, 149.5),
@@ -785,13 +665,7 @@ for name, tflops, gigabytes, published in TABLE:
     block = sequence.smallest_block(tflops * 1e12, gigabytes * 1e9)
     print(f"{name:<28}{published:>8}{6 * block / 1e3:>8.1f}")
 
-# %% [markdown]
-# Four of five are the same; InfiniBand's 149.5 needs blocks of 24.9 thousand tokens, where the table has 24.5 and $312/12.5$ is 24.96.
-#
-# **Who sends least?** Jacobs et al. count $4Nh/P$ for Ulysses, and $4Nh$ for Megatron whatever $P$ is. Ours, with $(p-1)/p$ and
-# with few key/value heads:
-
-# %%
+print("\nMB that a rank sends per layer, forward")
 for name in ("llama-2-7b", "llama-3.1-405b"):
     c = preset(name)
     shape = AttentionShape(
@@ -802,14 +676,49 @@ for name in ("llama-2-7b", "llama-3.1-405b"):
             m: sent(m, p, shape) / 1e6 for m in ("megatron", "ring", "ulysses")
         }
         print(
-            f"{name:<15} {p:>2} ranks, MB per layer forward: "
+            f"{name:<15} {p:>2} ranks: "
             + "".join(f"{m} {b:>6.0f}   " for m, b in megabytes.items())
         )
 
 # %% [markdown]
+# Four of five devices are the same; InfiniBand's 149.5 needs blocks of 24.9 thousand tokens, where the table has 24.5 and $312/12.5$ is 24.96.
+#
 # With as many key/value heads as query heads (7B) Ulysses sends least, and less the more ranks there are. With 8 for 128 (405B)
 # keys and values are so small that the ring sends less, up to 16 ranks. Llama 3 was trained on 131,072 tokens over 16 ranks, and its
 # authors simply gather keys and values: they are small, is one of their two reasons (Llama Team 2024, section 3.3.2).
+#
+# <details><summary>For the curious: the bytes that were sent</summary>
+#
+# By the ledger and by formula, in the folded cell. The ring sends $K$ and $V$ $p-1$ times, and in the backward pass their gradients $p$ times;
+# Ulysses swaps $(p-1)/p$ of $q$, $k$, $v$ and the output.
+#
+# </details>
+
+# %% tags=["hide-cell"]
+n, p = 64, 4  # as in the timelines above
+shape = AttentionShape(B=1, T=n, H=4, K=2, D=8)
+cut = shards(n, p, "contiguous")
+for method, attention in (
+    ("ring", lambda comm: RingAttention(comm, cut)),
+    ("ulysses", lambda comm: UlyssesAttention(comm, [len(c) for c in cut])),
+):
+    world = World(p)
+    world.run(
+        lambda comm, a=attention: (
+            a(comm)(*(take(t, cut, comm.rank, 2).requires_grad_() for t in inputs))
+            .sum()
+            .backward()
+        )
+    )
+    predicted = sent(method, p, shape, itemsize=4) + sent(
+        method, p, shape, backward=True, itemsize=4
+    )
+    compare(
+        world.ledger.per_rank(),
+        [predicted] * p,
+        f"{method}: bytes that a rank sends, forward and backward",
+        tol=0,
+    )
 
 # %% [markdown]
 # ## What to keep

@@ -9,6 +9,7 @@ from urllib.parse import unquote, urldefrag, urljoin, urlparse
 import pytest
 
 from llmlab.course.book.build import KINDS, STATIC_PAGES
+from llmlab.course.book.pages import BEHIND
 from llmlab.course.syllabus import PARTS, built_lessons
 from tests.browser.page_checks import EXPLORE, all_faults
 
@@ -16,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LESSONS = [
     lesson.slug for lesson in built_lessons(ROOT) if lesson.notebook(ROOT).is_file()
 ]
-PAGES = [f"{name}.html" for name in (*STATIC_PAGES, "search")]
+PAGES = [f"{name}.html" for name in (*STATIC_PAGES, *BEHIND.values(), "search")]
 PAGES += [f"parts/{part}.html" for part in PARTS]
 PAGES += [f"{kind}/{slug}.html" for slug in LESSONS for kind in KINDS]
 FILES = pytest.mark.xdist_group("files")  # in one process: they share what was read

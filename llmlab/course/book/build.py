@@ -20,7 +20,7 @@ from pathlib import Path
 
 import yaml
 
-from llmlab.course.book import pages, published, rooms
+from llmlab.course.book import pages, published, recomputation, rooms
 from llmlab.course.book.notebooks import Stage, first_slider, rewrite, stage_notebook
 from llmlab.course.book.notebooks import link as rewrite_link
 from llmlab.course.book.verified import Records
@@ -89,7 +89,8 @@ def prepare(root: Path, source: Path) -> Stage:
                 stage_notebook(kind, lesson, runs.get(f"{kind}/{lesson.slug}"), stage)
     for part in PARTS:
         stage.write(f"parts/{part}.md", pages.part_page(part, built, root))
-    for name in STATIC_PAGES:
+    behind = [pages.BEHIND[x.slug] for x in built if x.slug in pages.BEHIND]
+    for name in (*STATIC_PAGES, *behind):
         path = root / "jupyter-book" / "pages" / f"{name}.md"
         stage.write(f"{name}.md", fill(path, stage, built, runs))
     copy_static(root, source)
@@ -104,12 +105,17 @@ def fill(path: Path, stage: Stage, built: list[Lesson], runs: dict) -> str:
         "facts": lambda: pages.facts(runs, built, stage.root),
         "slider": lambda: slider(stage.root, built),
         "published": published.page,
+        "recomputation-counted": recomputation.counted,
+        "recomputation-large": recomputation.large,
+        "recomputation-price": recomputation.price,
         "coverage": lambda: pages.coverage(built),
         "contributing": lambda: contributing(stage.root),
         "rooms": rooms.section,
         "verified": lambda: pages.verified(runs, built, stage.root),
     }
     text = path.read_text(encoding="utf-8")
+    # A page is staged at the top of the book, two folders above its source.
+    text = text.replace("](../../", "](")
     text = rewrite(text, lambda match: rewrite_link(match, f"{path.stem}.md", stage))
     for name, make in makers.items():
         mark = f"<!-- llmlab:{name} -->"

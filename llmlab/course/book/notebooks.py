@@ -28,6 +28,7 @@ LINK = re.compile(
     r'(?<!!)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(([^()\s]+(?:\([^()\s]*\)[^()\s]*)*)(?:\s+"([^"]*)")?\)'
 )
 CODE = re.compile(r"(```.*?```|~~~.*?~~~|`[^`\n]+`)", re.DOTALL)
+PAGES = "jupyter-book/pages/"  # staged at the top of the book
 KEY = re.compile(r"[a-z]+\d{4}[a-z0-9-]*")
 # Comments for machines: they are left out of the page.
 MARKS = re.compile(
@@ -88,6 +89,8 @@ def link(match: re.Match, page: str, stage: Stage) -> str:
             return text
         path = f"parts/{planned[0].part}.md"
         anchor = ""
+    elif path.startswith(PAGES):
+        path = path.removeprefix(PAGES)
     elif not path.endswith((".ipynb", ".md")):
         copy_file(stage, path)
     back = _up(page, path)
@@ -262,6 +265,6 @@ def first_slider(path: Path) -> str | None:
     for cell in nbformat.read(path, as_version=4).cells:
         for output in cell.get("outputs", []):
             text = output.get("data", {}).get("text/html", "")
-            if 'class="llmlab-explore"' in text and 'type="range"' in text:
+            if 'class="llmlab-explore"' in text and '<input type="range"' in text:
                 return text
     return None

@@ -25,6 +25,8 @@ REFERENCE = (
     "coverage",
     "verified",
 )
+# Pages that stand behind a lesson, where its thread would be cut.
+BEHIND = {"05-parallelism/06-sequence": "recomputation"}
 SEED = "https://github.com/liguodongiot/llm-action"
 
 
@@ -50,6 +52,8 @@ def toc(built: list[Lesson], root: Path) -> dict:
             if below:
                 chapter["sections"] = below
             chapters.append(chapter)
+            if lesson.slug in BEHIND:
+                chapters.append({"file": BEHIND[lesson.slug]})
         parts.append({"caption": f"{number}. {title}", "chapters": chapters})
     reference = [{"file": name} for name in REFERENCE]
     parts.append({"caption": "Reference", "chapters": reference})
