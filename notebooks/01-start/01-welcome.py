@@ -10,6 +10,15 @@
 #
 # Code that only draws is folded: click on the bar (or on *Show the code* in the book) to open it. Answers are folded too, until you
 # run their cell. Change what you like: this is your own copy, and `llmlab reset 01-welcome` in a terminal gives a fresh one.
+#
+# ## What it costs
+#
+# Take Llama 2 70B, and count its parameters from its shape. In 16 bits, each takes two bytes. A large GPU of today, the
+# H100, has 80 GB of memory and reads 3.35 TB per second from it. So the model needs two of them, and to write one token
+# it has to read all its weights once, because every weight takes part in every token.
+#
+# The last number that we need is what an hour of a GPU costs. That one is no fact of nature: 3 dollars is a guess for
+# this page, so put in your own.
 
 # %%
 import time
@@ -22,17 +31,6 @@ from llmlab.models.accounting import kv_cache_bytes, parameters
 from llmlab.models.presets import preset
 from llmlab.start import welcome
 
-# %% [markdown]
-# ## What it costs
-#
-# Take Llama 2 70B, and count its parameters from its shape. In 16 bits, each takes two bytes. A large GPU of today, the
-# H100, has 80 GB of memory and reads 3.35 TB per second from it. So the model needs two of them, and to write one token
-# it has to read all its weights once, because every weight takes part in every token.
-#
-# The last number that we need is what an hour of a GPU costs. That one is no fact of nature: 3 dollars is a guess for
-# this page, so put in your own.
-
-# %%
 llama = preset("llama-2-70b")
 N = parameters(llama)
 # of one H100: bytes, bytes per second, dollars per hour
@@ -48,8 +46,7 @@ print(f"a million tokens cost {dollars_alone:.0f} dollars")
 # %% [markdown]
 # A million tokens is about ten novels. Nobody would pay that for ten novels of machine prose, and nobody does: the same model
 # is sold for a small fraction of it. Nothing in the calculation is wrong. What is wrong is the *one reader*.
-
-# %% [markdown]
+#
 # ## Predict
 #
 # The two GPUs now write for 16 readers at once, each with a conversation of 4,096 tokens behind them. Does each reader have to
@@ -73,8 +70,7 @@ print(
 # %% [markdown]
 # It looks like something for nothing: the same machines, nearly the same time for each reader, and far more tokens. It is the
 # most important fact about serving language models.
-
-# %% [markdown]
+#
 # ## By hand
 #
 # Take a tiny model. Its weights are $W = 10$ bytes, each reader's cache is $C = 2$ bytes, and the memory delivers
@@ -88,8 +84,7 @@ print(
 #
 # Five readers get three times the tokens. Twenty-five readers get only five times: now the caches are most of what is read. With ever more
 # readers it ends at $\beta / C = 30$ tokens per second.
-
-# %% [markdown]
+#
 # ## The idea
 #
 # The same for the 70B model. The weights are read once per step, however many readers wait for that step. Only the *cache* (the
@@ -140,15 +135,13 @@ your_turn(check.tokens_per_second, tokens_per_second)
 
 # %% [markdown]
 # Stuck? Each exercise has up to three hints, and every call shows the next. The first is a nudge, the last is nearly the answer.
-
-# %%
-check.hint("tokens_per_second")
-
-# %% [markdown]
+#
 # **A wrong answer gets its diagnosis.** A check does not only say "wrong", and it never shows the answer: it names the mistake. These
 # are answers that people write, for this exercise and for two others of this lesson.
 
 # %%
+check.hint("tokens_per_second")
+
 attempts = {
     "the weights are read per reader": (
         check.tokens_per_second,
@@ -168,8 +161,7 @@ for name, (exercise, answer) in attempts.items():
 # %% [markdown]
 # Who checks the checks? The course's own tests try many wrong answers on each check, each of which must get its diagnosis, and
 # right answers in several spellings, which must pass.
-
-# %% [markdown]
+#
 # ## The code
 #
 # In symbols, with $W$ bytes of weights, $b$ readers (the *batch*), $C$ bytes of cache for each, and a memory that
@@ -193,15 +185,14 @@ show(welcome.tokens_per_second, welcome.dollars_per_million_tokens)
 # Never believe a course that only agrees with itself. In each lesson the code meets the library that the industry uses, on the
 # same inputs, and one line says how far they agree. Here it is the softmax of your third exercise against PyTorch's, on
 # logits that would overflow a careless one.
+#
+# And the bound meets a machine: yours. A matrix of 64 MB stands for the weights. One core multiplies it by one vector (one reader),
+# then by sixteen vectors at once. If only arithmetic took time, the second would take sixteen times as long.
 
 # %%
 torch.manual_seed(0)
 logits = 1000 * torch.randn(64, 2048)
 compare(welcome.softmax(logits), torch.softmax(logits, dim=-1), what="softmax")
-
-# %% [markdown]
-# And the bound meets a machine: yours. A matrix of 64 MB stands for the weights. One core multiplies it by one vector (one reader),
-# then by sixteen vectors at once. If only arithmetic took time, the second would take sixteen times as long.
 
 # %% tags=["hide-input", "nbval-ignore-output"]
 weights = torch.randn(4096, 4096)
@@ -236,8 +227,7 @@ print(
 #
 # Timings differ from one machine to the next, and yours will differ from the stored ones. That is the one kind of number
 # here that may; all others should come out as printed.
-
-# %% [markdown]
+#
 # ## The experiment
 #
 # So serve as many readers as possible. What stops us is memory: weights and caches have to fit together. Let us fill it, and
@@ -301,8 +291,7 @@ print(
 # course in one plot. Its parts are the ways to move these lines: fewer bits (compression), more chips (parallelism), caches
 # that waste nothing and kernels that read less (inference, compilers, chips), and many fine-tuned models on one set of
 # weights (parameter-efficient fine-tuning).
-
-# %% [markdown]
+#
 # ## Play
 #
 # A lesson has a figure that moves. Drag its sliders, or put the focus on one and press the arrow keys. It works in the published book too.
@@ -381,8 +370,7 @@ print(f"not the same: the real system takes {29e-3 / ours:.1f} times the bound")
 # | `llmlab check 01-welcome` | runs your copy in a fresh kernel and marks it |
 # | `llmlab hint 01-welcome softmax` | shows the next hint |
 # | `llmlab progress` | shows the map of the course with what you have done |
-
-# %% [markdown]
+#
 # ## What to keep
 #
 # ```python
