@@ -49,7 +49,8 @@ check.normal_float(normal_float)
 # ●●○○○ difficulty · ●●●●● importance · 10 minutes · 2 points
 #
 # Cut the weights into blocks of `block`, row after row. The scale of a block is its largest $|w|$. Divide by it and find, for each
-# weight, the number of the *nearest* level. The levels are not evenly spaced, so `round` will not do. A block of zeros must not give NaN.
+# weight, the number of the *nearest* level. The levels are not evenly spaced, so `round` will not do. A block of zeros
+# must not give NaN: its scale is 0, and its weights get the level 0.
 
 
 # %% tags=["exercise"]

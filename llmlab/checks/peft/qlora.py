@@ -50,6 +50,17 @@ def normal_float(answer):
     got = expect(answer(bits, offset), shape=(16,), dtype=torch.float32, what=what)
     right = nf4.normal_float()
     raw = _sides(bits, offset, 8, 7)
+    ndtri = torch.special.ndtri
+    up = ndtri(torch.linspace(offset, 0.5, 9))  # with the last, which is 0
+    down = -ndtri(torch.linspace(offset, 0.5, 8))
+    zero = torch.zeros(1)
+    # one probability too few, so that ½ is among them
+    short = [ndtri(torch.linspace(offset, 0.5, n)) for n in (7, 8)]
+
+    def scaled(*pieces):
+        levels = torch.cat(pieces).sort().values
+        return levels / levels.max()
+
     even = torch.special.ndtri(torch.linspace(1 - offset, offset, 16))
     mirrored = _sides(bits, offset, 7, 8)
     integers = torch.linspace(-1, 1, 16)
@@ -62,7 +73,8 @@ def normal_float(answer):
         "the levels are not divided by the largest": raw,
         "they are in falling order": right.flip(0),
         "these are evenly spaced levels, as integers have: take quantiles": integers,
-        "these are the probabilities: ndtri makes quantiles of them": (
+        "each side is evenly spaced: the probabilities are, and `ndtri` makes levels"
+        " of them that are not": (
             p := torch.cat(
                 [
                     0.5 - torch.linspace(offset, 0.5, 8)[:-1],
@@ -74,6 +86,18 @@ def normal_float(answer):
             .values
         )
         / p.max(),
+        "the level 0 is missing: one side has a level too many": scaled(
+            -up[:-1], up[:-1]
+        ),
+        "½ is among your probabilities: its quantile is 0, so take one more and leave"
+        " it out": scaled(-short[0], zero, short[1]),
+        "you left out the first probability, `offset`: leave out the last, ½": scaled(
+            down[1:], zero, up[1:]
+        ),
+        "the negative side is the positive one mirrored, without a level: it has"
+        " probabilities of its own": scaled(-up[:-2], zero, up[:-1]),
+        "the negative side is the positive one mirrored, without its largest: it has"
+        " probabilities of its own": scaled(-up[1:-1], zero, up[:-1]),
         "offset is not used: it is the largest probability": (
             m := _sides(bits, 0.99, 8, 7)
         )
@@ -145,14 +169,20 @@ def quantize(answer):
         "round is for evenly spaced levels: look for the nearest of these": pair(
             ((blocks / c[:, None] + 1) / 2 * 7).round(), c
         ),
-        "blocks run along the rows: yours run down the columns": pair(
-            (columns[..., None] / (s := columns.abs().amax(1))[:, None, None] - levels)
-            .abs()
-            .argmin(-1),
-            s,
+        "blocks run along the rows: yours run down the columns": _pair_of(
+            columns, levels
         ),
         "the scale is the largest |w|: you took the mean": pair(
             coded((s := blocks.abs().mean(1))[:, None]), s
+        ),
+        "the scale is the largest |w|: you took the standard deviation": pair(
+            coded((s := blocks.std(1))[:, None]), s
+        ),
+        "the scale is the largest |w|: you took the root of the mean square": pair(
+            coded((s := blocks.square().mean(1).sqrt())[:, None]), s
+        ),
+        "your blocks take every ninth weight: a block is `block` neighbours": _pair_of(
+            w.reshape(8, -1).T, levels
         ),
     }
     diagnose(
@@ -171,9 +201,28 @@ def quantize(answer):
         raise Mistake(
             "right for these 8 levels and blocks of 8, wrong for NF4 and blocks of 64"
         )
-    zeros, _ = _pair(answer(torch.zeros(16), levels, 8), (2, 8), (2,))
+    tiny = normal * 1e-4
+    _, small = _pair(answer(tiny, levels, 64), (4, 64), (4,))
+    if not close(small, tiny.abs().amax(1)):
+        raise Mistake(
+            "the scales of small weights are too large: guard the division against 0,"
+            " and let the scale be the largest |w| as it is"
+        )
+    zeros, nothing = _pair(answer(torch.zeros(16), levels, 8), (2, 8), (2,))
     if not close(levels[zeros], torch.zeros(2, 8)):
         raise Mistake("a block of zeros must get the code of the level 0")
+    if nothing.any():
+        raise Mistake(
+            "the scale of a block of zeros is its largest |w|, 0: put a stand-in only"
+            " where you divide"
+        )
+
+
+def _pair_of(blocks: Tensor, levels: Tensor) -> Tensor:
+    """Codes and scales of other blocks, side by side."""
+    scale = blocks.abs().amax(1, keepdim=True)
+    codes = ((blocks / scale)[..., None] - levels).abs().argmin(-1)
+    return torch.cat([codes.float(), scale], dim=1)
 
 
 def _pair(value: object, codes: tuple, scales: tuple) -> tuple[Tensor, Tensor]:
@@ -226,7 +275,26 @@ def double_quantize(answer):
         )
         return there + (shift if back is None else back)
 
+    def trip_by(code, c2_of=lambda part: part.abs().max(), parts=None, back=None):
+        """Another way to code, another c₂, other blocks, or another mean."""
+        out = []
+        for part in (c - mean).split(block) if parts is None else parts:
+            c2 = c2_of(part)
+            out.append(code(part / c2) * c2)
+        return torch.cat(out)[:50] + (mean if back is None else back)
+
+    def nearest(x):
+        return levels[(x[:, None] - levels).abs().argmin(1)]
+
+    def above(x):
+        return levels[torch.searchsorted(levels, x).clamp(max=255)]
+
+    def below(x):
+        return levels[(torch.searchsorted(levels, x, right=True) - 1).clamp(min=0)]
+
     mean, zero = c.mean(), torch.zeros(())
+    padded = torch.cat([c, torch.zeros(14)])
+    joined = [(c - mean)[:16], (c - mean)[16:32], (c - mean)[32:]]
     each = torch.cat([part.mean().expand(len(part)) for part in c.split(block)])
     mistakes = {
         "the mean is not subtracted: half of the levels are negative and stay unused": (
@@ -244,6 +312,28 @@ def double_quantize(answer):
             ]
         ),
         "nothing is rounded: these are the scales as they were": c,
+        "the last block, which is shorter, is not rounded": torch.cat(
+            [trip(mean)[:48], c[48:]]
+        ),
+        "the last block, which is shorter, is lost in the one before it": trip_by(
+            nearest, parts=joined
+        ),
+        "the zeros that you padded with count in the mean": trip(padded.mean()),
+        "the zeros that you padded with count in the mean, and in the last c₂": trip_by(
+            nearest,
+            parts=(padded - padded.mean()).split(block),
+            back=padded.mean(),
+        ),
+        "the zeros that you padded with count in the last c₂: pad after the mean is"
+        " subtracted": trip_by(nearest, parts=(padded - mean).split(block)),
+        "c₂ is the largest absolute value: you took the largest value": trip_by(
+            nearest, lambda part: part.max()
+        ),
+        "you took the next level above, not the nearest": trip_by(above),
+        "you took the level below, not the nearest": trip_by(below),
+        "you rounded to steps of 1/127, as int8 has: take the nearest of `levels`": (
+            trip_by(lambda x: (x * 127).round() / 127)
+        ),
     }
     diagnose(got, right=trip(mean), mistakes=mistakes, tol=1e-6, what=what)
     many = torch.rand(700) + 1
@@ -297,6 +387,8 @@ def backward(answer):
             f"backward returned {len(three)} things: return ∂E/∂x, ∂E/∂A and ∂E/∂B"
         )
     shapes = ((n, k), (r, k), (d, r))
+    if [tuple(getattr(t, "shape", ())) for t in three] == [(n, k), (d, r), (r, k)]:
+        raise Mistake("they are in the wrong order: return those of x, A and B")
     got = [
         expect(t, shape=w, dtype=torch.float32, what=f"∂E/∂{m}")
         for t, w, m in zip(three, shapes, "xAB", strict=True)
@@ -329,6 +421,15 @@ def backward(answer):
                 g @ (codes * scales[:, None]).reshape(d, k) + s * g @ B @ A
             ),
             "s scales the low-rank way alone, not Ŵ": s * (g @ W + g @ B @ A),
+            "s is the whole scale: it is not divided by r": (g @ W + s / r * g @ B @ A),
+            "s is applied twice in the gradient through B A": (
+                g @ W + s * s * g @ B @ A
+            ),
+            "the scales are dealt out in turn: the first `block` weights share the"
+            " first": (
+                g @ (levels[codes].flatten() * scales.repeat(16)).reshape(d, k)
+                + s * g @ B @ A
+            ),
         },
         what="∂E/∂x",
     )
@@ -338,6 +439,9 @@ def backward(answer):
         mistakes={
             "s is missing in ∂E/∂A": (g @ B).T @ x,
             "s is applied twice in ∂E/∂A": s * s * (g @ B).T @ x,
+            "∂E/∂A is averaged over the rows of the batch: they add up": (
+                s * (g @ B).T @ x / n
+            ),
         },
         what="∂E/∂A",
     )
@@ -347,6 +451,10 @@ def backward(answer):
         mistakes={
             "s is missing in ∂E/∂B": g.T @ (x @ A.T),
             "s is applied twice in ∂E/∂B": s * s * g.T @ (x @ A.T),
+            "∂E/∂B is averaged over the rows of the batch: they add up": (
+                s * g.T @ (x @ A.T) / n
+            ),
+            "∂E/∂B comes from what goes into B, x Aᵀ: you took g B": s * g.T @ (g @ B),
         },
         what="∂E/∂B",
     )

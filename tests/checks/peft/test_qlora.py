@@ -2,9 +2,11 @@
 must get.
 """
 
+import pytest
 import torch
 
-from tests.checks.rejecting import Wrong, rejects
+from llmlab.checks.peft.qlora import check
+from tests.checks.rejecting import Wrong, rejects, verdict
 
 
 def sides(
@@ -258,4 +260,192 @@ BACK = [
     Wrong("backward", transposed_A, "shape"),
 ]
 
-test_wrong_answers = rejects("04-peft/07-qlora", LEVELS + WEIGHTS + SCALES + BACK)
+# Kinds of mistake that once had no sentence, or got through.
+
+
+def levels_of(down, up):
+    """normal_float from the probabilities of each side, given the positive ones."""
+
+    def normal_float(bits, offset):
+        n = 2 ** (bits - 1)
+        sides = [down(offset, n), torch.zeros(1), up(offset, n)]
+        levels = torch.cat(sides).sort().values
+        return levels / levels.max()
+
+    return normal_float
+
+
+def quantiles(offset, n, part=slice(-1)):
+    return torch.special.ndtri(torch.linspace(offset, 0.5, n + 1)[part])
+
+
+def without_zero(bits, offset):
+    side = quantiles(offset, 2 ** (bits - 1))
+    levels = torch.cat([-side, side]).sort().values
+    return levels / levels.max()
+
+
+def up(offset, n):
+    return quantiles(offset, n)
+
+
+def nearest(x, levels):
+    return (x[..., None] - levels).abs().argmin(-1)
+
+
+def coded(scale, shown=lambda s: s, cut=lambda w, n: w.reshape(-1, n)):
+    """quantize with another scale, or with one scale for dividing and one shown."""
+
+    def quantize(w, levels, block):
+        blocks = cut(w, block)
+        s = scale(blocks)
+        return nearest(blocks / s.clamp(min=1e-30)[:, None], levels), shown(s)
+
+    return quantize
+
+
+def largest(blocks):
+    return blocks.abs().amax(1)
+
+
+def padded_first(mean_of_all):
+    """double_quantize of whole blocks, filled up with zeros before the mean."""
+
+    def double_quantize(c, levels, block):
+        filled = torch.cat([c, torch.zeros(-len(c) % block)])
+        mean = (filled if mean_of_all else c).mean()
+        parts = (filled - mean).reshape(-1, block)
+        c2 = parts.abs().amax(1, keepdim=True)
+        return (levels[nearest(parts / c2, levels)] * c2).flatten()[: len(c)] + mean
+
+    return double_quantize
+
+
+def trip(
+    c2=lambda p: p.abs().max().clamp(min=1e-30),
+    code=None,
+    split=lambda c, n: c.split(n),
+):
+    def double_quantize(c, levels, block):
+        out = []
+        for part in split(c - c.mean(), block):
+            s = c2(part)
+            there = code(part / s) if code else levels[nearest(part / s, levels)]
+            out.append(there * s)
+        return torch.cat(out) + c.mean()
+
+    return double_quantize
+
+
+def last_block_joined(c, block):
+    whole = len(c) // block - 1
+    return [*c[: whole * block].split(block), c[whole * block :]]
+
+
+def last_block_left(c, levels, block):
+    whole = len(c) // block * block
+    return torch.cat([trip()(c, levels, block)[:whole], c[whole:]])
+
+
+def returns(change):
+    """backward with the three gradients changed."""
+
+    def backward(g, x, codes, scales, levels, A, B, s):
+        W = (levels[codes] * scales[:, None]).reshape(len(B), A.shape[1])
+        return change(
+            g @ W + s * g @ B @ A, s * (g @ B).T @ x, s * g.T @ (x @ A.T), len(x)
+        )
+
+    return backward
+
+
+def scales_in_turn(g, x, codes, scales, levels, A, B, s):
+    flat = levels[codes].flatten() * scales.repeat(codes.shape[1])
+    W = flat.reshape(len(B), A.shape[1])
+    return g @ W + s * g @ B @ A, s * (g @ B).T @ x, s * g.T @ (x @ A.T)
+
+
+MORE = [
+    Wrong("normal_float", without_zero, "the level 0 is missing"),
+    Wrong(
+        "normal_float",
+        levels_of(
+            lambda p, n: -quantiles(p, n - 2, slice(None)),
+            lambda p, n: quantiles(p, n - 1, slice(None)),
+        ),
+        "½ is among your probabilities",
+    ),
+    Wrong(
+        "normal_float",
+        levels_of(
+            lambda p, n: -quantiles(p, n - 1, slice(1, None)),
+            lambda p, n: quantiles(p, n, slice(1, None)),
+        ),
+        "left out the first probability",
+    ),
+    Wrong("normal_float", levels_of(lambda p, n: -up(p, n)[:-1], up), "mirrored"),
+    Wrong("normal_float", levels_of(lambda p, n: -up(p, n)[1:], up), "mirrored"),
+    Wrong("quantize", coded(lambda b: b.std(1)), "standard deviation"),
+    Wrong("quantize", coded(lambda b: largest(b).clamp(min=1e-3)), "small weights"),
+    Wrong(
+        "quantize",
+        coded(largest, lambda s: torch.where(s == 0, 1.0, s)),
+        "put a stand-in only",
+    ),
+    Wrong(
+        "quantize",
+        coded(largest, cut=lambda w, n: w.reshape(n, -1).T),
+        "every ninth weight",
+    ),
+    Wrong("double_quantize", padded_first(True), "count in the mean"),
+    Wrong("double_quantize", padded_first(False), "count in the last c₂"),
+    Wrong("double_quantize", last_block_left, "is not rounded"),
+    Wrong("double_quantize", trip(split=last_block_joined), "the one before it"),
+    Wrong("double_quantize", trip(lambda p: p.max()), "took the largest value"),
+    Wrong("double_quantize", trip(code=lambda x: (x * 127).round() / 127), "1/127"),
+    Wrong("backward", scales_in_turn, "dealt out in turn"),
+    Wrong("backward", returns(lambda x, A, B, n: (x, B, A)), "wrong order"),
+    Wrong("backward", returns(lambda x, A, B, n: (x, A / n, B / n)), "averaged"),
+]
+
+
+def between_levels(w, levels, block):
+    blocks = w.reshape(-1, block)
+    scales = largest(blocks)
+    inside = blocks / torch.where(scales == 0, 1.0, scales)[:, None]
+    return torch.bucketize(inside, (levels[1:] + levels[:-1]) / 2), scales
+
+
+def by_autograd(g, x, codes, scales, levels, A, B, s):
+    W = (levels[codes] * scales[:, None]).reshape(len(B), A.shape[1])
+    x, A, B = (t.clone().requires_grad_() for t in (x, A, B))
+    return torch.autograd.grad(x @ W.T + s * x @ A.T @ B.T, (x, A, B), g)
+
+
+def one_by_one(bits, offset):
+    n = 2 ** (bits - 1)
+    levels = [0.0]
+    for sign, count in ((1, n), (-1, n - 1)):
+        for i in range(count):
+            p = torch.tensor(offset + (0.5 - offset) * i / count).double()
+            levels.append(sign * torch.special.ndtri(p).item())
+    return torch.tensor([level / max(levels) for level in sorted(levels)])
+
+
+@pytest.mark.parametrize(
+    ("exercise", "answer"),
+    [
+        ("normal_float", one_by_one),
+        ("quantize", between_levels),
+        ("double_quantize", trip()),
+        ("backward", by_autograd),
+    ],
+)
+def test_right_answers_written_otherwise(exercise, answer):
+    result = verdict(check, exercise, answer)
+    assert result.outcome == "right", str(result)
+
+
+test_wrong_answers = rejects(
+    "04-peft/07-qlora", LEVELS + WEIGHTS + SCALES + BACK + MORE
+)
