@@ -41,14 +41,16 @@ TYPESET = """async () => {
   ];
 }"""
 SLIDERS = """figures => [...document.querySelectorAll(figures)].map(
-  figure => figure.querySelectorAll('input').length)"""
+  figure => figure.querySelectorAll('.llmlab-control').length)"""
 SLIDER_STATE = """(figure, k) => {
-  const slider = figure.querySelectorAll('input')[k];
+  const control = figure.querySelectorAll('.llmlab-control')[k];
+  const slider = control.querySelector('input:not([type=radio]), :checked');
+  const value = control.querySelector('output, :checked + span').innerText;
   const image = figure.querySelector('img');
   return {
-    id: slider.id,
-    spoken: slider.getAttribute('aria-valuetext'),
-    value: figure.querySelectorAll('output')[k].innerText,
+    id: slider.id || slider.name,
+    spoken: slider.getAttribute('aria-valuetext') ?? value,
+    value,
     caption: figure.querySelector('figcaption').innerText,
     image: image.getAttribute('src'),
     alt: image.alt,
@@ -137,9 +139,17 @@ def _one_slider(page: Page, figure: Locator, k: int) -> list[str]:
         page.keyboard.press(key)
         return figure.evaluate(SLIDER_STATE, k)
 
-    figure.locator("input").nth(k).focus()
-    first = shown_after("Home")
-    last = shown_after("End")
+    control = figure.locator(".llmlab-control").nth(k)
+    choice = control.locator("input[type=radio]")
+    if choice.count():
+        # The arrows go round: from the last to the first.
+        choice.last.focus()
+        first = shown_after("ArrowRight")
+        last = shown_after("ArrowLeft")
+    else:
+        control.locator("input").focus()
+        first = shown_after("Home")
+        last = shown_after("End")
     before_last = shown_after("ArrowLeft")
     name = f"slider {first['id']}"
     faults = []

@@ -136,6 +136,93 @@ def test_the_widget_shows_the_frame_that_its_sliders_choose():
     )
 
 
+def moving(rank, noise=0.0):
+    """A figure whose axes stay: only its line moves."""
+    fig, ax = plt.subplots()
+    ax.plot([0, 1], [rank, noise])
+    ax.set(xlim=(0, 1), ylim=(0, 5))
+    return fig
+
+
+CHALLENGE = {
+    "challenge": "The largest rank below 3?",
+    "missing": lambda rank, noise=0.0: "" if rank == 2 else f"{rank} is not it",
+}
+
+
+def widgets_of(made):
+    import ipywidgets.widgets.widget as known
+
+    return known._instances[sliders._widget(made)["model_id"]].children
+
+
+def test_the_widget_leaves_a_trace_and_says_of_what():
+    made = render(moving, alt=alt, title="", start=None, controls={"rank": [1, 2, 4]})
+    _, picture, slider, _ = widgets_of(made)
+    assert "<path" not in picture.value
+    slider.index = 2
+    assert picture.value.count("<path") == 2 and "before: rank 2" in picture.value
+    slider.index = 0
+    assert made.traces.between(2, 0) in picture.value
+    assert "before: rank 4" in picture.value
+
+
+def test_the_widget_judges_a_challenge_where_its_sliders_stand():
+    made = render(
+        draw,
+        alt=alt,
+        title="",
+        start={"rank": 4},
+        controls={"rank": [1, 2, 4]},
+        **CHALLENGE,
+    )
+    _, _, slider, challenge, _ = widgets_of(made)
+    text, row = challenge.children
+    button, told = row.children
+    assert "The largest rank" in text.value
+    button.click()
+    assert "Not yet: 4 is not it" in told.value and 'role="status"' in told.value
+    slider.index = 1
+    assert "Not yet" not in told.value
+    button.click()
+    assert "Yes: rank 2." in told.value
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"challenge": "What?"}, "needs `missing`"),
+        ({"missing": str}, "needs `missing`"),
+        (CHALLENGE | {"start": {"rank": 2}}, "meets it already"),
+        (CHALLENGE | {"missing": lambda rank: "no"}, "no position meets it"),
+    ],
+)
+def test_a_challenge_can_be_met_and_is_not_met_at_once(options, message):
+    with pytest.raises(ValueError, match=message):
+        explore(draw, alt=alt, rank=[1, 2, 4], **options)
+
+
+def test_names_are_buttons_and_no_slider(shown):
+    explore(
+        lambda cut, on: draw(len(cut)),
+        alt=lambda cut, on: f"{cut} {on}",
+        start={"cut": "zigzag"},
+        cut=["plain", "zigzag"],
+        on=[False, True],
+    )
+    (data,) = shown
+    text = data["text/html"]
+    assert '<input type="range"' not in text
+    assert len(re.findall('role="radiogroup"', text)) == 2
+    for label in re.findall('aria-labelledby="([^"]+)"', text):
+        assert f'<span id="{label}">' in text
+    assert len(re.findall(" checked", text)) == 2
+    assert re.search(r"value=\"1\" checked[^>]*><span>zigzag</span>", text)
+    assert "<span>off</span>" in text and "<span>on</span>" in text
+    # ipywidgets' radio buttons are not reached by arrow keys
+    assert "application/vnd.jupyter.widget-view+json" not in data
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
