@@ -2,11 +2,13 @@
 diagnosis that it must get.
 """
 
+import pytest
 import torch
 import torch.nn.functional as F
 
+from llmlab.checks.parallelism.zero_and_fsdp import check
 from llmlab.parallelism.zero_and_fsdp.units import adamw_
-from tests.checks.rejecting import Wrong, rejects
+from tests.checks.rejecting import Wrong, rejects, verdict
 
 # Exercise 1
 
@@ -366,6 +368,190 @@ def never_gathers(comm, pieces, x, g):
     return run(comm, pieces, x, g, gather=lambda i: pieces[i])
 
 
+def bytes_rounded_up(stage, Psi, N):
+    cut = (0, 12, 14, 16)[stage]
+    return (16 - cut) * Psi - (-cut * Psi // N)
+
+
+def always_one_more(stage, Psi, N):
+    return held(stage, Psi, N, piece=Psi // N + 1)
+
+
+def all_is_padded(stage, Psi, N):
+    piece = -(-Psi // N)
+    return held(stage, piece * N, N, piece=piece)
+
+
+def all_ranks_together(stage, Psi, N):
+    return N * held(stage, Psi, N)
+
+
+def fp32_numbers_only(stage, Psi, N):
+    return held(stage, Psi, N, w=0, g=0)
+
+
+def fp32_weights_too(stage, Psi, N):
+    return held(stage, Psi, N, w=4, g=4)
+
+
+def always_padded(comm, parameters):
+    flat = line(once(parameters))
+    flat = torch.nn.functional.pad(flat, (0, comm.size - len(flat) % comm.size))
+    return flat.view(comm.size, -1)[comm.rank]
+
+
+def padded_with_ones(comm, parameters):
+    flat = line(once(parameters))
+    ones = flat.new_ones(-len(flat) % comm.size)
+    return torch.cat([flat, ones]).view(comm.size, -1)[comm.rank]
+
+
+def each_by_itself(comm, parameters):
+    return torch.cat(
+        [pieces(w.reshape(-1), comm.size)[comm.rank] for w in once(parameters)]
+    )
+
+
+def column_by_column(comm, parameters):
+    turned = [w.T if w.dim() == 2 else w for w in once(parameters)]
+    return pieces(line(turned), comm.size)[comm.rank]
+
+
+def largest_first(comm, parameters):
+    by_size = sorted(once(parameters), key=lambda w: -w.numel())
+    return pieces(line(by_size), comm.size)[comm.rank]
+
+
+def found_by_in(comm, parameters):
+    kept = []
+    for w in parameters:
+        if w not in kept:
+            kept.append(w)
+    return pieces(line(kept), comm.size)[comm.rank]
+
+
+def cut_and_padded_by_is(comm, parameters):
+    """Right: objects by `is`, the piece padded after it is cut."""
+    kept = []
+    for w in parameters:
+        if not any(w is other for other in kept):
+            kept.append(w)
+    flat = line(kept)
+    n = -(-len(flat) // comm.size)
+    own = flat[comm.rank * n : (comm.rank + 1) * n]
+    return torch.cat([own, own.new_zeros(n - len(own))])
+
+
+def root_of_the_mean(*args):
+    return step(
+        *args, norm=lambda comm, g: comm.all_reduce(g.square().sum(), "mean").sqrt()
+    )
+
+
+def norm_before_the_division(comm, weights, m, v, grad, tokens, t, adam):
+    total = comm.all_reduce(torch.tensor(float(tokens)))
+    return step(
+        comm,
+        weights,
+        m,
+        v,
+        grad,
+        tokens,
+        t,
+        adam,
+        norm=lambda comm, g: comm.all_reduce(g.square().sum()).sqrt() * total,
+    )
+
+
+def each_number_clamped(comm, weights, m, v, grad, tokens, t, adam):
+    total = comm.all_reduce(torch.tensor(float(tokens)))
+    g = (comm.reduce_scatter(grad) / total).clamp(-adam.clip, adam.clip)
+    w = weights.chunk(comm.size)[comm.rank].clone()
+    adamw_(w, m, v, g, t, adam)
+    return comm.all_gather(w)
+
+
+def one_step_later(comm, weights, m, v, grad, tokens, t, adam):
+    return step(comm, weights, m, v, grad, tokens, t + 1, adam)
+
+
+def first_piece_everywhere(comm, weights, *rest):
+    first = weights.chunk(comm.size)[0]
+    return step(comm, first.repeat(comm.size), *rest)
+
+
+def others_stay_old(comm, weights, *rest):
+    own = step(comm, weights, *rest, gather=False)
+    out = weights.clone()
+    out.chunk(comm.size)[comm.rank].copy_(own)
+    return out
+
+
+def two_sums_in_one(comm, weights, m, v, grad, tokens, t, adam):
+    """Right: tokens and squares summed together, in float64."""
+    g = comm.reduce_scatter(grad)
+    sums = torch.tensor([float(tokens), float(g.double().square().sum())])
+    total, squares = comm.all_reduce(sums.double()).tolist()
+    g = g / total * min(1.0, adam.clip / (squares**0.5 / total + 1e-6))
+    n = len(m)
+    w = weights[comm.rank * n :][:n].clone()
+    adamw_(w, m, v, g, t, adam)
+    return comm.all_gather(w)
+
+
+def chain(comm, pieces, x, g, *, mask, last_relu=True, made_of_g=False):
+    """`mask(i, h)` multiplies g at layer i."""
+    n = len(pieces)
+    h = [x]
+    for i, piece in enumerate(pieces):
+        y = h[-1] @ comm.all_gather(piece).T
+        h.append(y.relu() if last_relu or i < n - 1 else y)
+    out = []
+    for i in reversed(range(n)):
+        delta = g * mask(i, h)
+        out.insert(0, comm.reduce_scatter((g if made_of_g else delta).T @ h[i]))
+        g = delta @ comm.all_gather(pieces[i])
+    return g, out
+
+
+def last_mask_missing(comm, pieces, x, g):
+    n = len(pieces)
+    return chain(
+        comm, pieces, x, g, mask=lambda i, h: h[i + 1] > 0 if i < n - 1 else 1.0
+    )
+
+
+def mask_of_the_input(comm, pieces, x, g):
+    h = [x]
+    for piece in pieces:
+        h.append((h[-1] @ comm.all_gather(piece).T).relu())
+    out = []
+    for i in reversed(range(len(pieces))):
+        out.insert(0, comm.reduce_scatter(g.T @ h[i]))
+        g = (g @ comm.all_gather(pieces[i])) * (h[i] > 0)
+    return g, out
+
+
+def weights_before_the_mask(comm, pieces, x, g):
+    return chain(comm, pieces, x, g, mask=lambda i, h: h[i + 1] > 0, made_of_g=True)
+
+
+def last_matrix_used_again(comm, pieces, x, g):
+    """Right: the last layer's matrix is still there; einsum and where."""
+    h = [x]
+    for piece in pieces:
+        W = comm.all_gather(piece)
+        h.append(torch.relu(torch.einsum("bi,oi->bo", h[-1], W)))
+    out = [None] * len(pieces)
+    for i in reversed(range(len(pieces))):
+        if i < len(pieces) - 1:
+            W = comm.all_gather(pieces[i])
+        delta = torch.where(h[i + 1] > 0, g, 0.0)
+        out[i] = comm.reduce_scatter(torch.einsum("bo,bi->oi", delta, h[i]))
+        g = delta @ W
+    return g, out
+
+
 test_wrong_answers = rejects(
     "05-parallelism/03-zero-and-fsdp",
     [
@@ -386,7 +572,7 @@ test_wrong_answers = rejects(
         Wrong("my_piece", order_of_memory, "order of memory"),
         Wrong("my_piece", where_it_appears_last, "where it appears first"),
         Wrong("my_piece", a_view_of_the_wrong_rank, "another rank's piece"),
-        Wrong("my_piece", whole_line, "has shape"),
+        Wrong("my_piece", whole_line, "this is the whole line"),
         Wrong("my_piece", scattered, "something was sent"),
         Wrong("zero_step", mean_of_means, "mean of the ranks' means"),
         Wrong("zero_step", own_tokens, "tokens of this rank"),
@@ -418,5 +604,39 @@ test_wrong_answers = rejects(
         Wrong("chain_gradients", pieces_only, "must return two things"),
         Wrong("chain_gradients", last_layer_forgotten, "3 pieces for 4 layers"),
         Wrong("chain_gradients", never_gathers, "mat1 and mat2"),
+        Wrong("bytes_per_rank", bytes_rounded_up, "not bytes"),
+        Wrong("bytes_per_rank", always_one_more, "no more than Ψ/N"),
+        Wrong("bytes_per_rank", all_is_padded, "needs no padding"),
+        Wrong("bytes_per_rank", all_ranks_together, "all N ranks"),
+        Wrong("bytes_per_rank", fp32_numbers_only, "alone are counted"),
+        Wrong("bytes_per_rank", fp32_weights_too, "weight and gradient have 16 bits"),
+        Wrong("my_piece", always_padded, "needs no padding"),
+        Wrong("my_piece", padded_with_ones, "is of zeros"),
+        Wrong("my_piece", each_by_itself, "join them first"),
+        Wrong("my_piece", column_by_column, "column by column"),
+        Wrong("my_piece", largest_first, "another order"),
+        Wrong("my_piece", found_by_in, "compared by their values"),
+        Wrong("zero_step", root_of_the_mean, "root of the mean"),
+        Wrong("zero_step", norm_before_the_division, "before it is divided"),
+        Wrong("zero_step", each_number_clamped, "clamped by itself"),
+        Wrong("zero_step", one_step_later, "number t + 1"),
+        Wrong("zero_step", first_piece_everywhere, "stepped the first piece"),
+        Wrong("zero_step", others_stay_old, "gather the others"),
+        Wrong("chain_gradients", last_mask_missing, "at the last layer"),
+        Wrong("chain_gradients", mask_of_the_input, "its output's"),
+        Wrong("chain_gradients", weights_before_the_mask, "not of g_{i+1}"),
     ],
 )
+
+
+@pytest.mark.parametrize(
+    ("exercise", "answer"),
+    [
+        ("my_piece", cut_and_padded_by_is),
+        ("zero_step", two_sums_in_one),
+        ("chain_gradients", last_matrix_used_again),
+    ],
+)
+def test_right_answers_written_otherwise(exercise, answer):
+    result = verdict(check, exercise, answer)
+    assert result.outcome == "right", str(result)

@@ -10,11 +10,12 @@ import itertools
 
 import torch
 
-from llmlab.checks.parallelism.ranks import at_most, either, on_ranks
+from llmlab.checks.parallelism.ranks import Received, at_most, either, on_ranks
 from llmlab.checks.parallelism.zero_and_fsdp.values import (
-    Gathers,
     check_chain,
+    cut,
     one_process_step,
+    piece_mistakes,
     step_mistakes,
 )
 from llmlab.course.grading.checking import Checks, Mistake, close, diagnose, expect
@@ -46,47 +47,76 @@ check = Checks("05-parallelism/03-zero-and-fsdp")
 def bytes_per_rank(answer):
     """Bytes of weights, gradients and optimizer state on each rank, by stage."""
 
-    def held(stage, psi, piece, w=2, g=2, o=12):
-        return sum(
-            each * (piece if stage >= first else psi)
-            for each, first in ((w, 3), (g, 2), (o, 1))
-        )
-
-    for stage in (0, 1, 2, 3):
-        for psi, n in ((1000, 8), (1003, 8), (5, 8), (7_500_000_000, 64)):
-            piece, what = -(-psi // n), f"bytes_per_rank({stage}, {psi}, {n})"
+    for stage in (1, 0, 2, 3):
+        for psi, n in ((1000, 5), (1003, 7), (5, 8), (7_500_000_000, 64)):
+            what = f"bytes_per_rank({stage}, {psi}, {n})"
+            got = expect(answer(stage, psi, n), kind=int, what=what)
             diagnose(
-                expect(answer(stage, psi, n), kind=int, what=what),
-                right=held(stage, psi, piece),
+                got,
+                right=_held(stage, psi, n),
                 mistakes={
-                    f"{what}: a piece has ⌈Ψ/N⌉ elements, padding included: round up": (
-                        held(stage, psi, psi // n)
-                    ),
-                    (
-                        f"{what}: the 32-bit numbers are three: master weight,"
-                        " momentum, variance"
-                    ): held(stage, psi, piece, o=8),
-                    f"{what}: gradients are kept in 16 bits, 2 bytes each": held(
-                        stage, psi, piece, g=4
-                    ),
-                    f"{what}: the gradients, or the 16-bit weights, are missing": (
-                        either(
-                            answer(stage, psi, n),
-                            held(stage, psi, piece, g=0),
-                            held(stage, psi, piece, w=0),
-                        )
-                    ),
-                    (
-                        f"{what}: this is what the next stage holds: see which stage"
-                        " cuts what"
-                    ): held(stage + 1, psi, piece),
-                    (
-                        f"{what}: this is what the stage before holds: see which stage"
-                        " cuts what"
-                    ): held(stage - 1, psi, piece),
+                    f"{what}: {text}": value
+                    for text, value in _held_mistakes(got, stage, psi, n).items()
                 },
                 what=what,
             )
+
+
+def _held(
+    stage: int,
+    psi: int,
+    n: int,
+    w: int = 2,
+    g: int = 2,
+    o: int = 12,
+    piece: int | None = None,
+) -> int:
+    """Bytes per rank, with w, g and o bytes per parameter, and pieces of `piece`."""
+    cut = -(-psi // n) if piece is None else piece
+    return sum(
+        each * (cut if stage >= first else psi)
+        for each, first in ((w, 3), (g, 2), (o, 1))
+    )
+
+
+def _held_mistakes(got: int, stage: int, psi: int, n: int) -> dict[str, int]:
+    whole = sum(each for each, first in ((2, 3), (2, 2), (12, 1)) if stage < first)
+    return {
+        "a piece has ⌈Ψ/N⌉ elements, padding included: round up": (
+            _held(stage, psi, n, piece=psi // n)
+        ),
+        "a piece has ⌈Ψ/N⌉ elements; where N divides Ψ, that is no more than Ψ/N": (
+            _held(stage, psi, n, piece=psi // n + 1)
+        ),
+        "elements are rounded up, not bytes: a piece has ⌈Ψ/N⌉ whole elements": (
+            whole * psi + -(-(16 - whole) * psi // n)
+        ),
+        "what is not cut needs no padding: it has Ψ elements": (
+            whole * -(-psi // n) * n + (16 - whole) * -(-psi // n)
+        ),
+        "the 32-bit numbers are three: master weight, momentum, variance": (
+            _held(stage, psi, n, o=8)
+        ),
+        "the 32-bit numbers alone are counted: weight and gradient are held, too": (
+            _held(stage, psi, n, w=0, g=0)
+        ),
+        "gradients are kept in 16 bits, 2 bytes each": _held(stage, psi, n, g=4),
+        "weight and gradient have 16 bits, 2 bytes each": _held(
+            stage, psi, n, w=4, g=4
+        ),
+        "the gradients, or the 16-bit weights, are missing": either(
+            got, _held(stage, psi, n, g=0), _held(stage, psi, n, w=0)
+        ),
+        "this is what all N ranks hold together; one is asked": (
+            n * _held(stage, psi, n)
+        ),
+        "this is what the next stage holds: see which stage cuts what": _held(
+            stage + 1, psi, n
+        ),
+        "this is what the stage before holds: see which stage cuts what": _held(
+            stage - 1, psi, n
+        ),
+    }
 
 
 @check.exercise(
@@ -139,77 +169,69 @@ def my_piece(answer):
 
 
 def _check_pieces(answer, p: int, parameters: list, name: str) -> None:
-    pieces, ledger = on_ranks(p, lambda comm: answer(comm, parameters))
+    try:
+        pieces, ledger = on_ranks(p, lambda comm: answer(comm, parameters))
+    except RuntimeError as error:
+        text = str(error)
+        if "Boolean value" in text or "size of tensor a" in text:
+            raise Mistake(
+                "tensors are compared by their values, which `in` and `==` do: whether"
+                " two are one object says `is`, or their ids"
+            ) from error
+        raise
     if ledger.count():
         raise Mistake(
             "something was sent: every rank has all parameters, and can cut its piece"
             " by itself"
         )
-
-    def cut(flat, front=0):
-        return torch.nn.functional.pad(
-            flat, (-len(flat) % p, 0) if front else (0, -len(flat) % p)
-        ).view(p, -1)
-
-    def join(ws):
-        return torch.cat([w.reshape(-1) for w in ws])
-
     once = list({id(w): w for w in parameters}.values())
+    right = cut(once, p)
+    for rank, got in enumerate(pieces):
+        what = f"my_piece on rank {rank} of {p}, {name}"
+        length = right.shape[1]
+        if isinstance(got, torch.Tensor):
+            _piece_length(got, once, parameters, p, rank, what)
+        expect(got, shape=(length,), dtype=torch.float32, what=what)
+        wrong = piece_mistakes(got, once, parameters, p, rank)
+        diagnose(
+            got,
+            right=right[rank],
+            mistakes={f"{what}: {text}": value for text, value in wrong.items()},
+            what=what,
+        )
+
+
+def _piece_length(
+    got: torch.Tensor, once: list, parameters: list, p: int, rank: int, what: str
+) -> None:
+    """Mistakes that a piece's length tells."""
     distinct = [
         w
         for i, w in enumerate(once)
         if not any(w.shape == v.shape and torch.equal(w, v) for v in once[:i])
     ]
-    memory = torch.cat(
-        [
-            w.T.reshape(-1) if w.dim() == 2 and not w.is_contiguous() else w.reshape(-1)
-            for w in once
-        ]
-    )
-    last = list({id(w): w for w in reversed(parameters)}.values())[::-1]
-    right = cut(join(once))
-    for rank, got in enumerate(pieces):
-        what = f"my_piece on rank {rank} of {p}, {name}"
-        if (
-            isinstance(got, torch.Tensor)
-            and got.shape == cut(join(parameters))[rank].shape != right[rank].shape
-        ):
-            raise Mistake(
-                f"{what}: the tied weight is counted twice; keep each object once, by"
-                " its id"
-            )
-        if (
-            isinstance(got, torch.Tensor)
-            and got.shape == cut(join(distinct))[rank].shape != right[rank].shape
-        ):
-            raise Mistake(
-                f"{what}: two parameters that only hold equal numbers were merged;"
-                " compare by id, not by value"
-            )
-        length = right.shape[1]
-        if isinstance(got, torch.Tensor) and got.dim() == 1 and len(got) < length:
-            raise Mistake(
-                f"{what} has {len(got)} elements; all pieces have ⌈Ψ/N⌉ = {length}: pad"
-                " with zeros"
-            )
-        diagnose(
-            expect(got, shape=(length,), dtype=torch.float32, what=what),
-            right=right[rank],
-            mistakes={
-                f"{what}: the padding belongs at the end": cut(join(once), 1)[rank],
-                f"{what}: this is every N-th element; a piece is contiguous": (
-                    cut(join(once)).reshape(-1)[rank::p]
-                ),
-                (
-                    f"{what}: elements come in the order of memory; a transposed"
-                    " parameter has another: use reshape(-1)"
-                ): cut(memory)[rank],
-                f"{what}: a tied weight stands where it appears first": cut(join(last))[
-                    rank
-                ],
-                f"{what}: this is another rank's piece": right[(rank + 1) % p],
-            },
-            what=what,
+    line = sum(w.numel() for w in once)
+    length = -(-line // p)
+    shapes = {
+        "the tied weight is counted twice; keep each object once, by its id": (
+            cut(parameters, p)[rank].shape
+        ),
+        (
+            "two parameters that only hold equal numbers were merged; compare by id,"
+            " not by value"
+        ): cut(distinct, p)[rank].shape,
+        "this is the whole line; a rank's piece is asked": (length * p,),
+        "a line whose length N divides needs no padding: −n % N is 0 then": (
+            ((line // p + 1),) if line % p == 0 else None
+        ),
+    }
+    for text, shape in shapes.items():
+        if got.shape == shape != (length,):
+            raise Mistake(f"{what}: {text}")
+    if got.dim() == 1 and len(got) < length:
+        raise Mistake(
+            f"{what} has {len(got)} elements; all pieces have ⌈Ψ/N⌉ = {length}: pad"
+            " with zeros"
         )
 
 
@@ -281,6 +303,7 @@ def _check_step(results: list, w, m, v, grads, counts, adam, what: str) -> None:
     p = len(results)
     right = one_process_step(w, m, v, sum(grads) / sum(counts), 3, adam)
     mistakes = step_mistakes(w, m, v, grads, counts, 3, adam)
+    alone = [right[0].chunk(p), w.chunk(p)]
     for rank, (got, got_m, got_v) in enumerate(results):
         where = f"{what}, on rank {rank}"
         if isinstance(got, torch.Tensor) and p > 1 and got.shape == (len(w) // p,):
@@ -295,6 +318,11 @@ def _check_step(results: list, w, m, v, grads, counts, adam, what: str) -> None:
                 f"{where}: {text}": value
                 for text, value in mistakes.items()
                 if p > 1 or "every" in text
+            }
+            | {
+                f"{where}: only this rank's piece is new: gather the others'": (
+                    torch.cat([alone[r != rank][r] for r in range(p)])
+                )
             },
             tol=1e-4,
             what=where,
@@ -352,7 +380,7 @@ def chain_gradients(answer):
     most = [0] * p
 
     def fn(comm):
-        r, watched = comm.rank, Gathers(comm)
+        r, watched = comm.rank, Received(comm, "all_gather")
         got = answer(
             watched, [w.chunk(p)[r].clone() for w in W], xs[r].clone(), gs[r].clone()
         )

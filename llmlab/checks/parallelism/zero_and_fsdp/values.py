@@ -4,11 +4,12 @@
 
 from __future__ import annotations
 
-import weakref
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from llmlab.checks.parallelism.ranks import either
 from llmlab.course.grading.checking import Mistake, diagnose, expect
 from llmlab.parallelism.zero_and_fsdp import Adam, adamw_
 
@@ -72,6 +73,30 @@ def step_mistakes(
         "norms do not add: it is their squares that are summed over ranks": step(
             g, clip(norms.sum())
         ),
+        (
+            "this is the root of the mean of the pieces' squared norms; their sum is"
+            " asked"
+        ): step(g, clip(norms.square().mean().sqrt())),
+        "the norm is that of the gradient before it is divided by the tokens": step(
+            g, clip(sum(grads).norm())
+        ),
+        "each number is clamped by itself; the whole gradient is scaled": step(
+            g.clamp(-adam.clip, adam.clip), 1.0
+        ),
+        "the step is number t + 1, not t": (
+            one_process_step(w, m, v, g, t + 1, adam)[0]
+        ),
+        "the step is number t − 1, not t": (
+            one_process_step(w, m, v, g, t - 1, adam)[0]
+        ),
+        "every rank stepped the first piece of the weights: take its own": (
+            torch.cat(
+                [
+                    one_process_step(w.chunk(p)[0], a, b, c, t, adam, clip(g.norm()))[0]
+                    for a, b, c in zip(m.chunk(p), v.chunk(p), g.chunk(p), strict=True)
+                ]
+            )
+        ),
         "the root of the summed squares is missing": step(
             g, clip(norms.square().sum())
         ),
@@ -87,38 +112,104 @@ def step_mistakes(
     }
 
 
-class Gathers:
-    """A communicator that counts how many gathered matrices are alive at a time."""
+def cut(parameters: list[Tensor], p: int, front: bool = False) -> Tensor:
+    """All parameters' elements in p rows, with zeros at the end, or at the front."""
+    line = torch.cat([w.reshape(-1) for w in parameters])
+    padding = -len(line) % p
+    return torch.nn.functional.pad(line, (padding, 0) if front else (0, padding)).view(
+        p, -1
+    )
 
-    def __init__(self, comm) -> None:
-        self._comm, self._alive, self.most = comm, [], 0
 
-    def __getattr__(self, name: str):
-        return getattr(self._comm, name)
-
-    def all_gather(self, x: Tensor, dim: int = 0, **more):
-        """As the communicator's own."""
-        out = self._comm.all_gather(x, dim, **more)
-        if isinstance(out, Tensor):
-            self._alive = [ref for ref in self._alive if ref() is not None] + [
-                weakref.ref(out)
-            ]
-            self.most = max(self.most, len(self._alive))
-        return out
+def piece_mistakes(
+    got: Tensor, once: list[Tensor], parameters: list[Tensor], p: int, rank: int
+) -> dict[str, Tensor]:
+    """Diagnosis → the piece that this mistake leads to; all have the right length."""
+    right = cut(once, p)
+    memory = [w.T if w.dim() == 2 and not w.is_contiguous() else w for w in once]
+    last = list({id(w): w for w in reversed(parameters)}.values())[::-1]
+    apart = [cut([w], p)[rank] for w in once]
+    number = sum(w.numel() for w in once)
+    ones = right.reshape(-1).clone()
+    ones[number:] = 1.0
+    orders = [
+        once[::-1],
+        sorted(once, key=lambda w: w.numel()),
+        sorted(once, key=lambda w: -w.numel()),
+    ]
+    return {
+        "the padding belongs at the end": cut(once, p, front=True)[rank],
+        "the padding is of zeros": ones.view(p, -1)[rank],
+        "this is every N-th element; a piece is contiguous": right.reshape(-1)[rank::p],
+        (
+            "elements come in the order of memory; a transposed parameter has another:"
+            " use reshape(-1)"
+        ): cut(memory, p)[rank],
+        "a matrix is flattened column by column: its rows come one after another": (
+            cut([w.T if w.dim() == 2 else w for w in once], p)[rank]
+        ),
+        "a tied weight stands where it appears first": cut(last, p)[rank],
+        (
+            "each parameter was padded and cut by itself: join them first, then cut the"
+            " line"
+        ): torch.cat(apart),
+        "the parameters are in another order than in the list": either(
+            got, *[cut(ws, p)[rank] for ws in orders]
+        ),
+        "this is another rank's piece": either(got, *right[torch.arange(p) != rank]),
+    }
 
 
 def _backward(
-    W: list[Tensor], x: Tensor, g: Tensor, mask: bool = True
+    W: list[Tensor],
+    x: Tensor,
+    g: Tensor,
+    masked: Callable[[int], bool] = lambda i: True,
+    mask_from: int = 1,
+    with_g: bool = False,
+    last_relu: bool = True,
 ) -> tuple[Tensor, list[Tensor]]:
+    """The gradients of x and of all W, by hand, with what may be done wrongly.
+
+    Args:
+        masked: at which layers relu's mask is applied.
+        mask_from: 1 masks g by h_{i+1}, 0 masks what goes to layer i by h_i.
+        with_g: whether dW is made of g instead of δ.
+        last_relu: whether the forward pass has a relu behind its last layer.
+    """
+    n = len(W)
     h = [x]
-    for w in W:
-        h.append((h[-1] @ w.T).relu())
+    for i, w in enumerate(W):
+        y = h[-1] @ w.T
+        h.append(y.relu() if last_relu or i < n - 1 else y)
     grads = []
-    for i in reversed(range(len(W))):
-        delta = g * (h[i + 1] > 0) if mask else g
-        grads.insert(0, delta.T @ h[i])
+    for i in reversed(range(n)):
+        delta = g * (h[i + 1] > 0) if masked(i) and mask_from else g
+        grads.insert(0, (g if with_g else delta).T @ h[i])
         g = delta @ W[i]
+        g = g if mask_from else g * (h[i] > 0)
     return g, grads
+
+
+def _chain_mistakes(W: list[Tensor]) -> dict[str, dict]:
+    """Diagnosis → the arguments of `_backward` that make this mistake."""
+    last = len(W) - 1
+    return {
+        "relu's mask is missing in backward: δ = g ⊙ [h > 0]": {
+            "masked": lambda i: False
+        },
+        "relu's mask is missing at the last layer: a relu stands behind it, too": {
+            "masked": lambda i: i < last
+        },
+        "a relu stands behind the last layer, too, in forward and in backward": {
+            "masked": lambda i: i < last,
+            "last_relu": False,
+        },
+        "the mask of layer i is [h_{i+1} > 0], its output's; this is its input's": {
+            "mask_from": 0
+        },
+        "∂L/∂W_i is made of δ_i, behind the mask, not of g_{i+1}": {"with_g": True},
+    }
 
 
 def check_chain(
@@ -127,9 +218,11 @@ def check_chain(
     """Every rank's gradient of x, and its pieces of the gradients of all W."""
     p = len(xs)
     every = [_backward(W, x, g) for x, g in zip(xs, gs, strict=True)]
-    unmasked = [_backward(W, x, g, mask=False) for x, g in zip(xs, gs, strict=True)]
     total = [sum(grads[i] for _, grads in every) for i in range(len(W))]
-    wrong = [sum(grads[i] for _, grads in unmasked) for i in range(len(W))]
+    wrong = {
+        text: [_backward(W, x, g, **how) for x, g in zip(xs, gs, strict=True)]
+        for text, how in _chain_mistakes(W).items()
+    }
     for rank, got in enumerate(results):
         what = f"chain_gradients on rank {rank}"
         if (
@@ -153,9 +246,7 @@ def check_chain(
             grad_x,
             right=every[rank][0],
             mistakes={
-                "relu's mask is missing in backward: δ = g ⊙ [h > 0]": unmasked[rank][
-                    0
-                ],
+                **{text: ranks[rank][0] for text, ranks in wrong.items()},
                 "x belongs to this rank alone: its gradient is not summed over ranks": (
                     sum(gx for gx, _ in every)
                 ),
@@ -171,12 +262,12 @@ def check_chain(
                     " leaves it just those"
                 )
 
-            def cut(t, r=rank):
+            def rows(t, r=rank):
                 return t.chunk(p)[r]
 
             if (
                 isinstance(piece, Tensor)
-                and piece.shape == cut(W[-1 - i]).shape != cut(W[i]).shape
+                and piece.shape == rows(W[-1 - i]).shape != rows(W[i]).shape
             ):
                 raise Mistake(
                     f"{name} has another layer's shape: the list goes from the first"
@@ -184,17 +275,18 @@ def check_chain(
                 )
             diagnose(
                 expect(
-                    piece, shape=tuple(cut(W[i]).shape), dtype=torch.float32, what=name
+                    piece, shape=tuple(rows(W[i]).shape), dtype=torch.float32, what=name
                 ),
-                right=cut(total[i]),
+                right=rows(total[i]),
                 mistakes={
-                    "it is this rank's own gradient: sum it over the ranks": cut(
+                    "it is this rank's own gradient: sum it over the ranks": rows(
                         every[rank][1][i]
                     ),
-                    "it is the mean over ranks; the sum is asked": cut(total[i]) / p,
-                    "relu's mask is missing in backward: δ = g ⊙ [h > 0]": cut(
-                        wrong[i]
-                    ),
+                    "it is the mean over ranks; the sum is asked": rows(total[i]) / p,
+                    **{
+                        text: rows(sum(grads[i] for _, grads in ranks))
+                        for text, ranks in wrong.items()
+                    },
                     "these are the rows of another rank": (
                         total[i].chunk(p)[(rank + 1) % p]
                     ),
