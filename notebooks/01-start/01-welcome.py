@@ -73,6 +73,8 @@ print(
 #
 # ## By hand
 #
+# A model keeps what it has worked out about each conversation so far (its *keys and values*) in a *cache*, one per reader.
+#
 # Take a tiny model. Its weights are $W = 10$ bytes, each reader's cache is $C = 2$ bytes, and the memory delivers
 # $\beta = 60$ bytes per second. To write one token for every reader, the machine reads the weights *once* and each reader's cache once.
 #
@@ -87,8 +89,8 @@ print(
 #
 # ## The idea
 #
-# The same for the 70B model. The weights are read once per step, however many readers wait for that step. Only the *cache* (the
-# keys and values of each conversation) is read for each reader.
+# The same for the 70B model. The weights are read once per step, however many readers wait for that step. Only the caches
+# are read for each reader.
 
 # %% tags=["hide-input"]
 readers = [1, 4, 16]
@@ -222,7 +224,7 @@ print(
 )
 
 # %% [markdown]
-# It is more than the bound allows for, since a core has little arithmetic to go with its memory, and far less than sixteen. A GPU has
+# Sixteen vectors take longer than the bound says, since a core has little arithmetic to go with its memory, but far less than sixteen times as long. A GPU has
 # hundreds of operations for each byte that it reads, so there the step hardly gets longer.
 #
 # Timings differ from one machine to the next, and yours will differ from the stored ones. That is the one kind of number

@@ -100,8 +100,7 @@ print("merged:", ((W + lora.delta_weight(A, B, scaling=2.0)) @ x).tolist())
 # ## The idea
 #
 # Whatever fine-tuning does to a weight, it adds a matrix $\Delta W$ that is as large as the weight. LoRA bets that a tall matrix
-# times a flat one will do. The figure draws the three to scale, for a weight of 128 ×
-# 128 and rank 4.
+# times a flat one will do. The figure draws the three to scale, for a weight of 128 × 128 and rank 4.
 #
 # In the symbols of [Hu et al. 2021](https://arxiv.org/abs/2106.09685 "hu2021lora"), equation 3, with the scale of their
 # section 4.1:
@@ -297,7 +296,7 @@ compare(model(prompt), plain, what="logits after removing", tol=0)
 # all runs the embedding and the norms stay frozen. Each side gets its own learning rate, found in a search by factors of two: 0.003 in
 # full, 0.02 with LoRA. One rate for both would favour one side.
 #
-# First question: what did full fine-tuning do to the weights? The *length* of a change $\Delta W$ is the root of the sum of all its squared
+# First, what did full fine-tuning do to the weights? The *length* of a change $\Delta W$ is the root of the sum of all its squared
 # entries. Its *singular values* say how much of that length lies in the strongest direction, in the second, and so on. A random matrix of
 # the same shape shows what chance would give.
 

@@ -154,9 +154,9 @@ figure(
 # %% [markdown]
 # ## Your turn
 #
-# Round weights to any set of levels. Cut `w` into blocks of `block`, row after row (its number of elements is a multiple of `block`). The scale of a block is
-# its largest $|w|$; a block of zeros must not give NaN. Return the numbers of the nearest levels, int64 and of shape (blocks, block), and the scales, of
-# shape (blocks,).
+# Round weights to any set of levels. Cut `w` into blocks of `block`, row after row (its number of elements is a multiple of `block`).
+# The scale of a block is its largest $|w|$. A block of zeros has the scale 0, and all its weights get the code of the level 0, not NaN.
+# Return the numbers of the nearest levels, int64 and of shape (blocks, block), and the scales, of shape (blocks,).
 
 
 # %%
@@ -189,7 +189,7 @@ your_turn(check.quantize, one_answer)
 #
 # | tensor | shape | type | bytes |
 # |---|---|---|---|
-# | codes, two a byte | 8,192 × 1 | uint8 | 8,192 |
+# | codes, two per byte | 8,192 × 1 | uint8 | 8,192 |
 # | scales | 256 | uint8 | 256 |
 # | scales of scales | 1 | float32 | 4 |
 # | mean of the scales | scalar | float32 | 4 |
@@ -359,8 +359,8 @@ print("the gradient is lost where bitsandbytes repacks, and nowhere else")
 #
 # First the prediction. A million weights from a normal distribution, the same layer of SmolLM2 as above, and the 28
 # linears of the course model; blocks of 64, scales in float. The error is squared, and relative to the mean square of the
-# weights. E2M1 is FP4 as one would write it down; `bitsandbytes`' FP4 has 1/16 of its smallest step there, a level that
-# nearly coincides with 0 and is as good as lost.
+# weights. E2M1 is FP4 as one would write it down. The FP4 of `bitsandbytes` differs in one level, the smallest above 0: it is 1/16 of
+# E2M1's, so close to 0 that it is as good as lost.
 
 # %% tags=["hide-input"]
 KINDS = ["nf4", "e2m1", "int4", "fp4"]

@@ -273,7 +273,7 @@ show(
 # ## Against the library
 #
 # DeepSpeed has Ulysses as `DistributedAttention`. Two real processes over gloo, the same shards into both; and our ring against
-# PyTorch's attention on one process. 29 tokens divide over nothing, and 6 query heads share 3 key/value heads.
+# PyTorch's attention on one process. 29 is a prime number, so the shards differ in length, and 6 query heads share 3 key/value heads.
 #
 # Then the whole course model: two steps of training on 2 × 101 tokens, cut in three ways over 4 ranks, in threads, and the
 # ring in processes, too. With the text cut, the loss is the sum over a rank's tokens divided by the number of *all* tokens: a mean of
