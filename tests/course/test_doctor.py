@@ -15,6 +15,7 @@ import pytest
 
 from llmlab.course import cpu, doctor, four_bits
 from llmlab.course.doctor import BAD, GOOD, NOTE, Finding
+from tests.preloaded import Preloaded
 
 
 def test_each_package_at_another_version_is_named(monkeypatch):
@@ -139,6 +140,14 @@ def test_what_the_cpu_changes_is_said(monkeypatch):
 AS_CPU = Path(__file__).resolve().parents[1] / "peft" / "bitsandbytes_as"
 
 
+@pytest.fixture(scope="module")
+def preloaded():
+    """Starts the examinations below without torch's import in each."""
+    process = Preloaded()
+    yield process
+    process.close()
+
+
 @pytest.mark.parametrize(
     ("told", "verdict", "found", "advice"),
     [
@@ -147,10 +156,17 @@ AS_CPU = Path(__file__).resolve().parents[1] / "peft" / "bitsandbytes_as"
         ("avx512bf16", NOTE, "then NO gradient passes", "call model.train()"),
     ],
 )
-def test_a_4_bit_product_on_each_kind_of_cpu(monkeypatch, told, verdict, found, advice):
+def test_a_4_bit_product_on_each_kind_of_cpu(
+    monkeypatch, preloaded, told, verdict, found, advice
+):
     paths = [str(AS_CPU), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
     monkeypatch.setenv("BITSANDBYTES_AS_ON", told)
+    monkeypatch.setattr(
+        four_bits.subprocess,
+        "run",
+        lambda command, **_: preloaded.run(command, dict(os.environ)),
+    )
     finding = doctor.four_bits()
     assert finding.verdict == verdict, finding
     assert found in finding.found and advice in finding.advice
