@@ -29,6 +29,7 @@ from llmlab.parallelism.pipeline.schedules import (
 )
 from llmlab.parallelism.pipeline.stages import layer_ranges, split
 from llmlab.parallelism.pipeline.timeline import Costs, simulate
+from tests.covering import each_value
 from tests.parallelism.conftest import tiny
 
 CASES = {  # schedule: (its function, chunks, layout)
@@ -159,10 +160,10 @@ def uneven(case, p, tied=True):
     return tiny(num_hidden_layers=stages + 1, tie_word_embeddings=tied)
 
 
-# Tied on every number of ranks; untied, with one collective less, on one, some, many.
-NUMBERS = [(p, True) for p in MICROBATCHES] + [(1, False), (3, False)]
-TRAININGS = [(case, p, tied) for case in CASES for p, tied in NUMBERS]
-TRAININGS += [("1f1b", 6, False), ("zb-v", 6, False)]
+# Each schedule on three ranks, tied, and on two, untied, with one collective less; one,
+# four and six ranks with some.
+TRAININGS = [(case, p, tied) for case in CASES for p, tied in ((3, True), (2, False))]
+TRAININGS += each_value(list(CASES), [4, 6, 1], [True, False])
 
 
 @pytest.mark.parametrize(
@@ -176,8 +177,9 @@ def test_training_is_that_of_one_process(case, p, tied):
     assert_same_training(World(p).run(piped_training, model, case, batch), model, batch)
 
 
-@pytest.mark.parametrize("case", ["1f1b", "interleaved", "zb-h2", "zb-v"])
-@pytest.mark.parametrize("p", [2, 4])
+@pytest.mark.parametrize(
+    ("case", "p"), each_value(["1f1b", "interleaved", "zb-h2", "zb-v"], [2, 4])
+)
 def test_training_in_real_processes(case, p):
     model, batch = uneven(case, p), microbatches(4)
     assert_same_training(
@@ -213,23 +215,24 @@ def test_the_two_weightings_differ():
 
 
 @pytest.mark.parametrize(
-    ("case", "p", "layers"),
+    ("case", "p", "layers", "tied"),
     [
-        ("1f1b", 3, [1, 4, 2]),
-        ("zb-h1", 4, [0, 5, 2, 0]),  # the ends have the embedding and the head only
-        ("interleaved", 2, [1, 3, 0, 3]),
-        ("zb-v", 2, [2, 0, 4, 1]),
+        ("1f1b", 3, [1, 4, 2], False),
+        # the ends have the embedding and the head only
+        ("zb-h1", 4, [0, 5, 2, 0], True),
+        ("interleaved", 2, [1, 3, 0, 3], True),
+        ("zb-v", 2, [2, 0, 4, 1], False),
     ],
 )
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 def test_stages_of_any_size(case, p, layers, tied):
     model, batch = tiny(num_hidden_layers=7, tie_word_embeddings=tied), microbatches(4)
     results = World(p).run(piped_training, model, case, batch, "microbatch", layers)
     assert_same_training(results, model, batch)
 
 
-@pytest.mark.parametrize("m", [1, 2, 3])
-@pytest.mark.parametrize("case", ["gpipe", "1f1b", "zb-h1", "zb-h2", "zb-v"])
+@pytest.mark.parametrize(
+    ("case", "m"), each_value(["gpipe", "1f1b", "zb-h1", "zb-h2", "zb-v"], [1, 2, 3])
+)
 def test_fewer_microbatches_than_ranks(case, m):
     model, batch = uneven(case, 4), microbatches(m)
     assert_same_training(World(4).run(piped_training, model, case, batch), model, batch)

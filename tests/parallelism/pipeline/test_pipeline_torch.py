@@ -21,6 +21,7 @@ from llmlab.parallelism.pipeline.schedules import (
     zb_v,
 )
 from llmlab.parallelism.pipeline.stages import split
+from tests.covering import each_value
 from tests.parallelism.conftest import tiny
 from tests.parallelism.pipeline.test_pipeline import ADAM, microbatches
 
@@ -82,8 +83,7 @@ def theirs(comm, model, batch, name):
     }
 
 
-@pytest.mark.parametrize("p", [2, 4])
-@pytest.mark.parametrize("name", OFFICIAL)
+@pytest.mark.parametrize(("name", "p"), each_value(list(OFFICIAL), [2, 4]))
 def test_training_is_that_of_torch(name, p):
     batch = microbatches(2 * p, (8,))
 
