@@ -426,6 +426,7 @@ ALONG = frozenset(
         *("all", "softmax", "log_softmax", "logsumexp", "cumsum", "prod", "norm"),
         *("cat", "stack", "flip", "roll", "sort", "argsort", "topk", "gather"),
         *("repeat_interleave", "chunk", "split", "unflatten", "std", "var"),
+        *("flatten", "squeeze", "unsqueeze", "select", "index_select", "diff"),
     )
 )
 

@@ -2,9 +2,11 @@
 the diagnosis that it must get.
 """
 
+import pytest
 import torch
 
-from tests.checks.rejecting import Wrong, rejects
+from llmlab.checks.compression.quantization_basics import check
+from tests.checks.rejecting import Wrong, rejects, verdict
 
 
 def affine(
@@ -209,6 +211,99 @@ def no_clipping(x, bits, candidates):
     return max(candidates)
 
 
+def until_it_rises(x, bits, candidates):
+    best = clip()
+    found = candidates[0]
+    for c in candidates[1:]:
+        if best(x, bits, [found, c]) == found:
+            break
+        found = c
+    return found
+
+
+def without_the_first(x, bits, candidates):
+    return clip()(x, bits, candidates[1:])
+
+
+def one_code_more(x, bits, candidates):
+    top = 2 ** (bits - 1) - 1
+
+    def cost(c):
+        back = torch.round(x * top / c).clamp(-top - 1, top) * c / top
+        return float((back - x).square().sum())
+
+    return min(candidates, key=cost)
+
+
+def int8_with(
+    top=127,
+    code=lambda q: q.to(torch.int32),
+    largest=lambda t: t.abs().amax(1, keepdim=True),
+):
+    """int8_linear with one thing changed."""
+
+    def int8_linear(X, W):
+        s_x = largest(X) / top
+        s_w = largest(W) / top
+        codes = code(torch.round(X / s_x)) @ code(torch.round(W / s_w)).T
+        return codes.float() * s_x * s_w.T
+
+    return int8_linear
+
+
+def always_8_bits(x, bits):
+    return affine()(x, 8)
+
+
+def by_groups(W, bits, group_size):
+    scales = torch.stack([p.abs().amax(1) for p in W.split(group_size, 1)], 1)
+    scales = scales / (2 ** (bits - 1) - 1)
+    scales[scales == 0] = 1
+    codes = torch.round(W / scales.repeat_interleave(group_size, 1))
+    return codes.long(), scales
+
+
+def groups_down_columns(W, bits, group_size):
+    codes, scales = by_groups(W.T, bits, group_size)
+    return codes.T, scales.T
+
+
+def scale_not_divided(W, bits, group_size):
+    codes, scales = by_groups(W, bits, group_size)
+    return codes, scales * (2 ** (bits - 1) - 1)
+
+
+def all_at_once(x, bits, candidates):
+    top = 2 ** (bits - 1) - 1
+    s = torch.tensor(candidates).view(-1, 1) / top
+    back = torch.round(x.flatten() / s).clamp(-top, top) * s
+    errors = (back - x.flatten()).square().mean(1)
+    return candidates[int(errors.argmin())]
+
+
+def by_numpy(x, bits):
+    array = x.numpy().astype("float64")
+    low, high = min(array.min(), 0), max(array.max(), 0)
+    scale = float(high - low) / (2**bits - 1) if high > low else 1.0
+    zero = round(-low / scale)
+    codes = (array / scale).round() + zero
+    return torch.from_numpy(codes.clip(0, 2**bits - 1)).long(), scale, zero
+
+
+@pytest.mark.parametrize(
+    ("exercise", "answer"),
+    [
+        ("affine_quantize", by_numpy),
+        ("quantize_groups", by_groups),
+        ("int8_linear", int8_with()),
+        ("best_clip", all_at_once),
+    ],
+)
+def test_right_answers_written_otherwise(exercise, answer):
+    result = verdict(check, exercise, answer)
+    assert result.outcome == "right", str(result)
+
+
 A = "affine_quantize"
 G = "quantize_groups"
 INT8 = "int8_linear"
@@ -296,7 +391,7 @@ test_wrong_answers = rejects(
                 clip(error=lambda b, x, s, c: ((b - x) / s).square().sum()),
                 "error_of_codes",
             ),
-            "not of codes",
+            "those of codes",
         ),
         Wrong(
             C,
@@ -316,5 +411,21 @@ test_wrong_answers = rejects(
         Wrong(C, the_error_itself, "not one of the candidates"),
         Wrong(C, its_place, "its place"),
         Wrong(C, no_clipping, "largest candidate"),
+        Wrong(C, lambda x, bits, candidates: candidates[0], "first candidate"),
+        Wrong(C, until_it_rises, "rises for the first time"),
+        Wrong(C, without_the_first, "never looked at"),
+        Wrong(C, clip(top=lambda b: 7), "the levels of 4 bits"),
+        Wrong(C, one_code_more, "the range is symmetric"),
+        Wrong(C, clip(error=lambda b, x, s, c: (b - x).abs().sum()), "absolute errors"),
+        Wrong(
+            INT8, int8_with(128, lambda q: q.clamp(-128, 127)), "cut the codes at 127"
+        ),
+        Wrong(
+            INT8, int8_with(largest=lambda t: t.amax(1, keepdim=True)), "largest value"
+        ),
+        Wrong(INT8, int8_with(code=lambda q: q.to(torch.int16)), "overflows 16 bits"),
+        Wrong(A, always_8_bits, "the scale of 8 bits"),
+        Wrong(G, groups_down_columns, "down the columns"),
+        Wrong(G, scale_not_divided, "divide it by"),
     ],
 )

@@ -23,6 +23,10 @@ def affine_scale(scale: float, low: float, high: float, bits: int) -> None:
             " 2^b − 1"
         ): (high - low) / (2 ** (bits - 1) - 1),
         "this is 1 / s: the scale is the size of a step": (2**bits - 1) / (high - low),
+        "this is the scale of 8 bits: take `bits` from the argument": (
+            (high - low) / 255
+        ),
+        "this is the whole range: divide it by the steps, 2^b − 1": high - low,
     }
     diagnose(
         scale, right=(high - low) / (2**bits - 1), mistakes=mistakes, what="the scale"
@@ -78,65 +82,134 @@ def product(
     return (X_back @ W_back.T).float()
 
 
-def clips(x: Tensor, bits: int, candidates: list[float]) -> dict:
-    """The candidates that mistaken searches choose."""
+Case = tuple[Tensor, int, list[float]]  # x, bits, candidates
+
+
+def clips(cases: list[Case]) -> dict:
+    """The candidates that mistaken searches choose, one for each case."""
+    picks = {}
+    for text, choose in WRONG_CHOICES.items():
+        picks[text] = lambda choose=choose: [choose(*case) for case in cases]
+    for text, (error, rounding) in WRONG_ERRORS.items():
+        picks[text] = lambda error=error, rounding=rounding: [
+            least(case, error, rounding) for case in cases
+        ]
+    return picks
+
+
+def least(case: Case, error, rounding=torch.round) -> float:
+    """The candidate with the least `error(x, codes before clamping, s, top)`."""
+    x, bits, candidates = case
     top = 2 ** (bits - 1) - 1
+    return min(
+        candidates,
+        key=lambda c: float(error(x, rounding(x / (c / top)), c / top, top)),
+    )
 
-    def back(c: float, largest: int = top) -> Tensor:
-        """x after quantisation with the range −c … c."""
-        s = c / largest
-        return torch.round(x / s).clamp(-largest, largest) * s
 
-    def free(c: float) -> Tensor:
-        """The errors without the clamp."""
-        return torch.round(x / (c / top)) * (c / top) - x
+def squared(x: Tensor, q: Tensor, s: float, top: int) -> Tensor:
+    """What is asked for."""
+    return (q.clamp(-top, top) * s - x).square().sum()
 
-    def pick(error) -> float:
-        return min(candidates, key=error)
 
-    return {
-        (
-            "that is the largest candidate, and a smaller one has a smaller error: are"
-            " your errors those of values, not of codes? s differs between candidates"
-        ): max(candidates),
-        "the codes are not clamped: without it the smallest range always wins": pick(
-            lambda c: free(c).square().sum()
+def at_first_rise(x: Tensor, bits: int, candidates: list[float]) -> float:
+    """The last candidate before the error rises for the first time."""
+    found = candidates[0]
+    for c in candidates[1:]:
+        if best(x, bits, [found, c]) == found:
+            break
+        found = c
+    return found
+
+
+def finer(levels) -> tuple:
+    """The error with another number of levels above 0."""
+
+    def error(x: Tensor, q: Tensor, s: float, top: int) -> Tensor:
+        n = levels(top)
+        step = s * top / n
+        return (torch.round(x / step).clamp(-n, n) * step - x).square().sum()
+
+    return error, torch.round
+
+
+# what is said -> the error that is minimised, and how codes are rounded
+WRONG_ERRORS = {
+    "the codes are not clamped: without it the smallest range always wins": (
+        lambda x, q, s, top: (q * s - x).square().sum(),
+        torch.round,
+    ),
+    "the codes are clamped at −2^(b−1): the range is symmetric, ±(2^(b−1) − 1)": (
+        lambda x, q, s, top: (q.clamp(-top - 1, top) * s - x).square().sum(),
+        torch.round,
+    ),
+    "you used 2^b − 1 levels above 0: the largest code is 2^(b−1) − 1": finer(
+        lambda top: 2 * top + 1
+    ),
+    "you used 2^(b−1) levels above 0: the largest code is 2^(b−1) − 1": finer(
+        lambda top: top + 1
+    ),
+    "bits is not used: these are the levels of 4 bits": finer(lambda top: 7),
+    "bits is not used: these are the levels of 8 bits": finer(lambda top: 127),
+    "your errors are those of codes, in units of s: multiply the codes by s": (
+        lambda x, q, s, top: (q.clamp(-top, top) - x / s).square().sum(),
+        torch.round,
+    ),
+    "you compared the codes with x: multiply them by s first": (
+        lambda x, q, s, top: (q.clamp(-top, top) - x).square().sum(),
+        torch.round,
+    ),
+    "you took absolute errors: squared ones are asked": (
+        lambda x, q, s, top: (q.clamp(-top, top) * s - x).abs().sum(),
+        torch.round,
+    ),
+    "you took the largest error: the sum of squares is asked": (
+        lambda x, q, s, top: (q.clamp(-top, top) * s - x).abs().max(),
+        torch.round,
+    ),
+    "you added errors without squaring them: they cancel": (
+        lambda x, q, s, top: (q.clamp(-top, top) * s - x).sum(),
+        torch.round,
+    ),
+    "you left out the values beyond c: clipping costs too": (
+        lambda x, q, s, top: (
+            (q.clamp(-top, top) * s - x)[x.abs() <= top * s].square().sum()
         ),
-        "that one has the largest error: the least is asked": max(
-            candidates, key=lambda c: (back(c) - x).square().sum()
-        ),
-        "you used 2^b − 1 levels above 0: the largest code is 2^(b−1) − 1": pick(
-            lambda c: (back(c, 2 * top + 1) - x).square().sum()
-        ),
-        "you used 2^(b−1) levels above 0: the largest code is 2^(b−1) − 1": pick(
-            lambda c: (back(c, top + 1) - x).square().sum()
-        ),
-        "you compared the codes with x: multiply them by s first": pick(
-            lambda c: (back(c) / (c / top) - x).square().sum()
-        ),
-        "you took absolute errors: squared ones are asked": pick(
-            lambda c: (back(c) - x).abs().sum()
-        ),
-        "you took the largest error: the sum of squares is asked": pick(
-            lambda c: (back(c) - x).abs().max()
-        ),
-        "you added errors without squaring them: they cancel": pick(
-            lambda c: (back(c) - x).sum()
-        ),
-        "you left out the values beyond c: clipping costs too": pick(
-            lambda c: ((back(c) - x)[x.abs() <= c]).square().sum()
-        ),
-        "that is the smallest candidate: it clips nearly everything": min(candidates),
-        "that is the first candidate: compare all of them": candidates[0],
-    }
+        torch.round,
+    ),
+    "that one has the largest error: the least is asked": (
+        lambda x, q, s, top: -squared(x, q, s, top),
+        torch.round,
+    ),
+    "the codes are rounded down: to the nearest is asked": (squared, torch.floor),
+    "the codes are cut off: call torch.round": (squared, torch.trunc),
+    "nothing is rounded": (squared, torch.clone),
+}
+WRONG_CHOICES = {
+    "that is the largest candidate: compare the errors of all": (
+        lambda x, bits, candidates: max(candidates)
+    ),
+    "that is the smallest candidate. Codes that are not clamped, or an x that is"
+    " clipped before you compare, make the smallest range win always": (
+        lambda x, bits, candidates: min(candidates)
+    ),
+    "that is the first candidate: compare all of them": (
+        lambda x, bits, candidates: candidates[0]
+    ),
+    "that is the last candidate: compare all of them": (
+        lambda x, bits, candidates: candidates[-1]
+    ),
+    "you stop where the error rises for the first time: the candidates are in no"
+    " order": at_first_rise,
+    "the first candidate is never looked at": (
+        lambda x, bits, candidates: best(x, bits, candidates[1:] or candidates)
+    ),
+    "the last candidate is never looked at": (
+        lambda x, bits, candidates: best(x, bits, candidates[:-1] or candidates)
+    ),
+}
 
 
 def best(x: Tensor, bits: int, candidates: list[float]) -> float:
     """The candidate with the least squared error."""
-    top = 2 ** (bits - 1) - 1
-    errors = []
-    for c in candidates:
-        s = c / top
-        back = torch.round(x / s).clamp(-top, top) * s
-        errors.append((back - x).square().sum())
-    return candidates[int(torch.stack(errors).argmin())]
+    return least((x, bits, candidates), squared)

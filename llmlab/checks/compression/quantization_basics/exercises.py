@@ -200,6 +200,9 @@ def _wrong_scales(W: Tensor, right_scale: Tensor) -> dict:
             "you divided by 2^b − 1, as an affine quantizer does: here the largest code"
             " is 2^(b−1) − 1"
         ): right_scale * 7 / 15,
+        "the scale is the largest |w| itself: divide it by 2^(b−1) − 1": (
+            right_scale * 7
+        ),
         "you took the largest w, not the largest |w|": (
             W.unflatten(1, (-1, 4)).amax(-1) / 7
         ),
@@ -233,6 +236,15 @@ def _pair(value, codes: tuple, scales: tuple) -> tuple[Tensor, Tensor]:
         raise Mistake(
             f"the scales have a last dimension of size 1 too many: {scales} is asked;"
             " squeeze it, or no keepdim"
+        )
+    out, inputs = codes
+    size = inputs // scales[1]
+    if getattr(pair[1], "shape", None) in (
+        (out // size, inputs),
+        (inputs, out // size),
+    ):
+        raise Mistake(
+            "your groups run down the columns: they run along a row, the inputs"
         )
     scale = expect(
         pair[1], shape=scales, dtype=torch.float32, what="your tensor of scales"
@@ -287,6 +299,13 @@ def int8_linear(answer):
     if not close(got, product(X, W, rows, rows), tol=1e-5):
         raise Mistake(
             "right for 6 tokens and 6 outputs, wrong for 3 tokens and 6 outputs"
+        )
+    long = torch.ones(3, 64)
+    got = answer(long[:2], long)
+    if not close(got, torch.full((2, 3), 64.0)):
+        raise Mistake(
+            "wrong for rows of 64 codes that are all 127: their sum, 64 · 127² ="
+            " 1,032,256, overflows 16 bits. Multiply in int32 or wider"
         )
     if not seen.integers:
         raise Mistake(
@@ -353,6 +372,15 @@ def _wrong_products(X: Tensor, W: Tensor) -> dict:
         "you divided by 128: the largest code is 127": product(
             X, W, rows, rows, top=128
         ),
+        "you divided by 128, and cut the codes at 127: the largest code is 127": (
+            product(X, W, rows, rows, lambda q: q.round().clamp(-128, 127), top=128)
+        ),
+        "you took the largest value of a row, not the largest |value|": product(
+            X, W, *[lambda t: t.amax(1, keepdim=True)] * 2
+        ),
+        "you rounded down: torch.round is to the nearest": product(
+            X, W, rows, rows, torch.floor
+        ),
         "you divided by 255: symmetric codes end at 127": product(
             X, W, rows, rows, top=255
         ),
@@ -388,12 +416,9 @@ def _wrong_products(X: Tensor, W: Tensor) -> dict:
 )
 def best_clip(answer):
     """The range that leaves the least squared error, of those offered."""
-    for bits, heavy in ((3, 8.0), (4, 8.0), (2, 4.0)):
-        x = 2 * torch.randn(4000)
-        x[:5] *= heavy
-        largest = x.abs().max().item()
-        candidates = [share * largest for share in torch.linspace(0.05, 1, 39).tolist()]
-        candidates = [candidates[i] for i in torch.randperm(39)]  # in no order
+    cases = _clip_cases()
+    found = []
+    for x, bits, candidates in cases:
         got = expect(
             answer(x, bits, list(candidates)),
             kind=float,
@@ -404,9 +429,39 @@ def best_clip(answer):
                 "that is not one of the candidates: return the candidate itself, not"
                 " its error or its place"
             )
-        diagnose(
-            got,
-            right=best(x, bits, candidates),
-            mistakes=clips(x, bits, candidates),
-            what="the clipping value",
-        )
+        found.append(got)
+    right = [best(*case) for case in cases]
+    if close(found, right):
+        return
+    for text, picks in clips(cases).items():
+        if close(found, picks()):
+            raise Mistake(text)
+    i = [close(f, r) for f, r in zip(found, right, strict=True)].index(False)
+    x, bits, candidates = cases[i]
+    size = "larger" if found[i] < right[i] else "smaller"
+    raise Mistake(
+        f"for {bits} bits and {len(candidates)} candidates a {size} one has a smaller"
+        " squared error",
+        foreseen=False,
+    )
+
+
+def _clip_cases() -> list[tuple[Tensor, int, list[float]]]:
+    """x, bits and candidates in no order; the best is in the middle, first, last or
+    the largest.
+    """
+    cases = []
+    for bits, heavy in ((3, 8.0), (4, 8.0), (2, 4.0), (5, 8.0), (3, 3.0)):
+        x = 2 * torch.randn(600)
+        x[:3] *= heavy
+        largest = x.abs().max().item()
+        candidates = [share * largest for share in torch.linspace(0.05, 1, 39).tolist()]
+        cases.append((x, bits, [candidates[i] for i in torch.randperm(39)]))
+    x, bits, candidates = cases[0]
+    least = best(x, bits, candidates)
+    others = [c for c in candidates if c != least]
+    cases.append((x.reshape(20, 30), bits, [least, *others]))
+    cases.append((x, bits, [*others, least]))
+    cases.append((x, bits, [least / 4, least / 3, least / 2, least]))
+    cases.append((x, bits, [least * 2, least]))
+    return cases
