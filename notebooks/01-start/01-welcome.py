@@ -297,9 +297,7 @@ print(
 # ## Play
 #
 # A lesson has a figure that moves. Drag its sliders, or put the focus on one and press the arrow keys. It works in the published book too.
-#
-# **Challenge.** Find the cheapest way to serve this model on *one* GPU. Then find out whether eight GPUs at 16 bits beat it. The cell
-# below the figure settles it.
+# A pale trace shows what was there before. When you think that you have met the challenge, press *Check*.
 
 
 # %% tags=["hide-input", "nbval-ignore-output"]
@@ -330,18 +328,32 @@ def describe(bits: float, gpus: int) -> str:
     )
 
 
+BITS, MACHINES, LIMIT, NONE = [16, 8, 4.5], [1, 2, 4, 8], 0.5, float("inf")
+least = {(b, n): min(cost_curve(b, n)[1], default=NONE) for b in BITS for n in MACHINES}
+fewest = {b: min(n for n in MACHINES if least[b, n] < LIMIT) for b in BITS}
+
+
+def missing(bits: float, gpus: int) -> str:
+    if least[bits, gpus] == NONE:
+        return "the weights do not fit."
+    if least[bits, gpus] >= LIMIT:
+        return f"a million tokens cost ${least[bits, gpus]:.2f}."
+    return "fewer GPUs can do it." if gpus > min(fewest.values()) else ""
+
+
 explore(
     draw,
     alt=describe,
     title="What a million tokens cost",
-    bits=[16, 8, 4.5],
-    gpus=[1, 2, 4, 8],
+    challenge="Bring a million tokens below $0.50 with as few GPUs as possible.",
+    missing=missing,
+    bits=BITS,
+    gpus=MACHINES,
 )
 
 # %% tags=["hide-output"]
-one_gpu = cost_curve(4.5, gpus=1)[1][-1]
-eight_gpus = cost_curve(16, gpus=8)[1][-1]
-print(f"one GPU, 4.5 bits: ${one_gpu:.2f}; eight GPUs, 16 bits: ${eight_gpus:.2f}")
+for bits, gpus in fewest.items():
+    print(f"{bits:>4g} bits: {gpus} GPUs, ${least[bits, gpus]:.2f}")
 
 # %% [markdown]
 # ## At scale
