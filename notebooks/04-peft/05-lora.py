@@ -521,8 +521,7 @@ for kind in KINDS:
 #
 # An adapter has a volume knob. Multiply its $\Delta W$ by $w$: at 0 you have the old model, at 1 the one that was trained, and you may go
 # on. The slider turns the knob of the rank 8 adapter. Watch both losses, and read what the model writes.
-#
-# **The challenge:** is 1 the best place? Find the $w$ at which the two losses together are smallest.
+# Is 1 the best place?
 
 # %% tags=["hide-input", "nbval-ignore-output"]
 mixed = adapted[8]
@@ -537,6 +536,7 @@ for w in WEIGHTS:
     curve[w] = (loss_on(mixed, new), loss_on(mixed, old))
     lora.remove(mixed, "mix")
 lora.set_adapter(mixed, "bible")
+best = min(WEIGHTS, key=lambda w: sum(curve[w]))
 
 
 def draw(weight):
@@ -567,19 +567,17 @@ explore(
         f"Weight {weight}: loss {curve[weight][0]:.2f} on the Bible,"
         f" {curve[weight][1]:.2f} on addresses. It writes: {written[weight]}"
     ),
+    challenge="At which weight are the two losses together smallest?",
+    missing=lambda weight: (
+        f"{sum(curve[weight]):.2f} together, and less is possible."
+        if weight != best
+        else ""
+    ),
     start={"weight": 1.0},
     weight=WEIGHTS,
 )
 
-# %%
-guess = predict(
-    "At which weight are the two losses together smallest?",
-    choices=[f"{w:g}" for w in WEIGHTS],
-)
-
 # %% tags=["hide-output", "numbers-within-5%"]
-best = min(WEIGHTS, key=lambda w: sum(curve[w]))
-guess.settle(f"{best:g}")
 for w in (best, 1.0):
     learned = curve[0.0][0] - curve[w][0]
     forgot = curve[w][1] - curve[0.0][1]
