@@ -616,13 +616,19 @@ assert learned > 8 * max(abs(gap) for gap in above["NF4, 64"][1:])
 #
 # Block size against format. Small blocks follow the weights closely and pay for it in scales. With one scale for 4,096
 # weights, a single outlier sets it, the bell shrinks to the middle, and the outer levels stand idle.
-#
-# **Challenge.** Find the largest block with which NF4 still has a smaller error than INT4 has with blocks of 64. The cell below the figure settles it.
 
 # %% tags=["hide-input", "nbval-ignore-output"]
 BLOCKS = [32, 64, 128, 256, 1024, 4096]
 sample = gaussian[: 2**18]
 curves = {kind: [error(sample, kind, block) for block in BLOCKS] for kind in KINDS}
+limit = curves["int4"][BLOCKS.index(64)]
+smaller = [b for b, e in zip(BLOCKS, curves["nf4"], strict=True) if e < limit]
+
+
+def missing(block):
+    if block not in smaller:
+        return f"{curves['nf4'][BLOCKS.index(block)]:.2f}% is not below {limit:.2f}%."
+    return "a larger block does it too." if block < max(smaller) else ""
 
 
 def cost(block):
@@ -674,13 +680,16 @@ explore(
         )
         + "."
     ),
+    challenge=(
+        "What is the largest block with which NF4 has a smaller error than INT4 has"
+        " with blocks of 64?"
+    ),
+    missing=missing,
     start={"block": 64},
     block=BLOCKS,
 )
 
 # %% tags=["hide-output"]
-limit = curves["int4"][BLOCKS.index(64)]
-smaller = [b for b, e in zip(BLOCKS, curves["nf4"], strict=True) if e < limit]
 print(
     f"INT4, blocks of 64: {limit:.2f}%; NF4 stays below up to blocks of {max(smaller)}"
 )
