@@ -580,7 +580,7 @@ print(f"and with zigzag {share_of_slowest(runs['zigzag']):.2f}")
 # Step through a ring of four. Strong colours: what is computed in this step, by the rank that has the query. Pale: done
 # before.
 #
-# **Challenge.** In how many of the 16 pairs of a rank and a step does a rank have nothing at all to do, with each of the three cuts? Count before you open the
+# In how many of the 16 pairs of a rank and a step does a rank have nothing at all to do, with each of the three cuts? Count before you open the
 # cell below the figure.
 
 # %% tags=["hide-input", "nbval-ignore-output"]
@@ -621,10 +621,20 @@ def describe_step(cut, step):
     )
 
 
+def missing(cut, step):
+    steps = [[n for _, s, _, n in TABLES[cut] if s == at] for at in range(4)]
+    if len(set(steps[step])) > 1:
+        return f"{min(steps[step])} pairs here, {max(steps[step])} there."
+    even = all(len(set(work)) == 1 for work in steps)
+    return "" if even else "in this step they do; look at the next."
+
+
 explore(
     draw_step,
     alt=describe_step,
     title="Ring attention over 16 tokens and 4 ranks",
+    challenge="With which cut do all ranks have the same work in every step?",
+    missing=missing,
     start={"cut": "contiguous", "step": 1},
     cut=LAYOUTS,
     step=[0, 1, 2, 3],
