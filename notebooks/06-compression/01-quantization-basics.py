@@ -512,9 +512,7 @@ for label, config in {
 # ## Play
 #
 # Bits and group size, on the weight whose row you saw above. Its rows are 576 long.
-#
-# **Challenge.** Find the setting with the *fewest bits per weight* whose error is below 10% of the weights' size. Is it one with more bits, or
-# one with more scales? The cell below the figure settles it.
+# Which buys more, a bit or a scale?
 
 # %% tags=["hide-input", "slider", "nbval-ignore-output"]
 some = weight[:128]
@@ -542,26 +540,36 @@ def draw(bits: int, group: int):
 
 
 def describe(bits: int, group: int) -> str:
-    stored, error = measure(bits, group)
+    stored, error = tried[bits, group]
     return f"{stored:.2f} bits per weight, error {100 * error:.1f}%"
 
 
 SIZES = {"bits": [3, 4, 5, 6, 8], "group": [576, 192, 64, 16]}
+tried = {(b, g): measure(b, g) for b in SIZES["bits"] for g in SIZES["group"]}
+good = {setting: stored for setting, (stored, error) in tried.items() if error < 0.1}
+best = min(good, key=good.get)
+
+
+def missing(bits: int, group: int) -> str:
+    if (bits, group) in good:
+        return "another setting stores less." if (bits, group) != best else ""
+    return f"the error is {100 * tried[bits, group][1]:.1f}%."
+
+
 explore(
     draw,
     alt=lambda bits, group: (
         f"{bits} bits, groups of {group}: {describe(bits, group)} of the weights' size."
     ),
     title="Weights and what rounding does to them",
+    challenge="Store the fewest bits per weight with an error below 10%.",
+    missing=missing,
     start={"bits": 4, "group": 64},
     **SIZES,
 )
 
 # %% tags=["hide-output"]
-tried = {(b, g): measure(b, g) for b in SIZES["bits"] for g in SIZES["group"]}
-good = {setting: stored for setting, (stored, error) in tried.items() if error < 0.1}
-bits, group = min(good, key=good.get)
-print(f"{bits} bits in groups of {group}: {good[bits, group]:.2f} bits per weight")
+print("{} bits in groups of {}: {:.2f} bits per weight".format(*best, good[best]))
 
 # %% [markdown]
 # ## At scale
