@@ -57,9 +57,8 @@ def counted() -> str:
             shape, RANKS, sequence_parallel=way.sequence, recompute=way.recompute
         )
         found = World(RANKS).run(_count, shape, way)[0]
-        lines.append(
-            f"| {way.name} | {way.formula} | {expected / sbh:.2f} | {found / sbh:.2f} |"
-        )
+        numbers = f"{expected / sbh:.2f} | {found / sbh:.2f}"
+        lines.append(f"| {way.name} | ${way.formula}$ | {numbers} |")
     return "\n".join(lines)
 
 
