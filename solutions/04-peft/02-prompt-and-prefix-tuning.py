@@ -92,7 +92,7 @@ check.split_prefix(split_prefix)
 # $$O = \mathrm{softmax}\!\left(\frac{Q\,[P_K; K]^\top}{\sqrt{D}} + \text{mask}\right)[P_V; V]$$
 #
 # Query $i$ sees the whole prefix and the tokens $0 \dots i$. Query head $h$ reads key/value head $\lfloor h / (H/K) \rfloor$: the first $H/K$
-# query heads share head 0.
+# query heads share head 0. Scores of several hundred must not overflow.
 
 
 # %% tags=["exercise"]

@@ -54,7 +54,8 @@ check.ia3_linear(ia3_linear)
 # ●●○○○ difficulty · ●●●●○ importance · 15 minutes · 3 points
 #
 # Give the weight and the bias of the *plain* linear that does what the scaled one does. $W$ and $b$ are in bfloat16 and $l$ is
-# in float32: multiply in float32, and round once. Where there is no bias, none is to come out.
+# in float32: multiply in float32, and round once, to the dtype that W has: another $W$ may be in
+# float32. Where there is no bias, none is to come out.
 
 
 # %% tags=["exercise"]

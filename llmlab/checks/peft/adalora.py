@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -64,6 +66,17 @@ def svd_forward(answer):
             alpha / r0 * (base + low)
         ),
         "the triplets are added, not subtracted": base - alpha / r0 * low,
+        "that is alpha / √r0: here it is alpha / r0": base + alpha / r0**0.5 * low,
+        "the scale alpha / r0 is applied twice": base + (alpha / r0) ** 2 * low,
+        "one λ serves all triplets, their mean: each has its own": (
+            base + alpha / r0 * lam.mean() * x @ Q.T @ P.T
+        ),
+        "the signs of λ are lost: no absolute value": (
+            base + alpha / r0 * x @ (lam.abs() * Q).T @ P.T
+        ),
+        "λ is under a root: it multiplies as it is": (
+            base + alpha / r0 * x @ (lam.abs().sqrt() * Q).T @ P.T
+        ),
     }
     diagnose(got, right=base + alpha / r0 * low, mistakes=mistakes, what=what)
     # the oracle: one linear with W + ΔW
@@ -166,12 +179,184 @@ def importance(answer):
             new, b2 * unsure + (1 - b2) * (now - new).square()
         ),
         "Ī is right, Ū is as it was": both(new, unsure),
+        "the absolute value is of w · grad, not of w alone": both(
+            s := b1 * smooth + (1 - b1) * w.abs() * grad,
+            b2 * unsure + (1 - b2) * (w.abs() * grad - s).abs(),
+        ),
+        "the absolute value comes before the average: I = |w · grad|": both(
+            s := (b1 * smooth + (1 - b1) * w * grad).abs(),
+            b2 * unsure + (1 - b2) * (now - s).abs(),
+        ),
+        "the absolute value comes before the average, also in Ū: I = |w · grad|": both(
+            s := (b1 * smooth + (1 - b1) * w * grad).abs(),
+            b2 * unsure + (1 - b2) * (w * grad - s).abs(),
+        ),
+        "the score Ī · Ū comes later: return Ī and Ū": both(
+            new * both(new)[1], both(new)[1]
+        ),
+        "Ū averages how far I is from the new Ī, not how far Ī has moved": both(
+            new, b2 * unsure + (1 - b2) * (new - smooth).abs()
+        ),
+        "the factor 1 − β of the new I is missing": both(
+            s := b1 * smooth + now, b2 * unsure + (1 - b2) * (now - s).abs()
+        ),
+        "the factor 1 − β₂ of |I − Ī| is missing": both(
+            new, b2 * unsure + (now - new).abs()
+        ),
+        "I is the square of w · grad: take the size": both(
+            s := b1 * smooth + (1 - b1) * now**2,
+            b2 * unsure + (1 - b2) * (now**2 - s).abs(),
+        ),
     }
     diagnose(got, right=both(new), mistakes=mistakes, parts={"Ī": 0, "Ū": 1})
     # the reference, which works in place
     adalora_budget.update(smooth, unsure, w, grad, b1, b2)
     if not close(got, torch.stack([smooth, unsure])):
         raise Mistake("Ī and Ū differ from the reference")
+
+
+# b0, b_T, T, ti, tf: with a small model, with one so large that each step counts, and
+# with neither a start nor an end apart
+SCHEDULES = [(96, 30, 40, 5, 8), (9000, 20, 30, 4, 6), (50, 7, 12, 0, 0)]
+
+
+def _schedules() -> dict[str, slice]:
+    """Where each schedule lies in all of them joined."""
+    places = {}
+    start = 0
+    for b0, bT, T, ti, tf in SCHEDULES:
+        name = f"with b0 = {b0}, bT = {bT}, T = {T}, ti = {ti}, tf = {tf} the budget"
+        places[name] = slice(start, start + T)
+        start += T
+    return places
+
+
+def _budgets(wrong) -> Tensor:
+    """`wrong(t, b0, bT, T, ti, tf)` at each step of each schedule."""
+    values = []
+    for b0, bT, T, ti, tf in SCHEDULES:
+        values += [wrong(t, b0, bT, T, ti, tf) for t in range(T)]
+    return torch.tensor(values).double()
+
+
+def _curve(share, rounding=int, first=0, last=0):
+    """A budget that falls otherwise.
+
+    `share(s)` is the part of b0 − b_T that is left after the fraction s of the way;
+    `first` and `last` move the two borders.
+    """
+
+    def budget(t, b0, bT, T, ti, tf):
+        if t <= ti + first:
+            return b0
+        if t > T - tf + last:
+            return bT
+        return rounding(bT + (b0 - bT) * share((t - ti) / (T - ti - tf)))
+
+    return budget
+
+
+def _cube(s: float) -> float:
+    return (1 - s) ** 3
+
+
+def _free(start, end):
+    """The cube between other borders, of which each may be left out."""
+
+    def budget(t, b0, bT, T, ti, tf):
+        low = start(ti)
+        high = end(T, tf)
+        if ti == low and t <= ti:
+            return b0
+        if T - tf == high and t > high:
+            return bT
+        return int(bT + (b0 - bT) * (1 - (t - low) / (high - low)) ** 3)
+
+    return budget
+
+
+def _ends_at_tf(t, b0, bT, T, ti, tf):
+    if t <= ti:
+        return b0
+    if t > tf:
+        return bT
+    return int(bT + (b0 - bT) * (1 - (t - ti) / (T - ti - tf)) ** 3)
+
+
+def _of_a_longer_way(t, b0, bT, T, ti, tf):
+    if t <= ti:
+        return b0
+    if t > T - tf:
+        return bT
+    return int(bT + (b0 - bT) * _cube((t - ti) / (T - ti)))
+
+
+WRONG_BUDGETS = {
+    "the power 3 is missing": _curve(lambda s: 1 - s),
+    "you squared where a cube is asked": _curve(lambda s: (1 - s) ** 2),
+    "1 − (…)³ is not (1 − …)³: the budget falls fast first": _curve(lambda s: 1 - s**3),
+    "round down, not to the nearest": _curve(_cube, round),
+    "round down, not up": _curve(_cube, math.ceil),
+    "b_T is not added": lambda t, b0, bT, T, ti, tf: (
+        _curve(_cube)(t, b0 - bT, 0, T, ti, tf)
+        if ti < t <= T - tf
+        else _curve(_cube)(t, b0, bT, T, ti, tf)
+    ),
+    "the whole b0 shrinks: it is b0 − b_T that does": lambda t, b0, bT, T, ti, tf: (
+        _curve(_cube)(t, b0 + bT, bT, T, ti, tf)
+        if ti < t <= T - tf
+        else _curve(_cube)(t, b0, bT, T, ti, tf)
+    ),
+    "the cube runs from 0 to T: it begins at ti and ends at T − tf": _free(
+        lambda ti: 0, lambda T, tf: T
+    ),
+    "this is the equation as the paper prints it, which starts above b0: take t − ti in"
+    " the numerator": lambda t, b0, bT, T, ti, tf: _curve(
+        lambda s: (1 - (s - tf / (T - ti - tf))) ** 3
+    )(t, b0, bT, T, ti, tf),
+    "tf is not used: the last tf steps have the final budget": _free(
+        lambda ti: ti, lambda T, tf: T
+    ),
+    "ti is not used: up to step ti the budget is whole": _free(
+        lambda ti: 0, lambda T, tf: T - tf
+    ),
+    "t is to be counted from ti: (t − ti), not t": lambda t, b0, bT, T, ti, tf: _curve(
+        lambda s: (1 - s - ti / (T - ti - tf)) ** 3
+    )(t, b0, bT, T, ti, tf),
+    "the end is the step T − tf, not tf": _ends_at_tf,
+    "b0 and b_T are swapped: the budget falls": lambda t, b0, bT, T, ti, tf: _curve(
+        _cube
+    )(t, bT, b0, T, ti, tf),
+    "b0 and b_T are swapped between the borders: the budget falls": (
+        lambda t, b0, bT, T, ti, tf: (
+            _curve(_cube)(t, bT, b0, T, ti, tf)
+            if ti < t <= T - tf
+            else _curve(_cube)(t, b0, bT, T, ti, tf)
+        )
+    ),
+    "after step T − tf the budget is b_T: the cube turns negative there": _curve(
+        _cube, last=10**6
+    ),
+    "up to step ti the budget is b0, and after T − tf it is b_T: these two cases are"
+    " missing": _curve(_cube, first=-(10**6), last=10**6),
+    "up to step ti the budget is b0: this case is missing": _curve(
+        _cube, first=-(10**6)
+    ),
+    "the budget begins to fall a step too late: step ti + 1 is the first": _curve(
+        _cube, first=1
+    ),
+    "the end comes a step too early: it is b_T from step T − tf on": _curve(
+        _cube, last=-2
+    ),
+    "the end comes a step too late: it is b_T after step T − tf": _curve(_cube, last=1),
+    "the budget stays whole until it is b_T: // cuts the fraction off": _curve(
+        lambda s: float(s < 1)
+    ),
+    "the way from ti to T − tf has T − ti − tf steps: tf is not taken away": (
+        _of_a_longer_way
+    ),
+    "the budget never falls": lambda t, b0, bT, T, ti, tf: b0,
+}
 
 
 @check.exercise(
@@ -193,67 +378,25 @@ def importance(answer):
 )
 def budget(answer):
     """How many triplets the model may have at step t."""
-    b0, bT, T, ti, tf = 96, 30, 40, 5, 8
-    steps = range(T)
-    got = [
-        expect(answer(t, b0, bT, T, ti, tf), kind=int, what=f"budget({t}, …)")
-        for t in steps
-    ]
-    config = AdaLoRAConfig(total_step=T, tinit=ti, tfinal=tf, init_r=b0, target_r=bT)
-
-    def curve(f):
-        return [
-            b0 if t <= ti else bT if t > T - tf else f((t - ti) / (T - ti - tf))
-            for t in steps
-        ]
-
-    mistakes = {
-        "the power 3 is missing": curve(lambda s: int(bT + (b0 - bT) * (1 - s))),
-        "you squared where a cube is asked": curve(
-            lambda s: int(bT + (b0 - bT) * (1 - s) ** 2)
-        ),
-        "1 − (…)³ is not (1 − …)³: the budget falls fast first": curve(
-            lambda s: int(bT + (b0 - bT) * (1 - s**3))
-        ),
-        "round down, not to the nearest": curve(
-            lambda s: round(bT + (b0 - bT) * (1 - s) ** 3)
-        ),
-        "b_T is not added": curve(lambda s: int((b0 - bT) * (1 - s) ** 3)),
-        "the whole b0 shrinks: it is b0 − b_T that does": curve(
-            lambda s: int(bT + b0 * (1 - s) ** 3)
-        ),
-        "the cube runs from 0 to T: it begins at ti and ends at T − tf": [
-            int(bT + (b0 - bT) * (1 - t / T) ** 3) for t in steps
-        ],
-        "this is the equation as the paper prints it, which starts above b0:"
-        " take t − ti in the numerator": curve(
-            lambda s: int(
-                bT + (b0 - bT) * (1 - (s * (T - ti - tf) - tf) / (T - ti - tf)) ** 3
+    got = []
+    right = []
+    for b0, bT, T, ti, tf in SCHEDULES:
+        config = AdaLoRAConfig(
+            total_step=T, tinit=ti, tfinal=tf, init_r=b0, target_r=bT
+        )
+        for t in range(T):
+            value = expect(
+                answer(t, b0, bT, T, ti, tf), kind=int, what=f"budget({t}, …)"
             )
-        ),
-        "tf is not used: the last tf steps have the final budget": [
-            b0 if t <= ti else int(bT + (b0 - bT) * (1 - (t - ti) / (T - ti)) ** 3)
-            for t in steps
-        ],
-        "ti is not used: up to step ti the budget is whole": [
-            bT if t > T - tf else int(bT + (b0 - bT) * (1 - t / (T - tf)) ** 3)
-            for t in steps
-        ],
-        "b0 and b_T are swapped: the budget falls": [
-            b0 + bT - b for b in curve(lambda s: int(bT + (b0 - bT) * (1 - s) ** 3))
-        ],
-        "the budget never falls": [b0] * T,
-    }
-    right = [adalora_budget.budget(t, config, 1) for t in steps]
-    tensors = {
-        text: torch.tensor(m, dtype=torch.float32) for text, m in mistakes.items()
-    }
-    found = torch.tensor(got, dtype=torch.float32)
+            got.append(value)
+            right.append(adalora_budget.budget(t, config, 1))
+    mistakes = {text: _budgets(wrong) for text, wrong in WRONG_BUDGETS.items()}
     diagnose(
-        found,
-        right=torch.tensor(right, dtype=torch.float32),
-        mistakes=tensors,
-        what="b(0), b(1), …",
+        torch.tensor(got).double(),
+        right=torch.tensor(right).double(),
+        mistakes=mistakes,
+        tol=1e-9,
+        parts=_schedules(),
     )
     if answer(3, 10, 10, 9, 0, 0) != 10:
         raise Mistake("with b0 = b_T the budget stays what it is")
@@ -318,6 +461,18 @@ def allocate(answer):
             )
         ),
         "nothing is masked": torch.cat(lam),
+        "scores may be negative: the largest count, not those of the largest size": (
+            masked(lambda _, s: s.abs() > every.abs().sort().values[-b - 1])
+        ),
+        "each layer keeps at least one: a layer may lose all": masked(
+            lambda _, s: (s > ranked[b]) | (s == s.max())
+        ),
+        "these are the masks, ones and zeros: multiply λ by them": (
+            torch.cat([(s > ranked[b]).float()[:, None] for s in scores])
+        ),
+        "each kept λ is multiplied by its score: it stays as it is": masked(
+            lambda _, s: (s > ranked[b]) * s
+        ),
     }
     diagnose(
         got,
@@ -359,6 +514,13 @@ def _lambdas(value: object, lam: list[Tensor]) -> Tensor:
     expect(value, kind=(list, tuple), what="allocate(…)")
     if len(value) != len(lam):
         raise Mistake(f"allocate returned {len(value)} tensors for {len(lam)} layers")
+    shapes = [tuple(getattr(v, "shape", ())) for v in value]
+    if any(len(s) == 2 and s[0] == s[1] > 1 for s in shapes):
+        raise Mistake(
+            "the mask of a layer is a row, and λ a column: make it one, mask[:, None]"
+        )
+    if any(s[1:] == (1,) and s[0] < len(w) for s, w in zip(shapes, lam, strict=True)):
+        raise Mistake("a λ that goes becomes zero: its place stays")
     return torch.cat(
         [
             expect(v, shape=tuple(w.shape), dtype=torch.float32, what=f"λ of layer {i}")

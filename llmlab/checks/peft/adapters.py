@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 from llmlab.course.grading.checking import Checks, Mistake, close, diagnose, expect
 
 check = Checks("04-peft/04-adapters")
+
+OTHER_ACTIVATIONS = {
+    "gelu": F.gelu,
+    "gelu by tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "silu": F.silu,
+    "leaky relu": F.leaky_relu,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "the absolute value": torch.abs,
+}
 
 
 @check.exercise(
@@ -61,6 +72,16 @@ def adapter(answer):
         ),
         "the adapter's output is subtracted: it is added": h - (right - h),
         "nothing is added: this is h as it was": h,
+        "h is added twice": h + right,
+        "the residual goes through the activation: it is h itself": (
+            right - h + torch.relu(h)
+        ),
+        **{
+            f"the activation is another one, {name}: relu is asked": (
+                h + act(mid) @ up.T + b_up
+            )
+            for name, act in OTHER_ACTIVATIONS.items()
+        },
     }
     diagnose(got, right=right, mistakes=mistakes, what=what)
     zero = answer(
@@ -137,7 +158,7 @@ def fuse(answer):
         "all adapters weigh the same: the scores are not used": values.mean(-2),
         "the adapters' outputs are summed, not averaged with weights": values.sum(-2),
         "only the adapter with the highest score is read: softmax is not argmax": mix(
-            torch.nn.functional.one_hot(scores.argmax(-1), N).float(), values
+            F.one_hot(scores.argmax(-1), N).float(), values
         ),
         "a matrix is transposed: weights are stored as (out, in), so multiply"
         " with Q.T, K.T and V.T": mix(transposed, z @ V),
@@ -149,6 +170,23 @@ def fuse(answer):
         ),
         "V is transposed: weights are stored as (out, in), so multiply with V.T": mix(
             soft, z @ V
+        ),
+        "Q is transposed: weights are stored as (out, in), so multiply with Q.T": mix(
+            torch.softmax(((x @ Q)[..., None, :] * (z @ K.T)).sum(-1), -1), values
+        ),
+        "K is transposed: weights are stored as (out, in), so multiply with K.T": mix(
+            torch.softmax(((x @ Q.T)[..., None, :] * (z @ K)).sum(-1), -1), values
+        ),
+        "the values come from x: they are V z_i": x @ V.T,
+        "each channel has a softmax of its own: sum over the channels first, a score is"
+        " one number": (
+            torch.softmax((x @ Q.T)[..., None, :] * (z @ K.T), -2) * values
+        ).sum(-2),
+        "the scores are a mean over the channels: the dot product sums": mix(
+            torch.softmax(scores / d, -1), values
+        ),
+        "the weighted outputs are averaged over the adapters: they are summed": (
+            mix(soft, values) / N
         ),
         "x is added: fuse gives only what is added to the stream": (
             x + mix(soft, values)
@@ -216,6 +254,33 @@ def speedup(answer):
             ),
             "the upper layers run once for every task": (
                 alone / (n + (layers - n) * each)
+            ),
+            "alone each task runs all layers with adapters, at 1 + adapter each": (
+                tasks * layers / shared
+            ),
+            "layers above the dropped ones still have adapters: 1 + adapter each": (
+                alone / (n + tasks * (layers - n))
+            ),
+            "that is one task alone: run alone, all tasks cost tasks times as much": (
+                layers * each / shared
+            ),
+            "that is the share of work that is saved: how many times less is asked": (
+                1 - shared / alone
+            ),
+            "that is the difference of the two costs: their quotient is asked": (
+                alone - shared
+            ),
+            "one layer too few is dropped: the lowest n share": (
+                alone / max(1e-9, n - 1 + tasks * (layers - n + 1) * each)
+            ),
+            "one layer is lost: n are shared, layers − n are not": (
+                alone / max(1e-9, n + tasks * (layers - n - 1) * each)
+            ),
+            "the quotient is cut off behind the point": alone // shared,
+        }
+        mistakes |= {
+            "run alone, the lowest n layers have adapters too": (
+                (tasks * n + tasks * (layers - n) * each) / shared
             ),
         }
         diagnose(

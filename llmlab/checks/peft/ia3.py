@@ -6,6 +6,7 @@ import torch
 
 from llmlab.checks.operations import no_loop
 from llmlab.course.grading.checking import Checks, Mistake, close, diagnose, expect
+from llmlab.course.grading.gradients import Call, cut
 
 check = Checks("04-peft/08-ia3")
 
@@ -42,6 +43,8 @@ def ia3_linear(answer):
         "l is not used: this is the frozen linear": plain + b,
         "the bias is missing": plain * l,
         "l is added: it multiplies": plain + b + l,
+        "you divided by l: it multiplies": (plain + b) / l,
+        "l is in it twice": (plain + b) * l * l,
         "the change is added to the old output: l replaces the factor 1, it"
         " does not come on top": ((plain + b) * (1 + l)),
     }
@@ -71,10 +74,16 @@ def ia3_linear(answer):
         "the bias is missing": inside,
         "l is not used: this is the frozen linear": plain + b,
         "l is added: it multiplies": (x + l) @ W.T + b,
+        "you divided by l: it multiplies": (x / l) @ W.T + b,
+        "l is in it twice": (x * l * l) @ W.T + b,
+        "1 + l for l: it multiplies as it is": (x * (1 + l)) @ W.T + b,
     }
     diagnose(
         got, right=inside + b, mistakes=inputs, what=f"{what} with feedforward=True"
     )
+    lost = cut(answer, Call([x, W, b, l, True], {}), {"x": 0, "scale": 3})
+    if lost:
+        raise Mistake(f"with feedforward=True {lost}")
     # without a bias, and with two different widths
     x, W = torch.randn(4, 3), torch.randn(7, 3)
     for side, width in ((False, 7), (True, 3)):
@@ -123,6 +132,8 @@ def merge(answer):
         new_W = expect(
             pair[0], shape=(6, 6), dtype=torch.bfloat16, what=f"the weight of {what}"
         )
+        if pair[1] is None:
+            raise Mistake("b is dropped: a linear with a bias keeps one")
         new_b = expect(
             pair[1], shape=(6,), dtype=torch.bfloat16, what=f"the bias of {what}"
         )
@@ -138,6 +149,9 @@ def merge(answer):
             "l was rounded to bfloat16 before the product: multiply in"
             " float32, round once": (
                 l.bfloat16() * W if feedforward else l.bfloat16()[:, None] * W
+            ),
+            "1 + l for l: it multiplies as it is": (
+                (W.to(wide) * (1 + (l if feedforward else l[:, None]))).bfloat16()
             ),
             "W is divided by l: that is unmerging": (
                 (W.to(wide) / (l if feedforward else l[:, None])).bfloat16()
@@ -162,7 +176,14 @@ def merge(answer):
             )
         else:
             mistakes = {
-                "the bias is not scaled: l multiplies all that comes out, b too": b
+                "the bias is not scaled: l multiplies all that comes out, b too": b,
+                "the bias is scaled in bfloat16: multiply in float32, round once": (
+                    l.bfloat16() * b
+                ),
+                "the bias is scaled by 1 + l: l multiplies as it is": (
+                    (b.to(wide) * (1 + l)).bfloat16()
+                ),
+                "the bias is scaled by l twice": (b.to(wide) * l * l).bfloat16(),
             }
             diagnose(
                 new_b,
@@ -171,7 +192,13 @@ def merge(answer):
                 tol=1e-6,
                 what=f"the bias of {what}",
             )
-    W, l = torch.randn(4, 3), torch.rand(4)  # noqa: E741
+    W = torch.randn(4, 3)
+    pair = answer(W, None, torch.rand(3), True)
+    if not isinstance(pair, tuple | list) or len(pair) != 2 or pair[1] is not None:
+        raise Mistake(
+            "a linear without a bias must stay without one: return the weight and None"
+        )
+    l = torch.rand(4)  # noqa: E741
     pair = answer(W, None, l, False)
     expect(
         pair[0],
@@ -246,6 +273,16 @@ def serve(answer):
             plain * (1 + per_row)
         ),
         "all rows get the first row's scales": plain * scales[ids[0]],
+        "the scales are added: they multiply": plain + torch.where(on, per_row, 0.0),
+        "the scales are applied twice": plain * torch.where(on, per_row**2, 1.0),
+        "task 0 is a task too: only −1 means the plain model": plain
+        * torch.where((ids > 0)[:, None, None], per_row, 1.0),
+        "rows with id −1 get the mean of all tasks' scales: they get none": plain
+        * torch.where(on, per_row, scales.mean(0)),
+        "each row gets the scales of the task before its own: ids count from 0": plain
+        * torch.cat([torch.ones(1, 6), scales])[ids][:, None],
+        "one scale for a whole row, the mean: each output has its own": plain
+        * torch.where(on, per_row.mean(-1, keepdim=True), 1.0),
         "this is W x: nobody's scales are used": plain,
         "ids is not used: row i gets the scales of task i mod 3": (
             plain * scales[torch.arange(6) % 3][:, None]

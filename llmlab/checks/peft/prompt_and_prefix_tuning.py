@@ -52,9 +52,12 @@ def prepend_prompt(answer):
     got, got_mask, places = parts(
         answer(prompt, embeds, mask), 3, "prepend_prompt(…)", names
     )
-    expect(got, shape=(2, 8, 4), dtype=torch.float32, what="the embeddings")
+    wide = (2, 9)
+    if wide in (getattr(got_mask, "shape", None), getattr(places, "shape", None)):
+        raise Mistake("p is the number of rows of the prompt, not its width")
+    expect(got, shape=(2, 8, 4), dtype=torch.float32, what="your tensor of embeddings")
     expect(got_mask, shape=(2, 8), dtype=torch.int64, what="the mask")
-    expect(places, shape=(2, 8), dtype=torch.int64, what="the positions")
+    expect(places, shape=(2, 8), dtype=torch.int64, what="your tensor of positions")
     rows = prompt.expand(2, -1, -1)
     mistakes = {
         "the prompt comes after the input: it belongs before it": torch.cat(
@@ -62,6 +65,17 @@ def prepend_prompt(answer):
         ),
         "the prompt's tokens are in reverse order": torch.cat(
             [rows.flip(1), embeds], 1
+        ),
+        "only the first row has the prompt: each row has it": torch.cat(
+            [torch.stack([prompt, 0 * prompt]), embeds], 1
+        ),
+        "the prompt stands between the padding and the text: it comes first": (
+            torch.stack(
+                [
+                    torch.cat([prompt, embeds[0]]),
+                    torch.cat([embeds[1, :2], prompt, embeds[1, 2:]]),
+                ]
+            )
         ),
         "the virtual tokens are zeros: use prompt": torch.cat([0 * rows, embeds], 1),
         "padding is zeroed: leave the input as it is, the mask hides it": torch.cat(
@@ -76,9 +90,13 @@ def prepend_prompt(answer):
         got,
         right=torch.cat([rows, embeds], 1),
         mistakes=mistakes,
-        what="the embeddings",
+        what="your tensor of embeddings",
     )
     longer = F.pad(mask, (3, 0), value=1)
+    if close(places, longer) and not close(got_mask, longer):
+        raise Mistake(
+            "they are in the wrong order: return the mask, then the positions"
+        )
     mistakes = {
         "the mask hides the virtual tokens: they are 1, never padding": F.pad(
             mask, (3, 0)
@@ -103,6 +121,9 @@ def prepend_prompt(answer):
         "the input starts at 0 again: its first token has position p": torch.cat(
             [count[:, :3], mask.cumsum(-1) - 1], 1
         )[seen],
+        "the padding is taken off the positions of the virtual tokens too": (
+            (count - (1 - mask).sum(1, keepdim=True)).clamp(min=0)[seen]
+        ),
         "virtual tokens all have position 0: they take 0 … p − 1": torch.cat(
             [0 * count[:, :3], mask.cumsum(-1) + 2], 1
         )[seen],
@@ -114,10 +135,11 @@ def prepend_prompt(answer):
         places[seen],
         right=right[seen],
         mistakes=mistakes,
-        what="the positions of all but padding",
+        what="your tensor of positions, padding left out,",
     )
     one = answer(prompt[:1], embeds[1:], mask[1:])
-    if not close(one[2][one[1].bool()], torch.arange(4)):
+    joined = torch.cat([prompt[:1], embeds[1]])[None]
+    if not close(one[2][one[1].bool()], torch.arange(4)) or not close(one[0], joined):
         raise Mistake(
             "right for p = 3 and two rows, wrong for p = 1 and one row: take both from"
             " the arguments"
@@ -179,6 +201,14 @@ def split_prefix(answer):
         "tokens and heads are exchanged without moving: `view` does not"
         " transpose, `permute` does": by_layer.permute(0, 1, 3, 2, 4).reshape(
             2, L, K, p, D
+        ),
+        "a `view` straight to the wanted axes mixes tokens: name the axes as they lie,"
+        " then permute": prefix.view(L, 2, K, p, D).transpose(0, 1),
+        "every second number is taken for a key: a head's D numbers lie side by side": (
+            prefix.view(p, L, K, D, 2).permute(4, 1, 2, 0, 3)
+        ),
+        "you cut a row by heads, then by keys and values: layers vary slowest": (
+            prefix.view(p, K, 2, L, D).permute(2, 3, 1, 0, 4)
         ),
         "the layers are in reverse order": by_layer.flip(1),
         "these are the keys twice": torch.stack([by_layer[0]] * 2),
@@ -257,6 +287,24 @@ def prefix_attention(answer):
         "the scores are divided by D, not by √D": run(scale=1 / D),
         "query heads read the wrong key/value heads: the first H/K of them"
         " share head 0": run(heads="cycle"),
+        "the prefix stands behind the text, and the mask does not: [P_K; K], prefix"
+        " first": run(order="behind"),
+        "hidden scores are set to 0, and e⁰ = 1 counts: they must be −∞": run(
+            hide=lambda scores, hidden: scores.masked_fill(hidden, 0.0)
+        ),
+        "the hidden scores are lowered, but not to −∞: they still count": run(
+            hide=lambda scores, hidden: scores - 10.0 * hidden
+        ),
+        "the mask comes after the softmax, so the weights no longer add up to 1": run(
+            after=True
+        ),
+        "all heads read the prefix of head 0": _attention(
+            q, k, v, prefix_k[:1].expand(K, -1, -1), prefix_v[:1].expand(K, -1, -1)
+        ),
+        "the softmax runs over the queries: it runs over what they look at": run(
+            over=-2
+        ),
+        "the prefix has its keys as values": _attention(q, k, v, prefix_k, prefix_k),
         "the prefix is missing: this is plain attention": plain,
         "the text is missing: the queries see the prefix alone": alone,
         "there must be one softmax over prefix and text, not one for each,"
@@ -273,6 +321,12 @@ def prefix_attention(answer):
         ),
     }
     diagnose(got, right=run(), mistakes=mistakes, what=what)
+    large = answer(300 * q, k, v, prefix_k, prefix_v)
+    if not close(large, _attention(300 * q, k, v, prefix_k, prefix_v)):
+        raise Mistake(
+            "right for small scores, wrong for scores of several hundred: exp"
+            " overflows. Take the largest away first, as torch.softmax does"
+        )
     mask = torch.ones(T, p + T, dtype=torch.bool).tril(p)
     pair = (prefix_k[None], prefix_v[None])  # the oracle: the fused kernel
     fused = F.scaled_dot_product_attention(
@@ -294,13 +348,28 @@ def prefix_attention(answer):
         )
 
 
+def _to_minus_infinity(scores: Tensor, hidden: Tensor) -> Tensor:
+    return scores.masked_fill(hidden, -torch.inf)
+
+
 def _attention(
-    q, k, v, prefix_k, prefix_v, diagonal=None, scale=None, heads="share"
+    q,
+    k,
+    v,
+    prefix_k,
+    prefix_v,
+    diagonal=None,
+    scale=None,
+    heads="share",
+    order="before",
+    hide=_to_minus_infinity,
+    after=False,
+    over=-1,
 ) -> Tensor:
     """The attention asked for, with the usual mistakes as options."""
     (B, H, T, D), (K, p, _) = q.shape, prefix_k.shape
     k, v = (
-        torch.cat([t.expand(B, -1, -1, -1), own], 2)
+        torch.cat([t.expand(B, -1, -1, -1), own][:: 1 if order == "before" else -1], 2)
         for t, own in ((prefix_k, k), (prefix_v, v))
     )
     spread = (
@@ -312,4 +381,6 @@ def _attention(
         p if diagonal is None else diagonal
     )
     scores = q @ spread(k).mT * (D**-0.5 if scale is None else scale)
-    return scores.masked_fill(~visible, -torch.inf).softmax(-1) @ spread(v)
+    if after:
+        return (scores.softmax(-1) * visible) @ spread(v)
+    return hide(scores, ~visible).softmax(over) @ spread(v)

@@ -2,9 +2,13 @@
 must get.
 """
 
+import math
+
+import pytest
 import torch
 
-from tests.checks.rejecting import Wrong, rejects
+from llmlab.checks.peft.adalora import check
+from tests.checks.rejecting import Wrong, rejects, verdict
 
 
 def forward(scale=lambda alpha, r0, r: alpha / r0, lam=lambda lam: lam, base=1, sign=1):
@@ -244,6 +248,115 @@ ALLOCATE = [
     Wrong("allocate", six, "wrong for b = 9"),
 ]
 
+# Kinds of mistake that once had no sentence, or got through.
+
+
+def triplets(change):
+    def svd_forward(x, W, P, lam, Q, alpha, r0):
+        scale, lam = change(alpha, r0, lam)
+        return x @ W.T + scale * x @ (lam * Q).T @ P.T
+
+    return svd_forward
+
+
+def averages_of(sensitivity, first=lambda s: s):
+    """importance with another sensitivity, or with something done to Ī."""
+
+    def importance(smooth, unsure, w, grad, b1, b2):
+        now = sensitivity(w, grad)
+        new = first(b1 * smooth + (1 - b1) * now)
+        return new, b2 * unsure + (1 - b2) * (now - new).abs()
+
+    return importance
+
+
+def scheduled(first=0, last=0, end=lambda x: int(x), frac=lambda a, b: a / b):
+    def budget(t, b0, bT, T, ti, tf):
+        if t <= ti + first:
+            return b0
+        if t > T - tf + last:
+            return bT
+        return end(bT + (b0 - bT) * (1 - frac(t - ti, T - ti - tf)) ** 3)
+
+    return budget
+
+
+def kept(change):
+    """allocate from all scores joined and each layer's λ."""
+
+    def allocate(lam, scores, b):
+        every = torch.cat(scores)
+        limit = every.sort(descending=True).values[min(b, len(every)) - 1]
+        return [change(v, s, limit, b) for v, s in zip(lam, scores, strict=True)]
+
+    return allocate
+
+
+MORE = [
+    Wrong("svd_forward", triplets(lambda a, r, lam: (a / r**0.5, lam)), "√r0"),
+    Wrong("svd_forward", triplets(lambda a, r, lam: (a / r, lam.abs())), "signs of λ"),
+    Wrong("importance", averages_of(lambda w, g: w.abs() * g), "not of w alone"),
+    Wrong(
+        "importance", averages_of(lambda w, g: w * g, torch.abs), "before the average"
+    ),
+    Wrong("budget", scheduled(end=math.ceil), "not up"),
+    Wrong("budget", scheduled(first=1), "a step too late: step ti + 1"),
+    Wrong("budget", scheduled(last=-2), "a step too early"),
+    Wrong("budget", scheduled(last=1000), "the cube turns negative"),
+    Wrong("budget", scheduled(first=-1000, last=1000), "these two cases"),
+    Wrong("budget", scheduled(frac=lambda a, b: a // b), "// cuts the fraction off"),
+    Wrong(
+        "allocate", kept(lambda v, s, at, b: (s >= at).float()[:, None]), "the masks"
+    ),
+    Wrong("allocate", kept(lambda v, s, at, b: v * (s >= at)), "mask[:, None]"),
+    Wrong("allocate", kept(lambda v, s, at, b: v[s >= at]), "its place stays"),
+    Wrong(
+        "allocate",
+        kept(lambda v, s, at, b: v * ((s >= at) | (s == s.max()))[:, None]),
+        "a layer may lose all",
+    ),
+]
+
+
+def of_q_first(x, W, P, lam, Q, alpha, r0):
+    low = torch.einsum("...k,rk->...r", x, Q) * lam[:, 0] * (alpha / r0)
+    return torch.einsum("...k,dk->...d", x, W) + low @ P.T
+
+
+def by_lerp(smooth, unsure, w, grad, b1, b2):
+    now = w.abs() * grad.abs()
+    new = torch.lerp(now, smooth, b1)
+    return new, torch.lerp((now - new).abs(), unsure, b2)
+
+
+def in_integers(t, b0, bT, T, ti, tf):
+    n = T - ti - tf
+    left = n - min(max(t - ti, 0), n)
+    return bT + (b0 - bT) * left**3 // n**3
+
+
+def by_python(lam, scores, b):
+    places = [(s, i, j) for i, row in enumerate(scores) for j, s in enumerate(row)]
+    out = [torch.zeros_like(values) for values in lam]
+    for _, i, j in sorted(places, reverse=True)[:b]:
+        out[i][j] = lam[i][j]
+    return out
+
+
+@pytest.mark.parametrize(
+    ("exercise", "answer"),
+    [
+        ("svd_forward", of_q_first),
+        ("importance", by_lerp),
+        ("budget", in_integers),
+        ("allocate", by_python),
+    ],
+)
+def test_right_answers_written_otherwise(exercise, answer):
+    result = verdict(check, exercise, answer)
+    assert result.outcome == "right", str(result)
+
+
 test_wrong_answers = rejects(
-    "04-peft/06-adalora", FORWARD + IMPORTANCE + BUDGET + ALLOCATE
+    "04-peft/06-adalora", FORWARD + IMPORTANCE + BUDGET + ALLOCATE + MORE
 )

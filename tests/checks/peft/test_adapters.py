@@ -2,9 +2,11 @@
 it must get.
 """
 
+import pytest
 import torch
 
-from tests.checks.rejecting import Wrong, rejects
+from llmlab.checks.peft.adapters import check
+from tests.checks.rejecting import Wrong, rejects, verdict
 
 relu = torch.relu
 
@@ -77,7 +79,7 @@ ADAPTER = [
     Wrong("adapter", no_b_down, "b_down is missing"),
     Wrong("adapter", no_biases, "both biases"),
     Wrong("adapter", bias_after, "belongs before"),
-    Wrong("adapter", gelu_instead, "differs"),
+    Wrong("adapter", gelu_instead, "gelu: relu is asked"),
     Wrong("adapter", not_transposed, "shape"),
     Wrong("adapter", in_place, "in place"),
 ]
@@ -198,4 +200,83 @@ SPEEDUP = [
     Wrong("speedup", lambda L, t, n, a: None, "return"),
 ]
 
-test_wrong_answers = rejects("04-peft/04-adapters", ADAPTER + FUSE + SPEEDUP)
+# Kinds of mistake that once had no sentence.
+
+
+def with_activation(act, residual=lambda h: h):
+    def adapter(h, down, b_down, up, b_up):
+        return residual(h) + act(h @ down.T + b_down) @ up.T + b_up
+
+    return adapter
+
+
+def a_softmax_each(x, z, Q, K, V):
+    weights = ((x @ Q.T)[..., None, :] * (z @ K.T)).softmax(-2)
+    return (weights * (z @ V.T)).sum(-2)
+
+
+def costs(change):
+    """speedup from the two costs."""
+
+    def speedup(layers, tasks, n, adapter):
+        each = 1 + adapter
+        alone = tasks * layers * each
+        return change(alone, n + tasks * (layers - n) * each, layers, tasks, n, each)
+
+    return speedup
+
+
+MORE = [
+    Wrong("adapter", with_activation(torch.nn.functional.gelu), "gelu: relu is asked"),
+    Wrong("adapter", with_activation(torch.relu, lambda h: 2 * h), "added twice"),
+    Wrong("adapter", with_activation(torch.relu, torch.relu), "it is h itself"),
+    Wrong("fuse", a_softmax_each, "a softmax of its own"),
+    Wrong("fuse", lambda x, z, Q, K, V: x @ V.T, "the values come from x"),
+    Wrong("speedup", costs(lambda a, s, *_: 1 - s / a), "share of work that is saved"),
+    Wrong("speedup", costs(lambda a, s, *_: a - s), "difference of the two costs"),
+    Wrong(
+        "speedup",
+        costs(lambda a, s, L, t, n, each: a / (n + t * (L - n))),
+        "still have adapters",
+    ),
+    Wrong(
+        "speedup", costs(lambda a, s, L, t, n, each: t * L / s), "at 1 + adapter each"
+    ),
+    Wrong(
+        "speedup",
+        costs(lambda a, s, L, t, n, each: a / (n - 1 + t * (L - n + 1) * each)),
+        "one layer too few",
+    ),
+]
+
+
+def by_where(h, down, b_down, up, b_up):
+    z = torch.einsum("...d,md->...m", h, down) + b_down
+    z = torch.where(z > 0, z, torch.zeros_like(z))
+    return h + b_up + torch.einsum("...m,dm->...d", z, up)
+
+
+def by_products(x, z, Q, K, V):
+    weights = (z @ K.T @ (x @ Q.T).unsqueeze(-1)).softmax(-2)
+    return ((z @ V.T).mT @ weights).squeeze(-1)
+
+
+def layer_by_layer(layers, tasks, n, adapter):
+    alone = sum(1 + adapter for _ in range(layers)) * tasks
+    return alone / (n + sum(tasks * (1 + adapter) for _ in range(n, layers)))
+
+
+@pytest.mark.parametrize(
+    ("exercise", "answer"),
+    [
+        ("adapter", by_where),
+        ("fuse", by_products),
+        ("speedup", layer_by_layer),
+    ],
+)
+def test_right_answers_written_otherwise(exercise, answer):
+    result = verdict(check, exercise, answer)
+    assert result.outcome == "right", str(result)
+
+
+test_wrong_answers = rejects("04-peft/04-adapters", ADAPTER + FUSE + SPEEDUP + MORE)

@@ -2,9 +2,12 @@
 must get.
 """
 
+import pytest
 import torch
+import torch.nn.functional as F
 
-from tests.checks.rejecting import Wrong, rejects
+from llmlab.checks.peft.ia3 import check
+from tests.checks.rejecting import Wrong, rejects, verdict
 
 
 def plus(value, b):
@@ -136,6 +139,106 @@ def by_place(x, W, l, ids):  # noqa: E741
     return x @ W.T * l[torch.arange(len(x)) % len(l)][:, None]
 
 
+# Kinds of mistake that once had no sentence, or got through.
+
+
+def cut_at_the_input(x, W, b, scale, feedforward):
+    if feedforward:
+        return F.linear(x.detach() * scale, W, b)
+    return F.linear(x, W, b) * scale
+
+
+def divided(x, W, b, scale, feedforward):
+    return F.linear(x / scale, W, b) if feedforward else F.linear(x, W, b) / scale
+
+
+def merged_by(weight=lambda W, v: W * v, bias=lambda b, v: b * v):
+    """merge with one thing changed; v is the scale, in the shape that fits."""
+
+    def merge(W, b, scale, feedforward):
+        side = scale if feedforward else scale[:, None]
+        new_b = b
+        if b is not None and not feedforward:
+            new_b = bias(b, scale)
+        return weight(W, side).to(W.dtype), None if b is None else new_b.to(W.dtype)
+
+    return merge
+
+
+def without_bias(W, b, scale, feedforward):
+    return merged_by()(W, b, scale, feedforward)[0], None
+
+
+def served(factor):
+    def serve(x, W, scale, ids):
+        return x @ W.T * factor(scale, ids)[:, None]
+
+    return serve
+
+
+MORE = [
+    Wrong("ia3_linear", cut_at_the_input, "feedforward=True"),
+    Wrong("ia3_linear", cut_at_the_input, "no gradient reaches `x`"),
+    Wrong("ia3_linear", divided, "you divided by l"),
+    Wrong("merge", without_bias, "b is dropped"),
+    Wrong("merge", merged_by(lambda W, v: W * (1 + v)), "1 + l for l"),
+    Wrong("merge", merged_by(bias=lambda b, v: b * v.bfloat16()), "scaled in bfloat16"),
+    Wrong(
+        "serve",
+        served(lambda table, ids: torch.where((ids > 0)[:, None], table[ids], 1.0)),
+        "task 0 is a task too",
+    ),
+    Wrong(
+        "serve",
+        served(
+            lambda table, ids: torch.where(
+                (ids >= 0)[:, None], table[ids], table.mean(0)
+            )
+        ),
+        "the mean of all tasks",
+    ),
+    Wrong(
+        "serve",
+        served(lambda table, ids: torch.cat([torch.ones_like(table[:1]), table])[ids]),
+        "the task before its own",
+    ),
+]
+
+
+def scaled_weight(x, W, b, scale, feedforward):
+    out = x @ (W * scale if feedforward else W * scale[:, None]).T
+    if b is None:
+        return out
+    return out + b if feedforward else out + scale * b
+
+
+def diagonal(W, b, scale, feedforward):
+    d = torch.diag(scale.double())
+    new = W.double() @ d if feedforward else d @ W.double()
+    if b is None or feedforward:
+        return new.to(W.dtype), b
+    return new.to(W.dtype), (d @ b.double()).to(b.dtype)
+
+
+def one_hot(x, W, scale, ids):
+    hot = F.one_hot(ids.clamp(min=0), len(scale)) * (ids >= 0)[:, None]
+    rows = hot.float() @ scale + (ids < 0)[:, None]
+    return torch.einsum("nsi,oi,no->nso", x, W, rows)
+
+
+@pytest.mark.parametrize(
+    ("exercise", "answer"),
+    [
+        ("ia3_linear", scaled_weight),
+        ("merge", diagonal),
+        ("serve", one_hot),
+    ],
+)
+def test_right_answers_written_otherwise(exercise, answer):
+    result = verdict(check, exercise, answer)
+    assert result.outcome == "right", str(result)
+
+
 test_wrong_answers = rejects(
     "04-peft/08-ia3",
     [
@@ -177,5 +280,6 @@ test_wrong_answers = rejects(
         Wrong("serve", first_row, "first row's"),
         Wrong("serve", nobody, "nobody's"),
         Wrong("serve", by_place, "ids is not used"),
+        *MORE,
     ],
 )

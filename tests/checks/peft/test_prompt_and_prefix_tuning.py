@@ -2,10 +2,12 @@
 diagnosis that it must get.
 """
 
+import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.checks.rejecting import Wrong, rejects
+from llmlab.checks.peft.prompt_and_prefix_tuning import check
+from tests.checks.rejecting import Wrong, rejects, verdict
 
 
 def before(
@@ -253,6 +255,150 @@ ATTEND = [
     Wrong("prefix_attention", by_token, "dimensions 1 and 2 are swapped"),
 ]
 
+# Kinds of mistake that once had no sentence, or got through.
+
+
+def prepended(change):
+    """prepend_prompt whose three results are changed."""
+
+    def answer(prompt, embeds, mask):
+        rows = prompt.expand(len(embeds), -1, -1)
+        longer = torch.nn.functional.pad(mask, (len(prompt), 0), value=1)
+        three = torch.cat([rows, embeds], 1), longer, longer.cumsum(1) - 1
+        return change(*three, prompt, embeds, mask)
+
+    return answer
+
+
+def of_the_first_row(e, m, at, prompt, embeds, mask):
+    rows = torch.stack([prompt, *[0 * prompt] * (len(embeds) - 1)])
+    return torch.cat([rows, embeds], 1), m, at
+
+
+def behind_the_padding(e, m, at, prompt, embeds, mask):
+    rows = []
+    for row, pad in zip(embeds, (1 - mask).sum(1).tolist(), strict=True):
+        rows.append(torch.cat([row[:pad], prompt, row[pad:]]))
+    return torch.stack(rows), m, at
+
+
+def all_moved(e, m, at, prompt, embeds, mask):
+    count = torch.arange(m.shape[1]) - (1 - mask).sum(1, keepdim=True)
+    return e, m, count.clamp(min=0)
+
+
+def width_for_p(prompt, embeds, mask):
+    longer = torch.nn.functional.pad(mask, (prompt.shape[1], 0), value=1)
+    rows = prompt.expand(len(embeds), -1, -1)
+    return torch.cat([rows, embeds], 1), longer, longer.cumsum(1) - 1
+
+
+def attention(
+    hide=lambda s, hidden: s.masked_fill(hidden, -torch.inf),
+    soften=lambda s, hidden: s.softmax(-1),
+    order=1,
+    read=lambda t: t,
+):
+    """prefix_attention with one thing changed."""
+
+    def answer(q, k, v, prefix_k, prefix_v):
+        (B, H, T, D), p = q.shape, prefix_k.shape[1]
+
+        def joined(prefix, own):
+            parts = [read(prefix).expand(B, -1, -1, -1), own][::order]
+            return torch.cat(parts, 2).repeat_interleave(H // own.shape[1], 1)
+
+        scores = q @ joined(prefix_k, k).mT / D**0.5
+        hidden = ~torch.ones(T, p + T, dtype=torch.bool).tril(p)
+        return soften(hide(scores, hidden), hidden) @ joined(prefix_v, v)
+
+    return answer
+
+
+def without_the_largest(scores, hidden):
+    e = scores.exp()
+    return e / e.sum(-1, keepdim=True)
+
+
+MORE = [
+    Wrong("prepend_prompt", prepended(of_the_first_row), "only the first row"),
+    Wrong("prepend_prompt", prepended(behind_the_padding), "between the padding"),
+    Wrong("prepend_prompt", prepended(all_moved), "taken off the positions"),
+    Wrong("prepend_prompt", width_for_p, "not its width"),
+    Wrong(
+        "prepend_prompt", prepended(lambda e, m, at, *_: (e, at, m)), "the wrong order"
+    ),
+    Wrong(
+        "split_prefix",
+        lambda prefix, layers, heads: prefix.view(
+            layers, 2, heads, len(prefix), -1
+        ).unbind(1),
+        "mixes tokens",
+    ),
+    Wrong("prefix_attention", attention(order=-1), "stands behind the text"),
+    Wrong(
+        "prefix_attention",
+        attention(hide=lambda s, hidden: s * ~hidden),
+        "hidden scores are set to 0",
+    ),
+    Wrong(
+        "prefix_attention",
+        attention(
+            hide=lambda s, hidden: s, soften=lambda s, hidden: s.softmax(-1) * ~hidden
+        ),
+        "after the softmax",
+    ),
+    Wrong(
+        "prefix_attention",
+        attention(read=lambda t: t[:1].expand_as(t)),
+        "prefix of head 0",
+    ),
+    Wrong("prefix_attention", attention(soften=without_the_largest), "exp overflows"),
+]
+
+
+def first_real_token(prompt, embeds, mask):
+    (B, T, _), p = embeds.shape, len(prompt)
+    places = torch.arange(T) - mask.argmax(1, keepdim=True) + p
+    return (
+        torch.cat([prompt[None].repeat(B, 1, 1), embeds], 1),
+        torch.cat([mask.new_ones(B, p), mask], 1),
+        torch.cat([torch.arange(p).expand(B, p), places], 1),
+    )
+
+
+def piece_by_piece(prefix, layers, heads):
+    blocks = [torch.stack(b.chunk(heads, 1)) for b in prefix.chunk(2 * layers, 1)]
+    return torch.stack(blocks[::2]), torch.stack(blocks[1::2])
+
+
+def two_pieces(q, k, v, prefix_k, prefix_v):
+    (B, H, T, D), K, p = q.shape, k.shape[1], prefix_k.shape[1]
+    q = q.reshape(B, K, H // K, T, D)
+    far = torch.full((T, T), -torch.inf).triu(1)
+    scores = [
+        torch.einsum("bkgtd,kpd->bkgtp", q, prefix_k),
+        torch.einsum("bkgtd,bksd->bkgts", q, k) + far,
+    ]
+    w = (torch.cat(scores, -1) / D**0.5).softmax(-1)
+    out = torch.einsum("bkgtp,kpd->bkgtd", w[..., :p], prefix_v)
+    out = out + torch.einsum("bkgts,bksd->bkgtd", w[..., p:], v)
+    return out.reshape(B, H, T, D)
+
+
+@pytest.mark.parametrize(
+    ("exercise", "answer"),
+    [
+        ("prepend_prompt", first_real_token),
+        ("split_prefix", piece_by_piece),
+        ("prefix_attention", two_pieces),
+    ],
+)
+def test_right_answers_written_otherwise(exercise, answer):
+    result = verdict(check, exercise, answer)
+    assert result.outcome == "right", str(result)
+
+
 test_wrong_answers = rejects(
-    "04-peft/02-prompt-and-prefix-tuning", PREPEND + SPLIT + ATTEND
+    "04-peft/02-prompt-and-prefix-tuning", PREPEND + SPLIT + ATTEND + MORE
 )
