@@ -26,6 +26,7 @@ from torch import Tensor
 from llmlab.course.grading.closeness import as_tensor, close
 from llmlab.course.grading.diagnosis import Mistake
 from llmlab.course.grading.gradients import copied
+from llmlab.course.grading.state import neutral
 
 # a sentence that tells one value from another
 NUMBERS = re.compile(r"differs in \d+ of \d+ places, by up to|times too|which is too")
@@ -83,10 +84,15 @@ def _sameness(
     if time.monotonic() - started > SECONDS / 10:
         return None  # the check takes too long to be run often
     if not calls:
-        text = _said(run, answer)
-        if text is None or not NUMBERS.search(text):
+        texts = [_said(run, answer, seed) for seed in (0, 1)]
+        if texts[0] is None or not NUMBERS.search(texts[0]):
             return None
-        return lambda function: _said(run, function) == text
+
+        def same(function: Callable) -> bool:
+            # with two draws: three digits of one may agree by chance
+            return all(_said(run, function, s) == t for s, t in enumerate(texts))
+
+        return same
     theirs = [_result(answer, call) for call in calls]
     right = [_result(worked, call) for call in calls]
     if not _tells_much(theirs, right):
@@ -94,10 +100,13 @@ def _sameness(
     return lambda function: _gives(function, calls, theirs)
 
 
-def _said(run: Callable[[Callable], None], function: Callable) -> str | None:
+def _said(
+    run: Callable[[Callable], None], function: Callable, seed: int
+) -> str | None:
     """The mistake that a check finds in an answer, where it was not foreseen."""
     try:
-        run(function)
+        with neutral(seed):
+            run(function)
     except Mistake as mistake:
         return None if mistake.foreseen else str(mistake)
     except (Exception, SystemExit):
