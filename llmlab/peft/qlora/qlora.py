@@ -236,7 +236,7 @@ def remove(model: nn.Module, adapter: str | None = None) -> nn.Module:
 def merge_and_unload(model: nn.Module) -> nn.Module:
     """ŵ + ΔW as plain floats, 16 or 32 bits per weight again.
 
-    Rounding them to 4 bits would lose most of ΔW.
+    Rounding them to 4 bits again loses most of a small ΔW: it falls between two levels.
     """
     return lora.merge_and_unload(dequantize(model))
 
