@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
+from llmlab.models.llama import Llama, LlamaConfig
 from llmlab.parallelism import World, attach, launch
 from llmlab.parallelism.examples import (
     train_data_parallel,
@@ -17,6 +21,7 @@ from llmlab.parallelism.examples import (
     train_zero,
 )
 from llmlab.parallelism.examples.train_tensor_parallel import Settings, train
+from llmlab.parallelism.zero_and_fsdp.fsdp import Fsdp
 from tests import processes
 
 
@@ -120,34 +125,33 @@ def test_attach_without_a_launcher_says_what_to_do(monkeypatch):
         attach(print)
 
 
-RANK = """
-import pathlib, sys, time
-from llmlab.parallelism import attach
+def launcher(there: str) -> None:
+    """Starts a rank in a session of its own, as torchrun does, and waits."""
+    if os.fork() == 0:
+        os.setsid()
+        attach(stay, there, backend="gloo")
+    os.wait()
 
-def fn(comm):
-    pathlib.Path(sys.argv[1]).touch()
+
+def stay(comm, there: str) -> None:
+    Path(there).touch()
     time.sleep(600)
-
-attach(fn, backend="gloo")
-"""
-LAUNCHER = """
-import subprocess, sys
-rank = subprocess.Popen([sys.executable, *sys.argv[1:]], start_new_session=True)
-rank.wait()
-"""
 
 
 def test_a_rank_ends_with_its_torchrun(tmp_path, alone):
     """torchrun is killed, and has started its rank in a session of its own."""
     there = tmp_path / "there"
-    command = [sys.executable, "-c", LAUNCHER, "-c", RANK, str(there)]
     env = alone | {"TORCHELASTIC_RUN_ID": "a run"}
-    with processes.started(command, env=env) as guard:
+    with processes.forked(launcher, str(there), env=env) as torchrun:
         wait_until(there.exists, seconds=100)
-        (launcher,) = psutil.Process(guard.pid).children()
-        (rank,) = launcher.children()
-        launcher.kill()
-        wait_until(lambda: not runs(rank), seconds=20)
+        (rank,) = psutil.Process(torchrun.pid).children()
+        try:
+            assert os.getsid(rank.pid) == rank.pid
+            psutil.Process(torchrun.pid).kill()
+            wait_until(lambda: not runs(rank), seconds=20)
+        finally:
+            with suppress(psutil.NoSuchProcess):
+                rank.kill()
 
 
 def runs(process: psutil.Process) -> bool:
@@ -177,21 +181,15 @@ def alone():
     return {"RANK": "0", "WORLD_SIZE": "1"} | where | processes.on_cpu()
 
 
-ENDS = """
-import os, torch
-from llmlab.models.llama import Llama, LlamaConfig
-from llmlab.parallelism import attach
-from llmlab.parallelism.zero_and_fsdp.fsdp import Fsdp
-
-
-def gloo():
-    threads = "/proc/self/task"
-    names = [open(f"{threads}/{t}/comm").read() for t in os.listdir(threads)]
+def gloo() -> int:
+    """How many of this process's threads are gloo's."""
+    threads = Path("/proc/self/task")
+    names = [(thread / "comm").read_text() for thread in threads.iterdir()]
     return sum("gloo" in name for name in names)
 
 
-def fn(comm):
-    heads = dict(num_attention_heads=2, num_key_value_heads=2)
+def use_a_communicator(comm) -> int:
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
     model = Llama(LlamaConfig(32, 16, 32, num_hidden_layers=2, **heads))
     engine = Fsdp(model, comm)  # its hooks refer to it, and it to the communicator
     model(torch.randint(32, (2, 5))).sum().backward()
@@ -200,13 +198,13 @@ def fn(comm):
     return gloo()
 
 
-print(attach(fn) > 0, gloo())
-"""
+def attach_and_count() -> None:
+    print(attach(use_a_communicator) > 0, gloo())
 
 
 @pytest.mark.skipif(
     not os.path.isdir("/proc/self/task"), reason="threads by name are Linux's"
 )
 def test_no_thread_of_gloos_is_left_to_abort_the_interpreter(alone):
-    done = processes.run([sys.executable, "-c", ENDS], env=alone, timeout=120)
-    assert done.stdout.split() == ["True", "0"], done.stderr
+    done = processes.run_fork(attach_and_count, env=alone, timeout=120)
+    assert done.stdout.split() == ["True", "0"]
