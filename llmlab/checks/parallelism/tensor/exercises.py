@@ -6,12 +6,15 @@ says when an answer sends too much.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from llmlab.checks.parallelism.ranks import Products, at_most, either, on_ranks
 from llmlab.checks.parallelism.tensor.mlp import check_gradients, check_output
-from llmlab.course.grading.checking import Checks, Mistake, diagnose, expect
+from llmlab.course.grading.checking import Checks, Mistake, close, diagnose, expect
 from llmlab.parallelism.runtime import chunks
 
 check = Checks("05-parallelism/05-tensor")
@@ -40,7 +43,14 @@ check = Checks("05-parallelism/05-tensor")
 )
 def all_reduce(answer):
     """All-reduce built from a reduce-scatter and an all-gather, for any shape."""
-    for p, shape in ((4, (8,)), (4, (2, 3)), (3, (2, 1, 5)), (3, (1,)), (1, (3,))):
+    for p, shape in (
+        (4, (8,)),
+        (4, (2, 3)),
+        (3, (2, 1, 5)),
+        (3, (1,)),
+        (2, ()),
+        (1, (3,)),
+    ):
         xs = [torch.randn(shape) for _ in range(p)]
         what = f"all_reduce(comm, x) with {p} ranks and x of shape {shape}"
         try:
@@ -64,14 +74,28 @@ def all_reduce(answer):
             ledger,
             2 * (p - 1) * longest,
             "let each rank finish one piece of the sum (reduce_scatter), then collect"
-            " the pieces",
+            " the pieces; x as one line needs less than one zero per rank, and none"
+            " where its length divides",
         )
 
 
 def _all_reduce_values(results: list, xs: list[Tensor], what: str) -> None:
     total = torch.stack(xs).sum(0)
     p = len(xs)
+    n = total.numel()
+    padding = -n % p
+    lines = [F.pad(x.reshape(-1), (0, padding)) for x in xs]
+    own = torch.cat([line.chunk(p)[r] for r, line in enumerate(lines)])
+    in_front = F.pad(total.reshape(-1), (padding, 0))
+    shapes = {
+        "the padding is still there: cut it off, and give it x's shape": (n + padding,),
+        "the sum is one line: give it x's shape again": (n,),
+        "this is one finished piece: collect all of them": ((n + padding) // p,),
+    }
     for r, got in enumerate(results):
+        for text, shape in shapes.items():
+            if isinstance(got, Tensor) and got.shape == shape != total.shape:
+                raise Mistake(f"{what}: {text}")
         diagnose(
             expect(got, shape=tuple(total.shape), dtype=torch.float32, what=what),
             right=total,
@@ -85,6 +109,14 @@ def _all_reduce_values(results: list, xs: list[Tensor], what: str) -> None:
                         "the sum was taken twice: after reduce_scatter the pieces are"
                         " finished"
                     ): total * p,
+                    (
+                        "each rank brought its own piece and nothing was added:"
+                        " reduce_scatter adds them"
+                    ): own[:n].view_as(total),
+                    (
+                        "the zeros are in front, and were cut off at the end: pad at"
+                        " the end"
+                    ): in_front[:n].view_as(total),
                     "this is the maximum; the sum is asked": torch.stack(xs).amax(0),
                 }
                 if p > 1
@@ -131,6 +163,7 @@ def split_mlp(answer):
             out = answer(comm, *inputs)
         expect(out, shape=(3, d), dtype=torch.float32, what="split_mlp(...)")
         before = comm.ledger.count("all_reduce", comm.rank)
+        gathers = comm.ledger.count("all_gather", comm.rank)
         if out.requires_grad:
             out.backward(upstream)
         grads = {
@@ -138,9 +171,18 @@ def split_mlp(answer):
             for n, t in zip(names, inputs, strict=True)
         }
         spent = comm.ledger.count("all_reduce", comm.rank) - before
-        return out.detach(), out.requires_grad, grads, spent, counter.total
+        sent = before, gathers
+        return out.detach(), out.requires_grad, grads, spent, counter.total, sent
 
-    results, ledger = on_ranks(p, fn)
+    try:
+        results, ledger = on_ranks(p, fn)
+    except RuntimeError as error:
+        if "cannot be multiplied" not in str(error):
+            raise
+        raise Mistake(
+            f"a product does not fit ({error}): channels, which are cut, are counted by"
+            " dimension 0 of gate and up, and by another dimension of down"
+        ) from error
     check_output([r[0] for r in results], x, gate, up, down, bias, p)
     if not all(r[1] for r in results):
         raise Mistake(
@@ -151,6 +193,13 @@ def split_mlp(answer):
         raise Mistake(
             "nothing was sent: each rank computed the whole MLP; it shall use its share"
             " of the weights only"
+        )
+    before, gathers = results[0][5]
+    if before > 1 or gathers:
+        raise Mistake(
+            f"forward does {before} all-reduces and {gathers} all-gathers, and one"
+            " all-reduce is enough: a rank that has whole channels of gate and up needs"
+            " nothing of the others before its product with down"
         )
     check_gradients([r[2] for r in results], (x, gate, up, down, bias), upstream, p)
     if results[0][4] > 3 * len(x) * d * ff // p:
@@ -195,9 +244,10 @@ def vocab_parallel_loss(answer):
     p, N, V = 4, 8, 20
     for scale in (1.0, 60.0):
         logits = scale * torch.randn(N, V)
+        logits[2] -= 4 * scale  # far below the others
         # rows with their maximum on the first and on the last rank
         logits[0, 0] = 3 * scale
-        logits[1, -1] = 3 * scale
+        logits[1, -1] = 3.5 * scale
         targets = torch.tensor([0, V - 1, 5, 9, 3, 7, 16, 8])  # none is on rank 2
         pieces = logits.chunk(p, 1)
         results, ledger = on_ranks(
@@ -205,11 +255,23 @@ def vocab_parallel_loss(answer):
         )
         for r, got in enumerate(results):
             what = f"vocab_parallel_loss(...) on rank {r}"
+            if isinstance(got, Tensor) and got.shape in ((), (1,)):
+                raise Mistake(
+                    f"{what} is one number; the loss of each position is asked, not"
+                    " their mean or sum"
+                )
             expect(got, shape=(N,), dtype=torch.float32, finite=scale == 1, what=what)
+            largest = logits.max()
+            one = (logits - largest).exp().sum(1).log() + largest
+            if close(got, one - logits[torch.arange(N), targets], 1e-4) and scale > 1:
+                raise Mistake(
+                    "one maximum was taken for all positions: where all logits are far"
+                    " below it, every exponential vanishes; each position has its own"
+                )
             if not got.isfinite().all():
                 raise Mistake(
                     "with logits near 100 it holds infinity or NaN: exp overflows; take"
-                    " the maximum of all ranks away"
+                    " the maximum of all ranks away, the largest of their largest"
                 )
             _loss_value(got, logits, targets, r, p, what)
         at_most(
@@ -241,6 +303,19 @@ def _loss_value(
         for c, maximum in zip(slices, local_m, strict=True)
     )
     mixed = mixed_sum.log()
+
+    def taken_where(here: Callable[[Tensor], Tensor], reduced=sum) -> Tensor:
+        """The targets' logits, when a rank has those for which `here` is true."""
+        found = []
+        for r, c in enumerate(slices):
+            t = targets - r * rows
+            logit = c[token, t.clamp(0, rows - 1)]
+            found.append(torch.where(here(t), logit, 0.0))
+        return reduced(found)
+
+    def largest(found: list[Tensor]) -> Tensor:
+        return torch.stack(found).amax(0)
+
     diagnose(
         got,
         right=logsum - z_target,
@@ -264,6 +339,27 @@ def _loss_value(
                 "ranks that do not have the target add a logit all the same: clamping"
                 " keeps the index legal, and the mask makes what it reads 0"
             ): logsum - clamped,
+            (
+                "the ranks' targets were reduced by their maximum: where a logit is"
+                " below 0, the others' 0 wins; add them"
+            ): logsum - taken_where(lambda t: (t >= 0) & (t < rows), largest),
+            (
+                "a rank takes the target that comes right after its last column for its"
+                " own: its columns end before (rank + 1) · rows"
+            ): logsum - taken_where(lambda t: (t >= 0) & (t <= rows)),
+            "a rank does not take its first column for its own": (
+                logsum - taken_where(lambda t: (t > 0) & (t < rows))
+            ),
+            "a rank does not take its last column for its own": (
+                logsum - taken_where(lambda t: (t >= 0) & (t < rows - 1))
+            ),
+            (
+                "the ranks' log-sum-exps were added: it is the sums of exponentials"
+                " that add up"
+            ): sum(c.logsumexp(1) for c in slices) - z_target,
+            "the maximum was taken away, or added, once on each rank": either(
+                got, logsum - z_target + (p - 1) * m, logsum - z_target - (p - 1) * m
+            ),
             "the sign is wrong: a loss is −log of the probability": z_target - logsum,
             "the maximum was taken away and not added again": logsum - m - z_target,
             "this is the log of the sum alone: the target's logit is missing": logsum,
@@ -292,59 +388,75 @@ def _loss_value(
 )
 def matmul_2d(answer):
     """Challenge: one block of X W on a grid; no rank sends more than SUMMA does."""
-    q = 3
-    m, k, n = 2, 4, 5  # sides of the blocks
-    X = torch.randn(q * m, q * k)
-    W = torch.randn(q * k, q * n)
+    # 3 × 3 ranks with oblong blocks, 2 × 2 with square ones, one rank
+    for q, m, k, n in ((3, 2, 4, 5), (2, 3, 3, 3), (1, 2, 3, 4)):
+        _check_grid(answer, q, torch.randn(q * m, q * k), torch.randn(q * k, q * n))
 
-    def cut(whole: Tensor, i: int, j: int) -> Tensor:
-        """Block (i, j)."""
-        return whole.chunk(q, 0)[i].chunk(q, 1)[j].clone()
 
-    def terms(i: int, j: int) -> list[Tensor]:
-        """The products whose sum is Y_ij."""
-        return [cut(X, i, t) @ cut(W, t, j) for t in range(q)]
-
+def _check_grid(answer, q: int, X: Tensor, W: Tensor) -> None:
     def fn(comm):
         mesh = comm.mesh(q, q)
         down, along = mesh.axes
         i, j = mesh.coords
-        return answer(along, down, cut(X, i, j), cut(W, i, j))
+        return answer(along, down, block(X, q, i, j), block(W, q, i, j))
 
     results, ledger = on_ranks(q * q, fn)
-    for rank, got in enumerate(results):
+    # on the diagonal a rank's own blocks are partners
+    for rank in sorted(range(q * q), key=lambda r: r // q == r % q):
+        got = results[rank]
         i, j = divmod(rank, q)
-        diagnose(
-            expect(
-                got,
-                shape=(m, n),
-                dtype=torch.float32,
-                what=f"matmul_2d(...) on rank ({i}, {j})",
-            ),
-            right=cut(X @ W, i, j),
-            mistakes={
-                "this is one step's product: add up all of them": (
-                    terms(i, j)[:-1] if i != j else terms(i, j)
-                ),
-                "the last step's product overwrote the others: add them up": terms(
-                    i, j
-                )[-1],
-                (
-                    "this rank's two blocks were multiplied, without their partners:"
-                    " broadcast them"
-                ): cut(X, i, j) @ cut(W, i, j),
-                "the first step is missing": sum(terms(i, j)[1:]),
-                "the last step is missing": sum(terms(i, j)[:-1]),
-                (
-                    "X went down the columns and W along the rows: X_it belongs to row"
-                    " i, W_tj to column j"
-                ): sum(cut(X, t, j) @ cut(W, i, t) for t in range(q)),
-            },
-            tol=1e-4,
-            what=f"matmul_2d(...) on rank ({i}, {j})",
-        )
+        what = f"matmul_2d(...) on rank ({i}, {j}) of a grid of {q} × {q}"
+        right = block(X @ W, q, i, j)
+        expect(got, shape=tuple(right.shape), dtype=torch.float32, what=what)
+        mistakes = grid_mistakes(X, W, q, i, j) if q > 1 else {}
+        diagnose(got, right=right, mistakes=mistakes, tol=1e-4, what=what)
     at_most(
         ledger,
-        (q - 1) * (m * k + k * n),
+        (q - 1) * (X.numel() + W.numel()) // q**2,
         "each block travels once along its row or column, and no product travels",
     )
+
+
+def block(whole: Tensor, q: int, i: int, j: int) -> Tensor:
+    """Block (i, j) of q × q."""
+    return whole.chunk(q, 0)[i].chunk(q, 1)[j].clone()
+
+
+def grid_mistakes(X: Tensor, W: Tensor, q: int, i: int, j: int) -> dict:
+    """Diagnosis → the block on rank (i, j) that this mistake leads to."""
+
+    def x(i: int, j: int) -> Tensor:
+        return block(X, q, i, j)
+
+    def w(i: int, j: int) -> Tensor:
+        return block(W, q, i, j)
+
+    steps = range(q)
+    terms = [x(i, t) @ w(t, j) for t in steps]
+    return {
+        "this is the first step's product alone: add up all of them": terms[0],
+        "the last step's product overwrote the others: add them up": terms[-1],
+        (
+            "this rank's two blocks were multiplied, without their partners: broadcast"
+            " them"
+        ): x(i, j) @ w(i, j),
+        "the first step is missing": lambda: sum(terms[1:]),
+        "the last step is missing": lambda: sum(terms[:-1]),
+        (
+            "X went down the columns and W along the rows: X_it belongs to row i, W_tj"
+            " to column j"
+        ): lambda: sum(x(t, j) @ w(i, t) for t in steps),
+        "W does not travel: step t needs W_tj, from rank t of the column": (
+            lambda: sum(x(i, t) for t in steps) @ w(i, j)
+        ),
+        "X does not travel: step t needs X_it, from rank t of the row": (
+            lambda: x(i, j) @ sum(w(t, j) for t in steps)
+        ),
+        "X and W do not come from the same step: X_it goes with W_tj": (
+            lambda: sum(x(i, t) @ w(q - 1 - t, j) for t in steps)
+        ),
+        "the sum over t is whole: nothing is to be added over ranks": (
+            lambda: sum(block(X @ W, q, i, t) for t in steps)
+        ),
+        "this is the mean of the steps; their sum is asked": lambda: sum(terms) / q,
+    }

@@ -14,6 +14,14 @@ def mlp(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
     return (F.silu(x @ gate.T) * (x @ up.T)) @ down.T
 
 
+ACTIVATIONS = (F.gelu, F.relu, F.sigmoid, F.tanh)
+
+
+def others(x: Tensor, gate: Tensor, up: Tensor, down: Tensor, activation) -> Tensor:
+    """The MLP with another activation."""
+    return (activation(x @ gate.T) * (x @ up.T)) @ down.T
+
+
 def check_output(outputs: list[Tensor], x, gate, up, down, bias, p: int) -> None:
     """The forward pass, on every rank."""
     right = mlp(x, gate, up, down) + bias
@@ -52,6 +60,15 @@ def check_output(outputs: list[Tensor], x, gate, up, down, bias, p: int) -> None
                     )
                     + bias
                 ),
+                "f and g are exchanged: f stands before the first product, g behind": (
+                    either(got, mlp(p * x, *parts[r]) + bias, mlp(p * x, *parts[r]))
+                ),
+                "silu is to be taken of the gate alone, not of the product with up": (
+                    F.silu((x @ gate.T) * (x @ up.T)) @ down.T + bias
+                ),
+                "this is another activation than silu": either(
+                    got, *[others(x, gate, up, down, a) + bias for a in ACTIVATIONS]
+                ),
                 "the gate's silu is missing": (
                     ((x @ gate.T) * (x @ up.T)) @ down.T + bias
                 ),
@@ -75,6 +92,11 @@ def check_gradients(
         if any(g[name].count_nonzero() > grad.numel() // p for g in grads):
             raise Mistake(
                 f"a rank uses more than its share of {name}: it shall use 1/{p} of it"
+            )
+        if not any(g[name].any() for g in grads):
+            raise Mistake(
+                f"no gradient reaches {name}: comm.all_reduce and comm.all_gather do"
+                " not record one; g, which is `sum_over_ranks`, does"
             )
         diagnose(
             sum(g[name] for g in grads),
@@ -101,7 +123,9 @@ def check_gradients(
                 (
                     "it is one rank's part: f is missing before x, so nothing sums it"
                     " over ranks"
-                ): (alone.grad)
+                ): (alone.grad),
+                f"it is {p} times too large: f stands before x twice": p * x.grad,
+                "no gradient reaches x: it is cut on its way": 0 * x.grad,
             },
             tol=1e-4,
             what=f"the gradient of x on rank {r}",
@@ -109,7 +133,16 @@ def check_gradients(
         diagnose(
             g["bias"],
             right=bias.grad,
-            mistakes={},
+            mistakes={
+                (
+                    f"the bias is divided by {p} before the sum: then its gradient is,"
+                    " too; add it whole, once, after g"
+                ): bias.grad / p,
+                "f stands before the bias: every rank has its whole gradient already": (
+                    p * bias.grad
+                ),
+                "no gradient reaches the bias: it is cut on its way": 0 * bias.grad,
+            },
             tol=1e-4,
             what=f"the gradient of the bias on rank {r}",
         )
