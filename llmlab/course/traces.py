@@ -115,12 +115,9 @@ def _marks(ax: Any, axes: tuple) -> list[Mark]:
 
 def _outline(artist: Any, ax: Any) -> str:
     """The artist's path inside its axes; '' where it has no length there."""
-    path = artist.get_path().cleaned(
-        transform=artist.get_transform(),
-        remove_nans=True,
-        clip=ax.bbox.extents,
-        simplify=True,
-    )
+    # `cleaned` would take the affine part of the transform alone: no logarithm
+    path = artist.get_transform().transform_path(artist.get_path())
+    path = path.cleaned(remove_nans=True, clip=ax.bbox.extents, simplify=True)
     words = ""
     start = here = (0, 0)
     for vertex, code in zip(path.vertices, path.codes, strict=True):

@@ -82,6 +82,25 @@ def test_axes_that_say_something_else_are_not_traced(other):
     assert found.between(0, 2)
 
 
+def test_a_logarithmic_scale_is_heeded():
+    def line(end):
+        def draw(ax):
+            ax.plot([1, 10, 100], [1, 10, end])
+            ax.set(xscale="log", yscale="log", xlim=(1, 100), ylim=(1, 1000))
+
+        return draw
+
+    figures = drawn(line(100), line(1000))
+    data = figures[0].axes[0].transData
+    for at in ((1, 1), (100, 100)):
+        x, y = data.transform(at) * SHOWN_DPI / figures[0].dpi
+        near = min(
+            abs(x - a) + abs(3 * SHOWN_DPI - y - b)
+            for a, b in corners(traces(figures).between(0, 1))
+        )
+        assert near <= 2, at
+
+
 def test_lines_are_clipped_to_their_axes():
     def line(slope):
         def draw(ax):
