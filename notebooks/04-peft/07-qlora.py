@@ -429,6 +429,11 @@ assert min(errors, key=lambda k: errors[k][0]) == "nf4" and is_worse
 # weights were never rounded.) The order is that of the paper's table 2, a mean perplexity over models of 125M to 13B parameters: 27.41
 # for NF4 with double quantization, 31.07 for FP4 (E2M1), 34.34 for INT4.
 #
+# **And training?** Rounding to four bits costs a little. The paper claims that after *fine-tuning through* the rounded weights
+# nothing is left of that: the adapter learns on top of them. We teach the course model the Bible with the same adapter (rank 4 on all
+# linears), data and learning rate, on three bases: in float; in NF4 as published; and in the coarsest format of all, FP4 with one
+# scale for 1,024 weights.
+#
 # <details><summary>For the curious: is NF4 optimal? And is a smaller error a better model?</summary>
 #
 # NF4 would be *optimal*, as the paper says, if each code were used equally often. The first folded cell counts. Dividing by the block's own
@@ -519,12 +524,6 @@ print(f"unrounded loss {unrounded:.3f}")
 for (kind, block), (e, added) in points.items():
     print(f"{kind.upper():5} block {block:5}   error {e:.2f}%   loss {added:+.4f}")
 assert points["nf4", 64][1] < points["fp4", 64][1] < points["fp4", 1024][1]
-
-# %% [markdown]
-# **And training?** Rounding to four bits costs a little. The paper claims that after *fine-tuning through* the rounded weights
-# nothing is left of that: the adapter learns on top of them. We teach the course model the Bible with the same adapter (rank 4 on all
-# linears), data and learning rate, on three bases: in float; in NF4 as published; and in the coarsest format of all, FP4 with one
-# scale for 1,024 weights.
 
 # %% tags=["hide-input", "nbval-ignore-output"]
 bible = torch.tensor(tokenizer.encode(course_model.corpus("bible")[:400_000]).ids)
