@@ -25,6 +25,8 @@ from scripts import budget
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "build" / "verify"
 PYTEST = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
+# Without the plugin that runs notebooks: its grammar takes two seconds in each process.
+TESTS = [*PYTEST, "-p", "no:nbval"]
 NBVAL = [
     *[*PYTEST, "-o", "addopts=-q", "-p", "scripts.nbval_plugin"],
     *["--nbval-cell-timeout=120", "--nbval-sanitize-with=scripts/sanitize.cfg"],
@@ -43,19 +45,13 @@ STAGES: dict[str, list[list[str]]] = {
     "book": [[sys.executable, "-m", "llmlab.course.book.build"]],
     "model": [["llmlab", "model", "fetch"]],
     "units": [
-        [*PYTEST, "tests", "-m", "not browser", *UNITS, *COVERAGE],
+        [*TESTS, "tests", "-m", "not browser", *UNITS, *COVERAGE],
         [sys.executable, "-m", "coverage", "report", *ENOUGH],
     ],
     "notebooks": [[*NBVAL, "--nbval", *TWO, "notebooks", "solutions"]],
     "exercises": [[*NBVAL, "--nbval-lax", "--fresh-exercises", *TWO, "exercises"]],
     "cpus": [[sys.executable, "scripts/test_cpus.py", "--today"]],
-    "browser": [
-        [
-            *[*PYTEST, "tests/browser", "--ignore=tests/browser/test_lab.py"],
-            *["-n", "2", "--dist", "loadgroup"],
-        ],
-        [*PYTEST, "tests/browser/test_lab.py"],  # JupyterLab's start is slow by itself
-    ],
+    "browser": [[*TESTS, "tests/browser", "-n", "2", "--dist", "loadgroup"]],
 }
 # Stages that run at the same time: each of these keeps one core busy.
 TOGETHER = ("lint", "in step", "book")

@@ -37,7 +37,8 @@ START = (
     " extra=['--IdentityProvider.token=', {flag}])"
 )
 
-pytestmark = pytest.mark.slow
+# One after the other in one process; the other checks the book's pages meanwhile.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("lab")]
 
 
 def git(folder: Path, *words: str) -> str:
