@@ -157,7 +157,8 @@ class Kernel:
         return "".join(said)
 
     def data(self, code):
-        return json.loads(self.run(code))
+        # the last line: on some CPUs bitsandbytes writes one of its own before it
+        return json.loads(self.run(code).splitlines()[-1])
 
 
 @contextmanager
@@ -581,7 +582,7 @@ def test_killed_under_its_kernels(light):
 def test_killed_at_any_moment(room, monkeypatch):
     """The warm process ends at moments all over the start of a kernel."""
     monkeypatch.setattr(starting, "PROGRAM", LIGHT)
-    for delay in (0.0, 0.02, 0.05, 0.1, 0.2):
+    for delay in (0.0, 0.05, 0.15):
         assert warm_up(seconds=60) == ""
         killer = threading.Timer(delay, os.kill, (state(room)["pid"], signal.SIGKILL))
         killer.start()
@@ -628,9 +629,10 @@ def fake(room, *answers, close=True):
 def test_a_warm_process_that_fails(room, monkeypatch, caplog, answers, close):
     monkeypatch.setattr(forked, "FORK_SECONDS", 0.5)
     listener = fake(room, *answers, close=close)
-    with listener, caplog.at_level("WARNING"), kernel() as one:
-        assert not one.warm
-        assert one.run("print(1)") == "1\n"
+    runs = answers == [{"strange": 1}]  # what a plain kernel computes, once
+    with listener, caplog.at_level("WARNING"), kernel(ready=runs) as one:
+        assert not one.warm and one.manager.is_alive()
+        assert not runs or one.run("print(1)") == "1\n"
     assert sum("the plain way" in line for line in caplog.messages) == 1
 
 
