@@ -103,11 +103,14 @@ def test_a_bf16_base_gives_what_peft_gives(name, kind, tokens):
     loss(ours, tokens).backward()
     loss(theirs, tokens).backward()
     peers = trained(theirs)
+    # where the tokens differ in their last place, so does each product behind them:
+    # a gradient that was off by 1.3% of its maximum was seen with AVX-512-BF16
+    share = 5 * 2**-8 if METHODS[name].network_runs_a_row else 1e-2
     for n, p in trained(ours).items():
         close(
             p.grad,
             peers[n].grad.view_as(p),
-            1e-2 * p.grad.abs().max().item(),
+            share * p.grad.abs().max().item(),
             f"gradient of {n}",
         )
 
