@@ -25,6 +25,18 @@ VARIANTS = {
     "biases": {"num_key_value_heads": 8, "attention_bias": True, "mlp_bias": True},
 }
 
+# Each kind of model on fewer ranks than it has key/value heads, on as many and on more,
+# where that is possible, and each number of ranks; not all pairs.
+ON_RANKS = [
+    ("gqa", 1),
+    ("gqa", 4),
+    ("two kv heads", 2),
+    ("two kv heads", 8),
+    ("one kv head, tied", 4),
+    ("biases", 2),
+    ("biases", 8),
+]
+
 
 def tiny(**changes) -> Llama:
     """A Llama of 8 query heads with a vocabulary that divides by nothing."""
@@ -104,6 +116,20 @@ def leaves_nothing_behind(tmp_path_factory):
         if not (trace.startswith("/dev/shm/") and used_by_others(trace))
     }
     assert not left, f"left behind: {', '.join(sorted(left))}"
+
+
+@pytest.fixture(scope="session")
+def deepspeed():
+    """DeepSpeed for CPUs, imported here and not once in each forked rank; without the
+    extension that it would compile for minutes.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DS_ACCELERATOR", "cpu")
+        module = pytest.importorskip("deepspeed")
+        from deepspeed.ops import __compatible_ops__
+
+        patch.setitem(__compatible_ops__, "deepspeed_shm_comm", False)
+        yield module
 
 
 @pytest.fixture

@@ -38,6 +38,6 @@ def test_what_was_recorded_is_the_same(reference):
 
 
 @pytest.mark.slow
-def test_deepspeed_again(reference):
+def test_deepspeed_again(reference, deepspeed):
     found = launch(lambda comm: engines.deepspeed(comm, 1), 2, timeout=200)
     assert found[1] == pytest.approx(reference, abs=1e-4)

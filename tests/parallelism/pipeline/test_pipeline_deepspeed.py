@@ -26,25 +26,6 @@ from tests.parallelism.pipeline.test_pipeline import ADAM, microbatches
 STEPS = 3
 
 
-@pytest.fixture(scope="module")
-def deepspeed():
-    """DeepSpeed for the CPU, without the extension that it would compile for
-    minutes.
-    """
-    before = os.environ.get("DS_ACCELERATOR")
-    os.environ["DS_ACCELERATOR"] = "cpu"
-    module = pytest.importorskip("deepspeed")
-    import deepspeed.ops
-
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    yield module
-    (
-        os.environ.pop("DS_ACCELERATOR")
-        if before is None
-        else os.environ.update(DS_ACCELERATOR=before)
-    )
-
-
 class OneBlock(nn.Module):
     """A block as DeepSpeed wants a layer: one tensor in, one out."""
 

@@ -20,7 +20,7 @@ from llmlab.parallelism.sequence.megatron import (
 )
 from llmlab.parallelism.tensor import megatron as tensor
 from llmlab.parallelism.tensor import vocab_parallel_cross_entropy
-from tests.parallelism.conftest import VARIANTS, tiny
+from tests.parallelism.conftest import ON_RANKS, VARIANTS, tiny
 from tests.parallelism.tensor.test_tensor import assert_same, train, whole_loss
 
 
@@ -49,8 +49,7 @@ def training(comm, model, tokens, finish=sequence.sum_replicated_gradients):
     return losses, sequence.gather_state(model, comm)
 
 
-@pytest.mark.parametrize("p", [1, 2, 4, 8])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("variant", "p"), ON_RANKS)
 def test_training_is_that_of_the_whole_model(variant, p, tokens):
     model = tiny(**VARIANTS[variant])
     ours = World(p).run(training, model, tokens)

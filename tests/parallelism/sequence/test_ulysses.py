@@ -21,6 +21,7 @@ from llmlab.parallelism.sequence.ulysses import (
     heads_to_tokens,
     tokens_to_heads,
 )
+from tests.covering import each_value
 from tests.parallelism.conftest import VARIANTS, tiny
 from tests.parallelism.sequence.test_ring_attention import full
 from tests.parallelism.tensor.test_tensor import assert_same, train, whole_loss
@@ -86,8 +87,9 @@ def training(comm, model, tokens):
     return losses, model.state_dict()
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("p", [2, 4, 8])
+@pytest.mark.parametrize(
+    ("p", "variant"), [*each_value([2, 4, 8, 4], list(VARIANTS)), (8, "two kv heads")]
+)
 def test_training_is_that_of_the_whole_model(p, variant):
     tokens = torch.randint(37, (2, 14), generator=torch.Generator().manual_seed(1))
     model = tiny(**VARIANTS[variant])
@@ -136,23 +138,15 @@ def test_bytes_are_those_of_the_formula(p, H, K):
     )
 
 
-def test_against_deepspeed_on_real_processes():
+def test_against_deepspeed_on_real_processes(deepspeed):
     """deepspeed.sequence.layer.DistributedAttention: the same output and gradients, to
     the bit.
     """
-    pytest.importorskip("deepspeed")
+    from deepspeed.sequence.layer import DistributedAttention
+
+    from llmlab.models.attention import sdpa
 
     def fn(comm):
-        import os
-
-        os.environ["DS_ACCELERATOR"] = "cpu"
-        import deepspeed
-        from deepspeed.ops import __compatible_ops__
-        from deepspeed.sequence.layer import DistributedAttention
-
-        from llmlab.models.attention import sdpa
-
-        __compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(dist_backend="gloo", verbose=False)
         torch.manual_seed(0)
 

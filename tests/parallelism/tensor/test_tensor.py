@@ -24,7 +24,7 @@ from llmlab.parallelism.tensor.megatron import (
     sum_over_ranks,
     vocab_parallel_cross_entropy,
 )
-from tests.parallelism.conftest import VARIANTS, tiny
+from tests.parallelism.conftest import ON_RANKS, VARIANTS, tiny
 
 
 def whole_loss(model, tokens):
@@ -72,8 +72,7 @@ def assert_same(ours, losses, state):
             )
 
 
-@pytest.mark.parametrize("p", [1, 2, 4, 8])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("variant", "p"), ON_RANKS)
 def test_training_is_that_of_the_whole_model(variant, p, tokens):
     """Four optimizer steps in World: losses and every weight, to 1e-5."""
     model = tiny(**VARIANTS[variant])

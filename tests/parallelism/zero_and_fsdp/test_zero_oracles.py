@@ -114,12 +114,10 @@ def test_recorded_deepspeed(stage):
 
 
 @pytest.mark.slow
-def test_live_deepspeed(monkeypatch):
+def test_live_deepspeed(deepspeed):
     """All three stages in one pair of processes: losses, norms and weights, and the
     recording is what it says.
     """
-    pytest.importorskip("deepspeed")
-    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
 
     def fn(comm):
         return {
