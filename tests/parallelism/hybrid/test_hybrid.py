@@ -16,6 +16,7 @@ from llmlab.parallelism.hybrid.hybrid import Hybrid
 from llmlab.parallelism.hybrid.placement import Placement, node_links
 from llmlab.parallelism.pipeline.schedules import gpipe, one_f_one_b
 from llmlab.parallelism.runtime.cost import Link
+from tests.covering import each_value
 
 MICROBATCHES = 3
 
@@ -122,16 +123,24 @@ SPLITS = [
 ]
 
 
+def named(value):
+    """A split's name in a test's."""
+    if isinstance(value, dict):
+        return " ".join(f"{axis}{size}" for axis, size in value.items())
+    return None
+
+
+MODELS = [(False, 4, True), (True, 2, False), (True, 1, True)]
+
+
 @pytest.mark.parametrize(
-    "sizes", SPLITS, ids=lambda s: " ".join(f"{k}{v}" for k, v in s.items())
+    ("sizes", "model"), [*each_value(SPLITS, MODELS), (SPLITS[3], MODELS[2])], ids=named
 )
-@pytest.mark.parametrize(
-    ("tied", "K", "bias"), [(False, 4, True), (True, 2, False), (True, 1, True)]
-)
-def test_a_split_trains_as_one_process_does(sizes, tied, K, bias, tmp_path):
+def test_a_split_trains_as_one_process_does(sizes, model, tmp_path):
     """Token-weighted loss, clipped global norm, AdamW, uneven replicas; K < tp shares
     key/value heads; V does not divide.
     """
+    tied, K, bias = model
     config = config_of(tied, K, bias, layers=sizes["pp"] + 1)  # stages are uneven
     model, losses, norms = one_process(config, sizes["dp"], 2)
     p = sizes["pp"] * sizes["dp"] * sizes["tp"]
@@ -183,13 +192,9 @@ WAYS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("first", "second"), WAYS, ids=lambda s: " ".join(f"{k}{v}" for k, v in s.items())
-)
-@pytest.mark.parametrize(("tied", "K"), [(False, 2), (True, 1)])
-def test_a_checkpoint_is_read_by_another_split_bit_for_bit(
-    first, second, tied, K, tmp_path
-):
+@pytest.mark.parametrize(("way", "tied", "K"), each_value(WAYS, [False, True], [2, 1]))
+def test_a_checkpoint_is_read_by_another_split_bit_for_bit(way, tied, K, tmp_path):
+    first, second = way
     config = config_of(tied, K, layers=max(first["pp"], second["pp"]) + 1)
     count = [s["pp"] * s["dp"] * s["tp"] for s in (first, second)]
     World(count[0]).run(train, config, first, 1, save=tmp_path / "a")
