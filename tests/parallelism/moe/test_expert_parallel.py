@@ -24,8 +24,10 @@ from llmlab.parallelism.moe.expert_parallel import (
 )
 from llmlab.parallelism.moe.hierarchical import TwoLevelMoE, hierarchical_all_to_all
 from llmlab.parallelism.moe.moe import ORDERS, MoE, MoEConfig, balance_loss, route
+from tests.covering import every_pair
 
 D, HIDDEN = 6, 10
+NO_CAPACITY = [(None, "position")]  # "padded" needs one
 NODES = {1: (1, 1), 2: (2, 1), 3: (3, 1), 4: (2, 2), 6: (3, 2)}
 
 
@@ -104,15 +106,18 @@ def assert_equal(results, expected, p):
             )
 
 
-@pytest.mark.parametrize("kind", ["flat", "padded", "two levels"])
 @pytest.mark.parametrize(
-    ("factor", "order"),
-    [(None, "position"), *[(f, o) for f in (1.0, 0.6) for o in ORDERS]],
+    ("sizes", "capacity", "kind"),
+    every_pair(
+        [(1, 6), (2, 8), (3, 6), (4, 12), (6, 12)],
+        [(f, o) for f in (1.0, 0.6) for o in ORDERS],
+        ["flat", "padded", "two levels"],
+    )
+    + every_pair([(1, 6), (3, 6), (6, 12)], NO_CAPACITY, ["flat", "two levels"]),
 )
-@pytest.mark.parametrize(("p", "E"), [(1, 6), (2, 8), (3, 6), (4, 12), (6, 12)])
-def test_it_is_the_loop_over_experts(p, E, factor, order, kind):
-    if kind == "padded" and factor is None:
-        pytest.skip("needs a capacity")
+def test_it_is_the_loop_over_experts(sizes, capacity, kind):
+    """Each pair of sizes, capacity and kind, not all triples."""
+    (p, E), (factor, order) = sizes, capacity
     moe, (xs, ups) = whole(E, factor=factor, order=order), inputs(p)
     assert_equal(
         World(p).run(one_step, moe, kind, NODES[p], xs, ups), alone(moe, xs, ups), p

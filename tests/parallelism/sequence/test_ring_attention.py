@@ -23,6 +23,7 @@ from llmlab.parallelism.sequence.shards import (
     sum_gradients,
     take,
 )
+from tests.covering import each_value
 from tests.parallelism.conftest import VARIANTS, tiny
 from tests.parallelism.tensor.test_tensor import assert_same, train, whole_loss
 
@@ -179,10 +180,13 @@ def training(comm, model, tokens, layout):
     return losses, model.state_dict()
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(
-    ("p", "layout"),
-    [(1, "zigzag"), (2, "striped"), (3, "zigzag"), (4, "zigzag"), (6, "contiguous")],
+    ("p", "layout", "variant"),
+    each_value(
+        [1, 2, 3, 4, 6],
+        ["zigzag", "striped", "zigzag", "zigzag", "contiguous"],
+        list(VARIANTS),
+    ),
 )
 def test_training_is_that_of_the_whole_model(p, layout, variant):
     tokens = torch.randint(37, (2, 14), generator=torch.Generator().manual_seed(1))
