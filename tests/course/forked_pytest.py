@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,7 +27,8 @@ for line in sys.stdin:
         continue
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.setsid()
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(os.open(asked["input"], os.O_RDONLY), 0)  # waits for who writes
+    sys.stdin = open(0, closefd=False)
     output = os.open(asked["output"], os.O_WRONLY)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -61,36 +63,39 @@ class ForkedPytest:
         """Starts a run, with the streams that a graded copy has."""
         if command[:3] != [sys.executable, "-m", "pytest"] or not start_new_session:
             raise ValueError(f"{command} is no run of pytest in a session of its own")
-        output, name = tempfile.mkstemp()
-        os.close(output)
-        asked = {"arguments": command[3:], "cwd": str(cwd), "env": env, "output": name}
+        folder = Path(tempfile.mkdtemp())
+        (folder / "output").touch()
+        os.mkfifo(folder / "input")
+        asked = {"arguments": command[3:], "cwd": str(cwd), "env": env}
+        asked |= {name: str(folder / name) for name in ("input", "output")}
         print(json.dumps(asked), file=self.program.stdin, flush=True)
-        return Run(int(self.program.stdout.readline()), Path(name))
+        return Run(int(self.program.stdout.readline()), folder)
 
 
 class Run:
     """One run, with the methods of a `Popen` that are used of it."""
 
-    def __init__(self, pid: int, output: Path) -> None:
+    def __init__(self, pid: int, folder: Path) -> None:
         self.pid = pid
-        self.output = output
+        self.folder = folder
         try:
             self.process = psutil.Process(pid)
         except psutil.NoSuchProcess:
             self.process = None  # it has ended
 
-    def communicate(self, timeout: float) -> tuple[str, None]:
-        """(what it printed, nothing), at its end."""
+    def communicate(self, text: str, timeout: float) -> tuple[str, None]:
+        """Writes `text` to it; (what it printed, nothing), at its end."""
+        (self.folder / "input").write_text(text)
         try:
             self._end(timeout)
         except psutil.TimeoutExpired:
             raise subprocess.TimeoutExpired("pytest", timeout) from None
-        return self.output.read_text(errors="replace"), None
+        return (self.folder / "output").read_text(errors="replace"), None
 
     def wait(self) -> None:
         """Waits for its end."""
         self._end(None)
-        self.output.unlink()
+        shutil.rmtree(self.folder)
 
     def _end(self, timeout: float | None) -> None:
         if self.process is not None:

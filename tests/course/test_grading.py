@@ -259,6 +259,39 @@ def test_a_notebook_that_went_through_other_hands(grade, tmp_path):
     assert grade(nb)[0].points == 5
 
 
+def test_what_lies_beside_a_notebook_hides_no_library(grade, tmp_path):
+    for name in ("torch", "llmlab"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong one')\n")
+    assert outcomes(grade(notebook(*NAMES))[1]) == ["right"] * 3
+
+
+def test_a_verdict_that_comes_twice_is_none(grade):
+    twice = """
+from ipykernel.zmqshell import ZMQDisplayPublisher
+publish = ZMQDisplayPublisher.publish
+ZMQDisplayPublisher.publish = lambda *a, **k: (publish(*a, **k), publish(*a, **k))
+"""
+    changed = notebook("softmax", change=lambda cells: cells.insert(1, code(twice)))
+    assert grade(changed)[1]["softmax"].outcome == "tampered"
+
+
+def test_the_number_of_a_check_is_not_where_an_answer_looks(
+    grade, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(running.secrets, "token_hex", lambda n: "number-of-a-check")
+    look = """
+import os, pathlib, re
+def softmax(*args):
+    run = pathlib.Path(os.environ["LLMLAB_RECORD"]).parent
+    texts = [path.read_text() for path in run.glob("*.*")]
+    texts += [str(get_ipython().get_parent()), str(In), str(dict(os.environ))]
+    found = re.findall("number-of" + "-a-check", " ".join(texts))
+    pathlib.Path("found").write_text(" ".join(found))
+"""
+    grade(notebook(answers={"softmax": look}))
+    assert (tmp_path / "found").read_text() == ""
+
+
 FORGERIES = {
     "its own check, patched checking": (
         "class Always:\n    def __getattr__(self, name): return lambda *a, **k:"

@@ -12,7 +12,6 @@ from __future__ import annotations
 import ast
 import json
 import re
-import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,6 @@ class Copy:
     notebook: dict[str, Any]
     # exercise → "intact", "edited" or "missing": the learner's own check cell
     state: dict[str, str]
-    tokens: dict[str, str]  # exercise → the number that its verdict must carry
     checks: dict[int, str]  # index in the copy → exercise
     # exercise → the cells (index in the copy) that define it, or should
     defined_in: dict[str, list[int]]
@@ -225,7 +223,6 @@ def make_copy(
     copy = Copy(
         notebook={},
         state={name: state for name, (state, _) in found.items()},
-        tokens={name: secrets.token_hex(16) for name in pristine},
         checks={},
         defined_in={name: [] for name in pristine},
     )
@@ -244,7 +241,7 @@ def make_copy(
         for k, (name, check) in enumerate(pristine.items()):
             if places[name] == i and -1 - k not in skip:
                 copy.checks[len(out)] = name
-                call = _call_of_mark(module, check, copy.tokens[name])
+                call = _call_of_mark(module, check)
                 out.append(_code(call, len(out), -1 - k))
     copy.notebook = {"cells": out, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
     return copy
@@ -255,13 +252,10 @@ def _answers(cell: dict[str, Any], name: str) -> bool:
     return defines(cell["source"], name) or goes_by(cell, f"exercise-{name}")
 
 
-def _call_of_mark(module: str, check: Pristine, token: str) -> str:
+def _call_of_mark(module: str, check: Pristine) -> str:
     """The code of the cell that marks one exercise."""
     expression = answers_expression(check.source)
-    arguments = (
-        f"{module!r}, {check.exercise!r},"
-        f" *(get_ipython().user_ns, {expression!r}, {token!r})"
-    )
+    arguments = f"{module!r}, {check.exercise!r}, get_ipython().user_ns, {expression!r}"
     return f'{_run("marking.py")}["mark"]({arguments})'
 
 

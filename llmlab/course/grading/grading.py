@@ -3,8 +3,8 @@
 The notebook runs through nbval; the course's own checks mark it.
 
 A point is earned by one thing only: the check from the course's files, called in the
-fresh kernel on the object that the learner's cells left there, saying "right" with the
-number that was drawn for it.
+fresh kernel on the object that the learner's cells left there, saying "right" once, for
+its own exercise, with the number that was drawn for it.
 
 What a mark proves: the functions that the notebook defines passed these checks, on the
 inputs that the checks drew. It is meant for the learner, and finds mistakes and
@@ -178,7 +178,7 @@ class _Marking:
         for _ in range(RUNS):
             copy = self._copy(notebook)
             record, complaint = run_copy(
-                copy.notebook, self.cell_seconds, self.stop_seconds
+                copy.notebook, [*copy.checks], self.cell_seconds, self.stop_seconds
             )
             killer = self._read(record, copy)
             if killer is None:
@@ -219,7 +219,7 @@ class _Marking:
             if entry["status"] == "died" and error.startswith("Kernel dead"):
                 return copy.origin(last)  # it was gone before this cell began
             if index in copy.checks:
-                self._take_verdict(self.results[copy.checks[index]], entry, copy)
+                self._take_verdict(self.results[copy.checks[index]], entry)
             elif entry["status"] != "ok":
                 self._take_fault(index, entry, copy)
             if entry["status"] == "died" or entry.get("killed"):
@@ -227,8 +227,8 @@ class _Marking:
             last = index
         return None
 
-    def _take_verdict(self, result: Result, entry: dict[str, Any], copy: Copy) -> None:
-        verdict = entry["verdict"]
+    def _take_verdict(self, result: Result, entry: dict[str, Any]) -> None:
+        verdict = entry["verdict"] or {}
         if entry["status"] == "timeout":
             result.outcome = "timeout"
             result.message = (
@@ -237,7 +237,7 @@ class _Marking:
         elif entry["status"] == "died":
             result.outcome = "died"
             result.message = "running it ended the kernel"
-        elif not verdict or verdict.get("token") != copy.tokens[result.name]:
+        elif verdict.get("exercise") != result.name:
             why = entry.get("error", "it was stopped")
             result.outcome = "tampered"
             result.message = f"the check gave no verdict ({why})"

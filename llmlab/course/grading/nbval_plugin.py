@@ -18,6 +18,7 @@ import json
 import os
 import queue
 import re
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from llmlab.course.grammar import leave_out_grammar
 leave_out_grammar()  # here, because nbval imports nbformat after this
 
 MIME = "application/vnd.llmlab.verdict+json"
+NUMBERS: dict[int, str] = {}  # cell → the number that its verdict must carry
 PREAMBLE_SECONDS = 300.0  # the first cell is ours: it imports torch
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -61,6 +63,31 @@ def bound(kernel: Any, least: float) -> None:
     kernel.await_reply = await_reply
 
 
+def hand_over(kernel: Any, number: str) -> None:
+    """Sends `number` along with the request that runs a check's cell.
+
+    It goes in the message's metadata, so it stands neither in a cell nor in a file.
+    """
+    session = kernel.kc.session
+    plain = type(session).msg
+
+    def msg(kind: str, *args: Any, **options: Any) -> dict[str, Any]:
+        message = plain(session, kind, *args, **options)
+        if kind == "execute_request":
+            message["metadata"]["llmlab_number"] = number
+        return message
+
+    session.msg = msg
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_load_initial_conftests() -> Any:
+    """Reads the numbers, before pytest takes the standard input away."""
+    for index, number in json.load(sys.stdin).items():
+        NUMBERS[int(index)] = number
+    return (yield)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """The option that `llmlab check` gives."""
     parser.addoption(
@@ -80,6 +107,7 @@ def pytest_runtest_call(item: Any) -> Any:
     kernel = item.parent.kernel
     item.output_timeout = item.config.getoption("--llmlab-stop-seconds")
     bound(kernel, least=PREAMBLE_SECONDS if item.cell_num == 0 else 0)
+    hand_over(kernel, NUMBERS.get(item.cell.metadata.get("llmlab_index"), ""))
     try:
         return (yield)
     finally:
@@ -106,7 +134,8 @@ def outcome(item: Any, call: Any) -> dict[str, Any]:
     """The status of one cell, with its verdict or error."""
     outputs = item.test_outputs or []
     failure = call.excinfo  # what nbval raised, if it did
-    entry: dict[str, Any] = {"status": "ok", "verdict": _verdict(outputs)}
+    number = NUMBERS.get(item.cell.metadata.get("llmlab_index"))
+    entry: dict[str, Any] = {"status": "ok", "verdict": _verdict(outputs, number)}
     errors = [o for o in outputs if o.output_type == "error"]
     if errors:
         last = errors[-1]
@@ -131,14 +160,20 @@ def _kernel_died(failure: Any) -> bool:
     return failure.errisinstance(KernelDied) or "Kernel dead" in str(failure.value)
 
 
-def _verdict(outputs: list[Any]) -> dict[str, Any] | None:
-    """The first verdict among the outputs of a cell."""
+def _verdict(outputs: list[Any], number: str | None) -> dict[str, Any] | None:
+    """The verdict among the outputs of a cell.
+
+    It is one when it stands alone and carries the number of this cell, which is taken
+    out: what is recorded can be read by later cells.
+    """
+    found = []
     for output in outputs:
-        if output.output_type == "display_data":
-            verdict = output.get("data", {}).get(MIME)
-            if verdict:
-                return verdict
-    return None
+        if output.output_type == "display_data" and MIME in output.get("data", {}):
+            found.append(output["data"][MIME])
+    if len(found) != 1 or not isinstance(found[0], dict):
+        return None
+    signed = number is not None and found[0].pop("token", None) == number
+    return found[0] if signed else None
 
 
 def _where(error: Any) -> str:

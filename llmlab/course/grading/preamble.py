@@ -26,7 +26,9 @@ def prepare(folder: str, limit: int = MAX_CHARACTERS) -> None:
     shell = get_ipython()
     if os.path.isdir(folder):
         os.chdir(folder)
-        sys.path.insert(0, folder)
+        # what lies beside the notebook can be imported, but hides no library
+        sys.path[:] = [each for each in sys.path if each not in ("", folder)]
+        sys.path.append(folder)
     for stream in (sys.stdout, sys.stderr):
         shell.events.register("pre_run_cell", bounded(stream, limit))
     import torch  # noqa: F401

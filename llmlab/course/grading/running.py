@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import subprocess
 import sys
 import tempfile
@@ -25,11 +26,17 @@ DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY")  # no window may open
 
 def run_copy(
     notebook: dict[str, Any],
+    checks: list[int],
     cell_seconds: float = CELL_SECONDS,
     stop_seconds: float = STOP_SECONDS,
     seconds: float = NOTEBOOK_SECONDS,
 ) -> tuple[list[dict[str, Any]], str]:
     """Runs each cell through nbval in one fresh kernel.
+
+    Args:
+        checks: the cells that mark. For each a number is drawn that its verdict must
+            carry. It stands in no cell and no file: the plugin reads it from its
+            standard input, and hands it over with the request to run the cell.
 
     Returns:
         what the plugin recorded, cell by cell (see
@@ -45,7 +52,8 @@ def run_copy(
             f"--nbval-cell-timeout={cell_seconds:g}",
             f"--llmlab-stop-seconds={stop_seconds:g}",
         ]
-        output, ended = _pytest(folder, copy, record, limits, seconds)
+        numbers = {index: secrets.token_hex(16) for index in checks}
+        output, ended = _pytest(folder, copy, record, limits, numbers, seconds)
         entries = []
         if record.exists():
             for line in record.read_text(encoding="utf-8").splitlines():
@@ -59,7 +67,12 @@ def run_copy(
 
 
 def _pytest(
-    folder: Path, copy: Path, record: Path, limits: list[str], seconds: float
+    folder: Path,
+    copy: Path,
+    record: Path,
+    limits: list[str],
+    numbers: dict[int, str],
+    seconds: float,
 ) -> tuple[str, bool]:
     """(what it printed, whether it ended by itself)."""
     command = [sys.executable, "-m", "pytest"]
@@ -79,7 +92,7 @@ def _pytest(
         command,
         cwd=folder,
         env=environment(folder, record),
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -87,7 +100,7 @@ def _pytest(
         start_new_session=True,
     )
     try:
-        return process.communicate(timeout=seconds)[0], True
+        return process.communicate(json.dumps(numbers), timeout=seconds)[0], True
     except subprocess.TimeoutExpired:
         return "", False
     finally:  # also on Ctrl-C and, under `llmlab check`, when it is told to end
