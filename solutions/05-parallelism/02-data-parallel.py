@@ -87,7 +87,7 @@ check.backward_mean(backward_mean)
 # ## Exercise 3: a step
 # ●●●○○ difficulty · ●●●●● importance · 20 minutes · 3 points
 #
-# Each rank has a list of microbatches `(x, y)`, of unequal lengths, and ranks may have unequally many. Return the gradient of the mean loss over all
+# Each rank has a list of microbatches `(x, y)`, at least one, of unequal lengths, and ranks may have unequally many. Return the gradient of the mean loss over all
 # tokens of all microbatches of all ranks, clipped to norm `max_norm`. Communicate as little as you can: each parameter's gradient travels once.
 
 

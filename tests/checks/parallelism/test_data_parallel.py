@@ -2,11 +2,13 @@
 diagnosis that it must get.
 """
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.checks.rejecting import Wrong, rejects
+from llmlab.checks.parallelism.data_parallel import check
+from tests.checks.rejecting import Wrong, rejects, verdict
 
 # Exercise 1
 
@@ -376,6 +378,124 @@ def no_backward_at_all(comm, weights, plan, backward):
     return [torch.zeros_like(w) for w in weights]
 
 
+def counted(sizes, limit, left, order=None):
+    plan, filling, filled = [], [], 0
+    for i in order or reversed(range(len(sizes))):
+        filling.append(i)
+        filled += sizes[i]
+        if filled >= limit:
+            plan.append(filling)
+            filling, filled = [], left(filled, limit)
+    return [*plan, filling] if filling else plan
+
+
+def never_set_back(sizes, limit):
+    return counted(sizes, limit, lambda filled, limit: filled)
+
+
+def excess_carried_on(sizes, limit):
+    return counted(sizes, limit, lambda filled, limit: filled - limit)
+
+
+def by_size(sizes, limit):
+    order = sorted(range(len(sizes)), key=lambda i: -sizes[i])
+    return counted(sizes, limit, lambda *_: 0, order)
+
+
+def places_from_the_end(sizes, limit):
+    return [[len(sizes) - 1 - i for i in bucket] for bucket in fill(sizes, limit)]
+
+
+def limit_of_parameters(sizes, limit):
+    order = [*range(len(sizes))][::-1]
+    return [order[i : i + limit] for i in range(0, len(sizes), limit)]
+
+
+def last_one_joined(sizes, limit):
+    plan = fill(sizes, limit)
+    if len(plan) > 1 and sum(sizes[i] for i in plan[-1]) < limit:
+        plan[-2:] = [plan[-2] + plan[-1]]
+    return plan
+
+
+def by_sums_of_buckets(sizes, limit):
+    """Right: the bytes of a bucket are summed anew each time."""
+    plan = [[]]
+    for i in reversed(range(len(sizes))):
+        if sum(sizes[j] for j in plan[-1]) >= limit:
+            plan.append([])
+        plan[-1].append(i)
+    return [bucket for bucket in plan if bucket]
+
+
+def first_weight_only(comm, loss_sum, tokens, weights):
+    N = comm.all_reduce(torch.tensor(float(tokens))).item()
+    (loss_sum / N).backward()
+    weights[0].grad = comm.all_reduce(weights[0].grad)
+    return comm.all_reduce(loss_sum.detach()).item() / N
+
+
+def reduced_once_more(comm, loss_sum, tokens, weights):
+    N = comm.all_reduce(torch.tensor(float(tokens))).item()
+    (loss_sum / N).backward()
+    for w in weights:
+        w.grad = comm.all_reduce(comm.all_reduce(w.grad))
+    return comm.all_reduce(loss_sum.detach()).item() / N
+
+
+def all_in_one_message(comm, loss_sum, tokens, weights):
+    """Right: gradients, tokens and loss travel as one vector, and are averaged."""
+    loss_sum.backward()
+    own = [w.grad.flatten() for w in weights]
+    own.append(torch.tensor([float(tokens), loss_sum.item()]))
+    *grads, last = comm.all_reduce(torch.cat(own), "mean").split([len(t) for t in own])
+    N, loss = last.tolist()
+    for w, g in zip(weights, grads, strict=True):
+        w.grad.copy_(g.view_as(w) / N)
+    return loss / N
+
+
+def clipped_before_the_division(comm, model, microbatches, max_norm):
+    weights = list(model.parameters())
+    N = comm.all_reduce(torch.tensor(float(sum(len(y) for _, y in microbatches))))
+    for x, y in microbatches:
+        F.cross_entropy(model(x), y, reduction="sum").backward()
+    for w in weights:
+        w.grad = comm.all_reduce(w.grad)
+    nn.utils.clip_grad_norm_(weights, max_norm)
+    return [w.grad / N for w in weights]
+
+
+def clipped_by_hand(comm, model, microbatches, max_norm):
+    """Right: means weighed by their tokens, one norm by hand."""
+    N = comm.all_reduce(torch.tensor(float(sum(len(y) for _, y in microbatches))))
+    for x, y in microbatches:
+        (F.cross_entropy(model(x), y) * len(y)).backward()
+    grads = [comm.all_reduce(w.grad) / N for w in model.parameters()]
+    norm = torch.cat([g.flatten() for g in grads]).norm()
+    return [g * torch.clamp(max_norm / (norm + 1e-6), max=1.0) for g in grads]
+
+
+def sent_with_the_first(comm, weights, plan, backward):
+    handles = [None] * len(plan)
+
+    def start(b):
+        grads = [weights[j].grad for j in plan[b]]
+        grads = [torch.zeros(25) if g is None else g.flatten() for g in grads]
+        handles[b] = comm.all_reduce(torch.cat(grads), "mean", async_op=True)
+
+    for b, bucket in enumerate(plan):
+        weights[bucket[0]].register_post_accumulate_grad_hook(lambda _, b=b: start(b))
+    backward()
+    results = [h.wait().split(25) for h in handles]
+    return collect(weights, plan, [torch.cat(r) for r in results])
+
+
+def backward_twice(comm, weights, plan, backward):
+    backward()
+    return hooked(comm, weights, plan, backward)
+
+
 test_wrong_answers = rejects(
     "05-parallelism/02-data-parallel",
     [
@@ -387,7 +507,7 @@ test_wrong_answers = rejects(
         Wrong("buckets", never_above_the_limit, "before it would reach the limit"),
         Wrong("buckets", more_than_the_limit, "exactly `limit` bytes"),
         Wrong("buckets", bytes_for_numbers, "not their bytes"),
-        Wrong("buckets", first_parameter_missing, "in one bucket, once"),
+        Wrong("buckets", first_parameter_missing, "stops at −1"),
         Wrong("buckets", one_each, "at other places"),
         Wrong("backward_mean", mean_of_means, "mean of the ranks' means"),
         Wrong("backward_mean", means_added, "means, added up"),
@@ -433,5 +553,29 @@ test_wrong_answers = rejects(
         Wrong("overlapped", left_in_the_weights, "returned None"),
         Wrong("overlapped", one_big_bucket, "send each bucket by itself"),
         Wrong("overlapped", no_backward_at_all, "backward() was not called"),
+        Wrong("buckets", never_set_back, "not set back to 0"),
+        Wrong("buckets", excess_carried_on, "counted for the next"),
+        Wrong("buckets", by_size, "sorted by size"),
+        Wrong("buckets", places_from_the_end, "reversed list"),
+        Wrong("buckets", limit_of_parameters, "counts bytes"),
+        Wrong("buckets", last_one_joined, "may hold less"),
+        Wrong("backward_mean", first_weight_only, "only the first weight"),
+        Wrong("backward_mean", reduced_once_more, "3 times too large"),
+        Wrong("gradients_of_step", clipped_before_the_division, "before the division"),
+        Wrong("overlapped", sent_with_the_first, "before it had come"),
+        Wrong("overlapped", backward_twice, "called twice"),
     ],
 )
+
+
+@pytest.mark.parametrize(
+    ("exercise", "answer"),
+    [
+        ("buckets", by_sums_of_buckets),
+        ("backward_mean", all_in_one_message),
+        ("gradients_of_step", clipped_by_hand),
+    ],
+)
+def test_right_answers_written_otherwise(exercise, answer):
+    result = verdict(check, exercise, answer)
+    assert result.outcome == "right", str(result)

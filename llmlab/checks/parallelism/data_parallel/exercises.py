@@ -8,6 +8,7 @@ latency and its bytes.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -49,10 +50,12 @@ check = Checks("05-parallelism/02-data-parallel")
 def buckets(answer):
     """Parameters in buckets, the last parameter first."""
     for sizes, limit in (
+        ([4, 5, 6, 5, 9, 6], 12),
         ([10, 10, 30, 5, 5], 15),
         ([4, 4, 4, 4], 8),
         ([1, 2, 3], 100),
         ([7, 1, 9], 1),
+        ([2, 9, 1, 9], 9),
         ([], 5),
     ):
         what = f"buckets({sizes}, limit={limit})"
@@ -90,6 +93,7 @@ def buckets(answer):
                 [sizes[i] for i in bucket] for bucket in right
             ],
         }
+        mistakes |= _other_plans(sizes, limit)
         for text, value in mistakes.items():
             if got == value:
                 raise Mistake(f"{what}: {text}")
@@ -98,6 +102,11 @@ def buckets(answer):
             for bucket in got
             for i in (bucket if isinstance(bucket, list) else [bucket])
         ]
+        if sorted(named) == order[1:]:
+            raise Mistake(
+                f"{what}: parameter 0 is missing: a range that runs down to 0 stops at"
+                " −1"
+            )
         if sorted(named) != order:
             raise Mistake(
                 f"{what}: each of the {len(sizes)} parameters must be in one bucket,"
@@ -107,6 +116,50 @@ def buckets(answer):
             f"{what}: the parameters are all there, but cut into buckets at other"
             " places"
         )
+
+
+def _other_plans(sizes: list[int], limit: int) -> dict[str, list[list[int]]]:
+    """Diagnosis → the plan, where the bytes are counted, or named, wrongly."""
+    n = len(sizes)
+    right = plan_buckets(sizes, limit)
+    order = range(n - 1, -1, -1)
+    by_size = sorted(range(n), key=lambda i: -sizes[i])
+    joined = [*right[:-2], [i for bucket in right[-2:] for i in bucket]]
+    return {
+        "the count of bytes is not set back to 0 when a bucket is closed": (
+            _counted(sizes, limit, order, lambda filled: filled)
+        ),
+        (
+            "what a bucket holds beyond the limit is counted for the next: a new bucket"
+            " begins with 0 bytes"
+        ): _counted(sizes, limit, order, lambda filled: filled - limit),
+        "the parameters are sorted by size; gradients come in the reverse order": (
+            _counted(sizes, limit, by_size, lambda filled: 0)
+        ),
+        (
+            "these are places in the reversed list; a bucket holds numbers of the"
+            " model's order"
+        ): [[n - 1 - i for i in bucket] for bucket in right],
+        "the limit counts bytes, not parameters": [
+            [*order[i : i + limit]] for i in range(0, n, limit)
+        ],
+        "the last bucket was joined to the one before; it may hold less": joined,
+    }
+
+
+def _counted(
+    sizes: list[int], limit: int, order: Sequence[int], left: Callable[[int], int]
+) -> list[list[int]]:
+    """The plan when `left(filled)` bytes are counted after a bucket is closed."""
+    plan, filling, filled = [], [], 0
+    for i in order:
+        filling.append(i)
+        filled += sizes[i]
+        if filled >= limit:
+            plan.append(filling)
+            filling = []
+            filled = left(filled)
+    return [*plan, filling] if filling else plan
 
 
 def _before(sizes: list[int], limit: int) -> list[list[int]]:
@@ -220,7 +273,12 @@ def overlapped(answer):
             w.register_post_accumulate_grad_hook(lambda _: comm.work(1.0, "gradient"))
         loss = mine(xs[comm.rank]).square().mean()
 
+        ran = []
+
         def backward():
+            if ran:
+                raise Mistake("backward() is called twice; the gradients come once")
+            ran.append(True)
             loss.backward()
             spent.setdefault("backward", comm.world.clock[comm.rank])
 
@@ -256,6 +314,10 @@ def _means(results: list, model: nn.Module, xs: list) -> None:
                 expect(got, shape=tuple(parts[0].shape), what=what),
                 right=parts.mean(0),
                 mistakes={
+                    (
+                        f"{what} was sent before it had come: a bucket is complete in"
+                        " the hook of its *last* gradient"
+                    ): 0 * parts[0],
                     (
                         f"{what} is the rank's own: the mean is what handle.wait()"
                         " returns"

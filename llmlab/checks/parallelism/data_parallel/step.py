@@ -68,6 +68,7 @@ def diagnose_mean(results: list, model: nn.Module, data: Data, what: str) -> Non
     p, mine = len(data), [row[0] for row in data]
     counts = [len(y) for _, y in mine]
     N = sum(counts)
+    first = next(model.parameters()).numel()
 
     def weigh(f):
         return flat(gradients(model, [(f(r), *mine[r]) for r in range(p)]))
@@ -97,6 +98,14 @@ def diagnose_mean(results: list, model: nn.Module, data: Data, what: str) -> Non
                     "the sums over tokens were divided by the number of ranks, not of"
                     " tokens"
                 ): weigh(lambda r: 1 / p),
+                (
+                    f"the gradient is {p} times too large: was it summed over ranks"
+                    " twice, or divided by the ranks' mean number of tokens?"
+                ): weigh(lambda r: p / N),
+                (
+                    "only the first weight's gradient is summed over ranks; go through"
+                    " all of them"
+                ): torch.cat([weigh(lambda r: 1 / N)[:first], own[first:] / N]),
                 (
                     "this is the rank's own gradient: the gradients must be summed"
                     " over ranks"
@@ -232,6 +241,10 @@ def _wrong_steps(model: nn.Module, data: Data, max_norm: float) -> dict:
     sizes = [w.numel() for w in model.parameters()]
     if not close(clip(right), right, 1e-3):
         mistakes |= {
+            (
+                "the norm was clipped before the division by the tokens: what is"
+                " clipped is the mean's gradient"
+            ): clip(right * N) / N,
             "the norm is not clipped": right,
             (
                 "each parameter was clipped by its own norm: there is one norm, that of"
