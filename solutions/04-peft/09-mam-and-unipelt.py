@@ -51,7 +51,7 @@ check.parallel(parallel)
 # $$(1-\lambda)\,\mathrm{Attn}(q, K, V) + \lambda\,\mathrm{Attn}(q, P_K, P_V)$$
 #
 # Find $\lambda$ for each query: the sum of the softmax weights on the prefix, in one softmax over both. Scores are divided by
-# $\sqrt D$.
+# $\sqrt D$. They may be several hundred for one query and small for another.
 
 
 # %% tags=["exercise"]
@@ -88,7 +88,7 @@ def gated_prefix(
 ) -> tuple[Tensor, Tensor]:
     """The gated keys and values of each row.
 
-    Shapes: x (n, seq, d), w (d,), b (), mask (n, seq), P_K and P_V (heads, p, D).
+    Shapes: x (n, seq, d), w (d,), b (), mask (n, seq) of float32, P_K and P_V (heads, p, D).
         Returns two of (n, heads, p, D).
     Training goes through it: a gradient must reach x, w, b, P_K and P_V.
     """

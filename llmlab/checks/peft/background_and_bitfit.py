@@ -54,8 +54,17 @@ def training_bytes(answer):
             right - 8 * trained
         ),
         "frozen and trained are swapped": 16 * frozen + 2 * trained + activations,
-        "the frozen weights are counted in fp32: they are held in 16 bits, 2 bytes": (
-            right + 2 * frozen
+        "2 bytes too many for each frozen parameter: its weights in fp32, or a gradient"
+        " that it has not?": right + 2 * frozen,
+        "2 bytes too many for each parameter: weights are held in 16 bits, 2 bytes": (
+            right + 2 * total
+        ),
+        "these are bits: 8 make a byte": 8 * (right - activations) + activations,
+        "these are bits, and the activations are given in bytes": 8 * right,
+        "the activations are given as they are: they do not shrink with the share that"
+        " trains": int(right - activations + activations * trained / total),
+        "the frozen parameters have Adam's averages too: only what trains has them": (
+            right + 8 * frozen
         ),
         "activations are multiplied by 2: they are given in bytes": right + activations,
     }
@@ -65,6 +74,8 @@ def training_bytes(answer):
         mistakes={k: float(v) for k, v in mistakes.items()},
         what=what,
     )
+    if isinstance(got, float):
+        raise Mistake("the value is right, but a float: a number of bytes is an int")
     if answer(1000, 0, 5) != 2005 or answer(1000, 1000, 0) != 16_000:
         raise Mistake(
             "wrong at an end: nothing trained must cost 2 bytes per parameter,"
@@ -116,11 +127,26 @@ def freeze_all_but_biases(answer):
             f"{extra[0]!r} trains, and it is no bias: look at the last part of the"
             " name, and at all of it"
         )
-    if missing := sorted(wanted - trains):
+    if missing := sorted(wanted - trains, key=lambda name: (name == "bias", name)):
         hint = "let those train that were frozen before, too"
         if "norm" in missing[0]:
             hint = "norms count too"
+        if missing[0] == "bias":
+            hint = "the name of the model's own bias has no dot before it"
         raise Mistake(f"{missing[0]!r} is frozen: {hint}")
+    if count == sum(before[n].numel() for n in wanted - {"out.bias"}):
+        raise Mistake(
+            "the biases that were frozen before are not counted: they train now, too"
+        )
+    if count == sum(before[n].numel() for n in wanted) + 5:
+        raise Mistake(
+            "a bias that two linears share is counted twice: `named_parameters` gives"
+            " it once"
+        )
+    if count == sum(len(before[n]) for n in wanted):
+        raise Mistake(
+            "`len` of a tensor is its first size: `numel()` counts the numbers in it"
+        )
     if count == len(wanted):
         raise Mistake(
             f"you returned the number of tensors, {count}: count the numbers in them"
@@ -150,8 +176,9 @@ def freeze_all_but_biases(answer):
 
 
 def _biased() -> nn.Module:
-    """Linears with and without a bias, a norm, and names that look like biases; one
-    bias starts frozen.
+    """Linears with and without a bias, a norm, and names that look like biases.
+
+    One bias starts frozen, one is shared, one has two dimensions and no dot.
     """
     torch.manual_seed(int(torch.randint(99, ())))
     model = nn.ModuleDict(
@@ -163,6 +190,11 @@ def _biased() -> nn.Module:
         }
     )
     model["out"].bias.requires_grad_(False)
+    model["shared"] = nn.Linear(4, 5)
+    model["shared"].bias = model["proj"].bias
+    model["scores"] = nn.Linear(3, 2, bias=False)
+    model["scores"].register_parameter("unbias", nn.Parameter(torch.randn(2)))
+    model.register_parameter("bias", nn.Parameter(torch.randn(2, 3)))
     return model
 
 
@@ -198,6 +230,12 @@ def fold(answer):
     if len(got) != 3:
         raise Mistake(f"fold returned {len(got)} biases for 3 linears")
     for i, one in enumerate(got):
+        if one is None:
+            raise Mistake(
+                f"linear {i} gets no bias: one without a bias gets a new one, for β"
+            )
+        if len(W[i]) != 6 and getattr(one, "shape", None) == (6,):
+            raise Mistake("β itself is no bias of a linear: it passes through W first")
         expect(
             one,
             shape=(len(W[i]),),
@@ -218,10 +256,22 @@ def fold(answer):
             lambda W, b, c: c + W @ beta
         ),
         "β is subtracted: it is added": joined(lambda W, b, c: b + c - W @ beta),
+        "W is transposed: y = W x, with W (out, d)": joined(
+            lambda W, b, c: b + c + (W.T if len(W) == 6 else W) @ beta
+        ),
         "W is applied to the change c too: c sits behind the linear, only β"
         " before it": joined(
             lambda W, b, c: b + (W[:, : len(c)] @ c if len(c) == 6 else c) + W @ beta
         ),
+        "b and c are left out: they stay": joined(lambda W, b, c: W @ beta),
+        "a change c without a bias b is lost: each of the two may be missing": joined(
+            lambda W, b, c: W @ beta + (b + c if b.any() else 0)
+        ),
+        "a bias b without a change c is lost: each of the two may be missing": joined(
+            lambda W, b, c: W @ beta + (b + c if c.any() else 0)
+        ),
+        "c is added twice": joined(lambda W, b, c: b + 2 * c + W @ beta),
+        "b is added twice": joined(lambda W, b, c: 2 * b + c + W @ beta),
         "β is added as it is, cut to size: it passes through W first": joined(
             lambda W, b, c: b + c + beta[: len(W)]
         ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from llmlab.course.grading.checking import Checks, Mistake, close, diagnose, expect
 
@@ -64,6 +65,20 @@ def parallel(answer):
         "the activation is another one: relu is asked": (
             m + s * F.gelu(x @ down.T) @ up.T
         ),
+        "the activation is another one, silu: relu is asked": (
+            m + s * F.silu(x @ down.T) @ up.T
+        ),
+        "the activation is another one, tanh: relu is asked": (
+            m + s * torch.tanh(x @ down.T) @ up.T
+        ),
+        "the adapter's output is subtracted: it is added": m - s * low,
+        "the MLP reads what the adapter gives: beside means that it reads x": (
+            mlp(x + s * low)
+        ),
+        "the MLP reads the adapter's output alone: beside means that it reads x": (
+            mlp(s * low)
+        ),
+        "s is the whole scale: it is not divided by m": m + s / 3 * low,
     }
     diagnose(got, right=m + s * low, mistakes=mistakes, tol=1e-4, what=what)
     if not close(answer(x[0], mlp, down, torch.zeros_like(up), s), m[0]):
@@ -123,8 +138,28 @@ def prefix_share(answer):
         ),
         "p / (p + S) is the share only if all scores are equal": torch.full((5,), 0.3),
         "a softmax over the prefix alone always sums to 1": torch.ones(5),
+        "prefix and keys had a softmax each: one over both is asked": (
+            torch.full((5,), 0.5)
+        ),
+        "the largest score is taken off each part by itself: take the same off both": (
+            _share(_own(a), _own(b))
+        ),
+        "you compared means: with p + S keys in one softmax, their sums count": (
+            right / 3 / (right / 3 + (1 - right) / 7)
+        ),
+        "you divided by √p: D is the width of a key": (
+            torch.softmax(logs * 8**0.5 / 3**0.5, 1)[:, :3].sum(1)
+        ),
     }
     diagnose(got, right=right, mistakes=mistakes, what="prefix_share(q, P, K)")
+    sizes = torch.tensor([1.0, 50, 400, 900, 3])[:, None]
+    large = torch.softmax(sizes * logs, 1)[:, :3].sum(1)
+    if not close(answer(sizes * q, P, K), large):
+        raise Mistake(
+            "right for small scores, wrong for scores of several hundred, or for"
+            " queries of different sizes: exp overflows, or gives 0 / 0. Take each"
+            " query's largest score off first"
+        )
     V, P_V = torch.randn(7, 8), torch.randn(3, 8)  # the oracle: He et al.'s equation 7
     lam = answer(q, P, K)[:, None]
     parts = (1 - lam) * (torch.softmax(b, 1) @ V) + lam * (torch.softmax(a, 1) @ P_V)
@@ -207,6 +242,26 @@ def gated_prefix(answer):
             s[:, 0]
         ),
         "the gates are summed, not averaged": made((s * mask).sum(1)),
+        "padding counts as σ(0) = ½ in the sum: mask after the sigmoid": made(
+            torch.sigmoid((x @ w + b) * mask).sum(1) / real
+        ),
+        "padding counts as σ(0) = ½ in the mean: mask after the sigmoid": made(
+            torch.sigmoid((x @ w + b) * mask).mean(1)
+        ),
+        "only the last real token opens the gate: take the mean over all": made(
+            s[torch.arange(3), (mask * torch.arange(6)).argmax(1)]
+        ),
+        "padding may be on the left: the first n tokens are not the real ones": made(
+            torch.stack([s[i, : int(n)].mean() for i, n in enumerate(real)])
+        ),
+        "every row is divided by the same count: by its own real tokens": made(
+            (s * mask).sum(1) / real.mean()
+        ),
+        "the gate is squared in the values: once is enough": made(g, g * g),
+        "the gate is squared: once is enough": made(g * g),
+        "that is tanh, where a sigmoid is asked": made(
+            (torch.tanh(x @ w + b) * mask).sum(1) / real
+        ),
     }
     diagnose(
         torch.stack([K, V]),
@@ -223,6 +278,16 @@ def gated_prefix(answer):
         raise Mistake(
             "with w and b at zero every gate is 1/2, however long a row's padding is"
         )
+
+
+def _own(scores: Tensor) -> Tensor:
+    """Scores less the largest of their row."""
+    return scores - scores.amax(1, keepdim=True)
+
+
+def _share(a: Tensor, b: Tensor) -> Tensor:
+    """The share of exp(a) in each row."""
+    return a.exp().sum(1) / (a.exp().sum(1) + b.exp().sum(1))
 
 
 def _pair(value: object) -> tuple[torch.Tensor, torch.Tensor]:

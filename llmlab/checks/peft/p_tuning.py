@@ -50,6 +50,14 @@ def encode_prompt(answer):
     s, t = _states(h, Wf, Uf), _states(h.flip(0), Wb, Ub).flip(0)
     join = lambda a, b: torch.cat([a, b], -1) @ W.T  # noqa: E731
     zero = torch.zeros_like(s)
+    ones = torch.ones(m)
+    near_s, near_t = torch.tanh(h @ Wf.T), torch.tanh(h @ Wb.T)
+
+    def both(**other):
+        """Both recurrences with one thing changed."""
+        back = _states(h.flip(0), Wb, Ub, **other).flip(0)
+        return join(_states(h, Wf, Uf, **other), back)
+
     mistakes = {
         "the backward states are not turned round: t_i belongs to token i": join(
             s, t.flip(0)
@@ -81,6 +89,28 @@ def encode_prompt(answer):
         "every token gets the two last states: each has its own s_i and t_i": join(
             s[-1].expand(p, -1), t[0].expand(p, -1)
         ),
+        "that is a sigmoid, where tanh is asked": both(squash=torch.sigmoid),
+        "the state before comes in after tanh: it belongs inside": both(
+            step=lambda W, row, U, before: torch.tanh(W @ row) + U @ before
+        ),
+        "the states do not begin at zero, but at one": both(first=ones),
+        "the backward states begin where the forward ones ended: t_p = 0": join(
+            s, _states(h.flip(0), Wb, Ub, first=s[-1]).flip(0)
+        ),
+        "each token gets the states before it: s_i and t_i have read token i": join(
+            torch.cat([zero[:1], s[:-1]]), torch.cat([t[1:], zero[:1]])
+        ),
+        "the states remember one token only: U multiplies the whole state before": join(
+            torch.tanh(h @ Wf.T + torch.cat([zero[:1], near_s[:-1]]) @ Uf.T),
+            torch.tanh(h @ Wb.T + torch.cat([near_t[1:], zero[:1]]) @ Ub.T),
+        ),
+        "the first token has no backward state: the loop ends too early": join(
+            s, torch.cat([zero[:1], t[1:]])
+        ),
+        "the last token has no forward state: the loop ends too early": join(
+            torch.cat([s[:-1], zero[:1]]), t
+        ),
+        "P_i has no tanh: only the states do": torch.tanh(join(s, t)),
     }
     diagnose(got, right=join(s, t), mistakes=mistakes, what=what)
     rnn = torch.nn.RNN(d, m, bidirectional=True, bias=False)  # the oracle
@@ -102,11 +132,16 @@ def encode_prompt(answer):
         )
 
 
-def _states(h: Tensor, W: Tensor, U: Tensor, squash=torch.tanh) -> Tensor:
+def _states(
+    h: Tensor, W: Tensor, U: Tensor, squash=torch.tanh, first=None, step=None
+) -> Tensor:
     """(p, m): what a recurrence over the rows of h remembers after each."""
-    states = [torch.zeros(len(U))]
+    states = [torch.zeros(len(U)) if first is None else first]
     for row in h:
-        states.append(squash(W @ row + U @ states[-1]))
+        if step is None:
+            states.append(squash(W @ row + U @ states[-1]))
+        else:
+            states.append(step(W, row, U, states[-1]))
     return torch.stack(states[1:])
 
 
@@ -175,6 +210,21 @@ def labelling_loss(answer):
         "the softmax is applied twice": F.cross_entropy(
             scores.softmax(-1)[kept], labels[kept]
         ),
+        "label 0 is a label: only −100 means none": F.cross_entropy(
+            scores[labels > 0], labels[labels > 0]
+        ),
+        "the logarithm is missing: this is minus the mean probability": -(
+            scores.softmax(-1)[kept].gather(1, labels[kept][:, None]).mean()
+        ),
+        "take the logarithm of each probability, then the mean": -(
+            scores.softmax(-1)[kept].gather(1, labels[kept][:, None]).mean().log()
+        ),
+        "all labels are counted, not the right one alone": -(
+            scores.log_softmax(-1)[kept].mean()
+        ),
+        "the labels are smoothed: −log softmax(scores)[label] alone is asked": (
+            F.cross_entropy(scores[kept], labels[kept], label_smoothing=0.1)
+        ),
         "the loss is in bits: take the natural logarithm": each.sum()
         / kept.sum()
         / torch.log(torch.tensor(2.0)),
@@ -224,7 +274,13 @@ def last_token(answer):
         [[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0], [0, 1, 1, 1, 0, 0]]
     )
     what = "last_token(scores, mask)"
-    got = expect(answer(scores, mask), shape=(4, 3), dtype=torch.float32, what=what)
+    value = answer(scores, mask)
+    if getattr(value, "shape", None) == (4, 4, 3):
+        raise Mistake(
+            "every row is read at the places of all rows: index rows and places"
+            " together, scores[torch.arange(B), places]"
+        )
+    got = expect(value, shape=(4, 3), dtype=torch.float32, what=what)
     row, length = torch.arange(4), mask.sum(-1)
     last = torch.tensor([5, 5, 2, 3])
     mean = (scores * mask[..., None]).sum(1) / length[:, None]
@@ -244,6 +300,22 @@ def last_token(answer):
         "you took the mean over the tokens: only the last has read everything": mean,
         "you took the mean over padding too": scores.mean(1),
         "you took the largest score over the tokens": scores.amax(1),
+        "you took the largest score over the real tokens: the last one's are asked": (
+            scores.masked_fill(mask[..., None] == 0, -torch.inf).amax(1)
+        ),
+        "these are probabilities: scores are asked": scores[row, last].softmax(-1),
+        "these are log-probabilities: scores are asked": (
+            scores[row, last].log_softmax(-1)
+        ),
+        "you took the place before the first padding: padding may be on the left": (
+            scores[row, mask.argmin(-1) - 1]
+        ),
+        "you took the last padding": scores[
+            row, ((1 - mask) * torch.arange(6)).argmax(-1)
+        ],
+        "a place counted from the end is used as one from the start": scores[
+            row, mask.flip(1).argmax(-1)
+        ],
         "you took the token before the last": scores[row, last - 1],
         "you took the last token's scores of row 0 for every row's place": scores[
             0, last

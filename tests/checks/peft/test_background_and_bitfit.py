@@ -2,9 +2,11 @@
 diagnosis that it must get.
 """
 
+import pytest
 import torch
 
-from tests.checks.rejecting import Wrong, rejects
+from llmlab.checks.peft.background_and_bitfit import check
+from tests.checks.rejecting import Wrong, rejects, verdict
 
 
 def sixteen_for_all(total, trained, activations):
@@ -43,6 +45,10 @@ def freeze_fully_trained(total, trained, activations):
     )
 
 
+def is_bias(name):
+    return name.split(".")[-1] == "bias"
+
+
 def named_bias_anywhere(model):
     for name, p in model.named_parameters():
         p.requires_grad_("bias" in name)
@@ -58,9 +64,9 @@ def only_unfreezes(model):
 
 def only_freezes(model):
     for name, p in model.named_parameters():
-        if not name.endswith(".bias"):
+        if not is_bias(name):
             p.requires_grad_(False)
-    return sum(p.numel() for n, p in model.named_parameters() if n.endswith(".bias"))
+    return sum(p.numel() for n, p in model.named_parameters() if is_bias(n))
 
 
 def linears_only(model):
@@ -73,26 +79,26 @@ def linears_only(model):
 
 def counts_tensors(model):
     for name, p in model.named_parameters():
-        p.requires_grad_(name.endswith(".bias"))
-    return sum(name.endswith(".bias") for name, _ in model.named_parameters())
+        p.requires_grad_(is_bias(name))
+    return sum(is_bias(name) for name, _ in model.named_parameters())
 
 
 def counts_everything(model):
     for name, p in model.named_parameters():
-        p.requires_grad_(name.endswith(".bias"))
+        p.requires_grad_(is_bias(name))
     return sum(p.numel() for p in model.parameters())
 
 
 def accepts_a_model_without(model):
     for name, p in model.named_parameters():
-        p.requires_grad_(name.endswith(".bias"))
+        p.requires_grad_(is_bias(name))
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def zeroes_the_biases(model):
     for name, p in model.named_parameters():
-        p.requires_grad_(name.endswith(".bias"))
-        if name.endswith(".bias"):
+        p.requires_grad_(is_bias(name))
+        if is_bias(name):
             p.data.zero_()
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
@@ -120,6 +126,94 @@ def keeps_none(W, b, c, beta):
     """A linear without a bias of its own gets none."""
     new = folded(lambda w, b, c, beta: b + c + w @ beta)(W, b, c, beta)
     return [None if b_i is None else one for one, b_i in zip(new, b, strict=True)]
+
+
+# Kinds of mistake that once had no sentence, or got through.
+
+
+def bitfit(is_bias=is_bias, count=torch.numel):
+    def freeze_all_but_biases(model):
+        biases = [p for n, p in model.named_parameters() if is_bias(n)]
+        if not biases:
+            raise ValueError("the model has no biases")
+        model.requires_grad_(False)
+        for p in biases:
+            p.requires_grad_(True)
+        return sum(count(p) for p in biases)
+
+    return freeze_all_but_biases
+
+
+def counts_what_trained(model):
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    bitfit()(model)
+    return sum(
+        p.numel() for n, p in model.named_parameters() if n in trained and is_bias(n)
+    )
+
+
+def counts_shared_twice(model):
+    bitfit()(model)
+    biases = [getattr(m, "bias", None) for m in model.modules()]
+    return sum(b.numel() for b in biases if b is not None)
+
+
+def only_with_b(W, b, c, beta):
+    new = []
+    for w, b_i, c_i in zip(W, b, c, strict=True):
+        own = 0 if b_i is None else b_i + (0 if c_i is None else c_i)
+        new.append(w @ beta + own)
+    return new
+
+
+MORE = [
+    Wrong("training_bytes", lambda n, k, a: 16 * n + 112 * k + a, "these are bits"),
+    Wrong("training_bytes", lambda n, k, a: 4 * n + 14 * k + a, "for each parameter"),
+    Wrong("training_bytes", lambda n, k, a: 4 * n + 12 * k + a, "that it has not"),
+    Wrong("training_bytes", lambda n, k, a: 2.0 * n + 14 * k + a, "but a float"),
+    Wrong(
+        "training_bytes",
+        lambda n, k, a: int(2 * n + 14 * k + a * k / n),
+        "do not shrink",
+    ),
+    Wrong("freeze_all_but_biases", bitfit(lambda n: n.endswith("bias")), "unbias"),
+    Wrong("freeze_all_but_biases", bitfit(lambda n: n.endswith(".bias")), "no dot"),
+    Wrong("freeze_all_but_biases", bitfit(count=len), "first size"),
+    Wrong("freeze_all_but_biases", counts_what_trained, "frozen before are not"),
+    Wrong("freeze_all_but_biases", counts_shared_twice, "counted twice"),
+    Wrong("fold", folded(lambda w, b, c, beta: w @ beta), "b and c are left out"),
+    Wrong("fold", folded(lambda w, b, c, beta: b + 2 * c + w @ beta), "c is added"),
+    Wrong("fold", only_with_b, "a change c without"),
+    Wrong("fold", lambda W, b, c, beta: [beta.clone() for _ in W], "β itself"),
+]
+
+
+def in_bits(total, trained, activations):
+    return (16 * total + trained * (16 + 32 + 2 * 32)) // 8 + activations
+
+
+def by_loop(W, b, c, beta):
+    new = []
+    for i, w in enumerate(W):
+        bias = torch.einsum("od,d->o", w, beta)
+        for own in (b[i], c[i]):
+            if own is not None:
+                bias = bias + own
+        new.append(bias)
+    return new
+
+
+@pytest.mark.parametrize(
+    ("exercise", "answer"),
+    [
+        ("training_bytes", in_bits),
+        ("freeze_all_but_biases", bitfit()),
+        ("fold", by_loop),
+    ],
+)
+def test_right_answers_written_otherwise(exercise, answer):
+    result = verdict(check, exercise, answer)
+    assert result.outcome == "right", str(result)
 
 
 test_wrong_answers = rejects(
@@ -157,6 +251,7 @@ test_wrong_answers = rejects(
             "passes through W first",
         ),
         Wrong("fold", crashes_on_none, "None"),
-        Wrong("fold", keeps_none, "bias 1"),
+        Wrong("fold", keeps_none, "gets no bias"),
+        *MORE,
     ],
 )

@@ -2,9 +2,11 @@
 that it must get.
 """
 
+import pytest
 import torch
 
-from tests.checks.rejecting import Wrong, rejects
+from llmlab.checks.peft.mam_and_unipelt import check
+from tests.checks.rejecting import Wrong, rejects, verdict
 
 relu = torch.relu
 
@@ -189,4 +191,109 @@ GATED = [
     Wrong("gated_prefix", gated(right, lambda g, k, v: g * k), "tuple or list"),
 ]
 
-test_wrong_answers = rejects("04-peft/09-mam-and-unipelt", PARALLEL + SHARE + GATED)
+# Kinds of mistake that once had no sentence, or got through.
+
+
+def mlp_behind(x, mlp, down, up, s):
+    return mlp(x + s * torch.relu(x @ down.T) @ up.T)
+
+
+def divided_by_m(x, mlp, down, up, s):
+    return mlp(x) + s / len(down) * torch.relu(x @ down.T) @ up.T
+
+
+def shares(change):
+    """prefix_share from the scores of both parts."""
+
+    def prefix_share(q, P, K):
+        return change(q @ P.T / q.shape[1] ** 0.5, q @ K.T / q.shape[1] ** 0.5)
+
+    return prefix_share
+
+
+def of_sums(a, b):
+    a, b = a.exp().sum(1), b.exp().sum(1)
+    return a / (a + b)
+
+
+def of_means(a, b):
+    a, b = a.exp().mean(1), b.exp().mean(1)
+    return a / (a + b)
+
+
+def each_less_its_own(a, b):
+    return of_sums(a - a.amax(1, keepdim=True), b - b.amax(1, keepdim=True))
+
+
+def less_one_for_all(a, b):
+    most = max(a.max(), b.max())
+    return of_sums(a - most, b - most)
+
+
+def gated_by(gate):
+    def gated_prefix(x, w, b, mask, P_K, P_V):
+        g = gate(x @ w + b, mask)[:, None, None, None]
+        return g * P_K, g * P_V
+
+    return gated_prefix
+
+
+def of_the_first(z, mask):
+    n = mask.sum(1).int().tolist()
+    return torch.stack([z[i, : n[i]].sigmoid().mean() for i in range(len(z))])
+
+
+MORE = [
+    Wrong("parallel", mlp_behind, "the MLP reads what the adapter gives"),
+    Wrong("parallel", divided_by_m, "not divided by m"),
+    Wrong("prefix_share", shares(of_sums), "exp overflows"),
+    Wrong("prefix_share", shares(less_one_for_all), "0 / 0"),
+    Wrong("prefix_share", shares(each_less_its_own), "off each part by itself"),
+    Wrong("prefix_share", shares(of_means), "you compared means"),
+    Wrong(
+        "gated_prefix",
+        gated_by(lambda z, mask: (z * mask).sigmoid().sum(1) / mask.sum(1)),
+        "½ in the sum",
+    ),
+    Wrong("gated_prefix", gated_by(of_the_first), "padding may be on the left"),
+    Wrong(
+        "gated_prefix",
+        gated_by(lambda z, mask: (z.sigmoid() * mask).sum(1) / mask.sum(1).mean()),
+        "the same count",
+    ),
+]
+
+
+def clamped(x, mlp, down, up, s):
+    z = torch.einsum("...d,md->...m", x, down)
+    return torch.einsum("...m,dm->...d", z.clamp(min=0), up * s) + mlp(x)
+
+
+def by_sigmoid(q, P, K):
+    scale = q.shape[1] ** -0.5
+    parts = [torch.logsumexp(q @ t.T * scale, 1) for t in (P, K)]
+    return torch.sigmoid(parts[0] - parts[1])
+
+
+def row_by_row(x, w, b, mask, P_K, P_V):
+    rows = [row[real.bool()] for row, real in zip(x, mask, strict=True)]
+    g = torch.stack([torch.sigmoid(row @ w + b).mean() for row in rows])
+    return torch.einsum("n,hpd->nhpd", g, P_K), torch.einsum("n,hpd->nhpd", g, P_V)
+
+
+@pytest.mark.parametrize(
+    ("exercise", "answer"),
+    [
+        ("parallel", clamped),
+        ("prefix_share", by_sigmoid),
+        ("gated_prefix", row_by_row),
+    ],
+)
+def test_right_answers_written_otherwise(exercise, answer):
+    result = verdict(check, exercise, answer)
+    assert result.outcome == "right", str(result)
+
+
+test_wrong_answers = rejects(
+    "04-peft/09-mam-and-unipelt", PARALLEL + SHARE + GATED + MORE
+)

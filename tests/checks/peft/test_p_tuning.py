@@ -2,10 +2,12 @@
 it must get.
 """
 
+import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.checks.rejecting import Wrong, rejects
+from llmlab.checks.peft.p_tuning import check
+from tests.checks.rejecting import Wrong, rejects, verdict
 
 
 def recurrence(h, W, U, squash=torch.tanh):
@@ -258,4 +260,111 @@ LAST = [
     Wrong("last_token", labels_instead, "shape"),
 ]
 
-test_wrong_answers = rejects("04-peft/03-p-tuning", ENCODE + LOSS + LAST)
+# Kinds of mistake that once had no sentence.
+
+
+def encoded_by(
+    step=lambda Wh, Us: torch.tanh(Wh + Us), first=torch.zeros, turn=lambda s, t: (s, t)
+):
+    """encode_prompt with one thing changed."""
+
+    def run(h, W, U):
+        state = first(len(U))
+        states = []
+        for row in h:
+            state = step(W @ row, U @ state)
+            states.append(state)
+        return torch.stack(states)
+
+    def encode_prompt(h, Wf, Uf, Wb, Ub, W):
+        s, t = run(h, Wf, Uf), run(h.flip(0), Wb, Ub).flip(0)
+        return torch.cat(turn(s, t), 1) @ W.T
+
+    return encode_prompt
+
+
+def before(s, t):
+    zero = torch.zeros_like(s[:1])
+    return torch.cat([zero, s[:-1]]), torch.cat([t[1:], zero])
+
+
+def without_the_first(s, t):
+    return s, torch.cat([torch.zeros_like(t[:1]), t[1:]])
+
+
+def of_labels(change):
+    """labelling_loss from the scores and the labels that count."""
+
+    def labelling_loss(scores, labels):
+        kept = labels != -100
+        return change(scores[kept], labels[kept])
+
+    return labelling_loss
+
+
+def place(find):
+    def last_token(scores, mask):
+        return scores[torch.arange(len(scores)), find(mask)]
+
+    return last_token
+
+
+def every_place(scores, mask):
+    return scores[:, (mask * torch.arange(mask.shape[1])).argmax(1)]
+
+
+MORE = [
+    Wrong(
+        "encode_prompt",
+        encoded_by(lambda Wh, Us: torch.sigmoid(Wh + Us)),
+        "that is a sigmoid",
+    ),
+    Wrong(
+        "encode_prompt",
+        encoded_by(lambda Wh, Us: torch.tanh(Wh) + Us),
+        "comes in after tanh",
+    ),
+    Wrong("encode_prompt", encoded_by(first=torch.ones), "do not begin at zero"),
+    Wrong("encode_prompt", encoded_by(turn=before), "the states before it"),
+    Wrong("encode_prompt", encoded_by(turn=without_the_first), "ends too early"),
+    Wrong(
+        "labelling_loss",
+        of_labels(lambda s, y: torch.nn.functional.cross_entropy(s[y > 0], y[y > 0])),
+        "label 0 is a label",
+    ),
+    Wrong(
+        "labelling_loss",
+        of_labels(lambda s, y: -s.softmax(-1).gather(1, y[:, None]).mean()),
+        "the logarithm is missing",
+    ),
+    Wrong("last_token", every_place, "the places of all rows"),
+    Wrong("last_token", place(lambda m: m.argmin(1) - 1), "before the first padding"),
+    Wrong("last_token", place(lambda m: m.flip(1).argmax(1)), "counted from the end"),
+]
+
+
+def by_logsumexp(scores, labels):
+    kept = labels != -100
+    own = scores[kept].gather(1, labels[kept][:, None])[:, 0]
+    return (scores[kept].logsumexp(-1) - own).mean()
+
+
+def last_rise(scores, mask):
+    places = mask.cumsum(1).argmax(1)
+    return torch.take_along_dim(scores, places[:, None, None], 1).squeeze(1)
+
+
+@pytest.mark.parametrize(
+    ("exercise", "answer"),
+    [
+        ("encode_prompt", encoded_by()),
+        ("labelling_loss", by_logsumexp),
+        ("last_token", last_rise),
+    ],
+)
+def test_right_answers_written_otherwise(exercise, answer):
+    result = verdict(check, exercise, answer)
+    assert result.outcome == "right", str(result)
+
+
+test_wrong_answers = rejects("04-peft/03-p-tuning", ENCODE + LOSS + LAST + MORE)
