@@ -483,6 +483,37 @@ def test_a_kernel_ends_with_the_process_that_asked_for_it(light):
     assert gone(int(said[0]))
 
 
+FORK = """
+import os, pathlib, time
+if os.fork() == 0:
+    if os.fork() == 0:  # its parent ends: nobody's child
+        pathlib.Path({file!r}).write_text(str(os.getpid()) + ".")
+        time.sleep(600)
+    os._exit(0)
+"""
+
+
+def test_what_a_cell_forked_ends_with_the_kernel_that_nobody_needs(light, tmp_path):
+    file = tmp_path / "pid"
+    code = (
+        "import os, pathlib, time\n"
+        "from jupyter_client.manager import KernelManager\n"
+        "m = KernelManager(); m.start_kernel()\n"
+        "c = m.client(); c.start_channels(); c.wait_for_ready()\n"
+        f"c.execute({FORK.format(file=str(file))!r})\n"
+        f"file = pathlib.Path({str(file)!r})\n"
+        "while not (file.exists() and file.read_text().endswith('.')):\n"
+        "    time.sleep(0.05)\n"
+        "print(type(m.provisioner.process).__name__, flush=True)\n"
+        "os._exit(0)\n"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120
+    ).stdout
+    assert said == "Forked\n"
+    assert gone(int(file.read_text().rstrip(".")))
+
+
 # The warm process's life
 
 

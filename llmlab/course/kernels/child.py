@@ -16,9 +16,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from select import poll
 from types import ModuleType
 from typing import Any
+
+import psutil
 
 from llmlab.course.kernels.hiding import Hidden
 from llmlab.course.kernels.preload import Package
@@ -160,7 +163,7 @@ def make_app(forked: NewKernel) -> Any:
 
 
 class ParentWatch(threading.Thread):
-    """Ends the kernel when the process that asked for it is gone."""
+    """Ends the kernel, and what its cells forked, when who asked for it is gone."""
 
     def __init__(self, parent: int) -> None:
         super().__init__(daemon=True)
@@ -171,4 +174,18 @@ class ParentWatch(threading.Thread):
         watch = poll()
         watch.register(self.parent)
         watch.poll()
+        end_session()
         os._exit(1)
+
+
+def end_session() -> None:
+    """Kills the other processes of this kernel's session.
+
+    A fork that a cell made looks like the warm process, so nobody outside knows whose
+    it is; but the kernel leads a session, and forks stay in it.
+    """
+    own = os.getpid()
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if process.pid != own and os.getsid(process.pid) == own:
+                process.kill()
