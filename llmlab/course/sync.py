@@ -91,7 +91,8 @@ def read_pair(script: Path) -> tuple[NotebookNode, NotebookNode | None]:
     known: set[str] = set()
     if path.is_file():
         old = nbformat.read(path, as_version=4)
-        known = {cell.id for cell in old.cells}
+        # jupytext pairs cells by place, too: the line on top is no cell of the script
+        known = {cell.id for cell in old.cells} - {header.ID}
         source = combine_inputs_with_outputs(source, old, fmt="py:percent")
     taken: set[str] = set()
     for cell, own_tags in zip(source.cells, tags, strict=True):

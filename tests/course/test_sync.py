@@ -309,3 +309,22 @@ def test_a_lesson_of_the_syllabus_has_its_line_on_top(ran):
     assert "5 seconds" in nb.cells[1].source
     records.write_text(records.read_text().replace('"seconds": 1.0', '"seconds": 9.0'))
     assert sync.check(script, ran), "the line says what the run before took"
+
+
+def test_text_below_the_line_on_top_is_no_line(ran):
+    """Text that takes the place of a cell is paired with the line, but stays."""
+    folder = ran / "notebooks" / "01-start"
+    for kind in ("py", "ipynb"):
+        (folder / f"00-a-lesson.{kind}").rename(folder / f"01-welcome.{kind}")
+    records = ran / "jupyter-book" / "verified.json"
+    records.write_text(records.read_text().replace("00-a-lesson", "01-welcome"))
+    script = folder / "01-welcome.py"
+    sync.sync(script, ran)
+    text = script.read_text()
+    added = "# A lesson\n\n# %% [markdown]\n# How to read it.\n"
+    script.write_text(text.replace("# A lesson\n", added, 1))
+    assert sync.sync(script, ran) == ("updated", [])
+    nb = nbformat.read(script.with_suffix(".ipynb"), as_version=4)
+    assert "**It takes**" in nb.cells[1].source
+    assert nb.cells[2].source == "How to read it."
+    assert sync.check(script, ran) == []
