@@ -8,7 +8,7 @@
 # **How to read a lesson.** It is a notebook. Click on a cell and press Shift+Enter: it runs, and the next one is
 # selected. Run the cells from top to bottom. Everything here runs on a laptop in seconds, without a GPU and without a network.
 #
-# Code that only draws is folded: click on the bar (or on *Show the code* in the book) to open it. Answers are folded too, until you
+# Code that only draws or imports is folded in most lessons: click on the bar (or on *Show the code* in the book) to open it. Answers are folded too, until you
 # run their cell. Change what you like: this is your own copy, and `llmlab reset 01-welcome` in a terminal gives a fresh one.
 #
 # ## What it costs

@@ -216,6 +216,12 @@ show(
 # each. First: does a fresh adapter change nothing? Then ours writes a folder, `peft` reads it, and both must compute the same. Last,
 # merging: the same function, with nothing left to slow it down. To unmerge, our code puts the old tensor back, since subtracting
 # $\Delta W$ would not give back the same bits.
+#
+# <details><summary>For the curious: the gradients, and the way back</summary>
+#
+# The second, folded cell compares the gradients of all 56 thin matrices. Then `peft` writes a file, and we read it onto `transformers`' own Llama.
+#
+# </details>
 
 # %%
 import peft
@@ -249,13 +255,6 @@ lora.merge(model)
 compare(model(prompt), beside, what="logits, merged against unmerged", tol=1e-4)
 lora.unmerge(model)
 compare(model(prompt), beside, what="logits, unmerged", tol=0)
-
-# %% [markdown]
-# <details><summary>For the curious: the gradients, and the way back</summary>
-#
-# The folded cell compares the gradients of all 56 thin matrices. Then `peft` writes a file, and we read it onto `transformers`' own Llama.
-#
-# </details>
 
 # %% tags=["hide-cell"]
 pretraining.next_token_loss(model(prompt), prompt).backward()
