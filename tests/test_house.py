@@ -111,7 +111,7 @@ ARROWS = {
         "book": "cpu syllabus",
         "cli": (
             "book doctor exercises families files fits grading kernels lab "
-            "model_shapes new progress release standing syllabus workspace"
+            "model_shapes new progress release standing syllabus words workspace"
         ),
         "copy_links": "syllabus",
         "doctor": "cpu four_bits syllabus",
@@ -122,6 +122,7 @@ ARROWS = {
         "lab": "kernels landing syllabus workspace",
         "lab_contents": "syllabus workspace",
         "landing": "grading header progress standing syllabus workspace",
+        "model_shapes": "words",
         "new": "files syllabus",
         "numbers": "printed",
         "progress": "files",
@@ -134,7 +135,7 @@ ARROWS = {
         "sync": "book header kernels syllabus",
         "traces": "figures",
         "turn": "grading",
-        "workspace": "copy_links files grading syllabus",
+        "workspace": "book copy_links files grading syllabus",
     },
 }
 

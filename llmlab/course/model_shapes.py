@@ -13,6 +13,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmlab.course.words import did_you_mean
+
 if TYPE_CHECKING:
     from llmlab.models.llama import LlamaConfig
 
@@ -107,9 +109,7 @@ def unknown(model: str, known: list[str], usage: str) -> ValueError:
     """The error for a name that is none: the near names, then all."""
     lower = {name.lower(): name for name in known}
     near = get_close_matches(model.lower(), lower, n=3)
-    asks = ""
-    if near:
-        asks = f"Did you mean {' or '.join(lower[x] for x in near)}? "
+    asks = did_you_mean([lower[x] for x in near])
     return ValueError(
         f"MODEL={model!r} is not known. {asks}Use {usage}. The names are"
         f" {', '.join(known)}"

@@ -14,7 +14,7 @@ from difflib import SequenceMatcher
 from functools import cache
 from pathlib import Path
 
-from llmlab.course.words import listed
+from llmlab.course.words import did_you_mean
 
 DATA = Path(__file__).parent / "data"
 NEAR = 0.7  # how alike two names must be, of 1, to be asked about
@@ -169,11 +169,10 @@ def find(name: str) -> Lesson:
     if found:
         names = ", ".join(x.slug for x in found)
         raise ValueError(f"more than one lesson is called {name!r}: {names}")
-    near = [x.short for x in near_lessons(topic)]
-    if near:
-        asks = f"Did you mean {listed(near, 'or')}?"
-        raise ValueError(f"no lesson is called {name!r}. {asks}")
-    raise ValueError(f"no lesson is called {name!r}: `llmlab progress` lists them")
+    asks = did_you_mean([x.short for x in near_lessons(topic)])
+    raise ValueError(
+        f"no lesson is called {name!r}. {asks}`llmlab progress` lists them"
+    )
 
 
 def near_lessons(name: str, most: int = 3) -> list[Lesson]:

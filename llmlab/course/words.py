@@ -11,3 +11,8 @@ def listed(words: Sequence[object], last: str = "and") -> str:
     if len(texts) < 2:
         return "".join(texts)
     return f"{', '.join(texts[:-1])} {last} {texts[-1]}"
+
+
+def did_you_mean(near: Sequence[object]) -> str:
+    """'Did you mean a or b? ', to go before the next sentence; '' for none."""
+    return f"Did you mean {listed(near, 'or')}? " if near else ""

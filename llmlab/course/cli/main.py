@@ -20,6 +20,7 @@ from llmlab.course.cli.authors import book, model_app, new, release
 from llmlab.course.cli.base import Json, Topic, lesson_and_root, stop, write
 from llmlab.course.cli.fits import fits
 from llmlab.course.cli.plan import plan
+from llmlab.course.words import did_you_mean
 
 NOTHING_BEGUN = (
     "there is nothing to mark yet: no exercise in work/ has an answer in it. Write one"
@@ -322,7 +323,7 @@ def _exercise(lesson, name: str):
     if name in known:
         return known[name]
     near = get_close_matches(name, known, n=1)
-    asks = f"Did you mean {near[0]}? " if near else ""
+    asks = did_you_mean(near)
     names = ", ".join(known)
     stop(f"no exercise of {lesson.short} is called {name!r}. {asks}It has {names}", 2)
 
