@@ -4,11 +4,14 @@ it must get.
 
 import math
 
+import pytest
 import torch
+import torch.nn.functional as F
 
+from llmlab.checks.parallelism.moe import check
 from llmlab.parallelism.moe.moe import Routing, keep
 from llmlab.parallelism.moe.moe import route as reference
-from tests.checks.rejecting import Wrong, rejects
+from tests.checks.rejecting import Wrong, rejects, verdict
 
 # Exercise 1
 
@@ -288,6 +291,132 @@ def never_back(comm, x, experts, experts_here, E):
     return x.clone()
 
 
+def worst_first(logits, k):
+    values, experts = logits.float().softmax(-1).topk(k)
+    return experts.flip(-1), (values / values.sum(-1, keepdim=True)).flip(-1)
+
+
+def among_tokens(logits, k):
+    values, experts = logits.float().softmax(-1).topk(k, 0)
+    return experts.T, (values / values.sum(0)).T
+
+
+def sigmoids(logits, k):
+    values, experts = logits.float().sigmoid().topk(k)
+    return experts, values / values.sum(-1, keepdim=True)
+
+
+def normalised_over_tokens(logits, k):
+    values, experts = logits.float().softmax(-1).topk(k)
+    return experts, values / values.sum(0, keepdim=True)
+
+
+def adding_up_to_k(logits, k):
+    experts, weights = softmax_of_the_largest(logits, k)
+    return experts, k * weights
+
+
+def softmax_of_the_largest(logits, k):
+    """Right: what is divided out again need not be computed."""
+    values, experts = logits.float().sort(dim=-1, descending=True)
+    return experts[:, :k], values[:, :k].softmax(-1)
+
+
+def to_the_nearest(experts, E, factor):
+    return queue(experts, E, round(experts.numel() / E * factor))
+
+
+def rounded_before_the_factor(experts, E, factor):
+    return queue(experts, E, math.ceil(math.ceil(experts.numel() / E) * factor))
+
+
+def down_before_the_factor(experts, E, factor):
+    return queue(experts, E, math.ceil(experts.numel() // E * factor))
+
+
+def rounded_too_early(experts, E, factor):
+    return queue(experts, E, int(math.ceil(experts.numel() / E) * factor))
+
+
+def queues_of_choices(experts, E, factor):
+    place = F.one_hot(experts, E).cumsum(0).gather(2, experts[..., None])[..., 0]
+    return place <= C(experts, E, factor)
+
+
+def largest_number(experts, E, factor):
+    return queue(experts, E, C(experts, int(experts.max()) + 1, factor))
+
+
+def last_choice_first(experts, E, factor):
+    return queue(experts.flip(1), E, C(experts, E, factor)).flip(1)
+
+
+def all_kept_or_none(experts, E, factor):
+    kept = queue(experts, E, C(experts, E, factor))
+    return kept.all(1, keepdim=True).expand_as(kept)
+
+
+def by_a_loop(experts, E, factor):
+    """Right: plain Python."""
+    room = [C(experts, E, factor)] * E
+    kept = []
+    for e in experts.flatten().tolist():
+        kept.append(room[e] > 0)
+        room[e] -= 1
+    return torch.tensor(kept).view(experts.shape)
+
+
+def mean_over_experts(probs, experts):
+    return probs.shape[1] * (shares(probs, experts).sum() * probs.mean(1)).sum()
+
+
+def experts_that_were_named(probs, experts):
+    E = int(experts.max()) + 1
+    f = torch.bincount(experts.flatten()) / experts.numel()
+    return E * (f * probs.mean(0)[:E]).sum()
+
+
+def by_einsum(probs, experts):
+    """Right: counts as a sum of one-hot rows."""
+    T, E = probs.shape
+    hot = F.one_hot(experts, E).float()
+    return E * torch.einsum("tke,se->", hot, probs) / (experts.numel() * T)
+
+
+def by_masks(comm, x, experts, experts_here, E, numbers=None, home=None, residual=0):
+    owner = experts // (E // comm.size)
+    own = [(owner == r).nonzero()[:, 0] for r in range(comm.size)]
+    rows = comm.all_to_all([x[i] for i in own])
+    numbers = numbers or (lambda: comm.all_to_all([experts[i] for i in own]))
+    results = [experts_here(a, b) for a, b in zip(rows, numbers(), strict=True)]
+    if home is not None:
+        return home(results)
+    out = residual * x
+    for i, back in zip(own, comm.all_to_all(results), strict=True):
+        out[i] += back
+    return out
+
+
+def first_expert_for_all(comm, x, experts, experts_here, E):
+    def numbers():
+        owner = experts // (E // comm.size)
+        first = [
+            torch.full((int((owner == r).sum()),), r * (E // comm.size))
+            for r in range(comm.size)
+        ]
+        return comm.all_to_all(first)
+
+    return by_masks(comm, x, experts, experts_here, E, numbers)
+
+
+def added_to_x(comm, x, experts, experts_here, E):
+    return by_masks(comm, x, experts, experts_here, E, residual=1)
+
+
+def results_stay(comm, x, experts, experts_here, E):
+    return by_masks(comm, x, experts, experts_here, E, home=torch.cat)
+
+
 test_wrong_answers = rejects(
     "05-parallelism/09-moe",
     [
@@ -333,5 +462,37 @@ test_wrong_answers = rejects(
         Wrong("dispatch", gathers_everything, "travels once to its expert"),
         Wrong("dispatch", sends_only, "do not fit together"),
         Wrong("dispatch", never_back, "came back as they were"),
+        Wrong("route", worst_first, "best expert comes last"),
+        Wrong("route", among_tokens, "among the 6 tokens"),
+        Wrong("route", sigmoids, "sigmoids"),
+        Wrong("route", normalised_over_tokens, "over the tokens"),
+        Wrong("route", adding_up_to_k, "add up to k"),
+        Wrong("places", to_the_nearest, "to the nearest"),
+        Wrong("places", rounded_before_the_factor, "before the rounding"),
+        Wrong("places", down_before_the_factor, "rounds once"),
+        Wrong("places", rounded_too_early, "rounding comes last"),
+        Wrong("places", queues_of_choices, "queue of its own"),
+        Wrong("places", largest_number, "the largest number + 1"),
+        Wrong("places", last_choice_first, "last choice is served first"),
+        Wrong("places", all_kept_or_none, "loses all its places"),
+        Wrong("balance", mean_over_experts, "this is over experts"),
+        Wrong("balance", experts_that_were_named, "the largest number + 1"),
+        Wrong("dispatch", first_expert_for_all, "send the numbers"),
+        Wrong("dispatch", added_to_x, "x was added"),
+        Wrong("dispatch", results_stay, "another rank's is among them"),
     ],
 )
+
+
+@pytest.mark.parametrize(
+    ("exercise", "answer"),
+    [
+        ("route", softmax_of_the_largest),
+        ("places", by_a_loop),
+        ("balance", by_einsum),
+        ("dispatch", by_masks),
+    ],
+)
+def test_right_answers_written_otherwise(exercise, answer):
+    result = verdict(check, exercise, answer)
+    assert result.outcome == "right", str(result)

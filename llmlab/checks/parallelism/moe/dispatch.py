@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmlab.course.grading.checking import close, diagnose
+from llmlab.course.grading.checking import Mistake, close, diagnose
 
 
 def check_dispatch(
@@ -39,6 +39,8 @@ def check_dispatch(
     by_owner = owner.argsort(stable=True)
     by_expert = experts.argsort(stable=True)
     here = (owner == r)[:, None]
+    every = torch.cat([through(a, c) for a, c in zip(xs, chosen, strict=True)])
+    _known_rows(got, right, every)
     diagnose(
         got,
         right=right,
@@ -60,6 +62,11 @@ def check_dispatch(
                 here, right, x
             ),
             "nothing was computed: the rows came back as they were": x,
+            "x was added to the results: they alone are asked": x + right,
+            (
+                "every row went through the first expert of the rank: send the numbers"
+                " of the experts, too"
+            ): through(x, owner * experts_per_rank),
             "silu and the product with the weights were applied twice": through(
                 right, experts
             ),
@@ -71,3 +78,14 @@ def check_dispatch(
         tol=1e-4,
         what=what,
     )
+
+
+def _known_rows(got: Tensor, right: Tensor, every: Tensor) -> None:
+    """A Mistake when each row is somebody's result, and not only this rank's mixed."""
+    far = torch.cdist(got.double(), every.double(), p=torch.inf)
+    own = torch.cdist(got.double(), right.double(), p=torch.inf)
+    if far.numel() and (far.amin(1) < 1e-4).all() and (own.amin(1) > 1e-4).any():
+        raise Mistake(
+            "each row is right, but another rank's is among them: results go back to"
+            " the rank that their rows came from, in the order in which they came"
+        )

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmlab.checks.parallelism.moe.dispatch import check_dispatch
-from llmlab.checks.parallelism.ranks import at_most, on_ranks
+from llmlab.checks.parallelism.ranks import at_most, either, on_ranks
 from llmlab.course.grading.checking import Checks, Mistake, diagnose, expect
 from llmlab.parallelism.moe import Routing, balance_loss, capacity, keep
 from llmlab.parallelism.moe import route as reference
@@ -49,6 +49,11 @@ def route(answer):
             raise Mistake(f"{what} must return two tensors: experts and weights")
         experts, weights = got
         right = reference(logits, k)
+        if isinstance(experts, Tensor) and experts.shape in ((E, k), (k, E)):
+            raise Mistake(
+                f"the k largest were sought among the {T} tokens: each token has k"
+                " experts"
+            )
         expect(experts, shape=(T, k), what="the experts")
         if experts.is_floating_point():
             raise Mistake(
@@ -67,8 +72,14 @@ def route(answer):
             right=right.experts,
             mistakes={
                 "these are the experts with the smallest logits": smallest,
+                "the best expert comes last; it is to come first": (
+                    right.experts.flip(-1)
+                ),
                 "the experts are right, but not sorted, the best first": (
                     right.experts.sort(-1).values
+                ),
+                "softmax was taken over tokens; it goes over experts": (
+                    logits.float().softmax(0).topk(k).indices
                 ),
                 "these are the first k experts, whatever the logits": (
                     torch.arange(k).expand(T, k)
@@ -85,6 +96,7 @@ def _judge_weights(weights: Tensor, logits: Tensor, right: Routing) -> None:
     plain = right.probs.gather(1, right.experts)
     top = logits.float().topk(k).values
     rounded = logits.softmax(-1).topk(k).values.float()
+    sigmoids = top.sigmoid()
     diagnose(
         weights,
         right=right.weights,
@@ -92,7 +104,16 @@ def _judge_weights(weights: Tensor, logits: Tensor, right: Routing) -> None:
             (
                 "the weights are not renormalised: divide the k of a token by their sum"
             ): plain,
-            "these are the logits; the weights are probabilities": top,
+            "the weights of a token add up to k, not to 1": k * right.weights,
+            "the weights add up to 1 over the tokens; they do for each token": (
+                plain / plain.sum(0, keepdim=True)
+            ),
+            "these are sigmoids; the probabilities are a softmax over all experts": (
+                either(weights, sigmoids / sigmoids.sum(-1, keepdim=True), sigmoids)
+            ),
+            "these are the logits; the weights are probabilities": either(
+                weights, top, top / top.sum(-1, keepdim=True)
+            ),
             "softmax was taken over tokens; it goes over experts": (
                 logits.float().softmax(0).gather(1, right.experts)
             ),
@@ -136,70 +157,105 @@ def _judge_weights(weights: Tensor, logits: Tensor, right: Routing) -> None:
 )
 def places(answer):
     """Which assignments find a place, when each expert has ⌈T·k/E · factor⌉."""
+    cases = []
     for T, E, k, factor in (
         (8, 4, 2, 1.0),
         (12, 4, 2, 0.5),
         (9, 4, 2, 1.0),
+        (7, 3, 2, 1.0),  # 4.67: to the nearest is right, down is not
         (10, 5, 1, 1.25),
         (9, 8, 2, 2.0),  # 9 · 2 / 8 · 2 = 4.5, and ⌈9 · 2 / 8⌉ · 2 = 6
     ):
         # the first experts are popular
         experts = (torch.randn(T, E) - torch.arange(E)).topk(k).indices
+        if T == 12:
+            experts[:3] = 0  # a token that names one expert twice: its first is first
+        if T == 10:
+            experts[experts == E - 1] = 0  # the last expert gets nothing
         what = f"places(experts, {E}, {factor}) for {T} tokens with {k} experts each"
         got = expect(answer(experts, E, factor), shape=(T, k), what=what)
         if got.dtype != torch.bool:
             raise Mistake(f"{what} has dtype {got.dtype}; True and False are asked")
-        _places_value(got, experts, E, factor, what)
+        cases.append((got.int(), experts, E, factor, what))
+    # a mistake must explain what came out in every case: in one, several would
+    found = [_places_mistakes(*case[1:4]) for case in cases]
+    pairs = list(zip(found, cases, strict=True))
+    for text in found[0]:
+        if all(torch.equal(values[text], case[0]) for values, case in pairs):
+            if text == "right":
+                return
+            raise Mistake(text)
+    for mistakes, (got, *_, what) in pairs:
+        diagnose(got, right=mistakes["right"], what=what)
 
 
-def _places_value(
-    got: Tensor, experts: Tensor, E: int, factor: float, what: str
-) -> None:
+def _places_mistakes(experts: Tensor, E: int, factor: float) -> dict[str, Tensor]:
+    """ "right" → the right places; diagnosis → those that this mistake leads to."""
     T, k = experts.shape
-
-    def kept(C, order="position"):
-        return keep(Routing(experts, torch.rand(T, k), torch.zeros(T, E)), C, order)
-
     C = capacity(T, k, E, factor)
     fair = T * k / E
-    reversed_routing = Routing(experts.flip(0), torch.zeros(T, k), torch.zeros(T, E))
-    latest = keep(reversed_routing, C).flip(0)
-    together = torch.bincount(experts.flatten(), minlength=E)[experts] <= C
-    diagnose(
-        got.int(),
-        right=kept(C).int(),
-        mistakes={
-            "the capacity does not count k: there are T·k assignments": (
-                kept(capacity(T, 1, E, factor)).int()
-            ),
-            "the capacity is rounded down: ⌈T·k/E · factor⌉ rounds up": (
-                kept(int(fair * factor)).int()
-            ),
-            "the factor comes before the rounding: ⌈T·k/E · factor⌉": (
-                kept(math.ceil(math.ceil(fair) * factor)).int()
-            ),
-            "the capacity factor is ignored": kept(capacity(T, k, E, 1.0)).int(),
-            "one place too many: the C-th assignment is the last that fits": (
-                kept(C + 1).int()
-            ),
-            "one place is left empty: C assignments fit": kept(C - 1).int(),
-            (
-                "all first choices were served before the second ones: here a token"
-                " takes all its places in turn"
-            ): kept(C, "choice").int(),
-            "the latest tokens keep their places; the earliest shall": latest.int(),
-            "an expert that is too popular drops everybody: it keeps the first C": (
-                together.int()
-            ),
-            (
-                "a token lost all its places because one of its experts is full: each"
-                " assignment for itself"
-            ): _all_or_none(experts, C, E).int(),
-            "True marks what is dropped; it shall mark what is kept": (~kept(C)).int(),
-            "nobody is dropped": torch.ones(T, k, dtype=torch.int32),
-        },
-        what=what,
-    )
+
+    def of(C: float, order: str = "position", experts: Tensor = experts) -> Tensor:
+        shape = experts.shape
+        routing = Routing(experts, torch.zeros(shape), torch.zeros(T, E))
+        return keep(routing, int(C), order).int()
+
+    counts = torch.bincount(experts.flatten(), minlength=E)
+    columns = [of(C, experts=experts[:, j : j + 1]) for j in range(k)]
+    return {
+        "right": of(C),
+        "the capacity does not count k: there are T·k assignments": (
+            of(capacity(T, 1, E, factor))
+        ),
+        "the capacity is rounded down: ⌈T·k/E · factor⌉ rounds up": (
+            of(int(fair * factor))
+        ),
+        "the capacity is rounded to the nearest: ⌈T·k/E · factor⌉ rounds up": (
+            of(round(fair * factor))
+        ),
+        "the factor comes before the rounding: ⌈T·k/E · factor⌉": (
+            of(math.ceil(math.ceil(fair) * factor))
+        ),
+        "the rounding comes last: ⌈T·k/E · factor⌉, and not ⌈T·k/E⌉ · factor": (
+            of(math.ceil(fair) * factor)
+        ),
+        "T·k/E is rounded down before the factor: ⌈T·k/E · factor⌉ rounds once": (
+            of(math.ceil(int(fair) * factor))
+        ),
+        "the capacity factor is ignored": of(capacity(T, k, E, 1.0)),
+        "one place too many: the C-th assignment is the last that fits": of(C + 1),
+        "one place is left empty: C assignments fit": of(C - 1),
+        (
+            "all first choices were served before the second ones: here a token takes"
+            " all its places in turn"
+        ): of(C, "choice"),
+        "the latest tokens keep their places; the earliest shall": (
+            of(C, experts=experts.flip(0)).flip(0)
+        ),
+        (
+            "within a token the last choice is served first; it goes from its first to"
+            " its last"
+        ): of(C, experts=experts.flip(1)).flip(1),
+        "an expert that is too popular drops everybody: it keeps the first C": (
+            (counts[experts] <= C).int()
+        ),
+        (
+            "a token lost all its places because one of its experts is full: each"
+            " assignment for itself"
+        ): _all_or_none(experts, C, E).int(),
+        (
+            "a token loses all its places when one of them is dropped: each assignment"
+            " for itself"
+        ): of(C).bool().all(1, keepdim=True).expand(T, k).int(),
+        "each choice has a queue of its own; an expert has one, for all choices": (
+            torch.cat(columns, 1)
+        ),
+        "E is not the largest number + 1: an expert may get nothing": (
+            of(capacity(T, k, int(experts.max()) + 1, factor))
+        ),
+        "True marks what is dropped; it shall mark what is kept": 1 - of(C),
+        "nobody is dropped": torch.ones(T, k, dtype=torch.int32),
+    }
 
 
 def _all_or_none(experts: Tensor, C: int, E: int) -> Tensor:
@@ -207,7 +263,7 @@ def _all_or_none(experts: Tensor, C: int, E: int) -> Tensor:
     kept = torch.zeros_like(experts, dtype=torch.bool)
     for t, chosen in enumerate(experts):
         kept[t] = bool((taken[chosen] < C).all())
-        taken[chosen] += kept[t].long()
+        taken += kept[t, 0] * torch.bincount(chosen, minlength=E)
     return kept
 
 
@@ -245,12 +301,20 @@ def balance(answer):
         f = load / (T * k)
         P = probs.detach().mean(0)
         first = torch.bincount(experts[:, 0], minlength=E) / T
+        used = int(experts.max()) + 1
         diagnose(
             got.detach(),
             right=right,
             mistakes={
-                "the factor E is missing: a balanced router would have a loss of 1/E": (
-                    right / E
+                (
+                    "the factor E is missing, or this is a mean over experts and not a"
+                    " sum: a balanced router would have a loss of 1/E"
+                ): right / E,
+                "the mean probability is over tokens; this is over experts": (
+                    torch.tensor(float(T))
+                ),
+                "E is not the largest number + 1: the last experts may get nothing": (
+                    used * (f * P)[:used].sum()
                 ),
                 "f counts the k choices of a token as k tokens: divide by T·k": (
                     right * k if k > 1 else right * E * T
@@ -333,11 +397,15 @@ def dispatch(answer):
                         "experts_here(rows, numbers) takes one whole number for"
                         " each row"
                     )
-                if not set(numbers.tolist()) <= set(mine):
+                asked = set(numbers.tolist())
+                if not asked <= set(mine):
+                    cure = "a row goes to rank e // (E / p) for its expert e"
+                    if mine.start and max(asked) < len(mine):
+                        cure = "do the numbers count from 0 on each rank? They do not"
                     raise Mistake(
                         f"rank {comm.rank} was asked for experts"
-                        f" {sorted(set(numbers.tolist()) - set(mine))}; it has"
-                        f" {mine.start} … {mine.stop - 1}"
+                        f" {sorted(asked - set(mine))}; it has"
+                        f" {mine.start} … {mine.stop - 1}: {cure}"
                     )
                 return F.silu(torch.einsum("nd,nde->ne", rows, weights[numbers]))
 
@@ -350,6 +418,12 @@ def dispatch(answer):
             ),
         )
         for r, got in enumerate(results):
+            arrived = sum(int((c // (E // p) == r).sum()) for c in chosen)
+            if isinstance(got, Tensor) and got.shape == (arrived, d) != (sizes[r], d):
+                raise Mistake(
+                    f"rank {r} of {p} returns the {arrived} rows that its experts got:"
+                    " send the results back to where the rows came from"
+                )
             expect(
                 got,
                 shape=(sizes[r], d),
