@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import torch
@@ -31,7 +32,8 @@ def weight_bytes(answer):
     """The bytes that a model's weights take at a precision."""
     billions = random.randrange(7, 80) * 10**9 + 1
     kinds = []
-    for params, bits in [(1000, 16), (billions, 8), (7, 4), (11, 3), (billions, 4.5)]:
+    some = [(1000, 16), (billions, 8), (7, 4), (11, 3), (billions, 4.5), (1001, 4.25)]
+    for params, bits in some:
         what = f"weight_bytes({params}, {bits})"
         got = expect(answer(params, bits), kind=(int, float), what=what)
         exact = params * bits / 8
@@ -54,11 +56,31 @@ def weight_bytes(answer):
                     " one"
                 ): exact,
                 f"{what} drops the last, part-filled byte: round up": exact // 1,
+                f"{what} adds a byte where none is part-filled": exact // 1 + 1,
+                f"{what} rounds `bits` up: it may be a fraction, the average width": (
+                    math.ceil(params * math.ceil(bits) / 8)
+                ),
+                f"{what} rounds `bits` down: it may be a fraction, the average width": (
+                    math.ceil(params * int(bits) / 8)
+                ),
+                f"{what} rounds `bits` to halves: it may be any fraction": (
+                    math.ceil(params * math.ceil(2 * bits) / 2 / 8)
+                ),
+                f"{what} takes 2 bytes a weight: take `bits` from the argument": (
+                    2 * params
+                ),
+                f"{what} rounds to the nearest byte: round up": round(exact),
+                f"{what} is in KiB; bytes are asked": math.ceil(exact / 1024),
+                f"{what} is in KB; bytes are asked": math.ceil(exact / 1000),
                 f"{what} is in GB; bytes are asked": exact / 1e9,
                 f"{what} is in GiB; bytes are asked": exact / 2**30,
             },
             tol=1e-13,
             what=what,
+        )
+    if answer(1000) != 2000:
+        raise Mistake(
+            "weight_bytes(1000), without `bits`, must take 16 bits: keep the default"
         )
     if float in kinds:
         raise Mistake(
@@ -88,7 +110,7 @@ def tokens_per_second(answer):
     """The most tokens per second that the memory's bandwidth allows."""
     W = random.uniform(5, 150) * 1e9
     beta = random.uniform(1, 5) * 1e12
-    for b, C in [(1, 0.0), (1, 3e9), (16, random.uniform(1, 4) * 1e9), (8, 0.0)]:
+    for b, C in [(16, random.uniform(0.1, 0.2) * W), (1, 3e9), (1, 0.0), (8, 0.0)]:
         what = (
             f"tokens_per_second(weight_bytes={W:.3g}, bandwidth={beta:.3g}, batch={b},"
             f" cache_bytes={C:.3g})"
@@ -118,6 +140,25 @@ def tokens_per_second(answer):
                     "you read the weights once for each request: a step reads them once"
                     " for the whole batch"
                 ): beta / (W + C),
+                "you share one cache among the requests: each has its own, b · C": (
+                    b * beta / (W + C / b)
+                ),
+                "the cache is read too: W + b·C, not W − b·C": (
+                    b * beta / (W - b * C) if b * C != W else -1
+                ),
+                "W is in bytes already: no factor of 2": b * beta / (2 * W + b * C),
+                "bandwidth and W are in bytes: nothing here is in bits": (
+                    8 * b * beta / (W + b * C)
+                ),
+                "the times of reading W and the caches add up, not the rates": (
+                    b * beta / W + (beta / C if C else 0)
+                ),
+                "one memory reads W and the caches in turn: their times add up, the"
+                " longer one is not the time of both": (b * beta / max(W, b * C)),
+                "whole steps are counted: a rate may have a fraction": (
+                    b * (beta // (W + b * C))
+                ),
+                "the rate is cut off behind the point": b * beta // (W + b * C),
                 "you add the batch instead of multiplying by it": (
                     beta / (W + b * C) + b
                 ),
@@ -127,6 +168,11 @@ def tokens_per_second(answer):
             },
             tol=1e-9,
             what=what,
+        )
+    if not close(answer(W, beta), beta / W):
+        raise Mistake(
+            "tokens_per_second(weight_bytes, bandwidth) alone must be for one request"
+            " without a cache: keep the defaults"
         )
 
 
@@ -196,9 +242,20 @@ def softmax(answer):
         finite=False,
         what="softmax(x) with a logit of −∞",
     )
+    if got.isnan().any():
+        raise Mistake(
+            "with a logit of −∞ (a masked token) it holds NaN: a row's mean or least is"
+            " −∞ too, and −∞ − (−∞) is NaN. Take the row's largest away"
+        )
+    zeroed = masked.masked_fill(masked.isinf(), 0.0)
     diagnose(
         got,
         right=torch.softmax(masked, -1),
+        mistakes={
+            "a logit of −∞ gets the probability 0: you took it for a logit of 0": (
+                torch.softmax(zeroed, -1)
+            ),
+        },
         what="softmax(x) with a logit of −∞ (a masked token)",
     )
     wide = torch.randn(4, 7)
@@ -211,7 +268,7 @@ def softmax(answer):
     )
     double = answer(wide.double())
     expect(double, shape=(4, 7), dtype=torch.float64, what="softmax(x) of a float64 x")
-    if seen.called("softmax"):
+    if seen.called("softmax") or seen.called("logsumexp"):
         raise Mistake("the values are right, and torch's own: use `exp` and sums")
 
 
@@ -247,6 +304,19 @@ def _small(answer, x):
             "these are log-probabilities: their exponential is asked": x.log_softmax(
                 -1
             ),
+            "you divide by the sum of the whole tensor: each row is a distribution of"
+            " its own": shifted / shifted.sum(),
+            "you divide by the sum over the first dimension, not over the last": (
+                shifted / shifted.sum(0, keepdim=True)
+            ),
+            "you divide by the sum over the middle dimension, not over the last": (
+                shifted / shifted.sum(1, keepdim=True)
+            ),
+            "that is 2 to the power of the logits: exp is e to the power": (
+                torch.softmax(x * math.log(2), -1)
+            ),
+            "you take the exponential twice": torch.softmax(e, -1),
+            "you divide by the mean: by the sum": e / e.mean(-1, keepdim=True),
             "you did not divide by the sum": e,
             "you took the maximum away, but did not divide by the sum": shifted,
             "you divide the logits by their sum: exp is missing": (

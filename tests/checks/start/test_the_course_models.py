@@ -4,10 +4,12 @@ that each must get.
 
 import math
 
+import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.checks.rejecting import Wrong, rejects
+from llmlab.checks.start.the_course_models import check
+from tests.checks.rejecting import Wrong, rejects, verdict
 
 
 def nll(logits, tokens):
@@ -258,6 +260,132 @@ def fixed_sizes(model, tokens, context, stride):
     return windows_of(model, tokens, 6, 4, lambda w, old: w[old:])
 
 
+# Kinds of mistake that once had no sentence, or got through.
+
+
+def losses_of(logits, tokens):
+    return F.cross_entropy(logits.transpose(1, 2), tokens, reduction="none")
+
+
+def weighted(losses, mask):
+    return (losses * mask).sum() / mask.sum()
+
+
+def rolled(logits, tokens, mask):
+    return weighted(losses_of(logits, tokens.roll(-1, 1)), mask.roll(-1, 1))
+
+
+def flattened_first(logits, tokens, mask):
+    losses = losses_of(logits.flatten(0, 1)[None, :-1], tokens.flatten()[None, 1:])
+    return weighted(losses, mask.flatten()[None, 1:])
+
+
+def token_0_ignored(logits, tokens, mask):
+    counted = (tokens * mask)[:, 1:].flatten()
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), counted, ignore_index=0)
+
+
+def logits_zeroed(logits, tokens, mask):
+    return losses_of(logits[:, :-1] * mask[:, 1:, None], tokens[:, 1:]).mean()
+
+
+def log_of_softmax(logits, tokens, mask):
+    p = logits[:, :-1].softmax(-1).gather(2, tokens[:, 1:, None])[..., 0]
+    return weighted(-p.log(), mask[:, 1:])
+
+
+def over_bytes(count):
+    def bits_per_byte(losses, text):
+        return losses.double().sum().item() / math.log(2) / count(text)
+
+    return bits_per_byte
+
+
+def bigram_of(table=lambda c: c, turn=lambda t: t, given=lambda D: D):
+    """kneser_ney_bigram with one thing changed."""
+
+    def kneser_ney_bigram(tokens, vocab_size, discount):
+        V, tokens = vocab_size, turn(tokens)
+        c = torch.bincount(tokens[:-1] * V + tokens[1:], minlength=V * V)
+        c = table(c.view(V, V).double())
+        n = c.sum(1, keepdim=True)
+        lower = (c > 0).sum(0) / (c > 0).sum()
+        free = given(discount) * (c > 0).sum(1, keepdim=True) * lower
+        rows = ((c - discount).clamp(min=0) + free) / n.clamp(min=1)
+        return torch.where(n > 0, rows, lower)
+
+    return kneser_ney_bigram
+
+
+def windowed(read=lambda n: n - 1, stop_early=True, keep=None):
+    """strided_losses with one thing changed."""
+
+    def strided_losses(model, tokens, context, stride):
+        N = len(tokens)
+        out = torch.zeros(N - 1)
+        done = 0
+        for start in range(0, N - 1, stride):
+            stop = min(start + context, N - 1)
+            scores = model(tokens[None, start : min(start + context, read(N))])[0]
+            losses = F.cross_entropy(
+                scores[: stop - start], tokens[start + 1 : stop + 1], reduction="none"
+            )
+            if done < stop:
+                new = losses[done - start :] if keep is None else losses[: stop - done]
+                out[done:stop] = new
+                done = stop
+            if stop_early and done == N - 1:
+                break
+        return out
+
+    return strided_losses
+
+
+MORE = [
+    Wrong("next_token_loss", rolled, "roll wraps round"),
+    Wrong("next_token_loss", flattened_first, "shift before you flatten"),
+    Wrong("next_token_loss", token_0_ignored, "token 0 is a token"),
+    Wrong("next_token_loss", logits_zeroed, "whose logits are all 0"),
+    Wrong("next_token_loss", log_of_softmax, "200 apart"),
+    Wrong("bits_per_byte", over_bytes(lambda t: len(t.strip().encode())), "blank"),
+    Wrong("bits_per_byte", over_bytes(lambda t: len(t.encode("utf-16"))), "UTF-16"),
+    Wrong("bits_per_byte", over_bytes(lambda t: len(t.split())), "the words"),
+    Wrong("kneser_ney_bigram", bigram_of(lambda c: (c > 0).double()), "counted once"),
+    Wrong("kneser_ney_bigram", bigram_of(turn=lambda t: t.flip(0)), "read backwards"),
+    Wrong("kneser_ney_bigram", bigram_of(turn=lambda t: t[:-1]), "last pair"),
+    Wrong("kneser_ney_bigram", bigram_of(given=lambda D: 1), "D is missing"),
+    Wrong("strided_losses", windowed(stop_early=False), "stop when all are predicted"),
+    Wrong("strided_losses", windowed(lambda n: n), "reads the last token"),
+    Wrong("strided_losses", windowed(keep="first"), "the last ones are new"),
+]
+
+
+def only_counted(logits, tokens, mask):
+    kept = mask[:, 1:].bool()
+    own = tokens[:, 1:][kept][:, None]
+    scores = logits[:, :-1][kept]
+    return (scores.logsumexp(-1) - scores.gather(-1, own)[:, 0]).mean()
+
+
+def exactly(losses, text):
+    bits = math.fsum(losses.tolist()) * math.log2(math.e)
+    return bits / sum(len(c.encode()) for c in text)
+
+
+@pytest.mark.parametrize(
+    ("exercise", "answer"),
+    [
+        ("next_token_loss", only_counted),
+        ("bits_per_byte", exactly),
+        ("kneser_ney_bigram", bigram_of()),
+        ("strided_losses", windowed()),
+    ],
+)
+def test_right_answers_written_otherwise(exercise, answer):
+    result = verdict(check, exercise, answer)
+    assert result.outcome == "right", str(result)
+
+
 test_wrong_answers = rejects(
     "01-start/02-the-course-models",
     [
@@ -296,7 +424,7 @@ test_wrong_answers = rejects(
         Wrong("kneser_ney_bigram", no_discount, "nothing was taken away"),
         Wrong("kneser_ney_bigram", negative, "max(c − D, 0)"),
         Wrong("kneser_ney_bigram", zero_rows, "are not P_c"),
-        Wrong("kneser_ney_bigram", nan_rows, "NaN"),
+        Wrong("kneser_ney_bigram", nan_rows, "0 / 0"),
         Wrong("kneser_ney_bigram", transposed, "the other way round"),
         Wrong("kneser_ney_bigram", own_discount, "not the argument D"),
         Wrong("strided_losses", counted_twice, "counted once"),
@@ -309,5 +437,6 @@ test_wrong_answers = rejects(
         Wrong("strided_losses", no_batch, "index tokens with [None]"),
         Wrong("strided_losses", too_many_windows, "are enough"),
         Wrong("strided_losses", fixed_sizes, "wrong for 5 tokens"),
+        *MORE,
     ],
 )

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
+import pytest
 import torch
 
-from tests.checks.rejecting import Wrong, rejects
+from llmlab.checks.start.welcome import check
+from tests.checks.rejecting import Wrong, rejects, verdict
 
 
 def bits_not_bytes(params, bits=16):
@@ -128,6 +131,91 @@ def masks_to_nan(x):
     return e / e.sum(-1, keepdim=True) + 0 * x
 
 
+# Kinds of mistake that once had no sentence, or got through.
+
+
+def sized(round_bits=lambda b: b, default=16, end=math.ceil):
+    def weight_bytes(params, bits=default):
+        return end(params * round_bits(bits) / 8)
+
+    return weight_bytes
+
+
+def rate(tokens, default_batch=1):
+    """tokens_per_second from W, β, b and C."""
+
+    def tokens_per_second(W, beta, b=default_batch, C=0.0):
+        return tokens(W, beta, b, C)
+
+    return tokens_per_second
+
+
+def soft(less=lambda x: x.amax(-1, keepdim=True), e=torch.exp, over=-1):
+    def softmax(x):
+        power = e(x - less(x))
+        return power / power.sum(over, keepdim=True)
+
+    return softmax
+
+
+def zero_for_infinity(x):
+    return soft()(x.masked_fill(x.isinf(), 0.0))
+
+
+MORE = [
+    Wrong("weight_bytes", sized(default=32), "keep the default"),
+    Wrong("weight_bytes", sized(math.ceil), "rounds `bits` up"),
+    Wrong("weight_bytes", sized(int), "rounds `bits` down"),
+    Wrong("weight_bytes", sized(lambda b: math.ceil(2 * b) / 2), "to halves"),
+    Wrong("weight_bytes", sized(end=lambda x: int(x) + 1), "where none is part-filled"),
+    Wrong(
+        "tokens_per_second",
+        rate(lambda W, beta, b, C: b * beta / (W + b * C), 8),
+        "keep the defaults",
+    ),
+    Wrong(
+        "tokens_per_second",
+        rate(lambda W, beta, b, C: b * beta / max(W, b * C)),
+        "their times add up",
+    ),
+    Wrong(
+        "tokens_per_second",
+        rate(lambda W, beta, b, C: b * beta / W + (beta / C if C else 0)),
+        "not the rates",
+    ),
+    Wrong("softmax", lambda x: (x - x.logsumexp(-1, True)).exp(), "torch's own"),
+    Wrong("softmax", soft(lambda x: x.mean(-1, keepdim=True)), "the row's largest"),
+    Wrong("softmax", soft(e=torch.exp2), "2 to the power"),
+    Wrong("softmax", soft(over=(0, 1, 2)), "the sum of the whole tensor"),
+    Wrong("softmax", zero_for_infinity, "for a logit of 0"),
+]
+
+
+def by_fraction(params, bits=16):
+    return math.ceil(Fraction(bits) * params / 8)
+
+
+def by_times(weight_bytes, bandwidth, batch=1, cache_bytes=0.0):
+    return 1 / (weight_bytes / batch / bandwidth + cache_bytes / bandwidth)
+
+
+def in_float64(x):
+    return soft()(x.double()).to(x.dtype)
+
+
+@pytest.mark.parametrize(
+    ("exercise", "answer"),
+    [
+        ("weight_bytes", by_fraction),
+        ("tokens_per_second", by_times),
+        ("softmax", in_float64),
+    ],
+)
+def test_right_answers_written_otherwise(exercise, answer):
+    result = verdict(check, exercise, answer)
+    assert result.outcome == "right", str(result)
+
+
 test_wrong_answers = rejects(
     "01-start/01-welcome",
     [
@@ -159,5 +247,6 @@ test_wrong_answers = rejects(
         Wrong("softmax", half_precision, "float16, where float32"),
         Wrong("softmax", adds_an_epsilon, "up to a factor"),
         Wrong("softmax", masks_to_nan, "NaN"),
+        *MORE,
     ],
 )

@@ -48,6 +48,7 @@ def next_token_loss(answer):
     """The mean loss of predicting each next token, over those that a mask counts."""
     logits = 2 * torch.randn(2, 7, 5)
     tokens = torch.randint(5, (2, 7))
+    tokens[0, 2] = tokens[1, 5] = 0  # a token like any other
     # 3 and 2 targets; a first token never is one
     mask = torch.tensor([[1, 0, 1, 1, 0, 1, 0], [1, 0, 0, 0, 0, 1, 1]])
     logits.requires_grad_()
@@ -79,6 +80,15 @@ def next_token_loss(answer):
         raise Mistake(
             "right for 2 rows of 7 tokens, wrong for 1 row of 4: take the sizes from"
             " the arguments"
+        )
+    far = torch.full((1, 3, 5), -200.0)
+    far[0, :, 2] = 0.0  # −log p of the others is 200: their p is 0 in float32
+    if not close(
+        answer(far, torch.tensor([[1, 4, 2]]), torch.ones(1, 3).long()), 100.0
+    ):
+        raise Mistake(
+            "right for small logits, wrong for some that lie 200 apart: exp gives 0"
+            " there, and its logarithm −∞. Is it `log_softmax` or `cross_entropy`?"
         )
 
 
@@ -128,6 +138,32 @@ def _wrong_means(logits: Tensor, tokens: Tensor, mask: Tensor) -> dict:
             " its row"
         ): rows.mean(),
         "that is the sum: divide by the number of counted tokens": total,
+        "hidden places still count, as those whose logits are all 0": nll_of(
+            logits[:, :-1].detach() * m[..., None], tokens[:, 1:]
+        ).mean(),
+        "the last logits of a row are scored on its first token (roll wraps round)": (
+            over(nll_of(logits.detach(), tokens.roll(-1, 1)), mask.roll(-1, 1))
+        ),
+        "the last logits of a row are scored on the first token of the next row: shift"
+        " before you flatten": over(
+            nll_of(
+                logits.detach().flatten(0, 1)[None, :-1], tokens.flatten()[None, 1:]
+            ),
+            mask.flatten()[None, 1:],
+        ),
+        "token 0 is a token like any other: only the mask says what counts": over(
+            nll, m * (tokens[:, 1:] > 0)
+        ),
+        "you shifted by two: the logits at t speak about the token at t + 1": over(
+            nll_of(logits[:, :-2].detach(), tokens[:, 2:]), mask[:, 2:]
+        ),
+        "that is the perplexity, e to the loss": over(nll, m).exp(),
+        "the softmax is applied twice": over(
+            nll_of(logits[:, :-1].detach().softmax(-1), tokens[:, 1:]), m
+        ),
+        "all tokens of the vocabulary are counted, not the right one alone": -over(
+            logits[:, :-1].detach().log_softmax(-1).mean(-1), m
+        ),
         "the sign is wrong: the loss is minus the log probability": -over(nll, m),
         "that is in bits: the loss is in nats, with the natural logarithm": (
             over(nll, m) / math.log(2)
@@ -169,7 +205,8 @@ def bits_per_byte(answer):
         "1851 £",
         "of the",
     ]
-    text = " ".join(some[i] for i in torch.randint(len(some), (12,)).tolist()) + " é"
+    text = " ".join(some[i] for i in torch.randint(len(some), (12,)).tolist())
+    text = f"\n {text} é \n"  # what is blank at its ends counts, too
     losses = 5 * torch.rand(31)
     what = "bits_per_byte(losses, text)"
     got = expect(answer(losses, text), kind=float, what=what)
@@ -193,6 +230,30 @@ def bits_per_byte(answer):
             bits / len(losses) / n
         ),
         "those are all the bits: divide them by the bytes of the text": bits,
+        "you divided by the bytes in UTF-16: UTF-8 is asked": (
+            bits / len(text.encode("utf-16-le"))
+        ),
+        "you divided by the bytes in UTF-16, with its mark: UTF-8 is asked": (
+            bits / len(text.encode("utf-16"))
+        ),
+        "characters beyond ASCII are left out: they have bytes, too": (
+            bits / len(text.encode("ascii", "ignore"))
+        ),
+        "what is blank at the ends of the text is left out: it has bytes, too": (
+            bits / len(text.strip().encode())
+        ),
+        "you divided by the words: by the bytes": bits / len(text.split()),
+        "you took log₂ of each loss: a loss is a logarithm already, and is divided by"
+        " ln 2": losses.log2().double().sum().item() / n,
+        "you divided by ln 10: bits need ln 2": total / math.log(10) / n,
+        "that is 2 to the bits per byte": 2 ** (bits / n),
+        "that is e to the nats per byte": math.exp(total / n),
+        "the first token is left out": losses[1:].double().sum().item()
+        / math.log(2)
+        / n,
+        "the last token is left out": losses[:-1].double().sum().item()
+        / math.log(2)
+        / n,
         "that is bytes per bit: upside down": n / bits,
         (
             "eight bits make a byte, but here the bits are the model's and the bytes"
@@ -239,7 +300,18 @@ def kneser_ney_bigram(answer):
     body = (torch.rand(70) ** 2 * 7).long()
     # 7 comes last only, 8 never
     tokens = torch.cat([torch.tensor([0, 6, 1, 2, 6, 1]), body, torch.tensor([7])])
-    got = expect(answer(tokens, V, D), shape=(V, V), what=what)
+    value = answer(tokens, V, D)
+    if getattr(value, "shape", None) == (8, 8):
+        raise Mistake(
+            "the table has a row for each of `vocab_size` tokens, also for one that the"
+            " text does not have"
+        )
+    got = expect(value, shape=(V, V), finite=False, what=what)
+    if got[7:].isnan().all() and got[:7].isfinite().all():
+        raise Mistake(
+            "rows of tokens that nothing followed are 0 / 0: there P(b | a) is P_c(b)"
+        )
+    expect(got, what=what)
     mistakes = _wrong_tables(tokens, V, D)
     diagnose(got, right=reference(tokens, V, D), mistakes=mistakes, what=what)
     if not close(got.double().sum(1), torch.ones(V).double()):
@@ -249,6 +321,20 @@ def kneser_ney_bigram(answer):
             "right for vocab_size=9 and discount=0.6, wrong for 7 and 0.3: take both"
             " from the arguments"
         )
+
+
+def _row_by_row(rows: Tensor) -> Tensor:
+    """Rows that sum to 1."""
+    return rows / rows.sum(1, keepdim=True)
+
+
+def _table(c: Tensor, D: float) -> Tensor:
+    """The probabilities from another table of counts."""
+    n = c.sum(1, keepdim=True)
+    kinds = (c > 0).sum(1, keepdim=True)
+    lower = (c > 0).sum(0) / (c > 0).sum()
+    rows = ((c - D).clamp(min=0) + D * kinds * lower) / n.clamp(min=1)
+    return torch.where(n > 0, rows, lower)
 
 
 RAW = (
@@ -316,6 +402,30 @@ def _wrong_tables(tokens: Tensor, V: int, D: float) -> dict:
         "P is the other way round: P[a, b] is b after a, so each row must sum to 1": (
             fill(rows).T
         ),
+        "D is missing from what row a gives up, D · N₊(a ·)": fill(
+            seen / n + kinds / n * lower
+        ),
+        "nothing was taken away, and the rows are divided by their sums instead": fill(
+            _row_by_row(c / n + D * kinds / n * lower)
+        ),
+        "D is missing from what row a gives up, and the rows are divided by their sums"
+        " instead": fill(_row_by_row(seen / n + kinds / n * lower)),
+        "the text is read backwards: b comes right after a": lambda: reference(
+            tokens.flip(0), V, D
+        ),
+        "pairs that come again are counted once: c[a, b] += 1 with an index adds once"
+        " (torch.bincount, or index_put_ with accumulate=True)": lambda: _table(
+            (c > 0).double(), D
+        ),
+        "the last pair is missing": lambda: reference(tokens[:-1], V, D),
+        "the first pair is missing": lambda: reference(tokens[1:], V, D),
+        "the last token is followed by the first: the text has an end": lambda: (
+            reference(torch.cat([tokens, tokens[:1]]), V, D)
+        ),
+        "P_c is added as it is: it is weighted by D · N₊(a ·) / c(a)": fill(
+            seen / n + lower
+        ),
+        "the second term is missing": fill(seen / n),
         "the discount is not the argument D": lambda: reference(tokens, V, 0.75),
     }
 
@@ -368,13 +478,10 @@ def strided_losses(answer):
     mistakes = _wrong_windows(model, tokens, context, stride, needed)
     right = language_model.token_losses(model, tokens, context, stride)
     diagnose(got, right=right, mistakes=mistakes, tol=1e-4, what="strided_losses(…)")
-    if reading.windows > needed:
-        raise Mistake(
-            f"the losses are right, but the model read {reading.windows} windows, where"
-            f" {needed} are enough"
-        )
-    for n, c, s in ((5, 6, 2), (13, 6, 6), (14, 4, 1), (7, 6, 3)):
-        again = answer(Reader(model, c), tokens[:n], c, s)
+    _reads_what_it_needs(reading, 21, context, stride)
+    for n, c, s in ((5, 6, 2), (13, 6, 6), (14, 4, 1), (7, 6, 3), (2, 6, 1)):
+        reading = Reader(model, c)
+        again = answer(reading, tokens[:n], c, s)
         if not close(
             again, language_model.token_losses(model, tokens[:n], c, s), tol=1e-4
         ):
@@ -382,6 +489,52 @@ def strided_losses(answer):
                 f"right for 21 tokens, context 6 and stride 4; wrong for {n} tokens,"
                 f" context {c} and stride {s}"
             )
+        _reads_what_it_needs(reading, n, c, s)
+
+
+def _reads_what_it_needs(reading: Reader, n: int, context: int, stride: int) -> None:
+    """A Mistake when the model read more windows, or longer ones, than it must."""
+    windows = language_model.windows(n, context, stride)
+    case = f"for {n} tokens, context {context} and stride {stride}"
+    if len(reading.lengths) > len(windows):
+        raise Mistake(
+            f"the losses are right, but {case} the model read {len(reading.lengths)}"
+            f" windows, where {len(windows)} are enough: stop when all are predicted"
+        )
+    if sum(reading.lengths) > sum(stop - start for start, stop, _ in windows):
+        raise Mistake(
+            f"the losses are right, but {case} a window reads the last token, after"
+            " which there is nothing to predict"
+        )
+
+
+@torch.no_grad()
+def _windowed(
+    model, tokens, context, stride, keep="earlier", full=False, shift=1, log=True
+) -> Tensor:
+    """The losses window by window, with one thing changed."""
+    n = len(tokens)
+    total = torch.zeros(n - 1)
+    times = torch.zeros(n - 1)
+    done = 0
+    for first in range(0, n - 1, stride):
+        start = max(0, min(first, n - 1 - context)) if full else first
+        stop = min(start + context, n - 1)
+        scores = model(tokens[None, start:stop])[0]
+        scores = scores.log_softmax(-1) if log else scores
+        own = tokens[start + shift : stop + shift]
+        losses = -scores.gather(1, own[:, None])[:, 0]
+        if keep == "mean":
+            total[start:stop] += losses
+            times[start:stop] += 1
+        elif keep == "first":
+            total[done:stop] = losses[: stop - done]
+        else:
+            total[done:stop] = losses[done - start :]
+        done = stop
+        if done == n - 1:
+            break
+    return total / times if keep == "mean" else total
 
 
 def _wrong_windows(
@@ -416,6 +569,26 @@ def _wrong_windows(
             " at a time"
         ): starts(lambda t: 0),
         "there is no shift: the logits at t speak about token t + 1": own[1:],
+        "where two windows overlap each loss is their mean: keep the earlier one": (
+            _windowed(model, tokens, context, stride, keep="mean")
+        ),
+        "of a later window you keep its first losses: the last ones are new": (
+            _windowed(model, tokens, context, stride, keep="first")
+        ),
+        "the last window begins at k · stride, too, and is shorter": (
+            _windowed(model, tokens, context, stride, full=True)
+        ),
+        "windows move by context − stride: by stride": (
+            _windowed(model, tokens, context, context - stride)
+        ),
+        "there is no shift: the logits at t speak about token t + 1, and you took"
+        " token t": _windowed(model, tokens, context, stride, shift=0),
+        "a log-softmax is missing: these are minus the logits": _windowed(
+            model, tokens, context, stride, log=False
+        ),
+        "these are probabilities: −log p is asked": lambda: (
+            -language_model.token_losses(model, tokens, context, stride)
+        ).exp(),
         "the losses are in bits: nats are asked": lambda: (
             language_model.token_losses(model, tokens, context, stride) / math.log(2)
         ),

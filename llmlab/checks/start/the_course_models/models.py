@@ -50,7 +50,9 @@ class Reader:
     """
 
     def __init__(self, model: Llama, context: int) -> None:
-        self.model, self.context, self.windows = model, context, 0
+        self.model = model
+        self.context = context
+        self.lengths: list[int] = []  # of the windows that it read
 
     def __call__(self, ids: Tensor) -> Tensor:
         """Ids (B, T) → logits (B, T, V)."""
@@ -63,7 +65,7 @@ class Reader:
                 f"the model was given {ids.shape[1]} tokens at once; its context is"
                 f" {self.context}"
             )
-        self.windows += len(ids)
+        self.lengths += [ids.shape[1]] * len(ids)
         return self.model(ids)
 
 
