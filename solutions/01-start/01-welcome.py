@@ -84,7 +84,7 @@ check.tokens_per_second(tokens_per_second)
 #
 # In fp32, $e^{89}$ is already infinity. Yet taking the same number from every $x_i$ changes nothing on paper. Write it so
 # that it also works for logits in the thousands, for rows that lie thousands apart, and for a logit of $-\infty$ (a token
-# that is ruled out). Do it with `exp` and sums: `torch.softmax` or `logsumexp` would be no exercise.
+# that is ruled out). Do it with `exp` and sums: `torch.softmax` would be no exercise.
 
 
 # %% tags=["exercise"]

@@ -268,7 +268,7 @@ def softmax(answer):
     )
     double = answer(wide.double())
     expect(double, shape=(4, 7), dtype=torch.float64, what="softmax(x) of a float64 x")
-    if seen.called("softmax") or seen.called("logsumexp"):
+    if seen.called("softmax"):
         raise Mistake("the values are right, and torch's own: use `exp` and sums")
 
 
@@ -306,12 +306,6 @@ def _small(answer, x):
             ),
             "you divide by the sum of the whole tensor: each row is a distribution of"
             " its own": shifted / shifted.sum(),
-            "you divide by the sum over the first dimension, not over the last": (
-                shifted / shifted.sum(0, keepdim=True)
-            ),
-            "you divide by the sum over the middle dimension, not over the last": (
-                shifted / shifted.sum(1, keepdim=True)
-            ),
             "that is 2 to the power of the logits: exp is e to the power": (
                 torch.softmax(x * math.log(2), -1)
             ),
