@@ -138,6 +138,7 @@ def prepare(root: Path) -> None:
         copies = workspace.start_all(root)
         (root / LANDING).parent.mkdir(exist_ok=True)
         (root / LANDING).write_text(landing(root), encoding="utf-8")
+        workspace.write_glossary(root)
     except (OSError, workspace.Blocked) as error:
         raise LabError(str(error)) from None
     for copied in copies:

@@ -79,6 +79,9 @@ class CourseContents(AsyncLargeFileManager):
         It is not renewed when JupyterLab only looks at it. JupyterLab looks before it
         saves, and must not find another file than the one it read.
         """
+        page = self.course / workspace.GLOSSARY_PAGE
+        if self.course / path == page and not page.exists():
+            workspace.write_glossary(self.course)
         found = workspace.find_copy(path, self.course)
         if found is None:
             return

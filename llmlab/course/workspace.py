@@ -5,9 +5,11 @@
 | notebooks/<slug>.ipynb | work/lessons/<slug>.lesson.ipynb     | when first opened |
 | exercises/<slug>.ipynb | work/<slug>.ipynb                    | by `llmlab lab`   |
 | solutions/<slug>.ipynb | work/solutions/<slug>.solution.ipynb | when first opened |
+| the book's glossary    | work/GLOSSARY.md                     | by `llmlab lab`   |
 
 The three have different names, so that their tabs do. Copies of lessons and solutions
-that were made as <slug>.ipynb are renamed when they are next opened.
+that were made as <slug>.ipynb are renamed when they are next opened. The glossary is
+the course's page and is written anew; in the copies of lessons its terms are links.
 
 A copy is *untouched* as long as its cells read as they were given: running them is no
 edit, a word in one of them is. When the course's version changes, an untouched copy is
@@ -21,12 +23,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from llmlab.course.book import terms
 from llmlab.course.copy_links import with_links_of_a_copy
 from llmlab.course.files import locked, write_atomically
 from llmlab.course.grading.graded_copy import (
@@ -39,6 +43,8 @@ from llmlab.course.grading.graded_copy import (
 from llmlab.course.grading.solutions import version
 from llmlab.course.syllabus import Lesson, built_lessons, lessons
 
+GLOSSARY = Path("jupyter-book") / "pages" / "glossary.md"
+GLOSSARY_PAGE = Path("work") / "GLOSSARY.md"
 RELOAD = "If it is open in JupyterLab: File → Reload Notebook from Disk"
 
 
@@ -181,11 +187,36 @@ def fresh_copy(lesson: Lesson, root: Path, kind: Kind) -> Fresh:
     for cell in course["cells"]:
         if cell["cell_type"] == "markdown":
             cell["source"] = with_links_of_a_copy(cell["source"], source, copy, root)
+    if kind is Kind.LESSON:
+        _link_terms(course["cells"], lesson, root)
     made = Made(given, version(course), _digest(outputs))
     metadata = {k: v for k, v in course["metadata"].items() if k != "jupytext"}
     note = {"lesson": lesson.slug, "version": made.version}
     note |= {"cells": made.cells, "outputs": made.outputs}
     return Fresh(course | {"metadata": metadata | {"llmlab": note}}, made)
+
+
+def _link_terms(cells: list[dict[str, Any]], lesson: Lesson, root: Path) -> None:
+    """Links each term of the glossary where the lesson first uses it."""
+    glossary = root / GLOSSARY
+    if not glossary.is_file():
+        return
+    way = os.path.relpath(root / GLOSSARY_PAGE, lesson.lesson_copy(root).parent)
+    linker = terms.Linker.to_page(glossary, lesson.slug, Path(way).as_posix())
+    for cell in cells:
+        if cell["cell_type"] == "markdown":
+            cell["source"] = linker.link(cell["source"])
+
+
+def write_glossary(root: Path) -> None:
+    """Writes work/GLOSSARY.md, where the copies of lessons link to.
+
+    Raises:
+        Blocked: the folder cannot be written.
+    """
+    glossary = root / GLOSSARY
+    if glossary.is_file():
+        _write(root / GLOSSARY_PAGE, terms.page(glossary))
 
 
 def start(lesson: Lesson, root: Path, kind: Kind = Kind.EXERCISES) -> Copied:

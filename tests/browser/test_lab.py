@@ -17,6 +17,7 @@ import pytest
 from playwright.sync_api import Error, TimeoutError
 
 from llmlab.course.syllabus import find
+from llmlab.course.workspace import GLOSSARY, GLOSSARY_PAGE
 
 ROOT = Path(__file__).resolve().parents[2]
 WELCOME = find("01-welcome")
@@ -55,6 +56,7 @@ def published(tmp_path_factory):
     """The course's repository, with the lesson Welcome alone."""
     root = tmp_path_factory.mktemp("published")
     files = [ROOT / "pyproject.toml", ROOT / ".gitignore", WELCOME.exercise(ROOT)]
+    files.append(ROOT / GLOSSARY)
     for path in (WELCOME.notebook(ROOT), WELCOME.solution(ROOT)):
         files += [path, path.with_suffix(".py")]
     for path in files:
@@ -324,6 +326,28 @@ def kernel_is_ready(page) -> None:
         """() => window.jupyterapp.shell.currentWidget.sessionContext
             .session?.kernel?.status === 'idle'""",
     )
+
+
+def test_a_term_leads_to_its_place_in_the_glossary(page):
+    link = page.locator(f"{ON_TOP} a[href*='GLOSSARY.md']").first
+    assert len(link.get_attribute("title")) > 20, "a hover says what it means"
+    word = link.get_attribute("href").partition("#")[2]
+    link.click()
+    opened(page, GLOSSARY_PAGE.as_posix())
+    heading = page.locator(f".jp-MarkdownViewer [data-jupyter-id='{word}']")
+    heading.wait_for()
+    wait_until(
+        page,
+        """word => { const viewer = document.querySelector(
+            '.jp-MarkdownViewer:has([data-jupyter-id="' + word + '"])');
+        const heading = viewer.querySelector(`[data-jupyter-id="${word}"]`);
+        const { top, bottom } = viewer.getBoundingClientRect();
+        const place = heading.getBoundingClientRect();
+        return place.top >= top - 20 && place.bottom <= bottom; }""",
+        word,
+    )
+    command(page, "application:close")
+    opened(page, LESSON)  # what was below it
 
 
 def test_run_all_and_the_widget_moves_the_figure(page):

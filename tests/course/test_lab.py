@@ -205,6 +205,19 @@ def test_a_copy_is_made_when_it_is_opened_and_renewed_when_it_is_opened_again(co
     assert found(course, COPY)["content"]["cells"][0]["source"] == "better = 1"
 
 
+def test_the_glossary_is_written_by_prepare_and_when_it_is_asked_for(course):
+    page = workspace.GLOSSARY_PAGE
+    lab.prepare(course)
+    assert not (course / page).exists(), "this course has none"
+    source = course / workspace.GLOSSARY
+    source.parent.mkdir(parents=True)
+    source.write_text("# Glossary\n\nWords.\n\n```{glossary}\nToken\n  A piece.\n```\n")
+    lab.prepare(course)
+    assert "### Token" in (course / page).read_text()
+    (course / page).unlink()
+    assert "### Token" in found(course, page.as_posix())["content"]
+
+
 def test_no_copy_of_what_is_planned(course):
     with pytest.raises(HTTPError) as error:
         found(course, "work/lessons/10-applications/05-capstone.lesson.ipynb")

@@ -33,6 +33,12 @@ def test_only_the_first_use_is_linked(linker):
     assert linker.link("Another token.") == "Another token."
 
 
+@pytest.mark.parametrize("above", ["## A heading", "| a | table |"])
+def test_a_text_below_a_heading_or_a_table_is_linked(linker, above):
+    linked = linker.link(f"{above}\n\nEach token.\n")
+    assert linked == f"{above}\n\nEach {{term}}`token <Token>`.\n"
+
+
 def test_plurals_longer_terms_first_and_capitals(linker):
     assert "{term}`Adapters <Adapter>`" in linker.link("Adapters are small.")
     assert "{term}`ring attention <Ring attention>`" in linker.link("In ring attention")
@@ -72,6 +78,40 @@ def test_chinese_is_cut_into_pairs():
         *("a", "量", "of", "x_1"),
         *("困惑", "惑度", "ppl"),
     ]
+
+
+def test_a_link_to_a_page_has_the_meaning_as_its_title():
+    linker = terms.Linker.to_page(GLOSSARY, "", "../g.md")
+    text = linker.link("Two KV caches. A KV cache.")
+    meaning = terms.entries(GLOSSARY)["KV cache"].title
+    assert text == f'Two [KV caches](../g.md#KV-cache "{meaning}"). A KV cache.'
+
+
+def test_no_link_stands_inside_the_title_of_another():
+    linker = terms.Linker.to_page(GLOSSARY, "", "g.md")
+    text = linker.link("An all-reduce (or none). Then a ring.")
+    meaning = terms.entries(GLOSSARY)["All-reduce"].title
+    assert "(" in meaning and "ring" in meaning
+    rest = text.replace(meaning, "")
+    assert rest.startswith('An [all-reduce](g.md#All-reduce "") (or none)')
+    assert "Then a [ring](g.md#Ring" in rest
+
+
+@pytest.mark.parametrize(
+    ("lesson", "is_linked"),
+    [("05-parallelism/05-tensor", False), ("06-compression/05-gptq", True)],
+)
+def test_a_common_word_is_a_term_only_where_it_is_meant(lesson, is_linked):
+    linked = terms.Linker(GLOSSARY, lesson).link("Look at its scale.")
+    assert ("{term}" in linked) == is_linked
+
+
+def test_titles_and_anchors_are_safe_in_a_link():
+    page = terms.page(GLOSSARY)
+    for term, entry in terms.entries(GLOSSARY).items():
+        assert not set('"`\n') & set(entry.title), term
+        assert re.fullmatch(r"[\w-]+", terms.anchor(term)), term
+        assert f"\n### {term}\n" in page
 
 
 def test_every_term_can_be_found_by_its_pattern():

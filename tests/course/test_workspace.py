@@ -9,6 +9,7 @@ import nbformat
 import pytest
 
 from llmlab.course import copy_links, exercises, workspace
+from llmlab.course.book import terms
 from llmlab.course.copy_links import with_links_of_a_copy
 from llmlab.course.syllabus import built_lessons, find
 from llmlab.course.workspace import Kind
@@ -414,6 +415,7 @@ def test_links_lead_from_a_copy_to_the_same_things(root, written, copied):
 def test_every_link_of_every_copy_leads_to_a_copy_or_a_file():
     """Of all lessons, exercises and solutions of the course."""
     copies = {k.copy(x, ROOT) for k in Kind for x in built_lessons(ROOT)}
+    copies.add(ROOT / workspace.GLOSSARY_PAGE)
     seen = 0
     for lesson in built_lessons(ROOT):
         for kind in Kind:
@@ -425,6 +427,61 @@ def test_every_link_of_every_copy_leads_to_a_copy_or_a_file():
                 assert target in copies or safe, f"{copy}: {link} is not a copy"
                 seen += 1
     assert seen >= 3 * len(built_lessons(ROOT)), "two of an exercise, one of a lesson"
+
+
+@pytest.fixture
+def glossary(root):
+    """A course with a lesson, and a glossary of two terms."""
+    change_lesson(root, "Each token is a token.")
+    path = root / workspace.GLOSSARY
+    path.parent.mkdir(parents=True)
+    path.write_text(
+        "# Glossary\n\nWords.\n\n```{glossary}\nKV cache\n键值缓存\n"
+        '  What was `computed`: "kept".\n\nToken\n词元\n  A piece of text.\n```\n'
+    )
+    return path
+
+
+def markdown_of(fresh):
+    cells = fresh.notebook["cells"]
+    return "\n".join(c["source"] for c in cells if c["cell_type"] == "markdown")
+
+
+def test_a_lessons_copy_links_each_term_once_and_says_what_it_means(root, glossary):
+    text = markdown_of(workspace.fresh_copy(WELCOME, root, Kind.LESSON))
+    assert text.count("GLOSSARY.md#Token") == 1
+    link = '[token](../../GLOSSARY.md#Token "A piece of text.")'
+    assert f"Each {link} is a token." in text
+    plain = WELCOME.notebook(root).read_text()
+    assert "GLOSSARY" not in plain
+    exercises_text = markdown_of(workspace.fresh_copy(WELCOME, root, Kind.EXERCISES))
+    assert "GLOSSARY" not in exercises_text
+
+
+def test_the_glossary_is_a_page_with_a_heading_for_each_term(root, glossary):
+    workspace.write_glossary(root)
+    page = (root / workspace.GLOSSARY_PAGE).read_text()
+    assert "### KV cache\n\n*键值缓存* · What was `computed`" in page
+    assert page.index("### KV cache") < page.index("### Token")
+
+
+def test_a_course_without_a_glossary_has_copies_without_links(root):
+    change_lesson(root)
+    workspace.write_glossary(root)
+    assert not (root / workspace.GLOSSARY_PAGE).exists()
+    assert "GLOSSARY" not in workspace.fresh_copy(WELCOME, root, Kind.LESSON).text
+
+
+def test_a_copy_from_before_terms_were_links_is_renewed_unless_edited(root, glossary):
+    words = glossary.read_text()
+    glossary.unlink()
+    workspace.start(WELCOME, root, Kind.LESSON)
+    glossary.write_text(words)
+    assert workspace.start(WELCOME, root, Kind.LESSON).what == "renewed"
+    edit(root, lambda nb: nb["cells"][1].update(source="mine = 1"), Kind.LESSON)
+    glossary.write_text(words.replace("piece", "part"))
+    terms.entries.cache_clear()
+    assert workspace.start(WELCOME, root, Kind.LESSON).what == "kept"
 
 
 def test_tabs_have_different_names():

@@ -245,7 +245,7 @@ def stage_notebook(kind: str, lesson: Lesson, run: dict | None, stage: Stage) ->
     dress(nb, page, stage)
     glossary = stage.root / "jupyter-book" / "pages" / "glossary.md"
     if kind == "notebooks" and glossary.is_file():
-        link_terms(nb, Linker(glossary))
+        link_terms(nb, Linker(glossary, lesson.slug))
     first = next((i for i, c in enumerate(nb.cells) if c.cell_type == "markdown"), 0)
     opening = nb.cells[first]
     bar = nbformat.v4.new_markdown_cell(header(kind, lesson, run, stage))
