@@ -58,6 +58,7 @@ def load_tokenizer() -> Tokenizer:
     return Tokenizer.from_file(str(MODEL / "tokenizer.json"))
 
 
+@cache  # of megabytes, and asked for by each batch that is drawn from it
 def corpus(name: str, split: str = "train") -> str:
     """All documents of one split, a blank line between them.
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -131,19 +132,20 @@ def bible(
     return [(_passage(text, LENGTH, tokenizer, dice), LENGTH) for _ in range(size)]
 
 
-def _sources(split: str) -> list[str]:
+@cache  # each batch reads them, and they are megabytes
+def _sources(split: str) -> tuple[str, ...]:
     """The four texts, in the order of `LABELS`.
 
     They are the first third of the addresses, the last third, and two books.
     """
     addresses = course_model.documents("addresses", split)
     third = len(addresses) // 3
-    return [
+    return (
         "\n\n".join(addresses[:third]),
         "\n\n".join(addresses[-third:]),
         course_model.corpus("moby-dick", split),
         course_model.corpus("bible", split),
-    ]
+    )
 
 
 def source(
