@@ -656,10 +656,11 @@ for layout, table in TABLES.items():
 #     --vocab 128256 --hidden 2048 --intermediate 8192 --layers 16 --heads 32 --kv-heads 8 --batch 1 --seq 131072 --tile 1024
 # ```
 #
-# **When does the wire keep up?** A piece of $c$ queries and keys costs $4dc^2$ FLOPs, its hop $4dc$ bytes, so a hop hides
-# if $c \geq F/B$ (Liu et al., table 2, which asks for $6c$ tokens on each device).
+# **When does the wire keep up?** A piece of $c$ queries and keys with $d$ channels costs $4dc^2$ FLOPs, and its hop moves $4dc$ bytes. So on a
+# chip of $F$ FLOPs per second and a link of $B$ bytes per second a hop hides behind its piece if $c \geq F/B$ (Liu et al., table 2, which asks
+# for $6c$ tokens on each device).
 #
-# **Who sends least?** Jacobs et al. count $4Nh/P$ for Ulysses, and $4Nh$ for Megatron whatever $P$ is. Ours has
+# **Who sends least?** For $N$ tokens of $h$ channels on $P$ ranks, Jacobs et al. count $4Nh/P$ for Ulysses, and $4Nh$ for Megatron whatever $P$ is. Ours has
 # $(p-1)/p$, and fewer key/value heads than query heads where the model has them.
 
 # %% tags=["hide-input"]
