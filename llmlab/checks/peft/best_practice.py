@@ -55,16 +55,27 @@ def training_bytes(answer):
         " subtracted": (frozen + (16 - bits / 8) * trained),
         "the base is missing: it must be in memory too": 16 * trained,
         "what trains is missing": frozen,
-        "a master copy in fp32 is missing: mixed precision takes 16 bytes, not 12": (
-            frozen + 12 * trained
+        "4 bytes of each trained parameter are missing, its master copy in fp32 or one"
+        " of Adam's two averages: 16 bytes, not 12": frozen + 12 * trained,
+        "2 bytes of each trained parameter are missing, its weight or its gradient: 16"
+        " bytes, not 14": frozen + 14 * trained,
+        "2 bytes too many for each trained parameter, its weight or its gradient: 16"
+        " bytes, not 18": frozen + 18 * trained,
+        "4 bytes too many for each trained parameter: 16 bytes, not 20": (
+            frozen + 20 * trained
         ),
-        "the weights of what trains are missing: 16 bytes, not 14": (
-            frozen + 14 * trained
+        "base_bits are the base's alone: what trains has weights of 2 bytes": (
+            frozen + (bits / 8 + 14) * trained
         ),
-        "the gradients are missing: 16 bytes, not 14": frozen + 14 * trained,
-        "Adam has two averages: 4 + 4 bytes": frozen + 12 * trained,
+        "the base has no gradient: it does not train": (
+            frozen + 2 * total + 16 * trained
+        ),
+        "the base has no averages: it does not train": (
+            frozen + 8 * total + 16 * trained
+        ),
+        "these are bits: 8 make a byte": 8 * (frozen + 16 * trained),
         "only Adam's averages are counted for what trains": frozen + 8 * trained,
-        "only the weights of what trains are counted: 16 bytes each, not 2": (
+        "2 bytes for what trains are its weights alone: it takes 16 bytes": (
             frozen + 2 * trained
         ),
     }
@@ -102,7 +113,10 @@ def front(answer):
     loss = torch.tensor([9.0, 7.0, 8.0, 7.0, 3.0, 3.0, 4.0, 9.0, 2.0])
     order, what = torch.randperm(9), "front(cost, loss)"
     cost, loss = cost[order], loss[order]
-    got = expect(answer(cost, loss), shape=(9,), dtype=torch.bool, what=what)
+    value = answer(cost, loss)
+    if isinstance(value, Tensor) and value.dtype == torch.int64 and len(value) < 9:
+        raise Mistake("these are places: return True or False for each method")
+    got = expect(value, shape=(9,), dtype=torch.bool, what=what)
     itself = (
         "every method counts as dominated by itself: one of the two must be strictly"
         " better"
@@ -127,6 +141,39 @@ def front(answer):
             loss == loss.min()
         ),
         "only the smallest cost is kept": cost == cost.min(),
+        "only the two ends of the front are kept, the smallest cost and the smallest"
+        " loss": (cost == cost.min()) | (loss == loss.min()),
+        "only the smallest sum is kept: cost and loss have no common unit": (
+            cost + loss == (cost + loss).min()
+        ),
+        "only the smallest product is kept: cost and loss have no common unit": (
+            cost * loss == (cost * loss).min()
+        ),
+        "two methods that are equal in both do not dominate each other": ~(
+            no_worse & ~torch.eye(9, dtype=torch.bool)
+        ).any(0),
+        "a smaller loss at the same cost dominates, too": ~(
+            no_worse & (cost[:, None] < cost)
+        ).any(0),
+        "a smaller cost at the same loss dominates, too": ~(
+            no_worse & (loss[:, None] < loss)
+        ).any(0),
+        "of methods with the same cost, or equal in both, all are to be looked at: you"
+        " go through them by cost and keep those with a loss below all before": (
+            _falling(cost, loss, range(9))
+        ),
+        "of two methods that are equal in both, one is lost": _falling(
+            cost, loss, loss.argsort(stable=True).tolist()
+        ),
+        "you compared each method with the next by cost only: compare all": (
+            _next_only(cost, loss)
+        ),
+        "a larger loss counts as better: a smaller one is": comparison.pareto(
+            cost, -loss
+        ),
+        "a larger cost counts as better: a smaller one is": comparison.pareto(
+            -cost, loss
+        ),
     }
     diagnose(got, right=comparison.pareto(cost, loss), mistakes=mistakes, what=what)
     for _ in range(5):
@@ -139,6 +186,25 @@ def front(answer):
                 f"right for one example, wrong for cost {c.tolist()} and loss"
                 f" {x.tolist()}"
             )
+
+
+def _falling(cost: Tensor, loss: Tensor, order) -> Tensor:
+    """Those whose loss is below all before, by cost; `order` breaks ties."""
+    kept = torch.zeros(len(cost), dtype=torch.bool)
+    least = torch.inf
+    for i in sorted(order, key=lambda i: float(cost[i])):
+        if loss[i] < least:
+            kept[i] = True
+            least = loss[i]
+    return kept
+
+
+def _next_only(cost: Tensor, loss: Tensor) -> Tensor:
+    """Those whose loss is below that of the one before, by cost."""
+    kept = torch.ones(len(cost), dtype=torch.bool)
+    order = cost.argsort()
+    kept[order[1:][loss[order[:-1]] <= loss[order[1:]]]] = False
+    return kept
 
 
 def _dominates(c: Tensor, x: Tensor, j: int, i: int) -> bool:
@@ -179,6 +245,12 @@ def reach(answer):
     with _watching() as seen:
         said = expect(answer(model, batches), kind=int, what="reach(model, batches)")
     _within_budget(said, seen, _moved(model, frozen, seen))
+    here = {id(p) for p in model.parameters()}
+    if not here & seen.parameters.keys():
+        raise Mistake(
+            "what the optimizer moved is not in `model`: train the model itself, not a"
+            " copy, and leave the method in it"
+        )
     loss, _ = tasks.score(
         model.eval(),
         tasks.make("source", tokenizer, "valid", seed + 1, batches=6, size=16),

@@ -7,6 +7,9 @@ from __future__ import annotations
 import copy
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -92,11 +95,17 @@ def with_adapter(answer):
     got = expect(
         answer(base, folder, tokens), shape=(2, 5, 61), dtype=torch.float32, what=what
     ).detach()
+    if not close(got, right, tol=1e-4):
+        again = [answer(_as_before(base, before), folder, tokens) for _ in range(2)]
+        if not close(again[0], again[1]):
+            raise Mistake("two calls give different logits: dropout is on")
     diagnose(
         got,
         right=right,
         mistakes={
-            "these are the logits of the plain base: the adapter is not used": plain
+            "these are the logits of the plain base: the adapter is not used": plain,
+            "these are probabilities: the logits are asked": right.softmax(-1),
+            "these are log-probabilities: the logits are asked": right.log_softmax(-1),
         },
         tol=1e-4,
         what=what,
@@ -107,11 +116,23 @@ def with_adapter(answer):
             "the logits are right, but the adapter's layers are still in base: unload()"
             " takes them out"
         )
+    if base.training:
+        raise Mistake(
+            "the logits are right, but base is left in training mode: it came in"
+            " evaluation mode"
+        )
     if changed := [n for n in before if not torch.equal(after[n], before[n])]:
         raise Mistake(
             f"the logits are right, but {changed[0]} of base has changed: do not merge,"
             " unload"
         )
+
+
+def _as_before(base: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
+    """A new base with these weights."""
+    fresh = _base()
+    fresh.load_state_dict(weights)
+    return fresh
 
 
 @check.exercise(
@@ -165,12 +186,48 @@ def mixed_batch(answer):
             lambda n: n or "rum"
         ),
     }
+    in_order = sorted(n or "__base__" for n in names)
+    exchanged = [None if n == "__base__" else n for n in in_order]
+    mistakes["the names are sorted: names[i] is that of row i"] = torch.stack(
+        [alone[n][i] for i, n in enumerate(exchanged)]
+    )
+    if not any(close(got, value, tol=1e-4) for value in mistakes.values()):
+        for i, name in enumerate(names):
+            _own_adapter(i, name, got[i], {n: y[i] for n, y in alone.items()})
     diagnose(got, right=row(lambda n: n), mistakes=mistakes, tol=1e-4, what=what)
     if len(calls) != 1:
         raise Mistake(
             f"the logits are right, but the model ran {len(calls)} times: one forward"
             " pass is asked"
         )
+
+
+def _own_adapter(
+    i: int, name: str | None, got: Tensor, alone: dict[str | None, Tensor]
+) -> None:
+    """A Mistake when row i shows another adapter than its own, or none of them."""
+    if close(got, alone[name], tol=1e-4):
+        return
+    asked = f"row {i} asks for {name!r}" if name else f"row {i} asks for the plain base"
+    for other, logits in alone.items():
+        if close(got, logits, tol=1e-4):
+            raise Mistake(f"{asked}, and went through {other or 'the plain base'!r}")
+    raise Mistake(
+        f"{asked}, and its logits are those of none of the adapters alone: did several"
+        " act together, or dropout?"
+    )
+
+
+@contextmanager
+def _no_peft() -> Iterator[None]:
+    """A Mistake where `peft` wraps a model."""
+    import peft
+
+    def refused(*_, **__) -> None:
+        raise Mistake("do without `peft`: open the file, and join the rows yourself")
+
+    with patch.object(peft.PeftModel, "__init__", refused):
+        yield
 
 
 @check.exercise(
@@ -200,10 +257,15 @@ def by_hand(answer):
     prompt_tuning.save(adapted, folder)
     prompt = adapted.virtual_tokens.encoders["default"]().detach()
     embedded = base.get_input_embeddings()(tokens)
-    run = lambda parts: base(inputs_embeds=torch.cat(parts, 1)).logits.detach()  # noqa: E731
+
+    @torch.no_grad()
+    def run(parts, **more):
+        return base(inputs_embeds=torch.cat(parts, 1), **more).logits
+
     soft = prompt.expand(3, -1, -1)
     whole, after = run([soft, embedded]), run([embedded, soft])
-    got = expect(answer(base, folder, tokens), what=what)
+    with _no_peft():
+        got = expect(answer(base, folder, tokens), what=what)
     if isinstance(got, Tensor) and got.shape == whole.shape:
         raise Mistake(
             "these are logits for the virtual tokens too: cut the first 4 positions off"
@@ -219,6 +281,27 @@ def by_hand(answer):
             :, :6
         ],
         "the prompt's rows are in reverse order": run([soft.flip(1), embedded])[:, 4:],
+        "your logits begin one place too early: the first p are the prompt's": (
+            whole[:, 3:-1]
+        ),
+        "the prompt stands in the place of the first tokens: it stands before them": (
+            run([soft, embedded[:, 4:]])
+        ),
+        "the prompt is added to the first tokens: it stands before them": run(
+            [soft + embedded[:, :4], embedded[:, 4:]]
+        ),
+        "the tokens' positions begin at 0 again: they go on behind the prompt": (
+            run([soft, embedded], position_ids=torch.tensor([[*range(4), *range(6)]]))[
+                :, 4:
+            ]
+        ),
+        "the prompt's rows are averaged to one": (
+            run([soft.mean(1, keepdim=True), embedded])[:, 1:]
+        ),
+        "only the first row of the batch has the prompt, the others have zeros": run(
+            [torch.cat([soft[:1], 0 * soft[1:]]), embedded]
+        )[:, 4:],
+        "these are probabilities: the logits are asked": whole[:, 4:].softmax(-1),
         "only the first row of the prompt is used": run([soft[:, :1], embedded])[:, 1:],
     }
     diagnose(

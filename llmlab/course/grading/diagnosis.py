@@ -166,8 +166,8 @@ def _shape_cure(got: tuple[int, ...], asked: tuple[int | None, ...]) -> str:
         return ": the number of elements is right, their arrangement is not"
     if len(got) == len(asked) - 1:
         return (
-            ": one dimension is missing; was it summed away, or is `keepdim=True`"
-            " wanted?"
+            ": one dimension is missing; was it summed or indexed away, or is"
+            " `keepdim=True` wanted?"
         )
     return ""
 

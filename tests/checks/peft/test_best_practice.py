@@ -2,13 +2,17 @@
 that it must get.
 """
 
+import copy
+
+import pytest
 import torch
 
+from llmlab.checks.peft.best_practice import check
 from llmlab.peft import bitfit, ia3
 from llmlab.peft.lora import lora
 from llmlab.peft.prompt_and_prefix_tuning import prompt_tuning
 from llmlab.training import tasks
-from tests.checks.rejecting import Wrong, rejects
+from tests.checks.rejecting import Wrong, rejects, verdict
 
 
 def bytes_of(formula):
@@ -90,8 +94,8 @@ FRONT = [
     Wrong("front", pairs(dominates, axis=1), "axes are swapped"),
     Wrong("front", the_dominated, "return the others"),
     Wrong("front", only_the_best, "smallest loss"),
-    Wrong("front", without_duplicates, "differ"),
-    Wrong("front", as_numbers, "shape"),
+    Wrong("front", without_duplicates, "equal in both, one is lost"),
+    Wrong("front", as_numbers, "these are places"),
 ]
 
 
@@ -179,4 +183,87 @@ REACH = [
     Wrong("reach", a_wrong_count, "you returned 100"),
 ]
 
-test_wrong_answers = rejects("04-peft/11-best-practice", BYTES + FRONT + REACH)
+# Kinds of mistake that once had no sentence, or a misleading one.
+
+
+def by_cost(cost, loss):
+    kept = torch.zeros(len(cost), dtype=torch.bool)
+    least = torch.inf
+    for i in cost.argsort(stable=True).tolist():
+        if loss[i] < least:
+            kept[i] = True
+            least = loss[i]
+    return kept
+
+
+def the_ends(cost, loss):
+    return (cost == cost.min()) | (loss == loss.min())
+
+
+def a_copy(model, batches):
+    other = copy.deepcopy(model)
+    ia3.apply(other, ia3.IA3Config())
+    tasks.fit(other, batches[:1], lr=0.1)
+    return trained(other)
+
+
+def taken_out_again(model, batches):
+    ia3.apply(model, ia3.IA3Config())
+    tasks.fit(model, batches[:1], lr=0.1)
+    ia3.remove(model)
+    return 2048
+
+
+MORE = [
+    Wrong("training_bytes", bytes_of(lambda n, t, b: n * b / 8 + 14 * t), "or its"),
+    Wrong("training_bytes", bytes_of(lambda n, t, b: n * b / 8 + 18 * t), "too many"),
+    Wrong(
+        "training_bytes",
+        bytes_of(lambda n, t, b: (n + t) * b / 8 + 14 * t),
+        "the base's alone",
+    ),
+    Wrong(
+        "training_bytes",
+        bytes_of(lambda n, t, b: n * b / 8 + 2 * n + 16 * t),
+        "no gradient",
+    ),
+    Wrong("front", by_cost, "with a loss below all before"),
+    Wrong("front", the_ends, "the two ends"),
+    Wrong(
+        "front",
+        pairs(lambda a, b, x, y: (a < b) & (x <= y)),
+        "smaller loss at the same cost",
+    ),
+    Wrong(
+        "front",
+        pairs(lambda a, b, x, y: (a <= b) & (x < y)),
+        "smaller cost at the same loss",
+    ),
+    Wrong("front", lambda cost, loss: cost + loss == (cost + loss).min(), "sum"),
+    Wrong("reach", a_copy, "not a copy"),
+    Wrong("reach", taken_out_again, "leave the method in it"),
+]
+
+
+def in_bits(total, trained, base_bits):
+    return (total * base_bits + trained * 128) / 8
+
+
+def by_transposing(cost, loss):
+    no_worse = (cost <= cost[:, None]) & (loss <= loss[:, None])
+    return ~(no_worse & ~no_worse.T).any(1)
+
+
+@pytest.mark.parametrize(
+    ("exercise", "answer"),
+    [
+        ("training_bytes", in_bits),
+        ("front", by_transposing),
+    ],
+)
+def test_right_answers_written_otherwise(exercise, answer):
+    result = verdict(check, exercise, answer)
+    assert result.outcome == "right", str(result)
+
+
+test_wrong_answers = rejects("04-peft/11-best-practice", BYTES + FRONT + REACH + MORE)
