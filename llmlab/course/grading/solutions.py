@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import copy
 import hashlib
 import importlib
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +28,15 @@ def source_of(lesson: Lesson, root: Path) -> Path:
 
 def read_solution(lesson: Lesson, root: Path) -> NotebookNode:
     """The solution's script as a notebook without outputs, with stable cell ids."""
+    script = source_of(lesson, root).read_text(encoding="utf-8")
+    return copy.deepcopy(_as_notebook(script))
+
+
+@cache  # reading takes fifty times as long as copying
+def _as_notebook(script: str) -> NotebookNode:
     import jupytext
 
-    notebook = jupytext.read(source_of(lesson, root), fmt="py:percent")
+    notebook = jupytext.reads(script, fmt="py:percent")
     name_cells(notebook)
     return notebook
 
