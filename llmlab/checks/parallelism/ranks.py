@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable
+from operator import eq
 
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -90,6 +91,21 @@ class Received:
         self.most = max(self.most, len(self._alive))
         numbers = sum(t.numel() for t in (*tensors, new))
         self.most_numbers = max(self.most_numbers, numbers)
+
+
+def explained(
+    found: list[tuple], mistakes: dict[str, Callable], same: Callable = eq
+) -> None:
+    """A Mistake when one explains every result: in one case, several would.
+
+    Args:
+        found: (arguments, what the answer returned), case by case.
+        mistakes: diagnosis → what it returns for such arguments.
+        same: whether two results are equal.
+    """
+    for text, wrong in mistakes.items():
+        if all(same(got, wrong(*args)) for args, got in found):
+            raise Mistake(text)
 
 
 def either(got, *values, tol: float = 1e-4):

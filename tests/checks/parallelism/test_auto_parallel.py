@@ -2,6 +2,8 @@
 diagnosis that it must get.
 """
 
+from itertools import accumulate, combinations, pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -73,7 +75,7 @@ MOVE = [
         moving(gather=lambda n, p: n * (p - 1)),
         "n are the bytes of the whole",
     ),
-    Wrong("bytes_to_move", moving(gather=lambda n, p: n / p), "per pair"),
+    Wrong("bytes_to_move", moving(gather=lambda n, p: n / p), "not one"),
 ]
 
 
@@ -152,13 +154,214 @@ def with_an_empty_stage(times, p, m):
 
 STAGES = [
     Wrong("stages", even, "the same number of layers each"),
-    Wrong("stages", fill_up, "the slowest stage is"),
-    Wrong("stages", all_in_one, "the slowest stage is"),
+    Wrong("stages", fill_up, "as soon as it reaches the mean"),
+    Wrong("stages", all_in_one, "nearly all layers"),
     Wrong("stages", with_an_empty_stage, "numbers above 0"),
 ]
 
+
+def loops_of(dims, cut, out, grad, first=0, name="grad {}"):
+    reads, writes = parts(dims)
+    return ["out"] * out(cut in writes) + [
+        name.format(i) for i, x in enumerate(reads, first) if grad(cut in x)
+    ]
+
+
+def lacks(has_it):
+    return not has_it
+
+
+def gradients_turned(dims, cut):
+    return loops_of(dims, cut, lacks, bool)
+
+
+def output_turned(dims, cut):
+    return loops_of(dims, cut, bool, lacks)
+
+
+def counted_from_one(dims, cut):
+    return loops_of(dims, cut, lacks, lacks, first=1)
+
+
+def names_without_space(dims, cut):
+    return loops_of(dims, cut, lacks, lacks, name="grad{}")
+
+
+def the_first_only(dims, cut):
+    return loops_of(dims, cut, lacks, lacks)[:1]
+
+
+def two_inputs(dims, cut):
+    return [x for x in loops_of(dims, cut, lacks, lacks) if x in ("out", *GRADS)]
+
+
+GRADS = ("grad 0", "grad 1")
+
+
+def output_or_gradients(dims, cut):
+    found = loops_of(dims, cut, lacks, lacks)
+    return ["out"] if "out" in found else found
+
+
+def by_sets(dims, cut):
+    """Right: the tensors and their names side by side."""
+    reads, writes = parts(dims)
+    names = ["out", *(f"grad {i}" for i in range(len(reads)))]
+    pairs = zip(names, [writes, *reads], strict=True)
+    return [name for name, loops in pairs if {cut}.isdisjoint(loops)]
+
+
+def not_src(n, p, src, dst):
+    return moving()(n, p, src, dst) if src else 0.0
+
+
+def not_dst(n, p, src, dst):
+    return moving()(n, p, src, dst or None)
+
+
+def both_ways(*args):
+    return 2 * moving()(*args)
+
+
+def whole_bytes(n, p, src, dst):
+    return moving()(n, p, src, dst) // 1
+
+
+def without_own_seconds(node, edge, which):
+    node = [list(row) for row in node]
+    node[which] = [0.0] * len(node[which])
+    return dynamic(node, edge)
+
+
+def last_not_counted(node, edge):
+    return without_own_seconds(node, edge, -1)
+
+
+def first_not_counted(node, edge):
+    return without_own_seconds(node, edge, 0)
+
+
+def the_slowest(node, edge):
+    turned = [[[-t for t in row] for row in R] for R in edge]
+    return dynamic([[-t for t in row] for row in node], turned)
+
+
+def all_alike(node, edge):
+    def time(i):
+        return sum(row[i] for row in node) + sum(R[i][i] for R in edge)
+
+    return [min(range(len(node[0])), key=time)] * len(node)
+
+
+def best_prefixes(node, edge):
+    return [dynamic(node[: v + 1], edge[:v])[-1] for v in range(len(node))]
+
+
+def overwrites_node(node, edge):
+    for v, R in enumerate(edge):
+        for j, c in enumerate(node[v + 1]):
+            node[v + 1][j] = c + min(t + R[i][j] for i, t in enumerate(node[v]))
+    pick = [node[-1].index(min(node[-1]))]
+    for v in range(len(edge) - 1, -1, -1):
+        ways = [t + row[pick[0]] for t, row in zip(node[v], edge[v], strict=True)]
+        pick.insert(0, ways.index(min(ways)))
+    return pick
+
+
+def from_the_end(node, edge):
+    """Right: the least time from each strategy to the end."""
+    ahead, ways = list(node[-1]), []
+    for costs, R in zip(node[-2::-1], edge[::-1], strict=True):
+        tries = [[x + t for x, t in zip(row, ahead, strict=True)] for row in R]
+        ways.insert(0, [row.index(min(row)) for row in tries])
+        ahead = [c + min(row) for c, row in zip(costs, tries, strict=True)]
+    pick = [ahead.index(min(ahead))]
+    for way in ways:
+        pick.append(way[pick[-1]])
+    return pick
+
+
+def cuts(times, p, value):
+    every = [
+        [b - a for a, b in pairwise((0, *cut, len(times)))]
+        for cut in combinations(range(1, len(times)), p - 1)
+    ]
+    return min(every, key=lambda sizes: value(sums_of(times, sizes)))
+
+
+def sums_of(times, sizes):
+    ends = list(accumulate(sizes))
+    return [sum(times[e - n : e]) for e, n in zip(ends, sizes, strict=True)]
+
+
+def slowest_least(times, p, m):
+    """Right: the smallest limit that p stages can keep, by trying all sums."""
+    n = len(times)
+    limits = {sum(times[a:b]) for a in range(n) for b in range(a + 1, n + 1)}
+    for limit in sorted(limits):
+        sizes, at = [], 0
+        for left in range(p - 1, -1, -1):
+            end = at
+            while end < n - left and sum(times[at : end + 1]) <= limit:
+                end += 1
+            sizes.append(end - at)
+            at = end
+        if at == n and all(sizes):
+            return sizes
+    raise AssertionError
+
+
+def near_the_mean(times, p, m):
+    if len(times) > 12:
+        return slowest_least(times, p, m)
+    mean = sum(times) / p
+    return cuts(times, p, lambda sums: sum((t - mean) ** 2 for t in sums))
+
+
+def ends(times, p, m):
+    return list(accumulate(slowest_least(times, p, m)))
+
+
+def seconds(times, p, m):
+    return sums_of(times, slowest_least(times, p, m))
+
+
+def smallest_first(times, p, m):
+    return sorted(slowest_least(times, p, m))
+
+
+MORE = [
+    Wrong("summed", gradients_turned, "the output is right"),
+    Wrong("summed", output_turned, "the gradients are right"),
+    Wrong("summed", counted_from_one, "count from 0"),
+    Wrong("summed", names_without_space, "have a space"),
+    Wrong("summed", the_first_only, "there may be several"),
+    Wrong("summed", two_inputs, "more than two inputs"),
+    Wrong("summed", output_or_gradients, "where the output is one"),
+    Wrong("summed", out_last, "in another order"),
+    Wrong("bytes_to_move", not_src, "`not src`"),
+    Wrong("bytes_to_move", not_dst, "`not dst`"),
+    Wrong("bytes_to_move", both_ways, "twice too much"),
+    Wrong("bytes_to_move", whole_bytes, "rounded down"),
+    Wrong(
+        "bytes_to_move",
+        moving(gather=lambda n, p: 2 * n / p * (p - 1)),
+        "half of an all-reduce",
+    ),
+    Wrong("best_plan", last_not_counted, "the last operator's own"),
+    Wrong("best_plan", first_not_counted, "the first operator's own"),
+    Wrong("best_plan", the_slowest, "most time"),
+    Wrong("best_plan", all_alike, "the same strategy"),
+    Wrong("best_plan", best_prefixes, "go back from the end"),
+    Wrong("best_plan", overwrites_node, "changed in place"),
+    Wrong("stages", near_the_mean, "only the slowest one counts"),
+    Wrong("stages", ends, "where stages end"),
+    Wrong("stages", seconds, "are these seconds"),
+    Wrong("stages", smallest_first, "in another order"),
+]
+
 test_wrong_answers = rejects(
-    "05-parallelism/08-auto-parallel", SUMMED + MOVE + PLAN + STAGES
+    "05-parallelism/08-auto-parallel", SUMMED + MOVE + PLAN + STAGES + MORE
 )
 
 
@@ -178,3 +381,16 @@ def test_whole_numbers_of_numpy_and_of_tensors_are_right_too(exercise, whole):
         ).outcome
         == "wrong"
     )
+
+
+@pytest.mark.parametrize(
+    ("exercise", "answer"),
+    [
+        ("summed", by_sets),
+        ("best_plan", from_the_end),
+        ("stages", slowest_least),
+    ],
+)
+def test_right_answers_written_otherwise(exercise, answer):
+    result = verdict(check, exercise, answer)
+    assert result.outcome == "right", str(result)
