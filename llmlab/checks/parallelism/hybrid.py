@@ -8,7 +8,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from llmlab.checks.parallelism.ranks import either, numbers_per_rank, on_ranks
+from llmlab.checks.parallelism.ranks import (
+    either,
+    explained,
+    numbers_per_rank,
+    on_ranks,
+)
 from llmlab.course.grading.checking import Checks, Mistake, diagnose, expect
 from llmlab.parallelism.hybrid import Placement
 
@@ -20,18 +25,6 @@ MESHES = (
     {"tp": 7},
     {"pp": 2, "dp": 2, "cp": 3, "tp": 2},
 )
-
-
-def explained(found: list[tuple], mistakes: dict[str, Callable]) -> None:
-    """A Mistake when one explains every result: in one case, several would.
-
-    Args:
-        found: (arguments, what the answer returned), case by case.
-        mistakes: diagnosis → what it returns for such arguments.
-    """
-    for text, wrong in mistakes.items():
-        if all(got == wrong(*args) for args, got in found):
-            raise Mistake(text)
 
 
 def _turned(sizes: dict[str, int]) -> dict[str, int]:
