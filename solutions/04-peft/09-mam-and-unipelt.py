@@ -88,8 +88,8 @@ def gated_prefix(
 ) -> tuple[Tensor, Tensor]:
     """The gated keys and values of each row.
 
-    Shapes: x (n, seq, d), w (d,), b (), mask (n, seq) of float32, P_K and P_V (heads, p, D).
-        Returns two of (n, heads, p, D).
+    Shapes: x (n, seq, d), w (d,), b (), mask (n, seq) of float32, P_K and P_V (heads,
+        p, D). Returns two of (n, heads, p, D).
     Training goes through it: a gradient must reach x, w, b, P_K and P_V.
     """
     # BEGIN SOLUTION

@@ -125,6 +125,16 @@ def importance(answer):
             for t, n in zip(pair, "ĪŪ", strict=True)
         ]
     )
+    right, mistakes = _averages(smooth, unsure, w, grad, b1, b2)
+    diagnose(got, right=right, mistakes=mistakes, parts={"Ī": 0, "Ū": 1})
+    # the reference, which works in place
+    adalora_budget.update(smooth, unsure, w, grad, b1, b2)
+    if not close(got, torch.stack([smooth, unsure])):
+        raise Mistake("Ī and Ū differ from the reference")
+
+
+def _averages(smooth, unsure, w, grad, b1, b2) -> tuple[Tensor, dict[str, Tensor]]:
+    """Ī and Ū, and what mistakes make of them."""
     now = (w * grad).abs()
     new = b1 * smooth + (1 - b1) * now
 
@@ -179,6 +189,20 @@ def importance(answer):
             new, b2 * unsure + (1 - b2) * (now - new).square()
         ),
         "Ī is right, Ū is as it was": both(new, unsure),
+    }
+    return both(new), mistakes | _wrong_sensitivities(smooth, unsure, w, grad, b1, b2)
+
+
+def _wrong_sensitivities(smooth, unsure, w, grad, b1, b2) -> dict[str, Tensor]:
+    """Ī and Ū from another I, or from another mean of it."""
+    now = (w * grad).abs()
+    new = b1 * smooth + (1 - b1) * now
+    other = b2 * unsure + (1 - b2) * (now - new).abs()
+
+    def both(first: Tensor, second: Tensor) -> Tensor:
+        return torch.stack([first, second])
+
+    return {
         "the absolute value is of w · grad, not of w alone": both(
             s := b1 * smooth + (1 - b1) * w.abs() * grad,
             b2 * unsure + (1 - b2) * (w.abs() * grad - s).abs(),
@@ -191,9 +215,7 @@ def importance(answer):
             s := (b1 * smooth + (1 - b1) * w * grad).abs(),
             b2 * unsure + (1 - b2) * (w * grad - s).abs(),
         ),
-        "the score Ī · Ū comes later: return Ī and Ū": both(
-            new * both(new)[1], both(new)[1]
-        ),
+        "the score Ī · Ū comes later: return Ī and Ū": both(new * other, other),
         "Ū averages how far I is from the new Ī, not how far Ī has moved": both(
             new, b2 * unsure + (1 - b2) * (new - smooth).abs()
         ),
@@ -208,11 +230,6 @@ def importance(answer):
             b2 * unsure + (1 - b2) * (now**2 - s).abs(),
         ),
     }
-    diagnose(got, right=both(new), mistakes=mistakes, parts={"Ī": 0, "Ū": 1})
-    # the reference, which works in place
-    adalora_budget.update(smooth, unsure, w, grad, b1, b2)
-    if not close(got, torch.stack([smooth, unsure])):
-        raise Mistake("Ī and Ū differ from the reference")
 
 
 # b0, b_T, T, ti, tf: with a small model, with one so large that each step counts, and

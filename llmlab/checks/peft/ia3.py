@@ -121,7 +121,7 @@ def ia3_linear(answer):
 def merge(answer):
     """The weight and bias of the plain linear that does what the scaled one does."""
     W, b = torch.randn(6, 6).bfloat16(), torch.randn(6).bfloat16()
-    l, wide = 1 + 0.5 * torch.randn(6), torch.float32  # noqa: E741
+    l = 1 + 0.5 * torch.randn(6)  # noqa: E741
     for feedforward in (False, True):
         what = f"merge(W, b, l, feedforward={feedforward})"
         pair = expect(answer(W, b, l, feedforward), kind=(tuple, list), what=what)
@@ -137,61 +137,8 @@ def merge(answer):
         new_b = expect(
             pair[1], shape=(6,), dtype=torch.bfloat16, what=f"the bias of {what}"
         )
-        rows, columns = (
-            (l[:, None] * W.to(wide)).bfloat16(),
-            (W.to(wide) * l).bfloat16(),
-        )
-        right_W, other_W = (columns, rows) if feedforward else (rows, columns)
-        which = ("rows", "columns") if feedforward else ("columns", "rows")
-        mistakes = {
-            f"you scaled the {which[0]} of W: l reaches its {which[1]} here": other_W,
-            "W is not scaled": W,
-            "l was rounded to bfloat16 before the product: multiply in"
-            " float32, round once": (
-                l.bfloat16() * W if feedforward else l.bfloat16()[:, None] * W
-            ),
-            "1 + l for l: it multiplies as it is": (
-                (W.to(wide) * (1 + (l if feedforward else l[:, None]))).bfloat16()
-            ),
-            "W is divided by l: that is unmerging": (
-                (W.to(wide) / (l if feedforward else l[:, None])).bfloat16()
-            ),
-        }
-        diagnose(
-            new_W,
-            right=right_W,
-            mistakes=mistakes,
-            tol=1e-6,
-            what=f"the weight of {what}",
-        )
-        scaled_b = (l * b.to(wide)).bfloat16()
-        if feedforward:
-            diagnose(
-                new_b,
-                right=b,
-                mistakes={
-                    "the bias is scaled: at the input, l never meets it": scaled_b
-                },
-                what=what,
-            )
-        else:
-            mistakes = {
-                "the bias is not scaled: l multiplies all that comes out, b too": b,
-                "the bias is scaled in bfloat16: multiply in float32, round once": (
-                    l.bfloat16() * b
-                ),
-                "the bias is scaled by 1 + l: l multiplies as it is": (
-                    (b.to(wide) * (1 + l)).bfloat16()
-                ),
-                "the bias is scaled by l twice": (b.to(wide) * l * l).bfloat16(),
-            }
-            diagnose(
-                new_b,
-                right=scaled_b,
-                mistakes=mistakes,
-                tol=1e-6,
-                what=f"the bias of {what}",
-            )
+        _judge_weight(new_W, W, l, feedforward, f"the weight of {what}")
+        _judge_bias(new_b, b, l, feedforward, f"the bias of {what}")
     W = torch.randn(4, 3)
     pair = answer(W, None, torch.rand(3), True)
     if not isinstance(pair, tuple | list) or len(pair) != 2 or pair[1] is not None:
@@ -215,6 +162,69 @@ def merge(answer):
         raise Mistake(
             "for a weight of 4 × 3 without a bias, the merged linear does not give the"
             " scaled output"
+        )
+
+
+def _judge_weight(new_W, W, l, feedforward, what) -> None:  # noqa: E741
+    """A Mistake when the merged weight is wrong."""
+    wide = torch.float32
+    rows, columns = (
+        (l[:, None] * W.to(wide)).bfloat16(),
+        (W.to(wide) * l).bfloat16(),
+    )
+    right_W, other_W = (columns, rows) if feedforward else (rows, columns)
+    which = ("rows", "columns") if feedforward else ("columns", "rows")
+    mistakes = {
+        f"you scaled the {which[0]} of W: l reaches its {which[1]} here": other_W,
+        "W is not scaled": W,
+        "l was rounded to bfloat16 before the product: multiply in"
+        " float32, round once": (
+            l.bfloat16() * W if feedforward else l.bfloat16()[:, None] * W
+        ),
+        "1 + l for l: it multiplies as it is": (
+            (W.to(wide) * (1 + (l if feedforward else l[:, None]))).bfloat16()
+        ),
+        "W is divided by l: that is unmerging": (
+            (W.to(wide) / (l if feedforward else l[:, None])).bfloat16()
+        ),
+    }
+    diagnose(
+        new_W,
+        right=right_W,
+        mistakes=mistakes,
+        tol=1e-6,
+        what=what,
+    )
+
+
+def _judge_bias(new_b, b, l, feedforward, what) -> None:  # noqa: E741
+    """A Mistake when the merged bias is wrong."""
+    wide = torch.float32
+    scaled_b = (l * b.to(wide)).bfloat16()
+    if feedforward:
+        diagnose(
+            new_b,
+            right=b,
+            mistakes={"the bias is scaled: at the input, l never meets it": scaled_b},
+            what=what,
+        )
+    else:
+        mistakes = {
+            "the bias is not scaled: l multiplies all that comes out, b too": b,
+            "the bias is scaled in bfloat16: multiply in float32, round once": (
+                l.bfloat16() * b
+            ),
+            "the bias is scaled by 1 + l: l multiplies as it is": (
+                (b.to(wide) * (1 + l)).bfloat16()
+            ),
+            "the bias is scaled by l twice": (b.to(wide) * l * l).bfloat16(),
+        }
+        diagnose(
+            new_b,
+            right=scaled_b,
+            mistakes=mistakes,
+            tol=1e-6,
+            what=what,
         )
 
 

@@ -205,6 +205,26 @@ def gated_prefix(answer):
     mask[1, 4:], mask[2, :3] = 0, 0
     P_K, P_V, what = torch.randn(2, 4, 5), torch.randn(2, 4, 5), "gated_prefix(…)"
     K, V = _pair(answer(x, w, b, mask, P_K, P_V))
+    right, mistakes = _gated(x, w, b, mask, P_K, P_V)
+    diagnose(
+        torch.stack([K, V]),
+        right=right,
+        mistakes=mistakes,
+        what=what,
+        parts={"your tensor of keys": 0, "your tensor of values": 1},
+    )
+    K, V = _pair(answer(x, torch.zeros(8), torch.tensor(0.0), mask, P_K, P_V))
+    if not (
+        close(K, P_K.expand(3, -1, -1, -1) / 2)
+        and close(V, P_V.expand(3, -1, -1, -1) / 2)
+    ):
+        raise Mistake(
+            "with w and b at zero every gate is 1/2, however long a row's padding is"
+        )
+
+
+def _gated(x, w, b, mask, P_K, P_V) -> tuple[Tensor, dict[str, Tensor]]:
+    """The gated keys and values, and what mistakes make of them."""
     s, shape = torch.sigmoid(x @ w + b), (3, 1, 1, 1)
     real = mask.sum(1)
 
@@ -263,21 +283,7 @@ def gated_prefix(answer):
             (torch.tanh(x @ w + b) * mask).sum(1) / real
         ),
     }
-    diagnose(
-        torch.stack([K, V]),
-        right=made(g),
-        mistakes=mistakes,
-        what=what,
-        parts={"your tensor of keys": 0, "your tensor of values": 1},
-    )
-    K, V = _pair(answer(x, torch.zeros(8), torch.tensor(0.0), mask, P_K, P_V))
-    if not (
-        close(K, P_K.expand(3, -1, -1, -1) / 2)
-        and close(V, P_V.expand(3, -1, -1, -1) / 2)
-    ):
-        raise Mistake(
-            "with w and b at zero every gate is 1/2, however long a row's padding is"
-        )
+    return made(g), mistakes
 
 
 def _own(scores: Tensor) -> Tensor:

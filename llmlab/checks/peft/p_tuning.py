@@ -47,8 +47,32 @@ def encode_prompt(answer):
     got = expect(
         answer(h, Wf, Uf, Wb, Ub, W), shape=(p, d), dtype=torch.float32, what=what
     )
+    right, mistakes = _encoded(h, Wf, Uf, Wb, Ub, W)
+    diagnose(got, right=right, mistakes=mistakes, what=what)
+    rnn = torch.nn.RNN(d, m, bidirectional=True, bias=False)  # the oracle
+    weights = {
+        "weight_ih_l0": Wf,
+        "weight_hh_l0": Uf,
+        "weight_ih_l0_reverse": Wb,
+        "weight_hh_l0_reverse": Ub,
+    }
+    rnn.load_state_dict(weights)
+    if not close(got, (rnn(h)[0] @ W.T).detach()):
+        raise Mistake("torch.nn.RNN gives other states for the same weights")
+    if not close(
+        answer(h[:1], Wf, Uf, Wb, Ub, W),
+        torch.cat([torch.tanh(h[:1] @ Wf.T), torch.tanh(h[:1] @ Wb.T)], 1) @ W.T,
+    ):
+        raise Mistake(
+            "right for p = 4, wrong for p = 1, where both states before are zero"
+        )
+
+
+def _encoded(h, Wf, Uf, Wb, Ub, W) -> tuple[Tensor, dict[str, Tensor]]:
+    """The virtual tokens, and what mistakes make of them."""
     s, t = _states(h, Wf, Uf), _states(h.flip(0), Wb, Ub).flip(0)
     join = lambda a, b: torch.cat([a, b], -1) @ W.T  # noqa: E731
+    p, m = s.shape
     zero = torch.zeros_like(s)
     ones = torch.ones(m)
     near_s, near_t = torch.tanh(h @ Wf.T), torch.tanh(h @ Wb.T)
@@ -112,24 +136,7 @@ def encode_prompt(answer):
         ),
         "P_i has no tanh: only the states do": torch.tanh(join(s, t)),
     }
-    diagnose(got, right=join(s, t), mistakes=mistakes, what=what)
-    rnn = torch.nn.RNN(d, m, bidirectional=True, bias=False)  # the oracle
-    weights = {
-        "weight_ih_l0": Wf,
-        "weight_hh_l0": Uf,
-        "weight_ih_l0_reverse": Wb,
-        "weight_hh_l0_reverse": Ub,
-    }
-    rnn.load_state_dict(weights)
-    if not close(got, (rnn(h)[0] @ W.T).detach()):
-        raise Mistake("torch.nn.RNN gives other states for the same weights")
-    if not close(
-        answer(h[:1], Wf, Uf, Wb, Ub, W),
-        join(torch.tanh(h[:1] @ Wf.T), torch.tanh(h[:1] @ Wb.T)),
-    ):
-        raise Mistake(
-            "right for p = 4, wrong for p = 1, where both states before are zero"
-        )
+    return join(s, t), mistakes
 
 
 def _states(

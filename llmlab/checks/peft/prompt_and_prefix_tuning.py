@@ -110,6 +110,18 @@ def prepend_prompt(answer):
         ),
     }
     diagnose(got_mask, right=longer, mistakes=mistakes, what="the mask")
+    _judge_positions(places, mask, longer)
+    one = answer(prompt[:1], embeds[1:], mask[1:])
+    joined = torch.cat([prompt[:1], embeds[1]])[None]
+    if not close(one[2][one[1].bool()], torch.arange(4)) or not close(one[0], joined):
+        raise Mistake(
+            "right for p = 3 and two rows, wrong for p = 1 and one row: take both from"
+            " the arguments"
+        )
+
+
+def _judge_positions(places: Tensor, mask: Tensor, longer: Tensor) -> None:
+    """A Mistake when a position other than padding's is wrong."""
     right = longer.cumsum(-1) - 1
     seen = longer.bool()
     count = torch.arange(8).expand(2, -1)
@@ -137,13 +149,6 @@ def prepend_prompt(answer):
         mistakes=mistakes,
         what="your tensor of positions, padding left out,",
     )
-    one = answer(prompt[:1], embeds[1:], mask[1:])
-    joined = torch.cat([prompt[:1], embeds[1]])[None]
-    if not close(one[2][one[1].bool()], torch.arange(4)) or not close(one[0], joined):
-        raise Mistake(
-            "right for p = 3 and two rows, wrong for p = 1 and one row: take both from"
-            " the arguments"
-        )
 
 
 @check.exercise(
@@ -265,6 +270,38 @@ def prefix_attention(answer):
         dtype=torch.float32,
         what=what,
     )
+    right, mistakes = _attentions(q, k, v, prefix_k, prefix_v)
+    diagnose(got, right=right, mistakes=mistakes, what=what)
+    large = answer(300 * q, k, v, prefix_k, prefix_v)
+    if not close(large, _attention(300 * q, k, v, prefix_k, prefix_v)):
+        raise Mistake(
+            "right for small scores, wrong for scores of several hundred: exp"
+            " overflows. Take the largest away first, as torch.softmax does"
+        )
+    mask = torch.ones(T, p + T, dtype=torch.bool).tril(p)
+    pair = (prefix_k[None], prefix_v[None])  # the oracle: the fused kernel
+    fused = F.scaled_dot_product_attention(
+        q, *prefixes.prefix_attention_inputs(pair, k, v), mask, enable_gqa=True
+    )
+    if not close(got, fused):
+        raise Mistake("the fused kernel gives another result for [P_K; K] and [P_V; V]")
+    with Operations() as seen:
+        alone = answer(q[:1, :, :1], k[:1, :, :1], v[:1, :, :1], prefix_k, prefix_v)
+    if not close(alone, got[:1, :, :1]):
+        raise Mistake(
+            "token 0 alone must get what it gets in the whole text: nothing after it"
+            " counts"
+        )
+    if seen.called("scaled_dot_product"):
+        raise Mistake(
+            "the values are right, and torch's own: write it without"
+            " `scaled_dot_product_attention`"
+        )
+
+
+def _attentions(q, k, v, prefix_k, prefix_v) -> tuple[Tensor, dict[str, Tensor]]:
+    """The attention asked for, and what mistakes make of it."""
+    (B, _, T, D), (K, p, _) = q.shape, prefix_k.shape
     run = lambda **other: _attention(q, k, v, prefix_k, prefix_v, **other)  # noqa: E731
     plain = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     alone = F.scaled_dot_product_attention(
@@ -320,32 +357,7 @@ def prefix_attention(answer):
             q, k, v, prefix_k, 0 * prefix_v
         ),
     }
-    diagnose(got, right=run(), mistakes=mistakes, what=what)
-    large = answer(300 * q, k, v, prefix_k, prefix_v)
-    if not close(large, _attention(300 * q, k, v, prefix_k, prefix_v)):
-        raise Mistake(
-            "right for small scores, wrong for scores of several hundred: exp"
-            " overflows. Take the largest away first, as torch.softmax does"
-        )
-    mask = torch.ones(T, p + T, dtype=torch.bool).tril(p)
-    pair = (prefix_k[None], prefix_v[None])  # the oracle: the fused kernel
-    fused = F.scaled_dot_product_attention(
-        q, *prefixes.prefix_attention_inputs(pair, k, v), mask, enable_gqa=True
-    )
-    if not close(got, fused):
-        raise Mistake("the fused kernel gives another result for [P_K; K] and [P_V; V]")
-    with Operations() as seen:
-        alone = answer(q[:1, :, :1], k[:1, :, :1], v[:1, :, :1], prefix_k, prefix_v)
-    if not close(alone, got[:1, :, :1]):
-        raise Mistake(
-            "token 0 alone must get what it gets in the whole text: nothing after it"
-            " counts"
-        )
-    if seen.called("scaled_dot_product"):
-        raise Mistake(
-            "the values are right, and torch's own: write it without"
-            " `scaled_dot_product_attention`"
-        )
+    return run(), mistakes
 
 
 def _to_minus_infinity(scores: Tensor, hidden: Tensor) -> Tensor:

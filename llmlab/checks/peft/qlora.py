@@ -268,6 +268,30 @@ def double_quantize(answer):
     c, block, what = torch.rand(50) ** 2 + 2.0, 16, "double_quantize(…)"
     got = expect(answer(c, levels, block), shape=(50,), dtype=torch.float32, what=what)
 
+    right, mistakes = _trips(c, levels, block)
+    diagnose(got, right=right, mistakes=mistakes, tol=1e-6, what=what)
+    many = torch.rand(700) + 1
+    # the reference, another codebook
+    codes, c2 = nf4.encode_8bit(many - many.mean(), grid=None)
+    right = (
+        nf4.dynamic_map()[codes.int()] * c2.repeat_interleave(256)[:700] + many.mean()
+    )
+    if not close(answer(many, nf4.dynamic_map(), 256), right, tol=1e-5):
+        raise Mistake(
+            "right for blocks of 16 and even levels, wrong for blocks of 256 and"
+            " bitsandbytes' levels"
+        )
+    if not close(answer(torch.full((5,), 3.0), levels, 4), torch.full((5,), 3.0)):
+        raise Mistake(
+            "equal scales must come back as they are: without their mean nothing is"
+            " left, so c₂ is 0. Mind 0 / 0, and let no stand-in for c₂ be multiplied"
+            " back"
+        )
+
+
+def _trips(c: Tensor, levels: Tensor, block: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """50 scales after their trip through 8 bits, and what mistakes make of them."""
+
     def trip(shift: Tensor, size: int = block, back: Tensor | None = None) -> Tensor:
         parts = [(p, p.abs().max()) for p in (c - shift).split(size)]
         there = torch.cat(
@@ -335,24 +359,7 @@ def double_quantize(answer):
             trip_by(lambda x: (x * 127).round() / 127)
         ),
     }
-    diagnose(got, right=trip(mean), mistakes=mistakes, tol=1e-6, what=what)
-    many = torch.rand(700) + 1
-    # the reference, another codebook
-    codes, c2 = nf4.encode_8bit(many - many.mean(), grid=None)
-    right = (
-        nf4.dynamic_map()[codes.int()] * c2.repeat_interleave(256)[:700] + many.mean()
-    )
-    if not close(answer(many, nf4.dynamic_map(), 256), right, tol=1e-5):
-        raise Mistake(
-            "right for blocks of 16 and even levels, wrong for blocks of 256 and"
-            " bitsandbytes' levels"
-        )
-    if not close(answer(torch.full((5,), 3.0), levels, 4), torch.full((5,), 3.0)):
-        raise Mistake(
-            "equal scales must come back as they are: without their mean nothing is"
-            " left, so c₂ is 0. Mind 0 / 0, and let no stand-in for c₂ be multiplied"
-            " back"
-        )
+    return trip(mean), mistakes
 
 
 @check.exercise(
@@ -398,41 +405,8 @@ def backward(answer):
     h = leaves[0] @ W.T + s * leaves[0] @ leaves[1].T @ leaves[2].T
     # the oracle: autograd on the dequantised weight
     right = torch.autograd.grad(h, leaves, g)
-    unscaled, by_columns = (
-        levels[codes].reshape(d, k),
-        (levels[codes] * scales[:, None]).reshape(k, d).T,
-    )
-    diagnose(
-        got[0],
-        right=right[0],
-        mistakes={
-            "the gradient through B A is missing: x has two ways to h": g @ W,
-            "the gradient through Ŵ is missing: it is frozen, but x is not": (
-                s * g @ B @ A
-            ),
-            "the scales are missing: Ŵ is the level times the scale of its block": (
-                g @ unscaled + s * g @ B @ A
-            ),
-            "Ŵ is transposed: its codes lie row after row": (
-                g @ by_columns + s * g @ B @ A
-            ),
-            "s is missing in the gradient through B A": g @ W + g @ B @ A,
-            "you used the codes as if they were the levels": (
-                g @ (codes * scales[:, None]).reshape(d, k) + s * g @ B @ A
-            ),
-            "s scales the low-rank way alone, not Ŵ": s * (g @ W + g @ B @ A),
-            "s is the whole scale: it is not divided by r": (g @ W + s / r * g @ B @ A),
-            "s is applied twice in the gradient through B A": (
-                g @ W + s * s * g @ B @ A
-            ),
-            "the scales are dealt out in turn: the first `block` weights share the"
-            " first": (
-                g @ (levels[codes].flatten() * scales.repeat(16)).reshape(d, k)
-                + s * g @ B @ A
-            ),
-        },
-        what="∂E/∂x",
-    )
+    mistakes = _wrong_ways_to_x(g, codes, scales, levels, A, B, s)
+    diagnose(got[0], right=right[0], mistakes=mistakes, what="∂E/∂x")
     diagnose(
         got[1],
         right=right[1],
@@ -458,3 +432,37 @@ def backward(answer):
         },
         what="∂E/∂B",
     )
+
+
+def _wrong_ways_to_x(g, codes, scales, levels, A, B, s) -> dict[str, Tensor]:
+    """The gradient of x as mistakes make it."""
+    r, k = A.shape
+    d = len(B)
+    W = (levels[codes] * scales[:, None]).reshape(d, k)
+    unscaled, by_columns = (
+        levels[codes].reshape(d, k),
+        (levels[codes] * scales[:, None]).reshape(k, d).T,
+    )
+    return {
+        "the gradient through B A is missing: x has two ways to h": g @ W,
+        "the gradient through Ŵ is missing: it is frozen, but x is not": (
+            s * g @ B @ A
+        ),
+        "the scales are missing: Ŵ is the level times the scale of its block": (
+            g @ unscaled + s * g @ B @ A
+        ),
+        "Ŵ is transposed: its codes lie row after row": (
+            g @ by_columns + s * g @ B @ A
+        ),
+        "s is missing in the gradient through B A": g @ W + g @ B @ A,
+        "you used the codes as if they were the levels": (
+            g @ (codes * scales[:, None]).reshape(d, k) + s * g @ B @ A
+        ),
+        "s scales the low-rank way alone, not Ŵ": s * (g @ W + g @ B @ A),
+        "s is the whole scale: it is not divided by r": (g @ W + s / r * g @ B @ A),
+        "s is applied twice in the gradient through B A": (g @ W + s * s * g @ B @ A),
+        "the scales are dealt out in turn: the first `block` weights share the first": (
+            g @ (levels[codes].flatten() * scales.repeat(16)).reshape(d, k)
+            + s * g @ B @ A
+        ),
+    }
