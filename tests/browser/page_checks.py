@@ -56,6 +56,10 @@ SLIDER_STATE = """(figure, k) => {
     alt: image.alt,
   };
 }"""
+# A name runs over two lines where its words, which Sphinx marks, do.
+CUT_NAMES = """() => [...document.querySelectorAll('main table code .pre')].filter(
+  word => word.checkVisibility() && word.getClientRects().length > 1).map(
+  word => word.textContent)"""
 TWO_FRAMES = """() => new Promise(resolve =>
   requestAnimationFrame(() => requestAnimationFrame(resolve)))"""
 SMALL_FIGURES = """() => [...document.querySelectorAll('.llmlab-scroll img')].filter(
@@ -177,6 +181,8 @@ def phone_faults(page: Page) -> list[str]:
     if width > PHONE:
         faults.append(f"phone: the page is {width} pixels wide, {PHONE} are there")
     small = page.evaluate(SMALL_FIGURES)
+    if cut := page.evaluate(CUT_NAMES):
+        faults.append(f"phone: tables cut {len(cut)} names in two, as {cut[0]}")
     if small:
         faults.append(f"phone: the text of {small} figures is under 9 points")
     return faults

@@ -162,12 +162,17 @@ def test_what_is_too_wide_or_too_small_for_a_phone_is_found(open_faulty):
     page.evaluate("""() => {
           document.body.insertAdjacentHTML(
             'beforeend', '<table style="width: 600px"><tr><td>1</td></tr></table>');
+          const name = document.querySelector('main table code .pre');
+          name.style.cssText = 'overflow-wrap: anywhere; white-space: normal';
+          name.closest('td').style.cssText = 'max-width: 2rem; min-width: 0';
+          name.textContent = 'q_proj_and_more';
           const image = document.querySelector('.llmlab-scroll img');
           image.style.cssText = 'width: 100px !important; min-width: 0 !important';
         }""")
     faults = page_checks.phone_faults(page)
     assert faults == [
         "phone: the page is 600 pixels wide, 390 are there",
+        "phone: tables cut 1 names in two, as q_proj_and_more",
         "phone: the text of 1 figures is under 9 points",
     ]
 

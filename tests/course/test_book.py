@@ -17,6 +17,7 @@ from llmlab.course.book.notebooks import (
     link,
     rewrite,
     stage_notebook,
+    whole_shapes,
 )
 from llmlab.course.book.sphinx import tidy
 from llmlab.course.book.verified import WIDGET
@@ -150,6 +151,14 @@ def rewritten(text, stage, page="notebooks/04-peft/05-lora.ipynb"):
 def test_links(text, expected, stage):
     assert rewritten(text, stage) == expected
     assert stage.errors == []
+
+
+def test_shapes_in_tables_stay_on_one_line():
+    text = "16 × 4\n\n| 64 × 128 | 2 × (8 × 128 + 8) | d × k |\n|---|---|---|"
+    assert whole_shapes(text) == (
+        "16 × 4\n\n| 64\u00a0×\u00a0128 | 2 × (8\u00a0×\u00a0128 + 8) | d × k |\n"
+        "|---|---|---|"
+    )
 
 
 def test_a_linked_file_comes_along(stage):

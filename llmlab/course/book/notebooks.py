@@ -29,6 +29,8 @@ LINK = re.compile(
 )
 CODE = re.compile(r"(```.*?```|~~~.*?~~~|`[^`\n]+`)", re.DOTALL)
 PAGES = "jupyter-book/pages/"  # staged at the top of the book
+ROW = re.compile(r"^\|.*$", re.MULTILINE)  # of a table
+TIMES = re.compile(r"(?<=\d) × (?=\d)")
 KEY = re.compile(r"[a-z]+\d{4}[a-z0-9-]*")
 # Comments for machines: they are left out of the page.
 MARKS = re.compile(
@@ -62,6 +64,11 @@ def rewrite(text: str, change: Callable[[re.Match], str]) -> str:
     for i in range(0, len(parts), 2):
         parts[i] = LINK.sub(change, parts[i])
     return "".join(parts)
+
+
+def whole_shapes(text: str) -> str:
+    """Markdown whose tables keep `128 × 384` on one line, however narrow they are."""
+    return ROW.sub(lambda row: TIMES.sub("\u00a0×\u00a0", row.group()), text)
 
 
 def link(match: re.Match, page: str, stage: Stage) -> str:
@@ -171,6 +178,7 @@ def dress(nb: NotebookNode, page: str, stage: Stage) -> None:
         del cell["attachments"]
         if cell.cell_type == "markdown":
             cell.source = rewrite(cell.source, lambda match: link(match, page, stage))
+            cell.source = whole_shapes(cell.source)
         if cell.cell_type == "code":
             cell.source = MARKS.sub("", cell.source)
             prompt(cell)
