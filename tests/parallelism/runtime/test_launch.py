@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import textwrap
 import threading
 import time
 
@@ -194,22 +193,21 @@ def test_children_of_children_go_too():
     failure(fn, 1)  # the fixture looks for the sleep
 
 
+def parent(folder):
+    """Launches two ranks that write down who they are, and stay."""
+    # A killed parent cannot clean up its folder.
+    tempfile.tempdir = str(folder / "tmp")
+
+    def fn(comm):
+        (folder / f"pid{comm.rank}").write_text(str(os.getpid()))
+        time.sleep(120)
+
+    launch(fn, 2)
+
+
 def test_parents_death_takes_the_children_along(tmp_path):
-    script = tmp_path / "parent.py"
-    script.write_text(
-        textwrap.dedent("""
-        import os, sys, time
-        from llmlab.parallelism import launch
-        def fn(comm):
-            open(f"{sys.argv[1]}/pid{comm.rank}", "w").write(str(os.getpid()))
-            time.sleep(120)
-        launch(fn, 2)
-        """)
-    )
-    elsewhere = tmp_path / "tmp"  # a killed parent cannot clean up its folder
-    elsewhere.mkdir()
-    command = [sys.executable, str(script), str(tmp_path)]
-    with processes.started(command, env={"TMPDIR": str(elsewhere)}) as guard:
+    (tmp_path / "tmp").mkdir()
+    with processes.forked(parent, tmp_path) as fork:
         pids = _wait_for(
             lambda: [
                 int(p.read_text()) for p in tmp_path.glob("pid*") if p.read_text()
@@ -217,8 +215,7 @@ def test_parents_death_takes_the_children_along(tmp_path):
             2,
         )
         assert all(psutil.pid_exists(pid) for pid in pids)
-        (parent,) = psutil.Process(guard.pid).children()
-        parent.kill()
+        psutil.Process(fork.pid).kill()
         _wait_for(lambda: [0 for pid in pids if not _runs(pid)], 2)
 
 
