@@ -57,6 +57,7 @@ def test_plurals_longer_terms_first_and_capitals(linker):
         "| token | 1 |",
         "```\ntoken\n```",
         '<img alt="token">',
+        "<details><summary>What is a token?</summary>",
         "{cite:t}`token2020`",
         "sub-token, token-wise, tokenise",
     ],
