@@ -44,7 +44,7 @@ check.environment(environment)
 #
 # DeepSpeed wants `train_batch_size = micro × accumulation × data-parallel ranks` to hold exactly. Tensor- and pipeline-parallel
 # ranks see the same data, so of `devices` only `devices / (tp · pp)` count. Return the gradient accumulation steps. Raise a `ValueError` when there
-# is no whole number.
+# is no whole number of steps, or of ranks.
 
 
 # %% tags=["exercise"]
@@ -77,7 +77,7 @@ check.accumulation(accumulation)
 # `microbatches` that it accumulates. Sequences have different lengths, so ranks and microbatches have different numbers of tokens. You give
 # it, for each microbatch, the **sum** of the losses of its tokens times a factor. Which factor makes the gradient right?
 #
-# `tokens[r][i]` is the number of tokens in microbatch $i$ of rank $r$.
+# `tokens[r][i]` is the number of tokens in microbatch $i$ of rank $r$. It may be 0, for one of padding alone.
 
 
 # %% tags=["exercise"]
@@ -104,7 +104,8 @@ check.loss_factor(loss_factor)
 # `write(path)` writes a checkpoint to a file; it takes a minute, and the process may die, or the disk may be full, at any moment of it.
 # Write `save`, so that at every moment `folder` has a complete newest checkpoint under a name `step-….pt`: the one before until the new one is
 # complete, the new one from then on. Names have eight digits, as `step-00000042.pt`, so that they sort. Keep the newest `keep` checkpoints, delete
-# older ones, and not before the new one is there.
+# older ones, and not before the new one is there. `folder` may hold other files: leave them alone.
+# A file that is moved in from another folder may be copied, if that lies on another disk.
 
 
 # %% tags=["exercise"]

@@ -2,7 +2,15 @@
 diagnosis that it must get.
 """
 
-from tests.checks.rejecting import Wrong, rejects
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from llmlab.checks.parallelism.frameworks import check
+from tests.checks.rejecting import Wrong, rejects, verdict
 
 
 def told(
@@ -166,6 +174,173 @@ SAVE = [
     Wrong("save", oldest, "there is no step-00000100.pt"),
 ]
 
+
+def one_based(node, local, nodes, per_node):
+    return right_rank(node, local, nodes, per_node) + 1
+
+
+def wrong_process(node, local, nodes, per_node):
+    return local
+
+
+def machines(node, local, nodes, per_node):
+    return node
+
+
+def number_plus_number(node, local, nodes, per_node):
+    return node + local
+
+
+def all_devices(batch, micro, devices, tp=1, pp=1):
+    if batch % (micro * devices):
+        raise ValueError("does not divide")
+    return batch // (micro * devices)
+
+
+def by_the_product(batch, micro, devices, tp=1, pp=1):
+    if batch * tp * pp % (micro * devices):
+        raise ValueError("does not divide")
+    return batch * tp * pp // (micro * devices)
+
+
+def asserts(batch, micro, devices, tp=1, pp=1):
+    assert devices % (tp * pp) == 0
+    ranks = devices // (tp * pp)
+    assert batch % (micro * ranks) == 0
+    return batch // (micro * ranks)
+
+
+def by_remainders(batch, micro, devices, tp=1, pp=1):
+    """Right: divided in two steps, each with its own error."""
+    ranks, left = divmod(devices, tp * pp)
+    if left:
+        raise ValueError(f"{devices} devices")
+    steps, left = divmod(batch, micro * ranks)
+    if left:
+        raise ValueError(f"batch {batch}")
+    return steps
+
+
+def some_microbatches(tokens):
+    own = [t for row in tokens for t in row]
+    return sum(t > 0 for t in own) / sum(own)
+
+
+def saves_as(
+    folder, step, write, keep=2, *, delete=None, move=None, other=None, anew=False
+):
+    target = folder / f"step-{step:08}.pt"
+    if anew:
+        target.unlink(missing_ok=True)
+    unfinished = (other or folder) / ".unfinished"
+    write(unfinished)
+    (move or Path.replace)(unfinished, target)
+    (delete or oldest_deleted)(folder, step, keep)
+    return target
+
+
+def oldest_deleted(folder, step, keep):
+    for old in sorted(folder.glob("step-*.pt"))[:-keep]:
+        old.unlink()
+
+
+def any_file_deleted(folder, step, keep):
+    for old in sorted(folder.iterdir())[:-keep]:
+        old.unlink()
+
+
+def keep_steps_before(folder, step, keep):
+    (folder / f"step-{step - keep:08}.pt").unlink(missing_ok=True)
+
+
+def copied(unfinished, target):
+    shutil.copy(unfinished, target)
+    unfinished.unlink()
+
+
+def deletes_any_file(*args, **kwargs):
+    return saves_as(*args, **kwargs, delete=any_file_deleted)
+
+
+def counts_steps(*args, **kwargs):
+    return saves_as(*args, **kwargs, delete=keep_steps_before)
+
+
+def copies_then_deletes(*args, **kwargs):
+    return saves_as(*args, **kwargs, move=copied)
+
+
+def deletes_its_own_name(*args, **kwargs):
+    return saves_as(*args, **kwargs, anew=True)
+
+
+def in_another_folder(*args, **kwargs):
+    with tempfile.TemporaryDirectory() as name:
+        return saves_as(*args, **kwargs, other=Path(name))
+
+
+def in_a_folder_inside(folder, step, write, keep=2):
+    """Right: the unfinished file in a folder of its own, by os.replace."""
+    target = folder / f"step-{step:08d}.pt"
+    with tempfile.TemporaryDirectory(dir=folder) as inside:
+        write(Path(inside) / "part")
+        os.replace(Path(inside) / "part", target)
+    names = sorted(p.name for p in folder.glob("step-*.pt"))
+    for name in names[: len(names) - keep] if len(names) > keep else []:
+        (folder / name).unlink()
+    return target
+
+
+MORE = [
+    Wrong("environment", told(one_based), "RANK counts from 0"),
+    Wrong("environment", told(wrong_process), "a rank 0"),
+    Wrong("environment", told(machines), "not machines"),
+    Wrong("environment", told(number_plus_number), "not one"),
+    Wrong("environment", told(right_rank, machines), "not the machine's"),
+    Wrong(
+        "environment",
+        told(right_rank, world=lambda n, i, N, g: N * g - 1),
+        "not the last rank",
+    ),
+    Wrong(
+        "environment", told(right_rank, world=lambda n, i, N, g: N + g), "is a product"
+    ),
+    Wrong("accumulation", all_devices, "there is a whole number"),
+    Wrong("accumulation", by_the_product, "devices that do not divide"),
+    Wrong("accumulation", asserts, "it raises AssertionError"),
+    Wrong(
+        "accumulation",
+        steps(lambda b, m, d, t, p: b // (m * d // (t + p)), strict=False),
+        "not tp + pp",
+    ),
+    Wrong(
+        "accumulation",
+        steps(lambda b, m, d, t, p: d // (t * p)),
+        "number of data-parallel ranks",
+    ),
+    Wrong("accumulation", steps(lambda b, m, d, t, p: b // m), "by their number too"),
+    Wrong("loss_factor", some_microbatches, "without tokens counts"),
+    Wrong("loss_factor", factor(lambda r, m, n, t: 1 / (r * m * n)), "already"),
+    Wrong("loss_factor", factor(lambda r, m, n, t: 1.0), "leaves sums"),
+    Wrong("loss_factor", factor(lambda r, m, n, t: 1 / t[0][0]), "not one's"),
+    Wrong("loss_factor", factor(lambda r, m, n, t: m / sum(t[0])), "first rank's"),
+    Wrong("loss_factor", factor(lambda r, m, n, t: r * m // n), "cuts off"),
+    Wrong("save", deletes_any_file, "is no checkpoint"),
+    Wrong("save", counts_steps, "the newest three"),
+    Wrong("save", copies_then_deletes, "is a copy"),
+    Wrong("save", deletes_its_own_name, "before the new checkpoint is complete"),
+    Wrong("save", in_another_folder, "another disk"),
+]
+
 test_wrong_answers = rejects(
-    "05-parallelism/10-frameworks", ENVIRONMENT + ACCUMULATION + FACTOR + SAVE
+    "05-parallelism/10-frameworks", ENVIRONMENT + ACCUMULATION + FACTOR + SAVE + MORE
 )
+
+
+@pytest.mark.parametrize(
+    ("exercise", "answer"),
+    [("accumulation", by_remainders), ("save", in_a_folder_inside)],
+)
+def test_right_answers_written_otherwise(exercise, answer):
+    result = verdict(check, exercise, answer)
+    assert result.outcome == "right", str(result)
