@@ -5,13 +5,16 @@ Plans are timed by the cost model of the course.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from unittest import mock
 
 import torch
 
-from llmlab.course.grading.checking import Checks, Mistake, diagnose, expect
+from llmlab.checks.parallelism.ranks import explained
+from llmlab.course.grading.checking import Checks, Mistake, close, diagnose, expect
 from llmlab.models.presets import preset
 from llmlab.parallelism.choosing import Estimate, Job, Plan, machines, planner, shapes
 
@@ -74,6 +77,28 @@ def mfu(answer):
         "the peak is of one chip: divide by the number of chips too": (
             rate * (6 * n + attention) / peak
         ),
+        "attention is counted with 6 L H D T; forward and backward it is 12": (
+            useful * (6 * n + attention / 2)
+        ),
+        "seq is missing from the attention term: a token looks at up to T others": (
+            useful * (6 * n + attention / T)
+        ),
+        "seq stands twice in the attention term: FLOPs are per token": (
+            useful * (6 * n + attention * T)
+        ),
+        "layers is missing from the attention term": useful * (6 * n + attention / L),
+        (
+            "recomputation is counted, in both terms; it is not useful: 6N and 12 L H D"
+            " T"
+        ): useful * (8 * n + attention * 4 / 3),
+        "the 6 belongs to N alone: 6N + 12 L H D T": useful * 6 * (n + attention),
+        "rate is tokens per second already: do not divide by seq": (
+            useful / T * (6 * n + attention)
+        ),
+        "rate is of all chips: do not multiply it by their number": (
+            useful * chips**2 * (6 * n + attention)
+        ),
+        "this is the share that is not used": 1 - useful * (6 * n + attention),
         "a share between 0 and 1 is asked, not percent": (
             100 * useful * (6 * n + attention)
         ),
@@ -102,6 +127,7 @@ def mfu(answer):
 )
 def state_bytes(answer):
     """Bytes of weights, gradients and optimizer under ZeRO, tp and pp."""
+    found = []
     for zero in (0, 1, 2, 3):
         n = 1e9 * _whole(5, 50)
         dp = 2 ** _whole(2, 6)
@@ -109,38 +135,85 @@ def state_bytes(answer):
         pp = 3
         what = f"state_bytes({n:.0f}, {dp}, {tp}, {pp}, zero={zero})"
         got = float(expect(answer(n, dp, tp, pp, zero), kind=(int, float), what=what))
-        held = [_state(n / (tp * pp), dp, stage) for stage in range(4)]
-        mistakes = {
-            "dp copies hold the same: without ZeRO data parallelism cuts nothing": (
-                16 * n / (tp * pp * dp)
-            ),
-            "pp cuts the parameters too": _state(n / tp, dp, zero),
-            "tp cuts the parameters too": _state(n / pp, dp, zero),
-            "tp and pp cut the parameters too": _state(n, dp, zero),
-            (
-                "stage 1 cuts the optimizer first, then gradients, then weights: yours"
-                " are in another order"
-            ): _reversed(n / (tp * pp), dp, zero),
-            "this is one stage too early: stage 1 cuts the optimizer": held[
-                max(0, zero - 1)
-            ],
-            "this is one stage too far: stage 1 cuts only the optimizer": held[
-                min(3, zero + 1)
-            ],
-            (
-                "the optimizer takes 12 bytes: a 32-bit copy of the weights and two"
-                " averages"
-            ): held[zero] - 4 * n / (tp * pp) / (dp if zero else 1),
-        }
-        diagnose(got, right=held[zero], mistakes=mistakes, tol=1e-9, what=what)
+        found.append(((n, dp, tp, pp, zero), got))
+
+    def same(a: float, b: float) -> bool:
+        return close(a, b, 1e-9)
+
+    if not all(same(got, _bytes(*args)) for args, got in found):
+        explained(found, STATE, same)
+    for args, got in found:
+        n, dp, tp, pp, zero = args
+        what = f"state_bytes({n:.0f}, {dp}, {tp}, {pp}, zero={zero})"
+        diagnose(got, right=_bytes(*args), tol=1e-9, what=what)
 
 
 def _state(held: float, dp: int, zero: int, kinds=((2, 3), (2, 2), (12, 1))) -> float:
     return sum(each * held / (dp if zero >= stage else 1) for each, stage in kinds)
 
 
-def _reversed(held: float, dp: int, zero: int) -> float:
-    return _state(held, dp, zero, ((2, 1), (2, 2), (12, 3)))
+def _bytes(n: float, dp: int, tp: int, pp: int, zero: int, **how) -> float:
+    return _state(n / (tp * pp), dp, zero, **how)
+
+
+STATE: dict[str, Callable[..., float]] = {
+    "dp copies hold the same: without ZeRO data parallelism cuts nothing": (
+        lambda n, dp, tp, pp, zero: 16 * n / (tp * pp * dp)
+    ),
+    "pp cuts the parameters too": lambda n, dp, tp, pp, zero: _bytes(
+        n, dp, tp, 1, zero
+    ),
+    "tp cuts the parameters too": lambda n, dp, tp, pp, zero: _bytes(
+        n, dp, 1, pp, zero
+    ),
+    "tp and pp cut the parameters too": lambda n, dp, tp, pp, zero: _bytes(
+        n, dp, 1, 1, zero
+    ),
+    "tp and pp cut each other's pieces: tp · pp, not tp + pp": (
+        lambda n, dp, tp, pp, zero: _bytes(n, dp, tp + pp, 1, zero)
+    ),
+    "ZeRO cuts over the dp copies, not over all devices": (
+        lambda n, dp, tp, pp, zero: _state(n / (tp * pp), dp * tp * pp, zero)
+    ),
+    (
+        "stage 1 cuts the optimizer first, then gradients, then weights: yours are in"
+        " another order"
+    ): partial(_bytes, kinds=((2, 1), (2, 2), (12, 3))),
+    "this is one stage too early: stage 1 cuts the optimizer": (
+        lambda n, dp, tp, pp, zero: _bytes(n, dp, tp, pp, zero - 1)
+    ),
+    "this is one stage too far: stage 1 cuts only the optimizer": (
+        lambda n, dp, tp, pp, zero: _bytes(n, dp, tp, pp, zero + 1)
+    ),
+    "a stage cuts what the stages below it cut, too": (
+        lambda n, dp, tp, pp, zero: (
+            n
+            / (tp * pp)
+            * sum(
+                each / (dp if zero == stage else 1)
+                for each, stage in ((2, 3), (2, 2), (12, 1))
+            )
+        )
+    ),
+    "the optimizer takes 12 bytes: a 32-bit copy of the weights and two averages": (
+        partial(_bytes, kinds=((2, 3), (2, 2), (8, 1)))
+    ),
+    "gradients take 2 bytes each": partial(_bytes, kinds=((2, 3), (4, 2), (12, 1))),
+    "weights and gradients take 2 bytes each": partial(
+        _bytes, kinds=((4, 3), (4, 2), (12, 1))
+    ),
+    "the weights are missing": partial(_bytes, kinds=((2, 2), (12, 1))),
+    "the gradients are missing": partial(_bytes, kinds=((2, 3), (12, 1))),
+    "the optimizer alone is counted; weights and gradients are held, too": partial(
+        _bytes, kinds=((12, 1),)
+    ),
+    "these are the bytes of all devices together; one is asked": (
+        lambda n, dp, tp, pp, zero: dp * tp * pp * _bytes(n, dp, tp, pp, zero)
+    ),
+    "these are the bytes of all dp copies; a device's own are asked": (
+        lambda n, dp, tp, pp, zero: dp * _bytes(n, dp, tp, pp, zero)
+    ),
+}
 
 
 @check.exercise(
@@ -159,51 +232,115 @@ def _reversed(held: float, dp: int, zero: int) -> float:
 )
 def microbatches_needed(answer):
     """The smallest m whose bubble is small enough."""
+    found = []
     for p, v, limit in (
-        (4, 1, 0.2),
-        (8, 1, 0.1),
+        (4, 1, 0.21),
+        (8, 1, 0.11),
         (8, 4, 0.05),
-        (6, 2, 0.1),
-        (5, 1, 0.5),
+        (6, 2, 0.12),
+        (5, 1, 0.3),
         (1, 1, 0.1),
+        # a bubble of just the limit, in numbers that are exact
+        (5, 1, 0.5),
         (3, 1, 0.25),
+        (3, 2, 0.25),
     ):
         what = f"microbatches_needed({p}, {v}, {limit})"
         got = expect(answer(p, v, limit), kind=int, what=what)
-        right = _needed(p, v, limit, p if v > 1 else 1)
+        if got < 1:
+            raise Mistake(f"{what} is {got}: a step has one microbatch at least")
+        found.append(((p, v, limit), got))
+    if any(got != _least(*args) for args, got in found):
+        explained(found, MICROBATCHES)
+    for args, got in found:
+        right = _least(*args)
+        step = args[0] if args[1] > 1 else 1
         mistakes = {
-            "the share is of the whole step, work and waiting, not of the work": (
-                _needed_of_work(p, v, limit)
-            ),
-            "the chunks are missing: interleaving divides the waiting by v": _needed(
-                p, 1, limit, p if v > 1 else 1
-            ),
-            "an interleaved schedule takes microbatches in multiples of p": _needed(
-                p, v, limit, 1
-            ),
-            "multiples of p are needed for v > 1 only": _needed(p, v, limit, p),
-            "p stages wait for p − 1 others, not p": _needed(
-                p + 1, v, limit, p if v > 1 else 1
-            ),
-            "this m has too large a bubble: one step more": right - (p if v > 1 else 1),
-            "a smaller m is enough": right + (p if v > 1 else 1),
+            "this m has too large a bubble": right - step,
+            "a smaller m is enough": right + step,
         }
-        mistakes = {text: m for text, m in mistakes.items() if m != right}
-        diagnose(got, right=right, mistakes=mistakes, what=what)
+        what = f"microbatches_needed{args}"
+        diagnose(
+            got,
+            right=right,
+            mistakes={f"{what}: {text}": m for text, m in mistakes.items()},
+            what=what,
+        )
+
+
+def _least(p: int, v: int, limit: float) -> int:
+    return _needed(p, v, limit, p if v > 1 else 1)
+
+
+def _waiting(
+    p: int, v: int, limit: float, waiting: float, of_work: bool = False
+) -> int:
+    """The smallest m when the waiting is another."""
+    step = m = p if v > 1 else 1
+    while waiting > limit * (m + (0 if of_work else waiting)) * (1 + 1e-12):
+        m += step
+    return m
+
+
+def _rounded(p: int, v: int, limit: float, one: Callable, many: Callable) -> int:
+    """m by a formula, `one` making it whole and `many` a number of multiples of p."""
+    m = max(1, one((p - 1) / v * (1 - limit) / limit))
+    return m if v == 1 else p * max(1, many(m / p))
+
+
+MICROBATCHES: dict[str, Callable[..., int]] = {
+    "the share is of the whole step, work and waiting, not of the work": (
+        lambda p, v, limit: _waiting(p, v, limit, (p - 1) / v, of_work=True)
+    ),
+    "the chunks are missing: interleaving divides the waiting by v": (
+        lambda p, v, limit: _waiting(p, v, limit, p - 1)
+    ),
+    "interleaving divides the waiting by v; it does not multiply it": (
+        lambda p, v, limit: _waiting(p, v, limit, (p - 1) * v)
+    ),
+    "p stages wait for p − 1 others, not p": (
+        lambda p, v, limit: _waiting(p, v, limit, p / v)
+    ),
+    "an interleaved schedule takes microbatches in multiples of p": (
+        lambda p, v, limit: _needed(p, v, limit, 1)
+    ),
+    "multiples of p are needed for v > 1 only": (
+        lambda p, v, limit: _needed(p, v, limit, p)
+    ),
+    "fewer microbatches than stages may do where v = 1": (
+        lambda p, v, limit: max(p, _least(p, v, limit))
+    ),
+    "microbatches come in multiples of p, not of v": (
+        lambda p, v, limit: _needed(p, v, limit, v)
+    ),
+    "microbatches come in multiples of p, not of p · v": (
+        lambda p, v, limit: _needed(p, v, limit, p * v if v > 1 else 1)
+    ),
+    "m is rounded down: then the bubble is larger than the limit": partial(
+        _rounded, one=math.floor, many=math.ceil
+    ),
+    "the multiple of p is rounded down: then the bubble is larger than the limit": (
+        partial(_rounded, one=math.ceil, many=math.floor)
+    ),
+    "m is rounded to the nearest: then the bubble may be larger than the limit": (
+        partial(_rounded, one=round, many=math.ceil)
+    ),
+    "a bubble of exactly the limit is small enough": (
+        lambda p, v, limit: _needed(p, v, limit * (1 - 1e-9), p if v > 1 else 1)
+    ),
+    "one step more than needed: a smaller m is enough": (
+        lambda p, v, limit: _least(p, v, limit) + (p if v > 1 else 1)
+    ),
+    "one more than needed: a smaller m is enough": (
+        lambda p, v, limit: _least(p, v, limit) + 1
+    ),
+}
 
 
 def _needed(p: int, v: int, limit: float, step: int) -> int:
     m = step
     waiting = (p - 1) / v
     while waiting > limit * (m + waiting) * (1 + 1e-12):
-        m += step
-    return m
-
-
-def _needed_of_work(p: int, v: int, limit: float) -> int:
-    step = p if v > 1 else 1
-    m = step
-    while (p - 1) / v > limit * m * (1 + 1e-12):
         m += step
     return m
 

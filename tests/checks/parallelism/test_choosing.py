@@ -2,9 +2,14 @@
 that it must get.
 """
 
+import math
+
+import pytest
+
+from llmlab.checks.parallelism.choosing import check
 from llmlab.parallelism.choosing import planner
 from llmlab.parallelism.choosing.plan import Plan
-from tests.checks.rejecting import Wrong, rejects
+from tests.checks.rejecting import Wrong, rejects, verdict
 
 
 def mfu_of(formula):
@@ -127,6 +132,137 @@ NEEDED = [
 ]
 
 
+def useful(n, a, r, d, p):
+    return r * (6 * n + a) / (d * p)
+
+
+def with_attention(factor):
+    return mfu_of(lambda n, a, r, d, p, T, H: useful(n, a * factor(T), r, d, p))
+
+
+MFU_MORE = [
+    Wrong("mfu", with_attention(factor), says)
+    for factor, says in (
+        (lambda T: 1 / 2, "it is 12"),
+        (lambda T: 1 / T, "seq is missing"),
+        (lambda T: T, "seq stands twice"),
+        (lambda T: 6, "belongs to N alone"),
+    )
+] + [
+    Wrong(
+        "mfu",
+        mfu_of(lambda n, a, r, d, p, T, H: useful(n, a, r, d, p) / T),
+        "do not divide by seq",
+    ),
+    Wrong(
+        "mfu",
+        mfu_of(lambda n, a, r, d, p, T, H: useful(8 / 6 * n, 4 / 3 * a, r, d, p)),
+        "in both terms",
+    ),
+    Wrong(
+        "mfu",
+        mfu_of(lambda n, a, r, d, p, T, H: useful(n, a, r * d * d, d, p)),
+        "do not multiply it",
+    ),
+    Wrong(
+        "mfu",
+        mfu_of(lambda n, a, r, d, p, T, H: 1 - useful(n, a, r, d, p)),
+        "not used",
+    ),
+]
+
+
+def by_hand(parameters, dp, tp, pp, zero):
+    """Right: stage by stage."""
+    held = parameters / tp / pp
+    return [
+        16 * held,
+        4 * held + 12 * held / dp,
+        2 * held + 14 * held / dp,
+        16 * held / dp,
+    ][zero]
+
+
+def one_stage_alone(parameters, dp, tp, pp, zero):
+    held = parameters / (tp * pp)
+    kinds = ((2, 3), (2, 2), (12, 1))
+    return sum(each * held / (dp if zero == stage else 1) for each, stage in kinds)
+
+
+def over_all_devices(parameters, dp, tp, pp, zero):
+    return by_hand(parameters, dp * tp * pp, tp, pp, zero)
+
+
+def all_devices(parameters, dp, tp, pp, zero):
+    return dp * tp * pp * by_hand(parameters, dp, tp, pp, zero)
+
+
+def all_copies(parameters, dp, tp, pp, zero):
+    return dp * by_hand(parameters, dp, tp, pp, zero)
+
+
+STATE_MORE = [
+    Wrong(
+        "state_bytes", cut(RIGHT, lambda n, dp, tp, pp: n / (tp + pp)), "not tp + pp"
+    ),
+    Wrong("state_bytes", cut(((2, 3), (4, 2), (12, 1))), "gradients take 2"),
+    Wrong("state_bytes", cut(((4, 3), (4, 2), (12, 1))), "weights and gradients take"),
+    Wrong("state_bytes", cut(((2, 2), (12, 1))), "weights are missing"),
+    Wrong("state_bytes", cut(((2, 3), (12, 1))), "gradients are missing"),
+    Wrong("state_bytes", cut(((12, 1),)), "the optimizer alone"),
+    Wrong("state_bytes", one_stage_alone, "the stages below it"),
+    Wrong("state_bytes", over_all_devices, "not over all devices"),
+    Wrong("state_bytes", all_devices, "all devices together"),
+    Wrong("state_bytes", all_copies, "all dp copies"),
+]
+
+
+def rounded(one, many):
+    def microbatches_needed(p, v, limit):
+        m = max(1, one((p - 1) / v * (1 - limit) / limit))
+        return m if v == 1 else p * max(1, many(m / p))
+
+    return microbatches_needed
+
+
+def strictly(p, v, limit, m):
+    return (p - 1) / v < limit * (m + (p - 1) / v) * (1 - 1e-12)
+
+
+def at_least_p(p, v, limit):
+    return max(p, grow(fine)(p, v, limit))
+
+
+NEEDED_MORE = [
+    Wrong("microbatches_needed", rounded(math.floor, math.ceil), "m is rounded down"),
+    Wrong("microbatches_needed", rounded(math.ceil, math.floor), "the multiple of p"),
+    Wrong("microbatches_needed", rounded(round, math.ceil), "to the nearest"),
+    Wrong("microbatches_needed", grow(strictly), "exactly the limit"),
+    Wrong("microbatches_needed", at_least_p, "fewer microbatches than stages"),
+    Wrong("microbatches_needed", grow(fine, lambda p, v: v), "not of v"),
+    Wrong(
+        "microbatches_needed",
+        grow(fine, lambda p, v: p * v if v > 1 else 1),
+        "not of p · v",
+    ),
+    Wrong(
+        "microbatches_needed",
+        grow(lambda p, v, x, m: fine((p - 1) * v * v + 1, v, x, m)),
+        "does not multiply it",
+    ),
+    Wrong(
+        "microbatches_needed",
+        lambda p, v, x: grow(fine)(p, v, x) if p > 1 else 0,
+        "one microbatch at least",
+    ),
+    Wrong(
+        "microbatches_needed",
+        lambda p, v, x: grow(fine)(p, v, x) + 1,
+        "one more than needed",
+    ),
+]
+
+
 def everything(job, devices):
     return planner.search(job, devices).ranked[0].plan
 
@@ -175,5 +311,19 @@ CHOOSE = [
 ]
 
 test_wrong_answers = rejects(
-    "05-parallelism/11-choosing", MFU + STATE + NEEDED + CHOOSE
+    "05-parallelism/11-choosing",
+    [*MFU, *MFU_MORE, *STATE, *STATE_MORE, *NEEDED, *NEEDED_MORE, *CHOOSE],
 )
+
+
+@pytest.mark.parametrize(
+    ("exercise", "answer"),
+    [
+        ("state_bytes", by_hand),
+        # 7 · 0.89 / 0.11 and its like: a formula may round otherwise than a loop
+        ("microbatches_needed", rounded(math.ceil, math.ceil)),
+    ],
+)
+def test_right_answers_written_otherwise(exercise, answer):
+    result = verdict(check, exercise, answer)
+    assert result.outcome == "right", str(result)
