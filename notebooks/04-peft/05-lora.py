@@ -597,8 +597,10 @@ for w in (best, 1.0):
 # gradients of $A$ and $B$ travel. To run it on one GPU or on eight, with any Llama-shaped checkpoint and any text file:
 #
 # ```
-# python -m llmlab.peft.examples.lora_text --model meta-llama/Llama-2-7b-hf --text notes.txt --out adapter
-# torchrun --nproc-per-node 8 -m llmlab.peft.examples.lora_text --model meta-llama/Llama-2-7b-hf --text notes.txt --out adapter
+# python -m llmlab.peft.examples.lora_text \
+#     --model meta-llama/Llama-2-7b-hf --text notes.txt --out adapter
+# torchrun --nproc-per-node 8 -m llmlab.peft.examples.lora_text \
+#     --model meta-llama/Llama-2-7b-hf --text notes.txt --out adapter
 # ```
 #
 # LoRA saves less time than memory. Of the three large products per weight (the output, the gradient of the input, the gradient of the

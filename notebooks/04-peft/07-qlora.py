@@ -821,11 +821,20 @@ assert total < 48
 # ending the run. (On a CPU there is nothing to page: `bitsandbytes` says so and uses plain Adam.) On one GPU, the run itself:
 #
 # ```python
-# four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-#                                bnb_4bit_compute_dtype=torch.bfloat16)
-# model = AutoModelForCausalLM.from_pretrained("huggyllama/llama-65b", quantization_config=four_bits, device_map={"": 0})
-# model = peft.prepare_model_for_kbit_training(model)      # gradient checkpointing, norms in fp32
-# config = peft.LoraConfig(r=64, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+# four_bits = BitsAndBytesConfig(
+#     load_in_4bit=True,
+#     bnb_4bit_quant_type="nf4",
+#     bnb_4bit_use_double_quant=True,
+#     bnb_4bit_compute_dtype=torch.bfloat16,
+# )
+# model = AutoModelForCausalLM.from_pretrained(
+#     "huggyllama/llama-65b", quantization_config=four_bits, device_map={"": 0}
+# )
+# # gradient checkpointing, norms in fp32
+# model = peft.prepare_model_for_kbit_training(model)
+# config = peft.LoraConfig(
+#     r=64, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"
+# )
 # model = peft.get_peft_model(model, config)
 # optimizer = bitsandbytes.optim.PagedAdamW32bit(model.parameters(), lr=1e-4)
 # ```
@@ -877,11 +886,11 @@ for step, length in enumerate([512, 512, 3072, 512]):
 # ## What to keep
 #
 # ```python
-# def quantize(w, levels, block):                       # levels: NF4's 16
+# def quantize(w, levels, block):        # levels: NF4's 16
 #     blocks = w.reshape(-1, block)
-#     scales = blocks.abs().amax(1)                     # in turn kept in 8 bits
+#     scales = blocks.abs().amax(1)      # in turn kept in 8 bits
 #     codes = (blocks[:, :, None] / scales[:, None, None] - levels).abs().argmin(-1)
-#     return codes, scales                              # read back: levels[codes] * scales[:, None]
+#     return codes, scales               # w: levels[codes] * scales[:, None]
 # ```
 #
 # On normal weights NF4's squared error is 0.73 of INT4's, and trained weights are near enough to normal; FP4, with its

@@ -652,8 +652,9 @@ for layout, table in TABLES.items():
 # The same rank functions on 8 GPUs; here, without GPUs, leave out the sizes:
 #
 # ```
-# torchrun --nproc-per-node 8 -m llmlab.parallelism.examples.train_sequence_parallel --method ring \
-#     --vocab 128256 --hidden 2048 --intermediate 8192 --layers 16 --heads 32 --kv-heads 8 --batch 1 --seq 131072 --tile 1024
+# torchrun --nproc-per-node 8 -m llmlab.parallelism.examples.train_sequence_parallel \
+#     --method ring --vocab 128256 --hidden 2048 --intermediate 8192 --layers 16 \
+#     --heads 32 --kv-heads 8 --batch 1 --seq 131072 --tile 1024
 # ```
 #
 # **When does the wire keep up?** A piece of $c$ queries and keys with $d$ channels costs $4dc^2$ FLOPs, and its hop moves $4dc$ bytes. So on a

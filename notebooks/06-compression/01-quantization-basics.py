@@ -32,7 +32,7 @@ from llmlab.models.presets import preset
 #
 # A model must fit into the memory of the machines that serve it, and to make one token for one user all its weights
 # are read once. Memory is bought by the gigabyte, and reading takes time by the gigabyte. So bits per weight are money,
-# twice over.
+# twice over. Say that a GPU has 80 GB of memory and reads 3 TB of it per second.
 
 # %%
 llama70b = preset("llama-2-70b")
@@ -40,9 +40,8 @@ for bits in (16, 8, 4):
     size = accounting.parameters(llama70b) * bits / 8
     gpus = -(-size // 80e9)
     print(
-        f"Llama 2 70B at {bits:2} bits per weight: {size / 1e9:6.1f} GB, {gpus:.0f}"
-        f" GPU(s) of 80 GB, {size / gpus / 3e12 * 1e3:.0f} ms to read it at 3 TB/s"
-        " a GPU"
+        f"Llama 2 70B at {bits:2} bits per weight: {size / 1e9:6.1f} GB,"
+        f" GPUs: {gpus:.0f}, read in {size / gpus / 3e12 * 1e3:.0f} ms"
     )
 
 # %% [markdown]
@@ -657,7 +656,9 @@ for label, theirs, ours in rows:
 #
 # model = AutoModelForCausalLM.from_pretrained(
 #     "meta-llama/Llama-2-7b-hf", device_map="auto",
-#     quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16),
+#     quantization_config=BitsAndBytesConfig(
+#         load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16
+#     ),
 # )
 # print(model.get_memory_footprint())
 # ```
