@@ -100,9 +100,7 @@ def _sameness(
     return lambda function: _gives(function, calls, theirs)
 
 
-def _said(
-    run: Callable[[Callable], None], function: Callable, seed: int
-) -> str | None:
+def _said(run: Callable[[Callable], None], function: Callable, seed: int) -> str | None:
     """The mistake that a check finds in an answer, where it was not foreseen."""
     try:
         with neutral(seed):
