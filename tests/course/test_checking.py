@@ -164,6 +164,37 @@ def test_whole_numbers_are_not_rounded_ones(got, right, says):
     assert "square" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (lambda a, b: a + 3 * b, "what: the path is 3 times too large"),
+        (lambda a, b: a - b, "what: the path has the wrong sign"),
+        (lambda a, b: b, "what: W x is missing"),
+        (
+            lambda a, b: -2 * a + b / 4,
+            "what: W x is 2 times too large and has the wrong sign; the path is 4 times"
+            " too small",
+        ),
+        (lambda a, b: a + b.flip(0), "differs in"),
+        (lambda a, b: a + b / 0, "NaN or infinity"),
+    ],
+)
+def test_a_wrong_term_of_a_sum_is_named(answer, says):
+    torch.manual_seed(0)
+    a, b = torch.randn(4, 3), torch.randn(4, 3)
+    terms = [{"W x": a, "the path": b}]
+    with pytest.raises(Mistake) as caught:
+        diagnose(answer(a, b), right=a + b, terms=terms, what="what")
+    assert says in str(caught.value)
+    diagnose(a + b, right=a + b, terms=terms)
+
+
+def test_terms_that_are_one_another_tell_nothing():
+    a = torch.randn(4, 3)
+    with pytest.raises(Mistake, match=r"^your answer is 3 times too large"):
+        diagnose(6 * a, right=2 * a, terms=[{"one": a, "another": a}])
+
+
 def test_a_gap_of_nearly_nothing_has_a_size():
     with pytest.raises(Mistake, match=r"by less than 1%"):
         diagnose(2001, right=2000)

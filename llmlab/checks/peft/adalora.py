@@ -78,7 +78,15 @@ def svd_forward(answer):
             base + alpha / r0 * x @ (lam.abs().sqrt() * Q).T @ P.T
         ),
     }
-    diagnose(got, right=base + alpha / r0 * low, mistakes=mistakes, what=what)
+    terms = [{"W x": base, "the triplets' path": alpha / r0 * low}]
+    each = {
+        f"triplet {i}": alpha / r0 * lam[i] * (x @ Q[i])[..., None] * P[:, i]
+        for i in range(3)
+    }
+    terms.append({"W x": base, **each})
+    diagnose(
+        got, right=base + alpha / r0 * low, mistakes=mistakes, terms=terms, what=what
+    )
     # the oracle: one linear with W + ΔW
     merged = W + adalora.delta_weight(P[:, :2], lam[:2], Q[:2], 3.0)
     with Operations() as seen:
@@ -532,6 +540,9 @@ def _lambdas(value: object, lam: list[Tensor]) -> Tensor:
     if len(value) != len(lam):
         raise Mistake(f"allocate returned {len(value)} tensors for {len(lam)} layers")
     shapes = [tuple(getattr(v, "shape", ())) for v in value]
+    asked = [tuple(w.shape) for w in lam]
+    if shapes != asked and sorted(shapes) == sorted(asked):
+        raise Mistake("the layers are in another order: return them as they came")
     if any(len(s) == 2 and s[0] == s[1] > 1 for s in shapes):
         raise Mistake(
             "the mask of a layer is a row, and λ a column: make it one, mask[:, None]"

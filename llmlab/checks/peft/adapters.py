@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from llmlab.course.grading.checking import Checks, Mistake, close, diagnose, expect
 
@@ -83,7 +84,9 @@ def adapter(answer):
             for name, act in OTHER_ACTIVATIONS.items()
         },
     }
-    diagnose(got, right=right, mistakes=mistakes, what=what)
+    ways = torch.relu(mid) @ up.T
+    terms = [{"h": h, "the way down and up": ways, "b_up": b_up}]
+    diagnose(got, right=right, mistakes=mistakes, terms=terms, what=what)
     zero = answer(
         h[0], down, b_down, torch.zeros_like(up), torch.zeros_like(b_up)
     )  # the oracle: near-identity at start
@@ -125,6 +128,19 @@ def fuse(answer):
         torch.eye(d) + 0.5 * torch.randn(d, d),
     )
     got = expect(answer(x, z, Q, K, V), shape=(2, 4, d), dtype=torch.float32, what=what)
+    right, mistakes = _fused(x, z, Q, K, V)
+    diagnose(got, right=right, mistakes=mistakes, what=what)
+    # the oracle: with equal adapters the scores cannot matter
+    same = z[..., :1, :].expand(-1, -1, N, -1)
+    if not close(answer(x[0], same[0], Q, K, torch.eye(d)), z[0, :, 0]):
+        raise Mistake(
+            "when all adapters say the same and V is the identity, that is the output"
+        )
+
+
+def _fused(x, z, Q, K, V) -> tuple[Tensor, dict[str, Tensor]]:
+    """What AdapterFusion adds, and what mistakes make of it."""
+    N, d = z.shape[-2:]
     scores = ((x @ Q.T)[..., None, :] * (z @ K.T)).sum(-1)
 
     def mix(s, values):
@@ -188,17 +204,23 @@ def fuse(answer):
         "the weighted outputs are averaged over the adapters: they are summed": (
             mix(soft, values) / N
         ),
+        "the scores have the wrong sign: the largest has the largest weight": mix(
+            torch.softmax(-scores, -1), values
+        ),
+        "the scores are divided by √N: AdapterFusion does not scale them": mix(
+            torch.softmax(scores / N**0.5, -1), values
+        ),
+        "the scores are cosines: AdapterFusion does not scale them": mix(
+            torch.softmax(
+                F.cosine_similarity((x @ Q.T)[..., None, :], z @ K.T, -1), -1
+            ),
+            values,
+        ),
         "x is added: fuse gives only what is added to the stream": (
             x + mix(soft, values)
         ),
     }
-    diagnose(got, right=mix(soft, values), mistakes=mistakes, what=what)
-    # the oracle: with equal adapters the scores cannot matter
-    same = z[..., :1, :].expand(-1, -1, N, -1)
-    if not close(answer(x[0], same[0], Q, K, torch.eye(d)), z[0, :, 0]):
-        raise Mistake(
-            "when all adapters say the same and V is the identity, that is the output"
-        )
+    return mix(soft, values), mistakes
 
 
 @check.exercise(

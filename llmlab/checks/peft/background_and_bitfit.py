@@ -45,9 +45,8 @@ def training_bytes(answer):
             16 * trained + activations
         ),
         "the activations are missing": right - activations,
-        "the gradients of the trained parameters are missing: 2 bytes each": (
-            right - 2 * trained
-        ),
+        "2 bytes of each trained parameter are missing: its gradient has 2, its weight"
+        " too, its master copy 4, and each of Adam's averages 4": right - 2 * trained,
         "4 bytes of each trained parameter are missing: the fp32 master copy,"
         " or one of Adam's two averages": (right - 4 * trained),
         "Adam keeps two averages of 4 bytes each: both are missing": (
@@ -280,6 +279,13 @@ def fold(answer):
         torch.cat(list(got)),
         right=joined(lambda W, b, c: b + c + W @ beta),
         mistakes=mistakes,
+        terms=[
+            {
+                "W β": joined(lambda W, b, c: W @ beta),
+                "b": joined(lambda W, b, c: b),
+                "c": joined(lambda W, b, c: c),
+            }
+        ],
         what="fold(…)",
     )
     x = torch.randn(3, 6)  # the oracle: the same outputs

@@ -40,7 +40,7 @@ def training_bytes(answer):
     total, trained, bits = (
         6_000_000 + 8 * int(torch.randint(1000, (1,))),
         40_000 + int(torch.randint(1000, (1,))),
-        4.0,
+        5.0,
     )
     what = "training_bytes(…)"
     got = float(expect(answer(total, trained, bits), kind=(int, float), what=what))
@@ -74,7 +74,14 @@ def training_bytes(answer):
             frozen + 8 * total + 16 * trained
         ),
         "these are bits: 8 make a byte": 8 * (frozen + 16 * trained),
-        "only Adam's averages are counted for what trains": frozen + 8 * trained,
+        "8 bytes of each trained parameter are missing: weight 2, gradient 2, master"
+        " copy 4, averages 4 + 4": frozen + 8 * trained,
+        "what trains takes 16 bytes, whatever the bits of the base": (
+            frozen + 16 * bits / 8 * trained
+        ),
+        "base_bits are packed: no whole bytes for each parameter": (
+            total + 16 * trained
+        ),
         "2 bytes for what trains are its weights alone: it takes 16 bytes": (
             frozen + 2 * trained
         ),

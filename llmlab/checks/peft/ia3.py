@@ -49,6 +49,9 @@ def ia3_linear(answer):
         " does not come on top": ((plain + b) * (1 + l)),
     }
     outputs = {
+        "W x is not scaled: l multiplies all that comes out of the linear": (
+            plain + b * l
+        ),
         "the bias is not scaled: l multiplies all that comes out of the linear": (
             plain * l + b
         ),
@@ -61,6 +64,7 @@ def ia3_linear(answer):
         got,
         right=(plain + b) * l,
         mistakes=both | outputs,
+        terms=[{"l ⊙ W x": plain * l, "l ⊙ b": b * l}],
         what=f"{what} with feedforward=False",
     )
     inside = (x * l) @ W.T
@@ -79,7 +83,11 @@ def ia3_linear(answer):
         "1 + l for l: it multiplies as it is": (x * (1 + l)) @ W.T + b,
     }
     diagnose(
-        got, right=inside + b, mistakes=inputs, what=f"{what} with feedforward=True"
+        got,
+        right=inside + b,
+        mistakes=inputs,
+        terms=[{"W (l ⊙ x)": inside, "b": b}],
+        what=f"{what} with feedforward=True",
     )
     lost = cut(answer, Call([x, W, b, l, True], {}), {"x": 0, "scale": 3})
     if lost:

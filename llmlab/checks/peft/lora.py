@@ -9,6 +9,7 @@ from torch import Tensor
 
 from llmlab.checks.operations import Operations, no_loop, not_built
 from llmlab.course.grading.checking import Checks, Mistake, close, diagnose, expect
+from llmlab.course.grading.diagnosis import wrong_terms
 from llmlab.peft import lora
 
 check = Checks("04-peft/05-lora")
@@ -50,7 +51,49 @@ def lora_forward(answer):
         answer(x, W, A, B, alpha, keep), shape=(2, 5, 7), dtype=torch.float32, what=what
     )
     base, low = x @ W.T, (x * keep) @ A.T @ B.T
-    mistakes = {
+    mistakes = _wrong_forwards(x, W, A, B, alpha, keep)
+    terms = [{"W x": base, "the low-rank path": alpha / r * low}]
+    diagnose(
+        got,
+        right=base + alpha / r * low,
+        mistakes=mistakes,
+        terms=terms,
+        what=what,
+    )
+    # an independent oracle: without dropout it is a plain linear with W + ΔW
+    ones = torch.ones_like(x)
+    with Operations() as seen:
+        plain = answer(x, W, A, B, alpha, ones)
+    if not close(plain, x @ (W + lora.delta_weight(A, B, alpha / r)).T):
+        raise Mistake(
+            "with keep = 1 everywhere the output must be that of a linear layer with"
+            " the weight W + ΔW"
+        )
+    not_built(seen, (7, 8), "B A")
+    for rows in (x[0], x[0, 0]):
+        if not close(
+            answer(rows, W, A, B, alpha, torch.ones_like(rows)),
+            rows @ (W + lora.delta_weight(A, B, alpha / r)).T,
+        ):
+            raise Mistake(
+                f"wrong for an x of {rows.ndim} dimensions: it may have any number"
+            )
+    if not close(
+        answer(x[:, :1], W, A[:2], B[:, :2], 1.0, ones[:, :1]),
+        x[:, :1] @ (W + B[:, :2] @ A[:2] / 2).T,
+    ):
+        raise Mistake(
+            "right for r = 3 and alpha = 15, wrong for r = 2 and alpha = 1: take both"
+            " from the arguments"
+        )
+
+
+def _wrong_forwards(x, W, A, B, alpha, keep) -> dict[str, Tensor]:
+    """The outputs that usual mistakes give."""
+    base = x @ W.T
+    low = (x * keep) @ A.T @ B.T
+    r = len(A)
+    return {
         "you scaled by r, not by alpha / r": base + r * low,
         "you scaled by 1 / r, not by alpha / r: alpha is missing": base + low / r,
         "you scaled by alpha, not by alpha / r": base + alpha * low,
@@ -87,33 +130,6 @@ def lora_forward(answer):
             base + alpha / r * (x * (keep > 0)) @ A.T @ B.T
         ),
     }
-    diagnose(got, right=base + alpha / r * low, mistakes=mistakes, what=what)
-    # an independent oracle: without dropout it is a plain linear with W + ΔW
-    ones = torch.ones_like(x)
-    with Operations() as seen:
-        plain = answer(x, W, A, B, alpha, ones)
-    if not close(plain, x @ (W + lora.delta_weight(A, B, alpha / r)).T):
-        raise Mistake(
-            "with keep = 1 everywhere the output must be that of a linear layer with"
-            " the weight W + ΔW"
-        )
-    not_built(seen, (7, 8), "B A")
-    for rows in (x[0], x[0, 0]):
-        if not close(
-            answer(rows, W, A, B, alpha, torch.ones_like(rows)),
-            rows @ (W + lora.delta_weight(A, B, alpha / r)).T,
-        ):
-            raise Mistake(
-                f"wrong for an x of {rows.ndim} dimensions: it may have any number"
-            )
-    if not close(
-        answer(x[:, :1], W, A[:2], B[:, :2], 1.0, ones[:, :1]),
-        x[:, :1] @ (W + B[:, :2] @ A[:2] / 2).T,
-    ):
-        raise Mistake(
-            "right for r = 3 and alpha = 15, wrong for r = 2 and alpha = 1: take both"
-            " from the arguments"
-        )
 
 
 @check.exercise(
@@ -195,7 +211,15 @@ def merge(answer):
         "W itself is missing: these are the changes alone": sum(deltas).bfloat16(),
         "nothing is merged: this is W as it was": W,
     }
-    diagnose(got, right=once(sum(deltas)), mistakes=mistakes, what="merge(W, adapters)")
+    what = "merge(W, adapters)"
+    right = once(sum(deltas))
+    terms = {f"the change of adapter {i}": delta for i, delta in enumerate(deltas)}
+    known = any(close(got, value) for value in mistakes.values())
+    if not known and not close(got, right):
+        text = wrong_terms(got.float(), {"W": W.float(), **terms}, tol=4e-3)
+        if text:
+            raise Mistake(f"{what}: {text}", foreseen=False)
+    diagnose(got, right=right, mistakes=mistakes, what=what)
     if not close(answer(W, []), W):
         raise Mistake("with no adapters at all, W must come back as it was")
 
@@ -253,6 +277,9 @@ def best_factors(answer):
         "you divided each factor by alpha / r: once is enough": lambda: (
             product(S) / scale
         ),
+        "you divided by alpha, not by alpha / r": lambda: product(S) / r,
+        "you multiplied by r, and did not divide by alpha": lambda: product(S) * alpha,
+        "B A has the wrong sign": lambda: -product(S),
         "these are the r smallest singular values: take the largest": lambda: product(
             S, slice(-r, None)
         ),
@@ -348,8 +375,42 @@ def serve(answer):
     base, change = x @ W.T, x @ A[ids].mT @ B[ids].mT
     on = (ids >= 0).float()[:, None, None]
     scale = scaling[ids][:, None, None]
+    mistakes = _wrong_batches(x, W, A, B, scaling, ids)
+    each = {
+        f"the change of adapter {i}": (ids == i)[:, None, None] * scale * change
+        for i in range(3)
+    }
+    terms = [{"W x": base, "the adapters' change": on * scale * change}]
+    terms.append({"W x": base, **each})
+    diagnose(
+        got,
+        right=base + on * scale * change,
+        mistakes=mistakes,
+        terms=terms,
+        what=what,
+    )
+    for i, one in enumerate(ids.tolist()):  # the oracle: each row alone
+        alone = x[i] @ W.T + (
+            lora.low_rank(x[i], A[one], B[one], scaling[one]) if one >= 0 else 0
+        )
+        if not close(got[i], alone):
+            raise Mistake(
+                f"row {i} differs from what it gives alone with adapter {one}"
+            )
+    none = torch.full((6,), -1)
+    if not close(answer(x, W, A, B, scaling, none), base):
+        raise Mistake("with id −1 in every row the batch must go through W alone")
+    few = (x, W, A, B, scaling, ids)
+    no_loop(answer, few, (x.repeat(4, 1, 1), W, A, B, scaling, ids.repeat(4)))
+
+
+def _wrong_batches(x, W, A, B, scaling, ids) -> dict[str, Tensor]:
+    """The outputs that usual mistakes give."""
+    base, change = x @ W.T, x @ A[ids].mT @ B[ids].mT
+    on = (ids >= 0).float()[:, None, None]
+    scale = scaling[ids][:, None, None]
     first = scaling[ids[0]] * x @ A[ids[0]].T @ B[ids[0]].T
-    mistakes = {
+    return {
         "rows with id −1 go through the last adapter: an index of −1 counts"
         " from the end": (base + scale * change),
         "rows with id −1 go through adapter 0: they go through W alone": (
@@ -390,20 +451,6 @@ def serve(answer):
             base + _with(torch.arange(6) % 3, x, A, B, scaling)
         ),
     }
-    diagnose(got, right=base + on * scale * change, mistakes=mistakes, what=what)
-    for i, one in enumerate(ids.tolist()):  # the oracle: each row alone
-        alone = x[i] @ W.T + (
-            lora.low_rank(x[i], A[one], B[one], scaling[one]) if one >= 0 else 0
-        )
-        if not close(got[i], alone):
-            raise Mistake(
-                f"row {i} differs from what it gives alone with adapter {one}"
-            )
-    none = torch.full((6,), -1)
-    if not close(answer(x, W, A, B, scaling, none), base):
-        raise Mistake("with id −1 in every row the batch must go through W alone")
-    few = (x, W, A, B, scaling, ids)
-    no_loop(answer, few, (x.repeat(4, 1, 1), W, A, B, scaling, ids.repeat(4)))
 
 
 def _with(ids: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: Tensor) -> Tensor:

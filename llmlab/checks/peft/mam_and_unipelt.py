@@ -80,7 +80,10 @@ def parallel(answer):
         ),
         "s is the whole scale: it is not divided by m": m + s / 3 * low,
     }
-    diagnose(got, right=m + s * low, mistakes=mistakes, tol=1e-4, what=what)
+    terms = [{"the MLP's output": m, "the adapter's output": s * low}]
+    diagnose(
+        got, right=m + s * low, mistakes=mistakes, tol=1e-4, terms=terms, what=what
+    )
     if not close(answer(x[0], mlp, down, torch.zeros_like(up), s), m[0]):
         raise Mistake("with up at zero, the start, the MLP's own output must come back")
 

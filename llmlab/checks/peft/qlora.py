@@ -406,7 +406,8 @@ def backward(answer):
     # the oracle: autograd on the dequantised weight
     right = torch.autograd.grad(h, leaves, g)
     mistakes = _wrong_ways_to_x(g, codes, scales, levels, A, B, s)
-    diagnose(got[0], right=right[0], mistakes=mistakes, what="∂E/∂x")
+    terms = [{"g Ŵ": g @ W, "s g B A": s * g @ B @ A}]
+    diagnose(got[0], right=right[0], mistakes=mistakes, terms=terms, what="∂E/∂x")
     diagnose(
         got[1],
         right=right[1],

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -196,6 +196,7 @@ def diagnose(
     tol: float = 1e-5,
     what: str = "your answer",
     parts: Mapping[str, Any] | None = None,
+    terms: Sequence[Mapping[str, Tensor]] = (),
 ) -> None:
     """Returns when `got` is close to `right`; else says what the mistake was.
 
@@ -205,6 +206,8 @@ def diagnose(
         tol: how far each element may be off, relative to its size and the mean size.
         parts: name → index, where the check joined several tensors of the answer: what
             is generally said is said of the first of them that is wrong.
+        terms: ways to see `right` as a sum, name → term: where the answer is a sum of
+            the same terms, it is said which of them is missing, or too large.
     Raises:
         Mistake: the first foreseen mistake that leads to `got`; else what is generally
             recognised; else by how much it differs. The right value is never told.
@@ -214,11 +217,56 @@ def diagnose(
     for diagnosis, value in (mistakes or {}).items():
         if close(got, value() if callable(value) else value, tol):
             raise Mistake(diagnosis)
+    for one_way in terms:
+        text = wrong_terms(got, one_way, tol)
+        if text:
+            raise Mistake(f"{what}: {text}", foreseen=False)
     for name, index in (parts or {}).items():
         if not close(got[index], right[index], tol):
             text = difference(got[index], right[index], tol, name)
             raise Mistake(text, foreseen=False)
     raise Mistake(difference(got, right, tol, what), foreseen=False)
+
+
+def wrong_terms(got: Any, terms: Mapping[str, Tensor], tol: float) -> str | None:
+    """Which terms of a sum have a wrong factor; None when `got` is no such sum."""
+    g = as_tensor(got)
+    if g is None:
+        return None
+    columns = [as_tensor(t).double().expand(g.shape).flatten() for t in terms.values()]
+    table = torch.stack(columns, 1)  # [numbers, terms]
+    numbers, count = table.shape
+    if numbers < count + 3 or torch.linalg.matrix_rank(table) < count:
+        return None
+    values = g.double().flatten()
+    if not values.isfinite().all():
+        return None
+    factors = torch.linalg.lstsq(table, values[:, None]).solution
+    if not close((table @ factors)[:, 0], values, tol):
+        return None
+    if float(factors.max() - factors.min()) < 1e-3 * float(factors.abs().max()):
+        return None  # one factor for all, which is said of the whole
+    wrong = []
+    for name, factor in zip(terms, factors[:, 0].tolist(), strict=True):
+        phrase = _wrong_factor(factor, max(1e-3, 3 * tol))
+        if phrase:
+            wrong.append(f"{name} {phrase}")
+    return "; ".join(wrong) or None
+
+
+def _wrong_factor(factor: float, tol: float) -> str:
+    """What a factor that should be 1 does to a term; "" where it is 1."""
+    if abs(factor - 1) < tol:
+        return ""
+    if abs(factor) < tol:
+        return "is missing"
+    sign = " and has the wrong sign" if factor < 0 else ""
+    size = abs(factor)
+    if abs(size - 1) < tol:
+        return "has the wrong sign"
+    if size > 1:
+        return f"is {size:.4g} times too large{sign}"
+    return f"is {1 / size:.4g} times too small{sign}"
 
 
 def difference(got: Any, right: Any, tol: float, what: str) -> str:

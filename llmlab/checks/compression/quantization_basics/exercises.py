@@ -80,7 +80,7 @@ def affine_quantize(answer):
     x = torch.tensor([-1.375, 0.1, 2.375])
     if _three(answer(x, 4), x.shape)[0].max() > 15:
         raise Mistake(
-            "the codes are not clamped: for some x they lie outside 0 … 2^b − 1"
+            "the codes are not clamped, or not to 0 … 2^b − 1: for some x one is 2^b"
         )
     for sign, side in ((1, "positive"), (-1, "negative")):
         _one_sided(answer, sign * (3 + torch.rand(8)), side)

@@ -313,7 +313,13 @@ def kneser_ney_bigram(answer):
         )
     expect(got, what=what)
     mistakes = _wrong_tables(tokens, V, D)
-    diagnose(got, right=reference(tokens, V, D), mistakes=mistakes, what=what)
+    diagnose(
+        got,
+        right=reference(tokens, V, D),
+        mistakes=mistakes,
+        terms=[_two_terms(tokens, V, D)],
+        what=what,
+    )
     if not close(got.double().sum(1), torch.ones(V).double()):
         raise Mistake("each row must sum to 1")
     if not close(answer(tokens[:20], 7, 0.3), reference(tokens[:20], 7, 0.3)):
@@ -341,6 +347,20 @@ RAW = (
     "P_c(b) counts how often b was seen: it must count how many different tokens b was"
     " seen after"
 )
+
+
+def _two_terms(tokens: Tensor, V: int, D: float) -> dict[str, Tensor]:
+    """The two terms of P, by name; where nothing followed, the second is P_c."""
+    c = pair_counts(tokens, V)
+    n = c.sum(1, keepdim=True)
+    kinds = (c > 0).sum(1, keepdim=True)
+    lower = (c > 0).sum(0) / (c > 0).sum()
+    weight = torch.where(n > 0, D * kinds / n.clamp(min=1), 1.0)
+    return {
+        "the first term, max(c(a, b) − D, 0) / c(a),": (c - D).clamp(min=0)
+        / n.clamp(min=1),
+        "the second term, with P_c(b),": weight * lower,
+    }
 
 
 def _wrong_tables(tokens: Tensor, V: int, D: float) -> dict:
