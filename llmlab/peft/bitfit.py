@@ -230,12 +230,12 @@ def load(model: nn.Module, folder: str | Path, adapter: str = "default") -> nn.M
             then as it was.
     """
     settings, tensors = checkpoint.read(folder, "BEFT")
-    if settings.get("modules_to_save"):
-        raise ValueError(
-            f"modules_to_save={settings['modules_to_save']!r} is not supported: only"
-            " biases are BitFit"
-        )
-    config = BitFitConfig(checkpoint.targets_from_json(settings["target_modules"]))
+    settings = checkpoint.check_settings(
+        settings, ("target_modules", "init_weights"), {}, "BitFit"
+    )
+    config = BitFitConfig(
+        checkpoint.targets_from_json(checkpoint.needed(settings, "target_modules"))
+    )
     wanted = {}
     for name, layer in find(model, config).items():
         wanted[f"{name}.beft_bias"] = (1, bias_width(layer))

@@ -2,19 +2,24 @@
 
     adapter_config.json
         {"peft_type": "LORA", "r": 8, "target_modules": ["q_proj", "v_proj"], …}
-    adapter_model.safetensors
+    adapter_model.safetensors, or adapter_model.bin as peft wrote in 2023
         base_model.model.<layer's name>.<what>, as in …self_attn.q_proj.lora_A.weight
 
 In memory, layers go by their names in the model; the prefix exists in the file only.
+Settings are read by a list of what is known: one that is not on it, and asks for
+something, is refused by its name.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import pickle
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -22,7 +27,21 @@ from llmlab.peft import walk
 
 CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
+OLD_TENSORS = "adapter_model.bin"
 PREFIX = "base_model.model."
+# Settings of peft that say where an adapter comes from and how it is used, not what it
+# computes.
+RECORDS = {
+    "auto_mapping",
+    "base_model_name_or_path",
+    "inference_mode",
+    "megatron_config",
+    "megatron_core",
+    "peft_type",
+    "peft_version",
+    "revision",
+    "task_type",
+}
 
 
 def write(
@@ -52,28 +71,71 @@ def read(
 
     Raises:
         FileNotFoundError: one of the two files is missing.
-        ValueError: the folder holds another method's adapter, or a tensor without the
-            prefix.
+        ValueError: a file that cannot be read (named), another method's adapter, or a
+            tensor without the prefix.
     """
     folder = Path(folder)
-    for file in (CONFIG, TENSORS):
-        if not (folder / file).is_file():
-            raise FileNotFoundError(
-                f"{folder} is not an adapter's folder: it has no {file}"
-            )
-    settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    if not (folder / CONFIG).is_file():
+        raise FileNotFoundError(
+            f"{folder} is not an adapter's folder: it has no {CONFIG}"
+        )
+    settings = read_settings(folder / CONFIG)
     if settings.get("peft_type") != peft_type:
         raise ValueError(
             f"{folder} holds a {settings.get('peft_type')} adapter, not {peft_type}"
         )
-    tensors = load_file(folder / TENSORS)
+    file, tensors = read_tensors(folder)
     for name in tensors:
         if not name.startswith(prefix):
             raise ValueError(
-                f"{folder / TENSORS}: the name {name!r} does not start with {prefix!r}"
+                f"{file}: the name {name!r} does not start with {prefix!r}"
             )
     named = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return settings, named
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """The settings in an adapter_config.json.
+
+    Raises:
+        ValueError: it is not JSON, or no object.
+    """
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: {error}") from None
+    if not isinstance(settings, dict):
+        kind = type(settings).__name__
+        raise ValueError(f"{file} holds a {kind}, not an object of settings")
+    return settings
+
+
+def read_tensors(folder: Path) -> tuple[Path, dict[str, Tensor]]:
+    """(the file, name → tensor) of a folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it cannot be read, or holds anything but tensors.
+    """
+    file = folder / TENSORS
+    if file.is_file():
+        try:
+            return file, load_file(file)
+        except SafetensorError as error:
+            raise ValueError(f"{file} is not a safetensors file: {error}") from None
+    file = folder / OLD_TENSORS
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{folder} is not an adapter's folder: it has no {TENSORS}"
+        )
+    try:
+        tensors = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{file} cannot be read: {first}") from None
+    if not isinstance(tensors, dict) or not all(map(torch.is_tensor, tensors.values())):
+        raise ValueError(f"{file} holds other things than tensors")
+    return file, tensors
 
 
 def check_tensors(found: dict[str, Tensor], wanted: dict[str, tuple[int, ...]]) -> None:
@@ -98,21 +160,43 @@ def check_tensors(found: dict[str, Tensor], wanted: dict[str, tuple[int, ...]]) 
         )
 
 
-def check_plain(settings: dict, plain: dict, method: str) -> None:
-    """Compare settings that would change the maths with the values we can do.
+def check_settings(
+    settings: Mapping[str, Any],
+    read: Iterable[str],
+    plain: Mapping[str, Any],
+    method: str,
+) -> dict[str, Any]:
+    """The settings that say something: each is one that we read, or asks for nothing.
+
+    A null is as good as absent.
 
     Args:
-        plain: {setting: the value that leaves `method` plain}.
+        read: the names that the caller reads.
+        plain: name → the value, other than an empty one, that leaves `method` plain.
 
     Raises:
         ValueError: names the first setting that asks for something else.
     """
-    for name, value in plain.items():
-        if settings.get(name) not in (value, None, False, {}, []):
+    known = {*read, *RECORDS}
+    for name, value in settings.items():
+        asks_for_nothing = value in (None, False, {}, [], plain.get(name))
+        if name not in known and not asks_for_nothing:
+            only = f": only {plain[name]!r} is plain {method}" if name in plain else ""
             raise ValueError(
-                f"{name}={settings[name]!r} is not supported: only {value!r} is plain"
-                f" {method}"
+                f"{CONFIG}: {name}={value!r} is not supported{only or ' for ' + method}"
             )
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def needed(settings: Mapping[str, Any], name: str) -> Any:
+    """A setting that has no default.
+
+    Raises:
+        ValueError: it is missing.
+    """
+    if name not in settings:
+        raise ValueError(f"{CONFIG} has no {name!r}, which has no default")
+    return settings[name]
 
 
 def without_base_weights(

@@ -33,9 +33,8 @@ from torch import Tensor, nn
 
 from llmlab.peft import checkpoint, vectors, walk
 
-# Settings of peft's IA3Config that would change the maths, and the values that this
-# file can do.
-PLAIN = {"fan_in_fan_out": False, "modules_to_save": None, "exclude_modules": None}
+# The settings of peft's IA3Config that `load` reads; others must be empty.
+READ = ("target_modules", "feedforward_modules", "init_ia3_weights")
 
 
 @dataclass(frozen=True)
@@ -244,10 +243,10 @@ def load(model: nn.Module, folder: str | Path, adapter: str = "default") -> nn.M
             then as it was.
     """
     settings, tensors = checkpoint.read(folder, "IA3")
-    checkpoint.check_plain(settings, PLAIN, "(IA)³")
+    settings = checkpoint.check_settings(settings, READ, {}, "(IA)³")
     config = IA3Config(
-        checkpoint.targets_from_json(settings["target_modules"]),
-        checkpoint.targets_from_json(settings.get("feedforward_modules") or ()),
+        checkpoint.targets_from_json(checkpoint.needed(settings, "target_modules")),
+        checkpoint.targets_from_json(settings.get("feedforward_modules", ())),
     )
     wanted = {}
     for name, layer in _targets(model, config).items():

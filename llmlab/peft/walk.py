@@ -57,11 +57,19 @@ def matches(name: str, targets: Targets) -> bool:
 
 
 def find(
-    model: nn.Module, targets: Targets, kind: type[nn.Module] = nn.Linear
+    model: nn.Module,
+    targets: Targets,
+    kind: type[nn.Module] = nn.Linear,
+    exclude: Targets = (),
+    blocks: Sequence[int] | None = None,
 ) -> dict[str, nn.Module]:
     """The layers of type `kind` that `targets` means (see `matches`), by name.
 
     Wrapped layers count as well. The order is the model's.
+
+    Args:
+        exclude: layers that are left out, written as `targets`.
+        blocks: numbers of the blocks to look in; None: everywhere.
 
     Raises:
         ValueError: a target that no layer answers to, or one that is not a `kind`.
@@ -72,8 +80,13 @@ def find(
             " 'v_proj')"
         )
     found = {}
+    left_out = []
     for name, module in places(model):
         if not matches(name, targets):
+            continue
+        elsewhere = blocks is not None and block_of(name) not in blocks
+        if elsewhere or (exclude and matches(name, exclude)):
+            left_out.append(name)
             continue
         if isinstance(base_of(module), kind):
             found[name] = module
@@ -85,13 +98,27 @@ def find(
     # a string is one target; of a list each entry must mean a layer
     each = [targets] if isinstance(targets, str) else [[target] for target in targets]
     for target in each:
-        if not any(matches(name, target) for name in found):
+        if not any(matches(name, target) for name in (*found, *left_out)):
             called = target if isinstance(target, str) else target[0]
             raise ValueError(
                 f"target_modules: no layer is called {called!r}; this model has"
                 f" {_endings(model, kind)}"
             )
+    if not found:
+        raise ValueError(
+            f"exclude_modules={exclude!r} and layers_to_transform={blocks!r} leave no"
+            f" layer of target_modules={targets!r}"
+        )
     return found
+
+
+def block_of(name: str) -> int | None:
+    """The number of the block that a layer is in: 3 for 'model.layers.3.mlp.up_proj'.
+
+    It is the first number in the name, as in `peft`; None where there is none.
+    """
+    number = re.search(r"\.(\d+)\.", name)
+    return int(number[1]) if number else None
 
 
 def base_of(module: nn.Module) -> nn.Module:

@@ -34,13 +34,17 @@ NAMES = {
     "beta2": "beta2",
     "orth_reg_weight": "orth_reg_weight",
 }
-# settings that would change the maths, and the values that this file can do
-PLAIN = {
-    "bias": "none",
-    "fan_in_fan_out": False,
-    "modules_to_save": None,
-    "layers_to_transform": None,
-}
+# what peft's AdaLoraConfig inherits and AdaLoRA does not use: r, init_lora_weights
+READ = (
+    *NAMES.values(),
+    "target_modules",
+    "rank_pattern",
+    "r",
+    "init_lora_weights",
+    "alpha_pattern",
+)
+# others must be empty, or as here
+PLAIN = {"bias": "none", "qalora_group_size": 16}
 
 
 def save(
@@ -76,7 +80,7 @@ def save(
         "inference_mode": True,
         "base_model_name_or_path": checkpoint.base_name(model),
         "bias": PLAIN["bias"],
-        "fan_in_fan_out": PLAIN["fan_in_fan_out"],
+        "fan_in_fan_out": False,
     }
     checkpoint.write(folder, settings, tensors)
 
@@ -93,12 +97,15 @@ def load(model: nn.Module, folder: str | Path, adapter: str = "default") -> nn.M
             model is then as it was.
     """
     settings, tensors = checkpoint.read(folder, "ADALORA")
-    checkpoint.check_plain(settings, PLAIN, "AdaLoRA")
+    settings = checkpoint.check_settings(settings, READ, PLAIN, "AdaLoRA")
+    checkpoint.needed(settings, "total_step")
     config = AdaLoRAConfig(
-        **{ours: settings[theirs] for ours, theirs in NAMES.items()},
-        target_modules=checkpoint.targets_from_json(settings["target_modules"]),
+        **{ours: settings[name] for ours, name in NAMES.items() if name in settings},
+        target_modules=checkpoint.targets_from_json(
+            checkpoint.needed(settings, "target_modules")
+        ),
     )
-    pattern = settings.get("rank_pattern") or {}
+    pattern = settings.get("rank_pattern", {})
     wanted = {}
     for name, layer in walk.find(model, config.target_modules).items():
         linear = walk.base_of(layer)

@@ -1,6 +1,7 @@
 """LoRA: a low-rank change of frozen weights.
 
-    lora    the method: the equation, one layer, the whole model
+    lora    the method: the equation, one layer, the whole model; DoRA
+    starts  where A and B start: Kaiming, PiSSA, OLoRA
     files   save and load in `peft`'s format, combine adapters, serve one per row
 
 Start with `lora`.

@@ -7,14 +7,17 @@ Hu et al. 2021 calls not straightforward once weights are merged).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from llmlab.peft import checkpoint, walk
+from llmlab.peft.lora import starts
 from llmlab.peft.lora.lora import (
     LoRAConfig,
     LoRALinear,
@@ -24,22 +27,24 @@ from llmlab.peft.lora.lora import (
     layers_of,
 )
 
-# Settings of peft's LoraConfig that would change the maths, and the values that this
-# file can do.
-PLAIN = {
-    "bias": "none",
-    "fan_in_fan_out": False,
-    "lora_bias": False,
-    "use_dora": False,
-    "use_qalora": False,
-    "modules_to_save": None,
-    "exclude_modules": None,
-    "layers_to_transform": None,
-    "layer_replication": None,
-    "target_parameters": None,
-    "trainable_token_indices": None,
-    "alora_invocation_tokens": None,
-}
+# The settings of peft's LoraConfig that `_from_peft` reads.
+READ = (
+    "alpha_pattern",
+    "exclude_modules",
+    "init_lora_weights",
+    "layers_to_transform",
+    "lora_alpha",
+    "lora_dropout",
+    "r",
+    "rank_pattern",
+    "target_modules",
+    "use_dora",
+    "use_rslora",
+)
+# Others must be empty, or as here.
+PLAIN = {"bias": "none", "qalora_group_size": 16}
+# peft's starts that leave the base as it is: the files hold all that is needed.
+HARMLESS_STARTS = (True, False, "gaussian", "orthogonal", "eva")
 
 
 # Save and load ------------------------------------------------------------------------
@@ -48,17 +53,26 @@ PLAIN = {
 def save(model: nn.Module, folder: str | Path, adapter: str = "default") -> None:
     """Write one adapter as `peft` does.
 
-    `PeftModel.from_pretrained(base, folder)` opens it.
+    `PeftModel.from_pretrained(base, folder)` opens it. One that started as PiSSA or
+    OLoRA is written as plain LoRA of twice the rank, B A − B₀ A₀, so that nobody has to
+    compute the start again.
     """
     check_known(model, [adapter])
     tensors = {}
     config = None
     for name, layer in walk.installed(model, LoRALinear).items():
         if adapter in layer.configs:
-            tensors[f"{name}.lora_A.weight"] = layer.lora_A[adapter]
-            tensors[f"{name}.lora_B.weight"] = layer.lora_B[adapter]
+            A, B = layer.lora_A[adapter], layer.lora_B[adapter]
+            if adapter in layer.start_A:
+                A = torch.cat([A, layer.start_A[adapter]], dim=0)  # (2r, k)
+                B = torch.cat([B, -layer.start_B[adapter]], dim=1)  # (d, 2r)
+            tensors[f"{name}.lora_A.weight"] = A
+            tensors[f"{name}.lora_B.weight"] = B
+            if adapter in layer.magnitude:
+                m = layer.magnitude[adapter]
+                tensors[f"{name}.lora_magnitude_vector"] = m
             config = layer.configs[adapter]  # the same for all its layers
-    settings = _to_peft(config)
+    settings = _to_peft(_twice_the_rank(config))
     settings["base_model_name_or_path"] = checkpoint.base_name(model)
     checkpoint.write(folder, settings, tensors)
 
@@ -68,18 +82,20 @@ def load(model: nn.Module, folder: str | Path, adapter: str = "default") -> nn.M
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: another method's adapter, a setting that is not plain LoRA, a layer
-            that the model lacks, or a tensor of the wrong shape (named). The model is
-            then as it was.
+        ValueError: another method's adapter, a setting that this file cannot do, a
+            layer that the model lacks, or a tensor of the wrong shape (each named). The
+            model is then as it was.
     """
     settings, tensors = checkpoint.read(folder, "LORA")
     config = _from_peft(settings)
     wanted = {}
-    for name, layer in walk.find(model, config.target_modules).items():
+    for name, layer in config.targets(model).items():
         linear = walk.base_of(layer)
         r = config.rank(name)
         wanted[f"{name}.lora_A.weight"] = (r, linear.in_features)
         wanted[f"{name}.lora_B.weight"] = (linear.out_features, r)
+        if config.dora:
+            wanted[f"{name}.lora_magnitude_vector"] = (linear.out_features,)
     tensors = checkpoint.without_base_weights(model, tensors, wanted)
     checkpoint.check_tensors(tensors, wanted)
 
@@ -87,9 +103,29 @@ def load(model: nn.Module, folder: str | Path, adapter: str = "default") -> nn.M
     layers = walk.installed(model, LoRALinear)
     with torch.no_grad():
         for key, tensor in tensors.items():
-            name, factor, _ = key.rsplit(".", 2)  # "….q_proj", "lora_A", "weight"
-            getattr(layers[name], factor)[adapter].copy_(tensor)
+            # "….q_proj.lora_A", or "….q_proj.lora_magnitude_vector"
+            name, part = key.removesuffix(".weight").rsplit(".", 1)
+            part = "magnitude" if part == "lora_magnitude_vector" else part
+            getattr(layers[name], part)[adapter].copy_(tensor)
     return model
+
+
+def _twice_the_rank(config: LoRAConfig) -> LoRAConfig:
+    """The same scales with twice the rank, where an adapter is written with its start.
+
+    Any other config comes back as it is.
+    """
+    if config.init not in starts.MOVED:
+        return config
+    more = math.sqrt(2) if config.rslora else 2  # so that α/√r, or α/r, stays
+    return replace(
+        config,
+        init="default",
+        r=2 * config.r,
+        alpha=more * config.alpha,
+        rank_pattern={name: 2 * r for name, r in config.rank_pattern.items()},
+        alpha_pattern={name: more * a for name, a in config.alpha_pattern.items()},
+    )
 
 
 def _to_peft(config: LoRAConfig) -> dict:
@@ -105,23 +141,61 @@ def _to_peft(config: LoRAConfig) -> dict:
         "alpha_pattern": config.alpha_pattern,
         "inference_mode": True,
         "task_type": "CAUSAL_LM",
+        "init_lora_weights": "gaussian" if config.init == "gaussian" else True,
+        "exclude_modules": checkpoint.targets_to_json(config.exclude_modules) or None,
+        "layers_to_transform": config.layers_to_transform,
         "bias": PLAIN["bias"],
-        "fan_in_fan_out": PLAIN["fan_in_fan_out"],
-        "use_dora": PLAIN["use_dora"],
+        "fan_in_fan_out": False,
+        "use_dora": config.dora,
     }
 
 
 def _from_peft(settings: dict) -> LoRAConfig:
-    """The settings under our names."""
-    checkpoint.check_plain(settings, PLAIN, "LoRA")
+    """The settings under our names; what is missing is as `peft` has it."""
+    settings = checkpoint.check_settings(settings, READ, PLAIN, "LoRA")
+    blocks = settings.get("layers_to_transform")
+    if blocks is not None:
+        blocks = tuple(blocks) if isinstance(blocks, list) else (blocks,)
     return LoRAConfig(
-        r=settings["r"],
-        alpha=settings["lora_alpha"],
+        r=settings.get("r", 8),
+        alpha=settings.get("lora_alpha", 8),
         dropout=settings.get("lora_dropout", 0.0),
-        target_modules=checkpoint.targets_from_json(settings["target_modules"]),
+        target_modules=checkpoint.targets_from_json(
+            checkpoint.needed(settings, "target_modules")
+        ),
         rslora=settings.get("use_rslora", False),
-        rank_pattern=settings.get("rank_pattern") or {},
-        alpha_pattern=settings.get("alpha_pattern") or {},
+        rank_pattern=settings.get("rank_pattern", {}),
+        alpha_pattern=settings.get("alpha_pattern", {}),
+        init=_start_from_peft(settings.get("init_lora_weights", True)),
+        dora=settings.get("use_dora", False),
+        exclude_modules=checkpoint.targets_from_json(
+            settings.get("exclude_modules", [])
+        ),
+        layers_to_transform=blocks or None,
+    )
+
+
+def _start_from_peft(start: bool | str) -> str:
+    """The start under our name.
+
+    Raises:
+        ValueError: one that changed the base in a way that is not in the folder.
+    """
+    if start in HARMLESS_STARTS:
+        return "default"
+    if start in starts.MOVED:
+        return start  # peft repeats it on the base when it opens the folder
+    if str(start).startswith("pissa_niter_"):
+        why = (
+            "it was drawn at random, so that peft itself opens this folder otherwise"
+            " each time"
+        )
+    else:
+        why = "it changed the base, and how is not in the folder"
+    raise ValueError(
+        f"{checkpoint.CONFIG}: init_lora_weights={start!r} is not supported: {why}."
+        " Save it as plain LoRA:"
+        " save_pretrained(folder, path_initial_model_for_weight_conversion=…)"
     )
 
 
@@ -141,6 +215,12 @@ def combine(model: nn.Module, weights: dict[str, float], adapter: str) -> nn.Mod
         raise ValueError("weights={} names no adapter to combine")
     stacked = {}
     for name, layer in walk.installed(model, LoRALinear).items():
+        for each in weights:
+            if each in layer.magnitude:
+                raise ValueError(
+                    f"adapter={each!r} trains with DoRA: its change is no sum of"
+                    " products, so it cannot be mixed"
+                )
         if any(a in layer.configs for a in weights):
             stacked[name] = _stack(layer, weights)
     ranks = {name: A.shape[0] for name, (A, _) in stacked.items()}
@@ -169,8 +249,12 @@ def _stack(layer: LoRALinear, weights: dict[str, float]) -> tuple[Tensor, Tensor
     Bs = []
     for adapter, weight in weights.items():
         if adapter in layer.configs:
+            scale = weight * layer.scaling[adapter]
             As.append(layer.lora_A[adapter])
-            Bs.append(weight * layer.scaling[adapter] * layer.lora_B[adapter])
+            Bs.append(scale * layer.lora_B[adapter])
+            if adapter in layer.start_A:
+                As.append(layer.start_A[adapter])
+                Bs.append(-scale * layer.start_B[adapter])
     A = torch.cat(As, dim=0)  # (Σ r, k)
     B = torch.cat(Bs, dim=1)  # (d, Σ r)
     return A, B

@@ -13,10 +13,17 @@ Hu et al. 2021, https://arxiv.org/abs/2106.09685, equation 3, with the scale of 
     *batch     whatever comes before the last dimension of x
 
 A starts Kaiming-uniform with a = √5, U(−1/√k, 1/√k), as in the authors' code and in
-`peft` (the paper says Gaussian). Unmerging puts the old W₀ back instead of subtracting
-BA, which would not return the same bits. Simplified: linears only (no embeddings or
-convolutions), and no trained biases. Saving, mixing and serving adapters is in
-`files.py`.
+`peft` (the paper says Gaussian); PiSSA's and OLoRA's starts are in `starts.py`.
+Unmerging puts the old W₀ back instead of subtracting BA, which would not return the
+same bits. Simplified: linears only (no embeddings or convolutions), and no trained
+biases. Saving, mixing and serving adapters is in `files.py`.
+
+DoRA (Liu et al. 2024, https://arxiv.org/abs/2402.09353, equation 5) trains the length
+of each row apart from its direction:
+
+    h = m ⊙ (W₀ + ΔW) x / ‖W₀ + ΔW‖        m (d,)  starts at the lengths of W₀'s rows
+
+The lengths ‖·‖ are those of the rows, and constant for the gradient (section 4.3).
 """
 
 from __future__ import annotations
@@ -32,6 +39,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from llmlab.peft import walk
+from llmlab.peft.lora import starts
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,11 @@ class LoRAConfig:
     rank_pattern: dict[str, int] = field(default_factory=dict)
     # another α for some layers: {ending: α}
     alpha_pattern: dict[str, float] = field(default_factory=dict)
+    init: str = "default"  # where A and B start: one of `starts.STARTS`
+    dora: bool = False  # train the lengths of the rows, too
+    exclude_modules: walk.Targets = ()  # written as target_modules, and left out
+    # numbers of the blocks that get adapters; None: all
+    layers_to_transform: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         for r in (self.r, *self.rank_pattern.values()):
@@ -58,6 +71,19 @@ class LoRAConfig:
             raise ValueError(
                 f"dropout must be at least 0 and below 1, not {self.dropout!r}"
             )
+        if self.init not in starts.STARTS:
+            raise ValueError(
+                f"init={self.init!r} is not one of {', '.join(starts.STARTS)}"
+            )
+
+    def targets(self, model: nn.Module) -> dict[str, nn.Module]:
+        """The layers of `model` that get an adapter, by name; raises as `walk.find`."""
+        return walk.find(
+            model,
+            self.target_modules,
+            exclude=self.exclude_modules,
+            blocks=self.layers_to_transform,
+        )
 
     def rank(self, name: str) -> int:
         """r for the layer called `name`."""
@@ -115,6 +141,10 @@ class LoRALinear(walk.Wrapper):
         super().__init__(base)
         self.lora_A = nn.ParameterDict()
         self.lora_B = nn.ParameterDict()
+        # A₀ and B₀ where B A is not 0 at the start, and m of DoRA
+        self.start_A = nn.ParameterDict()
+        self.start_B = nn.ParameterDict()
+        self.magnitude = nn.ParameterDict()
         self.configs: dict[str, LoRAConfig] = {}
         self.scaling: dict[str, float] = {}
         self.active: tuple[str, ...] = ()
@@ -137,44 +167,76 @@ class LoRALinear(walk.Wrapper):
     ) -> None:
         """A new pair A, B, in fp32 even on a half-precision base."""
         linear = walk.base_of(self.base)
-        r = config.rank(name)
-        dtype = torch.promote_types(linear.weight.dtype, torch.float32)
-        like = {"device": linear.weight.device, "dtype": dtype}
-        A = torch.empty(r, linear.in_features, **like)
-        nn.init.kaiming_uniform_(A, a=math.sqrt(5), generator=generator)
-        B = torch.zeros(linear.out_features, r, **like)
+        scaling = config.scaling(name)
+        A, B = starts.start(config.init, linear, config.rank(name), scaling, generator)
         self.lora_A[adapter] = nn.Parameter(A)
         self.lora_B[adapter] = nn.Parameter(B)
+        if config.init in starts.MOVED:
+            self.start_A[adapter] = nn.Parameter(A.clone(), requires_grad=False)
+            self.start_B[adapter] = nn.Parameter(B.clone(), requires_grad=False)
+        if config.dora:
+            lengths = starts.float_weight(linear).norm(dim=1)  # (d,)
+            self.magnitude[adapter] = nn.Parameter(lengths)
         self.configs[adapter] = config
-        self.scaling[adapter] = config.scaling(name)
+        self.scaling[adapter] = scaling
 
     def activate(self, adapters: Sequence[str]) -> None:
         """Add these adapters' changes from now on, and train these alone."""
         self.active = tuple(a for a in adapters if a in self.lora_A)
-        for adapter in self.configs:
-            trains = adapter in self.active
-            self.lora_A[adapter].requires_grad_(trains)
-            self.lora_B[adapter].requires_grad_(trains)
+        for trained in (self.lora_A, self.lora_B, self.magnitude):
+            for adapter, parameter in trained.items():
+                parameter.requires_grad_(adapter in self.active)
 
     def discard(self, adapters: Sequence[str]) -> None:
         """Forget these adapters."""
-        for adapter in adapters:
-            if adapter in self.configs:
-                del self.lora_A[adapter]
-                del self.lora_B[adapter]
-                del self.configs[adapter]
-                del self.scaling[adapter]
+        held = (self.lora_A, self.lora_B, self.start_A, self.start_B, self.magnitude)
+        for of_adapter in (*held, self.configs, self.scaling):
+            for adapter in adapters:
+                if adapter in of_adapter:
+                    del of_adapter[adapter]
         self.active = tuple(a for a in self.active if a in self.configs)
+
+    def delta(self, adapter: str) -> Float[Tensor, "d k"]:
+        """ΔW of one adapter, in fp32 or better; without DoRA's lengths."""
+        scaling = self.scaling[adapter]
+        delta = delta_weight(self.lora_A[adapter], self.lora_B[adapter], scaling)
+        if adapter in self.start_A:
+            A, B = self.start_A[adapter], self.start_B[adapter]
+            delta = delta - delta_weight(A, B, scaling)
+        return delta
+
+    def stretch(self, adapter: str) -> Float[Tensor, " d"]:
+        """m / ‖W₀ + ΔW‖ by row, DoRA's factor; the lengths are constants."""
+        with torch.no_grad():
+            V = starts.float_weight(walk.base_of(self.base)) + self.delta(adapter)
+        return self.magnitude[adapter] / V.norm(dim=1)
 
     def change(self, x: Tensor, adapter: str) -> Tensor:
         """(…, k) → (…, d): what one adapter adds to W₀ x."""
         A = self.lora_A[adapter]
         B = self.lora_B[adapter]
+        scaling = self.scaling[adapter]
         dropout = self.configs[adapter].dropout
         x = x.to(A.dtype)
+        dropped = x
         if dropout and self.training:
-            x = F.dropout(x, dropout)
-        return low_rank(x, A, B, self.scaling[adapter])
+            dropped = F.dropout(x, dropout)
+        change = low_rank(dropped, A, B, scaling)
+        if adapter in self.magnitude:
+            c = self.stretch(adapter)  # (d,)
+            change = c * change + (c - 1) * self._frozen(dropped, adapter)
+        if adapter in self.start_A:
+            start = self.start_A[adapter], self.start_B[adapter]
+            change = change - low_rank(x, *start, scaling)
+        return change
+
+    def _frozen(self, x: Tensor, adapter: str) -> Tensor:
+        """(…, k) → (…, d): W₀ x without the bias and without the adapter's start."""
+        out = F.linear(x, starts.float_weight(walk.base_of(self.base)))
+        if adapter in self.start_A:
+            start = self.start_A[adapter], self.start_B[adapter]
+            out = out - low_rank(x, *start, self.scaling[adapter])
+        return out
 
     def forward(self, x: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch d"]:
         """W₀ x + Σ ΔW x over the active adapters; the plain W x while merged."""
@@ -206,7 +268,7 @@ class LoRALinear(walk.Wrapper):
         return out
 
     def merge(self) -> None:
-        """W₀ + Σ ΔW of the active adapters, summed in fp32 or better.
+        """W₀ + Σ ΔW of the active adapters, in fp32 or better; with DoRA, stretched.
 
         A weight that was tied to another layer's is untied.
         """
@@ -217,9 +279,9 @@ class LoRALinear(walk.Wrapper):
             )
         merged = W.detach().to(torch.promote_types(W.dtype, torch.float32))
         for adapter in self.active:
-            A = self.lora_A[adapter]
-            B = self.lora_B[adapter]
-            merged = merged + delta_weight(A, B, self.scaling[adapter]).detach()
+            merged = merged + self.delta(adapter).detach()
+            if adapter in self.magnitude:  # then it is the only one
+                merged = self.stretch(adapter).detach()[:, None] * merged
         self.saved_weight = (W,)
         self.base.weight = nn.Parameter(merged.to(W.dtype), requires_grad=False)
 
@@ -257,8 +319,12 @@ def apply(
             f"adapter={adapter!r} exists already: remove it first, or take another name"
         )
     check_unmerged(model)
-    # before anything changes, since it may raise
-    found = walk.find(model, config.target_modules)
+    # before anything changes, since these may raise
+    found = config.targets(model)
+    for name, layer in found.items():
+        starts.check(config.init, walk.base_of(layer), config.rank(name))
+        if config.dora:
+            starts.is_float(walk.base_of(layer))
     model.requires_grad_(False)
     for name, layer in found.items():
         if not isinstance(layer, LoRALinear):
@@ -285,7 +351,14 @@ def set_adapter(model: nn.Module, names: str | Sequence[str]) -> None:
     names = [names] if isinstance(names, str) else list(names)
     check_known(model, names)
     check_unmerged(model)
-    for layer in walk.installed(model, LoRALinear).values():
+    layers = walk.installed(model, LoRALinear).values()
+    for layer in layers:
+        if len(names) > 1 and any(a in layer.magnitude for a in names):
+            raise ValueError(
+                f"adapters {names} cannot be active together: DoRA sets the lengths of"
+                " W₀ + ΔW, which holds for one change only"
+            )
+    for layer in layers:
         layer.activate(names)
 
 
@@ -330,11 +403,12 @@ def remove(model: nn.Module, adapter: str | None = None) -> nn.Module:
 
 
 def num_parameters(model: nn.Module, config: LoRAConfig) -> int:
-    """Σ r (k + d) over the target layers: what `apply` would train."""
+    """Σ r (k + d) over the target layers (+ d with DoRA): what `apply` would train."""
     total = 0
-    for name, layer in walk.find(model, config.target_modules).items():
+    for name, layer in config.targets(model).items():
         linear = walk.base_of(layer)
         total += config.rank(name) * (linear.in_features + linear.out_features)
+        total += linear.out_features if config.dora else 0
     return total
 
 

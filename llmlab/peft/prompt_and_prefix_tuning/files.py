@@ -16,6 +16,27 @@ from llmlab.peft.prompt_and_prefix_tuning import virtual_tokens
 
 VECTORS = "prompt_embeddings"
 HEAD = "base_model.score."
+# The settings of peft's that say what the vectors are, or how they began.
+READ = (
+    "num_virtual_tokens",
+    "num_layers",
+    "num_attention_heads",
+    "token_dim",
+    "prompt_tuning_init",
+    "prompt_tuning_init_text",
+    "tokenizer_name_or_path",
+    "tokenizer_kwargs",
+    "encoder_reparameterization_type",
+    "encoder_hidden_size",
+    "encoder_num_layers",
+    "encoder_dropout",
+    "prefix_projection",
+    "init_weights",
+)
+# others must be empty, or as here
+PLAIN = {"num_transformer_submodules": 1}
+# what peft trains beside the vectors of a classifier; it names each twice
+HEADS = {"classifier", "score"}
 # by whether each token has a label
 TASKS = {None: "CAUSAL_LM", False: "SEQ_CLS", True: "TOKEN_CLS"}
 
@@ -57,6 +78,10 @@ def read(
             the wrong shape (named).
     """
     settings, tensors = checkpoint.read(folder, peft_type, prefix="")
+    if set(settings.get("modules_to_save") or ()) <= HEADS:
+        settings.pop("modules_to_save", None)
+    settings = checkpoint.check_settings(settings, READ, PLAIN, peft_type)
+    checkpoint.needed(settings, "num_virtual_tokens")
     shape, deep = virtual_tokens.shape_of(model), peft_type == "PREFIX_TUNING"
     wanted = {
         VECTORS: (settings["num_virtual_tokens"], shape.deep_width if deep else shape.d)

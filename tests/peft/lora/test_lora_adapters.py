@@ -67,10 +67,16 @@ def test_the_file_holds_the_names_that_peft_writes(tmp_path):
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
-        ("use_dora", True),
         ("bias", "all"),
         ("modules_to_save", ["lm_head"]),
-        ("layers_to_transform", [0]),
+        ("use_qalora", True),
+        ("layer_replication", [[0, 2]]),
+        ("layers_pattern", "layers"),
+        ("corda_config", {"corda_method": "kpm"}),
+        ("a_setting_of_next_year", 0.5),
+        ("init_lora_weights", "pissa_niter_4"),
+        ("init_lora_weights", "corda"),
+        ("init_lora_weights", "loftq"),
     ],
 )
 def test_a_setting_that_is_not_plain_lora_is_named(setting, value, tmp_path, llama):
