@@ -105,7 +105,8 @@ window.pageChecks = (() => {
       const own = paint(style);
       const surroundings = own ? number(`${around}|${own}`) : around;
       const picture = element.matches(PICTURES);
-      if (picture || hasBackground(style)) {
+      // What is folded has a box where it would stand, upon what stands there instead.
+      if ((picture || hasBackground(style)) && element.checkVisibility()) {
         const box = element.getBoundingClientRect();
         painted.push({ element, box });
         boxes = { box, outer: boxes };
