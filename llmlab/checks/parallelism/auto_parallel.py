@@ -49,6 +49,7 @@ def summed(answer):
         "ecd,edf->ecf",
         "ij,jk,kl->il",  # j: the output and the gradient of the last input
         "bd,d->b",
+        "tT,Td->td",  # a large letter is another loop
     ):
         loops = {letter for letter in dims if letter.isalpha() and letter.islower()}
         for cut in sorted(loops):
@@ -92,6 +93,9 @@ def _never(has_it: bool) -> bool:
 
 
 SUMMED = {
+    "large letters are other loops than small ones": lambda dims, cut: _summed(
+        dims.lower(), cut
+    ),
     "these are the tensors that are cut; summed are those that lack the loop": partial(
         _summed, out=bool, grad=bool
     ),
@@ -215,6 +219,9 @@ def _moved_mistakes(
 
 
 MOVED = {
+    "a rank has its piece only: to have the whole, it needs those of the others": (
+        lambda n, p, src, dst: 0.0 if dst is None else _moved(n, p, src, dst)
+    ),
     "0 is a dimension: `not src` is true for it, as for None": lambda n, p, src, dst: (
         _moved(n, p, src, dst) if src else 0.0
     ),
@@ -252,6 +259,7 @@ MOVED = {
 )
 def best_plan(answer):
     """The shortest path through a chain of strategies."""
+    found = []
     for operators, ways in ((5, 4), (1, 3), (4, 3), (12, 16)):
         node = (torch.rand(operators, ways) * 9).tolist()
         edge = (torch.rand(operators - 1, ways, ways) * 9).tolist()
@@ -266,32 +274,26 @@ def best_plan(answer):
             raise Mistake(
                 f"{what}: {operators} numbers from 0 to {ways - 1} are asked, not {got}"
             )
-        right = _chain(node, edge)
-        if abs(_time(node, edge, got) - _time(node, edge, right)) < 1e-6:
-            continue
-        if got == [row.index(min(row)) for row in node]:
-            raise Mistake(
-                f"{what}: the fastest strategy of each operator alone; the way between"
-                " them costs too"
-            )
-        if got == _greedy(node, edge):
-            raise Mistake(
-                f"{what}: the best next step each time; a detour may pay off later"
-            )
-        if got == _chain([[0.0] * ways] * operators, edge):
-            raise Mistake(f"{what}: only the edges are counted; the operators cost too")
-        if got == _chain(node, [[list(x) for x in zip(*R, strict=True)] for R in edge]):
-            raise Mistake(
-                f"{what}: edge[v][i][j] goes from i at v to j at v + 1: yours is"
-                " transposed"
-            )
-        for text, other in _other_plans(node, edge, right).items():
-            if got == other:
-                raise Mistake(f"{what}: {text}")
-        raise Mistake(
-            f"{what}: your plan takes {_time(node, edge, got):.3f}, the best"
-            f" {_time(node, edge, right):.3f}"
-        )
+        found.append((got, _chain(node, edge), node, edge, what))
+    wrong = [
+        case
+        for case in found
+        if _time(*case[2:4], case[0]) - _time(*case[2:4], case[1]) > 1e-6
+    ]
+    if not wrong:
+        return
+    # a mistake must explain every plan: in one case, several would
+    plans = [
+        (got, _other_plans(node, edge, right)) for got, right, node, edge, _ in found
+    ]
+    for text in plans[0][1]:
+        if all(got == other[text] for got, other in plans):
+            raise Mistake(text)
+    got, right, node, edge, what = wrong[0]
+    raise Mistake(
+        f"{what}: your plan takes {_time(node, edge, got):.3f}, the best"
+        f" {_time(node, edge, right):.3f}"
+    )
 
 
 def _whole(got: list) -> list:
@@ -309,8 +311,25 @@ def _other_plans(node, edge, right: list[int]) -> dict[str, list[int]]:
     backwards = [[[-t for t in row] for row in R] for R in edge]
     ways = range(len(node[0]))
     alike = min(ways, key=lambda i: _time(node, edge, [i] * len(node)))
+    turned = [[list(x) for x in zip(*R, strict=True)] for R in edge]
     prefixes = [_chain(node[: v + 1], edge[:v])[-1] for v in range(len(node))]
     return {
+        "the fastest strategy of each operator alone; the way between them costs too": (
+            [row.index(min(row)) for row in node]
+        ),
+        "the best next step each time; a detour may pay off later": _greedy(node, edge),
+        "only the edges are counted; the operators cost too": (
+            _chain([nothing] * len(node), edge)
+        ),
+        "edge[v][i][j] goes from i at v to j at v + 1: yours is transposed": (
+            _chain(node, turned)
+        ),
+        "an operator's own seconds are counted twice": (
+            _chain([[2 * t for t in row] for row in node], edge)
+        ),
+        "an operator's own seconds are counted twice, but for the first": (
+            _chain([node[0], *[[2 * t for t in row] for row in node[1:]]], edge)
+        ),
         "the right strategies in reverse order": right[::-1],
         "the last operator's own seconds are not counted": (
             _chain([*node[:-1], nothing], edge)

@@ -301,6 +301,9 @@ MICROBATCHES: dict[str, Callable[..., int]] = {
     "p stages wait for p − 1 others, not p": (
         lambda p, v, limit: _waiting(p, v, limit, p / v)
     ),
+    "the waiting is (p − 1)/v units, once: a unit is a forward and a backward": (
+        lambda p, v, limit: _waiting(p, v, limit, 2 * (p - 1) / v)
+    ),
     "an interleaved schedule takes microbatches in multiples of p": (
         lambda p, v, limit: _needed(p, v, limit, 1)
     ),

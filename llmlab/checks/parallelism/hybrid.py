@@ -230,6 +230,12 @@ GROUPS = {
     "these are coordinates along `axis`; devices are asked": lambda rank, axis, sizes: (
         list(range(sizes[axis]))
     ),
+    "one device too many: an axis has as many as its size": (
+        lambda rank, axis, sizes: [
+            *_group(rank, axis, sizes),
+            _group(rank, axis, sizes)[-1] + Placement(sizes).stride(axis),
+        ]
+    ),
     "these are all devices": lambda rank, axis, sizes: list(
         range(Placement(sizes).devices)
     ),
@@ -332,6 +338,9 @@ def _norm_mistakes(
         "what several ranks hold is left out": torch.as_tensor(h2).sqrt(),
         "this is this rank's norm alone: all-reduce the squares": either(
             got, alone.sqrt(), twice.sqrt()
+        ),
+        "the whole norm is divided by the copies; divide a copied tensor's square": (
+            (c * s2 + h2).sqrt() / c
         ),
         "a copied tensor's square is multiplied by its copies; divide it": (
             (c * c * s2 + h2).sqrt()

@@ -16,6 +16,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import fields, is_dataclass
 from io import StringIO
 from types import FunctionType
 from typing import Any
@@ -164,6 +165,8 @@ def _is_plain(value: Any) -> bool:
         return all(map(_is_plain, value))
     if isinstance(value, dict):
         return all(map(_is_plain, value.values()))
+    if is_dataclass(value) and type(value).__dataclass_params__.frozen:
+        return all(_is_plain(getattr(value, field.name)) for field in fields(value))
     kinds = Tensor | int | float | str | FunctionType | None
     return isinstance(value, kinds)
 

@@ -330,6 +330,18 @@ def smallest_first(times, p, m):
     return sorted(slowest_least(times, p, m))
 
 
+def large_letters_as_small(dims, cut):
+    return loops_of(dims.lower(), cut, lacks, lacks)
+
+
+def whole_for_nothing(n, p, src, dst):
+    return 0.0 if dst is None else moving()(n, p, src, dst)
+
+
+def counted_twice(node, edge):
+    return dynamic([node[0], *[[2 * t for t in row] for row in node[1:]]], edge)
+
+
 MORE = [
     Wrong("summed", gradients_turned, "the output is right"),
     Wrong("summed", output_turned, "the gradients are right"),
@@ -358,6 +370,9 @@ MORE = [
     Wrong("stages", ends, "where stages end"),
     Wrong("stages", seconds, "are these seconds"),
     Wrong("stages", smallest_first, "in another order"),
+    Wrong("summed", large_letters_as_small, "other loops than small"),
+    Wrong("bytes_to_move", whole_for_nothing, "those of the others"),
+    Wrong("best_plan", counted_twice, "counted twice"),
 ]
 
 test_wrong_answers = rejects(

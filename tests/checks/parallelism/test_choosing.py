@@ -233,6 +233,10 @@ def at_least_p(p, v, limit):
     return max(p, grow(fine)(p, v, limit))
 
 
+def both_ways(p, v, limit, m):
+    return 2 * (p - 1) / v <= limit * (m + 2 * (p - 1) / v) * (1 + 1e-12)
+
+
 NEEDED_MORE = [
     Wrong("microbatches_needed", rounded(math.floor, math.ceil), "m is rounded down"),
     Wrong("microbatches_needed", rounded(math.ceil, math.floor), "the multiple of p"),
@@ -260,6 +264,7 @@ NEEDED_MORE = [
         lambda p, v, x: grow(fine)(p, v, x) + 1,
         "one more than needed",
     ),
+    Wrong("microbatches_needed", grow(both_ways), "once: a unit"),
 ]
 
 

@@ -462,6 +462,19 @@ def partners_by_xor(comm, x):
     return y.reshape(-1)
 
 
+def one_chunk_behind(p):
+    return ring(p, lambda r, s: r - s - 1)
+
+
+def tens(p, link):
+    return levels(p, link, math.ceil(math.log10(p)))
+
+
+def tree_volume_alone(p, link):
+    L = math.ceil(math.log2(p))
+    return link.latency * link.bandwidth * (p - 1 - L) / L
+
+
 test_wrong_answers = rejects(
     "05-parallelism/01-collectives",
     [
@@ -510,7 +523,7 @@ test_wrong_answers = rejects(
         Wrong("crossover", a_two_left_over, "a 2 is left over"),
         Wrong("crossover", tree_without_latency, "latencies of the tree"),
         Wrong("crossover", volumes_added, "volumes are added"),
-        Wrong("crossover", one_level_more, "bit_length counts digits"),
+        Wrong("crossover", one_level_more, "bit_length() counts digits"),
         Wrong("crossover", rounded_down, "rounded down"),
         Wrong("tree_broadcast", rounds_rounded_down, "nobody sends to rank"),
         Wrong("tree_broadcast", root_not_added, "with root 0 it works"),
@@ -521,5 +534,8 @@ test_wrong_answers = rejects(
         Wrong("log_all_reduce", gathered_forwards, "sends 2^k ranks on"),
         Wrong("log_all_reduce", turned_the_wrong_way, "the wrong way at the end"),
         Wrong("log_all_reduce", partners_by_xor, "need a power of two"),
+        Wrong("ring_moves", one_chunk_behind, "begins with chunk r"),
+        Wrong("crossover", tens, "log₁₀"),
+        Wrong("crossover", tree_volume_alone, "the ring's volume is missing"),
     ],
 )

@@ -496,6 +496,38 @@ def backward_twice(comm, weights, plan, backward):
     return hooked(comm, weights, plan, backward)
 
 
+def loss_over_own_tokens(comm, loss_sum, tokens, weights):
+    loss = all_in_one_message(comm, loss_sum, tokens, weights)
+    N = comm.all_reduce(torch.tensor(float(tokens))).item()
+    return loss * N / tokens
+
+
+def clipped_otherwise(comm, model, microbatches, limit, norm_type=2.0, count=len):
+    weights = list(model.parameters())
+    own = float(sum(count(x) for x, _ in microbatches))
+    N = comm.all_reduce(torch.tensor(own))
+    for x, y in microbatches:
+        (F.cross_entropy(model(x), y, reduction="sum") / N).backward()
+    for w in weights:
+        w.grad = comm.all_reduce(w.grad)
+    nn.utils.clip_grad_norm_(weights, limit, norm_type)
+    return [w.grad for w in weights]
+
+
+def limit_over_ranks(comm, model, microbatches, max_norm):
+    return clipped_otherwise(comm, model, microbatches, max_norm / comm.size)
+
+
+def largest_number(comm, model, microbatches, max_norm):
+    return clipped_otherwise(comm, model, microbatches, max_norm, float("inf"))
+
+
+def numbers_for_tokens(comm, model, microbatches, max_norm):
+    return clipped_otherwise(
+        comm, model, microbatches, max_norm, count=torch.Tensor.numel
+    )
+
+
 test_wrong_answers = rejects(
     "05-parallelism/02-data-parallel",
     [
@@ -564,6 +596,10 @@ test_wrong_answers = rejects(
         Wrong("gradients_of_step", clipped_before_the_division, "before the division"),
         Wrong("overlapped", sent_with_the_first, "before it had come"),
         Wrong("overlapped", backward_twice, "called twice"),
+        Wrong("backward_mean", loss_over_own_tokens, "over this rank's tokens"),
+        Wrong("gradients_of_step", limit_over_ranks, "max_norm is divided"),
+        Wrong("gradients_of_step", largest_number, "not the largest number"),
+        Wrong("gradients_of_step", numbers_for_tokens, "tokens are its rows"),
     ],
 )
 

@@ -397,6 +397,16 @@ def step_by_step(n, old, new, r):
     return found
 
 
+def one_too_many(rank, axis, sizes):
+    found = members(rank, axis, sizes)
+    return [*found, found[-1] + found[1] - found[0]]
+
+
+def whole_norm_divided(comm, gradients, copies):
+    total = comm.all_reduce(squares_of(gradients, copies, lambda s, c: s))
+    return total.sqrt() / max(copies.values())
+
+
 MORE = [
     Wrong("coordinates", without_modulo, "modulo the size"),
     Wrong("coordinates", without_division, "divide the rank by their"),
@@ -428,6 +438,8 @@ MORE = [
     Wrong("sources", evenly, "differ by one"),
     Wrong("sources", to_the_nearest, "to the nearest"),
     Wrong("sources", first_piece_only, "first old piece"),
+    Wrong("group", one_too_many, "one device too many"),
+    Wrong("global_norm", whole_norm_divided, "whole norm is divided"),
 ]
 
 test_wrong_answers = rejects(

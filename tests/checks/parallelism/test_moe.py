@@ -417,6 +417,11 @@ def results_stay(comm, x, experts, experts_here, E):
     return by_masks(comm, x, experts, experts_here, E, home=torch.cat)
 
 
+def the_best_k_times(logits, k):
+    experts = logits.argmax(-1, keepdim=True).expand(-1, k)
+    return experts, torch.full(experts.shape, 1 / k) + 0 * logits[:, :1].float()
+
+
 test_wrong_answers = rejects(
     "05-parallelism/09-moe",
     [
@@ -480,6 +485,7 @@ test_wrong_answers = rejects(
         Wrong("dispatch", first_expert_for_all, "send the numbers"),
         Wrong("dispatch", added_to_x, "x was added"),
         Wrong("dispatch", results_stay, "another rank's is among them"),
+        Wrong("route", the_best_k_times, "k times"),
     ],
 )
 

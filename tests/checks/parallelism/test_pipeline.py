@@ -471,6 +471,20 @@ def divided_at_the_end(comm, stage, ops, xs, ys, loss_fn):
     return loss
 
 
+def dx_for_dy(inputs, weights, dy):
+    kept = []
+    for k in range(len(weights) - 1, -1, -1):
+        dy = dy @ weights[k]
+        dy = dy * (inputs[k] > 0) if k else dy
+        kept.insert(0, dy)
+    return dy, lambda: [d.T @ x for d, x in zip(kept, inputs, strict=True)]
+
+
+def next_input(inputs, weights, dy):
+    _, later = in_two([*inputs[1:], dy], weights, dy, masked=lambda k: False)
+    return in_two(inputs, weights, dy)[0], later
+
+
 test_wrong_answers = rejects(
     "05-parallelism/04-pipeline",
     [
@@ -545,6 +559,8 @@ test_wrong_answers = rejects(
         Wrong("run_schedule", divided_by_ranks, "divided by the 3 ranks"),
         Wrong("run_schedule", everyone_feeds_xs, "runs on xs itself"),
         Wrong("run_schedule", never_alone, "a rank that is alone"),
+        Wrong("backward_in_two", dx_for_dy, "before it goes on to x"),
+        Wrong("backward_in_two", next_input, "another linear's input"),
     ],
 )
 

@@ -429,6 +429,15 @@ def nan_merge(comm, q, k, v, cut):
     return ring(comm, q, k, v, cut, own=False, combine=nan_when_blind)
 
 
+def ten_taken_away(s, b, h, a, t, cut, selective):
+    scores = 0 if selective else 5 * a * s / h / t
+    return memory(s, b, h, a, t, 0 if cut else 10, scores)
+
+
+def keys_for_values(comm, q, k, v, cut):
+    return ring(comm, q, v, k, cut)
+
+
 test_wrong_answers = rejects(
     "05-parallelism/06-sequence",
     [
@@ -495,6 +504,8 @@ test_wrong_answers = rejects(
         Wrong("ring_attention", queries_travel, "queries were sent round"),
         Wrong("ring_attention", collected, "holds all keys at once"),
         Wrong("ring_attention", joined, "holds all keys at once"),
+        Wrong("layer_memory", ten_taken_away, "does not take it away"),
+        Wrong("ring_attention", keys_for_values, "exchanged"),
     ],
 )
 

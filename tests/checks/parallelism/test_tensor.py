@@ -457,6 +457,27 @@ def blocks_gathered(along, down, X, W):
     return torch.einsum("tmk,tkn->mn", torch.stack(xs), torch.stack(ws))
 
 
+def silu_twice(comm, x, gate, up, down, bias):
+    p, r = comm.size, comm.rank
+    x = f(x, comm)
+    hidden = F.silu(x @ gate.chunk(p)[r].T) * F.silu(x @ up.chunk(p)[r].T)
+    return g(hidden @ down.chunk(p, 1)[r].T, comm) + bias
+
+
+def parts_averaged(comm, x, gate, up, down, bias):
+    return g(shares(comm, f(x, comm), gate, up, down), comm) / comm.size + bias
+
+
+def gate_detached(comm, x, gate, up, down, bias):
+    return g(shares(comm, f(x, comm), gate.detach(), up, down), comm) + bias
+
+
+def exponentials_averaged(comm, logits, targets):
+    m = comm.all_reduce(logits.amax(1), "max")
+    s = comm.all_reduce((logits - m[:, None]).exp().mean(1))
+    return s.log() + m - comm.all_reduce(masked_target(comm, logits, targets))
+
+
 test_wrong_answers = rejects(
     "05-parallelism/05-tensor",
     [
@@ -535,6 +556,10 @@ test_wrong_answers = rejects(
         Wrong("matmul_2d", X_stays, "X does not travel"),
         Wrong("matmul_2d", steps_mixed, "same step"),
         Wrong("matmul_2d", mean_of_steps, "mean of the steps"),
+        Wrong("split_mlp", silu_twice, "to up as well"),
+        Wrong("split_mlp", parts_averaged, "were averaged"),
+        Wrong("split_mlp", gate_detached, "`.detach()` and `.data` cut it"),
+        Wrong("vocab_parallel_loss", exponentials_averaged, "were averaged"),
     ],
 )
 

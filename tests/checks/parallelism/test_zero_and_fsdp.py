@@ -552,6 +552,13 @@ def last_matrix_used_again(comm, pieces, x, g):
     return g, out
 
 
+def max_for_min(comm, weights, m, v, grad, tokens, t, adam):
+    def scale(norm):
+        return max(1.0, adam.clip / (float(norm) + 1e-6))
+
+    return step(comm, weights, m, v, grad, tokens, t, adam, scale=scale)
+
+
 test_wrong_answers = rejects(
     "05-parallelism/03-zero-and-fsdp",
     [
@@ -584,7 +591,7 @@ test_wrong_answers = rejects(
         Wrong("zero_step", no_root, "root of the summed squares"),
         Wrong("zero_step", mean_of_norms, "mean of the pieces' norms"),
         Wrong("zero_step", largest_norm, "largest of the pieces' norms"),
-        Wrong("zero_step", never_clips, "clipping is missing"),
+        Wrong("zero_step", never_clips, "is clipping missing"),
         Wrong("zero_step", always_scales, "one that is smaller stays"),
         Wrong("zero_step", clipped_before_the_sum, "clip the sum"),
         Wrong("zero_step", piece_only, "gather them"),
@@ -625,6 +632,7 @@ test_wrong_answers = rejects(
         Wrong("chain_gradients", last_mask_missing, "at the last layer"),
         Wrong("chain_gradients", mask_of_the_input, "its output's"),
         Wrong("chain_gradients", weights_before_the_mask, "not of g_{i+1}"),
+        Wrong("zero_step", max_for_min, "max for min"),
     ],
 )
 

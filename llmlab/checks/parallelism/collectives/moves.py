@@ -67,6 +67,12 @@ def follow_ring(moves: Moves, p: int, what: str) -> None:
         Mistake: a part is added twice; a half ends too early; an unfinished chunk is
             handed around.
     """
+    for step, src, _, chunk in moves:
+        if step == 0 and chunk != src:
+            raise Mistake(
+                f"{what}: in step 0 rank {src} sends chunk {chunk}; asked is that rank"
+                " r begins with chunk r"
+            )
     # held[rank][chunk]: whose parts, how often
     held = [[Counter([r]) for _ in range(p)] for r in range(p)]
     everyone = Counter(range(p))

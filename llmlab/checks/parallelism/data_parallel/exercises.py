@@ -18,7 +18,7 @@ from llmlab.checks.parallelism.data_parallel.step import (
     diagnose_mean,
     problem,
 )
-from llmlab.checks.parallelism.ranks import on_ranks
+from llmlab.checks.parallelism.ranks import explained, on_ranks
 from llmlab.course.grading.checking import Checks, Mistake, diagnose, expect
 from llmlab.parallelism.data_parallel import plan_buckets, timeline
 from llmlab.parallelism.runtime import CollectiveMismatch, DeadlockError, Link, World
@@ -49,6 +49,7 @@ check = Checks("05-parallelism/02-data-parallel")
 )
 def buckets(answer):
     """Parameters in buckets, the last parameter first."""
+    found = []
     for sizes, limit in (
         ([2, 4, 5, 6, 5, 9, 6], 12),
         ([10, 10, 30, 5, 5], 15),
@@ -60,62 +61,38 @@ def buckets(answer):
     ):
         what = f"buckets({sizes}, limit={limit})"
         got = expect(answer(list(sizes), limit), kind=list, what=what)
-        right = plan_buckets(sizes, limit)
-        if got == right:
-            continue
-        order = list(range(len(sizes)))
-        forward = plan_buckets(sizes, limit, order=order)
-        mistakes = {
-            "this is in the order of the model; gradients come in the reverse order": (
-                forward
-            ),
-            (
-                "the buckets are made in the order of the model and then turned"
-                " around: fill them in the order in which gradients come"
-            ): [bucket[::-1] for bucket in forward[::-1]],
-            (
-                "within a bucket the order is the model's: the last parameter comes"
-                " first there too"
-            ): [bucket[::-1] for bucket in right],
-            "the last bucket is missing: what is open at the end must be sent too": (
-                right[:-1]
-            ),
-            "there is an empty bucket": [*right, []],
-            (
-                "a bucket is closed before it would reach the limit; close it once it"
-                " holds `limit` bytes or more"
-            ): _before(sizes, limit),
-            (
-                "a bucket that holds exactly `limit` bytes is closed, not only one"
-                " that holds more"
-            ): plan_buckets(sizes, limit + 1),
-            "a bucket holds numbers of parameters, not their bytes": [
-                [sizes[i] for i in bucket] for bucket in right
-            ],
-        }
-        mistakes |= _other_plans(sizes, limit)
-        for text, value in mistakes.items():
-            if got == value:
-                raise Mistake(f"{what}: {text}")
-        named = [
-            i
-            for bucket in got
-            for i in (bucket if isinstance(bucket, list) else [bucket])
-        ]
-        if sorted(named) == order[1:]:
-            raise Mistake(
-                f"{what}: parameter 0 is missing: a range that runs down to 0 stops at"
-                " −1"
-            )
-        if sorted(named) != order:
-            raise Mistake(
-                f"{what}: each of the {len(sizes)} parameters must be in one bucket,"
-                " once"
-            )
+        if [] in got:
+            raise Mistake(f"{what}: there is an empty bucket")
+        found.append(((sizes, limit), got))
+    if all(got == plan_buckets(*args) for args, got in found):
+        return
+    texts = _other_plans([], 1)
+    explained(
+        found,
+        {t: lambda sizes, limit, t=t: _other_plans(sizes, limit)[t] for t in texts},
+    )
+    for (sizes, limit), got in found:
+        if got != plan_buckets(sizes, limit):
+            _unexplained(got, sizes, f"buckets({sizes}, limit={limit})")
+
+
+def _unexplained(got: list, sizes: list[int], what: str) -> None:
+    order = list(range(len(sizes)))
+    named = []
+    for bucket in got:
+        named += bucket if isinstance(bucket, list) else [bucket]
+    if sorted(named) == order[1:]:
         raise Mistake(
-            f"{what}: the parameters are all there, but cut into buckets at other"
-            " places"
+            f"{what}: parameter 0 is missing: a range that runs down to 0 stops at −1"
         )
+    if sorted(named) != order:
+        raise Mistake(
+            f"{what}: each of the {len(sizes)} parameters must be in one bucket, once"
+        )
+    raise Mistake(
+        f"{what} is {got}: the parameters are all there, but cut into buckets at other"
+        " places"
+    )
 
 
 def _other_plans(sizes: list[int], limit: int) -> dict[str, list[list[int]]]:
@@ -124,8 +101,36 @@ def _other_plans(sizes: list[int], limit: int) -> dict[str, list[list[int]]]:
     right = plan_buckets(sizes, limit)
     order = range(n - 1, -1, -1)
     by_size = sorted(range(n), key=lambda i: -sizes[i])
-    joined = [*right[:-2], [i for bucket in right[-2:] for i in bucket]]
+    joined = right
+    if right and sum(sizes[i] for i in right[-1]) < limit:
+        joined = [*right[:-2], [i for bucket in right[-2:] for i in bucket]]
+    forward = plan_buckets(sizes, limit, order=range(n))
     return {
+        "this is in the order of the model; gradients come in the reverse order": (
+            forward
+        ),
+        (
+            "the buckets are made in the order of the model and then turned around:"
+            " fill them in the order in which gradients come"
+        ): [bucket[::-1] for bucket in forward[::-1]],
+        (
+            "within a bucket the order is the model's: the last parameter comes first"
+            " there too"
+        ): [bucket[::-1] for bucket in right],
+        "the last bucket is missing: what is open at the end must be sent too": (
+            _counted(sizes, limit, order, lambda filled: 0, open_too=False)
+        ),
+        (
+            "a bucket is closed before it would reach the limit; close it once it"
+            " holds `limit` bytes or more"
+        ): _before(sizes, limit),
+        (
+            "a bucket that holds exactly `limit` bytes is closed, not only one that"
+            " holds more"
+        ): plan_buckets(sizes, limit + 1),
+        "a bucket holds numbers of parameters, not their bytes": [
+            [sizes[i] for i in bucket] for bucket in right
+        ],
         "the count of bytes is not set back to 0 when a bucket is closed": (
             _counted(sizes, limit, order, lambda filled: filled)
         ),
@@ -148,9 +153,16 @@ def _other_plans(sizes: list[int], limit: int) -> dict[str, list[list[int]]]:
 
 
 def _counted(
-    sizes: list[int], limit: int, order: Sequence[int], left: Callable[[int], int]
+    sizes: list[int],
+    limit: int,
+    order: Sequence[int],
+    left: Callable[[int], int],
+    open_too: bool = True,
 ) -> list[list[int]]:
-    """The plan when `left(filled)` bytes are counted after a bucket is closed."""
+    """The plan when `left(filled)` bytes are counted after a bucket is closed.
+
+    `open_too`: whether what is open at the end is a bucket.
+    """
     plan, filling, filled = [], [], 0
     for i in order:
         filling.append(i)
@@ -159,7 +171,7 @@ def _counted(
             plan.append(filling)
             filling = []
             filled = left(filled)
-    return [*plan, filling] if filling else plan
+    return [*plan, filling] if filling and open_too else plan
 
 
 def _before(sizes: list[int], limit: int) -> list[list[int]]:

@@ -126,6 +126,9 @@ def diagnose_mean(results: list, model: nn.Module, data: Data, what: str) -> Non
                     sum(s / n for s, n in zip(sums, counts, strict=True)) / p
                 ),
                 "the loss is this rank's own": sums[r] / counts[r],
+                "the loss is the sum of all ranks over this rank's tokens": (
+                    sum(sums) / counts[r]
+                ),
                 "the loss is this rank's part of it: sum it over ranks": sums[r] / N,
                 "the loss is a sum over tokens; the mean is asked": sum(sums),
                 "the loss was divided by the number of ranks once too often": (
@@ -224,6 +227,9 @@ def _wrong_steps(model: nn.Module, data: Data, max_norm: float) -> dict:
         "nothing was divided: these are sums over tokens": clip(
             total(lambda r, k: 1.0)
         ),
+        "N counts the numbers in x; tokens are its rows, as many as y has": clip(
+            right / data[0][0][0].shape[1]
+        ),
         (
             "the norm was clipped before the gradients were summed over ranks: clip"
             " the sum"
@@ -240,7 +246,14 @@ def _wrong_steps(model: nn.Module, data: Data, max_norm: float) -> dict:
         ] = clip(total(lambda r, k: p ** (m[r] - 1 - k) / N))
     sizes = [w.numel() for w in model.parameters()]
     if not close(clip(right), right, 1e-3):
+        largest = right.abs().max()
         mistakes |= {
+            "max_norm is divided by the ranks: it limits the norm of the sum": (
+                _clipped(right, max_norm / p)
+            ),
+            "the norm is the root of the sum of squares, not the largest number": (
+                right * min(1.0, max_norm / (float(largest) + 1e-6))
+            ),
             (
                 "the norm was clipped before the division by the tokens: what is"
                 " clipped is the mean's gradient"

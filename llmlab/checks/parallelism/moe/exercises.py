@@ -54,13 +54,13 @@ def route(answer):
                 f"the k largest were sought among the {T} tokens: each token has k"
                 " experts"
             )
-        expect(experts, shape=(T, k), what="the experts")
+        expect(experts, shape=(T, k), what="the tensor of experts")
         if experts.is_floating_point():
             raise Mistake(
                 "the experts are floats; they are numbers 0 … E − 1: did you return the"
                 " weights first?"
             )
-        expect(weights, shape=(T, k), what="the weights")
+        expect(weights, shape=(T, k), what="the tensor of weights")
         if weights.dtype != torch.float32:
             raise Mistake(
                 f"the weights are {weights.dtype}: whatever the logits are, route in"
@@ -81,11 +81,14 @@ def route(answer):
                 "softmax was taken over tokens; it goes over experts": (
                     logits.float().softmax(0).topk(k).indices
                 ),
+                "the best expert stands there k times": (
+                    right.experts[:, :1].expand(T, k)
+                ),
                 "these are the first k experts, whatever the logits": (
                     torch.arange(k).expand(T, k)
                 ),
             },
-            what="the experts",
+            what="the tensor of experts",
         )
         _judge_weights(weights, logits, right)
 
@@ -130,7 +133,7 @@ def _judge_weights(weights: Tensor, logits: Tensor, right: Routing) -> None:
             ): torch.full_like(plain, 1 / k),
         },
         tol=1e-5,
-        what="the weights",
+        what="the tensor of weights",
     )
 
 

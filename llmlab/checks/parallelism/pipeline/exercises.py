@@ -292,6 +292,8 @@ def _check_weights(grads, leaves, weights, inputs, upstream) -> None:
         )
     for k, (got, leaf) in enumerate(zip(grads, leaves, strict=True)):
         what = f"later()[{k}]"
+        if isinstance(got, torch.Tensor) and got.dim() == 2:
+            _factors(got.shape, leaf.shape, what)
         expect(got, shape=tuple(leaf.shape), dtype=torch.float32, what=what)
         unmasked = upstream
         for j in range(len(weights) - 1, k, -1):
@@ -310,6 +312,20 @@ def _check_weights(grads, leaves, weights, inputs, upstream) -> None:
                 ): leaf.grad / len(inputs[0]),
             },
             what=what,
+        )
+
+
+def _factors(got: tuple[int, int], right: tuple[int, int], what: str) -> None:
+    """Which factor of dyᵀ x a shape tells to be another linear's."""
+    if got[0] == right[0] and got[1] != right[1]:
+        raise Mistake(
+            f"{what} has shape {tuple(got)}: its x is another linear's input"
+            " (inputs[k] belongs to linear k)"
+        )
+    if got[1] == right[1] and got[0] != right[0]:
+        raise Mistake(
+            f"{what} has shape {tuple(got)}: its dy is not the gradient of this"
+            " linear's output; keep dy before it goes on to x"
         )
 
 

@@ -344,6 +344,9 @@ def _memory_mistakes(
         "10 and 24 are exchanged: 24 is inside the split regions": (
             sbh * (24 / (t if cut else 1) + 10 / t + kept / t)
         ),
+        "sequence parallelism divides the 10 by t; it does not take it away": (
+            right - (sbh * outside if cut else 0)
+        ),
         "the scores count b twice: they are 5as²b bytes": (
             sbh * (outside + 24 / t + b * kept / t)
         ),

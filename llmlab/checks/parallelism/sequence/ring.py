@@ -100,6 +100,13 @@ def _whose_keys(ring: _Ring, got: Tensor) -> dict[str, Tensor]:
             ring.over([r, *[(r - 1) % p] * (p - 1)]),
             ring.over([r, *[(r - 1) % p] * (p - 1)], order),
         ),
+        "keys and values are exchanged": attend(
+            ring.qkv[0][:, :, ring.cut[r]],
+            ring.qkv[2][:, :, torch.cat(ring.cut)],
+            ring.qkv[1][:, :, torch.cat(ring.cut)],
+            ring.cut[r],
+            torch.cat(ring.cut),
+        )[0],
         "the queries were sent round as well: they stay, and keys and values travel": (
             visiting(*ring.qkv, ring.cut, order)
         ),

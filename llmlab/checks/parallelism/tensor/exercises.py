@@ -6,6 +6,7 @@ says when an answer sends too much.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -359,6 +360,9 @@ def _loss_value(
             ): sum(c.logsumexp(1) for c in slices) - z_target,
             "the maximum was taken away, or added, once on each rank": either(
                 got, logsum - z_target + (p - 1) * m, logsum - z_target - (p - 1) * m
+            ),
+            "the exponentials were averaged on each rank; they are summed": (
+                logsum - math.log(rows) - z_target
             ),
             "the sign is wrong: a loss is −log of the probability": z_target - logsum,
             "the maximum was taken away and not added again": logsum - m - z_target,

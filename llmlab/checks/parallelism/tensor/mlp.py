@@ -69,6 +69,12 @@ def check_output(outputs: list[Tensor], x, gate, up, down, bias, p: int) -> None
                 "this is another activation than silu": either(
                     got, *[others(x, gate, up, down, a) + bias for a in ACTIVATIONS]
                 ),
+                "silu was applied to up as well; it belongs to gate": (
+                    (F.silu(x @ gate.T) * F.silu(x @ up.T)) @ down.T + bias
+                ),
+                "the ranks' parts were averaged; they are summed": (
+                    (right - bias) / p + bias
+                ),
                 "the gate's silu is missing": (
                     ((x @ gate.T) * (x @ up.T)) @ down.T + bias
                 ),
@@ -96,7 +102,8 @@ def check_gradients(
         if not any(g[name].any() for g in grads):
             raise Mistake(
                 f"no gradient reaches {name}: comm.all_reduce and comm.all_gather do"
-                " not record one; g, which is `sum_over_ranks`, does"
+                " not record one (g, which is `sum_over_ranks`, does); `.detach()` and"
+                " `.data` cut it"
             )
         diagnose(
             sum(g[name] for g in grads),

@@ -108,7 +108,10 @@ def step_mistakes(
         "each rank clipped its own gradient before the sum: clip the sum": step(
             clipped, 1.0
         ),
-        "clipping is missing, at every step": step(g, 1.0),
+        (
+            "the gradient is not made shorter, at every step: is clipping missing, or"
+            " max for min, or the fraction upside down?"
+        ): step(g, 1.0),
     }
 
 
