@@ -49,6 +49,8 @@
     }
     var form = root.querySelector("form");
     form.addEventListener("input", update);
+    // JupyterLab takes the arrow keys for itself, and the focus with them.
+    root.addEventListener("keydown", function (event) { event.stopPropagation(); });
     form.addEventListener("submit", function (event) { event.preventDefault(); });
     if (told) root.querySelector("button").addEventListener("click", function () {
       var missing = data.missing[last.at];

@@ -39,6 +39,8 @@
   document.querySelectorAll(".llmlab-predict[data-guess]:not([data-ready])").forEach(function (field) {
     var uid = field.dataset.guess, typed = stored(uid);
     field.dataset.ready = "1";
+    // JupyterLab takes the arrow keys for itself, and the focus with them.
+    field.addEventListener("keydown", function (event) { event.stopPropagation(); });
     field.querySelectorAll("input").forEach(function (input) {
       if (input.type === "radio") input.checked = input.value === typed;
       else input.value = typed;
