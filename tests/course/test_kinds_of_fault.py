@@ -435,10 +435,31 @@ def batch_for_weights(weight_bytes, bandwidth, batch=1, cache_bytes=0.0):
     return weight_bytes * bandwidth / (weight_bytes + batch * cache_bytes)
 
 
+def relu_of_h_too(h, down, b_down, up, b_up):
+    return h + torch.relu(h.relu() @ down.T + b_down) @ up.T + b_up
+
+
+def scales_in_reverse(x, W, scale, ids):
+    factor = torch.where(ids[:, None] >= 0, scale.flip(0)[ids], 1.0)
+    return x @ W.T * factor[:, None]
+
+
 WELCOME = "01-start/01-welcome"
 MODELS = "01-start/02-the-course-models"
 QUANTIZATION = "06-compression/01-quantization-basics"
 CLASSICS = [
+    (
+        "04-peft/04-adapters",
+        "adapter",
+        relu_of_h_too,
+        "there is an activation too many (`h`)",
+    ),
+    (
+        "04-peft/08-ia3",
+        "serve",
+        scales_in_reverse,
+        "something is in reverse order (`scale`)",
+    ),
     (WELCOME, "softmax", wrong_axis, "the sum runs over another dimension"),
     (
         QUANTIZATION,

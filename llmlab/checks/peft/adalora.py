@@ -227,6 +227,22 @@ def _wrong_sensitivities(smooth, unsure, w, grad, b1, b2) -> dict[str, Tensor]:
         "Ū averages how far I is from the new Ī, not how far Ī has moved": both(
             new, b2 * unsure + (1 - b2) * (new - smooth).abs()
         ),
+        "Ī is divided by 1 − β, as Adam's first step is: it is not here": both(
+            new / (1 - b1), other
+        ),
+        "Ū is the new |I − Ī| alone: average it with the old": both(
+            new, (now - new).abs()
+        ),
+        "Ī is the new I alone, and Ū with it: average with the old": both(
+            now, b2 * unsure
+        ),
+        "I is |w · grad| number by number: you summed it": both(
+            s := b1 * smooth + (1 - b1) * (w * grad).sum().abs(), other
+        ),
+        "I is the product of w and grad: you added them": both(
+            s := b1 * smooth + (1 - b1) * (w.abs() + grad.abs()),
+            b2 * unsure + (1 - b2) * (w.abs() + grad.abs() - s).abs(),
+        ),
         "the factor 1 − β of the new I is missing": both(
             s := b1 * smooth + now, b2 * unsure + (1 - b2) * (now - s).abs()
         ),
@@ -380,6 +396,25 @@ WRONG_BUDGETS = {
     "the way from ti to T − tf has T − ti − tf steps: tf is not taken away": (
         _of_a_longer_way
     ),
+    "that is half a cosine: the cube is asked": _curve(
+        lambda s: (1 + math.cos(math.pi * s)) / 2
+    ),
+    "that is the power 4: a cube is asked": _curve(lambda s: (1 - s) ** 4),
+    "the budget of the next step: count t from ti": lambda t, b0, bT, T, ti, tf: _curve(
+        lambda s: _cube(s + 1 / (T - ti - tf))
+    )(t, b0, bT, T, ti, tf),
+    "b0 shrinks to 0 and is held at b_T: it is b0 − b_T that shrinks": (
+        lambda t, b0, bT, T, ti, tf: (
+            max(bT, int(b0 * _cube((t - ti) / (T - ti - tf))))
+            if ti < t <= T - tf
+            else _curve(_cube)(t, b0, bT, T, ti, tf)
+        )
+    ),
+    "b0 shrinks to 0: b_T is missing": lambda t, b0, bT, T, ti, tf: (
+        int(b0 * _cube((t - ti) / (T - ti - tf)))
+        if ti < t <= T - tf
+        else _curve(_cube)(t, b0, bT, T, ti, tf)
+    ),
     "the budget never falls": lambda t, b0, bT, T, ti, tf: b0,
 }
 
@@ -456,6 +491,36 @@ def allocate(answer):
     # negative ones: the size of λ is no score
     lam = [torch.randn(n, 1) - 3 for n in sizes]
     got = _lambdas(answer(lam, scores, b), lam)
+    right, mistakes = _masked(lam, scores, b)
+    diagnose(
+        got,
+        right=right,
+        mistakes=mistakes,
+        parts=_layers(sizes),
+    )
+    # an independent reference, another b
+    kept = adalora_budget.keep_best({str(i): s for i, s in enumerate(scores)}, 9)
+    if not close(
+        _lambdas(answer(lam, scores, 9), lam),
+        torch.cat([v * k[:, None] for v, k in zip(lam, kept.values(), strict=True)]),
+    ):
+        raise Mistake("right for b = 6, wrong for b = 9: take b from the argument")
+    for all_of_them in (22, 30):
+        kept_all = answer(lam, scores, all_of_them)
+        if not close(_lambdas(kept_all, lam), torch.cat(lam)):
+            raise Mistake(f"with b = {all_of_them} and 22 triplets nothing is masked")
+        if any(new is old for new, old in zip(kept_all, lam, strict=True)):
+            raise Mistake(
+                f"with b = {all_of_them} the tensors that came in go out again: return"
+                " new ones"
+            )
+    if _lambdas(answer(lam, scores, 0), lam).any():
+        raise Mistake("with b = 0 no triplet is kept: every λ becomes zero")
+
+
+def _masked(lam, scores, b: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """All λ with the b best triplets kept, and what mistakes make of them."""
+    sizes = [len(s) for s in scores]
     every = torch.cat(scores)
     ranked = every.sort(descending=True).values
 
@@ -495,34 +560,34 @@ def allocate(answer):
         "these are the masks, ones and zeros: multiply λ by them": (
             torch.cat([(s > ranked[b]).float()[:, None] for s in scores])
         ),
+        "these are the first b triplets: the best are asked": torch.cat(
+            [
+                v * (n < b)[:, None]
+                for v, n in zip(lam, torch.arange(22).split(sizes), strict=True)
+            ]
+        ),
+        "you ranked by score times λ: by the scores alone": masked(
+            lambda v, s: (
+                (s * v[:, 0])
+                > torch.cat([s * v[:, 0] for s, v in zip(scores, lam, strict=True)])
+                .sort()
+                .values[-b - 1]
+            )
+        ),
+        "those that go change their sign: they become zero": masked(
+            lambda _, s: torch.where(s > ranked[b], 1.0, -1.0)
+        ),
+        "those that go are halved: they become zero": masked(
+            lambda _, s: torch.where(s > ranked[b], 1.0, 0.5)
+        ),
+        "whole layers go or stay: the triplets do, one by one": masked(
+            lambda _, s: (s.mean() >= every.mean()).expand(len(s))
+        ),
         "each kept λ is multiplied by its score: it stays as it is": masked(
             lambda _, s: (s > ranked[b]) * s
         ),
     }
-    diagnose(
-        got,
-        right=masked(lambda _, s: s > ranked[b]),
-        mistakes=mistakes,
-        parts=_layers(sizes),
-    )
-    # an independent reference, another b
-    kept = adalora_budget.keep_best({str(i): s for i, s in enumerate(scores)}, 9)
-    if not close(
-        _lambdas(answer(lam, scores, 9), lam),
-        torch.cat([v * k[:, None] for v, k in zip(lam, kept.values(), strict=True)]),
-    ):
-        raise Mistake("right for b = 6, wrong for b = 9: take b from the argument")
-    for all_of_them in (22, 30):
-        kept_all = answer(lam, scores, all_of_them)
-        if not close(_lambdas(kept_all, lam), torch.cat(lam)):
-            raise Mistake(f"with b = {all_of_them} and 22 triplets nothing is masked")
-        if any(new is old for new, old in zip(kept_all, lam, strict=True)):
-            raise Mistake(
-                f"with b = {all_of_them} the tensors that came in go out again: return"
-                " new ones"
-            )
-    if _lambdas(answer(lam, scores, 0), lam).any():
-        raise Mistake("with b = 0 no triplet is kept: every λ becomes zero")
+    return masked(lambda _, s: s > ranked[b]), mistakes
 
 
 def _layers(sizes: tuple[int, ...]) -> dict[str, slice]:

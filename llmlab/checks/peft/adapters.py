@@ -299,6 +299,12 @@ def speedup(answer):
                 alone / max(1e-9, n + tasks * (layers - n - 1) * each)
             ),
             "the quotient is cut off behind the point": alone // shared,
+            "how many times less is the quotient: nothing is subtracted from it": (
+                alone / shared - 1
+            ),
+            "an adapter costs `adapter` in each layer that has one": (
+                tasks * (layers + adapter) / (n + tasks * (layers - n + adapter))
+            ),
         }
         mistakes |= {
             "run alone, the lowest n layers have adapters too": (

@@ -58,6 +58,9 @@ def training_bytes(answer):
         "2 bytes too many for each parameter: weights are held in 16 bits, 2 bytes": (
             right + 2 * total
         ),
+        "all parameters have a master copy in fp32: only those that train have one": (
+            right + 4 * frozen
+        ),
         "these are bits: 8 make a byte": 8 * (right - activations) + activations,
         "these are bits, and the activations are given in bytes": 8 * right,
         "the activations are given as they are: they do not shrink with the share that"
@@ -146,6 +149,8 @@ def freeze_all_but_biases(answer):
         raise Mistake(
             "`len` of a tensor is its first size: `numel()` counts the numbers in it"
         )
+    if count == sum(p.numel() for p in model.parameters()):
+        raise Mistake("you counted all parameters: count those that train")
     if count == len(wanted):
         raise Mistake(
             f"you returned the number of tensors, {count}: count the numbers in them"

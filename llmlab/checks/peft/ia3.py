@@ -192,6 +192,12 @@ def _judge_weight(new_W, W, l, feedforward, what) -> None:  # noqa: E741
         "1 + l for l: it multiplies as it is": (
             (W.to(wide) * (1 + (l if feedforward else l[:, None]))).bfloat16()
         ),
+        "l is in W twice": (
+            (W.to(wide) * (l if feedforward else l[:, None]) ** 2).bfloat16()
+        ),
+        "l is added to W: it multiplies": (
+            (W.to(wide) + (l if feedforward else l[:, None])).bfloat16()
+        ),
         "W is divided by l: that is unmerging": (
             (W.to(wide) / (l if feedforward else l[:, None])).bfloat16()
         ),
@@ -292,6 +298,13 @@ def serve(answer):
         ),
         "all rows get the first row's scales": plain * scales[ids[0]],
         "the scales are added: they multiply": plain + torch.where(on, per_row, 0.0),
+        "rows with id −1 get task 1's scales: their sign is lost": (
+            plain * scales[ids.abs()][:, None]
+        ),
+        "every row gets the sum of all tasks' scales: its own alone": plain
+        * torch.where(on, scales.sum(0), 1.0),
+        "every row gets the product of all tasks' scales: its own alone": plain
+        * torch.where(on, scales.prod(0), 1.0),
         "the scales are applied twice": plain * torch.where(on, per_row**2, 1.0),
         "task 0 is a task too: only −1 means the plain model": plain
         * torch.where((ids > 0)[:, None, None], per_row, 1.0),

@@ -47,6 +47,7 @@ def lora_forward(answer):
     # alpha / r is no multiple of another scale: not by r, nor by the 0.75 of keep
     alpha, r, what = 15.0, 3, "lora_forward(…)"
     keep = (torch.rand(2, 5, 8) > 0.25) / 0.75
+    keep[0, 0] = 0.0  # so that its mean is not 1
     got = expect(
         answer(x, W, A, B, alpha, keep), shape=(2, 5, 7), dtype=torch.float32, what=what
     )
@@ -123,6 +124,15 @@ def _wrong_forwards(x, W, A, B, alpha, keep) -> dict[str, Tensor]:
         ),
         "the low-rank path is added, not subtracted": base - alpha / r * low,
         "r is the number of rows of A, not its width": base + alpha / 8 * low,
+        "there is no activation between A and B": (
+            base + alpha / r * torch.relu((x * keep) @ A.T) @ B.T
+        ),
+        "keep is upside down: it is 0 where an input is dropped": (
+            base + alpha / r * (x * (1 - keep)) @ A.T @ B.T
+        ),
+        "the tokens are averaged on the low-rank path: each goes alone": (
+            base + alpha / r * ((x * keep) @ A.T).mean(-2, keepdim=True) @ B.T
+        ),
         "keep is used twice: once, on the input of the low-rank path": (
             base + alpha / r * (x * keep**2) @ A.T @ B.T
         ),
@@ -434,6 +444,12 @@ def _wrong_batches(x, W, A, B, scaling, ids) -> dict[str, Tensor]:
         ),
         "W x is scaled too, and rows with id −1 give 0: they go through W alone": (
             on * scale * (base + change)
+        ),
+        "rows with id −1 go through adapter 1: their sign is lost": (
+            base + _with(ids.abs(), x, A, B, scaling)
+        ),
+        "every row goes through all adapters: through its own alone": (
+            base + torch.einsum("m,nsk,mrk,mdr->nsd", scaling, x, A, B)
         ),
         "adapter 0 is an adapter too: only −1 means none": (
             base + (ids > 0)[:, None, None] * scale * change

@@ -72,6 +72,13 @@ def parallel(answer):
             m + s * torch.tanh(x @ down.T) @ up.T
         ),
         "the adapter's output is subtracted: it is added": m - s * low,
+        "relu is taken of the sum, too: it stands between the adapter's matrices": (
+            torch.relu(m + s * low)
+        ),
+        "the two outputs are multiplied: they are added": m * (s * low),
+        "the MLP's input is scaled: s multiplies the adapter's output": (
+            mlp(s * x) + s * low
+        ),
         "the MLP reads what the adapter gives: beside means that it reads x": (
             mlp(x + s * low)
         ),
@@ -149,6 +156,18 @@ def prefix_share(answer):
         ),
         "you compared means: with p + S keys in one softmax, their sums count": (
             right / 3 / (right / 3 + (1 - right) / 7)
+        ),
+        "that is the largest weight of a prefix token: λ is the sum of all": (
+            torch.softmax(logs, 1)[:, :3].amax(1)
+        ),
+        "the last prefix token is left out of the sum": (
+            torch.softmax(logs, 1)[:, :2].sum(1)
+        ),
+        "you compared the largest scores alone: all keys count, by their exp": (
+            torch.sigmoid(a.amax(1) - b.amax(1))
+        ),
+        "you compared mean scores: all keys count, by their exponentials": (
+            torch.sigmoid(a.mean(1) - b.mean(1))
         ),
         "you divided by √p: D is the width of a key": (
             torch.softmax(logs * 8**0.5 / 3**0.5, 1)[:, :3].sum(1)
@@ -279,6 +298,18 @@ def _gated(x, w, b, mask, P_K, P_V) -> tuple[Tensor, dict[str, Tensor]]:
         ),
         "every row is divided by the same count: by its own real tokens": made(
             (s * mask).sum(1) / real.mean()
+        ),
+        "only the widest gate counts: take the mean over the real tokens": made(
+            (s * mask).amax(1)
+        ),
+        "b stands outside the sigmoid: σ(w · x + b)": made(
+            ((torch.sigmoid(x @ w) + b) * mask).sum(1) / real
+        ),
+        "b is subtracted: it is added": made(
+            (torch.sigmoid(x @ w - b) * mask).sum(1) / real
+        ),
+        "that is a softmax over the tokens: each has a sigmoid of its own": made(
+            ((x @ w + b).softmax(1) * mask).sum(1)
         ),
         "the gate is squared in the values: once is enough": made(g, g * g),
         "the gate is squared: once is enough": made(g * g),

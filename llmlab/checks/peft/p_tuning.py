@@ -134,6 +134,13 @@ def _encoded(h, Wf, Uf, Wb, Ub, W) -> tuple[Tensor, dict[str, Tensor]]:
         "the last token has no forward state: the loop ends too early": join(
             torch.cat([s[:-1], zero[:1]]), t
         ),
+        "Wf and Uf are those of the forward direction, Wb and Ub of the backward": join(
+            _states(h, Wb, Ub), _states(h.flip(0), Wf, Uf).flip(0)
+        ),
+        "h is added to P: there is no residual": join(s, t) + h,
+        "s and t alternate number by number: they are joined end to end": (
+            torch.stack([s, t], -1).flatten(1) @ W.T
+        ),
         "P_i has no tanh: only the states do": torch.tanh(join(s, t)),
     }
     return join(s, t), mistakes
@@ -181,6 +188,23 @@ def labelling_loss(answer):
     labels[0, 4:] = labels[1, 0] = labels[2, 2:] = -100
     what = "labelling_loss(scores, labels)"
     got = expect(answer(scores, labels), shape=(), dtype=torch.float32, what=what)
+    right, mistakes = _losses(scores, labels)
+    diagnose(got, right=right, mistakes=mistakes, what=what)
+    odd = torch.tensor(
+        [[[0.0, 150.0], [40.0, 50.0], [-90.0, 70.0], [1.0, 2.0], [99.0, 0.0]]]
+    ) + torch.randn(1, 5, 2)
+    # softmax gives 0 for a label 150 below another: its logarithm is lost
+    few = torch.tensor([[0, 1, 1, -100, 1]])
+    if not close(answer(odd, few), F.cross_entropy(odd[0], few[0])):
+        raise Mistake(
+            "right for small scores and 4 labels, wrong for large scores and 2: is it"
+            " `log_softmax`?"
+        )
+
+
+def _losses(scores: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss, and what mistakes make of it."""
+    B, T, C = scores.shape
     # 0 where there is no label
     each = F.cross_entropy(scores.transpose(1, 2), labels, reduction="none")
     kept = labels != -100
@@ -217,6 +241,20 @@ def labelling_loss(answer):
         "the softmax is applied twice": F.cross_entropy(
             scores.softmax(-1)[kept], labels[kept]
         ),
+        "that is the median: the mean is asked": F.cross_entropy(
+            scores[kept], labels[kept], reduction="none"
+        ).median(),
+        "you divided by the length of a row: the mean is over labelled tokens": (
+            each.sum() / T
+        ),
+        "tokens without a label still count, as tokens whose scores are all 0": (
+            F.cross_entropy(
+                (scores * kept[..., None]).flatten(0, 1), labels.clamp(min=0).flatten()
+            )
+        ),
+        "these are squared errors: −log softmax(scores)[label] is asked": (
+            (scores[kept].softmax(-1) - F.one_hot(labels[kept], C)).square().mean()
+        ),
         "label 0 is a label: only −100 means none": F.cross_entropy(
             scores[labels > 0], labels[labels > 0]
         ),
@@ -236,17 +274,7 @@ def labelling_loss(answer):
         / kept.sum()
         / torch.log(torch.tensor(2.0)),
     }
-    diagnose(got, right=each.sum() / kept.sum(), mistakes=mistakes, what=what)
-    odd = torch.tensor(
-        [[[0.0, 150.0], [40.0, 50.0], [-90.0, 70.0], [1.0, 2.0], [99.0, 0.0]]]
-    ) + torch.randn(1, 5, 2)
-    # softmax gives 0 for a label 150 below another: its logarithm is lost
-    few = torch.tensor([[0, 1, 1, -100, 1]])
-    if not close(answer(odd, few), F.cross_entropy(odd[0], few[0])):
-        raise Mistake(
-            "right for small scores and 4 labels, wrong for large scores and 2: is it"
-            " `log_softmax`?"
-        )
+    return each.sum() / kept.sum(), mistakes
 
 
 def _with_label(scores: Tensor, labels: Tensor, label: int) -> Tensor:
@@ -316,6 +344,19 @@ def last_token(answer):
         ),
         "you took the place before the first padding: padding may be on the left": (
             scores[row, mask.argmin(-1) - 1]
+        ),
+        "you took the sum over the real tokens: only the last has read everything": (
+            (scores * mask[..., None]).sum(1)
+        ),
+        "you took the mean of the last two tokens": (
+            scores[row, last] + scores[row, last - 1]
+        )
+        / 2,
+        "you took the token in the middle": scores[
+            row, (last + mask.argmax(-1)).div(2, rounding_mode="floor")
+        ],
+        "rows that end in padding give 0: look for their last token": (
+            scores[:, -1] * mask[:, -1:]
         ),
         "you took the last padding": scores[
             row, ((1 - mask) * torch.arange(6)).argmax(-1)

@@ -295,6 +295,11 @@ def by_hand(answer):
                 :, 4:
             ]
         ),
+        "the prompt stands there twice": run([soft, soft, embedded])[:, 8:],
+        "only the last row of the prompt is used": run([soft[:, -1:], embedded])[:, 1:],
+        "the prompt's rows are scaled to length 1: they come as they are": run(
+            [soft / soft.norm(dim=-1, keepdim=True), embedded]
+        )[:, 4:],
         "the prompt's rows are averaged to one": (
             run([soft.mean(1, keepdim=True), embedded])[:, 1:]
         ),

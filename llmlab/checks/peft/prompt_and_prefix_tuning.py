@@ -341,6 +341,20 @@ def _attentions(q, k, v, prefix_k, prefix_v) -> tuple[Tensor, dict[str, Tensor]]
         "the softmax runs over the queries: it runs over what they look at": run(
             over=-2
         ),
+        "query i sees the prefix only up to place i: it sees all of it": run(
+            hide=lambda scores, hidden: _to_minus_infinity(
+                scores, hidden | ~torch.ones_like(hidden).tril()
+            )
+        ),
+        "the mask is the wrong way round: query i sees tokens i and later": run(
+            hide=lambda scores, hidden: _to_minus_infinity(
+                scores,
+                ~torch.ones_like(hidden).triu(p) & (torch.arange(p + T) >= p),
+            )
+        ),
+        "the scores lose their sign": run(
+            hide=lambda scores, hidden: _to_minus_infinity(scores.abs(), hidden)
+        ),
         "the prefix has its keys as values": _attention(q, k, v, prefix_k, prefix_k),
         "the prefix is missing: this is plain attention": plain,
         "the text is missing: the queries see the prefix alone": alone,

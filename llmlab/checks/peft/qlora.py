@@ -86,6 +86,19 @@ def normal_float(answer):
             .values
         )
         / p.max(),
+        "the levels are divided by their sum: by the largest": raw / raw.abs().sum(),
+        "`erfinv` of a probability is not its quantile: use `ndtri`": (
+            e := torch.cat(
+                [
+                    -torch.erfinv(torch.linspace(offset, 0.5, 8)[:-1]),
+                    torch.zeros(1),
+                    torch.erfinv(torch.linspace(offset, 0.5, 9)[:-1]),
+                ]
+            )
+            .sort()
+            .values
+        )
+        / e.max(),
         "the level 0 is missing: one side has a level too many": scaled(
             -up[:-1], up[:-1]
         ),
@@ -143,6 +156,42 @@ def quantize(answer):
     w = torch.randn(6, 12) * torch.tensor([0.2, 1, 5, 1, 0.5, 2])[:, None]
     w[0, 0], w[2, 3] = -7.0, 30.0  # the largest of a block is negative; an outlier
     codes, scales = _pair(answer(w, levels, 8), (9, 8), (9,))
+    right, mistakes = _quantized(w, levels)
+    diagnose(
+        torch.cat([codes.float(), scales[:, None]], dim=1),
+        right=right,
+        mistakes=mistakes,
+        parts={
+            "your tensor of scales": (slice(None), -1),
+            "your tensor of codes": (slice(None), slice(None, -1)),
+        },
+    )
+    normal = torch.randn(4, 64)
+    q = nf4.quantize(normal, double=False)  # an independent reference
+    codes, scales = _pair(answer(normal, torch.tensor(nf4.NF4), 64), (4, 64), (4,))
+    if not close(torch.tensor(nf4.NF4)[codes] * scales[:, None], nf4.dequantize(q)):
+        raise Mistake(
+            "right for these 8 levels and blocks of 8, wrong for NF4 and blocks of 64"
+        )
+    tiny = normal * 1e-4
+    _, small = _pair(answer(tiny, levels, 64), (4, 64), (4,))
+    if not close(small, tiny.abs().amax(1)):
+        raise Mistake(
+            "the scales of small weights are too large: guard the division against 0,"
+            " and let the scale be the largest |w| as it is"
+        )
+    zeros, nothing = _pair(answer(torch.zeros(16), levels, 8), (2, 8), (2,))
+    if not close(levels[zeros], torch.zeros(2, 8)):
+        raise Mistake("a block of zeros must get the code of the level 0")
+    if nothing.any():
+        raise Mistake(
+            "the scale of a block of zeros is its largest |w|, 0: put a stand-in only"
+            " where you divide"
+        )
+
+
+def _quantized(w: Tensor, levels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Codes and scales of blocks of 8, side by side, and what mistakes make of them."""
     blocks = w.reshape(-1, 8)
     c = blocks.abs().amax(1)
 
@@ -181,41 +230,20 @@ def quantize(answer):
         "the scale is the largest |w|: you took the root of the mean square": pair(
             coded((s := blocks.square().mean(1).sqrt())[:, None]), s
         ),
+        "the scale is the largest |w|: you took half of the range, max − min": pair(
+            coded((s := (blocks.amax(1) - blocks.amin(1)) / 2)[:, None]), s
+        ),
+        "the codes count from the largest level down: levels[code] is the nearest": (
+            pair(7 - coded(c[:, None]), c)
+        ),
+        "the codes count from 1: levels[code] is the nearest": pair(
+            coded(c[:, None]) + 1, c
+        ),
         "your blocks take every ninth weight: a block is `block` neighbours": _pair_of(
             w.reshape(8, -1).T, levels
         ),
     }
-    diagnose(
-        pair(codes, scales),
-        right=pair(coded(c[:, None]), c),
-        mistakes=mistakes,
-        parts={
-            "your tensor of scales": (slice(None), -1),
-            "your tensor of codes": (slice(None), slice(None, -1)),
-        },
-    )
-    normal = torch.randn(4, 64)
-    q = nf4.quantize(normal, double=False)  # an independent reference
-    codes, scales = _pair(answer(normal, torch.tensor(nf4.NF4), 64), (4, 64), (4,))
-    if not close(torch.tensor(nf4.NF4)[codes] * scales[:, None], nf4.dequantize(q)):
-        raise Mistake(
-            "right for these 8 levels and blocks of 8, wrong for NF4 and blocks of 64"
-        )
-    tiny = normal * 1e-4
-    _, small = _pair(answer(tiny, levels, 64), (4, 64), (4,))
-    if not close(small, tiny.abs().amax(1)):
-        raise Mistake(
-            "the scales of small weights are too large: guard the division against 0,"
-            " and let the scale be the largest |w| as it is"
-        )
-    zeros, nothing = _pair(answer(torch.zeros(16), levels, 8), (2, 8), (2,))
-    if not close(levels[zeros], torch.zeros(2, 8)):
-        raise Mistake("a block of zeros must get the code of the level 0")
-    if nothing.any():
-        raise Mistake(
-            "the scale of a block of zeros is its largest |w|, 0: put a stand-in only"
-            " where you divide"
-        )
+    return pair(coded(c[:, None]), c), mistakes
 
 
 def _pair_of(blocks: Tensor, levels: Tensor) -> Tensor:
@@ -354,6 +382,16 @@ def _trips(c: Tensor, levels: Tensor, block: int) -> tuple[Tensor, dict[str, Ten
             nearest, lambda part: part.max()
         ),
         "you took the next level above, not the nearest": trip_by(above),
+        "one c₂ serves all, the mean: each block has its own": trip_by(
+            nearest,
+            lambda part: torch.stack(
+                [p.abs().max() for p in (c - mean).split(block)]
+            ).mean(),
+        ),
+        "c₂ is the largest absolute value: you took the standard deviation": trip_by(
+            nearest, lambda part: part.std(unbiased=False)
+        ),
+        "the mean is added twice": trip(mean) + mean,
         "you took the level below, not the nearest": trip_by(below),
         "you rounded to steps of 1/127, as int8 has: take the nearest of `levels`": (
             trip_by(lambda x: (x * 127).round() / 127)

@@ -235,6 +235,14 @@ def softmax(answer):
             "it fails when one row's logits are 1000 above another's: each row needs a"
             " maximum of its own"
         )
+    spread = 1000 * x
+    spread[..., 0] = -2000.0
+    got = expect(answer(spread), shape=(2, 3, 3), finite=False, what="softmax(x)")
+    if not close(got, torch.softmax(spread, -1), tol=1e-4):
+        raise Mistake(
+            "it fails when the logits of one row lie 1000 apart: take the row's largest"
+            " away, not another of its logits"
+        )
     masked = x.masked_fill(torch.tensor([False, True, False]), -torch.inf)
     got = expect(
         answer(masked),
@@ -308,6 +316,15 @@ def _small(answer, x):
             " its own": shifted / shifted.sum(),
             "that is 2 to the power of the logits: exp is e to the power": (
                 torch.softmax(x * math.log(2), -1)
+            ),
+            "you divide by the root of the sum of squares: by the sum": (
+                shifted / shifted.square().sum(-1, keepdim=True).sqrt()
+            ),
+            "that is e / (1 + e), a sigmoid: the sum is over the row": (
+                shifted / (1 + shifted)
+            ),
+            "the logits are halved (a temperature of 2): they count as they are": (
+                torch.softmax(x / 2, -1)
             ),
             "you take the exponential twice": torch.softmax(e, -1),
             "you divide by the mean: by the sum": e / e.mean(-1, keepdim=True),

@@ -681,6 +681,47 @@ def statements(node: ast.AST, at: _Places) -> Iterator[Slip]:
             yield "the two results are in the wrong order", ast.Return(order)
 
 
+# what is done to a part of the answer -> what then went wrong
+TOO_MANY = {
+    "{} ** 0.5": "there is a square root too many",
+    "{} ** 2": "there is a square too many",
+    "2 * {}": "something is counted twice",
+    "{}.relu()": "there is an activation too many",
+    "{}.abs()": "there is an absolute value too many",
+    "-{}": "something has the wrong sign",
+    "{}.exp()": "there is an exponential too many",
+    "{}.log()": "there is a logarithm too many",
+    "{}.flip(0)": "something is in reverse order",
+    "{}.mean()": "one number, the mean, stands for all of them",
+    "{}.sum()": "one number, the sum, stands for all of them",
+}
+
+
+def too_many(node: ast.AST, at: _Places) -> Iterator[Slip]:
+    """Something done to a part of the answer that is not asked for."""
+    is_argument = isinstance(node, ast.Name) and node.id in at.arguments
+    is_result = isinstance(node, ast.BinOp | ast.Call)
+    if not (is_argument or is_result) or not _is_read(node):
+        return
+    for form, phrase in TOO_MANY.items():
+        tree = ast.parse(form.format("(HERE)"), mode="eval").body
+        yield f"{phrase}{at.of(node)}", _Filled(node).visit(tree)
+
+
+def _is_read(node: ast.AST) -> bool:
+    return isinstance(getattr(node, "ctx", ast.Load()), ast.Load)
+
+
+class _Filled(ast.NodeTransformer):
+    """Puts an expression in the place of the name HERE."""
+
+    def __init__(self, node: ast.AST) -> None:
+        self.node = node
+
+    def visit_Name(self, name: ast.Name) -> ast.AST:
+        return self.node if name.id == "HERE" else name
+
+
 RULES: list[Callable[[ast.AST, _Places], Iterator[Slip]]] = [
     names,
     products,
@@ -693,4 +734,5 @@ RULES: list[Callable[[ast.AST, _Places], Iterator[Slip]]] = [
     shapes,
     cases,
     statements,
+    too_many,
 ]

@@ -2,6 +2,8 @@
 the diagnosis that it must get.
 """
 
+import math
+
 import pytest
 import torch
 
@@ -424,6 +426,7 @@ test_wrong_answers = rejects(
             INT8, int8_with(largest=lambda t: t.amax(1, keepdim=True)), "largest value"
         ),
         Wrong(INT8, int8_with(code=lambda q: q.to(torch.int16)), "overflows 16 bits"),
+        Wrong(A, affine(zero=math.ceil), "rounded up"),
         Wrong(A, always_8_bits, "the scale of 8 bits"),
         Wrong(G, groups_down_columns, "down the columns"),
         Wrong(G, scale_not_divided, "divide it by"),

@@ -234,7 +234,7 @@ test_wrong_answers = rejects(
         Wrong("freeze_all_but_biases", only_freezes, "frozen before"),
         Wrong("freeze_all_but_biases", linears_only, "norms count too"),
         Wrong("freeze_all_but_biases", counts_tensors, "number of tensors"),
-        Wrong("freeze_all_but_biases", counts_everything, "they hold"),
+        Wrong("freeze_all_but_biases", counts_everything, "you counted all parameters"),
         Wrong("freeze_all_but_biases", accepts_a_model_without, "Raise a ValueError"),
         Wrong("freeze_all_but_biases", zeroes_the_biases, "changed its value"),
         Wrong("fold", folded(lambda w, b, c, beta: b + c), "β is left out"),

@@ -40,7 +40,9 @@ BYTES = [
         bytes_of(lambda n, t, b: n * b / 8 + 12 * t),
         "16 bytes, not 12",
     ),
-    Wrong("training_bytes", bytes_of(lambda n, t, b: n * b / 8 + 8 * t), "8 bytes of each"),
+    Wrong(
+        "training_bytes", bytes_of(lambda n, t, b: n * b / 8 + 8 * t), "8 bytes of each"
+    ),
     Wrong(
         "training_bytes",
         bytes_of(lambda n, t, b: n * int(b) / 8 + 16 * t),

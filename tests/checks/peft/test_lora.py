@@ -86,7 +86,13 @@ def keep_as_zeros_and_ones(x, W, A, B, alpha, keep):
     return x @ W.T + alpha / len(A) * (x * (keep != 0)) @ A.T @ B.T
 
 
+def mean_of_keep(x, W, A, B, alpha, keep):
+    low = (x * keep) @ A.T @ B.T
+    return keep.mean() * (x @ W.T + alpha / len(A) * low)
+
+
 FORWARD = [
+    Wrong("lora_forward", mean_of_keep, "too small everywhere"),
     Wrong("lora_forward", keep_twice, "keep is used twice"),
     Wrong("lora_forward", keep_as_zeros_and_ones, "not only zeros and ones"),
     Wrong("lora_forward", scaled(lambda alpha, r: r), "scaled by r, not by alpha / r"),

@@ -184,6 +184,7 @@ MORE = [
         "not the rates",
     ),
     Wrong("softmax", soft(lambda x: x.mean(-1, keepdim=True)), "the row's largest"),
+    Wrong("softmax", soft(lambda x: x[..., :1]), "lie 1000 apart"),
     Wrong("softmax", soft(e=torch.exp2), "2 to the power"),
     Wrong("softmax", soft(over=(0, 1, 2)), "the sum of the whole tensor"),
     Wrong("softmax", zero_for_infinity, "for a logit of 0"),

@@ -167,6 +167,16 @@ WRONG_ERRORS = {
         lambda x, q, s, top: (q.clamp(-top, top) * s - x).abs().max(),
         torch.round,
     ),
+    "you took the fourth power of the errors: the second is asked": (
+        lambda x, q, s, top: (q.clamp(-top, top) * s - x).pow(4).sum(),
+        torch.round,
+    ),
+    "you divided each error by x: errors count as they are": (
+        lambda x, q, s, top: (
+            ((q.clamp(-top, top) * s - x) / x.abs().clamp(min=1e-3)).square().sum()
+        ),
+        torch.round,
+    ),
     "you added errors without squaring them: they cancel": (
         lambda x, q, s, top: (q.clamp(-top, top) * s - x).sum(),
         torch.round,
@@ -198,6 +208,9 @@ WRONG_CHOICES = {
     ),
     "that is the last candidate: compare all of them": (
         lambda x, bits, candidates: candidates[-1]
+    ),
+    "that is the second best": lambda x, bits, candidates: best(
+        x, bits, [c for c in candidates if c != best(x, bits, candidates)]
     ),
     "you stop where the error rises for the first time: the candidates are in no"
     " order": at_first_rise,

@@ -76,6 +76,10 @@ def affine_quantize(answer):
         mistakes={k: v.long() for k, v in mistakes.items()},
         what="your tensor of codes",
     )
+    # −x_min / s = 2.2: it is to be rounded to the nearest, not up
+    _, scale, zero = _three(answer(torch.tensor([-0.44, 1.0, 2.56]), 4), (3,))
+    if zero != 2 and close(scale, 0.2):
+        raise Mistake("the zero point is rounded up, not to the nearest")
     # s = 1/4, and both ends lie half way between two codes: they round outwards
     x = torch.tensor([-1.375, 0.1, 2.375])
     if _three(answer(x, 4), x.shape)[0].max() > 15:
@@ -202,6 +206,9 @@ def _wrong_scales(W: Tensor, right_scale: Tensor) -> dict:
         ): right_scale * 7 / 15,
         "the scale is the largest |w| itself: divide it by 2^(b−1) − 1": (
             right_scale * 7
+        ),
+        "you took the mean of |w|: the largest is asked": (
+            W.unflatten(1, (-1, 4)).abs().mean(-1) / 7
         ),
         "you took the largest w, not the largest |w|": (
             W.unflatten(1, (-1, 4)).amax(-1) / 7
@@ -377,6 +384,20 @@ def _wrong_products(X: Tensor, W: Tensor) -> dict:
         ),
         "you took the largest value of a row, not the largest |value|": product(
             X, W, *[lambda t: t.amax(1, keepdim=True)] * 2
+        ),
+        "you rounded up: torch.round is to the nearest": product(
+            X, W, rows, rows, torch.ceil
+        ),
+        "the largest code of 8 bits is 127: this is that of 4 bits": product(
+            X, W, rows, rows, top=7
+        ),
+        "the sums of products are cut at 127: only codes have 8 bits": (
+            plain.clamp(-128, 127) * s_x * s_w.T
+        ),
+        "the two scales are added: they are multiplied": plain * (s_x + s_w.T),
+        "you divided by 127 once more: the scales have it": plain * s_x * s_w.T / 127,
+        "you divided by 127² once more: the scales have it": (
+            plain * s_x * s_w.T / 127**2
         ),
         "you rounded down: torch.round is to the nearest": product(
             X, W, rows, rows, torch.floor

@@ -151,6 +151,15 @@ def _wrong_means(logits: Tensor, tokens: Tensor, mask: Tensor) -> dict:
             ),
             mask.flatten()[None, 1:],
         ),
+        "only the first row is counted: all rows together": over(nll[:1], m[:1]),
+        "that is the largest loss: the mean is asked": (nll * m).max(),
+        "the softmax runs over the places: it runs over the vocabulary": over(
+            -logits[:, :-1]
+            .detach()
+            .log_softmax(1)
+            .gather(-1, tokens[:, 1:, None])[..., 0],
+            m,
+        ),
         "token 0 is a token like any other: only the mask says what counts": over(
             nll, m * (tokens[:, 1:] > 0)
         ),
@@ -248,6 +257,9 @@ def bits_per_byte(answer):
         "you divided by ln 10: bits need ln 2": total / math.log(10) / n,
         "that is 2 to the bits per byte": 2 ** (bits / n),
         "that is e to the nats per byte": math.exp(total / n),
+        "you divided by the number of different bytes: by all": (
+            bits / len(set(text.encode()))
+        ),
         "the first token is left out": losses[1:].double().sum().item()
         / math.log(2)
         / n,
@@ -446,6 +458,12 @@ def _wrong_tables(tokens: Tensor, V: int, D: float) -> dict:
             seen / n + lower
         ),
         "the second term is missing": fill(seen / n),
+        "that is add-one smoothing: the formula takes D from each pair seen": (
+            (c + 1) / (total + V)
+        ),
+        "P_c is mixed in with the weight D: it is D · N₊(a ·) / c(a)": fill(
+            (1 - D) * c / n + D * lower
+        ),
         "the discount is not the argument D": lambda: reference(tokens, V, 0.75),
     }
 
@@ -597,6 +615,9 @@ def _wrong_windows(
         ),
         "the last window begins at k · stride, too, and is shorter": (
             _windowed(model, tokens, context, stride, full=True)
+        ),
+        "windows read context − 1 tokens: context is what they read": _windowed(
+            model, tokens, context - 1, stride
         ),
         "windows move by context − stride: by stride": (
             _windowed(model, tokens, context, context - stride)
