@@ -128,6 +128,11 @@ class Products(TorchDispatchMode):
         super().__init__()
         self.total = 0
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # nothing is compiled here; True would import the compiler, for seconds
+        return False
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         left = _FACTORS.get(func.overloadpacket.__name__)
