@@ -461,7 +461,7 @@ def test_a_lessons_copy_links_each_term_once_and_says_what_it_means(root, glossa
 def test_the_glossary_is_a_page_with_a_heading_for_each_term(root, glossary):
     workspace.write_glossary(root)
     page = (root / workspace.GLOSSARY_PAGE).read_text()
-    assert "### KV cache\n\n*键值缓存* · What was `computed`" in page
+    assert "### KV cache\n\n键值缓存 · What was `computed`" in page
     assert page.index("### KV cache") < page.index("### Token")
 
 

@@ -84,7 +84,7 @@ def page(glossary: Path) -> str:
     intro = glossary.read_text(encoding="utf-8").split("\n\n")[1]
     text = PAGE.format(intro=intro)
     for term, entry in entries(glossary).items():
-        chinese = f"*{entry.chinese}* · " if entry.chinese else ""
+        chinese = f"{entry.chinese} · " if entry.chinese else ""
         text += f"\n### {term}\n\n{chinese}{entry.text}\n"
     return text
 
