@@ -13,7 +13,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +32,10 @@ DEFAULTS = {
         "sliding_window": 4096,
     },
 }
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+MLP = ("gate_proj", "up_proj", "down_proj")
 # The fields of `LlamaConfig` that config.json has under the same name.
 SAME_NAME = [
     "vocab_size",
@@ -52,6 +58,7 @@ ROPE_EXTRAS = (
     "high_freq_factor",
     "original_max_position_embeddings",
 )
+NEEDED_BY_ROPE = {"linear": ROPE_EXTRAS[:1], "llama3": ROPE_EXTRAS}
 
 
 def config_from_hf(raw: dict) -> LlamaConfig:
@@ -64,12 +71,15 @@ def config_from_hf(raw: dict) -> LlamaConfig:
         ValueError: the architecture is another, or uses what `Llama` does not have,
             such as a sliding window; every such thing is listed.
     """
+    if not isinstance(raw, dict):
+        raise ValueError(f"a config is an object with keys, not a {type(raw).__name__}")
     kind = raw.get("model_type")
     if kind not in DEFAULTS:
         raise ValueError(
             f"model_type={kind!r} is not supported: use one of {', '.join(DEFAULTS)}"
         )
     raw = DEFAULTS[kind] | raw
+    raw = {key: value for key, value in raw.items() if value is not None}
     rope = _rope(raw)
     problems = _unsupported(raw, rope)
     if problems:
@@ -88,9 +98,10 @@ def config_from_hf(raw: dict) -> LlamaConfig:
 def _rope(raw: dict) -> dict:
     """`rope_parameters`, or the same from the older `rope_theta` and `rope_scaling`.
 
-    An older name of `rope_type` is `type`.
+    An older name of `rope_type` is `type`. Where both are there, the older one counts,
+    as in transformers 5.23.
     """
-    rope = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
+    rope = dict(raw.get("rope_scaling") or raw.get("rope_parameters") or {})
     rope["rope_type"] = rope.get("rope_type") or rope.get("type") or "default"
     rope.setdefault("rope_theta", raw.get("rope_theta", 10000.0))
     if rope["rope_type"] == "llama3":
@@ -108,16 +119,19 @@ def _unsupported(raw: dict, rope: dict) -> list[str]:
     """
     problems = []
     activation = raw.get("hidden_act", "silu")
-    if activation != "silu":
+    if activation not in ("silu", "swish"):  # two names of one function
         problems.append(f"hidden_act={activation!r} (only 'silu')")
     window = raw.get("sliding_window")
-    if window is not None:
+    if window is not None and raw["model_type"] != "llama":  # which ignores it
         problems.append(f"sliding_window={window} (only null)")
     if "quantization_config" in raw:
         problems.append("quantization_config (only float weights: dequantize first)")
     rope_type = rope["rope_type"]
     if rope_type not in ("default", "linear", "llama3"):
         problems.append(f"rope_type={rope_type!r} (only default, linear, llama3)")
+    for key in NEEDED_BY_ROPE.get(rope_type, ()):
+        if not isinstance(rope.get(key), int | float):
+            problems.append(f"rope_type={rope_type!r} without a number for {key!r}")
     partial = raw.get("partial_rotary_factor", 1.0)
     if rope.get("partial_rotary_factor", partial) != 1.0:
         problems.append("partial_rotary_factor (only 1)")
@@ -156,14 +170,17 @@ def load(folder: str | Path, dtype: torch.dtype = torch.float32) -> Llama:
     Raises:
         FileNotFoundError: no config.json, no safetensors, or a shard is missing; the
             message says what to do.
-        ValueError: unsupported architecture, or tensors that are missing, left over or
-            of the wrong shape.
+        ValueError: unsupported architecture, a file that cannot be read, or tensors
+            that are missing, left over or of the wrong shape.
     """
     folder = Path(folder)
     config = read_config(folder)
+    state = _read_state(folder)
+    if config.tie_word_embeddings and not _tie(state):
+        # two matrices were stored, so they are two, as in transformers 5
+        config = replace(config, tie_word_embeddings=False)
     with torch.device("meta"):  # no memory, and no time for an initialisation
         model = Llama(config)
-    state = _read_state(folder, config.tie_word_embeddings)
     _check(model, state)
     state = {name: tensor.to(dtype) for name, tensor in state.items()}
     return fill(model, state).eval()
@@ -188,18 +205,50 @@ def read_config(folder: str | Path) -> LlamaConfig:
         raise FileNotFoundError(
             f"{file} does not exist: {folder} is not a Hugging Face checkpoint folder"
         )
-    return config_from_hf(json.loads(file.read_text(encoding="utf-8")))
+    try:
+        return config_from_hf(_read_json(file))
+    except (TypeError, ValueError) as error:
+        where = "" if str(file) in str(error) else f"{file}: "
+        raise ValueError(f"{where}{error}") from None
 
 
-def _read_state(folder: Path, tied: bool) -> dict[str, Tensor]:
+def _read_json(file: Path) -> Any:
+    """What a JSON file holds. Raises: ValueError: it is not JSON; names the file."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: {error}") from None
+
+
+def _tie(state: dict[str, Tensor]) -> bool:
+    """Leaves one matrix for embedding and head, unless two different ones are stored.
+
+    It stands under the embedding's name; a file may hold it under either, or both.
+    """
+    head = state.get(HEAD)
+    if head is None:
+        return True
+    embedding = state.setdefault(EMBEDDING, head)
+    same = embedding.shape == head.shape and torch.equal(embedding, head)
+    if same:
+        del state[HEAD]
+    return same
+
+
+def _read_state(folder: Path) -> dict[str, Tensor]:
     """All tensors of a folder that need loading."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     state = {}
     for file in _weight_files(folder):
-        for name, tensor in load_file(file).items():
-            if name == "lm_head.weight" and tied:
-                continue  # it is the embedding, and some files hold it twice
+        try:
+            tensors = load_file(file)
+        except SafetensorError as error:
+            raise ValueError(
+                f"{file} is not a safetensors file, or only a part of one: {error}"
+            ) from None
+        for name, tensor in tensors.items():
             if name.endswith("rotary_emb.inv_freq"):
                 continue  # a buffer that old files hold, and that we compute
             state[name] = tensor
@@ -220,7 +269,10 @@ def _weight_files(folder: Path) -> list[Path]:
             f" {', '.join(others) or 'no weights'}). Convert it with transformers:"
             " AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
         )
-    weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    found = _read_json(index)
+    weight_map = found.get("weight_map") if isinstance(found, dict) else None
+    if not isinstance(weight_map, dict):
+        raise ValueError(f"{index} has no 'weight_map' that names the shards")
     shards = [folder / name for name in sorted(set(weight_map.values()))]
     missing = [file.name for file in shards if not file.is_file()]
     if missing:
@@ -265,26 +317,30 @@ def _some(names: list[str], most: int = 6) -> str:
 def save(model: Llama, folder: str | Path) -> Path:
     """Write `config.json` and `model.safetensors`, for `load` and for transformers.
 
-    A tied embedding is written once. Each file is replaced whole: a crash leaves the
-    old one, never half of a new one.
+    A tied embedding is written once; one that merging has untied is written as two.
+    Biases that merging has added are written, too, with zeros beside them where the
+    format wants more. Each file is replaced whole: a crash leaves the old one, never
+    half of a new one.
 
     Returns:
         The folder.
+
+    Raises:
+        ValueError: the model holds what no Llama's folder can (adapters, 4-bit weights,
+            biases of norms); nothing is written.
     """
     from safetensors.torch import save_file
 
+    config, state = _to_store(model)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     new_config = folder / "config.json.tmp"
     new_weights = folder / "model.safetensors.tmp"
 
-    raw = config_to_hf(model.config)
-    raw["dtype"] = str(model.lm_head.weight.dtype).removeprefix("torch.")
+    raw = config_to_hf(config)
+    raw["dtype"] = str(state[EMBEDDING].dtype).removeprefix("torch.")
     new_config.write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
 
-    state = {}
-    for name, parameter in model.named_parameters():
-        state[name] = parameter.detach().cpu().contiguous()
     save_file(state, new_weights, metadata={"format": "pt"})
     # safetensors makes its files readable by the owner alone.
     shutil.copymode(new_config, new_weights)
@@ -292,3 +348,32 @@ def save(model: Llama, folder: str | Path) -> Path:
     os.replace(new_config, folder / "config.json")
     os.replace(new_weights, folder / "model.safetensors")
     return folder
+
+
+def _to_store(model: Llama) -> tuple[LlamaConfig, dict[str, Tensor]]:
+    """The shape and the tensors that a folder of this model holds; raises as `save`."""
+    state = {}
+    for name, parameter in model.named_parameters():
+        state[name] = parameter.detach().cpu().contiguous()
+    biased = {name.split(".")[-2] for name in state if name.endswith("_proj.bias")}
+    config = replace(
+        model.config,
+        # merging an adapter of the head unties it
+        tie_word_embeddings=model.config.tie_word_embeddings and HEAD not in state,
+        attention_bias=bool(biased & {*ATTENTION}),
+        mlp_bias=bool(biased & {*MLP}),
+    )
+    with torch.device("meta"):
+        wanted = {name: p.shape for name, p in Llama(config).named_parameters()}
+    for name in wanted.keys() - state.keys():
+        if name.endswith("_proj.bias"):
+            state[name] = torch.zeros(wanted[name], dtype=state[EMBEDDING].dtype)
+    coded = [name for name, t in state.items() if not t.is_floating_point()]
+    foreign = sorted(state.keys() - wanted.keys()) or coded
+    if foreign or wanted.keys() - state.keys():
+        raise ValueError(
+            f"the model holds what no Llama's folder can: {_some(foreign)}. Merge"
+            " adapters for good, or save them by their own method; dequantise 4-bit"
+            " weights"
+        )
+    return config, state

@@ -185,6 +185,12 @@ def test_mistral_without_a_window(tmp_path):
         ({"model_type": "mistral"}, "sliding_window=4096"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        (
+            {"rope_scaling": {"type": "linear"}},
+            "'linear' without a number for 'factor'",
+        ),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8}}, "'low_freq_factor'"),
+        ({"hidden_size": "32"}, "hidden_size must be a positive integer, not '32'"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rope_type='yarn'"),
         (
             {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
@@ -199,8 +205,8 @@ def test_what_is_not_supported_is_named(folder, changes, says):
 
 
 def test_all_that_is_not_supported_is_named_at_once(folder):
-    rewrite(folder, hidden_act="gelu", sliding_window=7)
-    with pytest.raises(ValueError, match=r"gelu.*sliding_window=7"):
+    rewrite(folder, model_type="mistral", hidden_act="gelu", sliding_window=7)
+    with pytest.raises(ValueError, match=r"config\.json.*gelu.*sliding_window=7"):
         checkpoint.load(folder)
 
 
@@ -244,6 +250,86 @@ def test_a_tied_checkpoint_may_hold_both_names(tmp_path):
         tmp_path / "model.safetensors",
     )
     same(checkpoint.load(tmp_path), model)
+
+
+def stored(folder, change):
+    """Rewrites the tensors of a folder."""
+    state = change(load_file(folder / "model.safetensors"))
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("place", ["the head", "both, different"])
+def test_what_is_stored_is_tied_as_transformers_ties_it(place, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    checkpoint.save(make(tie_word_embeddings=True), tmp_path)
+
+    def change(state):
+        embedding = state.pop("model.embed_tokens.weight")
+        if place == "the head":
+            return state | {"lm_head.weight": embedding}
+        other = {"model.embed_tokens.weight": embedding}
+        return state | other | {"lm_head.weight": embedding + 1}
+
+    stored(tmp_path, change)
+    ours = checkpoint.load(tmp_path)
+    hf = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        assert (hf(IDS).logits - ours(IDS)).abs().max() <= 1e-5
+    tied = ours.lm_head.weight is ours.model.embed_tokens.weight
+    assert tied == (place == "the head") == ours.config.tie_word_embeddings
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hidden_act": "swish", "sliding_window": 5},
+        {"num_key_value_heads": None, "head_dim": None, "quantization_config": None},
+        {"rope_scaling": {"rope_type": "linear", "factor": 4.0}, "rope_theta": 700.0},
+        {
+            "rope_parameters": {
+                "rope_type": "linear",
+                "factor": 2.0,
+                "rope_theta": 500.0,
+            },
+            "rope_scaling": {"type": "linear", "factor": 4.0},
+            "rope_theta": 700.0,
+        },
+        {"rope_parameters": {"rope_type": "default"}, "rope_theta": 700.0},
+    ],
+)
+def test_unusual_configs_are_read_as_transformers_reads_them(changes, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    checkpoint.save(make(), tmp_path)
+    rewrite(tmp_path, **{"rope_parameters": None, "rope_scaling": None} | changes)
+    ours = checkpoint.load(tmp_path)
+    hf = AutoModelForCausalLM.from_pretrained(
+        tmp_path, attn_implementation="eager"
+    ).eval()
+    with torch.no_grad():
+        assert (hf(IDS).logits - ours(IDS)).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("config.json", "{", r"config\.json is not JSON"),
+        (
+            "config.json",
+            "[]",
+            r"config\.json: a config is an object with keys, not a li",
+        ),
+        ("model.safetensors", "x", r"model\.safetensors is not a safetensors file"),
+        ("model.safetensors.index.json", "{}", r"index\.json has no 'weight_map'"),
+    ],
+)
+def test_a_broken_file_is_named(name, text, says, folder):
+    if "index" in name:
+        (folder / "model.safetensors").unlink()
+    (folder / name).write_text(text)
+    with pytest.raises(ValueError, match=says):
+        checkpoint.load(folder)
 
 
 def test_folders_without_weights_say_what_to_do(folder, tmp_path):

@@ -199,6 +199,8 @@ def test_several_adapters_of_several_kinds(tokens):
     for name in ("DoRA", "PiSSA"):
         move(lora.apply(model, LoRAConfig(**CASES[name]), name))
         outs[name] = model(tokens)
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert trained and all(".PiSSA" in name for name in trained)
     lora.set_adapter(model, "DoRA")
     close(model(tokens), outs["DoRA"])
     with files.by_row(model, ["PiSSA", None, "DoRA"]):
