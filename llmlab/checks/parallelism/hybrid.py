@@ -332,6 +332,9 @@ def _norm_mistakes(
             fair
         ),
         "norms do not add up, squares do, and copies count once": sum(norms),
+        "this is the mean of the ranks' norms; their squares add up": (
+            sum(fair) / len(mine)
+        ),
         "the squares are right; the root is missing": s2 + h2,
         "this is the mean over ranks; the sum is asked": ((s2 + h2) / len(mine)).sqrt(),
         "divide the *square* by the copies, not the norm": (c * s2 / c**2 + h2).sqrt(),

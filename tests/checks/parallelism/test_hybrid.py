@@ -407,6 +407,10 @@ def whole_norm_divided(comm, gradients, copies):
     return total.sqrt() / max(copies.values())
 
 
+def mean_of_norms(comm, gradients, copies):
+    return comm.all_reduce(squares_of(gradients, copies).sqrt(), "mean")
+
+
 MORE = [
     Wrong("coordinates", without_modulo, "modulo the size"),
     Wrong("coordinates", without_division, "divide the rank by their"),
@@ -440,6 +444,7 @@ MORE = [
     Wrong("sources", first_piece_only, "first old piece"),
     Wrong("group", one_too_many, "one device too many"),
     Wrong("global_norm", whole_norm_divided, "whole norm is divided"),
+    Wrong("global_norm", mean_of_norms, "mean of the ranks' norms"),
 ]
 
 test_wrong_answers = rejects(

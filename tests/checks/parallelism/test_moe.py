@@ -422,6 +422,11 @@ def the_best_k_times(logits, k):
     return experts, torch.full(experts.shape, 1 / k) + 0 * logits[:, :1].float()
 
 
+def k_after_the_rounding(experts, E, factor):
+    T, k = experts.shape
+    return queue(experts, E, k * math.ceil(T / E * factor))
+
+
 test_wrong_answers = rejects(
     "05-parallelism/09-moe",
     [
@@ -486,6 +491,7 @@ test_wrong_answers = rejects(
         Wrong("dispatch", added_to_x, "x was added"),
         Wrong("dispatch", results_stay, "another rank's is among them"),
         Wrong("route", the_best_k_times, "k times"),
+        Wrong("places", k_after_the_rounding, "k comes before the rounding"),
     ],
 )
 

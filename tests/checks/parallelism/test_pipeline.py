@@ -485,6 +485,15 @@ def next_input(inputs, weights, dy):
     return in_two(inputs, weights, dy)[0], later
 
 
+def gradient_rectified(inputs, weights, dy):
+    kept = []
+    for k in range(len(weights) - 1, -1, -1):
+        kept.insert(0, dy)
+        dy = dy @ weights[k]
+        dy = dy.relu() if k else dy
+    return dy, lambda: [d.T @ x for d, x in zip(kept, inputs, strict=True)]
+
+
 test_wrong_answers = rejects(
     "05-parallelism/04-pipeline",
     [
@@ -561,6 +570,7 @@ test_wrong_answers = rejects(
         Wrong("run_schedule", never_alone, "a rank that is alone"),
         Wrong("backward_in_two", dx_for_dy, "before it goes on to x"),
         Wrong("backward_in_two", next_input, "another linear's input"),
+        Wrong("backward_in_two", gradient_rectified, "applied to the gradient"),
     ],
 )
 

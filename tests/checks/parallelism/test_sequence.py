@@ -438,6 +438,26 @@ def keys_for_values(comm, q, k, v, cut):
     return ring(comm, q, v, k, cut)
 
 
+def other_way_round(T, p, rank):
+    return pair(pieces(T, p), p - 1 - rank)
+
+
+def scores_divided_twice(s, b, h, a, t, cut, selective):
+    scores = 0 if selective else 5 * a * s / h / t / (t if cut else 1)
+    return memory(s, b, h, a, t, 10 / t if cut else 10, scores)
+
+
+def begins_with_zero(comm, q, k, v, cut):
+    p, r = comm.size, comm.rank
+    kv = torch.stack([k, v])
+    o, lse = torch.zeros_like(q), torch.zeros(q.shape[:3])
+    for step in range(p):
+        o, lse = right_merge(o, lse, *attend(q, *kv, cut[r], cut[(r - step) % p]))
+        if step < p - 1:
+            kv = comm.sendrecv(kv, (r + 1) % p, (r - 1) % p)
+    return o
+
+
 test_wrong_answers = rejects(
     "05-parallelism/06-sequence",
     [
@@ -506,6 +526,9 @@ test_wrong_answers = rejects(
         Wrong("ring_attention", joined, "holds all keys at once"),
         Wrong("layer_memory", ten_taken_away, "does not take it away"),
         Wrong("ring_attention", keys_for_values, "exchanged"),
+        Wrong("zigzag", other_way_round, "the other way round"),
+        Wrong("layer_memory", scores_divided_twice, "divided by t already"),
+        Wrong("ring_attention", begins_with_zero, "an empty beginning"),
     ],
 )
 

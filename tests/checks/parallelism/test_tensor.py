@@ -478,6 +478,11 @@ def exponentials_averaged(comm, logits, targets):
     return s.log() + m - comm.all_reduce(masked_target(comm, logits, targets))
 
 
+def begins_at_rank(comm, logits, targets):
+    moved = targets + comm.rank * (logits.shape[1] - 1)
+    return loss_where(comm, logits, moved, lambda t, rows: (t >= 0) & (t < rows))
+
+
 test_wrong_answers = rejects(
     "05-parallelism/05-tensor",
     [
@@ -560,6 +565,7 @@ test_wrong_answers = rejects(
         Wrong("split_mlp", parts_averaged, "were averaged"),
         Wrong("split_mlp", gate_detached, "`.detach()` and `.data` cut it"),
         Wrong("vocab_parallel_loss", exponentials_averaged, "were averaged"),
+        Wrong("vocab_parallel_loss", begins_at_rank, "rank · rows"),
     ],
 )
 

@@ -559,6 +559,30 @@ def max_for_min(comm, weights, m, v, grad, tokens, t, adam):
     return step(comm, weights, m, v, grad, tokens, t, adam, scale=scale)
 
 
+def weights_alone_at_stage_3(stage, Psi, N):
+    return 14 * Psi + 2 * -(-Psi // N) if stage == 3 else held(stage, Psi, N)
+
+
+def largest_tokens(comm, weights, m, v, grad, tokens, t, adam):
+    most = comm.all_reduce(torch.tensor(tokens), "max")
+    return step(
+        comm,
+        weights,
+        m,
+        v,
+        grad,
+        tokens,
+        t,
+        adam,
+        reduce=lambda comm, grad, n: comm.reduce_scatter(grad) / most,
+    )
+
+
+def x_masked(comm, pieces, x, g):
+    g, out = last_matrix_used_again(comm, pieces, x, g)
+    return g * (x > 0), out
+
+
 test_wrong_answers = rejects(
     "05-parallelism/03-zero-and-fsdp",
     [
@@ -633,6 +657,9 @@ test_wrong_answers = rejects(
         Wrong("chain_gradients", mask_of_the_input, "its output's"),
         Wrong("chain_gradients", weights_before_the_mask, "not of g_{i+1}"),
         Wrong("zero_step", max_for_min, "max for min"),
+        Wrong("bytes_per_rank", weights_alone_at_stage_3, "cuts the weights as well"),
+        Wrong("zero_step", largest_tokens, "the largest of the ranks' tokens"),
+        Wrong("chain_gradients", x_masked, "through no relu"),
     ],
 )
 

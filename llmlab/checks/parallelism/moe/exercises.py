@@ -225,6 +225,9 @@ def _places_mistakes(experts: Tensor, E: int, factor: float) -> dict[str, Tensor
         "T·k/E is rounded down before the factor: ⌈T·k/E · factor⌉ rounds once": (
             of(math.ceil(int(fair) * factor))
         ),
+        "k comes before the rounding: ⌈T·k/E · factor⌉, not k times ⌈T/E · factor⌉": (
+            of(k * capacity(T, 1, E, factor))
+        ),
         "the capacity factor is ignored": of(capacity(T, k, E, 1.0)),
         "one place too many: the C-th assignment is the last that fits": of(C + 1),
         "one place is left empty: C assignments fit": of(C - 1),

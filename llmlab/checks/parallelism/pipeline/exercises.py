@@ -262,12 +262,24 @@ def _check_dx(got, right, weights, inputs, upstream) -> None:
                 "the gradient was multiplied by what the ReLU lets through: it passes"
                 " whole where that is positive, a factor of 0 or 1"
             ): walk(factor=lambda x: x),
+            (
+                "ReLU was applied to the gradient: what counts is where its *input* was"
+                " positive"
+            ): _rectified(weights, upstream),
             "dx is divided by the number of rows: nothing is averaged here": (
                 right / len(inputs[0])
             ),
         },
         what="dx",
     )
+
+
+def _rectified(weights: list, dy: torch.Tensor) -> torch.Tensor:
+    """What comes of ReLU on gradients, in the place of its mask."""
+    for k in range(len(weights) - 1, -1, -1):
+        dy = dy @ weights[k]
+        dy = dy.relu() if k else dy
+    return dy
 
 
 def _check_weights(grads, leaves, weights, inputs, upstream) -> None:

@@ -243,6 +243,9 @@ def zigzag(answer):
                             positions[T // 2 :].tensor_split(p)[p - 1 - rank],
                         ]
                     ),
+                    "the ranks are numbered the other way round: rank 0 is the first": (
+                        _pair(pieces, p - 1 - rank)
+                    ),
                     "one of the two pieces is missing": pieces[rank],
                     "the late piece runs backwards": torch.cat(
                         [pieces[rank], pieces[mirror].flip(0)]
@@ -346,6 +349,9 @@ def _memory_mistakes(
         ),
         "sequence parallelism divides the 10 by t; it does not take it away": (
             right - (sbh * outside if cut else 0)
+        ),
+        "the scores are divided by t already, with sequence parallelism too": (
+            sbh * (outside + 24 / t + kept / t / (t if cut else 1))
         ),
         "the scores count b twice: they are 5as²b bytes": (
             sbh * (outside + 24 / t + b * kept / t)

@@ -56,6 +56,13 @@ class _Ring:
             causal=not blind,
         )[0]
 
+    def log_sum(self, sources: list[int]) -> Tensor:
+        """The log-sum-exp of rank r's queries over the keys of some ranks."""
+        q, k, v = self.qkv
+        mine = self.cut[self.r]
+        keys = torch.cat([self.cut[s] for s in sources])
+        return attend(q[:, :, mine], k[:, :, keys], v[:, :, keys], mine, keys)[1]
+
     def masked_by(self, positions: list[Tensor]) -> Tensor:
         """Attention over all keys, where rank s's tokens stand at `positions[s]`."""
         q, k, v = self.qkv
@@ -148,6 +155,9 @@ def _merges(ring: _Ring) -> dict[str, Tensor]:
         "the pieces were added: merge them by their log-sum-exp": sum(pieces),
         "the pieces were averaged: merge them by their log-sum-exp": (
             sum(pieces) / ring.p
+        ),
+        "an empty beginning has a log-sum-exp of −∞: with 0 it weighs like a key": (
+            ring.over(ring.order) * torch.sigmoid(ring.log_sum(ring.order))[..., None]
         ),
         "the last piece overwrote the others": last,
         (

@@ -305,11 +305,11 @@ def _loss_value(
     )
     mixed = mixed_sum.log()
 
-    def taken_where(here: Callable[[Tensor], Tensor], reduced=sum) -> Tensor:
+    def taken_where(here: Callable, reduced=sum, apart: int = rows) -> Tensor:
         """The targets' logits, when a rank has those for which `here` is true."""
         found = []
         for r, c in enumerate(slices):
-            t = targets - r * rows
+            t = targets - r * apart
             logit = c[token, t.clamp(0, rows - 1)]
             found.append(torch.where(here(t), logit, 0.0))
         return reduced(found)
@@ -353,6 +353,9 @@ def _loss_value(
             ),
             "a rank does not take its last column for its own": (
                 logsum - taken_where(lambda t: (t >= 0) & (t < rows - 1))
+            ),
+            "a rank's columns begin at rank · rows, not at rank": (
+                logsum - taken_where(lambda t: (t >= 0) & (t < rows), apart=1)
             ),
             (
                 "the ranks' log-sum-exps were added: it is the sums of exponentials"

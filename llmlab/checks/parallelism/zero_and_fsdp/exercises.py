@@ -107,6 +107,9 @@ def _held_mistakes(got: int, stage: int, psi: int, n: int) -> dict[str, int]:
         "the gradients, or the 16-bit weights, are missing": either(
             got, _held(stage, psi, n, g=0), _held(stage, psi, n, w=0)
         ),
+        "stage 3 cuts the weights as well as what the stages before it cut": (
+            14 * psi + 2 * -(-psi // n) if stage == 3 else -1
+        ),
         "this is what all N ranks hold together; one is asked": (
             n * _held(stage, psi, n)
         ),

@@ -65,6 +65,9 @@ def step_mistakes(
             "the gradient is the sum over all tokens: divide it by the tokens of all"
             " ranks"
         ): step(sum(grads)),
+        "the gradient was divided by the largest of the ranks' tokens, not by all": (
+            step(sum(grads) / max(counts))
+        ),
         "the gradient was averaged over ranks as well as over tokens": step(g / p),
         (
             "each rank clipped by the norm of its own piece: sum the squares over"
@@ -250,6 +253,9 @@ def check_chain(
             right=every[rank][0],
             mistakes={
                 **{text: ranks[rank][0] for text, ranks in wrong.items()},
+                "x has been through no relu: its gradient is not masked": (
+                    every[rank][0] * (xs[rank] > 0)
+                ),
                 "x belongs to this rank alone: its gradient is not summed over ranks": (
                     sum(gx for gx, _ in every)
                 ),
