@@ -51,7 +51,13 @@ STAGES: dict[str, list[list[str]]] = {
     "notebooks": [[*NBVAL, "--nbval", *TWO, "notebooks", "solutions"]],
     "exercises": [[*NBVAL, "--nbval-lax", "--fresh-exercises", *TWO, "exercises"]],
     "cpus": [[sys.executable, "scripts/test_cpus.py", "--today"]],
-    "browser": [[*TESTS, "tests/browser", "-n", "2", "--dist", "loadgroup"]],
+    "browser": [
+        [
+            *[*TESTS, "tests/browser", "--ignore=tests/browser/test_lab.py"],
+            *["-n", "2", "--dist", "loadgroup"],
+        ],
+        [*TESTS, "tests/browser/test_lab.py"],  # JupyterLab's start is slow by itself
+    ],
 }
 # Stages that run at the same time: each of these keeps one core busy.
 TOGETHER = ("lint", "in step", "book")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import os
 import shutil
 import threading
@@ -43,20 +42,15 @@ def pytest_collection_modifyitems(items):
     mine = [item for item in items if Path(__file__).parent in item.path.parents]
     for item in mine:
         item.add_marker(pytest.mark.browser)
-    # JupyterLab first, then the largest pages, so that two processes end together.
+    # The largest pages first, so that two processes end at the same time.
     own = set(mine)
     places = [i for i, item in enumerate(items) if item in own]
-    for i, item in zip(places, sorted(mine, key=size, reverse=True), strict=True):
+    for i, item in zip(places, sorted(mine, key=page_size, reverse=True), strict=True):
         items[i] = item
 
 
-def size(item) -> float:
-    """Bytes of the page that a test is about; 0 for any other test.
-
-    JupyterLab's tests are one after the other what all pages are together.
-    """
-    if item.path.name == "test_lab.py":
-        return math.inf
+def page_size(item) -> int:
+    """Bytes of the page that a test is about; 0 for any other test."""
     name = getattr(item, "callspec", None) and item.callspec.params.get("name")
     page = HTML / str(name)
     return page.stat().st_size if page.is_file() else 0

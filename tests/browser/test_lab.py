@@ -38,8 +38,7 @@ START = (
     " extra=['--IdentityProvider.token=', {flag}])"
 )
 
-# One after the other in one process; the other checks the book's pages meanwhile.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("lab")]
+pytestmark = pytest.mark.slow
 
 
 def git(folder: Path, *words: str) -> str:
