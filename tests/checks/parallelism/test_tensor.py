@@ -556,7 +556,7 @@ test_wrong_answers = rejects(
         Wrong("vocab_parallel_loss", added_log_sums, "log-sum-exps were added"),
         Wrong("vocab_parallel_loss", maximum_on_each_rank, "once on each rank"),
         Wrong("vocab_parallel_loss", one_maximum_for_all, "one maximum"),
-        Wrong("matmul_2d", summed_along_the_row, "`along` stands where `down` belongs"),
+        Wrong("matmul_2d", summed_along_the_row, "along the row as well"),
         Wrong("matmul_2d", W_stays, "W does not travel"),
         Wrong("matmul_2d", X_stays, "X does not travel"),
         Wrong("matmul_2d", steps_mixed, "same step"),

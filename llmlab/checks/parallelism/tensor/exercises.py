@@ -453,6 +453,9 @@ def grid_mistakes(X: Tensor, W: Tensor, q: int, i: int, j: int) -> dict:
             "X went down the columns and W along the rows: X_it belongs to row i, W_tj"
             " to column j"
         ): lambda: sum(x(t, j) @ w(i, t) for t in steps),
+        "W comes along the row as well: W_tj is with rank t of the column": (
+            lambda: sum(x(i, t) @ w(i, t) for t in steps)
+        ),
         "W does not travel: step t needs W_tj, from rank t of the column": (
             lambda: sum(x(i, t) for t in steps) @ w(i, j)
         ),
