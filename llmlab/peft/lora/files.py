@@ -265,23 +265,20 @@ def _stack(layer: LoRALinear, weights: dict[str, float]) -> tuple[Tensor, Tensor
 
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[None]:
-    """Inside, `model` is its plain base; afterwards the adapters are active again."""
+    """Inside, `model` is its plain base; afterwards all is as before."""
     check_unmerged(model)
-    active_before = {layer: layer.active for layer in layers_of(model)}
-    for layer in active_before:
-        layer.active = ()
-    try:
+    layers = layers_of(model)
+    with _put_back(layers):
+        for layer in layers:
+            layer.active = ()
         yield
-    finally:
-        for layer, active in active_before.items():
-            layer.active = active
 
 
 @contextmanager
 def by_row(model: nn.Module, rows: Sequence[str | None]) -> Iterator[None]:
-    """Inside, row i of each batch goes through adapter rows[i].
+    """Inside, row i of each batch goes through adapter rows[i], and all these train.
 
-    Where rows[i] is None, it goes through the plain base.
+    Where rows[i] is None, it goes through the plain base. Afterwards all is as before.
 
     Raises:
         ValueError: an adapter that is not there, adapters are merged, or later a batch
@@ -290,10 +287,21 @@ def by_row(model: nn.Module, rows: Sequence[str | None]) -> Iterator[None]:
     check_known(model, [a for a in rows if a is not None])
     check_unmerged(model)
     layers = layers_of(model)
-    for layer in layers:
-        layer.rows = list(rows)
+    with _put_back(layers):
+        for layer in layers:
+            layer.train_only(rows)
+            layer.rows = list(rows)
+        yield
+
+
+@contextmanager
+def _put_back(layers: Sequence[LoRALinear]) -> Iterator[None]:
+    """Afterwards the layers have the rows, and activity and training, that they had."""
+    before = [(layer.rows, layer.active, layer.trained()) for layer in layers]
     try:
         yield
     finally:
-        for layer in layers:
-            layer.rows = None
+        for layer, (rows, active, trained) in zip(layers, before, strict=True):
+            layer.rows = rows
+            layer.active = tuple(a for a in active if a in layer.configs)
+            layer.train_only(trained)

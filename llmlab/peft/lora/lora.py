@@ -183,9 +183,17 @@ class LoRALinear(walk.Wrapper):
     def activate(self, adapters: Sequence[str]) -> None:
         """Add these adapters' changes from now on, and train these alone."""
         self.active = tuple(a for a in adapters if a in self.lora_A)
-        for trained in (self.lora_A, self.lora_B, self.magnitude):
-            for adapter, parameter in trained.items():
-                parameter.requires_grad_(adapter in self.active)
+        self.train_only(self.active)
+
+    def train_only(self, adapters: Sequence[str | None]) -> None:
+        """Train the parameters of these adapters, and those of no other."""
+        for held in (self.lora_A, self.lora_B, self.magnitude):
+            for adapter, parameter in held.items():
+                parameter.requires_grad_(adapter in adapters)
+
+    def trained(self) -> list[str]:
+        """The adapters whose parameters train."""
+        return [a for a, parameter in self.lora_B.items() if parameter.requires_grad]
 
     def discard(self, adapters: Sequence[str]) -> None:
         """Forget these adapters."""

@@ -215,6 +215,37 @@ def test_several_adapters_of_several_kinds(tokens):
     close(model(tokens), outs["PiSSA"])
 
 
+def training(model):
+    return {name for name, p in model.named_parameters() if p.requires_grad}
+
+
+def test_contexts_put_back_what_was_before(tokens):
+    model = make_llama()
+    for name in ("a", "b", "c"):
+        move(lora.apply(model, LoRAConfig(r=2), name), seed=ord(name))
+    lora.set_adapter(model, ["a", "b"])
+    out, trains = model(tokens), training(model)
+    with files.by_row(model, ["a", "b", "c"]):
+        rows = model(tokens)
+        with files.by_row(model, [None, None, "a"]), files.disabled(model):
+            lora.set_adapter(model, "c")
+        assert torch.equal(model(tokens), rows)
+    assert torch.equal(model(tokens), out) and training(model) == trains
+    with files.disabled(model):
+        lora.set_adapter(model, "c")
+    assert torch.equal(model(tokens), out) and training(model) == trains
+
+
+def test_rows_train_every_adapter_that_they_name(tokens):
+    model = make_llama()
+    for name in ("a", "b", "c"):
+        move(lora.apply(model, LoRAConfig(r=2), name), seed=ord(name))
+    with files.by_row(model, ["a", None, "b"]):
+        loss_of(model(tokens), tokens).backward()
+    found = [n for n, p in model.named_parameters() if p.grad is not None]
+    assert {name.rsplit(".", 1)[1] for name in found} == {"a", "b"}
+
+
 @pytest.mark.parametrize(
     ("case", "message"),
     [
