@@ -106,12 +106,13 @@ class Hybrid:
         share = tokens / max(1, all_tokens)
         # Earlier gradients are set aside: they are averaged over dp already, and must
         # not be averaged again.
+        trained = [w for w in self.parameters() if w.requires_grad]
         earlier_grads = []
-        for w in self.parameters():
+        for w in trained:
             earlier_grads.append(None if w.grad is None else w.grad.clone())
             w.grad = None
         loss = self.pipe.step(schedule, microbatches, weighting="token")
-        for w, earlier in zip(self.parameters(), earlier_grads, strict=True):
+        for w, earlier in zip(trained, earlier_grads, strict=True):
             local_grad = torch.zeros_like(w) if w.grad is None else w.grad
             grad = self.dp.all_reduce(share * local_grad)
             w.grad = grad if earlier is None else grad + earlier
@@ -141,7 +142,9 @@ class Hybrid:
         """
         pieces = self.pieces()
         tied_copy = self._tied_copy()
-        squares = torch.zeros(())
+        # the same type on a rank where nothing trains
+        dtype = next(self.parameters()).dtype
+        squares = torch.zeros((), dtype=torch.promote_types(dtype, torch.float32))
         for name, w in self.named_parameters():
             if w.grad is None or w is tied_copy:
                 continue

@@ -208,7 +208,7 @@ class ExpertParallelMoE(nn.Module):
 
 
 def local_experts(moe: MoE, comm: Communicator) -> Experts:
-    """A copy of this rank's experts r·E/p … (r+1)·E/p − 1.
+    """A copy of this rank's experts r·E/p … (r+1)·E/p − 1, frozen where they were.
 
     Raises:
         ValueError: E is not a multiple of p.
@@ -219,7 +219,8 @@ def local_experts(moe: MoE, comm: Communicator) -> Experts:
     experts = Experts(0, 1, 1)
     for name, whole in moe.experts.named_parameters():
         part = whole.detach().chunk(comm.size)[comm.rank]  # (E, …) -> (Ep, …)
-        setattr(experts, name, nn.Parameter(part.clone()))
+        trained = whole.requires_grad
+        setattr(experts, name, nn.Parameter(part.clone(), requires_grad=trained))
     return experts
 
 

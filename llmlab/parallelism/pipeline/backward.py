@@ -68,7 +68,8 @@ def compute(pending: list[PendingWeightGrad]) -> None:
     """Add ∂W = ∂Yᵀ X and ∂b = Σ ∂Y to `.grad`. Empties the list: X and ∂Y are freed."""
     while pending:
         linear, x, dy = pending.pop()
-        x = x.flatten(0, -2)  # (B, T, in) → (B·T, in)
+        # under autocast Y, and so ∂Y, is narrower than X and W may be
+        x = x.flatten(0, -2).to(dy.dtype)  # (B, T, in) → (B·T, in)
         dy = dy.flatten(0, -2)  # (B, T, out) → (B·T, out)
         add_gradient(linear.weight, dy.T @ x)  # (out, B·T) (B·T, in) → (out, in)
         if linear.bias is not None:
@@ -76,9 +77,13 @@ def compute(pending: list[PendingWeightGrad]) -> None:
 
 
 def add_gradient(parameter: nn.Parameter, gradient: Tensor) -> None:
-    """Add to `.grad`, as autograd would. A frozen parameter gets nothing."""
+    """Add to `.grad`, in the parameter's type, as autograd would.
+
+    A frozen parameter gets nothing.
+    """
     if not parameter.requires_grad:
         return
+    gradient = gradient.to(parameter.dtype)
     if parameter.grad is None:
         parameter.grad = gradient
     else:
@@ -107,7 +112,8 @@ class InputGradientLinear(autograd.Function):
         linear.weight_gradients.leave(linear, x, dy)  # W, for later
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = dy @ linear.weight  # (…, out) (out, in) → (…, in)
+            dx = dy @ linear.weight.to(dy.dtype)  # (…, out) (out, in) → (…, in)
+            dx = dx.to(x.dtype)
         return dx, None, None, None
 
 

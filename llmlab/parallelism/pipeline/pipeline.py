@@ -388,7 +388,8 @@ class PipelineStep:
     ) -> Float[Tensor, "B T d"] | None:
         """I: backward through the kept graph. The linears leave their W for later."""
         x, y = self.stash.pop((i, chunk))
-        torch.autograd.backward(y, dh)
+        if y.requires_grad:  # else nothing trains from the tokens up to here
+            torch.autograd.backward(y, dh)
         self.pending_weight_grads[i, chunk] = self.pipe.weight_gradients[chunk].take()
         return x.grad
 

@@ -344,4 +344,5 @@ def replicated(model: nn.Module) -> list[nn.Parameter]:
 
 def sum_replicated_gradients(model: nn.Module, comm: Communicator) -> None:
     """Sum the gradients of `replicated(model)` over ranks, in place, in one message."""
-    sum_over_ranks_in_place([w.grad for w in replicated(model)], comm)
+    trained = [w for w in replicated(model) if w.requires_grad]
+    sum_over_ranks_in_place([w.grad for w in trained], comm)

@@ -351,19 +351,22 @@ def parallelize(
 ) -> nn.Module:
     """Keep this rank's shard of every matrix, in place, and return the model.
 
-    Every rank must hold the same master weights. Parameter names stay. Works on our
-    `Llama` and on Hugging Face's `LlamaForCausalLM`.
+    Every rank must hold the same master weights. Parameter names stay, and what was
+    frozen stays frozen. Works on our `Llama` and on Hugging Face's `LlamaForCausalLM`.
 
     Args:
         gather_output: whole logits on every rank (for generation); by default each rank
             has its ⌈V/p⌉ columns, which is what `vocab_parallel_cross_entropy` wants.
     Raises:
-        ValueError: heads or MLP channels do not divide over the ranks.
+        ValueError: heads or MLP channels do not divide over the ranks; a matrix is in a
+            wrapper (an adapter) or is not of floats.
     """
     config = model.config
     p = comm.size
     K = config.num_key_value_heads
     _check_divides(config, p)
+    _check_plain(model)
+    frozen = [name for name, w in model.named_parameters() if not w.requires_grad]
     is_tied = model.lm_head.weight is model.model.embed_tokens.weight
     # the ranks that hold the same key/value head
     replicas = comm.split(comm.rank * K // p) if p > K else None
@@ -379,7 +382,26 @@ def parallelize(
                 module.num_key_value_groups = config.num_attention_heads // max(K, p)
     if is_tied:
         model.lm_head.weight = model.model.embed_tokens.weight
+    for name in frozen:
+        model.get_parameter(name).requires_grad_(False)
     return model
+
+
+def _check_plain(model: nn.Module) -> None:
+    """Raises: ValueError: a matrix to be cut is not a plain linear's or embedding's."""
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] not in _CUT_OF_MODULE:
+            continue
+        kind = type(module).__name__
+        if not isinstance(module, nn.Linear | nn.Embedding):
+            raise ValueError(
+                f"{name} is a {kind}, which cannot be cut: merge adapters for good, or"
+                " split the plain model first"
+            )
+        if not module.weight.is_floating_point():
+            raise ValueError(
+                f"{name} is a {kind} of {module.weight.dtype}: only floats can be cut"
+            )
 
 
 class _CopyFirstInput:
