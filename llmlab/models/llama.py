@@ -319,7 +319,8 @@ class Llama(nn.Module):
             position_ids: RoPE positions; by default they count on from the cache's
                 length.
             cache: keys and values of earlier tokens; it is extended in place.
-            attention: (q, k, v, mask) → output; swap it to study another kernel.
+            attention: (q, k, v, mask) → output; swap it to study another kernel. One
+                that has a method `check_positions` is shown the positions first.
             logits_to_keep: how many of the last positions go through `lm_head`; 0 means
                 all. Generation needs 1.
         Raises:
@@ -336,6 +337,8 @@ class Llama(nn.Module):
         past = 0 if cache is None else cache.length
         if position_ids is None:
             position_ids = torch.arange(past, past + T, device=h.device)[None]  # (1, T)
+        if hasattr(attention, "check_positions"):  # one that knows them already
+            attention.check_positions(position_ids)
         mask = attention_mask_for(T, past, attention_mask, h.device)
         h = self.model(h, position_ids, mask, cache, attention)
         if logits_to_keep:

@@ -57,7 +57,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from llmlab.parallelism.runtime import Communicator
-from llmlab.parallelism.sequence.shards import schedule
+from llmlab.parallelism.sequence.shards import check_positions, schedule
 
 # Attention in pieces -----------------------------------------------------------------
 
@@ -250,6 +250,10 @@ class RingAttention:
                 f"q has {q.shape[2]} tokens; the cut gives this rank {expected_tokens}"
             )
         return RingAttentionFunction.apply(q, k, v, self)
+
+    def check_positions(self, position_ids: Int[Tensor, "B Tr"]) -> None:
+        """Raises: ValueError: they are not the positions that the cut says."""
+        check_positions(position_ids, self.cut[self.comm.rank])
 
     def source(self, step: int) -> int:
         """The rank whose keys are here in a step."""

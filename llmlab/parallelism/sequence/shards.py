@@ -140,3 +140,25 @@ def sum_over_ranks_in_place(grads: Iterable[Tensor | None], comm: Communicator) 
     pieces = total.split([grad.numel() for grad in present])
     for grad, piece in zip(present, pieces, strict=True):
         grad.copy_(piece.view_as(grad))
+
+
+def check_positions(position_ids: Int[Tensor, "B Tr"], own: Int[Tensor, " Tr"]) -> None:
+    """Compare the positions that a model turns by with those of this rank's tokens.
+
+    Args:
+        own: this rank's positions, as the cut has them.
+
+    Raises:
+        ValueError: they differ.
+    """
+    given = position_ids.to(own.device)  # (B, Tr) or (1, Tr)
+    if given.shape[-1] != len(own):
+        differs = f"are {given.shape[-1]} numbers for this rank's {len(own)} tokens"
+    elif not (wrong := given != own).any():
+        return
+    else:
+        row, i = wrong.nonzero()[0].tolist()
+        differs = f"put token {i} at {given[row, i]}, but it stands at {own[i]}"
+    raise ValueError(
+        f"position_ids {differs}: call the model with position_ids=cut[rank][None]"
+    )

@@ -33,11 +33,12 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from llmlab.models.attention import AttentionFn, sdpa
 from llmlab.parallelism.runtime import Communicator
+from llmlab.parallelism.sequence.shards import check_positions
 
 
 def tokens_to_heads(
@@ -116,6 +117,12 @@ class UlyssesAttention:
                 f"lengths={self.lengths} must name the tokens of each of the"
                 f" {self.comm.size} ranks"
             )
+
+    def check_positions(self, position_ids: Int[Tensor, "B Tr"]) -> None:
+        """Raises: ValueError: they are not those of this rank's stretch."""
+        start = sum(self.lengths[: self.comm.rank])
+        stretch = torch.arange(start, start + self.lengths[self.comm.rank])
+        check_positions(position_ids, stretch)
 
     def __call__(
         self,

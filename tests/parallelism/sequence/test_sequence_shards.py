@@ -96,3 +96,33 @@ def test_nonsense_is_refused():
         shards(8, 2, "spiral")
     with pytest.raises(ValueError, match="T=5 tokens do not make 6 pieces"):
         shards(5, 3, "zigzag")
+
+
+@pytest.mark.parametrize(
+    ("kind", "layout"),
+    [("ring", "contiguous"), ("ring", "zigzag"), ("ulysses", "contiguous")],
+)
+def test_forgotten_positions_are_named(kind, layout):
+    """The model would turn queries and keys by 0, 1, 2 …: off by whole logits."""
+    from llmlab.models.llama import Llama, LlamaConfig
+    from llmlab.parallelism.sequence import RingAttention, UlyssesAttention
+
+    cut = shards(8, 2, layout)
+    model = Llama(LlamaConfig(37, 16, 24, 1, 4, 2)).eval()
+    tokens = torch.arange(8)[None]
+
+    def fn(comm):
+        attention = (
+            RingAttention(comm, cut)
+            if kind == "ring"
+            else UlyssesAttention(comm, [len(c) for c in cut])
+        )
+        own = cut[comm.rank]
+        forgets = comm.rank == (0 if layout == "zigzag" else 1)
+        given = {} if forgets else {"position_ids": own[None]}
+        return model(tokens[:, own], attention=attention, **given)
+
+    token, stands = (2, 6) if layout == "zigzag" else (0, 4)
+    message = f"position_ids put token {token} at {token}, but it stands at {stands}"
+    with pytest.raises(ValueError, match=message):
+        World(2).run(fn)
