@@ -187,7 +187,8 @@ your_turn(check.lora_forward, one_right_answer)
 # ## The code
 #
 # In the package a layer, `LoRALinear`, holds the frozen linear and its pairs, one pair per adapter. The source is folded: open it when
-# you have your own version. `add` makes a new pair, with $A$ random and $B$ zero; `merge` is one of the exercises. In the course
+# you have your own version. `add` makes a new pair, with $A$ random and $B$ zero; `merge` is one of the exercises. The lines about
+# `magnitude` and `start` belong to two variants, DoRA and PiSSA: pass over them for now. In the course
 # model, with 128 channels and only 2 heads for keys and values, the shapes are
 #
 # | layer | $W_0$ $(d, k)$ | $A$ $(r, k)$ | $B$ $(d, r)$ | trained at $r=4$ | share of $W_0$ |

@@ -133,6 +133,10 @@ def tokens_per_second(answer):
                 ): beta / (W + b * C),
                 "you leave the cache out: each step reads it too": b * beta / W,
                 (
+                    "you leave the cache out, and the batch: a step reads each"
+                    " request's cache and yields b tokens"
+                ): beta / W,
+                (
                     "you read one request's cache; each of the batch's requests has its"
                     " own"
                 ): b * beta / (W + C),
