@@ -147,7 +147,11 @@ def test_nothing_lives_on_after_a_check_that_was_stopped(tmp_path, number):
     path.write_text(json.dumps(notebook(change=add)))
     command = [sys.executable, "-m", "llmlab.course.cli.main", "check", "--cold"]
     check = subprocess.Popen(
-        [*command, "welcome"], cwd=root, env=os.environ | {"PYTHONPATH": str(ROOT)}
+        [*command, "welcome"],
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        # a shell that runs the tests in its background has them ignore SIGINT
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         started = [psutil.Process(pid) for pid in _pids(file, check)]

@@ -166,22 +166,39 @@ def kernel(warm=True, ready=True, **options):
     """A kernel, warm or plain, in this process's environment."""
     name = use.PROVISIONER if warm else "local-provisioner"
     KernelProvisionerFactory.instance().default_provisioner_name = name
-    manager = KernelManager()
-    manager.shutdown_wait_time = 10.0
     env = options.pop("env", os.environ)
     # ipykernel shows no output of other programs when it believes that pytest runs it
     env = {name: env[name] for name in env if name != "PYTEST_CURRENT_TEST"}
+    manager, client = started(env, ready, options)
+    try:
+        yield Kernel(manager, client)
+    finally:
+        client.stop_channels()
+        if manager.has_kernel:
+            manager.shutdown_kernel(now=True)
+
+
+def started(env, ready, options, again=True):
+    """A kernel's manager and client; a plain kernel that lost its ports begins anew.
+
+    They are chosen before it runs, so another program can take one of them meanwhile.
+    """
+    manager = KernelManager()
+    manager.shutdown_wait_time = 10.0
     manager.start_kernel(env=env, **options)
     client = manager.client()
     client.start_channels()
     try:
         if ready:
             client.wait_for_ready(timeout=120)
-        yield Kernel(manager, client)
-    finally:
+    except RuntimeError:
+        plain = not isinstance(manager.provisioner.process, forked.Forked)
         client.stop_channels()
-        if manager.has_kernel:
-            manager.shutdown_kernel(now=True)
+        manager.shutdown_kernel(now=True)
+        if not plain or not again:
+            raise
+        return started(env, ready, options, again=False)
+    return manager, client
 
 
 def settle(patch, home):
