@@ -51,6 +51,12 @@ def gone(process: psutil.Process, seconds: float = 10) -> bool:
     return True
 
 
+def heed_signals() -> None:
+    """In a new process: under nohup, or in a shell's background, some are ignored."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("then", ["time.sleep(600)", ""], ids=["lives", "is gone"])
 def test_an_orphan_in_a_session_of_its_own_is_ended(then, tmp_path):
     value = str(tmp_path)
@@ -105,7 +111,11 @@ with ending_on_signals():
         print("ended", flush=True)
 """
     process = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=ROOT
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        preexec_fn=heed_signals,
     )
     assert process.stdout.readline() == "ready\n"
     number = getattr(signal, name)
@@ -150,8 +160,7 @@ def test_nothing_lives_on_after_a_check_that_was_stopped(tmp_path, number):
         [*command, "welcome"],
         cwd=root,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
-        # a shell that runs the tests in its background has them ignore SIGINT
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=heed_signals,
     )
     try:
         started = [psutil.Process(pid) for pid in _pids(file, check)]
