@@ -32,8 +32,8 @@ PAGE = """\
 
 {intro}
 
-*Links in the lessons lead here; the tab of the lesson is still open. `llmlab lab` writes
-this page anew: keep notes in a file of your own.*
+*Links in the lessons lead here; the tab of the lesson is still open. `llmlab lab`
+writes this page anew: keep notes in a file of your own.*
 """
 
 
