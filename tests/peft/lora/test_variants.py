@@ -203,6 +203,8 @@ def test_several_adapters_of_several_kinds(tokens):
     assert trained and all(".PiSSA" in name for name in trained)
     lora.set_adapter(model, "DoRA")
     close(model(tokens), outs["DoRA"])
+    assert all(".DoRA" in name for name in training(model))
+    assert any(".magnitude.DoRA" in name for name in training(model))
     with files.by_row(model, ["PiSSA", None, "DoRA"]):
         rows = model(tokens)
     for i, want in enumerate((outs["PiSSA"], base, outs["DoRA"])):
