@@ -43,7 +43,6 @@ from llmlab.course.grading.graded_copy import (
 from llmlab.course.grading.solutions import version
 from llmlab.course.syllabus import Lesson, built_lessons, lessons
 
-GLOSSARY = Path("jupyter-book") / "pages" / "glossary.md"
 GLOSSARY_PAGE = Path("work") / "GLOSSARY.md"
 RELOAD = "If it is open in JupyterLab: File → Reload Notebook from Disk"
 
@@ -198,7 +197,7 @@ def fresh_copy(lesson: Lesson, root: Path, kind: Kind) -> Fresh:
 
 def _link_terms(cells: list[dict[str, Any]], lesson: Lesson, root: Path) -> None:
     """Links each term of the glossary where the lesson first uses it."""
-    glossary = root / GLOSSARY
+    glossary = root / terms.GLOSSARY
     if not glossary.is_file():
         return
     way = os.path.relpath(root / GLOSSARY_PAGE, lesson.lesson_copy(root).parent)
@@ -214,7 +213,7 @@ def write_glossary(root: Path) -> None:
     Raises:
         Blocked: the folder cannot be written.
     """
-    glossary = root / GLOSSARY
+    glossary = root / terms.GLOSSARY
     if glossary.is_file():
         _write(root / GLOSSARY_PAGE, terms.page(glossary))
 

@@ -205,11 +205,11 @@ def read_config(folder: str | Path) -> LlamaConfig:
         raise FileNotFoundError(
             f"{file} does not exist: {folder} is not a Hugging Face checkpoint folder"
         )
+    raw = _read_json(file)
     try:
-        return config_from_hf(_read_json(file))
+        return config_from_hf(raw)
     except (TypeError, ValueError) as error:
-        where = "" if str(file) in str(error) else f"{file}: "
-        raise ValueError(f"{where}{error}") from None
+        raise ValueError(f"{file}: {error}") from None
 
 
 def _read_json(file: Path) -> Any:

@@ -8,6 +8,7 @@ import pytest
 from tornado.web import HTTPError
 
 from llmlab.course import lab, workspace
+from llmlab.course.book import terms
 from llmlab.course.lab import LabError
 from llmlab.course.syllabus import find, lessons
 from llmlab.course.workspace import Kind
@@ -209,7 +210,7 @@ def test_the_glossary_is_written_by_prepare_and_when_it_is_asked_for(course):
     page = workspace.GLOSSARY_PAGE
     lab.prepare(course)
     assert not (course / page).exists(), "this course has none"
-    source = course / workspace.GLOSSARY
+    source = course / terms.GLOSSARY
     source.parent.mkdir(parents=True)
     source.write_text("# Glossary\n\nWords.\n\n```{glossary}\nToken\n  A piece.\n```\n")
     lab.prepare(course)

@@ -433,7 +433,7 @@ def test_every_link_of_every_copy_leads_to_a_copy_or_a_file():
 def glossary(root):
     """A course with a lesson, and a glossary of two terms."""
     change_lesson(root, "Each token is a token.")
-    path = root / workspace.GLOSSARY
+    path = root / terms.GLOSSARY
     path.parent.mkdir(parents=True)
     path.write_text(
         "# Glossary\n\nWords.\n\n```{glossary}\nKV cache\n键值缓存\n"

@@ -20,7 +20,7 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
-from llmlab.course.book.terms import Linker
+from llmlab.course.book.terms import GLOSSARY, Linker
 from llmlab.course.book.verified import WIDGET
 from llmlab.course.syllabus import Lesson, lessons
 
@@ -251,7 +251,7 @@ def stage_notebook(kind: str, lesson: Lesson, run: dict | None, stage: Stage) ->
     page = f"{kind}/{lesson.slug}.ipynb"
     nb = nbformat.read(stage.root / page, as_version=4)
     dress(nb, page, stage)
-    glossary = stage.root / "jupyter-book" / "pages" / "glossary.md"
+    glossary = stage.root / GLOSSARY
     if kind == "notebooks" and glossary.is_file():
         link_terms(nb, Linker(glossary, lesson.slug))
     first = next((i for i, c in enumerate(nb.cells) if c.cell_type == "markdown"), 0)

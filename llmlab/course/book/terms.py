@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+GLOSSARY = Path("jupyter-book") / "pages" / "glossary.md"
 # Where no link may stand: code, mathematics, links and roles, headings, tables, HTML.
 CLOSED = re.compile(
     r"```.*?```|~~~.*?~~~|`[^`\n]+`|\{[a-z:]+\}`[^`]+`"

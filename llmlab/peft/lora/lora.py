@@ -213,11 +213,11 @@ class LoRALinear(walk.Wrapper):
             delta = delta - delta_weight(A, B, scaling)
         return delta
 
-    def stretch(self, adapter: str) -> Float[Tensor, " d"]:
+    def stretch(self, W: Float[Tensor, "d k"], adapter: str) -> Float[Tensor, " d"]:
         """m / ‖W₀ + ΔW‖ by row, DoRA's factor; the lengths are constants."""
         with torch.no_grad():
-            V = starts.float_weight(walk.base_of(self.base)) + self.delta(adapter)
-        return self.magnitude[adapter] / V.norm(dim=1)
+            lengths = (W + self.delta(adapter)).norm(dim=1)
+        return self.magnitude[adapter] / lengths
 
     def change(self, x: Tensor, adapter: str) -> Tensor:
         """(…, k) → (…, d): what one adapter adds to W₀ x."""
@@ -231,20 +231,18 @@ class LoRALinear(walk.Wrapper):
             dropped = F.dropout(x, dropout)
         change = low_rank(dropped, A, B, scaling)
         if adapter in self.magnitude:
-            c = self.stretch(adapter)  # (d,)
-            change = c * change + (c - 1) * self._frozen(dropped, adapter)
-        if adapter in self.start_A:
-            start = self.start_A[adapter], self.start_B[adapter]
-            change = change - low_rank(x, *start, scaling)
-        return change
+            W = starts.float_weight(walk.base_of(self.base))
+            c = self.stretch(W, adapter)  # (d,)
+            frozen = F.linear(dropped, W) - self.start(dropped, adapter)
+            change = c * change + (c - 1) * frozen
+        return change - self.start(x, adapter)
 
-    def _frozen(self, x: Tensor, adapter: str) -> Tensor:
-        """(…, k) → (…, d): W₀ x without the bias and without the adapter's start."""
-        out = F.linear(x, starts.float_weight(walk.base_of(self.base)))
-        if adapter in self.start_A:
-            start = self.start_A[adapter], self.start_B[adapter]
-            out = out - low_rank(x, *start, self.scaling[adapter])
-        return out
+    def start(self, x: Tensor, adapter: str) -> Tensor | float:
+        """(…, k) → (…, d): (α/r) B₀ A₀ x, which has left the base; 0.0 without one."""
+        if adapter not in self.start_A:
+            return 0.0
+        A, B = self.start_A[adapter], self.start_B[adapter]
+        return low_rank(x, A, B, self.scaling[adapter])
 
     def forward(self, x: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch d"]:
         """W₀ x + Σ ΔW x over the active adapters; the plain W x while merged."""
@@ -287,9 +285,10 @@ class LoRALinear(walk.Wrapper):
             )
         merged = W.detach().to(torch.promote_types(W.dtype, torch.float32))
         for adapter in self.active:
-            merged = merged + self.delta(adapter).detach()
+            stretch = 1.0
             if adapter in self.magnitude:  # then it is the only one
-                merged = self.stretch(adapter).detach()[:, None] * merged
+                stretch = self.stretch(merged, adapter).detach()[:, None]  # (d, 1)
+            merged = stretch * (merged + self.delta(adapter).detach())
         self.saved_weight = (W,)
         self.base.weight = nn.Parameter(merged.to(W.dtype), requires_grad=False)
 
