@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Error, TimeoutError
 
+from llmlab.course.book.terms import GLOSSARY
 from llmlab.course.syllabus import find
-from llmlab.course.workspace import GLOSSARY, GLOSSARY_PAGE
+from llmlab.course.workspace import GLOSSARY_PAGE
 
 ROOT = Path(__file__).resolve().parents[2]
 WELCOME = find("01-welcome")
