@@ -19,11 +19,15 @@ Affine: codes 0 … 2^b − 1. A *block* is the set of values that share one s a
 run along the last dimension, the one that a linear sums over. So each partial sum of a
 matrix product has one scale. Simplified: codes are stored packed, but computed with as
 floats; a GPU kernel unpacks them in registers.
+
+A scale is stored in a float type of its own, and may not fit it: 6e5 / 7 is more than
+float16 holds, and 1e-6 / 127 is less. Then it is the largest or the smallest that there
+is, and the values beyond the last level are clipped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +36,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 BLOCKS = ("tensor", "row", "group")
+SCALE_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,10 @@ class QuantConfig:
         if self.calibration not in RANGES:
             raise ValueError(
                 f"calibration={self.calibration!r} must be one of {tuple(RANGES)}"
+            )
+        if self.scale_dtype not in SCALE_DTYPES:
+            raise ValueError(
+                f"scale_dtype={self.scale_dtype} must be one of {SCALE_DTYPES}"
             )
         if self.group_size < 1:
             raise ValueError(f"group_size={self.group_size} must be at least 1")
@@ -92,6 +101,26 @@ def dequantize(q: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
     return (q - zero).mul_(scale)
 
 
+def storable(step: Float[Tensor, "blocks 1"], dtype: torch.dtype) -> Tensor:
+    """`step` rounded to what `dtype` holds, in the dtype of `step`; never 0 or ∞.
+
+    Subnormal numbers of `dtype` lie far apart, and rounding down there would clip the
+    largest values: they are rounded up.
+    """
+    kind = torch.finfo(dtype)
+    smallest = kind.tiny * kind.eps
+    up = (step / smallest).ceil().clamp(min=1) * smallest
+    # clamped first: ∞ is what rounding would make of more
+    nearest = step.clamp(max=kind.max).to(dtype).to(step.dtype)
+    return torch.where(step < kind.tiny, up, nearest)
+
+
+def finite(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x in `dtype`, where the last level may lie a little above the largest number."""
+    kind = torch.finfo(dtype)
+    return x.clamp(kind.min, kind.max).to(dtype)
+
+
 def scale_and_zero(
     lo: Tensor, hi: Tensor, config: QuantConfig
 ) -> tuple[Tensor, Tensor]:
@@ -105,9 +134,10 @@ def scale_and_zero(
     if config.symmetric:
         step = torch.maximum(-lo, hi) / q_max
     else:
-        step = (hi - lo) / (q_max - q_min)
-    scale = step.to(config.scale_dtype).to(step.dtype)
-    scale = torch.where(scale > 0, scale, 1.0)
+        steps = q_max - q_min
+        step = (hi - lo) / steps
+        step = torch.where(step.isinf(), hi / steps - lo / steps, step)
+    scale = torch.where(step > 0, storable(step, config.scale_dtype), 1.0)
     if config.symmetric:
         zero = torch.zeros_like(scale)
     else:
@@ -184,11 +214,26 @@ def to_blocks(
     return x.reshape(-1, size)  # (…, n) → (blocks, size)
 
 
+def check_finite(name: str, x: Tensor) -> None:
+    """Raises: ValueError: the tensor called `name` holds NaN or ∞."""
+    bad = int((~x.detach().isfinite()).sum())
+    if bad:
+        raise ValueError(
+            f"{name} holds {bad} values that are NaN or infinite: no scale fits them"
+        )
+
+
 def encode(
     x: Float[Tensor, "... n"], config: QuantConfig
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes in the shape of x, and s and z of shape (blocks, 1)."""
+    """Codes in the shape of x, and s and z of shape (blocks, 1).
+
+    Raises:
+        ValueError: x holds NaN or ∞, or the group size does not divide the last
+            dimension.
+    """
     blocks = to_blocks(x.detach().float(), config)
+    check_finite("x", blocks)
     find_range = RANGES[config.calibration]
     lo, hi = find_range(blocks, config)
     scale, zero = scale_and_zero(lo, hi, config)
@@ -199,7 +244,7 @@ def encode(
 def decode(codes: Tensor, scale: Tensor, zero: Tensor, config: QuantConfig) -> Tensor:
     """x̂ in the shape of `codes`: the inverse of `encode`, but for the rounding."""
     blocks = dequantize(to_blocks(codes, config), scale, zero)
-    return blocks.reshape(codes.shape)
+    return finite(blocks, blocks.dtype).reshape(codes.shape)
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -215,7 +260,7 @@ class _StraightThrough(torch.autograd.Function):
         unclamped = torch.round(to_blocks(x, config) / scale) + zero
         inside = unclamped == to_blocks(codes, config)
         ctx.save_for_backward(inside.reshape(x.shape))
-        return decode(codes, scale, zero, config).to(x.dtype)
+        return finite(decode(codes, scale, zero, config), x.dtype)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
@@ -315,7 +360,7 @@ class QuantLinear(nn.Module):
 
     def forward(self, x: Float[Tensor, "... in"]) -> Float[Tensor, "... out"]:
         """F.linear with the dequantised weight, in the dtype of x."""
-        return F.linear(x, self.weight.to(x.dtype), self.bias)
+        return F.linear(x, finite(self.weight, x.dtype), self.bias)
 
 
 # The walk over a model ----------------------------------------------------------------
@@ -326,14 +371,54 @@ def linears(
 ) -> dict[str, nn.Linear]:
     """The linears of a model by name; the model may be one of `transformers`.
 
+    Under an adapter it is the layer that the adapter changes, as in QLoRA; what the
+    adapter trains is left out.
+
     Args:
         skip: last names of linears that are left out.
     """
     found = {}
-    for name, module in model.named_modules():
-        last_name = name.split(".")[-1]
+    for name, place, module in layers(model):
+        last_name = place.rpartition(".")[2]
         if isinstance(module, nn.Linear) and last_name not in skip:
             found[name] = module
+    return found
+
+
+def layers(
+    model: nn.Module, name: str = "", place: str = ""
+) -> Iterator[tuple[str, str, nn.Module]]:
+    """Every (name, place, module) below `model`.
+
+    A wrapper (`llmlab.peft.walk.Wrapper`) stands at the place of the layer that it
+    wraps: of it, that layer alone is looked at.
+    """
+    wraps = getattr(model, "is_wrapper", False)
+    for child_name, child in model.named_children():
+        if not wraps:
+            found = (f"{name}{child_name}", f"{place}{child_name}")
+        elif child_name == "base":
+            found = (f"{name}base", place.removesuffix("."))
+        else:
+            continue
+        yield *found, child
+        yield from layers(child, f"{found[0]}.", f"{found[1]}.")
+
+
+def float_linears(model: nn.Module, skip: tuple[str, ...]) -> dict[str, nn.Linear]:
+    """The linears of a model by name, once it is sure that all can be quantised.
+
+    Raises:
+        ValueError: a weight is no float, or holds NaN or ∞; it is named.
+    """
+    found = linears(model, skip)
+    for name, linear in found.items():
+        if not linear.weight.is_floating_point():
+            raise ValueError(
+                f"{name} is a {type(linear).__name__} in {linear.weight.dtype}: it is"
+                " quantised already, so dequantise it first"
+            )
+        check_finite(f"{name}.weight", linear.weight)
     return found
 
 
@@ -344,10 +429,14 @@ def round_weights(
     """The weight of every linear becomes its x̂, in place, and stays a float.
 
     This gives the outputs of `apply` at the speed of floats.
+
+    Raises:
+        ValueError: as `apply`.
     """
-    for linear in linears(model, skip).values():
+    for linear in float_linears(model, skip).values():
         codes, scale, zero = encode(linear.weight, config)
-        linear.weight.copy_(decode(codes, scale, zero, config))
+        rounded = decode(codes, scale, zero, config)
+        linear.weight.copy_(finite(rounded, linear.weight.dtype))
     return model
 
 
@@ -355,8 +444,13 @@ def round_weights(
 def apply(
     model: nn.Module, config: QuantConfig, skip: tuple[str, ...] = ("lm_head",)
 ) -> nn.Module:
-    """Every linear becomes a `QuantLinear`, in place: a few bits per weight."""
-    for name, linear in linears(model, skip).items():
+    """Every linear becomes a `QuantLinear`, in place: a few bits per weight.
+
+    Raises:
+        ValueError: a weight is no float, or holds NaN or ∞ (named); the model is then
+            as it was.
+    """
+    for name, linear in float_linears(model, skip).items():
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, QuantLinear(linear, config))
     return model
