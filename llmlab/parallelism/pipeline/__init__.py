@@ -1,6 +1,7 @@
 """Pipeline parallelism: layers on several ranks, microbatches in turn.
 
     schedules   who computes what, in which order: lists of ops, as data
+    dualpipe    the same for DeepSeek-V3's: microbatches from both ends
     timeline    when each op runs: a simulator, and the Gantt chart
     stages      a Llama cut into stages
     pipeline    the executor: runs any schedule on the stages
@@ -10,6 +11,11 @@
 Start with `schedules`, then `pipeline.PipelineStep`.
 """
 
+from llmlab.parallelism.pipeline.dualpipe import (
+    dualpipe,
+    dualpipe_pairs,
+    dualpipe_v,
+)
 from llmlab.parallelism.pipeline.memory import ActivationMeter
 from llmlab.parallelism.pipeline.pipeline import (
     IGNORED,
@@ -49,6 +55,9 @@ __all__ = [
     "Schedule",
     "Timeline",
     "clip_grad_norm",
+    "dualpipe",
+    "dualpipe_pairs",
+    "dualpipe_v",
     "gpipe",
     "interleaved",
     "naive",

@@ -19,6 +19,10 @@ of one process for every schedule (Huang et al. 2018, arXiv:1811.06965: synchron
 stale weights). All receives are posted when a step begins, and each message has its own
 tag, so nothing depends on the order in which messages arrive.
 
+In the "bidirectional" layout (`dualpipe`) two ranks have each stage. Microbatches of
+the second half go from rank p − 1 to rank 0, and the gradients of both copies of a
+stage are added up when the step ends.
+
 Simplified: no dropout, no padding mask; gradients that were sent, (B, T, d) each, are
 kept until the step ends; gloo or `World` only (NCCL has no tags, and wants sends and
 receives paired in one call, as torch's executor does).
@@ -40,11 +44,13 @@ from torch import Tensor, nn
 from llmlab.parallelism.pipeline import backward
 from llmlab.parallelism.pipeline.memory import ActivationMeter
 from llmlab.parallelism.pipeline.schedules import (
+    BIDIRECTIONAL,
     Kind,
     Op,
     Schedule,
     check,
     chunks,
+    stage_count,
     stage_of,
 )
 from llmlab.parallelism.pipeline.stages import Stage
@@ -90,21 +96,29 @@ class Pipeline:
 
         self.p = comm.size
         self.v = len(stages)
-        self.stage_count = self.p * self.v
-        self.rank_of: dict[int, int] = {}
+        self.is_bidirectional = layout == BIDIRECTIONAL
+        self.stage_count = stage_count(self.p, self.v, layout)
+        # (stage, direction) → rank; one direction, 0, but in the bidirectional layout
+        self.rank_of: dict[tuple[int, int], int] = {}
         for rank in range(self.p):
             for chunk in range(self.v):
-                self.rank_of[stage_of(rank, chunk, self.p, layout)] = rank
+                stage = stage_of(rank, chunk, self.p, layout)
+                self.rank_of[stage, self.direction(chunk)] = rank
 
         # With tied embeddings the first stage and the last both need the one matrix.
-        first_rank = self.rank_of[0]
-        last_rank = self.rank_of[self.stage_count - 1]
+        first_rank = self.rank_of[0, 0]
+        last_rank = self.rank_of[self.stage_count - 1, 0]
         is_tied = stages[0].config.tie_word_embeddings
         self.has_tied_copies = is_tied and first_rank != last_rank
-        self.tied_group = None
-        if self.has_tied_copies:
-            # Every rank makes this call. Ranks outside the group get None.
-            self.tied_group = comm.group((first_rank, last_rank))
+        # The ranks that have copies of the same weights.
+        self.copies_group = None
+        if self.is_bidirectional:
+            # Every rank makes these calls. Ranks outside a group get None.
+            for rank in range(self.p // 2):
+                group = comm.group((rank, self.p - 1 - rank))
+                self.copies_group = group or self.copies_group
+        elif self.has_tied_copies:
+            self.copies_group = comm.group((first_rank, last_rank))
 
         hold = None if meter is None else meter.hold
         self.weight_gradients = [backward.make_late(stage, hold) for stage in stages]
@@ -112,6 +126,10 @@ class Pipeline:
     def parameters(self) -> Iterator[nn.Parameter]:
         """This rank's parameters, each once."""
         return self.stages.parameters()
+
+    def direction(self, chunk: int) -> int:
+        """1 for a chunk whose microbatches go from the last rank to the first."""
+        return chunk if self.is_bidirectional else 0
 
     def state_dict(self) -> dict[str, Tensor]:
         """This rank's part of the whole model's state, with the whole model's names."""
@@ -130,6 +148,31 @@ class Pipeline:
             if stage.is_last:
                 return stage.lm_head.weight
         return None
+
+    def copied_weights(self) -> list[nn.Parameter]:
+        """The weights that another rank has, too, in an order that both share."""
+        if self.is_bidirectional:
+            named: dict[str, nn.Parameter] = {}
+            for stage in self.stages:
+                named.update(stage.named_parameters())
+            # a tied matrix has two names on one rank
+            return list(dict.fromkeys(named[name] for name in sorted(named)))
+        tied_weight = self.tied_weight()
+        return [] if tied_weight is None else [tied_weight]
+
+    def counted_weights(self) -> Iterator[nn.Parameter]:
+        """This rank's parameters without those that another rank counts as its own."""
+        stages = list(self.stages)
+        if self.is_bidirectional:
+            stages = stages[:1]  # the other chunk is another rank's first
+        done: set[nn.Parameter] = set()
+        if self.has_tied_copies and stages[-1].is_last:
+            done.add(stages[-1].lm_head.weight)  # the first stage counts the matrix
+        for stage in stages:
+            for weight in stage.parameters():
+                if weight not in done:
+                    done.add(weight)
+                    yield weight
 
     def step(
         self,
@@ -157,16 +200,16 @@ class Pipeline:
                 f"schedule is for {len(schedule)} ranks of {chunks(schedule)} chunks,"
                 f" the pipeline has {self.p} of {self.v}"
             )
-        check(schedule, len(microbatches))
+        check(schedule, len(microbatches), self.layout)
         shares = loss_shares([targets for _, targets in microbatches], weighting)
 
-        # This step's tied gradient is collected alone. What `.grad` held before is
-        # already the sum of both copies: to add it up again would count it twice.
-        tied_weight = self.tied_weight()
-        earlier_tied_grad = None
-        if tied_weight is not None:
-            earlier_tied_grad = tied_weight.grad
-            tied_weight.grad = None
+        # This step's gradients of copied weights are collected alone. What `.grad` held
+        # before is already the sum of both copies: to add it up again would count it
+        # twice.
+        copied_weights = self.copied_weights()
+        earlier_grads = [weight.grad for weight in copied_weights]
+        for weight in copied_weights:
+            weight.grad = None
 
         ops = schedule[self.comm.rank]
         run = PipelineStep(self, microbatches, shares)
@@ -175,11 +218,16 @@ class Pipeline:
             run.execute(op)
         run.wait_for_sends()
 
-        if tied_weight is not None and tied_weight.grad is not None:
-            tied_weight.grad = self.tied_group.all_reduce(tied_weight.grad)
-            if earlier_tied_grad is not None:
-                tied_weight.grad = tied_weight.grad + earlier_tied_grad
-        return self.comm.broadcast(run.loss, self.rank_of[self.stage_count - 1]).item()
+        for weight, earlier_grad in zip(copied_weights, earlier_grads, strict=True):
+            if weight.grad is None:
+                continue
+            weight.grad = self.copies_group.all_reduce(weight.grad)
+            if earlier_grad is not None:
+                weight.grad = weight.grad + earlier_grad
+        if self.is_bidirectional:  # the first rank and the last have half of it each
+            return self.comm.all_reduce(run.loss).item()
+        last_rank = self.rank_of[self.stage_count - 1, 0]
+        return self.comm.broadcast(run.loss, last_rank).item()
 
 
 def loss_shares(
@@ -204,27 +252,20 @@ def loss_shares(
 def clip_grad_norm(pipe: Pipeline, limit: float) -> float:
     """Scale all ranks' gradients to a common norm of at most `limit`.
 
-    Returns the norm before. The tied matrix counts once though two ranks have it. As
+    Returns the norm before. A weight counts once though two ranks have it. As
     `torch.nn.utils.clip_grad_norm_` on the whole model.
     """
-    # The last stage's copy is scaled, but not counted: the first stage counts its own.
-    tied_copy = None
-    if any(stage.is_last for stage in pipe.stages):
-        tied_copy = pipe.tied_weight()
-
-    local_grads: list[Tensor] = []
+    # Copies are scaled, but counted on one rank only.
     square_sum = torch.zeros((), device=pipe.comm.device)
-    for weight in pipe.parameters():
-        if weight.grad is None:
-            continue
-        local_grads.append(weight.grad)
-        if weight is not tied_copy:
+    for weight in pipe.counted_weights():
+        if weight.grad is not None:
             square_sum = square_sum + weight.grad.float().square().sum()
 
     norm = pipe.comm.all_reduce(square_sum).sqrt().item()
     scale = min(1.0, limit / (norm + 1e-6))
-    for grad in local_grads:
-        grad.mul_(scale)
+    for weight in pipe.parameters():
+        if weight.grad is not None:
+            weight.grad.mul_(scale)
     return norm
 
 
@@ -241,6 +282,7 @@ class Message(NamedTuple):
     carries: Carries
     microbatch: int
     to_stage: int
+    direction: int = 0
 
 
 class PipelineStep:
@@ -276,27 +318,29 @@ class PipelineStep:
         """The message that an op waits for, if it waits for one."""
         kind, i, chunk = op
         s = self.stage(chunk)
+        direction = self.pipe.direction(chunk)
         if kind == Kind.FORWARD and s > 0:
-            return Message(Carries.HIDDEN, i, s)
+            return Message(Carries.HIDDEN, i, s, direction)
         if kind in GRADIENT_KINDS and s < self.pipe.stage_count - 1:
-            return Message(Carries.GRADIENT, i, s)
+            return Message(Carries.GRADIENT, i, s, direction)
         return None
 
     def output_of(self, op: Op) -> Message | None:
         """The message that an op's result becomes, if another stage needs it."""
         kind, i, chunk = op
         s = self.stage(chunk)
+        direction = self.pipe.direction(chunk)
         if kind == Kind.FORWARD and s < self.pipe.stage_count - 1:
-            return Message(Carries.HIDDEN, i, s + 1)
+            return Message(Carries.HIDDEN, i, s + 1, direction)
         if kind in GRADIENT_KINDS and s > 0:
-            return Message(Carries.GRADIENT, i, s - 1)
+            return Message(Carries.GRADIENT, i, s - 1, direction)
         return None
 
     def source(self, message: Message) -> int:
         """The rank that sends a message."""
         if message.carries is Carries.HIDDEN:
-            return self.pipe.rank_of[message.to_stage - 1]
-        return self.pipe.rank_of[message.to_stage + 1]
+            return self.pipe.rank_of[message.to_stage - 1, message.direction]
+        return self.pipe.rank_of[message.to_stage + 1, message.direction]
 
     def tag(self, message: Message) -> int:
         """A number of its own for each message of the step."""
@@ -345,14 +389,16 @@ class PipelineStep:
 
         Its gradient is here, so h has certainly arrived, and the wait ends at once.
         """
-        message = Message(Carries.HIDDEN, i, self.stage(chunk) + 1)
+        next_stage = self.stage(chunk) + 1
+        direction = self.pipe.direction(chunk)
+        message = Message(Carries.HIDDEN, i, next_stage, direction)
         handle = self.in_flight.pop(message, None)
         if handle is not None:
             handle.wait()
 
     def send(self, message: Message, x: Float[Tensor, "B T d"]) -> None:
         """Send x to the rank of the message's stage, which may be this one."""
-        target = self.pipe.rank_of[message.to_stage]
+        target = self.pipe.rank_of[message.to_stage, message.direction]
         if target == self.pipe.comm.rank:
             self.inbox[message] = x
         else:

@@ -18,7 +18,9 @@ here: their backward is always split.
 A chunk is a run of layers. All chunks, in the order of the layers, are the stages
 0 … S − 1, S = p·v. `stage_of` says which stage a rank's chunk is. In the "loop" layout
 rank r has the stages r, p + r, 2p + r …; in the "v" layout every second round goes
-backwards.
+backwards. In the "bidirectional" layout (see `dualpipe`) there are p stages, and rank r
+has stage r for the microbatches of the first half, and a copy of stage p − 1 − r for
+those of the second half, which go the other way.
 
     schedule       bubble / work        microbatches that rank r holds
     naive          p − 1                1
@@ -61,7 +63,8 @@ class Kind(StrEnum):
 Op = tuple[str, int, int]
 Schedule = list[list[Op]]
 KINDS = tuple(Kind)
-LAYOUTS = ("loop", "v")
+BIDIRECTIONAL = "bidirectional"
+LAYOUTS = ("loop", "v", BIDIRECTIONAL)
 
 
 def naive(p: int, m: int) -> Schedule:
@@ -238,9 +241,28 @@ def stage_of(rank: int, chunk: int, p: int, layout: str = "loop") -> int:
     """The stage, 0 … S − 1, that is this rank's chunk."""
     if layout not in LAYOUTS:
         raise ValueError(f"layout={layout!r} must be one of {', '.join(LAYOUTS)}")
-    runs_backwards = layout == "v" and chunk % 2 == 1
+    runs_backwards = layout != "loop" and chunk % 2 == 1
     place_in_round = p - 1 - rank if runs_backwards else rank
+    if layout == BIDIRECTIONAL:
+        return place_in_round
     return chunk * p + place_in_round
+
+
+def stage_count(p: int, v: int, layout: str = "loop") -> int:
+    """S, the number of stages that a microbatch passes."""
+    return p if layout == BIDIRECTIONAL else p * v
+
+
+def chunks_of(i: int, m: int, v: int, layout: str = "loop") -> tuple[int, ...]:
+    """The chunks that microbatch i passes on every rank."""
+    if layout == BIDIRECTIONAL:
+        return (0,) if i < m // 2 else (1,)
+    return tuple(range(v))
+
+
+def chunks_per_share(v: int, layout: str = "loop") -> int:
+    """How many of a rank's chunks are the p-th part of the model."""
+    return 1 if layout == BIDIRECTIONAL else v
 
 
 def chunks(schedule: Schedule) -> int:
@@ -253,11 +275,12 @@ def microbatch_count(schedule: Schedule) -> int:
     return 1 + max((i for ops in schedule for _, i, _ in ops), default=-1)
 
 
-def check(schedule: Schedule, m: int | None = None) -> None:
+def check(schedule: Schedule, m: int | None = None, layout: str = "loop") -> None:
     """Each rank does each microbatch of each chunk once: F, later B, or I and later W.
 
     Args:
         m: the number of microbatches; None: as many as the schedule names.
+        layout: "bidirectional": each microbatch in one chunk only, see `chunks_of`.
     Raises:
         ValueError: the first rank and op that is missing, double, out of order or
             unknown.
@@ -269,9 +292,14 @@ def check(schedule: Schedule, m: int | None = None) -> None:
         done: set[Op] = set()
         for op in ops:
             _check_op(op, rank, m, done)
+            if op[2] not in chunks_of(op[1], m, v, layout):
+                raise ValueError(
+                    f"rank {rank} does {op[0]} of microbatch {op[1]} in chunk {op[2]},"
+                    " which is the other half's"
+                )
             done.add(op)
         for i in range(m):
-            for chunk in range(v):
+            for chunk in chunks_of(i, m, v, layout):
                 if ("B", i, chunk) not in done and ("W", i, chunk) not in done:
                     raise ValueError(
                         f"rank {rank} never finishes the backward of microbatch {i},"
@@ -301,15 +329,20 @@ def _check_op(op: Op, rank: int, m: int, done: set[Op]) -> None:
 
 
 def peak_microbatches(
-    schedule: Schedule, full: float = 1.0, pending: float = 0.0
+    schedule: Schedule,
+    full: float = 1.0,
+    pending: float = 0.0,
+    layout: str = "loop",
 ) -> list[float]:
     """The most that each rank holds at once, in microbatches of all its layers.
+
+    In the "bidirectional" layout: of the p-th part of the model.
 
     Args:
         full: what a microbatch holds from F to B or I (Qi et al.: M_B).
         pending: what it holds from I to W (M_W).
     """
-    v = chunks(schedule)
+    per_share = chunks_per_share(chunks(schedule), layout)
     change = {"F": full, "B": -full, "I": pending - full, "W": -pending}
     peaks = []
     for ops in schedule:
@@ -318,7 +351,7 @@ def peak_microbatches(
         for kind, _, _ in ops:
             now += change[kind]
             peak = max(peak, now)
-        peaks.append(peak / v)
+        peaks.append(peak / per_share)
     return peaks
 
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from llmlab.models.attention import sdpa
 from llmlab.models.llama import Llama, rope_tables
-from llmlab.parallelism.pipeline.schedules import stage_of
+from llmlab.parallelism.pipeline.schedules import stage_count, stage_of
 
 
 class Stage(nn.Module):
@@ -120,16 +120,16 @@ def split(
     Each rank calls it on the same model, and drops the model afterwards.
 
     Args:
-        v: chunks per rank; there are p·v stages.
+        v: chunks per rank; there are p·v stages, or p in the "bidirectional" layout.
         layers: how many layers each stage gets (see `layer_ranges`).
-        layout: "loop" or "v" (see `schedules`).
+        layout: "loop", "v" or "bidirectional" (see `schedules`).
     """
-    stage_count = p * v
-    ranges = layer_ranges(len(model.model.layers), stage_count, layers)
+    S = stage_count(p, v, layout)
+    ranges = layer_ranges(len(model.model.layers), S, layers)
     stages = []
     for chunk in range(v):
         s = stage_of(rank, chunk, p, layout)
         is_first = s == 0
-        is_last = s == stage_count - 1
+        is_last = s == S - 1
         stages.append(Stage(model, ranges[s], is_first, is_last))
     return stages

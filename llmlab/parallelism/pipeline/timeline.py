@@ -3,21 +3,25 @@
     T_F, T_I, T_W   seconds of a rank's whole share of a microbatch; a chunk takes 1/v
                     of it; T_B = T_I + T_W
     T_comm          seconds from the end of an op to the arrival of its result on
-                    another rank
+                    another rank; links between two ranks may have their own
+    T_F&B           seconds of a forward and a backward that a rank runs as one, where
+                    the schedule pairs them (see `dualpipe`)
     p, v, m         ranks, chunks per rank, microbatches
-    i, s            a microbatch, a stage (0 … S − 1, S = p·v)
+    i, s            a microbatch, a stage (0 … S − 1; S = p·v, see `stage_count`)
 
 An op begins when its rank is free and its inputs are there. F needs F of the stage
 before. I and B need that of the stage after; on the last stage they need the F of the
-same microbatch. W needs its I. Sending costs the sender nothing.
+same microbatch. W needs its I. Sending costs the sender nothing. A pair begins when the
+inputs of both are there, and both results are there when it ends.
 
 The chart draws what the simulator, or a real run, has found.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from llmlab.parallelism.pipeline.schedules import (
@@ -26,8 +30,12 @@ from llmlab.parallelism.pipeline.schedules import (
     Schedule,
     check,
     chunks,
+    chunks_per_share,
+    stage_count,
     stage_of,
 )
+
+Pairs = Sequence[AbstractSet[int]]  # for each rank: where in its list a pair begins
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,17 @@ class Costs:
     I: float = 1.0  # noqa: E741  the paper's letter
     W: float = 1.0
     comm: float = 0.0
+    # a forward and a backward that run as one; None: one after the other
+    pair: float | None = None
+    # (rank, rank), the smaller first: seconds of a message where they are not `comm`
+    links: Mapping[tuple[int, int], float] = field(default_factory=dict, hash=False)
+
+    def message(self, source: int, target: int) -> float:
+        """Seconds of a message between two ranks; 0 on one rank."""
+        if source == target:
+            return 0.0
+        ends = (min(source, target), max(source, target))
+        return self.links.get(ends, self.comm)
 
     @property
     def B(self) -> float:
@@ -191,17 +210,32 @@ class Result(NamedTuple):
 
 
 def simulate(
-    schedule: Schedule, costs: Costs = Costs(), layout: str = "loop"
+    schedule: Schedule,
+    costs: Costs = Costs(),
+    layout: str = "loop",
+    pairs: Pairs = (),
 ) -> Timeline:
     """When each op runs: as early as its inputs allow, in the order of its rank's list.
 
+    Args:
+        pairs: for each rank the places in its list at which a forward and the backward
+            after it run as one, in `costs.pair`. The chart shows them one after the
+            other, in that time.
     Raises:
         ValueError: the schedule is not complete or a rank's list is out of order (see
-            `check`), or the ranks wait for one another in a circle: the message says
-            who waits for what.
+            `check`); a pair is not a forward and a backward; or the ranks wait for one
+            another in a circle: the message says who waits for what.
     """
-    check(schedule)
-    return _Simulation(schedule, costs, layout).run()
+    check(schedule, layout=layout)
+    for rank, places in enumerate(pairs):
+        for k in places:
+            kinds = [kind for kind, _, _ in schedule[rank][k : k + 2]]
+            if kinds not in (["F", "B"], ["F", "I"]):
+                raise ValueError(
+                    f"pairs: rank {rank} has {kinds} at {k}, not a forward and a"
+                    " backward"
+                )
+    return _Simulation(schedule, costs, layout, pairs).run()
 
 
 class Wait(NamedTuple):
@@ -228,23 +262,34 @@ def until_stuck(
     return simulation.bars, simulation.waits()
 
 
+class Made(NamedTuple):
+    """A result that is there."""
+
+    rank: int
+    when: float
+
+
 class _Simulation:
     """How far each rank has come in its list, and what is done.
 
     next_op   for each rank: the place in its list of the op that it does next
     free      for each rank: when it is done with the op before
-    done      result → the bar of the op that made it: when, and on which rank
+    done      result → when it was there, and on which rank
     """
 
-    def __init__(self, schedule: Schedule, costs: Costs, layout: str) -> None:
+    def __init__(
+        self, schedule: Schedule, costs: Costs, layout: str, pairs: Pairs = ()
+    ) -> None:
         self.schedule = schedule
         self.costs = costs
         self.layout = layout
         self.p = len(schedule)
         self.v = chunks(schedule)
+        self.pairs = pairs
+        self.per_share = chunks_per_share(self.v, layout)
         self.next_op = [0] * self.p
         self.free = [0.0] * self.p
-        self.done: dict[Result, Bar] = {}
+        self.done: dict[Result, Made] = {}
         self.bars: list[Bar] = []
 
     def run(self) -> Timeline:
@@ -267,43 +312,54 @@ class _Simulation:
     def has_ops_left(self, rank: int) -> bool:
         return self.next_op[rank] < len(self.schedule[rank])
 
+    def together(self, rank: int) -> list[Op]:
+        """The op that a rank does next, or the two of a pair."""
+        k = self.next_op[rank]
+        is_pair = bool(self.pairs) and k in self.pairs[rank]
+        return self.schedule[rank][k : k + 2 if is_pair else k + 1]
+
     def advance(self, rank: int) -> bool:
         """Do a rank's ops until one has to wait. Whether any was done."""
         has_advanced = False
         while self.has_ops_left(rank):
-            op = self.schedule[rank][self.next_op[rank]]
-            ready = self.when_ready(op, rank)
+            ops = self.together(rank)
+            ready = self.when_ready(ops, rank)
             if ready is None:
                 break
-            self.do(op, rank, ready)
+            self.do(ops, rank, ready)
             has_advanced = True
         return has_advanced
 
-    def when_ready(self, op: Op, rank: int) -> float | None:
-        """When the op's inputs are all there; None: not yet known."""
+    def when_ready(self, ops: list[Op], rank: int) -> float | None:
+        """When the ops' inputs are all there; None: not yet known."""
         ready = 0.0
-        for result in self.inputs(op, rank):
-            if result not in self.done:
-                return None
-            made = self.done[result]
-            arrival = made.end
-            if made.rank != rank:
-                arrival += self.costs.comm
-            ready = max(ready, arrival)
+        for op in ops:
+            for result in self.inputs(op, rank):
+                if result not in self.done:
+                    return None
+                made = self.done[result]
+                arrival = made.when + self.costs.message(made.rank, rank)
+                ready = max(ready, arrival)
         return ready
 
-    def do(self, op: Op, rank: int, ready: float) -> None:
-        """Write down when the op runs, and what it makes."""
-        kind, i, chunk = op
+    def do(self, ops: list[Op], rank: int, ready: float) -> None:
+        """Write down when the ops run, and what they make."""
+        times = [getattr(self.costs, kind) / self.per_share for kind, _, _ in ops]
+        shrink = 1.0
+        if len(ops) == 2 and self.costs.pair is not None:
+            shrink = self.costs.pair / self.per_share / sum(times)
         start = max(self.free[rank], ready)
-        end = start + getattr(self.costs, kind) / self.v
-        bar = Bar(rank, kind, i, chunk, start, end)
-        self.bars.append(bar)
-        stage = stage_of(rank, chunk, self.p, self.layout)
-        made = Kind.INPUT_GRAD.value if kind == Kind.BACKWARD else kind
-        self.done[Result(made, i, stage)] = bar
-        self.free[rank] = end
-        self.next_op[rank] += 1
+        finish = start + shrink * sum(times)
+        for op, seconds in zip(ops, times, strict=True):
+            kind, i, chunk = op
+            end = start + seconds * shrink
+            self.bars.append(Bar(rank, kind, i, chunk, start, end))
+            start = end
+            stage = stage_of(rank, chunk, self.p, self.layout)
+            made = Kind.INPUT_GRAD.value if kind == Kind.BACKWARD else kind
+            self.done[Result(made, i, stage)] = Made(rank, finish)
+        self.free[rank] = finish
+        self.next_op[rank] += len(ops)
 
     def inputs(self, op: Op, rank: int) -> list[Result]:
         return needs(op, rank, self.p, self.v, self.layout)
@@ -314,9 +370,11 @@ class _Simulation:
         for rank in range(self.p):
             if not self.has_ops_left(rank):
                 continue
-            op = self.schedule[rank][self.next_op[rank]]
-            missing = [x for x in self.inputs(op, rank) if x not in self.done]
-            found.append(Wait(rank, op, missing[0]))
+            for op in self.together(rank):
+                missing = [x for x in self.inputs(op, rank) if x not in self.done]
+                if missing:
+                    found.append(Wait(rank, op, missing[0]))
+                    break
         return found
 
     def deadlock(self) -> str:
@@ -342,6 +400,6 @@ def needs(op: Op, rank: int, p: int, v: int, layout: str) -> list[Result]:
         return [Result("I", i, stage)]
     # B and I need the graph of the forward, and the gradient of its output
     own_forward = Result("F", i, stage)
-    if stage == p * v - 1:
+    if stage == stage_count(p, v, layout) - 1:
         return [own_forward]
     return [own_forward, Result("I", i, stage + 1)]

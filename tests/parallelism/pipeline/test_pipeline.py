@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from llmlab.parallelism import DeadlockError, World, launch
+from llmlab.parallelism.pipeline import dualpipe, dualpipe_v
 from llmlab.parallelism.pipeline.pipeline import (
     IGNORED,
     Pipeline,
@@ -41,6 +42,12 @@ CASES = {  # schedule: (its function, chunks, layout)
     "zb-h2": (zb_h2, 1, "loop"),
     "zb-v": (zb_v, 2, "v"),
 }
+# these want 2p microbatches, and "dualpipe" an even number of ranks, too
+DUAL = {
+    "dualpipe": (dualpipe, 2, "bidirectional"),
+    "dualpipe-v": (dualpipe_v, 2, "v"),
+}
+EVERY = CASES | DUAL
 # of every case, uneven stages: one layer more than there are stages; interleaved needs
 # a multiple of p microbatches, and zb-h2 holds 2p − 1 of them
 MICROBATCHES = {1: 3, 2: 4, 3: 6, 4: 4, 6: 6}  # of each number of ranks
@@ -96,7 +103,7 @@ def whole_training(model, batch, weighting="microbatch"):
 
 
 def pipeline(comm, model, case, **options):
-    _, v, layout = CASES[case]
+    _, v, layout = EVERY[case]
     stages = split(
         model,
         comm.rank,
@@ -113,7 +120,7 @@ def piped_training(comm, model, case, batch, weighting="microbatch", layers=None
     optimizer, found = torch.optim.AdamW(pipe.parameters(), **ADAM), []
     for _ in range(STEPS):
         optimizer.zero_grad()
-        loss = pipe.step(CASES[case][0](comm.size, len(batch)), batch, weighting)
+        loss = pipe.step(EVERY[case][0](comm.size, len(batch)), batch, weighting)
         norm = clip_grad_norm(pipe, LIMIT)
         optimizer.step()
         found.append((loss, norm))
@@ -156,7 +163,7 @@ def assert_same_training(results, model, batch, weighting="microbatch"):
 
 def uneven(case, p, tied=True):
     """A model of one layer more than the case has stages, so that these are uneven."""
-    stages = p * CASES[case][1]
+    stages = p * EVERY[case][1]
     return tiny(num_hidden_layers=stages + 1, tie_word_embeddings=tied)
 
 
