@@ -252,7 +252,90 @@ compare(ranks[0][4], balance / 2, "balance loss: ours, and theirs divided by k")
 # %% [markdown]
 # transformers adds up the $k$ choices where Megatron averages them, so its loss is $k$ times as large for the same coefficient. In the tests,
 # router, capacity, dropping, loss and its gradient are those of Megatron-core 0.16.1.
+#
+# <details><summary>For the curious: what else differs between libraries and models</summary>
+#
+# If your balance loss or your routing weights differ from another code's, it may be no mistake. The folded cell gives the routers of
+# transformers 5.23 the same tokens and the same $W_g$, with 8 experts and $k = 2$.
+#
+# - **Weights.** In Mixtral the $k$ weights of a token add up to 1. Qwen3-MoE divides by their sum if `norm_topk_prob` says so, which by
+#   default it does not. DeepSeek-V2 has that setting and never reads it. DeepSeek-V3 divides, and then multiplies by 2.5. So the same
+#   weights in another model's block give outputs of another size.
+# - **Loss.** Theirs goes from $k$ to $E$, ours from 1 to $E/k$. Theirs adds up all layers before it multiplies: layers that each have a favourite
+#   of their own look balanced. Watch the layers one by one.
+# - **Padding.** In theirs it counts, unless you pass `attention_mask`. Ours counts every row that it is given: take padding out first.
+# - Theirs is not in the model's loss at all, until you set `output_router_logits=True`.
+#
+# </details>
 
+# %% tags=["hide-cell"]
+from transformers import DeepseekV2Config, DeepseekV3Config, Qwen3MoeConfig
+from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2TopkRouter
+from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3TopkRouter
+from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeTopKRouter
+
+balance_of = mixtral.load_balancing_loss_func
+one_group = {"n_routed_experts": 8, "n_group": 1, "topk_group": 1}
+ROUTERS = {
+    "Qwen3-MoE": (Qwen3MoeTopKRouter, Qwen3MoeConfig, {"num_experts": 8}),
+    "DeepSeek-V2": (DeepseekV2TopkRouter, DeepseekV2Config, one_group),
+    "DeepSeek-V3": (DeepseekV3TopkRouter, DeepseekV3Config, one_group),
+}
+
+
+def sums(router):
+    """The smallest and the largest sum of a token's weights."""
+    router.weight.data.copy_(layer.gate.weight.data)
+    total = router(x.flatten(0, 1))[1].sum(-1)
+    low, high = total.min().item(), total.max().item()
+    return f"{low:.2f}" if high - low < 1e-4 else f"{low:.2f} to {high:.2f}"
+
+
+print("sum of a token's weights   by default     norm_topk_prob=True")
+print(f"{'Mixtral':<27}{sums(mixtral.MixtralTopKRouter(config)):<15}no such setting")
+for name, (router, settings, more) in ROUTERS.items():
+    shape = {"hidden_size": 32, "num_experts_per_tok": 2} | more
+    usual, normed = (
+        sums(router(settings(**shape, **norm)))
+        for norm in ({}, {"norm_topk_prob": True})
+    )
+    print(f"{name:<27}{usual:<15}{normed}")
+
+
+def favorite(e):
+    """Logits of 16 tokens that all want expert e."""
+    return 30 * torch.eye(8)[e].repeat(16, 1)
+
+
+def our_loss(logits, k):
+    routing = moe.route(logits, k)
+    return moe.balance_loss(routing.probs, routing.load, len(logits), k).item()
+
+
+def their_loss(k, *layers, **mask):
+    return balance_of(layers, 8, k, **mask).item()
+
+
+even, padded = torch.eye(8), torch.cat([logits, 4 * torch.eye(8)[0].repeat(48, 1)])
+mask = torch.tensor([[1] * 48 + [0] * 48])
+each = [favorite(e) for e in range(8)]
+print("\nbalance loss                            theirs     ours")
+for what, theirs, mine in (
+    ("even, k = 2", their_loss(2, even), our_loss(even, 2)),
+    ("all to one expert, k = 1", their_loss(1, each[0]), our_loss(each[0], 1)),
+    (
+        "8 layers, each with its own, k = 1",
+        their_loss(1, *each),
+        sum(our_loss(one, 1) for one in each) / 8,
+    ),
+    ("48 tokens and 48 of padding, k = 2", their_loss(2, padded), our_loss(padded, 2)),
+    (
+        "the same, padding left out",
+        their_loss(2, padded, attention_mask=mask),
+        our_loss(padded[:48], 2),
+    ),
+):
+    print(f"{what:<36}{theirs:>10.2f}{mine:>9.2f}")
 # %% [markdown]
 # ## The experiment
 #

@@ -93,7 +93,8 @@ def route(logits: Float[Tensor, "T E"], k: int, renormalise: bool = True) -> Rou
     Args:
         renormalise: divide the k weights by their sum (Mixtral). A Switch router, with
             k = 1, must not: its weight would be the constant 1, and the router would
-            learn nothing from the loss.
+            learn nothing from the loss. Qwen3-MoE's and DeepSeek-V2's routers do not,
+            by default; DeepSeek-V3's does, and multiplies by 2.5.
     """
     probs = logits.float().softmax(-1)
     weights, experts = probs.topk(k, dim=-1)
@@ -141,10 +142,12 @@ def balance_loss(
 ) -> Float[Tensor, ""]:
     """L = E · Σ_e f_e P̄_e (Switch, equation 4; for any k as in Megatron-LM).
 
-    The gradient flows through P̄ only: f is a count.
+    The gradient flows through P̄ only: f is a count. From 1, when even, to E/k. That of
+    transformers goes from k to E: it does not divide f by k, and it adds up f and P̄
+    of all layers before it multiplies them, where this is the loss of one layer.
 
     Args:
-        probs: those of this process's tokens.
+        probs: those of this process's tokens. All rows count: leave padding out.
         load: assignments to each expert, dropped ones included.
         tokens: how many tokens `load` counts. With the load of all ranks, the losses
             of the ranks add up to the loss of the whole batch.
