@@ -58,6 +58,7 @@ ROPE_EXTRAS = (
     "high_freq_factor",
     "original_max_position_embeddings",
 )
+LONGROPE = ("short_factor", "long_factor", "attention_factor")
 NEEDED_BY_ROPE = {"linear": ROPE_EXTRAS[:1], "llama3": ROPE_EXTRAS}
 
 
@@ -88,7 +89,8 @@ def config_from_hf(raw: dict) -> LlamaConfig:
         )
     scaling = {}
     if rope["rope_type"] != "default":
-        scaling = {key: rope[key] for key in ("rope_type", *ROPE_EXTRAS) if key in rope}
+        keys = ("rope_type", *ROPE_EXTRAS, *LONGROPE)
+        scaling = {key: rope[key] for key in keys if key in rope}
     shape = {name: raw[name] for name in SAME_NAME if name in raw}
     return LlamaConfig(
         **shape, rope_theta=float(rope["rope_theta"]), rope_scaling=scaling
@@ -127,8 +129,10 @@ def _unsupported(raw: dict, rope: dict) -> list[str]:
     if "quantization_config" in raw:
         problems.append("quantization_config (only float weights: dequantize first)")
     rope_type = rope["rope_type"]
-    if rope_type not in ("default", "linear", "llama3"):
-        problems.append(f"rope_type={rope_type!r} (only default, linear, llama3)")
+    if rope_type not in ("default", "linear", "llama3", "longrope"):
+        problems.append(
+            f"rope_type={rope_type!r} (only default, linear, llama3, longrope)"
+        )
     for key in NEEDED_BY_ROPE.get(rope_type, ()):
         if not isinstance(rope.get(key), int | float):
             problems.append(f"rope_type={rope_type!r} without a number for {key!r}")
@@ -181,7 +185,7 @@ def load(folder: str | Path, dtype: torch.dtype = torch.float32) -> Llama:
         config = replace(config, tie_word_embeddings=False)
     with torch.device("meta"):  # no memory, and no time for an initialisation
         model = Llama(config)
-    _check(model, state)
+    check(model, state)
     state = {name: tensor.to(dtype) for name, tensor in state.items()}
     return fill(model, state).eval()
 
@@ -282,8 +286,14 @@ def _weight_files(folder: Path) -> list[Path]:
     return shards
 
 
-def _check(model: Llama, state: dict[str, Tensor]) -> None:
-    """Each parameter must have one tensor, of its shape and of a float type."""
+def check(model: Llama, state: dict[str, Tensor], against: str = "config.json") -> None:
+    """Each parameter must have one tensor, of its shape and of a float type.
+
+    Args:
+        against: what told the shape, for the message.
+    Raises:
+        ValueError: names what is missing, left over or wrong.
+    """
     # A tied weight is listed once.
     wanted = {name: p.shape for name, p in model.named_parameters()}
     wrong_shape = []
@@ -303,7 +313,7 @@ def _check(model: Llama, state: dict[str, Tensor]) -> None:
     }
     problems = [f"{what}: {_some(names)}" for what, names in found.items() if names]
     if problems:
-        raise ValueError("the tensors do not fit config.json; " + "; ".join(problems))
+        raise ValueError(f"the tensors do not fit {against}; " + "; ".join(problems))
 
 
 def _some(names: list[str], most: int = 6) -> str:

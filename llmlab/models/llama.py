@@ -48,7 +48,8 @@ class LlamaConfig:
     max_position_embeddings: int = 2048
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
-    # {}, or {"rope_type": "linear" | "llama3", "factor": …}
+    # {}, or {"rope_type": "linear" | "llama3", "factor": …}, or "longrope": a factor
+    # for each frequency, the same for short and long texts
     rope_scaling: dict = field(default_factory=dict)
     tie_word_embeddings: bool = False
     attention_bias: bool = False
@@ -81,10 +82,35 @@ class LlamaConfig:
                 f"head_dim={self.head_dim} must be even: RoPE turns pairs of channels"
             )
         kind = self.rope_scaling.get("rope_type", "default")
-        if kind not in ("default", "linear", "llama3"):
+        if kind not in ("default", "linear", "llama3", "longrope"):
             raise ValueError(
                 f"rope_scaling['rope_type']={kind!r} is not supported: use default,"
-                " linear or llama3"
+                " linear, llama3 or longrope"
+            )
+        if kind == "longrope":
+            self._check_longrope()
+
+    def _check_longrope(self) -> None:
+        """One positive factor for each pair of channels, whatever the text's length."""
+        short = self.rope_scaling.get("short_factor")
+        if not isinstance(short, list) or short != self.rope_scaling.get("long_factor"):
+            raise ValueError(
+                "rope_type='longrope' is supported where the lists short_factor and"
+                " long_factor are the same"
+            )
+        if len(short) != self.head_dim // 2 or not all(f > 0 for f in short):
+            raise ValueError(
+                f"rope_type='longrope': short_factor must be {self.head_dim // 2}"
+                f" positive numbers (half of head_dim={self.head_dim}), not"
+                f" {str(short)[:60]}"
+            )
+        strength = self.rope_scaling.get("attention_factor")
+        # None: transformers computes it, and it is 1 for a factor of at most 1
+        if strength is None and self.rope_scaling.get("factor", 2) <= 1:
+            strength = 1
+        if strength != 1:
+            raise ValueError(
+                f"rope_type='longrope': attention_factor={strength} must be 1"
             )
 
 
@@ -114,6 +140,8 @@ def rope_frequencies(config: LlamaConfig) -> Float[Tensor, "half_head"]:
             return theta / scaling["factor"]
         case "llama3":
             return _llama3_frequencies(theta, scaling)
+        case "longrope":
+            return theta / torch.tensor(scaling["short_factor"])
     return theta
 
 

@@ -22,6 +22,16 @@ VARIANTS = {
     "biases": {"attention_bias": True, "mlp_bias": True},
     "head_dim": {"head_dim": 12, "num_key_value_heads": 2},
     "linear rope": {"rope_scaling": {"rope_type": "linear", "factor": 3.0}},
+    "a factor for each frequency": {
+        "rope_scaling": {
+            "rope_type": "longrope",
+            "short_factor": [1.0, 1.5, 3.0, 8.0],
+            "long_factor": [1.0, 1.5, 3.0, 8.0],
+            "factor": 1.0,
+            "attention_factor": 1.0,
+            "original_max_position_embeddings": 2048,
+        },
+    },
     "llama3 rope": {
         "rope_theta": 500.0,
         "rope_scaling": {

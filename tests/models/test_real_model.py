@@ -13,6 +13,7 @@ import torch
 
 from llmlab.models import fetching, gguf_import, real_model
 from llmlab.models.llama import rope_frequencies, rope_tables, rotate
+from tests.models import gguf_files
 from tests.models.hugging_face import make
 
 
@@ -39,61 +40,10 @@ def test_half_split_undoes_llama_cpps_order():
 @pytest.fixture
 def small_gguf(tmp_path):
     """A tiny Llama as llama.cpp would store it, and the model that it was made from."""
-    from gguf import GGUFWriter, TokenType
-
     model = make(
         tie_word_embeddings=True, num_key_value_heads=2, rms_norm_eps=1e-5, vocab_size=8
     )
-    c, writer = model.config, GGUFWriter(str(tmp_path / "small.gguf"), "llama")
-    writer.add_vocab_size(c.vocab_size)
-    writer.add_embedding_length(c.hidden_size)
-    writer.add_feed_forward_length(c.intermediate_size)
-    writer.add_block_count(c.num_hidden_layers)
-    writer.add_head_count(c.num_attention_heads)
-    writer.add_head_count_kv(c.num_key_value_heads)
-    writer.add_context_length(c.max_position_embeddings)
-    writer.add_layer_norm_rms_eps(c.rms_norm_eps)
-    writer.add_rope_freq_base(c.rope_theta)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
-    tokens = ["<|end|>", "<|im_start|>", "<|im_end|>", "a", "b", "ab", "1", "2"]
-    writer.add_token_list(tokens)
-    writer.add_token_types([TokenType.CONTROL] * 3 + [TokenType.NORMAL] * 5)
-    writer.add_token_merges(["a b"])
-    for add in (
-        writer.add_bos_token_id,
-        writer.add_eos_token_id,
-        writer.add_unk_token_id,
-        writer.add_pad_token_id,
-    ):
-        add(2)
-    writer.add_chat_template(
-        "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if"
-        " add_generation_prompt %}ab{% endif %}"
-    )
-    heads = {"attn_q": 4, "attn_k": 2}
-    names = {v: k for k, v in gguf_import.NAMES.items()} | {
-        v: k for k, v in gguf_import.OUTSIDE.items()
-    }
-    for name, p in model.named_parameters():
-        weight = p.detach().numpy()
-        place = name.removesuffix(".weight")
-        block = place.split(".")[2] if ".layers." in place else None
-        part = names[".".join(place.split(".")[3:]) if block else place]
-        if part in heads:
-            weight = np.ascontiguousarray(
-                weight.reshape(heads[part], 2, 4, -1)
-                .swapaxes(1, 2)
-                .reshape(weight.shape)
-            )
-        writer.add_tensor(
-            f"blk.{block}.{part}.weight" if block else f"{part}.weight", weight
-        )
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return tmp_path / "small.gguf", model
+    return gguf_files.write(model, tmp_path / "small.gguf"), model
 
 
 def test_convert_gives_back_the_model_and_its_tokenizer(small_gguf, tmp_path):
