@@ -135,8 +135,16 @@ def orthogonality(
     return torch.linalg.norm(P.T @ P - eye), torch.linalg.norm(Q @ Q.T - eye)
 
 
+FACTORS = ("lora_A", "lora_E", "lora_B")
+# What the budget knows of a layer: Ī and Ū of each factor, and which triplets it keeps.
+# They are buffers, so that a state dict holds all that training needs to go on.
+SMOOTH = {factor: f"smooth_{factor}" for factor in FACTORS}
+UNSURE = {factor: f"unsure_{factor}" for factor in FACTORS}
+KNOWN = (*SMOOTH.values(), *UNSURE.values(), "kept")
+
+
 class SVDLinear(walk.Wrapper):
-    """A frozen linear and the triplets beside it."""
+    """A frozen linear, the triplets beside it, and what the budget knows of them."""
 
     def __init__(
         self,
@@ -161,6 +169,19 @@ class SVDLinear(walk.Wrapper):
         self.lora_A = nn.Parameter(normal(r, linear.in_features))
         self.lora_E = nn.Parameter(torch.zeros(r, 1, **like))
         self.lora_B = nn.Parameter(normal(linear.out_features, r))
+        # how often the budget was asked, and what it knows: nothing yet
+        self.register_buffer("steps", torch.tensor(0, device=linear.weight.device))
+        for name in KNOWN:
+            self.register_buffer(name, None)
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+        """Make room for what the state dict knows, and forget what it does not know."""
+        for name in KNOWN if f"{prefix}steps" in state_dict else ():
+            found = state_dict.get(f"{prefix}{name}")
+            if found is not None:
+                found = torch.empty_like(found, device=self.lora_A.device)
+            setattr(self, name, found)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @property
     def merged(self) -> bool:
@@ -192,6 +213,11 @@ class SVDLinear(walk.Wrapper):
         self.lora_A = nn.Parameter(A, requires_grad=trains)
         self.lora_E = nn.Parameter(E, requires_grad=trains)
         self.lora_B = nn.Parameter(B, requires_grad=trains)
+        for name in KNOWN:
+            known = getattr(self, name)
+            if known is not None:
+                by_column = name.endswith("lora_B")
+                setattr(self, name, known[:, kept] if by_column else known[kept])
 
     def merge(self) -> None:
         """W₀ + ΔW, summed in fp32 or better.

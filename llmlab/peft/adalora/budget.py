@@ -15,15 +15,19 @@ code, w is what the update made of it; algorithm 1 scores before that.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from llmlab.peft.adalora.adalora import AdaLoRAConfig, layers_of
-
-FACTORS = ("lora_A", "lora_E", "lora_B")
+from llmlab.peft.adalora.adalora import (
+    FACTORS,
+    SMOOTH,
+    UNSURE,
+    AdaLoRAConfig,
+    layers_of,
+)
 
 
 def budget(step: int, config: AdaLoRAConfig, layers: int) -> int:
@@ -90,16 +94,47 @@ def keep_best(
 
 @dataclass
 class RankAllocator:
-    """Ī and Ū of every number of every triplet, and the masks that follow from them."""
+    """Ī and Ū of every number of every triplet, and the masks that follow from them.
+
+    The layers hold them, as buffers: a new allocator on a model with the state dict of
+    an old one goes on where that stopped.
+    """
 
     model: nn.Module
-    smooth: dict[str, Tensor] = field(default_factory=dict)
-    unsure: dict[str, Tensor] = field(default_factory=dict)
-    kept: dict[str, Tensor] | None = None  # the masks of the last allocation, by layer
 
     def __post_init__(self) -> None:
         self.layers = layers_of(self.model)
         self.config = next(iter(self.layers.values())).config
+
+    @property
+    def smooth(self) -> dict[str, Tensor]:
+        """Ī, by `<layer>.<factor>`; empty before the first step and after the last."""
+        return self._known(SMOOTH)
+
+    @property
+    def unsure(self) -> dict[str, Tensor]:
+        """Ū, likewise."""
+        return self._known(UNSURE)
+
+    def _known(self, names: dict[str, str]) -> dict[str, Tensor]:
+        found = {}
+        for name, layer in self.layers.items():
+            for factor in FACTORS:
+                known = getattr(layer, names[factor])
+                if known is not None:
+                    found[f"{name}.{factor}"] = known
+        return found
+
+    @property
+    def kept(self) -> dict[str, Tensor] | None:
+        """The masks of the last allocation, by layer."""
+        masks = {name: layer.kept for name, layer in self.layers.items()}
+        return None if any(mask is None for mask in masks.values()) else masks
+
+    @kept.setter
+    def kept(self, masks: dict[str, Tensor]) -> None:
+        for name, layer in self.layers.items():
+            layer.kept = masks[name]
 
     @torch.no_grad()
     def step(self, t: int) -> int:
@@ -108,8 +143,9 @@ class RankAllocator:
         Returns the budget b(t).
 
         Raises:
-            ValueError: a gradient is missing.
+            ValueError: a gradient is missing, or t is not the next step.
         """
+        self._check_next(t)
         b = budget(t, self.config, len(self.layers))
         end = self.config.total_step - self.config.tfinal
         if t < end:
@@ -118,10 +154,25 @@ class RankAllocator:
             if t <= end:
                 self.kept = keep_best(self.scores(), b)
             self._mask()
-        if t == end:  # the ranks are final
-            self.smooth = {}
-            self.unsure = {}
+        for layer in self.layers.values():
+            if t == end:  # the ranks are final
+                for name in (*SMOOTH.values(), *UNSURE.values()):
+                    setattr(layer, name, None)
+            layer.steps += 1
         return b
+
+    def _check_next(self, t: int) -> None:
+        """Raises: ValueError: the layers have taken more or fewer steps than t."""
+        # one transfer from an accelerator, not one for each layer
+        taken = torch.stack([layer.steps for layer in self.layers.values()]).tolist()
+        for name, steps in zip(self.layers, taken, strict=True):
+            if steps != t:
+                raise ValueError(
+                    f"t={t} is not the next step: {name} has taken {steps}."
+                    " To go on with training, load the state dict of the model that"
+                    " was trained: it holds what the budget knows, and an adapter's"
+                    " folder does not"
+                )
 
     def _observe(self) -> None:
         """Update Ī and Ū of every number from its gradient."""
@@ -134,13 +185,17 @@ class RankAllocator:
                         f"{key} has no gradient: call step after backward and before"
                         " zero_grad"
                     )
-                smooth = self.smooth.setdefault(key, torch.zeros_like(w))
-                unsure = self.unsure.setdefault(key, torch.zeros_like(w))
+                for known in (SMOOTH[factor], UNSURE[factor]):
+                    if getattr(layer, known) is None:
+                        setattr(layer, known, torch.zeros_like(w))
+                smooth = getattr(layer, SMOOTH[factor])
+                unsure = getattr(layer, UNSURE[factor])
                 update(smooth, unsure, w, w.grad, self.config.beta1, self.config.beta2)
 
     def scores(self) -> dict[str, Tensor]:
         """S of each triplet, by layer."""
-        s = {key: self.smooth[key] * self.unsure[key] for key in self.smooth}
+        unsure = self.unsure
+        s = {key: smooth * unsure[key] for key, smooth in self.smooth.items()}
         found = {}
         for name in self.layers:
             s_P = s[f"{name}.lora_B"]
