@@ -734,6 +734,61 @@ import json
 print(json.dumps(zero_libraries.deepspeed_config(Settings(stage=3), ranks=8), indent=1))
 
 # %% [markdown]
+# <details><summary>For the curious: what these libraries do where one would guess otherwise</summary>
+#
+# If your losses differ from those of a run in DeepSpeed, or a model that you loaded is a little off, look here first. Seen with DeepSpeed 0.19.8 and
+# PyTorch 2.13; a test of the project runs each line.
+#
+# | what you write | one would guess | what happens |
+# |---|---|---|
+# | DeepSpeed, no `"gradient_clipping"` | no clipping | clips at the norm 1.0, as our `Adam` does; PyTorch's optimizers never clip. `0` turns it off |
+# | DeepSpeed, `"type": "Adam"` | Adam with $L_2$ | AdamW; Adam only with `"adam_w_mode": false` |
+# | `"AdamW"` without `"weight_decay"` | one default | 0, but PyTorch's 0.01 with `"torch_adam": true` |
+# | `torch.distributed.checkpoint.load` into another dtype | an error | a cast without a word; into whole numbers it cuts off |
+# | a shape or a name that is not in the checkpoint | an `Exception` | a `BaseException`: `except Exception` lets it pass, and your fallback does not run |
+# | `save` into a folder that has a checkpoint | an error, or both | a warning, and the old names are gone |
+#
+# The folded cell runs the last three. So compare dtypes before you load, and give every checkpoint a folder of its own.
+#
+# </details>
+
+# %% tags=["hide-cell"]
+import tempfile
+import warnings
+
+from torch.distributed import checkpoint
+
+warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+warnings.filterwarnings("ignore", message="Detected an existing checkpoint")
+folder, weights = tempfile.mkdtemp(), torch.tensor([1.7, 300.25, -2.5])
+checkpoint.save({"w": weights}, checkpoint_id=folder, no_dist=True)
+print(f"{'saved':<15}", *(f"{v:g}" for v in weights.tolist()))
+for dtype in (torch.bfloat16, torch.int64):
+    waiting = {"w": torch.zeros(3, dtype=dtype)}
+    checkpoint.load(waiting, checkpoint_id=folder, no_dist=True)
+    print(f"{dtype!s:<15}", *(f"{v:g}" for v in waiting["w"].tolist()))
+
+
+def load_or_start_anew(state):
+    """What a training script does; its fallback."""
+    try:
+        checkpoint.load(state, checkpoint_id=folder, no_dist=True)
+    except Exception:
+        return "starts anew"
+    return "loaded"
+
+
+try:
+    print(load_or_start_anew({"v": torch.zeros(3)}))
+except BaseException as error:
+    inside = type(error.failures[0][0]).__name__
+    print(f"the script ends with {type(error).__name__}; inside it, a {inside}")
+
+checkpoint.save({"v": weights}, checkpoint_id=folder, no_dist=True)
+names = checkpoint.FileSystemReader(folder).read_metadata().state_dict_metadata
+print("names after a second save:", ", ".join(names))
+
+# %% [markdown]
 # **The paper's Table 1**, GB per GPU, by our formulas:
 
 # %%
