@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Solutions: Pipeline parallelism
 #
-# From a formula to a rank that runs any schedule. The first three are plain functions; the last one gets a communicator
+# From a formula to a rank that runs any schedule, and then a schedule of your own. The fourth gets a communicator
 # and runs once on every rank of a `World`: if your ranks wait for each other for ever, the check says who waits for
 # whom, at once. Stuck? `check.hint("bubble")` shows a hint, and the next one when it is called again.
 
@@ -164,3 +164,42 @@ check.run_schedule(run_schedule)
 # once: rank 0 sends the next hidden state while rank 1 sends a gradient, and both wait. And the loss must be divided by the number of
 # microbatches exactly once: without it training runs with a learning rate (or a clipping) that is $m$ times off, and
 # nothing looks wrong. `kept` is the memory of the lesson: its largest size is what the schedule decides.
+
+# %% [markdown]
+# ## Exercise 5 (open challenge): beat ZB-H1
+# ●●●●● difficulty · ●●●○○ importance · 30 minutes · 3 points
+#
+# Make a schedule of your own: for each rank the list of its F, I and W. It must take less time than ZB-H1, and may hold up to twice
+# as much. The simulator judges it, with F, I and W of one unit each. *Time* is the longest time from a rank's own first op to its
+# own last. *Memory* is the most microbatches that any rank holds, each from its F to its W; ZB-H1 holds $p$, so $2p$ are allowed.
+# The check tries four sizes, all with $m \ge 2p - 1$. More than one schedule is right: how little memory does yours need?
+
+
+# %% tags=["exercise"]
+def beat_h1(p: int, m: int) -> list[list[tuple[str, int]]]:
+    """For each rank of p its ops, in order: pairs ("F", "I" or "W", microbatch)."""
+    # BEGIN SOLUTION
+    lists = []
+    for r in range(p):
+        ahead = min(2 * (p - r - 1), m)
+        late = 2 * r
+        ops = [("F", i) for i in range(ahead)]
+        for i in range(m):
+            if ahead + i < m:
+                ops.append(("F", ahead + i))
+            ops.append(("I", i))
+            if i >= late:
+                ops.append(("W", i - late))
+        ops += [("W", i) for i in range(max(m - late, 0), m)]
+        lists.append(ops)
+    return lists
+    # END SOLUTION
+
+
+# %% tags=["check"]
+check.beat_h1(beat_h1)
+
+# %% [markdown] tags=["solution"]
+# This is ZB-H2: twice the forwards ahead, and each W twice as late. Rank $r$ holds $2(p-r)-1$ microbatches up to their I, and $2r$
+# more wait for their W: $2p - 1$ on every rank. No rank waits between its first op and its last, so no schedule is faster by this
+# measure. What remains is the slant: the last rank begins $p-1$ units late, and ends as late.

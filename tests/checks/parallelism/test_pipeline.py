@@ -494,6 +494,118 @@ def gradient_rectified(inputs, weights, dy):
     return dy, lambda: [d.T @ x for d, x in zip(kept, inputs, strict=True)]
 
 
+# Exercise 5
+
+
+def zero_bubble(p, m, ahead=lambda p, r: 2 * (p - r - 1), late=lambda r: 2 * r):
+    lists = []
+    for r in range(p):
+        w = min(ahead(p, r), m)
+        ops = [("F", i) for i in range(w)]
+        for i in range(m):
+            ops += [("F", w + i)] * (w + i < m) + [("I", i)]
+            ops += [("W", i - late(r))] * (i >= late(r))
+        lists.append(ops + [("W", i) for i in range(max(m - late(r), 0), m)])
+    return lists
+
+
+def h1_again(p, m):
+    return zero_bubble(p, m, lambda p, r: p - r - 1, lambda r: r)
+
+
+def plain_1f1b(p, m):
+    return [
+        [op for op in [*phases(m, min(p - r - 1, m))] if op[1] < m] for r in range(p)
+    ]
+
+
+def all_weights_at_the_end(p, m):
+    return zero_bubble(p, m, late=lambda r: m)
+
+
+def too_far_ahead(p, m):
+    return zero_bubble(p, m, ahead=lambda p, r: 3 * (p - r - 1))
+
+
+def everything_ahead(p, m):
+    return zero_bubble(p, m, ahead=lambda p, r: m)
+
+
+def weights_forgotten(p, m):
+    return [[op for op in ops if op[0] != "W"] for ops in zero_bubble(p, m)]
+
+
+def one_rank_turned_round(p, m):
+    lists = zero_bubble(p, m)
+    turned = {"F": 0, "I": m - 1, "W": m - 1}
+    lists[-1] = [
+        (kind, m - 1 - i) if kind == "F" else (kind, turned[kind] - i)
+        for kind, i in lists[-1]
+    ]
+    return lists
+
+
+def twice_the_first(p, m):
+    lists = zero_bubble(p, m)
+    lists[0] = [*lists[0], ("W", 0)]
+    return lists
+
+
+def for_one_size_only(p, m):
+    return zero_bubble(4, 8)
+
+
+def from_one(p, m):
+    return [[(kind, i + 1) for kind, i in ops] for ops in zero_bubble(p, m)]
+
+
+def with_chunks(p, m):
+    return [[(kind, i, 0) for kind, i in ops] for ops in zero_bubble(p, m)]
+
+
+def weights_first(p, m):
+    return [
+        sorted(ops, key=lambda op: (op[1], "FWI".index(op[0])))
+        for ops in zero_bubble(p, m)
+    ]
+
+
+def greedy(p, m):
+    """Right: on a clock, each rank does what is there, first an I, then an F, then a
+    W.
+    """
+    ops = [[] for _ in range(p)]
+    done = {}  # (kind, microbatch, rank) → the time at which it is there
+
+    def there(kind, i, r, now):
+        return done.get((kind, i, r), now + 1) <= now
+
+    def choose(r, now):
+        f, b, w = (sum(kind == k for kind, _ in ops[r]) for k in "FIW")
+        gradient = there("F", b, r, now) and (r == p - 1 or there("I", b, r + 1, now))
+        if b < m and gradient:
+            return "I", b
+        input_is_there = r == 0 or there("F", f, r - 1, now)
+        if f < m and f - w < 2 * p - 1 and f - b < 2 * (p - r) - 1 and input_is_there:
+            return "F", f
+        if w < b:
+            return "W", w
+        return None
+
+    for now in range(10 * m * p):
+        chosen = [choose(r, now) for r in range(p)]
+        for r, op in enumerate(chosen):
+            if op is not None:
+                ops[r].append(op)
+                done[(*op, r)] = now + 1
+    return ops
+
+
+def a_little_less_memory(p, m):
+    """Right: one forward fewer ahead on rank 0, and still better than H1."""
+    return zero_bubble(p, m, ahead=lambda p, r: 2 * (p - r - 1) - (r == 0 and p > 2))
+
+
 test_wrong_answers = rejects(
     "05-parallelism/04-pipeline",
     [
@@ -571,6 +683,18 @@ test_wrong_answers = rejects(
         Wrong("backward_in_two", dx_for_dy, "before it goes on to x"),
         Wrong("backward_in_two", next_input, "another linear's input"),
         Wrong("backward_in_two", gradient_rectified, "applied to the gradient"),
+        Wrong("beat_h1", h1_again, "exactly as ZB-H1 does"),
+        Wrong("beat_h1", plain_1f1b, "where ZB-H1 takes 27"),
+        Wrong("beat_h1", all_weights_at_the_end, "takes 30 units, where ZB-H1"),
+        Wrong("beat_h1", too_far_ahead, "microbatches between their F and their W"),
+        Wrong("beat_h1", everything_ahead, "takes 30 units, where ZB-H1 takes 27"),
+        Wrong("beat_h1", weights_forgotten, "never computes W of microbatch 0"),
+        Wrong("beat_h1", one_rank_turned_round, "the ranks wait for one another"),
+        Wrong("beat_h1", twice_the_first, "does W of microbatch 0 twice"),
+        Wrong("beat_h1", for_one_size_only, "shall return 3 lists"),
+        Wrong("beat_h1", from_one, "numbered from 0"),
+        Wrong("beat_h1", with_chunks, "where a pair"),
+        Wrong("beat_h1", weights_first, "before its I"),
     ],
 )
 
@@ -581,6 +705,8 @@ test_wrong_answers = rejects(
         ("one_f_one_b", warmed_up_by_one_more),
         ("backward_in_two", mask_by_index),
         ("run_schedule", divided_at_the_end),
+        ("beat_h1", greedy),
+        ("beat_h1", a_little_less_memory),
     ],
 )
 def test_right_answers_written_otherwise(exercise, answer):

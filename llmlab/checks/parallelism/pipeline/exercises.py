@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import torch
 
+from llmlab.checks.parallelism.pipeline.challenge import check_challenge
 from llmlab.checks.parallelism.pipeline.lists import check_lists
 from llmlab.checks.parallelism.pipeline.run import (
     Problem,
@@ -424,3 +425,30 @@ def _schedules(p: int, m: int) -> dict[str, list[list[tuple[str, int]]]]:
         "1F1B": alternating,
         "GPipe's order, the last microbatch first": [forwards[::-1] + backwards] * p,
     }
+
+
+@check.exercise(
+    points=3,
+    minutes=30,
+    difficulty=5,
+    importance=3,
+    hints=(
+        (
+            "Where does a rank wait under ZB-H1? Rank 0 has done its forwards, and no"
+            " gradient is back yet. What could it do meanwhile, if it had the memory?"
+        ),
+        (
+            "The first gradient of rank r comes back 2(p − r − 1) units after its"
+            " first forward is done. That is room for as many forwards."
+        ),
+        (
+            "ZB-H2: rank r is min(2(p − r − 1), m) forwards ahead, then F and I in"
+            " turn; each W comes 2r microbatches after its I, and those that are left"
+            " come at the end."
+        ),
+    ),
+)
+def beat_h1(answer):
+    """All ranks' lists: less time than ZB-H1, and at most twice its memory."""
+    for p, m in ((4, 8), (3, 9), (2, 4), (5, 16)):
+        check_challenge(answer(p, m), p, m)
