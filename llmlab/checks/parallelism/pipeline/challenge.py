@@ -8,9 +8,7 @@ memory   the most microbatches that any rank holds, each from its F to its W (or
 from __future__ import annotations
 
 from llmlab.course.grading.checking import Mistake
-from llmlab.parallelism.pipeline import Schedule, simulate, zb_h1
-from llmlab.parallelism.pipeline.schedules import check as check_schedule
-from llmlab.parallelism.pipeline.schedules import peak_microbatches
+from llmlab.parallelism.pipeline import Schedule, schedules, simulate, zb_h1
 
 KINDS = ("F", "I", "W", "B")
 
@@ -74,7 +72,7 @@ def _check_complete(schedule: Schedule, m: int, what: str) -> None:
                     " weights get no gradient from it"
                 )
     try:
-        check_schedule(schedule, m)
+        schedules.check(schedule, m)
     except ValueError as error:
         text = str(error).replace(", chunk 0", "")
         raise Mistake(f"{what}: {text}") from error
@@ -91,8 +89,8 @@ def _time(schedule: Schedule, what: str) -> float:
 
 
 def _check_memory(schedule: Schedule, p: int, m: int, what: str, time: float) -> None:
-    held = peak_microbatches(schedule, full=1, pending=1)
-    allowed = 2 * max(peak_microbatches(zb_h1(p, m), full=1, pending=1))
+    held = schedules.peak_microbatches(schedule, full=1, pending=1)
+    allowed = 2 * max(schedules.peak_microbatches(zb_h1(p, m), full=1, pending=1))
     rank = max(range(p), key=lambda r: held[r])
     if held[rank] > allowed:
         raise Mistake(
