@@ -278,6 +278,28 @@ show(
 # Then the whole course model: two steps of training on 2 × 101 tokens, cut in three ways over 4 ranks, in threads, and the
 # ring in processes, too. With the text cut, the loss is the sum over a rank's tokens divided by the number of *all* tokens: a mean of
 # means would favour short shards. Megatron's shards must be equal, so 101 is padded to 104, with targets that do not count.
+#
+# <details><summary>For the curious: a query that may see nothing, and other masks</summary>
+#
+# A row of padding, or the piece of a ring in which every key is later, leaves a query with no key. Libraries answer differently, and
+# nothing warns. If one NaN spreads through your loss, or outputs of padding differ between two codes, this may be why. With PyTorch 2.13
+# and transformers 5.23:
+#
+# | who | what such a query gets |
+# |---|---|
+# | PyTorch's attention, mask of booleans or of $-\infty$ | 0, and no gradient |
+# | the same, with the lowest finite number in the mask | the mean of all values, hidden ones too |
+# | transformers with `"eager"`, which masks so | the mean of all values |
+# | `nn.MultiheadAttention` | NaN; with `need_weights=False` what 0 would give |
+# | a softmax by hand, with $-\infty$ | NaN |
+# | a piece of our ring | 0, with $\ell = -\infty$, which a merge leaves out |
+# | our Llama | itself: a token of padding looks at itself |
+#
+# Two more that nothing warns of. `is_causal=True` starts from the top left corner: two new tokens after three in a cache see one key and two, not four and
+# five. And transformers' `"eager"` adds a 4-D mask of booleans to the scores as 0 and 1, where `"sdpa"` takes it as a mask. The folded cell at the
+# end of this section runs PyTorch's; tests of the project run all.
+#
+# </details>
 
 
 # %% tags=["hide-input"]
@@ -409,6 +431,36 @@ for where, (loss, state) in results.items():
         for weights in (state, model.state_dict())
     ]
     compare(*flat, f"{where}: all weights")
+
+# %% tags=["hide-cell"]
+few, five = torch.randn(1, 1, 2, 4), torch.randn(1, 1, 5, 4)
+nothing, lowest = torch.zeros(2, 5, dtype=torch.bool), torch.finfo(torch.float32).min
+module = torch.nn.MultiheadAttention(4, 1, bias=False, batch_first=True)
+hidden = {"key_padding_mask": torch.ones(1, 5, dtype=torch.bool)}
+inputs = few[0], five[0], five[0]
+piece, lse = sequence.attend(few, five, five, torch.arange(2), torch.arange(2, 7))
+found = {
+    "PyTorch, booleans": F.scaled_dot_product_attention(few, five, five, nothing),
+    "PyTorch, lowest number": F.scaled_dot_product_attention(
+        few, five, five, torch.full((2, 5), lowest)
+    ),
+    "module, with weights": module(*inputs, **hidden)[0],
+    "module, without": module(*inputs, **hidden, need_weights=False)[0],
+    "by hand": torch.full((2, 5), -torch.inf).softmax(-1) @ five,
+    f"a piece of ours, ℓ = {lse.max():g}": piece,
+}
+for name, out in found.items():
+    what = "NaN" if out.isnan().all() else "something else"
+    if (out == 0).all():
+        what = "0"
+    elif torch.allclose(out, five.mean(2, keepdim=True), atol=1e-6):
+        what = "the mean of all values"
+    print(f"{name:<28}{what}")
+
+see = F.scaled_dot_product_attention(
+    few, five, torch.eye(5)[None, None], is_causal=True
+)
+print("is_causal, 2 queries and 5 keys: they see", *(see[0, 0] > 0).sum(-1).tolist())
 
 # %% [markdown]
 # ## The experiment

@@ -16,6 +16,7 @@ from llmlab.parallelism.examples.zero_libraries import import_deepspeed
 from llmlab.parallelism.zero_and_fsdp import Adam
 from tests.libraries import seen_in
 
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 SGD = {"type": "SGD", "params": {"lr": 1.0}}
 
 
