@@ -39,6 +39,7 @@ from llmlab.course.grading.guard import (
     lost_gradient,
     unwritten,
 )
+from llmlab.course.grading.repairs import repaired
 from llmlab.course.grading.resemblance import without_guess
 from llmlab.course.grading.slips import named
 from llmlab.course.grading.state import neutral
@@ -192,19 +193,37 @@ class Exercise:
     def _explained(self, mistake: Mistake, answers: tuple[Any, ...], seed: int) -> str:
         """The mistake in words, with the slip that leads to it where one is found."""
         text = str(mistake)
-        guess = not mistake.foreseen or text.startswith("right for ")
-        if not guess or len(answers) != 1 or self.in_place:
+        if mistake.foreseen and not text.startswith("right for "):
             return text
+        if len(answers) != 1 or self.in_place:
+            return self._located(text, answers, seed)
         try:
             with neutral(seed):
                 slip = named(self.lesson, self.name, self.run, answers[0])
         except (Exception, SystemExit):  # one that cannot be read tells nothing
             return text
         if slip is None:
-            return text
+            return self._located(text, answers, seed)
         if text.startswith("right for "):
             text = text.split(": ")[0]  # without its guess at the cause
         return f"{without_guess(text)}\nThis is what comes out when {slip}"
+
+    def _located(self, text: str, answers: tuple[Any, ...], seed: int) -> str:
+        """The mistake with the place in the learner's code, where one is found."""
+        try:
+            places = repaired(
+                self.lesson,
+                self.name,
+                lambda answer: self._mark((answer, *answers[1:])),
+                answers[0],
+                seed,
+            )
+        except (Exception, SystemExit):
+            return text
+        if not places:
+            return text
+        where = "\nand at ".join(map(str, places))
+        return f"{without_guess(text)}\nIt comes out right with a change at {where}"
 
     def _fails(self, outcome: str, message: str, detail: str = "") -> Verdict:
         return Verdict(self.name, outcome, 0, self.points, message, detail)

@@ -69,3 +69,20 @@ def close(got: Any, right: Any, tol: float = 1e-5) -> bool:
     if g is None or r is None:
         return type(got) is type(right) and bool(got == right)
     return g.shape == r.shape and not bool(wrong_places(g, r, tol).any())
+
+
+def share(got: Any, right: Any, tol: float = 1e-5) -> float:
+    """The share of a value that is right, from 0 to 1; 1 where the two are close."""
+    if close(got, right, tol):
+        return 1.0
+    if isinstance(right, list | tuple) and isinstance(got, list | tuple):
+        pairs = zip(got, right, strict=False)
+        parts = [share(g, r, tol) for g, r in pairs]
+        return sum(parts) / max(len(got), len(right))
+    if isinstance(right, Mapping) and isinstance(got, Mapping):
+        parts = [share(got[key], right[key], tol) for key in right.keys() & got.keys()]
+        return sum(parts) / len(right.keys() | got.keys())
+    g, r = as_tensor(got), as_tensor(right)
+    if g is None or r is None or g.shape != r.shape or not r.numel():
+        return 0.0
+    return 1.0 - float(wrong_places(g, r, tol).double().mean())

@@ -81,7 +81,7 @@ def _sameness(
     sentence must be the same, with its counts and sizes.
     """
     started = time.monotonic()
-    calls = _calls(run, worked)
+    calls = plain_calls(run, worked)
     if time.monotonic() - started > SECONDS / 10:
         return None  # the check takes too long to be run often
     if not calls:
@@ -94,8 +94,8 @@ def _sameness(
             return all(_said(run, function, s) == t for s, t in enumerate(texts))
 
         return same
-    theirs = [_result(answer, call) for call in calls]
-    right = [_result(worked, call) for call in calls]
+    theirs = [result_of(answer, call) for call in calls]
+    right = [result_of(worked, call) for call in calls]
     if not _tells_much(theirs, right):
         return None
     return lambda function: _gives(function, calls, theirs)
@@ -143,7 +143,7 @@ def _cells(source: str) -> Iterator[tuple[str, str]]:
     yield from zip(parts[::2], parts[1::2], strict=True)
 
 
-def _calls(run: Callable[[Callable], None], worked: Callable) -> list[list[Any]]:
+def plain_calls(run: Callable[[Callable], None], worked: Callable) -> list[list[Any]]:
     """The arguments with which the check calls a right answer."""
     calls: list[list[Any]] = []
 
@@ -171,7 +171,7 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, kinds)
 
 
-def _result(function: Callable, call: list[Any]) -> Any:
+def result_of(function: Callable, call: list[Any]) -> Any:
     """What a call returns; the type of the error when it raises one."""
     try:
         with torch.no_grad():
@@ -182,7 +182,7 @@ def _result(function: Callable, call: list[Any]) -> Any:
 
 def _gives(function: Callable, calls: list[list[Any]], theirs: list[Any]) -> bool:
     for call, wanted in zip(calls, theirs, strict=True):
-        if not close(_result(function, call), wanted):
+        if not close(result_of(function, call), wanted):
             return False
     return True
 
@@ -268,18 +268,18 @@ class _Places:
 
     def with_change(self, node: ast.AST, new: ast.AST) -> ast.FunctionDef:
         """A copy of the function with `new` in the place of `node`."""
-        return _copied(self.tree, node, new)
+        return replaced(self.tree, node, new)
 
 
-def _copied(tree: Any, node: ast.AST, new: ast.AST) -> Any:
+def replaced(tree: Any, node: ast.AST, new: ast.AST) -> Any:
     """A tree with `new` for `node`; what lies beside the way to it is shared."""
     if tree is node:
         return new
     if isinstance(tree, list):
-        return [_copied(item, node, new) for item in tree]
+        return [replaced(item, node, new) for item in tree]
     if not isinstance(tree, ast.AST):
         return tree
-    fields = {name: _copied(value, node, new) for name, value in ast.iter_fields(tree)}
+    fields = {name: replaced(value, node, new) for name, value in ast.iter_fields(tree)}
     out = type(tree)(**fields)
     return ast.copy_location(out, tree)
 
@@ -443,14 +443,14 @@ ALONG = frozenset(
 
 def numbers(node: ast.AST, at: _Places) -> Iterator[Slip]:
     """Another dimension, a border moved by one, or a number that is one off."""
-    value = _integer(node)
-    if value is None or _integer(at.parents[node]) is not None:
+    value = integer(node)
+    if value is None or integer(at.parents[node]) is not None:
         return
     call = at.above(node, (ast.Call, ast.Subscript, ast.BinOp, ast.Compare))
-    if isinstance(call, ast.Call) and _is_dimension(node, call, at):
+    if isinstance(call, ast.Call) and is_dimension(node, call, at.parents):
         for other in DIMENSIONS:
             if other != value:
-                phrase = f"the {_name_of(call)} runs over another dimension"
+                phrase = f"the {name_of(call)} runs over another dimension"
                 yield f"{phrase}{at.of(call)}", ast.Constant(other)
         return
     if isinstance(call, ast.Subscript) and _is_shape(call.value):
@@ -461,27 +461,30 @@ def numbers(node: ast.AST, at: _Places) -> Iterator[Slip]:
         return
     inside = at.above(node, (ast.Subscript, ast.Call))
     is_border = isinstance(inside, ast.Subscript) or (
-        isinstance(inside, ast.Call) and _name_of(inside) in ("range", "arange")
+        isinstance(inside, ast.Call) and name_of(inside) in ("range", "arange")
     )
     for step, word in ((1, "large"), (-1, "small")):
         border = f"a border is off by one{at.of(inside)}" if is_border else ""
         yield border or f"a number is one too {word}", ast.Constant(value + step)
 
 
-def _integer(node: ast.AST) -> int | None:
+def integer(node: ast.AST) -> int | None:
     """The value of an integer, minus sign included."""
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        value = _integer(node.operand)
+        value = integer(node.operand)
         return None if value is None else -value
     if isinstance(node, ast.Constant) and type(node.value) is int:
         return node.value
     return None
 
 
-def _is_dimension(node: ast.AST, call: ast.Call, at: _Places) -> bool:
-    if _name_of(call) not in ALONG:
+def is_dimension(
+    node: ast.AST, call: ast.Call, parents: dict[ast.AST, ast.AST]
+) -> bool:
+    """Whether a number in a call says along which dimension it works."""
+    if name_of(call) not in ALONG:
         return False
-    parent = at.parents[node]
+    parent = parents[node]
     if isinstance(parent, ast.keyword):
         return parent.arg in ("dim", "dims")
     return node in (*call.args[:1], *call.args[-1:])
@@ -491,7 +494,7 @@ def _is_shape(node: ast.AST) -> bool:
     return isinstance(node, ast.Attribute) and node.attr == "shape"
 
 
-def _name_of(call: ast.Call) -> str:
+def name_of(call: ast.Call) -> str:
     """'sum' of x.sum(0) and torch.sum(x)."""
     function = call.func
     if isinstance(function, ast.Attribute):
@@ -578,7 +581,7 @@ def calls(node: ast.AST, at: _Places) -> Iterator[Slip]:
     """Another function, or none."""
     if not isinstance(node, ast.Call):
         return
-    name = _name_of(node)
+    name = name_of(node)
     function = node.func
     base = function.value if isinstance(function, ast.Attribute) else None
     is_method = base is not None and not _is_module(base)
@@ -636,7 +639,7 @@ def _is_size(node: ast.AST, at: _Places) -> bool:
     """Whether a name stands in `x.shape` or `len(x)`."""
     parent = at.parents[node]
     return _is_shape(parent) or (
-        isinstance(parent, ast.Call) and _name_of(parent) == "len"
+        isinstance(parent, ast.Call) and name_of(parent) == "len"
     )
 
 
