@@ -340,12 +340,13 @@ def read_tokenizer(reader):
     settings = {
         **{name: tokens[ids[key]] for name, key in _SPECIAL.items() if key in ids},
         "additional_special_tokens": special[1:3],
+        "chat_template": _value(reader, "tokenizer.chat_template", ""),
         "clean_up_tokenization_spaces": False,
         "model_max_length": int(_number(reader, "llama.context_length")),
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
-    if "tokenizer.chat_template" in reader.fields:
-        settings["chat_template"] = _value(reader, "tokenizer.chat_template")
+    if not settings["chat_template"]:
+        del settings["chat_template"]
     return tokenizer, {
         "tokenizer_config.json": settings,
         "generation_config.json": {

@@ -27,10 +27,16 @@ from dataclasses import dataclass, field, fields
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from llmlab.models.attention import AttentionFn, attention_mask_for, sdpa
+from llmlab.models.attention import (
+    AttentionFn,
+    Mask,
+    attention_mask_for,
+    documents_of,
+    sdpa,
+)
 from llmlab.models.cache import Cache
 
 
@@ -212,7 +218,7 @@ class Attention(nn.Module):
         self,
         x: Float[Tensor, "B T d"],
         rope: tuple[Tensor, Tensor],
-        mask: Bool[Tensor, "B_or_1 1 T S"] | None,
+        mask: Mask | None,
         cache: Cache | None,
         attention: AttentionFn,
     ) -> Float[Tensor, "B T d"]:
@@ -260,7 +266,7 @@ class Block(nn.Module):
         self,
         h: Float[Tensor, "B T d"],
         rope: tuple[Tensor, Tensor],
-        mask: Bool[Tensor, "B_or_1 1 T S"] | None,
+        mask: Mask | None,
         cache: Cache | None,
         attention: AttentionFn,
     ) -> Float[Tensor, "B T d"]:
@@ -284,7 +290,7 @@ class LlamaModel(nn.Module):
         self,
         h: Float[Tensor, "B T d"],
         positions: Int[Tensor, "B_or_1 T"],
-        mask: Bool[Tensor, "B_or_1 1 T S"] | None,
+        mask: Mask | None,
         cache: Cache | None,
         attention: AttentionFn,
     ) -> Float[Tensor, "B T d"]:
@@ -329,9 +335,7 @@ class Llama(nn.Module):
         input_ids: Int[Tensor, "batch seq"] | None = None,
         *,
         inputs_embeds: Float[Tensor, "batch seq dim"] | None = None,
-        attention_mask: (
-            Int[Tensor, "batch all_seq"] | Bool[Tensor, "batch all_seq"] | None
-        ) = None,
+        attention_mask: Tensor | None = None,
         position_ids: Int[Tensor, "batch seq"] | None = None,
         cache: Cache | None = None,
         attention: AttentionFn = sdpa,
@@ -342,10 +346,15 @@ class Llama(nn.Module):
         Args:
             input_ids: tokens.
             inputs_embeds: embeddings in place of tokens. Give one of the two.
-            attention_mask: 1 for a token, 0 for padding (left or right), over cached
-                and new tokens.
+            attention_mask: (B, S), 1 for a token and 0 for padding (left or right),
+                over cached and new tokens. Or where each query may look, (B, T, S) or
+                (B, 1 or heads, T, S): True, or what is added to its scores.
             position_ids: RoPE positions; by default they count on from the cache's
-                length.
+                length. Where they start anew in a row, another document begins, and no
+                query sees another's. As in transformers 5.23 that is so without a mask
+                and without a cache: with one of them, give a mask of documents
+                (`attention.document_mask`). There a call makes a cache unless it is
+                told use_cache=False, and then documents see each other.
             cache: keys and values of earlier tokens; it is extended in place.
             attention: (q, k, v, mask) → output; swap it to study another kernel. One
                 that has a method `check_positions` is shown the positions first.
@@ -363,11 +372,16 @@ class Llama(nn.Module):
             h = inputs_embeds
         T = h.shape[1]
         past = 0 if cache is None else cache.length
+        # an attention over a cut sequence knows where its tokens stand
+        check_positions = getattr(attention, "check_positions", None)
+        documents = None
         if position_ids is None:
             position_ids = torch.arange(past, past + T, device=h.device)[None]  # (1, T)
-        if hasattr(attention, "check_positions"):  # one that knows them already
-            attention.check_positions(position_ids)
-        mask = attention_mask_for(T, past, attention_mask, h.device)
+        elif attention_mask is None and cache is None and check_positions is None:
+            documents = documents_of(position_ids)
+        if check_positions is not None:
+            check_positions(position_ids)
+        mask = attention_mask_for(T, past, attention_mask, h.device, documents, h.dtype)
         h = self.model(h, position_ids, mask, cache, attention)
         if logits_to_keep:
             h = h[:, -logits_to_keep:]

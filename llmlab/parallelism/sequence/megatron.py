@@ -270,8 +270,9 @@ def parallelize(model: nn.Module, comm: Communicator) -> nn.Module:
     The shards are those of tensor parallelism, with g and ḡ in place of f and g. Call
     the model with all T tokens, T a multiple of the number of ranks
     (`pad_to_multiple`). The logits are those of all tokens and of this rank's ⌈V/p⌉
-    columns, for `vocab_parallel_cross_entropy`. For training: a cache and a padding
-    mask are refused.
+    columns, for `vocab_parallel_cross_entropy`. For training: a cache and a mask are
+    refused. Packed documents are kept apart as in the whole model, by `position_ids`
+    (of all T tokens) that start anew.
 
     Raises:
         ValueError: heads or MLP channels do not divide over the ranks.
@@ -308,8 +309,15 @@ class _AddPositions:
         for name in ("cache", "attention_mask", "inputs_embeds"):
             if kwargs.get(name) is not None:
                 raise ValueError(f"{name} is not supported under sequence parallelism")
-        positions = torch.arange(T, device=tokens.device)[None]  # (1, T)
-        return args, {"position_ids": positions} | kwargs
+        positions = kwargs.get("position_ids")
+        if positions is None:
+            positions = torch.arange(T, device=tokens.device)[None]  # (1, T)
+        if positions.shape[-1] != T:
+            raise ValueError(
+                f"position_ids are {positions.shape[-1]} numbers for {T} tokens: each"
+                " rank gives those of all tokens"
+            )
+        return args, kwargs | {"position_ids": positions}
 
 
 def pad_to_multiple(

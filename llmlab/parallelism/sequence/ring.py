@@ -32,9 +32,9 @@ keys are cut into tiles, so that no score matrix is larger than tile × tile. A 
 which no query may see a key is skipped. With one rank it is blockwise attention (Rabe &
 Staats 2021); the tiles alone are what FlashAttention does on one chip.
 
-Simplified: no dropout, no padding mask. NCCL can deadlock when a send and a receive are
-posted separately. There each hop is one batched call before the computation, and does
-not overlap with it.
+Simplified: no dropout, no padding mask, no packed documents. NCCL can deadlock when a
+send and a receive are posted separately. There each hop is one batched call before the
+computation, and does not overlap with it.
 
     B     batch
     H     query heads
@@ -238,7 +238,10 @@ class RingAttention:
                 is not what the cut gives this rank.
         """
         if mask is not None:
-            raise ValueError("mask must be None: the ring masks by position")
+            raise ValueError(
+                "mask must be None: the ring masks by position, and keeps no documents"
+                " apart"
+            )
         if q.shape[1] % k.shape[1]:
             raise ValueError(
                 f"{q.shape[1]} query heads must be a multiple of the {k.shape[1]}"

@@ -160,5 +160,7 @@ def check_positions(position_ids: Int[Tensor, "B Tr"], own: Int[Tensor, " Tr"]) 
         row, i = wrong.nonzero()[0].tolist()
         differs = f"put token {i} at {given[row, i]}, but it stands at {own[i]}"
     raise ValueError(
-        f"position_ids {differs}: call the model with position_ids=cut[rank][None]"
+        f"position_ids {differs}: call the model with position_ids=cut[rank][None]."
+        " Positions that start anew (packed documents) are not supported: attention"
+        " over a cut sequence does not keep documents apart"
     )

@@ -15,7 +15,7 @@ number of ranks must divide the query heads. Where it does not divide the key/va
 heads (grouped-query attention with K < p, above all), each of them is sent to
 p / gcd(K, p) ranks. That costs bytes; the result stays exact.
 
-Simplified: contiguous shards only, no padding mask.
+Simplified: contiguous shards only, no padding mask, no packed documents.
 
     B   batch
     H   query heads
@@ -142,7 +142,7 @@ class UlyssesAttention:
         if mask is not None:
             raise ValueError(
                 "mask must be None: after the exchange attention is plain causal"
-                " attention"
+                " attention, which keeps no documents apart"
             )
         if H % p:
             raise ValueError(f"{H} query heads must be a multiple of the {p} ranks")
