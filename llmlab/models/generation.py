@@ -23,7 +23,10 @@ from llmlab.models.llama import Llama
 def keep_top_k(
     logits: Float[Tensor, "batch vocab"], k: int
 ) -> Float[Tensor, "batch vocab"]:
-    """All but the k largest logits of a row become −∞ (ties with the k-th stay)."""
+    """All but the k largest logits of a row become −∞.
+
+    Ties with the k-th stay, as in transformers, so more than k can.
+    """
     if k < 1:
         raise ValueError(f"top_k={k} must be at least 1")
     smallest = logits.topk(min(k, logits.shape[-1])).values[..., -1:]
@@ -53,6 +56,9 @@ def probabilities(
 ) -> Float[Tensor, "batch vocab"]:
     """What `sample` draws from: softmax of logits / temperature, after top-k, then
     top-p. Temperature 0 is greedy.
+
+    With nothing given these are the model's own. `generate` of transformers then takes
+    the 50 likeliest only, and refuses temperature 0 where it draws.
     """
     if temperature < 0:
         raise ValueError(f"temperature={temperature} must be 0 (greedy) or positive")
