@@ -134,6 +134,21 @@ def test_one_large_gradient_holds_its_block_back_in_8_bits(small, share):
 
 
 @seen_in("bitsandbytes", "0.50.2")
+def test_the_average_of_squares_is_rounded_up_to_a_64000th_of_the_largest():
+    """So gradients below 1/√64,000 of it, about 1/250, are held back."""
+    weight = torch.nn.Parameter(torch.zeros(4096))
+    weight.grad = torch.full((4096,), 1e-6)
+    weight.grad[0] = 1.0
+    optimizer = bnb.optim.AdamW8bit([weight])
+    optimizer.step()
+    state = optimizer.state[weight]
+    levels = state["qmap2"][state["state2"].int()]
+    assert levels[0] == 1
+    assert levels[1].item() == pytest.approx(1 / 64000, rel=1e-4)
+    torch.testing.assert_close(state["absmax2"][0].item(), 0.001, rtol=1e-4, atol=0)
+
+
+@seen_in("bitsandbytes", "0.50.2")
 def test_the_first_step_is_right_and_so_are_tensors_below_4096():
     """Before the second step nothing has been rounded; a small tensor never is."""
     for settings in ({"steps": 1}, {"steps": 100, "n": 4095}):
