@@ -36,8 +36,7 @@ print(
 # No GPU of 80 GB can hold 120 GB, so data parallelism cannot even start, although the 64 of them have memory for 42 copies.
 # Tensor parallelism and pipelines would cut the model and change how it computes. ZeRO leaves the computation alone:
 # each rank still runs the whole model on its own batch. It only stops keeping what another rank keeps already.
-
-# %% [markdown]
+#
 # ## Predict
 #
 # Take the same 7.5 B parameters on 64 GPUs, with nothing kept twice.
@@ -837,8 +836,7 @@ print(
 
 # %% [markdown]
 # The predictions are the same. Less than that ran, because the formula leaves no room for activations and buffers.
-
-# %% [markdown]
+#
 # ## What to keep
 #
 # ```python
