@@ -46,7 +46,7 @@ def mfu(answer):
     n = 1e9 * _whole(300, 600)
     L = _whole(80, 120)
     H = 48
-    D = 256
+    D = 192
     T = 2048 * _whole(1, 4)
     rate = 1e3 * _whole(150, 250)
     chips = 5000

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -168,6 +171,8 @@ def accumulation(answer):
         ((64, 1, 10, 4, 1), "devices that do not divide"),
         ((80, 1, 10, 4, 1), "devices that do not divide"),  # though 80 · 4 / 10 is 32
         ((4, 1, 8), "a batch below one microbatch each"),
+        ((36, 6, 4), "a batch that 6 · 4 does not divide, though 6 and 4 do"),
+        ((5, 1, 36, 4, 6), "devices that 4 · 6 does not divide, though 4 and 6 do"),
         ((8, 1, 4, 8, 1), "devices too few for one replica"),
     ):
         try:
@@ -238,10 +243,13 @@ def _accumulated(
 )
 def loss_factor(answer):
     """The factor that makes an engine's averages a mean over tokens."""
-    for ranks, microbatches in ((2, 3), (4, 2), (3, 5), (1, 4)):
+    for ranks, microbatches in ((2, 3), (4, 3), (3, 5), (1, 4)):
         tokens = torch.randint(3, 40, (ranks, microbatches)).tolist()
         if ranks == 3:
             tokens[1][2] = 0  # a microbatch of padding alone; the engine counts it
+        if ranks == 4:
+            for row in tokens:
+                row[1] = 0  # on every rank
         what = f"loss_factor of {ranks} ranks with {microbatches} microbatches"
         got = float(
             expect(answer([list(row) for row in tokens]), kind=(int, float), what=what)
@@ -263,6 +271,7 @@ def loss_factor(answer):
         }
         own = [t for row in tokens for t in row]
         some = [t for t in own if t]
+        filled = sum(map(any, zip(*tokens, strict=True)))
         mistakes |= {
             "the engine divides already: multiply by ranks and microbatches": (
                 1 / n / (ranks * microbatches)
@@ -279,7 +288,7 @@ def loss_factor(answer):
                 sum(1 / t for t in some) / len(some)
             ),
             "a microbatch without tokens counts as well: the engine divides by all": (
-                len(some) / n
+                either(got, len(some) / n, ranks * filled / n)
             ),
             "`//` cuts off what is behind the point: the factor is below 1": 0.0,
         }
@@ -322,6 +331,7 @@ def save(answer):
             _check_renamed(folder, path, written)
         _check_crash(answer, folder, 101)
         _check_crash(answer, folder, 100)  # the newest once more
+        _check_never_gone(answer, folder, 100)
     for keep, steps in ((3, (1, 2, 3, 5, 8, 13)), (1, (7, 30))):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
@@ -389,6 +399,31 @@ def _check_saved(folder: Path, step: int, path: Path) -> None:
     rest = sorted(n for n in names - {"notes.txt"} if not n.startswith("step-"))
     if rest:
         raise Mistake(f"{rest} is left over: rename it, or remove it")
+
+
+def _check_never_gone(answer, folder: Path, step: int) -> None:
+    """A checkpoint that is written once more must be there until it is replaced."""
+    target = folder / f"step-{step:08}.pt"
+    there = []
+
+    def watched(rename: Callable) -> Callable:
+        def renames(*args: Any, **kwargs: Any) -> Any:
+            there.append(target.exists())
+            return rename(*args, **kwargs)
+
+        return renames
+
+    with (
+        patch.object(os, "rename", watched(os.rename)),
+        patch.object(os, "replace", watched(os.replace)),
+    ):
+        answer(folder, step, _writer(step, []))
+    if not all(there):
+        raise Mistake(
+            f"{target.name}, written once more, is deleted before the new one has its"
+            " name: for a moment there is none. `path.replace(target)` takes the place"
+            " of what is there in one step"
+        )
 
 
 def _check_crash(answer, folder: Path, step: int) -> None:

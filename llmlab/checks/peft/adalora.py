@@ -460,6 +460,15 @@ def budget(answer):
     )
     if answer(3, 10, 10, 9, 0, 0) != 10:
         raise Mistake("with b0 = b_T the budget stays what it is")
+    try:
+        steps = [answer(t, 10, 4, 9, 4, 5) for t in (0, 4, 5, 8)]
+    except ZeroDivisionError:
+        steps = None
+    if steps != [10, 10, 4, 4]:
+        raise Mistake(
+            "with ti + tf = T there are no steps between: up to ti the budget is b0,"
+            " then b_T; ask where t is before you divide by T − ti − tf"
+        )
 
 
 @check.exercise(

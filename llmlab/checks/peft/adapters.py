@@ -178,6 +178,8 @@ def _fused(x, z, Q, K, V) -> tuple[Tensor, dict[str, Tensor]]:
         ),
         "a matrix is transposed: weights are stored as (out, in), so multiply"
         " with Q.T, K.T and V.T": mix(transposed, z @ V),
+        "Q and K are transposed: weights are stored as (out, in), so multiply with Q.T"
+        " and K.T": mix(transposed, values),
         "Q and K are exchanged: x asks with Q, and the adapters' outputs"
         " answer with K": mix(exchanged, values),
         "the values are z @ K.T: K makes the keys, V the values": mix(soft, z @ K.T),

@@ -259,6 +259,12 @@ def fold(answer):
         "the linear's own bias b is left out: it was there before, and stays": joined(
             lambda W, b, c: c + W @ beta
         ),
+        "a linear without a bias gets one, for β: yours stays without it": torch.cat(
+            [
+                zero(c[i], i) + (0 if b[i] is None else b[i] + W[i] @ beta)
+                for i in range(3)
+            ]
+        ),
         "β is subtracted: it is added": joined(lambda W, b, c: b + c - W @ beta),
         "W is transposed: y = W x, with W (out, d)": joined(
             lambda W, b, c: b + c + (W.T if len(W) == 6 else W) @ beta

@@ -261,6 +261,9 @@ def _gated(x, w, b, mask, P_K, P_V) -> tuple[Tensor, dict[str, Tensor]]:
         ),
         "padding still counts, as σ(b): leave it out of the mean, zeroing x is"
         " not enough": made(torch.sigmoid((x * mask[..., None]) @ w + b).mean(1)),
+        "padding still adds σ(b): leave it out of the sum, zeroing x is not enough": (
+            made(torch.sigmoid((x * mask[..., None]) @ w + b).sum(1) / real)
+        ),
         "the sum is divided by the whole length: divide by the number of real tokens": (
             made((s * mask).mean(1))
         ),

@@ -276,7 +276,8 @@ def prefix_attention(answer):
     if not close(large, _attention(300 * q, k, v, prefix_k, prefix_v)):
         raise Mistake(
             "right for small scores, wrong for scores of several hundred: exp"
-            " overflows. Take the largest away first, as torch.softmax does"
+            " overflows where the largest is not taken away first, as torch.softmax"
+            " does, or a mask is a finite number, which is reached"
         )
     mask = torch.ones(T, p + T, dtype=torch.bool).tril(p)
     pair = (prefix_k[None], prefix_v[None])  # the oracle: the fused kernel

@@ -32,7 +32,8 @@ def weight_bytes(answer):
     """The bytes that a model's weights take at a precision."""
     billions = random.randrange(7, 80) * 10**9 + 1
     kinds = []
-    some = [(1000, 16), (billions, 8), (7, 4), (11, 3), (billions, 4.5), (1001, 4.25)]
+    some = [(1000, 16), (billions, 8), (7, 4), (6, 4), (11, 3), (24, 3)]
+    some += [(billions, 4.5), (1001, 4.25)]
     for params, bits in some:
         what = f"weight_bytes({params}, {bits})"
         got = expect(answer(params, bits), kind=(int, float), what=what)
@@ -258,6 +259,12 @@ def softmax(answer):
         raise Mistake(
             "with a logit of −∞ (a masked token) it holds NaN: a row's mean or least is"
             " −∞ too, and −∞ − (−∞) is NaN. Take the row's largest away"
+        )
+    low = answer(masked - 2e4)
+    if close(got, torch.softmax(masked, -1)) and not close(low, got, tol=1e-3):
+        raise Mistake(
+            "a logit of −∞ counts where the others are near −20000: any number in its"
+            " place may be reached; leave it at −∞, whose exponential is 0"
         )
     zeroed = masked.masked_fill(masked.isinf(), 0.0)
     diagnose(

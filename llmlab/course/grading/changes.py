@@ -401,6 +401,16 @@ def cases(node: ast.AST, at: Code) -> Iterator[Edit]:
         kind = "the condition is the wrong way round"
         test = ast.UnaryOp(ast.Not(), node.test)
         yield kind, type(node)(test, node.body, node.orelse)
+    parent = at.parents.get(node)
+    is_tested = (
+        isinstance(parent, ast.If | ast.IfExp | ast.While) and node is parent.test
+    ) or isinstance(parent, ast.BoolOp)
+    if is_tested and isinstance(node, ast.Name):
+        given = ast.Compare(node, [ast.IsNot()], [ast.Constant(None)])
+        yield f"`{node.id}` counts as false where it is 0 or empty", given
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+        missing = ast.Compare(node.operand, [ast.Is()], [ast.Constant(None)])
+        yield "0 and what is empty count as false, too", missing
     if isinstance(node, ast.comprehension) and node.ifs:
         kind = "a condition is too much"
         yield kind, ast.comprehension(node.target, node.iter, [], node.is_async)

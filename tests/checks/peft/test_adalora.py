@@ -331,8 +331,10 @@ def by_lerp(smooth, unsure, w, grad, b1, b2):
 
 def in_integers(t, b0, bT, T, ti, tf):
     n = T - ti - tf
-    left = n - min(max(t - ti, 0), n)
-    return bT + (b0 - bT) * left**3 // n**3
+    left = n - min(t - ti, n)
+    if t <= ti:
+        return b0
+    return bT + (b0 - bT) * left**3 // max(n, 1) ** 3
 
 
 def by_python(lam, scores, b):

@@ -62,7 +62,7 @@ LEVELS = [
     Wrong("normal_float", sides(0, 0), "shape (17,)"),
     Wrong("normal_float", in_a_row, "none of which is 0"),
     Wrong("normal_float", even, "evenly spaced"),
-    Wrong("normal_float", table, "shape (16,)"),
+    Wrong("normal_float", table, "3 bits have 8 levels, yours are 16"),
 ]
 
 

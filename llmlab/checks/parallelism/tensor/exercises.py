@@ -78,6 +78,12 @@ def all_reduce(answer):
             " the pieces; x as one line needs less than one zero per rank, and none"
             " where its length divides",
         )
+    for dtype in (torch.float64, torch.int64):
+        xs = [torch.arange(5).to(dtype) + r for r in range(3)]
+        what = f"all_reduce(comm, x) with x in {str(dtype).removeprefix('torch.')}"
+        results, _ = on_ranks(3, lambda comm, xs=xs: answer(comm, xs[comm.rank]))
+        got = expect(results[0], shape=(5,), dtype=dtype, what=what)
+        diagnose(got, right=sum(xs), what=what)
 
 
 def _all_reduce_values(results: list, xs: list[Tensor], what: str) -> None:
@@ -398,6 +404,8 @@ def matmul_2d(answer):
     # 3 × 3 ranks with oblong blocks, 2 × 2 with square ones, one rank
     for q, m, k, n in ((3, 2, 4, 5), (2, 3, 3, 3), (1, 2, 3, 4)):
         _check_grid(answer, q, torch.randn(q * m, q * k), torch.randn(q * k, q * n))
+    X, W = torch.randn(2, 4, 6).double()
+    _check_grid(answer, 2, X, W.T)
 
 
 def _check_grid(answer, q: int, X: Tensor, W: Tensor) -> None:
@@ -408,6 +416,12 @@ def _check_grid(answer, q: int, X: Tensor, W: Tensor) -> None:
         return answer(along, down, block(X, q, i, j), block(W, q, i, j))
 
     results, ledger = on_ranks(q * q, fn)
+    if X.dtype == torch.float64:
+        what = "matmul_2d(...) of float64 blocks"
+        got, right = results[1], block(X @ W, q, 0, 1)
+        expect(got, shape=tuple(right.shape), dtype=torch.float64, what=what)
+        diagnose(got, right=right, tol=1e-10, what=what)
+        return
     # on the diagonal a rank's own blocks are partners
     for rank in sorted(range(q * q), key=lambda r: r // q == r % q):
         got = results[rank]

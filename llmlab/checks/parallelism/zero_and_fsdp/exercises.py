@@ -166,6 +166,11 @@ def my_piece(answer):
             "two parameters that hold equal numbers and are not tied",
         ),
         (8, [torch.randn(3)], "more ranks than elements"),
+        (
+            2,
+            [slanted[:2], slanted[:1], torch.randn(2)],
+            "two parameters whose numbers begin at one address",
+        ),
     ]
     for p, parameters, name in cases:
         _check_pieces(answer, p, parameters, name)
@@ -223,6 +228,10 @@ def _piece_length(
             "two parameters that only hold equal numbers were merged; compare by id,"
             " not by value"
         ): cut(distinct, p)[rank].shape,
+        (
+            "two parameters whose numbers begin at one address were merged; compare by"
+            " id, not by data_ptr"
+        ): cut([*{w.data_ptr(): w for w in reversed(once)}.values()], p)[rank].shape,
         "this is the whole line; a rank's piece is asked": (length * p,),
         "a line whose length N divides needs no padding: −n % N is 0 then": (
             ((line // p + 1),) if line % p == 0 else None

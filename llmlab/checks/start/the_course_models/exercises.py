@@ -334,7 +334,12 @@ def kneser_ney_bigram(answer):
     )
     if not close(got.double().sum(1), torch.ones(V).double()):
         raise Mistake("each row must sum to 1")
-    if not close(answer(tokens[:20], 7, 0.3), reference(tokens[:20], 7, 0.3)):
+    some = tokens[:20]
+    got = expect(answer(some, 7, 0.3), what="kneser_ney_bigram(tokens, 7, 0.3)")
+    if not close(got, reference(some, 7, 0.3)):
+        for text, wrong in _wrong_tables(some, 7, 0.3).items():
+            if close(got, wrong):
+                raise Mistake(text)
         raise Mistake(
             "right for vocab_size=9 and discount=0.6, wrong for 7 and 0.3: take both"
             " from the arguments"
