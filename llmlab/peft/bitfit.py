@@ -60,6 +60,21 @@ class BiasLayer(vectors.VectorLayer):
         change = sum(active[1:], start=active[0])  # (out)
         return (out + change).to(out.dtype)
 
+    @property
+    def bias(self) -> Float[Tensor, "out"] | None:
+        """b + Σ β, in the dtype of the weight; Σ β where there is no b."""
+        active = self.active_vectors()
+        b = getattr(self.base, "bias", None)
+        if not active:
+            return b
+        change = sum(active[1:], start=active[0])
+        return (change if b is None else b + change).to(self.weight.dtype)
+
+    @property
+    def adds(self) -> bool:
+        """β is added, whatever the weight is."""
+        return True
+
     def folded(self) -> dict[str, Tensor]:
         """The bias b + Σ β; the weight stays."""
         if "bias" not in self.base._parameters:
@@ -211,7 +226,7 @@ def save(model: nn.Module, folder: str | Path, adapter: str = "default") -> None
         "target_modules": checkpoint.targets_to_json(targets),
         "init_weights": True,
         "inference_mode": True,
-        "task_type": "CAUSAL_LM",
+        "task_type": checkpoint.task_of(model),
         "base_model_name_or_path": checkpoint.base_name(model),
     }
     tensors = {}

@@ -43,6 +43,13 @@ RECORDS = {
     "task_type",
 }
 
+# tasks with a head of their own, by the ending of the name of transformers' class
+TASKS = {
+    "ForSequenceClassification": "SEQ_CLS",
+    "ForTokenClassification": "TOKEN_CLS",
+    "ForQuestionAnswering": "QUESTION_ANS",
+}
+
 
 def write(
     folder: str | Path, settings: dict, tensors: dict[str, Tensor], prefix: str = PREFIX
@@ -235,3 +242,15 @@ def targets_from_json(targets: str | list[str]) -> walk.Targets:
 def base_name(model: nn.Module) -> str | None:
     """What the model was loaded from, if it says so as transformers' models do."""
     return getattr(getattr(model, "config", None), "_name_or_path", None) or None
+
+
+def task_of(model: nn.Module, head_in_file: bool = False) -> str | None:
+    """What `peft` calls the task of a model: by it, it chooses how to open a folder.
+
+    None: nothing in particular. For a classifier it would want a head in the folder.
+    """
+    kind = type(model).__name__
+    for ending, task in TASKS.items():
+        if kind.endswith(ending):
+            return task if head_in_file else None
+    return "SEQ_2_SEQ_LM" if kind.endswith("ForConditionalGeneration") else "CAUSAL_LM"

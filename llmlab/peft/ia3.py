@@ -102,10 +102,24 @@ class IA3Linear(vectors.VectorLayer):
         out = self.base(x)
         return (out * scale).to(out.dtype)
 
+    @property
+    def weight(self) -> Float[Tensor, "out in"]:
+        """Its rows times l, or its columns, in the dtype of W."""
+        W = walk.weight_of(self.base)
+        return self.folded()["weight"].to(W.dtype) if self.active_vectors() else W
+
+    @property
+    def bias(self) -> Float[Tensor, "out"] | None:
+        """l ⊙ b; b itself where the input is scaled."""
+        b = self.base.bias
+        if b is None or self.feedforward or not self.active_vectors():
+            return b
+        return self.folded()["bias"].to(b.dtype)
+
     def folded(self) -> dict[str, Tensor]:
         """The base's parameters with the active vectors folded in."""
         scale = prod(self.active_vectors())
-        W = self.base.weight.to(scale.dtype)
+        W = walk.weight_of(self.base).to(scale.dtype)
         if self.feedforward:
             return scale_input(W, scale)
         b = self.base.bias
@@ -227,7 +241,7 @@ def save(model: nn.Module, folder: str | Path, adapter: str = "default") -> None
         "fan_in_fan_out": False,
         "init_ia3_weights": True,
         "inference_mode": True,
-        "task_type": "CAUSAL_LM",
+        "task_type": checkpoint.task_of(model),
         "base_model_name_or_path": checkpoint.base_name(model),
     }
     checkpoint.write(folder, settings, tensors)

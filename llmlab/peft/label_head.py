@@ -59,9 +59,24 @@ class LabelHead(walk.Wrapper):
         super().__init__(base)
         self.tokens = (tokens,)  # in a tuple it is no submodule of this one
 
+    @property
+    def weight(self) -> Tensor:
+        """That of the head in use."""
+        return walk.weight_of(self.in_use())
+
+    @property
+    def bias(self) -> Tensor | None:
+        """That of the head in use."""
+        return self.in_use().bias
+
+    def in_use(self) -> nn.Module:
+        """The active encoder's head, or the base."""
+        head = getattr(self.tokens[0].encoder, "head", None)
+        return self.base if head is None else head
+
     def forward(self, h: Float[Tensor, "B T d"]) -> Float[Tensor, "B T out"]:
         """(B, T, labels), or (B, T, vocabulary)."""
-        head = getattr(self.tokens[0].encoder, "head", None)
-        if head is None:
-            return self.base(h)
+        head = self.in_use()
+        if head is self.base:
+            return head(h)
         return head(h.to(head.weight.dtype))

@@ -76,8 +76,8 @@ class VectorLayer(walk.Wrapper):
         The old ones are saved, so that unmerging gives the same bits.
         """
         W = getattr(self.base, "weight", None)
-        is_float = W is not None and W.is_floating_point()
-        if isinstance(self.base, walk.Wrapper) or not is_float:
+        is_own = "weight" in self.base._parameters  # and not made of codes, or derived
+        if not is_own or not W.is_floating_point():
             what = type(self.base).__name__
             if W is not None:
                 what = f"{what} in {W.dtype}"

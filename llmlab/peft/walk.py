@@ -15,18 +15,59 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 ALL_LINEAR = "all-linear"
 Targets = str | Sequence[str]
 
 
 class Wrapper(nn.Module):
-    """Stands where `base` stood; holds it unchanged, beside what a method adds."""
+    """Stands where `base` stood; holds it unchanged, beside what a method adds.
+
+    Some modules do not call a linear but read it: T5 asks `wo.weight` for its dtype,
+    `nn.MultiheadAttention` multiplies with `out_proj.weight` itself. So a wrapper's
+    `weight` and `bias` are those of the linear that computes the same, made anew at
+    each reading; its gradient reaches what the method trains. What else is read, as the
+    `eps` of a norm, is the base's.
+    """
+
+    # by this, code that looks into models knows a wrapper without importing it
+    is_wrapper = True
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__()
         self.base = base
+
+    def __getattr__(self, name: str):
+        """What a wrapper lacks is that of the layer that it stands for."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("_") or "base" not in self._modules:
+                raise
+            return getattr(self.stands_for(), name)
+
+    def stands_for(self) -> nn.Module:
+        """The layer in whose place it stands."""
+        return base_of(self)
+
+    @property
+    def weight(self) -> Tensor:
+        """That of the layer which computes the same; here the base's, as floats."""
+        return weight_of(self.base)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """That of the layer which computes the same; here the base's."""
+        return self.base.bias
+
+    @property
+    def adds(self) -> bool:
+        """Whether it only adds to what the base gives, whatever the base's weight is.
+
+        Then a method above it can merge into the weight below it.
+        """
+        return False
 
 
 WrapperType = TypeVar("WrapperType", bound=Wrapper)
@@ -126,6 +167,47 @@ def base_of(module: nn.Module) -> nn.Module:
     while isinstance(module, Wrapper):
         module = module.base
     return module
+
+
+def weight_of(layer: nn.Module) -> Tensor:
+    """The weight of a layer or wrapper; of our 4-bit linears what the codes stand for.
+
+    It has the layer's dtype.
+    """
+    if not isinstance(layer, Wrapper) and hasattr(layer, "dequantized"):
+        return layer.dequantized().weight
+    return layer.weight
+
+
+def mergeable(wrapper: Wrapper) -> nn.Module:
+    """The plain layer under `wrapper`, whose weight can take in a change.
+
+    Raises:
+        ValueError: a wrapper in between does more than to add, or the weight is no
+            float parameter.
+    """
+    layer = wrapper.base
+    while isinstance(layer, Wrapper) and layer.adds:
+        layer = layer.base
+    W = layer._parameters.get("weight")
+    if isinstance(layer, Wrapper) or W is None:
+        raise ValueError(
+            f"merge: the layer under a {type(wrapper).__name__} is a"
+            f" {type(layer).__name__}; only a plain float layer can take it in"
+        )
+    if not W.is_floating_point():
+        raise ValueError(f"merge: the weights are {W.dtype}; dequantise the base first")
+    return layer
+
+
+def check_drops_nothing(model: nn.Module, name: str, dropout: float) -> None:
+    """Raises: ValueError: dropout on a layer that is read and never called."""
+    parent = model.get_submodule(name.rpartition(".")[0])
+    if dropout and isinstance(parent, nn.MultiheadAttention):
+        raise ValueError(
+            f"dropout={dropout}: {name!r} is in an nn.MultiheadAttention, which reads"
+            " its weight and never calls it, so that nothing would be dropped"
+        )
 
 
 def replace(model: nn.Module, name: str, module: nn.Module) -> None:

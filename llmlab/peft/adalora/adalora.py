@@ -156,7 +156,7 @@ class SVDLinear(walk.Wrapper):
         super().__init__(base)
         self.config = config
         self.adapter = adapter
-        # (W₀,) while merged. In a tuple, W₀ is no parameter of this module.
+        # (W₀, W) while merged. In a tuple, they are no parameters of this module.
         self.saved_weight: tuple[nn.Parameter, ...] = ()
         linear = walk.base_of(base)
         r = config.init_r
@@ -187,6 +187,21 @@ class SVDLinear(walk.Wrapper):
     def merged(self) -> bool:
         """Whether ΔW is in the weight."""
         return bool(self.saved_weight)
+
+    @property
+    def weight(self) -> Float[Tensor, "d k"]:
+        """W₀ + ΔW, in the dtype of W₀; without dropout."""
+        W = walk.weight_of(self.base)
+        return W if self.merged else (W + self.delta()).to(W.dtype)
+
+    @property
+    def adds(self) -> bool:
+        """ΔW x does not depend on the base's weight."""
+        return True
+
+    def delta(self) -> Float[Tensor, "d k"]:
+        """ΔW, in fp32 or better."""
+        return delta_weight(self.lora_B, self.lora_E, self.lora_A, self.config.scaling)
 
     def forward(self, x: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch d"]:
         """W₀ x + ΔW x; the plain W x while merged."""
@@ -224,24 +239,25 @@ class SVDLinear(walk.Wrapper):
 
         A weight that was tied to another layer's is untied.
         """
-        linear = walk.base_of(self.base)
+        linear = walk.mergeable(self)
         W = linear.weight
-        if not W.is_floating_point():
-            raise ValueError(
-                f"merge: the weights are {W.dtype}; dequantise the base first"
-            )
-        delta = delta_weight(
-            self.lora_B, self.lora_E, self.lora_A, self.config.scaling
-        ).detach()
-        merged = (W.detach() + delta).to(W.dtype)
-        self.saved_weight = (W,)
+        merged = (W.detach() + self.delta().detach()).to(W.dtype)
         linear.weight = nn.Parameter(merged, requires_grad=False)
+        self.saved_weight = (W, linear.weight)
 
     def unmerge(self) -> None:
         """Put the very same W₀ back."""
-        if self.merged:
-            walk.base_of(self.base).weight = self.saved_weight[0]
-            self.saved_weight = ()
+        if not self.merged:
+            return
+        linear = walk.base_of(self.base)
+        W, merged = self.saved_weight
+        if linear.weight is not merged:
+            raise ValueError(
+                "unmerge: the weight has changed since: take off first what was merged"
+                " on top"
+            )
+        linear.weight = W
+        self.saved_weight = ()
 
 
 def apply(
@@ -268,6 +284,8 @@ def apply(
         )
     # before anything changes: it may raise
     found = walk.find(model, config.target_modules)
+    for name in found:
+        walk.check_drops_nothing(model, name, config.dropout)
     model.requires_grad_(False)
     for name, layer in found.items():
         walk.replace(model, name, SVDLinear(layer, config, adapter, generator))
@@ -309,6 +327,8 @@ def merge(model: nn.Module) -> None:
         raise ValueError(
             "the adapter is merged into the weights already: unmerge(model) first"
         )
+    for layer in layers_of(model).values():
+        walk.mergeable(layer)  # before anything changes, since it may raise
     for layer in layers_of(model).values():
         layer.merge()
 

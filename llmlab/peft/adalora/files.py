@@ -74,7 +74,7 @@ def save(
     settings = {theirs: getattr(config, ours) for ours, theirs in NAMES.items()}
     settings |= {
         "peft_type": "ADALORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": checkpoint.task_of(model),
         "target_modules": checkpoint.targets_to_json(config.target_modules),
         "rank_pattern": pattern,
         "inference_mode": True,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from llmlab.peft import checkpoint, walk
-from llmlab.peft.lora import starts
+from llmlab.peft.lora import copies, starts
 from llmlab.peft.lora.lora import (
     LoRAConfig,
     LoRALinear,
@@ -30,11 +30,13 @@ from llmlab.peft.lora.lora import (
 # The settings of peft's LoraConfig that `_from_peft` reads.
 READ = (
     "alpha_pattern",
+    "bias",
     "exclude_modules",
     "init_lora_weights",
     "layers_to_transform",
     "lora_alpha",
     "lora_dropout",
+    "modules_to_save",
     "r",
     "rank_pattern",
     "target_modules",
@@ -42,7 +44,9 @@ READ = (
     "use_rslora",
 )
 # Others must be empty, or as here.
-PLAIN = {"bias": "none", "qalora_group_size": 16}
+PLAIN = {"qalora_group_size": 16}
+# what peft calls the layer under a low-rank change
+BASE_LAYER = "base_layer"
 # peft's starts that leave the base as it is: the files hold all that is needed.
 HARMLESS_STARTS = (True, False, "gaussian", "orthogonal", "eva")
 
@@ -60,8 +64,8 @@ def save(model: nn.Module, folder: str | Path, adapter: str = "default") -> None
     check_known(model, [adapter])
     tensors = {}
     config = None
-    for name, layer in walk.installed(model, LoRALinear).items():
-        if adapter in layer.configs:
+    for name, layer in walk.installed(model, copies.Adapted).items():
+        if isinstance(layer, LoRALinear) and adapter in layer.lora_A:
             A, B = layer.lora_A[adapter], layer.lora_B[adapter]
             if adapter in layer.start_A:
                 A = torch.cat([A, layer.start_A[adapter]], dim=0)  # (2r, k)
@@ -72,7 +76,15 @@ def save(model: nn.Module, folder: str | Path, adapter: str = "default") -> None
                 m = layer.magnitude[adapter]
                 tensors[f"{name}.lora_magnitude_vector"] = m
             config = layer.configs[adapter]  # the same for all its layers
+        if adapter in layer.biases:
+            low_rank = f"{name}.lora_A.weight" in tensors
+            place = f"{name}.{BASE_LAYER}" if low_rank else name
+            tensors[f"{place}.bias"] = layer.biases[adapter]
+        if isinstance(layer, copies.WholeModule) and adapter in layer.copies:
+            for part, tensor in layer.copies[adapter].state_dict().items():
+                tensors[f"{name}.{part}"] = tensor
     settings = _to_peft(_twice_the_rank(config))
+    settings["task_type"] = checkpoint.task_of(model, bool(config.modules_to_save))
     settings["base_model_name_or_path"] = checkpoint.base_name(model)
     checkpoint.write(folder, settings, tensors)
 
@@ -87,7 +99,41 @@ def load(model: nn.Module, folder: str | Path, adapter: str = "default") -> nn.M
             model is then as it was.
     """
     settings, tensors = checkpoint.read(folder, "LORA")
-    config = _from_peft(settings)
+    config = _without_absent(model, _from_peft(settings), tensors)
+    tensors = _biases_by_layer(config, tensors)
+    wanted = _wanted(model, config)
+    tensors = checkpoint.without_base_weights(model, tensors, wanted)
+    checkpoint.check_tensors(tensors, {n: tuple(s) for n, s in wanted.items()})
+
+    apply(model, config, adapter)
+    places = {}
+    for name, layer in walk.installed(model, copies.Adapted).items():
+        places |= _parameters(name, layer, adapter)
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            places[name].copy_(tensor)
+    return model
+
+
+def _biases_by_layer(
+    config: LoRAConfig, tensors: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """Each bias under its layer's own name, where older versions of `peft` put it.
+
+    With bias="all" `peft` writes the bias of a module that trains whole three times.
+    """
+    if config.bias == "none":
+        return tensors
+    found = {}
+    for name, tensor in tensors.items():
+        place = name.removesuffix(".bias")
+        if not place.endswith((".modules_to_save", ".original_module")):
+            found[name.replace(f".{BASE_LAYER}.bias", ".bias")] = tensor
+    return found
+
+
+def _wanted(model: nn.Module, config: LoRAConfig) -> dict[str, Sequence[int]]:
+    """The shape of each tensor that a folder with these settings holds, by name."""
     wanted = {}
     for name, layer in config.targets(model).items():
         linear = walk.base_of(layer)
@@ -96,18 +142,48 @@ def load(model: nn.Module, folder: str | Path, adapter: str = "default") -> nn.M
         wanted[f"{name}.lora_B.weight"] = (linear.out_features, r)
         if config.dora:
             wanted[f"{name}.lora_magnitude_vector"] = (linear.out_features,)
-    tensors = checkpoint.without_base_weights(model, tensors, wanted)
-    checkpoint.check_tensors(tensors, wanted)
+    for name, layer in config.biased(model).items():
+        wanted[f"{name}.bias"] = walk.base_of(layer).bias.shape
+    for name, module in config.whole_modules(model).items():
+        for part, tensor in walk.base_of(module).state_dict().items():
+            wanted[f"{name}.{part}"] = tensor.shape
+    return wanted
 
-    apply(model, config, adapter)
-    layers = walk.installed(model, LoRALinear)
-    with torch.no_grad():
-        for key, tensor in tensors.items():
-            # "….q_proj.lora_A", or "….q_proj.lora_magnitude_vector"
-            name, part = key.removesuffix(".weight").rsplit(".", 1)
-            part = "magnitude" if part == "lora_magnitude_vector" else part
-            getattr(layers[name], part)[adapter].copy_(tensor)
-    return model
+
+def _parameters(
+    name: str, layer: copies.Adapted, adapter: str
+) -> dict[str, nn.Parameter | Tensor]:
+    """What one adapter trains at a layer, by the names of `_wanted`."""
+    found = {}
+    if isinstance(layer, LoRALinear) and adapter in layer.lora_A:
+        found[f"{name}.lora_A.weight"] = layer.lora_A[adapter]
+        found[f"{name}.lora_B.weight"] = layer.lora_B[adapter]
+        if adapter in layer.magnitude:
+            found[f"{name}.lora_magnitude_vector"] = layer.magnitude[adapter]
+    if adapter in layer.biases:
+        found[f"{name}.bias"] = layer.biases[adapter]
+    if isinstance(layer, copies.WholeModule) and adapter in layer.copies:
+        for part, tensor in layer.copies[adapter].state_dict().items():
+            found[f"{name}.{part}"] = tensor
+    return found
+
+
+def _without_absent(
+    model: nn.Module, config: LoRAConfig, tensors: dict[str, Tensor]
+) -> LoRAConfig:
+    """The settings without `modules_to_save` that neither model nor file has.
+
+    For a classifier `peft` writes both "classifier" and "score", of which a model has
+    one.
+    """
+    places = [name for name, _ in walk.places(model)]
+    for name in tensors:
+        places.append(name.rpartition(".")[0])
+    kept = []
+    for ending in config.modules_to_save:
+        if any(place.endswith(ending) for place in places):
+            kept.append(ending)
+    return replace(config, modules_to_save=tuple(kept))
 
 
 def _twice_the_rank(config: LoRAConfig) -> LoRAConfig:
@@ -140,11 +216,11 @@ def _to_peft(config: LoRAConfig) -> dict:
         "rank_pattern": config.rank_pattern,
         "alpha_pattern": config.alpha_pattern,
         "inference_mode": True,
-        "task_type": "CAUSAL_LM",
         "init_lora_weights": "gaussian" if config.init == "gaussian" else True,
         "exclude_modules": checkpoint.targets_to_json(config.exclude_modules) or None,
         "layers_to_transform": config.layers_to_transform,
-        "bias": PLAIN["bias"],
+        "bias": config.bias,
+        "modules_to_save": list(config.modules_to_save) or None,
         "fan_in_fan_out": False,
         "use_dora": config.dora,
     }
@@ -172,6 +248,8 @@ def _from_peft(settings: dict) -> LoRAConfig:
             settings.get("exclude_modules", [])
         ),
         layers_to_transform=blocks or None,
+        modules_to_save=tuple(settings.get("modules_to_save", ())),
+        bias=settings.get("bias", "none"),
     )
 
 
@@ -213,6 +291,14 @@ def combine(model: nn.Module, weights: dict[str, float], adapter: str) -> nn.Mod
     check_known(model, list(weights))
     if not weights:
         raise ValueError("weights={} names no adapter to combine")
+    for name, layer in walk.installed(model, copies.Adapted).items():
+        for each in weights:
+            more = isinstance(layer, copies.WholeModule) or each in layer.biases
+            if more and each in layer.configs:
+                raise ValueError(
+                    f"adapter={each!r} trains more than low-rank changes at {name!r}"
+                    " (modules_to_save or bias), so it cannot be mixed"
+                )
     stacked = {}
     for name, layer in walk.installed(model, LoRALinear).items():
         for each in weights:
@@ -221,7 +307,7 @@ def combine(model: nn.Module, weights: dict[str, float], adapter: str) -> nn.Mod
                     f"adapter={each!r} trains with DoRA: its change is no sum of"
                     " products, so it cannot be mixed"
                 )
-        if any(a in layer.configs for a in weights):
+        if any(a in layer.lora_A for a in weights):
             stacked[name] = _stack(layer, weights)
     ranks = {name: A.shape[0] for name, (A, _) in stacked.items()}
 
@@ -248,7 +334,7 @@ def _stack(layer: LoRALinear, weights: dict[str, float]) -> tuple[Tensor, Tensor
     As = []
     Bs = []
     for adapter, weight in weights.items():
-        if adapter in layer.configs:
+        if adapter in layer.lora_A:
             scale = weight * layer.scaling[adapter]
             As.append(layer.lora_A[adapter])
             Bs.append(scale * layer.lora_B[adapter])
@@ -278,11 +364,12 @@ def disabled(model: nn.Module) -> Iterator[None]:
 def by_row(model: nn.Module, rows: Sequence[str | None]) -> Iterator[None]:
     """Inside, row i of each batch goes through adapter rows[i], and all these train.
 
-    Where rows[i] is None, it goes through the plain base. Afterwards all is as before.
+    Where rows[i] is None, it goes through the plain base. Afterwards all is as before,
+    so `backward` belongs inside, too.
 
     Raises:
         ValueError: an adapter that is not there, adapters are merged, or later a batch
-            of another size.
+            of another size, or `backward` where an adapter of the rows does not train.
     """
     check_known(model, [a for a in rows if a is not None])
     check_unmerged(model)
@@ -295,7 +382,7 @@ def by_row(model: nn.Module, rows: Sequence[str | None]) -> Iterator[None]:
 
 
 @contextmanager
-def _put_back(layers: Sequence[LoRALinear]) -> Iterator[None]:
+def _put_back(layers: Sequence[copies.Adapted]) -> Iterator[None]:
     """Afterwards the layers have the rows, and activity and training, that they had."""
     before = [(layer.rows, layer.active, layer.trained()) for layer in layers]
     try:

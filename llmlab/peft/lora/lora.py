@@ -15,8 +15,9 @@ Hu et al. 2021, https://arxiv.org/abs/2106.09685, equation 3, with the scale of 
 A starts Kaiming-uniform with a = √5, U(−1/√k, 1/√k), as in the authors' code and in
 `peft` (the paper says Gaussian); PiSSA's and OLoRA's starts are in `starts.py`.
 Unmerging puts the old W₀ back instead of subtracting BA, which would not return the
-same bits. Simplified: linears only (no embeddings or convolutions), and no trained
-biases. Saving, mixing and serving adapters is in `files.py`.
+same bits. Simplified: linears only (no embeddings or convolutions). Biases and whole
+modules that train beside A and B are in `copies.py`; saving, mixing and serving
+adapters is in `files.py`.
 
 DoRA (Liu et al. 2024, https://arxiv.org/abs/2402.09353, equation 5) trains the length
 of each row apart from its direction:
@@ -39,7 +40,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from llmlab.peft import walk
-from llmlab.peft.lora import starts
+from llmlab.peft.lora import copies, starts
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,9 @@ class LoRAConfig:
     exclude_modules: walk.Targets = ()  # written as target_modules, and left out
     # numbers of the blocks that get adapters; None: all
     layers_to_transform: tuple[int, ...] | None = None
+    # endings of the names of modules that train whole, as ("lm_head",)
+    modules_to_save: tuple[str, ...] = ()
+    bias: str = "none"  # which biases train: "none", "lora_only" or "all"
 
     def __post_init__(self) -> None:
         for r in (self.r, *self.rank_pattern.values()):
@@ -75,15 +79,94 @@ class LoRAConfig:
             raise ValueError(
                 f"init={self.init!r} is not one of {', '.join(starts.STARTS)}"
             )
+        if self.bias not in copies.BIASES:
+            raise ValueError(
+                f"bias={self.bias!r} is not one of {', '.join(copies.BIASES)}"
+            )
+        if isinstance(self.modules_to_save, str):
+            raise ValueError(
+                f"modules_to_save={self.modules_to_save!r} must be a list of names"
+            )
 
     def targets(self, model: nn.Module) -> dict[str, nn.Module]:
-        """The layers of `model` that get an adapter, by name; raises as `walk.find`."""
-        return walk.find(
+        """The layers of `model` that get an adapter, by name.
+
+        What trains whole gets none, nor do its parts.
+
+        Raises:
+            ValueError: as `walk.find`, or nothing is left, or a target is in a module
+                that another adapter has copied whole.
+        """
+        found = walk.find(
             model,
             self.target_modules,
             exclude=self.exclude_modules,
             blocks=self.layers_to_transform,
         )
+        whole = self.whole_modules(model)
+        left = {}
+        for name, layer in found.items():
+            if any(f"{name}.".startswith(f"{each}.") for each in whole):
+                self._check_left_out(name)
+                continue
+            if isinstance(layer, copies.WholeModule):
+                raise ValueError(
+                    f"target_modules: {name!r} trains whole in another adapter"
+                )
+            left[name] = layer
+        for name in copies.hidden(model):
+            if self.target_modules != walk.ALL_LINEAR and walk.matches(
+                name, self.target_modules
+            ):
+                raise ValueError(
+                    f"target_modules: {name!r} is a part of what trains whole in"
+                    " another adapter"
+                )
+        if not left:
+            raise ValueError(
+                f"modules_to_save={self.modules_to_save!r} leaves no layer of"
+                f" target_modules={self.target_modules!r}"
+            )
+        return left
+
+    def _check_left_out(self, name: str) -> None:
+        """Raises: ValueError: `peft` would not see that this target trains whole.
+
+        It trains modules whose names end with one of `modules_to_save`, but leaves
+        targets out by their words: "proj" trains q_proj whole, and leaves no "q_proj"
+        out.
+        """
+        for each in self.modules_to_save:
+            if re.match(rf"(^|.*\.){re.escape(each)}($|\..*)", name):
+                return
+        raise ValueError(
+            f"modules_to_save={self.modules_to_save!r} and target_modules="
+            f"{self.target_modules!r} both mean {name!r}: write its last name in full"
+        )
+
+    def whole_modules(self, model: nn.Module) -> dict[str, nn.Module]:
+        """The modules of `model` that train whole, by name."""
+        return copies.whole_modules(model, self.modules_to_save)
+
+    def biased(self, model: nn.Module) -> dict[str, nn.Module]:
+        """The layers of `model` whose biases train, by name."""
+        if self.bias == "none":
+            return {}
+        if self.bias == "lora_only":
+            layers = self.targets(model)
+            return {n: layer for n, layer in layers.items() if copies.has_bias(layer)}
+        whole = self.whole_modules(model)
+        found = {}
+        for name, layer in copies.biased(model).items():
+            if any(f"{name}.".startswith(f"{each}.") for each in whole):
+                continue  # they train in the copy
+            if isinstance(layer, copies.WholeModule):
+                raise ValueError(
+                    f"bias='all': {name!r}, which has one, trains whole in another"
+                    " adapter"
+                )
+            found[name] = layer
+        return found
 
     def rank(self, name: str) -> int:
         """r for the layer called `name`."""
@@ -134,7 +217,7 @@ def low_rank(
 # One layer ----------------------------------------------------------------------------
 
 
-class LoRALinear(walk.Wrapper):
+class LoRALinear(copies.Adapted):
     """A frozen linear and the low-rank changes that may be added to it, by adapter."""
 
     def __init__(self, base: nn.Module) -> None:
@@ -145,18 +228,48 @@ class LoRALinear(walk.Wrapper):
         self.start_A = nn.ParameterDict()
         self.start_B = nn.ParameterDict()
         self.magnitude = nn.ParameterDict()
-        self.configs: dict[str, LoRAConfig] = {}
         self.scaling: dict[str, float] = {}
-        self.active: tuple[str, ...] = ()
-        # one adapter for each row of the batch
-        self.rows: Sequence[str | None] | None = None
-        # (W₀,) while merged. In a tuple, W₀ is no parameter of this module.
-        self.saved_weight: tuple[nn.Parameter, ...] = ()
+        # (W₀, b, W) while merged. In a tuple, they are no parameters of this module.
+        self.saved_weight: tuple[nn.Parameter | None, ...] = ()
 
     @property
     def merged(self) -> bool:
         """Whether the active changes are in the weight."""
         return bool(self.saved_weight)
+
+    @property
+    def weight(self) -> Float[Tensor, "d k"]:
+        """W₀ + Σ ΔW of the active adapters, in the dtype of W₀; without dropout.
+
+        Raises:
+            ValueError: each row of the batch has its own.
+        """
+        W = walk.weight_of(self.base)
+        if self.rows is not None:
+            raise ValueError(
+                "by_row: a module reads the weight of one of its linears instead of"
+                " calling it, so its rows cannot go through different adapters"
+            )
+        return W if self.merged else self.changed(W, self.active).to(W.dtype)
+
+    @property
+    def bias(self) -> Float[Tensor, " d"] | None:
+        """The bias in use: the base's, or the active adapters' copy of it."""
+        own = None if self.merged else self.bias_with(self.active)
+        return self.base.bias if own is None else own
+
+    @property
+    def adds(self) -> bool:
+        """DoRA does more: its factor depends on the weight."""
+        return self.merged or not any(a in self.magnitude for a in self.active)
+
+    def with_factors(self, adapters: Sequence[str]) -> list[str]:
+        """Those of these adapters that have A and B here, and not a bias alone."""
+        return [a for a in adapters if a in self.lora_A]
+
+    def held(self) -> list:
+        """By adapter: the parameters that train."""
+        return [self.lora_A, self.lora_B, self.magnitude, *super().held()]
 
     def add(
         self,
@@ -180,29 +293,13 @@ class LoRALinear(walk.Wrapper):
         self.configs[adapter] = config
         self.scaling[adapter] = scaling
 
-    def activate(self, adapters: Sequence[str]) -> None:
-        """Add these adapters' changes from now on, and train these alone."""
-        self.active = tuple(a for a in adapters if a in self.lora_A)
-        self.train_only(self.active)
-
-    def train_only(self, adapters: Sequence[str | None]) -> None:
-        """Train the parameters of these adapters, and those of no other."""
-        for held in (self.lora_A, self.lora_B, self.magnitude):
-            for adapter, parameter in held.items():
-                parameter.requires_grad_(adapter in adapters)
-
-    def trained(self) -> list[str]:
-        """The adapters whose parameters train."""
-        return [a for a, parameter in self.lora_B.items() if parameter.requires_grad]
-
     def discard(self, adapters: Sequence[str]) -> None:
         """Forget these adapters."""
-        held = (self.lora_A, self.lora_B, self.start_A, self.start_B, self.magnitude)
-        for of_adapter in (*held, self.configs, self.scaling):
+        super().discard(adapters)
+        for of_adapter in (self.start_A, self.start_B, self.scaling):
             for adapter in adapters:
                 if adapter in of_adapter:
                     del of_adapter[adapter]
-        self.active = tuple(a for a in self.active if a in self.configs)
 
     def delta(self, adapter: str) -> Float[Tensor, "d k"]:
         """ΔW of one adapter, in fp32 or better; without DoRA's lengths."""
@@ -246,57 +343,69 @@ class LoRALinear(walk.Wrapper):
 
     def forward(self, x: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch d"]:
         """W₀ x + Σ ΔW x over the active adapters; the plain W x while merged."""
-        out = self.base(x)
         if self.merged:
-            return out
-        if self.rows is not None:
-            return self._forward_rows(x, out)
+            return self.base(x)
+        if self.rows is None:
+            return self.forward_with(self.active, x)
+        if len(self.biases):
+            return self.by_rows(self.forward_with, x)
+        return self.by_rows(self.with_changes, x, self.base(x))
+
+    def forward_with(self, adapters: Sequence[str], x: Tensor) -> Tensor:
+        """W₀ x + Σ ΔW x over these adapters, with their bias."""
+        return self.with_changes(adapters, x, self.base_with(adapters, x))
+
+    def with_changes(self, adapters: Sequence[str], x: Tensor, out: Tensor) -> Tensor:
+        """What the base gives, and Σ ΔW x over these adapters."""
         h = out
-        for adapter in self.active:
+        for adapter in self.with_factors(adapters):
             # in fp32 where the base is in half precision, then rounded once
             h = h + self.change(x, adapter)
         return h.to(out.dtype)
 
-    def _forward_rows(self, x: Tensor, out: Tensor) -> Tensor:
-        """Each row goes through its own adapter; a row of None is the base's alone.
+    def changed(self, W: Tensor, adapters: Sequence[str]) -> Float[Tensor, "d k"]:
+        """W + Σ ΔW of these adapters, in fp32 or better; with DoRA, stretched."""
+        W = W.to(torch.promote_types(W.dtype, torch.float32))
+        for adapter in self.with_factors(adapters):
+            stretch = 1.0
+            if adapter in self.magnitude:  # then it is the only one
+                stretch = self.stretch(W, adapter)[:, None]  # (d, 1)
+            W = stretch * (W + self.delta(adapter))
+        return W
 
-        Rows of one adapter go through it together, so there is one product per adapter.
-        """
-        if len(self.rows) != len(x):
-            raise ValueError(
-                f"rows names {len(self.rows)} adapters for a batch of {len(x)}"
-            )
-        for adapter in {a for a in self.rows if a in self.lora_A}:
-            its_rows = [i for i, a in enumerate(self.rows) if a == adapter]
-            index = torch.tensor(its_rows, device=x.device)
-            change = self.change(x[index], adapter).to(out.dtype)
-            out = out.index_add(0, index, change)
-        return out
-
+    @torch.no_grad()
     def merge(self) -> None:
-        """W₀ + Σ ΔW of the active adapters, in fp32 or better; with DoRA, stretched.
+        """W₀ + Σ ΔW of the active adapters becomes the weight, rounded once.
 
         A weight that was tied to another layer's is untied.
         """
-        W = self.base.weight
-        if not W.is_floating_point():
-            raise ValueError(
-                f"merge: the weights are {W.dtype}; dequantise the base first"
-            )
-        merged = W.detach().to(torch.promote_types(W.dtype, torch.float32))
-        for adapter in self.active:
-            stretch = 1.0
-            if adapter in self.magnitude:  # then it is the only one
-                stretch = self.stretch(merged, adapter).detach()[:, None]  # (d, 1)
-            merged = stretch * (merged + self.delta(adapter).detach())
-        self.saved_weight = (W,)
-        self.base.weight = nn.Parameter(merged.to(W.dtype), requires_grad=False)
+        linear = walk.mergeable(self)
+        W, b = linear.weight, linear.bias
+        bias = self.bias_with(self.active)
+        merged = self.changed(W, self.active).to(W.dtype)
+        linear.weight = nn.Parameter(merged, requires_grad=False)
+        if bias is not None:
+            linear.bias = nn.Parameter(bias.clone(), requires_grad=False)
+        self.saved_weight = (W, b, linear.weight)
 
     def unmerge(self) -> None:
-        """Put the very same W₀ back."""
-        if self.merged:
-            self.base.weight = self.saved_weight[0]
-            self.saved_weight = ()
+        """Put the very same W₀ and b back."""
+        if not self.merged:
+            return
+        linear = walk.base_of(self)
+        W, b, merged = self.saved_weight
+        if linear.weight is not merged:
+            raise ValueError(
+                "unmerge: the weight has changed since: take off first what was merged"
+                " on top"
+            )
+        linear.weight = W
+        linear.bias = b
+        self.saved_weight = ()
+
+    def unwrapped(self) -> nn.Module:
+        """What stands here without a wrapper, once merged or without adapters."""
+        return self.base
 
 
 # The whole model ----------------------------------------------------------------------
@@ -332,14 +441,38 @@ def apply(
         starts.check(config.init, walk.base_of(layer), config.rank(name))
         if config.dora:
             starts.is_float(walk.base_of(layer))
+        walk.check_drops_nothing(model, name, config.dropout)
+    whole = config.whole_modules(model)
+    biased = config.biased(model)
     model.requires_grad_(False)
-    for name, layer in found.items():
-        if not isinstance(layer, LoRALinear):
-            layer = LoRALinear(layer)
-            walk.replace(model, name, layer)
-        layer.add(adapter, config, name, generator)
+    for name in found:
+        _place(model, name, LoRALinear).add(adapter, config, name, generator)
+    for name in biased:
+        kind = LoRALinear if name in found else copies.BiasCopies
+        _place(model, name, kind).add_bias(adapter, config)
+    for name in whole:
+        _place(model, name, copies.WholeModule).add_copy(adapter, config)
     set_adapter(model, adapter)
     return model
+
+
+def _place(model: nn.Module, name: str, kind: type[copies.Adapted]) -> copies.Adapted:
+    """The wrapper at `name`, which is put there if there is none.
+
+    One of a bias makes place for one of a low-rank change, which can hold biases, too.
+    """
+    layer = model.get_submodule(name)
+    if isinstance(layer, copies.Adapted) and kind is copies.BiasCopies:
+        return layer
+    if isinstance(layer, kind):
+        return layer
+    wrapper = kind(layer)
+    if isinstance(layer, copies.BiasCopies):
+        wrapper = kind(layer.base)
+        wrapper.biases = layer.biases
+        wrapper.configs = layer.configs
+    walk.replace(model, name, wrapper)
+    return wrapper
 
 
 def adapters(model: nn.Module) -> list[str]:
@@ -358,14 +491,19 @@ def set_adapter(model: nn.Module, names: str | Sequence[str]) -> None:
     names = [names] if isinstance(names, str) else list(names)
     check_known(model, names)
     check_unmerged(model)
-    layers = walk.installed(model, LoRALinear).values()
-    for layer in layers:
+    for layer in walk.installed(model, LoRALinear).values():
         if len(names) > 1 and any(a in layer.magnitude for a in names):
             raise ValueError(
                 f"adapters {names} cannot be active together: DoRA sets the lengths of"
                 " W₀ + ΔW, which holds for one change only"
             )
-    for layer in layers:
+    for name, layer in walk.installed(model, copies.WholeModule).items():
+        if sum(a in layer.copies for a in names) > 1:
+            raise ValueError(
+                f"adapters {names} cannot be active together: each has a copy of"
+                f" {name!r} (modules_to_save)"
+            )
+    for layer in walk.installed(model, copies.Adapted).values():
         layer.activate(names)
 
 
@@ -375,7 +513,11 @@ def merge(model: nn.Module) -> None:
     Inference then costs what the base costs.
     """
     check_unmerged(model)
-    for layer in layers_of(model):
+    layers = layers_of(model)
+    for layer in layers:
+        if isinstance(layer, LoRALinear):
+            walk.mergeable(layer)  # before anything changes, since it may raise
+    for layer in layers:
         layer.merge()
 
 
@@ -389,8 +531,8 @@ def merge_and_unload(model: nn.Module) -> nn.Module:
     """Merge the active adapters for good: plain linears are left, and W₀ is freed."""
     if not any(layer.merged for layer in layers_of(model)):
         merge(model)
-    for name, layer in walk.installed(model, LoRALinear).items():
-        walk.replace(model, name, layer.base)
+    for name, layer in walk.installed(model, copies.Adapted).items():
+        walk.replace(model, name, layer.unwrapped())
     return model
 
 
@@ -402,7 +544,7 @@ def remove(model: nn.Module, adapter: str | None = None) -> nn.Module:
     names = adapters(model) if adapter is None else [adapter]
     check_known(model, names)
     check_unmerged(model)
-    for name, layer in walk.installed(model, LoRALinear).items():
+    for name, layer in walk.installed(model, copies.Adapted).items():
         layer.discard(names)
         if not layer.configs:
             walk.replace(model, name, layer.base)
@@ -410,22 +552,29 @@ def remove(model: nn.Module, adapter: str | None = None) -> nn.Module:
 
 
 def num_parameters(model: nn.Module, config: LoRAConfig) -> int:
-    """Σ r (k + d) over the target layers (+ d with DoRA): what `apply` would train."""
+    """What `apply` would train: Σ r (k + d) over the target layers (+ d with DoRA).
+
+    With `bias` their numbers are added, with `modules_to_save` those of the copies.
+    """
     total = 0
     for name, layer in config.targets(model).items():
         linear = walk.base_of(layer)
         total += config.rank(name) * (linear.in_features + linear.out_features)
         total += linear.out_features if config.dora else 0
+    for layer in config.biased(model).values():
+        total += walk.base_of(layer).bias.numel()
+    for module in config.whole_modules(model).values():
+        total += sum(p.numel() for p in walk.base_of(module).parameters())
     return total
 
 
-def layers_of(model: nn.Module) -> list[LoRALinear]:
-    """The layers with low-rank changes.
+def layers_of(model: nn.Module) -> list[copies.Adapted]:
+    """The layers that an adapter changes.
 
     Raises:
         ValueError: there are none.
     """
-    layers = walk.installed(model, LoRALinear)
+    layers = walk.installed(model, copies.Adapted)
     if not layers:
         raise ValueError(
             "the model has no LoRA adapter: apply(model, config) puts one on"
@@ -445,5 +594,5 @@ def check_known(model: nn.Module, names: Sequence[str]) -> None:
 
 def check_unmerged(model: nn.Module) -> None:
     """Raises: ValueError: adapters are merged into the weights."""
-    if any(layer.merged for layer in walk.installed(model, LoRALinear).values()):
+    if any(layer.merged for layer in walk.installed(model, copies.Adapted).values()):
         raise ValueError("adapters are merged into the weights: unmerge(model) first")

@@ -98,6 +98,16 @@ class GatedLoRALinear(LoRALinear):
         """g_L (α/r) B A x."""
         return super().change(x, adapter) * self.gates[adapter](x)
 
+    @property
+    def weight(self) -> Tensor:
+        """Raises: ValueError: there is none while an adapter is active."""
+        if self.active or self.rows is not None:
+            raise ValueError(
+                "a gated LoRA has no weight that could be read, since its gate depends"
+                " on the input"
+            )
+        return walk.weight_of(self.base)
+
     def merge(self) -> None:
         """Raises: ValueError: always."""
         raise ValueError(

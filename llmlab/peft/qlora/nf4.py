@@ -136,14 +136,24 @@ def pack(codes: Tensor) -> UInt8[Tensor, "bytes 1"]:
     return ((codes[::2] << 4) | codes[1::2])[:, None]
 
 
+def check_finite(name: str, x: Tensor) -> None:
+    """Raises: ValueError: the tensor called `name` holds NaN or ∞."""
+    bad = int((~x.detach().isfinite()).sum())
+    if bad:
+        raise ValueError(
+            f"{name} holds {bad} values that are NaN or infinite: no scale fits them"
+        )
+
+
 def quantize(
     w: Float[Tensor, "..."], kind: str = "nf4", block: int = 64, double: bool = True
 ) -> Quantized:
     """`w` in 4 bits, row after row; a block may run over the end of a row.
 
     Raises:
-        ValueError: an unknown codebook or block size, or `w` is empty or not
-            floating-point.
+        ValueError: an unknown codebook or block size, or `w` is empty, not
+            floating-point, or holds what no scale fits: NaN, ∞, or so much that the
+            mean of the scales is ∞.
     """
     levels = levels_of(kind).to(w.device)
     if block not in BLOCKS:
@@ -152,10 +162,14 @@ def quantize(
         raise ValueError(
             f"w must hold floating-point values, not {w.numel()} of {w.dtype}"
         )
-    c, scaled = absmax_blocks(w.detach().reshape(-1).float(), block)
+    flat = w.detach().reshape(-1).float()
+    check_finite("w", flat)
+    c, scaled = absmax_blocks(flat, block)
     even = F.pad(scaled, (0, len(scaled) % 2))  # two codes fill a byte
     packed = pack(nearest(even, levels))
     scales, scales2, offset = quantize_scales(c) if double else (c, None, None)
+    if double:
+        check_finite("the second scale of w", scales2 + offset)
     return Quantized(
         packed, scales, scales2, offset, tuple(w.shape), w.dtype, kind, block
     )
@@ -186,7 +200,11 @@ def dequantize(q: Quantized, dtype: torch.dtype | None = None) -> Float[Tensor, 
     values[:full].view(-1, q.block).mul_(c[: full // q.block, None])
     if full < n:
         values[full:].mul_(c[-1])
-    return values[:n].view(q.shape).to(dtype or q.dtype)
+    dtype = dtype or q.dtype
+    if dtype == torch.float16:  # rounding of the scales may have passed its largest
+        largest = torch.finfo(dtype).max
+        values.clamp_(-largest, largest)
+    return values[:n].view(q.shape).to(dtype)
 
 
 # Double quantisation ------------------------------------------------------------------
@@ -234,7 +252,11 @@ def encode_8bit(
 
 
 def quantize_scales(c: Float[Tensor, "blocks"]) -> tuple[Tensor, Tensor, Tensor]:
-    """(8-bit codes, c₂, mean) of the scales c."""
+    """(8-bit codes, c₂, mean) of the scales c.
+
+    As in bitsandbytes, a c that is read back can be below 0, and then the weights of
+    its block change their sign: beside one c of 10, each of 63 of 0.003 is −0.0084.
+    """
     offset = c.mean()
     codes, c2 = encode_8bit(c - offset)
     return codes, c2, offset

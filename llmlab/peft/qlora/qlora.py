@@ -44,6 +44,7 @@ class QLoRAConfig(LoRAConfig):
     alpha: float = 16
     # "critical" in the paper: adapters on every linear
     target_modules: walk.Targets = walk.ALL_LINEAR
+    # with `double`, the paper's; bitsandbytes and transformers take "fp4" unless asked
     kind: str = "nf4"  # the codebook: "nf4", "fp4", "e2m1" or "int4"
     block: int = 64
     double: bool = True  # double quantisation of the scales
@@ -156,16 +157,41 @@ def quantize(model: nn.Module, config: QLoRAConfig) -> nn.Module:
     This means every linear of `config.quantize_modules` that still has floats.
 
     Raises:
-        ValueError: a target names no linear.
+        ValueError: a target names no linear, one that must stay in floats, or one that
+            holds NaN or ∞ (named); the model is then as it was.
     """
+    for name, linear in to_quantize(model, config).items():
+        small = Linear4bit(
+            linear, config.kind, config.block, config.double, config.keep_base
+        )
+        _put(model, name, small)
+    return model
+
+
+def to_quantize(model: nn.Module, config: QLoRAConfig) -> dict[str, nn.Linear]:
+    """The linears that `quantize` puts in 4 bits, by name; raises as it does.
+
+    Those whose weight the model reads instead of calling them, as T5 reads its `wo`,
+    are what transformers keeps in fp32: "all-linear" passes over them.
+    """
+    found = {}
+    in_floats = tuple(getattr(model, "_keep_in_fp32_modules", None) or ())
     for name, place in walk.find(model, config.quantize_modules).items():
         linear = walk.base_of(place)
-        if linear.weight.is_floating_point():
-            small = Linear4bit(
-                linear, config.kind, config.block, config.double, config.keep_base
+        if not linear.weight.is_floating_point():
+            continue
+        parent = model.get_submodule(name.rpartition(".")[0])
+        is_read = isinstance(parent, nn.MultiheadAttention)
+        if is_read or walk.matches(name, in_floats):
+            if config.quantize_modules == walk.ALL_LINEAR:
+                continue
+            raise ValueError(
+                f"quantize_modules={config.quantize_modules!r}: {name!r} must stay in"
+                " floats, since the model reads its weight instead of calling it"
             )
-            _put(model, name, small)
-    return model
+        nf4.check_finite(f"{name}.weight", linear.weight)
+        found[name] = linear
+    return found
 
 
 def _put(model: nn.Module, name: str, layer: nn.Module) -> None:
@@ -212,7 +238,7 @@ def apply(
     Raises:
         ValueError: as `lora.apply` does; the model is then as it was.
     """
-    walk.find(model, config.quantize_modules)  # before anything changes: it may raise
+    to_quantize(model, config)  # before anything changes: it may raise
     lora.apply(model, config, adapter, generator)
     return quantize(model, config)
 
@@ -257,7 +283,7 @@ def load(
     Raises:
         FileNotFoundError, ValueError: as `lora.files.load` does.
     """
-    walk.find(model, config.quantize_modules)
+    to_quantize(model, config)
     files.load(model, folder, adapter)
     return quantize(model, config)
 

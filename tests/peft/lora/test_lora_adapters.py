@@ -67,8 +67,9 @@ def test_the_file_holds_the_names_that_peft_writes(tmp_path):
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
-        ("bias", "all"),
-        ("modules_to_save", ["lm_head"]),
+        ("bias", "boft_only"),
+        ("ensure_weight_tying", True),
+        ("trainable_token_indices", [1]),
         ("use_qalora", True),
         ("layer_replication", [[0, 2]]),
         ("layers_pattern", "layers"),
