@@ -139,6 +139,18 @@ def test_two_mistakes_in_a_formula_are_found_together():
     assert "a term is too much, `bits`" in said
 
 
+def test_answers_that_may_be_right_in_many_ways_are_mended_too():
+    """Two factors are right whatever their signs: the worked answer's are others."""
+    lora = exercises.load_check(find("04-peft/05-lora"))
+
+    def best_factors(delta, r, alpha):
+        U, S, Vh = torch.linalg.svd(-delta)
+        return -Vh[: r + 1], U[:, :r] * S[:r] * (r / alpha)
+
+    said = str(lora.best_factors.verdict(best_factors))
+    assert "line 3, `Vh[:r + 1]`: a term is too much, `1`" in said
+
+
 def test_nothing_is_said_where_nothing_is_found():
     def far_off(values, n, scale):
         return [float(i) for i in range(len(values))]

@@ -26,7 +26,7 @@ from llmlab.course.grading.slips import (
 )
 
 SHOWN = 60  # characters of a line of code
-SHORT = 12
+SHORT = 10
 
 
 @dataclass(frozen=True)
