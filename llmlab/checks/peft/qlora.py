@@ -120,11 +120,15 @@ def normal_float(answer):
     # the oracle: the published table
     if not close(got, torch.tensor(nf4.NF4), tol=1e-5):
         raise Mistake("the levels differ from those that are published")
-    other = answer(3, 0.95)
-    if getattr(other, "shape", None) == (16,):
+    _three_bits(answer(3, 0.95))
+
+
+def _three_bits(got) -> None:
+    """Another width and another offset."""
+    if getattr(got, "shape", None) == (16,):
         raise Mistake("3 bits have 8 levels, yours are 16: take the bits' number")
-    expect(other, shape=(8,), dtype=torch.float32, what="normal_float(3, 0.95)")
-    if not close(other, nf4.normal_float(3, 0.95), tol=1e-5):
+    expect(got, shape=(8,), dtype=torch.float32, what="normal_float(3, 0.95)")
+    if not close(got, nf4.normal_float(3, 0.95), tol=1e-5):
         raise Mistake(
             "right for 4 bits, wrong for 3 bits with an offset of 0.95: take both from"
             " the arguments"
