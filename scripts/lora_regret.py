@@ -182,7 +182,6 @@ def run(
         context=128,
         peak_lr=rate,
         warmup=0,
-        final_lr=1.0,  # a constant rate
         weight_decay=0.0,
         seed=seed,
     )
@@ -191,7 +190,7 @@ def run(
     if method.muon:
         optimizer = muon(model, rate)
     losses: dict[str, list[float]] = {"dev": [], "test": []}
-    for step in range(recipe.steps):
+    for step in range(recipe.steps):  # the rate is never changed
         batch = pretraining.sample_batch(text["train"], recipe, step)
         pretraining.training_step(model, optimizer, batch, recipe.clip)
         if step + 1 in marks:
