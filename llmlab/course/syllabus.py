@@ -146,8 +146,8 @@ def built_lessons(root: Path | None = None) -> list[Lesson]:
 def find(name: str) -> Lesson:
     """The lesson called `name`.
 
-    A name is '04-peft/05-lora', '05-lora', 'lora', 'LoRA', or a path to one of the
-    lesson's files.
+    A name is '04-peft/05-lora', '05-lora', 'lora', 'LoRA', a path to one of the
+    lesson's files, or whole words at the beginning of one name only ('quantization').
 
     Raises:
         ValueError: no lesson, or more than one, goes by that name; the message lists
@@ -164,6 +164,9 @@ def find(name: str) -> Lesson:
             words = lesson.topic.split("-", 1)[1]
             if topic in (lesson.topic, lesson.module, words):
                 found.append(lesson)
+    if not found and len(steps) == 1:
+        found = _beginning_with(topic)
+        found = found if len(found) == 1 else []
     if len(found) == 1:
         return found[0]
     if found:
@@ -171,8 +174,18 @@ def find(name: str) -> Lesson:
         raise ValueError(f"more than one lesson is called {name!r}: {names}")
     asks = did_you_mean([x.short for x in near_lessons(topic)])
     raise ValueError(
-        f"no lesson is called {name!r}. {asks}`llmlab progress` lists them"
+        f"no lesson is called {name!r}. {asks}`llmlab progress --all` lists them"
     )
+
+
+def _beginning_with(words: str) -> list[Lesson]:
+    """The lessons that have a name whose first words these are."""
+    start = words.replace(" ", "-") + "-"
+    return [
+        lesson
+        for lesson in lessons()
+        if any(f"{own}-".startswith(start) for own in _names(lesson))
+    ]
 
 
 def near_lessons(name: str, most: int = 3) -> list[Lesson]:

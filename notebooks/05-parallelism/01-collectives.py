@@ -241,8 +241,8 @@ for move in ring.all_reduce(3):
 #
 # **Your turn: find the wrong chunk.** This all-reduce was written by hand, and one character of it is wrong. `all_reduce_trace` runs it on
 # four ranks and looks into every message. The small squares in a chunk say whose summands are in it; an arrow carries a chunk and is about to be
-# added or kept. Press *play* from the first step: it stops at the first wrong chunk and says what is wrong with it. Repair the line and run the
-# cell again: at the end every chunk is green.
+# added or kept. Press *play* from the first step: it stops at the first wrong chunk and says what is wrong with it. The line of code that
+# it shows is the one that brought the chunk; look at what is done with it. Repair that and run the cell again: at the end every chunk is green.
 #
 # <details><summary>The answer</summary>
 #
@@ -268,6 +268,8 @@ def my_all_reduce(comm, x):
 
 trace = all_reduce_trace(my_all_reduce, 4)
 steps(trace, title="An all-reduce by hand", start="first")
+
+# %% tags=["hide-output"]
 print(trace.fault or "right: every rank has every sum")
 
 # %% [markdown]

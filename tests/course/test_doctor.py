@@ -91,6 +91,13 @@ def test_a_wrong_forward_pass_is_bad(monkeypatch):
     assert finding.verdict == BAD and "expected" in finding.found
 
 
+def test_a_slow_forward_pass_is_noted(monkeypatch):
+    monkeypatch.setattr(doctor, "SLOW", 0.0)
+    finding = doctor.forward()
+    assert finding.verdict == NOTE and "as expected" in finding.found
+    assert "OMP_NUM_THREADS=1" in finding.advice
+
+
 CPUINFO_X86 = """\
 processor\t: 0
 model name\t: AMD EPYC 9354 32-Core Processor
@@ -188,7 +195,8 @@ def test_a_product_that_is_wrong_or_dies_is_bad(monkeypatch):
     assert finding.verdict == BAD and "signal 4" in finding.found
 
 
-def test_forward_and_all_reduce_are_good_here():
+def test_forward_and_all_reduce_are_good_here(monkeypatch):
+    monkeypatch.setattr(doctor, "SLOW", 600.0)
     assert doctor.forward().verdict == GOOD, doctor.forward()
     assert doctor.all_reduce().verdict == GOOD
 

@@ -48,6 +48,24 @@ def test_underscores_and_dashes_both_find():
 
 
 @pytest.mark.parametrize(
+    ("name", "slug"),
+    [
+        ("quantization", "06-compression/01-quantization-basics"),
+        ("sequence-parallelism", "05-parallelism/06-sequence"),
+        ("Sequence parallelism", "05-parallelism/06-sequence"),
+        ("05", None),
+        ("seq", None),
+    ],
+)
+def test_the_first_words_of_one_name_alone_find_it(name, slug):
+    if slug is None:
+        with pytest.raises(ValueError, match="progress --all"):
+            find(name)
+    else:
+        assert find(name).slug == slug
+
+
+@pytest.mark.parametrize(
     "name", ["", "nothing", "04-peft", "05-lora-more", "03-training/05-lora"]
 )
 def test_names_that_find_none(name):
