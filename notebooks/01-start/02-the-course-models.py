@@ -344,7 +344,7 @@ print(
 # its linear weights in 4 bits (Q4_1), and what we load are those, *dequantised* to fp32. The original is somewhat better
 # than what you see here.
 
-# %%
+# %% tags=["hide-output"]
 real, real_tokenizer = real_model.load(), real_model.load_tokenizer()
 # 1799, 1899, 1998
 addresses = [course_model.documents("addresses", "valid")[i][:1500] for i in (0, 5, 10)]

@@ -455,11 +455,20 @@ def with_adalora(seed):
     return train(model, seed, step, lambda: adalora.regularizer(model)), history, masks
 
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["hide-output", "nbval-ignore-output"]
 SEEDS = (0, 1)
 adaptive, histories, masks = zip(*(with_adalora(seed) for seed in SEEDS), strict=True)
 found = [adalora.ranks(model) for model in adaptive]
 
+for seed, f in zip(SEEDS, found, strict=True):
+    print(
+        f"seed {seed}: {sum(r == 0 for r in f.values())} of 28 matrices end with no"
+        " rank"
+    )
+empty = sum(rank == 0 for f in found for rank in f.values())
+guess.settle(empty / len(found), digits=2)
+
+# %% tags=["nbval-ignore-output"]
 KINDS = ["q", "k", "v", "o", "gate", "up", "down"]
 grid = (
     torch.tensor([list(f.values()) for f in found], dtype=torch.float32)
@@ -488,14 +497,7 @@ figure(
     + ", ".join(f"{k} {v:g}" for k, v in by_kind.items())
     + ".",
 )
-for seed, f in zip(SEEDS, found, strict=True):
-    print(
-        f"seed {seed}: {sum(r == 0 for r in f.values())} of 28 matrices end with no"
-        " rank"
-    )
 print("ranks by kind:", ", ".join(f"{k} {v:g}" for k, v in by_kind.items()))
-empty = sum(rank == 0 for f in found for rank in f.values())
-guess.settle(empty / len(found), digits=2)
 assert (
     by_kind["q"] + by_kind["k"]
     < 4

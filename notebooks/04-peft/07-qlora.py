@@ -440,6 +440,8 @@ def error(w, kind, block=64):
 
 
 errors = {kind: [error(w, kind) for w in (gaussian, real, course)] for kind in KINDS}
+
+# %% tags=["hide-output"]
 print("      normal   SmolLM2   course model")
 for kind, e in errors.items():
     print(
@@ -451,6 +453,12 @@ doubled = (
 ).square().mean() / gaussian.square().mean()
 print(f"NF4 with double quantization, normal weights: {100 * doubled:.2f}%")
 
+nf4_guess.settle(errors["nf4"][0] / errors["int4"][0], digits=2)
+is_worse = errors["fp4"][0] > errors["int4"][0]
+fp4_guess.settle("worse than INT4" if is_worse else "better than INT4")
+assert min(errors, key=lambda k: errors[k][0]) == "nf4" and is_worse
+
+# %% tags=["hide-input"]
 fig, ax = plt.subplots(figsize=(4.8, 2.7))
 for i, e in enumerate(errors.values()):
     ax.bar(
@@ -477,10 +485,6 @@ figure(
     )
     + ".",
 )
-nf4_guess.settle(errors["nf4"][0] / errors["int4"][0], digits=2)
-is_worse = errors["fp4"][0] > errors["int4"][0]
-fp4_guess.settle("worse than INT4" if is_worse else "better than INT4")
-assert min(errors, key=lambda k: errors[k][0]) == "nf4" and is_worse
 
 # %% [markdown]
 # NF4 wins, and double quantization costs next to nothing. The two trained models behave like draws from the normal
@@ -948,7 +952,8 @@ for step, length in enumerate([512, 512, 3072, 512]):
 # def quantize(w, levels, block):        # levels: NF4's 16
 #     blocks = w.reshape(-1, block)
 #     scales = blocks.abs().amax(1)      # in turn kept in 8 bits
-#     codes = (blocks[:, :, None] / scales[:, None, None] - levels).abs().argmin(-1)
+#     scaled = blocks / scales.clamp(min=1e-38)[:, None]  # zeros stay 0, not NaN
+#     codes = (scaled[:, :, None] - levels).abs().argmin(-1)
 #     return codes, scales               # w: levels[codes] * scales[:, None]
 # ```
 #

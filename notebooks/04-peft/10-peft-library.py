@@ -416,7 +416,7 @@ assert (
 # which learns XML from the same six pairs, and ask all three models in **one batch**: rows of `__base__` go through the
 # plain weights, the others through their own adapter.
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["hide-output", "nbval-ignore-output"]
 many = peft.PeftModel.from_pretrained(base, store / "LoRA by ours", adapter_name="json")
 torch.manual_seed(0)
 many.add_adapter("xml", METHODS["LoRA"][0])

@@ -343,11 +343,18 @@ print("steps in those of full fine-tuning, forward passes in the base's")
 # Now the plot. A row is a method, a small dot a task, the large dot their mean; beside it stand the numbers that it trains and
 # what stays after training. The rows in bold are the front: nobody trains as few and gains as much.
 
+# %% tags=["hide-output"]
+peft_names = [n for n in ranking if n != "full fine-tuning"]
+position = 1 + peft_names.index("(IA)³")
+print(f"(IA)³ is number {position} of {len(peft_names)}, with a fifth of the budget")
+print(f"the last two are {peft_names[-2]} and {peft_names[-1]}")
+is_upper = position <= len(peft_names) / 2
+guess.settle("in the upper half" if is_upper else "in the lower half")
+
 # %% tags=["hide-input"]
 COLORS = {
     name: color for _, group, _, color in PLACES for name in group.split(", ")
 } | {"full fine-tuning": "#22262b"}
-peft_names = [n for n in ranking if n != "full fine-tuning"]
 cost = torch.tensor([float(results[TASKS[0]][n].trained) for n in peft_names])
 front = comparison.pareto(
     cost, torch.tensor([1 - overall(n) for n in peft_names])
@@ -395,11 +402,6 @@ figure(
     + ". On the front:"
     f" {', '.join(n for n, k in zip(peft_names, front, strict=True) if k)}.",
 )
-position = 1 + peft_names.index("(IA)³")
-print(f"(IA)³ is number {position} of {len(peft_names)}, with a fifth of the budget")
-print(f"the last two are {peft_names[-2]} and {peft_names[-1]}")
-is_upper = position <= len(peft_names) / 2
-guess.settle("in the upper half" if is_upper else "in the lower half")
 
 # %% [markdown]
 # Read it as a price list: whoever is not in bold costs more or gives less than somebody else.

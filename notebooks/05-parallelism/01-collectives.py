@@ -438,6 +438,16 @@ def clock(moves, n):
 
 # where 30 α + 2 (15/16) n/β = 8 (α + n/β)
 cross = link.latency * link.bandwidth * (p - 1 - 4) / (4 - (p - 1) / p)
+
+# %% tags=["hide-output"]
+print(
+    f"a rank of a ring of 64 sends {cost.sent('all_reduce', 0, [1] * 64) / 64:.2f} n; a"
+    f" tree wins below {cross / 1e6:.1f} MB at p = {p}"
+)
+sent_guess.settle(cost.sent("all_reduce", 0, [1] * 64) / 64)
+tree_guess.settle(cross / 1e6, digits=2)
+
+# %% tags=["hide-input"]
 fig, ax = plt.subplots(figsize=(4.8, 3.4))
 for i, (name, algorithm) in enumerate(THREE.items()):
     moves = algorithm(p)
@@ -472,12 +482,6 @@ figure(
         " Halving lies on the lower of both."
     ),
 )
-print(
-    f"a rank of a ring of 64 sends {cost.sent('all_reduce', 0, [1] * 64) / 64:.2f} n; a"
-    f" tree wins below {cross / 1e6:.1f} MB at p = {p}"
-)
-sent_guess.settle(cost.sent("all_reduce", 0, [1] * 64) / 64)
-tree_guess.settle(cross / 1e6, digits=2)
 
 # %% [markdown]
 # The ring's first part is $2(p-1)\alpha$ whatever the size, its second part hardly depends on $p$. So a ring is the best there is for

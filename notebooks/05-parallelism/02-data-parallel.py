@@ -410,12 +410,28 @@ PLANS = {
     "one message": (plan_buckets(nbytes, 10**12), True),
     "buckets of 25 MiB": (plan_buckets(nbytes, 25 * MIB, first=MIB), True),
 }
+
+# %% tags=["hide-output"]
+waits = {
+    name: 1e3 * exposed(backward_pass(plan, overlap=overlap))
+    for name, (plan, overlap) in PLANS.items()
+}
+for name, (plan, _) in PLANS.items():
+    print(f"{name:<28} {len(plan):>4} messages, {waits[name]:>4.0f} ms exposed")
+print(
+    "\nbucket, MiB" + "".join(f"{mib:>6}" for mib in (1, 2, 4, 8, 16, 25, 50, 100, 200))
+)
+sizes_tried = {
+    mib: 1e3 * exposed(backward_pass(plan_buckets(nbytes, mib * MIB)))
+    for mib in (1, 2, 4, 8, 16, 25, 50, 100, 200)
+}
+print("ms exposed " + "".join(f"{ms:>6.0f}" for ms in sizes_tried.values()))
+guess.settle(sizes_tried[25], digits=2)
+
+# %% tags=["hide-input"]
 fig, axes = plt.subplots(4, 1, figsize=(4.8, 6.0), sharex=True)
-waits = {}
 for ax, (name, (plan, overlap)) in zip(axes, PLANS.items(), strict=True):
-    spans = backward_pass(plan, overlap=overlap)
-    waits[name] = 1e3 * exposed(spans)
-    draw(spans, ax)
+    draw(backward_pass(plan, overlap=overlap), ax)
     ax.set(
         title=f"{name}: {waits[name]:.0f} ms exposed",
         xlabel="milliseconds" if ax is axes[-1] else "",
@@ -430,17 +446,6 @@ figure(
     + ". With buckets the wire works while backward does, and only the embedding's"
     " gradient is left at the end.",
 )
-for name, (plan, _) in PLANS.items():
-    print(f"{name:<28} {len(plan):>4} messages, {waits[name]:>4.0f} ms exposed")
-print(
-    "\nbucket, MiB" + "".join(f"{mib:>6}" for mib in (1, 2, 4, 8, 16, 25, 50, 100, 200))
-)
-sizes_tried = {
-    mib: 1e3 * exposed(backward_pass(plan_buckets(nbytes, mib * MIB)))
-    for mib in (1, 2, 4, 8, 16, 25, 50, 100, 200)
-}
-print("ms exposed " + "".join(f"{ms:>6.0f}" for ms in sizes_tried.values()))
-guess.settle(sizes_tried[25], digits=2)
 
 # %% [markdown]
 # Sending each tensor by itself costs more in latencies than in bytes: 146 messages of 126 steps each. One message has no latency to speak of and hides

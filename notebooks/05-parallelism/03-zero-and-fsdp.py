@@ -477,7 +477,7 @@ print(
 # all-reduce of the gradients costs:
 
 
-# %%
+# %% tags=["hide-output"]
 def accumulate(comm, model, stage, microbatches=4):
     engine = engine_for(stage, model, comm)
     for _ in range(microbatches):

@@ -516,7 +516,7 @@ figure(
 # To the byte, this is what one reads off the lists, so memory can be planned without running anything: under 1F1B rank $r$ never holds
 # more than $\min(p-r, m)$ microbatches, under H2 $2(p-r)-1$. That sets $m$ free, and with it the bubble. Your guesses:
 
-# %%
+# %% tags=["hide-output"]
 plans = {"GPipe": gpipe(4, 8), "1F1B": one_f_one_b(4, 8)}
 for name, plan in plans.items():
     found = simulate(plan)

@@ -302,7 +302,7 @@ for (file, way, size, ranks), n in by_kind.items():
 #
 # First the question from above. Both rank functions compute the same $Z$ from the same quarter of the weights.
 
-# %%
+# %% tags=["hide-output"]
 M, d, f = 64, 128, 512
 torch.manual_seed(0)
 X, A, B = torch.randn(M, d), torch.randn(d, f) / d**0.5, torch.randn(f, d) / f**0.5

@@ -270,7 +270,7 @@ print("groups of all ranks are DeviceMesh's:", all(same for _, same in results))
 # NVLink is against one InfiniBand port of an A100. Our model is 64 times narrower than a 7B Llama; so that products and wires keep
 # their proportions, the devices compute 64 times slower too. A microbatch's compute is told to the clock by `comm.work`.
 
-# %%
+# %% tags=["hide-output"]
 from llmlab.models.accounting import forward_flops
 from llmlab.parallelism.runtime import Link
 

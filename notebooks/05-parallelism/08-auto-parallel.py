@@ -325,7 +325,7 @@ for b, slow in ((16, 25e9), (64, 25e9), (4, 2.5e9)):
 # - **4 sequences over a slow wire:** the axis across is not used. Four nodes compute the same thing, since any message would take
 #   longer than the work it saves.
 
-# %%
+# %% tags=["hide-output"]
 _, best, by_hand = table(64, 25e9)
 saved = 1 - best / min(by_hand["tp inside"], by_hand["tp across"])
 choice, _, _ = table(4, 2.5e9)

@@ -391,8 +391,22 @@ policies = {
 }
 seen = {name: [measure(s, *policy) for s in skews] for name, policy in policies.items()}
 
-fig, (top, bottom) = plt.subplots(2, 1, figsize=(4.8, 4.6), sharex=True)
+# %% tags=["hide-output"]
 fullest = [m["fullest"] for m in seen["no limit"]]
+three = min(range(len(skews)), key=lambda i: abs(fullest[i] - 3))
+for i in (0, three):
+    print(f"fullest expert at {fullest[i]:.1f} fair shares:")
+    for name, rows in seen.items():
+        m = rows[i]
+        print(
+            f"{name:<12} dropped {m['dropped']:>4.0%}   busiest rank {m['busiest']:.2f}"
+            f"   it sends {m['sent']:.0f} kB"
+        )
+dropped_guess.settle(100 * seen["1.25"][three]["dropped"], digits=2)
+busiest_guess.settle(seen["no limit"][three]["busiest"])
+
+# %% tags=["hide-input"]
+fig, (top, bottom) = plt.subplots(2, 1, figsize=(4.8, 4.6), sharex=True)
 for i, name in enumerate(("1.0", "1.25", "2.0")):
     dropped = [100 * m["dropped"] for m in seen[name]]
     top.plot(fullest, dropped, "o-", color=f"C{i}", ms=4)
@@ -425,18 +439,6 @@ figure(
         " shares; with factor 1.25 it stays near 1."
     ),
 )
-
-three = min(range(len(skews)), key=lambda i: abs(fullest[i] - 3))
-for i in (0, three):
-    print(f"fullest expert at {fullest[i]:.1f} fair shares:")
-    for name, rows in seen.items():
-        m = rows[i]
-        print(
-            f"{name:<12} dropped {m['dropped']:>4.0%}   busiest rank {m['busiest']:.2f}"
-            f"   it sends {m['sent']:.0f} kB"
-        )
-dropped_guess.settle(100 * seen["1.25"][three]["dropped"], digits=2)
-busiest_guess.settle(seen["no limit"][three]["busiest"])
 
 # %% [markdown]
 # You buy time with tokens. Without a limit nobody is dropped, and all wait for the busiest rank. A limit caps the wait, and drops a

@@ -191,7 +191,7 @@ show(
 # Here the library is all there is to it. PyTorch's four engines run live, two processes each, started from this cell. DeepSpeed takes its time to
 # import, and Megatron-core wants an environment of its own, so those five are recorded: a script of the repository made them, and a test runs DeepSpeed again.
 
-# %%
+# %% tags=["hide-output"]
 reference = World(1).run(engines.plain)[0]
 LIVE = {
     "DDP": engines.ddp,

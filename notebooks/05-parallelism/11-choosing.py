@@ -263,7 +263,7 @@ for name, ways in published.STEPS.items():
 #
 # And the question from the beginning:
 
-# %%
+# %% tags=["hide-output"]
 seventy = Job(
     shapes.llama(preset("llama-2-70b")), 1024, 4096, machines.machine("h100-80gb")
 )

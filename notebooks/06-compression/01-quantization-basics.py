@@ -281,7 +281,7 @@ compare(s[:, 0] * 127, largest, "largest of each row, bitsandbytes", tol=1e-6)
 # Each line copies the model, rounds all 210 linears of the copy (not the embedding, which is the output layer too) and reads the text. The
 # same 256 tokens are read each time, so the *differences* of their losses are known better than the losses: ± is two standard errors of their mean.
 
-# %% tags=["numbers-within-5%"]
+# %% tags=["hide-output", "numbers-within-5%"]
 settings = {
     "8 bits, row": QuantConfig(bits=8, per="row"),
     "4 bits, tensor": QuantConfig(per="tensor"),
@@ -672,7 +672,8 @@ for label, theirs, ours in rows:
 # def quantize_groups(W, bits, group_size):
 #     groups = W.unflatten(1, (-1, group_size))             # (out, in / g, g)
 #     scale = groups.abs().amax(-1) / (2 ** (bits - 1) - 1)  # the largest sets the step
-#     return (groups / scale[..., None]).round().flatten(1), scale
+#     scale = scale.where(scale > 0, 1.0)                   # a group of zeros
+#     return (groups / scale[..., None]).round().flatten(1).long(), scale
 # ```
 #
 # At 4 bits, one scale per row doubled the perplexity of the 135M model. One scale for 64 weights left it 1.4 times as large, and costs a
