@@ -49,8 +49,8 @@ print(f"a million tokens cost {dollars_alone:.0f} dollars")
 #
 # ## Predict
 #
-# The two GPUs now write for 16 readers at once, each with a conversation of 4,096 tokens behind them. Does each reader have to
-# wait 16 times as long? Type your guess below, then run the cell after it. A guess, even a bad one, is what makes the answer
+# The two GPUs now write for 16 readers at once, each with a conversation of 4,096 tokens behind them. How many
+# tokens do they write per second for all readers together? Type your guess below, then run the cell after it. A guess, even a bad one, is what makes the answer
 # stay; each lesson asks for one.
 
 # %%
@@ -169,10 +169,13 @@ for name, (exercise, answer) in attempts.items():
 # In symbols, with $W$ bytes of weights, $b$ readers (the *batch*), $C$ bytes of cache for each, and a memory that
 # delivers $\beta$ bytes per second:
 #
-# $$\text{seconds per step} \;\ge\; \frac{W + b\,C}{\beta} \qquad\qquad \text{tokens per second} \;\le\; \frac{b\,\beta}{W + b\,C}$$
+# $$\begin{aligned}
+# \text{seconds per step} &\;\ge\; \frac{W + b\,C}{\beta} \\[1ex]
+# \text{tokens per second} &\;\le\; \frac{b\,\beta}{W + b\,C}
+# \end{aligned}$$
 #
 # This is the memory side of the model of
-# [Pope et al. 2022](https://arxiv.org/abs/2211.05102 "pope2022efficiently"). It leaves out the arithmetic, which counts once the batch
+# [Pope et al. 2023](https://arxiv.org/abs/2211.05102 "pope2022efficiently"). It leaves out the arithmetic, which counts once the batch
 # has hundreds of readers, and all overhead. So it is a *bound*: a system may be slower, and none is faster.
 #
 # Each lesson has a short file in the package that you can read from top to bottom. `show` puts it on the page as it is: never a
@@ -416,8 +419,8 @@ print(f"not the same: the real system takes {29e-3 / ours:.1f} times the bound")
 #
 # </details>
 #
-# Now write it all yourself: [the exercises](../../work/01-start/01-welcome.ipynb) are three, gentle, and take about 25 minutes. Then
+# Now write it all yourself: [the exercises](../../work/01-start/01-welcome.ipynb) are three, and gentle. Then
 # [meet the course's models](02-the-course-models.ipynb): one that was trained on two cores, and a real one.
 #
-# References: [Pope et al. 2022](https://arxiv.org/abs/2211.05102 "pope2022efficiently"), Efficiently Scaling Transformer
+# References: [Pope et al. 2023](https://arxiv.org/abs/2211.05102 "pope2022efficiently"), Efficiently Scaling Transformer
 # Inference; [Touvron et al. 2023](https://arxiv.org/abs/2307.09288 "touvron2023llama2"), Llama 2.

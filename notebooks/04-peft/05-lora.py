@@ -73,9 +73,10 @@ print(f"to keep 100 models: {(2 * frozen + 100 * 2 * trained) / 1e9:.1f} GB")
 # Here are a weight $W$ of 2 × 3, a pair $B$, $A$ of rank $r = 1$ with $\alpha = 2$, and one input $x$:
 #
 # $$W = \begin{pmatrix} 1 & 0 & 2 \\ 0 & 1 & 1 \end{pmatrix}, \quad
-# B = \begin{pmatrix} 1 \\ -2 \end{pmatrix}, \quad
-# A = \begin{pmatrix} 1 & -1 & 1 \end{pmatrix}, \quad
-# x = \begin{pmatrix} 1 \\ 2 \\ 3 \end{pmatrix}$$
+# x = \begin{pmatrix} 1 \\ 2 \\ 3 \end{pmatrix},$$
+#
+# $$B = \begin{pmatrix} 1 \\ -2 \end{pmatrix}, \quad
+# A = \begin{pmatrix} 1 & -1 & 1 \end{pmatrix}$$
 #
 # The output $h$ can be computed in two ways.
 #
@@ -855,7 +856,7 @@ for adapter in ("bible", "blend"):
 compare(together, torch.cat(alone), what="three models in one batch", tol=1e-4)
 
 gpt3 = 96 * 2 * 4 * 2 * 12_288  # r = 4 on two matrices per layer
-print(f"GPT-3 checkpoint, paper 35 MB: ours {2 * gpt3 / 2**20:.1f} MiB")
+print(f"GPT-3 checkpoint: paper 35 MB, ours {2 * gpt3 / 1e6:.1f} MB")
 print(f"Llama 7B, full: {2 * parameters(llama_7b) / 1e9:.1f} GB travel per step")
 print(f"Llama 7B, LoRA of rank 8: {2 * trained / 1e6:.1f} MB travel per step")
 

@@ -201,8 +201,8 @@ show(backward.InputGradientLinear, backward.compute)
 #
 # | op | waits for | computes | sends |
 # |---|---|---|---|
-# | F | $h$ from stage $s-1$: `(B, T, d)`; tokens on stage 0 | its layers; on the last stage the loss, divided by $m$ | $h$ to stage $s+1$ |
-# | I | $\partial h$ from stage $s+1$: `(B, T, d)`; nothing on the last stage | backward through the kept graph | $\partial h$ to stage $s-1$ |
+# | F | $h$ from stage $s-1$: `(B, T, d)`; tokens on stage 0 | its layers; on the last stage the loss, divided by $m$ | $h$ to stage $s+1$ |
+# | I | $\partial h$ from stage $s+1$: `(B, T, d)`; nothing on the last stage | backward through the kept graph | $\partial h$ to stage $s-1$ |
 # | W | nothing | what I has left | nothing |
 # | B | as I | I, then W | as I |
 

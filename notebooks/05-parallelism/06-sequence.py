@@ -547,7 +547,7 @@ for method in ("megatron", "ring", "ulysses"):
     compare(
         [GB[method, p] * p for p in ps],
         [GB["ring", 1]] * 4,
-        f"{method}: kept on a rank × ranks",
+        f"{method}: GB kept on a rank, times the number of ranks",
         tol=1e-6,
     )
 
@@ -638,8 +638,8 @@ figure(
 # Step through a ring of four. Strong colours: what is computed in this step, by the rank that has the query. Pale: done
 # before.
 #
-# In how many of the 16 pairs of a rank and a step does a rank have nothing at all to do, with each of the three cuts? Count before you open the
-# cell below the figure.
+# Four ranks take four steps each, 16 turns in all. In how many of them does a rank have nothing at all to do, with each of the three cuts? Count
+# before you open the cell below the figure, whose bars count pairs of a query and a key.
 
 # %% tags=["hide-input", "nbval-ignore-output"]
 LAYOUTS = ["contiguous", "zigzag", "striped"]
@@ -667,7 +667,7 @@ def draw_step(cut, step):
     left.set(xlabel="keys", ylabel="queries", xticks=[], yticks=[])
     work = [pairs for _, s, _, pairs in TABLES[cut] if s == step]
     right.bar(range(4), work, color=RANKS)
-    right.set(xlabel="rank", xticks=range(4), ylim=(0, 17), title="pairs")
+    right.set(xlabel="rank", xticks=range(4), ylim=(0, 17), title="query-key pairs")
     return fig
 
 
@@ -675,7 +675,7 @@ def describe_step(cut, step):
     work = [pairs for _, s, _, pairs in TABLES[cut] if s == step]
     return (
         f"{cut} cut, step {step}: rank r has the keys of rank r − {step}; ranks 0 to 3"
-        f" compute {', '.join(map(str, work))} pairs"
+        f" compute {', '.join(map(str, work))} query-key pairs"
     )
 
 
@@ -701,7 +701,7 @@ explore(
 # %% tags=["hide-output"]
 for layout, table in TABLES.items():
     print(
-        f"{layout}: {sum(pairs == 0 for *_, pairs in table)} of 16 with nothing to do"
+        f"{layout}: nothing to do in {sum(pairs == 0 for *_, pairs in table)} of 16 turns"
     )
 
 # %% [markdown]

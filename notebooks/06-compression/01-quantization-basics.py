@@ -174,7 +174,8 @@ figure(
 #   when values lie to one side. The range is widened to hold 0, which stays exact: padding and zeros are common.
 #
 # **How much is lost?** Between two levels a value may lie anywhere, so its error is about uniform from $-s/2$ to $s/2$, with
-# mean square $s^2/12$. One bit more halves $s$, which quarters the squared error: 6 decibels per bit. A step that is four times too long
+# mean square $s^2/12$. One bit more halves $s$, which quarters the squared error: 6 decibels per bit, since 10 decibels are a factor of 10
+# and $10 \log_{10} 4 \approx 6$. A step that is four times too long
 # is two bits thrown away, for every value that shares it.
 #
 # Why along rows? A linear layer computes $y_i = \sum_j W_{ij} x_j$. A scale that depends on $i$ alone comes out of the sum,
@@ -350,7 +351,8 @@ figure(
 # **Activations are worse.** To multiply integers by integers, the inputs of each linear are rounded too, while the model runs.
 # Eight bits cost almost nothing for weights. And for activations, with one scale for the whole batch of tokens, or with one scale per
 # token? The next cell measures both, and its figure shows the reason. For each linear we take the largest input of every channel, and
-# divide the largest of these by their median. A quantizer with 127 levels above zero leaves a typical channel 127 divided by that ratio.
+# divide the largest of these by their median. Of a quantizer's 127 levels above zero, a typical channel is left
+# with 127 divided by that ratio.
 
 # %% tags=["hide-input", "numbers-within-5%"]
 int8_model = qb.round_weights(deepcopy(model), settings["8 bits, row"])
@@ -511,7 +513,7 @@ for label, config in {
 # ## Play
 #
 # Bits and group size, on the weight whose row you saw above. Its rows are 576 long.
-# Which buys more, a bit or a scale?
+# Which buys more, a bit or a scale? Try it; the folded cell below the figure answers.
 
 # %% tags=["hide-input", "slider", "nbval-ignore-output"]
 some = weight[:128]
@@ -570,6 +572,20 @@ explore(
 # %% tags=["hide-output"]
 print("{} bits in groups of {}: {:.2f} bits per weight".format(*best, good[best]))
 
+print("\nfrom 4 bits       stored   error divided by   decibels per bit stored")
+bought = {}
+for step, before, after in (
+    ("576 to 64", (4, 576), (4, 64)),
+    ("64 to 16", (4, 64), (4, 16)),
+    ("a bit, by 64", (4, 64), (5, 64)),
+):
+    added = tried[after][0] - tried[before][0]
+    smaller = tried[before][1] / tried[after][1]
+    bought[step] = 20 * torch.tensor(smaller).log10().item() / added
+    print(f"{step:16}{added:>+8.2f}{smaller:>19.2f}{bought[step]:>26.1f}")
+order = sorted(bought, key=bought.get, reverse=True)
+print("most for a stored bit:", ", then ".join(order))
+
 # %% [markdown]
 # ## At scale
 #
@@ -599,8 +615,8 @@ print(
 
 print("\nGB, all but the embedding and the output layer quantized, those in 16 bits:")
 print(
-    f"{'':14}{'16 bits':>9}{'8, row':>9}{'4, row':>9}{'4, g 128':>9}{'4, g 32':>9}"
-    f"{'3, g 128':>9}"
+    f"{'':12}{'16 bits':>9}{'8, row':>10}{'4, row':>10}{'4, g 128':>11}{'4, g 32':>10}"
+    f"{'3, g 128':>11}"
 )
 for name in ("llama-2-7b", "llama-3-8b", "llama-2-70b"):
     shape = preset(name)
@@ -615,8 +631,11 @@ for name in ("llama-2-7b", "llama-3-8b", "llama-2-70b"):
         for c in columns
     ]
     print(
-        f"{name:14}{accounting.weight_bytes(shape) / 1e9:9.1f}"
-        + "".join(f"{size:9.1f}" for size in sizes)
+        f"{name:12}{accounting.weight_bytes(shape) / 1e9:9.1f}"
+        + "".join(
+            f"{size:{width}.1f}"
+            for size, width in zip(sizes, (10, 10, 11, 10, 11), strict=True)
+        )
     )
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
