@@ -1,7 +1,7 @@
 """GPTQ: each weight is rounded, and those not rounded yet make up for the error.
 
 Frantar et al. 2022, https://arxiv.org/abs/2210.17323, after Optimal Brain Surgeon
-(Hassibi & Stork 1992) and OBQ (Frantar & Alistarh 2022,
+(Hassibi & Stork 1992) and OBQ (Frantar, Singh & Alistarh 2022,
 https://arxiv.org/abs/2208.11580). A linear should give the outputs that it gave before:
 
     ‖W X − Ŵ X‖²  =  Σ_rows δ (X Xᵀ) δᵀ        δ = ŵ − w, one row
