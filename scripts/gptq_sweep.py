@@ -32,19 +32,19 @@ RUNS = [
     ("act-order", 3, "addresses", 2048, 1),
     ("in order", 3, "addresses", 2048, 0),
     ("in order", 3, "addresses", 2048, 1),
+    ("static groups", 3, "addresses", 2048, 0),
     ("act-order", 3, "bible", 2048, 0),
+    ("static groups", 3, "addresses", 2048, 1),
     ("act-order", 3, "bible", 2048, 1),
-    ("act-order", 3, "addresses", 2048, 2),
-    ("in order", 3, "addresses", 2048, 2),
     ("act-order", 3, "addresses", 512, 0),
     ("act-order", 3, "addresses", 512, 1),
-    ("rounding", 4, "", 0, 0),
-    ("act-order", 4, "addresses", 2048, 0),
-    ("act-order", 4, "addresses", 2048, 1),
-    ("act-order", 3, "bible", 2048, 2),
-    ("act-order", 3, "addresses", 512, 2),
-    ("act-order", 4, "addresses", 2048, 2),
+    ("act-order", 3, "addresses", 2048, 2),
 ]
+CONFIGS = {
+    "in order": {},
+    "static groups": {"static_groups": True},
+    "act-order": {"act_order": True},
+}
 FIELDS = [
     "method",
     "bits",
@@ -94,7 +94,7 @@ class Sweep:
         losses = self.rounding(bits)
         if method != "rounding":
             grid = QuantConfig(bits, group_size=64)
-            config = GPTQConfig(grid, act_order=method == "act-order")
+            config = GPTQConfig(grid, **CONFIGS[method])
             known = self.tokens(text, "train", 400_000)
             batches = calibration.sample(known, LENGTH, tokens // LENGTH, seed)
             losses = self.losses(gptq.apply(deepcopy(self.model), batches, config))

@@ -10,6 +10,7 @@ which needs no inverse of H, no elimination and no Cholesky factor.
 
 from __future__ import annotations
 
+import csv
 from copy import deepcopy
 
 import pytest
@@ -371,3 +372,50 @@ def test_bad_arguments_are_named():
             GPTQConfig(**bad)
     with pytest.raises(ValueError, match="per='tensor'"):
         GPTQConfig(QuantConfig(per="tensor"))
+
+
+# On the real model --------------------------------------------------------------------
+
+
+def test_what_the_sweep_measured_is_told_apart_from_noise():
+    """GPTQ gains over rounding by more than five standard errors, whatever the seed."""
+    with gptq.FILE.open(newline="", encoding="utf-8") as file:
+        runs = list(csv.DictReader(file))
+    keys = [
+        tuple(run[k] for k in ("method", "bits", "text", "tokens", "seed"))
+        for run in runs
+    ]
+    assert len(set(keys)) == len(keys)
+    best = [run for run in runs if run["method"] == "act-order"]
+    assert len(best) >= 2
+    for run in best:
+        assert float(run["gained"]) > 5 * float(run["gained_error"])
+
+
+@pytest.mark.real_model
+@pytest.mark.slow
+def test_error_feedback_beats_rounding_on_text_that_it_did_not_see():
+    from llmlab.models import course_model, real_model
+
+    real_model.fetch(quiet=True)
+    model = real_model.load()
+    encode = real_model.load_tokenizer().encode
+    train, other = (
+        torch.tensor(encode(course_model.corpus("addresses", split)[:20_000]).ids)
+        for split in ("train", "valid")
+    )
+    block = next(iter(calibration.blocks(model).values()))
+    up = {"mlp.up_proj": block.get_submodule("mlp.up_proj")}
+
+    def gram(batches):
+        calls = calibration.first_calls(model, batches)
+        seen = calibration.collect(up, lambda: calibration.next_calls(block, calls))
+        return seen["mlp.up_proj"].gram
+
+    W = up["mlp.up_proj"].weight.detach()
+    grid = QuantConfig(3, group_size=64)
+    known = gram(calibration.sample(train, 128, 8))
+    found = gptq.gptq(W, known, GPTQConfig(grid, act_order=True)).weight
+    judge = gram([other[None, :512]])
+    error = gptq.output_error(W, found, judge)
+    assert error < 0.7 * gptq.output_error(W, gptq.nearest(W, grid), judge)
