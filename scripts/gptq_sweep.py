@@ -36,9 +36,6 @@ RUNS = [
     ("act-order", 3, "bible", 2048, 0),
     ("static groups", 3, "addresses", 2048, 1),
     ("act-order", 3, "bible", 2048, 1),
-    ("act-order", 3, "addresses", 512, 0),
-    ("act-order", 3, "addresses", 512, 1),
-    ("act-order", 3, "addresses", 2048, 2),
 ]
 CONFIGS = {
     "in order": {},
