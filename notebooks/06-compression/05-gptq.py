@@ -130,7 +130,11 @@ figure(
 # **Optimal Brain Surgeon** ([Hassibi & Stork 1992](https://papers.nips.cc/paper/1992/hash/303ed4c69846ab36c2904d3ba8573050-Abstract.html "hassibi1992second"))
 # asked for the best change of all other weights when weight $q$ is fixed. With $H = 2 X X^\top$, the same for every row of $W$:
 #
-# $$\delta = - \frac{w_q - \mathrm{quant}(w_q)}{[H^{-1}]_{qq}} (H^{-1})_{:,q} \qquad \text{at a cost of} \qquad \frac{(w_q - \mathrm{quant}(w_q))^2}{2\,[H^{-1}]_{qq}}$$
+# $$\delta = - \frac{w_q - \mathrm{quant}(w_q)}{[H^{-1}]_{qq}} (H^{-1})_{:,q}$$
+#
+# and this costs
+#
+# $$\frac{(w_q - \mathrm{quant}(w_q))^2}{2\,[H^{-1}]_{qq}}$$
 #
 # **OBQ** ([Frantar et al. 2022a](https://arxiv.org/abs/2208.11580 "frantar2022obc")) rounds whichever weight costs least, updates the others, removes it from $H^{-1}$,
 # and goes on, row by row. Each row goes its own way and needs an inverse of its own: $O(\text{out} \cdot \text{in}^3)$.
@@ -343,19 +347,18 @@ figure(
     alt=(
         "By how much perplexity grows at 3 bits, a dot for each draw of calibration"
         " text: more than six times with rounding, four to five with GPTQ and scales"
-        " as updated, about three with static scales or the largest inputs first, and"
-        " over five when calibrated on the Bible."
+        " as updated, three and four with static scales, about three with the largest"
+        " inputs first, and over five when that is calibrated on the Bible."
     ),
 )
 
 # %% [markdown]
-# A dot is one draw of calibration text. Same levels, same bits: rounding makes perplexity more than six times as large, GPTQ about three
-# times, and the draws differ by less than that. Three bits are still hard on so small a model, but it is no longer ruined.
+# A dot is one draw of calibration text. Same levels, same bits: rounding makes perplexity more than six times as large, and GPTQ with the largest inputs
+# first about three times, whichever text it drew. Three bits are still hard on so small a model, but it is no longer ruined.
 #
-# The surprise is the second line. Scales made from the *updated* weights, the paper's own detail, do worse here than scales fixed beforehand. The
-# weights that are left travel far along directions that the calibration text hardly shows, for there it costs nothing. A scale then follows the
-# largest of them, and its steps become long for all. Static scales, or large inputs first, hold them back. The authors mostly rounded with one scale per
-# row, made beforehand, and calibrated with 128 times as many tokens.
+# Without that order GPTQ gains less, and luck decides how much: with static scales one draw gives 3 and another 4. In order, the last weights
+# of a row must make up for everything before them. They travel far along directions that the calibration text hardly shows, for there it costs
+# nothing, and then they are rounded, with a scale that has followed them or clipped by one that has not. The authors calibrate with 128 times as many tokens.
 #
 # What does an unlucky text cost? The last line read verses of the King James Bible in place of addresses, as many tokens. Most of the gain
 # is gone. Feedback protects the outputs for inputs like those that it saw, at the cost of all others.
