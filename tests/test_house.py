@@ -107,6 +107,7 @@ ARROWS = {
         "tensor": "runtime",
         "zero_and_fsdp": "runtime",
     },
+    "compression": {"gptq": "calibration quantization_basics"},
     "course": {
         "book": "cpu syllabus",
         "cli": (
