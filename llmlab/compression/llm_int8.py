@@ -13,16 +13,16 @@ Dettmers et al. 2022, https://arxiv.org/abs/2208.07339, sections 2 and 3, equati
     a_w   largest |w| of each row of W (o,); c_w = 127 / a_w
     i8    codes −127 … 127: round(127 · x / a), ties to even
 
-*Vector-wise*: each inner product has two scales of its own, one of a token and one of an
-output. The decomposition is the sum over O.
+*Vector-wise*: each inner product has two scales of its own, one of a token and one of
+an output. The decomposition is the sum over O.
 
 O is only known once X is there. So W is stored as codes alone, 8 bits each, and the
-columns in O are decoded when they are needed (as bitsandbytes does; the paper's equation
-has them in 16 bits from the start). What is lost of them is the rounding of W.
+columns in O are decoded when they are needed, as bitsandbytes does. (The paper's
+equation has them in 16 bits from the start.) What they lose is the rounding of W.
 
 Differs from bitsandbytes 0.50: a_x leaves out whole columns, as in the equation;
-bitsandbytes leaves out the outliers alone, so that a 5.9 in an outlier column still sets
-the scale of its row. And inputs are not cast to float16 first, where 65,520 is ∞.
+bitsandbytes leaves out the outliers alone, so that a 5.9 in an outlier column still
+sets the scale of its row. And inputs are not cast to float16 first, where 65,520 is ∞.
 
 Simplified: symmetric codes only (the paper also tries a zero point); no training with
 int8 gradients. The gradient of x is that of the decoded weight; the codes are frozen.
@@ -91,9 +91,8 @@ def quantize_rows(
     absmax = x.abs().amax(-1)  # (rows,)
     if scales == "tensor":
         absmax = absmax.amax().expand(len(absmax))
-    # a row of zeros, and one so small that 127 / a is ∞, are divided by something else
-    divisor = absmax.clamp(min=torch.finfo(torch.float32).tiny)[:, None]
-    codes = torch.round(x / divisor * TOP)
+    divisor = torch.where(absmax > 0, absmax, 1.0)[:, None]  # a row of zeros: by 1
+    codes = torch.round(x / divisor * TOP)  # 127 / a would be ∞ for a tiny row
     return codes.to(torch.int8), absmax
 
 
@@ -128,12 +127,12 @@ def multiply_codes(
     and a float32 is exact for 1,040.
     """
     if x.is_cuda:
-        return _multiply_on_cuda(x, w)
+        return multiply_padded(x, w)
     return torch._int_mm(x.contiguous(), w.t())
 
 
-def _multiply_on_cuda(x: Tensor, w: Tensor) -> Tensor:
-    """cuBLAS wants more than 16 tokens, and widths that 8 divides: pad with zeros."""
+def multiply_padded(x: Tensor, w: Tensor) -> Tensor:
+    """cuBLAS wants more than 16 tokens, and widths that 8 divides: zeros fill up."""
     tokens, out = len(x), len(w)
     width = -x.shape[1] % 8
     x = F.pad(x, (0, width, 0, max(0, 17 - tokens)))
@@ -163,7 +162,7 @@ def int8_matmul(
 
 
 class _FrozenProduct(torch.autograd.Function):
-    """Forward `int8_matmul`. Backward: the gradient of x, through the decoded weight."""
+    """Forward `int8_matmul`. Backward: the gradient of x through the decoded weight."""
 
     @staticmethod
     def forward(ctx, x, codes, absmax, config):
@@ -257,7 +256,9 @@ def check_weight(name: str, weight: Tensor) -> None:
             " dequantise it first"
         )
     if weight.is_meta:
-        raise ValueError(f"{name}.weight is on the device 'meta': load its values first")
+        raise ValueError(
+            f"{name}.weight is on the device 'meta': load its values first"
+        )
     bad = int((~weight.detach().isfinite()).sum())
     if bad:
         raise ValueError(f"{name}.weight holds {bad} values that are NaN or infinite")

@@ -48,9 +48,7 @@ def written_out(x, weight, alpha):
 
 
 def product(x, weight, alpha):
-    return llm_int8.int8_matmul(
-        x, *llm_int8.quantize_rows(weight), Int8Config(alpha)
-    )
+    return llm_int8.int8_matmul(x, *llm_int8.quantize_rows(weight), Int8Config(alpha))
 
 
 def outliers(x, alpha):
@@ -74,16 +72,17 @@ def test_equation_8_written_out(shape, alpha):
 
 def test_the_lessons_example_by_hand():
     x = torch.tensor([[0.5, 12.0, -1.0], [2.0, 7.0, 1.0]])
-    weight = torch.tensor([[1.0, -0.5, 0.25]])
+    weight = torch.tensor([[1.0, -1.0, 0.25]])
     assert outliers(x, 6.0).tolist() == [False, True, False]
     codes, absmax = llm_int8.quantize_rows(x[:, [0, 2]])
     assert codes.tolist() == [[64, -127], [127, 64]] and absmax.tolist() == [1, 2]
     codes, absmax = llm_int8.quantize_rows(weight)
-    assert codes.tolist() == [[127, -64, 32]] and absmax.tolist() == [1]
+    assert codes.tolist() == [[127, -127, 32]] and absmax.tolist() == [1]
     sums = torch.tensor([64 * 127 - 127 * 32, 127 * 127 + 64 * 32]).float()
-    few = torch.tensor([12.0, 7.0]) * -64 / 127
-    right = sums * torch.tensor([1.0, 2.0]) / 127**2 + few
+    right = sums * torch.tensor([1.0, 2.0]) / 127**2 - torch.tensor([12.0, 7.0])
     torch.testing.assert_close(product(x, weight, 6.0)[:, 0], right)
+    plain = torch.tensor([-15846 * 12, -10981 * 7]) / 127**2
+    torch.testing.assert_close(product(x, weight, None)[:, 0], plain)
 
 
 def test_numbers_that_are_codes_already_are_multiplied_exactly():
@@ -117,6 +116,19 @@ def test_the_limits_of_the_threshold():
     for alpha in (None, 1e9):
         nothing = llm_int8.int8_matmul(x, codes, absmax, Int8Config(alpha))
         torch.testing.assert_close(nothing, rows @ decoded.T, rtol=1e-5, atol=1e-5)
+
+
+def test_what_cublas_asks_for_changes_nothing():
+    for tokens, features, out in ((1, 5, 3), (17, 8, 8), (20, 13, 9)):
+        x = torch.randint(-127, 128, (tokens, features), dtype=torch.int8)
+        w = torch.randint(-127, 128, (out, features), dtype=torch.int8)
+        padded = llm_int8.multiply_padded(x, w)
+        assert torch.equal(padded, llm_int8.multiply_codes(x, w))
+
+
+def test_the_smallest_numbers_have_codes_too():
+    codes, _ = llm_int8.quantize_rows(torch.tensor([[1e-44, 0.0], [3e38, -3e38]]))
+    assert codes.tolist() == [[127, 0], [127, -127]]
 
 
 def test_ties_go_to_even_and_minus_128_is_not_used():
@@ -194,7 +206,9 @@ def test_what_holds_for_every_product(seed, tokens, alpha, size):
     assert ((y - x @ decoded.T).abs() <= bound).all()
     # the order of the columns is of no account
     order = torch.randperm(12, generator=torch.Generator().manual_seed(seed))
-    shuffled = llm_int8.int8_matmul(x[:, order], codes[:, order], absmax, Int8Config(alpha))
+    shuffled = llm_int8.int8_matmul(
+        x[:, order], codes[:, order], absmax, Int8Config(alpha)
+    )
     torch.testing.assert_close(shuffled, y, rtol=1e-5, atol=1e-5 * size)
 
 
@@ -471,7 +485,7 @@ def test_a_model_of_bitsandbytes_is_refused():
 def test_weights_without_values_are_refused():
     with torch.device("meta"):
         model = nn.Sequential(nn.Linear(4, 4))
-    with pytest.raises(ValueError, match="0.weight is on the device 'meta'"):
+    with pytest.raises(ValueError, match=r"0\.weight is on the device 'meta'"):
         llm_int8.apply(model)
 
 
