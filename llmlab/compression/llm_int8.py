@@ -84,15 +84,16 @@ def quantize_rows(
 ) -> tuple[Tensor, Tensor]:
     """Codes −127 … 127 of each row, int8, and a, the largest |x| of each row, float32.
 
-    A row of zeros has a = 0 and codes 0. With `scales="tensor"` all rows get the
-    largest a of them.
+    A row of zeros has a = 0 and codes 0; one below 1e-36 has codes 0, too. With
+    `scales="tensor"` all rows get the largest a of them.
     """
     x = x.float()
     absmax = x.abs().amax(-1)  # (rows,)
     if scales == "tensor":
         absmax = absmax.amax().expand(len(absmax))
-    divisor = torch.where(absmax > 0, absmax, 1.0)[:, None]  # a row of zeros: by 1
-    codes = torch.round(x / divisor * TOP)  # 127 / a would be ∞ for a tiny row
+    # The paper's c; 0 for a row of zeros, and for one so small that 127 / a is ∞.
+    c = torch.where(absmax > 1e-36, TOP / absmax, 0.0)
+    codes = torch.round(x * c[:, None])
     return codes.to(torch.int8), absmax
 
 

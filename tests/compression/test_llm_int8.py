@@ -126,9 +126,12 @@ def test_what_cublas_asks_for_changes_nothing():
         assert torch.equal(padded, llm_int8.multiply_codes(x, w))
 
 
-def test_the_smallest_numbers_have_codes_too():
-    codes, _ = llm_int8.quantize_rows(torch.tensor([[1e-44, 0.0], [3e38, -3e38]]))
-    assert codes.tolist() == [[127, 0], [127, -127]]
+def test_rows_of_the_smallest_and_of_the_largest_numbers():
+    x = torch.tensor([[1e-44, 0.0], [2e-36, -1e-36], [3e38, -3e38], [0.0, 0.0]])
+    codes, absmax = llm_int8.quantize_rows(x)
+    assert codes.tolist() == [[0, 0], [127, -64], [127, -127], [0, 0]]
+    assert torch.equal(absmax, x.abs().amax(1))
+    assert llm_int8.dequantize_rows(codes, absmax).isfinite().all()
 
 
 def test_ties_go_to_even_and_minus_128_is_not_used():
