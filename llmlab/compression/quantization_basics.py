@@ -463,13 +463,25 @@ def quantize_inputs(
 
     Returns:
         The hooks: `.remove()` each to undo it.
+
+    Raises:
+        ValueError: a linear that the model reads and never calls; it is named.
     """
 
     def quantize_first(linear: nn.Module, args: tuple) -> tuple:
         return (fake_quantize(args[0], config), *args[1:])
 
+    found = linears(model, skip)
+    for name in found:
+        place = name.removesuffix(".base" * name.count(".base"))
+        parent = model.get_submodule(place.rpartition(".")[0])
+        if isinstance(parent, nn.MultiheadAttention):
+            raise ValueError(
+                f"{name} is in an nn.MultiheadAttention, which reads its weight and"
+                " never calls it: its input cannot be quantised"
+            )
     hooks = []
-    for linear in linears(model, skip).values():
+    for linear in found.values():
         hooks.append(linear.register_forward_pre_hook(quantize_first))
     return hooks
 

@@ -92,9 +92,14 @@ def bias_width(layer: nn.Module) -> int:
     """How many numbers a bias of `layer` has, whether or not it has one.
 
     Raises:
-        ValueError: it is neither a linear nor a norm.
+        ValueError: it is neither a linear nor a norm over the last dimension.
     """
     base = walk.base_of(layer)
+    if isinstance(base, ALONG_CHANNELS):
+        raise ValueError(
+            f"target_modules means a {type(base).__name__}: its bias runs along the"
+            " channels, and β is added along the last dimension"
+        )
     bias = getattr(base, "bias", None)
     weight = getattr(base, "weight", None)
     if isinstance(bias, nn.Parameter):
@@ -108,6 +113,16 @@ def bias_width(layer: nn.Module) -> int:
         f"target_modules means a {type(base).__name__}: only a linear or a norm can"
         " have a bias"
     )
+
+
+# what has its channels before the last dimension
+ALONG_CHANNELS = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+    nn.GroupNorm,
+)
 
 
 def has_bias(layer: nn.Module) -> bool:
@@ -135,6 +150,8 @@ def find(model: nn.Module, config: BitFitConfig) -> dict[str, nn.Module]:
                 " has none (Llama leaves them out): name the layers that shall get one,"
                 " as in target_modules='all-linear'"
             )
+        for layer in found.values():
+            bias_width(layer)  # raises where β would be added wrongly
         return found
     found = walk.find(
         model, targets, nn.Linear if targets == walk.ALL_LINEAR else nn.Module

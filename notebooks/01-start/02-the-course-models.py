@@ -479,6 +479,71 @@ explore(
 )
 
 # %% [markdown]
+# <details><summary>For the curious: what libraries do here where one would guess otherwise</summary>
+#
+# If samples from `transformers` are tamer than your own, or your count of FLOPs comes out small, look here. Seen with transformers 5.23 and PyTorch
+# 2.13; a test of the project runs each line.
+#
+# | what you write | one would guess | what happens |
+# |---|---|---|
+# | `generate(ids, do_sample=True)` | draws from the model's probabilities | from the 50 likeliest: top-k is on, and `top_k=0` turns it off. The config reads `None` all the while |
+# | top-k of 50, where many are equally likely | 50 tokens | all that equal the 50th stay; so in ours |
+# | `temperature=0` with `do_sample=True` | the likeliest token | a `ValueError`; ours takes the likeliest |
+# | `temperature=0.7` alone | draws | the likeliest token; a line in the log says, once, that the flag may be ignored |
+# | no length | goes on until the end of the text | 20 new tokens, and a warning |
+# | `FlopCounterMode` on a CPU | counts attention | counts none of it, unless attention runs in the plain kernel |
+#
+# So ours draws from the model's own probabilities when nothing is given, and theirs does not. The folded cell shows it on the course model.
+#
+# </details>
+
+# %% tags=["hide-cell"]
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from llmlab.models.accounting import forward_flops
+
+
+def can_come(**settings):
+    """How many tokens a call of `generate` can give."""
+    out = theirs.generate(
+        start,
+        max_new_tokens=1,
+        do_sample=True,
+        return_dict_in_generate=True,
+        output_scores=True,
+        **settings,
+    )
+    return int(out.scores[0].isfinite().sum())
+
+
+print(f"generate of transformers: {can_come()} of 2048 tokens can come")
+print(f"with top_k=0: {can_come(top_k=0)}")
+print(f"ours, nothing given: {int((probabilities(next_logits) > 0).sum())}")
+alike = probabilities(torch.zeros(1, 2048), top_k=50)
+print(f"ours, top-k of 50 where all are alike: {int((alike > 0).sum())}")
+try:
+    can_come(temperature=0.0)
+except ValueError as error:
+    print("temperature=0:", str(error).partition(",")[0])
+
+
+def counted():
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(batch)
+    return counter.get_total_flops() / 1e6
+
+
+usual = counted()
+with sdpa_kernel(SDPBackend.MATH):
+    plain = counted()
+formula = forward_flops(model.config, *batch.shape) / 1e6
+print(
+    f"FLOPs of {batch.shape[1]} tokens: {usual:.0f} million counted, {plain:.0f} with"
+    f" the plain kernel, {formula:.0f} by formula"
+)
+
+# %% [markdown]
 # ## At scale
 #
 # Here are three published numbers, beside our own counts. The first two are from the LLaMA paper

@@ -619,6 +619,51 @@ for row in published.rows():
         )
 
 # %% [markdown]
+# <details><summary>For the curious: what these libraries do where one would guess otherwise</summary>
+#
+# If your run trains fewer numbers than you thought, or answers differently after a merge, look here. Seen with peft 0.21, transformers 5.23 and
+# bitsandbytes 0.50 on a CPU; a test of the project runs each line.
+#
+# | what you write | one would guess | what happens |
+# |---|---|---|
+# | `LoraConfig()` on a Llama | every linear | `q_proj` and `v_proj`, rank 8, and alpha 8, so a factor of 1 |
+# | `target_modules="all-linear"` | the head, too | all linears but the head |
+# | LoRA on a base in bf16 | adapters in bf16 | adapters in fp32 |
+# | `load_in_4bit=True` alone | NF4, as in QLoRA | FP4, without double quantization |
+# | `merge_and_unload()` on a 4-bit base | weights in floats | 4 bits again, so all is rounded a second time |
+# | `load_in_8bit=True`, on a CPU | LLM.int8 ([Dettmers et al. 2022](https://arxiv.org/abs/2208.07339 "dettmers2022int8")): weights and inputs in 8 bits, outliers apart | that in `eval()`; in `train()` only the weights are in 8 bits |
+#
+# So say what you mean in the settings, count what trains, and measure in the mode and in the form that you will serve. (On an Nvidia GPU `train()` takes the way
+# of `eval()`; we read that in the source and did not run it.) The folded cell runs what is quick.
+#
+# </details>
+
+# %% tags=["hide-cell"]
+from bitsandbytes.nn import Linear8bitLt
+
+usual = peft.LoraConfig()
+print(
+    f"LoraConfig: r={usual.r}, alpha={usual.lora_alpha}, {usual.lora_dropout} dropout"
+)
+asked = BitsAndBytesConfig(load_in_4bit=True)
+print(
+    f"load_in_4bit: {asked.bnb_4bit_quant_type}, double quantization"
+    f" {asked.bnb_4bit_use_double_quant}"
+)
+
+torch.manual_seed(0)
+linear, x = torch.nn.Linear(64, 32, bias=False).half(), torch.randn(4, 64).half()
+x[0, 3] = 60  # an outlier
+eight = Linear8bitLt(64, 32, bias=False, has_fp16_weights=False, threshold=6.0)
+eight.load_state_dict(linear.state_dict())
+with torch.no_grad():
+    for mode in ("train", "eval"):
+        for threshold in (0.0, 6.0):
+            eight.train(mode == "train").state.threshold = threshold
+            off = (eight(x) - linear(x)).abs().max().item()
+            print(f"8 bits, {mode + '()':<9} threshold {threshold:g}: off by {off:.2f}")
+
+# %% [markdown]
 # ## What to keep
 #
 # ```python

@@ -46,8 +46,7 @@ print(
 # %% [markdown]
 # There is three hundred times less to send, so this cut can cross machines and slow networks. But layer 6 needs what layer 5
 # computed, and in the backward pass layer 5 needs layer 6. The whole lesson is about the last line.
-
-# %% [markdown]
+#
 # ## Predict
 #
 # Cut the batch into 8 microbatches, so that 4 ranks can work on different ones at the same time. Forward takes one unit per
@@ -219,7 +218,7 @@ show(step.execute, step.forward, step.input_gradient, step.weight_gradient)
 # %%
 from llmlab.models import course_model
 from llmlab.parallelism import World
-from llmlab.parallelism.pipeline import split
+from llmlab.parallelism.pipeline import dualpipe, dualpipe_v, split
 
 model = course_model.load()
 text = course_model.tokens("valid")
@@ -277,6 +276,7 @@ plans = [
     (interleaved, 2, 2, "loop"),
 ]
 plans += [(zb_h1, 4, 1, "loop"), (zb_h2, 4, 1, "loop"), (zb_v, 2, 2, "v")]
+plans += [(dualpipe, 2, 2, "bidirectional"), (dualpipe_v, 2, 2, "v")]
 for make, ranks, v, layout in plans:
     world = World(ranks)
     results = world.run(train_split, model, make, v, layout)
@@ -289,7 +289,7 @@ for make, ranks, v, layout in plans:
     compare(*flat, f"{make.__name__} on {ranks} ranks: weights")
 
 # %% [markdown]
-# It is one training in six orders. This is what *synchronous* means: all microbatches see the same weights, and the sum of their
+# It is one training in eight orders (the last two are for later). This is what *synchronous* means: all microbatches see the same weights, and the sum of their
 # gradients does not care about the order. It is also what the bubble pays for. The first PipeDream
 # ([Harlap et al. 2018](https://arxiv.org/abs/1806.03377 "harlap2018pipedream")) never empties its pipe: it starts the next batch
 # at once, keeps old versions of the weights for the microbatches under way, and learns from gradients of weights that have changed since.
@@ -339,8 +339,9 @@ def against_torch(comm, model, name, make, v, layout):
     theirs.step(*([x] if chunks[0].is_first else []), **targets, return_outputs=False)
     their_order = [
         (a.computation_type.value, a.microbatch_index, a.stage_index)
-        for a in theirs.pipeline_order[comm.rank]
-        if a
+        for step in theirs.pipeline_order[comm.rank]
+        if step
+        for a in step.sub_actions or [step]  # a pair, under DualPipeV
     ]
     our_order = [(kind, i, where[c]) for kind, i, c in make(comm.size, 4)[comm.rank]]
     grads = {n: w.grad for c in mine.stages for n, w in c.named_parameters()}
@@ -363,6 +364,7 @@ for name, make, v, layout in (
     ("ScheduleGPipe", gpipe, 1, "loop"),
     ("ScheduleInterleaved1F1B", interleaved, 2, "loop"),
     ("ScheduleZBVZeroBubble", zb_v, 2, "v"),
+    ("ScheduleDualPipeV", dualpipe_v, 2, "v"),
 ):
     results = launch(against_torch, 2, model, name, make, v, layout, timeout=120)
     found = next(r for r in results if r[2])
@@ -374,8 +376,7 @@ for name, make, v, layout in (
 # 1F1B is missing for a reason: torch 2.13 prints the last rank's forwards as 1 … $m$ instead of 0 … $m-1$ (it runs them
 # right). The tests repair that and compare 1F1B, ZB-H1 and three chunks too, on up to 4 ranks, and DeepSpeed's
 # `PipelineModule`: same losses, same order.
-
-# %% [markdown]
+#
 # ## The experiment
 #
 # We take four processes, a real model, real messages over gloo, and a clock. Four ranks on a laptop of two cores would fight for the
@@ -666,14 +667,81 @@ print(f"1.5B under 1F1B: {late / first.comm:.0f} messages on the critical path")
 # 1F1B, H1 and H2 agree in every digit printed. Interleaved is 0.2 to 0.5 points off: with one layer per chunk the first and
 # the last stage have other things to do, and how the authors charged that, the paper does not say. Note that 1F1B's rate is
 # above $7/31 = 22.6\%$ for the first model: neighbours that wait for each other in every round pay for messages of 0.6 ms.
-
-# %% [markdown]
+#
 # One catch. H2's ranks end one after another, as they began, and its zero bubble counts on a next step that begins in the same
 # slant (the rates above are measured that way). But a gradient norm is a meeting of all ranks, and so is the search for
 # overflows. The authors let each rank update at once and take the update back in the rare step that needed correction; without
 # that, they report, about 8% of the throughput is gone.
+#
+# ## From both ends
+#
+# So far a message takes a moment. In a mixture of experts it does not: all tokens go to other GPUs and come back inside each layer, and a forward may
+# wait for that as long as it computes. **DualPipe** ([DeepSeek-AI 2024](https://arxiv.org/abs/2412.19437 "deepseek2024v3"), section 3.2.1) gives a rank
+# something to do meanwhile. Half of the microbatches enter at rank 0, half at the last rank. Rank $r$ holds stage $r$ for the first half,
+# and a second copy of weights, those of stage $p-1-r$, for the other. In the middle of the step it always has a forward of one direction and a
+# backward of the other. It runs the two as one, written F&B: the messages of one are on the wire while the other computes.
+#
+# **DualPipeV** is one half of that picture: what would come from the other end has turned round, as under ZB-V, and no weights are held
+# twice. In the chart below, F&B takes 2.5 units where F and B one after the other take 3.
+
+# %% tags=["hide-input"]
+from llmlab.parallelism.pipeline import dualpipe_pairs
+
+BOTH_ENDS = "bidirectional"
+both = {
+    "1F1B, 8 ranks": (one_f_one_b(8, 20), "loop", ()),
+    "zero bubble H1, 8 ranks": (zb_h1(8, 20), "loop", ()),
+    "DualPipe, 8 ranks": (dualpipe(8, 20), BOTH_ENDS, dualpipe_pairs(8, 20)),
+    "DualPipeV, 4 ranks": (dualpipe_v(4, 10), "v", dualpipe_pairs(4, 10, "v")),
+}
+hidden = Costs(pair=2.5)  # of one stage
+two_stages = Costs(2, 2, 2, pair=5)  # a rank's share, under DualPipeV
+forward, weights = hidden.F, hidden.W
+slot, saved = forward + hidden.B, hidden.B - 3 * weights
+dual = (8 / 2 - 1) * (hidden.pair + saved)
+published = [(8 - 1) * slot, (8 - 1) * (slot - 2 * weights), dual, dual]
+print("                         a rank in the middle waits       holds, in")
+print("                         simulated      published         stages' activations")
+fig, axes = plt.subplots(4, 1, figsize=(4.8, 6.6), sharex=True)
+spoken = []
+for ax, (name, (plan, layout, pairs)), paper in zip(
+    axes, both.items(), published, strict=True
+):
+    stages = 2 if layout == "v" else 1  # of a rank, for a microbatch
+    found = simulate(plan, two_stages if stages == 2 else hidden, layout, pairs)
+    found.draw(ax, until=82, labels=False)
+    ax.set_title(f"{name}: {found.makespan:g} units", pad=4)
+    ax.set_ylabel("")
+    waits = found.makespan - found.busy(3)
+    held = stages * max(schedules.peak_microbatches(plan, layout=layout))
+    print(f"{name:<25}{waits:<15g}{paper:<18g}{held:g}")
+    spoken.append(f"{name}: {found.makespan:g} units")
+plain = simulate(dualpipe(8, 20), Costs(), BOTH_ENDS).makespan
+turned = simulate(zb_v(8, 20), Costs(), "v").makespan
+print(f"where nothing is hidden: DualPipe {plain:g} units, ZB-V {turned:g}")
+axes[-1].set_xlabel("time, in forwards of one microbatch and stage")
+fig.supylabel("rank")
+figure(
+    fig,
+    alt=(
+        "Gantt charts over 8 stages. "
+        + "; ".join(spoken)
+        + ". Under DualPipe the first rank and the last begin at once, and those in"
+        " the middle three units later; its gaps are small. DualPipeV is the upper"
+        " half of DualPipe's chart."
+    ),
+)
 
 # %% [markdown]
+# DeepSeek's table says $(p-1)(F+B)$, $(p-1)(F+B-2W)$ and $(\frac{p}{2}-1)(F\&B + B - 3W)$, and $p+1$ microbatches held, with $p$ stages:
+# the simulator agrees. Two things the table does not say. Its last formula is for $F = I$; with others the rank at the turn waits
+# $F\&B + F - 2W$ in place of the bracket (a test has both). And where nothing is hidden DualPipe is hardly faster than ZB-V, which holds all
+# weights once: it is the experts' messages that pay for the second copy. DualPipeV has half the ranks and half the microbatches, and the
+# same waiting and activations on each.
+#
+# Both ran above, with one training's loss and weights, and DualPipeV in PyTorch's order. Now it is your turn: can you
+# [beat ZB-H1 at twice its memory](../../work/05-parallelism/04-pipeline.ipynb)? The simulator judges.
+#
 # ## What to keep
 #
 # ```python
@@ -719,4 +787,5 @@ print(f"1.5B under 1F1B: {late / first.comm:.0f} messages on the critical path")
 # [Harlap et al. 2018](https://arxiv.org/abs/1806.03377 "harlap2018pipedream"), PipeDream;
 # [Narayanan et al. 2020](https://arxiv.org/abs/2006.09503 "narayanan2020memory"), PipeDream-flush;
 # [Narayanan et al. 2021](https://arxiv.org/abs/2104.04473 "narayanan2021megatron"), interleaving, and how to combine the
-# axes; [Qi et al. 2023](https://arxiv.org/abs/2401.10241 "qi2023zero"), zero bubble.
+# axes; [Qi et al. 2023](https://arxiv.org/abs/2401.10241 "qi2023zero"), zero bubble;
+# [DeepSeek-AI 2024](https://arxiv.org/abs/2412.19437 "deepseek2024v3"), DualPipe.

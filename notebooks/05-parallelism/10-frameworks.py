@@ -230,8 +230,37 @@ print("recorded with", ", ".join(f"{k} {v}" for k, v in record["versions"].items
 # The third distance, then: what is true of two processes must be true of two *machines*. The tests of this lesson build two hosts out of
 # Linux's network namespaces, with a virtual cable between them, run one `torchrun` on each, and count the bytes on the cable. The losses are the
 # same again, and more than a megabyte of gradients crosses it in six steps.
+#
+# ## All at once
+#
+# A real run wants several of these. torchtitan ([Liang et al. 2024](https://arxiv.org/abs/2410.06511 "liang2024torchtitan")) does not
+# wrap the model in a class of its own. It gives the axes of a block of ranks names, `pp`, `dp` and `tp`, and applies PyTorch's parts to one
+# model in one order: **this stage's layers, tensor, recomputing, compile, data**. Here is that order on the same Llama as above.
+
+# %%
+from llmlab.parallelism.frameworks import composed
+from llmlab.parallelism.frameworks.composed import Axes
+
+show(composed.parallelize, composed.shard_parameters)
+MESHES = (Axes(dp=2, tp=2, recompute=True), Axes(pp=2, dp=2, recompute=True))
+for axes in MESHES:
+    losses = launch(composed.train, 4, axes, timeout=200)[0]
+    name = f"pp={axes.pp} dp={axes.dp} tp={axes.tp} on 4 processes"
+    compare(losses, reference, f"{name}: losses", tol=1e-4)
 
 # %% [markdown]
+# A matrix ends as a DTensor on two axes: `tp` has cut it by columns or rows, and `dp` cuts what is left along dimension 0. That is why tensor
+# comes before data, and it is one of four things that surprise on the first day. A test holds each of them, with the version in which it
+# was seen: PyTorch 2.13.
+#
+# | you do | what happens |
+# |---|---|
+# | `fully_shard` first, `parallelize_module` after it | an error: "Cannot distribute a DTensor with device mesh …" |
+# | `clip_grad_norm_` when norms lie on `dp` and matrices on `dp` and `tp` | an error: "All operands … must have the same mesh". torchtitan puts the norms on `tp` too, and has a clipping of its own |
+# | `checkpoint_wrapper` | `named_parameters()` has its name in between, `state_dict()` has not: an optimizer that is set up by name must know |
+# | `torch.compile(block)` | every name in the state begins with `_orig_mod.`; `block.compile()` changes none |
+# | what DeepSpeed and a distributed checkpoint do unasked | clipping, decay and casts: [ZeRO and FSDP](03-zero-and-fsdp.ipynb) has that table |
+#
 # ## The experiment
 #
 # Kill a rank. `elastic.supervise` does in a notebook what `torchrun --max-restarts` does on a cluster: it starts the ranks, waits, and
@@ -498,5 +527,6 @@ shutil.rmtree(folder)
 # References: [Le Scao et al. 2022](https://arxiv.org/abs/2211.05100 "lescao2022bloom");
 # [Llama Team 2024](https://arxiv.org/abs/2407.21783 "llama2024herd");
 # [Young 1974](https://doi.org/10.1145/361147.361115 "young1974first");
+# [Liang et al. 2024](https://arxiv.org/abs/2410.06511 "liang2024torchtitan");
 # [Shoeybi et al. 2019](https://arxiv.org/abs/1909.08053 "shoeybi2019megatron");
 # [Rajbhandari et al. 2020](https://arxiv.org/abs/1910.02054 "rajbhandari2020zero").

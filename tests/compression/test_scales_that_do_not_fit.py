@@ -154,3 +154,46 @@ def test_weights_that_are_not_finite_are_named_and_nothing_changes(function, bad
 def test_a_scale_is_a_float_of_16_or_32_bits(dtype):
     with pytest.raises(ValueError, match=f"scale_dtype={dtype}"):
         QuantConfig(scale_dtype=dtype)
+
+
+class Attends(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        kind = nn.TransformerEncoderLayer
+        self.layer = kind(12, 2, 24, dropout=0.0, batch_first=True)
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+def test_weights_that_a_module_reads_are_quantised_in_evaluation_too():
+    model = Attends()
+    x = weights(3, 1.0, torch.float32)[None]
+    plain = model(x)
+    config = QuantConfig(4, per="row")
+    packed = qb.apply(copy.deepcopy(model), config)
+    rounded = qb.round_weights(copy.deepcopy(model), config)
+    out = rounded(x)
+    assert (out - plain).abs().max() > 0.01
+    with torch.no_grad():  # where PyTorch reads `linear1.weight` and calls nothing
+        for other in (packed, rounded):
+            assert torch.allclose(other.train()(x), out, atol=1e-5)
+            assert torch.allclose(other.eval()(x), out, atol=1e-5)
+
+
+def test_inputs_of_what_is_never_called_are_refused():
+    model = Attends()
+    config = QuantConfig(3, per="row")
+    says = r"layer\.self_attn\.out_proj is in an nn\.MultiheadAttention"
+    with pytest.raises(ValueError, match=says):
+        qb.quantize_inputs(model, config)
+    assert not model.layer.linear1._forward_pre_hooks
+    x = weights(3, 1.0, torch.float32)[None]
+    hooks = qb.quantize_inputs(model, config, skip=("out_proj",))
+    out = model(x)
+    with torch.no_grad():  # hooks switch PyTorch's fast path off
+        assert torch.allclose(model.eval()(x), out, atol=1e-5)
+    for hook in hooks:
+        hook.remove()
+    assert (model(x) - out).abs().max() > 0.01

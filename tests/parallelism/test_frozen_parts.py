@@ -8,6 +8,7 @@ from torch import nn
 
 from llmlab.models.llama import Llama, LlamaConfig
 from llmlab.parallelism import World, sequence, tensor
+from llmlab.parallelism.data_parallel import DataParallel
 from llmlab.parallelism.hybrid.hybrid import Hybrid
 from llmlab.parallelism.hybrid.placement import Placement
 from llmlab.parallelism.moe import ExpertParallelMoE, MoE, MoEConfig
@@ -146,6 +147,121 @@ def test_what_cannot_be_cut_is_named_and_left_alone(room, change, message):
         with pytest.raises(ValueError, match=message):
             room.parallelize(model, comm)
         return before == list(model.state_dict())
+
+    assert World(2).run(fn) == [True, True]
+
+
+@pytest.mark.parametrize("room", [tensor, sequence], ids=["tensor", "sequence"])
+def test_an_adapter_on_a_split_matrix_is_named(room):
+    """Its A would be whole on every rank, with a part of the gradient on each."""
+
+    def fn(comm):
+        model = room.parallelize(make(), comm)
+        model(batch()[0][0])
+        lora.apply(model, lora.LoRAConfig(target_modules=("q_proj",)))
+        with pytest.raises(ValueError, match=r"q_proj.weight is not where the split"):
+            model(batch()[0][0])
+        return True
+
+    assert World(2).run(fn) == [True, True]
+
+
+@pytest.mark.parametrize("sizes", [(2, 1, 1), (1, 2, 1), (1, 1, 2)])
+def test_adapters_under_hybrid_are_named_before_and_after(sizes):
+    placement = Placement(dict(zip(("pp", "dp", "tp"), sizes, strict=True)))
+
+    def fn(comm):
+        with pytest.raises(ValueError, match="q_proj is a LoRALinear"):
+            Hybrid(lora.apply(make(), lora.LoRAConfig()), comm, placement)
+        job = Hybrid(make(), comm, placement)
+        for stage in job.pipe.stages:
+            for block in stage.model.layers.values():
+                block.self_attn.q_proj = lora.LoRALinear(block.self_attn.q_proj)
+        job.step(one_f_one_b(sizes[0], 1), batch())
+
+    with pytest.raises(ValueError, match=r"q_proj.base.weight came after the split"):
+        World(2).run(fn)
+
+
+def under_lora():
+    model = make().float()
+    torch.manual_seed(3)
+    lora.apply(model, lora.LoRAConfig(r=3, target_modules=("v_proj", "down_proj")))
+    for name, w in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(w, std=0.2)
+    return model.double()
+
+
+@pytest.mark.parametrize("schedule", [gpipe, one_f_one_b, zb_h1])
+def test_a_pipeline_of_a_model_under_lora(schedule):
+    batches = batch(2)
+    loss, gradients = whole(under_lora(), batches)
+
+    def fn(comm):
+        pipe = Pipeline(split(under_lora(), comm.rank, comm.size), comm)
+        mine = pipe.step(schedule(2, 2), batches)
+        return mine, {n: w.grad for s in pipe.stages for n, w in s.named_parameters()}
+
+    for mine, got in World(2).run(fn):
+        assert mine == pytest.approx(loss)
+        for name, gradient in got.items():
+            assert (gradient is None) == (gradients[name] is None), name
+            if gradient is not None:
+                torch.testing.assert_close(gradient, gradients[name])
+
+
+@pytest.mark.parametrize("start", [make, under_lora], ids=["part", "LoRA"])
+def test_data_parallel(start):
+    """The mean over ranks of what trains; what is frozen is sent once, at the start."""
+    batches = batch(2)
+
+    def model_of():
+        return start(("embed", "mlp")) if start is make else start()
+
+    _, gradients = whole(model_of(), batches)
+
+    def fn(comm):
+        model = model_of()
+        with torch.no_grad():
+            for w in model.parameters():
+                w.add_(comm.rank)  # rank 0's weights count
+        ddp = DataParallel(model, comm)
+        comm.barrier()
+        before = comm.ledger.bytes("all_reduce", comm.rank)
+        x, y = batches[comm.rank]
+        F.cross_entropy(ddp(x).flatten(0, 1), y.flatten()).backward()
+        ddp.finish()
+        sent = comm.ledger.bytes("all_reduce", comm.rank) - before
+        return sent, {n: w.grad for n, w in model.named_parameters()}
+
+    trained = sum(w.numel() for w in model_of().parameters() if w.requires_grad)
+    for sent, got in World(2).run(fn):
+        assert sent == pytest.approx(8 * trained, rel=0.01)  # fp64, 2(p−1)/p = 1
+        for name, gradient in got.items():
+            assert (gradient is None) == (gradients[name] is None), name
+            if gradient is not None:
+                torch.testing.assert_close(gradient, gradients[name])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: lora.apply(m, lora.LoRAConfig()),
+        lambda m: m.model.norm.weight.requires_grad_(False),
+        lambda m: m.model.embed_tokens.weight.requires_grad_(True),
+    ],
+    ids=["an adapter", "frozen", "set free"],
+)
+def test_a_change_after_data_parallel_is_named(change):
+    def fn(comm):
+        ddp = DataParallel(make(("embed",)).float(), comm)
+        change(ddp.module)
+        with torch.no_grad():
+            ddp(batch()[0][0])
+        with pytest.raises(ValueError, match="after DataParallel was made"):
+            ddp(batch()[0][0])
+        return True
 
     assert World(2).run(fn) == [True, True]
 

@@ -440,3 +440,16 @@ def test_the_script_trains_and_saves_what_peft_opens(method, tmp_path, capsys):
         == count
     )
     assert f"training {count:,} of" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.Conv1d(4, 4, 1), nn.BatchNorm1d(4), nn.GroupNorm(2, 4)], ids=repr
+)
+@pytest.mark.parametrize("targets", [None, ("mixer",)])
+def test_a_bias_along_channels_is_refused(layer, targets):
+    """Along the last dimension it would fit where that is as long, and be wrong."""
+    model = nn.ModuleDict({"mixer": layer, "out": nn.Linear(4, 4)})
+    with pytest.raises(ValueError, match=r"its bias runs along the channels"):
+        bitfit.apply(model, BitFitConfig(targets))
+    assert not walk.installed(model, walk.Wrapper)
+    assert all(p.requires_grad for p in model.parameters())

@@ -319,7 +319,8 @@ def save(answer):
     """A checkpoint that is complete or not there."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "notes.txt").write_text("not a checkpoint")
+        for other in OTHERS:
+            (folder / other).write_text("not a checkpoint")
         for step in (9, 10, 100):
             written: list[Path] = []
             path = expect(
@@ -345,6 +346,7 @@ def save(answer):
                 )
 
 
+OTHERS = ("a-model.pt", "notes.txt")  # what else lies in the folder
 NUMBERS = {1: "one is", 3: "three are"}
 
 
@@ -391,12 +393,13 @@ def _check_saved(folder: Path, step: int, path: Path) -> None:
     if target.read_text() != f"complete {step}":
         raise Mistake(f"{target.name} does not hold what write wrote for step {step}")
     names = {p.name for p in folder.iterdir()}
-    if "notes.txt" not in names:
-        raise Mistake(
-            "notes.txt, which is no checkpoint, was deleted: old ones are named"
-            " step-….pt"
-        )
-    rest = sorted(n for n in names - {"notes.txt"} if not n.startswith("step-"))
+    for other in OTHERS:
+        if other not in names:
+            raise Mistake(
+                f"{other}, which is no checkpoint, was deleted: old ones are named"
+                " step-….pt"
+            )
+    rest = sorted(n for n in names - {*OTHERS} if not n.startswith("step-"))
     if rest:
         raise Mistake(f"{rest} is left over: rename it, or remove it")
 

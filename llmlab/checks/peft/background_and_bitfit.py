@@ -259,12 +259,7 @@ def fold(answer):
         "the linear's own bias b is left out: it was there before, and stays": joined(
             lambda W, b, c: c + W @ beta
         ),
-        "a linear without a bias gets one, for β: yours stays without it": torch.cat(
-            [
-                zero(c[i], i) + (0 if b[i] is None else b[i] + W[i] @ beta)
-                for i in range(3)
-            ]
-        ),
+        **_one_missing(W, b, c, beta),
         "β is subtracted: it is added": joined(lambda W, b, c: b + c - W @ beta),
         "W is transposed: y = W x, with W (out, d)": joined(
             lambda W, b, c: b + c + (W.T if len(W) == 6 else W) @ beta
@@ -309,3 +304,19 @@ def fold(answer):
             )
     if not close(torch.cat(list(answer([W[1]], [None], [None], beta))), W[1] @ beta):
         raise Mistake("a linear with neither b nor c still gets a bias: W β")
+
+
+def _one_missing(W: list, b: list, c: list, beta: torch.Tensor) -> dict:
+    """What comes out where the missing b[1] or c[2] is misread."""
+    through = [w @ beta for w in W]
+    return {
+        "a linear without a bias gets one, for β: yours stays without it": torch.cat(
+            [through[0] + b[0] + c[0], c[1], through[2] + b[2]]
+        ),
+        "c is taken only where b is missing: both count": torch.cat(
+            [through[0] + b[0], through[1] + c[1], through[2] + b[2]]
+        ),
+        "with one of b and c missing, the other is left out as well": torch.cat(
+            [through[0] + b[0] + c[0], through[1], through[2]]
+        ),
+    }

@@ -53,7 +53,7 @@ def training_bytes(answer):
         " parameter": (2 * total + 16 * trained),
         "the trained parameters are not part of the base: nothing is to be"
         " subtracted": (frozen + (16 - bits / 8) * trained),
-        "the base is missing: it must be in memory too": 16 * trained,
+        "the base is missing: it must be in memory too (5 // 8 is 0)": 16 * trained,
         "what trains is missing": frozen,
         "4 bytes of each trained parameter are missing, its master copy in fp32 or one"
         " of Adam's two averages: 16 bytes, not 12": frozen + 12 * trained,
@@ -134,9 +134,8 @@ def front(answer):
     strictly = (cost[:, None] < cost) & (loss[:, None] < loss)
     either = (cost[:, None] < cost) | (loss[:, None] < loss)
     mistakes = {
-        "one strict comparison is enough to dominate: you ask for both": ~strictly.any(
-            0
-        ),
+        "one strict comparison is enough to dominate: of two that cost the same, only"
+        " the one of smaller loss stays": ~strictly.any(0),
         "being better in one is not enough: j must also be no worse in the other": (
             ~either.any(0)
         ),

@@ -156,7 +156,24 @@ class DataParallel(nn.Module):
         self._reset()
 
     def forward(self, *args, **kwargs):
+        if torch.is_grad_enabled():
+            self._check_unchanged()
         return self.module(*args, **kwargs)
+
+    def _check_unchanged(self) -> None:
+        """Raises: ValueError: what trains is not what did when the buckets were made:
+        some gradients would stay this rank's own.
+        """
+        named = self.module.named_parameters()
+        now = {name: id(w) for name, w in named if w.requires_grad}
+        before = dict(zip(self.names, map(id, self.weights), strict=True))
+        changed = sorted(dict(now.items() ^ before.items()))
+        if changed:
+            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+            raise ValueError(
+                f"{', '.join(changed[:3])}{more} came, went, was frozen or set free"
+                " after DataParallel was made: put adapters on, and freeze, before it"
+            )
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:

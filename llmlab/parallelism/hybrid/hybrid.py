@@ -30,11 +30,18 @@ from torch import Tensor, nn
 from llmlab.models.llama import Llama
 from llmlab.parallelism import tensor
 from llmlab.parallelism.hybrid.placement import Placement
-from llmlab.parallelism.hybrid.resharding import Piece, load, piece
+from llmlab.parallelism.hybrid.resharding import (
+    Piece,
+    load,
+    piece,
+    stored_names,
+    whole_shapes,
+)
 from llmlab.parallelism.pipeline import IGNORED, Microbatch, Pipeline, Schedule, split
 from llmlab.parallelism.runtime import Communicator
 
 ADAM_AVERAGES = ("exp_avg", "exp_avg_sq")
+AMSGRAD = "max_exp_avg_sq"
 ONE_NUMBER = Piece((1,), dim=0, start=0, stop=1, padded=1)  # Adam's count of steps
 
 
@@ -80,6 +87,7 @@ class Hybrid:
                 # the gathered logits end with the padding of the vocabulary
                 hook = _without_padding(model.config.vocab_size)
                 stage.lm_head.register_forward_hook(hook)
+            stage.register_forward_pre_hook(_check_plain)
         self.pipe = Pipeline(stages, self.pp, after_op=after_op)
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -163,8 +171,15 @@ class Hybrid:
     ) -> dict[str, tuple[Tensor, Piece]]:
         """What this rank writes into a checkpoint.
 
-        Each number of the model, and of Adam's averages, is written by one rank only.
+        Each number of the model, and of Adam's averages, is written by one rank only. A
+        parameter that Adam has not stepped yet is written with a count of 0.
+
+        Args:
+            optimizer: `Adam` or `AdamW`.
+        Raises:
+            ValueError: another optimizer.
         """
+        groups = _groups(optimizer)
         if self.dp.rank != 0:
             return {}
         pieces = self.pieces()
@@ -175,14 +190,15 @@ class Hybrid:
             if w is tied_copy or not is_first_copy:
                 continue
             owned[name] = (w, pieces[name])
-            if optimizer is None:
+            if id(w) not in groups:
                 continue
-            for kind, value in optimizer.state.get(w, {}).items():
+            state = optimizer.state.get(w) or {"step": torch.zeros(())}
+            for kind, value in state.items():
                 key = _optimizer_key(kind, name)
-                if value.dim():
-                    owned[key] = (value, pieces[name])
-                else:  # the count of steps
+                if kind == "step":
                     owned[key] = (value.view(1), ONE_NUMBER)
+                else:
+                    owned[key] = (value, pieces[name])
         return owned
 
     def load(
@@ -190,29 +206,80 @@ class Hybrid:
     ) -> None:
         """Read this rank's part of a checkpoint of any split.
 
+        As torch's `load_state_dict` does, it casts what was saved in another precision
+        to that of the parameter. What is not state (learning rates, groups) stays.
+
         Args:
-            optimizer: Adam, whose averages are read, too.
+            optimizer: `Adam` or `AdamW`, whose averages are read, too.
+        Raises:
+            ValueError: another optimizer; the checkpoint has no state for a parameter
+                that trains, or another state than this optimizer has (with `amsgrad`,
+                without); or as `resharding.load`. Nothing is changed then.
         """
+        groups = _groups(optimizer)
+        pieces = self.pieces()
+        steps = self._stored_steps(folder, groups)
         wanted = {}
-        for name, piece_of_name in self.pieces().items():
+        for name, place in pieces.items():
             stored = self._stored_name(name)
-            wanted[stored] = piece_of_name
-            if optimizer is not None:
-                wanted[_optimizer_key("step", stored)] = ONE_NUMBER
-                for kind in ADAM_AVERAGES:
-                    wanted[_optimizer_key(kind, stored)] = piece_of_name
+            wanted[stored] = place
+        for name, w in self.named_parameters():
+            stored = self._stored_name(name)
+            if steps.get(stored, 0) > 0 and id(w) in groups:
+                for kind in _averages(groups[id(w)]):
+                    wanted[_optimizer_key(kind, stored)] = pieces[name]
         state = load(folder, wanted)
         for name, w in self.named_parameters():
             stored = self._stored_name(name)
             w.data.copy_(state[stored])
-            if optimizer is None:
+            if id(w) not in groups:
                 continue
-            # Copies: two stages of one rank may read the same stored tensor.
-            step = state[_optimizer_key("step", stored)].clone().view(())
-            adam_state = {"step": step}
-            for kind in ADAM_AVERAGES:
-                adam_state[kind] = state[_optimizer_key(kind, stored)].clone()
-            optimizer.state[w] = adam_state
+            optimizer.state.pop(w, None)
+            if not steps.get(stored):
+                continue  # never stepped
+            group = groups[id(w)]
+            # a copy for each: two stages of one rank may read the same stored tensor
+            optimizer.state[w] = {"step": _count(steps[stored], w, group)}
+            for kind in _averages(group):
+                value = state[_optimizer_key(kind, stored)]
+                optimizer.state[w][kind] = value.to(w.device, w.dtype, copy=True)
+
+    def _stored_steps(
+        self, folder: Path | str, groups: dict[int, dict]
+    ) -> dict[str, float]:
+        """How often Adam had stepped each of this rank's parameters; 0: not yet.
+
+        Raises:
+            ValueError: the state is not what the optimizer needs.
+        """
+        kinds: dict[str, set[str]] = {}  # of state, by parameter
+        for key in stored_names(folder):
+            if key.startswith("optimizer."):
+                _, kind, name = key.split(".", 2)
+                kinds.setdefault(name, set()).add(kind)
+        wanted = {}
+        for name, w in self.named_parameters():
+            stored = self._stored_name(name)
+            found = kinds.get(stored, set())
+            if id(w) not in groups or not (found or w.requires_grad):
+                continue
+            if "step" not in found:
+                raise ValueError(
+                    f"the checkpoint {folder} has no optimizer state for {stored}: it"
+                    " was saved without an optimizer, or with one that lacked it"
+                )
+            wanted[_optimizer_key("step", stored)] = ONE_NUMBER
+            needed = {"step", *_averages(groups[id(w)])}
+            if found not in ({"step"}, needed):
+                raise ValueError(
+                    f"the checkpoint {folder} has the optimizer state"
+                    f" {', '.join(sorted(found))} of {stored}, and here it is"
+                    f" {', '.join(sorted(needed))}: use the same optimizer, with the"
+                    " same amsgrad"
+                )
+        prefix = _optimizer_key("step", "")
+        read = load(folder, wanted)
+        return {key.removeprefix(prefix): n.item() for key, n in read.items()}
 
     def _stored_name(self, name: str) -> str:
         """A parameter's name in a checkpoint, which has a tied matrix once."""
@@ -220,6 +287,44 @@ class Hybrid:
         if name == "lm_head.weight" and is_tied:
             return "model.embed_tokens.weight"
         return name
+
+
+def _check_plain(stage: nn.Module, _args: tuple) -> None:
+    """A forward pre-hook: a stage has the parameters of a Llama, and no others.
+
+    Raises:
+        ValueError: it has an adapter's, that was put on after the split.
+    """
+    known = whole_shapes(stage.config)
+    for name, _ in stage.named_parameters():
+        if name not in known and name != "lm_head.weight":  # that of a tied matrix
+            raise ValueError(
+                f"{name} came after the split: adapters are not supported here, as"
+                " their gradients would be those of this rank's part only. Merge them"
+                " for good before the split"
+            )
+
+
+def _groups(optimizer: torch.optim.Optimizer | None) -> dict[int, dict]:
+    """The group of each parameter, by its id; raises as `Hybrid.owned`."""
+    if optimizer is None:
+        return {}
+    if not isinstance(optimizer, torch.optim.Adam):  # AdamW is one
+        raise ValueError(
+            f"optimizer is a {type(optimizer).__name__}: only the state of Adam and"
+            " AdamW can be saved and loaded"
+        )
+    return {id(w): group for group in optimizer.param_groups for w in group["params"]}
+
+
+def _averages(group: dict) -> tuple[str, ...]:
+    return (*ADAM_AVERAGES, AMSGRAD) if group["amsgrad"] else ADAM_AVERAGES
+
+
+def _count(step: float, w: Tensor, group: dict) -> Tensor:
+    """Adam's count of steps, where this optimizer wants it."""
+    on_device = group.get("capturable") or group.get("fused")
+    return torch.tensor(float(step), device=w.device if on_device else "cpu")
 
 
 def _optimizer_key(kind: str, name: str) -> str:

@@ -159,6 +159,15 @@ def load(folder: Path | str, wanted: Mapping[str, Piece]) -> dict[str, Tensor]:
     return found
 
 
+def stored_names(folder: Path | str) -> set[str]:
+    """What a checkpoint holds, by name.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint in `folder`.
+    """
+    return set(_read_places(Path(folder)))
+
+
 def assemble(
     name: str, want: Piece, parts: list[tuple[Path, Piece]]
 ) -> tuple[Tensor, Tensor]:

@@ -359,7 +359,8 @@ def parallelize(
             has its ⌈V/p⌉ columns, which is what `vocab_parallel_cross_entropy` wants.
     Raises:
         ValueError: heads or MLP channels do not divide over the ranks; a matrix is in a
-            wrapper (an adapter) or is not of floats.
+            wrapper (an adapter) or is not of floats. At a forward: a matrix has got a
+            wrapper since.
     """
     config = model.config
     p = comm.size
@@ -384,6 +385,7 @@ def parallelize(
         model.lm_head.weight = model.model.embed_tokens.weight
     for name in frozen:
         model.get_parameter(name).requires_grad_(False)
+    model.register_forward_pre_hook(_StayPlain(model))
     return model
 
 
@@ -395,12 +397,32 @@ def _check_plain(model: nn.Module) -> None:
         kind = type(module).__name__
         if not isinstance(module, nn.Linear | nn.Embedding):
             raise ValueError(
-                f"{name} is a {kind}, which cannot be cut: merge adapters for good, or"
-                " split the plain model first"
+                f"{name} is a {kind}, which cannot be cut: merge adapters for good"
+                " before the split"
             )
         if not module.weight.is_floating_point():
             raise ValueError(
                 f"{name} is a {kind} of {module.weight.dtype}: only floats can be cut"
+            )
+
+
+class _StayPlain:
+    """A forward pre-hook: no cut matrix has got a wrapper since the split.
+
+    The adapter in it would be whole on every rank, and each rank would have only the
+    part of its gradient that comes from its own slice.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.cut = [n for n, _ in model.named_parameters() if cut_of_parameter(n)]
+
+    def __call__(self, model: nn.Module, _args: tuple) -> None:
+        now = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        gone = [name for name in self.cut if name not in now]
+        if gone:
+            raise ValueError(
+                f"{gone[0]} is not where the split left it: adapters on a split matrix"
+                " are not supported. Merge them for good before the split"
             )
 
 

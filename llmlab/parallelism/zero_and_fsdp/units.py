@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from llmlab.parallelism.runtime import Communicator
@@ -59,9 +59,50 @@ def adamw_(
     w.addcdiv_(m, (v / (1 - b2**t)).sqrt_().add_(adam.eps), value=-lr / (1 - b1**t))
 
 
-class Unit:
-    """Parameters that are cut, reduced and gathered together, with this rank's piece of
-    all that Adam needs for them.
+class Cut:
+    """Parameters of one dtype that are cut and gathered together."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], p: int, layout: str) -> None:
+        self.parameters = list(parameters)
+        self.p = p
+        self.shapes = [tuple(w.shape) for w in parameters]
+        self._cut, self._join = LAYOUTS[layout]
+
+    def pieces(self) -> Shaped[Tensor, "p s"]:
+        """The whole weights, cut in p."""
+        return self._cut([w.detach() for w in self.parameters], self.p)
+
+    def write(self, pieces: Shaped[Tensor, "p s"]) -> None:
+        """Put whole weights into the parameters.
+
+        Through `.data`: autograd need not know.
+        """
+        for w, new in zip(
+            self.parameters, self._join(pieces, self.shapes), strict=True
+        ):
+            w.data.copy_(new)
+
+
+class Frozen(Cut):
+    """The frozen parameters of a unit: stage 3 keeps a piece of them, and no more."""
+
+    def __init__(
+        self, parameters: Sequence[nn.Parameter], p: int, rank: int, layout: str
+    ) -> None:
+        super().__init__(parameters, p, layout)
+        self.piece = self.pieces()[rank].clone().view(1, -1)
+
+    def new_piece(self) -> Shaped[Tensor, "1 s"]:
+        """What it always was."""
+        return self.piece
+
+
+class Unit(Cut):
+    """Parameters that train, and are cut, reduced and gathered together, with this
+    rank's piece of all that Adam needs for them.
+
+    Raises:
+        ValueError: a parameter is frozen, or they are of several dtypes.
     """
 
     def __init__(
@@ -74,15 +115,16 @@ class Unit:
         host: Host | None,
     ):
         frozen = sum(not w.requires_grad for w in parameters)
-        if frozen:
+        dtypes = sorted({str(w.dtype) for w in parameters})
+        if frozen or len(dtypes) != 1:
             raise ValueError(
-                f"{frozen} parameters of {name} have requires_grad=False: every"
-                " parameter must be trained"
+                f"{name} has {frozen} parameters with requires_grad=False and trains"
+                f" {' and '.join(dtypes)}: what is stepped together must be trained,"
+                " and be of one dtype"
             )
-        self.name, self.parameters, self.p, self.host = name, list(parameters), p, host
-        self.shapes = [tuple(w.shape) for w in parameters]
-        self._cut, self._join = LAYOUTS[layout]
-        piece = self._cut([w.detach() for w in parameters], p)[rank]
+        super().__init__(parameters, p, layout)
+        self.name, self.host = name, host
+        piece = self.pieces()[rank]
         w = piece.to(torch.promote_types(piece.dtype, torch.float32), copy=True)  # (s,)
         self.w = host.down(w) if host else w
         self.m, self.v = torch.zeros_like(self.w), torch.zeros_like(self.w)
@@ -125,16 +167,6 @@ class Unit:
         w = self.w.to(like.dtype)
         return (self.host.up(w, like.device) if self.host else w).view(1, -1)
 
-    def write(self, pieces: Float[Tensor, "p s"]) -> None:
-        """Put whole weights into the parameters.
-
-        Through `.data`: autograd need not know.
-        """
-        for w, new in zip(
-            self.parameters, self._join(pieces, self.shapes), strict=True
-        ):
-            w.data.copy_(new)
-
 
 def units_of(
     model: nn.Module, blocks: Iterable[nn.Module] | None = None
@@ -154,6 +186,37 @@ def units_of(
         for i, (block, ws) in enumerate(zip(blocks, own, strict=True))
     ]
     return [unit for unit in [*named, ("root", model, rest)] if unit[2]]
+
+
+def keep_unchanged(model: nn.Module) -> None:
+    """From now on each forward that may be differentiated asks whether the model trains
+    the same parameters as now.
+
+    Raises (then):
+        ValueError: a parameter came, went, was frozen or set free: it would have no
+            optimizer state, or no gradient would come for it.
+    """
+
+    def flags() -> dict[str, tuple[int, bool]]:
+        return {n: (id(w), w.requires_grad) for n, w in model.named_parameters()}
+
+    before = flags()
+
+    def check(*_) -> None:
+        if not torch.is_grad_enabled():
+            return
+        now = flags()
+        names = before.keys() | now.keys()
+        changed = sorted(name for name in names if before.get(name) != now.get(name))
+        if changed:
+            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+            raise ValueError(
+                f"the model was changed after it was split: {', '.join(changed[:3])}"
+                f"{more} came, went, was frozen or set free. Put adapters on, and"
+                " freeze, before the split"
+            )
+
+    model.register_forward_pre_hook(check)
 
 
 def update(units: list[Unit], shards: Communicator | None, t: int, adam: Adam) -> float:
@@ -198,7 +261,7 @@ def state_tensors(units: list[Unit]) -> dict[str, list[Tensor]]:
         [t for unit in units for t in (unit.w, unit.m, unit.v)],
         [unit.grad for unit in units],
     )
-    if units[0].host:
+    if units and units[0].host:
         return {"reduced": [], "optimizer": [], "host": state + reduced}
     return {"reduced": reduced, "optimizer": state, "host": []}
 

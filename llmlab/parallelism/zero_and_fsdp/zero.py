@@ -20,8 +20,9 @@ variance in fp32.
 
 Gradients are summed, not averaged: divide each microbatch's summed loss by the tokens
 of all ranks and microbatches, as `train_step` does, and unequal numbers of tokens are
-right. Parameters keep the model's dtype. Simplified: every parameter is trained, with
-one weight decay; no loss scaling, which fp16 would need. DeepSpeed joins all parameters
+right. Parameters keep the model's dtype. Frozen ones (of a base under LoRA, say) have
+no optimizer state and no gradient, and stay whole on every rank. Simplified: one weight
+decay for all; no loss scaling, which fp16 would need. DeepSpeed joins all parameters
 before it cuts; we cut each unit, as FSDP does, so that one reduce-scatter finishes it.
 """
 
@@ -40,6 +41,7 @@ from llmlab.parallelism.zero_and_fsdp.offload import Host
 from llmlab.parallelism.zero_and_fsdp.units import (
     Adam,
     Unit,
+    keep_unchanged,
     state_tensors,
     units_of,
     update,
@@ -60,7 +62,8 @@ class Zero:
         blocks: the modules that become units; by default `model.model.layers`.
     Raises:
         ValueError: a stage other than 0, 1, 2 (stage 3 is
-            `llmlab.parallelism.zero_and_fsdp.fsdp.Fsdp`), or a frozen parameter.
+            `llmlab.parallelism.zero_and_fsdp.fsdp.Fsdp`), or a block that trains in two
+            dtypes; later: nothing trains, or something else than at the start.
     """
 
     def __init__(
@@ -83,10 +86,15 @@ class Zero:
         self.watch = watch or (lambda event, unit: None)
         # stage 0: one piece, everybody's
         p, rank = (comm.size, comm.rank) if stage else (1, 0)
-        self.units = [
-            Unit(name, ws, p, rank, "flat", host)
-            for name, _, ws in units_of(model, blocks)
-        ]
+        self.model = model
+        keep_unchanged(model)
+        self.units = []
+        for name, _, ws in units_of(model, blocks):
+            trained = [w for w in ws if w.requires_grad]
+            if trained:
+                self.units.append(Unit(name, trained, p, rank, "flat", host))
+        if not self.units:
+            raise ValueError("the model has no parameter that trains")
         for unit in self.units if stage == 2 else ():
             for w in unit.parameters:
                 w.register_post_accumulate_grad_hook(partial(self._arrived, unit))
@@ -121,7 +129,7 @@ class Zero:
 
     def tensors(self) -> dict[str, list[Tensor]]:
         """What this rank holds, by kind."""
-        weights = [w for unit in self.units for w in unit.parameters]
+        weights = list(self.model.parameters())
         return {
             "weights": weights,
             "gradients": [w.grad for w in weights],

@@ -2,6 +2,7 @@
 
     lora    the method: the equation, one layer, the whole model; DoRA
     starts  where A and B start: Kaiming, PiSSA, OLoRA
+    copies  what trains besides: biases, whole modules
     files   save and load in `peft`'s format, combine adapters, serve one per row
 
 Start with `lora`.

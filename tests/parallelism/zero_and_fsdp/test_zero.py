@@ -378,10 +378,10 @@ def test_wrong_use_is_named():
                 ),
                 tiny(),
             )
-    frozen = tiny()
-    frozen.model.norm.weight.requires_grad_(False)
-    with pytest.raises(ValueError, match="1 parameters of root"):
-        World(1).run(lambda comm, m: Zero(m, comm) and None, frozen)
+    pair = [torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))]
+    pair[1].requires_grad_(False)
+    with pytest.raises(ValueError, match="u has 1 parameters with requires_grad=False"):
+        Unit("u", pair, 2, 0, "flat", None)
 
 
 def test_a_gradient_that_comes_to_half_a_unit_is_an_error():

@@ -65,6 +65,9 @@ def affine_quantize(answer):
             "you subtracted x_min before dividing: the formula rounds x / s and then"
             " adds the integer z"
         ): torch.round((x - low) / s),
+        "you clamped before z was added: negative numbers are lost": (
+            torch.round(x / s).clamp(0, 15) + 3
+        ),
         (
             "you clamped at 2^(b−1) − 1, the largest signed code: here codes run up to"
             " 2^b − 1"
@@ -88,6 +91,12 @@ def affine_quantize(answer):
         )
     for sign, side in ((1, "positive"), (-1, "negative")):
         _one_sided(answer, sign * (3 + torch.rand(8)), side)
+    codes, scale, zero = _three(answer(torch.full((3,), 3.0), 4), (3,))
+    if scale == 1 or not close(scale, 0.2):
+        raise Mistake(
+            "where all numbers are 3, the range is from 0 to 3, and s = 3 / 15: only a"
+            " tensor of zeros gets the scale 1"
+        )
     codes, scale, zero = _three(
         answer(torch.zeros(4), 4), (4,), "affine_quantize(zeros)"
     )

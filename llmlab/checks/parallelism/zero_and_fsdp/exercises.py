@@ -113,6 +113,9 @@ def _held_mistakes(got: int, stage: int, psi: int, n: int) -> dict[str, int]:
         "this is what all N ranks hold together; one is asked": (
             n * _held(stage, psi, n)
         ),
+        "a stage cuts what the stages before it cut, too": (
+            14 * psi + 2 * -(-psi // n) if stage == 2 else -1
+        ),
         "this is what the next stage holds: see which stage cuts what": _held(
             stage + 1, psi, n
         ),
@@ -412,6 +415,14 @@ def chain_gradients(answer):
         raise Mistake(
             f"the gradients are right, but {max(most)} whole matrices were alive at a"
             " time: let each go after its use"
+        )
+    begun = [e.op for e in ledger.events(rank=0)]
+    last = len(begun) - 1 - begun[::-1].index("all_gather")
+    kept = begun[last:].count("reduce_scatter")
+    if kept > 2:
+        raise Mistake(
+            f"the gradients are right, but those of {kept} matrices were kept whole to"
+            " the end: reduce and cut each one as soon as it is there"
         )
     psi = sum(w.numel() for w in W)
     at_most(
