@@ -227,8 +227,9 @@ def linears(
     embedding itself, and small errors there are errors of the logits.
 
     Raises:
-        ValueError: nothing is left to quantise; an adapter is on; a weight is no float,
-            is empty, or holds NaN or ∞. The layer is named.
+        ValueError: nothing is left to quantise; an adapter is on; a linear is read and
+            never called; a weight is no float, has no values, is all zeros, or holds
+            NaN or ∞. The layer is named.
     """
     found = {}
     for name, module in model.named_modules():
@@ -238,8 +239,13 @@ def linears(
             )
         if isinstance(module, Int8Linear):
             raise ValueError(f"{name} is quantised already: load the model anew")
-        last = name.rpartition(".")[2]
+        place, _, last = name.rpartition(".")
         if isinstance(module, nn.Linear) and last not in skip:
+            if isinstance(model.get_submodule(place), nn.MultiheadAttention):
+                raise ValueError(
+                    f"{name} is in an nn.MultiheadAttention, which reads its weight and"
+                    " never calls it: its input cannot be quantised"
+                )
             check_weight(name, module.weight)
             found[name] = module
     if not found:

@@ -485,6 +485,15 @@ def test_a_model_of_bitsandbytes_is_refused():
         llm_int8.apply(model)
 
 
+def test_a_linear_that_is_read_and_never_called_is_refused():
+    model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    with pytest.raises(ValueError, match=r"self_attn\.out_proj is in an nn\.Multihead"):
+        llm_int8.apply(model)
+    assert type(model.linear1) is nn.Linear
+    llm_int8.apply(model, skip=("out_proj",))
+    assert isinstance(model.linear1, Int8Linear)
+
+
 def test_weights_without_values_are_refused():
     with torch.device("meta"):
         model = nn.Sequential(nn.Linear(4, 4))

@@ -21,6 +21,7 @@ LESSONS = (
     "04-peft/07-qlora",
     "05-parallelism/06-sequence",
     "06-compression/01-quantization-basics",
+    "06-compression/02-llm-int8",
 )
 CELLS = 28  # at most
 LINES = 150  # of code that is not folded, at most
