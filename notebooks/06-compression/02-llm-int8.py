@@ -126,8 +126,10 @@ figure(
 )
 
 # %% [markdown]
-# One feature is large, in nearly every token. It is no accident of one text, and it cannot be removed: the model uses it.
-# [Dettmers et al. 2022](https://arxiv.org/abs/2208.07339 "dettmers2022int8") call these *outlier features*. A scale for each
+# One feature is large, in nearly every token.
+# [Dettmers et al. 2022](https://arxiv.org/abs/2208.07339 "dettmers2022int8") call these *outlier features*, and they cannot be removed: the model uses them.
+# In the paper's large models at most seven of thousands of dimensions are of this kind. When these are set to zero, perplexity becomes 7 to 11 times
+# as large; seven other dimensions, taken at random, cost 0.1%. A scale for each
 # token does not help against them, since every token has the outlier. A scale for each column would, but it does not come out of the
 # sum over columns. So they take two steps.
 #
@@ -141,6 +143,10 @@ figure(
 # $$X W^\top \approx \sum_{h \in O} X_h W_h^\top \;+\; \frac{a_x \otimes a_w}{127^2} \sum_{h \notin O} Q^X_h (Q^W_h)^\top$$
 #
 # The scales $a_x$ are taken once $O$ has left. The integers are added up in 32 bits.
+#
+# What does it cost? The 16-bit product has $|O|$ columns instead of all of them, so its work is a share $|O| / h$ of the whole, where $h$ is the number of features.
+# Memory grows by nothing: $W$ is stored once, in 8 bits, and the few columns that are needed are decoded on the way. Only what must be known first
+# costs something: all of $X$ is read to find its outliers.
 #
 # ## Your turn
 #
@@ -373,6 +379,7 @@ for kind, color in KINDS.items():
     bottom.plot(taken[kind], "o-", markersize=3, color=color)
 top.set(ylabel="% of the error that\none column removes", ylim=(-5, 105))
 bottom.set(ylabel="% of the columns\nwith |x| ≥ 6", xlabel="layer", yscale="symlog")
+bottom.set_ylim(-0.1, 60)
 bottom.set_yticks([0, 1, 10, 50], labels=["0", "1", "10", "50"])
 fig.legend(loc="outside upper center", ncols=3, fontsize=9)
 figure(

@@ -36,7 +36,8 @@ def quantize_rows(answer):
     """The rows of a matrix as 8-bit codes, each with its own scale."""
     # square, so that a scale on the wrong axis fits; no row has its largest |x| above 0
     X = torch.randn(6, 6) * torch.logspace(-1, 1, 6)[:, None]
-    X[:, 2] = -1.5 * X.abs().amax(1)
+    # a power of two, so that x / a · 127 and 127 · x / a are both exactly −127
+    X[:, 2] = -(2 ** (X.abs().amax(1).log2().ceil() + 1))
     codes, a = _pair(answer(X), (6, 6), "quantize_rows(X)")
     right = X.abs().amax(1)
     diagnose(a, right=right, mistakes=_wrong_sizes(X), what="your largest |x|")

@@ -47,6 +47,11 @@ def in_place_rows(X):
     return X.mul_(127).div_(a.clamp(min=1e-30)[:, None]).round().to(torch.int8), a
 
 
+def cut_off_in_another_order(X):
+    a = X.abs().amax(1)
+    return (X / torch.where(a > 0, a, 1.0)[:, None] * 127).to(torch.int8), a
+
+
 def keepdim_left(X):
     a = X.abs().amax(1, keepdim=True)
     return torch.round(127 * X / a.clamp(min=1e-30)).to(torch.int8), a
@@ -265,6 +270,7 @@ test_wrong_answers = rejects(
         Wrong(Q, rows(top=1), "multiply by 127"),
         Wrong(Q, rows(rounding=torch.trunc), "cut off"),
         Wrong(Q, rows(rounding=lambda q: q), "cut off"),
+        Wrong(Q, cut_off_in_another_order, "cut off"),
         Wrong(Q, rows(rounding=torch.floor), "rounded down"),
         Wrong(Q, rows(rounding=away_from_zero), "away from zero"),
         Wrong(Q, rows(rounding=lambda q: (q + 0.5).floor()), "rounded up"),
