@@ -405,8 +405,8 @@ print(
 
 # %% [markdown]
 # In the attention of the middle layers the paper's picture holds as it stands: 0.2% of the columns, about nine tenths of the error. Elsewhere
-# it does not. The inputs of `down_proj` have outliers of another kind: a few tokens (the first, for one) hold values in the thousands, in layer 11
-# for example, and in the last layers *many* columns exceed 6. There the threshold sends up to two fifths of the product back to 16 bits.
+# it does not. The inputs of `down_proj` have outliers of another kind: the first token alone holds values in the thousands, in layers 11
+# and 28, and in the last layers *many* columns exceed 6. There the threshold sends up to two fifths of the product back to 16 bits.
 # A scale for each token is what helps against single tokens. The paper leaves this layer out when it counts outliers.
 #
 # ## Play
