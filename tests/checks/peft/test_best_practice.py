@@ -91,7 +91,11 @@ FRONT = [
     Wrong(
         "front", pairs(lambda a, b, x, y: (a <= b) & (x <= y)), "dominated by itself"
     ),
-    Wrong("front", pairs(lambda a, b, x, y: (a < b) & (x < y)), "one strict comparison is enough"),
+    Wrong(
+        "front",
+        pairs(lambda a, b, x, y: (a < b) & (x < y)),
+        "one strict comparison is enough",
+    ),
     Wrong("front", pairs(lambda a, b, x, y: (a < b) | (x < y)), "not enough"),
     Wrong("front", pairs(dominates, axis=1), "axes are swapped"),
     Wrong("front", the_dominated, "return the others"),
