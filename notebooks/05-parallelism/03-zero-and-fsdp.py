@@ -110,7 +110,7 @@ figure(
     fig,
     alt=(
         "Four rows of four bars, a bar a rank: 16-bit weights, 16-bit gradients, and"
-        " optimizer state, which is three quarters of the bar. Stage 0: all is gray,"
+        " optimizer state, which is three quarters of the bar. Stage 0: all is grey,"
         " held by every rank. Stage 1: each rank holds a different quarter of the"
         " optimizer state. Stage 2: a quarter of the gradients as well. Stage 3: a"
         " quarter of everything."

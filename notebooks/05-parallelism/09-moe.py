@@ -117,7 +117,7 @@ figure(
     fig,
     alt=(
         "Four ranks with four tokens each, in a color of their own. After dispatch,"
-        f" ranks 0 to 3 hold {', '.join(map(str, counts))} rows of mixed colors, 32 in"
+        f" ranks 0 to 3 hold {', '.join(map(str, counts))} rows of mixed colours, 32 in"
         " all, two for each token. Then each token is home again."
     ),
 )
