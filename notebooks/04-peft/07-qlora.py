@@ -441,7 +441,7 @@ def error(w, kind, block=64):
 
 errors = {kind: [error(w, kind) for w in (gaussian, real, course)] for kind in KINDS}
 
-# %% tags=["hide-output"]
+# %% tags=["hide-cell"]
 print("      normal   SmolLM2   course model")
 for kind, e in errors.items():
     print(

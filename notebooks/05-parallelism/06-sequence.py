@@ -701,7 +701,8 @@ explore(
 # %% tags=["hide-output"]
 for layout, table in TABLES.items():
     print(
-        f"{layout}: nothing to do in {sum(pairs == 0 for *_, pairs in table)} of 16 turns"
+        f"{layout}: {sum(pairs == 0 for *_, pairs in table)} of 16 turns with nothing"
+        " to do"
     )
 
 # %% [markdown]

@@ -316,7 +316,7 @@ with torch.inference_mode():
 #
 # Each line reads the same 512 tokens. What is compared are differences of losses, token by token; ± is two standard errors of their mean.
 
-# %% tags=["numbers-within-5%"]
+# %% tags=["hide-output", "numbers-within-5%"]
 int8_model = llm_int8.apply(model)  # `layers` keeps the float ones
 columns = sum(layer.in_features for layer in layers.values())
 settings = {

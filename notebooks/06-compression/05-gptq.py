@@ -272,7 +272,7 @@ def statistics(batches):
 judge = statistics([held_out])
 gram = statistics(calibration.sample(train, length=256, count=8, seed=0))
 
-# %% tags=["numbers-within-5%"]
+# %% tags=["hide-output", "numbers-within-5%"]
 three_bits = QuantConfig(3, group_size=64)
 configs = {
     "as updated": GPTQConfig(three_bits),
@@ -302,7 +302,7 @@ error_guess.settle(100 * left["mlp.up_proj", "as updated"], digits=2)
 # errors, too. That takes half a minute to a minute per run, so the runs are stored: `scripts/gptq_sweep.py` made them,
 # each seed with other calibration text. Judged on 2,048 tokens of held-out addresses; ± is two standard errors.
 
-# %%
+# %% tags=["hide-output"]
 with gptq.FILE.open(newline="", encoding="utf-8") as file:
     runs = list(csv.DictReader(file))
 
