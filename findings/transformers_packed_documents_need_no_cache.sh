@@ -7,9 +7,9 @@
 # or not. Trainer sets use_cache=False itself; a training loop of one's own must.
 #
 # Seen, logits of two documents in one row against each by itself:
-#   sdpa: as called 6.31, use_cache=False 2e-06, with a mask of ones 6.31
-#   eager: as called 6.31, use_cache=False 3e-06, with a mask of ones 6.31
-#   the first document's logits, as called: 3e-06
+#   sdpa: as called 6.31, use_cache=False under 1e-05, with a mask of ones 6.31
+#   eager: as called 6.31, use_cache=False under 1e-05, with a mask of ones 6.31
+#   the first document's logits, as called: under 1e-05
 #
 # Exit status 0: as stated. 1: it changed. PYTHON names a Python 3.10 to 3.13.
 set -euo pipefail
