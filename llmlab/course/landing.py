@@ -84,7 +84,8 @@ def _block(heading: str, rows: list[str], planned: int) -> str:
 def _next(lesson: Lesson | None) -> str:
     if lesson is None:
         return ""
-    return f"**Next: {number(lesson)} {lesson.title}**\n\n"
+    link = f"[{number(lesson)} {lesson.title}](lessons/{lesson.slug}.lesson.ipynb)"
+    return f"**Next: {link}**\n\n"
 
 
 def row(stands: Standing, root: Path) -> str:

@@ -421,7 +421,7 @@ def cut(rank):
 cut_gain = {r: gain(cut(r)) for r in ranks}
 length = {r: energy(spectra.values(), r) for r in ranks}
 
-# %% tags=["hide-output", "numbers-within-5%"]
+# %% tags=["hide-cell", "numbers-within-5%"]
 gain_guess.settle(100 * lora_gain[1], digits=2)
 
 # %% tags=["hide-input", "numbers-within-5%"]

@@ -496,7 +496,7 @@ GB = {
     for p in ps
 }
 
-# %% tags=["hide-output"]
+# %% tags=["hide-cell"]
 tensor_guess.settle(100 * GB["tensor", 8] / GB["tensor", 1], digits=2)
 
 # %% tags=["hide-input"]

@@ -64,7 +64,8 @@ def test_a_lesson_without_a_line_on_top(tmp_path):
 def test_what_comes_next(tmp_path):
     root = course(tmp_path)
     lesson_on_disk(root, "01-welcome")
-    assert "**Next: 1.1 Welcome**" in landing.landing(root)
+    link = "[1.1 Welcome](lessons/01-start/01-welcome.lesson.ipynb)"
+    assert f"**Next: {link}**" in landing.landing(root)
 
 
 def test_every_built_lesson_has_its_line():
