@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,7 @@ class Case:
         rounds: how often each is called, in turn.
         models: our model and theirs, where the memory of a training step is to be
             counted.
+        beside: the tensors that a step of theirs holds outside of their model.
         ranks: run `ours` and `theirs` in that many processes. They are then functions
             of the communicator that return the step.
     """
@@ -29,6 +30,7 @@ class Case:
     theirs: Callable
     rounds: int = 15
     models: tuple[nn.Module, nn.Module] | None = None
+    beside: Callable[[], Iterable[torch.Tensor]] = tuple
     ranks: int | None = None
 
     def memory(self) -> tuple[int, int] | None:
@@ -36,7 +38,9 @@ class Case:
         if self.models is None:
             return None
         our_model, their_model = self.models
-        return step_bytes(our_model, self.ours), step_bytes(their_model, self.theirs)
+        mine = step_bytes(our_model, self.ours)
+        library = step_bytes(their_model, self.theirs)
+        return mine, library + sum(tensor.nbytes for tensor in self.beside())
 
 
 def alternate(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -240,6 +241,15 @@ def adalora_step() -> Case:
     def mine():
         return ours(tokens, labels=tokens).loss + adalora.regularizer(ours)
 
+    def averages() -> Iterable[torch.Tensor]:
+        """What the library's allocator holds; in ours these are buffers of the model.
+
+        Both hold two averages of each number; the library holds the last value as well.
+        """
+        rank_allocator = theirs.base_model.rankallocator
+        yield from rank_allocator.exp_avg_ipt.values()
+        yield from rank_allocator.exp_avg_unc.values()
+
     return Case(
         "AdaLoRA step, q and v (peft)",
         step_with(ours.train(), mine, allocator.step),
@@ -249,6 +259,7 @@ def adalora_step() -> Case:
             theirs.base_model.update_and_allocate,
         ),
         models=(ours, theirs),
+        beside=averages,
     )
 
 

@@ -331,7 +331,7 @@ for i, (name, values) in enumerate(lines.items()):
     shown = " ".join(f"{value:.2f}" for value in sorted(values))
     print(f"{name:24} × {shown}")
 ax.set_yticks(range(len(lines)), list(lines))
-ax.set(xscale="log", xlabel="times the perplexity of the floats")
+ax.set(xscale="log", xlabel="growth of perplexity, times")
 ax.set_xticks([2, 3, 4, 5, 6, 7], ["2", "3", "4", "5", "6", "7"])
 ax.minorticks_off()
 ax.invert_yaxis()

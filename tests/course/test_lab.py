@@ -64,7 +64,7 @@ def test_links_of_the_landing_page_lead_somewhere(course):
     lab.prepare(course)
     page = course / lab.LANDING
     targets = re.findall(r"\]\(([^)]+)\)", page.read_text())
-    assert len(targets) == 2
+    assert len(targets) == 3, "the lesson as what comes next, its line, its exercises"
     for target in targets:
         path = (page.parent / target).relative_to(course).as_posix()
         assert found(course, path)["writable"], "a copy, made now if it was not there"
