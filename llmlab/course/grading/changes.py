@@ -23,6 +23,7 @@ from llmlab.course.grading.slips import (
     is_dimension,
     name_of,
     replaced,
+    turned,
 )
 
 SHOWN = 60  # characters of a line of code
@@ -204,15 +205,10 @@ def comparisons(node: ast.AST, at: Code) -> Iterator[Edit]:
     """Equality on the wrong side, or all the wrong way round."""
     if not isinstance(node, ast.Compare):
         return
-    for i, op in enumerate(node.ops):
-        for table, kind in (
-            (STRICT, "equality falls on the wrong side"),
-            (REVERSED, "the condition is the wrong way round"),
-        ):
-            if type(op) in table:
-                ops = [*node.ops]
-                ops[i] = table[type(op)]()
-                yield kind, ast.Compare(node.left, ops, node.comparators)
+    for new in turned(node, STRICT):
+        yield "equality falls on the wrong side", new
+    for new in turned(node, REVERSED):
+        yield "the condition is the wrong way round", new
     if len(node.ops) == 1 and isinstance(node.ops[0], ast.Eq):
         for other in (ast.LtE, ast.GtE):
             kind = "the condition holds in too few cases"

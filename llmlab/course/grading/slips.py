@@ -13,11 +13,8 @@ import ast
 import copy
 import re
 import time
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import fields, is_dataclass
-from io import StringIO
 from types import FunctionType
 from typing import Any
 
@@ -27,7 +24,7 @@ from torch import Tensor
 from llmlab.course.grading.closeness import as_tensor, close
 from llmlab.course.grading.diagnosis import Mistake
 from llmlab.course.grading.gradients import copied
-from llmlab.course.grading.state import neutral
+from llmlab.course.grading.state import neutral, silent
 
 # a sentence that tells one value from another
 NUMBERS = re.compile(r"differs in \d+ of \d+ places, by up to|times too|which is too")
@@ -53,13 +50,7 @@ def named(
         return None
     known, tree = found
     end = time.monotonic() + SECONDS
-    # what they print was printed once already
-    with (
-        redirect_stdout(StringIO()),
-        redirect_stderr(StringIO()),
-        warnings.catch_warnings(),
-    ):
-        warnings.simplefilter("ignore")
+    with silent():
         same = _sameness(run, known[exercise], answer)
         if same is None or time.monotonic() > end:
             return None
@@ -405,18 +396,19 @@ def comparisons(node: ast.AST, at: _Places) -> Iterator[Slip]:
     """Equality on the wrong side, or all the wrong way round."""
     if not isinstance(node, ast.Compare):
         return
+    for new in turned(node, STRICT):
+        yield f"equality falls on the wrong side of a comparison{at.of(node)}", new
+    for new in turned(node, REVERSED):
+        yield f"a condition is the wrong way round{at.of(node)}", new
+
+
+def turned(node: ast.Compare, table: dict[type, type]) -> Iterator[ast.Compare]:
+    """A comparison with one of its operators replaced by the table's."""
     for i, op in enumerate(node.ops):
-        for table, phrase in (
-            (STRICT, "equality falls on the wrong side of a comparison"),
-            (REVERSED, "a condition is the wrong way round"),
-        ):
-            if type(op) in table:
-                ops = [*node.ops]
-                ops[i] = table[type(op)]()
-                yield (
-                    f"{phrase}{at.of(node)}",
-                    ast.Compare(node.left, ops, node.comparators),
-                )
+        if type(op) in table:
+            ops = [*node.ops]
+            ops[i] = table[type(op)]()
+            yield ast.Compare(node.left, ops, node.comparators)
 
 
 def signs(node: ast.AST, at: _Places) -> Iterator[Slip]:

@@ -7,8 +7,10 @@ check, and all of it is back afterwards.
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
 
 import numpy as np
 import torch
@@ -25,6 +27,18 @@ def neutral(seed: int = 0) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(_switches())
         stack.enter_context(_generators(seed))
+        yield
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Shows no output and no warnings: an answer's were seen once already."""
+    with (
+        redirect_stdout(StringIO()),
+        redirect_stderr(StringIO()),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
         yield
 
 
