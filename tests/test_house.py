@@ -107,7 +107,10 @@ ARROWS = {
         "tensor": "runtime",
         "zero_and_fsdp": "runtime",
     },
-    "compression": {"gptq": "calibration quantization_basics"},
+    "compression": {
+        "gptq": "calibration quantization_basics walk",
+        "llm_int8": "walk",
+    },
     "course": {
         "book": "cpu syllabus",
         "cli": (

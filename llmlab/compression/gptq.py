@@ -37,7 +37,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from llmlab.compression import calibration
+from llmlab.compression import calibration, walk
 from llmlab.compression import quantization_basics as qb
 from llmlab.compression.quantization_basics import QuantConfig
 
@@ -304,10 +304,7 @@ def apply(
         found.update(quantized_weights(model, batches, config, skip))
 
     calibration.in_eval_mode(model, run)
-    linears = qb.linears(model, skip)
-    for name, weight in found.items():
-        linears[name].weight.copy_(weight)
-    return model
+    return walk.put_weights(model, found)
 
 
 def quantized_weights(
@@ -321,7 +318,7 @@ def quantized_weights(
     Raises:
         ValueError: as `apply`.
     """
-    refuse(model, skip)
+    walk.linears(model, skip)  # refuses what cannot be compressed
     calls = calibration.first_calls(model, batches)
     weights: dict[str, Tensor] = {}
     for prefix, block in calibration.blocks(model).items():
@@ -338,18 +335,3 @@ def quantized_weights(
             weights[f"{prefix}.{name}"] = linear.weight
         calls = read()  # what the quantised block puts out
     return weights
-
-
-def refuse(model: nn.Module, skip: tuple[str, ...]) -> None:
-    """Raises: ValueError: the model has adapters, is quantised, or is not finite."""
-    for name, module in model.named_modules():
-        wrapped = getattr(module, "is_wrapper", False)
-        if wrapped or hasattr(module, "base_layer"):
-            raise ValueError(
-                f"{name} is a {type(module).__name__}, an adapter: merge it first, or"
-                " take it off"
-            )
-        if isinstance(module, qb.QuantLinear):
-            raise ValueError(f"{name} is a QuantLinear: it is quantised already")
-    if not qb.float_linears(model, skip):
-        raise ValueError(f"{type(model).__name__} has no linears besides {skip}")

@@ -39,6 +39,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor, nn
 
+from llmlab.compression import walk
+
 TOP = 127  # the largest code; −128 is not used
 
 
@@ -184,6 +186,8 @@ class Int8Linear(nn.Module):
     floats while it is in training mode, and looks for no outliers then.)
     """
 
+    is_compressed = True
+
     def __init__(self, linear: nn.Linear, config: Int8Config) -> None:
         super().__init__()
         with torch.no_grad():
@@ -218,61 +222,6 @@ class Int8Linear(nn.Module):
 # The walk over a model ----------------------------------------------------------------
 
 
-def linears(
-    model: nn.Module, skip: tuple[str, ...] = ("lm_head",)
-) -> dict[str, nn.Linear]:
-    """The linears of a model by name, once it is sure that all can be quantised.
-
-    The model may be ours or one of `transformers`. The head is skipped: it is often the
-    embedding itself, and small errors there are errors of the logits.
-
-    Raises:
-        ValueError: nothing is left to quantise; an adapter is on; a linear is read and
-            never called; a weight is no float, has no values, is all zeros, or holds
-            NaN or ∞. The layer is named.
-    """
-    found = {}
-    for name, module in model.named_modules():
-        if getattr(module, "is_wrapper", False) or hasattr(module, "lora_A"):
-            raise ValueError(
-                f"{name} carries an adapter: merge it or take it off, then quantise"
-            )
-        if isinstance(module, Int8Linear):
-            raise ValueError(f"{name} is quantised already: load the model anew")
-        place, _, last = name.rpartition(".")
-        if isinstance(module, nn.Linear) and last not in skip:
-            if isinstance(model.get_submodule(place), nn.MultiheadAttention):
-                raise ValueError(
-                    f"{name} is in an nn.MultiheadAttention, which reads its weight and"
-                    " never calls it: its input cannot be quantised"
-                )
-            check_weight(name, module.weight)
-            found[name] = module
-    if not found:
-        raise ValueError(
-            f"model={type(model).__name__} has no linear besides skip={skip}"
-        )
-    return found
-
-
-def check_weight(name: str, weight: Tensor) -> None:
-    """Raises: ValueError: the weight of layer `name` cannot be quantised."""
-    if not weight.is_floating_point():
-        raise ValueError(
-            f"{name}.weight is in {weight.dtype}: it is quantised already, so"
-            " dequantise it first"
-        )
-    if weight.is_meta:
-        raise ValueError(
-            f"{name}.weight is on the device 'meta': load its values first"
-        )
-    bad = int((~weight.detach().isfinite()).sum())
-    if bad:
-        raise ValueError(f"{name}.weight holds {bad} values that are NaN or infinite")
-    if not weight.detach().any():
-        raise ValueError(f"{name}.weight is all zeros: was the checkpoint loaded?")
-
-
 def apply(
     model: nn.Module,
     config: Int8Config | None = None,
@@ -284,16 +233,13 @@ def apply(
     stays as it was.
 
     Raises:
-        ValueError: as `linears`.
+        ValueError: as `walk.linears`.
     """
     config = config or Int8Config()
     made = {}
-    for name, linear in linears(model, skip).items():
-        made[name] = Int8Linear(linear, config).train(linear.training)
-    for name, layer in made.items():
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, layer)
-    return model
+    for name, linear in walk.linears(model, skip).items():
+        made[name] = Int8Linear(linear, config)
+    return walk.put_modules(model, made)
 
 
 def configure(model: nn.Module, config: Int8Config) -> nn.Module:

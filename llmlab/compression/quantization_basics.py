@@ -331,6 +331,8 @@ def bits_per_weight(config: QuantConfig, block_size: int | None = None) -> float
 class QuantLinear(nn.Module):
     """A linear that stores packed codes, and makes its weight in each forward pass."""
 
+    is_compressed = True
+
     def __init__(self, linear: nn.Linear, config: QuantConfig) -> None:
         super().__init__()
         codes, scale, zero = encode(linear.weight, config)

@@ -13,7 +13,7 @@ from copy import deepcopy
 import torch
 
 from llmlab.checks.compression.llm_int8 import check
-from llmlab.compression import llm_int8
+from llmlab.compression import llm_int8, walk
 from llmlab.compression.llm_int8 import Int8Config
 from llmlab.course import (
     compare,
@@ -98,7 +98,7 @@ for alpha in (None, 6.0):
 # First look. This is what enters the attention of layer 15: 64 tokens, 576 features.
 
 # %% tags=["hide-input"]
-layers = llm_int8.linears(model)
+layers = walk.linears(model)
 with llm_int8.inputs_of(layers) as inputs, torch.inference_mode():
     model(tokens[None, :256])
 hidden = inputs["model.layers.15.self_attn.q_proj"]

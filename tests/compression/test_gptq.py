@@ -333,11 +333,11 @@ def quantised(model):
 
 
 BAD_MODELS = [
-    (with_adapter, "an adapter: merge it first"),
+    (with_adapter, "carries an adapter: merge it"),
     (not_finite, "layers.1.mlp.down_proj.weight holds 1 values"),
-    (zeros, "layers.1.mlp.down_proj: W is all zeros"),
+    (zeros, "layers.1.mlp.down_proj.weight is all zeros"),
     (no_input, "layers.1.mlp.gate_proj: H is all zeros"),
-    (quantised, "is quantised already"),
+    (quantised, "is compressed already"),
 ]
 
 

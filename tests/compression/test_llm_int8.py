@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from llmlab.compression import llm_int8
+from llmlab.compression import llm_int8, walk
 from llmlab.compression.llm_int8 import Int8Config, Int8Linear
 from tests.libraries import seen_in
 from tests.models.hugging_face import VARIANTS, make, theirs
@@ -370,7 +370,7 @@ def test_our_model_is_that_of_its_decoded_weights_when_all_columns_are_out():
     model = make(num_key_value_heads=2, attention_bias=True)
     rounded = copy.deepcopy(model)
     with torch.no_grad():
-        for linear in llm_int8.linears(rounded).values():
+        for linear in walk.linears(rounded).values():
             pair = llm_int8.quantize_rows(linear.weight)
             linear.weight.copy_(llm_int8.dequantize_rows(*pair))
         llm_int8.apply(model, Int8Config(1e-6))
@@ -465,7 +465,9 @@ def test_what_is_quantised_or_adapted_already_is_refused():
     from llmlab.peft import lora
 
     model = llm_int8.apply(make())
-    with pytest.raises(ValueError, match=r"layers\.0\.self_attn\.q_proj is quantised"):
+    with pytest.raises(
+        ValueError, match=r"layers\.0\.self_attn\.q_proj is compressed already"
+    ):
         llm_int8.apply(model)
     adapted = lora.apply(make(), lora.LoRAConfig(r=2))
     before = dict(adapted.named_modules())
@@ -529,7 +531,7 @@ def test_outlier_features_are_counted_as_the_paper_does():
 
 def test_inputs_are_collected_and_the_hooks_go():
     model = make()
-    layers = llm_int8.linears(model)
+    layers = walk.linears(model)
     with llm_int8.inputs_of(layers) as seen, torch.no_grad():
         model(IDS)
         model(IDS[:1])
@@ -550,7 +552,7 @@ def test_one_dimension_of_the_real_model_is_an_outlier_feature():
     text = course_model.corpus("addresses", "valid")[:2000]
     tokens = torch.tensor(real_model.load_tokenizer().encode(text).ids)[None, :256]
     names = [f"model.layers.{i}." for i in range(30)]
-    layers = llm_int8.linears(model)
+    layers = walk.linears(model)
     with llm_int8.inputs_of(layers) as seen, torch.inference_mode():
         model(tokens)
     hidden = []
