@@ -122,7 +122,10 @@ def save(
     if len(set(configs.values())) > 1 and len({c.per for c in configs.values()}) > 1:
         raise ValueError("the linears are quantised in different ways: one per folder")
     for name, parameter in model.named_parameters():
-        state[name] = parameter.detach().to(dtype or parameter.dtype).contiguous()
+        tensor = parameter.detach().to(dtype or parameter.dtype).contiguous()
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} would not be finite in {tensor.dtype}")
+        state[name] = tensor
 
     raw = checkpoint.config_to_hf(model.config)
     raw["dtype"] = str(state[checkpoint.EMBEDDING].dtype).removeprefix("torch.")

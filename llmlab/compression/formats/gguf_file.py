@@ -56,7 +56,6 @@ def save_gguf(
             )
     header = header_of(model.config)
     file = Path(file)
-    file.parent.mkdir(parents=True, exist_ok=True)
     scratch = file.with_name(file.name + ".tmp")
     writer = gguf.GGUFWriter(scratch, "llama")
     for key, (add, value) in header.items():
@@ -69,6 +68,7 @@ def save_gguf(
         stored_as = gguf.GGMLQuantizationType[matrix if array.ndim == 2 else "F32"]
         data = gguf.quantize(array, stored_as)
         writer.add_tensor(name, data, raw_dtype=stored_as)
+    file.parent.mkdir(parents=True, exist_ok=True)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -153,6 +153,24 @@ def neighbours(weight: np.ndarray, n: int) -> np.ndarray:
     return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(rows, *rest))
 
 
+def split_of(steps: dict) -> str:
+    """GGUF's name of the way in which text is split before BPE.
+
+    Raises:
+        ValueError: the tokenizer splits in another way than those of `SPLITS` in
+            `models.gguf_import`.
+    """
+    kinds = [step["type"] for step in steps.get("pretokenizers", [steps]) if step]
+    if kinds == ["Digits", "ByteLevel"]:
+        return "smollm"
+    if kinds == ["Split", "ByteLevel"]:
+        return "llama-bpe"
+    raise ValueError(
+        f"the tokenizer splits text by {kinds}: only those of SmolLM and of Llama 3"
+        " have a name in GGUF here"
+    )
+
+
 def add_tokenizer(writer, folder: Path) -> None:
     """Vocabulary, merges, special tokens and chat template of a folder.
 
@@ -175,9 +193,8 @@ def add_tokenizer(writer, folder: Path) -> None:
         kinds[token["content"]] = CONTROL if token["special"] else USER_DEFINED
     tokens = sorted(ids, key=ids.get)
     merges = [m if isinstance(m, str) else " ".join(m) for m in raw["model"]["merges"]]
-    steps = str(raw.get("pre_tokenizer"))
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm" if "Digits" in steps else "llama-bpe")
+    writer.add_tokenizer_pre(split_of(raw.get("pre_tokenizer") or {}))
     writer.add_token_list(tokens)
     writer.add_token_types([kinds[token] for token in tokens])
     writer.add_token_merges(merges)

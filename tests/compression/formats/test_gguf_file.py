@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import gguf
 import numpy as np
 import pytest
@@ -81,6 +83,23 @@ def test_transformers_opens_it_with_the_same_numbers(tmp_path):
     ours = read(tmp_path / "m.gguf")(tokens).detach()
     found = theirs(tokens).logits.detach()
     torch.testing.assert_close(found, ours, rtol=1e-4, atol=1e-4)
+
+
+def test_a_tokenizer_that_gguf_has_no_name_for_is_refused(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    raw = json.loads(course_model.load_tokenizer().to_str())
+    raw["pre_tokenizer"] = {"type": "Whitespace"}
+    (source / "tokenizer_config.json").write_text("{}")
+    (source / "tokenizer.json").write_text(json.dumps(raw))
+    folder = tmp_path / "out"
+    with pytest.raises(ValueError, match=r"splits text by \['Whitespace'\]"):
+        formats.save_gguf(make(), folder / "m.gguf", "F32", tokenizer_from=source)
+    raw["model"]["type"] = "Unigram"
+    (source / "tokenizer.json").write_text(json.dumps(raw))
+    with pytest.raises(ValueError, match="holds a Unigram tokenizer"):
+        formats.save_gguf(make(), folder / "m.gguf", "F32", tokenizer_from=source)
+    assert not folder.exists()
 
 
 def test_what_cannot_be_written_leaves_no_file(tmp_path):
