@@ -110,6 +110,7 @@ ARROWS = {
     "compression": {
         "gptq": "calibration quantization_basics walk",
         "formats": "quantization_basics walk",
+        "kernels": "quantization_basics recipes",
         "llm_int8": "walk",
         "recipes": "gptq quantization_basics walk",
     },
