@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch._dynamo  # an optimizer imports it: once here, not once in each forked rank
 import torch.distributed.fsdp  # and these
-import torch.distributed.tensor.parallel  # noqa: F401
+import torch.distributed.tensor.parallel
 
 from benchmarks import compression, models, parallelism, peft
 from benchmarks.run import main
