@@ -1,7 +1,7 @@
 """AWQ beside rounding, on the whole real model: llmlab/compression/data/awq.csv.
 
-    python scripts/awq_sweep.py            continue, a line a run (AWQ's take two minutes
-                                           each); Ctrl-C loses at most one run
+    python scripts/awq_sweep.py            continue, a line a run (two minutes or more
+                                           for AWQ); Ctrl-C loses at most one run
     python scripts/awq_sweep.py --check 1  run that many lines again and compare
 
 All 210 linears of SmolLM2-135M-Instruct, symmetric levels, groups of 64 or whole rows.

@@ -84,16 +84,12 @@ class AWQConfig:
 # The algorithm on one matrix ----------------------------------------------------------
 
 
-def nearest(
-    W: Float[Tensor, "out in"], grid: QuantConfig
-) -> Float[Tensor, "out in"]:
+def nearest(W: Float[Tensor, "out in"], grid: QuantConfig) -> Float[Tensor, "out in"]:
     """Q(W): round to nearest, a scale for each group."""
     return qb.decode(*qb.encode(W, grid), grid)
 
 
-def salient(
-    size: Float[Tensor, "in"], share: float = 0.01
-) -> Int[Tensor, "kept"]:
+def salient(size: Float[Tensor, "in"], share: float = 0.01) -> Int[Tensor, "kept"]:
     """The channels of the largest `size`: this share of all, and at least one."""
     if not 0 < share <= 1:
         raise ValueError(f"share={share} must be above 0 and at most 1")
@@ -121,9 +117,7 @@ def bits_with_protected(
     return (1 - share) * qb.bits_per_weight(grid, row) + share * 16
 
 
-def scale_of(
-    x_mean: Float[Tensor, "in"], alpha: float
-) -> Float[Tensor, "in"]:
+def scale_of(x_mean: Float[Tensor, "in"], alpha: float) -> Float[Tensor, "in"]:
     """s = x̄^α, divided by √(max s · min s)."""
     s = x_mean.pow(alpha).clamp(min=SMALLEST)
     return s / (s.max() * s.min()).sqrt()
@@ -132,7 +126,7 @@ def scale_of(
 def mean_weight(
     weights: list[Float[Tensor, "_ in"]], grid: QuantConfig
 ) -> Float[Tensor, "in"]:
-    """w̄: the mean |w| of each column over all rows, where the largest of a group is 1."""
+    """w̄: the mean |w| of each column, in units of its group's largest."""
     parts = []
     for W in weights:
         blocks = qb.to_blocks(W.float().abs(), grid)  # (out · groups, size)
@@ -182,7 +176,9 @@ def search(
         ValueError: no input was ever other than 0, or no error is finite.
     """
     if not x_mean.any():
-        raise ValueError("its input is always 0: no channel is more salient than others")
+        raise ValueError(
+            "its input is always 0: no channel is more salient than others"
+        )
     trials: list[tuple[float | None, Tensor]]
     if config.duo:
         w_mean = mean_weight(weights, config.grid)
@@ -357,6 +353,7 @@ class SearchedBlock:
     found: dict[str, Found]
 
 
+@torch.no_grad()
 def search_block(
     block: nn.Module,
     calls: list[calibration.Call],
@@ -381,12 +378,11 @@ def search_block(
     for seam, quantized in seams.items():
         x_mean = inputs[quantized[0]].absmean
         judged = heard[judge_of(seam)][: config.trial_batches]
-        found[seam.before] = search_seam(
-            block, seam, quantized, x_mean, judged, config
-        )
+        found[seam.before] = search_seam(block, seam, quantized, x_mean, judged, config)
     return SearchedBlock(inputs, found)
 
 
+@torch.no_grad()
 def fold_block(
     block: nn.Module, searched: SearchedBlock, config: AWQConfig
 ) -> nn.Module:
@@ -401,7 +397,9 @@ def fold_block(
             folding.fold(block, seam, searched.found[seam.before].scale)
     for name, p in block.named_parameters():
         if not p.isfinite().all():
-            raise ValueError(f"{name} would not be finite in {p.dtype} once it is scaled")
+            raise ValueError(
+                f"{name} would not be finite in {p.dtype} once it is scaled"
+            )
     if not config.clip:
         return block
     scales = channel_scales(block, searched)

@@ -3,11 +3,11 @@
     python tests/compression/goldens/awq.py     in an environment of its own, with
                                                 llmcompressor 0.14.0.1
 
-Two small Llamas, without and with GQA, calibrated on 3 rows of 16 tokens. For each, once
-with `duo_scaling` (its default) and once without: the scale of every seam and the error
-of every trial (a mean of squares); for one, the weights after folding. Without an accelerator the
-modifier stops at "Cannot access accelerator device", so pinning of memory is replaced by
-nothing at all.
+Two small Llamas, without and with GQA, calibrated on 3 rows of 16 tokens. For each,
+once with `duo_scaling` (its default) and once without: the scale of every seam and the
+error of every trial (a mean of squares); for one, the weights after folding. Without an
+accelerator the modifier stops at "Cannot access accelerator device", so pinning of
+memory is replaced by nothing at all.
 """
 
 from __future__ import annotations
@@ -117,9 +117,9 @@ for shape, changes in SHAPES.items():
         for name, scale in SCALES.items():
             out[f"{key}/scale/{name}"] = scale.float().contiguous()
             out[f"{key}/errors/{name}"] = torch.tensor(ERRORS[name])
-        for name, t in model.state_dict().items():
-            if name.endswith("weight") and ("proj" in name or "norm" in name):
-                if key == "mha/plain":
+        if key == "mha/plain":
+            for name, t in model.state_dict().items():
+                if name.endswith("weight") and ("proj" in name or "norm" in name):
                     out[f"{key}/after/{name}"] = t.float().clone()
 versions = {
     name: importlib.metadata.version(name)

@@ -4,8 +4,8 @@
     git -C llm-awq checkout d6e797a42b9ef7778de8ee2352116e0f48a78d61
     python tests/compression/goldens/awq_authors.py llm-awq
 
-One small Llama without GQA, calibrated on 3 rows of 200 tokens, 4 bits with a zero point
-and groups of 32: the scale of every seam, and the limits of the clipping search.
+One small Llama without GQA, calibrated on 3 rows of 200 tokens, 4 bits with a zero
+point and groups of 32: the scale of every seam, and the limits of the clipping search.
 Kernels of the repository, which need a GPU, are replaced by nothing: they take no part
 in the searches. Below 512 tokens their clipping search stops at "slice step cannot be
 zero", and it asks for groups and for rows in multiples of 64.
