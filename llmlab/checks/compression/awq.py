@@ -300,8 +300,10 @@ def wrong_roundings(W: Tensor, s: Tensor, size: int, top: int) -> dict[str, Tens
     signed = V.unflatten(1, (-1, size)).amax(-1).repeat_interleave(size, 1) / top
     old = steps_of(W, size, top)
     return {
-        "this is round to nearest: W is not scaled before it is rounded, or its rows are"
-        " in place of its columns, which changes no code": rounded(W, ones, size, top),
+        "this is round to nearest: W is not scaled before it is rounded, or its rows"
+        " are in place of its columns, which changes no code": rounded(
+            W, ones, size, top
+        ),
         "the scale is not taken out again: divide by s at the end": torch.round(
             V / step
         )
