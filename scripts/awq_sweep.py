@@ -7,8 +7,9 @@
 All 210 linears of SmolLM2-135M-Instruct, symmetric levels, groups of 64 or whole rows.
 What is read to judge, and to calibrate, is what scripts/gptq_sweep.py reads: the first
 2,049 tokens of the held-out addresses, 256 at a time; and 8 runs of 256 tokens from
-random places, drawn by the seed. AWQ's trials are judged by the first of the 8.
-GPTQ is there with the largest inputs first, as its best stored run has it.
+random places, drawn by the seed. AWQ's trials are judged by the first of the 8, in 3
+bits by the first two. GPTQ is there with the largest inputs first, as its best stored
+run has it.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ RUNS = [
     ("AWQ clipped", 4, "group", "addresses", 2048, 0),
 ]
 SHARE = 0.01
+TRIAL_BATCHES = {3: 2, 4: 1}  # that judge, by bits
 OPTIONS = {"AWQ": {}, "AWQ clipped": {"clip": True}}
 FIELDS = [
     "method",
@@ -140,7 +142,9 @@ class Sweep:
             how = method.removeprefix("1% ")
             losses = self.losses(self.protected(how, grid, text, tokens, seed))
         elif method.startswith("AWQ"):
-            config = AWQConfig(grid, trial_batches=1, **OPTIONS[method])
+            config = AWQConfig(
+                grid, trial_batches=TRIAL_BATCHES[bits], **OPTIONS[method]
+            )
             model = deepcopy(self.model)
             found = awq.apply(
                 model, self.batches(text, tokens, seed), config, floats=True
