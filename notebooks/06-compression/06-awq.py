@@ -140,7 +140,8 @@ figure(
     fig,
     alt=(
         "Mean |x| of 576 channels: six stand out. Below, the share of the output error"
-        " that each channel makes: the same six make most of it, one alone nearly two thirds."
+        " that each channel makes: the same six make most of it, one alone nearly two"
+        " thirds."
     ),
 )
 share = 100 * (errors[kept].sum() / errors.sum()).item()

@@ -6,8 +6,9 @@ trial of every seam is compared, not only the best.
 
 from __future__ import annotations
 
+import csv
 from copy import deepcopy
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -577,3 +578,72 @@ def test_bad_arguments_are_named():
         AWQConfig(QuantConfig(per="tensor"))
     with pytest.raises(ValueError, match="batches is empty"):
         awq.apply(make(), [], CONFIG)
+
+
+# On the real model --------------------------------------------------------------------
+
+
+def runs(method, text, bits="4"):
+    """(gained, its standard error) of each seed, in groups of 64."""
+    with awq.FILE.open(newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    keys = [tuple(line[k] for k in list(line)[:6]) for line in lines]
+    assert len(set(keys)) == len(keys)
+    key = (method, bits, "group", text)
+    found = [
+        (float(line["gained"]), float(line["gained_error"]))
+        for line in lines
+        if tuple(line[k] for k in ("method", "bits", "per", "text")) == key
+    ]
+    assert found
+    return found
+
+
+def test_what_the_sweep_measured_is_told_apart_from_noise():
+    """In 4 bits, which columns are kept decides, and scales gain without a bit."""
+    for bits in ("3", "4"):
+        for gained, error in runs("1% by x", "addresses", bits):
+            assert gained > 8 * error
+            others = runs("1% random", "", bits) + runs("1% by w", "", bits)
+            assert all(gained > 10 * abs(other) for other, _ in others)
+    for text_ in ("addresses", "bible"):
+        for gained, error in runs("AWQ", text_):
+            assert gained > 4 * error
+
+
+@pytest.mark.real_model
+@pytest.mark.slow
+def test_the_inputs_say_which_columns_matter():
+    """On a layer of the real model, judged by text that nobody calibrated on."""
+    from llmlab.models import course_model, real_model
+
+    real_model.fetch(quiet=True)
+    model = real_model.load()
+    encode = real_model.load_tokenizer().encode
+    train, other = (
+        torch.tensor(encode(course_model.corpus("addresses", split)[:9_000]).ids)[:512]
+        for split in ("train", "valid")
+    )
+    *before, block = list(calibration.blocks(model).values())[:16]
+    linear = {"q": block.get_submodule("self_attn.q_proj")}
+
+    def read(ids):
+        calls = calibration.first_calls(model, [ids[None]])
+        for earlier in before:
+            calls = calibration.next_calls(earlier, calls)
+        run = partial(calibration.next_calls, block, calls)
+        return calibration.collect(linear, run)["q"]
+
+    W = linear["q"].weight.detach()
+    grid = QuantConfig(4, group_size=64)
+    x_mean, gram = read(train).absmean, read(other).gram
+
+    def error(W_hat):
+        return (((W_hat - W) @ gram) * (W_hat - W)).sum()
+
+    rounded = error(awq.nearest(W, grid))
+    by_inputs = error(awq.protect(W, awq.salient(x_mean), grid))
+    by_weights = error(awq.protect(W, awq.salient(W.square().sum(0)), grid))
+    scaled = error(awq.scaled_nearest(W, awq.scale_of(x_mean, 0.4), grid))
+    assert by_inputs < 0.4 * rounded < 0.9 * rounded < by_weights
+    assert scaled < 0.5 * rounded
