@@ -372,7 +372,7 @@ figure(
 # of the weights they undo 8%, by chance next to nothing. AWQ's scales undo about two fifths, and cost no bit. GPTQ undoes more, if its text is right.
 #
 # That is the other matter: what does an unlucky text cost? The paper calibrates on one kind of text and judges by another (its figure 8): AWQ loses 0.5 to 0.6 of perplexity by it, GPTQ 2.3 to 4.9. Here verses of the Bible take
-# a third of GPTQ's gain, and nothing of AWQ's, whose two numbers differ by less than their spread. AWQ takes from its text the mean size of each channel and one exponent per seam. GPTQ takes how all channels vary
+# a third of the gain of one GPTQ run, and nothing of AWQ's: its numbers after the two texts differ by less than their spread. AWQ takes from its text the mean size of each channel and one exponent per seam. GPTQ takes how all channels vary
 # together, and moves each weight by it.
 #
 # The file that this model was made from stored these linears in 4 bits once. As the first lesson measures, its levels are not ours, so that no method here finds its work done.
