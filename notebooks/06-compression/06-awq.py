@@ -369,11 +369,11 @@ figure(
 
 # %% [markdown]
 # About half of what 4 bits break is broken by one column in a hundred: kept by $|x|$, they undo 54% of the growth of the loss, for 0.13 bits per weight. Kept by the size
-# of the weights they undo 8%, by chance next to nothing. AWQ's scales undo about two fifths, and cost no bit. GPTQ undoes more, if its text is right.
+# of the weights they undo 8%, by chance next to nothing. AWQ's scales undo two fifths or more, and cost no bit. One run of GPTQ, after the same text, undoes 60%.
 #
-# That is the other matter: what does an unlucky text cost? The paper calibrates on one kind of text and judges by another (its figure 8): AWQ loses 0.5 to 0.6 of perplexity by it, GPTQ 2.3 to 4.9. Here verses of the Bible take
-# a third of the gain of one GPTQ run, and nothing of AWQ's: its numbers after the two texts differ by less than their spread. AWQ takes from its text the mean size of each channel and one exponent per seam. GPTQ takes how all channels vary
-# together, and moves each weight by it.
+# And what does an unlucky text cost? In [GPTQ](05-gptq.ipynb) verses of the Bible took most of the gain in 3 bits. In 4 bits they take a third, in one run each. AWQ loses nothing by them: its numbers
+# after the two texts differ by less than their spread. The paper (its figure 8) reports the like for OPT 6.7B: another text costs AWQ 0.5 to 0.6 of perplexity, and GPTQ 2.3 to 4.9. AWQ takes from its text the mean size of each channel
+# and one exponent per seam. GPTQ takes how all channels vary together, and moves each weight by it.
 #
 # The file that this model was made from stored these linears in 4 bits once. As the first lesson measures, its levels are not ours, so that no method here finds its work done.
 #
@@ -475,7 +475,7 @@ for bits in (3, 4):
     print(f"{f'SmolLM2 135M, {bits} bits, ours':31}{shown[0]:>9}{shown[1]:>7}")
 
 # %% [markdown]
-# In OPT, where the paper finds salient channels, nearly all the damage is theirs. In Llama 2 AWQ undoes a third to a half, and our two fifths in 4 bits are of that kind.
+# In OPT, where the paper finds salient channels, nearly all the damage is theirs. In Llama 2 AWQ undoes a third to a half, and ours in 4 bits is of that kind.
 #
 # In 3 bits ours are **not the same**: one run, and the loss grows a little more than by rounding, beyond its spread. Yet no attention and no MLP has a larger error than before on the text that judged
 # the search, since $\alpha = 0$ is among the trials. The errors of layers do not add up to the loss of a model. One reason may be that each layer is judged on the inputs that the *float* model gives it: where rounding makes
