@@ -108,6 +108,7 @@ ARROWS = {
         "zero_and_fsdp": "runtime",
     },
     "compression": {
+        "awq": "calibration folding quantization_basics walk",
         "gptq": "calibration quantization_basics walk",
         "formats": "quantization_basics walk",
         "kernels": "quantization_basics recipes",
