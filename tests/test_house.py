@@ -113,7 +113,7 @@ ARROWS = {
         "formats": "quantization_basics walk",
         "kernels": "quantization_basics recipes",
         "llm_int8": "walk",
-        "recipes": "gptq quantization_basics walk",
+        "recipes": "awq gptq quantization_basics walk",
     },
     "course": {
         "book": "cpu syllabus",

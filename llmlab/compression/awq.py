@@ -435,6 +435,7 @@ def folded_blocks(
     batches: Iterable[Int[Tensor, "batch seq"]],
     config: AWQConfig,
     skip: tuple[str, ...] = ("lm_head",),
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[dict[str, nn.Module], dict[str, Found]]:
     """A folded copy of each block, and what was found at each seam, both by name.
 
@@ -447,7 +448,8 @@ def folded_blocks(
     calls = calibration.first_calls(model, batches)
     blocks = {}
     found = {}
-    for prefix, block in calibration.blocks(model).items():
+    all_blocks = calibration.blocks(model)
+    for prefix, block in all_blocks.items():
         try:
             searched = search_block(block, calls, config, skip)
             blocks[prefix] = fold_block(block, searched, config)
@@ -456,6 +458,7 @@ def folded_blocks(
         for place, best in searched.found.items():
             found[f"{prefix}.{place}"] = best
         calls = calibration.next_calls(block, calls)  # what the float block puts out
+        progress(len(blocks), len(all_blocks))
     return blocks, found
 
 
@@ -466,6 +469,7 @@ def apply(
     config: AWQConfig,
     skip: tuple[str, ...] = ("lm_head",),
     floats: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Found]:
     """Scales are folded into the model, and its linears become `QuantLinear`, in place.
 
@@ -478,6 +482,7 @@ def apply(
         skip: last names of linears that are left out.
         floats: the linears stay floats, on the same levels: the same outputs at the
             speed of floats.
+        progress: called with the blocks that are done, and how many there are.
     Returns:
         What was found at each seam, by the name of the norm or linear that is divided.
     Raises:
@@ -489,7 +494,7 @@ def apply(
     found: dict[str, Found] = {}
 
     def run() -> None:
-        copies, best = folded_blocks(model, batches, config, skip)
+        copies, best = folded_blocks(model, batches, config, skip, progress)
         blocks.update(copies)
         found.update(best)
 

@@ -27,7 +27,9 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-FILE = Path(__file__).parents[1] / "golden" / "awq.safetensors"
+FILE = (
+    Path(__file__).parents[2] / "tests" / "compression" / "golden" / "awq.safetensors"
+)
 SHAPES = {
     "mha": {"num_key_value_heads": 4, "num_hidden_layers": 1},
     "gqa": {"num_key_value_heads": 2, "num_hidden_layers": 2},

@@ -24,7 +24,13 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-FILE = Path(__file__).parents[1] / "golden" / "awq_authors.safetensors"
+FILE = (
+    Path(__file__).parents[2]
+    / "tests"
+    / "compression"
+    / "golden"
+    / "awq_authors.safetensors"
+)
 QUANTIZER = {"zero_point": True, "q_group_size": 32}
 
 
