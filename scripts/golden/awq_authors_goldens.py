@@ -2,7 +2,7 @@
 
     git clone https://github.com/mit-han-lab/llm-awq
     git -C llm-awq checkout d6e797a42b9ef7778de8ee2352116e0f48a78d61
-    python tests/compression/goldens/awq_authors.py llm-awq
+    python scripts/golden/awq_authors_goldens.py llm-awq
 
 One small Llama without GQA, calibrated on 3 rows of 200 tokens, 4 bits with a zero
 point and groups of 32: the scale of every seam, and the limits of the clipping search.

@@ -1,6 +1,6 @@
 """What llmcompressor's AWQModifier finds: tests/compression/golden/awq.safetensors.
 
-    python tests/compression/goldens/awq.py     in an environment of its own, with
+    python scripts/golden/awq_goldens.py     in an environment of its own, with
                                                 llmcompressor 0.14.0.1
 
 Two small Llamas, without and with GQA, calibrated on 3 rows of 16 tokens. For each,

@@ -1,6 +1,6 @@
 """AWQ: against closed forms, brute force, the authors' code and llmcompressor.
 
-`goldens/awq.py` and `goldens/awq_authors.py` made the two golden files. Every
+`scripts/golden/awq_goldens.py` and `awq_authors_goldens.py` made the golden files. Every
 trial of every seam is compared, not only the best.
 """
 
