@@ -1,6 +1,6 @@
 """AWQ: against closed forms, brute force, the authors' code and llmcompressor.
 
-`scripts/golden/awq_goldens.py` and `awq_authors_goldens.py` made the golden files. Every
+`awq_goldens.py` and `awq_authors_goldens.py` of `scripts/golden` made the files. Every
 trial of every seam is compared, not only the best.
 """
 
