@@ -57,6 +57,8 @@ def sparsegpt(
     size = config.mask_block
     if config.pattern:
         _, size = n_and_m(config.pattern)
+        if columns % size:
+            raise ValueError(f"m={size} must divide the columns, {columns}")
     U = inverse_factor(H, config.damping)
     scale, zero = row_scales(W, config)
 
