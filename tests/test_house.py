@@ -108,8 +108,10 @@ ARROWS = {
         "zero_and_fsdp": "runtime",
     },
     "compression": {
-        "gptq": "calibration quantization_basics walk",
+        "gptq": "calibration hessian quantization_basics walk",
+        "hessian": "calibration",
         "llm_int8": "walk",
+        "magnitude_wanda_sparsegpt": "calibration hessian quantization_basics walk",
     },
     "course": {
         "book": "cpu syllabus",
