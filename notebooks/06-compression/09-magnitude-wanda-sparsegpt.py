@@ -332,14 +332,14 @@ COLORS = {
     "sparsegpt": palette.green,
 }
 SHOWN = {"magnitude": "magnitude", "wanda": "Wanda", "sparsegpt": "SparseGPT"}
-shares = [f"0.{tenth}" for tenth in range(1, 8)]
+shares = [f"0.{tenth}" for tenth in range(2, 8)]
 fig, ax = plt.subplots(figsize=(4.8, 3.4))
 print("sparsity  " + "".join(f"{float(s):>7.0%}" for s in shares))
 for method, color in COLORS.items():
     found = [factors(method, s) for s in shares]
     means = [sum(f) / len(f) for f in found]
-    ax.plot(range(10, 80, 10), means, color=color, label=SHOWN[method])
-    for tenth, values in enumerate(found, start=1):
+    ax.plot(range(20, 80, 10), means, color=color, label=SHOWN[method])
+    for tenth, values in enumerate(found, start=2):
         ax.plot([10 * tenth] * len(values), values, "o", color=color, markersize=4)
     print(
         f"{SHOWN[method]:10}"
@@ -381,7 +381,7 @@ print(f"Wanda's gain on magnitude: at least {least:.0f} standard errors")
 
 # %% [markdown]
 # The smallest half is not the least useful half: without it the model is lost, while Wanda's half costs a factor of about two. To tell them apart took one forward pass over
-# 1,024 tokens, and a product. Nothing was trained. At 10% all methods are alike, for so many weights hardly matter.
+# 1,024 tokens, and a product. Nothing was trained.
 #
 # The update of SparseGPT pays where much is pruned, or where a pattern dictates what must go: then there is much to make up for. At 30% it gains nothing here.
 # The authors of both papers calibrate with 128 runs of 2,048 tokens, 256 times our text. And the update leans on its text: after
@@ -518,7 +518,7 @@ explore(
 #
 # ## At scale
 #
-# SparseGPT prunes OPT-175B in less than four and a half hours on one GPU, and at 60% more than 100 billion weights can be left out, says its abstract; we count them. Below
+# SparseGPT prunes OPT-175B in less than four and a half hours, and at 60% more than 100 billion weights need not be read, says its abstract; we count them. Below
 # it what the authors of Wanda report for LLaMA-2 on WikiText ([their
 # repository](https://github.com/locuslab/wanda "sun2023wanda")), as factors of the dense model's perplexity, beside ours.
 
