@@ -37,7 +37,7 @@ warnings.filterwarnings("ignore", message="Sparse CSR")
 # %% [markdown]
 # ## What it costs
 #
-# A large model in 16 bits does not fit on a graphics card of 80 GB. If two of each four neighbouring weights are zero (the pattern **2:4**), the other two are
+# A large model in 16 bits does not fit on a graphics card of 80 GB. If two of each four neighbouring weights are zero (semi-structured sparsity, the pattern **2:4**), the other two are
 # stored, and for each of them 2 bits that say where in its four it stood.
 
 # %%
