@@ -334,17 +334,31 @@ COLORS = {
 SHOWN = {"magnitude": "magnitude", "wanda": "Wanda", "sparsegpt": "SparseGPT"}
 shares = [f"0.{tenth}" for tenth in range(2, 8)]
 fig, ax = plt.subplots(figsize=(4.8, 3.4))
-print("sparsity  " + "".join(f"{float(s):>7.0%}" for s in shares))
+print("pruned     " + "".join(f"{float(s):>7.0%}" for s in shares))
 for method, color in COLORS.items():
-    found = [factors(method, s) for s in shares]
-    means = [sum(f) / len(f) for f in found]
-    ax.plot(range(20, 80, 10), means, color=color, label=SHOWN[method])
-    for tenth, values in enumerate(found, start=2):
-        ax.plot([10 * tenth] * len(values), values, "o", color=color, markersize=4)
-    print(
-        f"{SHOWN[method]:10}"
-        + "".join(f"{f:>7.2f}" if f < 100 else f"{f:>7.0f}" for f in means)
-    )
+    found = {s: factors(method, s) for s in shares if factors(method, s)}
+    mean = {s: sum(values) / len(values) for s, values in found.items()}
+    x = [100 * float(s) for s in found]
+    ax.plot(x, list(mean.values()), color=color, label=SHOWN[method])
+    for s, values in found.items():
+        ax.plot([100 * float(s)] * len(values), values, "o", color=color, markersize=4)
+    line = [
+        f"{mean[s]:.{1 if mean[s] > 9 else 2}f}" if s in mean else "–" for s in shares
+    ]
+    print(f"{SHOWN[method]:11}" + "".join(f"{value:>7}" for value in line))
+print("\n50%, each draw of text")
+for method in ("wanda", "sparsegpt"):
+    for text in ("addresses", "bible"):
+        values = "  ".join(f"{f:.2f}" for f in sorted(factors(method, "0.5", text)))
+        print(f"{SHOWN[method]:11}{text:11}{values}")
+print("magnitude, per row:  ", round(factors("magnitude", "0.5", per="row")[0], 1))
+gains = [r for r in runs if r["amount"] == "0.5" and r["method"] == "wanda"]
+least = min(float(r["gained"]) / float(r["gained_error"]) for r in gains)
+print(f"Wanda's gain on magnitude: at least {least:.0f} standard errors")
+print("\nhalf of the weights    50%    4:8    2:4")
+for method, name in SHOWN.items():
+    values = [factors(method, amount)[0] for amount in ("0.5", "4:8", "2:4")]
+    print(f"{name:19}" + "".join(f"{value:>7.2f}" for value in values))
 ax.set(yscale="log", xlabel="weights pruned, %", ylabel="growth of perplexity, times")
 ax.set_yticks([1, 2, 5, 10, 100, 1000], ["1", "2", "5", "10", "100", "1000"])
 ax.minorticks_off()
@@ -360,30 +374,11 @@ figure(
     ),
 )
 
-# %% tags=["hide-input"]
-print("half of the weights, × perplexity      50%    4:8    2:4")
-for method, name in SHOWN.items():
-    values = [factors(method, amount)[0] for amount in ("0.5", "4:8", "2:4")]
-    print(f"{name:36}" + "".join(f"{value:>7.2f}" for value in values))
-print("\n50%, each draw of calibration text")
-for method, text in (
-    ("wanda", "addresses"),
-    ("wanda", "bible"),
-    ("sparsegpt", "addresses"),
-    ("sparsegpt", "bible"),
-):
-    values = "  ".join(f"{f:.2f}" for f in sorted(factors(method, "0.5", text)))
-    print(f"{SHOWN[method]:10} {text:12} {values}")
-print("magnitude, per row:", round(factors("magnitude", "0.5", per="row")[0], 2))
-gains = [r for r in runs if r["amount"] == "0.5" and r["method"] == "wanda"]
-least = min(float(r["gained"]) / float(r["gained_error"]) for r in gains)
-print(f"Wanda's gain on magnitude: at least {least:.0f} standard errors")
-
 # %% [markdown]
 # The smallest half is not the least useful half: without it the model is lost, while Wanda's half costs a factor of about two. To tell them apart took one forward pass over
 # 1,024 tokens, and a product. Nothing was trained.
 #
-# The update of SparseGPT pays where much is pruned, or where a pattern dictates what must go: then there is much to make up for. At 30% it gains nothing here.
+# The update of SparseGPT pays where much is pruned, or where a pattern dictates what must go: then there is much to make up for. At 30% it gains nothing that is larger than its spread.
 # The authors of both papers calibrate with 128 runs of 2,048 tokens, 256 times our text. And the update leans on its text: after
 # as many verses of the King James Bible it does worse than after addresses. Wanda takes only one number for each channel from the text, and hardly notices.
 #
