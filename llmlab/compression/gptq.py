@@ -197,7 +197,7 @@ def gptq(
             group size does not divide the columns.
     """
     check(W, H)
-    W, H = without_dead(W, H)
+    W, H = without_dead(W, H)  # columns that nothing enters become 0
     grid = config.grid
     columns = W.shape[1]
     size = columns if grid.per == "row" else grid.group_size

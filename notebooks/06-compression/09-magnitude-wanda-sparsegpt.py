@@ -368,19 +368,21 @@ figure(
     fig,
     alt=(
         "Growth of perplexity by the share of weights pruned, on a logarithmic axis."
-        " All start at 1. Magnitude's line leaves the others at 20 percent and is"
-        " several times above them at 50 percent; Wanda and SparseGPT stay together"
-        " up to 40 percent, then SparseGPT's is lower."
+        " At 20 percent all are close to 1. At 50 percent magnitude is at 15, Wanda and"
+        " SparseGPT near 2, and at 70 percent magnitude is at about 1,000, the others"
+        " at 10 or so."
     ),
 )
 
 # %% [markdown]
 # The smallest half is not the least useful half: without it the model is lost, while Wanda's half costs a factor of about two. To tell them apart took one forward pass over
-# 1,024 tokens, and a product. Nothing was trained.
+# 1,024 tokens, and a product. Nothing was trained. To compare within rows is not what does it, as the line "per row" shows: it is the norm.
 #
-# The update of SparseGPT pays where much is pruned, or where a pattern dictates what must go: then there is much to make up for. At 30% it gains nothing that is larger than its spread.
-# The authors of both papers calibrate with 128 runs of 2,048 tokens, 256 times our text. And the update leans on its text: after
-# as many verses of the King James Bible it does worse than after addresses. Wanda takes only one number for each channel from the text, and hardly notices.
+# SparseGPT's update pays where there is much to make up for: at half of the weights each of its draws beats each of Wanda's, and most of all with a pattern, which dictates what
+# must go. Up to 40% the two are alike.
+#
+# And the update leans on its text. After as many verses of the King James Bible SparseGPT loses more than Wanda does: it fits the weights to inputs that do not come
+# again. Wanda takes one number for each channel from the text, and loses little. The authors of both calibrate with 128 runs of 2,048 tokens, 256 times our text.
 #
 # A pattern costs more than free choice, and the narrower it is, the more. What it buys comes next. One word on the subject: the file that this
 # model was made from stored these linears in 4 bits once, so that 3 in 10,000 of its weights were zero before.
@@ -571,7 +573,8 @@ print(f"{two[0]:>6}{two[1]:>9}{two[2]:>6}")
 # keep.scatter_(1, order[:, : int(W.shape[1] * sparsity)], False)
 # ```
 #
-# **Use Wanda** first: it takes one forward pass and changes no weight. **Use SparseGPT** for 2:4 and beyond half, with many more tokens than a linear has inputs. **Do not prune** to be
+# **Use Wanda** first: it takes one forward pass, changes no weight, and leans little on the text. **Use SparseGPT** for 2:4 and for half or more, with text of the kind that the model will read and many more tokens
+# than a linear has inputs. **Do not prune** to be
 # faster on a CPU, nor by magnitude alone; and where [4 bits](01-quantization-basics.ipynb) will do, they save more bytes and lose less.
 #
 # <details><summary>Why is the smallest weight not the one to prune?</summary>

@@ -52,7 +52,7 @@ def sparsegpt(
             not divide the columns.
     """
     check(W, H)
-    W, H = without_dead(W, H)
+    W, H = without_dead(W, H)  # columns that nothing enters become 0
     columns = W.shape[1]
     size = config.mask_block
     if config.pattern:
