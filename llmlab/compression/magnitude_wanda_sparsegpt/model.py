@@ -36,8 +36,21 @@ def keep_mask(
 
     Args:
         norm: ‖X_j‖₂ of each input channel; only Wanda reads it.
+    Raises:
+        ValueError: Wanda is not given one norm for each channel, or M does not divide
+            the columns.
     """
-    scores = W.abs() if config.method == "magnitude" else wanda_scores(W, norm)
+    if config.method == "magnitude":
+        scores = W.abs()
+    else:
+        if norm is None:
+            raise ValueError("norm=None: Wanda needs the norm of each input channel")
+        if norm.shape != W.shape[1:]:
+            raise ValueError(
+                f"norm has shape {tuple(norm.shape)}; for W of shape {tuple(W.shape)}"
+                " it must be (in,)"
+            )
+        scores = wanda_scores(W, norm)
     if config.pattern:
         return n_of_m(scores, *n_and_m(config.pattern))
     per = config.per or {"magnitude": "matrix", "wanda": "row"}[config.method]
@@ -53,12 +66,19 @@ def prune(
     Args:
         seen: what entered the linear. Magnitude asks for nothing, Wanda for the norms,
             SparseGPT for the gram.
+    Raises:
+        ValueError: what the method asks for is missing, or does not fit W.
     """
     W = W.detach().float()
-    if config.method == "sparsegpt":
-        return sparsegpt(W, seen.gram, config)
-    norm = None if seen is None else seen.norm
-    return W.where(keep_mask(W, norm, config), 0.0)
+    if config.method == "magnitude":
+        return W.where(keep_mask(W, None, config), 0.0)
+    if seen is None:
+        raise ValueError(f"seen=None: method={config.method!r} needs the inputs")
+    if config.method == "wanda":
+        return W.where(keep_mask(W, seen.norm, config), 0.0)
+    if seen.gram is None:
+        raise ValueError("seen.gram=None: SparseGPT needs it, collect with gram=True")
+    return sparsegpt(W, seen.gram, config)
 
 
 @torch.no_grad()

@@ -173,9 +173,24 @@ def test_a_pattern_that_does_not_fit_one_linear_names_it_and_changes_none(method
         assert torch.equal(value, before[name])
 
 
-def test_empty_text_is_refused():
+def test_what_is_missing_is_named():
     with pytest.raises(ValueError, match="batches is empty"):
         pruning.apply(make(), [], PruneConfig("wanda", 0.5))
+    W = torch.randn(3, 8)
+    without_gram = calibration.InputStatistics.empty(8, gram=False)
+    for config, seen, message in (
+        (PruneConfig("wanda", 0.5), None, "seen=None"),
+        (PruneConfig("sparsegpt", 0.5), without_gram, r"seen\.gram=None"),
+        (
+            PruneConfig("wanda", 0.5),
+            calibration.InputStatistics.empty(7),
+            r"norm has shape \(7,\)",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pruning.prune(W, seen, config)
+    with pytest.raises(ValueError, match="norm=None"):
+        pruning.keep_mask(W, None, PruneConfig("wanda", 0.5))
 
 
 # Training on --------------------------------------------------------------------------
@@ -243,7 +258,7 @@ def test_what_the_sweep_measured_is_told_apart_from_noise(method, amount):
 
 
 def test_sparsegpts_update_pays_on_its_kind_of_text_alone():
-    """At half of the weights every draw of addresses beats Wanda's, none of the Bible."""
+    """At 50% every draw of addresses beats all of Wanda's, and none of the Bible."""
 
     def grown(method: str, text: str) -> list[float]:
         return [float(run["grown"]) for run in runs(method, "0.5", text)]
