@@ -108,10 +108,13 @@ ARROWS = {
         "zero_and_fsdp": "runtime",
     },
     "compression": {
+        "formats": "quantization_basics walk",
         "gptq": "calibration hessian quantization_basics walk",
         "hessian": "calibration",
+        "kernels": "quantization_basics recipes",
         "llm_int8": "walk",
         "magnitude_wanda_sparsegpt": "calibration hessian quantization_basics walk",
+        "recipes": "gptq quantization_basics walk",
     },
     "course": {
         "book": "cpu syllabus",
