@@ -375,7 +375,7 @@ figure(
 )
 
 # %% [markdown]
-# The smallest half is not the least useful half: without it the model is lost, while Wanda's half costs a factor of about two. To tell them apart took one forward pass over
+# The smallest half is not the least useful half: without it the model is lost, while Wanda's half costs a factor of about two. To tell them apart took a forward pass over
 # 1,024 tokens, and a product. Nothing was trained. To compare within rows is not what does it, as the line "per row" shows: it is the norm.
 #
 # SparseGPT's update pays where there is much to make up for: at half of the weights each of its draws beats each of Wanda's, and most of all with a pattern, which dictates what
@@ -540,8 +540,8 @@ print(f"{'ours, 135M':18}{half[0]:>6}{half[1]:>9}{half[2]:>6}{'':8}", end="")
 print(f"{two[0]:>6}{two[1]:>9}{two[2]:>6}")
 
 # %% [markdown]
-# Theirs grow by about a quarter, ours by nearly as much again as it was: a model of 135M weights has little to spare, and nobody would halve it. Magnitude is the worst in
-# every column, or no better. With llmcompressor, on a GPU:
+# At 50% with Wanda or SparseGPT, theirs grow by about a quarter, and ours about doubles: a model of 135M weights has little to spare, and nobody would halve it. Magnitude
+# is nowhere better. With llmcompressor, on a GPU:
 #
 # ```python
 # from llmcompressor import oneshot
@@ -573,9 +573,9 @@ print(f"{two[0]:>6}{two[1]:>9}{two[2]:>6}")
 # keep.scatter_(1, order[:, : int(W.shape[1] * sparsity)], False)
 # ```
 #
-# **Use Wanda** first: it takes one forward pass, changes no weight, and leans little on the text. **Use SparseGPT** for 2:4 and for half or more, with text of the kind that the model will read and many more tokens
-# than a linear has inputs. **Do not prune** to be
-# faster on a CPU, nor by magnitude alone; and where [4 bits](01-quantization-basics.ipynb) will do, they save more bytes and lose less.
+# **Use Wanda** first: it takes a forward pass, changes no weight, and leans little on the text. **Use SparseGPT** for 2:4 and for half or more, with text of
+# the kind that the model will read and many more tokens than a linear has inputs. **Do not prune** to be faster on a CPU, nor by magnitude alone; and where [4
+# bits](01-quantization-basics.ipynb) will do, they save more bytes and lose less.
 #
 # <details><summary>Why is the smallest weight not the one to prune?</summary>
 #
