@@ -109,10 +109,12 @@ ARROWS = {
     },
     "compression": {
         "awq": "calibration folding quantization_basics walk",
-        "gptq": "calibration quantization_basics walk",
         "formats": "quantization_basics walk",
+        "gptq": "calibration hessian quantization_basics walk",
+        "hessian": "calibration",
         "kernels": "quantization_basics recipes",
         "llm_int8": "walk",
+        "magnitude_wanda_sparsegpt": "calibration hessian quantization_basics walk",
         "recipes": "awq gptq quantization_basics walk",
     },
     "course": {
