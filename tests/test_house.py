@@ -109,7 +109,8 @@ ARROWS = {
     },
     "compression": {
         "gptq": "calibration quantization_basics walk",
-        "llm_int8": "walk",
+        "llm_int8": "integer_matmul walk",
+        "smoothquant": "calibration folding integer_matmul walk",
     },
     "course": {
         "book": "cpu syllabus",
