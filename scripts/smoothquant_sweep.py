@@ -49,10 +49,10 @@ for weights, seams in (
     ("tensor", "norms and up"),
     ("channel", "norms and up"),
 ):
-    for alpha in (0.0, 0.25, 0.4, 0.6, 0.7, 0.8, 0.9, 1.0):
+    for alpha in (0.0, 0.25, 0.7, 0.85, 1.0):
         RUNS.append(("O2", weights, seams, alpha, "", "addresses", 2048, 0))
 for text, tokens in (("addresses", 2048), ("addresses", 256), ("bible", 2048)):
-    for seed in (0, 1, 2, 3):
+    for seed in (0, 1, 2):
         run = ("O3", "channel", "norms and up", 0.5, "", text, tokens, seed)
         if run not in RUNS:
             RUNS.append(run)
@@ -68,7 +68,7 @@ FIELDS = [
     "loss",  # mean over the judged tokens, in nats
     "grown",  # over the float model
     "grown_error",  # its standard error
-    "gained",  # under the same without smoothing
+    "gained",  # under the same without smoothing, calibrated on the first draw
     "gained_error",
     "torch",
     "python",
@@ -116,7 +116,8 @@ class Sweep:
 
     def run(self, setting, weights, seams, alpha, left_out, *draw) -> dict:
         """One line of the file."""
-        plain = (setting, weights, "none", "", left_out, *draw)
+        first = ("addresses", 2048, 0)
+        plain = (setting, weights, "none", "", left_out, *first)
         if plain not in self.unsmoothed:
             self.unsmoothed[plain] = self.quantized(*plain)
         losses = self.unsmoothed[plain]
