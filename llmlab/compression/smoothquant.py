@@ -260,9 +260,7 @@ class W8A8Linear(nn.Module):
         tokens = x.reshape(-1, x.shape[-1])  # (…, in) -> (tokens, in)
         if len(tokens) == 0:
             return x.new_zeros(*x.shape[:-1], len(self.codes))
-        y = _Product.apply(
-            tokens, self.codes, self.step, self.activations, self.x_step
-        )
+        y = _Product.apply(tokens, self.codes, self.step, self.activations, self.x_step)
         if self.bias is not None:
             y = y + self.bias.to(y.dtype)
         return y.reshape(*x.shape[:-1], -1)

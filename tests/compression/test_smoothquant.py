@@ -472,7 +472,9 @@ def test_scales_that_the_dtype_cannot_hold_are_refused_and_nothing_changes():
     seen = smoothquant.statistics(make(), text())
     for statistics in seen.values():
         statistics.high *= 1e9
-    words = r"layers\.0\.self_attn\.q_proj\.weight would not be finite in torch\.float16"
+    words = (
+        r"layers\.0\.self_attn\.q_proj\.weight would not be finite in torch\.float16"
+    )
     with pytest.raises(ValueError, match=words):
         smoothquant.quantize(model, seen, SmoothQuantConfig(1.0))
     for name, value in model.state_dict().items():
@@ -599,7 +601,9 @@ def golden_model():
     start = "base/"
     weights = {n.removeprefix(start): t for n, t in golden().items() if start in n}
     model.load_state_dict(weights, strict=False)
-    torch.testing.assert_close(logits(model, golden()["tokens"]), golden()["base_logits"])
+    torch.testing.assert_close(
+        logits(model, golden()["tokens"]), golden()["base_logits"]
+    )
     return model
 
 
