@@ -51,9 +51,14 @@ for weights, seams in (
 ):
     for alpha in (0.0, 0.25, 0.7, 0.85, 1.0):
         RUNS.append(("O2", weights, seams, alpha, "", "addresses", 2048, 0))
-for text, tokens in (("addresses", 2048), ("addresses", 256), ("bible", 2048)):
+for weights, seams in (("channel", "norms"), ("channel", "norms and up")):
+    for setting in INPUTS:
+        run = (setting, weights, seams, 0.85, "", "addresses", 2048, 0)
+        if run not in RUNS:
+            RUNS.append(run)
+for text, tokens in (("addresses", 2048), ("bible", 2048), ("addresses", 256)):
     for seed in (0, 1, 2):
-        run = ("O3", "channel", "norms and up", 0.5, "", text, tokens, seed)
+        run = ("O3", "channel", "norms and up", 0.85, "", text, tokens, seed)
         if run not in RUNS:
             RUNS.append(run)
 FIELDS = [
