@@ -278,7 +278,7 @@ def test_smoothing_changes_no_output(variant, library):
     new = smoothquant.statistics(model, text())
     changed = set()
     for name in seen:
-        if not torch.allclose(new[name].absmax, seen[name].absmax):
+        if not torch.allclose(new[name].absmax, seen[name].absmax, rtol=1e-3):
             changed.add(name.rpartition(".")[2])
     assert changed == {
         *("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj")
