@@ -280,16 +280,19 @@ class W8A8Linear(nn.Module):
 
 
 def statistics(
-    model: nn.Module,
-    batches: Iterable[Int[Tensor, "batch seq"]],
-    skip: tuple[str, ...] = ("lm_head",),
+    model: nn.Module, batches: Iterable[Int[Tensor, "batch seq"]]
 ) -> dict[str, InputStatistics]:
-    """What enters each linear, by name: enough for every config.
+    """What enters each linear of the blocks, by name: enough for every config.
 
     Raises:
         ValueError: as `apply`.
     """
-    return calibration.inputs(model, walk.linears(model, skip), batches, gram=False)
+    inside = tuple(f"{prefix}." for prefix in calibration.blocks(model))
+    linears = {}
+    for name, linear in walk.linears(model).items():
+        if name.startswith(inside):
+            linears[name] = linear
+    return calibration.inputs(model, linears, batches, gram=False)
 
 
 def apply(
@@ -313,7 +316,7 @@ def apply(
     config = config or SmoothQuantConfig()
     seen = {}
     if config.alpha is not None or config.static:
-        seen = statistics(model, batches, skip)
+        seen = statistics(model, batches)
     return quantize(model, seen, config, skip)
 
 
