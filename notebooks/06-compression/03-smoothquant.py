@@ -326,6 +326,18 @@ figure(
         " in layer 28 it falls from over 50 to about 1."
     ),
 )
+# what the slider below shows, as long as the weights are floats
+ALPHAS = [0.0, 0.25, 0.5, 0.7, 0.85, 1.0]
+PLAY = {"q, k, v": "self_attn.q_proj", "down": "mlp.down_proj"}
+tried, profiles = {}, {}
+for label, kind in PLAY.items():
+    x_max, w_max, _ = maxima(11, kind)
+    order = x_max.argsort(descending=True)
+    for alpha in ALPHAS:
+        s = smoothquant.smoothing_scale(x_max, w_max, alpha)
+        tried[label, alpha] = error_of(11, kind, alpha)
+        profiles[label, alpha] = ((x_max / s)[order], (w_max * s)[order])
+
 x = others["model.layers.11.mlp.down_proj"].abs()
 print(
     f"down in layer 11: the first token reaches {x[0].max():.0f}, all others"
@@ -455,23 +467,13 @@ print(model.get_submodule("model.layers.11.mlp.down_proj"))
 # One product of layer 11 at a time. What does $\alpha$ do to its channels, and to the error of its outputs?
 
 # %% tags=["hide-input", "slider", "nbval-ignore-output"]
-ALPHAS = [0.0, 0.25, 0.5, 0.7, 0.85, 1.0]
-PLAY = {"q, k, v": "self_attn.q_proj", "down": "mlp.down_proj"}
 HEIGHT = {"q, k, v": (0.01, 100), "down": (1e-3, 1e4)}
-tried, profiles = {}, {}
-for label, kind in PLAY.items():
-    x_max, w_max, _ = maxima(11, kind)
-    order = x_max.argsort(descending=True)
-    for alpha in ALPHAS:
-        s = smoothquant.smoothing_scale(x_max, w_max, alpha)
-        tried[label, alpha] = error_of(11, kind, alpha)
-        profiles[label, alpha] = ((x_max / s)[order], (w_max * s)[order])
 
 
 def draw(product: str, alpha: float):
     fig, ax = plt.subplots(figsize=(4.8, 2.9))
     x, w = profiles[product, alpha]
-    profile(ax, x, w, f"error {tried[product, alpha]:.2g}%", legend=True)
+    profile(ax, x, w, f"error {tried[product, alpha]:.3g}%", legend=True)
     ax.set(xscale="log", ylim=HEIGHT[product], xlabel="channel, the loudest first")
     return fig
 
@@ -482,7 +484,7 @@ least = min(ALPHAS, key=lambda alpha: tried["down", alpha])
 def missing(product: str, alpha: float) -> str:
     if product != "down":
         return "that is the other product."
-    return "" if alpha == least else f"the error is {tried[product, alpha]:.2g}%."
+    return "" if alpha == least else f"the error is {tried[product, alpha]:.3g}%."
 
 
 def describe(product: str, alpha: float) -> str:
@@ -490,7 +492,7 @@ def describe(product: str, alpha: float) -> str:
     return (
         f"{product}, α = {alpha}: the loudest channel of the inputs is"
         f" {x.max() / x.median():.3g} times the median; the output error is"
-        f" {tried[product, alpha]:.2g}%."
+        f" {tried[product, alpha]:.3g}%."
     )
 
 
