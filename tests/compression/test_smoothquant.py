@@ -179,6 +179,10 @@ def test_one_step_for_the_tensor_depends_on_the_other_tokens():
 
 
 def test_zeros_give_zeros():
+    # so small that a 127th of it is 0: its code is 0, not the largest
+    tiny = torch.tensor([[1e-44, 0.0, -1e-44]])
+    codes, step = smoothquant.quantize_activations(tiny)
+    assert step.tolist() == [0] and codes.tolist() == [[0, 0, 0]]
     X = normal(3, 6)
     X[1] = 0
     W = normal(4, 6, seed=1)
