@@ -113,9 +113,10 @@ ARROWS = {
         "gptq": "calibration hessian quantization_basics walk",
         "hessian": "calibration",
         "kernels": "quantization_basics recipes",
-        "llm_int8": "walk",
+        "llm_int8": "integer_matmul walk",
         "magnitude_wanda_sparsegpt": "calibration hessian quantization_basics walk",
         "recipes": "awq gptq quantization_basics walk",
+        "smoothquant": "calibration folding integer_matmul walk",
     },
     "course": {
         "book": "cpu syllabus",
