@@ -1,6 +1,6 @@
 """What llmcompressor makes of a few matrices: golden/magnitude_wanda_sparsegpt.*
 
-    python tests/compression/goldens/magnitude_wanda_sparsegpt.py
+    python scripts/golden/magnitude_wanda_sparsegpt_goldens.py
 
 in an environment with llmcompressor 0.14.0.1. It calls the functions that
 SparseGPTModifier and WandaPruningModifier call for each linear. The versions stand in
@@ -17,7 +17,8 @@ from llmcompressor.modifiers.pruning.sparsegpt import sgpt_sparsify
 from llmcompressor.modifiers.pruning.wanda import wanda_sparsify
 from safetensors.torch import save_file
 
-FILE = Path(__file__).parents[1] / "golden" / "magnitude_wanda_sparsegpt.safetensors"
+GOLDEN = Path(__file__).parents[2] / "tests" / "compression" / "golden"
+FILE = GOLDEN / "magnitude_wanda_sparsegpt.safetensors"
 BLOCK = 16
 
 # name: sparsity, N, M, as the library counts: N of M are pruned, "0:0" for no pattern

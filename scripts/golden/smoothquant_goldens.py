@@ -5,7 +5,7 @@ needs an older transformers, so it has an environment of its own:
 
     python -m venv golden-env
     golden-env/bin/pip install torch==2.13.0 llmcompressor==0.14.0.1
-    golden-env/bin/python tests/compression/goldens/smoothquant.py
+    golden-env/bin/python scripts/golden/smoothquant_goldens.py
 
 `base/<name>` is the Llama, `tokens` what it is calibrated on, a row a sample,
 `base_logits` its logits, and for each α `<α>/<name>` are the weights that changed and
@@ -31,7 +31,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-OUT = Path(__file__).parents[1] / "golden" / "smoothquant.safetensors"
+GOLDEN = Path(__file__).parents[2] / "tests" / "compression" / "golden"
+OUT = GOLDEN / "smoothquant.safetensors"
 SHAPE = dict(
     vocab_size=61,
     hidden_size=24,

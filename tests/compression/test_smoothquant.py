@@ -1,7 +1,7 @@
 """SmoothQuant: against mathematics, against llmcompressor, and on models.
 
-What llmcompressor computed is in golden/smoothquant.safetensors, which
-goldens/smoothquant.py made.
+What llmcompressor computed is in golden/smoothquant.safetensors;
+`scripts/golden/smoothquant_goldens.py` made it.
 """
 
 from __future__ import annotations
