@@ -125,8 +125,10 @@ class LKDConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.steps, int) or self.steps < 1:
             raise ValueError(f"steps={self.steps!r} must be an integer, at least 1")
-        if not 0 < self.learning_rate < float("inf"):
-            raise ValueError(f"learning_rate={self.learning_rate} must be above 0")
+        if not 0 < self.learning_rate <= 1:
+            raise ValueError(
+                f"learning_rate={self.learning_rate} must be above 0 and at most 1"
+            )
         if self.inputs not in INPUTS:
             raise ValueError(f"inputs={self.inputs!r} must be one of {INPUTS}")
 
@@ -348,6 +350,9 @@ def train_layer(
     """Trains the student to put out what the teacher puts out. The loss of each step.
 
     The teacher reads every batch once; only the student has gradients and moments.
+
+    Raises:
+        ValueError: the loss is no longer finite.
     """
     with torch.no_grad():
         targets = [output(teacher, call) for call in calls]
@@ -359,11 +364,17 @@ def train_layer(
         i = step % len(calls)
         with torch.enable_grad():
             loss = lkd_loss(student, calls[i], targets[i])
+            if not loss.isfinite():
+                raise ValueError(
+                    f"the loss is {loss.item()} after {step} steps: use a smaller"
+                    f" learning_rate than {config.learning_rate}"
+                )
             gradients = torch.autograd.grad(loss, list(student.parameters()))
         for p, gradient in zip(student.parameters(), gradients, strict=True):
             p.grad = gradient
         adam.step()
         losses.append(loss.item())
+    adam.zero_grad()
     return losses
 
 
@@ -384,22 +395,14 @@ def distill(
     trained = {}
     for prefix, teacher in calibration.blocks(model).items():
         student = student_of(teacher, config, prefix, skip)
-        train_layer(student, teacher, calls, lkd)
-        check_trained(prefix, student)
+        try:
+            train_layer(student, teacher, calls, lkd)
+        except ValueError as problem:
+            raise ValueError(f"{prefix}: {problem}") from None
         trained[prefix] = student
         goes_on = student if lkd.inputs == "quantized" else teacher
         calls = calibration.next_calls(goes_on, calls)
     return trained
-
-
-def check_trained(prefix: str, student: nn.Module) -> None:
-    """Raises: ValueError: training went astray; the layer is named."""
-    for name, p in student.named_parameters():
-        if not p.isfinite().all():
-            raise ValueError(
-                f"{prefix}.{name} is no longer finite after training: use a smaller"
-                " learning_rate"
-            )
 
 
 # The walk over a model ----------------------------------------------------------------
@@ -445,18 +448,39 @@ def apply(
             return distill(model, batches, config, lkd, skip)
 
         for prefix, student in calibration.in_eval_mode(model, run).items():
-            for name, module in student.named_modules():
-                if isinstance(module, Student):
-                    found[f"{prefix}.{name}"] = module.linear
-            for name, p in student.named_parameters():
-                if ".linear." not in name:
-                    others[f"{prefix}.{name}"] = p
+            found.update(trained_linears(prefix, student))
+            others.update(trained_others(prefix, student))
     made = {}
     for name, linear in found.items():
-        made[name] = ZeroQuantLinear(linear, config.weight_bits(name), config)
+        bits = config.weight_bits(name)
+        made[name] = ZeroQuantLinear(linear, bits, config)
+        if linear.bias is not None:
+            old = model.get_submodule(name).bias
+            made[name].bias.requires_grad_(old.requires_grad)
     for name, p in others.items():
         model.get_parameter(name).copy_(p)
     return walk.put_modules(model, made)
+
+
+def trained_linears(prefix: str, student: nn.Module) -> dict[str, nn.Linear]:
+    """The linears of a student by their names in the model."""
+    found = {}
+    for name, module in student.named_modules():
+        if isinstance(module, Student):
+            found[f"{prefix}.{name}"] = module.linear
+    return found
+
+
+def trained_others(prefix: str, student: nn.Module) -> dict[str, Tensor]:
+    """What else was trained, a norm say, by its name in the model."""
+    quantised = set()
+    for linear in trained_linears(prefix, student).values():
+        quantised.update(id(p) for p in linear.parameters())
+    found = {}
+    for name, p in student.named_parameters():
+        if id(p) not in quantised:
+            found[f"{prefix}.{name}"] = p
+    return found
 
 
 def check_names(linears: Mapping[str, nn.Module], config: ZeroQuantConfig) -> None:
@@ -493,21 +517,24 @@ def training_bytes(layer: int, layers: int, other: int = 0) -> dict[str, int]:
     }
 
 
-def moved_bytes(
-    tokens: int, width: int, out: int, fused: bool, weight_bits: int = 8
-) -> int:
-    """Bytes that a quantised linear reads and writes in memory.
+def moved_bytes(tokens: int, width: int, out: int) -> dict[str, int]:
+    """Bytes that a norm and the linear after it read and write in memory.
 
-    Its input comes from an operator before it, a norm, say, which reads and writes it,
-    too. Not fused: the norm writes X in 16 bits, a kernel reads it and writes codes,
-    the product reads these and writes sums in 32 bits, and a kernel turns them into 16
-    bits. Fused: the norm writes codes itself, and the product writes 16 bits.
+    A kernel of its own reads what the one before it wrote. Floats have 16 bits, codes
+    8, sums 32; the scales of tokens are few and left out.
+
+        floats      norm: X in, X out            product: X, W in, Y out
+        8 bits      norm: X in, X out            quantise: X in, codes out
+                    product: codes, W in, sums   dequantise: sums in, Y out
+        fused       norm: X in, codes out        product: codes, W in, Y out
     """
     x = tokens * width
     y = tokens * out
-    weight = out * width * weight_bits // 8
-    norm_reads = 2 * x
-    if fused:
-        return norm_reads + x + x + weight + 2 * y
-    # X in 16 bits out and in, codes out and in, W, sums out and in, the result out
-    return norm_reads + 2 * x + 2 * x + x + x + weight + 4 * y + 4 * y + 2 * y
+    w = out * width
+    return {
+        "16-bit floats": 2 * x + 2 * x + 2 * x + 2 * w + 2 * y,
+        "8 bits, a kernel each": (
+            2 * x + 2 * x + 2 * x + x + x + w + 4 * y + 4 * y + 2 * y
+        ),
+        "8 bits, fused": 2 * x + x + x + w + 2 * y,
+    }
