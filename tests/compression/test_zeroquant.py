@@ -143,7 +143,9 @@ def test_the_layer_computes_what_the_student_does(settings, bits):
 
 def test_floats_as_inputs_meet_the_levels_of_the_weight():
     linear = nn.Linear(24, 6)
-    layer = ZeroQuantLinear(linear, 4, ZeroQuantConfig(activation_bits=None, group_size=8))
+    layer = ZeroQuantLinear(
+        linear, 4, ZeroQuantConfig(activation_bits=None, group_size=8)
+    )
     x = torch.randn(3, 24)
     torch.testing.assert_close(layer(x), x @ layer.weight.T + linear.bias)
     assert layer(x[:0]).shape == (0, 6)
@@ -281,7 +283,7 @@ def test_a_loss_that_is_not_finite_is_named():
     student = Student(deepcopy(teacher), 4, ROWS)
     teacher.weight.data *= 1e38
     calls = [((torch.full((2, 4), 1e5),), {})]
-    with pytest.raises(ValueError, match="the loss is .* after 0 steps: use a smaller"):
+    with pytest.raises(ValueError, match="after 0 steps: use a smaller"):
         zeroquant.train_layer(student, teacher, calls, LKDConfig())
 
 
@@ -361,9 +363,7 @@ def test_without_data_the_model_is_rounded_and_its_inputs_are():
         bits = 4 if "mlp" in name else 8
         grid = QuantConfig(bits, per="row")
         linear.weight.data = qb.decode(*qb.encode(linear.weight, grid), grid)
-    qb.quantize_inputs(
-        expected, QuantConfig(8, per="row", scale_dtype=torch.float32)
-    )
+    qb.quantize_inputs(expected, QuantConfig(8, per="row", scale_dtype=torch.float32))
     zeroquant.apply(model, CONFIG)
     tokens = text()[0]
     torch.testing.assert_close(
@@ -505,7 +505,9 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("spoil", "changes", "message"), BAD, ids=lambda v: str(v)[:24])
+@pytest.mark.parametrize(
+    ("spoil", "changes", "message"), BAD, ids=lambda v: str(v)[:24]
+)
 def test_a_model_that_cannot_be_quantised_stays_as_it_was(spoil, changes, message):
     model = make().train()
     if spoil is not None:
