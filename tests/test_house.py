@@ -110,6 +110,7 @@ ARROWS = {
     "compression": {
         "gptq": "calibration quantization_basics walk",
         "llm_int8": "walk",
+        "zeroquant": "calibration quantization_basics walk",
     },
     "course": {
         "book": "cpu syllabus",

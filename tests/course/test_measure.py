@@ -22,6 +22,7 @@ LESSONS = (
     "05-parallelism/06-sequence",
     "06-compression/01-quantization-basics",
     "06-compression/02-llm-int8",
+    "06-compression/04-zeroquant",
     "06-compression/05-gptq",
 )
 CELLS = 28  # at most
