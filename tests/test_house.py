@@ -109,7 +109,9 @@ ARROWS = {
     },
     "compression": {
         "gptq": "calibration quantization_basics walk",
+        "formats": "quantization_basics walk",
         "llm_int8": "walk",
+        "recipes": "gptq quantization_basics walk",
         "zeroquant": "calibration quantization_basics walk",
     },
     "course": {

@@ -27,7 +27,7 @@ them, but not each other's (the authors' `--true-sequential`); weights stay floa
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
@@ -39,7 +39,7 @@ from torch import Tensor, nn
 
 from llmlab.compression import calibration, walk
 from llmlab.compression import quantization_basics as qb
-from llmlab.compression.quantization_basics import QuantConfig
+from llmlab.compression.quantization_basics import QuantConfig, QuantLinear
 
 # What scripts/gptq_sweep.py measured on the whole real model, a run a line.
 FILE = Path(__file__).parent / "data" / "gptq.csv"
@@ -285,6 +285,8 @@ def apply(
     batches: Iterable[Int[Tensor, "batch seq"]],
     config: GPTQConfig,
     skip: tuple[str, ...] = ("lm_head",),
+    store: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> nn.Module:
     """The weight of every linear in the blocks becomes its Ŵ, in place, a float still.
 
@@ -294,34 +296,46 @@ def apply(
     Args:
         batches: token ids to calibrate on, (batch, seq) each.
         skip: last names of linears that are left out.
+        store: the linears become `QuantLinear`, which hold codes and scales.
+        progress: called with the blocks that are done, and how many there are.
     Raises:
         ValueError: bad text, a weight that cannot be quantised (named), or adapters on
             the model; the model is then as it was.
     """
-    found: dict[str, Tensor] = {}
+    found: dict[str, Rounded] = {}
 
     def run() -> None:
-        found.update(quantized_weights(model, batches, config, skip))
+        found.update(rounded_linears(model, batches, config, skip, progress))
 
     calibration.in_eval_mode(model, run)
-    return walk.put_weights(model, found)
+    if not store:
+        return walk.put_weights(model, {name: r.weight for name, r in found.items()})
+    linears = walk.linears(model, skip)
+    made = {}
+    for name, rounded in found.items():
+        made[name] = QuantLinear.of(
+            rounded.codes, rounded.scale, rounded.zero, config.grid, linears[name].bias
+        )
+    return walk.put_modules(model, made)
 
 
-def quantized_weights(
+def rounded_linears(
     model: nn.Module,
     batches: Iterable[Int[Tensor, "batch seq"]],
     config: GPTQConfig,
     skip: tuple[str, ...] = ("lm_head",),
-) -> dict[str, Float[Tensor, "out in"]]:
-    """Ŵ of every linear in the model's blocks, by name; the model is not changed.
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Rounded]:
+    """Ŵ and codes of every linear in the blocks, by name; the model is not changed.
 
     Raises:
         ValueError: as `apply`.
     """
     walk.linears(model, skip)  # refuses what cannot be compressed
     calls = calibration.first_calls(model, batches)
-    weights: dict[str, Tensor] = {}
-    for prefix, block in calibration.blocks(model).items():
+    found: dict[str, Rounded] = {}
+    blocks = calibration.blocks(model)
+    for i, (prefix, block) in enumerate(blocks.items()):
         block = deepcopy(block)  # its weights become Ŵ, those of the model do not
         linears = qb.linears(block, skip)
         read = partial(calibration.next_calls, block, calls)
@@ -331,7 +345,10 @@ def quantized_weights(
                 rounded = gptq(linear.weight, seen[name].gram, config)
             except ValueError as problem:
                 raise ValueError(f"{prefix}.{name}: {problem}") from None
-            linear.weight.copy_(qb.finite(rounded.weight, linear.weight.dtype))
-            weights[f"{prefix}.{name}"] = linear.weight
+            rounded.weight = qb.finite(rounded.weight, linear.weight.dtype)
+            linear.weight.copy_(rounded.weight)
+            rounded.codes = rounded.codes.to(torch.int16)  # half of the memory
+            found[f"{prefix}.{name}"] = rounded
         calls = read()  # what the quantised block puts out
-    return weights
+        progress(i + 1, len(blocks))
+    return found

@@ -335,30 +335,56 @@ class QuantLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear, config: QuantConfig) -> None:
         super().__init__()
-        codes, scale, zero = encode(linear.weight, config)
+        self._store(*encode(linear.weight, config), config, linear.bias)
+
+    @classmethod
+    def of(
+        cls,
+        codes: Float[Tensor, "out in"],
+        scale: Tensor,
+        zero: Tensor,
+        config: QuantConfig,
+        bias: nn.Parameter | None = None,
+    ) -> QuantLinear:
+        """From codes that another method chose, or that a file holds.
+
+        Args:
+            codes: within `config.range`.
+            scale: of each block, in the order of `encode`, as is `zero`.
+        """
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        scale = scale.reshape(-1, 1)
+        made._store(codes, scale, zero.reshape(-1, 1), config, bias)
+        return made
+
+    def _store(self, codes, scale, zero, config, bias) -> None:
         self.config = config
-        self.shape = tuple(linear.weight.shape)
+        self.shape = tuple(codes.shape)
         q_min, _ = config.range
         packed_zero = None if config.symmetric else pack(zero, config.bits)
         self.register_buffer("packed", pack(codes - q_min, config.bits))
         self.register_buffer("scale", scale.to(config.scale_dtype))
         self.register_buffer("zero", packed_zero)
-        self.bias = linear.bias
+        self.bias = bias
+
+    def codes(self) -> Float[Tensor, "out in"]:
+        """The codes q, as floats that hold integers."""
+        rows, columns = self.shape
+        q_min, _ = self.config.range
+        codes = unpack(self.packed, self.config.bits, rows * columns).float() + q_min
+        return codes.reshape(rows, columns)
+
+    def zeros(self) -> Float[Tensor, "blocks 1"]:
+        """The zero point z of each block."""
+        if self.zero is None:
+            return torch.zeros(len(self.scale), 1)
+        return unpack(self.zero, self.config.bits, len(self.scale)).float()[:, None]
 
     @property
     def weight(self) -> Float[Tensor, "out in"]:
         """The dequantised weight, x̂."""
-        rows, columns = self.shape
-        bits = self.config.bits
-        q_min, _ = self.config.range
-        codes = unpack(self.packed, bits, rows * columns).float() + q_min
-        codes = codes.reshape(rows, columns)
-        if self.zero is None:
-            zero = torch.zeros(1)
-        else:
-            zero = unpack(self.zero, bits, len(self.scale)).float()
-            zero = zero[:, None]  # (blocks, 1)
-        return decode(codes, self.scale.float(), zero, self.config)
+        return decode(self.codes(), self.scale.float(), self.zeros(), self.config)
 
     def forward(self, x: Float[Tensor, "... in"]) -> Float[Tensor, "... out"]:
         """F.linear with the dequantised weight, in the dtype of x."""

@@ -179,8 +179,8 @@ def load(folder: str | Path, dtype: torch.dtype = torch.float32) -> Llama:
     """
     folder = Path(folder)
     config = read_config(folder)
-    state = _read_state(folder)
-    if config.tie_word_embeddings and not _tie(state):
+    state = read_state(folder)
+    if config.tie_word_embeddings and not tie(state):
         # two matrices were stored, so they are two, as in transformers 5
         config = replace(config, tie_word_embeddings=False)
     with torch.device("meta"):  # no memory, and no time for an initialisation
@@ -209,14 +209,14 @@ def read_config(folder: str | Path) -> LlamaConfig:
         raise FileNotFoundError(
             f"{file} does not exist: {folder} is not a Hugging Face checkpoint folder"
         )
-    raw = _read_json(file)
+    raw = read_json(file)
     try:
         return config_from_hf(raw)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{file}: {error}") from None
 
 
-def _read_json(file: Path) -> Any:
+def read_json(file: Path) -> Any:
     """What a JSON file holds. Raises: ValueError: it is not JSON; names the file."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
@@ -224,7 +224,7 @@ def _read_json(file: Path) -> Any:
         raise ValueError(f"{file} is not JSON: {error}") from None
 
 
-def _tie(state: dict[str, Tensor]) -> bool:
+def tie(state: dict[str, Tensor]) -> bool:
     """Leaves one matrix for embedding and head, unless two different ones are stored.
 
     It stands under the embedding's name; a file may hold it under either, or both.
@@ -239,7 +239,7 @@ def _tie(state: dict[str, Tensor]) -> bool:
     return same
 
 
-def _read_state(folder: Path) -> dict[str, Tensor]:
+def read_state(folder: Path) -> dict[str, Tensor]:
     """All tensors of a folder that need loading."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -273,7 +273,7 @@ def _weight_files(folder: Path) -> list[Path]:
             f" {', '.join(others) or 'no weights'}). Convert it with transformers:"
             " AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
         )
-    found = _read_json(index)
+    found = read_json(index)
     weight_map = found.get("weight_map") if isinstance(found, dict) else None
     if not isinstance(weight_map, dict):
         raise ValueError(f"{index} has no 'weight_map' that names the shards")

@@ -568,7 +568,7 @@ for what, ppl in PAPER.items():
 # ```
 #
 # **Use it** for 8 bits at once and without data, and LKD where you have little memory and want 4 bits together with 8-bit inputs. **Not** where outlier
-# features are strong, and not for weights alone: there GPTQ is faster, and better.
+# features are strong, and not for weights alone before you have tried GPTQ.
 #
 # <details><summary>Why may a scale differ from token to token, but not from column to column of X?</summary>
 #

@@ -285,6 +285,23 @@ def test_ours_and_transformers_get_the_same_weights(changes):
     assert changed == {f"{name}.weight" for name in qb.linears(model)}
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("act_order", [True, False])
+def test_stored_codes_stand_for_the_same_weights(bits, symmetric, act_order):
+    grid = QuantConfig(bits, symmetric=symmetric, group_size=8)
+    config = GPTQConfig(grid, act_order=act_order)
+    model = make(num_key_value_heads=2, attention_bias=True)
+    floats = gptq.apply(deepcopy(model), text(), config)
+    packed = gptq.apply(model, text(), config, store=True)
+    for name, linear in qb.linears(floats).items():
+        found = packed.get_submodule(name)
+        assert torch.equal(found.weight, linear.weight)
+        assert found.bias is None or torch.equal(found.bias, linear.bias)
+    ids = torch.cat(text())
+    assert torch.equal(packed(ids), floats(ids))
+
+
 def test_each_block_sees_what_the_quantised_ones_before_it_put_out():
     model = make()
     first = gptq.apply(deepcopy(model), text(), CONFIG)

@@ -1,0 +1,150 @@
+"""`llmlab compress`: what it writes, what it says, what it refuses."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from llmlab.compression import formats, recipes
+from llmlab.compression import quantization_basics as qb
+from llmlab.course.cli.main import app
+from llmlab.models import checkpoint, course_model
+from tests.models.hugging_face import make
+
+TOKENS = torch.arange(2 * 9).reshape(2, 9)
+
+
+def run(*words):
+    done = CliRunner().invoke(app, ["compress", *map(str, words)])
+    return done.exit_code, " ".join(done.output.split())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A small Llama with the tokenizer of the course model."""
+    path = tmp_path_factory.mktemp("model")
+    model = make(
+        vocab_size=2048,
+        hidden_size=64,
+        intermediate_size=96,
+        num_key_value_heads=2,
+    )
+    checkpoint.save(model, path)
+    course_model.load_tokenizer().save(str(path / "tokenizer.json"))
+    (path / "tokenizer_config.json").write_text("{}")
+    return path
+
+
+def test_rounding_writes_what_rounding_gives(folder, tmp_path):
+    out = tmp_path / "out"
+    code, said = run(folder, "-o", out, "--method", "rtn", "--group", 16, "--no-judge")
+    assert code == 0, said
+    assert "5.00 bits per weight" in said  # 4, and 16 for 16 weights
+    want = qb.apply(checkpoint.load(folder), qb.QuantConfig(group_size=16))
+    found = formats.load(out)
+    name = "model.layers.1.mlp.down_proj"
+    assert torch.equal(
+        found.get_submodule(name).weight, want.get_submodule(name).weight
+    )
+    embedding = want.model.embed_tokens.weight.half().float()
+    assert torch.equal(found.model.embed_tokens.weight, embedding)
+    assert (out / "tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize("format", ["compressed-tensors", "gptq", "awq"])
+def test_gptq_in_each_format_is_judged(folder, tmp_path, format):
+    out = tmp_path / "out"
+    report = tmp_path / "report.json"
+    words = ["--group", 16, "--tokens", 512, "--format", format, "--json", report]
+    code, said = run(folder, "-o", out, *words)
+    assert code == 0, said
+    result = json.loads(report.read_text())
+    assert result["factor_low"] <= result["factor"] <= result["factor_high"]
+    ratio = result["perplexity"] / result["perplexity_before"]
+    assert ratio == pytest.approx(result["factor"])
+    assert result["bytes"] == sum(f.stat().st_size for f in out.iterdir())
+    assert f"{result['perplexity']:.2f}" in said
+
+
+def test_text_of_ones_own_is_read(folder, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("too short")
+    words = ["--group", 16, "--text", text, "--no-judge"]
+    code, said = run(folder, "-o", tmp_path / "out", *words)
+    assert code == 2
+    assert "too few for a sequence of length=256" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_gguf_file_is_judged_as_it_was_rounded(folder, tmp_path):
+    out = tmp_path / "out"
+    report = tmp_path / "report.json"
+    code, said = run(folder, "-o", out, "--format", "gguf:Q8_0", "--json", report)
+    assert code == 0, said
+    result = json.loads(report.read_text())
+    assert [file.name for file in out.iterdir()] == ["model.gguf"]
+    assert "bits_per_weight" not in result
+    assert result["factor"] == pytest.approx(1, abs=0.05)
+    assert result["factor"] != 1
+
+
+def test_the_course_model_has_no_tokenizer_for_gguf(tmp_path):
+    words = ["--format", "gguf:Q8_0", "--no-judge"]
+    code, said = run("course", "-o", tmp_path / "out", *words)
+    assert code == 2 and "no folder with a tokenizer" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_overwritten(folder, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    code, said = run(folder, "-o", tmp_path, "--method", "rtn")
+    assert code == 2 and "is there already" in said
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--group", 48], "group_size=48 must divide the last dimension"),
+        (["--bits", 9], "bits=9 must be an integer from 2 to 8"),
+        (["--method", "magic"], "method='magic' must be one of rtn, gptq"),
+        (["--format", "zip"], "--format 'zip': use compressed-tensors"),
+        (["--format", "gguf:Q3_K"], "after gguf: comes one of"),
+        (["--floats", "int8"], "--floats 'int8': use one of float32"),
+        (["--format", "awq", "--bits", 8], "bits=8 must be one of (4,)"),
+    ],
+)
+def test_what_is_wrong_is_named_and_nothing_is_written(folder, tmp_path, words, said):
+    out = tmp_path / "out"
+    usual = ["--group", 16, "--tokens", 256, "--no-judge"]
+    code, text = run(folder, "-o", out, *usual, *words)
+    assert code == 2
+    assert said in text
+    assert not out.exists()
+
+
+def test_no_model_of_that_name(tmp_path):
+    code, said = run("gpt5", "-o", tmp_path / "out")
+    assert code == 2 and "MODEL='gpt5' is no folder" in said
+
+
+def test_a_recipe_without_text_leaves_the_model():
+    model = make()
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    with pytest.raises(ValueError, match="gptq calibrates on text"):
+        recipes.compress(model, recipes.Recipe(group=16))
+    for name, t in model.state_dict().items():
+        assert torch.equal(t, before[name])
+
+
+def test_decoded_weights_compute_the_same_and_share_the_rest():
+    model = qb.apply(make(attention_bias=True), qb.QuantConfig(group_size=16))
+    dense = recipes.as_floats(model)
+    assert torch.equal(dense(TOKENS), model(TOKENS))
+    assert dense.model.embed_tokens is model.model.embed_tokens
+    assert isinstance(model.model.layers[0].mlp.up_proj, qb.QuantLinear)
+    assert recipes.bits_per_weight(model) == 5
+    assert recipes.bits_per_weight(dense) == 32
