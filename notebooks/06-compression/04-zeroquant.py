@@ -102,19 +102,19 @@ for _ in range(2):
 # %% [markdown]
 # ## The idea
 #
-# Above: who shares a scale, in a weight of 8 rows and 16 columns. Below: layer 3 learns.
+# Above: who shares a scale, in a weight of 8 rows and 16 columns, and how many scales there are. Below: layer 3 learns.
 
 # %% tags=["hide-input"]
 fig, axes = plt.subplots(2, 2, figsize=(4.8, 3.0))
 ROWS, COLUMNS = torch.arange(8)[:, None], torch.arange(16)[None]
 SHARED = {
     "per matrix": 0 * ROWS + 0 * COLUMNS,
-    "the paper: 4 groups": ROWS // 2 + 0 * COLUMNS,
+    "the paper's groups": ROWS // 2 + 0 * COLUMNS,
     "per row": ROWS + 0 * COLUMNS,
     "groups of 4 columns": 4 * ROWS + COLUMNS // 4,
 }
 for ax, (name, who) in zip(axes.flat, SHARED.items(), strict=True):
-    ax.imshow((who * 7) % 20, cmap="tab20", vmin=0, vmax=20, aspect="auto")
+    ax.imshow((who * 0.618) % 1, cmap="cividis", vmin=0, vmax=1, aspect="auto")
     ax.set_title(f"{name}: {int(who.max()) + 1}", fontsize=9)
     ax.set(xticks=[], yticks=[])
     ax.grid(visible=False)
@@ -525,7 +525,7 @@ for tokens in (1, 2048):
 
 PAPER = {"W8A8": 15.7, "W4/8A16": 21.9, "W4/8A8": 24.1, "W4/8A8, LKD": 18.2}
 OURS = {
-    "W8A8": factors("8", "64 per matrix"),
+    "W8A8": factors("8"),
     "W4/8A16": factors("4/8", "row", "float"),
     "W4/8A8": factors("4/8"),
     "W4/8A8, LKD": factors("4/8", "row", "token", "float", "addresses"),
