@@ -220,14 +220,23 @@ def integer_product(
     """
     groups = s_w.shape[1]
     size = Q_w.shape[1] // groups
-    y = torch.zeros(len(Q_x), len(Q_w))
+    y = torch.zeros(len(Q_x), len(Q_w), device=Q_x.device)
     for g in range(groups):
         columns = slice(g * size, (g + 1) * size)
-        q_x = Q_x[:, columns].contiguous()
-        q_w = Q_w[:, columns].contiguous()
-        sums = torch._int_mm(q_x, q_w.t())  # (tokens, out), int32, exact
+        sums = integer_sums(Q_x[:, columns], Q_w[:, columns])
         y += sums * s_w[:, g]
     return y * s_x
+
+
+def integer_sums(
+    q_x: Int8[Tensor, "tokens size"], q_w: Int8[Tensor, "out size"]
+) -> Tensor:
+    """q_x q_wᵀ, (tokens, out), exact: in int32, or on a GPU in float64, which takes any
+    shape.
+    """
+    if q_x.is_cuda:
+        return (q_x.double() @ q_w.double().t()).float()
+    return torch._int_mm(q_x.contiguous(), q_w.contiguous().t())
 
 
 class ZeroQuantLinear(nn.Module):
