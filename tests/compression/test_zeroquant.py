@@ -653,13 +653,19 @@ def sweep():
 
 
 def test_what_the_sweep_measured_is_told_apart_from_noise():
+    """On its kind of text LKD gains more than three standard errors; and 8 bits without
+    data cost a thirtieth of a nat at most.
+    """
     runs = sweep()
     keys = [tuple(list(run.values())[:6]) for run in runs]
     assert len(set(keys)) == len(keys)
     distilled = [run for run in runs if run["text"] == "addresses"]
-    assert len(distilled) >= 3
+    assert len(distilled) >= 4
     for run in distilled:
-        assert float(run["gained"]) > 5 * float(run["gained_error"])
+        assert float(run["gained"]) > 3 * float(run["gained_error"])
+    eight = [run for run in runs if (run["weights"], run["inputs"]) == ("8", "token")]
+    assert len(eight) == 3
+    assert all(float(run["grown"]) < 1 / 30 for run in eight)
 
 
 @pytest.mark.real_model
