@@ -443,6 +443,16 @@ def test_a_frozen_model_stays_frozen():
     assert not any(p.requires_grad for p in model.parameters())
 
 
+def test_layers_are_distilled_in_eval_mode_and_come_back_in_theirs():
+    model = make().train()
+    modes = []
+    norm = model.model.layers[0].input_layernorm
+    norm.register_forward_pre_hook(lambda module, args: modes.append(module.training))
+    zeroquant.apply(model, CONFIG, text(), SHORT)
+    assert len(modes) > 3 and not any(modes)
+    assert all(module.training for module in model.modules())
+
+
 def test_a_skipped_linear_stays_a_float_and_learns_along():
     model = make()
     before = model.model.layers[0].mlp.down_proj.weight.clone()
