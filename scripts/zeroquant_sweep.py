@@ -44,8 +44,6 @@ RUNS = [
     ("4/8", "64 columns", "token", "float", "addresses", 0),
     ("4/8", "row", "token", "quantized", "addresses", 1),
     ("4/8", "row", "token", "float", "random tokens", 1),
-    ("4/8", "row", "token", "float", "bible", 1),
-    ("4/8", "row", "token", "float", "its own", 1),
 ]
 BITS = {"8": (8, 8), "4/8": (8, 4), "4": (4, 4)}
 SCALES = {
