@@ -4,8 +4,8 @@ Each case alternates ours and theirs and reports the median of the per-round rat
 that a machine that slows down halfway slows both. `--only TEXT` runs the cases whose
 name contains TEXT. What it prints is the README's table.
 
-A case is a `Case` from benchmarks/{models,peft,parallelism}.py: two callables that do
-the same work on the same data.
+A case is a `Case` from a module beside this one (models, peft, parallelism,
+compression): two callables that do the same work on the same data.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import statistics
 from benchmarks.case import Case, alternate
 from llmlab.course import cpu
 
-MODULES = ("models", "peft", "parallelism")
+MODULES = ("models", "peft", "parallelism", "compression")
 
 
 def measure(case: Case) -> tuple[float, float, float]:

@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 import torch._dynamo  # an optimizer imports it: once here, not once in each forked rank
 import torch.distributed.fsdp  # and these
-import torch.distributed.tensor.parallel  # noqa: F401
+import torch.distributed.tensor.parallel
 
-from benchmarks import models, parallelism, peft
+from benchmarks import compression, models, parallelism, peft
 from benchmarks.run import main
 from llmlab.parallelism import launch
 
@@ -90,3 +90,18 @@ def test_the_table(capsys, monkeypatch):
         if line.startswith("| (IA)")
     ]
     assert row.count("|") == 6 and row.count("MiB") == 1
+
+
+def test_both_sides_quantise_to_the_same_codes(monkeypatch):
+    monkeypatch.setattr(compression, "ROWS", 24)
+    monkeypatch.setattr(compression, "COLUMNS", 128)
+    case = compression.nf4_quantise()
+    packed, state = case.theirs()
+    ours = case.ours()
+    assert torch.equal(ours.packed.flatten(), packed.flatten())
+    assert torch.equal(ours.scales.flatten(), state.absmax.flatten())
+    case = compression.int8_quantise()
+    codes, absmax = case.ours()
+    theirs, their_absmax, _ = case.theirs()
+    assert torch.equal(codes, theirs)
+    assert torch.equal(absmax, their_absmax)

@@ -108,10 +108,12 @@ ARROWS = {
         "zero_and_fsdp": "runtime",
     },
     "compression": {
+        "awq": "calibration folding quantization_basics walk",
         "gptq": "calibration quantization_basics walk",
         "formats": "quantization_basics walk",
+        "kernels": "quantization_basics recipes",
         "llm_int8": "walk",
-        "recipes": "gptq quantization_basics walk",
+        "recipes": "awq gptq quantization_basics walk",
         "zeroquant": "calibration quantization_basics walk",
     },
     "course": {

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from llmlab.compression import gptq, walk
+from llmlab.compression import awq, gptq, walk
 from llmlab.compression import quantization_basics as qb
 from llmlab.compression.quantization_basics import QuantConfig, QuantLinear
 
@@ -68,12 +68,19 @@ def _gptq(model, batches, recipe, progress, act_order=False):
     return gptq.apply(model, batches, config, store=True, progress=progress)
 
 
+def _awq(model, batches, recipe, progress):
+    config = awq.AWQConfig(recipe.grid, trial_batches=2)
+    awq.apply(model, batches, config, progress=progress)
+    return model
+
+
 METHODS = {
     "rtn": Method(_round, "round to nearest", reads_text=False),
     "gptq": Method(_gptq, "later weights make up for the error of each"),
     "gptq-act-order": Method(
         partial(_gptq, act_order=True), "GPTQ, largest inputs first"
     ),
+    "awq": Method(_awq, "salient channels are scaled up first"),
 }
 
 

@@ -54,11 +54,20 @@ def test_rounding_writes_what_rounding_gives(folder, tmp_path):
     assert (out / "tokenizer.json").is_file()
 
 
-@pytest.mark.parametrize("format", ["compressed-tensors", "gptq", "awq"])
-def test_gptq_in_each_format_is_judged(folder, tmp_path, format):
+@pytest.mark.parametrize(
+    ("method", "format"),
+    [
+        ("gptq", "compressed-tensors"),
+        ("gptq-act-order", "gptq"),
+        ("gptq", "awq"),
+        ("awq", "awq"),
+    ],
+)
+def test_methods_and_formats_are_judged(folder, tmp_path, method, format):
     out = tmp_path / "out"
     report = tmp_path / "report.json"
-    words = ["--group", 16, "--tokens", 512, "--format", format, "--json", report]
+    words = ["--group", 16, "--tokens", 512, "--json", report]
+    words += ["--format", format, "--method", method]
     code, said = run(folder, "-o", out, *words)
     assert code == 0, said
     result = json.loads(report.read_text())

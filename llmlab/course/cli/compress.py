@@ -16,7 +16,7 @@ import typer
 from llmlab.course.cli.base import Json, stop, write
 
 MODEL = "smollm2 (the real model), course (the small one), or a Llama's folder"
-METHOD = "rtn, gptq or gptq-act-order"
+METHOD = "rtn, gptq, gptq-act-order or awq"
 FORMAT = "compressed-tensors, gptq, awq; or gguf:Q4_0, gguf:Q8_0 … (rounds by itself)"
 LENGTH = 256  # tokens of a run of text, for calibration and to judge
 JUDGED = 2048
