@@ -117,6 +117,7 @@ ARROWS = {
         "magnitude_wanda_sparsegpt": "calibration hessian quantization_basics walk",
         "recipes": "awq gptq quantization_basics walk",
         "smoothquant": "calibration folding integer_matmul walk",
+        "zeroquant": "calibration quantization_basics walk",
     },
     "course": {
         "book": "cpu syllabus",
