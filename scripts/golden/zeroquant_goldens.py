@@ -3,7 +3,7 @@
 DeepSpeed took the library out; 0.18.2 still has it. In an environment of its own:
 
     pip install torch==2.13.0 deepspeed==0.18.2
-    python tests/compression/goldens/zeroquant.py
+    python scripts/golden/zeroquant_goldens.py
 
 A linear of 8 x 6 goes through `init_compression` with a config, as a user's model does.
 Stored are its weight as the forward pass sees it, its outputs for five tokens, and the
@@ -21,7 +21,8 @@ from deepspeed.compression.compress import init_compression, redundancy_clean
 from safetensors.torch import save_file
 from torch import nn
 
-FILE = Path(__file__).parents[1] / "golden" / "zeroquant.safetensors"
+GOLDEN = Path(__file__).parents[2] / "tests" / "compression" / "golden"
+FILE = GOLDEN / "zeroquant.safetensors"
 CASES = {  # bits of weights, groups, kind, whether inputs are quantised
     "w8a8, 8 groups": (8, 8, "symmetric", True),
     "w4a8, 8 groups": (4, 8, "symmetric", True),
