@@ -78,6 +78,29 @@ def test_methods_and_formats_are_judged(folder, tmp_path, method, format):
     assert f"{result['perplexity']:.2f}" in said
 
 
+@pytest.mark.parametrize(
+    ("words", "zeros"),
+    [
+        (["magnitude"], 0.5),
+        (["wanda", "--sparsity", 0.25], 0.25),
+        (["sparsegpt", "--pattern", "2:4"], 0.5),
+    ],
+)
+def test_pruned_models_are_folders_of_floats(folder, tmp_path, words, zeros):
+    out = tmp_path / "out"
+    report = tmp_path / "report.json"
+    usual = ["--tokens", 512, "--no-judge", "--floats", "float32", "--json", report]
+    code, said = run(folder, "-o", out, *usual, "--method", *words)
+    assert code == 0, said
+    result = json.loads(report.read_text())
+    assert result["sparsity"] == pytest.approx(zeros, abs=0.01)
+    weight = checkpoint.load(out).model.layers[0].mlp.up_proj.weight
+    assert (weight == 0).float().mean().item() == pytest.approx(zeros, abs=0.1)
+    if "2:4" in words:
+        assert ((weight.unflatten(1, (-1, 4)) == 0).sum(-1) == 2).all()
+    assert (out / "tokenizer.json").is_file()
+
+
 def test_text_of_ones_own_is_read(folder, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("too short")
@@ -120,6 +143,8 @@ def test_nothing_is_overwritten(folder, tmp_path):
         (["--group", 48], "group_size=48 must divide the last dimension"),
         (["--bits", 9], "bits=9 must be an integer from 2 to 8"),
         (["--method", "magic"], "method='magic' must be one of rtn, gptq"),
+        (["--method", "wanda", "--sparsity", 2], "sparsity=2.0"),
+        (["--method", "wanda", "--pattern", "4:2"], "pattern='4:2' must be"),
         (["--format", "zip"], "--format 'zip': use compressed-tensors"),
         (["--format", "gguf:Q3_K"], "after gguf: comes one of"),
         (["--floats", "int8"], "--floats 'int8': use one of float32"),

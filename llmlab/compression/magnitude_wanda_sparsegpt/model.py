@@ -87,6 +87,7 @@ def apply(
     batches: Iterable[Int[Tensor, "batch seq"]] | None,
     config: PruneConfig,
     skip: tuple[str, ...] = ("lm_head",),
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> nn.Module:
     """The weight of every linear gets its zeros, in place.
 
@@ -96,6 +97,7 @@ def apply(
     Args:
         batches: token ids to calibrate on, (batch, seq) each; None does for magnitude.
         skip: last names of linears that are left out.
+        progress: called with the blocks that are done, and how many there are.
     Raises:
         ValueError: bad text, a weight that cannot be pruned (named), or adapters on
             the model; the model is then as it was.
@@ -111,7 +113,7 @@ def apply(
     found = {}
 
     def run() -> None:
-        found.update(pruned_weights(model, batches, config, skip))
+        found.update(pruned_weights(model, batches, config, skip, progress))
 
     calibration.in_eval_mode(model, run)
     return walk.put_weights(model, found)
@@ -122,6 +124,7 @@ def pruned_weights(
     batches: Iterable[Int[Tensor, "batch seq"]],
     config: PruneConfig,
     skip: tuple[str, ...] = ("lm_head",),
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Float[Tensor, "out in"]]:
     """Ŵ of every linear in the model's blocks, by name; the model is not changed.
 
@@ -132,7 +135,8 @@ def pruned_weights(
     calls = calibration.first_calls(model, batches)
     with_gram = config.method == "sparsegpt"
     weights: dict[str, Tensor] = {}
-    for prefix, block in calibration.blocks(model).items():
+    blocks = calibration.blocks(model)
+    for i, (prefix, block) in enumerate(blocks.items()):
         block = deepcopy(block)  # its weights become Ŵ, those of the model do not
         linears = walk.linears(block, skip)
         read = partial(calibration.next_calls, block, calls)
@@ -142,6 +146,7 @@ def pruned_weights(
                 linear.weight.copy_(prune(linear.weight, seen[name], config))
             weights[f"{prefix}.{name}"] = linear.weight
         calls = read()  # what the pruned block puts out
+        progress(i + 1, len(blocks))
     return weights
 
 
