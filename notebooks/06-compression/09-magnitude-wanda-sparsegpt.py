@@ -129,7 +129,7 @@ ax.loglog(norm[~kept], size[~kept], "x", color=palette.vermillion, label="Wanda 
 x = torch.tensor([norm.min(), norm.max()])
 ax.loglog(x, scores.median() / x, color=palette.gray)
 ax.axhline(size.median(), color=palette.gray, linestyle="--")
-ax.text(x[1], size.median() * 1.15, "magnitude's border", ha="right")
+ax.text(x[0], size.median() * 0.8, "magnitude's border", va="top")
 ax.set(xlabel="norm of the input", ylabel="absolute value of the weight")
 ax.set_ylim(size.median() / 60, size.max() * 1.4)
 ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
@@ -471,7 +471,7 @@ for spread in SIZES["spread"]:
 
 
 def draw(sparsity: float, spread: int):
-    fig, axes = plt.subplots(1, 3, figsize=(5.4, 1.9))
+    fig, axes = plt.subplots(1, 3, figsize=(4.8, 1.8))
     for ax, method in zip(axes, SMALL, strict=True):
         W_hat, error = found[sparsity, spread, method]
         ax.imshow(W_hat != 0, cmap="Blues", vmin=0, vmax=1.3)
