@@ -339,6 +339,12 @@ def wrong_roundings(W: Tensor, s: Tensor, size: int, top: int) -> dict[str, Tens
         "the step is the largest by top + ½: by top is asked": rounded(
             W, s, size, top + 0.5
         ),
+        **{
+            f"the step is the largest by {n}: by `top`, the argument, is asked": (
+                rounded(W, s, size, n)
+            )
+            for n in (7, 8, 127)
+        },
         "the largest is taken with its sign: of |W · s| is asked": rounded(
             W, s, size, top, step=signed
         ),

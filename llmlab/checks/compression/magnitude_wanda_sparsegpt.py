@@ -274,6 +274,18 @@ def n_of_m_mask(answer):
         },
         what="n_of_m_mask(scores, 2, 4) for equal scores",
     )
+    signed = torch.randn(6, 8)
+    got = expect(answer(signed, 1, 4), shape=(6, 8), dtype=torch.bool, what="M")
+    diagnose(
+        got,
+        right=pruning.n_of_m(signed, 1, 4),
+        mistakes={
+            "|score| is compared: a negative score is a low one": pruning.n_of_m(
+                signed.abs(), 1, 4
+            ),
+        },
+        what="n_of_m_mask(scores, 1, 4) for scores below 0, too,",
+    )
     for shape, n, m in (((3, 15), 3, 5), ((2, 16), 4, 8), ((5, 6), 1, 2)):
         scores = torch.rand(shape)
         got = expect(answer(scores, n, m), shape=shape, what="M")
@@ -304,7 +316,9 @@ def wrong_patterns(scores: Tensor, n: int, m: int) -> dict[str, Tensor]:
         "the whole row is compared: each group of m is asked": ~worst(
             scores, whole_row
         ),
-        "one too many of each group is kept": ~worst(groups, m - n - 1).flatten(1),
+        "one too many of each group is kept: of m neighbours n": ~worst(
+            groups, m - n - 1
+        ).flatten(1),
         "none of a group is left: n are kept": ~worst(groups, m - n + 1).flatten(1),
     }
 

@@ -282,6 +282,12 @@ def trials_in_place(W, X, alphas, group_size, top):
     return torch.stack(errors)
 
 
+def top_of_seven(W, s, group_size, top):
+    groups = (W * s).unflatten(1, (-1, group_size))
+    step = groups.abs().amax(-1, keepdim=True) / 7
+    return ((groups / step).round() * step).flatten(1) / s
+
+
 @pytest.mark.parametrize(
     ("exercise", "answer"),
     [
@@ -336,6 +342,7 @@ test_wrong_answers = rejects(
         Wrong(C, by(power=lambda m, a: m**-a), "these are the inverses"),
         Wrong(C, power_first, "the power comes before the mean"),
         Wrong(C, half, "from the argument"),
+        Wrong(R, top_of_seven, "the step is the largest by 7"),
         Wrong(R, quantise(lambda W, s: W, lambda V, s: V), "round to nearest"),
         Wrong(R, quantise(out=lambda V, s: V), "not taken out again"),
         Wrong(R, quantise(out=lambda V, s: V / s / s), "taken out twice"),

@@ -286,6 +286,14 @@ def block_in_place(W, U, sparsity):
     return W
 
 
+def size_of_the_scores(scores, n, m):
+    return pattern()(scores.abs(), n, m)
+
+
+def two_of_four(scores, n, m):
+    return pattern()(scores, 2, 4)
+
+
 @pytest.mark.parametrize(
     ("exercise", "answer"),
     [
@@ -342,6 +350,8 @@ test_wrong_answers = rejects(
         Wrong(A, wanda(score=lambda W, n: -W.abs() * n), "the best go"),
         Wrong(A, wanda(count=lambda n, s: n - int(n * s)), "the share that goes"),
         Wrong(A, wanda_in_place, "in place"),
+        Wrong(N, size_of_the_scores, "|score| is compared"),
+        Wrong(N, two_of_four, "of m neighbours n"),
         Wrong(N, pattern(invert=True), "the wrong way round"),
         Wrong(N, pattern(count=lambda n, m: n), "n are kept, and m − n go"),
         Wrong(N, pattern(sign=-1), "the best n are asked"),
