@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from llmlab.course.grading.checking import Mistake
 
+ELSEWHERE = ("numpy", "__array__", "tolist")
 PRODUCTS = ("matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "addmm", "einsum")
 
 
@@ -23,14 +24,17 @@ class Operations(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.done: list[tuple[str, tuple[int, ...]]] = []
-        self.integers = False  # whether two tensors of whole numbers met
+        # whether two tensors of whole numbers met, or one left torch: to NumPy, say
+        self.integers = False
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         shape = tuple(out.shape) if isinstance(out, Tensor) else ()
-        self.done.append((getattr(func, "__name__", ""), shape))
+        name = getattr(func, "__name__", "")
+        self.done.append((name, shape))
         whole = [a for a in args if isinstance(a, Tensor) and _is_whole(a)]
-        self.integers = self.integers or len(whole) > 1
+        left = len(whole) == 1 and name in ELSEWHERE
+        self.integers = self.integers or len(whole) > 1 or left
         return out
 
     def called(self, name: str) -> bool:

@@ -19,7 +19,7 @@ from llmlab.checks.compression.llm_int8 import check
 #
 # $$a_t = \max_h |X_{th}| \qquad Q_{th} = \left\lfloor 127\, X_{th} / a_t \right\rceil$$
 #
-# Ties go to the even integer, as `torch.round` does. A row of zeros gets $a = 0$ and codes 0. Return $a$ itself, not the step $a / 127$.
+# Ties go to the even integer, as `torch.round` does. A row of zeros gets $a = 0$ and codes 0; 0 / 0 is NaN, and NaN is no integer. Return $a$ itself, not the step $a / 127$.
 
 
 # %% tags=["exercise"]

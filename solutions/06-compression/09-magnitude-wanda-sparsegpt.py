@@ -76,7 +76,9 @@ check.wanda_mask(wanda_mask)
 
 # %% tags=["exercise"]
 def n_of_m_mask(scores: Tensor, n: int, m: int) -> Tensor:
-    """M (out, in), bool: True for the weights that are kept. scores (out, in)."""
+    """M (out, in), bool: True for the weights that are kept. scores (out, in), of
+    either sign.
+    """
     # BEGIN SOLUTION
     groups = scores.reshape(len(scores), -1, m)  # (out, in / m, m)
     order = groups.argsort(dim=-1, stable=True)

@@ -29,7 +29,7 @@ def telling(
     draw: Callable[[], tuple], right: Callable, mistakes: Callable[..., dict]
 ) -> tuple:
     """Inputs on which no two mistakes come to the same, and none is right by chance."""
-    for _ in range(300):
+    for _ in range(1000):
         case = draw()
         values = [right(*case), *mistakes(*case).values()]
         pairs = itertools.combinations(values, 2)
@@ -57,8 +57,11 @@ def keep_salient(answer):
 
     def draw() -> tuple[Tensor, Tensor, Tensor, int]:
         W, X = problem(8, 8, 8)  # square, so that a wrong axis fits
+        # one large weight in each column: the mean and the norm differ
+        W[torch.randperm(8), torch.arange(8)] *= 1 + 6 * torch.rand(8)
         return W, torch.round(W), X, 3
 
+    not_squares(answer)
     W, W_hat, X, count = telling(draw, kept_salient, wrong_keeps)
     what = "keep_salient(W, W_hat, X, 3)"
     got = expect(
@@ -75,6 +78,21 @@ def keep_salient(answer):
                 "right for 8 × 8 weights and count = 3, wrong for"
                 f" {out} × {columns} and count = {count}: take both from the arguments"
             )
+
+
+def not_squares(answer) -> None:
+    """Three channels, the first in |x|, the first in x², and the first in its peak."""
+    X = torch.full((8, 8), 0.1)  # square, so that a wrong axis fits
+    X[:, 0] = 1
+    X[:4, 1] = -1.8
+    X[3, 2] = 2.5
+    W = torch.randn(8, 8)
+    got = answer(W, torch.round(W), X[torch.randperm(8)], 1)
+    expect(got, shape=(8, 8), dtype=torch.float32, what="Ŵ")
+    if close(got, kept_salient(W, torch.round(W), X.square(), 1)):
+        raise Mistake(
+            "the channels are those of the largest squares: the mean of |x| is asked"
+        )
 
 
 def kept_salient(
@@ -339,6 +357,12 @@ def wrong_roundings(W: Tensor, s: Tensor, size: int, top: int) -> dict[str, Tens
         "the step is the largest by top + ½: by top is asked": rounded(
             W, s, size, top + 0.5
         ),
+        **{
+            f"the step is the largest by {n}: by `top`, the argument, is asked": (
+                rounded(W, s, size, n)
+            )
+            for n in (7, 8, 127)
+        },
         "the largest is taken with its sign: of |W · s| is asked": rounded(
             W, s, size, top, step=signed
         ),
@@ -497,6 +521,9 @@ def wrong_errors(
         ),
         "the scales of all trials pile up in W: begin each with W as it was given": (
             scales_pile_up(W, X, alphas, size, top)
+        ),
+        "there is one step for a whole row: each group has its own": errors_of(
+            W, X, alphas, W.shape[1], top
         ),
         "this is the error of the weights: that of the outputs is asked": but(
             lambda W, W_hat, X, s: (W_hat - W).square().mean()

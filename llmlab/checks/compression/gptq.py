@@ -18,11 +18,17 @@ def problem(columns: int, out: int = 6, tokens: int = 60) -> tuple[Tensor, Tenso
     """W, and X Xᵀ of correlated inputs of unequal size in no order.
 
     Its diagonal has the mean 3, so that no factor of U is near 0 or hides in another.
+    H is symmetric to the last bit, and far from singular: the order of operations does
+    not show.
     """
-    X = torch.randn(columns, tokens) + 1.5 * torch.randn(1, tokens)
-    X = torch.randn(columns, columns) @ X
-    X *= torch.logspace(-0.4, 0.4, columns)[torch.randperm(columns), None]
-    H = X @ X.T
+    while True:
+        X = torch.randn(columns, tokens) + 1.5 * torch.randn(1, tokens)
+        X = torch.randn(columns, columns) @ X
+        X *= torch.logspace(-0.4, 0.4, columns)[torch.randperm(columns), None]
+        H = X @ X.T
+        if torch.linalg.cond(H) < 1e4:
+            break
+    H = (H + H.T) / 2
     return torch.randn(out, columns), 3 * H / H.diagonal().mean()
 
 
@@ -44,7 +50,8 @@ def surgeon(answer):
     """One weight is set, and the others of its row make up for it."""
     W, H = problem(7, out=1)
     w = W[0]
-    H_inv = torch.linalg.inv(H.double()).float()
+    H_inv = torch.linalg.inv(H.double())
+    H_inv = ((H_inv + H_inv.T) / 2).float()
     for q, value in ((2, 0.25), (0, -1.0), (6, 2.0)):
         what = f"surgeon(w, {q}, {value}, H_inv)"
         got = expect(
@@ -70,6 +77,9 @@ def wrong_rows(w: Tensor, q: int, value: float, H_inv: Tensor) -> dict[str, Tens
     without_d = w - gap * column
     return {
         "only weight q changes: the others must make up for it": with_value(w),
+        "only the weights after q make up for it: those before it do, too": torch.cat(
+            [w[:q], (w - gap / d * column)[q:]]
+        ),
         "the row is as it was: add δ to it": w,
         "this is δ alone: add it to w": -gap / d * column,
         "the others move the wrong way: check the sign of δ": plus,
@@ -237,6 +247,17 @@ def from_old_weights(W: Tensor, U: Tensor, scale: Tensor, top: int) -> Tensor:
     return torch.round(now / scale).clamp(-top, top) * scale
 
 
+def half_old_weights(W: Tensor, U: Tensor, scale: Tensor, top: int) -> Tensor:
+    """Columns are rounded as they are now; the errors are those from the first W."""
+    now = W.clone()
+    for q in range(W.shape[1]):
+        s = scale[:, q]
+        now[:, q] = torch.round(now[:, q] / s).clamp(-top, top) * s
+        e = (W[:, q] - now[:, q]) / U[q, q]
+        now[:, q + 1 :] -= torch.outer(e, U[q, q + 1 :])
+    return now
+
+
 @check.exercise(
     points=4,
     minutes=15,
@@ -313,6 +334,8 @@ def wrong_roundings(W: Tensor, U: Tensor, s: Tensor, top: int) -> dict:
         "only the next column is updated: all later ones are": but(reach=1),
         "the errors are those of the weights as they were at the start: round each"
         " column as it is now": lambda: from_old_weights(W, U, s, top),
+        "each column is rounded as it is now, but its error is taken from W as it was"
+        " at the start": lambda: half_old_weights(W, U, s, top),
         "the codes are clamped at −top − 1: at −top is asked": but(low=-top - 1),
         "these are the codes: multiply them by the scale": but(codes=True),
         "you cut off instead of rounding to nearest": but(rounding=torch.trunc),
@@ -434,11 +457,25 @@ def wrong_orders(W: Tensor, H: Tensor, scale: Tensor, size: int, top: int) -> di
         "the order is that of the weights' size: that of the inputs, H_jj, is asked": (
             but(perm=W.square().sum(0).argsort(descending=True))
         ),
+        "the order is that of the inverse's diagonal: that of the inputs, H_jj, is"
+        " asked": but(perm=torch.linalg.inv(H).diagonal().argsort(descending=True)),
+        "U is permuted, and no longer triangular: permute H, then factor it": (
+            lambda: late_permuted(W, H, scale, size, top)
+        ),
+        "the scales are repeated as a whole: column j has that of group j //"
+        " group_size": but(groups=perm % scale.shape[1]),
         "the damping is missing": but(damping=0.0),
         "this is round to nearest: no later column makes up for the errors": but(
             reach=0
         ),
     }
+
+
+def late_permuted(W: Tensor, H: Tensor, scale: Tensor, size: int, top: int) -> Tensor:
+    """With H factored as it is, and its factor permuted."""
+    perm = perm_of(H)
+    U = gptq.inverse_factor(H)[perm][:, perm]
+    return feedback(W[:, perm], U, scale[:, perm // size], top)[:, perm.argsort()]
 
 
 def half_permuted(W: Tensor, H: Tensor, scale: Tensor, size: int, top: int) -> Tensor:

@@ -62,6 +62,12 @@ def magnitude_mask(answer):
         W = torch.randn(shape)
         got = expect(answer(W, sparsity), shape=shape, dtype=torch.bool, what="M")
         if not close(got, right_magnitude(W, sparsity)):
+            n = W.numel()
+            if close(got, ~everywhere(W.abs(), round(n * sparsity))):
+                raise Mistake(
+                    f"{n * sparsity} weights come to {round(n * sparsity)}: n ·"
+                    " sparsity is cut off, not rounded"
+                )
             raise Mistake(
                 f"right for 5 × 5 weights, wrong for {shape[0]} × {shape[1]} and"
                 f" sparsity {sparsity}: take sizes and `sparsity` from the arguments"
@@ -274,6 +280,18 @@ def n_of_m_mask(answer):
         },
         what="n_of_m_mask(scores, 2, 4) for equal scores",
     )
+    signed = torch.randn(6, 8)
+    got = expect(answer(signed, 1, 4), shape=(6, 8), dtype=torch.bool, what="M")
+    diagnose(
+        got,
+        right=pruning.n_of_m(signed, 1, 4),
+        mistakes={
+            "|score| is compared: a negative score is a low one": pruning.n_of_m(
+                signed.abs(), 1, 4
+            ),
+        },
+        what="n_of_m_mask(scores, 1, 4) for scores below 0, too,",
+    )
     for shape, n, m in (((3, 15), 3, 5), ((2, 16), 4, 8), ((5, 6), 1, 2)):
         scores = torch.rand(shape)
         got = expect(answer(scores, n, m), shape=shape, what="M")
@@ -304,7 +322,9 @@ def wrong_patterns(scores: Tensor, n: int, m: int) -> dict[str, Tensor]:
         "the whole row is compared: each group of m is asked": ~worst(
             scores, whole_row
         ),
-        "one too many of each group is kept": ~worst(groups, m - n - 1).flatten(1),
+        "one too many of each group is kept: of m neighbours n": ~worst(
+            groups, m - n - 1
+        ).flatten(1),
         "none of a group is left: n are kept": ~worst(groups, m - n + 1).flatten(1),
     }
 
@@ -402,6 +422,18 @@ def block(
     return found
 
 
+def anew(W: Tensor, U: Tensor, sparsity: float) -> Tensor:
+    """With a mask of the whole block, from the weights as they are at each column."""
+    now = W.clone()
+    for q in range(W.shape[1]):
+        scores = pruning.obs_scores(now, U.diagonal())
+        w = now[:, q].clone()
+        now[:, q] = w * pruning.from_matrix(scores, sparsity)[:, q]
+        e = (w - now[:, q]) / U[q, q]
+        now[:, q + 1 :] -= torch.outer(e, U[q, q + 1 :])
+    return now
+
+
 def wrong_blocks(W: Tensor, U: Tensor, sparsity: float) -> dict:
     """What usual mistakes give for Ŵ."""
     d = U.diagonal()
@@ -435,6 +467,9 @@ def wrong_blocks(W: Tensor, U: Tensor, sparsity: float) -> dict:
         " column as it is now": but(old_error=True),
         "pruned weights come back: apply the mask to each column when its turn comes": (
             but(masked_first=True)
+        ),
+        "the mask is found anew at each column: all of it at the start": lambda: anew(
+            W, U, sparsity
         ),
         "the mask is that of magnitude: the scores are w² / U_qq²": but(
             keep=~everywhere(W.abs(), count)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from llmlab.checks.operations import Operations
+from llmlab.checks.operations import ELSEWHERE, Operations
 from llmlab.compression import smoothquant
 from llmlab.course.grading.checking import Checks, Mistake, close, diagnose, expect
 
@@ -275,6 +275,7 @@ def wrong_folds(gamma: Tensor, weights: list[Tensor], s: Tensor) -> dict[str, Te
             both(gamma / s, *(W * s ** (i + 1) for i, W in enumerate(weights)))
         ),
         "the weights have s twice": both(gamma / s, *(W * s**2 for W in weights)),
+        "gamma is divided by s twice: once is enough": both(gamma / s**2, *by_column),
         "gamma is divided once for each weight: once is enough": both(
             gamma / s ** len(weights), *by_column
         ),
@@ -330,14 +331,25 @@ def w8a8(answer):
         )
 
 
+SUMS_OF_PRODUCTS = ("mm", "matmul", "einsum", "linear", "dot", "inner", "mv")
+
+
 class Arithmetic(Operations):
-    """Operations whose `integers` counts products alone: codes may meet in a clamp."""
+    """Operations whose `integers` counts products alone: codes may meet in a clamp.
+
+    One of element by element counts when it is itself of integers.
+    """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         before = self.integers
         out = super().__torch_function__(func, types, args, kwargs)
         name = getattr(func, "__name__", "")
-        if not any(part in name for part in ("mm", "matmul", "einsum", "linear")):
+        integers = isinstance(out, Tensor) and not out.is_floating_point()
+        if not (
+            name in ELSEWHERE
+            or any(part in name for part in SUMS_OF_PRODUCTS)
+            or (integers and "mul" in name)
+        ):
             self.integers = before
         return out
 
@@ -578,7 +590,7 @@ def search_alpha(answer):
             right=right(X, held_out, W),
             mistakes=mistakes(X, held_out, W),
             tol=1e-3,
-            what="your errors",
+            what="your tensor of errors",
         )
         best = expect(pair[0], kind=float, what="your alpha")
         named(best, errors)
@@ -673,4 +685,36 @@ def wrong_searches(X: Tensor, held_out: Tensor, W: Tensor, per: str) -> dict:
         ),
         "this is the root of the error": but(size=lambda d, y: d.norm() / y.norm()),
         "the steps are the other ones: hand `per` on": searched(X, held_out, W, other),
+        "each alpha smooths what the one before left: begin each with W and the inputs"
+        " as they were given": piled_up(X, held_out, W, per, inputs=True),
+        "W keeps the s of the alpha before: begin each with W as it was given": (
+            piled_up(X, held_out, W, per)
+        ),
+        "W keeps the s of the alpha before, also in the product of floats: begin each"
+        " with W as it was given": piled_up(X, held_out, W, per, reference=True),
     }
+
+
+def piled_up(
+    X: Tensor,
+    held_out: Tensor,
+    W: Tensor,
+    per: str,
+    *,
+    inputs: bool = False,
+    reference: bool = False,
+) -> Tensor:
+    """The errors when W, or the inputs too, are overwritten in the loop."""
+    y = held_out @ W.T
+    errors = []
+    for alpha in ALPHAS:
+        if reference:
+            y = held_out @ W.T
+        s = scale_of(X, [W], alpha)
+        W, x = W * s, held_out / s
+        if inputs:
+            held_out = x
+        step = None if per == "token" else x.abs().max() / 127
+        d = product(x, W, step) - y
+        errors.append(d.square().sum() / y.square().sum())
+    return torch.stack(errors)

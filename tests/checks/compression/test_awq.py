@@ -282,6 +282,23 @@ def trials_in_place(W, X, alphas, group_size, top):
     return torch.stack(errors)
 
 
+def rows_not_groups(W, X, alphas, group_size, top):
+    errors = []
+    for alpha in alphas:
+        x = X.abs().mean(0) ** alpha
+        s = x / (x.max() * x.min()).sqrt()
+        step = (W * s).abs().amax(1, keepdim=True) / top
+        W_hat = (W * s / step).round() * step / s
+        errors.append((X @ (W_hat - W).T).square().mean())
+    return torch.stack(errors)
+
+
+def top_of_seven(W, s, group_size, top):
+    groups = (W * s).unflatten(1, (-1, group_size))
+    step = groups.abs().amax(-1, keepdim=True) / 7
+    return ((groups / step).round() * step).flatten(1) / s
+
+
 @pytest.mark.parametrize(
     ("exercise", "answer"),
     [
@@ -307,6 +324,8 @@ test_wrong_answers = rejects(
     [
         Wrong(K, keep(lambda W, X: X.abs().amax(0)), "the mean of |x| is asked"),
         Wrong(K, keep(lambda W, X: X.mean(0)), "without its sign"),
+        Wrong(K, keep(lambda W, X: X.square().mean(0)), "the largest squares"),
+        Wrong(K, keep(lambda W, X: X.norm(dim=0)), "the largest squares"),
         Wrong(K, keep(lambda W, X: W.abs().mean(0)), "the inputs decide"),
         Wrong(K, keep(lambda W, X: W.norm(dim=0)), "by their norm"),
         Wrong(K, keep(largest=False), "the smallest inputs"),
@@ -336,6 +355,7 @@ test_wrong_answers = rejects(
         Wrong(C, by(power=lambda m, a: m**-a), "these are the inverses"),
         Wrong(C, power_first, "the power comes before the mean"),
         Wrong(C, half, "from the argument"),
+        Wrong(R, top_of_seven, "the step is the largest by 7"),
         Wrong(R, quantise(lambda W, s: W, lambda V, s: V), "round to nearest"),
         Wrong(R, quantise(out=lambda V, s: V), "not taken out again"),
         Wrong(R, quantise(out=lambda V, s: V / s / s), "taken out twice"),
@@ -371,6 +391,7 @@ test_wrong_answers = rejects(
         Wrong(R, quantise(codes=True), "not multiplied by the step"),
         Wrong(R, scaled_in_place, "in place"),
         Wrong(R, top_of_three, "from the arguments"),
+        Wrong(T, rows_not_groups, "one step for a whole row"),
         Wrong(T, piled_up, "what the trial before it left"),
         Wrong(T, piled_up_and_compared, "compared with that"),
         Wrong(T, scales_piled_up, "pile up"),

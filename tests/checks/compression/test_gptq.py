@@ -30,6 +30,18 @@ def surgeon_in_a_loop(w, q, value, H_inv):
     return torch.stack([w[i] - step * H_inv[i, q] for i in range(len(w))])
 
 
+def surgeon_by_a_row(w, q, value, H_inv):
+    """H⁻¹ is symmetric: its row q is its column q."""
+    out = w.double() + (value - float(w[q])) * H_inv[q].double() / float(H_inv[q, q])
+    return out.float()
+
+
+def only_later(w, q, value, H_inv):
+    out = w.clone()
+    out[q:] -= (w[q] - value) / H_inv[q, q] * H_inv[q:, q]
+    return out
+
+
 def only_q(w, q, value, H_inv):
     out = w.clone()
     out[q] = value
@@ -260,6 +272,34 @@ def ordered(
     return answer
 
 
+def half_old_errors(W, U, scale, top):
+    now = W.clone()
+    for q in range(W.shape[1]):
+        now[:, q] = (now[:, q] / scale).round().clamp(-top, top) * scale
+        error = (W[:, q] - now[:, q]) / U[q, q]
+        now[:, q + 1 :] -= error[:, None] * U[q, q + 1 :]
+    return now
+
+
+def plain_inverse(H, perm):
+    """What `ordered` without damping takes for H, by torch.linalg.inv, in float32."""
+    return torch.linalg.inv(torch.linalg.inv(H[perm][:, perm]))
+
+
+def late_permuted(W, H, scale, group_size, top):
+    perm = H.diagonal().argsort(descending=True)
+    inverse = torch.linalg.inv(H + 0.01 * H.diagonal().mean() * torch.eye(len(H)))
+    U = torch.linalg.cholesky(inverse, upper=True)[perm][:, perm]
+    now = W[:, perm].clone()
+    scale = scale.repeat_interleave(group_size, 1)[:, perm]
+    for q in range(len(H)):
+        w = now[:, q].clone()
+        now[:, q] = (w / scale[:, q]).round().clamp(-top, top) * scale[:, q]
+        error = (w - now[:, q]) / U[q, q]
+        now[:, q + 1 :] -= error[:, None] * U[q, q + 1 :]
+    return now[:, perm.argsort()]
+
+
 def columns(perm):
     return torch.arange(len(perm))
 
@@ -302,6 +342,7 @@ def nearest_groups(W, H, scale, group_size, top):
     [
         ("surgeon", surgeon_by_solving),
         ("surgeon", surgeon_in_a_loop),
+        ("surgeon", surgeon_by_a_row),
         ("inverse_factor", factor_by_transpose),
         ("inverse_factor", factor_by_flipping),
         ("round_with_feedback", by_einsum),
@@ -321,6 +362,7 @@ test_wrong_answers = rejects(
     "06-compression/05-gptq",
     [
         Wrong(S, only_q, "the others must make up for it"),
+        Wrong(S, only_later, "those before it do, too"),
         Wrong(S, plus, "wrong way"),
         Wrong(S, plus_and_value, "wrong way"),
         Wrong(S, no_denominator, "the division by [H⁻¹]_qq is missing"),
@@ -365,6 +407,7 @@ test_wrong_answers = rejects(
         Wrong(R, loop(low=lambda t: -t - 1), "clamped at −top − 1"),
         Wrong(R, loop(rounding=torch.trunc), "cut off"),
         Wrong(R, loop(rounding=torch.floor), "rounded down"),
+        Wrong(R, half_old_errors, "its error is taken from W as it was"),
         Wrong(R, codes, "multiply them by the scale"),
         Wrong(R, with_the_inverse, "the inverse itself"),
         Wrong(R, wrong_axis, "wrong axis"),
@@ -389,6 +432,18 @@ test_wrong_answers = rejects(
             "the weights' size",
         ),
         Wrong(L, ordered(damping=0.0), "the damping is missing"),
+        Wrong(L, ordered(damping=0.0, of_h=plain_inverse), "the damping is missing"),
+        Wrong(L, late_permuted, "U is permuted"),
+        Wrong(
+            L,
+            ordered(group=lambda p, size: p % (len(p) // size)),
+            "the scales are repeated as a whole",
+        ),
+        Wrong(
+            L,
+            ordered(order=lambda W, H: (-torch.linalg.inv(H).diagonal()).argsort()),
+            "the inverse's diagonal",
+        ),
         Wrong(L, ordered(top_is=3), "from the arguments"),
         Wrong(L, nearest_groups, "round to nearest"),
     ],

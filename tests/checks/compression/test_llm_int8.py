@@ -218,13 +218,48 @@ def by_numpy(hidden, alpha):
     return [int(i) for i in ((layers >= 0.25) * (values >= 0.06)).nonzero()[0]]
 
 
+def zeros_by_luck(X):
+    a = X.abs().amax(1)
+    return (127 * X / a[:, None]).round().to(torch.int8), a
+
+
+def zeros_after_the_cast(X):
+    codes, a = zeros_by_luck(X)
+    codes[a == 0] = 0
+    return codes, a
+
+
+def zeros_before_the_cast(X):
+    a = X.abs().amax(1)
+    return torch.nan_to_num(127 * X / a[:, None]).round().to(torch.int8), a
+
+
+def product_by_numpy(X, codes, a_w, alpha):
+    out = (X.abs() >= alpha).any(0)
+    q, a_x = zeros_before_the_cast(X * ~out)
+    sums = q.numpy().astype("int32") @ codes.numpy().astype("int32").T
+    rest = torch.from_numpy(sums) * torch.outer(a_x / 127, a_w / 127)
+    return X * out @ (codes * (a_w / 127)[:, None]).T + rest
+
+
+def no_column_left(X, codes, a_w, alpha):
+    out = (X.abs() >= alpha).any(0)
+    q, a_x = zeros_before_the_cast(X[:, ~out])
+    sums = q.int() @ codes[:, ~out].int().T
+    thin = X[:, out] @ (codes[:, out] * (a_w / 127)[:, None]).T
+    return thin + sums * torch.outer(a_x / 127, a_w / 127)
+
+
 @pytest.mark.parametrize(
     ("exercise", "answer"),
     [
         (Q, rows_one_by_one),
         (Q, rows(empty=1e-20)),
         (M, by_gathering),
+        (Q, zeros_after_the_cast),
+        (Q, zeros_before_the_cast),
         (M, by_int_mm),
+        (M, product_by_numpy),
         (F, with_loops),
         (F, by_numpy),
     ],
@@ -265,6 +300,8 @@ test_wrong_answers = rejects(
     "06-compression/02-llm-int8",
     [
         Wrong(Q, rows(top=128), "127"),
+        Wrong(Q, zeros_by_luck, "by luck"),
+        Wrong(M, no_column_left, "no column is left"),
         Wrong(Q, rows(128, rounding=lambda q: q.round().clamp(-128, 127)), "by 128"),
         Wrong(Q, rows(top=255), "255"),
         Wrong(Q, rows(top=1), "multiply by 127"),

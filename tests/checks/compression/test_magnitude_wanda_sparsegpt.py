@@ -286,6 +286,24 @@ def block_in_place(W, U, sparsity):
     return W
 
 
+def mask_anew(W, U, sparsity):
+    W = W.clone()
+    for q in range(W.shape[1]):
+        keep = magnitude()(W / U.diagonal(), sparsity)[:, q]
+        error = W[:, q] * ~keep / U[q, q]
+        W[:, q] *= keep
+        W[:, q + 1 :] -= error[:, None] * U[q, q + 1 :]
+    return W
+
+
+def size_of_the_scores(scores, n, m):
+    return pattern()(scores.abs(), n, m)
+
+
+def two_of_four(scores, n, m):
+    return pattern()(scores, 2, 4)
+
+
 @pytest.mark.parametrize(
     ("exercise", "answer"),
     [
@@ -314,6 +332,8 @@ test_wrong_answers = rejects(
         Wrong(M, magnitude(score=lambda W: W), "the signs count"),
         Wrong(M, each_row, "each row loses its share"),
         Wrong(M, each_column, "each column loses its share"),
+        Wrong(M, magnitude(count=lambda n, s: round(n * s)), "cut off, not rounded"),
+        Wrong(B, mask_anew, "found anew at each column"),
         Wrong(M, authors_threshold, "one weight too many"),
         Wrong(M, magnitude(count=lambda n, s: int(n * s) - 1), "too few"),
         Wrong(M, magnitude(score=lambda W: -W.abs()), "the largest go"),
@@ -342,6 +362,8 @@ test_wrong_answers = rejects(
         Wrong(A, wanda(score=lambda W, n: -W.abs() * n), "the best go"),
         Wrong(A, wanda(count=lambda n, s: n - int(n * s)), "the share that goes"),
         Wrong(A, wanda_in_place, "in place"),
+        Wrong(N, size_of_the_scores, "|score| is compared"),
+        Wrong(N, two_of_four, "of m neighbours n"),
         Wrong(N, pattern(invert=True), "the wrong way round"),
         Wrong(N, pattern(count=lambda n, m: n), "n are kept, and m − n go"),
         Wrong(N, pattern(sign=-1), "the best n are asked"),

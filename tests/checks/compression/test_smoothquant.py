@@ -270,6 +270,80 @@ def rounded_reference(x, W):
     return x @ (torch.round(W / e) * e).T
 
 
+def steps(X, W, per, step):
+    """Codes and steps of X, (tokens,), and of W, (out,)."""
+    size = X.abs().amax(1) if per == "token" else X.abs().max().expand(len(X))
+    d = size / 127 if step is None else torch.full((len(X),), step)
+    e = W.abs().amax(1) / 127
+    q = torch.round(X / torch.where(d > 0, d, 1.0)[:, None]).clamp(-127, 127)
+    return q.int(), torch.round(W / torch.where(e > 0, e, 1.0)[:, None]).int(), d, e
+
+
+def element_by_element(X, W, per, step):
+    q, p, d, e = steps(X, W, per, step)
+    return torch.stack([(row * p).sum(1) for row in q]) * torch.outer(d, e)
+
+
+def by_tensordot(X, W, per, step):
+    q, p, d, e = steps(X, W, per, step)
+    return torch.tensordot(q, p, dims=([1], [1])) * torch.outer(d, e)
+
+
+def by_numpy(X, W, per, step):
+    q, p, d, e = steps(X, W, per, step)
+    return torch.from_numpy(q.numpy() @ p.numpy().T) * torch.outer(d, e)
+
+
+def by_lists(X, W, per, step):
+    q, p, d, e = steps(X, W, per, step)
+    sums = [
+        [sum(a * b for a, b in zip(x, w, strict=True)) for w in p.tolist()]
+        for x in q.tolist()
+    ]
+    return torch.tensor(sums) * torch.outer(d, e)
+
+
+def piled_up(X, held_out, W, alphas, per):
+    right = held_out @ W.T
+    errors = []
+    for alpha in alphas:
+        s = right_scale(X, [W], alpha)
+        held_out = held_out / s
+        W = W * s
+        y = right_product(held_out, W, per, None)
+        errors.append((y - right).square().sum() / right.square().sum())
+    errors = torch.stack(errors)
+    return alphas[int(errors.argmin())], errors
+
+
+def weights_piled_up(X, held_out, W, alphas, per):
+    right = held_out @ W.T
+    errors = []
+    for alpha in alphas:
+        s = right_scale(X, [W], alpha)
+        W = W * s
+        y = right_product(held_out / s, W, per, None)
+        errors.append((y - right).square().sum() / right.square().sum())
+    errors = torch.stack(errors)
+    return alphas[int(errors.argmin())], errors
+
+
+def all_piled_up(X, held_out, W, alphas, per):
+    errors = []
+    for alpha in alphas:
+        right = held_out @ W.T
+        s = right_scale(X, [W], alpha)
+        W = W * s
+        y = right_product(held_out / s, W, per, None)
+        errors.append((y - right).square().sum() / right.square().sum())
+    errors = torch.stack(errors)
+    return alphas[int(errors.argmin())], errors
+
+
+def gamma_twice(gamma, weights, s):
+    return gamma / s / s, [W * s for W in weights]
+
+
 S, F, M, A = "smoothing_scale", "fold", "w8a8", "search_alpha"
 
 
@@ -282,6 +356,10 @@ S, F, M, A = "smoothing_scale", "fold", "w8a8", "search_alpha"
         (F, by_transposes),
         (M, by_int_mm),
         (M, row_by_row),
+        (M, element_by_element),
+        (M, by_tensordot),
+        (M, by_numpy),
+        (M, by_lists),
         (A, search_by_comprehension),
         (A, search_with_a_loop),
     ],
@@ -316,6 +394,10 @@ def pow_of_one(x, w, a):
 test_wrong_answers = rejects(
     "06-compression/03-smoothquant",
     [
+        Wrong(F, gamma_twice, "by s twice"),
+        Wrong(A, piled_up, "smooths what the one before left"),
+        Wrong(A, weights_piled_up, "W keeps the s of the alpha before: begin"),
+        Wrong(A, all_piled_up, "also in the product of floats"),
         Wrong(S, scale(formula=formula("exchanged")), "are exchanged"),
         Wrong(S, scale(formula=formula("inverse")), "1 / s"),
         Wrong(S, scale(formula=formula("times")), "divide by it"),
