@@ -33,6 +33,10 @@ def logits(*shape: int) -> Tensor:
     return 2 * torch.randn(*shape)
 
 
+def not_finite(got: object) -> bool:
+    return isinstance(got, Tensor) and not bool(torch.isfinite(got).all())
+
+
 # 1 ------------------------------------------------------------------------------------
 
 
@@ -87,7 +91,8 @@ def wrong_soft(v: Tensor, z: Tensor, T: float) -> dict[str, Tensor]:
         "you divided by T²: multiply by it": forward / T**2,
         "this is KL(q‖p): the soft labels ask for KL(p‖q), where the teacher's"
         " probabilities are the weights": T**2 * kl(log_q, log_p).mean(),
-        "the temperature is missing in both softmaxes": T**2 * kl(cold_p, cold_q).mean(),
+        "the temperature is missing in both softmaxes": T**2
+        * kl(cold_p, cold_q).mean(),
         "only the student is softened: divide the teacher's logits by T, too": (
             T**2 * kl(cold_p, log_q).mean()
         ),
@@ -142,15 +147,18 @@ def wrong_soft(v: Tensor, z: Tensor, T: float) -> dict[str, Tensor]:
 def jsd(answer):
     """The generalised Jensen–Shannon divergence, with the two KLs at its ends."""
     for end in (0, 1):
-        v, z, _ = telling(lambda e=end: (logits(4, 6), logits(4, 6), e), right_jsd, ends)
+        v, z, _ = telling(
+            lambda e=end: (logits(4, 6), logits(4, 6), e), right_jsd, ends
+        )
         what = f"jsd(teacher_logits, student_logits, {end})"
-        got = expect(answer(v, z, end), shape=(4,), dtype=torch.float32, what=what)
-        right = divergences.jsd(v, z, end)
-        if not torch.isfinite(got).all():
+        got = answer(v, z, end)
+        if not_finite(got):
             raise Mistake(
-                f"β = {end} gives {got[0].item()}: the mixture is one of the two"
-                " there, and the divergence is a KL by agreement; treat the ends apart"
+                f"β = {end} gives a NaN or an ∞: the divergence is a KL there by"
+                " agreement; treat the ends apart"
             )
+        got = expect(got, shape=(4,), dtype=torch.float32, what=what)
+        right = divergences.jsd(v, z, end)
         diagnose(got, right=right, mistakes=ends(v, z, end), what=what)
     v, z, beta = telling(
         lambda: (logits(4, 6), logits(4, 6), 0.3), right_jsd, wrong_jsd
@@ -320,14 +328,11 @@ def wrong_replies(v: Tensor, z: Tensor, reply: Tensor) -> dict[str, Tensor]:
     right = kept.sum() / mask.sum()
     by_reply = (kept.sum(-1) / mask.sum(-1)).mean()
     return {
-        "the mask is not shifted: the logits at t predict the token at t + 1, so the"
-        " first reply token is predicted by the prompt's last": each[reply].mean(),
+        "the mask is not shifted against the logits: those at t predict the token at"
+        " t + 1, so drop the logits' last and the mask's first": each[reply].mean(),
         "the mask is shifted the wrong way": each[:, 1:][reply[:, :-1]].mean(),
         "logits and mask lost their last column both: the mask loses its first": (
             each[:, :-1][reply[:, :-1]].mean()
-        ),
-        "logits and mask lost their first column both: the logits lose their last": (
-            each[:, 1:][reply[:, 1:]].mean()
         ),
         "this is KL(p‖q): on its own texts the student is asked for KL(q‖p)": (
             forward[:, :-1][mask].mean()
@@ -379,14 +384,13 @@ def weighted_reward_to_go(answer):
     """MiniLLM: the importance weight times the mean reward of what follows."""
     case = telling(draw_rewards, right_rewards, wrong_rewards)
     what = "weighted_reward_to_go(log_p, log_q, log_mixed, mask)"
-    got = expect(answer(*case), shape=(3, 8), dtype=torch.float32, what=what)
-    if not torch.isfinite(got).all():
+    got = answer(*case)
+    if not_finite(got):
         raise Mistake(
             "there is a NaN or an ∞: nothing follows the last token, and 0 / 0 is not 0"
         )
-    diagnose(
-        got, right=right_rewards(*case), mistakes=wrong_rewards(*case), what=what
-    )
+    got = expect(got, shape=(3, 8), dtype=torch.float32, what=what)
+    diagnose(got, right=right_rewards(*case), mistakes=wrong_rewards(*case), what=what)
     log_p, log_q, log_mixed, mask = draw_rewards()
     short = (log_p[:2, :5], log_q[:2, :5], log_mixed[:2, :5], mask[:2, :5])
     got = expect(answer(*short), shape=(2, 5), what="w R")
@@ -460,9 +464,7 @@ def wrong_rewards(
         "the reward has the wrong sign: log p − log q is large where the teacher likes"
         " the token": -w * R,
         "the reward is log p alone: subtract log q": (
-            w
-            * ((log_p * ones).flip(-1).cumsum(-1).flip(-1) - log_p * ones)
-            / left
+            w * ((log_p * ones).flip(-1).cumsum(-1).flip(-1) - log_p * ones) / left
         ),
         "the importance weight is missing": R * ones,
         "the weight is upside down: q over the mixture": (

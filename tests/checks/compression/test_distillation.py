@@ -78,9 +78,10 @@ def no_gradient(teacher_logits, student_logits, temperature):
 def soft_in_place(teacher_logits, student_logits, temperature):
     teacher_logits /= temperature
     student_logits = student_logits / temperature
-    return temperature**2 * kl(
-        teacher_logits.log_softmax(-1), student_logits.log_softmax(-1)
-    ).mean()
+    return (
+        temperature**2
+        * kl(teacher_logits.log_softmax(-1), student_logits.log_softmax(-1)).mean()
+    )
 
 
 # 2 ------------------------------------------------------------------------------------
@@ -144,7 +145,9 @@ def divided(teacher_logits, student_logits, beta):
 
 
 def half_only(teacher_logits, student_logits, beta):
-    return generalised()(teacher_logits, student_logits, beta if beta in (0, 1) else 0.3)
+    return generalised()(
+        teacher_logits, student_logits, beta if beta in (0, 1) else 0.3
+    )
 
 
 # 3 ------------------------------------------------------------------------------------
@@ -347,7 +350,7 @@ test_wrong_answers = rejects(
         Wrong(O, replies(slice(None), slice(None)), "the mask is not shifted"),
         Wrong(O, replies(slice(1, None), slice(None, -1)), "the wrong way"),
         Wrong(O, replies(mask=slice(None, -1)), "the mask loses its first"),
-        Wrong(O, replies(logits=slice(1, None)), "the logits lose their last"),
+        Wrong(O, replies(logits=slice(1, None)), "the logits' last"),
         Wrong(O, replies(of=kl), "this is KL(p‖q)"),
         Wrong(O, replies(reduce=lambda e, m: e.mean()), "prompt and padding"),
         Wrong(O, replies(reduce=lambda e, m: (e * m).mean()), "all positions"),

@@ -187,7 +187,9 @@ def test_hard_loss_on_shifted_tokens_is_next_token_loss():
     z = logits(2, 5, 7)
     ids = torch.randint(7, (2, 5), generator=torch.Generator().manual_seed(3))
     ours = hinton.hard_loss(z[:, :-1], ids[:, 1:], torch.ones(2, 4))
-    torch.testing.assert_close(ours, next_token_loss(z, ids).double(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        ours, next_token_loss(z, ids).double(), rtol=1e-5, atol=0
+    )
 
 
 # Refusals -----------------------------------------------------------------------------

@@ -73,9 +73,7 @@ class Language:
 
     def mixed_probs(self, alpha):
         """Probability of each text when token by token α p + (1−α) q writes."""
-        p, q = (
-            minillm.of_tokens(z.softmax(-1), self.tokens) for z in self.logits()
-        )
+        p, q = (minillm.of_tokens(z.softmax(-1), self.tokens) for z in self.logits())
         mixed = (alpha * p + (1 - alpha) * q).masked_fill(~self.mask, 1)
         return mixed.prod(-1).detach()
 
@@ -174,8 +172,7 @@ def test_importance_weights_average_to_one():
     language = Language(seed=3)
     alpha = 0.4
     p, q = (
-        minillm.of_tokens(z.log_softmax(-1), language.tokens)
-        for z in language.logits()
+        minillm.of_tokens(z.log_softmax(-1), language.tokens) for z in language.logits()
     )
     log_mixed = minillm.mixture(p, q, alpha)
     drawn = language.mixed_probs(alpha)

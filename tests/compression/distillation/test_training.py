@@ -171,7 +171,9 @@ def test_every_method_fits_the_loop(method):
 @torch.no_grad()
 def gap(teacher, student):
     batch = texts(B=8, seed=77)
-    return reverse(training.aligned(teacher(batch.ids), student(batch.ids), batch)).item()
+    return reverse(
+        training.aligned(teacher(batch.ids), student(batch.ids), batch)
+    ).item()
 
 
 def test_the_learning_rate_rises_and_falls():
