@@ -2,7 +2,7 @@
 
     python scripts/distillation_sweep.py            continue, a line a run (up to a
                                                     minute each)
-    python scripts/distillation_sweep.py --check 1  run that many lines again and compare
+    python scripts/distillation_sweep.py --check 1  run so many lines again and compare
 
 The teacher is the course model, 1.05 M parameters; the student has the shape of the
 draft model, 0.24 M.

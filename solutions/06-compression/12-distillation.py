@@ -5,7 +5,6 @@
 # and the reward of MiniLLM. $p$ is the teacher, $q$ the student. Stuck? `check.hint("soft_loss")` shows a hint, and the next one when it is called again.
 
 # %%
-import torch
 from torch import Tensor
 
 from llmlab.checks.compression.distillation import check

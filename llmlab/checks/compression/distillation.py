@@ -30,10 +30,12 @@ def telling(
 
 
 def logits(*shape: int) -> Tensor:
+    """Logits of a spread at which no two formulas come out alike."""
     return 2 * torch.randn(*shape)
 
 
 def not_finite(got: object) -> bool:
+    """Whether a tensor holds NaN or ∞."""
     return isinstance(got, Tensor) and not bool(torch.isfinite(got).all())
 
 
@@ -179,6 +181,7 @@ def jsd(answer):
 
 
 def right_jsd(v: Tensor, z: Tensor, beta: float) -> Tensor:
+    """The right value, by the package."""
     return divergences.jsd(v, z, beta)
 
 
@@ -277,7 +280,7 @@ def wrong_jsd(v: Tensor, z: Tensor, beta: float) -> dict[str, Tensor]:
     ),
 )
 def on_policy_loss(answer):
-    """The reverse KL on replies that the student wrote: prompt masked, teacher fixed."""
+    """The reverse KL on the student's own replies: prompt masked, teacher fixed."""
     v, z, reply = telling(draw_replies, right_replies, wrong_replies)
     what = "on_policy_loss(teacher_logits, student_logits, reply)"
     got = expect(answer(v, z, reply), shape=(), dtype=torch.float32, what=what)
@@ -315,6 +318,7 @@ def draw_replies() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def right_replies(v: Tensor, z: Tensor, reply: Tensor) -> Tensor:
+    """The right value, by the package."""
     return gkd.loss(v[:, :-1], z[:, :-1], reply[:, 1:], beta=1)
 
 
@@ -419,6 +423,7 @@ def draw_rewards() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def right_rewards(
     log_p: Tensor, log_q: Tensor, log_mixed: Tensor, mask: Tensor
 ) -> Tensor:
+    """The right value, by the package."""
     w = minillm.importance_weights(log_q, log_mixed, mask)
     return w * minillm.reward_to_go(log_p - log_q, mask) * mask
 

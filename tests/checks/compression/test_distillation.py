@@ -289,7 +289,7 @@ def test_right_answers_written_otherwise(exercise, answer):
         assert result.outcome == "right", str(result)
 
 
-S, J, O, W = "soft_loss", "jsd", "on_policy_loss", "weighted_reward_to_go"
+S, J, P, W = "soft_loss", "jsd", "on_policy_loss", "weighted_reward_to_go"
 test_wrong_answers = rejects(
     "06-compression/12-distillation",
     [
@@ -347,21 +347,21 @@ test_wrong_answers = rejects(
             "half and half",
         ),
         Wrong(J, half_only, "from the arguments"),
-        Wrong(O, replies(slice(None), slice(None)), "the mask is not shifted"),
-        Wrong(O, replies(slice(1, None), slice(None, -1)), "the wrong way"),
-        Wrong(O, replies(mask=slice(None, -1)), "the mask loses its first"),
-        Wrong(O, replies(logits=slice(1, None)), "the logits' last"),
-        Wrong(O, replies(of=kl), "this is KL(p‖q)"),
-        Wrong(O, replies(reduce=lambda e, m: e.mean()), "prompt and padding"),
-        Wrong(O, replies(reduce=lambda e, m: (e * m).mean()), "all positions"),
-        Wrong(O, replies(reduce=lambda e, m: (e * m).sum()), "their mean is asked"),
+        Wrong(P, replies(slice(None), slice(None)), "the mask is not shifted"),
+        Wrong(P, replies(slice(1, None), slice(None, -1)), "the wrong way"),
+        Wrong(P, replies(mask=slice(None, -1)), "the mask loses its first"),
+        Wrong(P, replies(logits=slice(1, None)), "the logits' last"),
+        Wrong(P, replies(of=kl), "this is KL(p‖q)"),
+        Wrong(P, replies(reduce=lambda e, m: e.mean()), "prompt and padding"),
+        Wrong(P, replies(reduce=lambda e, m: (e * m).mean()), "all positions"),
+        Wrong(P, replies(reduce=lambda e, m: (e * m).sum()), "their mean is asked"),
         Wrong(
-            O,
+            P,
             replies(reduce=lambda e, m: ((e * m).sum(-1) / m.sum(-1)).mean()),
             "each reply counts the same",
         ),
-        Wrong(O, replies(reduce=lambda e, m: e[~m].mean()), "the wrong way round"),
-        Wrong(O, replies(detach=False), "the teacher gets a gradient"),
+        Wrong(P, replies(reduce=lambda e, m: e[~m].mean()), "the wrong way round"),
+        Wrong(P, replies(detach=False), "the teacher gets a gradient"),
         Wrong(W, rewards(start=0), "start at t + 1"),
         Wrong(W, rewards(count=lambda n, length: 1), "how many there are"),
         Wrong(W, rewards(count=lambda n, length: n + 1), "one too many"),
