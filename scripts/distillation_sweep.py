@@ -21,18 +21,21 @@ from __future__ import annotations
 import argparse
 import csv
 import platform
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from llmlab.compression.distillation import gkd, hinton, minillm, training
 from llmlab.compression.distillation.divergences import kl, log_probs
-from llmlab.compression.distillation.training import Aligned, Batch, DistilConfig
+from llmlab.compression.distillation.training import (
+    FILE,
+    Aligned,
+    Batch,
+    DistilConfig,
+)
 from llmlab.models import course_model
 from llmlab.models.llama import Llama
 
-FILE = Path(__file__).parents[1] / "llmlab/compression/data/distillation.csv"
 SEEDS = (0, 1, 2)
 PROMPT, REPLY = 16, 32
 FIELDS = [

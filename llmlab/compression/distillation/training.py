@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -27,6 +28,9 @@ from torch import Tensor, nn
 from llmlab.compression.distillation.divergences import log_probs, mixture
 from llmlab.models.cache import KVCache
 from llmlab.models.llama import Llama
+
+# What scripts/distillation_sweep.py measured, a run a line.
+FILE = Path(__file__).parents[1] / "data" / "distillation.csv"
 
 
 class Batch(NamedTuple):
