@@ -140,7 +140,8 @@ for name, i in {"forward": forward, "reverse": reverse}.items():
         f"{name}: mean {means[i]:.1f}, width {widths[i]:.1f}, in the valley {share:.0%}"
     )
 print(f"teacher: in the valley {two_peaks(4).exp()[valley].sum():.0%}")
-peak_guess.settle("onto the 60% peak" if means[reverse] < -1 else "elsewhere")
+sides = ["onto the 60% peak", "between the peaks, wide", "onto the 40% peak"]
+peak_guess.settle(sides[int(means[reverse].sign()) + 1 if widths[reverse] < 1 else 1])
 
 # %% [markdown]
 # **Forward KL covers, reverse KL picks.** A student that is too small for both peaks must choose: write what the teacher never would, or
@@ -280,7 +281,7 @@ for weights, name in {
 # the product up to $t$ does not reweigh them. The cut hardly adds to that. Here it is a matter of a few per cent to tens of per cent, for a teacher and a student that are strangers.
 
 # %% tags=["hide-cell"]
-# Paper, library, ours. TRL's values: 1.16.0, transformers 5.19; student (0.5, 0.5), teacher (0.9, 0.1).
+# Paper, library, ours. TRL's values: 1.16.0, transformers 5.24; student (0.5, 0.5), teacher (0.9, 0.1).
 teacher, student = (torch.tensor([q]).log() for q in ([0.9, 0.1], [0.5, 0.5]))
 in_trl = {0: "0.3681", 0.001: "0.00037", 0.1: "0.0336", 0.5: "0.1017"}
 in_trl |= {0.999: "0.0005", 1: "0.5108"}

@@ -47,6 +47,12 @@ def main() -> None:
                 case = {"beta": beta, "temperature": temperature, "masked": masked}
                 grad = [[[round(g, 7) for g in t] for t in s] for s in z.grad.tolist()]
                 cases.append({**case, "loss": loss.item(), "grad": grad})
+    pair = (torch.tensor([[x]]).log() for x in ([0.5, 0.5], [0.9, 0.1]))
+    pair = tuple(pair)  # a student and a teacher, as on the page
+    jumps = {
+        str(beta): GKDTrainer.generalized_jsd_loss(*pair, beta=beta).item()
+        for beta in (0, 0.001, 0.1, 0.5, 0.999, 1)
+    }
     source = inspect.getsource(GKDTrainer.compute_loss)
     data = {
         "versions": {
@@ -57,6 +63,7 @@ def main() -> None:
         "student": student.tolist(),
         "labels": labels.tolist(),
         "cases": cases,
+        "of_two_tokens": jumps,
         "trainer_passes_temperature": "temperature" in source,
     }
     FILE.write_text(json.dumps(data) + "\n")

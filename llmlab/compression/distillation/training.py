@@ -61,7 +61,8 @@ class DistilConfig:
     warmup: int = 5
     clip: float = 1.0  # the largest norm of all gradients together
     on_policy: float = 0.0  # λ, the share of batches whose replies are written anew
-    mixed: float = 0.0  # α, the teacher's share in what writes them
+    # α, the teacher's share in what writes them; MiniLLM's loss must be told the same
+    mixed: float = 0.0
     new_tokens: int = 32  # of a reply that is written
     end: int | None = None  # a token that ends a reply
     seed: int = 0

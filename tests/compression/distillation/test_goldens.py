@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llmlab.compression.distillation import gkd
+from llmlab.compression.distillation import divergences, gkd
 
 GOLDEN = json.loads(
     (Path(__file__).parents[1] / "golden" / "distillation.json").read_text()
@@ -31,6 +31,13 @@ def test_value_and_gradient_are_those_of_trl(case):
     torch.testing.assert_close(found.item(), case["loss"], rtol=1e-5, atol=1e-6)
     expected = torch.tensor(case["grad"])
     torch.testing.assert_close(factor * student.grad, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_value_jumps_at_the_ends_in_trl_too():
+    teacher, student = (torch.tensor([q]).log() for q in ([0.9, 0.1], [0.5, 0.5]))
+    for beta, value in GOLDEN["of_two_tokens"].items():
+        ours = divergences.jsd(teacher, student, float(beta)).item()
+        assert ours == pytest.approx(value, abs=2e-6)
 
 
 def test_trl_s_trainer_does_not_hand_its_temperature_to_its_loss():

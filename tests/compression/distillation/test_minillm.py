@@ -185,6 +185,16 @@ def test_importance_weights_average_to_one():
     torch.testing.assert_close(own, torch.ones_like(own))
 
 
+def test_the_product_starts_with_the_reply():
+    log_q = torch.tensor([[0.7, 0.5, 0.5, 0.2, 0.9]]).log()
+    log_mixed = torch.tensor([[0.1, 0.25, 0.5, 0.4, 0.3]]).log()
+    mask = torch.tensor([[0, 1, 1, 1, 0]])
+    w = minillm.importance_weights(log_q, log_mixed, mask)
+    torch.testing.assert_close(w, torch.tensor([[1.0, 2.0, 1.0, 0.5, 1.0]]))
+    w = minillm.importance_weights(log_q, log_mixed, mask, product=True)
+    torch.testing.assert_close(w, torch.tensor([[1.0, 2.0, 2.0, 1.0, 1.0]]))
+
+
 def test_reward_to_go_by_hand():
     rewards = torch.tensor([[9.0, 1.0, 2.0, 4.0, 7.0]])
     mask = torch.tensor([[0, 1, 1, 1, 0]])

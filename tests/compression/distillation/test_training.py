@@ -142,6 +142,24 @@ def test_on_policy_texts_follow_the_student():
         assert least <= kept <= most
 
 
+def test_the_loop_lets_the_teacher_write_along():
+    """With α = 1 it writes alone, and never the token that the student would."""
+    teacher, student = Always([1.0, 0.0, 1e-9]), Always([1e-9, 0.0, 1.0])
+    seen = []
+
+    def watch(a):
+        seen.append(a.tokens)
+        return hinton.hard_loss(a.student_logits, a.tokens, a.mask)
+
+    ids = torch.ones(8, 4, dtype=torch.long)
+    batch = Batch(ids, training.reply_mask(ids, 2), 2)
+    for mixed in (0.0, 1.0):
+        config = DistilConfig(on_policy=1.0, mixed=mixed, new_tokens=5)
+        training.distil(deepcopy(student), teacher, [batch], watch, config)
+    assert (seen[0][:, 1:] == 2).all()
+    assert (seen[1][:, 1:] == 0).all()
+
+
 def test_nothing_flows_through_the_sampling():
     """The gradient of a step is that of the loss on the texts as data."""
     teacher, student = pair()
