@@ -277,8 +277,9 @@ for weights, name in {
     print(f"mixed texts, {name:28} {off_by(0.2, weights):9.0%}")
 
 # %% [markdown]
-# On the student's own texts the estimator is exact on average. On mixed texts it is not, and not because the product was cut: rewards lie *after* $t$, and
-# the product up to $t$ does not reweigh them. The cut hardly adds to that. Here it is a matter of a few per cent to tens of per cent, for a teacher and a student that are strangers.
+# On the student's own texts the mean of the estimator is the gradient. On mixed texts, as derived in the paper, it is not: the rewards lie *after* $t$, and
+# the product up to $t$ does not reweigh them. To keep its last factor only adds little to that. (Teacher and student are strangers
+# here; the closer they are, the less any weight matters.)
 
 # %% tags=["hide-cell"]
 # Paper, library, ours. TRL's values: 1.16.0, transformers 5.24; student (0.5, 0.5), teacher (0.9, 0.1).
@@ -376,6 +377,14 @@ for (method, color), replies in itertools.product(METHODS.items(), WRITERS):
             f"{mean_of(c):8.2f} ± {(max(c) - min(c)) / 2:.2f}" for c in columns
         )
         print(f"{name:27}{line}")
+pulled = {
+    (way, what): [v for w in WRITERS for v in measured(what, f"{way} KL", w)]
+    for way in ("forward", "reverse")
+    for what in ("forward", "surprise")
+}
+covers = max(pulled["forward", "forward"]) < min(pulled["reverse", "forward"])
+picks = max(pulled["reverse", "surprise"]) < min(pulled["forward", "surprise"])
+print(f"every forward run covers better: {covers}; every reverse run picks: {picks}")
 start = [measured(w, "draft", "")[0] for w in ("forward", "surprise", "entropy")]
 ax.plot(start[0], start[1], "*", color=palette.gray, markersize=11)
 print(f"{'before':27}" + "".join(f"{value:8.2f}       " for value in start))
@@ -401,13 +410,14 @@ figure(
 )
 
 # %% [markdown]
-# The drawing comes true on language. Every seed pulled forward covers the teacher's texts better than every seed pulled back, and every seed
-# pulled back writes texts that surprise the teacher less. Divergence $\beta = 0.5$ lies between them. MiniLLM goes furthest: as the reverse KL
-# does, it writes with less entropy, that is, it leaves things out.
+# The drawing comes true on language. Every student that was pulled forward covers the teacher's texts better than every student that was pulled
+# back, and writes texts that surprise the teacher more. $\beta = 0.5$ lies between them. MiniLLM lands near the reverse KL and covers a little less. The
+# entropies say how: pulled back, a student writes fewer different things.
 #
-# Look at what is *not* there. Who wrote the replies changes little here, far less than the direction does: replies of 32 tokens, by a draft that already
-# writes the same kind of text, leave few mistakes to learn from. And labels alone, even from the teacher's own pen, make this student worse by
-# both measures, because a sample of a distribution says little about it.
+# Now what does *not* show. With the reverse KL it makes no difference beyond the spread who wrote the replies; with the forward KL the student's own
+# replies even leave it a little more surprising. Replies of 32 tokens, by a draft that writes this kind of text already, hold few mistakes to learn
+# from. The papers train longer replies, on tasks. And labels alone, from the teacher's own pen, make this student worse by both
+# measures: one token drawn from a distribution says little about it.
 #
 # ## Play
 #
@@ -476,11 +486,12 @@ for kept, bytes_each in ((large.vocab_size, 2), (256, 2 + 4), (1, 4)):
 with torch.no_grad():
     p = teacher(course_model.tokens("valid")[None, :256])[0].softmax(-1)
 shares = p.sort(descending=True).values.cumsum(-1)[:, [7, 63, 255]].mean(0)
-print("our teacher's best 8, 64, 256 of 2,048:", *(f"{s:.0%}" for s in shares))
+print("our teacher's best 8, 64, 256 of 2,048 hold", *(f"{s:.0%}" for s in shares))
 
 # %% [markdown]
-# The teacher costs more than the student in time, and not much less in memory than a whole training. Stored logits pay it once; but they fit only texts that
-# were there before, so that nothing of the student's own can be learnt from. Whoever stores the *best* $k$ cuts the tail off and teaches that it is 0.
+# To ask the teacher costs more time than to train the student, and to hold it more memory than the student's whole training state. Stored logits
+# pay the teacher once. But they fit only texts that were there before, so nothing can be learnt from the student's own. And
+# whoever stores the *best* $k$ in place of drawn ones cuts off a tail, here a twentieth with 256, and teaches that it is 0.
 #
 # With TRL on GPUs; set `temperature` to 1, for it does not reach the loss:
 #
@@ -507,7 +518,7 @@ ours = (hard - soft_loss) / (hard - of_teacher)
 print(f"part of the gap that is closed: MNIST {published:.0%}, ours {ours:.0%}")
 
 # %% [markdown]
-# Theirs had trained to the end; ours had 150 steps, in which it learnt faster.
+# Theirs had trained to the end; ours had 150 steps.
 #
 # ## What to keep
 #
