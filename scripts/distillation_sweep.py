@@ -25,13 +25,17 @@ import platform
 import torch
 from torch import Tensor
 
-from llmlab.compression.distillation import gkd, hinton, minillm, training
-from llmlab.compression.distillation.divergences import kl, log_probs
-from llmlab.compression.distillation.training import (
+from llmlab.compression.distillation import (
     FILE,
     Aligned,
     Batch,
     DistilConfig,
+    gkd,
+    hinton,
+    kl,
+    log_probs,
+    minillm,
+    training,
 )
 from llmlab.models import course_model
 from llmlab.models.llama import Llama

@@ -14,9 +14,15 @@ import torch
 import torch.nn.functional as F
 
 from llmlab.checks.compression.distillation import check
-from llmlab.compression.distillation import divergences, gkd, hinton, minillm, training
-from llmlab.compression.distillation.divergences import kl
-from llmlab.compression.distillation.minillm import MiniLLMConfig
+from llmlab.compression.distillation import (
+    MiniLLMConfig,
+    divergences,
+    gkd,
+    hinton,
+    kl,
+    minillm,
+    training,
+)
 from llmlab.course import (
     compare,
     explore,
@@ -282,7 +288,8 @@ for weights, name in {
 # here; the closer they are, the less any weight matters.)
 
 # %% tags=["hide-cell"]
-# Paper, library, ours. TRL's values: 1.16.0, transformers 5.24; student (0.5, 0.5), teacher (0.9, 0.1).
+# Paper, library, ours. TRL's values are those of 1.16.0 with transformers 5.24:
+# student (0.5, 0.5), teacher (0.9, 0.1).
 teacher, student = (torch.tensor([q]).log() for q in ([0.9, 0.1], [0.5, 0.5]))
 in_trl = {0: "0.3681", 0.001: "0.00037", 0.1: "0.0336", 0.5: "0.1017"}
 in_trl |= {0.999: "0.0005", 1: "0.5108"}

@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmlab.compression.distillation import divergences, gkd, hinton, minillm
-from llmlab.compression.distillation.divergences import kl
+from llmlab.compression.distillation import divergences, gkd, hinton, kl, minillm
 from llmlab.course.grading.checking import Checks, Mistake, close, diagnose, expect
 
 check = Checks("06-compression/12-distillation")

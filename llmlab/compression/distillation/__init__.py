@@ -27,5 +27,26 @@ from llmlab.compression.distillation import (
     minillm,
     training,
 )
+from llmlab.compression.distillation.divergences import kl, log_probs
+from llmlab.compression.distillation.minillm import MiniLLMConfig
+from llmlab.compression.distillation.training import (
+    FILE,
+    Aligned,
+    Batch,
+    DistilConfig,
+)
 
-__all__ = ["divergences", "gkd", "hinton", "minillm", "training"]
+__all__ = [
+    "FILE",
+    "Aligned",
+    "Batch",
+    "DistilConfig",
+    "MiniLLMConfig",
+    "divergences",
+    "gkd",
+    "hinton",
+    "kl",
+    "log_probs",
+    "minillm",
+    "training",
+]
