@@ -98,7 +98,8 @@ for name, q in students.items():
 #
 # The same with bells. Of all bells, a few thousand, the one with the smallest divergence, in either direction:
 
-# %% tags=["hide-input"]
+# %% tags=["hide-cell"]
+# The bells, and your guess.
 x = torch.linspace(-8, 8, 161)
 
 
@@ -125,6 +126,10 @@ def best(distance: float, beta: float) -> int:
 
 
 forward, reverse = best(4, 0), best(4, 1)
+sides = ["onto the 60% peak", "between the peaks, wide", "onto the 40% peak"]
+peak_guess.settle(sides[int(means[reverse].sign()) + 1 if widths[reverse] < 1 else 1])
+
+# %% tags=["hide-input"]
 fig, ax = plt.subplots(figsize=(4.8, 2.6))
 ax.fill_between(x, two_peaks(4).exp(), color=palette.light, label="teacher")
 ax.plot(x, bells[forward].exp(), color=palette.blue, label="forward KL")
@@ -146,8 +151,6 @@ for name, i in {"forward": forward, "reverse": reverse}.items():
         f"{name}: mean {means[i]:.1f}, width {widths[i]:.1f}, in the valley {share:.0%}"
     )
 print(f"teacher: in the valley {two_peaks(4).exp()[valley].sum():.0%}")
-sides = ["onto the 60% peak", "between the peaks, wide", "onto the 40% peak"]
-peak_guess.settle(sides[int(means[reverse].sign()) + 1 if widths[reverse] < 1 else 1])
 
 # %% [markdown]
 # **Forward KL covers, reverse KL picks.** A student that is too small for both peaks must choose: write what the teacher never would, or
@@ -333,7 +336,7 @@ print(
     f"KL from the teacher: {losses[0]:.1f} before, {losses[-1]:.1f} at the tenth step"
 )
 
-# %% tags=["hide-input"]
+# %% tags=["hide-output"]
 with training.FILE.open(newline="", encoding="utf-8") as file:
     runs = list(csv.DictReader(file))
 
