@@ -421,7 +421,7 @@ figure(
 
 # %% [markdown]
 # The drawing comes true on language. Every student that was pulled forward covers the teacher's texts better than every student that was pulled
-# back, and writes texts that surprise the teacher more. $\beta = 0.5$ lies between them. MiniLLM lands near the reverse KL and covers a little less. The
+# back, and writes texts that surprise the teacher more. $\beta = 0.5$ covers less than one and more than the other. MiniLLM surprises as little as the reverse KL, and covers a little less. The
 # entropies say how: pulled back, a student writes fewer different things.
 #
 # Now what does *not* show. With the reverse KL it makes no difference beyond the spread who wrote the replies; with the forward KL the student's own
