@@ -49,7 +49,7 @@ for name in ("llama-3.1-70b", "llama-3.1-8b"):
     print(f"{name:14} {size:4.0f} GB in 16 bits, {work:4.0f} GFLOP per token")
 
 # %% [markdown]
-# Nearly nine times less of both, for each token that will ever be written. The small model exists already. The question is how much of
+# About nine times less of both, for each token that will ever be written. The small model exists already. The question is how much of
 # the large one can be put into it.
 #
 # ## Predict
@@ -377,14 +377,14 @@ METHODS = {
 }
 WRITERS = {"teacher": "o", "student": "s", "mixed": "^"}
 fig, ax = plt.subplots(figsize=(4.8, 3.6))
-print(f"{'':24}{'covers':>12}{'surprise':>14}{'entropy':>14}")
+print(f"{'':27}{'KL(p‖q)':>12}{'surprise':>17}{'entropy':>15}")
 for (method, color), replies in itertools.product(METHODS.items(), WRITERS):
     columns = [measured(w, method, replies) for w in ("forward", "surprise", "entropy")]
     if columns[0]:
         ax.plot(columns[0], columns[1], WRITERS[replies], color=color, alpha=0.85)
         name = f"{method}, {replies} writes" if replies != "mixed" else method
         line = "".join(
-            f"{mean_of(c):8.2f} ± {(max(c) - min(c)) / 2:.2f}" for c in columns
+            f"{mean_of(c):8.3f} ± {(max(c) - min(c)) / 2:.3f}" for c in columns
         )
         print(f"{name:27}{line}")
 pulled = {
@@ -397,7 +397,7 @@ picks = max(pulled["reverse", "surprise"]) < min(pulled["forward", "surprise"])
 print(f"every forward run covers better: {covers}; every reverse run picks: {picks}")
 start = [measured(w, "draft", "")[0] for w in ("forward", "surprise", "entropy")]
 ax.plot(start[0], start[1], "*", color=palette.gray, markersize=11)
-print(f"{'before':27}" + "".join(f"{value:8.2f}       " for value in start))
+print(f"{'before':27}" + "".join(f"{value:8.3f}        " for value in start))
 for method, color in METHODS.items():
     ax.plot([], [], "o", color=color, label=method)
 for writer, marker in WRITERS.items():
@@ -414,8 +414,9 @@ figure(
     fig,
     alt=(
         "A dot for each seed. Forward KL: smallest divergence on the teacher's texts,"
-        " but its own texts surprise the teacher most. Reverse KL and MiniLLM: the"
-        " other way round. The JSD lies between them."
+        " but its own texts surprise the teacher more than before. Reverse KL and"
+        " MiniLLM: larger divergence, least surprise. The JSD lies between them. Hard"
+        " labels: large divergence and much surprise."
     ),
 )
 
