@@ -1,8 +1,7 @@
 """Quantising beside bitsandbytes, and decoding with 4 bits beside transformers' floats.
 
 Same weights, same threads. The calibrated methods stand beside llmcompressor, which
-does not fit into the course's environment: `scripts/beside_llmcompressor.py` runs it in
-its own.
+does not fit into the course's environment: `beside_llmcompressor` runs in its own.
 """
 
 from __future__ import annotations

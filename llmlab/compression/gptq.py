@@ -39,7 +39,31 @@ from torch import Tensor, nn
 
 from llmlab.compression import calibration, walk
 from llmlab.compression import quantization_basics as qb
+from llmlab.compression.hessian import (
+    check,
+    inverse_factor,
+    output_error,
+    without_dead,
+)
 from llmlab.compression.quantization_basics import QuantConfig, QuantLinear
+
+__all__ = [
+    "FILE",
+    "GPTQConfig",
+    "Rounded",
+    "apply",
+    "check",
+    "gptq",
+    "inverse_factor",
+    "nearest",
+    "obq",
+    "output_error",
+    "round_column",
+    "rounded_linears",
+    "scales_of",
+    "surgeon",
+    "without",
+]
 
 # What scripts/gptq_sweep.py measured on the whole real model, a run a line.
 FILE = Path(__file__).parent / "data" / "gptq.csv"
@@ -139,31 +163,6 @@ def obq(
     return W
 
 
-def inverse_factor(
-    H: Float[Tensor, "in in"], damping: float = 0.01
-) -> Float[Tensor, "in in"]:
-    """U, upper triangular, of H⁻¹ = Uᵀ U, after damping.
-
-    Row q of U is, but for a factor, row q of the inverse of H without what stands
-    before q.
-
-    Raises:
-        ValueError: H is not positive definite even with the damping.
-    """
-    diagonal = H.diagonal().mean() * damping
-    damped = H + diagonal * torch.eye(len(H), dtype=H.dtype)
-    lower, failed = torch.linalg.cholesky_ex(damped)
-    if not failed:
-        inverse = torch.cholesky_inverse(lower)
-        upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
-    if failed:
-        raise ValueError(
-            f"H has no inverse with damping={damping}: use more of it, or more tokens"
-            " than the linear has inputs"
-        )
-    return upper
-
-
 def scales_of(
     W: Float[Tensor, "out columns"], config: QuantConfig
 ) -> tuple[Float[Tensor, "out groups"], Float[Tensor, "out groups"]]:
@@ -198,16 +197,10 @@ def gptq(
             group size does not divide the columns.
     """
     check(W, H)
-    W = W.detach().to(H.dtype, copy=True)
-    H = H.clone()
+    W, H = without_dead(W, H)  # columns that nothing enters become 0
     grid = config.grid
     columns = W.shape[1]
     size = columns if grid.per == "row" else grid.group_size
-
-    # A dead column: nothing enters it, so that H has no say; 1 keeps H invertible.
-    dead = H.diagonal() == 0
-    H[dead, dead] = 1
-    W[:, dead] = 0
 
     perm = torch.arange(columns)
     if config.act_order:
@@ -248,32 +241,6 @@ def gptq(
 def nearest(W: Float[Tensor, "out in"], config: QuantConfig) -> Float[Tensor, "out in"]:
     """Round to nearest (RTN): the same levels, and no error passed on."""
     return qb.decode(*qb.encode(W, config), config)
-
-
-def output_error(
-    W: Float[Tensor, "out in"],
-    W_hat: Float[Tensor, "out in"],
-    gram: Float[Tensor, "in in"],
-) -> float:
-    """‖W X − Ŵ X‖² / ‖W X‖², from X Xᵀ alone."""
-    W = W.to(gram.dtype)
-    delta = W_hat.to(gram.dtype) - W
-    return (((delta @ gram) * delta).sum() / ((W @ gram) * W).sum()).item()
-
-
-def check(W: Tensor, H: Tensor) -> None:
-    """Raises: ValueError: W and H cannot be worked with; which, and why."""
-    if W.dim() != 2 or H.shape != (W.shape[1], W.shape[1]):
-        raise ValueError(
-            f"H has shape {tuple(H.shape)}; for W of shape {tuple(W.shape)} it must be"
-            " (in, in)"
-        )
-    qb.check_finite("W", W)
-    qb.check_finite("H", H)
-    if not H.any():
-        raise ValueError("H is all zeros: no input has entered this linear")
-    if not W.any():
-        raise ValueError("W is all zeros: there is nothing to round")
 
 
 # The walk over a model ----------------------------------------------------------------

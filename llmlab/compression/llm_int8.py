@@ -35,11 +35,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int, Int8
+from jaxtyping import Bool, Float, Int8
 from torch import Tensor, nn
 
 from llmlab.compression import walk
+from llmlab.compression.integer_matmul import multiply_codes
 
 TOP = 127  # the largest code; −128 is not used
 
@@ -119,28 +119,6 @@ def outlier_columns(
         count = min(config.columns, len(largest))
         out[largest.topk(count).indices] = True
     return out
-
-
-def multiply_codes(
-    x: Int8[Tensor, "tokens n"], w: Int8[Tensor, "out n"]
-) -> Int[Tensor, "tokens out"]:
-    """x wᵀ of two matrices of codes, exact, in int32.
-
-    A sum of n products is at most 127² n: int16 holds two of them, int32 holds 133,000,
-    and a float32 is exact for 1,040.
-    """
-    if x.is_cuda:
-        return multiply_padded(x, w)
-    return torch._int_mm(x.contiguous(), w.t())
-
-
-def multiply_padded(x: Tensor, w: Tensor) -> Tensor:
-    """cuBLAS wants more than 16 tokens, and widths that 8 divides: zeros fill up."""
-    tokens, out = len(x), len(w)
-    width = -x.shape[1] % 8
-    x = F.pad(x, (0, width, 0, max(0, 17 - tokens)))
-    w = F.pad(w, (0, width, 0, -out % 8))
-    return torch._int_mm(x, w.t())[:tokens, :out]
 
 
 def int8_matmul(

@@ -15,8 +15,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from llmlab.compression import gptq, walk
+from llmlab.compression import awq, gptq, walk
+from llmlab.compression import magnitude_wanda_sparsegpt as pruning
 from llmlab.compression import quantization_basics as qb
+from llmlab.compression.magnitude_wanda_sparsegpt import PruneConfig
 from llmlab.compression.quantization_basics import QuantConfig, QuantLinear
 
 
@@ -28,13 +30,19 @@ class Recipe:
     bits: int = 4
     group: int | None = 64  # weights that share a scale; None: those of a row
     symmetric: bool = True
+    sparsity: float | None = None  # what pruning takes away; or a pattern, as "2:4"
+    pattern: str | None = None
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(
                 f"method={self.method!r} must be one of {', '.join(METHODS)}"
             )
-        grid_of(self)  # which refuses bits and groups that make no sense
+        # these refuse numbers that make no sense
+        if METHODS[self.method].packs:
+            grid_of(self)
+        else:
+            pruning_of(self)
 
     @property
     def grid(self) -> QuantConfig:
@@ -49,6 +57,13 @@ def grid_of(recipe: Recipe) -> QuantConfig:
     return QuantConfig(recipe.bits, symmetric=recipe.symmetric, group_size=recipe.group)
 
 
+def pruning_of(recipe: Recipe) -> PruneConfig:
+    """Half of the weights go, where neither a share nor a pattern is given."""
+    if recipe.sparsity is None and recipe.pattern is None:
+        return PruneConfig(recipe.method, sparsity=0.5)
+    return PruneConfig(recipe.method, recipe.sparsity, recipe.pattern)
+
+
 @dataclass(frozen=True)
 class Method:
     """How a recipe is followed: run(model, batches, recipe, progress)."""
@@ -56,6 +71,7 @@ class Method:
     run: Callable[..., nn.Module]
     words: str
     reads_text: bool = True
+    packs: bool = True  # else the linears stay floats, with zeros among them
 
 
 def _round(model, batches, recipe, progress):
@@ -68,12 +84,29 @@ def _gptq(model, batches, recipe, progress, act_order=False):
     return gptq.apply(model, batches, config, store=True, progress=progress)
 
 
+def _awq(model, batches, recipe, progress):
+    config = awq.AWQConfig(recipe.grid, trial_batches=2)
+    awq.apply(model, batches, config, progress=progress)
+    return model
+
+
+def _prune(model, batches, recipe, progress):
+    config = pruning_of(recipe)
+    return pruning.apply(model, batches, config, progress=progress)
+
+
 METHODS = {
     "rtn": Method(_round, "round to nearest", reads_text=False),
     "gptq": Method(_gptq, "later weights make up for the error of each"),
     "gptq-act-order": Method(
         partial(_gptq, act_order=True), "GPTQ, largest inputs first"
     ),
+    "awq": Method(_awq, "salient channels are scaled up first"),
+    "magnitude": Method(
+        _prune, "the smallest weights go", reads_text=False, packs=False
+    ),
+    "wanda": Method(_prune, "the smallest weight × input go", packs=False),
+    "sparsegpt": Method(_prune, "what is left makes up for what has gone", packs=False),
 }
 
 

@@ -54,11 +54,20 @@ def test_rounding_writes_what_rounding_gives(folder, tmp_path):
     assert (out / "tokenizer.json").is_file()
 
 
-@pytest.mark.parametrize("format", ["compressed-tensors", "gptq", "awq"])
-def test_gptq_in_each_format_is_judged(folder, tmp_path, format):
+@pytest.mark.parametrize(
+    ("method", "format"),
+    [
+        ("gptq", "compressed-tensors"),
+        ("gptq-act-order", "gptq"),
+        ("gptq", "awq"),
+        ("awq", "awq"),
+    ],
+)
+def test_methods_and_formats_are_judged(folder, tmp_path, method, format):
     out = tmp_path / "out"
     report = tmp_path / "report.json"
-    words = ["--group", 16, "--tokens", 512, "--format", format, "--json", report]
+    words = ["--group", 16, "--tokens", 512, "--json", report]
+    words += ["--format", format, "--method", method]
     code, said = run(folder, "-o", out, *words)
     assert code == 0, said
     result = json.loads(report.read_text())
@@ -67,6 +76,29 @@ def test_gptq_in_each_format_is_judged(folder, tmp_path, format):
     assert ratio == pytest.approx(result["factor"])
     assert result["bytes"] == sum(f.stat().st_size for f in out.iterdir())
     assert f"{result['perplexity']:.2f}" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "zeros"),
+    [
+        (["magnitude"], 0.5),
+        (["wanda", "--sparsity", 0.25], 0.25),
+        (["sparsegpt", "--pattern", "2:4"], 0.5),
+    ],
+)
+def test_pruned_models_are_folders_of_floats(folder, tmp_path, words, zeros):
+    out = tmp_path / "out"
+    report = tmp_path / "report.json"
+    usual = ["--tokens", 512, "--no-judge", "--floats", "float32", "--json", report]
+    code, said = run(folder, "-o", out, *usual, "--method", *words)
+    assert code == 0, said
+    result = json.loads(report.read_text())
+    assert result["sparsity"] == pytest.approx(zeros, abs=0.01)
+    weight = checkpoint.load(out).model.layers[0].mlp.up_proj.weight
+    assert (weight == 0).float().mean().item() == pytest.approx(zeros, abs=0.1)
+    if "2:4" in words:
+        assert ((weight.unflatten(1, (-1, 4)) == 0).sum(-1) == 2).all()
+    assert (out / "tokenizer.json").is_file()
 
 
 def test_text_of_ones_own_is_read(folder, tmp_path):
@@ -111,6 +143,8 @@ def test_nothing_is_overwritten(folder, tmp_path):
         (["--group", 48], "group_size=48 must divide the last dimension"),
         (["--bits", 9], "bits=9 must be an integer from 2 to 8"),
         (["--method", "magic"], "method='magic' must be one of rtn, gptq"),
+        (["--method", "wanda", "--sparsity", 2], "sparsity=2.0"),
+        (["--method", "wanda", "--pattern", "4:2"], "pattern='4:2' must be"),
         (["--format", "zip"], "--format 'zip': use compressed-tensors"),
         (["--format", "gguf:Q3_K"], "after gguf: comes one of"),
         (["--floats", "int8"], "--floats 'int8': use one of float32"),

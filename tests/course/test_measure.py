@@ -22,7 +22,11 @@ LESSONS = (
     "05-parallelism/06-sequence",
     "06-compression/01-quantization-basics",
     "06-compression/02-llm-int8",
+    "06-compression/03-smoothquant",
+    "06-compression/04-zeroquant",
     "06-compression/05-gptq",
+    "06-compression/06-awq",
+    "06-compression/09-magnitude-wanda-sparsegpt",
     "06-compression/12-distillation",
 )
 CELLS = 28  # at most

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from llmlab.checks.telling import telling
 from llmlab.compression import gptq
 from llmlab.course.grading.checking import Checks, Mistake, close, diagnose, expect
 
@@ -24,21 +24,6 @@ def problem(columns: int, out: int = 6, tokens: int = 60) -> tuple[Tensor, Tenso
     X *= torch.logspace(-0.4, 0.4, columns)[torch.randperm(columns), None]
     H = X @ X.T
     return torch.randn(out, columns), 3 * H / H.diagonal().mean()
-
-
-def telling(
-    draw: Callable[[], tuple], right: Callable, mistakes: Callable[..., dict]
-) -> tuple:
-    """Inputs on which no two mistakes come to the same, and none is right by chance."""
-    for _ in range(200):
-        case = draw()
-        values = [right(*case)]
-        for value in mistakes(*case).values():
-            values.append(value() if callable(value) else value)
-        pairs = itertools.combinations(values, 2)
-        if not any(close(a, b, tol=1e-3) for a, b in pairs):
-            return case
-    raise RuntimeError("no inputs were found that tell all mistakes apart")
 
 
 # 1 ------------------------------------------------------------------------------------

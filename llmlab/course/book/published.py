@@ -17,6 +17,7 @@ UNITS = {
     "M": 1e6,
     "B": 1e9,
     "GB": 1e9,
+    "GiB": 2**30,
     "%": 1,
     "bits": 1,
     "days": 1,
@@ -26,6 +27,7 @@ UNITS = {
 PARTS = {
     "peft": "Parameter-efficient fine-tuning",
     "parallelism": "Distributed training",
+    "compression": "Compression",
 }
 
 
@@ -36,7 +38,7 @@ class Row:
     `rule` and `arguments` say how `llmlab.<part>.published` counts it.
     """
 
-    part: str  # "peft" or "parallelism"
+    part: str  # "peft", "parallelism" or "compression"
     what: str
     where: str
     paper: str  # a bibtex key

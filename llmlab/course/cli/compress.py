@@ -16,7 +16,7 @@ import typer
 from llmlab.course.cli.base import Json, stop, write
 
 MODEL = "smollm2 (the real model), course (the small one), or a Llama's folder"
-METHOD = "rtn, gptq or gptq-act-order"
+METHOD = "rtn, gptq, gptq-act-order, awq; or magnitude, wanda, sparsegpt"
 FORMAT = "compressed-tensors, gptq, awq; or gguf:Q4_0, gguf:Q8_0 … (rounds by itself)"
 LENGTH = 256  # tokens of a run of text, for calibration and to judge
 JUDGED = 2048
@@ -36,6 +36,12 @@ def compress(
     symmetric: Annotated[
         bool, typer.Option(help="levels around 0, or with a zero point")
     ] = True,
+    sparsity: Annotated[
+        float | None, typer.Option(help="the share of weights that pruning takes")
+    ] = None,
+    pattern: Annotated[
+        str | None, typer.Option(help="or how many of how many it keeps, as 2:4")
+    ] = None,
     format: Annotated[str, typer.Option(help=FORMAT)] = "compressed-tensors",
     text: Annotated[
         Path | None,
@@ -57,13 +63,16 @@ def compress(
 
     The linears of its blocks are quantised; embedding, head and norms stay as they are.
     """
+    from llmlab.compression import recipes
+
     check_output(output)
     check_choices(format, floats)
     try:
         result = followed(
             model,
             output,
-            Choices(method, bits, group, symmetric, format, text, tokens, seed, floats),
+            recipes.Recipe(method, bits, group or None, symmetric, sparsity, pattern),
+            Choices(format, text, tokens, seed, floats),
             judge,
         )
     except (ValueError, FileNotFoundError) as error:
@@ -78,10 +87,6 @@ def compress(
 class Choices:
     """The options of the command that say how."""
 
-    method: str
-    bits: int
-    group: int
-    symmetric: bool
     format: str
     text: Path | None
     tokens: int
@@ -102,17 +107,15 @@ def check_choices(format: str, floats: str) -> None:
         stop(f"--format {format!r}: after gguf: comes one of {formats.TYPES}", 2)
 
 
-def followed(model: str, output: Path, choices: Choices, judge: bool) -> dict:
+def followed(model: str, output: Path, recipe, choices: Choices, judge: bool) -> dict:
     """Compress, write, judge: what came of it.
 
     Raises:
         ValueError, FileNotFoundError: something does not fit; nothing is written.
     """
     from llmlab.compression import formats, recipes
+    from llmlab.compression import magnitude_wanda_sparsegpt as pruning
 
-    recipe = recipes.Recipe(
-        choices.method, choices.bits, choices.group or None, choices.symmetric
-    )
     folder, loaded = opened(model)
     encode = tokenizer_of(model, folder)
     result = {
@@ -131,18 +134,37 @@ def followed(model: str, output: Path, choices: Choices, judge: bool) -> dict:
         loaded = reopened(output)
     else:
         batches = None
-        if recipes.METHODS[choices.method].reads_text:
+        if recipes.METHODS[recipe.method].reads_text:
             batches = calibration_text(encode, choices)
-        recipes.compress(loaded, recipe, batches, progress_bar(choices.method))
-        formats.save(loaded, output, kind, folder, dtype_of(choices.floats))
+        recipes.compress(loaded, recipe, batches, progress_bar(recipe.method))
+        store(loaded, output, recipe, kind, folder, dtype_of(choices.floats))
         loaded = formats.load(output)  # what is judged is what the folder holds
-        result["method"] = choices.method
-        result["bits_per_weight"] = recipes.bits_per_weight(loaded)
+        result["method"] = recipe.method
+        if recipes.METHODS[recipe.method].packs:
+            result["bits_per_weight"] = recipes.bits_per_weight(loaded)
+        else:
+            result["sparsity"] = pruning.sparsity(loaded)
     files = [file for file in output.iterdir() if file.is_file()]
     result["bytes"] = sum(file.stat().st_size for file in files)
     if judge:
         result |= compared(before, judged(recipes.as_floats(loaded), encode))
     return result
+
+
+def store(model, output: Path, recipe, kind: str, folder: Path | None, dtype) -> None:
+    """Write the folder: packed linears, or after pruning floats as any model has them.
+
+    Raises:
+        ValueError: the format cannot hold it.
+    """
+    from llmlab.compression import formats, recipes
+    from llmlab.models import checkpoint
+
+    if recipes.METHODS[recipe.method].packs:
+        formats.save(model, output, kind, folder, dtype)
+        return
+    checkpoint.save(model.to(dtype), output)
+    formats.copy_tokenizer(folder, output)
 
 
 def check_output(output: Path) -> None:
@@ -274,6 +296,8 @@ def say(result: dict) -> None:
     )
     if "bits_per_weight" in result:
         typer.echo(f"{result['bits_per_weight']:.2f} bits per weight of the linears")
+    if "sparsity" in result:
+        typer.echo(f"{result['sparsity']:.1%} of the weights of the linears are 0")
     if "factor" in result:
         typer.echo(
             f"perplexity {result['perplexity_before']:.2f} →"
