@@ -39,7 +39,7 @@ check.soft_loss(soft_loss)
 # %% [markdown] tags=["solution"]
 # The gradient of the KL with respect to a logit is $(q_i - p_i)/T$, and at high $T$ the difference $q_i - p_i$ itself falls like $1/T$. With $T^2$ the
 # pull stays as strong, so that hard labels can be mixed in with one weight whatever $T$ is. `F.kl_div(log_q, p, reduction="batchmean")` is the same
-# KL: it takes the student first, as a logarithm, and `"mean"` would divide by the vocabulary, too.
+# KL: it takes the student first, as a logarithm, and in this version of PyTorch `"mean"` divides by the vocabulary, too.
 
 # %% [markdown]
 # ## Exercise 2: from one direction to the other

@@ -52,7 +52,7 @@ def soft_by_cross_entropy(teacher_logits, student_logits, temperature):
 def mean_reduction(teacher_logits, student_logits, temperature):
     p = (teacher_logits / temperature).softmax(-1)
     log_q = F.log_softmax(student_logits / temperature, -1)
-    return temperature**2 * F.kl_div(log_q, p, reduction="mean")
+    return temperature**2 * F.kl_div(log_q, p, reduction="none").mean()
 
 
 def swapped_kl_div(teacher_logits, student_logits, temperature):
