@@ -27,6 +27,7 @@ LESSONS = (
     "06-compression/05-gptq",
     "06-compression/06-awq",
     "06-compression/09-magnitude-wanda-sparsegpt",
+    "06-compression/12-distillation",
 )
 CELLS = 28  # at most
 LINES = 150  # of code that is not folded, at most
