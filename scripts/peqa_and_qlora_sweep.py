@@ -30,7 +30,7 @@ from torch import nn
 
 from llmlab.compression import peqa_and_qlora as peqa
 from llmlab.compression import quantization_basics as qb
-from llmlab.compression.peqa_and_qlora import FILE, PEQAConfig
+from llmlab.compression.peqa_and_qlora import FILE
 from llmlab.compression.quantization_basics import QuantConfig
 from llmlab.models import course_model, real_model
 from llmlab.peft import lora, qlora, walk
@@ -189,10 +189,10 @@ def searched(model: str, name: str, bits: int) -> dict[float, float]:
     """Dev loss of each rate tried with seed 0; infinite where a run diverged."""
     found = {}
     for run in read():
-        if (run["model"], run["method"], run["bits"]) == (model, name, str(bits)):
-            if run["seed"] == "0":
-                dev = float(run["dev"])
-                found[float(run["lr"])] = dev if dev == dev else float("inf")
+        same = (run["model"], run["method"], run["bits"]) == (model, name, str(bits))
+        if same and run["seed"] == "0":
+            dev = float(run["dev"])
+            found[float(run["lr"])] = dev if dev == dev else float("inf")
     return found
 
 

@@ -138,13 +138,20 @@ class PEQALinear(nn.Module):
     def __init__(self, stored: QuantLinear, unpacked: bool = True) -> None:
         super().__init__()
         self.stored = stored
-        self.scale = nn.Parameter(stored.scale.float())  # (blocks, 1)
-        integers = None
+        # a copy: s₀ stays in `stored`
+        scale = stored.scale.to(torch.float32, copy=True)
+        self.scale = nn.Parameter(scale)  # (blocks, 1)
+        self.register_buffer("unpacked", None, persistent=False)
         if unpacked:
-            # without z, 8 bits reach from −255 to 255
-            wide = stored.config.bits == 8 and not stored.config.symmetric
-            integers = self.integers().to(torch.int16 if wide else torch.int8)
-        self.register_buffer("unpacked", integers, persistent=False)
+            self.unpack()
+            # codes that are loaded later are unpacked, too
+            self.register_load_state_dict_post_hook(unpack_loaded)
+
+    def unpack(self) -> None:
+        """Hold W̄ − z in memory, a byte each, or two where 8 bits reach beyond ±127."""
+        self.unpacked = None
+        wide = self.config.bits == 8 and not self.config.symmetric
+        self.unpacked = self.integers().to(torch.int16 if wide else torch.int8)
 
     @property
     def config(self) -> QuantConfig:
@@ -153,9 +160,8 @@ class PEQALinear(nn.Module):
 
     def integers(self, dtype: torch.dtype = torch.float32) -> Float[Tensor, "out in"]:
         """W̄ − z, as floats that hold integers."""
-        unpacked = getattr(self, "unpacked", None)
-        if unpacked is not None:
-            return unpacked.to(dtype)
+        if self.unpacked is not None:
+            return self.unpacked.to(dtype)
         codes = self.stored.codes()
         blocks = qb.to_blocks(codes, self.config) - self.stored.zeros()
         return blocks.reshape(codes.shape).to(dtype)
@@ -190,6 +196,11 @@ class PEQALinear(nn.Module):
             self.config,
             self.stored.bias,
         )
+
+
+def unpack_loaded(layer: PEQALinear, keys: object) -> None:
+    """After `load_state_dict`: the integers in memory are those that were loaded."""
+    layer.unpack()
 
 
 # The walk over a model ----------------------------------------------------------------
@@ -235,7 +246,8 @@ def train_scales(model: nn.Module, unpacked: bool = True) -> nn.Module:
             found[name] = module
     if not found:
         raise ValueError(
-            f"model={type(model).__name__} has no QuantLinear: use `apply` on floats"
+            f"model={type(model).__name__} has no QuantLinear whose scales could begin"
+            " to train: use `apply` on floats"
         )
     return put(model, found, unpacked)
 
@@ -405,6 +417,44 @@ def load_task(model: nn.Module, file: str | Path) -> nn.Module:
 # What it costs ------------------------------------------------------------------------
 
 
+def trained_values(
+    config: LlamaConfig,
+    method: str,
+    grid: QuantConfig | None = None,
+    rank: int = 8,
+    targets: tuple[str, ...] = ("q_proj", "v_proj"),
+) -> int:
+    """How many numbers a method trains in a Llama of this shape.
+
+    Args:
+        method: "full", "lora", "qlora" (linears in `grid`, and LoRA) or "peqa".
+        grid: of the codes; the paper's if it is not given.
+        rank: of LoRA's adapters, on the linears with the last names `targets`.
+    Raises:
+        ValueError: the method is unknown.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method={method!r} must be one of {METHODS}")
+    if method == "full":
+        return parameters(config)
+    if method == "peqa":
+        return config.num_hidden_layers * scales_of_block(config, grid or papers_grid())
+    in_one_block = 0
+    for name, (rows, columns) in linear_shapes(config).items():
+        if name.rpartition(".")[2] in targets:
+            in_one_block += rank * (rows + columns)
+    return config.num_hidden_layers * in_one_block
+
+
+def scales_of_block(config: LlamaConfig, grid: QuantConfig) -> int:
+    """The scales of the seven linears of one block."""
+    scales = 0
+    for rows, columns in linear_shapes(config).values():
+        sizes = {"tensor": rows * columns, "row": columns, "group": grid.group_size}
+        scales += rows * columns // sizes[grid.per]
+    return scales
+
+
 def memory_plan(
     config: LlamaConfig,
     method: str,
@@ -412,53 +462,31 @@ def memory_plan(
     rank: int = 8,
     targets: tuple[str, ...] = ("q_proj", "v_proj"),
 ) -> dict[str, int]:
-    """Bytes to train a Llama of this shape, and of the task's file; no activations.
+    """Bytes to train a Llama of this shape, without activations, and of the task's file.
 
-    16-bit floats. A trained value has a gradient of 2 bytes, and Adam's two moments and
-    a master copy, 4 bytes each.
+    Floats have 16 bits. A trained value has a gradient of 2 bytes, and 12 bytes in the
+    optimizer: Adam's two moments and a master copy, 4 each. In the file it has 2.
 
-    Args:
-        method: "full", "lora", "qlora" (linears in `grid`, and LoRA) or "peqa".
-        grid: of the codes; the paper's if it is not given.
-        rank: of LoRA's adapters, which are on the linears with the last names
-            `targets`.
-    Raises:
-        ValueError: the method is unknown.
+    Args, Raises: as `trained_values`.
     """
-    if method not in METHODS:
-        raise ValueError(f"method={method!r} must be one of {METHODS}")
     grid = grid or papers_grid()
-    linears = 0  # weights in the blocks
-    blocks = 0  # scales
-    adapter = 0
-    for name, (rows, columns) in linear_shapes(config).items():
-        linears += rows * columns
-        sizes = {"tensor": rows * columns, "row": columns, "group": grid.group_size}
-        blocks += rows * columns // sizes[grid.per]
-        if name.rpartition(".")[2] in targets:
-            adapter += rank * (rows + columns)
-    L = config.num_hidden_layers
-    linears, blocks, adapter = L * linears, L * blocks, L * adapter
-    trained = {
-        "full": parameters(config),
-        "lora": adapter,
-        "qlora": adapter,
-        "peqa": blocks,
-    }[method]
-
+    trained = trained_values(config, method, grid, rank, targets)
     weights = 2 * parameters(config)
     if method in ("qlora", "peqa"):
+        L = config.num_hidden_layers
+        linears = L * sum(
+            rows * columns for rows, columns in linear_shapes(config).values()
+        )
         block_bits = 8 * grid.scale_dtype.itemsize
         if not grid.symmetric:
             block_bits += grid.bits
-        codes = (linears * grid.bits + blocks * block_bits + 7) // 8
-        weights = 2 * (parameters(config) - linears) + codes
+        bits = linears * grid.bits + L * scales_of_block(config, grid) * block_bits
+        weights += bits // 8 - 2 * linears
     if method in ("lora", "qlora"):
-        weights += 2 * adapter
+        weights += 2 * trained
     return {
         "weights": weights,
         "gradients": 2 * trained,
         "optimizer": 12 * trained,
-        "trained": trained,
         "task": 2 * trained,
     }
