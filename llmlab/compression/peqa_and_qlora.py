@@ -462,7 +462,7 @@ def memory_plan(
     rank: int = 8,
     targets: tuple[str, ...] = ("q_proj", "v_proj"),
 ) -> dict[str, int]:
-    """Bytes to train a Llama of this shape, without activations, and of the task's file.
+    """Bytes to train a Llama of this shape, no activations, and of the task's file.
 
     Floats have 16 bits. A trained value has a gradient of 2 bytes, and 12 bytes in the
     optimizer: Adam's two moments and a master copy, 4 each. In the file it has 2.

@@ -1,8 +1,7 @@
-"""PEQA: against sums written out, autograd, finite differences, LSQ and transformers."""
+"""PEQA: against sums written out, autograd, finite differences and transformers."""
 
 from __future__ import annotations
 
-import csv
 from copy import deepcopy
 
 import pytest
