@@ -345,11 +345,10 @@ def wrong_counts(shapes, method: str, *numbers: int) -> dict[str, float]:
         found["every weight is trained here: in this method the weights are frozen"] = (
             but(trains=n)
         )
-    if method in ("full", "peqa"):
+    if method == "full":  # which is asked first
         found["the gradients' 2 bytes per trained value are missing"] = but(gradient=0)
     if method in ("lora", "qlora"):
         found |= {
-            # without gradients it is the same sum, but that "full" has found already
             "2 bytes per adapter value are missing: the adapters themselves take 2, and"
             " their gradients 2 more": but(adapter=0),
             "an adapter has rank × (out + in) values, not rank × out × in": but(
