@@ -39,7 +39,8 @@ from llmlab.training import tasks
 
 # %%
 llama = preset("llama-65b")
-ALL = tuple("q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split())
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+ALL = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
 print(f"{'LLaMA 65B':8}{'weights':>10}{'to train':>10}{'trained':>11}{'task file':>11}")
 for method in peqa.METHODS:
     grid = QuantConfig(4, group_size=64) if method == "qlora" else None
@@ -246,7 +247,9 @@ for row in table:
 tokenizer = course_model.load_tokenizer()
 held_out = tasks.make("bible", tokenizer, "valid", batches=2, size=16)
 grid = QuantConfig(3, symmetric=False, group_size=32, calibration="mse")
-model = peqa.apply(course_model.load(), PEQAConfig(grid))
+model = course_model.load()
+print(f"floats, before: loss {tasks.score(model, held_out)[0]:.2f}")
+peqa.apply(model, PEQAConfig(grid))
 integers, start = peqa.fingerprint(model), peqa.scales(model)
 print(f"3 bits, before: loss {tasks.score(model, held_out)[0]:.2f}")
 tasks.fit(model, tasks.make("bible", tokenizer, batches=20), lr=3e-3)
@@ -277,7 +280,7 @@ def chosen(method: str, bits: int, model: str = "course") -> list[dict[str, floa
     found = []
     for run in runs:
         if (run["model"], run["method"], run["bits"]) == (model, method, str(bits)):
-            numbers = "lr seed trained dev before loss stored".split()
+            numbers = ["lr", "seed", "trained", "dev", "before", "loss", "stored"]
             found.append({name: float(run[name]) for name in numbers})
     best = min((run for run in found if run["seed"] == 0), key=lambda run: run["dev"])
     return [run for run in found if run["lr"] == best["lr"]]
