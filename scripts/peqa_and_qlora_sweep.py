@@ -89,7 +89,7 @@ PLAN = [
 ]
 # the real model: examples per step, steps, the rates that are tried
 REAL_SIZE, REAL_STEPS = 3, 15
-REAL_RATES = {"PEQA, groups": (1e-4, 3e-4), "LoRA, all, r 8": (1e-3, 3e-3)}
+REAL_RATES = {"PEQA, groups": (1e-4, 3e-4), "LoRA, all, r 8": (3e-3, 1e-2)}
 
 
 def grid_of(model: str, method: Method, bits: int) -> QuantConfig:

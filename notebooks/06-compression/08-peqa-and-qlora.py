@@ -345,9 +345,8 @@ merge_guess.settle(100 * gain(lora, "stored") / gain(lora, "loss"), digits=2)
 # little is lost; and QLoRA in NF4, with four times as many trained numbers, learns more than any of these.
 
 # %% tags=["hide-input"]
-print(
-    f"{'LoRA, all, r 2':16}{'bits':>5}{'rate':>8}{'loss':>7}{'again':>7}{'gain left':>11}"
-)
+head = f"{'bits':>5}{'rate':>8}{'loss':>7}{'again':>7}{'gain left':>11}"
+print(f"{'LoRA, all, r 2':16}{head}")
 for run in runs:
     if (run["method"], run["model"], run["seed"]) == (lora, "course", "0"):
         before, loss, again = (float(run[k]) for k in ("before", "loss", "stored"))
@@ -357,9 +356,8 @@ for run in runs:
         )
 nf4 = "QLoRA, all, r 8"
 trained, loss, again = (mean(nf4, 4, k) for k in ("trained", "loss", "stored"))
-print(
-    f"QLoRA in NF4, all, r 8: {trained:,.0f} trained, loss {loss:.2f}, again {again:.2f}"
-)
+print(f"QLoRA in NF4, all, r 8: {trained:,.0f} trained")
+print(f"{'':21}{loss:15.2f}{again:7.2f}")
 real = [run for run in runs if run["model"] == "real"]
 print("\nSmolLM2-135M-Instruct, 3 bits in groups of 64, 15 steps of 3 pieces, one seed")
 for run in real:
@@ -445,7 +443,8 @@ explore(
 #
 # ## At scale
 #
-# The paper trains LLaMA up to 65B. It reports about 130 GB of weights for that model in 16 bits and 33 GB in 4 bits with PEQA. Both come out of a count:
+# The paper trains LLaMA up to 65B. It reports about 130 GB of weights for that model in 16 bits and 33 GB in 4 bits with PEQA. Both come out of a count. Below it, the numbers that train: a scale per row,
+# and LoRA of rank 4 on the queries and values.
 
 # %% tags=["hide-input"]
 published = {"full": 130, "peqa": 33}
@@ -456,9 +455,7 @@ for method, reported in published.items():
 for name in ("llama-7b", "llama-13b", "llama-65b"):
     scales = peqa.trained_values(preset(name), "peqa")
     adapters = peqa.trained_values(preset(name), "lora", rank=4)
-    print(
-        f"{name:10} scales {scales / 1e6:.2f} M, LoRA on q and v, r 4 {adapters / 1e6:.2f} M"
-    )
+    print(f"{name:10} scales {scales / 1e6:.2f} M, LoRA {adapters / 1e6:.2f} M")
 
 # %% [markdown]
 # The rows of a large model are long, so that a scale per row is one number for thousands of weights: PEQA trains fewer numbers than the smallest usual LoRA.
