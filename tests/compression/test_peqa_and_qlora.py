@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from copy import deepcopy
 
 import pytest
@@ -465,3 +466,35 @@ def test_llama_65b_takes_33_gb_in_4_bits_as_published():
 def test_an_unknown_method_is_named():
     with pytest.raises(ValueError, match="method='bitfit' must be one of"):
         peqa.memory_plan(preset("course"), "bitfit")
+
+
+# What the lesson says of its runs ------------------------------------------------------
+
+
+def runs_at_the_best_rate(method, bits):
+    with peqa.FILE.open(newline="", encoding="utf-8") as file:
+        found = [
+            run
+            for run in csv.DictReader(file)
+            if (run["model"], run["method"], run["bits"]) == ("course", method, bits)
+        ]
+    tried = [run for run in found if run["seed"] == "0"]
+    best = min(tried, key=lambda run: float(run["dev"]))["lr"]
+    runs = {run["seed"]: run for run in found if run["lr"] == best}
+    assert sorted(runs) == ["0", "1", "2"]
+    return runs
+
+
+@pytest.mark.parametrize("bits", ["4", "3", "2"])
+def test_the_stored_runs_show_what_the_lesson_says(bits):
+    ours = runs_at_the_best_rate("PEQA, groups", bits)
+    rows = runs_at_the_best_rate("PEQA, rows", bits)
+    lora_all = runs_at_the_best_rate("LoRA, all, r 2", bits)
+    lora_qv = runs_at_the_best_rate("LoRA, q and v, r 4", bits)
+    for seed in ours:
+        for run in (ours[seed], rows[seed]):  # only scales are rounded, to 16 bits
+            assert abs(float(run["stored"]) - float(run["loss"])) < 0.002
+        assert float(ours[seed]["loss"]) < float(lora_all[seed]["loss"])
+        assert float(rows[seed]["loss"]) < float(lora_qv[seed]["loss"])
+        lost = float(lora_all[seed]["stored"]) - float(lora_all[seed]["loss"])
+        assert lost > {"4": 0.01, "3": 0.07, "2": 0.4}[bits]
