@@ -83,8 +83,8 @@ PLAN = [
     *(("course", name, 3, (0, 1, 2)) for name in COURSE),
     ("course", "QLoRA, all, r 8", 4, (0, 1, 2)),
     *(("course", name, 2, (0, 1, 2)) for name in COURSE),
-    ("real", "PEQA, groups", 3, (0, 1)),
-    ("real", "LoRA, all, r 8", 3, (0, 1)),
+    ("real", "PEQA, groups", 3, (0,)),
+    ("real", "LoRA, all, r 8", 3, (0,)),
     *(("course", name, 4, (0, 1, 2)) for name in COURSE),
 ]
 # the real model: examples per step, steps, the rates that are tried

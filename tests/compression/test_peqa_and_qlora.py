@@ -468,7 +468,7 @@ def test_an_unknown_method_is_named():
         peqa.memory_plan(preset("course"), "bitfit")
 
 
-# What the lesson says of its runs ------------------------------------------------------
+# What the lesson says of its runs -----------------------------------------------------
 
 
 def runs_at_the_best_rate(method, bits):
