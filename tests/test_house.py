@@ -115,6 +115,7 @@ ARROWS = {
         "kernels": "quantization_basics recipes",
         "llm_int8": "integer_matmul walk",
         "magnitude_wanda_sparsegpt": "calibration hessian quantization_basics walk",
+        "peqa_and_qlora": "quantization_basics walk",
         "recipes": "awq gptq magnitude_wanda_sparsegpt quantization_basics walk",
         "smoothquant": "calibration folding integer_matmul walk",
         "zeroquant": "calibration quantization_basics walk",
