@@ -149,7 +149,8 @@ def decode(stored: Blocks, kind: BlockFormat) -> Float[Tensor, "... n"]:
     scale = scale_values(stored.scale, kind, stored.global_scale)
     elements = float_formats.decode(stored.codes, kind.element)
     blocks = to_blocks(elements, kind.size) * scale[..., None]
-    return blocks.reshape(stored.codes.shape)
+    largest = torch.finfo(torch.float32).max  # which `carry` and `ceil` may exceed
+    return blocks.clamp(-largest, largest).reshape(stored.codes.shape)
 
 
 def round_to(x: Float[Tensor, "... n"], kind: BlockFormat) -> Float[Tensor, "... n"]:

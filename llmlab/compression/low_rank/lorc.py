@@ -212,7 +212,7 @@ class LowRankLinear(nn.Module):
                 setattr(self, name, qb.finite(factor, torch.float16).contiguous())
                 continue
             codes, scale, _ = qb.encode(factor, FACTOR_GRID)
-            setattr(self, name, codes.to(torch.int8))
+            setattr(self, name, codes.to(torch.int8).contiguous())
             setattr(self, f"{name}_scale", scale.half())
 
     def factor(self, name: str) -> Float[Tensor, "r n"]:
@@ -239,7 +239,7 @@ class LowRankLinear(nn.Module):
         if self.A is not None:
             inner = F.linear(x, self.factor("B").to(x.dtype))  # (…, r)
             out = out + F.linear(inner, self.factor("A").T.to(x.dtype))
-        return out if self.bias is None else out + self.bias
+        return out if self.bias is None else out + self.bias.to(x.dtype)
 
 
 def round_tokens(x: Float[Tensor, "... in"], kind: FloatFormat) -> Tensor:
