@@ -5,8 +5,9 @@
 
 All 210 linears of SmolLM2-135M-Instruct. What is read to judge: the first 2,049 tokens
 of the held-out addresses, 256 at a time. What activation-aware factors read: runs of
-256 tokens from random places of the other addresses, drawn by the seed. Factors are
-stored in 8 bits. Factors of a lower rank are the first of those of a higher one.
+256 tokens from random places of the other addresses (or of the King James Bible, "aware
+bible"), drawn by the seed. Factors are stored in 8 bits. Those of a lower rank are the
+first of those of a higher one.
 """
 
 from __future__ import annotations
@@ -42,7 +43,6 @@ GRIDS = {
     "nvfp4": NVFP4,
     "none": None,
 }
-TOP_RANK = 32
 # format, method, ranks, seed, inputs
 JOBS = [
     ("int4 row", "lorc", (0, 8, 32), 0, "float"),
@@ -59,6 +59,7 @@ JOBS = [
     ("fp4 g64", "lorc", (0, 8), 0, "fp8"),
     ("int4 row", "aware", (8, 32), 1, "float"),
     ("mxfp4", "aware", (8,), 1, "float"),
+    ("mxfp4", "aware bible", (8,), 0, "float"),
 ]
 FIELDS = [
     "format",
@@ -87,32 +88,33 @@ class Sweep:
         self.model = real_model.load()
         self.linears = walk.linears(self.model)
         self.tokenizer = real_model.load_tokenizer()
-        self.judged = self.tokens("valid", 20_000)[:2049]
+        self.judged = self.tokens("addresses", "valid", 20_000)[:2049]
         self.float_losses = self.losses(self.model)
         self.plain: dict[str, Tensor] = {}  # of each format without factors
-        self.grams: dict[int, dict[str, Tensor]] = {}
+        self.grams: dict[tuple, dict[str, Tensor]] = {}
 
-    def tokens(self, split: str, characters: int) -> Tensor:
-        """The first so many characters of the addresses, as token ids."""
-        text = course_model.corpus("addresses", split)[:characters]
+    def tokens(self, name: str, split: str, characters: int) -> Tensor:
+        """The first so many characters of a text, as token ids."""
+        text = course_model.corpus(name, split)[:characters]
         return torch.tensor(self.tokenizer.encode(text).ids)
 
     def losses(self, model: torch.nn.Module) -> Tensor:
         return language_model.token_losses(model, self.judged, context=256)
 
-    def gram(self, seed: int) -> dict[str, Tensor]:
-        """X Xᵀ of every linear, for the text of this seed; only the last is kept."""
-        if seed not in self.grams:
-            known = self.tokens("train", 400_000)
+    def gram(self, name: str, seed: int) -> dict[str, Tensor]:
+        """X Xᵀ of every linear, for one draw of a text; only the last is kept."""
+        if (name, seed) not in self.grams:
+            known = self.tokens(name, "train", 400_000)
             batches = calibration.sample(known, LENGTH, TOKENS // LENGTH, seed)
             seen = calibration.inputs(self.model, self.linears, batches)
-            self.grams = {seed: {name: s.gram for name, s in seen.items()}}
-        return self.grams[seed]
+            self.grams = {(name, seed): {k: s.gram for k, s in seen.items()}}
+        return self.grams[name, seed]
 
     def found(self, kind: str, method: str, rank: int, seed: int):
         """Every linear compressed with this rank, its largest."""
         aware = "aware" in method
-        gram = self.gram(seed) if aware else {}
+        text = "bible" if "bible" in method else "addresses"
+        gram = self.gram(text, seed) if aware else {}
         bits = SVD_BITS if kind == "none" else None
         config = LowRankConfig(GRIDS[kind], rank, 8, aware, bits=bits)
         made = {}

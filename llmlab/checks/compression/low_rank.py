@@ -67,7 +67,7 @@ def nearest(W: Tensor, rank: int, power: float = 1.0, last: bool = False) -> Ten
     difficulty=2,
     importance=5,
     hints=(
-        "`torch.linalg.svd(W, full_matrices=False)` returns U, σ and Vᵀ, largest first.",
+        "`torch.linalg.svd(W, full_matrices=False)` gives U, σ and Vᵀ, largest first.",
         "Of U the first `rank` columns, of σ the first numbers, of Vᵀ the first rows.",
         (
             "`U[:, :rank] * sigma[:rank]` is one way to have A, with `Vt[:rank]` as B:"
@@ -82,9 +82,7 @@ def truncate(answer):
     what = "truncate(W, 3)"
     got = product(answer(W, rank), W, rank, what)
     mistakes = wrong_truncations(W, rank)
-    diagnose(
-        got, right=nearest(W, rank), mistakes=mistakes, tol=1e-4, what="A B"
-    )
+    diagnose(got, right=nearest(W, rank), mistakes=mistakes, tol=1e-4, what="A B")
     for shape, rank in (((5, 9), 2), ((9, 4), 1), ((3, 7), 3)):
         W = torch.randn(shape)
         got = product(answer(W, rank), W, rank, f"truncate(W, {rank})")
@@ -396,10 +394,12 @@ def right_mxfp4(x: Tensor) -> Tensor:
 
 
 def high_first(codes: Tensor) -> Tensor:
+    """Nibbles in the wrong order."""
     return codes[:, 0::2] << 4 | codes[:, 1::2]
 
 
 def halves(codes: Tensor) -> Tensor:
+    """As gguf packs a block."""
     return codes[:, :16] | codes[:, 16:] << 4
 
 

@@ -86,7 +86,8 @@ class BlockFormat:
             raise ValueError(f"size={self.size} must be even, so that nibbles pair up")
         if self.element.bits not in (4, 8):
             raise ValueError(
-                f"element={self.element} has {self.element.bits} bits; 4 or 8 are packed"
+                f"element={self.element} has {self.element.bits} bits; it must have 4"
+                " or 8"
             )
 
     @property
@@ -188,9 +189,7 @@ def unpack_nibbles(packed: UInt8[Tensor, "... half"]) -> UInt8[Tensor, "... n"]:
     return torch.stack([packed & 15, packed >> 4], -1).flatten(-2)
 
 
-def to_blocks(
-    x: Float[Tensor, "... n"], size: int
-) -> Float[Tensor, "... blocks size"]:
+def to_blocks(x: Float[Tensor, "... n"], size: int) -> Float[Tensor, "... blocks size"]:
     """x with its last dimension cut into blocks.
 
     Raises:

@@ -12,8 +12,8 @@ Microscaling specification 1.0 (E2M1). With the exponent field E and the mantiss
            larger value, and the codes of neighbours differ by 1
 
 So rounding to nearest, ties to even, is rounding of M to even: the code of a tie ends
-in a 0 bit. What is beyond the largest value becomes the largest (it saturates); PyTorch's
-cast to E5M2 gives ∞ there.
+in a 0 bit. What is beyond the largest value becomes the largest (it saturates), where
+PyTorch's cast to E5M2 gives ∞.
 """
 
 from __future__ import annotations

@@ -365,7 +365,9 @@ def filled(
     blank = LowRankLinear(blank_of(linear.weight, config), config, linear.bias)
     expected = {key: v for key, v in blank.state_dict().items() if key != "bias"}
     if expected.keys() != parts.keys():
-        raise ValueError(f"{name} has {sorted(parts)} in the file, not {list(expected)}")
+        raise ValueError(
+            f"{name} has {sorted(parts)} in the file, not {list(expected)}"
+        )
     for part, value in parts.items():
         if value.shape != expected[part].shape:
             raise ValueError(
@@ -395,7 +397,8 @@ def as_data(config: LowRankConfig) -> dict:
     """The settings as json holds them."""
     data = asdict(config)
     if isinstance(config.grid, QuantConfig):
-        data["grid"]["scale_dtype"] = str(config.grid.scale_dtype).removeprefix("torch.")
+        dtype = str(config.grid.scale_dtype).removeprefix("torch.")
+        data["grid"]["scale_dtype"] = dtype
     return data
 
 
@@ -405,5 +408,6 @@ def from_data(data: dict) -> LowRankConfig:
     if grid is not None and "element" in grid:
         grid = BlockFormat(**grid | {"element": FloatFormat(**grid["element"])})
     elif grid is not None:
-        grid = QuantConfig(**grid | {"scale_dtype": getattr(torch, grid["scale_dtype"])})
+        dtype = getattr(torch, grid["scale_dtype"])
+        grid = QuantConfig(**grid | {"scale_dtype": dtype})
     return LowRankConfig(**data | {"grid": grid})

@@ -33,8 +33,6 @@ def by_eigenvectors(W, rank):
     return A, A.T @ W
 
 
-
-
 def transposed_v(W, rank):
     U, sigma, Vt = torch.linalg.svd(W, full_matrices=False)
     if W.shape[0] != W.shape[1]:
@@ -155,6 +153,14 @@ def by_steps(x):
     return (code.clamp(max=7) + 8 * x.signbit()).to(torch.uint8)
 
 
+def below(size):
+    return (size[..., None] >= LEVELS[1:]).sum(-1)
+
+
+def integers(size):
+    return size.round().clamp(max=7).int()
+
+
 def above(size):
     return (size[..., None] > LEVELS[:-1]).sum(-1)
 
@@ -245,6 +251,14 @@ def block_by_block(x):
     )
 
 
+def rounded_log(top):
+    return top.log2().round().nan_to_num(0, 0, -200).int() - 2
+
+
+def largest(x):
+    return x.amax(1, keepdim=True)
+
+
 def carried(top):
     return block_formats.carry_rule(top, E2M1)
 
@@ -313,10 +327,12 @@ test_wrong_answers = rejects(
         Wrong(C, twos_complement, "two's complement"),
         Wrong(C, in_order, "in the order of the values"),
         Wrong(
-            C, codes_of(lambda s: (s[..., None] >= LEVELS[1:]).sum(-1)), "the level below"
+            C,
+            codes_of(lambda s: (s[..., None] >= LEVELS[1:]).sum(-1)),
+            "the level below",
         ),
         Wrong(C, codes_of(above), "the level above"),
-        Wrong(C, codes_of(lambda s: s.round().clamp(max=7).int()), "these are integers"),
+        Wrong(C, codes_of(integers), "these are integers"),
         Wrong(C, codes_of(one_more), "values beyond 6 must become 6"),
         Wrong(C, codes_of(wraps), "wrap around"),
         Wrong(C, codes_of(no_subnormal), "the level 0.5 is missing"),
@@ -329,14 +345,14 @@ test_wrong_answers = rejects(
         Wrong(M, blocks(exponent=carried), "carries over at 7"),
         Wrong(
             M,
-            blocks(exponent=lambda t: t.log2().round().nan_to_num(0, 0, -200).int() - 2),
+            blocks(exponent=rounded_log),
             "log2 is rounded to nearest",
         ),
         Wrong(M, blocks(exponent=lambda t: torch.frexp(t)[1] - 1), "e_max is missing"),
         Wrong(M, blocks(exponent=lambda t: torch.frexp(t)[1] - 7), "not the largest"),
         Wrong(M, blocks(bias=0), "the bias is missing"),
         Wrong(M, blocks(bias=128), "the bias is 128"),
-        Wrong(M, blocks(top=lambda x: x.amax(1, keepdim=True)), "that of x, not of |x|"),
+        Wrong(M, blocks(top=largest), "that of x, not of |x|"),
         Wrong(
             M,
             blocks(top=lambda x: x.abs().max().expand(len(x), 1)),

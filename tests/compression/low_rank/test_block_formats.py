@@ -189,9 +189,7 @@ def test_compressed_tensors_has_the_same_bytes_with_its_rule(name):
     assert torch.equal(stored.scale.int(), theirs["weight_scale"].int())
     codes = stored.codes
     if name == "mxfp4":
-        assert torch.equal(
-            bf.pack_nibbles(codes).int(), theirs["weight_packed"].int()
-        )
+        assert torch.equal(bf.pack_nibbles(codes).int(), theirs["weight_packed"].int())
     else:
         assert torch.equal(codes.int(), theirs["weight"].int())
     assert torch.equal(bf.decode(stored, kind), theirs["decoded"])

@@ -32,9 +32,7 @@ def test_every_code_is_torchs(name):
     kind, dtype = TORCH[name]
     codes = torch.arange(256, dtype=torch.uint8)
     theirs = codes.view(dtype).float()
-    torch.testing.assert_close(
-        ff.levels(kind), theirs, rtol=0, atol=0, equal_nan=True
-    )
+    torch.testing.assert_close(ff.levels(kind), theirs, rtol=0, atol=0, equal_nan=True)
     assert kind.top == torch.finfo(dtype).max
     assert 2.0**kind.e_min == torch.finfo(dtype).smallest_normal
 

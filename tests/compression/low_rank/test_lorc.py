@@ -23,11 +23,9 @@ from llmlab.compression.low_rank import (
     LowRankLinear,
     apply,
     bits_per_weight,
-    block_formats,
     load,
     lorc,
     save,
-    svd,
 )
 from llmlab.compression.quantization_basics import QuantConfig
 from tests.models.hugging_face import make, theirs
@@ -36,7 +34,6 @@ ROWS = QuantConfig(4, per="row")
 GROUPS = QuantConfig(4, False, group_size=16)
 SMALL_BLOCKS = replace(FP4, size=16)
 GRIDS = [ROWS, GROUPS, SMALL_BLOCKS, replace(MXFP4, size=16), NVFP4, MXFP8, None]
-
 
 
 def problem(out=24, columns=32, tokens=200, seed=0):
@@ -333,7 +330,7 @@ def test_bad_arguments_are_named():
             LowRankConfig(**bad)
     with pytest.raises(ValueError, match="leaves nothing"):
         LowRankConfig(None, 0)
-    W, X = problem()
+    W, _ = problem()
     with pytest.raises(ValueError, match="gram=None"):
         lorc.lorc(W, LowRankConfig(ROWS, aware=True))
     with pytest.raises(ValueError, match="rank=25 must be from 1 to 24"):
