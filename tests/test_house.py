@@ -112,6 +112,7 @@ ARROWS = {
         "formats": "quantization_basics walk",
         "kernels": "quantization_basics recipes",
         "llm_int8": "walk",
+        "low_rank": "calibration quantization_basics walk",
         "recipes": "gptq quantization_basics walk",
     },
     "course": {

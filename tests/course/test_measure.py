@@ -23,6 +23,7 @@ LESSONS = (
     "06-compression/01-quantization-basics",
     "06-compression/02-llm-int8",
     "06-compression/05-gptq",
+    "06-compression/14-low-rank",
 )
 CELLS = 28  # at most
 LINES = 150  # of code that is not folded, at most
