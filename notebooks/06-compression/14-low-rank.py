@@ -396,15 +396,17 @@ figure(
     fig,
     alt=(
         "Loss added by four 4-bit formats. Rounded: 0.7 for INT4 with a scale per row,"
-        " 0.4 for MXFP4 and INT4 in groups, less for NVFP4. LoRC of rank 8 takes away a"
-        " fifth to a third; aware LoRC leaves a third or less of each."
+        " 0.4 for MXFP4 and INT4 in groups, 0.2 for NVFP4. LoRC of rank 8 takes away a"
+        " fifth to a quarter, of NVFP4's nothing; aware LoRC takes away more than half"
+        " of each, and leaves a tenth for all but INT4 with a scale per row."
     ),
 )
 
 # %% [markdown]
-# Does rank 8 repair 4 bits? As published, with factors for the weights: a part. With factors for the outputs: most of it, at the same 0.2 bits per weight, and
-# for each format the gap to LoRC is far larger than the spread. Even weights with one scale per row end up better than LoRC makes
-# the finer formats. The last two lines change the calibration text: another draw changes little, and the Bible in place of addresses is still far better than no text.
+# Does rank 8 repair 4 bits? As published, with factors for the weights: a part, and for NVFP4, whose small blocks leave the most even noise, nothing beyond the spread.
+# With factors for the outputs: more than half of it for every format, at the same 0.2 bits per weight, and by far more than the spread. Weights with one
+# scale per row then beat MXFP4 with LoRC. The last two lines change the calibration text: another draw changes little, and the Bible in place of
+# addresses costs part of the gain.
 #
 # The rest of the sweep: is more rank worth its bits, may inputs be FP8 as in ZeroQuant-FP, and can factors do without $\hat W$?
 
@@ -424,9 +426,10 @@ for words, asked in {
     print(f"{words:30} {bits:.2f} bits  {loss:.2f} ± {spread:.2f}  {factor}")
 
 # %% [markdown]
-# Inputs in FP8 cost next to nothing. And factors alone, at the bytes of 4-bit weights, ruin the model, whitened or not: weights are not of low rank, and
-# Eckart–Young says that no cleverer factors exist. The file that this model was made from stored its linears in 4 bits once, on other levels
-# than any of these; so no format here finds its work done.
+# Inputs in FP8 cost next to nothing. Factors alone, at the bytes of 4-bit weights, ruin the model. Whitening saves most of what plain SVD destroys,
+# and is still far worse than the crudest rounding: weights are not of low rank, and for a layer Eckart–Young says that no better factors exist.
+#
+# The file that this model was made from stored its linears in 4 bits once, on other levels than any of these; so no format here finds its work done.
 #
 # ## Play
 #

@@ -128,7 +128,7 @@ def encode(x: Float[Tensor, "... n"], kind: BlockFormat) -> Blocks:
     if kind.scale == "e8m0":
         exponent = RULES[kind.rule](top, kind.element)
         exponent = torch.where(top > 0, exponent, -BIAS)
-        stored = (exponent + BIAS).clamp(0, 254).to(torch.uint8)
+        stored = (exponent + BIAS).clamp(min=0).to(torch.uint8)  # 253 at most
     elif kind.scale == "e4m3":
         largest = top.max().clamp(min=torch.finfo(torch.float32).tiny)
         G = (E4M3.top * kind.element.top / largest).reshape(1)
