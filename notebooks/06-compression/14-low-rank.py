@@ -213,6 +213,13 @@ your_turn(check.truncate_whitened, one_answer)
 #
 # What is $\hat W$? Chips of today multiply floats of 8 and 4 bits. **E4M3** has 4 exponent bits and 3 mantissa bits, **E5M2** 5 and 2, and **E2M1**, the usual
 # FP4, has 2 and 1: its levels are 0, 0.5, 1, 1.5, 2, 3, 4 and 6. They lie close together near 0, where most weights are, and far apart at the end.
+#
+# So small a range needs a scale for each block of weights. **MXFP4** ([OCP 2023](https://www.opencompute.org/documents/ocp-microscaling-formats-mx-v1-0-spec-final-pdf "ocp2023microscaling"))
+# shares a power of two among 32 weights, $X = 2^{\lfloor \log_2 \max |V| \rfloor - 2}$, stored as its exponent in one byte (E8M0). The maximum of a block,
+# divided by $X$, lies between 4 and 8; what is above 6 is clipped. **MXFP8** is the same with E4M3. **NVFP4** shares
+# a scale in E4M3 among 16 weights, and a float32 among all.
+#
+# Below the levels of E2M1 and of INT4, and what each format makes of a block that begins with 7, −5, 1.2, 0.6 and 0.2.
 
 # %% tags=["hide-input"]
 fig, ax = plt.subplots(figsize=(4.8, 1.5))
@@ -230,13 +237,6 @@ figure(
     ),
 )
 
-# %% [markdown]
-# So small a range needs a scale for each block of weights. **MXFP4** ([OCP 2023](https://www.opencompute.org/documents/ocp-microscaling-formats-mx-v1-0-spec-final-pdf "ocp2023microscaling"))
-# shares a power of two among 32 weights, $X = 2^{\lfloor \log_2 \max |V| \rfloor - 2}$, stored as its exponent in one byte (E8M0). The maximum of a block,
-# divided by $X$, lies between 4 and 8; what is above 6 is clipped. **MXFP8** is the same with E4M3. **NVFP4** shares
-# a scale in E4M3 among 16 weights, and a float32 among all.
-
-# %%
 formats = {"MXFP4": MXFP4, "NVFP4": NVFP4, "FP4, float16 scales": FP4, "MXFP8": MXFP8}
 V = torch.tensor([[7.0, -5.0, 1.2, 0.6] + [0.2] * 60])
 for name, kind in formats.items():
@@ -347,7 +347,7 @@ layer_guess.settle(100 * left["mlp.up_proj"][1], digits=2)
 #
 # Now all 210 linears. These runs take a minute each, so they are stored; `scripts/low_rank_sweep.py` made them. Judged on 2,048 tokens of held-out addresses.
 
-# %% tags=["hide-output"]
+# %% tags=["hide-input"]
 with FILE.open(newline="", encoding="utf-8") as file:
     runs = list(csv.DictReader(file))
 
@@ -363,7 +363,6 @@ def grown(kind: str, method: str, rank: int, seed: int = 0, inputs: str = "float
 share = grown("mxfp4", "aware", 8)[0] / grown("mxfp4", "lorc", 0)[0]
 model_guess.settle(100 * share, digits=2)
 
-# %% tags=["hide-input"]
 KINDS = {
     "int4 row": "INT4, scale per row",
     "mxfp4": "MXFP4",
