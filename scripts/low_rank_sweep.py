@@ -56,8 +56,6 @@ JOBS = [
     ("nvfp4", "lorc", (0, 8), 0, "float"),
     ("nvfp4", "aware", (8,), 0, "float"),
     ("fp4 g64", "lorc", (0, 8), 0, "float"),
-    ("fp4 g64", "lorc", (0, 8), 0, "fp8"),
-    ("int4 row", "aware", (8, 32), 1, "float"),
     ("mxfp4", "aware", (8,), 1, "float"),
     ("mxfp4", "aware bible", (8,), 0, "float"),
 ]
