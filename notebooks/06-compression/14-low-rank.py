@@ -76,7 +76,7 @@ layer_guess = predict(
     unit="%",
 )
 model_guess = predict(
-    "Whole model, factors told what the inputs are: how much of the added loss is left?",
+    "Whole model, the best factors for the outputs: how much of that loss is left?",
     unit="%",
 )
 
