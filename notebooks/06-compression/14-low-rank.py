@@ -396,13 +396,13 @@ figure(
     alt=(
         "Loss added by four 4-bit formats. Rounded: 0.7 for INT4 with a scale per row,"
         " 0.4 for MXFP4 and INT4 in groups, 0.2 for NVFP4. LoRC of rank 8 takes away a"
-        " fifth to a quarter, of NVFP4's nothing; aware LoRC takes away more than half"
-        " of each, and leaves a tenth for all but INT4 with a scale per row."
+        " fifth to a quarter, of NVFP4's next to nothing; aware LoRC takes away more"
+        " than half of each, and leaves about 0.1 for all but INT4 with a scale per row."
     ),
 )
 
 # %% [markdown]
-# Does rank 8 repair 4 bits? As published, with factors for the weights: a part, and for NVFP4, whose small blocks leave the most even noise, nothing beyond the spread.
+# Does rank 8 repair 4 bits? As published, with factors for the weights: a part, and for NVFP4 nothing beyond the spread.
 # With factors for the outputs: more than half of it for every format, at the same 0.2 bits per weight, and by far more than the spread. Weights with one
 # scale per row then beat MXFP4 with LoRC. The last two lines change the calibration text: another draw changes little, and the Bible in place of
 # addresses costs part of the gain.
