@@ -385,7 +385,7 @@ for label, (method, rank, color, marker) in METHODS.items():
         print(f"{KINDS[name]:20} {label:19} {size:.2f} bits  {loss:.3f} ± {spread:.3f}")
 ax.set_yticks(range(len(KINDS)), list(KINDS.values()))
 ax.set(xlabel="loss added, nats per token", xlim=(0, None))
-ax.invert_yaxis()
+ax.set_ylim(len(KINDS) - 0.5, -0.5)
 ax.legend(fontsize="small", loc="lower right")
 other = grown("mxfp4", "aware", 8, seed=1)
 print(f"MXFP4, aware, calibrated on another draw: {other[0]:.3f} ± {other[1]:.3f}")
