@@ -339,15 +339,7 @@ for name, linear in linears.items():
         errors.append(svd.output_error(W, found.weight, judge[name]))
     left[name] = [error / errors[0] for error in errors]
     print(f"{name:18}{errors[0]:8.2%}{left[name][1]:8.0%}{left[name][2]:12.1%}")
-layer_guess.settle(100 * left["mlp.up_proj"][1], digits=2)
 
-# %% [markdown]
-# LoRC hardly helps the MLP: the error is noise, and eight terms of noise are little. With the inputs known the same eight terms do far more. In attention
-# nearly all is repaired: what these linears read lies in a few directions, and the factors cover them.
-#
-# Now all 210 linears. These runs take a minute each, so they are stored; `scripts/low_rank_sweep.py` made them. Judged on 2,048 tokens of held-out addresses.
-
-# %% tags=["hide-input"]
 with FILE.open(newline="", encoding="utf-8") as file:
     runs = list(csv.DictReader(file))
 
@@ -361,8 +353,16 @@ def grown(kind: str, method: str, rank: int, seed: int = 0, inputs: str = "float
 
 
 share = grown("mxfp4", "aware", 8)[0] / grown("mxfp4", "lorc", 0)[0]
+layer_guess.settle(100 * left["mlp.up_proj"][1], digits=2)
 model_guess.settle(100 * share, digits=2)
 
+# %% [markdown]
+# LoRC hardly helps the MLP: the error is noise, and eight terms of noise are little. With the inputs known the same eight terms do far more. In attention
+# nearly all is repaired: what these linears read lies in a few directions, and the factors cover them.
+#
+# Now all 210 linears. These runs take a minute each, so they are stored; `scripts/low_rank_sweep.py` made them. Judged on 2,048 tokens of held-out addresses.
+
+# %% tags=["hide-input"]
 KINDS = {
     "int4 row": "INT4, scale per row",
     "mxfp4": "MXFP4",
@@ -397,7 +397,7 @@ figure(
         "Loss added by four 4-bit formats. Rounded: 0.7 for INT4 with a scale per row,"
         " 0.4 for MXFP4 and INT4 in groups, 0.2 for NVFP4. LoRC of rank 8 takes away a"
         " fifth to a quarter, of NVFP4's next to nothing; aware LoRC takes away more"
-        " than half of each, and leaves about 0.1 for all but INT4 with a scale per row."
+        " than half of each, and leaves about 0.1 for all but INT4 with one per row."
     ),
 )
 
@@ -434,6 +434,9 @@ share = (lost.square().sum() / outputs.square().sum()).item()
 print(f"up_proj, floats, with FP8 inputs: output error {share:.2%}")
 
 # %% [markdown]
+# At the same 4.25 bits FP4 with float16 scales adds less loss than MXFP4: what separates the two is the size of the blocks and the precision of their
+# scales, and a power of two, cheap for the chip, is a coarse one. Where the scales are fine, plain LoRC finds little to repair, since what is left is noise.
+#
 # Inputs in FP8, with a scale per token, cost a small part of what MXFP4 did to this layer. Factors alone, at the bytes of 4-bit weights, ruin the model. Whitening saves most of what plain SVD destroys,
 # and is still far worse than the crudest rounding: weights are not of low rank, and for a layer Eckart–Young says that no better factors exist.
 #
