@@ -29,6 +29,7 @@ LESSONS = (
     "06-compression/08-peqa-and-qlora",
     "06-compression/09-magnitude-wanda-sparsegpt",
     "06-compression/12-distillation",
+    "06-compression/14-low-rank",
 )
 CELLS = 28  # at most
 LINES = 150  # of code that is not folded, at most

@@ -1,0 +1,367 @@
+"""Wrong answers to the exercises of 06-compression/14-low-rank, each with the diagnosis
+that it must get.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from llmlab.checks.compression.low_rank import check
+from llmlab.compression.low_rank import E2M1, MXFP4, block_formats, float_formats
+from tests.checks.rejecting import Wrong, rejects, verdict
+
+# 1 ------------------------------------------------------------------------------------
+
+
+def svd_with(u=lambda s: s, v=lambda s: torch.ones_like(s), last=False, change=None):
+    """truncate with other powers of σ in A and B."""
+
+    def answer(W, rank):
+        W = W if change is None else change(W)
+        U, sigma, Vt = torch.linalg.svd(W, full_matrices=False)
+        kept = slice(-rank, None) if last else slice(rank)
+        return U[:, kept] * u(sigma[kept]), v(sigma[kept])[:, None] * Vt[kept]
+
+    return answer
+
+
+def by_eigenvectors(W, rank):
+    """A projection on the first eigenvectors of W Wᵀ."""
+    _, vectors = torch.linalg.eigh(W.double() @ W.T.double())
+    A = vectors[:, -rank:].float()
+    return A, A.T @ W
+
+
+def transposed_v(W, rank):
+    U, sigma, Vt = torch.linalg.svd(W, full_matrices=False)
+    if W.shape[0] != W.shape[1]:
+        return svd_with()(W, rank)
+    return U[:, :rank] * sigma[:rank], Vt.T[:rank]
+
+
+def rows_of_u(W, rank):
+    U, sigma, Vt = torch.linalg.svd(W, full_matrices=False)
+    if W.shape[0] != W.shape[1]:
+        return svd_with()(W, rank)
+    return U[:rank].T * sigma[:rank], Vt[:rank]
+
+
+def rank_of_three(W, rank):
+    A, B = svd_with()(W, min(3, *W.shape))
+    return A, B
+
+
+def swapped(W, rank):
+    return svd_with()(W, rank)[::-1]
+
+
+def only_product(W, rank):
+    A, B = svd_with()(W, rank)
+    return A @ B
+
+
+def in_place(W, rank):
+    A, B = svd_with()(W, rank)
+    W.sub_(A @ B)
+    return A, B
+
+
+# 2 ------------------------------------------------------------------------------------
+
+
+def whiten(
+    factor=torch.linalg.cholesky,
+    there=lambda S: S,
+    back=torch.linalg.inv,
+    power=1.0,
+    last=False,
+):
+    """truncate_whitened with one thing changed."""
+
+    def answer(W, gram, rank):
+        S = factor(gram)
+        U, sigma, Vt = torch.linalg.svd(W @ there(S), full_matrices=False)
+        kept = slice(-rank, None) if last else slice(rank)
+        return U[:, kept] * sigma[kept] ** power, Vt[kept] @ back(S)
+
+    return answer
+
+
+def symmetric_root(gram):
+    values, vectors = torch.linalg.eigh(gram.double())
+    return (vectors * values.sqrt() @ vectors.T).float()
+
+
+def by_projection(W, gram, rank):
+    """The best A B is a projection of W on directions of its outputs."""
+    wide, gram = W.double(), gram.double()
+    _, vectors = torch.linalg.eigh(wide @ gram @ wide.T)
+    A = vectors[:, -rank:].float()
+    return A, A.T @ W
+
+
+def solved(W, gram, rank):
+    S = torch.linalg.cholesky(gram)
+    U, sigma, Vt = torch.linalg.svd(W @ S, full_matrices=False)
+    B = torch.linalg.solve(S.T, Vt[:rank].T).T
+    return U[:, :rank], sigma[:rank, None] * B
+
+
+def identity(S):
+    return torch.eye(len(S))
+
+
+def diagonal_root(gram):
+    return gram.diagonal().sqrt().diag()
+
+
+# 3 ------------------------------------------------------------------------------------
+
+LEVELS = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+MIDDLE = (LEVELS[1:] + LEVELS[:-1]) / 2
+
+
+def codes_of(code, sign=lambda x: 8 * x.signbit()):
+    """e2m1_codes from a rule for |x| and one for the sign."""
+
+    def answer(x):
+        return (code(x.abs()) + sign(x)).to(torch.uint8)
+
+    return answer
+
+
+def even(size):
+    return float_formats.encode(size, E2M1).int()
+
+
+def by_distance(x):
+    """The nearest of all levels, even codes first."""
+    order = [0, 2, 4, 6, 1, 3, 5, 7]
+    distance = (x.abs()[..., None].double() - LEVELS[order].double()).abs()
+    code = torch.tensor(order)[distance.argmin(-1)]
+    return (code | (x.signbit().int() << 3)).to(torch.uint8)
+
+
+def by_steps(x):
+    """Round to half steps, whole steps and double steps."""
+    size = x.abs()
+    half = torch.round(size * 2)
+    whole = torch.round(size) + 2
+    double = torch.round(size / 2) + 4
+    code = torch.where(size < 2, half, torch.where(size < 4, whole, double))
+    return (code.clamp(max=7) + 8 * x.signbit()).to(torch.uint8)
+
+
+def below(size):
+    return (size[..., None] >= LEVELS[1:]).sum(-1)
+
+
+def integers(size):
+    return size.round().clamp(max=7).int()
+
+
+def above(size):
+    return (size[..., None] > LEVELS[:-1]).sum(-1)
+
+
+def lowest_bit(x):
+    return (2 * even(x.abs()) + x.signbit()).to(torch.uint8)
+
+
+def twos_complement(x):
+    code = even(x.abs())
+    return torch.where(x < 0, -code % 16, code).to(torch.uint8)
+
+
+def in_order(x):
+    code = even(x.abs())
+    return torch.where(x < 0, 7 - code, 8 + code).to(torch.uint8)
+
+
+def no_subnormal(size):
+    return (size[..., None] > MIDDLE[2:]).sum(-1) + 2 * (size > 0.5)
+
+
+def one_more(size):
+    return torch.where(size > 7, 8, even(size))
+
+
+def wraps(size):
+    return torch.where(size > 7, 0, even(size))
+
+
+def no_negative_zero(x):
+    code = even(x.abs())
+    return torch.where((x < 0) & (code > 0), code + 8, code).to(torch.uint8)
+
+
+def matrix_only(x):
+    code = by_distance(x)
+    return code if x.dim() == 2 else torch.zeros_like(code)
+
+
+# 4 ------------------------------------------------------------------------------------
+
+
+def blocks(
+    top=lambda x: x.abs().amax(1, keepdim=True),
+    exponent=lambda top: torch.frexp(top)[1] - 3,
+    bias=127,
+    pack=lambda c: c[:, 0::2] | c[:, 1::2] << 4,
+    divide=torch.div,
+    clamp=True,
+):
+    """encode_mxfp4 with one thing changed."""
+
+    def answer(x):
+        largest = top(x)
+        e = exponent(largest)
+        if clamp:
+            e = torch.where(largest == 0, -127, e).clamp(-127, 127)
+        X = torch.ldexp(torch.ones_like(largest), e)
+        if clamp:
+            X = block_formats.e8m0_values((e + 127).to(torch.uint8))
+        codes = float_formats.encode(divide(x, X).nan_to_num(0), E2M1)
+        scale = (e + bias) % 256
+        return pack(codes), scale.expand(len(x), 1)[:, 0].to(torch.uint8)
+
+    return answer
+
+
+def by_the_package(x):
+    stored = block_formats.encode(x, MXFP4)
+    return block_formats.pack_nibbles(stored.codes), stored.scale[:, 0]
+
+
+def block_by_block(x):
+    """Python numbers, one block after the other."""
+    packed, scales = [], []
+    for row in x.double():
+        top = float(row.abs().max())
+        e = -127
+        while top > 0 and e < 127 and 2.0 ** (e + 3) <= top:
+            e += 1
+        scales.append(e + 127)
+        codes = by_distance((row * 2.0**-e).float()).tolist()
+        packed.append([codes[i] + 16 * codes[i + 1] for i in range(0, 32, 2)])
+    return (
+        torch.tensor(packed, dtype=torch.uint8),
+        torch.tensor(scales, dtype=torch.uint8),
+    )
+
+
+def rounded_log(top):
+    return top.log2().round().nan_to_num(0, 0, -200).int() - 2
+
+
+def largest(x):
+    return x.amax(1, keepdim=True)
+
+
+def carried(top):
+    return block_formats.carry_rule(top, E2M1)
+
+
+def never_clipped(top):
+    return block_formats.ceil_rule(top, E2M1)
+
+
+@pytest.mark.parametrize(
+    ("exercise", "answer"),
+    [
+        ("truncate", by_eigenvectors),
+        ("truncate", svd_with(u=torch.ones_like, v=lambda s: s)),
+        ("truncate_whitened", whiten(symmetric_root)),
+        ("truncate_whitened", by_projection),
+        ("truncate_whitened", solved),
+        ("e2m1_codes", by_distance),
+        ("e2m1_codes", by_steps),
+        ("encode_mxfp4", by_the_package),
+        ("encode_mxfp4", block_by_block),
+    ],
+)
+def test_right_answers_written_otherwise(exercise, answer):
+    for seed in (0, 1, 2):
+        result = verdict(check, exercise, answer, seed)
+        assert result.outcome == "right", str(result)
+
+
+T, W, C, M = "truncate", "truncate_whitened", "e2m1_codes", "encode_mxfp4"
+test_wrong_answers = rejects(
+    "06-compression/14-low-rank",
+    [
+        Wrong(T, svd_with(u=torch.ones_like), "the singular values are missing"),
+        Wrong(T, svd_with(v=lambda s: s), "counted twice"),
+        Wrong(T, svd_with(u=torch.sqrt), "only one of the factors has the root"),
+        Wrong(T, svd_with(last=True), "the smallest singular values"),
+        Wrong(T, transposed_v, "do not transpose it"),
+        Wrong(T, rows_of_u, "rows of U"),
+        Wrong(T, svd_with(change=lambda m: m - m.mean(0)), "took the mean off"),
+        Wrong(T, rank_of_three, "shape"),
+        Wrong(T, swapped, "dimensions 0 and 1 are swapped"),
+        Wrong(T, only_product, "tuple"),
+        Wrong(T, in_place, "in place"),
+        Wrong(W, lambda m, g, r: svd_with()(m, r), "plain truncation"),
+        Wrong(W, whiten(back=identity), "S is not taken out again"),
+        Wrong(W, whiten(back=lambda S: S), "multiplied by S again"),
+        Wrong(
+            W,
+            whiten(there=lambda S: S.T, back=lambda S: torch.linalg.inv(S).T),
+            "this is Sᵀ",
+        ),
+        Wrong(W, whiten(back=lambda S: torch.linalg.inv(S).T), "taken out transposed"),
+        Wrong(W, whiten(factor=lambda g: g), "X Xᵀ itself"),
+        Wrong(
+            W, whiten(there=torch.linalg.inv, back=lambda S: S), "S and S⁻¹ are swapped"
+        ),
+        Wrong(W, whiten(diagonal_root), "only the diagonal"),
+        Wrong(W, whiten(power=0), "the singular values are missing"),
+        Wrong(W, whiten(power=2), "counted twice"),
+        Wrong(W, whiten(power=0.5), "only one of the factors"),
+        Wrong(W, whiten(last=True), "the smallest singular values"),
+        Wrong(C, codes_of(lambda s: (s[..., None] >= MIDDLE).sum(-1)), "the larger"),
+        Wrong(C, codes_of(lambda s: (s[..., None] > MIDDLE).sum(-1)), "the smaller"),
+        Wrong(C, codes_of(even, sign=lambda x: 0), "the sign is missing"),
+        Wrong(C, lowest_bit, "the sign is the lowest bit"),
+        Wrong(C, twos_complement, "two's complement"),
+        Wrong(C, in_order, "in the order of the values"),
+        Wrong(
+            C,
+            codes_of(lambda s: (s[..., None] >= LEVELS[1:]).sum(-1)),
+            "the level below",
+        ),
+        Wrong(C, codes_of(above), "the level above"),
+        Wrong(C, codes_of(integers), "these are integers"),
+        Wrong(C, codes_of(one_more), "values beyond 6 must become 6"),
+        Wrong(C, codes_of(wraps), "wrap around"),
+        Wrong(C, codes_of(no_subnormal), "the level 0.5 is missing"),
+        Wrong(C, no_negative_zero, "loses its sign"),
+        Wrong(C, lambda x: by_distance(x).int(), "dtype"),
+        Wrong(C, matrix_only, "right for a matrix"),
+        Wrong(M, blocks(pack=lambda c: c[:, 0::2] << 4 | c[:, 1::2]), "high half"),
+        Wrong(M, blocks(pack=lambda c: c[:, :16] | c[:, 16:] << 4), "i and i + 16"),
+        Wrong(M, blocks(exponent=never_clipped), "nothing is clipped"),
+        Wrong(M, blocks(exponent=carried), "carries over at 7"),
+        Wrong(
+            M,
+            blocks(exponent=rounded_log),
+            "log2 is rounded to nearest",
+        ),
+        Wrong(M, blocks(exponent=lambda t: torch.frexp(t)[1] - 1), "e_max is missing"),
+        Wrong(M, blocks(exponent=lambda t: torch.frexp(t)[1] - 7), "not the largest"),
+        Wrong(M, blocks(bias=0), "the bias is missing"),
+        Wrong(M, blocks(bias=128), "the bias is 128"),
+        Wrong(M, blocks(top=largest), "that of x, not of |x|"),
+        Wrong(
+            M,
+            blocks(top=lambda x: x.abs().max().expand(len(x), 1)),
+            "the largest |x| of all blocks",
+        ),
+        Wrong(M, blocks(top=lambda x: x.abs().mean(1, keepdim=True)), "the mean |x|"),
+        Wrong(M, blocks(divide=lambda x, X: x), "not divided by the scale"),
+        Wrong(M, blocks(divide=torch.mul), "multiplied by the scale"),
+        Wrong(M, blocks(clamp=False), "a block of zeros"),
+        Wrong(M, lambda x: blocks()(x)[::-1], "shape"),
+    ],
+)
