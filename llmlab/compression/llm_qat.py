@@ -99,6 +99,11 @@ class _StraightThrough(torch.autograd.Function):
         return grad, None
 
 
+def wide(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """x in float32, or in float64 where it is that."""
+    return x.detach().to(torch.promote_types(x.dtype, torch.float32))
+
+
 def step_size(
     x: Float[Tensor, "..."], bits: int, dims: tuple[int, ...] = (-1,)
 ) -> Float[Tensor, "..."]:
@@ -107,7 +112,7 @@ def step_size(
     It is rounded to the type in which it is stored. A run of zeros gets 1.
     """
     top = 2 ** (bits - 1) - 1
-    step = x.detach().float().abs().amax(dims, keepdim=True) / top
+    step = wide(x).abs().amax(dims, keepdim=True) / top
     return torch.where(step > 0, qb.storable(step, SCALE_DTYPE), 1.0)
 
 
@@ -116,7 +121,7 @@ def codes_of(
 ) -> Float[Tensor, "..."]:
     """⌊X / α⌉, within the codes of so many bits, as floats that hold integers."""
     top = 2 ** (bits - 1) - 1
-    return torch.round(x.detach().float() / step).clamp(-top, top)
+    return torch.round(wide(x) / step).clamp(-top, top)
 
 
 def fake_quantize(
@@ -250,7 +255,7 @@ class QuantizedCache:
         B, K, _, D = like.shape
         codes = unpack_rows(packed, self.bits, K * D)  # (B, S, K·D)
         codes = codes.unflatten(2, (K, D))  # (B, S, K, D)
-        x = codes * step.float()[..., None]
+        x = codes * step.to(torch.promote_types(like.dtype, torch.float32))[..., None]
         return qb.finite(x.transpose(1, 2), like.dtype)  # (B, K, S, D)
 
     def truncate(self, length: int) -> None:
