@@ -50,25 +50,23 @@ FIELDS = [
 
 def runs() -> list[tuple]:
     """The first six fields of each line, in the order of the file."""
-    course = []
+    found: list[tuple] = []
     for bits in ("3-8-4", "4-4-4", "4-8-4"):
-        course.append(("course", bits, "token", "", "", 0))
+        found.append(("course", bits, "token", "", "", 0))
     for seed in range(3):
         for text in ("hybrid", "greedy", "sampled", "corpus", "bible"):
-            course.append(("course", "3-8-4", "token", text, "soft", seed))
+            found.append(("course", "3-8-4", "token", text, "soft", seed))
         for text in ("hybrid", "corpus"):
-            course.append(("course", "3-8-4", "token", text, "hard", seed))
-    cache_only = []
+            found.append(("course", "3-8-4", "token", text, "hard", seed))
     for bits in (8, 4, 3, 2):
         for alpha in ("token", "head"):
-            cache_only.append(("real", f"16-16-{bits}", alpha, "", "", 0))
-    real = [("real", "4-8-4", "token", "", "", 0)]
-    real.append(("real", "4-8-4", "token", "hybrid", "soft", 0))
+            found.append(("real", f"16-16-{bits}", alpha, "", "", 0))
     for bits in ("4-8-4", "4-4-4"):
-        for text in ("hybrid", "corpus"):
-            for seed in range(3):
-                course.append(("course", bits, "token", text, "soft", seed))
-    return course[:17] + cache_only + real + course[17:]
+        for seed in range(3):
+            found.append(("course", bits, "token", "hybrid", "soft", seed))
+    for text, labels in (("", ""), ("hybrid", "soft")):
+        found.append(("real", "4-8-4", "token", text, labels, 0))
+    return found
 
 
 @cache
@@ -103,7 +101,9 @@ def texts(model: str, kind: str, seed: int) -> tuple[Tensor, ...]:
         bible = course_model.corpus("bible")[:1_500_000]
         stream = torch.tensor(course_model.load_tokenizer().encode(bible).ids)
     else:
-        stream = course_model.tokens() if model == "course" else real_ids("train", 10**6)
+        stream = (
+            course_model.tokens() if model == "course" else real_ids("train", 10**6)
+        )
     recipe = pretraining.Recipe(
         STEPS[model], batch=BATCH[model], context=LENGTH - 1, warmup=0, seed=seed
     )

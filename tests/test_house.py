@@ -113,6 +113,7 @@ ARROWS = {
         "formats": "quantization_basics walk",
         "kernels": "quantization_basics recipes",
         "llm_int8": "walk",
+        "llm_qat": "quantization_basics walk",
         "recipes": "gptq quantization_basics walk",
     },
     "course": {

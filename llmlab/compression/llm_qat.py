@@ -252,7 +252,7 @@ class QuantizedCache:
         return packed, step.transpose(1, 2).flatten(2).to(SCALE_DTYPE)  # (B, T, 1 or K)
 
     def _decode(self, packed: Tensor, step: Tensor, like: Tensor) -> Tensor:
-        B, K, _, D = like.shape
+        K, D = like.shape[1], like.shape[3]
         codes = unpack_rows(packed, self.bits, K * D)  # (B, S, K·D)
         codes = codes.unflatten(2, (K, D))  # (B, S, K, D)
         x = codes * step.to(torch.promote_types(like.dtype, torch.float32))[..., None]

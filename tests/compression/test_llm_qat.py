@@ -179,7 +179,8 @@ def test_a_prompt_at_once_is_its_tokens_one_by_one(bits, shape, per_head):
         found = steps.append(1, k[:, :, one], v[:, :, one])
     for a, b in zip(at_once, found, strict=True):
         assert torch.equal(a, b)
-    for a, b in zip(whole.codes[1] + whole.steps[1], steps.codes[1] + steps.steps[1]):
+    stored = whole.codes[1] + whole.steps[1]
+    for a, b in zip(stored, steps.codes[1] + steps.steps[1], strict=True):
         assert torch.equal(a, b)
     assert whole.length == 0  # layer 0 has none yet
     whole.append(0, k, v)
@@ -422,7 +423,9 @@ def test_hard_labels_are_the_next_tokens():
     losses = []
     config = QATConfig(16, 16, 16, labels="hard", lr=1e-4)
     expected = next_token_loss(model(text[0]), text[0]).item()
-    llm_qat.apply(deepcopy(model), text, config, progress=lambda i, n, x: losses.append(x))
+    llm_qat.apply(
+        deepcopy(model), text, config, progress=lambda i, n, x: losses.append(x)
+    )
     assert losses[0] == pytest.approx(expected, rel=1e-4) and losses[1] < losses[0]
 
 
@@ -430,7 +433,9 @@ def test_to_disk_and_back(tmp_path):
     model = make(num_key_value_heads=2, attention_bias=True)
     llm_qat.apply(model, [ids_of()], CONFIG)
     torch.save(model.state_dict(), tmp_path / "low.pt")
-    empty = llm_qat.apply(make(seed=3, num_key_value_heads=2, attention_bias=True), [], CONFIG)
+    empty = llm_qat.apply(
+        make(seed=3, num_key_value_heads=2, attention_bias=True), [], CONFIG
+    )
     empty.load_state_dict(torch.load(tmp_path / "low.pt"))
     assert torch.equal(empty(ids_of()), model(ids_of()))
     stored = model.model.layers[0].mlp.up_proj

@@ -24,6 +24,7 @@ LESSONS = (
     "06-compression/02-llm-int8",
     "06-compression/05-gptq",
     "06-compression/06-awq",
+    "06-compression/07-llm-qat",
 )
 CELLS = 28  # at most
 LINES = 150  # of code that is not folded, at most

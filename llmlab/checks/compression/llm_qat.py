@@ -127,7 +127,9 @@ def wrong_rounding(x: Tensor, bits: int) -> dict[str, Tensor]:
         "α comes from the largest value, not from the largest |value|": rounded(
             x, bits, size=torch.clone
         ),
-        "half of the range is clipped: MinMax clips nothing": rounded(x, bits, clip=0.5),
+        "half of the range is clipped: MinMax clips nothing": rounded(
+            x, bits, clip=0.5
+        ),
         "these are the codes: multiply them by α": torch.round(x / alpha),
         "you cut off instead of rounding to nearest": rounded(
             x, bits, rounding=torch.trunc
@@ -550,7 +552,7 @@ def three(got, shape: tuple[int, ...], what: str) -> Store:
     """The three tensors of an answer, of the right shapes and types."""
     if not isinstance(got, tuple | list) or len(got) != 3:
         raise Mistake(f"{what} must return three tensors: codes, alpha and k_hat")
-    B, K, S, D = shape
+    B, _, S, _ = shape
     codes, alpha, k_hat = got
     if isinstance(codes, Tensor) and codes.dim() == 4 and codes.shape[2] < S:
         raise Mistake("the cache holds the new tokens alone: the old ones must stay")

@@ -247,7 +247,7 @@ def storing(
     """append with one thing changed."""
 
     def answer(codes, alpha, k, bits):
-        B, K, T, D = k.shape
+        B, T = k.shape[0], k.shape[2]
         t = top(bits)
         exact = size(k).amax(shared, keepdim=True) / t
         if safe:
@@ -403,7 +403,9 @@ test_wrong_answers = rejects(
         Wrong(T, writing(reads=lambda ids: ids[:, -1:]), "the newest token alone"),
         Wrong(T, writing(place=0), "the first position"),
         Wrong(T, writing(weights=torch.ones_like), "the same chance"),
-        Wrong(T, writing(weights=lambda s: (-s).softmax(-1)), "likely tokens come least"),
+        Wrong(
+            T, writing(weights=lambda s: (-s).softmax(-1)), "likely tokens come least"
+        ),
         Wrong(T, writing(weights=lambda s: s.softmax(-1).softmax(-1)), "taken twice"),
         Wrong(T, writing(weights=lambda s: s.softmax(0)), "over the texts"),
         Wrong(T, writing(use=lambda g: None), "generators of the same seed"),
@@ -411,7 +413,9 @@ test_wrong_answers = rejects(
         Wrong(T, writing(tokens=lambda n: n - 2), "one token is missing"),
         Wrong(T, writing(keep=torch.enable_grad), "gradients on"),
         Wrong(T, four_and_eleven, "right for 4 greedy tokens"),
-        Wrong(L, losing(cut=lambda p, q: (p[:, 1:], q[:, :-1])), "shifted by one: both"),
+        Wrong(
+            L, losing(cut=lambda p, q: (p[:, 1:], q[:, :-1])), "shifted by one: both"
+        ),
         Wrong(L, losing(cut=lambda p, q: (p[:, :-1], q[:, 1:])), "the other way"),
         Wrong(L, losing(cut=lambda p, q: (p[:, :-1], q[:, :-1])), "last position"),
         Wrong(L, losing(cut=lambda p, q: (p[:, 1:], q[:, 1:])), "first position"),
