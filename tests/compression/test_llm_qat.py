@@ -242,6 +242,20 @@ def test_transformers_rounds_keys_and_values_at_the_same_place(changes):
     torch.testing.assert_close(llm_qat.logits(library, ids), model(ids))
 
 
+@pytest.mark.parametrize("backend", ["quanto", "hqq"])
+def test_the_cache_of_transformers_needs_another_library(backend):
+    """The lesson says so; where one is installed, there is nothing to say."""
+    from importlib.util import find_spec
+
+    from transformers import LlamaConfig as TheirConfig
+    from transformers import QuantizedCache as TheirCache
+
+    if find_spec({"quanto": "optimum"}.get(backend, backend)):
+        pytest.skip(f"{backend} is installed")
+    with pytest.raises(ImportError):
+        TheirCache(backend, TheirConfig(num_hidden_layers=2))
+
+
 def test_the_cache_forgets_and_generates():
     model = make(num_key_value_heads=2).double()
     ids = ids_of()
