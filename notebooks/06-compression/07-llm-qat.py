@@ -330,7 +330,7 @@ figure(
 
 # %% [markdown]
 # Fifty steps take away close to half of the loss, and **text that the model wrote serves as well as its corpus**: the difference is less than what another seed makes of it, and now
-# and then it has the other sign. No line beats the corpus. The model was trained on that corpus for long, so what it writes is much like it; that is the whole trick.
+# and then it has the other sign. Neither beats the other. The model was trained on that corpus for long, so what it writes is much like it; that is the whole trick.
 #
 # Three things do matter. *Labels*: with the next token in place of the distribution, over two thirds of the loss are left, on the very same text. One draw says little of where it
 # was drawn from. *Kind of text*: greedy text mends least, for it shows the model a few phrases again and again. *Foreign text*: verses of the Bible, which this model has never seen, are
