@@ -338,7 +338,7 @@ figure(
 # greedy start is good for.
 #
 # With 4-bit weights the loss is smaller, and so is what 50 steps mend: about a quarter of it at 4-8-4, and a third at 4-4-4, where most of the loss comes from the activations.
-# Fifty steps are few; the authors take one for each of their texts.
+# Fifty steps are few: the authors' script makes one pass over all of its texts, eight in a step.
 #
 # ## Fewer bits for the cache
 #
