@@ -114,6 +114,7 @@ ARROWS = {
         "hessian": "calibration",
         "kernels": "quantization_basics recipes",
         "llm_int8": "integer_matmul walk",
+        "llm_qat": "quantization_basics walk",
         "low_rank": "calibration quantization_basics walk",
         "magnitude_wanda_sparsegpt": "calibration hessian quantization_basics walk",
         "peqa_and_qlora": "quantization_basics walk",

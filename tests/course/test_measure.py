@@ -26,6 +26,7 @@ LESSONS = (
     "06-compression/04-zeroquant",
     "06-compression/05-gptq",
     "06-compression/06-awq",
+    "06-compression/07-llm-qat",
     "06-compression/08-peqa-and-qlora",
     "06-compression/09-magnitude-wanda-sparsegpt",
     "06-compression/12-distillation",
