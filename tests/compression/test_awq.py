@@ -22,7 +22,7 @@ from llmlab.compression import quantization_basics as qb
 from llmlab.compression.awq import AWQConfig
 from llmlab.compression.quantization_basics import QuantConfig
 from llmlab.models.llama import Llama, LlamaConfig
-from tests.models.hugging_face import make, theirs
+from tests.models.hugging_face import make, named, theirs
 
 GOLDEN = Path(__file__).parent / "golden"
 GROUPS = QuantConfig(3, group_size=4, scale_dtype=torch.float32)
@@ -543,7 +543,7 @@ BAD_MODELS = [
 ]
 
 
-@pytest.mark.parametrize(("spoil", "message"), BAD_MODELS, ids=lambda v: str(v)[:20])
+@pytest.mark.parametrize(("spoil", "message"), BAD_MODELS, ids=named)
 def test_a_model_that_cannot_be_quantised_stays_as_it_was(spoil, message):
     model = spoil(make()).train()
     before = deepcopy(model.state_dict())

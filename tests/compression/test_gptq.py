@@ -20,7 +20,7 @@ from llmlab.compression import calibration, gptq
 from llmlab.compression import quantization_basics as qb
 from llmlab.compression.gptq import GPTQConfig
 from llmlab.compression.quantization_basics import QuantConfig
-from tests.models.hugging_face import make, theirs
+from tests.models.hugging_face import make, named, theirs
 
 ROWS = QuantConfig(3, per="row", scale_dtype=torch.float32)
 GROUPS = QuantConfig(3, group_size=4, scale_dtype=torch.float32)
@@ -358,7 +358,7 @@ BAD_MODELS = [
 ]
 
 
-@pytest.mark.parametrize(("spoil", "message"), BAD_MODELS, ids=lambda v: str(v)[:20])
+@pytest.mark.parametrize(("spoil", "message"), BAD_MODELS, ids=named)
 def test_a_model_that_cannot_be_quantised_stays_as_it_was(spoil, message):
     model = spoil(make()).train()
     before = deepcopy(model.state_dict())

@@ -29,7 +29,7 @@ from llmlab.compression.quantization_basics import QuantConfig
 from llmlab.models.cache import KVCache
 from llmlab.models.generation import generate
 from llmlab.models.language_model import next_token_loss
-from tests.models.hugging_face import make, theirs
+from tests.models.hugging_face import make, named, theirs
 
 GOLDEN = Path(__file__).parent / "golden" / "llm_qat.json"
 
@@ -496,7 +496,7 @@ BAD_MODELS = [
 ]
 
 
-@pytest.mark.parametrize(("spoil", "message"), BAD_MODELS, ids=lambda v: str(v)[:20])
+@pytest.mark.parametrize(("spoil", "message"), BAD_MODELS, ids=named)
 def test_a_model_that_cannot_be_trained_stays_as_it_was(spoil, message):
     model = spoil(make()).train()
     kinds = [type(module) for module in model.modules()]

@@ -22,7 +22,7 @@ from llmlab.compression.zeroquant import (
     ZeroQuantConfig,
     ZeroQuantLinear,
 )
-from tests.models.hugging_face import make, theirs
+from tests.models.hugging_face import make, named, theirs
 
 ROWS = ZeroQuantConfig(group_size=None)
 GROUPS = ZeroQuantConfig(group_size=8)
@@ -515,9 +515,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("spoil", "changes", "message"), BAD, ids=lambda v: str(v)[:24]
-)
+@pytest.mark.parametrize(("spoil", "changes", "message"), BAD, ids=named)
 def test_a_model_that_cannot_be_quantised_stays_as_it_was(spoil, changes, message):
     model = make().train()
     if spoil is not None:

@@ -64,3 +64,8 @@ def theirs(model: Llama):
     missing, extra = hf.load_state_dict(model.state_dict(), strict=False)
     assert not extra and not missing
     return hf
+
+
+def named(value: object) -> str:
+    """A parameter's name in a test's title: the same in every process."""
+    return getattr(value, "__name__", str(value))[:24]

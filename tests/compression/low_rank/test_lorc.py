@@ -28,7 +28,7 @@ from llmlab.compression.low_rank import (
     save,
 )
 from llmlab.compression.quantization_basics import QuantConfig
-from tests.models.hugging_face import make, theirs
+from tests.models.hugging_face import make, named, theirs
 
 ROWS = QuantConfig(4, per="row")
 GROUPS = QuantConfig(4, False, group_size=16)
@@ -307,7 +307,7 @@ BAD_MODELS = [
 ]
 
 
-@pytest.mark.parametrize(("spoil", "message"), BAD_MODELS, ids=lambda v: str(v)[:20])
+@pytest.mark.parametrize(("spoil", "message"), BAD_MODELS, ids=named)
 def test_a_model_that_cannot_be_compressed_stays_as_it_was(spoil, message):
     model = spoil(make()).train()
     before = deepcopy(model.state_dict())

@@ -13,7 +13,7 @@ from llmlab.compression import magnitude_wanda_sparsegpt as pruning
 from llmlab.compression import quantization_basics as qb
 from llmlab.compression.magnitude_wanda_sparsegpt import PruneConfig
 from tests.compression.magnitude_wanda_sparsegpt.problems import text
-from tests.models.hugging_face import make, theirs
+from tests.models.hugging_face import make, named, theirs
 
 CONFIGS = [
     PruneConfig("magnitude", 0.5),
@@ -151,7 +151,7 @@ BAD_MODELS = [
 ]
 
 
-@pytest.mark.parametrize(("spoil", "message"), BAD_MODELS, ids=lambda v: str(v)[:20])
+@pytest.mark.parametrize(("spoil", "message"), BAD_MODELS, ids=named)
 def test_a_model_that_cannot_be_pruned_stays_as_it_was(spoil, message):
     model = spoil(make()).train()
     before = deepcopy(model.state_dict())
