@@ -127,6 +127,13 @@ def test_what_does_not_fit_is_named():
         kernels.fast(make())
 
 
+def test_tiny_numbers_stay_after_the_library_is_loaded():
+    """-ffast-math would set the processor to flush them to 0."""
+    kernels.library()
+    assert (torch.tensor([1e-40]) * 0.5).item() > 0
+    assert 1e-310 * 0.5 > 0
+
+
 def test_halves_share_a_byte():
     codes = torch.tensor([[1, 2, 3, 4]])
     assert linears.pack_halves(codes).tolist() == [[1 | 3 << 4, 2 | 4 << 4]]
