@@ -265,7 +265,7 @@ for kind in llm_qat.KINDS:
 # Greedy text runs in circles. Training takes longer than a page may, so the runs are stored: `scripts/llm_qat_sweep.py` made them, with three seeds, each with
 # other text. They are judged on 48 windows of 256 held-out tokens. A dot is one seed.
 
-# %% tags=["hide-input"]
+# %% tags=["hide-output"]
 with llm_qat.FILE.open(newline="", encoding="utf-8") as file:
     runs = list(csv.DictReader(file))
 
@@ -287,6 +287,10 @@ def mean(values) -> float:
     return sum(values) / len(values)
 
 
+own_guess.settle(mean(left("3-8-4", "hybrid")), digits=2)
+corpus_guess.settle(mean(left("3-8-4", "corpus")), digits=2)
+
+# %% tags=["hide-input"]
 lines = {
     "own text, hybrid": ("hybrid", "soft"),
     "own text, all drawn": ("sampled", "soft"),
@@ -317,8 +321,6 @@ ax.set_yticks(range(len(lines)), list(lines))
 ax.set(xlim=(0, 103), xlabel="what is left of the loss, %")
 ax.axvline(100, color=palette.gray, linestyle="--")
 ax.invert_yaxis()
-own_guess.settle(mean(left("3-8-4", "hybrid")), digits=2)
-corpus_guess.settle(mean(left("3-8-4", "corpus")), digits=2)
 figure(
     fig,
     alt=(
