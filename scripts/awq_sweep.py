@@ -14,12 +14,10 @@ run has it.
 
 from __future__ import annotations
 
-import argparse
-import csv
-import platform
 from copy import deepcopy
 
 import torch
+from sweeping import MEASURED, VERSIONS, RealModel, sweep
 from torch import Tensor, nn
 
 from llmlab.compression import awq, calibration, gptq, walk
@@ -27,7 +25,6 @@ from llmlab.compression import quantization_basics as qb
 from llmlab.compression.awq import FILE, AWQConfig
 from llmlab.compression.gptq import GPTQConfig
 from llmlab.compression.quantization_basics import QuantConfig
-from llmlab.models import course_model, language_model, real_model
 
 # method, bits, scales, calibration text, tokens, seed
 RUNS = [
@@ -60,35 +57,17 @@ FIELDS = [
     "text",
     "tokens",
     "seed",
-    "loss",  # mean over the judged tokens, in nats
-    "grown",  # over the float model
-    "grown_error",  # its standard error
-    "gained",  # under rounding with as many bits and the same scales
-    "gained_error",
-    "torch",
-    "python",
+    *MEASURED,  # "gained": under rounding with as many bits and the same scales
+    *VERSIONS,
 ]
-KEY = 6  # that many of the fields say which run it is
-LENGTH = 256
 
 
-class Sweep:
+class Sweep(RealModel):
     """The model, its texts, and the losses that others are compared with."""
 
     def __init__(self) -> None:
-        self.model = real_model.load()
-        self.tokenizer = real_model.load_tokenizer()
-        self.judged = self.tokens("addresses", "valid", 20_000)[:2049]
-        self.float_losses = self.losses(self.model)
+        super().__init__()
         self.rounded: dict[QuantConfig, Tensor] = {}
-
-    def tokens(self, name: str, split: str, characters: int) -> Tensor:
-        """The first so many characters of a text, as token ids."""
-        text = course_model.corpus(name, split)[:characters]
-        return torch.tensor(self.tokenizer.encode(text).ids)
-
-    def losses(self, model: nn.Module) -> Tensor:
-        return language_model.token_losses(model, self.judged, context=256)
 
     def rounding(self, grid: QuantConfig) -> Tensor:
         """The losses of round to nearest, computed once."""
@@ -96,10 +75,6 @@ class Sweep:
             model = qb.round_weights(deepcopy(self.model), grid)
             self.rounded[grid] = self.losses(model)
         return self.rounded[grid]
-
-    def batches(self, text: str, tokens: int, seed: int) -> list[Tensor]:
-        known = self.tokens(text, "train", 400_000)
-        return calibration.sample(known, LENGTH, tokens // LENGTH, seed)
 
     def protected(
         self, how: str, grid: QuantConfig, text: str, tokens: int, seed: int
@@ -126,7 +101,7 @@ class Sweep:
 
     def run(
         self, method: str, bits: int, per: str, text: str, tokens: int, seed: int
-    ) -> dict:
+    ) -> list:
         """One line of the file."""
         grid = QuantConfig(bits, per=per, group_size=64)
         losses = self.rounding(grid)
@@ -143,53 +118,10 @@ class Sweep:
             config = GPTQConfig(grid, act_order=True)
             batches = self.batches(text, tokens, seed)
             losses = self.losses(gptq.apply(deepcopy(self.model), batches, config))
-        grown = losses - self.float_losses
-        gained = self.rounding(grid) - losses
-        values = (
-            losses.mean(),
-            grown.mean(),
-            standard_error(grown),
-            gained.mean(),
-            standard_error(gained),
+        return self.line(
+            (method, bits, per, text, tokens, seed), losses, self.rounding(grid)
         )
-        line = [method, bits, per, text, tokens, seed]
-        line += [f"{float(value):.4f}" for value in values]
-        line += [torch.__version__, platform.python_version()]
-        return dict(zip(FIELDS, line, strict=True))
-
-
-def standard_error(values: Tensor) -> Tensor:
-    return values.std() / len(values) ** 0.5
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", type=int, default=0, metavar="LINES")
-    asked = parser.parse_args()
-    there = []
-    if FILE.exists():
-        with FILE.open(newline="", encoding="utf-8") as file:
-            there = list(csv.DictReader(file))
-    sweep = Sweep()
-    done = {tuple(line[name] for name in FIELDS[:KEY]): line for line in there}
-    if asked.check:
-        for run in RUNS[: asked.check]:
-            before = float(done[tuple(map(str, run))]["loss"])
-            now = float(sweep.run(*run)["loss"])
-            print(*run, f"{before:.4f} then, {now:.4f} now")
-        return
-    for run in RUNS:
-        if tuple(map(str, run)) in done:
-            continue
-        line = sweep.run(*run)
-        new = not FILE.exists()
-        with FILE.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-            if new:
-                writer.writeheader()
-            writer.writerow(line)
-        print(*line.values(), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    sweep(__doc__, FILE, FIELDS, RUNS, lambda: Sweep().run)

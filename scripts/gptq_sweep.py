@@ -11,19 +11,15 @@ to calibrate: runs of 256 tokens from random places, drawn by the seed.
 
 from __future__ import annotations
 
-import argparse
-import csv
-import platform
 from copy import deepcopy
 
-import torch
+from sweeping import MEASURED, VERSIONS, RealModel, sweep
 from torch import Tensor
 
-from llmlab.compression import calibration, gptq
+from llmlab.compression import gptq
 from llmlab.compression import quantization_basics as qb
 from llmlab.compression.gptq import FILE, GPTQConfig
 from llmlab.compression.quantization_basics import QuantConfig
-from llmlab.models import course_model, language_model, real_model
 
 # method, bits, calibration text, tokens, seed
 RUNS = [
@@ -48,34 +44,17 @@ FIELDS = [
     "text",
     "tokens",
     "seed",
-    "loss",  # mean over the judged tokens, in nats
-    "grown",  # over the float model
-    "grown_error",  # its standard error
-    "gained",  # under rounding with as many bits
-    "gained_error",
-    "torch",
-    "python",
+    *MEASURED,  # "gained": under rounding with as many bits
+    *VERSIONS,
 ]
-LENGTH = 256
 
 
-class Sweep:
+class Sweep(RealModel):
     """The model, its texts, and the losses that others are compared with."""
 
     def __init__(self) -> None:
-        self.model = real_model.load()
-        self.tokenizer = real_model.load_tokenizer()
-        self.judged = self.tokens("addresses", "valid", 20_000)[:2049]
-        self.float_losses = self.losses(self.model)
+        super().__init__()
         self.rounded: dict[int, Tensor] = {}
-
-    def tokens(self, name: str, split: str, characters: int) -> Tensor:
-        """The first so many characters of a text, as token ids."""
-        text = course_model.corpus(name, split)[:characters]
-        return torch.tensor(self.tokenizer.encode(text).ids)
-
-    def losses(self, model: torch.nn.Module) -> Tensor:
-        return language_model.token_losses(model, self.judged, context=256)
 
     def rounding(self, bits: int) -> Tensor:
         """The losses of round to nearest, computed once."""
@@ -86,62 +65,18 @@ class Sweep:
             )
         return self.rounded[bits]
 
-    def run(self, method: str, bits: int, text: str, tokens: int, seed: int) -> dict:
+    def run(self, method: str, bits: int, text: str, tokens: int, seed: int) -> list:
         """One line of the file."""
         losses = self.rounding(bits)
         if method != "rounding":
             grid = QuantConfig(bits, group_size=64)
             config = GPTQConfig(grid, **CONFIGS[method])
-            known = self.tokens(text, "train", 400_000)
-            batches = calibration.sample(known, LENGTH, tokens // LENGTH, seed)
+            batches = self.batches(text, tokens, seed)
             losses = self.losses(gptq.apply(deepcopy(self.model), batches, config))
-        grown = losses - self.float_losses
-        gained = self.rounding(bits) - losses
-        values = (
-            losses.mean(),
-            grown.mean(),
-            standard_error(grown),
-            gained.mean(),
-            standard_error(gained),
+        return self.line(
+            (method, bits, text, tokens, seed), losses, self.rounding(bits)
         )
-        line = [method, bits, text, tokens, seed]
-        line += [f"{float(value):.4f}" for value in values]
-        line += [torch.__version__, platform.python_version()]
-        return dict(zip(FIELDS, line, strict=True))
-
-
-def standard_error(values: Tensor) -> Tensor:
-    return values.std() / len(values) ** 0.5
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", type=int, default=0, metavar="LINES")
-    asked = parser.parse_args()
-    there = []
-    if FILE.exists():
-        with FILE.open(newline="", encoding="utf-8") as file:
-            there = list(csv.DictReader(file))
-    sweep = Sweep()
-    done = {tuple(line[name] for name in FIELDS[:5]): line for line in there}
-    if asked.check:
-        for run in RUNS[: asked.check]:
-            before = float(done[tuple(map(str, run))]["loss"])
-            now = float(sweep.run(*run)["loss"])
-            print(*run, f"{before:.4f} then, {now:.4f} now")
-        return
-    for run in RUNS:
-        if tuple(map(str, run)) in done:
-            continue
-        line = sweep.run(*run)
-        new = not FILE.exists()
-        with FILE.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-            if new:
-                writer.writeheader()
-            writer.writerow(line)
-        print(*line.values(), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    sweep(__doc__, FILE, FIELDS, RUNS, lambda: Sweep().run)

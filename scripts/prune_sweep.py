@@ -11,21 +11,15 @@ runs of 256 tokens from random places of a text, drawn by the seed.
 
 from __future__ import annotations
 
-import argparse
-import csv
-import platform
 from copy import deepcopy
 
-import torch
+from sweeping import MEASURED, VERSIONS, RealModel, sweep
 from torch import Tensor
 
-from llmlab.compression import calibration
 from llmlab.compression import magnitude_wanda_sparsegpt as pruning
 from llmlab.compression.magnitude_wanda_sparsegpt import FILE, PruneConfig
-from llmlab.models import course_model, language_model, real_model
 
 TOKENS = 1024  # to calibrate on, and to judge by
-LENGTH = 256
 
 # method, per, sparsity or pattern, calibration text, seed
 RUNS = [
@@ -58,40 +52,23 @@ FIELDS = [
     "amount",
     "text",
     "seed",
-    "loss",  # mean over the judged tokens, in nats
-    "grown",  # over the model as it was
-    "grown_error",  # its standard error
-    "gained",  # under magnitude with the same amount, among the whole matrix
-    "gained_error",
-    "torch",
-    "python",
+    *MEASURED,  # "gained": under magnitude with the same amount, whole matrix
+    *VERSIONS,
 ]
 
 
-class Sweep:
+class Sweep(RealModel):
     """The model, its texts, and the losses that others are compared with."""
 
     def __init__(self) -> None:
-        self.model = real_model.load()
-        self.tokenizer = real_model.load_tokenizer()
-        self.judged = self.tokens("addresses", "valid", 20_000)[: TOKENS + 1]
-        self.dense_losses = self.losses(self.model)
+        super().__init__(judged=TOKENS)
         self.by_magnitude: dict[str, Tensor] = {}
-
-    def tokens(self, name: str, split: str, characters: int) -> Tensor:
-        """The first so many characters of a text, as token ids."""
-        text = course_model.corpus(name, split)[:characters]
-        return torch.tensor(self.tokenizer.encode(text).ids)
-
-    def losses(self, model: torch.nn.Module) -> Tensor:
-        return language_model.token_losses(model, self.judged, context=LENGTH)
 
     def pruned(self, config: PruneConfig, text: str = "", seed: int = 0) -> Tensor:
         """The losses of the pruned model."""
         batches = None
         if text:
-            known = self.tokens(text, "train", 400_000)
-            batches = calibration.sample(known, LENGTH, TOKENS // LENGTH, seed)
+            batches = self.batches(text, TOKENS, seed)
         return self.losses(pruning.apply(deepcopy(self.model), batches, config))
 
     def magnitude(self, amount: str) -> Tensor:
@@ -101,25 +78,13 @@ class Sweep:
             self.by_magnitude[amount] = self.pruned(config)
         return self.by_magnitude[amount]
 
-    def run(self, method: str, per: str, amount: str, text: str, seed: int) -> dict:
+    def run(self, method: str, per: str, amount: str, text: str, seed: int) -> list:
         """One line of the file."""
         reference = self.magnitude(amount)
         losses = reference
         if (method, per) not in (("magnitude", "matrix"), ("magnitude", "")):
             losses = self.pruned(config_of(method, per, amount), text, seed)
-        grown = losses - self.dense_losses
-        gained = reference - losses
-        values = (
-            losses.mean(),
-            grown.mean(),
-            standard_error(grown),
-            gained.mean(),
-            standard_error(gained),
-        )
-        line = [method, per, amount, text, seed]
-        line += [f"{float(value):.4f}" for value in values]
-        line += [torch.__version__, platform.python_version()]
-        return dict(zip(FIELDS, line, strict=True))
+        return self.line((method, per, amount, text, seed), losses, reference)
 
 
 def config_of(method: str, per: str, amount: str) -> PruneConfig:
@@ -129,38 +94,5 @@ def config_of(method: str, per: str, amount: str) -> PruneConfig:
     return PruneConfig(method, sparsity=float(amount), per=per or None)
 
 
-def standard_error(values: Tensor) -> Tensor:
-    return values.std() / len(values) ** 0.5
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", type=int, default=0, metavar="LINES")
-    asked = parser.parse_args()
-    there = []
-    if FILE.exists():
-        with FILE.open(newline="", encoding="utf-8") as file:
-            there = list(csv.DictReader(file))
-    sweep = Sweep()
-    done = {tuple(line[name] for name in FIELDS[:5]): line for line in there}
-    if asked.check:
-        for run in RUNS[: asked.check]:
-            before = float(done[tuple(map(str, run))]["loss"])
-            now = float(sweep.run(*run)["loss"])
-            print(*run, f"{before:.4f} then, {now:.4f} now")
-        return
-    for run in RUNS:
-        if tuple(map(str, run)) in done:
-            continue
-        line = sweep.run(*run)
-        new = not FILE.exists()
-        with FILE.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-            if new:
-                writer.writeheader()
-            writer.writerow(line)
-        print(*line.values(), flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    sweep(__doc__, FILE, FIELDS, RUNS, lambda: Sweep().run)

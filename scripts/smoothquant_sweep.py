@@ -12,17 +12,13 @@ calibrate: runs of 256 tokens from random places, drawn by the seed.
 
 from __future__ import annotations
 
-import argparse
-import csv
-import platform
 from copy import deepcopy
 
-import torch
+from sweeping import MEASURED, VERSIONS, RealModel, sweep
 from torch import Tensor
 
-from llmlab.compression import calibration, smoothquant
+from llmlab.compression import smoothquant
 from llmlab.compression.smoothquant import FILE, NORMS, SmoothQuantConfig
-from llmlab.models import course_model, language_model, real_model
 
 SEAMS = {"none": (), "norms": NORMS, "norms and up": (*NORMS, "mlp.up_proj")}
 # inputs, static: the paper's O1, O2 and O3
@@ -31,7 +27,6 @@ INPUTS = {
     "O2": ("tensor", False),
     "O3": ("tensor", True),
 }
-LENGTH = 256
 
 # setting, weights, seams, alpha, left out, calibration text, tokens, seed
 RUNS = []
@@ -70,42 +65,24 @@ FIELDS = [
     "text",
     "tokens",
     "seed",
-    "loss",  # mean over the judged tokens, in nats
-    "grown",  # over the float model
-    "grown_error",  # its standard error
-    "gained",  # under the same without smoothing, calibrated on the first draw
-    "gained_error",
-    "torch",
-    "python",
+    *MEASURED,  # "gained": under the same without smoothing, first draw
+    *VERSIONS,
 ]
-KEYS = FIELDS[:8]
 
 
-class Sweep:
+class Sweep(RealModel):
     """The model, its texts, and the losses that others are compared with."""
 
     def __init__(self) -> None:
-        self.model = real_model.load()
-        self.tokenizer = real_model.load_tokenizer()
-        self.judged = self.tokens("addresses", "valid", 20_000)[:2049]
-        self.float_losses = self.losses(self.model)
+        super().__init__()
         self.seen: dict[tuple, dict] = {}
         self.unsmoothed: dict[tuple, Tensor] = {}
-
-    def tokens(self, name: str, split: str, characters: int) -> Tensor:
-        """The first so many characters of a text, as token ids."""
-        text = course_model.corpus(name, split)[:characters]
-        return torch.tensor(self.tokenizer.encode(text).ids)
-
-    def losses(self, model: torch.nn.Module) -> Tensor:
-        return language_model.token_losses(model, self.judged, context=LENGTH)
 
     def statistics(self, text: str, tokens: int, seed: int) -> dict:
         """What entered each linear, collected once for each draw of text."""
         key = (text, tokens, seed)
         if key not in self.seen:
-            known = self.tokens(text, "train", 400_000)
-            batches = calibration.sample(known, LENGTH, tokens // LENGTH, seed)
+            batches = self.batches(text, tokens, seed)
             self.seen[key] = smoothquant.statistics(self.model, batches)
         return self.seen[key]
 
@@ -119,7 +96,7 @@ class Sweep:
         model = smoothquant.quantize(deepcopy(self.model), seen, config, skip)
         return self.losses(model)
 
-    def run(self, setting, weights, seams, alpha, left_out, *draw) -> dict:
+    def run(self, setting, weights, seams, alpha, left_out, *draw) -> list:
         """One line of the file."""
         first = ("addresses", 2048, 0)
         plain = (setting, weights, "none", "", left_out, *first)
@@ -128,53 +105,12 @@ class Sweep:
         losses = self.unsmoothed[plain]
         if seams != "none":
             losses = self.quantized(setting, weights, seams, alpha, left_out, *draw)
-        grown = losses - self.float_losses
-        gained = self.unsmoothed[plain] - losses
-        values = (
-            losses.mean(),
-            grown.mean(),
-            standard_error(grown),
-            gained.mean(),
-            standard_error(gained),
+        return self.line(
+            (setting, weights, seams, alpha, left_out, *draw),
+            losses,
+            self.unsmoothed[plain],
         )
-        line = [setting, weights, seams, alpha, left_out, *draw]
-        line += [f"{float(value):.4f}" for value in values]
-        line += [torch.__version__, platform.python_version()]
-        return dict(zip(FIELDS, line, strict=True))
-
-
-def standard_error(values: Tensor) -> Tensor:
-    return values.std() / len(values) ** 0.5
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", type=int, default=0, metavar="LINES")
-    asked = parser.parse_args()
-    there = []
-    if FILE.exists():
-        with FILE.open(newline="", encoding="utf-8") as file:
-            there = list(csv.DictReader(file))
-    sweep = Sweep()
-    done = {tuple(line[name] for name in KEYS): line for line in there}
-    if asked.check:
-        for run in RUNS[: asked.check]:
-            before = float(done[tuple(map(str, run))]["loss"])
-            now = float(sweep.run(*run)["loss"])
-            print(*run, f"{before:.4f} then, {now:.4f} now")
-        return
-    for run in RUNS:
-        if tuple(map(str, run)) in done:
-            continue
-        line = sweep.run(*run)
-        new = not FILE.exists()
-        with FILE.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-            if new:
-                writer.writeheader()
-            writer.writerow(line)
-        print(*line.values(), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    sweep(__doc__, FILE, FIELDS, RUNS, lambda: Sweep().run)

@@ -12,17 +12,15 @@ tried on four layers, judged by the first 512 of the same tokens.
 
 from __future__ import annotations
 
-import argparse
-import csv
-import platform
 from copy import deepcopy
 
 import torch
+from sweeping import LENGTH, MEASURED, VERSIONS, RealModel, sweep
 from torch import Tensor
 
-from llmlab.compression import calibration, zeroquant
+from llmlab.compression import zeroquant
 from llmlab.compression.zeroquant import FILE, LKDConfig, ZeroQuantConfig
-from llmlab.models import course_model, generation, language_model, real_model
+from llmlab.models import generation
 
 # weights' bits, what shares a scale, inputs, what enters a layer in LKD, text, seed
 RUNS = [
@@ -58,35 +56,18 @@ FIELDS = [
     "lkd",
     "text",
     "seed",
-    "loss",  # mean over the judged tokens, in nats
-    "grown",  # over the float model
-    "grown_error",  # its standard error
-    "gained",  # under the same without LKD
-    "gained_error",
-    "torch",
-    "python",
+    *MEASURED,  # "gained": under the same without LKD
+    *VERSIONS,
 ]
-KEYS = FIELDS[:6]
-LENGTH, COUNT, STEPS = 256, 8, 16
+COUNT, STEPS = 8, 16
 
 
-class Sweep:
+class Sweep(RealModel):
     """The model, its texts, and the losses that others are compared with."""
 
     def __init__(self) -> None:
-        self.model = real_model.load()
-        self.tokenizer = real_model.load_tokenizer()
-        self.judged = self.tokens("addresses", "valid", 10_000)[:1025]
-        self.float_losses = self.losses(self.model)
+        super().__init__(judged=1024)
         self.rounded: dict[ZeroQuantConfig, Tensor] = {}
-
-    def tokens(self, name: str, split: str, characters: int) -> Tensor:
-        """The first so many characters of a text, as token ids."""
-        text = course_model.corpus(name, split)[:characters]
-        return torch.tensor(self.tokenizer.encode(text).ids)
-
-    def losses(self, model: torch.nn.Module) -> Tensor:
-        return language_model.token_losses(model, self.judged, context=LENGTH)
 
     def without_lkd(self, config: ZeroQuantConfig) -> Tensor:
         """The losses of the same levels, rounded to nearest; computed once."""
@@ -95,7 +76,7 @@ class Sweep:
             self.rounded[config] = self.losses(model)
         return self.rounded[config]
 
-    def batches(self, text: str, seed: int) -> list[Tensor]:
+    def texts(self, text: str, seed: int) -> list[Tensor]:
         """What is read to distil."""
         vocabulary = self.model.config.vocab_size
         random = torch.Generator().manual_seed(seed)
@@ -108,12 +89,11 @@ class Sweep:
                 self.model, first, LENGTH - 1, temperature=1.0, seed=seed
             )
             return list(ids[:, None])
-        known = self.tokens(text, "train", 400_000)
-        return calibration.sample(known, LENGTH, COUNT, seed)
+        return self.batches(text, COUNT * LENGTH, seed)
 
     def run(
         self, weights: str, scales: str, inputs: str, lkd: str, text: str, seed: int
-    ) -> dict:
+    ) -> list:
         """One line of the file."""
         attention_bits, mlp_bits = BITS[weights]
         config = ZeroQuantConfig(
@@ -127,56 +107,13 @@ class Sweep:
         if lkd:
             how = LKDConfig(steps=STEPS, inputs=lkd)
             with torch.no_grad():
-                batches = self.batches(text, seed)
+                batches = self.texts(text, seed)
             model = zeroquant.apply(deepcopy(self.model), config, batches, how)
             losses = self.losses(model)
-        grown = losses - self.float_losses
-        gained = self.without_lkd(config) - losses
-        values = (
-            losses.mean(),
-            grown.mean(),
-            standard_error(grown),
-            gained.mean(),
-            standard_error(gained),
+        return self.line(
+            (weights, scales, inputs, lkd, text, seed), losses, self.without_lkd(config)
         )
-        line = [weights, scales, inputs, lkd, text, seed]
-        line += [f"{float(value):.4f}" for value in values]
-        line += [torch.__version__, platform.python_version()]
-        return dict(zip(FIELDS, line, strict=True))
-
-
-def standard_error(values: Tensor) -> Tensor:
-    return values.std() / len(values) ** 0.5
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", type=int, default=0, metavar="LINES")
-    asked = parser.parse_args()
-    there = []
-    if FILE.exists():
-        with FILE.open(newline="", encoding="utf-8") as file:
-            there = list(csv.DictReader(file))
-    sweep = Sweep()
-    done = {tuple(line[name] for name in KEYS): line for line in there}
-    if asked.check:
-        for run in RUNS[: asked.check]:
-            before = float(done[tuple(map(str, run))]["loss"])
-            now = float(sweep.run(*run)["loss"])
-            print(*run, f"{before:.4f} then, {now:.4f} now")
-        return
-    for run in RUNS:
-        if tuple(map(str, run)) in done:
-            continue
-        line = sweep.run(*run)
-        new = not FILE.exists()
-        with FILE.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-            if new:
-                writer.writeheader()
-            writer.writerow(line)
-        print(*line.values(), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    sweep(__doc__, FILE, FIELDS, RUNS, lambda: Sweep().run)
