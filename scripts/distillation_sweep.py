@@ -18,10 +18,7 @@ judged on the same held-out prompts.
 
 from __future__ import annotations
 
-import argparse
-import csv
-import platform
-
+import sweeping
 import torch
 from torch import Tensor
 
@@ -177,7 +174,7 @@ class Sweep:
         student = self.student(part, method, replies, seed, steps)
         found = {name: f"{v:.4f}" for name, v in self.measure(student).items()}
         line = {"part": part, "method": method, "replies": replies, "seed": seed}
-        versions = {"torch": torch.__version__, "python": platform.python_version()}
+        versions = dict(zip(sweeping.VERSIONS, sweeping.versions(), strict=True))
         return line | {"steps": steps} | found | versions
 
 
@@ -192,18 +189,12 @@ def runs() -> list[tuple]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", type=int, default=0, metavar="LINES")
-    asked = parser.parse_args()
-    there = []
-    if FILE.exists():
-        with FILE.open(newline="", encoding="utf-8") as file:
-            there = list(csv.DictReader(file))
+    check = sweeping.asked(__doc__)
     key = ("part", "method", "replies", "steps", "seed")
-    done = {tuple(line[name] for name in key): line for line in there}
+    done = {tuple(line[name] for name in key): line for line in sweeping.read(FILE)}
     sweep = Sweep()
-    if asked.check:
-        for run in runs()[: asked.check]:
+    if check:
+        for run in runs()[:check]:
             before = done[tuple(map(str, run))]
             now = sweep.run(*run)
             print(*run, *(f"{f}: {before[f]} then, {now[f]} now" for f in FIELDS[5:10]))
@@ -212,13 +203,7 @@ def main() -> None:
         if tuple(map(str, run)) in done:
             continue
         line = sweep.run(*run)
-        new = not FILE.exists()
-        with FILE.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-            if new:
-                writer.writeheader()
-            writer.writerow(line)
-        print(*line.values(), flush=True)
+        sweeping.append(FILE, line)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,10 @@ fewer bits, judged on 1,024 tokens of held-out addresses.
 
 from __future__ import annotations
 
-import argparse
-import csv
-import platform
 from copy import deepcopy
 from functools import cache
 
+import sweeping
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -139,47 +137,14 @@ def losses_of(model, bits, alpha, text, labels, seed) -> Tensor:
     return losses(student, judged(model), KV, alpha == "head")
 
 
-def run(*key) -> dict:
+def run(*key) -> list:
     """One line of the file."""
     model, bits, alpha, *_ = key
     found = losses_of(*key)
-    grown = found - float_losses(model)
-    gained = losses_of(model, bits, alpha, "", "", 0) - found
-    values = (found.mean(),)
-    for change in (grown, gained):
-        values += (change.mean(), change.std() / len(change) ** 0.5)
-    line = [*key, *(f"{float(value):.4f}" for value in values)]
-    line += [torch.__version__, platform.python_version()]
-    return dict(zip(FIELDS, line, strict=True))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", type=int, default=0, metavar="LINES")
-    asked = parser.parse_args()
-    there = []
-    if FILE.exists():
-        with FILE.open(newline="", encoding="utf-8") as file:
-            there = list(csv.DictReader(file))
-    done = {tuple(line[name] for name in FIELDS[:6]): line for line in there}
-    if asked.check:
-        for key in runs()[: asked.check]:
-            before = float(done[tuple(map(str, key))]["loss"])
-            now = float(run(*key)["loss"])
-            print(*key, f"{before:.4f} then, {now:.4f} now")
-        return
-    for key in runs():
-        if tuple(map(str, key)) in done:
-            continue
-        line = run(*key)
-        new = not FILE.exists()
-        with FILE.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-            if new:
-                writer.writeheader()
-            writer.writerow(line)
-        print(*line.values(), flush=True)
+    reference = losses_of(model, bits, alpha, "", "", 0)
+    values = sweeping.measured(found, float_losses(model), reference)
+    return [*key, *values, *sweeping.versions()]
 
 
 if __name__ == "__main__":
-    main()
+    sweeping.sweep(__doc__, FILE, FIELDS, runs(), lambda: run)

@@ -12,11 +12,9 @@ first of those of a higher one.
 
 from __future__ import annotations
 
-import argparse
-import csv
-import platform
 from copy import deepcopy
 
+import sweeping
 import torch
 from torch import Tensor
 
@@ -171,46 +169,30 @@ class Sweep:
         return lorc.stored_factors(A[:, :rank], B[:rank], 8)
 
     def line(self, kind, method, rank, seed, inputs, bits, losses) -> dict:
-        grown = losses - self.float_losses
-        gained = self.plain.get(f"{kind} {inputs}", self.float_losses) - losses
-        values = (
-            losses.mean(),
-            grown.mean(),
-            standard_error(grown),
-            gained.mean(),
-            standard_error(gained),
-        )
+        reference = self.plain.get(f"{kind} {inputs}", self.float_losses)
         line = [kind, method, rank, seed, inputs, f"{bits:.4f}"]
-        line += [f"{float(value):.4f}" for value in values]
-        line += [torch.__version__, platform.python_version()]
+        line += sweeping.measured(losses, self.float_losses, reference)
+        line += [*sweeping.versions()]
         return dict(zip(FIELDS, line, strict=True))
 
 
-def standard_error(values: Tensor) -> Tensor:
-    return values.std() / len(values) ** 0.5
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", type=int, default=0, metavar="LINES")
-    asked = parser.parse_args()
-    there = []
-    if FILE.exists():
-        with FILE.open(newline="", encoding="utf-8") as file:
-            there = list(csv.DictReader(file))
-    done = {tuple(line[name] for name in FIELDS[:5]): line for line in there}
+    check = sweeping.asked(__doc__)
+    done = {
+        tuple(line[name] for name in FIELDS[:5]): line for line in sweeping.read(FILE)
+    }
     sweep = Sweep()
     checked = 0
     for kind, method, ranks, seed, inputs in JOBS:
         keys = [(kind, method, str(rank), str(seed), inputs) for rank in ranks]
-        if asked.check:
+        if check:
             for key, line in zip(
                 keys, sweep.lines(kind, method, ranks, seed, inputs), strict=True
             ):
                 then, now = done[key]["loss"], line["loss"]
                 print(*key, f"{then} then, {now} now", flush=True)
                 checked += 1
-                if checked == asked.check:
+                if checked == check:
                     return
             continue
         if all(key in done for key in keys):
@@ -222,13 +204,7 @@ def main() -> None:
         ):
             if key in done:
                 continue
-            new = not FILE.exists()
-            with FILE.open("a", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-                if new:
-                    writer.writeheader()
-                writer.writerow(line)
-            print(*line.values(), flush=True)
+            sweeping.append(FILE, line)
 
 
 if __name__ == "__main__":

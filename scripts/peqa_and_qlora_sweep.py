@@ -18,13 +18,11 @@ other examples and another start.
 
 from __future__ import annotations
 
-import argparse
-import csv
-import platform
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 
+import sweeping
 import torch
 from torch import nn
 
@@ -174,21 +172,14 @@ class Sweep:
         after = self.score(model, self.stored(model, method, bits, trained), 0)
         values = [f"{value:.4f}" for value in (dev, before, loss, after)]
         line = [model, name, bits, lr, seed, count, *values]
-        line += [torch.__version__, platform.python_version()]
+        line += [*sweeping.versions()]
         return dict(zip(FIELDS, line, strict=True))
-
-
-def read() -> list[dict[str, str]]:
-    if not FILE.exists():
-        return []
-    with FILE.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def searched(model: str, name: str, bits: int) -> dict[float, float]:
     """Dev loss of each rate tried with seed 0; infinite where a run diverged."""
     found = {}
-    for run in read():
+    for run in sweeping.read(FILE):
         same = (run["model"], run["method"], run["bits"]) == (model, name, str(bits))
         if same and run["seed"] == "0":
             dev = float(run["dev"])
@@ -224,7 +215,7 @@ def plan() -> Iterator[tuple[str, str, int, float, int]]:
         dev = searched(model, name, bits)
         best = min(dev, key=dev.get)
         done = set()
-        for run in read():
+        for run in sweeping.read(FILE):
             done.add(tuple(run[field] for field in FIELDS[:5]))
         for seed in seeds[1:]:
             if (model, name, str(bits), str(best), str(seed)) not in done:
@@ -232,26 +223,18 @@ def plan() -> Iterator[tuple[str, str, int, float, int]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", type=int, default=0, metavar="LINES")
-    asked = parser.parse_args()
+    check = sweeping.asked(__doc__)
     torch.set_num_threads(1)
     sweep = Sweep()
-    if asked.check:
-        for run in read()[: asked.check]:
+    if check:
+        for run in sweeping.read(FILE)[:check]:
             key = (run["model"], run["method"], int(run["bits"]))
             now = sweep.run(*key, float(run["lr"]), int(run["seed"]))
             print(*key, f"{run['loss']} then, {now['loss']} now")
         return
     for run in plan():
         line = sweep.run(*run)
-        new = not FILE.exists()
-        with FILE.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-            if new:
-                writer.writeheader()
-            writer.writerow(line)
-        print(*line.values(), flush=True)
+        sweeping.append(FILE, line)
 
 
 if __name__ == "__main__":
