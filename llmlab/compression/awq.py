@@ -43,7 +43,7 @@ from llmlab.compression import calibration, folding, walk
 from llmlab.compression import quantization_basics as qb
 from llmlab.compression.calibration import InputStatistics
 from llmlab.compression.folding import Seam
-from llmlab.compression.quantization_basics import QuantConfig
+from llmlab.compression.quantization_basics import QuantConfig, nearest
 
 # What scripts/awq_sweep.py measured on the whole real model, a run a line.
 FILE = Path(__file__).parent / "data" / "awq.csv"
@@ -82,11 +82,6 @@ class AWQConfig:
 
 
 # The algorithm on one matrix ----------------------------------------------------------
-
-
-def nearest(W: Float[Tensor, "out in"], grid: QuantConfig) -> Float[Tensor, "out in"]:
-    """Q(W): round to nearest, a scale for each group."""
-    return qb.decode(*qb.encode(W, grid), grid)
 
 
 def salient(size: Float[Tensor, "in"], share: float = 0.01) -> Int[Tensor, "kept"]:

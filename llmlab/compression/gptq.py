@@ -45,7 +45,7 @@ from llmlab.compression.hessian import (
     output_error,
     without_dead,
 )
-from llmlab.compression.quantization_basics import QuantConfig, QuantLinear
+from llmlab.compression.quantization_basics import QuantConfig, QuantLinear, nearest
 
 __all__ = [
     "FILE",
@@ -236,11 +236,6 @@ def gptq(
 
     back = perm.argsort()
     return Rounded(levels[back].T, codes[back].T, scale.T, zero.T, perm[back] // size)
-
-
-def nearest(W: Float[Tensor, "out in"], config: QuantConfig) -> Float[Tensor, "out in"]:
-    """Round to nearest (RTN): the same levels, and no error passed on."""
-    return qb.decode(*qb.encode(W, config), config)
 
 
 # The walk over a model ----------------------------------------------------------------

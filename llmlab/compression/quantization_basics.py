@@ -247,6 +247,11 @@ def decode(codes: Tensor, scale: Tensor, zero: Tensor, config: QuantConfig) -> T
     return finite(blocks, blocks.dtype).reshape(codes.shape)
 
 
+def nearest(x: Float[Tensor, "... n"], config: QuantConfig) -> Float[Tensor, "... n"]:
+    """x̂: round to nearest (RTN), each block with a scale of its own."""
+    return decode(*encode(x, config), config)
+
+
 class _StraightThrough(torch.autograd.Function):
     """Forward x̂. Backward as if x̂ were x, but 0 where x was clipped.
 
