@@ -159,8 +159,9 @@ print(f"teacher: in the valley {two_peaks(4).exp()[valley].sum():.0%}")
 # **Soft labels** ([Hinton et al. 2015](https://arxiv.org/abs/1503.02531 "hinton2015distilling")) are the forward direction on given
 # texts. Both softmaxes get a temperature $T$, so that the small probabilities can be seen. The gradient shrinks like $1/T^2$, hence a factor:
 #
-# $$L = \alpha\, T^2\, \mathrm{KL}\big(p^{(T)} \Vert q^{(T)}\big) + (1-\alpha)\, \mathrm{CE}(y, q), \qquad
-# T^2 \frac{\partial\, \mathrm{KL}}{\partial z_i} = T\, (q_i - p_i) \to \frac{(z_i - \bar z) - (v_i - \bar v)}{V} \ (T \to \infty)$$
+# $$L = \alpha\, T^2\, \mathrm{KL}\big(p^{(T)} \Vert q^{(T)}\big) + (1-\alpha)\, \mathrm{CE}(y, q)$$
+#
+# $$T^2 \frac{\partial\, \mathrm{KL}}{\partial z_i} = T\, (q_i - p_i) \to \frac{(z_i - \bar z) - (v_i - \bar v)}{V} \ (T \to \infty)$$
 #
 # so that at high $T$ the student's logits $z$ copy the teacher's $v$. Without the logits, one can train on texts that the teacher wrote
 # ([Kim & Rush 2016](https://arxiv.org/abs/1606.07947 "kim2016sequence")).
