@@ -120,7 +120,7 @@ ARROWS = {
         "peqa_and_qlora": "quantization_basics walk",
         "recipes": "awq gptq magnitude_wanda_sparsegpt quantization_basics walk",
         "smoothquant": "calibration folding integer_matmul walk",
-        "zeroquant": "calibration quantization_basics walk",
+        "zeroquant": "calibration integer_matmul quantization_basics walk",
     },
     "course": {
         "book": "cpu syllabus",

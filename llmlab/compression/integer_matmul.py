@@ -18,7 +18,7 @@ def multiply_codes(
     """x wᵀ of two matrices of codes, exact, in int32."""
     if x.is_cuda:
         return multiply_padded(x, w)
-    return torch._int_mm(x.contiguous(), w.t())
+    return torch._int_mm(x.contiguous(), w.contiguous().t())
 
 
 def multiply_padded(x: Tensor, w: Tensor) -> Tensor:

@@ -30,6 +30,8 @@ paper has them in 8 bits, too; codes are symmetric.
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass
@@ -443,6 +445,8 @@ TENSORS = "model.safetensors"
 def save(model: nn.Module, folder: str | Path, config: SmoothQuantConfig) -> None:
     """The whole model, the smoothed norms with it; tensors that are tied, once.
 
+    Each file is replaced whole.
+
     Raises:
         ValueError: no linear of the model is a `W8A8Linear`.
     """
@@ -456,9 +460,15 @@ def save(model: nn.Module, folder: str | Path, config: SmoothQuantConfig) -> Non
         if tensor.data_ptr() not in places:
             stored[name] = tensor.detach().contiguous()
         places.add(tensor.data_ptr())
-    save_file(stored, folder / TENSORS, metadata={"format": "pt"})
     text = json.dumps(asdict(config), indent=2, sort_keys=True) + "\n"
-    (folder / CONFIG).write_text(text, encoding="utf-8")
+    new_config = folder / f"{CONFIG}.tmp"
+    new_tensors = folder / f"{TENSORS}.tmp"
+    new_config.write_text(text, encoding="utf-8")
+    save_file(stored, new_tensors, metadata={"format": "pt"})
+    # safetensors makes its files readable by the owner alone
+    shutil.copymode(new_config, new_tensors)
+    os.replace(new_config, folder / CONFIG)
+    os.replace(new_tensors, folder / TENSORS)
 
 
 def read_config(folder: str | Path) -> SmoothQuantConfig:

@@ -50,6 +50,7 @@ from torch import Tensor, nn
 from llmlab.compression import calibration, walk
 from llmlab.compression import quantization_basics as qb
 from llmlab.compression.calibration import Call
+from llmlab.compression.integer_matmul import multiply_codes
 from llmlab.compression.quantization_basics import QuantConfig
 
 # What scripts/zeroquant_sweep.py measured on the whole real model, a run a line.
@@ -223,20 +224,9 @@ def integer_product(
     y = torch.zeros(len(Q_x), len(Q_w), device=Q_x.device)
     for g in range(groups):
         columns = slice(g * size, (g + 1) * size)
-        sums = integer_sums(Q_x[:, columns], Q_w[:, columns])
+        sums = multiply_codes(Q_x[:, columns], Q_w[:, columns])
         y += sums * s_w[:, g]
     return y * s_x
-
-
-def integer_sums(
-    q_x: Int8[Tensor, "tokens size"], q_w: Int8[Tensor, "out size"]
-) -> Tensor:
-    """q_x q_wᵀ, (tokens, out), exact: in int32, or on a GPU in float64, which takes any
-    shape.
-    """
-    if q_x.is_cuda:
-        return (q_x.double() @ q_w.double().t()).float()
-    return torch._int_mm(q_x.contiguous(), q_w.contiguous().t())
 
 
 class ZeroQuantLinear(nn.Module):

@@ -584,6 +584,22 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
         smoothquant.save(make(), tmp_path, STATIC)
 
 
+def test_a_disk_that_fills_leaves_the_folder_as_it_was(tmp_path, monkeypatch):
+    def full(tensors, file, metadata):
+        file.write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    before = stored(tmp_path)
+    model = smoothquant.apply(with_outlier(), text(1), smoothquant.SETTINGS["O1"])
+    monkeypatch.setattr(smoothquant, "save_file", full)
+    with pytest.raises(OSError, match="No space"):
+        smoothquant.save(model, tmp_path, smoothquant.SETTINGS["O1"])
+    after = load_file(tmp_path / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert smoothquant.read_config(tmp_path) == STATIC
+
+
 # llmcompressor ------------------------------------------------------------------------
 
 
