@@ -1,0 +1,1 @@
+"""From one token to an engine that serves many requests at once."""
