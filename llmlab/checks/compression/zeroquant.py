@@ -46,12 +46,18 @@ def quantize_tokens(answer):
             )
     X[3] = 0
     codes, scale = both(answer, X, 8)
+    scales = tokens(X, 8)[1]
+    nothing = torch.arange(5)[:, None] == 3
     diagnose(
         scale,
-        right=tokens(X, 8)[1],
+        right=scales,
         mistakes={
-            "the scale of a token of zeros is 0: it is to be 1": tokens(X, 8)[1]
-            * (X.abs().amax(-1, keepdim=True) > 0),
+            "the scale of a token of zeros is 0, or next to nothing: it is to be 1": (
+                torch.where(nothing, 0.0, scales)
+            ),
+            "the scale of a token of zeros is 1 / top: it is to be 1": torch.where(
+                nothing, 1 / 127, scales
+            ),
         },
         what="the scales with a token of zeros",
     )
@@ -291,6 +297,10 @@ def straight_through(answer):
     for rows, columns, top in ((4, 4, 3), (3, 6, 7), (5, 2, 1)):
         W = torch.randn(rows, columns)
         scale = W.abs().amax(1, keepdim=True) / (top + 1.2)  # the largest is clipped
+        if rows == columns:  # clipped on both sides
+            for row, sign in ((2, 1), (3, -1)):
+                at = W[row].abs().argmax()
+                W[row, at] = sign * W[row, at].abs()
         # both round to top: neither is clipped
         W[0, 0] = (top + 0.4) * scale[0, 0]
         W[1, 1] = (top - 0.3) * scale[1, 0]
@@ -348,6 +358,12 @@ def wrong_gradients(
         "the gradient is 0 everywhere: rounding has none. Let it go straight"
         " through": torch.zeros_like(W),
         "clipped weights get a gradient: theirs is 0": upstream,
+        "weights clipped at −top get a gradient: theirs is 0, too": (
+            upstream * (codes <= top)
+        ),
+        "weights clipped at top get a gradient: theirs is 0, too": (
+            upstream * (codes >= -top)
+        ),
         "only clipped weights get a gradient: it is the other way round": (
             upstream * ~inside
         ),
@@ -534,6 +550,21 @@ def steps(
     return rounded(now).detach() if round_result else now
 
 
+def adams_steps(
+    W: Tensor, student: Callable, teacher: Callable, inputs: list[Tensor], rate: float
+) -> Tensor:
+    """W after as many steps of Adam."""
+    leaf = W.detach().clone().requires_grad_()
+    adam = torch.optim.Adam([leaf], lr=rate)
+    for h in inputs:
+        adam.zero_grad()
+        with torch.no_grad():
+            target = teacher(h)
+        nn.functional.mse_loss(student(leaf, h), target).backward()
+        adam.step()
+    return leaf.detach()
+
+
 def wrong_steps(
     W: Tensor, student: Callable, teacher: Callable, inputs: list[Tensor], rate: float
 ) -> dict:
@@ -569,6 +600,9 @@ def wrong_steps(
             loss=root
         ),
         "half of the squares is taken: without the half": but(loss=half),
+        "these are steps of Adam: plain gradient descent is asked": (
+            lambda: adams_steps(W, student, teacher, inputs, rate)
+        ),
         "the learning rate is missing": lambda: steps(W, student, teacher, inputs, 1.0),
         "W itself was rounded at the end: the float weights are asked": but(
             round_result=True

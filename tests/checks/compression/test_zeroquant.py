@@ -245,6 +245,14 @@ def added(W, scale, top):
     return W + no_gradient(W, scale, top).detach()
 
 
+def positive_side(W, scale, codes, top):
+    return codes <= top
+
+
+def negative_side(W, scale, codes, top):
+    return codes >= -top
+
+
 def all_through(W, scale, codes, top):
     return torch.ones_like(W)
 
@@ -295,6 +303,16 @@ def targets_first(W, student, teacher, inputs, learning_rate):
         gradient = torch.autograd.grad(y, W, 2 * (y.detach() - target) / y.numel())[0]
         W = W.detach() - learning_rate * gradient
     return W
+
+
+def by_adam(W, student, teacher, inputs, learning_rate):
+    W = torch.nn.Parameter(W.clone())
+    adam = torch.optim.Adam([W], lr=learning_rate)
+    for h in inputs:
+        adam.zero_grad()
+        (student(W, h) - teacher(h).detach()).square().mean().backward()
+        adam.step()
+    return W.data
 
 
 def teacher_trains(W, student, teacher, inputs, learning_rate):
@@ -383,6 +401,8 @@ test_wrong_answers = rejects(
         Wrong(T, tokens(code=lambda X, s: X * s), "divide by it"),
         Wrong(T, tokens(safe=False), "it is to be 1"),
         Wrong(T, tokens(zero=0.0), "it is to be 1"),
+        Wrong(T, tokens(zero=1e-8), "next to nothing: it is to be 1"),
+        Wrong(T, tokens(zero=1 / 127), "1 / top: it is to be 1"),
         Wrong(T, eight_bits, "take `bits` from the argument"),
         Wrong(T, right_for_four, "right for 4 × 4"),
         Wrong(T, only_codes, "two tensors"),
@@ -431,6 +451,8 @@ test_wrong_answers = rejects(
         Wrong(S, no_gradient, "0 everywhere"),
         Wrong(S, detached, "gradient"),
         Wrong(S, through(inside=all_through), "clipped weights get a gradient"),
+        Wrong(S, through(inside=positive_side), "clipped at −top get a gradient"),
+        Wrong(S, through(inside=negative_side), "clipped at top get a gradient"),
         Wrong(S, by_clamp, "look at the rounded code"),
         Wrong(S, unscaled_gradient, "multiplied by the scale"),
         Wrong(S, through(gain=2), "twice"),
@@ -472,6 +494,7 @@ test_wrong_answers = rejects(
         Wrong(D, distilled(finish=lambda W: W), "still has a gradient"),
         Wrong(D, teacher_trains, "the teacher got gradients"),
         Wrong(D, piled_up, "pile up"),
+        Wrong(D, by_adam, "steps of Adam"),
         Wrong(D, at_the_start, "at the W of the start"),
         Wrong(D, together, "something else than the inputs"),
         Wrong(D, no_teacher, "never asked"),
