@@ -106,6 +106,12 @@ def wrong_soft(v: Tensor, z: Tensor, T: float) -> dict[str, Tensor]:
         "the probabilities are divided by T: divide the logits, before the softmax": (
             T * kl(cold_p, cold_q).mean()
         ),
+        "this is the mean of both directions: KL(p‖q) alone is asked": (
+            T**2 * (kl(log_p, log_q) + kl(log_q, log_p)).mean() / 2
+        ),
+        "the weights p are not softened: they are at temperature T, too": (
+            T**2 * (cold_p.exp() * (log_p - log_q)).sum(-1).mean()
+        ),
         "this is the sum over the rows: their mean is asked": right * len(v),
         "this is the mean over the vocabulary, too: sum over it, as `batchmean` does": (
             right / v.shape[-1]
@@ -226,6 +232,9 @@ def ends(v: Tensor, z: Tensor, beta: float) -> dict[str, Tensor]:
         f"β = {beta} gives 0: the formula does, but the ends are the KLs by agreement;"
         " treat them apart": torch.zeros_like(right),
         "the sign is wrong: a KL is never negative": -right,
+        "the logits stand in for log-probabilities: take log_softmax": (
+            kl(z, v) if beta else kl(v, z)
+        ),
         "this is the mean over the vocabulary: sum over it": right / v.shape[-1],
         "this is the mean over the positions, repeated: each has its own": (
             right.mean().expand(len(right)).clone()
@@ -369,6 +378,12 @@ def wrong_replies(v: Tensor, z: Tensor, reply: Tensor) -> dict[str, Tensor]:
         ),
         "the first token of each reply is left out: the prompt's last logits predict"
         " it": each[:, :-1][mask & reply[:, :-1]].mean(),
+        "the last token of each reply is left out": each[:, :-1][
+            mask & F.pad(reply[:, 2:], (0, 1))
+        ].mean(),
+        "this is the cross-entropy −Σ q log p: subtract the entropy of q": (
+            -(log_q.exp() * log_p).sum(-1)[:, :-1][mask].mean()
+        ),
         "this is KL(p‖q): on its own texts the student is asked for KL(q‖p)": (
             forward[:, :-1][mask].mean()
         ),
@@ -515,6 +530,15 @@ def wrong_rewards(
         " the token": -w * R,
         "the reward is log p alone: subtract log q": (
             w * ((log_p * ones).flip(-1).cumsum(-1).flip(-1) - log_p * ones) / left
+        ),
+        "the reward is −log q alone: add log p": (
+            w * (-(log_q * ones).flip(-1).cumsum(-1).flip(-1) + log_q * ones) / left
+        ),
+        "the token right after t is left out of the mean": (
+            w * (after - next_one) / (left - 1).clamp(min=1)
+        ),
+        "the weight is that of token t + 1: token t is meant": (
+            F.pad((log_q - log_mixed).exp()[:, 1:], (0, 1)) * R * ones
         ),
         "the importance weight is missing": R * ones,
         "the weight is upside down: q over the mixture": (

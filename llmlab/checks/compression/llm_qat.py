@@ -109,6 +109,7 @@ def wrong_rounding(x: Tensor, bits: int) -> dict[str, Tensor]:
     """What usual mistakes make of x̂."""
     top = 2 ** (bits - 1) - 1
     alpha = x.abs().amax(-1, keepdim=True) / top
+    of_mean = x.abs().mean(-1, keepdim=True) / top
     of_largest = x.amax(-1, keepdim=True) / top  # and nothing is clipped
     return {
         "α is one per channel, over the tokens: one per token is asked": rounded(
@@ -130,6 +131,9 @@ def wrong_rounding(x: Tensor, bits: int) -> dict[str, Tensor]:
         ),
         "α comes from the largest value, where the largest |value| is asked": (
             torch.round(x / of_largest) * of_largest
+        ),
+        "α comes from the mean |value|: the largest is asked": (
+            torch.round(x / of_mean) * of_mean
         ),
         "half of the range is clipped: MinMax clips nothing": rounded(
             x, bits, clip=0.5
@@ -226,6 +230,7 @@ def written(
     place: int = -1,
     weights: Callable[[Tensor], Tensor] = lambda logits: logits.softmax(-1),
     draws: Callable[[bool], bool] = lambda greedy: not greedy,
+    likeliest: Callable = torch.argmax,
 ) -> Tensor:
     """The text of exercise 2, and what comes out with one thing changed."""
     dice = torch.Generator().manual_seed(seed)
@@ -234,7 +239,7 @@ def written(
         for made in range(length - 1):
             said = model(reads(ids))[:, place]
             by_rule = is_greedy(made, greedy)
-            new = said.argmax(-1)
+            new = likeliest(said, -1)
             if draws(by_rule):
                 drawn = torch.multinomial(weights(said), 1, generator=dice)[:, 0]
                 new = new if by_rule else drawn
@@ -279,7 +284,8 @@ def write_text(answer):
             "two calls with generators of the same seed give two texts: hand"
             " `generator` to torch.multinomial"
         )
-    diagnose(got, right=written(*case), mistakes=wrong_texts(*case), what=what)
+    mistakes = wrong_texts(*case)
+    diagnose_text(got, answer, case, mistakes, what)
     if learners:
         raise Mistake(
             "the model was called with gradients on: text is data, so use"
@@ -293,6 +299,21 @@ def write_text(answer):
                 f"right for 4 greedy tokens and length 11, wrong for {greedy} and"
                 f" {length}: take both from the arguments"
             )
+
+
+def diagnose_text(
+    got: Tensor, answer: Callable, case: tuple, mistakes: dict, what: str
+) -> None:
+    """The text against usual mistakes, and against that of another generator."""
+    known = [written(*case), *mistakes.values()]
+    if not any(torch.equal(got, text) for text in known):
+        *same, seed = case
+        if torch.equal(got, asked(answer, *same, seed + 1, what)):
+            raise Mistake(
+                "another generator gives the same text: draw with `generator`, not with"
+                " one of your own"
+            )
+    diagnose(got, right=known[0], mistakes=mistakes, what=what)
 
 
 def asked(answer, model, first, greedy, length, seed, what) -> Tensor:
@@ -334,6 +355,10 @@ def wrong_texts(model, first, greedy, length, seed) -> dict[str, Tensor]:
         "the model reads the newest token alone: it needs all tokens so far": but(
             reads=lambda ids: ids[:, -1:]
         ),
+        "the model reads the newest two tokens alone: it needs all tokens so far": but(
+            reads=lambda ids: ids[:, -2:]
+        ),
+        "greedy steps take the unlikeliest token": but(likeliest=torch.argmin),
         "you used the logits of the first position: the last one predicts the next"
         " token": but(place=0),
         "the text starts after the first token: that is a part of it, at its start": (
@@ -405,11 +430,11 @@ def soft_label_loss(answer):
                 " arguments"
             )
     student = torch.tensor([[[300.0, 0.0, -300.0]]])
-    got = answer(student, student.flip(-1))
+    got = expect(answer(student, student.flip(-1)), shape=(), what=what, finite=False)
     if not close(got, torch.tensor(600.0), tol=1e-4):
         raise Mistake(
-            "logits far apart give NaN or ∞: take log_softmax of the student, not the"
-            " log of its softmax"
+            "logits far apart come out wrong: the log of a softmax is −∞ there, or what"
+            " was added to it; take log_softmax of the student as it is"
         )
 
 
@@ -444,6 +469,17 @@ def wrong_losses(student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
         ),
         "this is the Kullback-Leibler divergence, less by the teacher's entropy: the"
         " cross-entropy is asked": (each - entropy).mean(),
+        "this is KL(p_S‖p_T), the other way round: −Σ p_T log p_S is asked": (
+            -(student.softmax(-1) * (teacher.log_softmax(-1) - log_q)).sum(-1).mean()
+        ),
+        "this is the squared difference of the probabilities": (
+            (student.softmax(-1) - p).square().mean()
+        ),
+        "the teacher's log-probabilities are the weights: its probabilities are": (
+            -(teacher.log_softmax(-1) * log_q).sum(-1).mean()
+        ),
+        "`cross_entropy` takes dimension 1 for the vocabulary, and here it is the"
+        " positions": torch.nn.functional.cross_entropy(student, p),
         "the minus is missing": -each.mean(),
         "the logits stand in for log-probabilities: take log_softmax": (
             -(p * student).sum(-1).mean()
@@ -575,13 +611,27 @@ def three(got, shape: tuple[int, ...], what: str) -> Store:
     """The three tensors of an answer, of the right shapes and types."""
     if not isinstance(got, tuple | list) or len(got) != 3:
         raise Mistake(f"{what} must return three tensors: codes, alpha and k_hat")
-    B, _, S, _ = shape
+    B, K, S, _ = shape
+
+    def keeps_heads(value: Tensor) -> bool:
+        return value.shape[1] == K
+
     codes, alpha, k_hat = got
-    if isinstance(codes, Tensor) and codes.dim() == 4 and codes.shape[2] < S:
+    if (
+        isinstance(codes, Tensor)
+        and codes.dim() == 4
+        and codes.shape[2] < S
+        and keeps_heads(codes)
+    ):
         raise Mistake("the cache holds the new tokens alone: the old ones must stay")
     if isinstance(alpha, Tensor) and alpha.dtype == torch.float32:
         raise Mistake("alpha is stored in float32: float16 is asked, 2 bytes a token")
-    if isinstance(k_hat, Tensor) and k_hat.dim() == 4 and k_hat.shape[2] < S:
+    if (
+        isinstance(k_hat, Tensor)
+        and k_hat.dim() == 4
+        and k_hat.shape[2] < S
+        and keeps_heads(k_hat)
+    ):
         raise Mistake(
             "k_hat holds the new keys alone: all keys are asked, the old ones in front"
         )
@@ -636,6 +686,9 @@ def wrong_keys(codes: Tensor, alpha: Tensor, k: Tensor, bits: int) -> dict[str, 
         ),
         "α comes from the last head alone: from all heads is asked": but(
             size=lambda k: k[:, -1:].abs()
+        ),
+        "α comes from the mean of what the heads have: from the largest is asked": but(
+            size=lambda k: k.abs().amax(3, keepdim=True).mean(1, keepdim=True)
         ),
         "all texts of the batch share an α: each has its own": but(shared=(0, 1, 3)),
         "each head has its own α: one per token is asked, over all heads": but(

@@ -114,6 +114,14 @@ def wrong_truncations(W: Tensor, rank: int) -> dict[str, Tensor]:
             W, rank, last=True
         ),
         "one singular value too few is kept": nearest(W, rank - 1),
+        "the largest singular value is left out": (
+            U[:, 1 : rank + 1] * sigma[1 : rank + 1] @ Vt[1 : rank + 1]
+        ),
+        "the singular values multiply the rows of U: they belong to its columns": (
+            (sigma[:, None] * U)[:, :rank] @ Vt[:rank]
+        ),
+        "W is projected on its first columns (as with QR): project on the first columns"
+        " of U": W[:, :rank] @ (torch.linalg.pinv(W[:, :rank]) @ W),
         "the third result of `torch.linalg.svd` is Vᵀ already: do not transpose it": (
             U[:, :rank] * sigma[:rank] @ Vt.T[:rank]
         ),
@@ -191,6 +199,7 @@ def wrong_whitenings(W: Tensor, gram: Tensor, rank: int) -> dict[str, Tensor]:
         return nearest(W @ there, rank, **kept) @ back
 
     root = gram.diagonal().sqrt()
+    backwards = torch.linalg.cholesky(torch.linalg.inv(gram.double())).float()
     eye = torch.eye(len(gram))
     return {
         "this is plain truncation: the inputs have no say": nearest(W, rank),
@@ -217,6 +226,13 @@ def wrong_whitenings(W: Tensor, gram: Tensor, rank: int) -> dict[str, Tensor]:
         ),
         "one singular value too few is kept": nearest(W @ S, rank - 1) @ inverse,
         "S comes in twice: W S is decomposed": through(S @ S, inverse),
+        "this has the inverse of X Xᵀ in the place of X Xᵀ": through(
+            backwards, torch.linalg.inv(backwards)
+        ),
+        "S stands on the left: W S is decomposed": inverse @ nearest(S @ W, rank),
+        "S⁻¹ is at the side of A: S came in on the right, at the side of B": (
+            inverse @ nearest(W @ S, rank)
+        ),
         "W is truncated first, and nothing is whitened then": nearest(W, rank) @ S,
     }
 
@@ -262,7 +278,7 @@ def e2m1_inputs() -> Tensor:
     """Ties, levels, values beyond both ends, and others, of both signs: (4, 12)."""
     middle = (LEVELS[1:] + LEVELS[:-1]) / 2
     special = torch.cat([middle, LEVELS[1:], torch.tensor([0.1, 0.6, 7.5, 9.0, 40.0])])
-    x = torch.cat([special, -special, torch.randn(10) * 3])  # 48 numbers
+    x = torch.cat([special, -special, torch.zeros(1), torch.randn(9) * 3])  # 48
     return x[torch.randperm(len(x))].reshape(4, 12)
 
 
@@ -303,6 +319,13 @@ def wrong_codes(x: Tensor) -> dict[str, Tensor]:
         "the sign is the lowest bit here: it is the highest": 2 * code + sign // 8,
         "negative codes are in two's complement: the sign is a bit of its own": (
             torch.where(sign > 0, -code % 16, code)
+        ),
+        "negative codes are 256 − code: they are code + 8": (
+            torch.where(sign > 0, (256 - code) % 256, code)
+        ),
+        "0 has the code of −0: its sign bit is 0": code + 8 * (x <= 0),
+        "these are round(2 |x|): from 2 on the levels are further apart": (
+            (2 * x.abs()).round().clamp(max=7).int() + sign
         ),
         "the codes are in the order of the values: the sign is a bit, and 0 has"
         " code 0": torch.where(sign > 0, 7 - code, 8 + code),
@@ -505,6 +528,13 @@ def wrong_mxfp4(x: Tensor) -> dict[str, Tensor]:
             mxfp4(x, encode=ties_up)
         ),
         "the signs of the elements are missing": mxfp4(x, encode=no_signs),
+        "the high half of each byte is empty: two codes share it": mxfp4(
+            x, pack=lambda codes: codes[:, 0::2]
+        ),
+        "the elements are those of x / (max|x| / 6): divide by the power of two": mxfp4(
+            x, divide=lambda a, X: a / (top / 6)
+        ),
+        "e_max is subtracted twice": mxfp4(x, e_max=4),
         "the exponent is one too large: ⌊log2 max|x|⌋ is asked, and the exponent of"
         " torch.frexp is one more": mxfp4(x, e_max=1),
         "the exponent is one too small": mxfp4(x, e_max=3),

@@ -135,6 +135,9 @@ def wrong_outputs(
         " a group": x @ (scale[:, wide] * (q - zero.float()[:, wide])).T,
         "the zero points are missing": x @ (s * q).T,
         "the zero points are added: subtract them": x @ (s * (q + z)).T,
+        "this is z − q: the zero point is subtracted from the code": x
+        @ (s * (z - q)).T,
+        "the zero point is 8 everywhere: each group has its own": x @ (s * (q - 8)).T,
         "the zero point is subtracted after the scaling: first q − z, then times the"
         " scale": x @ (s * q - z).T,
         "the scales are missing": x @ (q - z).T,
@@ -253,6 +256,12 @@ def wrong_gradients(
             by_group(G) * by_group(q - z)
         ),
         "the sign is wrong": -by_group(said),
+        "all groups of a row have the zero point of the first": by_group(
+            G * (q - z[:, :1])
+        ),
+        "this is the root of the sum of squares: the sum itself is asked": by_group(
+            said.square()
+        ).sqrt(),
         "the sum runs over every third column: a group is neighbours": (
             said.unflatten(1, (-1, size)).sum(1)
         ),
@@ -361,6 +370,9 @@ def wrong_counts(shapes, method: str, *numbers: int) -> dict[str, float]:
     bits, size, rank = numbers
     n = sum(rows * columns for rows, columns in shapes)
 
+    a = sum(rank * (rows + columns) for rows, columns in shapes)
+    g = sum(rows * columns // size for rows, columns in shapes)
+
     def but(**changes) -> float:
         return count(shapes, method, *numbers, **changes)
 
@@ -377,12 +389,16 @@ def wrong_counts(shapes, method: str, *numbers: int) -> dict[str, float]:
     if method == "full":  # which is asked first
         found |= {
             "the gradients' 2 bytes per trained value are missing": but(gradient=0),
-            "a float weight takes 2 bytes; you counted 4": but(weight=4),
+            # one sum
+            "a float weight takes 2 bytes, and its gradient 2; you counted 4 for one of"
+            " them": but(weight=4),
         }
     if method in ("lora", "qlora"):
         found |= {
             "2 bytes per adapter value are missing: the adapters themselves take 2, and"
             " their gradients 2 more": but(adapter=0),
+            "the adapters are missing": but(lora=0),
+            "an adapter's values are counted twice": but(lora=2 * a),
             "an adapter has rank × (out + in) values, not rank × out × in": but(
                 lora=rank * n
             ),
@@ -394,8 +410,6 @@ def wrong_counts(shapes, method: str, *numbers: int) -> dict[str, float]:
                 lora=sum(rank * columns for _, columns in shapes)
             ),
         }
-    a = sum(rank * (rows + columns) for rows, columns in shapes)
-    g = sum(rows * columns // size for rows, columns in shapes)
     if method == "lora":
         found |= {
             "LoRA's frozen weights are 16-bit floats: it is QLoRA whose are codes": (
@@ -424,6 +438,12 @@ def wrong_counts(shapes, method: str, *numbers: int) -> dict[str, float]:
             "there is a scale for each group of group_size weights, not for each row": (
                 but(groups=per_row)
             ),
+            "the groups of one row are counted, not those of all rows": but(
+                groups=sum(columns // size for _, columns in shapes)
+            ),
+            "there are no zero points here, you counted `bits` for each group": but(
+                more=g * bits / 8
+            ),
         }
     if method == "qlora":
         found |= {
@@ -436,6 +456,7 @@ def wrong_counts(shapes, method: str, *numbers: int) -> dict[str, float]:
         found |= {
             "the scales are counted twice, or with 4 bytes: they are part of the"
             " weights already, 2 bytes each": but(scale=4),
+            "the integers are trained, too: only the scales are": but(trains=n + g),
             "PEQA has no adapters: its scales train": but(trains=a),
             "PEQA has no adapters: its scales alone are trained": but(
                 trains=a + g, more=2 * a

@@ -128,6 +128,10 @@ def compare_tokens(answer: Callable, X: Tensor, bits: int) -> None:
             "negative values are forgotten: the largest |x| of a row counts": tokens(
                 X, bits, size=lambda x: x
             )[1],
+            "the span from smallest to largest is divided by 2^b − 1: the largest |x|"
+            " over top is asked, as codes go from −top to top": (
+                (X.amax(-1, keepdim=True) - X.amin(-1, keepdim=True)) / (2 * most + 1)
+            ),
             "the mean of |x| is taken: the largest is asked": (
                 X.abs().mean(-1, keepdim=True) / most
             ),
@@ -200,7 +204,7 @@ def group_product(answer):
     # sums that leave 8 and 16 bits, and that a float16 does not hold
     Q = torch.full((2, 512), 127, dtype=torch.int8)
     one = torch.ones(2, 1)
-    got = expect(answer(Q, one, Q, one), shape=(2, 2), what=what)
+    got = expect(answer(Q, one, Q, one), shape=(2, 2), what=what, finite=False)
     if not close(got, torch.full((2, 2), 512.0 * 127**2), tol=1e-5):
         raise Mistake(
             "a sum of 512 products 127 · 127 is wrong: codes of 8 bits must be summed"
@@ -239,6 +243,12 @@ def wrong_products(Q_x: Tensor, s_x: Tensor, Q_w: Tensor, s_w: Tensor) -> dict:
         by_group.append(Q_x[:, columns].float() @ Q_w[:, columns].float().T)
     stacked = torch.stack(by_group)  # (groups, tokens, out)
     rows = torch.einsum("gto,tg->to", stacked, s_w) * s_x
+    mixed_up = torch.zeros_like(plain)
+    running = torch.zeros_like(plain)
+    for g in range(groups):
+        columns = slice(g * groups, (g + 1) * groups)  # `groups` columns each
+        mixed_up += (Q_x[:, columns].float() @ Q_w[:, columns].float().T) * s_w[:, g]
+        running = (running + stacked[g]) * s_w[:, g]
     return {
         "the scales of the tokens are missing": right / s_x,
         "the scales of the weights are missing": plain * s_x,
@@ -251,6 +261,11 @@ def wrong_products(Q_x: Tensor, s_x: Tensor, Q_w: Tensor, s_w: Tensor) -> dict:
         " result": right / s_x * s_x.T,
         "the scales of the weights are on the tokens: s_w[:, g] belongs to the columns"
         " of the result": rows,
+        "each group has as many columns here as there are groups: it has in / groups": (
+            mixed_up * s_x
+        ),
+        "a group's scale multiplies the groups before it, too: scale it before you add"
+        " it": running * s_x,
         "only the first group is there": (stacked[0] * s_w[:, 0]) * s_x,
         "only the last group is there: add the groups up": (stacked[-1] * s_w[:, -1])
         * s_x,

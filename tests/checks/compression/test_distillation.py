@@ -49,6 +49,13 @@ def soft_by_cross_entropy(teacher_logits, student_logits, temperature):
     return (F.cross_entropy(student_logits / temperature, p) - entropy) * temperature**2
 
 
+def cold_weights(teacher_logits, student_logits, temperature):
+    log_p = (teacher_logits / temperature).log_softmax(-1)
+    log_q = (student_logits / temperature).log_softmax(-1)
+    each = (teacher_logits.softmax(-1) * (log_p - log_q)).sum(-1)
+    return temperature**2 * each.mean()
+
+
 def cold_probabilities(teacher_logits, student_logits, temperature):
     p = teacher_logits.softmax(-1) / temperature
     q = student_logits.softmax(-1) / temperature
@@ -138,6 +145,11 @@ def jsd_by_kl_div(teacher_logits, student_logits, beta):
     log_m = torch.stack([log_q + (1 - b).log(), log_p + b.log()]).logsumexp(0)
     parts = b * F.kl_div(log_m, log_p, **of) + (1 - b) * F.kl_div(log_m, log_q, **of)
     return parts.sum(-1)
+
+
+def of_logits(teacher_logits, student_logits, beta):
+    v, z = teacher_logits, student_logits
+    return kl(v, z) if beta == 0 else kl(z, v)
 
 
 def fixed_mixture(p, q, b):
@@ -346,6 +358,8 @@ test_wrong_answers = rejects(
         Wrong(S, soft(teacher=lambda v, T: v.log_softmax(-1)), "only the student"),
         Wrong(S, soft(student=lambda z, T: z.log_softmax(-1)), "only the teacher"),
         Wrong(S, soft(reduce=torch.sum), "sum over the rows"),
+        Wrong(S, soft(of=lambda p, q: (kl(p, q) + kl(q, p)) / 2), "both directions"),
+        Wrong(S, cold_weights, "the weights p are not softened"),
         Wrong(S, cold_probabilities, "the probabilities are divided by T"),
         Wrong(S, mean_reduction, "mean over the vocabulary"),
         Wrong(S, no_log, "a log-probability"),
@@ -398,6 +412,7 @@ test_wrong_answers = rejects(
             generalised(mix=fixed_mixture, join=student_detached),
             "the weights q of KL(q‖m)",
         ),
+        Wrong(J, of_logits, "stand in for log-probabilities"),
         Wrong(J, half_only, "from the arguments"),
         Wrong(P, replies(slice(None), slice(None)), "the mask is not shifted"),
         Wrong(P, replies(slice(1, None), slice(None, -1)), "the wrong way"),
@@ -408,6 +423,14 @@ test_wrong_answers = rejects(
             lambda v, z, reply: replies()(v, z, reply & F.pad(reply, (1, -1))),
             "the first token of each reply",
         ),
+        Wrong(
+            P,
+            replies(
+                reduce=lambda e, m: e[m & F.pad(m[:, 1:], (0, 1))].mean(),
+            ),
+            "the last token of each reply",
+        ),
+        Wrong(P, replies(of=lambda p, q: -(q.exp() * p).sum(-1)), "cross-entropy"),
         Wrong(P, replies(of=kl), "this is KL(p‖q)"),
         Wrong(P, replies(reduce=lambda e, m: e.mean()), "prompt and padding"),
         Wrong(P, replies(reduce=lambda e, m: (e * m).mean()), "all positions"),
@@ -425,6 +448,13 @@ test_wrong_answers = rejects(
         Wrong(W, rewards(count=lambda n, length: length), "the whole reply"),
         Wrong(W, padding_counts, "rewards of padding"),
         Wrong(W, padding_counts_twice, "the mask belongs on both"),
+        Wrong(W, rewards(r_of=lambda p, q: -q), "add log p"),
+        Wrong(W, rewards(start=2), "right after t is left out"),
+        Wrong(
+            W,
+            rewards(weight=lambda p, q, m: (q - m).roll(-1, 1)),
+            "that of token t + 1",
+        ),
         Wrong(W, next_alone, "the next token alone"),
         Wrong(W, own_at_the_end, "nothing follows, so R is 0"),
         Wrong(W, mean_before, "the mean of what comes before t"),

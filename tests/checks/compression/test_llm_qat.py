@@ -87,6 +87,11 @@ def alpha_too(x, bits):
     return (y + (y.round() - y).detach()) * alpha
 
 
+def of_the_mean(x, bits):
+    alpha = x.detach().abs().mean(-1, keepdim=True) / (2 ** (bits - 1) - 1)
+    return x + ((x / alpha).round() * alpha - x).detach()
+
+
 def largest_unclipped(x, bits):
     alpha = x.detach().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1)
     return x + ((x / alpha).round() * alpha - x).detach()
@@ -146,6 +151,7 @@ def writing(
     use=lambda generator: generator,
     tokens=lambda length: length - 1,
     keep=torch.no_grad,
+    likeliest=torch.argmax,
 ):
     """write_text with one thing changed."""
 
@@ -155,7 +161,7 @@ def writing(
             for made in range(tokens(length)):
                 said = model(reads(ids))[:, place]
                 if is_greedy(made, greedy):
-                    new = said.argmax(-1, keepdim=True)
+                    new = likeliest(said, -1, keepdim=True)
                 else:
                     new = torch.multinomial(weights(said), 1, generator=use(generator))
                 ids = torch.cat([ids, new], dim=1)
@@ -242,6 +248,16 @@ def divergence(student, teacher):
         teacher.detach().softmax(-1).flatten(0, 1),
         reduction="batchmean",
     )
+
+
+def cut_off(student, teacher):
+    log_q = (student.softmax(-1) + 1e-9).log()
+    return -(teacher.detach().softmax(-1) * log_q).sum(-1).mean()
+
+
+def reverse_divergence(student, teacher):
+    log_q, log_p = student.log_softmax(-1), teacher.detach().log_softmax(-1)
+    return (log_q.exp() * (log_q - log_p)).sum(-1).mean()
 
 
 def hard(student, teacher):
@@ -384,6 +400,15 @@ def all_rounded_again(codes, alpha, k, bits):
     return right_storing(*empty, torch.cat([old, k], 2), bits)
 
 
+def heads_and_tokens_swapped(codes, alpha, k, bits):
+    codes, alpha, k_hat = right_storing(codes, alpha, k, bits)
+    return codes.transpose(1, 2), alpha, k_hat
+
+
+def mean_of_heads(k):
+    return k.abs().amax(3, keepdim=True).mean(1, keepdim=True)
+
+
 def newest_alpha(codes, alpha, k, bits):
     S = alpha.shape[1]
     codes, alpha, k_hat = right_storing(codes, alpha, k, bits)
@@ -441,6 +466,7 @@ test_wrong_answers = rejects(
         Wrong(Q, alpha_too, "through α, too"),
         Wrong(Q, alpha_after, "the codes are multiplied by, too"),
         Wrong(Q, last_codes_cut, "nothing is clipped"),
+        Wrong(Q, of_the_mean, "the mean |value|"),
         Wrong(Q, largest_unclipped, "where the largest |value| is asked"),
         Wrong(Q, clipped_gradient, "nothing is clipped"),
         Wrong(Q, twice, "twice"),
@@ -463,6 +489,13 @@ test_wrong_answers = rejects(
         Wrong(T, writing(tokens=lambda n: n), "one token too many"),
         Wrong(T, writing(tokens=lambda n: n - 2), "one token is missing"),
         Wrong(T, writing(keep=torch.enable_grad), "gradients on"),
+        Wrong(T, writing(reads=lambda ids: ids[:, -2:]), "the newest two tokens"),
+        Wrong(T, writing(likeliest=torch.argmin), "the unlikeliest token"),
+        Wrong(
+            T,
+            writing(use=lambda g: torch.Generator().manual_seed(0)),
+            "not with one of your own",
+        ),
         Wrong(T, without_the_first, "after the first token"),
         Wrong(T, draws_in_every_step, "greedy steps drew, too"),
         Wrong(T, four_and_eleven, "right for 4 greedy tokens"),
@@ -479,6 +512,23 @@ test_wrong_answers = rejects(
         Wrong(L, losing(of_student=lambda s: s), "stand in for log-probabilities"),
         Wrong(L, losing(of_teacher=lambda t: t.detach()), "stand in for probabilities"),
         Wrong(L, losing(of_student=lambda s: s.softmax(-1).log()), "far apart"),
+        Wrong(L, cut_off, "far apart come out wrong"),
+        Wrong(L, reverse_divergence, "the other way round"),
+        Wrong(
+            L,
+            lambda s, t: F.mse_loss(s.softmax(-1), t.detach().softmax(-1)),
+            "difference of the probabilities",
+        ),
+        Wrong(
+            L,
+            losing(of_teacher=lambda t: t.detach().log_softmax(-1)),
+            "its probabilities are",
+        ),
+        Wrong(
+            L,
+            lambda s, t: F.cross_entropy(s, t.detach().softmax(-1)),
+            "takes dimension 1 for the vocabulary",
+        ),
         Wrong(L, over_the_vocabulary, "mean over the vocabulary"),
         Wrong(L, divergence, "Kullback-Leibler"),
         Wrong(L, hard, "likeliest token"),
@@ -503,6 +553,8 @@ test_wrong_answers = rejects(
         Wrong(A, storing(zero=1e-4), "it is to be 1"),
         Wrong(A, storing(size=lambda k: k[:, :1].abs()), "the first head alone"),
         Wrong(A, storing(size=lambda k: k[:, -1:].abs()), "the last head alone"),
+        Wrong(A, storing(size=mean_of_heads), "the mean of what the heads have"),
+        Wrong(A, heads_and_tokens_swapped, "codes has shape"),
         Wrong(A, only_new_keys, "holds the new keys alone"),
         Wrong(A, all_rounded_again, "rounded once more"),
         Wrong(A, as_they_were, "pass through their codes"),

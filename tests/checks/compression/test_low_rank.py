@@ -47,6 +47,21 @@ def rows_of_u(W, rank):
     return U[:rank].T * sigma[:rank], Vt[:rank]
 
 
+def without_largest(W, rank):
+    U, sigma, Vt = torch.linalg.svd(W, full_matrices=False)
+    return U[:, 1 : rank + 1] * sigma[1 : rank + 1], Vt[1 : rank + 1]
+
+
+def rows_scaled(W, rank):
+    U, sigma, Vt = torch.linalg.svd(W, full_matrices=False)
+    return (sigma[:, None] * U)[:, :rank], Vt[:rank]
+
+
+def by_qr(W, rank):
+    Q, _ = torch.linalg.qr(W)
+    return Q[:, :rank], Q[:, :rank].T @ W
+
+
 def one_less(W, rank):
     A, B = svd_with()(W, rank)
     A[:, -1] = 0
@@ -123,6 +138,18 @@ def identity(S):
     return torch.eye(len(S))
 
 
+def s_on_the_left(W, gram, rank):
+    S = torch.linalg.cholesky(gram)
+    A, B = svd_with()(S @ W, rank)
+    return torch.linalg.solve(S, A), B
+
+
+def undone_on_the_left(W, gram, rank):
+    S = torch.linalg.cholesky(gram)
+    A, B = svd_with()(W @ S, rank)
+    return torch.linalg.solve(S, A), B
+
+
 def whitened_one_less(W, gram, rank):
     A, B = whiten()(W, gram, rank)
     A[:, -1] = 0
@@ -189,6 +216,11 @@ def lowest_bit(x):
 def twos_complement(x):
     code = even(x.abs())
     return torch.where(x < 0, -code % 16, code).to(torch.uint8)
+
+
+def below_256(x):
+    code = even(x.abs())
+    return torch.where(x < 0, -code, code).to(torch.uint8)
 
 
 def in_order(x):
@@ -352,6 +384,9 @@ test_wrong_answers = rejects(
         Wrong(T, svd_with(v=lambda s: s), "counted twice"),
         Wrong(T, svd_with(u=torch.sqrt), "only one of the factors has the root"),
         Wrong(T, svd_with(last=True), "the smallest singular values"),
+        Wrong(T, without_largest, "the largest singular value is left out"),
+        Wrong(T, rows_scaled, "the rows of U: they belong"),
+        Wrong(T, by_qr, "as with QR"),
         Wrong(T, one_less, "one singular value too few"),
         Wrong(T, transposed_v, "do not transpose it"),
         Wrong(T, rows_of_u, "rows of U"),
@@ -379,6 +414,13 @@ test_wrong_answers = rejects(
             lambda m, g, r: whiten()(m @ torch.linalg.cholesky(g), g, r),
             "S comes in twice",
         ),
+        Wrong(
+            W,
+            whiten(factor=lambda g: torch.linalg.cholesky(torch.linalg.inv(g))),
+            "the inverse of X Xᵀ in the place",
+        ),
+        Wrong(W, s_on_the_left, "S stands on the left"),
+        Wrong(W, undone_on_the_left, "at the side of A"),
         Wrong(W, whitened_one_less, "one singular value too few"),
         Wrong(W, whiten(diagonal_root), "only the diagonal"),
         Wrong(W, whiten(power=0), "the singular values are missing"),
@@ -393,6 +435,11 @@ test_wrong_answers = rejects(
         Wrong(C, the_levels, "their codes are asked"),
         Wrong(C, codes_of(even, sign=lambda x: 4 * x.signbit()), "the sign adds 4"),
         Wrong(C, codes_of(even, sign=lambda x: 8 * ~x.signbit()), "wrong way round"),
+        Wrong(C, below_256, "256 − code"),
+        Wrong(C, codes_of(even, sign=lambda x: 8 * (x <= 0)), "the code of −0"),
+        Wrong(
+            C, codes_of(lambda size: (2 * size).round().clamp(max=7)), "round(2 |x|)"
+        ),
         Wrong(C, codes_of(even, sign=lambda x: 0), "the sign is missing"),
         Wrong(C, lowest_bit, "the sign is the lowest bit"),
         Wrong(C, twos_complement, "two's complement"),
@@ -434,6 +481,13 @@ test_wrong_answers = rejects(
         Wrong(M, blocks(divide=torch.mul), "multiplied by the scale"),
         Wrong(M, blocks(clamp=False), "a block of zeros is to have code 0"),
         Wrong(M, blocks(zero=127), "a block of zeros is to have code 0"),
+        Wrong(M, blocks(pack=lambda c: c[:, 0::2]), "two codes share it"),
+        Wrong(
+            M,
+            blocks(divide=lambda x, X: 6 * x / x.abs().amax(1, keepdim=True)),
+            "divide by the power of two",
+        ),
+        Wrong(M, blocks(exponent=lambda t: torch.frexp(t)[1] - 5), "subtracted twice"),
         Wrong(M, wraps_below, "clamp it to 0"),
         Wrong(M, blocks(low=1), "clamp it to 0"),
         Wrong(M, blocks(stored_scale=False), "divide by the scale that is stored"),

@@ -380,6 +380,8 @@ test_wrong_answers = rejects(
         Wrong(F, forward(product=lambda x, w: x @ w), "not transposed"),
         Wrong(F, forward(product=lambda x, w: w @ x.T), "but for a transpose"),
         Wrong(F, forward(codes_as=signed), "which int8 does not hold"),
+        Wrong(F, forward(lambda q, z, s: s * (z - q)), "this is z − q"),
+        Wrong(F, forward(lambda q, z, s: s * (q - 8)), "is 8 everywhere"),
         Wrong(F, groups_of_columns, "taken for the number of groups"),
         Wrong(F, new_codes, "scale"),
         Wrong(F, in_place, "in place"),
@@ -404,6 +406,12 @@ test_wrong_answers = rejects(
         Wrong(G, gradient(lambda G, q, z: (G * (q - z)).abs()), "keep the signs"),
         Wrong(G, product_of_sums, "weight by weight"),
         Wrong(G, gradient(gather=strided), "every third column"),
+        Wrong(G, gradient(spread_z=first), "zero point of the first"),
+        Wrong(
+            G,
+            gradient(gather=lambda s, n: s.unflatten(1, (-1, n)).norm(dim=-1)),
+            "root of the sum of squares",
+        ),
         Wrong(G, zero_once, "once from the sum"),
         Wrong(G, groups_apart, "every third column here"),
         Wrong(G, gradient(codes_as=signed), "which int8 does not hold"),
@@ -415,7 +423,29 @@ test_wrong_answers = rejects(
         Wrong(B, bytes_with(optimizer=0), "optimizer's 12 bytes"),
         Wrong(B, bytes_with(gradient=0), "gradients' 2 bytes"),
         Wrong(B, bytes_with(optimizer=8), "you counted 8"),
-        Wrong(B, bytes_with("full", weight=4), "takes 2 bytes; you counted 4"),
+        Wrong(B, bytes_with("full", weight=4), "4 for one of them"),
+        Wrong(B, bytes_with(gradient=4), "4 for one of them"),
+        Wrong(B, bytes_with(lora=0), "the adapters are missing"),
+        Wrong(
+            B, bytes_with(lora=lambda *n: 2 * adapters(*n)), "values are counted twice"
+        ),
+        Wrong(
+            B,
+            bytes_with(
+                groups=lambda shapes, b, size, r: sum(c for _, c in shapes) // size
+            ),
+            "the groups of one row",
+        ),
+        Wrong(
+            B,
+            bytes_with("peqa", more=lambda s, bits, *n: groups(s, bits, *n) * bits / 8),
+            "no zero points",
+        ),
+        Wrong(
+            B,
+            bytes_with("peqa", trains=lambda *n: weights(*n) + groups(*n)),
+            "only the scales are",
+        ),
         Wrong(B, bytes_with("lora", weight=4), "frozen, without a gradient"),
         Wrong(B, bytes_with("lora", more=moments), "a place in the optimizer"),
         Wrong(B, bytes_with("lora", trains=all_and_adapters), "only the adapters are"),

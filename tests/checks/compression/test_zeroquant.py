@@ -92,6 +92,11 @@ def tokens_in_place(X, bits):
     return X.round().to(torch.int8), scale
 
 
+def by_the_span(X, bits):
+    s = (X.amax(1, keepdim=True) - X.amin(1, keepdim=True)) / (2**bits - 1)
+    return (X / s).round().clamp(-128, 127).to(torch.int8), s
+
+
 def unsigned(X, bits):
     codes, scale = tokens()(X, bits)
     return codes + 2 ** (bits - 1) - 1, scale
@@ -138,6 +143,14 @@ def product_by_einsum(Q_x, s_x, Q_w, s_w):
 
 def whole_sums(Q_x, s_x, Q_w, s_w):
     return (Q_x.int() @ Q_w.int().T) * s_w.sum(1) * s_x
+
+
+def running_scale(Q_x, s_x, Q_w, s_w):
+    y, size = 0.0, Q_w.shape[1] // s_w.shape[1]
+    for g in range(s_w.shape[1]):
+        at = slice(g * size, (g + 1) * size)
+        y = (y + Q_x[:, at].int() @ Q_w[:, at].int().T) * s_w[:, g]
+    return y * s_x
 
 
 def scales_of_first(Q_x, s_x, Q_w, s_w):
@@ -404,6 +417,7 @@ test_wrong_answers = rejects(
         Wrong(T, tokens(zero=1e-8), "next to nothing: it is to be 1"),
         Wrong(T, tokens(zero=1 / 127), "1 / top: it is to be 1"),
         Wrong(T, eight_bits, "take `bits` from the argument"),
+        Wrong(T, by_the_span, "the span from smallest to largest"),
         Wrong(T, right_for_four, "right for 4 × 4"),
         Wrong(T, only_codes, "two tensors"),
         Wrong(T, flat_scales, "shape"),
@@ -444,6 +458,15 @@ test_wrong_answers = rejects(
         Wrong(G, groups_product(columns=every_fourth), "j % groups"),
         Wrong(G, whole_sums, "added before"),
         Wrong(G, scales_of_first, "the scale of the first"),
+        Wrong(G, running_scale, "multiplies the groups before it"),
+        Wrong(
+            G,
+            groups_product(
+                columns=lambda g, size, groups: slice(g * groups, (g + 1) * groups)
+            ),
+            "as many columns here as there are groups",
+        ),
+        Wrong(G, groups_product(cast=torch.Tensor.half), "summed in 32"),
         Wrong(G, mean_of_groups, "the mean over the groups"),
         Wrong(G, transposed, "transpose"),
         Wrong(G, four_groups, "take the sizes from the arguments"),
