@@ -15,8 +15,8 @@ from llmlab.checks.compression.zeroquant import check
 # ## Exercise 1: a scale for each token
 # ●●○○○ difficulty · ●●●●● importance · 10 minutes · 2 points
 #
-# Quantize $X$ *dynamically*: each token, a row of $X$, gets its scale from its own largest $|x|$, divided by top. The codes are $x$ over the scale, rounded to nearest.
-# A token of zeros has the scale 1 and codes 0.
+# Quantize $X$ *dynamically*: each token, a row of $X$, gets its scale from its own largest $|x|$, divided by $\text{top} = 2^{b-1} - 1$ for $b$ `bits`. The codes
+# are $x$ over the scale, rounded to nearest. A token of zeros has the scale 1 and codes 0.
 
 
 # %% tags=["exercise"]
@@ -112,7 +112,7 @@ check.straight_through(straight_through)
 #
 # `teacher(h)` is a layer with floats. `student(W, h)` is the same layer, which rounds the float weights $W$ and goes straight through. For each $h$ in
 # `inputs`, from first to last: give both the same $h$, take the mean squared error over all numbers of the outputs, and make one step of plain gradient descent on
-# $W$. Return $W$ after the last step, without a gradient. The teacher must neither change nor get gradients.
+# $W$. Return $W$ after the last step, without a gradient. The teacher must neither change nor get gradients, and the given $W$ stays as it is.
 
 
 # %% tags=["exercise"]

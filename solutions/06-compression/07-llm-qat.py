@@ -15,9 +15,9 @@ from llmlab.checks.compression.llm_qat import check
 # ## Exercise 1: round each token, and let the gradient through
 # ●●●○○ difficulty · ●●●●● importance · 15 minutes · 3 points
 #
-# $x$ has shape (B, T, d). Each token (a row of $d$ values) has its own $\alpha = \max|x| / (2^{N-1} - 1)$, and $\hat x = \alpha \lfloor x / \alpha \rceil$. Nothing is
-# clipped. In the backward pass the rounding counts for nothing: the gradient of $x$ is that of $\hat x$, everywhere. No gradient runs through $\alpha$. A token of
-# zeros comes back as zeros.
+# $x$ has shape (B, T, d). Each token (a row of $d$ values) has its own $\alpha = \max|x| / (2^{N-1} - 1)$, where $N$ is `bits`, and
+# $\hat x = \alpha \lfloor x / \alpha \rceil$. Nothing is clipped. In the backward pass the rounding counts for nothing: the gradient of $x$ is that of $\hat x$,
+# everywhere. No gradient runs through $\alpha$. A token of zeros comes back as zeros.
 
 
 # %% tags=["exercise"]
@@ -47,9 +47,9 @@ check.fake_quantize(fake_quantize)
 # ## Exercise 2: the model writes its text
 # ●●●○○ difficulty · ●●●●○ importance · 15 minutes · 3 points
 #
-# `model` takes ids (B, T) and gives logits (B, T, V). Start with one token per text. The next `greedy` tokens are the likeliest ones. All others are drawn: call
-# `torch.multinomial` once for each of these steps, with the softmax of the logits and with `generator`; greedy steps draw nothing. The model reads the whole text so far, and
-# no gradient is kept.
+# `model` takes ids (B, T) and gives logits (B, T, V). Start with one token per text. The next `greedy` tokens are the likeliest ones; there may be room for
+# fewer. All others are drawn: call `torch.multinomial` once for each of these steps, with the softmax of the logits and with `generator`; greedy steps draw
+# nothing. The model reads the whole text so far, and no gradient is kept.
 
 
 # %% tags=["exercise"]
@@ -114,8 +114,8 @@ check.soft_label_loss(soft_label_loss)
 # ●●●●○ difficulty · ●●●●○ importance · 20 minutes · 4 points
 #
 # The keys of $S$ tokens are stored as `codes` (B, K, S, D), and `alpha` (B, S): one per token, over its K heads and D channels together. $S$ may be 0. Now $T$
-# new tokens arrive as floats `k`. Compute each one's $\alpha = \max|k| / (2^{N-1} - 1)$, round it to float16, and make the codes with *that* $\alpha$. A token of zeros has $\alpha = 1$. Join
-# them to what is there, behind it, and return what is stored together with all keys, dequantized.
+# new tokens arrive as floats `k`. Compute each one's $\alpha = \max|k| / (2^{N-1} - 1)$ ($N$ is `bits`), round it to float16, and make the codes with *that*
+# $\alpha$. A token of zeros has $\alpha = 1$. Join them to what is there, behind it, and return what is stored together with all keys, dequantized.
 
 
 # %% tags=["exercise"]

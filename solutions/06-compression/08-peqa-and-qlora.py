@@ -47,7 +47,8 @@ check.peqa_forward(peqa_forward)
 # ## Exercise 2: the gradient of a scale
 # ●●○○○ difficulty · ●●●●● importance · 10 minutes · 3 points
 #
-# $G$ is the gradient of the loss with respect to $\hat W$. Return that with respect to each scale:
+# $G$ is the gradient of the loss with respect to $\hat W$. Return that with respect to each scale, a sum over the weights of its group $b$
+# (codes $\bar W$, zero point $z_b$):
 #
 # $$\frac{\partial L}{\partial s_b} = \sum_{(i,j) \in b} G_{ij} \, (\bar W_{ij} - z_b)$$
 

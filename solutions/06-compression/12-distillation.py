@@ -13,8 +13,8 @@ from llmlab.checks.compression.distillation import check
 # ## Exercise 1: soft labels
 # ●●○○○ difficulty · ●●●●● importance · 10 minutes · 2 points
 #
-# Divide both logits by the temperature $T$, take softmax over the vocabulary, and return $T^2 \, \mathrm{KL}(p \Vert q)$, the mean over the rows. A KL is
-# $\sum_v p_v (\log p_v - \log q_v)$.
+# Divide both logits by the temperature $T$ and take softmax over the vocabulary: $p$ for the teacher, $q$ for the student. Return
+# $T^2 \, \mathrm{KL}(p \Vert q)$, the mean over the rows. A KL is $\sum_v p_v (\log p_v - \log q_v)$.
 
 
 # %% tags=["exercise"]
@@ -45,8 +45,9 @@ check.soft_loss(soft_loss)
 # ## Exercise 2: from one direction to the other
 # ●●●○○ difficulty · ●●●●● importance · 10 minutes · 3 points
 #
-# With $m = \beta p + (1 - \beta) q$, return for each position $\beta \, \mathrm{KL}(p \Vert m) + (1 - \beta) \, \mathrm{KL}(q \Vert m)$. At $\beta = 0$ return
-# $\mathrm{KL}(p \Vert q)$ and at $\beta = 1$ return $\mathrm{KL}(q \Vert p)$.
+# $p$ is the teacher, $q$ the student. With $m = \beta p + (1 - \beta) q$, return for each position
+# $\beta \, \mathrm{KL}(p \Vert m) + (1 - \beta) \, \mathrm{KL}(q \Vert m)$. At $\beta = 0$ return $\mathrm{KL}(p \Vert q)$ and at $\beta = 1$ return
+# $\mathrm{KL}(q \Vert p)$.
 
 
 # %% tags=["exercise"]

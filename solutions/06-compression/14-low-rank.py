@@ -41,7 +41,7 @@ check.truncate(truncate)
 # ●●●○○ difficulty · ●●●●● importance · 12 minutes · 3 points
 #
 # Now $\lVert (W - A B) X \rVert$ shall be least. With $S S^\top = X X^\top$ it is $\lVert (W - A B) S \rVert$: decompose $W S$, keep the largest singular values, and see to it that $A B S$ is
-# what you kept. `torch.linalg.cholesky(gram)` is a lower triangular $S$. `gram` has an inverse, so no damping is needed.
+# what you kept. `torch.linalg.cholesky(gram)` is a lower triangular $S$. `gram` is $X X^\top$, (in, in); it has an inverse, so no damping is needed.
 
 
 # %% tags=["exercise"]
@@ -94,9 +94,10 @@ check.e2m1_codes(e2m1_codes)
 # ## Exercise 4: blocks with a shared scale (MXFP4)
 # ●●●●○ difficulty · ●●●●○ importance · 18 minutes · 4 points
 #
-# Each row of `x` is a block. Its scale is $X = 2^{\lfloor \log_2 \max|x| \rfloor - 2}$, stored as the code "exponent + 127", clamped to 0 … 254. A block of zeros has scale code 0. Its
-# elements are the E2M1 codes of $x / X$, two in a byte: of elements $2i$ and $2i + 1$ the first is in the low half of byte $i$. `torch.frexp(t)` gives
-# a mantissa in $[0.5, 1)$ and the exponent of 2 that belongs to it, exactly.
+# Each row of `x` is a block. Its scale is $X = 2^{\lfloor \log_2 \max|x| \rfloor - 2}$, stored as the code "exponent + 127", clamped to 0 … 254. A clamped code
+# changes $X$, too: it is always the scale that is stored. A block of zeros has scale code 0. Its elements are the E2M1 codes of $x / X$, two in a byte: of
+# elements $2i$ and $2i + 1$ the first is in the low half of byte $i$. `torch.frexp(t)` gives a mantissa in $[0.5, 1)$ and the exponent of 2 that belongs to it,
+# exactly.
 
 
 # %% tags=["exercise"]

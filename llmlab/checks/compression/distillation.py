@@ -103,6 +103,15 @@ def wrong_soft(v: Tensor, z: Tensor, T: float) -> dict[str, Tensor]:
         "the logits are multiplied by T: divide them by it": (
             T**2 * kl(hot_p, hot_q).mean()
         ),
+        "the probabilities are divided by T: divide the logits, before the softmax": (
+            T * kl(cold_p, cold_q).mean()
+        ),
+        "this is the mean of both directions: KL(p‖q) alone is asked": (
+            T**2 * (kl(log_p, log_q) + kl(log_q, log_p)).mean() / 2
+        ),
+        "the weights p are not softened: they are at temperature T, too": (
+            T**2 * (cold_p.exp() * (log_p - log_q)).sum(-1).mean()
+        ),
         "this is the sum over the rows: their mean is asked": right * len(v),
         "this is the mean over the vocabulary, too: sum over it, as `batchmean` does": (
             right / v.shape[-1]
@@ -168,6 +177,7 @@ def jsd(answer):
     got = expect(answer(v, z, beta), shape=(4,), dtype=torch.float32, what=what)
     mistakes = wrong_jsd(v, z, beta)
     diagnose(got, right=right_jsd(v, z, beta), mistakes=mistakes, what=what)
+    gradient_of_jsd(answer, v, z, beta)
     for rows, vocabulary, beta in ((1, 9, 0.5), (7, 3, 0.9), (2, 5, 0.05)):
         v, z = logits(rows, vocabulary), logits(rows, vocabulary)
         got = expect(answer(v, z, beta), shape=(rows,), what="jsd")
@@ -177,6 +187,32 @@ def jsd(answer):
                 f" {vocabulary}) and β = {beta}: take β and the sizes from the"
                 " arguments"
             )
+
+
+def gradient_of_jsd(answer: Callable, v: Tensor, z: Tensor, beta: float) -> None:
+    """Between the ends, too, a gradient reaches the student.
+
+    Whether it runs through the mixture makes no difference: Σ m is 1 whatever q is, and
+    so what comes that way adds up to 0.
+    """
+
+    def towards_student(of: Callable[[Tensor], Tensor]) -> Tensor:
+        leaf = z.clone().requires_grad_()
+        value = of(leaf).sum()
+        if not value.requires_grad:
+            return torch.zeros_like(z)
+        (found,) = torch.autograd.grad(value, leaf, allow_unused=True)
+        return torch.zeros_like(z) if found is None else found
+
+    diagnose(
+        towards_student(lambda leaf: answer(v, leaf, beta)),
+        right=towards_student(lambda leaf: divergences.jsd(v, leaf, beta)),
+        mistakes={
+            "the gradient of the student's logits is 0: it runs through the weights q"
+            " of KL(q‖m), so do not detach them": torch.zeros_like(z),
+        },
+        what=f"the gradient of student_logits at β = {beta}",
+    )
 
 
 def right_jsd(v: Tensor, z: Tensor, beta: float) -> Tensor:
@@ -196,6 +232,9 @@ def ends(v: Tensor, z: Tensor, beta: float) -> dict[str, Tensor]:
         f"β = {beta} gives 0: the formula does, but the ends are the KLs by agreement;"
         " treat them apart": torch.zeros_like(right),
         "the sign is wrong: a KL is never negative": -right,
+        "the logits stand in for log-probabilities: take log_softmax": (
+            kl(z, v) if beta else kl(v, z)
+        ),
         "this is the mean over the vocabulary: sum over it": right / v.shape[-1],
         "this is the mean over the positions, repeated: each has its own": (
             right.mean().expand(len(right)).clone()
@@ -337,6 +376,14 @@ def wrong_replies(v: Tensor, z: Tensor, reply: Tensor) -> dict[str, Tensor]:
         "logits and mask lost their last column both: the mask loses its first": (
             each[:, :-1][reply[:, :-1]].mean()
         ),
+        "the first token of each reply is left out: the prompt's last logits predict"
+        " it": each[:, :-1][mask & reply[:, :-1]].mean(),
+        "the last token of each reply is left out": each[:, :-1][
+            mask & F.pad(reply[:, 2:], (0, 1))
+        ].mean(),
+        "this is the cross-entropy −Σ q log p: subtract the entropy of q": (
+            -(log_q.exp() * log_p).sum(-1)[:, :-1][mask].mean()
+        ),
         "this is KL(p‖q): on its own texts the student is asked for KL(q‖p)": (
             forward[:, :-1][mask].mean()
         ),
@@ -443,6 +490,9 @@ def wrong_rewards(
     all_after = unmasked.flip(-1).cumsum(-1).flip(-1) - unmasked
     products = ((log_q - log_mixed) * ones).cumsum(-1).exp() * ones
     to_the_end = torch.arange(7, -1, -1).float().clamp(min=1)
+    next_one = F.pad(r[:, 1:], (0, 1))
+    last = (count_from_t == 1) * ones
+    before = (ones.cumsum(-1) - ones).clamp(min=1)
     return {
         "the token's own reward is in the sum: that is the single-step part; start at"
         " t + 1": w * from_t / count_from_t.clamp(min=1),
@@ -465,10 +515,30 @@ def wrong_rewards(
         "the sum runs over what comes before t: it runs over what follows": (
             w * (r.cumsum(-1) - r) / left
         ),
+        "this is the mean of what comes before t: what follows is asked": (
+            w * (r.cumsum(-1) - r) / before
+        ),
+        "rewards of padding are in the mean, and it is divided by all places up to the"
+        " end: the mask belongs on both": w * all_after / to_the_end,
+        "this is the reward of the next token alone: the mean of all that follow is"
+        " asked": w * next_one,
+        "the last token has its own reward: nothing follows, so R is 0": (
+            w * (R + last * r)
+        ),
+        "the weight is cut at 1: it is q over the mixture as it is": w.clamp(max=1) * R,
         "the reward has the wrong sign: log p − log q is large where the teacher likes"
         " the token": -w * R,
         "the reward is log p alone: subtract log q": (
             w * ((log_p * ones).flip(-1).cumsum(-1).flip(-1) - log_p * ones) / left
+        ),
+        "the reward is −log q alone: add log p": (
+            w * (-(log_q * ones).flip(-1).cumsum(-1).flip(-1) + log_q * ones) / left
+        ),
+        "the token right after t is left out of the mean": (
+            w * (after - next_one) / (left - 1).clamp(min=1)
+        ),
+        "the weight is that of token t + 1: token t is meant": (
+            F.pad((log_q - log_mixed).exp()[:, 1:], (0, 1)) * R * ones
         ),
         "the importance weight is missing": R * ones,
         "the weight is upside down: q over the mixture": (

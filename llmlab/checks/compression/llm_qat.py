@@ -109,6 +109,8 @@ def wrong_rounding(x: Tensor, bits: int) -> dict[str, Tensor]:
     """What usual mistakes make of x̂."""
     top = 2 ** (bits - 1) - 1
     alpha = x.abs().amax(-1, keepdim=True) / top
+    of_mean = x.abs().mean(-1, keepdim=True) / top
+    of_largest = x.amax(-1, keepdim=True) / top  # and nothing is clipped
     return {
         "α is one per channel, over the tokens: one per token is asked": rounded(
             x, bits, dims=(-2,)
@@ -126,6 +128,12 @@ def wrong_rounding(x: Tensor, bits: int) -> dict[str, Tensor]:
         " − 1": rounded(x, bits, top=top + 0.5),
         "α comes from the largest value, not from the largest |value|": rounded(
             x, bits, size=torch.clone
+        ),
+        "α comes from the largest value, where the largest |value| is asked": (
+            torch.round(x / of_largest) * of_largest
+        ),
+        "α comes from the mean |value|: the largest is asked": (
+            torch.round(x / of_mean) * of_mean
         ),
         "half of the range is clipped: MinMax clips nothing": rounded(
             x, bits, clip=0.5
@@ -164,6 +172,7 @@ def gradient(answer: Callable, x: Tensor, bits: int) -> None:
     through = (leaf / step - (leaf / step - codes).detach()) * step
     (with_alpha,) = torch.autograd.grad(through, leaf, upstream, retain_graph=True)
     (only_alpha,) = torch.autograd.grad(codes * step, leaf, upstream)
+    after_it = upstream + only_alpha
     largest = x.abs() == x.abs().amax(-1, keepdim=True)
     diagnose(
         got,
@@ -175,8 +184,12 @@ def gradient(answer: Callable, x: Tensor, bits: int) -> None:
             "the gradient runs through α alone: compute α from x.detach(), and let x"
             " carry the gradient": only_alpha,
             "the gradient runs through α, too: compute α from x.detach()": with_alpha,
+            "the gradient runs through the α that the codes are multiplied by, too:"
+            " compute it from x.detach()": after_it,
             "the largest value of each token gets no gradient: nothing is clipped, so"
             " all get it": upstream.masked_fill(largest, 0),
+            "values whose code is the last one get no gradient: nothing is clipped, so"
+            " all get it": upstream.masked_fill(codes.abs() == top, 0),
             "the gradient is multiplied by α: it passes as it is": upstream * alpha,
             "the gradient is divided by α: it passes as it is": upstream / alpha,
             "the gradient comes twice: x must carry it once": 2 * upstream,
@@ -216,6 +229,8 @@ def written(
     reads: Callable[[Tensor], Tensor] = lambda ids: ids,
     place: int = -1,
     weights: Callable[[Tensor], Tensor] = lambda logits: logits.softmax(-1),
+    draws: Callable[[bool], bool] = lambda greedy: not greedy,
+    likeliest: Callable = torch.argmax,
 ) -> Tensor:
     """The text of exercise 2, and what comes out with one thing changed."""
     dice = torch.Generator().manual_seed(seed)
@@ -223,10 +238,11 @@ def written(
     with torch.no_grad():
         for made in range(length - 1):
             said = model(reads(ids))[:, place]
-            if is_greedy(made, greedy):
-                new = said.argmax(-1)
-            else:
-                new = torch.multinomial(weights(said), 1, generator=dice)[:, 0]
+            by_rule = is_greedy(made, greedy)
+            new = likeliest(said, -1)
+            if draws(by_rule):
+                drawn = torch.multinomial(weights(said), 1, generator=dice)[:, 0]
+                new = new if by_rule else drawn
             ids = torch.cat([ids, new[:, None]], dim=1)
     return ids
 
@@ -268,7 +284,8 @@ def write_text(answer):
             "two calls with generators of the same seed give two texts: hand"
             " `generator` to torch.multinomial"
         )
-    diagnose(got, right=written(*case), mistakes=wrong_texts(*case), what=what)
+    mistakes = wrong_texts(*case)
+    diagnose_text(got, answer, case, mistakes, what)
     if learners:
         raise Mistake(
             "the model was called with gradients on: text is data, so use"
@@ -282,6 +299,21 @@ def write_text(answer):
                 f"right for 4 greedy tokens and length 11, wrong for {greedy} and"
                 f" {length}: take both from the arguments"
             )
+
+
+def diagnose_text(
+    got: Tensor, answer: Callable, case: tuple, mistakes: dict, what: str
+) -> None:
+    """The text against usual mistakes, and against that of another generator."""
+    known = [written(*case), *mistakes.values()]
+    if not any(torch.equal(got, text) for text in known):
+        *same, seed = case
+        if torch.equal(got, asked(answer, *same, seed + 1, what)):
+            raise Mistake(
+                "another generator gives the same text: draw with `generator`, not with"
+                " one of your own"
+            )
+    diagnose(got, right=known[0], mistakes=mistakes, what=what)
 
 
 def asked(answer, model, first, greedy, length, seed, what) -> Tensor:
@@ -323,8 +355,17 @@ def wrong_texts(model, first, greedy, length, seed) -> dict[str, Tensor]:
         "the model reads the newest token alone: it needs all tokens so far": but(
             reads=lambda ids: ids[:, -1:]
         ),
+        "the model reads the newest two tokens alone: it needs all tokens so far": but(
+            reads=lambda ids: ids[:, -2:]
+        ),
+        "greedy steps take the unlikeliest token": but(likeliest=torch.argmin),
         "you used the logits of the first position: the last one predicts the next"
         " token": but(place=0),
+        "the text starts after the first token: that is a part of it, at its start": (
+            written(model, first, greedy, length + 1, seed)[:, 1:]
+        ),
+        "the drawn tokens are others: greedy steps drew, too, and threw it away, which"
+        " moves the generator": but(draws=lambda greedy: True),
         "every token has the same chance: draw by the softmax of the logits": but(
             weights=torch.ones_like
         ),
@@ -389,11 +430,11 @@ def soft_label_loss(answer):
                 " arguments"
             )
     student = torch.tensor([[[300.0, 0.0, -300.0]]])
-    got = answer(student, student.flip(-1))
+    got = expect(answer(student, student.flip(-1)), shape=(), what=what, finite=False)
     if not close(got, torch.tensor(600.0), tol=1e-4):
         raise Mistake(
-            "logits far apart give NaN or ∞: take log_softmax of the student, not the"
-            " log of its softmax"
+            "logits far apart come out wrong: the log of a softmax is −∞ there, or what"
+            " was added to it; take log_softmax of the student as it is"
         )
 
 
@@ -428,6 +469,17 @@ def wrong_losses(student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
         ),
         "this is the Kullback-Leibler divergence, less by the teacher's entropy: the"
         " cross-entropy is asked": (each - entropy).mean(),
+        "this is KL(p_S‖p_T), the other way round: −Σ p_T log p_S is asked": (
+            -(student.softmax(-1) * (teacher.log_softmax(-1) - log_q)).sum(-1).mean()
+        ),
+        "this is the squared difference of the probabilities": (
+            (student.softmax(-1) - p).square().mean()
+        ),
+        "the teacher's log-probabilities are the weights: its probabilities are": (
+            -(teacher.log_softmax(-1) * log_q).sum(-1).mean()
+        ),
+        "`cross_entropy` takes dimension 1 for the vocabulary, and here it is the"
+        " positions": torch.nn.functional.cross_entropy(student, p),
         "the minus is missing": -each.mean(),
         "the logits stand in for log-probabilities: take log_softmax": (
             -(p * student).sum(-1).mean()
@@ -483,7 +535,9 @@ def appended(
 def filled(B: int, K: int, S: int, T: int, D: int, bits: int) -> tuple:
     """S tokens in the cache, and T new ones of unequal size."""
     k = torch.randn(B, K, S + T, D) * torch.linspace(3.0, 0.4, S + T)[:, None]
-    k = k * torch.linspace(1.0, 0.3, K)[:, None, None]
+    # from token to token another head has the largest
+    turn = (torch.arange(K)[:, None] + torch.arange(S + T)) % K
+    k = k * torch.linspace(1.0, 0.3, K)[turn][:, :, None]
     k[0] *= 1.7
     empty = torch.zeros(B, K, 0, D, dtype=torch.int8), torch.zeros(B, 0).half()
     codes, alpha, _ = appended(*empty, k[:, :, :S], bits)
@@ -529,6 +583,7 @@ def append(answer):
             "the keys are right, but not what is stored: the cache must give them back"
             " from codes and α alone"
         )
+    kept_as_they_are(answer)
     one_by_one(answer)
     for sizes in ((1, 2, 0, 3, 4, 4), (3, 1, 5, 1, 6, 3), (2, 2, 1, 2, 3, 2)):
         case = filled(*sizes)
@@ -546,21 +601,55 @@ def append(answer):
         raise Mistake(
             "a token of zeros must come back as zeros, with an α of 1: 0 / 0 is NaN"
         )
+    if (kept[:, 2] != 1).any():
+        raise Mistake(
+            f"a token of zeros is stored with an α of {kept[0, 2]:.2g}: it is to be 1"
+        )
 
 
 def three(got, shape: tuple[int, ...], what: str) -> Store:
     """The three tensors of an answer, of the right shapes and types."""
     if not isinstance(got, tuple | list) or len(got) != 3:
         raise Mistake(f"{what} must return three tensors: codes, alpha and k_hat")
-    B, _, S, _ = shape
+    B, K, S, _ = shape
+
+    def keeps_heads(value: Tensor) -> bool:
+        return value.shape[1] == K
+
     codes, alpha, k_hat = got
-    if isinstance(codes, Tensor) and codes.dim() == 4 and codes.shape[2] < S:
+    if (
+        isinstance(codes, Tensor)
+        and codes.dim() == 4
+        and codes.shape[2] < S
+        and keeps_heads(codes)
+    ):
         raise Mistake("the cache holds the new tokens alone: the old ones must stay")
     if isinstance(alpha, Tensor) and alpha.dtype == torch.float32:
         raise Mistake("alpha is stored in float32: float16 is asked, 2 bytes a token")
+    if (
+        isinstance(k_hat, Tensor)
+        and k_hat.dim() == 4
+        and k_hat.shape[2] < S
+        and keeps_heads(k_hat)
+    ):
+        raise Mistake(
+            "k_hat holds the new keys alone: all keys are asked, the old ones in front"
+        )
     codes = expect(codes, shape=shape, dtype=torch.int8, what="codes")
     alpha = expect(alpha, shape=(B, S), dtype=torch.float16, what="alpha")
     return codes, alpha, expect(k_hat, shape=shape, dtype=torch.float32, what="k_hat")
+
+
+def kept_as_they_are(answer: Callable) -> None:
+    """What is stored already stays, also where its codes do not reach the last one."""
+    codes, alpha, k, bits = filled(2, 2, 3, 2, 4, 8)
+    codes = codes // 2
+    now, steps, _ = three(answer(codes, alpha, k, bits), (2, 2, 5, 4), "append")
+    if not (torch.equal(now[:, :, :3], codes) and torch.equal(steps[:, :3], alpha)):
+        raise Mistake(
+            "the keys in the cache were rounded once more: their codes and α stay, the"
+            " new ones are joined to them"
+        )
 
 
 def one_by_one(answer: Callable) -> None:
@@ -592,6 +681,15 @@ def wrong_keys(codes: Tensor, alpha: Tensor, k: Tensor, bits: int) -> dict[str, 
     return {
         "all new tokens share one α: each token has its own, or a prompt would differ"
         " from its tokens one by one": but(shared=(1, 2, 3)),
+        "α comes from the first head alone: from all heads is asked": but(
+            size=lambda k: k[:, :1].abs()
+        ),
+        "α comes from the last head alone: from all heads is asked": but(
+            size=lambda k: k[:, -1:].abs()
+        ),
+        "α comes from the mean of what the heads have: from the largest is asked": but(
+            size=lambda k: k.abs().amax(3, keepdim=True).mean(1, keepdim=True)
+        ),
         "all texts of the batch share an α: each has its own": but(shared=(0, 1, 3)),
         "each head has its own α: one per token is asked, over all heads": but(
             shared=(3,)

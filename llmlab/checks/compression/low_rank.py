@@ -46,6 +46,12 @@ def two(value: object, what: str, names: str) -> tuple:
 def product(value: object, W: Tensor, rank: int, what: str) -> Tensor:
     """A B, once both have their shapes."""
     A, B = two(value, what, "A and B")
+    every = min(W.shape)
+    if isinstance(A, Tensor) and A.shape == (len(W), every) and rank < every:
+        raise Mistake(
+            f"A has {every} columns: of all {every} singular values keep the first"
+            " `rank` alone, in A and in B"
+        )
     expect(A, shape=(len(W), rank), dtype=torch.float32, what="A")
     expect(B, shape=(rank, W.shape[1]), dtype=torch.float32, what="B")
     return A @ B
@@ -107,6 +113,15 @@ def wrong_truncations(W: Tensor, rank: int) -> dict[str, Tensor]:
         "these are the smallest singular values: keep the largest": nearest(
             W, rank, last=True
         ),
+        "one singular value too few is kept": nearest(W, rank - 1),
+        "the largest singular value is left out": (
+            U[:, 1 : rank + 1] * sigma[1 : rank + 1] @ Vt[1 : rank + 1]
+        ),
+        "the singular values multiply the rows of U: they belong to its columns": (
+            (sigma[:, None] * U)[:, :rank] @ Vt[:rank]
+        ),
+        "W is projected on its first columns (as with QR): project on the first columns"
+        " of U": W[:, :rank] @ (torch.linalg.pinv(W[:, :rank]) @ W),
         "the third result of `torch.linalg.svd` is Vᵀ already: do not transpose it": (
             U[:, :rank] * sigma[:rank] @ Vt.T[:rank]
         ),
@@ -184,6 +199,7 @@ def wrong_whitenings(W: Tensor, gram: Tensor, rank: int) -> dict[str, Tensor]:
         return nearest(W @ there, rank, **kept) @ back
 
     root = gram.diagonal().sqrt()
+    backwards = torch.linalg.cholesky(torch.linalg.inv(gram.double())).float()
     eye = torch.eye(len(gram))
     return {
         "this is plain truncation: the inputs have no say": nearest(W, rank),
@@ -207,6 +223,15 @@ def wrong_whitenings(W: Tensor, gram: Tensor, rank: int) -> dict[str, Tensor]:
         "only one of the factors has the root of σ": through(S, inverse, power=0.5),
         "these are the smallest singular values: keep the largest": through(
             S, inverse, last=True
+        ),
+        "one singular value too few is kept": nearest(W @ S, rank - 1) @ inverse,
+        "S comes in twice: W S is decomposed": through(S @ S, inverse),
+        "this has the inverse of X Xᵀ in the place of X Xᵀ": through(
+            backwards, torch.linalg.inv(backwards)
+        ),
+        "S stands on the left: W S is decomposed": inverse @ nearest(S @ W, rank),
+        "S⁻¹ is at the side of A: S came in on the right, at the side of B": (
+            inverse @ nearest(W @ S, rank)
         ),
         "W is truncated first, and nothing is whitened then": nearest(W, rank) @ S,
     }
@@ -253,7 +278,7 @@ def e2m1_inputs() -> Tensor:
     """Ties, levels, values beyond both ends, and others, of both signs: (4, 12)."""
     middle = (LEVELS[1:] + LEVELS[:-1]) / 2
     special = torch.cat([middle, LEVELS[1:], torch.tensor([0.1, 0.6, 7.5, 9.0, 40.0])])
-    x = torch.cat([special, -special, torch.randn(10) * 3])  # 48 numbers
+    x = torch.cat([special, -special, torch.zeros(1), torch.randn(9) * 3])  # 48
     return x[torch.randperm(len(x))].reshape(4, 12)
 
 
@@ -264,6 +289,8 @@ def wrong_codes(x: Tensor) -> dict[str, Tensor]:
     sign = x.signbit().int() * 8
     code = float_formats.encode(x.abs(), E2M1).int()
     no_half = (size > middle[2:]).sum(-1) + (size > 0.5).sum(-1) * 2
+    up, down = (size >= middle).sum(-1), (size > middle).sum(-1)
+    even_level = torch.where(LEVELS[up] % 2 == 0, up, down)
     return {
         "ties go to the larger level: they go to the even code": (
             (size >= middle).sum(-1) + sign
@@ -274,10 +301,31 @@ def wrong_codes(x: Tensor) -> dict[str, Tensor]:
         "ties go to the odd code: they go to the even one": (
             (size > middle[1::2]).sum(-1) + (size >= middle[0::2]).sum(-1) + sign
         ),
+        "ties go to the level that is an even number: the even *code* is asked": (
+            even_level + sign
+        ),
+        "ties go to the smaller number, which below 0 is the larger level: they go to"
+        " the even code": torch.where(sign > 0, up, down) + sign,
+        "ties go to the larger number, which below 0 is the smaller level: they go to"
+        " the even code": torch.where(sign > 0, down, up) + sign,
+        "these are the levels: their codes are asked": (
+            (LEVELS[code] * torch.where(sign > 0, -1, 1)).to(torch.uint8)
+        ),
+        "the sign adds 4: it is the highest of four bits, 8": code + sign // 2,
+        "the sign bit is the wrong way round: it is 1 where x is negative": (
+            code + 8 - sign
+        ),
         "the sign is missing: negative x has a code 8 larger": code,
         "the sign is the lowest bit here: it is the highest": 2 * code + sign // 8,
         "negative codes are in two's complement: the sign is a bit of its own": (
             torch.where(sign > 0, -code % 16, code)
+        ),
+        "negative codes are 256 − code: they are code + 8": (
+            torch.where(sign > 0, (256 - code) % 256, code)
+        ),
+        "0 has the code of −0: its sign bit is 0": code + 8 * (x <= 0),
+        "these are round(2 |x|): from 2 on the levels are further apart": (
+            (2 * x.abs()).round().clamp(max=7).int() + sign
         ),
         "the codes are in the order of the values: the sign is a bit, and 0 has"
         " code 0": torch.where(sign > 0, 7 - code, 8 + code),
@@ -339,24 +387,55 @@ def encode_mxfp4(answer):
         parts=parts,
         what=what,
     )
-    x = torch.randn(3, 32) * 2.0 ** torch.tensor([[-124.0], [0], [120]])
-    x[1] = 0
-    got = as_one(answer(x), x, what)
-    if not torch.equal(got, right_mxfp4(x)):
-        raise Mistake(
-            "right for common sizes, wrong for a block of zeros, or where the code of"
-            " the scale must be clamped to 0 … 254"
-        )
+    for x, on_scales, on_bytes in mx_edges():
+        difference = as_one(answer(x), x, what) != right_mxfp4(x)
+        if difference[:, 16].any():
+            raise Mistake(on_scales)
+        if difference.any():
+            raise Mistake(on_bytes)
 
 
 def mx_inputs() -> Tensor:
     """Seven blocks of sizes far apart, some of whose maxima are clipped."""
     x = torch.randn(7, 32)
     x *= 2.0 ** torch.randint(-9, 9, (7, 1))
-    x[0] *= 7.6 / x[0].abs().max()  # X is 1: above 6, and above 7
+    x[0] *= 5 / x[0].abs().max()
+    x[0, 20] = 7.6  # X is 1: above 6, and above 7
+    middle = (LEVELS[1:] + LEVELS[:-1]) / 2
+    x[0, :14] = torch.cat([middle, -middle])  # ties
     x[1] *= 6.4 / x[1].abs().max()
     x[2] = x[2].abs() * -1  # the largest value is not the largest |x|
+    x[2, 5] *= -0.3
     return x
+
+
+def mx_edges() -> list[tuple[Tensor, str, str]]:
+    """Blocks at the edges; what is wrong when scales differ, and when bytes do."""
+    zeros = torch.randn(2, 32)
+    zeros[1] = 0
+    below = torch.rand(1, 32)
+    below[0, 3] = torch.nextafter(torch.tensor(8.0), torch.tensor(0.0))
+    large = "right for common sizes, wrong for numbers near 2^120"
+    steps = (
+        "right for common sizes, wrong where max|x| is just below a power of two: log2"
+        " in float32 rounds up to it, torch.frexp does not"
+    )
+    return [
+        (
+            zeros,
+            "the scale of a block of zeros is to have code 0",
+            "the elements of a block of zeros are to have code 0",
+        ),
+        (below, steps, steps),
+        (torch.randn(2, 32) * 2.0**120, large, large),
+        (
+            torch.randn(2, 32) * 2.0**-130,
+            "the code of a scale goes from 0 to 254: where max|x| is below 2^−125, the"
+            " exponent plus 127 is less than 0, so clamp it to 0",
+            "the code of a scale was clamped to 0, but its elements are not those of"
+            " x / 2^−127: divide by the scale that is stored",
+        ),
+    ]
 
 
 def as_one(value: object, x: Tensor, what: str) -> Tensor:
@@ -376,12 +455,13 @@ def mxfp4(
     bias: int = 127,
     pack: Callable[[Tensor], Tensor] = block_formats.pack_nibbles,
     divide: Callable[[Tensor, Tensor], Tensor] = torch.div,
+    encode: Callable[[Tensor], Tensor] = lambda x: float_formats.encode(x, E2M1),
 ) -> Tensor:
     """(blocks, 17) of exercise 4, and what comes out with one thing changed."""
     top = x.abs().amax(1, keepdim=True) if top is None else top
     exponent = block_formats.RULES[rule](top, E2M1) + E2M1.e_max - e_max
     X = torch.ldexp(torch.ones_like(top), exponent)
-    codes = float_formats.encode(divide(x, X), E2M1)
+    codes = encode(divide(x, X))
     scale = (exponent + bias) % 256
     return torch.cat([pack(codes).int(), scale.int().expand(len(x), 1)], 1)
 
@@ -403,6 +483,30 @@ def halves(codes: Tensor) -> Tensor:
     return codes[:, :16] | codes[:, 16:] << 4
 
 
+def three_bits_on(codes: Tensor) -> Tensor:
+    """The second code one bit too low."""
+    return codes[:, 0::2] | codes[:, 1::2] << 3
+
+
+def ties_down(x: Tensor) -> Tensor:
+    """Elements whose ties go to the smaller level."""
+    middle = (LEVELS[1:] + LEVELS[:-1]) / 2
+    code = (x.abs()[..., None] > middle).sum(-1) + 8 * x.signbit()
+    return code.to(torch.uint8)
+
+
+def ties_up(x: Tensor) -> Tensor:
+    """Elements whose ties go to the larger level."""
+    middle = (LEVELS[1:] + LEVELS[:-1]) / 2
+    code = (x.abs()[..., None] >= middle).sum(-1) + 8 * x.signbit()
+    return code.to(torch.uint8)
+
+
+def no_signs(x: Tensor) -> Tensor:
+    """Elements without their sign bit."""
+    return float_formats.encode(x.abs(), E2M1)
+
+
 def wrong_mxfp4(x: Tensor) -> dict[str, Tensor]:
     """What usual mistakes give for the bytes and scales."""
     top = x.abs().amax(1, keepdim=True)
@@ -414,6 +518,26 @@ def wrong_mxfp4(x: Tensor) -> dict[str, Tensor]:
         "byte i holds elements i and i + 16: here it holds 2 i and 2 i + 1": mxfp4(
             x, pack=halves
         ),
+        "the second code of a pair starts at bit 3: the high half starts at bit 4": (
+            mxfp4(x, pack=three_bits_on)
+        ),
+        "ties of the elements go to the smaller level: they go to the even code": (
+            mxfp4(x, encode=ties_down)
+        ),
+        "ties of the elements go to the larger level: they go to the even code": (
+            mxfp4(x, encode=ties_up)
+        ),
+        "the signs of the elements are missing": mxfp4(x, encode=no_signs),
+        "the high half of each byte is empty: two codes share it": mxfp4(
+            x, pack=lambda codes: codes[:, 0::2]
+        ),
+        "the elements are those of x / (max|x| / 6): divide by the power of two": mxfp4(
+            x, divide=lambda a, X: a / (top / 6)
+        ),
+        "e_max is subtracted twice": mxfp4(x, e_max=4),
+        "the exponent is one too large: ⌊log2 max|x|⌋ is asked, and the exponent of"
+        " torch.frexp is one more": mxfp4(x, e_max=1),
+        "the exponent is one too small": mxfp4(x, e_max=3),
         "the scale is chosen so that nothing is clipped: the specification takes"
         " ⌊log2 max|x|⌋ − 2": mxfp4(x, rule="ceil"),
         "the scale carries over at 7, as in compressed-tensors: the specification"

@@ -15,11 +15,13 @@ from llmlab.course.grading.checking import Checks, Mistake, close, diagnose, exp
 check = Checks("06-compression/08-peqa-and-qlora")
 
 
-def problem(out: int, columns: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes 0 … 15 and zero points in uint8, and scales that differ a lot."""
+def problem(
+    out: int, columns: int, size: int, most: int = 15
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes 0 … most and zero points in uint8, and scales that differ a lot."""
     groups = columns // size
-    codes = torch.randint(0, 16, (out, columns), dtype=torch.uint8)
-    zero = torch.randint(4, 12, (out, groups), dtype=torch.uint8)
+    codes = torch.randint(0, most + 1, (out, columns), dtype=torch.uint8)
+    zero = torch.randint(most // 4 + 1, most * 3 // 4 + 1, (out, groups)).byte()
     scale = 0.2 + torch.rand(out, groups)
     return codes, zero, scale
 
@@ -45,6 +47,11 @@ def telling(draw: Callable[[], tuple], values: Callable[..., list]) -> tuple:
             return case
     raise RuntimeError("no inputs were found that tell all mistakes apart")
 
+
+BEYOND_127 = (
+    "right for codes up to 15, wrong for codes of 8 bits: uint8 goes up to 255, which"
+    " int8 does not hold"
+)
 
 # 1 ------------------------------------------------------------------------------------
 
@@ -99,6 +106,9 @@ def peqa_forward(answer):
                 f" {out} × {columns} in groups of {size}: take all sizes from the"
                 " arguments"
             )
+    x, eight = torch.randn(3, 8), problem(4, 8, 4, most=255)
+    if not close(answer(x, *eight, 4), right_outputs(x, *eight, 4), tol=1e-4):
+        raise Mistake(BEYOND_127)
 
 
 def right_outputs(
@@ -116,11 +126,18 @@ def wrong_outputs(
     s_tiled = scale.repeat(1, size)
     z_tiled = zero.float().repeat(1, size)
     wrapped = (codes - zero.repeat_interleave(size, 1)).float()
+    wide = torch.arange(codes.shape[1]) // (codes.shape[1] // size)
+    wide = wide.clamp(max=scale.shape[1] - 1)
     return {
         "3 − 8 is 251 here: codes and zero points are uint8, so make floats of them"
         " before you subtract": x @ (s * wrapped).T,
+        "group_size is taken for the number of groups: it is the number of columns in"
+        " a group": x @ (scale[:, wide] * (q - zero.float()[:, wide])).T,
         "the zero points are missing": x @ (s * q).T,
         "the zero points are added: subtract them": x @ (s * (q + z)).T,
+        "this is z − q: the zero point is subtracted from the code": x
+        @ (s * (z - q)).T,
+        "the zero point is 8 everywhere: each group has its own": x @ (s * (q - 8)).T,
         "the zero point is subtracted after the scaling: first q − z, then times the"
         " scale": x @ (s * q - z).T,
         "the scales are missing": x @ (q - z).T,
@@ -169,7 +186,10 @@ def scale_gradient(answer):
 
     case = telling(draw, all_values)
     what = "scale_gradient(G, codes, zero, 3)"
-    got = expect(answer(*case), shape=(4, 3), dtype=torch.float32, what=what)
+    got = answer(*case)
+    if isinstance(got, Tensor) and got.numel() == 4:
+        raise Mistake("this is one number for each row: one for each group is asked")
+    expect(got, shape=(4, 3), dtype=torch.float32, what=what)
     diagnose(
         got, right=right_gradient(*case), mistakes=wrong_gradients(*case), what=what
     )
@@ -191,6 +211,10 @@ def scale_gradient(answer):
                 f" {out} × {columns} in groups of {size}: take all sizes from the"
                 " arguments"
             )
+    G, (codes, zero, _) = torch.randn(4, 8), problem(4, 8, 4, most=255)
+    right = right_gradient(G, codes, zero, 4)
+    if not close(answer(G, codes, zero, 4), right, tol=1e-4):
+        raise Mistake(BEYOND_127)
 
 
 def right_gradient(G: Tensor, codes: Tensor, zero: Tensor, size: int) -> Tensor:
@@ -215,6 +239,12 @@ def wrong_gradients(
         "3 − 8 is 251 here: codes and zero points are uint8, so make floats of them"
         " before you subtract": by_group(G * wrapped),
         "the zero points are missing: ŵ = s (q − z)": by_group(G * q),
+        "the zero point is subtracted once from the sum: it belongs to each weight,"
+        " q − z": by_group(G * q) - zero.float(),
+        "a group is every third column here: it is neighbours": (
+            (G.unflatten(1, (size, -1)) * q.unflatten(1, (size, -1))).sum(1)
+            - G.unflatten(1, (size, -1)).sum(1) * zero.float()
+        ),
         "the zero points are added: subtract them": by_group(G * (q + z)),
         "the zero points change from column to column: neighbours share one": by_group(
             G * (q - zero.float().repeat(1, size))
@@ -226,6 +256,12 @@ def wrong_gradients(
             by_group(G) * by_group(q - z)
         ),
         "the sign is wrong": -by_group(said),
+        "all groups of a row have the zero point of the first": by_group(
+            G * (q - z[:, :1])
+        ),
+        "this is the root of the sum of squares: the sum itself is asked": by_group(
+            said.square()
+        ).sqrt(),
         "the sum runs over every third column: a group is neighbours": (
             said.unflatten(1, (-1, size)).sum(1)
         ),
@@ -244,7 +280,7 @@ def wrong_gradients(
 
 # 3 ------------------------------------------------------------------------------------
 
-SHAPES = [(96, 64), (32, 64), (64, 160)]
+SHAPES = [(96, 64), (48, 64), (64, 160)]
 
 
 @check.exercise(
@@ -303,9 +339,11 @@ def count(
     adapter: float = 2,
     scale: float = 2,
     code: float | None = None,
+    weight: float = 2,
     trains: int | None = None,
     groups: int | None = None,
     lora: int | None = None,
+    more: float = 0,
 ) -> float:
     """Exercise 3, and what comes out with one thing changed."""
     n = sum(rows * columns for rows, columns in shapes)
@@ -316,9 +354,9 @@ def count(
     if a is None:
         a = sum(rank * (rows + columns) for rows, columns in shapes)
     quantised = method in ("qlora", "peqa")
-    held = 2 * n
+    held = weight * n + more
     if quantised:
-        held = n * (bits / 8 if code is None else code) + scale * g
+        held = n * (bits / 8 if code is None else code) + scale * g + more
     if method in ("lora", "qlora"):
         held += adapter * a
     values = {"full": n, "lora": a, "qlora": a, "peqa": g}[method]
@@ -331,6 +369,9 @@ def wrong_counts(shapes, method: str, *numbers: int) -> dict[str, float]:
     """What usual mistakes give for one method."""
     bits, size, rank = numbers
     n = sum(rows * columns for rows, columns in shapes)
+
+    a = sum(rank * (rows + columns) for rows, columns in shapes)
+    g = sum(rows * columns // size for rows, columns in shapes)
 
     def but(**changes) -> float:
         return count(shapes, method, *numbers, **changes)
@@ -346,11 +387,18 @@ def wrong_counts(shapes, method: str, *numbers: int) -> dict[str, float]:
             but(trains=n)
         )
     if method == "full":  # which is asked first
-        found["the gradients' 2 bytes per trained value are missing"] = but(gradient=0)
+        found |= {
+            "the gradients' 2 bytes per trained value are missing": but(gradient=0),
+            # one sum
+            "a float weight takes 2 bytes, and its gradient 2; you counted 4 for one of"
+            " them": but(weight=4),
+        }
     if method in ("lora", "qlora"):
         found |= {
             "2 bytes per adapter value are missing: the adapters themselves take 2, and"
             " their gradients 2 more": but(adapter=0),
+            "the adapters are missing": but(lora=0),
+            "an adapter's values are counted twice": but(lora=2 * a),
             "an adapter has rank × (out + in) values, not rank × out × in": but(
                 lora=rank * n
             ),
@@ -363,32 +411,55 @@ def wrong_counts(shapes, method: str, *numbers: int) -> dict[str, float]:
             ),
         }
     if method == "lora":
-        found[
-            "LoRA's frozen weights are 16-bit floats: it is QLoRA whose are codes"
-        ] = count(shapes, "qlora", *numbers)
+        found |= {
+            "LoRA's frozen weights are 16-bit floats: it is QLoRA whose are codes": (
+                count(shapes, "qlora", *numbers)
+            ),
+            # 2 bytes more per weight
+            "a float weight takes 2 bytes, and LoRA's are frozen, without a gradient;"
+            " you counted 4": but(weight=4),
+            "the frozen weights have a place in the optimizer: only what trains has"
+            " one": but(more=12 * n),
+            "the frozen weights are trained, too: only the adapters are": but(
+                trains=a + n
+            ),
+        }
     if method in ("qlora", "peqa"):
         per_row = sum(rows for rows, _ in shapes)
         found |= {
             "the scales of the groups are missing": but(scale=0),
             "a scale has 16 bits, 2 bytes; you counted 4": but(scale=4),
             "the codes have `bits` bits each, so divide by 8": but(code=bits),
+            "the codes are missing: each has `bits` / 8 bytes (`//` makes 0 of that)": (
+                but(code=0)
+            ),
+            "the codes have a byte each: `bits` bits are asked": but(code=1),
             "the frozen weights are held as 16-bit floats: they are codes": but(code=2),
             "there is a scale for each group of group_size weights, not for each row": (
                 but(groups=per_row)
             ),
+            "the groups of one row are counted, not those of all rows": but(
+                groups=sum(columns // size for _, columns in shapes)
+            ),
+            "there are no zero points here, you counted `bits` for each group": but(
+                more=g * bits / 8
+            ),
         }
     if method == "qlora":
-        found["QLoRA's scales are frozen: its adapters train"] = but(
-            trains=sum(rows * columns // size for rows, columns in shapes)
-        )
+        found |= {
+            "QLoRA's scales are frozen: its adapters train": but(trains=g),
+            "QLoRA's scales are trained, too: only its adapters are": but(trains=a + g),
+        }
     if method == "peqa":
         # the same sum as scales of 4 bytes
         del found["a scale has 16 bits, 2 bytes; you counted 4"]
         found |= {
             "the scales are counted twice, or with 4 bytes: they are part of the"
             " weights already, 2 bytes each": but(scale=4),
-            "PEQA has no adapters: its scales train": but(
-                trains=sum(rank * (rows + columns) for rows, columns in shapes)
+            "the integers are trained, too: only the scales are": but(trains=n + g),
+            "PEQA has no adapters: its scales train": but(trains=a),
+            "PEQA has no adapters: its scales alone are trained": but(
+                trains=a + g, more=2 * a
             ),
         }
     return found

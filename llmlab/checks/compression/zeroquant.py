@@ -46,12 +46,18 @@ def quantize_tokens(answer):
             )
     X[3] = 0
     codes, scale = both(answer, X, 8)
+    scales = tokens(X, 8)[1]
+    nothing = torch.arange(5)[:, None] == 3
     diagnose(
         scale,
-        right=tokens(X, 8)[1],
+        right=scales,
         mistakes={
-            "the scale of a token of zeros is 0: it is to be 1": tokens(X, 8)[1]
-            * (X.abs().amax(-1, keepdim=True) > 0),
+            "the scale of a token of zeros is 0, or next to nothing: it is to be 1": (
+                torch.where(nothing, 0.0, scales)
+            ),
+            "the scale of a token of zeros is 1 / top: it is to be 1": torch.where(
+                nothing, 1 / 127, scales
+            ),
         },
         what="the scales with a token of zeros",
     )
@@ -122,6 +128,10 @@ def compare_tokens(answer: Callable, X: Tensor, bits: int) -> None:
             "negative values are forgotten: the largest |x| of a row counts": tokens(
                 X, bits, size=lambda x: x
             )[1],
+            "the span from smallest to largest is divided by 2^b − 1: the largest |x|"
+            " over top is asked, as codes go from −top to top": (
+                (X.amax(-1, keepdim=True) - X.amin(-1, keepdim=True)) / (2 * most + 1)
+            ),
             "the mean of |x| is taken: the largest is asked": (
                 X.abs().mean(-1, keepdim=True) / most
             ),
@@ -194,7 +204,7 @@ def group_product(answer):
     # sums that leave 8 and 16 bits, and that a float16 does not hold
     Q = torch.full((2, 512), 127, dtype=torch.int8)
     one = torch.ones(2, 1)
-    got = expect(answer(Q, one, Q, one), shape=(2, 2), what=what)
+    got = expect(answer(Q, one, Q, one), shape=(2, 2), what=what, finite=False)
     if not close(got, torch.full((2, 2), 512.0 * 127**2), tol=1e-5):
         raise Mistake(
             "a sum of 512 products 127 · 127 is wrong: codes of 8 bits must be summed"
@@ -233,6 +243,12 @@ def wrong_products(Q_x: Tensor, s_x: Tensor, Q_w: Tensor, s_w: Tensor) -> dict:
         by_group.append(Q_x[:, columns].float() @ Q_w[:, columns].float().T)
     stacked = torch.stack(by_group)  # (groups, tokens, out)
     rows = torch.einsum("gto,tg->to", stacked, s_w) * s_x
+    mixed_up = torch.zeros_like(plain)
+    running = torch.zeros_like(plain)
+    for g in range(groups):
+        columns = slice(g * groups, (g + 1) * groups)  # `groups` columns each
+        mixed_up += (Q_x[:, columns].float() @ Q_w[:, columns].float().T) * s_w[:, g]
+        running = (running + stacked[g]) * s_w[:, g]
     return {
         "the scales of the tokens are missing": right / s_x,
         "the scales of the weights are missing": plain * s_x,
@@ -245,6 +261,11 @@ def wrong_products(Q_x: Tensor, s_x: Tensor, Q_w: Tensor, s_w: Tensor) -> dict:
         " result": right / s_x * s_x.T,
         "the scales of the weights are on the tokens: s_w[:, g] belongs to the columns"
         " of the result": rows,
+        "each group has as many columns here as there are groups: it has in / groups": (
+            mixed_up * s_x
+        ),
+        "a group's scale multiplies the groups before it, too: scale it before you add"
+        " it": running * s_x,
         "only the first group is there": (stacked[0] * s_w[:, 0]) * s_x,
         "only the last group is there: add the groups up": (stacked[-1] * s_w[:, -1])
         * s_x,
@@ -291,6 +312,10 @@ def straight_through(answer):
     for rows, columns, top in ((4, 4, 3), (3, 6, 7), (5, 2, 1)):
         W = torch.randn(rows, columns)
         scale = W.abs().amax(1, keepdim=True) / (top + 1.2)  # the largest is clipped
+        if rows == columns:  # clipped on both sides
+            for row, sign in ((2, 1), (3, -1)):
+                at = W[row].abs().argmax()
+                W[row, at] = sign * W[row, at].abs()
         # both round to top: neither is clipped
         W[0, 0] = (top + 0.4) * scale[0, 0]
         W[1, 1] = (top - 0.3) * scale[1, 0]
@@ -348,6 +373,12 @@ def wrong_gradients(
         "the gradient is 0 everywhere: rounding has none. Let it go straight"
         " through": torch.zeros_like(W),
         "clipped weights get a gradient: theirs is 0": upstream,
+        "weights clipped at −top get a gradient: theirs is 0, too": (
+            upstream * (codes <= top)
+        ),
+        "weights clipped at top get a gradient: theirs is 0, too": (
+            upstream * (codes >= -top)
+        ),
         "only clipped weights get a gradient: it is the other way round": (
             upstream * ~inside
         ),
@@ -534,6 +565,21 @@ def steps(
     return rounded(now).detach() if round_result else now
 
 
+def adams_steps(
+    W: Tensor, student: Callable, teacher: Callable, inputs: list[Tensor], rate: float
+) -> Tensor:
+    """W after as many steps of Adam."""
+    leaf = W.detach().clone().requires_grad_()
+    adam = torch.optim.Adam([leaf], lr=rate)
+    for h in inputs:
+        adam.zero_grad()
+        with torch.no_grad():
+            target = teacher(h)
+        nn.functional.mse_loss(student(leaf, h), target).backward()
+        adam.step()
+    return leaf.detach()
+
+
 def wrong_steps(
     W: Tensor, student: Callable, teacher: Callable, inputs: list[Tensor], rate: float
 ) -> dict:
@@ -569,6 +615,9 @@ def wrong_steps(
             loss=root
         ),
         "half of the squares is taken: without the half": but(loss=half),
+        "these are steps of Adam: plain gradient descent is asked": (
+            lambda: adams_steps(W, student, teacher, inputs, rate)
+        ),
         "the learning rate is missing": lambda: steps(W, student, teacher, inputs, 1.0),
         "W itself was rounded at the end: the float weights are asked": but(
             round_result=True

@@ -49,6 +49,19 @@ def soft_by_cross_entropy(teacher_logits, student_logits, temperature):
     return (F.cross_entropy(student_logits / temperature, p) - entropy) * temperature**2
 
 
+def cold_weights(teacher_logits, student_logits, temperature):
+    log_p = (teacher_logits / temperature).log_softmax(-1)
+    log_q = (student_logits / temperature).log_softmax(-1)
+    each = (teacher_logits.softmax(-1) * (log_p - log_q)).sum(-1)
+    return temperature**2 * each.mean()
+
+
+def cold_probabilities(teacher_logits, student_logits, temperature):
+    p = teacher_logits.softmax(-1) / temperature
+    q = student_logits.softmax(-1) / temperature
+    return temperature**2 * (p * (p / q).log()).sum(-1).mean()
+
+
 def mean_reduction(teacher_logits, student_logits, temperature):
     p = (teacher_logits / temperature).softmax(-1)
     log_q = F.log_softmax(student_logits / temperature, -1)
@@ -132,6 +145,24 @@ def jsd_by_kl_div(teacher_logits, student_logits, beta):
     log_m = torch.stack([log_q + (1 - b).log(), log_p + b.log()]).logsumexp(0)
     parts = b * F.kl_div(log_m, log_p, **of) + (1 - b) * F.kl_div(log_m, log_q, **of)
     return parts.sum(-1)
+
+
+def of_logits(teacher_logits, student_logits, beta):
+    v, z = teacher_logits, student_logits
+    return kl(v, z) if beta == 0 else kl(z, v)
+
+
+def fixed_mixture(p, q, b):
+    """What runs back through the mixture adds up to 0."""
+    return (b * p.exp() + (1 - b) * q.exp()).log().detach()
+
+
+def weights_detached(p, q, m, b):
+    return b * kl(p, m) + (1 - b) * (q.exp().detach() * (q - m)).sum(-1)
+
+
+def student_detached(p, q, m, b):
+    return b * kl(p, m) + (1 - b) * kl(q.detach(), m)
 
 
 def without_ends(teacher_logits, student_logits, beta):
@@ -263,6 +294,31 @@ def outside_left(log_p, log_q, log_mixed, mask):
     return (log_q - log_mixed).exp() * after / torch.where(mask, kept, prompt)
 
 
+def padding_counts_twice(log_p, log_q, log_mixed, mask):
+    r = log_p - log_q
+    after = r.flip(-1).cumsum(-1).flip(-1) - r
+    left = torch.arange(r.shape[1]).flip(0).clamp(min=1)
+    return (log_q - log_mixed).exp() * after / left * mask
+
+
+def next_alone(log_p, log_q, log_mixed, mask):
+    r = (log_p - log_q) * mask
+    return (log_q - log_mixed).exp() * F.pad(r[:, 1:], (0, 1)) * mask
+
+
+def own_at_the_end(log_p, log_q, log_mixed, mask):
+    r, w = (log_p - log_q) * mask, (log_q - log_mixed).exp()
+    last = mask & ~F.pad(mask[:, 1:], (0, 1))
+    return by_matrix(log_p, log_q, log_mixed, mask) + last * w * r
+
+
+def mean_before(log_p, log_q, log_mixed, mask):
+    counts = mask.float()
+    r = (log_p - log_q) * counts
+    before = (counts.cumsum(-1) - counts).clamp(min=1)
+    return (log_q - log_mixed).exp() * (r.cumsum(-1) - r) / before * counts
+
+
 def from_the_left(log_p, log_q, log_mixed, mask):
     counts = mask.float()
     r = (log_p - log_q) * counts
@@ -277,6 +333,7 @@ def from_the_left(log_p, log_q, log_mixed, mask):
         ("soft_loss", soft_by_cross_entropy),
         ("jsd", jsd_by_entropies),
         ("jsd", jsd_by_kl_div),
+        ("jsd", generalised(mix=fixed_mixture)),
         ("on_policy_loss", reply_by_reply),
         ("on_policy_loss", by_padding_the_mask),
         ("weighted_reward_to_go", by_matrix),
@@ -301,6 +358,9 @@ test_wrong_answers = rejects(
         Wrong(S, soft(teacher=lambda v, T: v.log_softmax(-1)), "only the student"),
         Wrong(S, soft(student=lambda z, T: z.log_softmax(-1)), "only the teacher"),
         Wrong(S, soft(reduce=torch.sum), "sum over the rows"),
+        Wrong(S, soft(of=lambda p, q: (kl(p, q) + kl(q, p)) / 2), "both directions"),
+        Wrong(S, cold_weights, "the weights p are not softened"),
+        Wrong(S, cold_probabilities, "the probabilities are divided by T"),
         Wrong(S, mean_reduction, "mean over the vocabulary"),
         Wrong(S, no_log, "a log-probability"),
         Wrong(S, soft(of=lambda p, q: -(p.exp() * q).sum(-1)), "cross-entropy"),
@@ -346,11 +406,31 @@ test_wrong_answers = rejects(
             generalised(mix=lambda p, q, b: ((p.exp() + q.exp()) / 2).log()),
             "half and half",
         ),
+        Wrong(J, generalised(join=weights_detached), "the weights q of KL(q‖m)"),
+        Wrong(
+            J,
+            generalised(mix=fixed_mixture, join=student_detached),
+            "the weights q of KL(q‖m)",
+        ),
+        Wrong(J, of_logits, "stand in for log-probabilities"),
         Wrong(J, half_only, "from the arguments"),
         Wrong(P, replies(slice(None), slice(None)), "the mask is not shifted"),
         Wrong(P, replies(slice(1, None), slice(None, -1)), "the wrong way"),
         Wrong(P, replies(mask=slice(None, -1)), "the mask loses its first"),
         Wrong(P, replies(logits=slice(1, None)), "the logits' last"),
+        Wrong(
+            P,
+            lambda v, z, reply: replies()(v, z, reply & F.pad(reply, (1, -1))),
+            "the first token of each reply",
+        ),
+        Wrong(
+            P,
+            replies(
+                reduce=lambda e, m: e[m & F.pad(m[:, 1:], (0, 1))].mean(),
+            ),
+            "the last token of each reply",
+        ),
+        Wrong(P, replies(of=lambda p, q: -(q.exp() * p).sum(-1)), "cross-entropy"),
         Wrong(P, replies(of=kl), "this is KL(p‖q)"),
         Wrong(P, replies(reduce=lambda e, m: e.mean()), "prompt and padding"),
         Wrong(P, replies(reduce=lambda e, m: (e * m).mean()), "all positions"),
@@ -367,6 +447,18 @@ test_wrong_answers = rejects(
         Wrong(W, rewards(count=lambda n, length: n + 1), "one too many"),
         Wrong(W, rewards(count=lambda n, length: length), "the whole reply"),
         Wrong(W, padding_counts, "rewards of padding"),
+        Wrong(W, padding_counts_twice, "the mask belongs on both"),
+        Wrong(W, rewards(r_of=lambda p, q: -q), "add log p"),
+        Wrong(W, rewards(start=2), "right after t is left out"),
+        Wrong(
+            W,
+            rewards(weight=lambda p, q, m: (q - m).roll(-1, 1)),
+            "that of token t + 1",
+        ),
+        Wrong(W, next_alone, "the next token alone"),
+        Wrong(W, own_at_the_end, "nothing follows, so R is 0"),
+        Wrong(W, mean_before, "the mean of what comes before t"),
+        Wrong(W, rewards(weight=lambda p, q, m: (q - m).clamp(max=0)), "is cut at 1"),
         Wrong(W, from_the_left, "what comes before t"),
         Wrong(W, rewards(r_of=lambda p, q: q - p), "the wrong sign"),
         Wrong(W, rewards(r_of=lambda p, q: p), "subtract log q"),

@@ -87,6 +87,31 @@ def alpha_too(x, bits):
     return (y + (y.round() - y).detach()) * alpha
 
 
+def of_the_mean(x, bits):
+    alpha = x.detach().abs().mean(-1, keepdim=True) / (2 ** (bits - 1) - 1)
+    return x + ((x / alpha).round() * alpha - x).detach()
+
+
+def largest_unclipped(x, bits):
+    alpha = x.detach().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1)
+    return x + ((x / alpha).round() * alpha - x).detach()
+
+
+def alpha_after(x, bits):
+    alpha = x.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1)
+    alpha = torch.where(alpha == 0, 1.0, alpha)
+    y = x / alpha.detach()
+    return (y + (y.round() - y).detach()) * alpha
+
+
+def last_codes_cut(x, bits):
+    top = 2 ** (bits - 1) - 1
+    alpha = x.detach().abs().amax(-1, keepdim=True) / top
+    inside = (x.detach() / alpha).round().abs() < top
+    x_hat = right_rounding(x, bits).detach()
+    return x_hat + inside * (x - x.detach())
+
+
 def clipped_gradient(x, bits):
     inside = (x.abs() < x.abs().amax(-1, keepdim=True)).float().detach()
     x_hat = right_rounding(x, bits).detach()
@@ -126,6 +151,7 @@ def writing(
     use=lambda generator: generator,
     tokens=lambda length: length - 1,
     keep=torch.no_grad,
+    likeliest=torch.argmax,
 ):
     """write_text with one thing changed."""
 
@@ -135,13 +161,28 @@ def writing(
             for made in range(tokens(length)):
                 said = model(reads(ids))[:, place]
                 if is_greedy(made, greedy):
-                    new = said.argmax(-1, keepdim=True)
+                    new = likeliest(said, -1, keepdim=True)
                 else:
                     new = torch.multinomial(weights(said), 1, generator=use(generator))
                 ids = torch.cat([ids, new], dim=1)
         return ids
 
     return answer
+
+
+def without_the_first(model, first, greedy, length, generator):
+    return writing(tokens=lambda n: n)(model, first, greedy, length, generator)[:, 1:]
+
+
+def draws_in_every_step(model, first, greedy, length, generator):
+    ids = first[:, None]
+    for made in range(length - 1):
+        with torch.no_grad():
+            p = model(ids)[:, -1].softmax(-1)
+        drawn = torch.multinomial(p, 1, generator=generator)
+        new = p.argmax(-1, keepdim=True) if made < greedy else drawn
+        ids = torch.cat([ids, new], 1)
+    return ids
 
 
 def into_a_buffer(model, first, greedy, length, generator):
@@ -209,6 +250,16 @@ def divergence(student, teacher):
     )
 
 
+def cut_off(student, teacher):
+    log_q = (student.softmax(-1) + 1e-9).log()
+    return -(teacher.detach().softmax(-1) * log_q).sum(-1).mean()
+
+
+def reverse_divergence(student, teacher):
+    log_q, log_p = student.log_softmax(-1), teacher.detach().log_softmax(-1)
+    return (log_q.exp() * (log_q - log_p)).sum(-1).mean()
+
+
 def hard(student, teacher):
     label = teacher.argmax(-1).flatten()
     return F.cross_entropy(student.flatten(0, 1), label)
@@ -243,6 +294,7 @@ def storing(
     order=1,
     safe=True,
     dtype=torch.float16,
+    zero=1.0,
 ):
     """append with one thing changed."""
 
@@ -251,7 +303,7 @@ def storing(
         t = top(bits)
         exact = size(k).amax(shared, keepdim=True) / t
         if safe:
-            exact = torch.where(exact == 0, 1.0, exact)
+            exact = torch.where(exact == 0, zero, exact)
         kept = exact.to(dtype)
         new = to_whole(k / by(exact, kept)).clamp(-128, 127).to(torch.int8)
         kept = kept.expand(B, 1, T, 1)[:, 0, :, 0]
@@ -336,6 +388,27 @@ def only_new(codes, alpha, k, bits):
     return right_storing(codes[:, :, :0], alpha[:, :0], k, bits)
 
 
+def only_new_keys(codes, alpha, k, bits):
+    S = alpha.shape[1]
+    codes, alpha, k_hat = right_storing(codes, alpha, k, bits)
+    return codes, alpha, k_hat[:, :, S:]
+
+
+def all_rounded_again(codes, alpha, k, bits):
+    old = codes.float() * alpha.float()[:, None, :, None]
+    empty = codes[:, :, :0], alpha[:, :0]
+    return right_storing(*empty, torch.cat([old, k], 2), bits)
+
+
+def heads_and_tokens_swapped(codes, alpha, k, bits):
+    codes, alpha, k_hat = right_storing(codes, alpha, k, bits)
+    return codes.transpose(1, 2), alpha, k_hat
+
+
+def mean_of_heads(k):
+    return k.abs().amax(3, keepdim=True).mean(1, keepdim=True)
+
+
 def newest_alpha(codes, alpha, k, bits):
     S = alpha.shape[1]
     codes, alpha, k_hat = right_storing(codes, alpha, k, bits)
@@ -391,6 +464,10 @@ test_wrong_answers = rejects(
         Wrong(Q, detached, "no gradient passes"),
         Wrong(Q, alpha_alone, "through α alone"),
         Wrong(Q, alpha_too, "through α, too"),
+        Wrong(Q, alpha_after, "the codes are multiplied by, too"),
+        Wrong(Q, last_codes_cut, "nothing is clipped"),
+        Wrong(Q, of_the_mean, "the mean |value|"),
+        Wrong(Q, largest_unclipped, "where the largest |value| is asked"),
         Wrong(Q, clipped_gradient, "nothing is clipped"),
         Wrong(Q, twice, "twice"),
         Wrong(Q, zeros_are_nan, "a token of zeros"),
@@ -412,6 +489,15 @@ test_wrong_answers = rejects(
         Wrong(T, writing(tokens=lambda n: n), "one token too many"),
         Wrong(T, writing(tokens=lambda n: n - 2), "one token is missing"),
         Wrong(T, writing(keep=torch.enable_grad), "gradients on"),
+        Wrong(T, writing(reads=lambda ids: ids[:, -2:]), "the newest two tokens"),
+        Wrong(T, writing(likeliest=torch.argmin), "the unlikeliest token"),
+        Wrong(
+            T,
+            writing(use=lambda g: torch.Generator().manual_seed(0)),
+            "not with one of your own",
+        ),
+        Wrong(T, without_the_first, "after the first token"),
+        Wrong(T, draws_in_every_step, "greedy steps drew, too"),
         Wrong(T, four_and_eleven, "right for 4 greedy tokens"),
         Wrong(
             L, losing(cut=lambda p, q: (p[:, 1:], q[:, :-1])), "shifted by one: both"
@@ -426,6 +512,23 @@ test_wrong_answers = rejects(
         Wrong(L, losing(of_student=lambda s: s), "stand in for log-probabilities"),
         Wrong(L, losing(of_teacher=lambda t: t.detach()), "stand in for probabilities"),
         Wrong(L, losing(of_student=lambda s: s.softmax(-1).log()), "far apart"),
+        Wrong(L, cut_off, "far apart come out wrong"),
+        Wrong(L, reverse_divergence, "the other way round"),
+        Wrong(
+            L,
+            lambda s, t: F.mse_loss(s.softmax(-1), t.detach().softmax(-1)),
+            "difference of the probabilities",
+        ),
+        Wrong(
+            L,
+            losing(of_teacher=lambda t: t.detach().log_softmax(-1)),
+            "its probabilities are",
+        ),
+        Wrong(
+            L,
+            lambda s, t: F.cross_entropy(s, t.detach().softmax(-1)),
+            "takes dimension 1 for the vocabulary",
+        ),
         Wrong(L, over_the_vocabulary, "mean over the vocabulary"),
         Wrong(L, divergence, "Kullback-Leibler"),
         Wrong(L, hard, "likeliest token"),
@@ -447,6 +550,13 @@ test_wrong_answers = rejects(
         Wrong(A, storing(give=lambda c, a: c.float()), "codes times α"),
         Wrong(A, storing(dtype=torch.float32), "float16 is asked"),
         Wrong(A, storing(safe=False), "a token of zeros"),
+        Wrong(A, storing(zero=1e-4), "it is to be 1"),
+        Wrong(A, storing(size=lambda k: k[:, :1].abs()), "the first head alone"),
+        Wrong(A, storing(size=lambda k: k[:, -1:].abs()), "the last head alone"),
+        Wrong(A, storing(size=mean_of_heads), "the mean of what the heads have"),
+        Wrong(A, heads_and_tokens_swapped, "codes has shape"),
+        Wrong(A, only_new_keys, "holds the new keys alone"),
+        Wrong(A, all_rounded_again, "rounded once more"),
         Wrong(A, as_they_were, "pass through their codes"),
         Wrong(A, only_new, "the old ones must stay"),
         Wrong(A, newest_alpha, "each keeps its own"),

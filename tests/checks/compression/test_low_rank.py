@@ -47,6 +47,27 @@ def rows_of_u(W, rank):
     return U[:rank].T * sigma[:rank], Vt[:rank]
 
 
+def without_largest(W, rank):
+    U, sigma, Vt = torch.linalg.svd(W, full_matrices=False)
+    return U[:, 1 : rank + 1] * sigma[1 : rank + 1], Vt[1 : rank + 1]
+
+
+def rows_scaled(W, rank):
+    U, sigma, Vt = torch.linalg.svd(W, full_matrices=False)
+    return (sigma[:, None] * U)[:, :rank], Vt[:rank]
+
+
+def by_qr(W, rank):
+    Q, _ = torch.linalg.qr(W)
+    return Q[:, :rank], Q[:, :rank].T @ W
+
+
+def one_less(W, rank):
+    A, B = svd_with()(W, rank)
+    A[:, -1] = 0
+    return A, B
+
+
 def rank_of_three(W, rank):
     A, B = svd_with()(W, min(3, *W.shape))
     return A, B
@@ -54,6 +75,11 @@ def rank_of_three(W, rank):
 
 def swapped(W, rank):
     return svd_with()(W, rank)[::-1]
+
+
+def all_of_them(W, rank):
+    U, sigma, Vt = torch.linalg.svd(W, full_matrices=False)
+    return U * sigma, Vt
 
 
 def only_product(W, rank):
@@ -110,6 +136,24 @@ def solved(W, gram, rank):
 
 def identity(S):
     return torch.eye(len(S))
+
+
+def s_on_the_left(W, gram, rank):
+    S = torch.linalg.cholesky(gram)
+    A, B = svd_with()(S @ W, rank)
+    return torch.linalg.solve(S, A), B
+
+
+def undone_on_the_left(W, gram, rank):
+    S = torch.linalg.cholesky(gram)
+    A, B = svd_with()(W @ S, rank)
+    return torch.linalg.solve(S, A), B
+
+
+def whitened_one_less(W, gram, rank):
+    A, B = whiten()(W, gram, rank)
+    A[:, -1] = 0
+    return A, B
 
 
 def diagonal_root(gram):
@@ -174,6 +218,11 @@ def twos_complement(x):
     return torch.where(x < 0, -code % 16, code).to(torch.uint8)
 
 
+def below_256(x):
+    code = even(x.abs())
+    return torch.where(x < 0, -code, code).to(torch.uint8)
+
+
 def in_order(x):
     code = even(x.abs())
     return torch.where(x < 0, 7 - code, 8 + code).to(torch.uint8)
@@ -196,6 +245,28 @@ def no_negative_zero(x):
     return torch.where((x < 0) & (code > 0), code + 8, code).to(torch.uint8)
 
 
+def even_level(size):
+    up = (size[..., None] >= MIDDLE).sum(-1)
+    return torch.where(LEVELS[up] % 2 == 0, up, (size[..., None] > MIDDLE).sum(-1))
+
+
+def ties_to(of_positive, of_negative):
+    """e2m1_codes whose ties depend on the sign."""
+
+    def answer(x):
+        size = x.abs()[..., None]
+        passed = {"up": (size >= MIDDLE).sum(-1), "down": (size > MIDDLE).sum(-1)}
+        code = torch.where(x < 0, passed[of_negative], passed[of_positive])
+        return (code + 8 * x.signbit()).to(torch.uint8)
+
+    return answer
+
+
+def the_levels(x):
+    value = LEVELS[even(x.abs())]
+    return torch.where(x.signbit(), -value, value).to(torch.uint8)
+
+
 def matrix_only(x):
     code = by_distance(x)
     return code if x.dim() == 2 else torch.zeros_like(code)
@@ -211,18 +282,22 @@ def blocks(
     pack=lambda c: c[:, 0::2] | c[:, 1::2] << 4,
     divide=torch.div,
     clamp=True,
+    low=0,
+    encode=lambda x: float_formats.encode(x, E2M1),
+    zero=0,
+    stored_scale=True,
 ):
     """encode_mxfp4 with one thing changed."""
 
     def answer(x):
         largest = top(x)
         e = exponent(largest)
-        if clamp:
-            e = torch.where(largest == 0, -127, e).clamp(-127, 127)
         X = torch.ldexp(torch.ones_like(largest), e)
         if clamp:
+            e = torch.where(largest == 0, zero - 127, e.clamp(min=low - 127))
+        if clamp and stored_scale:
             X = block_formats.e8m0_values((e + 127).to(torch.uint8))
-        codes = float_formats.encode(divide(x, X).nan_to_num(0), E2M1)
+        codes = encode(divide(x, X).nan_to_num(0))
         scale = (e + bias) % 256
         return pack(codes), scale.expand(len(x), 1)[:, 0].to(torch.uint8)
 
@@ -249,6 +324,20 @@ def block_by_block(x):
         torch.tensor(packed, dtype=torch.uint8),
         torch.tensor(scales, dtype=torch.uint8),
     )
+
+
+def wraps_below(x):
+    """A block of zeros is minded, a small one is not."""
+    packed, scale = blocks(clamp=False)(x)
+    return packed, torch.where((x == 0).all(1), 0, scale.int()).to(torch.uint8)
+
+
+def floor_of_log(top):
+    return top.log2().floor().nan_to_num(0, 0, -200).int() - 2
+
+
+def ceil_of_log(top):
+    return top.log2().ceil().nan_to_num(0, 0, -200).int() - 2
 
 
 def rounded_log(top):
@@ -295,9 +384,14 @@ test_wrong_answers = rejects(
         Wrong(T, svd_with(v=lambda s: s), "counted twice"),
         Wrong(T, svd_with(u=torch.sqrt), "only one of the factors has the root"),
         Wrong(T, svd_with(last=True), "the smallest singular values"),
+        Wrong(T, without_largest, "the largest singular value is left out"),
+        Wrong(T, rows_scaled, "the rows of U: they belong"),
+        Wrong(T, by_qr, "as with QR"),
+        Wrong(T, one_less, "one singular value too few"),
         Wrong(T, transposed_v, "do not transpose it"),
         Wrong(T, rows_of_u, "rows of U"),
         Wrong(T, svd_with(change=lambda m: m - m.mean(0)), "took the mean off"),
+        Wrong(T, all_of_them, "keep the first `rank` alone"),
         Wrong(T, rank_of_three, "shape"),
         Wrong(T, swapped, "dimensions 0 and 1 are swapped"),
         Wrong(T, only_product, "tuple"),
@@ -315,6 +409,19 @@ test_wrong_answers = rejects(
         Wrong(
             W, whiten(there=torch.linalg.inv, back=lambda S: S), "S and S⁻¹ are swapped"
         ),
+        Wrong(
+            W,
+            lambda m, g, r: whiten()(m @ torch.linalg.cholesky(g), g, r),
+            "S comes in twice",
+        ),
+        Wrong(
+            W,
+            whiten(factor=lambda g: torch.linalg.cholesky(torch.linalg.inv(g))),
+            "the inverse of X Xᵀ in the place",
+        ),
+        Wrong(W, s_on_the_left, "S stands on the left"),
+        Wrong(W, undone_on_the_left, "at the side of A"),
+        Wrong(W, whitened_one_less, "one singular value too few"),
         Wrong(W, whiten(diagonal_root), "only the diagonal"),
         Wrong(W, whiten(power=0), "the singular values are missing"),
         Wrong(W, whiten(power=2), "counted twice"),
@@ -322,6 +429,17 @@ test_wrong_answers = rejects(
         Wrong(W, whiten(last=True), "the smallest singular values"),
         Wrong(C, codes_of(lambda s: (s[..., None] >= MIDDLE).sum(-1)), "the larger"),
         Wrong(C, codes_of(lambda s: (s[..., None] > MIDDLE).sum(-1)), "the smaller"),
+        Wrong(C, codes_of(even_level), "the even *code* is asked"),
+        Wrong(C, ties_to("down", "up"), "the smaller number"),
+        Wrong(C, ties_to("up", "down"), "the larger number"),
+        Wrong(C, the_levels, "their codes are asked"),
+        Wrong(C, codes_of(even, sign=lambda x: 4 * x.signbit()), "the sign adds 4"),
+        Wrong(C, codes_of(even, sign=lambda x: 8 * ~x.signbit()), "wrong way round"),
+        Wrong(C, below_256, "256 − code"),
+        Wrong(C, codes_of(even, sign=lambda x: 8 * (x <= 0)), "the code of −0"),
+        Wrong(
+            C, codes_of(lambda size: (2 * size).round().clamp(max=7)), "round(2 |x|)"
+        ),
         Wrong(C, codes_of(even, sign=lambda x: 0), "the sign is missing"),
         Wrong(C, lowest_bit, "the sign is the lowest bit"),
         Wrong(C, twos_complement, "two's complement"),
@@ -361,7 +479,36 @@ test_wrong_answers = rejects(
         Wrong(M, blocks(top=lambda x: x.abs().mean(1, keepdim=True)), "the mean |x|"),
         Wrong(M, blocks(divide=lambda x, X: x), "not divided by the scale"),
         Wrong(M, blocks(divide=torch.mul), "multiplied by the scale"),
-        Wrong(M, blocks(clamp=False), "a block of zeros"),
+        Wrong(M, blocks(clamp=False), "a block of zeros is to have code 0"),
+        Wrong(M, blocks(zero=127), "a block of zeros is to have code 0"),
+        Wrong(M, blocks(pack=lambda c: c[:, 0::2]), "two codes share it"),
+        Wrong(
+            M,
+            blocks(divide=lambda x, X: 6 * x / x.abs().amax(1, keepdim=True)),
+            "divide by the power of two",
+        ),
+        Wrong(M, blocks(exponent=lambda t: torch.frexp(t)[1] - 5), "subtracted twice"),
+        Wrong(M, wraps_below, "clamp it to 0"),
+        Wrong(M, blocks(low=1), "clamp it to 0"),
+        Wrong(M, blocks(stored_scale=False), "divide by the scale that is stored"),
+        Wrong(M, blocks(exponent=floor_of_log), "just below a power of two"),
+        Wrong(M, blocks(exponent=ceil_of_log), "the exponent is one too large"),
+        Wrong(
+            M, blocks(exponent=lambda t: torch.frexp(t)[1] - 2), "torch.frexp is one"
+        ),
+        Wrong(M, blocks(exponent=lambda t: torch.frexp(t)[1] - 4), "one too small"),
+        Wrong(M, blocks(pack=lambda c: c[:, 0::2] | c[:, 1::2] << 3), "at bit 4"),
+        Wrong(M, blocks(encode=lambda x: even(x.abs()).to(torch.uint8)), "the signs"),
+        Wrong(
+            M,
+            blocks(encode=codes_of(lambda s: (s[..., None] > MIDDLE).sum(-1))),
+            "ties of the elements go to the smaller",
+        ),
+        Wrong(
+            M,
+            blocks(encode=codes_of(lambda s: (s[..., None] >= MIDDLE).sum(-1))),
+            "ties of the elements go to the larger",
+        ),
         Wrong(M, lambda x: blocks()(x)[::-1], "shape"),
     ],
 )

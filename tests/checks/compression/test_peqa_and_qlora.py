@@ -68,6 +68,19 @@ def forward_by_blocks(x, codes, zero, scale, group_size):
     return torch.einsum("ti,oi->to", x, blocks.reshape(codes.shape).float())
 
 
+def signed(q):
+    return q.to(torch.int8).float()
+
+
+def groups_of_columns(x, codes, zero, scale, group_size):
+    """group_size is taken for the number of groups."""
+    if codes.shape[1] % group_size:
+        return forward()(x, codes, zero, scale, group_size)
+    at = torch.arange(codes.shape[1]) // (codes.shape[1] // group_size)
+    at = at.clamp(max=scale.shape[1] - 1)
+    return x @ (scale[:, at] * (codes.float() - zero.float()[:, at])).T
+
+
 def new_codes(x, codes, zero, scale, group_size):
     """The integers follow the scale, which takes its gradient away."""
     z, s = spread(zero.float(), group_size), spread(scale, group_size)
@@ -134,6 +147,16 @@ def strided(said, size):
     return said.unflatten(1, (size, -1)).sum(1)
 
 
+def zero_once(G, codes, zero, group_size):
+    total = (G * codes.float()).unflatten(1, (-1, group_size)).sum(-1)
+    return total - zero.float()
+
+
+def groups_apart(G, codes, zero, group_size):
+    q = codes.float().reshape(len(G), group_size, -1)
+    return (G.reshape(q.shape) * (q - zero.float()[:, None])).sum(1)
+
+
 def whole_rows(said, size):
     return said.sum(1, keepdim=True).expand(-1, said.shape[1] // size)
 
@@ -183,6 +206,22 @@ def groups(shapes, bits, size, rank):
 
 def adapters(shapes, bits, size, rank):
     return sum(rank * (a + b) for a, b in shapes)
+
+
+def both(*numbers):
+    return adapters(*numbers) + groups(*numbers)
+
+
+def all_and_adapters(*numbers):
+    return weights(*numbers) + adapters(*numbers)
+
+
+def moments(*numbers):
+    return 12 * weights(*numbers)
+
+
+def held(*numbers):
+    return 2 * adapters(*numbers)
 
 
 def bytes_by_layer(shapes, method, bits, group_size, rank):
@@ -340,6 +379,10 @@ test_wrong_answers = rejects(
         Wrong(F, forward(spread_s=mean), "mean scale"),
         Wrong(F, forward(product=lambda x, w: x @ w), "not transposed"),
         Wrong(F, forward(product=lambda x, w: w @ x.T), "but for a transpose"),
+        Wrong(F, forward(codes_as=signed), "which int8 does not hold"),
+        Wrong(F, forward(lambda q, z, s: s * (z - q)), "this is z − q"),
+        Wrong(F, forward(lambda q, z, s: s * (q - 8)), "is 8 everywhere"),
+        Wrong(F, groups_of_columns, "taken for the number of groups"),
         Wrong(F, new_codes, "scale"),
         Wrong(F, in_place, "in place"),
         Wrong(F, groups_of_two, "sizes"),
@@ -363,6 +406,16 @@ test_wrong_answers = rejects(
         Wrong(G, gradient(lambda G, q, z: (G * (q - z)).abs()), "keep the signs"),
         Wrong(G, product_of_sums, "weight by weight"),
         Wrong(G, gradient(gather=strided), "every third column"),
+        Wrong(G, gradient(spread_z=first), "zero point of the first"),
+        Wrong(
+            G,
+            gradient(gather=lambda s, n: s.unflatten(1, (-1, n)).norm(dim=-1)),
+            "root of the sum of squares",
+        ),
+        Wrong(G, zero_once, "once from the sum"),
+        Wrong(G, groups_apart, "every third column here"),
+        Wrong(G, gradient(codes_as=signed), "which int8 does not hold"),
+        Wrong(G, gradient(gather=lambda said, size: said.sum(1)), "for each row"),
         Wrong(G, gradient(gather=whole_rows), "its whole row"),
         Wrong(G, gradient(gather=every_row), "shape"),
         Wrong(G, changes_the_gradient, "in place"),
@@ -370,6 +423,36 @@ test_wrong_answers = rejects(
         Wrong(B, bytes_with(optimizer=0), "optimizer's 12 bytes"),
         Wrong(B, bytes_with(gradient=0), "gradients' 2 bytes"),
         Wrong(B, bytes_with(optimizer=8), "you counted 8"),
+        Wrong(B, bytes_with("full", weight=4), "4 for one of them"),
+        Wrong(B, bytes_with(gradient=4), "4 for one of them"),
+        Wrong(B, bytes_with(lora=0), "the adapters are missing"),
+        Wrong(
+            B, bytes_with(lora=lambda *n: 2 * adapters(*n)), "values are counted twice"
+        ),
+        Wrong(
+            B,
+            bytes_with(
+                groups=lambda shapes, b, size, r: sum(c for _, c in shapes) // size
+            ),
+            "the groups of one row",
+        ),
+        Wrong(
+            B,
+            bytes_with("peqa", more=lambda s, bits, *n: groups(s, bits, *n) * bits / 8),
+            "no zero points",
+        ),
+        Wrong(
+            B,
+            bytes_with("peqa", trains=lambda *n: weights(*n) + groups(*n)),
+            "only the scales are",
+        ),
+        Wrong(B, bytes_with("lora", weight=4), "frozen, without a gradient"),
+        Wrong(B, bytes_with("lora", more=moments), "a place in the optimizer"),
+        Wrong(B, bytes_with("lora", trains=all_and_adapters), "only the adapters are"),
+        Wrong(B, bytes_with(code=0), "the codes are missing"),
+        Wrong(B, bytes_with(code=1), "a byte each"),
+        Wrong(B, bytes_with("qlora", trains=both), "only its adapters are"),
+        Wrong(B, bytes_with("peqa", trains=both, more=held), "its scales alone"),
         Wrong(B, first_linear, "only the first linear"),
         Wrong(B, bytes_with("lora", trains=weights), "the weights are frozen"),
         Wrong(B, bytes_with("peqa", trains=weights), "the weights are frozen"),

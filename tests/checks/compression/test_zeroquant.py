@@ -92,6 +92,11 @@ def tokens_in_place(X, bits):
     return X.round().to(torch.int8), scale
 
 
+def by_the_span(X, bits):
+    s = (X.amax(1, keepdim=True) - X.amin(1, keepdim=True)) / (2**bits - 1)
+    return (X / s).round().clamp(-128, 127).to(torch.int8), s
+
+
 def unsigned(X, bits):
     codes, scale = tokens()(X, bits)
     return codes + 2 ** (bits - 1) - 1, scale
@@ -138,6 +143,14 @@ def product_by_einsum(Q_x, s_x, Q_w, s_w):
 
 def whole_sums(Q_x, s_x, Q_w, s_w):
     return (Q_x.int() @ Q_w.int().T) * s_w.sum(1) * s_x
+
+
+def running_scale(Q_x, s_x, Q_w, s_w):
+    y, size = 0.0, Q_w.shape[1] // s_w.shape[1]
+    for g in range(s_w.shape[1]):
+        at = slice(g * size, (g + 1) * size)
+        y = (y + Q_x[:, at].int() @ Q_w[:, at].int().T) * s_w[:, g]
+    return y * s_x
 
 
 def scales_of_first(Q_x, s_x, Q_w, s_w):
@@ -245,6 +258,14 @@ def added(W, scale, top):
     return W + no_gradient(W, scale, top).detach()
 
 
+def positive_side(W, scale, codes, top):
+    return codes <= top
+
+
+def negative_side(W, scale, codes, top):
+    return codes >= -top
+
+
 def all_through(W, scale, codes, top):
     return torch.ones_like(W)
 
@@ -295,6 +316,16 @@ def targets_first(W, student, teacher, inputs, learning_rate):
         gradient = torch.autograd.grad(y, W, 2 * (y.detach() - target) / y.numel())[0]
         W = W.detach() - learning_rate * gradient
     return W
+
+
+def by_adam(W, student, teacher, inputs, learning_rate):
+    W = torch.nn.Parameter(W.clone())
+    adam = torch.optim.Adam([W], lr=learning_rate)
+    for h in inputs:
+        adam.zero_grad()
+        (student(W, h) - teacher(h).detach()).square().mean().backward()
+        adam.step()
+    return W.data
 
 
 def teacher_trains(W, student, teacher, inputs, learning_rate):
@@ -383,7 +414,10 @@ test_wrong_answers = rejects(
         Wrong(T, tokens(code=lambda X, s: X * s), "divide by it"),
         Wrong(T, tokens(safe=False), "it is to be 1"),
         Wrong(T, tokens(zero=0.0), "it is to be 1"),
+        Wrong(T, tokens(zero=1e-8), "next to nothing: it is to be 1"),
+        Wrong(T, tokens(zero=1 / 127), "1 / top: it is to be 1"),
         Wrong(T, eight_bits, "take `bits` from the argument"),
+        Wrong(T, by_the_span, "the span from smallest to largest"),
         Wrong(T, right_for_four, "right for 4 × 4"),
         Wrong(T, only_codes, "two tensors"),
         Wrong(T, flat_scales, "shape"),
@@ -424,6 +458,15 @@ test_wrong_answers = rejects(
         Wrong(G, groups_product(columns=every_fourth), "j % groups"),
         Wrong(G, whole_sums, "added before"),
         Wrong(G, scales_of_first, "the scale of the first"),
+        Wrong(G, running_scale, "multiplies the groups before it"),
+        Wrong(
+            G,
+            groups_product(
+                columns=lambda g, size, groups: slice(g * groups, (g + 1) * groups)
+            ),
+            "as many columns here as there are groups",
+        ),
+        Wrong(G, groups_product(cast=torch.Tensor.half), "summed in 32"),
         Wrong(G, mean_of_groups, "the mean over the groups"),
         Wrong(G, transposed, "transpose"),
         Wrong(G, four_groups, "take the sizes from the arguments"),
@@ -431,6 +474,8 @@ test_wrong_answers = rejects(
         Wrong(S, no_gradient, "0 everywhere"),
         Wrong(S, detached, "gradient"),
         Wrong(S, through(inside=all_through), "clipped weights get a gradient"),
+        Wrong(S, through(inside=positive_side), "clipped at −top get a gradient"),
+        Wrong(S, through(inside=negative_side), "clipped at top get a gradient"),
         Wrong(S, by_clamp, "look at the rounded code"),
         Wrong(S, unscaled_gradient, "multiplied by the scale"),
         Wrong(S, through(gain=2), "twice"),
@@ -472,6 +517,7 @@ test_wrong_answers = rejects(
         Wrong(D, distilled(finish=lambda W: W), "still has a gradient"),
         Wrong(D, teacher_trains, "the teacher got gradients"),
         Wrong(D, piled_up, "pile up"),
+        Wrong(D, by_adam, "steps of Adam"),
         Wrong(D, at_the_start, "at the W of the start"),
         Wrong(D, together, "something else than the inputs"),
         Wrong(D, no_teacher, "never asked"),
