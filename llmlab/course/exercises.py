@@ -4,7 +4,7 @@
 
 A solution is a percent script. What becomes of its cells:
 
-    first Markdown cell, with a level-1 title    replaced by OPENING
+    first Markdown cell, with a level-1 title    its words on symbols go into OPENING
     code tagged "exercise"                       each solution region is cleared
     code tagged "check", one call of check.…     kept, locked
     tagged "solution"                            dropped
@@ -53,7 +53,9 @@ KERNEL = {
 OPENING = """\
 # Exercises: {title}
 
-They belong to the lesson [{title}](../../notebooks/{slug}.ipynb). How this works:
+They belong to the lesson [{title}](../../notebooks/{slug}.ipynb).{introduction}
+
+How this works:
 
 1. Replace `raise NotImplementedError` by your code, and run the cell (Shift+Enter).
 2. Run the check below it. It says what is wrong with a wrong answer; it never shows the
@@ -170,12 +172,11 @@ def exercise_notebook(lesson: Lesson, root: Path) -> NotebookNode:
     solution = read_solution(lesson, root)
     check = load_check(lesson)
     validate(lesson, solution, check)
-    cells = [c for c in solution.cells if not has(c, "solution")]
-    if cells[0].cell_type == "markdown" and cells[0].source.startswith("# "):
-        cells = cells[1:]
+    introduction, cells = introduced(solution)
     names = {
         "title": lesson.title,
         "slug": lesson.slug,
+        "introduction": f"\n\n{introduction}".rstrip(),
         "first": next(iter(check.exercises)),
     }
     out = [v4.new_markdown_cell(OPENING.format(**names), id="how-this-works")]
@@ -185,6 +186,19 @@ def exercise_notebook(lesson: Lesson, root: Path) -> NotebookNode:
     notebook = v4.new_notebook(cells=out, metadata=metadata)
     notebook.metadata["llmlab"] = {"lesson": lesson.slug, "version": version(notebook)}
     return notebook
+
+
+def introduced(solution: NotebookNode) -> tuple[str, list[NotebookNode]]:
+    """What the first cell says of tasks and symbols, and the cells that learners get.
+
+    The title, and the sentence that says how hints are shown, are left out of it.
+    """
+    cells = [c for c in solution.cells if not has(c, "solution")]
+    first = cells[0]
+    if first.cell_type != "markdown" or not first.source.startswith("# "):
+        return "", cells
+    text = first.source.partition("\n")[2]
+    return text.partition("Stuck?")[0].strip(), cells[1:]
 
 
 def unsolved(cell: NotebookNode, check: Checks) -> NotebookNode:

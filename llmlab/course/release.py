@@ -41,7 +41,7 @@ c.ExecutePreprocessor.error_on_timeout = {
 
 OPENING = """\
 # Exercises: {title}
-
+{introduction}
 1. Replace `raise NotImplementedError` by your code, and run the cell (Shift+Enter).
 2. Run the check below it. It says what is wrong with a wrong answer; it never shows the
    right one.
@@ -78,10 +78,12 @@ def source_notebook(lesson: Lesson, root: Path) -> Any:
     solution = solutions.read_solution(lesson, root)
     check = solutions.load_check(lesson)
     exercises.validate(lesson, solution, check)
-    cells = [c for c in solution.cells if not solutions.has(c, "solution")]
-    if cells[0].cell_type == "markdown" and cells[0].source.startswith("# "):
-        cells = cells[1:]
-    opening = OPENING.format(title=lesson.title, first=next(iter(check.exercises)))
+    introduction, cells = exercises.introduced(solution)
+    opening = OPENING.format(
+        title=lesson.title,
+        introduction=f"\n{introduction}\n" if introduction else "",
+        first=next(iter(check.exercises)),
+    )
     out = [v4.new_markdown_cell(opening, id="how-this-works")]
     out += [_cell(c, lesson, check) for c in cells]
     metadata = {"kernelspec": exercises.KERNEL, "language_info": {"name": "python"}}

@@ -13,6 +13,7 @@ import pytest
 
 from llmlab.course import exercises
 from llmlab.course.grading import solutions
+from llmlab.course.syllabus import lessons
 from tests.course.learner import NAMES, ROOT, WELCOME, course
 
 
@@ -68,6 +69,14 @@ def test_its_opening_and_its_end_lead_somewhere(root):
     ]
     assert f"llmlab check {WELCOME.slug}" in cells[-1].source
     assert "import check" in cells[1].source
+
+
+def test_what_the_solution_says_of_symbols_is_told_the_learner():
+    lesson = next(x for x in lessons() if x.slug == "06-compression/05-gptq")
+    opening = exercises.exercise_notebook(lesson, ROOT).cells[0].source
+    assert "$W$ has shape (out, in)" in opening
+    assert "Solutions" not in opening
+    assert opening.count("Stuck?") == 1  # how hints are shown is said once
 
 
 def test_what_nbgrader_needs(root):
