@@ -488,7 +488,6 @@ def wrong_rewards(
     R = after / left
     unmasked = log_p - log_q
     all_after = unmasked.flip(-1).cumsum(-1).flip(-1) - unmasked
-    products = ((log_q - log_mixed) * ones).cumsum(-1).exp() * ones
     to_the_end = torch.arange(7, -1, -1).float().clamp(min=1)
     next_one = F.pad(r[:, 1:], (0, 1))
     last = (count_from_t == 1) * ones
@@ -525,7 +524,6 @@ def wrong_rewards(
         "the last token has its own reward: nothing follows, so R is 0": (
             w * (R + last * r)
         ),
-        "the weight is cut at 1: it is q over the mixture as it is": w.clamp(max=1) * R,
         "the reward has the wrong sign: log p − log q is large where the teacher likes"
         " the token": -w * R,
         "the reward is log p alone: subtract log q": (
@@ -537,6 +535,24 @@ def wrong_rewards(
         "the token right after t is left out of the mean": (
             w * (after - next_one) / (left - 1).clamp(min=1)
         ),
+        "outside the mask there are numbers: put 0 there": (
+            (log_q - log_mixed).exp() * after / left
+        ),
+        "this is w R of each *following* token, summed: the weight is that of t": (
+            ((w * r).flip(-1).cumsum(-1).flip(-1) - w * r) / left * ones
+        ),
+    } | wrong_weights(log_p, log_q, log_mixed, mask, R)
+
+
+def wrong_weights(
+    log_p: Tensor, log_q: Tensor, log_mixed: Tensor, mask: Tensor, R: Tensor
+) -> dict[str, Tensor]:
+    """The same for the importance weight alone, before a right R."""
+    ones = mask.float()
+    w = (log_q - log_mixed).exp() * ones
+    products = ((log_q - log_mixed) * ones).cumsum(-1).exp() * ones
+    return {
+        "the weight is cut at 1: it is q over the mixture as it is": w.clamp(max=1) * R,
         "the weight is that of token t + 1: token t is meant": (
             F.pad((log_q - log_mixed).exp()[:, 1:], (0, 1)) * R * ones
         ),
@@ -554,10 +570,4 @@ def wrong_rewards(
             products * R
         ),
         "the weight is a logarithm: take exp": (log_q - log_mixed) * ones * R,
-        "outside the mask there are numbers: put 0 there": (
-            (log_q - log_mixed).exp() * after / left
-        ),
-        "this is w R of each *following* token, summed: the weight is that of t": (
-            ((w * r).flip(-1).cumsum(-1).flip(-1) - w * r) / left * ones
-        ),
     }

@@ -394,22 +394,7 @@ def wrong_counts(shapes, method: str, *numbers: int) -> dict[str, float]:
             " them": but(weight=4),
         }
     if method in ("lora", "qlora"):
-        found |= {
-            "2 bytes per adapter value are missing: the adapters themselves take 2, and"
-            " their gradients 2 more": but(adapter=0),
-            "the adapters are missing": but(lora=0),
-            "an adapter's values are counted twice": but(lora=2 * a),
-            "an adapter has rank × (out + in) values, not rank × out × in": but(
-                lora=rank * n
-            ),
-            "only one of the adapter's two matrices is counted: rank × (out + in)": but(
-                lora=sum(rank * rows for rows, _ in shapes)
-            ),
-            "only one of the adapter's two matrices is counted, that of the inputs:"
-            " rank × (out + in)": but(
-                lora=sum(rank * columns for _, columns in shapes)
-            ),
-        }
+        found |= wrong_adapters(shapes, rank, but)
     if method == "lora":
         found |= {
             "LoRA's frozen weights are 16-bit floats: it is QLoRA whose are codes": (
@@ -463,6 +448,26 @@ def wrong_counts(shapes, method: str, *numbers: int) -> dict[str, float]:
             ),
         }
     return found
+
+
+def wrong_adapters(shapes, rank: int, but: Callable) -> dict[str, float]:
+    """The same for what LoRA's adapters take."""
+    a = sum(rank * (rows + columns) for rows, columns in shapes)
+    n = sum(rows * columns for rows, columns in shapes)
+    return {
+        "2 bytes per adapter value are missing: the adapters themselves take 2, and"
+        " their gradients 2 more": but(adapter=0),
+        "the adapters are missing": but(lora=0),
+        "an adapter's values are counted twice": but(lora=2 * a),
+        "an adapter has rank × (out + in) values, not rank × out × in": but(
+            lora=rank * n
+        ),
+        "only one of the adapter's two matrices is counted: rank × (out + in)": but(
+            lora=sum(rank * rows for rows, _ in shapes)
+        ),
+        "only one of the adapter's two matrices is counted, that of the inputs:"
+        " rank × (out + in)": but(lora=sum(rank * columns for _, columns in shapes)),
+    }
 
 
 # 4 ------------------------------------------------------------------------------------
