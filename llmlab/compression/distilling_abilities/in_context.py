@@ -13,12 +13,14 @@ right answer and the teacher's whole distribution, both given the same demonstra
 
     D  demonstrations x_i > y_i     x, y  query and its answer     β  weight
 
-A task is here a code: each letter of the input has a digit, drawn anew for every prompt
-(Meta-ICT) or from a few fixed codes (Multitask-ICT). The answer stands among the
-demonstrations, and only a student that reads them can know it.
+A task is here a code: each letter has a digit, drawn anew for every text (Meta-ICT) or
+from a few fixed codes (Multitask-ICT). A text runs through some letters again and again,
+"a3y7a3n1y7", so that each digit is a query whose demonstrations stand before it.
 
 Simplified: one token of answer; no loss on plain text; β is fixed (the paper lets it
 change with time).
+
+    B  texts     K  queries of a text     V  vocabulary
 """
 
 from __future__ import annotations
@@ -44,61 +46,84 @@ def code(dice: random.Random) -> dict[str, str]:
     return {x: dice.choice(OUTPUTS) for x in INPUTS}
 
 
-def prompt(task: dict[str, str], shots: int, dice: random.Random) -> tuple[str, str]:
-    """Demonstrations and a query that is one of them: "a>3;y>7;a>", and its answer.
+def stream(
+    task: dict[str, str], letters: int, queries: int, dice: random.Random
+) -> tuple[str, list[bool]]:
+    """A text of so many letters with their digits, and which of them had been shown.
 
     Raises:
-        ValueError: more demonstrations than there are inputs, or none.
+        ValueError: more letters than there are inputs, or no letter or query.
     """
-    if not 1 <= shots <= len(INPUTS):
-        raise ValueError(f"shots={shots} must be 1 … {len(INPUTS)}")
-    shown = dice.sample(INPUTS, shots)
-    query = dice.choice(shown)
-    text = ";".join(f"{x}>{task[x]}" for x in shown) + f";{query}>"
-    return text, task[query]
+    if not 1 <= letters <= len(INPUTS) or queries < 1:
+        raise ValueError(
+            f"letters={letters} must be 1 … {len(INPUTS)}, queries={queries} at least 1"
+        )
+    asked = dice.choices(dice.sample(INPUTS, letters), k=queries)
+    shown = [x in asked[:i] for i, x in enumerate(asked)]
+    return "".join(x + task[x] for x in asked), shown
 
 
 def icl_loss(
-    student_logits: Float[Tensor, "B V"],
-    labels: Int[Tensor, " B"],
-    teacher_logits: Float[Tensor, "B V"] | None = None,
+    student_logits: Float[Tensor, "B K V"],
+    labels: Int[Tensor, "B K"],
+    teacher_logits: Float[Tensor, "B K V"] | None = None,
     weight: float = 1.0,
 ) -> Float[Tensor, ""]:
-    """L_hard + β L_soft at the query; without a teacher L_hard alone.
+    """L_hard + β L_soft, the mean over queries; without a teacher L_hard alone.
 
     Raises:
         ValueError: a negative weight.
     """
     if weight < 0:
         raise ValueError(f"weight={weight} must be at least 0")
-    hard = F.cross_entropy(student_logits, labels)
+    hard = F.cross_entropy(student_logits.flatten(0, 1), labels.flatten())
     if teacher_logits is None:
         return hard
     log_p = log_probs(teacher_logits.detach())
     return hard + weight * kl(log_p, log_probs(student_logits)).mean()
 
 
-def on_prompts(
-    shots: int,
+def at_queries(logits: Float[Tensor, "B T V"]) -> Float[Tensor, "B K V"]:
+    """Those behind a letter: what they predict is its digit."""
+    return logits[:, 0::2]
+
+
+def on_streams(
     tasks: Sequence[dict[str, str]] | None = None,
     teacher: nn.Module | None = None,
     weight: float = 1.0,
+    letters: int = 4,
+    queries: int = 12,
     batch: int = 64,
 ) -> Loss:
-    """A loss on prompts of new tasks (Meta-ICT), or of given ones (Multitask-ICT)."""
+    """The loss on texts of new codes (Meta-ICT), or of given ones (Multitask-ICT)."""
 
     def loss(student: nn.Module, dice: random.Random) -> Tensor:
-        drawn = [
-            prompt(dice.choice(tasks) if tasks else code(dice), shots, dice)
-            for _ in range(batch)
-        ]
-        ids = torch.tensor([encode(text) for text, _ in drawn])
-        wanted = torch.tensor([encode(y)[0] for _, y in drawn])
+        texts = []
+        for _ in range(batch):
+            task = dice.choice(tasks) if tasks else code(dice)
+            texts.append(stream(task, letters, queries, dice)[0])
+        ids = torch.tensor([encode(text) for text in texts])
         teacher_logits = None
         if teacher is not None:
             with torch.no_grad():
-                teacher_logits = training.logits_of(teacher, ids)[:, -1]
-        logits = training.logits_of(student, ids)[:, -1]
-        return icl_loss(logits, wanted, teacher_logits, weight)
+                teacher_logits = at_queries(training.logits_of(teacher, ids))
+        logits = at_queries(training.logits_of(student, ids))
+        return icl_loss(logits, ids[:, 1::2], teacher_logits, weight)
 
     return loss
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, count: int, dice: random.Random, tasks=None) -> float:
+    """The share of digits that are right, of letters that had been shown."""
+    right, asked = 0, 0
+    for _ in range(count):
+        task = dice.choice(tasks) if tasks else code(dice)
+        text, shown = stream(task, 4, 12, dice)
+        ids = torch.tensor([encode(text)])
+        logits = at_queries(training.logits_of(model, ids))
+        hits = (logits.argmax(-1) == ids[:, 1::2])[0]
+        right += int(hits[torch.tensor(shown)].sum())
+        asked += sum(shown)
+    return right / asked

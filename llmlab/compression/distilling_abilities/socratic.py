@@ -57,18 +57,10 @@ def fill(sub_question: str, last: str) -> str:
     return sub_question.replace("?", last)
 
 
-def solve(
-    decomposer: Llama, solver: Llama, chains: Sequence[str], most: int = 8
-) -> list[str]:
-    """Replies of the two students, as "3+5=8;8*2=6#6"; what does not parse stops.
-
-    Args:
-        most: sub-questions that are asked at most.
-    """
-    split = write(decomposer, [f"{chain}:" for chain in chains], 4 * most)
-    asked = [text.split(";")[:most] for text in split]
-    lines: list[list[str]] = [[] for _ in chains]
-    last = [""] * len(chains)
+def answer_all(solver: Llama, asked: Sequence[Sequence[str]]) -> list[str]:
+    """Replies to given sub-questions, one after the other: "3+5=8;8*2=6#6"."""
+    lines: list[list[str]] = [[] for _ in asked]
+    last = [""] * len(asked)
     for turn in range(max(map(len, asked))):
         rows = [i for i, questions in enumerate(asked) if turn < len(questions)]
         filled = [fill(asked[i][turn], last[i]) for i in rows]
@@ -80,3 +72,15 @@ def solve(
         ";".join(done) + f"{ANSWER}{value}"
         for done, value in zip(lines, last, strict=True)
     ]
+
+
+def solve(
+    decomposer: Llama, solver: Llama, chains: Sequence[str], most: int = 8
+) -> list[str]:
+    """The decomposer asks, the solver answers.
+
+    Args:
+        most: sub-questions that are asked at most.
+    """
+    split = write(decomposer, [f"{chain}:" for chain in chains], 4 * most)
+    return answer_all(solver, [text.split(";")[:most] for text in split])
