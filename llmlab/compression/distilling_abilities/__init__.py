@@ -1,7 +1,7 @@
 """Distilling abilities: the teacher's texts, not its logits, carry over what it can do.
 
 Where to start: `tasks.py`, small problems with graders, and `learning.py`, how an
-example becomes labels and a student. Then each method says what is asked of the teacher:
+example becomes labels and a student. Then, by what is asked of the teacher:
 
     rationales.py       the way to the answer: Fine-tune-CoT, and MT-CoT's two tasks
     socratic.py         sub-questions, for two students that share the work

@@ -14,8 +14,8 @@ right answer and the teacher's whole distribution, both given the same demonstra
     D  demonstrations x_i > y_i     x, y  query and its answer     β  weight
 
 A task is here a code: each letter has a digit, drawn anew for every text (Meta-ICT) or
-from a few fixed codes (Multitask-ICT). A text runs through some letters again and again,
-"a3y7a3n1y7", so that each digit is a query whose demonstrations stand before it.
+from a few fixed codes (Multitask-ICT). A text runs through some letters again and
+again, "a3y7a3n1y7", so that each digit is a query and the text before it shows how.
 
 Simplified: one token of answer; no loss on plain text; β is fixed (the paper lets it
 change with time).

@@ -55,7 +55,7 @@ def labels(
     Raises:
         ValueError: a reply without a token, or one that ends outside `ids`.
     """
-    fits = (0 < prompts) & (prompts < lengths) & (lengths <= ids.shape[1])
+    fits = (prompts > 0) & (prompts < lengths) & (lengths <= ids.shape[1])
     if not fits.all():
         raise ValueError(
             f"prompts={prompts.tolist()} and lengths={lengths.tolist()} must be"

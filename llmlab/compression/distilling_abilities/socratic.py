@@ -13,8 +13,8 @@ sub-question after the other, and each may use the answers before it.
 A "?" in a sub-question stands for the answer before it. The loop puts it in, so that
 the solver reads "8*2" and never a text longer than a step.
 
-Simplified: the paper's solver reads the whole problem and all sub-questions before; ours
-reads its own sub-question with the last answer put in, which for chains is all it needs.
+Simplified: the paper's solver reads the problem and all sub-questions before; ours
+reads its own sub-question with the last answer put in, all that a chain needs.
 """
 
 from __future__ import annotations
