@@ -25,7 +25,7 @@ from llmlab.compression.distilling_abilities import (
     tasks,
 )
 
-CHAINS = tasks.draw(60, (1, 2, 3), random.Random(0))
+CHAINS = list(dict.fromkeys(tasks.draw(60, (1, 2, 3), random.Random(0))))
 
 
 # Fine-tune-CoT ------------------------------------------------------------------------
