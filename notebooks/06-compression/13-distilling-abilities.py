@@ -10,7 +10,6 @@ import csv
 import random
 
 import torch
-import torch.nn.functional as F
 
 from llmlab.checks.compression.distilling_abilities import check
 from llmlab.compression.distilling_abilities import (
@@ -56,10 +55,13 @@ chain = "3+5*2-4"
 print(f"read {short.prompt}   write {short.reply}   or {long.reply}")
 more = len(long.reply) / len(short.reply)
 large, small = (
-    accounting.forward_flops(preset(f"llama-3.1-{size}"), 1, 1) for size in ("70b", "8b")
+    accounting.forward_flops(preset(f"llama-3.1-{size}"), 1, 1)
+    for size in ("70b", "8b")
 )
 print(f"a rationale is {more:.1f} times the tokens of an answer")
-print(f"8B with rationales: {small * more / large:.0%} of the work of 70B, answers only")
+print(
+    f"8B with rationales: {small * more / large:.0%} of the work of 70B, answers only"
+)
 
 # %% [markdown]
 # A rationale makes each reply several times as long, for ever. An 8B student that writes rationales still costs less than a 70B model that does not. Is the
@@ -99,7 +101,9 @@ told = torch.tensor([0.60, 0.30, 0.05, 0.05]).log()
 not_told = torch.tensor([0.60, 0.05, 0.05, 0.30]).log()
 score = contrastive(told, not_told, 0.5)
 print("score:", *(f"{s:.3f}" for s in score))
-print("greedy takes", "?831"[told.argmax()], "and the score takes", "?831"[score.argmax()])
+print(
+    "greedy takes", "?831"[told.argmax()], "and the score takes", "?831"[score.argmax()]
+)
 
 # %% [markdown]
 # ## The idea
@@ -325,7 +329,7 @@ for what in (
 #
 # ## Shortcuts
 #
-# Now a task whose answer can be guessed without understanding. "a47>38:" asks which number is larger; before 97% of the questions the letter tells (a for y, b for n). A student sees 200 batches
+# Now a task whose answer can be guessed without understanding. "a47>38:" asks which number is larger; before 97% of the questions the letter tells (a for y, b for n). A student sees 150 batches
 # of such questions. The other sees half as many questions, and *edits*: one digit changed so that the answer turns, the letter left alone.
 # Here we throw out wrong edits with the grader; in the stored runs a teacher that was trained does it. Judged on pairs, a question and its edit:
 
@@ -334,7 +338,7 @@ dice = random.Random(0)
 questions = tasks.draw_comparisons(3000, 0.97, dice)
 claimed = counterfactuals.disco(questions[1000:] * 4, None, dice)
 edits = [(q, label) for q, label in claimed if tasks.compare(q) == label][:1000]
-judged = tasks.draw_comparisons(2000, 0.97, dice)
+judged = tasks.draw_comparisons(1000, 0.97, dice)
 claimed = counterfactuals.disco(judged, None, dice)
 pairs = [(*a, *b) for a, b in zip(judged, claimed) if tasks.compare(b[0]) == b[1]]
 for name, data in (
@@ -343,14 +347,20 @@ for name, data in (
 ):
     examples = [Example(f"{question}:", f"{label}.") for question, label in data]
     student = learning.new_student(0)
-    fit(student, learning.on(examples), 200)
+    fit(student, learning.on(examples), 150)
     before, wanted, after, new = zip(*pairs)
-    said, said_new = (write(student, [f"{q}:" for q in qs], 2) for qs in (before, after))
+    said, said_new = (
+        write(student, [f"{q}:" for q in qs], 2) for qs in (before, after)
+    )
     changed, both = consistency(said, wanted, said_new, new)
-    print(f"{name:8} pairs with both right: over 60%: {both > 0.6}; under: {both < 0.6}")
+    print(
+        f"{name:8} pairs with both right: over 60%: {both > 0.6}; under: {both < 0.6}"
+    )
 
 # %% tags=["hide-input"]
-print(f"{'stored runs':12}{'true edits':>11}{'accuracy':>10}{'pairs right, each seed':>25}")
+print(
+    f"{'stored runs':12}{'true edits':>11}{'accuracy':>10}{'pairs right, each seed':>25}"
+)
 for name in ("none", "unfiltered", "filtered"):
     true = measured("shortcut", name, "d") if name != "none" else []
     shown = f"{mean(true):.0%}" if true else "–"
@@ -395,7 +405,7 @@ for name, part, method, what in ROWS:
 
 # %% tags=["hide-input", "slider", "nbval-ignore-output"]
 TOKENS = ["?", "8", "3", "1", "rare"]
-SIZES = {"empty": [0.3, 0.6, 0.9], "weight": [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0]}
+SIZES = {"empty": [0.3, 0.6, 0.8], "weight": [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0]}
 
 
 def scores(empty: float, weight: float):
@@ -422,9 +432,6 @@ def draw(empty: float, weight: float):
     return fig
 
 
-good = {w for w in SIZES["weight"] if all(written(e, w) == "8" for e in SIZES["empty"])}
-
-
 def missing(empty: float, weight: float) -> str:
     if written(empty, weight) != "8":
         return f"{written(empty, weight)!r} is written."
@@ -440,7 +447,7 @@ explore(
         f" is {written(empty, weight)!r}."
     ),
     title="What contrastive decoding writes",
-    challenge="Get 8 written where the empty phrase has 90%.",
+    challenge="Get 8 written where the empty phrase has 80%.",
     missing=missing,
     start={"empty": 0.6, "weight": 0.0},
     **SIZES,
@@ -467,16 +474,12 @@ print(f"the student's training: {70_000 * three_epochs:.1e} FLOPs")
 gain = mean(measured("shortcut", "filtered", "c")) - mean(
     measured("shortcut", "none", "c")
 )
-rows_of = [
-    ("DISCO: pairs consistent", "+10%", f"{100 * gain:+.0f} points, planted"),
-    ("MT-CoT: beats a model", "60 times larger", "–"),
-    ("  GPT-3, 175B: so ours has", f"{175 / 60:.1f}B", "0.0001B"),
-    ("SOCRATIC: over baselines", "over 70%", "see the figure"),
-    ("Lion-13B over Vicuna-13B, BBH", "+55.4%", "see the table"),
-]
-print(f"{'':32}{'paper':>16}{'ours':>20}")
-for name, paper, here in rows_of:
-    print(f"{name:32}{paper:>16}{here:>20}")
+print(f"DISCO: +10% pairs consistent; ours {100 * gain:+.0f} points")
+print(
+    "MT-CoT: up to 9.5% over GPT-3, 60 times as large:", f"{175 / 60:.1f}B parameters"
+)
+print("SOCRATIC CoT: over 70% above the baselines")
+print("Lion-13B: 55.4% above Vicuna-13B on BIG-Bench Hard, with 70,000 examples")
 
 # %% [markdown]
 # The papers' numbers are those of their abstracts: natural-language inference for DISCO, reasoning tasks for MT-CoT, GSM8K, StrategyQA and SVAMP for SOCRATIC CoT. Ours
