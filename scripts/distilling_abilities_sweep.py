@@ -59,8 +59,9 @@ GROUPS = [
         ("faithful", "right"),
         ("faithful", "right, counterfactual"),
     ],
-    [("chains", "SOCRATIC"), ("lion", "random"), ("lion", "hard")],
+    [("chains", "SOCRATIC")],
     [("chains", "MT-CoT"), ("chains", "answers, tokens")],
+    [("lion", "random"), ("lion", "hard")],
     [("context", "hard"), ("context", "soft")],
     [("diverse", "1"), ("diverse", "4")],
 ]

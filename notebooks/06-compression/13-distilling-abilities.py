@@ -319,6 +319,8 @@ figure(
 )
 apart = max(measured("chains", "answers")) < min(measured("chains", "rationales"))
 print(f"every student with rationales is better than every one without: {apart}")
+seeds = {name: len(measured("chains", name)) for name in METHODS}
+print("seeds:", ", ".join(f"{name} {count}" for name, count in seeds.items()))
 for what in (
     ("MT-CoT", "c", "MT-CoT, answering at once, three steps"),
     ("SOCRATIC", "c", "SOCRATIC's solver, given the sub-questions, four steps"),
@@ -327,14 +329,14 @@ for what in (
     print(f"{what[2]}: {values}")
 
 # %% [markdown]
-# **Rationales beat answers**, by far and with every seed, and not because they bring more tokens: a student that reads answers for as many tokens stays where it was. A rationale turns
+# **Rationales beat answers**, by far and with every seed. Tokens alone are not the reason: a student that reads answers for as many tokens gains little. A rationale turns
 # one problem of three steps into three problems of one, and writes down what is in between. With answers alone the student must do all steps at once, in two layers.
 #
-# MT-CoT spends half of its loss on answers at once. At this size that is no help to either task: its rationales are learnt more slowly, and its answers at once are no
+# MT-CoT spends half of its loss on answers at once. In 400 steps that pays for neither task: its rationales are not learnt yet, and its answers at once are no
 # better than those of the student that learns nothing else. The paper's students came with a language already learnt.
 #
-# And **no student goes beyond the lengths that it saw**. SOCRATIC CoT shows why, for it splits the work: given the teacher's sub-questions the solver goes on as before, for each
-# of them is one step. What fails on four steps is the decomposer, which drops a step or takes one twice. Where a length is new, ask which half it is.
+# And **no student goes beyond the lengths that it saw**. SOCRATIC CoT shows why, for it splits the work: given the teacher's sub-questions, the same solver is right
+# much more often on four steps, as each sub-question is one step. What fails is the decomposer. Where a length is new, ask which half of the work it breaks.
 #
 # ## Shortcuts
 #
