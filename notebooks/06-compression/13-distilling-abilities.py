@@ -2,8 +2,8 @@
 # # Distilling abilities
 #
 # A large model's logits say what it would write. Its *texts* say more: how it comes to an answer, which sub-questions it asks, what would have to change for
-# the answer to turn. Seven methods train a small model on such texts. Here are all seven, on tasks that a student of 0.1 M parameters learns in
-# seconds and a grader marks exactly. At the end you own the two things that all of them need: what is learnt, and what is kept.
+# the answer to turn. Seven methods train a small model on such texts. Here are all seven as small functions, and five of them at work, on tasks that a student
+# of 0.1 M parameters learns in seconds and a grader marks exactly. At the end you own the two things that all of them need: what is learnt, and what is kept.
 
 # %% tags=["hide-input"]
 import csv
@@ -411,6 +411,8 @@ for method, name in ROWS.items():
 # its own prefix, [C] for counterfactual. Behind [factual], as it is used, that carries over in part, by an amount that differs much between seeds. It also lowers accuracy: half of
 # what such a student writes is wrong, and now it believes it. Where all rationales are right, every student follows, without that loss too. So at this size the first half of SCOTT, rationales
 # that belong to their answers, does the work. The second half cannot mend what the data breaks.
+#
+# Lion, ICL distillation and several rationales per question stand in the code with their tests. The script would run them; no runs of theirs are stored, so nothing is claimed here.
 #
 # ## Play
 #

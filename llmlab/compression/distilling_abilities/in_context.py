@@ -17,8 +17,7 @@ A task is here a code: each letter has a digit, drawn anew for every text (Meta-
 from a few fixed codes (Multitask-ICT). A text runs through some letters again and
 again, "a3y7a3n1y7", so that each digit is a query and the text before it shows how.
 
-Simplified: one token of answer; no loss on plain text; β is fixed (the paper lets it
-change with time).
+Simplified: one token of answer; no loss on plain text; β is fixed.
 
     B  texts     K  queries of a text     V  vocabulary
 """

@@ -13,8 +13,9 @@ sub-question after the other, and each may use the answers before it.
 A "?" in a sub-question stands for the answer before it. The loop puts it in, so that
 the solver reads "8*2" and never a text longer than a step.
 
-Simplified: the paper's solver reads the problem and all sub-questions before; ours
-reads its own sub-question with the last answer put in, all that a chain needs.
+Simplified: our solver reads its own sub-question alone, with the last answer put in;
+that is all a chain needs, and for other problems the text before would have to come
+with it.
 """
 
 from __future__ import annotations
