@@ -258,7 +258,7 @@ compare(learning.mean_loss(logits, ours), loss, "loss, and that of transformers"
 #
 # ## The experiment
 #
-# All runs are stored (`scripts/distilling_abilities_sweep.py`); three seeds draw first weights, questions and batches. First your guesses.
+# All runs are stored (`scripts/distilling_abilities_sweep.py`). Three seeds draw first weights, questions and batches, where the output does not say fewer. First your guesses.
 
 # %% tags=["hide-output"]
 with FILE.open(newline="", encoding="utf-8") as file:
@@ -335,8 +335,8 @@ for what in (
 # MT-CoT spends half of its loss on answers at once. In 400 steps that pays for neither task: its rationales are not learnt yet, and its answers at once are no
 # better than those of the student that learns nothing else. The paper's students came with a language already learnt.
 #
-# And **no student goes beyond the lengths that it saw**. SOCRATIC CoT shows why, for it splits the work: given the teacher's sub-questions, the same solver is right
-# much more often on four steps, as each sub-question is one step. What fails is the decomposer. Where a length is new, ask which half of the work it breaks.
+# And **no student goes beyond the lengths that it saw**. SOCRATIC CoT shows why, for it splits the work: given the teacher's sub-questions, every solver is right
+# more often on four steps than on its decomposer's, as each sub-question is one step. What fails is the decomposer. Where a length is new, ask which half of the work it breaks.
 #
 # ## Shortcuts
 #
@@ -350,7 +350,7 @@ questions = tasks.draw_comparisons(3000, 0.97, dice)
 
 
 def true_edits(pairs) -> list:
-    """Question and label, then its edit and the edit's label, where the answer turned."""
+    """Question and label, edit and its label, where the answer turned."""
     claimed = counterfactuals.disco(pairs, None, dice)
     both = zip(pairs, claimed, strict=True)
     return [(*a, *b) for a, b in both if tasks.compare(b[0]) == b[1]]
