@@ -313,7 +313,8 @@ figure(
     fig,
     alt=(
         "A dot per seed. Three steps: answers only are right in about a fifth, also"
-        " with as many tokens as rationales have; rationales in nearly all. Four"
+        " with as many tokens as rationales have; MT-CoT and SOCRATIC in a quarter to 85%,"
+        " far apart between seeds; rationales in nearly all. Four"
         " steps: every method is near guessing."
     ),
 )
@@ -332,11 +333,12 @@ for what in (
 # **Rationales beat answers**, by far and with every seed. Tokens alone are not the reason: a student that reads answers for as many tokens gains little. A rationale turns
 # one problem of three steps into three problems of one, and writes down what is in between. With answers alone the student must do all steps at once, in two layers.
 #
-# MT-CoT spends half of its loss on answers at once. In 400 steps that pays for neither task: its rationales are not learnt yet, and its answers at once are no
+# MT-CoT spends half of its loss on answers at once. In 400 steps that pays for neither task: its rationales are learnt less far, and its answers at once are no
 # better than those of the student that learns nothing else. The paper's students came with a language already learnt.
 #
 # And **no student goes beyond the lengths that it saw**. SOCRATIC CoT shows why, for it splits the work: given the teacher's sub-questions, every solver is right
-# more often on four steps than on its decomposer's, as each sub-question is one step. What fails is the decomposer. Where a length is new, ask which half of the work it breaks.
+# more often on four steps than on its decomposer's, as each sub-question is one step. What fails is the decomposer. Where a length is new, ask which half of the work it breaks. (Its two students
+# had fewer steps than the others, and differ much between seeds.)
 #
 # ## Shortcuts
 #
@@ -386,7 +388,7 @@ for name in ("none", "unfiltered", "filtered"):
 # **Counterfactuals expose shortcuts.** By accuracy on questions with the same letters nobody would notice: the students that saw no edits have almost all right.
 # In pairs they fail, for the letter did not change and the answer did. With edits in place of half of the questions, as many in all, the same student understands nearly all pairs.
 #
-# The filter is the method. Of the claims "this edit turns the answer" only a fifth are true, as our generator changes any digit; a teacher's $\Delta > 0.25$ leaves few false ones. Unfiltered, the student learns from wrong labels, and is worse than without any edit.
+# The filter is the method. Of the claims "this edit turns the answer" only a fifth are true, as our generator changes any digit; a teacher's $\Delta > 0.25$ leaves few false ones. Unfiltered, the student learns from wrong labels, and its accuracy falls far below that without any edit.
 #
 # ## Are rationales meant?
 #
