@@ -313,7 +313,7 @@ figure(
     fig,
     alt=(
         "A dot per seed. Three steps: answers only are right in about a fifth, also"
-        " with as many tokens as rationales have; MT-CoT and SOCRATIC in a quarter to 85%,"
+        " with as many tokens; MT-CoT and SOCRATIC in a quarter to 85%,"
         " far apart between seeds; rationales in nearly all. Four"
         " steps: every method is near guessing."
     ),
