@@ -342,7 +342,7 @@ for what in (
 #
 # ## Shortcuts
 #
-# Now a task whose answer can be guessed without understanding. "a47>38:" asks which number is larger; before 97% of the questions the letter tells (a for y, b for n). A student sees 150 batches
+# Now a task whose answer can be guessed without understanding. "a47>38:" asks which number is larger; before 97% of the questions the letter tells (a for y, b for n). A student sees 120 batches
 # of such questions. The other sees half as many questions, and *edits*: one digit changed so that the answer turns, the letter left alone.
 # Here we throw out wrong edits with the grader; in the stored runs a teacher that was trained does it. Judged on pairs, a question and its edit:
 
@@ -368,7 +368,7 @@ for name, data in {
 }.items():
     student = learning.new_student(0)
     examples = [Example(f"{question}:", f"{label}.") for question, label in data]
-    fit(student, learning.on(examples), 150)
+    fit(student, learning.on(examples), 120)
     said = write(student, [f"{question}:" for question in before], 2)
     said_new = write(student, [f"{question}:" for question in after], 2)
     shares[name] = consistency(said, wanted, said_new, new)[1]
@@ -423,7 +423,7 @@ for method, name in ROWS.items():
 
 # %% tags=["hide-input", "slider", "nbval-ignore-output"]
 TOKENS = ["?", "8", "3", "1", "rare"]
-SIZES = {"empty": [0.3, 0.6, 0.8], "weight": [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0]}
+SIZES = {"empty": [0.3, 0.6, 0.8], "weight": [0.0, 0.2, 0.3, 0.5, 0.7, 1.0]}
 
 
 def scores(empty: float, weight: float):
