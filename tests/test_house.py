@@ -109,6 +109,7 @@ ARROWS = {
     },
     "compression": {
         "awq": "calibration folding quantization_basics walk",
+        "distilling_abilities": "distillation",
         "formats": "quantization_basics walk",
         "gptq": "calibration hessian quantization_basics walk",
         "hessian": "calibration",
