@@ -109,6 +109,7 @@ ARROWS = {
     },
     "compression": {
         "awq": "calibration folding quantization_basics walk",
+        "dependencies": "calibration walk",
         "formats": "quantization_basics walk",
         "gptq": "calibration hessian quantization_basics walk",
         "hessian": "calibration",
