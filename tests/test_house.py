@@ -115,6 +115,7 @@ ARROWS = {
         "hessian": "calibration",
         "kernels": "quantization_basics recipes",
         "llm_int8": "integer_matmul walk",
+        "llm_pruner": "calibration dependencies walk",
         "llm_qat": "quantization_basics walk",
         "low_rank": "calibration quantization_basics walk",
         "magnitude_wanda_sparsegpt": "calibration hessian quantization_basics walk",
