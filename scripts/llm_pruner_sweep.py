@@ -28,7 +28,7 @@ from llmlab.peft import lora
 from llmlab.peft.lora import LoRAConfig
 
 TEXTS = (10, 64)  # how many, and tokens of each
-STEPS = 30
+STEPS = 12
 SEEDS = (0, 1, 2)
 FIELDS = [
     "part",
@@ -42,19 +42,19 @@ FIELDS = [
 ]
 
 
-def runs_of(part: str, ratio: str, more: tuple[str, ...] = ()) -> list[tuple]:
-    """part, kind, ratio, seed, steps."""
-    drawn = [(part, k, ratio, s, 0) for s in SEEDS for k in ("random", "first")]
-    return [*drawn, *[(part, k, ratio, 0, 0) for k in ("magnitude", *more)]]
-
-
+# part, kind, ratio, seed, steps
 RUNS = [
-    *runs_of("mlp", "0.2", more=("mix", "vector")),
-    *runs_of("self_attn", "0.34"),
-    *runs_of("mlp", "0.3"),
-    *[("mlp", kind, "0.3", 0, STEPS) for kind in ("first", "random")],
+    *[("mlp", "random", "0.2", seed, 0) for seed in SEEDS],
+    *[("mlp", "first", "0.2", seed, 0) for seed in SEEDS],
+    ("mlp", "magnitude", "0.2", 0, 0),
+    *[("mlp", kind, "0.3", 0, 0) for kind in ("random", "first", "magnitude")],
+    *[("mlp", kind, "0.1", 0, 0) for kind in ("random", "first", "magnitude")],
+    *[("self_attn", kind, "0.34", 0, 0) for kind in ("random", "first", "magnitude")],
+    *[("mlp", kind, "0.2", 0, 0) for kind in ("mix", "vector")],
+    *[("mlp", kind, "0.2", 0, STEPS) for kind in ("first", "random")],
     ("mlp", "first", "0", 0, STEPS),
-    *runs_of("mlp", "0.1"),
+    *[("self_attn", "random", "0.34", seed, 0) for seed in (1, 2)],
+    *[("mlp", kind, "0.3", seed, 0) for kind in ("random", "first") for seed in (1, 2)],
 ]
 
 
@@ -109,7 +109,7 @@ class Sweep(RealModel):
         torch.manual_seed(seed)
         model = lora.apply(model, LoRAConfig(r=8, alpha=16, target_modules=LINEARS))
         trained = [p for p in model.parameters() if p.requires_grad]
-        adam = torch.optim.AdamW(trained, lr=5e-4, weight_decay=0.0)
+        adam = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.0)
         for text in texts:
             training_losses(model, text).mean().backward()
             adam.step()
@@ -121,7 +121,10 @@ class Sweep(RealModel):
         config = PrunerConfig(float(ratio), kind, parts=(part,), seed=seed)
         model = self.pruned(config)
         parameters = sum(p.numel() for p in model.parameters())
-        losses = self.losses(model)
+        if kind == "random" and not steps:
+            losses = self.by_chance(part, ratio, seed)
+        else:
+            losses = self.losses(model)
         reference = losses
         if steps:
             losses = self.losses(self.recover(model, steps, seed))
