@@ -51,8 +51,8 @@ RUNS = [
     *[("mlp", kind, "0.2", 0, 0) for kind in ("mix", "vector")],
     *[("mlp", kind, "0.2", 0, STEPS) for kind in ("first", "random")],
     ("mlp", "first", "0", 0, STEPS),
-    *[("self_attn", kind, "0.34", 0, 0) for kind in ("random", "magnitude", "first")],
     *[("mlp", kind, "0.1", 0, 0) for kind in ("random", "magnitude", "first")],
+    *[("self_attn", kind, "0.34", 0, 0) for kind in ("random", "first", "magnitude")],
     ("mlp", "first", "0.2", 2, 0),
 ]
 
