@@ -5,9 +5,10 @@
                                                   loses at most one run
     python scripts/llm_pruner_sweep.py --check 1  run that many lines again and compare
 
-Channels of the MLPs leave layers 5 to 28 of SmolLM2-135M-Instruct. Importance is measured
-on 10 texts of 64 tokens, from random places of the addresses. The seed draws them, and
-what is random. What is read to judge: the first 1,025 tokens of the held-out addresses.
+Channels of the MLPs leave layers 5 to 28 of SmolLM2-135M-Instruct. Importance is
+measured on 10 texts of 64 tokens, from random places of the addresses. The seed draws
+them, and what is random. What is read to judge: the first 1,025 tokens of the held-out
+addresses.
 
 Recovery: LoRA of rank 8 on all linears of the blocks, so many steps of 256 tokens of
 the addresses. The model that lost nothing is trained likewise, to see what the text

@@ -512,8 +512,8 @@ def missing(ratio: float, whole_layers: int) -> str:
     return "a smaller share will do." if ratio > least else ""
 
 
-SHARES = [0.125, 0.25, 0.375, 0.5]
-WHOLE = [0, 3, 6, 9, 12]
+SHARES = [0.125, 0.25, 0.375]
+WHOLE = [0, 3, 6, 9]
 explore(
     draw,
     alt=lambda ratio, whole_layers: (
