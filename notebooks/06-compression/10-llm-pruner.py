@@ -348,10 +348,10 @@ for kind, (label, color) in KINDS.items():
     print(f"{label:14}" + "".join(f"{means[r]:>8.2f}" for r in RATIOS))
 ax.set(yscale="log", xlabel="channels gone, %", ylabel="growth of perplexity, times")
 ax.set_xticks([20, 30])
-ax.set(xlim=(18, 32), ylim=(0.9, 40))
+ax.set(xlim=(18, 32), ylim=(0.9, 30))
 ax.set_yticks([1, 2, 5, 10, 20], ["1", "2", "5", "10", "20"])
 ax.minorticks_off()
-ax.legend(frameon=False)
+ax.legend(loc="upper center", ncols=3, frameon=False, fontsize=10, columnspacing=1)
 figure(
     fig,
     alt=(
@@ -395,16 +395,17 @@ for name, each_model in {"whole": model, "cut": narrow}.items():
     print(f"{name:6} {count / 1e6:.1f} M parameters")
 
 # %% tags=["nbval-ignore-output"]
+TOKENS = 6
 
 
 @torch.no_grad()
-def milliseconds(models: dict, tokens: int = 6) -> dict[str, float]:
+def milliseconds(models: dict) -> dict[str, float]:
     """Of one token of each model, the fastest of some, in turns."""
     caches = {name: KVCache(30) for name in models}
     for name, each_model in models.items():
         each_model(prompt, cache=caches[name])
     best = dict.fromkeys(models, math.inf)
-    for _ in range(tokens):
+    for _ in range(TOKENS):
         for name, each_model in models.items():
             started = time.perf_counter()
             each_model(prompt[:, :1], cache=caches[name])
