@@ -254,17 +254,13 @@ def test_rank_correlation_is_scipys():
 
 
 def test_bytes_are_counted_as_a_model_has_them():
-    config = preset("tiny")
-    model = make(**{f: getattr(config, f) for f in ("vocab_size", "hidden_size")})
-    config = model.config
-    linears = [p for n, p in model.named_parameters() if p.dim() == 2 and "layers" in n]
-    assert loraprune.gradient_bytes(config, size=4) == 4 * sum(
-        p.numel() for p in linears
-    )
-    assert accounting.linear_shapes(config)
-    targets = r"model\.layers.*"
-    count = lora.num_parameters(model, lora.LoRAConfig(r=3, target_modules=targets))
-    assert loraprune.gradient_bytes(config, r=3) == 2 * count
+    model = make(**GQA)
+    weights = [p for n, p in model.named_parameters() if n.endswith("proj.weight")]
+    count = sum(p.numel() for p in weights)
+    assert loraprune.gradient_bytes(model.config, size=4) == 4 * count
+    everywhere = lora.LoRAConfig(r=3, target_modules=r".*_proj")
+    count = lora.num_parameters(model, everywhere)
+    assert loraprune.gradient_bytes(model.config, r=3) == 2 * count
 
 
 # A whole model ------------------------------------------------------------------------
