@@ -109,11 +109,13 @@ ARROWS = {
     },
     "compression": {
         "awq": "calibration folding quantization_basics walk",
+        "dependencies": "calibration walk",
         "formats": "quantization_basics walk",
         "gptq": "calibration hessian quantization_basics walk",
         "hessian": "calibration",
         "kernels": "quantization_basics recipes",
         "llm_int8": "integer_matmul walk",
+        "llm_pruner": "calibration dependencies walk",
         "llm_qat": "quantization_basics walk",
         "low_rank": "calibration quantization_basics walk",
         "magnitude_wanda_sparsegpt": "calibration hessian quantization_basics walk",
