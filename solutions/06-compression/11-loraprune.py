@@ -151,7 +151,7 @@ check.progress(progress)
 def masked_linear(
     x: Tensor, W0: Tensor, A: Tensor, B: Tensor, scaling: float, mask: Tensor
 ) -> Tensor:
-    """z (…, d), for x (…, k), W0 (d, k), A (r, k), B (d, r) and mask (d,) of 0 and 1."""
+    """z (…, d). Shapes: x (…, k), W0 (d, k), A (r, k), B (d, r), mask (d,), 0 or 1."""
     # BEGIN SOLUTION
     frozen = x @ W0.T
     change = scaling * (x @ A.T @ B.T)  # r numbers a token in between
