@@ -1,18 +1,23 @@
-"""LoRAPrune on the whole real model, against full gradients: data/loraprune.csv.
+"""LoRAPrune against full gradients, at once and while LoRA trains: data/loraprune.csv.
 
     python scripts/loraprune_sweep.py            continue, a line a run (up to a minute
                                                  each); Ctrl-C loses at most one run
     python scripts/loraprune_sweep.py --check 1  run that many lines again and compare
 
-Channels of the MLPs of SmolLM2-135M-Instruct are cut, the same share in each layer but
-for the first tenth and the last. (Of 3 key/value heads a fifth is none.) What is read
-to judge: the first 1,025 tokens of the held-out addresses, 256 at a time. What is read
-to score and to train: runs of 256 tokens from random places of the addresses, drawn by
-the seed, as are LoRA's A and what is random.
+"at once": channels of the MLPs of SmolLM2-135M-Instruct are cut, the same share in each
+layer but for the first tenth and the last. (Of 3 key/value heads a fifth is none.) What
+is read to judge: the first 1,025 tokens of the held-out addresses, 256 at a time. What
+is read to score: runs of 256 tokens from random places of the addresses, drawn by the
+seed, as are LoRA's A and what is random.
+
+The other times: LoRA of rank 8 on all linears of the course model trains, and the
+channels of all its MLPs go meanwhile. It is small enough to train many times. Judged on
+the first 4,097 tokens of the held-out addresses, 256 at a time.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from functools import cache
 
@@ -20,15 +25,19 @@ import torch
 from sweeping import MEASURED, VERSIONS, RealModel, measured, sweep, versions
 from torch import Tensor, nn
 
-from llmlab.compression import dependencies, loraprune
+from llmlab.compression import calibration, dependencies, loraprune
 from llmlab.compression.loraprune import FILE, LoRAPruneConfig
+from llmlab.models import course_model, language_model
 from llmlab.models.language_model import next_token_loss
 from llmlab.peft import lora
 
 TOKENS = 1024  # to judge by
 SCORED = 1024  # to score by, where all is cut at once
-STEPS = 16
+STEPS = 100  # of training, on BATCH runs of LENGTH tokens each
+BATCH, LENGTH = 4, 128
 SEEDS = (0, 1, 2)
+MLP = ("gate_proj", "up_proj", "down_proj")
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", *MLP)
 
 # criterion, when, share, seed
 RUNS = [
@@ -40,9 +49,16 @@ RUNS = [
     ],
     *[(name, "no average", "0.2", seed) for name in ("full", "lora") for seed in SEEDS],
     *[
-        ("lora", when, "0.2", seed)
-        for seed in SEEDS
-        for when in ("progressive", "at the start", "at the end")
+        (criterion, when, "0.4" if when != "uncut" else "0", seed)
+        for seed in range(5)
+        for criterion, when in (
+            ("lora", "at the start"),
+            ("lora", "progressive"),
+            ("lora", "at the end"),
+            ("full", "progressive"),
+            ("magnitude", "progressive"),
+            ("lora", "uncut"),
+        )
     ],
 ]
 FIELDS = [
@@ -54,7 +70,9 @@ FIELDS = [
     # layer, and of those that go the share in common; the mean over the layers
     "correlation",
     "overlap",
-    *MEASURED,  # "gained": under full gradients, at once, with the same share and seed
+    # "gained": under full gradients, at once, with the same share and seed; on the
+    # course model, under what was cut at the start by LoRA's
+    *MEASURED,
     *VERSIONS,
 ]
 CRITERIA = {
@@ -63,7 +81,13 @@ CRITERIA = {
     "full": LoRAPruneConfig(criterion="full"),
     "magnitude": LoRAPruneConfig(criterion="magnitude"),
 }
-WHEN = {"progressive": (0.1, 0.5), "at the start": (0.0, 1.0), "at the end": (1.0, 0.0)}
+# warm-up and cool-down
+WHEN = {
+    "progressive": (0.1, 0.5),
+    "at the start": (0.0, 1.0),
+    "at the end": (1.0, 0.0),
+    "uncut": (0.1, 0.1),
+}
 
 
 class Sweep(RealModel):
@@ -78,9 +102,7 @@ class Sweep(RealModel):
 
     def with_lora(self, seed: int) -> nn.Module:
         """A copy of the model that LoRA's A and B are on."""
-        config = lora.LoRAConfig(
-            r=8, alpha=16, target_modules=("gate_proj", "up_proj", "down_proj")
-        )
+        config = lora.LoRAConfig(r=8, alpha=16, target_modules=MLP)
         random = torch.Generator().manual_seed(seed)
         return lora.apply(deepcopy(self.model), config, generator=random)
 
@@ -129,47 +151,87 @@ class Sweep(RealModel):
         """What others are compared with."""
         return self.cut_at_once(self.scores(seed, 4)["full"], float(share))
 
-    def trained(self, when: str, share: float, seed: int) -> tuple[list[str], Tensor]:
-        """LoRA trains for STEPS steps, and the channels go meanwhile."""
-        warmup, cooldown = WHEN[when]
-        config = LoRAPruneConfig(share, STEPS, warmup, cooldown, every=1)
-        model = self.with_lora(seed)
-        A_and_B = [p for p in model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(A_and_B, lr=5e-4)
-        pruner = loraprune.Pruner(model, self.groups, config)
-        full = None
-        if when == "at the end":
-            for adapter in pruner.adapted.values():
-                adapter.base.weight.requires_grad_(True)
-            judge = LoRAPruneConfig(0.0, STEPS, criterion="full")
-            full = loraprune.Pruner(model, self.groups, judge)
-        for batch in self.batches("addresses", 256 * STEPS, seed + 100):
-            model.zero_grad()
-            next_token_loss(model(batch), batch).backward()
-            pruner.step()
-            if full is not None:
-                full.step()
-            optimizer.step()
-        agreement = ["", ""]
-        if full is not None:
-            agreement = self.agreement(pruner.average, full.average, share)
-        pruner.remove()
-        loraprune.finish(model, self.groups, pruner.kept)
-        return agreement, self.losses(model)
-
     def run(self, criterion: str, when: str, share: str, seed: int) -> list:
         """One line of the file."""
-        if when in WHEN:
-            agreement, losses = self.trained(when, float(share), seed)
-        else:
-            scores = self.scores(seed, 1 if when == "no average" else 4)
-            full = self.scores(seed, 4)["full"]
-            agreement = self.agreement(scores[criterion], full, float(share))
-            losses = self.cut_at_once(scores[criterion], float(share))
+        scores = self.scores(seed, 1 if when == "no average" else 4)
+        full = self.scores(seed, 4)["full"]
+        agreement = self.agreement(scores[criterion], full, float(share))
+        losses = self.cut_at_once(scores[criterion], float(share))
         reference = self.full(share, seed)
         found = measured(losses, self.float_losses, reference)
         return [criterion, when, share, seed, *agreement, *found, *versions()]
 
 
+class Trained:
+    """The course model, with LoRA that trains while channels go."""
+
+    def __init__(self) -> None:
+        self.model = course_model.load()
+        encode = course_model.load_tokenizer().encode
+        seen = course_model.corpus("addresses", "train")[:400_000]
+        held_out = course_model.corpus("addresses", "valid")[:40_000]
+        self.seen = torch.tensor(encode(seen).ids)
+        self.judged = torch.tensor(encode(held_out).ids)[:4097]
+        prunable = loraprune.prunable(self.model, first=0, last=0)
+        self.groups = {n: g for n, g in prunable.items() if n.endswith("mlp")}
+        self.float_losses = self.losses(self.model)
+        self.trained = cache(self.trained)
+
+    def losses(self, model: nn.Module) -> Tensor:
+        """Of each judged token."""
+        return language_model.token_losses(model, self.judged, context=256)
+
+    def trained(self, criterion: str, when: str, share: str, seed: int) -> Tensor:
+        """The losses of the model that is left."""
+        warmup, cooldown = WHEN[when]
+        pruning = LoRAPruneConfig(
+            float(share), STEPS, warmup, cooldown, every=1, criterion=criterion
+        )
+        config = lora.LoRAConfig(r=8, alpha=16, target_modules=LINEARS)
+        random = torch.Generator().manual_seed(seed)
+        model = lora.apply(deepcopy(self.model), config, generator=random)
+        A_and_B = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(A_and_B, lr=2e-3)
+        if criterion == "full":
+            for adapter in loraprune.adapters(model).values():
+                adapter.base.weight.requires_grad_(True)
+        runs = calibration.sample(self.seen, LENGTH, BATCH * STEPS, seed)
+        batches = torch.cat(runs).split(BATCH)
+        if criterion == "full":
+            batches = forgetting(model, batches)
+        loraprune.apply(model, batches, pruning, self.groups, optimizer)
+        return self.losses(model)
+
+    def run(self, criterion: str, when: str, share: str, seed: int) -> list:
+        """One line of the file."""
+        losses = self.trained(criterion, when, share, seed)
+        reference = self.trained("lora", "at the start", "0.4", seed)
+        found = measured(losses, self.float_losses, reference)
+        return [criterion, when, share, seed, "", "", *found, *versions()]
+
+
+def forgetting(model: nn.Module, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The batches; before each, all gradients are gone, those of W₀ too."""
+    for batch in batches:
+        model.zero_grad()
+        yield batch
+
+
+class Runs:
+    """Each kind of run by what it needs, made when it is needed first."""
+
+    def __init__(self) -> None:
+        self.at_once: Sweep | None = None
+        self.while_training: Trained | None = None
+
+    def run(self, criterion: str, when: str, share: str, seed: int) -> list:
+        """One line of the file."""
+        if when in WHEN:
+            self.while_training = self.while_training or Trained()
+            return self.while_training.run(criterion, when, share, seed)
+        self.at_once = self.at_once or Sweep()
+        return self.at_once.run(criterion, when, share, seed)
+
+
 if __name__ == "__main__":
-    sweep(__doc__, FILE, FIELDS, RUNS, lambda: Sweep().run)
+    sweep(__doc__, FILE, FIELDS, RUNS, lambda: Runs().run)

@@ -382,7 +382,7 @@ def test_masked_units_get_no_gradient_and_so_score_nothing():
             assert not grad[gone].any() and grad.any()
 
 
-@pytest.mark.parametrize("every", [1, 3, 10])
+@pytest.mark.parametrize("every", [1, 3, 20])
 def test_progressive_pruning_ends_at_the_final_share_exactly(every):
     model = make(**GQA)
     groups = loraprune.prunable(model, first=0, last=0)
