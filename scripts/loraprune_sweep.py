@@ -50,7 +50,7 @@ RUNS = [
     *[(name, "no average", "0.2", seed) for name in ("full", "lora") for seed in SEEDS],
     *[
         (criterion, when, "0.4" if when != "uncut" else "0", seed)
-        for seed in range(5)
+        for seed in SEEDS
         for criterion, when in (
             ("lora", "at the start"),
             ("lora", "progressive"),
