@@ -549,9 +549,11 @@ def widths(module: nn.Module) -> dict[str, int]:
         found["intermediate_size"], found["hidden_size"] = module.gate_proj.weight.shape
     if isinstance(getattr(module, "q_proj", None), nn.Linear):
         D = getattr(module, "head_dim", None)
-        if D:
-            found["num_attention_heads"] = module.q_proj.weight.shape[0] // D
-            found["num_key_value_heads"] = module.k_proj.weight.shape[0] // D
+        q = module.q_proj.weight.shape[0]
+        k = module.k_proj.weight.shape[0]
+        if D and not q % k and not k % D:  # else no config can say it
+            found["num_attention_heads"] = q // D
+            found["num_key_value_heads"] = k // D
             found["head_dim"] = D
         found["hidden_size"] = module.q_proj.weight.shape[1]
     return found

@@ -193,6 +193,31 @@ class Halves(nn.Module):
         return self.down(F.silu(gate) * up)
 
 
+class Heads(nn.Module):
+    """A view into heads of a written length, and no attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.wide = nn.Linear(5, 12)
+        self.back = nn.Linear(12, 5)
+
+    def forward(self, x):
+        heads = self.wide(x).view(*x.shape[:-1], -1, 4)
+        return self.back(torch.tanh(heads).flatten(-2))
+
+
+def test_a_written_length_makes_units():
+    model = Heads()
+    found = groups(model, torch.zeros(2, 5))
+    assert found["wide"].units == 3
+    assert found["wide"].members[0].index.tolist() == [
+        [0, 1, 2, 3],
+        [4, 5, 6, 7],
+        [8, 9, 10, 11],
+    ]
+    cut(model, {"wide": torch.tensor([2])}, found)(torch.zeros(2, 5))
+
+
 def test_fused_matrices_give_units_with_two_rows():
     group = groups(Halves(), torch.zeros(2, 5))["both"]
     assert group.units == 6

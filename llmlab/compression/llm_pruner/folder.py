@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from llmlab.compression import walk
 from llmlab.models import checkpoint
@@ -96,8 +95,3 @@ def check_widths(widths: object, layers: int) -> None:
         raise ValueError(
             f"{KEY} must hold {', '.join(FIELDS)} for each of {layers} layers"
         )
-
-
-def parameters(model: nn.Module) -> int:
-    """How many there are; a tied one counts once."""
-    return sum(parameter.numel() for parameter in model.parameters())

@@ -151,9 +151,7 @@ def test_first_and_mix_say_what_a_small_weight_costs():
         whole - without, (grad * kept)[5].sum(), rtol=1e-2, atol=1e-12
     )
     vector = llm_pruner.axis_scores(kept, Slopes(grad, grad**2), "vector", 0)[5]
-    torch.testing.assert_close(
-        vector, (whole - without).abs(), rtol=1e-2, atol=1e-12
-    )
+    torch.testing.assert_close(vector, (whole - without).abs(), rtol=1e-2, atol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -244,6 +244,26 @@ def test_a_model_of_one_width_is_a_usual_folder(tmp_path):
     torch.testing.assert_close(logits(hf), logits(model), rtol=1e-4, atol=1e-5)
 
 
+def test_what_transformers_does_not_open(tmp_path):
+    """Layers of unequal width; and a number of heads that does not divide the width,
+    though head_dim is given and nothing is computed by that quotient.
+    """
+    from transformers import AutoModelForCausalLM
+
+    model = make(**DEEP)
+    llm_pruner.apply(model, None, PrunerConfig(0.5, "random", **INNER))
+    folder = llm_pruner.save(model, tmp_path / "unequal")
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        AutoModelForCausalLM.from_pretrained(folder)
+    model = make()
+    kept = {f"model.layers.{i}.self_attn": torch.arange(3) for i in range(2)}
+    dependencies.cut(model, kept)
+    folder = llm_pruner.save(model, tmp_path / "three heads")
+    assert torch.equal(logits(llm_pruner.load(folder)), logits(model))
+    with pytest.raises(Exception, match="not a multiple of the number of attention"):
+        AutoModelForCausalLM.from_pretrained(folder)
+
+
 def test_what_is_no_pruned_llama_is_refused(tmp_path):
     with pytest.raises(ValueError, match="must be a Llama of llmlab"):
         llm_pruner.save(theirs(make()), tmp_path)
