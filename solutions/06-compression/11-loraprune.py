@@ -28,7 +28,7 @@ def estimated_gradient(
 ) -> Tensor:
     """ĝ (d, k): what a step of SGD with rate lr takes off scaling · B A, over lr.
 
-    Shapes: A and grad_A (r, k), B and grad_B (d, r).
+    Shapes: A and grad_A (r, k), B and grad_B (d, r). All stay as they are.
     """
     # BEGIN SOLUTION
     change = grad_B @ A + B @ grad_A - lr * (grad_B @ grad_A)
@@ -64,8 +64,8 @@ def group_importance(
 ) -> Tensor:
     """The score of each unit, of shape (units,).
 
-    Shapes: W0 and gradient (d, k), A (r, k), B (d, r). There are d / each units
-        if axis is 0, and k / each if it is 1.
+    Shapes: W0 and gradient (d, k), A (r, k), B (d, r); all stay as they are. There
+        are d / each units if axis is 0, and k / each if it is 1.
     """
     # BEGIN SOLUTION
     W = W0 + scaling * B @ A
@@ -151,7 +151,10 @@ check.progress(progress)
 def masked_linear(
     x: Tensor, W0: Tensor, A: Tensor, B: Tensor, scaling: float, mask: Tensor
 ) -> Tensor:
-    """z (…, d). Shapes: x (…, k), W0 (d, k), A (r, k), B (d, r), mask (d,), 0 or 1."""
+    """z (…, d). Shapes: x (…, k), W0 (d, k), A (r, k), B (d, r), mask (d,), 0 or 1.
+
+    All stay as they are.
+    """
     # BEGIN SOLUTION
     frozen = x @ W0.T
     change = scaling * (x @ A.T @ B.T)  # r numbers a token in between

@@ -333,6 +333,7 @@ test_wrong_answers = rejects(
         Wrong(G, group(score=lambda g, W: W**2), "the gradient is missing"),
         Wrong(G, group(score=lambda g, W: g**2), "the weight is missing"),
         Wrong(G, group(score=lambda g, W: g**2 * W), "only the gradient is squared"),
+        Wrong(G, group(score=lambda g, W: g * W**2), "only the weight is squared"),
         Wrong(G, group(after=lambda s: 1 / s), "turned over"),
         Wrong(G, pairs_only, "asked"),
         Wrong(
