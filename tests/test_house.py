@@ -118,6 +118,7 @@ ARROWS = {
         "llm_int8": "integer_matmul walk",
         "llm_pruner": "calibration dependencies walk",
         "llm_qat": "quantization_basics walk",
+        "loraprune": "calibration dependencies walk",
         "low_rank": "calibration quantization_basics walk",
         "magnitude_wanda_sparsegpt": "calibration hessian quantization_basics walk",
         "peqa_and_qlora": "quantization_basics walk",

@@ -60,7 +60,7 @@ def test_the_switch_is_on_wherever_a_result_is_trained_through():
         *("lora_forward", "svd_forward", "ia3_linear", "parallel", "gated_prefix"),
         *("route", "balance", "merge"),
         *("soft_label_loss", "soft_loss", "on_policy_loss", "jsd", "peqa_forward"),
-        *("mt_cot_loss",),
+        *("mt_cot_loss", "masked_linear"),
     }
 
 

@@ -30,6 +30,7 @@ LESSONS = (
     "06-compression/08-peqa-and-qlora",
     "06-compression/09-magnitude-wanda-sparsegpt",
     "06-compression/10-llm-pruner",
+    "06-compression/11-loraprune",
     "06-compression/12-distillation",
     "06-compression/13-distilling-abilities",
     "06-compression/14-low-rank",
