@@ -3,6 +3,7 @@
     counting   bits, bytes and what is read per token, each tensor once
     speed      this machine's bandwidth; forms of a model that decode; tokens per second
     grammar    pairs of sentences, one of them wrong: a task with a verifier
+    mixed      a plan for each matrix, some in many bits and some in few
     choosing   who is not beaten, and who fits a budget
 
 `FILE` is what scripts/compression_compared_sweep.py measured on the real model, a
@@ -32,6 +33,7 @@ from llmlab.compression.compression_compared.grammar import (
     pairs,
     preferred,
 )
+from llmlab.compression.compression_compared.mixed import follow
 from llmlab.compression.compression_compared.speed import (
     CodedEmbedding,
     EightBitLinear,
@@ -61,6 +63,7 @@ __all__ = [
     "decode_rate",
     "eight_bits",
     "embedding_in_codes",
+    "follow",
     "pairs",
     "parameters",
     "pareto",
