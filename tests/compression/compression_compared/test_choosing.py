@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llmlab.compression import compression_compared as compared
+from llmlab.models import language_model
 from llmlab.peft.best_practice import comparison
 
 POINTS = st.integers(1, 3).flatmap(
@@ -94,3 +97,18 @@ def test_the_best_within_a_budget(points, budget):
 
 def test_errors_of_a_difference():
     assert compared.combined(3.0, 4.0) == 5.0
+
+
+def test_bits_per_byte_are_those_of_the_evaluation_harness():
+    """`bits_per_byte` of lm-eval, EleutherAI/lm-evaluation-harness at 001722b:
+    −weighted_mean(items) / ln 2, an item being (log-likelihood in nats, bytes).
+    """
+    texts = ["Mr. Speaker,", "naïve — Ωραία"]
+    losses = [torch.rand(5).double() * 4, torch.rand(9).double() * 4]
+    items = []
+    for text, loss in zip(texts, losses, strict=True):
+        items.append((-loss.sum().item(), len(text.encode())))
+    likelihood, sizes = (sum(column) for column in zip(*items, strict=True))
+    theirs = -likelihood / sizes / math.log(2)
+    ours = language_model.bits_per_byte(torch.cat(losses), sizes)
+    assert ours == pytest.approx(theirs, rel=1e-12)
