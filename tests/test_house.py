@@ -109,7 +109,7 @@ ARROWS = {
     },
     "compression": {
         "awq": "calibration folding quantization_basics walk",
-        "compression_compared": "kernels magnitude_wanda_sparsegpt quantization_basics recipes",
+        "compression_compared": "kernels quantization_basics recipes walk",
         "formats": "quantization_basics walk",
         "gptq": "calibration hessian quantization_basics walk",
         "hessian": "calibration",
