@@ -239,8 +239,13 @@ def the_model(shapes):
 
 
 def nothing(shapes):
-    shapes.clear()
     return {}
+
+
+def cleared(shapes):
+    plan = everywhere(QuantConfig(4), ROWS_OF_8)(shapes)
+    shapes.clear()
+    return plan
 
 
 def odd_groups(shapes):
@@ -328,6 +333,7 @@ WRONGS = [
     Wrong("mix", subclass, "must be a QuantConfig"),
     Wrong("mix", another_class, "must be a QuantConfig"),
     Wrong("mix", odd_groups, "must divide the last dimension"),
+    Wrong("mix", cleared, "changes its argument"),
     Wrong("mix", nothing, "MB too much (the embedding alone takes 56.6 MB)"),
     Wrong("mix", everywhere(ROWS_OF_8, ROWS_OF_8), "48.0 MB too much"),
     Wrong("mix", everywhere(QuantConfig(4), ROWS_OF_8), "0.148 too high"),
