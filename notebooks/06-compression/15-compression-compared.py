@@ -29,7 +29,7 @@ from llmlab.course import (
     show,
     your_turn,
 )
-from llmlab.models import accounting, language_model, real_model
+from llmlab.models import accounting, course_model, language_model, real_model
 from llmlab.models.llama import Llama
 from llmlab.models.presets import preset
 
@@ -45,7 +45,9 @@ for name in ("llama-2-70b", "llama-2-7b", "smollm2-135m"):
     weights = sum(parts.values())
     stored = qb.bits_per_weight(QuantConfig(4, group_size=64)) * linears
     stored += 16 * (weights - linears)
-    print(f"{name:13} {stored / weights:.2f} bits per parameter, {stored / 8e6:,.0f} MB")
+    print(
+        f"{name:13} {stored / weights:.2f} bits per parameter, {stored / 8e6:,.0f} MB"
+    )
 
 # %% [markdown]
 # The same "4 bits" are 4.3 in a large model and 6.7 in a small one, where half of the bytes are the embedding. Whoever pays for memory pays for all of it. And
@@ -185,9 +187,7 @@ import gguf
 
 torch.manual_seed(0)
 points = torch.randint(0, 4, (30, 3)).float()
-beaten = [
-    any((a <= b).all() and (a < b).any() for a in points) for b in points
-]
+beaten = [any((a <= b).all() and (a < b).any() for a in points) for b in points]
 compare(compared.pareto(points), ~torch.tensor(beaten), "front, one by one", tol=0)
 
 losses = torch.rand(50) * 5
@@ -198,6 +198,13 @@ for kind, bits in (("Q4_0", 4), ("Q8_0", 8)):
     block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
     ours = qb.bits_per_weight(QuantConfig(bits, group_size=block))
     compare(ours, 8 * size / block, f"bits per weight of {kind}", tol=0)
+
+small = recipes.compress(course_model.load(), recipes.Recipe("rtn"))
+with tempfile.TemporaryDirectory() as folder:
+    data = compared.write(small, Path(folder) / "model.safetensors").read_bytes()
+header = 8 + int.from_bytes(data[:8], "little")
+counted = sum(compared.stored_bytes(small, torch.float16).values())
+compare(len(data) - header, counted, "bytes of a file, and those counted", tol=0)
 
 # %% [markdown]
 # ## The experiment: speed
@@ -236,15 +243,6 @@ for name, form in forms.items():
 if "int4 g64" in written:
     speed_guess.settle(written["int4 g64"] / written["float32"], digits=2)
 
-# %%
-order = sorted(read, key=read.get)
-print("fewest bytes first:", ", ".join(order))
-codes = compared.stored_bytes(four_bits)["linears"]
-print("4-bit linears, codes and scales:", f"{codes / 1e6:.1f} MB")
-if "int4 g64" in forms:
-    held = compared.stored_bytes(forms["int4 g64"])["linears"]
-    print("as its kernel wants them:", f"{held / 1e6:.1f} MB, {held / codes:.2f} times")
-
 # %% [markdown]
 # The whole model, and other forms of it, each in a process of its own, on the machine that the first line names
 # (`scripts/compression_compared_sweep.py --speed`):
@@ -254,7 +252,8 @@ with compared.SPEED.open(newline="", encoding="utf-8") as file:
     speeds = list(csv.DictReader(file))
 first = speeds[0]
 print(f"{first['cpu']}, {first['threads']} threads, torch {first['torch']}\n")
-print(f"{'':18} {'MB held':>8} {'resident':>9} {'limit':>6} {'tokens/s':>9} {'reached':>8}")
+head = f"{'':18} {'MB held':>8} {'resident':>9} {'limit':>6}"
+print(f"{head} {'tokens/s':>9} {'reached':>8}")
 for row in speeds:
     limit = compared.predicted_rate(float(row["traffic"]), float(row["bandwidth"]))
     rate = float(row["rate"])
@@ -263,6 +262,14 @@ for row in speeds:
         f" {float(row['resident']) / 1e6:9.0f} {limit:6.0f} {rate:9.1f}"
         f" {rate / limit:8.0%}"
     )
+
+order = sorted(read, key=read.get)
+print("\nfewest bytes first:", ", ".join(order))
+codes = compared.stored_bytes(four_bits)["linears"]
+print("4-bit linears, codes and scales:", f"{codes / 1e6:.1f} MB")
+if "int4 g64" in forms:
+    held = compared.stored_bytes(forms["int4 g64"])["linears"]
+    print("as its kernel wants them:", f"{held / 1e6:.1f} MB, {held / codes:.2f} times")
 
 # %% [markdown]
 # *Limit* is $\beta / Q$ with $t = 0$. Float32 comes nearest to it: there is much to read and little else to do. The fewer the bytes, the smaller the share that is reached,
@@ -283,7 +290,6 @@ right = compared.preferred(model, ids, some)
 for pair, good in zip(some, right.tolist(), strict=True):
     print(f"{'✓' if good else '✗'} {pair.prefix}{pair.good}, not{pair.bad}")
 
-# %% tags=["hide-output"]
 with compared.FILE.open(newline="", encoding="utf-8") as file:
     runs = {row["recipe"]: row for row in csv.DictReader(file)}
 
@@ -296,8 +302,10 @@ def number(name: str, field: str) -> float:
 task_guess.settle(100 * number("rtn 4 g64", "accuracy"), digits=2)
 
 # %% tags=["hide-input"]
-print(f"{'':16} {'bits of':>7} {'bits per':>8} {'MB on':>6} {'bits per':>15} {'right':>13}")
-print(f"{'':16} {'linears':>7} {'param.':>8} {'disk':>6} {'byte':>15} {'of 100':>13}")
+print(f"{'':16} {'bits of':>7} {'bits per':>8} {'MB on':>6}", end="")
+print(f" {'bits per':>15} {'right':>13}")
+print(f"{'':16} {'linears':>7} {'param.':>8} {'disk':>6}", end="")
+print(f" {'byte':>15} {'of 100':>13}")
 for name in sorted(runs, key=lambda name: number(name, "bytes")):
     bpb, accuracy = number(name, "bpb"), 100 * number(name, "accuracy")
     scale = number("floats", "bpb") / number("floats", "loss")
@@ -309,11 +317,6 @@ for name in sorted(runs, key=lambda name: number(name, "bytes")):
         f" {accuracy:6.1f} ± {change:.1f}"
     )
 
-# %% [markdown]
-# ± is two standard errors of the *change* from the float model, token by token or pair by pair: both judged the same text. What is within it may be chance. "e8" and "e4" have the embedding in 8
-# or 4 bits as well.
-
-# %% tags=["hide-input"]
 FAMILIES = {
     "floats": (palette.gray, "s"),
     "rtn": (palette.vermillion, "o"),
@@ -355,15 +358,16 @@ figure(
     fig,
     alt=(
         "Bits per byte over megabytes on disk, a mark for each recipe, and stairs"
-        " through those that none beats. Between 85 and 115 megabytes the quality"
-        " depends on the method: GPTQ, AWQ and the low-rank repair lie far below"
-        " rounding. From 135 megabytes on, 8 bits lie at the height of the floats."
-        " Pruned models lie above the stairs."
+        " through those that none beats. At 113 megabytes, the linears in 4 bits, the"
+        " method decides: GPTQ lies far below rounding. At 163 megabytes 8 bits lie at"
+        " the height of the floats, which take 269. SparseGPT in 2:4, at 176, lies far"
+        " above the stairs."
     ),
 )
 print("on the front:", ", ".join(name for _, name in best))
 above = [name for name, (_, y) in zip(names, table.tolist(), strict=True) if y > 1.25]
 print("above the picture:", ", ".join(above) or "none")
+
 
 # %%
 def lost(name: str) -> float:
@@ -388,19 +392,22 @@ for a, b in itertools.combinations(names, 2):
     gap = number(a, "accuracy") - number(b, "accuracy")
     total += gap != 0
     agree += gap * (lost(a) - lost(b)) < 0
+embedding = accounting.parameters_by_part(model.config)["embedding"]
+print(f"the embedding in 16 bits: {2 * embedding / 1e6:.1f} MB of every such file")
 print(f"bits per byte and grammar agree on {agree} of {total} pairs of recipes")
 
 # %% [markdown]
-# Four things to read from it.
+# ± is two standard errors of the *change* from the float model, token by token or pair by pair: both judged the same text. What is within it may be chance.
 #
 # **8 bits are free.** Rounded row by row, without any text, the model loses next to nothing, and the questions see no difference. Whoever stores 16 bits pays
 # for nothing.
 #
-# **At 4 bits the method decides.** The bytes are the same, and GPTQ with the largest inputs first loses about a third of what rounding does. Below, at 3 bits,
-# nothing here saves so small a model.
+# **At 4 bits the method decides.** GPTQ with the largest inputs first, and AWQ, lose about a third of what rounding does, in the same bytes. The questions of grammar tell the rounded
+# model from the floats, and neither of the other two. It is the place in the table where a few thousand tokens of text buy most. One bit less by rounding, and the model
+# has forgotten half of its grammar beyond chance.
 #
-# **The embedding decides the size.** With linears in 4 bits it takes half of the file. No method for linears gets below 100 MB while
-# it stays in 16 bits.
+# **The embedding decides the size.** With linears in 4 bits it takes half of the file, whichever method made them. So the next bytes are to be had there: in 8 bits
+# it takes half, and the challenge of this part begins with it.
 #
 # **Zeros are no bytes.** Half of the weights gone in the pattern 2:4 leave 9 bits per weight in 16-bit floats: more than codes of 8 bits take, and
 # more is lost. They are for processors that multiply such a pattern twice as fast.
@@ -468,9 +475,11 @@ def missing(budget: int, judge: str) -> str:
 
 explore(
     draw,
-    alt=lambda budget, judge: f"Budget {budget} MB, by {judge}: {bought(budget, judge)}",
+    alt=lambda budget, judge: (
+        f"Budget {budget} MB, by {judge}: {bought(budget, judge)}"
+    ),
     title="What a budget buys",
-    challenge="Find the smallest budget that keeps within 0.02 bits per byte of floats.",
+    challenge="Find the smallest budget that loses less than 0.02 bits per byte.",
     missing=missing,
     start={"budget": 275, "judge": "bits per byte"},
     budget=BUDGETS,
@@ -493,7 +502,8 @@ for bits in (16, 8.25, 4.25, 3.25):
     size = bits * inside / 8 + rest + cache
     fits = "fits" if size < CARD else "does not fit"
     rate = compared.predicted_rate(size, H100)
-    print(f"Llama 2 70B, {bits:5} bits: {size / 1e9:5.0f} GB {fits:12} {rate:4.0f} tokens/s")
+    need = f"Llama 2 70B, {bits:5} bits: {size / 1e9:5.0f} GB"
+    print(f"{need} {fits:12} {rate:4.0f} tokens/s")
 
 # %% tags=["hide-cell"]
 # Paper, ours: what papers of this part say about sizes, counted again.
@@ -502,7 +512,9 @@ from llmlab.course.book import published
 for row in published.rows():
     if row.part == "compression":
         same = "same" if row.same else "differs"
-        print(f"{row.paper:20} {row.what[:44]:44} {row.published:>4} {row.unit:3} {same}")
+        print(
+            f"{row.paper:20} {row.what[:44]:44} {row.published:>4} {row.unit:3} {same}"
+        )
 
 # %% [markdown]
 # A folder that vLLM opens, from this course, and its server; the second line wants a GPU:
