@@ -109,6 +109,7 @@ ARROWS = {
     },
     "compression": {
         "awq": "calibration folding quantization_basics walk",
+        "compression_compared": "kernels quantization_basics recipes walk",
         "dependencies": "calibration walk",
         "distilling_abilities": "distillation",
         "formats": "quantization_basics walk",
@@ -122,7 +123,9 @@ ARROWS = {
         "low_rank": "calibration quantization_basics walk",
         "magnitude_wanda_sparsegpt": "calibration hessian quantization_basics walk",
         "peqa_and_qlora": "quantization_basics walk",
-        "recipes": "awq gptq magnitude_wanda_sparsegpt quantization_basics walk",
+        "recipes": (
+            "awq gptq llm_int8 low_rank magnitude_wanda_sparsegpt quantization_basics smoothquant walk zeroquant"
+        ),
         "smoothquant": "calibration folding integer_matmul walk",
         "zeroquant": "calibration integer_matmul quantization_basics walk",
     },

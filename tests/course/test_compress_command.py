@@ -101,6 +101,61 @@ def test_pruned_models_are_folders_of_floats(folder, tmp_path, words, zeros):
     assert (out / "tokenizer.json").is_file()
 
 
+def test_smoothquant_has_a_folder_of_its_own(folder, tmp_path):
+    out = tmp_path / "out"
+    report = tmp_path / "report.json"
+    words = ["--method", "smoothquant", "--tokens", 512, "--json", report]
+    code, said = run(folder, "-o", out, *words)
+    assert code == 0, said
+    result = json.loads(report.read_text())
+    rows, weights = 64 + 32 + 32 + 64 + 96 + 96 + 64, 64 * (64 + 64 + 64 + 3 * 96)
+    assert result["bits_per_weight"] == pytest.approx(8 + 32 * rows / weights)
+    assert 0.9 < result["factor"] < 1.1
+    blank = checkpoint.load(folder)
+    with pytest.raises(ValueError, match="do not fit config"):
+        checkpoint.load(out)  # an ordinary folder it is not
+    opened = recipes.load_own(blank, out)
+    assert opened.model.layers[0].mlp.up_proj.codes.dtype == torch.int8
+    assert (out / "tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "method", [name for name, m in recipes.METHODS.items() if m.stores == "memory"]
+)
+def test_methods_without_a_folder_say_so_before_they_run(folder, tmp_path, method):
+    code, said = run(folder, "-o", tmp_path / "out", "--method", method)
+    assert code == 2
+    assert f"method={method!r} has no folder: in Python, recipes.compress" in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("method", recipes.METHODS)
+def test_every_recipe_gives_a_model_that_runs(method):
+    torch.manual_seed(0)
+    model = make(hidden_size=64, intermediate_size=128, num_key_value_heads=2)
+    want = model(TOKENS)
+    embedding = model.model.embed_tokens.weight.clone()
+    recipe = recipes.Recipe(method)
+    made = recipes.compress(model, recipe, [TOKENS])
+    assert made is model
+    assert torch.equal(made.model.embed_tokens.weight, embedding)
+    got = recipes.as_floats(made)(TOKENS)
+    assert got.isfinite().all()
+    assert not torch.equal(got, want)
+    error = ((got - want).square().sum() / want.square().sum()).item()
+    assert error < (2 if recipes.METHODS[method].stores == "floats" else 0.5)
+
+
+def test_a_recipe_knows_its_bits():
+    assert recipes.Recipe("rtn").bits == recipes.Recipe("mxfp4").bits == 4
+    assert recipes.Recipe("smoothquant").bits == recipes.Recipe("llm-int8").bits == 8
+    assert recipes.Recipe("zeroquant", 3).bits == 3
+    with pytest.raises(ValueError, match="bits=4 must be 8 in smoothquant"):
+        recipes.Recipe("smoothquant", 4)
+    with pytest.raises(ValueError, match="rank=-1"):
+        recipes.Recipe("lorc", rank=-1)
+
+
 def test_text_of_ones_own_is_read(folder, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("too short")

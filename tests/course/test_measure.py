@@ -34,6 +34,7 @@ LESSONS = (
     "06-compression/12-distillation",
     "06-compression/13-distilling-abilities",
     "06-compression/14-low-rank",
+    "06-compression/15-compression-compared",
 )
 CELLS = 28  # at most
 LINES = 150  # of code that is not folded, at most

@@ -16,7 +16,7 @@ import typer
 from llmlab.course.cli.base import Json, stop, write
 
 MODEL = "smollm2 (the real model), course (the small one), or a Llama's folder"
-METHOD = "rtn, gptq, gptq-act-order, awq; or magnitude, wanda, sparsegpt"
+METHOD = "rtn, gptq, gptq-act-order, awq; magnitude, wanda, sparsegpt; or smoothquant"
 FORMAT = "compressed-tensors, gptq, awq; or gguf:Q4_0, gguf:Q8_0 … (rounds by itself)"
 LENGTH = 256  # tokens of a run of text, for calibration and to judge
 JUDGED = 2048
@@ -29,7 +29,9 @@ def compress(
         Path, typer.Option("--output", "-o", metavar="DIR", help="a folder to be made")
     ],
     method: Annotated[str, typer.Option(help=METHOD)] = "gptq",
-    bits: Annotated[int, typer.Option(help="of a code, 2 to 8")] = 4,
+    bits: Annotated[
+        int | None, typer.Option(help="of a code, 2 to 8; 4, smoothquant: 8")
+    ] = None,
     group: Annotated[
         int, typer.Option(min=0, help="weights that share a scale; 0: those of a row")
     ] = 64,
@@ -68,13 +70,12 @@ def compress(
     check_output(output)
     check_choices(format, floats)
     try:
-        result = followed(
-            model,
-            output,
-            recipes.Recipe(method, bits, group or None, symmetric, sparsity, pattern),
-            Choices(format, text, tokens, seed, floats),
-            judge,
+        recipe = recipes.Recipe(
+            method, bits, group or None, symmetric, sparsity, pattern
         )
+        check_folder(recipe)
+        choices = Choices(format, text, tokens, seed, floats)
+        result = followed(model, output, recipe, choices, judge)
     except (ValueError, FileNotFoundError) as error:
         stop(error, 2)
     if json:
@@ -138,12 +139,12 @@ def followed(model: str, output: Path, recipe, choices: Choices, judge: bool) ->
             batches = calibration_text(encode, choices)
         recipes.compress(loaded, recipe, batches, progress_bar(recipe.method))
         store(loaded, output, recipe, kind, folder, dtype_of(choices.floats))
-        loaded = formats.load(output)  # what is judged is what the folder holds
+        loaded = written(output, recipe)  # what is judged is what the folder holds
         result["method"] = recipe.method
-        if recipes.METHODS[recipe.method].packs:
-            result["bits_per_weight"] = recipes.bits_per_weight(loaded)
-        else:
+        if recipes.METHODS[recipe.method].stores == "floats":
             result["sparsity"] = pruning.sparsity(loaded)
+        else:
+            result["bits_per_weight"] = recipes.bits_per_weight(loaded)
     files = [file for file in output.iterdir() if file.is_file()]
     result["bytes"] = sum(file.stat().st_size for file in files)
     if judge:
@@ -152,7 +153,8 @@ def followed(model: str, output: Path, recipe, choices: Choices, judge: bool) ->
 
 
 def store(model, output: Path, recipe, kind: str, folder: Path | None, dtype) -> None:
-    """Write the folder: packed linears, or after pruning floats as any model has them.
+    """Write the folder: packed linears, 8-bit linears in a form of our own, or after
+    pruning floats as any model has them.
 
     Raises:
         ValueError: the format cannot hold it.
@@ -160,11 +162,42 @@ def store(model, output: Path, recipe, kind: str, folder: Path | None, dtype) ->
     from llmlab.compression import formats, recipes
     from llmlab.models import checkpoint
 
-    if recipes.METHODS[recipe.method].packs:
+    stores = recipes.METHODS[recipe.method].stores
+    if stores == "packed":
         formats.save(model, output, kind, folder, dtype)
         return
-    checkpoint.save(model.to(dtype), output)
+    if stores == "own":
+        recipes.save_own(model, output, dtype)
+        config = checkpoint.config_to_hf(model.config)
+        text = jsonlib.dumps(config, indent=2) + "\n"
+        (output / "config.json").write_text(text, encoding="utf-8")
+    else:
+        checkpoint.save(model.to(dtype), output)
     formats.copy_tokenizer(folder, output)
+
+
+def written(output: Path, recipe):
+    """The model that `store` put into the folder."""
+    from llmlab.compression import formats, recipes
+    from llmlab.models import checkpoint
+    from llmlab.models.llama import Llama
+
+    if recipes.METHODS[recipe.method].stores != "own":
+        return formats.load(output)
+    raw = checkpoint.read_json(output / "config.json")
+    blank = Llama(checkpoint.config_from_hf(raw)).eval()
+    return recipes.load_own(blank, output)
+
+
+def check_folder(recipe) -> None:
+    """Raises: ValueError: what the method makes has no folder."""
+    from llmlab.compression import recipes
+
+    if recipes.METHODS[recipe.method].stores == "memory":
+        raise ValueError(
+            f"method={recipe.method!r} has no folder: in Python, recipes.compress gives"
+            f" its model. Here, use {METHOD}"
+        )
 
 
 def check_output(output: Path) -> None:
