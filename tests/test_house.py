@@ -124,7 +124,8 @@ ARROWS = {
         "magnitude_wanda_sparsegpt": "calibration hessian quantization_basics walk",
         "peqa_and_qlora": "quantization_basics walk",
         "recipes": (
-            "awq gptq llm_int8 low_rank magnitude_wanda_sparsegpt quantization_basics smoothquant walk zeroquant"
+            "awq gptq llm_int8 low_rank magnitude_wanda_sparsegpt "
+            "quantization_basics smoothquant walk zeroquant"
         ),
         "smoothquant": "calibration folding integer_matmul walk",
         "zeroquant": "calibration integer_matmul quantization_basics walk",

@@ -209,8 +209,6 @@ def wrong_heads(q, k, v, o, keep: Tensor, D: int) -> dict[str, tuple]:
     K = len(k) // D
     few = rows_of(keep, D)
     queries = rows_of(keep, shared * D)
-    strided = torch.cat([keep + j * K for j in range(shared)]).sort().values
-    strided = rows_of(strided, D)  # head h with key/value head h mod K
     gone = torch.tensor([u for u in range(K) if u not in keep.tolist()])
     interleaved = (torch.arange(D)[:, None] * K + keep).flatten()  # row i·K + head
     wide = (torch.arange(shared * D)[:, None] * K + keep).flatten()
@@ -251,35 +249,47 @@ def wrong_heads(q, k, v, o, keep: Tensor, D: int) -> dict[str, tuple]:
             o[queries],
         )
     if shared > 1:
-        found |= {
-            "q keeps as many heads as k: each key/value head has several query heads": (
-                q[few],
-                cut_k,
-                cut_v,
-                o[:, few],
-            ),
-            "q is right, and o keeps only as many heads as k": (
-                q[queries],
-                cut_k,
-                cut_v,
-                o[:, few],
-            ),
-            "query heads that share a head are neighbours: h belongs to h // shared,"
-            " not to h mod K": (q[strided], cut_k, cut_v, o[:, strided]),
-            "no error would tell, but o keeps the columns of other heads than q": (
-                q[queries],
-                cut_k,
-                cut_v,
-                o[:, strided],
-            ),
-            "no error would tell, but q keeps other heads than o reads": (
-                q[strided],
-                cut_k,
-                cut_v,
-                o[:, queries],
-            ),
-        }
+        found |= wrong_queries(q, k, v, o, keep, D)
     return found
+
+
+def wrong_queries(q, k, v, o, keep: Tensor, D: int) -> dict[str, tuple]:
+    """The same where several query heads share a key/value head."""
+    shared = len(q) // len(k)
+    K = len(k) // D
+    few = rows_of(keep, D)
+    queries = rows_of(keep, shared * D)
+    strided = torch.cat([keep + j * K for j in range(shared)]).sort().values
+    strided = rows_of(strided, D)  # head h with key/value head h mod K
+    cut_k, cut_v = k[few], v[few]
+    return {
+        "q keeps as many heads as k: each key/value head has several query heads": (
+            q[few],
+            cut_k,
+            cut_v,
+            o[:, few],
+        ),
+        "q is right, and o keeps only as many heads as k": (
+            q[queries],
+            cut_k,
+            cut_v,
+            o[:, few],
+        ),
+        "query heads that share a head are neighbours: h belongs to h // shared,"
+        " not to h mod K": (q[strided], cut_k, cut_v, o[:, strided]),
+        "no error would tell, but o keeps the columns of other heads than q": (
+            q[queries],
+            cut_k,
+            cut_v,
+            o[:, strided],
+        ),
+        "no error would tell, but q keeps other heads than o reads": (
+            q[strided],
+            cut_k,
+            cut_v,
+            o[:, queries],
+        ),
+    }
 
 
 # 3 ------------------------------------------------------------------------------------
