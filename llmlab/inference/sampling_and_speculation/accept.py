@@ -156,7 +156,8 @@ def emitted(
     vocab = len(target(()))
     found: dict[tuple[int, ...], float] = {}
     for drafted in itertools.product(range(vocab), repeat=gamma):
-        q = torch.stack([draft(drafted[:i]) for i in range(gamma)])
+        # one row more than the draft has drawn from: with γ = 0 there would be none
+        q = torch.stack([draft(drafted[:i]) for i in range(gamma + 1)])[:gamma]
         p = torch.stack([target(drafted[:i]) for i in range(gamma + 1)])
         chance = 1.0
         for row, x in zip(q, drafted, strict=True):

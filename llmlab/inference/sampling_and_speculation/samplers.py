@@ -110,8 +110,7 @@ def process(
     for name, value in steps:
         if name not in PROCESSORS:
             raise ValueError(
-                f"steps names the processor {name!r}; there are"
-                f" {', '.join(PROCESSORS)}"
+                f"steps names the processor {name!r}; there are {', '.join(PROCESSORS)}"
             )
         logits = PROCESSORS[name](logits, value, prompt, output)
     return logits

@@ -54,7 +54,6 @@ def depths(parents: Sequence[int]) -> list[int]:
     return found
 
 
-@torch.inference_mode()
 def read_tree(
     model: Llama, cache: KVCache, tokens: Sequence[int], parents: Sequence[int]
 ) -> Float[Tensor, "n vocab"]:
@@ -122,6 +121,7 @@ class TreeDraft:
         self.cache = KVCache(len(model.model.layers))
         self.passes = 0
 
+    @torch.inference_mode()
     def grow(self, text: Sequence[int], levels: int) -> Tree:
         """The tree below the last token of the text, at most `levels` deep."""
         tokens = [text[-1]]
