@@ -63,8 +63,8 @@ def accept(p: Tensor, q: Tensor, drafted: list[int], u: Tensor) -> list[int]:
     for i, x in enumerate(drafted):
         if u[i] >= p[i, x] / q[i, x]:
             rest = (p[i] - q[i]).clamp(min=0)
-            return drafted[:i] + [draw(rest / rest.sum(), u[-1])]
-    return drafted + [draw(p[-1], u[-1])]
+            return [*drafted[:i], draw(rest / rest.sum(), u[-1])]
+    return [*drafted, draw(p[-1], u[-1])]
     # END SOLUTION
 
 

@@ -227,8 +227,8 @@ def tokens_of(value: object, what: str) -> list[int]:
             " correction is drawn from (p[i] − q[i]).clamp(min=0) over its sum."
         ),
         (
-            "`return drafted[:i] + [draw(rest / rest.sum(), u[-1])]` in the loop, and"
-            " `return drafted + [draw(p[-1], u[-1])]` after it."
+            "`return [*drafted[:i], draw(rest / rest.sum(), u[-1])]` in the loop, and"
+            " `return [*drafted, draw(p[-1], u[-1])]` after it."
         ),
     ),
 )
@@ -558,7 +558,7 @@ def wrong_lookups(cases: list) -> dict[str, Callable[[], Tensor]]:
     difficulty=3,
     importance=3,
     hints=(
-        "Go from node to node. A parent stands before its children, so its row is done.",
+        "From node to node: a parent stands before its children, so its row is done.",
         (
             "Row i begins as a copy of its parent's row: whoever the parent sees, the"
             " child sees, too."

@@ -1,8 +1,9 @@
 """Which drafted tokens stay, so that the output has the target's distribution.
 
 Leviathan, Kalman & Matias 2022, https://arxiv.org/abs/2211.17192, algorithm 1, and Chen
-et al. 2023, https://arxiv.org/abs/2302.01318. A draft proposes x_1 … x_γ, drawn from its
-distributions q_1 … q_γ; one pass of the target gives p_1 … p_γ+1. From first to last
+et al. 2023, https://arxiv.org/abs/2302.01318. A draft proposes x_1 … x_γ, drawn from
+its distributions q_1 … q_γ; one pass of the target gives p_1 … p_γ+1. From first to
+last
 
     x_i stays with probability min(1, p_i(x_i) / q_i(x_i))
     the first that does not is replaced by a draw from norm(max(p_i − q_i, 0)), the end
@@ -37,8 +38,8 @@ Table = Callable[[tuple[int, ...]], Tensor]
 def draw(p: Float[Tensor, "vocab"], u: float | Tensor) -> int:
     """The token whose stretch of [0, 1) holds u, when all lie end to end with length p.
 
-    The cumulative sum may end a rounding error below 1: then the last token that has any
-    probability is taken.
+    The cumulative sum may end a rounding error below 1: then the last token that has
+    any probability is taken.
     """
     token = int((p.cumsum(-1) <= u).sum())
     return min(token, int(p.nonzero()[-1]))
@@ -83,8 +84,8 @@ def accept_children(
     other, none twice.
 
     Each is tried as in `accept`. When one is rejected, p becomes the residual, and q
-    loses the token, as it could not be drawn again (recursive rejection sampling without
-    replacement; SpecInfer, https://arxiv.org/abs/2305.09781, draws with replacement).
+    loses the token, as it could not be drawn again (recursive rejection sampling,
+    https://arxiv.org/abs/2402.14160; SpecInfer draws with replacement).
 
     Returns:
         Which child stays (None: none of them), and the token.
@@ -174,7 +175,7 @@ def emitted(
 def target_distribution(
     target: Table, length: int, start: tuple[int, ...] = ()
 ) -> dict[tuple[int, ...], float]:
-    """Every text of `length` more tokens after `start`, with the target's probability."""
+    """Every text of `length` more tokens after `start`, with its probability."""
     texts = {start: 1.0}
     for _ in range(length):
         longer = {}

@@ -4,8 +4,8 @@
     speed-up            =  E / (γ c + 1)                              theorem 3.8
 
 The 1 is a pass of the target over γ + 1 tokens. The paper takes it to cost as much as
-one over a single token, as it does where reading the weights takes all the time. Where it
-does not, `wide` says how much more it costs.
+one over a single token, as it does where reading the weights takes all the time. Where
+it does not, `wide` says how much more it costs.
 
     α  probability that a drafted token stays
     γ  drafted tokens per pass

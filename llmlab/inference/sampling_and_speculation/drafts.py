@@ -129,7 +129,7 @@ def lookup(tokens: Sequence[int], count: int, longest: int) -> list[int]:
 
 
 class Lookup:
-    """The text itself proposes. It costs no pass, and q is one-hot: nothing is drawn."""
+    """The text itself proposes, at no cost. q is one-hot: nothing is drawn."""
 
     def __init__(self, vocab_size: int, longest: int = 3) -> None:
         if longest < 1:

@@ -12,8 +12,9 @@ order is part of the sampler: each processor sees what those before it left.
     B  batch        V  vocabulary
     prompt, output  how often each token stands in the prompt, and in what was generated
 
-Top-k, top-p and the greedy case are those of `llmlab.models.generation`. Ties: top-k and
-min-p keep all tokens that are equal to the last one; top-p keeps no more than it needs.
+Top-k, top-p and the greedy case are those of `llmlab.models.generation`. Ties: top-k
+and min-p keep all tokens that are equal to the last one; top-p keeps no more than it
+needs.
 Simplified: no n-gram bans, no minimum length, no bias for single tokens.
 """
 
@@ -151,12 +152,11 @@ class SamplerConfig:
                 f"order={self.order!r} must be one of {', '.join(map(repr, ORDERS))}"
             )
         for name in PROCESSORS:
-            if name != "temperature" and getattr(self, name) is not None:
-                if name not in ORDERS[self.order]:
-                    raise ValueError(
-                        f"{name}={getattr(self, name)} needs another order:"
-                        f" {self.order} does not have it"
-                    )
+            value = getattr(self, name)
+            if value is not None and name not in ORDERS[self.order]:
+                raise ValueError(
+                    f"{name}={value} needs another order: {self.order} does not have it"
+                )
 
     @property
     def steps(self) -> list[Step]:
@@ -178,8 +178,8 @@ class SamplerConfig:
     ) -> Float[Tensor, "positions vocab"]:
         """What each of the next positions is drawn from, in float64.
 
-        Row i follows the text `tokens` and the first i drafted tokens, so that penalties
-        count what a plain sampler would count.
+        Row i follows the text `tokens` and the first i drafted tokens, so that
+        penalties count what a plain sampler would count.
 
         Args:
             prompt: how many of `tokens` are the prompt; None means all.

@@ -141,7 +141,7 @@ def accept_by_cumprod(p, q, drafted, u):
     if kept < n:
         end = (end - q[kept]).clamp(min=0)
         end = end / end.sum()
-    return drafted[:kept] + [draw(end, u[-1])]
+    return [*drafted[:kept], draw(end, u[-1])]
 
 
 def accept_by_padding(p, q, drafted, u):
@@ -178,8 +178,8 @@ def speculated(
                 r = rest(p, q, i)
                 if normal:
                     r = r / r.sum()
-                return kept(drafted, i) + [take(r, end(u, i))]
-        return drafted + [take(last(p, q), u[-1])]
+                return [*kept(drafted, i), take(r, end(u, i))]
+        return [*drafted, take(last(p, q), u[-1])]
 
     return answer
 
@@ -188,7 +188,7 @@ def no_bonus(p, q, drafted, u):
     for i, x in enumerate(drafted):
         if u[i] >= p[i, x] / q[i, x]:
             r = (p[i] - q[i]).clamp(min=0)
-            return drafted[:i] + [draw(r / r.sum(), u[-1])]
+            return [*drafted[:i], draw(r / r.sum(), u[-1])]
     return drafted
 
 
@@ -198,7 +198,7 @@ def no_correction(p, q, drafted, u):
         if u[i] >= p[i, x] / q[i, x]:
             return kept
         kept.append(x)
-    return kept + [draw(p[-1], u[-1])]
+    return [*kept, draw(p[-1], u[-1])]
 
 
 def neither(p, q, drafted, u):
@@ -219,14 +219,14 @@ def no_break(p, q, drafted, u):
 
 def filtered(p, q, drafted, u):
     kept = [x for i, x in enumerate(drafted) if u[i] < p[i, x] / q[i, x]]
-    return kept + [draw(p[-1], u[-1])]
+    return [*kept, draw(p[-1], u[-1])]
 
 
 def all_thrown_away(p, q, drafted, u):
     for i, x in enumerate(drafted):
         if u[i] >= p[i, x] / q[i, x]:
             return [draw(p[0], u[-1])]
-    return drafted + [draw(p[-1], u[-1])]
+    return [*drafted, draw(p[-1], u[-1])]
 
 
 def three_only(p, q, drafted, u):

@@ -1,4 +1,4 @@
-"""Samplers: against transformers' processors, and vLLM's rules as they were measured."""
+"""Samplers: against transformers' processors, and vLLM's rules as measured."""
 
 from __future__ import annotations
 
