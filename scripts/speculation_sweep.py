@@ -6,13 +6,12 @@
 
 SmolLM2-135M-Instruct, greedy, 64 new tokens, a batch of one, one thread. Seconds are of
 one core, so that other work on the machine counts little. "pass" is one pass over
-gamma + 1 tokens after 128, the median of nine.
+gamma + 1 tokens after 128, the fastest of nine.
 """
 
 from __future__ import annotations
 
 import re
-import statistics
 import time
 
 import torch
@@ -125,7 +124,7 @@ class Sweep:
                 start = time.process_time()
                 self.model(ids[:, :width], cache=cache)
                 found.append(time.process_time() - start)
-        return statistics.median(found)
+        return min(found)
 
     def run(self, task: str, method: str, gamma: int, number: int) -> list:
         """One line of the file."""

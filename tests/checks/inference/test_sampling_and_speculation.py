@@ -151,12 +151,7 @@ def accept_by_padding(p, q, drafted, u):
     while i < len(drafted) and u[i] * q[i, drafted[i]] < p[i, drafted[i]]:
         i += 1
     more = torch.relu(p[i] - q[i])
-    target = float(u[-1]) * float(more.sum())
-    total = 0.0
-    for token, size in enumerate(more.tolist()):
-        total += size
-        if total > target:
-            break
+    token = int((more.cumsum(0) / more.sum() <= u[-1]).sum())
     return (*drafted[:i], token)
 
 
