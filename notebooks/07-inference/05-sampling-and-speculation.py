@@ -38,7 +38,7 @@ with speculation.FILE.open(newline="", encoding="utf-8") as file:
 # %% [markdown]
 # ## What it costs
 #
-# A pass of SmolLM2-135M over one new token, with 128 tokens in the cache, takes most of its time to read 134 million weights. A pass over several tokens reads them
+# A pass of SmolLM2-135M over one new token, with 128 tokens in the cache, takes most of its time to read the weights. A pass over several tokens reads them
 # once, too. Measured on one core, stored by `scripts/speculation_sweep.py`:
 
 # %%
@@ -71,7 +71,7 @@ temperature_guess = predict(
 # %% [markdown]
 # ## What a token is drawn from
 #
-# Between logits and the draw stands a list of processors: penalties, [temperature](../02-models/), top-k, top-p, min-p. Each sees what those before it left, so the order is part
+# Between logits and the draw stands a list of processors: penalties, temperature, top-k, top-p, min-p. Each sees what those before it left, so the order is part
 # of the sampler, and libraries differ. Here the same two settings are given to the orders of transformers and of vLLM.
 
 # %%
@@ -113,11 +113,6 @@ for x in range(3):
 print("what comes out:", [round(value, 4) for value in first.tolist()])
 print("a draft stays: ", round(speculation.acceptance_rate(p, q).item(), 4))
 
-# %% [markdown]
-# ## The idea
-#
-# Lay $q$ over $p$. Where they overlap, a draft stays. What $q$ has too much of is rejected, and that mass is just what is missing elsewhere.
-
 # %% tags=["hide-input"]
 fig, ax = plt.subplots(figsize=(4.8, 2.9))
 places = torch.arange(3)
@@ -156,6 +151,10 @@ figure(
 )
 
 # %% [markdown]
+# ## The idea
+#
+# Lay $q$ over $p$. Where they overlap, a draft stays. What $q$ has too much of is rejected, and that mass is just what is missing elsewhere.
+#
 # The draft proposes $x_1 \dots x_\gamma$, one after the other, each drawn from $q_i$. One pass of the model over all of them gives $p_1 \dots p_{\gamma+1}$. Then, from first to last
 # ([Leviathan et al. 2022](https://arxiv.org/abs/2211.17192 "leviathan2023fast"), [Chen et al. 2023](https://arxiv.org/abs/2302.01318 "chen2023speculative")):
 #
@@ -227,7 +226,7 @@ show(accept, speculation.speculate, DraftModel.propose, speculation.lookup)
 # noise: the largest error over all texts.
 
 
-# %%
+# %% tags=["hide-input"]
 def table(seed: int, temperature: float = 1.0, top_k: int = 3):
     """A model of three tokens: a distribution after each text."""
     random = torch.Generator().manual_seed(seed)
@@ -245,16 +244,6 @@ def error(rule, target, draft, gamma: int) -> float:
     return max(abs(found.get(text, 0.0) - chance) for text, chance in wanted.items())
 
 
-target, draft = table(0), table(1)
-for gamma in (1, 2, 3):
-    compare(error(accept, target, draft, gamma), 0.0, f"γ = {gamma}", tol=1e-12)
-cold = error(accept, target, table(1, temperature=0.4), 2)
-compare(cold, 0.0, "a draft of temperature 0.4", tol=1e-12)
-both = error(accept, table(0, top_k=2), table(1, top_k=2), 2)
-compare(both, 0.0, "top-k of 2 on both", tol=1e-12)
-
-
-# %% tags=["hide-input"]
 def corrects_from_p(p, q, drafted, u):
     """Draws the correction from p itself."""
     for i, x in enumerate(drafted):
@@ -279,6 +268,15 @@ def bonus_from_q(p, q, drafted, u):
     return accept(torch.cat([p[:-1], q[-1:]]), q, drafted, u)
 
 
+# %%
+target, draft = table(0), table(1)
+for gamma in (1, 2, 3):
+    compare(error(accept, target, draft, gamma), 0.0, f"γ = {gamma}", tol=1e-12)
+cold = error(accept, target, table(1, temperature=0.4), 2)
+compare(cold, 0.0, "a draft of temperature 0.4", tol=1e-12)
+both = error(accept, table(0, top_k=2), table(1, top_k=2), 2)
+compare(both, 0.0, "top-k of 2 on both", tol=1e-12)
+
 wrong = {
     "correction from p, not from the residual": (corrects_from_p, draft),
     "bonus from q": (bonus_from_q, draft),
@@ -291,7 +289,7 @@ print("and with a mistake in it, γ = 2:")
 for name, (rule, drawn_from) in wrong.items():
     print(f"  {name:45} {error(rule, target, drawn_from, 2):.3f}")
 
-# %% tags=["hide-output"]
+# %% tags=["hide-cell"]
 temperature_guess.settle("how many drafted tokens stay")
 
 # %% [markdown]
@@ -303,7 +301,9 @@ temperature_guess.settle("how many drafted tokens stay")
 # The course model and its draft, a quarter as large, both in `transformers` and here. Greedy, so that the text must be the same token by token. The same text costs the library more or fewer passes, by its settings.
 
 # %%
-from transformers import GenerationConfig, LlamaForCausalLM
+from transformers import GenerationConfig, LlamaForCausalLM, logging
+
+logging.set_verbosity_error()
 
 model, small = course_model.load(), course_model.load_draft()
 tokenizer = course_model.load_tokenizer()
@@ -376,6 +376,9 @@ print(f"{draft_passes}; the same tokens: {tokens == chain.tokens}")
 # ## The experiment
 #
 # First, what a round looks like. The course model samples at temperature 0.7 with its draft, $\gamma = 4$. A line is one pass of the model.
+#
+# Below it, longer texts, with the formula beside them, and **trees**: the draft proposes several tokens for a place, and one pass reads all branches, under a mask that shows each
+# token only its ancestors ([Miao et al. 2024](https://arxiv.org/abs/2305.09781 "miao2024specinfer"), [Cai et al. 2024](https://arxiv.org/abs/2401.10774 "cai2024medusa")).
 
 # %% tags=["hide-input"]
 run = speculation.speculate(
@@ -429,16 +432,12 @@ ax.axis("off")
 figure(
     fig,
     alt=(
-        f"{run.passes} lines of tokens in boxes, one for each pass of the model. In each"
-        " line come first the drafted tokens that stay, then either a rejected one with"
-        " its correction, or a bonus token."
+        f"{run.passes} lines of tokens in boxes, one for each pass of the model: first"
+        " the drafted tokens that stay, then either a rejected one with its correction,"
+        " or a bonus token."
     ),
 )
 print(f"{len(run.tokens)} tokens, {run.passes} passes of the model")
-
-# %% [markdown]
-# How many tokens come per pass, over longer texts, and does the formula say so? Below also a **tree**: the draft proposes several tokens for a place, and one pass reads all branches, under a mask that shows each
-# token only its ancestors ([Miao et al. 2024](https://arxiv.org/abs/2305.09781 "miao2024specinfer"), [Cai et al. 2024](https://arxiv.org/abs/2401.10774 "cai2024medusa")).
 
 # %% tags=["numbers-within-5%"]
 for temperature in (0.0, 1.0):
@@ -448,11 +447,9 @@ for temperature in (0.0, 1.0):
     )
     per_pass = len(found.tokens) / found.passes
     alpha = found.alpha
-    print(
-        f"temperature {temperature:.0f}: α {alpha:.2f}, {per_pass:.1f} tokens per pass,",
-        end=" ",
-    )
-    print(f"by the formula {expected_tokens(alpha, 4):.1f}")
+    print(f"temperature {temperature:.0f}: α {alpha:.2f},", end=" ")
+    print(f"{per_pass:.1f} tokens per pass, by the formula", end=" ")
+    print(f"{expected_tokens(alpha, 4):.1f}")
 for widths in ((1, 1, 1, 1), (3, 2, 1, 1), (8, 1, 1, 1)):
     tree = speculation.TreeDraft(small, widths)
     found = speculation.speculate_tree(model, tree, ids, 160)
@@ -463,9 +460,8 @@ for widths in ((1, 1, 1, 1), (3, 2, 1, 1), (8, 1, 1, 1)):
 # Now the real model. There is no smaller one of its family in the package, so it drafts for itself: by looking into the text, $\gamma = 7$, or with the first 24 of its 30 layers under its own head, $\gamma = 2$.
 # Three prompts a task, greedy, up to 64 tokens; a dot is one prompt. Seconds are of one core.
 
-# %% tags=["hide-output"]
 
-
+# %% tags=["hide-cell"]
 def of(task: str, method: str, field: str) -> list[float]:
     """A field of the three runs of a task with a method."""
     found = [run for run in runs if (run["task"], run["method"]) == (task, method)]
@@ -508,7 +504,8 @@ for row, (task, name) in enumerate(TASKS.items()):
         alphas = of(task, method, "alpha")
         print(
             f"{name:20}{method:12}{min(alphas):5.2f} … {max(alphas):4.2f}"
-            f"{min(left):6.0%} … {max(left):3.0%}{min(faster):12.2f} … {max(faster):.2f}"
+            f"{min(left):6.0%} … {max(left):3.0%}"
+            f"{min(faster):10.2f} … {max(faster):.2f}"
         )
 axes[0].set_yticks(range(3), ["repeat", "rename", "open"])
 axes[0].set_ylim(2.5, -0.5)
@@ -523,9 +520,9 @@ figure(
         "Left, the share of passes that is left: with lookup about a fifth to a quarter"
         " when a sentence is repeated, a fifth to a half when code is edited, most or"
         " nearly all for an open question; with early exit half to two thirds"
-        " everywhere. Right, the speed: lookup is up to three times as fast on the first"
-        " two tasks and about as fast as plain decoding on the third; early exit is less"
-        " than half as fast on all."
+        " everywhere. Right, the speed: lookup is up to three times as fast on the"
+        " first two tasks and about as fast as plain decoding on the third; early exit"
+        " is about half as fast on all."
     ),
 )
 
@@ -533,10 +530,11 @@ figure(
 # Where the answer copies, the text is an excellent draft and costs nothing. On open questions little is found; each vain guess makes a pass longer, and two of three prompts became slower.
 # The third gained because so small a model begins to repeat itself.
 #
-# **Early exit** saves passes and loses time, on every prompt: a draft of 24 layers and the head costs nearly a whole pass. Fewer layers would be cheap, but without training they know little. The model's distribution after
-# all 30 layers against that after fewer, on 64 tokens of an address:
+# **Early exit** saves passes and loses time, on every prompt: a draft of 24 layers and the head costs nearly a whole pass. Fewer layers would be cheap, but without training they know little: the cell below compares the distributions
+# after 10, 20, 24 and 29 layers with that after all 30, and for each the best $\gamma$ is 0: do not speculate. One gains only when $\alpha > c$. LayerSkip *trains* the layers to answer early; an untrained model does not.
 
-# %% tags=["numbers-within-5%"]
+# %% tags=["hide-cell", "numbers-within-5%"]
+# How much the first layers know, on 64 tokens of an address.
 real = real_model.load()
 text = course_model.corpus("addresses", "valid")[:1000]
 real_ids = torch.tensor([real_model.load_tokenizer().encode(text).ids[:64]])
@@ -552,8 +550,6 @@ with torch.inference_mode():
         print(f"{layers} of 30 layers: α {rate:.2f}, c at least {c:.2f}, best γ {best}")
 
 # %% [markdown]
-# The best $\gamma$ is 0: do not speculate. The paper gains only when $\alpha > c$. LayerSkip *trains* the layers to answer early; an untrained model does not.
-#
 # ## Play
 #
 # The course model writes at four temperatures, and its draft is compared with it at each place. The figure assumes a draft that costs a tenth of a pass, and a machine on which a pass over $\gamma + 1$ tokens costs as much as one.

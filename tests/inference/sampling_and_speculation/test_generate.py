@@ -131,20 +131,15 @@ def test_a_seed_gives_the_same_text_and_the_end_token_ends_it():
     assert c.tokens == a.tokens[: first + 1]
 
 
-def test_as_many_passes_as_in_transformers():
-    """Greedy, five tokens per round, no threshold: pass for pass the same."""
+def assisted(model, draft, on_draft, on_call=None):
+    """Tokens of transformers' assisted generation, and the passes of both models."""
     from transformers import GenerationConfig
 
-    model, draft = pair()
     hf, hf_draft = theirs(model).double(), theirs(draft).double()
-    hf_draft.generation_config = GenerationConfig(
-        num_assistant_tokens=5,
-        num_assistant_tokens_schedule="constant",
-        assistant_confidence_threshold=0.0,
-    )
-    widths, their_drafts = [], []
-    hf.register_forward_hook(lambda m, i, o: widths.append(o.logits.shape[1]))
-    hf_draft.register_forward_hook(lambda m, i, o: their_drafts.append(1))
+    hf_draft.generation_config = GenerationConfig(**on_draft)
+    passes, draft_passes = [], []
+    hf.register_forward_hook(lambda m, i, o: passes.append(1))
+    hf_draft.register_forward_hook(lambda m, i, o: draft_passes.append(1))
     found = hf.generate(
         IDS,
         assistant_model=hf_draft,
@@ -152,11 +147,31 @@ def test_as_many_passes_as_in_transformers():
         max_new_tokens=40,
         pad_token_id=0,
         eos_token_id=None,
+        **(on_call or {}),
     )
+    return found[0, 8:].tolist(), len(passes), len(draft_passes)
+
+
+FIVE = {
+    "num_assistant_tokens": 5,
+    "num_assistant_tokens_schedule": "constant",
+    "assistant_confidence_threshold": 0.0,
+}
+
+
+def test_as_many_passes_as_in_transformers():
+    """Greedy, five tokens per round, no threshold: pass for pass the same."""
+    model, draft = pair()
+    found = assisted(model, draft, FIVE)
     run = speculate(model, DraftModel(draft), IDS, 40, GREEDY, gamma=5)
-    assert found[0, 8:].tolist() == run.tokens
-    assert len(widths) == run.passes
-    assert len(their_drafts) == run.draft_passes
+    assert found == (run.tokens, run.passes, run.draft_passes)
+
+
+def test_transformers_reads_the_drafts_settings_from_the_draft_alone():
+    model, draft = pair()
+    by_default = assisted(model, draft, {})
+    assert assisted(model, draft, {}, FIVE) == by_default
+    assert assisted(model, draft, FIVE)[1:] != by_default[1:]
 
 
 @pytest.mark.parametrize("widths", [(1, 1, 1), (3, 2), (2, 2, 2, 1), (61,)])
