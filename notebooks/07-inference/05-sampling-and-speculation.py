@@ -216,7 +216,7 @@ your_turn(check.accept, one_answer)
 # | `q` | (γ, vocab) | what each token was really drawn from |
 # | `u` | (γ + 1,) | uniforms: γ decisions and a draw |
 
-# %% tags=["hide-output"]
+# %% tags=["hide-cell"]
 show(accept, speculation.speculate, DraftModel.propose, speculation.lookup)
 
 # %% [markdown]
@@ -443,7 +443,7 @@ print(f"{len(run.tokens)} tokens, {run.passes} passes of the model")
 for temperature in (0.0, 1.0):
     sampler = SamplerConfig(temperature)
     found = speculation.speculate(
-        model, DraftModel(small), ids, 160, sampler, gamma=4, seed=0
+        model, DraftModel(small), ids, 120, sampler, gamma=4, seed=0
     )
     per_pass = len(found.tokens) / found.passes
     alpha = found.alpha
@@ -452,7 +452,7 @@ for temperature in (0.0, 1.0):
     print(f"{expected_tokens(alpha, 4):.1f}")
 for widths in ((1, 1, 1, 1), (3, 2, 1, 1), (8, 1, 1, 1)):
     tree = speculation.TreeDraft(small, widths)
-    found = speculation.speculate_tree(model, tree, ids, 160)
+    found = speculation.speculate_tree(model, tree, ids, 120)
     per_pass = len(found.tokens) / found.passes
     print(f"greedy tree with {widths} children: {per_pass:.1f} tokens per pass")
 
@@ -517,7 +517,7 @@ fig.legend(loc="outside upper center", ncols=2)
 figure(
     fig,
     alt=(
-        "Left, the share of passes that is left: with lookup about a fifth to a quarter"
+        "Left, the share of passes that is left: with lookup a seventh to a quarter"
         " when a sentence is repeated, a fifth to a half when code is edited, most or"
         " nearly all for an open question; with early exit half to two thirds"
         " everywhere. Right, the speed: lookup is up to three times as fast on the"
@@ -531,17 +531,17 @@ figure(
 # The third gained because so small a model begins to repeat itself.
 #
 # **Early exit** saves passes and loses time, on every prompt: a draft of 24 layers and the head costs nearly a whole pass. Fewer layers would be cheap, but without training they know little: the cell below compares the distributions
-# after 10, 20, 24 and 29 layers with that after all 30, and for each the best $\gamma$ is 0: do not speculate. One gains only when $\alpha > c$. LayerSkip *trains* the layers to answer early; an untrained model does not.
+# after 10, 20 and 24 layers with that after all 30, and for each the best $\gamma$ is 0: do not speculate. One gains only when $\alpha > c$. LayerSkip *trains* the layers to answer early; an untrained model does not.
 
 # %% tags=["hide-cell", "numbers-within-5%"]
-# How much the first layers know, on 64 tokens of an address.
+# How much the first layers know, on 48 tokens of an address.
 real = real_model.load()
 text = course_model.corpus("addresses", "valid")[:1000]
-real_ids = torch.tensor([real_model.load_tokenizer().encode(text).ids[:64]])
+real_ids = torch.tensor([real_model.load_tokenizer().encode(text).ids[:48]])
 with torch.inference_mode():
     full = real(real_ids)[0].softmax(-1)
     weights = sum(w.numel() for w in real.parameters())
-    for layers in (10, 20, 24, 29):
+    for layers in (10, 20, 24):
         short = speculation.first_layers(real, layers)
         early = short(real_ids)[0].softmax(-1)
         rate = speculation.acceptance_rate(full, early).mean().item()
@@ -561,7 +561,7 @@ rates = {}
 for temperature in SLIDERS["temperature"]:
     sampler = SamplerConfig(temperature)
     told = speculation.speculate(
-        model, DraftModel(small), ids, 150, sampler, gamma=0, seed=1
+        model, DraftModel(small), ids, 100, sampler, gamma=0, seed=1
     )
     whole = torch.cat([ids, torch.tensor([told.tokens])], dim=1)
     with torch.inference_mode():
