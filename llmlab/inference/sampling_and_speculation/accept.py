@@ -31,6 +31,7 @@ from torch import Tensor
 
 # (p, q, drafted, u) → the tokens that are kept
 Rule = Callable[[Tensor, Tensor, list[int], Tensor], list[int]]
+ROUNDING = 1e-12  # what two sums of the same probabilities may differ by
 # A model as a table: the text so far → probabilities of the next token, (V,)
 Table = Callable[[tuple[int, ...]], Tensor]
 
@@ -141,8 +142,15 @@ def outcomes(
 
 
 def _cells(cuts: Sequence[float]) -> list[tuple[float, float]]:
-    """The middle and the width of each stretch of [0, 1] between the cuts."""
-    borders = sorted({0.0, 1.0, *(c for c in cuts if 0 < c < 1)})
+    """The middle and the width of each stretch of [0, 1] between the cuts.
+
+    Cuts that are a rounding error apart are one: nothing lies between them.
+    """
+    borders = [0.0]
+    for cut in sorted(cuts):
+        if borders[-1] + ROUNDING < cut < 1 - ROUNDING:
+            borders.append(cut)
+    borders.append(1.0)
     return [((a + b) / 2, b - a) for a, b in itertools.pairwise(borders)]
 
 
