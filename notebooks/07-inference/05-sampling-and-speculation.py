@@ -237,9 +237,9 @@ def table(seed: int, temperature: float = 1.0, top_k: int = 3):
     return lambda text: rows[sum((t + 1) * 4**i for i, t in enumerate(text)) % 40]
 
 
-def error(rule, target, draft, gamma: int) -> float:
+def error(rule, target, draft, gamma: int, claimed=None) -> float:
     """How far the probability of a text is off, at most."""
-    found = speculation.emitted(rule, target, draft, gamma)
+    found = speculation.emitted(rule, target, draft, gamma, claimed)
     wanted = speculation.target_distribution(target, gamma + 1)
     return max(abs(found.get(text, 0.0) - chance) for text, chance in wanted.items())
 
@@ -250,17 +250,6 @@ def corrects_from_p(p, q, drafted, u):
         if u[i] * q[i, x] >= p[i, x]:
             return [*drafted[:i], draw(p[i], u[-1])]
     return [*drafted, draw(p[-1], u[-1])]
-
-
-def believes(claimed):
-    """Judges by another q than the one that the tokens were drawn from."""
-
-    def rule(p, q, drafted, u):
-        texts = [tuple(drafted[:i]) for i in range(len(drafted))]
-        other = torch.stack([claimed(text) for text in texts])
-        return accept(p, other, drafted, u)
-
-    return rule
 
 
 def bonus_from_q(p, q, drafted, u):
@@ -277,17 +266,15 @@ compare(cold, 0.0, "a draft of temperature 0.4", tol=1e-12)
 both = error(accept, table(0, top_k=2), table(1, top_k=2), 2)
 compare(both, 0.0, "top-k of 2 on both", tol=1e-12)
 
+cold_draft = table(1, temperature=0.4)
 wrong = {
-    "correction from p, not from the residual": (corrects_from_p, draft),
-    "bonus from q": (bonus_from_q, draft),
-    "drawn at temperature 0.4, judged as if at 1": (
-        believes(draft),
-        table(1, temperature=0.4),
-    ),
+    "correction from p, not from the residual": (corrects_from_p, draft, None),
+    "bonus from q": (bonus_from_q, draft, None),
+    "drawn at temperature 0.4, judged as if at 1": (accept, cold_draft, draft),
 }
 print("and with a mistake in it, γ = 2:")
-for name, (rule, drawn_from) in wrong.items():
-    print(f"  {name:45} {error(rule, target, drawn_from, 2):.3f}")
+for name, (rule, drawn_from, claimed) in wrong.items():
+    print(f"  {name:45} {error(rule, target, drawn_from, 2, claimed):.3f}")
 
 # %% tags=["hide-cell"]
 temperature_guess.settle("how many drafted tokens stay")

@@ -273,7 +273,7 @@ def _same_distribution(answer: Callable) -> None:
     def of(which: int) -> Callable[[tuple[int, ...]], Tensor]:
         return lambda text: tables[which, text[-1] + 1 if text else 0]
 
-    found = speculation.emitted(answer, of(0), of(1), 2)
+    found = speculation.emitted(answer, of(0), of(1), 2, grid=3)
     wanted = speculation.target_distribution(of(0), 3)
     if any(abs(found.get(text, 0.0) - wanted[text]) > 1e-6 for text in wanted):
         raise Mistake("the texts that come out do not have the target's distribution")

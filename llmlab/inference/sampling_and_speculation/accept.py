@@ -23,6 +23,7 @@ stays with probability p(x).
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -116,26 +117,33 @@ def outcomes(
     p: Float[Tensor, "gamma_and_1 vocab"],
     q: Float[Tensor, "gamma vocab"],
     drafted: list[int],
+    grid: int = 1,
 ) -> dict[tuple[int, ...], float]:
     """What `rule` keeps of these drafted tokens: each outcome with its probability.
 
-    No draw is made. A rule's answer changes only where a uniform crosses p / q, or a
-    step of a cumulative sum. So [0, 1) is cut there, the rule is asked once for each
-    cell, and the size of the cell is the probability.
+    No draw is made. The answer of `accept` changes only where a uniform crosses p / q,
+    or a step of a cumulative sum. So [0, 1) is cut there, the rule is asked once for
+    each cell, and the size of the cell is the probability. That is exact for a rule
+    that decides by p / q and draws from a residual, a row of p or a row of q; another
+    rule is seen to be wrong, but how wrong it is depends on the cells.
+
+    Args:
+        grid: equal stretches into which [0, 1) is cut besides; more show more rules to
+            be wrong, and change nothing for one that is right.
     """
+    even = [i / grid for i in range(1, grid)]
     cuts = []
     for i, x in enumerate(drafted):
         ratio = float(p[i, x] / q[i, x]) if q[i, x] > 0 else 1.0
-        cuts.append([min(ratio, 1.0)])
-    ends = [residual(a, b) for a, b in zip(p, q, strict=False)] + [p[len(drafted)]]
-    cuts.append([c for end in ends for c in end.cumsum(-1).tolist()])
+        cuts.append([min(ratio, 1.0), *even])
+    ends = [residual(a, b) for a, b in zip(p, q, strict=False)]
+    sums = [c for row in (*ends, *p, *q) for c in row.cumsum(-1).tolist()]
+    cuts.append([*sums, *even])
     cells = [_cells(each) for each in cuts]
     found: dict[tuple[int, ...], float] = {}
     for combination in itertools.product(*cells):
         u = torch.tensor([middle for middle, _ in combination], dtype=p.dtype)
-        size = 1.0
-        for _, width in combination:
-            size *= width
+        size = math.prod(width for _, width in combination)
         kept = tuple(rule(p, q, list(drafted), u))
         found[kept] = found.get(kept, 0.0) + size
     return found
@@ -155,25 +163,35 @@ def _cells(cuts: Sequence[float]) -> list[tuple[float, float]]:
 
 
 def emitted(
-    rule: Rule, target: Table, draft: Table, gamma: int
+    rule: Rule,
+    target: Table,
+    draft: Table,
+    gamma: int,
+    claimed: Table | None = None,
+    grid: int = 1,
 ) -> dict[tuple[int, ...], float]:
     """One round of speculation with two models that are tables: what is put out.
 
     All V^γ drafts are gone through. Texts that end early are continued with the target
     alone, to γ + 1 tokens each: the result can be laid beside `target_distribution`.
+
+    Args:
+        claimed: what the rule is told that the tokens were drawn from; None is the
+            truth, `draft`.
+        grid: as in `outcomes`.
     """
+    told = draft if claimed is None else claimed
     vocab = len(target(()))
     found: dict[tuple[int, ...], float] = {}
     for drafted in itertools.product(range(vocab), repeat=gamma):
+        texts = [drafted[:i] for i in range(gamma + 1)]
+        p = torch.stack([target(text) for text in texts])
         # one row more than the draft has drawn from: with γ = 0 there would be none
-        q = torch.stack([draft(drafted[:i]) for i in range(gamma + 1)])[:gamma]
-        p = torch.stack([target(drafted[:i]) for i in range(gamma + 1)])
-        chance = 1.0
-        for row, x in zip(q, drafted, strict=True):
-            chance *= float(row[x])
+        q = torch.stack([told(text) for text in texts])[:gamma]
+        chance = math.prod(float(draft(drafted[:i])[x]) for i, x in enumerate(drafted))
         if chance == 0:
             continue
-        for kept, share in outcomes(rule, p, q, list(drafted)).items():
+        for kept, share in outcomes(rule, p, q, list(drafted), grid).items():
             rest = target_distribution(target, gamma + 1 - len(kept), kept)
             for text, tail in rest.items():
                 found[text] = found.get(text, 0.0) + chance * share * tail

@@ -87,17 +87,34 @@ def no_residual(p, q, drafted, u):
     return [*drafted, draw(p[-1], u[-1])]
 
 
-def claimed_uniform(p, q, drafted, u):
-    """Judges by another q than the one that drew."""
-    return accept(p, torch.full_like(q, 1 / q.shape[1]), drafted, u)
+def half_ratio(p, q, drafted, u):
+    """Keeps a token with half of the right probability."""
+    return accept(p / 2, q, drafted, u) if drafted else accept(p, q, drafted, u)
 
 
-@pytest.mark.parametrize("rule", [no_residual, claimed_uniform])
-def test_enumeration_sees_a_wrong_rule(rule):
+def test_enumeration_sees_a_wrong_rule():
     target, draft = PAIRS["any two"]
-    found = emitted(rule, target, draft, 2)
     wanted = target_distribution(target, 3)
-    assert max(abs(found.get(text, 0.0) - wanted[text]) for text in wanted) > 0.005
+
+    def error(found):
+        return max(abs(found.get(text, 0.0) - wanted[text]) for text in wanted)
+
+    assert error(emitted(no_residual, target, draft, 2)) > 0.01
+    # told another q than the one that drew
+    assert error(emitted(accept, target, draft, 2, claimed=table(5))) > 0.01
+    assert error(emitted(half_ratio, target, draft, 2, grid=5)) > 0.01
+    assert error(emitted(accept, target, draft, 2, grid=5)) < 1e-12
+
+
+def test_what_a_wrong_q_gives_in_closed_form():
+    """One token drawn from q, judged by r: min(q, q p / r), and the rest by r."""
+    p, q, r = table(1)(()), table(2)(()), table(5)(())
+    found = emitted(accept, lambda t: p, lambda t: q, 1, claimed=lambda t: r)
+    first = torch.zeros(3, dtype=torch.float64)
+    for text, chance in found.items():
+        first[text[0]] += chance
+    stays = torch.minimum(q, q * p / r)
+    torch.testing.assert_close(first, stays + (1 - stays.sum()) * residual(p, r))
 
 
 def test_outcomes_agree_with_the_formula():
@@ -163,7 +180,7 @@ def enumerate_children(p, q, children):
     left = q.clone()
     ends = []
     for x in children:
-        cuts.append([min(1.0, float(end[x] / left[x]))])
+        cuts.append([min(1.0, float(end[x] / left[x])), 0.25, 0.5, 0.75])
         end = residual(end, left)
         left[x] = 0
         left = left / left.sum() if left.sum() > 0 else left
