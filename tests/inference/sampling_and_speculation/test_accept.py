@@ -155,12 +155,8 @@ def test_draw_and_residual_at_their_borders():
     )
 
 
-@pytest.mark.parametrize("pair", PAIRS)
-@pytest.mark.parametrize("width", [1, 2, 3])
-def test_children_without_replacement_keep_the_distribution(pair, width):
-    target, draft = PAIRS[pair]
-    p, q = target(()), draft(())
-    width = min(width, int((q > 0).sum()))
+def of_children(p, q, width):
+    """The distribution that comes out when `width` children are drawn from q."""
     found = torch.zeros_like(p)
     for children in itertools.permutations(range(len(p)), width):
         chance, left = 1.0, q.clone()
@@ -171,7 +167,23 @@ def test_children_without_replacement_keep_the_distribution(pair, width):
             continue
         for token, share in enumerate_children(p, q, children).items():
             found[token] += chance * share
-    torch.testing.assert_close(found, p)
+    return found
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize("width", [1, 2, 3])
+def test_children_without_replacement_keep_the_distribution(pair, width):
+    target, draft = PAIRS[pair]
+    p, q = target(()), draft(())
+    width = min(width, int((q > 0).sum()))
+    torch.testing.assert_close(of_children(p, q, width), p)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_children_of_five_tokens(seed):
+    """Where p has more than one token left after a rejection."""
+    p, q = (table(10 * seed + i, vocab=5)(()) for i in range(2))
+    torch.testing.assert_close(of_children(p, q, 2), p)
 
 
 def enumerate_children(p, q, children):
