@@ -69,10 +69,11 @@ OPEN = [
 ]
 METHODS = [("plain", 0), ("lookup", 7), ("early exit", 2)]
 # task, method, gamma, prompt
-RUNS = [("pass", "", width - 1, 0) for width in (1, 2, 3, 4, 8, 16)]
+RUNS = []
 for number in range(3):
     for task in ("repeat", "rename", "open"):
         RUNS += [(task, method, gamma, number) for method, gamma in METHODS]
+RUNS += [("pass", "", width - 1, 0) for width in (1, 2, 3, 4, 8, 16)]
 FIELDS = [
     "task",
     "method",
