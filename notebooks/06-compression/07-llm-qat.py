@@ -335,7 +335,7 @@ figure(
 # Fifty steps take away close to half of the added loss, and **text that the model wrote serves as well as its corpus**: the last line gives the difference for each seed. It is
 # small, and its sign changes. Neither beats the other. The model was trained on that corpus for long, so what it writes is much like it; that is the whole trick.
 #
-# Three things do matter. *Labels*: with the next token in place of the distribution, over two thirds are left, on the very same text. One token says little of
+# Three things do matter. *Labels*: with the next token in place of the distribution, over two thirds of it are left, on the very same text. One token says little of
 # the distribution that it was drawn from. *Kind of text*: greedy text mends least, for it shows the model a few phrases again and again. *Foreign text*: verses of the Bible, which this model has never seen, are
 # worse than its own text. And one thing does not matter here: hybrid or all drawn. A model of one million parameters and a vocabulary of 2,048 tokens may be too small to show what the
 # greedy start is good for.

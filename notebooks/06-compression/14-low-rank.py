@@ -178,7 +178,8 @@ figure(
 #
 # $$E S = U \Sigma V^\top \qquad A = U_r \Sigma_r^{1/2} \qquad B = \Sigma_r^{1/2} V_r^\top S^{-1}$$
 #
-# This is the optimum, not an estimate. Below, LoRC with these factors is *aware*. (A little is added to the diagonal of $X X^\top$ first, the *damping*, lest it have no inverse.) ASVD ([Yuan et al. 2023](https://arxiv.org/abs/2312.05821 "yuan2023asvd")) came near it with a diagonal $S$;
+# This is the optimum, not an estimate. Below, LoRC with these factors is called *aware*. (First a little is added to the diagonal of $X X^\top$, the *damping*, so
+# that it has an inverse.) ASVD ([Yuan et al. 2023](https://arxiv.org/abs/2312.05821 "yuan2023asvd")) came near it with a diagonal $S$;
 # [EoRA](https://arxiv.org/abs/2410.21271 "liu2024eora") uses another root of $X X^\top$ on errors, with the same result.
 #
 # The figure says why this may work. Rounding errors are noise: as a matrix they have no favourite direction. But the inputs have. A few directions carry most of
@@ -218,7 +219,7 @@ your_turn(check.truncate_whitened, one_answer)
 #
 # So small a range needs a scale for each block of weights. **MXFP4** ([OCP 2023](https://www.opencompute.org/documents/ocp-microscaling-formats-mx-v1-0-spec-final-pdf "ocp2023microscaling"))
 # shares a power of two among 32 weights $v$: $s = 2^{\lfloor \log_2 \max |v| \rfloor - 2}$, stored as its exponent in one byte (E8M0). The largest $|v| / s$ of a block
-# then lies between 4 and 8, as the largest level does; what is above 6 is clipped. **MXFP8** is the same with E4M3. **NVFP4** shares
+# then lies between 4 and 8, where the largest level is, 6; what is above 6 is clipped. **MXFP8** is the same with E4M3. **NVFP4** shares
 # a scale in E4M3 among 16 weights, and a float32 among all.
 #
 # Below are the levels of E2M1 and of INT4, and what the formats make of 7, −5, 1.2, 0.6 and 0.2 in one block. The third line shares a float16 scale among 64 weights.
