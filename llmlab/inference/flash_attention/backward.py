@@ -38,7 +38,7 @@ from llmlab.models.attention import Mask
 def score_gradient(
     S: Float[Tensor, "*heads rows cols"],
     L: Float[Tensor, "*heads rows"],
-    O: Float[Tensor, "*heads rows D"],  # noqa: E741
+    O: Float[Tensor, "*heads rows D"],
     dO: Float[Tensor, "*heads rows D"],
     V: Float[Tensor, "*heads cols D"],
 ) -> tuple[Float[Tensor, "*heads rows cols"], Float[Tensor, "*heads rows cols"]]:

@@ -42,8 +42,8 @@ def start(shape: tuple[int, ...], like: Tensor) -> State:
 
 def online_softmax(
     m: Float[Tensor, "*heads T"],
-    l: Float[Tensor, "*heads T"],  # noqa: E741
-    O: Float[Tensor, "*heads T D"],  # noqa: E741
+    l: Float[Tensor, "*heads T"],
+    O: Float[Tensor, "*heads T D"],
     S: Float[Tensor, "*heads T S"],
     V: Float[Tensor, "*heads S D"],
 ) -> State:
@@ -71,14 +71,14 @@ def merge(
     base = finite(m)
     alpha = (m_a - base).exp()
     beta = (m_b - base).exp()
-    O = alpha[..., None] * O_a + beta[..., None] * O_b  # noqa: E741
+    O = alpha[..., None] * O_a + beta[..., None] * O_b
     return m, alpha * l_a + beta * l_b, O
 
 
 def finish(
     m: Float[Tensor, "*heads T"],
-    l: Float[Tensor, "*heads T"],  # noqa: E741
-    O: Float[Tensor, "*heads T D"],  # noqa: E741
+    l: Float[Tensor, "*heads T"],
+    O: Float[Tensor, "*heads T D"],
 ) -> tuple[Float[Tensor, "*heads T D"], Float[Tensor, "*heads T"]]:
     """The output O / l and the log-sum-exp L = m + log l."""
     seen = l > 0

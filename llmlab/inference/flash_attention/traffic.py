@@ -120,9 +120,7 @@ def flash_1(
     """
     N = len(q)
     state = start(q.shape, q)
-    m, l, O = (  # noqa: E741
-        hbm.kept(name, x) for name, x in zip("mlO", state, strict=True)
-    )
+    m, l, O = (hbm.kept(name, x) for name, x in zip("mlO", state, strict=True))
     for j in blocks(N, cols):
         K = hbm.load("K", k[j])
         V = hbm.load("V", v[j])
@@ -147,7 +145,7 @@ def flash_2(
         for j in blocks(len(q), cols):
             S = Q @ hbm.load("K", k[j]).T * q.shape[-1] ** -0.5
             state = online_softmax(*state, S, hbm.load("V", v[j]))
-        O, L = finish(*state)  # noqa: E741
+        O, L = finish(*state)
         hbm.store("O", O, out[i])
         hbm.store("L", L, lse[i])
     return out, lse

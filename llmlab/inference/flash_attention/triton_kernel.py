@@ -59,7 +59,7 @@ def flash_forward(
         q = q.to(tl.float32)
 
     m = tl.full([ROWS], float("-inf"), tl.float32)
-    l = tl.zeros([ROWS], tl.float32)  # noqa: E741
+    l = tl.zeros([ROWS], tl.float32)
     o = tl.zeros([ROWS, WIDTH], tl.float32)
 
     # behind the last key that the last query of the block may see
@@ -86,7 +86,7 @@ def flash_forward(
         base = tl.where(m_new == float("-inf"), 0.0, m_new)
         alpha = tl.exp(m - base)
         p = tl.exp(s - base[:, None])
-        l = alpha * l + tl.sum(p, 1)  # noqa: E741
+        l = alpha * l + tl.sum(p, 1)
         product = tl.dot(p.to(v.dtype), v, input_precision="ieee")
         o = alpha[:, None] * o + product
         m = m_new
