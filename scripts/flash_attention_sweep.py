@@ -4,9 +4,9 @@
     python scripts/flash_attention_sweep.py --check 1  run that many lines again and
                                                        compare what autograd saves
 
-One head of 64 channels, causal, fp32, N tokens, one thread. Each run has a process of
-its own: memory is the largest resident set over what was there before, time the best
-of three. Resident sets and times are of the machine that ran it.
+One head of 64 channels, causal, fp32, N tokens, forward and backward, one thread. Each
+run has a process of its own: memory is the largest resident set over what was there
+before, time the CPU's, the best of five. Both are of the machine that ran it.
 """
 
 from __future__ import annotations
@@ -30,13 +30,8 @@ from llmlab.inference.flash_attention import (
 )
 
 WAYS = ("standard", "tiles", "sdpa math", "sdpa flash")
-RUNS = [
-    (way, passes, n)
-    for n in (1024, 2048, 4096, 8192)
-    for passes in ("forward", "both")
-    for way in WAYS
-]
-FIELDS = ("way", "passes", "tokens")
+RUNS = [(way, n) for n in (1024, 2048, 4096, 8192) for way in WAYS]
+FIELDS = ("way", "tokens")
 
 
 def attend(way: str, q, k, v):
@@ -58,11 +53,11 @@ def status(name: str) -> int:
     raise RuntimeError(f"/proc/self/status has no {name}")
 
 
-def measure(way: str, passes: str, n: int) -> dict:
+def measure(way: str, n: int) -> dict:
     """Bytes saved for backward, the largest resident set, seconds."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    q, k, v, do = (torch.randn(1, 1, n, 64) for _ in range(4))
+    tensors = [torch.randn(1, 1, n, 64) for _ in range(4)]
     saved: dict[int, int] = {}
 
     def pack(x):
@@ -70,27 +65,23 @@ def measure(way: str, passes: str, n: int) -> dict:
         saved[storage.data_ptr()] = storage.nbytes()
         return x
 
-    def run() -> None:
+    def run(q, k, v, do) -> None:
         saved.clear()
-        with torch.set_grad_enabled(passes == "both"):
-            inputs = [x.detach().requires_grad_(passes == "both") for x in (q, k, v)]
-            with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-                out = attend(way, *inputs)
-            if passes == "both":
-                out.backward(do)
+        inputs = [x.detach().requires_grad_() for x in (q, k, v)]
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            out = attend(way, *inputs)
+        out.backward(do)
 
-    # what torch sets up once, autograd's thread included
-    small = [x[..., :64, :].clone().requires_grad_() for x in (q, k, v)]
-    attend(way, *small).sum().backward()
+    run(*(x[..., :128, :].clone() for x in tensors))  # what torch sets up once
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
     before = status("VmRSS")
-    run()
+    run(*tensors)
     peak = status("VmHWM") - before
     seconds = []
-    for _ in range(3):
-        begin = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - begin)
+    for _ in range(5):
+        begin = time.process_time()
+        run(*tensors)
+        seconds.append(time.process_time() - begin)
     return {
         "saved_mib": round(sum(saved.values()) / 2**20, 2),
         "peak_mib": round(peak / 2**20, 1),
@@ -122,7 +113,7 @@ def main() -> None:
     stored = read(FILE)
     if asked.check:
         for old in stored[: asked.check]:
-            new = line((old["way"], old["passes"], int(old["tokens"])))
+            new = line((old["way"], int(old["tokens"])))
             same = float(old["saved_mib"]) == new["saved_mib"]
             print("same" if same else "DIFFERS", old, new)
         return

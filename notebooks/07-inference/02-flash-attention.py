@@ -307,7 +307,7 @@ for who, out in looks.items():
 
 # %% tags=["hide-input"]
 with flash.FILE.open(newline="", encoding="utf-8") as file:
-    runs = {(r["way"], r["passes"], int(r["tokens"])): r for r in csv.DictReader(file)}
+    runs = {(r["way"], int(r["tokens"])): r for r in csv.DictReader(file)}
 lengths = [1024, 2048, 4096, 8192]
 looks = {
     "standard": ("textbook", palette.vermillion, "o-"),
@@ -315,7 +315,7 @@ looks = {
 }
 fig, ax = plt.subplots(figsize=(4.8, 2.9))
 for way, (label, color, style) in looks.items():
-    kept = [float(runs[way, "both", n]["saved_mib"]) for n in lengths]
+    kept = [float(runs[way, n]["saved_mib"]) for n in lengths]
     ax.plot(lengths, kept, style, color=color)
     ax.text(lengths[1], kept[1] * 2.1, label, color=color, ha="center", va="bottom")
     ax.text(
@@ -341,7 +341,7 @@ figure(
 
 # %% tags=["hide-input"]
 ways = ("standard", "sdpa math", "tiles", "sdpa flash")
-fewer = {w: float(runs[w, "both", 8192]["saved_mib"]) for w in ways}
+fewer = {w: float(runs[w, 8192]["saved_mib"]) for w in ways}
 print(f"kept at 8,192 tokens: {fewer['standard'] / fewer['tiles']:.0f} times less")
 print(
     f"PyTorch's flash and ours keep the same: {fewer['tiles'] == fewer['sdpa flash']}"

@@ -31,6 +31,7 @@ LESSONS = (
     "06-compression/09-magnitude-wanda-sparsegpt",
     "06-compression/12-distillation",
     "06-compression/14-low-rank",
+    "07-inference/02-flash-attention",
 )
 CELLS = 28  # at most
 LINES = 150  # of code that is not folded, at most
