@@ -13,6 +13,7 @@ Start with `online_softmax`.
 
 from llmlab.inference.flash_attention import traffic
 from llmlab.inference.flash_attention.attention import (
+    FILE,
     FlashAttention,
     flash_attention,
     standard_attention,
@@ -26,7 +27,6 @@ from llmlab.inference.flash_attention.online_softmax import (
     online_softmax,
     start,
 )
-from llmlab.inference.flash_attention.published import FILE
 
 __all__ = [
     "FILE",

@@ -7,6 +7,7 @@ attention keeps P, a number per query and key.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -17,6 +18,9 @@ from torch.autograd.function import once_differentiable
 from llmlab.inference.flash_attention.backward import backward
 from llmlab.inference.flash_attention.forward import forward
 from llmlab.models.attention import Mask
+
+# What scripts/flash_attention_sweep.py measured, a run a line.
+FILE = Path(__file__).parent.parent / "data" / "flash_attention.csv"
 
 
 class FlashAttentionFunction(Function):
