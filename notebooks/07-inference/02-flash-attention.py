@@ -104,26 +104,29 @@ def tile_trace(keys_outside: bool) -> Trace:
     if keys_outside:
         plan.sort(key=lambda tile: tile[::-1])
 
-    def q_and_o(i, kind):
+    def cell(name, left, top, text, here=(), done=False):
+        """A block; `here` puts a bar on it: it is in the fast memory."""
+        kind = "done" if done else "plain"
+        return Mark(name, "cell", (left, top, CELL, CELL), text, kind, here)
+
+    def q_and_o(i, here=(), done=False):
         top = TOP + i * CELL
         right = LEFT + BLOCKS * CELL + 16
-        return (
-            Mark(f"q{i}", "cell", (8, top, CELL, CELL), f"Q{i + 1}", kind),
-            Mark(f"o{i}", "cell", (right, top, CELL, CELL), f"O{i + 1}", kind),
-        )
+        o = cell(f"o{i}", right, top, f"O{i + 1}", here, done)
+        return cell(f"q{i}", 8, top, f"Q{i + 1}", here), o
 
-    def k_and_v(j, kind):
-        place = (LEFT + j * CELL, 8, CELL, CELL)
-        return (Mark(f"k{j}", "cell", place, f"K,V{j + 1}", kind),)
+    def k_and_v(j, here=()):
+        return cell(f"k{j}", LEFT + j * CELL, 8, f"K,V{j + 1}", here)
 
-    def score(i, j, kind):
-        place = (LEFT + j * CELL, TOP + i * CELL, CELL, CELL)
-        return Mark(f"s{i}{j}", "cell", place, "mask" if i == j else "", kind)
+    def score(i, j, here=(), done=False):
+        text = "mask" if i == j else ""
+        place = (LEFT + j * CELL, TOP + i * CELL)
+        return cell(f"s{i}{j}", *place, text, here, done)
 
-    marks = [m for i in range(BLOCKS) for m in q_and_o(i, "plain")]
-    marks += [m for j in range(BLOCKS) for m in k_and_v(j, "plain")]
-    marks += [score(i, j, "plain") for i, j in plan]
-    start = "Blocks of queries on the left, of keys and values above. No score exists."
+    marks = [m for i in range(BLOCKS) for m in q_and_o(i)]
+    marks += [k_and_v(j) for j in range(BLOCKS)]
+    marks += [score(i, j) for i, j in plan]
+    start = "A blue bar will mark what is in the fast memory. No score exists yet."
     out = [Step(tuple(marks), start, facts={"blocks read": "0", "blocks written": "0"})]
     read = written = 0
     for n, (i, j) in enumerate(plan):
@@ -131,22 +134,21 @@ def tile_trace(keys_outside: bool) -> Trace:
         following = plan[n + 1] if n + 1 < len(plan) else (-1, -1)
         marks, said = [], []
         if n:
-            marks += [*q_and_o(last[0], "done"), *k_and_v(last[1], "plain")]
-            marks.append(score(*last, "done"))
-        if j != last[1]:
+            marks += [*q_and_o(last[0], done=last[0] == last[1]), k_and_v(last[1])]
+            marks.append(score(*last, done=True))
+        if j != last[1] or not keys_outside:
             read += 2
             said.append(f"K{j + 1} and V{j + 1} are read")
-        if i != last[0]:
-            read += 2 if keys_outside else 1
-            said.append(
-                f"Q{i + 1} and O{i + 1} are read"
-                if keys_outside
-                else f"Q{i + 1} is read"
-            )
-        if following[0] != i:
+        if keys_outside:
+            read += 2
+            said.append(f"Q{i + 1} and O{i + 1} are read")
+        elif i != last[0]:
+            read += 1
+            said.append(f"Q{i + 1} is read")
+        if following[0] != i or keys_outside:
             written += 1
             said.append(f"O{i + 1} is written")
-        marks += [*q_and_o(i, "blue"), *k_and_v(j, "blue"), score(i, j, "orange")]
+        marks += [*q_and_o(i, (1,)), k_and_v(j, (1,)), score(i, j, (1,))]
         text = f"Tile {n + 1} of {len(plan)}: {', '.join(said)}."
         facts = {"blocks read": str(read), "blocks written": str(written)}
         out.append(Step(tuple(marks), text, facts=facts))

@@ -63,9 +63,7 @@ def flash_forward(
     o = tl.zeros([ROWS, WIDTH], tl.float32)
 
     # behind the last key that the last query of the block may see
-    end = S
-    if CAUSAL:
-        end = tl.minimum(S, S - T + (block + 1) * ROWS)
+    end = tl.minimum(S, S - T + (block + 1) * ROWS) if CAUSAL else S
     for begin in range(0, end, COLS):
         col = begin + tl.arange(0, COLS)
         key_there = (col < S)[:, None] & (channel < D)[None, :]
@@ -77,7 +75,7 @@ def flash_forward(
             v = v.to(tl.float32)
         # "ieee": fp32 tiles are not rounded to TF32 on the way
         s = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
-        visible = (col < S)[None, :] & row_there[:, None]
+        visible = (col < S)[None, :]
         if CAUSAL:
             visible = visible & (col[None, :] <= S - T + row[:, None])
         s = tl.where(visible, s, float("-inf"))
@@ -87,13 +85,12 @@ def flash_forward(
         alpha = tl.exp(m - base)
         p = tl.exp(s - base[:, None])
         l = alpha * l + tl.sum(p, 1)
-        product = tl.dot(p.to(v.dtype), v, input_precision="ieee")
-        o = alpha[:, None] * o + product
+        o = alpha[:, None] * o + tl.dot(p.to(v.dtype), v, input_precision="ieee")
         m = m_new
 
-    o = o / tl.where(l == 0.0, 1.0, l)[:, None]
-    lse = tl.where(l == 0.0, float("-inf"), m + tl.log(tl.where(l == 0.0, 1.0, l)))
-    tl.store(o_ptr + place, o, mask=there)  # converted to what o_ptr points at
+    safe_l = tl.where(l == 0.0, 1.0, l)  # 0 where no key was seen
+    lse = tl.where(l == 0.0, float("-inf"), m + tl.log(safe_l))
+    tl.store(o_ptr + place, o / safe_l[:, None], mask=there)
     tl.store(lse_ptr + head * T + row, lse, mask=row_there)
 
 
