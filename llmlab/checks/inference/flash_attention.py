@@ -416,10 +416,14 @@ def planned(
     clip: bool = True,
     whole: bool = False,
     keys_outside: bool = False,
+    full_cols: bool = False,
 ) -> Callable[[int, int, int, int], list]:
     """causal_tiles with one thing changed.
 
     p0 and p1 are the positions of the block's first and last query.
+
+    Args:
+        full_cols: the last block of keys is looked at as if it were not cut off.
     """
 
     def plan(T: int, S: int, rows: int, cols: int) -> list:
@@ -428,7 +432,8 @@ def planned(
             r1 = min(r0 + rows, T) if clip else r0 + rows
             for c0 in range(0, S // cols * cols if whole else S, cols):
                 c1 = min(c0 + cols, S) if clip else c0 + cols
-                place = (past(T, S) + r0, past(T, S) + r1 - 1, c0, c1)
+                end = c0 + cols if full_cols else c1
+                place = (past(T, S) + r0, past(T, S) + r1 - 1, c0, end)
                 if keep(*place):
                     tiles.append((r0, r1, c0, c1, bool(masked(*place))))
         if keys_outside:
@@ -478,6 +483,8 @@ def wrong_plans() -> dict[str, Callable]:
         "the last tiles run over the end: r1 is T at most, c1 is S at most": planned(
             clip=False
         ),
+        "`masked` looks at key c0 + cols − 1, which may be beyond the last one: c1 is S"
+        " at most": planned(full_cols=True),
         "queries or keys that do not fill a tile are lost: round up": planned(
             whole=True
         ),

@@ -375,6 +375,7 @@ test_wrong_answers = rejects(
             "the first one sees least",
         ),
         Wrong(C, planned(clip=False), "run over the end"),
+        Wrong(C, planned(full_cols=True), "beyond the last one"),
         Wrong(C, planned(whole=True), "do not fill a tile"),
         Wrong(C, planned(keys_outside=True), "the order is wrong"),
         Wrong(C, tiles_with_none_for_blind, "lacks a tile"),
