@@ -92,7 +92,7 @@ print(f"output {flash.finish(*state)[0].item():.1f}")
 # ## The idea
 #
 # Cut queries and keys into blocks. A tile of scores is one block of queries times one block of keys, small enough for the fast memory, and it is gone when the next one comes. Step through it: which block
-# stays on the chip, and what goes to and fro? Both loops are in use; press a button to change.
+# stays on the chip, and what goes to and fro? The two versions of the paper take the loops in different orders; a button changes between them.
 
 # %% tags=["hide-input"]
 BLOCKS, CELL, LEFT, TOP = 4, 46, 64, 64
@@ -529,7 +529,7 @@ for who, (a, b) in (("paper", paper["GFLOPs"]), ("ours", counted["GFLOPs"])):
 # O = alpha[..., None] * O + P @ V      # at the end: O / l, and L = m + log l
 # ```
 #
-# **Use it** always: it is exact. PyTorch's attention does, where the inputs allow. **It does not help** where one token is written at a time: there the cache is read once in any case, and [paged attention](03-paged-attention.ipynb) asks other questions. Nor can it
+# **Use it** always: it is exact. PyTorch's attention does, where the inputs allow. **It does not help** where one token is written at a time: there the cache is read once in any case, and what counts is how the cache is stored. Nor can it
 # hand you the probabilities: they never existed.
 #
 # <details><summary>Why must O be rescaled as well as l?</summary>
