@@ -30,8 +30,9 @@ from llmlab.inference.flash_attention import (
 )
 
 WAYS = ("standard", "tiles", "sdpa math", "sdpa flash")
-RUNS = [(way, n) for n in (1024, 2048, 4096, 8192) for way in WAYS]
-FIELDS = ("way", "tokens")
+RUNS = [(way, n, 1) for n in (1024, 2048, 4096, 8192) for way in WAYS]
+RUNS += [(way, 8192, 2) for way in WAYS]  # by how much do two runs differ?
+FIELDS = ("way", "tokens", "run")
 
 
 def attend(way: str, q, k, v):
@@ -108,12 +109,13 @@ def main() -> None:
     parser.add_argument("--one", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.one:
-        print(json.dumps(measure(*json.loads(asked.one))))
+        way, n, _ = json.loads(asked.one)
+        print(json.dumps(measure(way, n)))
         return
     stored = read(FILE)
     if asked.check:
         for old in stored[: asked.check]:
-            new = line((old["way"], int(old["tokens"])))
+            new = line((old["way"], int(old["tokens"]), int(old["run"])))
             same = float(old["saved_mib"]) == new["saved_mib"]
             print("same" if same else "DIFFERS", old, new)
         return
