@@ -24,6 +24,8 @@ sums in fp32.
 
 from __future__ import annotations
 
+from itertools import groupby
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -99,14 +101,12 @@ def forward(
     plan = tiles(T, S, rows, cols, mask, causal)
     out = q.new_zeros(*heads, T, v.shape[-1], dtype=wide(q))
     lse = out.new_full((*heads, T), -torch.inf)
-    for r0 in range(0, T, rows):
-        r1 = min(r0 + rows, T)
+    # a block of queries that sees nothing has no tiles: its output stays 0
+    for (r0, r1), block in groupby(plan, key=lambda tile: tile[:2]):
         state = start(out[..., r0:r1, :].shape, out)
-        for tile in plan:
-            if tile[0] == r0:
-                _, _, c0, c1, _ = tile
-                scores = tile_scores(q, k, mask, tile)
-                state = online_softmax(*state, scores, v[..., c0:c1, :].to(out.dtype))
+        for tile in block:
+            values = v[..., tile[2] : tile[3], :].to(out.dtype)
+            state = online_softmax(*state, tile_scores(q, k, mask, tile), values)
         out[..., r0:r1, :], lse[..., r0:r1] = finish(*state)
     # (B, K, G, T, D) → (B, H, T, D) and (B, K, G, T) → (B, H, T)
     return out.flatten(1, 2).to(q.dtype), lse.flatten(1, 2)
