@@ -216,7 +216,7 @@ show(
 #
 # `transformers` has the loss, and a collator that makes labels. The collator goes by the pad token. With a tokenizer whose pad token is its end token:
 
-# %%
+# %% tags=["hide-input"]
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFast
 from transformers.loss.loss_utils import ForCausalLMLoss
@@ -227,6 +227,8 @@ made.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
 tokenizer = PreTrainedTokenizerFast(
     tokenizer_object=made, eos_token=tasks.END, pad_token=tasks.END
 )
+
+# %%
 examples = [short, long]
 ids, ours = learning.collate(examples)
 batch = [tokenizer(e.prompt + e.reply) for e in examples]
@@ -385,10 +387,14 @@ for name in ("none", "unfiltered", "filtered"):
 #
 # The filter is the method. Of the claims "this edit turns the answer" only a fifth are true, as our generator changes any digit; a teacher's $\Delta > 0.25$ leaves few false ones. Unfiltered, the student learns from wrong labels, and its accuracy falls far below that without any edit.
 #
-# ## Are rationales meant?
+# ## Are rationales meant, and which questions teach?
 #
 # SCOTT asks whether the answer depends on the rationale. Chains of one step, which this student can also answer at once; in half of the data the teacher's rationale
 # ends in another number than the right answer, or in none of it. Then each student is handed a rationale that leads elsewhere. Does it follow? (A column per seed.)
+#
+# Three methods change what the student is given. *Lion*: three rounds of 600 questions, eight of ten with one step; after a round the next questions are drawn
+# at random, or made like those on which the student failed. (The paper makes half of them from easy ones; here all are hard.) *Fine-tune-CoT*: 400 questions, with one rationale each or up to four that
+# the filter let through. *ICL distillation*: a code is to be read off demonstrations, from their labels alone or from a teacher's probabilities, too.
 
 # %% tags=["hide-input"]
 ROWS = {
@@ -403,19 +409,7 @@ for method, name in ROWS.items():
     shown = ["".join(f"{v:5.0%}" for v in values) for values in columns]
     print(f"{name:31}{shown[0]:>18}{shown[1]:>15}{shown[2]:>15}")
 
-# %% [markdown]
-# Where half of the rationales are wrong, they are decoration: the student answers on its own, and seldom follows. The counterfactual loss makes it follow always behind
-# its own prefix, [C] for counterfactual. Behind [factual], as it is used, that carries over in part, by an amount that differs much between seeds. It also lowers accuracy: half of
-# what such a student writes is wrong, and now it believes it. Where all rationales are right, every student follows, without that loss too. So at this size the first half of SCOTT, rationales
-# that belong to their answers, does the work. The second half cannot mend what the data breaks.
-#
-# ## Which questions, how many rationales, which labels
-#
-# Three methods change what the student is given. *Lion*: three rounds of 600 questions, eight of ten with one step; after a round the next questions are drawn
-# at random, or made like those on which the student failed. (The paper makes half of them from easy ones; here all are hard.) *Fine-tune-CoT*: 400 questions, with one rationale each or up to four that
-# the filter let through. *ICL distillation*: a code is to be read off demonstrations, from their labels alone or from a teacher's probabilities, too.
-
-# %% tags=["hide-input"]
+print()
 PAIRS = (
     ("lion", "c", {"random": "Lion's rounds, random", "hard": "  like hard ones"}),
     ("diverse", "a", {"1": "one rationale", "4": "  up to four"}),
@@ -437,7 +431,12 @@ print(
 )
 
 # %% [markdown]
-# (Judged on three steps; the codes have not been seen.) Each gains with every seed, and most where the pool is: **nine in ten of the random questions teach what the student can already do.** Several rationales for
+# *SCOTT.* Where half of the rationales are wrong, they are decoration: the student answers on its own, and seldom follows. The counterfactual loss makes it follow always behind
+# its own prefix, [C] for counterfactual. Behind [factual], as it is used, that carries over in part, by an amount that differs much between seeds. It also lowers accuracy: half of
+# what such a student writes is wrong, and now it believes it. Where all rationales are right, every student follows, without that loss too. So at this size the first half of SCOTT, rationales
+# that belong to their answers, does the work. The second half cannot mend what the data breaks.
+#
+# *The others.* (Judged on three steps; the codes have not been seen.) Each gains with every seed, and Lion most: **eight in ten of the random questions have one step, which the student can do already.** Several rationales for
 # one question are worth more than the questions alone, though the filter, which sees only answers, lets some more false lines through. The teacher of the
 # last pair is itself not good, and its student gains least.
 #
