@@ -635,7 +635,7 @@ needs = [a for a in range(100) if 2 <= speedup(a / 100, 4, c) <= 2.5]
 print(f"asks for α {needs[0] / 100:.2f} … {needs[-1] / 100:.2f}")
 
 # %% [markdown]
-# The numbers are from Table 2 of the first ([Leviathan et al. 2023](https://arxiv.org/abs/2211.17192 "leviathan2023fast")) and from the second ([Chen et al. 2023](https://arxiv.org/abs/2302.01318 "chen2023speculative")). The order is right: the better draft is the
+# T5's numbers are those of [Leviathan et al. 2023](https://arxiv.org/abs/2211.17192 "leviathan2023fast"), Table 2, Chinchilla's those of [Chen et al. 2023](https://arxiv.org/abs/2302.01318 "chen2023speculative"). The order is right: the better draft is the
 # slower choice. The formula is too kind to large drafts, which cost more than their share of the weights.
 #
 # In vLLM 0.32, by n-grams, and with a draft model that draws from its own distribution (by default it takes its likeliest token):
