@@ -84,8 +84,8 @@ check.cut_heads(cut_heads)
 def group_importance(
     weights: list[Tensor], grads: list[Tensor], axes: list[int]
 ) -> Tensor:
-    """(units,), float32. Each weight and its slopes have one shape, and the same number
-    of units along their axis.
+    """(units,), float32, as weights and slopes are. A weight and its slopes have one
+    shape; all members have the same number of units along their axis.
     """
     # BEGIN SOLUTION
     total = 0

@@ -64,8 +64,8 @@ def group_importance(
 ) -> Tensor:
     """The score of each unit, of shape (units,).
 
-    Shapes: W0 and gradient (d, k), A (r, k), B (d, r); all stay as they are. There
-        are d / each units if axis is 0, and k / each if it is 1.
+    Shapes: W0 and gradient (which is ĝ) (d, k), A (r, k), B (d, r); all stay as they
+        are. There are d / each units if axis is 0, and k / each if it is 1.
     """
     # BEGIN SOLUTION
     W = W0 + scaling * B @ A
@@ -88,7 +88,8 @@ check.group_importance(group_importance)
 # ●●●○○ difficulty · ●●●●○ importance · 15 minutes · 3 points
 #
 # After each step two things are brought up to date. The **moving average** of the scores becomes `decay` times the old one plus `1 - decay` times the new scores. And of $n$ units
-# this many are **gone**, with $\text{start} = \text{warmup} \cdot \text{steps}$ and $\text{stop} = \text{steps} - \text{cooldown} \cdot \text{steps}$:
+# this many are **gone**, with $\text{start} = \text{warmup} \cdot \text{steps}$ and $\text{stop} = \text{steps} - \text{cooldown} \cdot \text{steps}$,
+# which need not be whole:
 #
 # $$0 \text{ up to start}, \qquad \lfloor n \cdot \text{final} \rfloor \text{ from stop on}, \qquad \left\lfloor n \cdot \text{final} \left( 1 - \left( 1 -
 # \tfrac{\text{step} - \text{start}}{\text{stop} - \text{start}} \right)^3 \right) \right\rfloor \text{ between}$$
@@ -144,7 +145,7 @@ check.progress(progress)
 #
 # $$z = (W_0 x + s B A x) \odot M$$
 #
-# for each row of `x`. LoRA trains through it.
+# for each row of `x`. LoRA trains through it: gradients reach `x`, `A` and `B`.
 
 
 # %% tags=["exercise"]

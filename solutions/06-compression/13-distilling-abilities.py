@@ -87,7 +87,7 @@ check.mt_cot_loss(mt_cot_loss)
 # ●●●○○ difficulty · ●●●●● importance · 15 minutes · 3 points
 #
 # The teacher was asked several times. Keep the rationales whose *last* number is the answer, each text once, in the order in which they were drawn,
-# and at most `most` of them. Numbers are whole, may have a minus sign right before them, and text may follow them. A rationale without a number is thrown out.
+# and at most `most` of them, which may be 0. Numbers are whole, may have a minus sign right before them, and text may follow them. A rationale without a number is thrown out.
 
 
 # %% tags=["exercise"]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llmlab.checks.telling import telling
 from llmlab.compression import distilling_abilities as ours
 from llmlab.course.grading.checking import Checks, Mistake, close, diagnose, expect
 
@@ -100,6 +100,12 @@ def wrong_labels(ids: Tensor, prompts: Tensor, lengths: Tensor) -> dict[str, Ten
         "the lengths are those of prompt and reply together: you added the prompt": (
             where((at >= starts) & (at < starts + stops))
         ),
+        "the first example's prompt is taken for all: each row has its own": where(
+            (at >= starts[:1]) & (at < stops)
+        ),
+        "the first example's length is taken for all: each row has its own": where(
+            (at >= starts) & (at < stops[:1])
+        ),
     }
 
 
@@ -180,6 +186,7 @@ def wrong_mt_cot(a: Tensor, of_a: Tensor, r: Tensor, of_r: Tensor, alpha: float)
         torch.stack([mean(z[i : i + 1], w[i : i + 1]) for i in range(len(z))]).mean()
         for z, w in pairs
     ]
+    zeros = [mean(z, w.clamp(min=0)) for z, w in pairs]
     flat = [mean(a, of_a), mean(r, of_r)]
     back = [mean(a[:, 1:], of_a[:, :-1]), mean(r[:, 1:], of_r[:, :-1])]
 
@@ -214,23 +221,11 @@ def wrong_mt_cot(a: Tensor, of_a: Tensor, r: Tensor, of_r: Tensor, alpha: float)
         "this is one mean over both tasks: the longer one would weigh more": (
             sum(sums) / sum(counts)
         ),
+        "places with −100 are learnt, as token 0: leave them out": weigh(*zeros),
         "the sign is wrong: a cross-entropy is not negative": -weigh(
             of_answers, of_rationales
         ),
     }
-
-
-def telling(
-    draw: Callable[[], tuple], right: Callable, mistakes: Callable[..., dict]
-) -> tuple:
-    """Inputs on which no two mistakes come to the same, and none is right by chance."""
-    for _ in range(200):
-        case = draw()
-        values = [right(*case), *mistakes(*case).values()]
-        pairs = itertools.combinations(values, 2)
-        if not any(close(a, b, tol=1e-3) for a, b in pairs):
-            return case
-    raise RuntimeError("no inputs were found that tell all mistakes apart")
 
 
 # 3 ------------------------------------------------------------------------------------
@@ -255,10 +250,11 @@ def telling(
 )
 def keep(answer):
     """Fine-tune-CoT's filter: right by the last number, each once, in order."""
-    for wanted, most in ((12, 3), (-2, 2)):
+    # all that is right first, so that no limit hides what is wrong
+    for wanted, most in ((12, 20), (-2, 20), (12, 3), (-2, 2)):
         sampled = draw_samples(wanted)
         what = f"keep(sampled, {wanted}, {most})"
-        got = expect(answer(sampled, wanted, most), kind=list, what=what)
+        got = expect(run_filter(answer, sampled, wanted, most), kind=list, what=what)
         right = ours.keep(sampled, wanted, most)
         name_wrong(got, right, sampled, wanted, most)
     sampled = ["1+2=3#3", "2+1=3#3"]
@@ -273,27 +269,41 @@ def keep(answer):
     got = answer(["#3"] * 3 + ["3#03"], 3, 1)
     if got != ["#3"]:
         raise Mistake("with most = 1 one rationale should come back, the first")
+    if answer(["#3", "3#3"], 3, 0) != []:
+        raise Mistake("with most = 0 none should come back: ask before you append")
+
+
+def run_filter(answer: Callable, sampled: list[str], wanted: int, most: int) -> object:
+    """What the answer keeps; Mistake: where only a text without a number stops it."""
+    try:
+        return answer(sampled, wanted, most)
+    except (IndexError, TypeError, AttributeError, ValueError) as error:
+        numbered = [text for text in sampled if ours.last_number(text) is not None]
+        answer(numbered, wanted, most)  # fails as well: then that error is shown
+        raise Mistake(
+            "a rationale without a number stops it, with"
+            f" {type(error).__name__}: throw such a rationale out"
+        ) from error
 
 
 def draw_samples(wanted: int) -> list[str]:
-    """Rationales that set each trap, in a random order behind the first two."""
+    """Rationales that set each trap, in a random order behind the first seven."""
     a, b = torch.randint(10, 99, (2,)).tolist()
     first = f"{a}+{b}, so #{wanted}"
     second = f"{wanted} or {a}? #{a}"  # holds the answer, ends in another
     others = [
-        f"#{wanted + 1}",
         f"#3{abs(wanted)}",  # ends with the same digits
         f"#{-wanted}",
         f"#{wanted}9",
-        first,
-        f"{wanted} it is, #{wanted}",
         f"{b}+{a}, so #{wanted}",
         f"#{wanted}, I think.",
         f"{b}+{a}, so #{wanted}",
     ]
     order = torch.randperm(len(others)).tolist()
-    # the copy of the first comes early, so that a limit before the copies go is seen
-    return [second, "I do not know", first, first] + [others[i] for i in order]
+    # three that are wrong and three copies come early: each limit that is put too soon
+    # keeps other texts
+    early = [second, "I do not know", f"#{wanted + 1}", first, first, first]
+    return early + [f"{wanted} it is, #{wanted}"] + [others[i] for i in order]
 
 
 def name_wrong(
@@ -320,14 +330,40 @@ def name_wrong(
         raise Mistake(f"the same rationale came back twice: {got!r}")
     if len(got) > most:
         raise Mistake(f"{len(got)} rationales came back, and most = {most}")
-    if len(got) < len(right):
-        raise Mistake(
-            f"{len(got)} rationales came back, and {len(right)} different ones are"
-            " right: look at what is filtered before the limit, at signs, and at text"
-            " behind the number"
+    lost = [text for text in right if text not in got]
+    if lost:
+        raise Mistake(why_lost(got, lost, every, sampled, wanted, most))
+    raise Mistake("these are right ones, but not in the order they were drawn")
+
+
+def why_lost(
+    got: list, lost: list[str], every: list[str], sampled: list[str], n: int, most: int
+) -> str:
+    """Which right rationales are missing, and by which mistake."""
+    head = sampled[:most]
+    if got == [text for text in every if text in head]:
+        return "`most` cuts what was drawn: filter first, and cut what is left"
+    right = [text for text in sampled if ours.last_number(text) == n]
+    if got == list(dict.fromkeys(right[:most])):
+        return (
+            "`most` counts copies: throw out what came before, and then cut what is"
+            " left"
         )
-    raise Mistake(
-        f"these are right ones, but not the first {most} in the order they were drawn"
+    if len(got) == most:
+        return (
+            f"these are right ones, but not the first {most} in the order they were"
+            f" drawn: {lost[0]!r} is missing"
+        )
+    if len(got) == 1 < most:
+        return (
+            "one rationale came back: different texts with the same number all count,"
+            f" and {lost[0]!r} is missing"
+        )
+    if got and most <= len(every) and got == every[: len(got)]:
+        return f"{len(got)} rationales came back, and most = {most}"
+    return (
+        f"{lost[0]!r} is missing: its last number is {n}. Look for the number"
+        " anywhere in the text, whole and with its sign"
     )
 
 
@@ -421,6 +457,12 @@ def wrong_pairs(
             (labels != new).float().mean(), both
         ),
         "these are sums: shares of all pairs are asked": two(changed, both) * len(new),
+        "the first is a share of the pairs whose first half is right: divide by all"
+        " pairs": two((moved & first).sum() / first.sum().clamp(min=1), both),
+        "the first counts only pairs whose first half is right: all pairs that changed"
+        " count": two((moved & first).float().mean(), both),
+        "these are percent: shares of all pairs are between 0 and 1": 100
+        * two(changed, both),
         "the second is a share of the pairs that changed: divide by all pairs": two(
             changed, (first & second).sum() / moved.sum().clamp(min=1)
         ),

@@ -110,6 +110,11 @@ def wrong_mlps(gate: Tensor, up: Tensor, down: Tensor, keep: Tensor) -> dict:
             down * zeros.T,
         ),
         "nothing is cut": (gate, up, down),
+        "down is transposed: it stays (d, n)": (gate[keep], up[keep], down[:, keep].T),
+        "up is gate once more": (gate[keep], gate[keep], down[:, keep]),
+        "the first channels stay: `keep` says which": right_mlp(
+            gate, up, down, torch.arange(len(keep))
+        ),
     }
     if order.tolist() != keep.tolist():
         found["the channels are sorted: they stand in the order of `keep`"] = right_mlp(
@@ -166,7 +171,7 @@ HEADS = ("q", "k", "v", "o")
 def cut_heads(answer):
     """Key/value heads leave with the query heads that share them."""
     for d, D, K, shared, keep in (
-        (10, 3, 3, 3, [0, 2]),
+        (28, 3, 3, 3, [0, 2]),
         (8, 2, 4, 2, [1, 3]),
         (7, 4, 3, 1, [1, 2]),
         (6, 2, 2, 3, [1]),
@@ -212,6 +217,8 @@ def wrong_heads(q, k, v, o, keep: Tensor, D: int) -> dict[str, tuple]:
     gone = torch.tensor([u for u in range(K) if u not in keep.tolist()])
     interleaved = (torch.arange(D)[:, None] * K + keep).flatten()  # row i·K + head
     wide = (torch.arange(shared * D)[:, None] * K + keep).flatten()
+    its = rows_of(keep, shared)  # the query heads
+    apart = (torch.arange(D)[:, None] * K * shared + its).flatten()
     cut_k, cut_v = k[few], v[few]
     found = {
         "o still has all its columns: it would read heads that are gone": (
@@ -240,6 +247,25 @@ def wrong_heads(q, k, v, o, keep: Tensor, D: int) -> dict[str, tuple]:
             v[interleaved],
             o[:, wide],
         ),
+        "the rows of a head stand beside each other: you took the first row of"
+        " each head, then the second of each": (
+            q[apart],
+            k[interleaved],
+            v[interleaved],
+            o[:, apart],
+        ),
+        "only k and v are cut: their query heads go, too, in q and in o": (
+            q,
+            cut_k,
+            cut_v,
+            o,
+        ),
+        "only the rows of q and k are cut: v and o have the same heads": (
+            q[queries],
+            cut_k,
+            v,
+            o,
+        ),
     }
     if len(o) > queries.max():
         found["o lost rows: the heads that it reads are its columns"] = (
@@ -262,7 +288,22 @@ def wrong_queries(q, k, v, o, keep: Tensor, D: int) -> dict[str, tuple]:
     strided = torch.cat([keep + j * K for j in range(shared)]).sort().values
     strided = rows_of(strided, D)  # head h with key/value head h mod K
     cut_k, cut_v = k[few], v[few]
-    return {
+    firsts = rows_of(keep * shared, D)
+    single = rows_of(keep, shared)
+    two = rows_of(keep, 2 * D)
+    found = {
+        "only the first query head of each group stays: all that share a head do": (
+            q[firsts],
+            cut_k,
+            cut_v,
+            o[:, firsts],
+        ),
+        "a row of q stands for a head here: a head has `head_dim` of them": (
+            q[single],
+            k[keep],
+            v[keep],
+            o[:, single],
+        ),
         "q keeps as many heads as k: each key/value head has several query heads": (
             q[few],
             cut_k,
@@ -290,6 +331,11 @@ def wrong_queries(q, k, v, o, keep: Tensor, D: int) -> dict[str, tuple]:
             o[:, queries],
         ),
     }
+    if len(q) > two.max() and shared != 2:
+        found[
+            "two query heads are taken for each: the shapes say how many share one"
+        ] = (q[two], cut_k, cut_v, o[:, two])
+    return found
 
 
 # 3 ------------------------------------------------------------------------------------
@@ -387,6 +433,10 @@ def wrong_importances(weights: list, grads: list, axes: list) -> dict[str, Tenso
         "the weights are missing: this is Σ |g|": members(
             lambda w, g, dim: g.abs().sum(dim)
         ).sum(0),
+        "the absolute values are summed before the product: multiply each weight with"
+        " its own slope": members(
+            lambda w, g, dim: w.abs().sum(dim) * g.abs().sum(dim)
+        ).sum(0),
         "each term is squared: |g w| is asked": members(
             lambda w, g, dim: (g * w).square().sum(dim)
         ).sum(0),
@@ -421,12 +471,18 @@ def kept_units(answer):
     for sizes, ratio, first, last in (
         ((5, 10, 7, 6, 5, 8), 0.3, 1, 2),
         ((8, 4, 4, 6), 0.5, 0, 1),
-        ((5, 7, 6, 5), 0.25, 2, 0),
+        ((5, 7, 6, 3, 5), 0.25, 2, 0),
     ):
         scores = [torch.rand(n) + 0.5 * i for i, n in enumerate(sizes)]
         what = f"kept_units(scores, {ratio}, {first}, {last})"
+        got = expect(answer(scores, ratio, first, last), kind=list, what=what)
+        if len(got) == len(sizes) - first - last:
+            raise Mistake(
+                "only the layers in the middle have an entry: outer layers have one,"
+                " too, with all their units"
+            )
         settle(
-            answer(scores, ratio, first, last),
+            got,
             [f"entry {i}" for i in range(len(sizes))],
             right_units(scores, ratio, first, last),
             wrong_units(scores, ratio, first, last),
@@ -457,7 +513,9 @@ def wrong_units(
     scores: list[Tensor], ratio: float, first: int, last: int
 ) -> dict[str, list[Tensor]]:
     """What usual mistakes keep. None is right here: `right` is looked at first."""
-    border = torch.cat(scores[first : len(scores) - last]).quantile(ratio)
+    middle = torch.cat(scores[first : len(scores) - last])
+    border = middle.sort().values[int(len(middle) * ratio)]
+    overall = torch.cat(scores).sort().values[int(len(torch.cat(scores)) * ratio)]
 
     def with_(choose: Callable[[Tensor], Tensor]) -> list[Tensor]:
         return right_units(scores, ratio, first, last, choose)
@@ -489,8 +547,16 @@ def wrong_units(
         "the number that goes is rounded: it is cut off, int(n · ratio)": with_(
             lambda s: s.argsort()[round(len(s) * ratio) :].sort().values
         ),
+        "all layers stay whole: `[-0:]` is all of them, and keep_last is 0": (
+            right_units(scores, ratio, first, last if last else len(scores))
+        ),
         "one border for all layers: each layer loses its own share": with_(
-            lambda s: (s > border).nonzero().flatten()
+            lambda s: (s >= border).nonzero().flatten()
+        ),
+        "one border for all layers, outer ones as well: each layer loses its own"
+        " share": with_(lambda s: (s >= overall).nonzero().flatten()),
+        "where int(n · ratio) is 0 nothing goes: `[:-0]` is empty": with_(
+            lambda s: s.argsort(descending=True)[: -goes(s)].sort().values
         ),
         "all layers are pruned: the first and the last stay whole": right_units(
             scores, ratio, 0, 0

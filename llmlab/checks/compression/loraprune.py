@@ -97,6 +97,9 @@ def wrong_gradients(
         "B ∂A is missing: A changes, too": s * (first - lr * both),
         "∂B A is missing: B changes, too": s * (second - lr * both),
         "this is ∂B ∂A alone": s * both,
+        "this is ∂B A alone, as if A stood still": s * first,
+        "this is B ∂A alone, as if B stood still": s * second,
+        "the scale is not on the last term": s * (first + second) - lr * both,
         "each factor is multiplied with its own gradient: ∂B goes with A, and B with"
         " ∂A": s * (grad_B @ B + A @ grad_A - lr * both),
         "the factors are swapped: B and its gradient come first": s
@@ -128,20 +131,8 @@ def wrong_gradients(
 def group_importance(answer):
     """The sum of (gradient · weight)² over all weights of each unit."""
 
-    def draw() -> tuple:
-        W0, A, B, *_ = factors(6, 6, 2)  # square, so that a wrong axis fits
-        # large scores and small ones, whose order a root or a mean would change
-        gradient = torch.randn(6, 6) * torch.linspace(0.4, 1.6, 6)[torch.randperm(6)]
-        axis = int(torch.randint(2, ()))
-        return W0, A, B, 0.4, gradient, axis, 2
-
-    case = telling(draw, scores, wrong_scores)
-    axis = case[5]
-    what = f"group_importance(W0, A, B, 0.4, gradient, {axis}, 2)"
-    got = expect(answer(*case), shape=(3,), dtype=torch.float32, what=what)
-    diagnose(
-        got, right=scores(*case), mistakes=wrong_scores(*case), tol=1e-4, what=what
-    )
+    for axis in torch.randperm(2).tolist():
+        square_units(answer, axis)
     for d, k, axis, each in ((4, 6, 0, 1), (4, 6, 1, 3), (6, 4, 0, 3), (2, 5, 1, 5)):
         W0, A, B, *_ = factors(d, k, 3)
         case = (W0, A, B, 1.5, torch.randn(d, k), axis, each)
@@ -153,6 +144,28 @@ def group_importance(answer):
                 f"right for 6 × 6 weights, wrong for {d} × {k} with axis={axis} and"
                 f" each={each}: take the sizes, `axis` and `each` from the arguments"
             )
+
+
+def square_units(answer: Callable, axis: int) -> None:
+    """Three units of two rows or columns, by which the mistakes are named."""
+
+    def draw() -> tuple:
+        W0, A, B, *_ = factors(6, 6, 2)  # square, so that a wrong axis fits
+        # large scores and small ones, whose order a root or a mean would change
+        gradient = torch.randn(6, 6) * torch.linspace(0.4, 1.6, 6)[torch.randperm(6)]
+        return W0, A, B, 0.4, gradient, axis, 2
+
+    case = telling(draw, scores, wrong_scores)
+    what = f"group_importance(W0, A, B, 0.4, gradient, {axis}, 2)"
+    got = answer(*case)
+    if isinstance(got, Tensor) and got.shape == (6,):
+        raise Mistake(
+            "each row or column has a score of its own: add those of a unit, `each` of"
+            " them"
+        )
+    got = expect(got, shape=(3,), dtype=torch.float32, what=what)
+    mistakes = wrong_scores(*case)
+    diagnose(got, right=scores(*case), mistakes=mistakes, tol=1e-4, what=what)
 
 
 def scores(
@@ -181,6 +194,7 @@ def wrong_scores(
     product = gradient * (W0 + s * B @ A)
     count = product.shape[1 - axis] * each
     lines = product.square().sum(1 - axis)
+    made_of = ("rows", "columns")[axis]
 
     def units(x: Tensor) -> Tensor:
         return x.sum(1 - axis).reshape(-1, each).sum(1)
@@ -213,8 +227,11 @@ def wrong_scores(
         "along each row or column you take the mean: the sum is asked": right
         / product.shape[1 - axis],
         "there is a root too many": right.sqrt(),
-        "the wrong axis: axis 0 means that a unit is made of rows": scores(
+        f"the wrong axis: axis {axis} means that a unit is made of {made_of}": scores(
             *case, 1 - axis, each
+        ),
+        "the scale is on W0, too: it belongs to B A alone": scores(
+            s * W0, A, B, s, gradient, axis, each
         ),
         "units lie one after the other, `each` rows or columns apiece: here each takes"
         " every so-manieth": lines.reshape(each, -1).sum(0),
@@ -253,51 +270,98 @@ def wrong_scores(
 )
 def progress(answer):
     """The moving average, and how many units are gone after a step."""
-    n = 1007  # many units, so that each mistake gives another number
-    for step in (9, 13, 4, 5, 16, 17, 20):
-        average, new = torch.rand(n) + 0.5, torch.rand(n) + 0.5
-        case = (average, new, 0.8, step, 20, 0.2, 0.15, 0.6)
-        what = f"progress(average, new, 0.8, {step}, 20, 0.2, 0.15, 0.6)"
-        got = answer(*case)
-        expect(got, kind=tuple, what=what)
-        if len(got) != 2:
-            raise Mistake(f"{what} holds {len(got)} items, where 2 are asked")
-        found = expect(
-            got[0], shape=(n,), dtype=torch.float32, what=f"{what}: the average"
-        )
-        diagnose(
-            found,
-            right=loraprune.moving_average(average, new, 0.8),
-            mistakes=wrong_averages(average, new, 0.8),
-            what=f"{what}: the average",
-        )
-        gone = expect(got[1], kind=int, what=f"{what}: how many units are gone")
-        diagnose(
-            gone,
-            right=units_gone(n, *case[3:]),
-            mistakes=wrong_counts(n, *case[3:]),
-            what=f"{what}: how many units are gone",
-        )
-    others = (
+    for step in (9, 2, 13, 4, 5, 16, 17, 20):
+        usual_step(answer, step)
+    for case in (
         (0.0, 100, 3, 10, 0.0, 0.9, 0.29),  # from the first step on; 100 · 0.29
         (0.5, 3, 4, 4, 1.0, 0.0, 0.7),  # at the last step
         (0.9, 3, 3, 4, 1.0, 0.0, 0.7),
-        (0.3, 7, 6, 13, 0.3, 0.3, 0.5),
+        (0.3, 100, 6, 13, 0.3, 0.3, 0.5),  # start and stop are not whole
+    ):
+        unusual_step(answer, *case)
+
+
+def usual_step(answer: Callable, step: int) -> None:
+    """A step of 20, with so many units that each mistake gives another number."""
+    n = 1007
+    average, new = torch.rand(n) + 0.5, torch.rand(n) + 0.5
+    case = (average, new, 0.8, step, 20, 0.2, 0.15, 0.6)
+    what = f"progress(average, new, 0.8, {step}, 20, 0.2, 0.15, 0.6)"
+    got = answer(*case)
+    expect(got, kind=tuple, what=what)
+    if len(got) != 2:
+        raise Mistake(f"{what} holds {len(got)} items, where 2 are asked")
+    found = expect(got[0], shape=(n,), dtype=torch.float32, what=f"{what}: the average")
+    diagnose(
+        found,
+        right=loraprune.moving_average(average, new, 0.8),
+        mistakes=wrong_averages(average, new, 0.8),
+        what=f"{what}: the average",
     )
-    for decay, n, step, steps, warmup, cooldown, final in others:
-        average, new = torch.rand(n), torch.rand(n)
-        case = (average, new, decay, step, steps, warmup, cooldown, final)
-        settings = f"decay={decay}, step={step}, steps={steps}, warmup={warmup}"
-        what = f"progress with {settings}, cooldown={cooldown}, final={final}"
-        found, gone = answer(*case)
-        if not close(found, loraprune.moving_average(average, new, decay)):
-            raise Mistake(f"{what}: the average is wrong. Take `decay` as it is given")
-        right = units_gone(n, step, steps, warmup, cooldown, final)
-        if gone != right:
-            cure = ": round to 6 digits before the floor" if final == 0.29 else ""
-            raise Mistake(
-                f"{what}, {n} units: {gone} are gone, and that is not right{cure}"
-            )
+    if isinstance(got[1], float):
+        raise Mistake(
+            f"{got[1]:g} is a share: times n, and cut off to a whole number of units"
+            if 0 < got[1] <= 1
+            else f"{got[1]:g} units are no int: cut off to a whole number, by"
+            " `math.floor`"
+        )
+    diagnose(
+        expect(got[1], kind=int, what=f"{what}: how many units are gone"),
+        right=units_gone(n, *case[3:]),
+        mistakes=wrong_counts(n, *case[3:]),
+        what=f"{what}: how many units are gone",
+    )
+
+
+def unusual_step(
+    answer: Callable,
+    decay: float,
+    n: int,
+    step: int,
+    steps: int,
+    warmup: float,
+    cooldown: float,
+    final: float,
+) -> None:
+    """The edges: a product just below a whole number, and where start and stop lie."""
+    average, new = torch.rand(n), torch.rand(n)
+    case = (step, steps, warmup, cooldown, final)
+    settings = f"decay={decay}, step={step}, steps={steps}, warmup={warmup}"
+    what = f"progress with {settings}, cooldown={cooldown}, final={final}"
+    same = warmup + cooldown == 1
+    try:
+        found, gone = answer(average, new, decay, *case)
+    except ZeroDivisionError as error:
+        if not same:
+            raise
+        raise Mistake(
+            f"{what} divides by 0, for start and stop are the same: everything goes at"
+            " stop, so ask `step >= stop` first"
+        ) from error
+    if not close(found, loraprune.moving_average(average, new, decay)):
+        raise Mistake(f"{what}: the average is wrong. Take `decay` as it is given")
+    right = units_gone(n, *case)
+    if gone == right:
+        return
+    cure = ""
+    if final == 0.29 and gone == right - 1:
+        cure = ": round to 6 digits before the floor"
+    elif same:
+        cure = ": where start and stop are the same, everything goes at stop"
+    elif gone in with_whole_borders(n, *case):
+        cure = ": start and stop need not be whole, so do not round them"
+    raise Mistake(f"{what}, {n} units: {gone} are gone, and that is not right{cure}")
+
+
+def with_whole_borders(
+    n: int, step: int, steps: int, warmup: float, cooldown: float, final: float
+) -> set[int]:
+    """How many are gone if start and stop are rounded, in three ways."""
+    start, stop = warmup * steps, steps - cooldown * steps
+    return {
+        units_gone(n, step, steps, to(start) / steps, 1 - to(stop) / steps, final)
+        for to in (math.floor, round, math.ceil)
+    }
 
 
 def units_gone(
@@ -348,9 +412,16 @@ def wrong_counts(
         return 1 - left**3
 
     right = between(start, stop, cubic)
+    units = n * loraprune.share_pruned(step, steps, warmup, cooldown, final)
     before = units_gone(n, step - 1, steps, warmup, cooldown, final)
+    left = 1 - (step - start) / (stop - start)
     if step >= stop:
-        return {"from stop on `final` is gone, at stop already": before}
+        return {
+            "from stop on `final` is gone, at stop already": before,
+            "after stop nothing more goes: `final` is all": count(final * cubic(left)),
+        }
+    if step < start:
+        return {"up to start none is gone: this is below 0": count(final * cubic(left))}
     return {
         "these are the units that stay: how many are gone is asked": n - right,
         "this rises in a straight line: as 1 − left³ is asked": between(
@@ -380,13 +451,13 @@ def wrong_counts(
         "`final` is missing: not all units go": between(start, stop, cubic)
         if step <= start
         else count(cubic(max(0.0, 1 - (step - start) / (stop - start)))),
+        "the way from start to stop counts, not the share of all steps": count(
+            final * cubic(1 - step / steps)
+        ),
         "a step too early: the first step is 1": between(start - 1, stop - 1, cubic),
         "a step too late": between(start + 1, stop + 1, cubic),
-        "rounded up: the floor is asked": math.ceil(
-            round(
-                n * loraprune.share_pruned(*(step, steps, warmup, cooldown, final)), 6
-            )
-        ),
+        "rounded to the nearest: the floor is asked": round(units),
+        "rounded up: the floor is asked": math.ceil(round(units, 6)),
     }
 
 
@@ -418,7 +489,10 @@ def masked_linear(answer):
         mask[0] = 1.0
         case = (x, W0, A, B, scaling, mask)
         what = f"masked_linear for d = {d}, k = {k}, r = {r}"
-        got = expect(answer(*case), shape=(*batch, d), dtype=torch.float32, what=what)
+        got = answer(*case)
+        if isinstance(got, Tensor) and got.shape == (*batch, int(mask.sum())):
+            raise Mistake("outputs are left out: they stay, multiplied by 0")
+        got = expect(got, shape=(*batch, d), dtype=torch.float32, what=what)
         mistakes = wrong_outputs(*case) if d == k else None
         diagnose(
             got, right=loraprune.masked_linear(*case), mistakes=mistakes, what=what
@@ -454,6 +528,12 @@ def wrong_outputs(
         )
         * mask,
         "A and B lack their transposes": (frozen + s * (x @ A @ B)) * mask,
+        "nothing is transposed: x has one row for each token, so `x @ W0.T`": (
+            (x @ W0 + s * (x @ B @ A)) * mask
+        ),
+        "W0 and both factors lack their transposes: `x @ W0.T`": (
+            (x @ W0 + s * (x @ A @ B)) * mask
+        ),
         "LoRA's part is subtracted": (frozen - change) * mask,
         "the part of LoRA is multiplied with the other: the two are added": frozen
         * change

@@ -71,6 +71,10 @@ def first_row_for_all(ids, prompts, lengths):
     return masked()(ids, prompts[:1].expand_as(prompts), lengths)
 
 
+def first_length_for_all(ids, prompts, lengths):
+    return masked()(ids, prompts, lengths[:1].expand_as(lengths))
+
+
 def labels_in_place(ids, prompts, lengths):
     at = torch.arange(ids.shape[1])
     ids[(at < prompts[:, None]) | (at >= lengths[:, None])] = -100
@@ -151,6 +155,10 @@ def each_reply(logits, labels):
     return torch.stack(rows).mean()
 
 
+def ignored_as_zero(logits, labels):
+    return mean(logits, labels.clamp(min=0))
+
+
 def always_06(a, of_a, r, of_r, alpha):
     return tasks()(a, of_a, r, of_r, 0.6)
 
@@ -205,6 +213,29 @@ def limit_first(sampled, answer, most):
     return list(dict.fromkeys(right))
 
 
+def limit_of_all(sampled, answer, most):
+    return filtered()(sampled[:most], answer, most)
+
+
+def number_at_the_end(text, answer):
+    return bool(re.search(rf"(?<![-\d]){answer}$", text))
+
+
+def no_number_stops(sampled, answer, most):
+    right = [t for t in sampled if int(re.findall(r"-?\d+", t)[-1]) == answer]
+    return list(dict.fromkeys(right))[:most]
+
+
+def asks_after_appending(sampled, answer, most):
+    kept = []
+    for text in sampled:
+        if last(text) == answer and text not in kept:
+            kept.append(text)
+            if len(kept) == most:
+                break
+    return kept
+
+
 def without_sign(text, answer):
     found = re.findall(r"\d+", text)
     return bool(found) and int(found[-1]) == abs(answer)
@@ -254,6 +285,12 @@ def mean_of_accuracies(predicted, labels, predicted_new, new):
     return (predicted != predicted_new).float().mean(), (a + b) / 2
 
 
+def changed_of_right(predicted, labels, predicted_new, new):
+    right = predicted == labels
+    changed = (predicted != predicted_new)[right].float().mean()
+    return changed, (right & (predicted_new == new)).float().mean()
+
+
 def product(predicted, labels, predicted_new, new):
     a, b = (predicted == labels).float().mean(), (predicted_new == new).float().mean()
     return (predicted != predicted_new).float().mean(), a * b
@@ -294,7 +331,8 @@ test_wrong_answers = rejects(
         Wrong(L, moved_labels, "moved by one"),
         Wrong(L, the_mask, "this is the mask"),
         Wrong(L, added, "you added the prompt"),
-        Wrong(L, first_row_for_all, "labels"),
+        Wrong(L, first_row_for_all, "first example's prompt is taken for all"),
+        Wrong(L, first_length_for_all, "first example's length is taken for all"),
         Wrong(L, labels_in_place, "in place"),
         Wrong(M, tasks(lambda a, r, alpha: alpha * r + (1 - alpha) * a), "α weighs"),
         Wrong(M, tasks(lambda a, r, alpha: a + r), "the weights are missing"),
@@ -306,6 +344,7 @@ test_wrong_answers = rejects(
         Wrong(M, tasks(of=summed), "this is the sum"),
         Wrong(M, tasks(of=over_all_places), "−100 does not count"),
         Wrong(M, tasks(of=each_reply), "each reply weighs the same"),
+        Wrong(M, tasks(of=ignored_as_zero), "learnt, as token 0"),
         Wrong(M, one_mean, "one mean over both"),
         Wrong(M, always_06, "from the arguments"),
         Wrong(M, one_gradient, "gradient"),
@@ -319,7 +358,16 @@ test_wrong_answers = rejects(
         Wrong(K, filtered(cut=lambda kept, most: kept), "and most ="),
         Wrong(K, filtered(cut=lambda kept, most: kept[-most:]), "not the first"),
         Wrong(K, filtered(cut=lambda kept, most: kept[: most - 1]), "came back, and"),
-        Wrong(K, limit_first, "filtered before the limit"),
+        Wrong(K, filtered(once=lambda kept: sorted(set(kept))[::-1]), "in the order"),
+        Wrong(K, limit_first, "`most` counts copies"),
+        Wrong(K, limit_of_all, "filter first, and cut"),
+        Wrong(K, filtered(number_at_the_end), "'#12, I think.' is missing"),
+        Wrong(
+            K, filtered(lambda t, a: re.findall(r"-?\d", t)[-1:] == [str(a)]), "whole"
+        ),
+        Wrong(K, filtered(cut=lambda kept, most: kept[:1]), "one rationale came back"),
+        Wrong(K, no_number_stops, "a rationale without a number stops it"),
+        Wrong(K, asks_after_appending, "most = 0"),
         Wrong(C, pairs(finish=lambda c, b: pairs_swapped(c, b)), "changed comes first"),
         Wrong(C, mean_of_accuracies, "mean of the two accuracies"),
         Wrong(C, product, "product of the two"),
@@ -337,6 +385,17 @@ test_wrong_answers = rejects(
             C,
             pairs(finish=lambda c, b: (c.sum().item(), b.sum().item())),
             "these are sums",
+        ),
+        Wrong(
+            C,
+            pairs(finish=lambda c, b: (100 * c.float().mean(), 100 * b.float().mean())),
+            "these are percent",
+        ),
+        Wrong(C, changed_of_right, "pairs whose first half is right: divide"),
+        Wrong(
+            C,
+            pairs(change=lambda p, w, q, n: (p != q) & (p == w)),
+            "only pairs whose first half is right",
         ),
         Wrong(
             C,

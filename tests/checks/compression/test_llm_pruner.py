@@ -66,6 +66,18 @@ def by_a_mask(gate, up, down, keep):
     return gate[keep], up[keep], down[:, stays]
 
 
+def down_transposed(gate, up, down, keep):
+    return gate[keep], up[keep], down.T[keep]
+
+
+def gate_twice(gate, up, down, keep):
+    return gate[keep], gate[keep], down[:, keep]
+
+
+def first_channels(gate, up, down, keep):
+    return mlp_in_a_loop(gate, up, down, torch.arange(len(keep)))
+
+
 def zeros(gate, up, down, keep):
     stays = torch.zeros(len(gate))
     stays[keep] = 1
@@ -141,6 +153,29 @@ def every_kth(keep, head_dim, shared, K):
 
 def every_kth_wide(keep, head_dim, shared, K):
     return every_kth(keep, shared * head_dim, 1, K)
+
+
+def single_of_the_group(keep, head_dim, shared, K):
+    return rows_of(keep, shared)
+
+
+def first_of_the_group(keep, head_dim, shared, K):
+    return rows_of(keep * shared, head_dim)
+
+
+def two_of_the_group(keep, head_dim, shared, K):
+    return rows_of(keep, 2 * head_dim)
+
+
+def head_first(q, k, v, o, keep, head_dim):
+    """As if row 0 of each head came first, then row 1 of each."""
+    shared = len(q) // len(k)
+    queries = rows_of(keep, shared)
+
+    def of(w, heads):
+        return w.view(head_dim, -1, w.shape[1])[:, heads].flatten(0, 1)
+
+    return of(q, queries), of(k, keep), of(v, keep), of(o.T, queries).T
 
 
 def rows_of_o(q, k, v, o, keep, head_dim):
@@ -232,10 +267,41 @@ def units(choose=None, borders=lambda first, last: (first, last)):
     return answer
 
 
+def always_a_slice(scores, ratio, keep_first, keep_last):
+    return units(lambda s, r: s.argsort(descending=True)[: -int(len(s) * r)].sort()[0])(
+        scores, ratio, keep_first, keep_last
+    )
+
+
+def last_by_a_slice(scores, ratio, keep_first, keep_last):
+    numbers = list(range(len(scores)))
+    whole = {*numbers[:keep_first], *numbers[-keep_last:]}
+    return [
+        torch.arange(len(s))
+        if i in whole
+        else s.argsort()[int(len(s) * ratio) :].sort()[0]
+        for i, s in enumerate(scores)
+    ]
+
+
+def middle_alone(scores, ratio, keep_first, keep_last):
+    kept = units_by_topk(scores, ratio, keep_first, keep_last)
+    return kept[keep_first : len(scores) - keep_last]
+
+
 def one_border(scores, ratio, keep_first, keep_last):
-    border = torch.cat(scores[keep_first : len(scores) - keep_last]).quantile(ratio)
+    middle = torch.cat(scores[keep_first : len(scores) - keep_last])
+    border = middle.sort().values[int(len(middle) * ratio)]
     return checks.right_units(
-        scores, ratio, keep_first, keep_last, lambda s: (s > border).nonzero().flatten()
+        scores, ratio, keep_first, keep_last, lambda s: (s >= border).nonzero()[:, 0]
+    )
+
+
+def one_border_of_all(scores, ratio, keep_first, keep_last):
+    every = torch.cat(scores)
+    border = every.sort().values[int(len(every) * ratio)]
+    return checks.right_units(
+        scores, ratio, keep_first, keep_last, lambda s: (s >= border).nonzero()[:, 0]
     )
 
 
@@ -270,6 +336,9 @@ test_wrong_answers = rejects(
         Wrong(M, gone, "names those that stay"),
         Wrong(M, sorted_channels, "the channels are sorted"),
         Wrong(M, by_a_mask, "down's columns are sorted"),
+        Wrong(M, down_transposed, "down is transposed"),
+        Wrong(M, gate_twice, "up is gate once more"),
+        Wrong(M, first_channels, "the first channels stay"),
         Wrong(M, zeros, "leave the channels out"),
         Wrong(M, zeros_in_place, "in place"),
         Wrong(H, cut(only="qkv"), "o still has all its columns"),
@@ -292,7 +361,13 @@ test_wrong_answers = rejects(
             "names those that stay",
         ),
         Wrong(H, cut(every_kth_wide, every_kth), "you took every K-th"),
-        Wrong(H, rows_of_o, "o of cut_heads"),
+        Wrong(H, rows_of_o, "o lost rows"),
+        Wrong(H, cut(only="kv"), "only k and v are cut"),
+        Wrong(H, cut(only="qk"), "v and o have the same heads"),
+        Wrong(H, cut(single_of_the_group, single), "a row of q stands for a head"),
+        Wrong(H, cut(first_of_the_group), "only the first query head"),
+        Wrong(H, cut(two_of_the_group), "two query heads are taken"),
+        Wrong(H, head_first, "the first row of each head"),
         Wrong(
             I,
             importance(lambda w, g, d: (w * g).sum(d).abs()),
@@ -316,6 +391,11 @@ test_wrong_answers = rejects(
         Wrong(I, importance(lambda w, g, d: w.square().sum(d)), "this is Σ w²"),
         Wrong(I, importance(lambda w, g, d: g.abs().sum(d)), "this is Σ |g|"),
         Wrong(I, importance(lambda w, g, d: (w * g).square().sum(d)), "squared"),
+        Wrong(
+            I,
+            importance(lambda w, g, d: w.abs().sum(d) * g.abs().sum(d)),
+            "summed before the product",
+        ),
         Wrong(I, importance(axes_of=lambda a: [1 - x for x in a]), "the wrong axis"),
         Wrong(I, importance(axes_of=lambda a: [0] * len(a)), "all members are read"),
         Wrong(I, three_members, "number of members"),
@@ -360,7 +440,11 @@ test_wrong_answers = rejects(
             units(lambda s, r: s.argsort()[round(len(s) * r) :].sort().values),
             "is rounded",
         ),
-        Wrong(K, one_border, "one border for all layers"),
+        Wrong(K, one_border, "one border for all layers: each"),
+        Wrong(K, one_border_of_all, "outer ones as well"),
+        Wrong(K, always_a_slice, "`[:-0]` is empty"),
+        Wrong(K, last_by_a_slice, "`[-0:]` is all of them"),
+        Wrong(K, middle_alone, "only the layers in the middle"),
         Wrong(K, units(borders=lambda a, b: (0, 0)), "all layers are pruned"),
         Wrong(K, units(borders=lambda a, b: (a, 0)), "the last layers are pruned"),
         Wrong(K, units(borders=lambda a, b: (a - 1, b)), "pruned, too"),

@@ -49,6 +49,10 @@ def nothing(*given):
     return 0.0
 
 
+def scale_on_two_terms(A, B, grad_A, grad_B, scaling, lr):
+    return scaling * (grad_B @ A + B @ grad_A) - lr * grad_B @ grad_A
+
+
 def own_gradients(A, B, grad_A, grad_B, scaling, lr):
     return scaling * (grad_B @ B + A @ grad_A - lr * grad_B @ grad_A)
 
@@ -127,6 +131,10 @@ def mean_of_all(W0, A, B, scaling, gradient, axis, each):
 def square_of_lines(W0, A, B, scaling, gradient, axis, each):
     lines = (gradient * (W0 + scaling * B @ A)).sum(1 - axis)
     return lines.square().reshape(-1, each).sum(1)
+
+
+def scale_on_all(W0, A, B, scaling, gradient, axis, each):
+    return group()(scaling * W0, A, B, scaling, gradient, axis, each)
 
 
 def pairs_only(W0, A, B, scaling, gradient, axis, each):
@@ -219,6 +227,47 @@ def never_final(old, new, decay, step, steps, warmup, cooldown, final):
     return average, gone
 
 
+def count_at(old, new, decay, step, steps, warmup, cooldown, final):
+    """What the rule between start and stop gives, wherever the step is."""
+    begin, end = warmup * steps, steps - cooldown * steps
+    left = 1 - (step - begin) / (end - begin)
+    return math.floor(round(len(old) * final * (1 - left**3), 6))
+
+
+def no_start(*case):
+    average, gone = right_progress(*case)
+    step, steps, warmup = case[3:6]
+    return average, count_at(*case) if step < warmup * steps else gone
+
+
+def no_stop(*case):
+    average, gone = right_progress(*case)
+    step, steps, _, cooldown = case[3:7]
+    return average, count_at(*case) if step > steps - cooldown * steps else gone
+
+
+def stop_last(*case):
+    average, gone = right_progress(*case)
+    step, steps, warmup = case[3:6]
+    return average, 0 if step <= warmup * steps else gone
+
+
+def formula_at_stop(*case):
+    average, gone = right_progress(*case)
+    step, steps, warmup, cooldown = case[3:7]
+    if warmup * steps <= step <= steps - cooldown * steps:
+        gone = count_at(*case)
+    return average, gone
+
+
+def of_all_steps(*case):
+    average, gone = right_progress(*case)
+    n, step, steps, final = len(case[0]), case[3], case[4], case[7]
+    if case[5] * steps < step < steps - case[6] * steps:
+        gone = math.floor(round(n * final * (1 - (1 - step / steps) ** 3), 6))
+    return average, gone
+
+
 def average_in_place(old, new, decay, step, steps, warmup, cooldown, final):
     gone = right_progress(old, new, decay, step, steps, warmup, cooldown, final)[1]
     old.mul_(decay).add_(new, alpha=1 - decay)
@@ -259,6 +308,10 @@ def mask_on_inputs(x, W0, A, B, scaling, mask):
     return linear()(x * mask, W0, A, B, scaling, torch.ones_like(mask))
 
 
+def untransposed(x, W0, A, B, scaling, mask):
+    return (x @ W0 + scaling * (x @ (B @ A))) * mask
+
+
 def detached(x, W0, A, B, scaling, mask):
     return linear()(x, W0, A, B.detach(), scaling, mask)
 
@@ -297,6 +350,9 @@ test_wrong_answers = rejects(
         Wrong(E, gradient(scale=lambda s, lr: -s), "what is taken off"),
         Wrong(E, gradient(second=nothing), "B ∂A is missing"),
         Wrong(E, gradient(first=nothing), "∂B A is missing"),
+        Wrong(E, gradient(second=nothing, both=nothing), "∂B A alone"),
+        Wrong(E, gradient(first=nothing, both=nothing), "B ∂A alone"),
+        Wrong(E, scale_on_two_terms, "not on the last term"),
         Wrong(E, own_gradients, "its own gradient"),
         Wrong(E, swapped, "the factors are swapped"),
         Wrong(E, transposed, "transposed"),
@@ -325,6 +381,14 @@ test_wrong_answers = rejects(
         Wrong(G, group(along=torch.mean), "along each row or column"),
         Wrong(G, group(after=torch.sqrt), "root too many"),
         Wrong(G, group(axis_of=lambda axis: 1 - axis), "the wrong axis"),
+        Wrong(
+            G, group(axis_of=lambda axis: 0), "axis 1 means that a unit is made of c"
+        ),
+        Wrong(
+            G, group(axis_of=lambda axis: 1), "axis 0 means that a unit is made of r"
+        ),
+        Wrong(G, group(total=lambda lines, each: lines), "score of its own"),
+        Wrong(G, scale_on_all, "the scale is on W0, too"),
         Wrong(
             G,
             group(total=lambda lines, each: lines.reshape(each, -1).sum(0)),
@@ -356,6 +420,15 @@ test_wrong_answers = rejects(
         Wrong(P, prog(final_of=lambda f: 1.0), "`final` is missing"),
         Wrong(P, prog(after=lambda n, s: n - math.floor(round(n * s, 6))), "stay"),
         Wrong(P, prog(after=lambda n, s: math.ceil(round(n * s, 6))), "rounded up"),
+        Wrong(P, prog(after=lambda n, s: round(n * s)), "to the nearest"),
+        Wrong(P, prog(after=lambda n, s: s), "is a share"),
+        Wrong(P, prog(after=lambda n, s: n * s), "no int"),
+        Wrong(P, prog(start=lambda s, w: int(w * s)), "need not be whole"),
+        Wrong(P, no_start, "below 0"),
+        Wrong(P, no_stop, "after stop nothing more goes"),
+        Wrong(P, stop_last, "everything goes at stop"),
+        Wrong(P, formula_at_stop, "divides by 0"),
+        Wrong(P, of_all_steps, "not the share of all steps"),
         Wrong(P, no_rounding, "round to 6 digits"),
         Wrong(P, never_final, "at stop already"),
         Wrong(P, average_in_place, "in place"),
@@ -378,5 +451,12 @@ test_wrong_answers = rejects(
         Wrong(M, linear(change=lambda x, A, B: x @ A @ B), "lack their transposes"),
         Wrong(M, linear(out=lambda f, c, m: (f - c) * m), "subtracted"),
         Wrong(M, detached, "gradient"),
+        Wrong(M, linear(out=lambda f, c, m: (f + c)[..., m == 1]), "are left out"),
+        Wrong(M, untransposed, "nothing is transposed"),
+        Wrong(
+            M,
+            linear(lambda x, W0: x @ W0, lambda x, A, B: x @ A @ B),
+            "lack their transposes",
+        ),
     ],
 )
