@@ -105,12 +105,14 @@ def sweep(
     fields: list[str],
     runs: Sequence[tuple],
     runner: Callable[[], Callable[..., list]],
+    shown: str = "loss",
 ) -> None:
     """Make the runs that the file lacks, or some again.
 
     Args:
         fields: of a line; the first are those of a run.
         runner: makes what makes a run's line, once it is needed.
+        shown: the field that `--check` prints, as it was and as it is now.
     """
     check = asked(description)
     width = len(runs[0])
@@ -122,6 +124,6 @@ def sweep(
             continue
         line = dict(zip(fields, run_of(*run), strict=True))
         if check:
-            print(*run, f"{done[key]['loss']} then, {line['loss']} now", flush=True)
+            print(*run, f"{done[key][shown]} then, {line[shown]} now", flush=True)
         else:
             append(file, line)

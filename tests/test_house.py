@@ -130,6 +130,7 @@ ARROWS = {
         "smoothquant": "calibration folding integer_matmul walk",
         "zeroquant": "calibration integer_matmul quantization_basics walk",
     },
+    "inference": {},
     "course": {
         "book": "cpu syllabus",
         "cli": (

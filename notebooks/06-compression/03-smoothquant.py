@@ -61,13 +61,13 @@ guess = predict("How much of the growth of perplexity does that undo?", unit="%"
 #
 # Two tokens, two channels, one output. The weights are 4 and 1, and $\alpha$ is 0.5.
 #
-# | channel | tokens | $\max \lvert X_j \rvert$ | $\max \lvert W_j \rvert$ | $s_j = \sqrt{x / w}$ | $\hat X_j$ | $\hat W_j$ |
+# | channel | tokens | $\max \lvert X_j \rvert$ | $\max \lvert W_j \rvert$ | $s_j = \sqrt{\max \lvert X_j \rvert / \max \lvert W_j \rvert}$ | $\hat X_j$ | $\hat W_j$ |
 # |---|---|---|---|---|---|---|
 # | 1 | 1, −0.5 | 1 | 4 | 0.5 | 2, −1 | 2 |
 # | 2 | 16, 8 | 16 | 1 | 4 | 4, 2 | 4 |
 #
 # The outputs are as before: $2 \cdot 2 + 4 \cdot 4 = 20 = 1 \cdot 4 + 16 \cdot 1$. But with one step for all of $X$, channel 1 had
-# $127 \cdot 1 / 16 = 7.9$ levels above zero; now it has $127 \cdot 2 / 4 = 63.5$. Both channels are as large in $\hat X$ as in $\hat W$.
+# $127 \cdot 1 / 16 = 7.9$ levels above zero; now it has $127 \cdot 2 / 4 = 63.5$. In each channel $\hat X$ and $\hat W$ are now equally large.
 
 # %%
 X = torch.tensor([[1.0, 16.0], [-0.5, 8.0]])
@@ -110,10 +110,11 @@ s = smoothquant.smoothing_scale(x_max, w_max, 0.5)
 worst = int(x_max.argmax())
 
 
-def profile(ax, x, w, title: str, legend: bool = False) -> None:
-    """Largest |x| and |w| of each channel."""
-    ax.plot(x, color=palette.blue, linewidth=0.8, label="inputs")
-    ax.plot(w, color=palette.vermillion, linewidth=0.8, label="weights")
+def profile(ax, x, w, title: str, legend: bool = False, first: int = 0) -> None:
+    """Largest |x| and |w| of each channel; channels are counted from `first`."""
+    channels = range(first, first + len(x))
+    ax.plot(channels, x, color=palette.blue, linewidth=1.4, label="inputs")
+    ax.plot(channels, w, color=palette.vermillion, linewidth=0.6, label="weights")
     ax.set(yscale="log", ylim=(0.1, 20), title=title, ylabel="largest |·|")
     if legend:
         ax.legend(loc="upper right", ncols=2, fontsize=9)
@@ -121,7 +122,7 @@ def profile(ax, x, w, title: str, legend: bool = False) -> None:
 
 fig, (top, bottom) = plt.subplots(2, 1, sharex=True, figsize=(4.8, 4.4))
 profile(top, x_max, w_max, "as it is", legend=True)
-profile(bottom, x_max / s, w_max * s, "smoothed, α = 0.5")
+profile(bottom, x_max / s, w_max * s, "smoothed, α = 0.5: one curve now")
 bottom.set(xlabel="channel")
 figure(
     fig,
@@ -157,7 +158,7 @@ print(f"loudest channel of the inputs, by the median: {before:.0f}, then {after:
 # |---|---|
 # | norm before the attention → $q$, $k$, $v$ | yes |
 # | norm before the MLP → gate, up | yes |
-# | $v$ → $o$ | no; and with shared heads (GQA) it is none |
+# | $v$ → $o$ | no; and where heads share $v$ (GQA) this is no seam |
 # | up → down, as `silu(gate) · up` lets $s$ through | no |
 #
 # The paper has three settings for the steps. $W$ always has one step per tensor; $X$ has one per token in O1, one per tensor in O2, and in O3 a *static* one, which
@@ -204,8 +205,8 @@ compare(
 # | `x_max`, `w_max`, `scale` | (in,) | one number for each channel |
 # | codes of $\hat X$ and $\hat W$ | (tokens, in), (out, in) | int8, −127 … 127 |
 # | sums | (tokens, out) | int32, then float |
-# | `x_step` | (tokens,) or (1,) | rows of $Y$ |
-# | `w_step` | (out,) or (1,) | columns of $Y$ |
+# | `x_step` | (tokens,) or (1,) | what multiplies each row of $Y$ |
+# | `w_step` | (out,) or (1,) | what multiplies each column of $Y$ |
 
 # %% tags=["hide-output"]
 show(smoothquant.smoothing_scale, smoothquant.fold_seam, folding.fold, smoothquant.w8a8)
@@ -440,7 +441,7 @@ figure(
 # it. Read the table from top to bottom.
 #
 # - **The paper's seams alone** undo a fifth to a quarter. They are not to blame: with `down_proj` in floats they undo two thirds of what is left.
-# - **Up → down** is where this model needs it. OPT, for which the paper was written, has no such outliers there.
+# - **Up → down** is where this model needs it. OPT, for which the paper was written, does without it (see *At scale*).
 # - It has a price. Dividing the rows of `up` by $s$ makes them unequal, and with **one step per weight** the small rows vanish: at $\alpha = 0.85$ the model is
 #   ruined. With a **step per row** nothing of that is lost, since $s$ goes into the step.
 # - Then an **$\alpha$ of 0.7 to 0.85** is best; the authors' code takes 0.85 for Llama. With a step per token (O1) little was broken on a model as small as this, so
@@ -473,8 +474,9 @@ HEIGHT = {"q, k, v": (0.01, 100), "down": (1e-3, 1e4)}
 def draw(product: str, alpha: float):
     fig, ax = plt.subplots(figsize=(4.8, 2.9))
     x, w = profiles[product, alpha]
-    profile(ax, x, w, f"error {tried[product, alpha]:.3g}%", legend=True)
-    ax.set(xscale="log", ylim=HEIGHT[product], xlabel="channel, the loudest first")
+    title = f"output error {tried[product, alpha]:.3g}%"
+    profile(ax, x, w, title, legend=True, first=1)  # a log axis has no 0
+    ax.set(xscale="log", ylim=HEIGHT[product], xlabel="channel; 1 is the loudest")
     return fig
 
 

@@ -46,16 +46,16 @@ for bits in (16, 8, 4):
 #
 # ## Predict
 #
-# The course model (1.05 M parameters), rounded to 3-8-4, is worse on held-out text by a quarter of a nat per token. Now it is trained for 50 steps of 8 texts of 128 tokens. What
-# counts is what is left of that loss.
+# The course model (1.05 M parameters), rounded to 3-8-4, has a loss on held-out text that is a quarter of a nat per token above that of the float model. Call this difference the
+# *added loss*. Now the rounded model is trained for 50 steps of 8 texts of 128 tokens. How much of the added loss is left?
 
 # %%
 own_guess = predict(
-    "Trained on text that the float model wrote: how much of the loss is left?",
+    "Trained on text that the float model wrote: how much added loss is left?",
     unit="%",
 )
 corpus_guess = predict(
-    "Trained on the very corpus that the model was made from: how much is left?",
+    "Trained on the very corpus that the float model learned from: how much?",
     unit="%",
 )
 
@@ -75,8 +75,8 @@ corpus_guess = predict(
 #
 # A quantiser that clips would have a smaller $\alpha$ and finer levels for the three other values, and would pay with the largest one.
 #
-# Now training. One weight $w = 0.6$, whole numbers as levels, and a loss of $\frac{1}{2} \hat w^2$. Its true derivative by $w$ is 0 almost everywhere, as $\hat w$ does not move when $w$ moves a little. *Straight-through* takes the one by $\hat w$ in its place,
-# $\hat w = 1$. With a learning rate of 0.08:
+# Now training. One weight $w = 0.6$, whole numbers as levels, and a loss of $\frac{1}{2} \hat w^2$. Its true derivative by $w$ is 0 almost everywhere, as $\hat w$ does not move when $w$ moves a little. *Straight-through* takes the derivative by $\hat w$ in
+# its place: that is $\hat w$ itself, here 1. With a learning rate of 0.08:
 #
 # | step | $w$ | $\hat w$ | gradient | next $w$ |
 # |---|---|---|---|---|
@@ -135,12 +135,12 @@ figure(
 #
 # $$L = -\frac{1}{n} \sum_t \sum_c p_T(c \mid x_{\le t}) \, \log p_S(c \mid x_{\le t})$$
 #
-# Both have read the same tokens, so nothing is shifted.
+# Both say at position $t$ what comes next, so nothing is shifted, as one must with tokens for labels.
 #
 # **The cache.** In training, attention sees rounded keys and values. In use they are stored as codes, and a token's $\alpha$ depends on that token alone. So a
 # prompt read at once leaves the same cache as its tokens one by one.
 #
-# All weights are trained, norms and embeddings, too; but only linears are rounded. The float weights stay in memory during training. At the end each is rounded once more, for good.
+# All weights are trained, norms and embeddings, too; but only linears are rounded. The float weights stay in memory during training. At the end each linear is rounded once more, for good.
 #
 # ## Your turn
 #
@@ -175,7 +175,7 @@ your_turn(check.fake_quantize, one_answer)
 # | value | shape | holds |
 # |---|---|---|
 # | `step` | (out, 1), (B, T, 1), (B, 1, T, 1) | $\alpha$ of weights, activations, keys; float16 |
-# | `codes` | (B, S, ⌈K·D / 8⌉ · bits) | a token's codes, packed, a row of bytes |
+# | `codes` | (B, S, ⌈K·D / 8⌉ · bits) | the bytes of each token's codes; S tokens, K key/value heads of D channels |
 # | `student`, `teacher` | (B, T, V) | logits after the same tokens |
 
 # %% tags=["hide-output"]
@@ -199,9 +199,9 @@ alpha, zero = llm_qat.step_size(x, 4)[:, 0], torch.zeros(6, dtype=torch.int32)
 library = torch.fake_quantize_per_channel_affine(x, alpha, zero, 0, -7, 7)
 ours = llm_qat.fake_quantize(x, 4)
 compare(ours, library, "values")
-above = torch.randn(6, 40)
-(ours_grad,) = torch.autograd.grad(ours, x, above)
-(library_grad,) = torch.autograd.grad(library, x, above)
+upstream = torch.randn(6, 40)
+(ours_grad,) = torch.autograd.grad(ours, x, upstream)
+(library_grad,) = torch.autograd.grad(library, x, upstream)
 compare(ours_grad, library_grad, "gradients", tol=0)
 
 small = LlamaConfig(61, 32, 48, 2, 4, num_key_value_heads=2, initializer_range=0.2)
@@ -271,14 +271,14 @@ with llm_qat.FILE.open(newline="", encoding="utf-8") as file:
 
 
 def grown(model, bits, text="", labels="soft", alpha="token") -> list[float]:
-    """By how much the loss grew over the float model, a number a seed."""
+    """The added loss: that of the float model is taken off; a number a seed."""
     key = (model, bits, text, labels if text else "", alpha)
     names = ("model", "bits", "text", "labels", "alpha")
     return [float(r["grown"]) for r in runs if tuple(r[n] for n in names) == key]
 
 
 def left(bits, text, labels="soft") -> list[float]:
-    """What is left of the loss of rounding, in percent."""
+    """What is left of the added loss, in percent."""
     (rounding,) = grown("course", bits)
     return [100 * g / rounding for g in grown("course", bits, text, labels)]
 
@@ -311,35 +311,36 @@ for bits in ("3-8-4", "4-4-4", "4-8-4"):
     (rounding,) = grown("course", bits)
     shares = "  ".join(f"{v:.0f}%" for v in sorted(left(bits, "hybrid")))
     print(
-        f"{bits}: rounding loses {rounding:.2f} nats; trained on own text {shares} left"
+        f"{bits}: rounding adds {rounding:.2f} nats; trained on own text {shares} left"
     )
 gaps = [
     a - b for a, b in zip(left("3-8-4", "hybrid"), left("3-8-4", "corpus"), strict=True)
 ]
 print("own text less its corpus, in points:", "  ".join(f"{g:+.1f}" for g in gaps))
 ax.set_yticks(range(len(lines)), list(lines))
-ax.set(xlim=(0, 103), xlabel="what is left of the loss, %")
+ax.set(xlim=(0, 103), xlabel="added loss that is left, %")
 ax.axvline(100, color=palette.gray, linestyle="--")
+ax.text(98, 0.1, "not trained", color=palette.gray, ha="right", fontsize=9)
 ax.invert_yaxis()
 figure(
     fig,
     alt=(
-        "What is left of the loss of rounding, a dot a seed: about 55% after training"
+        "What is left of the added loss, a dot a seed: about 55% after training"
         " on hybrid or drawn text of its own and on its corpus, close to 70% on the"
         " Bible and with hard labels, and about 80% on greedy text."
     ),
 )
 
 # %% [markdown]
-# Fifty steps take away close to half of the loss, and **text that the model wrote serves as well as its corpus**: the difference is less than what another seed makes of it, and now
-# and then it has the other sign. Neither beats the other. The model was trained on that corpus for long, so what it writes is much like it; that is the whole trick.
+# Fifty steps take away close to half of the added loss, and **text that the model wrote serves as well as its corpus**: the last line gives the difference for each seed. It is
+# small, and its sign changes. Neither beats the other. The model was trained on that corpus for long, so what it writes is much like it; that is the whole trick.
 #
-# Three things do matter. *Labels*: with the next token in place of the distribution, over two thirds of the loss are left, on the very same text. One draw says little of where it
-# was drawn from. *Kind of text*: greedy text mends least, for it shows the model a few phrases again and again. *Foreign text*: verses of the Bible, which this model has never seen, are
-# worse than its own text. And one thing does not matter here: hybrid or all drawn. A model of one million parameters with 2,048 tokens may be too small to show what the
+# Three things do matter. *Labels*: with the next token in place of the distribution, over two thirds of it are left, on the very same text. One token says little of
+# the distribution that it was drawn from. *Kind of text*: greedy text mends least, for it shows the model a few phrases again and again. *Foreign text*: verses of the Bible, which this model has never seen, are
+# worse than its own text. And one thing does not matter here: hybrid or all drawn. A model of one million parameters and a vocabulary of 2,048 tokens may be too small to show what the
 # greedy start is good for.
 #
-# With 4-bit weights the loss is smaller, and so is what 50 steps mend: about a quarter of it at 4-8-4, and a third at 4-4-4, where most of the loss comes from the activations.
+# With 4-bit weights the added loss is smaller, and so is what 50 steps mend: about a quarter of it at 4-8-4, and a third at 4-4-4, where most of it comes from the activations.
 # Fifty steps are few: the authors' script makes one pass over all of its texts, eight in a step.
 #
 # ## Fewer bits for the cache
@@ -373,8 +374,8 @@ figure(
 )
 
 # %% [markdown]
-# Eight bits cost nothing that can be seen. At 4 bits perplexity grows by about a third, below that the model is ruined. An $\alpha$ per head is better: else the loudest of three
-# heads sets the step for all of them. This is the smallest of models, and larger ones have more to spare. But it shows why LLM-QAT trains with a rounded cache, not only with
+# Eight bits cost nothing that can be seen. At 4 bits perplexity grows by about a third, below that the model is ruined. An $\alpha$ per head is better: else the loudest of its three
+# key/value heads sets the step for all of them. This is the smallest of models, and larger ones have more to spare. But it shows why LLM-QAT trains with a rounded cache, not only with
 # rounded weights. (The file of this model stored its linears in 4 bits once. Here they are floats again, and they are the same in all eight runs: what is compared is the cache.)
 #
 # ## Play
@@ -435,7 +436,8 @@ explore(
 # ## At scale
 #
 # The authors train LLaMA 7B. Their script starts a text from each token of the vocabulary, three times, with one more greedy token each time. Below
-# it, the accuracy over eight tasks that their repository lists, without examples in the prompt.
+# it, the accuracy over eight tasks that their repository lists, without examples in the prompt. The line of the float model is from LLaMA's own paper
+# ([Touvron et al. 2023](https://arxiv.org/abs/2302.13971 "touvron2023llama")), so compare it with the others only roughly.
 
 # %% tags=["hide-input"]
 texts = 64 * 500 * 3  # GPUs, first tokens for each, numbers of greedy tokens
@@ -448,8 +450,11 @@ tasks = {  # boolq, piqa, siqa, hellaswag, winogrande, arc easy, arc challenge, 
     "4-8-8": (63.6, 73.6, 77.4, 48.5, 73.0, 68.8, 68.4, 45.5, 53.4),
     "4-8-4": (62.0, 72.4, 76.9, 47.6, 70.5, 65.8, 67.5, 44.4, 50.4),
 }
+floats = (76.5, 79.8, 48.9, 76.1, 70.1, 72.8, 47.6, 57.2)  # LLaMA's own paper
 llama = preset("llama-7b")
 print("W-A-KV   published  mean of tasks   cache of 2,048 tokens")
+size = llm_qat.kv_bytes(llama, 2048, 16) / 1e6
+print(f"16-16-16 {'–':>9} {sum(floats) / 8:10.2f} {'':7} {size:12.0f} MB")
 for bits, (published, *each) in tasks.items():
     average = sum(each) / len(each)
     same = "same" if abs(average - published) < 0.1 else "differs"
@@ -457,17 +462,17 @@ for bits, (published, *each) in tasks.items():
     print(f"{bits:8} {published:9} {average:10.2f} {same:>7} {size:12.0f} MB")
 
 # %% [markdown]
-# Their table says what ours says: 8 bits for the cache cost next to nothing, 4 bits cost more. Exactly as they run it, on eight GPUs:
+# At 4-8-8 the trained model is two to three points below the floats. And the table says what ours says: 8 bits for the cache cost next to nothing, 4 bits cost more. Exactly as they run it:
 #
 # ```bash
 # git clone https://github.com/facebookresearch/LLM-QAT && cd LLM-QAT
-# python generate_data.py 0        # and 1 … 63: each GPU writes its part
+# python generate_data.py 0        # and 1 … 63: one GPU each
 # python merge_gen_data.py
-# bash run_train.sh 4 8 4          # bits of weights, activations, cache
+# bash run_train.sh 4 8 4          # bits of weights, activations, cache; eight GPUs
 # ```
 #
-# Today's servers mostly store keys and values in 8-bit floats, with no training: `vllm serve meta-llama/Llama-3.1-8B-Instruct --kv-cache-dtype fp8`. Scales
-# better than the default of 1 come from llmcompressor (`kv_cache_scheme` in its recipe).
+# Today's servers mostly store keys and values in 8-bit floats, with no training: `vllm serve meta-llama/Llama-3.1-8B-Instruct --kv-cache-dtype fp8`. Its scales
+# are 1 by default; llmcompressor finds better ones (`kv_cache_scheme` in its recipe).
 #
 # Ours trains any Llama of `transformers` by names and kinds of layers: `llm_qat.apply(model, batches, QATConfig(4, 8, 4))`.
 #

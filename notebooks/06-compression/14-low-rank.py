@@ -48,7 +48,8 @@ from llmlab.models.presets import preset
 # ## What it costs
 #
 # A matrix of $m \times n$ weights as a product $A B$ of rank $r$ holds $r (m + n)$ numbers. That saves something only below the break-even rank,
-# $mn / (m + n)$. As an addition to 4-bit weights, however, a small product is almost free. All linears of Llama 2 70B:
+# $mn / (m + n)$. As an addition to 4-bit weights, however, a small product is almost free. All linears of Llama 2 70B, in MXFP4, a
+# 4-bit float format that is explained below:
 
 # %%
 c = preset("llama-2-70b")
@@ -66,17 +67,18 @@ for rank in (0, 8, 32):
 #
 # ## Predict
 #
-# One linear of the real model, SmolLM2-135M-Instruct: the `up_proj` of its first layer, 1,536 rows of 576 weights. It is rounded to MXFP4, and two factors
-# of rank 8, in 8 bits, are added. The *output error* is what this changes in the layer's outputs on text that no method has seen,
+# One linear of the real model, SmolLM2-135M-Instruct: the `up_proj` of its first layer, 1,536 rows of 576 weights. It is rounded to MXFP4, and a product of two
+# factors of rank 8, in 8 bits, is added to make up for the errors. There are two best ones: one brings the *weights* back nearest, the other the layer's *outputs*. The *output
+# error* is what is still wrong in these outputs, on text that no method has seen. With the inputs as the columns of $X$ it is
 # $\lVert WX - \hat WX \rVert^2 / \lVert WX \rVert^2$. Then the whole model: rounding all its linears to MXFP4 adds some loss.
 
 # %%
 layer_guess = predict(
-    "With the best factors for the weights, how much of the output error is left?",
+    "Best factors for the weights: how much of the output error is left?",
     unit="%",
 )
 model_guess = predict(
-    "Whole model, the best factors for the outputs: how much of that loss is left?",
+    "Whole model, best factors for the outputs: how much added loss is left?",
     unit="%",
 )
 
@@ -103,13 +105,13 @@ for name, (A, B) in {
     "best for the outputs": svd.truncate_whitened(E, gram, 1),
 }.items():
     left = E - A @ B
-    outputs = (left @ gram * left).sum()
+    outputs = (left @ gram * left).sum()  # ‖left X‖², by X Xᵀ alone
     print(f"{name}: weights {left.square().sum():.3f}, outputs {outputs:.3f}")
 
 # %% [markdown]
 # ## The idea
 #
-# How much is left of a matrix when its first $r$ terms are taken away? Four matrices of one layer: the weights $W$, the errors $E$ of rounding them to
+# How much is left of a matrix, as a share of its squared norm, when the first $r$ terms of its SVD are taken away? Four matrices of one layer: the weights $W$, the errors $E$ of rounding them to
 # MXFP4, and both after *whitening*, that is, as the outputs see them.
 
 # %% tags=["hide-input", "numbers-within-5%"]
@@ -150,7 +152,7 @@ for name, (matrix, color, style) in curves.items():
     share = 1 - energy.cumsum(0) / energy.sum()
     ax.plot(range(1, 65), share[:64], style, color=color, label=name)
     print(f"{name:12} rank 8 leaves {share[7]:.0%}, rank 32 {share[31]:.0%}")
-ax.set(xlabel="rank taken away", ylabel="share that is left", ylim=(0, 1.04))
+ax.set(xlabel="rank taken away", ylabel="share of the square left", ylim=(0, 1.04))
 ax.legend(loc="lower left", fontsize="small")
 figure(
     fig,
@@ -176,7 +178,8 @@ figure(
 #
 # $$E S = U \Sigma V^\top \qquad A = U_r \Sigma_r^{1/2} \qquad B = \Sigma_r^{1/2} V_r^\top S^{-1}$$
 #
-# This is the optimum, not an estimate. ASVD ([Yuan et al. 2023](https://arxiv.org/abs/2312.05821 "yuan2023asvd")) came near it with a diagonal $S$;
+# This is the optimum, not an estimate. Below, LoRC with these factors is called *aware*. (First a little is added to the diagonal of $X X^\top$, the *damping*, so
+# that it has an inverse.) ASVD ([Yuan et al. 2023](https://arxiv.org/abs/2312.05821 "yuan2023asvd")) came near it with a diagonal $S$;
 # [EoRA](https://arxiv.org/abs/2410.21271 "liu2024eora") uses another root of $X X^\top$ on errors, with the same result.
 #
 # The figure says why this may work. Rounding errors are noise: as a matrix they have no favourite direction. But the inputs have. A few directions carry most of
@@ -215,11 +218,11 @@ your_turn(check.truncate_whitened, one_answer)
 # FP4, has 2 and 1: its levels are 0, 0.5, 1, 1.5, 2, 3, 4 and 6. They lie close together near 0, where most weights are, and far apart at the end.
 #
 # So small a range needs a scale for each block of weights. **MXFP4** ([OCP 2023](https://www.opencompute.org/documents/ocp-microscaling-formats-mx-v1-0-spec-final-pdf "ocp2023microscaling"))
-# shares a power of two among 32 weights, $X = 2^{\lfloor \log_2 \max |V| \rfloor - 2}$, stored as its exponent in one byte (E8M0). The maximum of a block,
-# divided by $X$, lies between 4 and 8; what is above 6 is clipped. **MXFP8** is the same with E4M3. **NVFP4** shares
+# shares a power of two among 32 weights $v$: $s = 2^{\lfloor \log_2 \max |v| \rfloor - 2}$, stored as its exponent in one byte (E8M0). The largest $|v| / s$ of a block
+# then lies between 4 and 8, where the largest level is, 6; what is above 6 is clipped. **MXFP8** is the same with E4M3. **NVFP4** shares
 # a scale in E4M3 among 16 weights, and a float32 among all.
 #
-# Below the levels of E2M1 and of INT4, and what each format makes of a block that begins with 7, −5, 1.2, 0.6 and 0.2.
+# Below are the levels of E2M1 and of INT4, and what the formats make of 7, −5, 1.2, 0.6 and 0.2 in one block. The third line shares a float16 scale among 64 weights.
 
 # %% tags=["hide-input"]
 fig, ax = plt.subplots(figsize=(4.8, 1.5))
@@ -403,8 +406,8 @@ figure(
 
 # %% [markdown]
 # Does rank 8 repair 4 bits? As published, with factors for the weights: a part, and for NVFP4 nothing beyond the spread.
-# With factors for the outputs: more than half of it for every format, at the same 0.2 bits per weight, and by far more than the spread. Weights with one
-# scale per row then beat MXFP4 with LoRC. The last two lines change the calibration text: another draw changes little, and the Bible in place of
+# With factors for the outputs: more than half of it for every format, at the same 0.2 bits per weight, and by far more than the spread. INT4 with one
+# scale per row, and aware, beats MXFP4 with plain LoRC. The last two lines change the calibration text: another draw changes little, and the Bible in place of
 # addresses costs part of the gain.
 #
 # The rest of the sweep: is more rank worth its bits, may inputs be FP8 as in ZeroQuant-FP, and can factors do without $\hat W$?
@@ -471,13 +474,13 @@ for name, grid in ROUNDED.items():
 
 def draw(rounding: str, rank: int):
     fig, ax = plt.subplots(figsize=(4.8, 2.6))
-    line = [tried[rounding, r] for r in RANKS]
-    ax.plot(*zip(*line, strict=True), color=palette.light)
-    ax.plot(*tried[rounding, rank], "o", color=palette.blue, markersize=9)
-    ax.axhline(0.012, color=palette.vermillion, linestyle="--")
-    ax.set(xlim=(3.9, 6.0), ylim=(0, 0.048))
-    ax.set(xlabel="bits per weight", ylabel="output error")
+    bits, errors = zip(*(tried[rounding, r] for r in RANKS), strict=True)
+    ax.plot(bits, [100 * error for error in errors], color=palette.light)
     bits, error = tried[rounding, rank]
+    ax.plot(bits, 100 * error, "o", color=palette.blue, markersize=9)
+    ax.axhline(1.2, color=palette.vermillion, linestyle="--")
+    ax.set(xlim=(3.9, 6.0), ylim=(0, 4.8))
+    ax.set(xlabel="bits per weight", ylabel="output error, %")
     ax.set_title(f"{bits:.2f} bits, output error {error:.2%}")
     return fig
 

@@ -94,8 +94,8 @@ check.e2m1_codes(e2m1_codes)
 # ## Exercise 4: blocks with a shared scale (MXFP4)
 # ●●●●○ difficulty · ●●●●○ importance · 18 minutes · 4 points
 #
-# Each row of `x` is a block. Its scale is $X = 2^{\lfloor \log_2 \max|x| \rfloor - 2}$, stored as the code "exponent + 127", clamped to 0 … 254. A clamped code
-# changes $X$, too: it is always the scale that is stored. A block of zeros has scale code 0. Its elements are the E2M1 codes of $x / X$, two in a byte: of
+# Each row of `x` is a block. Its scale is $s = 2^{\lfloor \log_2 \max|x| \rfloor - 2}$, stored as the code "exponent + 127", clamped to 0 … 254. A clamped code
+# changes $s$, too: it is always the scale that is stored. A block of zeros has scale code 0. Its elements are the E2M1 codes of $x / s$, two in a byte: of
 # elements $2i$ and $2i + 1$ the first is in the low half of byte $i$. `torch.frexp(t)` gives a mantissa in $[0.5, 1)$ and the exponent of 2 that belongs to it,
 # exactly.
 

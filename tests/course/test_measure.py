@@ -35,6 +35,8 @@ LESSONS = (
     "06-compression/13-distilling-abilities",
     "06-compression/14-low-rank",
     "06-compression/15-compression-compared",
+    "07-inference/02-flash-attention",
+    "07-inference/05-sampling-and-speculation",
 )
 CELLS = 28  # at most
 LINES = 150  # of code that is not folded, at most

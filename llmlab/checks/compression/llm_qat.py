@@ -469,6 +469,10 @@ def wrong_losses(student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
         ),
         "this is the Kullback-Leibler divergence, less by the teacher's entropy: the"
         " cross-entropy is asked": (each - entropy).mean(),
+        "this is the Kullback-Leibler divergence, with `batchmean`, which sums over"
+        " positions: the cross-entropy is asked, and its mean over both": (
+            (each - entropy).sum() / B
+        ),
         "this is KL(p_S‖p_T), the other way round: −Σ p_T log p_S is asked": (
             -(student.softmax(-1) * (teacher.log_softmax(-1) - log_q)).sum(-1).mean()
         ),

@@ -214,6 +214,9 @@ def wrong_whitenings(W: Tensor, gram: Tensor, rank: int) -> dict[str, Tensor]:
         "you took X Xᵀ itself: its factor S is asked": through(
             gram, torch.linalg.inv(gram)
         ),
+        "you took X Xᵀ itself, and did not take it out again: decompose W S with its"
+        " factor S, and let B end with S⁻¹": through(gram, eye),
+        "you multiplied by Sᵀ, where S⁻¹ takes it out": through(S, S.T),
         "S and S⁻¹ are swapped: W S is decomposed": through(inverse, S),
         "only the diagonal of X Xᵀ is used: inputs vary together, too": through(
             root.diag(), (1 / root).diag()

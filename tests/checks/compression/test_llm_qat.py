@@ -242,6 +242,11 @@ def losing(
     return answer
 
 
+def divergence_of_texts(student, teacher):
+    p = teacher.detach().softmax(-1)
+    return F.kl_div(student.log_softmax(-1), p, reduction="batchmean")
+
+
 def divergence(student, teacher):
     return F.kl_div(
         student.log_softmax(-1).flatten(0, 1),
@@ -531,6 +536,7 @@ test_wrong_answers = rejects(
         ),
         Wrong(L, over_the_vocabulary, "mean over the vocabulary"),
         Wrong(L, divergence, "Kullback-Leibler"),
+        Wrong(L, divergence_of_texts, "with `batchmean`"),
         Wrong(L, hard, "likeliest token"),
         Wrong(L, swapped, "swapped"),
         Wrong(L, to_the_teacher, "reaches the teacher"),

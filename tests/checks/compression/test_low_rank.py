@@ -405,7 +405,9 @@ test_wrong_answers = rejects(
             "this is Sᵀ",
         ),
         Wrong(W, whiten(back=lambda S: torch.linalg.inv(S).T), "taken out transposed"),
-        Wrong(W, whiten(factor=lambda g: g), "X Xᵀ itself"),
+        Wrong(W, whiten(factor=lambda g: g), "X Xᵀ itself: its factor"),
+        Wrong(W, whiten(factor=lambda g: g, back=identity), "did not take it out"),
+        Wrong(W, whiten(back=lambda S: S.T), "multiplied by Sᵀ"),
         Wrong(
             W, whiten(there=torch.linalg.inv, back=lambda S: S), "S and S⁻¹ are swapped"
         ),
