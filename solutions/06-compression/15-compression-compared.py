@@ -18,7 +18,7 @@ from llmlab.compression.quantization_basics import QuantConfig
 # ●●○○○ difficulty · ●●●●● importance · 10 minutes · 2 points
 #
 # Each matrix of `shapes` is stored in codes of `bits`, with a scale of 16 bits for each `group` columns of a row. The last group of a row may be
-# shorter. `group=None` means one scale for each row. `embedding` numbers stay in 16 bits, without scales. Return the stored bits per
+# shorter. `group=None` means one scale for each row. The embedding has `embedding` numbers; they stay in 16 bits, without scales. Return the stored bits per
 # parameter, where the parameters are all weights and all numbers of the embedding.
 
 
@@ -78,8 +78,8 @@ check.grown(grown)
 # ## Exercise 3: the front
 # ●●●○○ difficulty · ●●●●● importance · 15 minutes · 3 points
 #
-# Row $i$ of `points` is a method, a column is a coordinate. Less is better, but in the columns that `larger` lists more is better. A method
-# is *dominated* if another is no worse in every coordinate and better in at least one. Return True for each method that none dominates.
+# Row $i$ of `points` is a method, a column is a coordinate. Less is better, but in the columns that `larger` lists more is better. Coordinates
+# may be negative. A method is *dominated* if another is no worse in every coordinate and better in at least one. Return True for each method that none dominates.
 # Two equal methods do not dominate each other.
 
 
@@ -144,9 +144,11 @@ check.tokens_per_second(tokens_per_second)
 #
 # SmolLM2-135M-Instruct shall fit into **87 MB** (of 1,000,000 bytes), everything counted, and have a loss of **at most 3.80** nats per token on 768 tokens of
 # held-out addresses; as floats it takes 269 MB and has 3.645. You get the name and the shape (out, in) of every matrix, and return a dict that says
-# how each is rounded: a [`QuantConfig`](01-quantization-basics.ipynb) with `bits`, `symmetric`, `per`, `group_size`, `calibration`. The check rounds the real model so,
+# how each is rounded: a [`QuantConfig`](01-quantization-basics.ipynb) with `bits` (2 to 8), `symmetric`, `per` ("tensor", "row", "group"), `group_size` (it must
+# divide the columns), `calibration` ("minmax", "percentile", "mse"). The check rounds the real model so,
 # counts the bytes that it then holds (codes, scales, zero points), and judges it. What your dict leaves out stays in 16 bits, as the norms do. The head is tied to
-# `model.embed_tokens` and goes with it. All in 8 bits is 48 MB too much, and all linears in 4 bits have a loss that is 0.15 too high.
+# `model.embed_tokens` and goes with it. All in 8 bits with a scale for each row is 48 MB too much.
+# The default, `QuantConfig(4)`, for all linears has a loss that is 0.15 too high.
 
 
 # %% tags=["exercise"]

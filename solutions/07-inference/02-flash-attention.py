@@ -28,7 +28,8 @@ def online_softmax(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The new m, l and O; those that are given stay as they are.
 
-    Shapes: m and l (…, T), O (…, T, D), S (…, T, n), V (…, n, D), for n new keys.
+    Shapes: m and l (…, T), O (…, T, D), S (…, T, n), V (…, n, D), for n new keys;
+    all float32, results too.
     """
     # BEGIN SOLUTION
     m_new = torch.maximum(m, S.amax(-1))
@@ -61,7 +62,7 @@ def merge(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """m, l and O over the keys of a and b together.
 
-    Shapes: m and l (…, T), O (…, T, D).
+    Shapes: m and l (…, T), O (…, T, D); all float32, results too.
     """
     # BEGIN SOLUTION
     m = torch.maximum(m_a, m_b)
@@ -135,7 +136,7 @@ def score_gradient(
 ) -> tuple[Tensor, Tensor]:
     """P and dS of one tile, both (…, T, n).
 
-    Shapes: S (…, T, n), L (…, T), O and dO (…, T, D), V (…, n, D).
+    Shapes: S (…, T, n), L (…, T), O and dO (…, T, D), V (…, n, D); all float32.
     """
     # BEGIN SOLUTION
     L = torch.where(L.isneginf(), 0.0, L)

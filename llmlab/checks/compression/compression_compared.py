@@ -43,8 +43,8 @@ def bits(
 def draw_shapes() -> tuple:
     """Matrices whose rows no group divides."""
     sizes = torch.randint(3, 9, (3,)).tolist()
-    shapes = [(5 * sizes[0], 20), (7, 8 * sizes[1]), (11, 30 + sizes[2])]
-    return shapes, 3, 8, 40 * sizes[0] + 9
+    shapes = [(sizes[0], 13), (7, 8 * sizes[1]), (5, 10 + sizes[2])]
+    return shapes, 3, 8, 20 * sizes[0] + 9
 
 
 def wrong_bits(shapes, code, group, embedding) -> dict:
@@ -87,6 +87,34 @@ def wrong_bits(shapes, code, group, embedding) -> dict:
         "these are all the bits: divide by the number of parameters": right
         * (weights + embedding),
         "these are bytes per parameter: 8 bits a byte": right / 8,
+        "a plain mean over the matrices: a larger one counts for more": alike(*args),
+    }
+
+
+def alike(shapes, code, group, embedding) -> float:
+    """With the bits per weight of each matrix counted alike."""
+    each = [bits([shape], code, group, 0) for shape in shapes]
+    weights = sum(rows * columns for rows, columns in shapes)
+    of_all = sum(each) / len(each) * weights
+    return (of_all + 16 * embedding) / (weights + embedding)
+
+
+def wrong_without_groups(shapes, code, embedding) -> dict:
+    """What usual mistakes make of group=None."""
+    args = (shapes, code, None, embedding)
+    return {
+        "with group=None each row has one scale, and here it has none": bits(
+            *args, scale=0
+        ),
+        "group=None is one scale for each row, not for each matrix": bits(
+            *args, groups=lambda m, n, size: 1
+        ),
+        "group=None is one scale for each row, not for each weight": bits(
+            *args, groups=lambda m, n, size: m * n
+        ),
+        "group=None is one scale for each row, not for each column": bits(
+            *args, groups=lambda m, n, size: n
+        ),
     }
 
 
@@ -109,13 +137,17 @@ def bits_per_parameter(answer):
     case = telling(draw_shapes, bits, wrong_bits)
     what = "bits_per_parameter(shapes, 3, 8, …)"
     got = float(expect(answer(*case), kind=(int, float), what=what))
-    diagnose(got, right=bits(*case), mistakes=wrong_bits(*case), tol=1e-9, what=what)
+    diagnose(got, right=bits(*case), mistakes=wrong_bits(*case), tol=1e-6, what=what)
+    case = ([(4, 64), (2, 128)], 4, None, 100)
+    what = "bits_per_parameter([(4, 64), (2, 128)], 4, None, 100)"
+    got = float(expect(answer(*case), kind=(int, float), what=what))
+    mistakes = wrong_without_groups(case[0], case[1], case[3])
+    diagnose(got, right=bits(*case), mistakes=mistakes, tol=1e-6, what=what)
     for case in (
-        ([(4, 64), (2, 128)], 4, None, 100),
         ([(3, 64)], 8, 64, 0),
         ([(6, 10)], 2, 64, 7),
     ):
-        if not close(float(answer(*case)), bits(*case), tol=1e-9):
+        if not close(float(answer(*case)), bits(*case), tol=1e-6):
             raise Mistake(
                 f"right for one case, wrong for shapes={case[0]}, bits={case[1]},"
                 f" group={case[2]}, embedding={case[3]}: with None a row is one group,"
@@ -130,8 +162,8 @@ TEXTS = ("“Nous voilà”, said the naïve café owner — twice.", "Ωραί�
 
 def draw_losses() -> tuple:
     """Of two models, on a text with long characters."""
-    floats = 3 + torch.rand(40).double() * 4
-    return floats + 0.3 + 0.5 * torch.randn(40).double(), floats, TEXTS[0]
+    floats = 3 + torch.rand(30).double() * 4
+    return floats + 0.3 + 0.5 * torch.randn(30).double(), floats, TEXTS[0]
 
 
 def change(losses: Tensor, floats: Tensor, text: str) -> Tensor:
@@ -146,6 +178,7 @@ def wrong_changes(losses, floats, text) -> dict:
     right = change(losses, floats, text)
     grown, n = losses - floats, len(losses)
     both = (losses.var() + floats.var()).sqrt()
+    size = len(text.encode())
     error = grown.std() / n**0.5
     flip = torch.tensor([-1.0, 1.0]).double()
     one = torch.tensor([1.0, 0.0]).double()
@@ -185,6 +218,19 @@ def wrong_changes(losses, floats, text) -> dict:
             torch.stack([right[0] * losses.mean() / grown.mean(), right[1]])
         ),
         "the error is missing": right * one,
+        "the error is still that of a mean, in bits per token: scale it as the mean": (
+            with_error(size / n)
+        ),
+        "the error is divided by √bytes: the sample is of tokens": with_error(
+            (size / n) ** 0.5
+        ),
+        "the error of the mean is divided by the bytes, and by the tokens once too"
+        " often: scale it as the mean": with_error(1 / n),
+        "the deviation of a sample divides by n − 1, not by n": with_error(
+            ((n - 1) / n) ** 0.5
+        ),
+        "differences have signs: where the compressed model is better they count"
+        " against": change(grown.abs(), 0 * grown, text),
     }
 
 
@@ -215,7 +261,7 @@ def grown(answer):
     got = pair_of(answer(losses, floats, TEXTS[1]))
     if not close(got, change(losses, floats, TEXTS[1]), tol=1e-6):
         raise Mistake(
-            "right for 40 tokens, wrong for 7 of another text: the sample deviation"
+            "right for 30 tokens, wrong for 7 of another text: the sample deviation"
             " divides by n − 1, and bytes are those of the text given"
         )
 
@@ -232,7 +278,7 @@ def pair_of(value) -> Tensor:
 
 def draw_points() -> tuple:
     """With ties, and two points twice."""
-    points = torch.randint(0, 6, (16, 3)).float()
+    points = torch.randint(-3, 4, (16, 3)).float()
     best = points[compared.pareto(points, [1])]
     points = torch.cat([points, best[:2]])
     return points[torch.randperm(len(points))], [1]
@@ -271,10 +317,65 @@ def wrong_fronts(points: Tensor, larger) -> dict:
         "only the best of each coordinate are kept: the front has more": (
             (x == x.amin(0)).any(-1)
         ),
+        "each is compared with its neighbour alone: any other may dominate it": (
+            after_neighbour(no_worse & better)
+        ),
+        "1 / x turns numbers of one sign around, and these have both": compared.pareto(
+            reciprocal(points, larger)
+        ),
         "all are kept": torch.ones(n, dtype=torch.bool),
         "none is kept: better somewhere is not enough, it must be no worse everywhere;"
         " and no point dominates itself": torch.zeros(n, dtype=torch.bool),
     }
+
+
+def after_neighbour(dominates: Tensor) -> Tensor:
+    """Kept are those that the row before them does not dominate."""
+    kept = torch.ones(len(dominates), dtype=torch.bool)
+    kept[1:] = ~dominates.diagonal(1)
+    return kept
+
+
+def reciprocal(points: Tensor, larger) -> Tensor:
+    """1 / x in the columns of which more is better."""
+    x = points.clone()
+    x[:, larger] = 1 / x[:, larger]
+    return x
+
+
+def draw_two() -> tuple:
+    """Two coordinates, in both of which more is better."""
+    return torch.randint(-2, 3, (9, 2)).float(), [0, 1]
+
+
+def wrong_twos(points: Tensor, larger) -> dict:
+    """What comes out when not all of `larger` is looked at."""
+    return {
+        "`larger` has two columns here, and only the first is turned around": (
+            compared.pareto(points, larger[:1])
+        ),
+        "`larger` has two columns here, and only the last is turned around": (
+            compared.pareto(points, larger[-1:])
+        ),
+        "`larger` has two columns here, and neither is turned around": (
+            compared.pareto(points)
+        ),
+    }
+
+
+def judge_front(got: Tensor, points: Tensor, larger, mistakes: dict, what: str):
+    """A foreseen mistake, or a row that is wrongly kept or dropped."""
+    right = compared.pareto(points, larger)
+    if any(torch.equal(got, value) for value in mistakes.values()):
+        diagnose(got, right=right, mistakes=mistakes, what=what)
+    for i in (got != right).nonzero()[:1, 0].tolist():
+        row = points[i].tolist()
+        text = f"{what} drops row {i}, {row}, which no other dominates"
+        if got[i]:
+            x = signed(points, larger)
+            j = int(((x <= x[i]).all(-1) & (x < x[i]).any(-1)).int().argmax())
+            text = f"{what} keeps row {i}, {row}, which {points[j].tolist()} dominates"
+        raise Mistake(text, foreseen=False)
 
 
 @check.exercise(
@@ -299,15 +400,16 @@ def front(answer):
     if isinstance(value, Tensor) and value.dtype == torch.int64:
         raise Mistake("these are places: return True or False for each method")
     got = expect(value, shape=(len(points),), dtype=torch.bool, what=what)
-    right = compared.pareto(points, larger)
-    diagnose(got, right=right, mistakes=wrong_fronts(points, larger), what=what)
-    for k, larger in ((1, []), (2, [0, 1]), (4, [0, 3])):
-        points = torch.randint(0, 3, (9, k)).float()
-        if not torch.equal(answer(points, larger), compared.pareto(points, larger)):
-            raise Mistake(
-                f"right for 3 coordinates, wrong for points of {k} and larger={larger}:"
-                f" {points.int().tolist()}"
-            )
+    judge_front(got, points, larger, wrong_fronts(points, larger), what)
+    points, larger = telling(draw_two, compared.pareto, wrong_twos)
+    what = "front(points, [0, 1])"
+    got = expect(answer(points, larger), shape=(9,), dtype=torch.bool, what=what)
+    judge_front(got, points, larger, wrong_twos(points, larger), what)
+    for k, larger in ((1, []), (4, [0, 3])):
+        points = torch.randint(-1, 2, (9, k)).float()
+        what = f"front(points, {larger}), of {k} coordinates,"
+        got = expect(answer(points, larger), shape=(9,), dtype=torch.bool, what=what)
+        judge_front(got, points, larger, {}, what)
 
 
 # 4 ------------------------------------------------------------------------------------
@@ -353,7 +455,15 @@ def wrong_rates(*args) -> dict:
     right = rate(*args)
     return {
         "these are seconds per token: the inverse is asked": 1 / right,
-        "the fixed time is missing": rate(*args, time=lambda q, b, t: q / b),
+        "the fixed time is missing, or added to bytes: seconds are added to seconds": (
+            rate(*args, time=lambda q, b, t: q / b)
+        ),
+        "brackets: bytes over bandwidth and the fixed time are added before 1 / …": (
+            rate(*args, time=lambda q, b, t: q) / args[-2] + fixed
+        ),
+        "`past` tokens are read, not one more": rate(
+            *args, cached=lambda c, p: c * (p + 1)
+        ),
         "the fixed time is taken off: it comes on top": rate(
             *args, time=lambda q, b, t: q / b - t
         ),
@@ -403,10 +513,17 @@ def tokens_per_second(answer):
     case = telling(draw_machine, rate, wrong_rates)
     what = "tokens_per_second(…, tied=False, …)"
     got = float(expect(answer(*case), kind=(int, float), what=what))
+    tied_case = draw_machine(tied=True)
+    both = rate(*tied_case, read=lambda t, v, tied: t + t / v)
+    no_row = close(got, rate(*case, read=lambda t, v, tied: t), tol=1e-7)
+    if no_row and close(float(answer(*tied_case)), both, tol=1e-7):
+        raise Mistake("tied and untied are the wrong way round")
+    less = rate(*case, time=lambda q, b, t: q / b) - case[-1]
+    if close(got, less, tol=1e-7):
+        raise Mistake("seconds are taken off a rate: add them to seconds, then invert")
     diagnose(got, right=rate(*case), mistakes=wrong_rates(*case), tol=1e-7, what=what)
-    case = draw_machine(tied=True)
+    case = tied_case
     got = float(answer(*case))
-    both = rate(*case, read=lambda t, v, tied: t + t / v)
     what = "tokens_per_second(…, tied=True, …)"
     mistakes = {
         "tied, the row of the embedding is one of the head's: it counts once": both,

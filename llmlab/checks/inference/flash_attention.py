@@ -104,13 +104,17 @@ def compare_states(
 def online_softmax(answer):
     """The running maximum, sum and output after a block of keys."""
     what = "online_softmax(m, l, O, S, V)"
-    for T, n, D, size in ((4, 4, 4, 1.0), (3, 5, 2, 1.0), (5, 2, 3, 200.0)):
+    for T, n, D, size, at in (
+        (4, 4, 4, 1.0, 0),
+        (3, 5, 2, 1.0, -9),
+        (5, 2, 3, 200.0, 0),
+    ):
         # the maximum grows for the first queries and stays for the last
         rises = torch.linspace(2, -2, T)
-        seen = torch.randn(2, T, 6) * size
+        seen = torch.randn(2, T, 6) * size + at
         values = torch.randn(2, 6, D)
         state = flash.online_softmax(*flash.start((2, T, D), seen), seen, values)
-        S = torch.randn(2, T, n) * size + rises[:, None] * size
+        S = torch.randn(2, T, n) * size + rises[:, None] * size + at
         V = torch.randn(2, n, D)
         found = state_of(answer(*state, S, V), T, D, what)
         not_a_number(found, blind=False, large=size > 1)
@@ -210,15 +214,31 @@ def wrong_updates(m, l, O, S, V) -> dict[str, Callable[[], Triple]]:
             alpha * l + (P.sum(-2) if P.shape[-1] == P.shape[-2] else P.sum(-1)),
             alpha[..., None] * O + (P.mT if P.shape[-1] == P.shape[-2] else P) @ V,
         ),
-        "{x} is the sum of both maxima: the larger is asked": lambda: (
-            m + top,
-            right_l,
-            right_O,
+    } | wrong_maxima(m, S, right_l, right_O)
+
+
+def wrong_maxima(m, S, right_l, right_O) -> dict[str, Callable[[], Triple]]:
+    """Diagnosis → what a mistake in the new maximum makes of m, l and O.
+
+    Where l and O follow from m, m alone is told.
+    """
+    top = S.amax(-1)
+    new = torch.maximum(m, top)
+
+    def of(other: Tensor) -> Callable[[], Triple]:
+        return lambda: (other, right_l, right_O)
+
+    return {
+        "{x} is the sum of both maxima: the larger is asked": of(m + top),
+        "{x} is the smaller of the two: the larger is asked": of(torch.minimum(m, top)),
+        "{x} is 0 at least here: all scores may be negative": of(new.clamp(min=0)),
+        "{x} is one maximum for all queries: each has its own": of(
+            torch.maximum(m, S.max())
         ),
-        "{x} is the smaller of the two: the larger is asked": lambda: (
-            torch.minimum(m, top),
-            right_l,
-            right_O,
+        "{x} is summed without its maximum: the exponent is S − m_new": lambda: (
+            new,
+            right_l * new.exp(),
+            right_O * new.exp()[..., None],
         ),
     }
 
@@ -261,7 +281,19 @@ def merge(answer):
     a, b = partial(S[..., :3], 2), partial(S[..., 3:], 2)
     found = state_of(answer(*a, *b), 4, 2, what)
     not_a_number(found, blind=True, large=False)
-    for x, y, name in zip(found, flash.merge(*a, *b), "mlO", strict=True):
+    right = flash.merge(*a, *b)
+    for side, name in ((a, "a"), (b, "b")):
+        if close(found[0], side[0], 1e-5) and close(found[1], side[1], 1e-5):
+            raise Mistake(
+                f"all of {name} is returned, as some query has seen no key on the other"
+                " side: decide for each query"
+            )
+    if found[0].isfinite().all():
+        raise Mistake(
+            "m of a query that has seen no key must stay −∞: use 0 in the subtraction"
+            " only"
+        )
+    for x, y, name in zip(found, right, "mlO", strict=True):
         if not close(x, y, 1e-5):
             raise Mistake(
                 f"right where both sides have seen keys, but {name} is wrong where one"
@@ -314,6 +346,11 @@ def wrong_merges(m_a, l_a, O_a, m_b, l_b, O_b) -> dict[str, Callable[[], Triple]
         ),
         "{x} is the smaller of the two: the larger is asked": lambda: (
             torch.minimum(m_a, m_b),
+            right_l,
+            right_O,
+        ),
+        "{x} is the log-sum-exp of both maxima: the larger is asked": lambda: (
+            torch.logaddexp(m_a, m_b),
             right_l,
             right_O,
         ),
@@ -491,7 +528,33 @@ def wrong_plans() -> dict[str, Callable]:
         "the order is wrong: blocks of queries outside, keys inside": planned(
             keys_outside=True
         ),
+        "the order is wrong: within a block of queries the first key comes first": (
+            last_key_first
+        ),
+        "`rows` and `cols` are exchanged: `rows` cuts the queries": lambda T, S, r, c: (
+            flash.causal_tiles(T, S, c, r)
+        ),
+        "S − T is cut off at 0: where T is larger it is negative, and the first queries"
+        " see nothing": planned(past=lambda T, S: max(S - T, 0)),
+        "a query sees its own key, too: its position is S − T + i": planned(
+            keep=lambda p0, p1, c0, c1: c0 < p1,
+            masked=lambda p0, p1, c0, c1: c1 > p0,
+        ),
+        "`masked` compares the numbers of the blocks: compare positions, those of keys"
+        " with those of queries": masked_by_number,
     }
+
+
+def last_key_first(T: int, S: int, rows: int, cols: int) -> list:
+    """The right tiles, each block of queries from its last key on."""
+    tiles = flash.causal_tiles(T, S, rows, cols)
+    return sorted(tiles, key=lambda tile: (tile[0], -tile[2]))
+
+
+def masked_by_number(T: int, S: int, rows: int, cols: int) -> list:
+    """The right tiles, `masked` where both blocks have the same number."""
+    tiles = flash.causal_tiles(T, S, rows, cols)
+    return [(*tile[:4], tile[0] // rows == tile[2] // cols) for tile in tiles]
 
 
 # 4 ------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pytest
 import torch
@@ -48,6 +49,31 @@ def bits_with_minus(shapes, bits, group, embedding):
     return stored.sum().item() / (weights + embedding)
 
 
+def bits_in_float32(shapes, bits, group, embedding):
+    total = torch.tensor(16 * embedding)
+    for m, n in shapes:
+        total += m * (n * bits + 16 * len(range(0, n, group or n)))
+    return (total / (sum(m * n for m, n in shapes) + embedding)).item()
+
+
+def none_is(groups):
+    """bits_per_parameter with other groups where group is None."""
+
+    def answer(shapes, bits, group, embedding):
+        return counted(groups if group is None else None)(
+            shapes, bits, group, embedding
+        )
+
+    return answer
+
+
+def plain_mean(shapes, bits, group, embedding):
+    each = [counted()([shape], bits, group, 0) for shape in shapes]
+    weights = sum(m * n for m, n in shapes)
+    total = weights * sum(each) / len(each) + 16 * embedding
+    return total / (weights + embedding)
+
+
 def group_needed(shapes, bits, group, embedding):
     return counted()(shapes, bits, group or 64, embedding)
 
@@ -84,6 +110,32 @@ def grown_in_a_loop(losses, floats, text):
 def grown_in_base_two(losses, floats, text):
     bits = (losses.exp().log2() - floats.exp().log2()) / len(text.encode())
     return bits.sum().item(), (bits.var() * len(bits)).sqrt().item()
+
+
+def per_token(a, b):
+    """The error of the mean, in bits per token when it is scaled by n / bytes."""
+    return (a - b).std() / len(a) ** 0.5
+
+
+def error_per_token(losses, floats, text):
+    mean, _ = change()(losses, floats, text)
+    return mean, per_token(losses, floats).item() * UNIT
+
+
+def error_over_bytes(losses, floats, text):
+    mean, _ = change()(losses, floats, text)
+    return mean, per_token(losses, floats).item() * UNIT / len(text.encode())
+
+
+def root_of_bytes(losses, floats, text):
+    mean, _ = change()(losses, floats, text)
+    spread = (losses - floats).std().item()
+    return mean, spread * UNIT / len(text.encode()) ** 0.5
+
+
+def without_sign(losses, floats, text):
+    d = (losses - floats).abs()
+    return change()(d, 0 * d, text)
 
 
 def three_numbers(losses, floats, text):
@@ -143,6 +195,49 @@ def places(points, larger):
     return front_by_loops(points, larger).nonzero()[:, 0]
 
 
+def inverted(points, larger):
+    x = points.clone()
+    x[:, larger] = 1 / x[:, larger]
+    return front_by_loops(x, [])
+
+
+def first_of_larger(points, larger):
+    return front_by_loops(points, larger[:1])
+
+
+def last_of_larger(points, larger):
+    return front_by_loops(points, larger[-1:])
+
+
+def beside(points, larger):
+    """Each is compared with the row before it."""
+    x = points.clone()
+    x[:, larger] *= -1
+    kept = [True]
+    for a, b in pairwise(x):
+        kept.append(not bool((a <= b).all() and (a < b).any()))
+    return torch.tensor(kept)
+
+
+def in_one_sweep(points, larger):
+    """Two coordinates in order of the first; the ones between are not looked at."""
+    x = points.clone()
+    x[:, larger] *= -1
+    kept, best = torch.zeros(len(x), dtype=torch.bool), math.inf
+    for i in x[:, 0].argsort(stable=True).tolist():
+        if x[i, -1] < best:
+            kept[i], best = True, x[i, -1].item()
+    return kept
+
+
+def one_too_many(points, larger):
+    """The front, and one more."""
+    kept = front_by_loops(points, larger)
+    if points.shape[1] == 3:
+        kept[(~kept).nonzero()[0, 0]] = True
+    return kept
+
+
 def two_only(points, larger):
     return front_by_loops(points[:, :2], larger)
 
@@ -176,6 +271,18 @@ def rate_as_a_share(linears, table, vocabulary, tied, cache, past, bandwidth, fi
     return bandwidth / (q + fixed * bandwidth)
 
 
+def rate_less_time(*args):
+    return rates(time=lambda q, b, t: q / b)(*args) - args[-1]
+
+
+def brackets_misplaced(*args):
+    return rates(time=lambda q, b, t: q * b)(*args) + args[-1]
+
+
+def the_other_way_round(linears, table, vocabulary, tied, *rest):
+    return rates()(linears, table, vocabulary, not tied, *rest)
+
+
 def without_row(*args):
     return rates(read=lambda t, v, tied: t)(*args)
 
@@ -206,6 +313,31 @@ def five_and_four(shapes):
         layer = int(name.split(".")[2]) if "layers" in name else -1
         few = "mlp" in name and 10 <= layer < 21
         plan[name] = QuantConfig(4 if few else 5, symmetric=False)
+    return plan
+
+
+def by_kind(shapes):
+    """4 bits with zero points, more for what is small or sums up much."""
+    more = {"embed_tokens": 6, "down_proj": 5, "v_proj": 6, "o_proj": 5}
+    plan = {}
+    for name in shapes:
+        plan[name] = QuantConfig(more.get(name.split(".")[-1], 4), symmetric=False)
+    return plan
+
+
+def strings(shapes):
+    return {name: "4" for name in shapes}
+
+
+def bits_as_text(shapes):
+    return {name: QuantConfig("4") for name in shapes}
+
+
+def tampered(shapes):
+    """Bits that no config takes, put past its own look."""
+    plan = {name: QuantConfig(4) for name in shapes}
+    for grid in plan.values():
+        object.__setattr__(grid, "bits", 0)
     return plan
 
 
@@ -278,7 +410,12 @@ WRONGS = [
         "bits_per_parameter", counted(floats=0, over_all=False), "embedding is missing"
     ),
     Wrong("bits_per_parameter", counted(times=1 / 8), "bytes per parameter"),
-    Wrong("bits_per_parameter", group_needed, "with None a row is one group"),
+    Wrong("bits_per_parameter", plain_mean, "a plain mean over the matrices"),
+    Wrong("bits_per_parameter", none_is(lambda m, n, s: 0), "here it has none"),
+    Wrong("bits_per_parameter", none_is(lambda m, n, s: 1), "not for each matrix"),
+    Wrong("bits_per_parameter", none_is(lambda m, n, s: m * n), "not for each weight"),
+    Wrong("bits_per_parameter", none_is(lambda m, n, s: n), "not for each column"),
+    Wrong("bits_per_parameter", group_needed, "[(4, 64), (2, 128)], 4, None"),
     Wrong("grown", change(unit=1.0), "these are nats"),
     Wrong("grown", change(unit=math.log(2)), "divide by it"),
     Wrong("grown", change(size=len), "per character"),
@@ -294,7 +431,11 @@ WRONGS = [
     Wrong("grown", change(lambda a, b: a.std() / len(a) ** 0.5), "own losses"),
     Wrong("grown", change(lambda a, b: 0.0), "the error is missing"),
     Wrong("grown", three_numbers, "two numbers are asked"),
-    Wrong("grown", whole_population, ""),
+    Wrong("grown", whole_population, "divides by n − 1"),
+    Wrong("grown", error_per_token, "in bits per token: scale it"),
+    Wrong("grown", error_over_bytes, "by the tokens once too often"),
+    Wrong("grown", root_of_bytes, "the sample is of tokens"),
+    Wrong("grown", without_sign, "differences have signs"),
     Wrong("front", fronts(lambda w, b, s: ~s.any(0)), "one strict comparison"),
     Wrong("front", fronts(lambda w, b, s: ~b.any(0)), "better somewhere is not"),
     Wrong("front", fronts(lambda w, b, s: ~w.any(0)), "no point dominates itself"),
@@ -304,6 +445,12 @@ WRONGS = [
         "front", fronts(lambda w, b, s: ~(w & b).any(0), 1.0), "`larger` is not looked"
     ),
     Wrong("front", two_only, "first two coordinates"),
+    Wrong("front", inverted, "1 / x turns"),
+    Wrong("front", first_of_larger, "only the first is turned around"),
+    Wrong("front", last_of_larger, "only the last is turned around"),
+    Wrong("front", beside, "compared with its neighbour alone"),
+    Wrong("front", in_one_sweep, "which no other dominates"),
+    Wrong("front", one_too_many, "keeps row"),
     Wrong("front", places, "these are places"),
     Wrong("front", in_place, "changes its argument"),
     Wrong("tokens_per_second", rates(time=lambda q, b, t: q / b), "fixed time is miss"),
@@ -327,11 +474,23 @@ WRONGS = [
         rates(read=lambda t, v, tied: t + t / v),
         "it counts once",
     ),
+    Wrong(
+        "tokens_per_second",
+        rates(time=lambda q, b, t: (q + t) / b),
+        "or added to bytes",
+    ),
+    Wrong("tokens_per_second", rates(cached=lambda c, p: c * (p + 1)), "not one more"),
+    Wrong("tokens_per_second", rate_less_time, "seconds are taken off a rate"),
+    Wrong("tokens_per_second", brackets_misplaced, "brackets"),
+    Wrong("tokens_per_second", the_other_way_round, "are the wrong way round"),
     Wrong("mix", the_head_too, "lm_head is the embedding"),
     Wrong("mix", unknown, "is no matrix of the model"),
     Wrong("mix", the_model, "not a Linear"),
     Wrong("mix", subclass, "must be a QuantConfig"),
     Wrong("mix", another_class, "must be a QuantConfig"),
+    Wrong("mix", strings, "must be a QuantConfig, not '4'"),
+    Wrong("mix", bits_as_text, "must be an integer from 2 to 8"),
+    Wrong("mix", tampered, "must be an integer from 2 to 8"),
     Wrong("mix", odd_groups, "must divide the last dimension"),
     Wrong("mix", cleared, "changes its argument"),
     Wrong("mix", nothing, "MB too much (the embedding alone takes 56.6 MB)"),
@@ -351,6 +510,7 @@ test_wrong_answers = rejects("06-compression/15-compression-compared", WRONGS)
     [
         ("bits_per_parameter", bits_by_loops),
         ("bits_per_parameter", bits_with_minus),
+        ("bits_per_parameter", bits_in_float32),
         ("grown", grown_in_a_loop),
         ("grown", grown_in_base_two),
         ("front", front_by_loops),
@@ -358,6 +518,7 @@ test_wrong_answers = rejects("06-compression/15-compression-compared", WRONGS)
         ("tokens_per_second", rate_in_parts),
         ("tokens_per_second", rate_as_a_share),
         ("mix", five_and_four),
+        ("mix", by_kind),
     ],
 )
 def test_right_answers_written_otherwise(exercise, answer):

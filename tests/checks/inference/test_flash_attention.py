@@ -91,6 +91,15 @@ def two_values(m, l, O, S, V):
     return flash.online_softmax(m, l, O, S, V)[1:]
 
 
+def without_maximum(m, l, O, S, V):
+    new = torch.maximum(m, S.amax(-1))
+    return (
+        new,
+        l * m.exp() + S.exp().sum(-1),
+        O * m.exp()[..., None] + S.exp() @ V,
+    )
+
+
 def paper_2022(m, l, O, S, V):
     """O divided by l in every step, and multiplied by it again."""
     new, l_new, _ = flash.online_softmax(m, l, O, S, V)
@@ -146,6 +155,15 @@ def merge_by_stacking(m_a, l_a, O_a, m_b, l_b, O_b):
     )
 
 
+def whole_side(m_a, l_a, O_a, m_b, l_b, O_b):
+    """One query without keys decides for all."""
+    if m_b.isinf().any():
+        return m_a, l_a, O_a
+    if m_a.isinf().any():
+        return m_b, l_b, O_b
+    return flash.merge(m_a, l_a, O_a, m_b, l_b, O_b)
+
+
 def dropped(m_a, m_b, m):
     larger = (m_a > m_b).float()
     return larger, 1 - larger
@@ -179,6 +197,10 @@ def tiles_by_counting(T, S, rows, cols):
 def tiles_with_none_for_blind(T, S, rows, cols):
     plan = flash.causal_tiles(T, S, rows, cols)
     return [tile for tile in plan if tile[0] % (2 * rows) == 0]
+
+
+def exchanged(T, S, rows, cols):
+    return flash.causal_tiles(T, S, cols, rows)
 
 
 def pairs(T, S, rows, cols):
@@ -324,6 +346,17 @@ test_wrong_answers = rejects(
         Wrong(
             U, update(new_of=lambda m, S: torch.minimum(m, S.amax(-1))), "the smaller"
         ),
+        Wrong(
+            U,
+            update(new_of=lambda m, S: torch.maximum(m, S.amax(-1)).clamp(min=0)),
+            "all scores may be negative",
+        ),
+        Wrong(
+            U,
+            update(new_of=lambda m, S: torch.maximum(m, S.max())),
+            "one maximum for all queries: each",
+        ),
+        Wrong(U, without_maximum, "summed without its maximum"),
         Wrong(M, merging(of_l=False), "the two l were added as they are"),
         Wrong(M, merging(of_O=False), "the two O were added as they are"),
         Wrong(
@@ -352,6 +385,13 @@ test_wrong_answers = rejects(
         Wrong(M, merging(top=lambda a, b: a), "rescaled to a's maximum"),
         Wrong(M, merging(top=lambda a, b: b), "rescaled to b's maximum"),
         Wrong(M, merging(top=torch.minimum), "the smaller"),
+        Wrong(M, merging(top=torch.logaddexp), "log-sum-exp of both maxima"),
+        Wrong(M, whole_side, "decide for each query"),
+        Wrong(
+            M,
+            merging(after=lambda m, l, O: (m.nan_to_num(neginf=0.0), l, O)),
+            "must stay −∞",
+        ),
         Wrong(M, merging(after=lambda m, l, O: (m, l / 2, O / 2)), "a mean was taken"),
         Wrong(C, planned(past=lambda T, S: 0), "top left"),
         Wrong(C, planned(keep=lambda *_: True), "no tile is left out"),
@@ -378,6 +418,18 @@ test_wrong_answers = rejects(
         Wrong(C, planned(full_cols=True), "beyond the last one"),
         Wrong(C, planned(whole=True), "do not fill a tile"),
         Wrong(C, planned(keys_outside=True), "the order is wrong"),
+        Wrong(C, checks.last_key_first, "the first key comes first"),
+        Wrong(C, checks.masked_by_number, "the numbers of the blocks"),
+        Wrong(C, planned(past=lambda T, S: max(S - T, 0)), "cut off at 0"),
+        Wrong(
+            C,
+            planned(
+                keep=lambda p0, p1, c0, c1: c0 < p1,
+                masked=lambda p0, p1, c0, c1: c1 > p0,
+            ),
+            "a query sees its own key",
+        ),
+        Wrong(C, exchanged, "are exchanged"),
         Wrong(C, tiles_with_none_for_blind, "lacks a tile"),
         Wrong(C, pairs, "each entry must be"),
         Wrong(G, gradient(P=lambda S, L: S.softmax(-1)), "the tile alone"),
