@@ -333,16 +333,19 @@ class Trace(TorchFunctionMode):
         A unit is {(parameter, axis, size): indices}.
         """
         roots = components(self.count, self.equal)
-        fixed = set(roots[torch.cat(self.fixed)].tolist()) if self.fixed else set()
+        free = torch.ones(self.count, dtype=torch.bool)
+        if self.fixed:
+            free[roots[torch.cat(self.fixed)]] = False
         found: dict[int, dict] = {}
         for (parameter, axis), first in self.first.items():
             name, tensor = self.parameters[parameter]
             size = tensor.shape[axis]
-            its = roots[first : first + size].tolist()
-            for i, root in enumerate(its):
-                if root not in fixed:
-                    unit = found.setdefault(root, {})
-                    unit.setdefault((name, axis, size), []).append(i)
+            member = (name, axis, size)
+            its = roots[first : first + size]
+            places = free[its].nonzero().flatten()
+            for root, i in zip(its[places].tolist(), places.tolist(), strict=True):
+                unit = found.setdefault(root, {})
+                unit.setdefault(member, []).append(i)
         alike: dict[tuple, list[dict]] = {}
         for unit in found.values():
             kind = tuple((*member, len(index)) for member, index in unit.items())

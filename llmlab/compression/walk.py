@@ -72,9 +72,13 @@ def check_weight(name: str, weight: Tensor) -> None:
         raise ValueError(
             f"{name}.weight is on the device 'meta': load its values first"
         )
-    bad = int((~weight.detach().isfinite()).sum())
-    if bad:
-        raise ValueError(f"{name}.weight holds {bad} values that are NaN or infinite")
+    # One NaN or ∞ makes the sum one; only then is each value looked at.
+    if not weight.detach().sum(dtype=torch.float32).isfinite():
+        bad = int((~weight.detach().isfinite()).sum())
+        if bad:
+            raise ValueError(
+                f"{name}.weight holds {bad} values that are NaN or infinite"
+            )
     if not weight.detach().any():
         raise ValueError(f"{name}.weight is all zeros: was the checkpoint loaded?")
 

@@ -2,7 +2,7 @@
 # # LoRAPrune
 #
 # Which heads and channels does a model need least? The gradients of its weights would say, but for a large model they fill a second graphics card. Whoever trains LoRA has the gradients of two
-# small matrices anyway. This lesson shows how much of the large gradient can be read off them, and what cannot. Then it cuts channels of a real model by both, and those of a small one while LoRA learns, and compares the damage. At the end
+# small matrices anyway. This lesson shows how much of the large gradient can be read off them, and what cannot. Then it cuts channels of a real model by either gradient, and those of a small one while LoRA learns, and compares the damage. At the end
 # you own the estimate, the score, the schedule and the mask.
 
 # %% tags=["hide-input"]
@@ -36,7 +36,7 @@ from llmlab.peft import lora
 # %% [markdown]
 # ## What it costs
 #
-# [LLM-Pruner](10-llm-pruner.ipynb) multiplies each weight with its gradient. So each weight needs one, in memory, and training goes on only if it stays there.
+# [LLM-Pruner](10-llm-pruner.ipynb) multiplies each weight with its gradient. So each weight needs a gradient in memory, and to prune step by step while training, at every step.
 
 # %%
 llama = preset("llama-7b")
@@ -54,19 +54,21 @@ print(f"in {card} GB; LoRA's, of rank 8, are {full / small:.0f} times smaller")
 # %% [markdown]
 # ## Predict
 #
-# The real model, SmolLM2-135M-Instruct. In each layer a fifth of the 1,536 channels of the MLP shall go: a row of `gate_proj`, a row of `up_proj` and a column of `down_proj` each. Full gradients
-# choose a fifth. LoRA's, of rank 8 and before its first step, choose a fifth from the same 1,024 tokens. Chance would have one in five of them in common.
+# The real model, SmolLM2-135M-Instruct. In 26 of its 30 layers a fifth of the 1,536 channels of the MLP shall go: a row of `gate_proj`, a row of `up_proj` and a column of `down_proj` each.
+# Full gradients choose a fifth. LoRA's, of rank 8 and before its first step, choose a fifth from the same 1,024 tokens of State of the Union addresses. Two fifths drawn by chance
+# would have 20% in common.
 
 # %%
 common_guess = predict("How much of the two fifths is the same?", unit="%")
 growth_guess = predict(
-    "By what factor does perplexity grow without LoRA's fifth?", unit="times"
+    "By what factor does perplexity grow once LoRA's fifth is cut?", unit="times"
 )
 
 # %% [markdown]
 # ## By hand
 #
-# A weight $W$, its gradient $G$, which nobody computes, and LoRA of rank 1 with $A = (1, 2)$. At the start $B = 0$, so that the gradient of $B$ is $\partial B = G A^\top$.
+# A weight $W$, its gradient $G$, which nobody computes, and LoRA of rank 1, $W + BA$, with $A = (1, 2)$ and $B = 0$ at the start. The gradient of $B$ is $\partial B = G A^\top$, and
+# what LoRA knows of $G$ is $\hat g = \partial B\,A$.
 #
 # $$W = \begin{pmatrix} 1 & 1 \\ 1 & 2 \end{pmatrix} \quad G = \begin{pmatrix} 3 & 1 \\ 1 & -1 \end{pmatrix} \quad \partial B = \begin{pmatrix} 5 \\ -1 \end{pmatrix} \quad \hat g = \partial B\,A =
 # \begin{pmatrix} 5 & 10 \\ -1 & -2 \end{pmatrix}$$
@@ -91,12 +93,12 @@ for name, gradient in {"G": G, "estimate": estimate}.items():
 # %% [markdown]
 # ## The idea
 #
-# Was that bad luck? Here is the real model after it has read 256 tokens, with both gradients at once. Each dot is a channel of one layer: left a row of `gate_proj`, right a column of `down_proj`.
+# Was that bad luck? Here is the real model after it has read 256 tokens, with both gradients at once. Each dot is a channel of layer 15: left its row of `gate_proj`, right its column of
+# `down_proj`. Both axes are scores on a logarithmic scale.
 
 # %% tags=["hide-input"]
 model = real_model.load()
-groups = loraprune.prunable(model)
-groups = {name: group for name, group in groups.items() if name.endswith("mlp")}
+layers = [f"model.layers.{i}.mlp" for i in range(3, 29, 2)]
 encode = real_model.load_tokenizer().encode
 text = torch.tensor(encode(course_model.corpus("addresses", "train")[:60_000]).ids)
 [batch] = calibration.sample(text, length=256, count=1, seed=0)
@@ -105,8 +107,9 @@ MLP = ("gate_proj", "up_proj", "down_proj")
 config = lora.LoRAConfig(r=8, alpha=16, target_modules=MLP)
 lora.apply(model, config, generator=torch.Generator().manual_seed(0))
 adapted = loraprune.adapters(model)
-for adapter in adapted.values():
-    adapter.base.weight.requires_grad_(True)  # only to compare with
+for name, adapter in adapted.items():
+    if name.rpartition(".")[0] in layers:
+        adapter.base.weight.requires_grad_(True)  # only to compare with
 next_token_loss(model(batch), batch).backward()
 
 CRITERIA = {
@@ -144,8 +147,8 @@ figure(
 )
 
 # %% [markdown]
-# **LoRAPrune** ([Zhang et al. 2023](https://arxiv.org/abs/2305.18403 "zhang2023loraprune")) asks what a step of SGD would do to the weight $W = W_0 + s B A$. With
-# $A' = A - \eta\,\partial A$ and $B' = B - \eta\,\partial B$ it takes off $s (B A - B' A') = \eta\,\hat g$:
+# **LoRAPrune** ([Zhang et al. 2023](https://arxiv.org/abs/2305.18403 "zhang2023loraprune")) asks what a step of SGD at rate $\eta$ would do to the weight $W = W_0 + s B A$, with $W_0$ frozen
+# and LoRA's scaling $s$. $A' = A - \eta\,\partial A$ and $B' = B - \eta\,\partial B$, so that the step takes $s (B A - B' A') = \eta\,\hat g$ off $W$:
 #
 # $$\hat g = s \left(\partial B\, A + B\, \partial A - \eta\, \partial B\, \partial A\right)$$
 #
@@ -153,15 +156,15 @@ figure(
 #
 # $$\hat g = s^2 \left(G\,A^\top A + B B^\top G\right) - \eta\,s^3\, G A^\top B^\top G$$
 #
-# At the start only $G A^\top A$ is left. Each row of $G$ is projected on the $r$ directions in $A$ and back. Over all draws of $A$,
+# At the start, with $B = 0$, only $s^2\,G A^\top A$ is left. Each row of $G$ is projected on the $r$ directions in $A$ and back. On average over uniform draws of $A$,
 #
 # $$\mathbb E\, \hat g_{ij}^2 \;\propto\; \lVert G_i \rVert^2 + \left(r - \tfrac15\right) G_{ij}^2$$
 #
-# The first term is the length of the *row*: random projections keep it. The second is the weight's own gradient, and it is small as long as $r$ is small beside the row's
+# The first term is the squared length of row $i$: random projections keep it. The second is the weight's own gradient, and it is small as long as $r$ is small beside the row's
 # 576 or 1,536 entries. So a row gets what it should. A column gets the rows' lengths, the same for each column. Columns come in by $B B^\top G$ only, and $B$ grows slowly.
 #
-# The score of a unit sums $(\hat g_{ij} W_{ij})^2$ over all its weights, $W$ with LoRA's part. One batch is noisy, so scores pass through a **moving average**, $\bar G \leftarrow \lambda \bar G + (1 -
-# \lambda) \hat G$. While LoRA trains, the lowest units are masked, more and more of them, by a cubic schedule; at the end LoRA is merged, and they are cut.
+# The score $\hat G$ of a unit, a channel or a key/value head, sums $(\hat g_{ij} W_{ij})^2$ over all its weights. One batch is noisy, so scores pass through a **moving average**, $\bar G \leftarrow \lambda \bar G + (1 -
+# \lambda) \hat G$. While LoRA trains, the outputs of the lowest units are masked to 0, more and more of them, by a cubic schedule (drawn below). At the end LoRA is merged, and the units are cut.
 #
 # ## Your turn
 #
@@ -212,8 +215,8 @@ show(
 # %% [markdown]
 # ## Against autograd, a step of SGD and peft
 #
-# Full gradients are the oracle. With an orthogonal $A$ of full rank nothing is projected away, and $\hat g$ *is* the gradient. A small model shows the rest: `peft` gives the same scores,
-# and a masked model is the cut one.
+# The estimate is compared with a real step of SGD. With an orthogonal $A$ of full rank nothing is projected away, and $\hat g$ *is* the gradient. A small model shows the rest: `peft` gives the
+# same scores, and a masked model computes what the cut one does. The folded table says where the authors' code differs from their paper.
 
 # %%
 import peft
@@ -246,13 +249,13 @@ theirs = peft.get_peft_model(
     hf, peft.LoraConfig(r=4, lora_alpha=8, target_modules=list(ALL))
 )
 base = theirs.get_base_model()
-with torch.no_grad():
+with torch.no_grad():  # the same A and B in both
     ours = loraprune.adapters(tiny)
     for name, adapter in loraprune.adapters(base).items():
         ours[name].B.normal_(std=0.1)
         adapter.A.copy_(ours[name].A)
         adapter.B.copy_(ours[name].B)
-half = LoRAPruneConfig(0.5, steps=1, warmup=0, cooldown=1)
+half = LoRAPruneConfig(0.5, steps=1, warmup=0, cooldown=1)  # at once
 tokens = torch.arange(24).reshape(2, 12)
 pruners = [loraprune.Pruner(each, tiny_groups, half) for each in (tiny, base)]
 next_token_loss(tiny(tokens), tokens).backward()
@@ -290,7 +293,7 @@ print("  its k and v lose a slice for each query head, also where 4 share a head
 # %% [markdown]
 # ## The experiment
 #
-# The same batch, all 26 layers that may be pruned (the first tenth and the last are left whole, as in the authors' code). How well does each way rank the channels? Rank
+# The same batch, and every second of the 26 layers that may be pruned (the first tenth and the last are left whole, as in the authors' code). How well does each way rank the channels? Rank
 # correlation is 1 where two rank alike, and 0 where one says nothing of the other.
 
 
@@ -301,7 +304,7 @@ def mean_correlation(part: str, criterion: str) -> float:
         loraprune.rank_correlation(
             lines(f"{name}.{part}", criterion), lines(f"{name}.{part}", "full")
         )
-        for name in groups
+        for name in layers
     ]
     return sum(found) / len(found)
 
@@ -322,19 +325,22 @@ whole = {
     name: loraprune.rank_correlation(
         of_channels(name, "LoRA"), of_channels(name, "full")
     )
-    for name in groups
+    for name in layers
 }
 lowest = min(whole, key=whole.get)
-print("whole channels, LoRA:", ", ".join(f"{whole[n]:.1f}" for n in list(whole)[::5]))
+print(
+    "whole channels, LoRA, every third:",
+    ", ".join(f"{whole[n]:.1f}" for n in layers[::3]),
+)
 share = lines(f"{lowest}.down_proj", "full").sum() / of_channels(lowest, "full").sum()
 print(f"lowest in {lowest}: {whole[lowest]:.1f}; its columns hold {share:.0%}")
 print("of the score by full gradients")
 
 # %% [markdown]
-# As the formula says: rows well, columns not at all. And the size of the weights, which costs no gradient, says nothing about what full gradients say.
+# As the formula says, LoRA ranks rows well, and columns not at all. And the size of the weights, which costs no gradient, says nothing about what full gradients say.
 #
-# A channel has two rows and a column, so LoRA's score for it is right in two thirds. Does that suffice? `scripts/loraprune_sweep.py` cut the model for real: channels scored on 1,024 tokens, nothing trained, judged on 1,024
-# tokens of held-out addresses. Each of three draws has its own text and its own $A$.
+# A channel has two rows and a column, so LoRA's score is right in two of its three parts. Does that suffice? `scripts/loraprune_sweep.py` cut the model for real, in all 26 layers: channels scored on 1,024 tokens, nothing trained, judged on 1,024
+# tokens of held-out addresses. Each of three draws has its own text and its own $A$. "Rows only" leaves the columns out of LoRA's score.
 
 # %% tags=["hide-output"]
 with loraprune.FILE.open(newline="", encoding="utf-8") as file:
@@ -366,7 +372,8 @@ NAMES = {
 }
 COLORS = {"lora": palette.blue, "lora rows": palette.blue}
 fig, ax = plt.subplots(figsize=(4.8, 2.9), layout="constrained")
-print("a fifth of the channels: rank correlation, in common, growth of perplexity")
+print("a fifth cut, beside full gradients; growth of perplexity in each draw")
+print(f"{'':20}{'rank':>5}{'same':>6}   growth")
 for i, (criterion, name) in enumerate(NAMES.items()):
     color = COLORS.get(criterion, palette.vermillion)
     for share, face in (("0.1", "none"), ("0.2", color)):
@@ -410,22 +417,22 @@ each = zip(column("grown", "lora"), column("grown", "full"), strict=True)
 times = "  ".join(f"{mine / its:.1f}" for mine, its in each)
 print(f"log of the growth, LoRA's over full gradients', each draw: {times}")
 saved = (random - ours) / (random - best)
-print(f"LoRA's save {saved:.0%} of what full gradients save over chance")
+print(f"in logs LoRA's save {saved:.0%} of what full gradients save over chance")
 
 # %% [markdown]
 # LoRA's gradients do most of what full gradients do, and not all of it. They agree with full gradients about as well as full gradients of a quarter of the text do (the line with a star). But the damage
-# is another matter: in each draw it is about twice as large, in the logarithm of perplexity, and full gradients of little text do not pay that. So it is not how many channels are chosen otherwise, but which. LoRA
+# is another matter: in each draw it is about twice as large, in the logarithm of perplexity, and full gradients of little text lose hardly more than those of all. So it is not how many channels are chosen otherwise, but which. LoRA
 # overlooks those that matter by their *column*. In the layer where its rank correlation is lowest, most of the score is in the columns, as printed above.
 #
-# To leave the columns out of LoRA's score raises the agreement. It does not lower the damage beyond the spread of the draws. More batches raise the agreement, too: a single one leaves LoRA's score much noisier than a full one.
+# Rows only raise the agreement. That does not lower the damage beyond the spread of the draws. More batches raise the agreement, too: a single one leaves LoRA's score much noisier than a full one.
 # That is why the scores are averaged. Here as well the damage moves less than the agreement does.
 #
 # Chance is far worse than either, and the size of the weights is worse than chance: channels with small weights are not those that matter little. (These linears were stored in 4 bits once; they are floats here.)
 #
 # ## Prune while LoRA learns
 #
-# Cutting is one thing, going on another. LoRA of rank 8 now trains for 100 steps on the **course model**, which is small enough to be trained many times. Two fifths of its channels go: all after the first batch, more and
-# more by the cubic, or all after the last. The figure shows the plans. The table compares with LoRA that trained as long and cut nothing; each of the draws has other text and another $A$.
+# So far nothing was trained. LoRA of rank 8 now trains for 100 steps on the **course model**, which is small enough to be trained many times. Two fifths of its channels go: all after the first batch, more and
+# more by the cubic, or all after the last. The figure shows the plans. The table has the growth of perplexity in each of three draws, beside LoRA that trained as long and cut nothing; each draw has other text and another $A$.
 
 # %% tags=["hide-input"]
 PLANS = {
@@ -477,7 +484,7 @@ for criterion, when in (
 #
 # ## Play
 #
-# How much rank do columns need? The same layer and the same gradient $G$, LoRA at its start with more and more rank. The axes are ranks: 0 is the lowest score of the 1,536, and dots on the
+# How much rank do columns need? The same layer 15 and the same gradient $G$, LoRA at its start with a rank $r$ of your choice. The axes are ranks: 0 is the lowest score of the 1,536, and dots on the
 # diagonal are ranked alike.
 
 # %% tags=["hide-input", "slider", "nbval-ignore-output"]
@@ -537,7 +544,7 @@ explore(
 #
 # ## At scale
 #
-# The authors report what a step takes with LLaMA-7B: memory on the GPU with the gradients of all weights and with LoRA's, which is 52.6% less by their abstract, and the perplexity on WikiText-2 when half is pruned ([Zhang et al.
+# For LLaMA-7B the authors report the memory on the GPU with the gradients of all weights and with LoRA's, which is 52.6% less by their abstract, and the perplexity on WikiText-2 when half is pruned ([Zhang et al.
 # 2023](https://arxiv.org/abs/2305.18403 "zhang2023loraprune"), tables 2 and 4). We count what the gradients take.
 
 # %% tags=["hide-input"]
@@ -564,12 +571,12 @@ print("LLM-Pruner 16.41   LoRAPrune 11.60   LoRAPrune, weights in 8 bits 11.65")
 #     --lora_r 8 --lora_alpha 16 --prune_metric lora --prune_freq 10
 # ```
 #
-# Ours, for any Llama with LoRA on it: `loraprune.apply(model, batches, LoRAPruneConfig(0.5), groups, optimizer)`, with `groups = loraprune.prunable(model)` from before.
+# Ours, for any Llama with LoRA on it: `loraprune.apply(model, batches, LoRAPruneConfig(0.5), groups, optimizer)`, with `groups = loraprune.prunable(model)`, found before LoRA was put on.
 #
 # ## What to keep
 #
 # ```python
-# g = s * (grad_B @ A + B @ grad_A - grad_B @ grad_A)    # of one linear, then gone
+# g = s * (grad_B @ A + B @ grad_A - grad_B @ grad_A)    # η = 1; of one linear, then gone
 # scores = (g * (W0 + s * B @ A)).square()               # (d, k)
 # unit = scores.sum(1)                                   # rows; columns: sum(0)
 # average = 0.9 * average + 0.1 * unit
