@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 import torch.nn.functional as F
@@ -69,8 +70,12 @@ class QuantConfig:
             raise ValueError(
                 f"scale_dtype={self.scale_dtype} must be one of {SCALE_DTYPES}"
             )
-        if self.group_size < 1:
-            raise ValueError(f"group_size={self.group_size} must be at least 1")
+        if not (isinstance(self.group_size, Integral) and self.group_size >= 1):
+            raise ValueError(
+                f"group_size={self.group_size!r} must be an integer and at least 1"
+            )
+        if self.symmetric not in (True, False):
+            raise ValueError(f"symmetric={self.symmetric!r} must be True or False")
         if not 50 < self.percentile <= 100:
             raise ValueError(
                 f"percentile={self.percentile} must be above 50 and at most 100"

@@ -270,6 +270,9 @@ def test_half_precision_comes_back_as_it_was():
         ({"per": "channel"}, "per='channel'"),
         ({"calibration": "max"}, "calibration='max'"),
         ({"group_size": 0}, "group_size=0"),
+        ({"group_size": None}, "group_size=None must be an integer"),
+        ({"group_size": 64.0}, "group_size=64.0 must be an integer"),
+        ({"symmetric": "False"}, "symmetric='False' must be True or False"),
         ({"percentile": 0.99}, "percentile=0.99"),
     ],
 )

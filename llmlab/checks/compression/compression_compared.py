@@ -270,7 +270,11 @@ def pair_of(value) -> Tensor:
     """Two numbers as a tensor."""
     if len(value) != 2:
         raise Mistake(f"two numbers are asked, and these are {len(value)}")
-    return torch.tensor([float(v) for v in value], dtype=torch.float64)
+    numbers = []
+    for v, name in zip(value, ("the growth", "its standard error"), strict=True):
+        v = v.item() if isinstance(v, Tensor) and v.dim() == 0 else v
+        numbers.append(float(expect(v, kind=float, what=name)))
+    return torch.tensor(numbers, dtype=torch.float64)
 
 
 # 3 ------------------------------------------------------------------------------------
@@ -323,6 +327,8 @@ def wrong_fronts(points: Tensor, larger) -> dict:
         "1 / x turns numbers of one sign around, and these have both": compared.pareto(
             reciprocal(points, larger)
         ),
+        "one sweep along the first coordinate looks at it and the last alone: the front"
+        " has more": one_sweep(x),
         "all are kept": torch.ones(n, dtype=torch.bool),
         "none is kept: better somewhere is not enough, it must be no worse everywhere;"
         " and no point dominates itself": torch.zeros(n, dtype=torch.bool),
@@ -333,6 +339,15 @@ def after_neighbour(dominates: Tensor) -> Tensor:
     """Kept are those that the row before them does not dominate."""
     kept = torch.ones(len(dominates), dtype=torch.bool)
     kept[1:] = ~dominates.diagonal(1)
+    return kept
+
+
+def one_sweep(x: Tensor) -> Tensor:
+    """In the order of the first coordinate, kept where the last one falls."""
+    kept, least = torch.zeros(len(x), dtype=torch.bool), math.inf
+    for i in x[:, 0].argsort(stable=True).tolist():
+        if x[i, -1] < least:
+            kept[i], least = True, x[i, -1].item()
     return kept
 
 
@@ -596,6 +611,18 @@ def checked(plan, names: dict) -> tuple[tuple[str, QuantConfig], ...]:
     return tuple(sorted(found, key=lambda item: item[0]))
 
 
+def costly(plan: dict[str, QuantConfig], size: float) -> str:
+    """What in a plan is likely to cost loss, or else what room it leaves."""
+    table = plan.get("model.embed_tokens")
+    coarse = sum(grid.per == "tensor" for grid in plan.values())
+    if coarse:
+        return f" (matrices with one scale for all their numbers: {coarse})"
+    if table is not None and table.bits <= 4:
+        return f" (the embedding has {table.bits} bits, and it is the head, too)"
+    left = BUDGET - size
+    return f" (and {left:.1f} MB are left to spend)" if left >= 0.1 else ""
+
+
 @check.exercise(
     points=6,
     minutes=40,
@@ -632,7 +659,8 @@ def mix(answer):
             note = f" (the embedding alone takes {2 * rows * columns / 1e6:.1f} MB)"
         misses.append(f"{size - BUDGET:.1f} MB too much{note}")
     if not loss <= LIMIT:
-        misses.append(f"a loss that is {loss - LIMIT:.3f} too high")
+        note = costly(dict(plan), size)
+        misses.append(f"a loss that is {loss - LIMIT:.3f} too high{note}")
     if misses:
         raise Mistake(
             f"your plan takes {size:.1f} MB (at most {BUDGET:.0f}) and has a loss of"

@@ -423,7 +423,15 @@ def one_tile(tile, what: str) -> tuple[int, int, int, int, bool]:
         raise Mistake(
             f"{what}: each entry must be (r0, r1, c0, c1, masked), and one is {tile!r}"
         )
-    return (*(int(x) for x in tile[:4]), bool(tile[4]))
+    entries = []
+    for x, name in zip(tile, ("r0", "r1", "c0", "c1", "masked"), strict=True):
+        plain = x.item() if hasattr(x, "item") else x
+        kind = bool if name == "masked" else int
+        if type(plain) is not kind:
+            asked = "True or False" if kind is bool else "an int"
+            raise Mistake(f"{what}: {name} of a tile is {x!r}, where {asked} is asked")
+        entries.append(plain)
+    return tuple(entries)
 
 
 def first_difference(case: tuple, got: list, wanted: list) -> str:

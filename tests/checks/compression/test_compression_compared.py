@@ -138,6 +138,18 @@ def without_sign(losses, floats, text):
     return change()(d, 0 * d, text)
 
 
+def grown_as_text(losses, floats, text):
+    return tuple(str(v) for v in change()(losses, floats, text))
+
+
+def grown_in_lists(losses, floats, text):
+    return [[v] for v in change()(losses, floats, text)]
+
+
+def grown_as_tensors(losses, floats, text):
+    return [torch.tensor(v) for v in change()(losses, floats, text)]
+
+
 def three_numbers(losses, floats, text):
     return (*change()(losses, floats, text), 0.0)
 
@@ -227,6 +239,13 @@ def in_one_sweep(points, larger):
     for i in x[:, 0].argsort(stable=True).tolist():
         if x[i, -1] < best:
             kept[i], best = True, x[i, -1].item()
+    return kept
+
+
+def one_too_few(points, larger):
+    """The front but for its last row."""
+    kept = front_by_loops(points, larger)
+    kept[kept.nonzero()[-1, 0]] = False
     return kept
 
 
@@ -333,6 +352,18 @@ def bits_as_text(shapes):
     return {name: QuantConfig("4") for name in shapes}
 
 
+def symmetric_as_text(shapes):
+    return {name: QuantConfig(4, symmetric="False") for name in shapes}
+
+
+def group_of_none(shapes):
+    return {name: QuantConfig(4, group_size=None) for name in shapes}
+
+
+def group_of_a_fraction(shapes):
+    return {name: QuantConfig(4, group_size=n / 9) for name, (_, n) in shapes.items()}
+
+
 def tampered(shapes):
     """Bits that no config takes, put past its own look."""
     plan = {name: QuantConfig(4) for name in shapes}
@@ -430,6 +461,8 @@ WRONGS = [
     Wrong("grown", change(lambda a, b: (a - b).var() / len(a)), "take its root"),
     Wrong("grown", change(lambda a, b: a.std() / len(a) ** 0.5), "own losses"),
     Wrong("grown", change(lambda a, b: 0.0), "the error is missing"),
+    Wrong("grown", grown_as_text, "the growth is a text"),
+    Wrong("grown", grown_in_lists, "the growth is a list"),
     Wrong("grown", three_numbers, "two numbers are asked"),
     Wrong("grown", whole_population, "divides by n − 1"),
     Wrong("grown", error_per_token, "in bits per token: scale it"),
@@ -449,7 +482,8 @@ WRONGS = [
     Wrong("front", first_of_larger, "only the first is turned around"),
     Wrong("front", last_of_larger, "only the last is turned around"),
     Wrong("front", beside, "compared with its neighbour alone"),
-    Wrong("front", in_one_sweep, "which no other dominates"),
+    Wrong("front", in_one_sweep, "one sweep along the first coordinate"),
+    Wrong("front", one_too_few, "which no other dominates"),
     Wrong("front", one_too_many, "keeps row"),
     Wrong("front", places, "these are places"),
     Wrong("front", in_place, "changes its argument"),
@@ -490,12 +524,26 @@ WRONGS = [
     Wrong("mix", another_class, "must be a QuantConfig"),
     Wrong("mix", strings, "must be a QuantConfig, not '4'"),
     Wrong("mix", bits_as_text, "must be an integer from 2 to 8"),
+    Wrong("mix", symmetric_as_text, "must be True or False"),
+    Wrong("mix", group_of_none, "must be an integer and at least 1"),
+    Wrong("mix", group_of_a_fraction, "must be an integer and at least 1"),
+    Wrong(
+        "mix",
+        everywhere(*[QuantConfig(4)] * 2),
+        "the embedding has 4 bits, and it is the head, too",
+    ),
+    Wrong(
+        "mix",
+        everywhere(QuantConfig(4, per="tensor"), ROWS_OF_8),
+        "one scale for all their numbers: 210",
+    ),
     Wrong("mix", tampered, "must be an integer from 2 to 8"),
     Wrong("mix", odd_groups, "must divide the last dimension"),
     Wrong("mix", cleared, "changes its argument"),
     Wrong("mix", nothing, "MB too much (the embedding alone takes 56.6 MB)"),
     Wrong("mix", everywhere(ROWS_OF_8, ROWS_OF_8), "48.0 MB too much"),
     Wrong("mix", everywhere(QuantConfig(4), ROWS_OF_8), "0.148 too high"),
+    Wrong("mix", everywhere(QuantConfig(4), ROWS_OF_8), "MB are left to spend"),
     Wrong(
         "mix",
         everywhere(*[QuantConfig(5, symmetric=False, group_size=192)] * 2),
@@ -513,6 +561,7 @@ test_wrong_answers = rejects("06-compression/15-compression-compared", WRONGS)
         ("bits_per_parameter", bits_in_float32),
         ("grown", grown_in_a_loop),
         ("grown", grown_in_base_two),
+        ("grown", grown_as_tensors),
         ("front", front_by_loops),
         ("front", front_by_worse),
         ("tokens_per_second", rate_in_parts),

@@ -199,6 +199,22 @@ def tiles_with_none_for_blind(T, S, rows, cols):
     return [tile for tile in plan if tile[0] % (2 * rows) == 0]
 
 
+def halves(T, S, rows, cols):
+    """Ends that are no whole numbers."""
+    plan = flash.causal_tiles(T, S, rows, cols)
+    return [(a, b, c, d + 0.4, masked) for a, b, c, d, masked in plan]
+
+
+def masked_in_words(T, S, rows, cols):
+    plan = flash.causal_tiles(T, S, rows, cols)
+    return [(*tile[:4], "yes" if tile[4] else "") for tile in plan]
+
+
+def tiles_of_tensors(T, S, rows, cols):
+    plan = flash.causal_tiles(T, S, rows, cols)
+    return [[torch.tensor(x) for x in tile] for tile in plan]
+
+
 def exchanged(T, S, rows, cols):
     return flash.causal_tiles(T, S, cols, rows)
 
@@ -261,6 +277,7 @@ U, M, C, G = "online_softmax", "merge", "causal_tiles", "score_gradient"
         (M, merge_by_stacking),
         (C, tiles_from_a_mask),
         (C, tiles_by_counting),
+        (C, tiles_of_tensors),
         (G, gradient_by_einsum),
         (G, gradient_of_a_difference),
     ],
@@ -429,6 +446,8 @@ test_wrong_answers = rejects(
             ),
             "a query sees its own key",
         ),
+        Wrong(C, halves, "c1 of a tile is 2.4"),
+        Wrong(C, masked_in_words, "masked of a tile is 'yes'"),
         Wrong(C, exchanged, "are exchanged"),
         Wrong(C, tiles_with_none_for_blind, "lacks a tile"),
         Wrong(C, pairs, "each entry must be"),
