@@ -407,9 +407,8 @@ def wrong_importances(weights: list, grads: list, axes: list) -> dict[str, Tenso
     other = [1 - axis for axis in axes]
     all_rows = [0] * len(axes)
     return {
-        "the sum over a row comes before |·|: terms of unlike sign cancel": members(
-            lambda w, g, dim: (g * w).sum(dim).abs()
-        ).sum(0),
+        "take |·| of each weight and then the sum: now terms of unlike sign"
+        " cancel": members(lambda w, g, dim: (g * w).sum(dim).abs()).sum(0),
         "|·| is missing: a slope of either sign is a loss": members(
             lambda w, g, dim: (g * w).sum(dim)
         ).sum(0),
