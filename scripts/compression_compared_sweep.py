@@ -186,7 +186,10 @@ class Sweep(RealModel):
         folder.mkdir()
         formats.save_gguf(model, folder / "model.gguf", kind)
         with tempfile.TemporaryDirectory() as scratch:
-            floats = gguf_import.convert(folder / "model.gguf", Path(scratch) / "m")
+            # what is read again has a tokenizer, which is not counted
+            whole = Path(scratch) / "model.gguf"
+            formats.save_gguf(model, whole, kind, tokenizer_from=real_model.path())
+            floats = gguf_import.convert(whole, Path(scratch) / "floats")
             return checkpoint.load(floats), "gguf"
 
 
