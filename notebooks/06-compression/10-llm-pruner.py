@@ -437,7 +437,7 @@ for count in (32, 24, 16):
         print(f"{count} heads of 128: {str(error).splitlines()[-1].strip()}")
 
 # %% [markdown]
-# The cut model has fewer numbers to read, and it is faster by nearly as much, with no special kernel or format. The model with the same zeros reads them all. The **embedding**
+# The cut model has fewer numbers to read, and it is faster by about as much, with no special kernel or format. The model with the same zeros reads them all. The **embedding**
 # stays as large as it was: in a model of this size it is a large part, in LLaMA-7B a small one.
 #
 # A checkpoint must say how wide each layer is. `llm_pruner.save` writes it into `config.json`, and `llm_pruner.load` reads it. Where all layers are alike the
