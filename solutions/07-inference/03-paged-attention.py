@@ -1,0 +1,29 @@
+# %% [markdown]
+# # Solutions: PagedAttention
+
+# %%
+import torch
+
+from llmlab.checks.inference.paged_attention import check
+
+# %% [markdown]
+# ## Exercise 1: TODO
+#
+# ●●○○○ difficulty · ●●●●○ importance · 10 minutes · 2 points
+#
+# TODO what to do, and the formula.
+
+
+# %% tags=["exercise"]
+def paged_attention_step(x: torch.Tensor) -> torch.Tensor:
+    """TODO all that is needed, with shapes."""
+    # BEGIN SOLUTION
+    raise NotImplementedError("TODO")
+    # END SOLUTION
+
+
+# %% tags=["check"]
+check.paged_attention_step(paged_attention_step)
+
+# %% [markdown] tags=["solution"]
+# TODO why it is so.
