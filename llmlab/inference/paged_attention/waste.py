@@ -150,13 +150,13 @@ def serve(
     wasted.
 
     Raises:
-        ValueError: an unknown system, or a request that never fits.
+        ValueError: an unknown system, a request that never fits, or none that waits.
     """
     if system not in SYSTEMS:
         raise ValueError(f"system={system!r} must be one of {', '.join(SYSTEMS)}")
     largest = max(map(sum, requests))
-    if largest > min(slots - block_size, LONGEST):
-        raise ValueError(f"a request of {largest} tokens does not fit in slots={slots}")
+    if largest > slots // block_size * block_size:
+        raise ValueError(f"slots={slots} are too few for a request of {largest} tokens")
     waiting = deque(Running(*lengths) for lengths in requests)
     memory = Blocks(slots, block_size) if system == "paged" else Chunks(slots, system)
     running: list[Running] = []
@@ -166,8 +166,12 @@ def serve(
             running.append(waiting.popleft())
         if not waiting:
             break
+        if not running:
+            raise ValueError(f"slots={slots} are too few for one request of {system}")
         _account(usage, running, slots, block_size)
         step(running, waiting, memory, usage)
+    if usage.steps == 0:
+        raise ValueError(f"all {len(requests)} requests fit at once: nobody waits")
     for name in ("stored", "reserved", "internal", "external"):
         setattr(usage, name, getattr(usage, name) / (usage.steps * slots))
     usage.running /= usage.steps
