@@ -1,4 +1,6 @@
-"""A shared prompt, and attention over blocks: llmlab/inference/data/paged_attention.csv.
+"""A shared prompt, and attention over blocks.
+
+Stored in llmlab/inference/data/paged_attention.csv.
 
     python scripts/paged_attention_sweep.py            continue, a line a run
     python scripts/paged_attention_sweep.py --check 1  make that many runs again

@@ -300,7 +300,7 @@ class BlockManager:
             register(self.pool, self.tables[sequence], tokens)
 
     def check(self) -> None:
-        """The invariants of `check_pool`, and that every table is as long as it must be.
+        """The invariants of `check_pool`, and that every table has its length.
 
         Raises:
             RuntimeError: one does not hold.

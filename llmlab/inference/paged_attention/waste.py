@@ -1,8 +1,9 @@
 """Where the memory of a key/value cache goes, by four ways to hand it out.
 
 Kwon et al. 2023, https://arxiv.org/abs/2309.06180, figures 2 and 13. A memory of so
-many token slots serves a queue of requests that never ends; every running request
-writes one token in a step, and leaves after its last one. Averaged over steps, a slot is
+many token slots serves a queue of requests; every running request writes one token in a
+step, and leaves after its last one. Averaged over the steps until the queue is empty, a
+slot is
 
     stored      the keys and values of a token
     reserved    empty now; its request will fill it

@@ -19,7 +19,7 @@ def shares(usage):
 @pytest.mark.parametrize("system", waste.SYSTEMS)
 @pytest.mark.parametrize("name", waste.MEANS)
 def test_the_four_shares_are_all_of_the_memory(system, name):
-    usage = serve(waste.trace(name, 150 if name == "ShareGPT" else 400), system)
+    usage = serve(waste.trace(name, 150 if name == "ShareGPT" else 900), system)
     assert sum(shares(usage)) == pytest.approx(1)
     assert min(shares(usage)) >= 0
 
