@@ -107,19 +107,21 @@ def shown(value: object) -> str:
 def free_cases() -> list[tuple[Pool, list[int]]]:
     """Tables alone, shared in part, shared as a whole; idle blocks in the queue."""
     alone, tables = pool_after(2, 9, [1, 2, 3, 4, 5], [7, 8, 9])
+    half, others = pool_after(2, 9, [1, 2, 3, 4, 5], [7, 8, 9])
+    paged.free(half, others[0])
     shared, parts = pool_after(2, 9, [1, 2, 3, 4, 5], [1, 2, 6, 7, 8, 9, 9])
     forked, (table,) = pool_after(3, 8, [1, 2, 3, 4, 5, 6, 7])
     paged.fork(forked, table)
     twice, (again, _) = pool_after(2, 8, [1, 2, 3, 4, 5], [6, 6, 7])
     paged.fork(twice, again)
-    paged.free(twice, paged.fork(twice, again))
+    paged.fork(twice, again)  # held by three
     return [
         (alone, tables[0]),
         (shared, parts[1]),
         (shared, parts[0]),
         (forked, table),
         (twice, again),
-        (alone, tables[1]),
+        (half, others[1]),
     ]
 
 
