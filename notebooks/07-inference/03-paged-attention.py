@@ -87,12 +87,11 @@ print("A ended: counts", manager.pool.counts[:3])
 # %% [markdown]
 # ## The idea
 #
-# Step through three requests that share a memory of seven blocks. A bar under a block shows who holds it: first A, then B, then C.
+# Step through three requests that share a memory of seven blocks. Beside its number, each block shows who holds it. Shaded blocks are available and can still be found.
 
 # %% tags=["hide-input"]
 WORDS = "to be or not me that now is it".split()
-KIND = {(1, 0, 0): "pale-blue", (0, 1, 0): "pale-orange", (0, 0, 1): "pale-green"}
-CELL, ROW, LEFT, TABLES = 42, 28, 40, 240
+CELL, ROW, LEFT, TABLES = 40, 26, 70, 238
 
 
 class Memory:
@@ -136,26 +135,30 @@ class Memory:
         tables = {n: self.manager.tables[s] for n, s in self.names.items()}
         marks = []
         for block, words in enumerate(self.words):
-            top = 6 + block * ROW
+            top = 4 + block * ROW
             owners = tuple(int(block in tables.get(n, [])) for n in "ABC")
-            kind = KIND.get(owners, "plain" if any(owners) else "done")
-            if not any(owners) and block not in pool.keys:
-                kind, words = "plain", [""] * 4
-            at = (4, top, 32, ROW - 6)
-            marks.append(Mark(f"n{block}", "cell", at, str(block), "plain", owners))
-            for place, word in enumerate(words):
-                at = (LEFT + place * CELL, top, CELL, ROW - 6)
-                marks.append(Mark(f"w{block}{place}", "cell", at, word, kind))
-        for row, name in enumerate("ABC"):
-            table = [*tables.get(name, []), "", "", ""][:3]
-            for place, text in enumerate([f"{name}:", *table]):
-                at = (TABLES + place * 30, 6 + row * 40, 30, ROW)
-                kind = (
-                    "plain"
-                    if place == 0
-                    else KIND[tuple(int(n == name) for n in "ABC")]
+            kind = "plain"
+            if not any(owners):  # available: can it be found again?
+                kind, words = (
+                    ("done", words) if block in pool.keys else (kind, [""] * 4)
                 )
-                marks.append(Mark(f"t{name}{place}", "cell", at, str(text), kind))
+
+            def put(name, left, width, text="", kind="plain", parts=(), top=top):
+                at = (left, top, width, ROW - 4)
+                marks.append(Mark(name, "cell", at, text, kind, parts))
+
+            put(f"n{block}", 4, 26, str(block))
+            put(f"o{block}", 30, 36, parts=owners)
+            for place, word in enumerate(words):
+                put(f"w{block}{place}", LEFT + place * CELL, CELL, word, kind)
+        for row, name in enumerate("ABC"):
+            table = [*map(str, tables.get(name, [])), "", "", ""][:3]
+            at = (TABLES, 4 + row * 46, 28, 38)
+            owner = tuple(int(n == name) for n in "ABC")
+            marks.append(Mark(f"t{name}", "cell", at, name, "plain", owner))
+            for place, text in enumerate(table):
+                at = (TABLES + 32 + place * 26, 4 + row * 46, 26, 24)
+                marks.append(Mark(f"t{name}{place}", "cell", at, text))
         facts = {"in use": str(self.manager.used)}
         facts["taken next"] = ", ".join(map(str, pool.available[:4]))
         self.steps.append(Step(tuple(marks), said, facts=facts))
@@ -175,12 +178,16 @@ memory.append("A", "is", "A fills block 3.")
 memory.append("A", "it", "A's last block is full: it takes block 4.")
 memory.free("A", "A ends. 4 and 3 are available, last block first; 0 is held.")
 memory.free("C", "C ends. Block 1 is available, too.")
-memory.free("B", "B ends. Grey: nobody holds it, but it can be found again.")
+memory.free("B", "B ends. Shaded blocks are nobody's, but can be found again.")
 memory.add(
     "A", "to be or not that", "A new A: block 0 is found, though nobody held it."
 )
-scene = Plane(TABLES + 4 * 30 + 4, 6 + 7 * ROW, (CELL, ROW))
-steps({"memory": Trace(scene, tuple(memory.steps))}, title="Seven blocks, three texts")
+scene = Plane(TABLES + 32 + 3 * 26 + 4, 4 + 7 * ROW, (CELL, ROW))
+steps(
+    {"memory": Trace(scene, tuple(memory.steps))},
+    title="Seven blocks, three texts",
+    start="first",
+)
 
 # %% [markdown]
 # It is the virtual memory of an operating system: a block is a page, a token a byte, a request a process ([Kwon et al. 2023](https://arxiv.org/abs/2309.06180 "kwon2023efficient")). Four rules make it safe.
@@ -308,7 +315,7 @@ def mean(system: str, field: str) -> float:
     return statistics.mean(getattr(one, field) for one in usage[system])
 
 
-fig, ax = plt.subplots(figsize=(4.8, 2.9))
+fig, ax = plt.subplots(figsize=(4.8, 3.2))
 left = [0.0] * 4
 for field, (label, color) in LOOKS.items():
     shares = [100 * mean(system, field) for system in waste.SYSTEMS]
@@ -320,7 +327,7 @@ for row, system in enumerate(waste.SYSTEMS):
 ax.set_yticks(range(4), waste.SYSTEMS)
 ax.set(xlim=(0, 100), ylim=(3.5, -0.5), xlabel="share of the cache, %")
 ax.grid(visible=False)
-fig.legend(loc="outside upper center", ncols=4, handlelength=1, columnspacing=1)
+fig.legend(loc="outside upper center", ncols=2)
 figure(
     fig,
     alt=(
@@ -430,7 +437,9 @@ def draw(block_size: int, texts: str):
     top.set(xlim=(0, 75), yticks=[], xlabel="cache without a token, %")
     entries = one.table_entries / one.running
     bottom.barh([0], [entries], color=palette.gray)
-    bottom.set(xlim=(0.08, 900), xscale="log", yticks=[], xlabel="numbers per table")
+    bottom.set(xlim=(0.5, 900), xscale="log", yticks=[], xlabel="numbers per table")
+    bottom.set_xticks([1, 10, 100], ["1", "10", "100"])
+    bottom.minorticks_off()
     top.set_title(
         f"b = {block_size}: {lost:.1f}% lost, {entries:.0f} numbers per table"
     )

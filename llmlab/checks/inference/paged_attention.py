@@ -1,7 +1,7 @@
 """Checks of 07-inference/03-paged-attention.
 
-Three exercises change a pool of blocks. An answer is run on copies of several pools; all
-that it returns and leaves behind is compared with what usual mistakes return and leave.
+Three exercises change a pool of blocks. An answer is run on copies of several pools;
+what it returns and leaves behind is compared with what usual mistakes return and leave.
 """
 
 from __future__ import annotations
@@ -213,14 +213,14 @@ def wrong_frees() -> dict[str, Callable]:
         " beginning of the text is given away last": freeing(order=list),
         "blocks that another table still holds were given away: only those whose count"
         " has become 0": freeing(when=lambda count: True),
-        "the counts were set to 0: others may hold the same blocks, so take 1 away": free_to_zero,
-        "a block that nobody has must have the count 0: take 1 away there, too": free_shared_only_counts,
-        "blocks become available while one table still holds them: at 0, not at 1": freeing(
-            when=lambda count: count <= 1
-        ),
-        "the counts did not go down: each block of the table loses one reference": freeing(
-            less=0
-        ),
+        "the counts were set to 0: others may hold the same blocks, so take 1"
+        " away": free_to_zero,
+        "a block that nobody has must have the count 0: take 1 away there,"
+        " too": free_shared_only_counts,
+        "blocks become available while one table still holds them: at 0, not at"
+        " 1": freeing(when=lambda count: count <= 1),
+        "the counts did not go down: each block of the table loses one"
+        " reference": freeing(less=0),
         "the counts went up": freeing(less=-1),
         "the counts are right, but no block became available": freeing(
             when=lambda count: False
@@ -237,9 +237,8 @@ def wrong_frees() -> dict[str, Callable]:
         ),
         "freed blocks lost their keys: the contents can still be found, until the block"
         " is taken for something else": freeing(also=forget),
-        "the whole table is returned: only the blocks that have become available": freeing(
-            result=lambda table, again: list(table)
-        ),
+        "the whole table is returned: only the blocks that have become"
+        " available": freeing(result=lambda table, again: list(table)),
         "the whole table is returned, from its end: only the blocks that have become"
         " available": freeing(result=lambda table, again: list(reversed(table))),
         "the pool is right, but the result is in the order of the table: it is the"
@@ -403,12 +402,12 @@ def wrong_slots() -> dict[str, Callable]:
         "the count of two is not seen as shared: above 1, not above 2": slot(
             shared=lambda count: count > 2
         ),
-        "a shared block that is full was copied: nothing will be written to it": slot_of_full_too,
+        "a shared block that is full was copied: nothing will be written to"
+        " it": slot_of_full_too,
         "it was copied because an earlier block of the table is shared: only the last"
         " one is written": slot_all_shared,
-        "the old block keeps the reference of this table: its count goes down by 1": slot(
-            less=0
-        ),
+        "the old block keeps the reference of this table: its count goes down by"
+        " 1": slot(less=0),
         "the old block lost two references: this table held one": slot(less=2),
         "the copy stands after the old block: it takes its place in the table": slot(
             keep=True
@@ -480,11 +479,10 @@ def run_allocate(answer: Callable, n: int) -> Outcome:
     pool, prompt = copy.deepcopy(allocate_cases()[n])
     what = "allocate(pool, tokens)"
     found = expect(answer(pool, prompt), kind=(list, tuple), what=what)
-    if len(found) != 2:
+    if len(found) != 2 or not isinstance(found[0], list | tuple):
         raise Mistake(f"{what} must return two things: the table, and tokens found")
-    table = expect(found[0], kind=(list, tuple), what=f"the table of {what}")
     return {
-        "the table": [whole(block, f"the table of {what}") for block in table],
+        "the table": [whole(block, f"the table of {what}") for block in found[0]],
         "the number of tokens found": whole(found[1], what),
         **left_in(pool),
     }
@@ -588,7 +586,8 @@ def allocate_last(pool: Pool) -> int:
 def wrong_allocates() -> dict[str, Callable]:
     """Diagnosis → a wrong way."""
     return {
-        "nothing is reused: look the keys of the full blocks up in `pool.cached`": allocate_nothing,
+        "nothing is reused: look the keys of the full blocks up in"
+        " `pool.cached`": allocate_nothing,
         "the whole prompt was found, and no token is left to compute: without one the"
         " model says nothing. At most (len(tokens) − 1) // b blocks": allocating(
             most=lambda length, size: length // size
@@ -602,15 +601,14 @@ def wrong_allocates() -> dict[str, Callable]:
         " table is out of order": allocating(miss="go on"),
         "the keys know nothing of what stands before their block: take"
         " `block_keys(tokens, …)` of the whole text": allocating(keys=keys_alone),
-        "found blocks stay in `available`: one whose count was 0 must leave it": allocating(
-            leave=False
-        ),
+        "found blocks stay in `available`: one whose count was 0 must leave"
+        " it": allocating(leave=False),
         "found blocks were held too late: `take` had given one of them away. Hold them"
         " first": allocating(late=True),
-        "the counts of found blocks did not go up: one table more holds them": allocating(
-            up=0
-        ),
-        "the counts of found blocks were set to 1: others may hold them, so add 1": allocating(
+        "the counts of found blocks did not go up: one table more holds"
+        " them": allocating(up=0),
+        "the counts of found blocks were set to 1: others may hold them, so add"
+        " 1": allocating(
             up=1, hold=lambda pool, block: pool.counts.__setitem__(block, 0)
         ),
         "found blocks lost their keys: they can be found again by others": allocating(
@@ -619,18 +617,16 @@ def wrong_allocates() -> dict[str, Callable]:
         "the last block, which is not full, is missing: round up": allocating(
             needed=lambda length, size: length // size
         ),
-        "one block too many: a prompt that fills its last block needs no other": allocating(
-            needed=lambda length, size: length // size + 1
-        ),
+        "one block too many: a prompt that fills its last block needs no"
+        " other": allocating(needed=lambda length, size: length // size + 1),
         "the number of blocks is returned: tokens are asked": allocating(
             found=lambda blocks, size: blocks
         ),
         "the number found is not right: 0 was returned": allocating(
             found=lambda blocks, size: 0
         ),
-        "the new blocks have the count 0: this table holds them. `take` sets it to 1": allocating(
-            new=allocate_zero
-        ),
+        "the new blocks have the count 0: this table holds them. `take` sets it to"
+        " 1": allocating(new=allocate_zero),
         "new blocks come from the end of `available`: it is a queue, take from its"
         " front, as `take` does": allocating(new=allocate_last),
     }
@@ -690,13 +686,22 @@ def paged_attention(answer):
     for sizes in ((2, 3, 3, 5, 2, 4), (5, 6, 1, 2, 3, 2), (1, 2, 2, 4, 1, 5)):
         inputs = attention_inputs(*sizes)
         B, H, _, D = sizes[:4]
-        got = expect(answer(*inputs), shape=(B, H, D), what=what)
+        try:
+            got = answer(*inputs)
+        except RuntimeError as error:
+            raise Mistake(f"{sizes_wrong(sizes)} ({error})") from None
+        expect(got, shape=(B, H, D), what=what)
         if not torch.allclose(got, paged.paged_attention(*inputs), atol=1e-5):
-            raise Mistake(
-                "right for 4 heads that share 2, wrong for"
-                f" B={B}, H={H}, K={sizes[2]}, D={D}, b={sizes[4]}, M={sizes[5]}: take"
-                " every size from the arguments"
-            )
+            raise Mistake(sizes_wrong(sizes))
+
+
+def sizes_wrong(sizes: tuple[int, ...]) -> str:
+    """Right on the first inputs, wrong on others."""
+    named = ", ".join(f"{n}={x}" for n, x in zip("BHKDbM", sizes, strict=True))
+    return (
+        f"right for 4 heads that share 2, wrong for {named}: take every size from the"
+        " arguments"
+    )
 
 
 def attending(
