@@ -90,7 +90,7 @@ print("A ended: counts", manager.pool.counts[:3])
 # Step through three requests that share a memory of seven blocks. Beside its number, each block shows who holds it. Shaded blocks are available and can still be found.
 
 # %% tags=["hide-input"]
-WORDS = "to be or not me that now is it".split()
+WORDS = ["to", "be", "or", "not", "me", "that", "now", "is", "it"]
 CELL, ROW, LEFT, TABLES = 40, 26, 70, 238
 
 
@@ -302,7 +302,7 @@ LOOKS = {
     "stored": ("tokens", palette.green),
     "reserved": ("to be filled", palette.blue),
     "internal": ("never filled", palette.orange),
-    "external": ("lost between", palette.vermillion),
+    "external": ("free or lost", palette.vermillion),
 }
 usage = {
     system: [waste.serve(waste.trace(seed=s), system) for s in range(3)]
@@ -459,8 +459,8 @@ def missing(block_size: int, texts: str) -> str:
 explore(
     draw,
     alt=lambda block_size, texts: (
-        f"Blocks of {block_size}, {texts}:"
-        f" {100 * (1 - served[block_size, texts].stored):.1f}% of the cache holds no token."
+        f"Blocks of {block_size}, {texts}: of the cache"
+        f" {100 * (1 - served[block_size, texts].stored):.1f}% holds no token."
     ),
     title="How large a block?",
     challenge="Short instructions: the largest block that loses less than 4%.",
@@ -493,13 +493,11 @@ for size in SIZES:
 # The memory of the first cell in blocks, and the paper's own: OPT-13B has 40 layers of 5,120 channels.
 
 # %%
-print(
-    f"Llama 3.1 8B, 80 GB: {room // 16:,} blocks of 16, {16 * token_bytes / 2**20:.0f} MiB each"
-)
+block_mib = 16 * token_bytes / 2**20
+print(f"Llama 3.1 8B: {room // 16:,} blocks of 16, {block_mib:.0f} MiB each")
 opt = 2 * 40 * 5120 * 2
-print(
-    f"OPT-13B: {opt / 1024:.0f} KiB per token; 12 GiB hold {12 * 2**30 / opt:,.0f} tokens"
-)
+opt_tokens = 12 * 2**30 / opt
+print(f"OPT-13B: {opt / 1024:.0f} KiB per token, 12 GiB hold {opt_tokens:,.0f}")
 for name, saved in (
     ("parallel sampling", "6.1 – 9.8%"),
     ("beam search", "37.6 – 55.2%"),

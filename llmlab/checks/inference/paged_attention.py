@@ -16,8 +16,7 @@ from torch import Tensor
 from llmlab.checks.telling import telling
 from llmlab.course.grading.checking import Checks, Mistake, diagnose, expect
 from llmlab.inference import paged_attention as paged
-from llmlab.inference.paged_attention import Pool
-from llmlab.inference.paged_attention.blocks import block_keys, take
+from llmlab.inference.paged_attention import Pool, block_keys, take
 
 check = Checks("07-inference/03-paged-attention")
 
