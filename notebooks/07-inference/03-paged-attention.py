@@ -259,15 +259,15 @@ model, tokenizer = course_model.load(), course_model.load_tokenizer()
 texts = ("We the people", "The Congress of the United States", "My fellow citizens, I")
 prompts = [tokenizer.encode(text).ids for text in texts]
 alone = [
-    generate(model, torch.tensor([ids]), 24)[0, len(ids) :].tolist() for ids in prompts
+    generate(model, torch.tensor([ids]), 12)[0, len(ids) :].tolist() for ids in prompts
 ]
 cache = PagedCache(model.config, BlockManager(40, 4))
 for time in ("first", "second"):
-    run = paged.generate(model, cache, prompts, 24)
+    run = paged.generate(model, cache, prompts, 12)
     compare(run.tokens, alone, f"tokens, {time} time", tol=0)
     print(f"of {[len(ids) for ids in prompts]} prompt tokens found: {run.found}")
 by_blocks = paged.generate(
-    model, cache, prompts, 24, attention=paged.paged_attention_by_blocks
+    model, cache, prompts, 12, attention=paged.paged_attention_by_blocks
 )
 compare(by_blocks.tokens, alone, "and block by block", tol=0)
 found = []
@@ -364,7 +364,7 @@ stored_guess.settle(100 * mean("max", "stored"), digits=2)
 # %% [markdown]
 # The paper's figures 2 and 13 come out of a simulation of one page, as they are matters of counting. (In the paper there was not always a request waiting, so its last row runs fewer.) Four fifths were waste, and with blocks under 4% are.
 #
-# Two things the slogan leaves out. With **short texts** the last block weighs more, and a tenth is wasted. And a memory that is never empty **runs over**: our simulation admits whoever fits, and then has to send the newest back, more than once per request. When to admit is
+# Two things the slogan leaves out. With **short texts** the last block weighs more, and an eighth of the cache holds no token. And a memory that is never empty **runs over**: our simulation admits whoever fits, and then has to send the newest back, more than once per request. When to admit is
 # the next lesson's question.
 #
 # Now the same beginning for eight requests. SmolLM2, 500 tokens of an address and eight questions, stored by `scripts/paged_attention_sweep.py`: one core, twice. And four samples of one prompt, here.
@@ -383,6 +383,8 @@ for how in ("alone", "shared"):
         end=" ",
     )
     print(f"{times} s")
+later = (counted["alone"] - counted["shared"]) / 7
+print(f"found by each of the seven that come later: {later:.0f} tokens")
 ratio = min(seconds["alone"]) / max(seconds["shared"])
 print(
     f"times fewer tokens {counted['alone'] / counted['shared']:.1f}, faster {ratio:.1f}"
@@ -399,7 +401,7 @@ print(f"{four.blocks} blocks, not {four.unshared}; {four.copies} copied on write
 computed_guess.settle(counted["alone"] / counted["shared"], digits=2)
 
 # %% [markdown]
-# Blocks find whole blocks: of the 500 shared tokens 496 are found with $b = 16$. A **radix tree** finds every token ([Zheng et al. 2023](https://arxiv.org/abs/2312.07104 "zheng2024sglang")). An edge carries a run of tokens, and is split where a new text leaves it. Leaves that no running request has locked go when
+# Keys find whole blocks: of the 500 shared tokens 496, with $b = 16$. A **radix tree** finds every token ([Zheng et al. 2023](https://arxiv.org/abs/2312.07104 "zheng2024sglang")). An edge carries a run of tokens, and is split where a new text leaves it. Leaves that no running request has locked go when
 # memory is short, least recently used first.
 
 # %%
@@ -471,7 +473,7 @@ explore(
 )
 
 # %% [markdown]
-# The paper found 16 to 128 best for conversations, and 16 or 32 for short instructions: below, a GPU reads too little at a time. On this CPU, attention over gathered blocks costs the same for any $b$, and about six times as much as over one piece, for it copies first:
+# On a GPU, [the paper](https://arxiv.org/abs/2309.06180 "kwon2023efficient") found 16 to 128 best for conversations, and 16 or 32 for short instructions: with smaller blocks a GPU reads too little at a time. On this CPU, attention over gathered blocks costs the same for any $b$, and about six times as much as over one piece, for it copies first:
 
 # %% tags=["hide-input"]
 calls = {
@@ -486,7 +488,7 @@ for size in SIZES:
     print(f"{by_block:.0f} × one piece")
 
 # %% [markdown]
-# A kernel does neither: it reads the blocks where they lie. The paper's takes 20 to 26% more time than the best one without tables, for attention alone.
+# A kernel does neither: it reads the blocks where they lie. [The paper's](https://arxiv.org/abs/2309.06180 "kwon2023efficient") takes 20 to 26% more time than the best one without tables, for attention alone.
 #
 # ## At scale
 #
