@@ -132,7 +132,7 @@ def test_course_model_with_learners_functions():
     assert run.tokens == [plain(model, prompt, 20) for prompt in prompts]
 
 
-@pytest.mark.skipif(not real_model.is_fetched(), reason="SmolLM2 is not fetched")
+@pytest.mark.real_model
 def test_real_model():
     model = real_model.load()
     ids = real_model.load_tokenizer().encode("The capital of France is").ids
