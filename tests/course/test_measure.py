@@ -36,6 +36,7 @@ LESSONS = (
     "06-compression/14-low-rank",
     "06-compression/15-compression-compared",
     "07-inference/02-flash-attention",
+    "07-inference/03-paged-attention",
     "07-inference/05-sampling-and-speculation",
 )
 CELLS = 28  # at most

@@ -1,0 +1,74 @@
+"""PagedAttention: a key/value cache in blocks that any number of texts can share.
+
+    blocks      block tables, reference counts, copy-on-write, prefixes found by hash
+    attention   one query per sequence, over blocks
+    cache       the memory in blocks, and our Llama on top of it
+    radix       the other way to find a prefix: a tree, token by token
+    waste       where the memory goes, by four ways to hand it out
+
+Start with `blocks`.
+"""
+
+from pathlib import Path
+
+from llmlab.inference.paged_attention import waste
+from llmlab.inference.paged_attention.attention import (
+    as_tensor,
+    paged_attention,
+    paged_attention_by_blocks,
+)
+from llmlab.inference.paged_attention.blocks import (
+    BlockManager,
+    OutOfBlocks,
+    Pool,
+    allocate,
+    append_slot,
+    block_keys,
+    can_allocate,
+    check_pool,
+    fork,
+    free,
+    new_pool,
+    register,
+    take,
+)
+from llmlab.inference.paged_attention.cache import (
+    Batch,
+    PagedCache,
+    Run,
+    decode,
+    generate,
+    prefill,
+)
+from llmlab.inference.paged_attention.radix import RadixTree
+
+# What scripts/paged_attention_sweep.py measured, a run a line.
+FILE = Path(__file__).parent.parent / "data" / "paged_attention.csv"
+
+__all__ = [
+    "FILE",
+    "Batch",
+    "BlockManager",
+    "OutOfBlocks",
+    "PagedCache",
+    "Pool",
+    "RadixTree",
+    "Run",
+    "allocate",
+    "append_slot",
+    "as_tensor",
+    "block_keys",
+    "can_allocate",
+    "check_pool",
+    "decode",
+    "fork",
+    "free",
+    "generate",
+    "new_pool",
+    "paged_attention",
+    "paged_attention_by_blocks",
+    "prefill",
+    "register",
+    "take",
+    "waste",
+]
