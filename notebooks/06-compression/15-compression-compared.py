@@ -358,8 +358,9 @@ figure(
     fig,
     alt=(
         "Bits per byte over megabytes on disk, a mark for each recipe, and stairs"
-        " through those that none beats. At 113 megabytes, the linears in 4 bits, the"
-        " method decides: GPTQ lies far below rounding. At 163 megabytes 8 bits lie at"
+        " through those that none beats, from 72 megabytes on. At 113 megabytes, the"
+        " linears in 4 bits, the method decides: GPTQ lies far below rounding. From 135"
+        " to 163 megabytes 8 bits lie at"
         " the height of the floats, which take 269. SparseGPT in 2:4, at 176, lies far"
         " above the stairs."
     ),
@@ -399,22 +400,22 @@ print(f"bits per byte and grammar agree on {agree} of {total} pairs of recipes")
 # %% [markdown]
 # ± is two standard errors of the *change* from the float model, token by token or pair by pair: both judged the same text. What is within it may be chance.
 #
-# **8 bits are free.** Rounded row by row, without any text, the model loses next to nothing, and the questions see no difference. Whoever stores 16 bits pays
-# for nothing.
+# **8 bits are free.** Rounded row by row, without any text, the model loses next to nothing, and the questions see no difference, also where the embedding has 8 bits
+# (*e8*) and the file half its size. Whoever stores 16 bits pays for nothing.
 #
-# **At 4 bits the method decides.** GPTQ with the largest inputs first, and AWQ, lose about a third of what rounding does, in the same bytes. The questions of grammar tell the rounded
-# model from the floats, and neither of the other two. It is the place in the table where a few thousand tokens of text buy most. One bit less by rounding, and the model
-# has forgotten half of its grammar beyond chance.
+# **At 4 bits the method decides.** GPTQ with the largest inputs first, AWQ and LoRC with factors for the outputs lose about a third of what rounding does, in the same bytes or
+# 2% more. The questions of grammar tell the rounded model from the floats, and none of these three. It is the place in the table where a few thousand tokens of text buy most. Of the 4-bit floats, NVFP4 lies between, and
+# MXFP4 loses more than integers with finer scales. One bit less by rounding, and the model has forgotten half of its grammar beyond chance; with 2 bits it flips a coin.
 #
-# **The embedding decides the size.** With linears in 4 bits it takes half of the file, whichever method made them. So the next bytes are to be had there: in 8 bits
-# it takes half, and the challenge of this part begins with it.
+# **The embedding decides the size.** With linears in 4 bits it takes half of the file, whichever method made them. In 8 bits it takes half of that and costs nothing that 4,096 tokens
+# could show; in 4 bits (*e4*) it costs more than the linears did. The challenge of this part begins here.
 #
-# **Zeros are no bytes.** Half of the weights gone in the pattern 2:4 leave 9 bits per weight in 16-bit floats: more than codes of 8 bits take, and
+# **Zeros are no bytes.** Half of the weights gone wherever they matter least: the file is as large as before. In the pattern 2:4 they leave 9 bits per weight: more than codes of 8 bits take, and
 # more is lost. They are for processors that multiply such a pattern twice as fast.
 #
 # Loss and task mostly agree on which of two recipes is better. Where they do not, the ± says why: 500 questions cannot tell apart what
 # 4,096 tokens can. One word on the subject: the file that this model was made from stored these linears in 4 bits once (Q4_1), so a form that has its very levels, groups of
-# 32 with a minimum, would seem to lose nothing. None of the recipes has them.
+# 32 with a minimum, would seem to lose nothing. None of the recipes has them; gguf's Q4_0, with the same groups and no minimum, comes nearest, and may look too good.
 #
 # ## Play
 #
