@@ -1,0 +1,90 @@
+"""Passes of the real model, timed: llmlab/inference/data/prefill_decode.csv.
+
+    python scripts/prefill_decode_sweep.py            continue, a line a run
+    python scripts/prefill_decode_sweep.py --check 1  run that many lines again
+
+SmolLM2-135M in fp32 on one thread. Seconds are the CPU's, the best of a few. The rates
+of the machine are measured just before each pass, so that both saw the same machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import torch
+from sweeping import append, read, versions
+
+from llmlab.inference.prefill_decode_kv_cache import FILE
+from llmlab.models import real_model
+from llmlab.models.cache import KVCache
+from llmlab.models.machine import bandwidth, speed
+
+# task, rows, new tokens, tokens in the cache
+RUNS = [("prefill", 1, n, 0) for n in (1, 4, 16, 64, 128, 256, 512)]
+RUNS += [("decode", rows, 1, 128) for rows in (1, 2, 4, 8, 16)]
+RUNS += [("context", 1, 1, past) for past in (512, 2048, 4096)]
+FIELDS = ("task", "rows", "new", "past")
+
+
+def filled(model, rows: int, past: int) -> KVCache:
+    """A cache with random keys and values: only their number matters here."""
+    config = model.config
+    K, D = config.num_key_value_heads, config.head_dim
+    cache = KVCache(config.num_hidden_layers, capacity=past + 1)
+    for layer in range(config.num_hidden_layers if past else 0):
+        cache.append(
+            layer, torch.randn(rows, K, past, D), torch.randn(rows, K, past, D)
+        )
+    return cache
+
+
+@torch.inference_mode()
+def line(model, key: tuple) -> dict:
+    """A pass, timed."""
+    task, rows, new, past = key
+    ids = torch.randint(1000, 40_000, (rows, new))
+    cache = filled(model, rows, past)
+    rates = {"bandwidth": 0.0, "speed": 0.0}
+    best = float("inf")
+    for trial in range(3 if new > 200 else 6):
+        rates["bandwidth"] = max(rates["bandwidth"], bandwidth(128, 3))
+        rates["speed"] = max(rates["speed"], speed(768, 3))
+        started = time.process_time()
+        model(ids, cache=cache, logits_to_keep=1)
+        if trial:  # the first one warms up
+            best = min(best, time.process_time() - started)
+        cache.truncate(past)
+    torch_version, python = versions()
+    return {
+        **dict(zip(FIELDS, key, strict=True)),
+        "seconds": round(best, 5),
+        "bandwidth": round(rates["bandwidth"] / 1e9, 2),
+        "speed": round(rates["speed"] / 1e9, 1),
+        "torch": torch_version,
+        "python": python,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", type=int, default=0)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = real_model.load()
+    stored = read(FILE)
+    if asked.check:
+        for old in stored[: asked.check]:
+            key = (old["task"], *(int(old[name]) for name in FIELDS[1:]))
+            new = line(model, key)
+            print(*key, f"{old['seconds']} then, {new['seconds']} now", flush=True)
+        return
+    done = {tuple(row[name] for name in FIELDS) for row in stored}
+    for key in RUNS:
+        if tuple(map(str, key)) not in done:
+            append(FILE, line(model, key))
+
+
+if __name__ == "__main__":
+    main()
