@@ -1,7 +1,9 @@
 """What this machine can do: bytes per second from memory, FLOPs per second.
 
-Both are measured, on the threads that torch has. A tensor much larger than the caches
-is read; a product of matrices is large enough that arithmetic takes its time.
+All are measured, on the threads that torch has. `bandwidth` adds up a tensor that is
+much larger than the caches; `product_bandwidth` multiplies a vector by it, which is
+what decoding does, and may be slower; `speed` multiplies matrices, where arithmetic
+takes the time. A `clock` of `time.process_time` leaves out what other programs take.
 """
 
 from __future__ import annotations
@@ -12,30 +14,54 @@ from collections.abc import Callable
 import torch
 
 
-def seconds(call: Callable[[], object]) -> float:
+def seconds(
+    call: Callable[[], object], clock: Callable[[], float] = time.perf_counter
+) -> float:
     """What one call takes."""
-    started = time.perf_counter()
+    started = clock()
     call()
-    return time.perf_counter() - started
+    return clock() - started
 
 
 @torch.inference_mode()
-def bandwidth(megabytes: int = 256, trials: int = 5) -> float:
+def bandwidth(
+    megabytes: int = 256,
+    trials: int = 5,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
     """Bytes per second that a sum over a large tensor reads; the best of a few.
 
     Much larger than a cache, so that every trial reads from memory.
     """
     numbers = torch.ones(megabytes * 250_000)
     numbers.sum()  # the first one also maps the pages
-    best = min(seconds(numbers.sum) for _ in range(trials))
+    best = min(seconds(numbers.sum, clock) for _ in range(trials))
     return 4 * len(numbers) / best
 
 
 @torch.inference_mode()
-def speed(size: int = 1024, trials: int = 5) -> float:
+def product_bandwidth(
+    megabytes: int = 256,
+    trials: int = 5,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
+    """Bytes of W per second that y = W x reads, in fp32; the best of a few."""
+    matrix = torch.ones(megabytes * 250, 1000)
+    x = torch.ones(1, 1000)
+    x @ matrix.T
+    best = min(seconds(lambda: x @ matrix.T, clock) for _ in range(trials))
+    return 4 * matrix.numel() / best
+
+
+@torch.inference_mode()
+def speed(
+    size: int = 1024,
+    trials: int = 5,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
     """FLOPs per second of a product of two fp32 matrices; the best of a few."""
     a = torch.ones(size, size)
     b = torch.ones(size, size)
     a @ b
-    best = min(seconds(lambda: a @ b) for _ in range(trials))
+    best = min(seconds(lambda: a @ b, clock) for _ in range(trials))
     return 2 * size**3 / best
