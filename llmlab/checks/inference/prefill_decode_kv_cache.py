@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from llmlab.course.grading.checking import Checks, Mistake, close, diagnose, expect
 from llmlab.inference import prefill_decode_kv_cache as cached
@@ -17,7 +17,7 @@ check = Checks("07-inference/01-prefill-decode-kv-cache")
 
 # layers, heads, head_dim, and what the kinds need: no two sizes the same
 SHAPES = (
-    (3, 12, 10, {"groups": 4, "latent": 21, "rope": 6, "bytes_each": 0.75}),
+    (3, 12, 10, {"groups": 4, "latent": 21, "rope": 6, "bytes_each": 0.625}),
     (5, 6, 7, {"groups": 3, "latent": 11, "rope": 8, "bytes_each": 4}),
     (7, 8, 5, {"groups": 2, "latent": 9, "rope": 4, "bytes_each": 2}),
 )
@@ -128,9 +128,9 @@ def wrong_bytes(
         if other != kind:
             wrong[f"{kind}: that is the cache of {other}: here {says[kind]}"] = value
     if kind == "GQA":
-        wrong[
-            "GQA: `groups` is how many groups there are, not how many heads share"
-        ] = 2 * heads / groups * head_dim * each
+        wrong["GQA: `groups` is the number of groups, not of heads in one"] = (
+            2 * heads / groups * head_dim * each
+        )
     return wrong
 
 
@@ -319,11 +319,11 @@ def wrong_places(
 # 3 ------------------------------------------------------------------------------------
 
 STEPS = (
-    # bandwidth is the limit, then speed, then bandwidth because of long contexts
+    # the limit: bandwidth, speed, bandwidth for long contexts, speed for a single row
     (3, 50, {"weights": 700.0, "cache": 2.0, "work": 90.0}, 10.0, 40.0),
     (40, 5, {"weights": 700.0, "cache": 2.0, "work": 90.0}, 10.0, 17.0),
     (6, 400, {"weights": 300.0, "cache": 3.0, "work": 70.0}, 20.0, 9.0),
-    (1, 9, {"weights": 500.0, "cache": 4.0, "work": 30.0}, 8.0, 3.0),
+    (1, 9, {"weights": 500.0, "cache": 4.0, "work": 300.0}, 8.0, 3.0),
 )
 
 
@@ -408,17 +408,21 @@ def wrong_times(
 # 4 ------------------------------------------------------------------------------------
 
 
-class Largest(TorchDispatchMode):
-    """The numbers in the largest tensor that was made, views left out."""
+class Largest(TorchFunctionMode):
+    """The numbers in the largest tensor that any of torch's functions returned.
+
+    A view counts what it is a view of.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.numbers = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        if isinstance(out, Tensor) and not out._is_view():
-            self.numbers = max(self.numbers, out.numel())
+        if isinstance(out, Tensor):
+            stored = out.untyped_storage().nbytes() // out.element_size()
+            self.numbers = max(self.numbers, stored)
         return out
 
 
@@ -488,10 +492,9 @@ def absorbed(answer):
         answer(*given.values())
     if watch.numbers >= limit:
         raise Mistake(
-            f"the values are right, but with {400} tokens in the cache a tensor of"
+            f"the values are right, but with 400 tokens in the cache a tensor of"
             f" {watch.numbers:,} numbers was made: as much as a vector per head and"
             " cached token. Bring the query down instead, and the sum up at the end"
-            " (`@` copies an operand that it broadcasts over heads; einsum does not)"
         )
 
 
