@@ -149,7 +149,7 @@ def wrong_bytes(
             " :count]`."
         ),
         (
-            "Look for a full row before the loop: `(lengths + counts > C).any()`. Return"
+            "Look for a full row first: `(lengths + counts > C).any()`. Return"
             " lengths + counts, a new tensor."
         ),
     ),
