@@ -8,6 +8,7 @@
 # %% tags=["hide-input"]
 import csv
 import statistics
+from itertools import pairwise
 
 import torch
 
@@ -214,7 +215,7 @@ print(
 )
 print(f"padding {[longest - len(p) for p in prompts]}")
 rows = [
-    ("", "vLLM paper", "transformers", "ours"),
+    ("", "vLLM", "transformers", "ours"),
     ("room for a row", "blocks of 16", "grows, or static", "C places"),
     ("unequal prompts", "no padding", "padded left", "padded right"),
     ("padding is cached", "no", "yes", "no"),
@@ -328,7 +329,7 @@ known = [
 ]
 without = sum(  # a trapezium between each two measured lengths
     (t2 - t1) * (s1 + s2) / 2
-    for (t1, s1), (t2, s2) in zip(known, known[1:], strict=False)
+    for (t1, s1), (t2, s2) in pairwise(known)
 )
 print(f"512 tokens with a cache: {512 * took:.0f} s, without: {without:.0f} s")
 extra = seconds("context", past=4096) - took
