@@ -11,19 +11,23 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 
 import torch
 from sweeping import append, read, versions
 
 from llmlab.inference.prefill_decode_kv_cache import FILE
 from llmlab.models import real_model
+from llmlab.models.attention import sdpa
 from llmlab.models.cache import KVCache
-from llmlab.models.machine import bandwidth, product_bandwidth, speed
+from llmlab.models.machine import bandwidth, product_bandwidth, seconds, speed
 
 # task, rows, new tokens, tokens in the cache
 RUNS = [("prefill", 1, n, 0) for n in (1, 4, 16, 64, 128, 256, 512)]
 RUNS += [("decode", rows, 1, 128) for rows in (1, 2, 4, 8, 16)]
 RUNS += [("context", 1, 1, past) for past in (512, 2048, 4096)]
+# attention alone, all layers: here "rows" are query heads, over three key heads
+RUNS += [("attention", heads, 1, 4096) for heads in (3, 9)]
 FIELDS = ("task", "rows", "new", "past")
 
 
@@ -39,12 +43,32 @@ def filled(model, rows: int, past: int) -> KVCache:
     return cache
 
 
+def attention(model, heads: int, past: int) -> Callable[[], None]:
+    """One query per head over the cached keys of every layer."""
+    cache = filled(model, 1, past)
+    D = model.config.head_dim
+    q = torch.randn(1, heads, 1, D)
+
+    def run() -> None:
+        for k, v in zip(cache.keys, cache.values, strict=True):
+            sdpa(q, k[:, :, :past], v[:, :, :past], None)
+
+    return run
+
+
 @torch.inference_mode()
 def line(model, key: tuple) -> dict:
     """A pass, timed."""
-    _, rows, new, past = key
+    task, rows, new, past = key
     ids = torch.randint(1000, 40_000, (rows, new))
     cache = filled(model, rows, past)
+
+    def run() -> None:
+        model(ids, cache=cache, logits_to_keep=1)
+        cache.truncate(past)
+
+    if task == "attention":
+        run = attention(model, rows, past)
     clock = time.process_time
     rates = {"sum": 0.0, "product": 0.0, "flops": 0.0}
     best = float("inf")
@@ -52,10 +76,7 @@ def line(model, key: tuple) -> dict:
         rates["sum"] = max(rates["sum"], bandwidth(128, 3, clock))
         rates["product"] = max(rates["product"], product_bandwidth(128, 3, clock))
         rates["flops"] = max(rates["flops"], speed(1024, 2, clock))
-        started = clock()
-        model(ids, cache=cache, logits_to_keep=1)
-        best = min(best, clock() - started)
-        cache.truncate(past)
+        best = min(best, seconds(run, clock))
     torch_version, python = versions()
     return {
         **dict(zip(FIELDS, key, strict=True)),

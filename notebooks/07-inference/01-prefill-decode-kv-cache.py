@@ -48,9 +48,13 @@ step = passes(llama, h100, past=1000)
 print(f"a token is {step.flops / 1e9:.0f} GFLOP and {step.bytes / 1e9:.0f} GB to read")
 print(f"the arithmetic alone: {h100.speed / step.flops:,.0f} tokens per second")
 print(f"the reading:          {h100.bandwidth / step.bytes:,.0f} tokens per second")
+prompt_pass = passes(llama, h100, new=1000)
+print(f"a prompt of 1,000 tokens, at least: {1e3 * prompt_pass.seconds:.0f} ms")
+print(f"each token of the answer, at least: {1e3 * step.seconds:.1f} ms")
 
 # %% [markdown]
-# The arithmetic units are idle for more than 99% of the time. They wait for weights.
+# While the model writes, the arithmetic units are idle for more than 99% of the time: they wait for weights. The last two lines are what a user feels, the **time to first token** and the
+# **time per output token**. The whole prompt costs as much as three or four tokens of the answer.
 #
 # ## Predict
 #
@@ -101,39 +105,39 @@ fig, ax = plt.subplots(figsize=(4.8, 3.1))
 x = torch.logspace(-0.5, 4, 60)
 roof = torch.minimum(x * h100.bandwidth, torch.tensor(h100.speed)) / 1e12
 ax.plot(x, roof, color=palette.ink)
-for name, color, points in (
-    ("decode, 1,000 tokens", palette.vermillion, [(1, b) for b in (1, 16, 256)]),
-    ("prefill, one prompt", palette.blue, [(t, 1) for t in (16, 128, 2048)]),
+for name, color, points, side in (
+    ("decode", palette.vermillion, [(1, b) for b in (1, 16, 256)], "left"),
+    ("prefill", palette.blue, [(t, 1) for t in (128, 2048)], "right"),
 ):
     for new, rows in points:
-        made = passes(llama, h100, new=new, batch=rows, past=1000 if new == 1 else 0)
+        past = 1000 if new == 1 else 0
+        made = passes(llama, h100, new=new, batch=rows, past=past)
         rate = made.flops / made.seconds / 1e12
         label = name if (new, rows) == points[0] else None
         ax.plot([made.intensity], [rate], "o", color=color, label=label)
-        text = f"B {rows}" if new == 1 else f"T {new:,}"
-        place = (6, -12) if rate < 900 else (-12, -15)
         ax.annotate(
-            text,
+            f"{rows} row{'s' if rows > 1 else ''}" if new == 1 else f"{new:,} tokens",
             (made.intensity, rate),
-            (place),
+            (7, -11) if side == "left" else (-4, 8),
             textcoords="offset points",
             color=color,
+            ha=side if new < 2048 else "center",
         )
 ax.set(xscale="log", yscale="log", xlim=(0.4, 1e4), ylim=(1, 3000))
 ax.set(xlabel="FLOPs per byte", ylabel="TFLOP/s at most")
-ax.legend(loc="upper left")
+ax.legend(loc="lower right")
 figure(
     fig,
     alt=(
         "The roofline of an H100: attainable TFLOP/s rise with FLOPs per byte up to 295"
         " and are flat at 989 from there. Decoding with 1 row lies far down on the"
-        " slope, with 16 higher, with 256 still on it. A prompt of 16 tokens lies on"
+        " slope, with 16 higher, with 256 still on it. A prompt of 128 tokens lies on"
         " the slope, one of 2,048 on the flat roof."
     ),
 )
 
 # %% [markdown]
-# With 256 rows the weights are well shared, and still decode stays on the slope: each row's cache is read for that row alone.
+# Each decoding row has 1,000 tokens in its cache. With 256 rows the weights are well shared, and still decode stays on the slope: each row's cache is read for that row alone.
 #
 # ## Your turn
 #
@@ -265,9 +269,10 @@ batch_guess.settle(seconds("decode", rows=16) / took, digits=2)
 # %% tags=["hide-input"]
 fig, axes = plt.subplots(1, 2, figsize=(4.8, 3.0))
 tokens = [int(run["new"]) for run in runs if run["task"] == "prefill"]
+fine = [round(2 ** (i / 4)) for i in range(37)]
 axes[0].plot(
-    tokens,
-    [1e3 * passes(smol, core, new=t, **fp32).seconds / t for t in tokens],
+    fine,
+    [1e3 * passes(smol, core, new=t, **fp32).seconds / t for t in fine],
     color=palette.gray,
 )
 axes[0].plot(
@@ -300,7 +305,7 @@ axes[1].set_title("tokens per second", fontsize=10)
 axes[1].set_xticks(many, [str(b) for b in many])
 axes[1].set_yticks([20, 50, 100, 200, 400], ["20", "50", "100", "200", "400"])
 axes[1].minorticks_off()
-axes[1].legend(loc="upper left")
+axes[1].legend(loc="lower right", fontsize=9)
 figure(
     fig,
     alt=(
@@ -328,21 +333,26 @@ known = [
     (int(run["new"]), float(run["seconds"])) for run in runs if run["task"] == "prefill"
 ]
 without = sum(  # a trapezium between each two measured lengths
-    (t2 - t1) * (s1 + s2) / 2
-    for (t1, s1), (t2, s2) in pairwise(known)
+    (t2 - t1) * (s1 + s2) / 2 for (t1, s1), (t2, s2) in pairwise(known)
 )
 print(f"512 tokens with a cache: {512 * took:.0f} s, without: {without:.0f} s")
 extra = seconds("context", past=4096) - took
 grown = accounting.kv_cache_bytes(smol, 1, 4096 - 128, torch.float32)
-print(
-    f"4,096 tokens in the cache: a step takes {seconds('context', past=4096) / took:.1f} times as long"
-)
-print(
-    f"{grown / 1e6:.0f} MB more: predicted {1e3 * grown / beta:.0f} ms, measured {1e3 * extra:.0f}"
-)
+longer = seconds("context", past=4096) / took
+print(f"4,096 tokens in the cache: a step takes {longer:.1f} times as long")
+print(f"  {grown / 1e6:.0f} MB more: predicted {1e3 * grown / beta:.0f} ms,", end=" ")
+print(f"measured {1e3 * extra:.0f}")
+for heads in (3, 9):
+    alone = seconds("attention", rows=heads)
+    whole = accounting.kv_cache_bytes(smol, 1, 4096, torch.float32)
+    print(f"  attention, {heads} query heads: {1e3 * alone:.0f} ms,", end=" ")
+    print(f"{whole / alone / 1e9:.0f} GB/s")
 
 # %% [markdown]
-# That last prediction is too kind by far. PyTorch's CPU kernel gives three query heads one key head, and does not share the reading among them well: alone, the same three key heads with three query heads are read at the product's rate. Your own machine:
+# The prediction for a long text is too kind, and the last two lines say where to look. Attention alone, over all layers, with three query heads on the three key heads, reads nearly at the product's rate. With the model's nine query heads on the same keys
+# it takes nearly twice as long: PyTorch's CPU kernel shares the reading within a group badly. That is most of what is missing, not all.
+#
+# Now your own machine. Its numbers will be others, and the order of size should hold.
 
 # %% tags=["nbval-ignore-output", "hide-input"]
 real = real_model.load()
@@ -378,12 +388,19 @@ dense = cache_bytes("GQA", 95, 64, 128, groups=8)  # DeepSeek 67B, 16 bits
 print(f"in 6 bits, under DeepSeek 67B: {1 - mla / dense:.1%} less; published 93.3%")
 
 torch.manual_seed(0)
+H, d_c, d_r = 128, 512, 64
+each = {"MHA": 1, "GQA": H // 8, "MLA": H * (2 * d_c + d_r) / (d_c + d_r)}
+print("FLOPs per byte of cache:", {kind: round(x) for kind, x in each.items()})
+
 layer = cached.LatentAttention(cached.LatentConfig(48, 4, 16, 12, 8, 6, 10))
 x = torch.randn(2, 9, 48)
 compare(layer(x), layer(x, absorb=False), "absorbed and expanded", tol=1e-5)
 
 # %% [markdown]
-# The published number holds for the deployed model, whose cache has 6 bits per number on average. In the package's tests the layer has the very weights of `DeepseekV2Attention` and `DeepseekV3Attention`, and gives their outputs, with their cache. They make all keys and values in each step.
+# The published number holds for the deployed model, whose cache has 6 bits per number on average. In 16 bits a number that is read serves one product with MHA. With GQA every query head of a group uses it; with absorbed latents all 128 heads do, and twice, as key and as value.
+# So decoding's attention comes near the H100's ridge of 295, from far below.
+#
+# In the package's tests the layer has the very weights of `DeepseekV2Attention` and `DeepseekV3Attention`, and gives their outputs, with their cache. They make all keys and values in each step.
 #
 # ## Play
 #
@@ -427,7 +444,7 @@ def draw(rows: int, kind: str):
     ax.barh([1], ms["read caches"], left=ms["read weights"], color=palette.orange)
     ax.barh([0], ms["compute"], color=palette.green)
     ax.set_yticks([1, 0], ["read", "compute"])
-    ax.set(xlim=(0.01, 500), xscale="log", xlabel="milliseconds (blue: weights)")
+    ax.set(xlim=(0.01, 500), xscale="log", xlabel="ms (blue: weights, orange: caches)")
     each = rate(rows, kind)
     room = "fits" if fits(rows, kind) else "does NOT fit"
     ax.set_title(
@@ -488,7 +505,11 @@ for name, dtype, gpus, measured in published:
 # %% [markdown]
 # On one GPU 16-bit weights reach about the share that our core did. Eight GPUs spend most of a step on talking to each other.
 #
-# What do the frameworks do about it? ✓: named in the project's own overview ([vLLM](https://github.com/vllm-project/vllm "vllm2025readme"), [SGLang](https://huggingface.co/docs/inference-endpoints/main/engines/sglang "sglang2025features"),
+# What do the frameworks do about it? Every trick in this part saves one term of the sum. Fewer bits make the weights smaller. A paged cache and shared prefixes leave room for more rows, and continuous batching keeps those rows busy.
+# Speculation turns several steps of decode into one short prefill, for the few readers who leave arithmetic idle. Chunked prefill lets long prompts use the arithmetic that decoding rows do not need. They differ less in what they have than in where
+# they run: TensorRT-LLM on NVIDIA's GPUs, vLLM on those and on AMD's, Intel's and TPUs, llama.cpp's server also on a bare CPU.
+#
+# ✓: named in the project's own overview ([vLLM](https://github.com/vllm-project/vllm "vllm2025readme"), [SGLang](https://huggingface.co/docs/inference-endpoints/main/engines/sglang "sglang2025features"),
 # [TensorRT-LLM](https://nvidia.github.io/TensorRT-LLM/latest/key-features.html "tensorrtllm2025features"), [llama.cpp's server](https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md "llamacpp2025server"),
 # [TGI](https://github.com/huggingface/text-generation-inference "tgi2025readme"), which is in maintenance mode and points to the others). A blank is not a "no".
 #

@@ -163,5 +163,10 @@ def test_what_this_machine_does_is_measured():
 def test_the_stored_runs_are_whole():
     with FILE.open(newline="", encoding="utf-8") as file:
         runs = list(csv.DictReader(file))
-    assert {run["task"] for run in runs} == {"prefill", "decode", "context"}
+    assert {run["task"] for run in runs} == {
+        "prefill",
+        "decode",
+        "context",
+        "attention",
+    }
     assert all(float(run["seconds"]) > 0 for run in runs)
