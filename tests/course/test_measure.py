@@ -35,6 +35,7 @@ LESSONS = (
     "06-compression/13-distilling-abilities",
     "06-compression/14-low-rank",
     "06-compression/15-compression-compared",
+    "07-inference/01-prefill-decode-kv-cache",
     "07-inference/02-flash-attention",
     "07-inference/03-paged-attention",
     "07-inference/05-sampling-and-speculation",

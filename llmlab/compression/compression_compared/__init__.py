@@ -1,7 +1,7 @@
 """What a compressed model costs, what it is worth, and which one to take.
 
     counting   bits, bytes and what is read per token, each tensor once
-    speed      this machine's bandwidth; forms of a model that decode; tokens per second
+    speed      forms of a model that decode; tokens per second
     grammar    pairs of sentences, one of them wrong: a task with a verifier
     mixed      a plan for each matrix, some in many bits and some in few
     choosing   who is not beaten, and who fits a budget
@@ -37,12 +37,12 @@ from llmlab.compression.compression_compared.mixed import follow
 from llmlab.compression.compression_compared.speed import (
     CodedEmbedding,
     EightBitLinear,
-    bandwidth,
     decode_rate,
     eight_bits,
     embedding_in_codes,
     predicted_rate,
 )
+from llmlab.models.machine import bandwidth
 
 FILE = Path(__file__).parents[1] / "data" / "compression_compared.csv"
 SPEED = Path(__file__).parents[1] / "data" / "compression_speed.csv"

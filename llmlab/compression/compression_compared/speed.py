@@ -7,7 +7,7 @@ a weight and must fetch it first. So memory, not arithmetic, sets the pace
     tokens per second  ≤  1 / (Q / β + t)
 
     Q   bytes that a step reads (`counting.per_token`)
-    β   bandwidth: bytes per second that this machine reads from memory
+    β   bandwidth: bytes per second that this machine reads (`models.machine`)
     t   time that depends on no byte: calls, norms, attention
 
 Simplified: caches are taken as empty. A model that fits into the last cache can be
@@ -27,25 +27,6 @@ from llmlab.compression import kernels, recipes
 from llmlab.compression.quantization_basics import QuantConfig, QuantLinear
 from llmlab.models.cache import KVCache
 from llmlab.models.llama import Llama
-
-
-@torch.inference_mode()
-def bandwidth(megabytes: int = 256, trials: int = 5) -> float:
-    """Bytes per second that a sum over a large tensor reads; the best of a few.
-
-    Much larger than a cache, so that every trial reads from memory.
-    """
-    numbers = torch.ones(megabytes * 250_000)
-    numbers.sum()  # the first one also maps the pages
-    best = min(seconds(numbers.sum) for _ in range(trials))
-    return 4 * len(numbers) / best
-
-
-def seconds(call) -> float:
-    """What one call takes."""
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
 
 
 def predicted_rate(traffic: float, bandwidth: float, fixed: float = 0.0) -> float:

@@ -1,0 +1,67 @@
+"""What this machine can do: bytes per second from memory, FLOPs per second.
+
+All are measured, on the threads that torch has. `bandwidth` adds up a tensor that is
+much larger than the caches; `product_bandwidth` multiplies a vector by it, which is
+what decoding does, and may be slower; `speed` multiplies matrices, where arithmetic
+takes the time. A `clock` of `time.process_time` leaves out what other programs take.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+
+def seconds(
+    call: Callable[[], object], clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """What one call takes."""
+    started = clock()
+    call()
+    return clock() - started
+
+
+@torch.inference_mode()
+def bandwidth(
+    megabytes: int = 256,
+    trials: int = 5,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
+    """Bytes per second that a sum over a large tensor reads; the best of a few.
+
+    Much larger than a cache, so that every trial reads from memory.
+    """
+    numbers = torch.ones(megabytes * 250_000)
+    numbers.sum()  # the first one also maps the pages
+    best = min(seconds(numbers.sum, clock) for _ in range(trials))
+    return 4 * len(numbers) / best
+
+
+@torch.inference_mode()
+def product_bandwidth(
+    megabytes: int = 256,
+    trials: int = 5,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
+    """Bytes of W per second that y = W x reads, in fp32; the best of a few."""
+    matrix = torch.ones(megabytes * 250, 1000)
+    x = torch.ones(1, 1000)
+    x @ matrix.T
+    best = min(seconds(lambda: x @ matrix.T, clock) for _ in range(trials))
+    return 4 * matrix.numel() / best
+
+
+@torch.inference_mode()
+def speed(
+    size: int = 1024,
+    trials: int = 5,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
+    """FLOPs per second of a product of two fp32 matrices; the best of a few."""
+    a = torch.ones(size, size)
+    b = torch.ones(size, size)
+    a @ b
+    best = min(seconds(lambda: a @ b, clock) for _ in range(trials))
+    return 2 * size**3 / best
