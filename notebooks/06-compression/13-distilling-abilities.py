@@ -426,9 +426,8 @@ true = {name: mean(measured("diverse", name, "b")) for name in "14"}
 count = mean(measured("diverse", "4", "c")) / 400
 print(f"rationales per question {count:.1f}; true in every line:", end=" ")
 print(f"{true['1']:.1%} of the first, {true['4']:.1%} of all")
-print(
-    f"the teacher that reads demonstrations: {mean(measured('context', 'soft', 'b')):.0%}"
-)
+of_teacher = mean(measured("context", "soft", "b"))
+print(f"the teacher that reads demonstrations: {of_teacher:.0%}")
 
 # %% [markdown]
 # *SCOTT.* Where half of the rationales are wrong, they are decoration: the student answers on its own, and seldom follows. The counterfactual loss makes it follow always behind
