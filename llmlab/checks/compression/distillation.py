@@ -208,7 +208,7 @@ def gradient_of_jsd(answer: Callable, v: Tensor, z: Tensor, beta: float) -> None
         towards_student(lambda leaf: answer(v, leaf, beta)),
         right=towards_student(lambda leaf: divergences.jsd(v, leaf, beta)),
         mistakes={
-            "the gradient of the student's logits is 0: it runs through the weights q"
+            "no gradient reaches the student's logits: it runs through the weights q"
             " of KL(q‖m), so do not detach them": torch.zeros_like(z),
         },
         what=f"the gradient of student_logits at β = {beta}",
