@@ -22,6 +22,7 @@ from llmlab.compression import quantization_basics as qb
 from llmlab.compression.awq import AWQConfig
 from llmlab.compression.quantization_basics import QuantConfig
 from llmlab.models.llama import Llama, LlamaConfig
+from tests.compression.broken import no_input, not_finite, with_adapter
 from tests.models.hugging_face import make, named, theirs
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -497,22 +498,6 @@ def test_half_precision_in_and_out():
 
 
 # What is refused ----------------------------------------------------------------------
-
-
-def with_adapter(model):
-    from peft import LoraConfig, get_peft_model
-
-    return get_peft_model(theirs(model), LoraConfig(target_modules=["q_proj"]))
-
-
-def not_finite(model):
-    model.model.layers[1].mlp.down_proj.weight.data[0, 3] = torch.nan
-    return model
-
-
-def no_input(model):
-    model.model.layers[1].post_attention_layernorm.weight.data.zero_()
-    return model
 
 
 def odd_width(model):

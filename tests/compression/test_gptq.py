@@ -20,6 +20,7 @@ from llmlab.compression import calibration, gptq
 from llmlab.compression import quantization_basics as qb
 from llmlab.compression.gptq import GPTQConfig
 from llmlab.compression.quantization_basics import QuantConfig
+from tests.compression.broken import no_input, not_finite, with_adapter, zeros
 from tests.models.hugging_face import make, named, theirs
 
 ROWS = QuantConfig(3, per="row", scale_dtype=torch.float32)
@@ -322,27 +323,6 @@ def test_half_precision_in_and_out():
     assert weight.dtype == torch.bfloat16
     assert weight.unflatten(1, (-1, 8))[0, 0].unique().numel() <= 7
     assert model(text()[0]).isfinite().all()
-
-
-def with_adapter(model):
-    from peft import LoraConfig, get_peft_model
-
-    return get_peft_model(theirs(model), LoraConfig(target_modules=["q_proj"]))
-
-
-def not_finite(model):
-    model.model.layers[1].mlp.down_proj.weight.data[0, 3] = torch.nan
-    return model
-
-
-def zeros(model):
-    model.model.layers[1].mlp.down_proj.weight.data.zero_()
-    return model
-
-
-def no_input(model):
-    model.model.layers[1].post_attention_layernorm.weight.data.zero_()
-    return model
 
 
 def quantised(model):

@@ -29,6 +29,7 @@ from llmlab.compression.quantization_basics import QuantConfig
 from llmlab.models.cache import KVCache
 from llmlab.models.generation import generate
 from llmlab.models.language_model import next_token_loss
+from tests.compression.broken import not_finite, with_adapter
 from tests.models.hugging_face import make, named, theirs
 
 GOLDEN = Path(__file__).parent / "golden" / "llm_qat.json"
@@ -465,17 +466,6 @@ def test_half_precision_and_no_rounded_weight():
     llm_qat.apply(model, [ids_of()], QATConfig(16, 4, 16))
     linear = model.model.layers[1].mlp.up_proj
     assert isinstance(linear, FakeQuantLinear) and linear.weight.requires_grad
-
-
-def with_adapter(model):
-    from peft import LoraConfig, get_peft_model
-
-    return get_peft_model(theirs(model), LoraConfig(target_modules=["q_proj"]))
-
-
-def not_finite(model):
-    model.model.layers[1].mlp.down_proj.weight.data[0, 3] = torch.nan
-    return model
 
 
 def quantised(model):

@@ -22,6 +22,7 @@ from torch import nn
 
 from llmlab.compression import calibration, folding, smoothquant, walk
 from llmlab.compression.smoothquant import NORMS, SmoothQuantConfig, W8A8Linear
+from tests.compression.broken import not_finite
 from tests.models.hugging_face import VARIANTS, make, theirs
 
 IDS = torch.arange(30).reshape(2, 15)
@@ -430,11 +431,6 @@ def adapted(model):
 
 def twice(model):
     return smoothquant.apply(model, text())
-
-
-def not_finite(model):
-    model.model.layers[1].mlp.down_proj.weight.data[0, 3] = torch.nan
-    return model
 
 
 def never_an_input(model):

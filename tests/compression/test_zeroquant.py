@@ -22,6 +22,7 @@ from llmlab.compression.zeroquant import (
     ZeroQuantConfig,
     ZeroQuantLinear,
 )
+from tests.compression.broken import not_finite, with_adapter, zeros
 from tests.models.hugging_face import make, named, theirs
 
 ROWS = ZeroQuantConfig(group_size=None)
@@ -468,22 +469,6 @@ def test_half_precision_in_and_out(batches):
     assert model.model.layers[1].mlp.up_proj.weight.dtype == torch.bfloat16
     out = logits(model, text()[0])
     assert out.dtype == torch.bfloat16 and out.isfinite().all()
-
-
-def with_adapter(model):
-    from peft import LoraConfig, get_peft_model
-
-    return get_peft_model(theirs(model), LoraConfig(target_modules=["q_proj"]))
-
-
-def not_finite(model):
-    model.model.layers[1].mlp.down_proj.weight.data[0, 3] = torch.nan
-    return model
-
-
-def zeros(model):
-    model.model.layers[1].mlp.down_proj.weight.data.zero_()
-    return model
 
 
 def overflowing(model):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from llmlab.checks.telling import telling
 from llmlab.course.grading.checking import Checks, Mistake, close, diagnose, expect
 
 check = Checks("06-compression/06-awq")
@@ -23,19 +23,6 @@ def problem(out: int = 6, columns: int = 8, tokens: int = 12) -> tuple[Tensor, T
     X = X * torch.logspace(-0.6, 0.6, columns)[torch.randperm(columns)]
     W = torch.randn(out, columns) * torch.logspace(-0.4, 0.4, columns)
     return W[:, torch.randperm(columns)], X
-
-
-def telling(
-    draw: Callable[[], tuple], right: Callable, mistakes: Callable[..., dict]
-) -> tuple:
-    """Inputs on which no two mistakes come to the same, and none is right by chance."""
-    for _ in range(1000):
-        case = draw()
-        values = [right(*case), *mistakes(*case).values()]
-        pairs = itertools.combinations(values, 2)
-        if not any(close(a, b, tol=1e-3) for a, b in pairs):
-            return case
-    raise RuntimeError("no inputs were found that tell all mistakes apart")
 
 
 # 1 ------------------------------------------------------------------------------------

@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from llmlab.checks.telling import telling
 from llmlab.compression import llm_qat
 from llmlab.course.grading.checking import Checks, Mistake, close, diagnose, expect
 
 check = Checks("06-compression/07-llm-qat")
-
-
-def telling(
-    draw: Callable[[], tuple], right: Callable, mistakes: Callable[..., dict]
-) -> tuple:
-    """Inputs on which no two mistakes come to the same, and none is right by chance."""
-    for _ in range(300):
-        case = draw()
-        values = [right(*case), *mistakes(*case).values()]
-        pairs = itertools.combinations(values, 2)
-        if not any(close(a, b, tol=1e-4) for a, b in pairs):
-            return case
-    raise RuntimeError("no inputs were found that tell all mistakes apart")
 
 
 # 1 ------------------------------------------------------------------------------------
@@ -78,7 +65,7 @@ def tokens_of(*shape: int) -> Tensor:
 def fake_quantize(answer):
     """Round each token, and let the gradient straight through."""
     what = "fake_quantize(x, 3)"
-    x, _ = telling(lambda: (tokens_of(2, 4, 4), 3), rounded, wrong_rounding)
+    x, _ = telling(lambda: (tokens_of(2, 4, 4), 3), rounded, wrong_rounding, tol=1e-4)
     got = expect(
         answer(x.clone().requires_grad_(), 3),
         shape=(2, 4, 4),
@@ -274,7 +261,7 @@ def write_text(answer):
     def draw() -> tuple:
         return Writer(7), torch.randint(7, (5,)), 4, 11, int(torch.randint(999, (1,)))
 
-    case = telling(draw, written, wrong_texts)
+    case = telling(draw, written, wrong_texts, tol=1e-4)
     model, first, greedy, length, seed = case
     what = "write_text(model, first, 4, 11, generator)"
     got = asked(answer, model, first, greedy, length, seed, what)
@@ -409,7 +396,7 @@ def soft_label_loss(answer):
     def draw() -> tuple[Tensor, Tensor]:
         return 2 * torch.randn(2, 4, 6), 2 * torch.randn(2, 4, 6)
 
-    student, teacher = telling(draw, llm_qat.soft_label_loss, wrong_losses)
+    student, teacher = telling(draw, llm_qat.soft_label_loss, wrong_losses, tol=1e-4)
     leaf = student.clone().requires_grad_()
     label = teacher.clone().requires_grad_()
     loss = expect(answer(leaf, label), shape=(), dtype=torch.float32, what=what)
@@ -576,7 +563,7 @@ def append(answer):
     def keys(*case) -> Tensor:
         return appended(*case)[2]
 
-    case = telling(lambda: filled(2, 3, 3, 4, 5, 8), keys, wrong_keys)
+    case = telling(lambda: filled(2, 3, 3, 4, 5, 8), keys, wrong_keys, tol=1e-4)
     codes, alpha, k_hat = three(answer(*case), (2, 3, 7, 5), what)
     right = appended(*case)
     diagnose(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from llmlab.checks.telling import telling
 from llmlab.compression.low_rank import (
     E2M1,
     MXFP4,
@@ -20,19 +20,6 @@ from llmlab.course.grading.checking import Checks, Mistake, close, diagnose, exp
 check = Checks("06-compression/14-low-rank")
 
 LEVELS = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
-
-
-def telling(
-    draw: Callable[[], tuple], right: Callable, mistakes: Callable[..., dict]
-) -> tuple:
-    """Inputs on which no two mistakes come to the same, and none is right by chance."""
-    for _ in range(200):
-        case = draw()
-        values = [right(*case), *mistakes(*case).values()]
-        pairs = itertools.combinations(values, 2)
-        if not any(close(a, b, tol=1e-3) for a, b in pairs):
-            return case
-    raise RuntimeError("no inputs were found that tell all mistakes apart")
 
 
 def two(value: object, what: str, names: str) -> tuple:

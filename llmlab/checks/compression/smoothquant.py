@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from llmlab.checks.operations import ELSEWHERE, Operations
+from llmlab.checks.telling import telling
 from llmlab.compression import smoothquant
 from llmlab.course.grading.checking import Checks, Mistake, close, diagnose, expect
 
 check = Checks("06-compression/03-smoothquant")
-
-
-def telling(
-    draw: Callable[[], tuple], right: Callable, mistakes: Callable[..., dict]
-) -> tuple:
-    """Inputs on which no two mistakes come to the same, and none is right by chance."""
-    for _ in range(200):
-        case = draw()
-        values = [right(*case), *mistakes(*case).values()]
-        pairs = itertools.combinations(values, 2)
-        if not any(close(a, b, tol=1e-3) for a, b in pairs):
-            return case
-    raise RuntimeError("no inputs were found that tell all mistakes apart")
 
 
 # 1 ------------------------------------------------------------------------------------

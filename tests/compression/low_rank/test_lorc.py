@@ -28,6 +28,7 @@ from llmlab.compression.low_rank import (
     save,
 )
 from llmlab.compression.quantization_basics import QuantConfig
+from tests.compression.broken import no_input, not_finite, with_adapter
 from tests.models.hugging_face import make, named, theirs
 
 ROWS = QuantConfig(4, per="row")
@@ -277,22 +278,6 @@ def test_half_precision_in_and_out():
     assert model(text()[0]).isfinite().all()
     model = apply(make().to(torch.bfloat16), CONFIG, store=True)
     assert model(text()[0]).dtype == torch.bfloat16
-
-
-def with_adapter(model):
-    from peft import LoraConfig, get_peft_model
-
-    return get_peft_model(theirs(model), LoraConfig(target_modules=["q_proj"]))
-
-
-def not_finite(model):
-    model.model.layers[1].mlp.down_proj.weight.data[0, 3] = torch.nan
-    return model
-
-
-def no_input(model):
-    model.model.layers[1].post_attention_layernorm.weight.data.zero_()
-    return model
 
 
 def quantised(model):

@@ -12,6 +12,7 @@ from llmlab.compression import calibration, walk
 from llmlab.compression import magnitude_wanda_sparsegpt as pruning
 from llmlab.compression import quantization_basics as qb
 from llmlab.compression.magnitude_wanda_sparsegpt import PruneConfig
+from tests.compression.broken import no_input, not_finite, with_adapter, zeros
 from tests.compression.magnitude_wanda_sparsegpt.problems import text
 from tests.models.hugging_face import make, named, theirs
 
@@ -115,27 +116,6 @@ def test_half_precision_in_and_out(config):
     assert model.model.layers[1].mlp.up_proj.weight.dtype == torch.bfloat16
     assert abs(pruning.sparsity(model) - (config.sparsity or 0.5)) < 0.02
     assert model(text()[0]).isfinite().all()
-
-
-def with_adapter(model):
-    from peft import LoraConfig, get_peft_model
-
-    return get_peft_model(theirs(model), LoraConfig(target_modules=["q_proj"]))
-
-
-def not_finite(model):
-    model.model.layers[1].mlp.down_proj.weight.data[0, 3] = torch.nan
-    return model
-
-
-def zeros(model):
-    model.model.layers[1].mlp.down_proj.weight.data.zero_()
-    return model
-
-
-def no_input(model):
-    model.model.layers[1].post_attention_layernorm.weight.data.zero_()
-    return model
 
 
 def quantised(model):
