@@ -194,8 +194,7 @@ steps(
 #
 # 1. **Counts.** A block counts the tables that it stands in. At 0 it becomes available, and not before.
 # 2. **Copy-on-write.** Only the last block of a text is ever written, and only if it has room. If its count is above 1, it is copied first.
-# 3. **Keys.** A full block can be found by a hash of its tokens *and of the key before it*: the keys and values of a token depend on all that stands before it. With block $i$ holding the tokens $x_i$,
-# $$h_i = \text{hash}(h_{i-1}, x_i)$$
+# 3. **Keys.** A full block can be found by a hash of its tokens *and of the key before it*: the keys and values of a token depend on all that stands before it. With block $i$ holding the tokens $x_i$, $h_i = \text{hash}(h_{i-1}, x_i)$.
 # 4. **One token is left.** The cache holds keys and values, not what comes next. So a prompt that is stored as a whole must still compute its last token: at most $\lfloor (n-1)/b \rfloor$ blocks are reused.
 #
 # Nothing needs to lie in a row, so no hole is too small. What remains is the last block of each text, $(b-1)/2$ empty places on average. Attention then reads keys and values through the table:
