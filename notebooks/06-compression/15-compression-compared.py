@@ -96,11 +96,11 @@ for name, on_front in zip("ABCD", compared.pareto(four).tolist(), strict=True):
 # $$\begin{aligned}
 # \text{bits per parameter} &= 8\, S \,/\, P \\
 # \text{bits per byte} &= \textstyle\sum_t -\log_2 p(x_t) \,/\, T \\
-# \text{accuracy} &= \text{share of } p_\text{good} > p_\text{bad} \\
+# \text{accuracy} &= \text{share of } p_+ > p_- \\
 # \text{tokens per second} &\le 1 \,/\, (Q / \beta + t)
 # \end{aligned}$$
 #
-# and beside them bytes on disk, and bytes in memory. $S$ are the bytes that are stored, $P$ is the number of parameters before compression, $T$ that of the text's bytes. Bits per byte
+# and beside them bytes on disk, and bytes in memory. $S$ are the bytes that are stored, $P$ is the number of parameters before compression, $T$ that of the text's bytes; $p_+$ and $p_-$ are the probabilities of a right and a wrong sentence. Bits per byte
 # ([Gao et al. 2020](https://arxiv.org/abs/2101.00027 "gao2020pile")) compare models whatever their tokenizer, and less is better. The task is one of *minimal pairs*
 # ([Linzen et al. 2016](https://arxiv.org/abs/1611.01368 "linzen2016assessing"); [Warstadt et al. 2020](https://arxiv.org/abs/1912.00582 "warstadt2020blimp")): two sentences that
 # differ in one word, one of them wrong. The last line is the *roofline* of decoding ([Williams et al. 2009](https://doi.org/10.1145/1498765.1498785 "williams2009roofline")): a step reads $Q$ bytes
