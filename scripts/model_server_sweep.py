@@ -1,4 +1,4 @@
-"""The delay of a batch against p99: the real Triton, and this course's server.
+"""The delay of a batch against p99, on the real Triton Inference Server.
 
 Stored in llmlab/inference/data/model_server.csv.
 
@@ -24,20 +24,17 @@ from llmlab.course import peers
 from llmlab.inference import model_server as ms
 from llmlab.inference.model_server import load
 
-FIELDS = ["server", "kind", "load", "delay", "run"]
+FIELDS = ["kind", "load", "delay", "run"]
 FIELDS += ["requests", "executions", "queue", "p50", "p99", "sizes", "python"]
 DELAYS = ("none", 0, 2, 5, 10, 20, 40)
-SERVERS = ("triton", "llmlab")
 RUNS = [
-    (server, "closed", clients, delay, run)
-    for server in SERVERS
+    ("closed", clients, delay, run)
     for run in (1, 2, 3)
     for clients in (1, 16)
     for delay in ("none", 20)
 ]
 RUNS += [
-    (server, "open", rate, delay, run)
-    for server in SERVERS
+    ("open", rate, delay, run)
     for run in (1, 2, 3)
     for rate in (50, 150, 400)
     for delay in DELAYS
@@ -57,8 +54,8 @@ def name(kind: str, delay: int | str) -> str:
     return f"{kind}_{delay}"
 
 
-def servers() -> dict[str, object]:
-    """Both, started."""
+def triton() -> ms.TritonServer:
+    """The server, with a model for each way to batch."""
     models = {
         name(kind, delay): batching(kind, delay)
         for kind in ("closed", "open")
@@ -66,29 +63,17 @@ def servers() -> dict[str, object]:
     }
     folder = tempfile.mkdtemp(prefix="server_sweep_")
     repository = ms.write_example(f"{folder}/models", models, models=())
-    return {
-        "triton": ms.TritonServer(peers.make("triton", quiet=True), repository),
-        "llmlab": ms.ModelServer(repository),
-    }
+    return ms.TritonServer(peers.make("triton", quiet=True), repository)
 
 
 def runner() -> Callable[..., list]:
     """What makes the line of a run."""
-    started: dict[str, object] = {}
+    url = triton().start().url
+    for kind in ("closed", "open"):
+        for delay in DELAYS:  # the first request of a model is slow
+            load.closed(url, name(kind, delay), 2, 3)
 
-    def server_called(which: str):
-        if which not in started:
-            for other in started.values():
-                other.stop()
-            started.clear()
-            started[which] = servers()[which].start()
-            for kind in ("closed", "open"):
-                for delay in DELAYS:  # the first request of a model is slow
-                    load.closed(started[which].url, name(kind, delay), 2, 3)
-        return started[which]
-
-    def line(server: str, kind: str, amount: int, delay: int | str, run: int) -> list:
-        url = server_called(server).url
+    def line(kind: str, amount: int, delay: int | str, run: int) -> list:
         model = name(kind, delay)
         before = load.statistics(url, model)
         if kind == "closed":
@@ -98,7 +83,7 @@ def runner() -> Callable[..., list]:
             took = load.opened(url, model, times)
         after = load.statistics(url, model)
         sizes = load.executions(before, after)
-        made = [server, kind, amount, delay, run, len(took), sum(sizes.values())]
+        made = [kind, amount, delay, run, len(took), sum(sizes.values())]
         values = [load.queued(before, after)]
         values += [ms.percentile(took, percent) for percent in (50, 99)]
         made += [f"{1000 * value:.2f}" for value in values]

@@ -21,7 +21,9 @@ def model_server_step(answer):
     """TODO one line: what the exercise asks."""
     # TODO inputs that expose the usual mistake; the runner seeds the global generator
     x = torch.randn(3, 5)
-    got = expect(answer(x), shape=(3, 5), dtype=torch.float32, what="model_server_step(x)")
+    got = expect(
+        answer(x), shape=(3, 5), dtype=torch.float32, what="model_server_step(x)"
+    )
     diagnose(
         got,
         right=model_server.apply(x),

@@ -1,4 +1,4 @@
-"""python -m llmlab.inference.model_server REPOSITORY [--port 8000] [--host 127.0.0.1]."""
+"""python -m llmlab.inference.model_server REPOSITORY [--port 8000]."""
 
 from __future__ import annotations
 

@@ -5,13 +5,13 @@ in a queue in the order in which they came. Those at its front that may share an
 execution (the same shapes, no more than `max_batch` together) are the pending batch.
 In this order:
 
-    1. its front makes up a preferred size, and nobody is late → that front leaves;
-    2. a further request would pass the largest preferred size → the front before it
-    3. the oldest has waited for `delay`, or delay is 0   → the whole pending batch
-    4. it cannot grow: full, or the next request is another shape → the whole batch
-    5. else all wait, until the oldest has waited for `delay`
-
-Rules 1 and 2 do not hold any more when the oldest is late: then all that may go goes.
+    1. the oldest has waited for `delay`                   → the whole pending batch
+    2. its front makes up a preferred size; of several the largest counts → that front
+    3. none does, and the next request would pass the largest preferred size
+                                                           → all before that request
+    4. it cannot grow: full, or the next has another shape → the whole pending batch
+    5. delay is 0                                          → the whole pending batch
+    6. else                                                → all wait, see rule 1
 
 This is the rule of Triton's dynamic_batch_scheduler.cc, `GetDynamicBatch`, for an
 instance that is free. Simplified: when all instances are busy, Triton fixes a batch in
@@ -69,7 +69,7 @@ def next_batch(queue: Sequence[Waiting], now: float, batching: Batching) -> Deci
     for request in queue:
         with_it = total + request.size
         if count and with_it > batching.preferred[-1] and best == 0:
-            best = count  # rule 2
+            best = count  # rule 3
         fits = with_it <= batching.max_batch and request.shape == queue[0].shape
         if count and not fits:
             stopped = True
@@ -77,7 +77,7 @@ def next_batch(queue: Sequence[Waiting], now: float, batching: Batching) -> Deci
         total = with_it
         count += 1
         if total in batching.preferred:
-            best = count  # rule 1: the largest preferred size counts
+            best = count  # rule 2
     if best and not late:
         return best, None
     full = total >= batching.preferred[-1]
@@ -142,9 +142,12 @@ class Batcher:
                     return None
                 now = self._clock()
                 count, again = self._decide(self._queue, now, self.batching)
+                if not 0 <= count <= len(self._queue):
+                    raise ValueError(f"{count} of {len(self._queue)} requests to leave")
                 if count:
                     return [self._queue.popleft() for _ in range(count)]
-                self._changed.wait(None if again is None else max(0.0, again - now))
+                wait = None if again is None else max(0.0, again - now)
+                self._changed.wait(wait)
 
     def close(self) -> list[Waiting]:
         """Nobody waits here any more. Returns the requests that nobody will serve."""

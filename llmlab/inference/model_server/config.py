@@ -6,7 +6,7 @@ A field that is not served is refused by its name and line, not passed over: a s
 that is silently ignored is found out in production.
 
     max_batch_size 0   tensors are as `dims` say; requests never share an execution
-    max_batch_size n   a batch dimension stands before `dims`; a request may hold several
+    max_batch_size n   a batch dimension stands before `dims`; requests may hold many
 """
 
 from __future__ import annotations

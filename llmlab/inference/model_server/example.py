@@ -14,8 +14,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from llmlab.models import course_model
-
 SOURCE = Path(__file__).parent / "example_models"
 TEXT_MODELS = ("tok", "lm", "word")
 
@@ -39,6 +37,8 @@ def write_example(
     Raises:
         ValueError: there is something in the folder.
     """
+    from llmlab.models import course_model  # it brings PyTorch, a server needs none
+
     root = Path(folder)
     root.mkdir(parents=True, exist_ok=True)
     if any(root.iterdir()):

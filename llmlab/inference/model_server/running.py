@@ -105,16 +105,23 @@ class RunningModel:
 
     def close(self) -> None:
         """Finish what is being executed; refuse what waits."""
-        for waiting in self.batcher.close():
-            self.counts.waits(-1)
-            _answer(waiting.work, Refused("the model is being unloaded", 503))
+        self._refuse(Refused("the model is being unloaded", 503))
         for thread in self._threads:
             thread.join()
 
     def _work(self, instance: Instance) -> None:
-        while (batch := self.batcher.take()) is not None:
-            self._execute(instance, batch)
+        try:
+            while (batch := self.batcher.take()) is not None:
+                self._execute(instance, batch)
+        except Exception as error:  # `decide` may be anybody's
+            self._refuse(ModelFailed(f"the batcher: {type(error).__name__}: {error}"))
         instance.finalize()
+
+    def _refuse(self, why: Exception) -> None:
+        """No more requests; those that wait get the reason."""
+        for waiting in self.batcher.close():
+            self.counts.waits(-1)
+            _answer(waiting.work, why)
 
     def _execute(self, instance: Instance, batch: list[Waiting]) -> None:
         """One execution, and an answer for each of its requests."""

@@ -2,7 +2,7 @@
 
     GET  v2/health/live, v2/health/ready       is there somebody, and can it work?
     GET  v2, v2/models/NAME[/versions/V]       what it is, what a model takes and gives
-    GET  …/ready  …/config  …/stats            is it loaded, how is it served, what did it
+    GET  …/ready  …/config  …/stats            can it be asked, how is it served, counts
     POST …/infer                               the work
     POST v2/repository/index                   all models
     GET  metrics                               for Prometheus (Triton: on its own port)
@@ -119,7 +119,12 @@ class ModelServer:
             target=lambda: asyncio.run(self._serve(began)), daemon=True
         )
         self._thread.start()
-        self.port = began.result()
+        try:
+            self.port = began.result()
+        except OSError:
+            self._thread.join()
+            self._thread = None
+            raise
         return self
 
     async def _serve(self, began: Future) -> None:

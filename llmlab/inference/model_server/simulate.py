@@ -113,6 +113,7 @@ def simulate(
     """
     if not starts or each < 1 or instances < 1:
         raise ValueError("starts must hold a client, each and instances be 1 or more")
+    first = min(starts)
     coming = [(start, each) for start in starts]  # (time, requests left of this client)
     heapq.heapify(coming)
     free = [0.0] * instances  # when each instance can begin
@@ -138,5 +139,5 @@ def simulate(
             if request.work > 1:
                 heapq.heappush(coming, (now + taken, request.work - 1))
         del queue[:count]
-        run.seconds = max(run.seconds, now + taken - min(starts))
+        run.seconds = max(run.seconds, now + taken - first)
     return run

@@ -364,8 +364,8 @@ def check_inputs(config: ModelConfig, request: InferRequest) -> int:
 def _check_input(config: ModelConfig, wanted: TensorConfig, array: np.ndarray) -> None:
     if datatype_of(array) != wanted.datatype:
         raise Refused(
-            f"input '{wanted.name}' is {datatype_of(array)}, and '{config.name}' expects"
-            f" {wanted.datatype}"
+            f"input '{wanted.name}' is {datatype_of(array)}, and '{config.name}'"
+            f" expects {wanted.datatype}"
         )
     shape = config.shape(wanted)
     same = len(shape) == array.ndim and all(
