@@ -135,7 +135,7 @@ ARROWS = {
         "book": "cpu syllabus",
         "cli": (
             "book doctor exercises families files fits grading kernels lab "
-            "model_shapes new progress release standing syllabus words workspace"
+            "model_shapes new peers progress release standing syllabus words workspace"
         ),
         "copy_links": "syllabus",
         "doctor": "cpu four_bits syllabus",
@@ -151,6 +151,7 @@ ARROWS = {
         "numbers": "printed",
         "progress": "files",
         "release": "exercises files grading syllabus",
+        "peers": "files words",
         "predicting": "inline",
         "sliders": "figures inline traces",
         "standing": "grading progress syllabus",

@@ -52,6 +52,7 @@ def triton() -> dict:
             bursts[name] = asking.burst(server.url, model, rows, gap)
         answers = {n: asking.ask(server.url, *r) for n, r in asking.REQUESTS.items()}
         _, told = asking.ask(server.url, "GET", "/v2", None)
+        asking.burst(server.url, "lesson", [1], 0)
         _, stats = asking.ask(server.url, "GET", "/v2/models/lesson/stats", None)
         configs = {
             name: asking.ask(server.url, "GET", f"/v2/models/{name}/config", None)[1]
