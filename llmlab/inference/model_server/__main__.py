@@ -20,9 +20,10 @@ def main(arguments: list[str] | None = None) -> int:
         config = ServerConfig(host=given.host, port=given.port)
         server = ModelServer(given.repository, config).start()
     except (ValueError, OSError) as error:
-        print(f"cannot serve: {error}", file=sys.stderr)
+        sys.stderr.write(f"cannot serve: {error}\n")
         return 1
-    print(f"serving {', '.join(server.models)} on http://{server.url}/v2", flush=True)
+    sys.stdout.write(f"serving {', '.join(server.models)} on http://{server.url}/v2\n")
+    sys.stdout.flush()
     try:
         threading.Event().wait()
     except KeyboardInterrupt:
