@@ -99,6 +99,7 @@ def simulate(
     batching: Batching,
     *,
     each: int = 1,
+    apart: float = 0.0,
     instances: int = 1,
     decide: Decide = next_batch,
 ) -> Run:
@@ -108,6 +109,8 @@ def simulate(
         starts: when each client sends its first request.
         seconds: of an execution, by its size.
         each: requests of a client, each sent when the one before is answered.
+        apart: seconds between the answers of a batch, which leave one after the other:
+            so the next requests of these clients do not come at once.
     Raises:
         ValueError: no client, or fewer than one request or instance.
     """
@@ -134,10 +137,11 @@ def simulate(
         heapq.heapreplace(free, now + taken)
         run.batches.append(count)
         run.busy += taken
-        for request in queue[:count]:
-            run.latencies.append(now + taken - request.arrived)
+        for place, request in enumerate(queue[:count]):
+            answered = now + taken + (place + 1) * apart
+            run.latencies.append(answered - request.arrived)
             if request.work > 1:
-                heapq.heappush(coming, (now + taken, request.work - 1))
+                heapq.heappush(coming, (answered, request.work - 1))
+            run.seconds = max(run.seconds, answered - first)
         del queue[:count]
-        run.seconds = max(run.seconds, now + taken - first)
     return run

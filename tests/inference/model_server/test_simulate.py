@@ -52,6 +52,15 @@ def test_by_hand():
     assert run.batches == [2, 2]
 
 
+@pytest.mark.parametrize("clients", range(2, 9))
+def test_clients_that_come_back_one_by_one_fall_into_two_groups(clients):
+    """One group is computed while the other waits: N answers in 2 s."""
+    starts = [0.01 * n for n in range(clients)]
+    batching = Batching(max_batch=4)
+    run = simulate(starts, five, batching, each=100, apart=0.01)
+    assert run.throughput == pytest.approx(clients / 10.0, rel=0.03)
+
+
 def test_two_instances_work_at_the_same_time():
     run = simulate([0.0, 0.0], five, Batching(max_batch=1), instances=2)
     assert run.latencies == [5.0, 5.0] and run.seconds == 5.0
