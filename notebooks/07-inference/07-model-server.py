@@ -47,10 +47,9 @@ def stored(kind: str, amount: int, delay: int | str, field: str) -> list[float]:
     return [float(run[field]) for run in found]
 
 
-alone = statistics.median(stored("closed", 16, "none", "p50"))
-together = statistics.median(stored("closed", 16, 20, "p50"))
-print(f"one by one: {alone:.0f} ms for an answer, {16 / alone * 1000:.0f} a second")
-print(f"in batches: {together:.0f} ms for an answer, {16 / together * 1000:.0f} a second")
+for name, delay in (("one by one", "none"), ("in batches", 20)):
+    took = statistics.median(stored("closed", 16, delay, "p50"))
+    print(f"{name}: {took:.0f} ms for an answer, {16 / took * 1000:.0f} a second")
 
 # %% [markdown]
 # The same machine serves seven times as many, and each answer comes sooner. The price is paid by others, as we shall see.
@@ -96,19 +95,21 @@ fig, axes = plt.subplots(2, 1, figsize=(4.8, 3.0), sharex=True)
 leaves = {0: [0, 5, 10, 10], 3: [1, 1, 7, 7]}
 for ax, (delay, starts) in zip(axes, leaves.items(), strict=True):
     for row, (came, start) in enumerate(zip(comes, starts, strict=True)):
-        wait = ax.barh(
-            row,
-            start - came,
-            0.6,
-            left=came,
-            facecolor="none",
-            edgecolor=palette.vermillion,
-            hatch="///",
-        )
+        if start > came:
+            wait = ax.barh(
+                row,
+                start - came,
+                0.6,
+                left=came,
+                facecolor="none",
+                edgecolor=palette.vermillion,
+                hatch="///",
+            )
         work = ax.barh(row, 5, 0.6, left=start, color=palette.blue)
     ax.set_yticks(range(4), ["0 ms", "1 ms", "6 ms", "7 ms"])
     ax.set(ylim=(3.6, -0.6), xlim=(0, 15.2), ylabel=f"delay {delay}")
     ax.grid(axis="y", visible=False)
+axes[1].set_xticks(range(0, 16, 5))
 axes[1].set_xlabel("ms")
 fig.legend([wait, work], ["waits", "is computed"], loc="outside upper center", ncols=2)
 figure(
@@ -311,8 +312,8 @@ for rate, color in COLORS.items():
         label = f"{rate} a second" if field == "p99" else None
         ax.plot(places, [scale * x for x in rule], color=color, linewidth=1.5)
         ax.plot(places, [scale * x for x in real], "o", color=color, label=label)
-axes[0].set(ylim=(0, 62), ylabel="p99, ms")
-axes[1].set(ylim=(0, 104), ylabel="executions per 100 requests")
+axes[0].set(ylim=(0, 62), title="p99, ms")
+axes[1].set(ylim=(0, 104), title="executions per 100")
 for ax in axes:
     ax.set_xticks(places, DELAYS)
     ax.set_xlabel("delay, ms")

@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from llmlab.checks.inference.model_server import check
-from llmlab.inference.model_server.v2 import NUMPY
+from llmlab.inference.model_server import NUMPY
 
 # %% [markdown]
 # ## Exercise 1: next_batch

@@ -15,8 +15,7 @@ import numpy as np
 
 from llmlab.course.grading.checking import Checks, Mistake, expect
 from llmlab.inference import model_server as ms
-from llmlab.inference.model_server import Batching, Step, Waiting
-from llmlab.inference.model_server.v2 import NUMPY
+from llmlab.inference.model_server import NUMPY, Batching, Step, Waiting
 
 check = Checks("07-inference/07-model-server")
 

@@ -47,6 +47,7 @@ from llmlab.inference.model_server.simulate import (
 )
 from llmlab.inference.model_server.triton import TritonServer
 from llmlab.inference.model_server.v2 import (
+    NUMPY,
     InferRequest,
     Refused,
     infer_response,
@@ -60,6 +61,7 @@ FILE = Path(__file__).parents[1] / "data" / "model_server.csv"
 
 __all__ = [
     "FILE",
+    "NUMPY",
     "Batcher",
     "Batching",
     "Entry",

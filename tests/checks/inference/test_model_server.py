@@ -12,7 +12,7 @@ import pytest
 from llmlab.checks.inference import model_server as checks
 from llmlab.checks.inference.model_server import check
 from llmlab.inference import model_server as ms
-from llmlab.inference.model_server.v2 import NUMPY
+from llmlab.inference.model_server import NUMPY
 from tests.checks.rejecting import Wrong, rejects, verdict
 
 SLUG = "07-inference/07-model-server"
