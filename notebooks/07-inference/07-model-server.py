@@ -381,7 +381,7 @@ simulated = {
 def draw_waits(rate: int, delay: int):
     run = simulated[rate, delay]
     waits = 1000 * np.array(run.latencies)
-    shares, edges = np.histogram(waits, bins=np.arange(0, 52.5, 2.5))
+    shares, edges = np.histogram(waits, bins=np.arange(1.25, 52.5, 2.5))
     fig, ax = plt.subplots(figsize=(4.8, 2.6))
     ax.bar(edges[:-1] + 1.25, 100 * shares / len(waits), 2.2, color=palette.blue)
     ax.axvline(1000 * run.p99, color=palette.vermillion, linestyle="--")
