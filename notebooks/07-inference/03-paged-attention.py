@@ -442,7 +442,7 @@ def draw(block_size: int, texts: str):
     bottom.set_xticks([1, 10, 100], ["1", "10", "100"])
     bottom.minorticks_off()
     top.set_title(
-        f"b = {block_size}: {lost:.1f}% lost, {entries:.0f} numbers per table"
+        f"b = {block_size}: {lost:.1f}% lost, {entries:.3g} numbers per table"
     )
     return fig
 
