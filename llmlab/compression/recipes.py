@@ -229,7 +229,7 @@ def compress(
     """Follow the recipe, in place.
 
     Args:
-        batches: token ids to calibrate on, where the method reads text.
+        batches: token ids to calibrate on; a method that reads no text ignores them.
         progress: called with the blocks that are done, and how many there are.
     Raises:
         ValueError: the method needs text and got none, or as the method; the model is
@@ -240,7 +240,9 @@ def compress(
         raise ValueError(
             f"batches=None: {recipe.method} calibrates on text, so give it some"
         )
-    return method.run(model, batches, recipe, progress)
+    # ZeroQuant with text would distil, which is another method
+    text = batches if method.reads_text else None
+    return method.run(model, text, recipe, progress)
 
 
 @torch.no_grad()
