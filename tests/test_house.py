@@ -125,7 +125,7 @@ ARROWS = {
         "peqa_and_qlora": "quantization_basics walk",
         "recipes": (
             "awq gptq llm_int8 low_rank magnitude_wanda_sparsegpt "
-            "quantization_basics smoothquant walk zeroquant"
+            "peqa_and_qlora quantization_basics smoothquant walk zeroquant"
         ),
         "smoothquant": "calibration folding integer_matmul walk",
         "zeroquant": "calibration integer_matmul quantization_basics walk",

@@ -41,8 +41,8 @@ FLAGS = (
 POINTER = ctypes.c_void_p
 LONG = ctypes.c_long
 ARGUMENTS = {
-    "matvec_4bit": [POINTER] * 5 + [LONG] * 3,
-    "decode_4bit": [POINTER] * 4 + [LONG] * 3,
+    "matvec_4bit": [POINTER] * 5 + [LONG] * 4,
+    "decode_4bit": [POINTER] * 4 + [LONG] * 4,
     "matvec_8bit": [POINTER] * 4 + [LONG] * 2,
 }
 
