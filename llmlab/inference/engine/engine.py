@@ -271,8 +271,8 @@ class Engine:
         sequences = {request.sequence for request in self.running}
         if sequences != set(manager.tables):
             raise RuntimeError(
-                f"the running requests have the sequences {sorted(sequences)}, and there"
-                f" are tables of {sorted(manager.tables)}"
+                f"the running requests have the sequences {sorted(sequences)}, and"
+                f" tables are there for {sorted(manager.tables)}"
             )
         for request in self.running:
             stored = len(manager.tokens[request.sequence])
