@@ -17,8 +17,7 @@ from torch import Tensor
 from llmlab.inference import continuous_batching, sampling_and_speculation
 from llmlab.inference import paged_attention as paged
 from llmlab.inference.continuous_batching import Job, Limits, Plan, blocks_needed
-from llmlab.inference.paged_attention import Pool
-from llmlab.inference.paged_attention.blocks import blocks_for
+from llmlab.inference.paged_attention import Pool, blocks_for
 from llmlab.inference.sampling_and_speculation import samplers
 from llmlab.models import generation
 
