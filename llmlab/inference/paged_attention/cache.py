@@ -63,9 +63,12 @@ class PagedCache:
             self.copy(pair)
         return pair is not None
 
-    def truncate(self, sequence: int, length: int) -> None:
-        """Forget all its tokens from `length` on. What is stored need not change."""
-        self.manager.truncate(sequence, length)
+    def truncate(self, sequence: int, length: int) -> bool:
+        """Forget all its tokens from `length` on. Was a block copied?"""
+        pair = self.manager.truncate(sequence, length)
+        if pair is not None:
+            self.copy(pair)
+        return pair is not None
 
 
 class Batch:
