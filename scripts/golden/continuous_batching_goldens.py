@@ -53,7 +53,7 @@ CASES: dict[str, dict] = {
         "max_sequences": 16,
         "chunked": False,
         "blocks": 1000,
-        "requests": [(40, 3, 0), (40, 3, 0), (10, 3, 0), (63, 2, 1)],
+        "requests": [(40, 3, 0), (40, 3, 0), (10, 3, 0), (62, 2, 1)],
     },
     "the newest is sent away": {
         "max_tokens": 100,
