@@ -247,6 +247,10 @@ class BlockManager:
         return self.pool.block_size
 
     @property
+    def num_blocks(self) -> int:
+        return len(self.pool.counts)
+
+    @property
     def used(self) -> int:
         """Blocks that stand in a table."""
         return len(self.pool.counts) - len(self.pool.available)
