@@ -1,4 +1,4 @@
-"""Writes tests/inference/continuous_batching/golden/vllm_schedules.json.
+"""Writes llmlab/inference/data/vllm_schedules.json.
 
 What vLLM's own scheduler plans, step by step, on small cases: its scheduler and block
 manager run without an engine, and every request that has computed all it has is told
@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-FILE = ROOT / "tests/inference/continuous_batching/golden/vllm_schedules.json"
+FILE = ROOT / "llmlab/inference/data/vllm_schedules.json"
 
 # name → limits, blocks of the pool, requests: (prompt, output, step of arrival)
 CASES: dict[str, dict] = {

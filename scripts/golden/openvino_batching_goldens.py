@@ -1,4 +1,4 @@
-"""Writes tests/inference/continuous_batching/golden/openvino_steps.json.
+"""Writes llmlab/inference/data/openvino_steps.json.
 
 OpenVINO GenAI's continuous batching on the real model, step by step: how many requests
 each step computed, and which of them wrote a token. In an environment of its own:
@@ -23,10 +23,10 @@ import openvino as ov
 import openvino_genai as genai
 
 ROOT = Path(__file__).resolve().parents[2]
-FILE = ROOT / "tests/inference/continuous_batching/golden/openvino_steps.json"
+FILE = ROOT / "llmlab/inference/data/openvino_steps.json"
 BLOCK = 32
 
-# requests: (prompt, output, step of arrival); fuse: prompts in parts, beside decoding
+# requests: (prompt, output, step of arrival); chunked: its `dynamic_split_fuse`
 CASES: dict[str, dict] = {
     "more requests than places": {
         "max_tokens": 256,
@@ -62,7 +62,7 @@ CASES: dict[str, dict] = {
         "max_tokens": 64,
         "max_sequences": 16,
         "blocks": 64,
-        "fuse": False,
+        "chunked": False,
         "requests": [(40, 3, 0), (40, 3, 0), (10, 3, 0), (62, 2, 2)],
     },
 }
@@ -81,7 +81,7 @@ def steps(case: dict) -> list[dict]:
     settings.enable_prefix_caching = False
     settings.max_num_seqs = case["max_sequences"]
     settings.max_num_batched_tokens = case["max_tokens"]
-    settings.dynamic_split_fuse = case.get("fuse", True)
+    settings.dynamic_split_fuse = case.get("chunked", True)
     properties = {"INFERENCE_PRECISION_HINT": "f32"}
     pipeline = genai.ContinuousBatchingPipeline(gguf(), settings, "CPU", properties)
     handles: dict[int, object] = {}

@@ -111,6 +111,7 @@ def states() -> list[State]:
     waiting = [Job(10, 0, 20), Job(11, 0, 3), Job(12, 0, 2)]
     fixed: list[State] = [
         ([], [], 9, limits),
+        ([], [Job(10 + id, 0, 1) for id in range(6)], 9, limits),
         ([decoding(0, 5, b), Job(1, 8, 30, 2, 2), decoding(2, 6, b)], [], 9, limits),
         (three, [Job(10, 0, 2)], 0, limits),
         (three, [Job(10, 0, 2)], 3, limits),

@@ -61,9 +61,6 @@ def test_both_thoughts_are_needed(rule, won):
 
 
 def test_other_limits_alone_do_not_win():
-    for sequences in (4, 8, 32):
-        for tokens in (32, 64, 512):
-            limits = replace(
-                challenge.LIMITS, max_tokens=tokens, max_sequences=sequences
-            )
-            assert wins(challenge.judge(schedule, limits)) != (True, True)
+    for sequences in (4, 7):
+        limits = replace(challenge.LIMITS, max_tokens=64, max_sequences=sequences)
+        assert wins(challenge.judge(schedule, limits)) == (False, True)

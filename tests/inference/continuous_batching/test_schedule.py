@@ -2,60 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmlab.inference.continuous_batching import (
-    Cost,
     Job,
     Limits,
     Plan,
-    Request,
     blocks_needed,
     check_plan,
-    give_running,
+    published,
     schedule,
-    simulate,
 )
 
-GOLDEN = Path(__file__).parent / "golden"
-VLLM = json.loads((GOLDEN / "vllm_schedules.json").read_text(encoding="utf-8"))
-OPENVINO = json.loads((GOLDEN / "openvino_steps.json").read_text(encoding="utf-8"))
-CLOCK = Cost(1.0, 0.0)  # a step a second: arrivals are numbers of steps
-
-
-def limits_of(case: dict, block_size: int) -> Limits:
-    whole = case.get("chunked", True) and case.get("fuse", True)
-    return Limits(case["max_tokens"], case["max_sequences"], block_size, whole)
-
-
-def requests_of(case: dict) -> list[Request]:
-    return [Request(float(step), p, o) for p, o, step in case["requests"]]
-
-
-def plans_of(case: dict, block_size: int = 16, rule=schedule) -> list[dict]:
-    """Our plans, as the golden file has vLLM's."""
-    plans = []
-
-    def recording(*state) -> Plan:
-        plan = rule(*state)
-        plans.append(
-            {
-                "tokens": {str(id): count for id, count in plan.tokens.items()},
-                "admitted": list(plan.admitted),
-                "preempted": sorted(plan.preempted),
-            }
-        )
-        return plan
-
-    limits = limits_of(case, block_size)
-    simulate(requests_of(case), CLOCK, limits, case["blocks"], recording)
-    return plans
+VLLM = published.vllm()
+OPENVINO = published.openvino()
 
 
 # vLLM ---------------------------------------------------------------------------------
@@ -63,7 +27,7 @@ def plans_of(case: dict, block_size: int = 16, rule=schedule) -> list[dict]:
 
 @pytest.mark.parametrize("case", VLLM["cases"], ids=lambda case: case["name"])
 def test_plans_are_those_of_vllm(case):
-    assert plans_of(case) == case["steps"]
+    assert published.plans_of(case) == case["steps"]
 
 
 def test_the_cases_of_vllm_send_away_cut_prompts_and_let_wait():
@@ -78,30 +42,12 @@ def test_the_cases_of_vllm_send_away_cut_prompts_and_let_wait():
     assert cut > 20
 
 
-def first_part_is_enough(running, waiting, available, limits) -> Plan:
-    """Admits whoever has blocks for the part of this step."""
-    plan, budget, available = give_running(running, available, limits)
-    for job in waiting if not plan.preempted else ():
-        count = min(job.left, budget)
-        needed = blocks_needed(job, count, limits.block_size)
-        room = limits.max_sequences - len(running) - len(plan.admitted)
-        if room == 0 or count == 0 or needed > available:
-            break
-        if count < job.left and not limits.chunked:
-            break
-        available -= needed
-        budget -= count
-        plan.tokens[job.id] = count
-        plan.admitted.append(job.id)
-    return plan
-
-
 def test_blocks_for_the_whole_prompt_is_what_vllm_asks():
     """Not for its first part: many cases come out otherwise with that rule."""
     other = [
         case["name"]
         for case in VLLM["cases"]
-        if plans_of(case, rule=first_part_is_enough) != case["steps"]
+        if published.plans_of(case, published.first_part_is_enough) != case["steps"]
     ]
     assert "a prompt must fit as a whole" in other
     assert len(other) >= 8
@@ -112,21 +58,9 @@ def test_blocks_for_the_whole_prompt_is_what_vllm_asks():
 ALIKE = {"decoding goes on beside a long prompt", "two long prompts"}
 
 
-def steps_of(case: dict) -> list[dict]:
-    """Our steps, as the golden file has OpenVINO's."""
-    limits = limits_of(case, OPENVINO["block_size"])
-    served = simulate(requests_of(case), CLOCK, limits, case["blocks"])
-    found = []
-    for step in served.steps:
-        end = step.start + step.seconds
-        wrote = [id for id, times in enumerate(served.times) if end in times]
-        found.append({"scheduled": len(step.tokens), "wrote": wrote})
-    return found
-
-
 @pytest.mark.parametrize("case", OPENVINO["cases"], ids=lambda case: case["name"])
 def test_steps_are_those_of_openvino_where_it_has_the_same_rule(case):
-    assert (steps_of(case) == case["steps"]) == (case["name"] in ALIKE)
+    assert (published.steps_of(case) == case["steps"]) == (case["name"] in ALIKE)
     # whatever the order: all get their tokens
     wrote = [id for step in case["steps"] for id in step["wrote"]]
     assert [wrote.count(id) for id in range(len(case["requests"]))] == [

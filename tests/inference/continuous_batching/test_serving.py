@@ -44,6 +44,31 @@ def test_tokens_are_those_of_one_by_one(model, prompts, alone, way, slots):
     assert max(map(len, run.rows)) <= slots
 
 
+def test_tokens_are_those_of_transformers_generate_batch(model, prompts, alone):
+    from transformers import (
+        ContinuousBatchingConfig,
+        GenerationConfig,
+        LlamaForCausalLM,
+        logging,
+    )
+
+    logging.set_verbosity_error()
+    theirs = LlamaForCausalLM.from_pretrained(course_model.MODEL)
+    options = GenerationConfig(
+        do_sample=False, max_new_tokens=4, eos_token_id=-1, pad_token_id=0
+    )
+    small = ContinuousBatchingConfig(num_blocks=8, max_batch_tokens=16)
+    found = theirs.generate_batch(
+        prompts,
+        generation_config=options,
+        continuous_batching_config=small,
+        progress_bar=False,
+    )
+    cache = PagedCache(model.config, BlockManager(60, 4))
+    ours = serve_trace(model, cache, prompts, [4] * 6, slots=3).tokens
+    assert [found[f"req_{i}"].generated_tokens for i in range(6)] == ours
+
+
 def test_rows_of_a_static_batch(model, prompts):
     """Three at a time: 8 and 6 passes, whatever the shorter ones need."""
     cache = PagedCache(model.config, BlockManager(60, 4))
