@@ -368,11 +368,11 @@ axes[1].set(xlabel="TTFT p90, s", ylabel="ITL p99, s", ylim=(0, 1.6), xlim=(0, 2
 figure(
     fig,
     alt=(
-        "Left, tokens per second: one at a time about 12, static and dynamic 8 or 9,"
-        " continuous nearly 40. Right, each dot a seed: prompts read whole have a p99"
-        " between tokens of about a second and first tokens within three seconds; with"
-        " smaller parts the gaps shrink to a fifth of a second and first tokens take"
-        " longer, up to sixteen seconds with parts of 32."
+        "Left, tokens per second: one at a time about 12, static and dynamic 7 to 9,"
+        " continuous about 36. Right, each dot a seed: prompts read whole have a p99"
+        " between tokens of more than a second, and 90% of first tokens within five"
+        " seconds; with smaller parts the gaps shrink to a quarter of a second and"
+        " first tokens come later, up to 17 seconds with parts of 32."
     ),
 )
 
