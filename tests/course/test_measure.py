@@ -38,6 +38,7 @@ LESSONS = (
     "07-inference/01-prefill-decode-kv-cache",
     "07-inference/02-flash-attention",
     "07-inference/03-paged-attention",
+    "07-inference/04-continuous-batching",
     "07-inference/05-sampling-and-speculation",
 )
 CELLS = 28  # at most
