@@ -140,7 +140,7 @@ def test_halves_share_a_byte():
 
 
 def test_without_a_compiler_it_says_so(monkeypatch):
-    monkeypatch.setattr(compiling, "compiler", lambda: None)
+    monkeypatch.setattr("llmlab.models.compiling.compiler", lambda: None)
     compiling.library.cache_clear()
     try:
         with pytest.raises(kernels.NoCompiler, match="no C compiler was found"):
