@@ -5,7 +5,7 @@
 
 A group is one setting in all its ways, which take turns, so that a busy moment of the
 machine meets them all; of all turns the fastest counts. One thread, the processor's
-time. Each group is run three times. `launches` is of one layer.
+time. Each group is run three times.
 
     decode    one token more for each of `batch` texts of 64 tokens
     prefill   `batch` texts of `tokens` tokens
@@ -112,14 +112,17 @@ def passes(name: str, batch: int, tokens: int, task: str) -> dict[str, Callable]
     ids = torch.randint(size, (batch, tokens), generator=random)
     ways: dict[str, Callable] = {}
 
-    theirs = transformers_model(name)
-    held = DynamicCache(config=theirs.config)
-    if past:
-        theirs(prompt, past_key_values=held)
+    if task != "width":
+        theirs = transformers_model(name)
+        held = DynamicCache(config=theirs.config)
+        if past:
+            theirs(prompt, past_key_values=held)
 
-    def by_transformers():
-        theirs(ids, past_key_values=held, logits_to_keep=1)
-        held.crop(-tokens)
+        def by_transformers():
+            theirs(ids, past_key_values=held, logits_to_keep=1)
+            held.crop(-tokens)
+
+        ways["transformers"] = by_transformers
 
     mine = KVCache(model.config.num_hidden_layers, PAST + 2 * tokens)
     if past:
@@ -129,7 +132,7 @@ def passes(name: str, batch: int, tokens: int, task: str) -> dict[str, Callable]
         model(ids, cache=mine, logits_to_keep=1)
         mine.truncate(past)
 
-    ways |= {"transformers": by_transformers, "ours": by_ours}
+    ways["ours"] = by_ours
     for way in ("packed", "fused", "fused, 8 bits"):
         ways[way] = fused_pass(model, way, prompt if past else None, ids)
     return ways
@@ -156,15 +159,6 @@ def fused_pass(model: Llama, way: str, prompt, ids) -> Callable:
     return run_packed if way == "packed" else run
 
 
-def launches(ways: dict[str, Callable], layers: int) -> dict[str, int]:
-    """Of one layer: what a model of all layers has more than what is around them.
-
-    The embedding, the mask, RoPE's table, the last norm and the head are left out by
-    dividing; they are fewer than the layers' own.
-    """
-    return {name: len(count(way)) // layers for name, way in ways.items()}
-
-
 def unequal() -> dict[str, Callable]:
     """The texts of LENGTHS as a padded table and as a list, by the fused model."""
     fused = fuse(model_of("real"))
@@ -180,7 +174,7 @@ def unequal() -> dict[str, Callable]:
 
 
 class OnePlace:
-    """A cache whose new token always goes to the same place: nothing to compile anew."""
+    """A cache whose new token always goes to one place: nothing to compile anew."""
 
     length = PAST
 
@@ -217,22 +211,21 @@ def compiled(tokens: int) -> tuple[dict[str, Callable], dict[str, int]]:
         "ours": lambda: block(h, rope, None, cache, sdpa),
         "compiled": lambda: fast(h, rope, None, cache, sdpa),
     }
-    return ways, {"ours": len(count(ways["ours"])), "compiled": len(called)}
+    return ways, {"compiled": len(called)}
 
 
 def lines(task: str, name: str, batch: int, tokens: int, run: int) -> list[dict]:
     """A group's lines."""
     torch.set_num_threads(1)
     torch.manual_seed(run)
+    counted: dict[str, int] = {}
     with torch.no_grad():
         if task == "compile":
             ways, counted = compiled(tokens)
         elif task == "padding":
             ways = unequal()
-            counted = launches(ways, 30)
         else:
             ways = passes(name, batch, tokens, task)
-            counted = launches(ways, model_of(name).config.num_hidden_layers)
         seconds = fastest(ways, 4 if name == "real" else 2)
     torch_version, python = versions()
     return [
@@ -240,7 +233,7 @@ def lines(task: str, name: str, batch: int, tokens: int, run: int) -> list[dict]
         | {
             "way": way,
             "seconds": f"{seconds[way]:.3g}",
-            "launches": counted[way],
+            "launches": counted.get(way) or len(count(ways[way])),
             "torch": torch_version,
             "python": python,
         }
@@ -259,7 +252,8 @@ def main() -> None:
             for new in lines(*group):
                 names = (*KEY, "way")
                 (old,) = [x for x in stored if all(x[n] == str(new[n]) for n in names)]
-                print(*group, new["way"], old["seconds"], "then,", new["seconds"], "now")
+                then = old["seconds"]
+                print(*group, new["way"], then, "then,", new["seconds"], "now")
         return
     done = {tuple(line[name] for name in KEY) for line in stored}
     for group in groups:

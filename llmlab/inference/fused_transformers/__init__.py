@@ -1,12 +1,12 @@
 """Fused transformers: one Llama layer in a quarter of the launches.
 
-    pieces     what each fused kernel computes, as plain functions; start here
-    counting   the launches and bytes of any function, counted as it runs
-    kernels    the same functions as kernels, in C (`kernels.c`) where it compiles
-    layer      a model of fused layers, made from one that is not: `fuse`
-    padding    texts of unequal lengths as one list of tokens
-    memory     which results may share memory: lifetimes and a plan
-    cost       launches and bytes predicted from a shape, and how long they take
+pieces     what each fused kernel computes, as plain functions; start here
+counting   the launches and bytes of any function, counted as it runs
+kernels    the same functions as kernels, in C (`kernels.c`) where it compiles
+layer      a model of fused layers, made from one that is not: `fuse`
+padding    texts of unequal lengths as one list of tokens
+memory     which results may share memory: lifetimes and a plan
+cost       launches and bytes predicted from a shape, and how long they take
 """
 
 from llmlab.inference.fused_transformers import cost, kernels, memory, padding

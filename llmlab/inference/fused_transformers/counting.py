@@ -16,8 +16,7 @@ a cache between the chip and the memory is left out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -46,7 +45,7 @@ class Launch:
     read: int
     written: int
     inputs: frozenset[int] = frozenset()  # storages
-    outputs: frozenset[int] = frozenset()
+    outputs: tuple[int, ...] = ()
 
     @property
     def bytes(self) -> int:
@@ -117,7 +116,7 @@ class Counter(TorchDispatchMode):
                 sum(map(touched, read)),
                 sum(map(touched, written)),
                 frozenset(map(storage, inputs)),
-                frozenset(map(storage, written)),
+                tuple(dict.fromkeys(map(storage, written))),
             )
         )
 
@@ -157,16 +156,6 @@ def report(
     counter = COUNTING.get()
     if counter is not None:
         counter.add(name, read, written, (*read, *changed))
-
-
-@contextmanager
-def hidden() -> Iterator[None]:
-    """What runs in here is not counted: it stands for one kernel, and has said so."""
-    if COUNTING.get() is None:
-        yield
-        return
-    with torch.utils._python_dispatch._disable_current_modes():
-        yield
 
 
 def tensors(tree: Any) -> list[Tensor]:

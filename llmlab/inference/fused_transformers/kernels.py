@@ -1,9 +1,8 @@
 """The fused steps as kernels: in C where there is a compiler, else by PyTorch.
 
-Each function is one launch. The C of `kernels.c` takes float32 in memory order on the
-CPU; what is of another kind, or needs a gradient, goes to the function of the same name
-in `pieces`, which computes the same in several launches. A counter that is on is told
-one launch either way: it counts what a fused kernel is.
+The C of `kernels.c` takes float32 in memory order on the CPU, in one launch each, and
+tells a counter that is on. What is of another kind, or needs a gradient, goes to the
+function of the same name in `pieces`, which computes the same in several launches.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from jaxtyping import Float, Int8
 from torch import Tensor
 
 from llmlab.inference.fused_transformers import pieces
-from llmlab.inference.fused_transformers.counting import hidden, report
+from llmlab.inference.fused_transformers.counting import report
 from llmlab.models import compiling
 from llmlab.models.compiling import FLOAT, LONG, POINTER, NoCompiler
 
@@ -71,20 +70,18 @@ def add_rms_norm(
         x: None where nothing is to be added, as before the first layer.
     """
     known = (residual, weight) if x is None else (x, residual, weight)
-    if fits_c(*known):
-        y = torch.empty_like(residual)
-        library().add_rms_norm(
-            None if x is None else x.data_ptr(),
-            residual.data_ptr(),
-            weight.data_ptr(),
-            y.data_ptr(),
-            *residual.shape,
-            eps,
-        )
-    else:
-        with hidden():
-            add = torch.zeros_like(residual) if x is None else x
-            y, residual = pieces.add_rms_norm(add, residual, weight, eps)
+    if not fits_c(*known):
+        add = torch.zeros_like(residual) if x is None else x
+        return pieces.add_rms_norm(add, residual, weight, eps)
+    y = torch.empty_like(residual)
+    library().add_rms_norm(
+        None if x is None else x.data_ptr(),
+        residual.data_ptr(),
+        weight.data_ptr(),
+        y.data_ptr(),
+        *residual.shape,
+        eps,
+    )
     report("add_rms_norm", known, (y,) if x is None else (y, residual))
     return y, residual
 
@@ -110,20 +107,18 @@ def rope_and_store(
             f"start={start} and {T} new tokens need {start + T} places, and the cache"
             f" has {C}"
         )
-    if fits_c(qkv, cos, sin, keys, values):
-        q = torch.empty(B, T, H, D).transpose(1, 2)
-        library().rope_and_store(
-            qkv.data_ptr(),
-            cos.data_ptr(),
-            sin.data_ptr(),
-            q.data_ptr(),
-            keys.data_ptr(),
-            values.data_ptr(),
-            *(B, T, H, K, D, C, start),
-        )
-    else:
-        with hidden():
-            q = pieces.rope_and_store(qkv, cos, sin, keys, values, start)
+    if not fits_c(qkv, cos, sin, keys, values):
+        return pieces.rope_and_store(qkv, cos, sin, keys, values, start)
+    q = torch.empty(B, T, H, D).transpose(1, 2)
+    library().rope_and_store(
+        qkv.data_ptr(),
+        cos.data_ptr(),
+        sin.data_ptr(),
+        q.data_ptr(),
+        keys.data_ptr(),
+        values.data_ptr(),
+        *(B, T, H, K, D, C, start),
+    )
     new = (keys[:, :, start : start + T], values[:, :, start : start + T])
     report("rope_and_store", (qkv, cos, sin), (q, *new), changed=new)
     return q
@@ -131,13 +126,11 @@ def rope_and_store(
 
 def swiglu(gate_up: Float[Tensor, "N two_f"]) -> Float[Tensor, "N f"]:
     """`pieces.swiglu`."""
-    if fits_c(gate_up):
-        N, two_f = gate_up.shape
-        y = torch.empty(N, two_f // 2)
-        library().swiglu(gate_up.data_ptr(), y.data_ptr(), N, two_f // 2)
-    else:
-        with hidden():
-            y = pieces.swiglu(gate_up)
+    if not fits_c(gate_up):
+        return pieces.swiglu(gate_up)
+    N, two_f = gate_up.shape
+    y = torch.empty(N, two_f // 2)
+    library().swiglu(gate_up.data_ptr(), y.data_ptr(), N, two_f // 2)
     report("swiglu", (gate_up,), (y,))
     return y
 
@@ -165,17 +158,15 @@ def linear_8bit(
     For many the weight is decoded, and PyTorch multiplies.
     """
     N, columns = x.shape
-    if N <= FEW and fits_c(x, scale):
-        y = torch.empty(N, len(codes))
-        library().linear_8bit(
-            codes.data_ptr(),
-            scale.data_ptr(),
-            x.data_ptr(),
-            y.data_ptr(),
-            *(N, len(codes), columns),
-        )
-    else:
-        with hidden():
-            y = F.linear(x, (codes * scale[:, None]).to(x.dtype))
+    if N > FEW or not fits_c(x, scale):
+        return F.linear(x, (codes * scale[:, None]).to(x.dtype))
+    y = torch.empty(N, len(codes))
+    library().linear_8bit(
+        codes.data_ptr(),
+        scale.data_ptr(),
+        x.data_ptr(),
+        y.data_ptr(),
+        *(N, len(codes), columns),
+    )
     report("linear_8bit", (x, codes, scale), (y,))
     return y

@@ -140,7 +140,7 @@ class BatchAttention:
 
 @dataclass(frozen=True)
 class PackedAttention:
-    """Texts of any lengths one after the other: text i has starts[i] … starts[i + 1]."""
+    """Texts of any lengths in a row: text i begins at starts[i]."""
 
     starts: list[int]
     kv_heads: int
@@ -236,7 +236,9 @@ class FusedLlama(nn.Module):
         """
         edges = starts.tolist()
         if edges[0] != 0 or edges[-1] != len(ids) or sorted(edges) != edges:
-            raise ValueError(f"starts={edges} must rise from 0 to the {len(ids)} tokens")
+            raise ValueError(
+                f"starts={edges} must rise from 0 to {len(ids)}, the tokens"
+            )
         lengths = starts.diff()
         begins = starts[:-1].repeat_interleave(lengths)
         tables = self.angles(torch.arange(len(ids)) - begins)

@@ -62,11 +62,11 @@ def lifetimes(counter: Counter) -> list[Lifetime]:
     last: dict[int, int] = {}
     for i, launch in enumerate(counter.launches):
         known |= launch.inputs - made.keys()
-        new = sorted(launch.outputs - known - made.keys())
+        new = [x for x in launch.outputs if x not in known and x not in made]
         for part, x in enumerate(new):
             suffix = f".{part}" if len(new) > 1 else ""
             made[x] = (f"{i} {launch.name}{suffix}", i)
-        for x in launch.inputs | launch.outputs:
+        for x in launch.inputs.union(launch.outputs):
             last[x] = i
     end = len(counter.launches) - 1
     results = []
@@ -112,7 +112,7 @@ def arena(results: Sequence[Lifetime], offsets: Mapping[str, int]) -> int:
             start = max(offsets[a.name], offsets[b.name])
             stop = min(offsets[a.name] + a.size, offsets[b.name] + b.size)
             if a.meets(b) and start < stop:
-                raise ValueError(f"{a.name} and {b.name} overlap from {start} to {stop}")
+                raise ValueError(f"{a.name} and {b.name} overlap in {start} … {stop}")
     return max((offsets[x.name] + x.size for x in results), default=0)
 
 

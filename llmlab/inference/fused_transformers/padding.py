@@ -16,7 +16,6 @@ sums of the lengths; flash-attn calls them cu_seqlens.
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor

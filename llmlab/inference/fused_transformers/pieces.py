@@ -114,7 +114,9 @@ def turn(
     """RoPE in the half-split layout, the angle of a pair given once."""
     x1, x2 = x.chunk(2, dim=-1)  # (N, heads, D/2) each
     cos, sin = cos[:, None], sin[:, None]  # (N, 1, D/2)
-    return torch.cat([x1 * cos - x2 * sin, x2 * cos + x1 * sin], dim=-1)
+    turned_1 = torch.addcmul(x1 * cos, x2, sin, value=-1)  # x₁ cos − x₂ sin
+    turned_2 = torch.addcmul(x2 * cos, x1, sin)  # x₂ cos + x₁ sin
+    return torch.cat([turned_1, turned_2], dim=-1)
 
 
 def swiglu(gate_up: Float[Tensor, "N two_f"]) -> Float[Tensor, "N f"]:
