@@ -236,9 +236,7 @@ class FusedLlama(nn.Module):
         """
         edges = starts.tolist()
         if edges[0] != 0 or edges[-1] != len(ids) or sorted(edges) != edges:
-            raise ValueError(
-                f"starts={edges} must rise from 0 to {len(ids)}, the tokens"
-            )
+            raise ValueError(f"starts={edges} must rise from 0 to {len(ids)} tokens")
         lengths = starts.diff()
         begins = starts[:-1].repeat_interleave(lengths)
         tables = self.angles(torch.arange(len(ids)) - begins)
