@@ -52,13 +52,13 @@ def pack_qkv(answer):
         if not extra:
             what += " of biases"
         found = answer(q, k, v, parts)
-        if isinstance(found, Tensor) and extra and found.shape == (*extra, rows):
-            if rows != extra[0] and close(found.T, fused.pack_qkv(q, k, v, parts)):
-                raise Mistake(f"{what} is transposed: a linear's weight is (out, in)")
+        turned = isinstance(found, Tensor) and found.shape == (*extra, rows)
+        if turned and extra and close(found.T, fused.pack_qkv(q, k, v, parts)):
+            raise Mistake(f"{what} is transposed: a linear's weight is (out, in)")
         if isinstance(found, Tensor) and len(found) == 3 * H * D != rows:
             raise Mistake(
-                f"{what} has {len(found)} rows, and q, k and v have {rows}: k and v keep"
-                " their fewer heads, nothing is repeated"
+                f"{what} has {len(found)} rows, and q, k and v have {rows}: k and v"
+                " keep their fewer heads, nothing is repeated"
             )
         got = expect(found, shape=(rows, *extra), dtype=torch.float32, what=what)
         diagnose(
@@ -343,9 +343,9 @@ def compare_one(
     if found.shape == right.shape and torch.equal(found, right):
         return
     for words, value in wrong.items():
-        if found.shape == value.shape and torch.equal(found, value):
-            if not (value.shape == right.shape and torch.equal(value, right)):
-                raise Mistake(f"{what}: {words}")
+        differs = value.shape != right.shape or not torch.equal(value, right)
+        if differs and found.shape == value.shape and torch.equal(found, value):
+            raise Mistake(f"{what}: {words}")
     if found.shape != right.shape:
         raise Mistake(
             f"{what} has shape {tuple(found.shape)}, where {tuple(right.shape)} is"
@@ -557,9 +557,9 @@ def planned(
                 if not meets(result, other):
                     continue
                 gap = offset - end
-                if gaps and gap > 0 and fits(gap, result.size):
-                    if found is None or better(gap, found[0]):
-                        found = (gap, offset - result.size if at_end else end)
+                usable = gaps and gap > 0 and fits(gap, result.size)
+                if usable and (found is None or better(gap, found[0])):
+                    found = (gap, offset - result.size if at_end else end)
                 stop = offset + other.size
                 end = max(end, stop) if top else stop
             placed.append((end if found is None else found[1], result))
