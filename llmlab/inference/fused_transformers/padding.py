@@ -3,7 +3,7 @@
 A batch is a table, as long as its longest text, and the places behind shorter ones are
 padding: computed like all others, and thrown away. In a layer only attention needs to
 know which token belongs to which text. Products, norms and SwiGLU take a list of tokens
-(ByteDance's Effective Transformer; Zhai et al. 2022,
+(ByteDance's Effective Transformer; Zhai et al. 2023,
 https://arxiv.org/abs/2210.03052):
 
     table (B, T)     a a a ·        tokens   a a a b c c       starts   0 3 4 6
