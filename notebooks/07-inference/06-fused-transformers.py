@@ -342,7 +342,7 @@ figure(
     ),
 )
 
-# %% tags=["hide-cell"]
+# %% tags=["hide-input"]
 # What a saved launch saves, taken from the narrowest model, and what follows from it.
 saved = {}
 for task, name in (("width", "64"), ("decode", "course"), ("decode", "real")):
@@ -370,19 +370,21 @@ for name in ("course", "real"):
     )
 
 # %% [markdown]
+# The last lines are a prediction: the narrowest model says what a saved launch is worth, about as much as on a GPU, and that times the launches saved is nearly what the other two gain.
+#
 # At 64 channels a layer is nothing but launches, and fusing doubles the speed. It is not four times, though the launches are a quarter: the products and the attention that stay are the dearest to launch. The wider the model, the more of its time is reading weights, and there fusion does not
-# help: fewer bytes do. Packing alone, with PyTorch's passes, gains little. In prefill products take nearly all of the time.
+# help: fewer bytes do. Packing alone gains little. In prefill products take nearly all of the time.
 #
-# With 8 bits our kernel multiplies the codes of up to eight tokens where they lie. At eight most of its advantage is gone, and for a prompt the weight is decoded first, which costs time. FasterTransformer's guide says of its own: it "typically only gives performance benefits for small batch (typically less than 32 or 64)".
-#
-# On your machine, now:
+# With 8 bits our kernel multiplies the codes of up to eight tokens where they lie. At eight most of its advantage is gone, and for a prompt the weight is decoded first, which costs time. FasterTransformer's guide says of its own: it "typically only gives performance benefits for small batch (typically less than 32 or 64)". Its `int8_mode` 1 is this one; 2 has activations of 8 bits as well, by [SmoothQuant](../06-compression/03-smoothquant.ipynb).
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["hide-cell", "nbval-ignore-output"]
+# On your machine, now: the course model, one token at a time.
 quick = fused.fuse(model)
 best = {}
 with torch.inference_mode():
     plain, held = KVCache(4, 128), quick.new_cache(1, 128)
-    model(ids[:1], cache=plain), quick(ids[:1], held)
+    model(ids[:1], cache=plain)
+    quick(ids[:1], held)
     for _ in range(100):
         for name in ("unfused", "fused"):
             started = time.perf_counter()
@@ -475,7 +477,7 @@ print(f"measured on SmolLM2: {min(times):.1f} … {max(times):.1f} times as fast
 # %% tags=["hide-input", "slider", "nbval-ignore-output"]
 from dataclasses import replace
 
-SLIDERS = {"hidden": [512, 1024, 2048, 4096, 8192], "batch": [1, 8, 64, 256]}
+SLIDERS = {"hidden": [512, 1024, 2048, 4096, 8192], "batch": [1, 16, 128]}
 CURES = ["as it is", "fused", "graph", "both"]
 
 

