@@ -31,6 +31,7 @@ from llmlab.inference.paged_attention.blocks import (
     new_pool,
     register,
     take,
+    truncate,
 )
 from llmlab.inference.paged_attention.cache import (
     Batch,
@@ -70,5 +71,6 @@ __all__ = [
     "prefill",
     "register",
     "take",
+    "truncate",
     "waste",
 ]
