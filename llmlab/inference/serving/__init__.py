@@ -12,7 +12,7 @@ Start with `worker`.
 """
 
 from llmlab.inference.serving.answering import ServingConfig
-from llmlab.inference.serving.server import Server
+from llmlab.inference.serving.server import Server, is_loopback
 from llmlab.inference.serving.worker import marked
 
-__all__ = ["Server", "ServingConfig", "marked"]
+__all__ = ["Server", "ServingConfig", "is_loopback", "marked"]

@@ -20,8 +20,6 @@ from llmlab.inference.serving.openai_api import Asked, Refused
 from llmlab.inference.serving.supervisor import Supervisor
 from llmlab.inference.serving.text import Growing, ModelText, Stops, TemplateError
 
-LONGEST_TEXT = 16  # characters of a token at most, on average over a long text
-
 
 @dataclass(frozen=True)
 class ServingConfig:
@@ -82,6 +80,7 @@ class Call:
 
     asked: Asked
     arrived: float
+    deadline: float
     inbox: asyncio.Queue = field(default_factory=asyncio.Queue)
     choices: dict[int, Choice] = field(default_factory=dict)
     gone: bool = False
@@ -91,6 +90,11 @@ class Call:
     def written(self) -> int:
         """Tokens of all choices so far."""
         return sum(choice.written for choice in self.choices.values())
+
+    @property
+    def left(self) -> float:
+        """Seconds until its time is over."""
+        return max(0.0, self.deadline - time.monotonic())
 
     def hang_up(self) -> None:
         """Called when the client's connection is closed."""
@@ -226,12 +230,12 @@ class Answering:
         count = self.reserve(asked)
         outcome = "error"
         try:
-            async with asyncio.timeout(self.config.max_seconds):
-                prompts = await self.tokens(asked)
-                self._submit(call, prompts, adapter)
-                while any(not each.finished for each in call.choices.values()):
-                    for piece in self._piece(call, await call.inbox.get()):
-                        yield piece
+            prompts = await self.tokens(asked)
+            self._submit(call, prompts, adapter)
+            while any(not each.finished for each in call.choices.values()):
+                message = await asyncio.wait_for(call.inbox.get(), call.left)
+                for piece in self._piece(call, message):
+                    yield piece
             outcome = "answered"
         except TimeoutError:
             outcome = "time limit"

@@ -275,7 +275,9 @@ class About(Handler):
             if why is not None and each["whose"] == "yours":
                 each = each | {"whose": "ours", "why": f"it failed while serving: {why}"}
             pieces.append(each)
-        self.data(dict(self.server.answering.about()) | {"pieces": pieces})
+        found = dict(self.server.answering.about()) | {"pieces": pieces}
+        found |= {"state": health.state, "reason": health.reason}
+        self.data(found)
 
 
 class HealthPage(Handler):
@@ -352,15 +354,16 @@ class Posted(Handler):
         arrived = time.monotonic()
         try:
             asked = self.read()
-            self.call = Call(asked, arrived)
+            self.call = Call(asked, arrived, arrived + self.server.config.max_seconds)
             if asked.stream:
                 await self.in_pieces(self.call)
             else:
                 await self.at_once(self.call)
         except Refused as error:
             self.refuse(error)
-        except (Gone, tornado.iostream.StreamClosedError):
-            pass  # nobody is there to be told
+        except (Gone, TimeoutError, tornado.iostream.StreamClosedError):
+            # nobody is there to be told, or nobody reads
+            self.request.connection.stream.close()
 
     def read(self) -> Asked:
         """What the body asks for.
@@ -416,7 +419,8 @@ class Posted(Handler):
                         self.event(answer.piece(index, written))
                     if reason:
                         self.event(answer.closing(index, reason))
-                    await self.flush()
+                    # one who does not read holds nothing up but himself
+                    await asyncio.wait_for(self.flush(), call.left)
         except Refused as error:
             if not begun:
                 raise
