@@ -35,6 +35,7 @@ PRELOAD = (
     "llmlab.course.served",
     "llmlab.inference.engine",
     "llmlab.inference.serving",
+    "torch._dynamo",  # torch imports it, for seconds, when a model is made
 )
 MODEL = "smollm2 (the real model), course (the small one), or a Llama's folder"
 
@@ -147,6 +148,7 @@ class Loading:
     Attributes:
         sizes: settings of `EngineConfig`.
         cache_tokens: that the cache has room for.
+        threads: that torch computes with; None: as many as it likes.
     """
 
     folder: Path
@@ -154,12 +156,17 @@ class Loading:
     own: tuple[Own, ...]
     sizes: dict[str, Any]
     cache_tokens: int
+    threads: int | None = None
 
     def __call__(self, mark: Callable[[str], None]) -> Callable:
         """Load, once; returns what makes an engine without the pieces that failed."""
+        import torch
+
         from llmlab.inference.engine import Adapter, Engine, EngineConfig, Pieces
         from llmlab.inference.serving import marked
 
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
         model = opened(self.folder)
         loras = {name: Adapter.load(path) for name, path in self.adapters.items()}
         theirs = {own.name: mine.function(own) for own in self.own}

@@ -54,6 +54,9 @@ def serve(
     cache_tokens: Annotated[
         int, typer.Option(min=16, help="that keys and values have room for")
     ] = 8192,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="to compute with [default: torch's own]")
+    ] = None,
     gamma: Annotated[
         int, typer.Option(min=0, help="tokens drafted by prompt lookup; 0: none")
     ] = 0,
@@ -81,7 +84,9 @@ def serve(
         stop(error, 2)
     rows, own = pieces_of(mine)
     sizes = {"max_sequences": max_sequences, "gamma": gamma}
-    loading = served.Loading(chosen.folder, loras, own, sizes, cache_tokens)
+    loading = served.Loading(
+        chosen.folder, loras, own, sizes, cache_tokens, threads
+    )
     names = [chosen.name, *loras]
     try:
         server = Server(

@@ -184,9 +184,11 @@ class Supervisor:
     def _begin(self) -> None:
         ours, theirs = self._context.Pipe()
         piece = self._context.RawArray(ctypes.c_char, worker.LONGEST_NAME + 1)
+        is_fork = self._context.get_start_method() == "fork"
+        copied = ours if is_fork else None
         process = self._context.Process(
             target=worker.run,
-            args=(theirs, piece, self._prepare, sorted(self.health.left_out)),
+            args=(theirs, piece, self._prepare, sorted(self.health.left_out), copied),
             name="llmlab-worker",
             daemon=True,
         )

@@ -58,13 +58,17 @@ def run(
     running_piece: Any,
     prepare: Prepare,
     without: Collection[str],
+    inherited: Connection | None = None,
 ) -> None:
     """What the process does until it is told to stop, or nobody listens any more.
 
     Args:
         running_piece: memory that both processes see, for the name of a piece.
         without: names of pieces that failed before, and are not used.
+        inherited: the front's end of the connection, where a fork has that, too.
     """
+    if inherited is not None:
+        inherited.close()  # else the front's end would never close
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the front's to handle
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
