@@ -245,8 +245,9 @@ class OfLesson:
         return standing.exercise_names(self._lesson, self._root)
 
     def __getattr__(self, name: str) -> Callable:
-        if name.startswith("_") or name not in dir(self):
-            names = ", ".join(dir(self))
+        known = self.__dir__()
+        if name not in known:
+            names = ", ".join(known)
             raise AttributeError(f"{self._lesson.slug} asks for {names}, not {name!r}")
         return checked(self._lesson, name, self._root)
 

@@ -185,10 +185,9 @@ class Supervisor:
         ours, theirs = self._context.Pipe()
         piece = self._context.RawArray(ctypes.c_char, worker.LONGEST_NAME + 1)
         is_fork = self._context.get_start_method() == "fork"
-        copied = ours if is_fork else None
         process = self._context.Process(
             target=worker.run,
-            args=(theirs, piece, self._prepare, sorted(self.health.left_out), copied),
+            args=(theirs, piece, self._prepare, sorted(self.health.left_out), is_fork),
             name="llmlab-worker",
             daemon=True,
         )

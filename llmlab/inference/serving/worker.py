@@ -20,6 +20,7 @@ the function. The engine is then made anew, with ours in its place.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import signal
@@ -58,17 +59,17 @@ def run(
     running_piece: Any,
     prepare: Prepare,
     without: Collection[str],
-    inherited: Connection | None = None,
+    is_fork: bool = False,
 ) -> None:
     """What the process does until it is told to stop, or nobody listens any more.
 
     Args:
         running_piece: memory that both processes see, for the name of a piece.
         without: names of pieces that failed before, and are not used.
-        inherited: the front's end of the connection, where a fork has that, too.
+        is_fork: whether it was forked from the front itself.
     """
-    if inherited is not None:
-        inherited.close()  # else the front's end would never close
+    if is_fork:
+        let_go(connection.fileno())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the front's to handle
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
@@ -84,6 +85,21 @@ def run(
         return
     while worker.take(inbox):
         worker.step()
+
+
+def let_go(kept: int) -> None:
+    """Closes what a fork has inherited: the front's clients, its end of the pipe.
+
+    As long as a fork holds it, too, nothing that the front closes is closed. The
+    numbers stay taken, for objects that are not ours still believe in them.
+    """
+    null = os.open(os.devnull, os.O_RDWR)
+    for name in os.listdir("/dev/fd"):
+        number = int(name)
+        if number > 2 and number not in (kept, null):
+            with contextlib.suppress(OSError):  # that of the listing itself
+                os.fstat(number)
+                os.dup2(null, number)
 
 
 def _listen(connection: Connection, inbox: queue.SimpleQueue) -> None:

@@ -14,12 +14,11 @@ from pathlib import Path
 
 import httpx
 import torch
+from safetensors.torch import save_file
 
 from llmlab.course import served
 from llmlab.inference.serving import Server, ServingConfig
 from llmlab.models import course_model
-from llmlab.peft import lora
-from llmlab.peft.lora import files
 
 TEMPLATE = """\
 {%- if messages[0].role == 'assistant' %}{{ raise_exception('it speaks first') }}
@@ -40,15 +39,20 @@ def make_folder(path: Path) -> Path:
 
 
 def make_adapter(path: Path) -> Path:
-    """An adapter that changes what the draft model says."""
-    model = course_model.load_draft()
-    config = lora.LoRAConfig(r=2, alpha=8, target_modules=("q_proj", "v_proj"))
+    """An adapter, as `peft` writes it, that changes what the draft model says."""
     torch.manual_seed(0)
-    lora.apply(model, config)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.5)
-    files.save(model, path)
+    sizes = json.loads((course_model.DRAFT / "config.json").read_text())
+    width = sizes["hidden_size"]
+    out = {"q_proj": width, "v_proj": sizes["num_key_value_heads"] * sizes["head_dim"]}
+    tensors = {}
+    for layer in range(sizes["num_hidden_layers"]):
+        for name, rows in out.items():
+            place = f"base_model.model.model.layers.{layer}.self_attn.{name}"
+            tensors[f"{place}.lora_A.weight"] = torch.randn(2, width) / width**0.5
+            tensors[f"{place}.lora_B.weight"] = torch.randn(rows, 2)
+    save_file(tensors, path / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": [*out]}
+    (path / "adapter_config.json").write_text(json.dumps(settings))
     return path
 
 

@@ -15,6 +15,7 @@ import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 
+from llmlab.course.mine import Own
 from llmlab.inference.engine import Adapter, Engine, EngineConfig, SamplingParams
 from llmlab.inference.serving import ServingConfig
 from llmlab.models import course_model
@@ -466,3 +467,64 @@ def test_two_hundred_requests_of_all_kinds(folder, adapter):
         server.settles()
         assert server.health["restarts"] == 1
 
+
+
+# A learner's own pieces
+
+
+def own(name: str, code: str) -> Own:
+    """An answer as `mine.collect` gives it."""
+    return Own("07-inference/03-paged-attention", name, "right", cells=(("<n>", code),))
+
+
+RIGHT = """
+from llmlab.inference import paged_attention as paged
+calls = 0
+def free(pool, table):
+    global calls
+    calls += 1
+    {fault}
+    return paged.free(pool, table)
+"""
+
+
+def with_own_free(folder, fault: str, **options):
+    row = {"piece": "free", "exercise": "e", "whose": "yours", "why": ""}
+    code = RIGHT.format(fault=fault)
+    return living.live(folder, own=(own("free", code),), pieces=(row,), **options)
+
+
+def whose(server) -> tuple[str, str]:
+    (row,) = server.http.get("/about").json()["pieces"]
+    return row["whose"], row["why"]
+
+
+def test_a_piece_that_is_right_serves(folder, expected):
+    with with_own_free(folder, "pass") as server:
+        assert server.text(PROMPT) == expected(PROMPT, 12)
+        assert whose(server) == ("yours", "")
+        server.settles()
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("assert calls < 3, 'the third'", "raised AssertionError: the third"),
+        ("table = table[:-1] if calls == 3 else table", "left block"),
+        ("__import__('os')._exit(3) if calls == 3 else None", "ended with status 3"),
+        ("while calls == 3: pass", "silent for 1 seconds"),
+    ],
+)
+def test_a_piece_that_fails_is_named_and_ours_goes_on(folder, expected, fault, words):
+    with with_own_free(folder, fault, options={"stall": 1.0}) as server:
+        assert [server.text(PROMPT) for _ in range(2)] == [expected(PROMPT, 12)] * 2
+        answer = server.post(prompt=PROMPT, max_tokens=12)
+        said = answer.json()["error"]["message"]
+        assert answer.status_code == 500
+        assert said.startswith("your free failed while serving: ") and words in said
+        living.until(lambda: server.health["status"] == "ready")
+        assert whose(server)[0] == "ours" and words in whose(server)[1]
+        assert server.health["left_out"].keys() == {"free"}
+        assert [server.text(PROMPT) for _ in range(4)] == [expected(PROMPT, 12)] * 4
+        assert any("ours stands in its place" in line for line in server.said)
+        server.settles()
