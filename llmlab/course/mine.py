@@ -116,19 +116,22 @@ def only_definitions(source: str) -> str:
     except (SyntaxError, ValueError):
         return ""
     kept = [node for node in body if isinstance(node, DEFINES)]
-    lines = source.splitlines()
-    out = [""] * len(lines)
-    for node in kept:
-        decorators = getattr(node, "decorator_list", [])
-        first = min([node.lineno, *(each.lineno for each in decorators)])
-        for place in range(first - 1, node.end_lineno):
-            out[place] = lines[place]
-    text = "\n".join(out)
-    try:
-        ast.parse(text)
-    except SyntaxError:  # two statements share a line
+    wanted = {number for node in kept for number in _lines_of(node)}
+    others = {
+        number for node in body if node not in kept for number in _lines_of(node)
+    }
+    if wanted & others:  # two statements share a line
         return "\n".join(ast.unparse(node) for node in kept)
-    return text if kept else ""
+    lines = source.splitlines()
+    out = [line if i in wanted else "" for i, line in enumerate(lines, 1)]
+    return "\n".join(out) if kept else ""
+
+
+def _lines_of(node: ast.stmt) -> range:
+    """Where a statement stands, with its decorators."""
+    decorators = getattr(node, "decorator_list", [])
+    first = min([node.lineno, *(each.lineno for each in decorators)])
+    return range(first, node.end_lineno + 1)
 
 
 def run(cells: Cells) -> tuple[dict[str, Any], str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import httpx
 import torch
+import torch._dynamo  # what making a model imports: once here, not in each fork
 from safetensors.torch import save_file
 
 from llmlab.course import served
