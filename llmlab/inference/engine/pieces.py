@@ -17,8 +17,8 @@ from torch import Tensor
 from llmlab.inference import continuous_batching, sampling_and_speculation
 from llmlab.inference import paged_attention as paged
 from llmlab.inference.continuous_batching import Job, Limits, Plan, blocks_needed
-from llmlab.inference.paged_attention import Pool
-from llmlab.inference.paged_attention.blocks import blocks_for
+from llmlab.inference.engine import attention
+from llmlab.inference.paged_attention import Pool, blocks_for
 from llmlab.inference.sampling_and_speculation import samplers
 from llmlab.models import generation
 
@@ -45,7 +45,7 @@ class Pieces:
     allocate: Callable = paged.allocate
     append_slot: Callable = paged.append_slot
     free: Callable = paged.free
-    paged_attention: Callable = paged.paged_attention
+    paged_attention: Callable = attention.paged_attention
     schedule: Callable = continuous_batching.schedule
     keep_top_k: Callable = generation.keep_top_k
     keep_top_p: Callable = generation.keep_top_p
@@ -173,6 +173,13 @@ class Guarded:
         if missing:
             raise PieceError("free", f"did not make {sorted(missing)} available")
         return again
+
+    @property
+    def attention(self) -> Callable[..., Tensor]:
+        """Attention over blocks. Our own is called as it is, in each layer."""
+        if self.pieces.paged_attention is attention.paged_attention:
+            return attention.unchecked
+        return self.paged_attention
 
     def paged_attention(
         self, q: Tensor, keys: Tensor, values: Tensor, tables: Tensor, lengths: Tensor
