@@ -21,10 +21,12 @@ import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-WORDS = "the people of this whale sea and ship state union law war time men".split()
+TEXT = "the people of this whale sea and ship state union law war time men"
+WORDS = TEXT.split(" ")
 KNOWN = {
     "body_too_large",
     "context_length_exceeded",
@@ -168,7 +170,9 @@ async def one(client: Client, number: int, seed: int, report: Report) -> None:
         later = how in ("queue_full", "worker_not_ready")
         if later and time.monotonic() < end:
             if "retry-after" not in headers:
-                report.unexplained.append(f"request {number}: {how}, and no Retry-After")
+                report.unexplained.append(
+                    f"request {number}: {how}, and no Retry-After"
+                )
             report.asked_again += 1
             await asyncio.sleep(random.uniform(0.05, 0.3))
             continue
@@ -187,7 +191,7 @@ async def load(
     clients: int,
     seed: int,
     limit: float,
-    killing: asyncio.Task | None,
+    killing: Callable[[], None] | None,
 ) -> Report:
     """All requests, so many at a time."""
     report = Report()
@@ -255,7 +259,9 @@ def main() -> int:
         seed=asked.seed,
         limit=asked.limit,
     )
-    print(f"{asked.requests} requests, {asked.clients} at a time: {report.seconds:.1f} s")
+    print(
+        f"{asked.requests} requests, {asked.clients} at a time: {report.seconds:.1f} s"
+    )
     for how, count in report.outcomes.most_common():
         print(f"  {count:5}  {how}")
     print(f"  asked again after 429 or 503: {report.asked_again}")
@@ -287,13 +293,17 @@ async def gauges(base: str, names: tuple[str, ...]) -> dict[str, float]:
     """Some lines of /metrics."""
     address = urlsplit(base)
     reader, writer = await asyncio.open_connection(address.hostname, address.port)
-    head = f"GET /metrics HTTP/1.1\r\nHost: {address.netloc}\r\nConnection: close\r\n\r\n"
+    head = (
+        f"GET /metrics HTTP/1.1\r\nHost: {address.netloc}\r\nConnection: close\r\n\r\n"
+    )
     writer.write(head.encode())
     lines = (await reader.read()).decode().splitlines()
     writer.close()
-    found = dict(line.split() for line in lines if line.startswith("llmlab_requests_"))
-    found |= dict(line.split() for line in lines if line.startswith("llmlab_blocks"))
-    return {name: float(found[f"llmlab_{name}"]) for name in names}
+    found = {}
+    for line in lines:
+        name, _, value = line.partition(" ")
+        found[name.removeprefix("llmlab_")] = value
+    return {name: float(found[name]) for name in names}
 
 
 if __name__ == "__main__":

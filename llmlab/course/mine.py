@@ -117,9 +117,7 @@ def only_definitions(source: str) -> str:
         return ""
     kept = [node for node in body if isinstance(node, DEFINES)]
     wanted = {number for node in kept for number in _lines_of(node)}
-    others = {
-        number for node in body if node not in kept for number in _lines_of(node)
-    }
+    others = {number for node in body if node not in kept for number in _lines_of(node)}
     if wanted & others:  # two statements share a line
         return "\n".join(ast.unparse(node) for node in kept)
     lines = source.splitlines()

@@ -1,9 +1,9 @@
 """What `llmlab serve` serves: a folder, adapters, and whose functions the engine is of.
 
-    PIECES     the functions of the engine that exercises ask for
-    choose     what MODEL names: its folder and the name that clients use
-    whose      the table: which pieces are the learner's, which ours, and why
-    Loading    what the worker does first: the model, its adapters, the pieces
+PIECES     the functions of the engine that exercises ask for
+choose     what MODEL names: its folder and the name that clients use
+whose      the table: which pieces are the learner's, which ours, and why
+Loading    what the worker does first: the model, its adapters, the pieces
 """
 
 from __future__ import annotations

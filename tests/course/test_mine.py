@@ -81,27 +81,27 @@ def test_it_is_what_the_notebook_says_now(write, front):
 def test_what_is_not_right_is_not_given(write, front, source, words):
     write(answers={"weight_bytes": source})
     with pytest.raises(ImportError, match=words) as error:
-        front.weight_bytes  # noqa: B018
+        front.weight_bytes
     assert "llmlab check 01-welcome" in str(error.value)
 
 
 def test_who_has_not_begun_is_told_how(root, front):
-    with pytest.raises(ImportError, match="not begun.*llmlab start 01-welcome"):
+    with pytest.raises(ImportError, match=r"not begun.*llmlab start 01-welcome"):
         from mine import softmax  # noqa: F401
 
 
 def test_a_notebook_that_is_none_is_named(root, front):
     WELCOME.work(root).parent.mkdir(parents=True)
     WELCOME.work(root).write_text("{")
-    with pytest.raises(ImportError, match="cannot be read.*JSON is broken"):
+    with pytest.raises(ImportError, match=r"cannot be read.*JSON is broken"):
         from mine import softmax  # noqa: F401
 
 
 def test_an_unknown_name_brings_near_ones(root, front):
-    with pytest.raises(ImportError, match="no exercise is called 'sofmax'.*softmax"):
+    with pytest.raises(ImportError, match=r"no exercise is called 'sofmax'.*softmax"):
         from mine import sofmax  # noqa: F401
     with pytest.raises(AttributeError):
-        front.__wrapped__  # noqa: B018
+        front.__wrapped__
 
 
 def test_two_lessons_with_the_same_name_are_told_apart(write, front, monkeypatch):
@@ -111,7 +111,7 @@ def test_two_lessons_with_the_same_name_are_told_apart(write, front, monkeypatch
         from mine import softmax  # noqa: F401
     assert callable(front.lesson("01-welcome").softmax)
     with pytest.raises(AttributeError, match="asks for weight_bytes"):
-        front.lesson("01-welcome").other  # noqa: B018
+        front.lesson("01-welcome").other
 
 
 # What is run of a notebook

@@ -207,7 +207,12 @@ def test_smoothquant_is_served(small, tmp_path):
     recipes.compress(model, recipes.Recipe("smoothquant", None, None), [TOKENS])
     command_ = __import__("llmlab.course.cli.compress", fromlist=["store"])
     command_.store(
-        model, tmp_path, recipes.Recipe("smoothquant", None, None), "", small, torch.float32
+        model,
+        tmp_path,
+        recipes.Recipe("smoothquant", None, None),
+        "",
+        small,
+        torch.float32,
     )
     assert (tmp_path / "smoothquant.json").is_file()
     with torch.inference_mode():

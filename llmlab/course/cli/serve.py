@@ -17,56 +17,70 @@ import typer
 
 from llmlab.course.cli.base import stop
 
-MODEL = "smollm2 (the real model), course (the small one), or a Llama's folder"
-ADAPTER = "LoRA, as peft or the course writes it; may be given several times"
 NOT_FETCHED = ". Or serve the small model of the course: --model course"
+
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        metavar="MODEL",
+        help="smollm2 (the real model), course (the small one), or a Llama's folder",
+    ),
+]
+Adapters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--adapter",
+        metavar="NAME=DIR",
+        help="LoRA, as peft or the course writes it; may be given several times",
+    ),
+]
+Mine = Annotated[
+    bool, typer.Option("--mine", help="with your own functions where they passed")
+]
+Host = Annotated[
+    str, typer.Option(help="the address to listen on; by default this machine alone")
+]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free")]
+Length = Annotated[
+    int, typer.Option(min=2, help="tokens of a request, prompt and answer")
+]
+NewTokens = Annotated[int, typer.Option(min=1, help="tokens of an answer")]
+Sequences = Annotated[int, typer.Option(min=1, help="requests that run at one time")]
+Queue = Annotated[int, typer.Option(min=0, help="requests that may wait besides")]
+Seconds = Annotated[float, typer.Option(min=1, help="that an answer may take")]
+CacheTokens = Annotated[
+    int, typer.Option(min=16, help="that keys and values have room for")
+]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="to compute with [default: torch's own]")
+]
+Gamma = Annotated[
+    int, typer.Option(min=0, help="tokens drafted by prompt lookup; 0: none")
+]
 
 
 def serve(
-    model: Annotated[str, typer.Option(metavar="MODEL", help=MODEL)] = "smollm2",
-    adapter: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=DIR", help=ADAPTER)
-    ] = None,
-    mine: Annotated[
-        bool, typer.Option("--mine", help="with your own functions where they passed")
-    ] = False,
-    host: Annotated[
-        str, typer.Option(help="the address to listen on; by default this machine alone")
-    ] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(min=0, max=65535, help="0: any that is free")
-    ] = 8000,
-    max_length: Annotated[
-        int, typer.Option(min=2, help="tokens of a request, prompt and answer")
-    ] = 2048,
-    max_new_tokens: Annotated[
-        int, typer.Option(min=1, help="tokens of an answer")
-    ] = 1024,
-    max_sequences: Annotated[
-        int, typer.Option(min=1, help="requests that run at one time")
-    ] = 16,
-    max_queue: Annotated[
-        int, typer.Option(min=0, help="requests that may wait besides")
-    ] = 64,
-    max_seconds: Annotated[
-        float, typer.Option(min=1, help="that an answer may take")
-    ] = 300.0,
-    cache_tokens: Annotated[
-        int, typer.Option(min=16, help="that keys and values have room for")
-    ] = 8192,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="to compute with [default: torch's own]")
-    ] = None,
-    gamma: Annotated[
-        int, typer.Option(min=0, help="tokens drafted by prompt lookup; 0: none")
-    ] = 0,
+    model: Model = "smollm2",
+    adapter: Adapters = None,
+    mine: Mine = False,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    max_length: Length = 2048,
+    max_new_tokens: NewTokens = 1024,
+    max_sequences: Sequences = 16,
+    max_queue: Queue = 64,
+    max_seconds: Seconds = 300.0,
+    cache_tokens: CacheTokens = 8192,
+    threads: Threads = None,
+    gamma: Gamma = 0,
 ) -> None:
     """Serve a model: a chat page, and OpenAI's API with streaming.
 
     Ctrl-C ends it.
     """
     from llmlab.course import served
-    from llmlab.inference.serving import Server, ServingConfig
+    from llmlab.inference.serving import ServingConfig
 
     try:
         chosen = served.choose(model)
@@ -84,13 +98,25 @@ def serve(
         stop(error, 2)
     rows, own = pieces_of(mine)
     sizes = {"max_sequences": max_sequences, "gamma": gamma}
-    loading = served.Loading(
-        chosen.folder, loras, own, sizes, cache_tokens, threads
-    )
-    names = [chosen.name, *loras]
+    loading = served.Loading(chosen.folder, loras, own, sizes, cache_tokens, threads)
+    server = listening(loading, [chosen.name, *loras], config, host, port, rows)
+    say(f"serving {', '.join([chosen.name, *loras])}")
+    if not is_private(host):
+        warning = "anyone who reaches this address can use it: it asks for no password"
+        typer.echo(f"llmlab: {warning}", err=True)
+    raise typer.Exit(asyncio.run(until_stopped(server)))
+
+
+def listening(
+    loading: Any, names: list[str], config: Any, host: str, port: int, rows: list
+) -> Any:
+    """The server, whose address is taken; ends the command where it cannot be."""
+    from llmlab.course import served
+    from llmlab.inference.serving import Server
+
     try:
-        server = Server(
-            chosen.folder,
+        return Server(
+            loading.folder,
             loading,
             names,
             config=config,
@@ -104,11 +130,6 @@ def serve(
         stop(error, 2)
     except OSError as error:
         stop(cannot_listen(error, host, port), 1)
-    say(f"serving {', '.join(names)}")
-    if not is_private(host):
-        warn = "anyone who reaches this address can use it: it asks for no password"
-        typer.echo(f"llmlab: {warn}", err=True)
-    raise typer.Exit(asyncio.run(until_stopped(server)))
 
 
 def pieces_of(mine: bool) -> tuple[list[dict[str, str]], tuple]:
@@ -163,7 +184,9 @@ async def until_stopped(server: Any) -> int:
             typer.echo(f"llmlab: {ready.exception()}", err=True)
             return 1
         blocks = server.supervisor.health.counts["blocks"]
-        say(f"loaded in {time.monotonic() - began:.1f} s; {blocks} blocks for the cache")
+        say(
+            f"loaded in {time.monotonic() - began:.1f} s; {blocks} blocks for the cache"
+        )
         say(f"chat page:  {server.address}/")
         say(f"OpenAI API: {server.address}/v1   (Ctrl-C ends it)")
         await waiting

@@ -48,7 +48,9 @@ class ServingConfig:
                 if not value > 0:
                     raise ValueError(f"{name}={value!r} must be above 0")
             elif not isinstance(value, int) or value < least:
-                raise ValueError(f"{name}={value!r} must be a whole number from {least}")
+                raise ValueError(
+                    f"{name}={value!r} must be a whole number from {least}"
+                )
 
 
 class Gone(Exception):
@@ -145,8 +147,8 @@ class Answering:
         if self.reserved + count > self.room:
             turns = self.reserved / self.config.max_sequences
             raise Refused(
-                f"the queue is full: {self.reserved} answers are being made or wait, and"
-                f" {self.room} may. Try again later",
+                f"the queue is full: {self.reserved} answers are being made or wait,"
+                f" and {self.room} may. Try again later",
                 status=429,
                 code="queue_full",
                 wait=max(1, math.ceil(turns * self._mean)),
@@ -226,10 +228,11 @@ class Answering:
             Gone: the client has hung up.
         """
         asked = call.asked
-        adapter = self.adapter(asked.model)
-        count = self.reserve(asked)
+        count = 0
         outcome = "error"
         try:
+            adapter = self.adapter(asked.model)
+            count = self.reserve(asked)
             prompts = await self.tokens(asked)
             self._submit(call, prompts, adapter)
             while any(not each.finished for each in call.choices.values()):
@@ -255,7 +258,8 @@ class Answering:
             for choice in call.choices.values():
                 if not choice.finished:
                     self.supervisor.abort(choice.number)
-            self.release(count, time.monotonic() - call.arrived)
+            if count:
+                self.release(count, time.monotonic() - call.arrived)
             self.metrics.requests.labels(outcome).inc()
             self.metrics.written.inc(call.written)
 
@@ -283,9 +287,7 @@ class Answering:
             call.read += len(tokens)
         self.metrics.prompt.inc(call.read)
 
-    def _piece(
-        self, call: Call, message: tuple
-    ) -> list[tuple[int, str, str | None]]:
+    def _piece(self, call: Call, message: tuple) -> list[tuple[int, str, str | None]]:
         """What one message means for the answer."""
         number, kind, *rest = message
         if kind == "gone" or call.gone:

@@ -25,7 +25,10 @@ NEXT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 GAUGES = {
     "running": ("llmlab_requests_running", "Requests that the engine computes"),
     "waiting": ("llmlab_requests_waiting", "Requests that wait in the engine"),
-    "blocks_used": ("llmlab_blocks_in_use", "Blocks of the cache that stand in a table"),
+    "blocks_used": (
+        "llmlab_blocks_in_use",
+        "Blocks of the cache that stand in a table",
+    ),
     "blocks": ("llmlab_blocks", "Blocks of the cache"),
 }
 

@@ -218,9 +218,7 @@ class Handler(tornado.web.RequestHandler):
             return
         origin = self.request.headers.get("Origin")
         if origin is not None and urlsplit(origin).netloc != self.request.host:
-            self.refuse(
-                Refused("pages of other sites are not answered", status=403)
-            )
+            self.refuse(Refused("pages of other sites are not answered", status=403))
 
     def data(self, found: Any, status: int = 200) -> None:
         """Ends with JSON."""
@@ -273,7 +271,10 @@ class About(Handler):
         for each in self.server.pieces:
             why = health.left_out.get(each["piece"])
             if why is not None and each["whose"] == "yours":
-                each = each | {"whose": "ours", "why": f"it failed while serving: {why}"}
+                each = each | {
+                    "whose": "ours",
+                    "why": f"it failed while serving: {why}",
+                }
             pieces.append(each)
         found = dict(self.server.answering.about()) | {"pieces": pieces}
         found |= {"state": health.state, "reason": health.reason}

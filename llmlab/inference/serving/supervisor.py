@@ -137,8 +137,9 @@ class Supervisor:
     ) -> int:
         """Hands a request over.
 
-        Into `inbox` come (number, "token", token, finished), and at the end of a request
-        that was not served (number, "refused", why) or (number, "failed", why).
+        Into `inbox` come (number, "token", token, finished), and for a request that is
+        not served, or not to its end, (number, "refused", why) or (number, "failed",
+        why).
 
         Raises:
             Refused: there is no worker now.

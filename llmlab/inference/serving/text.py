@@ -127,7 +127,7 @@ class ModelText:
 
     @cached_property
     def _compiled(self):
-        """The template, as transformers renders it: it reads no file and runs no code."""
+        """As transformers renders it: it reads no file and runs no code."""
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
         environment = ImmutableSandboxedEnvironment(
@@ -154,10 +154,10 @@ def _as_json(value: Any, indent: int | None = None) -> str:
 class Growing:
     """Tokens in, text out.
 
-        tokens   all of them so far
-        shown    tokens whose text was given out
-        before   where decoding begins: a few tokens before `shown`, for a tokenizer may
-                 decode a token otherwise at the beginning of a text
+    tokens   all of them so far
+    shown    tokens whose text was given out
+    before   where decoding begins: a few tokens before `shown`, for a tokenizer may
+             decode a token otherwise at the beginning of a text
     """
 
     def __init__(self, tokenizer: Any) -> None:

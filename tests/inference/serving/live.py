@@ -166,7 +166,9 @@ def until(true: Callable[[], bool], seconds: float = LIMIT) -> None:
 
 
 @contextmanager
-def live(folder: Path, names: dict[str, Path] | None = None, **options) -> Iterator[Live]:
+def live(
+    folder: Path, names: dict[str, Path] | None = None, **options
+) -> Iterator[Live]:
     server = Live(folder, names or {}, **options)
     try:
         yield server

@@ -187,7 +187,9 @@ JSON = st.recursive(
     ),
     max_leaves=8,
 )
-BODIES = st.dictionaries(st.sampled_from([*api.CHAT, *api.COMPLETION]), JSON, max_size=6)
+BODIES = st.dictionaries(
+    st.sampled_from([*api.CHAT, *api.COMPLETION]), JSON, max_size=6
+)
 
 
 @settings(max_examples=120, deadline=None)

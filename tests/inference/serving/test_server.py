@@ -194,7 +194,7 @@ def test_errors_have_their_types(client):
     with pytest.raises(openai.NotFoundError, match="there is tiny, lora") as error:
         ask(model="other", messages=TALK)
     assert error.value.code == "model_not_found"
-    with pytest.raises(openai.BadRequestError, match="temperature=9.0") as error:
+    with pytest.raises(openai.BadRequestError, match=r"temperature=9.0") as error:
         ask(model="tiny", messages=TALK, temperature=9.0)
     assert error.value.param == "temperature"
     with pytest.raises(openai.BadRequestError, match="logprobs is not supported"):
@@ -332,7 +332,10 @@ def test_a_full_queue_says_when_to_come_again(folder):
         client = openai.OpenAI(
             base_url=f"{server.base}/v1", api_key="none", max_retries=0
         )
-        with client, pytest.raises(openai.RateLimitError, match="queue is full") as error:
+        with (
+            client,
+            pytest.raises(openai.RateLimitError, match="queue is full") as error,
+        ):
             client.completions.create(model="tiny", prompt="x")
         assert int(error.value.response.headers["Retry-After"]) >= 1
         for each in slow:
@@ -453,20 +456,26 @@ def test_two_hundred_requests_of_all_kinds(folder, adapter):
     """Each ends with an answer or with an error that says why; nothing leaks."""
     from scripts import load_test
 
-    with living.live(folder, {"lora": adapter}, cache_tokens=512, max_queue=24) as server:
+    with living.live(
+        folder, {"lora": adapter}, cache_tokens=512, max_queue=24
+    ) as server:
         began = time.monotonic()
         report = load_test.run(
             server.base, 200, clients=24, kill=server.server.supervisor, limit=120
         )
         assert report.unexplained == []
         assert sum(report.outcomes.values()) == 200
-        for kind in ("answered", "hung up", "context_length_exceeded", "model_not_found"):
+        for kind in (
+            "answered",
+            "hung up",
+            "context_length_exceeded",
+            "model_not_found",
+        ):
             assert report.outcomes[kind] > 0, report.outcomes
         assert time.monotonic() - began < 120
         living.until(lambda: server.health["status"] == "ready")
         server.settles()
         assert server.health["restarts"] == 1
-
 
 
 # A learner's own pieces

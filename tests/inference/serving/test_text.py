@@ -60,7 +60,7 @@ def _bytes(character: str) -> bytes:
 def test_the_pieces_are_the_text_with_byte_fallback(parts):
     """Of whole characters: among bytes that are none, this decoder takes those before
     back, too."""
-    tokens = sum(parts, [])
+    tokens = [token for part in parts for token in part]
     assert "".join(pieces(OTHER, tokens)) == OTHER.decode(tokens)
 
 
