@@ -132,12 +132,14 @@ ARROWS = {
     "inference": {
         "continuous_batching": "paged_attention",
         "engine": "continuous_batching paged_attention sampling_and_speculation",
+        "serving": "engine",
     },
     "course": {
         "book": "cpu syllabus",
         "cli": (
             "book doctor exercises families files fits grading kernels lab "
-            "model_shapes new progress release standing syllabus words workspace"
+            "model_shapes new progress release served standing syllabus words "
+            "workspace"
         ),
         "copy_links": "syllabus",
         "doctor": "cpu four_bits syllabus",
@@ -149,12 +151,14 @@ ARROWS = {
         "lab_contents": "syllabus workspace",
         "landing": "grading header progress standing syllabus workspace",
         "model_shapes": "words",
+        "mine": "grading standing syllabus words",
         "new": "files syllabus",
         "numbers": "printed",
         "progress": "files",
         "release": "exercises files grading syllabus",
         "predicting": "inline",
         "sliders": "figures inline traces",
+        "served": "mine syllabus",
         "standing": "grading progress syllabus",
         "steppers": "inline words",
         "syllabus": "words",

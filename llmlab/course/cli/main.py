@@ -21,6 +21,7 @@ from llmlab.course.cli.base import Json, Topic, lesson_and_root, stop, write
 from llmlab.course.cli.compress import compress
 from llmlab.course.cli.fits import fits
 from llmlab.course.cli.plan import plan
+from llmlab.course.cli.serve import serve
 from llmlab.course.words import did_you_mean
 
 NOTHING_BEGUN = (
@@ -346,7 +347,7 @@ def doctor(
 
 
 app.add_typer(model_app, name="model")
-for command in (plan, fits, compress, book, new, release):
+for command in (plan, fits, compress, serve, book, new, release):
     app.command()(command)
 
 
