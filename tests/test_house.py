@@ -130,7 +130,9 @@ ARROWS = {
         "smoothquant": "calibration folding integer_matmul walk",
         "zeroquant": "calibration integer_matmul quantization_basics walk",
     },
-    "inference": {},
+    "inference": {
+        "engine": "continuous_batching paged_attention sampling_and_speculation",
+    },
     "course": {
         "book": "cpu syllabus",
         "cli": (

@@ -24,6 +24,7 @@ from llmlab.inference.paged_attention.blocks import (
     allocate,
     append_slot,
     block_keys,
+    blocks_for,
     can_allocate,
     check_pool,
     fork,
@@ -31,6 +32,7 @@ from llmlab.inference.paged_attention.blocks import (
     new_pool,
     register,
     take,
+    truncate,
 )
 from llmlab.inference.paged_attention.cache import (
     Batch,
@@ -58,6 +60,7 @@ __all__ = [
     "append_slot",
     "as_tensor",
     "block_keys",
+    "blocks_for",
     "can_allocate",
     "check_pool",
     "decode",
@@ -70,5 +73,6 @@ __all__ = [
     "prefill",
     "register",
     "take",
+    "truncate",
     "waste",
 ]

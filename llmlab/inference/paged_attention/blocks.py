@@ -186,6 +186,32 @@ def free(pool: Pool, table: Sequence[int]) -> list[int]:
     return again
 
 
+def truncate(
+    pool: Pool,
+    table: list[int],
+    length: int,
+    free: Callable[[Pool, Sequence[int]], list[int]] = free,
+) -> list[int]:
+    """Only the first `length` tokens of a table stay; the table is changed.
+
+    Speculative decoding takes back what it has stored for nothing. A block that is no
+    longer full will be written again: nobody may find it from now on. If others read
+    it, it stays as it is for them, and `append_slot` makes a copy.
+
+    Returns:
+        The blocks that have become available.
+    """
+    kept = blocks_for(length, pool.block_size)
+    dropped = table[kept:]
+    del table[kept:]
+    again = free(pool, dropped) if dropped else []
+    if length % pool.block_size and pool.counts[table[-1]] == 1:
+        key = pool.keys.pop(table[-1], None)
+        if key is not None:
+            del pool.cached[key]
+    return again
+
+
 def register(pool: Pool, table: Sequence[int], tokens: Sequence[int]) -> None:
     """The keys and values of `tokens` are stored: their full blocks can be found.
 
@@ -292,6 +318,22 @@ class BlockManager:
         self._known(sequence)
         del self.tokens[sequence]
         return self._free(self.pool, self.tables.pop(sequence))
+
+    def truncate(self, sequence: int, length: int) -> list[int]:
+        """Only its first `length` tokens stay. Returns the blocks that have become
+        available.
+
+        Raises:
+            ValueError: fewer than one token, or more than there are.
+        """
+        tokens = self._known(sequence)
+        if not 1 <= length <= len(tokens):
+            raise ValueError(
+                f"length={length} must lie between 1 and the {len(tokens)} tokens of"
+                f" sequence {sequence}"
+            )
+        del tokens[length:]
+        return truncate(self.pool, self.tables[sequence], length, self._free)
 
     def stored(self, sequence: int) -> None:
         """Keys and values of all its tokens are stored: others can find them."""

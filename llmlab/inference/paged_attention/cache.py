@@ -63,6 +63,10 @@ class PagedCache:
             self.copy(pair)
         return pair is not None
 
+    def truncate(self, sequence: int, length: int) -> None:
+        """Forget all its tokens from `length` on. What is stored need not change."""
+        self.manager.truncate(sequence, length)
+
 
 class Batch:
     """Some sequences in one forward pass: a cache for `Llama`, and its attention.
