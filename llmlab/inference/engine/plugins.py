@@ -23,7 +23,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 Tensors = dict[str, Tensor]
+Clock = Callable[[Callable[[], object]], float]  # a function → its seconds
 REPEATS = 5
+CACHES = 64 * 2**20  # bytes; more than the caches of a CPU hold
 
 
 class Plugin(NamedTuple):
@@ -84,11 +86,21 @@ class Tactic(NamedTuple):
     seconds: float
 
 
-def seconds(run: Callable[[], object], repeats: int = REPEATS) -> float:
-    """The least time of several runs, after one that does not count."""
+def seconds(
+    run: Callable[[], object], others: int = 0, repeats: int = REPEATS
+) -> float:
+    """The least time of several runs, after one that does not count.
+
+    Args:
+        others: bytes that are touched before each run. A step reads all other weights
+            before it comes back to this one; measured without them, a weight lies in
+            the CPU's cache, and the largest one looks as good as the smallest.
+    """
+    buffer = torch.zeros(others // 4)
     run()
     times = []
     for _ in range(repeats):
+        buffer.add_(1)
         started = time.perf_counter()
         run()
         times.append(time.perf_counter() - started)
@@ -101,7 +113,7 @@ def measured(
     tokens: int,
     plugins: Mapping[str, Plugin],
     allowed: Sequence[str],
-    clock: Callable[[Callable[[], object]], float] = seconds,
+    clock: Clock = seconds,
 ) -> list[Tactic]:
     """Each allowed plugin on a weight of this shape.
 

@@ -26,6 +26,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -34,10 +35,12 @@ from torch import Tensor, nn
 from llmlab.inference.engine.adapters import Adapter
 from llmlab.inference.engine.engine import Engine, EngineConfig
 from llmlab.inference.engine.fused import fuse
-from llmlab.inference.engine.memory import Memory, planned
+from llmlab.inference.engine.memory import Memory, planned, weight_bytes
 from llmlab.inference.engine.pieces import Pieces
 from llmlab.inference.engine.plugins import (
+    CACHES,
     TORCH,
+    Clock,
     Plugin,
     PluginLinear,
     Tactic,
@@ -122,7 +125,7 @@ def choose(
     model: Llama,
     config: BuildConfig,
     plugins: Mapping[str, Plugin],
-    clock: Callable = seconds,
+    clock: Clock = seconds,
 ) -> tuple[dict[str, str], list[Tactic]]:
     """The plugin of each linear, and all times. Linears of one shape are alike.
 
@@ -152,7 +155,7 @@ def choose_attention(
     block_size: int,
     attentions: Mapping[str, Callable],
     tokens: int = 256,
-    clock: Callable = seconds,
+    clock: Clock = seconds,
 ) -> tuple[str, dict[str, float]]:
     """The fastest for so many texts of so many tokens, one query each."""
     H, K, D = config.num_attention_heads, config.num_key_value_heads, config.head_dim
@@ -198,7 +201,7 @@ def build(
     plugins: Mapping[str, Plugin] | None = None,
     attentions: Mapping[str, Callable] = ATTENTIONS,
     families: Mapping[str, Family] = FAMILIES,
-    clock: Callable = seconds,
+    clock: Clock | None = None,
 ) -> dict:
     """An engine folder from a checkpoint folder.
 
@@ -206,7 +209,7 @@ def build(
         out: must not exist.
         plugins: name → plugin, besides "torch".
         attentions: name → a function as `paged_attention`.
-        clock: a function → seconds that it takes.
+        clock: a function → seconds that it takes; None measures.
     Returns:
         What stands in engine.json.
     Raises:
@@ -227,6 +230,8 @@ def build(
     took["read"] = time.perf_counter() - started
     if config.fused:
         fuse(model)
+    if clock is None:
+        clock = partial(seconds, others=min(CACHES, weight_bytes(model)))
     started = time.perf_counter()
     chosen, log = choose(model, config, plugins, clock)
     attention, attention_times = choose_attention(
@@ -269,7 +274,8 @@ def with_length(config: LlamaConfig, longest: int | None) -> LlamaConfig:
         return config
     if longest > config.max_position_embeddings:
         raise ValueError(
-            f"max_length={longest} is above the model's {config.max_position_embeddings}"
+            f"max_length={longest} is above the model's"
+            f" {config.max_position_embeddings}"
         )
     return replace(config, max_position_embeddings=longest)
 
