@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from llmlab.inference.engine.batch import Chunk, compute
 from llmlab.inference.paged_attention import BlockManager, PagedCache, paged_attention
-from llmlab.models.llama import Llama
+from llmlab.models.llama import Llama, LlamaConfig
 
 
 @dataclass(frozen=True)
@@ -41,18 +41,19 @@ class Memory:
         return self.weights + self.activations + self.cache
 
 
-def block_bytes(
-    layers: int, kv_heads: int, head_dim: int, block_size: int, value_bytes: int
-) -> int:
+def block_bytes(config: LlamaConfig, block_size: int, value_bytes: int) -> int:
     """Keys and values of b tokens in all layers: 2 · L · K · D · b numbers."""
-    return 2 * layers * kv_heads * head_dim * block_size * value_bytes
+    token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    return token * block_size * value_bytes
 
 
 def blocks_that_fit(
     memory: int,
     weights: int,
     activations: int,
-    block: int,
+    config: LlamaConfig,
+    block_size: int = 16,
+    value_bytes: int = 2,
     utilisation: float = 0.9,
 ) -> int:
     """How many blocks of the cache the memory has room for; 0 if there is none.
@@ -60,17 +61,16 @@ def blocks_that_fit(
     Args:
         memory: bytes of the device.
         weights, activations: bytes that are taken before.
-        block: bytes of a block.
+        block_size: tokens in a block.
+        value_bytes: of one number in the cache.
         utilisation: the share of the memory that the engine may use, all together.
     Raises:
-        ValueError: a share that is none, or a block without bytes.
+        ValueError: a share that is none.
     """
     if not 0 < utilisation <= 1:
         raise ValueError(f"utilisation={utilisation} must be above 0 and at most 1")
-    if block < 1:
-        raise ValueError(f"block={block} must be at least 1 byte")
     left = int(memory * utilisation) - weights - activations
-    return max(0, left // block)
+    return max(0, left // block_bytes(config, block_size, value_bytes))
 
 
 class LiveBytes(TorchDispatchMode):
@@ -163,20 +163,20 @@ def planned(
     """The memory of an engine: so many blocks, or as many as fit into `memory`.
 
     Raises:
-        ValueError: not exactly one of `num_blocks` and `memory`; blocks that do not
-            hold a single text of `max_tokens`.
+        ValueError: not one of `num_blocks` and `memory`, or no room for a block.
     """
     if (num_blocks is None) == (memory is None):
         raise ValueError("give num_blocks or memory: exactly one of the two")
-    c = model.config
-    dtype = model.model.norm.weight.dtype
-    shape = (c.num_hidden_layers, c.num_key_value_heads, c.head_dim)
-    block = block_bytes(*shape, block_size, dtype.itemsize)
+    config = model.config
+    value_bytes = model.model.norm.weight.dtype.itemsize
+    block = block_bytes(config, block_size, value_bytes)
     weights = weight_bytes(model)
     activations = activation_bytes(model, max_tokens, max_sequences, block_size)
     blocks = num_blocks
     if memory is not None:
-        blocks = blocks_that_fit(memory, weights, activations, block, utilisation)
+        taken = (weights, activations)
+        sizes = (block_size, value_bytes)
+        blocks = blocks_that_fit(memory, *taken, config, *sizes, utilisation)
         if blocks == 0:
             raise ValueError(
                 f"memory={memory} has no room for a block: weights take {weights},"

@@ -21,6 +21,8 @@ from llmlab.inference.engine.memory import (
 )
 from llmlab.inference.engine.plugins import TORCH, Plugin, PluginLinear, measured
 from llmlab.models import checkpoint
+from llmlab.models.llama import LlamaConfig
+from llmlab.models.presets import preset
 from tests.models.hugging_face import make
 
 SMALL = BuildConfig(max_sequences=3, max_tokens=12, block_size=4, num_blocks=20)
@@ -256,17 +258,20 @@ def test_a_longest_text_of_ones_own(source):
 
 def test_blocks_by_hand():
     """Llama 3.1 8B in 16 bits: 128 KiB a token, so 2 MiB a block of 16."""
-    assert block_bytes(32, 8, 128, 16, 2) == 2 * 2**20
-    assert blocks_that_fit(1000, 500, 100, 50, 0.9) == 6
-    assert blocks_that_fit(1000, 500, 99, 50, 0.9) == 6
-    assert blocks_that_fit(1000, 500, 101, 50, 0.9) == 5
-    assert blocks_that_fit(1000, 900, 1, 50, 0.9) == 0
-    assert blocks_that_fit(1000, 500, 100, 50, 1.0) == 8
+    assert block_bytes(preset("llama-3.1-8b"), 16, 2) == 2 * 2**20
+    tiny = LlamaConfig(hidden_size=4, num_hidden_layers=1, num_attention_heads=2)
+    assert block_bytes(tiny, 3, 2) == 2 * 2 * 2 * 3 * 2 == 48
+
+    def fit(memory, weights, activations, share=0.9):
+        return blocks_that_fit(memory, weights, activations, tiny, 3, 2, share)
+
+    assert fit(1000, 500, 112) == 6
+    assert fit(1000, 500, 113) == 5
+    assert fit(1000, 900, 1) == 0
+    assert fit(1000, 500, 112, 1.0) == 8
     for share in (0, 1.1):
         with pytest.raises(ValueError, match=f"utilisation={share}"):
-            blocks_that_fit(1000, 500, 100, 50, share)
-    with pytest.raises(ValueError, match="block=0"):
-        blocks_that_fit(1000, 500, 100, 0)
+            fit(1000, 500, 100, share)
 
 
 def test_bytes_that_live_at_one_time():
