@@ -30,7 +30,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +49,8 @@ MLP = tuple(f"{LAYER}mlp.{x}_proj" for x in ("gate", "up", "down"))
 NORMS = (f"{LAYER}input_layernorm.weight", f"{LAYER}post_attention_layernorm.weight")
 
 
-class Row(NamedTuple):
+@dataclass(frozen=True)
+class Row:
     """One line of a weight map."""
 
     source: str
@@ -313,11 +313,10 @@ def expanded(rows: Sequence[Row], layers: int) -> list[Row]:
     """A row with `{}` becomes one for each layer."""
     out = []
     for row in rows:
-        row = Row(*row)
         for i in range(layers if "{}" in row.source + "".join(row.targets) else 1):
             targets = tuple(name.replace("{}", str(i)) for name in row.targets)
             source = row.source.replace("{}", str(i))
-            out.append(row._replace(source=source, targets=targets))
+            out.append(replace(row, source=source, targets=targets))
     return out
 
 

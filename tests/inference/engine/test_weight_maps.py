@@ -207,7 +207,7 @@ def test_a_transposed_matrix():
     model = make()
     rows = weight_maps.llama_map({})
     name = "model.layers.{}.mlp.up_proj.weight"
-    rows = [r._replace(how="transpose") if r.source == name else r for r in rows]
+    rows = [replace(r, how="transpose") if r.source == name else r for r in rows]
     state = dict(model.state_dict())
     for i in range(2):
         key = name.replace("{}", str(i))
@@ -317,9 +317,9 @@ REFUSED = [
         lambda r, s: [*r, Row("lm_head.weight", ("head",))],
         "not part of our Llama: head",
     ),
-    (lambda r, s: [x._replace(how="fold") for x in r], "no function is called: fold"),
+    (lambda r, s: [replace(x, how="fold") for x in r], "no function is called: fold"),
     (
-        lambda r, s: [x._replace(how="halves") if x.source == PACK else x for x in r],
+        lambda r, s: [replace(x, how="halves") if x.source == PACK else x for x in r],
         "2 parts, 3 names",
     ),
     (cut, "layers.1.self_attn.W_pack.weight, stacked: packed has 95 rows"),
@@ -359,7 +359,7 @@ def test_a_family_of_ones_own(tmp_path):
     store(tmp_path, raw, state)
 
     def rows(raw):
-        return [r._replace(source=f"x.{r.source}") for r in weight_maps.llama_map(raw)]
+        return [replace(r, source=f"x.{r.source}") for r in weight_maps.llama_map(raw)]
 
     families = {"mine": Family(rows)}
     torch.testing.assert_close(weight_maps.load(tmp_path, families)(IDS), model(IDS))
