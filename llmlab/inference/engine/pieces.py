@@ -17,6 +17,7 @@ from torch import Tensor
 from llmlab.inference import continuous_batching, sampling_and_speculation
 from llmlab.inference import paged_attention as paged
 from llmlab.inference.continuous_batching import Job, Limits, Plan, blocks_needed
+from llmlab.inference.engine import attention
 from llmlab.inference.paged_attention import Pool, blocks_for
 from llmlab.inference.sampling_and_speculation import samplers
 from llmlab.models import generation
@@ -44,7 +45,7 @@ class Pieces:
     allocate: Callable = paged.allocate
     append_slot: Callable = paged.append_slot
     free: Callable = paged.free
-    paged_attention: Callable = paged.paged_attention
+    paged_attention: Callable = attention.paged_attention
     schedule: Callable = continuous_batching.schedule
     keep_top_k: Callable = generation.keep_top_k
     keep_top_p: Callable = generation.keep_top_p

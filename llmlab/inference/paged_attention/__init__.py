@@ -14,6 +14,7 @@ from pathlib import Path
 from llmlab.inference.paged_attention import waste
 from llmlab.inference.paged_attention.attention import (
     as_tensor,
+    check_shapes,
     paged_attention,
     paged_attention_by_blocks,
 )
@@ -63,6 +64,7 @@ __all__ = [
     "blocks_for",
     "can_allocate",
     "check_pool",
+    "check_shapes",
     "decode",
     "fork",
     "free",

@@ -10,7 +10,7 @@ from llmlab.compression import kernels
 from llmlab.compression import quantization_basics as qb
 from llmlab.compression.kernels import compiling, linears
 from llmlab.compression.quantization_basics import QuantConfig, QuantLinear
-from llmlab.models import generation
+from llmlab.models import c_library, generation
 from tests.models.hugging_face import make
 
 pytestmark = pytest.mark.skipif(
@@ -140,7 +140,7 @@ def test_halves_share_a_byte():
 
 
 def test_without_a_compiler_it_says_so(monkeypatch):
-    monkeypatch.setattr(compiling, "compiler", lambda: None)
+    monkeypatch.setattr(c_library, "compiler", lambda: None)
     compiling.library.cache_clear()
     try:
         with pytest.raises(kernels.NoCompiler, match="no C compiler was found"):
