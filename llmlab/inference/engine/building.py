@@ -33,6 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from llmlab.inference.engine.adapters import Adapter
+from llmlab.inference.engine.attention import paged_attention as in_c
 from llmlab.inference.engine.engine import Engine, EngineConfig
 from llmlab.inference.engine.fused import fuse
 from llmlab.inference.engine.memory import Memory, planned, weight_bytes
@@ -57,7 +58,7 @@ from llmlab.models.llama import Llama, LlamaConfig
 FORMAT = 1
 DOCUMENT, WEIGHTS = "engine.json", "engine.safetensors"
 HEAD = "lm_head"
-ATTENTIONS: dict[str, Callable] = {"torch": paged_attention}
+ATTENTIONS: dict[str, Callable] = {"torch": paged_attention, "C": in_c}
 
 
 @dataclass(frozen=True)
