@@ -26,7 +26,8 @@ from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 
-FILE = Path(__file__).parents[2] / "tests" / "inference" / "golden" / "engine.json"
+DATA = Path(__file__).parents[2] / "llmlab" / "inference" / "data"
+FILE = DATA / "engine_peers.json"
 NEW = 16
 REPEATS = 3
 
@@ -61,7 +62,6 @@ def texts(model: str) -> None:
         "In the year 1969",
     )
     data = {"prompts": {text: tokenizer.encode(text).ids for text in chosen}}
-    FILE.parent.mkdir(exist_ok=True)
     FILE.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
 

@@ -18,6 +18,8 @@ and, before anything runs:
 Start with `engine`.
 """
 
+from pathlib import Path
+
 from llmlab.inference.engine.adapters import Adapter, Adapters
 from llmlab.inference.engine.batch import Chunk, compute
 from llmlab.inference.engine.building import (
@@ -35,8 +37,14 @@ from llmlab.inference.engine.plugins import Plugin
 from llmlab.inference.engine.request import Event, Request, SamplingParams
 from llmlab.inference.engine.weight_maps import FAMILIES, Family, Row, split_qkv
 
+DATA = Path(__file__).parent.parent / "data"
+RUNS = DATA / "engine_build.csv"  # what scripts/engine_sweep.py measured
+PEERS = DATA / "engine_peers.json"  # what two other engines wrote
+
 __all__ = [
     "FAMILIES",
+    "PEERS",
+    "RUNS",
     "Adapter",
     "Adapters",
     "BuildConfig",
