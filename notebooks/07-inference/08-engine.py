@@ -482,67 +482,64 @@ for name, tactic in (("floats", ("torch",)), ("8-bit head", ("int8",))):
 #
 # ## Play
 #
-# How many texts of 2,000 tokens fit? Memory, model, and the bits of a weight. The cache is in 16 bits; activations are 8,192 tokens through one MLP, as in a vLLM step; the engine may use 90%.
+# Llama 3.1 70B: how many texts of 2,000 tokens fit beside its weights? Choose the memory and the bits of a weight. The cache is in 16 bits; activations are 8,192 tokens through one MLP; the engine may use 90% of the memory.
 
 # %% tags=["hide-input", "slider", "nbval-ignore-output"]
-MODELS = {"8B": preset("llama-3.1-8b"), "70B": preset("llama-3.1-70b")}
-SLIDERS = {"memory_gb": [16, 24, 48, 80, 141], "bits": [16, 8, 4]}
-USED = 0.9
+LARGE = preset("llama-3.1-70b")
+SLIDERS = {"memory_gb": [24, 48, 80, 141, 192], "bits": [16, 8, 4]}
+WIDTH = 2 * LARGE.hidden_size + 3 * LARGE.intermediate_size
+ACTIVATIONS = 8192 * WIDTH * 2  # bytes, 16 bits a number
 
 
-def fit(memory_gb: int, bits: int, model: str) -> tuple[float, float, int]:
-    """GB of weights and activations; how many texts."""
-    shape = MODELS[model]
-    weights = parameters(shape) * bits // 8
-    width = 2 * shape.hidden_size + 3 * shape.intermediate_size
-    activations = 8192 * width * 2
-    sizes = (memory_gb * 10**9, weights, activations)
-    blocks = engine.blocks_that_fit(*sizes, shape, 16, 2, USED)
-    return weights / 1e9, activations / 1e9, blocks // (2000 // 16)
+def fit(memory_gb: int, bits: int) -> tuple[float, int]:
+    """GB of weights; how many texts."""
+    weights = parameters(LARGE) * bits // 8
+    sizes = (memory_gb * 10**9, weights, ACTIVATIONS)
+    blocks = engine.blocks_that_fit(*sizes, LARGE, 16, 2, 0.9)
+    return weights / 1e9, blocks // (2000 // 16)
 
 
-def draw(memory_gb: int, bits: int, model: str):
-    weights, activations, texts = fit(memory_gb, bits, model)
-    room = max(0.0, USED * memory_gb - weights - activations)
+def draw(memory_gb: int, bits: int):
+    weights, texts = fit(memory_gb, bits)
+    room = max(0.0, 0.9 * memory_gb - weights - ACTIVATIONS / 1e9)
     fig, ax = plt.subplots(figsize=(4.8, 2.3))
+    looks = {
+        "weights": (weights, palette.blue),
+        "activations": (ACTIVATIONS / 1e9, palette.orange),
+        "cache": (room, palette.green),
+    }
     left = 0.0
-    parts = (weights, activations, room)
-    looks = (palette.blue, palette.orange, palette.green)
-    for value, color, label in zip(
-        parts, looks, ("weights", "activations", "cache"), strict=True
-    ):
+    for label, (value, color) in looks.items():
         ax.barh([0], [value], left=left, color=color, label=label)
         left += value
     ax.axvline(memory_gb, color=palette.ink, linestyle="--", linewidth=1)
-    ax.set(xlim=(0, 150), yticks=[], xlabel="GB")
-    ax.set_title(f"{model}, {bits} bits, {memory_gb} GB: {texts} texts")
+    ax.set(xlim=(0, 200), yticks=[], xlabel="GB")
+    ax.set_title(f"{bits} bits, {memory_gb} GB: {texts} texts")
     fig.legend(loc="outside lower center", ncols=3)
     return fig
 
 
-def missing(memory_gb: int, bits: int, model: str) -> str:
-    texts = fit(memory_gb, bits, model)[2]
-    if model != "70B":
-        return "it is to be the 70B model."
+def missing(memory_gb: int, bits: int) -> str:
+    texts = fit(memory_gb, bits)[1]
     if texts < 32:
         return f"{texts} texts fit."
     sizes = [m for m in SLIDERS["memory_gb"] if m < memory_gb]
-    if any(fit(m, b, model)[2] >= 32 for m in sizes for b in SLIDERS["bits"]):
+    if any(fit(m, b)[1] >= 32 for m in sizes for b in SLIDERS["bits"]):
         return "a smaller memory would do, too."
     return ""
 
 
 explore(
     draw,
-    alt=lambda memory_gb, bits, model: (
-        f"The {model} model in {bits} bits on {memory_gb} GB: room for"
-        f" {fit(memory_gb, bits, model)[2]} texts of 2,000 tokens."
+    alt=lambda memory_gb, bits: (
+        f"{bits} bits a weight on {memory_gb} GB: the weights take"
+        f" {fit(memory_gb, bits)[0]:.0f} GB, and {fit(memory_gb, bits)[1]} texts of"
+        " 2,000 tokens fit."
     ),
-    title="What fits beside the weights?",
-    challenge="Serve 32 texts of the 70B model with the least memory.",
+    title="What fits beside the weights of a 70B model?",
+    challenge="Find the least memory that has room for 32 texts.",
     missing=missing,
-    start={"memory_gb": 16, "bits": 16, "model": "8B"},
-    model=list(MODELS),
+    start={"memory_gb": 192, "bits": 16},
     **SLIDERS,
 )
 
