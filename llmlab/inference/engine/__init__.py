@@ -5,6 +5,8 @@
     batch      one forward pass over new tokens of many requests
     speculate  who drafts: the text itself, or a small model
     adapters   LoRA for each request
+    attention  paged attention in C (`attention.c`), where it compiles
+    packed     a model whose weights lie as the processor multiplies them
     pieces     the functions that can be others, and what is asked of them
 
 and, before anything runs:
@@ -32,6 +34,7 @@ from llmlab.inference.engine.building import (
 )
 from llmlab.inference.engine.engine import Engine, EngineConfig, Stats, cache_blocks
 from llmlab.inference.engine.memory import Memory, block_bytes, blocks_that_fit
+from llmlab.inference.engine.packed import PackedLinear, packed
 from llmlab.inference.engine.pieces import PieceError, Pieces
 from llmlab.inference.engine.plugins import Plugin
 from llmlab.inference.engine.request import Event, Request, SamplingParams
@@ -55,6 +58,7 @@ __all__ = [
     "Event",
     "Family",
     "Memory",
+    "PackedLinear",
     "PieceError",
     "Pieces",
     "Plugin",
@@ -68,6 +72,7 @@ __all__ = [
     "cache_blocks",
     "compute",
     "open_engine",
+    "packed",
     "split_qkv",
     "summary",
     "tactics_table",

@@ -89,7 +89,7 @@ class Adapter:
 
     @classmethod
     def of(cls, model: nn.Module, adapter: str = "default") -> Adapter:
-        """From a model with LoRA on it, ours or `peft`'s; the model stays as it is.
+        """From a model with our LoRA on it, which stays as it is.
 
         Raises:
             ValueError: it has none of that name.
@@ -100,14 +100,12 @@ class Adapter:
                 continue
             if adapter in getattr(module, "magnitude", ()):
                 raise ValueError(f"adapter={adapter!r} is DoRA: only B A can be added")
-            A, B = module.lora_A[adapter], module.lora_B[adapter]
-            A = getattr(A, "weight", A).detach().float()
-            B = getattr(B, "weight", B).detach().float()
-            if adapter in getattr(module, "start_A", ()):
+            A = module.lora_A[adapter].detach()
+            B = module.lora_B[adapter].detach()
+            if adapter in module.start_A:  # PiSSA's and OLoRA's have left the base
                 A = torch.cat([A, module.start_A[adapter].detach()])
                 B = torch.cat([B, -module.start_B[adapter].detach()], dim=1)
-            place = name.removeprefix("base_model.model.")
-            factors[place] = (A.clone(), module.scaling[adapter] * B)
+            factors[name] = (A.float().clone(), module.scaling[adapter] * B.float())
         if not factors:
             raise ValueError(f"adapter={adapter!r} is not on the model")
         return cls(factors)

@@ -36,27 +36,36 @@ def paged_attention(
     """As `llmlab.inference.paged_attention.paged_attention`; the blocks are read where
     they are.
 
+    Raises:
+        ValueError: heads that do not divide, lengths that do not fit the tables, or a
+            block that there is not.
+    """
+    paged.check_shapes(q, keys, tables, lengths)
+    if int(tables.min()) < 0 or int(tables.max()) >= len(keys):
+        raise ValueError(f"tables must name blocks from 0 to {len(keys) - 1}")
+    return unchecked(q, keys, values, tables, lengths)
+
+
+def unchecked(
+    q: Float[Tensor, "R H D"],
+    keys: Float[Tensor, "N b K D"],
+    values: Float[Tensor, "N b K D"],
+    tables: Int[Tensor, "R M"],
+    lengths: Int[Tensor, "R"],
+) -> Float[Tensor, "R H D"]:
+    """The same for tables and lengths that are known to be right.
+
     Numbers other than float32 on the CPU, and machines without a compiler, take the
     lesson's function.
     """
     all_float = q.dtype == keys.dtype == values.dtype == torch.float32
     if not all_float or q.device.type != "cpu" or library() is None:
         return paged.paged_attention(q, keys, values, tables, lengths)
-    paged.check_shapes(q, keys, tables, lengths)
     R, H, D = q.shape
-    N, b, K, _ = keys.shape
-    if int(tables.min()) < 0 or int(tables.max()) >= N:
-        raise ValueError(f"tables must name blocks from 0 to {N - 1}")
-    q, keys, values = q.contiguous(), keys.contiguous(), values.contiguous()
-    tables, lengths = tables.contiguous(), lengths.contiguous()
-    out = torch.empty_like(q)
-    library().paged_attention(
-        q.data_ptr(),
-        keys.data_ptr(),
-        values.data_ptr(),
-        tables.data_ptr(),
-        lengths.data_ptr(),
-        out.data_ptr(),
-        *(R, H, K, D, b, tables.shape[1]),
-    )
+    b, K = keys.shape[1:3]
+    # kept until the function has returned, where a copy was made
+    arrays = [each.contiguous() for each in (q, keys, values, tables, lengths)]
+    out = torch.empty_like(arrays[0])
+    pointers = [each.data_ptr() for each in (*arrays, out)]
+    library().paged_attention(*pointers, R, H, K, D, b, tables.shape[1])
     return out

@@ -203,10 +203,11 @@ class Engine:
         """
         if self.idle:
             return []
+        before = [(each, len(each.tokens)) for each in (*self.running, *self.waiting)]
         try:
             return self._step()
         except BaseException:
-            self._start_over()
+            self._start_over(before)
             raise
 
     def abort(self, id: int) -> Event | None:
@@ -309,7 +310,7 @@ class Engine:
             self.model,
             self.cache,
             [chunk for _, chunk, _ in work],
-            self.pieces.paged_attention,
+            self.pieces.attention,
             self.adapters,
         )
         self.drafter.follow([(request, chunk) for request, chunk, _ in work])
@@ -432,7 +433,7 @@ class Engine:
                 new = self._shifted(request, new)
                 # what is drafted is not known yet
                 for token in [*new, *[-1] * (count - len(new))]:
-                    self._append(request.sequence, token)
+                    self._copy(manager.append(request.sequence, token))
             drafts = max(0, len(stored) - len(request.tokens))
             asked.append((request, drafts))
         proposals = self.drafter.propose(asked, manager)
@@ -448,12 +449,11 @@ class Engine:
             work.append((request, chunk, q))
         return work
 
-    def _append(self, sequence: int, token: int) -> None:
-        """Room for one token, in a block of its own if need be."""
-        copy = self.cache.manager.append(sequence, token)
-        if copy is not None:
+    def _copy(self, pair: tuple[int, int] | None) -> None:
+        """What stood in a block that others read stands in one of its own, too."""
+        if pair is not None:
             for cache in self._caches:
-                cache.copy(copy)
+                cache.copy(pair)
 
     def _count(self, work: Sequence[tuple[Request, Chunk, Tensor]]) -> None:
         stats = self.stats
@@ -532,7 +532,7 @@ class Engine:
         request.draft_computed = min(request.draft_computed, request.computed)
         if drafted:
             manager = self.cache.manager
-            manager.truncate(request.sequence, request.computed)
+            self._copy(manager.truncate(request.sequence, request.computed))
             stored = manager.tokens[request.sequence]
             start = max(0, len(stored) - len(drafted))
             stored[start:] = self._shifted(
@@ -562,10 +562,7 @@ class Engine:
         """It neither runs nor waits, and has no block."""
         if request.sequence is not None:
             self.cache.manager.free(request.sequence)
-        request.sequence = None
-        request.computed = 0
-        request.draft_computed = 0
-        request.registered = 0
+        request.forget()
         if request in self.running:
             self.running.remove(request)
         else:
@@ -581,14 +578,19 @@ class Engine:
             names = ", ".join(self.pieces.pieces.replaced)
             raise PieceError(names, f"left the blocks in disorder: {error}") from error
 
-    def _start_over(self) -> None:
-        """All requests wait, with nothing computed; no block is in use or found."""
-        for request in reversed(self.running):
-            request.sequence = None
-            request.computed = 0
-            request.draft_computed = 0
-            request.registered = 0
-            self.waiting.appendleft(request)
+    def _start_over(self, before: Sequence[tuple[Request, int]]) -> None:
+        """All requests wait, with nothing computed; no block is in use or found.
+
+        Args:
+            before: the requests, and their lengths: what a step has written since was
+                told to nobody.
+        """
+        for request, length in before:
+            del request.tokens[length:]
+            request.forget()
+            request.keys = []
+            request.looked_up = (0, [])
+        self.waiting = deque(request for request, _ in before)
         self.running = []
         manager = self._new_manager()
         for cache in self._caches:

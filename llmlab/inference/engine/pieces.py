@@ -174,6 +174,13 @@ class Guarded:
             raise PieceError("free", f"did not make {sorted(missing)} available")
         return again
 
+    @property
+    def attention(self) -> Callable[..., Tensor]:
+        """Attention over blocks. Our own is called as it is, in each layer."""
+        if self.pieces.paged_attention is attention.paged_attention:
+            return attention.unchecked
+        return self.paged_attention
+
     def paged_attention(
         self, q: Tensor, keys: Tensor, values: Tensor, tables: Tensor, lengths: Tensor
     ) -> Tensor:

@@ -136,3 +136,10 @@ class Request:
     def to_write(self) -> int:
         """Tokens that it may still write."""
         return self.params.max_new_tokens - (len(self.tokens) - self.prompt)
+
+    def forget(self) -> None:
+        """Nothing of it is stored."""
+        self.sequence = None
+        self.computed = 0
+        self.draft_computed = 0
+        self.registered = 0

@@ -113,7 +113,7 @@ class FromModel(Nobody):
                 table = manager.tables[request.sequence]
                 chunks.append(Chunk(text[start:], start, table))
                 request.draft_computed = len(text)
-            logits = compute(self.model, self.cache, chunks, self._attention)
+            logits = compute(self.model, self.cache, chunks, self.pieces.attention)
             for i, row in zip(on, logits, strict=True):
                 request = asked[i][0]
                 token, distribution = self._draw(request, drafted[i], row)
@@ -145,8 +145,4 @@ class FromModel(Nobody):
                 reading.append(Chunk(text, start, chunk.table, 0))
                 request.draft_computed = chunk.stop
         if reading:
-            compute(self.model, self.cache, reading, self._attention)
-
-    @property
-    def _attention(self):
-        return self.pieces.paged_attention
+            compute(self.model, self.cache, reading, self.pieces.attention)

@@ -1,10 +1,11 @@
 """PagedAttention: a key/value cache in blocks that any number of texts can share.
 
-    blocks      block tables, reference counts, copy-on-write, prefixes found by hash
-    attention   one query per sequence, over blocks
-    cache       the memory in blocks, and our Llama on top of it
-    radix       the other way to find a prefix: a tree, token by token
-    waste       where the memory goes, by four ways to hand it out
+    blocks         block tables, reference counts, copy-on-write, prefixes by hash
+    attention      one query per sequence, over blocks
+    cache          the memory in blocks, and our Llama on top of it
+    radix          the other way to find a prefix: a tree, token by token
+    radix_manager  sequences on top of the tree, in the place of a `BlockManager`
+    waste          where the memory goes, by four ways to hand it out
 
 Start with `blocks`.
 """
@@ -44,6 +45,7 @@ from llmlab.inference.paged_attention.cache import (
     prefill,
 )
 from llmlab.inference.paged_attention.radix import RadixTree
+from llmlab.inference.paged_attention.radix_manager import RadixManager
 
 # What scripts/paged_attention_sweep.py measured, a run a line.
 FILE = Path(__file__).parent.parent / "data" / "paged_attention.csv"
@@ -55,6 +57,7 @@ __all__ = [
     "OutOfBlocks",
     "PagedCache",
     "Pool",
+    "RadixManager",
     "RadixTree",
     "Run",
     "allocate",

@@ -191,25 +191,39 @@ def truncate(
     table: list[int],
     length: int,
     free: Callable[[Pool, Sequence[int]], list[int]] = free,
-) -> list[int]:
+) -> Copy | None:
     """Only the first `length` tokens of a table stay; the table is changed.
 
     Speculative decoding takes back what it has stored for nothing. A block that is no
-    longer full will be written again: nobody may find it from now on. If others read
-    it, it stays as it is for them, and `append_slot` makes a copy.
+    longer full will be written again. So nobody may find it from now on, and if others
+    read it, the sequence gets a copy of its own at once.
 
     Returns:
-        The blocks that have become available.
+        (from, to) when a block must be copied.
+    Raises:
+        OutOfBlocks: a block is needed, and there is none. Nothing has changed then.
     """
     kept = blocks_for(length, pool.block_size)
     dropped = table[kept:]
+    last = table[kept - 1]
+    partial = length % pool.block_size > 0
+    shared = pool.counts[last] > 1
+    again = any(pool.counts[block] == 1 for block in dropped)
+    if partial and shared and not pool.available and not again:
+        raise OutOfBlocks(f"all {len(pool.counts)} blocks are in use")
     del table[kept:]
-    again = free(pool, dropped) if dropped else []
-    if length % pool.block_size and pool.counts[table[-1]] == 1:
-        key = pool.keys.pop(table[-1], None)
-        if key is not None:
-            del pool.cached[key]
-    return again
+    if dropped:
+        free(pool, dropped)
+    if not partial:
+        return None
+    if shared:
+        table[-1] = take(pool)
+        pool.counts[last] -= 1
+        return last, table[-1]
+    key = pool.keys.pop(last, None)
+    if key is not None:
+        del pool.cached[key]
+    return None
 
 
 def register(pool: Pool, table: Sequence[int], tokens: Sequence[int]) -> None:
@@ -273,6 +287,10 @@ class BlockManager:
         return self.pool.block_size
 
     @property
+    def num_blocks(self) -> int:
+        return len(self.pool.counts)
+
+    @property
     def used(self) -> int:
         """Blocks that stand in a table."""
         return len(self.pool.counts) - len(self.pool.available)
@@ -319,9 +337,8 @@ class BlockManager:
         del self.tokens[sequence]
         return self._free(self.pool, self.tables.pop(sequence))
 
-    def truncate(self, sequence: int, length: int) -> list[int]:
-        """Only its first `length` tokens stay. Returns the blocks that have become
-        available.
+    def truncate(self, sequence: int, length: int) -> Copy | None:
+        """Only its first `length` tokens stay. See `truncate`.
 
         Raises:
             ValueError: fewer than one token, or more than there are.
@@ -332,8 +349,9 @@ class BlockManager:
                 f"length={length} must lie between 1 and the {len(tokens)} tokens of"
                 f" sequence {sequence}"
             )
+        copy = truncate(self.pool, self.tables[sequence], length, self._free)
         del tokens[length:]
-        return truncate(self.pool, self.tables[sequence], length, self._free)
+        return copy
 
     def stored(self, sequence: int) -> None:
         """Keys and values of all its tokens are stored: others can find them."""
