@@ -131,6 +131,7 @@ ARROWS = {
         "zeroquant": "calibration integer_matmul quantization_basics walk",
     },
     "inference": {
+        "continuous_batching": "paged_attention",
         "engine": "continuous_batching paged_attention sampling_and_speculation",
     },
     "course": {

@@ -1,4 +1,4 @@
-"""Writes tests/inference/continuous_batching/golden/vllm_schedules.json.
+"""Writes llmlab/inference/data/vllm_schedules.json.
 
 What vLLM's own scheduler plans, step by step, on small cases: its scheduler and block
 manager run without an engine, and every request that has computed all it has is told
@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-FILE = ROOT / "tests/inference/continuous_batching/golden/vllm_schedules.json"
+FILE = ROOT / "llmlab/inference/data/vllm_schedules.json"
 
 # name → limits, blocks of the pool, requests: (prompt, output, step of arrival)
 CASES: dict[str, dict] = {
@@ -53,7 +53,7 @@ CASES: dict[str, dict] = {
         "max_sequences": 16,
         "chunked": False,
         "blocks": 1000,
-        "requests": [(40, 3, 0), (40, 3, 0), (10, 3, 0), (63, 2, 1)],
+        "requests": [(40, 3, 0), (40, 3, 0), (10, 3, 0), (62, 2, 1)],
     },
     "the newest is sent away": {
         "max_tokens": 100,

@@ -5,6 +5,7 @@
     simulation     a trace in virtual time: static, dynamic, continuous, chunked
     serving        static and continuous on a real model
     disaggregated  prefill and decoding on two machines
+    published      what vLLM and OpenVINO plan on the same cases
     challenge      a trace to win
 
 Start with `schedule`.
@@ -12,6 +13,7 @@ Start with `schedule`.
 
 from pathlib import Path
 
+from llmlab.inference.continuous_batching import challenge, published
 from llmlab.inference.continuous_batching.disaggregated import (
     Link,
     decode_rank,
@@ -65,6 +67,7 @@ __all__ = [
     "Step",
     "blocks_needed",
     "bursts",
+    "challenge",
     "check_plan",
     "decode_rank",
     "give_running",
@@ -75,6 +78,7 @@ __all__ = [
     "percentile",
     "poisson",
     "prefill_rank",
+    "published",
     "read_out",
     "schedule",
     "serve_trace",

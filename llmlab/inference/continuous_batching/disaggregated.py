@@ -56,7 +56,9 @@ def read_out(cache: PagedCache, sequence: int) -> Tensor:
     """Keys and values of a sequence in the order of its text, (2, layers, S, K, D)."""
     manager = cache.manager
     table, length = manager.tables[sequence], len(manager.tokens[sequence])
-    stores = [torch.stack([s[table] for s in kind]) for kind in (cache.keys, cache.values)]
+    stores = [
+        torch.stack([s[table] for s in kind]) for kind in (cache.keys, cache.values)
+    ]
     # (2, layers, M, b, K, D) → (2, layers, M·b, K, D), without what is beyond the text
     return torch.stack(stores).flatten(2, 3)[:, :, :length].contiguous()
 

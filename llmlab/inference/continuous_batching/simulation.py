@@ -28,6 +28,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 from llmlab.inference.continuous_batching.schedule import (
     Job,
@@ -147,11 +148,7 @@ def latencies(
     ttft = [
         written[0] - arrival for arrival, written in zip(arrivals, times, strict=True)
     ]
-    itl = [
-        later - earlier
-        for written in times
-        for earlier, later in zip(written, written[1:], strict=False)
-    ]
+    itl = [later - earlier for written in times for earlier, later in pairwise(written)]
     return ttft, itl
 
 
@@ -331,8 +328,11 @@ def in_batches(
     now, place = 0.0, 0
     while place < len(requests):
         queue = requests[place : place + size]
-        begin = max(now, min(queue[-1].arrival, queue[0].arrival + delay))
-        batch = [id for id in range(place, place + len(queue))]
+        # with a delay nobody knows that no more will come
+        full = len(queue) == size or delay == math.inf
+        ready = queue[-1].arrival if full else math.inf
+        begin = max(now, min(ready, queue[0].arrival + delay))
+        batch = list(range(place, place + len(queue)))
         batch = [id for id in batch if requests[id].arrival <= begin]
         now = _run_batch(served, batch, cost, begin)
         place += len(batch)
