@@ -140,7 +140,11 @@ figure(
 #
 # What to expect, with $s$ seconds for an execution, a delay $d$, and $\lambda$ requests a second? After a batch has left, the next request comes $1/\lambda$ later on average and waits for $d$. Others join it. If $d$ is longer than $s$, the instance is free by then:
 #
-# $$\text{executions per second} = \frac{1}{d + 1/\lambda}, \qquad \text{requests in each} = 1 + \lambda d, \qquad p_{99} \approx d + s$$
+# $$\begin{aligned}
+# \text{executions per second} &= \frac{1}{d + 1/\lambda} \\
+# \text{requests in each} &= 1 + \lambda d \\
+# p_{99} &\approx d + s
+# \end{aligned}$$
 #
 # And for short delays? Whoever just misses a batch waits until the next one leaves, and then for that one: nearly $2s$, whatever the delay. So $p_{99} \approx \max(2s,\; d + s)$: **a delay of up to one execution is free** for the slowest, when many come. The fast ones pay it.
 #
@@ -448,7 +452,7 @@ for clients, rate in published.items():
 # %% [markdown]
 # Two groups take turns, one computed while the other waits: $N$ requests in $2s$. What was measured lies up to a quarter above it, as a server copies and answers while the model works.
 #
-# The lesson's folder on a GPU machine (2.51 is the container of October 2024), a load test, and Kubernetes by KServe:
+# A repository on a GPU machine (2.51 is the container of October 2024; for the lesson's models it also needs `tokenizers` and `safetensors`, and the folder of the weights), a load test, and Kubernetes by KServe:
 #
 # ```bash
 # docker run --gpus all --rm -p 8000:8000 -p 8002:8002 -v $PWD/models:/models \

@@ -184,7 +184,7 @@ def next_batch(answer):
         raise Mistake("of an empty queue nothing leaves, and nothing is due: (0, None)")
     right, wrong = ms.next_batch, wrong_decisions()
     judge(answer, run_decision, right, wrong, cases, shown_decision)
-    more = [random_decision() for _ in range(300)]
+    more = [random_decision() for _ in range(150)]
 
     def run(function: Callable, n: int) -> tuple:
         return run_decision(function, n, more)

