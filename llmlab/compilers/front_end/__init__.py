@@ -1,0 +1,85 @@
+"""A compiler's front end: from a Python function to few kernels with little traffic.
+
+    ir        the program: operations on values that are written once, with types
+    capture   a function, run once on values that only write down
+    rules     algebra as data
+    passes    the same program, better: dead code, constants, equal values, layout
+    fusion    which operations run in one kernel
+    memory    where their results lie
+    execute   kernels, run piece by piece
+
+Start with `ir`.
+"""
+
+from llmlab.compilers.front_end.capture import CannotCapture, capture, report
+from llmlab.compilers.front_end.execute import Program, compile_graph, program_of
+from llmlab.compilers.front_end.fusion import Kernel, fuse, one_by_one, traffic
+from llmlab.compilers.front_end.ir import (
+    OPS,
+    Graph,
+    Node,
+    Op,
+    Type,
+    TypeMismatch,
+    constant,
+    inferred,
+    lines,
+    made,
+    run,
+)
+from llmlab.compilers.front_end.memory import (
+    Life,
+    arena,
+    lifetimes,
+    most_alive,
+    plan,
+)
+from llmlab.compilers.front_end.passes import (
+    PASSES,
+    choose_layout,
+    fold_constants,
+    merge_equal,
+    optimise,
+    remove_dead,
+    simplify,
+)
+from llmlab.compilers.front_end.rules import FAST_MATH, RULES, Rule
+
+__all__ = [
+    "FAST_MATH",
+    "OPS",
+    "PASSES",
+    "RULES",
+    "CannotCapture",
+    "Graph",
+    "Kernel",
+    "Life",
+    "Node",
+    "Op",
+    "Program",
+    "Rule",
+    "Type",
+    "TypeMismatch",
+    "arena",
+    "capture",
+    "choose_layout",
+    "compile_graph",
+    "constant",
+    "fold_constants",
+    "fuse",
+    "inferred",
+    "lifetimes",
+    "lines",
+    "made",
+    "merge_equal",
+    "most_alive",
+    "one_by_one",
+    "optimise",
+    "plan",
+    "program_of",
+    "remove_dead",
+    "report",
+    "run",
+    "simplify",
+    "traffic",
+]
