@@ -7,13 +7,20 @@
     fusion    which operations run in one kernel
     memory    where their results lie
     execute   kernels, run piece by piece
+    to_onnx   the program for others to read
 
 Start with `ir`.
 """
 
 from llmlab.compilers.front_end.capture import CannotCapture, capture, report
 from llmlab.compilers.front_end.execute import Program, compile_graph, program_of
-from llmlab.compilers.front_end.fusion import Kernel, fuse, one_by_one, traffic
+from llmlab.compilers.front_end.fusion import (
+    Kernel,
+    fuse,
+    joins,
+    one_by_one,
+    traffic,
+)
 from llmlab.compilers.front_end.ir import (
     OPS,
     Graph,
@@ -21,6 +28,7 @@ from llmlab.compilers.front_end.ir import (
     Op,
     Type,
     TypeMismatch,
+    broadcast,
     constant,
     inferred,
     lines,
@@ -38,12 +46,14 @@ from llmlab.compilers.front_end.passes import (
     PASSES,
     choose_layout,
     fold_constants,
+    key_of,
     merge_equal,
     optimise,
     remove_dead,
     simplify,
 )
 from llmlab.compilers.front_end.rules import FAST_MATH, RULES, Rule
+from llmlab.compilers.front_end.to_onnx import to_onnx
 
 __all__ = [
     "FAST_MATH",
@@ -61,6 +71,7 @@ __all__ = [
     "Type",
     "TypeMismatch",
     "arena",
+    "broadcast",
     "capture",
     "choose_layout",
     "compile_graph",
@@ -68,6 +79,8 @@ __all__ = [
     "fold_constants",
     "fuse",
     "inferred",
+    "joins",
+    "key_of",
     "lifetimes",
     "lines",
     "made",
@@ -81,5 +94,6 @@ __all__ = [
     "report",
     "run",
     "simplify",
+    "to_onnx",
     "traffic",
 ]

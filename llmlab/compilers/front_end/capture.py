@@ -71,6 +71,21 @@ class Storage:
     tensors: int = 0
 
 
+def operator(name: str) -> Callable:
+    """The method behind x + y: a function of the table below."""
+    return lambda self, other: FUNCTIONS[name](self, other)
+
+
+def reflected(name: str) -> Callable:
+    """The method behind 2 + x."""
+    return lambda self, other: FUNCTIONS[name](other, self)
+
+
+def in_place(name: str) -> Callable:
+    """The method behind x += y."""
+    return lambda self, other: self.become(FUNCTIONS[name](self, other), f"x.{name}_")
+
+
 class Traced:
     """What a captured function sees instead of a tensor."""
 
@@ -111,6 +126,11 @@ class Traced:
     def __bool__(self) -> bool:
         raise self._no_number("if, while, and, or: bool(x)")
 
+    def _compared(self, other: object) -> bool:
+        raise self._no_number("x < y and its like")
+
+    __lt__ = __le__ = __gt__ = __ge__ = _compared
+
     def __float__(self) -> float:
         raise self._no_number("float(x)")
 
@@ -142,22 +162,35 @@ class Traced:
             raise CannotCapture(
                 f"torch's {name} is not known here: {', '.join(sorted(FUNCTIONS))}"
             )
-        return FUNCTIONS[name](*args, **(kwargs or {}))
+        # what is off by default is not asked for
+        given = {
+            k: v
+            for k, v in (kwargs or {}).items()
+            if v is not None and v is not False and k[0] != "_"
+        }
+        try:
+            return FUNCTIONS[name](*args, **given)
+        except TypeError as problem:
+            if isinstance(problem, CannotCapture):
+                raise
+            raise CannotCapture(f"torch's {name}: {problem}") from None
 
     def __getattr__(self, name: str):
         """Methods: x.exp() is torch.exp(x), x.exp_() changes x."""
         base = name.removesuffix("_")
-        if name.startswith("_") or base not in FUNCTIONS:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        if base not in FUNCTIONS:
             raise CannotCapture(
                 f"x.{name} is not known here: {', '.join(sorted(FUNCTIONS))}"
             )
         if base == name:
             return lambda *args, **kwargs: FUNCTIONS[base](self, *args, **kwargs)
-        return lambda *args, **kwargs: self._become(
+        return lambda *args, **kwargs: self.become(
             FUNCTIONS[base](self, *args, **kwargs), f"x.{name}"
         )
 
-    def _become(self, new: Traced, what: str) -> Traced:
+    def become(self, new: Traced, what: str) -> Traced:
         """A change in place: from here on, x means the new value.
 
         Raises:
@@ -173,60 +206,31 @@ class Traced:
         self.node = new.node
         return self
 
-    def __iadd__(self, other):
-        return self._become(add(self, other), "x += y")
+    __add__ = operator("add")
+    __sub__ = operator("sub")
+    __mul__ = operator("mul")
+    __truediv__ = operator("div")
+    __matmul__ = operator("matmul")
+    __pow__ = operator("pow")
+    __radd__ = reflected("add")
+    __rsub__ = reflected("sub")
+    __rmul__ = reflected("mul")
+    __rtruediv__ = reflected("div")
+    __rmatmul__ = reflected("matmul")
+    __iadd__ = in_place("add")
+    __isub__ = in_place("sub")
+    __imul__ = in_place("mul")
+    __itruediv__ = in_place("div")
 
-    def __isub__(self, other):
-        return self._become(subtract(self, other), "x -= y")
-
-    def __imul__(self, other):
-        return self._become(multiply(self, other), "x *= y")
-
-    def __itruediv__(self, other):
-        return self._become(divide(self, other), "x /= y")
-
-    def __add__(self, other):
-        return add(self, other)
-
-    def __radd__(self, other):
-        return add(other, self)
-
-    def __sub__(self, other):
-        return subtract(self, other)
-
-    def __rsub__(self, other):
-        return subtract(other, self)
-
-    def __mul__(self, other):
-        return multiply(self, other)
-
-    def __rmul__(self, other):
-        return multiply(other, self)
-
-    def __truediv__(self, other):
-        return divide(self, other)
-
-    def __rtruediv__(self, other):
-        return divide(other, self)
-
-    def __neg__(self):
+    def __neg__(self) -> Traced:
         return negative(self)
 
-    def __matmul__(self, other):
-        return matmul(self, other)
-
-    def __rmatmul__(self, other):
-        return matmul(other, self)
-
-    def __pow__(self, exponent):
-        return power(self, exponent)
-
     @property
-    def mT(self):  # noqa: N802 - torch's name
+    def mT(self) -> Traced:
         return transpose(self, -2, -1)
 
     @property
-    def T(self):  # noqa: N802 - torch's name
+    def T(self) -> Traced:
         return transpose(self, 0, 1)
 
 
@@ -238,43 +242,23 @@ def traced(*operands: object) -> Traced:
     return next(x for x in operands if isinstance(x, Traced))
 
 
-def add(x, y):
-    return traced(x, y).emit("add", x, y)
+def binary(op: str) -> Callable:
+    """A function of two operands that is one operation."""
+    return lambda x, y: traced(x, y).emit(op, x, y)
 
 
-def subtract(x, y):
-    return traced(x, y).emit("sub", x, y)
+def unary(op: str) -> Callable:
+    """A function of one value that is one operation."""
+    return lambda x: x.emit(op, x)
 
 
-def multiply(x, y):
-    return traced(x, y).emit("mul", x, y)
-
-
-def divide(x, y):
-    return traced(x, y).emit("div", x, y)
-
-
-def maximum(x, y):
-    return traced(x, y).emit("maximum", x, y)
-
-
-def negative(x):
-    return x.emit("neg", x)
-
-
-def exp(x):
-    return x.emit("exp", x)
-
-
-def tanh(x):
-    return x.emit("tanh", x)
-
-
-def sqrt(x):
-    return x.emit("sqrt", x)
+add, subtract, multiply, divide = map(binary, ("add", "sub", "mul", "div"))
+maximum = binary("maximum")
+negative, exp, tanh, sqrt, draw = map(unary, ("neg", "exp", "tanh", "sqrt", "draw"))
 
 
 def matmul(x, y):
+    """x @ y, or a batch of them."""
     return traced(x, y).emit("matmul", x, y, attributes=(False,))
 
 
@@ -293,16 +277,18 @@ def power(x, exponent):
 
 
 def relu(x, inplace=False):
-    return (
-        x._become(maximum(x, 0.0), "relu(inplace=True)") if inplace else maximum(x, 0.0)
-    )
+    """max(x, 0)."""
+    new = maximum(x, 0.0)
+    return x.become(new, "relu(inplace=True)") if inplace else new
 
 
 def sigmoid(x):
+    """1 / (1 + e⁻ˣ)."""
     return 1.0 / (1.0 + exp(-x))
 
 
 def silu(x):
+    """x · sigmoid(x)."""
     return x * sigmoid(x)
 
 
@@ -318,6 +304,7 @@ def gelu(x, approximate="none"):
 
 
 def reduced(op: str, x: Traced, dim: int, keepdim: bool) -> Traced:
+    """A reduction keeps its dimension; where it shall not, a reshape follows."""
     dim = dim % x.ndim
     result = x.emit(op, x, attributes=(dim,))
     if keepdim:
@@ -326,23 +313,28 @@ def reduced(op: str, x: Traced, dim: int, keepdim: bool) -> Traced:
 
 
 def sum_(x, dim, keepdim=False):
+    """A sum along one dimension."""
     return reduced("sum", x, dim, keepdim)
 
 
 def amax(x, dim, keepdim=False):
+    """The largest along one dimension."""
     return reduced("max", x, dim, keepdim)
 
 
 def mean(x, dim, keepdim=False):
+    """The sum, divided by the number of its terms."""
     return sum_(x, dim, keepdim) / x.shape[dim]
 
 
 def softmax(x, dim):
+    """With the largest subtracted first, so that no exponential overflows."""
     e = exp(x - amax(x, dim, keepdim=True))
     return e / sum_(e, dim, keepdim=True)
 
 
 def linear(x, weight, bias=None):
+    """x Wᵀ + b."""
     y = matmul(x, transpose(of(traced(x, weight), weight), 0, 1))
     return y if bias is None else y + bias
 
@@ -355,12 +347,14 @@ def of(other: Traced, x: Traced | Tensor) -> Traced:
 
 
 def transpose(x, dim0, dim1):
+    """Two dimensions exchanged."""
     order = list(range(x.ndim))
     order[dim0], order[dim1] = order[dim1], order[dim0]
     return permute(x, order)
 
 
 def permute(x, *order):
+    """Dimensions in another order."""
     order = order[0] if len(order) == 1 else order
     order = tuple(dim % x.ndim for dim in order)
     node = made("transpose", [x.node], (order,))
@@ -368,6 +362,7 @@ def permute(x, *order):
 
 
 def reshape(x, *shape):
+    """The same numbers in another shape; one size may be −1."""
     shape = tuple(
         shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape
     )
@@ -376,10 +371,6 @@ def reshape(x, *shape):
         shape = tuple(math.prod(x.shape) // rest if s == -1 else s for s in shape)
     node = made("reshape", [x.node], (shape,))
     return x.trace.add(node, x.storage)
-
-
-def rand_like(x):
-    return x.emit("draw", x)
 
 
 def report(x, label: str):
@@ -422,7 +413,7 @@ FUNCTIONS: dict[str, Callable] = {
     "permute": permute,
     "reshape": reshape,
     "view": reshape,
-    "rand_like": rand_like,
+    "rand_like": draw,
 }
 
 

@@ -41,7 +41,7 @@ class Kernel:
 
     @property
     def traffic(self) -> int:
-        """Bytes read and written. A reshape only looks at the same bytes differently."""
+        """Bytes read and written. None for a reshape: the bytes stay where they are."""
         if self.root.op == "reshape":
             return 0
         return self.root.type.bytes + sum(node.type.bytes for node in self.reads)
@@ -82,28 +82,40 @@ def fuse(graph: Graph, repeat: bool = True) -> list[Kernel]:
     users = graph.users()
     results = set(graph.results)
     homes: dict[Node, set[Node]] = {}  # operation → roots of the kernels that hold it
-    product: dict[Node, Node] = {}  # root → the product in its kernel
+    with_product: set[Node] = set()  # roots of kernels that have their product
     for node in reversed(graph.work):
-        wanted = set().union(*(homes[user] for user in users[node]))
-        joins = (
-            node not in results
-            and all(along_rows(user) for user in users[node])
-            and all(rows(root) == rows(node) for root in wanted)
+        kernels = set().union(*(homes[user] for user in users[node]))
+        inside = (
+            len(kernels) > 0
+            and node not in results
+            and (repeat or len(kernels) == 1)
+            and joins(node, users[node], kernels, with_product)
         )
+        homes[node] = kernels if inside else {node}
         if node.kind == "matmul":
-            joins = joins and len(wanted) == 1 and not wanted & product.keys()
-        elif len(wanted) > 1:
-            joins = joins and repeat and node.kind == "elementwise"
-            joins = joins and small_inputs(node)
-        homes[node] = wanted if joins and may_be_inside(node) else {node}
-        if node.kind == "matmul":
-            product.update(dict.fromkeys(homes[node], node))
+            with_product |= homes[node]
     return kernels_of(graph, homes)
 
 
-def may_be_inside(node: Node) -> bool:
-    """Whether a kernel can go on after this operation."""
-    return node.kind == "matmul" or along_rows(node)
+def joins(
+    node: Node, users: Sequence[Node], kernels: set[Node], with_product: set[Node]
+) -> bool:
+    """Whether the kernels of all its readers compute this operation as well.
+
+    Args:
+        users: who reads it.
+        kernels: the roots of the kernels that hold them, one at least.
+        with_product: roots of kernels that hold a product.
+    """
+    if not all(along_rows(user) for user in users):
+        return False  # a product or a transpose reads other rows
+    if not all(rows(root) == rows(node) for root in kernels):
+        return False
+    if node.kind == "matmul":
+        return len(kernels) == 1 and not kernels & with_product
+    if len(kernels) == 1:
+        return along_rows(node)
+    return node.kind == "elementwise" and small_inputs(node)
 
 
 def kernels_of(graph: Graph, homes: Mapping[Node, set[Node]]) -> list[Kernel]:

@@ -176,17 +176,20 @@ def broadcast(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
 
 
 def elementwise_shape(shapes: list[tuple[int, ...]], attributes: tuple) -> tuple:
+    """Broadcast."""
     return broadcast(shapes)
 
 
 def reduced_shape(shapes: list[tuple[int, ...]], attributes: tuple) -> tuple:
+    """The dimension stays, with the size 1."""
     (shape,), (dim,) = shapes, attributes
     if not 0 <= dim < len(shape):
         raise TypeMismatch(f"dim={dim} must lie between 0 and {len(shape) - 1}")
-    return (*shape[:dim], 1, *shape[dim + 1 :])  # the dimension is kept
+    return (*shape[:dim], 1, *shape[dim + 1 :])
 
 
 def matmul_shape(shapes: list[tuple[int, ...]], attributes: tuple) -> tuple:
+    """(…, m, k) and (…, k, n), or (…, n, k) if it is read transposed."""
     a, b = shapes
     (transposed,) = attributes
     if len(a) < 2 or len(b) < 2:
@@ -198,6 +201,7 @@ def matmul_shape(shapes: list[tuple[int, ...]], attributes: tuple) -> tuple:
 
 
 def transposed_shape(shapes: list[tuple[int, ...]], attributes: tuple) -> tuple:
+    """The sizes in the new order."""
     (shape,), (order,) = shapes, attributes
     if sorted(order) != list(range(len(shape))):
         raise TypeMismatch(f"order={order} must name each of {len(shape)} dimensions")
@@ -205,6 +209,7 @@ def transposed_shape(shapes: list[tuple[int, ...]], attributes: tuple) -> tuple:
 
 
 def reshaped_shape(shapes: list[tuple[int, ...]], attributes: tuple) -> tuple:
+    """Any shape with as many numbers."""
     (shape,), (new,) = shapes, attributes
     if math.prod(shape) != math.prod(new):
         raise TypeMismatch(f"reshape of {shape} to {new}: not as many numbers")
@@ -231,10 +236,12 @@ class Op:
 
 
 def elementwise(run: Callable, commutes: bool = False) -> Op:
+    """An operation on each number."""
     return Op("elementwise", elementwise_shape, lambda x, _: run(*x), commutes)
 
 
 def matmul(x: list[Tensor], attributes: tuple) -> Tensor:
+    """The product, with the second input as it is or transposed."""
     a, b = x
     return torch.matmul(a, b.mT if attributes[0] else b)
 

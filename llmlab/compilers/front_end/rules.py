@@ -48,6 +48,7 @@ def power_of_two(x: float) -> bool:
 
 
 def inverse(found: Bindings) -> Pattern | None:
+    """x / c as x · 1/c, where that is the same number."""
     c = found["c"].number
     if c is None or not power_of_two(c) or not 2**-60 < abs(c) < 2**60:
         return None
@@ -72,10 +73,12 @@ def one_order(found: Bindings) -> Pattern | None:
 
 
 def same_shape(found: Bindings) -> Pattern | None:
+    """A reshape to the shape that it has."""
     return "x" if found["x"].type.shape == found["p"][0] else None
 
 
 def same_order(found: Bindings) -> Pattern | None:
+    """A transpose that leaves every dimension in its place."""
     order = found["p"][0]
     return "x" if order == tuple(range(len(order))) else None
 
