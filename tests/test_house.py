@@ -131,6 +131,7 @@ ARROWS = {
         "zeroquant": "calibration integer_matmul quantization_basics walk",
     },
     "inference": {},
+    "compilers": {},
     "course": {
         "book": "cpu syllabus",
         "cli": (

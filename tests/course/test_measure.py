@@ -39,6 +39,7 @@ LESSONS = (
     "07-inference/02-flash-attention",
     "07-inference/03-paged-attention",
     "07-inference/05-sampling-and-speculation",
+    "08-compilers/02-front-end",
 )
 CELLS = 28  # at most
 LINES = 150  # of code that is not folded, at most

@@ -16,9 +16,12 @@ from llmlab.compilers.front_end.capture import CannotCapture, capture, report
 from llmlab.compilers.front_end.execute import Program, compile_graph, program_of
 from llmlab.compilers.front_end.fusion import (
     Kernel,
+    along_rows,
     fuse,
     joins,
     one_by_one,
+    rows,
+    small_inputs,
     traffic,
 )
 from llmlab.compilers.front_end.ir import (
@@ -70,6 +73,7 @@ __all__ = [
     "Rule",
     "Type",
     "TypeMismatch",
+    "along_rows",
     "arena",
     "broadcast",
     "capture",
@@ -92,8 +96,10 @@ __all__ = [
     "program_of",
     "remove_dead",
     "report",
+    "rows",
     "run",
     "simplify",
+    "small_inputs",
     "to_onnx",
     "traffic",
 ]

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llmlab.compilers.front_end.ir import Graph, Node, Type, constant, made
+from llmlab.compilers.front_end.ir import OPS, Graph, Node, Type, constant, made
 
 
 class CannotCapture(TypeError):
@@ -312,8 +312,10 @@ def reduced(op: str, x: Traced, dim: int, keepdim: bool) -> Traced:
     return reshape(result, (*x.shape[:dim], *x.shape[dim + 1 :]))
 
 
-def sum_(x, dim, keepdim=False):
-    """A sum along one dimension."""
+def sum_(x, dim=None, keepdim=False):
+    """A sum along one dimension, or of all numbers."""
+    if dim is None:
+        return reduced("sum", reshape(x, -1), 0, keepdim=False)
     return reduced("sum", x, dim, keepdim)
 
 
@@ -374,11 +376,10 @@ def reshape(x, *shape):
 
 
 def report(x, label: str):
-    """Print the mean of a value when the program runs: an effect, to see what stays."""
+    """Write the mean of a value to the log when the program runs: an effect."""
     if isinstance(x, Traced):
         return x.emit("report", x, attributes=(label,))
-    print(f"{label}: mean {x.mean():.4f}")
-    return x
+    return OPS["report"].run([x], (label,))
 
 
 FUNCTIONS: dict[str, Callable] = {

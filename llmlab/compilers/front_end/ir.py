@@ -23,12 +23,15 @@ Simplified: tensors are dense, shapes are numbers, all dtypes of a program are t
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 SHORT = {torch.float32: "f32", torch.float64: "f64"}
 
@@ -247,8 +250,8 @@ def matmul(x: list[Tensor], attributes: tuple) -> Tensor:
 
 
 def report(x: list[Tensor], attributes: tuple) -> Tensor:
-    """`print`, as an operation: it returns what it was given."""
-    print(f"{attributes[0]}: mean {x[0].mean():.4f}")
+    """A line in the log, as an operation: it returns what it was given."""
+    logger.info("%s: mean %.4f", attributes[0], x[0].mean())
     return x[0]
 
 

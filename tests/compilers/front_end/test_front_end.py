@@ -35,7 +35,7 @@ def same(found: list, wanted: list, tol: float = 0.0) -> None:
 
 
 @pytest.mark.parametrize("name", KNOWN)
-def test_a_captured_program_computes_what_the_function_computes(name, capsys):
+def test_a_captured_program_computes_what_the_function_computes(name):
     function, shapes = KNOWN[name]
     graph = fe.capture(function, *inputs_of(shapes))
     graph.check()
@@ -49,14 +49,17 @@ def test_a_captured_program_computes_what_the_function_computes(name, capsys):
 
 
 @pytest.mark.parametrize("name", KNOWN)
-def test_a_compiled_program_does_as_well(name, capsys):
+def test_a_compiled_program_does_as_well(name, caplog):
+    caplog.set_level("INFO")
     function, shapes = KNOWN[name]
     graph = fe.capture(function, *inputs_of(shapes))
     program = fe.compile_graph(graph)
     wanted = values(graph, 5)
-    said = capsys.readouterr().out
+    said = list(caplog.messages)
+    caplog.clear()
     same(values(graph, 5, program), wanted, 1e-6)
-    assert capsys.readouterr().out == said
+    assert caplog.messages == said
+    assert len(said) == (2 if name == "spoken" else 0)
     assert program.traffic <= fe.traffic(fe.one_by_one(graph))
 
 
@@ -76,7 +79,7 @@ def test_the_programs_of_the_part(name):
         assert words == ["matmul mul max sub exp sum div", "matmul"]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(graphs(), st.sampled_from(sorted(WHOLE)))
 def test_every_pass_leaves_the_values_and_never_more_traffic(graph, name):
     graph.check()
@@ -90,7 +93,7 @@ def test_every_pass_leaves_the_values_and_never_more_traffic(graph, name):
     assert len(new.work) <= len(graph.work)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(graphs(), st.booleans())
 def test_kernels_over_the_arena_compute_the_same(graph, repeat):
     kernels = fe.fuse(graph, repeat)
