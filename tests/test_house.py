@@ -124,13 +124,16 @@ ARROWS = {
         "magnitude_wanda_sparsegpt": "calibration hessian quantization_basics walk",
         "peqa_and_qlora": "quantization_basics walk",
         "recipes": (
-            "awq gptq llm_int8 low_rank magnitude_wanda_sparsegpt "
-            "quantization_basics smoothquant walk zeroquant"
+            "awq gptq llm_int8 low_rank magnitude_wanda_sparsegpt peqa_and_qlora quantization_basics smoothquant walk zeroquant"
         ),
         "smoothquant": "calibration folding integer_matmul walk",
         "zeroquant": "calibration integer_matmul quantization_basics walk",
     },
-    "inference": {},
+    "inference": {
+        "continuous_batching": "paged_attention",
+        "engine": "continuous_batching paged_attention sampling_and_speculation",
+        "serving": "engine",
+    },
     "compilers": {},
     "course": {
         "book": "cpu syllabus",
