@@ -195,6 +195,9 @@ for rule in front_end.FAST_MATH:
 show(front_end.joins, front_end.merge_equal, front_end.key_of, front_end.plan)
 
 # %% [markdown]
+# `merge_equal` needs one line of thought: nodes come in their order, and equal ones have been merged before, so two operations are the same when their inputs are the very same nodes. One dict finds whole trees that are equal. `choose_layout`
+# uses that an elementwise operation does not care about the order of dimensions: it moves a transpose below it, again and again, until it meets its inverse, or a product that reads its second input transposed at no cost.
+#
 # | value | type | holds |
 # |---|---|---|
 # | `graph.nodes` | list of `Node` | each after those that it reads |
@@ -375,7 +378,7 @@ for name, gain in gains.items():
 speed_guess.settle(gains["GELU on 34 MB"], digits=1)
 
 # %% [markdown]
-# Half of the traffic and more is gone, with the same result. What that is worth depends on what the time is spent on. The GELU moves a ninth and is about twice as fast, not nine times: `tanh` itself takes its time, and our pieces are still torch calls. The block
+# Half of the traffic and more is gone, with the same result, and the arena is half as large: what is never written needs no place. The weights are read in any case. What fusion is worth depends on what the time is spent on. The GELU moves a ninth and is about twice as fast, not nine times: `tanh` itself takes its time, and our pieces are still torch calls. The block
 # spends its time in products, which nobody has made faster. This is why compilers report large gains on small kernels and small gains on large models.
 #
 # ## Play
