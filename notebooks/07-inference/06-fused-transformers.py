@@ -86,7 +86,7 @@ print("sum", s.tolist(), "normed, squared", y.square().mul(12.5).round().tolist(
 for name, norm in (("pieces", fused.add_rms_norm), ("kernel", kernels.add_rms_norm)):
     with torch.no_grad():
         counted = count(norm, x, r.clone(), weight, 0.0)
-    print(f"{name}: {len(counted)} launches, {counted.bytes // 4} numbers")
+    print(f"{name}: launches {len(counted)}, numbers {counted.bytes // 4}")
 
 # %% [markdown]
 # ## The idea
