@@ -1,7 +1,4 @@
-"""The C file of this room as a library, made once on each machine.
-
-Where there is no compiler, `library` says so.
-"""
+"""The C file of this room as a library; see `llmlab.models.c_library`."""
 
 from __future__ import annotations
 
@@ -9,13 +6,12 @@ import ctypes
 from functools import cache
 from pathlib import Path
 
-from llmlab.models import compiling
-from llmlab.models.compiling import LONG, POINTER, NoCompiler
+from llmlab.models.c_library import LONG, POINTER, NoCompiler, build
 
 SOURCE = Path(__file__).parent / "products.c"
 ARGUMENTS = {
-    "matvec_4bit": [POINTER] * 5 + [LONG] * 3,
-    "decode_4bit": [POINTER] * 4 + [LONG] * 3,
+    "matvec_4bit": [POINTER] * 5 + [LONG] * 4,
+    "decode_4bit": [POINTER] * 4 + [LONG] * 4,
     "matvec_8bit": [POINTER] * 4 + [LONG] * 2,
 }
 
@@ -36,4 +32,4 @@ def library() -> ctypes.CDLL:
     Raises:
         NoCompiler: there is none, or it failed, with what it said.
     """
-    return compiling.library(SOURCE, ARGUMENTS)
+    return build(SOURCE, ARGUMENTS)

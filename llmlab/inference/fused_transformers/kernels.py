@@ -18,8 +18,7 @@ from torch import Tensor
 
 from llmlab.inference.fused_transformers import pieces
 from llmlab.inference.fused_transformers.counting import report
-from llmlab.models import compiling
-from llmlab.models.compiling import FLOAT, LONG, POINTER, NoCompiler
+from llmlab.models.c_library import FLOAT, LONG, POINTER, NoCompiler, build
 
 SOURCE = Path(__file__).parent / "kernels.c"
 ARGUMENTS = {
@@ -35,7 +34,7 @@ FEW = 8  # tokens up to which codes are multiplied where they lie
 def library() -> ctypes.CDLL | None:
     """The compiled functions; None where there is no compiler."""
     try:
-        return compiling.library(SOURCE, ARGUMENTS)
+        return build(SOURCE, ARGUMENTS)
     except NoCompiler:
         return None
 

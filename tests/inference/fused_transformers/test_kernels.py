@@ -114,7 +114,7 @@ def test_what_c_cannot_take_goes_to_pytorch():
 
 
 def test_without_a_compiler_pytorch_does_it(monkeypatch):
-    monkeypatch.setattr("llmlab.models.compiling.compiler", lambda: None)
+    monkeypatch.setattr("llmlab.models.c_library.compiler", lambda: None)
     kernels.library.cache_clear()
     try:
         assert kernels.describe() == "PyTorch (no C compiler here)"

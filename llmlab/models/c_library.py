@@ -2,7 +2,7 @@
 
 A C compiler (`cc`, gcc or clang) turns the file into machine code for the CPU that it
 runs on. The result lies in the user's cache under a name that holds a checksum of the
-source, the compiler's flags and the CPU. Where there is no compiler, `library` says so.
+source, the compiler's flags and the CPU. Where there is no compiler, `build` says so.
 
 Threads come from OpenMP. PyTorch brings an OpenMP of its own, whose threads wait for
 work by spinning: two such pools would fight for the cores. So the library is linked to
@@ -53,11 +53,11 @@ def compiler() -> str | None:
     return None
 
 
-def library(source: Path, functions: Mapping[str, Sequence]) -> ctypes.CDLL:
-    """The compiled functions of a file.
+def build(source: Path, arguments: Mapping[str, Sequence]) -> ctypes.CDLL:
+    """The functions of a C file, compiled; none of them returns anything.
 
     Args:
-        functions: name → the types of its arguments; none returns a value.
+        arguments: for each function the ctypes of its arguments.
     Raises:
         NoCompiler: there is none, or it failed, with what it said.
     """
@@ -71,8 +71,8 @@ def library(source: Path, functions: Mapping[str, Sequence]) -> ctypes.CDLL:
         except (subprocess.CalledProcessError, OSError) as error:
             problem = getattr(error, "stderr", "") or str(error)
             continue
-        for function, arguments in functions.items():
-            getattr(found, function).argtypes = list(arguments)
+        for function, types in arguments.items():
+            getattr(found, function).argtypes = list(types)
             getattr(found, function).restype = None
         return found
     raise NoCompiler(f"{name} could not compile {source.name}: {problem[-500:]}")
@@ -88,12 +88,11 @@ def compiled(source: Path, name: str, flags: list[str]) -> Path:
 
     what = (source.read_text(), name, *flags, platform.processor(), cpu_flags())
     checksum = hashlib.sha256("\0".join(what).encode()).hexdigest()[:16]
-    folder = Path(user_cache_dir("llmlab")) / "kernels"
-    file = folder / f"{source.stem}-{checksum}.so"
+    file = Path(user_cache_dir("llmlab")) / "kernels" / f"{source.stem}-{checksum}.so"
     if file.is_file():
         return file
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
         made = Path(scratch) / file.name
         command = [name, str(source), "-o", str(made), *flags]
         subprocess.run(command, check=True, capture_output=True, text=True)
