@@ -124,13 +124,14 @@ ARROWS = {
         "magnitude_wanda_sparsegpt": "calibration hessian quantization_basics walk",
         "peqa_and_qlora": "quantization_basics walk",
         "recipes": (
-            "awq gptq llm_int8 low_rank magnitude_wanda_sparsegpt "
+            "awq gptq llm_int8 low_rank magnitude_wanda_sparsegpt peqa_and_qlora "
             "quantization_basics smoothquant walk zeroquant"
         ),
         "smoothquant": "calibration folding integer_matmul walk",
         "zeroquant": "calibration integer_matmul quantization_basics walk",
     },
     "inference": {
+        "continuous_batching": "paged_attention",
         "engine": "continuous_batching paged_attention sampling_and_speculation",
         "serving": "engine",
     },
@@ -138,7 +139,7 @@ ARROWS = {
         "book": "cpu syllabus",
         "cli": (
             "book doctor exercises families files fits grading kernels lab "
-            "model_shapes new progress release served standing syllabus words "
+            "model_shapes new peers progress release served standing syllabus words "
             "workspace"
         ),
         "copy_links": "syllabus",
@@ -153,6 +154,7 @@ ARROWS = {
         "model_shapes": "words",
         "mine": "grading standing syllabus words",
         "new": "files syllabus",
+        "peers": "files words",
         "numbers": "printed",
         "progress": "files",
         "release": "exercises files grading syllabus",
