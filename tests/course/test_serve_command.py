@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import time
@@ -17,11 +18,14 @@ from typer.testing import CliRunner
 
 from llmlab.compression import formats, recipes
 from llmlab.compression import quantization_basics as qb
-from llmlab.course import served
+from llmlab.course import mine, served
 from llmlab.course.cli import serve as command
 from llmlab.course.cli.main import app
+from llmlab.course.syllabus import find
+from llmlab.inference.engine import SamplingParams
 from llmlab.models import checkpoint, course_model
 from tests import processes
+from tests.course.learner import ROOT
 from tests.inference.serving.live import make_adapter, make_folder
 from tests.models.hugging_face import make
 
@@ -244,3 +248,28 @@ def test_an_engine_is_made_without_pieces_that_failed(small):
     assert make_engine(()).pieces.pieces.replaced == ["free"]
     assert make_engine({"free"}).pieces.pieces.replaced == []
     assert json.dumps(served.PIECES)
+
+
+def test_the_worked_exercises_run_as_one_engine(tmp_path):
+    """All pieces out of notebooks, in the place of ours: the same text, drafts too."""
+    own = []
+    for slug, names in served.PIECES.items():
+        lesson = find(slug)
+        copy = lesson.work(tmp_path)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(lesson.solution(ROOT), copy)
+        cells = mine.defining_cells(lesson, tmp_path)
+        own += [served.Own(slug, name, "right", cells=cells) for name in names]
+    prompts = [[5, 6, 7, 5, 6], list(range(40)), list(range(35)), [9]]
+    params = SamplingParams(max_new_tokens=30, temperature=0.9, top_p=0.8, seed=3)
+    called = set()
+    texts = []
+    for theirs in (tuple(own), ()):
+        sizes = {"max_sequences": 3, "gamma": 3, "block_size": 4}
+        loading = served.Loading(course_model.DRAFT, {}, theirs, sizes, 100)
+        engine = loading(called.add)(())
+        texts.append(engine.generate(prompts, params))
+        engine.check()
+        assert engine.blocks_in_use == 0
+    assert texts[0] == texts[1]
+    assert {each.name for each in own} <= called
