@@ -12,6 +12,7 @@ import time
 from functools import partial
 
 import httpx
+import psutil
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -158,6 +159,16 @@ def test_it_serves_until_it_is_stopped(started, tmp_path, how):
     assert said.rstrip().endswith("ended")
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{address}/models")
+
+
+def test_when_it_is_killed_its_worker_ends_too(started, tmp_path):
+    (tmp_path / "tiny").mkdir()
+    program = started("--model", make_folder(tmp_path / "tiny"))
+    address_of(program)
+    workers = psutil.Process(program.fork.pid).children(recursive=True)
+    assert workers
+    os.kill(program.fork.pid, signal.SIGKILL)
+    assert psutil.wait_procs(workers, timeout=LIMIT)[1] == []
 
 
 def test_a_model_that_cannot_be_read_ends_it_with_the_reason(started, tmp_path):

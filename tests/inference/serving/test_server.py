@@ -347,6 +347,9 @@ def test_a_full_queue_says_when_to_come_again(folder):
             each.close()
         server.settles()
         assert server.text()
+        never = server.post(prompt="x", n=3)
+        assert never.status_code == 400
+        assert "room for 2 at one time" in never.json()["error"]["message"]
 
 
 def test_a_full_cache_makes_requests_wait_and_all_are_answered(folder, expected):
