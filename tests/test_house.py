@@ -160,7 +160,7 @@ ARROWS = {
         "release": "exercises files grading syllabus",
         "predicting": "inline",
         "sliders": "figures inline traces",
-        "served": "mine syllabus",
+        "served": "mine standing syllabus",
         "standing": "grading progress syllabus",
         "steppers": "inline words",
         "syllabus": "words",
