@@ -6,8 +6,7 @@ Run it in an environment of its own (openvino 2026.4.1, nncf 3.4.0):
 
 `nncf.compress_weights` works on a model of one matrix product. Its codes, scales and
 zero points are read from the constants of the graph; `product` is what OpenVINO then
-computes on the CPU for one input, told to do so in float32. By itself it may take
-bfloat16 there.
+computes on the CPU for one input, told to do so in float32.
 """
 
 from __future__ import annotations
@@ -34,6 +33,9 @@ CASES = {
     "INT4_SYM, by default": {"all_layers": True},
     "INT4_SYM, last layer": {"group_size": 64},
 }
+
+# By itself it rounds x to 8 bits, too, and may compute in bfloat16.
+EXACT = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
 
 
 def weight() -> np.ndarray:
@@ -90,8 +92,10 @@ def main() -> None:
         mode = Mode[name.partition(",")[0]]
         model = nncf.compress_weights(graph(w), mode=mode, **settings)
         data["cases"][name] = constants(model)
-        # by itself it would round x to 8 bits, too
-        exact = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
+        exact = {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+        }
         compiled = ov.compile_model(model, "CPU", exact)
         data["cases"][name]["product"] = compiled(x)[0][0].tolist()
     FILE.write_text(json.dumps(data) + "\n", encoding="utf-8")
