@@ -1,10 +1,11 @@
 """PagedAttention: a key/value cache in blocks that any number of texts can share.
 
-    blocks      block tables, reference counts, copy-on-write, prefixes found by hash
-    attention   one query per sequence, over blocks
-    cache       the memory in blocks, and our Llama on top of it
-    radix       the other way to find a prefix: a tree, token by token
-    waste       where the memory goes, by four ways to hand it out
+    blocks         block tables, reference counts, copy-on-write, prefixes by hash
+    attention      one query per sequence, over blocks
+    cache          the memory in blocks, and our Llama on top of it
+    radix          the other way to find a prefix: a tree, token by token
+    radix_manager  sequences on top of the tree, in the place of a `BlockManager`
+    waste          where the memory goes, by four ways to hand it out
 
 Start with `blocks`.
 """
@@ -14,6 +15,7 @@ from pathlib import Path
 from llmlab.inference.paged_attention import waste
 from llmlab.inference.paged_attention.attention import (
     as_tensor,
+    check_shapes,
     paged_attention,
     paged_attention_by_blocks,
 )
@@ -24,6 +26,7 @@ from llmlab.inference.paged_attention.blocks import (
     allocate,
     append_slot,
     block_keys,
+    blocks_for,
     can_allocate,
     check_pool,
     fork,
@@ -31,6 +34,7 @@ from llmlab.inference.paged_attention.blocks import (
     new_pool,
     register,
     take,
+    truncate,
 )
 from llmlab.inference.paged_attention.cache import (
     Batch,
@@ -41,6 +45,7 @@ from llmlab.inference.paged_attention.cache import (
     prefill,
 )
 from llmlab.inference.paged_attention.radix import RadixTree
+from llmlab.inference.paged_attention.radix_manager import RadixManager
 
 # What scripts/paged_attention_sweep.py measured, a run a line.
 FILE = Path(__file__).parent.parent / "data" / "paged_attention.csv"
@@ -52,14 +57,17 @@ __all__ = [
     "OutOfBlocks",
     "PagedCache",
     "Pool",
+    "RadixManager",
     "RadixTree",
     "Run",
     "allocate",
     "append_slot",
     "as_tensor",
     "block_keys",
+    "blocks_for",
     "can_allocate",
     "check_pool",
+    "check_shapes",
     "decode",
     "fork",
     "free",
@@ -70,5 +78,6 @@ __all__ = [
     "prefill",
     "register",
     "take",
+    "truncate",
     "waste",
 ]

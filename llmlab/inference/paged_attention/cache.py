@@ -20,6 +20,7 @@ from torch import Tensor
 
 from llmlab.inference.paged_attention.attention import as_tensor, paged_attention
 from llmlab.inference.paged_attention.blocks import BlockManager, Copy
+from llmlab.inference.paged_attention.radix_manager import RadixManager
 from llmlab.models.generation import sample
 from llmlab.models.llama import Llama, LlamaConfig
 
@@ -30,12 +31,12 @@ class PagedCache:
     def __init__(
         self,
         config: LlamaConfig,
-        manager: BlockManager,
+        manager: BlockManager | RadixManager,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.manager = manager
         shape = (
-            len(manager.pool.counts),
+            manager.num_blocks,
             manager.block_size,
             config.num_key_value_heads,
             config.head_dim,
@@ -59,6 +60,13 @@ class PagedCache:
     def append(self, sequence: int, token: int) -> bool:
         """Room for a token, in a block of its own if need be. Was one copied?"""
         pair = self.manager.append(sequence, token)
+        if pair is not None:
+            self.copy(pair)
+        return pair is not None
+
+    def truncate(self, sequence: int, length: int) -> bool:
+        """Forget all its tokens from `length` on. Was a block copied?"""
+        pair = self.manager.truncate(sequence, length)
         if pair is not None:
             self.copy(pair)
         return pair is not None

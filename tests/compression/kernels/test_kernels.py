@@ -12,7 +12,7 @@ from llmlab.compression import kernels
 from llmlab.compression import quantization_basics as qb
 from llmlab.compression.kernels import compiling, linears
 from llmlab.compression.quantization_basics import QuantConfig, QuantLinear
-from llmlab.models import generation
+from llmlab.models import c_library, generation
 from tests.models.hugging_face import make
 
 pytestmark = pytest.mark.skipif(
@@ -174,8 +174,8 @@ def test_the_same_without_the_widest_registers(kind, monkeypatch):
     quant = layer(7, 216, group_size=72, symmetric=False)
     x = random(1, 216, seed=6)
     best = kernels.Int4Linear(quant)
-    flags = [kind if flag == "-march=native" else flag for flag in compiling.FLAGS]
-    monkeypatch.setattr(compiling, "FLAGS", tuple(flags))
+    flags = [kind if flag == "-march=native" else flag for flag in c_library.FLAGS]
+    monkeypatch.setattr(c_library, "FLAGS", tuple(flags))
     compiling.library.cache_clear()
     try:
         other = kernels.Int4Linear(quant)
@@ -188,7 +188,7 @@ def test_the_same_without_the_widest_registers(kind, monkeypatch):
 
 
 def test_without_a_compiler_it_says_so(monkeypatch):
-    monkeypatch.setattr(compiling, "compiler", lambda: None)
+    monkeypatch.setattr(c_library, "compiler", lambda: None)
     compiling.library.cache_clear()
     try:
         with pytest.raises(kernels.NoCompiler, match="no C compiler was found"):
