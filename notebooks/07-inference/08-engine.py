@@ -429,7 +429,7 @@ ax.legend(loc="upper left")
 figure(
     fig,
     alt=(
-        "Three lines over 1 to 8 tokens. With one token 8-bit codes take the least time."
+        "Three lines over 1 to 8 tokens. With one token 8-bit codes take least time."
         " Codes of both kinds rise steeply; with eight tokens floats take the least."
     ),
 )
