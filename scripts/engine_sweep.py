@@ -42,7 +42,7 @@ RUNS = [
 RUNS += [("checkpoint", "fp32", 0, run) for run in (1, 2)]
 RUNS += [
     ("product", f"{rows} × {columns} {plugin}", tokens, run)
-    for run in (1,)
+    for run in (1, 2)
     for tokens in (1, 2, 4, 8)
     for rows, columns in SHAPES
     for plugin in ("torch", "int8", "int4")
