@@ -314,7 +314,7 @@ def test_who_hangs_up_leaves_nothing(folder, stream):
         made.close()
         living.until(lambda: HUNG_UP in server.http.get("/metrics").text)
         server.settles()
-        assert server.metric("llmlab_generation_tokens_total") < 190
+        assert server.metric("llmlab_step_seconds_count") < 190  # it did not go on
 
 
 def test_half_a_request_leaves_nothing(server):
