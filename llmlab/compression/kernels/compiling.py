@@ -1,62 +1,19 @@
-"""The C file of this room as a library, made once on each machine.
-
-A C compiler (`cc`, gcc or clang) turns `products.c` into machine code for the CPU that
-it runs on. The result lies in the user's cache under a name that holds a checksum of
-the source, the compiler's flags and the CPU. Where there is no compiler, `library`
-says so.
-
-Threads come from OpenMP. PyTorch brings an OpenMP of its own, whose threads wait for
-work by spinning: two such pools would fight for the cores. So the library is linked to
-PyTorch's where that can be found.
-"""
+"""The C file of this room as a library; see `llmlab.models.c_library`."""
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
 from functools import cache
 from pathlib import Path
 
-import torch
+from llmlab.models.c_library import LONG, POINTER, NoCompiler, build
 
 SOURCE = Path(__file__).parent / "products.c"
-# Sums may be reordered, so that they are taken in vector registers. -ffast-math would
-# allow that, too, but a library that is linked with it sets the processor to flush tiny
-# numbers to 0, everywhere in the process that loads it.
-FLAGS = (
-    "-O3",
-    "-march=native",
-    "-fassociative-math",
-    "-fno-signed-zeros",
-    "-fno-trapping-math",
-    "-fno-math-errno",
-    "-shared",
-    "-fPIC",
-)
-POINTER = ctypes.c_void_p
-LONG = ctypes.c_long
 ARGUMENTS = {
-    "matvec_4bit": [POINTER] * 5 + [LONG] * 3,
-    "decode_4bit": [POINTER] * 4 + [LONG] * 3,
+    "matvec_4bit": [POINTER] * 5 + [LONG] * 4,
+    "decode_4bit": [POINTER] * 4 + [LONG] * 4,
     "matvec_8bit": [POINTER] * 4 + [LONG] * 2,
 }
-
-
-class NoCompiler(RuntimeError):
-    """There is no C compiler here, or it failed."""
-
-
-def compiler() -> str | None:
-    """The C compiler, `$CC` first; None if there is none."""
-    for name in (os.environ.get("CC"), "cc", "gcc", "clang"):
-        if name and shutil.which(name):
-            return name
-    return None
 
 
 def available() -> bool:
@@ -75,63 +32,4 @@ def library() -> ctypes.CDLL:
     Raises:
         NoCompiler: there is none, or it failed, with what it said.
     """
-    name = compiler()
-    if name is None:
-        raise NoCompiler("no C compiler was found: install gcc or clang, or set CC")
-    attempts = [threads() + list(FLAGS), list(FLAGS)]
-    for flags in attempts:  # without OpenMP, one thread does the work
-        try:
-            found = ctypes.CDLL(str(compiled(name, flags)))
-        except (subprocess.CalledProcessError, OSError) as error:
-            problem = getattr(error, "stderr", "") or str(error)
-            continue
-        for function, arguments in ARGUMENTS.items():
-            getattr(found, function).argtypes = arguments
-            getattr(found, function).restype = None
-        return found
-    raise NoCompiler(f"{name} could not compile {SOURCE.name}: {problem[-500:]}")
-
-
-def compiled(name: str, flags: list[str]) -> Path:
-    """The path of the library, which is compiled where it is not there yet.
-
-    Raises:
-        subprocess.CalledProcessError: the compiler failed.
-    """
-    from platformdirs import user_cache_dir
-
-    what = (SOURCE.read_text(), name, *flags, platform.processor(), cpu_flags())
-    checksum = hashlib.sha256("\0".join(what).encode()).hexdigest()[:16]
-    file = Path(user_cache_dir("llmlab")) / "kernels" / f"products-{checksum}.so"
-    if file.is_file():
-        return file
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
-        made = Path(scratch) / file.name
-        command = [name, str(SOURCE), "-o", str(made), *flags]
-        subprocess.run(command, check=True, capture_output=True, text=True)
-        os.replace(made, file)  # whole or not at all, when two compile at once
-    return file
-
-
-def threads() -> list[str]:
-    """The flags for OpenMP, PyTorch's own where it lies beside it."""
-    flags = ["-fopenmp"]
-    folder = Path(torch.__file__).parent
-    for found in [
-        *folder.glob("lib/libgomp*.so*"),
-        *folder.glob("../torch.libs/libgomp*"),
-    ]:
-        return [str(found), f"-Wl,-rpath,{found.parent}", *flags]
-    return flags
-
-
-def cpu_flags() -> str:
-    """What decides which instructions -march=native uses."""
-    info = Path("/proc/cpuinfo")
-    if not info.is_file():
-        return platform.machine()
-    for line in info.read_text(errors="replace").splitlines():
-        if line.startswith(("flags", "Features")):
-            return line
-    return platform.machine()
+    return build(SOURCE, ARGUMENTS)

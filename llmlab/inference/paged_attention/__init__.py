@@ -15,6 +15,7 @@ from pathlib import Path
 from llmlab.inference.paged_attention import waste
 from llmlab.inference.paged_attention.attention import (
     as_tensor,
+    check_shapes,
     paged_attention,
     paged_attention_by_blocks,
 )
@@ -25,6 +26,7 @@ from llmlab.inference.paged_attention.blocks import (
     allocate,
     append_slot,
     block_keys,
+    blocks_for,
     can_allocate,
     check_pool,
     fork,
@@ -32,6 +34,7 @@ from llmlab.inference.paged_attention.blocks import (
     new_pool,
     register,
     take,
+    truncate,
 )
 from llmlab.inference.paged_attention.cache import (
     Batch,
@@ -61,8 +64,10 @@ __all__ = [
     "append_slot",
     "as_tensor",
     "block_keys",
+    "blocks_for",
     "can_allocate",
     "check_pool",
+    "check_shapes",
     "decode",
     "fork",
     "free",
@@ -73,5 +78,6 @@ __all__ = [
     "prefill",
     "register",
     "take",
+    "truncate",
     "waste",
 ]

@@ -186,6 +186,46 @@ def free(pool: Pool, table: Sequence[int]) -> list[int]:
     return again
 
 
+def truncate(
+    pool: Pool,
+    table: list[int],
+    length: int,
+    free: Callable[[Pool, Sequence[int]], list[int]] = free,
+) -> Copy | None:
+    """Only the first `length` tokens of a table stay; the table is changed.
+
+    Speculative decoding takes back what it has stored for nothing. A block that is no
+    longer full will be written again. So nobody may find it from now on, and if others
+    read it, the sequence gets a copy of its own at once.
+
+    Returns:
+        (from, to) when a block must be copied.
+    Raises:
+        OutOfBlocks: a block is needed, and there is none. Nothing has changed then.
+    """
+    kept = blocks_for(length, pool.block_size)
+    dropped = table[kept:]
+    last = table[kept - 1]
+    partial = length % pool.block_size > 0
+    shared = pool.counts[last] > 1
+    again = any(pool.counts[block] == 1 for block in dropped)
+    if partial and shared and not pool.available and not again:
+        raise OutOfBlocks(f"all {len(pool.counts)} blocks are in use")
+    del table[kept:]
+    if dropped:
+        free(pool, dropped)
+    if not partial:
+        return None
+    if shared:
+        table[-1] = take(pool)
+        pool.counts[last] -= 1
+        return last, table[-1]
+    key = pool.keys.pop(last, None)
+    if key is not None:
+        del pool.cached[key]
+    return None
+
+
 def register(pool: Pool, table: Sequence[int], tokens: Sequence[int]) -> None:
     """The keys and values of `tokens` are stored: their full blocks can be found.
 
@@ -296,6 +336,22 @@ class BlockManager:
         self._known(sequence)
         del self.tokens[sequence]
         return self._free(self.pool, self.tables.pop(sequence))
+
+    def truncate(self, sequence: int, length: int) -> Copy | None:
+        """Only its first `length` tokens stay. See `truncate`.
+
+        Raises:
+            ValueError: fewer than one token, or more than there are.
+        """
+        tokens = self._known(sequence)
+        if not 1 <= length <= len(tokens):
+            raise ValueError(
+                f"length={length} must lie between 1 and the {len(tokens)} tokens of"
+                f" sequence {sequence}"
+            )
+        copy = truncate(self.pool, self.tables[sequence], length, self._free)
+        del tokens[length:]
+        return copy
 
     def stored(self, sequence: int) -> None:
         """Keys and values of all its tokens are stored: others can find them."""

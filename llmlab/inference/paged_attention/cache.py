@@ -64,6 +64,13 @@ class PagedCache:
             self.copy(pair)
         return pair is not None
 
+    def truncate(self, sequence: int, length: int) -> bool:
+        """Forget all its tokens from `length` on. Was a block copied?"""
+        pair = self.manager.truncate(sequence, length)
+        if pair is not None:
+            self.copy(pair)
+        return pair is not None
+
 
 class Batch:
     """Some sequences in one forward pass: a cache for `Llama`, and its attention.

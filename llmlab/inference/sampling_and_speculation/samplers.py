@@ -20,7 +20,7 @@ Simplified: no n-gram bans, no minimum length, no bias for single tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -67,7 +67,8 @@ def penalise_repetition(
 
 
 # name → function of (logits, value, prompt, output)
-PROCESSORS: dict[str, Callable[[Tensor, float, Tensor, Tensor], Tensor]] = {
+Processors = Mapping[str, Callable[[Tensor, float, Tensor, Tensor], Tensor]]
+PROCESSORS: Processors = {
     "repetition_penalty": penalise_repetition,
     "presence_penalty": lambda logits, a, _, output: logits - a * (output > 0),
     "frequency_penalty": lambda logits, a, _, output: logits - a * output,
@@ -101,19 +102,25 @@ ORDERS: dict[str, tuple[str, ...]] = {
 
 
 def process(
-    logits: Logits, steps: Sequence[Step], prompt: Counts, output: Counts
+    logits: Logits,
+    steps: Sequence[Step],
+    prompt: Counts,
+    output: Counts,
+    processors: Processors = PROCESSORS,
 ) -> Logits:
     """The logits after all processors, in the order of the list.
 
+    Args:
+        processors: others in the place of ours, by the same names.
     Raises:
-        ValueError: a name that is not in PROCESSORS.
+        ValueError: a name that is not in `processors`.
     """
     for name, value in steps:
-        if name not in PROCESSORS:
+        if name not in processors:
             raise ValueError(
-                f"steps names the processor {name!r}; there are {', '.join(PROCESSORS)}"
+                f"steps names the processor {name!r}; there are {', '.join(processors)}"
             )
-        logits = PROCESSORS[name](logits, value, prompt, output)
+        logits = processors[name](logits, value, prompt, output)
     return logits
 
 
@@ -175,6 +182,7 @@ class SamplerConfig:
         tokens: Sequence[int],
         drafted: Sequence[int] = (),
         prompt: int | None = None,
+        processors: Processors = PROCESSORS,
     ) -> Float[Tensor, "positions vocab"]:
         """What each of the next positions is drawn from, in float64.
 
@@ -183,12 +191,17 @@ class SamplerConfig:
 
         Args:
             prompt: how many of `tokens` are the prompt; None means all.
+            processors: as in `process`.
         """
         steps = self.steps
         vocab = logits.shape[-1]
         asked, output = _counts(tokens, drafted, prompt, len(logits), vocab)
         logits = process(
-            logits.double(), steps, asked.to(logits.device), output.to(logits.device)
+            logits.double(),
+            steps,
+            asked.to(logits.device),
+            output.to(logits.device),
+            processors,
         )
         return probabilities(logits, 0.0 if self.temperature == 0 else 1.0)
 

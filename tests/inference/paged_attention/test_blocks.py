@@ -52,6 +52,12 @@ class Store:
             self.blocks[target] = list(self.blocks[source])
         self.write(sequence, len(self.manager.tokens[sequence]) - 1)
 
+    def truncate(self, sequence: int, length: int) -> None:
+        pair = self.manager.truncate(sequence, length)
+        if pair is not None:
+            source, target = pair
+            self.blocks[target] = list(self.blocks[source])
+
     def check(self) -> None:
         self.manager.check()
         for sequence, tokens in self.manager.tokens.items():
@@ -61,7 +67,7 @@ class Store:
 
 
 class Sequences(RuleBasedStateMachine):
-    """Any order of add, append, fork and free."""
+    """Any order of add, append, fork, truncate and free."""
 
     caching = True
 
@@ -106,6 +112,19 @@ class Sequences(RuleBasedStateMachine):
     def free(self, data):
         self.manager.free(self.some(data))
 
+    @precondition(lambda self: self.manager.tokens)
+    @rule(data=st.data())
+    def truncate(self, data):
+        sequence = self.some(data)
+        length = data.draw(st.integers(1, len(self.manager.tokens[sequence])))
+        before = copy.deepcopy((self.manager.pool, self.manager.tables))
+        try:
+            self.store.truncate(sequence, length)
+        except OutOfBlocks:
+            assert (self.manager.pool, self.manager.tables) == before
+        else:
+            assert len(self.manager.tokens[sequence]) == length
+
     @invariant()
     def all_is_well(self):
         self.store.check()
@@ -127,6 +146,61 @@ def test_any_order_of_calls_keeps_the_invariants_and_the_contents(machine):
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+# Truncation --------------------------------------------------------------------------
+
+
+def test_truncation_gives_whole_blocks_back():
+    manager = BlockManager(10, 4)
+    sequence, _ = manager.add(list(range(11)))
+    table = list(manager.tables[sequence])
+    assert manager.truncate(sequence, 4) is None
+    assert manager.tables[sequence] == table[:1]
+    assert manager.tokens[sequence] == [0, 1, 2, 3]
+    assert manager.used == 1
+    manager.check()
+
+
+def test_a_block_that_will_be_written_again_is_not_found():
+    manager = BlockManager(10, 4)
+    sequence, _ = manager.add(list(range(8)))
+    manager.stored(sequence)
+    manager.truncate(sequence, 6)
+    manager.append(sequence, 99)
+    assert manager.add(list(range(9)))[1] == 4
+    manager.check()
+
+
+def test_a_shared_block_that_will_be_written_again_is_copied():
+    manager = BlockManager(10, 4)
+    first, _ = manager.add(list(range(8)))
+    manager.stored(first)
+    second = manager.fork(first)
+    shared = manager.tables[first][-1]
+    copied = manager.truncate(second, 6)
+    assert copied == (shared, manager.tables[second][-1])
+    assert manager.tables[first][-1] == shared != manager.tables[second][-1]
+    assert manager.add(list(range(9)))[1] == 8  # the first's are as they were
+    manager.check()
+
+
+def test_a_copy_that_has_no_room_changes_nothing():
+    manager = BlockManager(2, 4)
+    first, _ = manager.add(list(range(8)))
+    second = manager.fork(first)
+    before = copy.deepcopy((manager.pool, manager.tables, manager.tokens))
+    with pytest.raises(OutOfBlocks):
+        manager.truncate(second, 7)
+    assert (manager.pool, manager.tables, manager.tokens) == before
+
+
+@pytest.mark.parametrize("length", [0, -1, 9])
+def test_a_length_that_there_is_not_is_refused(length):
+    manager = BlockManager(10, 4)
+    sequence, _ = manager.add(list(range(8)))
+    with pytest.raises(ValueError, match=f"length={length} must lie between 1 and"):
+        manager.truncate(sequence, length)
 
 
 # Prefixes -----------------------------------------------------------------------------
