@@ -63,9 +63,10 @@ print(f"a {1e3 * a:.0f} ms, b {1e3 * b:.1f} ms, c {1e6 * c:.0f} µs")
 print(f"of {len(best)} sizes none is further off than {off:.0%}")
 one, sixteen = cost.seconds(1, 64), cost.seconds(16, 16 * 64)
 print(f"alone: {1 / one:.0f} tokens per second; 16 at once: {16 / sixteen:.0f}")
+print(f"a step of 16 takes {sixteen / one:.1f} times as long as a step of 1")
 
 # %% [markdown]
-# Fifteen seats of sixteen are nearly free. What is lost when they stay empty is the price of a bad plan.
+# Fifteen more seats cost about as much as the first one alone. When they stay empty, most of the machine is lost; when they are filled with padding, it is lost and paid for.
 #
 # ## Predict
 #

@@ -108,11 +108,11 @@ def test_apart_by_hand():
     """Two prompts; the link carries one after the other."""
     requests = [Request(0.0, 10, 3), Request(0.0, 20, 2), Request(5.0, 4, 1)]
     link = Link(bytes_per_second=100.0, bytes_per_token=2.0)
-    served = simulate_apart(requests, Cost(1.0, 0.0), LIMITS, link)
-    # both prompts at 1; moved 0.2 and 0.6 later; the second waits for a step
-    assert served.times[0] == pytest.approx([1.0, 2.2, 3.2])
-    assert served.times[1] == pytest.approx([1.0, 3.2])
-    assert served.times[2] == pytest.approx([6.0])
+    served = simulate_apart(requests, Cost(0.1, 0.0), LIMITS, link)
+    # both prompts at 0.1; the first has come at 0.3, the second 0.4 s after it
+    assert served.times[0] == pytest.approx([0.1, 0.4, 0.5])
+    assert served.times[1] == pytest.approx([0.1, 0.8])
+    assert served.times[2] == pytest.approx([5.1])
 
 
 def test_a_link_without_delay_and_one_request_is_one_machine():
