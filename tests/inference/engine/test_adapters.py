@@ -23,6 +23,7 @@ CONFIGS = {
         alpha_pattern={"k_proj": 30.0},
     ),
 }
+CONFIGS["head"] = lora.LoRAConfig(r=4, target_modules=("lm_head", "v_proj"))
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]
 PARAMS = SamplingParams(max_new_tokens=8)
 
@@ -52,14 +53,14 @@ def engine():
 
 
 def test_rows_of_different_adapters_in_one_batch(engine):
-    names = [None, "small", "wide", "uneven", "small", None]
-    prompts = [PROMPT[i:] for i in range(6)]
+    names = [None, "small", "wide", "uneven", "head", "small", None]
+    prompts = [PROMPT[i:] for i in range(7)]
     written = engine.generate(prompts, PARAMS, names)
     models = [BASE if name is None else MERGED[name] for name in names]
     wanted = [plain(m, p, 8) for m, p in zip(models, prompts, strict=True)]
     assert written == wanted
     # else it would not show whether they are mixed up
-    assert len({tuple(plain(m, PROMPT, 8)) for m in [BASE, *MERGED.values()]}) == 4
+    assert len({tuple(plain(m, PROMPT, 8)) for m in [BASE, *MERGED.values()]}) == 5
 
 
 def test_what_one_adapter_stores_serves_no_other(engine):

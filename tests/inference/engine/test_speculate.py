@@ -159,6 +159,30 @@ def test_what_the_draft_stores_is_found_with_it():
     assert engine.stats.accepted == engine.stats.drafted
 
 
+@pytest.mark.parametrize("length", [5, 6, 7, 8])
+def test_a_block_is_found_when_both_models_have_stored_it(length):
+    """After a round in which all were accepted, the draft lacks the last token.
+
+    The draft is the target itself: its memory must be the same, block by block.
+    """
+    engine = small(TARGET, gamma=3, draft=TARGET)
+    for step in range(9):
+        if step == 0:
+            prompt = (PROMPT * 2)[:length]
+            engine.add(prompt, SamplingParams(max_new_tokens=13))
+        engine.step()
+        found = sorted(engine.cache.manager.pool.cached.values())
+        for layer in range(2):
+            for mine, its in zip(
+                (engine.cache.keys[layer], engine.cache.values[layer]),
+                (engine.drafter.cache.keys[layer], engine.drafter.cache.values[layer]),
+                strict=True,
+            ):
+                torch.testing.assert_close(mine[found], its[found])
+    assert engine.idle
+    assert len(found) >= 3
+
+
 def test_each_request_draws_with_its_own_seed():
     params = SamplingParams(max_new_tokens=9, temperature=1.0, seed=5)
     alone = small(TARGET).generate([PROMPT], params)[0]
