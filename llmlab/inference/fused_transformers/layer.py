@@ -154,9 +154,8 @@ class PackedAttention:
         q = kernels.rope_and_store(qkv, self.cos, self.sin, keys, values, 0)
         out = []
         for a, b in zip(self.starts[:-1], self.starts[1:], strict=True):
-            if a < b:
-                part = sdpa(q[:, :, a:b], keys[:, :, a:b], values[:, :, a:b], None)
-                out.append(part[0].transpose(0, 1).flatten(1))  # (b − a, H·D)
+            part = sdpa(q[:, :, a:b], keys[:, :, a:b], values[:, :, a:b], None)
+            out.append(part[0].transpose(0, 1).flatten(1))  # (b − a, H·D)
         return torch.cat(out)
 
 
@@ -239,6 +238,7 @@ class FusedLlama(nn.Module):
             raise ValueError(f"starts={edges} must rise from 0 to {len(ids)} tokens")
         lengths = starts.diff()
         begins = starts[:-1].repeat_interleave(lengths)
+        # RoPE sees differences only, but angles that grow and grow lose digits
         tables = self.angles(torch.arange(len(ids)) - begins)
         attend = PackedAttention(edges, self.kv_heads, self.head_dim, *tables)
         return F.linear(self.hidden(ids, attend), self.head)

@@ -229,6 +229,22 @@ def test_texts_without_padding(lengths):
 
 
 @torch.no_grad()
+def test_positions_begin_anew_in_each_text(monkeypatch):
+    """The logits would be the same without: RoPE sees differences only."""
+    fused = fuse(make())
+    seen = []
+    angles = fused.angles
+
+    def watched(positions):
+        seen.append(positions.tolist())
+        return angles(positions)
+
+    monkeypatch.setattr(fused, "angles", watched)
+    fused.packed(torch.tensor([5, 6, 7, 8, 9, 1]), torch.tensor([0, 3, 3, 5, 6]))
+    assert seen == [[0, 1, 2, 0, 1, 0]]
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("starts", [[1, 3], [0, 2], [0, 3, 2, 3]])
 def test_starts_that_do_not_rise_are_refused(starts):
     with pytest.raises(ValueError, match=r"must rise from 0 to 3 tokens"):
