@@ -134,7 +134,8 @@ def one_request(new: int = 64) -> Case:
 def one_request_in_four_bits(new: int = 64) -> Case:
     """A single stream with part 06's 4-bit weights, beside their floats."""
     asked = [text()[:32]]
-    model = kernels.fast(qb.apply(real_model.load(), qb.QuantConfig(4, group_size=64)))
+    config = qb.QuantConfig(4, group_size=64)
+    model = packed(kernels.fast(qb.apply(real_model.load(), config)))
     return Case(
         f"the engine, one request, {new} tokens, 4 bits (transformers, fp32)",
         lambda: ours(model, asked, [new]),
