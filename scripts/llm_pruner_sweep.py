@@ -64,8 +64,6 @@ RUNS = [
         for s in (0, 1)
     ],
     ("self_attn", "magnitude", "0.34", 0, 0),
-    *[("mlp", kind, "0.2", 1, STEPS) for kind in ("first", "random")],
-    ("mlp", "first", "0", 1, STEPS),
 ]
 
 
