@@ -19,7 +19,7 @@ import statistics
 from benchmarks.case import Case, alternate
 from llmlab.course import cpu
 
-MODULES = ("models", "peft", "parallelism", "compression")
+MODULES = ("models", "peft", "parallelism", "compression", "inference")
 
 
 def measure(case: Case) -> tuple[float, float, float]:

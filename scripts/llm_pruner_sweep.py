@@ -5,7 +5,8 @@
                                                   loses at most one run
     python scripts/llm_pruner_sweep.py --check 1  run that many lines again and compare
 
-Channels of the MLPs leave layers 5 to 28 of SmolLM2-135M-Instruct. Importance is
+Channels of the MLPs, or key/value heads, leave layers 5 to 28 of
+SmolLM2-135M-Instruct. Importance is
 measured on 10 texts of 64 tokens, from random places of the addresses. The seed draws
 them, and what is random. What is read to judge: the first 1,025 tokens of the held-out
 addresses.
@@ -52,6 +53,19 @@ RUNS = [
     *[("mlp", kind, "0.2", 0, 0) for kind in ("mix", "vector")],
     *[("mlp", kind, "0.2", 0, STEPS) for kind in ("first", "random")],
     ("mlp", "first", "0", 0, STEPS),
+    # more draws
+    *[("mlp", kind, "0.3", seed, 0) for kind in ("random", "first") for seed in (1, 2)],
+    *[("mlp", kind, "0.1", seed, 0) for kind in ("random", "first") for seed in (0, 1)],
+    ("mlp", "magnitude", "0.1", 0, 0),
+    # one of three key/value heads, with the queries that read it
+    *[
+        ("self_attn", kind, "0.34", s, 0)
+        for kind in ("random", "first")
+        for s in (0, 1)
+    ],
+    ("self_attn", "magnitude", "0.34", 0, 0),
+    *[("mlp", kind, "0.2", 1, STEPS) for kind in ("first", "random")],
+    ("mlp", "first", "0", 1, STEPS),
 ]
 
 

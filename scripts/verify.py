@@ -45,11 +45,13 @@ STAGES: dict[str, list[list[str]]] = {
     "book": [[sys.executable, "-m", "llmlab.course.book.build"]],
     "model": [["llmlab", "model", "fetch"]],
     "units": [
-        [*TESTS, "tests", "-m", "not browser", *UNITS, *COVERAGE],
+        [*TESTS, "tests", "-m", "not browser and not peer", *UNITS, *COVERAGE],
         [sys.executable, "-m", "coverage", "report", *ENOUGH],
     ],
     "notebooks": [[*NBVAL, "--nbval", *TWO, "notebooks", "solutions"]],
     "exercises": [[*NBVAL, "--nbval-lax", "--fresh-exercises", *TWO, "exercises"]],
+    # A real Triton beside ours; its environment is made first (270 MB, once).
+    "peers": [[*TESTS, "tests/inference", "-m", "peer", "-rs", "--timeout=600"]],
     "cpus": [[sys.executable, "scripts/test_cpus.py", "--today"]],
     "browser": [
         [

@@ -4,6 +4,7 @@ Their losses are equal, step after step. Here all models are narrower than in a 
 run, with as much for activations beside the weights.
 """
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ import torch._dynamo  # an optimizer imports it: once here, not once in each for
 import torch.distributed.fsdp  # and these
 import torch.distributed.tensor.parallel
 
-from benchmarks import compression, models, parallelism, peft
+from benchmarks import compression, inference, models, parallelism, peft
 from benchmarks.run import main
 from llmlab.parallelism import launch
 
@@ -105,3 +106,20 @@ def test_both_sides_quantise_to_the_same_codes(monkeypatch):
     theirs, their_absmax, _ = case.theirs()
     assert torch.equal(codes, theirs)
     assert torch.equal(absmax, their_absmax)
+
+
+def test_both_sides_write_the_same(monkeypatch):
+    """Of the padded batch, what each request had asked for."""
+    ours, theirs = models.twins(replace(models.SHAPE, **NARROW))
+    draw = random.Random(0)
+    tokens = [draw.randrange(128) for _ in range(2000)]
+    monkeypatch.setattr(inference, "our_model", lambda: ours)
+    monkeypatch.setattr(inference, "their_model", lambda: theirs)
+    monkeypatch.setattr(inference, "text", lambda: tokens)
+    for make in (inference.sixteen_requests, inference.shared_prefix):
+        case = make()
+        written = case.ours()
+        in_batch = case.theirs()
+        assert [
+            row[: len(mine)] for mine, row in zip(written, in_batch, strict=True)
+        ] == written

@@ -124,7 +124,7 @@ ARROWS = {
         "magnitude_wanda_sparsegpt": "calibration hessian quantization_basics walk",
         "peqa_and_qlora": "quantization_basics walk",
         "recipes": (
-            "awq gptq llm_int8 low_rank magnitude_wanda_sparsegpt "
+            "awq gptq llm_int8 low_rank magnitude_wanda_sparsegpt peqa_and_qlora "
             "quantization_basics smoothquant walk zeroquant"
         ),
         "smoothquant": "calibration folding integer_matmul walk",
@@ -133,12 +133,15 @@ ARROWS = {
     "inference": {
         "continuous_batching": "paged_attention",
         "engine": "continuous_batching paged_attention sampling_and_speculation",
+        "serving": "engine",
     },
+    "compilers": {},
     "course": {
         "book": "cpu syllabus",
         "cli": (
             "book doctor exercises families files fits grading kernels lab "
-            "model_shapes new progress release standing syllabus words workspace"
+            "model_shapes new peers progress release served standing syllabus words "
+            "workspace"
         ),
         "copy_links": "syllabus",
         "doctor": "cpu four_bits syllabus",
@@ -150,12 +153,15 @@ ARROWS = {
         "lab_contents": "syllabus workspace",
         "landing": "grading header progress standing syllabus workspace",
         "model_shapes": "words",
+        "mine": "grading standing syllabus words",
         "new": "files syllabus",
+        "peers": "files words",
         "numbers": "printed",
         "progress": "files",
         "release": "exercises files grading syllabus",
         "predicting": "inline",
         "sliders": "figures inline traces",
+        "served": "mine standing syllabus",
         "standing": "grading progress syllabus",
         "steppers": "inline words",
         "syllabus": "words",

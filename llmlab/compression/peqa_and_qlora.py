@@ -29,19 +29,20 @@ registers; here each pass makes the float weight, and keeps nothing of it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from llmlab.compression import quantization_basics as qb
 from llmlab.compression import walk
 from llmlab.compression.quantization_basics import QuantConfig, QuantLinear
 from llmlab.models.accounting import linear_shapes, parameters
+from llmlab.models.language_model import next_token_loss
 from llmlab.models.llama import LlamaConfig
 
 # What scripts/peqa_and_qlora_sweep.py measured, a run a line.
@@ -298,6 +299,50 @@ def store(model: nn.Module) -> nn.Module:
         except ValueError as problem:
             raise ValueError(f"{name}: {problem}") from None
     return walk.put_modules(model, made)
+
+
+def fit(
+    model: nn.Module,
+    batches: Iterable[Int[Tensor, "batch seq"]],
+    learning_rate: float = 3e-4,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[float]:
+    """Trains the scales to predict a text, one step of Adam for each batch.
+
+    Args:
+        batches: token ids.
+        progress: called with the steps that are done, and how many there are.
+    Returns:
+        The loss of each batch before its step, in nats per token.
+    Raises:
+        ValueError: there are no batches, or a loss is not finite; the scales are then
+            as they were.
+    """
+    batches = list(batches)
+    if not batches:
+        raise ValueError("batches=[]: there must be at least one to train on")
+    before = scales(model)
+    parameters = [layer.scale for layer in layers_of(model).values()]
+    adam = torch.optim.Adam(parameters, lr=learning_rate)
+    losses = []
+    for ids in batches:
+        with torch.enable_grad():
+            out = model(ids)
+            loss = next_token_loss(getattr(out, "logits", out), ids)
+            if not loss.isfinite():
+                load_scales(model, before)
+                raise ValueError(
+                    f"the loss is {loss.item()} after {len(losses)} steps: use a"
+                    f" smaller learning_rate than {learning_rate}"
+                )
+            gradients = torch.autograd.grad(loss, parameters)
+        for scale, gradient in zip(parameters, gradients, strict=True):
+            scale.grad = gradient
+        adam.step()
+        losses.append(loss.item())
+        progress(len(losses), len(batches))
+    adam.zero_grad()
+    return losses
 
 
 def remove(model: nn.Module) -> nn.Module:

@@ -221,6 +221,9 @@ def to_blocks(
 
 def check_finite(name: str, x: Tensor) -> None:
     """Raises: ValueError: the tensor called `name` holds NaN or ∞."""
+    # One NaN or ∞ makes the sum one; only then is each value looked at.
+    if x.detach().sum(dtype=torch.float32).isfinite():
+        return
     bad = int((~x.detach().isfinite()).sum())
     if bad:
         raise ValueError(
@@ -291,29 +294,35 @@ def fake_quantize(
 def pack(codes: Int[Tensor, "..."], bits: int) -> UInt8[Tensor, "bytes"]:
     """Codes as a stream of bits, one code after the other, the lowest bit first.
 
+    Eight codes of b bits are b bytes: they are put together in one word of 64 bits.
+
     Args:
         codes: 0 … 2^bits − 1.
     Returns:
         ⌈numel · bits / 8⌉ bytes.
     """
-    bit_of_code = torch.arange(bits, dtype=torch.uint8)
-    bit_of_byte = torch.arange(8, dtype=torch.uint8)
-    # (codes, 1) -> (codes, bits) -> (codes · bits,)
-    stream = (codes.to(torch.uint8).reshape(-1, 1) >> bit_of_code & 1).flatten()
-    stream = F.pad(stream, (0, -len(stream) % 8))  # up to a whole byte
-    stream = stream.reshape(-1, 8)  # (bytes, 8)
-    return (stream << bit_of_byte).sum(-1, dtype=torch.uint8)
+    count = codes.numel()
+    codes = codes.to(torch.uint8).flatten()
+    codes = F.pad(codes, (0, -count % 8)).reshape(-1, 8)  # (words, 8)
+    words = torch.zeros(len(codes), dtype=torch.int64)
+    for i in range(8):
+        words |= codes[:, i].long() << bits * i
+    parts = [(words >> 8 * j).to(torch.uint8) for j in range(bits)]
+    stream = torch.stack(parts, -1).flatten()  # (words, bits) -> (words · bits,)
+    return stream[: -(-count * bits // 8)].clone()
 
 
 def unpack(
     packed: UInt8[Tensor, "bytes"], bits: int, count: int
 ) -> UInt8[Tensor, "count"]:
     """The first `count` codes that `pack` put in."""
-    bit_of_code = torch.arange(bits, dtype=torch.uint8)
-    bit_of_byte = torch.arange(8, dtype=torch.uint8)
-    stream = (packed[:, None] >> bit_of_byte & 1).flatten()  # (bytes · 8,)
-    stream = stream[: count * bits].reshape(-1, bits)  # (count, bits)
-    return (stream << bit_of_code).sum(-1, dtype=torch.uint8)
+    stream = F.pad(packed, (0, -len(packed) % bits)).reshape(-1, bits)  # (words, bits)
+    words = torch.zeros(len(stream), dtype=torch.int64)
+    for j in range(bits):
+        words |= stream[:, j].long() << 8 * j
+    parts = [(words >> bits * i).to(torch.uint8) for i in range(8)]
+    codes = torch.stack(parts, -1).flatten()[:count]  # (words, 8) -> (count,)
+    return codes & 2**bits - 1
 
 
 def bits_per_weight(config: QuantConfig, block_size: int | None = None) -> float:

@@ -26,6 +26,7 @@ from llmlab.compression import (
     gptq,
     llm_int8,
     low_rank,
+    peqa_and_qlora,
     smoothquant,
     walk,
     zeroquant,
@@ -34,6 +35,7 @@ from llmlab.compression import magnitude_wanda_sparsegpt as pruning
 from llmlab.compression import quantization_basics as qb
 from llmlab.compression.low_rank import MXFP4, NVFP4, LowRankConfig
 from llmlab.compression.magnitude_wanda_sparsegpt import PruneConfig
+from llmlab.compression.peqa_and_qlora import PEQAConfig
 from llmlab.compression.quantization_basics import QuantConfig, QuantLinear
 from llmlab.compression.smoothquant import SmoothQuantConfig
 from llmlab.compression.zeroquant import ZeroQuantConfig
@@ -128,6 +130,27 @@ def _gptq(model, batches, recipe, progress, act_order=False):
     return gptq.apply(model, batches, config, store=True, progress=progress)
 
 
+def _peqa(model, batches, recipe, progress):
+    """Round to nearest, then a step of training for each batch.
+
+    What trains afterwards is what did before, but for the weights that are codes now.
+    """
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    floats = walk.linears(model)
+    config = PEQAConfig(recipe.grid)
+    try:
+        peqa_and_qlora.apply(model, config)
+        peqa_and_qlora.fit(model, batches, progress=progress)
+        peqa_and_qlora.store(model)
+    except BaseException:
+        walk.put_modules(model, floats)
+        raise
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in trained)
+    return model
+
+
 def _awq(model, batches, recipe, progress):
     config = awq.AWQConfig(recipe.grid, trial_batches=2)
     awq.apply(model, batches, config, progress=progress)
@@ -171,6 +194,7 @@ METHODS = {
         partial(_gptq, act_order=True), "GPTQ, largest inputs first"
     ),
     "awq": Method(_awq, "salient channels are scaled up first"),
+    "peqa": Method(_peqa, "rounded; then the scales learn to predict the text"),
     "magnitude": Method(
         _prune, "the smallest weights go", reads_text=False, stores="floats"
     ),
@@ -229,7 +253,7 @@ def compress(
     """Follow the recipe, in place.
 
     Args:
-        batches: token ids to calibrate on, where the method reads text.
+        batches: token ids to calibrate on; a method that reads no text ignores them.
         progress: called with the blocks that are done, and how many there are.
     Raises:
         ValueError: the method needs text and got none, or as the method; the model is
@@ -240,7 +264,9 @@ def compress(
         raise ValueError(
             f"batches=None: {recipe.method} calibrates on text, so give it some"
         )
-    return method.run(model, batches, recipe, progress)
+    # ZeroQuant with text would distil, which is another method
+    text = batches if method.reads_text else None
+    return method.run(model, text, recipe, progress)
 
 
 @torch.no_grad()

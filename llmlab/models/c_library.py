@@ -38,6 +38,7 @@ FLAGS = (
 )
 POINTER = ctypes.c_void_p
 LONG = ctypes.c_long
+FLOAT = ctypes.c_float
 
 
 class NoCompiler(RuntimeError):

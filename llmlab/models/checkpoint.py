@@ -324,7 +324,7 @@ def _some(names: list[str], most: int = 6) -> str:
     return text
 
 
-def save(model: Llama, folder: str | Path) -> Path:
+def save(model: Llama, folder: str | Path, *, any_shape: bool = False) -> Path:
     """Write `config.json` and `model.safetensors`, for `load` and for transformers.
 
     A tied embedding is written once; one that merging has untied is written as two.
@@ -332,16 +332,19 @@ def save(model: Llama, folder: str | Path) -> Path:
     format wants more. Each file is replaced whole: a crash leaves the old one, never
     half of a new one.
 
+    Args:
+        any_shape: tensors may have other shapes than the config says, for a loader that
+            knows them; `load` refuses such a folder.
     Returns:
         The folder.
 
     Raises:
         ValueError: the model holds what no Llama's folder can (adapters, 4-bit weights,
-            biases of norms); nothing is written.
+            biases of norms, layers of unequal width); nothing is written.
     """
     from safetensors.torch import save_file
 
-    config, state = _to_store(model)
+    config, state = _to_store(model, any_shape)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     new_config = folder / "config.json.tmp"
@@ -360,7 +363,7 @@ def save(model: Llama, folder: str | Path) -> Path:
     return folder
 
 
-def _to_store(model: Llama) -> tuple[LlamaConfig, dict[str, Tensor]]:
+def _to_store(model: Llama, any_shape: bool) -> tuple[LlamaConfig, dict[str, Tensor]]:
     """The shape and the tensors that a folder of this model holds; raises as `save`."""
     state = {}
     for name, parameter in model.named_parameters():
@@ -385,5 +388,12 @@ def _to_store(model: Llama) -> tuple[LlamaConfig, dict[str, Tensor]]:
             f"the model holds what no Llama's folder can: {_some(foreign)}. Merge"
             " adapters for good, or save them by their own method; dequantise 4-bit"
             " weights"
+        )
+    odd = [name for name, t in state.items() if t.shape != wanted[name]]
+    if odd and not any_shape:
+        raise ValueError(
+            f"the model's config says other shapes than it has: {_some(odd)}. Layers of"
+            " unequal width, as after pruning, need a folder of their own:"
+            " llmlab.compression.llm_pruner.save"
         )
     return config, state

@@ -64,7 +64,7 @@ print(
 )
 
 # %% [markdown]
-# A rationale makes each reply several times as long, for ever. An 8B student that writes rationales still costs less than a 70B model that does not. Is the
+# (`#` stands before an answer, `.` is the end token.) A rationale makes each reply several times as long, for ever. An 8B student that writes rationales still costs less than a 70B model that does not. Is the
 # price worth it?
 #
 # ## Predict
@@ -84,7 +84,7 @@ longer_guess = predict(
 # %% [markdown]
 # ## By hand
 #
-# One step of SCOTT's teacher. It writes a rationale token by token, and was told the answer. Four tokens, with their probabilities: *"?"*, an empty phrase that fits any answer, is
+# SCOTT is one of the seven methods. One step of its teacher: it writes a rationale token by token, and was told the answer. Four tokens, with their probabilities: *"?"*, an empty phrase that fits any answer, is
 # the likeliest. Without the answer it is as likely. Subtract half of the second logarithm from the first:
 #
 # | token | told | not told | $s = \ln p(\text{told}) - \tfrac12 \ln p(\text{not told})$ |
@@ -147,19 +147,19 @@ figure(
 )
 
 # %% [markdown]
-# Grey is read, blue is learnt. With $q$ a question, $r$ a rationale, $a$ an answer:
+# Grey is read, blue is learnt. CoT is chain of thought, ICL in-context learning. With $x$ a question, $r$ a rationale, $a$ an answer, $p$ the teacher and $q$ the student:
 #
 # | paper | what is distilled | asked of the teacher | the student's loss |
 # |---|---|---|---|
-# | Fine-tune-CoT, [Ho et al. 2022](https://arxiv.org/abs/2212.10071 "ho2022reasoning") | the way to the answer | several $r$ per question; wrong $a$ thrown out | $-\log q(r, a \mid q)$ |
+# | Fine-tune-CoT, [Ho et al. 2022](https://arxiv.org/abs/2212.10071 "ho2022reasoning") | the way to the answer | several $r$ per $x$; wrong $a$ thrown out | $-\log q(r, a \mid x)$ |
 # | MT-CoT, [Li et al. 2022](https://arxiv.org/abs/2210.06726 "li2022explanations") | the same, beside the answer | $r$ | $\alpha L_a + (1-\alpha) L_{r,a}$ |
-# | SOCRATIC CoT, [Shridhar et al. 2022](https://arxiv.org/abs/2212.00193 "shridhar2022socratic") | the decomposition | sub-questions $q_j$ and $a_j$ | two students: $q \to q_1 \dots q_n$ and $q_j \to a_j$ |
-# | DISCO, [Chen et al. 2022](https://arxiv.org/abs/2212.10534 "chen2022disco") | what an answer depends on | edits $q'$ with label $l'$; a filter | cross-entropy on $q$ and $q'$ |
-# | SCOTT, [Wang et al. 2023](https://arxiv.org/abs/2305.01879 "wang2023scott") | rationales that are meant | $r$ by contrastive decoding | $-\log q(r, a \mid q) - \log q(a' \mid q, r')$ |
-# | ICL distillation, [Huang et al. 2022](https://arxiv.org/abs/2212.10670 "huang2022icl") | reading demonstrations $D$ | logits behind $D$ | $-\log q(a \mid D, q) + \beta\, \mathrm{KL}(p \Vert q)$ |
+# | SOCRATIC CoT, [Shridhar et al. 2022](https://arxiv.org/abs/2212.00193 "shridhar2022socratic") | the decomposition | sub-questions $x_j$ and $a_j$ | two students: $x \to x_1 \dots x_n$ and $x_j \to a_j$ |
+# | DISCO, [Chen et al. 2022](https://arxiv.org/abs/2212.10534 "chen2022disco") | what an answer depends on | edits $x'$ with label $l'$; a filter | cross-entropy on $x$ and $x'$ |
+# | SCOTT, [Wang et al. 2023](https://arxiv.org/abs/2305.01879 "wang2023scott") | rationales that are meant | $r$ by contrastive decoding | $-\log q(r, a \mid x) - \log q(a' \mid x, r')$ |
+# | ICL distillation, [Huang et al. 2022](https://arxiv.org/abs/2212.10670 "huang2022icl") | reading demonstrations $D$ | logits behind $D$ | $-\log q(a \mid D, x) + \beta\, \mathrm{KL}(p \Vert q)$ |
 # | Lion, [Jiang et al. 2023](https://arxiv.org/abs/2305.12870 "jiang2023lion") | what the student lacks | replies, scores, new questions | cross-entropy, in rounds |
 #
-# Two of them filter. DISCO keeps an edit if a teacher for the task moved: $p(l' \mid q') - p(l' \mid q) > \tau$. Lion calls a question hard
+# Besides Fine-tune-CoT, two of them choose. DISCO keeps an edit if a teacher for the task moved: $p(l' \mid x') - p(l' \mid x) > \tau$. Lion calls a question hard
 # if the referee's scores, each the mean over both orders of the replies, are at least $\tau = 1$ apart, and makes half of the new questions like hard ones, half like
 # easy ones. SCOTT's $r'$ leads to another answer $a'$, and only $a'$ is learnt.
 #
@@ -385,7 +385,7 @@ for name in ("none", "unfiltered", "filtered"):
 # **Counterfactuals expose shortcuts.** By accuracy on questions with the same letters nobody would notice: the students that saw no edits have almost all right.
 # In pairs they fail, for the letter did not change and the answer did. With edits in place of half of the questions, as many in all, the same student understands nearly all pairs.
 #
-# The filter is the method. Of the claims "this edit turns the answer" only a fifth are true, as our generator changes any digit; a teacher's $\Delta > 0.25$ leaves few false ones. Unfiltered, the student learns from wrong labels, and its accuracy falls far below that without any edit.
+# The filter is the method. Of the claims "this edit turns the answer" only a fifth are true, as our generator changes any digit; a teacher's filter with $\tau = 0.25$ leaves few false ones. Unfiltered, the student learns from wrong labels, and its accuracy falls far below that without any edit.
 #
 # ## Are rationales meant, and which questions teach?
 #

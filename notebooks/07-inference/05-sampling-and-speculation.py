@@ -71,7 +71,7 @@ temperature_guess = predict(
 # %% [markdown]
 # ## What a token is drawn from
 #
-# Between logits and the draw stands a list of processors: penalties, temperature, top-k, top-p, min-p. Each sees what those before it left, so the order is part
+# Between logits and the draw stands a list of processors: penalties, temperature, top-k, top-p (the fewest tokens that together reach a share), min-p (those with at least a share of the largest probability). Each sees what those before it left, so the order is part
 # of the sampler, and libraries differ. Here the same two settings are given to the orders of transformers and of vLLM.
 
 # %%
@@ -153,10 +153,10 @@ figure(
 # %% [markdown]
 # ## The idea
 #
-# Lay $q$ over $p$. Where they overlap, a draft stays. What $q$ has too much of is rejected, and that mass is just what is missing elsewhere.
+# Lay $q$ over $p$. In the figure green and orange together are $p$, green and hatched are $q$. Where they overlap, a draft stays. What $q$ has too much of is rejected, and that mass is just what is missing elsewhere.
 #
 # The draft proposes $x_1 \dots x_\gamma$, one after the other, each drawn from $q_i$. One pass of the model over all of them gives $p_1 \dots p_{\gamma+1}$. Then, from first to last
-# ([Leviathan et al. 2022](https://arxiv.org/abs/2211.17192 "leviathan2023fast"), [Chen et al. 2023](https://arxiv.org/abs/2302.01318 "chen2023speculative")):
+# ([Leviathan et al. 2023](https://arxiv.org/abs/2211.17192 "leviathan2023fast"), [Chen et al. 2023](https://arxiv.org/abs/2302.01318 "chen2023speculative")):
 #
 # 1. $x_i$ stays with probability $\min(1, p_i(x_i) / q_i(x_i))$.
 # 2. The first that does not is replaced by a draw from $\max(p_i - q_i, 0)$ over its sum. The text ends there.
@@ -363,7 +363,7 @@ print(f"{draft_passes}; the same tokens: {tokens == chain.tokens}")
 #
 # ## The experiment
 #
-# First, what a round looks like. The course model samples at temperature 0.7 with its draft, $\gamma = 4$. A line is one pass of the model.
+# First, what a round looks like. The course model samples at temperature 0.7 with its draft, $\gamma = 4$. A line is one pass of the model. (36 tokens are asked for, so the last line drafts only two.)
 #
 # Below it, longer texts, with the formula beside them, and **trees**: the draft proposes several tokens for a place, and one pass reads all branches, under a mask that shows each
 # token only its ancestors ([Miao et al. 2024](https://arxiv.org/abs/2305.09781 "miao2024specinfer"), [Cai et al. 2024](https://arxiv.org/abs/2401.10774 "cai2024medusa")).

@@ -414,9 +414,7 @@ TOKENS = (1, 2, 4, 8)
 def step_ms(plugin: str, tokens: int) -> float:
     """All products of a step; the head of int4 is int8."""
     head = "int8" if plugin == "int4" else plugin
-    parts = [
-        n * least("product", f"{s} {plugin}", tokens) for s, n in SHAPES.items()
-    ]
+    parts = [n * least("product", f"{s} {plugin}", tokens) for s, n in SHAPES.items()]
     return 1e3 * (sum(parts) + least("product", f"{HEAD} {head}", tokens))
 
 

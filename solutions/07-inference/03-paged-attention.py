@@ -7,10 +7,10 @@
 # | field | holds |
 # |---|---|
 # | `block_size` | $b$, tokens in a block |
-# | `counts` | for each block, in how many tables it stands |
-# | `available` | the blocks that stand in none: a queue, taken from its front |
-# | `cached` | key → block, for full blocks that can be found again |
-# | `keys` | block → key, the same the other way round |
+# | `counts` | a list: for each block, in how many tables it stands |
+# | `available` | a list of the blocks that stand in none: a queue, taken from its front |
+# | `cached` | a dict, key → block, for full blocks that can be found again |
+# | `keys` | a dict, block → key, the same the other way round |
 #
 # Stuck? `check.hint("free")` shows a hint, and the next one when it is called again.
 
@@ -133,7 +133,7 @@ check.allocate(allocate)
 # ## Exercise 4: paged attention
 # ●●●○○ difficulty · ●●●●○ importance · 20 minutes · 3 points
 #
-# One new token per sequence. Token $j$ of sequence $i$ lies in block `tables[i, j // b]`, at place `j % b`. A sequence sees its first `lengths[i]` tokens; what stands beyond them, in the last block and in the rest of the table, is anything.
+# One new token per sequence. Token $j$ of sequence $i$ lies in block `tables[i, j // b]`, at place `j % b`. A sequence sees its first `lengths[i]` tokens; what stands beyond them, in the last block and in the rest of the table, is any finite numbers.
 # Query heads share key heads: with $G = H / K$, the heads $0 \dots G - 1$ read key head 0, and so on. Scores are divided by $\sqrt{D}$.
 
 

@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -78,6 +79,9 @@ def constant(answer: Callable, make: Callable[[Any], Any]) -> Callable:
     def fill(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
             return make(value.detach())
+        if isinstance(value, np.ndarray):
+            kind = float if value.dtype == object else value.dtype
+            return make(torch.zeros(value.shape)).numpy().astype(kind)
         if isinstance(value, bool | int | float):
             return type(value)(make(torch.tensor(value)).item())
         if isinstance(value, str | Path):

@@ -498,3 +498,29 @@ def test_the_stored_runs_show_what_the_lesson_says(bits):
         assert float(rows[seed]["loss"]) < float(lora_qv[seed]["loss"])
         lost = float(lora_all[seed]["stored"]) - float(lora_all[seed]["loss"])
         assert lost > {"4": 0.01, "3": 0.07, "2": 0.4}[bits]
+
+
+def test_fit_takes_a_step_of_adam_for_each_batch():
+    torch.manual_seed(0)
+    model = peqa.apply(make(), PEQAConfig(GROUPS))
+    twin = deepcopy(model)
+    batches = [torch.arange(12).reshape(2, 6), torch.arange(12).reshape(2, 6) + 3]
+    losses = peqa.fit(model, iter(batches), learning_rate=1e-2)
+    parameters = [layer.scale for layer in peqa.layers_of(twin).values()]
+    adam = torch.optim.Adam(parameters, lr=1e-2)
+    for ids, found in zip(batches, losses, strict=True):
+        logits = twin(ids)[:, :-1]
+        loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+        assert found == pytest.approx(loss.item(), rel=1e-6)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    for name, want in peqa.scales(twin).items():
+        torch.testing.assert_close(peqa.scales(model)[name], want)
+    before = peqa.scales(model)
+    with pytest.raises(ValueError, match="at least one to train on"):
+        peqa.fit(model, [])
+    with pytest.raises(ValueError, match="after 1 steps: use a smaller learning_rate"):
+        peqa.fit(model, batches, learning_rate=1e30)
+    for name, want in before.items():
+        assert torch.equal(peqa.scales(model)[name], want)

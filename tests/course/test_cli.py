@@ -77,6 +77,7 @@ def test_help_names_every_command_and_is_quick():
         "hint",
         "doctor",
         "model",
+        "peer",
         "book",
         "new",
         "release",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from typer.testing import CliRunner
 from llmlab.compression import formats, recipes
 from llmlab.compression import quantization_basics as qb
 from llmlab.course.cli.main import app
-from llmlab.models import checkpoint, course_model
+from llmlab.models import checkpoint, course_model, language_model
 from tests.models.hugging_face import make
 
 TOKENS = torch.arange(2 * 9).reshape(2, 9)
@@ -144,6 +145,61 @@ def test_every_recipe_gives_a_model_that_runs(method):
     assert not torch.equal(got, want)
     error = ((got - want).square().sum() / want.square().sum()).item()
     assert error < (2 if recipes.METHODS[method].stores == "floats" else 0.5)
+
+
+def test_peqa_says_what_it_did(folder, tmp_path):
+    out, report = tmp_path / "out", tmp_path / "report.json"
+    words = ["--method", "peqa", "--group", 16, "--tokens", 768, "--no-judge"]
+    code, said = run(folder, "-o", out, *words, "--json", report)
+    assert code == 0, said
+    assert "then 3 steps of training, a run of 256 tokens each, for the scales" in said
+    assert json.loads(report.read_text())["steps"] == 3
+    name = "model.layers.1.mlp.down_proj"
+    rounded = qb.apply(checkpoint.load(folder), qb.QuantConfig(group_size=16))
+    want, found = (m.get_submodule(name) for m in (rounded, formats.load(out)))
+    assert torch.equal(found.codes(), want.codes())
+    assert not torch.equal(found.scale, want.scale)
+
+
+def test_peqa_reads_the_text_better_than_rounding_and_changes_scales_alone():
+    torch.manual_seed(0)
+    text = [torch.arange(16)[None] % 5] * 8
+    model = make(tie_word_embeddings=True, attention_bias=True)
+    model.model.norm.weight.requires_grad_(False)
+    flags = {name: p.requires_grad for name, p in model.named_parameters()}
+    kept = {name: p.clone() for name, p in model.named_parameters()}
+    rounded = recipes.compress(deepcopy(model), recipes.Recipe("rtn", 3, 8))
+    seen = []
+    made = recipes.compress(
+        model, recipes.Recipe("peqa", 3, 8), text, lambda *now: seen.append(now)
+    )
+    assert seen == [(i + 1, 8) for i in range(8)]
+    loss = [
+        language_model.next_token_loss(m(text[0]), text[0]) for m in (made, rounded)
+    ]
+    assert loss[0] < loss[1] - 0.001
+    for name, parameter in made.named_parameters():
+        assert torch.equal(parameter, kept[name])
+        assert parameter.requires_grad == flags[name]
+    for name, module in made.named_modules():
+        if isinstance(module, qb.QuantLinear):
+            assert torch.equal(module.codes(), rounded.get_submodule(name).codes())
+
+
+def test_peqa_that_fails_leaves_the_model():
+    model = make()
+    model.model.layers[0].mlp.up_proj.weight.requires_grad_(False)
+    flags = {name: p.requires_grad for name, p in model.named_parameters()}
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    recipe = recipes.Recipe("peqa", group=16)
+    with pytest.raises(ValueError, match="no token to predict"):
+        recipes.compress(model, recipe, [TOKENS, TOKENS[:, :1]])
+    model.model.norm.weight.data[0] = before["model.norm.weight"][0] = torch.inf
+    with pytest.raises(ValueError, match="the loss is nan after 0 steps"):
+        recipes.compress(model, recipe, [TOKENS])
+    for name, t in model.state_dict().items():
+        assert torch.equal(t, before[name])
+    assert flags == {name: p.requires_grad for name, p in model.named_parameters()}
 
 
 def test_a_recipe_knows_its_bits():

@@ -38,8 +38,12 @@ LESSONS = (
     "07-inference/01-prefill-decode-kv-cache",
     "07-inference/02-flash-attention",
     "07-inference/03-paged-attention",
+    "07-inference/04-continuous-batching",
     "07-inference/05-sampling-and-speculation",
+    "07-inference/06-fused-transformers",
+    "07-inference/07-model-server",
     "07-inference/08-engine",
+    "08-compilers/02-front-end",
 )
 CELLS = 28  # at most
 LINES = 150  # of code that is not folded, at most

@@ -131,7 +131,9 @@ def run_free(answer: Callable, n: int) -> Outcome:
     what = "free(pool, table)"
     found = expect(answer(pool, table), kind=(list, tuple), what=what)
     back = [whole(block, what) for block in found]
-    return {"the result": back, **left_in(pool), "the table": table == given}
+    if table != given:
+        raise Mistake("the table itself was changed: it stays as it is")
+    return {"the result": back, **left_in(pool)}
 
 
 @check.exercise(
@@ -205,6 +207,29 @@ def free_shared_only_counts(pool: Pool, table: list[int]) -> list[int]:
     return again
 
 
+def free_to_the_first_shared(pool: Pool, table: list[int]) -> list[int]:
+    """Leaves the loop where another table holds a block."""
+    again = []
+    for block in reversed(table):
+        pool.counts[block] -= 1
+        if pool.counts[block] > 0:
+            break
+        pool.available.append(block)
+        again.append(block)
+    return again
+
+
+def free_without_keys(pool: Pool, table: list[int]) -> list[int]:
+    """Blocks that can be found again are kept out of the queue."""
+    again = []
+    for block in reversed(table):
+        pool.counts[block] -= 1
+        if pool.counts[block] == 0 and block not in pool.keys:
+            pool.available.append(block)
+            again.append(block)
+    return again
+
+
 def wrong_frees() -> dict[str, Callable]:
     """Diagnosis → a wrong way."""
     return {
@@ -218,6 +243,10 @@ def wrong_frees() -> dict[str, Callable]:
         " too": free_shared_only_counts,
         "blocks become available while one table still holds them: at 0, not at"
         " 1": freeing(when=lambda count: count <= 1),
+        "it ends at the first shared block: those in front of it lose a reference,"
+        " too": free_to_the_first_shared,
+        "blocks with a key did not become available: they do, and can be found until"
+        " they are taken": free_without_keys,
         "the counts did not go down: each block of the table loses one"
         " reference": freeing(less=0),
         "the counts went up": freeing(less=-1),
@@ -371,6 +400,21 @@ def slot_of_full_too(pool: Pool, table: list[int], length: int) -> tuple | None:
     return slot()(pool, table, length)
 
 
+def slot_of_full_instead(pool: Pool, table: list[int], length: int) -> tuple | None:
+    """Looks at the count first: a full block that is shared gets a copy, no room."""
+    shared = bool(table) and pool.counts[table[-1]] > 1
+    return slot(full=lambda n, size: n % size == 0 and not shared)(pool, table, length)
+
+
+def slot_counted_twice(pool: Pool, table: list[int], length: int) -> tuple | None:
+    """Counts this table, as `take` has done."""
+    before = list(table)
+    found = slot()(pool, table, length)
+    if table != before:
+        pool.counts[table[-1]] += 1
+    return found
+
+
 def slot_uncounted(pool: Pool) -> int:
     """A block from the queue whose count nobody has set."""
     block = take(pool)
@@ -403,6 +447,13 @@ def wrong_slots() -> dict[str, Callable]:
         ),
         "a shared block that is full was copied: nothing will be written to"
         " it": slot_of_full_too,
+        "a shared block that is full was copied, and no room was made: a full one is"
+        " case 1, shared or not": slot_of_full_instead,
+        "the pair names the new block twice: keep the old one's number before you put"
+        " the new one in its place": slot(result=lambda last, own: (own, own)),
+        "the new block has the count 2: `take` has counted this table": (
+            slot_counted_twice
+        ),
         "it was copied because an earlier block of the table is shared: only the last"
         " one is written": slot_all_shared,
         "the old block keeps the reference of this table: its count goes down by"
@@ -569,6 +620,24 @@ def allocate_nothing(pool: Pool, tokens: list[int]) -> tuple[list[int], int]:
     return allocating(most=lambda length, size: 0)(pool, tokens)
 
 
+def allocate_from_running(pool: Pool, tokens: list[int]) -> tuple[list[int], int]:
+    """Finds only blocks that some table holds."""
+
+    def held(tokens: Sequence[int], size: int) -> list[bytes]:
+        keys = block_keys(tokens, size)
+        idle = (pool.cached.get(key) in pool.available for key in keys)
+        return keys[: next((i for i, is_idle in enumerate(idle) if is_idle), None)]
+
+    return allocating(keys=held)(pool, tokens)
+
+
+def allocate_and_register(pool: Pool, tokens: list[int]) -> tuple[list[int], int]:
+    """Gives the new blocks their keys at once."""
+    table, found = allocating()(pool, tokens)
+    paged.register(pool, table, tokens)
+    return table, found
+
+
 def allocate_zero(pool: Pool) -> int:
     """A block whose count is not set."""
     block = take(pool)
@@ -598,6 +667,10 @@ def wrong_allocates() -> dict[str, Callable]:
         ),
         "blocks after a gap are reused: stop at the first key that is missing, or the"
         " table is out of order": allocating(miss="go on"),
+        "found blocks that no table holds were passed over: they can be reused"
+        " until they are taken": allocate_from_running,
+        "the new blocks were given keys: their contents are not computed"
+        " yet": allocate_and_register,
         "the keys know nothing of what stands before their block: take"
         " `block_keys(tokens, …)` of the whole text": allocating(keys=keys_alone),
         "found blocks stay in `available`: one whose count was 0 must leave"
@@ -731,6 +804,27 @@ def attending(
     return torch.einsum("bhs,bshd->bhd", weights, v)
 
 
+def block_by_block(
+    q: Tensor, keys: Tensor, values: Tensor, tables: Tensor, lengths: Tensor
+) -> Tensor:
+    """The mean of what the blocks of a text give alone."""
+    b = keys.shape[1]
+    rows = []
+    for i, n in enumerate(lengths.tolist()):
+        parts = [
+            attending(
+                q[i : i + 1],
+                keys,
+                values,
+                tables[i : i + 1, m : m + 1],
+                torch.tensor([min(b, n - m * b)]),
+            )
+            for m in range(-(-n // b))
+        ]
+        rows.append(torch.cat(parts).mean(0))
+    return torch.stack(rows)
+
+
 def wrong_attentions(
     q: Tensor, keys: Tensor, values: Tensor, tables: Tensor, lengths: Tensor
 ) -> dict[str, Callable[[], Tensor]]:
@@ -745,6 +839,7 @@ def wrong_attentions(
         return x.transpose(1, 2).flatten(1, 2)
 
     in_order = torch.arange(tables.numel()).view(tables.shape)
+    first = torch.arange(tables.shape[1]).expand_as(tables)
     return {
         "what stands beyond a text is not hidden: the last block is not full, and"
         " shorter tables are filled up": with_(
@@ -785,6 +880,12 @@ def wrong_attentions(
         ),
         "the tables are not used: blocks were read in the order of the memory": (
             lambda: attending(q, keys, values, in_order, lengths)
+        ),
+        "the tables are not used: every text was read from block 0 on": (
+            lambda: attending(q, keys, values, first, lengths)
+        ),
+        "each block has a softmax of its own: one runs over all tokens of a text": (
+            lambda: block_by_block(*inputs)
         ),
         "the tables are used for the keys only: values lie in the same blocks": with_(
             value_tables=in_order

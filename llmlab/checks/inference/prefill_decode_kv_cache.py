@@ -162,12 +162,18 @@ def append(answer):
         ([3, 1, 5], [2, 4, 1], 4, 9),  # padding in two rows
         ([2, 6], [3, 3], 3, 9),  # the last place of a row is filled
         ([4, 1, 0], [1, 1, 0], 1, 5),  # decoding; one row rests, another is full then
+        ([3, 1], [1, 2], 3, 5),  # the padding of a row has no place
     ):
         lengths, counts = torch.tensor(lengths), torch.tensor(counts)
         buffer, new, right = case(lengths, counts, T, C)
         given = buffer.clone()
         lengths_before, new_before = lengths.clone(), new.clone()
-        after = answer(buffer, new, lengths, counts)
+        try:
+            after = answer(buffer, new, lengths, counts)
+        except ValueError as error:
+            raise Mistake(
+                f"ValueError ({error}), though every row fits: {why(lengths, T, C)}"
+            ) from error
         untouched(lengths, lengths_before, new, new_before)
         diagnose(
             buffer,
@@ -195,6 +201,13 @@ def append(answer):
             what="the lengths that are returned",
         )
     full_row(answer)
+
+
+def why(lengths: Tensor, T: int, C: int) -> str:
+    """What an answer may have missed that refuses rows that fit."""
+    if (lengths + T > C).any():
+        return "a row grows by counts[b] tokens, and padding needs no place"
+    return "a row may have C tokens, in the places 0 to C − 1"
 
 
 def case(

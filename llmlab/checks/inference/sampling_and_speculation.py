@@ -124,6 +124,8 @@ def wrong_top_p(logits: Tensor, p: float) -> dict:
     by_gather = logits.masked_fill(~stays.gather(-1, order), -torch.inf)
     unsorted = probs.cumsum(-1) - probs < p
     of_first = torch.zeros_like(stays).scatter(-1, order, everywhere)
+    below = ordered.cumsum(0) - ordered < p
+    down = torch.zeros_like(stays).scatter(-1, order, below)
     return {
         "the token that crosses p is gone: it stays, so that p is reached": kept_by(
             lambda s, q, p: s <= p
@@ -142,6 +144,12 @@ def wrong_top_p(logits: Tensor, p: float) -> dict:
         "the sum runs over the batch: each row is a distribution of its own": kept_by(
             lambda s, q, p: s - q < p, dim=0
         )(logits, p),
+        "the sum runs over the batch, in sorted order: over the tokens of a"
+        " row": logits.masked_fill(~down, -torch.inf),
+        "the logits come back in sorted order: put them back into the vocabulary's"
+        " order, with `scatter`": logits.gather(-1, order).masked_fill(
+            ~stays, -torch.inf
+        ),
         "each row keeps as many tokens as the first: count row by row": (
             logits.masked_fill(~of_first, -torch.inf)
         ),
@@ -155,6 +163,8 @@ def wrong_top_p(logits: Tensor, p: float) -> dict:
             right.masked_fill(right.isinf(), 0.0)
         ),
         "these are probabilities: logits are asked": right.softmax(-1),
+        "these are logarithms of probabilities: the logits that stay are as they"
+        " were": right.log_softmax(-1),
         "these are the old probabilities: logits are asked": (
             probs.masked_fill(right.isinf(), 0.0)
         ),
@@ -262,7 +272,20 @@ def accept(answer):
                 f"right for three drafted tokens, wrong for {gamma}: take the sizes"
                 " from the arguments"
             )
+    _never_said(answer)
     _same_distribution(answer)
+
+
+def _never_said(answer: Callable) -> None:
+    """u = 0 and a token that the target never says."""
+    p = torch.tensor([[0.0, 1.0], [0.5, 0.5]], dtype=torch.float64)
+    q = torch.tensor([[0.5, 0.5]], dtype=torch.float64)
+    u = torch.tensor([0.0, 0.3], dtype=torch.float64)
+    if tokens_of(answer(p, q, [0], u), "the result") != [1]:
+        raise Mistake(
+            "a token of p = 0 stays when u = 0: the target never says it, so it stays"
+            " if u < p / q, not if u ≤ p / q"
+        )
 
 
 def _same_distribution(answer: Callable) -> None:
@@ -338,6 +361,16 @@ def normal(values: Tensor) -> Tensor:
     return values / values.sum()
 
 
+def without_rejected(p, q, drafted, u):
+    """The correction from p, from which the rejected token alone was taken out."""
+    for i, x in enumerate(drafted):
+        if u[i] * q[i, x] >= p[i, x]:
+            others = p[i].clone()
+            others[x] = 0
+            return [*drafted[:i], draw(normal(others), u[-1])]
+    return [*drafted, draw(p[-1], u[-1])]
+
+
 def wrong_accepts(cases: list[Case]) -> dict[str, Callable[[], Tensor]]:
     """What usual mistakes keep."""
 
@@ -374,6 +407,16 @@ def wrong_accepts(cases: list[Case]) -> dict[str, Callable[[], Tensor]]:
         "the residual is a softmax of p − q here: cut at 0 and divide by the sum": but(
             correction=lambda p, q, i: (p[i] - q[i]).softmax(-1)
         ),
+        "the residual is a softmax of max(p − q, 0) here: divide by the sum": but(
+            correction=lambda p, q, i: (p[i] - q[i]).clamp(min=0).softmax(-1)
+        ),
+        "the correction is drawn from p without the rejected token: other tokens were"
+        " drafted too often, as well, so take off all of q, max(p − q, 0)": of(
+            without_rejected
+        ),
+        "the residual takes p of the next place: p[i] and q[i] belong together": but(
+            correction=lambda p, q, i: residual(p[i + 1], q[i])
+        ),
         "the correction is drawn from the distributions of the next place: it stands in"
         " the place of the rejected token": but(correction=lambda p, q, i: p[i + 1]),
         "the correction is drawn from the last row of p: it stands in the place of the"
@@ -404,6 +447,8 @@ def wrong_accepts(cases: list[Case]) -> dict[str, Callable[[], Tensor]]:
         ),
         "the correction is drawn with the uniform that decided the rejection: that one"
         " is not uniform any more. Use the last": but(end=lambda u, i: u[i]),
+        "the correction is drawn with the next uniform: the last one draws, in both"
+        " cases": but(end=lambda u, i: u[i + 1]),
         "all places are decided by the same uniform: place i has u[i]": but(
             coin=lambda u, i: u[0]
         ),
@@ -494,6 +539,15 @@ def searched(
     return rule
 
 
+def looked_up_in_full(tokens: list[int], count: int, longest: int) -> list[int]:
+    """Passes over a place after which fewer than `count` tokens stand."""
+    for n in range(min(longest, len(tokens) - 1), 0, -1):
+        for start in range(len(tokens) - n - count + 1):
+            if tokens[start : start + n] == tokens[-n:]:
+                return tokens[start + n :][:count]
+    return []
+
+
 def wrong_lookups(cases: list) -> dict[str, Callable[[], Tensor]]:
     """What usual mistakes find."""
 
@@ -542,6 +596,8 @@ def wrong_lookups(cases: list) -> dict[str, Callable[[], Tensor]]:
         "the slice ends at start + count: it ends `count` after its beginning": but(
             found=lambda tokens, start, n, count: tokens[start + n : start + count]
         ),
+        "a place with fewer than `count` tokens after it was passed over: return those"
+        " that there are": lambda: looked_up(looked_up_in_full)(cases),
         "the first tokens of the text are looked for: the last ones are asked": but(
             suffix=lambda tokens, n: tokens[:n],
             starts=lambda length, n: range(1, length),
@@ -581,6 +637,11 @@ def tree_mask(answer):
         n = len(parents)
         got = expect(answer(parents, past), shape=(None, None), what="the mask")
         right = speculation.tree_mask(parents, past)
+        if got.shape == right.shape and past == 0 and got[:-1, -1].any():
+            raise Mistake(
+                "with no cache other nodes see the last one: an index of −1, the"
+                " root's parent, counts from the end"
+            )
         if got.shape != (n, past + n) or not torch.equal(got.bool(), right):
             raise Mistake(
                 f"right for eight nodes after 3 tokens, wrong for parents={parents}"
@@ -607,6 +668,8 @@ def wrong_masks(parents: list[int], past: int) -> dict[str, Tensor]:
     brothers = tree | (torch.tensor(parents)[:, None] == torch.tensor(parents)[None])
     no_root = tree.clone()
     no_root[1:, 0] = False
+    first = torch.zeros(n, n, dtype=torch.bool)
+    first[0, 0] = True
 
     def after(block: Tensor) -> Tensor:
         return torch.cat([cache, block], -1)
@@ -634,6 +697,8 @@ def wrong_masks(parents: list[int], past: int) -> dict[str, Tensor]:
             brothers
         ),
         "the root is not seen: it is an ancestor of all": after(no_root),
+        "the root is not seen, not even by itself: the way up ends at −1, not at"
+        " 0": after(no_root & ~first),
         "the cache is hidden: every node sees the whole text before it": torch.cat(
             [torch.zeros_like(cache), tree], -1
         ),

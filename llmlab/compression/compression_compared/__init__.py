@@ -33,7 +33,11 @@ from llmlab.compression.compression_compared.grammar import (
     pairs,
     preferred,
 )
-from llmlab.compression.compression_compared.mixed import follow
+from llmlab.compression.compression_compared.mixed import (
+    follow,
+    planned_bytes,
+    rounded,
+)
 from llmlab.compression.compression_compared.speed import (
     CodedEmbedding,
     EightBitLinear,
@@ -68,8 +72,10 @@ __all__ = [
     "parameters",
     "pareto",
     "per_token",
+    "planned_bytes",
     "predicted_rate",
     "preferred",
+    "rounded",
     "stored_bytes",
     "write",
 ]

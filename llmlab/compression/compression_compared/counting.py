@@ -37,12 +37,12 @@ def tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         seen.add(tensor.data_ptr())
 
 
-def on_disk(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def on_disk(name: str, tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
     """Floats of the model in `dtype`; what a method stores stays as it is."""
     last = name.rpartition(".")[2]
     if tensor.dtype == torch.float32 and last in ("weight", "bias", "values"):
-        return tensor.to(dtype)
-    return tensor
+        return dtype
+    return tensor.dtype
 
 
 def stored_bytes(model: nn.Module, dtype: torch.dtype | None = None) -> dict[str, int]:
@@ -54,8 +54,7 @@ def stored_bytes(model: nn.Module, dtype: torch.dtype | None = None) -> dict[str
     inside = set(recipes.stored_linears(model))
     parts = {"linears": 0, "embedding": 0, "head": 0, "rest": 0}
     for name, tensor in tensors(model):
-        if dtype is not None:
-            tensor = on_disk(name, tensor, dtype)
+        stored = tensor.dtype if dtype is None else on_disk(name, tensor, dtype)
         part = "rest"
         if name.startswith(recipes.EMBEDDING):
             part = "embedding"
@@ -63,7 +62,7 @@ def stored_bytes(model: nn.Module, dtype: torch.dtype | None = None) -> dict[str
             part = "head"
         elif not name.endswith(".bias") and owners(name) & inside:
             part = "linears"
-        parts[part] += tensor.numel() * tensor.element_size()
+        parts[part] += tensor.numel() * stored.itemsize
     return parts
 
 
@@ -119,7 +118,7 @@ def write(
     """
     stored = {}
     for name, tensor in tensors(model):
-        tensor = on_disk(name, tensor.detach(), dtype)
+        tensor = tensor.detach().to(on_disk(name, tensor, dtype))
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise ValueError(f"{name} would not be finite in dtype={dtype}")
         stored[name] = tensor.contiguous()

@@ -10,8 +10,8 @@ from llmlab.models.c_library import LONG, POINTER, NoCompiler, build
 
 SOURCE = Path(__file__).parent / "products.c"
 ARGUMENTS = {
-    "matvec_4bit": [POINTER] * 5 + [LONG] * 3,
-    "decode_4bit": [POINTER] * 4 + [LONG] * 3,
+    "matvec_4bit": [POINTER] * 5 + [LONG] * 4,
+    "decode_4bit": [POINTER] * 4 + [LONG] * 4,
     "matvec_8bit": [POINTER] * 4 + [LONG] * 2,
 }
 

@@ -43,49 +43,48 @@ class Int4Linear(nn.Module):
             raise ValueError(
                 f"config={config} must have 4 bits and groups of an even size"
             )
+        # the kernel's codes are 0 … 15, and 8 is the zero point of symmetric ones
         middle = 8 if config.symmetric else 0
         codes = (linear.codes() + middle).reshape(-1, size)  # (blocks, size)
+        zero = None if config.symmetric else linear.zeros().flatten().to(torch.uint8)
+        # float16 holds no bfloat16 of a large or tiny scale: those become float32
+        narrow = linear.scale.dtype == torch.float16
+        scale = linear.scale if narrow else linear.scale.float()
         self.shape = (rows, columns, size)
         self.register_buffer("packed", pack_halves(codes))
-        self.register_buffer("scale", linear.scale.float().flatten().contiguous())
-        self.register_buffer("zero", (linear.zeros() + middle).flatten().contiguous())
+        self.register_buffer("scale", scale.flatten().contiguous())
+        self.register_buffer("zero", zero)
         self.bias = linear.bias
         self.kernel = library()
+
+    def stored(self) -> tuple[int, int, int | None]:
+        """Where codes, scales and zero points lie."""
+        zero = None if self.zero is None else self.zero.data_ptr()
+        return self.packed.data_ptr(), self.scale.data_ptr(), zero
+
+    def sizes(self) -> tuple[int, int, int, int]:
+        """Rows, columns, group, and whether a scale has 32 bits."""
+        return *self.shape, int(self.scale.dtype == torch.float32)
 
     @property
     def weight(self) -> Float[Tensor, "out in"]:
         """The decoded weight."""
-        rows, columns, size = self.shape
+        rows, columns, _ = self.shape
         out = torch.empty(rows, columns)
-        self.kernel.decode_4bit(
-            self.packed.data_ptr(),
-            self.scale.data_ptr(),
-            self.zero.data_ptr(),
-            out.data_ptr(),
-            rows,
-            columns,
-            size,
-        )
+        self.kernel.decode_4bit(*self.stored(), out.data_ptr(), *self.sizes())
         return out
 
     def forward(self, x: Float[Tensor, "... in"]) -> Float[Tensor, "... out"]:
-        rows, columns, size = self.shape
+        rows, columns, _ = self.shape
         flat = x.reshape(-1, columns)  # (tokens, in)
         if len(flat) > FEW or x.dtype != torch.float32 or x.requires_grad:
             return F.linear(x, self.weight.to(x.dtype), self.bias)
         flat = flat.contiguous()
         y = torch.empty(len(flat), rows)
+        stored, sizes = self.stored(), self.sizes()
         for t in range(len(flat)):
-            self.kernel.matvec_4bit(
-                self.packed.data_ptr(),
-                self.scale.data_ptr(),
-                self.zero.data_ptr(),
-                flat[t].data_ptr(),
-                y[t].data_ptr(),
-                rows,
-                columns,
-                size,
-            )
+            vectors = flat[t].data_ptr(), y[t].data_ptr()
+            self.kernel.matvec_4bit(*stored, *vectors, *sizes)
         if self.bias is not None:
             y += self.bias
         return y.reshape(*x.shape[:-1], rows)

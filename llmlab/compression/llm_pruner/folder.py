@@ -48,7 +48,7 @@ def save(model: Llama, folder: str | Path) -> Path:
     if not isinstance(model, Llama):
         raise ValueError(f"model={type(model).__name__} must be a Llama of llmlab")
     walk.linears(model, skip=())
-    folder = checkpoint.save(model, folder)
+    folder = checkpoint.save(model, folder, any_shape=True)
     file = folder / "config.json"
     raw = checkpoint.read_json(file)
     widths = layer_widths(model)

@@ -16,7 +16,9 @@ import typer
 from llmlab.course.cli.base import Json, stop, write
 
 MODEL = "smollm2 (the real model), course (the small one), or a Llama's folder"
-METHOD = "rtn, gptq, gptq-act-order, awq; magnitude, wanda, sparsegpt; or smoothquant"
+METHOD = (
+    "rtn, gptq, gptq-act-order, awq, peqa; magnitude, wanda, sparsegpt; or smoothquant"
+)
 FORMAT = "compressed-tensors, gptq, awq; or gguf:Q4_0, gguf:Q8_0 … (rounds by itself)"
 LENGTH = 256  # tokens of a run of text, for calibration and to judge
 JUDGED = 2048
@@ -141,6 +143,8 @@ def followed(model: str, output: Path, recipe, choices: Choices, judge: bool) ->
         store(loaded, output, recipe, kind, folder, dtype_of(choices.floats))
         loaded = written(output, recipe)  # what is judged is what the folder holds
         result["method"] = recipe.method
+        if recipe.method == "peqa":
+            result["steps"] = len(batches)
         if recipes.METHODS[recipe.method].stores == "floats":
             result["sparsity"] = pruning.sparsity(loaded)
         else:
@@ -313,7 +317,8 @@ def progress_bar(method: str):
     def progress(done: int, total: int) -> None:
         if done == 1:
             bar.start()
-        bar.update(task, completed=done, total=total, description=f"{method}, blocks")
+        of = "steps" if method == "peqa" else "blocks"
+        bar.update(task, completed=done, total=total, description=f"{method}, {of}")
         if done == total:
             bar.stop()
 
@@ -329,6 +334,11 @@ def say(result: dict) -> None:
     )
     if "bits_per_weight" in result:
         typer.echo(f"{result['bits_per_weight']:.2f} bits per weight of the linears")
+    if "steps" in result:
+        typer.echo(
+            f"rounded to nearest; then {result['steps']} steps of training, a run of"
+            f" {LENGTH} tokens each, for the scales alone"
+        )
     if "sparsity" in result:
         typer.echo(f"{result['sparsity']:.1%} of the weights of the linears are 0")
     if "factor" in result:

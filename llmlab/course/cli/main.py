@@ -20,7 +20,9 @@ from llmlab.course.cli.authors import book, model_app, new, release
 from llmlab.course.cli.base import Json, Topic, lesson_and_root, stop, write
 from llmlab.course.cli.compress import compress
 from llmlab.course.cli.fits import fits
+from llmlab.course.cli.peer import peer
 from llmlab.course.cli.plan import plan
+from llmlab.course.cli.serve import serve
 from llmlab.course.words import did_you_mean
 
 NOTHING_BEGUN = (
@@ -346,7 +348,7 @@ def doctor(
 
 
 app.add_typer(model_app, name="model")
-for command in (plan, fits, compress, book, new, release):
+for command in (plan, fits, compress, serve, peer, book, new, release):
     app.command()(command)
 
 

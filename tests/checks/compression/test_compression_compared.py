@@ -11,6 +11,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from llmlab.checks.compression import compression_compared as checks
 from llmlab.checks.compression.compression_compared import check, matrices
 from llmlab.compression.quantization_basics import QuantConfig
 from tests.checks.rejecting import Wrong, rejects, verdict
@@ -323,6 +324,7 @@ def everywhere(grid, embedding=None):
 
 
 ROWS_OF_8 = QuantConfig(8, per="row")
+EVERYWHERE_4 = everywhere(QuantConfig(4), ROWS_OF_8)
 
 
 def five_and_four(shapes):
@@ -542,12 +544,10 @@ WRONGS = [
     Wrong("mix", cleared, "changes its argument"),
     Wrong("mix", nothing, "MB too much (the embedding alone takes 56.6 MB)"),
     Wrong("mix", everywhere(ROWS_OF_8, ROWS_OF_8), "48.0 MB too much"),
-    Wrong("mix", everywhere(QuantConfig(4), ROWS_OF_8), "0.148 too high"),
-    Wrong("mix", everywhere(QuantConfig(4), ROWS_OF_8), "MB are left to spend"),
     Wrong(
         "mix",
-        everywhere(*[QuantConfig(5, symmetric=False, group_size=192)] * 2),
-        "too high",
+        EVERYWHERE_4,
+        "too high (and 2.1 MB are left to spend)",
     ),
 ]
 test_wrong_answers = rejects("06-compression/15-compression-compared", WRONGS)
@@ -574,6 +574,25 @@ def test_right_answers_written_otherwise(exercise, answer):
     for seed in (0, 1, 2):
         result = verdict(check, exercise, answer, seed)
         assert result.outcome == "right", str(result)
+
+
+@pytest.mark.parametrize(("name", "value"), [("BUDGET", 1e9), ("LIMIT", 1e9)])
+def test_an_answer_that_moves_a_limit_is_still_wrong(name, value, monkeypatch):
+    monkeypatch.setattr(checks, name, getattr(checks, name))  # puts it back
+
+    def moving(shapes):
+        setattr(checks, name, value)
+        return {"BUDGET": nothing, "LIMIT": EVERYWHERE_4}[name](shapes)
+
+    result = verdict(check, "mix", moving)
+    assert result.outcome == "wrong", str(result)
+    assert getattr(checks, name) == value  # it was moved
+
+
+def test_a_plan_that_is_too_large_is_not_followed(monkeypatch):
+    monkeypatch.setattr(checks, "loss_of", None)
+    result = verdict(check, "mix", everywhere(ROWS_OF_8, ROWS_OF_8))
+    assert "your plan takes 135.0 MB (at most 87): 48.0 MB too much" in str(result)
 
 
 def test_the_matrices_are_those_of_the_model():

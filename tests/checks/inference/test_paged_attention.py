@@ -229,6 +229,11 @@ def attention(**changes):
     return answer
 
 
+def attention_from_block_0(q, keys, values, tables, lengths):
+    tables = torch.arange(tables.shape[1]).expand_as(tables)
+    return checks.attending(q, keys, values, tables, lengths)
+
+
 def attention_for_two_each(q, keys, values, tables, lengths):
     return checks.attending(
         q, keys, values, tables, lengths, heads=lambda x, G: x.repeat_interleave(2, 2)
@@ -249,13 +254,13 @@ test_wrong_answers = rejects(
         *named("allocate"),
         Wrong("free", free_nothing_returned, "returned None"),
         Wrong("free", free_floats, "whole numbers are asked"),
-        Wrong("free", free_clears, "the table"),
+        Wrong("free", free_clears, "the table itself was changed"),
         Wrong("free", free_two_less, "counts"),
         Wrong("append_slot", slot_counts_first, "take first"),
         Wrong("append_slot", slot_swallows, "no OutOfBlocks came"),
         Wrong("append_slot", slot_returns_block, "list or tuple"),
         Wrong("allocate", allocate_table_only, "two things"),
-        Wrong("allocate", allocate_registers, "cached"),
+        Wrong("allocate", allocate_registers, "the new blocks were given keys"),
         Wrong(
             P,
             attention(beyond=lambda at, n, b: (at < 0).expand(len(n), -1)),
@@ -283,6 +288,8 @@ test_wrong_answers = rejects(
             "in the wrong order",
         ),
         Wrong(P, attention(axis=1, fill=-30.0), "over the heads"),
+        Wrong(P, attention_from_block_0, "from block 0 on"),
+        Wrong(P, checks.block_by_block, "a softmax of its own"),
         Wrong(P, attention_for_two_each, "B=2, H=3"),
         Wrong(P, attention_in_place, "in place"),
     ],

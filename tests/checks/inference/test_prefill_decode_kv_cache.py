@@ -96,6 +96,10 @@ def appending(
         B, T, C = len(buffer), new.shape[2], buffer.shape[2]
         if refuse == "first" and (lengths + counts > C).any():
             raise ValueError("full")
+        if refuse == "padding" and (lengths + T > C).any():
+            raise ValueError("full")
+        if refuse == "last place" and (lengths + counts >= C).any():
+            raise ValueError("full")
         for b in range(B):
             if refuse == "late" and lengths[b] + counts[b] > C:
                 raise ValueError("full")
@@ -359,6 +363,8 @@ test_wrong_answers = rejects(
         Wrong(A, appending(after=lambda n, m, T: n + m - 1), "one too small"),
         Wrong(A, appending(refuse="late"), "other rows were written before"),
         Wrong(A, appending(refuse="never"), "nothing was said"),
+        Wrong(A, appending(refuse="padding"), "padding needs no place"),
+        Wrong(A, appending(refuse="last place"), "a row may have C tokens"),
         Wrong(A, in_place_lengths, "changed in place"),
         Wrong(A, into_a_copy, "the buffer is as it was"),
         Wrong(A, index_error, "it was IndexError"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from llmlab.checks.inference import sampling_and_speculation as checks
 from llmlab.checks.inference.sampling_and_speculation import check
 from llmlab.inference.sampling_and_speculation import draw
 from tests.checks.rejecting import Wrong, rejects, verdict
@@ -109,6 +110,18 @@ def with_ties(logits, p):
     n = ((ordered.cumsum(-1) - ordered) < p).sum(-1, keepdim=True)
     least = ordered.gather(-1, n - 1)
     return logits.masked_fill(logits.softmax(-1) < least - 1e-12, -INF)
+
+
+def sum_over_batch(logits, p):
+    ordered, order = logits.softmax(-1).sort(-1, descending=True)
+    gone = ordered.cumsum(0) - ordered >= p
+    return logits.masked_fill(gone.scatter(-1, order, gone), -INF)
+
+
+def left_sorted(logits, p):
+    ordered = logits.sort(-1, descending=True).values
+    probs = ordered.softmax(-1)
+    return ordered.masked_fill(probs.cumsum(-1) - probs >= p, -INF)
 
 
 def at_equal_too(logits, p):
@@ -364,6 +377,22 @@ def without_root(parents, past):
     return mask
 
 
+def up_to_zero(parents, past):
+    mask = without_root(parents, past)
+    mask[0, past] = False
+    return mask
+
+
+def root_after_last(parents, past):
+    n = len(parents)
+    mask = torch.zeros(n, past + n).bool()
+    mask[:, :past] = True
+    for i, parent in enumerate(parents):
+        mask[i] |= mask[parent]
+        mask[i, past + parent] = mask[i, past + i] = True
+    return mask
+
+
 def with_siblings(parents, past):
     mask = mask_by_walking(parents, past)
     for i, a in enumerate(parents):
@@ -423,9 +452,27 @@ test_wrong_answers = rejects(
         Wrong(T, with_ties, "also among equals"),
         Wrong(T, at_equal_too, "compare with `<`"),
         Wrong(T, always_070, "take p from the argument"),
+        Wrong(T, sum_over_batch, "over the batch, in sorted order"),
+        Wrong(T, left_sorted, "come back in sorted order"),
+        Wrong(
+            T, lambda x, p: top_p_as_in_transformers(x, p).log_softmax(-1), "logarithms"
+        ),
         Wrong(T, top_p_in_place, "in place"),
         Wrong(A, speculated(stays=lambda u, p, q: u >= p / q), "u < p / q keeps"),
         Wrong(A, speculated(stays=lambda u, p, q: u < q / p), "upside down"),
+        Wrong(A, speculated(stays=lambda u, p, q: u <= p / q), "not if u ≤ p / q"),
+        Wrong(A, checks.without_rejected, "without the rejected token"),
+        Wrong(
+            A,
+            speculated(rest=lambda p, q, i: (p[i + 1] - q[i]).clamp(min=0)),
+            "p of the next place",
+        ),
+        Wrong(
+            A,
+            speculated(rest=lambda p, q, i: (p[i] - q[i]).clamp(min=0).softmax(0)),
+            "a softmax of max(p − q, 0)",
+        ),
+        Wrong(A, speculated(end=lambda u, i: u[i + 1]), "with the next uniform"),
         Wrong(A, speculated(stays=lambda u, p, q: u < p), "as q drew it already"),
         Wrong(A, speculated(stays=lambda u, p, q: p >= q), "only if p ≥ q"),
         Wrong(
@@ -507,6 +554,7 @@ test_wrong_answers = rejects(
         Wrong(
             L, found(cut=lambda t, s, n, c: t[s + n : s + c]), "ends at start + count"
         ),
+        Wrong(L, checks.looked_up_in_full, "was passed over"),
         Wrong(L, prefix, "the first tokens"),
         Wrong(L, none_if_nothing, "None"),
         Wrong(M, causal, "plain causal mask"),
@@ -517,6 +565,8 @@ test_wrong_answers = rejects(
         Wrong(M, cache_last, "its columns come first"),
         Wrong(M, inverted, "where a node may look"),
         Wrong(M, without_root, "the root is not seen"),
+        Wrong(M, up_to_zero, "not even by itself"),
+        Wrong(M, root_after_last, "counts from the end"),
         Wrong(M, with_siblings, "the other children of its parent"),
         Wrong(M, floats, "bool"),
         Wrong(M, no_columns_for_the_cache, "(8, 11)"),

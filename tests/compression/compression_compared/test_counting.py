@@ -156,8 +156,11 @@ def test_an_embedding_in_codes(tied, bits):
 def test_forms_with_kernels_hold_what_is_counted():
     four = kernels.fast(of("rtn"))
     parts = compared.stored_bytes(four)
-    # the kernel keeps scale and zero point of a group as float32
-    assert parts["linears"] == WEIGHTS / 2 + WEIGHTS / 64 * 8
+    # symmetric: a float16 for each group
+    assert parts["linears"] == WEIGHTS / 2 + WEIGHTS / 64 * 2
+    affine = kernels.fast(of("rtn", symmetric=False))
+    found = compared.stored_bytes(affine)["linears"]
+    assert found == parts["linears"] + WEIGHTS / 64  # a byte for each zero point
     assert parts["embedding"] == EMBEDDING + 4 * 61
     eight = compared.eight_bits(model())
     parts = compared.stored_bytes(eight)

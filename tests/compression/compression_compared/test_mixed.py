@@ -47,11 +47,36 @@ def test_bytes_are_those_of_the_plan(tied):
     floats = compared.stored_bytes(model, torch.float16)
     coded, _ = compared.follow(model, PLAN)
     found = compared.stored_bytes(coded, torch.float16)
+    assert compared.planned_bytes(model, PLAN, torch.float16) == sum(found.values())
     up, k = 128 * 64, 32 * 64
     saved = 2 * up - up * (3 + 19 / 32) / 8 + 2 * k - (k + 2 * 32)
     assert floats["linears"] - found["linears"] == saved
     assert found["embedding"] == 61 * 64 * 5 // 8 + 2 * 61
     assert found["head"] == floats["head"]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    "grid",
+    [
+        QuantConfig(3, symmetric=False, per="tensor"),  # 3 bits of a zero point: a byte
+        QuantConfig(5, symmetric=False, per="row", scale_dtype=torch.float32),
+        QuantConfig(7, group_size=16, calibration="mse", scale_dtype=torch.bfloat16),
+    ],
+)
+def test_planned_and_rounded_are_what_follow_makes(tied, grid):
+    torch.manual_seed(1)
+    model = make(**SHAPE, tie_word_embeddings=tied)
+    plan = dict.fromkeys([*PLAN, *([] if tied else ["lm_head"])], grid)
+    coded, dense = compared.follow(model, plan)
+    size = sum(compared.stored_bytes(coded, torch.bfloat16).values())
+    assert compared.planned_bytes(model, plan, torch.bfloat16) == size
+    rounded = compared.rounded(model, plan)
+    assert rounded.state_dict().keys() == dense.state_dict().keys()
+    for name, tensor in dense.state_dict().items():
+        assert torch.equal(rounded.state_dict()[name], tensor)
+    with torch.no_grad():
+        assert torch.equal(coded(IDS), rounded(IDS))
 
 
 def test_an_empty_plan_is_the_model():
@@ -70,5 +95,9 @@ def test_an_empty_plan_is_the_model():
     ],
 )
 def test_what_cannot_be_followed_is_named(name, grid, said):
+    model = make(**SHAPE, tie_word_embeddings=True)
+    for call in (compared.follow, compared.rounded):
+        with pytest.raises(ValueError, match=said):
+            call(model, {name: grid})
     with pytest.raises(ValueError, match=said):
-        compared.follow(make(**SHAPE, tie_word_embeddings=True), {name: grid})
+        compared.planned_bytes(model, {name: grid}, torch.float16)

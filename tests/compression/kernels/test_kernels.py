@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+
 import pytest
 import torch
 from torch import nn
@@ -38,13 +40,39 @@ def test_four_bits_multiply_as_the_decoded_weight(symmetric, per, bias, tokens):
     quant = layer(symmetric=symmetric, per=per, bias=bias)
     packed = kernels.Int4Linear(quant)
     assert torch.equal(packed.weight, quant.weight)
+    assert packed.scale.dtype == torch.float16
     x = random(2, tokens, 48, seed=1)
     with torch.no_grad():
         torch.testing.assert_close(packed(x), quant(x), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("size", [1e-8, 3e-4, 1.0, 3e5])
+def test_scales_are_those_of_the_linear(dtype, size):
+    """From subnormal in float16 to its largest; bfloat16 and float32 go further."""
+    if dtype != torch.float16:
+        size **= 3
+    linear = nn.Linear(48, 13, bias=False)
+    with torch.no_grad():
+        linear.weight.copy_(size * random(13, 48))
+    quant = QuantLinear(linear, QuantConfig(4, group_size=16, scale_dtype=dtype))
+    packed = kernels.Int4Linear(quant)
+    assert torch.equal(packed.weight, quant.weight)
+    x = random(1, 48, seed=1)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            packed(x) / size, quant(x) / size, rtol=1e-4, atol=1e-4
+        )
+
+
 def test_rows_and_columns_that_fill_no_vector_register():
-    for rows, columns, group in ((1, 2, 2), (5, 6, 2), (3, 70, 14), (7, 96, 96)):
+    for rows, columns, group in (
+        (1, 2, 2),
+        (5, 6, 2),
+        (3, 70, 14),
+        (7, 96, 96),
+        (4, 150, 50),
+    ):
         quant = layer(rows, columns, group_size=group)
         x = random(1, columns, seed=2)
         with torch.no_grad():
@@ -137,6 +165,26 @@ def test_tiny_numbers_stay_after_the_library_is_loaded():
 def test_halves_share_a_byte():
     codes = torch.tensor([[1, 2, 3, 4]])
     assert linears.pack_halves(codes).tolist() == [[1 | 3 << 4, 2 | 4 << 4]]
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="flags of x86 are tried")
+@pytest.mark.parametrize("kind", ["-march=x86-64", "-march=haswell"])
+def test_the_same_without_the_widest_registers(kind, monkeypatch):
+    """As on a processor without AVX-512, and on one without AVX2."""
+    quant = layer(7, 216, group_size=72, symmetric=False)
+    x = random(1, 216, seed=6)
+    best = kernels.Int4Linear(quant)
+    flags = [kind if flag == "-march=native" else flag for flag in c_library.FLAGS]
+    monkeypatch.setattr(c_library, "FLAGS", tuple(flags))
+    compiling.library.cache_clear()
+    try:
+        other = kernels.Int4Linear(quant)
+        assert other.kernel is not best.kernel
+        assert torch.equal(other.weight, best.weight)
+        with torch.no_grad():
+            torch.testing.assert_close(other(x), best(x), rtol=1e-5, atol=1e-5)
+    finally:
+        compiling.library.cache_clear()
 
 
 def test_without_a_compiler_it_says_so(monkeypatch):

@@ -230,6 +230,14 @@ def test_layers_of_unequal_width_come_back(tmp_path, shape, dtype):
         checkpoint.load(folder)
 
 
+def test_a_usual_folder_is_refused_to_layers_of_unequal_width(tmp_path):
+    model = make(**DEEP)
+    llm_pruner.apply(model, None, PrunerConfig(0.5, "random", **INNER))
+    with pytest.raises(ValueError, match=r"layers\.1\..*llm_pruner\.save"):
+        checkpoint.save(model, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_model_of_one_width_is_a_usual_folder(tmp_path):
     from transformers import AutoModelForCausalLM
 

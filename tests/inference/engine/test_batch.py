@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from llmlab.inference.engine import Chunk, attention, compute
-from llmlab.inference.engine.packed import PackedLinear, available, packed
+from llmlab.inference.engine.packed import (
+    PackedBlock,
+    PackedLinear,
+    available,
+    library,
+    packed,
+)
 from llmlab.inference.paged_attention import BlockManager, PagedCache
 from tests.inference.engine.models import VOCAB, make, plain, small
 
@@ -72,25 +78,74 @@ def test_only_rows_that_are_asked_for_meet_the_vocabulary():
     assert seen == [1]
 
 
-@pytest.mark.skipif(not available(), reason="no oneDNN here")
-def test_packed_weights_give_the_same():
-    model = make(1, attention_bias=True, tie_word_embeddings=False)
-    for name, bias in model.named_parameters():
-        if name.endswith("bias"):
-            torch.nn.init.normal_(bias)
+needs_onednn = pytest.mark.skipif(not available(), reason="no oneDNN here")
+PACKED = {
+    "biases": {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False},
+    "one key for all": {"num_key_value_heads": 1},
+    "an odd width": {"head_dim": 10, "intermediate_size": 37, "hidden_size": 21},
+}
+
+
+@needs_onednn
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "linears"])
+@pytest.mark.parametrize("shape", PACKED)
+def test_packed_weights_give_the_same(shape, fused):
+    model = make(1, **PACKED[shape])
+    for name, parameter in model.named_parameters():
+        if name.endswith(("bias", "norm.weight")):
+            torch.nn.init.normal_(parameter, mean=1.0)
     before = {name: type(module) for name, module in model.named_modules()}
-    fast = packed(model)
+    fast = packed(model, fused=fused)
     assert {name: type(module) for name, module in model.named_modules()} == before
     kinds = [type(module) for module in fast.modules()]
-    assert kinds.count(PackedLinear) == 7 * 2 + 1
+    if fused and library() is not None:
+        assert kinds.count(PackedBlock) == 2
+        assert kinds.count(PackedLinear) == 4 * 2 + 1
+    else:
+        assert kinds.count(PackedLinear) == 7 * 2 + 1
     assert torch.nn.Linear not in kinds
-    ids = torch.tensor(texts(9))
+    ids = torch.tensor(texts(9, 9))
+    mask = torch.tensor([[0] * 3 + [1] * 6, [1] * 9])
     with torch.inference_mode():
-        torch.testing.assert_close(fast(ids), model(ids), atol=1e-5, rtol=1e-4)
+        for given in ({}, {"attention_mask": mask}):
+            torch.testing.assert_close(
+                fast(ids, **given), model(ids, **given), atol=1e-4, rtol=1e-4
+            )
     assert fast.lm_head.weight is model.lm_head.weight
     asked = texts(30, 3, 8)
     written = small(fast).generate(asked)
     assert written == [plain(model, prompt, 16) for prompt in asked]
+
+
+@needs_onednn
+def test_other_linears_stay_what_they_are():
+    """As a quantised one; the rest of their layer is packed."""
+
+    class Other(torch.nn.Linear):
+        pass
+
+    model = make(1)
+    model.model.layers[0].mlp.up_proj = Other(24, 40, bias=False)
+    model.model.layers[1].self_attn.o_proj = Other(24, 24, bias=False)
+    kinds = [type(module) for module in packed(model).modules()]
+    assert kinds.count(Other) == 2
+    ids = torch.tensor(texts(5))
+    with torch.inference_mode():
+        torch.testing.assert_close(packed(model)(ids), model(ids), atol=1e-4, rtol=1e-4)
+    half = make(1).bfloat16()
+    assert packed(half) is half
+
+
+@needs_onednn
+def test_swiglu_of_any_size():
+    """Far from 0 the exponential must neither overflow nor end early."""
+    if library() is None:
+        pytest.skip("no C compiler here")
+    fast = PackedBlock(MODEL.model.layers[0], MODEL.config)
+    gate = torch.tensor([[-200.0, -88, -20, -1, -1e-6, 0, 1e-6, 1, 20, 88, 200]])
+    x = torch.cat([gate, torch.full_like(gate, 3.0)], dim=1)
+    wanted = torch.nn.functional.silu(gate) * 3
+    torch.testing.assert_close(fast._swiglu(x), wanted, atol=1e-6, rtol=1e-6)
 
 
 def test_without_onednn_the_model_stays(monkeypatch):
