@@ -92,6 +92,13 @@ def test_the_fastest_is_chosen_for_each_shape(source):
     assert {t["tokens"] for t in document["tactics"]} == {3}
 
 
+def test_the_head_has_plugins_of_its_own(source):
+    config = BuildConfig(**vars(SMALL) | {"linears": ("turned",), "head": ("torch",)})
+    found = build(source.folder, source.out, config, plugins=TABLE)["linears"]
+    assert found.pop("lm_head") == "torch"
+    assert set(found.values()) == {"turned"} and len(found) == 8
+
+
 def test_tokens_expected_and_an_unknown_plugin():
     weight = torch.randn(5, 4)
     seen = []
