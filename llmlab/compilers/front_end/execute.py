@@ -19,7 +19,7 @@ from llmlab.compilers.front_end.fusion import Kernel, fuse, traffic
 from llmlab.compilers.front_end.ir import OPS, Graph, Node, bind, finish
 from llmlab.compilers.front_end.passes import optimise
 
-PIECE = 1 << 19  # bytes of a value that are computed at one time
+PIECE = 1 << 18  # bytes of a value that are computed at one time
 
 
 @dataclass
