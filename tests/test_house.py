@@ -135,6 +135,7 @@ ARROWS = {
         "engine": "continuous_batching paged_attention sampling_and_speculation",
         "serving": "engine",
     },
+    "compilers": {},
     "course": {
         "book": "cpu syllabus",
         "cli": (
