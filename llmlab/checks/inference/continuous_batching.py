@@ -728,7 +728,7 @@ def rule(answer):
     misses = []
     if score.throughput < challenge.LEAST:
         misses.append(
-            f"{challenge.LEAST - score.throughput:.0f} tokens per second too few"
+            f"{challenge.LEAST - score.throughput:.1f} tokens per second too few"
             f" ({score.preempted} times a request was sent away)"
         )
     if score.gap > challenge.BOUND:
