@@ -363,7 +363,7 @@ server.stop()
 # %% [markdown]
 # ## Play
 #
-# The rule in virtual time; an execution takes 5 ms, up to 16 together. Bars show how many requests waited how long.
+# The rule in virtual time; an execution takes 5 ms, up to 16 together. Bars show how many requests waited how long; the dashed line is the p99.
 
 # %% tags=["hide-input", "slider", "nbval-ignore-output"]
 SLIDERS = {"rate": [50, 150, 400, 1200], "delay": [0, 2, 5, 10, 20, 40]}

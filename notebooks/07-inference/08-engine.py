@@ -470,7 +470,7 @@ for name, tactic in (("floats", ("torch",)), ("8-bit head", ("int8",))):
 # %% [markdown]
 # ## Play
 #
-# Llama 3.1 70B: how many texts of 2,000 tokens fit beside its weights? Choose the memory and the bits of a weight. The cache is in 16 bits; activations are 8,192 tokens through one MLP; the engine may use 90% of the memory.
+# Llama 3.1 70B: how many texts of 2,000 tokens fit beside its weights? Choose the memory and the bits of a weight. The cache is in 16 bits; activations are 8,192 tokens through one MLP; the engine may use 90% of the memory (the dashed line is all of it).
 
 # %% tags=["hide-input", "slider", "nbval-ignore-output"]
 LARGE = preset("llama-3.1-70b")
