@@ -100,7 +100,7 @@ print("continuous", simulate(three, second, Limits(max_sequences=2)).end, "s")
 # %% [markdown]
 # ## The idea
 #
-# Now on the real model: eight requests, four slots, tokens written greedily. Each row of the picture is a slot, each column a decoding step; the numbers are requests.
+# Now on the real model: eight requests, four slots, tokens written greedily. Each row of the picture is a slot, each column a decoding step; the numbers are requests, and a hatched cell is a row computed in vain. The first token of each request comes from the pass that reads its prompt, so a text of nine tokens takes eight columns.
 
 # %% tags=["hide-input"]
 real = real_model.load()
@@ -172,7 +172,7 @@ for way, run in served.items():
 # $\text{left}$ tokens to compute before the next one can be written: 1 when it decodes, the rest of its text otherwise. A step has a budget of tokens.
 #
 # 1. Those that run come first, the oldest first; each gets $\min(\text{left}, \text{budget})$.
-# 2. Each needs $\lceil (\text{computed} + n) / b_{size} \rceil$ blocks, less those it has. If there are none, the request that was admitted **last** is sent away: its blocks come back, and it will compute everything again (**pre-emption by recomputation**).
+# 2. Each needs $\lceil (\text{computed} + n) / b_{size} \rceil$ blocks of $b_{size}$ tokens, less those it has. If there are none, the request that was admitted **last** is sent away: its blocks come back, and it will compute everything again (**pre-emption by recomputation**).
 # 3. If nobody was sent away, those that wait come in, in order, while the budget, the slots and the blocks last. At the first that does not fit, stop.
 #
 # The oldest always gets its token, so it ends, and then another is the oldest: nobody starves.
@@ -378,7 +378,7 @@ figure(
 )
 
 # %% [markdown]
-# Continuous batching writes four times as many tokens per second as static batching, or more, and it could write still more: it waits for requests to come. On one core a static batch is even *slower* than no batch: a row in vain costs its time, too, and two rows of three were in vain. On a GPU, where $b$ is small beside $a$, the batch would gain, and its empty seats would be just as empty.
+# Continuous batching writes four times as many tokens per second as static batching, or more (the 80 requests), and it could write still more: it waits for requests to come. On one core a static batch is even *slower* than no batch: a row in vain costs its time, too, and most were: two of three with the twelve requests, and about three of four with the 80, where prompts and caches are also padded to the longest of the batch. On a GPU, where $b$ is small beside $a$, the batch would gain, and its empty seats would be just as empty.
 #
 # **Parts** are a bargain at first: with 64 tokens in a step the gaps shrink to a third or less, and the throughput is the same. They are paid for by first tokens, which come later. With 32 that price is high: if 16 requests decode, 16 tokens of a step are left for prompts, and the queue grows.
 # A prompt in parts also looks back at its own beginning in each step; here that is little.

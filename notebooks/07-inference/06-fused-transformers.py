@@ -278,7 +278,7 @@ for new, what in ((1, "decode"), (128, "prefill, 128 tokens")):
         print(f"{name:22}{len(layer):10}{moved:8.1f}{moved - weights:20.2f}")
 
 # %% [markdown]
-# In decode fusion saves launches and next to no bytes: the weights are all that counts. In prefill it is the other way round. Now the time. `scripts/fused_sweep.py` let all ways take turns, on one core; each is the fastest of its turns, three runs. First the two models (HF is transformers; "packed" has packed weights, and PyTorch's passes), then random ones of four layers whose width grows.
+# In decode fusion saves launches and next to no bytes: the weights are all that counts. In prefill the same launches go, and with them nearly half of the bytes besides the weights. Now the time. `scripts/fused_sweep.py` let all ways take turns, on one core; each is the fastest of its turns, three runs. First the two models (HF is transformers; "packed" has packed weights, and PyTorch's passes), then random ones of four layers whose width grows: dots are runs, lines their median.
 
 
 # %% tags=["hide-cell"]
@@ -370,10 +370,10 @@ for name in ("course", "real"):
     )
 
 # %% [markdown]
-# The last lines are a prediction: the narrowest model says what a saved launch is worth, about as much as on a GPU, and that times the launches saved lies within what the runs of the other two gained.
+# The last lines are a prediction: the narrowest model says what a saved launch is worth, about as much as on a GPU, and times the launches saved it gives what the others gained: the course model's runs from the prediction upwards, SmolLM2's on both sides of it, for they differ by a factor of three.
 #
-# At 64 channels a layer is nothing but launches, and fusing doubles the speed. It is not four times, though the launches are a quarter: the products and the attention that stay are the dearest to launch. The wider the model, the more of its time is reading weights, and there fusion does not
-# help: fewer bytes do. Packing alone gains little. In prefill products take nearly all of the time.
+# At 64 channels a layer is little but launches, and fusing doubles the speed. It is not four times, though the launches are a quarter: the products and the attention that stay are the dearest to launch. The wider the model, the more of its time is reading weights, and there fusion
+# gains about a tenth, and fewer bytes gain much more. Packing alone gains little. In prefill products take nearly all of the time.
 #
 # With 8 bits our kernel multiplies the codes of up to eight tokens where they lie. At eight most of its advantage is gone, and for a prompt the weight is decoded first, which costs time. FasterTransformer's guide says of its own: it "typically only gives performance benefits for small batch (typically less than 32 or 64)". Its `int8_mode` 1 is this one; 2 has activations of 8 bits as well, by [SmoothQuant](../06-compression/03-smoothquant.ipynb).
 
@@ -400,7 +400,7 @@ print(f"kernels in {kernels.describe()}: {best['unfused'] / best['fused']:.1f} t
 
 # %% [markdown]
 # **Memory.** The counter also knows which launch makes a result and which one needs it last. Two results whose times do not meet can share their bytes. The plan goes from the largest to the smallest, and puts each into the smallest gap that it fits in
-# ([Pisarchyk & Lee 2020](https://arxiv.org/abs/2001.03288 "pisarchyk2020memory")). A layer of the course model, 64 tokens; a rectangle is a result, as wide as its life and as high as its bytes.
+# ([Pisarchyk & Lee 2020](https://arxiv.org/abs/2001.03288 "pisarchyk2020memory")). A layer of the course model, 64 tokens; a rectangle is a result, as wide as its life and as high as its bytes; colours only tell neighbours apart.
 
 # %% tags=["hide-input"]
 with torch.no_grad():

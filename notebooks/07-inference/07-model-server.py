@@ -127,10 +127,10 @@ figure(
 #
 # ## The idea
 #
-# Requests stand in a queue. When an instance of the model is free, it asks what to run. The **front** is what may go together: the requests at the head that have the same shapes, up to `max_batch_size` inferences. Then, as in
+# Requests stand in a queue. When an instance of the model is free, it asks what to run. The **front** is what may go together: the requests at the head that have the same shapes, up to `max_batch_size` inferences (a request may bring several). Then, as in
 # [Triton's dynamic batcher](https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs/user_guide/batcher.html "nvidia2025batchers"), the first rule that applies:
 #
-# 1. The oldest has waited for the **delay**: the whole front leaves.
+# 1. The delay is above 0, and the oldest has waited for it: the whole front leaves.
 # 2. Its first requests make up a **preferred size**: these leave at once; of several sizes the largest counts.
 # 3. The next request would pass the largest preferred size: all before it leave.
 # 4. The front cannot grow (full, or another shape comes next), or the delay is 0: it leaves.
@@ -146,11 +146,11 @@ figure(
 # p_{99} &\approx d + s
 # \end{aligned}$$
 #
-# And for short delays? Whoever just misses a batch waits until the next one leaves, and then for that one: nearly $2s$, whatever the delay. So $p_{99} \approx \max(2s,\; d + s)$: **a delay of up to one execution is free** for the slowest, when many come. The fast ones pay it.
+# And for short delays? Whoever just misses a batch waits until the next one leaves, and then for that one: nearly $2s$, whatever the delay. So for the latency that 99 of 100 requests do not exceed, $p_{99} \approx \max(2s,\; d + s)$: **a delay of up to one execution is free** for the slowest, when many come. The fast ones pay it.
 #
 # ## Your turn
 #
-# The rule. `queue` holds requests with `arrived`, `size` and `shape`; `batching` has `preferred` (rising), `delay` and `max_batch`. Return `(how many requests leave, None)`, or `(0, when to ask again)`; `(0, None)` for an empty queue.
+# The rule. `queue` holds requests with `arrived`, `size` and `shape`; `batching` has `preferred` (rising, at least one), `delay` and `max_batch`. Return `(how many requests leave, None)`, or `(0, when to ask again)`; `(0, None)` for an empty queue.
 
 
 # %%
@@ -244,7 +244,7 @@ ours = answer.as_numpy("LOGPROB").item()
 compare(ours, logprobs.max(), "log-probability", tol=1e-4)
 
 # %% [markdown]
-# Now the rule. Triton served three rates of requests with six delays, three runs each, at random times. We feed the *same times* to the rule, in a simulation without a server. For an execution we take what a lone client waited without batches.
+# Now the rule. Triton served three rates of requests with six delays, three runs each, at random times. We feed the *same times* to the rule, in a simulation without a server. For an execution we take what a lone client waited without batches. The last column is the formula, times the seconds that the requests take to come.
 
 # %% tags=["hide-input"]
 RATES, DELAYS = (50, 150, 400), (0, 2, 5, 10, 20, 40)
@@ -344,7 +344,7 @@ free = [d for d in range(16) if foretold(400, d, 1, took=0.005).p99 <= 1.01 * qu
 free_guess.settle(max(free))
 
 # %% [markdown]
-# Three readings. **Batching itself** is what the clients gain from: `dynamic_batching { }`, with no delay, serves 400 requests a second where one by one only some 170 can be served, and brings the p99 of 150 a second down, too. A **delay** does not make anything faster beyond that. What it buys is *fewer executions*: with 20 ms about a quarter
+# Three readings. **Batching itself** is what the clients gain from: `dynamic_batching { }`, with no delay, serves 400 requests a second where one by one only some 170 can be served, and brings the p99 of 150 a second down, too. A **delay** does not lower the p99 beyond that. What it buys is *fewer executions*: with 20 ms, at 400 a second, about a quarter
 # of them, for a p99 of $d + s$. That is worth something where others use the same device: the model's time that you do not use is theirs. And up to about one execution it is **free**.
 #
 # (The machine was busy, and single runs stand out, as one above does. So medians are shown.)
@@ -367,7 +367,7 @@ server.stop()
 # %% [markdown]
 # ## Play
 #
-# The rule in virtual time; an execution takes 5 ms, up to 16 together. Bars show how many requests waited how long.
+# The rule in virtual time; an execution takes 5 ms, up to 16 together. Bars show how many requests waited how long; the dashed line is the p99.
 
 # %% tags=["hide-input", "slider", "nbval-ignore-output"]
 SLIDERS = {"rate": [50, 150, 400, 1200], "delay": [0, 2, 5, 10, 20, 40]}

@@ -2,7 +2,7 @@
 # # Engine
 #
 # A checkpoint is what training left. An engine is what serving needs: names and layouts that its kernels expect, products chosen for this machine, a plan for every byte. TensorRT-LLM made the way from one to the other famous: checkpoint, build, engine, run. This lesson walks it on a CPU,
-# compares the result with two real engines, and adds seven families of models without a line of new mathematics. At the end you have added one yourself, and written a scheduler that beats the engine's own.
+# compares the result with two real engines, and reads seven families of models without a line of new mathematics. At the end you have added one yourself, and written a scheduler that beats the engine's own.
 
 # %% tags=["hide-input"]
 import csv
@@ -65,7 +65,7 @@ print(f"{least('open', 'int8'):.1f} s")
 print(f"a start that finds an engine is {built / opened:.0f} times as fast")
 
 # %% [markdown]
-# With 70 billion weights and kernels that are compiled for a GPU, the first line is minutes, of a machine that earns nothing meanwhile.
+# (With the checksum it is some 20 times.) With 70 billion weights and kernels that are compiled for a GPU, the first line is minutes, of a machine that earns nothing meanwhile.
 #
 # ## Predict
 #
@@ -144,7 +144,7 @@ figure(
 #
 # $$N = \left\lfloor \frac{uM - W - A}{2\,L\,K\,D\,b\,\beta} \right\rfloor$$
 #
-# with $L$ layers, $K$ key heads of $D$ channels, $\beta$ bytes a number. $A$ is not guessed either: the largest step is run once, and what lives at one time is counted.
+# with $L$ layers, $K$ key heads of $D$ channels, 2 for keys and values, $\beta$ bytes a number. $A$ is not guessed either: the largest step is run once, and what lives at one time is counted.
 #
 # ## Your turn
 #
@@ -364,7 +364,7 @@ print("a bias of zeros, which Llama's attention_bias asks for")
 rows_guess.settle(extra)
 
 # %% [markdown]
-# A new model is a weight map. No row computes anything when the model runs: all of it is done once, before. Now the course model, from its checkpoint to a served text. It runs with in-flight batching: a request comes and goes in any step, and tokens are streamed as they are written. The third request goes through a LoRA adapter of its own, beside the others, in the same pass.
+# A new model is a weight map. No row computes anything when the model runs: all of it is done once, before. Now the course model, from its checkpoint to a served text. It runs with in-flight batching: a request comes and goes in any step, and tokens are streamed as they are written. The third request goes through a LoRA adapter of its own, beside the others, in the same pass. (`fused=False`, because adapters name linears that fusing joins; `C` is the attention written in C.)
 
 # %%
 config = BuildConfig(max_sequences=4, max_tokens=64, memory=8_000_000, fused=False)
@@ -401,7 +401,7 @@ print("as alone:", told == tokenizer.decode(alone[0, len(encoded[0]) :].tolist()
 print("the adapter changes the text:", streamed[numbers[2]] != streamed[numbers[0]])
 
 # %% [markdown]
-# Behind OpenAI's API, with streaming and a chat page, the same engine stands as `llmlab serve --adapter tuned=folder`, and `"model": "tuned"` in a request chooses the adapter.
+# Behind OpenAI's API, with streaming and a chat page, the same engine stands as `llmlab serve --adapter tuned=folder`, and `"model": "tuned"` in a request chooses the adapter. `llmlab serve --mine` makes it of your functions where they passed: `allocate`, `append_slot`, `free` and `paged_attention` of [PagedAttention](03-paged-attention.ipynb)'s exercises, `schedule` of [continuous batching](04-continuous-batching.ipynb)'s, `keep_top_p`, `accept` and `lookup` of [speculation](05-sampling-and-speculation.ipynb)'s. Before it serves, a table says whose each one is.
 #
 # Which product is fastest? All products of a step of SmolLM2, by the tokens in the step; stored, one core, the least of two runs.
 
@@ -448,7 +448,7 @@ depends = "it depends on the tokens in a step"
 fast_guess.settle(depends if fastest[1] != fastest[8] else NAMED[fastest[1]])
 
 # %% [markdown]
-# One token is bound by reading, so fewer bytes win. With eight, these kernels decode the whole weight and then multiply as floats do, which costs more than it saves. So the tactic depends on what the engine is built *for*: `opt_tokens`, as TensorRT-LLM's `--opt_num_tokens`. A kernel that keeps its codes
+# With one token, reading decides, and 8-bit codes win. 4-bit codes are fewer bytes still, but here take as long as floats: two codes must be taken out of each byte, and scaled by groups. With eight tokens, these kernels decode the whole weight and then multiply as floats do, which costs more than it saves. So the tactic depends on what the engine is built *for*: `opt_tokens`, as TensorRT-LLM's `--opt_num_tokens`. A kernel that keeps its codes
 # in registers for eight tokens would move the crossing, not remove it.
 #
 # Two traps, both met here. Timed in a loop, a small weight lies in the CPU's cache, and floats looked as fast as codes for one token, too. And an engine with a head in 8 bits needs more memory for activations than one without, as the folded cell counts: for more than four tokens the kernel decodes the head, which then lives
@@ -470,7 +470,7 @@ for name, tactic in (("floats", ("torch",)), ("8-bit head", ("int8",))):
 # %% [markdown]
 # ## Play
 #
-# Llama 3.1 70B: how many texts of 2,000 tokens fit beside its weights? Choose the memory and the bits of a weight. The cache is in 16 bits; activations are 8,192 tokens through one MLP; the engine may use 90% of the memory.
+# Llama 3.1 70B: how many texts of 2,000 tokens fit beside its weights? Choose the memory and the bits of a weight. The cache is in 16 bits; activations are 8,192 tokens through one MLP; the engine may use 90% of the memory (the dashed line is all of it).
 
 # %% tags=["hide-input", "slider", "nbval-ignore-output"]
 LARGE = preset("llama-3.1-70b")

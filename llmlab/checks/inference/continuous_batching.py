@@ -207,6 +207,10 @@ def wrong_blocks() -> dict[str, Callable]:
     return {
         "the tokens that are stored already are left out: the blocks must hold"
         " `job.computed + count`": lambda j, n, b: max(0, up(n, b) - j.blocks),
+        "neither what is stored nor the blocks that it has are looked at: the blocks"
+        " must hold `job.computed + count`, less `job.blocks`": lambda j, n, b: up(
+            n, b
+        ),
         "a block that is not full is left out: round up": lambda j, n, b: max(
             0, (j.computed + n) // b - j.blocks
         ),
@@ -724,7 +728,7 @@ def rule(answer):
     misses = []
     if score.throughput < challenge.LEAST:
         misses.append(
-            f"{challenge.LEAST - score.throughput:.0f} tokens per second too few"
+            f"{challenge.LEAST - score.throughput:.1f} tokens per second too few"
             f" ({score.preempted} times a request was sent away)"
         )
     if score.gap > challenge.BOUND:

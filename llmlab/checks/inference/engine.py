@@ -32,8 +32,13 @@ def judge(
     mistakes: Mapping[str, Callable],
     cases: list,
     what: str,
+    show: Callable[[tuple], str] | None = None,
 ) -> None:
-    """Compare what an answer gives in all cases with the right and the wrong ways."""
+    """Compare what an answer gives in all cases with the right and the wrong ways.
+
+    Args:
+        show: a case in words.
+    """
     wanted = [right(*case) for case in cases]
     if same(found, wanted):
         return
@@ -42,9 +47,10 @@ def judge(
             raise Mistake(words)
     for n in range(len(cases)):
         if not same(found[n], wanted[n]):
-            raise Mistake(
-                f"{what} is not right in case {n + 1} of {len(cases)}", foreseen=False
-            )
+            where = f"{what} is not right in case {n + 1} of {len(cases)}"
+            if show is not None:
+                where += f": for {show(cases[n])} it gave {found[n]}"
+            raise Mistake(where, foreseen=False)
 
 
 def same(a: object, b: object) -> bool:
@@ -446,7 +452,19 @@ def blocks_that_fit(answer):
     for case in cases:
         value = expect(answer(*case), kind=int, what="blocks_that_fit(…)")
         found.append(int(value))
-    judge(found, engine.blocks_that_fit, wrong_fits(), cases, "blocks_that_fit")
+    name = "blocks_that_fit"
+    judge(found, engine.blocks_that_fit, wrong_fits(), cases, name, shown_fit)
+
+
+def shown_fit(case: tuple) -> str:
+    """'memory 80000000000, weights …'."""
+    memory, weights, activations, config, block, value, share = case
+    return (
+        f"memory {memory}, weights {weights}, activations {activations}, utilisation"
+        f" {share}, {config.num_hidden_layers} layers, {config.num_attention_heads}"
+        f" heads, {config.num_key_value_heads} key heads of {config.head_dim}, blocks"
+        f" of {block} tokens with {value} bytes"
+    )
 
 
 def fitting(
@@ -564,7 +582,7 @@ def winning_schedule(answer):
     if found.throughput < LEAST:
         raise Mistake(
             f"{told(found)}. The time between tokens is short enough; {LEAST:.0f}"
-            " tokens per second are asked"
+            f" tokens per second are asked, {LEAST - found.throughput:.1f} more"
         )
 
 
@@ -596,5 +614,6 @@ def told(found: challenge.Score) -> str:
     """A score in words."""
     return (
         f"{found.throughput:.0f} tokens per second, 99% of the times between tokens"
-        f" within {1e3 * found.gap:.0f} ms, {found.preempted} requests sent away"
+        f" within {1e3 * found.gap:.0f} ms, {found.preempted} times a request was sent"
+        " away"
     )

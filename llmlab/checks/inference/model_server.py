@@ -207,6 +207,7 @@ def random_decision() -> Decision:
 def deciding(
     oldest: Callable = lambda queue: queue[0].arrived,
     late: Callable = lambda now, due: now >= due,
+    late_without_delay: bool = False,
     extent: Callable = lambda request: request.size,
     room: Callable = lambda total, most: total <= most,
     same: Callable = lambda a, b: a.shape == b.shape,
@@ -242,7 +243,7 @@ def deciding(
         good = [k for k in fronts if wished(totals[k], batching.preferred)]
         over = [k for k in fronts if k < len(queue) and totals[k + 1] > top]
         due = oldest(queue) + batching.delay
-        is_late = batching.delay > 0 and late(now, due)
+        is_late = (batching.delay > 0 or late_without_delay) and late(now, due)
         if is_late and not (wishes_when_late and good):
             return leave(all_late(queue, front))
         if wishes and good:
@@ -276,6 +277,8 @@ def wrong_decisions() -> dict[str, Callable]:
         ),
         "the age of the oldest is compared with nothing that passed: it is"
         " `now - queue[0].arrived`": deciding(late=lambda now, due: now >= due - now),
+        "with a delay of 0 everybody counts as late: the first rule asks for a delay"
+        " above 0, and preferred sizes come next": deciding(late_without_delay=True),
         "you count requests where inferences are meant: a request holds `size` of"
         " them": deciding(extent=lambda request: 1),
         "a batch of exactly `max_batch` is allowed": deciding(
@@ -818,6 +821,10 @@ def wrong_choices() -> dict[str, Callable]:
         ),
         "the rank is rounded down: then fewer than `percent` of the requests are within"
         " it. Round up": choosing(place=lambda n, percent: n * percent // 100 - 1),
+        "the percentile lies between two measured values: take one of them, without"
+        " interpolation": choosing(
+            of=lambda values, percent: float(np.percentile(values, percent))
+        ),
         "the latencies are not sorted": choosing(order=list),
         "the latencies are sorted from the slowest: this is the other end": choosing(
             order=lambda values: sorted(values, reverse=True)

@@ -68,7 +68,7 @@ def _print_list() -> None:
     for name, known in peers.peers().items():
         here = "here" if peers.is_made(name) else size(known.megabytes)
         typer.echo(f"{name:18} {here:>7}  {known.title}")
-    typer.echo("\n`llmlab peer NAME` makes one; --remove deletes it again.")
+    typer.echo("\n`llmlab peer NAME` makes one and says how to start it; --remove deletes it.")
 
 
 def size(megabytes: float) -> str:

@@ -24,7 +24,8 @@ Model = Annotated[
     typer.Option(
         "--model",
         metavar="MODEL",
-        help="smollm2 (the real model), course (the small one), or a Llama's folder",
+        help="smollm2 (the real model: llmlab model fetch), course (the small one, at"
+        " hand), or a Llama's folder",
     ),
 ]
 Adapters = Annotated[
@@ -36,7 +37,12 @@ Adapters = Annotated[
     ),
 ]
 Mine = Annotated[
-    bool, typer.Option("--mine", help="with your own functions where they passed")
+    bool,
+    typer.Option(
+        "--mine",
+        help="with your own functions where they passed: exercises of 07-inference,"
+        " lessons 03, 04 and 05; a table says whose each is",
+    ),
 ]
 Host = Annotated[
     str, typer.Option(help="the address to listen on; by default this machine alone")

@@ -376,7 +376,7 @@ test_wrong_answers = rejects(
         Wrong(E, ensemble_returns_nothing, "None"),
         Wrong(D, delay_as_text, "a delay, or None"),
         Wrong(D, delay_and_percentile, "a delay, or None"),
-        Wrong(D, delay_interpolated, "is right"),
+        Wrong(D, delay_interpolated, "interpolation"),
     ],
 )
 
