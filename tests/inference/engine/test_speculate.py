@@ -159,6 +159,14 @@ def test_what_the_draft_stores_is_found_with_it():
     assert engine.stats.accepted == engine.stats.drafted
 
 
+def test_the_draft_reads_prompts_as_they_are_computed():
+    """Else nobody finds them before their request decodes, or ever if it does not."""
+    engine = small(TARGET, gamma=3, draft=TARGET, max_tokens=6)
+    for _ in range(2):
+        engine.generate([PROMPT * 2], SamplingParams(max_new_tokens=1))
+    assert engine.stats.found == 8
+
+
 @pytest.mark.parametrize("length", [5, 6, 7, 8])
 def test_a_block_is_found_when_both_models_have_stored_it(length):
     """After a round in which all were accepted, the draft lacks the last token.
