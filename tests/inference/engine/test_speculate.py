@@ -191,6 +191,17 @@ def test_a_block_is_found_when_both_models_have_stored_it(length):
     assert len(found) >= 3
 
 
+@pytest.mark.parametrize("draft", [None, TARGET], ids=["text", "model"])
+def test_no_more_is_drafted_than_can_be_written(draft):
+    """A text that just fits into the cache is never sent away for its drafts."""
+    engine = small(TARGET, gamma=7, draft=draft, num_blocks=3)
+    # the last token is written and not stored: 5 + 8 − 1 = 12
+    written = engine.generate([PROMPT], SamplingParams(max_new_tokens=8))
+    assert written == [plain(TARGET, PROMPT, 8)]
+    assert engine.stats.preemptions == 0
+    assert engine.stats.accepted + engine.stats.steps == 8
+
+
 def test_each_request_draws_with_its_own_seed():
     params = SamplingParams(max_new_tokens=9, temperature=1.0, seed=5)
     alone = small(TARGET).generate([PROMPT], params)[0]
