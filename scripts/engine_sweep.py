@@ -7,9 +7,8 @@ Stored in llmlab/inference/data/engine_build.csv.
 
 "build" and "open" are of the whole folder, "size" is to open it without reading it for
 its checksum; "checkpoint" loads the folder that it was built from. "product" is one
-plugin with so many tokens, other memory touched between; "serve" is 8 prompts with 32
-tokens each, so many requests at one time. One thread; seconds are of the machine that
-ran it, the least of three. "int8" has 8-bit codes in all its products.
+plugin with so many tokens, the least of ten, other memory touched between. One thread;
+seconds are of the machine that ran it. "int8" has 8-bit codes in all its products.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from sweeping import sweep, versions
 
 from llmlab.compression.kernels import PLUGINS
 from llmlab.inference import engine
-from llmlab.inference.engine import BuildConfig, SamplingParams
+from llmlab.inference.engine import BuildConfig
 from llmlab.inference.engine.plugins import CACHES, TORCH, seconds
 from llmlab.models import checkpoint, real_model
 
@@ -49,13 +48,6 @@ RUNS += [
     for plugin in ("torch", "int8", "int4")
     if not (plugin == "int4" and rows > 10_000)
 ]
-RUNS += [
-    ("serve", name, tokens, run)
-    for run in (1, 2)
-    for tokens in (1, 8)
-    for name in ENGINES
-]
-PROMPT = "The capital of France is"
 
 
 class Runner:
@@ -112,17 +104,8 @@ class Runner:
         product = self.plugins[plugin].product
         size = sum(t.numel() * t.element_size() for t in packed.values())
         with torch.inference_mode():
-            return seconds(lambda: product(x, packed), others=CACHES), size
-
-    def serve(self, name: str, tokens: int) -> tuple[float, int]:
-        built = engine.open_engine(
-            self.built(name, tokens), plugins=PLUGINS, verify=False
-        )
-        ids = real_model.load_tokenizer().encode(PROMPT).ids
-        params = SamplingParams(max_new_tokens=32)
-        run = built.engine()
-        took = seconds(lambda: run.generate([ids] * 8, params), repeats=3)
-        return took, 0
+            took = seconds(lambda: product(x, packed), others=CACHES, repeats=10)
+            return took, size
 
 
 if __name__ == "__main__":

@@ -135,6 +135,7 @@ ARROWS = {
         "engine": "continuous_batching paged_attention sampling_and_speculation",
         "serving": "engine",
     },
+    "compilers": {},
     "course": {
         "book": "cpu syllabus",
         "cli": (
@@ -160,7 +161,7 @@ ARROWS = {
         "release": "exercises files grading syllabus",
         "predicting": "inline",
         "sliders": "figures inline traces",
-        "served": "mine syllabus",
+        "served": "mine standing syllabus",
         "standing": "grading progress syllabus",
         "steppers": "inline words",
         "syllabus": "words",

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmlab.course import mine
+from llmlab.course import mine, standing
 from llmlab.course.mine import Own
 from llmlab.course.syllabus import find
 
@@ -104,7 +104,7 @@ def whose(
     wanted = []
     absent = set()
     for slug, names in PIECES.items():
-        built = mine.standing.exercise_names(find(slug), root)
+        built = standing.exercise_names(find(slug), root)
         for name in names:
             wanted.append((slug, name))
             if name not in built:

@@ -337,7 +337,7 @@ KINDS = {
     "magnitude": ("size", palette.vermillion),
     "first": ("slopes", palette.blue),
 }
-RATIOS = ["0.2", "0.3"]
+RATIOS = ["0.1", "0.2", "0.3"]
 fig, ax = plt.subplots(figsize=(4.8, 3.2))
 print(f"{'channels gone':14}" + "".join(f"{float(r):>8.0%}" for r in RATIOS))
 for kind, (label, color) in KINDS.items():
@@ -350,8 +350,8 @@ for kind, (label, color) in KINDS.items():
     ax.plot([100 * float(r) for r in means], means.values(), color=color, label=label)
     print(f"{label:14}" + "".join(f"{means[r]:>8.2f}" for r in RATIOS))
 ax.set(yscale="log", xlabel="channels gone, %", ylabel="growth of perplexity, times")
-ax.set_xticks([20, 30])
-ax.set(xlim=(18, 32), ylim=(0.9, 30))
+ax.set_xticks([10, 20, 30])
+ax.set(xlim=(8, 32), ylim=(0.9, 30))
 ax.set_yticks([1, 2, 5, 10, 20], ["1", "2", "5", "10", "20"])
 ax.minorticks_off()
 ax.legend(loc="upper center", ncols=3, frameon=False, fontsize=10, columnspacing=1)
@@ -362,13 +362,18 @@ figure(
         " axis. Slopes stay lowest, chance lies above them and size far above both."
     ),
 )
-print("a fifth of the channels gone, each draw:")
+print("each draw:")
 for kind in ("random", "first"):
-    values = "  ".join(f"{x:.2f}" for x in factors("mlp", kind, "0.2"))
-    print(f"  {KINDS[kind][0]:12}{values}")
+    for ratio in RATIOS:
+        values = "  ".join(f"{x:.2f}" for x in factors("mlp", kind, ratio))
+        print(f"  {KINDS[kind][0]:10}{float(ratio):>5.0%}   {values}")
 for kind, label in {"mix": "slopes, mixed", "vector": "slopes, row by row"}.items():
     print(f"  {label:20}{factors('mlp', kind, '0.2')[0]:.2f}")
-first = lines("mlp", "first", "0.2")
+print("one of three key/value heads gone, each draw:")
+for kind, (label, _) in KINDS.items():
+    values = "  ".join(f"{x:.2f}" for x in factors("self_attn", kind, "0.34"))
+    print(f"  {label:18}{values}")
+first = [r for ratio in RATIOS for r in lines("mlp", "first", ratio)]
 least = min(float(r["gained"]) / float(r["gained_error"]) for r in first)
 print(f"slopes below chance in each draw, by {least:.0f} standard errors or more")
 

@@ -451,7 +451,8 @@ def draw(budget: int, rate: float):
         ax.set(xlim=(0, most), ylim=(0, 101), xlabel=name)
     axes[0].set_ylabel("% below")
     fig.suptitle(
-        f"{percentile(first, 90):.1f} s to the first, {percentile(gaps, 99):.2f} s between"
+        f"{percentile(first, 90):.1f} s to the first,"
+        f" {percentile(gaps, 99):.2f} s between"
     )
     return fig
 

@@ -86,7 +86,7 @@ print("sum", s.tolist(), "normed, squared", y.square().mul(12.5).round().tolist(
 for name, norm in (("pieces", fused.add_rms_norm), ("kernel", kernels.add_rms_norm)):
     with torch.no_grad():
         counted = count(norm, x, r.clone(), weight, 0.0)
-    print(f"{name}: {len(counted)} launches, {counted.bytes // 4} numbers")
+    print(f"{name}: launches {len(counted)}, numbers {counted.bytes // 4}")
 
 # %% [markdown]
 # ## The idea
@@ -184,7 +184,7 @@ your_turn(check.add_rms_norm, one_answer)
 # %% [markdown]
 # ## The code
 #
-# `pieces` says what each kernel computes, `kernels.c` does it in one pass, and `fuse(model)` makes a fused copy of a Llama, ours or transformers'. Without a C compiler PyTorch runs the pieces: the same numbers, more launches.
+# FasterTransformer is C++ and CUDA. Ours is small: `pieces` says what each kernel computes, `kernels.c` does it in one pass, and `fuse(model)` makes a fused copy of a Llama, ours or transformers'. Without a C compiler PyTorch runs the pieces: the same numbers, more launches.
 #
 # | value | shape | holds |
 # |---|---|---|
@@ -338,11 +338,10 @@ figure(
     alt=(
         "How many times as fast decoding is, against the hidden size from 64 to 1,024."
         " Fused: about twice at 64, falling towards 1. Fused with weights of 8 bits:"
-        " about twice at 64, rising to between three and five."
+        " about twice at 64, rising to over three."
     ),
 )
 
-# %% tags=["hide-input"]
 # What a saved launch saves, taken from the narrowest model, and what follows from it.
 saved = {}
 for task, name in (("width", "64"), ("decode", "course"), ("decode", "real")):
@@ -358,19 +357,20 @@ for task, name in (("width", "64"), ("decode", "course"), ("decode", "real")):
             seconds(task, name, "ours"), seconds(task, name, "fused"), strict=True
         )
     ]
-    saved[name] = (fewer, statistics.median(gained))
-each = saved["64"][1] / saved["64"][0]
+    saved[name] = (fewer, gained)
+each = statistics.median(saved["64"][1]) / saved["64"][0]
 print(f"a launch saved at 64 channels saves {each * 1e6:.0f} µs")
 for name in ("course", "real"):
     fewer, gained = saved[name]
     plain = statistics.median(seconds("decode", name, "ours"))
     print(
-        f"{SHORT[name]:8} {fewer:4} fewer of {plain * 1e3:5.1f} ms: saves"
-        f" {gained * 1e3:5.2f} ms, predicted {fewer * each * 1e3:5.2f} ms"
+        f"{SHORT[name]:8} {fewer:3} fewer of {plain * 1e3:4.1f} ms: predicted"
+        f" {fewer * each * 1e3:4.2f} ms, saved {min(gained) * 1e3:.2f}"
+        f"–{max(gained) * 1e3:.2f}"
     )
 
 # %% [markdown]
-# The last lines are a prediction: the narrowest model says what a saved launch is worth, about as much as on a GPU, and that times the launches saved is nearly what the other two gain.
+# The last lines are a prediction: the narrowest model says what a saved launch is worth, about as much as on a GPU, and that times the launches saved lies within what the runs of the other two gained.
 #
 # At 64 channels a layer is nothing but launches, and fusing doubles the speed. It is not four times, though the launches are a quarter: the products and the attention that stay are the dearest to launch. The wider the model, the more of its time is reading weights, and there fusion does not
 # help: fewer bytes do. Packing alone gains little. In prefill products take nearly all of the time.
@@ -472,7 +472,7 @@ print(f"measured on SmolLM2: {min(times):.1f} … {max(times):.1f} times as fast
 #
 # ## Play
 #
-# A GPU launches and computes side by side. An H100 with 16-bit weights, a layer with the proportions of Llama 3.1, 1,024 tokens in each cache: when does it wait for launches? A CUDA graph is the other cure: a recorded sequence of kernels that is started as one, at about 1 µs per kernel (our assumption).
+# A GPU launches and computes side by side. An H100 with 16-bit weights, a layer with the proportions of Llama 3.1, 1,024 tokens in each cache: when does it wait for launches? A CUDA graph is the other cure: a recorded sequence of kernels that is started as one, at about 1 µs per kernel (our assumption; what Python adds to a launch is left out).
 
 # %% tags=["hide-input", "slider", "nbval-ignore-output"]
 from dataclasses import replace

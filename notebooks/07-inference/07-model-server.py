@@ -285,7 +285,7 @@ print(f"of {len(off)} runs the median is off by {100 * statistics.median(off):.0
 # | infinity in an answer | `Infinity`: no JSON | – | 400: ask for binary |
 # | an empty body | one raw tensor of 0 bytes: 400 | 422 | no JSON: 400 |
 # | the queue is full | 503 | – | 503 |
-# | preferred size 8, model busy | the next batch grows on, to 9 or 14 | no preferred sizes | 8 |
+# | preferred size 8, model busy | the next batch may grow on ([reported](https://github.com/triton-inference-server/server/issues/8141)); 9 and 14 were seen | no such sizes | 8 |
 # | order of an ensemble's outputs | not the configuration's | – | the configuration's |
 #
 # 500 means "the server failed". A client that repeats on 500 sends the same broken request for ever.

@@ -2,6 +2,9 @@
 for byte; on our model and transformers'.
 """
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -81,6 +84,64 @@ def test_torch_quantize_per_channel_and_bitsandbytes_give_the_same_codes():
     theirs, largest, _ = bnb.int8_vectorwise_quant(x)
     assert torch.equal(codes, theirs.float())
     assert torch.allclose(s[:, 0] * 127, largest)
+
+
+def openvino(case):
+    """(weight, its codes, scale and zero point as OpenVINO stores them)."""
+    file = Path(__file__).parent / "golden" / "openvino.json"
+    golden = json.loads(file.read_text(encoding="utf-8"))
+    found = golden["cases"][case]
+    stored = [torch.tensor(found[key]) for key in ("codes", "scale")]
+    zero = torch.tensor(found.get("zero_point", [[0.0]])).reshape(-1, 1)
+    weight = torch.tensor(golden["weight"]) / 1024
+    return weight, stored[0], stored[1].reshape(-1, 1), zero, found
+
+
+@pytest.mark.parametrize(
+    ("case", "config"),
+    [
+        ("INT8_ASYM", QuantConfig(8, symmetric=False, per="row", **EXACT)),
+        ("INT4_ASYM", QuantConfig(4, symmetric=False, group_size=64, **EXACT)),
+        # asked for 4 bits, it gives the last layer 8
+        ("INT4_SYM, last layer", QuantConfig(8, symmetric=False, per="row", **EXACT)),
+    ],
+)
+def test_openvino_has_the_same_codes_with_a_zero_point(case, config):
+    """It makes codes with a scale of 32 bits, and rounds that to 16 afterwards."""
+    weight, codes, scale, zero, found = openvino(case)
+    ours, s, z = qb.encode(weight, config)
+    assert torch.equal(ours, codes)
+    assert torch.equal(z, zero)
+    assert torch.equal(s.half().float(), scale)
+    decoded = qb.decode(codes, scale, zero, config)
+    x = torch.linspace(-1, 1, 128)
+    torch.testing.assert_close(decoded @ x, torch.tensor(found["product"]))
+
+
+@pytest.mark.parametrize(
+    ("case", "bits", "group"),
+    [
+        ("INT8_SYM", 8, 128),
+        ("INT4_SYM", 4, 64),
+        ("INT4_SYM, rows", 4, 128),
+        ("INT4_SYM, by default", 4, 128),
+    ],
+)
+def test_openvinos_symmetric_scale_has_a_sign(case, bits, group):
+    """The largest of a block lies on the lowest code, and all codes are used."""
+    weight, codes, scale, _, found = openvino(case)
+    assert found["group"] == group
+    blocks = weight.reshape(-1, group)
+    low, high = -blocks.amin(1, keepdim=True), blocks.amax(1, keepdim=True)
+    step = torch.where(low >= high, low, -high) / 2 ** (bits - 1)
+    assert (step < 0).any() and (step > 0).any()
+    assert torch.equal(step.half().float(), scale)
+    top = 2 ** (bits - 1)
+    want = torch.round(blocks / step).clamp(-top, top - 1)
+    assert torch.equal(want, codes.reshape(-1, group))
+    config = QuantConfig(bits, group_size=group)  # ours: one code less
+    error = (codes.reshape(-1, group) * scale - blocks).square().mean()
+    assert error < (qb.nearest(weight, config) - weight).square().mean()
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

@@ -191,10 +191,9 @@ def test_peqa_that_fails_leaves_the_model():
     model.model.layers[0].mlp.up_proj.weight.requires_grad_(False)
     flags = {name: p.requires_grad for name, p in model.named_parameters()}
     before = {name: t.clone() for name, t in model.state_dict().items()}
+    recipe = recipes.Recipe("peqa", group=16)
     with pytest.raises(ValueError, match="no token to predict"):
-        recipes.compress(
-            model, recipes.Recipe("peqa", group=16), [TOKENS, TOKENS[:, :1]]
-        )
+        recipes.compress(model, recipe, [TOKENS, TOKENS[:, :1]])
     model.model.norm.weight.data[0] = before["model.norm.weight"][0] = torch.inf
     with pytest.raises(ValueError, match="the loss is nan after 0 steps"):
         recipes.compress(model, recipe, [TOKENS])

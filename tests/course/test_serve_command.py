@@ -5,23 +5,28 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import time
 from functools import partial
 
 import httpx
+import psutil
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from llmlab.compression import formats, recipes
 from llmlab.compression import quantization_basics as qb
-from llmlab.course import served
+from llmlab.course import mine, served
 from llmlab.course.cli import serve as command
 from llmlab.course.cli.main import app
+from llmlab.course.syllabus import find
+from llmlab.inference.engine import SamplingParams
 from llmlab.models import checkpoint, course_model
 from tests import processes
+from tests.course.learner import ROOT
 from tests.inference.serving.live import make_adapter, make_folder
 from tests.models.hugging_face import make
 
@@ -156,6 +161,16 @@ def test_it_serves_until_it_is_stopped(started, tmp_path, how):
         httpx.get(f"{address}/models")
 
 
+def test_when_it_is_killed_its_worker_ends_too(started, tmp_path):
+    (tmp_path / "tiny").mkdir()
+    program = started("--model", make_folder(tmp_path / "tiny"))
+    address_of(program)
+    workers = psutil.Process(program.fork.pid).children(recursive=True)
+    assert workers
+    os.kill(program.fork.pid, signal.SIGKILL)
+    assert psutil.wait_procs(workers, timeout=LIMIT)[1] == []
+
+
 def test_a_model_that_cannot_be_read_ends_it_with_the_reason(started, tmp_path):
     (tmp_path / "tiny").mkdir()
     folder = make_folder(tmp_path / "tiny")
@@ -244,3 +259,28 @@ def test_an_engine_is_made_without_pieces_that_failed(small):
     assert make_engine(()).pieces.pieces.replaced == ["free"]
     assert make_engine({"free"}).pieces.pieces.replaced == []
     assert json.dumps(served.PIECES)
+
+
+def test_the_worked_exercises_run_as_one_engine(tmp_path):
+    """All pieces out of notebooks, in the place of ours: the same text, drafts too."""
+    own = []
+    for slug, names in served.PIECES.items():
+        lesson = find(slug)
+        copy = lesson.work(tmp_path)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(lesson.solution(ROOT), copy)
+        cells = mine.defining_cells(lesson, tmp_path)
+        own += [served.Own(slug, name, "right", cells=cells) for name in names]
+    prompts = [[5, 6, 7, 5, 6], list(range(40)), list(range(35)), [9]]
+    params = SamplingParams(max_new_tokens=30, temperature=0.9, top_p=0.8, seed=3)
+    called = set()
+    texts = []
+    for theirs in (tuple(own), ()):
+        sizes = {"max_sequences": 3, "gamma": 3, "block_size": 4}
+        loading = served.Loading(course_model.DRAFT, {}, theirs, sizes, 100)
+        engine = loading(called.add)(())
+        texts.append(engine.generate(prompts, params))
+        engine.check()
+        assert engine.blocks_in_use == 0
+    assert texts[0] == texts[1]
+    assert {each.name for each in own} <= called

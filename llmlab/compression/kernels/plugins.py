@@ -33,9 +33,16 @@ def pack_int4(weight: Float[Tensor, "out in"]) -> Tensors:
     rows = len(weight)
     return {
         "packed": packed.packed.reshape(rows, -1),
-        "scale": packed.scale.float().reshape(rows, -1),
-        "zero": packed.zero.float().reshape(rows, -1),
+        "scale": packed.scale.reshape(rows, -1),
+        "zero": packed.zero.reshape(rows, -1),
     }
+
+
+def sizes(tensors: Tensors) -> tuple[int, int, int, int]:
+    """Rows, columns, group, and whether a scale has 32 bits."""
+    scale = tensors["scale"]
+    rows, columns = len(tensors["packed"]), 2 * tensors["packed"].shape[1]
+    return rows, columns, columns // scale.shape[1], int(scale.dtype == torch.float32)
 
 
 def weight_int4(tensors: Tensors) -> Float[Tensor, "out in"]:
@@ -43,7 +50,7 @@ def weight_int4(tensors: Tensors) -> Float[Tensor, "out in"]:
     packed, scale, zero = (tensors[name] for name in ("packed", "scale", "zero"))
     out = torch.empty(len(packed), 2 * packed.shape[1])
     pointers = [t.data_ptr() for t in (packed, scale, zero, out)]
-    library().decode_4bit(*pointers, *out.shape, out.shape[1] // scale.shape[1])
+    library().decode_4bit(*pointers, *sizes(tensors))
     return out
 
 
@@ -58,8 +65,7 @@ def product_int4(x: Float[Tensor, "... in"], tensors: Tensors) -> Tensor:
     pointers = [t.data_ptr() for t in (packed, scale, zero)]
     for t in range(len(flat)):
         vectors = (flat[t].data_ptr(), y[t].data_ptr())
-        group = columns // scale.shape[1]
-        library().matvec_4bit(*pointers, *vectors, rows, columns, group)
+        library().matvec_4bit(*pointers, *vectors, *sizes(tensors))
     return y.reshape(*x.shape[:-1], rows)
 
 

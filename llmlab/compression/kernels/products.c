@@ -19,8 +19,8 @@
 #include <stdint.h>
 #include <string.h>
 
-/* LANES bytes become as many integers of 32 bits: the one step that compilers do badly
-   by themselves. The rest is arithmetic on vectors, which gcc and clang know. */
+/* x86 with AVX2 or AVX-512: LANES bytes become as many integers of 32 bits, the one step
+   that compilers do badly by themselves. The rest is arithmetic on vectors. */
 #if defined(__AVX512F__)
 #include <immintrin.h>
 #define LANES 16
@@ -29,10 +29,9 @@
 #include <immintrin.h>
 #define LANES 8
 #define WIDEN(u) ((ints)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(u))))
-#else
-#define LANES 4
-#define WIDEN(u) ((ints){(u)[0], (u)[1], (u)[2], (u)[3]})
 #endif
+
+#ifdef LANES
 typedef float floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t ints __attribute__((vector_size(4 * LANES)));
 
@@ -45,6 +44,33 @@ static inline floats load(const float *x) {
 static inline floats as_floats(ints codes) {
     return __builtin_convertvector(codes, floats);
 }
+
+/* lanes += s · u x for what of a group fills registers; how far that is. */
+static inline long add_lanes(floats *lanes, float s, const uint8_t *u, const float *x,
+                             long half) {
+    floats low = {0}, high = {0};
+    long j = 0;
+    for (; j + LANES <= half; j += LANES) {
+        ints both = WIDEN(u + j);
+        low += as_floats(both & 15) * load(x + j);
+        high += as_floats(both >> 4) * load(x + j + half);
+    }
+    *lanes += s * (low + high);
+    return j;
+}
+
+static inline float sum_of(floats lanes) {
+    float sum = 0;
+    for (int k = 0; k < LANES; k++) {
+        sum += lanes[k];
+    }
+    return sum;
+}
+#else /* elsewhere the plain loop in `row_4bit` does it all */
+typedef float floats;
+#define add_lanes(lanes, s, u, x, half) 0
+#define sum_of(lanes) (lanes)
+#endif
 
 /* A float16 above 0, or the float32. */
 static inline float scale_at(const void *scale, long at, long wide) {
@@ -73,25 +99,13 @@ static float row_4bit(const uint8_t *u, const void *scale, const uint8_t *zero,
     floats lanes = {0};
     float total = 0;
     for (long g = 0; g < groups; g++, u += half, x += 2 * half) {
-        floats low = {0}, high = {0};
-        float rest = -zero_at(zero, at + g) * sums[g];
-        long j = 0;
-        for (; j + LANES <= half; j += LANES) {
-            ints both = WIDEN(u + j);
-            low += as_floats(both & 15) * load(x + j);
-            high += as_floats(both >> 4) * load(x + j + half);
-        }
-        for (; j < half; j++) { /* what fills no register */
+        float s = scale_at(scale, at + g, wide), rest = 0;
+        for (long j = add_lanes(&lanes, s, u, x, half); j < half; j++) {
             rest += (float)(u[j] & 15) * x[j] + (float)(u[j] >> 4) * x[j + half];
         }
-        float s = scale_at(scale, at + g, wide);
-        lanes += s * (low + high);
-        total += s * rest;
+        total += s * (rest - zero_at(zero, at + g) * sums[g]);
     }
-    for (int k = 0; k < LANES; k++) {
-        total += lanes[k];
-    }
-    return total;
+    return total + sum_of(lanes);
 }
 
 /* y (rows) = W (rows, columns) x (columns). scale and zero: (rows, columns / group). */

@@ -56,7 +56,11 @@ Threads = Annotated[
     int | None, typer.Option(min=1, help="to compute with [default: torch's own]")
 ]
 Gamma = Annotated[
-    int, typer.Option(min=0, help="tokens drafted by prompt lookup; 0: none")
+    int | None,
+    typer.Option(
+        min=0,
+        help="tokens drafted by prompt lookup [default: 0; where it is yours, 3]",
+    ),
 ]
 
 
@@ -73,7 +77,7 @@ def serve(
     max_seconds: Seconds = 300.0,
     cache_tokens: CacheTokens = 8192,
     threads: Threads = None,
-    gamma: Gamma = 0,
+    gamma: Gamma = None,
 ) -> None:
     """Serve a model: a chat page, and OpenAI's API with streaming.
 
@@ -97,6 +101,8 @@ def serve(
     except ValueError as error:
         stop(error, 2)
     rows, own = pieces_of(mine)
+    if gamma is None:
+        gamma = 3 if any(each.name == "lookup" for each in own) else 0
     sizes = {"max_sequences": max_sequences, "gamma": gamma}
     loading = served.Loading(chosen.folder, loras, own, sizes, cache_tokens, threads)
     server = listening(loading, [chosen.name, *loras], config, host, port, rows)

@@ -141,9 +141,16 @@ class Answering:
         """Takes places in the queue, which `release` gives back.
 
         Raises:
-            Refused: it is full.
+            Refused: it is full, or could never hold so many.
         """
         count = asked.choices * max(1, len(asked.prompts))
+        if count > self.room:
+            raise Refused(
+                f"{count} answers are asked for, and this server has room for"
+                f" {self.room} at one time",
+                param="n",
+                code="invalid_value",
+            )
         if self.reserved + count > self.room:
             turns = self.reserved / self.config.max_sequences
             raise Refused(

@@ -287,7 +287,7 @@ class Supervisor:
         if running is not self._running:
             return
         self._running = None
-        running.process.join(PATIENCE)
+        running.process.join(1)
         why = self._killed_for or f"the worker {_how(running.process.exitcode)}"
         self._killed_for = ""
         piece = running.piece.value.decode(errors="replace")

@@ -174,8 +174,8 @@ def test_the_same_without_the_widest_registers(kind, monkeypatch):
     quant = layer(7, 216, group_size=72, symmetric=False)
     x = random(1, 216, seed=6)
     best = kernels.Int4Linear(quant)
-    flags = [kind if flag == "-march=native" else flag for flag in compiling.FLAGS]
-    monkeypatch.setattr(compiling, "FLAGS", tuple(flags))
+    flags = [kind if flag == "-march=native" else flag for flag in c_library.FLAGS]
+    monkeypatch.setattr(c_library, "FLAGS", tuple(flags))
     compiling.library.cache_clear()
     try:
         other = kernels.Int4Linear(quant)

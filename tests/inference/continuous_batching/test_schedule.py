@@ -68,6 +68,16 @@ def test_steps_are_those_of_openvino_where_it_has_the_same_rule(case):
     ]
 
 
+def test_openvino_admits_whoever_has_blocks_for_a_first_part():
+    """Requests write in the order of that rule, not of ours."""
+    name = "a prompt must fit as a whole"
+    (case,) = [c for c in OPENVINO["cases"] if c["name"] == name]
+    theirs = [step["wrote"] for step in case["steps"]]
+    first = published.steps_of(case, published.first_part_is_enough)
+    assert [step["wrote"] for step in first] == theirs
+    assert [step["wrote"] for step in published.steps_of(case)] != theirs
+
+
 def test_openvino_runs_more_requests_than_its_limit():
     """`max_num_seqs` is not looked at when prompts come in parts."""
     (case,) = [c for c in OPENVINO["cases"] if c["name"] == "more requests than places"]

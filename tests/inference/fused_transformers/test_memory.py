@@ -80,15 +80,15 @@ def test_no_overlap_and_not_below_the_bound(seed):
 
 
 def test_against_the_optimum():
-    """On 150 small graphs greedy is never below it, and seldom above."""
+    """On 60 small graphs greedy is never below it, and seldom above."""
     above = 0
-    for seed in range(150):
+    for seed in range(60):
         results = drawn(seed, 6)
         best = optimum(results)
         greedy = arena(results, plan_buffers(results))
         assert lower_bound(results) <= best <= greedy
         above += greedy > best
-    assert 0 < above < 30
+    assert 0 < above < 12
 
 
 def test_the_optimum_by_trying_all_offsets():

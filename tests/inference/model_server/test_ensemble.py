@@ -23,6 +23,7 @@ def run(steps, tensors=None):
 
     def infer(step, given):
         order.append(step.model)
+        assert given.keys() == step.inputs.keys()  # by its own names
         return {"out": f"{step.model}({','.join(given[k] for k in sorted(given))})"}
 
     return run_ensemble(steps, tensors or {"start": "s"}, infer), order

@@ -144,6 +144,22 @@ def test_statistics_add_up(ours):
         assert row["compute_infer"]["ns"] >= 5e6 * row["compute_infer"]["count"]
 
 
+def test_a_request_of_several_rows_is_several_inferences(ours):
+    before = load.statistics(ours.url, "plain")
+    made = but(shape=[3, 8], data=[1.0] * 24)
+    assert ask(ours.url, "POST", "/v2/models/plain/infer", made)[0] == 200
+    after = load.statistics(ours.url, "plain")
+    assert after["inference_count"] - before["inference_count"] == 3
+    assert after["execution_count"] - before["execution_count"] == 1
+    counts = [s["inference_stats"]["success"]["count"] for s in (before, after)]
+    assert counts[1] - counts[0] == 1
+
+
+def test_requests_of_different_sizes_share_an_execution(ours):
+    found = asking.burst(ours.url, "full", [1, 2, 13], 3)
+    assert found["sizes"] == {"16": 1}
+
+
 def test_metrics_are_read_by_prometheus_and_say_what_the_statistics_say(ours):
     load.closed(ours.url, "plain", 1, 2)
     ask(

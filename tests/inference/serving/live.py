@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -57,6 +58,30 @@ def make_adapter(path: Path) -> Path:
     return path
 
 
+@dataclass(frozen=True)
+class Paused(served.Loading):
+    """A worker that rests before each step, so that a test can be quicker."""
+
+    pause: float = 0.0
+
+    def __call__(self, mark):
+        make = super().__call__(mark)
+
+        def paused(without):
+            engine = make(without)
+            step = engine.step
+
+            def rested():
+                time.sleep(self.pause)
+                return step()
+
+            if self.pause:
+                engine.step = rested
+            return engine
+
+        return paused
+
+
 class Live:
     """A server in a thread of its own.
 
@@ -74,6 +99,7 @@ class Live:
         sizes: dict | None = None,
         options: dict | None = None,
         pieces: tuple = (),
+        pause: float = 0.0,
         **config,
     ) -> None:
         self.said: list[str] = []
@@ -81,7 +107,7 @@ class Live:
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         config = {"max_length": 200, "max_sequences": 8} | config
         sizes = {"max_sequences": config["max_sequences"]} | (sizes or {})
-        loading = served.Loading(folder, names, own, sizes, cache_tokens, threads=1)
+        loading = Paused(folder, names, own, sizes, cache_tokens, 1, pause)
 
         def make() -> Server:
             return Server(

@@ -1,0 +1,103 @@
+"""A graph as an ONNX file's contents, for onnxruntime and others to read.
+
+Opset 17. A product whose second input is read transposed becomes a Transpose and a
+MatMul; effects other than a draw have no operation there.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from llmlab.compilers.front_end.ir import Graph, Node
+
+if TYPE_CHECKING:
+    import onnx
+
+NAMES = {
+    "add": "Add",
+    "sub": "Sub",
+    "mul": "Mul",
+    "div": "Div",
+    "maximum": "Max",
+    "neg": "Neg",
+    "exp": "Exp",
+    "tanh": "Tanh",
+    "sqrt": "Sqrt",
+    "draw": "RandomUniformLike",
+}
+
+
+def to_onnx(graph: Graph) -> onnx.ModelProto:
+    """The model; inputs and outputs are called in0, in1 … and out0, out1 …
+
+    Raises:
+        ValueError: an operation that ONNX has not, or a graph that changes its inputs.
+    """
+    from onnx import TensorProto, checker, helper, numpy_helper
+
+    if graph.updates:
+        raise ValueError("this program changes its inputs, and ONNX cannot say that")
+    kinds = {torch.float32: TensorProto.FLOAT, torch.float64: TensorProto.DOUBLE}
+    names = {node: f"v{i}" for i, node in enumerate(graph.nodes)}
+    names.update({node: f"in{i}" for i, node in enumerate(graph.inputs)})
+    nodes, constants = [], []
+
+    def number_list(name: str, values: tuple[int, ...]) -> str:
+        data = torch.tensor(values, dtype=torch.int64).numpy()
+        constants.append(numpy_helper.from_array(data, name))
+        return name
+
+    def emit(op: str, inputs: list[str], output: str, **attributes) -> None:
+        nodes.append(helper.make_node(op, inputs, [output], **attributes))
+
+    for node in graph.nodes:
+        here = names[node]
+        read = [names[each] for each in node.inputs]
+        if node.kind == "constant":
+            constants.append(numpy_helper.from_array(node.data.numpy(), here))
+        elif node.op in NAMES:
+            emit(NAMES[node.op], read, here)
+        elif node.op == "sum":
+            emit(
+                "ReduceSum", [*read, number_list(f"{here}_axes", node.attributes)], here
+            )
+        elif node.op == "max":
+            emit("ReduceMax", read, here, axes=list(node.attributes))
+        elif node.op == "transpose":
+            emit("Transpose", read, here, perm=list(node.attributes[0]))
+        elif node.op == "reshape":
+            shape = number_list(f"{here}_shape", node.attributes[0])
+            emit("Reshape", [*read, shape], here)
+        elif node.op == "matmul":
+            emit("MatMul", [read[0], second(node, read[1], here, emit)], here)
+        elif node.kind != "input":
+            raise ValueError(f"ONNX has no operation for {node.op!r}")
+    results = []
+    for i, node in enumerate(graph.outputs):
+        emit("Identity", [names[node]], f"out{i}")
+        results.append((f"out{i}", node))
+    given = [(names[node], node) for node in graph.inputs]
+    infos = [
+        [
+            helper.make_tensor_value_info(n, kinds[x.type.dtype], x.type.shape)
+            for n, x in y
+        ]
+        for y in (given, results)
+    ]
+    opset = [helper.make_opsetid("", 17)]
+    body = helper.make_graph(nodes, "program", *infos, initializer=constants)
+    model = helper.make_model(body, opset_imports=opset, ir_version=9)
+    checker.check_model(model, full_check=True)
+    return model
+
+
+def second(node: Node, name: str, here: str, emit) -> str:
+    """The name of a product's second input, as ONNX reads it."""
+    if not node.attributes[0]:
+        return name
+    rank = len(node.inputs[1].type.shape)
+    order = [*range(rank - 2), rank - 1, rank - 2]
+    emit("Transpose", [name], f"{here}_turned", perm=order)
+    return f"{here}_turned"
