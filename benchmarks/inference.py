@@ -99,9 +99,11 @@ def theirs(asked: list[list[int]], new: int) -> list[list[int]]:
     return written[:, longest:].tolist()
 
 
-def ours(model: Llama, asked: list[list[int]], counts: list[int]) -> list[list[int]]:
+def ours(
+    model: Llama, asked: list[list[int]], counts: list[int], gamma: int = 0
+) -> list[list[int]]:
     """A new engine serves them all. What it writes for each."""
-    engine = Engine(model, EngineConfig(num_blocks=512, block_size=16))
+    engine = Engine(model, EngineConfig(num_blocks=512, block_size=16, gamma=gamma))
     params = [SamplingParams(max_new_tokens=count) for count in counts]
     return engine.generate(asked, params)
 
@@ -114,6 +116,19 @@ def sixteen_requests() -> Case:
     return Case(
         "16 requests of mixed lengths (transformers, one padded batch)",
         lambda: ours(model, asked, counts),
+        lambda: theirs(asked, max(counts)),
+        rounds=3,
+    )
+
+
+def sixteen_requests_with_lookup() -> Case:
+    """The same with four tokens looked up in the text: the same text comes out."""
+    asked = prompts()
+    counts = [count for _, count in TRACE]
+    model = packed(our_model())
+    return Case(
+        "the same, with prompt lookup (transformers, one padded batch)",
+        lambda: ours(model, asked, counts, gamma=4),
         lambda: theirs(asked, max(counts)),
         rounds=3,
     )
@@ -157,7 +172,13 @@ def shared_prefix(count: int = 8, new: int = 8) -> Case:
     )
 
 
-CASES = (sixteen_requests, one_request, one_request_in_four_bits, shared_prefix)
+CASES = (
+    sixteen_requests,
+    sixteen_requests_with_lookup,
+    one_request,
+    one_request_in_four_bits,
+    shared_prefix,
+)
 
 
 # What is counted, and what has no other side ------------------------------------------

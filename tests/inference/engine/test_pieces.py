@@ -185,6 +185,7 @@ WRONG = [
     ("accept", lambda p, q, drafted, u: drafted, "a beginning of"),
     ("accept", lambda p, q, drafted, u: [31], "a beginning of"),
     ("accept", lambda p, q, drafted, u: None, "gave None"),
+    ("accept", lambda p, q, drafted, u: [*[0 for _ in drafted], 1], "a beginning of"),
     ("keep_top_p", raises, "raised KeyError"),
     ("keep_top_p", lambda logits, p: logits - torch.inf, "no token that can be"),
     ("keep_top_k", lambda logits, k: logits[:, :k], "gave tensor"),

@@ -159,6 +159,14 @@ def test_what_the_draft_stores_is_found_with_it():
     assert engine.stats.accepted == engine.stats.drafted
 
 
+def test_the_draft_reads_prompts_as_they_are_computed():
+    """Else nobody finds them before their request decodes, or ever if it does not."""
+    engine = small(TARGET, gamma=3, draft=TARGET, max_tokens=6)
+    for _ in range(2):
+        engine.generate([PROMPT * 2], SamplingParams(max_new_tokens=1))
+    assert engine.stats.found == 8
+
+
 @pytest.mark.parametrize("length", [5, 6, 7, 8])
 def test_a_block_is_found_when_both_models_have_stored_it(length):
     """After a round in which all were accepted, the draft lacks the last token.
@@ -181,6 +189,17 @@ def test_a_block_is_found_when_both_models_have_stored_it(length):
                 torch.testing.assert_close(mine[found], its[found])
     assert engine.idle
     assert len(found) >= 3
+
+
+@pytest.mark.parametrize("draft", [None, TARGET], ids=["text", "model"])
+def test_no_more_is_drafted_than_can_be_written(draft):
+    """A text that just fits into the cache is never sent away for its drafts."""
+    engine = small(TARGET, gamma=7, draft=draft, num_blocks=3)
+    # the last token is written and not stored: 5 + 8 − 1 = 12
+    written = engine.generate([PROMPT], SamplingParams(max_new_tokens=8))
+    assert written == [plain(TARGET, PROMPT, 8)]
+    assert engine.stats.preemptions == 0
+    assert engine.stats.accepted + engine.stats.steps == 8
 
 
 def test_each_request_draws_with_its_own_seed():
