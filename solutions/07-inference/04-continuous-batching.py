@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Solutions: Continuous batching
 #
-# The scheduler of a serving engine, in three steps; what users wait for; and the challenge: a scheduler that wins a trace. A request is seen as a `Job`:
+# The scheduler of a serving engine, in three steps; and what users wait for. (A scheduler that wins a trace is the challenge of this part, in the lesson on engines.) A request is seen as a `Job`:
 #
 # | field | holds |
 # |---|---|
@@ -16,7 +16,6 @@
 
 # %%
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import pairwise
 
 from llmlab.checks.inference.continuous_batching import check
@@ -165,49 +164,3 @@ check.latencies(latencies)
 
 # %% [markdown] tags=["solution"]
 # The arrival counts, not the moment at which somebody begins to work on it: a user waits in the queue, too. And all gaps, not one mean for each request: a text that stops once for two seconds has a good mean and a reader who looks away.
-
-# %% [markdown]
-# ## Exercise 5: the challenge of this part
-# ●●●●● difficulty · ●●●●● importance · 40 minutes · 6 points
-#
-# A scheduler that wins a trace. A step of $n$ tokens takes $10 + 0.8\,n$ milliseconds, and a little for what is cached; the cache has 120 blocks of 16. Two traces come, of 60 requests each, with short prompts and long answers, and more than the machine can bear for a while. Your rule gets what `schedule` gets,
-# and `limits` with `max_tokens=512` and `max_sequences=32`. It shall write **at least 288 tokens per second**, and 99% of the times between two tokens shall be **at most 70 ms**, in each trace. What it plans must be possible: `check_plan` of the package looks at every plan.
-# All that `give_running` and `schedule` do is allowed, and all else, too: who comes in, how much, in which order, who is sent away.
-#
-# `challenge.judge(rule)` says what a rule reaches. `challenge.judge()` is the reference's: 269 tokens per second and 353 ms.
-
-
-# %% tags=["exercise"]
-def rule(
-    running: Sequence[Job], waiting: Sequence[Job], available: int, limits: Limits
-) -> Plan:
-    """What the next step computes, and the trace is won."""
-    # BEGIN SOLUTION
-    limits = replace(limits, max_tokens=64)
-    plan, budget, available = give_running(running, available, limits)
-    if plan.preempted:
-        return plan
-    runs = len(running)
-    for job in waiting:
-        count = min(job.left, budget)
-        if count == 0 or runs == limits.max_sequences:
-            break
-        reserve = 4 * runs
-        whole = blocks_needed(job, job.left, limits.block_size)
-        if runs > 0 and whole + reserve > available:
-            break
-        available -= blocks_needed(job, count, limits.block_size)
-        plan.tokens[job.id] = count
-        plan.admitted.append(job.id)
-        budget -= count
-        runs += 1
-    return plan
-    # END SOLUTION
-
-
-# %% tags=["check"]
-check.rule(rule)
-
-# %% [markdown] tags=["solution"]
-# Two thoughts. A step of 64 tokens takes 61 ms: so the budget of tokens is the bound of p99, in other words. And a request that is sent away has computed for nothing; at 0.8 ms for a token that is dear. Who comes in will grow, and so will all that run: four blocks
-# for each of them stay free. vLLM has the first as `--max-num-batched-tokens` and the second, as a share of all blocks, as `--watermark`. To set aside more is safer and leaves the memory empty: the throughput falls again. There are better rules: who is nearly at its end could be guessed, and a victim chosen by what it would cost.

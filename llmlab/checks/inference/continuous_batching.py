@@ -1,7 +1,7 @@
 """Checks of 07-inference/04-continuous-batching.
 
 The plans of an answer are compared on many states of an engine, with what is right and
-with what usual mistakes plan. The challenge is judged in virtual time.
+with what usual mistakes plan.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from llmlab.inference.continuous_batching import (
     Job,
     Limits,
     Plan,
-    challenge,
 )
 
 check = Checks("07-inference/04-continuous-batching")
@@ -680,64 +679,3 @@ def wrong_latencies() -> dict[str, Callable]:
         ),
         "the two lists are the wrong way round": lambda a, t: right(a, t)[::-1],
     }
-
-
-# 5: the challenge ---------------------------------------------------------------------
-
-
-@check.exercise(
-    points=6,
-    minutes=40,
-    difficulty=5,
-    importance=5,
-    in_place=True,
-    hints=(
-        (
-            "Look at `challenge.judge()` first: what does `schedule` reach, and how"
-            " many requests does it send away?"
-        ),
-        (
-            "A step of 512 tokens takes 0.42 seconds, and all who decode wait for it."
-            " How many tokens may a step have, so that it takes at most 0.07?"
-        ),
-        (
-            "Each running request needs a block more every 16 tokens. Leave some free"
-            " for each of them when somebody comes in: fewer are sent away."
-        ),
-    ),
-)
-def rule(answer):
-    """A scheduler that wins the trace: tokens per second under a bound for p99."""
-
-    def asked(*state):
-        plan = answer(*state)
-        plain_plan(plan)
-        try:
-            batching.check_plan(plan, *state)
-        except ValueError as error:
-            raise Mistake(f"a plan of yours cannot be carried out: {error}") from None
-        if not plan.tokens and not plan.preempted:
-            running, waiting, *_ = state
-            raise Mistake(
-                f"your rule stands still: {len(running)} run and {len(waiting)} wait,"
-                " and it plans no token"
-            )
-        return plan
-
-    score = challenge.judge(asked)
-    misses = []
-    if score.throughput < challenge.LEAST:
-        misses.append(
-            f"{challenge.LEAST - score.throughput:.1f} tokens per second too few"
-            f" ({score.preempted} times a request was sent away)"
-        )
-    if score.gap > challenge.BOUND:
-        misses.append(
-            f"{1000 * (score.gap - challenge.BOUND):.0f} ms too long between two tokens"
-        )
-    if misses:
-        raise Mistake(
-            f"your rule writes {score.throughput:.0f} tokens per second (at least"
-            f" {challenge.LEAST:.0f}), with a p99 of {1000 * score.gap:.0f} ms between"
-            f" tokens (at most {1000 * challenge.BOUND:.0f}): {' and '.join(misses)}"
-        )

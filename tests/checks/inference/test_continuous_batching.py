@@ -136,34 +136,11 @@ def latencies_as_tuples(arrivals, times):
     return [ttft, itl]
 
 
-def careful(cap, keep, flat=0):
-    def rule(running, waiting, available, limits):
-        limits = replace(limits, max_tokens=cap)
-        plan, budget, available = batching.give_running(running, available, limits)
-        runs = len(running)
-        for job in waiting if not plan.preempted else ():
-            count = min(job.left, budget)
-            whole = batching.blocks_needed(job, job.left, limits.block_size)
-            if count == 0 or runs == limits.max_sequences:
-                break
-            if runs and whole + keep * runs + flat > available:
-                break
-            available -= batching.blocks_needed(job, count, limits.block_size)
-            budget -= count
-            runs += 1
-            plan.tokens[job.id] = count
-            plan.admitted.append(job.id)
-        return plan
-
-    return rule
-
-
 RIGHT = {
     "blocks_needed": (blocks_by_ceil, blocks_one_by_one),
     "give_running": (give_with_a_border, give_recursively),
     "schedule": (schedule_with_all, schedule_with_a_queue),
     "latencies": (latencies_by_index, latencies_as_tuples),
-    "rule": (careful(68, 3), careful(64, 0, flat=20)),
 }
 
 
@@ -172,7 +149,7 @@ RIGHT = {
     [(name, answer) for name, answers in RIGHT.items() for answer in answers],
 )
 def test_right_answers_written_otherwise(exercise, answer):
-    for seed in (0, 1) if exercise != "rule" else (0,):
+    for seed in (0, 1):
         result = verdict(check, exercise, answer, seed=seed)
         assert result.outcome == "right", str(result)
 
@@ -273,25 +250,6 @@ def latencies_nested(arrivals, times):
     return ttft, [[b - a for a, b in itertools.pairwise(w)] for w in times]
 
 
-def rule_that_stands(running, waiting, available, limits):
-    return Plan()
-
-
-def rule_over_budget(running, waiting, available, limits):
-    return batching.schedule(
-        running, waiting, available, replace(limits, max_tokens=4096)
-    )
-
-
-def rule_few(running, waiting, available, limits):
-    limits = replace(limits, max_sequences=4, max_tokens=64)
-    return batching.schedule(running, waiting, available, limits)
-
-
-def rule_of_nothing(running, waiting, available, limits):
-    return None
-
-
 test_wrong_answers = rejects(
     SLUG,
     [
@@ -308,13 +266,5 @@ test_wrong_answers = rejects(
         Wrong("schedule", schedule_at_most_three, "the result is"),
         Wrong("latencies", latencies_of_one, "the result is"),
         Wrong("latencies", latencies_nested, "a list for each request"),
-        Wrong("rule", batching.schedule, "tokens per second too few"),
-        Wrong("rule", careful(64, 0), "too few"),
-        Wrong("rule", careful(512, 4), "ms too long"),
-        Wrong("rule", careful(64, 40), "too few"),
-        Wrong("rule", rule_few, "too few"),
-        Wrong("rule", rule_that_stands, "stands still"),
-        Wrong("rule", rule_over_budget, "cannot be carried out"),
-        Wrong("rule", rule_of_nothing, "return a Plan"),
     ],
 )
