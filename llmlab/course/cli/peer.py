@@ -68,7 +68,9 @@ def _print_list() -> None:
     for name, known in peers.peers().items():
         here = "here" if peers.is_made(name) else size(known.megabytes)
         typer.echo(f"{name:18} {here:>7}  {known.title}")
-    typer.echo("\n`llmlab peer NAME` makes one and says how to start it; --remove deletes it.")
+    typer.echo(
+        "\n`llmlab peer NAME` makes one and says how to start it; --remove deletes it."
+    )
 
 
 def size(megabytes: float) -> str:
