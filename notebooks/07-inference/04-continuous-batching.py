@@ -556,6 +556,6 @@ print(f"at 50 GB/s, {1e3 * prompt / 1.25e9:.0f} ms at 1.25 GB/s")
 #
 # </details>
 #
-# Now write it yourself, and win a trace: [the exercises](../../work/07-inference/04-continuous-batching.ipynb). The engine of this part runs on your scheduler.
+# Now write it yourself: [the exercises](../../work/07-inference/04-continuous-batching.ipynb). The engine of this part runs on your scheduler.
 #
 # **Further reading.** [Yu et al. 2022](https://www.usenix.org/conference/osdi22/presentation/yu "yu2022orca"), sections 3 and 4; [Agrawal et al. 2023](https://arxiv.org/abs/2308.16369 "agrawal2023sarathi"), where parts come from.

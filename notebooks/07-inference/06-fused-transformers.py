@@ -432,7 +432,7 @@ figure(
     alt=(
         "Rectangles that do not overlap: the results of a layer over its launches, and"
         " where they lie in one arena. Most are 32 KiB high and a few launches wide; at"
-        " the end come three of 96 KiB, which reach the upper edge."
+        " the end come four of 96 KiB, three at one time, which reach the upper edge."
     ),
 )
 print(f"{len(results)} results, {total / 1024:.0f} KiB; in one arena", end=" ")

@@ -131,7 +131,7 @@ check.blocks_that_fit(blocks_that_fit)
 # ## Exercise 4, the challenge: a scheduler that wins
 # ●●●●● difficulty · ●●●●○ importance · 45 minutes · 6 points
 #
-# Requests come faster than they can be served for a while, with short prompts and long answers. A step takes 10 ms, and 0.8 ms for each token that it computes; the cache has 120 blocks of 16 tokens, and a step at most 512 tokens of 32 requests. Write the rule that plans each step. (It is the trace of the challenge in continuous batching: a rule that won there wins here.)
+# Requests come faster than they can be served for a while, with short prompts and long answers. A step takes 10 ms, and 0.8 ms for each token that it computes; the cache has 120 blocks of 16 tokens, and a step at most 512 tokens of 32 requests. Write the rule that plans each step.
 #
 # Over two traces it must write at least **288 tokens per second**, and 99% of the times between two tokens of a request must be at most **70 ms**. The rule of the engine, `schedule`, is first come, first served, and does not make it:
 
