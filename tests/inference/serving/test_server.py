@@ -535,6 +535,9 @@ def test_a_piece_that_is_right_serves(folder, expected):
         assert server.text(PROMPT) == expected(PROMPT, 12)
         assert whose(server) == ("yours", "")
         server.settles()
+        os.kill(server.server.supervisor.pid, signal.SIGKILL)
+        living.until(lambda: server.health["restarts"] == 1)
+        assert server.health["left_out"] == {}  # it was not running then
 
 
 @pytest.mark.parametrize(
