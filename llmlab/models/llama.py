@@ -279,12 +279,20 @@ class LlamaModel(nn.Module):
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        # On the meta device nothing has numbers. To draw or count them there, PyTorch
+        # 2.13 imports its whole compiler, which takes seconds.
+        if torch.get_default_device().type == "meta":
+            table = torch.empty(config.vocab_size, config.hidden_size)
+            theta = torch.empty(config.head_dim // 2)
+            self.embed_tokens = nn.Embedding.from_pretrained(table, freeze=False)
+        else:
+            theta = rope_frequencies(config)
+            self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
             Block(config, i) for i in range(config.num_hidden_layers)
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.register_buffer("theta", rope_frequencies(config), persistent=False)
+        self.register_buffer("theta", theta, persistent=False)
 
     def forward(
         self,
@@ -325,6 +333,8 @@ class Llama(nn.Module):
             self.lm_head.weight = self.model.embed_tokens.weight
 
     def _initialise(self, module: nn.Module) -> None:
+        if next(module.parameters(recurse=False), torch.empty(0)).is_meta:
+            return
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=self.config.initializer_range)
         if isinstance(module, nn.Linear) and module.bias is not None:

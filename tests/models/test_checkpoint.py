@@ -3,6 +3,8 @@ why.
 """
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from llmlab.models import checkpoint
+from llmlab.models.llama import Llama, LlamaConfig
 from tests.models.hugging_face import VARIANTS, make, theirs
 
 IDS = torch.arange(40).reshape(2, 20)
@@ -338,3 +341,30 @@ def test_folders_without_weights_say_what_to_do(folder, tmp_path):
         checkpoint.load(folder)
     with pytest.raises(FileNotFoundError, match="not a Hugging Face checkpoint folder"):
         checkpoint.load(tmp_path / "nowhere")
+
+
+def test_loading_does_not_import_the_compiler():
+    """Drawing or counting numbers on the meta device did: seconds in each process."""
+    code = (
+        "import sys; from llmlab.models import course_model; course_model.load();"
+        " assert 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_model_on_the_meta_device_has_every_weight_and_no_numbers():
+    config = LlamaConfig(
+        vocab_size=31,
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+    )
+    with torch.device("meta"):
+        empty = Llama(config)
+    whole = Llama(config)
+    assert all(p.is_meta and p.requires_grad for p in empty.parameters())
+    assert {n: p.shape for n, p in empty.named_parameters()} == {
+        n: p.shape for n, p in whole.named_parameters()
+    }
