@@ -152,7 +152,7 @@ figure(
 #
 # With $W$ FLOPs, $Q$ bytes, a speed $\pi$ and a bandwidth $\beta$, a CPU that launches and computes takes
 #
-# $$\text{time} = \sum_{\text{launches}} \Big(t_{\text{launch}} + \max\big(Q/\beta,\; W/\pi\big)\Big),$$
+# $$\sum_{\text{launches}} \big(t_{\text{launch}} + \max(Q/\beta,\, W/\pi)\big)$$
 #
 # and on a GPU the two run side by side: it waits where the first is longer. Fusion removes launches, and the bytes between them. The products' bytes and FLOPs it cannot touch.
 #

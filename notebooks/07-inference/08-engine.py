@@ -134,7 +134,9 @@ figure(
 #
 # **A weight map is data.** Most decoders of these years compute what Llama computes. What differs is a table: source, targets, and how. A tensor $W_t$ of our model comes from the checkpoint's $W_s$ by a cut, a transpose, a factor, or nothing:
 #
-# $$W_t = c \cdot f(W_s), \qquad f \in \{\text{copy, transpose, stacked, grouped, halves, unit rows}\}$$
+# $$W_t = c \cdot f(W_s)$$
+#
+# where $f$ is one of: copy, transpose, stacked, grouped, halves, unit rows.
 #
 # What is not in the table is refused by its name: a tensor that nobody reads, one that is missing, a shape that does not fit, a sliding window that our attention lacks. A model that loads is then the model.
 #

@@ -124,18 +124,18 @@ def listing(ax, graph, kernels, title):
         name, rest = words[node].strip().split(" = ")
         shown = " ".join(rest.split()[: 1 + len(node.inputs)])
         color = COLORS[of[node] % len(COLORS)]
-        ax.text(0.07, -place, f"{name} = {shown}", family="monospace", fontsize=8)
+        ax.text(0.07, -place, f"{name} = {shown}", family="monospace", fontsize=10)
         ax.barh(-place, 0.04, 0.85, left=0, color=color)
     size = f"{len(kernels)} kernels, {traffic(kernels) / 1e3:.0f} kB"
-    ax.set_title(f"{title}\n{size}", fontsize=9)
-    ax.set(xlim=(0, 1), ylim=(-max(12, len(graph.work)), 1))
+    ax.set_title(f"{title}\n{size}", fontsize=10)
+    ax.set(xlim=(0, 1), ylim=(-max(9, len(graph.work)), 1))
     ax.axis("off")
 
 
 inputs = example_inputs("attention_row", T=512, d=64)
 attention = capture(attention_row, *inputs)
 better = front_end.optimise(attention)
-fig, (left, right) = plt.subplots(1, 2, figsize=(5.2, 2.9))
+fig, (left, right) = plt.subplots(1, 2, figsize=(4.8, 3.7))
 listing(left, attention, one_by_one(attention), "captured")
 listing(right, better, fuse(better), "optimised and fused")
 figure(
@@ -400,7 +400,7 @@ for name, (function, arguments) in TO_PLAY.items():
 
 def draw(passes: int, program: str):
     graph = stages[program][passes]
-    fig, ax = plt.subplots(figsize=(4.6, 3.1))
+    fig, ax = plt.subplots(figsize=(4.6, 3.7))
     listing(ax, graph, fuse(graph), f"{passes}: {NAMES[passes]}")
     return fig
 
