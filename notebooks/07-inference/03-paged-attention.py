@@ -401,7 +401,7 @@ computed_guess.settle(counted["alone"] / counted["shared"], digits=2)
 
 # %% [markdown]
 # Keys find whole blocks: of the 500 shared tokens 496, with $b = 16$. A **radix tree** finds every token ([Zheng et al. 2023](https://arxiv.org/abs/2312.07104 "zheng2024sglang")). An edge carries a run of tokens, and is split where a new text leaves it. Leaves that no running request has locked go when
-# memory is short, least recently used first.
+# memory is short, least recently used first. `RadixManager` puts it in the place of the blocks' manager; model and attention stay as they are.
 
 # %%
 tree = paged.RadixTree()
@@ -412,6 +412,11 @@ places, node = tree.match([1, 2, 3, 4, 8])
 print("places found for 1 2 3 4 8:", places)
 tree.lock(node)
 print("places given back, of 9 wanted:", tree.evict(9))
+
+for manager in (BlockManager(8, 16), paged.RadixManager(128)):
+    cache = PagedCache(real.config, manager)
+    run = paged.generate(real, cache, [ids, [*ids, 327, 253]], 4)
+    print(f"{type(manager).__name__:12} found {run.found[1]} of {len(ids)} tokens")
 
 # %% [markdown]
 # ## Play
