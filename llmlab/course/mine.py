@@ -199,7 +199,10 @@ def own(name: str, root: Path | None = None) -> Callable:
     asked = asking(root)
     if name not in asked:
         near = did_you_mean(get_close_matches(name, asked, n=3))
-        raise ImportError(f"no exercise is called {name!r}. {near}".strip())
+        raise ImportError(
+            f"no exercise is called {name!r}. {near} A file of your own that is called"
+            " mine.py cannot be imported: give it another name".replace("  ", " ")
+        )
     if len(asked[name]) > 1:
         places = ", ".join(lesson.slug for lesson in asked[name])
         raise ImportError(

@@ -484,7 +484,7 @@ for clients, rate in published.items():
 #
 # ```protobuf
 # max_batch_size: 16
-# dynamic_batching { max_queue_delay_microseconds: 5000 }   # about one execution
+# dynamic_batching { max_queue_delay_microseconds: 5000 }
 # instance_group [ { kind: KIND_GPU count: 1 } ]
 # ```
 #

@@ -247,9 +247,9 @@ def test_a_notebook_that_went_through_other_hands(grade, tmp_path):
         ]
         cells[:0] = odd
 
-    (tmp_path / "mine.py").write_text("factor = 8\n")
+    (tmp_path / "helpers.py").write_text("factor = 8\n")
     own = (
-        "from mine import factor\nimport math\ndef weight_bytes(params, bits=16):\n   "
+        "from helpers import factor\nimport math\ndef weight_bytes(params, bits=16):\n   "
         " return math.ceil(params * bits / factor)"
     )
     nb = notebook(

@@ -84,6 +84,7 @@ def test_temperature_0_is_an_error_where_one_draws(theirs):
 @seen_in("transformers", "5.23.0")
 def test_a_temperature_alone_draws_nothing(theirs, caplog, monkeypatch):
     """It is greedy, and a line in the log, the first time, is all that says so."""
+    transformers_logging.set_verbosity_warning()
     transformers_logging.warning_once.cache_clear()
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     greedy = theirs.generate(PROMPT, max_new_tokens=8)
