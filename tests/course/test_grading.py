@@ -249,8 +249,8 @@ def test_a_notebook_that_went_through_other_hands(grade, tmp_path):
 
     (tmp_path / "helpers.py").write_text("factor = 8\n")
     own = (
-        "from helpers import factor\nimport math\ndef weight_bytes(params, bits=16):\n   "
-        " return math.ceil(params * bits / factor)"
+        "from helpers import factor\nimport math\ndef weight_bytes(params, bits=16):\n"
+        "    return math.ceil(params * bits / factor)"
     )
     nb = notebook(
         "tokens_per_second", "softmax", answers={"weight_bytes": own}, change=change

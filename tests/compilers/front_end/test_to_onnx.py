@@ -1,0 +1,73 @@
+"""What goes out as ONNX computes the same in onnxruntime."""
+
+from __future__ import annotations
+
+import onnxruntime
+import pytest
+import torch
+
+from llmlab.compilers import front_end as fe
+from tests.compilers.front_end.programs import KNOWN, inputs_of
+from tests.libraries import seen_in
+
+
+def session_of(graph: fe.Graph) -> onnxruntime.InferenceSession:
+    onnxruntime.set_default_logger_severity(3)
+    data = fe.to_onnx(graph).SerializeToString()
+    return onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+
+
+def both(x, w):
+    """A product with each layout, reductions along each dimension, more outputs."""
+    y = torch.maximum(x, -x).amax(0) + x.sum(1, keepdim=True)
+    return y @ w.T, torch.exp(x.reshape(3, 2, 4).transpose(1, 2)), torch.tanh(x) @ x.mT
+
+
+@pytest.mark.parametrize("optimise", [False, True])
+@pytest.mark.parametrize("name", ["norm", "twice", "turned", "swiglu", "both"])
+def test_onnxruntime_computes_the_same(name, optimise):
+    function, shapes = KNOWN.get(name, (both, ((6, 4), (5, 4))))
+    inputs = inputs_of(shapes)
+    graph = fe.capture(function, *inputs)
+    graph = fe.optimise(graph) if optimise else graph
+    named = {f"in{i}": x.numpy() for i, x in enumerate(inputs)}
+    found = session_of(graph).run(None, named)
+    wanted = fe.run(graph, *inputs)
+    for x, y in zip(found, wanted, strict=True):
+        torch.testing.assert_close(torch.from_numpy(x), y, rtol=1e-5, atol=1e-5)
+
+
+def test_double_precision_and_draws():
+    x = torch.randn(3, 4, dtype=torch.float64)
+    graph = fe.capture(lambda x: x / 3.0 - torch.rand_like(x), x)
+    (found,) = session_of(graph).run(None, {"in0": x.numpy()})
+    drawn = x.numpy() / 3 - found
+    assert found.dtype == x.numpy().dtype
+    assert 0 <= drawn.min() < drawn.max() < 1
+
+
+def test_what_onnx_cannot_say():
+    x = torch.ones(2, 3)
+    with pytest.raises(ValueError, match="no operation for 'report'"):
+        fe.to_onnx(fe.capture(lambda x: fe.report(x, "x"), x))
+    function, shapes = KNOWN["changed"]
+    with pytest.raises(ValueError, match="changes its inputs"):
+        fe.to_onnx(fe.capture(function, *inputs_of(shapes)))
+
+
+@seen_in("onnxruntime", "1.32.0")
+def test_a_gelu_in_its_tanh_form_stays_in_pieces(tmp_path):
+    """The lesson says so."""
+    import onnx
+
+    x = torch.randn(4, 8)
+    gelu = torch.nn.functional.gelu
+    graph = fe.capture(lambda x: gelu(x, approximate="tanh"), x)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "m.onnx")
+    data = fe.to_onnx(graph).SerializeToString()
+    onnxruntime.set_default_logger_severity(3)
+    onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    left = [node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node]
+    assert "Tanh" in left
+    assert len(left) == len(graph.work)
