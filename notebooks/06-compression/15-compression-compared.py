@@ -273,8 +273,8 @@ if "int4 g64" in forms:
 
 # %% [markdown]
 # *Held* are the bytes of the model's tensors, *resident* those by which the process grew; *decoded* makes floats of the codes whenever they are used. *Limit* is $\beta / Q$ with $t = 0$, and no form reaches it. Calls, norms and attention take as long with few bytes as with many, and codes of 4 bits must be unpacked before they are
-# multiplied. So a fifth of the bytes does not make a model five times as fast; still, the forms with the fewest bytes are the fastest two, and in this table the one in 8 bits, which unpacks nothing, is ahead. The
-# line of 4 bits is of an earlier kernel of ours, which kept two floats of 32 bits for each group and unpacked more slowly; the page's own line above is of the present one. And bfloat16 shows that a format is as fast
+# multiplied. So a fifth of the bytes does not make a model five times as fast; still, the two forms with the fewest bytes are the fastest, and they are level:
+# 4 bits read fewer bytes than 8, and unpacking takes back what that saves. And bfloat16 shows that a format is as fast
 # as its kernel: half of the bytes help only where the CPU's library has a good product for them.
 #
 # ## The experiment: quality

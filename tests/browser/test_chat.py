@@ -93,12 +93,19 @@ def test_an_answer_can_be_stopped(page, server):
     page.evaluate(
         """() => {
           const plain = window.fetch;
+          const words = new TextDecoder(), bytes = new TextEncoder();
           window.fetch = async (path, options) => {
             const answer = await plain(path, options);
             if (!path.startsWith('/v1/')) return answer;
-            const slow = new TransformStream({transform: async (chunk, control) => {
-              await new Promise(go => setTimeout(go, 200));
-              control.enqueue(chunk);
+            // several tokens may come at once: they go on one after the other
+            const stop = control => options.signal.addEventListener('abort', () =>
+              control.error(new DOMException('stopped', 'AbortError')));
+            const slow = new TransformStream({start: stop,
+                transform: async (chunk, control) => {
+              for (const part of words.decode(chunk).split(/(?<=\\n\\n)/)) {
+                await new Promise(go => setTimeout(go, 200));
+                control.enqueue(bytes.encode(part));
+              }
             }}, {highWaterMark: 1}, {highWaterMark: 0});
             const body = answer.body.pipeThrough(slow);
             return new Response(body, {status: answer.status});
@@ -108,7 +115,7 @@ def test_an_answer_can_be_stopped(page, server):
     page.locator("#send").click()
     begun = page.locator(".turn.assistant p").filter(has_text=re.compile("."))
     begun.wait_for()
-    page.get_by_role("button", name="Stop").click()
+    page.get_by_role("button", name="Stop").click(timeout=20_000)
     assert len(answers(page)) == 1
     assert page.get_by_role("status").inner_text() == "Stopped."
     assert page.locator(".turn small").inner_text() == "stopped"

@@ -8,7 +8,6 @@ virtual time.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import cache
 from numbers import Integral
 
@@ -590,9 +589,8 @@ def score(answer: Callable) -> challenge.Score:
     """What an answer reaches, or a mistake that says which plan cannot be."""
 
     def rule(running, waiting, available: int, limits: Limits) -> Plan:
-        # copies: what an answer does to them changes nothing
-        jobs = [replace(job) for job in running], [replace(job) for job in waiting]
-        plan = answer(*jobs, available, replace(limits))
+        # lists of their own: what an answer does to them changes nothing
+        plan = answer(list(running), list(waiting), available, limits)
         if not isinstance(plan, Plan):
             expect(plan, kind=Plan, what="winning_schedule(…)", finite=False)
         counts = plan.tokens.values()

@@ -27,7 +27,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 from llmlab.inference.continuous_batching.schedule import (
@@ -272,12 +272,12 @@ class _Server:
             cached += job.computed
             needed = blocks_needed(job, count, self.block_size)
             self.available -= needed
-            self._jobs[id] = replace(
-                job,
-                computed=job.computed + count,
-                left=job.left - count,
-                blocks=job.blocks + needed,
-                own=job.own + needed,
+            self._jobs[id] = Job(
+                id,
+                job.computed + count,
+                job.left - count,
+                job.blocks + needed,
+                job.own + needed,
             )
         return cached
 
@@ -291,7 +291,7 @@ class _Server:
             if len(self.times[id]) == self.requests[id].output:
                 self.available += self._jobs.pop(id).own
             else:
-                self._jobs[id] = replace(job, left=1)
+                self._jobs[id] = Job(id, job.computed, 1, job.blocks, job.own)
 
 
 def _check_fit(requests: Sequence[Request], limits: Limits, blocks: int) -> None:

@@ -17,7 +17,7 @@ def longest(texts, asked) -> int:
 
 
 @given(st.lists(TEXT, max_size=8), TEXT)
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 def test_finds_the_longest_prefix_and_stores_each_token_once(texts, asked):
     tree = RadixTree()
     place = 0
@@ -40,7 +40,7 @@ def test_finds_the_longest_prefix_and_stores_each_token_once(texts, asked):
 
 
 @given(st.lists(TEXT, min_size=1, max_size=8), st.integers(0, 7), st.integers(1, 30))
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 def test_eviction_gives_back_each_place_once_and_never_a_locked_one(texts, pick, count):
     tree = RadixTree()
     place = 0
