@@ -22,8 +22,12 @@ def judge(
     mistakes: Mapping[str, Callable],
     cases: int,
     what: str,
+    shown: Callable[[object], object] = str,
 ) -> None:
     """Nothing, if an answer does in all cases what the right one does.
+
+    Args:
+        shown: a part of an outcome as a learner may see it.
 
     Raises:
         Mistake: the words of the mistake that does the same, or else the first case and
@@ -40,8 +44,8 @@ def judge(
         for part in wanted[n]:
             if found[n][part] != wanted[n][part]:
                 raise Mistake(
-                    f"{part} of {what} is not right in case {n + 1} of {cases}:"
-                    f" {found[n][part]}, and it should be {wanted[n][part]}",
+                    f"{part} after {what} is not right in case {n + 1} of {cases}:"
+                    f" {shown(found[n][part])}",
                     foreseen=False,
                 )
 
@@ -50,5 +54,5 @@ def attempt(run: Callable, function: Callable, cases: int) -> list[Outcome] | No
     """What a wrong way does, None where it breaks down."""
     try:
         return [run(function, n) for n in range(cases)]
-    except (Mistake, IndexError, ValueError, KeyError, TypeError, AttributeError):
+    except (Mistake, LookupError, ValueError, TypeError, AttributeError, RuntimeError):
         return None

@@ -7,20 +7,19 @@ what it returns and leaves behind is compared with what usual mistakes return an
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from numbers import Integral
 
 import torch
 from torch import Tensor
 
+from llmlab.checks.judging import Outcome, judge
 from llmlab.checks.telling import telling
 from llmlab.course.grading.checking import Checks, Mistake, diagnose, expect
 from llmlab.inference import paged_attention as paged
 from llmlab.inference.paged_attention import Pool, block_keys, take
 
 check = Checks("07-inference/03-paged-attention")
-
-Outcome = dict[str, object]  # what was returned, and what is in the pool now
 
 
 # Pools to work on ---------------------------------------------------------------------
@@ -52,44 +51,6 @@ def left_in(pool: Pool) -> Outcome:
         "cached": dict(pool.cached),
         "keys": dict(pool.keys),
     }
-
-
-def judge(
-    answer: Callable,
-    run: Callable[[Callable, int], Outcome],
-    right: Callable,
-    mistakes: Mapping[str, Callable],
-    cases: int,
-    what: str,
-) -> None:
-    """Compare what an answer does in all cases with the right and the wrong ways.
-
-    Args:
-        run: (function, case) → what it returns and leaves behind.
-    """
-    found = [run(answer, n) for n in range(cases)]
-    wanted = [run(right, n) for n in range(cases)]
-    if found == wanted:
-        return
-    for words, wrong in mistakes.items():
-        if found == attempt(run, wrong, cases):
-            raise Mistake(words)
-    for n in range(cases):
-        for part in wanted[n]:
-            if found[n][part] != wanted[n][part]:
-                raise Mistake(
-                    f"{part} after {what} is not right in case {n + 1} of {cases}:"
-                    f" {shown(found[n][part])}",
-                    foreseen=False,
-                )
-
-
-def attempt(run: Callable, function: Callable, cases: int) -> list[Outcome] | None:
-    """What a wrong way does, None where it breaks down."""
-    try:
-        return [run(function, n) for n in range(cases)]
-    except (Mistake, IndexError, ValueError, KeyError, paged.OutOfBlocks):
-        return None
 
 
 def shown(value: object) -> str:
@@ -154,7 +115,7 @@ def run_free(answer: Callable, n: int) -> Outcome:
 )
 def free(answer):
     """The blocks of a sequence that has ended, given back where nobody else reads."""
-    judge(answer, run_free, paged.free, wrong_frees(), 6, "free(pool, table)")
+    judge(answer, run_free, paged.free, wrong_frees(), 6, "free(pool, table)", shown)
 
 
 def freeing(
@@ -343,7 +304,7 @@ def append_slot(answer):
     """Room for one token more; a shared block is copied before it is written."""
     cases = len(slot_cases())
     what = "append_slot(pool, table, length)"
-    judge(answer, run_slot, paged.append_slot, wrong_slots(), cases, what)
+    judge(answer, run_slot, paged.append_slot, wrong_slots(), cases, what, shown)
     pool, (table,) = pool_after(2, 2, [1, 2, 3])
     paged.fork(pool, table)
     before = copy.deepcopy((pool, table))
@@ -565,7 +526,8 @@ def allocate(answer):
     """A block table for a prompt, with what others have computed in front."""
     cases = len(allocate_cases())
     what = "allocate(pool, tokens)"
-    judge(answer, run_allocate, paged.allocate, wrong_allocates(), cases, what)
+    right, wrongs = paged.allocate, wrong_allocates()
+    judge(answer, run_allocate, right, wrongs, cases, what, shown)
 
 
 def allocating(

@@ -267,7 +267,7 @@ test_wrong_answers = rejects(
         Wrong("key_of", key_as_list, "cannot stand in a dict"),
         Wrong("key_of", key_as_tensor, "the same constant has a new key"),
         Wrong("joins", joins_as_number, "return True or False"),
-        Wrong("joins", joins_never, "the result of joins"),
+        Wrong("joins", joins_never, "the result after joins"),
         Wrong("plan", side_by_side, "those of all values together"),
         Wrong("plan", all_at_zero, "share bytes"),
         Wrong("plan", dies_as_it_is_born, "is still read in the kernel that writes"),

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from llmlab.checks.inference import paged_attention as checks
 from llmlab.checks.inference.paged_attention import check
+from llmlab.checks.judging import attempt
 from llmlab.inference import paged_attention as paged
 from tests.checks.rejecting import Wrong, rejects, verdict
 
@@ -154,9 +155,9 @@ KINDS = {
 def test_no_two_mistakes_come_to_the_same(exercise):
     run, right, wrongs, cases = KINDS[exercise]
     count = len(cases())
-    outcomes = {"right": checks.attempt(run, right, count)}
+    outcomes = {"right": attempt(run, right, count)}
     for words, wrong in wrongs().items():
-        outcomes[words] = checks.attempt(run, wrong, count)
+        outcomes[words] = attempt(run, wrong, count)
         assert outcomes[words] is not None, f"breaks down: {words}"
     for (a, x), (b, y) in itertools.combinations(outcomes.items(), 2):
         assert x != y, f"{a!r} and {b!r} come to the same"
