@@ -17,7 +17,7 @@ from torch import Tensor
 
 from llmlab.course.grading.checking import Checks, Mistake, expect
 from llmlab.inference import engine
-from llmlab.inference.continuous_batching import Limits, Plan, challenge
+from llmlab.inference.continuous_batching import Job, Limits, Plan, challenge
 from llmlab.inference.engine import Row, weight_maps
 from llmlab.models.llama import Llama, LlamaConfig
 from llmlab.models.presets import preset
@@ -585,12 +585,24 @@ def winning_schedule(answer):
         )
 
 
+def seen(jobs: Sequence[Job]) -> list[tuple]:
+    """What the jobs say, to be compared."""
+    return [(job.computed, job.left, job.blocks, job.own) for job in jobs]
+
+
 def score(answer: Callable) -> challenge.Score:
     """What an answer reaches, or a mistake that says which plan cannot be."""
+    max_tokens = challenge.LIMITS.max_tokens
+    max_sequences = challenge.LIMITS.max_sequences
+    block_size = challenge.LIMITS.block_size
 
     def rule(running, waiting, available: int, limits: Limits) -> Plan:
-        # lists of their own: what an answer does to them changes nothing
-        plan = answer(list(running), list(waiting), available, limits)
+        # lists of their own, and limits: what an answer does to them changes nothing
+        before = seen(running), seen(waiting)
+        own = Limits(max_tokens, max_sequences, block_size)
+        plan = answer(list(running), list(waiting), available, own)
+        if before != (seen(running), seen(waiting)):
+            raise Mistake("a Job was changed: running and waiting are to be read only")
         if not isinstance(plan, Plan):
             expect(plan, kind=Plan, what="winning_schedule(…)", finite=False)
         counts = plan.tokens.values()

@@ -276,10 +276,6 @@ def fit_in_bits(memory, weights, activations, config, b, v, share):
     return engine.blocks_that_fit(memory, weights, activations, config, b, 8 * v, share)
 
 
-def in_static_batches(running, waiting, available, limits):
-    return schedule(running, [] if running else waiting, available, limits)
-
-
 def short_steps(running, waiting, available, limits):
     most = max(48, len(running))
     return schedule(running, waiting, available, replace(limits, max_tokens=most))
@@ -342,15 +338,15 @@ test_wrong_answers = rejects(
         Wrong("blocks_that_fit", fit_as_float, "int"),
         Wrong("blocks_that_fit", fit_in_bits, "is not right in case"),
         Wrong(W, first_come, "Both must be better"),
-        Wrong(W, in_static_batches, "tokens per second"),
         Wrong(W, short_steps, "tokens per second are asked"),
         Wrong(W, long_steps_with_reserve, "Which steps are long"),
         Wrong(W, never_admits, "nothing happens any more"),
         Wrong(W, takes_too_much, "cannot be carried out"),
         Wrong(W, over_the_budget, "the limit is 512"),
         Wrong(W, widens_the_limits, "the limit is 512"),
-        Wrong(W, takes_more_blocks, "cannot be carried out"),
+        Wrong(W, takes_more_blocks, "a Job was changed"),
         Wrong(W, moves_the_bounds, "Both must be better"),
         Wrong(W, says_nothing, "returned None"),
     ],
+    drawing_nothing=[W],
 )

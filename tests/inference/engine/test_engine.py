@@ -42,7 +42,7 @@ def one_by_one(asked) -> list[list[int]]:
 
 
 @settings(
-    max_examples=25,
+    max_examples=20,
     deadline=None,
     derandomize=True,
     suppress_health_check=list(HealthCheck),

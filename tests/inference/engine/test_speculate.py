@@ -96,8 +96,6 @@ CUT = {"temperature": 0.7, "top_k": 2, "repetition_penalty": 1.5}
 @pytest.mark.parametrize(
     ("case", "sampler"),
     [
-        # rounds that follow one another: what was kept is in both caches
-        ("a draft model, few tokens in a step", PLAIN),
         ("no speculation", PLAIN),
         ("the text", PLAIN),
         *[(case, CUT) for case in CASES],
