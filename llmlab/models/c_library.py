@@ -2,7 +2,8 @@
 
 A C compiler (`cc`, gcc or clang) turns the file into machine code for the CPU that it
 runs on. The result lies in the user's cache under a name that holds a checksum of the
-source, the compiler's flags and the CPU. Where there is no compiler, `build` says so.
+source, the headers beside it, the compiler's flags and the CPU. Where there is no
+compiler, `build` says so.
 
 Threads come from OpenMP. PyTorch brings an OpenMP of its own, whose threads wait for
 work by spinning: two such pools would fight for the cores. So the library is linked to
@@ -86,7 +87,8 @@ def compiled(source: Path, name: str, flags: list[str]) -> Path:
     """
     from platformdirs import user_cache_dir
 
-    what = (source.read_text(), name, *flags, platform.processor(), cpu_flags())
+    texts = [path.read_text() for path in (source, *sorted(source.parent.glob("*.h")))]
+    what = (*texts, name, *flags, platform.processor(), cpu_flags())
     checksum = hashlib.sha256("\0".join(what).encode()).hexdigest()[:16]
     file = Path(user_cache_dir("llmlab")) / "kernels" / f"{source.stem}-{checksum}.so"
     if file.is_file():

@@ -10,7 +10,8 @@ a copy of the input fail; there are at least three wrong answers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -112,6 +113,27 @@ def copy_of_input(*args: Any, **kwargs: Any) -> Any:
         values[0] if values else None,
     )
     return first.clone() if isinstance(first, torch.Tensor) else first
+
+
+def foreseen(exercise: str, wrongs: Mapping[str, Callable]) -> list[Wrong]:
+    """Every mistake that a check foresees, as a wrong answer with its own words."""
+    return [Wrong(exercise, wrong, words[:60]) for words, wrong in wrongs.items()]
+
+
+def told_apart(
+    does: Callable[[Callable], Any], right: Callable, wrongs: Mapping[str, Callable]
+) -> None:
+    """No two mistakes come to the same on a check's inputs, and none to what is right.
+
+    Args:
+        does: function → what it does on them, None where it breaks down.
+    """
+    outcomes = {"right": does(right)}
+    for words, wrong in wrongs.items():
+        outcomes[words] = does(wrong)
+        assert outcomes[words] is not None, f"breaks down: {words}"
+    for (a, x), (b, y) in itertools.combinations(outcomes.items(), 2):
+        assert x != y, f"{a!r} and {b!r} come to the same"
 
 
 def rejects(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from numbers import Integral, Real
 
+from llmlab.checks.judging import attempt
 from llmlab.course.grading.checking import Checks, Mistake
 from llmlab.inference import continuous_batching as batching
 from llmlab.inference.continuous_batching import (
@@ -44,7 +45,7 @@ def judge(
     if found == wanted:
         return
     for words, wrong in wrongs.items():
-        if found == attempt(wrong, cases, plain):
+        if found == results(wrong, cases, plain):
             raise Mistake(words)
     for case, mine, its in zip(cases, found, wanted, strict=True):
         if mine != its:
@@ -54,12 +55,9 @@ def judge(
             )
 
 
-def attempt(way: Callable, cases: Sequence[State], plain: Callable) -> list | None:
+def results(way: Callable, cases: Sequence[State], plain: Callable) -> list | None:
     """What a way gives in all cases, None where it breaks down."""
-    try:
-        return [plain(way(*case)) for case in cases]
-    except (Mistake, IndexError, ValueError, KeyError):
-        return None
+    return attempt(lambda f, n: plain(f(*cases[n])), way, len(cases))
 
 
 def whole(value: object, what: str) -> int:

@@ -8,6 +8,7 @@ virtual time.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from numbers import Integral
 
@@ -592,15 +593,11 @@ def seen(jobs: Sequence[Job]) -> list[tuple]:
 
 def score(answer: Callable) -> challenge.Score:
     """What an answer reaches, or a mistake that says which plan cannot be."""
-    max_tokens = challenge.LIMITS.max_tokens
-    max_sequences = challenge.LIMITS.max_sequences
-    block_size = challenge.LIMITS.block_size
 
     def rule(running, waiting, available: int, limits: Limits) -> Plan:
         # lists of their own, and limits: what an answer does to them changes nothing
         before = seen(running), seen(waiting)
-        own = Limits(max_tokens, max_sequences, block_size)
-        plan = answer(list(running), list(waiting), available, own)
+        plan = answer(list(running), list(waiting), available, replace(limits))
         if before != (seen(running), seen(waiting)):
             raise Mistake("a Job was changed: running and waiting are to be read only")
         if not isinstance(plan, Plan):

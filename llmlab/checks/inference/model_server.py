@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from llmlab.checks.judging import attempt
 from llmlab.course.grading.checking import Checks, Mistake, expect
 from llmlab.inference import model_server as ms
 from llmlab.inference.model_server import NUMPY, Batching, Step, Waiting
@@ -48,14 +49,6 @@ def judge(
                 f"{show(case)}: this gave {found[n]}, and {wanted[n]} is right",
                 foreseen=False,
             )
-
-
-def attempt(run: Run, function: Callable, cases: int) -> list | None:
-    """What a wrong way does, None where it breaks down."""
-    try:
-        return [run(function, n) for n in range(cases)]
-    except (Mistake, IndexError, KeyError, TypeError, ValueError):
-        return None
 
 
 def whole(value: object, what: str) -> int:

@@ -7,22 +7,7 @@
 #include <math.h>
 #include <stdint.h>
 
-/* As in attention.c, for both signs. */
-static inline float exp_(float x) {
-    x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
-    float n = rintf(x * 1.44269504f);
-    float r = x - n * 0.69314718f;
-    float p = 1.0f / 5040.0f;
-    p = p * r + 1.0f / 720.0f;
-    p = p * r + 1.0f / 120.0f;
-    p = p * r + 1.0f / 24.0f;
-    p = p * r + 1.0f / 6.0f;
-    p = p * r + 0.5f;
-    p = p * r + 1.0f;
-    p = p * r + 1.0f;
-    union { int32_t bits; float value; } power = {((int32_t)n + 127) << 23};
-    return p * power.value;
-}
+#include "exp.h"
 
 /* h (rows, d) += x, where there is an x; out = h / rms(h) * weight. */
 void add_rms_norm(float *h, const float *x, const float *weight, float *out, long rows,

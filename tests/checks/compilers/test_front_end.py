@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 
 from llmlab.checks.compilers import front_end as checks
@@ -11,7 +9,13 @@ from llmlab.checks.compilers.front_end import check
 from llmlab.checks.judging import attempt
 from llmlab.compilers import front_end as fe
 from llmlab.compilers.front_end import Graph, along_rows, rows, small_inputs
-from tests.checks.rejecting import Wrong, rejects, verdict
+from tests.checks.rejecting import (
+    Wrong,
+    foreseen,
+    rejects,
+    told_apart,
+    verdict,
+)
 
 SLUG = "08-compilers/02-front-end"
 
@@ -149,20 +153,12 @@ KINDS = {
 def test_no_two_mistakes_come_to_the_same(exercise):
     run, right, wrongs, cases = KINDS[exercise]
     count = len(cases())
-    outcomes = {"right": attempt(run, right, count)}
-    for words, wrong in wrongs().items():
-        outcomes[words] = attempt(run, wrong, count)
-        assert outcomes[words] is not None, f"breaks down: {words}"
-    for (a, x), (b, y) in itertools.combinations(outcomes.items(), 2):
-        assert x != y, f"{a!r} and {b!r} come to the same"
+    told_apart(lambda way: attempt(run, way, count), right, wrongs())
 
 
 def named(exercise):
     """Every mistake that a check foresees, as a wrong answer with its own words."""
-    return [
-        Wrong(exercise, wrong, words[:60])
-        for words, wrong in KINDS[exercise][2]().items()
-    ]
+    return foreseen(exercise, KINDS[exercise][2]())
 
 
 def dead_in_place(graph):

@@ -13,7 +13,13 @@ from llmlab.checks.inference.continuous_batching import check
 from llmlab.course.grading.state import neutral
 from llmlab.inference import continuous_batching as batching
 from llmlab.inference.continuous_batching import Plan
-from tests.checks.rejecting import Wrong, rejects, verdict
+from tests.checks.rejecting import (
+    Wrong,
+    foreseen,
+    rejects,
+    told_apart,
+    verdict,
+)
 
 SLUG = "07-inference/04-continuous-batching"
 
@@ -190,20 +196,12 @@ def test_no_two_mistakes_come_to_the_same(exercise, seed):
     right, wrongs, make, plain = KINDS[exercise]
     with neutral(seed):
         cases = make()
-    outcomes = {"right": checks.attempt(right, cases, plain)}
-    for words, wrong in wrongs().items():
-        outcomes[words] = checks.attempt(wrong, cases, plain)
-        assert outcomes[words] is not None, f"breaks down: {words}"
-    for (a, x), (b, y) in itertools.combinations(outcomes.items(), 2):
-        assert x != y, f"{a!r} and {b!r} come to the same"
+    told_apart(lambda way: checks.results(way, cases, plain), right, wrongs())
 
 
 def named(exercise):
     """Every mistake that a check foresees, as a wrong answer with its own words."""
-    return [
-        Wrong(exercise, wrong, words[:60])
-        for words, wrong in KINDS[exercise][1]().items()
-    ]
+    return foreseen(exercise, KINDS[exercise][1]())
 
 
 def blocks_as_float(job, count, block_size):

@@ -18,7 +18,7 @@ from llmlab.inference.continuous_batching import (
     schedule,
 )
 from llmlab.inference.engine import Row, weight_maps
-from tests.checks.rejecting import Wrong, rejects, verdict
+from tests.checks.rejecting import Wrong, foreseen, rejects, verdict
 
 SLUG = "07-inference/08-engine"
 
@@ -149,11 +149,6 @@ def test_no_two_mistakes_come_to_the_same(right, wrongs, cases):
     outcomes |= {w: [f(*case) for case in inputs] for w, f in wrongs().items()}
     for (a, x), (b, y) in itertools.combinations(outcomes.items(), 2):
         assert not checks.same(x, y), f"{a!r} and {b!r} come to the same"
-
-
-def named(exercise, wrongs):
-    """Every mistake that a check foresees, as a wrong answer with its own words."""
-    return [Wrong(exercise, wrong, words[:60]) for words, wrong in wrongs().items()]
 
 
 def split_two(packed, heads, kv_heads, layout):
@@ -329,12 +324,12 @@ W, S = "winning_schedule", "split_qkv"
 test_wrong_answers = rejects(
     SLUG,
     [
-        *named(S, checks.wrong_splits),
+        *foreseen(S, checks.wrong_splits()),
         Wrong(S, split_two, "gave 2 things"),
         Wrong(S, split_for_two, "rows"),
         Wrong(S, split_as_lists, "a tensor is asked"),
         *[Wrong("baichuan_map", answer, says) for answer, says in MAPS],
-        *named("blocks_that_fit", checks.wrong_fits),
+        *foreseen("blocks_that_fit", checks.wrong_fits()),
         Wrong("blocks_that_fit", fit_as_float, "int"),
         Wrong("blocks_that_fit", fit_in_bits, "is not right in case"),
         Wrong(W, first_come, "Both must be better"),

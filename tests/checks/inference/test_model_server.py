@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import Counter
 
@@ -11,9 +10,16 @@ import pytest
 
 from llmlab.checks.inference import model_server as checks
 from llmlab.checks.inference.model_server import check
+from llmlab.checks.judging import attempt
 from llmlab.inference import model_server as ms
 from llmlab.inference.model_server import NUMPY
-from tests.checks.rejecting import Wrong, rejects, verdict
+from tests.checks.rejecting import (
+    Wrong,
+    foreseen,
+    rejects,
+    told_apart,
+    verdict,
+)
 
 SLUG = "07-inference/07-model-server"
 
@@ -176,20 +182,12 @@ KINDS = {
 def test_no_two_mistakes_come_to_the_same(exercise):
     run, right, wrongs, cases = KINDS[exercise]
     count = len(cases())
-    outcomes = {"right": checks.attempt(run, right, count)}
-    for words, wrong in wrongs().items():
-        outcomes[words] = checks.attempt(run, wrong, count)
-        assert outcomes[words] is not None, f"breaks down: {words}"
-    for (a, x), (b, y) in itertools.combinations(outcomes.items(), 2):
-        assert x != y, f"{a!r} and {b!r} come to the same"
+    told_apart(lambda way: attempt(run, way, count), right, wrongs())
 
 
 def named(exercise):
     """Every mistake that a check foresees, as a wrong answer with its own words."""
-    return [
-        Wrong(exercise, wrong, words[:60])
-        for words, wrong in KINDS[exercise][2]().items()
-    ]
+    return foreseen(exercise, KINDS[exercise][2]())
 
 
 # Wrong, in other ways -----------------------------------------------------------------
