@@ -117,15 +117,17 @@ COLORS += [palette.purple, palette.sky, palette.gray]
 
 
 def listing(ax, graph, kernels, title):
-    """A line per operation, in the colour of its kernel."""
+    """A line per operation, with the number and colour of its kernel."""
     of = {node: i for i, kernel in enumerate(kernels) for node in kernel.nodes}
     words = dict(front_end.lines(graph))
     for place, node in enumerate(graph.work):
         name, rest = words[node].strip().split(" = ")
         shown = " ".join(rest.split()[: 1 + len(node.inputs)])
         color = COLORS[of[node] % len(COLORS)]
-        ax.text(0.07, -place, f"{name} = {shown}", family="monospace", fontsize=10)
-        ax.barh(-place, 0.04, 0.85, left=0, color=color)
+        ax.text(0.08, -place, f"{name} = {shown}", family="monospace", fontsize=10)
+        ax.barh(-place, 0.05, 0.85, left=0, color=color)
+        number = {"ha": "center", "va": "center_baseline", "fontsize": 8}
+        ax.text(0.025, -place, of[node] + 1, color="white", **number)
     size = f"{len(kernels)} kernels, {traffic(kernels) / 1e3:.0f} kB"
     ax.set_title(f"{title}\n{size}", fontsize=10)
     ax.set(xlim=(0, 1), ylim=(-max(9, len(graph.work)), 1))
@@ -141,8 +143,8 @@ listing(right, better, fuse(better), "optimised and fused")
 figure(
     fig,
     alt=(
-        "An attention row as two lists of operations, with a bar in the colour of its"
-        " kernel before each. Left nine operations in nine kernels; right eight in two:"
+        "An attention row as two lists of operations, with the number of its kernel"
+        " before each. Left nine operations in nine kernels; right eight in two:"
         " the first product with scaling and softmax, and the second product."
     ),
 )
@@ -386,7 +388,7 @@ speed_guess.settle(gains["GELU on 34 MB"], digits=1)
 #
 # ## Play
 #
-# Pass by pass. Lines of one colour run in one kernel.
+# Pass by pass. Lines with one number run in one kernel.
 
 # %% tags=["hide-input", "slider", "nbval-ignore-output"]
 NAMES = ["captured", *(each.__name__ for each in front_end.PASSES)]
