@@ -1,7 +1,7 @@
 """LLM-Pruner on the whole real model: llmlab/compression/data/llm_pruner.csv.
 
     python scripts/llm_pruner_sweep.py            continue, a line a run (seconds each,
-                                                  two minutes with recovery); Ctrl-C
+                                                  a minute with recovery); Ctrl-C
                                                   loses at most one run
     python scripts/llm_pruner_sweep.py --check 1  run that many lines again and compare
 
@@ -13,7 +13,7 @@ addresses.
 
 Recovery: LoRA of rank 8 on all linears of the blocks, so many steps of 256 tokens of
 the addresses. The model that lost nothing is trained likewise, to see what the text
-alone gives.
+alone gives. The seed draws these texts, too, and the matrices that LoRA starts from.
 """
 
 from __future__ import annotations
@@ -64,6 +64,10 @@ RUNS = [
         for s in (0, 1)
     ],
     ("self_attn", "magnitude", "0.34", 0, 0),
+    ("mlp", "first", "0.2", 2, 0),
+    # recovery, more draws
+    *[("mlp", kind, "0.2", s, STEPS) for s in (1, 2) for kind in ("first", "random")],
+    *[("mlp", "first", "0", seed, STEPS) for seed in (1, 2)],
 ]
 
 

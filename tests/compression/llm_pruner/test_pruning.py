@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from copy import deepcopy
 
@@ -290,3 +291,23 @@ def test_what_is_no_pruned_llama_is_refused(tmp_path):
     file.write_text(json.dumps(raw))
     with pytest.raises(ValueError, match=r"do not fit layer_widths.*layers.1.mlp"):
         llm_pruner.load(folder)
+
+
+def test_the_stored_runs_are_complete():
+    with llm_pruner.FILE.open(newline="", encoding="utf-8") as file:
+        runs = list(csv.DictReader(file))
+    keys = [(r["part"], r["kind"], r["ratio"], r["seed"], r["steps"]) for r in runs]
+    assert len(set(keys)) == len(keys)
+    known = dict(zip(keys, runs, strict=True))
+    recovered = [key for key in known if key[-1] == "12"]
+    kinds = [("first", "0.2"), ("random", "0.2"), ("first", "0")]
+    assert sorted(recovered) == sorted(
+        ("mlp", *kind, seed, "12") for kind in kinds for seed in "012"
+    )
+    for key in recovered:
+        loss, gained = (float(known[key][name]) for name in ("loss", "gained"))
+        if key[2] == "0":  # the whole model, as it is and trained
+            assert gained == -float(known[key]["grown"])
+        else:
+            before = known[*key[:-1], "0"]
+            assert loss + gained == pytest.approx(float(before["loss"]), abs=2e-4)
