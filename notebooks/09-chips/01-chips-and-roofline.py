@@ -164,7 +164,7 @@ rows_guess.settle(cr.smallest_batch(4096, 4096, speed, h100.bandwidth), digits=3
 #
 # ## How to read a data sheet
 #
-# The letters first. They name who makes a chip more than how it works; all of them multiply matrices in blocks.
+# The letters first. They say little about speed: they name who makes a chip more than how it works; all of them multiply matrices in blocks.
 #
 # | called | made by | how it works |
 # |---|---|---|
@@ -318,7 +318,7 @@ for tokens, found in measured.items():
     print(f"{tokens:4} tokens: {min(parts):.0%} to {max(parts):.0%} of the roof")
 
 # %% [markdown]
-# Distance from the roof is a question for whoever wrote the kernel, not for whoever built the chip. One token lies near the slope, because a product with a vector is nothing but reading. A few tokens lie furthest away: too many to be reading only, too few to fill the units that multiply. From some hundreds on little is missing.
+# Distance from the roof is a question for whoever wrote the kernel, not for whoever built the chip. One token lies near the slope, because a product with a vector is nothing but reading. A few tokens lie furthest away: too many to be reading only, too few to fill the units that multiply, and every library has its own way of doing so. From some hundreds on little is missing.
 #
 # Now the ranking: one formula, three kinds of work with Llama 3.1 8B in 16 bits. Reading a prompt of 2,048 tokens; writing one token for one user; writing one for each of 64 users with 2,048 tokens behind them. What counts is chip-seconds: seconds, times as many chips as are needed to hold weights and cache.
 
