@@ -136,6 +136,7 @@ ARROWS = {
         "serving": "engine",
     },
     "compilers": {},
+    "chips": {},
     "course": {
         "book": "cpu syllabus",
         "cli": (

@@ -3,15 +3,12 @@
 Columns of the table, all figures of vendors:
 
     name
-    FLOP/s     dense 16-bit peak, without sparsity
-    memory     bytes: the printed gigabytes as 10⁹, a little less than the chip has,
-               because the driver and the libraries need some
-    HBM        bytes per second of the memory
-    NVLink     bytes per second of one device in one direction (vendors print the sum
-               of both: 600 GB/s of an A100 are 300 each way)
+    chip       of `llmlab.models.chips`, with its dense 16-bit peak, the printed
+               gigabytes as 10⁹ bytes (a little less than the chip has, because the
+               driver and the libraries need some), and NVLink in one direction
     network    bytes per second of one device: one InfiniBand port per device (HDR 200
                Gbit/s, NDR 400 Gbit/s), as in NVIDIA's DGX machines
-    node       devices per node
+    changes    A800 and H800 are sold with slower links
 
 `efficiency` is the one number that is fitted: with 0.644 the cost model gives 13.75 s
 for the 175B step of Korthikanti et al. 2022 on 64 A100 (table 5). For other chips it is
@@ -23,6 +20,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from llmlab.models.chips import chips
 from llmlab.parallelism.runtime import Link
 
 
@@ -72,18 +70,28 @@ class Machine:
 
 # fmt: off
 _ROWS = [
-    # name          FLOP/s    memory  HBM       NVLink  network  node
-    ("v100-32gb",   125e12,   32e9,   900e9,    150e9,  12.5e9,  8),
-    ("a100-40gb",   312e12,   40e9,   1555e9,   300e9,  25e9,    8),
-    ("a100-80gb",   312e12,   80e9,   2039e9,   300e9,  25e9,    8),
-    ("a800-80gb",   312e12,   80e9,   2039e9,   200e9,  25e9,    8),
-    ("h100-80gb",   989.4e12, 80e9,   3350e9,   450e9,  50e9,    8),
-    ("h800-80gb",   989.4e12, 80e9,   3350e9,   200e9,  50e9,    8),
-    ("h200-141gb",  989.4e12, 141e9,  4800e9,   450e9,  50e9,    8),
-    ("b200-180gb",  2250e12,  180e9,  8000e9,   900e9,  50e9,    8),
+    # name          chip         network  changes
+    ("v100-32gb",   "V100",      12.5e9,  {}),
+    ("a100-40gb",   "A100 40GB", 25e9,    {}),
+    ("a100-80gb",   "A100",      25e9,    {}),
+    ("a800-80gb",   "A100",      25e9,    {"link": 200e9}),
+    ("h100-80gb",   "H100",      50e9,    {}),
+    ("h800-80gb",   "H100",      50e9,    {"link": 200e9}),
+    ("h200-141gb",  "H200",      50e9,    {}),
+    ("b200-180gb",  "B200",      50e9,    {}),
 ]
 # fmt: on
-MACHINES = {row[0]: Machine(*row) for row in _ROWS}
+
+
+def _of_chip(name: str, chip: str, network: float, changes: dict) -> Machine:
+    """Eight of one chip to a node."""
+    one = chips()[chip]
+    speed = one.speed("bf16", "fp16")
+    made = Machine(name, speed, one.memory, one.bandwidth, one.link, network)
+    return replace(made, **changes)
+
+
+MACHINES = {row[0]: _of_chip(*row) for row in _ROWS}
 
 
 def machine(name: str, **changes: float) -> Machine:
