@@ -107,6 +107,7 @@ def states() -> list[State]:
     """Those in which one rule alone decides, then many others."""
     b = 4
     limits = Limits(max_tokens=12, max_sequences=4, block_size=b)
+    short = Limits(max_tokens=4, max_sequences=4, block_size=b)
     small = Limits(max_tokens=12, max_sequences=4, block_size=b, chunked=False)
     three = [decoding(0, 8, b), decoding(1, 8, b), decoding(2, 8, b)]
     waiting = [Job(10, 0, 20), Job(11, 0, 3), Job(12, 0, 2)]
@@ -114,6 +115,7 @@ def states() -> list[State]:
         ([], [], 9, limits),
         ([], [Job(10 + id, 0, 1) for id in range(6)], 9, limits),
         ([decoding(0, 5, b), Job(1, 8, 30, 2, 2), decoding(2, 6, b)], [], 9, limits),
+        ([Job(0, 8, 8, 2, 2), decoding(1, 8, b)], [], 1, short),
         (three, [Job(10, 0, 2)], 0, limits),
         (three, [Job(10, 0, 2)], 3, limits),
         ([decoding(0, 7, b), decoding(1, 8, b)], [Job(10, 0, 1)], 0, limits),
