@@ -151,11 +151,13 @@ def plain_plan(plan: object) -> dict:
         id: whole(count, f"the number of tokens of request {id}")
         for id, count in plan.tokens.items()
     }
-    return {
-        "tokens": tokens,
-        "admitted": list(plan.admitted),
-        "preempted": list(plan.preempted),
-    }
+    found = {"tokens": tokens}
+    for name in ("admitted", "preempted"):
+        what = f"a request in `{name}`"
+        found[name] = [whole(id, what) for id in getattr(plan, name)]
+    for id in tokens:
+        whole(id, "a request in `tokens`")
+    return found
 
 
 # 1 ------------------------------------------------------------------------------------
@@ -329,18 +331,19 @@ def why_running(case: State, mine: tuple, its: tuple) -> str:
                 f"request {last[0]} is sent away, and its `own` blocks are not"
                 " available afterwards"
             )
-    if plan["preempted"] and plan["preempted"][0] != running[-1].id:
+    if running and plan["preempted"] and plan["preempted"][0] != running[-1].id:
         first = plan["preempted"][0]
         return f"request {first} is sent away first: the last of all that run goes"
-    if plan["tokens"] == right["tokens"]:
-        if plan["preempted"] == right["preempted"][:-1]:
+    if plan != right and plan["tokens"] == right["tokens"]:
+        gone, first = plan["preempted"], right["preempted"]
+        if first and gone == first[:-1]:
             return (
-                f"request {right['preempted'][-1]} finds no blocks, and nobody is"
+                f"request {first[-1]} finds no blocks, and nobody is"
                 " behind it: it is sent away itself, so note it"
             )
-        if plan["preempted"][: len(right["preempted"])] == right["preempted"]:
+        if len(gone) > len(first) and gone[: len(first)] == first:
             return (
-                f"request {plan['preempted'][-1]} is sent away, though the blocks were"
+                f"request {gone[-1]} is sent away, though the blocks were"
                 " enough for the tokens that the budget allows"
             )
     return ""

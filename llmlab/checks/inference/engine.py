@@ -350,7 +350,7 @@ def baichuan_map(answer):
             wanted = weight_maps.as_model(config, dict(right))(ids)
         if not torch.allclose(got, wanted, atol=1e-4):
             raise Mistake("the logits differ from Baichuan's", foreseen=False)
-    other = rows_of(answer({"model_type": "baichuan", "vocab_size": 130_000}))
+    other = rows_of(answer(raw | {"vocab_size": 130_000}))
     if any(row.source == "lm_head.weight" and row.how != "copy" for row in other):
         raise Mistake(
             "a vocabulary of 130,000 is taken for that of Baichuan 2: only 125,696 is"

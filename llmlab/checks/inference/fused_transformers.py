@@ -60,10 +60,8 @@ def pack_qkv(answer):
         turned = isinstance(found, Tensor) and found.shape == (*extra, rows)
         if turned and extra and close(found.T, fused.pack_qkv(q, k, v, parts)):
             raise Mistake(f"{what} is transposed: a linear's weight is (out, in)")
-        if isinstance(found, Tensor) and found.shape == (
-            H * D,
-            *[3 * n for n in extra],
-        ):
+        beside = (H * D, *(3 * n for n in extra))
+        if extra and isinstance(found, Tensor) and found.shape == beside:
             raise Mistake(
                 f"{what} has q, k and v side by side along the input: their rows come"
                 " one below the other"

@@ -599,7 +599,7 @@ def run_ensemble_case(answer: Callable, n: int) -> tuple:
         ) from None
     except KeyError as error:
         words = "it is not there yet: run a step when all its inputs are"
-        if error.args[0] in OWN_OUTPUTS:
+        if str(error) in map(repr, OWN_OUTPUTS):
             words = "`step.outputs` does not ask for it: a model may return more"
         raise Mistake(
             f"{shown_ensemble((steps, tensors))}: KeyError, {error}: {words}"

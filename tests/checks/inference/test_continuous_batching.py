@@ -266,6 +266,27 @@ def its_own_not_back(plan, running, limits, free):
     return free
 
 
+def full_budget(running, available, limits):
+    plan, _, free = batching.give_running(running, available, limits)
+    return plan, limits.max_tokens, free
+
+
+def all_available(running, available, limits):
+    return *batching.give_running(running, available, limits)[:2], available
+
+
+def jobs_for_ids(running, available, limits):
+    plan, budget, free = batching.give_running(running, available, limits)
+    plan.preempted = [job for job in running if job.id in plan.preempted]
+    return plan, budget, free
+
+
+def sends_a_stranger_away(running, available, limits):
+    plan, budget, free = batching.give_running(running, available, limits)
+    plan.preempted.append(99)
+    return plan, budget, free
+
+
 def give_whole(running, available, limits):
     """Nobody is cut."""
     plan, budget, free = batching.give_running(running, available, limits)
@@ -391,6 +412,10 @@ test_wrong_answers = rejects(
         Wrong("give_running", tokens_for_who_goes, "has tokens in the plan all the"),
         Wrong("give_running", itself_not_noted, "sent away itself, so note it"),
         Wrong("give_running", its_own_not_back, "not available afterwards"),
+        Wrong("give_running", full_budget, "the result is"),
+        Wrong("give_running", all_available, "the result is"),
+        Wrong("give_running", jobs_for_ids, "where a whole number is asked"),
+        Wrong("give_running", sends_a_stranger_away, "request 99 is sent away"),
         Wrong("give_running", give_whole, "as the budget allows, whether"),
         Wrong("give_running", give_blocks_for_all, "though the blocks were enough"),
         Wrong("give_running", give_from_the_oldest, "is sent away first"),
