@@ -507,7 +507,7 @@ def schedule(answer):
 
 def why_schedule(case: State, mine: dict, its: dict) -> str:
     """What is wrong with a whole plan."""
-    running, _, _, limits = case
+    running, waiting, _, limits = case
     if words := broken(mine):
         return words
     if mine["admitted"] and mine["preempted"]:
@@ -522,15 +522,21 @@ def why_schedule(case: State, mine: dict, its: dict) -> str:
     for id in its["admitted"]:
         if id not in mine["admitted"]:
             return (
-                f"request {id} does not come in, and could: look at what"
-                " `blocks_needed` says of all that is left of it"
+                f"request {id} does not come in, and could: there is room, there are"
+                " tokens, and blocks for all that is left of it (`blocks_needed`)"
             )
+    stops = next((j for j in waiting if j.id not in its["admitted"]), None)
     for id in mine["admitted"]:
-        if id not in its["admitted"]:
-            return (
-                f"request {id} comes in, and cannot: look at what `blocks_needed` says"
-                " of all that is left of it, after those before it took theirs"
-            )
+        if stops is None or id in its["admitted"]:
+            continue
+        if id != stops.id:
+            return f"request {id} overtakes request {stops.id}, which cannot come in"
+        if mine["tokens"][id] < stops.left and not limits.chunked:
+            return f"request {id} is cut, and `chunked` is False"
+        return (
+            f"request {id} comes in, and cannot: look at what `blocks_needed` says of"
+            " all that is left of it, after those before it took theirs"
+        )
     return ""
 
 

@@ -381,6 +381,30 @@ def schedule_as_if_empty(running, waiting, available, limits):
     return batching.schedule(running, known, available, limits)
 
 
+def schedule_the_second(running, waiting, available, limits):
+    """If nobody can come in, the second is tried."""
+    plan = batching.schedule(running, waiting, available, limits)
+    if plan.admitted or plan.preempted:
+        return plan
+    return batching.schedule(running, waiting[1:], available, limits)
+
+
+def schedule_long_ones_cut(running, waiting, available, limits):
+    """Only who is too long for any step is cut."""
+    plan = batching.schedule(running, waiting, available, limits)
+    long = waiting and waiting[0].left > limits.max_tokens
+    if plan.admitted or plan.preempted or not long:
+        return plan
+    return batching.schedule(
+        running, waiting[:1], available, replace(limits, chunked=True)
+    )
+
+
+def schedule_one_too_few(running, waiting, available, limits):
+    less = replace(limits, max_sequences=max(1, limits.max_sequences - 1))
+    return batching.schedule(running, waiting, available, less)
+
+
 def schedule_at_most_three(running, waiting, available, limits):
     return batching.schedule(
         running, waiting, available, replace(limits, max_sequences=3)
@@ -423,6 +447,9 @@ test_wrong_answers = rejects(
         Wrong("schedule", schedule_without_tokens, "no tokens are noted"),
         Wrong("schedule", schedule_one_too_many, "more requests run than"),
         Wrong("schedule", schedule_over_budget, "more tokens than `max_tokens`"),
+        Wrong("schedule", schedule_the_second, "overtakes request"),
+        Wrong("schedule", schedule_long_ones_cut, "is cut, and `chunked` is False"),
+        Wrong("schedule", schedule_one_too_few, "and could: there is room"),
         Wrong("schedule", schedule_as_if_new, "does not come in, and could"),
         Wrong("schedule", schedule_as_if_empty, "comes in, and cannot"),
         Wrong("schedule", schedule_halves, "whole number"),
