@@ -20,7 +20,7 @@ from llmlab.inference.model_server import NUMPY
 # An instance of the model is free, and asks what to run. `queue` holds the requests that wait, the oldest first. Each has `arrived` (a time), `size` (the inferences in it) and `shape`. `batching` has `preferred` (sizes, rising,
 # at least one), `delay` (seconds) and `max_batch`.
 #
-# The **front** is the longest run of requests at the head of the queue that have the shape of the first and together at most `max_batch` inferences. (The first request fits always.) The first rule that applies decides:
+# The **front** is the longest run of requests at the head of the queue that have the shape of the first and together at most `max_batch` inferences. (No request is larger than `max_batch`.) The first rule that applies decides:
 #
 # 1. `delay` is above 0, and at `now` the oldest has waited for `delay` or longer: the whole front leaves.
 # 2. The first so many requests of the front make up a preferred size exactly: they leave. Of several preferred sizes the largest counts.

@@ -135,7 +135,7 @@ check.blocks_that_fit(blocks_that_fit)
 # Over two traces it must write at least **288 tokens per second**, and 99% of the times between two tokens of a request must be at most **70 ms**. The rule of the engine, `schedule`, is first come, first served, and does not make it: `challenge.judge(schedule)` says 269 tokens per second and 353 ms.
 #
 # `running` and `waiting` are lists of `Job(id, computed, left, blocks, own)`: tokens stored, tokens to compute before the next is written (1 when decoding), blocks that it has, blocks that come back when it is sent away. `available` blocks are nobody's. The `Plan` says how many `tokens` each gets, who is `admitted` (they need
-# tokens, too), and who is `preempted`: those lose their blocks and compute everything again. `blocks_needed(job, count, block_size)` says what `count` more tokens of a job take. You may call `schedule` itself. `challenge.judge(rule)` shows what a rule reaches.
+# tokens, too), and who is `preempted`: those lose their blocks and compute everything again. `blocks_needed(job, count, block_size)` says what `count` more tokens of a job take. You may call `schedule` itself. `challenge.judge(rule)` shows what a rule reaches; write `from llmlab.inference.continuous_batching import challenge` first.
 
 
 # %% tags=["exercise"]

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from numbers import Integral
 
+import numpy as np
 import torch
 
 from llmlab.checks.judging import Outcome, judge
@@ -75,7 +77,8 @@ def run_dead(answer: Callable, n: int) -> Outcome:
     if strange:
         raise Mistake("there are nodes in it that the program did not have")
     return {
-        "the list of nodes": [before.index(node) for node in new.nodes],
+        "the set of nodes": sorted(before.index(node) for node in new.nodes),
+        "the order of the nodes": [before.index(node) for node in new.nodes],
         "the inputs": [before.index(node) for node in new.inputs],
         "the outputs": [before.index(node) for node in new.outputs],
         "the updates": {
@@ -112,7 +115,8 @@ def removing(
     roots: Callable = lambda graph: graph.results,
     keep: Callable = lambda graph: graph.inputs,
     order: Callable = lambda graph, needed: [n for n in graph.nodes if n in needed],
-    deep: bool = True,
+    follow: Callable = lambda node: node.inputs,
+    given: Callable = lambda graph, needed: graph.inputs,
     rest: Callable = lambda graph: (graph.outputs, graph.updates),
 ) -> Callable:
     """`remove_dead`, and what comes out with one thing changed."""
@@ -124,10 +128,18 @@ def removing(
             node = waiting.pop()
             if node not in needed:
                 needed[node] = None
-                waiting += node.inputs if deep else []
-        return Graph(graph.inputs, order(graph, needed), *rest(graph))
+                waiting += follow(node)
+        return Graph(given(graph, needed), order(graph, needed), *rest(graph))
 
     return way
+
+
+def one_step(graph: Graph) -> Graph:
+    """The results and what they read themselves."""
+    stay = {*graph.inputs, *graph.results}
+    stay |= {each for node in graph.results for each in node.inputs}
+    nodes = [node for node in graph.nodes if node in stay]
+    return Graph(graph.inputs, nodes, graph.outputs, graph.updates)
 
 
 def unread(graph: Graph) -> Graph:
@@ -164,7 +176,23 @@ def wrong_dead() -> dict[str, Callable]:
         "only one step was made: a node that is read by a dead one alone is dead,"
         " too": unread,
         "what a result reads was removed: go on from each needed node to its"
-        " inputs": removing(deep=False),
+        " inputs": removing(follow=lambda node: ()),
+        "only what a result reads itself is left: go on to what that reads": one_step,
+        "only the first input of each node was followed: all are needed": removing(
+            follow=lambda node: node.inputs[:1]
+        ),
+        "constants were removed: a node reads them, too": removing(
+            order=lambda graph, needed: [
+                n for n in graph.nodes if n in needed and n.kind != "constant"
+            ]
+        ),
+        "inputs that nobody reads are in the new program neither as inputs nor as"
+        " nodes: the caller gives them": removing(
+            keep=lambda graph: [],
+            given=lambda graph, needed: [n for n in graph.inputs if n in needed],
+        ),
+        "effects and new values of inputs became outputs: leave the outputs as they"
+        " are": removing(rest=lambda graph: (graph.results, graph.updates)),
         "nothing was removed": removing(lambda graph: graph.nodes),
         "the new program has lost its updates: hand them on": removing(
             rest=lambda graph: (graph.outputs, {})
@@ -196,6 +224,7 @@ def key_cases() -> list[list[Node]]:
     numbers += [constant(torch.ones(1)), constant(torch.ones(1, 1))]
     weight, other = torch.tensor([1.0, 2.0]), torch.tensor([1.0, 3.0])
     numbers += [constant(weight), constant(weight), constant(other)]
+    numbers += [constant(weight.clone()), constant(1 + 2**-23)]
     a, b = made("exp", [x]), made("exp", [y])
     deep = [made("neg", [a]), made("neg", [b]), made("neg", [a]), made("exp", [a])]
     deep += [made("neg", [made("tanh", [x])]), made("neg", [x])]
@@ -294,6 +323,23 @@ def wrong_keys() -> dict[str, Callable]:
         ),
         "a number of 32 bits and one of 64, or of another shape, have one key: the type"
         " belongs to it": keying(number=lambda node: repr(float(node.data))),
+        "numbers of another shape have one key: the whole type belongs to it": keying(
+            number=lambda node: node.data.numpy().tobytes()
+        ),
+        "numbers that are nearly the same have one key: compare bytes": keying(
+            number=lambda node: (node.type, f"{float(node.data):.6g}")
+        ),
+        "several numbers are compared by what they hold, which reads all weights: go by"
+        " `id(node.data)`": keying(
+            many=lambda node: (node.type, node.data.numpy().tobytes())
+        ),
+        "all constants have one key: it is in their data": keying(
+            number=lambda node: 0, many=lambda node: 0
+        ),
+        "every constant has a key of its own: two may hold the same": keying(
+            number=id, many=id
+        ),
+        "every node has a key of its own: two may compute the same": id,
         "the same constant has a new key each time: go by what it holds": keying(
             number=lambda node: id(node.data)
         ),
@@ -312,9 +358,12 @@ def join_cases() -> list[Case]:
     x, w, row, b = value(6, 8), value(8, 8), value(6, 1), value(8)
     cases: list[Case] = []
 
-    def case(node: Node, *users: Node, kernels=None, product: bool = False) -> None:
+    def case(
+        node: Node, *users: Node, kernels=None, product: bool = False, others=()
+    ) -> None:
         roots = set(users) if kernels is None else set(kernels)
-        cases.append((node, list(users), roots, roots if product else set()))
+        held = roots if product else set()
+        cases.append((node, list(users), roots, {*held, *others}))
 
     e = made("exp", [x])
     case(e, made("neg", [e]))  # elementwise, one reader
@@ -331,6 +380,8 @@ def join_cases() -> list[Case]:
     p = made("matmul", [x, w], (False,))
     case(p, made("add", [p, b]))
     case(p, made("add", [p, b]), product=True)  # there is a product already
+    case(p, made("add", [p, b]), others=[made("exp", [x])])  # in another kernel
+    case(bias, made("add", [x, bias]), made("neg", [bias]))  # rows of one of the two
     two = [made("neg", [p]), made("exp", [p])]
     case(p, *two)  # a product for two kernels
     case(p, *two, kernels=[made("add", two)])  # both in one
@@ -365,9 +416,9 @@ def run_join(answer: Callable, n: int) -> Outcome:
     """Case n: yes or no."""
     node, users, kernels, product = join_cases()[n]
     found = answer(node, users, set(kernels), set(product))
-    if not isinstance(found, bool):
+    if not isinstance(found, bool | np.bool_):
         raise Mistake(f"joins(…) returned {found!r}: return True or False")
-    return {"the result": found}
+    return {"the result": bool(found)}
 
 
 @check.exercise(
@@ -418,6 +469,13 @@ def joining(
     return way
 
 
+def by_readers(node: Node, users: list, kernels: set, with_product: set) -> bool:
+    """Several readers, taken for several kernels."""
+    if len(kernels) == 1 and len(users) > 1 and fe.joins(node, users, kernels, set()):
+        return node.kind == "elementwise" and small_inputs(node)
+    return fe.joins(node, users, kernels, with_product)
+
+
 def wrong_joins() -> dict[str, Callable]:
     """Diagnosis → a wrong way."""
     return {
@@ -430,6 +488,20 @@ def wrong_joins() -> dict[str, Callable]:
         ),
         "a value of other rows than its kernel joins it, a bias for example: `rows` of"
         " node and root must be the same": joining(same_rows=lambda n, k: True),
+        "one root that has the node's rows is not enough: all of them must": joining(
+            same_rows=lambda node, kernels: any(
+                rows(root) == rows(node) for root in kernels
+            )
+        ),
+        "the readers were counted, not the kernels: two readers may be in one": (
+            by_readers
+        ),
+        "a product somewhere else keeps this one out: ask for its own kernel": joining(
+            product=lambda kernels, with_product: len(kernels) == 1 and not with_product
+        ),
+        "`small_inputs` is asked the wrong way round": joining(
+            several=lambda node: node.kind == "elementwise" and not small_inputs(node)
+        ),
         "shapes were compared, not rows: the maximum of a row is one number, and stays"
         " in the kernel of its row": joining(
             same_rows=lambda node, kernels: all(
@@ -526,19 +598,25 @@ def judge_plan(
     if set(found) != set(lives):
         raise Mistake("plan(lives) must have an offset for each value, and no others")
     for offset in found.values():
-        if isinstance(offset, bool) or not isinstance(offset, int) or offset < 0:
+        if isinstance(offset, bool) or not isinstance(offset, Integral) or offset < 0:
             raise Mistake(f"an offset is {offset!r}: whole numbers from 0")
-    for a, b in itertools.combinations(lives, 2):
+    if least := min(found.values()):
+        raise Mistake(f"the lowest offset is {least}: the arena begins at 0")
+    overlaps = [
+        pair
+        for pair in itertools.combinations(lives, 2)
+        if overlap(lives, found, *pair)
+    ]
+    # a border is the mistake only where nothing else is
+    overlaps.sort(key=lambda pair: at_border(lives[pair[0]], lives[pair[1]]))
+    for a, b in overlaps[:1]:
         x, y = lives[a], lives[b]
-        apart = found[a] + x.size <= found[b] or found[b] + y.size <= found[a]
-        if apart or not x.meets(y):
-            continue
         said = (
             f"value {names[a]} ({x.size} bytes at {found[a]}, kernels {x.born} to"
             f" {x.dies}) and value {names[b]} ({y.size} bytes at {found[b]}, kernels"
             f" {y.born} to {y.dies}) share bytes"
         )
-        if x.dies == y.born or y.dies == x.born:
+        if at_border(x, y):
             raise Mistake(
                 f"{said}: the one is still read in the kernel that writes the other"
             )
@@ -555,3 +633,15 @@ def judge_plan(
         f"the arena has {size} bytes, and {need} are needed at one time: at most"
         f" {SPARE} times as many. Look for a gap from 0 on, for each value"
     )
+
+
+def overlap(lives: dict[Node, Life], found: dict[Node, int], a: Node, b: Node) -> bool:
+    """Whether two values that meet share a byte."""
+    x, y = lives[a], lives[b]
+    apart = found[a] + x.size <= found[b] or found[b] + y.size <= found[a]
+    return x.meets(y) and not apart
+
+
+def at_border(x: Life, y: Life) -> bool:
+    """Whether one is read for the last time where the other is written."""
+    return x.dies == y.born or y.dies == x.born

@@ -33,12 +33,14 @@ def judge(
     cases: Sequence[State],
     plain: Callable[[object], Plain],
     shown: Callable[[State], str],
+    why: Callable[[State, Plain, Plain], str] = lambda case, mine, its: "",
 ) -> None:
     """Compare an answer in all cases with the right and the wrong ways.
 
     Args:
         plain: makes a result comparable, or raises a `Mistake`.
         shown: a case in words.
+        why: what is wrong with the first result that differs, where that can be seen.
     """
     found = [plain(answer(*case)) for case in cases]
     wanted = [plain(right(*case)) for case in cases]
@@ -49,6 +51,8 @@ def judge(
             raise Mistake(words)
     for case, mine, its in zip(cases, found, wanted, strict=True):
         if mine != its:
+            if words := why(case, mine, its):
+                raise Mistake(f"{words} ({shown(case)})")
             raise Mistake(
                 f"for {shown(case)} the result is {mine}, which is not right",
                 foreseen=False,
@@ -103,6 +107,7 @@ def states() -> list[State]:
     """Those in which one rule alone decides, then many others."""
     b = 4
     limits = Limits(max_tokens=12, max_sequences=4, block_size=b)
+    short = Limits(max_tokens=4, max_sequences=4, block_size=b)
     small = Limits(max_tokens=12, max_sequences=4, block_size=b, chunked=False)
     three = [decoding(0, 8, b), decoding(1, 8, b), decoding(2, 8, b)]
     waiting = [Job(10, 0, 20), Job(11, 0, 3), Job(12, 0, 2)]
@@ -110,12 +115,14 @@ def states() -> list[State]:
         ([], [], 9, limits),
         ([], [Job(10 + id, 0, 1) for id in range(6)], 9, limits),
         ([decoding(0, 5, b), Job(1, 8, 30, 2, 2), decoding(2, 6, b)], [], 9, limits),
+        ([Job(0, 8, 8, 2, 2), decoding(1, 8, b)], [], 1, short),
         (three, [Job(10, 0, 2)], 0, limits),
         (three, [Job(10, 0, 2)], 3, limits),
         ([decoding(0, 7, b), decoding(1, 8, b)], [Job(10, 0, 1)], 0, limits),
         (three[:1], waiting, 9, limits),
         (three[:1], waiting, 4, limits),
         (three[:1], waiting, 9, small),
+        (three[:1], [Job(10, 0, 12)], 9, small),
         ([], [Job(10, 8, 3, 1)], 2, limits),
         ([], [Job(10, 8, 3, 1), Job(11, 0, 4)], 3, limits),
         (
@@ -144,11 +151,13 @@ def plain_plan(plan: object) -> dict:
         id: whole(count, f"the number of tokens of request {id}")
         for id, count in plan.tokens.items()
     }
-    return {
-        "tokens": tokens,
-        "admitted": list(plan.admitted),
-        "preempted": list(plan.preempted),
-    }
+    found = {"tokens": tokens}
+    for name in ("admitted", "preempted"):
+        what = f"a request in `{name}`"
+        found[name] = [whole(id, what) for id in getattr(plan, name)]
+    for id in tokens:
+        whole(id, "a request in `tokens`")
+    return found
 
 
 # 1 ------------------------------------------------------------------------------------
@@ -163,8 +172,8 @@ def block_cases() -> list[State]:
                 has = -(-computed // b)
                 for blocks in {0, has, has + 2, max(0, has - 1)}:
                     if count > 0:
-                        own = max(0, blocks - 1)
-                        cases.append((Job(0, computed, count, blocks, own), count, b))
+                        own, left = max(0, blocks - 1), count + b
+                        cases.append((Job(0, computed, left, blocks, own), count, b))
     return cases
 
 
@@ -229,7 +238,12 @@ def wrong_blocks() -> dict[str, Callable]:
             lambda j, n, b: max(0, up(j.computed + n - 1, b) - j.blocks)
         ),
         "all that is left was counted: only the `count` tokens of this step": (
-            lambda j, n, b: max(0, up(j.computed + j.left + n, b) - j.blocks)
+            lambda j, n, b: max(0, up(j.computed + j.left, b) - j.blocks)
+        ),
+        "the blocks that its stored tokens fill were taken off: it may have more, so"
+        " take `job.blocks`": lambda j, n, b: up(j.computed + n, b) - up(j.computed, b),
+        "blocks of 16 tokens were counted: `block_size` says how many": (
+            lambda j, n, b: max(0, up(j.computed + n, 16) - j.blocks)
         ),
     }
 
@@ -284,6 +298,7 @@ def give_running(answer):
         running_cases(),
         plain_three,
         in_words_2,
+        why_running,
     )
 
 
@@ -291,6 +306,57 @@ def in_words_2(case: State) -> str:
     """A state without those who wait."""
     running, available, limits = case
     return f"running={list(running)}, available={available}, limits={limits}"
+
+
+def why_running(case: State, mine: tuple, its: tuple) -> str:
+    """What is wrong with a plan for those that run."""
+    running = case[0]
+    (plan, _, free), (right, _, right_free) = mine, its
+    if words := broken(plan):
+        return words
+    if sorted(plan["preempted"]) == sorted(right["preempted"]):
+        if plan["preempted"] != right["preempted"]:
+            return "`preempted` is not in the order of going: the last one goes first"
+        for job in running:
+            asked = right["tokens"].get(job.id)
+            if asked and job.id not in plan["tokens"]:
+                return (
+                    f"request {job.id} gets no token: as many of its {job.left} as the"
+                    " budget allows, whether `chunked` or not"
+                )
+        own = {job.id: job.own for job in running}
+        last = right["preempted"][-1:]
+        if plan == right and last and right_free - free == own[last[0]]:
+            return (
+                f"request {last[0]} is sent away, and its `own` blocks are not"
+                " available afterwards"
+            )
+    if running and plan["preempted"] and plan["preempted"][0] != running[-1].id:
+        first = plan["preempted"][0]
+        return f"request {first} is sent away first: the last of all that run goes"
+    if plan != right and plan["tokens"] == right["tokens"]:
+        gone, first = plan["preempted"], right["preempted"]
+        if first and gone == first[:-1]:
+            return (
+                f"request {first[-1]} finds no blocks, and nobody is"
+                " behind it: it is sent away itself, so note it"
+            )
+        if len(gone) > len(first) and gone[: len(first)] == first:
+            return (
+                f"request {gone[-1]} is sent away, though the blocks were"
+                " enough for the tokens that the budget allows"
+            )
+    return ""
+
+
+def broken(plan: dict) -> str:
+    """What no plan may hold."""
+    for id, count in plan["tokens"].items():
+        if id in plan["preempted"]:
+            return f"request {id} is sent away, and has tokens in the plan all the same"
+        if not count:
+            return f"request {id} is in `tokens` with 0: leave it out"
+    return ""
 
 
 def giving(
@@ -428,7 +494,50 @@ def wrong_running() -> dict[str, Callable]:
 )
 def schedule(answer):
     """The whole plan of a step: those that run, then those that wait."""
-    judge(answer, batching.schedule, wrong_schedules(), states(), plain_plan, in_words)
+    judge(
+        answer,
+        batching.schedule,
+        wrong_schedules(),
+        states(),
+        plain_plan,
+        in_words,
+        why_schedule,
+    )
+
+
+def why_schedule(case: State, mine: dict, its: dict) -> str:
+    """What is wrong with a whole plan."""
+    running, waiting, _, limits = case
+    if words := broken(mine):
+        return words
+    if mine["admitted"] and mine["preempted"]:
+        return "somebody comes in while another is sent away"
+    for id in mine["admitted"]:
+        if id not in mine["tokens"]:
+            return f"request {id} comes in, and no tokens are noted for it"
+    if len(running) + len(mine["admitted"]) > limits.max_sequences:
+        return "more requests run than `max_sequences`"
+    if sum(mine["tokens"].values()) > limits.max_tokens:
+        return "the plan has more tokens than `max_tokens`"
+    for id in its["admitted"]:
+        if id not in mine["admitted"]:
+            return (
+                f"request {id} does not come in, and could: there is room, there are"
+                " tokens, and blocks for all that is left of it (`blocks_needed`)"
+            )
+    stops = next((j for j in waiting if j.id not in its["admitted"]), None)
+    for id in mine["admitted"]:
+        if stops is None or id in its["admitted"]:
+            continue
+        if id != stops.id:
+            return f"request {id} overtakes request {stops.id}, which cannot come in"
+        if mine["tokens"][id] < stops.left and not limits.chunked:
+            return f"request {id} is cut, and `chunked` is False"
+        return (
+            f"request {id} comes in, and cannot: look at what `blocks_needed` says of"
+            " all that is left of it, after those before it took theirs"
+        )
+    return ""
 
 
 def planning(
@@ -438,6 +547,7 @@ def planning(
     must_fit: Callable = lambda job, count: job.left,
     short: str = "stop",
     cut: Callable = lambda limits: limits.chunked,
+    is_cut: Callable = lambda job, n, limits: n < job.left,
     pays: bool = True,
     pays_blocks: bool = True,
     note: bool = True,
@@ -458,7 +568,7 @@ def planning(
             n = count(job, budget, limits)
             if places <= 0 or (n == 0 and not empty):
                 break
-            cannot = n < job.left and not cut(limits)
+            cannot = is_cut(job, n, limits) and not cut(limits)
             cannot |= batching.blocks_needed(job, must_fit(job, n), b) > available
             if cannot and short == "stop":
                 break
@@ -524,6 +634,10 @@ def wrong_schedules() -> dict[str, Callable]:
         ),
         "the blocks that it takes do not go down": planning(pays_blocks=False),
         "a prompt is cut though `chunked` is False": planning(cut=lambda limits: True),
+        "a prompt is cut that has no more than `max_tokens` left: others took from the"
+        " budget before it": planning(
+            is_cut=lambda job, n, limits: job.left > limits.max_tokens
+        ),
         "a prompt is never cut: with `chunked` it gets what is left of the"
         " budget": planning(cut=lambda limits: False),
         "a request came in with 0 tokens: stop when the budget is spent": planning(
@@ -668,6 +782,15 @@ def wrong_latencies() -> dict[str, Callable]:
         ),
         "ITL is negative: later minus earlier": with_itl(
             lambda a, t: [-g for w in t for g in gaps(w)]
+        ),
+        "the gaps are sorted: leave them in the order of the tokens": with_itl(
+            lambda a, t: sorted(right(a, t)[1])
+        ),
+        "a request with one token has an ITL of 0: it has none": with_itl(
+            lambda a, t: [g for w in t for g in gaps(w) or [0.0]]
+        ),
+        "both differences are the wrong way round: later minus earlier": (
+            lambda a, t: tuple([-x for x in part] for part in right(a, t))
         ),
         "the last gap of each request is missing": with_itl(
             lambda a, t: [g for w in t for g in gaps(w)[:-1]]

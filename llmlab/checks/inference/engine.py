@@ -33,11 +33,13 @@ def judge(
     cases: list,
     what: str,
     show: Callable[[tuple], str] | None = None,
+    why: Callable[[tuple, object, object], str] = lambda case, mine, its: "",
 ) -> None:
     """Compare what an answer gives in all cases with the right and the wrong ways.
 
     Args:
         show: a case in words.
+        why: what is wrong with the first result that differs, where that can be seen.
     """
     wanted = [right(*case) for case in cases]
     if same(found, wanted):
@@ -47,6 +49,8 @@ def judge(
             raise Mistake(words)
     for n in range(len(cases)):
         if not same(found[n], wanted[n]):
+            if words := why(cases[n], found[n], wanted[n]):
+                raise Mistake(words)
             where = f"{what} is not right in case {n + 1} of {len(cases)}"
             if show is not None:
                 where += f": for {show(cases[n])} it gave {found[n]}"
@@ -104,11 +108,15 @@ def split_qkv(answer):
     cases = split_cases()
     found = []
     for case in cases:
-        what = f"split_qkv(packed, {case[1]}, {case[2]}, {case[3]!r})"
+        packed, what = case[0], said(case)
         try:
             parts = answer(*case)
         except NotImplementedError:
             raise
+        except IndexError as error:
+            if packed.dim() > 1:
+                raise
+            raise Mistake(f"{what} of a bias, which has rows alone: {error}") from None
         except RuntimeError as error:
             raise Mistake(f"{what} failed: {error}", foreseen=False) from None
         expect(parts, kind=(list, tuple), what=what)
@@ -117,7 +125,25 @@ def split_qkv(answer):
         for name, part in zip("qkv", parts, strict=True):
             expect(part, dtype=torch.float32, what=f"{name} of {what}")
         found.append(tuple(parts))
-    judge(found, engine.split_qkv, wrong_splits(), cases, "split_qkv")
+    name = "split_qkv"
+    judge(found, engine.split_qkv, wrong_splits(), cases, name, why=why_split)
+
+
+def said(case: tuple) -> str:
+    """'split_qkv(packed, 4, 2, 'stacked')', and of which shape `packed` is."""
+    packed, H, K, layout = case
+    return f"split_qkv(packed, {H}, {K}, {layout!r}), packed {tuple(packed.shape)},"
+
+
+def why_split(case: tuple, mine: tuple, its: tuple) -> str:
+    """Which shapes are asked, if they are others."""
+    for name, part, right in zip("qkv", mine, its, strict=True):
+        if part.shape != right.shape:
+            return (
+                f"{name} of {said(case)} has the shape {tuple(part.shape)}, where"
+                f" {tuple(right.shape)} is asked: D is the rows of `packed` / (H + 2K)"
+            )
+    return ""
 
 
 def groups_of(packed: Tensor, H: int, K: int) -> Tensor:
@@ -231,8 +257,8 @@ def wrong_splits() -> dict[str, Callable]:
         "stacked: the order is q, k, v, not k, v, q": split_with(stacked=keys_first),
         "stacked: k and v are repeated for each query head: a weight keeps its K"
         " heads": split_with(stacked=repeated("stacked")),
-        "the layout was not looked at: everything was cut as if it were"
-        " stacked": lambda p, H, K, layout: both(p, H, K, "stacked"),
+        "what is grouped was cut as if it were stacked: look at the layout, and make"
+        " groups the first dimension": lambda p, H, K, layout: both(p, H, K, "stacked"),
         "the layout was not looked at: everything was cut as if it were"
         " grouped": lambda p, H, K, layout: both(p, H, K, "grouped"),
         "the two layouts are exchanged": lambda p, H, K, layout: both(
@@ -324,6 +350,11 @@ def baichuan_map(answer):
             wanted = weight_maps.as_model(config, dict(right))(ids)
         if not torch.allclose(got, wanted, atol=1e-4):
             raise Mistake("the logits differ from Baichuan's", foreseen=False)
+    other = rows_of(answer(raw | {"vocab_size": 130_000}))
+    if any(row.source == "lm_head.weight" and row.how != "copy" for row in other):
+        raise Mistake(
+            "a vocabulary of 130,000 is taken for that of Baichuan 2: only 125,696 is"
+        )
 
 
 def rows_of(value: object) -> list[Row]:
@@ -500,6 +531,11 @@ def wrong_fits() -> dict[str, Callable]:
         "a head was taken to be hidden_size wide: head_dim": fitting(
             width=lambda c: c.hidden_size
         ),
+        "hidden_size numbers were counted for a token: num_key_value_heads ·"
+        " head_dim": fitting(heads=lambda c: 1, width=lambda c: c.hidden_size),
+        "the weights were taken off twice": fitting(
+            left=lambda m, w, a, u: int(m * u) - 2 * w - a
+        ),
         "head_dim is a setting of its own: it need not be hidden_size / heads": fitting(
             width=lambda c: c.hidden_size // c.num_attention_heads
         ),
@@ -620,7 +656,7 @@ def score(answer: Callable) -> challenge.Score:
 def told(found: challenge.Score) -> str:
     """A score in words."""
     return (
-        f"{found.throughput:.0f} tokens per second, 99% of the times between tokens"
-        f" within {1e3 * found.gap:.0f} ms, {found.preempted} times a request was sent"
+        f"{found.throughput:.1f} tokens per second, 99% of the times between tokens"
+        f" within {1e3 * found.gap:.1f} ms, {found.preempted} times a request was sent"
         " away"
     )

@@ -39,7 +39,7 @@ check = Checks("07-inference/06-fused-transformers")
 def pack_qkv(answer):
     """Three weights or biases as one, in blocks that devices can share."""
     for H, K, D, extra, parts in (
-        (4, 4, 2, (8,), 1),
+        (4, 4, 2, (7,), 1),
         (6, 2, 3, (5,), 1),
         (6, 2, 3, (), 1),
         (6, 2, 4, (5,), 2),
@@ -51,10 +51,27 @@ def pack_qkv(answer):
         what = f"pack_qkv(q, k, v, parts={parts})"
         if not extra:
             what += " of biases"
-        found = answer(q, k, v, parts)
+        try:
+            found = answer(q, k, v, parts)
+        except IndexError as error:
+            if extra:
+                raise
+            raise Mistake(f"{what}: they have rows alone, (rows,); {error}") from None
         turned = isinstance(found, Tensor) and found.shape == (*extra, rows)
         if turned and extra and close(found.T, fused.pack_qkv(q, k, v, parts)):
             raise Mistake(f"{what} is transposed: a linear's weight is (out, in)")
+        beside = (H * D, *(3 * n for n in extra))
+        if extra and isinstance(found, Tensor) and found.shape == beside:
+            raise Mistake(
+                f"{what} has q, k and v side by side along the input: their rows come"
+                " one below the other"
+            )
+        many = (H + 2 * K * parts) * D
+        if isinstance(found, Tensor) and len(found) == many != rows:
+            raise Mistake(
+                f"{what} has {len(found)} rows, and q, k and v have {rows}: a part has"
+                " its own rows of k and of v, not all of them"
+            )
         if isinstance(found, Tensor) and len(found) == 3 * H * D != rows:
             raise Mistake(
                 f"{what} has {len(found)} rows, and q, k and v have {rows}: k and v"
@@ -102,6 +119,15 @@ def wrong_packs(q: Tensor, k: Tensor, v: Tensor, parts: int) -> dict[str, Tensor
             "q is whole, and only k and v are cut into parts": torch.cat(
                 [q, pack(k[:0], k, v, parts)]
             ),
+            "k and v are cut into parts of as many rows as q's: each has its own"
+            " number": torch.cat(
+                [
+                    block
+                    for i in range(parts)
+                    for x in (q, k, v)
+                    for block in x.split(len(q) // parts)[i : i + 1]
+                ]
+            ),
             "the parts come in reverse order": torch.cat(blocks[::-1]),
             "the first part is there in the place of every other": torch.cat(
                 [blocks[0]] * parts
@@ -140,7 +166,7 @@ def in_order(q: Tensor, k: Tensor, v: Tensor, parts: int, order: str) -> Tensor:
 def add_rms_norm(answer):
     """The sum of a layer's result and the residual stream, normed and as it is."""
     what = "add_rms_norm(x, residual, weight, eps)"
-    for N, d, size, eps in ((5, 8, 1.0, 1e-6), (4, 4, 0.3, 0.5), (1, 6, 2.0, 0.1)):
+    for N, d, size, eps in ((5, 8, 1.0, 1e-6), (4, 6, 0.5, 0.5), (1, 6, 2.0, 0.1)):
         x, residual = torch.randn(2, N, d) * size
         weight = torch.randn(d) + 2
         found = pair(answer(x, residual, weight, eps), (N, d), x.dtype, what)
@@ -226,7 +252,9 @@ def wrong_norms(
         "`weight` is missing": right / weight,
         "`weight` is there twice": right * weight,
         "1 + weight was taken: weight is asked": right / weight * (1 + weight),
-        "eps is missing": total * torch.rsqrt(mean) * weight,
+        "eps is missing, or it is not the one that was given": (
+            total * torch.rsqrt(mean) * weight
+        ),
         "eps is added behind the root: it belongs under it": (
             total / (mean.sqrt() + eps) * weight
         ),
@@ -367,6 +395,7 @@ def wrong_removals(
     by_time = (column * B + row).sort().values
     along = x.transpose(0, 1).flatten(0, 1)[by_time]
     upside = fused.remove_padding(x, 1 - mask)
+    turned = torch.cat([n.flip(0) for n in torch.arange(len(row)).split([*lengths])])
     some = lengths > 0
     filled = torch.cat([torch.zeros(1, dtype=torch.long), lengths[some].cumsum(0)])
     wrong_tokens = {
@@ -382,7 +411,12 @@ def wrong_removals(
         ),
         "they go by time first: text after text is asked": along,
         "they are in reverse order": tokens.flip(0),
+        "each text runs from right to left": tokens[turned],
     }
+    if B > 1:
+        wrong_tokens["numbers as an index pick rows 0 and 1: make the mask bool"] = x[
+            mask
+        ]
     wrong_places = {
         "the mask is 1 for a token and 0 for padding: these are the places of the"
         " padding": upside[1],
@@ -396,6 +430,12 @@ def wrong_removals(
         "the table was flattened along time first: b T + t is asked": (
             column * B + row
         ),
+        "they go by time first: text after text is asked": by_time,
+        "a text has N places here: a row of the table has T": (
+            row * len(places) + column
+        ),
+        "they are pairs (b, t): one number for each, b T + t": mask.nonzero(),
+        "each text runs from right to left": places[turned],
         "they begin at 1: the first place is 0": places + 1,
         "padding may be on the left: these are the first places of each row": front[1],
         "all places are there, those of padding, too": torch.arange(B * T),
@@ -532,20 +572,27 @@ def cases() -> tuple[tuple[Lifetime, ...], ...]:
 
 
 def planned(
-    order: Callable[[Lifetime], float] = lambda r: -r.size,
+    order: Callable[[Lifetime], float | tuple] = lambda r: -r.size,
     meets: Callable[[Lifetime, Lifetime], bool] = Lifetime.meets,
     better: Callable[[int, int], bool] = lambda gap, best: gap < best,
     fits: Callable[[int, int], bool] = lambda gap, size: gap >= size,
     gaps: bool = True,
     top: bool = True,
     at_end: bool = False,
+    front: bool = True,
+    by_offset: bool = True,
+    behind_all: bool = False,
 ) -> Callable[[Sequence[Lifetime]], dict[str, int]]:
     """plan_buffers with one thing changed.
 
     Args:
+        order: what comes first has the least.
         gaps: False puts everything behind the highest that it meets.
         top: False takes the end of the last one for the end of the highest.
         at_end: the result lies at the upper end of its gap.
+        front: False leaves the gap below the first one empty.
+        by_offset: False goes through the placed ones as they were placed.
+        behind_all: without a gap it lies behind all, not those that it meets.
     """
 
     def plan(results: Sequence[Lifetime]) -> dict[str, int]:
@@ -553,15 +600,19 @@ def planned(
         for result in sorted(results, key=order):
             end = 0
             found: tuple[int, int] | None = None  # gap, offset
-            for offset, other in sorted(placed, key=lambda pair: pair[0]):
+            up = sorted(placed, key=lambda pair: pair[0]) if by_offset else placed
+            for offset, other in up:
                 if not meets(result, other):
                     continue
                 gap = offset - end
                 usable = gaps and gap > 0 and fits(gap, result.size)
+                usable &= front or end > 0
                 if usable and (found is None or better(gap, found[0])):
                     found = (gap, offset - result.size if at_end else end)
                 stop = offset + other.size
                 end = max(end, stop) if top else stop
+            if behind_all:
+                end = max([offset + r.size for offset, r in placed], default=0)
             placed.append((end if found is None else found[1], result))
         return {result.name: offset for offset, result in placed}
 
@@ -574,6 +625,9 @@ def wrong_plans() -> dict[str, Callable[[Sequence[Lifetime]], dict[str, int]]]:
         "nothing shares memory: results whose times do not meet can lie in one place": (
             planned(meets=lambda a, b: True)
         ),
+        "nothing shares memory, and all lie in a row in the order given": planned(
+            meets=lambda a, b: True, order=lambda r: 0
+        ),
         "everything lies at 0: results that are needed at once must not overlap": (
             lambda results: {r.name: 0 for r in results}
         ),
@@ -583,6 +637,9 @@ def wrong_plans() -> dict[str, Callable[[Sequence[Lifetime]], dict[str, int]]]:
         "the smallest comes first: the largest does": planned(order=lambda r: r.size),
         "results are placed by the launch that makes them: the largest comes first": (
             planned(order=lambda r: r.first)
+        ),
+        "of equal sizes the one that is made first comes first: keep the order given": (
+            planned(order=lambda r: (-r.size, r.first))
         ),
         "results are placed by how long they live: the largest comes first": planned(
             order=lambda r: r.first - r.last
@@ -612,6 +669,14 @@ def wrong_plans() -> dict[str, Callable[[Sequence[Lifetime]], dict[str, int]]]:
         "gaps are left empty: everything lies behind the highest that it meets": (
             planned(gaps=False)
         ),
+        "the gap below the first one is left empty: gaps begin at 0": planned(
+            front=False
+        ),
+        "the placed ones are not gone through by their offsets: sort them": planned(
+            by_offset=False
+        ),
+        "without a gap it lies behind all that are placed: behind those that it"
+        " meets": planned(behind_all=True),
         "the gap begins where the last one ends: one before it may reach higher": (
             planned(top=False)
         ),

@@ -30,11 +30,13 @@ def judge(
     mistakes: Mapping[str, Callable],
     cases: Sequence,
     show: Callable[[Any], str],
+    why: Callable[[Any, Any, Any], str] = lambda case, mine, its: "",
 ) -> None:
     """Compare what an answer does in all cases with the right and the wrong ways.
 
     Args:
         show: a case in words.
+        why: what is wrong with the first result that differs, where that can be seen.
     """
     found = [run(answer, n) for n in range(len(cases))]
     wanted = [run(right, n) for n in range(len(cases))]
@@ -45,10 +47,9 @@ def judge(
             raise Mistake(words)
     for n, case in enumerate(cases):
         if found[n] != wanted[n]:
-            raise Mistake(
-                f"{show(case)}: this gave {found[n]}, and {wanted[n]} is right",
-                foreseen=False,
-            )
+            words = why(case, found[n], wanted[n])
+            gave = f"this gave {found[n]}, which is not right"
+            raise Mistake(f"{show(case)}: {words or gave}", foreseen=bool(words))
 
 
 def whole(value: object, what: str) -> int:
@@ -97,6 +98,7 @@ def decision_cases() -> list[Decision]:
         (waiting(3, 3, 3), 2.0, two),
         (waiting(1, 2, 2), 1.0, two),
         (waiting(2, 2, 2), 1.0, two),
+        (waiting(1, 2, 2, 1), 1.0, two),
         (waiting(10), 0.5, two),
         (waiting(7, 7), 2.0, two),
         (waiting(7, 6), 1.0, two),
@@ -176,13 +178,46 @@ def next_batch(answer):
     if run_decision(answer, 0, [([], 1.0, Batching((), 2.0, 6))]) != (0, None):
         raise Mistake("of an empty queue nothing leaves, and nothing is due: (0, None)")
     right, wrong = ms.next_batch, wrong_decisions()
-    judge(answer, run_decision, right, wrong, cases, shown_decision)
+    judge(answer, run_decision, right, wrong, cases, shown_decision, why_decision)
     more = [random_decision() for _ in range(150)]
 
     def run(function: Callable, n: int) -> tuple:
         return run_decision(function, n, more)
 
-    judge(answer, run, right, {}, more, shown_decision)
+    judge(answer, run, right, {}, more, shown_decision, why_decision)
+
+
+def why_decision(case: Decision, mine: tuple, its: tuple) -> str:
+    """Which rule decides, or that a batch cannot be so large."""
+    queue, now, batching = case
+    front = front_of(queue, batching)
+    if mine[0] > front:
+        return (
+            f"{mine[0]} leave, and only {front} may share a batch: of one shape, in"
+            " their order, together at most `max_batch`"
+        )
+    totals = [sum(w.size for w in queue[:k]) for k in range(len(queue) + 1)]
+    top = batching.preferred[-1]
+    rules = {
+        1: batching.delay > 0 and now >= queue[0].arrived + batching.delay,
+        2: any(total in batching.preferred for total in totals[1 : front + 1]),
+        3: any(total > top for total in totals[2 : front + 2]),
+        4: front < len(queue) or totals[front] >= top,
+        5: batching.delay == 0,
+        6: True,
+    }
+    rule = next(number for number, holds in rules.items() if holds)
+    return f"this gave {mine}, which is not right: rule {rule} of the text decides here"
+
+
+def front_of(queue: Sequence[Waiting], batching: Batching) -> int:
+    """How many requests may share a batch with the first."""
+    total = queue[0].size
+    for k, request in enumerate(queue[1:], start=1):
+        total += request.size
+        if request.shape != queue[0].shape or total > batching.max_batch:
+            return k
+    return len(queue)
 
 
 def random_decision() -> Decision:
@@ -205,11 +240,12 @@ def deciding(
     room: Callable = lambda total, most: total <= most,
     same: Callable = lambda a, b: a.shape == b.shape,
     best: Callable = max,
-    wished: Callable = lambda total, preferred: total in preferred,
+    wished: Callable = lambda total, count, preferred: total in preferred,
     wishes: bool = True,
     wishes_when_late: bool = False,
     passing: bool = True,
     stopping: bool = True,
+    filled: bool = True,
     at_once: Callable = lambda delay: delay == 0,
     again: Callable = lambda queue, now, delay: queue[0].arrived + delay,
     all_late: Callable = lambda queue, front: front,
@@ -233,7 +269,7 @@ def deciding(
         def leave(count: int) -> tuple:
             return result(count, queue), None
 
-        good = [k for k in fronts if wished(totals[k], batching.preferred)]
+        good = [k for k in fronts if wished(totals[k], k, batching.preferred)]
         over = [k for k in fronts if k < len(queue) and totals[k + 1] > top]
         due = oldest(queue) + batching.delay
         is_late = (batching.delay > 0 or late_without_delay) and late(now, due)
@@ -244,7 +280,8 @@ def deciding(
         if passing and over:
             return leave(min(over))
         stopped = front < len(queue)
-        if (stopping and stopped) or totals[front] >= top or at_once(batching.delay):
+        full = filled and totals[front] >= top
+        if (stopping and stopped) or full or at_once(batching.delay):
             return leave(front)
         return 0, again(queue, now, batching.delay)
 
@@ -288,7 +325,11 @@ def wrong_decisions() -> dict[str, Callable]:
         " makes up": deciding(best=min),
         "a sum above a preferred size is taken for one: it must be a preferred size"
         " exactly": deciding(
-            wished=lambda total, preferred: total >= preferred[0], best=max
+            wished=lambda total, count, preferred: total >= preferred[0], best=max
+        ),
+        "preferred sizes are compared with the number of requests: with the sum of"
+        " their sizes": deciding(
+            wished=lambda total, count, preferred: count in preferred
         ),
         "preferred sizes make no batch leave: a front that makes one up leaves at"
         " once": deciding(wishes=False),
@@ -298,6 +339,13 @@ def wrong_decisions() -> dict[str, Callable]:
         " it along: then all before it leave at once": deciding(passing=False),
         "the batch cannot grow and waits nevertheless: the next request is another"
         " shape": deciding(stopping=False),
+        "the fourth rule is missing: a front that cannot grow, or has reached the"
+        " largest preferred size, does not wait": deciding(
+            stopping=False, filled=False
+        ),
+        "a front that has reached the largest preferred size waits: it leaves": (
+            deciding(filled=False)
+        ),
         "with a delay of 0 requests wait: then the whole front leaves at"
         " once": deciding(at_once=lambda delay: False),
         "nothing ever waits: before its delay is over, a front that can grow and is no"
@@ -342,6 +390,7 @@ def tensor_cases() -> list[dict]:
         tensor("BYTES", [2, 1], ["né", "a longer text"]),
         tensor("FP32", [2, 3], [[1, 2], [3, 4], [5, 6]]),
         tensor("FP32", [4], [[1, 2, 3], [4]]),
+        tensor("INT32", [2, 1, 2], [[[1, 2]], [[3, 4]]]),
         tensor("FP32", [0, 3], []),
         tensor("INT16", [1], [7]),
     ]
@@ -349,8 +398,14 @@ def tensor_cases() -> list[dict]:
 
 def run_tensor(answer: Callable, n: int) -> tuple:
     """Case n: dtype, shape and values."""
-    what = "read_tensor(entry)"
-    array = answer(tensor_cases()[n])
+    what, entry = "read_tensor(entry)", tensor_cases()[n]
+    try:
+        array = answer(entry)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise Mistake(
+            f"{shown_tensor(entry)} was refused ({type(error).__name__}: {error}): it"
+            " is right, however its lists are nested"
+        ) from None
     if not isinstance(array, np.ndarray):
         raise Mistake(f"{what} returned {type(array).__name__}: a NumPy array is asked")
     return str(array.dtype), array.shape, array.tolist()
@@ -471,6 +526,9 @@ def wrong_tensors() -> dict[str, Callable]:
         "texts stay str: BYTES are bytes, so encode them": reading(
             texts=lambda text: text
         ),
+        "texts are not encoded in UTF-8": reading(
+            texts=lambda text: text.encode("latin-1")
+        ),
         "texts have a dtype of fixed length: an array of objects is asked": reading(
             kind=lambda datatype: "S" if datatype == "BYTES" else NUMPY[datatype]
         ),
@@ -503,6 +561,7 @@ def ensemble_cases() -> list[Ensemble]:
     b = Step("b", {"in": "x"}, {"out": "y"})
     c = Step("c", {"in": "x", "other": "y"}, {"out": "z", "more": "w"})
     d = Step("d", {"left": "y", "right": "start"}, {"out": "in"})
+    same = Step("f", {"left": "x", "right": "x"}, {"out": "v"})
     twice = [Step("a", {"in": f"x{n}"}, {"out": f"x{n + 1}"}) for n in range(3)]
     return [
         ([a, b], {"start": "S"}),
@@ -510,6 +569,7 @@ def ensemble_cases() -> list[Ensemble]:
         ([c, d, b, a], {"start": "S"}),
         ([c, a, d, b], {"start": "S", "spare": "T"}),
         (twice[::-1], {"x0": "S"}),
+        ([a, same], {"start": "S"}),
         ([Step("e", {"in": "p", "out": "q"}, {"out": "in"})], {"p": "S", "q": "T"}),
     ]
 
@@ -530,7 +590,21 @@ def run_ensemble_case(answer: Callable, n: int) -> tuple:
         return {own: f"{step.model}.{own}({inside})" for own in OWN_OUTPUTS}
 
     what = "run_ensemble(steps, tensors, infer)"
-    got = expect(answer(steps, tensors, infer), kind=dict, what=what)
+    try:
+        made = answer(steps, tensors, infer)
+    except ValueError as error:
+        raise Mistake(
+            f"{shown_ensemble((steps, tensors))}: a ValueError came ({error}), and all"
+            " inputs come here. Outputs are kept by the ensemble's names"
+        ) from None
+    except KeyError as error:
+        words = "it is not there yet: run a step when all its inputs are"
+        if str(error) in map(repr, OWN_OUTPUTS):
+            words = "`step.outputs` does not ask for it: a model may return more"
+        raise Mistake(
+            f"{shown_ensemble((steps, tensors))}: KeyError, {error}: {words}"
+        ) from None
+    got = expect(made, kind=dict, what=what)
     return dict(sorted(got.items(), key=str)), sorted(calls)
 
 
@@ -570,6 +644,7 @@ def run_ensemble(answer):
         wrong_ensembles(),
         ensemble_cases(),
         shown_ensemble,
+        why_ensemble,
     )
     circle = [
         Step("a", {"in": "y"}, {"out": "x"}),
@@ -588,6 +663,22 @@ def run_ensemble(answer):
         "two steps wait for each other, so their inputs never come: a ValueError is"
         f" asked, and {got!r:.80} came"
     )
+
+
+def why_ensemble(case: Ensemble, mine: tuple, its: tuple) -> str:
+    """What is wrong with a result, or with the calls."""
+    steps, (found, calls), (wanted, _) = case[0], mine, its
+    for step in steps:
+        given = [told for model, told in calls if model == step.model]
+        if len(given) > sum(other.model == step.model for other in steps):
+            return f"{step.model} ran too often: each step runs once"
+        if any(len(told) < len(step.inputs) for told in given):
+            return f"{step.model} ran without all its inputs: wait until they come"
+    if missing := sorted(set(wanted) - set(found)):
+        return f"these tensors are missing in the result: {', '.join(missing)}"
+    if more := sorted(set(found) - set(wanted)):
+        return f"nobody asked for these tensors: {', '.join(more)}"
+    return ""
 
 
 def joining(
@@ -651,6 +742,13 @@ def wrong_ensembles() -> dict[str, Callable]:
                 **{own: found[name] for own, name in step.inputs.items()},
             }
         ),
+        "an input is missing where two of a step read one tensor: go by the model's own"
+        " names, the keys of `step.inputs`": joining(
+            given=lambda step, found: {
+                own: found[name]
+                for name, own in {n: o for o, n in step.inputs.items()}.items()
+            }
+        ),
         "outputs that `step.outputs` does not name are kept, too: they stay"
         " inside the model": joining(
             taken=lambda step, made: {
@@ -700,6 +798,7 @@ def choice_cases() -> list[Choice]:
         ({0.0: few, 3.0: [4.0]}, 2.5, 99),
         ({0.0: many}, 50.0, 99),
         ({0.0: many}, 49.0, 99),
+        ({0.0: shuffled, 1.0: low, 2.0: hundred}, 99.0, 99),
         ({0.0: hundred, 5.0: shuffled}, 90.0, 90),
         ({0.0: shuffled, 5.0: hundred}, 95.0, 90),
         ({0.0: hundred, 5.0: shuffled}, 89.0, 90),
@@ -712,7 +811,13 @@ def choice_cases() -> list[Choice]:
 def run_choice(answer: Callable, n: int) -> float | None:
     """Case n: a delay, or None."""
     latencies, bound, percent = choice_cases()[n]
-    got = answer(latencies, bound, percent)
+    try:
+        got = answer(latencies, bound, percent)
+    except ValueError as error:
+        raise Mistake(
+            f"{shown_choice(choice_cases()[n])}: a ValueError came ({error}). Where no"
+            " delay does it, None is asked"
+        ) from None
     if got is None:
         return None
     if isinstance(got, bool) or not isinstance(got, Real):
@@ -782,6 +887,29 @@ def choosing(
     return way
 
 
+def by_percentile(best: Callable, what: Callable) -> Callable:
+    """The delay with the best percentile, if it does."""
+
+    def way(latencies: dict, bound: float, percent: float = 99) -> float | None:
+        told = {d: ms.percentile(values, percent) for d, values in latencies.items()}
+        good = [delay for delay in told if told[delay] <= bound]
+        return what(best(good, told), told) if good else None
+
+    return way
+
+
+def more_than_percent(
+    latencies: dict, bound: float, percent: float = 99
+) -> float | None:
+    """Exactly so many are not enough."""
+    good = [
+        delay
+        for delay, values in latencies.items()
+        if 100 * sum(value <= bound for value in values) > percent * len(values)
+    ]
+    return max(good, default=None)
+
+
 def until_first_miss(
     latencies: dict, bound: float, percent: float = 99
 ) -> float | None:
@@ -814,6 +942,19 @@ def wrong_choices() -> dict[str, Callable]:
         ),
         "the rank is rounded down: then fewer than `percent` of the requests are within"
         " it. Round up": choosing(place=lambda n, percent: n * percent // 100 - 1),
+        "one request too many must be within the bound: `percent` % of them are"
+        " enough": choosing(place=lambda n, percent: n * percent // 100),
+        "more than `percent` % must be within the bound: exactly so many are"
+        " enough": more_than_percent,
+        "the delay with the least percentile was taken: the longest that does": (
+            by_percentile(lambda good, told: min(good, key=told.get), lambda d, _: d)
+        ),
+        "the percentile was returned: the delay is asked": by_percentile(
+            lambda good, told: max(good), lambda delay, told: told[delay]
+        ),
+        "a delay of 0 is taken for none (`or`, `if delay`): it is a delay": choosing(
+            best=lambda good: max(good) or None
+        ),
         "the percentile lies between two measured values: take one of them, without"
         " interpolation": choosing(
             of=lambda values, percent: float(np.percentile(values, percent))

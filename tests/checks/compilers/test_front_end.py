@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from llmlab.checks.compilers import front_end as checks
@@ -100,6 +101,14 @@ def joins_by_shapes(node, users, kernels, with_product):
     return False
 
 
+def joins_with_numpy(node, users, kernels, with_product):
+    return np.all([joins_in_one(node, users, kernels, with_product)])
+
+
+def plan_with_numpy(lives):
+    return {node: np.int64(offset) for node, offset in fe.plan(lives).items()}
+
+
 def plan_by_birth(lives):
     offsets = {}
     for node, life in sorted(lives.items(), key=lambda pair: pair[1].born):
@@ -120,8 +129,8 @@ def plan_by_birth(lives):
 RIGHT = {
     "remove_dead": (dead_by_marks, dead_by_recursion),
     "key_of": (key_as_text, key_with_sets),
-    "joins": (joins_in_one, joins_by_shapes),
-    "plan": (plan_by_birth, fe.plan),
+    "joins": (joins_in_one, joins_by_shapes, joins_with_numpy),
+    "plan": (plan_by_birth, fe.plan, plan_with_numpy),
 }
 
 
@@ -166,6 +175,21 @@ def dead_in_place(graph):
     return graph
 
 
+def dead_by_search(graph):
+    """In the order in which a search meets them: valid, but another one."""
+    nodes = [*graph.inputs]
+
+    def visit(node):
+        if node not in nodes:
+            for each in node.inputs:
+                visit(each)
+            nodes.append(node)
+
+    for node in graph.results:
+        visit(node)
+    return Graph(graph.inputs, nodes, graph.outputs, graph.updates)
+
+
 def dead_as_list(graph):
     return fe.remove_dead(graph).nodes
 
@@ -191,6 +215,24 @@ def side_by_side(lives):
     for node, life in lives.items():
         offsets[node] = end
         end += life.size
+    return offsets
+
+
+def from_4096(lives):
+    return {node: offset + 4096 for node, offset in fe.plan(lives).items()}
+
+
+def behind_the_last(lives):
+    """The end of the last that it meets, by offset, is taken for the highest."""
+    offsets = {}
+    for node, life in sorted(lives.items(), key=lambda pair: -pair[1].size):
+        offset, place = 0, None
+        for o in sorted(offsets, key=offsets.get):
+            if life.meets(lives[o]):
+                if place is None and offsets[o] - offset >= life.size:
+                    place = offset
+                offset = offsets[o] + lives[o].size
+        offsets[node] = offset if place is None else place
     return offsets
 
 
@@ -260,12 +302,15 @@ test_wrong_answers = rejects(
         *named("joins"),
         Wrong("remove_dead", dead_in_place, "make a new Graph"),
         Wrong("remove_dead", dead_as_list, "return a Graph, not a list"),
+        Wrong("remove_dead", dead_by_search, "the order of the nodes"),
         Wrong("key_of", key_as_list, "cannot stand in a dict"),
         Wrong("key_of", key_as_tensor, "the same constant has a new key"),
         Wrong("joins", joins_as_number, "return True or False"),
         Wrong("joins", joins_never, "the result after joins"),
         Wrong("plan", side_by_side, "those of all values together"),
         Wrong("plan", all_at_zero, "share bytes"),
+        Wrong("plan", from_4096, "the arena begins at 0"),
+        Wrong("plan", behind_the_last, "share bytes"),
         Wrong("plan", dies_as_it_is_born, "is still read in the kernel that writes"),
         Wrong("plan", looks_only_at_the_last, "share bytes"),
         Wrong("plan", never_back, "those of all values together"),

@@ -217,6 +217,121 @@ def give_a_dict(running, available, limits):
     return plan.tokens, *rest
 
 
+def given(change):
+    """The right plan of those that run, and what `change` does to it."""
+
+    def answer(running, available, limits):
+        plan, budget, free = batching.give_running(running, available, limits)
+        return plan, budget, change(plan, running, limits, free)
+
+    return answer
+
+
+@given
+def with_zeros(plan, running, limits, free):
+    for job in running:
+        if job.id not in plan.preempted:
+            plan.tokens.setdefault(job.id, 0)
+    return free
+
+
+@given
+def first_admitted_first(plan, running, limits, free):
+    plan.preempted.sort()
+    return free
+
+
+@given
+def tokens_for_who_goes(plan, running, limits, free):
+    plan.tokens |= dict.fromkeys(plan.preempted, 1)
+    return free
+
+
+def goes_itself(plan, running):
+    """Whether the one that was sent away last has found no blocks for itself."""
+    return plan.preempted and len(plan.tokens) == len(running) - len(plan.preempted)
+
+
+@given
+def itself_not_noted(plan, running, limits, free):
+    if goes_itself(plan, running) and sum(plan.tokens.values()) < limits.max_tokens:
+        plan.preempted.pop()
+    return free
+
+
+@given
+def its_own_not_back(plan, running, limits, free):
+    if goes_itself(plan, running) and sum(plan.tokens.values()) < limits.max_tokens:
+        return free - running[-len(plan.preempted)].own
+    return free
+
+
+def full_budget(running, available, limits):
+    plan, _, free = batching.give_running(running, available, limits)
+    return plan, limits.max_tokens, free
+
+
+def all_available(running, available, limits):
+    return *batching.give_running(running, available, limits)[:2], available
+
+
+def jobs_for_ids(running, available, limits):
+    plan, budget, free = batching.give_running(running, available, limits)
+    plan.preempted = [job for job in running if job.id in plan.preempted]
+    return plan, budget, free
+
+
+def sends_a_stranger_away(running, available, limits):
+    plan, budget, free = batching.give_running(running, available, limits)
+    plan.preempted.append(99)
+    return plan, budget, free
+
+
+def give_whole(running, available, limits):
+    """Nobody is cut."""
+    plan, budget, free = batching.give_running(running, available, limits)
+    for job in running:
+        if plan.tokens.get(job.id, job.left) < job.left:
+            taken = batching.blocks_needed(job, plan.tokens[job.id], limits.block_size)
+            return plan, budget + plan.tokens.pop(job.id), free + taken
+    return plan, budget, free
+
+
+def give_blocks_for_all(running, available, limits):
+    """Blocks are asked for all that is left, not for what it gets."""
+    plan, budget, alive = Plan(), limits.max_tokens, list(running)
+    for job in running:
+        if job not in alive or not budget:
+            break
+        n, b = min(job.left, budget), limits.block_size
+        while job in alive and batching.blocks_needed(job, job.left, b) > available:
+            plan.preempted.append(alive[-1].id)
+            available += alive.pop().own
+        if job not in alive:
+            break
+        plan.tokens[job.id], budget = n, budget - n
+        available -= batching.blocks_needed(job, n, b)
+    return plan, budget, available
+
+
+def give_from_the_oldest(running, available, limits):
+    """The oldest goes, and keeps the tokens that it got."""
+    plan, budget, alive = Plan(), limits.max_tokens, list(running)
+    for job in running:
+        if job not in alive or not budget:
+            break
+        n, b = min(job.left, budget), limits.block_size
+        while job in alive and batching.blocks_needed(job, n, b) > available:
+            plan.tokens.pop(alive[0].id, None)
+            plan.preempted.append(alive[0].id)
+            available += alive.pop(0).own
+        if job not in alive:
+            break
+        plan.tokens[job.id], budget = n, budget - n
+        available -= batching.blocks_needed(job, n, b)
+    return plan, budget, available
+
+
 def give_in_place(running, available, limits):
     plan, *rest = batching.give_running(running, available, limits)
     for _ in plan.preempted:
@@ -231,6 +346,63 @@ def schedule_nothing(running, waiting, available, limits):
 def schedule_halves(running, waiting, available, limits):
     plan = batching.schedule(running, waiting, available, limits)
     return Plan({id: n / 2 for id, n in plan.tokens.items()}, plan.admitted)
+
+
+def schedule_without_tokens(running, waiting, available, limits):
+    plan = batching.schedule(running, waiting, available, limits)
+    return Plan(
+        {id: n for id, n in plan.tokens.items() if id not in plan.admitted},
+        plan.admitted,
+        plan.preempted,
+    )
+
+
+def schedule_one_too_many(running, waiting, available, limits):
+    more = replace(limits, max_sequences=limits.max_sequences + 1)
+    return batching.schedule(running, waiting, available, more)
+
+
+def schedule_over_budget(running, waiting, available, limits):
+    plan = batching.schedule(running, waiting, available, limits)
+    left = {job.id: job.left for job in waiting}
+    plan.tokens |= {id: left[id] for id in plan.admitted}
+    return plan
+
+
+def schedule_as_if_new(running, waiting, available, limits):
+    """Blocks that a waiting request has already are asked for again."""
+    known = [replace(job, blocks=0) for job in waiting]
+    return batching.schedule(running, known, available, limits)
+
+
+def schedule_as_if_empty(running, waiting, available, limits):
+    """Tokens that are stored already are not counted in the blocks."""
+    known = [replace(job, computed=0, blocks=0) for job in waiting]
+    return batching.schedule(running, known, available, limits)
+
+
+def schedule_the_second(running, waiting, available, limits):
+    """If nobody can come in, the second is tried."""
+    plan = batching.schedule(running, waiting, available, limits)
+    if plan.admitted or plan.preempted:
+        return plan
+    return batching.schedule(running, waiting[1:], available, limits)
+
+
+def schedule_long_ones_cut(running, waiting, available, limits):
+    """Only who is too long for any step is cut."""
+    plan = batching.schedule(running, waiting, available, limits)
+    long = waiting and waiting[0].left > limits.max_tokens
+    if plan.admitted or plan.preempted or not long:
+        return plan
+    return batching.schedule(
+        running, waiting[:1], available, replace(limits, chunked=True)
+    )
+
+
+def schedule_one_too_few(running, waiting, available, limits):
+    less = replace(limits, max_sequences=max(1, limits.max_sequences - 1))
+    return batching.schedule(running, waiting, available, less)
 
 
 def schedule_at_most_three(running, waiting, available, limits):
@@ -259,9 +431,29 @@ test_wrong_answers = rejects(
         Wrong("give_running", give_plan_only, "three things"),
         Wrong("give_running", give_a_dict, "return a Plan"),
         Wrong("give_running", give_in_place, "in place"),
-        Wrong("schedule", schedule_nothing, "the result is"),
+        Wrong("give_running", with_zeros, "with 0: leave it out"),
+        Wrong("give_running", first_admitted_first, "in the order of going"),
+        Wrong("give_running", tokens_for_who_goes, "has tokens in the plan all the"),
+        Wrong("give_running", itself_not_noted, "sent away itself, so note it"),
+        Wrong("give_running", its_own_not_back, "not available afterwards"),
+        Wrong("give_running", full_budget, "the result is"),
+        Wrong("give_running", all_available, "the result is"),
+        Wrong("give_running", jobs_for_ids, "where a whole number is asked"),
+        Wrong("give_running", sends_a_stranger_away, "request 99 is sent away"),
+        Wrong("give_running", give_whole, "as the budget allows, whether"),
+        Wrong("give_running", give_blocks_for_all, "though the blocks were enough"),
+        Wrong("give_running", give_from_the_oldest, "is sent away first"),
+        Wrong("schedule", schedule_nothing, "does not come in, and could"),
+        Wrong("schedule", schedule_without_tokens, "no tokens are noted"),
+        Wrong("schedule", schedule_one_too_many, "more requests run than"),
+        Wrong("schedule", schedule_over_budget, "more tokens than `max_tokens`"),
+        Wrong("schedule", schedule_the_second, "overtakes request"),
+        Wrong("schedule", schedule_long_ones_cut, "is cut, and `chunked` is False"),
+        Wrong("schedule", schedule_one_too_few, "and could: there is room"),
+        Wrong("schedule", schedule_as_if_new, "does not come in, and could"),
+        Wrong("schedule", schedule_as_if_empty, "comes in, and cannot"),
         Wrong("schedule", schedule_halves, "whole number"),
-        Wrong("schedule", schedule_at_most_three, "the result is"),
+        Wrong("schedule", schedule_at_most_three, "does not come in, and could"),
         Wrong("latencies", latencies_of_one, "the result is"),
         Wrong("latencies", latencies_nested, "a list for each request"),
     ],

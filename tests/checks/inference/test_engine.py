@@ -163,6 +163,28 @@ def split_as_lists(packed, heads, kv_heads, layout):
     return tuple(p.tolist() for p in engine.split_qkv(packed, heads, kv_heads, layout))
 
 
+def split_by_width(packed, heads, kv_heads, layout):
+    """D from the input, and not from the rows."""
+    rows = heads + 2 * kv_heads
+    D = packed.shape[1] // heads if packed.dim() > 1 else len(packed) // rows
+    return packed.split([heads * D, kv_heads * D, kv_heads * D])
+
+
+def split_by_heads(packed, heads, kv_heads, layout):
+    """D = rows / heads."""
+    D = len(packed) // heads
+    return packed[: heads * D], packed[: kv_heads * D], packed[-kv_heads * D :]
+
+
+def split_matrices(packed, heads, kv_heads, layout):
+    """Of two dimensions, always."""
+    d = packed.shape[1]
+    return tuple(
+        part.reshape(-1, d)
+        for part in engine.split_qkv(packed, heads, kv_heads, layout)
+    )
+
+
 def changed(change):
     """Baichuan's map after `change(row, raw)`; None leaves a row out."""
 
@@ -242,6 +264,10 @@ MAPS = [
     (head(lambda raw: "copy"), "it is Baichuan 2"),
     (head(lambda raw: "unit rows"), "it is the first Baichuan"),
     (
+        head(lambda raw: "unit rows" if raw["vocab_size"] > 10**5 else "copy"),
+        "a vocabulary of 130,000",
+    ),
+    (
         head(lambda raw: "copy" if raw["vocab_size"] == 125696 else "unit rows"),
         "it is the first Baichuan",
     ),
@@ -274,6 +300,12 @@ def fit_in_bits(memory, weights, activations, config, b, v, share):
 def short_steps(running, waiting, available, limits):
     most = max(48, len(running))
     return schedule(running, waiting, available, replace(limits, max_tokens=most))
+
+
+def few_and_short(running, waiting, available, limits):
+    """A little above the bound, and the words must show it."""
+    less = replace(limits, max_sequences=24, max_tokens=75)
+    return schedule(running, waiting[:1], available, less)
 
 
 def long_steps_with_reserve(running, waiting, available, limits):
@@ -326,6 +358,9 @@ test_wrong_answers = rejects(
     [
         *foreseen(S, checks.wrong_splits()),
         Wrong(S, split_two, "gave 2 things"),
+        Wrong(S, split_by_width, "packed (24, 5), failed"),
+        Wrong(S, split_by_heads, "has the shape (24, 5), where (12, 5) is asked"),
+        Wrong(S, split_matrices, "of a bias, which has rows alone"),
         Wrong(S, split_for_two, "rows"),
         Wrong(S, split_as_lists, "a tensor is asked"),
         *[Wrong("baichuan_map", answer, says) for answer, says in MAPS],
@@ -334,6 +369,7 @@ test_wrong_answers = rejects(
         Wrong("blocks_that_fit", fit_in_bits, "is not right in case"),
         Wrong(W, first_come, "Both must be better"),
         Wrong(W, short_steps, "tokens per second are asked"),
+        Wrong(W, few_and_short, "within 70.3 ms"),
         Wrong(W, long_steps_with_reserve, "Which steps are long"),
         Wrong(W, never_admits, "nothing happens any more"),
         Wrong(W, takes_too_much, "cannot be carried out"),

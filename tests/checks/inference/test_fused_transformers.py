@@ -73,6 +73,20 @@ def k_twice(q, k, v, parts=1):
     return fused.pack_qkv(q, k, k, parts)
 
 
+def k_and_v_in_each(q, k, v, parts=1):
+    return torch.cat([torch.cat([block, k, v]) for block in q.chunk(parts)])
+
+
+def cut_as_q(q, k, v, parts=1):
+    n = len(q) // parts
+    return torch.cat([x[i * n : i * n + n] for i in range(parts) for x in (q, k, v)])
+
+
+def wide_rows(q, k, v, parts=1):
+    d = q.shape[1]
+    return torch.cat([x.reshape(parts, -1, d) for x in (q, k, v)], 1).reshape(-1, d)
+
+
 def weights_only(q, k, v, parts=1):
     return torch.cat([q, k, v], dim=1)
 
@@ -203,6 +217,35 @@ def zeroed(x, mask):
 
 def as_int32(x, mask):
     return fused.remove_padding(x, mask)[2].int()
+
+
+def numbers_as_index(x, mask):
+    return x[mask], *fused.remove_padding(x, mask)[1:]
+
+
+def right_to_left(x, mask):
+    tokens, places, starts = fused.remove_padding(x, mask)
+    turned = torch.cat(
+        [r.flip(0) for r in torch.arange(len(places)).split([*starts.diff()])]
+    )
+    return tokens[turned], places[turned], starts
+
+
+def pairs(x, mask):
+    tokens, _, starts = fused.remove_padding(x, mask)
+    return tokens, mask.nonzero(), starts
+
+
+def of_n_places(x, mask):
+    tokens, places, starts = fused.remove_padding(x, mask)
+    T = mask.shape[1]
+    return tokens, places // T * len(tokens) + places % T, starts
+
+
+def column_by_column(x, mask):
+    places = (mask.T != 0).flatten().nonzero()[:, 0]
+    tokens = x.transpose(0, 1).flatten(0, 1)[places]
+    return tokens, places, fused.remove_padding(x, mask)[2]
 
 
 def two_of_three(x, mask):
@@ -339,13 +382,16 @@ test_wrong_answers = rejects(
         Wrong(P, ordered("kqv"), "k comes first"),
         Wrong(P, ordered("vkq"), "the order is v, k, q"),
         Wrong(P, without_parts, "`parts` is not taken"),
-        Wrong(P, along_the_columns, "dim"),
+        Wrong(P, along_the_columns, "side by side along the input"),
         Wrong(P, dealt, "like cards"),
         Wrong(P, q_whole, "only k and v are cut"),
         Wrong(P, repeated, "nothing is repeated"),
         Wrong(P, transposed, "transposed"),
         Wrong(P, backwards, "in reverse order"),
         Wrong(P, k_twice, "k is there twice"),
+        Wrong(P, k_and_v_in_each, "not all of them"),
+        Wrong(P, cut_as_q, "as many rows as q's"),
+        Wrong(P, wide_rows, "rows alone"),
         Wrong(A, exchanged, "exchanged"),
         Wrong(A, only_normed, "must return two tensors"),
         Wrong(A, norm(of=lambda x, r: x), "x alone was normed"),
@@ -377,6 +423,11 @@ test_wrong_answers = rejects(
         Wrong(A, norm(wide=lambda s: s), "float16"),
         Wrong(A, to_float, "float32"),
         Wrong(A, in_place, "in place"),
+        Wrong(R, numbers_as_index, "make the mask bool"),
+        Wrong(R, right_to_left, "from right to left"),
+        Wrong(R, pairs, "one number for each"),
+        Wrong(R, of_n_places, "a row of the table has T"),
+        Wrong(R, column_by_column, "text after text"),
         Wrong(R, inverted, "1 for a token"),
         Wrong(R, from_the_left, "padding may be on the left"),
         Wrong(R, removal(starts=lambda x, m: m.long().sum(1)), "these are the lengths"),
@@ -438,6 +489,11 @@ test_wrong_answers = rejects(
         Wrong(B, planned(gaps=False), "gaps are left empty"),
         Wrong(B, planned(top=False), "one before it may reach higher"),
         Wrong(B, planned(at_end=True), "at the upper end"),
+        Wrong(B, planned(front=False), "gaps begin at 0"),
+        Wrong(B, planned(by_offset=False), "sort them"),
+        Wrong(B, planned(behind_all=True), "behind those that it meets"),
+        Wrong(B, planned(order=lambda r: (-r.size, r.first)), "that is made first"),
+        Wrong(B, planned(lambda r: 0, lambda a, b: True), "all lie in a row"),
         Wrong(B, last_ties_first, "of equal sizes the last"),
         Wrong(B, in_halves, "where an int is asked"),
         Wrong(B, a_list, "must be a dict"),

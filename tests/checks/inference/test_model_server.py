@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -238,6 +239,31 @@ def no_rule_for_two(queue, now, batching):
     return ms.next_batch(queue, now, batching)
 
 
+def skips_and_counts(queue, now, batching):
+    """Requests of other shapes are left out of the batch, not of the queue."""
+    count, again = ms.next_batch(queue, now, batching)
+    more = [w for w in queue[count:] if w.shape == queue[0].shape]
+    if count and len({w.shape for w in queue}) > 1 and more:
+        return count + 1, again
+    return count, again
+
+
+def as_many_requests(queue, now, batching):
+    """As many requests as a preferred size, too, if no sum is one."""
+    count, again = ms.next_batch(queue, now, batching)
+    if count == 0 and len(queue) in batching.preferred:
+        return len(queue), None
+    return count, again
+
+
+def never_above_preferred(queue, now, batching):
+    """Who is late leaves with a batch of the largest preferred size at most."""
+    count, again = ms.next_batch(queue, now, batching)
+    while count > 1 and sum(w.size for w in queue[:count]) > batching.preferred[-1]:
+        count -= 1
+    return count, again
+
+
 def tensor_as_list(entry):
     return ms.read_tensor(entry).tolist()
 
@@ -269,6 +295,15 @@ def tensor_not_nested(entry):
     return np.array(data, NUMPY[entry["datatype"]]).reshape(entry["shape"])
 
 
+def tensor_of_one_level(entry):
+    data = entry["data"]
+    if data and isinstance(data[0], list):
+        data = [value for row in data for value in row]
+    if len(data) != math.prod(entry["shape"]):
+        raise ValueError(f"{len(data)} elements")
+    return ms.read_tensor({**entry, "data": data})
+
+
 def tensor_popping(entry):
     made = ms.read_tensor(entry)
     entry.pop("data")
@@ -280,6 +315,45 @@ def ensemble_as_written(steps, tensors, infer):
     for step in steps:
         made = infer(step, {own: found[n] for own, n in step.inputs.items()})
         found |= {n: made[own] for own, n in step.outputs.items()}
+    return found
+
+
+def ensemble_of_what_is_there(steps, tensors, infer):
+    """In the order of the list, with the inputs that are there."""
+    found = dict(tensors)
+    for step in steps:
+        given = {own: found[n] for own, n in step.inputs.items() if n in found}
+        made = infer(step, given)
+        found |= {n: made[own] for own, n in step.outputs.items()}
+    return found
+
+
+def ensemble_of_all_outputs(steps, tensors, infer):
+    def named(step, given):
+        return {step.outputs[own]: value for own, value in infer(step, given).items()}
+
+    return ms.run_ensemble(steps, tensors, named)
+
+
+def ensemble_under_own_names(steps, tensors, infer):
+    own = [replace(step, outputs={n: n for n in step.outputs}) for step in steps]
+    return ms.run_ensemble(own, tensors, infer)
+
+
+def ensemble_of_the_last(steps, tensors, infer):
+    found = ms.run_ensemble(steps, tensors, infer)
+    last = {*tensors, *steps[-1].outputs.values()}
+    return {name: value for name, value in found.items() if name in last}
+
+
+def ensemble_twice(steps, tensors, infer):
+    """Goes through all steps as often as there are steps."""
+    found = dict(tensors)
+    for _ in steps:
+        for step in steps:
+            if set(step.inputs.values()) <= set(found):
+                made = infer(step, {own: found[n] for own, n in step.inputs.items()})
+                found |= {n: made[own] for own, n in step.outputs.items()}
     return found
 
 
@@ -342,6 +416,14 @@ def delay_interpolated(latencies, bound, percent=99):
     return max(good, default=None)
 
 
+def delay_or_error(latencies, bound, percent=99):
+    return max(
+        delay
+        for delay, values in latencies.items()
+        if ms.percentile(values, percent) <= bound
+    )
+
+
 N, T, E, D = "next_batch", "read_tensor", "run_ensemble", "choose_delay"
 test_wrong_answers = rejects(
     SLUG,
@@ -358,23 +440,33 @@ test_wrong_answers = rejects(
         Wrong(N, false_for_none, "not a number or None"),
         Wrong(N, the_requests, "a whole number is asked"),
         Wrong(N, takes_them_out, "queue"),
-        Wrong(N, no_rule_for_two, "is right"),
+        Wrong(N, no_rule_for_two, "rule 2 of the text decides"),
+        Wrong(N, skips_and_counts, "only 1 may share a batch"),
+        Wrong(N, as_many_requests, "rule 6 of the text decides"),
+        Wrong(N, never_above_preferred, "rule 1 of the text decides"),
         Wrong(T, tensor_as_list, "NumPy array"),
         Wrong(T, tensor_without_look, "one element fewer"),
         Wrong(T, tensor_keyerror, "a KeyError came"),
         Wrong(T, tensor_unknown_is_float, "'FLOAT'"),
-        Wrong(T, tensor_not_nested, "ValueError"),
+        Wrong(T, tensor_not_nested, "however its lists are nested"),
+        Wrong(T, tensor_of_one_level, "however its lists are nested"),
         Wrong(T, tensor_popping, "entry"),
-        Wrong(E, ensemble_as_written, "KeyError"),
+        Wrong(E, ensemble_as_written, "it is not there yet"),
+        Wrong(E, ensemble_of_what_is_there, "ran without all its inputs"),
+        Wrong(E, ensemble_of_all_outputs, "a model may return more"),
+        Wrong(E, ensemble_under_own_names, "by the ensemble's names"),
+        Wrong(E, ensemble_of_the_last, "are missing in the result"),
         Wrong(E, ensemble_in_place, "tensors"),
         Wrong(E, ensemble_leaves_circles, "never come"),
         Wrong(E, ensemble_keyerror, "a KeyError came"),
         Wrong(E, ensemble_by_passes, "each step runs once"),
+        Wrong(E, ensemble_twice, "ran too often"),
         Wrong(E, ensemble_with_names, "a dict of tensors"),
         Wrong(E, ensemble_returns_nothing, "None"),
         Wrong(D, delay_as_text, "a delay, or None"),
         Wrong(D, delay_and_percentile, "a delay, or None"),
         Wrong(D, delay_interpolated, "interpolation"),
+        Wrong(D, delay_or_error, "Where no delay does it, None is asked"),
     ],
 )
 
