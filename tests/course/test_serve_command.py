@@ -23,7 +23,7 @@ from llmlab.course import mine, served
 from llmlab.course.cli import serve as command
 from llmlab.course.cli.main import app
 from llmlab.course.syllabus import find
-from llmlab.inference.engine import SamplingParams
+from llmlab.inference.engine import BuildConfig, SamplingParams, build
 from llmlab.models import checkpoint, course_model
 from tests import processes
 from tests.course.learner import ROOT
@@ -77,6 +77,28 @@ def test_a_model_without_a_tokenizer_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     code, output = run("--model", tmp_path, "--port", 0)
     assert code == 2 and "tokenizer.json does not exist" in output
+
+
+def engine_document(folder, **changes) -> None:
+    document = {"limits": {}, "linears": {"lm_head": "torch"}} | changes
+    (folder / "engine.json").write_text(json.dumps(document))
+
+
+def test_an_engine_without_a_tokenizer_is_refused(tmp_path):
+    engine_document(tmp_path)
+    code, output = run("--model", tmp_path, "--port", 0)
+    assert code == 2 and "has no tokenizer.json, as older builds have none" in output
+
+
+def test_an_engine_with_plugins_is_refused(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    engine_document(tmp_path, linears={"a": "int8", "b": "torch"})
+    code, output = run("--model", tmp_path, "--port", 0)
+    assert code == 2 and "was built with plugins (int8)" in output
+    for text in ("{", "[]", '{"limits": {}}'):
+        (tmp_path / "engine.json").write_text(text)
+        code, output = run("--model", tmp_path, "--port", 0)
+        assert code == 2 and "is not what `build` writes" in output
 
 
 # What it serves
@@ -137,12 +159,21 @@ def started(tmp_path):
         context.__exit__(None, None, None)
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_it_serves_until_it_is_stopped(started, tmp_path, how):
+@pytest.mark.parametrize(
+    ("how", "built"), [(signal.SIGINT, False), (signal.SIGTERM, True)]
+)
+def test_it_serves_until_it_is_stopped(started, tmp_path, how, built):
+    """A checkpoint, or the engine that was built from it."""
     (tmp_path / "adapter").mkdir()
     adapter = make_adapter(tmp_path / "adapter")
-    (tmp_path / "tiny").mkdir()
-    folder = make_folder(tmp_path / "tiny")
+    (tmp_path / "first").mkdir()
+    folder = make_folder(tmp_path / "first")
+    if built:
+        config = BuildConfig(max_sequences=4, max_tokens=32, num_blocks=40)
+        build(folder, tmp_path / "tiny", config, clock=lambda run: 1.0)
+        folder = tmp_path / "tiny"
+    else:
+        folder = folder.rename(tmp_path / "tiny")
     program = started("--model", folder, "--adapter", f"sea={adapter}")
     address = address_of(program)
     assert [m["id"] for m in httpx.get(f"{address}/models").json()["data"]] == [

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from llmlab.inference.fused_transformers import pieces
 from llmlab.models.attention import AttentionFn, Mask
 from llmlab.models.cache import Cache
-from llmlab.models.llama import MLP, Attention, Block, Llama, LlamaConfig, rotate
+from llmlab.models.llama import MLP, Attention, Block, Llama, rotate
 
 
 def turn(
@@ -73,8 +73,11 @@ def joined(*linears: nn.Module) -> nn.Module:
     """
     if any(type(linear) is not nn.Linear for linear in linears):
         return SideBySide(linears)
+    biases = {linear.bias is not None for linear in linears}
+    if len(biases) > 1:
+        return SideBySide(linears)
     rows = sum(linear.out_features for linear in linears)
-    bias = linears[0].bias is not None
+    bias = biases.pop()
     one = nn.Linear(linears[0].in_features, rows, bias=bias, device="meta")
     weight = torch.cat([linear.weight.detach() for linear in linears])
     one.weight = nn.Parameter(weight, requires_grad=False)
@@ -84,22 +87,26 @@ def joined(*linears: nn.Module) -> nn.Module:
     return one
 
 
+def outputs(linear: nn.Module) -> int:
+    """How many a linear has, a quantised one too."""
+    found = getattr(linear, "out_features", None)
+    return len(linear.weight) if found is None else found
+
+
 class FusedAttention(nn.Module):
     """`Attention` with one product for q, k and v."""
 
     names = ("q_proj", "k_proj", "v_proj")  # of what `joint` joins
     joint = "qkv_proj"
 
-    def __init__(
-        self, attention: Attention, config: LlamaConfig, passes: Passes
-    ) -> None:
+    def __init__(self, attention: Attention, passes: Passes) -> None:
         super().__init__()
         self.passes = passes
-        H, K = config.num_attention_heads, config.num_key_value_heads
+        parts = [getattr(attention, name) for name in self.names]
         self.layer = attention.layer
-        self.head_dim = config.head_dim
-        self.sizes = [count * config.head_dim for count in (H, K, K)]
-        self.qkv_proj = joined(*(getattr(attention, name) for name in self.names))
+        self.head_dim = attention.head_dim
+        self.sizes = [outputs(part) for part in parts]
+        self.qkv_proj = joined(*parts)
         self.o_proj = attention.o_proj
 
     def forward(
@@ -124,10 +131,10 @@ class FusedMLP(nn.Module):
     names = ("gate_proj", "up_proj")
     joint = "gate_up_proj"
 
-    def __init__(self, mlp: MLP, config: LlamaConfig, passes: Passes) -> None:
+    def __init__(self, mlp: MLP, passes: Passes) -> None:
         super().__init__()
         self.passes = passes
-        self.sizes = [config.intermediate_size] * 2
+        self.sizes = [outputs(mlp.gate_proj), outputs(mlp.up_proj)]
         self.gate_up_proj = joined(mlp.gate_proj, mlp.up_proj)
         self.down_proj = mlp.down_proj
 
@@ -138,13 +145,11 @@ class FusedMLP(nn.Module):
 class FusedBlock(nn.Module):
     """`Block`: four products, and what stands between them in one pass each."""
 
-    def __init__(
-        self, block: Block, config: LlamaConfig, passes: Passes = TORCH
-    ) -> None:
+    def __init__(self, block: Block, passes: Passes = TORCH) -> None:
         super().__init__()
         self.passes = passes
-        self.self_attn = FusedAttention(block.self_attn, config, passes)
-        self.mlp = FusedMLP(block.mlp, config, passes)
+        self.self_attn = FusedAttention(block.self_attn, passes)
+        self.mlp = FusedMLP(block.mlp, passes)
         self.input_layernorm = block.input_layernorm
         self.post_attention_layernorm = block.post_attention_layernorm
 
@@ -171,7 +176,7 @@ def fuse(model: Llama) -> Llama:
     """Every block of a model, in place."""
     layers = model.model.layers
     for i, block in enumerate(layers):
-        layers[i] = FusedBlock(block, model.config)
+        layers[i] = FusedBlock(block)
     return model
 
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from llmlab.inference.engine.fused import FusedBlock, Passes, heads
 from llmlab.inference.fused_transformers import kernels
 from llmlab.models.c_library import LONG, POINTER, NoCompiler, build
-from llmlab.models.llama import Block, Llama, LlamaConfig, RMSNorm
+from llmlab.models.llama import Block, Llama, RMSNorm
 
 WIDTH = 32  # outputs in a panel, as in packed.c
 SOURCE = Path(__file__).parent / "packed.c"
@@ -113,13 +113,13 @@ def packed(model: Llama) -> Llama:
     """
     if library() is None or model.model.norm.weight.dtype != torch.float32:
         return model
-    return _packed(model, model.config)
+    return _packed(model)
 
 
-def _packed(module: nn.Module, config: LlamaConfig) -> nn.Module:
+def _packed(module: nn.Module) -> nn.Module:
     """A copy of the tree of modules, down to what is packed."""
     if type(module) is Block:
-        module = FusedBlock(module, config)
+        module = FusedBlock(module)
     if type(module) is nn.Linear:
         return PackedLinear(module.weight, module.bias)
     if type(module) is RMSNorm:
@@ -128,7 +128,7 @@ def _packed(module: nn.Module, config: LlamaConfig) -> nn.Module:
     if hasattr(twin, "passes"):
         twin.passes = IN_C
     twin._modules = {
-        name: None if child is None else _packed(child, config)
+        name: None if child is None else _packed(child)
         for name, child in module._modules.items()
     }
     return twin
