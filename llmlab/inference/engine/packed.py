@@ -8,7 +8,7 @@ products and five other calls, instead of seven and some thirty.
 
 Linears that are not PyTorch's own, as quantised ones, stay, each a product by itself.
 
-Simplified: float32 on a CPU; the plain weights stay in memory, too.
+Simplified: float32 on a CPU.
 """
 
 from __future__ import annotations
@@ -54,20 +54,26 @@ def panels(weight: Float[Tensor, "out in"]) -> Float[Tensor, "panels in width"]:
 
 
 class PackedLinear(nn.Module):
-    """y = W x + b, with a second copy of W in panels. For inference only."""
+    """y = W x + b, with W in panels. For inference only."""
 
     def __init__(self, weight: Float[Tensor, "out in"], bias: Tensor | None) -> None:
         super().__init__()
-        self.weight = weight
+        self.out_features, self.in_features = weight.shape
         self.bias = bias
         self.register_buffer("panels", panels(weight.detach()), persistent=False)
 
+    @property
+    def weight(self) -> Float[Tensor, "out in"]:
+        """W as it was: a copy."""
+        return self.panels.transpose(1, 2).flatten(0, 1)[: self.out_features]
+
     def forward(self, x: Float[Tensor, "... in"]) -> Float[Tensor, "... out"]:
         x = x.contiguous()
-        out, width = self.weight.shape
-        y = x.new_empty(*x.shape[:-1], out)
+        width = self.in_features
+        y = x.new_empty(*x.shape[:-1], self.out_features)
         pointers = [each.data_ptr() for each in (x, self.panels, y)]
-        library().product(*pointers, x.numel() // width, width, out)
+        rows = x.numel() // width
+        library().product(*pointers, rows, width, self.out_features)
         return y if self.bias is None else y.add_(self.bias)
 
 
@@ -106,7 +112,8 @@ IN_C = Passes(turn, kernels.add_rms_norm, kernels.swiglu)
 
 @torch.no_grad()
 def packed(model: Llama) -> Llama:
-    """A model that computes with packed weights; `model` itself is left as it is.
+    """A model that computes with packed weights; `model` itself is left as it is, and
+    all but its embedding and its norms may go.
 
     Without a C compiler, or where its numbers are not float32, it is the model itself.
     Adapters find their linears as in the plain model (`fused.find`).
