@@ -180,7 +180,10 @@ def test_a_cut_gives_back_what_the_tree_does_not_have():
     assert manager.tokens[sequence] == [1, 2] and manager.used == 2
     assert len(manager.available) == 6 and len(manager.tree) == 3
     assert manager.add([1, 2, 3, 7])[1] == 3
-    for length in (0, 3):
+    manager.append(sequence, 8)
+    with pytest.raises(ValueError, match="has 3 tokens, and only 2 are stored"):
+        manager.fork(sequence)
+    for length in (0, 4):
         with pytest.raises(ValueError, match=f"length={length} must lie between 1 and"):
             manager.truncate(sequence, length)
 
