@@ -81,16 +81,16 @@ def choose(model: str) -> Chosen:
 
 
 def limits_of(folder: Path) -> dict[str, Any]:
-    """What an engine was built for. Whether it is whole, the worker sees.
+    """What an engine was built for. Whether it is whole, and whether its plugins are
+    those of part 06, the worker sees.
 
     Raises:
-        ValueError: it lacks a tokenizer, or it needs a plugin, which a command cannot
-            be given.
+        ValueError: it lacks a tokenizer, or is none.
     """
     try:
         document = json.loads((folder / ENGINE).read_text(encoding="utf-8"))
-        limits, plugins = document["limits"], document["linears"].values()
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        limits = document["limits"]
+    except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
             f"--model: {folder / ENGINE} is not what `build` writes"
         ) from error
@@ -99,13 +99,6 @@ def limits_of(folder: Path) -> dict[str, Any]:
             f"--model: the engine {folder} has no tokenizer.json, as older builds have"
             " none, nor those of a checkpoint without it: build it anew, or copy it"
             " from the checkpoint"
-        )
-    foreign = sorted(set(plugins) - {"torch"})
-    if foreign:
-        raise ValueError(
-            f"--model: the engine {folder} was built with plugins"
-            f" ({', '.join(foreign)}), which `llmlab serve` does not have: open it in"
-            " Python, with open_engine(…, plugins=…)"
         )
     return limits
 
@@ -173,12 +166,13 @@ def opened(folder: Path) -> Any:
         ValueError, FileNotFoundError: it cannot be read.
     """
     from llmlab.compression import formats, recipes, smoothquant
+    from llmlab.compression.kernels import plugins
     from llmlab.inference.engine import open_engine
     from llmlab.models import checkpoint
     from llmlab.models.llama import Llama
 
     if (folder / ENGINE).is_file():
-        return open_engine(folder).model
+        return open_engine(folder, plugins=plugins.PLUGINS).model
     if not (folder / smoothquant.CONFIG).is_file():
         return formats.load(folder).eval()
     raw = checkpoint.read_json(folder / "config.json")

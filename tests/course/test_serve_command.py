@@ -19,12 +19,15 @@ from typer.testing import CliRunner
 
 from llmlab.compression import formats, recipes
 from llmlab.compression import quantization_basics as qb
+from llmlab.compression.kernels.plugins import PLUGINS
 from llmlab.course import mine, served
 from llmlab.course.cli import serve as command
 from llmlab.course.cli.main import app
 from llmlab.course.syllabus import find
 from llmlab.inference.engine import BuildConfig, SamplingParams, build
+from llmlab.inference.engine.plugins import TORCH
 from llmlab.models import checkpoint, course_model
+from llmlab.models.c_library import compiler
 from tests import processes
 from tests.course.learner import ROOT
 from tests.inference.serving.live import make_adapter, make_folder
@@ -79,23 +82,11 @@ def test_a_model_without_a_tokenizer_is_refused(tmp_path):
     assert code == 2 and "tokenizer.json does not exist" in output
 
 
-def engine_document(folder, **changes) -> None:
-    document = {"limits": {}, "linears": {"lm_head": "torch"}} | changes
-    (folder / "engine.json").write_text(json.dumps(document))
-
-
 def test_an_engine_without_a_tokenizer_is_refused(tmp_path):
-    engine_document(tmp_path)
+    (tmp_path / "engine.json").write_text('{"limits": {}}')
     code, output = run("--model", tmp_path, "--port", 0)
     assert code == 2 and "has no tokenizer.json, as older builds have none" in output
-
-
-def test_an_engine_with_plugins_is_refused(tmp_path):
-    (tmp_path / "tokenizer.json").write_text("{}")
-    engine_document(tmp_path, linears={"a": "int8", "b": "torch"})
-    code, output = run("--model", tmp_path, "--port", 0)
-    assert code == 2 and "was built with plugins (int8)" in output
-    for text in ("{", "[]", '{"limits": {}}'):
+    for text in ("{", "[]", "{}"):
         (tmp_path / "engine.json").write_text(text)
         code, output = run("--model", tmp_path, "--port", 0)
         assert code == 2 and "is not what `build` writes" in output
@@ -265,6 +256,20 @@ def test_smoothquant_is_served(small, tmp_path):
         want = model(TOKENS)[0, -1].argmax().item()
         found = served.opened(tmp_path)(TOKENS)[0, -1].argmax().item()
     assert found == want
+
+
+@pytest.mark.skipif(compiler() is None, reason="no C compiler here")
+def test_an_engine_with_part_06s_plugins_is_served(small, tmp_path):
+    sizes = {"num_blocks": 8, "max_tokens": 8, "max_sequences": 2}
+    for name, table in (("int8", PLUGINS), ("own", {"own": TORCH})):
+        config = BuildConfig(**sizes, head=(name,))
+        build(small, tmp_path / name, config, plugins=table, clock=lambda run: 1.0)
+    with torch.inference_mode():
+        logits = served.opened(tmp_path / "int8")(TOKENS)[0, -1]
+        wanted = checkpoint.load(small)(TOKENS)[0, -1]
+    assert (logits - wanted).abs().max() < 0.05 * wanted.abs().max()
+    with pytest.raises(ValueError, match="'own' was not given: there are torch, int8"):
+        served.opened(tmp_path / "own")
 
 
 # What it says of the pieces
