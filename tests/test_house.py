@@ -132,7 +132,10 @@ ARROWS = {
     },
     "inference": {
         "continuous_batching": "paged_attention",
-        "engine": "continuous_batching paged_attention sampling_and_speculation",
+        "engine": (
+            "continuous_batching fused_transformers paged_attention "
+            "sampling_and_speculation"
+        ),
         "serving": "engine",
     },
     "compilers": {},

@@ -8,6 +8,7 @@ Loading    what the worker does first: the model, its adapters, the pieces
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,15 +38,23 @@ PRELOAD = (
     "llmlab.inference.serving",
     "torch._dynamo",  # torch imports it, for seconds, when a model is made
 )
-MODEL = "smollm2 (the real model), course (the small one), or a Llama's folder"
+MODEL = (
+    "smollm2 (the real model), course (the small one), a Llama's folder, or an engine's"
+)
+ENGINE = "engine.json"  # what makes a folder an engine's
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """A model that can be served."""
+    """A model that can be served.
+
+    Attributes:
+        limits: of a built engine, as `EngineConfig` takes them; else None.
+    """
 
     name: str
     folder: Path
+    limits: dict[str, Any] | None = None
 
 
 def choose(model: str) -> Chosen:
@@ -64,9 +73,34 @@ def choose(model: str) -> Chosen:
     folder = Path(model)
     if not folder.is_dir():
         raise ValueError(f"--model {model!r} is no folder; {MODEL}")
+    if (folder / ENGINE).is_file():
+        return Chosen(folder.resolve().name, folder.resolve(), limits_of(folder))
     if not (folder / "config.json").is_file():
         raise ValueError(f"--model {model!r} has no config.json: it holds no model")
     return Chosen(folder.resolve().name, folder.resolve())
+
+
+def limits_of(folder: Path) -> dict[str, Any]:
+    """What an engine was built for. Whether it is whole, and whether its plugins are
+    those of part 06, the worker sees.
+
+    Raises:
+        ValueError: it lacks a tokenizer, or is none.
+    """
+    try:
+        document = json.loads((folder / ENGINE).read_text(encoding="utf-8"))
+        limits = document["limits"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"--model: {folder / ENGINE} is not what `build` writes"
+        ) from error
+    if not (folder / "tokenizer.json").is_file():
+        raise ValueError(
+            f"--model: the engine {folder} has no tokenizer.json, as older builds have"
+            " none, nor those of a checkpoint without it: build it anew, or copy it"
+            " from the checkpoint"
+        )
+    return limits
 
 
 def adapters(given: Sequence[str], base: str) -> dict[str, Path]:
@@ -126,15 +160,19 @@ def whose(
 
 
 def opened(folder: Path) -> Any:
-    """The Llama of a folder: floats, or what `llmlab compress` wrote.
+    """The Llama of a folder: floats, what `llmlab compress` wrote, or an engine's.
 
     Raises:
         ValueError, FileNotFoundError: it cannot be read.
     """
     from llmlab.compression import formats, recipes, smoothquant
+    from llmlab.compression.kernels import plugins
+    from llmlab.inference.engine import open_engine
     from llmlab.models import checkpoint
     from llmlab.models.llama import Llama
 
+    if (folder / ENGINE).is_file():
+        return open_engine(folder, plugins=plugins.PLUGINS).model
     if not (folder / smoothquant.CONFIG).is_file():
         return formats.load(folder).eval()
     raw = checkpoint.read_json(folder / "config.json")
@@ -147,7 +185,7 @@ class Loading:
 
     Attributes:
         sizes: settings of `EngineConfig`.
-        cache_tokens: that the cache has room for.
+        cache_tokens: that the cache has room for, where `sizes` has no num_blocks.
         threads: that torch computes with; None: as many as it likes.
     """
 
@@ -162,17 +200,22 @@ class Loading:
         """Load, once; returns what makes an engine without the pieces that failed."""
         import torch
 
-        from llmlab.inference.engine import Adapter, Engine, EngineConfig, Pieces
+        from llmlab.inference.engine import (
+            Adapter,
+            Engine,
+            EngineConfig,
+            Pieces,
+            packed,
+        )
         from llmlab.inference.serving import marked
 
         if self.threads is not None:
             torch.set_num_threads(self.threads)
-        model = opened(self.folder)
+        model = packed(opened(self.folder))
         loras = {name: Adapter.load(path) for name, path in self.adapters.items()}
         theirs = {own.name: mine.function(own) for own in self.own}
-        sizes = dict(self.sizes)
-        size = sizes.setdefault("block_size", 16)
-        sizes["num_blocks"] = -(-self.cache_tokens // size)
+        sizes = {"block_size": 16} | self.sizes
+        sizes.setdefault("num_blocks", -(-self.cache_tokens // sizes["block_size"]))
         config = EngineConfig(**sizes)
 
         def make(without: Collection[str]) -> Engine:

@@ -36,6 +36,12 @@ EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
+TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "generation_config.json",
+    "chat_template.jinja",
+)
 # The fields of `LlamaConfig` that config.json has under the same name.
 SAME_NAME = [
     "vocab_size",
@@ -361,6 +367,13 @@ def save(model: Llama, folder: str | Path, *, any_shape: bool = False) -> Path:
     os.replace(new_config, folder / "config.json")
     os.replace(new_weights, folder / "model.safetensors")
     return folder
+
+
+def copy_tokenizer(source: str | Path | None, folder: Path) -> None:
+    """What there is of the files that turn text into tokens and back."""
+    for name in TOKENIZER:
+        if source is not None and (Path(source) / name).is_file():
+            shutil.copyfile(Path(source) / name, folder / name)
 
 
 def _to_store(model: Llama, any_shape: bool) -> tuple[LlamaConfig, dict[str, Tensor]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from llmlab.checks.inference.engine import check
-from llmlab.compression.kernels import PLUGINS
+from llmlab.compression.kernels import PLUGINS, available
 from llmlab.course import (
     compare,
     explore,
@@ -366,10 +366,10 @@ print("a bias of zeros, which Llama's attention_bias asks for")
 rows_guess.settle(extra)
 
 # %% [markdown]
-# A new model is a weight map. No row computes anything when the model runs: all of it is done once, before. Now the course model, from its checkpoint to a served text. It runs with in-flight batching: a request comes and goes in any step, and tokens are streamed as they are written. The third request goes through a LoRA adapter of its own, beside the others, in the same pass. (`fused=False`, because adapters name linears that fusing joins; `C` is the attention written in C.)
+# A new model is a weight map. No row computes anything when the model runs: all of it is done once, before. Now the course model, from its checkpoint to a served text. It runs with in-flight batching: a request comes and goes in any step, and tokens are streamed as they are written. The third request goes through a LoRA adapter of its own, beside the others, in the same pass; where fusing has joined its linear with others, it changes its part of the product. (`C` is the attention written in C; without a compiler PyTorch's stands in for it.)
 
 # %%
-config = BuildConfig(max_sequences=4, max_tokens=64, memory=8_000_000, fused=False)
+config = BuildConfig(max_sequences=4, max_tokens=64, memory=8_000_000)
 in_c = {"C": building.ATTENTIONS["C"]}
 document = engine.build(course_model.MODEL, folder / "course", config, attentions=in_c)
 print(engine.summary(document))
@@ -403,7 +403,7 @@ print("as alone:", told == tokenizer.decode(alone[0, len(encoded[0]) :].tolist()
 print("the adapter changes the text:", streamed[numbers[2]] != streamed[numbers[0]])
 
 # %% [markdown]
-# Behind OpenAI's API, with streaming and a chat page, the same engine stands as `llmlab serve --adapter tuned=folder`, and `"model": "tuned"` in a request chooses the adapter. `llmlab serve --mine` makes it of your functions where they passed: `allocate`, `append_slot`, `free` and `paged_attention` of [PagedAttention](03-paged-attention.ipynb)'s exercises, `schedule` of [continuous batching](04-continuous-batching.ipynb)'s, `keep_top_p`, `accept` and `lookup` of [speculation](05-sampling-and-speculation.ipynb)'s. Before it serves, a table says whose each one is.
+# Behind OpenAI's API, with streaming and a chat page, the same engine stands as `llmlab serve --adapter tuned=folder`, and `"model": "tuned"` in a request chooses the adapter; `--model` takes the engine's folder, in which the checkpoint's tokenizer lies, too. `llmlab serve --mine` makes it of your functions where they passed: `allocate`, `append_slot`, `free` and `paged_attention` of [PagedAttention](03-paged-attention.ipynb)'s exercises, `schedule` of [continuous batching](04-continuous-batching.ipynb)'s, `keep_top_p`, `accept` and `lookup` of [speculation](05-sampling-and-speculation.ipynb)'s. Before it serves, a table says whose each one is.
 #
 # Which product is fastest? All products of a step of SmolLM2, by the tokens in the step; stored, one core, the least of two runs.
 
@@ -459,10 +459,14 @@ fast_guess.settle(depends if fastest[1] != fastest[8] else NAMED[fastest[1]])
 # %% tags=["hide-cell", "nbval-ignore-output"]
 # What this machine says for the course model; the star marks what would stay.
 allowed = {"linears": ("torch", "int8", "int4"), "head": ("torch", "int8")}
+heads = {"floats": ("torch",), "8-bit head": ("int8",)}
+if not available():
+    print("no C compiler here, and products with codes are in C: floats alone")
+    allowed, heads = {}, {"floats": ("torch",)}
 config = BuildConfig(4, 64, num_blocks=8, **allowed)
 document = engine.build(course_model.MODEL, folder / "any", config, plugins=PLUGINS)
 print(engine.tactics_table(document["tactics"]))
-for name, tactic in (("floats", ("torch",)), ("8-bit head", ("int8",))):
+for name, tactic in heads.items():
     config = BuildConfig(8, 64, num_blocks=8, head=tactic)
     out = folder / name
     plan = engine.build(course_model.MODEL, out, config, plugins=PLUGINS)["memory"]

@@ -19,12 +19,15 @@ from typer.testing import CliRunner
 
 from llmlab.compression import formats, recipes
 from llmlab.compression import quantization_basics as qb
+from llmlab.compression.kernels.plugins import PLUGINS
 from llmlab.course import mine, served
 from llmlab.course.cli import serve as command
 from llmlab.course.cli.main import app
 from llmlab.course.syllabus import find
-from llmlab.inference.engine import SamplingParams
+from llmlab.inference.engine import BuildConfig, SamplingParams, build
+from llmlab.inference.engine.plugins import TORCH
 from llmlab.models import checkpoint, course_model
+from llmlab.models.c_library import compiler
 from tests import processes
 from tests.course.learner import ROOT
 from tests.inference.serving.live import make_adapter, make_folder
@@ -77,6 +80,16 @@ def test_a_model_without_a_tokenizer_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     code, output = run("--model", tmp_path, "--port", 0)
     assert code == 2 and "tokenizer.json does not exist" in output
+
+
+def test_an_engine_without_a_tokenizer_is_refused(tmp_path):
+    (tmp_path / "engine.json").write_text('{"limits": {}}')
+    code, output = run("--model", tmp_path, "--port", 0)
+    assert code == 2 and "has no tokenizer.json, as older builds have none" in output
+    for text in ("{", "[]", "{}"):
+        (tmp_path / "engine.json").write_text(text)
+        code, output = run("--model", tmp_path, "--port", 0)
+        assert code == 2 and "is not what `build` writes" in output
 
 
 # What it serves
@@ -137,12 +150,21 @@ def started(tmp_path):
         context.__exit__(None, None, None)
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_it_serves_until_it_is_stopped(started, tmp_path, how):
+@pytest.mark.parametrize(
+    ("how", "built"), [(signal.SIGINT, False), (signal.SIGTERM, True)]
+)
+def test_it_serves_until_it_is_stopped(started, tmp_path, how, built):
+    """A checkpoint, or the engine that was built from it."""
     (tmp_path / "adapter").mkdir()
     adapter = make_adapter(tmp_path / "adapter")
-    (tmp_path / "tiny").mkdir()
-    folder = make_folder(tmp_path / "tiny")
+    (tmp_path / "first").mkdir()
+    folder = make_folder(tmp_path / "first")
+    if built:
+        config = BuildConfig(max_sequences=4, max_tokens=32, num_blocks=40)
+        build(folder, tmp_path / "tiny", config, clock=lambda run: 1.0)
+        folder = tmp_path / "tiny"
+    else:
+        folder = folder.rename(tmp_path / "tiny")
     program = started("--model", folder, "--adapter", f"sea={adapter}")
     address = address_of(program)
     assert [m["id"] for m in httpx.get(f"{address}/models").json()["data"]] == [
@@ -234,6 +256,20 @@ def test_smoothquant_is_served(small, tmp_path):
         want = model(TOKENS)[0, -1].argmax().item()
         found = served.opened(tmp_path)(TOKENS)[0, -1].argmax().item()
     assert found == want
+
+
+@pytest.mark.skipif(compiler() is None, reason="no C compiler here")
+def test_an_engine_with_part_06s_plugins_is_served(small, tmp_path):
+    sizes = {"num_blocks": 8, "max_tokens": 8, "max_sequences": 2}
+    for name, table in (("int8", PLUGINS), ("own", {"own": TORCH})):
+        config = BuildConfig(**sizes, head=(name,))
+        build(small, tmp_path / name, config, plugins=table, clock=lambda run: 1.0)
+    with torch.inference_mode():
+        logits = served.opened(tmp_path / "int8")(TOKENS)[0, -1]
+        wanted = checkpoint.load(small)(TOKENS)[0, -1]
+    assert (logits - wanted).abs().max() < 0.05 * wanted.abs().max()
+    with pytest.raises(ValueError, match="'own' was not given: there are torch, int8"):
+        served.opened(tmp_path / "own")
 
 
 # What it says of the pieces

@@ -5,7 +5,7 @@ folder    a whole model as a Hugging Face folder, written and opened; start here
 gguf_file a whole model as a file of llama.cpp
 """
 
-from llmlab.compression.formats.folder import FORMATS, copy_tokenizer, load, save
+from llmlab.compression.formats.folder import FORMATS, load, save
 from llmlab.compression.formats.gguf_file import TYPES, save_gguf
 
-__all__ = ["FORMATS", "TYPES", "copy_tokenizer", "load", "save", "save_gguf"]
+__all__ = ["FORMATS", "TYPES", "load", "save", "save_gguf"]

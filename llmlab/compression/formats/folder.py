@@ -30,15 +30,10 @@ from llmlab.compression.formats import packing
 from llmlab.compression.formats.packing import Stored
 from llmlab.compression.quantization_basics import QuantConfig, QuantLinear
 from llmlab.models import checkpoint
+from llmlab.models.checkpoint import copy_tokenizer
 from llmlab.models.llama import Llama
 
 FORMATS = ("compressed-tensors", "gptq", "awq")
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "generation_config.json",
-    "chat_template.jinja",
-)
 WRITERS = {
     "compressed-tensors": packing.to_compressed_tensors,
     "gptq": packing.to_gptq,
@@ -169,13 +164,6 @@ def quantised_linears(model: nn.Module) -> dict[str, QuantLinear]:
                 " format stores all linears of the blocks in one way"
             )
     return found
-
-
-def copy_tokenizer(source: str | Path | None, folder: Path) -> None:
-    """Copy what there is of a tokenizer's files."""
-    for name in TOKENIZER_FILES:
-        if source is not None and (Path(source) / name).is_file():
-            shutil.copyfile(Path(source) / name, folder / name)
 
 
 def describe_compressed_tensors(config: QuantConfig) -> dict:

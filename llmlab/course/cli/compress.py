@@ -177,7 +177,7 @@ def store(model, output: Path, recipe, kind: str, folder: Path | None, dtype) ->
         (output / "config.json").write_text(text, encoding="utf-8")
     else:
         checkpoint.save(model.to(dtype), output)
-    formats.copy_tokenizer(folder, output)
+    checkpoint.copy_tokenizer(folder, output)
 
 
 def written(output: Path, recipe):

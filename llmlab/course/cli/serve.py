@@ -25,7 +25,7 @@ Model = Annotated[
         "--model",
         metavar="MODEL",
         help="smollm2 (the real model: llmlab model fetch), course (the small one, at"
-        " hand), or a Llama's folder",
+        " hand), a Llama's folder, or an engine's that `build` wrote",
     ),
 ]
 Adapters = Annotated[
@@ -95,6 +95,10 @@ def serve(
     try:
         chosen = served.choose(model)
         loras = served.adapters(adapter or [], chosen.name)
+        limits = chosen.limits or {}
+        if limits:  # an engine keeps to what it was built for
+            max_sequences = min(max_sequences, limits["max_sequences"])
+            cache_tokens = limits["num_blocks"] * limits["block_size"]
         config = ServingConfig(
             max_length=min(max_length, cache_tokens),
             max_new_tokens=max_new_tokens,
@@ -109,7 +113,7 @@ def serve(
     rows, own = pieces_of(mine)
     if gamma is None:
         gamma = 3 if any(each.name == "lookup" for each in own) else 0
-    sizes = {"max_sequences": max_sequences, "gamma": gamma}
+    sizes = limits | {"max_sequences": max_sequences, "gamma": gamma}
     loading = served.Loading(chosen.folder, loras, own, sizes, cache_tokens, threads)
     server = listening(loading, [chosen.name, *loras], config, host, port, rows)
     say(f"serving {', '.join([chosen.name, *loras])}")

@@ -14,6 +14,9 @@ of adapters; between them, what belongs to others is set to 0:
 
     Y = X Wᵀ + ((X Aᵀ) ⊙ M) Bᵀ         M (T, R): 1 where the column is token t's own
 
+A linear may have been joined with others of the same x (`fused`): what the adapter adds
+then goes to its own outputs of the joint product.
+
 Simplified: every token is multiplied with the factors of all adapters in the batch (the
 papers' kernels skip those of others), and all adapters stay in memory. Adapters change
 keys and values: what one has stored cannot serve another.
@@ -32,6 +35,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from llmlab.inference.engine.fused import find
 
 Factors = tuple[Float[Tensor, "r k"], Float[Tensor, "d r"]]
 # Settings of `peft`, and the values with which they ask for no more than W + B A
@@ -142,8 +147,9 @@ class Adapters:
         self._stacked: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
         self._hooks = []
         for place in sorted(places):
-            module = model.get_submodule(place)
-            self._hooks.append(module.register_forward_hook(self._hook(place)))
+            module, outputs, _ = find(model, place)
+            hook = self._hook(place, outputs)
+            self._hooks.append(module.register_forward_hook(hook))
 
     def __contains__(self, name: str) -> bool:
         return name in self.adapters
@@ -170,7 +176,7 @@ class Adapters:
             hook.remove()
         self._hooks = []
 
-    def _hook(self, place: str):
+    def _hook(self, place: str, outputs: slice):
         def add(module: nn.Module, inputs: tuple[Tensor], out: Tensor) -> Tensor | None:
             if self._column is None:
                 return None
@@ -180,7 +186,12 @@ class Adapters:
             x = inputs[0]
             own = self._column[:, None] == owner  # (T, R)
             narrow = F.linear(x.to(A.dtype), A) * own  # (1, T, R)
-            return out + F.linear(narrow, B).to(out.dtype)
+            change = F.linear(narrow, B).to(out.dtype)
+            if outputs == slice(None):
+                return out + change
+            out = out.clone()
+            out[..., outputs] += change
+            return out
 
         return add
 
@@ -208,13 +219,13 @@ def _check(model: nn.Module, name: str, adapter: Adapter) -> None:
             f"adapters[{name!r}] must be an Adapter with factors, not"
             f" {type(adapter).__name__}"
         )
-    modules = dict(model.named_modules())
     for place, (A, B) in adapter.factors.items():
-        if place not in modules:
+        found = find(model, place)
+        if found is None:
             raise ValueError(f"adapters[{name!r}]: the model has no layer {place!r}")
-        if isinstance(modules[place], nn.Embedding):
+        if isinstance(found.module, nn.Embedding):
             raise ValueError(f"adapters[{name!r}]: {place!r} is no linear")
-        rows, columns = modules[place].weight.shape
+        rows, columns = found.shape
         if A.shape != (A.shape[0], columns) or B.shape != (rows, A.shape[0]):
             raise ValueError(
                 f"adapters[{name!r}]: {place!r} is {rows} × {columns}, which A"

@@ -5,7 +5,8 @@
     choose    for each shape of matrix the fastest of the plugins that are allowed,
               measured on this machine; likewise the attention
     plan      weights, activations, and as many blocks as fit
-    write     engine.safetensors, and engine.json, which says all of this
+    write     engine.safetensors, and engine.json, which says all of this; the
+              checkpoint's tokenizer beside them
 
 TensorRT-LLM splits the work in this way: convert_checkpoint.py reads and cuts, and
 trtllm-build chooses and writes. To open a folder is to map a file into memory.
@@ -74,8 +75,8 @@ class BuildConfig:
         memory: bytes that the engine may use, of which `utilisation` is taken.
         opt_tokens: in a step as it is expected; tactics are measured with so many.
             None is max_sequences: all decode.
-        fused: whether q, k, v become one product, and gate and up another. LoRA names
-            linears that are then gone.
+        fused: whether q, k, v become one product, and gate and up another. Adapters
+            find their part of it.
         linears: plugins that may multiply in the blocks; the fastest does.
         head: the same for the head.
     """
@@ -262,7 +263,7 @@ def build(
         "tactics": [tactic._asdict() for tactic in log],
         "attention tactics": attention_times,
     }
-    return write(out, model, document, took)
+    return write(out, model, document, took, Path(source))
 
 
 def with_length(config: LlamaConfig, longest: int | None) -> LlamaConfig:
@@ -281,7 +282,7 @@ def with_length(config: LlamaConfig, longest: int | None) -> LlamaConfig:
     return replace(config, max_position_embeddings=longest)
 
 
-def write(out: Path, model: Llama, document: dict, took: dict) -> dict:
+def write(out: Path, model: Llama, document: dict, took: dict, source: Path) -> dict:
     """The folder appears when all of it is written."""
     from safetensors.torch import save_file
 
@@ -291,6 +292,7 @@ def write(out: Path, model: Llama, document: dict, took: dict) -> dict:
     try:
         weights = scratch / WEIGHTS
         save_file(stored(model), weights)
+        checkpoint.copy_tokenizer(source, scratch)
         document["weights"] = {
             "bytes": weights.stat().st_size,
             "sha256": digest(weights),

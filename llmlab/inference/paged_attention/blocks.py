@@ -29,6 +29,8 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from llmlab.inference.paged_attention.sequences import Sequences, check_prompt
+
 Key = bytes
 Copy = tuple[int, int]  # block that is read, block that is written
 
@@ -257,8 +259,8 @@ def check_pool(pool: Pool, tables: Iterable[Sequence[int]]) -> None:
         raise RuntimeError("keys and cached do not say the same")
 
 
-class BlockManager:
-    """Sequences by number, each with its tokens and its table.
+class BlockManager(Sequences):
+    """Sequences over the blocks of a pool.
 
     The three functions can be others of the same signature: a learner's own.
     """
@@ -273,14 +275,12 @@ class BlockManager:
         append_slot: Callable[[Pool, list[int], int], Copy | None] = append_slot,
         free: Callable[[Pool, Sequence[int]], list[int]] = free,
     ) -> None:
+        super().__init__()
         self.pool = new_pool(num_blocks, block_size)
         self.prefix_caching = prefix_caching
-        self.tables: dict[int, list[int]] = {}
-        self.tokens: dict[int, list[int]] = {}
         self._allocate = allocate
         self._append_slot = append_slot
         self._free = free
-        self._next = 0
 
     @property
     def block_size(self) -> int:
@@ -308,8 +308,7 @@ class BlockManager:
             ValueError: no token.
             OutOfBlocks: not enough blocks. Nothing has changed then.
         """
-        if len(tokens) == 0:
-            raise ValueError("tokens is empty: a sequence has at least one token")
+        check_prompt(tokens)
         if not self.can_add(tokens):
             needed = blocks_for(len(tokens), self.block_size)
             raise OutOfBlocks(
@@ -317,7 +316,7 @@ class BlockManager:
                 f" {len(self.pool.available)} are available"
             )
         table, found = self._allocate(self.pool, tokens)
-        return self._enter(table, list(tokens)), found
+        return self._enter(table, tokens), found
 
     def append(self, sequence: int, token: int) -> Copy | None:
         """One token more. See `append_slot`."""
@@ -329,13 +328,11 @@ class BlockManager:
     def fork(self, sequence: int) -> int:
         """A second sequence with the same tokens, in the same blocks."""
         tokens = self._known(sequence)
-        return self._enter(fork(self.pool, self.tables[sequence]), list(tokens))
+        return self._enter(fork(self.pool, self.tables[sequence]), tokens)
 
     def free(self, sequence: int) -> list[int]:
         """The sequence is gone. Returns the blocks that have become available."""
-        self._known(sequence)
-        del self.tokens[sequence]
-        return self._free(self.pool, self.tables.pop(sequence))
+        return self._free(self.pool, self._leave(sequence))
 
     def truncate(self, sequence: int, length: int) -> Copy | None:
         """Only its first `length` tokens stay. See `truncate`.
@@ -343,12 +340,7 @@ class BlockManager:
         Raises:
             ValueError: fewer than one token, or more than there are.
         """
-        tokens = self._known(sequence)
-        if not 1 <= length <= len(tokens):
-            raise ValueError(
-                f"length={length} must lie between 1 and the {len(tokens)} tokens of"
-                f" sequence {sequence}"
-            )
+        tokens = self._to_cut(sequence, length)
         copy = truncate(self.pool, self.tables[sequence], length, self._free)
         del tokens[length:]
         return copy
@@ -372,17 +364,3 @@ class BlockManager:
                 raise RuntimeError(
                     f"sequence {sequence} has {length} tokens and {len(table)} blocks"
                 )
-
-    def _enter(self, table: list[int], tokens: list[int]) -> int:
-        sequence = self._next
-        self._next += 1
-        self.tables[sequence] = table
-        self.tokens[sequence] = tokens
-        return sequence
-
-    def _known(self, sequence: int) -> list[int]:
-        if sequence not in self.tokens:
-            raise ValueError(
-                f"sequence={sequence} is not known: these are {sorted(self.tokens)}"
-            )
-        return self.tokens[sequence]

@@ -16,10 +16,11 @@ the tree when its prompt has been computed, and once more when the sequence ends
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llmlab.inference.paged_attention.blocks import OutOfBlocks
 from llmlab.inference.paged_attention.radix import Node, RadixTree, path
+from llmlab.inference.paged_attention.sequences import Sequences, check_prompt
 
 
 @dataclass
@@ -31,7 +32,7 @@ class Held:
     inserted: int = 0  # of these, those that lie in the tree
 
 
-class RadixManager:
+class RadixManager(Sequences):
     """A `BlockManager` whose blocks hold one token, and whose index is a tree.
 
     Raises:
@@ -43,13 +44,11 @@ class RadixManager:
     def __init__(self, num_blocks: int) -> None:
         if num_blocks < 1:
             raise ValueError(f"num_blocks={num_blocks} must be at least 1")
+        super().__init__()
         self.num_blocks = num_blocks
         self.tree = RadixTree()
         self.available = list(range(num_blocks))
-        self.tables: dict[int, list[int]] = {}
-        self.tokens: dict[int, list[int]] = {}
         self._held: dict[int, Held] = {}
-        self._next = 0
 
     @property
     def used(self) -> int:
@@ -74,8 +73,7 @@ class RadixManager:
             ValueError: no token.
             OutOfBlocks: not enough room. Nothing has changed then.
         """
-        if len(tokens) == 0:
-            raise ValueError("tokens is empty: a sequence has at least one token")
+        check_prompt(tokens)
         places, node = self.tree.match(tokens[:-1])
         self.tree.lock(node)  # first of all: else its places may be given away
         try:
@@ -84,8 +82,9 @@ class RadixManager:
             self.tree.unlock(node)
             raise
         found = len(places)
-        held = Held(node, stored=found, inserted=found)
-        return self._enter([*places, *own], list(tokens), held), found
+        sequence = self._enter([*places, *own], tokens)
+        self._held[sequence] = Held(node, stored=found, inserted=found)
+        return sequence, found
 
     def append(self, sequence: int, token: int) -> None:
         """One token more. Places are never shared before they are full: no copy.
@@ -122,8 +121,28 @@ class RadixManager:
         self._insert(sequence)
         held = self._held[sequence]
         self.tree.lock(held.node)
-        again = Held(held.node, held.stored, held.inserted)
-        return self._enter(list(self.tables[sequence]), list(tokens), again)
+        again = self._enter(self.tables[sequence], tokens)
+        self._held[again] = replace(held)
+        return again
+
+    def truncate(self, sequence: int, length: int) -> None:
+        """Only its first `length` tokens stay. Nothing is shared that may be written.
+
+        What lies in the tree stays there: it is stored, and somebody may ask for it.
+
+        Raises:
+            ValueError: fewer than one token, or more than there are.
+        """
+        tokens = self._to_cut(sequence, length)
+        held, table = self._held[sequence], self.tables[sequence]
+        self.available += table[max(length, held.inserted) :]
+        del table[length:], tokens[length:]
+        held.stored = min(held.stored, length)
+        if length < held.inserted:
+            _, node = self.tree.match(tokens)
+            self.tree.lock(node)
+            self.tree.unlock(held.node)
+            held.node, held.inserted = node, length
 
     def free(self, sequence: int) -> list[int]:
         """The sequence is gone. What it stored stays in the tree, and can be found.
@@ -137,8 +156,7 @@ class RadixManager:
         self._insert(sequence)
         held = self._held.pop(sequence)
         self.tree.unlock(held.node)
-        self.available += self.tables.pop(sequence)[held.inserted :]
-        del self.tokens[sequence]
+        self.available += self._leave(sequence)[held.inserted :]
         return self.available[before:]
 
     def check(self) -> None:
@@ -196,18 +214,3 @@ class RadixManager:
     def _evictable(self) -> int:
         """Tokens in the tree that no running sequence reads."""
         return sum(len(node.tokens) for node in self.tree.nodes() if not node.locks)
-
-    def _enter(self, table: list[int], tokens: list[int], held: Held) -> int:
-        sequence = self._next
-        self._next += 1
-        self.tables[sequence] = table
-        self.tokens[sequence] = tokens
-        self._held[sequence] = held
-        return sequence
-
-    def _known(self, sequence: int) -> list[int]:
-        if sequence not in self.tokens:
-            raise ValueError(
-                f"sequence={sequence} is not known: these are {sorted(self.tokens)}"
-            )
-        return self.tokens[sequence]

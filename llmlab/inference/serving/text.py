@@ -78,7 +78,8 @@ class ModelText:
     @cached_property
     def context(self) -> int | None:
         """Tokens that the model was made for."""
-        return self._json("config.json").get("max_position_embeddings")
+        shape = self._json("config.json") or self._json("engine.json").get("model", {})
+        return shape.get("max_position_embeddings")
 
     def _special(self) -> dict[str, str]:
         """'eos_token' and the like, as text."""

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from llmlab.inference.engine import Adapter, Engine, SamplingParams
+from llmlab.inference.engine.fused import fuse
+from llmlab.inference.engine.packed import packed
 from llmlab.peft import lora
 from llmlab.peft.lora import files
 from tests.inference.engine.models import make, plain, small
@@ -61,6 +63,34 @@ def test_rows_of_different_adapters_in_one_batch(engine):
     assert written == wanted
     # else it would not show whether they are mixed up
     assert len({tuple(plain(m, PROMPT, 8)) for m in [BASE, *MERGED.values()]}) == 5
+
+
+class Other(torch.nn.Linear):
+    """As a quantised one: where linears are joined, it multiplies by itself."""
+
+
+def with_others() -> torch.nn.Module:
+    model = deepcopy(BASE)
+    for block in model.model.layers:
+        block.self_attn.k_proj.__class__ = Other
+    return model
+
+
+FAST = {
+    "fused": lambda: fuse(deepcopy(BASE)),
+    "packed": lambda: packed(BASE),
+    "packed, others beside": lambda: packed(with_others()),
+}
+
+
+@pytest.mark.parametrize("way", FAST)
+def test_linears_that_were_joined_are_found(way):
+    """q, k, v are one product then, and each adapter changes some of them."""
+    engine = small(FAST[way](), adapters=ADAPTERS, max_tokens=20)
+    names = [None, *MODELS]
+    written = engine.generate([PROMPT] * 5, PARAMS, names)
+    models = [BASE, *MERGED.values()]
+    assert written == [plain(model, PROMPT, 8) for model in models]
 
 
 def test_what_one_adapter_stores_serves_no_other(engine):

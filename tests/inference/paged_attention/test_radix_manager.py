@@ -96,7 +96,7 @@ def test_invariants_after_any_calls(data):
     manager = RadixManager(data.draw(st.integers(1, 30)))
     for _ in range(data.draw(st.integers(1, 25))):
         known = sorted(manager.tables)
-        call = data.draw(st.sampled_from(["add", "append", "fork", "free"]))
+        call = data.draw(st.sampled_from(["add", "append", "fork", "free", "cut"]))
         try:
             if call == "add":
                 text = data.draw(st.lists(st.integers(0, 2), min_size=1, max_size=9))
@@ -112,6 +112,11 @@ def test_invariants_after_any_calls(data):
                     manager.stored(sequence)
                 elif call == "free":
                     manager.free(sequence)
+                elif call == "cut":
+                    text = manager.tokens[sequence]
+                    length = data.draw(st.integers(1, len(text)))
+                    manager.truncate(sequence, length)
+                    assert manager.tokens[sequence] == text[:length]
                 else:
                     manager.stored(sequence)
                     manager.fork(sequence)
@@ -123,6 +128,64 @@ def test_invariants_after_any_calls(data):
     manager.check()
     assert manager.used == 0
     assert len(manager.available) + len(manager.tree) == manager.num_blocks
+
+
+def drafting(model: Llama, cache: PagedCache, prompt: list[int], count: int):
+    """Greedy tokens, of which two are drafted in each pass: one right, one wrong."""
+    wanted = plain(model, prompt, count)
+    sequence, _, logits = paged.prefill(model, cache, prompt)
+    written = [int(logits.argmax())]
+    while len(written) < count:
+        done = len(prompt) + len(written)
+        drafted = [*wanted[len(written) : len(written) + 1], 30]
+        for token in [written[-1], *drafted]:
+            cache.append(sequence, token)
+        new = 1 + len(drafted)
+        batch = paged.Batch(cache, [sequence], new, gather=True)
+        ids = torch.tensor([[written[-1], *drafted]])
+        with torch.inference_mode():
+            rows = model(ids, cache=batch)[0].argmax(-1).tolist()
+        kept = 1
+        while kept < new and drafted[kept - 1] == rows[kept - 1]:
+            kept += 1
+        written += rows[:kept]
+        assert not cache.truncate(sequence, done - 1 + kept)
+        cache.manager.check()
+    cache.manager.free(sequence)
+    return written[:count]
+
+
+def test_drafted_tokens_are_taken_back(tiny):
+    """Twice, so that the second time all of it is found; another reads it meanwhile."""
+    cache = PagedCache(TINY, RadixManager(60))
+    reader, _ = cache.manager.add([*PROMPTS[0], 30, 30])
+    for _ in range(2):
+        written = drafting(tiny, cache, PROMPTS[0], 9)
+        assert written == plain(tiny, PROMPTS[0], 9)
+        cache.manager.check()
+    cache.manager.free(reader)
+    assert cache.manager.used == 0
+
+
+def test_a_cut_gives_back_what_the_tree_does_not_have():
+    manager = RadixManager(9)
+    sequence, _ = manager.add([1, 2, 3])
+    manager.stored(sequence)  # three lie in the tree
+    manager.append(sequence, 4)
+    manager.append(sequence, 5)
+    manager.truncate(sequence, 4)
+    assert manager.used == 4 and len(manager.available) == 5
+    manager.truncate(sequence, 2)
+    manager.check()
+    assert manager.tokens[sequence] == [1, 2] and manager.used == 2
+    assert len(manager.available) == 6 and len(manager.tree) == 3
+    assert manager.add([1, 2, 3, 7])[1] == 3
+    manager.append(sequence, 8)
+    with pytest.raises(ValueError, match="has 3 tokens, and only 2 are stored"):
+        manager.fork(sequence)
+    for length in (0, 4):
+        with pytest.raises(ValueError, match=f"length={length} must lie between 1 and"):
+            manager.truncate(sequence, length)
 
 
 def test_refusals():
