@@ -229,14 +229,13 @@ def test_equal_values_equal_mlirs_which_knows_that_sums_commute():
     differs = 0
     with ir.Context(), ir.Location.unknown():
         for seed in SEEDS:
-            function = random_line(seed)
-            module = ir.Module.parse(as_mlir(function))
-            PassManager.parse("builtin.module(func.func(cse,trivial-dce))").run(module.operation)
-            strict = random_line(seed)
-            passes.merge_equal(function)
+            function, strict = random_line(seed, 80), random_line(seed, 80)
             passes.remove_dead(function)
-            passes.merge_equal(strict, commute=False)
             passes.remove_dead(strict)
+            module = ir.Module.parse(as_mlir(function))
+            PassManager.parse("builtin.module(func.func(cse))").run(module.operation)
+            passes.merge_equal(function)
+            passes.merge_equal(strict, commute=False)
             entry = module.body.operations[0].regions[0].blocks[0]
             assert len(list(entry.operations)) == len(function.blocks[0].ops)
             differs += len(strict.blocks[0].ops) != len(function.blocks[0].ops)
