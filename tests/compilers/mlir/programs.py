@@ -17,7 +17,12 @@ def random_line(seed: int, length: int = 24) -> Function:
             values.append(block.add("const", number=random.choice((0, 1, 2, -3, 7))))
         else:
             name = random.choice(("add", "sub", "mul"))
-            values.append(block.add(name, *random.choices(values[-8:], k=2)))
+            a, b = random.choices(values[-8:], k=2)
+            values.append(block.add(name, a, b))
+            if random.random() < 0.4:
+                # once more, the other way round; both are read
+                again = block.add(name, b, a)
+                values.append(block.add("sub", again, values[-1]))
     block.add("ret", random.choice(values[-6:]))
     return Function([block])
 
