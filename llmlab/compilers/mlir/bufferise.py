@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from xdsl.dialects import arith, linalg, memref
+from xdsl.dialects import arith, memref
 from xdsl.dialects import tensor as tensor_dialect
 from xdsl.dialects.builtin import (
     DenseIntOrFPElementsAttr,
@@ -33,6 +33,7 @@ from xdsl.dialects.builtin import (
     i64,
 )
 from xdsl.dialects.func import ReturnOp
+from xdsl.dialects.linalg.abstract_ops import LinalgStructuredOperation
 from xdsl.ir import Block, Operation, SSAValue
 from xdsl.rewriter import InsertPoint, Rewriter
 
@@ -98,9 +99,7 @@ class Bufferise:
         later = last_readers(ops)
         for place, op in enumerate(ops):
             self.rewrite(op, place, later)
-        outs = [
-            self.block.insert_arg(kind, len(self.block.args)) for kind in results
-        ]
+        outs = [self.block.insert_arg(kind, len(self.block.args)) for kind in results]
         self.hand_over(ops[-1], outs)
         changed.function_type = FunctionType.from_lists([*inputs, *results], [])
         for op in reversed(ops):
@@ -116,7 +115,7 @@ class Bufferise:
         """One operation on tensors as one on buffers, in front of it."""
         if isinstance(op, tensor_dialect.EmptyOp):
             self.buffers[op.tensor] = None
-        elif isinstance(op, linalg.abstract_ops.LinalgStructuredOperation):
+        elif isinstance(op, LinalgStructuredOperation):
             self.structured(op, place, later)
         elif isinstance(op, tensor_dialect.CollapseShapeOp):
             self.reshaped(op, memref.CollapseShapeOp)
@@ -129,9 +128,7 @@ class Bufferise:
         elif any(isinstance(value.type, TensorType) for value in op.results):
             raise ValueError(f"{op.name} has no destination: lower it to linalg first")
 
-    def structured(
-        self, op: Operation, place: int, later: dict[SSAValue, int]
-    ) -> None:
+    def structured(self, op: Operation, place: int, later: dict[SSAValue, int]) -> None:
         """It writes into the buffer of its destination, or into a new one."""
         (out,) = op.outputs
         target = self.buffers[out]

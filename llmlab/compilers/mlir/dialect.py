@@ -97,8 +97,10 @@ class LabOp(IRDLOperation):
         draft = cls.create(
             operands=operands, properties=properties, result_types=[tensor()]
         )
-        shape = draft.shape([value.type.get_shape() for value in operands])
-        draft.erase()  # or it would count as a reader of the operands
+        try:
+            shape = draft.shape([value.type.get_shape() for value in operands])
+        finally:
+            draft.erase()  # or it would count as a reader of the operands
         return cls.create(
             operands=operands, properties=properties, result_types=[tensor(*shape)]
         )
@@ -337,9 +339,7 @@ class MatmulOp(LabOp):
     b = operand_def(TENSOR)
     transposed = opt_prop_def(UnitAttr)
     result = result_def(TENSOR)
-    assembly_format: ClassVar[str] = (
-        f"$a `,` $b (`transposed` $transposed^)? {TYPES}"
-    )
+    assembly_format: ClassVar[str] = f"$a `,` $b (`transposed` $transposed^)? {TYPES}"
 
     def shape(self, shapes: list[Shape]) -> Shape:
         if {len(shape) for shape in shapes} != {2}:

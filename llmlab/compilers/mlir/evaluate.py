@@ -1,4 +1,4 @@
-"""What a module of the dialect computes, in torch: the meaning that every level keeps."""
+"""What a module of the dialect computes, in torch: what every level must keep."""
 
 from __future__ import annotations
 

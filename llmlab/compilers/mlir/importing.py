@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from xdsl.dialects.builtin import ModuleOp, UnitAttr, i64, IntegerAttr
+from xdsl.dialects.builtin import IntegerAttr, ModuleOp, UnitAttr, i64
 from xdsl.ir import Block, SSAValue
 from xdsl.transforms.dead_code_elimination import region_dce
 
@@ -21,13 +21,18 @@ from llmlab.compilers.front_end import Graph, Node
 from llmlab.compilers.front_end.rules import Bindings, match
 from llmlab.compilers.mlir import dialect as lab
 
+
 def rounded(number: float) -> float:
     """As it stands in a constant of fp32."""
     return float(np.float32(number))
 
 
 CUBE = ("mul", ("mul", "x", "x"), "x")
-INNER = ("mul", rounded(math.sqrt(2 / math.pi)), ("add", "x", ("mul", rounded(0.044715), CUBE)))
+INNER = (
+    "mul",
+    rounded(math.sqrt(2 / math.pi)),
+    ("add", "x", ("mul", rounded(0.044715), CUBE)),
+)
 GELU = ("mul", ("mul", 0.5, "x"), ("add", 1.0, ("tanh", INNER)))
 EXP = ("exp", ("sub", "x", ("max:dim", "x")))
 SOFTMAX = ("div", EXP, ("sum:dim", EXP))

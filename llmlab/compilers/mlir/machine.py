@@ -32,7 +32,7 @@ TARGETS = {
     "x86-64": ("x86_64-unknown-linux-gnu", "x86-64"),
     "x86-64 with AVX2": ("x86_64-unknown-linux-gnu", "haswell"),
     "AArch64": ("aarch64-unknown-linux-gnu", "neoverse-n1"),
-    "RISC-V": ("riscv64-unknown-linux-gnu", "generic-rv64"),
+    "RISC-V": ("riscv64-unknown-linux-gnu", "sifive-u74"),
     "NVIDIA sm_80": ("nvptx64-nvidia-cuda", "sm_80"),
     "AMD gfx942": ("amdgcn-amd-amdhsa", "gfx942"),
 }

@@ -6,12 +6,12 @@
     reshape of reshape          one, or none
     add_bias, then gelu         bias_gelu: one pass over the tensor instead of two
     attention's four            attention
-    (a b) c or a (b c)          the cheaper one; rounds otherwise, so only when asked for
+    (a b) c or a (b c)          the cheaper one; rounds otherwise, so only if asked for
 
 A pattern changes the program by its rewriter only: new operations stand in front of the
 old one, all uses are handed over, the old one goes. Then every use still has its
-definition before it. Patterns are tried again and again until none applies, so each must
-make something smaller; the last column of this table says what.
+definition before it. Patterns are tried again until none applies, so each must make
+something smaller; the last column of this table says what.
 
     TransposeOfTranspose, ReshapeOfReshape, ReshapeOfConstant, FuseBiasGelu,
     FuseAttention                                        operations on the way
@@ -150,9 +150,7 @@ def cheapest(sizes: Sequence[int]) -> tuple[int, object]:
         The count, and nested pairs of the matrices' numbers.
     """
     n = len(sizes) - 1
-    best: dict[tuple[int, int], tuple[int, object]] = {
-        (i, i): (0, i) for i in range(n)
-    }
+    best: dict[tuple[int, int], tuple[int, object]] = {(i, i): (0, i) for i in range(n)}
     for length in range(1, n):
         for i in range(n - length):
             j = i + length

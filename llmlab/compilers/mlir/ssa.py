@@ -3,7 +3,7 @@
     ^0(%0: i32):                      a block has arguments
       %1 = const 1 : i32              every value is defined once
       %2 = less %0, %1 : i1
-      cond_br %2, ^1(%0), ^2()        and ends with a terminator, which hands arguments on
+      cond_br %2, ^1(%0), ^2()        and ends with a terminator, which hands values on
 
 A value that comes from two sides is an argument of the block where they meet (MLIR); a
 phi says the same from inside the block (LLVM).
@@ -15,8 +15,8 @@ phi says the same from inside the block (LLVM).
 A program is valid when the definition of every value dominates each of its uses. Then a
 value may be replaced by an equal one wherever that one's definition dominates.
 
-Sources: Cooper, Harvey and Kennedy 2001 for dominators and frontiers; Cytron et al. 1991
-for the places of block arguments.
+Sources: Cooper, Harvey and Kennedy 2001 for dominators and frontiers; Cytron et al.
+1991 for the places of block arguments.
 
 Simplified: integers of 32 bits and truth values, one region, no calls.
 """
@@ -53,7 +53,10 @@ class Op:
     @property
     def reads(self) -> list[Value]:
         """Every value that it uses, those that it hands to other blocks included."""
-        return [*self.operands, *(value for _, values in self.targets for value in values)]
+        return [
+            *self.operands,
+            *(value for _, values in self.targets for value in values),
+        ]
 
     def replace_use(self, old: Value, new: Value) -> None:
         """Read another value wherever it reads the old one."""
@@ -335,7 +338,9 @@ def undominated(function: Function) -> Iterator[Problem]:
                     and dominates(idom, here, block)
                 )
                 if not fine:
-                    text = f"in ^{number}, {op.name} uses a value that is not defined on"
+                    text = (
+                        f"in ^{number}, {op.name} uses a value that is not defined on"
+                    )
                     yield Problem("dominance", f"{text} every way there")
             above.add(op.result)
 

@@ -1,6 +1,6 @@
 """Passes over blocks: each leaves a valid program that computes the same.
 
-    promote         a place in memory becomes values, and block arguments where they meet
+    promote         a place in memory becomes values, and arguments where they meet
     drop_arguments  an argument that is always the same value is that value
     merge_equal     what is computed twice is computed once, where the first dominates
     remove_dead     what no effect needs goes, and blocks that nothing reaches
@@ -8,8 +8,8 @@
 
 `rewrite` is MLIR's greedy driver: a list of operations still to be looked at. A rule
 that applies puts on the list what it made, who reads it, and what it no longer reads.
-The list runs empty if every rule makes some measure smaller. No driver can know that, so
-this one counts.
+The list runs empty if every rule makes some measure smaller. No driver can know that,
+so this one counts.
 """
 
 from __future__ import annotations

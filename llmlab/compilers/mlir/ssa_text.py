@@ -1,4 +1,4 @@
-"""The same blocks in the words of MLIR, with block arguments, and of LLVM, with phis."""
+"""The same blocks in MLIR's words, with block arguments, and LLVM's, with phis."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from xdsl.dialects import arith, linalg
+from xdsl.dialects import arith
 from xdsl.dialects import math as math_dialect
 from xdsl.dialects import tensor as tensor_dialect
 from xdsl.dialects.builtin import (
@@ -32,7 +32,8 @@ from xdsl.dialects.builtin import (
     f32,
     i64,
 )
-from xdsl.dialects.linalg import IteratorTypeAttr
+from xdsl.dialects.linalg.attrs import IteratorTypeAttr
+from xdsl.dialects.linalg.ops import FillOp, GenericOp, MatmulOp, YieldOp
 from xdsl.ir import Block, Operation, Region, SSAValue
 from xdsl.ir.affine import AffineConstantExpr, AffineDimExpr, AffineMap
 from xdsl.pattern_rewriter import (
@@ -152,7 +153,7 @@ class Linalg:
         """A tensor of one number."""
         known = self.insert(arith.ConstantOp(FloatAttr(number, f32)))
         empty = self.empty(*shape)
-        return self.insert(linalg.FillOp([known], [empty], [empty.type]))
+        return self.insert(FillOp([known], [empty], [empty.type]))
 
     def generic(
         self,
@@ -171,13 +172,13 @@ class Linalg:
         """
         block = Block(arg_types=[f32] * (len(inputs) + 1))
         scalars = Scalars(block)
-        block.add_op(linalg.YieldOp(write(scalars, *block.args)))
+        block.add_op(YieldOp(write(scalars, *block.args)))
         kinds = [
             REDUCTION if loop in reduced else PARALLEL
             for loop in range(maps[-1].num_dims)
         ]
         return self.insert(
-            linalg.GenericOp(
+            GenericOp(
                 inputs,
                 [out],
                 Region(block),
@@ -199,17 +200,15 @@ class Linalg:
         return self.generic([x], maps, out, write, reduced=[dim])
 
     def matmul(self, a: SSAValue, b: SSAValue, transposed: bool = False) -> SSAValue:
-        """A product: linalg's own, or the loops with the second operand's map turned."""
+        """A product: linalg's own, or loops with the second operand's map turned."""
         m, n = a.type.get_shape()[0], b.type.get_shape()[0 if transposed else 1]
         out = self.filled(0.0, m, n)
         if not transposed:
-            return self.insert(linalg.MatmulOp([a, b], [out], [out.type]))
+            return self.insert(MatmulOp([a, b], [out], [out.type]))
         maps = [map_of(3, 0, 2), map_of(3, 1, 2), map_of(3, 0, 1)]
         return self.generic([a, b], maps, out, multiply_add, reduced=[2])
 
-    def softmax(
-        self, x: SSAValue, scale: float = 1.0, apart: bool = False
-    ) -> SSAValue:
+    def softmax(self, x: SSAValue, scale: float = 1.0, apart: bool = False) -> SSAValue:
         """exp(scale (x − max)) / Σ, along the last dimension. scale is not negative.
 
         Args:
@@ -240,14 +239,14 @@ class Linalg:
         empty = self.empty(*shape)
         if apart and scale != 1.0:
             x = self.generic([x], [whole, whole], empty, scaled)
-        top = self.along(x, last, -math.inf, lambda write, x, m: write.maximum(x, m))
+        top = self.along(x, last, -math.inf, Scalars.maximum)
         row = broadcast_map(top.type.get_shape(), shape)
         if apart:
             e = self.generic([x, top], [whole, row, whole], empty, below)
             e = self.generic([e], [whole, whole], empty, raised)
         else:
             e = self.generic([x, top], [whole, row, whole], empty, both)
-        z = self.along(e, last, 0.0, lambda write, x, s: write.add(x, s))
+        z = self.along(e, last, 0.0, Scalars.add)
         return self.generic([e, z], [whole, row, whole], empty, divided)
 
 
@@ -304,10 +303,11 @@ class LowerReduction(RewritePattern):
     def match_and_rewrite(
         self, op: lab.SumOp | lab.MaxOp, rewriter: PatternRewriter
     ) -> None:
-        start, name = (0.0, "add") if isinstance(op, lab.SumOp) else (-math.inf, "maximum")
-        result = Linalg(rewriter).along(
-            op.x, op.dim.value.data, start, lambda write, *both: getattr(write, name)(*both)
-        )
+        dim, build = op.dim.value.data, Linalg(rewriter)
+        if isinstance(op, lab.SumOp):
+            result = build.along(op.x, dim, 0.0, Scalars.add)
+        else:
+            result = build.along(op.x, dim, -math.inf, Scalars.maximum)
         rewriter.replace(op, [], [result])
 
 
@@ -375,7 +375,9 @@ class LowerReshape(RewritePattern):
         flat = op.x
         if len(before) != 1:
             flat = build.insert(collapse(flat, before))
-        rewriter.replace(op, [], [flat if len(after) == 1 else build.insert(expand(flat, after))])
+        rewriter.replace(
+            op, [], [flat if len(after) == 1 else build.insert(expand(flat, after))]
+        )
 
 
 def groups(shape: Shape) -> ArrayAttr:
@@ -429,9 +431,7 @@ LOWERING = (
 )
 
 
-def to_linalg(
-    module: ModuleOp, *more: RewritePattern, apart: bool = False
-) -> ModuleOp:
+def to_linalg(module: ModuleOp, *more: RewritePattern, apart: bool = False) -> ModuleOp:
     """Rewrite a module until nothing of `lab` is left in it.
 
     Args:

@@ -2,7 +2,7 @@
 
     linalg on buffers   → scf, memref      loops       (xDSL's pass)
     scf                 → cf               jumps       (xDSL's pass)
-    memref, arith, math, cf, func → llvm   instructions (here: xDSL has no pass for them)
+    memref, arith, math, cf, func → llvm   instructions (here: xDSL has no pass)
 
 The last step changes types, too: an index is an i64, and a buffer is a pointer. So each
 operation is translated with its operands' new values (`Translate`), and an operation
@@ -17,9 +17,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from xdsl.dialects import affine, arith, cf, linalg, llvm, memref, scf
+from xdsl.dialects import affine, arith, cf, llvm, memref, scf
 from xdsl.dialects import math as math_dialect
 from xdsl.dialects.builtin import (
+    AffineMapAttr,
     ArrayAttr,
     DictionaryAttr,
     FloatAttr,
@@ -30,10 +31,10 @@ from xdsl.dialects.builtin import (
     UnitAttr,
     f32,
     i8,
-    i32,
     i64,
 )
 from xdsl.dialects.func import FuncOp, ReturnOp
+from xdsl.dialects.linalg.ops import CopyOp, GenericOp, MatmulOp
 from xdsl.ir import Attribute, Block, Operation, Region, SSAValue
 from xdsl.pattern_rewriter import (
     PatternRewriter,
@@ -63,11 +64,9 @@ class ReorderMatmul(RewritePattern):
     """The loops of a product as i, k, j: the innermost goes along rows of b and c."""
 
     @op_type_rewrite_pattern
-    def match_and_rewrite(self, op: linalg.MatmulOp, rewriter: PatternRewriter) -> None:
-        from xdsl.dialects.builtin import AffineMapAttr
-
+    def match_and_rewrite(self, op: MatmulOp, rewriter: PatternRewriter) -> None:
         maps = [map_of(3, 0, 1), map_of(3, 1, 2), map_of(3, 0, 2)]
-        new = linalg.GenericOp(
+        new = GenericOp(
             op.inputs,
             op.outputs,
             op.regions[0].clone(),
@@ -82,7 +81,7 @@ class CopyAsLoops(RewritePattern):
 
     @op_type_rewrite_pattern
     def match_and_rewrite(self, op: memref.CopyOp, rewriter: PatternRewriter) -> None:
-        rewriter.replace(op, linalg.CopyOp([op.source], [op.destination], []), [])
+        rewriter.replace(op, CopyOp([op.source], [op.destination], []), [])
 
 
 def to_loops(module: ModuleOp, reorder: bool = True) -> ModuleOp:
@@ -164,7 +163,7 @@ def constant_of(op: memref.GlobalOp) -> llvm.GlobalOp:
     """Numbers that lie in the program, as an array."""
     count = math.prod(op.type.get_shape())
     return llvm.GlobalOp(
-        llvm.LLVMArrayType.from_size_and_type(count, f32),
+        llvm.LLVMArrayType(count, f32),
         op.sym_name,
         "internal",
         constant=True,
@@ -239,7 +238,9 @@ class Translate:
         kind = type_of(op.result.type)
         if isinstance(op.value, FloatAttr):
             return self.append(llvm.ConstantOp(op.value, kind))
-        return self.append(llvm.ConstantOp(IntegerAttr(op.value.value.data, kind), kind))
+        return self.append(
+            llvm.ConstantOp(IntegerAttr(op.value.value.data, kind), kind)
+        )
 
     def applied(self, op: affine.ApplyOp, read: list[SSAValue]) -> SSAValue:
         """A place that is always 0: of a size of 1 that is broadcast."""
@@ -278,7 +279,9 @@ class Translate:
 
     def compared(self, op: arith.CmpiOp, read: list[SSAValue]) -> SSAValue:
         # arith numbers the predicates as llvm does
-        return self.append(llvm.ICmpOp(*read, IntegerAttr(op.predicate.value.data, i64)))
+        return self.append(
+            llvm.ICmpOp(*read, IntegerAttr(op.predicate.value.data, i64))
+        )
 
     def jump(self, op: cf.BranchOp, read: list[SSAValue]) -> None:
         self.append(llvm.BrOp(self.blocks[op.successor], *read))

@@ -1,4 +1,4 @@
-"""Blocks: dominance by its definition, passes by running, both against xDSL and LLVM."""
+"""Blocks: dominance by its definition, passes by running, both against others."""
 
 from __future__ import annotations
 
@@ -267,7 +267,7 @@ def diamond() -> tuple[Function, list[Block]]:
 
 
 def test_equal_values_in_two_branches_stay_for_neither_dominates():
-    function, (a, b, c, d) = diamond()
+    function, (a, b, c, _) = diamond()
     x = a.arguments[0]
     for block in (b, c):
         block.ops.insert(0, Op("print", [x]))
@@ -326,7 +326,7 @@ def test_each_kind_of_problem_is_named(kind):
 
 
 def test_what_mlir_refuses_of_these_we_refuse():
-    """xDSL takes a use before its definition, and a jump with too few or wrong values."""
+    """xDSL takes a use before its definition, and a jump with too few values."""
     from iree.compiler import ir
 
     taken = []
