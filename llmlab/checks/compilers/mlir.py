@@ -92,8 +92,8 @@ def run_idoms(answer: Callable, n: int) -> Outcome:
     importance=4,
     hints=(
         (
-            "Turn the graph round first: for each block, who jumps to it, of those in"
-            " to it. A block that is not in `order` is never run, so it does not count."
+            "Turn the graph round first: for each block, who jumps to it. A block that"
+            " is not in `order` is never run, so it does not count."
         ),
         (
             "Begin with `{order[0]: order[0]}`. For each further block, take one"

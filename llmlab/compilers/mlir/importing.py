@@ -1,7 +1,7 @@
 """From the front end's graph to the dialect.
 
 The graph knows sums and products. It was captured from `F.gelu` and `torch.softmax`,
-and has forgotten their names: a GELU is eight operations. The dialect has the names, so
+and has forgotten their names: a GELU is nine operations. The dialect has the names, so
 the import looks for the forms (patterns of the front end's `match`) and gives them
 back. What it finds is used; the pieces have no reader then, and are dead.
 
