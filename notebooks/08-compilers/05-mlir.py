@@ -48,7 +48,7 @@ def seconds(function, *arguments, repeat=3):
 #
 # The part's function, $\operatorname{GELU}(xw + b)$, compiled twice. One thing differs: the order of three loops in the product. The sums are the same, number by number, and so is the code for everything else.
 
-# %%
+# %% tags=["nbval-ignore-output"]
 inputs = example_inputs("mlp")
 graph = capture(mlp, *inputs)
 programs = {}
@@ -59,9 +59,6 @@ for order in ("i, j, k", "i, k, j"):
 took = {order: seconds(program, *inputs) for order, program in programs.items()}
 same = torch.equal(*(program(*inputs)[0] for program in programs.values()))
 print("bit by bit the same:", same)
-print("at least five times as fast:", took["i, j, k"] > 5 * took["i, k, j"])
-
-# %% tags=["nbval-ignore-output"]
 print(f"{took['i, j, k'] / took['i, k, j']:.0f} times as fast on this CPU")
 
 # %% [markdown]
@@ -71,7 +68,7 @@ print(f"{took['i, j, k'] / took['i, k, j']:.0f} times as fast on this CPU")
 
 # %%
 copy_guess = predict(
-    "Two transposes that undo each other, written as loops. What does LLVM make of them?",
+    "Two transposes that undo each other, written as loops. What is left by LLVM?",
     choices=("nothing but a copy", "one transpose", "two transposes"),
 )
 dispatch_guess = predict(
@@ -252,6 +249,8 @@ your_turn(check.fold_transposes, one_answer)
 
 # %% [markdown]
 # This is the first pattern of [MLIR's Toy tutorial](https://mlir.llvm.org/docs/Tutorials/Toy/Ch-3/ "mlir2026toy"), which says that it is trivial to match on such a level and hard for LLVM. So we ask LLVM, for a chip that is named.
+#
+# A pattern may also decide what is computed first. A chain of products is the textbook's case: [Cormen et al. 2022](https://mitpress.mit.edu/9780262046305/introduction-to-algorithms/ "cormen2022introduction") give 15,125 multiplications for the best order of six matrices. `CheapestOrder` is that algorithm as a pattern. It rounds otherwise, so it runs only when asked for.
 
 
 # %%
@@ -278,8 +277,10 @@ for name, module in (
         f"{len(mlir.instructions(code)):4} instructions,",
         "memcpy" if "memcpy" in code else "no memcpy",
     )
+count, order = mlir.cheapest([30, 35, 15, 5, 10, 20, 25])
+print(f"a chain of six: {count:,} multiplications, {order}")
 
-# %% tags=["hide-output"]
+# %% tags=["hide-cell"]
 copy_guess.settle("two transposes")
 
 # %% [markdown]
@@ -361,7 +362,7 @@ for name, program in broken_programs().items():
 #
 # ## Write an operation, lower it, run it
 #
-# SwiGLU: $\operatorname{silu}(g) \cdot u$. A class with a rule for shapes is the whole definition; a body of four lines is the way down. Everything below knows only arithmetic.
+# SwiGLU: $\operatorname{silu}(g) \cdot u$. A class with a rule for shapes is the whole definition; a body of four lines is the way down. Everything below knows only arithmetic. LLVM makes code of the last text for any chip that it knows; the cell ends with the product's multiplication on six of them, none of which needs to be here (with √ in place of exp, for a GPU has no library to call).
 
 
 # %%
@@ -411,13 +412,8 @@ try:
     SwiGLU.make(*lab.program([(2, 3), (2, 4)], [])[1].args)
 except TypeMismatch as refusal:
     print("refused:", refusal)
-for stage in compiled.stages:
-    print(f"{stage.name:8} {stage.operations:4} operations")
+print(" → ".join(f"{stage.name} {stage.operations}" for stage in compiled.stages))
 
-# %% [markdown]
-# LLVM makes code of the same text for any chip that it knows. Here is the product's multiplication on six of them, none of which needs to be here (with √ in place of exp, for a GPU has no library to call):
-
-# %% tags=["hide-input"]
 MULTIPLY = r"v?mulps|fmul(\.s)?|mul\.rn\.f32|v_(pk_)?mul_f32"
 text = mlir.lower(gated(), more=[LowerSwiGLU()]).stages[-1].text
 text = text.replace("llvm.exp", "llvm.sqrt")  # a GPU has no library to call for exp
@@ -431,7 +427,7 @@ for target in mlir.TARGETS:
 #
 # What does each level decide? The same two functions, three ways: every operation of the captured graph lowered as it stands; with names (GELU, softmax) given back; and fused by patterns.
 
-# %%
+# %% tags=["hide-input"]
 FUNCTIONS = {"mlp": mlp, "attention_row": attention_row}
 rows = []
 for name, function in FUNCTIONS.items():
@@ -451,7 +447,10 @@ for name, function in FUNCTIONS.items():
             f"{size.alone / 1024:7,.1f} kB between, arena {size.arena / 1024:7,.1f} kB",
         )
 
-# %% tags=["hide-input"]
+# %% tags=["hide-input", "nbval-ignore-output"]
+for name, way, _, made, arguments in rows:
+    print(f"{name:14}{way:12}{seconds(made, *arguments, repeat=5) * 1e3:8.2f} ms")
+
 ours = [row for row in rows if row[0] == "mlp"]
 fig, (a, b) = plt.subplots(1, 2, figsize=(5.0, 2.5), sharey=True)
 ways = [way for _, way, *_ in ours]
@@ -474,10 +473,6 @@ figure(
         " fused. Buffers between: 2,560, 512 and 256 kB; the arena: 1,024, 512 and 256."
     ),
 )
-
-# %% tags=["nbval-ignore-output"]
-for name, way, _, made, arguments in rows:
-    print(f"{name:14}{way:12}{seconds(made, *arguments, repeat=5) * 1e3:8.2f} ms")
 
 # %% [markdown]
 # The MLP's passes fall to a quarter and its bytes to a tenth. The time moves little, if at all: at this size everything stays in the cache, and the product and `tanh` take the time, whoever stores between them. The order of loops, which is not in this table at all, decided far more. So decide where it matters, and measure.
@@ -503,7 +498,7 @@ compare(result, attention_row(*arguments), "the last, run by IREE", tol=1e-4)
 kernels = front_end.fuse(front_end.optimise(graph))
 print(f"{'our front end':28} {len(kernels)}:", ", ".join(map(str, kernels)))
 
-# %% tags=["hide-output"]
+# %% tags=["hide-cell"]
 dispatch_guess.settle(
     len(iree.dispatches(iree.stage(texts["named, two loops as one"], "flow")))
 )
@@ -521,18 +516,16 @@ dispatch_guess.settle(
 # | stream | when it runs, where its buffers lie |
 # | hal | calls of a driver; kernels become binaries |
 # | vm | the calls, as instructions of a small machine |
+#
+# Below, how many operations of each dialect a stage leaves; `linalg` lives until the kernels are made of it, and each stage's own dialect is gone in the next. Then the MLP for three devices that are not here. A compiler needs no device: for NVIDIA it writes PTX, an assembly text that the driver translates; for AMD a code object, an ELF file as on Linux; for Vulkan SPIR-V. What is in them can be read, and not run.
 
-# %%
+# %% tags=["hide-input"]
 text = texts["as captured"]
 for name in iree.STAGES:
     counted = iree.counts(iree.stage(text, name))
     known = {k: v for k, v in counted.items() if k in ("linalg", *iree.STAGES)}
     print(f"{name:6}", "  ".join(f"{dialect} {n}" for dialect, n in known.items()))
 
-# %% [markdown]
-# And the MLP for three devices that are not here:
-
-# %%
 module = mlir.optimise(mlir.from_graph(small_graph))
 text = str(mlir.to_linalg(module))
 for device, (_, _, ending) in iree.DEVICES.items():
@@ -607,13 +600,6 @@ explore(
 # iree-opt model.mlir --canonicalize --cse
 # ```
 #
-# Patterns may also change what is computed first. A chain of products is the textbook's case: [Cormen et al. 2022](https://mitpress.mit.edu/9780262046305/introduction-to-algorithms/ "cormen2022introduction") give 15,125 multiplications for the best order of six matrices. `CheapestOrder` is that algorithm as a pattern. It rounds otherwise, so it runs only when asked for.
-
-# %%
-count, order = mlir.cheapest([30, 35, 15, 5, 10, 20, 25])
-print(f"{count:,} multiplications: {order}")
-
-# %% [markdown]
 # ## What to keep
 #
 # ```python

@@ -7,7 +7,7 @@ compared with those that usual mistakes give.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -24,9 +24,8 @@ from xdsl.transforms.dead_code_elimination import region_dce
 from llmlab.checks.judging import Outcome, judge
 from llmlab.compilers import mlir
 from llmlab.compilers.front_end import TypeMismatch
+from llmlab.compilers.mlir import Block, Function, Op, Value, ssa
 from llmlab.compilers.mlir import dialect as lab
-from llmlab.compilers.mlir import ssa
-from llmlab.compilers.mlir.ssa import Block, Function, Op, Value
 from llmlab.course.grading.checking import Checks, Mistake, diagnose
 
 check = Checks("08-compilers/05-mlir")
@@ -446,43 +445,49 @@ def verifying(
         }
         for kind in kinds:
             if kind == "dominance" and not found["terminator"]:
-                if not all(used_well(function)):
+                uses = used_well(
+                    function, reads, same_block, other_block, arguments, unreachable
+                )
+                if not all(uses):
                     return kind
             elif found.get(kind):
                 return kind
         return ""
 
-    def used_well(function: Function):
-        idom = ssa.immediate_dominators(function)
-        blocks = function.blocks
-        home = {v: b for b in blocks for v in b.arguments} if arguments else {}
-        home |= {op.result: b for b in blocks for op in b.ops}
-        for place, block in enumerate(blocks):
-            if block not in idom:
-                if unreachable:
-                    yield all(v in home for op in block.ops for v in reads(op)) and (
-                        not any(reads(op) for op in block.ops)
-                    )
-                continue
-            above = set(block.arguments) if arguments else set()
-            for op in block.ops:
-                for value in reads(op):
-                    where = home.get(value)
-                    if where is block:
-                        yield value in above or same_block == "any"
-                    elif where is None or other_block == "none":
-                        yield False
-                    elif other_block == "earlier":
-                        yield blocks.index(where) < place
-                    elif other_block == "dominates":
-                        yield where in idom and ssa.dominates(idom, where, block)
-                    else:
-                        yield True
-                above.add(op.result)
-                if same_block == "itself":
-                    above.update(o.result for o in block.ops[: block.ops.index(op) + 2])
 
-    return way
+def used_well(
+    function: Function,
+    reads: Callable,
+    same_block: str,
+    other_block: str,
+    arguments: bool,
+    unreachable: bool,
+) -> Iterator[bool]:
+    """For each use, whether it is taken."""
+    idom = ssa.immediate_dominators(function)
+    blocks = function.blocks
+    home = {v: b for b in blocks for v in b.arguments} if arguments else {}
+    home |= {op.result: b for b in blocks for op in b.ops}
+    for place, block in enumerate(blocks):
+        if block not in idom:
+            if unreachable:
+                yield not any(reads(op) for op in block.ops)
+            continue
+        above = set(block.arguments) if arguments else set()
+        for op in block.ops:
+            for value in reads(op):
+                where = home.get(value)
+                if where is block:
+                    yield value in above or same_block == "any"
+                elif where is None or other_block == "none":
+                    yield False
+                elif other_block == "earlier":
+                    yield blocks.index(where) < place
+                elif other_block == "dominates":
+                    yield where in idom and ssa.dominates(idom, where, block)
+                else:
+                    yield True
+            above.add(op.result)
 
 
 def wrong_problems() -> dict[str, Callable]:
@@ -649,7 +654,7 @@ def run_transposes(answer: Callable, n: int) -> Outcome:
         ),
         (
             "`rewriter.replace(op, lab.TransposeOp.make(x, order=lab.dims(…)))` puts a"
-            " new operation there; `rewriter.replace(op, [], [value])` only a value. The"
+            " new operation there, `rewriter.replace(op, [], [value])` only a value. The"
             " inner one goes by itself when nobody reads it any more."
         ),
     ),

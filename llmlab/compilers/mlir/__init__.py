@@ -28,6 +28,7 @@ from llmlab.compilers.mlir.machine import (
     lower,
 )
 from llmlab.compilers.mlir.patterns import apply, cheapest, optimise
+from llmlab.compilers.mlir.ssa import Block, Function, Op, Value
 from llmlab.compilers.mlir.ssa_text import as_llvm, as_mlir
 from llmlab.compilers.mlir.to_linalg import (
     Linalg,
@@ -40,11 +41,15 @@ from llmlab.compilers.mlir.to_linalg import (
 
 __all__ = [
     "TARGETS",
+    "Block",
     "Buffers",
     "Compiled",
+    "Function",
     "Linalg",
     "NotLegal",
+    "Op",
     "Scalars",
+    "Value",
     "apply",
     "as_llvm",
     "as_mlir",

@@ -37,8 +37,7 @@ from xdsl.dialects.linalg.abstract_ops import LinalgStructuredOperation
 from xdsl.ir import Block, Operation, SSAValue
 from xdsl.rewriter import InsertPoint, Rewriter
 
-from llmlab.compilers.front_end import Life, Node, Type, arena, plan
-from llmlab.compilers.front_end.memory import ALIGNMENT
+from llmlab.compilers.front_end import ALIGNMENT, Life, Node, Type, arena, plan
 from llmlab.compilers.mlir.dialect import body, function
 
 OFFSET = "lab.offset"  # an attribute of an allocation: where it lies in the arena

@@ -17,8 +17,7 @@ from xdsl.dialects.builtin import IntegerAttr, ModuleOp, UnitAttr, i64
 from xdsl.ir import Block, SSAValue
 from xdsl.transforms.dead_code_elimination import region_dce
 
-from llmlab.compilers.front_end import Graph, Node
-from llmlab.compilers.front_end.rules import Bindings, match
+from llmlab.compilers.front_end import Bindings, Graph, Node, match
 from llmlab.compilers.mlir import dialect as lab
 
 
