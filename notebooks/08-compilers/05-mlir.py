@@ -62,13 +62,13 @@ print("bit by bit the same:", same)
 print(f"{took['i, j, k'] / took['i, k, j']:.0f} times as fast on this CPU")
 
 # %% [markdown]
-# In the order i, k, j the innermost loop goes along a row, and LLVM can do many numbers in one instruction. LLVM does not exchange the loops itself here. On the level where the operation is called `matmul`, exchanging them is a change of one line. **Each decision is easy on one level and hard on those below.**
+# In the order i, k, j the innermost loop goes along a row, and LLVM can do many numbers in one instruction. LLVM does not exchange the loops itself here: it would have to prove first that nothing else changes. On the level where the operation is called `matmul` that is known, and exchanging them is one pattern. **Each decision is easy on one level and hard on those below.**
 #
 # ## Predict
 
 # %%
 copy_guess = predict(
-    "Two transposes that undo each other, written as loops. What is left by LLVM?",
+    "Two transposes that undo each other, as loops. What does LLVM leave of them?",
     choices=("nothing but a copy", "one transpose", "two transposes"),
 )
 dispatch_guess = predict(
@@ -121,8 +121,8 @@ print([ssa.run(program, a)[0] for a in (3, 7)])
 # | dialect | says | decided on the way down from it |
 # |---|---|---|
 # | `lab`, ours | what: matmul, gelu | which operations are one |
-# | `linalg` on tensors | loops, by maps from turns to numbers | the order of loops |
-# | `linalg` on `memref` | where: buffers | their number, and who shares bytes |
+# | `linalg` on tensors | loops, by maps from turns to numbers | how many buffers, and who shares bytes |
+# | `linalg` on `memref` | where the numbers lie | the order of loops |
 # | `scf` | loops, one by one | – |
 # | `cf` | blocks and jumps | – |
 # | `llvm` | instructions on pointers | registers, vectors (by LLVM) |
@@ -176,23 +176,23 @@ for line in right:
     owners.append(palette.blue if owner < 2 else palette.vermillion)
 
 fig, (a, b) = plt.subplots(1, 2, figsize=(5.0, 3.4), width_ratios=(1, 1.25))
-for place, line in enumerate(left):
-    color = (palette.blue, palette.vermillion)[place]
-    name, operands, types = re.match(r".*(lab\.\w+) (.*) : .*-> (.*)", line).groups()
-    at = 3 + 9 * place
-    a.barh(-at - 0.6, 0.04, 3.2, left=0, color=color)
-    for row, words in enumerate((name, operands, types)):
-        a.text(
-            0.07, -at - row + 0.2, words, family="monospace", fontsize=9, va="center"
-        )
-row = 0
-for line, color in zip(right, owners, strict=True):
-    for part in wrapped(line):
-        b.barh(-row, 0.03, 0.95, left=0, color=color)
-        b.text(0.05, -row, part, family="monospace", fontsize=9, va="center_baseline")
-        row += 1
+rows = [
+    (part, color)
+    for line, color in zip(right, owners, strict=True)
+    for part in wrapped(line)
+]
+for row, (part, color) in enumerate(rows):
+    b.barh(-row, 0.03, 1, left=0, color=color)
+    b.text(0.05, -row, part, family="monospace", fontsize=9, va="center_baseline")
+for line, color in zip(left, (palette.blue, palette.vermillion), strict=True):
+    own = [row for row, (_, each) in enumerate(rows) if each == color]
+    a.barh([-row for row in own], 0.04, 1, left=0, color=color)
+    words = re.match(r".*(lab\.\w+) (.*) : .*-> (.*)", line).groups()
+    for row, word in enumerate(words):
+        at = sum(own) / len(own) + row - 1
+        a.text(0.08, -at, word, family="monospace", fontsize=9, va="center_baseline")
 for ax, title in ((a, "lab: 2 operations"), (b, "scf: 7 loops")):
-    ax.set(xlim=(0, 1), ylim=(-row, 1))
+    ax.set(xlim=(0, 1), ylim=(-len(rows), 1))
     ax.set_title(title, fontsize=10)
     ax.axis("off")
 figure(
@@ -358,7 +358,7 @@ for name, program in broken_programs().items():
     print(f"{name:28}{ours:10}{xdsl:10}{theirs}")
 
 # %% [markdown]
-# xDSL 0.74 checks operations, and not whether definitions dominate uses. It is made for trying things out, and MLIR reads the same text. So every program that we write at `linalg`, `memref`, `scf` and `cf` is given to MLIR in the tests.
+# xDSL 0.74 checks each operation, and neither whether definitions dominate uses nor what a jump hands on. It is made for trying things out, and MLIR reads the same text. So every program that we write at `linalg`, `memref`, `scf` and `cf` is given to MLIR in the tests.
 #
 # ## Write an operation, lower it, run it
 #
@@ -463,8 +463,8 @@ b.barh(
     color=palette.vermillion,
     label="arena",
 )
-a.set_xlabel("passes over tensors")
-b.set_xlabel("kB between (pale), arena")
+a.set_xlabel("passes")
+b.set_xlabel("kB (red: arena)")
 a.invert_yaxis()
 figure(
     fig,
@@ -538,37 +538,47 @@ for device, (_, _, ending) in iree.DEVICES.items():
 # %% [markdown]
 # ## Play
 #
-# One program, level by level.
+# One product, level by level; the line that multiplies is blue.
 
 # %% tags=["hide-input", "slider", "nbval-ignore-output"]
 LEVELS = mlir.lower(mlir.optimise(mlir.from_graph(small_graph))).stages
 
 
-def excerpt(stage, rows=13, width=46):
-    """Some lines of it, without types."""
-    lines = []
-    for line in stage.text.splitlines():
-        if re.search(r" = |scf\.for|store", line):
-            line = re.sub(r" : .*| \{indexing_maps.*?\}|\(tensor.*", "", line)
-            lines.append(line.strip().replace('"', "")[:width])
-    return lines[:rows]
+TYPES = r" : \(.*| : \w+(?=\})| : [^)]*| -> .*|\(tensor.*|inbounds |\{indexing.*"
+
+
+def excerpt(stage, around=6, width=46):
+    """The lines about the product: (line, whether it multiplies)."""
+    lines = [re.sub(TYPES, "", line) for line in stage.text.splitlines()]
+    lines = [re.sub(r"  +(?=0x)", " ", line.replace('"', "")) for line in lines]
+    at = next(i for i, line in enumerate(lines) if re.search("matmul|mulf|fmul", line))
+    shown = range(max(0, at - around), min(at + around, len(lines)))
+    skipped = r"builtin|func\.|^\s*\}|^\s*$|constant"
+    shown = [i for i in shown if not re.search(skipped, lines[i])]
+    margin = min(len(lines[i]) - len(lines[i].lstrip()) for i in shown)
+    return [(lines[i][margin:][:width], i == at) for i in shown]
 
 
 def draw(level: int):
     stage = LEVELS[level]
     fig, ax = plt.subplots(figsize=(4.6, 3.6))
-    for place, line in enumerate(excerpt(stage)):
-        ax.text(0, -place, line, family="monospace", fontsize=9)
+    for place, (line, hit) in enumerate(excerpt(stage)):
+        color = palette.blue if hit else ax.xaxis.label.get_color()
+        weight = "bold" if hit else "normal"
+        style = {"family": "monospace", "fontsize": 9, "weight": weight}
+        ax.text(0, -place, line, color=color, **style)
     ax.set(xlim=(0, 1), ylim=(-13, 1))
-    ax.set_title(f"{stage.name}: {stage.operations} operations", fontsize=10)
+    ax.set_title(f"{stage.name}: {stage.operations} operations in all", fontsize=10)
     ax.axis("off")
     return fig
 
 
 def told(level: int) -> str:
     stage = LEVELS[level]
-    lines = "; ".join(excerpt(stage, rows=4))
-    return f"the MLP at {stage.name}, {stage.operations} operations: {lines}"
+    lines = "; ".join(line.strip() for line, hit in excerpt(stage) if hit)
+    return (
+        f"the MLP at {stage.name}, {stage.operations} operations; its product: {lines}"
+    )
 
 
 def missing(level: int) -> str:

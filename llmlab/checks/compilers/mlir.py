@@ -654,8 +654,8 @@ def run_transposes(answer: Callable, n: int) -> Outcome:
         ),
         (
             "`rewriter.replace(op, lab.TransposeOp.make(x, order=lab.dims(…)))` puts a"
-            " new operation there, `rewriter.replace(op, [], [value])` only a value. The"
-            " inner one goes by itself when nobody reads it any more."
+            " new operation there, `rewriter.replace(op, [], [value])` only a value."
+            " The inner one goes by itself when nobody reads it any more."
         ),
     ),
 )

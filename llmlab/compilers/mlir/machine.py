@@ -124,7 +124,7 @@ def lower(
 
 def staged(name: str, module: ModuleOp) -> Stage:
     """A module as it is now."""
-    skipped = ("builtin.module", "func.func", "llvm.func")
+    skipped = ("builtin.module", "func.func", "llvm.func", "func.return")
     count = sum(op.name not in skipped for op in module.walk())
     return Stage(name, str(module), count)
 

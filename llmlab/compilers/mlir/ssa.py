@@ -158,7 +158,7 @@ def lines(function: Function) -> Iterator[str]:
             words += [f"{blocks.get(b, '^?')}({listed(v)})" for b, v in op.targets]
             made = f"{names[op.result]} = " if op.result else ""
             kind = f" : {op.result.type}" if op.result else ""
-            yield f"  {made}{op.name} {', '.join(words)}{kind}".rstrip()
+            yield f"  {made}{' '.join([op.name, ', '.join(words)]).rstrip()}{kind}"
 
 
 # The graph of blocks ------------------------------------------------------------------
