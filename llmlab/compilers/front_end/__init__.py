@@ -39,6 +39,7 @@ from llmlab.compilers.front_end.ir import (
     run,
 )
 from llmlab.compilers.front_end.memory import (
+    ALIGNMENT,
     Life,
     arena,
     lifetimes,
@@ -55,14 +56,16 @@ from llmlab.compilers.front_end.passes import (
     remove_dead,
     simplify,
 )
-from llmlab.compilers.front_end.rules import FAST_MATH, RULES, Rule
+from llmlab.compilers.front_end.rules import FAST_MATH, RULES, Bindings, Rule, match
 from llmlab.compilers.front_end.to_onnx import to_onnx
 
 __all__ = [
+    "ALIGNMENT",
     "FAST_MATH",
     "OPS",
     "PASSES",
     "RULES",
+    "Bindings",
     "CannotCapture",
     "Graph",
     "Kernel",
@@ -88,6 +91,7 @@ __all__ = [
     "lifetimes",
     "lines",
     "made",
+    "match",
     "merge_equal",
     "most_alive",
     "one_by_one",
