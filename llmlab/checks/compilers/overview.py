@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmlab.checks.judging import Outcome, judge
+from llmlab.compilers import overview as ov
 from llmlab.compilers.overview import (
     FUNCTIONS_OF_LLVM,
     INSTRUCTIONS,
@@ -24,10 +25,8 @@ from llmlab.compilers.overview import (
     compile_ir,
     exp,
     hot_loop,
-    linearise as right_linearise,
     literal,
     loop,
-    lower as right_lower,
     maximum,
     minimum,
     sqrt,
@@ -72,7 +71,7 @@ def list_cases() -> list[Expression]:
 def run_list(answer: Callable, n: int) -> Outcome:
     """Case n: what is missing, twice, too early, or should not be there."""
     result = list_cases()[n]
-    wanted = right_linearise(result)
+    wanted = ov.linearise(result)
     number = {node: i for i, node in enumerate(wanted)}
     found = expect(answer(result), kind=list, what="linearise(result)")
     if not all(isinstance(node, Expression) for node in found):
@@ -116,7 +115,7 @@ def run_list(answer: Callable, n: int) -> Outcome:
 def linearise(answer):
     """An expression as a list: each operation once, after those that it reads."""
     cases = len(list_cases())
-    judge(answer, run_list, right_linearise, wrong_lists(), cases, "linearise(result)")
+    judge(answer, run_list, ov.linearise, wrong_lists(), cases, "linearise(result)")
 
 
 def every_way(result: Expression) -> list[Expression]:
@@ -136,7 +135,7 @@ def by_levels(result: Expression) -> list[Expression]:
 def by_looks(result: Expression) -> list[Expression]:
     """One for all that look the same."""
     kept: dict[tuple, Expression] = {}
-    for node in right_linearise(result):
+    for node in ov.linearise(result):
         kept.setdefault((node.op, node.value, node.inputs), node)
     return list(kept.values())
 
@@ -147,21 +146,21 @@ def wrong_lists() -> dict[str, Callable]:
         "a value that is read twice stands in the list twice: it is computed once, so"
         " look whether it is there already": every_way,
         "the list stands on its head: first what an operation reads, then the"
-        " operation": lambda result: right_linearise(result)[::-1],
+        " operation": lambda result: ov.linearise(result)[::-1],
         "level by level from the result is not enough: a value may be read near the"
         " result and far below it, and must come before both": by_levels,
         "the result is missing: it is the last of the list": lambda result: (
-            right_linearise(result)[:-1]
+            ov.linearise(result)[:-1]
         ),
         "only what the result reads directly is there: go on from there": lambda r: [
             *dict.fromkeys(r.inputs),
             r,
         ],
         "arguments and constants are missing: they are values like others": lambda r: [
-            node for node in right_linearise(r) if node.inputs
+            node for node in ov.linearise(r) if node.inputs
         ],
         "constants are missing: they are values like others": lambda r: [
-            node for node in right_linearise(r) if node.op != "constant"
+            node for node in ov.linearise(r) if node.op != "constant"
         ],
         "two expressions that look alike became one: go by the object, `node in order`,"
         " and leave merging to a later pass": by_looks,
@@ -191,7 +190,7 @@ def line_cases() -> list[tuple[Callable, int]]:
 def run_lines(answer: Callable, n: int) -> Outcome:
     """Case n: what machine code of the lines computes."""
     function, arguments = line_cases()[n]
-    program = right_linearise(trace(function, arguments))
+    program = ov.linearise(trace(function, arguments))
     found = expect(answer(program), kind=tuple, what="lower(program)")
     if len(found) != 2 or not isinstance(found[1], str):
         raise Mistake("return the list of lines, and the name of the last value")
@@ -249,7 +248,7 @@ def lower(answer):
     judge(
         answer,
         run_lines,
-        right_lower,
+        ov.lower,
         wrong_lines(),
         len(line_cases()),
         "lower(program)",
@@ -327,9 +326,7 @@ def wrong_lines() -> dict[str, Callable]:
         ),
         "the result is the value of the first line: it is that of the last node of the"
         " program": lowering(
-            result=lambda program, names, lines: (
-                "%v0" if lines else names[program[-1]]
-            )
+            result=lambda program, names, lines: "%v0" if lines else names[program[-1]]
         ),
     }
 
@@ -379,8 +376,8 @@ def hard_swish(answer):
         )
     if len(hot_loop(text)) > 15:
         raise Mistake(
-            f"the values are right, and the loop has {len(hot_loop(text))} instructions:"
-            " 15 are enough. Compute y once, and clamp with one maximum and one minimum"
+            f"the values are right, and the loop has {len(hot_loop(text))}"
+            " instructions: 15 are enough. Compute y once, and clamp with one maximum and one minimum"
         )
 
 
@@ -397,8 +394,9 @@ def wrong_swishes(x: Tensor, b: Tensor) -> dict[str, Tensor]:
         "the sixth is missing": y * (y + 3).clamp(0, 6),
         "the factor y is missing: this is the gate alone": (y + 3).clamp(0, 6) / 6,
         "the outer factor is y = x + b, not x": x * (y + 3).clamp(0, 6) / 6,
-        "maximum and minimum are exchanged: with maximum(…, 6) nothing is left of"
-        " y": (y * (y + 3).clamp(max=0).clamp(min=6) / 6),
+        "maximum and minimum are exchanged: with maximum(…, 6) nothing is left of y": (
+            y * (y + 3).clamp(max=0).clamp(min=6) / 6
+        ),
     }
 
 

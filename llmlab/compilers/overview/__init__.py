@@ -11,7 +11,7 @@ Start with `expressions`.
 """
 
 from llmlab.compilers.overview.expressions import (
-    FUNCTIONS as FUNCTIONS_OF_LLVM,
+    FUNCTIONS_OF_LLVM,
     INSTRUCTIONS,
     Expression,
     exp,
@@ -30,7 +30,7 @@ from llmlab.compilers.overview.languages import (
     FUNCTIONS,
     LANGUAGES,
     Text,
-    lower as in_language,
+    in_language,
 )
 from llmlab.compilers.overview.machine import (
     LEVELS,

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 # operation → LLVM's instruction, or the function that LLVM knows by that name
 INSTRUCTIONS = {"add": "fadd", "sub": "fsub", "mul": "fmul", "div": "fdiv"}
-FUNCTIONS = {
+FUNCTIONS_OF_LLVM = {
     "maximum": "llvm.maximum.f32",
     "minimum": "llvm.minimum.f32",
     "sqrt": "llvm.sqrt.f32",
@@ -33,7 +33,7 @@ class Expression:
     """One operation and what it reads. The same object may be read several times.
 
     Attributes:
-        op: "argument", "constant", or a key of INSTRUCTIONS or FUNCTIONS.
+        op: "argument", "constant", or a key of INSTRUCTIONS or FUNCTIONS_OF_LLVM.
         value: of a constant its number, of an argument its place.
     """
 
@@ -169,7 +169,7 @@ def lower(program: Sequence[Expression]) -> tuple[list[str], str]:
             right = f"{INSTRUCTIONS[node.op]} float {', '.join(read)}"
         else:
             floats = ", ".join(f"float {name}" for name in read)
-            right = f"call float @{FUNCTIONS[node.op]}({floats})"
+            right = f"call float @{FUNCTIONS_OF_LLVM[node.op]}({floats})"
         lines.append(f"{names[node]} = {right}")
     return lines, names[program[-1]]
 
@@ -185,7 +185,7 @@ def loop(body: Sequence[str], result: str, arguments: int) -> str:
     inside = "".join(f"  {line}\n" for line in [*loads, *body])
     known = "".join(
         f"declare float @{name}({', '.join(['float'] * inputs)})\n"
-        for op, name in FUNCTIONS.items()
+        for op, name in FUNCTIONS_OF_LLVM.items()
         for inputs in [2 if op in ("maximum", "minimum") else 1]
         if f"@{name}(" in inside
     )

@@ -2,6 +2,8 @@
 
     FX        PyTorch: torch.export captures, operations are ATen's
     ONNX      a file for others to read: torch.onnx
+    StableHLO what JAX hands to XLA, stored, for JAX is not in the environment
+    HLO       what XLA's passes leave for a CPU, stored
     Relax     TVM's graph, from the same export
     TIR       TVM's loops, one function per operation of Relax
     linalg    MLIR, from the same export, by the importer that IREE brings
@@ -50,7 +52,7 @@ class Text:
         return [line for line in self.text.splitlines() if line.strip()]
 
 
-def lower(function: str, language: str) -> Text:
+def in_language(function: str, language: str) -> Text:
     """`mlp` or `attention_row`, with the inputs of `example_inputs`, in a language.
 
     Where there is no Triton (it has wheels for Linux alone), its text is the stored
@@ -122,6 +124,26 @@ def to_onnx_text(function: str) -> tuple[str, str]:
     text = onnx.printer.to_text(model.graph)
     # `["/Gelu"] y = Gelu …`: the node's own name is not needed
     return f"torch.onnx {version('torch')}", re.sub(r'\["[^"]*"\] ', "", text)
+
+
+# XLA ----------------------------------------------------------------------------------
+
+
+def stored_by_jax(function: str, ending: str) -> tuple[str, str]:
+    """A text of scripts/golden/overview_goldens.py; its first line has the version."""
+    stored = (STORED / f"{function}.{ending}").read_text(encoding="utf-8")
+    first, text = stored.split("\n", 1)
+    return f"{first.removeprefix('// ')}, stored", text.strip()
+
+
+def to_stablehlo(function: str) -> tuple[str, str]:
+    """What JAX hands to XLA."""
+    return stored_by_jax(function, "stablehlo")
+
+
+def to_hlo(function: str) -> tuple[str, str]:
+    """What XLA's passes leave: fusions, and the layout of each array."""
+    return stored_by_jax(function, "hlo")
 
 
 # TVM ----------------------------------------------------------------------------------
@@ -211,10 +233,10 @@ def triton_text(function: str, stage: str) -> tuple[str, str]:
     """One stage, without the places in the source; the stored one without Triton."""
     if find_spec("triton") is None:
         stored = STORED / f"{function}.{stage}"
-        return "Triton, stored", stored.read_text(encoding="utf-8")
+        return "Triton 3.7.1, stored", stored.read_text(encoding="utf-8").strip()
     text = re.sub(r"^#loc.*\n", "", triton_stages(function)[stage], flags=re.M)
-    # %x: !tt.ptr<f32> loc("x"(#loc)) and … loc(#loc12)
-    text = re.sub(r' loc\("\w+"\(#loc\w*\)\)| loc\(#?\w*\)', "", text)
+    # loc("x"(#loc)), loc(#loc12), loc(callsite(#loc1 at #loc2))
+    text = re.sub(r" loc\((?:[^()]+|\([^()]*\))*\)", "", text)
     return f"Triton {version('triton')}", text.strip()
 
 
@@ -238,6 +260,8 @@ def version(package: str) -> str:
 LANGUAGES: dict[str, Callable[[str], tuple[str, str]]] = {
     "FX": to_fx,
     "ONNX": to_onnx_text,
+    "StableHLO": to_stablehlo,
+    "HLO": to_hlo,
     "Relax": to_relax,
     "TIR": to_tir,
     "linalg": to_linalg,

@@ -102,7 +102,7 @@ def assembly(ir: str, target: str = "x86-64, AVX2", level: int = 3) -> str:
     its = machine(target, level)
     text = its.emit_assembly(optimise(ir, its, level))
     lines = text.split("\nf:\n")[1].split(".Lfunc_end0")[0].splitlines()
-    # remarks: "# xmm0 = mem[0]" on x86, "// 16-byte spill" on Arm, where "#4" is a number
+    # remarks: "# xmm0 = mem[0]" on x86, "// 16-byte spill" on Arm ("#4" is a number)
     kept = [re.sub(r"\s*(# |//).*", "", line) for line in lines]
     is_remark = re.compile(r"\s*(\.(p2align|cfi|file|size|type|section).*)?")
     return "\n".join(line for line in kept if not is_remark.fullmatch(line))

@@ -14,6 +14,8 @@ from llmlab.compilers.overview.languages import TILE, Text
 COMPUTES = {
     "FX": r"= torch\.ops\.",
     "ONNX": r" = (?!Constant)[A-Z]\w* ",
+    "StableHLO": r" = stablehlo\.(?!constant|broadcast)",
+    "HLO": r"= f32\[\S* (?!parameter|constant|broadcast|fusion)\w+\(",
     "Relax": r" = R\.",
     "TIR": r"^\s*with T\.sblock\(",
     "linalg": r" = (linalg|arith|math)\.(?!constant)",
@@ -23,7 +25,8 @@ COMPUTES = {
 # A decision → what stands in a text that has made it. All are about `mlp`.
 DECISIONS = {
     "spelled out: GELU in + and ×": r"0\.04471|4\.471500e-02",
-    "memory: buffers or pointers": r"T\.Buffer|!tt\.ptr",
+    "what runs together": r" fusion\(|tt\.func",
+    "memory: how arrays lie there": r"\]\{1,0\}|T\.Buffer|!tt\.ptr",
     "loops, in an order": r"for .* in T\.grid|scf\.for",
     f"tile: {TILE['R']} × {TILE['C']}": rf"tensor<{TILE['R']}x{TILE['C']}xf32",
     "precision of the product": r"inputPrecision",
@@ -67,11 +70,18 @@ def root_two_over_pi(text: Text) -> float | None:
 
 
 def parts(text: Text) -> list[str]:
-    """For each line of `mlp`, which part of it it computes: one of PARTS, or ""."""
+    """For each line of `mlp`, which part of it it computes: one of PARTS, or "".
+
+    Raises:
+        ValueError: a language for which nobody has said how to tell.
+    """
     if text.language == "TIR":
         return parts_of_tir(text)
     if text.language == "linalg":
         return parts_of_linalg(text)
+    if text.language not in WORDS:
+        known = ", ".join([*WORDS, "TIR", "linalg"])
+        raise ValueError(f"language {text.language!r} has no parts here: {known} have")
     found = []
     for line in text.lines:
         match = [

@@ -90,7 +90,7 @@ def by_iree(function: str, cpu: str) -> Runs:
     import iree.compiler
     import iree.runtime
 
-    text = languages.lower(function, "linalg").text
+    text = languages.in_language(function, "linalg").text
     module = iree.compiler.compile_str(
         text,
         target_backends=["llvm-cpu"],

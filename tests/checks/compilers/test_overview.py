@@ -64,7 +64,7 @@ def lines_with_other_names(program):
                 continue
         names.append(f"%step.{i}")
         if node.op in ("add", "sub", "mul", "div"):
-            lines.append("  %s = f%s float %s,%s" % (names[-1], node.op, *read))
+            lines.append(f"  {names[-1]} = f{node.op} float {read[0]},{read[1]}")
         else:
             given = ", ".join("float " + each for each in read)
             lines.append(f"{names[-1]} = call float @llvm.{node.op}.f32({given})")
@@ -230,9 +230,7 @@ SWISHES = {
     "the upper end is missing": lambda x, b, y: y * maximum(y + 3, 0) * (1 / 6),
     "the lower end is missing": lambda x, b, y: y * minimum(y + 3, 6) * (1 / 6),
     "the sixth is missing": lambda x, b, y: y * minimum(maximum(y + 3, 0), 6),
-    "this is the gate alone": lambda x, b, y: (
-        minimum(maximum(y + 3, 0), 6) * (1 / 6)
-    ),
+    "this is the gate alone": lambda x, b, y: minimum(maximum(y + 3, 0), 6) * (1 / 6),
     "the outer factor is y": lambda x, b, y: (
         x * minimum(maximum(y + 3, 0), 6) * (1 / 6)
     ),
