@@ -103,12 +103,12 @@ check.lower(lower)
 # ## Exercise 3: hard_swish
 # ●●●○○ difficulty · ●●●●● importance · 15 minutes · 3 points
 #
-# A function of your own as machine code. With $y = x + b$, compute $y \cdot \min(\max(y + 3,\, 0),\, 6)\, /\, 6$. Use `+`, `*`, `maximum` and `minimum`; `x` and `b` are expressions. The check compiles it, runs it on this CPU, and reads its assembly for AVX2: no division may be left, no call, and at most 15 instructions in the loop.
+# A function of your own as machine code: the hard swish of MobileNetV3 ([Howard et al. 2019](https://arxiv.org/abs/1905.02244 "howard2019searching")). With $y = x + b$, compute $y \cdot \min(\max(y + 3,\, 0),\, 6)\, /\, 6$. Use `+`, `*`, `maximum` and `minimum`; `x` and `b` are expressions. The check compiles it, runs it on this CPU, and reads its assembly for AVX2: no division may be left, no call, and at most 15 instructions in the loop.
 
 
 # %% tags=["exercise"]
 def hard_swish(x: Expression, b: Expression) -> Expression:
-    """The gate of MobileNetV3, after a bias."""
+    """The hard swish, after a bias."""
     # BEGIN SOLUTION
     y = x + b
     return y * minimum(maximum(y + 3, 0), 6) * (1 / 6)
@@ -125,7 +125,7 @@ check.hard_swish(hard_swish)
 print(loop_of(hard_swish))
 
 # %% [markdown] tags=["solution"]
-# A compiler may not write $y \cdot \frac16$ for $y / 6$: for some $y$ the last bit differs, and it must not change results unasked. The one who wrote the formula may. On x86 the maximum takes four instructions, for `vmaxps` alone would drop a NaN; AArch64 has one instruction, `fmax`, that keeps it.
+# A compiler may not write $y \cdot \frac16$ for $y / 6$: for some $y$ the last bit differs, and it must not change results unasked. The one who wrote the formula may. On x86 the maximum takes three instructions, for `vmaxps` alone would drop a NaN; AArch64 has one instruction, `fmax`, that keeps it.
 
 # %% [markdown]
 # ## Exercise 4: guarded_call

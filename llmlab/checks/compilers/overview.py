@@ -377,7 +377,8 @@ def hard_swish(answer):
     if len(hot_loop(text)) > 15:
         raise Mistake(
             f"the values are right, and the loop has {len(hot_loop(text))}"
-            " instructions: 15 are enough. Compute y once, and clamp with one maximum and one minimum"
+            " instructions: 15 are enough. Compute y once, and clamp with one maximum"
+            " and one minimum"
         )
 
 
@@ -469,8 +470,8 @@ def run_calls(answer: Callable, n: int) -> Outcome:
         " Of a tensor, what is assumed is its shape and its dtype.",
         "Of any other argument, its type and its value: 1, 1.0 and True are equal for"
         " a dict, and code that was made for one need not be right for another.",
-        "Make the key. If it is not in the dict and there is room for one more, compile."
-        " If it is in the dict now, call that version; else call `function`.",
+        "Make the key. If it is not in the dict and there is room for one more,"
+        " compile. If it is in the dict now, call that version; else call `function`.",
     ),
 )
 def guarded_call(answer):

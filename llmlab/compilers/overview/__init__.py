@@ -29,6 +29,7 @@ from llmlab.compilers.overview.expressions import (
 from llmlab.compilers.overview.languages import (
     FUNCTIONS,
     LANGUAGES,
+    STORED,
     Text,
     in_language,
 )
@@ -63,6 +64,7 @@ __all__ = [
     "LANGUAGES",
     "LEVELS",
     "PARTS",
+    "STORED",
     "TARGETS",
     "TOOLS",
     "Compiled",

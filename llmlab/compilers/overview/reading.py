@@ -24,14 +24,14 @@ COMPUTES = {
 }
 # A decision → what stands in a text that has made it. All are about `mlp`.
 DECISIONS = {
-    "spelled out: GELU in + and ×": r"0\.04471|4\.471500e-02",
+    "GELU in + and ×": r"0\.04471|4\.471500e-02",
     "what runs together": r" fusion\(|tt\.func",
-    "memory: how arrays lie there": r"\]\{1,0\}|T\.Buffer|!tt\.ptr",
+    "how arrays lie": r"\]\{1,0\}|T\.Buffer|!tt\.ptr",
     "loops, in an order": r"for .* in T\.grid|scf\.for",
-    f"tile: {TILE['R']} × {TILE['C']}": rf"tensor<{TILE['R']}x{TILE['C']}xf32",
-    "precision of the product": r"inputPrecision",
-    "threads: who computes what": r"threads-per-warp",
-    "shared memory of the GPU": r"#smem",
+    "tile": rf"tensor<{TILE['R']}x{TILE['C']}xf32",
+    "digits of the product": r"inputPrecision",
+    "which thread": r"threads-per-warp",
+    "shared memory": r"#smem",
 }
 # The shape of the whole result, 128 × 512, which a later step could still use.
 WHOLE = r"128, ?512\]|\(128, 512\)|int64\(128\), T\.int64\(512\)|128x512x"
