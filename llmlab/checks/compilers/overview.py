@@ -1,0 +1,596 @@
+"""Checks of 08-compilers/01-overview.
+
+A list of operations may be in any order that works, and lines of LLVM IR may have any
+names: what is judged is whether the list is complete and what the lines compute, once
+LLVM has made machine code of them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llmlab.checks.judging import Outcome, judge
+from llmlab.compilers import overview as ov
+from llmlab.compilers.overview import (
+    FUNCTIONS_OF_LLVM,
+    INSTRUCTIONS,
+    Expression,
+    assembly,
+    compile_expression,
+    compile_ir,
+    exp,
+    hot_loop,
+    literal,
+    loop,
+    maximum,
+    minimum,
+    sqrt,
+    tanh,
+    to_llvm,
+    trace,
+)
+from llmlab.course.grading.checking import Checks, Mistake, diagnose, expect
+
+check = Checks("08-compilers/01-overview")
+
+
+# 1 ------------------------------------------------------------------------------------
+
+
+def deep_and_shallow(x: Expression, y: Expression) -> Expression:
+    """x is read near the result and far below it."""
+    inner = exp(y) * y
+    return (inner + tanh(inner * x)) - (inner / x)
+
+
+def same_numbers(x: Expression) -> Expression:
+    """Two constants that are equal and not the same object, and one read twice."""
+    half = Expression("constant", value=0.5)
+    return (x * half + half) * (x + 0.5)
+
+
+def list_cases() -> list[Expression]:
+    """Results; each is an expression with values that are read once or more."""
+    return [
+        trace(lambda x, y: x * y + 1, 2),
+        trace(lambda x: x * x, 1),
+        trace(deep_and_shallow, 2),
+        trace(same_numbers, 1),
+        trace(lambda x, y: y, 2),
+        trace(lambda x: tanh(tanh(tanh(-x))) + x, 1),
+        trace(lambda x, y, z: sqrt((x - y) * (x - y) + z) / ((y - x) + 2), 3),
+        Expression("constant", value=2.0),
+    ]
+
+
+def run_list(answer: Callable, n: int) -> Outcome:
+    """Case n: what is missing, twice, too early, or should not be there."""
+    result = list_cases()[n]
+    wanted = ov.linearise(result)
+    number = {node: i for i, node in enumerate(wanted)}
+    found = expect(answer(result), kind=list, what="linearise(result)")
+    if not all(isinstance(node, Expression) for node in found):
+        raise Mistake("the list must hold the expressions themselves")
+    first: dict[Expression, int] = {}
+    for place, node in enumerate(found):
+        first.setdefault(node, place)
+    early = [
+        number[node]
+        for node, place in first.items()
+        if node in number
+        and any(first.get(each, len(found)) > place for each in node.inputs)
+    ]
+    return {
+        "what is missing": [i for node, i in number.items() if node not in first],
+        "what stands there more than once": sorted(
+            number.get(node, -1)
+            for place, node in enumerate(found)
+            if first[node] < place
+        ),
+        "what comes before something that it reads": sorted(early),
+        "what was not in the expression": sum(node not in number for node in found),
+        "the last one": number.get(found[-1], -1) if found else None,
+    }
+
+
+@check.exercise(
+    points=2,
+    minutes=10,
+    difficulty=2,
+    importance=5,
+    hints=(
+        "First what an operation reads, then the operation: a function that calls"
+        " itself for each of `node.inputs` does that.",
+        "A value that is read twice is reached twice. Keep what is in the list already,"
+        " and return at once if the node is there.",
+        "`order = []`, and in it `def visit(node)`: if node is in order, return; visit"
+        " each of node.inputs; append node. Then `visit(result)`.",
+    ),
+)
+def linearise(answer):
+    """An expression as a list: each operation once, after those that it reads."""
+    cases = len(list_cases())
+    judge(answer, run_list, ov.linearise, wrong_lists(), cases, "linearise(result)")
+
+
+def every_way(result: Expression) -> list[Expression]:
+    """Without a look at what is there already."""
+    before = [node for each in result.inputs for node in every_way(each)]
+    return [*before, result]
+
+
+def by_levels(result: Expression) -> list[Expression]:
+    """Level by level from the result, then turned round."""
+    found = [result]
+    for node in found:
+        found += [each for each in node.inputs if each not in found]
+    return found[::-1]
+
+
+def by_looks(result: Expression) -> list[Expression]:
+    """One for all that look the same."""
+    kept: dict[tuple, Expression] = {}
+    for node in ov.linearise(result):
+        kept.setdefault((node.op, node.value, node.inputs), node)
+    return list(kept.values())
+
+
+def wrong_lists() -> dict[str, Callable]:
+    """Diagnosis → a wrong way."""
+    return {
+        "a value that is read twice stands in the list twice: it is computed once, so"
+        " look whether it is there already": every_way,
+        "the list stands on its head: first what an operation reads, then the"
+        " operation": lambda result: ov.linearise(result)[::-1],
+        "level by level from the result is not enough: a value may be read near the"
+        " result and far below it, and must come before both": by_levels,
+        "the result is missing: it is the last of the list": lambda result: (
+            ov.linearise(result)[:-1]
+        ),
+        "only what the result reads directly is there: go on from there": lambda r: [
+            *dict.fromkeys(r.inputs),
+            r,
+        ],
+        "arguments and constants are missing: they are values like others": lambda r: [
+            node for node in ov.linearise(r) if node.inputs
+        ],
+        "constants are missing: they are values like others": lambda r: [
+            node for node in ov.linearise(r) if node.op != "constant"
+        ],
+        "two expressions that look alike became one: go by the object, `node in order`,"
+        " and leave merging to a later pass": by_looks,
+    }
+
+
+# 2 ------------------------------------------------------------------------------------
+
+LINE = re.compile(r"%[\w.]+ = (f(add|sub|mul|div)|call) float .*")
+
+
+def line_cases() -> list[tuple[Callable, int]]:
+    """Functions of so many arguments: every operation, and orders that matter."""
+    return [
+        (lambda x, y: x * y + x, 2),
+        (lambda x, y: y - x / 3, 2),
+        (lambda x: 0.1 * x - 1 / x, 1),
+        (lambda x, y: exp(y) - tanh(x) * sqrt(y * y), 2),
+        (lambda x, y: maximum(x, 0.25) - minimum(y, x), 2),
+        (lambda x: x, 1),
+        (lambda x: Expression("constant", value=-0.3), 1),
+        (lambda x, y, z: (z - y) / (x - z), 3),
+        (lambda x: (x + 1) * (x + 1.5) - (x + 1), 1),
+    ]
+
+
+def run_lines(answer: Callable, n: int) -> Outcome:
+    """Case n: what machine code of the lines computes."""
+    function, arguments = line_cases()[n]
+    program = ov.linearise(trace(function, arguments))
+    found = expect(answer(program), kind=tuple, what="lower(program)")
+    if len(found) != 2 or not isinstance(found[1], str):
+        raise Mistake("return the list of lines, and the name of the last value")
+    lines, result = expect(found[0], kind=list, what="the lines"), found[1]
+    for line in lines:
+        if not isinstance(line, str) or not LINE.fullmatch(line.strip()):
+            raise Mistake(
+                f"this is not a line that a loop can hold: {line!r}. One looks like"
+                " `%v0 = fadd float %x0, %x1`, or `%v1 = call float"
+                " @llvm.exp.f32(float %v0)`"
+            )
+    try:
+        code = compile_ir(loop(lines, result, arguments), arguments, level=0)
+    except ValueError as problem:
+        raise Mistake(explained(str(problem))) from None
+    random = torch.Generator().manual_seed(n)
+    inputs = [torch.randn(5, generator=random) + 0.1 for _ in range(arguments)]
+    return {
+        "what the lines compute": [f"{v:.4g}" for v in code(*inputs).tolist()],
+        "the number of lines": len(lines),
+    }
+
+
+def explained(problem: str) -> str:
+    """What LLVM says, and what it usually comes from."""
+    said = problem.removeprefix("LLVM cannot read this: ").strip().splitlines()
+    words = [line.strip() for line in said[:2]]
+    text = "LLVM cannot read your lines: " + "; ".join(words)
+    if "constant" in problem or "integer" in problem:
+        text += ". A number must be written by `literal(value)`"
+    elif "multiple definition" in problem or "redefinition" in problem:
+        text += ". Every line needs a name of its own"
+    elif "undefined" in problem:
+        text += ". A name is used that no line has given"
+    return text
+
+
+@check.exercise(
+    points=3,
+    minutes=20,
+    difficulty=3,
+    importance=4,
+    hints=(
+        "Go through the program in its order, and keep a dict from each node to the"
+        " name of its value. An argument and a constant have a name and no line.",
+        "An argument's name is `%x` and its place, `int(node.value)`; a constant's is"
+        " `literal(node.value)`; any other's is `%v` and the number of lines so far.",
+        "Of an instruction: `f'{name} = {INSTRUCTIONS[node.op]} float {a}, {b}'`. Of a"
+        " function, each operand is `float` and its name, in parentheses, after"
+        " `call float @` and FUNCTIONS_OF_LLVM[node.op].",
+    ),
+)
+def lower(answer):
+    """A line of LLVM IR per operation, and the name of the last value."""
+    judge(
+        answer,
+        run_lines,
+        ov.lower,
+        wrong_lines(),
+        len(line_cases()),
+        "lower(program)",
+    )
+
+
+def lowering(
+    argument: Callable = lambda node, seen: int(node.value),
+    read: Callable = lambda names, node: [names[each] for each in node.inputs],
+    number: Callable = lambda value: value,
+    op: Callable = lambda op: op,
+    result: Callable = lambda program, names, lines: names[program[-1]],
+) -> Callable:
+    """`lower`, and what comes out with one thing changed."""
+
+    def way(program: Sequence[Expression]) -> tuple[list[str], str]:
+        lines: list[str] = []
+        names: dict[Expression, str] = {}
+        seen = 0
+        for node in program:
+            if node.op == "argument":
+                names[node] = f"%x{argument(node, seen)}"
+                seen += 1
+                continue
+            if node.op == "constant":
+                names[node] = literal(number(node.value))
+                continue
+            operands = read(names, node)
+            name, kind = f"%v{len(lines)}", op(node.op)
+            names[node] = name
+            if kind in INSTRUCTIONS:
+                call = f"{INSTRUCTIONS[kind]} float {', '.join(operands)}"
+            else:
+                given = ", ".join(f"float {each}" for each in operands)
+                call = f"call float @{FUNCTIONS_OF_LLVM[kind]}({given})"
+            lines.append(f"{name} = {call}")
+        return lines, result(program, names, lines)
+
+    return way
+
+
+def previous_value(names: dict[Expression, str], node: Expression) -> list[str]:
+    """The second operand is whatever was computed last."""
+    found = [names[each] for each in node.inputs]
+    return [*found[:-1], [*names.values()][-1]]
+
+
+def renamed(**other: str) -> Callable:
+    """One operation for another."""
+    return lambda op: other.get(op, op)
+
+
+def wrong_lines() -> dict[str, Callable]:
+    """Diagnosis → a wrong way."""
+    return {
+        "x − y became y − x, or x / y became y / x: the operands stay in the order of"
+        " `node.inputs`": lowering(
+            read=lambda names, node: [names[each] for each in reversed(node.inputs)]
+        ),
+        "the operands were sorted by their names: x − y is not y − x": lowering(
+            read=lambda names, node: sorted(names[each] for each in node.inputs)
+        ),
+        "an argument's number is `node.value`, its place in the call; it is not the"
+        " order in which the program meets it": lowering(
+            argument=lambda node, seen: seen
+        ),
+        "the second operand is always the value before: look up the name of each of"
+        " `node.inputs`": lowering(read=previous_value),
+        "constants have lost what follows the point: keep the float": lowering(
+            number=lambda value: float(int(value))
+        ),
+        "constants have lost their sign": lowering(number=abs),
+        "maximum and minimum are exchanged": lowering(
+            op=renamed(maximum="minimum", minimum="maximum")
+        ),
+        "the result is the value of the first line: it is that of the last node of the"
+        " program": lowering(
+            result=lambda program, names, lines: "%v0" if lines else names[program[-1]]
+        ),
+    }
+
+
+# 3 ------------------------------------------------------------------------------------
+
+
+@check.exercise(
+    points=3,
+    minutes=15,
+    difficulty=3,
+    importance=5,
+    hints=(
+        "y = x + b first. Then `maximum` and `minimum` keep y + 3 between 0 and 6.",
+        "A compiler may not turn y / 6 into y · (1/6): the results differ in the last"
+        " bit for some y. You may decide that it does not matter.",
+    ),
+)
+def hard_swish(answer):
+    """y · min(max(y + 3, 0), 6) / 6 with y = x + b, as machine code without a division
+    and without a call.
+    """
+    for size in (1000, 37, 1):
+        x, b = torch.randn(2, size) * 4
+        y = x + b
+        try:
+            got = compile_expression(answer, 2)(x, b)
+        except ValueError as problem:
+            raise Mistake(str(problem)) from None
+        diagnose(
+            got,
+            right=F.hardswish(y),
+            mistakes=wrong_swishes(x, b),
+            what="hard_swish(x, b)",
+        )
+    ir = to_llvm(answer, 2)
+    text = assembly(ir)
+    if "call" in text:
+        raise Mistake(
+            "the machine code calls a function, once for each number: the formula needs"
+            " nothing but +, ×, maximum and minimum"
+        )
+    if re.search(r"\bv?div", text):
+        raise Mistake(
+            "the values are right, and the machine code divides, which takes several"
+            " times as long as a product: multiply by 1/6"
+        )
+    if len(hot_loop(text)) > 15:
+        raise Mistake(
+            f"the values are right, and the loop has {len(hot_loop(text))}"
+            " instructions: 15 are enough. Compute y once, and clamp with one maximum"
+            " and one minimum"
+        )
+
+
+def wrong_swishes(x: Tensor, b: Tensor) -> dict[str, Tensor]:
+    """Diagnosis → what a wrong formula gives."""
+    y = x + b
+    return {
+        "b is missing: y = x + b": F.hardswish(x),
+        "the 3 is missing: it is y + 3 that is kept between 0 and 6": (
+            y * y.clamp(0, 6) / 6
+        ),
+        "the upper end is missing: minimum(…, 6)": y * (y + 3).clamp(min=0) / 6,
+        "the lower end is missing: maximum(…, 0)": y * (y + 3).clamp(max=6) / 6,
+        "the sixth is missing": y * (y + 3).clamp(0, 6),
+        "the factor y is missing: this is the gate alone": (y + 3).clamp(0, 6) / 6,
+        "the outer factor is y = x + b, not x": x * (y + 3).clamp(0, 6) / 6,
+        "maximum and minimum are exchanged: with maximum(…, 6) nothing is left of y": (
+            y * (y + 3).clamp(max=0).clamp(min=6) / 6
+        ),
+    }
+
+
+# 4 ------------------------------------------------------------------------------------
+
+Calls = list[tuple]
+
+
+def call_cases() -> list[tuple[int, Calls]]:
+    """How many versions there may be, and the arguments of one call after another."""
+    a, b = torch.ones(2, 3), torch.zeros(2, 3)
+    wide, tall = torch.ones(2, 4), torch.ones(3, 2)
+    double = a.double()
+    flat = torch.ones(6)
+    return [
+        (8, [(a,), (a,), (b,), (wide,), (a,)]),
+        (8, [(a,), (double,), (a,), (double,)]),
+        (8, [(a,), (tall,), (flat,), (tall,)]),
+        (8, [(a, 1), (a, 2), (a, 1), (b, 2)]),
+        (8, [(a, 1), (a, 1.0), (a, True), (a, 1)]),
+        (8, [(a, b), (a, wide), (wide, a), (b, a)]),
+        (2, [(a,), (wide,), (tall,), (a,), (flat,), (tall,), (wide,)]),
+        (1, [(a,), (b,), (wide,), (a,)]),
+        (0, [(a,), (a,)]),
+        (8, []),
+        (8, [(a,), (a,), (torch.ones(2, 3),)]),
+    ]
+
+
+def kinds(arguments: tuple) -> list:
+    """Arguments as plain data."""
+    return [
+        [*each.shape, str(each.dtype), float(each.sum())]
+        if isinstance(each, Tensor)
+        else repr(each)
+        for each in arguments
+    ]
+
+
+def run_calls(answer: Callable, n: int) -> Outcome:
+    """Case n: what was compiled, and which version answered each call."""
+    limit, calls = call_cases()[n]
+    compiled: list = []
+
+    def function(*arguments):
+        return ["as it stands", kinds(arguments)]
+
+    def compiler(*arguments):
+        compiled.append(kinds(arguments))
+        version = len(compiled)
+        return lambda *given: [f"version {version}", kinds(given)]
+
+    versions: dict = {}
+    answers = [
+        answer(function, compiler, limit, versions, arguments) for arguments in calls
+    ]
+    if callable(answers[0] if answers else None):
+        raise Mistake("return what the version returns, not the version: call it")
+    return {"what was compiled": compiled, "who answered": answers}
+
+
+@check.exercise(
+    points=4,
+    minutes=20,
+    in_place=True,
+    difficulty=4,
+    importance=5,
+    hints=(
+        "`versions` goes from what was assumed to the version that was compiled for it."
+        " Of a tensor, what is assumed is its shape and its dtype.",
+        "Of any other argument, its type and its value: 1, 1.0 and True are equal for"
+        " a dict, and code that was made for one need not be right for another.",
+        "Make the key. If it is not in the dict and there is room for one more,"
+        " compile. If it is in the dict now, call that version; else call `function`.",
+    ),
+)
+def guarded_call(answer):
+    """The answer of a function that is compiled anew where what was assumed no longer
+    holds.
+    """
+    judge(
+        answer,
+        run_calls,
+        right_guarded,
+        wrong_guards(),
+        len(call_cases()),
+        "guarded_call(…)",
+    )
+
+
+def assumed(arguments: tuple) -> tuple:
+    """What a compiled version takes for granted."""
+    return tuple(
+        (each.shape, each.dtype) if isinstance(each, Tensor) else (type(each), each)
+        for each in arguments
+    )
+
+
+def guarding(
+    key: Callable = assumed,
+    room: Callable = lambda versions, limit: len(versions) < limit,
+    full: Callable = lambda function, versions: function,
+    forget: bool = False,
+) -> Callable:
+    """`guarded_call`, and what comes out with one thing changed."""
+
+    def way(
+        function: Callable,
+        compiler: Callable,
+        limit: int,
+        versions: dict,
+        arguments: tuple,
+    ):
+        about = key(arguments)
+        if about not in versions:
+            if forget and len(versions) >= limit and versions:
+                versions.pop(next(iter(versions)))
+            if not room(versions, limit):
+                return full(function, versions)(*arguments)
+            versions[about] = compiler(*arguments)
+        return versions[about](*arguments)
+
+    return way
+
+
+right_guarded = guarding()
+
+
+def assuming(of_tensor: Callable, of_other: Callable = lambda v: (type(v), v)):
+    """A key by other properties."""
+    return lambda arguments: tuple(
+        of_tensor(each) if isinstance(each, Tensor) else of_other(each)
+        for each in arguments
+    )
+
+
+def every_time(
+    function: Callable, compiler: Callable, limit: int, versions: dict, arguments: tuple
+):
+    """A new version for each call."""
+    return compiler(*arguments)(*arguments)
+
+
+def wrong_guards() -> dict[str, Callable]:
+    """Diagnosis → a wrong way."""
+
+    def both(t: Tensor) -> tuple:
+        return (t.shape, t.dtype)
+
+    return {
+        "it is compiled anew for each call: keep the versions": every_time,
+        "it is compiled anew for a tensor of the same shape and dtype: the object or"
+        " its numbers are not what was assumed": guarding(assuming(id)),
+        "it is compiled anew where only the numbers in a tensor differ: shape and"
+        " dtype are what was assumed": guarding(
+            assuming(lambda t: (t.shape, t.dtype, float(t.sum())))
+        ),
+        "a version for float32 was called with float64: the dtype belongs to"
+        " it": guarding(assuming(lambda t: t.shape)),
+        "a version for one shape was called with another: the shape belongs to"
+        " it": guarding(assuming(lambda t: t.dtype)),
+        "a version for 2 × 3 was called with another shape of as many dimensions or"
+        " numbers: the whole shape belongs to it": guarding(
+            assuming(lambda t: (t.dim(), t.dtype))
+        ),
+        "a 2 × 3 tensor and a flat one of 6 numbers share a version: the whole shape"
+        " belongs to it": guarding(assuming(lambda t: (t.numel(), t.dtype))),
+        "an argument that is no tensor is not guarded: its value may be built into the"
+        " code": guarding(assuming(both, lambda v: None)),
+        "1, 1.0 and True share a version: they are equal for a dict, so put the type"
+        " beside the value": guarding(assuming(both, lambda v: v)),
+        "of an argument that is no tensor only the type is guarded: its value may be"
+        " built into the code": guarding(assuming(both, type)),
+        "only the first argument is guarded: all of them are": guarding(
+            lambda arguments: assumed(arguments[:1])
+        ),
+        "the order of the arguments is lost: f(a, b) and f(b, a) have two keys": (
+            guarding(lambda arguments: frozenset(assumed(arguments)))
+        ),
+        "there is one version more than `limit`": guarding(
+            room=lambda versions, limit: len(versions) <= limit
+        ),
+        "there is one version less than `limit`": guarding(
+            room=lambda versions, limit: len(versions) < limit - 1
+        ),
+        "there are more versions than `limit`: when there is no room, `function` is"
+        " called as it stands": guarding(room=lambda versions, limit: True),
+        "an old version was thrown away for a new one: when there is no room,"
+        " `function` is called as it stands": guarding(
+            room=lambda versions, limit: limit > 0, forget=True
+        ),
+        "when there was no room, a version was called that assumes something else: call"
+        " `function` as it stands": guarding(
+            full=lambda function, versions: [*versions.values(), function][0]
+        ),
+    }

@@ -1,0 +1,302 @@
+"""Wrong answers to 08-compilers/01-overview, each with its diagnosis."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from llmlab.checks.compilers import overview as checks
+from llmlab.checks.compilers.overview import check
+from llmlab.checks.judging import attempt
+from llmlab.compilers import overview as ov
+from llmlab.compilers.overview import maximum, minimum
+from tests.checks.rejecting import (
+    Wrong,
+    foreseen,
+    rejects,
+    told_apart,
+    verdict,
+)
+
+SLUG = "08-compilers/01-overview"
+
+# Right, written otherwise ------------------------------------------------------------
+
+
+def list_by_rounds(result):
+    """Whatever has all its inputs, round after round."""
+    needed, waiting = [], [result]
+    while waiting:
+        node = waiting.pop()
+        if node not in needed:
+            needed.append(node)
+            waiting += node.inputs
+    order = []
+    while len(order) < len(needed):
+        ready = [n for n in needed if n not in order and set(n.inputs) <= set(order)]
+        order += ready
+    return order
+
+
+def list_from_the_right(result):
+    seen = {}
+
+    def visit(node):
+        for each in node.inputs[::-1]:
+            if id(each) not in seen:
+                visit(each)
+        seen[id(node)] = node
+
+    visit(result)
+    return list(seen.values())
+
+
+def lines_with_other_names(program):
+    lines, names = [], []
+    for i, node in enumerate(program):
+        read = [names[program.index(each)] for each in node.inputs]
+        match node.op:
+            case "argument":
+                names.append("%x" + str(int(node.value)))
+                continue
+            case "constant":
+                names.append(literal_by_hand(node.value))
+                continue
+        names.append(f"%step.{i}")
+        if node.op in ("add", "sub", "mul", "div"):
+            lines.append(f"  {names[-1]} = f{node.op} float {read[0]},{read[1]}")
+        else:
+            given = ", ".join("float " + each for each in read)
+            lines.append(f"{names[-1]} = call float @llvm.{node.op}.f32({given})")
+    return lines, names[-1]
+
+
+def literal_by_hand(value):
+    bits = torch.tensor(value).double().view(torch.int64).item() & (2**64 - 1)
+    return f"0x{bits:016X}"
+
+
+def swish_the_other_way(x, b):
+    y = b + x
+    return (1 / 6 * y) * maximum(0.0, minimum(6.0, 3.0 + y))
+
+
+def swish_by_fractions(x, b):
+    y = x + b
+    return y * maximum(minimum(y * (1 / 6) + 0.5, 1), 0)
+
+
+def guarded_by_a_list(function, compile, limit, versions, arguments):
+    def fits(old, new):
+        if len(old) != len(new):
+            return False
+        for one, other in zip(old, new, strict=True):
+            if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+                if one.shape != other.shape or one.dtype != other.dtype:
+                    return False
+            elif type(one) is not type(other) or one != other:
+                return False
+        return True
+
+    for example, version in versions.values():
+        if fits(example, arguments):
+            return version(*arguments)
+    if len(versions) >= limit:
+        return function(*arguments)
+    version = compile(*arguments)
+    versions[len(versions)] = (arguments, version)
+    return version(*arguments)
+
+
+def guarded_by_text(function, compile, limit, versions, arguments):
+    words = []
+    for each in arguments:
+        if isinstance(each, torch.Tensor):
+            words.append(f"{tuple(each.shape)} {each.dtype}")
+        else:
+            words.append(repr(each))
+    key = "; ".join(words)
+    if key not in versions and len(versions) == limit:
+        return function(*arguments)
+    if key not in versions:
+        versions[key] = compile(*arguments)
+    return versions[key](*arguments)
+
+
+RIGHT = {
+    "linearise": (list_by_rounds, list_from_the_right, ov.linearise),
+    "lower": (lines_with_other_names, ov.lower),
+    "hard_swish": (swish_the_other_way, swish_by_fractions),
+    "guarded_call": (guarded_by_a_list, guarded_by_text),
+}
+
+
+@pytest.mark.parametrize(
+    ("exercise", "answer"),
+    [(name, answer) for name, answers in RIGHT.items() for answer in answers],
+)
+def test_right_answers_written_otherwise(exercise, answer):
+    for seed in range(2):
+        result = verdict(check, exercise, answer, seed=seed)
+        assert result.outcome == "right", str(result)
+
+
+# Wrong --------------------------------------------------------------------------------
+
+KINDS = {
+    "linearise": (
+        checks.run_list,
+        ov.linearise,
+        checks.wrong_lists,
+        checks.list_cases,
+    ),
+    "lower": (checks.run_lines, ov.lower, checks.wrong_lines, checks.line_cases),
+    "guarded_call": (
+        checks.run_calls,
+        checks.right_guarded,
+        checks.wrong_guards,
+        checks.call_cases,
+    ),
+}
+
+
+@pytest.mark.parametrize("exercise", KINDS)
+def test_no_two_mistakes_come_to_the_same(exercise):
+    run, right, wrongs, cases = KINDS[exercise]
+    count = len(cases())
+    told_apart(lambda way: attempt(run, way, count), right, wrongs())
+
+
+def named(exercise):
+    """Every mistake that a check foresees, as a wrong answer with its own words."""
+    return foreseen(exercise, KINDS[exercise][2]())
+
+
+def list_with_a_stranger(result):
+    return [ov.Expression("constant", value=9.0), *ov.linearise(result)]
+
+
+def list_of_names(result):
+    return [node.op for node in ov.linearise(result)]
+
+
+def list_as_dict(result):
+    return dict.fromkeys(ov.linearise(result))
+
+
+def with_lines(change):
+    def answer(program):
+        lines, result = ov.lower(program)
+        return [change(line) for line in lines], result
+
+    return answer
+
+
+def decimal_constants(program):
+    lines, result = ov.lower(program)
+    numbers = {ov.literal(n.value): str(n.value) for n in program if n.op == "constant"}
+    for bits, decimal in numbers.items():
+        lines = [line.replace(bits, decimal) for line in lines]
+    return lines, numbers.get(result, result)
+
+
+def one_name(program):
+    lines, _ = ov.lower(program)
+    return ["%v = " + line.split(" = ")[1] for line in lines], "%v"
+
+
+def named_too_late(program):
+    lines, result = ov.lower(program)
+    return [line.replace("%v0 =", "%w =") for line in lines], result
+
+
+def lines_as_text(program):
+    lines, result = ov.lower(program)
+    return "\n".join(lines), result
+
+
+def only_lines(program):
+    return ov.lower(program)[0]
+
+
+def swish(change):
+    """`hard_swish` with one thing changed."""
+    return lambda x, b: change(x, b, x + b)
+
+
+SWISHES = {
+    "b is missing": lambda x, b, y: x * minimum(maximum(x + 3, 0), 6) * (1 / 6),
+    "the 3 is missing": lambda x, b, y: y * minimum(maximum(y, 0), 6) * (1 / 6),
+    "the upper end is missing": lambda x, b, y: y * maximum(y + 3, 0) * (1 / 6),
+    "the lower end is missing": lambda x, b, y: y * minimum(y + 3, 6) * (1 / 6),
+    "the sixth is missing": lambda x, b, y: y * minimum(maximum(y + 3, 0), 6),
+    "this is the gate alone": lambda x, b, y: minimum(maximum(y + 3, 0), 6) * (1 / 6),
+    "the outer factor is y": lambda x, b, y: (
+        x * minimum(maximum(y + 3, 0), 6) * (1 / 6)
+    ),
+    "maximum and minimum are exchanged": lambda x, b, y: (
+        y * maximum(minimum(y + 3, 0), 6) * (1 / 6)
+    ),
+    "the machine code divides": lambda x, b, y: y * minimum(maximum(y + 3, 0), 6) / 6,
+    "the machine code calls a function": lambda x, b, y: (
+        y * minimum(maximum(y + 3, 0), 6) * (1 / 6) + 1e-30 * ov.tanh(y)
+    ),
+    "15 are enough": lambda x, b, y: (
+        # nothing is 0 · y for a compiler: y may be infinite
+        y * minimum(maximum(y + 3, 0), 6) * (1 / 6) + 0 * y + 0 * (x - b) + 0 * (b - y)
+    ),
+    "it must return what it computed": lambda x, b, y: 2.0,
+}
+
+
+def never_compiles(function, compile, limit, versions, arguments):
+    return function(*arguments)
+
+
+def not_called(function, compile, limit, versions, arguments):
+    return function
+
+
+def keeps_none(function, compile, limit, versions, arguments):
+    return checks.right_guarded(function, compile, limit, dict(versions), arguments)
+
+
+test_wrong_answers = rejects(
+    SLUG,
+    [
+        *named("linearise"),
+        *named("lower"),
+        *named("guarded_call"),
+        Wrong("linearise", list_with_a_stranger, "was not in the expression"),
+        Wrong("linearise", list_of_names, "the expressions themselves"),
+        Wrong("linearise", list_as_dict, "list"),
+        Wrong("lower", decimal_constants, "must be written by `literal(value)`"),
+        Wrong("lower", one_name, "a name of its own"),
+        Wrong("lower", named_too_late, "a name is used that no line has given"),
+        Wrong("lower", lines_as_text, "list"),
+        Wrong("lower", only_lines, "tuple"),
+        Wrong(
+            "lower",
+            with_lines(lambda line: line.replace("float ", "", 1)),
+            "not a line that a loop can hold",
+        ),
+        Wrong(
+            "lower",
+            with_lines(lambda line: line.replace("fadd", "fsub")),
+            "what the lines compute",
+        ),
+        *(Wrong("hard_swish", swish(how), says) for says, how in SWISHES.items()),
+        Wrong("guarded_call", never_compiles, "what was compiled"),
+        Wrong("guarded_call", not_called, "not the version: call it"),
+        Wrong("guarded_call", keeps_none, "what was compiled"),
+    ],
+)
+
+
+def test_the_loop_is_shown_or_asked_for():
+    def unwritten(x, b):
+        raise NotImplementedError
+
+    assert ov.loop_of(unwritten) == "(write the function first)"
+    shown = ov.loop_of(swish_the_other_way, "AArch64, NEON")
+    assert "fmax\tv" in shown
