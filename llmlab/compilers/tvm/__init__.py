@@ -1,0 +1,2 @@
+"""TVM: what is computed, in which order, and which operations run together.
+"""
