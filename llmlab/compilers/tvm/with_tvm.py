@@ -214,8 +214,6 @@ def reason(message: str) -> str:
 
 def realizations(schedule: Any) -> dict[str, tuple[list, Any]]:
     """Block → (its loops, outermost first; its realization), by walking the program."""
-    import tvm
-
     found: dict[str, tuple[list, Any]] = {}
 
     def visit(node: Any, around: list) -> None:
@@ -229,9 +227,9 @@ def realizations(schedule: Any) -> dict[str, tuple[list, Any]]:
                 found[str(node.block.name_hint)] = (around, node)
                 visit(node.block.body, around)
 
-    visit(schedule.mod["main"].body, [])
+    (function,) = schedule.mod.functions.values()
+    visit(function.body, [])
     found.pop("root")
-    assert isinstance(schedule, tvm.s_tir.Schedule)
     return found
 
 
