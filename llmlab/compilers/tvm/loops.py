@@ -213,6 +213,8 @@ def marked(kind: str, apart: bool):
                 f"{kind} {loop}: {tensor} is summed over it, so its iterations write to"
                 " the same number"
             )
+        if apart and any(each.kind == kind for each in stage.loops):
+            raise Refused(f"{kind} {loop}: {tensor} has a {kind} loop already")
         names = [each.name for each in stage.loops]
         for other in program.stages.values():
             if kind != "vectorized" or other.at is None or other.at[0] != tensor:

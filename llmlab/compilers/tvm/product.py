@@ -80,9 +80,11 @@ def registers(
         ("reverse_compute_at", writer, block, outer[1]),
         ("unroll", block, f"{k}_1"),
         ("unroll", block, f"{i}_1"),
-        ("vectorize", block, f"{j}_1"),
-        ("vectorize", writer, "ax1"),
     ]
+    if columns > 1:
+        # TVM leaves out loops of one iteration
+        inner = "ax1" if rows > 1 else "ax0"
+        found += [("vectorize", block, f"{j}_1"), ("vectorize", writer, inner)]
     if packed:
         found += [
             ("split", "B_global", "ax1", (None, columns)),

@@ -181,9 +181,6 @@ PRIMITIVES: dict[str, Callable] = {
     ),
     "bind": lambda s, b, name, thread: s.bind(loop(s, b, name), thread),
     "blockize": lambda s, b, name: s.blockize(loop(s, b, name)),
-    "tensorize": lambda s, b, name, intrinsic: s.tensorize(
-        loop(s, b, name), intrinsic
-    ),
 }
 
 

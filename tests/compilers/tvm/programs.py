@@ -38,13 +38,8 @@ def expressions(seed: int) -> tuple[Tensor, list[Tensor]]:
         return index - interval(index, extents)[0] + draw.choice((0, 0, 1))
 
     indices = [random_index([*extents]) for _ in range(2)]
-    size = tuple(interval(x, extents)[1] + draw.choice((1, 1, 2)) for x in indices)
     near = [index + draw.choice((0, 0, 1)) for index in indices]
-    again = [min(s, interval(x, extents)[1] + 1) for x, s in zip(near, size)]
-    size = tuple(
-        max(s, interval(x, extents)[1] + 1) for x, s in zip(near, size, strict=True)
-    )
-    assert again
+    size = tuple(interval(x, extents)[1] + draw.choice((1, 1, 2)) for x in near)
     A = placeholder("A", size if draw.random() < 0.7 else size[::-1])
     turned = A.shape != size or (size[0] == size[1] and draw.random() < 0.3)
     P = compute(
