@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from llmlab.compilers.tvm.fusion import Kind, Step
@@ -137,13 +137,64 @@ def groups(fused: Any) -> list[list[str]]:
     return found
 
 
-def between_loops(function: Any) -> dict[str, int]:
-    """Buffers inside a TIR function that its loops hand to each other → bytes."""
-    root = function.body.block
-    return {
-        str(buffer.name): 4 * math.prod(int(size) for size in buffer.shape)
-        for buffer in root.alloc_buffers
-    }
+def kernel(merged: Any, name: str) -> Any:
+    """A TIR function of a module, as one that can be compiled by itself."""
+    return merged[name].with_attr("global_symbol", "main")
+
+
+def handed_on(schedule: Any) -> list[int]:
+    """Bytes of each buffer that loops of a function write for others to read.
+
+    As TVM will allocate them: as much as is alive inside the loops around.
+    """
+    import tvm
+
+    passes = tvm.s_tir.transform
+    module = tvm.ir.transform.Sequential(
+        [
+            passes.LowerInitBlock(),
+            passes.PlanAndUpdateBufferAllocationLocation(),
+            passes.ConvertBlocksToOpaque(),
+            passes.CompactBufferAllocation(),
+        ]
+    )(schedule.mod)
+    (function,) = module.functions.values()
+    return [
+        4 * math.prod(int(size) for size in buffer.shape)
+        for node in nodes(function.body)
+        if hasattr(node, "alloc_buffers")
+        for buffer in node.alloc_buffers
+    ]
+
+
+def nodes(statement: Any) -> Iterator[Any]:
+    """A statement of loops and blocks, and all in it."""
+    yield statement
+    for part in ("block", "body", "seq"):
+        inside = getattr(statement, part, ())
+        for each in inside if part == "seq" else [inside] if inside else []:
+            yield from nodes(each)
+
+
+def planned(merged: Any) -> list[int]:
+    """Bytes of each piece of memory that Relax's plan sets aside between functions."""
+    import tvm
+    from tvm import relax
+
+    passes = relax.transform
+    module = tvm.ir.transform.Sequential(
+        [
+            passes.ToNonDataflow(),
+            passes.CallTIRRewrite(),
+            passes.StaticPlanBlockMemory(),
+        ]
+    )(merged)
+    storage = tvm.ir.Op.get("relax.memory.alloc_storage")
+    return [
+        int(value.args[0].values[0])
+        for _, value in bindings(module)
+        if isinstance(value, relax.Call) and value.op == storage
+    ]
 
 
 def one_nest(function: Any, rows: int = 4, columns: int = 16) -> list[Primitive]:

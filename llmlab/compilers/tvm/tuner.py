@@ -209,7 +209,8 @@ def candidates(
             (record for record in known if record.seconds is not None),
             key=lambda record: record.seconds,
         )[:keep]
-        if len(seen) < random_first or not parents:
+        # now and then a stranger, or a search ends where all neighbours are known
+        if len(seen) < random_first or not parents or draw.random() < 0.1:
             decisions = sample(space, draw)
         else:
             decisions = mutate(draw.choice(parents).decisions, space, draw)

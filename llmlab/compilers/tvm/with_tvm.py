@@ -244,7 +244,11 @@ NAMED = {
         "mtriple": "aarch64-linux-gnu",
         "mcpu": "neoverse-v1",
     },
-    "riscv64": {"kind": "llvm", "mtriple": "riscv64-linux-gnu"},
+    "riscv64": {
+        "kind": "llvm",
+        "mtriple": "riscv64-linux-gnu",
+        "mattr": ["+m", "+a", "+f", "+d", "+v"],
+    },
     "c": {"kind": "c"},
     "cuda": {"kind": "cuda", "arch": "sm_80"},
     "webgpu": {"kind": "webgpu"},

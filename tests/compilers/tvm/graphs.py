@@ -181,3 +181,12 @@ def relax_module(nodes: Sequence[Node], outputs: Sequence[str]) -> Any:
                 values[name] = emit(call, name_hint=name)
         builder.emit_func_output(relax.Tuple([values[name] for name in outputs]))
     return builder.get()
+
+
+def names_of_steps(fused: Any) -> dict[str, str]:
+    """TIR function → the step that it was made for."""
+    return {
+        str(variable.name_hint): str(function.attrs["step"])
+        for variable, function in fused.functions.items()
+        if "step" in (function.attrs or {})
+    }
