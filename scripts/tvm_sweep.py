@@ -4,7 +4,7 @@
     python scripts/tvm_sweep.py --check 5   measure the first five again
 
 The lesson on TVM replays its search on these times, with many seeds, at no cost. One
-thread, and its own time; the minimum of four runs, with torch.mm's beside it in between.
+thread, and its own time; the minimum of four runs, with torch.mm's beside it.
 """
 
 from __future__ import annotations

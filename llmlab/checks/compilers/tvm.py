@@ -1,7 +1,7 @@
 """Checks of 08-compilers/04-tvm.
 
-Each answer is run on cases, and what comes out is compared with what usual mistakes make
-of them. TVM itself is not needed: that ours does what TVM does is tested elsewhere.
+Each answer is run on cases, and what comes out is compared with what usual mistakes
+make of them. TVM is not needed: that ours does what TVM does is tested elsewhere.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ check = Checks("08-compilers/04-tvm")
 
 
 def is_whole(value: object) -> bool:
+    """An int, and not a bool."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -124,12 +125,12 @@ def wrong_splits() -> dict[str, Callable]:
         " Refused": splitting(refused=lambda extent, total: False),
         "factors that make up more iterations than there are were refused: the guard"
         " cuts them off": splitting(refused=lambda extent, total: total != extent),
-        "a guard stands where the parts are as many as the iterations: it costs time and"
-        " cuts off nothing": splitting(guarded=lambda extent, total, parts: True),
+        "a guard stands where the parts are as many as the iterations: it costs time"
+        " and cuts off nothing": splitting(guarded=lambda extent, total, parts: True),
         "there is never a guard: where the parts make up more, the loop leaves the"
         " tensor": splitting(guarded=lambda extent, total, parts: False),
-        "the guard is asked for by the last part alone: compare the product of all parts"
-        " with the extent": splitting(
+        "the guard is asked for by the last part alone: compare the product of all"
+        " parts with the extent": splitting(
             guarded=lambda extent, total, parts: extent % parts[-1] != 0
         ),
         "the guard stands where it is not needed, and is missing where it is": (
@@ -239,9 +240,11 @@ def wrong_regions() -> dict[str, Callable]:
         "from 2 to 5 are four places, not three: the extent is last − first + 1": (
             regions(length=lambda first, last: last - first)
         ),
-        "a loop of 4 iterations ends at 3, and the extent is one too long for each step:"
-        " `interval` counts from 0 to extent − 1": regions(
-            span=lambda index, moving: interval(index, {n: e + 1 for n, e in moving.items()})
+        "a loop of 4 iterations ends at 3, and the extent is one too long for each"
+        " step: `interval` counts from 0 to extent − 1": regions(
+            span=lambda index, moving: interval(
+                index, {n: e + 1 for n, e in moving.items()}
+            )
         ),
         "a loop with a negative coefficient goes down: the smallest value is at its end"
         " (`interval` knows)": regions(span=at_the_ends),
@@ -379,12 +382,12 @@ def wrong_fusions() -> dict[str, Callable]:
         " joins must be BROADCAST at most": fusing(anchor_end=yes),
         "on an anchor's way something is more than BROADCAST: look at `between`, not at"
         " the end alone": fusing(anchor_most=Kind.OPAQUE),
-        "an anchor never joins: elementwise operations after a product are what fusion is"
-        " for": fusing(anchor_first=lambda second: False),
+        "an anchor never joins: elementwise operations after a product are what fusion"
+        " is for": fusing(anchor_first=lambda second: False),
         "an elementwise operation joins a product that reads it: it would be computed"
         " for every row. `way` must be REDUCTION at most": fusing(easy_way=yes),
-        "an elementwise operation does not join a reduction: Σ exp(x) needs no exp(x) in"
-        " memory": fusing(easy_way=lambda way: way <= Kind.INJECTIVE),
+        "an elementwise operation does not join a reduction: Σ exp(x) needs no exp(x)"
+        " in memory": fusing(easy_way=lambda way: way <= Kind.INJECTIVE),
         "an elementwise operation joins across a reduction: what is `between` must be"
         " INJECTIVE at most": fusing(easy_between=Kind.OPAQUE),
         "an elementwise operation does not join a function that holds an anchor: the"
@@ -459,8 +462,8 @@ def run_tiles(answer: Callable, n: int) -> Outcome:
         ),
         "`new = list(tile)`, then `new[source] //= prime` and `new[target] *= prime`.",
         (
-            "A set keeps each once. Leave out source == target, and what has a last part"
-            " above `most`."
+            "A set keeps each once. Leave out source == target, and what has a last"
+            " part above `most`."
         ),
     ),
 )
@@ -494,6 +497,7 @@ def moving_one(
 
 
 def divisors(n: int) -> list[int]:
+    """All that divide n, but 1."""
     return [d for d in range(2, n + 1) if n % d == 0]
 
 
@@ -539,4 +543,3 @@ def wrong_tiles() -> dict[str, Callable]:
             take=lambda part, prime: part
         ),
     }
-

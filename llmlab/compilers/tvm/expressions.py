@@ -149,6 +149,8 @@ class Expression:
 
 @dataclass(frozen=True, eq=False)
 class Number(Expression):
+    """A constant."""
+
     value: float
 
 
@@ -233,14 +235,17 @@ def reads_of(value: Expression) -> list[Read]:
 
 
 def exp(x: Expression) -> Operation:
+    """eˣ."""
     return Operation("exp", (x,))
 
 
 def tanh(x: Expression) -> Operation:
+    """The hyperbolic tangent."""
     return Operation("tanh", (x,))
 
 
 def maximum(x: Expression, y: Expression | float) -> Operation:
+    """The larger of two."""
     return Operation("max", (x, expression(y)))
 
 
@@ -255,10 +260,12 @@ def reduce_axis(name: str, extent: int) -> Axis:
 
 
 def sum_over(body: Expression, *axes: Axis) -> Reduction:
+    """Σ over axes."""
     return Reduction("+", body, axes)
 
 
 def max_over(body: Expression, *axes: Axis) -> Reduction:
+    """The maximum over axes."""
     return Reduction("max", body, axes)
 
 

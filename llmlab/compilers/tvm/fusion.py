@@ -78,6 +78,7 @@ def read_kind(axes: Sequence[str], read: Read) -> Kind:
 
 
 def affine_of(name: str) -> Affine:
+    """A single axis as an index."""
     return Affine.of({name: 1})
 
 
@@ -200,9 +201,7 @@ def up(link: tuple[str, Kind] | None, kind: Kind) -> tuple[str | None, Kind]:
     return (None, kind) if link is None else (link[0], max(kind, link[1]))
 
 
-def between(
-    used: Mapping[str, Sequence[Step]], start: str, end: str
-) -> list[str]:
+def between(used: Mapping[str, Sequence[Step]], start: str, end: str) -> list[str]:
     """The steps on all ways from one to another, without the two."""
     found: dict[str, None] = {}
     waiting = [start]

@@ -200,8 +200,8 @@ def planned(merged: Any) -> list[int]:
 def one_nest(function: Any, rows: int = 4, columns: int = 16) -> list[Primitive]:
     """The schedule that makes a product and what follows it one nest of loops.
 
-    All that lies between is computed where it is read, and the last operation takes each
-    block of the product from the registers.
+    All that lies between is computed where it is read, and the last operation takes
+    each block of the product from the registers.
 
     Raises:
         Refused: the function does not begin with a product.
@@ -216,9 +216,7 @@ def one_nest(function: Any, rows: int = 4, columns: int = 16) -> list[Primitive]
     last = others[-1]
     schedule: list[Primitive] = [("compute_inline", name) for name in others[:-1]]
     names = (loops[0], loops[1], loops[2])
-    return schedule + registers(
-        rows, columns, block=product, loops=names, writer=last
-    )
+    return schedule + registers(rows, columns, block=product, loops=names, writer=last)
 
 
 def executable(module: Any) -> Callable[..., Any]:

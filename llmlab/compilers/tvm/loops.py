@@ -14,8 +14,8 @@ loops are TVM's, so `real.scheduled` gives the very same list to TVM.
     split       the parts must make up the extent. If they make more, the iterations too
                 many are cut off by a guard
     reorder     the named loops, in this order, at the places that they have together
-    vectorize, parallel    only where iterations do not meet: no loop that is summed over,
-                and for vectorize none that computes another tensor inside
+    vectorize, parallel    only where iterations do not meet: no loop that is summed
+                over, and for vectorize none that computes another tensor inside
     unroll      any loop
     compute_at  a tensor is computed where it is read, piece by piece: `region` says
                 which piece
@@ -123,9 +123,7 @@ def split(extent: int, factors: Sequence[int | None]) -> tuple[tuple[int, ...], 
     return parts, math.prod(parts) > extent
 
 
-def region(
-    indices: Sequence[Affine], moving: Mapping[str, int]
-) -> tuple[Affine, int]:
+def region(indices: Sequence[Affine], moving: Mapping[str, int]) -> tuple[Affine, int]:
     """Which part of one dimension is read: where it begins, and how long it is.
 
     Args:
@@ -184,6 +182,7 @@ def do_split(program: Program, tensor: str, loop: str, factors: Sequence) -> Non
 
 
 def do_reorder(program: Program, tensor: str, names: Sequence[str]) -> None:
+    """The named loops in this order, at the places that they have together."""
     stage = free(program, tensor)
     if len(set(names)) < len(names):
         raise Refused(f"reorder {names}: a loop is named twice")
@@ -273,6 +272,7 @@ def do_compute_at(program: Program, tensor: str, reader: str, loop: str) -> None
 
 
 def reads(stage: Stage, tensor: str) -> bool:
+    """Whether it reads a tensor of this name."""
     return any(each.name == tensor for each in stage.tensor.inputs)
 
 

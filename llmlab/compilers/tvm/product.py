@@ -33,10 +33,12 @@ def matmul(M: int, N: int, K: int) -> Tensor:
 
 
 def rows() -> list[Primitive]:
+    """k before j."""
     return [("reorder", "C", ("i", "k", "j")), ("decompose_reduction", "C", "k")]
 
 
 def vectors(width: int = COLUMNS) -> list[Primitive]:
+    """The same, so many numbers of a row at once."""
     return [
         ("split", "C", "j", (None, width)),
         ("reorder", "C", ("i", "k", "j_0", "j_1")),

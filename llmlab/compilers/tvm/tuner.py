@@ -8,8 +8,8 @@
                 where it ended, and `best` reads the winner without measuring anything
 
 The moves are those of Ansor and of TVM's MetaSchedule (Zheng et al. 2020; Shao et al.
-2022). TVM's own tuner needs a package more than TVM installs (0.27.0.post1), so this one
-is ours, on its `Schedule`. Simplified: no model of the cost; every candidate is
+2022). TVM's own tuner needs a package more than TVM installs (0.27.0.post1), so this
+one is ours, on its `Schedule`. Simplified: no model of the cost; every candidate is
 measured.
 """
 
@@ -87,7 +87,9 @@ def tiles(extent: int, parts: int, most: int) -> list[tuple[int, ...]]:
     found = []
     for first in range(1, extent + 1):
         if extent % first == 0:
-            found += [(first, *rest) for rest in tiles(extent // first, parts - 1, most)]
+            found += [
+                (first, *rest) for rest in tiles(extent // first, parts - 1, most)
+            ]
     return found
 
 
@@ -158,6 +160,7 @@ def frozen(decisions: Mapping[str, object]) -> Decisions:
 
 
 def key(decisions: Decisions) -> str:
+    """A text that is the same for the same decisions."""
     return json.dumps(decisions, sort_keys=True)
 
 
@@ -232,7 +235,7 @@ def tune(
     random_first: int = 8,
     keep: int = 4,
 ) -> list[Record]:
-    """All measurements of a task, up to `trials` of them, old ones from the log included.
+    """All measurements of a task, up to `trials`, old ones from the log included.
 
     Args:
         measure: decisions → seconds. What it raises is written down, and the search

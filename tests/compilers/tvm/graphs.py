@@ -93,9 +93,7 @@ OPERATIONS = {
     "matmul": (
         [S, S],
         S,
-        lambda a, b: compute(
-            "y", (N, N), lambda i, j: sum_over(a[i, k] * b[k, j], k)
-        ),
+        lambda a, b: compute("y", (N, N), lambda i, j: sum_over(a[i, k] * b[k, j], k)),
     ),
     "softmax": ([S], S, softmax),
     "centred": ([S], S, centred),

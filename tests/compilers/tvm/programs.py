@@ -17,7 +17,6 @@ from llmlab.compilers.tvm.expressions import (
     sum_over,
     tanh,
 )
-from llmlab.compilers.tvm.expressions import placeholders
 from llmlab.compilers.tvm.loops import Program, Refused, lower
 
 

@@ -17,7 +17,7 @@ from llmlab.compilers.tvm.expressions import (
 from llmlab.compilers.tvm.fusion import Kind, Step
 from tests.compilers.tvm import graphs
 
-E, B, I, R, A, O = Kind
+E, B, INJECTIVE, R, A, OPAQUE = Kind
 
 
 @cache
@@ -37,14 +37,14 @@ def test_the_kinds_of_tvm(operation):
 
 def test_all_kinds_come_up():
     found = {fusion.kind_of(graphs.expression(name)) for name in graphs.ALONE}
-    assert found == {E, B, I, R, A}
+    assert found == {E, B, INJECTIVE, R, A}
 
 
 def test_an_index_that_the_result_does_not_have_and_no_sum_is_opaque():
     a = graphs.square("a")
     k = reduce_axis("k", 6)
     y = compute("y", (6,), lambda i: sum_over(a[i, k], k))
-    assert fusion.read_kind(["i"], y.reads[0]) is O
+    assert fusion.read_kind(["i"], y.reads[0]) is OPAQUE
     assert fusion.read_kind(["i", "k"], y.reads[0]) is E
 
 
@@ -122,13 +122,13 @@ def test_the_post_dominator_is_where_all_ways_meet():
     steps = [
         Step("x", E),
         Step("a", E, ("x",)),
-        Step("b", I, ("x",)),
+        Step("b", INJECTIVE, ("x",)),
         Step("c", E, ("b",)),
         Step("y", E, ("a", "c")),
         Step("z", R, ("y",)),
     ]
     found = fusion.dominators(steps, ["z"])
-    assert found["x"] == ("y", I)
+    assert found["x"] == ("y", INJECTIVE)
     assert found["y"] == ("z", R)
     assert found["z"] is None
     used = fusion.readers(steps)

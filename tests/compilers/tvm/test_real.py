@@ -28,7 +28,9 @@ def test_each_step_computes_the_product(step):
     product_of(STEPS[step], 32, 48, 20)
 
 
-@pytest.mark.parametrize("sizes", [(30, 48, 20), (32, 50, 20), (33, 49, 21), (5, 17, 3)])
+@pytest.mark.parametrize(
+    "sizes", [(30, 48, 20), (32, 50, 20), (33, 49, 21), (5, 17, 3)]
+)
 @pytest.mark.parametrize("packed", [False, True])
 def test_tiles_need_not_divide(sizes, packed):
     if packed and sizes[1] % 16:
