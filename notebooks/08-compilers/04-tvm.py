@@ -1,0 +1,575 @@
+# %% [markdown]
+# # TVM
+#
+# A library holds one fast program per operation and processor. A tensor compiler holds one *formula* per operation, and makes the program from it: TVM takes a formula and a **schedule**, a list of changes to its loops, and no change may alter the result. Here you write both, in a small language of
+# our own and in the real TVM, and compare them loop by loop. At the end a product by schedule alone runs as fast as PyTorch's, and the part's two functions go down from PyTorch to machine code.
+#
+# ## What it costs
+#
+# The product of two matrices as a formula: $C_{ij} = \sum_k A_{ik} B_{kj}$. TVM makes three loops of it, $i$, $j$, $k$, and compiles them for the processor here, with all its optimisations. On one core, beside `torch.mm`:
+
+# %% tags=["hide-input"]
+import csv
+import logging
+import math
+import tempfile
+import time
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from llmlab.checks.compilers.tvm import check
+from llmlab.compilers import tvm as small
+from llmlab.compilers.program import attention_row, example_inputs, mlp
+from llmlab.compilers.tvm import (
+    compute,
+    fusion,
+    graph,
+    loops,
+    lower,
+    placeholder,
+    reduce_axis,
+    sum_over,
+    tuner,
+    with_tvm,
+)
+from llmlab.course import (
+    compare,
+    explore,
+    figure,
+    palette,
+    plt,
+    predict,
+    show,
+    your_turn,
+)
+
+logging.getLogger("tvm").setLevel(logging.ERROR)
+torch.set_num_threads(1)
+
+# %% tags=["hide-input"]
+N = 512
+generator = np.random.default_rng(0)
+a, b = generator.standard_normal((2, N, N), dtype=np.float32)
+wanted = a @ b
+MATMUL = with_tvm.prim_func(small.matmul(N, N, N))
+
+
+def seconds(function, repeat=5):
+    """The least of several runs, in time of this thread."""
+    function()
+    times = []
+    for _ in range(repeat):
+        started = time.thread_time()
+        function()
+        times.append(time.thread_time() - started)
+    return min(times)
+
+
+def product_time(schedule, repeat=5):
+    """Seconds of a product under a schedule, and of torch.mm beside it."""
+    import tvm
+
+    main = with_tvm.compiled(with_tvm.scheduled(MATMUL, schedule))["main"]
+    ours = [tvm.runtime.tensor(x) for x in (a, b, np.zeros_like(a))]
+    theirs = [torch.from_numpy(x) for x in (a, b)]
+    took = seconds(lambda: main(*ours), repeat)
+    np.testing.assert_allclose(ours[-1].numpy(), wanted, rtol=1e-3, atol=1e-3)
+    return took, seconds(lambda: torch.mm(*theirs), repeat)
+
+
+# %% tags=["nbval-ignore-output"]
+naive, torch_mm = product_time([], repeat=1)
+flops = 2 * N**3
+print(f"three loops {1e3 * naive:6.1f} ms: {flops / naive / 1e9:6.1f} Gflop/s")
+print(f"torch.mm    {1e3 * torch_mm:6.1f} ms: {flops / torch_mm / 1e9:6.1f} Gflop/s")
+
+# %% [markdown]
+# ## Predict
+
+# %%
+speed_guess = predict("The best schedule below: its speed in % of torch.mm?", unit="%")
+nests_guess = predict(
+    "TVM fuses matmul, bias and GELU into one function. Loop nests in it?", unit="nests"
+)
+
+# %% [markdown]
+# ## By hand
+#
+# Five averages of three neighbours, every second place: $C_i = \sum_{r<3} P_{2i+r}$ for $i < 5$, where $P_j = x_j^2$ for $j < 11$. Split $i$ into parts of 2:
+#
+# | | |
+# |---|---|
+# | $i = 2 i_0 + i_1$ | 5 iterations in parts of 2 are 3 × 2 = 6 |
+# | **guard** | $2 i_0 + i_1 < 5$, or the sixth would leave $C$ |
+# | **region** of $P$ for one $i_0$ | places $4i_0 + 2i_1 + r$, from $4i_0$ to $4i_0 + 2 + 2$: 5 of them |
+#
+# So $P$ may be computed five places at a time, where it is read, and never lies in memory as a whole. Each tile computes one place that its neighbour computes as well.
+
+# %%
+x = placeholder("x", (11,))
+r = reduce_axis("r", 3)
+P = compute("P", (11,), lambda j: x[j] * x[j])
+C = compute("C", (5,), lambda i: sum_over(P[2 * i + r], r))
+schedule = [("split", "C", "i", (None, 2)), ("compute_at", "P", "C", "i_0")]
+print(lower(C, schedule=schedule))
+
+# %% [markdown]
+# ## The idea
+#
+# A formula says nothing of order. A schedule is a list of **primitives**; each takes a program to another that computes the same, or is refused. What must it look at?
+#
+# | primitive | asks |
+# |---|---|
+# | split, reorder | do the parts make up the loop? a guard, if they make more |
+# | vectorize, parallel | do two iterations write to one place? then it is a sum, and refused |
+# | compute_at, cache | which region is read? (interval arithmetic on indices) |
+# | compute_inline | is it a plain formula, without a sum? |
+#
+# With index $= c_0 + \sum_l c_l\, l$ over loops $l$ of $n_l$ iterations, those inside the tile moving and all others standing still, the region is
+#
+# $$\Big[\; c_0 + \sum_{\text{standing}} c_l\, l + \sum_{\text{moving}} \min(0, c_l (n_l - 1)),\quad \dots + \sum_{\text{moving}} \max(0, c_l (n_l - 1)) \;\Big]$$
+#
+# Before and after, for a product: lines of one axis have one colour.
+
+# %% tags=["hide-input"]
+COLORS = {"i": palette.blue, "j": palette.orange, "k": palette.green}
+
+
+def listing(ax, text, title, marked=()):
+    """A program, its loops lit by the axis that they run along."""
+    words = text.splitlines()
+    for place, line in enumerate(words):
+        name = line.split()[1] if line.strip().startswith("for ") else ""
+        color = COLORS.get(name[:1], palette.gray)
+        if name:
+            ax.barh(-place, 0.02, 0.85, left=0, color=color)
+        heavy = "bold" if line.strip() in marked else "normal"
+        font = {"family": "monospace", "fontsize": 7.5, "weight": heavy}
+        shown = line.replace("    ", " ")
+        ax.text(0.04, -place, shown, va="center_baseline", **font)
+    ax.set_title(title, fontsize=9, loc="left")
+    ax.set(xlim=(0, 1), ylim=(-max(6, len(words)) + 0.3, 0.8))
+    ax.axis("off")
+
+
+tiny = small.matmul(8, 64, 8)
+TILED = [
+    ("split", "C", "i", (None, 4)),
+    ("split", "C", "j", (None, 16)),
+    ("reorder", "C", ("j_0", "i_0", "k", "i_1", "j_1")),
+    ("unroll", "C", "i_1"),
+    ("vectorize", "C", "j_1"),
+]
+
+
+def shortened(program):
+    """The program, with the long last lines as a formula."""
+    kept = [line for line in str(program).splitlines() if " = " not in line]
+    last = kept.pop() if kept[-1].strip().startswith("if") else kept[-1]
+    indent = " " * (len(last) - len(last.lstrip()))
+    indent += "" if last.strip().startswith("if") else "    "
+    return "\n".join([*kept, f"{indent}C[i, j] += A[i, k] * B[k, j]"])
+
+
+fig, axes = plt.subplots(2, 1, figsize=(3.6, 3.4), height_ratios=(5, 7))
+listing(axes[0], shortened(lower(tiny)), "the formula, in the order of its axes")
+listing(axes[1], shortened(lower(tiny, schedule=TILED)), "after five primitives")
+figure(
+    fig,
+    alt=(
+        "Two programs of loops. Above i, j and k. Below j_0, i_0, k, then i_1 unrolled"
+        " and j_1 vectorized: both halves of i in one colour, both of j in another."
+    ),
+)
+
+# %% [markdown]
+# ## Your turn
+#
+# Bounds inference, for one dimension. `indices` are those of all reads; `moving` has the loops inside the tile and their extents. `index.part(names)` is the part of an index made of these loops; `interval(rest, moving)` gives its smallest and largest value, the constant included.
+
+
+# %%
+def my_region(indices, moving):
+    """(where it begins: an Affine, how many places it has)."""
+    raise NotImplementedError("seven lines of yours")
+
+
+your_turn(check.region, my_region)
+
+
+# %% tags=["hide-cell"]
+# One way to write it.
+def one_answer(indices, moving):
+    spans = []
+    for index in indices:
+        standing = index.part(index.names - moving.keys())
+        spans.append(small.interval(index - standing, moving))
+    first = min(first for first, _ in spans)
+    last = max(last for _, last in spans)
+    return standing + first, last - first + 1
+
+
+your_turn(check.region, one_answer)
+
+# %% tags=["hide-cell"]
+show(loops.split, loops.do_split, loops.region, loops.do_compute_at)
+
+# %% [markdown]
+# ## The code
+#
+# It is folded above. A primitive changes a `Stage`: its loops, and the value of each axis in terms of them. Nothing else is stored, so a split is one substitution: $i$ becomes $4 i_0 + i_1$ wherever it stands.
+#
+# | value | type | holds |
+# |---|---|---|
+# | `stage.loops` | list of `Loop` | name, extent, how it runs; outermost first |
+# | `stage.index` | axis → `Affine` | `{"i": i_0 * 4 + i_1}` |
+# | `stage.guards` | list of (`Affine`, int) | what must stay below what |
+# | `stage.at` | (tensor, loop) | where it is computed, if not on its own |
+#
+# ## Against the real TVM
+#
+# The very same lists go to `tvm.s_tir.Schedule` (0.27; older texts write `te.create_schedule` or `tir.Schedule`). On random formulas and schedules TVM's loops, indices and guards are ours, and so are the numbers (the package's tests). Here is the one from above, then what both refuse.
+
+# %%
+real = with_tvm.scheduled(with_tvm.prim_func(C), schedule)
+for name, (around, block) in with_tvm.realizations(real).items():
+    words = [f"{loop.loop_var.name} < {int(loop.extent)}" for loop in around]
+    print(f"TVM's {name}: {', '.join(words)}; index {block.iter_values[0]}", end="; ")
+    print("guard", block.predicate)
+numbers = np.arange(11, dtype=np.float32)
+theirs = with_tvm.call(with_tvm.compiled(real), numbers, shape=(5,))
+ours = loops.run(lower(C, schedule=schedule), {"x": numbers})["C"]
+compare(torch.from_numpy(ours), torch.from_numpy(theirs), "ours and TVM's", tol=1e-6)
+
+# %% [markdown]
+# And what is refused, in whose words? The last one TVM 0.27.0.post1 takes: to vectorize a loop inside which another tensor is computed. All lanes then share the room of one, and **eight wrong numbers come out without a word**. Whoever lets a machine search for schedules must compare results, not only times.
+
+# %%
+A = placeholder("A", (2, 8))
+D = compute("D", (2, 8), lambda i, j: A[i, j] * 2.0)
+E = compute("E", (2, 8), lambda i, j: D[i, j] + 1.0)
+LANES = [("compute_at", "D", "E", "j"), ("vectorize", "E", "j")]
+TRIES = {
+    "a sum": (tiny, [("vectorize", "C", "k")]),
+    "parts": (tiny, [("split", "C", "i", (2, 3))]),
+    "lanes": (E, LANES),
+}
+for name, (tensor, steps) in TRIES.items():
+    for tool, apply in (
+        ("ours", lambda t, s: lower(t, schedule=s)),
+        ("TVM", lambda t, s: with_tvm.scheduled(with_tvm.prim_func(t), s)),
+    ):
+        try:
+            apply(tensor, steps)
+            print(f"{name} {tool:5} taken")
+        except loops.Refused as refusal:
+            print(f"{name} {tool:5} {str(refusal)[:66]} …")
+given = np.arange(16, dtype=np.float32).reshape(2, 8)
+library = with_tvm.compiled(with_tvm.scheduled(with_tvm.prim_func(E), LANES))
+print("right:", (given * 2 + 1)[0])
+print("TVM's:", with_tvm.call(library, given, shape=(2, 8))[0])
+
+# %% [markdown]
+# ## The experiment: the same formula, five schedules
+#
+# The way of the lesson on back ends, in TVM's words: k before j, so that rows are read in order; 16 numbers at once; a block of 4 × 16 sums that stays in registers while k runs; what it reads of B copied into panels. One core, 512 × 512 × 512.
+
+# %% tags=["hide-input", "nbval-ignore-output"]
+times = {"naive": (naive, torch_mm)}
+for name, steps in list(small.STEPS.items())[1:]:
+    times[name] = product_time(steps)
+fig, ax = plt.subplots(figsize=(3.9, 2.5))
+speeds = [flops / took / 1e9 for took, _ in times.values()]
+ax.barh([*times], speeds, color=palette.blue)
+for place, (name, (took, _)) in enumerate(times.items()):
+    said = f"{len(small.STEPS[name])} primitives, {1e3 * took:.1f} ms"
+    inside = speeds[place] > 0.5 * max(speeds)
+    side = {"ha": "right", "color": "white"} if inside else {"ha": "left"}
+    shift = -1 if inside else 1
+    ax.text(speeds[place] + shift, place, said, va="center", fontsize=8, **side)
+line = flops / min(beside for _, beside in times.values()) / 1e9
+ax.axvline(line, color=palette.vermillion, ls="--")
+ax.text(line, -0.7, "torch.mm ", color=palette.vermillion, ha="right", fontsize=9)
+ax.set(xlabel="Gflop/s on one core")
+ax.invert_yaxis()
+figure(
+    fig,
+    alt=(
+        "Speed of five schedules as bars: naive, rows, vectors, registers, packed. Rows"
+        " is many times as fast as naive, vectors no faster than rows, registers and"
+        " packed are faster again; the last comes near the line of torch.mm."
+    ),
+)
+
+# %% [markdown]
+# Nothing but loops has changed. The largest step is the cheapest: with k before j both rows are read in order, and LLVM makes vectors of it by itself, so that saying so gains nothing. Then memory is what is left: sums that stay in registers, and panels that are read in order.
+#
+# What the processor sees in the end is below, for a processor with AVX2: in one step of $k$ two loads of B, four numbers of A, eight multiply-adds into eight registers. Then the same lists for other targets: which code generators can the wheel use without a vendor's tools?
+
+# %% tags=["hide-input"]
+GPU = [("split", "C", "j", (None, 16)), ("bind", "C", "i", "blockIdx.x")]
+GPU += [("bind", "C", "j_0", "blockIdx.y"), ("bind", "C", "j_1", "threadIdx.x")]
+
+
+def text_for(target, steps, form=""):
+    """The code of a product under a schedule."""
+    program = with_tvm.scheduled(MATMUL, steps)
+    return with_tvm.source(with_tvm.compiled(program, target), form)
+
+
+lines = text_for("haswell", small.STEPS["packed"], "asm").splitlines()
+words = [" ".join(line.split()) for line in lines]
+at = [i for i, line in enumerate(words) if line.startswith("vfmadd231ps")]
+print("\n".join(w for w in words[at[0] - 3 : at[7] + 1] if not w.startswith(".")))
+print()
+MARKS = {"skylake-avx512": "zmm", "neoverse-v1": "fmla", "riscv64": "vfmacc"}
+for target, mark in MARKS.items():
+    text = text_for(target, small.STEPS["packed"], "asm")
+    print(f"{target:15} has {mark!r}: {mark in text}")
+MARKS = {"c": "for (int32_t", "cuda": "__global__", "webgpu": "@compute"}
+MARKS |= {"opencl": "__kernel", "metal": "kernel void"}
+for target, mark in MARKS.items():
+    text = text_for(target, [] if target == "c" else GPU)
+    print(f"{target:15} has {mark!r}: {mark in text}")
+
+# %% [markdown]
+# `nvptx` asks for CUDA's libdevice, `rocm` for ROCm's bitcode; Vulkan's is not in the wheel (0.27.0.post1).
+#
+# ## From PyTorch to loops: Relax
+#
+# A schedule is for one formula; a model has thousands. **Relax** is TVM's language of graphs: `from_exported_program` reads what `torch.export` gives, each operation becomes a formula's loops, called by `call_tir`. Then TVM looks at *indices* to find out what kind each is, and fuses by kinds:
+#
+# | kind | result $[i, j]$ needs | example |
+# |---|---|---|
+# | elementwise | $[i, j]$ | GELU, bias |
+# | broadcast | $[j]$ | a row for all |
+# | injective | $[j, i]$ | transpose |
+# | reduction | all of $[i, \cdot]$ | sum |
+# | anchor | many, each used often | matmul, softmax |
+#
+# Each operation asks whether it may join its **post-dominator**, the first operation that all ways from it lead to. Our `fuse_groups` makes TVM's groups on random graphs of all these kinds (the package's tests).
+#
+# Sizes need not be numbers: with `torch.export.Dim` the last module below serves every length, and memory is planned for the longest.
+
+# %%
+PROGRAMS = {"mlp": mlp, "attention_row": attention_row}
+STAGES = {}
+for name, function in PROGRAMS.items():
+    STAGES[name] = graph.lowered(graph.imported(function, *example_inputs(name)))
+    steps, outputs = graph.steps(STAGES[name]["annotate"])
+    callee = {line: f for line, f, _ in graph.calls(STAGES[name]["annotate"])}
+    print(name)
+    for step in steps:
+        print(f"    {callee[step.name]:10} {step.kind.name.lower()}")
+    found = [[callee[line] for line in g] for g in fusion.fuse_groups(steps, outputs)]
+    theirs = graph.groups(STAGES[name]["fuse"])
+    print("  groups:", found, "as TVM's" if found == theirs else theirs)
+S = torch.export.Dim("S", min=2, max=4096)
+keys = {"k": {0: S}, "v": {0: S}}
+module = graph.imported(
+    attention_row, *example_inputs("attention_row", d=64), dynamic=keys
+)
+merged = graph.lowered(module)["merge"]
+call = graph.executable(merged)
+for length in (2, 300):
+    given = example_inputs("attention_row", T=length, d=64)
+    compare(call(*given), attention_row(*given), f"{length} keys", tol=1e-5)
+print("planned, in bytes:", graph.planned(merged), "for 4,096 keys")
+
+# %% [markdown]
+# In `attention_row` the transpose of $k$ stays alone: the product after it is an anchor, and reads each number several times. (The front end of this part gave the product a transposed second input instead.)
+#
+# So `mlp` is one function. Is it one loop?
+
+# %% tags=["nbval-ignore-output"]
+kernel = graph.kernel(STAGES["mlp"]["merge"], "fused_matmul_add_gelu_tanh")
+plain = with_tvm.scheduled(kernel, [])
+nest = with_tvm.scheduled(kernel, graph.one_nest(kernel))
+nests = len(with_tvm.realizations(plain))
+print(f"fused by Relax: {nests} nests of loops,", end=" ")
+print(f"{sum(graph.handed_on(plain)):,} bytes handed on in memory")
+print(f"scheduled: 1 nest, {sum(graph.handed_on(nest))} bytes, a block of 4 × 16")
+
+inputs = [x.numpy() for x in example_inputs("mlp")]
+right = mlp(*example_inputs("mlp"))
+took = {}
+for name, program in (("fused", plain), ("scheduled", nest)):
+    library = with_tvm.compiled(program)
+    result = with_tvm.call(library, *inputs, shape=(128, 512))
+    np.testing.assert_allclose(result, right, rtol=1e-3, atol=1e-3)
+    took[name] = seconds(
+        lambda library=library: with_tvm.call(library, *inputs, shape=(128, 512)), 3
+    )
+took["torch"] = seconds(lambda: mlp(*example_inputs("mlp")))
+took["torch"] -= seconds(lambda: example_inputs("mlp"))
+print(", ".join(f"{name} {1e3 * value:.1f} ms" for name, value in took.items()))
+
+# %% tags=["hide-output", "nbval-ignore-output"]
+speed_guess.settle(100 * times["packed"][1] / times["packed"][0])
+nests_guess.settle(nests)
+
+# %% [markdown]
+# Fusion puts operations into one function, and that alone saves launches, not memory: **without a schedule every intermediate tensor is still written**. `one_nest` inlines the nine formulas between and lets the last take each block of the product from the registers. PyTorch remains faster here: TVM calls
+# the C library's `expf` for each number of the GELU, and PyTorch computes 8 or 16 at a time.
+#
+# ## Finding a schedule
+#
+# Which block? A tuner tries. TVM's MetaSchedule needs a package that TVM does not install, and with it crashed here (0.27.0.post1), so `tuner` is ours, over the same `Schedule`: random draws, then mutations of the best four, each measurement a line of JSON that a later run reads instead of measuring. All 300
+# schedules of its space were measured once, for a product of 512, by `scripts/tvm_sweep.py`. So we can replay the search with 40 seeds.
+
+# %%
+TABLE = resources.files(small).joinpath("data/schedules.csv").read_text("utf-8")
+stored = list(csv.DictReader(TABLE.splitlines()))
+KEYS = ("rows", "columns", "steps", "packed", "by_columns")
+MS = {tuple(int(line[key]) for key in KEYS): float(line["ms"]) for line in stored}
+SPACE = tuner.product_space(N, N, N)
+
+
+def replayed(decisions):
+    i, j, k, *flags = decisions.values()
+    return MS[i[-1], j[-1], k[-1], *map(int, flags)]
+
+
+def found_after(trials, random_first, seeds=40):
+    """The best time after so many trials: mean over seeds, and its standard error."""
+    best = []
+    for seed in range(seeds):
+        with tempfile.TemporaryDirectory() as folder:
+            log = Path(folder) / "log.jsonl"
+            known = tuner.tune(
+                "512", SPACE, replayed, log, trials, seed, random_first=random_first
+            )
+        best.append(tuner.best(known).seconds)
+    return np.mean(best), np.std(best) / math.sqrt(seeds)
+
+
+every = np.array([*MS.values()])
+share = (every < 1.1 * every.min()).mean()
+print(f"the best {every.min():.2f} ms, the median {np.median(every):.1f},", end=" ")
+print(f"the worst {every.max():.0f}; {share:.0%} within 10% of the best")
+for trials in (4, 12, 32):
+    (chance, e), (evolved, f) = found_after(trials, trials), found_after(trials, 6)
+    row = f"{trials:2} trials: random {chance:.2f} ± {e:.2f} ms"
+    print(f"{row}, evolutionary {evolved:.2f} ± {f:.2f} ms")
+
+# %% [markdown]
+# A search is worth much: the median schedule takes about twice as long as the best. A *clever* search is worth little here, for one schedule in five is good. In spaces of billions, as those of the papers, that is different.
+#
+# ## Play
+#
+# Why 4 × 16? A core with AVX2 has 16 registers of 8 floats. A block of rows × columns needs a register per 8 sums, those of a row of B, and one for a number of A. Every step of $k$ loads the row of B, and one number of A per row.
+
+# %% tags=["hide-input", "slider"]
+ROWS, COLUMNS = [1, 4, 6, 8, 12], [8, 16, 24, 32]
+
+
+def needs(rows: int, columns: int) -> tuple[int, float]:
+    """Registers, and loads per multiply-add of a register."""
+    wide = columns // 8
+    return rows * wide + wide + 1, (rows + wide) / (rows * wide)
+
+
+def draw(rows: int, columns: int):
+    fig, ax = plt.subplots(figsize=(3.6, 2.6))
+    wide = columns // 8
+    cells = [("sum", palette.blue)] * (rows * wide)
+    cells += [("B", palette.orange)] * wide + [("A", palette.green)]
+    for place, (_, color) in enumerate(cells):
+        spot = (place % 8, -(place // 8))
+        spilled = place >= 16
+        shade = {"alpha": 0.45, "hatch": "///"} if spilled else {}
+        ax.add_patch(plt.Rectangle(spot, 0.9, 0.9, color=color, **shade))
+    ax.axhline(-1.05, color=palette.vermillion, lw=2)
+    ax.text(8, -1.2, "16 registers", ha="right", va="top", fontsize=8)
+    registers, loads = needs(rows, columns)
+    ax.set_title(
+        f"{rows} × {columns}: {registers} registers, {loads:.2f} loads\n"
+        "per multiply-add",
+        fontsize=10,
+    )
+    ax.set(xlim=(-0.1, 8.1), ylim=(-7.2, 1.1))
+    ax.axis("off")
+    return fig
+
+
+def told(rows: int, columns: int) -> str:
+    registers, loads = needs(rows, columns)
+    over = max(0, registers - 16)
+    return (
+        f"A block of {rows} by {columns} needs {registers} registers, {over} more than"
+        f" there are, and {loads:.2f} loads per multiply-add"
+    )
+
+
+def missing(rows: int, columns: int) -> str:
+    registers, loads = needs(rows, columns)
+    if registers > 16:
+        return f"{registers - 16} registers too many: sums would go to memory"
+    fitting = [needs(i, j) for i in ROWS for j in COLUMNS]
+    least = min(load for count, load in fitting if count <= 16)
+    return "" if loads == least else f"{loads:.2f} loads: there is a block with fewer"
+
+
+explore(
+    draw,
+    alt=told,
+    title="A block of sums in registers",
+    challenge="Find the block with the fewest loads that fits into 16 registers.",
+    missing=missing,
+    start={"rows": 4, "columns": 16},
+    rows=ROWS,
+    columns=COLUMNS,
+)
+
+# %% [markdown]
+# ## At scale
+#
+# On a GPU the graph and its passes stay; schedules come from rules by kind (`dlight`), and what is left over gets a default:
+#
+# ```python
+# from tvm.s_tir import dlight as dl
+#
+# with tvm.target.Target("nvidia/nvidia-a100"):
+#     rules = (dl.gpu.Matmul(), dl.gpu.GEMV(), dl.gpu.Reduction(), dl.gpu.Fallback())
+#     module = dl.ApplyDefaultSchedule(*rules)(merged)
+# library = tvm.compile(module, target="nvidia/nvidia-a100")
+# ```
+#
+# What a search gains there depends on what it is compared with. Ansor, whose moves ours has, reports networks up to 3.8 times as fast as the best other tool of its time on an Intel CPU, 2.6 times on an ARM CPU and 1.7 times on an NVIDIA GPU ([Zheng et al. 2020](https://arxiv.org/abs/2006.06762 "zheng2020ansor")). The vendor's GPU library is the hardest to beat, and for a plain product nobody tries.
+#
+# ## What to keep
+#
+# ```python
+# for index in indices:
+#     standing = index.part(index.names - moving.keys())
+#     spans.append(interval(index - standing, moving))
+# begin = standing + min(first for first, _ in spans)
+# extent = max(last for _, last in spans) - min(first for first, _ in spans) + 1
+# ```
+#
+# **Use it** for processors without a good library, for formulas that no library has, and to ship one file without PyTorch. **Not** for plain products on a GPU, nor without comparing results.
+#
+# <details><summary>Why may k not be vectorized, and i and j may?</summary>
+#
+# All iterations of k add to the same number. For i and j each writes its own.
+#
+# </details>
+#
+# <details><summary>A split does not divide. Where does the guard stand, and what does it cost?</summary>
+#
+# In the innermost loop, unless it can be moved out: a comparison per iteration, and sometimes the vectors.
+#
+# </details>
+#
+# <details><summary>Two operations are in one function. Is the tensor between them still written?</summary>
+#
+# Yes, until a schedule computes one inside the loops of the other.
+#
+# </details>
+#
+# Now write it yourself: [the exercises](../../work/08-compilers/04-tvm.ipynb).
+#
+# Further reading: [Chen et al. 2018](https://arxiv.org/abs/1802.04799 "chen2018tvm") for the whole; [Ragan-Kelley et al. 2013](https://dl.acm.org/doi/10.1145/2491956.2462176 "ragankelley2013halide") for schedules and bounds; [Feng et al. 2022](https://arxiv.org/abs/2207.04296 "feng2022tensorir") for the loops that TVM has now; [Lai et al. 2023](https://arxiv.org/abs/2311.02103 "lai2023relax") for Relax.
