@@ -207,6 +207,15 @@ def pattern_cases():
             ),
             ["transpose"],
         ),
+        "two unlike transposes": (
+            written(
+                lambda w, x: w.transpose(
+                    w.transpose(x, order=d(1, 2, 0)), order=d(0, 2, 1)
+                ),
+                (2, 3, 4),
+            ),
+            ["transpose"],
+        ),
         "transposes that undo each other": (
             written(
                 lambda w, x: w.neg(
