@@ -454,6 +454,8 @@ def verifying(
                 return kind
         return ""
 
+    return way
+
 
 def used_well(
     function: Function,

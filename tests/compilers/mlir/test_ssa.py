@@ -10,7 +10,7 @@ from llmlab.compilers.mlir.ssa import Block, Function, Op, Value
 from llmlab.compilers.mlir.ssa_text import as_llvm, as_mlir
 from tests.compilers.mlir.programs import random_graph, random_line
 
-SEEDS = range(40)
+SEEDS = range(24)
 ARGUMENTS = ((0, 0), (3, -5), (-7, 11), (2**31 - 1, 2))
 
 
@@ -218,7 +218,7 @@ def test_passes_equal_xdsls(name):
         assert len(function.blocks[0].ops) == len(other.blocks[0].ops)
         assert results(function) == wanted
         changed += before != len(function.blocks[0].ops)
-    assert changed > 20
+    assert changed > 12
 
 
 def test_equal_values_equal_mlirs_which_knows_that_sums_commute():
@@ -239,7 +239,7 @@ def test_equal_values_equal_mlirs_which_knows_that_sums_commute():
             entry = module.body.operations[0].regions[0].blocks[0]
             assert len(list(entry.operations)) == len(function.blocks[0].ops)
             differs += len(strict.blocks[0].ops) != len(function.blocks[0].ops)
-    assert differs > 3
+    assert differs > 2
 
 
 @pytest.mark.parametrize("seed", SEEDS)
