@@ -138,6 +138,7 @@ ARROWS = {
     },
     "compilers": {
         "mlir": "front_end",
+        "overview": "program",
     },
     "chips": {},
     "course": {

@@ -35,7 +35,7 @@ warnings.filterwarnings("ignore", module="torch|copyreg")
 # %% [markdown]
 # ## What it costs
 #
-# The function of this part is $\operatorname{GELU}(xw + b)$. Six ways of running it on one core gave the same result, up to rounding. They did not take the same time (stored: `scripts/overview_sweep.py` measures again):
+# The function of this part is $\operatorname{GELU}(xw + b)$. Here are six ways of running it on one core (stored; `scripts/overview_sweep.py` measures again). They agree closely, and do not take the same time:
 
 # %%
 with (overview.STORED / "times.csv").open(newline="", encoding="utf-8") as lines:
@@ -45,9 +45,11 @@ for tool, us in of_mlp.items():
     print(f"{tool:14}{us / 1000:8.2f} ms")
 spread = max(of_mlp.values()) / min(of_mlp.values())
 print(f"slowest / fastest: {spread:.0f}")
+errors = [float(row["error"]) for row in TIMES if row["function"] == "mlp"]
+print("all within 0.0001 of float64:", max(errors) < 1e-4)
 
 # %% [markdown]
-# The slowest is a compiler, and a good one: TVM was not told in which order to compute, and that is a decision which somebody must make. All of this part is about decisions: which there are, and who makes them.
+# The slowest is a compiler, and a good one: TVM was not told in which order to compute, and that is a decision which somebody must make. (Ours, the small one of this page, loses its time in `tanh`; Play shows why.) All of this part is about decisions: which there are, and who makes them. Nothing on this page needs a GPU or a C compiler.
 #
 # ## Predict
 
@@ -138,18 +140,25 @@ def marks(lines, lit):
         yield Mark(f"l{i}", "cell", at, line, kind, line=whole)
 
 
+RUN_BY = {"FX": "torch.compile", "ONNX": "onnxruntime", "Relax": "TVM", "TIR": "TVM"}
+RUN_BY["linalg"] = "IREE"
+
+
 def trace_of(text):
     lines = digest(text)
+    facts = {"between operations": f"{overview.bytes_between(text) / 1e6:.1f} MB"}
+    tool = RUN_BY.get(text.language)
+    facts["run"] = f"{tool}, {of_mlp[tool] / 1e3:.2f} ms" if tool else "on a GPU"
     before = list(marks(lines, ""))
     told = f"Above the three parts in Python, below what {text.tool} printed."
-    found = [Step(tuple(before), told)]
+    found = [Step(tuple(before), told, facts=facts)]
     for part in overview.PARTS:
         now = list(marks(lines, part))
         own = [line for p, line, _ in lines if p == part]
         more = f" and {len(own) - 2} more" if len(own) > 2 else ""
         told = f"{SAID[part]} is here: {'; '.join(own[:2])}{more}"
         changed = [m for m, old in zip(now, before, strict=True) if m != old]
-        found.append(Step(tuple(changed), told))
+        found.append(Step(tuple(changed), told, facts=facts))
         before = now
     scene = Plane(WIDE, 48 + len(lines) * HIGH, (WIDE, HIGH))
     return Trace(scene, tuple(found))
@@ -163,7 +172,7 @@ steps(
 )
 
 # %% [markdown]
-# Point at a line to see all of it. FX, ONNX and Relax are graphs: a line for each part, and what a GELU is stays in the name. TIR and linalg spell it out, and TIR has loops. TTIR was written by a person, as a Triton kernel; it says what *one tile* of the result needs, and most of its lines compute
+# Point at a line to see all of it. "Between operations" is what would be written to memory and read again if each operation ran as it stands there; the times are those from above. FX, ONNX and Relax are graphs: a line for each part, and what a GELU is stays in the name. TIR and linalg spell it out, and TIR has loops. TTIR was written by a person, as a Triton kernel; it says what *one tile* of the result needs, and most of its lines compute
 # addresses (left out here). The whole texts, with XLA's two and Triton's next step:
 
 # %% tags=["hide-output"]
@@ -287,8 +296,8 @@ for function in ("mlp", "attention_row", "nine"):
 # %% [markdown]
 # The second call finds its graph. With 64 rows the guard fails; the new graph is for *any* number of rows (`None`), so 32 costs nothing. One row is a case of its own again. Guards also hold the code of `mlp`, global settings and Python numbers: what may change the answer is looked at before each call, and that takes microseconds.
 #
-# The last three lines are stored measurements on one core. `nine` is GELU in nine calls on 2 MB, where there is something to fuse. `mlp` is mostly a product, which a library computed before and computes now. `attention_row` takes some microseconds, to which the guards add theirs. What becomes of the graphs, C++ here and Triton on a GPU, is read in
-# [the back end's lesson](03-back-end.ipynb).
+# The last three lines are stored measurements on one core. `nine` is GELU in nine calls on 2 MB, where there is something to fuse. `mlp` is mostly a product, which a library computed before and computes now. `attention_row` takes some microseconds, to which the guards add theirs. What becomes of the graphs, C++ here and Triton on a GPU, is read in the lesson on
+# the back end.
 #
 # ## Against the libraries
 #
@@ -328,25 +337,27 @@ compare(as_iree(torch.addmm(b, x, w)), results["IREE"], "IREE, and π = 22/7", t
 # %% [markdown]
 # The importer of torch-mlir, which IREE brings, has GELU with $\pi = 22/7$, Archimedes' fraction ([its source](https://github.com/llvm/torch-mlir/blob/0029fc2e102c6d604696b33eb618116b4957a2e3/lib/Conversion/TorchToLinalg/Uncategorized.cpp#L819 "torchmlir2026gelu"); IREE 3.13.0). No test with a tolerance of $10^{-3}$ finds it. Reading one line does, and the last line above proves it: our compiler, with that fraction, gives IREE's numbers.
 #
-# More can be read in the same way. XLA's HLO has a kernel for the product, which it gives to a library, and one for all the rest: that is its fusion. The attention row has few operations in a graph, and many in linalg. One of them has two results, the maximum of the scores *and the place where it is*: the importer has one pattern for both, nobody
+# More can be read in the same way. XLA's HLO has a kernel for the product, which it gives to a library, and one for all the rest: that is its fusion. The attention row has few operations in a graph, and many in linalg. One of them has two results, the maximum of the scores *and the place where it is*: nobody
 # reads the place, and a later pass must find that out.
 
 # %% tags=["hide-input"]
 decided = {name: sum(overview.decided(text).values()) for name, text in TEXTS.items()}
 names = sorted(TEXTS, key=decided.get)
-fig, ax = plt.subplots(figsize=(4.8, 4.2))
+fig, ax = plt.subplots(figsize=(4.8, 4.5))
 for column, text in enumerate(TEXTS[name] for name in names):
     for row, made in enumerate(overview.decided(text).values()):
         color = "C0" if made else "none"
         ax.scatter(column, -row, s=90, color=color, edgecolor="C7", linewidth=0.8)
     ax.text(column, -8.1, overview.operations(text), ha="center", fontsize=9)
     ax.text(column, -9.1, len(text.lines), ha="center", fontsize=9)
+    between = f"{overview.bytes_between(text) / 1e6:.1f}"
+    ax.text(column, -10.1, between, ha="center", fontsize=9)
 ax.set_xticks(range(len(names)), names, rotation=55, ha="left", fontsize=9)
 ax.xaxis.tick_top()
 ax.grid(False)
-labels = [*overview.DECISIONS, "operations", "lines"]
-ax.set_yticks([*range(0, -8, -1), -8, -9], labels, fontsize=9)
-ax.set(xlim=(-0.5, len(names) - 0.5), ylim=(-9.6, 0.6))
+labels = [*overview.DECISIONS, "operations", "lines", "MB between"]
+ax.set_yticks(range(0, -11, -1), labels, fontsize=9)
+ax.set(xlim=(-0.5, len(names) - 0.5), ylim=(-10.6, 0.6))
 ax.tick_params(length=0)
 for side in ax.spines.values():
     side.set_visible(False)
@@ -359,7 +370,7 @@ figure(
 )
 
 # %% [markdown]
-# A staircase. A graph has decided nothing and knows everything: the shape of each result, what is a GELU. Every language to the right has decided more and knows less. TTIR has tiles and addresses, and the shape 128 × 512 of the result stands nowhere in it; it has also decided, unasked, to multiply with fewer digits than float32 has (`inputPrecision = tf32`). TTGIR, Triton's next
+# A staircase. The graphs have decided none of the eight and know most: the shape of each result, what is a GELU. Further right more is decided, and less is known. What would move between operations grows where GELU is spelled out, and goes where somebody decided what runs together. TTIR has tiles and addresses, and the shape 128 × 512 of the result stands nowhere in it; it has also decided, unasked, to multiply with fewer digits than float32 has (`inputPrecision = tf32`). TTGIR, Triton's next
 # step, says which thread of a warp holds which number. This is why there are several languages: fusing is easy on the left, vectorising on the right, and no step can be taken back.
 
 # %% tags=["hide-output"]

@@ -48,13 +48,14 @@ from llmlab.compilers.overview.machine import (
 from llmlab.compilers.overview.reading import (
     DECISIONS,
     PARTS,
+    bytes_between,
     decided,
     knows_the_whole,
     operations,
     parts,
     root_two_over_pi,
 )
-from llmlab.compilers.overview.tools import TOOLS, bytes_between, compile_with, gelu
+from llmlab.compilers.overview.tools import TOOLS, compile_with, gelu
 
 __all__ = [
     "DECISIONS",

@@ -22,6 +22,15 @@ COMPUTES = {
     "TTIR": r" = (tt|math|scf|arith)\.(?!constant)|tt\.store",
     "TTGIR": r" = (ttg?|math|scf|arith)\.(?!constant)|tt\.store",
 }
+# A line that writes a whole result, if the program runs as it stands there. Where it is
+# not said, that is every line that computes.
+WRITES = {
+    "HLO": r" fusion\(",
+    "linalg": r" = linalg\.(?!fill)",
+    "TTIR": r"tt\.store",
+    "TTGIR": r"tt\.store",
+}
+RESULT = 128 * 512 * 4  # bytes of a whole result of `mlp`
 # A decision → what stands in a text that has made it. All are about `mlp`.
 DECISIONS = {
     "GELU in + and ×": r"0\.04471|4\.471500e-02",
@@ -51,6 +60,15 @@ def operations(text: Text) -> int:
     return sum(
         bool(re.search(COMPUTES[text.language], line)) for line in text.text.split("\n")
     )
+
+
+def bytes_between(text: Text) -> int:
+    """What `mlp` would move between its operations: each result but the last is
+    written once and read once.
+    """
+    pattern = WRITES.get(text.language, COMPUTES[text.language])
+    written = sum(bool(re.search(pattern, line)) for line in text.lines)
+    return 2 * (written - 1) * RESULT
 
 
 def decided(text: Text) -> dict[str, bool]:

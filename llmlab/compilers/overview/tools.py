@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmlab.compilers import program
 from llmlab.compilers.overview import expressions, languages
 from llmlab.compilers.overview.expressions import Expression
 from llmlab.compilers.overview.machine import compile_expression
@@ -146,22 +145,3 @@ TOOLS: dict[str, Callable[[str, str], Runs]] = {
     "onnxruntime": by_onnxruntime,
     "ours": by_ours,
 }
-
-
-def bytes_between(function: str) -> int:
-    """What PyTorch writes between the operations of its graph and reads again.
-
-    Each result but the last is written once, and read by the next.
-    """
-    graph = languages.exported(function).graph_module.graph
-    results = [node for node in graph.nodes if node.op == "call_function"]
-    moved = 0
-    for node in results[:-1]:
-        if node.target is not torch.ops.aten.permute.default:  # a view moves nothing
-            moved += 2 * node.meta["val"].nbytes
-    return moved
-
-
-def example_inputs(function: str) -> tuple[Tensor, ...]:
-    """The inputs for which all is compiled."""
-    return program.example_inputs(function)
