@@ -151,7 +151,7 @@ def listing(ax, text, title, marked=()):
         shown = line.replace("    ", " ")
         ax.text(0.04, -place, shown, va="center_baseline", **font)
     ax.set_title(title, fontsize=9, loc="left")
-    ax.set(xlim=(0, 1), ylim=(-max(6, len(words)) + 0.3, 0.8))
+    ax.set(xlim=(0, 1), ylim=(-len(words) + 0.4, 0.8))
     ax.axis("off")
 
 
@@ -174,7 +174,7 @@ def shortened(program):
     return "\n".join([*kept, f"{indent}C[i, j] += A[i, k] * B[k, j]"])
 
 
-fig, axes = plt.subplots(2, 1, figsize=(3.6, 3.4), height_ratios=(5, 7))
+fig, axes = plt.subplots(2, 1, figsize=(3.6, 3.2), height_ratios=(4.4, 6.4))
 listing(axes[0], shortened(lower(tiny)), "the formula, in the order of its axes")
 listing(axes[1], shortened(lower(tiny, schedule=TILED)), "after five primitives")
 figure(
@@ -475,13 +475,15 @@ def needs(rows: int, columns: int) -> tuple[int, float]:
 def draw(rows: int, columns: int):
     fig, ax = plt.subplots(figsize=(3.6, 2.6))
     wide = columns // 8
-    cells = [("sum", palette.blue)] * (rows * wide)
+    cells = [("Σ", palette.blue)] * (rows * wide)
     cells += [("B", palette.orange)] * wide + [("A", palette.green)]
-    for place, (_, color) in enumerate(cells):
+    for place, (word, color) in enumerate(cells):
         spot = (place % 8, -(place // 8))
         spilled = place >= 16
         shade = {"alpha": 0.45, "hatch": "///"} if spilled else {}
         ax.add_patch(plt.Rectangle(spot, 0.9, 0.9, color=color, **shade))
+        middle = (spot[0] + 0.45, spot[1] + 0.42)
+        ax.text(*middle, word, color="white", ha="center", va="center", fontsize=8)
     ax.axhline(-1.05, color=palette.vermillion, lw=2)
     ax.text(8, -1.2, "16 registers", ha="right", va="top", fontsize=8)
     registers, loads = needs(rows, columns)

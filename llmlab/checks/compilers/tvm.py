@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from functools import cache
 
 from llmlab.checks.judging import Outcome, judge
 from llmlab.compilers import tvm
@@ -281,23 +282,20 @@ def wrong_regions() -> dict[str, Callable]:
 FuseCase = tuple[Kind, Kind, tuple[Kind, ...], Kind, bool]
 
 
-def fuse_cases() -> list[FuseCase]:
-    """Every combination of kinds that there can be, with none to two steps between."""
-    found = []
-    inside = [(), *((k,) for k in Kind), (Kind.ELEMENTWISE, Kind.INJECTIVE)]
-    inside += [(Kind.BROADCAST, Kind.REDUCTION), (Kind.ELEMENTWISE, Kind.BROADCAST)]
-    for kind, way, between, end in itertools.product(Kind, Kind, inside, Kind):
-        found += [(kind, way, between, end, second) for second in (False, True)]
-    return found
+@cache
+def fuse_cases(kind: Kind) -> tuple[FuseCase, ...]:
+    """All cases of a step of this kind, with none to two steps between."""
+    easy, wide, turned, summed, *_ = Kind
+    inside = [(), (easy,), (wide, easy), (easy, turned), (summed, wide)]
+    rounds = (False, True)
+    return tuple(itertools.product([kind], Kind, inside, Kind, rounds))
 
 
 def run_fuse(answer: Callable, n: int) -> Outcome:
     """All cases with one kind of the step: a text with a letter for each."""
     kind = [*Kind][n]
     letters = []
-    for case in fuse_cases():
-        if case[0] is not kind:
-            continue
+    for case in fuse_cases(kind):
         found = answer(*case)
         if not isinstance(found, bool):
             raise Mistake(f"may_fuse(…) returned {found!r}: return True or False")
