@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from llmlab.compilers.front_end import Graph, Kernel, Node, fuse
+from llmlab.compilers.front_end import Graph, Kernel, Node, fuse, made
 from llmlab.compilers.tensorrt.network import Network
 from llmlab.compilers.tensorrt.placement import stored_bytes, stored_format
 
@@ -107,10 +107,21 @@ def split(network: Network) -> Split:
     stored = list(new.values())
     program = [*network.inputs, *stored, *numbers]
     new.update({node: node for node in [*network.inputs, *numbers]})
+
+    def read_by_one(node: Node) -> Node:
+        """A DQ is made for each reader anew: it costs nothing inside a layer."""
+        if node.op != "dequantize" or node in network.graph.outputs:
+            return new[node]
+        program.append(made("dequantize", [new[each] for each in node.inputs]))
+        return program[-1]
+
     for node in rest:
         if node in new:
             continue
-        inputs = tuple(new[each] for each in node.inputs)
+        if node.op == "dequantize" and node not in network.graph.outputs:
+            new[node] = None  # each reader makes its own
+            continue
+        inputs = tuple(map(read_by_one, node.inputs))
         new[node] = Node(node.op, inputs, node.type, node.attributes)
         program.append(new[node])
     outputs = [new[node] for node in network.graph.outputs]
@@ -129,8 +140,9 @@ def fuse_layers(graph: Graph, horizontal: bool = True) -> list[Layer]:
     Args:
         horizontal: whether products of the same value become one layer.
     """
-    codes = [node for node in graph.work if node.op == "quantize"]
-    ends = [*graph.outputs, *(node for node in codes if node not in graph.outputs)]
+    read = [node.inputs[0] for node in graph.work if node.op == "dequantize"]
+    codes = [node for node in graph.work if node in read]
+    ends = list(dict.fromkeys([*graph.outputs, *codes]))
     kernels = fuse(Graph(graph.inputs, graph.nodes, ends))
     layers = with_dequantize(graph, kernels)
     return beside(layers, graph) if horizontal else layers

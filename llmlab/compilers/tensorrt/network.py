@@ -27,6 +27,7 @@ from llmlab.compilers.front_end import (
     capture,
     constant,
     optimise,
+    remove_dead,
 )
 
 
@@ -149,22 +150,29 @@ def check_same(a: Graph, b: Graph, rows_a: int, rows_b: int) -> None:
 
 
 def bound(network: Network) -> Graph:
-    """The program with its weights as constants, for `to_onnx`."""
-    known = {
-        node: constant(network.values[name], node.type.dtype)
-        for node, name in network.weights.items()
-    }
+    """The program with its weights as constants, for `to_onnx`.
+
+    What depends on weights alone is computed, such as their scales; Q and DQ stay.
+    """
     new: dict[Node, Node] = {}
-    nodes = []
+    nodes: list[Node] = []
     for node in network.graph.nodes:
         inputs = tuple(new[each] for each in node.inputs)
-        made = known.get(node, node)
-        if inputs != node.inputs:
-            made = Node(node.op, inputs, node.type, node.attributes, node.data)
+        data = [each.data for each in inputs]
+        known = inputs and all(each is not None for each in data)
+        if node in network.weights:
+            value = network.values[network.weights[node]]
+            made = constant(value.detach(), node.type.dtype)
+        elif known and node.op not in ("quantize", "dequantize"):
+            made = constant(OPS[node.op].run(data, node.attributes), node.type.dtype)
+        elif inputs != node.inputs:
+            made = Node(node.op, inputs, node.type, node.attributes)
+        else:
+            made = node
         new[node] = made
         nodes.append(made)
     outputs = [new[node] for node in network.graph.outputs]
-    return Graph(network.inputs, nodes, outputs)
+    return remove_dead(Graph(network.inputs, nodes, outputs))
 
 
 # Plugins -----------------------------------------------------------------------------

@@ -115,11 +115,13 @@ def quantise(
     scales: Mapping[Node, float],
     form: str = "int8",
     residuals: bool = False,
+    carry: bool = True,
 ) -> Network:
     """The network with a pair of Q and DQ at each input of each product with a weight.
 
     Args:
         scales: of each of `quantised_values`.
+        carry: whether Q and DQ move from where they were put.
 
     Raises:
         ValueError: a scale is missing, or is not above zero and finite.
@@ -176,7 +178,9 @@ def quantise(
             )
     outputs = [new[node] for node in graph.outputs]
     placed = Graph(graph.inputs, program, outputs)
-    return Network(carried(placed), network.weights, network.values, network.profiles)
+    if carry:
+        placed = carried(placed)
+    return Network(placed, network.weights, network.values, network.profiles)
 
 
 def weight_scale(
