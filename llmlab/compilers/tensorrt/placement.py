@@ -8,12 +8,10 @@ product with a weight gets a pair: one scale for the whole of an input, one for 
 column of a weight. Then codes are carried as far as they go, so that what is written
 to memory between two layers has a quarter of the bytes:
 
-    Q goes up     Q(reshape x) = reshape(Q x), and the same for a maximum with 0: for a
-                  symmetric scale, rounding and max(·, 0) may change places
-    DQ goes down  reshape(DQ q) = DQ(reshape q)
+    Q goes up     Q(reshape x) = reshape(Q x), and so for a transpose, a sign, a maximum
+                  along a row, a maximum with 0: rounding keeps the order of numbers
+    DQ goes down  reshape(DQ q) = DQ(reshape q), and so for the same operations
     DQ, then Q    with the same scale: nothing
-
-A transpose is moved by the front end: to it, Q is an elementwise operation.
 
 Nothing else commutes: an addition of codes with two scales means nothing, and
 GELU(s q) is not s' GELU(q). There Q must stand behind, where GELU's result is read by
@@ -203,8 +201,12 @@ def weight_scale(
 
 
 def moves_through(node: Node) -> bool:
-    """Whether Q before it and Q behind it are the same, for one scale."""
-    if node.kind == "layout":
+    """Whether f(Q(x)) = Q(f(x)) and f(s q) = s f(q), for one scale s > 0.
+
+    It is so where f picks numbers, or changes their sign: rounding keeps the order of
+    numbers, and the codes are symmetric.
+    """
+    if node.kind == "layout" or node.op in ("neg", "max"):
         return True
     return node.op == "maximum" and any(each.number == 0 for each in node.inputs)
 
