@@ -135,7 +135,9 @@ ARROWS = {
         "engine": "continuous_batching paged_attention sampling_and_speculation",
         "serving": "engine",
     },
-    "compilers": {},
+    "compilers": {
+        "tensorrt": "front_end",
+    },
     "course": {
         "book": "cpu syllabus",
         "cli": (

@@ -61,14 +61,18 @@ def modelopt(folder: Path) -> dict:
     for name, counts in np.load(folder / "histograms.npz").items():
         edges = np.arange(len(counts) + 1, dtype=np.float64) / 256
         found[name] = {
-            "entropy": float(calib._compute_amax_entropy(counts.copy(), edges, 8, False)),
+            "entropy": float(
+                calib._compute_amax_entropy(counts.copy(), edges, 8, False)
+            ),
             "percentile": float(calib._compute_amax_percentile(counts, edges, 99.5)),
             "mse": float(calib._compute_amax_mse(counts, edges, 8, False)),
         }
     for method in ("max", "entropy"):
         target = folder / f"two_layers_{method}.onnx"
         command = f"-m modelopt.onnx.quantization --onnx_path={folder}/two_layers.onnx"
-        command += f" --calibration_data_path={folder}/two_layers.npz --quantize_mode=int8"
+        command += (
+            f" --calibration_data_path={folder}/two_layers.npz --quantize_mode=int8"
+        )
         command += f" --calibration_method={method} --calibration_eps cpu --opset 17"
         command += f" --high_precision_dtype fp32 --output_path={target}"
         subprocess.run([sys.executable, *command.split()], check=True)
@@ -99,7 +103,9 @@ def openvino(folder: Path) -> dict:
                 info = op.get_rt_info()
                 kind = info["layerType"].astype(str)
                 if kind in ("FullyConnected", "MatMul"):
-                    layers[op.get_friendly_name()] = info["runtimePrecision"].astype(str)
+                    layers[op.get_friendly_name()] = info["runtimePrecision"].astype(
+                        str
+                    )
             result = compiled([x])[0]
             found[name + end] = {"layers": layers, "result": result.round(6).tolist()}
     return found

@@ -219,9 +219,7 @@ def placing(
     """The values that need a scale, and what comes out with one thing changed."""
 
     def way(graph: Graph, weights: set[Node]) -> list[Node]:
-        products = [
-            n for n in graph.nodes if n.op == "matmul" and product(n, weights)
-        ]
+        products = [n for n in graph.nodes if n.op == "matmul" and product(n, weights)]
         found, later = [], []
         for node in graph.nodes:
             if node in products:
@@ -327,7 +325,9 @@ def run_moving(answer: Callable, n: int) -> Outcome:
     found = answer(node)
     if not isinstance(found, bool):
         raise Mistake(f"return True or False, not {found!r}")
-    words = " ".join([node.op, *(f"{i.number:g}" for i in node.inputs if i.data is not None)])
+    words = " ".join(
+        [node.op, *(f"{i.number:g}" for i in node.inputs if i.data is not None)]
+    )
     return {f"the answer for {words}": found}
 
 
@@ -373,17 +373,14 @@ def wrong_movings() -> dict[str, Callable]:
         "a sum or difference of two values does not: they have two scales": (
             lambda node: right(node) or node.op in ("add", "sub")
         ),
-        "elementwise is not enough: GELU of codes is not the code of GELU": lambda node: (
-            right(node) or node.kind == "elementwise"
-        ),
+        "elementwise is not enough: GELU of codes is not the code of"
+        " GELU": lambda node: right(node) or node.kind == "elementwise",
         "a reshape and a transpose move numbers and change none: they"
         " commute": lambda node: right(node) and node.kind != "layout",
-        "a transpose commutes like a reshape: there is one scale for all": lambda node: (
-            right(node) and node.op != "transpose"
-        ),
-        "a reshape commutes like a transpose: there is one scale for all": lambda node: (
-            right(node) and node.op != "reshape"
-        ),
+        "a transpose commutes like a reshape: there is one scale for"
+        " all": lambda node: right(node) and node.op != "transpose",
+        "a reshape commutes like a transpose: there is one scale for"
+        " all": lambda node: right(node) and node.op != "reshape",
     }
 
 
@@ -409,7 +406,12 @@ def moves_through(answer):
     """Whether Q and DQ can change places with an operation."""
     cases = len(moving_cases())
     judge(
-        answer, run_moving, trt.moves_through, wrong_movings(), cases, "moves_through(node)"
+        answer,
+        run_moving,
+        trt.moves_through,
+        wrong_movings(),
+        cases,
+        "moves_through(node)",
     )
 
 
@@ -462,13 +464,20 @@ def key_cases() -> list[list[Asked]]:
     shapes = [layer_of(plain, *each) for each in (small, wide, small, ((5, 6), (6, 8)))]
     kinds = [layer_of(f, *small) for f in (plain, with_exp, minus_exp, exp_minus)]
     sides = [layer_of(f, *square) for f in (plain, linear, plain, row_sum, row_max)]
-    forms = [layer_of(plain, *small, form=each) for each in ("", "int8", "e4m3", "int8")]
+    forms = [
+        layer_of(plain, *small, form=each) for each in ("", "int8", "e4m3", "int8")
+    ]
     many = [layer_of(twice, *small, (6, 8)), layer_of(plain, *small)]
     many += [layer_of(twice, *small, (6, 8))]
     first = shapes[0]
-    settings = [(first, rows, n) for rows, n in ((4, 1), (8, 1), (4, 2), (4, 1), (1, 4))]
+    settings = [
+        (first, rows, n) for rows, n in ((4, 1), (8, 1), (4, 2), (4, 1), (1, 4))
+    ]
     return [
-        *([(layer, 4, 1) for layer in some] for some in (shapes, kinds, sides, forms, many)),
+        *(
+            [(layer, 4, 1) for layer in some]
+            for some in (shapes, kinds, sides, forms, many)
+        ),
         settings,
     ]
 
@@ -483,8 +492,8 @@ def run_keys(answer: Callable, n: int) -> Outcome:
             same.append(found.setdefault(key, i))
         except TypeError:
             raise Mistake(
-                f"the key is a {type(key).__name__} that cannot stand in a dict: make it"
-                " a tuple of things that can, or text"
+                f"the key is a {type(key).__name__} that cannot stand in a dict: make"
+                " it a tuple of things that can, or text"
             ) from None
     return {"the keys": same}
 
@@ -535,19 +544,23 @@ def wrong_keyings() -> dict[str, Callable]:
         "layers of other operations have one key: node.op belongs to it": keying(
             op=False
         ),
-        "a − b and b − a have one key: say which value each operation"
-        " reads": keying(wired=False),
-        "floats, int8 and FP8 have one key: stored_format(node) belongs to"
-        " it": keying(form=False),
+        "a − b and b − a have one key: say which value each operation reads": keying(
+            wired=False
+        ),
+        "floats, int8 and FP8 have one key: stored_format(node) belongs to it": keying(
+            form=False
+        ),
         "a weight that is read transposed has the key of one that is not: the"
         " attributes belong to it": keying(attributes=False),
         "other numbers of rows have one key": keying(rows=False),
-        "one thread and two have one key: what is fastest changes with"
-        " them": keying(threads=False),
+        "one thread and two have one key: what is fastest changes with them": keying(
+            threads=False
+        ),
         "the same layer has another key each time, so nothing is ever found: go by what"
         " a node is like, not by which it is": keying(identity=True),
-        "4 rows on 1 thread and 1 row on 4 have one key: keep the two"
-        " apart": keying(joined=True),
+        "4 rows on 1 thread and 1 row on 4 have one key: keep the two apart": keying(
+            joined=True
+        ),
     }
 
 

@@ -56,9 +56,12 @@ def to_onnx(graph: Graph) -> onnx.ModelProto:
     def emit(op: str, inputs: list[str], output: str, **attributes) -> None:
         nodes.append(helper.make_node(op, inputs, [output], **attributes))
 
+    readers = graph.users()
     for node in graph.nodes:
         here = names[node]
         read = [names[each] for each in node.inputs]
+        if node.kind == "constant" and all(is_scale(node, x) for x in readers[node]):
+            continue  # written where it is read
         if node.kind == "constant":
             constants.append(numpy_helper.from_array(node.data.numpy(), here))
         elif node.op in NAMES:
@@ -110,6 +113,11 @@ def second(node: Node, name: str, here: str, emit) -> str:
     order = [*range(rank - 2), rank - 1, rank - 2]
     emit("Transpose", [name], f"{here}_turned", perm=order)
     return f"{here}_turned"
+
+
+def is_scale(node: Node, reader: Node) -> bool:
+    """Whether it is read as a scale, and as nothing else."""
+    return reader.op in SCALED and reader.inputs[0] is not node
 
 
 def form_of(node: Node) -> str | None:

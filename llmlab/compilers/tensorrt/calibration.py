@@ -17,7 +17,7 @@ choose T from a histogram of |x|, and nothing else:
     w      width of a bin
     i      bins that are kept by a candidate: T = i w
     L      levels of a code without its sign, 128 for 8 bits
-    P, Q   the histogram with all that is clipped in its last bin; the same from L levels
+    P, Q   the histogram with all that is clipped in its last bin; that of L levels
 
 FP8 has as many codes, but most of them near zero: a wide range costs it little, so its
 calibration is the maximum: s = T / 448 (E4M3) or T / 57344 (E5M2).
@@ -182,12 +182,11 @@ def divergence(counts: Int[Tensor, "B"], levels: int = 128) -> Float[Tensor, "i"
     As in NVIDIA's code, the bin at zero is first given the count of the next: zeros are
     exact with any T, and there may be very many.
     """
-    B = len(counts)
-    if B < levels:
-        raise ValueError(f"counts has {B} bins, fewer than levels={levels}")
+    if len(counts) < levels:
+        raise ValueError(f"counts has {len(counts)} bins, fewer than levels={levels}")
     c = counts.double()
     c[0] = c[1]
-    kept = torch.arange(levels, B + 1)  # i, (candidates,)
+    kept = torch.arange(levels, len(counts) + 1)  # i, (candidates,)
     # the bins of level l begin at the first j with j L / i ≥ l; (candidates, L + 1)
     edges = (kept[:, None] * torch.arange(levels + 1) + levels - 1) // levels
     inside = from_start(c)

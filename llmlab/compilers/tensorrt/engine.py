@@ -259,7 +259,10 @@ def store(
 
 @torch.inference_mode()
 def examples(
-    after: Graph, stored: Mapping[Node, Tensor], layers: Sequence[Layer], rows: int | None
+    after: Graph,
+    stored: Mapping[Node, Tensor],
+    layers: Sequence[Layer],
+    rows: int | None,
 ) -> dict[Node, Tensor]:
     """Values for each layer to be timed with: a call with random inputs."""
     random = torch.Generator().manual_seed(0)

@@ -87,11 +87,10 @@ def split(network: Network) -> Split:
     """Take out what depends on weights and constants alone; never a DQ."""
     known: set[Node] = set(network.weights)
     for node in network.graph.nodes:
-        if node.kind == "constant":
+        computed = bool(node.inputs) and all(each in known for each in node.inputs)
+        allowed = node.op != "dequantize" and node.kind != "effect"
+        if node.kind == "constant" or (computed and allowed):
             known.add(node)
-        elif node.inputs and node.op != "dequantize" and node.kind != "effect":
-            if all(each in known for each in node.inputs):
-                known.add(node)
     rest = [node for node in network.graph.nodes if node not in known]
     read = [each for node in rest for each in node.inputs]
     edge = dict.fromkeys(
@@ -103,7 +102,8 @@ def split(network: Network) -> Split:
     for node in edge:
         form = stored_format(node)
         new[node] = Node("input", (), node.type, (form, "stored"))
-    numbers = dict.fromkeys(each for each in read if each.number is not None)
+    everything = [*read, *network.graph.outputs]
+    numbers = dict.fromkeys(each for each in everything if each.number is not None)
     stored = list(new.values())
     program = [*network.inputs, *stored, *numbers]
     new.update({node: node for node in [*network.inputs, *numbers]})
@@ -154,11 +154,10 @@ def with_dequantize(graph: Graph, kernels: Sequence[Kernel]) -> list[Layer]:
     taken: set[Node] = set()
     for kernel in kernels:
         node = kernel.root
-        if kernel.nodes == [node] and node.op == "dequantize":
-            if node not in graph.outputs and all(
-                user.op == "matmul" for user in users[node]
-            ):
-                taken.add(node)
+        alone = kernel.nodes == [node] and node.op == "dequantize"
+        inner = node not in graph.outputs
+        if alone and inner and all(user.op == "matmul" for user in users[node]):
+            taken.add(node)
     layers = []
     for kernel in kernels:
         if kernel.root in taken:

@@ -79,7 +79,7 @@ def tactics_for(layer: Layer) -> list[Tactic]:
 
 
 def has_one_scale(product: Node) -> bool:
-    """Whether the scales can be taken out of the sum: one for x, one for each column."""
+    """Whether scales can leave the sum: one for x, one for each column of w."""
     x, w = product.inputs
     inner = -1 if product.attributes[0] else 0
     scale = w.inputs[1].type.shape

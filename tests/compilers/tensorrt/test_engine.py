@@ -35,7 +35,7 @@ def quantised(name, form="int8", residuals=False, carry=True, profiles=()):
 
 
 def reference(network, x, weights):
-    """The program with Q and DQ, node by node, in double precision."""
+    """The program with Q and DQ, node by node."""
     return run(network.graph, x, *weights.values())[0]
 
 
@@ -241,9 +241,7 @@ def test_a_quantised_engine_computes_its_program(name, residuals, form):
     network, x, weights, function = quantised(name, form, residuals)
     engine = trt.build(network, repeat=1)
     found = engine(x)[0]
-    torch.testing.assert_close(
-        found, reference(network, x, weights), rtol=1e-5, atol=1e-5
-    )
+    assert programs.rows_agree(found, reference(network, x, weights))
     exact = function(x, *weights.values())
     far = {"int8": 0.03, "e4m3": 0.06, "e5m2": 0.12}[form] * exact.abs().max()
     assert 0 < (found - exact).abs().max() < far
@@ -384,8 +382,8 @@ def test_refit_is_a_build_with_the_new_weight():
     new = programs.numbers(32, 48, salt=11, scale=0.7)
     engine.refit("down", new)
     other = {**weights, "down": new}
-    wanted = reference(network, x, other)
-    torch.testing.assert_close(engine(x)[0], wanted, rtol=1e-5, atol=1e-5)
+    assert programs.rows_agree(engine(x)[0], reference(network, x, other))
+    assert not programs.rows_agree(engine(x)[0], first)
     engine.refit("down", weights["down"])
     assert torch.equal(engine(x)[0], first)
 
@@ -484,7 +482,7 @@ def test_profiles_with_codes_and_on_disk(tmp_path):
     engine.save(tmp_path)
     wanted = reference(network, x, weights)
     loaded = trt.load_engine(tmp_path)
-    torch.testing.assert_close(loaded(x[:5])[0], wanted[:5], rtol=1e-5, atol=1e-5)
+    assert programs.rows_agree(loaded(x[:5])[0], wanted[:5], share=0.6)
 
 
 def test_a_program_that_depends_on_the_rows_has_no_profile():
@@ -533,11 +531,8 @@ def test_a_plugin_is_a_layer_of_its_own(cumulative, tmp_path):
 
     x, weights = programs.numbers(4, 6), {"w": programs.numbers(6, 5, scale=0.3)}
     engine = trt.build(trt.define(summed, [x], weights), repeat=1)
-    assert [str(layer) for layer in engine.layers] == [
-        "matmul neg",
-        "cumulative_sum",
-        "exp" if "mul" not in str(engine.layers[-1]) else "mul exp",
-    ]
+    names = [str(layer) for layer in engine.layers]
+    assert names == ["matmul neg", "cumulative_sum", "mul exp"]
     torch.testing.assert_close(engine(x)[0], summed(x, weights["w"]))
     engine.save(tmp_path)
     with pytest.raises(ValueError, match="there is an operation of this name"):
