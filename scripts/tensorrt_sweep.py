@@ -1,6 +1,6 @@
 """Calibrators on the whole real model: llmlab/compilers/data/tensorrt.csv.
 
-    python scripts/tensorrt_sweep.py            continue, a line a run (20 seconds each);
+    python scripts/tensorrt_sweep.py            continue, a line a run (20 seconds);
                                                 Ctrl-C loses at most one run
     python scripts/tensorrt_sweep.py --check 1  run that many lines again and compare
 

@@ -9,6 +9,7 @@ import csv
 import json
 import tempfile
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -111,12 +112,13 @@ def listing(ax, graph, groups, title):
     for place, node in enumerate(graph.work):
         name, rest = words[node].strip().split(" = ")
         shown = " ".join(rest.split()[: 1 + len(node.inputs)])
-        ax.text(0.09, -place, f"{name} = {shown}", family="monospace", fontsize=9)
+        text = f"{name} = {shown}"
+        ax.text(0.09, -place, text, family="monospace", fontsize=9, va="center")
         ax.barh(-place, 0.06, 0.85, left=0, color=COLORS[of[node] % len(COLORS)])
-        number = {"ha": "center", "va": "center_baseline", "fontsize": 7}
+        number = {"ha": "center", "va": "center", "fontsize": 7}
         ax.text(0.03, -place, of[node] + 1, color="white", **number)
     ax.set_title(title, fontsize=10)
-    ax.set(xlim=(0, 1), ylim=(-13, 1))
+    ax.set(xlim=(0, 1), ylim=(-14, 1))
     ax.axis("off")
 
 
@@ -138,7 +140,7 @@ figure(
     fig,
     alt=(
         "The part's function as two lists of operations, with the number of its layer"
-        " before each. Left eleven operations in eleven kernels. Right thirteen in two"
+        " before each. Left eleven operations in eleven kernels. Right fourteen in two"
         " layers: one quantizes the input, the other dequantizes both operands,"
         " multiplies, adds the bias and computes the GELU."
     ),
@@ -232,14 +234,13 @@ for each in engine.layers:
     print(f"  {each.precision:5} {str(each).replace('dequantize', 'DQ')}")
 
 # %% [markdown]
-# Norm and Q; gate, up, SiLU, product and Q; down and residual. The middle layer is horizontal fusion: two products, whose values are never written. Which tactic each layer got is this machine's affair:
+# Norm and Q; gate, up, SiLU, product and Q; down and residual. The middle layer is horizontal fusion: two products, whose values are never written. Which tactic each layer got is this machine's affair (folded below).
+#
+# An engine takes any number of rows that its **profile** allows, lies in a folder, and takes new weights without a build (**refit**), if it was built for that. What it cannot be used for, it says:
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["hide-cell", "nbval-ignore-output"]
 for each, tactic in zip(engine.layers, engine.plans[0].tactics, strict=True):
     print(f"{each.precision:5} {tactic}")
-
-# %% [markdown]
-# An engine takes any number of rows that its **profile** allows, lies in a folder, and takes new weights without a build (**refit**), if it was built for that. What it cannot be used for, it says:
 
 
 # %%
@@ -335,7 +336,7 @@ for name, (function, biased) in cases.items():
 # | TensorRT 11.4.0 | | its wheel fetches CUDA libraries from NVIDIA's index, and does not import without them: nothing was run |
 #
 # Three defaults to know. In `quantize_static`, `CalibrationMethod.Entropy` has 128 bins and 128 levels: one candidate, the whole range. It is the maximum under another name, and the bins cannot be set there. ModelOpt's command line (`--calibration_method=entropy`, its default) inherits this: for our networks it writes
-# the scales of `max`, digit by digit. And percentiles of both are the *lower* edge of a bin, so 100% clips the largest value. (ModelOpt's `mse` for int8 hands its settings over by place, and they arrive as others: it always takes the first candidate.)
+# the scales of `max`, digit by digit. And percentiles of both are the *lower* edge of a bin, so 100% clips the largest value. (ModelOpt's `mse` for int8 hands its settings over by place, and they arrive as others: on all four histograms it takes the first candidate.)
 #
 # ## The experiment
 #
@@ -360,9 +361,6 @@ histogram = trt.histogram([x11])
 thresholds = {name: rule(histogram) for name, rule in trt.CALIBRATORS.items()}
 for name, T in thresholds.items():
     print(f"{name:10} {T:8.0f}" if T < 100 else f"{name:10} {round(T, -1):8,.0f}")
-
-# %% tags=["hide-output"]
-large_guess.settle(100 * round(top.values[0].item() / 100))
 
 # %% [markdown]
 # Two numbers in 196,608, both of the first token, hundreds of times as large as the next. They are known as massive activations, and act as biases that attention relies on ([Sun et al. 2024](https://arxiv.org/abs/2402.17762 "sun2024massive")).
@@ -390,10 +388,10 @@ ax.text(floats + 0.02, -0.3, "inputs in floats", fontsize=8, color=palette.ink)
 figure(
     fig,
     alt=(
-        "Bits per byte of text by rule, a dot per seed. Int8: max 1.15 to 1.19, mse 1.09"
-        " to 1.10, percentiles from 1.24 up to 2.4, entropy 1.9 to 2.1. With down_proj"
-        " in floats: max 0.99, entropy 1.12. A scale per token 0.96, FP8 0.95 and 0.96."
-        " Inputs in floats: 0.95."
+        "Bits per byte of text by rule, a dot per seed. Int8: max 1.15 to 1.19, mse"
+        " 1.09 to 1.10, percentiles from 1.24 up to 2.4, entropy 1.9 to 2.1. With"
+        " down_proj in floats: max 0.99, entropy 1.12. A scale per token 0.96, FP8 0.95"
+        " and 0.96. Inputs in floats: 0.95."
     ),
 )
 
@@ -401,21 +399,28 @@ figure(
 # A dot is a seed, which draws the 1,024 tokens of calibration text; all is judged on other 1,024. (The weights were stored in 4 bits before they came here.)
 
 # %%
-print("method    bits per byte    pairs right of 100    inputs clipped")
-for method in ("max", "mse", "99.999%", "entropy"):
-    found, runs_of = bits("int8", method), stored("int8", method)
-    share = [float(run["clipped"]) for run in runs_of]
-    right_of = [int(run["right"]) for run in runs_of]
-    spread = f"{min(found):.2f} to {max(found):.2f}"
-    pairs_of = f"{min(right_of)} to {max(right_of)}"
-    print(f"{method:9} {spread:16} {pairs_of:21} {max(share):.4%}")
+print("                bits per byte   pairs right of 100   inputs clipped")
+for form in ("int8", "e4m3"):
+    for method in ("max", "mse", "99.999%", "entropy"):
+        found = stored(form, method)
+        if not found:
+            continue
+        columns = []
+        for column in ("bpb", "right"):
+            numbers = [float(run[column]) for run in found]
+            digits = 3 if column == "bpb" else 0
+            ends = [f"{f(numbers):.{digits}f}" for f in (min, max)]
+            columns.append(" to ".join(dict.fromkeys(ends)))
+        share = max(float(run["clipped"]) for run in found)
+        print(f"{form} {method:9} {columns[0]:17} {columns[1]:20} {share:.4%}")
 
 # %% tags=["hide-output"]
+large_guess.settle(100 * round(top.values[0].item() / 100))
 rule_guess.settle("mse")
 
 # %% [markdown]
-# The order is the same for all three seeds, and the distances are several times the spread. Entropy is the worst but one, with three values in ten thousand clipped; the squared error is the best, and still loses much. Three ways out, none of them a better histogram: leave `down_proj` in floats, give each token its own scale (other kernels), or use FP8.
-# An E4M3 code has the same 8 bits, but its steps grow with the number. Its range is wide enough for the maximum, and **needs no calibration beyond it**: `e4m3` with `mse` is no better.
+# The order is the same for all three seeds. Entropy is the worst but one, with three values in ten thousand clipped; the squared error is the best, and still loses much. Three ways out, none of them a better histogram: leave `down_proj` in floats, give each token its own scale (other kernels), or use FP8.
+# An E4M3 code has the same 8 bits, but its steps grow with the number: its range is wide enough for the maximum, and a search for the least squared error makes it no better.
 #
 # ## Play
 #
@@ -427,10 +432,7 @@ flat = x11.abs().flatten()
 top_value = float(flat.max())
 LIMITS[-1] = round(top_value)
 edges = torch.logspace(-3, 3.7, 60)
-heights = [
-    int(((flat >= a) & (flat < z)).sum())
-    for a, z in zip(edges[:-1], edges[1:], strict=True)
-]
+heights = [int(((flat >= a) & (flat < z)).sum()) for a, z in pairwise(edges)]
 
 
 @cache
@@ -500,7 +502,7 @@ explore(
 # polygraphy run qdq.onnx --trt --onnxrt --atol 1e-2
 # ```
 #
-# (`trtexec`'s flags are those of its source at 11.1.0; for dynamic shapes, the file's first dimension must be a name. The first and third command were run here on a CPU, without `--trt`.) What differs from ours: fusion by a list of patterns, tactics from libraries of GPU kernels, profiles for every dimension, chosen by the caller.
+# (`trtexec`'s flags are those of its source at 11.1.0; for dynamic shapes, the file's first dimension must be a name. The first was run here, with `--calibration_eps cpu`; the third on an int8 file, without `--trt`.) What differs from ours: fusion by a list of patterns, tactics from libraries of GPU kernels, profiles for every dimension, chosen by the caller.
 #
 # On images the old rule was good: NVIDIA's tutorial expects over 76% from entropy and from mse on ResNet-50, and a little less from 99.9% ([NVIDIA 2021](https://github.com/NVIDIA/TensorRT/blob/main/tools/pytorch-quantization/docs/source/tutorials/quant_resnet50.rst "nvidia2021resnet")). In MLPerf, one team calibrated ResNet-50 by KL divergence and BERT-large by its minimum and maximum
 # ([MLCommons 2023](https://github.com/mlcommons/inference_results_v3.0/blob/main/open/H3C/documentation/calibration.md "mlcommons2023h3c")). How a whole LLM is built and served this way is in [Engine](../07-inference/08-engine.ipynb).

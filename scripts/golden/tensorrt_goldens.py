@@ -1,4 +1,6 @@
-"""What ModelOpt and OpenVINO make of our networks: tests/compilers/golden/tensorrt.json.
+"""What ModelOpt and OpenVINO make of our networks.
+
+Their answers are kept in tests/compilers/golden/tensorrt.json.
 
 Three steps, each in its own environment, from the repository's root:
 

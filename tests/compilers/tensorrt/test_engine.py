@@ -149,7 +149,7 @@ def test_scales_must_be_there():
     network, *_ = network_of("block")
     values = trt.quantised_values(network.graph, network.weights)
     for bad in (0.0, -1.0, float("inf"), float("nan")):
-        with pytest.raises(ValueError, match="value 1 .*above zero"):
+        with pytest.raises(ValueError, match=r"value 1 .*above zero"):
             trt.quantise(network, {values[0]: 1.0, values[1]: bad})
     with pytest.raises(ValueError, match="batches is empty"):
         trt.observe(network, values, [])

@@ -85,7 +85,7 @@ def test_openvino_computes_the_same_with_int8_products(name):
 
 
 def test_modelopt_places_the_same_scales():
-    """By its command line, max; its entropy comes to the same (128 bins, 128 levels)."""
+    """By its command line, max; its entropy comes to the same (128 bins and levels)."""
     golden = json.loads(GOLDEN.read_text())["modelopt"]
     maximum = golden["two_layers, max"]
     assert golden["two_layers, entropy"] == maximum
