@@ -249,7 +249,7 @@ def said(call, *arguments):
     try:
         call(*arguments)
     except ValueError as refusal:
-        print("refused:", str(refusal).replace(folder, "…")[:72])
+        print("refused:", str(refusal).replace(folder, "…")[:58])
 
 
 with tempfile.TemporaryDirectory() as folder:

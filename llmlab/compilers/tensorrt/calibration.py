@@ -33,7 +33,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 from torch import Tensor
 
 
@@ -90,7 +90,7 @@ class Histogram:
         largest: the largest |x|, which lies in the last bin.
     """
 
-    counts: Int[Tensor, "B"]
+    counts: Real[Tensor, "B"]
     width: float
     largest: float
 
@@ -166,7 +166,7 @@ def by_entropy(h: Histogram, levels: int = 128) -> float:
     return min(h.largest, (levels + best) * h.width)
 
 
-def divergence(counts: Int[Tensor, "B"], levels: int = 128) -> Float[Tensor, "i"]:
+def divergence(counts: Real[Tensor, "B"], levels: int = 128) -> Float[Tensor, "i"]:
     """KL(P ‖ Q) of each candidate i = L … B.
 
     P has i bins, and the last has all that is clipped as well. Q does not know what is
@@ -257,7 +257,7 @@ def scale_of(h: Histogram, method: str = "max", form: str = "int8") -> float:
 
 
 def entropy_two_sided(
-    counts: Int[Tensor, "B"], edges: Float[Tensor, "B+1"], levels: int = 128
+    counts: Real[Tensor, "B"], edges: Float[Tensor, "B+1"], levels: int = 128
 ) -> tuple[float, float]:
     """(low, high), as ONNX Runtime 1.32 finds them on a histogram from −max to max.
 

@@ -81,7 +81,7 @@ class Engine:
         """What a call gives."""
         return [node for node in self.after.inputs if node not in self.stored]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def __call__(self, *arguments: Tensor) -> list[Tensor]:
         """Run it.
 
@@ -245,7 +245,7 @@ def build(
     return engine
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def store(
     before: Graph, nodes: Sequence[Node], weights: Sequence[Tensor]
 ) -> dict[Node, Tensor]:
@@ -257,7 +257,7 @@ def store(
     return found
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def examples(
     after: Graph,
     stored: Mapping[Node, Tensor],

@@ -74,10 +74,6 @@ class Network:
         """What comes with each call."""
         return [node for node in self.graph.inputs if node not in self.weights]
 
-    def of(self, name: str) -> Node:
-        """The input that is this weight."""
-        return next(node for node, each in self.weights.items() if each == name)
-
 
 def define(
     function: Callable[..., Tensor],

@@ -120,16 +120,26 @@ def run_layer(
         """In floats."""
         if node in inside:
             return inside[node]
-        if node in values:
-            x = values[node]
-            return x if x.dtype == node.type.dtype else x.to(node.type.dtype)
-        if node.data is not None:
-            return node.data
-        read = [value(each) for each in node.inputs]
-        inside[node] = OPS[node.op].run(read, node.attributes)
-        return inside[node]
+        return node.data if node.data is not None else values[node].to(node.type.dtype)
 
+    needed = still_needed(layer, {*inside, *values})
+    for node in layer.nodes:
+        if node in needed:
+            read = [value(each) for each in node.inputs]
+            inside[node] = OPS[node.op].run(read, node.attributes)
     return {root: as_stored(root, value(root)) for root in layer.roots}
+
+
+def still_needed(layer: Layer, known: set[Node]) -> set[Node]:
+    """What must be computed for the roots: the DQ of a product of codes need not."""
+    needed: set[Node] = set()
+    waiting = list(layer.roots)
+    while waiting:
+        node = waiting.pop()
+        if node not in known and node not in needed and node.data is None:
+            needed.add(node)
+            waiting += node.inputs
+    return needed
 
 
 def as_stored(node: Node, value: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ def test_percentile_is_one_bin_above_modelopts(name):
 def test_percentile_100_clips_nothing():
     x = torch.randn(1000, generator=torch.Generator().manual_seed(0))
     h = trt.histogram([x])
-    assert trt.by_percentile(h, 100) == float(x.abs().max()) == trt.by_max(h)
+    assert trt.by_percentile(h, 100.0) == float(x.abs().max()) == trt.by_max(h)
 
 
 @pytest.mark.parametrize("form", ["int8", "e4m3"])
@@ -165,7 +165,7 @@ def test_a_tensor_of_zeros_has_a_range():
         (lambda: trt.histogram([]), "tensors is empty"),
         (lambda: trt.histogram([torch.tensor([1.0, torch.nan])]), "NaN"),
         (lambda: trt.histogram([torch.ones(3)], bins=100), "bins=100"),
-        (lambda: trt.by_percentile(made(torch.ones(256)), 0), "percentile=0"),
+        (lambda: trt.by_percentile(made(torch.ones(256)), 0.0), "percentile=0"),
         (lambda: trt.divergence(torch.ones(100), 128), "100 bins"),
         (lambda: trt.scale_of(made(torch.ones(256)), "kl"), "method='kl'"),
         (lambda: trt.scale_of(made(torch.ones(256)), "max", "fp8"), "format='fp8'"),

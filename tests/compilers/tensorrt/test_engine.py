@@ -549,3 +549,15 @@ def test_weights_are_checked():
         trt.define(lambda x, w: x @ w, [torch.ones(2, 2)], {"w": torch.ones(2, 2) / 0})
     with pytest.raises(CannotCapture):
         trt.define(lambda x: x.cumsum(1), [torch.ones(2, 2)], {})
+
+
+def test_a_layer_may_be_long():
+    def long(x):
+        for _ in range(700):
+            x = torch.tanh(x) + 1.0
+        return x
+
+    x = programs.numbers(2, 3)
+    engine = trt.build(trt.define(long, [x], {}))
+    assert len(engine.layers) == 1
+    torch.testing.assert_close(engine(x)[0], long(x))
