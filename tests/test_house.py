@@ -139,6 +139,7 @@ ARROWS = {
     "compilers": {
         "mlir": "front_end",
         "overview": "program",
+        "tensorrt": "front_end",
     },
     "chips": {},
     "course": {

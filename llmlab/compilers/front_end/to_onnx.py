@@ -1,7 +1,9 @@
 """A graph as an ONNX file's contents, for onnxruntime and others to read.
 
-Opset 17. A product whose second input is read transposed becomes a Transpose and a
-MatMul; effects other than a draw have no operation there.
+Opset 17, and 19 where there are codes of FP8. A product whose second input is read
+transposed becomes a Transpose and a MatMul; effects other than a draw have no operation
+there. `quantize` and `dequantize` are operations of the room `tensorrt`; their scales
+must be constants.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ NAMES = {
     "sqrt": "Sqrt",
     "draw": "RandomUniformLike",
 }
+SCALED = {"quantize": "QuantizeLinear", "dequantize": "DequantizeLinear"}
+CODES = {"int8": "INT8", "e4m3": "FLOAT8E4M3FN", "e5m2": "FLOAT8E5M2"}
 
 
 def to_onnx(graph: Graph) -> onnx.ModelProto:
@@ -52,13 +56,20 @@ def to_onnx(graph: Graph) -> onnx.ModelProto:
     def emit(op: str, inputs: list[str], output: str, **attributes) -> None:
         nodes.append(helper.make_node(op, inputs, [output], **attributes))
 
+    readers = graph.users()
     for node in graph.nodes:
         here = names[node]
         read = [names[each] for each in node.inputs]
+        if node.kind == "constant" and all(is_scale(node, x) for x in readers[node]):
+            continue  # written where it is read
         if node.kind == "constant":
             constants.append(numpy_helper.from_array(node.data.numpy(), here))
         elif node.op in NAMES:
             emit(NAMES[node.op], read, here)
+        elif node.op in SCALED:
+            scale, axis, zero = scale_and_zero(node, here)
+            constants += [scale, zero]
+            emit(SCALED[node.op], [read[0], scale.name, zero.name], here, **axis)
         elif node.op == "sum":
             emit(
                 "ReduceSum", [*read, number_list(f"{here}_axes", node.attributes)], here
@@ -86,7 +97,8 @@ def to_onnx(graph: Graph) -> onnx.ModelProto:
         ]
         for y in (given, results)
     ]
-    opset = [helper.make_opsetid("", 17)]
+    small = any(form_of(node) in ("e4m3", "e5m2") for node in graph.nodes)
+    opset = [helper.make_opsetid("", 19 if small else 17)]
     body = helper.make_graph(nodes, "program", *infos, initializer=constants)
     model = helper.make_model(body, opset_imports=opset, ir_version=9)
     checker.check_model(model, full_check=True)
@@ -101,3 +113,39 @@ def second(node: Node, name: str, here: str, emit) -> str:
     order = [*range(rank - 2), rank - 1, rank - 2]
     emit("Transpose", [name], f"{here}_turned", perm=order)
     return f"{here}_turned"
+
+
+def is_scale(node: Node, reader: Node) -> bool:
+    """Whether it is read as a scale, and as nothing else."""
+    return reader.op in SCALED and reader.inputs[0] is not node
+
+
+def form_of(node: Node) -> str | None:
+    """The format of the codes that a `quantize` makes or a `dequantize` reads."""
+    while node.op in SCALED and node.op != "quantize":
+        node = node.inputs[0]
+        while node.op in ("reshape", "transpose"):
+            node = node.inputs[0]
+    return node.attributes[0] if node.op == "quantize" else None
+
+
+def scale_and_zero(
+    node: Node, here: str
+) -> tuple[onnx.TensorProto, dict[str, int], onnx.TensorProto]:
+    """A scale as ONNX reads it, its axis, and zeros that say what the codes are.
+
+    Raises:
+        ValueError: the scale is computed when the program runs.
+    """
+    from onnx import TensorProto, helper, numpy_helper
+
+    scale = node.inputs[1]
+    if scale.data is None:
+        raise ValueError(f"{node.op}: its scale must be a constant")
+    wide = [i for i, size in enumerate(scale.type.shape) if size > 1]
+    data = scale.data.flatten() if wide else scale.data.reshape(())
+    last = len(node.type.shape) - len(scale.type.shape)
+    axis = {"axis": last + wide[0]} if wide else {}
+    kind = getattr(TensorProto, CODES[form_of(node)])
+    zeros = helper.make_tensor(f"{here}_zero", kind, data.shape, [0] * data.numel())
+    return numpy_helper.from_array(data.numpy(), f"{here}_scale"), axis, zeros
