@@ -17,6 +17,8 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 # name → backend, architecture, threads of a warp, as Triton's GPUTarget wants them
 TARGETS = {
@@ -104,9 +106,13 @@ class Compiled:
     usage: str
 
 
-def compile_jobs(jobs: Sequence[Job], timeout: float = TIMEOUT) -> list[Compiled]:
+def compile_jobs(
+    jobs: Sequence[Job], sass: bool = False, timeout: float = TIMEOUT
+) -> list[Compiled]:
     """Compiles all of them in one process.
 
+    Args:
+        sass: NVIDIA's machine code is read as well.
     Raises:
         CannotCompile: Triton is not installed (it comes for Linux), it refuses a job,
             or it takes longer than `timeout` seconds.
@@ -115,10 +121,13 @@ def compile_jobs(jobs: Sequence[Job], timeout: float = TIMEOUT) -> list[Compiled
         raise CannotCompile("triton is not installed: it comes for Linux only")
     with tempfile.TemporaryDirectory(prefix="llmlab-triton-") as folder:
         env = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": folder}
+        # this file as a script: it and the kernels need no PyTorch, which takes seconds
+        command = [sys.executable, "-P", __file__]
+        asked = {"jobs": [asdict(job) for job in jobs], "sass": sass}
         try:
             done = subprocess.run(
-                [sys.executable, "-m", __name__],
-                input=json.dumps([asdict(job) for job in jobs]),
+                command,
+                input=json.dumps(asked),
                 capture_output=True,
                 text=True,
                 env=env,
@@ -140,15 +149,22 @@ def compile_jobs(jobs: Sequence[Job], timeout: float = TIMEOUT) -> list[Compiled
 # in the other process -----------------------------------------------------------------
 
 
-def compiled(job: Job, folder: Path) -> dict:
+def kernels() -> ModuleType:
+    """The file beside this one, without the rest of the room."""
+    path = Path(__file__).with_name("kernels.py")
+    spec = importlib.util.spec_from_file_location("kernels", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["kernels"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def compiled(job: Job, kernel: Any, folder: Path, sass: bool) -> dict:
     """The fields of `Compiled`, in the process that compiles."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from llmlab.compilers.triton_kernels import kernels
-
-    kernel = getattr(kernels, job.kernel)
     constants = job.all_constants
     scalars = ARGUMENTS[job.kernel][0]
     signature = {}
@@ -176,7 +192,8 @@ def compiled(job: Job, folder: Path) -> dict:
         binary = folder / "kernel.cubin"
         binary.write_bytes(made.asm["cubin"])
         usage = tool("cuobjdump", "-res-usage", binary)
-        texts["sass"] = tool("nvdisasm", "-c", binary)
+        if sass:
+            texts["sass"] = tool("nvdisasm", "-c", binary)
     else:
         texts["amdgcn"] = made.asm["amdgcn"]
     return {
@@ -201,9 +218,14 @@ def tool(name: str, *arguments: object) -> str:
 
 def main() -> None:
     """Jobs from the input, what they became to the output, both as JSON."""
-    jobs = [Job(**job) for job in json.load(sys.stdin)]
+    asked = json.load(sys.stdin)
+    jobs = [Job(**job) for job in asked["jobs"]]
+    known = kernels()
     with tempfile.TemporaryDirectory() as folder:
-        found = [compiled(job, Path(folder)) for job in jobs]
+        found = [
+            compiled(job, getattr(known, job.kernel), Path(folder), asked["sass"])
+            for job in jobs
+        ]
     sys.stdout.write(json.dumps(found))
 
 

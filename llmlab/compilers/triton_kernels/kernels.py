@@ -1,8 +1,8 @@
-"""Three kernels in Triton: softmax of rows, the part's mlp, attention.
+"""Kernels in Triton: softmax of rows, the part's mlp, attention, and one product.
 
-Whether Triton compiles or interprets is settled when `triton` is imported, by
-TRITON_INTERPRET=1; so this file is imported by its name, not with the room. Without a
-GPU, Triton's interpreter runs the kernels, and so does ours (`launch`).
+This file imports Triton and nothing else, so that it can be compiled without PyTorch.
+`launching` has the functions that take tensors. Whether Triton compiles or interprets
+is settled when it is imported, by TRITON_INTERPRET=1.
 
 The interpreter multiplies tiles of bf16 as if their bits were whole numbers (3.7.1), so
 there tiles are converted to fp32 after they are loaded: WIDE.
@@ -14,15 +14,8 @@ there tiles are converted to fp32 after they are loaded: WIDE.
 
 from __future__ import annotations
 
-import math
-import os
-from dataclasses import dataclass
-
-import torch
 import triton
 import triton.language as tl
-from jaxtyping import Float
-from torch import Tensor
 
 
 @triton.jit
@@ -153,9 +146,7 @@ def attention_tile(
 
 
 @triton.jit
-def one_dot(
-    a_ptr, b_ptr, c_ptr, M: tl.constexpr, N: tl.constexpr, DEPTH: tl.constexpr
-):
+def one_dot(a_ptr, b_ptr, c_ptr, M: tl.constexpr, N: tl.constexpr, DEPTH: tl.constexpr):
     """c = a b, in one program: to see what one line becomes."""
     m = tl.arange(0, M)[:, None]
     n = tl.arange(0, N)[None, :]
@@ -181,138 +172,3 @@ def dots_by_descriptor(
     m = tl.arange(0, M)[:, None]
     n = tl.arange(0, N)[None, :]
     tl.store(c_ptr + m * N + n, c)
-
-
-@dataclass(frozen=True)
-class Tile:
-    """Sizes of an mlp's tile, and how many rows of tiles are a group."""
-
-    rows: int = 64
-    cols: int = 64
-    depth: int = 32
-    group: int = 8
-
-    def __post_init__(self) -> None:
-        for name in ("rows", "cols", "depth"):
-            power_of_2(name, getattr(self, name))
-        if self.group < 1:
-            raise ValueError(f"group={self.group} must be 1 at least")
-
-
-def power_of_2(name: str, value: int) -> None:
-    """
-    Raises:
-        ValueError: it is none.
-    """
-    if value < 1 or value & (value - 1):
-        raise ValueError(f"{name}={value} must be a power of 2")
-
-
-def interpreted() -> bool:
-    """Whether the kernels were defined for Triton's interpreter."""
-    return not isinstance(mlp_tile, triton.runtime.JITFunction)
-
-
-def check_device(tensor: Tensor) -> None:
-    """
-    Raises:
-        RuntimeError: no GPU, and the interpreter was not asked for in time.
-    """
-    if not tensor.is_cuda and not interpreted():
-        raise RuntimeError(
-            "Triton was imported for a GPU, and these tensors are on the CPU: set"
-            " TRITON_INTERPRET=1 before anything imports triton"
-            f" (it is {os.environ.get('TRITON_INTERPRET')!r} now)"
-        )
-
-
-def softmax(x: Float[Tensor, "T d"]) -> Float[Tensor, "T d"]:
-    """Softmax of each row, which is read once and stays on the chip.
-
-    Raises:
-        ValueError: the numbers of a row do not lie side by side.
-        RuntimeError: see `check_device`.
-    """
-    if x.stride(1) != 1:
-        raise ValueError(f"x has strides {x.stride()}: the numbers of a row must touch")
-    check_device(x)
-    T, d = x.shape
-    y = x.new_empty(T, d)
-    softmax_rows[(T,)](x, y, d, x.stride(0), COLS=triton.next_power_of_2(d))
-    return y
-
-
-def mlp(
-    x: Float[Tensor, "T d"],
-    w: Float[Tensor, "d f"],
-    b: Float[Tensor, "f"],
-    tile: Tile | None = None,
-) -> Float[Tensor, "T f"]:
-    """GELU(x w + b), the GELU in its tanh form; in x's dtype.
-
-    Raises:
-        RuntimeError: see `check_device`.
-    """
-    check_device(x)
-    tile = tile or Tile()
-    x, w, b = x.contiguous(), w.contiguous(), b.contiguous()
-    y = x.new_empty(len(x), w.shape[1])
-    mlp_tile[mlp_grid(x, w, tile)](*mlp_arguments(x, w, b, y, tile))
-    return y
-
-
-def mlp_grid(x: Tensor, w: Tensor, tile: Tile) -> tuple[int]:
-    """One program per tile of the result."""
-    return (math.ceil(len(x) / tile.rows) * math.ceil(w.shape[1] / tile.cols),)
-
-
-def mlp_arguments(x: Tensor, w: Tensor, b: Tensor, y: Tensor, tile: Tile) -> tuple:
-    """What `mlp_tile` takes, in its order."""
-    sizes = (len(x), w.shape[1], w.shape[0])
-    blocks = (tile.rows, tile.cols, tile.depth, tile.group)
-    return (x, w, b, y, *sizes, *blocks, interpreted())
-
-
-def attention(
-    q: Float[Tensor, "B H T D"],
-    k: Float[Tensor, "B K S D"],
-    v: Float[Tensor, "B K S D"],
-    causal: bool = True,
-    rows: int = 32,
-    cols: int = 32,
-) -> Float[Tensor, "B H T D"]:
-    """softmax(q kᵀ / √D) v, in q's dtype; a query that sees no key gets 0.
-
-    With `causal`, the last query stands at the last key.
-
-    Raises:
-        ValueError: tiles of another size, or heads that do not fit.
-        RuntimeError: see `check_device`.
-    """
-    power_of_2("rows", rows)
-    power_of_2("cols", cols)
-    B, H, T, D = q.shape
-    K, S = k.shape[1:3]
-    if H % K:
-        raise ValueError(f"{H} query heads must be a multiple of {K} key heads")
-    check_device(q)
-    q, k, v = (x.contiguous() for x in (q, k, v))
-    o = torch.empty_like(q)
-    grid = (math.ceil(T * H // K / rows), B * K)
-    attention_tile[grid](
-        q,
-        k,
-        v,
-        o,
-        T,
-        S,
-        D**-0.5,
-        D=D,
-        G=H // K,
-        ROWS=rows,
-        COLS=cols,
-        WIDTH=max(16, triton.next_power_of_2(D)),
-        CAUSAL=causal,
-        WIDE=interpreted(),
-    )
-    return o

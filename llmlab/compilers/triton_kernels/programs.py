@@ -1,4 +1,4 @@
-"""A small interpreter of block programs, which counts, and refuses what a GPU would not.
+"""A small interpreter of block programs: it counts, and refuses what a GPU would not.
 
 A kernel is written once and runs as many programs as its grid has places. A program
 works on blocks: it computes addresses, loads a block, computes with it, stores a block.
@@ -9,8 +9,8 @@ A tensor becomes a `Pointer` to its first number; a pointer plus a block of offs
 block of pointers. The kernel's name `tl` is bound to a `Language` that knows which
 program is running, so the very functions that Triton compiles run here unchanged.
 
-A GPU runs the programs in no order, says nothing about an address that is not yours, and
-leaves what a mask switches off undefined. So here
+A GPU runs the programs in no order, says nothing about an address that is not yours,
+and leaves what a mask switches off undefined. So here
 
     an address outside of the tensor         is an `OutOfRange`, by the tensor's name
     two programs at one place, one stores    is a `Race`
@@ -75,6 +75,9 @@ class Pointer:
         return Pointer(self.buffer, self.offsets + more)
 
     __radd__ = __add__
+
+    def __sub__(self, less: Tensor | int) -> Pointer:
+        return self + -less
 
     @property
     def dtype(self) -> PointerType:
@@ -273,7 +276,9 @@ class Language:
         writers = buffer.writer[wanted]
         foreign = (writers != NOBODY) & (writers != self.number)
         if foreign.any():
-            self.race(buffer, wanted[foreign][0], writers[foreign][0], "reads", "stores")
+            self.race(
+                buffer, wanted[foreign][0], writers[foreign][0], "reads", "stores"
+            )
         readers = buffer.reader[wanted]
         first = (readers == NOBODY) | (readers == self.number)
         buffer.reader[wanted] = torch.where(first, self.number, SEVERAL).int()
@@ -297,10 +302,14 @@ class Language:
         writers, readers = buffer.writer[wanted], buffer.reader[wanted]
         foreign = (writers != NOBODY) & (writers != self.number)
         if foreign.any():
-            self.race(buffer, wanted[foreign][0], writers[foreign][0], "stores", "stores")
+            self.race(
+                buffer, wanted[foreign][0], writers[foreign][0], "stores", "stores"
+            )
         foreign = (readers != NOBODY) & (readers != self.number)
         if foreign.any():
-            self.race(buffer, wanted[foreign][0], readers[foreign][0], "stores", "reads")
+            self.race(
+                buffer, wanted[foreign][0], readers[foreign][0], "stores", "reads"
+            )
         if wanted.unique().numel() < wanted.numel():
             raise Race(
                 f"program {self.shown(self.number)} stores several numbers to one place"
