@@ -325,6 +325,7 @@ class Language:
 
         Raises:
             TypeError: no pointer.
+            ValueError: the mask is no block of the same shape.
         """
         if not isinstance(pointer, Pointer):
             raise TypeError(
@@ -333,6 +334,11 @@ class Language:
             )
         offsets = torch.as_tensor(pointer.offsets)
         on = torch.as_tensor(True if mask is None else mask)
+        if torch.broadcast_shapes(on.shape, offsets.shape) != offsets.shape:
+            raise ValueError(
+                f"tl.{what}: a mask {tuple(on.shape)} for addresses"
+                f" {tuple(offsets.shape)}: it must have their shape"
+            )
         return offsets, on.broadcast_to(offsets.shape)
 
     def check_range(self, does: str, buffer: Buffer, wanted: Tensor) -> None:

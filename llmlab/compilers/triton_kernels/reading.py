@@ -239,7 +239,7 @@ def shape_of(instruction: str, ttgir: str, dtype: str) -> dict:
 
 def machine_words(sass: str) -> dict[str, int]:
     """Products and copies in NVIDIA's machine code."""
-    pattern = r"\b(?:[HI]?G?MMA|QG?MMA|UTC\w*MMA|LDGSTS|LDSM|UTMALDG)\b[.A-Z0-9]*"
+    pattern = r"\b(?:[HIQ]G?MMA|UTC\w*MMA|LDGSTS|LDSM|UTMALDG)\b[.A-Zx0-9]*"
     return dict(sorted(Counter(re.findall(pattern, sass)).items()))
 
 

@@ -6,11 +6,13 @@ shared memory and room for so many warps, and that decides how many tiles it hol
 time (its occupancy). From that, a rough time:
 
     at once = processors · tiles per processor        waves = ⌈tiles / at once⌉
-    time    = waves · max(products / peak, bytes / bandwidth)   of one full wave
+    time    = waves · max(products / peak, bytes / bandwidth, loads / cache)
 
-where the bytes of a wave are those of its rows and columns of tiles, each once.
+of one full wave. Its bytes are those of its rows and columns of tiles, each once from
+memory; its loads are those of all its tiles, and come from the second cache. So small
+tiles wait for the cache, and large ones leave processors without work.
 
-Simplified: the products run at the chip's peak, nothing else takes time, and a cache
+Simplified: the products run at the chip's peak, nothing else takes time, and the cache
 holds a wave. So it ranks candidates; it does not say how long they take.
 """
 
@@ -28,7 +30,8 @@ class Gpu:
     Attributes:
         shared, shared_of_tile: bytes of shared memory, and what one tile may have.
         registers, warps, tiles: there is room for so many.
-        flops, bandwidth: of the chip, in fp16 and to its memory, per second.
+        flops: of the chip in fp16, per second.
+        bandwidth, cache: bytes per second of its memory and of its second cache.
     """
 
     name: str
@@ -38,14 +41,17 @@ class Gpu:
     shared_of_tile: int
     flops: float
     bandwidth: float
+    cache: float
     registers: int = 65536
     warps: int = 64
     tiles: int = 32
 
 
 KB = 1024
-A100 = Gpu("A100", "sm_80", 108, 164 * KB, 163 * KB, 312e12, 2039e9)
-H100 = Gpu("H100", "sm_90", 132, 228 * KB, 227 * KB, 989.4e12, 3350e9)
+# The A100's cache reads 5,120 bytes per clock (NVIDIA 2020). For the H100 none is
+# published: the same per clock is taken.
+A100 = Gpu("A100", "sm_80", 108, 164 * KB, 163 * KB, 312e12, 2039e9, 5120 * 1.41e9)
+H100 = Gpu("H100", "sm_90", 132, 228 * KB, 227 * KB, 989.4e12, 3350e9, 5120 * 1.755e9)
 RESERVED = 1 * KB  # shared memory that CUDA keeps of each tile
 
 
@@ -107,5 +113,7 @@ def seconds(needs: Mapping, gpu: Gpu, problem: Problem) -> float:
     product = busiest * 2 * rows * cols * problem.d / (gpu.flops / gpu.processors)
     high = min(group, down)
     wide = min(across, math.ceil(working / high))
-    moved = 2 * problem.d * (high * rows + wide * cols) + 2 * working * rows * cols
-    return waves * max(product, moved / gpu.bandwidth)
+    stored = working * rows * cols
+    moved = 2 * (problem.d * (high * rows + wide * cols) + stored)
+    loads = 2 * working * problem.d * (rows + cols)
+    return waves * max(product, moved / gpu.bandwidth, loads / gpu.cache)

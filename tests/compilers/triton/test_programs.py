@@ -168,6 +168,12 @@ def test_refuses():
     with pytest.raises(ValueError, match=r"tl\.dot of \(4, 4\) and \(8, 4\)"):
         launch(shapes, (1,), x)
 
+    def wide_mask(x_ptr):
+        tl.load(x_ptr + tl.arange(0, 4), mask=tl.zeros((2, 4), tl.int32) == 0)
+
+    with pytest.raises(ValueError, match=r"a mask \(2, 4\) for addresses \(4,\)"):
+        launch(wide_mask, (1,), x)
+
     def no_pointer(x_ptr):
         tl.load(tl.arange(0, 4))
 
