@@ -5,8 +5,8 @@
 # counted, and then follow one line down to the machine code of four chips. At the end you own offsets, masks and layouts.
 
 # %% tags=["hide-input"]
-import contextlib
 import inspect
+import itertools
 import math
 import os
 import re
@@ -134,16 +134,17 @@ def note_tile(i_ptr, j_ptr, down, across, GROUP: tl.constexpr):
 
 
 grouped = kernels.grouped
-fig, axes = plt.subplots(1, 2, figsize=(4.8, 2.6))
+fig, axes = plt.subplots(1, 2, figsize=(4.8, 2.9))
 for ax, group in zip(axes, (1, 3), strict=True):
     rows, cols = torch.zeros(2, 81, dtype=torch.int64)
     launch(note_tile, (81,), rows, cols, 9, 9, group)
+    first = torch.stack([rows, cols], 1)[:9].tolist()
     ax.set(xlim=(0, 9), ylim=(9, 0), xticks=[], yticks=[], aspect="equal")
-    for number, (i, j) in enumerate(zip(rows[:9].tolist(), cols[:9].tolist())):
+    for number, (i, j) in enumerate(first):
         ax.barh(i + 0.5, 1, 1, left=j, color=palette.blue, edgecolor="white")
         middle = {"ha": "center", "va": "center_baseline", "color": "white"}
         ax.text(j + 0.5, i + 0.5, number, fontsize=9, **middle)
-    needed = 9 * (len(set(rows[:9].tolist())) + len(set(cols[:9].tolist())))
+    needed = 9 * sum(len(set(each)) for each in zip(*first, strict=True))
     ax.set_title(f"groups of {group}: {needed} tiles read", fontsize=10)
 figure(
     fig,
@@ -227,8 +228,8 @@ report = on_both(
     "mlp", mine, kernels.mlp_tile, grid, (x, w, b), rest, program.mlp(x, w, b)
 )
 across, down = math.ceil(70 / 32), math.ceil(37 / 16)
-print(f"x is read {report.loaded['x'] / x.nbytes:.0f} times, for {across} columns of")
-print(f"tiles; w {report.loaded['w'] / w.nbytes:.0f} times, for {down} rows of them")
+print(f"{across} columns of tiles: x is read {report.loaded['x'] / x.nbytes:.0f} times")
+print(f"{down} rows of tiles: w is read {report.loaded['w'] / w.nbytes:.0f} times")
 
 wide = torch.randn(9, 40)[:, :33]
 right, rest = wide.softmax(-1), (33, wide.stride(0), 64)
@@ -244,7 +245,7 @@ mine = launching.attention(q, k, v, rows=16, cols=16)
 report = on_both(
     "attention", mine, kernels.attention_tile, (1, 6), (q, k, v), rest, right
 )
-print(f"keys are read {report.loaded['k'] / k.nbytes:.0f} time, for two heads each")
+print(f"two heads share keys: they are read {report.loaded['k'] / k.nbytes:.0f} time")
 
 # %% [markdown]
 # A kernel that passes in an interpreter may still be wrong. What each does (Triton 3.7.1 was run, the GPU's column is what is documented):
@@ -265,7 +266,6 @@ CHIPS = ["sm_80", "sm_90", "sm_100", "gfx942"]
 source = inspect.getsource(kernels.mlp_tile.fn).splitlines()
 start = next(n for n, text in enumerate(source) if text.startswith("def "))
 PARTS = {  # name → what its lines begin with, and how they are shown
-    "order": ("i, j = ", "i, j = grouped(pid, …)"),
     "load": ("x = tl.load", "x = tl.load(x_ptr + …, mask=…)"),
     "dot": ("acc = tl.dot", "acc = tl.dot(x, w, acc)"),
     "GELU": (("u = ", "e = tl.exp", "y = y *"), "y = y · sigmoid(2u)"),
@@ -290,22 +290,24 @@ def lit(part: str, chip: str) -> dict[str, str]:
     for level, words in counts.items():
         chosen, other = [], 0
         for name, n in words.items():
-            address = "addresses and moves"
-            plain = PLAIN.match(name) if level != "assembly" else None
-            if plain or (level == "assembly" and reading.kind_of(name) == address):
+            plain = PLAIN.match(name)
+            if level == "assembly":
+                plain = reading.kind_of(name) in ("addresses and moves", "control")
+            if plain:
                 other += n
             else:
                 short = name.replace(".sync.aligned", "").replace(".row.col", "")
-                chosen.append(f"{n:3} {short[:42]}")
+                short = short if len(short) <= 38 else f"{short[:37]}…"
+                chosen.append(f"{n:3} {short}")
         if other:
-            chosen = [*chosen[:4], f"{other:3} for addresses and masks"]
+            chosen = [*chosen[:4], f"{other:3} for addresses, masks and loops"]
         found[level] = chosen[:5]
     return found
 
 
 def draw(part: str, chip: str):
-    fig, ax = plt.subplots(figsize=(4.8, 4.6))
-    ax.set(xlim=(0, 1), ylim=(23.5, -0.8))
+    fig, ax = plt.subplots(figsize=(4.8, 4.5))
+    ax.set(xlim=(0, 1), ylim=(22.5, -0.8))
     ax.axis("off")
     mono = {"family": "monospace", "fontsize": 9.5, "va": "center_baseline"}
     for place, (name, (_, shown)) in enumerate(PARTS.items()):
@@ -313,7 +315,7 @@ def draw(part: str, chip: str):
         if on:
             ax.barh(place, 1, 0.95, color=palette.orange)
         ax.text(0.02, place, shown, color="black" if on else palette.gray, **mono)
-    place = 5.6
+    place = 4.6
     last = "PTX" if chip.startswith("sm") else "AMD's assembly"
     for level, words in lit(part, chip).items():
         title = {"ttir": "TTIR", "ttgir": "TTGIR", "assembly": f"{last}, {chip}"}
@@ -371,19 +373,19 @@ for compiled in made:
     same = all(fresh[name] == stored.of(compiled.job)[name] for name in fresh)
     print(f"{compiled.job.target} compiled now: {'as' if same else 'NOT as'} stored")
 
-print("\n                instruction             m  n  k   each  by      of 64³")
+print(f"\n{'':8} {'':3}   {'instruction':18} {'m':>4} {'n':>3} {'k':>3} threads  share")
 for chip in ("sm_75", *CHIPS):
     facts = stored.of(Job("one_dot", chip))
     if not facts["products"]:
-        print(f"{chip:8}        none: multiply and add, thread by thread")
+        print(f"{chip:8}       none: multiply and add, thread by thread")
     for name, found in facts["products"].items():
         m, n, k = found["shape"]
         threads = found["threads"]
         short = re.sub(r"\.sync.*|\.cta.*|_f32.*", "", name)
         issues = found["count"]
         print(
-            f"{chip:8} {issues:3} × {short:20} {m:5} {n:3} {k:3}"
-            f" {2 * m * n * k / 1e3:5.0f}k {threads:3} thr. {m * n * k / 64**3:7.1%}"
+            f"{chip:8} {issues:3} × {short:18} {m:4} {n:3} {k:3} {threads:7}"
+            f" {m * n * k / 64**3:6.1%}"
         )
 
 # %% tags=["hide-output"]
@@ -396,7 +398,7 @@ dot_guess.settle(
 # and Triton 3.7.1 does not use them. Look at the whole kernel, and at what another number type does:
 
 # %%
-print("mlp_tile 128 × 128 × 64, 8 warps: sm_80 sm_90 sm_100 gfx942")
+print(f"{'mlp_tile 128 × 128 × 64':26}", *(f"{chip:>7}" for chip in CHIPS))
 all_facts = [stored.of(Job("mlp_tile", chip, warps=8)) for chip in CHIPS]
 for kind in ("tensor core", "background copy", "load", "shared memory", "wait"):
     counts = [facts["kinds"].get(kind, 0) for facts in all_facts]
@@ -406,22 +408,22 @@ for name, unit in (("registers", 1), ("shared", 1024), ("tensor", 1)):
     values = [facts[name] // unit for facts in all_facts]
     print(f"{shown.get(name, name):26}", *(f"{n:7}" for n in values))
 
-print("\ntl.dot of     ", *(f"{chip:>22}" for chip in CHIPS[:2] + CHIPS[3:]))
+print()
 for dtype in ("bf16", "fp32", "fp8e4nv"):
     cells = []
-    for chip in CHIPS[:2] + CHIPS[3:]:
+    for chip in CHIPS:
         facts = stored.of(Job("one_dot", chip, dtype))
-        [*names] = facts.get("products", {"refused": 0})
-        short = re.search(r"(tf32|xf32|bf16|e4m3|f16|refused)$|(tf32|e4m3|bf16)", names[0])
-        cells.append(short[0])
-    print(f"{dtype:14}", *(f"{cell:>22}" for cell in cells))
+        [name] = facts.get("products", ["refused"])
+        multiplied = r"refused|tf32|xf32|bf16|e4m3|f8f6f4|f16"
+        cells.append(re.search(multiplied, name.replace("f32.", ""))[0])
+    print(f"{f'tl.dot of {dtype} multiplies':26}", *(f"{cell:>7}" for cell in cells))
 
 # %% [markdown]
-# Nobody asked for less precision, and fp32 becomes TF32 with 10 bits after the point (XF32 on AMD's). `input_precision="ieee"` forbids it; our kernels say so. And fp8 of this kind is refused by the A100, and silently widened to 16 bits on the MI300, whose own fp8 has another bias.
+# Nobody asked for less precision, and fp32 becomes TF32 with 10 bits after the point (XF32 on AMD's). (On the B200, `kind::f16` takes both 16-bit types.) `input_precision="ieee"` forbids it; our kernels say so. And fp8 of this kind is refused by the A100, and silently widened to 16 bits on the MI300, whose own fp8 has another bias.
 #
 # ## Play: who holds what
 #
-# A tile lies in the registers of its threads. A layout says where, and in Triton it is a matrix of bits ([Zhou et al. 2025](https://arxiv.org/abs/2505.23819 "zhou2025linear")). Write the numbers of register, lane and warp in binary; each bit that is 1 moves the element by its step, and steps are added without carry. Here is the result of `mma.sync`, with the layout that TTGIR printed:
+# A tile lies in the registers of its threads. A layout says where, and in Triton it is a matrix of bits ([Zhou et al. 2025](https://arxiv.org/abs/2505.23819 "zhou2025linear")). Write the numbers of register, lane and warp in binary; each bit that is 1 moves the element by its step, and steps are added without carry. Here is the result of `mma.sync`, with the layout that TTGIR printed. In the figure each number is the lane that holds the element, pale in other warps; blue is the same thread.
 
 # %%
 facts = stored.of(jobs[0])
@@ -436,35 +438,32 @@ print("element (11, 3) is in (register, lane, warp):", *whole.owners((11, 3)))
 # %% tags=["hide-input", "slider", "nbval-ignore-output"]
 loads = next(layout for layout in printed if isinstance(layout, Blocked))
 LAYOUTS = {"loaded": linear(loads, (64, 64)), "mma's result": whole}
-ELEMENTS = [0, 1, 9, 18, 27, 42, 59, 64, 91, 93, 110, 127]
+ELEMENTS = [0, 1, 18, 27, 64, 91, 93, 127]
+OWNERS = {}  # of the corner of 16 × 8
+for name, each in LAYOUTS.items():
+    sizes = (1 << len(bases) for bases in (each.register, each.lane, each.warp))
+    places = (
+        (each.element(*place), place) for place in itertools.product(*map(range, sizes))
+    )
+    OWNERS[name] = {e: place for e, place in places if e[0] < 16 and e[1] < 8}
 
 
 def draw(element: int, layout: str):
-    chosen = LAYOUTS[layout]
-    row, col = divmod(element, 8)
-    register, lane, warp = chosen.owners((row, col))[0]
+    chosen = divmod(element, 8)
+    register, lane, warp = OWNERS[layout][chosen]
     fig, ax = plt.subplots(figsize=(4.8, 4.2))
     ax.set(xlim=(0, 8), ylim=(16, 0), xticks=range(0, 9, 2), yticks=range(0, 17, 4))
     small = {"ha": "center", "va": "center_baseline", "fontsize": 8}
-    for r in range(16):
-        for c in range(8):
-            here, its_lane, its_warp = OWNERS[layout][r, c]
-            color, ink = "white", palette.gray
-            if (its_lane, its_warp) == (lane, warp):
-                color, ink = palette.sky, "black"
-            if (r, c) == (row, col):
-                color = palette.orange
-            ax.barh(r + 0.5, 1, 1, left=c, color=color, edgecolor="#dddddd")
-            ax.text(c + 0.5, r + 0.5, its_lane, color=ink, **small)
-    where = f"element ({row}, {col}): register {register}, lane {lane}, warp {warp}"
+    for (r, c), (_, its_lane, its_warp) in OWNERS[layout].items():
+        ink = palette.gray if its_warp == warp else "#cccccc"
+        if (its_lane, its_warp) == (lane, warp):
+            ink = "black"
+            color = palette.orange if (r, c) == chosen else palette.sky
+            ax.barh(r + 0.5, 1, 1, left=c, color=color, edgecolor="white")
+        ax.text(c + 0.5, r + 0.5, its_lane, color=ink, **small)
+    where = f"element {chosen}: register {register}, lane {lane}, warp {warp}"
     ax.set_title(where, fontsize=10)
     return fig
-
-
-OWNERS = {
-    name: {(r, c): each.owners((r, c))[0] for r in range(16) for c in range(8)}
-    for name, each in LAYOUTS.items()
-}
 
 
 def told(element: int, layout: str) -> str:
@@ -570,7 +569,9 @@ for T, d, f, dtype in (
 for kernel in ("mlp_tile", "dots_by_descriptor"):
     kinds = stored.of(Job(kernel, "sm_90", warps=8))["kinds"]
     copies = {name: kinds.get(name, 0) for name in ("background copy", "copy engine")}
-    print(f"{kernel:19}", copies, f"addresses and moves: {kinds['addresses and moves']}")
+    print(
+        f"{kernel:19}", copies, f"addresses and moves: {kinds['addresses and moves']}"
+    )
 
 # %% [markdown]
 # ## What to keep

@@ -334,12 +334,13 @@ class Language:
             )
         offsets = torch.as_tensor(pointer.offsets)
         on = torch.as_tensor(True if mask is None else mask)
-        if torch.broadcast_shapes(on.shape, offsets.shape) != offsets.shape:
+        try:
+            return offsets, on.broadcast_to(offsets.shape)
+        except RuntimeError:
             raise ValueError(
                 f"tl.{what}: a mask {tuple(on.shape)} for addresses"
                 f" {tuple(offsets.shape)}: it must have their shape"
-            )
-        return offsets, on.broadcast_to(offsets.shape)
+            ) from None
 
     def check_range(self, does: str, buffer: Buffer, wanted: Tensor) -> None:
         """
