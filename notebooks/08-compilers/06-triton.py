@@ -112,9 +112,6 @@ for kernel in (no_mask, one_place):
     except (IndexError, RuntimeError) as refusal:
         print(f"{type(refusal).__name__}: {str(refusal).split(' (line')[0]}")
 
-# %% tags=["hide-output"]
-beyond_guess.settle("what happens to lie there")
-
 # %% [markdown]
 # ## The idea
 #
@@ -300,7 +297,7 @@ def lit(part: str, chip: str) -> dict[str, str]:
                 short = short if len(short) <= 38 else f"{short[:37]}…"
                 chosen.append(f"{n:3} {short}")
         if other:
-            chosen = [*chosen[:4], f"{other:3} for addresses, masks and loops"]
+            chosen = [*chosen[:4], f"{other:3} moves, addresses, masks"]
         found[level] = chosen[:5]
     return found
 
@@ -389,9 +386,9 @@ for chip in ("sm_75", *CHIPS):
         )
 
 # %% tags=["hide-output"]
-dot_guess.settle(
-    sum(x["count"] for x in stored.of(jobs[1])["products"].values()), digits=1
-)
+[found] = stored.of(jobs[1])["products"].values()
+dot_guess.settle(found["count"], digits=1)
+beyond_guess.settle("what happens to lie there")
 
 # %% [markdown]
 # The same line. On the A100 a warp of 32 threads multiplies small blocks out of its registers; on the H100 four warps together start one large product that reads shared memory itself; on the B200 (`sm_100`) a single thread starts it, and the result is not in registers at all but in a tensor memory; on the MI300 (`gfx942`) a wave of 64 threads works on 32 × 32. The T4 (`sm_75`) has tensor cores,
@@ -408,7 +405,10 @@ for name, unit in (("registers", 1), ("shared", 1024), ("tensor", 1)):
     values = [facts[name] // unit for facts in all_facts]
     print(f"{shown.get(name, name):26}", *(f"{n:7}" for n in values))
 
-print()
+for kernel in ("mlp_tile", "dots_by_descriptor"):
+    kinds = stored.of(Job(kernel, "sm_90", warps=8))["kinds"]
+    copies = [kinds.get(name, 0) for name in ("background copy", "copy engine")]
+    print(f"{kernel} on sm_90: {copies[0]} cp.async, {copies[1]} by the copy engine")
 for dtype in ("bf16", "fp32", "fp8e4nv"):
     cells = []
     for chip in CHIPS:
@@ -419,7 +419,7 @@ for dtype in ("bf16", "fp32", "fp8e4nv"):
     print(f"{f'tl.dot of {dtype} multiplies':26}", *(f"{cell:>7}" for cell in cells))
 
 # %% [markdown]
-# Nobody asked for less precision, and fp32 becomes TF32 with 10 bits after the point (XF32 on AMD's). (On the B200, `kind::f16` takes both 16-bit types.) `input_precision="ieee"` forbids it; our kernels say so. And fp8 of this kind is refused by the A100, and silently widened to 16 bits on the MI300, whose own fp8 has another bias.
+# Nobody asked for less precision, and fp32 becomes TF32 with 10 bits after the point (XF32 on AMD's). (On the B200, `kind::f16` takes both 16-bit types.) `input_precision="ieee"` forbids it; our kernels say so. And fp8 of this kind is refused by the A100, and silently widened to 16 bits on the MI300, whose own fp8 has another bias. Newer chips also have an engine that copies: given a tensor's shape (`tl.make_tensor_descriptor`) instead of a block of addresses, the H100's kernel has no `cp.async` left.
 #
 # ## Play: who holds what
 #
@@ -500,9 +500,9 @@ explore(
 #
 # ## Which tile?
 #
-# Nobody knows beforehand, so candidates are tried: `@triton.autotune`. Most need not be. The compiled kernel says what it needs, and a processor holds few tiles of many registers. A model ranks what is left: waves of tiles, each as long as its products, its bytes or its loads take.
+# Nobody knows beforehand, so candidates are tried: `@triton.autotune`. Most need not be. The compiled kernel says what it needs, and a processor holds few tiles of many registers. A model ranks what is left: waves of tiles, each as long as its products, its bytes or its loads take. But a model has no clock, and the bench decides. Without a GPU we give Triton's autotuner a bench that only counts, to see what its cache goes by.
 
-# %%
+# %% tags=["hide-input"]
 for gpu in (tuning.A100, tuning.H100):
     for problem in (tuning.Problem(4096, 4096, 4096), tuning.Problem(16, 4096, 4096)):
         every = stored.candidates(gpu.target)
@@ -517,9 +517,6 @@ for gpu in (tuning.A100, tuning.H100):
             f" {len(left):2} worth a try; {sizes['ROWS']:3} × {sizes['COLS']:3} first,"
             f" {held} at a time ({limit})"
         )
-
-# %% [markdown]
-# A model has no clock; the bench decides. Without a GPU we give Triton's autotuner a bench that only counts, and see what its cache goes by.
 
 # %%
 benched = []
@@ -563,17 +560,8 @@ for T, d, f, dtype in (
 # ```
 #
 # Linear layouts made Triton's kernels 1.07 times as fast on average, over 265 benchmarks, and at best 1.40 times ([Zhou et al. 2025](https://arxiv.org/abs/2505.23819 "zhou2025linear")). The first Triton reached the speed of hand-written libraries on products
-# ([Tillet et al. 2019](https://www.eecs.harvard.edu/~htk/publication/2019-mapl-tillet-kung-cox.pdf "tillet2019triton")). What no table shows is the copy engine: given the tensor's shape instead of addresses (`tl.make_tensor_descriptor`), the H100's kernel has no `cp.async` left:
-
-# %%
-for kernel in ("mlp_tile", "dots_by_descriptor"):
-    kinds = stored.of(Job(kernel, "sm_90", warps=8))["kinds"]
-    copies = {name: kinds.get(name, 0) for name in ("background copy", "copy engine")}
-    print(
-        f"{kernel:19}", copies, f"addresses and moves: {kinds['addresses and moves']}"
-    )
-
-# %% [markdown]
+# ([Tillet et al. 2019](https://www.eecs.harvard.edu/~htk/publication/2019-mapl-tillet-kung-cox.pdf "tillet2019triton")).
+#
 # ## What to keep
 #
 # ```python
