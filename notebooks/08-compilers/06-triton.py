@@ -421,9 +421,9 @@ for dtype in ("bf16", "fp32", "fp8e4nv"):
 # %% [markdown]
 # Nobody asked for less precision, and fp32 becomes TF32 with 10 bits after the point (XF32 on AMD's). (On the B200, `kind::f16` takes both 16-bit types.) `input_precision="ieee"` forbids it; our kernels say so. And fp8 of this kind is refused by the A100, and silently widened to 16 bits on the MI300, whose own fp8 has another bias. Newer chips also have an engine that copies: given a tensor's shape (`tl.make_tensor_descriptor`) instead of a block of addresses, the H100's kernel has no `cp.async` left.
 #
-# ## Play: who holds what
+# ## Play
 #
-# A tile lies in the registers of its threads. A layout says where, and in Triton it is a matrix of bits ([Zhou et al. 2025](https://arxiv.org/abs/2505.23819 "zhou2025linear")). Write the numbers of register, lane and warp in binary; each bit that is 1 moves the element by its step, and steps are added without carry. Here is the result of `mma.sync`, with the layout that TTGIR printed. In the figure each number is the lane that holds the element, pale in other warps; blue is the same thread.
+# Who holds what? A tile lies in the registers of its threads. A layout says where, and in Triton it is a matrix of bits ([Zhou et al. 2025](https://arxiv.org/abs/2505.23819 "zhou2025linear")). Write the numbers of register, lane and warp in binary; each bit that is 1 moves the element by its step, and steps are added without carry. Here is the result of `mma.sync`, with the layout that TTGIR printed. In the figure each number is the lane that holds the element, pale in other warps; blue is the same thread.
 
 # %%
 facts = stored.of(jobs[0])

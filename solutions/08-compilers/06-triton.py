@@ -76,7 +76,7 @@ check.softmax_row(softmax_row)
 # −∞ is what a maximum and a sum of exponentials do not see: it is below every number, and $e^{-\infty} = 0$. PyTorch, one operation at a time, would read and write the row five times; here it is read once and written once, and everything between happens on the chip.
 
 # %% [markdown]
-# ## Exercise 3: grouped_order
+# ## Exercise 3: grouped
 # ●●●○○ difficulty · ●●●●○ importance · 12 minutes · 2 points
 #
 # A product has `down` × `across` tiles, and program number `pid` computes tile (i, j). Programs with neighbouring numbers run at the same time, and those in one row of tiles load the same rows, those in one column the same columns. So that few of both are needed at a time, the tiles are taken in
@@ -96,13 +96,13 @@ def grouped(pid: int, down: int, across: int, group: int) -> tuple[int, int]:
 
 
 # %% tags=["check"]
-check.grouped_order(grouped)
+check.grouped(grouped)
 
 # %% [markdown] tags=["solution"]
 # Nine programs in a row of tiles need 1 row and 9 columns of tiles; in a square of 3 × 3 they need 3 and 3. The order changes no result and no program, only which of them run together, so that they find in the cache what another one has loaded.
 
 # %% [markdown]
-# ## Exercise 4: layout_owners
+# ## Exercise 4: owners
 # ●●●○○ difficulty · ●●●○○ importance · 20 minutes · 3 points
 #
 # A linear layout says which element of a block each register of each thread holds. `register`, `lane` and `warp` are lists of steps (row, col), one per bit: an index with n bits has n steps, so there are $2^n$ indices. The element is the combination, by exclusive or (`^`, for row and
@@ -134,7 +134,7 @@ def owners(
 
 
 # %% tags=["check"]
-check.layout_owners(owners)
+check.owners(owners)
 
 # %% [markdown] tags=["solution"]
 # This tries all threads. The compiler inverts the matrix instead: bits of the element = M · bits of the place, with sums without carry, so Gauss's elimination finds one place, and what M maps to zero gives the others. That is `Linear.owners`.

@@ -296,7 +296,7 @@ def run_order(answer: Callable, n: int) -> Outcome:
     return {f"the order of {down} × {across} tiles in groups of {group}": tiles}
 
 
-def grouped(pid: int, down: int, across: int, group: int) -> tuple[int, int]:
+def tile_of(pid: int, down: int, across: int, group: int) -> tuple[int, int]:
     """Tile (i, j) of program `pid`."""
     per_group = group * across
     first = pid // per_group * group
@@ -311,7 +311,7 @@ def ordering(
     inside: Callable = lambda k, height, across: (k % height, k // height),
     rest: bool = True,
 ) -> Callable:
-    """`grouped`, and what comes out with one thing changed."""
+    """`tile_of`, and what comes out with one thing changed."""
 
     def way(pid: int, down: int, across: int, group: int) -> tuple[int, int]:
         size = per_group(down, across, group)
@@ -334,7 +334,7 @@ def wrong_orders() -> dict[str, Callable]:
         "the last group may be lower: its height is min(down − first, group)": ordering(
             height=lambda down, first, group: group
         ),
-        "i and j are swapped": lambda *args: grouped(*args)[::-1],
+        "i and j are swapped": lambda *args: tile_of(*args)[::-1],
         "a group begins at row number · group: the number of the group alone was"
         " added": ordering(first=lambda number, group: number),
         "the first row of the group is missing in i": ordering(
@@ -371,9 +371,9 @@ def wrong_orders() -> dict[str, Callable]:
         ),
     ),
 )
-def grouped_order(answer):
+def grouped(answer):
     """Which tile a program computes, so that its neighbours need the same data."""
-    judge(answer, run_order, grouped, wrong_orders(), len(ORDERS), "grouped")
+    judge(answer, run_order, tile_of, wrong_orders(), len(ORDERS), "grouped")
 
 
 # 4 ------------------------------------------------------------------------------------
@@ -410,7 +410,7 @@ def run_owners(answer: Callable, n: int) -> Outcome:
     return found
 
 
-def owners(register, lane, warp, row: int, col: int) -> list[tuple[int, int, int]]:
+def holders(register, lane, warp, row: int, col: int) -> list[tuple[int, int, int]]:
     """All (register, lane, warp) that hold the element."""
     return owning()(register, lane, warp, row, col)
 
@@ -424,7 +424,7 @@ def owning(
     swap: bool = False,
     order: Callable = lambda place: place,
 ) -> Callable:
-    """`owners`, and what comes out with one thing changed."""
+    """`holders`, and what comes out with one thing changed."""
 
     def way(register, lane, warp, row, col):
         every = (register, lane, warp)
@@ -491,7 +491,7 @@ def mirrored(register, lane, warp, row, col):
         ),
     ),
 )
-def layout_owners(answer):
+def owners(answer):
     """Who holds an element, from the bases of a linear layout."""
     cases = len(layout_cases())
-    judge(answer, run_owners, owners, wrong_owners(), cases, "owners(…)")
+    judge(answer, run_owners, holders, wrong_owners(), cases, "owners(…)")

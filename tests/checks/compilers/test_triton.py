@@ -96,8 +96,8 @@ def owners_by_growing(register, lane, warp, row, col):
 RIGHT = {
     "add_bias": (bias_by_rows, bias_with_base),
     "softmax_row": (softmax_by_two, softmax_with_where),
-    "grouped_order": (grouped_by_list, grouped_by_counting),
-    "layout_owners": (owners_by_matrix, owners_by_growing),
+    "grouped": (grouped_by_list, grouped_by_counting),
+    "owners": (owners_by_matrix, owners_by_growing),
 }
 
 
@@ -120,15 +120,15 @@ KINDS = {
         checks.wrong_softmaxes,
         checks.SOFTMAXES,
     ),
-    "grouped_order": (
+    "grouped": (
         checks.run_order,
-        checks.grouped,
+        checks.tile_of,
         checks.wrong_orders,
         checks.ORDERS,
     ),
-    "layout_owners": (
+    "owners": (
         checks.run_owners,
-        checks.owners,
+        checks.holders,
         checks.wrong_owners,
         checks.layout_cases(),
     ),
@@ -185,21 +185,21 @@ def returns_a_tensor(x_ptr, y_ptr, d, stride, COLS):
 
 
 def with_a_slash(pid, down, across, group):
-    i, j = checks.grouped(pid, down, across, group)
+    i, j = checks.tile_of(pid, down, across, group)
     return i / 1, j
 
 
 def a_number(pid, down, across, group):
-    i, j = checks.grouped(pid, down, across, group)
+    i, j = checks.tile_of(pid, down, across, group)
     return i * across + j
 
 
 def a_generator(register, lane, warp, row, col):
-    return iter(checks.owners(register, lane, warp, row, col))
+    return iter(checks.holders(register, lane, warp, row, col))
 
 
 def threads_only(register, lane, warp, row, col):
-    return [place[1:] for place in checks.owners(register, lane, warp, row, col)]
+    return [place[1:] for place in checks.holders(register, lane, warp, row, col)]
 
 
 test_wrong_answers = rejects(
@@ -269,9 +269,9 @@ test_wrong_answers = rejects(
             "too: programs run in no order",
         ),
         Wrong("softmax_row", returns_a_tensor, "were never stored to"),
-        Wrong("grouped_order", with_a_slash, "are whole numbers, so divide by //"),
-        Wrong("grouped_order", a_number, "return (i, j)"),
-        Wrong("layout_owners", a_generator, "return a list of"),
-        Wrong("layout_owners", threads_only, "each owner is (register, lane, warp)"),
+        Wrong("grouped", with_a_slash, "are whole numbers, so divide by //"),
+        Wrong("grouped", a_number, "return (i, j)"),
+        Wrong("owners", a_generator, "return a list of"),
+        Wrong("owners", threads_only, "each owner is (register, lane, warp)"),
     ],
 )
