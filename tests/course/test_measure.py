@@ -47,6 +47,7 @@ LESSONS = (
     "08-compilers/02-front-end",
     "08-compilers/04-tvm",
     "08-compilers/05-mlir",
+    "08-compilers/06-triton",
     "08-compilers/07-tensorrt",
     "09-chips/01-chips-and-roofline",
 )
