@@ -1,0 +1,68 @@
+"""What a schedule must know of the processor, and the schedules that came out best."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+
+from llmlab.compilers.back_end.schedule import Step
+from llmlab.models.c_library import cpu_flags
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The registers of a core.
+
+    Attributes:
+        lanes: floats in a vector register.
+        registers: how many of them there are.
+    """
+
+    name: str
+    lanes: int
+    registers: int
+
+    @property
+    def block(self) -> tuple[int, int]:
+        """Rows and columns of C that stay in registers while k runs.
+
+        Two registers of columns; two more hold a row of B, and one is spare.
+        """
+        return (self.registers - 4) // 2, 2 * self.lanes
+
+
+AVX512 = Machine("AVX-512", 16, 32)
+AVX2 = Machine("AVX2", 8, 16)
+NEON = Machine("NEON", 4, 32)
+SSE = Machine("SSE", 4, 16)
+
+
+def this() -> Machine:
+    """The machine that runs this."""
+    words = set(cpu_flags().lower().split())
+    if "avx512f" in words:
+        return AVX512
+    if {"avx2", "fma"} <= words:
+        return AVX2
+    if platform.machine().lower() in ("arm64", "aarch64"):
+        return NEON
+    return SSE
+
+
+def best_schedule(machine: Machine | None = None) -> list[Step]:
+    """Of `programs.matmul`: a panel of B packed, a block of C in registers."""
+    machine = machine or this()
+    rows, columns = machine.block
+    return [
+        ("tile", "zj", machine.lanes),
+        ("vectorise", "zj_i"),
+        ("tile", "j", columns),
+        ("tile", "j_i", machine.lanes),
+        ("tile", "i", rows),
+        ("reorder", "j_o", "i_o", "k", "i_i", "j_i_o", "j_i_i"),
+        ("unroll", "i_i"),
+        ("unroll", "j_i_o"),
+        ("vectorise", "j_i_i"),
+        ("pack", "B", "j_o"),
+        ("cache", "C", "i_o"),
+    ]

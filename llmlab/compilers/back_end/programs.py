@@ -1,0 +1,240 @@
+"""Programs to schedule: written by hand, or made from the front end's graph.
+
+They are naive on purpose: one loop nest for each operation, each writes all of its
+result before the next begins.
+
+    matmul(n, k, m)         C = A B
+    matvec_4bit(rows, columns, group)
+                            y = W x with codes of 4 bits and a scale for each group
+    from_graph(graph)       what the front end captured
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from llmlab.compilers.back_end.ir import (
+    Affine,
+    Binary,
+    Bits,
+    Buffer,
+    Expr,
+    Load,
+    Loop,
+    Node,
+    Number,
+    Program,
+    Store,
+    Unary,
+    var,
+)
+from llmlab.compilers.front_end import Graph
+from llmlab.compilers.front_end import Node as Value
+
+BINARY = {"add": "+", "sub": "-", "mul": "*", "div": "/", "maximum": "max"}
+LETTERS = "ijlmno"
+
+
+class NotLowered(ValueError):
+    """An operation of the graph that has no loops here."""
+
+
+def nest(names: Sequence[str], extents: Sequence[int], node: Node) -> Node:
+    """A statement in loops, the first the outermost."""
+    for name, extent in reversed([*zip(names, extents, strict=True)]):
+        node = Loop(name, extent, (node,))
+    return node
+
+
+def at(*names: str) -> tuple[Affine, ...]:
+    """An index."""
+    return tuple(var(name) for name in names)
+
+
+def times(*factors: Expr) -> Expr:
+    """A product."""
+    found = factors[0]
+    for each in factors[1:]:
+        found = Binary("*", found, each)
+    return found
+
+
+def matmul(n: int, k: int, m: int) -> Program:
+    """C (n, m) = A (n, k) B (k, m)."""
+    buffers = (Buffer("A", (n, k)), Buffer("B", (k, m)))
+    buffers += (Buffer("C", (n, m), role="output"),)
+    zero = Store("C", at("zi", "zj"), Number(0.0))
+    product = times(Load("A", at("i", "k")), Load("B", at("k", "j")))
+    add = Store("C", at("i", "j"), product, "+=")
+    body = (nest(("zi", "zj"), (n, m), zero), nest("ijk", (n, m, k), add))
+    return Program("matmul", buffers, body)
+
+
+def matvec_4bit(rows: int, columns: int, group: int = 64) -> Program:
+    """y (rows) = W x, each weight a code of 4 bits: s (code − 8).
+
+    A word of 32 bits holds eight codes. They are not moved to the lowest bits but
+    multiplied where they lie: (w & 15·2^l) is 2^l times the code, and x is divided by
+    2^l beforehand, which is exact. `p` holds these powers. With h halves of a group, word
+    m, and byte 2 T + b in it (the format of part 06):
+
+        t[i, g, m] = Σ_Tbh (w[i, g, m] >> 16 T & 15 << 8 b + 4 h) · xs[g, T, b, h, m]
+        z[i, m]    = Σ_g s[i, g] · t[i, g, m]
+        y[i]       = Σ_m z[i, m] − Σ_g 8 s[i, g] X[g]          X[g]: Σ x of the group
+    """
+    if group % 8 or columns % group:
+        raise ValueError(
+            f"group={group} must be a multiple of 8 that divides columns={columns}"
+        )
+    G, M, half = columns // group, group // 8, group // 2
+    buffers = (
+        Buffer("w", (rows, G, M), "u32"),
+        Buffer("s", (rows, G)),
+        Buffer("x", (columns,)),
+        Buffer("p", (2, 2)),
+        Buffer("y", (rows,), role="output"),
+        Buffer("xs", (G, 2, 2, 2, M), role="temporary"),
+        Buffer("X", (G,), role="temporary"),
+        Buffer("t", (rows, G, M), role="temporary"),
+        Buffer("z", (rows, M), role="temporary"),
+    )
+    place = var("xg") * group + var("xh") * half + var("xm") * 4
+    place = place + var("xT") * 2 + var("xb")
+    scaled = times(Load("x", (place,)), Load("p", at("xb", "xh")))
+    code = Bits(Load("w", at("i", "g", "m")), var("T") * 16, var("b") * 8 + var("h") * 4)
+    total = times(code, Load("xs", at("g", "T", "b", "h", "m")))
+    weighed = times(Load("s", at("ai", "ag")), Load("t", at("ai", "ag", "am")))
+    less = times(Number(-8.0), Load("s", at("ri", "rg")), Load("X", at("rg")))
+    in_group = Load("x", (var("Xg") * group + var("Xj"),))
+    body = (
+        nest(
+            ("xg", "xT", "xb", "xh", "xm"),
+            (G, 2, 2, 2, M),
+            Store("xs", at("xg", "xT", "xb", "xh", "xm"), scaled),
+        ),
+        nest(("Xz",), (G,), Store("X", at("Xz"), Number(0.0))),
+        nest(("Xg", "Xj"), (G, group), Store("X", at("Xg"), in_group, "+=")),
+        nest(("zi", "zm"), (rows, M), Store("z", at("zi", "zm"), Number(0.0))),
+        nest(
+            ("ti", "tg", "tm"),
+            (rows, G, M),
+            Store("t", at("ti", "tg", "tm"), Number(0.0)),
+        ),
+        nest(
+            ("i", "g", "T", "b", "h", "m"),
+            (rows, G, 2, 2, 2, M),
+            Store("t", at("i", "g", "m"), total, "+="),
+        ),
+        nest(
+            ("ai", "ag", "am"),
+            (rows, G, M),
+            Store("z", at("ai", "am"), weighed, "+="),
+        ),
+        nest(("yi",), (rows,), Store("y", at("yi"), Number(0.0))),
+        nest(
+            ("si", "sm"),
+            (rows, M),
+            Store("y", at("si"), Load("z", at("si", "sm")), "+="),
+        ),
+        nest(("ri", "rg"), (rows, G), Store("y", at("ri"), less, "+=")),
+    )
+    return Program("matvec_4bit", buffers, body)
+
+
+def powers() -> Tensor:
+    """The input `p` of matvec_4bit: 2^−(8 b + 4 h)."""
+    return torch.tensor([[1.0, 2.0**-4], [2.0**-8, 2.0**-12]])
+
+
+def words(codes: Tensor) -> Tensor:
+    """Packed codes of part 06, (rows, columns / 2) bytes, as the input `w`."""
+    return codes.contiguous().view(torch.int32)
+
+
+# From the front end -------------------------------------------------------------------
+
+
+def from_graph(graph: Graph, name: str = "program") -> Program:
+    """A loop nest for each operation of a graph; sums and products begin with zeros.
+
+    Raises:
+        NotLowered: an operation that has no loops here.
+    """
+    if graph.updates:
+        raise NotLowered("a graph that changes its inputs")
+    buffers: dict[Value, Buffer] = {}
+    body: list[Node] = []
+    for number, node in enumerate(graph.inputs):
+        buffers[node] = buffer_of(node, f"in{number}", "input")
+    for number, node in enumerate(graph.work):
+        role = "output" if node in graph.outputs else "temporary"
+        buffers[node] = buffer_of(node, f"t{number}", role)
+        body += nests(node, buffers, str(number))
+    strange = [node.op for node in graph.outputs if node not in graph.work]
+    if strange:
+        raise NotLowered(f"an output that is an {strange[0]}: nothing computes it")
+    return Program(name, tuple(buffers.values()), tuple(body))
+
+
+def buffer_of(node: Value, name: str, role: str) -> Buffer:
+    """The array of a value."""
+    if node.type.dtype != torch.float32:
+        raise NotLowered(f"{node.op} of {node.type}: only float32")
+    return Buffer(name, node.type.shape or (1,), role=role)
+
+
+def nests(node: Value, buffers: dict[Value, Buffer], number: str) -> list[Node]:
+    """The loops of one operation."""
+    target = buffers[node]
+    names = [f"{LETTERS[dim]}{number}" for dim in range(len(target.shape))]
+    index = at(*names)
+
+    def read(value: Value, index: tuple[Affine, ...] = index) -> Expr:
+        """A value, broadcast: where its size is 1, its index is 0."""
+        if value.number is not None:
+            return Number(value.number)
+        if value not in buffers:
+            raise NotLowered("a tensor that is no argument: hand it over as one")
+        shape = buffers[value].shape
+        last = index[len(index) - len(shape) :]
+        return Load(
+            buffers[value].name,
+            tuple(Affine() if n == 1 else i for i, n in zip(last, shape, strict=True)),
+        )
+
+    if node.kind == "elementwise":
+        values = [read(each) for each in node.inputs]
+        value = Unary(node.op, *values) if len(values) == 1 else None
+        value = value or Binary(BINARY[node.op], *values)
+        return [nest(names, target.shape, Store(target.name, index, value))]
+    if node.op == "transpose":
+        (order,) = node.attributes
+        back = tuple(index[order.index(dim)] for dim in range(len(order)))
+        value = read(node.inputs[0], back)
+        return [nest(names, target.shape, Store(target.name, index, value))]
+    if node.kind not in ("reduction", "matmul"):
+        raise NotLowered(f"{node.op} has no loops here")
+    start = Number(float("-inf") if node.op == "max" else 0.0)
+    first = [f"z{name}" for name in names]
+    zero = nest(first, target.shape, Store(target.name, at(*first), start))
+    along = f"k{number}"
+    if node.kind == "reduction":
+        (dim,) = node.attributes
+        extent = node.inputs[0].type.shape[dim]
+        value = read(node.inputs[0], (*index[:dim], var(along), *index[dim + 1 :]))
+        place = (*index[:dim], Affine(), *index[dim + 1 :])
+        names = [*names[:dim], *names[dim + 1 :]]
+        sizes = [*target.shape[:dim], *target.shape[dim + 1 :]]
+    else:
+        a, b = node.inputs
+        rows, column = index[:-1], index[-1]
+        extent = a.type.shape[-1]
+        last = (column, var(along)) if node.attributes[0] else (var(along), column)
+        value = times(read(a, (*rows, var(along))), read(b, (*rows[:-1], *last)))
+        place, sizes = index, [*target.shape]
+    op = "max=" if node.op == "max" else "+="
+    add = nest([*names, along], [*sizes, extent], Store(target.name, place, value, op))
+    return [zero, add]
