@@ -78,12 +78,13 @@ def matvec_4bit(rows: int, columns: int, group: int = 64) -> Program:
 
     A word of 32 bits holds eight codes. They are not moved to the lowest bits but
     multiplied where they lie: (w & 15·2^l) is 2^l times the code, and x is divided by
-    2^l beforehand, which is exact. `p` holds these powers. With h halves of a group, word
+    2^l beforehand, which is exact. `p` holds these powers. With half h of a group, word
     m, and byte 2 T + b in it (the format of part 06):
 
-        t[i, g, m] = Σ_Tbh (w[i, g, m] >> 16 T & 15 << 8 b + 4 h) · xs[g, T, b, h, m]
-        z[i, m]    = Σ_g s[i, g] · t[i, g, m]
-        y[i]       = Σ_m z[i, m] − Σ_g 8 s[i, g] X[g]          X[g]: Σ x of the group
+        X[g, m]    = −8 Σ_Tbh x of these places
+        t[i, g, m] = X[g, m] + Σ_Tbh (w[i, g, m] >> 16 T & 15 << 8 b + 4 h) xs[…]
+        z[i, m]    = Σ_g s[i, g] t[i, g, m]
+        y[i]       = Σ_m z[i, m]
     """
     if group % 8 or columns % group:
         raise ValueError(
@@ -97,49 +98,46 @@ def matvec_4bit(rows: int, columns: int, group: int = 64) -> Program:
         Buffer("p", (2, 2)),
         Buffer("y", (rows,), role="output"),
         Buffer("xs", (G, 2, 2, 2, M), role="temporary"),
-        Buffer("X", (G,), role="temporary"),
+        Buffer("X", (G, M), role="temporary"),
         Buffer("t", (rows, G, M), role="temporary"),
         Buffer("z", (rows, M), role="temporary"),
     )
-    place = var("xg") * group + var("xh") * half + var("xm") * 4
-    place = place + var("xT") * 2 + var("xb")
-    scaled = times(Load("x", (place,)), Load("p", at("xb", "xh")))
+    def place(start: str) -> Affine:
+        """Where in x the code stands that T, b, h, m name."""
+        g, T, b, h, m = (var(start + name) for name in "gTbhm")
+        return g * group + h * half + m * 4 + T * 2 + b
+
+    scaled = times(Load("x", (place("x"),)), Load("p", at("xb", "xh")))
+    eight = times(Number(-8.0), Load("x", (place("X"),)))
     code = Bits(Load("w", at("i", "g", "m")), var("T") * 16, var("b") * 8 + var("h") * 4)
     total = times(code, Load("xs", at("g", "T", "b", "h", "m")))
     weighed = times(Load("s", at("ai", "ag")), Load("t", at("ai", "ag", "am")))
-    less = times(Number(-8.0), Load("s", at("ri", "rg")), Load("X", at("rg")))
-    in_group = Load("x", (var("Xg") * group + var("Xj"),))
-    body = (
-        nest(
-            ("xg", "xT", "xb", "xh", "xm"),
-            (G, 2, 2, 2, M),
-            Store("xs", at("xg", "xT", "xb", "xh", "xm"), scaled),
-        ),
-        nest(("Xz",), (G,), Store("X", at("Xz"), Number(0.0))),
-        nest(("Xg", "Xj"), (G, group), Store("X", at("Xg"), in_group, "+=")),
-        nest(("zi", "zm"), (rows, M), Store("z", at("zi", "zm"), Number(0.0))),
-        nest(
-            ("ti", "tg", "tm"),
-            (rows, G, M),
-            Store("t", at("ti", "tg", "tm"), Number(0.0)),
-        ),
-        nest(
-            ("i", "g", "T", "b", "h", "m"),
-            (rows, G, 2, 2, 2, M),
-            Store("t", at("i", "g", "m"), total, "+="),
-        ),
-        nest(
-            ("ai", "ag", "am"),
-            (rows, G, M),
-            Store("z", at("ai", "am"), weighed, "+="),
-        ),
-        nest(("yi",), (rows,), Store("y", at("yi"), Number(0.0))),
-        nest(
-            ("si", "sm"),
-            (rows, M),
-            Store("y", at("si"), Load("z", at("si", "sm")), "+="),
-        ),
-        nest(("ri", "rg"), (rows, G), Store("y", at("ri"), less, "+=")),
+    sizes = (G, 2, 2, 2, M)
+    stores = (
+        (Store("xs", at("xg", "xT", "xb", "xh", "xm"), scaled), sizes),
+        (Store("X", at("Zg", "Zm"), Number(0.0)), (G, M)),
+        (Store("X", at("Xg", "Xm"), eight, "+="), sizes),
+        (Store("z", at("zi", "zm"), Number(0.0)), (rows, M)),
+        (Store("t", at("ti", "tg", "tm"), Load("X", at("tg", "tm"))), (rows, G, M)),
+        (Store("t", at("i", "g", "m"), total, "+="), (rows, *sizes)),
+        (Store("z", at("ai", "am"), weighed, "+="), (rows, G, M)),
+        (Store("y", at("yi"), Number(0.0)), (rows,)),
+        (Store("y", at("si"), Load("z", at("si", "sm")), "+="), (rows, M)),
+    )
+    loops = (
+        ("xg", "xT", "xb", "xh", "xm"),
+        ("Zg", "Zm"),
+        ("Xg", "XT", "Xb", "Xh", "Xm"),
+        ("zi", "zm"),
+        ("ti", "tg", "tm"),
+        ("i", "g", "T", "b", "h", "m"),
+        ("ai", "ag", "am"),
+        ("yi",),
+        ("si", "sm"),
+    )
+    body = tuple(
+        nest(names, extents, store)
+        for names, (store, extents) in zip(loops, stores, strict=True)
     )
     return Program("matvec_4bit", buffers, body)
 

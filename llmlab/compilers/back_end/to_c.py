@@ -173,6 +173,9 @@ class C:
         if found is None:
             return None
         start = offset.constant
+        for other, size in found.items():  # one lane of a vector
+            if lanes == 1 < size and not offset.terms and 0 <= start - other < size:
+                return f"{buffer.name}_{other}[{start - other}]"
         if offset.terms or found.setdefault(start, lanes) != lanes:
             raise NotInRegisters(buffer.name)
         for other, size in found.items():
