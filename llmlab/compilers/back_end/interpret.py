@@ -171,8 +171,10 @@ class State:
             case Unary():
                 return UNARY[expr.op](self.value(expr.inner))
             case Bits():
-                right, left = (self.number(e) for e in (expr.right, expr.left))
-                return float((int(self.value(expr.word)) >> right) & (15 << left))
+                right, low = self.number(expr.right), self.number(expr.low)
+                word = int(self.value(expr.word))
+                word = word >> right if right >= 0 else word << -right
+                return 1.0 + (word & (15 << low)) / 2**23
         raise TypeError(f"{expr!r} is not an expression")
 
     def number(self, index: Affine) -> int:

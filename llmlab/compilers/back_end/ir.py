@@ -142,14 +142,19 @@ class Unary:
 
 @dataclass(frozen=True)
 class Bits:
-    """Four bits of a word, where they lie: (word >> right) & (15 << left), a float."""
+    """Four bits of a word, written over those of the float 1.0.
+
+    With the word shifted by `right` (or to the left, if that is negative), its bits
+    `low` to low + 3 become bits of the float: 1 + code · 2^(low − 23). So a code becomes
+    a float without being converted.
+    """
 
     word: Load
     right: Affine
-    left: Affine
+    low: Affine
 
     def __str__(self) -> str:
-        return f"({self.word} >> {self.right} & 15 << {self.left})"
+        return f"bits({self.word} >> {self.right}, {self.low})"
 
 
 Expr = Number | Load | Binary | Unary | Bits
@@ -181,7 +186,7 @@ def mapped(value: Expr, load: Callable[[Load], Expr], index: Callable) -> Expr:
             return Unary(value.op, mapped(value.inner, load, index))
         case Bits():
             word = mapped(value.word, load, index)
-            return Bits(word, index(value.right), index(value.left))
+            return Bits(word, index(value.right), index(value.low))
     return value
 
 
@@ -202,7 +207,7 @@ class Store:
         return Load(self.buffer, self.index)
 
     def __str__(self) -> str:
-        return f"{self.place} {self.op} {str(self.value).removeprefix('').strip()}"
+        return f"{self.place} {self.op} {self.value}"
 
 
 @dataclass(frozen=True)

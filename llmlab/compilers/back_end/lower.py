@@ -74,7 +74,7 @@ class Target(Protocol):
 
     def unary(self, op: str, a: Value) -> Value: ...
 
-    def bits(self, word: Value, right: Affine, left: Affine) -> Value: ...
+    def bits(self, word: Value, right: int, low: int) -> Value: ...
 
 
 class Lowering:
@@ -220,10 +220,12 @@ class Lowering:
             case Bits():
                 word = self.target.load(*self.place(expr.word))
                 name = self.vector[0] if self.vector else ""
-                if name in (*expr.right.variables, *expr.left.variables):
+                if name in (*expr.right.variables, *expr.low.variables):
                     raise CannotGenerate(f"{expr}: each lane would shift by another")
-                shifts = self.known(expr.right), self.known(expr.left)
-                return self.target.bits(word, *shifts)
+                right, low = self.known(expr.right), self.known(expr.low)
+                if right.terms or low.terms:
+                    raise CannotGenerate(f"{expr}: write out the loops that it names")
+                return self.target.bits(word, right.constant, low.constant)
         raise CannotGenerate(f"{expr!r} is not an expression")
 
 

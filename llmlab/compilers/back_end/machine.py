@@ -69,7 +69,7 @@ def best_schedule(machine: Machine | None = None) -> list[Step]:
 
 
 def matvec_schedule(rows: int = 4) -> list[Step]:
-    """Of `programs.matvec_4bit`, for groups of 64: nothing of the products is written.
+    """Of `programs.matvec_4bit`, for groups of 64 or 128: nothing of the products is written.
 
     The words of a group are lanes; the loops over the codes in a word are written out.
     Some rows at a time share what is read of x, and their sums do not wait for each
@@ -80,12 +80,11 @@ def matvec_schedule(rows: int = 4) -> list[Step]:
     inner = [("unroll", f"{each}i_i") for each in nests]
     order = [
         ("reorder", "ti_o", "tg", "ti_i", "tm"),
-        ("reorder", "i_o", "g", "T", "b", "h", "i_i", "m"),
+        ("reorder", "i_o", "g", "b", "h", "i_i", "m"),
         ("reorder", "ai_o", "ag", "ai_i", "am"),
     ]
     lanes = [("vectorise", name) for name in ("xm", "Zm", "Xm", "zm", "tm", "m", "am")]
-    codes = [("unroll", name) for name in ("xT", "xb", "xh", "XT", "Xb", "Xh")]
-    codes += [("unroll", name) for name in ("T", "b", "h", "sm")]
+    codes = [("unroll", name) for name in ("xb", "xh", "Xb", "Xh", "b", "h", "sm")]
     # the same rows one after the other: zeros, products, scales, the sum of the lanes
     together = [("merge", "zi_o", f"{each}i_o") for each in nests[1:]]
     groups = [("merge", "tg", "g"), ("merge", "tg", "ag")]

@@ -73,18 +73,20 @@ def matmul(n: int, k: int, m: int) -> Program:
     return Program("matmul", buffers, body)
 
 
-def matvec_4bit(rows: int, columns: int, group: int = 64) -> Program:
+def matvec_4bit(rows: int, columns: int, group: int = 128) -> Program:
     """y (rows) = W x, each weight a code of 4 bits: s (code − 8).
 
-    A word of 32 bits holds eight codes. They are not moved to the lowest bits but
-    multiplied where they lie: (w & 15·2^l) is 2^l times the code, and x is divided by
-    2^l beforehand, which is exact. `p` holds these powers. With half h of a group, word
-    m, and byte 2 T + b in it (the format of part 06):
+    A word of 32 bits holds eight codes. `Bits` makes floats of them, v = 1 + code / p
+    with p = 16 for the high half of a byte and 256 for the low one, so that p x v is
+    (p + code) x, and what is too much is known before: (p + 8) x. With byte b of word m,
+    and half h of the byte and of the group (the format of part 06):
 
-        X[g, m]    = −8 Σ_Tbh x of these places
-        t[i, g, m] = X[g, m] + Σ_Tbh (w[i, g, m] >> 16 T & 15 << 8 b + 4 h) xs[…]
+        X[g, m]    = −Σ_bh (p_h + 8) x[…]
+        t[i, g, m] = X[g, m] + Σ_bh v(w[i, g, m], b, h) p_h x[…]
         z[i, m]    = Σ_g s[i, g] t[i, g, m]
         y[i]       = Σ_m z[i, m]
+
+    The input `p` holds p_h and −(p_h + 8); `powers` makes it.
     """
     if group % 8 or columns % group:
         raise ValueError(
@@ -97,54 +99,46 @@ def matvec_4bit(rows: int, columns: int, group: int = 64) -> Program:
         Buffer("x", (columns,)),
         Buffer("p", (2, 2)),
         Buffer("y", (rows,), role="output"),
-        Buffer("xs", (G, 2, 2, 2, M), role="temporary"),
+        Buffer("xs", (G, 4, 2, M), role="temporary"),
         Buffer("X", (G, M), role="temporary"),
         Buffer("t", (rows, G, M), role="temporary"),
         Buffer("z", (rows, M), role="temporary"),
     )
-    def place(start: str) -> Affine:
-        """Where in x the code stands that T, b, h, m name."""
-        g, T, b, h, m = (var(start + name) for name in "gTbhm")
-        return g * group + h * half + m * 4 + T * 2 + b
 
-    scaled = times(Load("x", (place("x"),)), Load("p", at("xb", "xh")))
-    eight = times(Number(-8.0), Load("x", (place("X"),)))
-    code = Bits(Load("w", at("i", "g", "m")), var("T") * 16, var("b") * 8 + var("h") * 4)
-    total = times(code, Load("xs", at("g", "T", "b", "h", "m")))
+    def element(start: str) -> Load:
+        """What of x belongs to the code that g, b, h, m name."""
+        g, b, h, m = (var(start + name) for name in "gbhm")
+        return Load("x", (g * group + h * half + m * 4 + b,))
+
+    scaled = times(element("x"), Load("p", (Affine(), var("xh"))))
+    less = times(element("X"), Load("p", (Affine((), 1), var("Xh"))))
+    word = Load("w", at("i", "g", "m"))
+    code = Bits(word, var("b") * 8 + -15, var("h") * 4 + 15)
+    total = times(code, Load("xs", at("g", "b", "h", "m")))
     weighed = times(Load("s", at("ai", "ag")), Load("t", at("ai", "ag", "am")))
-    sizes = (G, 2, 2, 2, M)
-    stores = (
-        (Store("xs", at("xg", "xT", "xb", "xh", "xm"), scaled), sizes),
-        (Store("X", at("Zg", "Zm"), Number(0.0)), (G, M)),
-        (Store("X", at("Xg", "Xm"), eight, "+="), sizes),
-        (Store("z", at("zi", "zm"), Number(0.0)), (rows, M)),
-        (Store("t", at("ti", "tg", "tm"), Load("X", at("tg", "tm"))), (rows, G, M)),
-        (Store("t", at("i", "g", "m"), total, "+="), (rows, *sizes)),
-        (Store("z", at("ai", "am"), weighed, "+="), (rows, G, M)),
-        (Store("y", at("yi"), Number(0.0)), (rows,)),
-        (Store("y", at("si"), Load("z", at("si", "sm")), "+="), (rows, M)),
+    sizes = (G, 4, 2, M)
+    nests = (
+        ("xg xb xh xm", sizes, Store("xs", at("xg", "xb", "xh", "xm"), scaled)),
+        ("Zg Zm", (G, M), Store("X", at("Zg", "Zm"), Number(0.0))),
+        ("Xg Xb Xh Xm", sizes, Store("X", at("Xg", "Xm"), less, "+=")),
+        ("zi zm", (rows, M), Store("z", at("zi", "zm"), Number(0.0))),
+        (
+            "ti tg tm",
+            (rows, G, M),
+            Store("t", at("ti", "tg", "tm"), Load("X", at("tg", "tm"))),
+        ),
+        ("i g b h m", (rows, *sizes), Store("t", at("i", "g", "m"), total, "+=")),
+        ("ai ag am", (rows, G, M), Store("z", at("ai", "am"), weighed, "+=")),
+        ("yi", (rows,), Store("y", at("yi"), Number(0.0))),
+        ("si sm", (rows, M), Store("y", at("si"), Load("z", at("si", "sm")), "+=")),
     )
-    loops = (
-        ("xg", "xT", "xb", "xh", "xm"),
-        ("Zg", "Zm"),
-        ("Xg", "XT", "Xb", "Xh", "Xm"),
-        ("zi", "zm"),
-        ("ti", "tg", "tm"),
-        ("i", "g", "T", "b", "h", "m"),
-        ("ai", "ag", "am"),
-        ("yi",),
-        ("si", "sm"),
-    )
-    body = tuple(
-        nest(names, extents, store)
-        for names, (store, extents) in zip(loops, stores, strict=True)
-    )
+    body = tuple(nest(names.split(), size, store) for names, size, store in nests)
     return Program("matvec_4bit", buffers, body)
 
 
 def powers() -> Tensor:
-    """The input `p` of matvec_4bit: 2^−(8 b + 4 h)."""
-    return torch.tensor([[1.0, 2.0**-4], [2.0**-8, 2.0**-12]])
+    """The input `p` of matvec_4bit."""
+    return torch.tensor([[256.0, 16.0], [-264.0, -24.0]])
 
 
 def words(codes: Tensor) -> Tensor:

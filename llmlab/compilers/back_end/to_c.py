@@ -54,6 +54,11 @@ static inline fW exp_W(fW x) {
 static inline fW tanh_W(fW x) { return 1.0f - 2.0f / (exp_W(2.0f * x) + 1.0f); }
 """
 SCALARS = """\
+static inline float float_of(uint32_t bits) {
+    float found;
+    memcpy(&found, &bits, sizeof found);
+    return found;
+}
 static inline float max_1(float a, float b) { return a > b || a != a ? a : b; }
 static inline float sqrt_1(float x) { return sqrtf(x); }
 static inline float exp_1(float x) {
@@ -68,13 +73,11 @@ static inline float exp_1(float x) {
     p = p * r + 0.5f;
     p = p * r + 1.0f;
     p = p * r + 1.0f;
-    int32_t bits = n << 23;
-    float power;
-    memcpy(&power, &bits, sizeof power);
-    return p * power;
+    return p * float_of((uint32_t)n << 23);
 }
 static inline float tanh_1(float x) { return 1.0f - 2.0f / (exp_1(2.0f * x) + 1.0f); }
 """
+ONE = 0x3F800000  # the bits of 1.0
 TYPES = {"f32": "float", "u32": "uint32_t"}
 
 
@@ -252,14 +255,13 @@ class C:
             return Value(f"(-{a.code})", a.lanes)
         return Value(f"{op}_{a.lanes}({a.code})", a.lanes)
 
-    def bits(self, word: Value, right: Affine, left: Affine) -> Value:
-        moved = word.code if right == Affine() else f"({word.code} >> ({right}))"
-        mask = f"{15 << left.constant}u" if not left.terms else f"(15u << ({left}))"
-        if word.lanes == 1:
-            return Value(f"(float)({moved} & {mask})")
+    def bits(self, word: Value, right: int, low: int) -> Value:
         lanes = word.lanes
-        code = f"__builtin_convertvector((i{lanes})({moved} & {mask}), f{lanes})"
-        return Value(code, lanes)
+        moved = f"{word.code} {'>>' if right >= 0 else '<<'} {abs(right)}"
+        whole = f"((({moved}) & {15 << low:#x}u) | {ONE:#x}u)"
+        if lanes == 1:
+            return Value(f"float_of({whole})")
+        return Value(f"(f{lanes}){whole}", lanes)
 
 
 def f_(lanes: int) -> str:

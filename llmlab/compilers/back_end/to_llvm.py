@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from llmlab.compilers.back_end.ir import Affine, Buffer, Limit, Loop, Program
-from llmlab.compilers.back_end.lower import CannotGenerate, Lowering, Value, placed
+from llmlab.compilers.back_end.lower import Lowering, Value, placed
 
 
 BLOCK = 64  # threads in a block of a GPU
@@ -266,19 +266,15 @@ class LLVM:
         scale = builder.bitcast(bits, self.floats(lanes))
         return self.binary("*", p, Value(scale, lanes))
 
-    def bits(self, word: Value, right: Affine, left: Affine) -> Value:
+    def bits(self, word: Value, right: int, low: int) -> Value:
         builder, lanes = self.builder, word.lanes
-        if lanes > 1 and (right.terms or left.terms):
-            raise CannotGenerate("bits of several words at places that are not known")
         kind = self.whole(lanes)
-        if lanes > 1:
-            down = self.constant(kind, right.constant, lanes)
-            mask = self.constant(kind, 15 << left.constant, lanes)
-        else:
-            down = builder.trunc(self.index(right), self.i32)
-            mask = builder.shl(self.i32(15), builder.trunc(self.index(left), self.i32))
-        code = builder.and_(builder.lshr(word.code, down), mask)
-        return Value(builder.uitofp(code, self.floats(lanes)), lanes)
+        far = self.constant(kind, abs(right), lanes)
+        move = builder.lshr if right >= 0 else builder.shl
+        mask = self.constant(kind, 15 << low, lanes)
+        one = self.constant(kind, 0x3F800000, lanes)  # the bits of 1.0
+        whole = builder.or_(builder.and_(move(word.code, far), mask), one)
+        return Value(builder.bitcast(whole, self.floats(lanes)), lanes)
 
     def declared(self, name: str, result: Any, arguments: list) -> Any:
         """A function of LLVM's own."""
