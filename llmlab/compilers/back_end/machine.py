@@ -68,25 +68,27 @@ def best_schedule(machine: Machine | None = None) -> list[Step]:
     ]
 
 
-def matvec_schedule(rows: int = 4) -> list[Step]:
-    """Of `programs.matvec_4bit`, for groups of 64 or 128: nothing of the products is written.
+def matvec_schedule() -> list[Step]:
+    """Of `programs.matvec_4bit`, for groups of 64 or 128: no product is ever written.
 
     The words of a group are lanes; the loops over the codes in a word are written out.
-    Some rows at a time share what is read of x, and their sums do not wait for each
+    Rows of several streams share what is read of x, and their sums do not wait for each
     other.
     """
     nests = ("z", "t", "", "a", "y", "s")  # how the names of their loops begin
-    tiles = [("tile", f"{each}i", rows) for each in nests]
-    inner = [("unroll", f"{each}i_i") for each in nests]
     order = [
-        ("reorder", "ti_o", "tg", "ti_i", "tm"),
-        ("reorder", "i_o", "g", "b", "h", "i_i", "m"),
-        ("reorder", "ai_o", "ag", "ai_i", "am"),
+        ("reorder", "zi", "zq", "zm"),
+        ("reorder", "ti", "tg", "tq", "tm"),
+        ("reorder", "i", "g", "b", "h", "q", "m"),
+        ("reorder", "ai", "ag", "aq", "am"),
+        ("reorder", "yi", "yq"),
+        ("reorder", "si", "sq", "sm"),
     ]
     lanes = [("vectorise", name) for name in ("xm", "Zm", "Xm", "zm", "tm", "m", "am")]
     codes = [("unroll", name) for name in ("xb", "xh", "Xb", "Xh", "b", "h", "sm")]
-    # the same rows one after the other: zeros, products, scales, the sum of the lanes
-    together = [("merge", "zi_o", f"{each}i_o") for each in nests[1:]]
+    streams = [("unroll", f"{each}q") for each in nests]
+    # a row of each stream: zeros, products, scales, the sum of the lanes
+    rows = [("merge", "zi", f"{each}i") for each in nests[1:]]
     groups = [("merge", "tg", "g"), ("merge", "tg", "ag")]
-    kept = [("cache", "t", "tg"), ("cache", "z", "zi_o")]
-    return [*tiles, *order, *lanes, *codes, *inner, *together, *groups, *kept]
+    kept = [("cache", "t", "tg"), ("cache", "z", "zi")]
+    return [*order, *lanes, *codes, *streams, *rows, *groups, *kept]

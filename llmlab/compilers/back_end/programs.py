@@ -73,7 +73,9 @@ def matmul(n: int, k: int, m: int) -> Program:
     return Program("matmul", buffers, body)
 
 
-def matvec_4bit(rows: int, columns: int, group: int = 128) -> Program:
+def matvec_4bit(
+    rows: int, columns: int, group: int = 128, streams: int = 4
+) -> Program:
     """y (rows) = W x, each weight a code of 4 bits: s (code − 8).
 
     A word of 32 bits holds eight codes. `Bits` makes floats of them, v = 1 + code / p
@@ -92,17 +94,20 @@ def matvec_4bit(rows: int, columns: int, group: int = 128) -> Program:
         raise ValueError(
             f"group={group} must be a multiple of 8 that divides columns={columns}"
         )
+    if rows % streams:
+        raise ValueError(f"streams={streams} must divide rows={rows}")
     G, M, half = columns // group, group // 8, group // 2
+    many = (streams, rows // streams)
     buffers = (
-        Buffer("w", (rows, G, M), "u32"),
-        Buffer("s", (rows, G)),
+        Buffer("w", (*many, G, M), "u32"),
+        Buffer("s", (*many, G)),
         Buffer("x", (columns,)),
         Buffer("p", (2, 2)),
-        Buffer("y", (rows,), role="output"),
+        Buffer("y", many, role="output"),
         Buffer("xs", (G, 4, 2, M), role="temporary"),
         Buffer("X", (G, M), role="temporary"),
-        Buffer("t", (rows, G, M), role="temporary"),
-        Buffer("z", (rows, M), role="temporary"),
+        Buffer("t", (*many, G, M), role="temporary"),
+        Buffer("z", (*many, M), role="temporary"),
     )
 
     def element(start: str) -> Load:
@@ -112,25 +117,28 @@ def matvec_4bit(rows: int, columns: int, group: int = 128) -> Program:
 
     scaled = times(element("x"), Load("p", (Affine(), var("xh"))))
     less = times(element("X"), Load("p", (Affine((), 1), var("Xh"))))
-    word = Load("w", at("i", "g", "m"))
+    word = Load("w", at("q", "i", "g", "m"))
     code = Bits(word, var("b") * 8 + -15, var("h") * 4 + 15)
     total = times(code, Load("xs", at("g", "b", "h", "m")))
-    weighed = times(Load("s", at("ai", "ag")), Load("t", at("ai", "ag", "am")))
+    scale = Load("s", at("aq", "ai", "ag"))
+    weighed = times(scale, Load("t", at("aq", "ai", "ag", "am")))
+    lane = Load("z", at("sq", "si", "sm"))
+    start = Store("t", at("tq", "ti", "tg", "tm"), Load("X", at("tg", "tm")))
     sizes = (G, 4, 2, M)
     nests = (
         ("xg xb xh xm", sizes, Store("xs", at("xg", "xb", "xh", "xm"), scaled)),
         ("Zg Zm", (G, M), Store("X", at("Zg", "Zm"), Number(0.0))),
         ("Xg Xb Xh Xm", sizes, Store("X", at("Xg", "Xm"), less, "+=")),
-        ("zi zm", (rows, M), Store("z", at("zi", "zm"), Number(0.0))),
+        ("zq zi zm", (*many, M), Store("z", at("zq", "zi", "zm"), Number(0.0))),
+        ("tq ti tg tm", (*many, G, M), start),
         (
-            "ti tg tm",
-            (rows, G, M),
-            Store("t", at("ti", "tg", "tm"), Load("X", at("tg", "tm"))),
+            "q i g b h m",
+            (*many, *sizes),
+            Store("t", at("q", "i", "g", "m"), total, "+="),
         ),
-        ("i g b h m", (rows, *sizes), Store("t", at("i", "g", "m"), total, "+=")),
-        ("ai ag am", (rows, G, M), Store("z", at("ai", "am"), weighed, "+=")),
-        ("yi", (rows,), Store("y", at("yi"), Number(0.0))),
-        ("si sm", (rows, M), Store("y", at("si"), Load("z", at("si", "sm")), "+=")),
+        ("aq ai ag am", (*many, G, M), Store("z", at("aq", "ai", "am"), weighed, "+=")),
+        ("yq yi", many, Store("y", at("yq", "yi"), Number(0.0))),
+        ("sq si sm", (*many, M), Store("y", at("sq", "si"), lane, "+=")),
     )
     body = tuple(nest(names.split(), size, store) for names, size, store in nests)
     return Program("matvec_4bit", buffers, body)
