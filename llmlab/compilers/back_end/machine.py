@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from dataclasses import dataclass
 
+from llmlab.compilers.back_end.ir import Loop, Program
 from llmlab.compilers.back_end.schedule import Step
 from llmlab.models.c_library import cpu_flags
 
@@ -92,3 +93,63 @@ def matvec_schedule() -> list[Step]:
     groups = [("merge", "tg", "g"), ("merge", "tg", "ag")]
     kept = [("cache", "t", "tg"), ("cache", "z", "zi")]
     return [*order, *lanes, *codes, *streams, *rows, *groups, *kept]
+
+
+def mlp_schedule(program: Program, machine: Machine | None = None) -> list[Step]:
+    """Of a product and elementwise operations after it, from the front end's graph.
+
+    The block of the product is in registers when bias and GELU are done to it, so that
+    nothing but the result is written.
+    """
+    rows, columns = (machine or this()).block
+    lanes = (machine or this()).lanes
+    last = [node.var for node in program.body if isinstance(node, Loop)][-1][1:]
+    temporaries = [each.name for each in program.buffers if each.role == "temporary"]
+    steps: list[Step] = [("inline", name) for name in temporaries if name != "t0"]
+    for i, j, inner in (("zi0", "zj0", ()), ("i0", "j0", ("k0",)), (f"i{last}", f"j{last}", ())):
+        steps += [
+            ("tile", j, columns),
+            ("tile", f"{j}_i", lanes),
+            ("tile", i, rows),
+            ("reorder", f"{j}_o", f"{i}_o", *inner, f"{i}_i", f"{j}_i_o", f"{j}_i_i"),
+            ("unroll", f"{i}_i"),
+            ("unroll", f"{j}_i_o"),
+            ("vectorise", f"{j}_i_i"),
+        ]
+    for other in ("0", last):
+        steps.append(("merge", "zj0_o", f"j{other}_o"))
+    for other in ("0", last):
+        steps.append(("merge", "zi0_o", f"i{other}_o"))
+    return [*steps, ("pack", "in1", "zj0_o"), ("cache", "t0", "zi0_o")]
+
+
+def attention_schedule(machine: Machine | None = None) -> list[Step]:
+    """Of the part's attention row, from the front end's graph.
+
+    K and V are read once, row by row; what lies between is a row of scores.
+    """
+    lanes = (machine or this()).lanes
+    return [
+        # scores: lanes along a key, one sum each
+        ("tile", "k0", lanes),
+        ("partial_sums", "k0_i", "j0"),
+        *[("vectorise", name) for name in ("k0_i", "t0_k0_i_zero")],
+        ("unroll", "k0_o"),
+        *[("merge", "zj0", name) for name in ("j0", "j1")],
+        ("cache", "t0", "zj0"),
+        # the largest score is found on the way
+        ("move", "zj2", "zj0"),
+        ("merge", "zj0", "k2"),
+        # exponentials and their sum
+        ("inline", "t3"),
+        ("tile", "j4", lanes),
+        ("vectorise", "j4_i"),
+        # values: lanes along the width of the head
+        ("inline", "t6"),
+        ("reorder", "k7", "j7"),
+        ("tile", "j7", lanes),
+        ("tile", "zj7", lanes),
+        *[("vectorise", name) for name in ("j7_i", "zj7_i")],
+        *[("unroll", name) for name in ("j7_o", "zj7_o")],
+        ("cache", "t7", ""),
+    ]

@@ -190,7 +190,21 @@ def nests(node: Value, buffers: dict[Value, Buffer], number: str) -> list[Node]:
     """The loops of one operation."""
     target = buffers[node]
     names = [f"{LETTERS[dim]}{number}" for dim in range(len(target.shape))]
-    index = at(*names)
+    # a dimension of one element has no loop, unless there would be none at all
+    kept = [dim for dim, size in enumerate(target.shape) if size > 1]
+    kept = kept or [len(names) - 1]
+
+    def placed(prefix: str = "") -> tuple[Affine, ...]:
+        dims = range(len(names))
+        return tuple(
+            var(prefix + names[dim]) if dim in kept else Affine() for dim in dims
+        )
+
+    def loops(node: Node, prefix: str = "") -> Node:
+        sizes = [target.shape[dim] for dim in kept]
+        return nest([prefix + names[dim] for dim in kept], sizes, node)
+
+    index = placed()
 
     def read(value: Value, index: tuple[Affine, ...] = index) -> Expr:
         """A value, broadcast: where its size is 1, its index is 0."""
@@ -209,32 +223,31 @@ def nests(node: Value, buffers: dict[Value, Buffer], number: str) -> list[Node]:
         values = [read(each) for each in node.inputs]
         value = Unary(node.op, *values) if len(values) == 1 else None
         value = value or Binary(BINARY[node.op], *values)
-        return [nest(names, target.shape, Store(target.name, index, value))]
+        return [loops(Store(target.name, index, value))]
     if node.op == "transpose":
         (order,) = node.attributes
         back = tuple(index[order.index(dim)] for dim in range(len(order)))
         value = read(node.inputs[0], back)
-        return [nest(names, target.shape, Store(target.name, index, value))]
+        return [loops(Store(target.name, index, value))]
     if node.kind not in ("reduction", "matmul"):
         raise NotLowered(f"{node.op} has no loops here")
     start = Number(float("-inf") if node.op == "max" else 0.0)
-    first = [f"z{name}" for name in names]
-    zero = nest(first, target.shape, Store(target.name, at(*first), start))
+    zero = loops(Store(target.name, placed("z"), start), "z")
     along = f"k{number}"
     if node.kind == "reduction":
         (dim,) = node.attributes
         extent = node.inputs[0].type.shape[dim]
         value = read(node.inputs[0], (*index[:dim], var(along), *index[dim + 1 :]))
         place = (*index[:dim], Affine(), *index[dim + 1 :])
-        names = [*names[:dim], *names[dim + 1 :]]
-        sizes = [*target.shape[:dim], *target.shape[dim + 1 :]]
+        outer = [d for d in kept if d != dim and target.shape[d] > 1]
     else:
         a, b = node.inputs
         rows, column = index[:-1], index[-1]
         extent = a.type.shape[-1]
         last = (column, var(along)) if node.attributes[0] else (var(along), column)
         value = times(read(a, (*rows, var(along))), read(b, (*rows[:-1], *last)))
-        place, sizes = index, [*target.shape]
+        place, outer = index, kept
     op = "max=" if node.op == "max" else "+="
-    add = nest([*names, along], [*sizes, extent], Store(target.name, place, value, op))
-    return [zero, add]
+    every = [*(names[d] for d in outer), along]
+    sizes = [*(target.shape[d] for d in outer), extent]
+    return [zero, nest(every, sizes, Store(target.name, place, value, op))]

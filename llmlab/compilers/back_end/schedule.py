@@ -13,6 +13,7 @@ what is computed, or leave an array, is refused with the reason.
     reorder(loop, …)              loops directly inside each other, in this order
     unroll · vectorise · parallel how a loop runs (`ir`)
     merge(first, second)          two loops one after the other become the first
+    move(loop, before)            a loop goes up to before another one
     inline(buffer)                computed where it is read, not written
     pack(buffer, loop, order)     what an iteration of `loop` reads, copied side by side
     cache(buffer, loop)           what it writes is kept in registers until its end
@@ -30,7 +31,9 @@ from llmlab.compilers.back_end.dependence import (
     accesses,
     carried,
     changed_order,
+    may_meet,
     overtaken,
+    pairs,
 )
 from llmlab.compilers.back_end.ir import (
     Affine,
@@ -244,6 +247,23 @@ def merge(program: Program, first: str, second: str) -> Program:
     both = replace(a, body=a.body + renamed.body, local=a.local + renamed.local)
     without = put(program, second, lambda _: [])
     return put(without, first, lambda _: both)
+
+
+def move(program: Program, loop: str, before: str) -> Program:
+    """A loop goes up, to before another one in the same body."""
+    moved, target = program.loop(loop), program.loop(before)
+    outside = around(program, loop)
+    siblings = outside[-1].body if outside else program.body
+    if target not in siblings or siblings.index(target) >= siblings.index(moved):
+        raise NotLegal(f"{before} does not come before {loop} in the same loop")
+    skipped = siblings[siblings.index(target) : siblings.index(moved)]
+    known = dict.fromkeys([each.var for each in outside], "=")
+    one, two = accesses(skipped, outside), accesses((moved,), outside)
+    for a, b in pairs(one, two):
+        if may_meet(a, b, known):
+            raise NotLegal(f"{told((a, b, {}))}: it would come too early")
+    without = put(program, loop, lambda _: [])
+    return put(without, before, lambda node: [moved, node])
 
 
 # Buffers ------------------------------------------------------------------------------
@@ -539,6 +559,7 @@ PRIMITIVES: dict[str, Callable[..., Program]] = {
         vectorise,
         parallel,
         merge,
+        move,
         inline,
         pack,
         cache,
