@@ -98,6 +98,13 @@ def put(program: Program, name: str, new: Callable[[Loop], object]) -> Program:
     return replace(program, body=rewritten(program.body, change))
 
 
+def refuse_local(program: Program, buffer: str) -> None:
+    """A copy that lives in a loop is not copied again, nor done away with."""
+    for node, _ in walk(program.body):
+        if isinstance(node, Loop) and buffer in node.local:
+            raise NotLegal(f"{buffer} lives in {node.var}: it is a copy already")
+
+
 def told(met: tuple[Access, Access, dict]) -> str:
     """A dependence in words."""
     a, b, found = met
@@ -163,6 +170,8 @@ def reorder(program: Program, *loops: str) -> Program:
     old = [loop.var for loop in chain]
     by_name = {loop.var: loop for loop in chain}
     for place, name in enumerate(loops):
+        if by_name[name].kind in ("vector", "parallel"):
+            raise NotLegal(f"{name} is {by_name[name].kind} already: reorder before")
         if by_name[name].local and name != old[-1]:
             raise NotLegal(f"{by_name[name].local[0]} lives in {name}: reorder before")
         for limit in by_name[name].limits:
@@ -201,6 +210,8 @@ def vectorise(program: Program, loop: str) -> Program:
     found = program.loop(loop)
     if any(isinstance(node, Loop) for node in found.body):
         raise NotLegal(f"{loop} has loops inside: only an innermost loop")
+    if found.local:
+        raise NotLegal(f"{found.local[0]} lives in {loop}: each lane would need one")
     if found.extent not in (2, 4, 8, 16, 32, MOST_LANES):
         raise NotLegal(
             f"{loop} has {found.extent} iterations: tile it to a power of two up to"
@@ -245,6 +256,9 @@ def merge(program: Program, first: str, second: str) -> Program:
     if met:
         raise NotLegal(f"{told(met)}: it would come too early")
     both = replace(a, body=a.body + renamed.body, local=a.local + renamed.local)
+    met = a.kind in ("vector", "parallel") and carried(both, outside)
+    if met:
+        raise NotLegal(f"{a.kind} iterations would meet: {told(met)}")
     without = put(program, second, lambda _: [])
     return put(without, first, lambda _: both)
 
@@ -273,6 +287,7 @@ def inline(program: Program, buffer: str) -> Program:
     """What an elementwise loop nest writes is computed where it is read."""
     if program.buffer(buffer).role != "temporary":
         raise NotLegal(f"{buffer} is an {program.buffer(buffer).role}")
+    refuse_local(program, buffer)
     writers = [
         (node, loops)
         for node, loops in walk(program.body)
@@ -339,6 +354,7 @@ def copied(
 ) -> Program:
     """An iteration works on a copy of the box that it touches of a buffer."""
     target = program.buffer(buffer)
+    refuse_local(program, buffer)
     rank = len(target.shape)
     if order and sorted(order) != list(range(rank)):
         raise NotLegal(f"order={order} must name each of {rank} dimensions")
@@ -522,8 +538,10 @@ def partial_sums(program: Program, loop: str, at: str) -> Program:
         moved = [name for name in each.variables if name in inner]
         if moved:
             raise NotLegal(f"{store.place} changes with {moved[0]}: put at inside it")
-    if store.buffer in [e.buffer for e in accesses((store,)) if not e.op]:
-        raise NotLegal(f"{store.place} reads itself")
+    (nest,) = [n for n in program.loop(at).body if any(x == store for x, _ in walk((n,)))]
+    inside = [each.buffer for each in accesses((nest,))]
+    if inside.count(store.buffer) > 1:
+        raise NotLegal(f"{store.buffer} is touched by more than the sum inside {at}")
     extent = program.loop(loop).extent
     name = f"{store.buffer}_{loop}"
     if name in program.names:
