@@ -382,6 +382,9 @@ def copied(
     load = not covered(body, outside, buffer, base, box, target)
     store = bool(written) and (target.role == "output" or elsewhere or load)
     whole = [each for each in touched if whole_box(each, outside, base, box, target)]
+    written_before = any(e.op for e in everywhere[: everywhere.index(touched[0])])
+    if load and target.role != "input" and not written_before:
+        raise NotLegal(f"{buffer} holds nothing yet before {loop or 'the program'}")
     if load:
         if not whole:
             raise NotLegal(f"no access goes through all that is touched of {buffer}")
