@@ -419,7 +419,12 @@ def box_of(
             if rest.constant < 0 or any(f < 0 for _, f in rest.terms):
                 raise NotLegal(f"{target.name} is read backwards or before its tile")
             starts.add(Affine(terms))
-            ends.add(rest.constant + sum(f * (extents[v] - 1) for v, f in rest.terms))
+            end = rest.constant + sum(f * (extents[v] - 1) for v, f in rest.terms)
+            for loop in each.around:
+                for limit in loop.limits:
+                    if limit.index == rest:  # a tile of a tile
+                        end = min(end, limit.total - 1)
+            ends.add(end)
         if len(starts) > 1:
             places = " and ".join(sorted(map(str, starts)))
             raise NotLegal(f"{target.name} is touched at two places, {places}")
@@ -476,19 +481,27 @@ def whole_box(
     outer = {each.var for each in outside}
     used = {name for each in access.index for name in each.variables} - outer
     limits = [l for loop in access.around if loop.var in used for l in loop.limits]
-    fits = all(harmless(limit, access, target) for limit in limits)
+    fits = all(harmless(limit, access, base, box, target) for limit in limits)
     return fits and gapless(access, base, box)
 
 
-def harmless(limit: Limit, access: Access, target: Buffer) -> bool:
-    """Whether a limit only keeps an index inside its array.
+def harmless(
+    limit: Limit,
+    access: Access,
+    base: Sequence[Affine],
+    box: Sequence[int],
+    target: Buffer,
+) -> bool:
+    """Whether a limit only keeps an index inside its array, or inside the box.
 
     The limit of an outer tile says nothing more than that of the inner one.
     """
-    for index, size in zip(access.index, target.shape, strict=True):
-        inner = index - limit.index
-        if limit.total >= size and not inner.constant:
-            if all(factor > 0 for _, factor in inner.terms):
+    for dim, index in enumerate(access.index):
+        ends = ((index, target.shape[dim]), (index - base[dim], box[dim]))
+        for whole, size in ends:
+            inner = whole - limit.index
+            rising = all(factor > 0 for _, factor in inner.terms)
+            if limit.total >= size and not inner.constant and rising:
                 return True
     return False
 
