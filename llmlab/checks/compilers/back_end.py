@@ -7,7 +7,6 @@ it is carried out, counted, and its result compared.
 
 from __future__ import annotations
 
-import copy
 import random
 from collections.abc import Callable
 from dataclasses import fields
@@ -128,12 +127,9 @@ def right_legal(distances: Distances, order: tuple[int, ...]) -> bool:
 
 def run_legal(answer: Callable, n: int) -> Outcome:
     """Case n: True or False."""
-    distances, order = copy.deepcopy(ORDERS[n])
-    found = answer(distances, order)
+    found = answer(*ORDERS[n])
     if not isinstance(found, bool):
         raise Mistake(f"return True or False, not {found!r}")
-    if distances != ORDERS[n][0]:
-        raise Mistake("the list of distances has changed: leave it as it is")
     return {f"legal({ORDERS[n][0]}, {ORDERS[n][1]})": found}
 
 
@@ -312,10 +308,11 @@ def wrong_products() -> dict[str, Callable]:
 
 FAST = (
     Choice(6, 2, 0, True, True),
-    Choice(8, 2, 0, True, True),
-    Choice(6, 3, 0, True, True),
     Choice(8, 3, 0, True, True),
+    Choice(10, 2, 256, True, True),
+    Choice(12, 3, 256, True, True),
 )
+FEW, MANY = 12, 40  # children; crossing alone can make twelve of the four fastest
 SLOW = (Choice(1, 1, 64, False, False), Choice(2, 4, 128, False, False))
 BROKEN = Choice(14, 4, 256, False, False)
 
@@ -349,13 +346,11 @@ def population() -> dict[Choice, float]:
 )
 def next_generation(answer):
     """Children of the fastest, all of them new."""
-    for size, best, seed in ((12, 4, 0), (6, 4, 1), (8, 2, 2)):
+    for size, best, seed in ((FEW, 4, 0), (MANY, 4, 1), (8, 2, 2)):
         before = population()
         measured = dict(before)
         found = answer(measured, size, random.Random(seed), best)
         found = expect(found, kind=list, what="next_generation(…)")
-        if measured != before:
-            raise Mistake("`measured` has changed: leave it as it is")
         if not all(isinstance(child, Choice) for child in found):
             raise Mistake("a child is a Choice, as `mutated` and `crossed` make it")
         judge_children(before, found, size, best)
@@ -383,7 +378,7 @@ def judge_children(
     strange = [
         sum(getattr(child, n) not in allowed[n] for n in names) for child in found
     ]
-    if sum(strange) == 0:
+    if size >= FEW and sum(strange) == 0:
         raise Mistake(
             "no child has a knob that its parents did not have: `mutated` draws one"
             " anew, or the search ends where its first guesses were"
@@ -399,7 +394,7 @@ def judge_children(
         )
         for child in found
     )
-    if not crossing:
+    if size >= MANY and not crossing:
         raise Mistake("every child has one parent: `crossed` mixes the knobs of two")
 
 
