@@ -135,7 +135,7 @@ ARROWS = {
         "engine": "continuous_batching paged_attention sampling_and_speculation",
         "serving": "engine",
     },
-    "compilers": {},
+    "compilers": {"back_end": "front_end program"},
     "course": {
         "book": "cpu syllabus",
         "cli": (

@@ -44,6 +44,7 @@ LESSONS = (
     "07-inference/07-model-server",
     "07-inference/08-engine",
     "08-compilers/02-front-end",
+    "08-compilers/03-back-end",
 )
 CELLS = 28  # at most
 LINES = 150  # of code that is not folded, at most

@@ -153,3 +153,33 @@ def attention_schedule(machine: Machine | None = None) -> list[Step]:
         *[("unroll", name) for name in ("j7_o", "zj7_o")],
         ("cache", "t7", ""),
     ]
+
+
+def ladder(machine: Machine | None = None) -> dict[str, list[Step]]:
+    """From the naive product to the best schedule, one idea at a time."""
+    machine = machine or this()
+    lanes = machine.lanes
+    rows, columns = machine.block
+    tiled: list[Step] = [
+        ("tile", "j", 8 * columns),
+        ("tile", "k", 64),
+        ("reorder", "j_o", "k_o", "i", "k_i", "j_i"),
+    ]
+    block: list[Step] = [
+        ("tile", "j", columns),
+        ("tile", "j_i", lanes),
+        ("tile", "i", rows),
+        ("reorder", "j_o", "i_o", "k", "i_i", "j_i_o", "j_i_i"),
+        ("unroll", "i_i"),
+        ("unroll", "j_i_o"),
+        ("vectorise", "j_i_i"),
+        ("cache", "C", "i_o"),
+    ]
+    return {
+        "naive": [],
+        "reorder": [("reorder", "i", "k", "j")],
+        "tile": tiled,
+        "vectorise": [*tiled, ("tile", "j_i", lanes), ("vectorise", "j_i_i")],
+        "register block": block,
+        "pack": best_schedule(machine),
+    }
