@@ -91,9 +91,7 @@ def build(
     raise NoCompiler(f"{name} could not compile {source.name}: {problem[-500:]}")
 
 
-def compiled(
-    source: Path, name: str, flags: list[str], seconds: float = 300
-) -> Path:
+def compiled(source: Path, name: str, flags: list[str], seconds: float = 300) -> Path:
     """The path of the library, which is compiled where it is not there yet.
 
     Raises:

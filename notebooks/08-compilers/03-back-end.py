@@ -110,9 +110,11 @@ def color_of(line):
     words = line.split()
     if words[0] != "for":
         kinds = {"+=": palette.vermillion, "=": palette.gray}
-        return kinds[words[words.index("+=") if "+=" in words else -2]] if (
-            "+=" in words
-        ) else kinds["="]
+        return (
+            kinds[words[words.index("+=") if "+=" in words else -2]]
+            if ("+=" in words)
+            else kinds["="]
+        )
     colors = {"i": palette.blue, "j": palette.green, "k": palette.orange}
     return colors.get(words[1][0], palette.gray)
 
@@ -276,27 +278,50 @@ LADDER = [*machine.ladder()]
 
 
 def rates(name, target):
-    rows = [r for r in table if (r["task"], r["name"], r["target"]) == ("ladder", name, target)]
+    rows = [
+        r
+        for r in table
+        if (r["task"], r["name"], r["target"]) == ("ladder", name, target)
+    ]
     return [2 * 512**3 / float(r["seconds"]) / 1e9 for r in rows]
 
 
 mm = [2 * 512**3 / float(r["torch_mm"]) / 1e9 for r in table if r["task"] == "ladder"]
 fig, (ax, tuned) = plt.subplots(2, 1, figsize=(4.8, 5.4))
 for place, name in enumerate(LADDER):
-    for shift, target, color in ((-0.2, "llvm", palette.blue), (0.2, "c", palette.orange)):
+    for shift, target, color in (
+        (-0.2, "llvm", palette.blue),
+        (0.2, "c", palette.orange),
+    ):
         found = rates(name, target)
         label = {"llvm": "LLVM 22", "c": "gcc 12"}[target] if not place else None
         ax.bar(place + shift, max(found), 0.38, color=color, label=label)
-        ax.text(place + shift, max(found) + 2, f"{max(found):.0f}", ha="center", fontsize=7)
+        ax.text(
+            place + shift, max(found) + 2, f"{max(found):.0f}", ha="center", fontsize=7
+        )
 ax.axhline(sorted(mm)[len(mm) // 2], ls="--", color=palette.gray, label="torch.mm")
 ax.set_xticks(range(len(LADDER)), [n.replace(" ", "\n") for n in LADDER], fontsize=8)
 ax.set(ylabel="GFLOP/s", title=table[0]["machine"])
 ax.legend(fontsize=8)
-for strategy, color in zip(("random", "evolution", "model"), COLORS := (palette.gray, palette.green, palette.vermillion), strict=True):
+for strategy, color in zip(
+    ("random", "evolution", "model"),
+    COLORS := (palette.gray, palette.green, palette.vermillion),
+    strict=True,
+):
     rows = [r for r in table if r["task"] == "tuner" and r["name"].startswith(strategy)]
     for seed in ("1", "2", "3"):
-        points = [(int(r["name"].split()[1]), float(r["torch_mm"]) / float(r["seconds"])) for r in rows if r["run"] == seed]
-        tuned.plot(*zip(*points, strict=True), "o-", ms=3, color=color, label=strategy if seed == "1" else None)
+        points = [
+            (int(r["name"].split()[1]), float(r["torch_mm"]) / float(r["seconds"]))
+            for r in rows
+            if r["run"] == seed
+        ]
+        tuned.plot(
+            *zip(*points, strict=True),
+            "o-",
+            ms=3,
+            color=color,
+            label=strategy if seed == "1" else None,
+        )
 tuned.set(xlabel="schedules that were run", ylabel="times torch.mm's speed")
 tuned.set_title("the tuner, 256 × 256, three seeds", fontsize=9)
 tuned.legend(fontsize=8)
@@ -322,7 +347,10 @@ print("stored: ours at least 0.8 × torch.mm:", min(best.values()) >= 0.8 * half
 tuned_here = run.compiled(back_end.apply(product, machine.best_schedule()), "llvm")
 compare(tuned_here(a, b), a @ b, "scheduled product", tol=1e-4)
 fast, library = thread_seconds(lambda: tuned_here(a, b), lambda: torch.mm(a, b))
-print(f"here, {machine.this().name}: {slow / fast:.0f} times the naive one's speed,", end=" ")
+print(
+    f"here, {machine.this().name}: {slow / fast:.0f} times the naive one's speed,",
+    end=" ",
+)
 print(f"{library / fast:.2f} × torch.mm")
 torch.set_num_threads(threads)
 
@@ -385,7 +413,7 @@ def told(rows: int, vectors: int) -> str:
 
 
 def missing(rows: int, vectors: int) -> str:
-    choices = [(r, v) for r in range(1, 9) for v in range(1, 5)]
+    choices = [(r, v) for r in range(1, 8) for v in range(1, 5)]
     least = min(loads(r, v) for r, v in choices)
     if loads(rows, vectors) == least:
         return ""
@@ -399,7 +427,7 @@ explore(
     challenge="Find the block with the fewest loads for each product.",
     missing=missing,
     start={"rows": 1, "vectors": 1},
-    rows=list(range(1, 9)),
+    rows=list(range(1, 8)),
     vectors=list(range(1, 5)),
 )
 

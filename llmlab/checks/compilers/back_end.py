@@ -1,8 +1,8 @@
 """Checks of 08-compilers/03-back-end.
 
 The first three answers are numbers that can be compared with what usual mistakes give.
-A new generation is drawn, so that only its properties are looked at. A schedule is data:
-it is carried out, counted, and its result compared.
+A new generation is drawn, so that only its properties are looked at. A schedule is
+data: it is carried out, counted, and its result compared.
 """
 
 from __future__ import annotations
@@ -76,9 +76,7 @@ def wrong_tiles() -> dict[str, Callable]:
             (i, min(size, n - i)) for i in range(0, n, size)
         ],
         "the number of a tile is not its first iteration: multiply by"
-        " size": lambda n, size: [
-            (t, min(t + size, n)) for t in range(-(-n // size))
-        ],
+        " size": lambda n, size: [(t, min(t + size, n)) for t in range(-(-n // size))],
         "an empty tile stands at the end where size divides the loop": lambda n, size: [
             (i, min(i + size, n)) for i in range(0, n + 1, size)
         ],
@@ -180,21 +178,23 @@ def wrong_legal() -> dict[str, Callable]:
         "the old order was looked at: put the numbers of each distance into the new"
         " one": deciding(moved=lambda d, order: list(d)),
         "the order was read the other way round: order[0] is the loop that comes to be"
-        " the outermost": deciding(moved=lambda d, order: [
-            d[order.index(place)] for place in range(len(d))
-        ]),
+        " the outermost": deciding(
+            moved=lambda d, order: [d[order.index(place)] for place in range(len(d))]
+        ),
         "a distance of zeros is one iteration, in which nothing changes: it is"
         " legal": deciding(bad=lambda moved: tuple(moved) <= (0,) * len(moved)),
-        "one distance that points forward is not enough: all of them"
-        " must": deciding(every=lambda bads: not bads or not all(bads)),
+        "one distance that points forward is not enough: all of them must": deciding(
+            every=lambda bads: not bads or not all(bads)
+        ),
         "only the first distance was looked at": deciding(
             every=lambda bads: not any(bads[:1])
         ),
         "only the last distance was looked at": deciding(
             every=lambda bads: not any(bads[-1:])
         ),
-        "True and False are exchanged: True means that the new order may"
-        " be": deciding(every=any),
+        "True and False are exchanged: True means that the new order may be": deciding(
+            every=any
+        ),
         "the innermost loop decides last, not first": deciding(
             bad=lambda moved: tuple(moved[::-1]) < (0,) * len(moved)
         ),
@@ -298,8 +298,8 @@ def wrong_products() -> dict[str, Callable]:
         "these are numbers, not bytes: a float has four": moving(size=1),
         "a float32 has four bytes, not eight": moving(size=8),
         "blocks at the end are smaller: they do not read a whole tile of rows or"
-        " columns": lambda n, k, m, rows, columns: 4 * (
-            -(-n // rows) * -(-m // columns) * k * (rows + columns) + n * m
+        " columns": lambda n, k, m, rows, columns: (
+            4 * (-(-n // rows) * -(-m // columns) * k * (rows + columns) + n * m)
         ),
     }
 
@@ -389,9 +389,7 @@ def judge_children(
             " parents are the fastest, by the least seconds, and one knob is drawn anew"
         )
     crossing = any(
-        all(
-            sum(getattr(child, n) != getattr(p, n) for n in names) > 1 for p in parents
-        )
+        all(sum(getattr(child, n) != getattr(p, n) for n in names) > 1 for p in parents)
         for child in found
     )
     if size >= MANY and not crossing:
@@ -463,4 +461,3 @@ def judge_score(score: challenge.Score) -> None:
             f"{told}. The traffic is little enough; at most {CYCLES:,} cycles are"
             " asked: which loops have no lanes yet, and which divide?"
         )
-

@@ -1,13 +1,13 @@
 """What a schedule costs, counted: bytes between cache and memory, and cycles.
 
-Times differ from machine to machine and from run to run; these numbers do not. They come
-from a simple machine: one cache, whose lines are replaced by the least recently used, and
-a core that does one statement after the other.
+Times differ from machine to machine and from run to run; these numbers do not. They
+come from a simple machine: one cache, whose lines are replaced by the least recently
+used, and a core that does one statement after the other.
 
-    traffic   every touched element is looked up in the cache; a line that is not there is
-              fetched, and one that was written goes back when it leaves
-    cycles    operations (a product and a sum are one), loads and stores, steps of loops;
-              lanes are done together; and 8 bytes of traffic take a cycle
+    traffic   every touched element is looked up in the cache; a line that is not there
+              is fetched, and one that was written goes back when it leaves
+    cycles    operations (a product and a sum are one), loads and stores, steps of
+              loops; lanes are done together; and 8 bytes of traffic take a cycle
 
 Simplified: what is to stay in registers costs nothing where it fits into them, and no
 address is ever computed twice.
@@ -24,7 +24,6 @@ from llmlab.compilers.back_end.ir import (
     Binary,
     Bits,
     Expr,
-    Load,
     Loop,
     Node,
     Program,
@@ -236,4 +235,3 @@ def product_traffic(
     read_a = n * k * -(-m // columns)
     read_b = k * m * -(-n // rows)
     return size * (read_a + read_b + n * m)
-

@@ -145,8 +145,8 @@ class Bits:
     """Four bits of a word, written over those of the float 1.0.
 
     With the word shifted by `right` (or to the left, if that is negative), its bits
-    `low` to low + 3 become bits of the float: 1 + code · 2^(low − 23). So a code becomes
-    a float without being converted.
+    `low` to low + 3 become bits of the float: 1 + code · 2^(low − 23). So a code is a
+    float without being converted.
     """
 
     word: Load

@@ -1,12 +1,12 @@
 """From loops to the words of a target: what both code generators share.
 
 Loops that are unrolled are written out here, lanes become vectors, and tails are cut
-off: where an inner loop would end early in the last iteration of an outer one, the outer
-loop is written twice, once for the whole tiles and once for the rest. Then the counts of
-both are numbers, and an inner loop of 14 rows or of 8 can be written out.
+off: where an inner loop would end early in the last iteration of an outer one, the
+outer loop is written twice, once for the whole tiles and once for the rest. Then the
+counts of both are numbers, and an inner loop of 14 rows or of 8 can be written out.
 
-A target (`to_c`, `to_llvm`) knows how to write a loop, a load, a store and arithmetic on
-one number or on several lanes.
+A target (`to_c`, `to_llvm`) knows how to write a loop, a load, a store and arithmetic
+on one number or on several lanes.
 """
 
 from __future__ import annotations
@@ -146,7 +146,9 @@ class Lowering:
     def whole(self, node: Loop) -> list[int]:
         """For each limit inside: in how many iterations it does not matter."""
         found = []
-        inner = {each.var: each for each, _ in walk(node.body) if isinstance(each, Loop)}
+        inner = {
+            each.var: each for each, _ in walk(node.body) if isinstance(each, Loop)
+        }
         for each in inner.values():
             for limit in each.limits:
                 step = limit.index.of(node.var)
@@ -258,5 +260,3 @@ def placed(program: Program) -> tuple[list[Buffer], set[str]]:
         if each.role == "temporary" and each.name not in stack
     ]
     return brought, stack
-
-

@@ -106,7 +106,11 @@ def mlp_schedule(program: Program, machine: Machine | None = None) -> list[Step]
     last = [node.var for node in program.body if isinstance(node, Loop)][-1][1:]
     temporaries = [each.name for each in program.buffers if each.role == "temporary"]
     steps: list[Step] = [("inline", name) for name in temporaries if name != "t0"]
-    for i, j, inner in (("zi0", "zj0", ()), ("i0", "j0", ("k0",)), (f"i{last}", f"j{last}", ())):
+    for i, j, inner in (
+        ("zi0", "zj0", ()),
+        ("i0", "j0", ("k0",)),
+        (f"i{last}", f"j{last}", ()),
+    ):
         steps += [
             ("tile", j, columns),
             ("tile", f"{j}_i", lanes),

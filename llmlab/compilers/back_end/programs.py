@@ -73,15 +73,13 @@ def matmul(n: int, k: int, m: int) -> Program:
     return Program("matmul", buffers, body)
 
 
-def matvec_4bit(
-    rows: int, columns: int, group: int = 128, streams: int = 4
-) -> Program:
+def matvec_4bit(rows: int, columns: int, group: int = 128, streams: int = 4) -> Program:
     """y (rows) = W x, each weight a code of 4 bits: s (code − 8).
 
     A word of 32 bits holds eight codes. `Bits` makes floats of them, v = 1 + code / p
     with p = 16 for the high half of a byte and 256 for the low one, so that p x v is
-    (p + code) x, and what is too much is known before: (p + 8) x. With byte b of word m,
-    and half h of the byte and of the group (the format of part 06):
+    (p + code) x, and what is too much is known before: (p + 8) x. With byte b of word
+    m, and half h of the byte and of the group (the format of part 06):
 
         X[g, m]    = −Σ_bh (p_h + 8) x[…]
         t[i, g, m] = X[g, m] + Σ_bh v(w[i, g, m], b, h) p_h x[…]

@@ -4,8 +4,8 @@
      ("cache", "C", "i_o"), ("unroll", "i_i"), ("vectorise", "j_i")]
 
 is data: a list of steps, each with the names of loops and buffers. `apply` carries them
-out one after the other. Every step asks the dependences first, and one that would change
-what is computed, or leave an array, is refused with the reason.
+out one after the other. Every step asks the dependences first, and one that would
+change what is computed, or leave an array, is refused with the reason.
 
     step                          what becomes of the program
     ----------------------------  ----------------------------------------------------
@@ -177,7 +177,9 @@ def reorder(program: Program, *loops: str) -> Program:
         for limit in by_name[name].limits:
             late = [v for v in limit.index.variables if v in loops[place + 1 :]]
             if late:
-                raise NotLegal(f"where {name} ends depends on {late[0]}, which is inside")
+                raise NotLegal(
+                    f"where {name} ends depends on {late[0]}, which is inside"
+                )
     if chain[-1].local and loops[-1] != old[-1]:
         raise NotLegal(f"{chain[-1].local[0]} lives in {old[-1]}: reorder before")
     outside = around(program, old[0])
@@ -399,9 +401,7 @@ def copied(
     program = replace(program, buffers=buffers)
     if not loop:
         return replace(program, body=inside)
-    return put(
-        program, loop, lambda n: replace(n, body=inside, local=(*n.local, name))
-    )
+    return put(program, loop, lambda n: replace(n, body=inside, local=(*n.local, name)))
 
 
 def box_of(
@@ -480,7 +480,8 @@ def whole_box(
     """Whether an access goes through all of a box that lies inside the array."""
     outer = {each.var for each in outside}
     used = {name for each in access.index for name in each.variables} - outer
-    limits = [l for loop in access.around if loop.var in used for l in loop.limits]
+    loops = [loop for loop in access.around if loop.var in used]
+    limits = [limit for loop in loops for limit in loop.limits]
     fits = all(harmless(limit, access, base, box, target) for limit in limits)
     return fits and gapless(access, base, box)
 
@@ -548,13 +549,15 @@ def partial_sums(program: Program, loop: str, at: str) -> Program:
     store = stores[0]
     if len(stores) > 1 or store.op == "=":
         raise NotLegal(f"{loop} must hold one statement, += or max=")
-    inner = names[names.index(at) + 1 :] + [loop]
+    inner = [*names[names.index(at) + 1 :], loop]
     inner += [n.var for n, _ in walk(program.loop(loop).body) if isinstance(n, Loop)]
     for each in store.index:
         moved = [name for name in each.variables if name in inner]
         if moved:
             raise NotLegal(f"{store.place} changes with {moved[0]}: put at inside it")
-    (nest,) = [n for n in program.loop(at).body if any(x == store for x, _ in walk((n,)))]
+    (nest,) = [
+        n for n in program.loop(at).body if any(x == store for x, _ in walk((n,)))
+    ]
     inside = [each.buffer for each in accesses((nest,))]
     if inside.count(store.buffer) > 1:
         raise NotLegal(f"{store.buffer} is touched by more than the sum inside {at}")

@@ -1,9 +1,9 @@
 """Code generation to C: what gcc and clang read.
 
-Lanes are the compilers' vector extension: `f16` is a type of sixteen floats, and + and *
-work on all of them. A compiler splits it where its registers are shorter. What is to stay
-in registers becomes variables, `C_i_o_32` for element 32, where each element is touched
-at a known place; else it is an array.
+Lanes are the compilers' vector extension: `f16` is a type of sixteen floats, and + and
+* work on all of them. A compiler splits it where its registers are shorter. What is to
+stay in registers becomes variables, `C_i_o_32` for element 32, where each element is
+touched at a known place; else it is an array.
 """
 
 from __future__ import annotations
@@ -105,9 +105,7 @@ class C:
         self.depth -= 1
         self.line("}")
 
-    def loop(
-        self, node: Loop, start: int, stop: Any, body: Callable[[], None]
-    ) -> None:
+    def loop(self, node: Loop, start: int, stop: Any, body: Callable[[], None]) -> None:
         """A for loop."""
         if node.kind == "parallel":
             self.line("#pragma omp parallel for schedule(static)")
@@ -117,7 +115,7 @@ class C:
     def scope(
         self, local: Sequence[Buffer], body: Callable[[], None], alone: bool
     ) -> None:
-        """Local arrays and what is done with them; as variables, if that is possible."""
+        """Local arrays and what is done with them; as variables where that is possible."""
         if alone and local:  # no loop around it has braces
             self.block("", lambda: self.scope(local, body, False))
             return
@@ -299,6 +297,7 @@ def loops_of(text: str) -> str:
 
 
 def uses_threads(program: Program) -> bool:
+    """Whether a loop is parallel."""
     return any(
         isinstance(node, Loop) and node.kind == "parallel"
         for node, _ in walk(program.body)

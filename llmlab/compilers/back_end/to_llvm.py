@@ -1,9 +1,9 @@
 """Code generation to LLVM: no C compiler is needed, and other machines can be meant.
 
 llvmlite brings LLVM itself. The same walk through the loops writes its intermediate
-language; its passes and its code generator do the rest, for the processor that this runs
-on (`run.compiled`), or, as text, for a GPU that is not here (`assembly`). There an outer
-parallel loop becomes threads, 64 in a block, one for each iteration.
+language; its passes and its code generator do the rest, for the processor that this
+runs on (`run.compiled`), or, as text, for a GPU that is not here (`assembly`). There an
+outer parallel loop becomes threads, 64 in a block, one for each iteration.
 
 Simplified: on a CPU, parallel loops run one iteration after the other.
 """
@@ -16,7 +16,6 @@ from typing import Any
 
 from llmlab.compilers.back_end.ir import Affine, Buffer, Limit, Loop, Program
 from llmlab.compilers.back_end.lower import Lowering, Value, placed
-
 
 BLOCK = 64  # threads in a block of a GPU
 TRIPLES = {"nvptx": "nvptx64-nvidia-cuda", "amdgcn": "amdgcn-amd-amdhsa"}
@@ -63,9 +62,7 @@ class LLVM:
 
     # Loops ----------------------------------------------------------------------------
 
-    def loop(
-        self, node: Loop, start: int, stop: Any, body: Callable[[], None]
-    ) -> None:
+    def loop(self, node: Loop, start: int, stop: Any, body: Callable[[], None]) -> None:
         """A loop that may have no iterations; on a GPU, threads."""
         if self.gpu and node.kind == "parallel":
             self.threads(node, start, stop, body)
@@ -96,7 +93,10 @@ class LLVM:
         """The iteration with the number of this thread, if there is one."""
         builder, i32 = self.builder, self.i32
         names = {
-            "nvptx": ("llvm.nvvm.read.ptx.sreg.ctaid.x", "llvm.nvvm.read.ptx.sreg.tid.x"),
+            "nvptx": (
+                "llvm.nvvm.read.ptx.sreg.ctaid.x",
+                "llvm.nvvm.read.ptx.sreg.tid.x",
+            ),
             "amdgcn": ("llvm.amdgcn.workgroup.id.x", "llvm.amdgcn.workitem.id.x"),
         }[self.gpu]
         block, thread = (
@@ -150,10 +150,7 @@ class LLVM:
         """Where an element lies."""
         kind = self.element(buffer)
         start = self.pointers[buffer.name]
-        if not offset.terms:
-            place = self.i64(offset.constant)
-        else:
-            place = self.index(offset)
+        place = self.index(offset)
         return self.builder.gep(start, [place], inbounds=True, source_etype=kind)
 
     def load(self, buffer: Buffer, offset: Affine, lanes: int, stride: int) -> Value:
@@ -161,9 +158,7 @@ class LLVM:
         kind = self.element(buffer)
         if lanes == 1 or stride == 1:
             kind = kind if lanes == 1 else self.ir.VectorType(kind, lanes)
-            found = self.builder.load(
-                self.address(buffer, offset), align=4, typ=kind
-            )
+            found = self.builder.load(self.address(buffer, offset), align=4, typ=kind)
             return Value(found, lanes)
         found = self.ir.VectorType(kind, lanes)(self.ir.Undefined)
         for lane in range(lanes):
@@ -247,7 +242,9 @@ class LLVM:
         """2^n times a polynomial of the rest, as in `to_c`."""
         builder, lanes = self.builder, x.lanes
         x = self.binary("max", x, self.number(-87.0))
-        x = self.unary("neg", self.binary("max", self.unary("neg", x), self.number(-88.0)))
+        x = self.unary(
+            "neg", self.binary("max", self.unary("neg", x), self.number(-88.0))
+        )
         shifted = self.binary("*", x, self.number(1.44269504))
         shifted = self.binary("+", shifted, self.number(127.5))
         # what a NaN becomes as a whole number is not defined

@@ -155,7 +155,9 @@ class CostModel:
         known = {choice: s for choice, s in measured.items() if math.isfinite(s)}
         if not known:
             return
-        x = torch.tensor([features(c, self.machine) for c in known], dtype=torch.float64)
+        x = torch.tensor(
+            [features(c, self.machine) for c in known], dtype=torch.float64
+        )
         y = torch.tensor([*known.values()], dtype=torch.float64).log()
         square = x.T @ x + ridge * torch.eye(x.shape[1], dtype=torch.float64)
         self.weights = torch.linalg.solve(square, x.T @ y)
@@ -199,7 +201,10 @@ class Log:
             if why:
                 line["why"] = why
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            whole = not self.file.exists() or self.file.read_bytes()[-1:] in (b"", b"\n")
+            whole = not self.file.exists() or self.file.read_bytes()[-1:] in (
+                b"",
+                b"\n",
+            )
             with self.file.open("a", encoding="utf-8") as lines:
                 lines.write(("" if whole else "\n") + json.dumps(line) + "\n")
         self.measured[choice] = seconds

@@ -156,8 +156,10 @@ def generation(parents=None, child=None, known=True, twice=False, count=0):
         found = []
         while len(found) < size + count:
             two = random.choice(chosen), random.choice(chosen)
-            new = child(*two, random) if child else mutated(crossed(*two, random), random)
-            if known and new in measured or new in found and not twice:
+            new = (
+                child(*two, random) if child else mutated(crossed(*two, random), random)
+            )
+            if (known and new in measured) or (new in found and not twice):
                 continue
             found.append(new)
         return found
@@ -221,7 +223,11 @@ def nothing_said():
 
 def wide_lanes():
     """Lanes over the keys pick each number from another line."""
-    return [("reorder", "k7", "j7"), ("tile", "j0", 8), ("reorder", "j0_o", "k0", "j0_i")]
+    return [
+        ("reorder", "k7", "j7"),
+        ("tile", "j0", 8),
+        ("reorder", "j0_o", "k0", "j0_i"),
+    ]
 
 
 G, R = "next_generation", "row_schedule"

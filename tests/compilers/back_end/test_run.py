@@ -45,7 +45,11 @@ def scheduled() -> dict[str, tuple[Program, list[torch.Tensor]]]:
     odd.append(("reorder", "k_o", "j_o", "i_o", "i_i", "k_i", "j_i_o", "j_i_i"))
     odd += [("pack", "A", "i_o", (1, 0)), ("cache", "C", "i_o")]
     found["odd"] = apply(product, odd)
-    lanes = [("tile", "i", 4), ("reorder", "i_o", "j", "k", "i_i"), ("vectorise", "i_i")]
+    lanes = [
+        ("tile", "i", 4),
+        ("reorder", "i_o", "j", "k", "i_i"),
+        ("vectorise", "i_i"),
+    ]
     found["far"] = apply(product, lanes)  # lanes that do not lie side by side
     program = programs.matvec_4bit(6, 128, 64, streams=2)
     found["codes"] = apply(program, machine.matvec_schedule())
@@ -242,7 +246,8 @@ def test_a_stack_for_each_thread_has_an_end():
 
 
 @pytest.mark.parametrize(
-    ("gpu", "cpu", "fused"), [("nvptx", "sm_80", "fma.rn"), ("amdgcn", "gfx942", "v_fma")]
+    ("gpu", "cpu", "fused"),
+    [("nvptx", "sm_80", "fma.rn"), ("amdgcn", "gfx942", "v_fma")],
 )
 def test_assembly_for_a_gpu_that_is_not_here(gpu, cpu, fused):
     steps = [("tile", "j", 4), ("tile", "i", 4)]
@@ -255,7 +260,7 @@ def test_assembly_for_a_gpu_that_is_not_here(gpu, cpu, fused):
         to_llvm.to_llvm(recurrence(), "metal")
 
 
-# What goes wrong -----------------------------------------------------------------------
+# What goes wrong ----------------------------------------------------------------------
 
 unix = pytest.mark.skipif(os.name != "posix", reason="fake compilers are shell scripts")
 
@@ -291,7 +296,7 @@ def alone(monkeypatch, tmp_path):
     [
         ("echo 'error: gcc 9 or newer is needed' >&2; exit 1", "gcc 9 or newer"),
         ("echo 'No space left on device' >&2; exit 1", "No space left on device"),
-        ("echo half > \"$3\"; exit 1", "could not compile matmul.c"),
+        ('echo half > "$3"; exit 1', "could not compile matmul.c"),
         ("echo 'not a library' > \"$3\"", "could not compile matmul.c"),
     ],
     ids=["old", "full", "half", "no library"],

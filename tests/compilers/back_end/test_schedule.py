@@ -1,4 +1,4 @@
-"""Dependences and schedules: what is accepted computes the same, what is not is named."""
+"""Schedules: what is accepted computes the same, what is refused is named."""
 
 from __future__ import annotations
 
