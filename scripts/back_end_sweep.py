@@ -10,11 +10,12 @@ and ours in turn; `torch` are torch.mm's in the same run. "ladder": the steps of
 `machine.ladder`. "tuner": the best after so many measured schedules, of 256 × 256, by
 each strategy. "functions": the two of the part, eager PyTorch's seconds as `torch_mm`,
 beside torch.compile's and ours; of the first, the C++ that Inductor wrote is stored as
-inductor_mlp.cpp. Numbers are of the machine that is named.
+inductor_mlp.cpp. What Dynamo makes of a function that prints is dynamo.json. Numbers are of the machine that is named.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
@@ -85,6 +86,23 @@ def cpp_of(text: str) -> str:
     return text[start : text.index("'''", start)]
 
 
+def with_a_print(x: torch.Tensor) -> torch.Tensor:
+    """Something that Dynamo cannot put into a graph stands in the middle."""
+    y = x * 2
+    print(end="")
+    return y + 1
+
+
+def explain() -> None:
+    """What Dynamo makes of it, stored as dynamo.json."""
+    found = torch._dynamo.explain(with_a_print)(torch.ones(3))
+    guards = sorted({guard.create_fn_name() for guard in found.out_guards})
+    guards.sort(key=lambda name: name not in ("TENSOR_MATCH", "GRAD_MODE"))
+    stored = {"graphs": found.graph_count, "breaks": found.graph_break_count}
+    text = json.dumps({**stored, "guards": guards, "torch": torch.__version__})
+    (FOLDER / "dynamo.json").write_text(text + "\n")
+
+
 def line_of() -> object:
     """What makes the line of a run."""
     torch.set_num_threads(1)
@@ -139,4 +157,5 @@ def line_of() -> object:
 
 
 if __name__ == "__main__":
+    explain()
     sweep(__doc__, FOLDER / "back_end.csv", FIELDS, ALL, line_of, shown="seconds")

@@ -98,7 +98,7 @@ def may_meet(a: Access, b: Access, directions: Directions) -> bool:
 
 
 def corners(way: str, extent: int) -> list[tuple[int, int]]:
-    """The corners of all (i, i') with a direction; linear functions are extreme there."""
+    """The corners of all (i, i') with a direction: what is linear is extreme there."""
     last = extent - 1
     if way == "=":
         return [(0, 0), (last, last)]

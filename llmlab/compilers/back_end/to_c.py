@@ -115,7 +115,7 @@ class C:
     def scope(
         self, local: Sequence[Buffer], body: Callable[[], None], alone: bool
     ) -> None:
-        """Local arrays and what is done with them; as variables where that is possible."""
+        """Local arrays, as variables where possible, and what is done with them."""
         if alone and local:  # no loop around it has braces
             self.block("", lambda: self.scope(local, body, False))
             return
