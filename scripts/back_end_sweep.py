@@ -10,7 +10,8 @@ and ours in turn; `torch` are torch.mm's in the same run. "ladder": the steps of
 `machine.ladder`. "tuner": the best after so many measured schedules, of 256 × 256, by
 each strategy. "functions": the two of the part, eager PyTorch's seconds as `torch_mm`,
 beside torch.compile's and ours; of the first, the C++ that Inductor wrote is stored as
-inductor_mlp.cpp. What Dynamo makes of a function that prints is dynamo.json. Numbers are of the machine that is named.
+inductor_mlp.cpp. What Dynamo makes of a function that prints is in dynamo.json. Numbers
+are of the machine that is named.
 """
 
 from __future__ import annotations

@@ -318,7 +318,6 @@ for strategy, color in zip(
 tuned.set(xlabel="schedules that were run", ylabel="times torch.mm's speed")
 tuned.set_title("the tuner, 256 × 256, three seeds", fontsize=9)
 tuned.legend(fontsize=8)
-fig.subplots_adjust(hspace=0.5, bottom=0.1, top=0.94, left=0.15)
 figure(
     fig,
     alt=(
@@ -397,7 +396,6 @@ def draw(rows: int, vectors: int):
     right.set(title="loads per product", ylim=(0, 2.2))
     for axis in (left, right):
         axis.title.set_fontsize(9)
-    fig.subplots_adjust(wspace=0.4, top=0.85, bottom=0.15)
     return fig
 
 
