@@ -137,6 +137,7 @@ ARROWS = {
         "serving": "engine",
     },
     "compilers": {
+        "back_end": "front_end program",
         "mlir": "front_end",
         "overview": "program",
         "tensorrt": "front_end",

@@ -17,6 +17,7 @@ import hashlib
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -54,21 +55,32 @@ def compiler() -> str | None:
     return None
 
 
-def build(source: Path, arguments: Mapping[str, Sequence]) -> ctypes.CDLL:
+def build(
+    source: Path,
+    arguments: Mapping[str, Sequence],
+    seconds: float = 300,
+    openmp: bool = True,
+) -> ctypes.CDLL:
     """The functions of a C file, compiled; none of them returns anything.
 
     Args:
         arguments: for each function the ctypes of its arguments.
+        seconds: that the compiler may take.
+        openmp: whether threads are wanted.
     Raises:
         NoCompiler: there is none, or it failed, with what it said.
     """
     name = compiler()
     if name is None:
         raise NoCompiler("no C compiler was found: install gcc or clang, or set CC")
-    attempts = [threads() + list(FLAGS), list(FLAGS)]
-    for flags in attempts:  # without OpenMP, one thread does the work
+    attempts = [threads() + list(FLAGS)] if openmp else []
+    for flags in [*attempts, list(FLAGS)]:  # without OpenMP, one thread does the work
         try:
-            found = ctypes.CDLL(str(compiled(source, name, flags)))
+            found = ctypes.CDLL(str(compiled(source, name, flags, seconds)))
+        except subprocess.TimeoutExpired:
+            raise NoCompiler(
+                f"{name} was stopped: {source.name} took it more than {seconds:g} s"
+            ) from None
         except (subprocess.CalledProcessError, OSError) as error:
             problem = getattr(error, "stderr", "") or str(error)
             continue
@@ -79,11 +91,12 @@ def build(source: Path, arguments: Mapping[str, Sequence]) -> ctypes.CDLL:
     raise NoCompiler(f"{name} could not compile {source.name}: {problem[-500:]}")
 
 
-def compiled(source: Path, name: str, flags: list[str]) -> Path:
+def compiled(source: Path, name: str, flags: list[str], seconds: float = 300) -> Path:
     """The path of the library, which is compiled where it is not there yet.
 
     Raises:
         subprocess.CalledProcessError: the compiler failed.
+        subprocess.TimeoutExpired: it took more seconds, and was stopped.
     """
     from platformdirs import user_cache_dir
 
@@ -97,9 +110,33 @@ def compiled(source: Path, name: str, flags: list[str]) -> Path:
     with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
         made = Path(scratch) / file.name
         command = [name, str(source), "-o", str(made), *flags]
-        subprocess.run(command, check=True, capture_output=True, text=True)
+        run_whole(command, seconds)
         os.replace(made, file)  # whole or not at all, when two compile at once
     return file
+
+
+def run_whole(command: list[str], seconds: float) -> None:
+    """Run a command; when its time is over, stop it and all that it started.
+
+    Raises:
+        subprocess.CalledProcessError: it failed.
+        subprocess.TimeoutExpired: it took too long.
+    """
+    pipe = subprocess.PIPE
+    unix = os.name == "posix"
+    with subprocess.Popen(
+        command, stdout=pipe, stderr=pipe, text=True, start_new_session=unix
+    ) as process:
+        try:
+            _, said = process.communicate(timeout=seconds)
+        except BaseException:  # an interrupt, too
+            if unix:  # gcc is a front of other programs
+                os.killpg(process.pid, signal.SIGKILL)
+            else:
+                process.kill()
+            raise
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command, stderr=said)
 
 
 def threads() -> list[str]:

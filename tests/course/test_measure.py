@@ -45,6 +45,7 @@ LESSONS = (
     "07-inference/08-engine",
     "08-compilers/01-overview",
     "08-compilers/02-front-end",
+    "08-compilers/03-back-end",
     "08-compilers/04-tvm",
     "08-compilers/05-mlir",
     "08-compilers/06-triton",

@@ -1,0 +1,219 @@
+"""Schedules: what is accepted computes the same, what is refused is named."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+
+from llmlab.compilers.back_end import interpret, machine, programs
+from llmlab.compilers.back_end.dependence import Access, may_meet
+from llmlab.compilers.back_end.ir import (
+    Affine,
+    Buffer,
+    Load,
+    Loop,
+    Number,
+    Program,
+    Store,
+    affine,
+    var,
+)
+from llmlab.compilers.back_end.schedule import NotLegal, apply
+from llmlab.compilers.program import attention_row, mlp
+from tests.compilers.back_end.programs import (
+    captured,
+    random_schedule,
+    recurrence,
+    small_programs,
+    three_steps,
+)
+
+
+def outputs(program: Program, inputs, seed: int = 0) -> torch.Tensor:
+    return torch.cat([x.flatten() for x in interpret.run(program, *inputs, seed=seed)])
+
+
+def test_indices_are_arithmetic():
+    index = var("i") * 3 + var("j") + 2
+    assert str(index) == "3*i + j + 2"
+    assert index.put("i", var("i") * 4 + var("k")) == affine(
+        {"i": 12, "k": 3, "j": 1}, 2
+    )
+    assert index.value({"i": 2, "j": 1}) == 9
+    assert index - index == Affine()
+
+
+@pytest.mark.parametrize("directions", ["=", "<", ">"])
+def test_the_test_of_dependence_never_misses_a_pair(directions):
+    """By enumeration: where two iterations meet, `may_meet` says that they may."""
+    draw = random.Random(1)
+    exact = 0
+    for _ in range(150):
+        n, m = draw.randint(1, 4), draw.randint(1, 4)
+        loops = (Loop("i", n, ()), Loop("j", m, ()))
+        indices = [
+            affine(
+                {"i": draw.randint(-2, 3), "j": draw.randint(-2, 3)},
+                draw.randint(-3, 3),
+            )
+            for _ in range(2)
+        ]
+        a, b = (Access("C", (index,), "=", loops) for index in indices)
+        space = list(itertools.product(range(n), range(m)))
+        compare = {
+            "=": lambda x, y: x == y,
+            "<": lambda x, y: x < y,
+            ">": lambda x, y: x > y,
+        }
+        met = any(
+            compare[directions](x[0], y[0])
+            and indices[0].value(dict(zip("ij", x, strict=True)))
+            == indices[1].value(dict(zip("ij", y, strict=True)))
+            for x, y in itertools.product(space, space)
+        )
+        said = may_meet(a, b, {"i": directions})
+        assert said or not met
+        exact += said == met
+    assert exact > 110  # and it is seldom too careful
+
+
+@pytest.mark.parametrize("which", range(len(small_programs())))
+def test_random_schedules_compute_the_same(which):
+    """Whatever is accepted, in every order that it allows."""
+    program = small_programs()[which]
+    inputs = interpret.random_inputs(program)
+    wanted = outputs(program, inputs)
+    draw = random.Random(which)
+    accepted = rejected = 0
+    for seed in range(12):
+        scheduled, taken, refused = random_schedule(program, draw)
+        found = outputs(scheduled, inputs, seed)
+        assert torch.allclose(found, wanted, atol=1e-4), taken
+        accepted += len(taken)
+        rejected += refused
+    assert accepted > 30
+    assert rejected > 30
+
+
+@pytest.mark.parametrize(
+    ("di", "dj", "legal"), [(1, 1, True), (1, 0, True), (0, 1, True), (1, -1, False)]
+)
+def test_two_loops_may_be_swapped_unless_a_dependence_turns_round(di, dj, legal):
+    program = recurrence(di=di, dj=dj)
+    if legal:
+        inputs = interpret.random_inputs(program)
+        swapped = apply(program, [("reorder", "j", "i")])
+        assert torch.equal(outputs(swapped, inputs), outputs(program, inputs))
+    else:
+        with pytest.raises(NotLegal, match="a later i and an earlier j"):
+            apply(program, [("reorder", "j", "i")])
+
+
+REFUSED = {
+    "tiles of nothing": (("tile", "i", 0), "size=0 must be a whole number"),
+    "no such loop": (("tile", "x", 2), "loop='x' must be one of"),
+    "no such step": (("split", "i", 2), "'split' must be one of"),
+    "lanes that add to one element": (("vectorise", "k"), "lanes would meet: C"),
+    "threads that add to one element": (("parallel", "k"), "threads would meet: C"),
+    "lanes of a loop with loops": (("vectorise", "i"), "only an innermost loop"),
+    "a loop that is not inside": (("reorder", "i", "k"), "j stands between them"),
+    "one loop": (("reorder", "i"), "two or more, each once"),
+    "loops far apart": (("merge", "zi", "k"), "do not stand in the same loop"),
+    "an output": (("inline", "C"), "C is an output"),
+    "what is not touched": (("pack", "A", "zi"), "A is not touched in zi"),
+    "a sum that moves": (("partial_sums", "k", "k"), "must be a loop around k"),
+    "an order of too few": (("pack", "B", "j", (0,)), "order=(0,) must name each of 2"),
+    "a loop to after itself": (("move", "zi", "i"), "does not come before zi"),
+    "too few arguments": (("tile", "i"), "size"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_by_name(case):
+    step, words = REFUSED[case]
+    with pytest.raises(NotLegal) as refusal:
+        apply(programs.matmul(4, 8, 8), [step])
+    assert words in str(refusal.value) and "step 1" in str(refusal.value)
+
+
+def test_merging_never_reads_what_is_not_there_yet():
+    program = three_steps(6, 6)
+    with pytest.raises(NotLegal, match="would come too early"):
+        apply(program, [("move", "p", "i")])
+    rows = [("merge", "i", "r"), ("merge", "i", "p")]
+    inputs = interpret.random_inputs(program)
+    found = outputs(apply(program, rows), inputs)
+    torch.testing.assert_close(found, outputs(program, inputs))
+    # the transpose reads a column, which the first row does not have yet
+    with pytest.raises(NotLegal, match="would come too early"):
+        apply(program, [*rows, ("merge", "i", "u")])
+
+
+def test_a_partial_sum_may_be_lanes():
+    program = programs.matmul(3, 8, 5)
+    steps = [("tile", "k", 4), ("partial_sums", "k_i", "j"), ("vectorise", "k_i")]
+    inputs = interpret.random_inputs(program)
+    found = outputs(apply(program, steps), inputs)
+    torch.testing.assert_close(found, (inputs[0] @ inputs[1]).flatten())
+    with pytest.raises(NotLegal, match="lanes would meet"):
+        apply(program, [steps[0], steps[2]])
+
+
+def test_an_index_outside_is_an_error():
+    store = Store("C", (var("i") + 1,), Number(1.0))
+    program = Program(
+        "outside", (Buffer("C", (4,), role="output"),), (Loop("i", 4, (store,)),)
+    )
+    with pytest.raises(interpret.OutOfBounds, match=r"C\[4\] of shape \(4,\)"):
+        interpret.run(program)
+    reads = replace(store, index=(var("i"),), value=Load("C", (var("i"),)))
+    program = replace(program, body=(Loop("i", 4, (reads,)),))
+    with pytest.raises(interpret.NotWritten):
+        interpret.run(program)
+
+
+@pytest.mark.parametrize("lanes", [machine.AVX512, machine.AVX2, machine.NEON])
+@pytest.mark.parametrize("sizes", [(7, 3, 5), (14, 2, 32), (9, 4, 37)])
+def test_the_best_schedule_on_shapes_that_do_not_divide(lanes, sizes):
+    program = programs.matmul(*sizes)
+    inputs = interpret.random_inputs(program)
+    found = outputs(apply(program, machine.best_schedule(lanes)), inputs)
+    torch.testing.assert_close(found, (inputs[0] @ inputs[1]).flatten())
+
+
+def test_the_two_functions_of_the_part():
+    program, inputs = captured("mlp", T=5, d=3, f=9)
+    scheduled = apply(program, machine.mlp_schedule(program, machine.AVX2))
+    assert [b.name for b in scheduled.buffers if b.role == "temporary"] == [
+        "in1_zj0_o",
+        "t0_zi0_o",
+    ]
+    torch.testing.assert_close(interpret.run(scheduled, *inputs)[0], mlp(*inputs))
+    program, inputs = captured("attention_row", T=11, d=16)
+    scheduled = apply(program, machine.attention_schedule(machine.AVX2))
+    found = interpret.run(scheduled, *inputs)[0]
+    torch.testing.assert_close(found, attention_row(*inputs))
+
+
+def test_the_4_bit_product_is_that_of_part_06():
+    """Codes in the layout of part 06: byte j has code j and code j + group / 2."""
+    torch.manual_seed(0)
+    rows, columns, group = 4, 128, 64
+    codes = torch.randint(0, 16, (rows, columns // group, 2, group // 2))
+    packed = (codes[:, :, 0] | codes[:, :, 1] << 4).to(torch.uint8)
+    scale, x = torch.rand(rows, columns // group), torch.randn(columns)
+    w = scale[:, :, None] * (codes.flatten(2) - 8)
+    wanted = w.flatten(1) @ x
+    program = programs.matvec_4bit(rows, columns, group, streams=2)
+    words = programs.words(packed).view(2, 2, 2, -1)
+    inputs = (words, scale.view(2, 2, 2), x, programs.powers())
+    for steps in ([], machine.matvec_schedule()):
+        found = outputs(apply(program, steps), inputs)
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-3)
+    for sizes, words in (((4, 100, 64), "group=64"), ((3, 64, 64, 2), "streams=2")):
+        with pytest.raises(ValueError, match=words):
+            programs.matvec_4bit(*sizes)
