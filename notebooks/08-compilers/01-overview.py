@@ -90,7 +90,7 @@ print(machine_code(torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.full((4,), 2.0)).to
 #
 # A compiler translates a program $p$ from one language to the next, $p_0 \to p_1 \to \dots \to p_n$, and each step keeps the meaning,
 #
-# $$\llbracket p_{i+1} \rrbracket = \llbracket p_i \rrbracket \quad \text{(up to rounding)}$$
+# $$[\![\, p_{i+1} \,]\!] = [\![\, p_i \,]\!] \quad \text{(up to rounding)}$$
 #
 # while it decides something that the language before left open: in which order, in which memory, by which threads. Below, the same three parts in each language. Step through them: lines that correspond light up.
 
