@@ -1,6 +1,7 @@
 """One function in the languages of real compilers, and a compiler of our own.
 
-    languages     FX, ONNX, Relax, TIR, linalg, TTIR and TTGIR, each by its own tool
+    languages     FX, ONNX, Relax, TIR, linalg, TTIR and TTGIR, each by its own tool;
+                  StableHLO and HLO, stored
     reading       what stands in such a text: operations, decisions, parts
     kernel        the functions as Triton kernels
     tools         the same function compiled by each tool, to be run

@@ -1,14 +1,14 @@
 """The two functions of the part in the languages of real compilers.
 
-    FX        PyTorch: torch.export captures, operations are ATen's
-    ONNX      a file for others to read: torch.onnx
-    StableHLO what JAX hands to XLA, stored, for JAX is not in the environment
-    HLO       what XLA's passes leave for a CPU, stored
-    Relax     TVM's graph, from the same export
-    TIR       TVM's loops, one function per operation of Relax
-    linalg    MLIR, from the same export, by the importer that IREE brings
-    TTIR      Triton's own language, from a kernel that a person wrote
-    TTGIR     the same when Triton has given it to the threads of a GPU
+    FX          PyTorch: torch.export captures, operations are ATen's
+    ONNX        a file for others to read: torch.onnx
+    StableHLO   what JAX hands to XLA, stored, for JAX is not in the environment
+    HLO         what XLA's passes leave for a CPU, stored
+    Relax       TVM's graph, from the same export
+    TIR         TVM's loops, one function per operation of Relax
+    linalg      MLIR, from the same export, by the importer that IREE brings
+    TTIR        Triton's own language, from a kernel that a person wrote
+    TTGIR       the same when Triton has given it to the threads of a GPU
 
 Each is what the tool prints, without its remarks. No GPU is needed. The tools are
 imported when they are first asked for.

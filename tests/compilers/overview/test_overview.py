@@ -133,10 +133,12 @@ def test_nothing_is_written_outside():
     assert set(around[:8].tolist() + around[45:].tolist()) == {7.0}
 
 
-def test_not_a_number_stays_one():
+@pytest.mark.parametrize("op", [maximum, minimum])
+def test_not_a_number_stays_one(op):
     x = torch.tensor([float("nan"), 1.0, float("inf")])
-    found = compile_expression(lambda x: maximum(x, 0) + minimum(x, 2), 1)(x)
-    assert found.isnan().tolist() == [True, False, False]
+    for function in (lambda x: op(x, 2), lambda x: op(2, x)):
+        found = compile_expression(function, 1)(x)
+        assert found.isnan().tolist() == [True, False, False]
 
 
 def test_shapes_stay():
