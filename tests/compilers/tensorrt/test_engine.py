@@ -62,7 +62,7 @@ def test_each_product_with_a_weight_has_its_inputs_quantised(name, values):
 
 @pytest.mark.parametrize(("name", "more"), [("block", 1), ("with_bias", 0)])
 def test_a_residual_gets_a_scale_of_its_own_or_shares_one(name, more):
-    """The block adds what no product reads; `with_bias` what its first product reads."""
+    """The block adds what no product reads; `with_bias` what its first reads."""
     network = network_of(name)[0]
     few = trt.quantised_values(network.graph, network.weights)
     many = trt.quantised_values(network.graph, network.weights, residuals=True)
