@@ -60,6 +60,17 @@ def test_each_product_with_a_weight_has_its_inputs_quantised(name, values):
     assert count(network.graph, "quantize") == values + len(products)
 
 
+@pytest.mark.parametrize(("name", "more"), [("block", 1), ("with_bias", 0)])
+def test_a_residual_gets_a_scale_of_its_own_or_shares_one(name, more):
+    """The block adds what no product reads; `with_bias` what its first reads."""
+    network = network_of(name)[0]
+    few = trt.quantised_values(network.graph, network.weights)
+    many = trt.quantised_values(network.graph, network.weights, residuals=True)
+    assert set(few) <= set(many)
+    assert len(many) - len(few) == more
+    assert not more or network.graph.inputs[0] in many
+
+
 def test_gate_and_up_share_their_input():
     network, *_ = quantised("block", carry=False)
     gate, up = [n for n in network.graph.nodes if n.op == "matmul"][:2]
