@@ -191,7 +191,8 @@ for line, color in zip(left, (palette.blue, palette.vermillion), strict=True):
     for row, word in enumerate(words):
         at = sum(own) / len(own) + row - 1
         a.text(0.08, -at, word, family="monospace", fontsize=9, va="center_baseline")
-for ax, title in ((a, "lab: 2 operations"), (b, "scf: 7 loops")):
+count = sum("for" in line for line in right)
+for ax, title in ((a, f"lab: {len(left)} operations"), (b, f"scf: {count} loops")):
     ax.set(xlim=(0, 1), ylim=(-len(rows), 1))
     ax.set_title(title, fontsize=10)
     ax.axis("off")

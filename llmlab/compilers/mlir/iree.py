@@ -24,6 +24,8 @@ from torch import Tensor
 
 STAGES = ("input", "flow", "stream", "hal", "vm")
 CPU = ("--iree-llvmcpu-target-cpu=generic",)
+# a CPU that is named, so that a stage reads the same wherever it is made
+NAMED = (*CPU, "--iree-llvmcpu-target-triple=x86_64-unknown-linux-gnu")
 DEVICES: dict[str, tuple[str, tuple[str, ...], str]] = {
     # name: back end, its flags, the ending of the file that holds the kernel
     "NVIDIA sm_80": ("cuda", ("--iree-cuda-target=sm_80",), "ptx"),
@@ -59,14 +61,14 @@ def compiled(text: str, backend: str, flags: Sequence[str]) -> bytes:
 
 
 def stage(text: str, name: str) -> str:
-    """The program after one stage, for a CPU of no particular kind.
+    """The program after one stage, for any x86-64.
 
     Raises:
         ValueError: there is no such stage.
     """
     if name not in STAGES:
         raise ValueError(f"name={name!r} must be one of {', '.join(STAGES)}")
-    flags = (*CPU, f"--compile-to={name}")
+    flags = (*NAMED, f"--compile-to={name}")
     return without_locations(compiled(text, "llvm-cpu", flags).decode())
 
 
@@ -91,34 +93,19 @@ def counts(text: str) -> dict[str, int]:
     return dict(sorted(found.items()))
 
 
-def run(text: str, *arguments: Tensor, repeat: int = 1) -> list[Tensor]:
-    """Compile for the CPU here, and run it with IREE's runtime, on one thread."""
-    module = Module(text)
-    for _ in range(repeat - 1):
-        module(*arguments)
-    return module(*arguments)
+def run(text: str, *arguments: Tensor) -> list[Tensor]:
+    """Compile for a CPU, and run it with IREE's runtime, on one thread."""
+    from iree import runtime
 
-
-class Module:
-    """A program in IREE's runtime, to be called."""
-
-    def __init__(self, text: str) -> None:
-        from iree import runtime
-
-        flags = ("--iree-llvmcpu-target-cpu=host",)
-        config = runtime.Config("local-sync")
-        code = runtime.VmModule.copy_buffer(
-            config.vm_instance, compiled(text, "llvm-cpu", flags)
-        )
-        context = runtime.SystemContext(config=config)
-        context.add_vm_module(code)
-        self.context = context
-        self.main = context.modules[code.name]["main"]
-
-    def __call__(self, *arguments: Tensor) -> list[Tensor]:
-        found = self.main(*(x.numpy() for x in arguments))
-        results = found if isinstance(found, tuple | list) else [found]
-        return [torch.from_numpy(each.to_host().copy()) for each in results]
+    config = runtime.Config("local-sync")
+    code = runtime.VmModule.copy_buffer(
+        config.vm_instance, compiled(text, "llvm-cpu", CPU)
+    )
+    context = runtime.SystemContext(config=config)
+    context.add_vm_module(code)
+    found = context.modules[code.name]["main"](*(x.numpy() for x in arguments))
+    results = found if isinstance(found, tuple | list) else [found]
+    return [torch.from_numpy(each.to_host().copy()) for each in results]
 
 
 def for_device(text: str, device: str) -> Kernel:

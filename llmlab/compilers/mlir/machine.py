@@ -21,7 +21,6 @@ from llmlab.compilers.mlir.bufferise import Buffers, bufferise
 from llmlab.compilers.mlir.to_linalg import to_linalg
 from llmlab.compilers.mlir.to_llvm import (
     llvm_text,
-    loops,
     nests,
     to_jumps,
     to_llvm,
@@ -67,7 +66,6 @@ class Compiled:
     outputs: list[lab.Shape]
     buffers: Buffers
     passes: int
-    loops: int
     address: int = 0
     keep: tuple = field(default=(), repr=False)
 
@@ -112,14 +110,14 @@ def lower(
     buffers = bufferise(module)
     stages.append(staged("memref", module))
     to_loops(module, reorder)
-    count, outermost = loops(module), nests(module)
+    passes = nests(module)
     stages.append(staged("scf", module))
     stages.append(staged("cf", to_jumps(module)))
     last = to_llvm(module)
     stages.append(staged("llvm", last))
     text = llvm_text(last)
     stages.append(Stage("LLVM IR", text, text.count("\n  ")))
-    return Compiled(stages, inputs, outputs, buffers, outermost, count)
+    return Compiled(stages, inputs, outputs, buffers, passes)
 
 
 def staged(name: str, module: ModuleOp) -> Stage:

@@ -99,13 +99,8 @@ def to_loops(module: ModuleOp, reorder: bool = True) -> ModuleOp:
     return module
 
 
-def loops(module: ModuleOp) -> int:
-    """How many loops stand in it, inner ones as well."""
-    return sum(isinstance(op, scf.ForOp) for op in module.walk())
-
-
 def nests(module: ModuleOp) -> int:
-    """How many of them are outermost: passes over tensors."""
+    """How many loops are outermost: passes over tensors."""
     return sum(isinstance(op, scf.ForOp) for op in body(module).ops)
 
 

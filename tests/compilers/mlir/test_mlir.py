@@ -490,6 +490,26 @@ def test_a_destination_that_is_read_later_is_copied():
     assert str(module).count("memref.copy") == 1
 
 
+VIEWED = """
+func.func @main(%a: tensor<4x4xf32>, %b: tensor<4x4xf32>)
+    -> (tensor<4x4xf32>, tensor<16xf32>) {
+  %z = arith.constant 7.0 : f32
+  %e = tensor.empty() : tensor<4x4xf32>
+  %0 = linalg.fill ins(%z : f32) outs(%e : tensor<4x4xf32>) -> tensor<4x4xf32>
+  %v = tensor.collapse_shape %0 [[0, 1]] : tensor<4x4xf32> into tensor<16xf32>
+  %1 = linalg.matmul ins(%a, %b : tensor<4x4xf32>, tensor<4x4xf32>)
+      outs(%0 : tensor<4x4xf32>) -> tensor<4x4xf32>
+  func.return %1, %v : tensor<4x4xf32>, tensor<16xf32>
+}
+"""
+
+
+def test_a_destination_that_is_read_later_under_another_shape_is_copied():
+    a, b = torch.randn(4, 4), torch.randn(4, 4)
+    found = mlir.compile_module(lab.parse(VIEWED))(a, b)
+    same(found, [7 + a @ b, torch.full((16,), 7.0)])
+
+
 def test_a_destination_that_the_caller_gave_is_copied():
     module = lab.parse(SHARED.replace("outs(%0", "outs(%a"))
     a, b = torch.randn(4, 4), torch.randn(4, 4)
