@@ -15,11 +15,13 @@ from llmlab.inference.engine import (
     Engine,
     EngineConfig,
     Event,
+    Pieces,
     SamplingParams,
     cache_blocks,
 )
 from llmlab.models import course_model
 from llmlab.models.accounting import kv_cache_bytes
+from llmlab.models.generation import keep_top_p
 from tests.inference.engine.models import VOCAB, finish, make, plain, small
 
 MODEL = make()
@@ -35,6 +37,30 @@ def prompts(draw) -> list[int]:
 
 
 requests = st.lists(st.tuples(prompts(), st.integers(1, 12)), min_size=1, max_size=7)
+
+
+def test_those_who_sample_alike_are_sampled_together():
+    """In one matrix, each with its own seed; what is written is as if it were alone."""
+    rows = []
+
+    def spy(logits, p):
+        rows.append(len(logits))
+        return keep_top_p(logits, p)
+
+    alike = [
+        SamplingParams(9, temperature=0.9, top_p=0.8, seed=seed) for seed in (1, 2, 3)
+    ]
+    others = [
+        SamplingParams(9),
+        SamplingParams(9, temperature=0.9, top_p=0.7, seed=1),
+        SamplingParams(9, temperature=0.9, repetition_penalty=1.4, seed=1),
+    ]
+    params = [*alike[:2], *others, alike[2]]
+    asked = [list(range(i, i + 5)) for i in range(6)]
+    written = small(MODEL, pieces=Pieces(keep_top_p=spy)).generate(asked, params)
+    assert rows.count(3) == rows.count(1) == 9 == len(rows) // 2
+    for prompt, each, found in zip(asked, params, written, strict=True):
+        assert small(MODEL).generate([prompt], each) == [found]
 
 
 def one_by_one(asked) -> list[list[int]]:
