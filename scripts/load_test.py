@@ -6,6 +6,9 @@
 Each request must end with an answer or with an error that names the reason. Afterwards
 nothing may be in work and no block in use. Exit status 1 where that is not so.
 
+--store FILE adds a line of what was found; the page of 07/08 reads
+llmlab/inference/data/load_test.jsonl. --worker PID counts that process's memory.
+
 A tenth of the clients hang up in the middle, a tenth send what cannot be done: an
 over-long prompt, invalid JSON, an adapter that is not there, a field that nobody knows.
 """
@@ -248,10 +251,13 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=float, default=120.0)
+    parser.add_argument("--worker", type=int, help="process whose memory is counted")
+    parser.add_argument("--store", help="file to which a line of JSON is added")
     asked = parser.parse_args()
     if urlsplit(asked.base).hostname not in ("127.0.0.1", "localhost", "::1"):
         print("only a server on this machine is loaded")
         return 2
+    before = memory(asked.worker)
     report = run(
         asked.base,
         asked.requests,
@@ -273,9 +279,31 @@ def main() -> int:
         print(f"  to the first byte: median {middle:.2f} s, 99% {late:.2f} s")
     left = asyncio.run(at_rest(asked.base))
     print(f"  left in work: {left}")
+    after = memory(asked.worker)
+    if asked.worker is not None:
+        print(f"  the worker's memory: {before} MB before, {after} MB after")
+    if asked.store:
+        line = {
+            "model": asyncio.run(get(asked.base, "/v1/models"))["data"][0]["id"],
+            "requests": asked.requests,
+            "clients": asked.clients,
+            "outcomes": dict(report.outcomes.most_common()),
+            "unexplained": len(report.unexplained),
+            "left": left,
+            "worker_mb": [before, after],
+        }
+        with open(asked.store, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
     for line in report.unexplained[:20]:
         print(line)
     return 1 if report.unexplained or any(left.values()) else 0
+
+
+def memory(process: int | None) -> int | None:
+    """Megabytes that a process holds."""
+    import psutil
+
+    return None if process is None else psutil.Process(process).memory_info().rss >> 20
 
 
 async def at_rest(base: str) -> dict[str, float]:

@@ -37,16 +37,15 @@ def worker(name: str, model: str, folder: str) -> None:
 
 
 def ours(model: str, folder: str, batch: list):
-    """Weights in oneDNN's layout, products fused, attention in C."""
+    """Weights in panels, products fused, passes and attention in C."""
     import torch
 
     from llmlab.inference.engine import Engine, EngineConfig, SamplingParams, packed
-    from llmlab.inference.engine.fused import fuse
     from llmlab.inference.engine.weight_maps import load
 
     torch.set_num_threads(1)
     config = EngineConfig(num_blocks=128, max_tokens=512, max_sequences=REQUESTS)
-    engine = Engine(packed(fuse(load(model))), config)
+    engine = Engine(packed(load(model)), config)
     return lambda: engine.generate(batch, SamplingParams(NEW))
 
 

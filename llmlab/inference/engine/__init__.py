@@ -42,10 +42,12 @@ from llmlab.inference.engine.weight_maps import FAMILIES, Family, Row, split_qkv
 
 DATA = Path(__file__).parent.parent / "data"
 RUNS = DATA / "engine_build.csv"  # what scripts/engine_sweep.py measured
+LOADS = DATA / "load_test.jsonl"  # what scripts/load_test.py found
 PEERS = DATA / "engine_peers.json"  # what two other engines wrote
 
 __all__ = [
     "FAMILIES",
+    "LOADS",
     "PEERS",
     "RUNS",
     "Adapter",

@@ -37,6 +37,7 @@ from llmlab.inference.paged_attention import (
     block_keys,
     register,
 )
+from llmlab.inference.sampling_and_speculation import SamplerConfig
 from llmlab.models.llama import Llama
 
 
@@ -476,6 +477,7 @@ class Engine:
         """New tokens of all requests that have computed all they had."""
         events = []
         largest = logits.argmax(-1).tolist()
+        drawn_from = self._alike(work, logits)
         row = 0
         for request, chunk, q in work:
             if not chunk.wanted:
@@ -488,17 +490,48 @@ class Engine:
             if request.greedy and not drafted:
                 kept = [largest[rows.start]]
             else:
-                kept = self._accept(request, logits[rows], drafted, q)
+                p = drawn_from.get(request.id)
+                if p is None:
+                    p = self._probabilities(request, logits[rows], drafted)
+                kept = self._accept(request, p, drafted, q)
             events += self._write(request, drafted, kept)
         return events
 
-    def _accept(
-        self, request: Request, logits: Tensor, drafted: list[int], q: Tensor
-    ) -> list[int]:
-        """What stays of the drafted tokens, and one token more."""
-        p = request.sampler.probabilities(
+    def _alike(
+        self, work: Sequence[tuple[Request, Chunk, Tensor]], logits: Tensor
+    ) -> dict[int, Tensor]:
+        """Probabilities of those that want one row and sample alike, as one matrix for
+        each way to sample: id → (1, vocab). Penalties see the text, so they have their
+        own.
+        """
+        groups: dict[SamplerConfig, list[tuple[Request, int]]] = {}
+        row = 0
+        for request, chunk, _ in work:
+            sampler = request.sampler
+            if chunk.wanted == 1 and not request.greedy and not sampler.counts:
+                groups.setdefault(sampler, []).append((request, row))
+            row += chunk.wanted
+        found = {}
+        for members in groups.values():
+            rows = [row for _, row in members]
+            p = self._probabilities(members[0][0], logits[rows], ())
+            found |= {
+                request.id: p[i : i + 1] for i, (request, _) in enumerate(members)
+            }
+        return found
+
+    def _probabilities(
+        self, request: Request, logits: Tensor, drafted: Sequence[int]
+    ) -> Tensor:
+        """What the next tokens of a request are drawn from."""
+        return request.sampler.probabilities(
             logits, request.tokens, drafted, request.prompt, self.pieces.processors
         )
+
+    def _accept(
+        self, request: Request, p: Tensor, drafted: list[int], q: Tensor
+    ) -> list[int]:
+        """What stays of the drafted tokens, and one token more."""
         u = torch.rand(
             len(drafted) + 1, generator=request.generator, dtype=torch.float64
         )

@@ -176,6 +176,11 @@ class SamplerConfig:
             found.append((name, value))
         return found
 
+    @property
+    def counts(self) -> bool:
+        """Whether it counts the tokens of the text, as penalties do."""
+        return any(name.endswith("penalty") for name, _ in self.steps)
+
     def probabilities(
         self,
         logits: Float[Tensor, "positions vocab"],

@@ -15,11 +15,13 @@ from llmlab.inference.engine import (
     Engine,
     EngineConfig,
     Event,
+    Pieces,
     SamplingParams,
     cache_blocks,
 )
 from llmlab.models import course_model
 from llmlab.models.accounting import kv_cache_bytes
+from llmlab.models.generation import keep_top_p
 from tests.inference.engine.models import VOCAB, finish, make, plain, small
 
 MODEL = make()
@@ -35,6 +37,34 @@ def prompts(draw) -> list[int]:
 
 
 requests = st.lists(st.tuples(prompts(), st.integers(1, 12)), min_size=1, max_size=7)
+
+
+@pytest.mark.parametrize("gamma", [0, 3])
+def test_those_who_sample_alike_are_sampled_together(gamma):
+    """In one matrix, each with its own seed; what is written is as if it were alone."""
+    rows = []
+
+    def spy(logits, p):
+        rows.append(len(logits))
+        return keep_top_p(logits, p)
+
+    hot = {"max_new_tokens": 9, "temperature": 0.9}
+    params = [
+        SamplingParams(9),  # with gamma it has several rows
+        SamplingParams(**hot, top_p=0.8, seed=1),
+        SamplingParams(**hot, top_p=0.8, seed=2),
+        SamplingParams(**hot, top_p=0.7, seed=1),
+        SamplingParams(**hot, repetition_penalty=1.4, seed=1),
+        SamplingParams(**hot, repetition_penalty=1.4, seed=2),
+        SamplingParams(**hot, top_p=0.8, seed=3),
+    ]
+    asked = [[7, 8, 9, 7, 8, 9, 7], *(list(range(i, i + 5)) for i in range(6))]
+    engine = small(MODEL, pieces=Pieces(keep_top_p=spy), gamma=gamma)
+    written = engine.generate(asked, params)
+    if gamma == 0:
+        assert rows.count(3) == rows.count(1) == 9 == len(rows) // 2
+    for prompt, each, found in zip(asked, params, written, strict=True):
+        assert small(MODEL, gamma=gamma).generate([prompt], each) == [found]
 
 
 def one_by_one(asked) -> list[list[int]]:
