@@ -69,7 +69,7 @@ print(f"the product: {2 * T * d * f / 989.4e12 * 1e3:.2f} ms at the chip's peak"
 # %%
 dot_guess = predict("How many per warp on an H100 (sm_90)?", unit="instructions")
 beyond_guess = predict(
-    "A kernel without a mask loads three numbers behind the end of x. What does it get?",
+    "Without a mask a kernel loads three numbers behind x. What does it get?",
     choices=("an error", "zeros", "what happens to lie there"),
 )
 
@@ -269,8 +269,8 @@ PARTS = {  # name → what its lines begin with, and how they are shown
     "store": ("tl.store", "tl.store(y_ptr + …, y, mask=…)"),
 }
 PLAIN = re.compile(  # addresses, masks, indices
-    r"arith\.(\w*i|constant|select)$|tt\.(splat|broadcast|expand_dims|make_range|addptr)"
-    r"|ttg\.memdesc_index"
+    r"arith\.(\w*i|constant|select)$|ttg\.memdesc_index"
+    r"|tt\.(splat|broadcast|expand_dims|make_range|addptr)"
 )
 
 
@@ -352,7 +352,7 @@ explore(
 )
 
 # %% [markdown]
-# Loads became copies that run in the background (`cp.async`, three blocks ahead: the compiler's pipeline), the shared division of GELU one approximate instruction, the store a trip through shared memory, so that neighbouring threads write neighbouring numbers.
+# On NVIDIA's chips loads became copies that run in the background, two blocks ahead of the product (`cp.async`: the compiler's pipeline). GELU's division is one approximate instruction per number. The store goes through shared memory, so that neighbouring threads write neighbouring numbers.
 #
 # ## The experiment
 #
@@ -419,7 +419,7 @@ for dtype in ("bf16", "fp32", "fp8e4nv"):
     print(f"{f'tl.dot of {dtype} multiplies':26}", *(f"{cell:>7}" for cell in cells))
 
 # %% [markdown]
-# Nobody asked for less precision, and fp32 becomes TF32 with 10 bits after the point (XF32 on AMD's). (On the B200, `kind::f16` takes both 16-bit types.) `input_precision="ieee"` forbids it; our kernels say so. And fp8 of this kind is refused by the A100, and silently widened to 16 bits on the MI300, whose own fp8 has another bias. Newer chips also have an engine that copies: given a tensor's shape (`tl.make_tensor_descriptor`) instead of a block of addresses, the H100's kernel has no `cp.async` left.
+# Nobody asked for less precision, and fp32 becomes TF32 with 10 bits after the point (XF32 on AMD's). (On the B200, `kind::f16` takes both 16-bit types.) `input_precision="ieee"` forbids it; our kernels say so. And fp8 of this kind is refused for the A100, and silently widened to 16 bits on the MI300, whose own fp8 has another bias. Newer chips also have an engine that copies: given a tensor's shape (`tl.make_tensor_descriptor`) instead of a block of addresses, the H100's kernel has no `cp.async` left.
 #
 # ## Play
 #
@@ -453,7 +453,7 @@ def draw(element: int, layout: str):
     register, lane, warp = OWNERS[layout][chosen]
     fig, ax = plt.subplots(figsize=(4.8, 4.2))
     ax.set(xlim=(0, 8), ylim=(16, 0), xticks=range(0, 9, 2), yticks=range(0, 17, 4))
-    small = {"ha": "center", "va": "center_baseline", "fontsize": 8}
+    small = {"ha": "center", "va": "center_baseline", "fontsize": 9}
     for (r, c), (_, its_lane, its_warp) in OWNERS[layout].items():
         ink = palette.gray if its_warp == warp else "#cccccc"
         if (its_lane, its_warp) == (lane, warp):

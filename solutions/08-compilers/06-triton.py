@@ -115,20 +115,16 @@ def owners(
 ) -> list[tuple[int, int, int]]:
     """All (register, lane, warp) that hold the element."""
     # BEGIN SOLUTION
-    steps = [*register, *lane, *warp]
+    parts = (register, lane, warp)
     found = []
-    for r, l, w in itertools.product(  # noqa: E741
-        range(1 << len(register)), range(1 << len(lane)), range(1 << len(warp))
-    ):
-        # the bits of all three, in the order of the steps
-        bits = r | l << len(register) | w << len(register) + len(lane)
-        at_row, at_col = 0, 0
-        for bit, (down, right) in enumerate(steps):
-            if bits >> bit & 1:
-                at_row ^= down
-                at_col ^= right
-        if (at_row, at_col) == (row, col):
-            found.append((r, l, w))
+    for place in itertools.product(*(range(1 << len(steps)) for steps in parts)):
+        at = (0, 0)
+        for steps, index in zip(parts, place, strict=True):
+            for bit, (down, right) in enumerate(steps):
+                if index >> bit & 1:
+                    at = (at[0] ^ down, at[1] ^ right)
+        if at == (row, col):
+            found.append(place)
     return found
     # END SOLUTION
 

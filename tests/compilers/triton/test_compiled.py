@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 
 import pytest
 
@@ -27,6 +28,11 @@ def test_what_was_kept_is_what_the_compiler_makes(again):
     for compiled in again:
         found = json.loads(json.dumps(reading.facts(compiled)))
         assert found == stored.of(compiled.job), compiled.job
+
+
+def test_what_was_kept_is_of_the_compiler_that_is_here():
+    pytest.importorskip("triton")
+    assert stored.triton_version() == version("triton"), "run scripts/triton_sweep.py"
 
 
 def test_one_program_above_and_three_below(again):
@@ -106,6 +112,33 @@ $L__func_begin0:
 	.section	.debug_abbrev
 	mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32
 """
+
+
+MLIR = """
+#loc = loc("kernels.py":5:0)
+module {
+  tt.func public @f(%x: i32 loc("x"(#loc))) {
+    %a = arith.addi %x, %x : i32 loc(#loc5)
+    %b:2 = scf.for %i = %x to %x step %x iter_args(%c = %a) -> (i32, i32)  : i32 {
+      %d = tt.dot %c, %c, %c : i32 loc(#loc6)
+      scf.yield %d, %d : i32, i32 loc(#loc7)
+    } loc(#loc7)
+    tt.return loc(#loc)
+  } loc(#loc)
+} loc(#loc)
+#loc2 = loc("standard.py":43:17)
+#loc3 = loc("kernels.py":7:22)
+#loc4 = loc("down"(#loc3))
+#loc5 = loc(callsite(#loc2 at #loc4))
+#loc6 = loc("kernels.py":9:1)
+#loc7 = loc("kernels.py":8:1)
+"""
+
+
+def test_operations_have_the_line_of_the_call_and_loops_that_of_their_end():
+    found = [(word.name, word.line) for word in reading.operations(MLIR)]
+    assert found == [("arith.addi", 7), ("scf.for", 8), ("tt.dot", 9)]
+    assert reading.first_line(MLIR) == 5
 
 
 def test_instructions_have_the_line_of_the_kernel():

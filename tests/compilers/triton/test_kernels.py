@@ -38,6 +38,7 @@ ATTENTION = (
     (2, 6, 2, 1, 50, 24, True, 16, 32),
     (1, 2, 2, 21, 18, 8, True, 16, 16),
     (1, 3, 1, 18, 21, 20, False, 32, 16),
+    (1, 1, 1, 16, 17, 16, True, 16, 16),  # the last key alone in its tile
 )
 
 INTERPRETED = """
