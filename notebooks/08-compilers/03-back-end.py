@@ -220,7 +220,7 @@ for each in (machine.SSE, machine.AVX2, machine.AVX512):
     print(f"{each.name:8} {each.registers} registers: blocks of {rows} × {columns}")
 
 # %% [markdown]
-# `interpret` runs the loops in Python with every index checked: it is what a program means. Tests compare thousands of random schedules with it, and run the generated C under the address sanitiser. Where there is no C compiler, or one that hangs or fails, it says so in a sentence, and LLVM takes its place.
+# `interpret` runs the loops in Python with every index checked: it is what a program means. Tests compare random schedules with it, and run the generated C under the address sanitiser. Where there is no C compiler, or one that hangs or fails, it says so in a sentence, and LLVM takes its place.
 #
 # Times depend on the machine; `cost` counts instead, bytes between a small cache and memory, and cycles of a simple core. The challenge of this part is judged by it.
 #
