@@ -1,7 +1,7 @@
 """Generated code beside PyTorch's: a product, 4-bit weights, and the part's functions.
 
-Both sides run on one thread. The 4-bit product has no rival in PyTorch: it stands beside
-the time that PyTorch takes to read and sum up as many bytes: the memory's bandwidth.
+Both sides run on one thread. The 4-bit product has no rival in PyTorch: it stands
+beside the time that PyTorch takes to read as many bytes and sum them up.
 """
 
 from __future__ import annotations
