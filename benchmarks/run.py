@@ -5,7 +5,8 @@ that a machine that slows down halfway slows both. `--only TEXT` runs the cases 
 name contains TEXT. What it prints is the README's table.
 
 A case is a `Case` from a module beside this one (models, peft, parallelism,
-compression): two callables that do the same work on the same data.
+compression, inference, compilers): two callables that do the same work on the same
+data.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import statistics
 from benchmarks.case import Case, alternate
 from llmlab.course import cpu
 
-MODULES = ("models", "peft", "parallelism", "compression", "inference")
+MODULES = ("models", "peft", "parallelism", "compression", "inference", "compilers")
 
 
 def measure(case: Case) -> tuple[float, float, float]:

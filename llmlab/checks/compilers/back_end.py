@@ -12,9 +12,7 @@ from collections.abc import Callable
 from dataclasses import fields
 
 from llmlab.checks.judging import Outcome, judge
-from llmlab.compilers.back_end import challenge, cost
-from llmlab.compilers.back_end.schedule import NotLegal
-from llmlab.compilers.back_end.tuner import Choice
+from llmlab.compilers.back_end import Choice, NotLegal, challenge, cost
 from llmlab.course.grading.checking import Checks, Mistake, expect
 
 check = Checks("08-compilers/03-back-end")

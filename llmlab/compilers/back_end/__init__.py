@@ -18,5 +18,6 @@ Start with `ir`.
 
 from llmlab.compilers.back_end.machine import Machine, best_schedule, this
 from llmlab.compilers.back_end.schedule import NotLegal, apply
+from llmlab.compilers.back_end.tuner import Choice
 
-__all__ = ["Machine", "NotLegal", "apply", "best_schedule", "this"]
+__all__ = ["Choice", "Machine", "NotLegal", "apply", "best_schedule", "this"]
