@@ -352,7 +352,7 @@ explore(
 )
 
 # %% [markdown]
-# On NVIDIA's chips loads became copies that run in the background, two blocks ahead of the product (`cp.async`: the compiler's pipeline). GELU's division is one approximate instruction per number. The store goes through shared memory, so that neighbouring threads write neighbouring numbers.
+# On NVIDIA's chips loads became copies that run in the background, two blocks ahead of the product (`cp.async`: the compiler's pipeline). GELU's division is one instruction of PTX per number, an approximate one. The store goes through shared memory, so that neighbouring threads write neighbouring numbers.
 #
 # ## The experiment
 #
@@ -547,7 +547,7 @@ for T, d, f, dtype in (
     print(f"T {T}, d {d}, f {f}, {dtype}: {len(benched) - before} benched")
 
 # %% [markdown]
-# A new T or a new type is a new search, even one row more; a new d is none, for `key` does not name it, and the tile of another depth is used. Serving rounds T up to few sizes for this reason.
+# A new T or a new type is a new search, even one row more; a new d is none, for `key` does not name it, and the tile of another depth is used. So whoever serves requests of all lengths had better round T up to a few sizes.
 #
 # ## At scale
 #
