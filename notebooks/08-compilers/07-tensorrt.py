@@ -49,7 +49,7 @@ def bits(*key: str) -> list[float]:
 # %% [markdown]
 # ## What it costs
 #
-# Codes of 8 bits are a quarter of the bytes of float32, and processors multiply them several times as fast. The price is one number for each tensor, the scale. For SmolLM2-135M with 8-bit weights, by `scripts/tensorrt_sweep.py`:
+# Codes of 8 bits are a quarter of the bytes of float32, and processors with instructions for them multiply them faster. The price is one number for each tensor, the scale. For SmolLM2-135M with 8-bit weights, by `scripts/tensorrt_sweep.py`:
 
 # %%
 (floats,) = bits("float", "weights only")
@@ -61,7 +61,7 @@ right = int(stored("float", "weights only")[0]["right"])
 print(f"grammatical sentence preferred: {right}% before, {min(pairs)} to {max(pairs)}%")
 
 # %% [markdown]
-# Half of the pairs right is guessing: nothing is left of the model. Entropy calibration was TensorRT's own rule for years. The same bits, with another rule for one number per tensor, keep the model.
+# Half of the pairs right is guessing: nothing is left of the model. Entropy calibration was TensorRT's own rule for years. The same bits, with another rule for one number per tensor, keep most of the model.
 #
 # ## Predict
 #
