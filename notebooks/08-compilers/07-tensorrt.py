@@ -49,7 +49,7 @@ def bits(*key: str) -> list[float]:
 # %% [markdown]
 # ## What it costs
 #
-# Codes of 8 bits are a quarter of the bytes of float32, and processors multiply them several times as fast. The price is one number for each tensor, the scale. For SmolLM2-135M with 8-bit weights, by `scripts/tensorrt_sweep.py`:
+# Codes of 8 bits are a quarter of the bytes of float32, and processors with instructions for them multiply them faster. The price is one number for each tensor, the scale. For SmolLM2-135M with 8-bit weights, by `scripts/tensorrt_sweep.py`:
 
 # %%
 (floats,) = bits("float", "weights only")
@@ -61,7 +61,7 @@ right = int(stored("float", "weights only")[0]["right"])
 print(f"grammatical sentence preferred: {right}% before, {min(pairs)} to {max(pairs)}%")
 
 # %% [markdown]
-# Half of the pairs right is guessing: nothing is left of the model. Entropy calibration was TensorRT's own rule for years. The same bits, with another rule for one number per tensor, keep the model.
+# Half of the pairs right is guessing: nothing is left of the model. Entropy calibration was TensorRT's own rule for years. The same bits, with another rule for one number per tensor, keep most of the model.
 #
 # ## Predict
 #
@@ -149,7 +149,7 @@ figure(
 # %% [markdown]
 # **Codes travel.** Q may go up and DQ down through an operation that only moves numbers, picks some, or changes their sign: reshape, transpose, maximum with zero. Rounding keeps order, so $Q(\max(x, 0)) = \max(Q(x), 0)$. Through GELU or a sum it may not.
 #
-# **Layers are chosen by rule, kernels by clock.** Vertical fusion takes what follows a product along its rows. Horizontal fusion joins products that read the same value: gate and up, or q, k and v. For each layer several **tactics** are timed, and the times kept in a **timing cache**.
+# **Layers are chosen by rule, kernels by clock.** Vertical fusion takes what follows a product along its rows. Horizontal fusion joins products that read the same value: gate and up, or q, k and v. For each layer several **tactics** are timed, and the times kept in a **timing cache**. A tactic must be right before it is fast: PyTorch's product of int8 is wrong where oneDNN may not use VNNI instructions (2.13, seen with `ONEDNN_MAX_CPU_ISA=AVX2`), so the builder first tries a sum that it knows.
 #
 # ## Your turn
 #

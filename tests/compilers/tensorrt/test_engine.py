@@ -298,6 +298,15 @@ def test_codes_in_floats_only_where_they_are_exact():
         assert torch.allclose(engine(x)[0], torch.full((2, 3), float(inner)))
 
 
+def test_where_int8_products_are_wrong_they_are_not_used(monkeypatch):
+    monkeypatch.setattr(tactics, "sums_are_exact", lambda: False)
+    network, x, weights, _ = quantised("two_layers")
+    engine = trt.build(network, repeat=1)
+    names = {t.arithmetic for each in engine.layers for t in trt.tactics_for(each)}
+    assert names == {"floats", "int32", "codes in floats"}
+    assert programs.rows_agree(engine(x)[0], reference(network, x, weights))
+
+
 def test_a_product_of_two_inputs_has_one_tactic():
     def scores(q, k):
         return q @ k.mT
