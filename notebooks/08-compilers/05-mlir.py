@@ -564,10 +564,8 @@ def draw(level: int):
     stage = LEVELS[level]
     fig, ax = plt.subplots(figsize=(4.6, 3.6))
     for place, (line, hit) in enumerate(excerpt(stage)):
-        color = palette.blue if hit else ax.xaxis.label.get_color()
-        weight = "bold" if hit else "normal"
-        style = {"family": "monospace", "fontsize": 9, "weight": weight}
-        ax.text(0, -place, line, color=color, **style)
+        style = {"color": palette.blue, "weight": "bold"} if hit else {}
+        ax.text(0, -place, line, family="monospace", fontsize=9, **style)
     ax.set(xlim=(0, 1), ylim=(-13, 1))
     ax.set_title(f"{stage.name}: {stage.operations} operations in all", fontsize=10)
     ax.axis("off")
