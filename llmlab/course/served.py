@@ -96,9 +96,8 @@ def limits_of(folder: Path) -> dict[str, Any]:
         ) from error
     if not (folder / "tokenizer.json").is_file():
         raise ValueError(
-            f"--model: the engine {folder} has no tokenizer.json, as older builds have"
-            " none, nor those of a checkpoint without it: build it anew, or copy it"
-            " from the checkpoint"
+            f"--model: the engine {folder} has no tokenizer.json: older builds left it"
+            " out. Build it anew, or copy the file from the checkpoint"
         )
     return limits
 
