@@ -99,6 +99,8 @@ OPERATIONS = {
     "centred": ([S], S, centred),
     "turned": ([S], S, two_steps),
 }
+
+
 def repeated(b: Tensor) -> Tensor:
     """A sum over an axis that nothing reads: for TVM, elementwise."""
     return compute("y", (N, N), lambda i, j: sum_over(b[j] * 1.0, k))
