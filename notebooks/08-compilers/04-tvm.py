@@ -447,11 +447,9 @@ def found_after(trials, random_first, seeds=40):
 
 every = np.array([*MS.values()])
 share = (every < 1.1 * every.min()).mean()
-print(
-    f"{len(every)} schedules: the best {every.min():.2f} ms, the median {np.median(every):.1f},",
-    end=" ",
-)
-print(f"the worst {every.max():.0f}; {share:.0%} within 10% of the best")
+print(f"{len(every)} schedules: the best {every.min():.2f} ms,", end=" ")
+print(f"the median {np.median(every):.1f}, the worst {every.max():.0f};", end=" ")
+print(f"{share:.0%} within 10% of the best")
 for trials in (4, 12, 32):
     (chance, e), (evolved, f) = found_after(trials, trials), found_after(trials, 6)
     row = f"{trials:2} trials: random {chance:.2f} ± {e:.2f} ms"
@@ -513,7 +511,8 @@ def draw(tile: int, at: str):
         plt.Rectangle((-0.5, -0.5), *piece, fill=False, lw=2, color=palette.vermillion)
     )
     ax.set_title(
-        f"{math.prod(piece):,} numbers at a time\n{counts.sum():,} computed, of {counts.size:,}",
+        f"{math.prod(piece):,} numbers at a time\n"
+        f"{counts.sum():,} computed, of {counts.size:,}",
         fontsize=10,
     )
     ax.axis("off")
@@ -547,7 +546,7 @@ explore(
     draw,
     alt=told,
     title="Where P is computed",
-    challenge=f"At most {MOST} numbers of P at a time, and as few computed as possible.",
+    challenge=f"At most {MOST} numbers of P at a time, as few computed as possible.",
     missing=missing,
     start={"tile": 4, "at": "before"},
     tile=TILES,

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 STAGES = {
-    "legalise": ("LegalizeOps",),
-    "annotate": ("AnnotateTIROpPattern",),
-    "fuse": ("FuseOps",),
-    "merge": ("FuseTIR",),
+    "legalise": "LegalizeOps",
+    "annotate": "AnnotateTIROpPattern",
+    "fuse": "FuseOps",
+    "merge": "FuseTIR",
 }
 
 
@@ -69,9 +69,8 @@ def lowered(module: Any) -> dict[str, Any]:
     from tvm import relax
 
     found = {"imported": module}
-    for name, passes in STAGES.items():
-        for each in passes:
-            module = getattr(relax.transform, each)()(module)
+    for name, each in STAGES.items():
+        module = getattr(relax.transform, each)()(module)
         found[name] = module
     return found
 
