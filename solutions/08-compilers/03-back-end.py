@@ -9,7 +9,6 @@
 from random import Random
 
 from llmlab.checks.compilers.back_end import check
-from llmlab.compilers import back_end
 from llmlab.compilers.back_end import Choice, challenge
 from llmlab.compilers.back_end.tuner import crossed, mutated
 
@@ -125,7 +124,7 @@ check.next_generation(next_generation)
 #
 # `challenge.program()` is the part's attention row, 192 keys of width 32, one loop nest for each operation. Print it. On a simple machine (a cache of 4 kB, 16 registers of 8 lanes) it moves 452,544 bytes in 193,054 cycles; K and V alone are 49,152 bytes. Return a schedule, a list of steps, with which it moves at most **56,000 bytes** in at most **29,000 cycles**.
 #
-# `challenge.judge(schedule)` says what a schedule reaches, and `challenge.seconds(schedule)` how long it takes here as machine code. Only the first counts. Loops that do not divide are judged, too: 37 keys, and 11. The names of loops after `tile("k0", 8)` are `k0_o` and `k0_i`; of the copies that steps make, the printed program tells the names (`print(back_end.apply(challenge.program(), schedule))`).
+# `challenge.judge(schedule)` says what a schedule reaches, and `challenge.seconds(schedule)` how long it takes here as machine code. Only the first counts. Loops that do not divide are judged, too: 37 keys, and 11. The names of loops after `tile("k0", 8)` are `k0_o` and `k0_i`; of the copies that steps make, the printed program tells the names (`print(challenge.scheduled(schedule))`).
 
 
 # %% tags=["exercise"]

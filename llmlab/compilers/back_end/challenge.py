@@ -34,10 +34,14 @@ def program(keys: int = KEYS, width: int = WIDTH) -> Program:
     return from_graph(optimise(capture(attention_row, *inputs)), "attention_row")
 
 
+def scheduled(schedule: Sequence[Step]) -> Program:
+    """The judged program after a schedule."""
+    return apply(program(), schedule)
+
+
 def seconds(schedule: Sequence[Step]) -> float:
-    """CPU seconds of one run on this machine, as LLVM compiles it. It counts nothing."""
-    scheduled = apply(program(), schedule)
-    kernel = run.compiled(scheduled, "llvm")
+    """CPU seconds of a run on this machine, by LLVM. It is shown, and not judged."""
+    kernel = run.compiled(scheduled(schedule), "llvm")
     inputs = example_inputs("attention_row", T=KEYS, d=WIDTH)
     call = partial(kernel, *inputs)
     return run.seconds_of(call, at_least=0.001, clock=time.thread_time)[0]
@@ -62,7 +66,7 @@ def judge(schedule: Sequence[Step]) -> Score:
     Raises:
         NotLegal: a step is refused.
     """
-    counted = cost.count(apply(program(), schedule), MODEL)
+    counted = cost.count(scheduled(schedule), MODEL)
     wrong = []
     for keys, width in ODD:
         inputs = example_inputs("attention_row", seed=1, T=keys, d=width)
