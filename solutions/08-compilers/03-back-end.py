@@ -9,8 +9,8 @@
 from random import Random
 
 from llmlab.checks.compilers.back_end import check
-from llmlab.compilers.back_end import challenge
-from llmlab.compilers.back_end.tuner import Choice, crossed, mutated
+from llmlab.compilers.back_end import Choice, challenge
+from llmlab.compilers.back_end.tuner import crossed, mutated
 
 # %% [markdown]
 # ## Exercise 1: tiles
@@ -124,7 +124,7 @@ check.next_generation(next_generation)
 #
 # `challenge.program()` is the part's attention row, 192 keys of width 32, one loop nest for each operation. Print it. On a simple machine (a cache of 4 kB, 16 registers of 8 lanes) it moves 452,544 bytes in 193,054 cycles; K and V alone are 49,152 bytes. Return a schedule, a list of steps, with which it moves at most **56,000 bytes** in at most **29,000 cycles**.
 #
-# `challenge.judge(schedule)` says what a schedule reaches. Nothing else counts: neither this CPU nor its load. Loops that do not divide are judged, too: 37 keys, and 11. The names of loops after `tile("k0", 8)` are `k0_o` and `k0_i`; of the copies that steps make, the printed program tells the names (`challenge.apply(challenge.program(), schedule)`).
+# `challenge.judge(schedule)` says what a schedule reaches, and `challenge.seconds(schedule)` how long it takes here as machine code. Only the first counts. Loops that do not divide are judged, too: 37 keys, and 11. The names of loops after `tile("k0", 8)` are `k0_o` and `k0_i`; of the copies that steps make, the printed program tells the names (`print(challenge.scheduled(schedule))`).
 
 
 # %% tags=["exercise"]
@@ -171,6 +171,10 @@ check.row_schedule(row_schedule)
 for name, steps in (("naive", []), ("scheduled", row_schedule())):
     score = challenge.judge(steps)
     print(f"{name:10} {score.traffic:8,} bytes {score.cycles:8,} cycles")
+
+# %% tags=["solution", "nbval-ignore-output"]
+naive, scheduled = challenge.seconds([]), challenge.seconds(row_schedule())
+print(f"real time on this machine: {1e6 * naive:.0f} µs, {1e6 * scheduled:.0f} µs")
 
 # %% [markdown] tags=["solution"]
 # One `reorder` does most for the traffic: the naive loop goes down the columns of V, and each number brings a whole line of 64 bytes that is gone again before its neighbour is wanted. The other steps are for the cycles: lanes everywhere, sums that do not wait for each other, and arrays that are never written. To divide each weight before

@@ -7,12 +7,14 @@ and on odd ones, by the interpreter, every index checked.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
-from llmlab.compilers.back_end import cost, interpret
+from llmlab.compilers.back_end import cost, interpret, run
 from llmlab.compilers.back_end.ir import Program
 from llmlab.compilers.back_end.programs import from_graph
 from llmlab.compilers.back_end.schedule import Step, apply
@@ -30,6 +32,19 @@ def program(keys: int = KEYS, width: int = WIDTH) -> Program:
     """The attention row as the front end leaves it, one nest for each operation."""
     inputs = example_inputs("attention_row", T=keys, d=width)
     return from_graph(optimise(capture(attention_row, *inputs)), "attention_row")
+
+
+def scheduled(schedule: Sequence[Step]) -> Program:
+    """The judged program after a schedule."""
+    return apply(program(), schedule)
+
+
+def seconds(schedule: Sequence[Step]) -> float:
+    """CPU seconds of a run on this machine, by LLVM. It is shown, and not judged."""
+    kernel = run.compiled(scheduled(schedule), "llvm")
+    inputs = example_inputs("attention_row", T=KEYS, d=WIDTH)
+    call = partial(kernel, *inputs)
+    return run.seconds_of(call, at_least=0.001, clock=time.thread_time)[0]
 
 
 @dataclass(frozen=True)
@@ -51,7 +66,7 @@ def judge(schedule: Sequence[Step]) -> Score:
     Raises:
         NotLegal: a step is refused.
     """
-    counted = cost.count(apply(program(), schedule), MODEL)
+    counted = cost.count(scheduled(schedule), MODEL)
     wrong = []
     for keys, width in ODD:
         inputs = example_inputs("attention_row", seed=1, T=keys, d=width)

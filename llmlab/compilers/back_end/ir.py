@@ -255,6 +255,7 @@ class Buffer:
         strides: in elements; those of rows one after the other, if not said.
         role: input, output or temporary.
         memory: "registers" is a wish that code generation may not be able to grant.
+        ahead: so many elements before they are read, a line is asked for; 0 is never.
     """
 
     name: str
@@ -263,6 +264,7 @@ class Buffer:
     role: str = "input"
     strides: tuple[int, ...] = ()
     memory: str = "memory"
+    ahead: int = 0
 
     def __post_init__(self) -> None:
         if any(size < 1 for size in self.shape):

@@ -91,7 +91,7 @@ def matvec_schedule() -> list[Step]:
     # a row of each stream: zeros, products, scales, the sum of the lanes
     rows = [("merge", "zi", f"{each}i") for each in nests[1:]]
     groups = [("merge", "tg", "g"), ("merge", "tg", "ag")]
-    kept = [("cache", "t", "tg"), ("cache", "z", "zi")]
+    kept = [("cache", "t", "tg"), ("cache", "z", "zi"), ("prefetch", "w", 256)]
     return [*order, *lanes, *codes, *streams, *rows, *groups, *kept]
 
 

@@ -18,6 +18,7 @@ change what is computed, or leave an array, is refused with the reason.
     pack(buffer, loop, order)     what an iteration of `loop` reads, copied side by side
     cache(buffer, loop)           what it writes is kept in registers until its end
     partial_sums(loop, at)        one sum for each iteration of `loop`, added up later
+    prefetch(buffer, elements)    lines are asked for before they are read
 """
 
 from __future__ import annotations
@@ -587,6 +588,19 @@ def partial_sums(program: Program, loop: str, at: str) -> Program:
     return replace(program, buffers=(*program.buffers, local))
 
 
+def prefetch(program: Program, buffer: str, elements: int) -> Program:
+    """Where lanes of a buffer are read, those so far ahead are asked for already.
+
+    It touches nothing: what lies beyond the array is never asked for in earnest.
+    """
+    found = program.buffer(buffer)
+    if isinstance(elements, bool) or not isinstance(elements, int) or elements < 1:
+        raise NotLegal(f"elements={elements!r} must be a whole number from 1")
+    new = replace(found, ahead=elements)
+    buffers = tuple(new if each == found else each for each in program.buffers)
+    return replace(program, buffers=buffers)
+
+
 PRIMITIVES: dict[str, Callable[..., Program]] = {
     each.__name__: each
     for each in (
@@ -601,5 +615,6 @@ PRIMITIVES: dict[str, Callable[..., Program]] = {
         pack,
         cache,
         partial_sums,
+        prefetch,
     )
 }

@@ -93,6 +93,7 @@ class C:
         self.depth = 1
         self.lanes: set[int] = set()
         self.variables: dict[str, dict[int, int]] = {}  # buffer → offset → lanes
+        self.fetched: set[str] = set()  # in this loop's body
 
     def line(self, text: str) -> None:
         self.lines.append("    " * self.depth + text)
@@ -110,7 +111,9 @@ class C:
         if node.kind == "parallel":
             self.line("#pragma omp parallel for schedule(static)")
         name = node.var
+        self.fetched.clear()
         self.block(f"for (long {name} = {start}; {name} < {stop}; {name}++)", body)
+        self.fetched.clear()
 
     def scope(
         self, local: Sequence[Buffer], body: Callable[[], None], alone: bool
@@ -206,6 +209,10 @@ class C:
             return Value(name, lanes)
         if lanes == 1:
             return Value(f"{buffer.name}[{offset}]")
+        ahead = f"__builtin_prefetch({buffer.name} + {offset + buffer.ahead});"
+        if buffer.ahead and ahead not in self.fetched:
+            self.fetched.add(ahead)
+            self.line(ahead)
         kind = f_(lanes) if buffer.dtype == "f32" else f"u{lanes}"
         if stride == 1:
             return Value(f"*(const {kind} *)({buffer.name} + {offset})", lanes)

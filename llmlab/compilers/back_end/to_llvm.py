@@ -146,17 +146,19 @@ class LLVM:
             found = self.builder.add(found, part, flags=("nsw",))
         return found
 
-    def address(self, buffer: Buffer, offset: Affine) -> Any:
-        """Where an element lies."""
+    def address(self, buffer: Buffer, offset: Affine, exists: bool = True) -> Any:
+        """Where an element lies, or would lie."""
         kind = self.element(buffer)
         start = self.pointers[buffer.name]
         place = self.index(offset)
-        return self.builder.gep(start, [place], inbounds=True, source_etype=kind)
+        return self.builder.gep(start, [place], inbounds=exists, source_etype=kind)
 
     def load(self, buffer: Buffer, offset: Affine, lanes: int, stride: int) -> Value:
         """One number, or lanes that lie side by side, or lanes picked one by one."""
         kind = self.element(buffer)
         if lanes == 1 or stride == 1:
+            if lanes > 1 and buffer.ahead and not self.gpu:
+                self.prefetch(self.address(buffer, offset + buffer.ahead, False))
             kind = kind if lanes == 1 else self.ir.VectorType(kind, lanes)
             found = self.builder.load(self.address(buffer, offset), align=4, typ=kind)
             return Value(found, lanes)
@@ -166,6 +168,13 @@ class LLVM:
             one = self.builder.load(place, align=4, typ=kind)
             found = self.builder.insert_element(found, one, self.i32(lane))
         return Value(found, lanes)
+
+    def prefetch(self, place: Any) -> None:
+        """Ask for a line; LLVM leaves one of several that are the same."""
+        i32 = self.i32
+        name, kinds = "llvm.prefetch.p0", [self.ir.PointerType(), i32, i32, i32]
+        call = self.declared(name, self.ir.VoidType(), kinds)
+        self.builder.call(call, [place, i32(0), i32(3), i32(1)])  # to read, to keep
 
     def store(
         self, buffer: Buffer, offset: Affine, value: Value, lanes: int, stride: int

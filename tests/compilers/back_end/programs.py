@@ -73,6 +73,8 @@ def random_step(program: Program, draw: random.Random) -> Step:
         return kind, loop, draw.choice(loops)
     if kind == "inline":
         return kind, draw.choice(buffers)
+    if kind == "prefetch":
+        return kind, draw.choice(buffers), draw.choice((0, 1, 64))
     if kind in ("pack", "cache"):
         return kind, draw.choice(buffers), draw.choice([*loops, ""])
     return kind, loop

@@ -128,6 +128,7 @@ REFUSED = {
     "a sum that moves": (("partial_sums", "k", "k"), "must be a loop around k"),
     "an order of too few": (("pack", "B", "j", (0,)), "order=(0,) must name each of 2"),
     "a loop to after itself": (("move", "zi", "i"), "does not come before zi"),
+    "nothing ahead": (("prefetch", "A", 0), "elements=0 must be a whole number"),
     "too few arguments": (("tile", "i"), "size"),
 }
 
