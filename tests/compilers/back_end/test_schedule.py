@@ -218,3 +218,25 @@ def test_the_4_bit_product_is_that_of_part_06():
     for sizes, words in (((4, 100, 64), "group=64"), ((3, 64, 64, 2), "streams=2")):
         with pytest.raises(ValueError, match=words):
             programs.matvec_4bit(*sizes)
+
+
+@pytest.mark.parametrize(("away", "legal"), [(0, True), (1, True), (2, False)])
+def test_a_merged_reader_may_look_back_and_not_ahead(away, legal):
+    """t[i + 1] is written; then t[i + away] is read."""
+    buffers = (
+        Buffer("A", (8,)),
+        Buffer("t", (10,), role="temporary"),
+        Buffer("C", (8,), role="output"),
+    )
+    first = Store("t", (var("f"),), Number(0.0))
+    write = Store("t", (var("i") + 1,), Load("A", (var("i"),)))
+    read = Store("C", (var("j"),), Load("t", (var("j") + away,)))
+    loops = (Loop("f", 10, (first,)), Loop("i", 8, (write,)), Loop("j", 8, (read,)))
+    program = Program("looks", buffers, loops)
+    if not legal:
+        with pytest.raises(NotLegal, match="would come too early"):
+            apply(program, [("merge", "i", "j")])
+        return
+    inputs = interpret.random_inputs(program)
+    found = outputs(apply(program, [("merge", "i", "j")]), inputs)
+    assert torch.equal(found, outputs(program, inputs))
