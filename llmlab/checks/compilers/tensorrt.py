@@ -204,7 +204,11 @@ def run_placing(answer: Callable, n: int) -> Outcome:
         raise Mistake(f"return a list of nodes, not a {type(found).__name__}")
     if not all(isinstance(each, Node) and each in graph.nodes for each in found):
         raise Mistake("the list must hold nodes of the program that you were given")
-    return {"the list of values": [graph.nodes.index(each) for each in found]}
+    return {
+        "the values, by their places in graph.nodes,": [
+            graph.nodes.index(each) for each in found
+        ]
+    }
 
 
 def placing(
@@ -294,7 +298,7 @@ def values_to_quantise(answer):
 
 
 def moving_cases() -> list[Node]:
-    """Operations, by name in the words of `moving_names`."""
+    """Operations, of x, of x and y, or of x and a constant."""
     x, y = value(4, 6), value(4, 6)
     zero, half, one = constant(0.0), constant(0.5), constant(1.0)
     return [
@@ -325,10 +329,9 @@ def run_moving(answer: Callable, n: int) -> Outcome:
     found = answer(node)
     if not isinstance(found, bool):
         raise Mistake(f"return True or False, not {found!r}")
-    words = " ".join(
-        [node.op, *(f"{i.number:g}" for i in node.inputs if i.data is not None)]
-    )
-    return {f"the answer for {words}": found}
+    names = iter("xy")
+    inputs = [next(names) if i.data is None else f"{i.number:g}" for i in node.inputs]
+    return {f"the answer for {node.op}({', '.join(inputs)})": found}
 
 
 LAYOUT = ("reshape", "transpose")
@@ -495,7 +498,7 @@ def run_keys(answer: Callable, n: int) -> Outcome:
                 f"the key is a {type(key).__name__} that cannot stand in a dict: make"
                 " it a tuple of things that can, or text"
             ) from None
-    return {"the keys": same}
+    return {"the keys, each by the first layer that has it,": same}
 
 
 def keying(
