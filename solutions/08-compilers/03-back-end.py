@@ -132,11 +132,11 @@ check.next_generation(next_generation)
 # | `("reorder", loop, …)` | loops directly inside each other stand in this order |
 # | `("unroll", loop)`, `("vectorise", loop)`, `("parallel", loop)` | its iterations are written out, are lanes of a register, or are shared among threads |
 # | `("pack", array, loop)` | what an iteration of `loop` reads of the array is copied side by side before |
-# | `("cache", array, loop)` | what an iteration of `loop` computes of the array stays in registers until its end |
+# | `("cache", array, loop)` | what an iteration of `loop` computes of the array stays in registers until its end. Here and in `pack`, `""` for `loop` means the whole program |
 # | `("merge", first, second)` | two loops one after the other become the first |
 # | `("move", loop, before)` | a loop goes up to before another one |
 # | `("inline", array)` | is computed where it is read, and not written |
-# | `("partial_sums", loop, at)` | one sum for each iteration of `loop`; at the end of `at` they are added |
+# | `("partial_sums", loop, at)` | one sum for each iteration of `loop`; at the end of an iteration of `at` they are added |
 # | `("prefetch", array, elements)` | lines are asked for so far before they are read |
 #
 # `challenge.judge(schedule)` says what a schedule reaches, and `challenge.seconds(schedule)` how long it takes here as machine code. Only the first counts. Loops that do not divide are judged, too: 37 keys, and 11. The names of loops after `tile("k0", 8)` are `k0_o` and `k0_i`; of the copies that steps make, the printed program tells the names (`print(challenge.scheduled(schedule))`).
