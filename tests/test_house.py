@@ -124,7 +124,8 @@ ARROWS = {
         "magnitude_wanda_sparsegpt": "calibration hessian quantization_basics walk",
         "peqa_and_qlora": "quantization_basics walk",
         "recipes": (
-            "awq gptq llm_int8 low_rank magnitude_wanda_sparsegpt peqa_and_qlora quantization_basics smoothquant walk zeroquant"
+            "awq gptq llm_int8 low_rank magnitude_wanda_sparsegpt peqa_and_qlora "
+            "quantization_basics smoothquant walk zeroquant"
         ),
         "smoothquant": "calibration folding integer_matmul walk",
         "zeroquant": "calibration integer_matmul quantization_basics walk",
@@ -132,7 +133,8 @@ ARROWS = {
     "inference": {
         "continuous_batching": "paged_attention",
         "engine": (
-            "continuous_batching fused_transformers paged_attention sampling_and_speculation"
+            "continuous_batching fused_transformers paged_attention "
+            "sampling_and_speculation"
         ),
         "serving": "engine",
     },
