@@ -230,6 +230,12 @@ def explained(problem: str) -> str:
         text += ". Every line needs a name of its own"
     elif "undefined" in problem:
         text += ". A name is used that no line has given"
+    elif "incompatible signature" in problem:
+        text += ". A function is given as many operands as its node has inputs"
+    elif "expected type" in problem:
+        text += ". In a call `float` stands before each operand, not only the first"
+    elif "expected value token" in problem:
+        text += ". The name of a function begins with @"
     return text
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -219,6 +221,11 @@ def only_lines(program):
     return ov.lower(program)[0]
 
 
+def one_operand(program):
+    lines, result = ov.lower(program)
+    return [re.sub(r"\((float [^,]+), .*\)", r"(\1)", line) for line in lines], result
+
+
 def result_of_last_line(program):
     lines, _ = ov.lower(program)
     return lines, lines[-1].split(" ")[0] if lines else "%v0"
@@ -288,6 +295,17 @@ test_wrong_answers = rejects(
         Wrong("lower", one_name, "a name of its own"),
         Wrong("lower", named_too_late, "a name is used that no line has given"),
         Wrong("lower", lines_as_text, "list"),
+        Wrong(
+            "lower",
+            with_lines(lambda line: line.replace("@", "")),
+            "begins with @",
+        ),
+        Wrong(
+            "lower",
+            with_lines(lambda line: line.replace(", float ", ", ")),
+            "before each operand",
+        ),
+        Wrong("lower", one_operand, "as its node has inputs"),
         Wrong("lower", result_of_last_line, "may be an argument or a constant"),
         Wrong("lower", only_lines, "tuple"),
         Wrong(
