@@ -249,6 +249,8 @@ BATCH_CASES = [
     (1000, 1000, 1e9, 1e12, 2, 2, 2),  # from the first row on
     (300, 5000, 2e13, 1e12, 4, 4, 2),
     (100, 100, 2e12, 1e12, 1, 2, 1),
+    (8, 8, 64, 16, 1, 1, 1),  # both times are equal at 4 rows
+    (8, 8, 64, 8, 1, 1, 1),  # a row's own bytes take as long as its FLOPs: never
 ]
 
 
@@ -295,6 +297,9 @@ def wrong_batches() -> dict[str, Callable]:
         "W has a size of its own, not that of x": batching(w=lambda size, other: other),
         "with that many rows it is still memory that takes longer: round up": batching(
             whole=math.floor
+        ),
+        "one row too many: where both take equally long, it is enough": batching(
+            whole=lambda rows: math.floor(rows) + 1
         ),
         "rounded to the nearest: the next whole number above is the first that is"
         " enough": batching(whole=round),
