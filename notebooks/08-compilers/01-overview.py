@@ -163,7 +163,9 @@ def trace_of(text):
     for part in overview.PARTS:
         now = list(marks(lines, part))
         own = [line for p, line, _ in lines if p == part]
-        more = f" and {len(own) - 2} more" if len(own) > 2 else ""
+        left_out = [re.match(r"… (\d+) lines more", line) for line in own[2:]]
+        rest = sum(int(each[1]) if each else 1 for each in left_out)
+        more = f" and {rest} more" if rest else ""
         told = f"{SAID[part]} is here: {'; '.join(own[:2])}{more}"
         changed = [m for m, old in zip(now, before, strict=True) if m != old]
         found.append(Step(tuple(changed), told, facts=facts))
