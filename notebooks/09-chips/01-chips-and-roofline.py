@@ -255,7 +255,7 @@ compare(torch.tensor(weights + cache), torch.tensor(int(ours.bytes)), "bytes")
 # %% [markdown]
 # ## The experiment
 #
-# First your own machine, measured by `cr.measure()`: a sum over 256 MB for $\beta$, products of matrices for $\pi$. Then the layers of SmolLM2 on it, for 1 to 512 tokens, each a dot at the FLOP/s that it reached. The roof was measured on other shapes; nothing was fitted. (What is stored here ran beside other programs, on two shared cores, so its dots lie too low: trust your own run, on a machine that does nothing else.)
+# First your own machine, measured by `cr.measure()`: sums over pieces of 256 MB for $\beta$, products of matrices for $\pi$. Then the layers of SmolLM2 on it, for 1 to 512 tokens, each a dot at the FLOP/s that it reached. The roof was measured on other shapes; nothing was fitted. Both are the best of many tries.
 
 # %% tags=["hide-input", "nbval-ignore-output"]
 mine, missing = cr.measure()
@@ -280,12 +280,11 @@ def dots_of(model, tokens):
         # a set of copies that is larger than the caches, as the layers of a model are
         copies = [weight.clone() for _ in range(max(1, int(1e8 / weight.nbytes)))]
         x = torch.randn(tokens, weight.shape[1])
-        best = float("inf")
-        for _ in range(2):
+        best = float("inf")  # as for the roof: what it can do, undisturbed
+        for each in copies * 2:
             started = time.perf_counter()
-            for each in copies:
-                x @ each.T
-            best = min(best, (time.perf_counter() - started) / len(copies))
+            x @ each.T
+            best = min(best, time.perf_counter() - started)
         work = cr.product(tokens, *weight.T.shape, 4, 4, 4)
         found.append((work.intensity, work.flops / best))
     return found
@@ -318,7 +317,7 @@ for tokens, found in measured.items():
     print(f"{tokens:4} tokens: {min(parts):.0%} to {max(parts):.0%} of the roof")
 
 # %% [markdown]
-# Distance from the roof is a question for whoever wrote the kernel, not for whoever built the chip. One token lies nearest to it, because a product with a vector is nothing but reading. (If it lies above, the sum that measured $\beta$ reads more slowly than the product does.) A few dozen tokens are too many to be reading only and too few to fill the units that multiply, and every library has its own way with them. At hundreds of tokens little should be missing on a machine of your own; if much is, ask first what else is running.
+# Distance from the roof is a question for whoever wrote the kernel, not for whoever built the chip. One token lies near it, because a product with a vector is nothing but reading. A few tokens lie furthest away: too many to be reading only, too few to fill the units that multiply, and every library has its own way of doing so. From some hundreds on little is missing. (If your dots lie lower, or above the roof, ask first what else is running: it disturbs one of the two measurements.)
 #
 # Now the ranking: one formula, three kinds of work with Llama 3.1 8B in 16 bits. Reading a prompt of 2,048 tokens; writing one token for one user; writing one for each of 64 users with 2,048 tokens behind them. What counts is chip-seconds: seconds, times as many chips as are needed to hold weights and cache.
 
