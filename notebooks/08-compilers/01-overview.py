@@ -371,6 +371,7 @@ labels = [*overview.DECISIONS, "operations", "lines", "MB between"]
 ax.set_yticks(range(0, -11, -1), labels, fontsize=9)
 ax.set(xlim=(-0.5, len(names) - 0.5), ylim=(-10.6, 0.6))
 ax.tick_params(length=0)
+ax.set_title("filled: decided in this text", fontsize=10)
 for side in ax.spines.values():
     side.set_visible(False)
 figure(
@@ -382,7 +383,7 @@ figure(
 )
 
 # %% [markdown]
-# A filled circle says that the text has decided this; the last three rows count. It is nearly a staircase. The graphs have decided none of the eight and know most: the shape of each result, what is a GELU. Further right more is decided, and less is known. What would move between operations grows where GELU is spelled out, and goes where somebody decided what runs together. TTIR has tiles and addresses, and the shape of the whole result stands nowhere in it; it has also decided, unasked, to multiply with fewer digits than float32 has (`inputPrecision = tf32`, "digits of the product"). TTGIR, Triton's next
+# It is nearly a staircase; the last three rows count. The graphs have decided none of the eight and know most: the shape of each result, what is a GELU. Further right more is decided, and less is known. What would move between operations grows where GELU is spelled out, and goes where somebody decided what runs together. TTIR has tiles and addresses, and the shape of the whole result stands nowhere in it; it has also decided, unasked, to multiply with fewer digits than float32 has (`inputPrecision = tf32`, "digits of the product"). TTGIR, Triton's next
 # step, says which thread of a warp holds which number. This is why there are several languages: fusing is easy on the left, vectorising on the right, and no step can be taken back.
 
 # %% tags=["hide-output"]

@@ -124,7 +124,8 @@ def listing(ax, graph, kernels, title):
         name, rest = words[node].strip().split(" = ")
         shown = " ".join(rest.split()[: 1 + len(node.inputs)])
         color = COLORS[of[node] % len(COLORS)]
-        ax.text(0.08, -place, f"{name} = {shown}", family="monospace", fontsize=10)
+        line = f"{name} = {shown}"
+        ax.text(0.08, -place, line, family="monospace", va="center", fontsize=10)
         ax.barh(-place, 0.05, 0.85, left=0, color=color)
         number = {"ha": "center", "va": "center_baseline", "fontsize": 8}
         ax.text(0.025, -place, of[node] + 1, color="white", **number)
