@@ -104,7 +104,7 @@ check.lower(lower)
 # ## Exercise 3: smooth_gate
 # ●●●○○ difficulty · ●●●●● importance · 15 minutes · 3 points
 #
-# A function of your own as machine code. The lesson's gate, the hard swish of MobileNetV3 ([Howard et al. 2019](https://arxiv.org/abs/1905.02244 "howard2019searching")), has two corners; this one has none. With $y = x + b$ and $t = \min(\max(y + 3,\, 0),\, 6)\, /\, 6$, compute $y \cdot t^2 (3 - 2t)$. Use `+`, `-`, `*`, `maximum` and `minimum`; `x` and `b` are expressions. The check compiles it, runs it on this CPU, and reads its assembly for AVX2: no division may be left, no call, and at most 20 instructions in the loop.
+# A function of your own as machine code. The lesson's gate, the hard swish of MobileNetV3 ([Howard et al. 2019](https://arxiv.org/abs/1905.02244 "howard2019searching")), has two corners; this one has none. With $y = x + b$ and $t = \min(\max(y + 3,\, 0),\, 6)\, /\, 6$, compute $y \cdot t^2 (3 - 2t)$. Use `+`, `-`, `*`, `maximum` and `minimum`: `x` and `b` are expressions, with which Python's `max`, `min` and `**` can do nothing. The check compiles it, runs it on this CPU, and reads its assembly for AVX2: no division may be left, no call, and at most 20 instructions in the loop.
 
 
 # %% tags=["exercise"]
