@@ -2,7 +2,7 @@
 # # Overview
 #
 # Between a line of Python and the instructions of a CPU or a GPU lie several languages, and each program that "compiles a model" goes through a few of them. Here one function is read in nine, as real compilers print it: which line became which, and who decides what. Then you compile your first
-# function to machine code, with a compiler that reads in ten minutes.
+# function to machine code, with a compiler that you can read in ten minutes.
 
 # %% tags=["hide-input"]
 import csv
@@ -35,7 +35,7 @@ warnings.filterwarnings("ignore", module="torch|copyreg")
 # %% [markdown]
 # ## What it costs
 #
-# The function of this part is $\operatorname{GELU}(xw + b)$. Here are six ways of running it on one core (stored; `scripts/overview_sweep.py` measures again). They agree closely, and do not take the same time:
+# The function of this part is $\operatorname{GELU}(xw + b)$, here with 128 rows in $x$ and 256 × 512 weights. These are six ways of running it on one core (stored; `scripts/overview_sweep.py` measures again). They agree closely, and do not take the same time:
 
 # %%
 with (overview.STORED / "times.csv").open(newline="", encoding="utf-8") as lines:
@@ -49,7 +49,15 @@ errors = [float(row["error"]) for row in TIMES if row["function"] == "mlp"]
 print("all within 0.0001 of float64:", max(errors) < 1e-4)
 
 # %% [markdown]
-# The slowest is a compiler, and a good one: TVM was not told in which order to compute, and that is a decision which somebody must make. (Ours, the small one of this page, loses its time in `tanh`; Play shows why.) All of this part is about decisions: which there are, and who makes them. Nothing on this page needs a GPU or a C compiler.
+# The slowest is a compiler, and a good one: TVM was not told in which order to compute, and that is a decision which somebody must make. (Ours, the small one of this page, loses its time in `tanh`; Play shows why.) All of this part is about decisions: which there are, and who makes them. Nothing on this page needs a GPU or a C compiler. The nine languages, and who writes them:
+#
+# | language | printed by | it is |
+# |---|---|---|
+# | FX, ONNX | PyTorch | a graph of operations; ONNX is the one that is kept in files |
+# | StableHLO, HLO | XLA, JAX's compiler | a graph, before and after XLA's own passes |
+# | Relax, TIR | TVM | a graph; then loops |
+# | linalg | MLIR, here by IREE | operations on whole arrays, with the formula for one number inside |
+# | TTIR, TTGIR | Triton | what one tile needs; then also which thread holds what |
 #
 # ## Predict
 
@@ -70,7 +78,7 @@ apart_guess = predict(
 # | `%v0 = fmul float %x0, %x1` | $x$, $y$ | 2, 4, 6, 8 |
 # | `%v1 = fadd float %v0, %x0` | the line above, $x$ | 3, 6, 9, 12 |
 #
-# `%x0` is read twice, and it is one value. In Python it would be a line of text; here it is two operations and an edge from each to what it reads: a graph, written as a list.
+# `%x0` is read twice, and it is one value. In Python it would be a line of text; here it is two operations and an edge from each to what it reads: a graph, written as a list. Below, `trace` calls `f` with two stand-ins, which write down what is done with them, and the next two functions make lines of that.
 
 
 # %%
@@ -92,7 +100,7 @@ print(machine_code(torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.full((4,), 2.0)).to
 #
 # $$[\![\, p_{i+1} \,]\!] = [\![\, p_i \,]\!] \quad \text{(up to rounding)}$$
 #
-# while it decides something that the language before left open: in which order, in which memory, by which threads. Below, the same three parts in each language. Step through them: lines that correspond light up.
+# (the brackets stand for what a program computes), while it decides something that the language before left open: in which order, in which memory, by which threads. Below, the same three parts in each language. Step through them: lines that correspond light up.
 
 # %% tags=["hide-input"]
 TEXTS = {name: in_language("mlp", name) for name in overview.LANGUAGES}
@@ -155,7 +163,9 @@ def trace_of(text):
     for part in overview.PARTS:
         now = list(marks(lines, part))
         own = [line for p, line, _ in lines if p == part]
-        more = f" and {len(own) - 2} more" if len(own) > 2 else ""
+        left_out = [re.match(r"… (\d+) lines more", line) for line in own[2:]]
+        rest = sum(int(each[1]) if each else 1 for each in left_out)
+        more = f" and {rest} more" if rest else ""
         told = f"{SAID[part]} is here: {'; '.join(own[:2])}{more}"
         changed = [m for m, old in zip(now, before, strict=True) if m != old]
         found.append(Step(tuple(changed), told, facts=facts))
@@ -172,7 +182,7 @@ steps(
 )
 
 # %% [markdown]
-# Point at a line to see all of it. "Between operations" is what would be written to memory and read again if each operation ran as it stands there; the times are those from above. FX, ONNX and Relax are graphs: a line for each part, and what a GELU is stays in the name. TIR and linalg spell it out, and TIR has loops. TTIR was written by a person, as a Triton kernel; it says what *one tile* of the result needs, and most of its lines compute
+# Point at a line to see all of it. "Between operations" is what would be written to memory and read again if each operation ran as it stands there; the times are those from above. FX, ONNX and Relax are graphs: a line for each part, and what a GELU is stays in the name. TIR and linalg spell it out, and TIR has loops. TTIR comes from a Triton kernel, which a person wrote; it says what *one tile* of the result needs, and most of its lines compute
 # addresses (left out here). The whole texts, with XLA's two and Triton's next step:
 
 # %% tags=["hide-output"]
@@ -182,7 +192,7 @@ for name, text in TEXTS.items():
 # %% [markdown]
 # ## Your turn
 #
-# The first step of our own compiler. A result comes as a graph of `Expression`s; put them into a list.
+# The first step of our own compiler. A result comes as a graph of `Expression`s; put them into a list, arguments and constants too. `node.inputs` is a tuple of the expressions that `node` reads, and of an argument or a constant it is empty. Two objects that look alike stay two.
 
 
 # %%
@@ -241,16 +251,16 @@ for i in range(max(map(len, loops))):
 show(overview.trace, overview.linearise, overview.lower, overview.loop)
 
 # %% [markdown]
-# Four levels stand here. Our lines of LLVM IR work on one number. LLVM's passes make lines of them that work on a vector of eight: still LLVM IR, for any CPU that has them or not. Then each becomes an instruction of one CPU, and its values get registers. The assembler turns the words into bytes, and `address` says where they begin.
+# Four levels stand here. Our lines of LLVM IR work on one number. (`0x4008000000000000` is 3: LLVM writes a float as the bits of the double that is equal to it.) LLVM's passes turn them into lines that work on a vector of eight: still LLVM IR, which names no instruction of any CPU. Then each becomes instructions of one CPU, and its values get registers. The assembler turns the words into bytes, and `address` says where they begin.
 #
-# Left eight numbers per trip in a register `ymm`, right four in `v…4s`: LLVM made a loop over vectors of our loop over numbers, and that is its decision. 3, 6 and ⅙ wait in registers. x86 needs three instructions for one maximum, since `vmaxps` alone would lose a NaN; AArch64's `fmax` keeps it.
+# Left eight numbers per trip in a register `ymm`, right four in `v…4s`: LLVM turned our loop over numbers into a loop over vectors, and that is its decision. 3, 6 and ⅙ wait in registers. x86 needs three instructions for one maximum, since `vmaxps` alone would lose a NaN; AArch64's `fmax` keeps it.
 #
 # | value | type | holds |
 # |---|---|---|
 # | `Expression` | graph | `op`, `inputs`, `value`; shared where it is read twice |
 # | `linearise(…)` | list | the order in which to compute |
 # | `lower(…)` | lines, name | each with a name that no other has |
-# | `Compiled.address` | int | where the instructions begin; called with pointers and $n$ |
+# | `Compiled.address` | int | where the instructions begin; called with pointers and $n$, how many numbers |
 #
 # ## torch.compile
 #
@@ -296,7 +306,7 @@ for function in ("mlp", "attention_row", "nine"):
 # %% [markdown]
 # The second call finds its graph. With 64 rows the guard fails; the new graph is for *any* number of rows (`None`), so 32 costs nothing. One row is a case of its own again. Guards also hold the code of `mlp`, global settings and Python numbers: what may change the answer is looked at before each call, and that takes microseconds.
 #
-# The last three lines are stored measurements on one core. `nine` is GELU in nine calls on 2 MB, where there is something to fuse. `mlp` is mostly a product, which a library computed before and computes now. `attention_row` takes some microseconds, to which the guards add theirs. What becomes of the graphs, C++ here and Triton on a GPU, is read in the lesson on
+# The last three lines are stored measurements on one core. `nine` is GELU in nine calls on 2 MB, where there is something to fuse. `mlp` is mostly a product, which a library computed before and computes now. `attention_row`, one query over 128 keys, takes some microseconds, to which the guards add theirs. What becomes of the graphs, C++ here and Triton on a GPU, is read in the lesson on
 # the back end.
 #
 # ## Against the libraries
@@ -361,6 +371,7 @@ labels = [*overview.DECISIONS, "operations", "lines", "MB between"]
 ax.set_yticks(range(0, -11, -1), labels, fontsize=9)
 ax.set(xlim=(-0.5, len(names) - 0.5), ylim=(-10.6, 0.6))
 ax.tick_params(length=0)
+ax.set_title("filled: decided in this text", fontsize=10)
 for side in ax.spines.values():
     side.set_visible(False)
 figure(
@@ -372,7 +383,7 @@ figure(
 )
 
 # %% [markdown]
-# A staircase. The graphs have decided none of the eight and know most: the shape of each result, what is a GELU. Further right more is decided, and less is known. What would move between operations grows where GELU is spelled out, and goes where somebody decided what runs together. TTIR has tiles and addresses, and the shape of the whole result stands nowhere in it; it has also decided, unasked, to multiply with fewer digits than float32 has (`inputPrecision = tf32`). TTGIR, Triton's next
+# It is nearly a staircase; the last three rows count. The graphs have decided none of the eight and know most: the shape of each result, what is a GELU. Further right more is decided, and less is known. What would move between operations grows where GELU is spelled out, and goes where somebody decided what runs together. TTIR has tiles and addresses, and the shape of the whole result stands nowhere in it; it has also decided, unasked, to multiply with fewer digits than float32 has (`inputPrecision = tf32`, "digits of the product"). TTGIR, Triton's next
 # step, says which thread of a warp holds which number. This is why there are several languages: fusing is easy on the left, vectorising on the right, and no step can be taken back.
 
 # %% tags=["hide-output"]
@@ -383,7 +394,7 @@ apart_guess.settle("0.0001, more than rounding")
 # %% [markdown]
 # ## Play
 #
-# The loop of a function as a CPU would run it. GELU calls `tanhf` once per number: vectors do not help there.
+# The loop of a function as a CPU would run it. At level 0 LLVM translates line by line, at 1 it tidies up, and from 2 on it makes loops of vectors. GELU calls `tanhf` once per number: vectors do not help there.
 
 # %% tags=["hide-input", "slider", "nbval-ignore-output"]
 FORMULAS = {"gate": (gate, 2), "GELU": (overview.gelu, 1)}

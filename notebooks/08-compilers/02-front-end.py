@@ -2,7 +2,7 @@
 # # Front end
 #
 # PyTorch runs a function one operation at a time, and each writes its result to memory for the next to read. A compiler sees the whole function first. Its front end turns it into a graph, removes what is not needed, and decides
-# which operations run together, so that most results never reach memory. Here you build one that reads in an evening, and measure what it saves. At the end you own the rule of fusion.
+# which operations run together, so that most results never reach memory. Here you build one that you can read in an evening, and measure what it saves. At the end you own the rule of fusion.
 
 # %% tags=["hide-input"]
 import time
@@ -37,7 +37,7 @@ from llmlab.models import real_model
 # %% [markdown]
 # ## What it costs
 #
-# This part has one function, $\operatorname{GELU}(x w + b)$, and takes it from Python to machine code. The GELU alone is nine operations. Run one by one on a tensor of 34 MB, each reads one or two tensors and writes one:
+# This part has one function, $\operatorname{GELU}(x w + b)$, and takes it from Python to machine code. The GELU alone is nine operations. Run one by one on a tensor of 34 MB, each reads one or two tensors and writes one. What runs in one go, with its results written at the end, is a **kernel**; here each operation is one:
 
 
 # %%
@@ -101,11 +101,11 @@ print(
 # Four steps, and each is a function from a program to a program.
 #
 # 1. **Capture.** Run the function once on values that have a shape and no numbers. Every operation writes a line `%2 = add %0 %1`. Each value is written once (**static single assignment**), so a value may take another's place wherever both are the same.
-# 2. **Simplify.** Remove what no result needs. Compute what is known. Merge what is equal. Apply rules of algebra. Let transposes wander into the products, which read them for nothing.
-# 3. **Fuse.** A kernel goes through its rows: a row is read, everything along it is computed, one result is written. From the last operation back, each joins its readers' kernel if all of them are in one.
+# 2. **Simplify.** Remove what no result needs. Compute what is known. Merge what is equal. Apply rules of algebra. Let transposes wander into the products, which read them so at no cost.
+# 3. **Fuse.** A kernel goes through its rows: a row is read, everything along it is computed, one result is written. It is named by its **root**, the last of its operations, whose value it writes. We go from the last operation to the first: an operation joins the kernel of its readers if all of them are in one kernel.
 # 4. **Plan memory.** What is still written gets an offset in one arena; values that are not alive at one time share bytes.
 #
-# With $\text{reads}_k$ and $\text{root}_k$ of kernel $k$, what a program costs in memory traffic is
+# Let $\text{reads}_k$ be the values from outside that kernel $k$ reads, $\text{root}_k$ the one that it writes, and $|v|$ the bytes of $v$. What a program costs in memory traffic is
 #
 # $$Q = \sum_k \Big( |\text{root}_k| + \sum_{v \in \text{reads}_k} |v| \Big)$$
 #
@@ -124,7 +124,8 @@ def listing(ax, graph, kernels, title):
         name, rest = words[node].strip().split(" = ")
         shown = " ".join(rest.split()[: 1 + len(node.inputs)])
         color = COLORS[of[node] % len(COLORS)]
-        ax.text(0.08, -place, f"{name} = {shown}", family="monospace", fontsize=10)
+        line = f"{name} = {shown}"
+        ax.text(0.08, -place, line, family="monospace", va="center", fontsize=10)
         ax.barh(-place, 0.05, 0.85, left=0, color=color)
         number = {"ha": "center", "va": "center_baseline", "fontsize": 8}
         ax.text(0.025, -place, of[node] + 1, color="white", **number)
@@ -150,6 +151,8 @@ figure(
 )
 
 # %% [markdown]
+# The number before a line is that of its kernel. Names are given anew in each list, and inputs and constants have no line: %0 to %2 are $q$, $k$, $v$, and the division by 8 has become a product with ⅛.
+#
 # Two products cannot be in one kernel: the second reads each row of its input many times, once per column of its result, so that row must have been written. And a value with two readers is a question of its own. If both are in one kernel, it joins
 # them. If they are in two, it is written once and read twice, unless its inputs are no larger than it is: then each kernel computes it again, and less is moved.
 #
@@ -157,7 +160,7 @@ figure(
 #
 # ## Your turn
 #
-# The simplest pass. `graph.nodes` are in order, `graph.results` must be computed (outputs, effects, new values of inputs), and each node has `inputs`.
+# The simplest pass. `graph.nodes` are in order, `graph.results` must be computed (outputs, effects, new values of inputs), and each node has `inputs`. Return `front_end.Graph(inputs, nodes, outputs, updates)`: the nodes that a result needs, in their old order, and all inputs, whoever reads them.
 
 
 # %%
@@ -187,7 +190,7 @@ your_turn(check.remove_dead, one_answer)
 # %% [markdown]
 # ## The code
 #
-# Rules of algebra are data: a pattern, what takes its place, and whether it is exact for *every* float. $x - x = 0$ is not: $\infty - \infty$ is NaN. Rules that are not exact are used only when asked for ("fast math").
+# Rules of algebra are data: a pattern, what takes its place, and whether it is exact for *every* float. (Here 0 and −0 count as one; LLVM is stricter, and keeps $x + 0$, which makes 0 of −0.) $x - x = 0$ is not: $\infty - \infty$ is NaN. Rules that are not exact are used only when asked for ("fast math").
 
 # %%
 for rule in front_end.FAST_MATH:
@@ -319,7 +322,7 @@ for name, (function, arguments) in cases.items():
     compare(found, torch.stack([wanted, wanted]), "ours, onnxruntime's", tol=1e-4)
 
 # %% [markdown]
-# onnxruntime has kernels for a product with a bias (`Gemm`) and for one with a factor or a transpose (`FusedMatMul`). The exact GELU, with erf, it makes one node; this one, the tanh form, it leaves in pieces, however it is spelled (1.32.0). Our rule knows no names, so it is
+# Counted are the operations that were captured, our kernels, and the nodes that onnxruntime keeps. It has kernels for a product with a bias (`Gemm`) and for one with a factor or a transpose (`FusedMatMul`). The exact GELU, with erf, it makes one node; this one, the tanh form, it leaves in pieces, however it is spelled (1.32.0). Our rule knows no names, so it is
 # indifferent to spelling; on the other hand, it has no fast kernel for anything.
 #
 # ## The experiment
@@ -383,7 +386,7 @@ for name, gain in gains.items():
 speed_guess.settle(gains["GELU on 34 MB"], digits=1)
 
 # %% [markdown]
-# Half of the traffic and more is gone, with the same result, and the arena is half as large: what is never written needs no place. The weights are read in any case. What fusion is worth depends on what the time is spent on. The GELU moves an eleventh and is two or three times as fast, not eleven: `tanh` itself takes its time, and our pieces are still torch calls. The block
+# More than two thirds of the traffic is gone, with the same result, and the arena is half as large: what is never written needs no place. The weights are read in any case. What fusion is worth depends on what the time is spent on. The GELU moves an eleventh and is two or three times as fast, not eleven: `tanh` itself takes its time, and our pieces are still torch calls. The block
 # spends its time in products, which nobody has made faster; in pieces of few rows they are even a little slower. This is why compilers report large gains on small kernels and small gains on large models.
 #
 # ## Play
@@ -475,7 +478,7 @@ print(f"{len(graphs[1000].work):,} operations take {took[1000]:.2f} s")
 # ## What to keep
 #
 # ```python
-# for node in reversed(graph.work):
+# for node in reversed(graph.work):          # homes: operation → roots of its kernels
 #     kernels = set().union(*(homes[user] for user in users[node]))
 #     inside = kernels and node not in results and joins(node, users[node], kernels, with_product)
 #     homes[node] = kernels if inside else {node}

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Chips and roofline
 #
-# A data sheet has fifty numbers. Two of them decide how long a language model takes: how fast the chip computes, and how fast it reads its memory. The roofline puts both into one picture, with every layer of a model as a dot. Here you read data sheets of thirty chips, find what they hide, put your own machine beside them, and rank them by what you want to do. At the end you own the formula.
+# A data sheet has fifty numbers. Two of them decide how long a language model takes: how fast the chip computes, and how fast it reads its memory. The roofline puts both into one picture, with every layer of a model as a dot. Here you read data sheets of 29 chips, find what they hide, put your own machine beside them, and rank them by what you want to do. At the end you own the formula.
 
 # %% tags=["hide-input"]
 import time
@@ -27,7 +27,7 @@ from llmlab.models.presets import preset
 # %% [markdown]
 # ## What it costs
 #
-# An H100 is sold for its arithmetic. How much of that does Llama 3.1 8B use when it writes one token after the other? All weights must come out of memory for each token:
+# An H100 is sold for its arithmetic. How much of that does Llama 3.1 8B use when it writes one token after the other? All weights must come out of memory for each token, but for the table of embeddings, of which one row is taken:
 
 # %%
 llama, h100 = preset("llama-3.1-8b"), chip("H100")
@@ -133,7 +133,7 @@ figure(
 #
 # ## Your turn
 #
-# The formula, solved for the rows: $2mkn/\pi \ge (m k b_x + k n b_w + m n b_y)/\beta$. A row brings bytes of its own; if these take as long as its FLOPs, no $m$ is enough, and the answer is `None`. Round up.
+# The formula, solved for the rows $m$ of $x$ $(m, k)$ times $W$ $(k, n)$, whose numbers have $b_x$, $b_w$ and, in the result, $b_y$ bytes: $2mkn/\pi \ge (m k b_x + k n b_w + m n b_y)/\beta$. A row brings bytes of its own; if these take as long as its FLOPs, no $m$ is enough, and the answer is `None`. Round up.
 
 
 # %%
@@ -160,7 +160,7 @@ your_turn(check.smallest_batch, one_answer)
 rows_guess.settle(cr.smallest_batch(4096, 4096, speed, h100.bandwidth), digits=3)
 
 # %% [markdown]
-# The ridge of the H100 is at 295 FLOP per byte, and for large matrices of 16-bit numbers that is also the number of tokens; the rows' own bytes add the rest. With weights of four bits a quarter of the tokens would do. It is the same for all: a chip with more arithmetic needs *more* at once.
+# The ridge of the H100 is at 295 FLOP per byte, and for large matrices of 16-bit numbers that is also the number of tokens; the rows' own bytes add the rest. With weights of four bits a quarter of the tokens would do. This holds for every chip: one with more arithmetic and the same memory needs *more* tokens at once.
 #
 # ## How to read a data sheet
 #
@@ -184,7 +184,7 @@ rows_guess.settle(cr.smallest_batch(4096, 4096, speed, h100.bandwidth), digits=3
 # | bits | 400 Gbit/s of network | 50 GB/s |
 # | GB or GiB | 95 GiB, 820 GiB/s | 7% more than GB |
 # | eight chips | 36 PFLOP/s of an HGX board | an eighth |
-# | formats | FP8 in large, BF16 in small | twice as fast, if your numbers fit into it |
+# | formats | FP8 in large print, BF16 in small | twice as fast, if your numbers fit into it |
 #
 # Even one vendor contradicts itself. Here is what differs after everything has been brought into the same units:
 
@@ -255,7 +255,7 @@ compare(torch.tensor(weights + cache), torch.tensor(int(ours.bytes)), "bytes")
 # %% [markdown]
 # ## The experiment
 #
-# First your own machine, measured by `cr.measure()`: a sum over 256 MB for $\beta$, products of matrices for $\pi$. Then the layers of SmolLM2 on it, for 1 to 512 tokens, each a dot at the FLOP/s that it reached. The roof was measured on other shapes; nothing was fitted.
+# First your own machine, measured by `cr.measure()`: sums over pieces of 256 MB for $\beta$, products of matrices for $\pi$. Then the layers of SmolLM2 on it, for 1 to 512 tokens, each a dot at the FLOP/s that it reached. The roof was measured on other shapes; nothing was fitted. Both are the best of many tries.
 
 # %% tags=["hide-input", "nbval-ignore-output"]
 mine, missing = cr.measure()
@@ -280,12 +280,11 @@ def dots_of(model, tokens):
         # a set of copies that is larger than the caches, as the layers of a model are
         copies = [weight.clone() for _ in range(max(1, int(1e8 / weight.nbytes)))]
         x = torch.randn(tokens, weight.shape[1])
-        best = float("inf")
-        for _ in range(2):
+        best = float("inf")  # as for the roof: what it can do, undisturbed
+        for each in copies * 2:
             started = time.perf_counter()
-            for each in copies:
-                x @ each.T
-            best = min(best, (time.perf_counter() - started) / len(copies))
+            x @ each.T
+            best = min(best, time.perf_counter() - started)
         work = cr.product(tokens, *weight.T.shape, 4, 4, 4)
         found.append((work.intensity, work.flops / best))
     return found
@@ -318,7 +317,7 @@ for tokens, found in measured.items():
     print(f"{tokens:4} tokens: {min(parts):.0%} to {max(parts):.0%} of the roof")
 
 # %% [markdown]
-# Distance from the roof is a question for whoever wrote the kernel, not for whoever built the chip. One token lies near the slope, because a product with a vector is nothing but reading. A few tokens lie furthest away: too many to be reading only, too few to fill the units that multiply, and every library has its own way of doing so. From some hundreds on little is missing.
+# Distance from the roof is a question for whoever wrote the kernel, not for whoever built the chip. One token lies near it, because a product with a vector is nothing but reading. A few tokens lie furthest away: too many to be reading only, too few to fill the units that multiply, and every library has its own way of doing so. From some hundreds on little is missing. (If your dots lie lower, or above the roof, ask first what else is running: it disturbs one of the two measurements.)
 #
 # Now the ranking: one formula, three kinds of work with Llama 3.1 8B in 16 bits. Reading a prompt of 2,048 tokens; writing one token for one user; writing one for each of 64 users with 2,048 tokens behind them. What counts is chip-seconds: seconds, times as many chips as are needed to hold weights and cache.
 
@@ -380,7 +379,7 @@ figure(
 h200_guess.settle("writing token by token")
 
 # %% [markdown]
-# For a prompt, arithmetic ranks; for users, bandwidth. So the H200 gains nothing where prompts are read, and 1.4 times where answers are written. Chips without a clear 16-bit figure are left out. Chips with memory *on* the chip (GC200, LPU) read five to ten times as fast as a B200 and hold so little that it takes 40 or 156 of them: all their users wait less, and somebody buys a rack. (Links cost nothing here. They do: [choosing a split](../05-parallelism/11-choosing.ipynb).) And peaks are peaks: what a kernel reaches is another lesson.
+# For a prompt, arithmetic ranks; for users, bandwidth. So the H200 gains nothing where prompts are read (the two tie there, and the figure can only put one below the other), and 1.4 times where answers are written. Chips without a clear 16-bit figure are left out. Chips with memory *on* the chip (GC200, LPU) read five to ten times as fast as a B200 and hold so little that it takes 40 or 156 of them: all their users wait less, and somebody buys a rack. (Links cost nothing here. They do: [choosing a split](../05-parallelism/11-choosing.ipynb).) And peaks are peaks: what a kernel reaches is another lesson.
 #
 # ## Play
 #

@@ -25,6 +25,7 @@ from llmlab.compilers.overview import (
     loop_of,
     maximum,
     minimum,
+    run_with,
 )
 
 # %% [markdown]
@@ -66,7 +67,7 @@ check.linearise(linearise)
 #
 # 1. Argument $i$ (its `value`) has the name `%x` with its number, as `%x0`, and no line: the loop loads it.
 # 2. A constant has the name `literal(value)`, and no line.
-# 3. Any other gets a line and a new name, as `%v0`, `%v1`. If its operation is in `INSTRUCTIONS`: `%v0 = fadd float %x0, %x1`. If it is in `FUNCTIONS_OF_LLVM`: `%v1 = call float @llvm.exp.f32(float %v0)`, with as many `float …` as it has inputs.
+# 3. Any other gets a line and a new name, as `%v0`, `%v1`. If its operation is in `INSTRUCTIONS`: `%v0 = fadd float %x0, %x1`. If it is in `FUNCTIONS_OF_LLVM`, which has the names without `@`: `%v1 = call float @llvm.exp.f32(float %v0)`, with as many `float …` as it has inputs.
 
 
 # %% tags=["exercise"]
@@ -100,38 +101,47 @@ check.lower(lower)
 # Each name is given once, which is what **static single assignment** means, so the dict from nodes to names is all the state there is. `literal` writes bits, for no float32 equals 0.1, and LLVM refuses a number that it would have to round.
 
 # %% [markdown]
-# ## Exercise 3: hard_swish
+# ## Exercise 3: smooth_gate
 # ●●●○○ difficulty · ●●●●● importance · 15 minutes · 3 points
 #
-# A function of your own as machine code: the hard swish of MobileNetV3 ([Howard et al. 2019](https://arxiv.org/abs/1905.02244 "howard2019searching")). With $y = x + b$, compute $y \cdot \min(\max(y + 3,\, 0),\, 6)\, /\, 6$. Use `+`, `*`, `maximum` and `minimum`; `x` and `b` are expressions. The check compiles it, runs it on this CPU, and reads its assembly for AVX2: no division may be left, no call, and at most 15 instructions in the loop.
+# A function of your own as machine code. The lesson's gate, the hard swish of MobileNetV3 ([Howard et al. 2019](https://arxiv.org/abs/1905.02244 "howard2019searching")), has two corners; this one has none. With $y = x + b$ and $t = \min(\max(y + 3,\, 0),\, 6)\, /\, 6$, compute $y \cdot t^2 (3 - 2t)$. Use `+`, `-`, `*`, `maximum` and `minimum`: `x` and `b` are expressions, with which Python's `max`, `min` and `**` can do nothing. The check compiles it, runs it on this CPU, and reads its assembly for AVX2: no division may be left, no call, and at most 20 instructions in the loop.
 
 
 # %% tags=["exercise"]
-def hard_swish(x: Expression, b: Expression) -> Expression:
-    """The hard swish, after a bias."""
+def smooth_gate(x: Expression, b: Expression) -> Expression:
+    """A swish without corners, after a bias."""
     # BEGIN SOLUTION
     y = x + b
-    return y * minimum(maximum(y + 3, 0), 6) * (1 / 6)
+    t = minimum(maximum(y + 3, 0), 6) * (1 / 6)
+    return y * (t * t * (3 - 2 * t))
     # END SOLUTION
 
 
 # %% tags=["check"]
-check.hard_swish(hard_swish)
+check.smooth_gate(smooth_gate)
 
 # %% [markdown]
-# Here is what the CPU would run, eight numbers per trip. Look for your 3 and 6: they wait in registers before the loop. Then ask for `loop_of(hard_swish, "AArch64, NEON")`.
+# Now run it: your function, compiled by your own `linearise` and `lower`, and by LLVM from there. At $y = -4, 1, 4$ it gives −0, 20/27 and 4.
 
 # %%
-print(loop_of(hard_swish))
+print(
+    run_with(linearise, lower, smooth_gate, torch.tensor([-4.0, 1, 4]), torch.zeros(3))
+)
+
+# %% [markdown]
+# Here is the loop that the CPU runs, eight numbers per trip. Your 3 and 6 are not in it: they wait in registers that were loaded before. Then ask for `loop_of(smooth_gate, "AArch64, NEON")`.
+
+# %%
+print(loop_of(smooth_gate))
 
 # %% [markdown] tags=["solution"]
-# A compiler may not write $y \cdot \frac16$ for $y / 6$: for some $y$ the last bit differs, and it must not change results unasked. The one who wrote the formula may. On x86 the maximum takes three instructions, for `vmaxps` alone would drop a NaN; AArch64 has one instruction, `fmax`, that keeps it.
+# A compiler may not write $y \cdot \frac16$ for $y / 6$: for some $y$ the last bit differs, and it must not change results unasked. The one who wrote the formula may. $t$ is read three times and computed once: it is one object. On x86 the maximum takes three instructions, for `vmaxps` alone would drop a NaN; AArch64 has one instruction, `fmax`, that keeps it.
 
 # %% [markdown]
 # ## Exercise 4: guarded_call
 # ●●●●○ difficulty · ●●●●● importance · 20 minutes · 4 points
 #
-# When is a compiled version right for a call? `compile(*arguments)` gives a function that is right for arguments *like these*: tensors of the same shape and dtype, and of everything else the same type and value (1, 1.0 and True are three). Write one call of a function that is compiled for what it is called with. `versions` is a dict, empty at first, that you fill and that comes back with the next call; its keys and values are yours.
+# When is a compiled version right for a call? `compile(*arguments)` gives a function that is right for arguments *like these*: tensors of the same shape and dtype, and of everything else the same type and value (1, 1.0 and True are three). Write what happens at one call of a function that is compiled for what it is called with. `versions` is a dict, empty at first, that you fill and that comes back with the next call; its keys and values are yours.
 #
 # 1. If there is a version for such arguments, return its answer.
 # 2. If not, and there are fewer than `limit` versions, compile one, keep it, and return its answer.

@@ -32,7 +32,7 @@ from llmlab.compilers.front_end import (
 # ●●○○○ difficulty · ●●●●○ importance · 12 minutes · 2 points
 #
 # A `Graph` has `inputs`, `nodes` (each after those that it reads), `outputs`, and `updates`: inputs that the program changes, each with its new value. `graph.results` lists all that must be computed: outputs, new
-# values of inputs, and effects, such as printing. Return a new `Graph` with the nodes that a result needs, and with all inputs, which the caller gives anyway. The nodes stay in their order. The program that you were given stays as it is.
+# values of inputs, and effects, such as printing. Return a new `Graph(inputs, nodes, outputs, updates)` with the nodes that a result needs, and with all inputs (they stand in `nodes`, too), which the caller gives anyway. The nodes stay in their order. The program that you were given stays as it is.
 
 
 # %% tags=["exercise"]
@@ -97,8 +97,8 @@ check.key_of(key_of)
 # ## Exercise 3: joins
 # ●●●●○ difficulty · ●●●●● importance · 25 minutes · 4 points
 #
-# Fusion goes from the last operation to the first. All `users` of a node have their kernels; `kernels` is the set of the roots of these (one or more), and `with_product` has the roots of kernels that hold a product. Shall the node be
-# computed inside these kernels? A kernel goes through the rows of its root:
+# Fusion goes from the last operation to the first. A kernel is named by its root, the last of its operations, whose value it writes. All `users` of a node have their kernels; `kernels` is the set of the roots of these (one or more), and `with_product` has the roots of kernels that hold a product. Shall the node be
+# computed inside these kernels? The first two sentences hold for every node, and then one of the others. A kernel goes through the rows of its root:
 #
 # 1. Every reader must go along rows: `along_rows(user)`. (A product reads a value many times.)
 # 2. The node must have the rows of every root: `rows(root) == rows(node)`.

@@ -108,7 +108,7 @@ check.smallest_batch(smallest_batch)
 # ## Exercise 4: rank
 # ●●●○○ difficulty · ●●●●○ importance · 15 minutes · 3 points
 #
-# `chips` says for each name `(peak, bandwidth, memory)`. A piece of work has `flops` to compute and `moved` bytes to move, and `held` bytes must lie in memory all the time, of which a part `free` can be used on each chip. Take as many chips of one kind as hold them. They share the work evenly, and their links cost nothing. Return tuples `(name, chips, chip-seconds)`: how many there are, and seconds times chips, which is what one pays for. The fewest chip-seconds come first.
+# `chips` says for each name `(peak, bandwidth, memory)`. A piece of work has `flops` to compute and `moved` bytes to move, and `held` bytes must lie in memory all the time. Of each chip's memory only a share can be used for them: `free`, 0.9 for example. Take as many chips of one kind as hold them, and no more. They share the work evenly, and their links cost nothing. Return tuples `(name, chips, chip-seconds)`: how many there are, and seconds times chips, which is what one pays for. The fewest chip-seconds come first.
 
 
 # %% tags=["exercise"]

@@ -418,7 +418,16 @@ def run_join(answer: Callable, n: int) -> Outcome:
     found = answer(node, users, set(kernels), set(product))
     if not isinstance(found, bool | np.bool_):
         raise Mistake(f"joins(…) returned {found!r}: return True or False")
-    return {"the result": bool(found)}
+    return {f"the result for {described(node, users, kernels, product)}": bool(found)}
+
+
+def described(node: Node, users: list, kernels: set, product: set) -> str:
+    """A case of `joins` in words."""
+    readers = ", ".join(user.op for user in users)
+    count = "one kernel" if len(kernels) == 1 else f"{len(kernels)} kernels"
+    holds = " that holds a product" if kernels & product else ""
+    shape = "×".join(map(str, node.type.shape))
+    return f"{node.op} ({shape}), read by {readers} in {count}{holds},"
 
 
 @check.exercise(

@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from llmlab.checks.judging import Outcome, judge
@@ -196,7 +195,7 @@ def run_lines(answer: Callable, n: int) -> Outcome:
     found = expect(answer(program), kind=tuple, what="lower(program)")
     if len(found) != 2 or not isinstance(found[1], str):
         raise Mistake("return the list of lines, and the name of the last value")
-    lines, result = expect(found[0], kind=list, what="the lines"), found[1]
+    lines, result = expect(found[0], kind=list, what="the list of lines"), found[1]
     for line in lines:
         if not isinstance(line, str) or not LINE.fullmatch(line.strip()):
             raise Mistake(
@@ -204,10 +203,11 @@ def run_lines(answer: Callable, n: int) -> Outcome:
                 " `%v0 = fadd float %x0, %x1`, or `%v1 = call float"
                 " @llvm.exp.f32(float %v0)`"
             )
+    ir = loop(lines, result, arguments)
     try:
-        code = compile_ir(loop(lines, result, arguments), arguments, level=0)
+        code = compile_ir(ir, arguments, level=0)
     except ValueError as problem:
-        words = explained(str(problem))
+        words = explained(str(problem), ir)
         if not program[-1].inputs and "undefined" in words:
             words += ": the last node may be an argument or a constant"
         raise Mistake(words) from None
@@ -219,11 +219,14 @@ def run_lines(answer: Callable, n: int) -> Outcome:
     }
 
 
-def explained(problem: str) -> str:
-    """What LLVM says, and what it usually comes from."""
+def explained(problem: str, ir: str) -> str:
+    """What LLVM says, of which line, and what it usually comes from."""
     said = problem.removeprefix("LLVM cannot read this: ").strip().splitlines()
     words = [line.strip() for line in said[:2]]
     text = "LLVM cannot read your lines: " + "; ".join(words)
+    place = re.search(r"<string>:(\d+):", text)
+    if place:
+        text += f". It means `{ir.splitlines()[int(place[1]) - 1].strip()}`"
     if "constant" in problem or "integer" in problem:
         text += ". A number must be written by `literal(value)`"
     elif "multiple definition" in problem or "redefinition" in problem:
@@ -235,7 +238,10 @@ def explained(problem: str) -> str:
     elif "expected type" in problem:
         text += ". In a call `float` stands before each operand, not only the first"
     elif "expected value token" in problem:
-        text += ". The name of a function begins with @"
+        text += (
+            ". The name of a function begins with `@`, and an instruction says `float`"
+            " once"
+        )
     return text
 
 
@@ -379,64 +385,84 @@ def wrong_lines() -> dict[str, Callable]:
     difficulty=3,
     importance=5,
     hints=(
-        "y = x + b first. Then `maximum` and `minimum` keep y + 3 between 0 and 6.",
+        "y = x + b first. Then `maximum` and `minimum` keep y + 3 between 0 and 6; t is"
+        " a sixth of that.",
         "A compiler may not turn y / 6 into y · (1/6): the results differ in the last"
         " bit for some y. You may decide that it does not matter.",
+        "There is no power: t² is `t * t`. A name that is used twice is computed once.",
     ),
 )
-def hard_swish(answer):
-    """y · min(max(y + 3, 0), 6) / 6 with y = x + b, as machine code without a division
-    and without a call.
+def smooth_gate(answer):
+    """y t² (3 − 2t) with y = x + b and t = min(max(y + 3, 0), 6) / 6, as machine code
+    without a division and without a call.
     """
     for size in (1000, 37, 1):
         x, b = torch.randn(2, size) * 4
-        y = x + b
         try:
             got = compile_expression(answer, 2)(x, b)
         except ValueError as problem:
             raise Mistake(str(problem)) from None
         diagnose(
             got,
-            right=F.hardswish(y),
-            mistakes=wrong_swishes(x, b),
-            what="hard_swish(x, b)",
+            right=(x + b) * smooth(kept_between(x + b)),
+            mistakes=wrong_gates(x, b),
+            what="smooth_gate(x, b)",
         )
     ir = to_llvm(answer, 2)
     text = assembly(ir)
     if "call" in text:
         raise Mistake(
             "the machine code calls a function, once for each number: the formula needs"
-            " nothing but +, ×, maximum and minimum"
+            " nothing but +, −, ×, maximum and minimum"
         )
     if re.search(r"\bv?div", text):
         raise Mistake(
             "the values are right, and the machine code divides, which takes several"
             " times as long as a product: multiply by 1/6"
         )
-    if len(hot_loop(text)) > 15:
+    if len(hot_loop(text)) > MOST_INSTRUCTIONS:
         raise Mistake(
             f"the values are right, and the loop has {len(hot_loop(text))}"
-            " instructions: 15 are enough. Compute y once, and clamp with one maximum"
-            " and one minimum"
+            f" instructions: {MOST_INSTRUCTIONS} are enough. Compute y and t once, and"
+            " clamp with one maximum and one minimum"
         )
 
 
-def wrong_swishes(x: Tensor, b: Tensor) -> dict[str, Tensor]:
+MOST_INSTRUCTIONS = 20
+
+
+def kept_between(y: Tensor, low: float | None = 0, high: float | None = 6) -> Tensor:
+    """t: y + 3 between two ends, in sixths."""
+    return (y + 3).clamp(low, high) / 6
+
+
+def smooth(t: Tensor) -> Tensor:
+    """From 0 to 1 without a corner."""
+    return t * t * (3 - 2 * t)
+
+
+def wrong_gates(x: Tensor, b: Tensor) -> dict[str, Tensor]:
     """Diagnosis → what a wrong formula gives."""
     y = x + b
+    t = kept_between(y)
     return {
-        "b is missing: y = x + b": F.hardswish(x),
+        "b is missing: y = x + b": x * smooth(kept_between(x)),
         "the 3 is missing: it is y + 3 that is kept between 0 and 6": (
-            y * y.clamp(0, 6) / 6
+            y * smooth(kept_between(y - 3))
         ),
-        "the upper end is missing: minimum(…, 6)": y * (y + 3).clamp(min=0) / 6,
-        "the lower end is missing: maximum(…, 0)": y * (y + 3).clamp(max=6) / 6,
-        "the sixth is missing": y * (y + 3).clamp(0, 6),
-        "the factor y is missing: this is the gate alone": (y + 3).clamp(0, 6) / 6,
-        "the outer factor is y = x + b, not x": x * (y + 3).clamp(0, 6) / 6,
-        "maximum and minimum are exchanged: with maximum(…, 6) nothing is left of y": (
-            y * (y + 3).clamp(max=0).clamp(min=6) / 6
+        "the upper end is missing: minimum(…, 6)": (
+            y * smooth(kept_between(y, high=None))
         ),
+        "the lower end is missing: maximum(…, 0)": (
+            y * smooth(kept_between(y, low=None))
+        ),
+        "the sixth is missing": y * smooth(6 * t),
+        "the factor y is missing: this is the gate alone": smooth(t),
+        "the outer factor is y = x + b, not x": x * smooth(t),
+        "maximum and minimum are exchanged: with maximum(…, 6) t is 1 for every y": y,
+        "this is the gate of the lesson: t² (3 − 2t) takes the place of t": y * t,
+        "t is not squared: t² (3 − 2t)": y * t * (3 - 2 * t),
+        "the 2 is missing: t² (3 − 2t)": y * t * t * (3 - t),
     }
 
 
@@ -486,6 +512,8 @@ def run_calls(answer: Callable, n: int) -> Outcome:
         return ["as it stands", kinds(arguments)]
 
     def compiler(*arguments):
+        if any(callable(each) for each in arguments):
+            raise Mistake("compile takes the arguments of the call, not the function")
         compiled.append(kinds(arguments))
         version = len(compiled)
         return lambda *given: [f"version {version}", kinds(given)]

@@ -45,6 +45,7 @@ from llmlab.compilers.overview.machine import (
     floats_per_trip,
     hot_loop,
     loop_of,
+    run_with,
 )
 from llmlab.compilers.overview.reading import (
     DECISIONS,
@@ -95,6 +96,7 @@ __all__ = [
     "operations",
     "parts",
     "root_two_over_pi",
+    "run_with",
     "sqrt",
     "tanh",
     "to_llvm",

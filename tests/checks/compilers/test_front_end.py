@@ -306,7 +306,11 @@ test_wrong_answers = rejects(
         Wrong("key_of", key_as_list, "cannot stand in a dict"),
         Wrong("key_of", key_as_tensor, "the same constant has a new key"),
         Wrong("joins", joins_as_number, "return True or False"),
-        Wrong("joins", joins_never, "the result after joins"),
+        Wrong(
+            "joins",
+            joins_never,
+            "the result for exp (6×8), read by neg in one kernel, after joins",
+        ),
         Wrong("plan", side_by_side, "those of all values together"),
         Wrong("plan", all_at_zero, "share bytes"),
         Wrong("plan", from_4096, "the arena begins at 0"),
