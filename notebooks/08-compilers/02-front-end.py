@@ -190,7 +190,7 @@ your_turn(check.remove_dead, one_answer)
 # %% [markdown]
 # ## The code
 #
-# Rules of algebra are data: a pattern, what takes its place, and whether it is exact for *every* float. (Here 0 and −0 count as one; LLVM is stricter, and keeps $x + 0$, which makes 0 of −0.) $x - x = 0$ is not: $\infty - \infty$ is NaN. Rules that are not exact are used only when asked for ("fast math").
+# Rules of algebra are data: a pattern, what takes its place, and whether it is exact for *every* float. $x - 0 = x$ is; $x + 0 = x$ is not, for $-0 + 0$ is $0$; nor is $x - x = 0$: $\infty - \infty$ is NaN. Rules that are not exact are used only when asked for ("fast math").
 
 # %%
 for rule in front_end.FAST_MATH:

@@ -373,7 +373,7 @@ gain_guess.settle(slow / fast, digits=0)
 swap_guess.settle("i outside")
 
 # %% [markdown]
-# Half of the way is one `reorder`: with $j$ innermost, neighbours in memory are neighbours in time, and the compiler finds lanes by itself. (gcc swaps the naive loops by itself; LLVM does not.) The other half is the block in registers: one row of B that is loaded serves fourteen rows of C. Tiles for the cache, lanes by hand and packing change little at this size, where B
+# Half of the way is one `reorder`: with $j$ innermost, neighbours in memory are neighbours in time, and the compiler finds lanes by itself. (gcc makes lanes of $j$ in the naive loops, too, with $k$ inside; LLVM does not.) The other half is the block in registers: one row of B that is loaded serves fourteen rows of C. Tiles for the cache, lanes by hand and packing change little at this size, where B
 # fits a cache as it is. The three searches cannot be told apart: in so small a space, drawing finds what breeding finds.
 #
 # In the fused `mlp`, the bias and the GELU are done while the block is in registers, and one write is all that is left. torch.compile gains nothing here: its product is the same call, eager PyTorch has one kernel for GELU already, and each call first checks its guards, for which a row of attention is too short. It gains where many small operations stand in a row, as

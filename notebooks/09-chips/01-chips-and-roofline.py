@@ -104,7 +104,7 @@ def roofs(ax, low=0.5, high=5000):
         at = [low, corner, high]
         roof = [cr.attainable(i, peak, one.bandwidth) / 1e12 for i in at]
         ax.loglog(at, roof, color=color)
-        ax.text(high * 1.15, roof[-1], name, color=color, va="center", fontsize=9)
+        ax.text(high * 1.1, roof[-1], f"{name}  ", color=color, va="center", fontsize=9)
 
 
 fig, ax = plt.subplots(figsize=(4.8, 3.6))

@@ -91,7 +91,7 @@ def kept(pattern: Pattern) -> Callable[[Bindings], Pattern]:
 RULES = (
     Rule("x · 1 = x", ("mul", "x", 1.0), kept("x")),
     Rule("x / 1 = x", ("div", "x", 1.0), kept("x")),
-    Rule("x + 0 = x", ("add", "x", 0.0), kept("x")),
+    Rule("x + (−0) = x", ("add", "x", -0.0), kept("x")),
     Rule("x − 0 = x", ("sub", "x", 0.0), kept("x")),
     Rule("−(−x) = x", ("neg", ("neg", "x")), kept("x")),
     Rule("x + (−y) = x − y", ("add", "x", ("neg", "y")), kept(("sub", "x", "y"))),
@@ -111,10 +111,17 @@ RULES = (
 
 FAST_MATH = (
     *RULES,
+    # not of −0, whose sum with 0 is 0
+    Rule("x + 0 = x", ("add", "x", 0.0), kept("x"), exact=False),
     Rule("x − x = 0", ("sub", "x", "x"), kept(0.0), exact=False),
     Rule("x · 0 = 0", ("mul", "x", 0.0), kept(0.0), exact=False),
     Rule("x / x = 1", ("div", "x", "x"), kept(1.0), exact=False),
 )
+
+
+def same_sign(a: float, b: float) -> bool:
+    """Tells 0 from −0."""
+    return math.copysign(1, a) == math.copysign(1, b)
 
 
 def match(pattern: Pattern, node: Node, found: Bindings) -> bool:
@@ -122,7 +129,7 @@ def match(pattern: Pattern, node: Node, found: Bindings) -> bool:
     if isinstance(pattern, str):
         return found.setdefault(pattern, node) is node
     if isinstance(pattern, float):
-        return node.number == pattern
+        return node.number == pattern and same_sign(node.number, pattern)
     op, _, name = pattern[0].partition(":")
     if node.op != op:
         return False

@@ -311,7 +311,7 @@ test_wrong_answers = rejects(
         Wrong(
             "lower",
             with_lines(lambda line: line.replace("@", "")),
-            "begins with @",
+            "begins with `@`",
         ),
         Wrong(
             "lower",
