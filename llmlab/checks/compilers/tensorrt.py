@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -431,6 +432,7 @@ def layer_of(function: Callable, *shapes: tuple[int, ...], form: str = "") -> La
     return trt.fuse_layers(trt.split(network).after)[-1]
 
 
+@cache
 def key_cases() -> list[list[Asked]]:
     """Layers of which some take the same time."""
 
