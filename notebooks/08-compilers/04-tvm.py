@@ -106,7 +106,7 @@ nests_guess = predict(
 # | **guard** | $2 i_0 + i_1 < 5$, or the sixth would leave $C$ |
 # | **region** of $P$ for one $i_0$ | places $4i_0 + 2i_1 + r$, from $4i_0$ to $4i_0 + 2 + 2$: 5 of them |
 #
-# So $P$ may be computed five places at a time, where it is read, and never lies in memory as a whole. Each tile computes one place that its neighbour computes as well.
+# So $P$ may be computed five places at a time, where it is read, and never lies in memory as a whole. Each tile computes one place that its neighbour computes as well. In the program `ax0` runs over the piece, with a guard of its own: the last piece would leave $P$.
 
 # %%
 x = placeholder("x", (11,))
@@ -128,9 +128,9 @@ print(lower(C, schedule=schedule))
 # | compute_at, cache | which region is read? (interval arithmetic on indices) |
 # | compute_inline | is it a plain formula, without a sum? |
 #
-# With index $= c_0 + \sum_l c_l\, l$ over loops $l$ of $n_l$ iterations, those inside the tile moving and all others standing still, the region is
+# A read has the index $c_0 + \sum_l c_l\, l$ over loops $l$ of $n_l$ iterations. The loops inside the tile move, all others stand still. The region goes from the smallest index to the largest:
 #
-# $$\Big[\; c_0 + \sum_{\text{standing}} c_l\, l + \sum_{\text{moving}} \min(0, c_l (n_l - 1)),\quad \dots + \sum_{\text{moving}} \max(0, c_l (n_l - 1)) \;\Big]$$
+# $$\Big[\; c_0 + \sum_{\text{standing}} c_l\, l + \sum_{\text{moving}} \min(0, c_l (n_l - 1)),\quad c_0 + \sum_{\text{standing}} c_l\, l + \sum_{\text{moving}} \max(0, c_l (n_l - 1)) \;\Big]$$
 #
 # Before and after, for a product: lines of one axis have one colour.
 
@@ -184,7 +184,7 @@ figure(
 # %% [markdown]
 # ## Your turn
 #
-# Bounds inference, for one dimension. `indices` are those of all reads; `moving` has the loops inside the tile and their extents. `index.part(names)` is the part of an index made of these loops; `interval(rest, moving)` gives its smallest and largest value, the constant included.
+# Bounds inference, for one dimension. `indices` are those of all reads; `moving` has the loops inside the tile and their extents. What stands still is the same in all reads. `index.part(names)` is the part of an index made of these loops; `interval(rest, moving)` gives its smallest and largest value, the constant included.
 
 
 # %%
@@ -241,7 +241,7 @@ ours = loops.run(lower(C, schedule=schedule), {"x": numbers})["C"]
 compare(torch.from_numpy(ours), torch.from_numpy(theirs), "ours and TVM's", tol=1e-6)
 
 # %% [markdown]
-# And what is refused, in whose words? The last one TVM 0.27.0.post1 takes: to vectorize a loop inside which another tensor is computed. All lanes then share the room of one, and **wrong numbers come out without a word**. Whoever lets a machine search for schedules must compare results, not only times.
+# And what is refused, in whose words? The last one TVM 0.27.0.post1 takes: to vectorize a loop inside which another tensor is computed. That tensor has room for one number, all lanes of the vector write to it, and **wrong numbers come out without a word**. Whoever lets a machine search for schedules must compare results, not only times.
 
 # %%
 A = placeholder("A", (2, 8))
@@ -271,7 +271,7 @@ print("TVM's:", with_tvm.call(library, given, shape=(2, 8))[0])
 # %% [markdown]
 # ## The experiment: the same formula, six schedules
 #
-# The schedule of the part's own back end, step by step in TVM's words: k before j, so that rows are read in order; 16 numbers at once; a block of 4 × 16 sums that stays in registers while k runs; what it reads of B copied into panels. One core, 512 × 512 × 512.
+# The schedule of the part's own back end (lesson 03), step by step in TVM's words. *rows*: k before j, so that rows are read in order. *vectors*: 16 numbers at once. *registers*: a block of 4 × 16 sums that stays in registers while k runs. *packed*: what the block reads of B, copied into panels, each in one piece. One core, 512 × 512 × 512.
 
 # %% tags=["hide-input", "nbval-ignore-output"]
 times = {"naive": (naive, torch_mm)}
@@ -304,7 +304,7 @@ figure(
 )
 
 # %% [markdown]
-# Nothing but loops has changed. The largest step is the cheapest: with k before j both rows are read in order, and LLVM makes vectors of it by itself, so that saying so gains nothing. Then memory is what is left: sums that stay in registers, and panels that are read in order. The block of 14 × 32, which the back end of this part takes on AVX-512, stays behind in TVM: 14 does not divide 512, and the guard remains in the inner loop, where our back end wrote the loop twice.
+# Nothing but loops has changed. The largest step is the cheapest: with k before j both rows are read in order, and LLVM makes vectors of it by itself, so that saying so gains nothing. Then memory is what is left: sums that stay in registers, and panels that are read in order. The block of 14 × 32, which our back end takes on AVX-512, stays behind in TVM. 14 does not divide 512, so six of its rows have a guard, and LLVM keeps the **sums of these rows in memory**, loaded and stored at every step of k; only the other eight rows are in registers. Size is not the reason: 16 × 32, which divides, took 2.6 ms, though some of its sums no longer fit. Our back end writes the loop twice; so does LLVM where only a row or two have no guard, as in 6 × 16.
 #
 # What the processor sees in the end is below, for a processor with AVX2: in one step of $k$ two loads of B, four numbers of A, eight multiply-adds into eight registers. Then the same lists for other targets: which code generators can the wheel use without a vendor's tools?
 
@@ -411,7 +411,7 @@ speed_guess.settle(100 * times["packed"][1] / times["packed"][0])
 nests_guess.settle(nests)
 
 # %% [markdown]
-# Fusion puts operations into one function, and that alone saves launches, not memory: **without a schedule every intermediate tensor is still written**. `one_nest` inlines the nine formulas between and lets the last take each block of the product from the registers. PyTorch remains faster here: TVM calls
+# Fusion puts operations into one function, and that alone saves launches, not memory: **without a schedule every intermediate tensor is still written**. GELU alone is nine formulas. `one_nest` inlines the nine between the product and the last, and lets the last take each block of the product from the registers. PyTorch remains faster here: TVM calls
 # the C library's `expf` for each number of the GELU, and PyTorch computes 8 or 16 at a time.
 #
 # ## Finding a schedule
@@ -460,7 +460,7 @@ for trials in (4, 12, 32):
 #
 # ## Play
 #
-# Where is a tensor computed? $C_{ij}$ is the sum of $P$ over 3 × 3 places, of 32 × 32 results, in tiles of $t × t$. Before all of them: every number of $P$ once, and all of them in memory. At the loop over tiles: a piece at a time, and what tiles share at their borders is computed by each. The darker, the more often.
+# Where is a tensor computed? $C_{ij}$ is the sum of $P$ over 3 × 3 places, of 32 × 32 results, in tiles of $t × t$. Before all of them: every number of $P$ once, and all of them in memory. In strips (at the loop `i_0`) or in tiles (at `j_0`): a piece at a time, and what tiles share at their borders is computed by each. The darker, the more often.
 
 # %% tags=["hide-input", "slider"]
 image = placeholder("x", (34, 34))
@@ -589,7 +589,7 @@ explore(
 #
 # <details><summary>A split does not divide. Where does the guard stand, and what does it cost?</summary>
 #
-# In the innermost loop, unless it can be moved out: a comparison per iteration, and sometimes the vectors.
+# In the innermost loop, unless it can be moved out: a comparison per iteration, and sums that no longer stay in registers.
 #
 # </details>
 #

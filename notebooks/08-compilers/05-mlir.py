@@ -80,7 +80,7 @@ dispatch_guess = predict(
 # %% [markdown]
 # ## By hand
 #
-# `y = a; if a < 5: y = a · a; return y + y`. In **static single assignment** each value is defined once, and here y has two definitions. In memory that is no problem: both store to one place.
+# `y = a; if a < 5: y = a · a; return y + y`. In **static single assignment** each value is defined once, and here y has two definitions. In memory that is no problem: both store to one place. Which blocks lie on every way to a block (they **dominate** it), and which of them is the last before it, its immediate dominator or *idom*?
 #
 # | block | goes to | dominated by | idom |
 # |---|---|---|---|
@@ -88,7 +88,7 @@ dispatch_guess = predict(
 # | ^1: store a · a | ^2 | ^0, ^1 | ^0 |
 # | ^2: load, load, add | – | ^0, ^2 | ^0 |
 #
-# ^1 does not **dominate** ^2, for there is a way around it. So its value cannot be used there by its name. Where the two ways meet, y becomes an **argument of the block**, and each side hands its own value on. LLVM says the same with a **phi**. (LLVM's own pass that does this is called mem2reg.)
+# ^1 does not dominate ^2, for there is a way around it. So its value cannot be used there by its name. Where the two ways meet, y becomes an **argument of the block**, and each side hands its own value on. LLVM says the same with a **phi**. (LLVM's own pass that does this is called mem2reg.)
 
 
 # %%
@@ -121,7 +121,7 @@ print([ssa.run(program, a)[0] for a in (3, 7)])
 # | dialect | says | decided on the way down from it |
 # |---|---|---|
 # | `lab`, ours | what: matmul, gelu | which operations are one |
-# | `linalg` on tensors | loops, by maps from turns to numbers | how many buffers, and who shares bytes |
+# | `linalg` on tensors | loops, by maps from iterations to elements | how many buffers, and who shares bytes |
 # | `linalg` on `memref` | where the numbers lie | the order of loops |
 # | `scf` | loops, one by one | – |
 # | `cf` | blocks and jumps | – |
@@ -207,7 +207,7 @@ figure(
 )
 
 # %% [markdown]
-# Between levels a program is only rewritten, by **patterns**: an operation is matched, others take its place. A pattern may rely on one thing, that the program is valid: each use is **dominated** by its definition.
+# Between levels a program is only rewritten, by **patterns**: an operation is matched, others take its place, and so on until no pattern fits (a *greedy* driver does that). A pattern may rely on one thing, that the program is valid: each use is dominated by its definition. With $\mathrm{pred}(b)$ for the blocks that may jump to $b$:
 #
 # $$\mathrm{Dom}(b) = \{b\} \cup \bigcap_{p \in \mathrm{pred}(b)} \mathrm{Dom}(p)$$
 #
@@ -215,7 +215,7 @@ figure(
 #
 # ## Your turn
 #
-# A pattern on `lab`. Dimension i of a transpose's result is dimension `op.dims[i]` of its operand `op.x`, whose maker is `op.x.owner`. A transpose that moves nothing is its operand; two are one.
+# A pattern on `lab`. Dimension i of a transpose's result is dimension `op.dims[i]` of its operand `op.x`, whose maker is `op.x.owner`: an operation, or the block, if it is an argument. A transpose that moves nothing is its operand; two are one.
 
 
 # %%
@@ -249,7 +249,7 @@ your_turn(check.fold_transposes, one_answer)
 
 
 # %% [markdown]
-# This is the first pattern of [MLIR's Toy tutorial](https://mlir.llvm.org/docs/Tutorials/Toy/Ch-3/ "mlir2026toy"), which says that it is trivial to match on such a level and hard for LLVM. So we ask LLVM, for a chip that is named.
+# This is the first pattern of [MLIR's Toy tutorial](https://mlir.llvm.org/docs/Tutorials/Toy/Ch-3/ "mlir2026toy"), which says that it is trivial to match on such a level and hard for LLVM. So we ask LLVM, for a chip that is named. (Passes and bytes are those of the text that LLVM gets. In its instructions both loops are still there, and no `memcpy`.)
 #
 # A pattern may also decide what is computed first. A chain of products is the textbook's case: [Cormen et al. 2022](https://mitpress.mit.edu/9780262046305/introduction-to-algorithms/ "cormen2022introduction") give 15,125 multiplications for the best order of six matrices. `CheapestOrder` is that algorithm as a pattern. It rounds otherwise, so it runs only when asked for.
 
@@ -301,7 +301,7 @@ show(lab.LabOp, lab.MatmulOp, ssa.immediate_dominators, ssa.meeting)
 # | bufferisation | `bufferise.py` | a destination that is read later is copied |
 # | last step | `to_llvm.py` | types change, too: an index is i64, a buffer a pointer |
 #
-# xDSL has no pass for the last step, so ours is here. Where nothing fits, the operation is named: *failed to legalise*.
+# xDSL has no pass for the last step, so ours is here. Where no pattern fits, the error names the operation: *failed to legalise*.
 #
 # ## Against the libraries
 #
@@ -363,7 +363,7 @@ for name, program in broken_programs().items():
 #
 # ## Write an operation, lower it, run it
 #
-# SwiGLU: $\operatorname{silu}(g) \cdot u$. A class with a rule for shapes is the whole definition; a body of four lines is the way down. Everything below knows only arithmetic. LLVM makes code of the last text for any chip that it knows; the cell ends with the product's multiplication on six of them, none of which needs to be here (with √ in place of exp, for a GPU has no library to call).
+# SwiGLU: $\operatorname{silu}(g) \cdot u$. A class with a rule for shapes is the whole definition; a body of four lines is the way down. Everything below knows only arithmetic. The line with arrows counts the operations at each level. LLVM makes code of the last text for any chip that it knows; the cell ends with the product's multiplication on six of them, none of which needs to be here (with √ in place of exp, for a GPU has no library to call).
 
 
 # %%
@@ -426,7 +426,7 @@ for target in mlir.TARGETS:
 # %% [markdown]
 # ## The experiment
 #
-# What does each level decide? The same two functions, three ways: every operation of the captured graph lowered as it stands; with names (GELU, softmax) given back; and fused by patterns.
+# What does each level decide? The same two functions, three ways: every operation of the captured graph lowered as it stands; with names (GELU, softmax) given back; and fused by patterns. A pass goes once over a tensor. *Between* is what all buffers between operations take, the *arena* what they take when those that are not needed at one time share bytes.
 
 # %% tags=["hide-input"]
 FUNCTIONS = {"mlp": mlp, "attention_row": attention_row}

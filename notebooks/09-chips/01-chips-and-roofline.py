@@ -380,7 +380,7 @@ figure(
 h200_guess.settle("writing token by token")
 
 # %% [markdown]
-# For a prompt, arithmetic ranks; for users, bandwidth. So the H200 gains nothing where prompts are read, and 1.4 times where answers are written. Chips without a clear 16-bit figure are left out. Chips with memory *on* the chip (GC200, LPU) read five to ten times as fast as a B200 and hold so little that it takes 40 or 156 of them: all their users wait less, and somebody buys a rack. (Links cost nothing here. They do: [choosing a split](../05-parallelism/11-choosing).) And peaks are peaks: what a kernel reaches is another lesson.
+# For a prompt, arithmetic ranks; for users, bandwidth. So the H200 gains nothing where prompts are read, and 1.4 times where answers are written. Chips without a clear 16-bit figure are left out. Chips with memory *on* the chip (GC200, LPU) read five to ten times as fast as a B200 and hold so little that it takes 40 or 156 of them: all their users wait less, and somebody buys a rack. (Links cost nothing here. They do: [choosing a split](../05-parallelism/11-choosing.ipynb).) And peaks are peaks: what a kernel reaches is another lesson.
 #
 # ## Play
 #

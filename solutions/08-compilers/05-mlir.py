@@ -23,7 +23,7 @@ from llmlab.compilers.mlir.ssa import (
 # Block a dominates block b if every way from the entry to b leads through a. The **immediate** dominator of b is the last of those that dominate it, b itself left out.
 #
 # `successors` says where each block may jump to. `order` has the blocks that can be reached, in reverse postorder: the entry first, and each block before those it jumps to, but for jumps back. Return a dict with the immediate dominator of every
-# block in `order`; the entry has itself. The method of Cooper, Harvey and Kennedy: begin with the entry alone, go through the order, and let all predecessors of a block that have an entry already *meet*: of two, the one that comes later in the order goes up to its
+# block in `order`; the entry has itself. The method of Cooper, Harvey and Kennedy: begin with the entry alone, go through the order, and let all predecessors of a block that are in the dict already *meet*: of two, the one that comes later in the order goes up to its
 # immediate dominator, until both are the same. Repeat until nothing changes.
 
 
@@ -73,7 +73,7 @@ check.idoms(idoms)
 # 1. `"terminator"`: a block is empty, or its last operation is not in `TARGETS`, or one before the last is.
 # 2. `"arguments"`: a jump hands on more or fewer values than the block has arguments.
 # 3. `"type"`: the types of an operation's operands are not those in `OPERANDS[op.name]`, a tuple; or a value that is handed on has another type than the argument.
-# 4. `"dominance"`: a use that its definition does not dominate. In one block, the definition must stand above; arguments stand at the top. In another block, that block must dominate: `dominates(idom, a, b)`, with `idom = immediate_dominators(function)`. `idom` has only the blocks that can be reached; in the others, nothing is wrong.
+# 4. `"dominance"`: a use that its definition does not dominate. In one block, the definition must stand above; arguments stand at the top. In another block, that block must dominate: `dominates(idom, a, b)`, with `idom = immediate_dominators(function)`. `idom` has only the blocks that can be reached; in the others, no use is wrong.
 #    A value that nobody defines is not dominated either. An operation does not define its own operands.
 
 

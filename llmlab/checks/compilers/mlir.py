@@ -101,7 +101,7 @@ def run_idoms(answer: Callable, n: int) -> Outcome:
             " idom, until both are the same."
         ),
         (
-            "A jump back comes from a block that had no entry in the first round. So go"
+            "A jump back comes from a block that is not in the dict in round one. So go"
             " through the order again, until a whole round changes nothing."
         ),
     ),
@@ -190,8 +190,8 @@ def wrong_idoms() -> dict[str, Callable]:
     """Diagnosis → a wrong way."""
     right = right_idoms
     return {
-        "one round is not enough: a jump back comes from a block that had no entry in"
-        " it, so go on until nothing changes": climbing(rounds=1),
+        "one round is not enough: a jump back comes from a block that was not in the"
+        " dict, so go on until nothing changes": climbing(rounds=1),
         "a predecessor that is never run counts, though it is not in `order`": climbing(
             everyone=True
         ),
@@ -714,6 +714,24 @@ def always_gone(op: lab.TransposeOp, rewriter: PatternRewriter) -> bool:
     return True
 
 
+def undone(op: lab.TransposeOp, rewriter: PatternRewriter) -> bool:
+    """Any two transposes are nothing."""
+    inner = op.x.owner
+    if not isinstance(inner, lab.TransposeOp):
+        return False
+    rewriter.replace(op, [], [inner.x])
+    return True
+
+
+def both_replaced(op: lab.TransposeOp, rewriter: PatternRewriter) -> bool:
+    """The inner transpose goes as well, whoever reads it."""
+    inner = op.x.owner
+    changed = folding()(op, rewriter)
+    if changed and isinstance(inner, lab.TransposeOp) and inner.parent is not None:
+        rewriter.replace(inner, [], [inner.x])
+    return changed
+
+
 def wrong_transposes() -> dict[str, Callable]:
     """Diagnosis → a wrong way."""
     return {
@@ -730,6 +748,10 @@ def wrong_transposes() -> dict[str, Callable]:
         ),
         "two transposes are taken for nothing when the shapes agree: of a square all"
         " shapes agree": always_gone,
+        "any two transposes are taken for nothing: only some undo each other, the"
+        " others are one transpose": undone,
+        "the inner transpose was replaced as well: whoever else reads it would now read"
+        " x": both_replaced,
         "nothing was changed: replace the operation by the rewriter": nothing,
         "the inner order alone is left: put both together": folding(
             order=lambda outer, inner: inner

@@ -140,6 +140,11 @@ def wrong_splits() -> dict[str, Callable]:
         ),
         "factors that make up fewer iterations than there are were accepted: raise"
         " Refused": splitting(refused=lambda extent, total: False),
+        "factors that make up fewer iterations than there are were accepted, with a"
+        " guard: raise Refused": splitting(
+            refused=lambda extent, total: False,
+            guarded=lambda extent, total, parts: total != extent,
+        ),
         "factors that make up more iterations than there are were refused: the guard"
         " cuts them off": splitting(refused=lambda extent, total: total != extent),
         "a guard stands where the parts are as many as the iterations: it costs time"
@@ -298,6 +303,10 @@ def wrong_regions() -> dict[str, Callable]:
         "the region begins at the smallest value of the rest, without the part that"
         " stands still: each tile would read the first one's": regions(
             begin=lambda standing, first: affine(first)
+        ),
+        "the constants of the indices are lost: `index.part(names)` leaves them out,"
+        " `index - standing` keeps them": regions(
+            span=lambda index, moving: interval(index - index.constant, moving)
         ),
         "only the first read counts: the region must hold what all of them read": (
             regions(kept=lambda indices: indices[:1])

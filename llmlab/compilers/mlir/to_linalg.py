@@ -191,8 +191,13 @@ class Linalg:
     def along(
         self, x: SSAValue, dim: int, start: float, write: Callable[..., SSAValue]
     ) -> SSAValue:
-        """One number for each row along a dimension, which stays with the size 1."""
+        """One number for each row along a dimension, which stays with the size 1.
+
+        Args:
+            dim: below zero counts from the end.
+        """
         shape = x.type.get_shape()
+        dim = range(len(shape))[dim]
         result = [1 if i == dim else size for i, size in enumerate(shape)]
         places = [None if i == dim else i for i in range(len(shape))]
         maps = [map_of(len(shape), *range(len(shape))), map_of(len(shape), *places)]

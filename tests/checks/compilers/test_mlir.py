@@ -169,7 +169,7 @@ RIGHT = {
     "idoms": (idoms_by_sets, checks.climbing()),
     "first_problem": (problem_by_the_package, problem_by_paths),
     "fold_transposes": (transposes_by_index, transposes_by_insertion),
-    "rms_norm": (norm_gain_last, norm_with_a_reduction_by_hand),
+    "rms_norm": (norm_gain_last, norm_with_a_reduction_by_hand, norm(dim=-1)),
 }
 
 
