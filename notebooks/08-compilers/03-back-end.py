@@ -2,12 +2,13 @@
 # # Back end
 #
 # A product of two matrices is three loops and one line. Compiled as it is written, it can take a hundred times as long as the library's, which does the very same multiplications. What differs is their order. Here the order becomes data, a **schedule**; you
-# learn which orders are allowed, and make a compiler write a product that keeps up with the BLAS. At the end you own the test that says whether two loops may change places.
+# learn which orders are allowed, and make a compiler write a product that keeps up with the BLAS, the library behind `torch.mm`. At the end you own the test that says whether two loops may change places.
 
 # %% tags=["hide-input"]
 import csv
 import json
 import statistics
+import textwrap
 import time
 from pathlib import Path
 
@@ -78,9 +79,7 @@ swap_guess = predict(
 #
 # $C = AB$ with matrices of 4 × 4. Written naively, each of the 64 products reads a number of $A$ and one of $B$, and 16 results are written: $64 + 64 + 16 = 144$ numbers move.
 #
-# Now a **block** of 2 × 2 results stays in registers while $k$ runs. For each $k$ it reads two numbers of $A$ and two of $B$, and does four products with them. There are four blocks: $4 \cdot 4 \cdot (2 + 2) + 16 = 80$. With blocks of $r \times c$, and what is left at the ends,
-#
-# (a block at the end of the matrix is smaller, but all rows are read just as often):
+# Now a **block** of 2 × 2 results stays in registers while $k$ runs. For each $k$ it reads two numbers of $A$ and two of $B$, and does four products with them. There are four blocks: $4 \cdot 4 \cdot (2 + 2) + 16 = 80$. For $A$ of $n \times k$ and $B$ of $k \times m$, in blocks of $r \times c$ (at the end of the matrix they are smaller, but all rows are read just as often):
 #
 # $$Q = n k \left\lceil \frac{m}{c} \right\rceil + k m \left\lceil \frac{n}{r} \right\rceil + n m$$
 
@@ -92,7 +91,17 @@ for r, c in ((1, 1), (2, 2), (4, 4), (3, 2)):
 # %% [markdown]
 # ## The idea
 #
-# The algorithm says *what* is computed, the schedule *when and where*: Halide's idea ([Ragan-Kelley et al. 2013](https://doi.org/10.1145/2491956.2462176 "ragankelley2013halide")). Ours is a list of steps. Each rewrites loops into loops, so that the program can be read after each. Lines of one colour are the same statement or loop before and after.
+# The algorithm says *what* is computed, the schedule *when and where*: Halide's idea ([Ragan-Kelley et al. 2013](https://doi.org/10.1145/2491956.2462176 "ragankelley2013halide")). Ours is a list of steps. Each rewrites loops into loops, so that the program can be read after each.
+#
+# | step | what becomes of the program |
+# |---|---|
+# | `("tile", loop, size)` | `loop` becomes `loop_o`, over tiles, around `loop_i`, of `size` iterations |
+# | `("reorder", loop, …)` | loops directly inside each other stand in this order |
+# | `("unroll", loop)`, `("vectorise", loop)`, `("parallel", loop)` | its iterations are written out, are lanes of a register, or are shared among threads |
+# | `("pack", array, loop)` | what an iteration of `loop` reads of the array is copied side by side before |
+# | `("cache", array, loop)` | what an iteration of `loop` computes of the array stays in registers until its end |
+#
+# The seven steps here are `tile j` by 16, `tile i` by 4, `reorder`, `pack B` before `j_o`, `cache C` in `i_o`, `unroll i_i` and `vectorise j_i`. Lines of one colour are the same statement or loop before and after; `with b` marks the loop that has the copy b.
 
 # %% tags=["hide-input"]
 SMALL = [
@@ -193,7 +202,7 @@ for step in (("vectorise", "k"), ("reorder", "i", "k"), ("cache", "A", "zi")):
     try:
         back_end.apply(small, [step])
     except back_end.NotLegal as refusal:
-        print(str(refusal)[:77])
+        print(textwrap.fill(str(refusal), 86, subsequent_indent="  "))
 
 # %% tags=["hide-cell"]
 show(schedule.tile, schedule.reorder, schedule.vectorise, machine.best_schedule)
@@ -433,8 +442,8 @@ explore(
 # For your own model, on a GPU or a CPU, Inductor searches templates of products when asked to, and prints what it measured:
 #
 # ```bash
-# TORCH_LOGS="output_code,recompiles,graph_breaks" \
-#   python -c "import torch; model = torch.compile(model, mode='max-autotune')"
+# # with model = torch.compile(model, mode="max-autotune") in it
+# TORCH_LOGS="output_code,recompiles,graph_breaks" python train.py
 # ```
 #
 # ## What to keep

@@ -49,7 +49,7 @@ from llmlab.course import (
 # %% [markdown]
 # ## What it costs
 #
-# The part's function is $\operatorname{GELU}(x w + b)$. Take a layer of a 7B model, 4,096 tokens, 4,096 numbers each, 11,008 wide, in 16 bits. Three kernels, one after another, write the wide result three times and read it twice. An H100 has a memory of 3.35 TB/s and 989 TFLOP/s of products
+# The function of this part is $\operatorname{GELU}(x w + b)$. Take a layer of a 7B model, 4,096 tokens, 4,096 numbers each, 11,008 wide, in 16 bits. Three kernels, one after another, write the wide result three times and read it twice. An H100 has a memory of 3.35 TB/s and 989 TFLOP/s of products
 # ([NVIDIA 2023](https://www.nvidia.com/en-us/data-center/h100/ "nvidia2023h100")).
 
 # %%
@@ -69,7 +69,7 @@ print(f"the product: {2 * T * d * f / 989.4e12 * 1e3:.2f} ms at the chip's peak"
 # %%
 dot_guess = predict("How many per warp on an H100 (sm_90)?", unit="instructions")
 beyond_guess = predict(
-    "Without a mask a kernel loads three numbers behind x. What does it get?",
+    "On a GPU a kernel loads three numbers beyond the end of x. What does it get?",
     choices=("an error", "zeros", "what happens to lie there"),
 )
 
@@ -83,7 +83,7 @@ beyond_guess = predict(
 # | 0 | 0, 1, 2, 3 | 1, 1, 1, 1 | 16 bytes | 16 bytes |
 # | 1 | 4, 5, 6, 7 | 1, 1, **0, 0** | 8 bytes | 8 bytes |
 #
-# Our interpreter runs all programs, counts, and refuses what a GPU does without a word.
+# A mask switches off what would lie beyond the end. `tl.constexpr` marks a number that is fixed when the kernel is compiled; `(2,)` is the grid, two programs along one axis. Our interpreter runs all programs, counts, and refuses what a GPU does without a word.
 
 
 # %%
@@ -115,7 +115,7 @@ for kernel in (no_mask, one_place):
 # %% [markdown]
 # ## The idea
 #
-# A **program** computes one tile of the result. Its place in the grid is all that tells it from the others:
+# A **program** computes one tile of the result, $R$ rows by $C$ columns. Its place in the grid, $p_0$ and $p_1$, is all that tells it from the others:
 #
 # $$\text{row}_r = p_0 R + r, \quad \text{col}_c = p_1 C + c, \qquad \text{address}_{rc} = x + \text{row}_r \cdot \text{stride} + \text{col}_c$$
 #
@@ -152,11 +152,11 @@ figure(
 )
 
 # %% [markdown]
-# These are the counts of [Triton's own tutorial](https://triton-lang.org/main/getting-started/tutorials/03-matrix-multiplication.html "triton2025matmul").
+# Left, the nine need one row of tiles of $x$ and nine columns of $w$, each nine tiles long: 9 · (1 + 9) = 90. Right they need three and three: 9 · (3 + 3) = 54. These are the counts of [Triton's own tutorial](https://triton-lang.org/main/getting-started/tutorials/03-matrix-multiplication.html "triton2025matmul").
 #
 # ## Your turn
 #
-# $y = x + b$ on a grid of blocks. Rows of x lie `stride` numbers apart, those of y d. T and d need not be multiples of ROWS and COLS.
+# $y = x + b$ on a grid of blocks: x has T rows of d numbers, b one number per column. Rows of x lie `stride` numbers apart, those of y d. T and d need not be multiples of ROWS and COLS.
 
 
 # %%
@@ -188,14 +188,15 @@ your_turn(check.add_bias, one_answer)
 # %% [markdown]
 # ## The code
 #
-# Three kernels, real Triton, and the two exercises' subjects among them: softmax of rows, the part's `mlp`, and attention. In the last one the queries of all heads that share a key head are rows of one tile, so a key is loaded once for all of them, and a single token still fills several rows.
+# The package has three kernels in real Triton: softmax of rows, the part's `mlp`, and attention. The first is an exercise, and so is `grouped`, which `mlp` calls; the other two are below. In attention the queries of the G heads that share a key head are rows of one tile, so a key is loaded once for all of them, and a single token still fills several rows.
 #
 # | value | shape | holds |
 # |---|---|---|
 # | `row`, `col` | (R, 1), (1, C) | places of the tile; `+` makes a block of them |
 # | `acc` | (R, C), fp32 | the product so far, in registers |
-# | `q`, `k`, `v` | (R, D), (C, D) | row $n$ of q: query $n / G$ of head $n \bmod G$ |
+# | `q`, `k`, `v` | (R, D), (C, D) | row $n$ of q: query $\lfloor n / G \rfloor$ of head $n \bmod G$ |
 # | `m`, `l`, `o` | (R, 1), (R, 1), (R, D) | the online softmax |
+# | `WIDE` | – | whether tiles are made fp32 before they are multiplied (why: next table) |
 
 # %% tags=["hide-cell"]
 show(kernels.mlp_tile.fn, kernels.attention_tile.fn, launch)
@@ -256,7 +257,7 @@ print(f"two heads share keys: they are read {report.loaded['k'] / k.nbytes:.0f} 
 #
 # ## Down to the machine
 #
-# Triton lowers a kernel in steps: **TTIR**, tensors without threads; **TTGIR**, where each tensor has a layout over threads; LLVM; then **PTX** and machine code for NVIDIA, or AMD's assembly. Each text says which line it comes from. So pick a line of `mlp_tile` and a chip; what it became at each level is lit with it. (All of it was compiled without a GPU.)
+# Triton lowers a kernel in steps: **TTIR**, tensors without threads; **TTGIR**, where each tensor has a layout over threads; [LLVM](03-back-end.ipynb)'s language; then **PTX** and machine code for NVIDIA, or AMD's assembly. Each instruction says which line it comes from. So pick a line of `mlp_tile` and a chip: the A100 (`sm_80`), the H100 (`sm_90`), the B200 (`sm_100`), or AMD's MI300 (`gfx942`). Below stands what the line became at each level, with the number of each instruction. (All of it was compiled without a GPU.)
 
 # %% tags=["hide-input", "slider", "nbval-ignore-output"]
 CHIPS = ["sm_80", "sm_90", "sm_100", "gfx942"]
@@ -352,11 +353,11 @@ explore(
 )
 
 # %% [markdown]
-# On NVIDIA's chips loads became copies that run in the background, two blocks ahead of the product (`cp.async`: the compiler's pipeline). GELU's division is one instruction of PTX per number, an approximate one. The store goes through shared memory, so that neighbouring threads write neighbouring numbers.
+# On NVIDIA's chips loads became copies that run in the background, two blocks ahead of the product (`cp.async`: the compiler's pipeline). GELU's division is one instruction of PTX per number, an approximate one. The store goes through shared memory (a processor's own fast memory, which all threads of a tile see), so that neighbouring threads write neighbouring numbers.
 #
 # ## The experiment
 #
-# **What one `tl.dot` becomes.** The kernel `one_dot` is compiled now for two chips, and compared with what was stored; the other rows are read from the store (`scripts/triton_sweep.py --check` makes them again).
+# **What one `tl.dot` becomes.** `share` is how much of the 64 × 64 × 64 products one instruction does, with its $m \times n \times k$; `threads` start it together. The kernel `one_dot` is compiled now for two chips, and compared with what was stored; the other rows are read from the store (`scripts/triton_sweep.py --check` makes them again).
 
 # %%
 jobs = [Job("one_dot", chip) for chip in ("sm_80", "sm_90")]
@@ -391,10 +392,10 @@ dot_guess.settle(found["count"], digits=1)
 beyond_guess.settle("what happens to lie there")
 
 # %% [markdown]
-# The same line. On the A100 a warp of 32 threads multiplies small blocks out of its registers; on the H100 four warps together start one large product that reads shared memory itself; on the B200 (`sm_100`) a single thread starts it, and the result is not in registers at all but in a tensor memory; on the MI300 (`gfx942`) a wave of 64 threads works on 32 × 32. The T4 (`sm_75`) has tensor cores,
-# and Triton 3.7.1 does not use them. Look at the whole kernel, and at what another number type does:
+# The same line. On the A100 each of four warps does a quarter (32 × 0.8%), in small blocks out of its registers; on the H100 all four together start one large product that reads shared memory itself (4 × 25%); on the B200 (`sm_100`) a single thread starts it, and the result is not in registers at all but in a tensor memory; on the MI300 (`gfx942`) a wave of 64 threads (AMD's warp) works on 32 × 32. The T4 (`sm_75`) has tensor cores,
+# and Triton 3.7.1 does not use them. Now count the instructions in the text of the whole kernel (registers are those of one thread), and see what another number type does:
 
-# %%
+# %% tags=["hide-input"]
 print(f"{'mlp_tile 128 × 128 × 64':26}", *(f"{chip:>7}" for chip in CHIPS))
 all_facts = [stored.of(Job("mlp_tile", chip, warps=8)) for chip in CHIPS]
 for kind in ("tensor core", "background copy", "load", "shared memory", "wait"):
@@ -419,11 +420,11 @@ for dtype in ("bf16", "fp32", "fp8e4nv"):
     print(f"{f'tl.dot of {dtype} multiplies':26}", *(f"{cell:>7}" for cell in cells))
 
 # %% [markdown]
-# Nobody asked for less precision, and fp32 becomes TF32 with 10 bits after the point (XF32 on AMD's). (On the B200, `kind::f16` takes both 16-bit types.) `input_precision="ieee"` forbids it; our kernels say so. And fp8 of this kind is refused for the A100, and silently widened to 16 bits on the MI300, whose own fp8 has another bias. Newer chips also have an engine that copies: given a tensor's shape (`tl.make_tensor_descriptor`) instead of a block of addresses, the H100's kernel has no `cp.async` left.
+# Nobody asked for less precision, and fp32 becomes TF32 with 10 bits after the point (XF32 on AMD's). (On the B200 the instruction `kind::f16` takes both 16-bit types.) `input_precision="ieee"` forbids it; our kernels say so. And fp8 of this kind (`fp8e4nv`, which is E4M3) is refused for the A100, and silently widened to 16 bits on the MI300, whose own fp8 has another bias of the exponent. Newer chips also have an engine that copies: given a tensor's shape (`tl.make_tensor_descriptor`) instead of a block of addresses, the H100's kernel has no `cp.async` left.
 #
 # ## Play
 #
-# Who holds what? A tile lies in the registers of its threads. A layout says where, and in Triton it is a matrix of bits ([Zhou et al. 2025](https://arxiv.org/abs/2505.23819 "zhou2025linear")). Write the numbers of register, lane and warp in binary; each bit that is 1 moves the element by its step, and steps are added without carry. Here is the result of `mma.sync`, with the layout that TTGIR printed. In the figure each number is the lane that holds the element, pale in other warps; blue is the same thread.
+# Who holds what? A tile lies in the registers of its threads. A layout says where, and in Triton it is a matrix of bits ([Zhou et al. 2025](https://arxiv.org/abs/2505.23819 "zhou2025linear")). Write the numbers of register, lane and warp in binary; each bit that is 1 moves the element by its step, and steps are added without carry. The cell prints the steps for the result of `mma.sync`, with the layout as TTGIR has it. Take register 3 of lane 10, warp 0: 3 is 11 in binary, so $(0, 1)$ and $(8, 0)$; 10 is 1010, so $(0, 4)$ and $(2, 0)$. Together that is element (10, 5). In the figure each number is the lane that holds the element, pale in other warps; orange is the chosen element, blue what else its thread holds.
 
 # %%
 facts = stored.of(jobs[0])
@@ -433,7 +434,7 @@ print(printed[mma])
 whole = linear(mma, (64, 64))
 for part in ("register", "lane", "warp"):
     print(f"{part:8} bits move by (row, col):", *getattr(whole, part))
-print("element (11, 3) is in (register, lane, warp):", *whole.owners((11, 3)))
+print("element (10, 5) is in (register, lane, warp):", *whole.owners((10, 5)))
 
 # %% tags=["hide-input", "slider", "nbval-ignore-output"]
 loads = next(layout for layout in printed if isinstance(layout, Blocked))
@@ -496,11 +497,11 @@ explore(
 )
 
 # %% [markdown]
-# Loads want eight numbers side by side for one thread; the tensor core wants pairs, eight rows apart. Between the two, `ttg.convert_layout` goes through shared memory. The compiler multiplies one matrix by the inverse of the other to see which threads must exchange what. Our bases equal those of Triton's own for every blocked and tensor-core layout that we tried.
+# Loads want eight numbers side by side for one thread; the tensor core wants pairs, eight rows apart. Between the two, `ttg.convert_layout` goes through shared memory. The compiler multiplies one matrix by the inverse of the other to see which threads must exchange what. Our steps equal Triton's own for every blocked and tensor-core layout that we tried.
 #
 # ## Which tile?
 #
-# Nobody knows beforehand, so candidates are tried: `@triton.autotune`. Most need not be. The compiled kernel says what it needs, and a processor holds few tiles of many registers. A model ranks what is left: waves of tiles, each as long as its products, its bytes or its loads take. But a model has no clock, and the bench decides. Without a GPU we give Triton's autotuner a bench that only counts, to see what its cache goes by.
+# Nobody knows beforehand, so candidates are tried: `@triton.autotune`. Most need not be. The compiled kernel says what it needs: a tile with too many registers **spills**, that is, keeps some in memory, one much larger than the problem is mostly masked off, and a processor holds few tiles that need much (in brackets: of what there is too little). A model ranks what is left: waves of tiles, each as long as its products, its bytes or its loads take. But a model has no clock, and the bench decides. Without a GPU we give Triton's autotuner a bench that only counts, to see what its cache goes by. `key` names the arguments that, when they change, start a new search.
 
 # %% tags=["hide-input"]
 for gpu in (tuning.A100, tuning.H100):

@@ -65,7 +65,7 @@ print(f"grammatical sentence preferred: {right}% before, {min(pairs)} to {max(pa
 #
 # ## Predict
 #
-# One linear of SmolLM2 reads 128 tokens of 1,536 numbers; half of the numbers are below 0.07. And four rules may choose the threshold: the maximum, a percentile (99.99%), the least entropy, the least squared error.
+# One linear of SmolLM2 reads 128 tokens of 1,536 numbers; half of the numbers are smaller than about 0.06. And four rules may choose the threshold: the maximum, a percentile (99.99%), the least entropy, the least squared error.
 
 # %%
 large_guess = predict("How large is the largest of the 196,608?")
@@ -98,7 +98,7 @@ print(f"{(P * (P / Q).log()).sum():.3f}")
 #
 # $$q = \operatorname{clamp}(\lfloor x / s \rceil,\, {-127},\, 127) \qquad \hat{x} = s\,q \qquad s = T / 127$$
 #
-# A product whose two inputs come out of a DQ is a product of codes, since the scales leave the sum: $\sum_k s_x q_{ik}\, s_{w_j} q_{kj} = s_x s_{w_j} \sum_k q_{ik}\, q_{kj}$. The sum is exact, in 32-bit integers. It needs one scale for the whole of $x$ and one for each column of $w$. So Q stands **at the inputs of products**: bias, GELU and residual follow the product in the same layer, in floats, and are rounded once, by the next Q.
+# A product whose two inputs come out of a DQ is a product of codes, since the scales leave the sum: $\sum_k s_x q_{ik}\, s_{w_j} q_{kj} = s_x s_{w_j} \sum_k q_{ik}\, q_{kj}$. The sum is exact, in 32-bit integers. No scale may change along $k$. As TensorRT does for int8, we take one for the whole of $x$ and one for each column of $w$. So Q stands **at the inputs of products**: bias, GELU and residual follow the product in the same layer, in floats, and are rounded once, by the next Q.
 
 # %% tags=["hide-input"]
 COLORS = [palette.blue, palette.orange, palette.green, palette.vermillion]
@@ -147,13 +147,15 @@ figure(
 )
 
 # %% [markdown]
+# (In the figure, the number before an operation is the kernel or layer that runs it; `%9 = quantize %0 %4` makes value 9 of values 0 and 4.)
+#
 # **Codes travel.** Q may go up and DQ down through an operation that only moves numbers, picks some, or changes their sign: reshape, transpose, maximum with zero. Rounding keeps order, so $Q(\max(x, 0)) = \max(Q(x), 0)$. Through GELU or a sum it may not.
 #
-# **Layers are chosen by rule, kernels by clock.** Vertical fusion takes what follows a product along its rows. Horizontal fusion joins products that read the same value: gate and up, or q, k and v. For each layer several **tactics** are timed, and the times kept in a **timing cache**. A tactic must be right before it is fast: PyTorch's product of int8 is wrong where oneDNN may not use VNNI instructions (2.13, seen with `ONEDNN_MAX_CPU_ISA=AVX2`), so the builder first tries a sum that it knows.
+# **Layers are chosen by rule, kernels by clock.** Vertical fusion takes what follows a product along its rows. Horizontal fusion joins products that read the same value: gate and up, or q, k and v. For each layer several **tactics** are timed, and the times kept in a **timing cache**. A tactic must be right before it is fast: PyTorch's product of int8 is wrong where oneDNN, its CPU library, may not use VNNI, the processor's instructions for products of bytes (2.13, seen with `ONEDNN_MAX_CPU_ISA=AVX2`), so the builder first tries a sum that it knows.
 #
 # ## Your turn
 #
-# How bad is a threshold, by TensorRT's measure? `counts` are those of $|x|$; the first `kept` bins stay. Bin $j$ belongs to level $\lfloor j \cdot \text{levels} / \text{kept} \rfloor$, and a level's count goes in equal parts to those of its bins that are not empty. Where $P > 0$ and $Q = 0$, return `math.inf`.
+# How bad is a threshold, by TensorRT's measure, the KL divergence $\sum P \ln (P / Q)$ of the table above? `counts` are those of $|x|$; the first `kept` bins stay. Bin $j$ belongs to level $\lfloor j \cdot \text{levels} / \text{kept} \rfloor$, and a level's count goes in equal parts to those of its bins that are not empty. Where $P > 0$ and $Q = 0$, return `math.inf`.
 
 
 # %%
@@ -185,7 +187,7 @@ your_turn(check.divergence_of, one_answer)
 # %% [markdown]
 # ## The code
 #
-# The builder works on the [front end](02-front-end.ipynb)'s graphs. `divergence` takes all 1,921 candidates at once; `earlier` and `later` move Q and DQ; `products` multiplies codes.
+# The builder works on the [front end](02-front-end.ipynb)'s graphs. `divergence` takes all candidates at once, thresholds of 128 to 2,048 bins; `earlier` and `later` move Q and DQ; `products` multiplies codes.
 
 # %% tags=["hide-cell"]
 show(trt.divergence, trt.quantised_values, trt.pick)
@@ -249,7 +251,8 @@ def said(call, *arguments):
     try:
         call(*arguments)
     except ValueError as refusal:
-        print("refused:", str(refusal).replace(folder, "…")[:58])
+        words = str(refusal).replace(folder, "…")
+        print("refused:", words.split(", and here")[0])
 
 
 with tempfile.TemporaryDirectory() as folder:

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Solutions: Back end
 #
-# Where a tile ends, which loops may change places, what a tile saves, how a tuner breeds, and a schedule of your own. A schedule is a list of steps, each with the names of loops and arrays; the lesson has the table of them.
+# Where a tile ends, which loops may change places, what a tile saves, how a tuner breeds, and a schedule of your own. A schedule is a list of steps, each with the names of loops and arrays.
 #
 # Stuck? `check.hint("tiles")` shows a hint, and the next one when it is called again.
 
@@ -123,6 +123,21 @@ check.next_generation(next_generation)
 # ●●●●● difficulty · ●●●●○ importance · 45 minutes · 6 points
 #
 # `challenge.program()` is the part's attention row, 192 keys of width 32, one loop nest for each operation. Print it. On a simple machine (a cache of 4 kB, 16 registers of 8 lanes) it moves 452,544 bytes in 193,054 cycles; K and V alone are 49,152 bytes. Return a schedule, a list of steps, with which it moves at most **56,000 bytes** in at most **29,000 cycles**.
+#
+# These are the steps:
+#
+# | step | what becomes of the program |
+# |---|---|
+# | `("tile", loop, size)` | `loop` becomes `loop_o`, over tiles, around `loop_i`, of `size` iterations |
+# | `("reorder", loop, …)` | loops directly inside each other stand in this order |
+# | `("unroll", loop)`, `("vectorise", loop)`, `("parallel", loop)` | its iterations are written out, are lanes of a register, or are shared among threads |
+# | `("pack", array, loop)` | what an iteration of `loop` reads of the array is copied side by side before |
+# | `("cache", array, loop)` | what an iteration of `loop` computes of the array stays in registers until its end. Here and in `pack`, `""` for `loop` means the whole program |
+# | `("merge", first, second)` | two loops one after the other become the first |
+# | `("move", loop, before)` | a loop goes up to before another one |
+# | `("inline", array)` | is computed where it is read, and not written |
+# | `("partial_sums", loop, at)` | one sum for each iteration of `loop`; at the end of an iteration of `at` they are added |
+# | `("prefetch", array, elements)` | lines are asked for so far before they are read |
 #
 # `challenge.judge(schedule)` says what a schedule reaches, and `challenge.seconds(schedule)` how long it takes here as machine code. Only the first counts. Loops that do not divide are judged, too: 37 keys, and 11. The names of loops after `tile("k0", 8)` are `k0_o` and `k0_i`; of the copies that steps make, the printed program tells the names (`print(challenge.scheduled(schedule))`).
 

@@ -167,7 +167,7 @@ check.fold_transposes(fold_transposes)
 # - `build.generic(inputs, maps, out, write)`: loops. `maps` has a map for each input and one for the result, `mlir.broadcast_map(shape_of_the_input, shape_of_the_result)`. `out` is `build.empty(*shape)`. `write(scalars, *one_number_of_each_input, old_result)` returns the new number.
 # - `scalars` writes arithmetic: `add`, `sub`, `mul`, `div`, `sqrt`, `number(0.5)`.
 #
-# Return the value of the last operation. Between your operations, one number per row may be written, and no more.
+# Return the value of the last operation. Between your operations, one number per row may be kept in memory, in all.
 
 
 # %% tags=["exercise"]

@@ -233,6 +233,12 @@ def test_every_change_is_undone():
     assert before not in seen
 
 
+def test_options_that_are_too_much_are_named():
+    tree = ast.parse("def f(x, more):\n    return g(x, scale=2, **more)").body[0]
+    kinds = {change.kind for change in changes(tree)}
+    assert {"`scale=` is too much", "`**more` is too much"} <= kinds
+
+
 def test_the_code_around_a_short_part_is_quoted():
     code = Code(source_tree(one_too_few), None)
     ones = [n for n in code.nodes if isinstance(n, ast.Constant) and n.value == 1]

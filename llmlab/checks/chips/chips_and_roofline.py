@@ -57,6 +57,7 @@ SI_CASES = [
     (4.8, "Tbit/s", "both ways"),
     (125, "PFLOP/s", "unstated"),
     (1.28, "TB/s", "unstated"),
+    (250, "TMAC/s", "sparse 2:4"),
 ]
 
 
@@ -75,17 +76,22 @@ def converting(
     binary: bool = True,
     pair: float = 2.0,
     operation: float = 1.0,
+    prefixes: dict[str, float] | None = None,
+    nothing: float | None = None,
+    kind_alone: bool = False,
 ) -> Callable:
     """`to_si`, and what comes out with one thing changed."""
     kinds = KINDS | dict.fromkeys(UNKNOWN, 1.0) | (kinds or {})
 
     def way(value: float, unit: str, kind: str = "") -> float | None:
         if kind in unknown:
-            return None
+            return nothing
         plain = unit.replace("Gi", "G") if not binary else unit
         factor = right_si(value, plain) * kinds[kind]
         factor *= 8 * bit if "bit" in unit else 1
         factor *= pair / 2 if "MAC" in unit else 1
+        factor *= (prefixes or {}).get(unit[0], 1) if unit[:2] != "Gi" else 1
+        factor /= 2 if kind_alone and "MAC" in unit and kind == "sparse 2:4" else 1
         return factor * (operation if "OPS" in unit else 1)
 
     return way
@@ -114,6 +120,15 @@ def wrong_si() -> dict[str, Callable]:
         "bits were multiplied by 8: a byte has 8 of them": converting(bit=8.0),
         "GiB were taken for GB: 2³⁰ bytes, not 10⁹": converting(binary=False),
         "a MAC is a product and a sum: two FLOP": converting(pair=1.0),
+        "MACs were halved: each of them is two FLOP": converting(pair=0.5),
+        "of a sparse figure in MAC/s both count: a MAC is two, and half of them is"
+        " computed": converting(kind_alone=True),
+        "G, T and P are powers of 1000 here; only Gi is 2³⁰": converting(
+            prefixes={"G": 1.024**3, "T": 1.024**4, "P": 1.024**5}
+        ),
+        "T is 10¹², not 2⁴⁰": converting(prefixes={"T": 1.024**4}),
+        "P is 10¹⁵, a thousand T": converting(prefixes={"P": 1e-3}),
+        "what is not stated is not 0: return None": converting(nothing=0.0),
         "an operation of TOPS was counted as two: vendors have counted both"
         " already": converting(operation=2.0),
         "what is not stated cannot be converted: return None": converting(unknown=()),
@@ -213,6 +228,12 @@ def wrong_products() -> dict[str, Callable]:
         "x and the result have sizes of their own, not that of W": counting(
             sizes=lambda x, w, y: (w, w, w)
         ),
+        "the sizes of W's numbers and of y's are exchanged": counting(
+            sizes=lambda x, w, y: (x, y, w)
+        ),
+        "the sizes of x's numbers and of W's are exchanged": counting(
+            sizes=lambda x, w, y: (w, x, y)
+        ),
         "the result has a size of its own, not that of x": counting(
             sizes=lambda x, w, y: (x, w, x)
         ),
@@ -249,6 +270,9 @@ BATCH_CASES = [
     (1000, 1000, 1e9, 1e12, 2, 2, 2),  # from the first row on
     (300, 5000, 2e13, 1e12, 4, 4, 2),
     (100, 100, 2e12, 1e12, 1, 2, 1),
+    (64, 64, 2.0**40, 2.0**36, 2, 2, 2),  # 32 rows take exactly as long
+    (64, 64, 2.0**40, 2.0**36, 4, 2, 4),  # a row's FLOPs take as long as its bytes
+    (600, 600, 989.4e12, 3.35e12, 2, 2, 2),  # thousands of rows
 ]
 
 
@@ -258,6 +282,12 @@ def run_batch(answer: Callable, n: int) -> Outcome:
     if found is not None and not isinstance(found, numbers.Integral):
         raise Mistake(
             f"smallest_batch(…) returned {found!r}: return a whole number, or None"
+        )
+    if found is not None and found > 2**50:
+        raise Mistake(
+            f"smallest_batch(…) returned {found}: beside so many rows the bytes of W"
+            " are lost in rounding. Ask first whether a row's FLOPs take longer than"
+            " the row's own bytes; if not, return None"
         )
     k, n_, *_ = BATCH_CASES[n]
     return {f"the number of rows for k={k} and n={n_}": found}
@@ -270,13 +300,16 @@ def batching(
     w: Callable = lambda size, other: size,
     whole: Callable = math.ceil,
     never: object = None,
+    even: object = None,
 ) -> Callable:
     """`smallest_batch`, and what comes out with one thing changed."""
 
     def way(k, n, peak, bandwidth, x_bytes, w_bytes, y_bytes):
         own = (x * k * x_bytes + y * n * y_bytes) / bandwidth
         a_row = flops * k * n / peak - own
-        if a_row <= 0:
+        if a_row == 0:
+            return even if never is None else never
+        if a_row < 0:
             return never
         return whole(k * n * w(w_bytes, x_bytes) / bandwidth / a_row)
 
@@ -295,6 +328,27 @@ def wrong_batches() -> dict[str, Callable]:
         "W has a size of its own, not that of x": batching(w=lambda size, other: other),
         "with that many rows it is still memory that takes longer: round up": batching(
             whole=math.floor
+        ),
+        "rounded down: the next whole number above is the first that is"
+        " enough": batching(whole=lambda rows: max(1, math.floor(rows))),
+        "rounded to the nearest, and at least 1: the next whole number above is the"
+        " first that is enough": batching(whole=lambda rows: max(1, round(rows))),
+        "where both take exactly as long, that many rows are enough: it is one too"
+        " many": batching(whole=lambda rows: math.floor(rows) + 1),
+        "where a row's own bytes take exactly as long as its FLOPs, no number of rows"
+        " is enough, either: None": batching(even=1),
+        "where no number of rows is enough, the answer is None, not 0": batching(
+            never=0
+        ),
+        "peak / bandwidth alone is FLOPs for each byte: ask how many rows bring so many"
+        " for the bytes of x, W and y": (
+            lambda k, n, peak, bandwidth, *sizes: math.ceil(peak / bandwidth)
+        ),
+        "the search ends at 1000 rows: some chips need more": batching(
+            whole=lambda rows: math.ceil(rows) if rows <= 1000 else None
+        ),
+        "only powers of two were tried": batching(
+            whole=lambda rows: 2 ** max(0, math.ceil(math.log2(rows)))
         ),
         "rounded to the nearest: the next whole number above is the first that is"
         " enough": batching(whole=round),
@@ -378,6 +432,7 @@ def ranking(
     group: bool = False,
     backwards: bool = False,
     order: Callable = lambda row: row[2],
+    late: bool = False,
 ) -> Callable:
     """`rank`, and what comes out with one thing changed."""
 
@@ -388,7 +443,8 @@ def ranking(
             took = time(flops / peak, moved / bandwidth)
             took = took if shared else took * count
             rows.append((name, count, took / count if group else took))
-        return sorted(rows, key=order, reverse=backwards)
+        rows.sort(key=order, reverse=backwards)
+        return [(*row[:2], row[2] / row[1]) for row in rows] if late else rows
 
     return way
 
@@ -410,6 +466,18 @@ def wrong_ranks() -> dict[str, Callable]:
         "seconds times chips is asked for, not the seconds of the group": ranking(
             group=True
         ),
+        "the order is right, and the seconds of the group stand in it: seconds times"
+        " chips are asked for": ranking(late=True),
+        "the order is by the seconds of the group: the fewest chip-seconds come"
+        " first": ranking(order=lambda row: row[2] / row[1]),
+        "where a number of chips holds it exactly, one more was taken: round"
+        " up": ranking(whole=lambda chips: math.floor(chips) + 1),
+        "one chip need not hold it: take as many as do": ranking(whole=lambda chips: 1),
+        "`free` is the part that can be used, not the part that is taken": ranking(
+            free=lambda free: max(1 - free, 0.01)
+        ),
+        "what is held was multiplied by `free`: it is the memory of which only a part"
+        " can be used": ranking(free=lambda free: 1 / free),
         "the worst stands first": ranking(backwards=True),
         "the order is that of the names": ranking(order=lambda row: row[0]),
         "the order is by the number of chips": ranking(order=lambda row: row[1]),

@@ -228,8 +228,8 @@ PRODUCTS = (
 
 def run_product(answer: Callable, n: int) -> Outcome:
     """Case n: bytes."""
-    found = expect(answer(*PRODUCTS[n]), kind=int, what=f"traffic{PRODUCTS[n]}")
-    return {f"traffic{PRODUCTS[n]}": found}
+    found = expect(answer(*PRODUCTS[n]), kind=int, what=f"product_traffic{PRODUCTS[n]}")
+    return {f"product_traffic{PRODUCTS[n]}": found}
 
 
 @check.exercise(
@@ -257,7 +257,7 @@ def product_traffic(answer):
         cost.product_traffic,
         wrong_products(),
         len(PRODUCTS),
-        "traffic",
+        "product_traffic",
     )
 
 

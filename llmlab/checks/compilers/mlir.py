@@ -20,6 +20,7 @@ from xdsl.pattern_rewriter import (
     RewritePattern,
 )
 from xdsl.transforms.dead_code_elimination import region_dce
+from xdsl.utils.exceptions import VerifyException
 
 from llmlab.checks.judging import Outcome, judge
 from llmlab.compilers import mlir
@@ -186,6 +187,24 @@ def climbing(
     return way
 
 
+def joins_at_the_entry(successors: Graph, order: list[str]) -> dict[str, str]:
+    """Where ways meet, only the entry is sure."""
+    result = {order[0]: order[0]}
+    for block in order[1:]:
+        before = [each for each in order if block in successors[each]]
+        result[block] = before[0] if len(before) == 1 else order[0]
+    return result
+
+
+def all_dominators(successors: Graph, order: list[str]) -> dict[str, set[str]]:
+    """Each block and what stands above it."""
+    above = right_idoms(successors, order)
+    result = {order[0]: {order[0]}}
+    for block in order[1:]:
+        result[block] = {block, *result[above[block]]}
+    return result
+
+
 def wrong_idoms() -> dict[str, Callable]:
     """Diagnosis → a wrong way."""
     right = right_idoms
@@ -203,6 +222,10 @@ def wrong_idoms() -> dict[str, Callable]:
         " they follow one way of many": climbing(tree="first"),
         "every block has the entry: it dominates all, but the immediate one is the last"
         " that does": lambda s, order: dict.fromkeys(order, order[0]),
+        "where ways meet, the entry is not always the last that dominates: they may"
+        " have parted further down": joins_at_the_entry,
+        "each block has the set of all its dominators: one is asked, the last of them"
+        " but the block itself": all_dominators,
         "the entry is missing: it has itself": lambda s, order: {
             b: d for b, d in right(s, order).items() if b != order[0]
         },
@@ -227,7 +250,13 @@ def wrong_idoms() -> dict[str, Callable]:
 
 def problem_cases() -> list[Function]:
     """Right ones and broken ones of each kind."""
-    return [*dominance_cases(), *terminator_cases(), *edge_cases(), *type_cases()]
+    return [
+        *dominance_cases(),
+        *terminator_cases(),
+        *edge_cases(),
+        *type_cases(),
+        *more_cases(),
+    ]
 
 
 def split(then_defines: bool = True) -> tuple[list[Block], Value]:
@@ -359,6 +388,46 @@ def type_cases() -> list[Function]:
     ]
 
 
+def more_cases() -> list[Function]:
+    """Unknown values, arguments out of their block, lost blocks, two kinds at once."""
+    unknown = Block([Value()])
+    unknown.add("print", Value())
+    unknown.add("ret", unknown.arguments[0])
+    # an argument of ^1 in ^3, which is reached by ^2 as well
+    sibling, _ = split()
+    sibling[1].arguments = [Value()]
+    sibling[0].ops[-1].targets = [
+        (sibling[1], [sibling[0].arguments[0]]),
+        (sibling[2], []),
+    ]
+    sibling[3].add("ret", sibling[1].arguments[0])
+    # nothing reaches the last block, and it is not right in itself
+    lost = []
+    for add in ("print", "add", "br"):
+        block, other = Block([Value()]), Block([Value()])
+        block.add("ret", block.arguments[0])
+        if add == "br":
+            other.goto(block)
+        else:
+            other.add(add, other.arguments[0])
+        if add == "add":
+            other.add("ret", other.arguments[0])
+        lost.append(Function([block, other]))
+    # a later kind stands above an earlier one
+    a, b, c = Block([Value()]), Block([Value()]), Block()
+    a.add("add", a.arguments[0])
+    a.goto(b)
+    b.add("ret", a.arguments[0])
+    d = Block([Value()])
+    d.add("add", d.arguments[0])
+    d.goto(c)
+    c.add("print", d.arguments[0])
+    return [
+        *(Function([unknown]), Function(sibling), *lost),
+        *(Function([a, b]), Function([d, c])),
+    ]
+
+
 def run_problem(answer: Callable, n: int) -> Outcome:
     """Case n: the kind of its first problem."""
     function = problem_cases()[n]
@@ -422,22 +491,42 @@ def verifying(
     reads: Callable = lambda op: op.reads,
     same_block: str = "order",
     other_block: str = "dominates",
-    arguments: bool = True,
+    arguments: bool | str = True,
     unreachable: bool = False,
+    unknown: bool = False,
+    lost: bool = True,
     kinds: Sequence[str] = ("terminator", "arguments", "type", "dominance"),
 ) -> Callable:
-    """`first_problem`, with one thing changed."""
+    """`first_problem`, with one thing changed.
+
+    Args:
+        arguments: whether they are definitions; "anywhere" takes them in every block.
+        unreachable: whether dominance is asked in blocks that nothing reaches.
+        unknown: whether values that nobody defines are taken.
+        lost: whether blocks that nothing jumps to are looked at for the other kinds.
+    """
 
     def way(function: Function) -> str:
+        aims = [
+            block
+            for each in function.blocks
+            for op in each.ops
+            for block, _ in op.targets
+        ]
+        blocks = [
+            block
+            for i, block in enumerate(function.blocks)
+            if lost or not i or block in aims
+        ]
         edges = [
             (values, block.arguments)
-            for each in function.blocks
+            for each in blocks
             for op in each.ops
             for block, values in targets(op)
         ]
-        ops = [op for block in function.blocks for op in block.ops]
+        ops = [op for block in blocks for op in block.ops]
         found = {
-            "terminator": not all(map(ends, function.blocks)),
+            "terminator": not all(map(ends, blocks)),
             "arguments": not all(counts(*edge) for edge in edges),
             "type": not all(
                 [*map(operands, ops), *(handed(*e) for e in edges if counts(*e))]
@@ -446,7 +535,8 @@ def verifying(
         for kind in kinds:
             if kind == "dominance" and not found["terminator"]:
                 uses = used_well(
-                    function, reads, same_block, other_block, arguments, unreachable
+                    *(function, reads, same_block, other_block, arguments),
+                    *(unreachable, unknown),
                 )
                 if not all(uses):
                     return kind
@@ -462,8 +552,9 @@ def used_well(
     reads: Callable,
     same_block: str,
     other_block: str,
-    arguments: bool,
+    arguments: bool | str,
     unreachable: bool,
+    unknown: bool,
 ) -> Iterator[bool]:
     """For each use, whether it is taken."""
     idom = ssa.immediate_dominators(function)
@@ -476,11 +567,17 @@ def used_well(
                 yield not any(reads(op) for op in block.ops)
             continue
         above = set(block.arguments) if arguments else set()
+        if arguments == "anywhere":
+            above = {value for each in blocks for value in each.arguments}
         for op in block.ops:
+            if same_block == "own":
+                above.add(op.result)
             for value in reads(op):
                 where = home.get(value)
                 if where is block:
                     yield value in above or same_block == "any"
+                elif value in above or (where is None and unknown):
+                    yield True
                 elif where is None or other_block == "none":
                     yield False
                 elif other_block == "earlier":
@@ -490,6 +587,15 @@ def used_well(
                 else:
                     yield True
             above.add(op.result)
+
+
+def block_by_block(function: Function) -> str:
+    """All kinds in the first block, then in the next."""
+    first_kinds = verifying(kinds=("terminator", "arguments", "type"))
+    for block in function.blocks:
+        if found := first_kinds(Function([block])):
+            return found
+    return verifying(kinds=("dominance",))(function)
 
 
 def wrong_problems() -> dict[str, Callable]:
@@ -512,6 +618,24 @@ def wrong_problems() -> dict[str, Callable]:
         ),
         "a block that nothing reaches is checked for dominance: there is no way to it,"
         " so nothing can be wrong on the way": verifying(unreachable=True),
+        "an argument of a block is taken in every block: its block must dominate, as"
+        " that of any other value": verifying(arguments="anywhere"),
+        "a value that nobody defines is taken: nothing dominates its use": verifying(
+            unknown=True
+        ),
+        "an operation that reads its own result is taken: the definition must stand"
+        " above it": verifying(same_block="own"),
+        "a block that nothing reaches is passed over: it is free of dominance only, the"
+        " other kinds are looked for anywhere": verifying(lost=False),
+        "an empty block is taken: it has no terminator": verifying(
+            ends=lambda block: (
+                not block.ops
+                or (
+                    block.ops[-1].name in ssa.TARGETS
+                    and not any(op.name in ssa.TARGETS for op in block.ops[:-1])
+                )
+            )
+        ),
         "a block without a terminator is taken": verifying(
             ends=lambda block: not any(op.name in ssa.TARGETS for op in block.ops[:-1])
         ),
@@ -523,6 +647,15 @@ def wrong_problems() -> dict[str, Callable]:
         ),
         "only too few values are found: a jump that hands on too many is wrong as"
         " well": verifying(counts=lambda given, wanted: len(given) >= len(wanted)),
+        "a jump that hands on too many values is taken: more is as wrong as"
+        " fewer": verifying(
+            counts=lambda given, wanted: len(given) >= len(wanted),
+            handed=lambda given, wanted: all(
+                a.type == b.type for a, b in zip(given, wanted, strict=False)
+            ),
+        ),
+        "no operation has the right types: OPERANDS has tuples, and a list is never"
+        " equal to one": verifying(operands=lambda op: False),
         "only the first target of a cond_br is looked at": verifying(
             targets=lambda op: op.targets[:1]
         ),
@@ -540,8 +673,12 @@ def wrong_problems() -> dict[str, Callable]:
             )
         ),
         "types are named before arguments: keep to the order of the text": verifying(
-            kinds=("terminator", "dominance", "arguments", "type")
+            kinds=("terminator", "type", "arguments", "dominance")
         ),
+        "dominance is named before arguments and types: keep to the order of the"
+        " text": verifying(kinds=("terminator", "dominance", "arguments", "type")),
+        "the first block with a problem decides: look for each kind in all blocks"
+        " before you look for the next": block_by_block,
         "types are named before terminators: keep to the order of the text": verifying(
             kinds=("type", *order)
         ),
@@ -714,22 +851,31 @@ def always_gone(op: lab.TransposeOp, rewriter: PatternRewriter) -> bool:
     return True
 
 
-def undone(op: lab.TransposeOp, rewriter: PatternRewriter) -> bool:
-    """Any two transposes are nothing."""
+def any_two_are_nothing(op: lab.TransposeOp, rewriter: PatternRewriter) -> bool:
+    """Whatever their orders."""
     inner = op.x.owner
     if not isinstance(inner, lab.TransposeOp):
-        return False
+        return folding()(op, rewriter)
     rewriter.replace(op, [], [inner.x])
     return True
 
 
-def both_replaced(op: lab.TransposeOp, rewriter: PatternRewriter) -> bool:
-    """The inner transpose goes as well, whoever reads it."""
+def same_shape_is_nothing(op: lab.TransposeOp, rewriter: PatternRewriter) -> bool:
+    """One whose result has the operand's shape."""
+    if op.x.type != op.result.type:
+        return folding()(op, rewriter)
+    rewriter.replace(op, [], [op.x])
+    return True
+
+
+def inner_replaced_too(op: lab.TransposeOp, rewriter: PatternRewriter) -> bool:
+    """Readers of the inner one get its operand."""
     inner = op.x.owner
-    changed = folding()(op, rewriter)
-    if changed and isinstance(inner, lab.TransposeOp) and inner.parent is not None:
-        rewriter.replace(inner, [], [inner.x])
-    return changed
+    if op.dims == tuple(range(len(op.dims))) or not isinstance(inner, lab.TransposeOp):
+        return folding()(op, rewriter)
+    folding()(op, rewriter)
+    rewriter.replace(inner, [], [inner.x])
+    return True
 
 
 def wrong_transposes() -> dict[str, Callable]:
@@ -748,10 +894,17 @@ def wrong_transposes() -> dict[str, Callable]:
         ),
         "two transposes are taken for nothing when the shapes agree: of a square all"
         " shapes agree": always_gone,
-        "any two transposes are taken for nothing: only some undo each other, the"
-        " others are one transpose": undone,
-        "the inner transpose was replaced as well: whoever else reads it would now read"
-        " x": both_replaced,
+        "two transposes are taken for nothing whatever their orders: put the orders"
+        " together": any_two_are_nothing,
+        "one transpose is taken for nothing when the shape stays: of a square the shape"
+        " always stays, look at op.dims": same_shape_is_nothing,
+        "a transpose of a transpose is left: look at op.x.owner": folding(
+            fits=lambda op, inner: False
+        ),
+        "the inner one was replaced, too, and others that read it now read its operand:"
+        " replace op alone, the inner one goes when nobody reads it": (
+            inner_replaced_too
+        ),
         "nothing was changed: replace the operation by the rewriter": nothing,
         "the inner order alone is left: put both together": folding(
             order=lambda outer, inner: inner
@@ -842,7 +995,16 @@ def norm_module(*shape: int, eps: float) -> ModuleOp:
 def rms_norm(answer):
     """An operation of your own, from linalg to machine code."""
     for shape, eps in (((3, 6), 0.5), ((2, 4, 5), 1e-5), ((1, 7), 2.0)):
-        compiled = mlir.compile_module(norm_module(*shape, eps=eps), [Lowered(answer)])
+        try:
+            compiled = mlir.compile_module(
+                norm_module(*shape, eps=eps), [Lowered(answer)]
+            )
+        except VerifyException as problem:
+            raise Mistake(
+                f"your operations do not fit together: {str(problem).splitlines()[0]}."
+                " Is each map `mlir.broadcast_map(shape_of_the_input,"
+                " shape_of_the_result)`, the result's last?"
+            ) from None
         x, gain = torch.randn(shape) + 0.5, torch.randn(shape[-1:])
         (found,) = compiled(x, gain)
         diagnose(
@@ -852,7 +1014,13 @@ def rms_norm(answer):
             what=f"the machine code of rms_norm, on a tensor of {shape},",
         )
         rows = math.prod(shape[:-1])
-        if compiled.buffers.alone > -(-4 * rows // 64) * 64:
+        room = -(-4 * rows // 64) * 64
+        if room < compiled.buffers.alone <= 2 * room:
+            raise Mistake(
+                "the values are right, and two numbers per row are kept between the"
+                " operations: one is enough. The last operation can take the root"
+            )
+        if compiled.buffers.alone > room:
             raise Mistake(
                 f"{compiled.buffers.alone} bytes are written between the operations,"
                 f" and one number per row needs {4 * rows}: the squares need not be"
@@ -871,8 +1039,21 @@ def wrong_norms(x: Tensor, gain: Tensor, eps: float) -> Mapping[str, Tensor]:
     mean = square.mean(-1, keepdim=True)
     n = x.shape[-1]
     apart = x - x.mean(-1, keepdim=True)
-    return {
-        "eps was left out": gain * x / torch.sqrt(mean),
+    of_three = {}
+    if x.dim() > 2:
+        total = square.sum(1, keepdim=True)
+        of_three = {
+            "the mean was taken along dimension 1, which is the last only of two": gain
+            * x
+            / torch.sqrt(total / x.shape[1] + eps),
+            "the sum was taken along dimension 1, which is the last only of two": gain
+            * x
+            / torch.sqrt(total / n + eps),
+        }
+    return of_three | {
+        "eps was left out, or a number stands in its place": gain
+        * x
+        / torch.sqrt(mean),
         "eps was added after the root": gain * x / (torch.sqrt(mean) + eps),
         "the sum of squares was taken, not their mean": gain
         * x
@@ -896,6 +1077,15 @@ def wrong_norms(x: Tensor, gain: Tensor, eps: float) -> Mapping[str, Tensor]:
         "the mean was taken along the first dimension": gain
         * x
         / torch.sqrt(square.mean(0, keepdim=True) + eps),
+        "the sum was taken along the first dimension": gain
+        * x
+        / torch.sqrt(square.sum(0, keepdim=True) / n + eps),
+        "the last square alone was taken: add each to the number so far": gain
+        * x
+        / torch.sqrt(square[..., -1:] / n + eps),
+        "the sum begins at 1, not at 0": gain * x / torch.sqrt(mean + 1 / n + eps),
+        "1 was added to the gain": (1 + gain) * x / torch.sqrt(mean + eps),
+        "x was divided by the gain": x / (gain * torch.sqrt(mean + eps)),
         "x was left out: only the gain is divided": (
             (gain / torch.sqrt(mean + eps)).expand_as(x)
         ),

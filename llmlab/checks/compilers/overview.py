@@ -128,7 +128,9 @@ def by_levels(result: Expression) -> list[Expression]:
     """Level by level from the result, then turned round."""
     found = [result]
     for node in found:
-        found += [each for each in node.inputs if each not in found]
+        for each in node.inputs:
+            if each not in found:
+                found.append(each)
     return found[::-1]
 
 
@@ -205,7 +207,10 @@ def run_lines(answer: Callable, n: int) -> Outcome:
     try:
         code = compile_ir(loop(lines, result, arguments), arguments, level=0)
     except ValueError as problem:
-        raise Mistake(explained(str(problem))) from None
+        words = explained(str(problem))
+        if not program[-1].inputs and "undefined" in words:
+            words += ": the last node may be an argument or a constant"
+        raise Mistake(words) from None
     random = torch.Generator().manual_seed(n)
     inputs = [torch.randn(5, generator=random) + 0.1 for _ in range(arguments)]
     return {
@@ -225,6 +230,12 @@ def explained(problem: str) -> str:
         text += ". Every line needs a name of its own"
     elif "undefined" in problem:
         text += ". A name is used that no line has given"
+    elif "incompatible signature" in problem:
+        text += ". A function is given as many operands as its node has inputs"
+    elif "expected type" in problem:
+        text += ". In a call `float` stands before each operand, not only the first"
+    elif "expected value token" in problem:
+        text += ". The name of a function begins with @"
     return text
 
 
@@ -296,6 +307,28 @@ def previous_value(names: dict[Expression, str], node: Expression) -> list[str]:
     return [*found[:-1], [*names.values()][-1]]
 
 
+def latest_values(names: dict[Expression, str], node: Expression) -> list[str]:
+    """As many values as the operation reads, those that stand just before it."""
+    return [*names.values()][-len(node.inputs) :]
+
+
+def latest_of_kind(names: dict[Expression, str], node: Expression) -> list[str]:
+    """The last name that was given to an operation of the same kind and value."""
+    kinds = {(each.op, each.value): name for each, name in names.items()}
+    return [kinds[each.op, each.value] for each in node.inputs]
+
+
+def constants_as_lines(program: Sequence[Expression]) -> tuple[list[str], str]:
+    """A line for each constant, too."""
+    lines, result = ov.lower(program)
+    constants = [node for node in program if node.op == "constant"]
+    extra = [
+        f"%c{i} = fadd float {literal(0.0)}, {literal(node.value)}"
+        for i, node in enumerate(constants)
+    ]
+    return [*extra, *lines], result
+
+
 def renamed(**other: str) -> Callable:
     """One operation for another."""
     return lambda op: other.get(op, op)
@@ -317,6 +350,12 @@ def wrong_lines() -> dict[str, Callable]:
         ),
         "the second operand is always the value before: look up the name of each of"
         " `node.inputs`": lowering(read=previous_value),
+        "the operands are the values that stand just before: look up the name of each"
+        " of `node.inputs`": lowering(read=latest_values),
+        "two operations of one kind share a name, and the later one is read for both:"
+        " keep the names by the object": lowering(read=latest_of_kind),
+        "a constant has a line: it has a name, `literal(value)`, and no"
+        " line": constants_as_lines,
         "constants have lost what follows the point: keep the float": lowering(
             number=lambda value: float(int(value))
         ),
@@ -424,6 +463,7 @@ def call_cases() -> list[tuple[int, Calls]]:
         (0, [(a,), (a,)]),
         (8, []),
         (8, [(a,), (a,), (torch.ones(2, 3),)]),
+        (8, [(a, b), (a,), (a, b, 1), (a,), (a, b)]),
     ]
 
 
@@ -451,9 +491,18 @@ def run_calls(answer: Callable, n: int) -> Outcome:
         return lambda *given: [f"version {version}", kinds(given)]
 
     versions: dict = {}
-    answers = [
-        answer(function, compiler, limit, versions, arguments) for arguments in calls
-    ]
+    try:
+        answers = [
+            answer(function, compiler, limit, versions, arguments)
+            for arguments in calls
+        ]
+    except (StopIteration, LookupError, ValueError):
+        if limit or compiled:
+            raise
+        raise Mistake(
+            "with `limit` 0 there is no version to throw away, and none to call: when"
+            " there is no room, `function` is called as it stands"
+        ) from None
     if callable(answers[0] if answers else None):
         raise Mistake("return what the version returns, not the version: call it")
     return {"what was compiled": compiled, "who answered": answers}
@@ -541,6 +590,61 @@ def every_time(
     return compiler(*arguments)(*arguments)
 
 
+def first_arguments(
+    function: Callable, compiler: Callable, limit: int, versions: dict, arguments: tuple
+):
+    """A version for the first of these arguments, or for these and more, will do."""
+    about = assumed(arguments)
+    for known, version in versions.items():
+        if all(a == b for a, b in zip(known, about, strict=False)):
+            return version(*arguments)
+    return right_guarded(function, compiler, limit, versions, arguments)
+
+
+def looked_up_late(
+    function: Callable, compiler: Callable, limit: int, versions: dict, arguments: tuple
+):
+    """The number of versions first."""
+    if len(versions) >= limit:
+        return function(*arguments)
+    return right_guarded(function, compiler, limit, versions, arguments)
+
+
+def compiled_for_nothing(
+    function: Callable, compiler: Callable, limit: int, versions: dict, arguments: tuple
+):
+    """Where there is no room, a version for one call."""
+    about = assumed(arguments)
+    version = versions.get(about) or compiler(*arguments)
+    if len(versions) < limit:
+        versions[about] = version
+    return version(*arguments)
+
+
+def used_from_the_second_call(
+    function: Callable, compiler: Callable, limit: int, versions: dict, arguments: tuple
+):
+    """A version does not answer the call that it is compiled for."""
+    about = assumed(arguments)
+    if about in versions:
+        return versions[about](*arguments)
+    if len(versions) < limit:
+        versions[about] = compiler(*arguments)
+    return function(*arguments)
+
+
+def answers_kept(
+    function: Callable, compiler: Callable, limit: int, versions: dict, arguments: tuple
+):
+    """What the version gave, once and for all."""
+    about = assumed(arguments)
+    if about not in versions:
+        if len(versions) >= limit:
+            return function(*arguments)
+        versions[about] = compiler(*arguments)(*arguments)
+    return versions[about]
+
+
 def wrong_guards() -> dict[str, Callable]:
     """Diagnosis → a wrong way."""
 
@@ -574,6 +678,8 @@ def wrong_guards() -> dict[str, Callable]:
         "only the first argument is guarded: all of them are": guarding(
             lambda arguments: assumed(arguments[:1])
         ),
+        "arguments are compared as far as both calls have some: another number of them"
+        " is another call": first_arguments,
         "the order of the arguments is lost: f(a, b) and f(b, a) have two keys": (
             guarding(lambda arguments: frozenset(assumed(arguments)))
         ),
@@ -592,5 +698,17 @@ def wrong_guards() -> dict[str, Callable]:
         "when there was no room, a version was called that assumes something else: call"
         " `function` as it stands": guarding(
             full=lambda function, versions: [*versions.values(), function][0]
+        ),
+        "when all versions are there, none is used: look for one that fits before you"
+        " look for room": looked_up_late,
+        "when there was no room, it was compiled all the same: call `function` as it"
+        " stands": compiled_for_nothing,
+        "a version does not answer the call that it was compiled for: call it at once,"
+        " too": used_from_the_second_call,
+        "the answer was kept and given again: keep the version, and call it with each"
+        " call's arguments": answers_kept,
+        "when there was no room, nothing was returned: return the answer of"
+        " `function`": guarding(
+            full=lambda function, versions: lambda *arguments: None
         ),
     }

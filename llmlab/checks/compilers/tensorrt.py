@@ -227,7 +227,11 @@ def run_placing(answer: Callable, n: int) -> Outcome:
     if not all(isinstance(each, Node) and each in graph.nodes for each in found):
         raise Mistake("the list must hold nodes of the program that you were given")
     places = [graph.nodes.index(each) for each in found]
-    return {"the list of values": [f"{i}: {graph.nodes[i].op}" for i in places]}
+    return {
+        "the values, by their places in graph.nodes,": [
+            f"{i}: {graph.nodes[i].op}" for i in places
+        ]
+    }
 
 
 def placing(
@@ -343,7 +347,7 @@ def values_to_quantise(answer):
 
 
 def moving_cases() -> list[Node]:
-    """Operations, by name in the words of `moving_names`."""
+    """Operations, of x, of x and y, or of x and a constant."""
     x, y = value(4, 6), value(4, 6)
     zero, half, one = constant(0.0), constant(0.5), constant(1.0)
     return [
@@ -374,10 +378,9 @@ def run_moving(answer: Callable, n: int) -> Outcome:
     found = answer(node)
     if not isinstance(found, bool):
         raise Mistake(f"return True or False, not {found!r}")
-    words = " ".join(
-        [node.op, *(f"{i.number:g}" for i in node.inputs if i.data is not None)]
-    )
-    return {f"the answer for {words}": found}
+    names = iter("xy")
+    inputs = [next(names) if i.data is None else f"{i.number:g}" for i in node.inputs]
+    return {f"the answer for {node.op}({', '.join(inputs)})": found}
 
 
 LAYOUT = ("reshape", "transpose")

@@ -493,7 +493,7 @@ def wrong_owners() -> dict[str, Callable]:
         " list": owning(keep=lambda found: found[:1]),
         "bits were taken from the other end: bit 0 is the lowest, index >> bit &"
         " 1": mirrored,
-        "row and column are swapped: a basis is (row, col)": owning(swap=True),
+        "row and column are swapped: a step is (row, col)": owning(swap=True),
         "the registers' steps are missing": owning(parts=(False, True, True)),
         "the lanes' steps are missing": owning(parts=(True, False, True)),
         "the warps' steps are missing": owning(parts=(True, True, False)),
@@ -510,7 +510,7 @@ def wrong_owners() -> dict[str, Callable]:
                 ]
             )
         ),
-        "n bases are n bits, so there are 2ⁿ registers, lanes or warps, and n were"
+        "n steps are n bits, so there are 2ⁿ registers, lanes or warps, and n were"
         " tried": owning(sizes=len),
     }
 
@@ -531,8 +531,8 @@ def mirrored(register, lane, warp, row, col):
             " compute which element each holds."
         ),
         (
-            "With n bases there are 2ⁿ indices. Where bit `k` of the index is 1 (index"
-            " >> k & 1), basis k is added to row and col by ^."
+            "With n steps there are 2ⁿ indices. Where bit `k` of the index is 1 (index"
+            " >> k & 1), step k is added to row and col by ^."
         ),
         (
             "itertools.product(range(1 << len(register)), …) gives all triples; keep"

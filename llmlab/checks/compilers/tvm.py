@@ -140,11 +140,6 @@ def wrong_splits() -> dict[str, Callable]:
         ),
         "factors that make up fewer iterations than there are were accepted: raise"
         " Refused": splitting(refused=lambda extent, total: False),
-        "factors that make up fewer iterations than there are were accepted, with a"
-        " guard: raise Refused": splitting(
-            refused=lambda extent, total: False,
-            guarded=lambda extent, total, parts: total != extent,
-        ),
         "factors that make up more iterations than there are were refused: the guard"
         " cuts them off": splitting(refused=lambda extent, total: total != extent),
         "a guard stands where the parts are as many as the iterations: it costs time"
@@ -326,9 +321,6 @@ def wrong_regions() -> dict[str, Callable]:
                     moving,
                 )
             )
-        ),
-        "an index's constant is lost: it moves the region, as i + 3 begins at 3": (
-            regions(span=lambda index, moving: interval(index - index.constant, moving))
         ),
         "an index's constant is counted twice: it is in what stands still or in what"
         " moves, not in both": lambda indices, moving: (

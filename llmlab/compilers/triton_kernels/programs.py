@@ -349,10 +349,13 @@ class Language:
         """
         outside = (wanted < 0) | (wanted >= len(buffer.own))
         if outside.any():
+            last = int(buffer.own.nonzero()[-1])
+            with_gaps = last >= buffer.count
+            end = f", the last at {buffer.name}[{last}]" if with_gaps else ""
             raise OutOfRange(
                 f"program {self.shown(self.number)} {does}"
                 f" {buffer.name}[{wanted[outside][0]}], and {buffer.name} has"
-                f" {buffer.count} numbers{self.line()}"
+                f" {buffer.count} numbers{end}{self.line()}"
             )
         gap = ~buffer.own[wanted]
         if gap.any():

@@ -307,7 +307,8 @@ def calls(node: ast.AST, at: Code) -> Iterator[Edit]:
     for i, keyword in enumerate(node.keywords):
         changed = copy.copy(node)
         changed.keywords = [*node.keywords[:i], *node.keywords[i + 1 :]]
-        yield f"`{keyword.arg}=` is too much", changed
+        given = f"{keyword.arg}=" if keyword.arg else f"**{ast.unparse(keyword.value)}"
+        yield f"`{given}` is too much", changed
     for i in range(len(node.args) - 1):
         changed = copy.copy(node)
         first, second = node.args[i : i + 2]

@@ -81,7 +81,7 @@ def batch_by_doubling(k, n, peak, bandwidth, x_bytes, w_bytes, y_bytes):
     high = 1
     while not enough(high):
         high *= 2
-        if high > 2**60:
+        if high > 2**40:
             return None
     low = high // 2
     while high - low > 1:
@@ -193,6 +193,11 @@ def batch_as_float(*case):
     return None if found is None else float(found)
 
 
+def batch_by_endless_doubling(*case):
+    found = cr.smallest_batch(*case)
+    return 2**57 if found is None else found
+
+
 def best_only(*case):
     return checks.ranking()(*case)[0]
 
@@ -221,6 +226,7 @@ test_wrong_answers = rejects(
         Wrong("to_si", si_as_text, "return a number"),
         Wrong("product", flops_only, "return FLOPs and bytes"),
         Wrong("smallest_batch", batch_as_float, "a whole number, or None"),
+        Wrong("smallest_batch", batch_by_endless_doubling, "lost in rounding"),
         Wrong("rank", best_only, "a list of tuples"),
         Wrong("rank", lists, "a list of tuples"),
         Wrong("rank", only_those_that_hold, "stands in the list once"),

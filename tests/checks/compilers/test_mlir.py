@@ -310,6 +310,48 @@ def norm_keeps_squares(build, x, gain, eps):
     )
 
 
+def norm_of_two_steps(build, x, gain, eps):
+    """Right numbers, with the root in an operation of its own."""
+    shape = x.type.get_shape()
+    row = (*shape[:-1], 1)
+    total = build.along(
+        x, len(shape) - 1, 0.0, lambda w, v, so_far: w.add(so_far, w.mul(v, v))
+    )
+    same = mlir.broadcast_map(row, row)
+    roots = build.generic(
+        [total],
+        [same, same],
+        build.empty(*row),
+        lambda w, s, _: root(w, s, shape[-1], eps),
+    )
+    inputs = [x, roots, gain]
+    maps = [mlir.broadcast_map(v.type.get_shape(), shape) for v in [*inputs, x]]
+    return build.generic(
+        inputs,
+        maps,
+        build.empty(*shape),
+        lambda w, v, r, g, _: w.mul(g, w.div(v, r)),
+    )
+
+
+def norm_with_maps_exchanged(build, x, gain, eps):
+    shape = x.type.get_shape()
+    whole = mlir.broadcast_map(shape, shape)
+    return build.generic(
+        [x, gain],
+        [whole, whole],
+        build.empty(*shape),
+        lambda w, v, g, _: w.mul(v, g),
+    )
+
+
+def along_dimension_one(build, x, gain, eps):
+    n = x.type.get_shape()[1]
+    return norm(
+        finish=lambda w, x, s, g, _, e: w.mul(g, w.div(x, root(w, s, n, e))), dim=1
+    )(build, x, gain, eps)
+
+
 def eps_outside(w, x, s, g, n, e):
     r = w.sqrt(w.mul(s, w.number(1 / n)))
     return w.mul(g, w.div(x, w.add(r, w.number(e))))
@@ -365,6 +407,9 @@ test_wrong_answers = rejects(
         Wrong("rms_norm", norm_returns_none, "returned NoneType"),
         Wrong("rms_norm", norm_returns_sums, "tensor<3x6xf32> is needed"),
         Wrong("rms_norm", norm_keeps_squares, "need not be kept"),
+        Wrong("rms_norm", norm_of_two_steps, "two numbers per row"),
+        Wrong("rms_norm", norm_with_maps_exchanged, "do not fit together"),
+        Wrong("rms_norm", along_dimension_one, "the last only of two"),
         Wrong("rms_norm", first_dimension, "the first dimension"),
     ],
     drawing_nothing=("idoms", "first_problem", "fold_transposes"),

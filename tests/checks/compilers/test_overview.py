@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -219,6 +221,16 @@ def only_lines(program):
     return ov.lower(program)[0]
 
 
+def one_operand(program):
+    lines, result = ov.lower(program)
+    return [re.sub(r"\((float [^,]+), .*\)", r"(\1)", line) for line in lines], result
+
+
+def result_of_last_line(program):
+    lines, _ = ov.lower(program)
+    return lines, lines[-1].split(" ")[0] if lines else "%v0"
+
+
 def swish(change):
     """`hard_swish` with one thing changed."""
     return lambda x, b: change(x, b, x + b)
@@ -257,6 +269,15 @@ def not_called(function, compile, limit, versions, arguments):
     return function
 
 
+def throws_the_oldest_away(function, compile, limit, versions, arguments):
+    key = checks.assumed(arguments)
+    if key not in versions:
+        if len(versions) >= limit:
+            del versions[next(iter(versions))]
+        versions[key] = compile(*arguments)
+    return versions[key](*arguments)
+
+
 def keeps_none(function, compile, limit, versions, arguments):
     return checks.right_guarded(function, compile, limit, dict(versions), arguments)
 
@@ -274,6 +295,18 @@ test_wrong_answers = rejects(
         Wrong("lower", one_name, "a name of its own"),
         Wrong("lower", named_too_late, "a name is used that no line has given"),
         Wrong("lower", lines_as_text, "list"),
+        Wrong(
+            "lower",
+            with_lines(lambda line: line.replace("@", "")),
+            "begins with @",
+        ),
+        Wrong(
+            "lower",
+            with_lines(lambda line: line.replace(", float ", ", ")),
+            "before each operand",
+        ),
+        Wrong("lower", one_operand, "as its node has inputs"),
+        Wrong("lower", result_of_last_line, "may be an argument or a constant"),
         Wrong("lower", only_lines, "tuple"),
         Wrong(
             "lower",
@@ -289,6 +322,7 @@ test_wrong_answers = rejects(
         Wrong("guarded_call", never_compiles, "what was compiled"),
         Wrong("guarded_call", not_called, "not the version: call it"),
         Wrong("guarded_call", keeps_none, "what was compiled"),
+        Wrong("guarded_call", throws_the_oldest_away, "no version to throw away"),
     ],
 )
 

@@ -219,7 +219,7 @@ test_wrong_answers = rejects(
         Wrong("values_to_quantise", values_as_set, "return a list of nodes, not a set"),
         Wrong("values_to_quantise", values_by_place, "must hold nodes"),
         Wrong("moves_through", moves_as_number, "return True or False, not 1"),
-        Wrong("moves_through", moves_always, "the answer for maximum 0.5"),
+        Wrong("moves_through", moves_always, "the answer for maximum(x, 0.5)"),
         Wrong("timing_key", key_as_list, "cannot stand in a dict"),
         Wrong("timing_key", key_of_the_text, "have one key after timing_key"),
     ],

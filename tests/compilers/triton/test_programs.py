@@ -81,6 +81,8 @@ def test_the_gap_between_rows_of_a_view_is_not_the_tensors():
     assert torch.equal(out[:, :6], view) and report.loaded["x"] == 4 * 24
     with pytest.raises(OutOfRange, match=r"x\[6\], which lies between the rows of x"):
         launch(rows, (4,), view, out, 7, 10)
+    with pytest.raises(OutOfRange, match=r"x\[40\], .* 24 numbers, .* at x\[35\]"):
+        launch(rows, (2,), view, out, 6, 40)
 
 
 def test_a_masked_number_is_undefined_without_other():
