@@ -5,7 +5,7 @@
 #
 # | attribute | holds |
 # |---|---|
-# | `op`, `attributes` | the name, and what it needs beside its inputs: the dimension of a sum, whether a product reads its second input transposed |
+# | `op`, `attributes` | the name, and a tuple of what it needs beside its inputs: the dimension of a sum, whether a product reads its second input transposed |
 # | `inputs` | the nodes that it reads |
 # | `type` | `type.shape`, `type.dtype`, `type.bytes` |
 # | `number` | of a constant that is one number: that number. Else `None` |
@@ -133,7 +133,7 @@ check.moves_through(moves_through)
 # ## Exercise 4: timing_key
 # ●●●○○ difficulty · ●●●●○ importance · 20 minutes · 3 points
 #
-# A timing cache is a dict from keys to times. Two layers shall have the same key if and only if, on one machine, they take the same time: their weights may hold other numbers. A `Layer` has `reads` (values from outside), `nodes` (its operations, each after those that it reads) and `roots`. A constant that an operation reads is in neither list: of it, the type counts. The key must tell apart
+# A timing cache is a dict from keys to times. Two layers shall have the same key if and only if, on one machine, they take the same time: their weights may hold other numbers. A `Layer` has `reads` (values from outside), `nodes` (its operations, each after those that it reads) and `roots` (the values that it writes; here that is always the last operation, so the key can do without). A constant that an operation reads is in neither list: of it, the type counts. The key must tell apart
 #
 # - operations, their `attributes`, and which values they read: $a - b$ is not $b - a$;
 # - types (`node.type`) of all values, those in `reads` as well, and the formats of codes (`stored_format(node)`: `"int8"`, `"e4m3"`, or `None` for floats);

@@ -527,6 +527,11 @@ def test_every_worked_answer_can_be_read():
             assert (next(slips(found[1]), None) is None) == has_while, name
 
 
+def test_the_worked_answers_show_nothing_of_their_own(capsys):
+    assert worked_answer("08-compilers/03-back-end", "tiles") is not None
+    assert capsys.readouterr().out == ""
+
+
 def test_without_worked_answers_a_check_says_what_it_can(monkeypatch):
     exercise, _, _ = exercise_and_answers(WELCOME, "softmax")
     monkeypatch.setattr("llmlab.course.grading.slips.worked_answer", lambda *_: None)

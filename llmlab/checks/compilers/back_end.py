@@ -85,7 +85,15 @@ def wrong_tiles() -> dict[str, Callable]:
         " are": lambda n, size: [
             (n * t // size, n * (t + 1) // size) for t in range(size)
         ],
+        "the iterations were shared out evenly: every tile has `size` of them, and the"
+        " last one what is left": shared_out,
     }
+
+
+def shared_out(n: int, size: int) -> list[tuple[int, int]]:
+    """As many tiles as are needed, of sizes as even as can be."""
+    count = -(-n // size)
+    return [(n * t // count, n * (t + 1) // count) for t in range(count)]
 
 
 # 2 ------------------------------------------------------------------------------------
@@ -171,10 +179,14 @@ def wrong_legal() -> dict[str, Callable]:
         " decides": deciding(bad=lambda moved: min(moved) < 0),
         "the outermost loop alone does not decide: where it is 0, the next one"
         " does": deciding(bad=lambda moved: moved[0] < 0),
+        "a distance whose first number is 0 may be legal: the first that is not 0"
+        " decides": deciding(bad=lambda moved: any(moved) and moved[0] <= 0),
         "the sum of a distance says nothing: the first number that is not 0"
         " decides": deciding(bad=lambda moved: sum(moved) < 0),
-        "the old order was looked at: put the numbers of each distance into the new"
-        " one": deciding(moved=lambda d, order: list(d)),
+        "every order is legal, as if the old one or numbers without their signs were"
+        " looked at: put the numbers of each distance into the new one": deciding(
+            moved=lambda d, order: list(d)
+        ),
         "the order was read the other way round: order[0] is the loop that comes to be"
         " the outermost": deciding(
             moved=lambda d, order: [d[order.index(place)] for place in range(len(d))]
@@ -295,6 +307,27 @@ def wrong_products() -> dict[str, Callable]:
         ),
         "these are numbers, not bytes: a float has four": moving(size=1),
         "a float32 has four bytes, not eight": moving(size=8),
+        "a float32 has four bytes, not two": moving(size=2),
+        "A and B are read more than once: for each block in a row, or in a column": (
+            moving(lambda *sizes: 1, lambda *sizes: 1)
+        ),
+        "rows and columns are exchanged: a block has `rows` rows of A, so B is read"
+        " ⌈n / rows⌉ times": moving(
+            lambda rows, columns, n, m: -(-m // rows),
+            lambda rows, columns, n, m: -(-n // columns),
+        ),
+        "a block more is a block, however small: round m / columns and n / rows up": (
+            lambda n, k, m, rows, columns: int(
+                4 * (n * m * k / rows + n * m * k / columns + n * m)
+            )
+        ),
+        "blocks at the end are smaller: they neither read nor write a whole one": (
+            lambda n, k, m, rows, columns: (
+                4
+                * (-(-n // rows) * -(-m // columns))
+                * (k * (rows + columns) + rows * columns)
+            )
+        ),
         "blocks at the end are smaller: they do not read a whole tile of rows or"
         " columns": lambda n, k, m, rows, columns: (
             4 * (-(-n // rows) * -(-m // columns) * k * (rows + columns) + n * m)
@@ -357,6 +390,12 @@ def next_generation(answer):
             raise Mistake(
                 "the same random numbers give other children the second time: draw"
                 " with `random` alone, and do not go through a set"
+            )
+        other = answer(dict(before), size, random.Random(seed + 10), best)
+        if found == other:
+            raise Mistake(
+                "other random numbers give the same children: draw with the `random`"
+                " that is given, not with one of your own"
             )
 
 

@@ -54,7 +54,8 @@ def run_divergence(answer: Callable, n: int) -> Outcome:
         found = found.item()
     if not isinstance(found, (int, float)):
         raise Mistake(f"return one number, not a {type(found).__name__}")
-    return {"the divergence": found if math.isinf(found) else round(float(found), 5)}
+    what = f"the divergence of {counts} in {levels} levels, {kept} bins kept,"
+    return {what: found if math.isinf(found) else round(float(found), 5)}
 
 
 def diverging(
@@ -67,6 +68,8 @@ def diverging(
     infinite: bool = True,
     whole: bool = False,
     last_level_takes_all: bool = False,
+    beyond: int = 0,
+    per_bin: bool = False,
 ) -> Callable:
     """KL(P ‖ Q), and what comes out with one thing changed."""
 
@@ -75,7 +78,7 @@ def diverging(
         P = c[: len(c) if whole else kept]
         inside = list(P)
         if clip_p and not whole:
-            P[-1] += sum(c[kept:])
+            P[-1] += sum(c[kept + beyond :])
         source = P if clip_q else inside
         size = len(P)
         Q = [0.0] * size
@@ -98,7 +101,7 @@ def diverging(
                 found += p / p_sum * math.log(p / p_sum * q_sum / q)
             elif p > 0 and infinite:
                 return math.inf
-        return found
+        return found / size if per_bin else found
 
     return way
 
@@ -108,6 +111,12 @@ def wrong_divergences() -> dict[str, Callable]:
     return {
         "what is clipped is missing from P: its last bin gets the counts of all bins"
         " behind it": diverging(clip_p=False),
+        "the first bin that is clipped is missing from P: that is bin number `kept`": (
+            diverging(beyond=1)
+        ),
+        "the sum was divided by the number of bins: P weighs them already": diverging(
+            per_bin=True
+        ),
         "Q knows what is clipped: its levels come from the kept bins as they were,"
         " before anything was added": diverging(clip_q=True),
         "a level's count is divided among all its bins: only among those that are not"
@@ -184,6 +193,16 @@ def placing_cases() -> list[tuple[Graph, list[Node]]]:
     added = made("add", [one, two])
     chain = Graph([x, w1, w2], [x, w1, w2, one, two, added], [added])
 
+    first, second = made("matmul", [x, w1], (False,)), made("matmul", [y, w2], (False,))
+    ends = made("add", [first, second])
+    pair = Graph([x, y, w1, w2], [x, y, w1, w2, first, second, ends], [ends])
+
+    w3, row = value(4, 4), value(1, 6)
+    left = made("matmul", [w3, x], (False,))
+    right = made("matmul", [left, w1], (False,))
+    shifted = made("add", [right, row])
+    sided = Graph([x, w3, w1, row], [x, w3, w1, row, left, right, shifted], [shifted])
+
     turned = made("transpose", [x], ((1, 0),))
     inner = made("matmul", [x, turned], (False,))
     plain = made("add", [inner, inner])
@@ -193,6 +212,8 @@ def placing_cases() -> list[tuple[Graph, list[Node]]]:
         (attention, [w1, w2]),
         (sums, [w1, w2]),
         (chain, [w1, w2]),
+        (pair, [w1, w2]),
+        (sided, [w3, w1]),
         (none, [w1]),
     ]
 
@@ -205,9 +226,10 @@ def run_placing(answer: Callable, n: int) -> Outcome:
         raise Mistake(f"return a list of nodes, not a {type(found).__name__}")
     if not all(isinstance(each, Node) and each in graph.nodes for each in found):
         raise Mistake("the list must hold nodes of the program that you were given")
+    places = [graph.nodes.index(each) for each in found]
     return {
         "the values, by their places in graph.nodes,": [
-            graph.nodes.index(each) for each in found
+            f"{i}: {graph.nodes[i].op}" for i in places
         ]
     }
 
@@ -220,6 +242,9 @@ def placing(
     before: bool = True,
     once: bool = True,
     sums_after: bool = False,
+    took: Callable = lambda one, other: other,
+    most: int = 2,
+    forward: bool = True,
 ) -> Callable:
     """The values that need a scale, and what comes out with one thing changed."""
 
@@ -231,9 +256,14 @@ def placing(
                 found += read(node)
             elif node.op == "add" and before:
                 pairs = (node.inputs, node.inputs[::-1])[:sides]
-                for one, other in pairs:
-                    if one in products and residual(node, one, other):
-                        (later if sums_after else found).append(other)
+                new = [
+                    took(one, other)
+                    for one, other in pairs
+                    if one in products and residual(node, one, other)
+                ]
+                (later if sums_after else found).extend(
+                    new[:: 1 if forward else -1][:most]
+                )
         found += later
         return list(dict.fromkeys(found)) if once else found
 
@@ -250,6 +280,24 @@ def wrong_placings() -> dict[str, Callable]:
         ),
         "a product of two values is in it: only those with a weight": placing(
             product=lambda node, weights: True
+        ),
+        "a product whose first input is a weight is in it: the second must be one": (
+            placing(product=lambda node, weights: bool(weights & {*node.inputs}))
+        ),
+        "the weight is in it, in the place of the value that it multiplies": placing(
+            read=lambda node: node.inputs[1:]
+        ),
+        "the product that is added is in it, in the place of the other value": placing(
+            took=lambda one, other: one
+        ),
+        "of two products that are added only one is in it: each is the other value of"
+        " the other": placing(most=1),
+        "of two products that are added the second comes first": placing(forward=False),
+        "a row that is added to all rows is in it: it has as many dimensions as the"
+        " sum, and not its shape": placing(
+            residual=lambda node, one, other: (
+                len(other.type.shape) == len(node.type.shape)
+            )
         ),
         "what is added to a product is missing: in codes it costs a quarter of the"
         " bytes": placing(before=False),
@@ -465,9 +513,18 @@ def key_cases() -> list[list[Asked]]:
     def twice(x, w, v):
         return (x @ w) * (x @ v)
 
+    def exp_minus_twice(x, w):
+        y = torch.exp(x @ w)
+        return y - torch.exp(y)
+
+    def twice_minus_exp(x, w):
+        y = torch.exp(x @ w)
+        return torch.exp(y) - y
+
     small, wide, square = ((4, 6), (6, 8)), ((4, 6), (6, 10)), ((4, 6), (6, 6))
     shapes = [layer_of(plain, *each) for each in (small, wide, small, ((5, 6), (6, 8)))]
     kinds = [layer_of(f, *small) for f in (plain, with_exp, minus_exp, exp_minus)]
+    turned = [layer_of(f, *small) for f in (exp_minus_twice, twice_minus_exp)]
     sides = [layer_of(f, *square) for f in (plain, linear, plain, row_sum, row_max)]
     forms = [
         layer_of(plain, *small, form=each) for each in ("", "int8", "e4m3", "int8")
@@ -481,7 +538,7 @@ def key_cases() -> list[list[Asked]]:
     return [
         *(
             [(layer, 4, 1) for layer in some]
-            for some in (shapes, kinds, sides, forms, many)
+            for some in (shapes, kinds, sides, forms, many, turned)
         ),
         settings,
     ]
@@ -500,7 +557,26 @@ def run_keys(answer: Callable, n: int) -> Outcome:
                 f"the key is a {type(key).__name__} that cannot stand in a dict: make"
                 " it a tuple of things that can, or text"
             ) from None
-    return {"the keys, each by the first layer that has it,": same}
+    return {f"which of {KEY_WORDS[n]} have one key": same}
+
+
+KEY_WORDS = (
+    "x @ w, one with a wider w, the first again, one with more rows",
+    "y = x @ w, exp(y), y − exp(y), exp(y) − y",
+    "x @ w, x @ wᵀ, the first again, its sum, its maximum",
+    "x @ w in floats, in int8, in FP8, in int8 again",
+    "(x @ w) · (x @ v), x @ w, the first again",
+    "y − exp(y) and exp(y) − y with y = exp(x @ w)",
+    "4 rows on 1 thread, 8 on 1, 4 on 2, 4 on 1, 1 on 4",
+)
+
+
+def alike(same: object) -> str:
+    """Which are alike, in words: [0, 1, 0] is "1 = 3, 2"."""
+    groups: dict[int, list[str]] = {}
+    for i, first in enumerate(list(same)):
+        groups.setdefault(first, []).append(str(i + 1))
+    return ", ".join(" = ".join(group) for group in groups.values())
 
 
 def keying(
@@ -514,6 +590,7 @@ def keying(
     identity: bool = False,
     only_nodes: bool = False,
     joined: bool = False,
+    by_op: bool = False,
 ) -> Callable:
     """A key, and what comes out with one thing changed."""
 
@@ -525,7 +602,7 @@ def keying(
         for node in [*([] if only_nodes else layer.reads), *layer.nodes]:
             inside = node not in layer.reads
             read = [str(places.get(i, i.type)) for i in node.inputs if inside and wired]
-            places[node] = f"%{len(places)}"
+            places[node] = node.op if by_op else f"%{len(places)}"
             parts.append(
                 (
                     (node.op if inside else "read") if op else "",
@@ -551,6 +628,10 @@ def wrong_keyings() -> dict[str, Callable]:
         ),
         "a − b and b − a have one key: say which value each operation reads": keying(
             wired=False
+        ),
+        "a value that is read is told by its operation alone, so exp(y) − y has the key"
+        " of y − exp(y) where y is an exp, too: say which value it is": keying(
+            by_op=True
         ),
         "floats, int8 and FP8 have one key: stored_format(node) belongs to it": keying(
             form=False
@@ -592,4 +673,4 @@ def timing_key(answer):
     """All that a layer's time depends on."""
     cases = len(key_cases())
     what = "timing_key(layer, rows, threads)"
-    judge(answer, run_keys, trt.timing_key, wrong_keyings(), cases, what)
+    judge(answer, run_keys, trt.timing_key, wrong_keyings(), cases, what, alike)

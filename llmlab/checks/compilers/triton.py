@@ -244,6 +244,12 @@ def wrong_softmaxes() -> dict[str, Callable]:
         "the exponent is upside down: x − max, which is never above 0": softmaxing(
             exponent=lambda x: x.max() - x
         ),
+        "the sum was divided by d, which makes it a mean: the sum is asked": softmaxing(
+            result=lambda e, d: e / (e.sum() / d)
+        ),
+        "the maximum was added: x − max, which is never above 0": softmaxing(
+            exponent=lambda x: x + x.max()
+        ),
         "it is the logarithm of the softmax: store e / sum": softmaxing(
             result=lambda e, d: (e / e.sum()).log()
         ),
@@ -276,7 +282,15 @@ def softmax_row(answer):
 
 # 3 ------------------------------------------------------------------------------------
 
-ORDERS = ((4, 3, 2), (5, 3, 2), (7, 4, 3), (3, 5, 8), (6, 6, 1), (1, 7, 4))
+ORDERS = (
+    (4, 3, 2),
+    (5, 3, 2),
+    (7, 4, 3),
+    (5, 3, 3),
+    (3, 5, 8),
+    (6, 6, 1),
+    (1, 7, 4),
+)
 
 
 def run_order(answer: Callable, n: int) -> Outcome:
@@ -337,13 +351,27 @@ def wrong_orders() -> dict[str, Callable]:
         "i and j are swapped": lambda *args: tile_of(*args)[::-1],
         "a group begins at row number · group: the number of the group alone was"
         " added": ordering(first=lambda number, group: number),
-        "the first row of the group is missing in i": ordering(
+        "the first row of the group is missing, in i and in the height": ordering(
             first=lambda number, group: 0,
             height=lambda down, first, group: min(down, group),
         ),
         "a group has group · across programs, not group · down": ordering(
             per_group=lambda down, across, group: group * down,
-            height=lambda down, first, group: max(1, min(down - first, group)),
+        ),
+        "the first row of the group is missing in i: add it to the row in the group": (
+            lambda pid, down, across, group: (
+                tile_of(pid, down, across, group)[0] % group,
+                tile_of(pid, down, across, group)[1],
+            )
+        ),
+        "the groups are of columns: `group` rows of tiles make one": (
+            lambda pid, down, across, group: tile_of(pid, across, down, group)[::-1]
+        ),
+        "i is pid % height: take what is left of pid, pid % (group · across), or a last"
+        " group that is lower begins in its middle": rows_of_pid,
+        "the last group's height was given to all: it is min(down − first, group), so"
+        " `group` for all but the last": ordering(
+            height=lambda down, first, group: down % group or group
         ),
         "j counts on from group to group: divide what is left of pid, pid % (group ·"
         " across)": ordering(rest=False),
@@ -352,6 +380,13 @@ def wrong_orders() -> dict[str, Callable]:
             inside=lambda k, height, across: (k // height, k % height)
         ),
     }
+
+
+def rows_of_pid(pid: int, down: int, across: int, group: int) -> tuple[int, int]:
+    """`tile_of`, with i from pid and not from its place in the group."""
+    first = pid // (group * across) * group
+    height = min(down - first, group)
+    return first + pid % height, tile_of(pid, down, across, group)[1]
 
 
 @check.exercise(
@@ -380,14 +415,18 @@ def grouped(answer):
 
 
 def layout_cases() -> list[Linear]:
-    """Blocks of registers, tensor cores' results, repeated elements, a swizzle."""
+    """Blocks of registers, tensor cores' results, repeated elements (in lanes or
+    warps, and in registers), a swizzle.
+    """
     swizzle = Linear((8, 4), ((0, 1),), ((1, 0), (2, 2), (4, 1)), ((0, 2),))
+    twice = Linear((4, 4), ((0, 1), (0, 0)), ((1, 0), (0, 2)), ((2, 0), (2, 0)))
     return [
         linear(Blocked((1, 2), (2, 4), (2, 1), (1, 0)), (8, 8)),
         linear(Blocked((2, 1), (4, 2), (1, 2), (0, 1)), (8, 8)),
         linear(TensorCore(2, (1, 1), (16, 8)), (16, 8)),
         linear(Blocked((1, 2), (4, 4), (2, 2), (1, 0)), (4, 8)),
         swizzle,
+        twice,
     ]
 
 
@@ -460,6 +499,16 @@ def wrong_owners() -> dict[str, Callable]:
         "the warps' steps are missing": owning(parts=(True, True, False)),
         "an owner is (register, lane, warp): the order is another": owning(
             order=lambda place: place[::-1]
+        ),
+        "warp 0 alone was looked at: all 2ⁿ of them may hold the element": owning(
+            keep=lambda found: [place for place in found if place[2] == 0]
+        ),
+        "a thread is in the list once, and two of its registers hold the element": (
+            owning(
+                keep=lambda found: [
+                    *{place[1:]: place for place in found[::-1]}.values()
+                ]
+            )
         ),
         "n steps are n bits, so there are 2ⁿ registers, lanes or warps, and n were"
         " tried": owning(sizes=len),

@@ -52,10 +52,24 @@ def split_cases() -> list[tuple[int, tuple[int | None, ...]]]:
 def run_split(answer: Callable, n: int) -> Outcome:
     """Case n: the parts and the guard, or a refusal."""
     extent, factors = split_cases()[n]
+    loop = f"{extent} iterations with the factors {factors}"
+    parts_of, guard_of = f"the parts of {loop}", f"the guard of {loop}"
+    given = [factor for factor in factors if factor is not None]
+    few = len(given) == len(factors) and math.prod(given) < extent
     try:
         found = answer(extent, factors)
-    except Refused:
-        return {"the parts": "refused", "the guard": "refused"}
+    except Refused as refusal:
+        if not str(refusal).strip():
+            raise Mistake(
+                "Refused was raised without a sentence: say in it what does not fit"
+            ) from None
+        return {parts_of: "refused", guard_of: "refused"}
+    except (ValueError, AssertionError) as error:
+        if not few:
+            raise
+        raise Mistake(
+            f"{loop} were refused by {type(error).__name__}: raise Refused"
+        ) from None
     if not isinstance(found, tuple) or len(found) != 2:
         raise Mistake(f"split_loop returned {found!r}: return (parts, guarded)")
     parts, guarded = found
@@ -63,7 +77,9 @@ def run_split(answer: Callable, n: int) -> Outcome:
         raise Mistake(f"the parts are {parts!r}: return a tuple of whole numbers")
     if not isinstance(guarded, bool):
         raise Mistake(f"guarded is {guarded!r}: return True or False")
-    return {"the parts": parts, "the guard": guarded}
+    if few:
+        return {parts_of: "not refused", guard_of: "not refused"}
+    return {parts_of: parts, guard_of: guarded}
 
 
 @check.exercise(
@@ -124,11 +140,6 @@ def wrong_splits() -> dict[str, Callable]:
         ),
         "factors that make up fewer iterations than there are were accepted: raise"
         " Refused": splitting(refused=lambda extent, total: False),
-        "factors that make up fewer iterations than there are were accepted, with a"
-        " guard: raise Refused": splitting(
-            refused=lambda extent, total: False,
-            guarded=lambda extent, total, parts: total != extent,
-        ),
         "factors that make up more iterations than there are were refused: the guard"
         " cuts them off": splitting(refused=lambda extent, total: total != extent),
         "a guard stands where the parts are as many as the iterations: it costs time"
@@ -142,7 +153,32 @@ def wrong_splits() -> dict[str, Callable]:
         "the guard stands where it is not needed, and is missing where it is": (
             splitting(guarded=lambda extent, total, parts: total <= extent)
         ),
+        "there is a guard for a part None alone: given factors that make up more need"
+        " one, too": guarded_with_none,
+        "given factors that make up more iterations than there are were refused: the"
+        " guard cuts them off": refused_without_none,
+        "the parts stand in another order than the factors: None keeps its place": (
+            none_in_front
+        ),
     }
+
+
+def guarded_with_none(extent: int, factors: tuple) -> tuple:
+    """`split_loop` with a guard only where a part is None."""
+    parts, guarded = tvm.split(extent, factors)
+    return parts, guarded and None in factors
+
+
+def refused_without_none(extent: int, factors: tuple) -> tuple:
+    """`split_loop`, which takes given factors only where they come out even."""
+    if None not in factors and math.prod(factors) != extent:
+        raise Refused("they do not come out even")
+    return tvm.split(extent, factors)
+
+
+def none_in_front(extent: int, factors: tuple) -> tuple:
+    """`split_loop` with the part for None before the others."""
+    return tvm.split(extent, tuple(sorted(factors, key=lambda each: each is not None)))
 
 
 # 2 ------------------------------------------------------------------------------------
@@ -181,7 +217,10 @@ def run_region(answer: Callable, n: int) -> Outcome:
         raise Mistake(f"begin is {begin!r}: return an Affine, or a whole number")
     if not is_whole(extent):
         raise Mistake(f"extent is {extent!r}: return a whole number")
-    return {"the beginning": str(begin), "the extent": extent}
+    reads = " and ".join(map(str, indices))
+    loops = ", ".join(f"{name} of {size}" for name, size in moving.items())
+    what = f"of {reads} with {loops}"
+    return {f"the beginning {what}": str(begin), f"the extent {what}": extent}
 
 
 @check.exercise(
@@ -283,7 +322,36 @@ def wrong_regions() -> dict[str, Callable]:
                 )
             )
         ),
+        "an index's constant is counted twice: it is in what stands still or in what"
+        " moves, not in both": lambda indices, moving: (
+            tvm.region(indices, moving)[0] + indices[0].constant,
+            tvm.region(indices, moving)[1],
+        ),
+        "the constants are in what stands still alone, that of the first read for all:"
+        " i + 6 and i + 1 begin at 1, and reach 6 apart": first_constant,
+        "the iterations of the loops inside were counted, and the places are asked:"
+        " 2i + k over 4 × 3 reaches 9 with its 12": region_as_iterations,
+        "the reads' extents were added up: where they overlap, a place is held once": (
+            region_as_sum
+        ),
     }
+
+
+def first_constant(indices: list[Affine], moving: dict[str, int]) -> tuple:
+    """Every read as if it had the first one's constant."""
+    first = indices[0].constant
+    return tvm.region([i - i.constant + first for i in indices], moving)
+
+
+def region_as_iterations(indices: list[Affine], moving: dict[str, int]) -> tuple:
+    """How often the loops run in the place of how far they reach."""
+    return tvm.region(indices, moving)[0], math.prod(moving.values())
+
+
+def region_as_sum(indices: list[Affine], moving: dict[str, int]) -> tuple:
+    """Each read's extent by itself, added up."""
+    alone = [tvm.region([index], moving)[1] for index in indices]
+    return tvm.region(indices, moving)[0], sum(alone)
 
 
 # 3 ------------------------------------------------------------------------------------

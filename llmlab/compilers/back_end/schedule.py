@@ -153,6 +153,10 @@ def chain_of(program: Program, names: Sequence[str]) -> list[Loop]:
     if len(set(names)) < len(names) or len(names) < 2:
         raise NotLegal(f"loops={list(names)} must be two or more, each once")
     depth = {name: len(around(program, name)) for name in names}
+    inner = max(names, key=lambda name: depth[name])
+    nest = {inner, *(loop.var for loop in around(program, inner))}
+    if apart := [name for name in names if name not in nest]:
+        raise NotLegal(f"{inner} does not stand inside {apart[0]}")
     chain = [program.loop(min(names, key=lambda name: depth[name]))]
     while len(chain) < len(names):
         last = chain[-1]

@@ -445,6 +445,10 @@ class Language:
         self.used("exp")
         return torch.exp(x)
 
+    def log(self, x: Tensor) -> Tensor:
+        self.used("log")
+        return torch.log(x)
+
     def abs(self, x: Tensor) -> Tensor:
         self.used("abs")
         return x.abs()

@@ -121,7 +121,8 @@ def worked_answer(
     for head, cell in _cells(source):
         if "[markdown]" in head or '"check"' in head:
             continue
-        exec(compile(cell, str(path), "exec"), known)
+        with silent():
+            exec(compile(cell, str(path), "exec"), known)
         for node in ast.parse(cell).body:
             if isinstance(node, ast.FunctionDef) and node.name == exercise:
                 tree = node

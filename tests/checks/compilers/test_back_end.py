@@ -171,6 +171,10 @@ def draws_by_itself(measured, size, random, best=4):
     return tuner.next_generation(measured, size, python_random.Random(), best)
 
 
+def draws_with_its_own_seed(measured, size, random, best=4):
+    return tuner.next_generation(measured, size, python_random.Random(0), best)
+
+
 def forgets_what_it_was_given(measured, size, random, best=4):
     found = tuner.next_generation(measured, size, random, best)
     for choice in [*measured]:
@@ -250,6 +254,7 @@ test_wrong_answers = rejects(
         Wrong(G, generation(child=only_mutated), "every child has one parent"),
         Wrong(G, generation(child=anything), "fastest has"),
         Wrong(G, draws_by_itself, "draw with `random` alone"),
+        Wrong(G, draws_with_its_own_seed, "draw with the `random` that is given"),
         Wrong(G, forgets_what_it_was_given, "changes its argument"),
         Wrong(G, generation_of_words, "a child is a Choice"),
         Wrong(R, only_reordered, "At most 56,000 bytes and 29,000 cycles"),

@@ -221,10 +221,6 @@ test_wrong_answers = rejects(
         Wrong("moves_through", moves_as_number, "return True or False, not 1"),
         Wrong("moves_through", moves_always, "the answer for maximum(x, 0.5)"),
         Wrong("timing_key", key_as_list, "cannot stand in a dict"),
-        Wrong(
-            "timing_key",
-            key_of_the_text,
-            "the keys, each by the first layer that has it, after timing_key",
-        ),
+        Wrong("timing_key", key_of_the_text, "have one key after timing_key"),
     ],
 )

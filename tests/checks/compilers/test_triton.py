@@ -56,6 +56,15 @@ def softmax_with_where(x_ptr, y_ptr, d, stride, COLS):
     tl.store(y_ptr + row * d + col, e / tl.sum(e, 0), col < d)
 
 
+def softmax_by_logarithm(x_ptr, y_ptr, d, stride, COLS):
+    """e to the power of x less the logarithm of the sum."""
+    row, col = tl.program_id(0), tl.arange(0, COLS)
+    x = tl.load(x_ptr + row * stride + col, col < d, float("-inf"))
+    top = tl.max(x, 0)
+    all_in = top + tl.log(tl.sum(tl.exp(x - top), 0))
+    tl.store(y_ptr + row * d + col, tl.exp(x - all_in), col < d)
+
+
 def grouped_by_list(pid, down, across, group):
     tiles = [
         (i, j)
@@ -95,7 +104,7 @@ def owners_by_growing(register, lane, warp, row, col):
 
 RIGHT = {
     "add_bias": (bias_by_rows, bias_with_base),
-    "softmax_row": (softmax_by_two, softmax_with_where),
+    "softmax_row": (softmax_by_two, softmax_with_where, softmax_by_logarithm),
     "grouped": (grouped_by_list, grouped_by_counting),
     "owners": (owners_by_matrix, owners_by_growing),
 }

@@ -201,6 +201,26 @@ def refuses_with_none(extent, factors):
         return None
 
 
+def refuses_without_words(extent, factors):
+    try:
+        return tvm.split(extent, factors)
+    except Refused:
+        raise Refused from None
+
+
+def refuses_with_value_error(extent, factors):
+    try:
+        return tvm.split(extent, factors)
+    except Refused as refusal:
+        raise ValueError(str(refusal)) from None
+
+
+def guards_what_is_too_few(extent, factors):
+    given = math.prod(factor for factor in factors if factor is not None)
+    parts = tuple(-(-extent // given) if f is None else f for f in factors)
+    return parts, math.prod(parts) != extent
+
+
 def divides_as_float(extent, factors):
     parts, guarded = tvm.split(extent, factors)
     return tuple(map(float, parts)), guarded
@@ -260,10 +280,13 @@ test_wrong_answers = rejects(
         Wrong("split_loop", parts_as_list, "return a tuple of whole numbers"),
         Wrong("split_loop", guard_as_number, "return True or False"),
         Wrong("split_loop", refuses_with_none, "return (parts, guarded)"),
+        Wrong("split_loop", refuses_without_words, "without a sentence"),
+        Wrong("split_loop", refuses_with_value_error, "raise Refused"),
+        Wrong("split_loop", guards_what_is_too_few, "fewer iterations than there are"),
         Wrong("split_loop", divides_as_float, "return a tuple of whole numbers"),
         Wrong("region", region_as_text, "return an Affine"),
         Wrong("region", ends_instead, "return a whole number"),
-        Wrong("region", region_of_all, "the extent after region"),
+        Wrong("region", region_of_all, "the extent of"),
         Wrong("may_fuse", fuse_as_number, "return True or False"),
         Wrong("may_fuse", fuse_never, "what ELEMENTWISE may do"),
         Wrong("neighbours", as_generator, "return a list"),

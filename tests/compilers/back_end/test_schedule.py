@@ -121,6 +121,7 @@ REFUSED = {
     "threads that add to one element": (("parallel", "k"), "threads would meet: C"),
     "lanes of a loop with loops": (("vectorise", "i"), "only an innermost loop"),
     "a loop that is not inside": (("reorder", "i", "k"), "j stands between them"),
+    "loops of two nests": (("reorder", "zi", "k"), "k does not stand inside zi"),
     "one loop": (("reorder", "i"), "two or more, each once"),
     "loops far apart": (("merge", "zi", "k"), "do not stand in the same loop"),
     "an output": (("inline", "C"), "C is an output"),
