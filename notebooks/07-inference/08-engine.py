@@ -402,10 +402,7 @@ told = "".join(streamed[numbers[0]])
 print("as alone:", told == tokenizer.decode(alone[0, len(encoded[0]) :].tolist()))
 print("the adapter changes the text:", streamed[numbers[2]] != streamed[numbers[0]])
 
-# %% [markdown]
-# Behind OpenAI's API, with streaming and a chat page, the same engine stands as `llmlab serve --adapter tuned=folder`, and `"model": "tuned"` in a request chooses the adapter; `--model` takes the engine's folder, in which the checkpoint's tokenizer lies, too. `llmlab serve --mine` makes it of your functions where they passed: `allocate`, `append_slot`, `free` and `paged_attention` of [PagedAttention](03-paged-attention.ipynb)'s exercises, `schedule` of [continuous batching](04-continuous-batching.ipynb)'s, `keep_top_p`, `accept` and `lookup` of [speculation](05-sampling-and-speculation.ipynb)'s. Before it serves, a table says whose each one is. A server has bad clients, too: some hang up in the middle, some send what cannot be done. Stored, from `scripts/load_test.py` against SmolLM2 with an adapter:
-
-# %% tags=["hide-input"]
+print()
 for line in engine.LOADS.read_text().splitlines():
     load = json.loads(line)
     print(f"{load['requests']:,} requests, {load['clients']} at a time:")
@@ -417,7 +414,9 @@ for line in engine.LOADS.read_text().splitlines():
     print(f"the worker held {before:,} MB before the load, {after:,} MB after it")
 
 # %% [markdown]
-# Every request ended with an answer or with a reason, no block was lost, and the worker's memory is what it was, within 1%.
+# Behind OpenAI's API, with streaming and a chat page, the same engine stands as `llmlab serve --adapter tuned=folder`, and `"model": "tuned"` in a request chooses the adapter; `--model` takes the engine's folder, in which the checkpoint's tokenizer lies, too. `llmlab serve --mine` makes it of your functions where they passed: `allocate`, `append_slot`, `free` and `paged_attention` of [PagedAttention](03-paged-attention.ipynb)'s exercises, `schedule` of [continuous batching](04-continuous-batching.ipynb)'s, `keep_top_p`, `accept` and `lookup` of [speculation](05-sampling-and-speculation.ipynb)'s. Before it serves, a table says whose each one is.
+#
+# A server has bad clients, too: some hang up in the middle, some send what cannot be done. The last lines above are stored, from `scripts/load_test.py` against SmolLM2 with an adapter. Every request ended with an answer or with a reason, no block was lost, and the worker's memory is what it was, within 1%.
 #
 # Which product is fastest? All products of a step of SmolLM2, by the tokens in the step; stored, one core, the least of two runs.
 
