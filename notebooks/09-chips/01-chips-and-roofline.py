@@ -317,7 +317,7 @@ for tokens, found in measured.items():
     print(f"{tokens:4} tokens: {min(parts):.0%} to {max(parts):.0%} of the roof")
 
 # %% [markdown]
-# Distance from the roof is a question for whoever wrote the kernel, not for whoever built the chip. One token lies near it, because a product with a vector is nothing but reading. A few tokens lie furthest away: too many to be reading only, too few to fill the units that multiply, and every library has its own way of doing so. From some hundreds on little is missing. (If your dots lie lower, or above the roof, ask first what else is running: it disturbs one of the two measurements.)
+# Distance from the roof is a question for whoever wrote the kernel, not for whoever built the chip. One token lies within a factor of two or so of it, because a product with a vector is nothing but reading. A few tokens lie furthest away: too many to be reading only, too few to fill the units that multiply, and every library has its own way of doing so. From some hundreds on little is missing. (If your dots lie lower, or above the roof, ask first what else is running: it disturbs one of the two measurements.)
 #
 # Now the ranking: one formula, three kinds of work with Llama 3.1 8B in 16 bits. Reading a prompt of 2,048 tokens; writing one token for one user; writing one for each of 64 users with 2,048 tokens behind them. What counts is chip-seconds: seconds, times as many chips as are needed to hold weights and cache.
 
