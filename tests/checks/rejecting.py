@@ -11,16 +11,17 @@ a copy of the input fail; there are at least three wrong answers.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 
+from llmlab.checks.judging import attempt
 from llmlab.course import exercises
 from llmlab.course.grading.checking import Checks, Verdict
 from llmlab.course.syllabus import course_root, find
@@ -134,6 +135,61 @@ def told_apart(
         assert outcomes[words] is not None, f"breaks down: {words}"
     for (a, x), (b, y) in itertools.combinations(outcomes.items(), 2):
         assert x != y, f"{a!r} and {b!r} come to the same"
+
+
+class ByCases(NamedTuple):
+    """How an exercise is marked by cases: what its check hands to `judge`.
+
+    Attributes:
+        run: what a function does in case n.
+        right: the reference.
+        wrongs: diagnosis → a wrong way.
+        cases: all of them, or what makes them.
+    """
+
+    run: Callable[[Callable, int], Any]
+    right: Callable
+    wrongs: Callable[[], Mapping[str, Callable]]
+    cases: Sized | Callable[[], Sized]
+
+
+def all_foreseen(kinds: Mapping[str, ByCases]) -> list[Wrong]:
+    """Every mistake that the checks of these exercises foresee."""
+    return [
+        wrong for name, kind in kinds.items() for wrong in foreseen(name, kind.wrongs())
+    ]
+
+
+def kept_apart(kinds: Mapping[str, ByCases]) -> Callable[[str], None]:
+    """A parametrised test: no two mistakes come to the same; its name begins with
+    `test_`.
+    """
+
+    @pytest.mark.parametrize("exercise", kinds)
+    def test(exercise: str) -> None:
+        kind = kinds[exercise]
+        count = len(kind.cases() if callable(kind.cases) else kind.cases)
+        told_apart(lambda way: attempt(kind.run, way, count), kind.right, kind.wrongs())
+
+    return test
+
+
+def accepts(
+    check: Checks, right: Mapping[str, Sequence[Callable]], seeds: Iterable[int] = (0,)
+) -> Callable[[str, Any], None]:
+    """A parametrised test: answers written otherwise pass; its name begins with
+    `test_`.
+    """
+    seeds = tuple(seeds)
+    cases = [(name, answer) for name, answers in right.items() for answer in answers]
+
+    @pytest.mark.parametrize(("exercise", "answer"), cases)
+    def test(exercise: str, answer: Any) -> None:
+        for seed in seeds:
+            result = verdict(check, exercise, answer, seed=seed)
+            assert result.outcome == "right", str(result)
+
+    return test
 
 
 def rejects(

@@ -10,10 +10,16 @@ import pytest
 
 from llmlab.checks.chips import chips_and_roofline as checks
 from llmlab.checks.chips.chips_and_roofline import check
-from llmlab.checks.judging import attempt
 from llmlab.chips import chips_and_roofline as cr
 from llmlab.models.chips import to_si
-from tests.checks.rejecting import Wrong, foreseen, rejects, told_apart, verdict
+from tests.checks.rejecting import (
+    ByCases,
+    Wrong,
+    accepts,
+    all_foreseen,
+    kept_apart,
+    rejects,
+)
 
 SLUG = "09-chips/01-chips-and-roofline"
 
@@ -115,32 +121,26 @@ RIGHT = {
 }
 
 
-@pytest.mark.parametrize(
-    ("exercise", "answer"),
-    [(name, answer) for name, answers in RIGHT.items() for answer in answers],
-)
-def test_right_answers_written_otherwise(exercise, answer):
-    result = verdict(check, exercise, answer)
-    assert result.outcome == "right", str(result)
+test_right_answers_written_otherwise = accepts(check, RIGHT)
 
 
 # Wrong --------------------------------------------------------------------------------
 
 KINDS = {
-    "to_si": (checks.run_si, to_si, checks.wrong_si, checks.SI_CASES),
-    "product": (
+    "to_si": ByCases(checks.run_si, to_si, checks.wrong_si, checks.SI_CASES),
+    "product": ByCases(
         checks.run_product,
         checks.right_product,
         checks.wrong_products,
         checks.PRODUCT_CASES,
     ),
-    "smallest_batch": (
+    "smallest_batch": ByCases(
         checks.run_batch,
         cr.smallest_batch,
         checks.wrong_batches,
         checks.BATCH_CASES,
     ),
-    "rank": (
+    "rank": ByCases(
         checks.run_rank,
         checks.ranking(),
         checks.wrong_ranks,
@@ -149,10 +149,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("exercise", KINDS)
-def test_no_two_mistakes_come_to_the_same(exercise):
-    run, right, wrongs, cases = KINDS[exercise]
-    told_apart(lambda way: attempt(run, way, len(cases)), right, wrongs())
+test_no_two_mistakes_come_to_the_same = kept_apart(KINDS)
 
 
 @pytest.mark.parametrize("case", checks.RANK_CASES)
@@ -173,11 +170,6 @@ def cr_chip(name, peak, bandwidth, memory):
     from llmlab.models.chips import Chip
 
     return Chip(name, "nobody", 2026, {"bf16": peak}, memory, bandwidth)
-
-
-def named(exercise):
-    """Every mistake that a check foresees, as a wrong answer with its own words."""
-    return foreseen(exercise, KINDS[exercise][2]())
 
 
 def si_as_text(value, unit, kind=""):
@@ -219,10 +211,7 @@ def drops_the_small(flops, moved, held, chips, free):
 test_wrong_answers = rejects(
     SLUG,
     [
-        *named("to_si"),
-        *named("product"),
-        *named("smallest_batch"),
-        *named("rank"),
+        *all_foreseen(KINDS),
         Wrong("to_si", si_as_text, "return a number"),
         Wrong("product", flops_only, "return FLOPs and bytes"),
         Wrong("smallest_batch", batch_as_float, "a whole number, or None"),

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import random as python_random
 
-import pytest
-
 from llmlab.checks.compilers import back_end as checks
 from llmlab.checks.compilers.back_end import check
-from llmlab.checks.judging import attempt
 from llmlab.compilers.back_end import challenge, cost, tuner
 from llmlab.compilers.back_end.machine import AVX2, attention_schedule
 from llmlab.compilers.back_end.tuner import crossed, drawn, mutated
-from tests.checks.rejecting import Wrong, foreseen, rejects, solved, told_apart, verdict
+from tests.checks.rejecting import (
+    ByCases,
+    Wrong,
+    accepts,
+    all_foreseen,
+    kept_apart,
+    rejects,
+    solved,
+)
 
 SLUG = "08-compilers/03-back-end"
 
@@ -92,21 +97,19 @@ RIGHT = {
 }
 
 
-@pytest.mark.parametrize(
-    ("exercise", "answer"),
-    [(name, answer) for name, answers in RIGHT.items() for answer in answers],
-)
-def test_right_answers_written_otherwise(exercise, answer):
-    result = verdict(check, exercise, answer)
-    assert result.outcome == "right", str(result)
+test_right_answers_written_otherwise = accepts(check, RIGHT)
 
 
 # Wrong --------------------------------------------------------------------------------
 
 KINDS = {
-    "tiles": (checks.run_tiles, checks.right_tiles, checks.wrong_tiles, checks.TILES),
-    "legal": (checks.run_legal, checks.right_legal, checks.wrong_legal, checks.ORDERS),
-    "product_traffic": (
+    "tiles": ByCases(
+        checks.run_tiles, checks.right_tiles, checks.wrong_tiles, checks.TILES
+    ),
+    "legal": ByCases(
+        checks.run_legal, checks.right_legal, checks.wrong_legal, checks.ORDERS
+    ),
+    "product_traffic": ByCases(
         checks.run_product,
         cost.product_traffic,
         checks.wrong_products,
@@ -115,14 +118,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("exercise", KINDS)
-def test_no_two_mistakes_come_to_the_same(exercise):
-    run, right, wrongs, cases = KINDS[exercise]
-    told_apart(lambda way: attempt(run, way, len(cases)), right, wrongs())
-
-
-def named(exercise):
-    return foreseen(exercise, KINDS[exercise][2]())
+test_no_two_mistakes_come_to_the_same = kept_apart(KINDS)
 
 
 def tiles_as_ranges(extent, size):
@@ -238,9 +234,7 @@ G, R = "next_generation", "row_schedule"
 test_wrong_answers = rejects(
     SLUG,
     [
-        *named("tiles"),
-        *named("legal"),
-        *named("product_traffic"),
+        *all_foreseen(KINDS),
         Wrong("tiles", tiles_as_ranges, "a tile is a pair"),
         Wrong("tiles", tiles_as_fractions, "whole numbers"),
         Wrong("legal", legal_as_number, "return True or False"),

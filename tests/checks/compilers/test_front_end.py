@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
 from llmlab.checks.compilers import front_end as checks
 from llmlab.checks.compilers.front_end import check
-from llmlab.checks.judging import attempt
 from llmlab.compilers import front_end as fe
 from llmlab.compilers.front_end import Graph, along_rows, rows, small_inputs
 from tests.checks.rejecting import (
+    ByCases,
     Wrong,
-    foreseen,
+    accepts,
+    all_foreseen,
+    kept_apart,
     rejects,
-    told_apart,
-    verdict,
 )
 
 SLUG = "08-compilers/02-front-end"
@@ -134,40 +133,24 @@ RIGHT = {
 }
 
 
-@pytest.mark.parametrize(
-    ("exercise", "answer"),
-    [(name, answer) for name, answers in RIGHT.items() for answer in answers],
-)
-def test_right_answers_written_otherwise(exercise, answer):
-    for seed in range(3):
-        result = verdict(check, exercise, answer, seed=seed)
-        assert result.outcome == "right", str(result)
+test_right_answers_written_otherwise = accepts(check, RIGHT, seeds=range(3))
 
 
 # Wrong --------------------------------------------------------------------------------
 
 KINDS = {
-    "remove_dead": (
+    "remove_dead": ByCases(
         checks.run_dead,
         fe.remove_dead,
         checks.wrong_dead,
         checks.dead_cases,
     ),
-    "key_of": (checks.run_key, fe.key_of, checks.wrong_keys, checks.key_cases),
-    "joins": (checks.run_join, fe.joins, checks.wrong_joins, checks.join_cases),
+    "key_of": ByCases(checks.run_key, fe.key_of, checks.wrong_keys, checks.key_cases),
+    "joins": ByCases(checks.run_join, fe.joins, checks.wrong_joins, checks.join_cases),
 }
 
 
-@pytest.mark.parametrize("exercise", KINDS)
-def test_no_two_mistakes_come_to_the_same(exercise):
-    run, right, wrongs, cases = KINDS[exercise]
-    count = len(cases())
-    told_apart(lambda way: attempt(run, way, count), right, wrongs())
-
-
-def named(exercise):
-    """Every mistake that a check foresees, as a wrong answer with its own words."""
-    return foreseen(exercise, KINDS[exercise][2]())
+test_no_two_mistakes_come_to_the_same = kept_apart(KINDS)
 
 
 def dead_in_place(graph):
@@ -297,9 +280,7 @@ def as_pairs(lives):
 test_wrong_answers = rejects(
     SLUG,
     [
-        *named("remove_dead"),
-        *named("key_of"),
-        *named("joins"),
+        *all_foreseen(KINDS),
         Wrong("remove_dead", dead_in_place, "make a new Graph"),
         Wrong("remove_dead", dead_as_list, "return a Graph, not a list"),
         Wrong("remove_dead", dead_by_search, "the order of the nodes"),

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from xdsl.rewriter import InsertPoint
 
 from llmlab.checks.compilers import mlir as checks
 from llmlab.checks.compilers.mlir import check
-from llmlab.checks.judging import attempt
 from llmlab.compilers import mlir
 from llmlab.compilers.mlir import dialect as lab
 from llmlab.compilers.mlir import ssa
-from tests.checks.rejecting import Wrong, foreseen, rejects, told_apart, verdict
+from tests.checks.rejecting import (
+    ByCases,
+    Wrong,
+    accepts,
+    all_foreseen,
+    kept_apart,
+    rejects,
+    told_apart,
+)
 
 SLUG = "08-compilers/05-mlir"
 
@@ -173,44 +179,34 @@ RIGHT = {
 }
 
 
-@pytest.mark.parametrize(
-    ("exercise", "answer"),
-    [(name, answer) for name, answers in RIGHT.items() for answer in answers],
-)
-def test_right_answers_written_otherwise(exercise, answer):
-    for seed in (0, 2):
-        result = verdict(check, exercise, answer, seed=seed)
-        assert result.outcome == "right", str(result)
+test_right_answers_written_otherwise = accepts(check, RIGHT, seeds=(0, 2))
 
 
 # Wrong --------------------------------------------------------------------------------
 
 KINDS = {
-    "idoms": (
+    "idoms": ByCases(
         checks.run_idoms,
         checks.right_idoms,
         checks.wrong_idoms,
         checks.GRAPHS,
     ),
-    "first_problem": (
+    "first_problem": ByCases(
         checks.run_problem,
         problem_by_the_package,
         checks.wrong_problems,
-        checks.problem_cases(),
+        checks.problem_cases,
     ),
-    "fold_transposes": (
+    "fold_transposes": ByCases(
         checks.run_transposes,
         checks.folding(),
         checks.wrong_transposes,
-        checks.transpose_cases(),
+        checks.transpose_cases,
     ),
 }
 
 
-@pytest.mark.parametrize("exercise", KINDS)
-def test_no_two_mistakes_come_to_the_same(exercise):
-    run, right, wrongs, cases = KINDS[exercise]
-    told_apart(lambda way: attempt(run, way, len(cases)), right, wrongs())
+test_no_two_mistakes_come_to_the_same = kept_apart(KINDS)
 
 
 def test_the_mistakes_of_a_norm_differ():
@@ -222,10 +218,6 @@ def test_the_mistakes_of_a_norm_differ():
         "right",
         {words: words for words in found if words != "right"},
     )
-
-
-def named(exercise):
-    return foreseen(exercise, KINDS[exercise][2]())
 
 
 def idoms_as_list(successors, order):
@@ -392,9 +384,7 @@ NORMS = {
 test_wrong_answers = rejects(
     SLUG,
     [
-        *named("idoms"),
-        *named("first_problem"),
-        *named("fold_transposes"),
+        *all_foreseen(KINDS),
         Wrong("idoms", idoms_as_list, "return a dict"),
         Wrong("first_problem", problem_as_bool, "return a string"),
         Wrong("fold_transposes", never_ends, "never ends"),

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import re
 
-import pytest
 import torch
 
 from llmlab.checks.compilers import overview as checks
 from llmlab.checks.compilers.overview import check
-from llmlab.checks.judging import attempt
 from llmlab.compilers import overview as ov
 from llmlab.compilers.overview import maximum, minimum
 from tests.checks.rejecting import (
+    ByCases,
     Wrong,
-    foreseen,
+    accepts,
+    all_foreseen,
+    kept_apart,
     rejects,
-    told_apart,
-    verdict,
 )
 
 SLUG = "08-compilers/01-overview"
@@ -135,27 +134,20 @@ RIGHT = {
 }
 
 
-@pytest.mark.parametrize(
-    ("exercise", "answer"),
-    [(name, answer) for name, answers in RIGHT.items() for answer in answers],
-)
-def test_right_answers_written_otherwise(exercise, answer):
-    for seed in range(2):
-        result = verdict(check, exercise, answer, seed=seed)
-        assert result.outcome == "right", str(result)
+test_right_answers_written_otherwise = accepts(check, RIGHT, seeds=range(2))
 
 
 # Wrong --------------------------------------------------------------------------------
 
 KINDS = {
-    "linearise": (
+    "linearise": ByCases(
         checks.run_list,
         ov.linearise,
         checks.wrong_lists,
         checks.list_cases,
     ),
-    "lower": (checks.run_lines, ov.lower, checks.wrong_lines, checks.line_cases),
-    "guarded_call": (
+    "lower": ByCases(checks.run_lines, ov.lower, checks.wrong_lines, checks.line_cases),
+    "guarded_call": ByCases(
         checks.run_calls,
         checks.right_guarded,
         checks.wrong_guards,
@@ -164,16 +156,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("exercise", KINDS)
-def test_no_two_mistakes_come_to_the_same(exercise):
-    run, right, wrongs, cases = KINDS[exercise]
-    count = len(cases())
-    told_apart(lambda way: attempt(run, way, count), right, wrongs())
-
-
-def named(exercise):
-    """Every mistake that a check foresees, as a wrong answer with its own words."""
-    return foreseen(exercise, KINDS[exercise][2]())
+test_no_two_mistakes_come_to_the_same = kept_apart(KINDS)
 
 
 def list_with_a_stranger(result):
@@ -298,9 +281,7 @@ def keeps_none(function, compile, limit, versions, arguments):
 test_wrong_answers = rejects(
     SLUG,
     [
-        *named("linearise"),
-        *named("lower"),
-        *named("guarded_call"),
+        *all_foreseen(KINDS),
         Wrong("linearise", list_with_a_stranger, "was not in the expression"),
         Wrong("linearise", list_of_names, "the expressions themselves"),
         Wrong("linearise", list_as_dict, "list"),

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import math
 
-import pytest
 import torch
 
 from llmlab.checks.compilers import tensorrt as checks
 from llmlab.checks.compilers.tensorrt import check
-from llmlab.checks.judging import attempt
 from llmlab.compilers import tensorrt as trt
 from tests.checks.rejecting import (
+    ByCases,
     Wrong,
-    foreseen,
+    accepts,
+    all_foreseen,
+    kept_apart,
     rejects,
-    told_apart,
-    verdict,
 )
 
 SLUG = "08-compilers/07-tensorrt"
@@ -118,37 +117,31 @@ RIGHT = {
 }
 
 
-@pytest.mark.parametrize(
-    ("exercise", "answer"),
-    [(name, answer) for name, answers in RIGHT.items() for answer in answers],
-)
-def test_right_answers_written_otherwise(exercise, answer):
-    result = verdict(check, exercise, answer)
-    assert result.outcome == "right", str(result)
+test_right_answers_written_otherwise = accepts(check, RIGHT)
 
 
 # Wrong --------------------------------------------------------------------------------
 
 KINDS = {
-    "divergence_of": (
+    "divergence_of": ByCases(
         checks.run_divergence,
         checks.diverging(),
         checks.wrong_divergences,
         checks.divergence_cases,
     ),
-    "values_to_quantise": (
+    "values_to_quantise": ByCases(
         checks.run_placing,
         checks.placing(),
         checks.wrong_placings,
         checks.placing_cases,
     ),
-    "moves_through": (
+    "moves_through": ByCases(
         checks.run_moving,
         trt.moves_through,
         checks.wrong_movings,
         checks.moving_cases,
     ),
-    "timing_key": (
+    "timing_key": ByCases(
         checks.run_keys,
         trt.timing_key,
         checks.wrong_keyings,
@@ -157,16 +150,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("exercise", KINDS)
-def test_no_two_mistakes_come_to_the_same(exercise):
-    run, right, wrongs, cases = KINDS[exercise]
-    count = len(cases())
-    told_apart(lambda way: attempt(run, way, count), right, wrongs())
-
-
-def named(exercise):
-    """Every mistake that a check foresees, as a wrong answer with its own words."""
-    return foreseen(exercise, KINDS[exercise][2]())
+test_no_two_mistakes_come_to_the_same = kept_apart(KINDS)
 
 
 def changes_the_counts(counts, kept, levels):
@@ -209,10 +193,7 @@ def key_of_the_text(layer, rows, threads):
 test_wrong_answers = rejects(
     SLUG,
     [
-        *named("divergence_of"),
-        *named("values_to_quantise"),
-        *named("moves_through"),
-        *named("timing_key"),
+        *all_foreseen(KINDS),
         Wrong("divergence_of", changes_the_counts, "work on a copy"),
         Wrong("divergence_of", all_divergences, "return one number, not a list"),
         Wrong("divergence_of", never_infinite, "is not right in case 4"),

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
-
-import pytest
-
 from llmlab.checks.compilers import triton as checks
 from llmlab.checks.compilers.triton import check
-from llmlab.checks.judging import attempt
 from llmlab.compilers.triton_kernels import Linear, tl
-from tests.checks.rejecting import Wrong, foreseen, rejects, told_apart, verdict
+from tests.checks.rejecting import (
+    ByCases,
+    Wrong,
+    accepts,
+    all_foreseen,
+    kept_apart,
+    rejects,
+)
 
 SLUG = "08-compilers/06-triton"
 
@@ -110,32 +112,28 @@ RIGHT = {
 }
 
 
-@pytest.mark.parametrize(
-    ("exercise", "answer"),
-    [(name, answer) for name, answers in RIGHT.items() for answer in answers],
-)
-def test_right_answers_written_otherwise(exercise, answer):
-    result = verdict(check, exercise, answer)
-    assert result.outcome == "right", str(result)
+test_right_answers_written_otherwise = accepts(check, RIGHT)
 
 
 # Wrong --------------------------------------------------------------------------------
 
 KINDS = {
-    "add_bias": (checks.run_sum, checks.bias_kernel, checks.wrong_sums, checks.SUMS),
-    "softmax_row": (
+    "add_bias": ByCases(
+        checks.run_sum, checks.bias_kernel, checks.wrong_sums, checks.SUMS
+    ),
+    "softmax_row": ByCases(
         checks.run_softmax,
         checks.softmax_kernel,
         checks.wrong_softmaxes,
         checks.SOFTMAXES,
     ),
-    "grouped": (
+    "grouped": ByCases(
         checks.run_order,
         checks.tile_of,
         checks.wrong_orders,
         checks.ORDERS,
     ),
-    "owners": (
+    "owners": ByCases(
         checks.run_owners,
         checks.holders,
         checks.wrong_owners,
@@ -144,15 +142,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("exercise", KINDS)
-def test_no_two_mistakes_come_to_the_same(exercise):
-    run, right, wrongs, cases = KINDS[exercise]
-    told_apart(lambda way: attempt(run, way, len(cases)), right, wrongs())
-
-
-def named(exercise):
-    """Every mistake that a check foresees, as a wrong answer with its own words."""
-    return foreseen(exercise, KINDS[exercise][2]())
+test_no_two_mistakes_come_to_the_same = kept_apart(KINDS)
 
 
 def bias_kernel_with(row="", col="", x="", b="", y="", mask=""):
@@ -214,7 +204,7 @@ def threads_only(register, lane, warp, row, col):
 test_wrong_answers = rejects(
     SLUG,
     [
-        *itertools.chain.from_iterable(map(named, KINDS)),
+        *all_foreseen(KINDS),
         Wrong(
             "add_bias",
             bias_kernel_with(x="tl.load(x_ptr + row * d + col, mask=there)"),

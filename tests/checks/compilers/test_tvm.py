@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 
-import pytest
-
 from llmlab.checks.compilers import tvm as checks
 from llmlab.checks.compilers.tvm import check
-from llmlab.checks.judging import attempt
 from llmlab.compilers import tvm
 from llmlab.compilers.tvm import Kind, Refused
-from tests.checks.rejecting import Wrong, foreseen, rejects, told_apart, verdict
+from tests.checks.rejecting import (
+    ByCases,
+    Wrong,
+    accepts,
+    all_foreseen,
+    kept_apart,
+    rejects,
+)
 
 SLUG = "08-compilers/04-tvm"
 
@@ -135,49 +139,35 @@ RIGHT = {
 }
 
 
-@pytest.mark.parametrize(
-    ("exercise", "answer"),
-    [(name, answer) for name, answers in RIGHT.items() for answer in answers],
-)
-def test_right_answers_written_otherwise(exercise, answer):
-    result = verdict(check, exercise, answer)
-    assert result.outcome == "right", str(result)
+test_right_answers_written_otherwise = accepts(check, RIGHT)
 
 
 # Wrong --------------------------------------------------------------------------------
 
 KINDS = {
-    "split_loop": (
+    "split_loop": ByCases(
         checks.run_split,
         tvm.split,
         checks.wrong_splits,
-        len(checks.split_cases()),
+        checks.split_cases,
     ),
-    "region": (
+    "region": ByCases(
         checks.run_region,
         tvm.region,
         checks.wrong_regions,
-        len(checks.region_cases()),
+        checks.region_cases,
     ),
-    "may_fuse": (checks.run_fuse, tvm.may_fuse, checks.wrong_fusions, len(Kind)),
-    "neighbours": (
+    "may_fuse": ByCases(checks.run_fuse, tvm.may_fuse, checks.wrong_fusions, [*Kind]),
+    "neighbours": ByCases(
         checks.run_tiles,
         tvm.neighbours,
         checks.wrong_tiles,
-        len(checks.tile_cases()),
+        checks.tile_cases,
     ),
 }
 
 
-@pytest.mark.parametrize("exercise", KINDS)
-def test_no_two_mistakes_come_to_the_same(exercise):
-    run, right, wrongs, cases = KINDS[exercise]
-    told_apart(lambda way: attempt(run, way, cases), right, wrongs())
-
-
-def named(exercise):
-    """Every mistake that a check foresees, as a wrong answer with its own words."""
-    return foreseen(exercise, KINDS[exercise][2]())
+test_no_two_mistakes_come_to_the_same = kept_apart(KINDS)
 
 
 def parts_alone(extent, factors):
@@ -272,10 +262,7 @@ def all_tiles(tile, most):
 test_wrong_answers = rejects(
     SLUG,
     [
-        *named("split_loop"),
-        *named("region"),
-        *named("may_fuse"),
-        *named("neighbours"),
+        *all_foreseen(KINDS),
         Wrong("split_loop", parts_alone, "return a tuple of whole numbers"),
         Wrong("split_loop", parts_as_list, "return a tuple of whole numbers"),
         Wrong("split_loop", guard_as_number, "return True or False"),

@@ -11,14 +11,14 @@ import pytest
 
 from llmlab.checks.inference import model_server as checks
 from llmlab.checks.inference.model_server import check
-from llmlab.checks.judging import attempt
 from llmlab.inference import model_server as ms
 from llmlab.inference.model_server import NUMPY
 from tests.checks.rejecting import (
+    ByCases,
     Wrong,
-    foreseen,
+    all_foreseen,
+    kept_apart,
     rejects,
-    told_apart,
     verdict,
 )
 
@@ -152,25 +152,25 @@ def test_right_answers_written_otherwise(exercise, answer):
 # No two mistakes alike ----------------------------------------------------------------
 
 KINDS = {
-    "next_batch": (
+    "next_batch": ByCases(
         checks.run_decision,
         ms.next_batch,
         checks.wrong_decisions,
         checks.decision_cases,
     ),
-    "read_tensor": (
+    "read_tensor": ByCases(
         checks.run_tensor,
         ms.read_tensor,
         checks.wrong_tensors,
         checks.tensor_cases,
     ),
-    "run_ensemble": (
+    "run_ensemble": ByCases(
         checks.run_ensemble_case,
         ms.run_ensemble,
         checks.wrong_ensembles,
         checks.ensemble_cases,
     ),
-    "choose_delay": (
+    "choose_delay": ByCases(
         checks.run_choice,
         ms.choose_delay,
         checks.wrong_choices,
@@ -179,16 +179,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("exercise", KINDS)
-def test_no_two_mistakes_come_to_the_same(exercise):
-    run, right, wrongs, cases = KINDS[exercise]
-    count = len(cases())
-    told_apart(lambda way: attempt(run, way, count), right, wrongs())
-
-
-def named(exercise):
-    """Every mistake that a check foresees, as a wrong answer with its own words."""
-    return foreseen(exercise, KINDS[exercise][2]())
+test_no_two_mistakes_come_to_the_same = kept_apart(KINDS)
 
 
 # Wrong, in other ways -----------------------------------------------------------------
@@ -428,10 +419,7 @@ N, T, E, D = "next_batch", "read_tensor", "run_ensemble", "choose_delay"
 test_wrong_answers = rejects(
     SLUG,
     [
-        *named(N),
-        *named(T),
-        *named(E),
-        *named(D),
+        *all_foreseen(KINDS),
         Wrong(N, empty_queue_breaks, "IndexError"),
         Wrong(N, empty_queue_is_due, "empty queue"),
         Wrong(N, count_alone, "tuple"),

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 import torch.nn.functional as F
 
 from llmlab.checks.inference import paged_attention as checks
 from llmlab.checks.inference.paged_attention import check
-from llmlab.checks.judging import attempt
 from llmlab.inference import paged_attention as paged
 from tests.checks.rejecting import (
+    ByCases,
     Wrong,
-    foreseen,
+    accepts,
+    all_foreseen,
+    kept_apart,
     rejects,
-    told_apart,
-    verdict,
 )
 
 SLUG = "07-inference/03-paged-attention"
@@ -126,27 +125,20 @@ RIGHT = {
 }
 
 
-@pytest.mark.parametrize(
-    ("exercise", "answer"),
-    [(name, answer) for name, answers in RIGHT.items() for answer in answers],
-)
-def test_right_answers_written_otherwise(exercise, answer):
-    for seed in range(4):
-        result = verdict(check, exercise, answer, seed=seed)
-        assert result.outcome == "right", str(result)
+test_right_answers_written_otherwise = accepts(check, RIGHT, seeds=range(4))
 
 
 # Wrong --------------------------------------------------------------------------------
 
 KINDS = {
-    "free": (checks.run_free, paged.free, checks.wrong_frees, checks.free_cases),
-    "append_slot": (
+    "free": ByCases(checks.run_free, paged.free, checks.wrong_frees, checks.free_cases),
+    "append_slot": ByCases(
         checks.run_slot,
         paged.append_slot,
         checks.wrong_slots,
         checks.slot_cases,
     ),
-    "allocate": (
+    "allocate": ByCases(
         checks.run_allocate,
         paged.allocate,
         checks.wrong_allocates,
@@ -155,16 +147,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("exercise", KINDS)
-def test_no_two_mistakes_come_to_the_same(exercise):
-    run, right, wrongs, cases = KINDS[exercise]
-    count = len(cases())
-    told_apart(lambda way: attempt(run, way, count), right, wrongs())
-
-
-def named(exercise):
-    """Every mistake that a check foresees, as a wrong answer with its own words."""
-    return foreseen(exercise, KINDS[exercise][2]())
+test_no_two_mistakes_come_to_the_same = kept_apart(KINDS)
 
 
 def free_nothing_returned(pool, table):
@@ -246,9 +229,7 @@ P = "paged_attention"
 test_wrong_answers = rejects(
     SLUG,
     [
-        *named("free"),
-        *named("append_slot"),
-        *named("allocate"),
+        *all_foreseen(KINDS),
         Wrong("free", free_nothing_returned, "returned None"),
         Wrong("free", free_floats, "whole numbers are asked"),
         Wrong("free", free_clears, "the table itself was changed"),
