@@ -19,9 +19,10 @@ import json
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from llmlab.compilers import json_lines
 from llmlab.compilers.tvm.loops import Primitive
 from llmlab.compilers.tvm.product import registers
 
@@ -166,8 +167,7 @@ def key(decisions: Decisions) -> str:
 
 def append(path: Path, record: Record) -> None:
     """One line more."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record.__dict__) + "\n")
+    json_lines.append(path, asdict(record))
 
 
 def read(path: Path, task: str) -> list[Record]:
@@ -175,14 +175,11 @@ def read(path: Path, task: str) -> list[Record]:
 
     A line that a run was stopped in the middle of is left out.
     """
-    if not path.exists():
-        return []
     found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for values in json_lines.read(path):
         try:
-            values = json.loads(line)
             record = Record(**{**values, "decisions": frozen(values["decisions"])})
-        except (ValueError, KeyError, TypeError):
+        except (KeyError, TypeError):
             continue
         if record.task == task:
             found.append(record)
