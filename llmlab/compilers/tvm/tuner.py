@@ -132,11 +132,12 @@ def sample(space: Space, draw: random.Random) -> Decisions:
 
 def mutate(decisions: Decisions, space: Space, draw: random.Random) -> Decisions:
     """The same with one decision changed, where there is another choice."""
-    changeable = [name for name in space if space[name].near(decisions[name])]
+    near = {name: part.near(decisions[name]) for name, part in space.items()}
+    changeable = [name for name in near if near[name]]
     if not changeable:
         return dict(decisions)
     name = draw.choice(changeable)
-    return {**decisions, name: draw.choice(space[name].near(decisions[name]))}
+    return {**decisions, name: draw.choice(near[name])}
 
 
 # The log ------------------------------------------------------------------------------
