@@ -11,14 +11,15 @@ cores, and gives the same on any CPU.
 
 from __future__ import annotations
 
-import argparse
-import json
 from importlib.metadata import version
+
+from sweeping import asked
 
 from llmlab.compilers.triton_kernels import reading, stored
 from llmlab.compilers.triton_kernels.compiling import TARGETS, Job, compile_jobs
 
 LIT = ("sm_80", "sm_90", "sm_100", "gfx942")
+BY_LINE = [Job("mlp_tile", target, warps=8) for target in LIT]
 
 
 def jobs() -> list[Job]:
@@ -27,7 +28,7 @@ def jobs() -> list[Job]:
     for dtype in ("bf16", "fp32", "fp8e4nv"):
         listed += [Job("one_dot", target, dtype) for target in LIT]
     listed += [Job("dots_by_descriptor", target, warps=8) for target in LIT]
-    listed += [Job("mlp_tile", target, warps=8) for target in LIT]
+    listed += BY_LINE
     listed += [Job("attention_tile", target) for target in LIT]
     listed += [Job("softmax_rows", target) for target in LIT]
     tiles = (
@@ -58,14 +59,11 @@ def made(job: Job) -> dict:
         compiled = compile_jobs([job], sass=True)[0]
     except RuntimeError as refusal:
         return stored.refused(job, str(refusal))
-    lit = job in [Job("mlp_tile", target, warps=8) for target in LIT]
-    return reading.facts(compiled, by_line=lit)
+    return reading.facts(compiled, by_line=job in BY_LINE)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", type=int, default=0, metavar="JOBS")
-    check = parser.parse_args().check
+    check = asked(__doc__)
     found = stored.read() if stored.FILE.exists() else {}
     listed = jobs()
     if check:
@@ -76,7 +74,7 @@ def main() -> None:
     for job in listed:
         key = stored.key(job)
         if key not in found:
-            found[key] = json.loads(json.dumps(made(job)))
+            found[key] = made(job)
             print(key, found[key].get("refused", ""), flush=True)
             stored.write(found, version("triton"))
 

@@ -19,6 +19,7 @@ import torch
 from sweeping import sweep
 
 import llmlab.compilers.tvm
+from llmlab.compilers.back_end.run import seconds_of
 from llmlab.compilers.tvm import tuner
 from llmlab.compilers.tvm.product import matmul
 from llmlab.compilers.tvm.with_tvm import compiled, prim_func, scheduled, this_cpu
@@ -36,13 +37,6 @@ def runs() -> list[tuple]:
     last = [[tile[-1] for tile in space[name].options] for name in "ijk"]
     flags = (0, 1)
     return [*itertools.product(*last, flags, flags)]
-
-
-def seconds(function: Callable[[], object]) -> float:
-    """Of this thread: what other processes take does not count."""
-    started = time.thread_time()
-    function()
-    return time.thread_time() - started
 
 
 def runner() -> Callable[..., list]:
@@ -67,17 +61,12 @@ def runner() -> Callable[..., list]:
         }
         schedule = tuner.product_schedule(decisions)
         main = compiled(scheduled(function, schedule))["main"]
-        main(*ours)
-        times = [
-            (
-                seconds(lambda: main(*ours)),
-                seconds(lambda: torch.mm(*theirs, out=out)),
-            )
-            for _ in range(REPEAT)
-        ]
-        best = [f"{1e3 * min(column):.3f}" for column in zip(*times, strict=True)]
+        calls = (lambda: main(*ours), lambda: torch.mm(*theirs, out=out))
+        # of this thread: what other processes take does not count
+        best = seconds_of(*calls, rounds=REPEAT, clock=time.thread_time)
+        times = [f"{1e3 * each:.3f}" for each in best]
         key = [rows, columns, steps, packed, down]
-        return [*key, *best, this_cpu()["mcpu"], tvm.__version__]
+        return [*key, *times, this_cpu()["mcpu"], tvm.__version__]
 
     return measure
 

@@ -139,10 +139,11 @@ ARROWS = {
         "serving": "engine",
     },
     "compilers": {
-        "back_end": "front_end program",
+        "back_end": "front_end json_lines program",
         "mlir": "front_end",
         "overview": "program",
         "tensorrt": "front_end",
+        "tvm": "json_lines",
     },
     "chips": {},
     "course": {

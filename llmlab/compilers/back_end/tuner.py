@@ -11,7 +11,6 @@ again with the same file goes on: nothing is measured twice.
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import time
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from llmlab.compilers import json_lines
 from llmlab.compilers.back_end.machine import Machine, this
 from llmlab.compilers.back_end.programs import matmul
 from llmlab.compilers.back_end.run import compiled, seconds_of
@@ -182,14 +182,11 @@ class Log:
 
     def __post_init__(self) -> None:
         """Read what is there; a line that was cut off by a stop counts for nothing."""
-        if self.file is None or not self.file.exists():
-            return
-        for line in self.file.read_text(encoding="utf-8").splitlines():
+        for found in json_lines.read(self.file) if self.file else []:
             try:
-                found = json.loads(line)
                 seconds = found["seconds"]
                 choice = Choice(**found["choice"])
-            except (ValueError, KeyError, TypeError):
+            except (KeyError, TypeError):
                 continue
             self.measured[choice] = math.inf if seconds is None else seconds
 
@@ -200,13 +197,7 @@ class Log:
             line = {"choice": asdict(choice), "seconds": finite}
             if why:
                 line["why"] = why
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            whole = not self.file.exists() or self.file.read_bytes()[-1:] in (
-                b"",
-                b"\n",
-            )
-            with self.file.open("a", encoding="utf-8") as lines:
-                lines.write(("" if whole else "\n") + json.dumps(line) + "\n")
+            json_lines.append(self.file, line)
         self.measured[choice] = seconds
 
     @property

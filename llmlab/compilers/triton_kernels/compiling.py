@@ -88,6 +88,11 @@ class Job:
     def all_constants(self) -> dict[str, int]:
         return ARGUMENTS[self.kernel][1] | self.constants
 
+    @property
+    def described(self) -> dict:
+        """Its fields, with all constants: what is kept beside what it became."""
+        return asdict(self) | {"constants": self.all_constants}
+
 
 @dataclass(frozen=True)
 class Compiled:

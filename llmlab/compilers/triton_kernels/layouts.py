@@ -67,12 +67,9 @@ class Linear:
 
         Rows: the bits of the last dimension from the lowest, then the one before.
         """
-        columns = [getattr(self, part)[i] for part, i in self.bits]
-        rows = []
-        for dim in reversed(range(len(self.shape))):
-            for bit in range(self.shape[dim].bit_length() - 1):
-                rows.append([basis[dim] >> bit & 1 for basis in columns])
-        return torch.tensor(rows, dtype=torch.int8).reshape(len(rows), len(columns))
+        columns = [self._bits_of(getattr(self, part)[i]) for part, i in self.bits]
+        rows = len(self._bits_of(self.shape))
+        return torch.tensor(columns, dtype=torch.int8).reshape(len(columns), rows).T
 
     def owners(self, element: Sequence[int]) -> list[tuple[int, int, int]]:
         """(register, lane, warp) of every place that holds the element.
@@ -85,11 +82,8 @@ class Linear:
         inside = all(0 <= i < n for i, n in zip(element, self.shape, strict=True))
         if not inside:
             raise ValueError(f"element {tuple(element)} is not in a block {self.shape}")
-        wanted = []
-        for dim in reversed(range(len(self.shape))):
-            bits = self.shape[dim].bit_length() - 1
-            wanted += [element[dim] >> bit & 1 for bit in range(bits)]
-        found = solve(self.matrix(), torch.tensor(wanted, dtype=torch.int8))
+        wanted = torch.tensor(self._bits_of(element), dtype=torch.int8)
+        found = solve(self.matrix(), wanted)
         if found is None:
             raise ValueError(f"nobody holds element {tuple(element)}")
         first, free = found
@@ -101,6 +95,14 @@ class Linear:
                     x = x ^ vector
             places.append(self._place(x))
         return sorted(places, key=lambda place: place[::-1])
+
+    def _bits_of(self, element: Sequence[int]) -> list[int]:
+        """An element, or a step, in binary: in the order of the matrix's rows."""
+        return [
+            element[dim] >> bit & 1
+            for dim in reversed(range(len(self.shape)))
+            for bit in range(self.shape[dim].bit_length() - 1)
+        ]
 
     def _place(self, x: Tensor) -> tuple[int, int, int]:
         index = dict.fromkeys(PARTS, 0)

@@ -273,12 +273,7 @@ class Language:
         buffer = pointer.buffer
         wanted = places[on]
         self.check_range("reads", buffer, wanted)
-        writers = buffer.writer[wanted]
-        foreign = (writers != NOBODY) & (writers != self.number)
-        if foreign.any():
-            self.race(
-                buffer, wanted[foreign][0], writers[foreign][0], "reads", "stores"
-            )
+        self.check_race("reads", buffer, wanted, buffer.writer[wanted], "stores")
         readers = buffer.reader[wanted]
         first = (readers == NOBODY) | (readers == self.number)
         buffer.reader[wanted] = torch.where(first, self.number, SEVERAL).int()
@@ -299,17 +294,8 @@ class Language:
         buffer = pointer.buffer
         wanted = places[on]
         self.check_range("stores", buffer, wanted)
-        writers, readers = buffer.writer[wanted], buffer.reader[wanted]
-        foreign = (writers != NOBODY) & (writers != self.number)
-        if foreign.any():
-            self.race(
-                buffer, wanted[foreign][0], writers[foreign][0], "stores", "stores"
-            )
-        foreign = (readers != NOBODY) & (readers != self.number)
-        if foreign.any():
-            self.race(
-                buffer, wanted[foreign][0], readers[foreign][0], "stores", "reads"
-            )
+        self.check_race("stores", buffer, wanted, buffer.writer[wanted], "stores")
+        self.check_race("stores", buffer, wanted, buffer.reader[wanted], "reads")
         if wanted.unique().numel() < wanted.numel():
             raise Race(
                 f"program {self.shown(self.number)} stores several numbers to one place"
@@ -365,16 +351,25 @@ class Language:
                 f" {buffer.name}{self.line()}"
             )
 
-    def race(self, buffer: Buffer, place: Any, other: Any, me: str, they: str) -> None:
+    def check_race(
+        self, does: str, buffer: Buffer, wanted: Tensor, others: Tensor, they: str
+    ) -> None:
         """
+        Args:
+            others: who touched each of the places.
+            they: what those programs do there.
         Raises:
-            Race: always, with both programs' names.
+            Race: one of them is not this program.
         """
-        who = "another program" if other == SEVERAL else f"program {self.shown(other)}"
-        raise Race(
-            f"program {self.shown(self.number)} {me} {buffer.name}[{place}], which"
-            f" {who} {they}, too: programs run in no order{self.line()}"
-        )
+        foreign = (others != NOBODY) & (others != self.number)
+        if foreign.any():
+            place, other = wanted[foreign][0], others[foreign][0]
+            several = other == SEVERAL
+            who = "another program" if several else f"program {self.shown(other)}"
+            raise Race(
+                f"program {self.shown(self.number)} {does} {buffer.name}[{place}],"
+                f" which {who} {they}, too: programs run in no order{self.line()}"
+            )
 
     def shown(self, number: Any) -> str:
         """A program by its place in the grid."""

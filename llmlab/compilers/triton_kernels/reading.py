@@ -72,13 +72,11 @@ def operations(mlir: str) -> list[Word]:
                 opened.append(None)
             continue
         named = re.match(r'(?:[%\w:#, ]+ = )?"?([a-z_]+\.[a-z_.0-9]+)"?', stripped)
-        if named and named[1] not in ("tt.func",):
+        counted = named is not None and named[1] != "tt.func"
+        if counted:
             found.append(Word(named[1], line))
         if stripped.endswith("{"):
-            region = named and named[1] != "tt.func"
-            opened.append(len(found) - 1 if region else None)
-        elif stripped.endswith("({"):
-            opened.append(len(found) - 1)
+            opened.append(len(found) - 1 if counted else None)
     return [word for word in found if not word.name.endswith((".yield", ".return"))]
 
 
@@ -152,22 +150,10 @@ def spilled(compiled: Compiled) -> int:
     return 4 * int(found[1]) if found else 0
 
 
-@dataclass(frozen=True)
-class Product:
-    """What one product instruction does.
+def product(instruction: str, ttgir: str, itemsize: int) -> dict:
+    """What one instruction of a tensor core does.
 
-    Attributes:
-        shape: (m, n, k) of the block that it multiplies.
-        threads: that issue it together.
-    """
-
-    instruction: str
-    shape: tuple[int, int, int]
-    threads: int
-
-
-def product(instruction: str, ttgir: str, itemsize: int) -> Product:
-    """The shape of a tensor core's instruction, and who issues it.
+    `shape` is (m, n, k) of the block that it multiplies; `threads` issue it together.
 
     Args:
         ttgir: where the shape of tcgen05 stands: its text has it in a register.
@@ -179,17 +165,16 @@ def product(instruction: str, ttgir: str, itemsize: int) -> Product:
     found = found or re.search(r"_(\d+)x(\d+)x(\d+)_?", instruction)
     if instruction.startswith("tcgen05.mma"):
         tile = re.search(r"blockM = (\d+), blockN = (\d+)", ttgir)
-        shape = (int(tile[1]), int(tile[2]), 32 // itemsize)  # k is 32 bytes
-        return Product(instruction, shape, 1)
+        shape = [int(tile[1]), int(tile[2]), 32 // itemsize]  # k is 32 bytes
+        return {"shape": shape, "threads": 1}
     if not found:
         raise ValueError(f"{instruction!r} is no product of a tensor core")
-    m, n, k = map(int, found.groups())
     threads = 32
     if instruction.startswith("wgmma"):
         threads = 128
     elif instruction.startswith("v_"):
         threads = 64
-    return Product(instruction, (m, n, k), threads)
+    return {"shape": [*map(int, found.groups())], "threads": threads}
 
 
 ITEMSIZE = {"fp32": 4, "fp16": 2, "bf16": 2, "fp8e4nv": 1}
@@ -207,18 +192,13 @@ def facts(compiled: Compiled, by_line: bool = False) -> dict:
     job = compiled.job
     names = Counter(word.name for word in words if PRODUCT.match(word.name))
     found = {
-        "kernel": job.kernel,
-        "target": job.target,
-        "dtype": job.dtype,
-        "warps": job.warps,
-        "stages": job.stages,
-        "constants": job.all_constants,
+        **job.described,
         "shared": compiled.shared,
         "tensor": compiled.tensor,
         "registers": registers(compiled),
         "spilled": spilled(compiled),
         "products": {
-            name: {"count": n, **shape_of(name, ttgir, job.dtype)}
+            name: {"count": n, **product(name, ttgir, ITEMSIZE[job.dtype])}
             for name, n in sorted(names.items())
         },
         "kinds": dict(Counter(kind_of(word.name) for word in words).most_common()),
@@ -229,12 +209,6 @@ def facts(compiled: Compiled, by_line: bool = False) -> dict:
     if by_line:
         found["lines"] = lines(compiled, words)
     return found
-
-
-def shape_of(instruction: str, ttgir: str, dtype: str) -> dict:
-    """Shape and threads of a product, as plain data."""
-    made = product(instruction, ttgir, ITEMSIZE[dtype])
-    return {"shape": list(made.shape), "threads": made.threads}
 
 
 def machine_words(sass: str) -> dict[str, int]:

@@ -29,15 +29,7 @@ def key(job: Job) -> str:
 
 def refused(job: Job, words: str) -> dict:
     """The entry of a job that the compiler does not take."""
-    return {
-        "kernel": job.kernel,
-        "target": job.target,
-        "dtype": job.dtype,
-        "warps": job.warps,
-        "stages": job.stages,
-        "constants": job.all_constants,
-        "refused": words,
-    }
+    return {**job.described, "refused": words}
 
 
 @cache

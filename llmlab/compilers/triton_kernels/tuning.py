@@ -22,13 +22,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from llmlab.models.chips import chip
+
 
 @dataclass(frozen=True)
 class Gpu:
     """A chip, per processor where not said otherwise.
 
     Attributes:
-        shared, shared_of_tile: bytes of shared memory, and what one tile may have.
+        shared: bytes of shared memory. One tile may have RESERVED less.
         registers, warps, tiles: there is room for so many.
         flops: of the chip in fp16, per second.
         bandwidth, cache: bytes per second of its memory and of its second cache.
@@ -38,7 +40,6 @@ class Gpu:
     target: str
     processors: int
     shared: int
-    shared_of_tile: int
     flops: float
     bandwidth: float
     cache: float
@@ -48,11 +49,22 @@ class Gpu:
 
 
 KB = 1024
-# The A100's cache reads 5,120 bytes per clock (NVIDIA 2020). For the H100 none is
-# published: the same per clock is taken.
-A100 = Gpu("A100", "sm_80", 108, 164 * KB, 163 * KB, 312e12, 2039e9, 5120 * 1.41e9)
-H100 = Gpu("H100", "sm_90", 132, 228 * KB, 227 * KB, 989.4e12, 3350e9, 5120 * 1.755e9)
 RESERVED = 1 * KB  # shared memory that CUDA keeps of each tile
+
+
+def gpu_of(name: str, target: str, processors: int, shared: int, clock: float) -> Gpu:
+    """With the course's figures for the chip.
+
+    The A100's cache reads 5,120 bytes per clock (NVIDIA 2020). For the H100 none is
+    published: the same per clock is taken.
+    """
+    known = chip(name)
+    flops, bandwidth = known.speed("fp16"), known.bandwidth
+    return Gpu(name, target, processors, shared, flops, bandwidth, 5120 * clock)
+
+
+A100 = gpu_of("A100", "sm_80", 108, 164 * KB, 1.41e9)
+H100 = gpu_of("H100", "sm_90", 132, 228 * KB, 1.755e9)
 
 
 @dataclass(frozen=True)
@@ -77,8 +89,6 @@ def occupancy(needs: Mapping, gpu: Gpu) -> tuple[int, str]:
         "warps": gpu.warps // needs["warps"],
         "tiles": gpu.tiles,
     }
-    if needs["shared"] > gpu.shared_of_tile:
-        room["shared memory"] = 0
     limit = min(room, key=room.get)
     return room[limit], limit
 

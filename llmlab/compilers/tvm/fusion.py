@@ -59,7 +59,7 @@ def read_kind(axes: Sequence[str], read: Read) -> Kind:
 
     OPAQUE: it needs an axis that the result does not have.
     """
-    at = [affine_of(name) for name in axes]
+    at = [Affine.of({name: 1}) for name in axes]
     if [*read.indices] == at:
         return Kind.ELEMENTWISE
     # a dimension of size 1, read at 0, does not count
@@ -75,11 +75,6 @@ def read_kind(axes: Sequence[str], read: Read) -> Kind:
     if all(index.names <= set(axes) for index in read.indices):
         return Kind.INJECTIVE
     return Kind.OPAQUE
-
-
-def affine_of(name: str) -> Affine:
-    """A single axis as an index."""
-    return Affine.of({name: 1})
 
 
 def kind_of(result: Tensor) -> Kind:
@@ -246,7 +241,6 @@ def fuse_groups(steps: Sequence[Step], outputs: Iterable[str]) -> list[list[str]
     dominator = dominators(steps, outputs)
     home = {step.name: step.name for step in steps}  # step → the last of its function
     kind = {step.name: step.kind for step in steps}  # … → the kind of the function
-    own = dict(kind)
     for second in (False, True):
         for step in steps:
             link = dominator[step.name]
@@ -259,7 +253,7 @@ def fuse_groups(steps: Sequence[Step], outputs: Iterable[str]) -> list[list[str]
             if not may_fuse(kind[home[step.name]], way, kinds, kind[group], second):
                 continue
             moved = {home[name] for name in (step.name, *inside)} - {group}
-            if any(own[name] is Kind.ANCHOR for name in home if home[name] in moved):
+            if any(kind[root] is Kind.ANCHOR for root in moved):
                 kind[group] = Kind.ANCHOR
             for name, root in home.items():
                 if root in moved:

@@ -169,10 +169,10 @@ def handed_on(schedule: Any) -> list[int]:
 def nodes(statement: Any) -> Iterator[Any]:
     """A statement of loops and blocks, and all in it."""
     yield statement
-    for part in ("block", "body", "seq"):
-        inside = getattr(statement, part, ())
-        for each in inside if part == "seq" else [inside] if inside else []:
-            yield from nodes(each)
+    parts = [getattr(statement, name, None) for name in ("block", "body")]
+    for part in (*parts, *getattr(statement, "seq", ())):
+        if part is not None:
+            yield from nodes(part)
 
 
 def planned(merged: Any) -> list[int]:

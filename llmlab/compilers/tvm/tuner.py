@@ -19,9 +19,10 @@ import json
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from llmlab.compilers import json_lines
 from llmlab.compilers.tvm.loops import Primitive
 from llmlab.compilers.tvm.product import registers
 
@@ -131,11 +132,12 @@ def sample(space: Space, draw: random.Random) -> Decisions:
 
 def mutate(decisions: Decisions, space: Space, draw: random.Random) -> Decisions:
     """The same with one decision changed, where there is another choice."""
-    changeable = [name for name in space if space[name].near(decisions[name])]
+    near = {name: part.near(decisions[name]) for name, part in space.items()}
+    changeable = [name for name in near if near[name]]
     if not changeable:
         return dict(decisions)
     name = draw.choice(changeable)
-    return {**decisions, name: draw.choice(space[name].near(decisions[name]))}
+    return {**decisions, name: draw.choice(near[name])}
 
 
 # The log ------------------------------------------------------------------------------
@@ -166,8 +168,7 @@ def key(decisions: Decisions) -> str:
 
 def append(path: Path, record: Record) -> None:
     """One line more."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record.__dict__) + "\n")
+    json_lines.append(path, asdict(record))
 
 
 def read(path: Path, task: str) -> list[Record]:
@@ -175,14 +176,11 @@ def read(path: Path, task: str) -> list[Record]:
 
     A line that a run was stopped in the middle of is left out.
     """
-    if not path.exists():
-        return []
     found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for values in json_lines.read(path):
         try:
-            values = json.loads(line)
             record = Record(**{**values, "decisions": frozen(values["decisions"])})
-        except (ValueError, KeyError, TypeError):
+        except (KeyError, TypeError):
             continue
         if record.task == task:
             found.append(record)

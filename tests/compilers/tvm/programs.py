@@ -20,7 +20,7 @@ from llmlab.compilers.tvm.expressions import (
 from llmlab.compilers.tvm.loops import Program, Refused, lower
 
 
-def expressions(seed: int) -> tuple[Tensor, list[Tensor]]:
+def expression(seed: int) -> Tensor:
     """A result that reads a computed tensor P, which reads the input A."""
     draw = random.Random(seed)
     shape = (draw.randint(3, 9), draw.randint(3, 9))
@@ -54,7 +54,7 @@ def expressions(seed: int) -> tuple[Tensor, list[Tensor]]:
             return draw.choice((sum_over, max_over))(read * B[j], *reduced)
         return exp(read) / (B[j] * B[j] + 1.0)
 
-    return compute("C", shape, value), [P]
+    return compute("C", shape, value)
 
 
 def schedule(result: Tensor, seed: int) -> tuple[list[tuple], Program]:

@@ -254,7 +254,7 @@ def same_as_tvm(result, schedule):
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_same_loops_indices_and_guards_as_tvm(seed):
-    result, _ = programs.expressions(seed)
+    result = programs.expression(seed)
     same_as_tvm(result, programs.schedule(result, seed)[0])
 
 
@@ -271,7 +271,7 @@ def test_a_tile_too_many_that_reads_backwards_begins_before_the_tensor():
 
 @pytest.mark.parametrize("seed", SEEDS[::3])
 def test_the_same_numbers_as_tvm_and_as_without_a_schedule(seed):
-    result, _ = programs.expressions(seed)
+    result = programs.expression(seed)
     schedule, program = programs.schedule(result, seed)
     given = inputs(result, seed)
     plain = run(lower(result), given)["C"]

@@ -129,6 +129,9 @@ def test_a_line_that_was_cut_off_is_left_out(tmp_path):
         file.write(json.dumps({"task": "t"}) + "\n" + '{"task": "t", "decis')
     (record,) = tuner.read(log, "t")
     assert record == Record("t", {"i": (3, 8), "packed": True}, 0.5)
+    another = Record("t", {"i": (6, 4), "packed": False}, 0.25)
+    tuner.append(log, another)
+    assert tuner.read(log, "t") == [record, another]
 
 
 def test_tiles_that_there_are_not():
