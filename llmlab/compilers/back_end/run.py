@@ -23,7 +23,8 @@ from llmlab.compilers.back_end.interpret import check_input
 from llmlab.compilers.back_end.ir import Program
 from llmlab.compilers.back_end.lower import placed
 from llmlab.compilers.back_end.to_c import to_c, uses_threads
-from llmlab.compilers.back_end.to_llvm import optimised, to_llvm
+from llmlab.compilers.back_end.to_llvm import to_llvm
+from llmlab.compilers.llvm import binding, loaded
 from llmlab.models.c_library import POINTER, NoCompiler, build, compiler
 
 SECONDS = 60.0  # that a compiler may take
@@ -105,24 +106,14 @@ def by_c(program: Program, seconds: float) -> Kernel:
 def by_llvm(program: Program) -> Kernel:
     """By LLVM's JIT, for the processor that is here."""
     try:
-        from llvmlite import binding
+        engine = loaded(to_llvm(program))
     except ImportError:
         raise NoCompiler("llvmlite is not installed") from None
-    binding.initialize_native_target()
-    binding.initialize_native_asmprinter()
-    machine = binding.Target.from_default_triple().create_target_machine(
-        cpu=binding.get_host_cpu_name(),
-        features=binding.get_host_cpu_features().flatten(),
-        opt=3,
-    )
-    module = optimised(to_llvm(program), machine)
-    engine = binding.create_mcjit_compiler(module, machine)
-    engine.finalize_object()
     address = engine.get_function_address(program.name)
     brought, _ = placed(program)
     types = [POINTER] * (len(program.arguments) + len(brought))
     function = ctypes.CFUNCTYPE(None, *types)(address)
-    major = binding.llvm_version_info[0]
+    major = binding().llvm_version_info[0]
     return Kernel(program, function, f"LLVM {major} (llvmlite)", engine)
 
 
