@@ -21,7 +21,7 @@ from torch import Tensor
 
 from llmlab.compilers.back_end.interpret import check_input
 from llmlab.compilers.back_end.ir import Program
-from llmlab.compilers.back_end.lower import placed
+from llmlab.compilers.back_end.lower import parameters
 from llmlab.compilers.back_end.to_c import to_c, uses_threads
 from llmlab.compilers.back_end.to_llvm import to_llvm
 from llmlab.compilers.llvm import binding, loaded
@@ -44,7 +44,7 @@ class Kernel:
     ) -> None:
         self.program, self.function = program, function
         self.made_by, self.keep = made_by, keep
-        brought, _ = placed(program)
+        brought = parameters(program)[len(program.arguments) :]
         self.workspace = [torch.zeros(each.size) for each in brought]
 
     def __call__(self, *inputs: Tensor, out: list[Tensor] | None = None) -> Any:
@@ -89,8 +89,7 @@ def compiled(
 
 def by_c(program: Program, seconds: float) -> Kernel:
     """By the C compiler."""
-    brought, _ = placed(program)
-    types = [POINTER] * (len(program.arguments) + len(brought))
+    types = [POINTER] * len(parameters(program))
     text = to_c(program)
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -110,8 +109,7 @@ def by_llvm(program: Program) -> Kernel:
     except ImportError:
         raise NoCompiler("llvmlite is not installed") from None
     address = engine.get_function_address(program.name)
-    brought, _ = placed(program)
-    types = [POINTER] * (len(program.arguments) + len(brought))
+    types = [POINTER] * len(parameters(program))
     function = ctypes.CFUNCTYPE(None, *types)(address)
     major = binding().llvm_version_info[0]
     return Kernel(program, function, f"LLVM {major} (llvmlite)", engine)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from llmlab.compilers.back_end.ir import Affine, Buffer, Limit, Loop, Program
-from llmlab.compilers.back_end.lower import Lowering, Value, placed
+from llmlab.compilers.back_end.lower import Lowering, Value, parameters
 from llmlab.compilers.llvm import binding, optimised
 
 BLOCK = 64  # threads in a block of a GPU
@@ -299,8 +299,7 @@ def to_llvm(program: Program, gpu: str | None = None) -> str:
     """
     if gpu is not None and gpu not in TRIPLES:
         raise ValueError(f"gpu={gpu!r} must be one of {[*TRIPLES]}, or None")
-    brought, _ = placed(program)
-    target = LLVM(program.name, [*program.arguments, *brought], gpu)
+    target = LLVM(program.name, parameters(program), gpu)
     Lowering(program, target).nodes(program.body)
     return target.finish()
 
