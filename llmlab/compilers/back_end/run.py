@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,8 @@ def by_c(program: Program, seconds: float) -> Kernel:
             library = build(source, {program.name: types}, seconds, openmp=threads)
     except OSError as problem:
         raise NoCompiler(f"{program.name} could not be written: {problem}") from None
-    return Kernel(program, getattr(library, program.name), version(), library)
+    made_by = version(compiler())
+    return Kernel(program, getattr(library, program.name), made_by, library)
 
 
 def by_llvm(program: Program) -> Kernel:
@@ -115,11 +117,9 @@ def by_llvm(program: Program) -> Kernel:
     return Kernel(program, function, f"LLVM {major} (llvmlite)", engine)
 
 
-def version() -> str:
-    """What the C compiler says of itself, in a few words."""
-    name = compiler()
-    if name is None:
-        return "no C compiler"
+@cache
+def version(name: str) -> str:
+    """What a C compiler says of itself, in a few words. It is asked once."""
     try:
         said = subprocess.run(
             [name, "--version"], capture_output=True, text=True, timeout=10
