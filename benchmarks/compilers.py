@@ -20,7 +20,7 @@ from llmlab.compilers.back_end.programs import (
 )
 from llmlab.compilers.back_end.run import compiled
 from llmlab.compilers.front_end import capture, optimise
-from llmlab.compilers.program import attention_row, example_inputs, mlp
+from llmlab.compilers.program import FUNCTIONS, example_inputs
 
 N = 512
 ROWS, COLUMNS = 32768, 4096  # 64 MiB of codes: more than a cache holds
@@ -83,7 +83,7 @@ def four_bits() -> Case:
 
 def function(name: str, **sizes: int) -> Case:
     """One of the part's two functions."""
-    call = {"mlp": mlp, "attention_row": attention_row}[name]
+    call = FUNCTIONS[name]
     inputs = example_inputs(name, **sizes)
     program = from_graph(optimise(capture(call, *inputs)), name)
     steps = machines.attention_schedule()

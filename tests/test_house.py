@@ -139,9 +139,9 @@ ARROWS = {
         "serving": "engine",
     },
     "compilers": {
-        "back_end": "front_end json_lines program",
-        "mlir": "front_end",
-        "overview": "program",
+        "back_end": "front_end json_lines llvm program",
+        "mlir": "front_end llvm",
+        "overview": "llvm program",
         "tensorrt": "front_end",
         "tvm": "json_lines",
     },

@@ -56,16 +56,19 @@ def accesses(body: Sequence[Node], around: tuple[Loop, ...] = ()) -> list[Access
 
 
 def pairs(
-    first: Sequence[Access], second: Sequence[Access], private: Sequence[str] = ()
+    first: Sequence[Access], second: Sequence[Access], sums: bool = False
 ) -> Iterator[tuple[Access, Access]]:
-    """Those whose order may matter: the same buffer, and one writes."""
+    """Those whose order may matter: the same buffer, and one writes.
+
+    Args:
+        sums: whether two += to one element count.
+    """
     for a in first:
         for b in second:
-            if a.buffer != b.buffer or a.buffer in private or not (a.op or b.op):
+            if a.buffer != b.buffer or not (a.op or b.op):
                 continue
-            if a.op == b.op and a.op != "=":
-                continue  # two += to one element
-            yield a, b
+            if sums or a.op != b.op or a.op == "=":
+                yield a, b
 
 
 def may_meet(a: Access, b: Access, directions: Directions) -> bool:
@@ -157,15 +160,13 @@ def carried(
     Args:
         around: the loops around it.
     """
-    touched = accesses(loop.body, (*around, loop))
     private = private_in(loop)
+    touched = accesses(loop.body, (*around, loop))
+    touched = [each for each in touched if each.buffer not in private]
     known = {each.var: "=" for each in around} | {loop.var: "<"}
-    for a in touched:
-        for b in touched:
-            if a.buffer != b.buffer or a.buffer in private or not (a.op or b.op):
-                continue
-            if may_meet(a, b, known):
-                return a, b, known
+    for a, b in pairs(touched, touched, sums=True):
+        if may_meet(a, b, known):
+            return a, b, known
     return None
 
 

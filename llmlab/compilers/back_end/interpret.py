@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -208,9 +208,3 @@ def random_inputs(program: Program, seed: int = 0) -> list[Tensor]:
         elif each.role == "input":
             found.append(torch.randn(each.shape, generator=generator))
     return found
-
-
-def same(one: Program, other: Program, inputs: Mapping | Sequence[Tensor]) -> bool:
-    """Whether two programs come to the same, up to the order of sums."""
-    pairs = zip(run(one, *inputs), run(other, *inputs), strict=True)
-    return all(torch.allclose(a, b, rtol=1e-4, atol=1e-4) for a, b in pairs)

@@ -26,9 +26,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-KINDS = ("serial", "unroll", "vector", "parallel")
-
-
 # Indices ------------------------------------------------------------------------------
 
 

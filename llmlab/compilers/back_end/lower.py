@@ -231,8 +231,8 @@ class Lowering:
         raise CannotGenerate(f"{expr!r} is not an expression")
 
 
-def placed(program: Program) -> tuple[list[Buffer], set[str]]:
-    """Temporaries that the caller brings, and the names of those on the stack.
+def parameters(program: Program) -> list[Buffer]:
+    """What its function is called with: inputs, outputs, then temporaries.
 
     Small local arrays are on the stack. Large ones would break it, so that they come
     from outside, where one thread alone works on them.
@@ -247,16 +247,12 @@ def placed(program: Program) -> tuple[list[Buffer], set[str]]:
         for name in node.local:
             size = program.buffer(name).bytes
             shared = all(each.kind != "parallel" for each in (*around, node))
-            if size <= STACK or not shared:
+            if size <= STACK:
                 stack.add(name)
-            if size > STACK and not shared:
+            elif not shared:
                 raise CannotGenerate(
                     f"{name}: each thread would need {size:,} bytes on its stack, and"
                     f" {STACK:,} are allowed: tile before"
                 )
-    brought = [
-        each
-        for each in program.buffers
-        if each.role == "temporary" and each.name not in stack
-    ]
-    return brought, stack
+    temporaries = [each for each in program.buffers if each.role == "temporary"]
+    return program.arguments + [each for each in temporaries if each.name not in stack]

@@ -101,8 +101,9 @@ def mlp_schedule(program: Program, machine: Machine | None = None) -> list[Step]
     The block of the product is in registers when bias and GELU are done to it, so that
     nothing but the result is written.
     """
-    rows, columns = (machine or this()).block
-    lanes = (machine or this()).lanes
+    machine = machine or this()
+    rows, columns = machine.block
+    lanes = machine.lanes
     last = [node.var for node in program.body if isinstance(node, Loop)][-1][1:]
     temporaries = [each.name for each in program.buffers if each.role == "temporary"]
     steps: list[Step] = [("inline", name) for name in temporaries if name != "t0"]

@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from torch import Tensor
 
 from llmlab.compilers.back_end.interpret import check_input
 from llmlab.compilers.back_end.ir import Program
-from llmlab.compilers.back_end.lower import placed
+from llmlab.compilers.back_end.lower import parameters
 from llmlab.compilers.back_end.to_c import to_c, uses_threads
-from llmlab.compilers.back_end.to_llvm import optimised, to_llvm
+from llmlab.compilers.back_end.to_llvm import to_llvm
+from llmlab.compilers.llvm import binding, loaded
 from llmlab.models.c_library import POINTER, NoCompiler, build, compiler
 
 SECONDS = 60.0  # that a compiler may take
@@ -43,7 +45,7 @@ class Kernel:
     ) -> None:
         self.program, self.function = program, function
         self.made_by, self.keep = made_by, keep
-        brought, _ = placed(program)
+        brought = parameters(program)[len(program.arguments) :]
         self.workspace = [torch.zeros(each.size) for each in brought]
 
     def __call__(self, *inputs: Tensor, out: list[Tensor] | None = None) -> Any:
@@ -88,8 +90,7 @@ def compiled(
 
 def by_c(program: Program, seconds: float) -> Kernel:
     """By the C compiler."""
-    brought, _ = placed(program)
-    types = [POINTER] * (len(program.arguments) + len(brought))
+    types = [POINTER] * len(parameters(program))
     text = to_c(program)
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -99,38 +100,26 @@ def by_c(program: Program, seconds: float) -> Kernel:
             library = build(source, {program.name: types}, seconds, openmp=threads)
     except OSError as problem:
         raise NoCompiler(f"{program.name} could not be written: {problem}") from None
-    return Kernel(program, getattr(library, program.name), version(), library)
+    made_by = version(compiler())
+    return Kernel(program, getattr(library, program.name), made_by, library)
 
 
 def by_llvm(program: Program) -> Kernel:
     """By LLVM's JIT, for the processor that is here."""
     try:
-        from llvmlite import binding
+        engine = loaded(to_llvm(program))
     except ImportError:
         raise NoCompiler("llvmlite is not installed") from None
-    binding.initialize_native_target()
-    binding.initialize_native_asmprinter()
-    machine = binding.Target.from_default_triple().create_target_machine(
-        cpu=binding.get_host_cpu_name(),
-        features=binding.get_host_cpu_features().flatten(),
-        opt=3,
-    )
-    module = optimised(to_llvm(program), machine)
-    engine = binding.create_mcjit_compiler(module, machine)
-    engine.finalize_object()
     address = engine.get_function_address(program.name)
-    brought, _ = placed(program)
-    types = [POINTER] * (len(program.arguments) + len(brought))
+    types = [POINTER] * len(parameters(program))
     function = ctypes.CFUNCTYPE(None, *types)(address)
-    major = binding.llvm_version_info[0]
+    major = binding().llvm_version_info[0]
     return Kernel(program, function, f"LLVM {major} (llvmlite)", engine)
 
 
-def version() -> str:
-    """What the C compiler says of itself, in a few words."""
-    name = compiler()
-    if name is None:
-        return "no C compiler"
+@cache
+def version(name: str) -> str:
+    """What a C compiler says of itself, in a few words. It is asked once."""
     try:
         said = subprocess.run(
             [name, "--version"], capture_output=True, text=True, timeout=10

@@ -9,10 +9,11 @@ touched at a known place; else it is an array.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from llmlab.compilers.back_end.ir import Affine, Buffer, Limit, Loop, Program, walk
-from llmlab.compilers.back_end.lower import Lowering, Value, placed
+from llmlab.compilers.back_end.lower import Lowering, Value, parameters
 
 HEAD = """\
 #if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 9
@@ -86,9 +87,14 @@ class NotInRegisters(Exception):
 
 
 class C:
-    """A target that collects lines of C."""
+    """A target that collects lines of C.
 
-    def __init__(self) -> None:
+    Attributes:
+        given: names of the function's arguments.
+    """
+
+    def __init__(self, given: Sequence[str]) -> None:
+        self.given = given
         self.lines: list[str] = []
         self.depth = 1
         self.lanes: set[int] = set()
@@ -138,10 +144,8 @@ class C:
             for each in wanted:
                 del self.variables[each.name]
             again = [
-                Buffer(b.name, b.shape, b.dtype, b.role, b.strides)
-                if b.name == name
-                else b
-                for b in local
+                replace(each, memory="memory") if each.name == name else each
+                for each in local
             ]
             self.scope(again, body, False)
             return
@@ -153,11 +157,9 @@ class C:
 
     def declared(self, buffer: Buffer) -> str:
         """A local array. Those that the caller brings are pointers already."""
-        if buffer.name in self.brought:
+        if buffer.name in self.given:
             return f"/* {buffer.name} is brought by the caller */"
         return f"{TYPES[buffer.dtype]} {buffer.name}[{buffer.size}];"
-
-    brought: frozenset[str] = frozenset()
 
     def named(self, buffer: Buffer) -> list[str]:
         """A local array as variables."""
@@ -280,11 +282,10 @@ def to_c(program: Program) -> str:
     Raises:
         CannotGenerate: a program that has no code.
     """
-    target = C()
-    brought, _ = placed(program)
-    target.brought = frozenset(each.name for each in brought)
+    buffers = parameters(program)
+    target = C([each.name for each in buffers])
     Lowering(program, target).nodes(program.body)
-    arguments = ", ".join(map(argument, [*program.arguments, *brought]))
+    arguments = ", ".join(map(argument, buffers))
     parts = [HEAD, SCALARS]
     for lanes in sorted(target.lanes - {1}):
         parts.append(VECTORS.replace("W", str(lanes)))

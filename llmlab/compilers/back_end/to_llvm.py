@@ -15,7 +15,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from llmlab.compilers.back_end.ir import Affine, Buffer, Limit, Loop, Program
-from llmlab.compilers.back_end.lower import Lowering, Value, placed
+from llmlab.compilers.back_end.lower import Lowering, Value, parameters
+from llmlab.compilers.llvm import binding, optimised
 
 BLOCK = 64  # threads in a block of a GPU
 TRIPLES = {"nvptx": "nvptx64-nvidia-cuda", "amdgcn": "amdgcn-amd-amdhsa"}
@@ -298,22 +299,9 @@ def to_llvm(program: Program, gpu: str | None = None) -> str:
     """
     if gpu is not None and gpu not in TRIPLES:
         raise ValueError(f"gpu={gpu!r} must be one of {[*TRIPLES]}, or None")
-    brought, _ = placed(program)
-    target = LLVM(program.name, [*program.arguments, *brought], gpu)
+    target = LLVM(program.name, parameters(program), gpu)
     Lowering(program, target).nodes(program.body)
     return target.finish()
-
-
-def optimised(text: str, machine: Any) -> Any:
-    """A module after LLVM's passes for a machine."""
-    from llvmlite import binding
-
-    module = binding.parse_assembly(text)
-    module.verify()
-    options = binding.create_pipeline_tuning_options(speed_level=3)
-    builder = binding.create_pass_builder(machine, options)
-    builder.getModulePassManager().run(module, builder)
-    return module
 
 
 def assembly(program: Program, gpu: str, cpu: str) -> str:
@@ -323,16 +311,10 @@ def assembly(program: Program, gpu: str, cpu: str) -> str:
         gpu: "nvptx" or "amdgcn".
         cpu: which one: "sm_80", "gfx942".
     """
-    from llvmlite import binding
-
-    binding.initialize_all_targets()
-    binding.initialize_all_asmprinters()
     text = to_llvm(program, gpu)
     if gpu == "amdgcn":  # local arrays lie in an address space of their own
         cast = r'%"\1" = addrspacecast ptr addrspace(5) %"\1.5" to ptr'
         text = re.sub(LOCAL, rf'%"\1.5" = alloca \2, addrspace(5)\n  {cast}', text)
-    target = binding.Target.from_triple(TRIPLES[gpu])
+    target = binding().Target.from_triple(TRIPLES[gpu])
     machine = target.create_target_machine(cpu=cpu, opt=3)
-    layout = f'target datalayout = "{machine.target_data}"'
-    text = re.sub(r"target datalayout = .*", layout, text)
     return machine.emit_assembly(optimised(text, machine))

@@ -98,6 +98,11 @@ def crossed(a: Choice, b: Choice, random: random.Random) -> Choice:
     return Choice(**{n: getattr(random.choice((a, b)), n) for n in KNOBS})
 
 
+def finite(measured: dict[Choice, float]) -> dict[Choice, float]:
+    """Those that could be run."""
+    return {choice: s for choice, s in measured.items() if math.isfinite(s)}
+
+
 def next_generation(
     measured: dict[Choice, float], size: int, random: random.Random, best: int = 4
 ) -> list[Choice]:
@@ -106,7 +111,7 @@ def next_generation(
     Args:
         measured: choice → seconds; infinite if it could not be run.
     """
-    known = {choice: s for choice, s in measured.items() if math.isfinite(s)}
+    known = finite(measured)
     parents = sorted(known, key=lambda choice: known[choice])[:best]
     children: dict[Choice, None] = {}
     for _ in range(50 * size):  # a space may have no more
@@ -152,7 +157,7 @@ class CostModel:
     weights: torch.Tensor | None = None
 
     def fit(self, measured: dict[Choice, float], ridge: float = 1e-3) -> None:
-        known = {choice: s for choice, s in measured.items() if math.isfinite(s)}
+        known = finite(measured)
         if not known:
             return
         x = torch.tensor(
@@ -207,7 +212,7 @@ class Log:
         Raises:
             ValueError: nothing has run yet.
         """
-        known = {c: s for c, s in self.measured.items() if math.isfinite(s)}
+        known = finite(self.measured)
         if not known:
             raise ValueError("nothing has been measured yet")
         choice = min(known, key=lambda each: known[each])

@@ -11,11 +11,13 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 from xdsl.dialects.builtin import ModuleOp
 
+from llmlab.compilers.llvm import binding, loaded, optimised
 from llmlab.compilers.mlir import dialect as lab
 from llmlab.compilers.mlir.bufferise import Buffers, bufferise
 from llmlab.compilers.mlir.to_linalg import to_linalg
@@ -67,7 +69,7 @@ class Compiled:
     buffers: Buffers
     passes: int
     address: int = 0
-    keep: tuple = field(default=(), repr=False)
+    keep: Any = field(default=None, repr=False)
 
     def __call__(self, *arguments: Tensor) -> list[Tensor]:
         """Run it.
@@ -138,52 +140,9 @@ def compile_module(
 
 def load(compiled: Compiled) -> None:
     """Make machine code of LLVM's text, and keep its address."""
-    from llvmlite import binding
-
-    machine = host()
-    code = optimised(compiled.stages[-1].text, machine)
-    engine = binding.create_mcjit_compiler(code, machine)
-    engine.finalize_object()
+    engine = loaded(compiled.stages[-1].text, slp_vectorization=True)
     compiled.address = engine.get_function_address("main")
-    compiled.keep = (engine, code, machine)  # the code lives as long as they do
-
-
-def initialise() -> None:
-    """LLVM's targets."""
-    from llvmlite import binding
-
-    binding.initialize_all_targets()
-    binding.initialize_all_asmprinters()
-
-
-def host():
-    """The CPU here, with all its instructions."""
-    from llvmlite import binding
-
-    initialise()
-    target = binding.Target.from_triple(binding.get_process_triple())
-    return target.create_target_machine(
-        cpu=binding.get_host_cpu_name(),
-        features=binding.get_host_cpu_features().flatten(),
-        opt=3,
-        jit=True,
-    )
-
-
-def optimised(text: str, machine):
-    """LLVM's own passes over its text."""
-    from llvmlite import binding
-
-    code = binding.parse_assembly(text)
-    code.triple = machine.triple
-    code.data_layout = str(machine.target_data)
-    code.verify()
-    options = binding.create_pipeline_tuning_options(speed_level=3)
-    options.loop_vectorization = True
-    options.slp_vectorization = True
-    builder = binding.create_pass_builder(machine, options)
-    builder.getModulePassManager().run(code, builder)
-    return code
+    compiled.keep = engine  # the code lives as long as it does
 
 
 def assembly(text: str, target: str) -> str:
@@ -192,14 +151,11 @@ def assembly(text: str, target: str) -> str:
     Raises:
         ValueError: another target.
     """
-    from llvmlite import binding
-
     if target not in TARGETS:
         raise ValueError(f"target={target!r} must be one of {', '.join(TARGETS)}")
-    initialise()
     triple, cpu = TARGETS[target]
-    machine = binding.Target.from_triple(triple).create_target_machine(cpu=cpu, opt=3)
-    return machine.emit_assembly(optimised(text, machine))
+    machine = binding().Target.from_triple(triple).create_target_machine(cpu=cpu, opt=3)
+    return machine.emit_assembly(optimised(text, machine, slp_vectorization=True))
 
 
 def instructions(code: str) -> list[str]:

@@ -5,7 +5,7 @@
     hot_loop     the part of them that is run most
     compile_expression   a Python function as machine code that Python can call
 
-No C compiler is needed. `llvmlite` is imported when it is first used.
+No C compiler is needed: see `llmlab.compilers.llvm`.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import ctypes
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from llmlab.compilers.llvm import binding, loaded, optimised
 from llmlab.compilers.overview.expressions import loop, to_llvm, trace
 
 if TYPE_CHECKING:
-    from llvmlite.binding import ModuleRef, TargetMachine
+    from llvmlite.binding import TargetMachine
 
 # name → (what the code is for, the CPU, what else the CPU may use)
 TARGETS = {
@@ -39,16 +39,6 @@ TARGETS = {
 LEVELS = (0, 1, 2, 3)  # from this level on LLVM makes loops of vectors: 2
 
 
-@cache
-def llvm() -> Any:
-    """llvmlite's binding, ready for every CPU that it knows."""
-    from llvmlite import binding
-
-    binding.initialize_all_targets()
-    binding.initialize_all_asmprinters()
-    return binding
-
-
 def machine(target: str, level: int) -> TargetMachine:
     """What LLVM knows of a target.
 
@@ -61,7 +51,7 @@ def machine(target: str, level: int) -> TargetMachine:
         raise ValueError(f"level={level!r} must be one of 0, 1, 2, 3")
     triple, cpu, features = TARGETS[target]
     return (
-        llvm()
+        binding()
         .Target.from_triple(triple)
         .create_target_machine(
             cpu=cpu, features=features, opt=level, reloc="pic", codemodel="small"
@@ -69,38 +59,24 @@ def machine(target: str, level: int) -> TargetMachine:
     )
 
 
-def optimise(ir: str, target: TargetMachine, level: int) -> ModuleRef:
-    """LLVM IR, checked, and made better for a target.
-
-    Raises:
-        ValueError: LLVM cannot read it; its own words say where.
-    """
-    try:
-        module = llvm().parse_assembly(ir)
-        module.verify()
-    except RuntimeError as problem:
-        raise ValueError(f"LLVM cannot read this: {problem}") from None
-    module.triple = target.triple
-    module.data_layout = str(target.target_data)
-    if level > 0:
-        tuning = llvm().create_pipeline_tuning_options(speed_level=level)
-        tuning.loop_vectorization = level > 1
-        tuning.loop_interleaving = False
-        tuning.loop_unrolling = False
-        builder = llvm().create_pass_builder(target, tuning)
-        builder.getModulePassManager().run(module, builder)
-    return module
+def tuning(level: int) -> dict[str, bool]:
+    """What LLVM's passes do at a level: loops stay short, so that they can be read."""
+    return {
+        "loop_vectorization": level > 1,
+        "loop_interleaving": False,
+        "loop_unrolling": False,
+    }
 
 
 def better(ir: str, target: str = "x86-64, AVX2", level: int = 3) -> str:
     """LLVM IR after the passes of a level."""
-    return str(optimise(ir, machine(target, level), level))
+    return str(optimised(ir, machine(target, level), level, **tuning(level)))
 
 
 def assembly(ir: str, target: str = "x86-64, AVX2", level: int = 3) -> str:
     """The instructions for a target, without remarks for the assembler."""
     its = machine(target, level)
-    text = its.emit_assembly(optimise(ir, its, level))
+    text = its.emit_assembly(optimised(ir, its, level, **tuning(level)))
     lines = text.split("\nf:\n")[1].split(".Lfunc_end0")[0].splitlines()
     # remarks: "# xmm0 = mem[0]" on x86, "// 16-byte spill" on Arm ("#4" is a number)
     kept = [re.sub(r"\s*(# |//).*", "", line) for line in lines]
@@ -194,15 +170,7 @@ class Compiled:
 
 def compile_ir(ir: str, arguments: int, level: int = 3) -> Compiled:
     """Machine code of a function `f`, for the CPU that we run on."""
-    binding = llvm()
-    here = binding.Target.from_default_triple().create_target_machine(
-        cpu=binding.get_host_cpu_name(),
-        features=binding.get_host_cpu_features().flatten(),
-        opt=level,
-        jit=True,
-    )
-    engine = binding.create_mcjit_compiler(optimise(ir, here, level), here)
-    engine.finalize_object()
+    engine = loaded(ir, level, **tuning(level))
     return Compiled(arguments, ir, engine, engine.get_function_address("f"))
 
 

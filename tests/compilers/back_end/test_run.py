@@ -24,7 +24,7 @@ from llmlab.compilers.back_end.ir import (
     Unary,
     var,
 )
-from llmlab.compilers.back_end.lower import CannotGenerate
+from llmlab.compilers.back_end.lower import CannotGenerate, parameters
 from llmlab.compilers.back_end.schedule import apply
 from llmlab.compilers.program import attention_row, mlp
 from llmlab.models.c_library import NoCompiler, compiler
@@ -147,8 +147,7 @@ def sanitised_main(named: dict, folder: Path) -> str:
     """A C program that calls each function with arrays of its own, exactly as large."""
     declared, body = [], []
     for name, (program, inputs) in named.items():
-        brought, _ = to_c.placed(program)
-        buffers = [*program.arguments, *brought]
+        buffers = parameters(program)
         declared.append(f"void {name}({', '.join('void *' for _ in buffers)});")
         names = []
         for buffer in buffers:
