@@ -28,7 +28,7 @@ from llmlab.compilers.back_end import machine, programs, run, tuner
 from llmlab.compilers.back_end.programs import from_graph
 from llmlab.compilers.back_end.schedule import apply
 from llmlab.compilers.front_end import capture, optimise
-from llmlab.compilers.program import attention_row, example_inputs, mlp
+from llmlab.compilers.program import FUNCTIONS, example_inputs
 from llmlab.course import cpu
 
 FOLDER = Path(programs.__file__).parents[1] / "data"
@@ -59,7 +59,7 @@ SIZES = {"mlp": {}, "attention_row": {"T": 2048, "d": 64}}
 
 def function_seconds(name: str, how: str) -> tuple[float, float, str]:
     """One of the part's functions: compiled, eager, and by whom."""
-    function = {"mlp": mlp, "attention_row": attention_row}[name]
+    function = FUNCTIONS[name]
     inputs = example_inputs(name, **SIZES[name])
     made_by = "Inductor"
     if how == "torch.compile":

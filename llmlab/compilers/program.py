@@ -32,6 +32,10 @@ def attention_row(
     return torch.softmax(scores, dim=-1) @ v
 
 
+# by the names that `example_inputs` knows
+FUNCTIONS = {"mlp": mlp, "attention_row": attention_row}
+
+
 def example_inputs(
     function: str, seed: int = 0, T: int = 128, d: int = 256, f: int = 512
 ) -> tuple[Tensor, ...]:

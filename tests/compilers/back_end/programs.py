@@ -10,12 +10,12 @@ from llmlab.compilers.back_end.ir import Buffer, Load, Number, Program, Store, v
 from llmlab.compilers.back_end.programs import at, from_graph, matmul, nest, times
 from llmlab.compilers.back_end.schedule import PRIMITIVES, NotLegal, Step, apply
 from llmlab.compilers.front_end import capture, optimise
-from llmlab.compilers.program import attention_row, example_inputs, mlp
+from llmlab.compilers.program import FUNCTIONS, example_inputs
 
 
 def captured(name: str, **sizes: int) -> tuple[Program, tuple[torch.Tensor, ...]]:
     """One of the part's two functions as loops, and inputs for it."""
-    function = {"mlp": mlp, "attention_row": attention_row}[name]
+    function = FUNCTIONS[name]
     inputs = example_inputs(name, **sizes)
     return from_graph(optimise(capture(function, *inputs)), name), inputs
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from llmlab.compilers import front_end as fe
 from llmlab.compilers.front_end import Graph, Node, Type, constant, made
-from llmlab.compilers.program import attention_row, example_inputs, mlp
+from llmlab.compilers.program import FUNCTIONS, example_inputs
 from tests.compilers.front_end.programs import KNOWN, graphs, inputs_of
 
 WHOLE = {
@@ -65,7 +65,7 @@ def test_a_compiled_program_does_as_well(name, caplog):
 
 @pytest.mark.parametrize("name", ["mlp", "attention_row"])
 def test_the_programs_of_the_part(name):
-    function = {"mlp": mlp, "attention_row": attention_row}[name]
+    function = FUNCTIONS[name]
     inputs = example_inputs(name, T=24, d=16, f=20)
     graph = fe.capture(function, *inputs)
     program = fe.compile_graph(graph)

@@ -18,9 +18,7 @@ from llmlab.compilers.mlir import iree, machine
 from llmlab.compilers.mlir import patterns as p
 from llmlab.compilers.mlir.bufferise import bufferise
 from llmlab.compilers.mlir.to_llvm import to_jumps, to_llvm, to_loops
-from llmlab.compilers.program import attention_row, example_inputs, mlp
-
-FUNCTIONS = {"mlp": mlp, "attention_row": attention_row}
+from llmlab.compilers.program import FUNCTIONS, attention_row, example_inputs, mlp
 
 
 def inputs_of(module, seed: int = 0) -> list[torch.Tensor]:

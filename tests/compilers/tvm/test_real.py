@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from llmlab.compilers.program import attention_row, example_inputs, mlp
+from llmlab.compilers.program import FUNCTIONS, attention_row, example_inputs, mlp
 from llmlab.compilers.tvm import fusion, graph, with_tvm
 from llmlab.compilers.tvm.loops import Refused
 from llmlab.compilers.tvm.product import STEPS, matmul, registers
@@ -114,23 +114,21 @@ def test_refusals_have_one_line(step, words):
 
 # Relax --------------------------------------------------------------------------------
 
-PROGRAMS = {"mlp": mlp, "attention_row": attention_row}
-
 
 @cache
 def stages(name):
     inputs = example_inputs(name, T=16, d=32, f=64)
-    return graph.lowered(graph.imported(PROGRAMS[name], *inputs))
+    return graph.lowered(graph.imported(FUNCTIONS[name], *inputs))
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", FUNCTIONS)
 def test_the_way_down_computes_the_same(name):
     inputs = example_inputs(name, T=16, d=32, f=64)
     found = graph.executable(stages(name)["merge"])(*inputs)
-    torch.testing.assert_close(found, PROGRAMS[name](*inputs), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found, FUNCTIONS[name](*inputs), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", FUNCTIONS)
 def test_our_groups_are_those_of_tvm(name):
     steps, outputs = graph.steps(stages(name)["annotate"])
     callee = {line: f for line, f, _ in graph.calls(stages(name)["annotate"])}
