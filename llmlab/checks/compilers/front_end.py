@@ -616,9 +616,9 @@ def judge_plan(
         for pair in itertools.combinations(lives, 2)
         if overlap(lives, found, *pair)
     ]
-    # a border is the mistake only where nothing else is
-    overlaps.sort(key=lambda pair: at_border(lives[pair[0]], lives[pair[1]]))
-    for a, b in overlaps[:1]:
+    if overlaps:
+        # a border is the mistake only where nothing else is
+        a, b = min(overlaps, key=lambda pair: at_border(*map(lives.get, pair)))
         x, y = lives[a], lives[b]
         said = (
             f"value {names[a]} ({x.size} bytes at {found[a]}, kernels {x.born} to"

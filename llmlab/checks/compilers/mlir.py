@@ -477,12 +477,21 @@ def first_problem(answer):
     )
 
 
+KINDS = ("terminator", "arguments", "type", "dominance")
+
+
+def ended(block: Block) -> bool:
+    """Whether its last operation is a terminator."""
+    return bool(block.ops) and block.ops[-1].name in ssa.TARGETS
+
+
+def goes_on(block: Block) -> bool:
+    """Whether operations follow a terminator."""
+    return any(op.name in ssa.TARGETS for op in block.ops[:-1])
+
+
 def verifying(
-    ends: Callable = lambda block: (
-        bool(block.ops)
-        and block.ops[-1].name in ssa.TARGETS
-        and not any(op.name in ssa.TARGETS for op in block.ops[:-1])
-    ),
+    ends: Callable = lambda block: ended(block) and not goes_on(block),
     counts: Callable = lambda given, wanted: len(given) == len(wanted),
     targets: Callable = lambda op: op.targets,
     operands: Callable = lambda op: (
@@ -498,7 +507,7 @@ def verifying(
     unreachable: bool = False,
     unknown: bool = False,
     lost: bool = True,
-    kinds: Sequence[str] = ("terminator", "arguments", "type", "dominance"),
+    kinds: Sequence[str] = KINDS,
 ) -> Callable:
     """`first_problem`, with one thing changed.
 
@@ -594,16 +603,15 @@ def used_well(
 
 def block_by_block(function: Function) -> str:
     """All kinds in the first block, then in the next."""
-    first_kinds = verifying(kinds=("terminator", "arguments", "type"))
+    first_kinds = verifying(kinds=KINDS[:-1])
     for block in function.blocks:
         if found := first_kinds(Function([block])):
             return found
-    return verifying(kinds=("dominance",))(function)
+    return verifying(kinds=KINDS[-1:])(function)
 
 
 def wrong_problems() -> dict[str, Callable]:
     """Diagnosis → a wrong way."""
-    order = ("terminator", "arguments", "type", "dominance")
     return {
         "a value that is defined in another block is always taken: its block must"
         " dominate": verifying(other_block="any"),
@@ -631,20 +639,12 @@ def wrong_problems() -> dict[str, Callable]:
         "a block that nothing reaches is passed over: it is free of dominance only, the"
         " other kinds are looked for anywhere": verifying(lost=False),
         "an empty block is taken: it has no terminator": verifying(
-            ends=lambda block: (
-                not block.ops
-                or (
-                    block.ops[-1].name in ssa.TARGETS
-                    and not any(op.name in ssa.TARGETS for op in block.ops[:-1])
-                )
-            )
+            ends=lambda block: not block.ops or (ended(block) and not goes_on(block))
         ),
         "a block without a terminator is taken": verifying(
-            ends=lambda block: not any(op.name in ssa.TARGETS for op in block.ops[:-1])
+            ends=lambda block: not goes_on(block)
         ),
-        "operations that follow a terminator are taken": verifying(
-            ends=lambda block: bool(block.ops) and block.ops[-1].name in ssa.TARGETS
-        ),
+        "operations that follow a terminator are taken": verifying(ends=ended),
         "how many values a jump hands on is not looked at": verifying(
             kinds=("terminator", "type", "dominance")
         ),
@@ -683,7 +683,7 @@ def wrong_problems() -> dict[str, Callable]:
         "the first block with a problem decides: look for each kind in all blocks"
         " before you look for the next": block_by_block,
         "types are named before terminators: keep to the order of the text": verifying(
-            kinds=("type", *order)
+            kinds=("type", *KINDS)
         ),
     }
 
@@ -1041,56 +1041,54 @@ def wrong_norms(x: Tensor, gain: Tensor, eps: float) -> Mapping[str, Tensor]:
     """Diagnosis → what that mistake gives."""
     square = x.square()
     mean = square.mean(-1, keepdim=True)
+    total = square.sum(-1, keepdim=True)
     n = x.shape[-1]
+    root = torch.sqrt(mean + eps)
     apart = x - x.mean(-1, keepdim=True)
+
+    def over(mean: Tensor) -> Tensor:
+        """With something else in the place of the mean."""
+        return gain * x / torch.sqrt(mean + eps)
+
     of_three = {}
     if x.dim() > 2:
-        total = square.sum(1, keepdim=True)
         of_three = {
-            "the mean was taken along dimension 1, which is the last only of two": gain
-            * x
-            / torch.sqrt(total / x.shape[1] + eps),
-            "the sum was taken along dimension 1, which is the last only of two": gain
-            * x
-            / torch.sqrt(total / n + eps),
+            "the mean was taken along dimension 1, which is the last only of two": over(
+                square.sum(1, keepdim=True) / x.shape[1]
+            ),
+            "the sum was taken along dimension 1, which is the last only of two": over(
+                square.sum(1, keepdim=True) / n
+            ),
         }
     return of_three | {
         "eps was left out, or a number stands in its place": gain
         * x
         / torch.sqrt(mean),
         "eps was added after the root": gain * x / (torch.sqrt(mean) + eps),
-        "the sum of squares was taken, not their mean": gain
-        * x
-        / torch.sqrt(square.sum(-1, keepdim=True) + eps),
+        "the sum of squares was taken, not their mean": over(total),
         "eps was added before the sum was divided by n": gain
         * x
-        / torch.sqrt((square.sum(-1, keepdim=True) + eps) / n),
+        / torch.sqrt((total + eps) / n),
         "the root was left out": gain * x / (mean + eps),
-        "the numbers were not squared": gain
-        * x
-        / torch.sqrt(x.mean(-1, keepdim=True) + eps),
-        "the gain was left out": x / torch.sqrt(mean + eps),
-        "the gain was added, not multiplied": x / torch.sqrt(mean + eps) + gain,
-        "x was multiplied by the root, not divided": gain * x * torch.sqrt(mean + eps),
+        "the numbers were not squared": over(x.mean(-1, keepdim=True)),
+        "the gain was left out": x / root,
+        "the gain was added, not multiplied": x / root + gain,
+        "x was multiplied by the root, not divided": gain * x * root,
         "the mean was subtracted first: that is LayerNorm": gain
         * apart
         / torch.sqrt(apart.square().mean(-1, keepdim=True) + eps),
-        "the mean of all rows was taken, not each row's": gain
-        * x
-        / torch.sqrt(square.mean() + eps),
-        "the mean was taken along the first dimension": gain
-        * x
-        / torch.sqrt(square.mean(0, keepdim=True) + eps),
-        "the sum was taken along the first dimension": gain
-        * x
-        / torch.sqrt(square.sum(0, keepdim=True) / n + eps),
-        "the last square alone was taken: add each to the number so far": gain
-        * x
-        / torch.sqrt(square[..., -1:] / n + eps),
-        "the sum begins at 1, not at 0": gain * x / torch.sqrt(mean + 1 / n + eps),
-        "1 was added to the gain": (1 + gain) * x / torch.sqrt(mean + eps),
-        "x was divided by the gain": x / (gain * torch.sqrt(mean + eps)),
-        "x was left out: only the gain is divided": (
-            (gain / torch.sqrt(mean + eps)).expand_as(x)
+        "the mean of all rows was taken, not each row's": over(square.mean()),
+        "the mean was taken along the first dimension": over(
+            square.mean(0, keepdim=True)
         ),
+        "the sum was taken along the first dimension": over(
+            square.sum(0, keepdim=True) / n
+        ),
+        "the last square alone was taken: add each to the number so far": over(
+            square[..., -1:] / n
+        ),
+        "the sum begins at 1, not at 0": over(mean + 1 / n),
+        "1 was added to the gain": (1 + gain) * x / root,
+        "x was divided by the gain": x / (gain * root),
+        "x was left out: only the gain is divided": (gain / root).expand_as(x),
     }

@@ -30,7 +30,6 @@ from llmlab.compilers.overview import (
     minimum,
     sqrt,
     tanh,
-    to_llvm,
     trace,
 )
 from llmlab.course.grading.checking import Checks, Mistake, diagnose, expect
@@ -396,20 +395,19 @@ def smooth_gate(answer):
     """y t² (3 − 2t) with y = x + b and t = min(max(y + 3, 0), 6) / 6, as machine code
     without a division and without a call.
     """
+    try:
+        code = compile_expression(answer, 2)
+    except ValueError as problem:
+        raise Mistake(str(problem)) from None
     for size in (1000, 37, 1):
         x, b = torch.randn(2, size) * 4
-        try:
-            got = compile_expression(answer, 2)(x, b)
-        except ValueError as problem:
-            raise Mistake(str(problem)) from None
         diagnose(
-            got,
+            code(x, b),
             right=(x + b) * smooth(kept_between(x + b)),
             mistakes=wrong_gates(x, b),
             what="smooth_gate(x, b)",
         )
-    ir = to_llvm(answer, 2)
-    text = assembly(ir)
+    text = assembly(code.ir)
     if "call" in text:
         raise Mistake(
             "the machine code calls a function, once for each number: the formula needs"

@@ -122,7 +122,7 @@ def is_scale(node: Node, reader: Node) -> bool:
 
 def form_of(node: Node) -> str | None:
     """The format of the codes that a `quantize` makes or a `dequantize` reads."""
-    while node.op in SCALED and node.op != "quantize":
+    while node.op == "dequantize":
         node = node.inputs[0]
         while node.op in ("reshape", "transpose"):
             node = node.inputs[0]

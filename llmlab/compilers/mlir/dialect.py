@@ -54,7 +54,7 @@ from xdsl.irdl import (
 )
 from xdsl.parser import Parser
 from xdsl.printer import Printer
-from xdsl.traits import Commutative, OpTrait, Pure
+from xdsl.traits import OpTrait, Pure
 from xdsl.utils.exceptions import VerifyException
 
 from llmlab.compilers.front_end import OPS, TypeMismatch
@@ -161,7 +161,6 @@ class AddOp(Binary):
     """x + y"""
 
     name = "lab.add"
-    traits = traits_def(Pure(), Elementwise(), Commutative())
 
 
 @irdl_op_definition
@@ -176,7 +175,6 @@ class MulOp(Binary):
     """x · y"""
 
     name = "lab.mul"
-    traits = traits_def(Pure(), Elementwise(), Commutative())
 
 
 @irdl_op_definition
@@ -191,7 +189,6 @@ class MaximumOp(Binary):
     """The larger of both; NaN if one of them is."""
 
     name = "lab.maximum"
-    traits = traits_def(Pure(), Elementwise(), Commutative())
 
 
 @irdl_op_definition

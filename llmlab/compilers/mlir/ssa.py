@@ -58,11 +58,11 @@ class Op:
             *(value for _, values in self.targets for value in values),
         ]
 
-    def replace_use(self, old: Value, new: Value) -> None:
-        """Read another value wherever it reads the old one."""
-        self.operands = [new if value is old else value for value in self.operands]
+    def replace_uses(self, new: Mapping[Value, Value]) -> None:
+        """Read another value wherever it reads one that has a new one."""
+        self.operands = [new.get(value, value) for value in self.operands]
         self.targets = [
-            (block, [new if value is old else value for value in values])
+            (block, [new.get(value, value) for value in values])
             for block, values in self.targets
         ]
 
@@ -137,14 +137,20 @@ COMMUTE = ("add", "mul")
 PURE = ("const", "add", "sub", "mul", "less")  # depend on their operands only
 
 
-def lines(function: Function) -> Iterator[str]:
-    """The program as text, values numbered in their order."""
+def numbered(function: Function, sign: str) -> dict[Value, str]:
+    """A name for each value, in their order."""
     names: dict[Value, str] = {}
-    blocks = {block: f"^{i}" for i, block in enumerate(function.blocks)}
     for block in function.blocks:
         for value in [*block.arguments, *(op.result for op in block.ops)]:
             if value is not None:
-                names[value] = f"%{len(names)}"
+                names[value] = f"{sign}{len(names)}"
+    return names
+
+
+def lines(function: Function) -> Iterator[str]:
+    """The program as text, values numbered in their order."""
+    names = numbered(function, "%")
+    blocks = {block: f"^{i}" for i, block in enumerate(function.blocks)}
 
     def listed(values: list[Value]) -> str:
         return ", ".join(names.get(value, "%?") for value in values)
@@ -191,6 +197,16 @@ def predecessors(blocks: list[Block]) -> dict[Block, list[Block]]:
             if block not in found[after]:
                 found[after].append(block)
     return found
+
+
+def sides(function: Function, block: Block) -> list[tuple[Block, list[Value]]]:
+    """Each jump to a block: where it stands, and what it hands on."""
+    return [
+        (each, values)
+        for each in function.blocks
+        for target, values in each.ops[-1].targets
+        if target is block
+    ]
 
 
 def immediate_dominators(function: Function) -> dict[Block, Block]:

@@ -29,6 +29,7 @@ from llmlab.compilers.mlir.ssa import (
     immediate_dominators,
     predecessors,
     reverse_postorder,
+    sides,
 )
 
 # From memory to values ----------------------------------------------------------------
@@ -111,8 +112,7 @@ def renamed(
     """Loads stand for the last store's value. Returns each slot's value at the end."""
     kept = []
     for op in block.ops:
-        for value in op.reads:
-            op.replace_use(value, loaded.get(value, value))
+        op.replace_uses(loaded)
         if op.name == "store":
             current[op.operands[1]] = op.operands[0]
         elif op.name == "load":
@@ -146,22 +146,17 @@ def drop_arguments(function: Function) -> int:
 def drop_argument(function: Function, block: Block, place: int) -> bool:
     """Whether the argument at this place was dropped."""
     argument = block.arguments[place]
-    sides = [
-        values
-        for each in function.blocks
-        for target, values in each.ops[-1].targets
-        if target is block
-    ]
-    handed = {values[place] for values in sides} - {argument}
+    handed_over = [values for _, values in sides(function, block)]
+    handed = {values[place] for values in handed_over} - {argument}
     if len(handed) != 1:
         return False
-    for values in sides:
+    for values in handed_over:
         del values[place]
     del block.arguments[place]
     (value,) = handed
     for each in function.blocks:
         for op in each.ops:
-            op.replace_use(argument, value)
+            op.replace_uses({argument: value})
     return True
 
 
@@ -184,8 +179,7 @@ def merge_equal(function: Function, commute: bool = True) -> int:
         known[block] = table
         kept = []
         for op in block.ops:
-            for value in op.reads:
-                op.replace_use(value, stands_for.get(value, value))
+            op.replace_uses(stands_for)
             key = key_of(op, commute)
             if key in table:
                 stands_for[op.result] = table[key]
@@ -197,8 +191,7 @@ def merge_equal(function: Function, commute: bool = True) -> int:
     # a loop hands a value back to a block that was looked at before
     for block in idom:
         for op in block.ops:
-            for value in op.reads:
-                op.replace_use(value, stands_for.get(value, value))
+            op.replace_uses(stands_for)
     return len(stands_for)
 
 
@@ -299,7 +292,7 @@ class Rewriter:
     def replace(self, op: Op, value: Value) -> None:
         """Whoever reads the operation's result reads the value; the operation goes."""
         for user in self.users.pop(op.result, {}):
-            user.replace_use(op.result, value)
+            user.replace_uses({op.result: value})
             self.users.setdefault(value, {})[user] = None
             self.waiting.append(user)
         self.erase(op)

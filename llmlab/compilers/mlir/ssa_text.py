@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmlab.compilers.mlir.ssa import Block, Function, Op, Value
+from llmlab.compilers.mlir.ssa import Block, Function, Op, Value, numbered, sides
 
 MLIR_WORDS = {
     "add": "arith.addi {} : i32",
@@ -18,37 +18,28 @@ LLVM_WORDS = {
 }
 
 
-def names_of(function: Function) -> dict[Value, str]:
-    """A number for each value."""
-    names: dict[Value, str] = {}
-    for block in function.blocks:
-        for value in [*block.arguments, *(op.result for op in block.ops)]:
-            if value is not None:
-                names[value] = f"%v{len(names)}"
-    return names
-
-
 def as_mlir(function: Function) -> str:
     """In the dialects func, arith and cf. Slots and prints have no words there.
 
     Raises:
         ValueError: an operation that has none.
     """
-    names = names_of(function)
+    names = numbered(function, "%v")
     labels = {block: f"^b{i}" for i, block in enumerate(function.blocks)}
 
-    def typed(values: list[Value], with_types: bool = True) -> str:
-        if with_types:
-            return ", ".join(f"{names[v]}: {v.type}" for v in values)
+    def typed(values: list[Value]) -> str:
+        return ", ".join(f"{names[v]}: {v.type}" for v in values)
+
+    def listed(values: list[Value]) -> str:
         return ", ".join(names.get(v, "%undefined") for v in values)
 
     def handed(block: Block, values: list[Value]) -> str:
         kinds = ", ".join(value.type for value in values)
-        listed = f"({typed(values, False)} : {kinds})" if values else ""
-        return f"{labels[block]}{listed}"
+        given = f"({listed(values)} : {kinds})" if values else ""
+        return f"{labels[block]}{given}"
 
     def words(op: Op) -> str:
-        read = typed(op.operands, False)
+        read = listed(op.operands)
         if op.name in MLIR_WORDS:
             return f"{names[op.result]} = {MLIR_WORDS[op.name].format(read)}"
         if op.name == "const":
@@ -74,7 +65,7 @@ def as_mlir(function: Function) -> str:
 
 def as_llvm(function: Function) -> str:
     """LLVM's own text. An argument of a block becomes a phi."""
-    names = names_of(function)
+    names = numbered(function, "%v")
     labels = {block: f"b{i}" for i, block in enumerate(function.blocks)}
 
     def words(op: Op) -> str:
@@ -111,14 +102,9 @@ def phis(
     labels: dict[Block, str],
 ) -> list[str]:
     """One for each argument: the value that each side hands over."""
-    sides = [
-        (each, values)
-        for each in function.blocks
-        for target, values in each.ops[-1].targets
-        if target is block
-    ]
+    before = sides(function, block)
     return [
         f"{names[argument]} = phi {argument.type} "
-        + ", ".join(f"[ {names[v[i]]}, %{labels[b]} ]" for b, v in sides)
+        + ", ".join(f"[ {names[v[i]]}, %{labels[b]} ]" for b, v in before)
         for i, argument in enumerate(block.arguments)
     ]

@@ -312,8 +312,8 @@ SPECIAL = {
 }
 
 
-def llvm_text(module: ModuleOp, triple: str = "") -> str:
+def llvm_text(module: ModuleOp) -> str:
     """LLVM's own text of a module in the dialect llvm: xDSL writes it by llvmlite."""
     from xdsl.backend.llvm.convert import convert_module
 
-    return str(convert_module(module, fallback_target_triple=triple))
+    return str(convert_module(module, fallback_target_triple=""))

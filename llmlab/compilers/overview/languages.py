@@ -29,10 +29,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmlab.compilers import program
+from llmlab.compilers.program import FUNCTIONS, example_inputs
 
 STORED = Path(__file__).parent / "data"
-FUNCTIONS = {"mlp": program.mlp, "attention_row": program.attention_row}
 # The GPU for which Triton compiles: an A100, with 32 threads to a warp.
 GPU = ("cuda", 80, 32)
 TILE = {"R": 32, "C": 64, "K": 32}
@@ -86,7 +85,7 @@ def exported(function: str) -> Any:
     module = Wrapped(FUNCTIONS[function])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = torch.export.export(module, program.example_inputs(function))
+        found = torch.export.export(module, example_inputs(function))
         return found.run_decompositions()
 
 
@@ -106,7 +105,7 @@ def onnx_model(function: str) -> bytes:
         warnings.simplefilter("ignore")
         torch.onnx.export(
             Wrapped(FUNCTIONS[function]),
-            program.example_inputs(function),
+            example_inputs(function),
             into,
             dynamo=False,
             opset_version=20,
@@ -219,7 +218,7 @@ def triton_stages(function: str) -> dict[str, Any]:
             "Triton was imported with TRITON_INTERPRET=1: it compiles nothing in this"
             " process"
         )
-    inputs = program.example_inputs(function)
+    inputs = example_inputs(function)
     if function == "mlp":
         sizes = {"d": inputs[1].shape[0], "f": inputs[1].shape[1], **TILE}
     else:

@@ -194,131 +194,113 @@ def test_effects_are_refused():
 # Patterns -----------------------------------------------------------------------------
 
 
-def pattern_cases():
-    """name → (module, patterns, what is left)."""
-    d = lab.dims
-    turn = {"order": d(2, 0, 1)}
-    return {
-        "two transposes": (
-            written(
-                lambda w, x: w.transpose(w.transpose(x, **turn), **turn), (2, 3, 4)
-            ),
-            ["transpose"],
-        ),
-        "two unlike transposes": (
-            written(
-                lambda w, x: w.transpose(
-                    w.transpose(x, order=d(1, 2, 0)), order=d(0, 2, 1)
-                ),
-                (2, 3, 4),
-            ),
-            ["transpose"],
-        ),
-        "transposes that undo each other": (
-            written(
-                lambda w, x: w.neg(
-                    w.transpose(w.transpose(x, **turn), order=d(1, 2, 0))
-                ),
-                (2, 3, 4),
-            ),
-            ["neg"],
-        ),
-        "a transpose with another reader": (
-            written(
-                lambda w, x: w.add(
-                    t := w.transpose(x, order=d(1, 0)), w.transpose(t, order=d(1, 0))
-                ),
-                (3, 3),
-            ),
-            ["transpose", "add"],
-        ),
-        "into a product": (
-            written(
-                lambda w, a, b: w.matmul(a, w.transpose(b, order=d(1, 0))),
-                (2, 3),
-                (4, 3),
-            ),
-            ["matmul"],
-        ),
-        "into a product that is turned already": (
-            written(
-                lambda w, a, b: w.matmul(
-                    a, w.transpose(b, order=d(1, 0)), transposed=UnitAttr()
-                ),
-                (2, 3),
-                (3, 4),
-            ),
-            ["matmul"],
-        ),
-        "reshapes": (
-            written(
-                lambda w, x: w.neg(w.reshape(w.reshape(x, to=d(6)), to=d(3, 2))), (2, 3)
-            ),
-            ["reshape", "neg"],
-        ),
-        "no reshape": (
-            written(
-                lambda w, x: w.neg(w.reshape(w.reshape(x, to=d(6)), to=d(2, 3))), (2, 3)
-            ),
-            ["neg"],
-        ),
-        "bias and gelu": (
-            written(lambda w, x, b: w.gelu(w.add_bias(x, b)), (2, 3), (3,)),
-            ["bias_gelu"],
-        ),
-        "a sum that others read": (
-            written(
-                lambda w, x, b: w.mul(s := w.add_bias(x, b), w.gelu(s)), (2, 3), (3,)
-            ),
-            ["add_bias", "gelu", "mul"],
-        ),
-        "attention": (
-            written(attended, (2, 4), (5, 4), (5, 3)),
-            ["attention"],
-        ),
-        "attention without a scale": (
-            written(
-                lambda w, q, k, v: w.matmul(
-                    w.softmax(w.matmul(q, k, transposed=UnitAttr())), v
-                ),
-                (2, 4),
-                (5, 4),
-                (5, 3),
-            ),
-            ["attention"],
-        ),
-        "weights that others read": (
-            written(
-                lambda w, q, k, v: w.matmul(
-                    s := w.softmax(w.matmul(q, k, transposed=UnitAttr())),
-                    w.matmul(s, v),
-                ),
-                (5, 4),
-                (5, 4),
-                (5, 3),
-            ),
-            ["matmul", "softmax", "matmul", "matmul"],
-        ),
-        "a row of scales": (
-            written(
-                lambda w, q, k, v, c: w.matmul(
-                    w.softmax(w.mul(w.matmul(q, k, transposed=UnitAttr()), c)), v
-                ),
-                *((2, 4), (5, 4), (5, 3), (5,)),
-            ),
-            ["matmul", "mul", "softmax", "matmul"],
-        ),
-    }
-
-
 def attended(w, q, k, v):
     scores = w.matmul(q, k, transposed=UnitAttr())
     return w.matmul(w.softmax(w.div(scores, w.number(2.0))), v)
 
 
-@pytest.mark.parametrize("name", pattern_cases())
+TURN = {"order": lab.dims(2, 0, 1)}
+PATTERNS = {  # name → (what is left, the function, shapes of its operands)
+    "two transposes": (
+        ["transpose"],
+        lambda w, x: w.transpose(w.transpose(x, **TURN), **TURN),
+        (2, 3, 4),
+    ),
+    "two unlike transposes": (
+        ["transpose"],
+        lambda w, x: w.transpose(
+            w.transpose(x, order=lab.dims(1, 2, 0)), order=lab.dims(0, 2, 1)
+        ),
+        (2, 3, 4),
+    ),
+    "transposes that undo each other": (
+        ["neg"],
+        lambda w, x: w.neg(
+            w.transpose(w.transpose(x, **TURN), order=lab.dims(1, 2, 0))
+        ),
+        (2, 3, 4),
+    ),
+    "a transpose with another reader": (
+        ["transpose", "add"],
+        lambda w, x: w.add(
+            t := w.transpose(x, order=lab.dims(1, 0)),
+            w.transpose(t, order=lab.dims(1, 0)),
+        ),
+        (3, 3),
+    ),
+    "into a product": (
+        ["matmul"],
+        lambda w, a, b: w.matmul(a, w.transpose(b, order=lab.dims(1, 0))),
+        (2, 3),
+        (4, 3),
+    ),
+    "into a product that is turned already": (
+        ["matmul"],
+        lambda w, a, b: w.matmul(
+            a, w.transpose(b, order=lab.dims(1, 0)), transposed=UnitAttr()
+        ),
+        (2, 3),
+        (3, 4),
+    ),
+    "reshapes": (
+        ["reshape", "neg"],
+        lambda w, x: w.neg(w.reshape(w.reshape(x, to=lab.dims(6)), to=lab.dims(3, 2))),
+        (2, 3),
+    ),
+    "no reshape": (
+        ["neg"],
+        lambda w, x: w.neg(w.reshape(w.reshape(x, to=lab.dims(6)), to=lab.dims(2, 3))),
+        (2, 3),
+    ),
+    "bias and gelu": (
+        ["bias_gelu"],
+        lambda w, x, b: w.gelu(w.add_bias(x, b)),
+        (2, 3),
+        (3,),
+    ),
+    "a sum that others read": (
+        ["add_bias", "gelu", "mul"],
+        lambda w, x, b: w.mul(s := w.add_bias(x, b), w.gelu(s)),
+        (2, 3),
+        (3,),
+    ),
+    "attention": (["attention"], attended, (2, 4), (5, 4), (5, 3)),
+    "attention without a scale": (
+        ["attention"],
+        lambda w, q, k, v: w.matmul(
+            w.softmax(w.matmul(q, k, transposed=UnitAttr())), v
+        ),
+        (2, 4),
+        (5, 4),
+        (5, 3),
+    ),
+    "weights that others read": (
+        ["matmul", "softmax", "matmul", "matmul"],
+        lambda w, q, k, v: w.matmul(
+            s := w.softmax(w.matmul(q, k, transposed=UnitAttr())),
+            w.matmul(s, v),
+        ),
+        (5, 4),
+        (5, 4),
+        (5, 3),
+    ),
+    "a row of scales": (
+        ["matmul", "mul", "softmax", "matmul"],
+        lambda w, q, k, v, c: w.matmul(
+            w.softmax(w.mul(w.matmul(q, k, transposed=UnitAttr()), c)), v
+        ),
+        (2, 4),
+        (5, 4),
+        (5, 3),
+        (5,),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PATTERNS)
 def test_patterns_leave_the_values(name):
-    module, left = pattern_cases()[name]
+    left, function, *shapes = PATTERNS[name]
+    module = written(function, *shapes)
     inputs = inputs_of(module)
     wanted = mlir.evaluate(module, *inputs)
     mlir.optimise(module)
