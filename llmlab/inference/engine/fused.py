@@ -195,13 +195,15 @@ class Place(NamedTuple):
 
 def find(model: nn.Module, name: str) -> Place | None:
     """The linear of that name, also where it was joined with others; None: no such."""
-    modules = dict(model.named_modules())
-    if name in modules:
-        module = modules[name]
-        return Place(module, slice(None), tuple(module.weight.shape))
     above, _, last = name.rpartition(".")
-    part = modules.get(above)
-    if last not in getattr(part, "names", ()):
+    try:
+        part = model.get_submodule(above)
+    except AttributeError:
+        return None
+    module = getattr(part, last, None)
+    if isinstance(module, nn.Module):
+        return Place(module, slice(None), tuple(module.weight.shape))
+    if not isinstance(part, FusedAttention | FusedMLP) or last not in part.names:
         return None
     at = part.names.index(last)
     start = sum(part.sizes[:at])
