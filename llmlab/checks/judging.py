@@ -9,6 +9,7 @@ compared: what it returned, and what it left behind.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from operator import eq
 
 from llmlab.course.grading.checking import Mistake
 
@@ -35,19 +36,44 @@ def judge(
     """
     found = [run(answer, n) for n in range(cases)]
     wanted = [run(right, n) for n in range(cases)]
-    if found == wanted:
+    n = first_difference(
+        found, wanted, mistakes, lambda wrong: attempt(run, wrong, cases)
+    )
+    if n is None:
         return
+    for part in wanted[n]:
+        if found[n][part] != wanted[n][part]:
+            raise Mistake(
+                f"{part} after {what} is not right in case {n + 1} of {cases}:"
+                f" {shown(found[n][part])}",
+                foreseen=False,
+            )
+
+
+def first_difference(
+    found: list,
+    wanted: list,
+    mistakes: Mapping[str, Callable],
+    results: Callable[[Callable], list | None],
+    same: Callable[[object, object], bool] = eq,
+) -> int | None:
+    """The first case in which an answer is not right; None if it is right in all.
+
+    Args:
+        found: what the answer does in all cases; `wanted`: what the right one does.
+        results: what a wrong way does in all cases, None where it breaks down.
+        same: whether two results are the same; it compares lists of them, too.
+
+    Raises:
+        Mistake: the words of the mistake that does the same in all cases.
+    """
+    if same(found, wanted):
+        return None
     for words, wrong in mistakes.items():
-        if found == attempt(run, wrong, cases):
+        if same(found, results(wrong)):
             raise Mistake(words)
-    for n in range(cases):
-        for part in wanted[n]:
-            if found[n][part] != wanted[n][part]:
-                raise Mistake(
-                    f"{part} after {what} is not right in case {n + 1} of {cases}:"
-                    f" {shown(found[n][part])}",
-                    foreseen=False,
-                )
+    pairs = zip(found, wanted, strict=True)
+    return next(n for n, (mine, its) in enumerate(pairs) if not same(mine, its))
 
 
 def attempt(run: Callable, function: Callable, cases: int) -> list[Outcome] | None:

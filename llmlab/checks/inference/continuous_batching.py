@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from numbers import Integral, Real
 
-from llmlab.checks.judging import attempt
+from llmlab.checks.judging import attempt, first_difference
 from llmlab.course.grading.checking import Checks, Mistake
 from llmlab.inference import continuous_batching as batching
 from llmlab.inference.continuous_batching import (
@@ -44,19 +44,18 @@ def judge(
     """
     found = [plain(answer(*case)) for case in cases]
     wanted = [plain(right(*case)) for case in cases]
-    if found == wanted:
+    n = first_difference(
+        found, wanted, wrongs, lambda wrong: results(wrong, cases, plain)
+    )
+    if n is None:
         return
-    for words, wrong in wrongs.items():
-        if found == results(wrong, cases, plain):
-            raise Mistake(words)
-    for case, mine, its in zip(cases, found, wanted, strict=True):
-        if mine != its:
-            if words := why(case, mine, its):
-                raise Mistake(f"{words} ({shown(case)})")
-            raise Mistake(
-                f"for {shown(case)} the result is {mine}, which is not right",
-                foreseen=False,
-            )
+    case, mine = cases[n], found[n]
+    if words := why(case, mine, wanted[n]):
+        raise Mistake(f"{words} ({shown(case)})")
+    raise Mistake(
+        f"for {shown(case)} the result is {mine}, which is not right",
+        foreseen=False,
+    )
 
 
 def results(way: Callable, cases: Sequence[State], plain: Callable) -> list | None:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llmlab.checks.judging import first_difference
 from llmlab.course.grading.checking import Checks, Mistake, expect
 from llmlab.inference import engine
 from llmlab.inference.continuous_batching import Job, Limits, Plan, challenge
@@ -42,19 +43,17 @@ def judge(
         why: what is wrong with the first result that differs, where that can be seen.
     """
     wanted = [right(*case) for case in cases]
-    if same(found, wanted):
+    n = first_difference(
+        found, wanted, mistakes, lambda wrong: [wrong(*case) for case in cases], same
+    )
+    if n is None:
         return
-    for words, wrong in mistakes.items():
-        if same(found, [wrong(*case) for case in cases]):
-            raise Mistake(words)
-    for n in range(len(cases)):
-        if not same(found[n], wanted[n]):
-            if words := why(cases[n], found[n], wanted[n]):
-                raise Mistake(words)
-            where = f"{what} is not right in case {n + 1} of {len(cases)}"
-            if show is not None:
-                where += f": for {show(cases[n])} it gave {found[n]}"
-            raise Mistake(where, foreseen=False)
+    if words := why(cases[n], found[n], wanted[n]):
+        raise Mistake(words)
+    where = f"{what} is not right in case {n + 1} of {len(cases)}"
+    if show is not None:
+        where += f": for {show(cases[n])} it gave {found[n]}"
+    raise Mistake(where, foreseen=False)
 
 
 def same(a: object, b: object) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from llmlab.checks.judging import attempt
+from llmlab.checks.judging import attempt, first_difference
 from llmlab.course.grading.checking import Checks, Mistake, expect
 from llmlab.inference import model_server as ms
 from llmlab.inference.model_server import NUMPY, Batching, Step, Waiting
@@ -40,16 +40,14 @@ def judge(
     """
     found = [run(answer, n) for n in range(len(cases))]
     wanted = [run(right, n) for n in range(len(cases))]
-    if found == wanted:
+    n = first_difference(
+        found, wanted, mistakes, lambda wrong: attempt(run, wrong, len(cases))
+    )
+    if n is None:
         return
-    for words, wrong in mistakes.items():
-        if found == attempt(run, wrong, len(cases)):
-            raise Mistake(words)
-    for n, case in enumerate(cases):
-        if found[n] != wanted[n]:
-            words = why(case, found[n], wanted[n])
-            gave = f"this gave {found[n]}, which is not right"
-            raise Mistake(f"{show(case)}: {words or gave}", foreseen=bool(words))
+    words = why(cases[n], found[n], wanted[n])
+    gave = f"this gave {found[n]}, which is not right"
+    raise Mistake(f"{show(cases[n])}: {words or gave}", foreseen=bool(words))
 
 
 def whole(value: object, what: str) -> int:

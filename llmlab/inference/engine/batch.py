@@ -57,6 +57,11 @@ class Chunk:
         """Tokens of the text when these are stored."""
         return self.start + len(self.tokens)
 
+    @property
+    def drafted(self) -> list[int]:
+        """Its last tokens, as many as logits are wanted beyond one: drafted ones."""
+        return list(self.tokens[len(self.tokens) - self.wanted + 1 :])
+
 
 class Ragged:
     """The cache and the attention that a forward pass sees. See the top of the file."""

@@ -477,56 +477,48 @@ class Engine:
         """New tokens of all requests that have computed all they had."""
         events = []
         largest = logits.argmax(-1).tolist()
-        drawn_from = self._alike(work, logits)
+        drawn_from = self._drawn_from(work, logits)
         row = 0
         for request, chunk, q in work:
             if not chunk.wanted:
                 request.computed = chunk.stop
                 self._register(request)
                 continue
-            rows = slice(row, row + chunk.wanted)
-            row = rows.stop
-            drafted = list(chunk.tokens[len(chunk.tokens) - chunk.wanted + 1 :])
-            if request.greedy and not drafted:
-                kept = [largest[rows.start]]
-            else:
-                p = drawn_from.get(request.id)
-                if p is None:
-                    p = self._probabilities(request, logits[rows], drafted)
+            drafted = chunk.drafted
+            kept = [largest[row]]
+            if request.id in drawn_from:
+                p = drawn_from[request.id]
                 kept = self._accept(request, p, drafted, q)
+            row += chunk.wanted
             events += self._write(request, drafted, kept)
         return events
 
-    def _alike(
+    def _drawn_from(
         self, work: Sequence[tuple[Request, Chunk, Tensor]], logits: Tensor
     ) -> dict[int, Tensor]:
-        """Probabilities of those that want one row and sample alike, as one matrix for
-        each way to sample: id → (1, vocab). Penalties see the text, so they have their
-        own.
+        """What the next tokens of each request are drawn from: id → (wanted, vocab).
+        Those who sample alike are one matrix. Who takes the largest logit and drafted
+        nothing is not among them.
         """
-        groups: dict[SamplerConfig, list[tuple[Request, int]]] = {}
+        groups: dict[SamplerConfig, list[tuple[Request, Chunk, range]]] = {}
         row = 0
         for request, chunk, _ in work:
-            sampler = request.sampler
-            if chunk.wanted == 1 and not request.greedy and not sampler.counts:
-                groups.setdefault(sampler, []).append((request, row))
-            row += chunk.wanted
+            rows = range(row, row + chunk.wanted)
+            row = rows.stop
+            if chunk.wanted > 1 or (chunk.wanted and not request.greedy):
+                members = groups.setdefault(request.sampler, [])
+                members.append((request, chunk, rows))
         found = {}
-        for members in groups.values():
-            rows = [row for _, row in members]
-            p = self._probabilities(members[0][0], logits[rows], ())
-            found |= {
-                request.id: p[i : i + 1] for i, (request, _) in enumerate(members)
-            }
+        for sampler, members in groups.items():
+            p = sampler.probabilities_of(
+                logits[[row for _, _, rows in members for row in rows]],
+                [(r.tokens, chunk.drafted, r.prompt) for r, chunk, _ in members],
+                self.pieces.processors,
+            )
+            sizes = [chunk.wanted for _, chunk, _ in members]
+            ids = [request.id for request, _, _ in members]
+            found |= zip(ids, p.split(sizes), strict=True)
         return found
-
-    def _probabilities(
-        self, request: Request, logits: Tensor, drafted: Sequence[int]
-    ) -> Tensor:
-        """What the next tokens of a request are drawn from."""
-        return request.sampler.probabilities(
-            logits, request.tokens, drafted, request.prompt, self.pieces.processors
-        )
 
     def _accept(
         self, request: Request, p: Tensor, drafted: list[int], q: Tensor

@@ -71,13 +71,11 @@ def joined(*linears: nn.Module) -> nn.Module:
 
     What is no plain `nn.Linear`, as a quantised one, multiplies by itself.
     """
-    if any(type(linear) is not nn.Linear for linear in linears):
-        return SideBySide(linears)
-    biases = {linear.bias is not None for linear in linears}
-    if len(biases) > 1:
+    plain = all(type(linear) is nn.Linear for linear in linears)
+    if not plain or len({linear.bias is None for linear in linears}) > 1:
         return SideBySide(linears)
     rows = sum(linear.out_features for linear in linears)
-    bias = biases.pop()
+    bias = linears[0].bias is not None
     one = nn.Linear(linears[0].in_features, rows, bias=bias, device="meta")
     weight = torch.cat([linear.weight.detach() for linear in linears])
     one.weight = nn.Parameter(weight, requires_grad=False)
@@ -98,10 +96,10 @@ class FusedAttention(nn.Module):
 
     names = ("q_proj", "k_proj", "v_proj")  # of what `joint` joins
     joint = "qkv_proj"
+    passes = TORCH
 
-    def __init__(self, attention: Attention, passes: Passes) -> None:
+    def __init__(self, attention: Attention) -> None:
         super().__init__()
-        self.passes = passes
         parts = [getattr(attention, name) for name in self.names]
         self.layer = attention.layer
         self.head_dim = attention.head_dim
@@ -130,10 +128,10 @@ class FusedMLP(nn.Module):
 
     names = ("gate_proj", "up_proj")
     joint = "gate_up_proj"
+    passes = TORCH
 
-    def __init__(self, mlp: MLP, passes: Passes) -> None:
+    def __init__(self, mlp: MLP) -> None:
         super().__init__()
-        self.passes = passes
         self.sizes = [outputs(mlp.gate_proj), outputs(mlp.up_proj)]
         self.gate_up_proj = joined(mlp.gate_proj, mlp.up_proj)
         self.down_proj = mlp.down_proj
@@ -145,11 +143,12 @@ class FusedMLP(nn.Module):
 class FusedBlock(nn.Module):
     """`Block`: four products, and what stands between them in one pass each."""
 
-    def __init__(self, block: Block, passes: Passes = TORCH) -> None:
+    passes = TORCH
+
+    def __init__(self, block: Block) -> None:
         super().__init__()
-        self.passes = passes
-        self.self_attn = FusedAttention(block.self_attn, passes)
-        self.mlp = FusedMLP(block.mlp, passes)
+        self.self_attn = FusedAttention(block.self_attn)
+        self.mlp = FusedMLP(block.mlp)
         self.input_layernorm = block.input_layernorm
         self.post_attention_layernorm = block.post_attention_layernorm
 
@@ -196,13 +195,15 @@ class Place(NamedTuple):
 
 def find(model: nn.Module, name: str) -> Place | None:
     """The linear of that name, also where it was joined with others; None: no such."""
-    modules = dict(model.named_modules())
-    if name in modules:
-        module = modules[name]
-        return Place(module, slice(None), tuple(module.weight.shape))
     above, _, last = name.rpartition(".")
-    part = modules.get(above)
-    if last not in getattr(part, "names", ()):
+    try:
+        part = model.get_submodule(above)
+    except AttributeError:
+        return None
+    module = getattr(part, last, None)
+    if isinstance(module, nn.Module):
+        return Place(module, slice(None), tuple(module.weight.shape))
+    if not isinstance(part, FusedAttention | FusedMLP) or last not in part.names:
         return None
     at = part.names.index(last)
     start = sum(part.sizes[:at])

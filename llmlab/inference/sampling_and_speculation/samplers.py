@@ -32,6 +32,9 @@ from llmlab.models.generation import keep_top_k, keep_top_p, probabilities
 Logits = Float[Tensor, "batch vocab"]
 Counts = Int[Tensor, "batch vocab"]
 Step = tuple[str, float]  # the name of a processor, and its value
+# tokens, what was drafted after them, and how many of the tokens are the prompt (None:
+# all)
+Text = tuple[Sequence[int], Sequence[int], int | None]
 
 
 def keep_min_p(logits: Logits, min_p: float) -> Logits:
@@ -176,11 +179,6 @@ class SamplerConfig:
             found.append((name, value))
         return found
 
-    @property
-    def counts(self) -> bool:
-        """Whether it counts the tokens of the text, as penalties do."""
-        return any(name.endswith("penalty") for name, _ in self.steps)
-
     def probabilities(
         self,
         logits: Float[Tensor, "positions vocab"],
@@ -189,36 +187,45 @@ class SamplerConfig:
         prompt: int | None = None,
         processors: Processors = PROCESSORS,
     ) -> Float[Tensor, "positions vocab"]:
-        """What each of the next positions is drawn from, in float64.
+        """What each of the next positions of one text is drawn from, in float64.
 
-        Row i follows the text `tokens` and the first i drafted tokens, so that
-        penalties count what a plain sampler would count.
+        Row i follows `tokens` and the first i drafted tokens. See `probabilities_of`.
 
         Args:
             prompt: how many of `tokens` are the prompt; None means all.
-            processors: as in `process`.
         """
-        steps = self.steps
+        return self.probabilities_of(logits, [(tokens, drafted, prompt)], processors)
+
+    def probabilities_of(
+        self,
+        logits: Float[Tensor, "positions vocab"],
+        texts: Sequence[Text],
+        processors: Processors = PROCESSORS,
+    ) -> Float[Tensor, "positions vocab"]:
+        """What each of the next positions of several texts is drawn from, in float64.
+
+        A text has a row for each drafted token and one more. Row i of it follows its
+        tokens and the first i drafted ones, so that penalties count what a plain
+        sampler would count.
+
+        Args:
+            processors: as in `process`. Tokens are counted if the sampler has a
+                penalty; without one the counts are 0.
+        """
         vocab = logits.shape[-1]
-        asked, output = _counts(tokens, drafted, prompt, len(logits), vocab)
-        logits = process(
-            logits.double(),
-            steps,
-            asked.to(logits.device),
-            output.to(logits.device),
-            processors,
-        )
+        prompts = outputs = logits.new_zeros(1, vocab, dtype=torch.long)
+        if any(name.endswith("penalty") for name, _ in self.steps):
+            counts = zip(*(_counts(*text, vocab) for text in texts), strict=True)
+            prompts, outputs = (torch.cat(each).to(logits.device) for each in counts)
+        logits = process(logits.double(), self.steps, prompts, outputs, processors)
         return probabilities(logits, 0.0 if self.temperature == 0 else 1.0)
 
 
 def _counts(
-    tokens: Sequence[int],
-    drafted: Sequence[int],
-    prompt: int | None,
-    rows: int,
-    vocab: int,
+    tokens: Sequence[int], drafted: Sequence[int], prompt: int | None, vocab: int
 ) -> tuple[Counts, Counts]:
     """How often each token stands in the prompt and in the output, row by row."""
+    rows = 1 + len(drafted)
     prompt = len(tokens) if prompt is None else prompt
     text = torch.tensor(list(tokens), dtype=torch.long)
     asked = torch.bincount(text[:prompt], minlength=vocab)
