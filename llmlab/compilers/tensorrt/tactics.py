@@ -2,8 +2,8 @@
 
     arithmetic   "floats"; for 8-bit codes: "int8", a product of codes that is summed in
                  32 bits, where this machine's instructions do that rightly; "int32",
-                 where they do not; and "codes in floats", exact while every sum stays
-                 below 2²⁴
+                 where they do not, and float64 does; and "codes in floats", exact while
+                 every sum stays below 2²⁴
     joined       the weights of all products of a layer as one matrix
     packed       each weight copied to the order (in, out)
 
@@ -27,7 +27,6 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -43,6 +42,7 @@ from llmlab.compilers.tensorrt.layers import (
     weight_of,
 )
 from llmlab.compilers.tensorrt.placement import stored_format
+from llmlab.models import codes
 
 Values = Mapping[Node, Tensor]
 CACHE_VERSION = 1
@@ -68,7 +68,7 @@ def tactics_for(layer: Layer) -> list[Tactic]:
         return [Tactic("floats")]
     kinds = ["floats"]
     if layer.precision == "int8" and all(map(has_one_scale, products)):
-        kinds = ["int8" if sums_are_exact() else "int32"]
+        kinds = ["int8" if codes.sums_are_exact() else "int32"]
         inner = operand(products[0]).type.shape[-1]
         if inner * 127 * 127 < 2**24:
             kinds.append("codes in floats")
@@ -79,18 +79,6 @@ def tactics_for(layer: Layer) -> list[Tactic]:
         if len(products) > 1:
             orders.append((True, True))
     return [Tactic(kind, *order) for kind in kinds for order in orders]
-
-
-@cache
-def sums_are_exact() -> bool:
-    """Whether torch's product of int8 is right here.
-
-    Instructions without VNNI add two products in 16 bits, which is too few for
-    127 · 127 twice.
-    """
-    x = torch.full((4, 64), 127, dtype=torch.int8)
-    w = torch.full((64, 32), 127, dtype=torch.int8)
-    return bool((torch._int_mm(x, w) == 64 * 127 * 127).all())
 
 
 def has_one_scale(product: Node) -> bool:
@@ -198,10 +186,8 @@ def as_read(w: Tensor, product: Node, tactic: Tactic) -> Tensor:
 
 def multiply(x: Tensor, w: Tensor, tactic: Tactic) -> Tensor:
     """The product: int32 of int8 codes, or floats."""
-    if tactic.arithmetic == "int8":
-        return torch._int_mm(x.contiguous(), w)
-    if tactic.arithmetic == "int32":
-        return x.int() @ w.int()
+    if tactic.arithmetic in ("int8", "int32"):
+        return codes.product(x, w)
     return x.float() @ w.float()
 
 
