@@ -16,8 +16,17 @@ from torch import Tensor
 def product(a: Int8[Tensor, "m n"], b: Int8[Tensor, "n k"]) -> Int32[Tensor, "m k"]:
     """a b by PyTorch's product of codes, or in float64 where that one is wrong."""
     if a.is_cuda or sums_are_exact():
-        return torch._int_mm(a.contiguous(), b)
+        return torch._int_mm(row(a.contiguous()), row(b))
     return (a.double() @ b.double()).to(torch.int32)  # exact below 2⁵³
+
+
+def row(x: Tensor) -> Tensor:
+    """A matrix of one row with the stride that belongs to it.
+
+    The stride of one row has no meaning, and after a transpose it is any number; but
+    PyTorch's product relies on it (torch 2.13).
+    """
+    return x[0][None] if len(x) == 1 else x
 
 
 @cache

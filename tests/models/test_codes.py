@@ -19,3 +19,10 @@ def test_sums_are_exact(exact, monkeypatch):
             found = codes.product(a, right)
             assert found.dtype == torch.int32
             assert torch.equal(found.long(), a.long() @ b.long())
+
+
+@pytest.mark.parametrize(("m", "n", "k"), [(1, 3, 8), (5, 1, 8), (1, 1, 8), (1, 3, 1)])
+def test_one_row_may_be_a_column_transposed(m, n, k):
+    a = torch.arange(1, 1 + m * n, dtype=torch.int8).view(n, m).t()
+    b = torch.arange(1, 1 + n * k, dtype=torch.int8).view(k, n).t()
+    assert torch.equal(codes.product(a, b).long(), a.long() @ b.long())
