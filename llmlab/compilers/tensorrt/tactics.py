@@ -97,11 +97,7 @@ def prepare(layer: Layer, tactic: Tactic, stored: Values) -> list[Tensor]:
     """The weights as this tactic reads them, (in, out); none if as they are."""
     if not tactic.packed:
         return []
-    weights = []
-    for node in layer.products:
-        w = stored[weight_of(node)]
-        w = w.mT if node.attributes[0] else w
-        weights.append(w.float() if tactic.arithmetic == "codes in floats" else w)
+    weights = [as_read(stored[weight_of(n)], n, tactic) for n in layer.products]
     if tactic.joined:
         weights = [torch.cat(weights, dim=1)]
     return [w.contiguous() for w in weights]
@@ -120,10 +116,7 @@ def run_layer(
         inside.update(products(layer, tactic, values, prepared))
 
     def value(node: Node) -> Tensor:
-        """In floats."""
-        if node in inside:
-            return inside[node]
-        return node.data if node.data is not None else values[node].to(node.type.dtype)
+        return inside[node] if node in inside else in_floats(node, values)
 
     needed = still_needed(layer, {*inside, *values})
     for node in layer.nodes:
@@ -170,16 +163,14 @@ def products(
         ]
     found = {}
     for node, y in zip(nodes, results, strict=True):
-        if operands_format(node) == "int8" and tactic.arithmetic != "floats":
+        if operands_format(node) != "f32":
             y = y.float() * scales(node, values)
-        elif operands_format(node) != "f32":
-            y = y * scales(node, values)
         found[node] = y.reshape(*x.shape[:-1], y.shape[-1])
     return found
 
 
 def as_read(w: Tensor, product: Node, tactic: Tactic) -> Tensor:
-    """A weight that was not copied, as (in, out)."""
+    """A weight as (in, out)."""
     w = w.mT if product.attributes[0] else w
     return w.float() if tactic.arithmetic == "codes in floats" else w
 
@@ -194,13 +185,13 @@ def multiply(x: Tensor, w: Tensor, tactic: Tactic) -> Tensor:
 def scales(product: Node, values: Values) -> Tensor:
     """s_x s_w, one for each column of the product."""
     x, w = product.inputs
-    s_x, s_w = (number(each.inputs[1], values) for each in (x, w))
+    s_x, s_w = (in_floats(each.inputs[1], values) for each in (x, w))
     return s_x.reshape(()) * (s_w.flatten() if s_w.dim() else s_w)
 
 
-def number(node: Node, values: Values) -> Tensor:
-    """The value of a scale: stored, or a constant."""
-    return values[node] if node.data is None else node.data
+def in_floats(node: Node, values: Values) -> Tensor:
+    """A constant, or a value that is stored or computed; its codes as floats."""
+    return values[node].to(node.type.dtype) if node.data is None else node.data
 
 
 # Timing -------------------------------------------------------------------------------
