@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,6 +42,7 @@ from llmlab.compilers.tensorrt.layers import (
 )
 from llmlab.compilers.tensorrt.placement import stored_format
 from llmlab.models import codes
+from llmlab.models.machine import processor
 
 Values = Mapping[Node, Tensor]
 CACHE_VERSION = 1
@@ -216,14 +216,8 @@ def timing_key(layer: Layer, rows: int | None, threads: int) -> str:
 
 def machine() -> dict[str, str]:
     """What a time depends on beside the layer."""
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
-        models = [x.partition(":")[2].strip() for x in lines if "model name" in x]
-        name = models[0] if models else name
     return {
-        "processor": name,
+        "processor": processor(),
         "cores": str(os.cpu_count()),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
