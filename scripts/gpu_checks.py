@@ -8,7 +8,6 @@ is left out.
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,12 +85,9 @@ def milliseconds(call: Callable[[], object], device: str) -> float:
         from triton.testing import do_bench
 
         return do_bench(call, warmup=10, rep=50, return_mode="min")
-    times = []
-    for _ in range(3):
-        started = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - started)
-    return 1e3 * min(times)
+    from llmlab.models.machine import seconds
+
+    return 1e3 * min(seconds(call) for _ in range(3))
 
 
 # the device ---------------------------------------------------------------------------
