@@ -22,7 +22,6 @@ import ctypes
 import gc
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -41,7 +40,7 @@ from llmlab.compression import formats, kernels, recipes
 from llmlab.compression import magnitude_wanda_sparsegpt as pruning
 from llmlab.compression.quantization_basics import QuantConfig
 from llmlab.compression.recipes import Recipe
-from llmlab.models import checkpoint, gguf_import, real_model
+from llmlab.models import checkpoint, gguf_import, machine, real_model
 
 JUDGED = 4096
 PAIRS = 100  # of each phenomenon
@@ -274,16 +273,6 @@ def one_form(form: str) -> dict:
     }
 
 
-def cpu() -> str:
-    """The processor's name."""
-    file = Path("/proc/cpuinfo")
-    if file.exists():
-        for line in file.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
 def speed() -> None:
     """Every form in a process of its own, a line each; the file is written anew."""
     compared.SPEED.unlink(missing_ok=True)
@@ -302,7 +291,7 @@ def speed() -> None:
         )
         line = {
             "form": form,
-            "cpu": cpu(),
+            "cpu": machine.processor(),
             "threads": torch.get_num_threads(),
             "bandwidth": round(compared.bandwidth()),
             **json.loads(found.stdout),

@@ -31,6 +31,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `python scripts/gpu_check.py` finds `scripts`, too
 
+from llmlab.course.files import write_atomically  # noqa: E402
 from scripts.gpu_checks import CHECKS, Check, Skipped  # noqa: E402
 
 WITHIN = 285.0  # seconds, of all checks together
@@ -178,9 +179,7 @@ def run_here(name: str, device: str, result: Path | None) -> int:
 
 def write(file: Path, content: dict) -> None:
     """Whole, or not at all."""
-    partial = file.with_name(f".{file.name}.part")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    partial.replace(file)
+    write_atomically(file, json.dumps(content, indent=2) + "\n")
 
 
 def versions() -> dict[str, str]:

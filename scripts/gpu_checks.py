@@ -8,7 +8,6 @@ is left out.
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,12 +85,9 @@ def milliseconds(call: Callable[[], object], device: str) -> float:
         from triton.testing import do_bench
 
         return do_bench(call, warmup=10, rep=50, return_mode="min")
-    times = []
-    for _ in range(3):
-        started = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - started)
-    return 1e3 * min(times)
+    from llmlab.models.machine import seconds
+
+    return 1e3 * min(seconds(call) for _ in range(3))
 
 
 # the device ---------------------------------------------------------------------------
@@ -131,19 +127,23 @@ def device(device: str) -> dict:
 
 
 def attention_reference(q, k, v, causal: bool):
-    """In fp32, the last query at the last key; 0 where no key is seen."""
+    """In fp32, the last query at the last key."""
+    from llmlab.inference.flash_attention import standard_attention
+
+    mask = None if causal else q.new_ones(q.shape[2], k.shape[2]).bool()
+    return standard_attention(q.float(), k.float(), v.float(), mask)
+
+
+def attention_cases(device: str, kind):
+    """(q, k, v) of this dtype."""
     import torch
 
-    G, T, S = q.shape[1] // k.shape[1], q.shape[2], k.shape[2]
-    wide_k, wide_v = (x.float().repeat_interleave(G, 1) for x in (k, v))
-    scores = q.float() @ wide_k.mT / q.shape[-1] ** 0.5
-    if causal:
-        rows, cols = (torch.arange(n, device=q.device) for n in (T, S))
-        scores = scores.masked_fill(cols > S - T + rows[:, None], -torch.inf)
-    return scores.softmax(-1).nan_to_num(0.0) @ wide_v
-
-
-ATTENTIONS = ((2, 6, 3, 29, 29, 16), (1, 4, 2, 5, 37, 64), (2, 6, 2, 1, 50, 24))
+    sizes = ((2, 6, 3, 29, 29, 16), (1, 4, 2, 5, 37, 64), (2, 6, 2, 1, 50, 24))
+    for B, H, K, T, S, D in sizes:
+        yield tuple(
+            torch.randn(B, h, n, D, device=device).to(kind)
+            for h, n in ((H, T), (K, S), (K, S))
+        )
 
 
 @check("triton", interprets=True)
@@ -167,15 +167,12 @@ def triton_kernels(device: str) -> dict:
             x, w, b = (each.to(device, kind) for each in made)
             right = program.mlp(x.float(), w.float(), b.float())
             errors[f"mlp {T}x{d}x{f}"] = off(launching.mlp(x, w, b), right)
-        for B, H, K, T, S, D in ATTENTIONS:
-            q, k, v = (
-                torch.randn(B, h, n, D, device=device).to(kind)
-                for h, n in ((H, T), (K, S), (K, S))
-            )
+        for q, k, v in attention_cases(device, kind):
             for causal in (True, False):
                 ours = launching.attention(q, k, v, causal)
                 right = attention_reference(q, k, v, causal)
-                errors[f"attention {T}, {S} {causal}"] = off(ours, right)
+                name = f"attention {q.shape[2]}, {k.shape[2]} {causal}"
+                errors[name] = off(ours, right)
         found[dtype] = near(errors, TOLERANCE[dtype])
     return found
 
@@ -191,13 +188,10 @@ def flash_attention(device: str) -> dict:
     for dtype in DTYPES:
         torch.manual_seed(0)
         errors = {}
-        for B, H, K, T, S, D in ATTENTIONS:
-            q, k, v = (
-                torch.randn(B, h, n, D, device=device).to(getattr(torch, dtype))
-                for h, n in ((H, T), (K, S), (K, S))
-            )
+        for q, k, v in attention_cases(device, getattr(torch, dtype)):
             ours = triton_kernel.forward(q, k, v, True, 16, 32)[0]
-            errors[f"{T}, {S}"] = off(ours, attention_reference(q, k, v, True))
+            name = f"{q.shape[2]}, {k.shape[2]}"
+            errors[name] = off(ours, attention_reference(q, k, v, True))
         found[dtype] = near(errors, TOLERANCE[dtype])
     return found
 
@@ -679,13 +673,15 @@ def narrow_products(device: str) -> dict:
     """06: products of int8, and of fp8 where the chip has them, against exact ones."""
     import torch
 
+    from llmlab.models import codes
+
     torch.manual_seed(0)
     a = torch.randint(-127, 128, (64, 128), dtype=torch.int8, device=device)
     b = torch.randint(-127, 128, (32, 128), dtype=torch.int8, device=device)
     exact = a.cpu().long() @ b.cpu().long().T
     found = {}
-    made = torch._int_mm(a, b.T).cpu().long()
-    expect(torch.equal(made, exact), "torch._int_mm is not exact")
+    made = codes.product(a, b.T).cpu().long()
+    expect(torch.equal(made, exact), "the product of int8 is not exact")
     found["int8"] = "exact"
     if device == "cuda" and torch.cuda.get_device_capability() >= (8, 9):
         x, y = (torch.randn(64, 128, device=device) for _ in "xy")

@@ -32,6 +32,7 @@ from llmlab.compilers.tensorrt import (
 )
 from llmlab.compression import compression_compared as compared
 from llmlab.compression import walk
+from llmlab.models import language_model
 
 BINS = 2048
 JUDGED = 1024
@@ -152,7 +153,7 @@ class Sweep(RealModel):
         with self.watched(look or (lambda name, x: x)):
             losses = self.losses(self.quantised)
             right = compared.preferred(self.quantised, self.encode, self.pairs)
-        bits = float(losses.sum()) / self.num_bytes / 0.6931471805599453
+        bits = language_model.bits_per_byte(losses, self.num_bytes)
         more = [f"{bits:.4f}", int(right.sum()), clipped]
         return self.line((*key, *more), losses, self.weights_only)
 

@@ -4,14 +4,28 @@ All are measured, on the threads that torch has. `bandwidth` adds up a tensor th
 much larger than the caches; `product_bandwidth` multiplies a vector by it, which is
 what decoding does, and may be slower; `speed` multiplies matrices, where arithmetic
 takes the time. A `clock` of `time.process_time` leaves out what other programs take.
+`processor` says which machine it was.
 """
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
+
+
+def processor() -> str:
+    """The processor's name; where the system keeps it to itself, the machine's kind."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        text = info.read_text(encoding="utf-8", errors="replace")
+        for line in text.splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def seconds(

@@ -386,11 +386,6 @@ def run_moving(answer: Callable, n: int) -> Outcome:
 LAYOUT = ("reshape", "transpose")
 
 
-def with_zero(node: Node) -> bool:
-    """A maximum with the constant 0."""
-    return node.op == "maximum" and any(each.number == 0 for each in node.inputs)
-
-
 def wrong_movings() -> dict[str, Callable]:
     """Diagnosis → a wrong way."""
     right = trt.moves_through

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import torch
 
-from llmlab.models import machine
+from llmlab.models import codes, machine
 from llmlab.models.chips import Chip
 
 FORMATS = {
@@ -25,8 +25,8 @@ FORMATS = {
 
 
 def multiply(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """a b; products of int8 are added up in int32."""
-    return torch._int_mm(a, b) if a.dtype == torch.int8 else a @ b
+    """a b; products of int8 are added up in int32, exactly."""
+    return codes.product(a, b) if a.dtype == torch.int8 else a @ b
 
 
 @torch.inference_mode()

@@ -53,6 +53,7 @@ from llmlab.compilers.front_end.passes import (
     key_of,
     merge_equal,
     optimise,
+    rebuilt,
     remove_dead,
     simplify,
 )
@@ -98,6 +99,7 @@ __all__ = [
     "optimise",
     "plan",
     "program_of",
+    "rebuilt",
     "remove_dead",
     "report",
     "rows",

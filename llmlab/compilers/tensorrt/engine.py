@@ -32,6 +32,7 @@ from llmlab.compilers.tensorrt.tactics import (
     Tactic,
     TimingCache,
     check_machine,
+    in_floats,
     machine,
     pick,
     prepare,
@@ -63,8 +64,7 @@ class Engine:
     Attributes:
         after: the program that runs with each call.
         before: the program that computes what is stored; None without refit.
-        names: of the inputs of `before`.
-        weights: their values; empty without refit.
+        weights: its inputs, by name and in their order; empty without refit.
         stored: inputs of `after` → their values.
     """
 
@@ -73,7 +73,6 @@ class Engine:
     plans: list[Plan]
     stored: dict[Node, Tensor]
     before: Graph | None
-    names: list[str]
     weights: dict[str, Tensor]
 
     @property
@@ -91,13 +90,11 @@ class Engine:
         """
         plan = self.plan_for(arguments)
         values = {**self.stored, **dict(zip(self.inputs, arguments, strict=True))}
-        values.update({n: n.data for n in self.after.nodes if n.data is not None})
-        prepared = plan.prepared
         for layer, tactic, ready in zip(
-            self.layers, plan.tactics, prepared, strict=True
+            self.layers, plan.tactics, plan.prepared, strict=True
         ):
             values.update(run_layer(layer, tactic, values, ready))
-        return [values[node].to(node.type.dtype) for node in self.after.outputs]
+        return [in_floats(node, values) for node in self.after.outputs]
 
     def plan_for(self, arguments: Sequence[Tensor]) -> Plan:
         """The plan of the narrowest profile that holds their rows."""
@@ -153,16 +150,13 @@ class Engine:
                 f" it must have {tuple(old.shape)} and {old.dtype}"
             )
         self.weights[name] = value.detach().clone()
-        self.stored = store(self.before, self.stored_nodes(), self.named())
+        values = list(self.weights.values())
+        self.stored = store(self.before, self.stored_nodes(), values)
         self.prepare()
 
     def stored_nodes(self) -> list[Node]:
         """Inputs of `after` that `before` computes, in its order."""
         return [node for node in self.after.inputs if "stored" in node.attributes]
-
-    def named(self) -> list[Tensor]:
-        """The weights in the order of the inputs of `before`."""
-        return [self.weights[name] for name in self.names]
 
     def prepare(self) -> None:
         """Weights as the tactics read them."""
@@ -191,7 +185,7 @@ class Engine:
             "machine": machine(),
             "after": written(self.after, "after", tensors),
             "before": self.before and written(self.before, "before", tensors),
-            "names": self.names,
+            "names": list(self.weights),
             "layers": [layer_places(layer, self.after) for layer in self.layers],
             "plans": [
                 {
@@ -223,8 +217,7 @@ def build(
     cache = TimingCache() if cache is None else cache
     parts = split(network)
     layers = fuse_layers(parts.after, horizontal)
-    names = list(network.weights.values())
-    weights = {name: network.values[name].detach() for name in names}
+    weights = {n: network.values[n].detach() for n in network.weights.values()}
     stored = store(parts.before, parts.stored, list(weights.values()))
     plans = []
     for profile in network.profiles or (None,):
@@ -238,7 +231,6 @@ def build(
         plans,
         stored,
         parts.before if refit else None,
-        names if refit else [],
         {name: x.clone() for name, x in weights.items()} if refit else {},
     )
     engine.prepare()
@@ -384,7 +376,7 @@ def load_engine(folder: str | Path, other_machine: bool = False) -> Engine:
         for each in text["plans"]
     ]
     weights = {name: tensors[f"weight.{name}"] for name in text["names"]}
-    engine = Engine(after, layers, plans, {}, before, text["names"], weights)
+    engine = Engine(after, layers, plans, {}, before, weights)
     for i, node in enumerate(engine.stored_nodes()):
         engine.stored[node] = tensors[f"stored.{i}"]
     engine.prepare()

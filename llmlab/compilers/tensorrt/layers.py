@@ -93,33 +93,29 @@ def split(network: Network) -> Split:
             known.add(node)
     rest = [node for node in network.graph.nodes if node not in known]
     read = [each for node in rest for each in node.inputs]
-    edge = dict.fromkeys(
-        node
-        for node in [*read, *network.graph.outputs]
-        if node in known and node.number is None
-    )
+    read += network.graph.outputs
+    edge = dict.fromkeys(n for n in read if n in known and n.number is None)
     new: dict[Node, Node] = {}
     for node in edge:
         form = stored_format(node)
         new[node] = Node("input", (), node.type, (form, "stored"))
-    everything = [*read, *network.graph.outputs]
-    numbers = dict.fromkeys(each for each in everything if each.number is not None)
+    numbers = dict.fromkeys(each for each in read if each.number is not None)
     stored = list(new.values())
     program = [*network.inputs, *stored, *numbers]
     new.update({node: node for node in [*network.inputs, *numbers]})
 
-    def read_by_one(node: Node) -> Node:
+    def shared(node: Node) -> bool:
         """A DQ is made for each reader anew: it costs nothing inside a layer."""
-        if node.op != "dequantize" or node in network.graph.outputs:
+        return node.op != "dequantize" or node in network.graph.outputs
+
+    def read_by_one(node: Node) -> Node:
+        if shared(node):
             return new[node]
         program.append(made("dequantize", [new[each] for each in node.inputs]))
         return program[-1]
 
     for node in rest:
-        if node in new:
-            continue
-        if node.op == "dequantize" and node not in network.graph.outputs:
-            new[node] = None  # each reader makes its own
+        if node in new or not shared(node):
             continue
         inputs = tuple(map(read_by_one, node.inputs))
         new[node] = Node(node.op, inputs, node.type, node.attributes)

@@ -27,6 +27,7 @@ from llmlab.compilers.front_end import (
     capture,
     constant,
     optimise,
+    rebuilt,
     remove_dead,
 )
 
@@ -150,25 +151,20 @@ def bound(network: Network) -> Graph:
 
     What depends on weights alone is computed, such as their scales; Q and DQ stay.
     """
-    new: dict[Node, Node] = {}
-    nodes: list[Node] = []
-    for node in network.graph.nodes:
-        inputs = tuple(new[each] for each in node.inputs)
-        data = [each.data for each in inputs]
-        known = inputs and all(each is not None for each in data)
-        if node in network.weights:
-            value = network.values[network.weights[node]]
-            made = constant(value.detach(), node.type.dtype)
+
+    def rewrite(old: Node, node: Node, program: list[Node]) -> Node:
+        data = [each.data for each in node.inputs]
+        known = data and all(each is not None for each in data)
+        if old in network.weights:
+            value = network.values[network.weights[old]]
+            node = constant(value.detach(), node.type.dtype)
         elif known and node.op not in ("quantize", "dequantize"):
-            made = constant(OPS[node.op].run(data, node.attributes), node.type.dtype)
-        elif inputs != node.inputs:
-            made = Node(node.op, inputs, node.type, node.attributes)
-        else:
-            made = node
-        new[node] = made
-        nodes.append(made)
-    outputs = [new[node] for node in network.graph.outputs]
-    return remove_dead(Graph(network.inputs, nodes, outputs))
+            node = constant(OPS[node.op].run(data, node.attributes), node.type.dtype)
+        program.append(node)
+        return node
+
+    whole = rebuilt(network.graph, rewrite)
+    return remove_dead(Graph(network.inputs, whole.nodes, whole.outputs))
 
 
 # Plugins -----------------------------------------------------------------------------

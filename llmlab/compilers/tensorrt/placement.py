@@ -36,6 +36,7 @@ from llmlab.compilers.front_end import (
     constant,
     made,
     merge_equal,
+    rebuilt,
     remove_dead,
     run,
 )
@@ -224,66 +225,60 @@ def moved_once(graph: Graph) -> Graph:
     """Each pair that can change places does so once."""
     users = graph.users()
     results = set(graph.results)
-    new: dict[Node, Node] = {}
-    program: list[Node] = []
-    for node in graph.nodes:
-        inputs = tuple(new[each] for each in node.inputs)
+
+    def rewrite(old: Node, node: Node, program: list[Node]) -> Node:
         # who else reads what is moved would miss it
         alone = [
-            len(set(users[each])) == 1 and each not in results for each in node.inputs
+            len(set(users[each])) == 1 and each not in results for each in old.inputs
         ]
         changed = (
-            cancelled(node, inputs)
-            or earlier(node, inputs, alone, program)
-            or later(node, inputs, alone, program)
+            cancelled(node)
+            or earlier(node, alone, program)
+            or later(node, alone, program)
         )
         if changed is None:
-            changed = node
-            if inputs != node.inputs:
-                changed = Node(node.op, inputs, node.type, node.attributes, node.data)
-            program.append(changed)
-        new[node] = changed
-    return Graph(graph.inputs, program, [new[node] for node in graph.outputs])
+            program.append(node)
+        return changed or node
+
+    return rebuilt(graph, rewrite)
 
 
-def cancelled(node: Node, inputs: tuple[Node, ...]) -> Node | None:
+def cancelled(node: Node) -> Node | None:
     """Q(DQ(q)) with one scale is q."""
-    if node.op != "quantize" or inputs[0].op != "dequantize":
+    if node.op != "quantize" or node.inputs[0].op != "dequantize":
         return None
-    codes, scale = inputs[0].inputs
-    return codes if scale is inputs[1] else None
+    codes, scale = node.inputs[0].inputs
+    return codes if scale is node.inputs[1] else None
 
 
-def earlier(
-    node: Node, inputs: tuple[Node, ...], alone: list[bool], program: list[Node]
-) -> Node | None:
+def earlier(node: Node, alone: list[bool], program: list[Node]) -> Node | None:
     """Q(f(x)) as f(Q(x)), where they commute."""
-    if node.op != "quantize" or not alone[0] or not scalar(inputs[1]):
+    if node.op != "quantize" or not alone[0] or not scalar(node.inputs[1]):
         return None
-    first = inputs[0]
+    first, scale = node.inputs
     if not moves_through(first):
         return None
     inside = []
     for each in first.inputs:
         if each.number != 0:
-            program.append(made("quantize", [each, inputs[1]], node.attributes))
+            program.append(made("quantize", [each, scale], node.attributes))
             each = program[-1]
         inside.append(each)
     program.append(made(first.op, inside, first.attributes))
     return program[-1]
 
 
-def later(
-    node: Node, inputs: tuple[Node, ...], alone: list[bool], program: list[Node]
-) -> Node | None:
+def later(node: Node, alone: list[bool], program: list[Node]) -> Node | None:
     """f(DQ(q)) as DQ(f(q)), where they commute."""
     if not moves_through(node):
         return None
-    places = [i for i, each in enumerate(inputs) if each.op == "dequantize"]
-    if not places or not alone[places[0]] or not scalar(inputs[places[0]].inputs[1]):
+    places = [i for i, each in enumerate(node.inputs) if each.op == "dequantize"]
+    if not places or not alone[places[0]]:
         return None
-    codes, scale = inputs[places[0]].inputs
-    read = [codes if i == places[0] else each for i, each in enumerate(inputs)]
+    codes, scale = node.inputs[places[0]].inputs
+    if not scalar(scale):
+        return None
+    read = [codes if i == places[0] else each for i, each in enumerate(node.inputs)]
     program.append(made(node.op, read, node.attributes))
     program.append(made("dequantize", [program[-1], scale]))
     return program[-1]

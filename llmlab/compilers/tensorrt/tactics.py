@@ -2,8 +2,8 @@
 
     arithmetic   "floats"; for 8-bit codes: "int8", a product of codes that is summed in
                  32 bits, where this machine's instructions do that rightly; "int32",
-                 where they do not; and "codes in floats", exact while every sum stays
-                 below 2²⁴
+                 where they do not, and float64 does; and "codes in floats", exact while
+                 every sum stays below 2²⁴
     joined       the weights of all products of a layer as one matrix
     packed       each weight copied to the order (in, out)
 
@@ -23,11 +23,9 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -43,6 +41,8 @@ from llmlab.compilers.tensorrt.layers import (
     weight_of,
 )
 from llmlab.compilers.tensorrt.placement import stored_format
+from llmlab.models import codes
+from llmlab.models.machine import processor
 
 Values = Mapping[Node, Tensor]
 CACHE_VERSION = 1
@@ -68,7 +68,7 @@ def tactics_for(layer: Layer) -> list[Tactic]:
         return [Tactic("floats")]
     kinds = ["floats"]
     if layer.precision == "int8" and all(map(has_one_scale, products)):
-        kinds = ["int8" if sums_are_exact() else "int32"]
+        kinds = ["int8" if codes.sums_are_exact() else "int32"]
         inner = operand(products[0]).type.shape[-1]
         if inner * 127 * 127 < 2**24:
             kinds.append("codes in floats")
@@ -79,18 +79,6 @@ def tactics_for(layer: Layer) -> list[Tactic]:
         if len(products) > 1:
             orders.append((True, True))
     return [Tactic(kind, *order) for kind in kinds for order in orders]
-
-
-@cache
-def sums_are_exact() -> bool:
-    """Whether torch's product of int8 is right here.
-
-    Instructions without VNNI add two products in 16 bits, which is too few for
-    127 · 127 twice.
-    """
-    x = torch.full((4, 64), 127, dtype=torch.int8)
-    w = torch.full((64, 32), 127, dtype=torch.int8)
-    return bool((torch._int_mm(x, w) == 64 * 127 * 127).all())
 
 
 def has_one_scale(product: Node) -> bool:
@@ -109,11 +97,7 @@ def prepare(layer: Layer, tactic: Tactic, stored: Values) -> list[Tensor]:
     """The weights as this tactic reads them, (in, out); none if as they are."""
     if not tactic.packed:
         return []
-    weights = []
-    for node in layer.products:
-        w = stored[weight_of(node)]
-        w = w.mT if node.attributes[0] else w
-        weights.append(w.float() if tactic.arithmetic == "codes in floats" else w)
+    weights = [as_read(stored[weight_of(n)], n, tactic) for n in layer.products]
     if tactic.joined:
         weights = [torch.cat(weights, dim=1)]
     return [w.contiguous() for w in weights]
@@ -132,10 +116,7 @@ def run_layer(
         inside.update(products(layer, tactic, values, prepared))
 
     def value(node: Node) -> Tensor:
-        """In floats."""
-        if node in inside:
-            return inside[node]
-        return node.data if node.data is not None else values[node].to(node.type.dtype)
+        return inside[node] if node in inside else in_floats(node, values)
 
     needed = still_needed(layer, {*inside, *values})
     for node in layer.nodes:
@@ -182,39 +163,35 @@ def products(
         ]
     found = {}
     for node, y in zip(nodes, results, strict=True):
-        if operands_format(node) == "int8" and tactic.arithmetic != "floats":
+        if operands_format(node) != "f32":
             y = y.float() * scales(node, values)
-        elif operands_format(node) != "f32":
-            y = y * scales(node, values)
         found[node] = y.reshape(*x.shape[:-1], y.shape[-1])
     return found
 
 
 def as_read(w: Tensor, product: Node, tactic: Tactic) -> Tensor:
-    """A weight that was not copied, as (in, out)."""
+    """A weight as (in, out)."""
     w = w.mT if product.attributes[0] else w
     return w.float() if tactic.arithmetic == "codes in floats" else w
 
 
 def multiply(x: Tensor, w: Tensor, tactic: Tactic) -> Tensor:
     """The product: int32 of int8 codes, or floats."""
-    if tactic.arithmetic == "int8":
-        return torch._int_mm(x.contiguous(), w)
-    if tactic.arithmetic == "int32":
-        return x.int() @ w.int()
+    if tactic.arithmetic in ("int8", "int32"):
+        return codes.product(x, w)
     return x.float() @ w.float()
 
 
 def scales(product: Node, values: Values) -> Tensor:
     """s_x s_w, one for each column of the product."""
     x, w = product.inputs
-    s_x, s_w = (number(each.inputs[1], values) for each in (x, w))
+    s_x, s_w = (in_floats(each.inputs[1], values) for each in (x, w))
     return s_x.reshape(()) * (s_w.flatten() if s_w.dim() else s_w)
 
 
-def number(node: Node, values: Values) -> Tensor:
-    """The value of a scale: stored, or a constant."""
-    return values[node] if node.data is None else node.data
+def in_floats(node: Node, values: Values) -> Tensor:
+    """A constant, or a value that is stored or computed; its codes as floats."""
+    return values[node].to(node.type.dtype) if node.data is None else node.data
 
 
 # Timing -------------------------------------------------------------------------------
@@ -239,14 +216,8 @@ def timing_key(layer: Layer, rows: int | None, threads: int) -> str:
 
 def machine() -> dict[str, str]:
     """What a time depends on beside the layer."""
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
-        models = [x.partition(":")[2].strip() for x in lines if "model name" in x]
-        name = models[0] if models else name
     return {
-        "processor": name,
+        "processor": processor(),
         "cores": str(os.cpu_count()),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmlab.chips import chips_and_roofline as cr
+from llmlab.models import codes
 from llmlab.models.accounting import forward_flops, kv_cache_bytes, parameters
 from llmlab.models.chips import Chip, chip, chips
 from llmlab.models.presets import preset
@@ -208,7 +209,7 @@ def test_a_format_that_a_machine_lacks_is_named(monkeypatch):
     def fail(a, b):
         raise NotImplementedError("not for int8\nat all")
 
-    monkeypatch.setattr(torch, "_int_mm", fail)
+    monkeypatch.setattr(codes, "product", fail)
     found, missing = cr.measure(megabytes=1, size=64, limit=0.01)
     assert missing == {"int8": "not for int8"}
     assert "int8" not in found.flops

@@ -11,6 +11,7 @@ from llmlab.compilers import tensorrt as trt
 from llmlab.compilers.front_end import OPS, CannotCapture, Graph, made, one_by_one, run
 from llmlab.compilers.front_end import traffic as plain_traffic
 from llmlab.compilers.tensorrt import tactics
+from llmlab.models import codes
 from tests.compilers.tensorrt import programs
 
 CASES = {
@@ -299,7 +300,7 @@ def test_codes_in_floats_only_where_they_are_exact():
 
 
 def test_where_int8_products_are_wrong_they_are_not_used(monkeypatch):
-    monkeypatch.setattr(tactics, "sums_are_exact", lambda: False)
+    monkeypatch.setattr(codes, "sums_are_exact", lambda: False)
     network, x, weights, _ = quantised("two_layers")
     engine = trt.build(network, repeat=1)
     names = {t.arithmetic for each in engine.layers for t in trt.tactics_for(each)}
