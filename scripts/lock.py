@@ -25,7 +25,7 @@ from packaging.markers import Marker
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
-EXTRAS = ("book", "compilers", "test", "nbgrader")
+EXTRAS = ("book", "compilers", "chips", "test", "nbgrader")
 # Packages that some platform does not get, and the marker that says so.
 MARKERS = {"triton": 'sys_platform == "linux"'}
 # Wheels that say they run anywhere and hold programs for one platform.
