@@ -35,6 +35,7 @@ from llmlab.chips.clusters_and_networks.routing import Flow, Routes, routes
 from llmlab.chips.clusters_and_networks.topology import Topology
 
 SAME = 1e-9  # relative: levels and times this near to each other are equal
+MANY = 3000  # flows from which on finishes are merged
 
 
 def fair_rates(
@@ -156,19 +157,22 @@ def simulate(
     how: str = "ecmp",
     seed: int = 0,
     ways: Routes | None = None,
-    merge: float = 0.0,
+    merge: float | None = None,
 ) -> Run:
     """When every flow begins and ends.
 
     Args:
         how, seed: how paths are chosen, see `routing`; or the `ways` themselves.
-        merge: 0 is exact. Else what a finished flow leaves free is given to others up
-            to this share of its own duration later, together with what others leave;
-            so many flows of many sizes cost a fixed number of rounds, not one each.
+        merge: 0 is exact. Else what a finished flow leaves free is given to others a
+            little later, together with what others leave: at most this share of the
+            duration of the shortest flow on its way. So many flows of many sizes cost
+            a fixed number of rounds, not one each. None: 0, or from MANY flows on 0.01.
     Raises:
         ValueError: a flow cannot be sent, waits for itself in a circle or for one that
             is not there.
     """
+    if merge is None:
+        merge = 0.0 if len(flows) < MANY else 0.01
     if not 0 <= merge < 1:
         raise ValueError(f"merge={merge} must be at least 0 and below 1")
     ways = routes(topology, flows, how, seed) if ways is None else ways

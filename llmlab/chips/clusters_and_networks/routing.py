@@ -191,7 +191,9 @@ def _spread(
         flow, node, share = flow[going], node[going], share[going]
         if seed is None and len(flow):
             # parts of a flow that meet again at a switch go on as one
-            key, where = np.unique(flow * len(topology.nodes) + node, return_inverse=True)
+            key, where = np.unique(
+                flow * len(topology.nodes) + node, return_inverse=True
+            )
             flow, node = key // len(topology.nodes), key % len(topology.nodes)
             share = np.bincount(where, share)
     flow, link, share = (np.concatenate(part) for part in zip(*found, strict=True))
