@@ -88,12 +88,12 @@ def _fill(begin, link, share, bandwidth, active, same, rates):
     count = len(active)
     while count:
         kept = 0
-        for l in live[:links]:
-            if weight[l] > same:
-                live[kept] = l
+        for one in live[:links]:
+            if weight[one] > same:
+                live[kept] = one
                 kept += 1
-                level[l] = left[l] / weight[l]
-                lowest[l] = True
+                level[one] = left[one] / weight[one]
+                lowest[one] = True
         links = kept
         for r in range(count):
             f = rising[r]

@@ -138,14 +138,14 @@ class Topology:
 
         A node's kind is the first word of its name: cables("leaf", "spine").
         """
-        names = [(self.nodes[a], self.nodes[b]) for a, b in zip(self.src, self.dst)]
-        found = [cable for i, cable in enumerate(names) if self.src[i] < self.dst[i]]
         wanted = sorted(kinds)
-        return [
-            cable
-            for cable in found
-            if not kinds or sorted(name.split()[0] for name in cable) == wanted
-        ]
+        found = []
+        for a, b in zip(self.src, self.dst, strict=True):
+            cable = self.nodes[a], self.nodes[b]
+            kind = sorted(name.split()[0] for name in cable)
+            if a < b and (not kinds or kind == wanted):
+                found.append(cable)
+        return found
 
     def without(self, cables: Iterable[Cable]) -> Topology:
         """This cluster with cables down, both ways.
