@@ -153,7 +153,10 @@ FILL_CASES = [
 def run_fill(answer: Callable, n: int) -> Outcome:
     """Case n: the rates after one step."""
     ways, rates, capacity = FILL_CASES[n]
-    found = answer([list(way) for way in ways], list(rates), list(capacity))
+    given = list(rates)
+    found = answer([list(way) for way in ways], given, list(capacity))
+    if given != rates:
+        raise Mistake("rates were changed in place: return a new list")
     if not isinstance(found, list) or len(found) != len(rates):
         raise Mistake(f"fill(…) returned {found!r}: return a list with a rate per flow")
     return {
@@ -302,7 +305,10 @@ RING_CASES = [
 def run_ring(answer: Callable, n: int) -> Outcome:
     """Case n: seconds."""
     hosts, *rest = RING_CASES[n]
-    found = number(answer(list(hosts), *rest), "ring_seconds(…)")
+    given = list(hosts)
+    found = number(answer(given, *rest), "ring_seconds(…)")
+    if given != hosts:
+        raise Mistake("hosts were changed in place: their order is the placement")
     return {"the number of seconds": found}
 
 
