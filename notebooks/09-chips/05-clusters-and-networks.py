@@ -274,7 +274,7 @@ for name, bound, measured in ROWS:
 #
 # ## The experiment
 #
-# The all-reduce from above for 200 hashes: what differs is only the seed. Beside it: several queue pairs per connection (each with a port, and so a hash, of its own), packets sprayed over all ways, ranks in the order of the racks, and rails.
+# The all-reduce from above for 200 hashes: what differs is only the seed. Beside it: several queue pairs per connection (each with a port, and so a hash, of its own), packets sprayed over all ways, ranks in the order of the racks, and rails. Then the birthday problem, measured over 400 hashes for two to four flows.
 
 # %% tags=["hide-input"]
 SEEDS = range(200)
@@ -301,6 +301,17 @@ sent = cn.as_flows(cn.hierarchical(8, 8, n), range(64))
 both = {cn.simulate(rails, sent, seed=s, merge=0.0).seconds for s in (1, 2)}
 print(f"rails, NVLink first: {max(both) / bound:.2f} with any hash", len(both) == 1)
 
+for count in (2, 3, 4):
+    up = [cn.Flow(i, 8 + i, 1.0) for i in range(count)]
+    alone = 0
+    for seed in range(400):
+        ways = cn.routes(net, up, seed=seed)
+        alone += len({int(ways.of(f)[1]) for f in range(count)}) == count
+    wanted = cn.no_collision(count, 8)
+    spread = (wanted * (1 - wanted) / 400) ** 0.5
+    near = abs(alone / 400 - wanted) < 3 * spread
+    print(f"{count} flows, 8 cables: no collision {wanted:.0%}, measured so: {near}")
+
 fig, ax = plt.subplots(figsize=(4.8, 2.8))
 edges = np.arange(0.95, 6.3, 0.1)
 colors = (palette.vermillion, palette.purple, palette.blue)
@@ -324,21 +335,6 @@ figure(
 # %% [markdown]
 # With one queue pair the time is a whole number: that many flows on the fullest of 128 ways up and down. Queue pairs cut flows into smaller pieces that even out, slowly. Llama 3 was trained with 16 flows between two GPUs for this reason ([Llama Team 2024](https://arxiv.org/abs/2407.21783 "llama2024herd")); Meta saw up to 40% more in an all-reduce ([Gangidi et al. 2024](https://engineering.fb.com/2024/08/05/data-center-engineering/roce-network-distributed-ai-training-at-scale/ "gangidi2024roce")) (our ranks, dealt out, are the worst case). The order of ranks costs nothing and helps as much as spraying; rails need neither, because no message of their rings has a choice. (They also send less over the network: nodes sum by NVLink first.)
 #
-# How many flows does it take? Measured over 400 hashes, beside the formula:
-
-# %%
-for count in (2, 3, 4):
-    up = [cn.Flow(i, 8 + i, 1.0) for i in range(count)]
-    alone = 0
-    for seed in range(400):
-        ways = cn.routes(net, up, seed=seed)
-        alone += len({int(ways.of(f)[1]) for f in range(count)}) == count
-    wanted = cn.no_collision(count, 8)
-    spread = (wanted * (1 - wanted) / 400) ** 0.5
-    near = abs(alone / 400 - wanted) < 3 * spread
-    print(f"{count} flows, 8 cables: no collision {wanted:.0%}, measured so: {near}")
-
-# %% [markdown]
 # ### Many to one
 #
 # In a ring nobody receives twice. In an all-to-all many send to one: **incast**. Ethernet must not drop RDMA's packets, so a full switch stops the one before it (**PFC**), which fills, and stops whoever is in front of *it*, also flows that go elsewhere. **ECN** marks packets before that; DCQCN slows their senders down ([Zhu et al. 2015](https://doi.org/10.1145/2785956.2787484 "zhu2015dcqcn")). Eight senders, one receiver, and a ninth flow over the same cable to somebody else:
