@@ -274,7 +274,7 @@ for name, bound, measured in ROWS:
 #
 # ## The experiment
 #
-# The all-reduce from above for 200 hashes: what differs is only the seed. Beside it: several queue pairs per connection (each with a port, and so a hash, of its own), packets sprayed over all ways, ranks in the order of the racks, and rails. Then the birthday problem, measured over 400 hashes for two to four flows.
+# The all-reduce from above for 200 hashes: what differs is only the seed. Beside it: several queue pairs per connection (each with a port, and so a hash, of its own), packets sprayed over all ways, ranks in the order of the racks, and rails. Then the birthday problem, measured over 200 hashes for two to four flows.
 
 # %% tags=["hide-input"]
 SEEDS = range(200)
@@ -304,12 +304,12 @@ print(f"rails, NVLink first: {max(both) / bound:.2f} with any hash", len(both) =
 for count in (2, 3, 4):
     up = [cn.Flow(i, 8 + i, 1.0) for i in range(count)]
     alone = 0
-    for seed in range(400):
+    for seed in range(200):
         ways = cn.routes(net, up, seed=seed)
         alone += len({int(ways.of(f)[1]) for f in range(count)}) == count
     wanted = cn.no_collision(count, 8)
-    spread = (wanted * (1 - wanted) / 400) ** 0.5
-    near = abs(alone / 400 - wanted) < 3 * spread
+    spread = (wanted * (1 - wanted) / 200) ** 0.5
+    near = abs(alone / 200 - wanted) < 3 * spread
     print(f"{count} flows, 8 cables: no collision {wanted:.0%}, measured so: {near}")
 
 fig, ax = plt.subplots(figsize=(4.8, 2.8))
