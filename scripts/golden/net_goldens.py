@@ -2,11 +2,12 @@
 
     python -m venv ENV && ENV/bin/pip install ns3==3.44.post0        about 520 MB
     PYTHONPATH=. python scripts/golden/net_goldens.py --cases > cases.json
-    ENV/bin/python scripts/golden/net_goldens.py cases.json tests/chips/golden/net.json
+    ENV/bin/python scripts/golden/net_goldens.py cases.json KEPT
 
-The first line writes what is to be run with this course's environment: links, and the
-ways that `routes` gives to flows. The second runs TCP over them, packet by packet, in
-ns-3's environment, and stores how many bytes each receiver got, and when.
+KEPT is llmlab/chips/data/clusters_and_networks.json. The second line writes what is to
+be run with this course's environment: links, and the ways that `routes` gives to flows.
+The third runs TCP over them, packet by packet, in ns-3's environment, and stores when
+each receiver had everything.
 """
 
 from __future__ import annotations

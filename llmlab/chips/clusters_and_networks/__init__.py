@@ -6,6 +6,7 @@ flows.py        max–min fair rates, from event to event; start here
 collectives.py  an all-reduce as flows that wait for each other, and its bounds
 congestion.py   many to one: a queue, PFC's pauses and ECN's marks
 storage.py      checkpoints: bytes over bandwidth
+packets.py      runs of ns-3, packet by packet, to compare with
 
     net = fat_tree(16).without([("leaf 0.0", "agg 0.3")])
     run = simulate(net, [Flow(0, 5, 1e9), Flow(1, 5, 2e9, after=(0,))])
@@ -27,6 +28,7 @@ from llmlab.chips.clusters_and_networks.collectives import (
 )
 from llmlab.chips.clusters_and_networks.congestion import Switches, Trace, incast
 from llmlab.chips.clusters_and_networks.flows import Run, fair_rates, simulate
+from llmlab.chips.clusters_and_networks.packets import Packets, packets
 from llmlab.chips.clusters_and_networks.routing import HOW, Flow, Routes, routes
 from llmlab.chips.clusters_and_networks.storage import (
     TRAINING,
@@ -57,6 +59,7 @@ __all__ = [
     "TRAINING",
     "Flow",
     "Message",
+    "Packets",
     "Routes",
     "Run",
     "Switches",
@@ -75,6 +78,7 @@ __all__ = [
     "leaf_spine",
     "messages",
     "no_collision",
+    "packets",
     "rail_optimised",
     "ring",
     "ring_bound",

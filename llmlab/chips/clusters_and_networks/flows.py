@@ -110,7 +110,9 @@ def _fill(begin, link, share, bandwidth, active, same, rates):
             f = rising[r]
             stopped = False
             for i in range(begin[f], begin[f + 1]):
-                stopped |= lowest[link[i]]
+                if lowest[link[i]]:
+                    stopped = True
+                    break
             if not stopped:
                 rising[kept] = f
                 kept += 1

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from llmlab.chips import clusters_and_networks as cn
 from llmlab.chips.clusters_and_networks.congestion import STEP
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "net.json"
 late = slice(5000, None)  # after 5 ms, when the start is over
 
 
@@ -110,18 +106,16 @@ def test_bad_checkpoints_are_refused():
 # packets ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", json.loads(GOLDEN.read_text())["cases"])
+@pytest.mark.parametrize("name", cn.packets())
 def test_flows_take_about_as_long_as_packets_do_in_ns_3(name):
-    """Once each packet of 536 bytes brings 54 of headers, as ns-3's TCP does."""
-    kept = json.loads(GOLDEN.read_text())
-    case = kept["cases"][name]
-    net = cn.leaf_spine(2, 4, 4, bandwidth=kept["rate"] / 8, latency=10e-6)
-    sent = kept["bytes"] * (536 + 54) / 536
-    flows = [cn.Flow(path[0], path[-1], sent) for path in case["paths"]]
-    ways = cn.routes(net, flows, seed=case["seed"])
-    for f, path in enumerate(case["paths"]):
-        assert net.dst[ways.of(f)].tolist() == path[1:]
+    """Once each packet brings its headers; ns-3 was read every 20 ms."""
+    case = cn.packets()[name]
+    net = cn.leaf_spine(2, 4, 4, case.bandwidth, latency=10e-6)
+    flows = [cn.Flow(path[0], path[-1], case.on_the_wire) for path in case.paths]
+    ways = cn.routes(net, flows, seed=case.seed)
+    for f, path in enumerate(case.paths):
+        assert tuple(net.dst[ways.of(f)]) == path[1:]
     ours = cn.simulate(net, flows, ways=ways).finish
-    slower = np.array(case["seconds"]) / ours
+    slower = np.array(case.seconds) / ours
     assert (slower > 1).all()
     assert (slower < 1.03).all()

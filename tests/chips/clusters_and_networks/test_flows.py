@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -11,8 +9,6 @@ from llmlab.chips import clusters_and_networks as cn
 from llmlab.chips.clusters_and_networks import flows as module
 from tests.chips.clusters_and_networks.test_routing import some_flows
 from tests.chips.clusters_and_networks.test_topology import NETS
-
-GOLDEN = Path(__file__).parents[1] / "golden" / "net.json"
 
 
 def chain(*rates):
