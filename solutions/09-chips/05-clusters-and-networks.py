@@ -134,3 +134,53 @@ check.checkpoint(checkpoint)
 
 # %% [markdown] tags=["solution"]
 # With thousands of hosts the storage is the narrow place, with a few the network. What the formula leaves out: files must be opened, one slow disk holds up everybody, and a second job writes at the same time.
+
+# %% [markdown]
+# ## Exercise 5, the challenge: a placement with two cables down
+# ●●●●● difficulty · ●●●●○ importance · 45 minutes · 6 points
+#
+# Qwen2.5-14B is trained on nodes of four A100, with 100 Gbit/s for each GPU, on leaves and four spines, also by 100 Gbit/s. Rank `job.rank(t, s, d)` is part t of stage s of replica d. GPUs are numbered node after node, leaf after leaf: `cluster.leaf(gpu)`. In a step the GPUs compute; tp groups sum inside of each layer; neighbouring stages exchange activations; at the end the ranks (t, s, ·) sum their gradients, in a ring in the order of d. All groups of a kind send at the same time and share links, packets are sprayed, and nothing else overlaps. The docstring of `challenge` has the formulas.
+#
+# Two cables between leaves and spines are down: `cluster.down`, and `cluster.up(leaf)` is how many a leaf has left. Return a list in which `placement[rank]` is the GPU of each rank. It is judged in the three cases of `challenge.CASES`; the first must take at most **2.52 s**. Rank r on GPU r (tp-pp-dp) takes 4.31 s, Megatron's default order (tp-dp-pp) 2.93 s, and with all cables up 2.21 s. `challenge.step(cluster, job, placement)` says what a placement takes and where, `challenge.in_order(job, "tp-dp-pp")` gives one.
+
+# %%
+from llmlab.chips.clusters_and_networks import challenge
+
+
+# %% tags=["exercise"]
+def placement(cluster: challenge.Cluster, job: challenge.Job) -> list[int]:
+    """The GPU of each rank."""
+    # BEGIN SOLUTION
+    worst = sorted(range(cluster.leaves), key=cluster.up)
+    chain = [worst[0], *worst[2:], worst[1]]
+    each = cluster.nodes * cluster.gpus
+    free = iter([leaf * each + i for leaf in chain for i in range(each)])
+    found = [0] * job.ranks
+    for s in range(job.pp):
+        for d in range(job.dp):
+            for t in range(job.tp):
+                found[job.rank(t, s, d)] = next(free)
+    return found
+    # END SOLUTION
+
+
+# %% tags=["check"]
+check.placement(placement)
+
+# %% tags=["solution"]
+for case in challenge.CASES:
+    cluster, job = case.cluster, case.job
+    tries = {
+        "rank r on GPU r": challenge.in_order(job, "tp-pp-dp"),
+        "tp-dp-pp": challenge.in_order(job),
+        "worst leaves at the ends": placement(cluster, job),
+    }
+    print(f"{cluster.leaves} leaves of {cluster.nodes} nodes, {cluster.down}")
+    for name, gpus in tries.items():
+        seconds = challenge.step(cluster, job, gpus).seconds
+        print(f"  {name:26} {seconds:.2f} s")
+    least = challenge.least_seconds(cluster, job)
+    print(f"  asked {case.bound:.2f} s, by cuts no less than {least:.2f} s")
+
+# %% [markdown] tags=["solution"]
+# Stages are laid along a chain of leaves. A leaf in the middle has parts of two stages, and two rings leave it; a leaf at an end has one ring, so it can do with fewer cables. The two worst leaves are also kept apart: between leaves that lost different spines, only the spines that both still have are left. The bound by cuts is not quite reached: a leaf next to a worst one must send that ring's messages over fewer spines. A scheduler that knows which nodes are free, and not which cables are down, cannot see any of this.

@@ -7,11 +7,13 @@ of them. Numbers count to nine digits.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 from llmlab.checks.chips.chips_and_roofline import number
 from llmlab.checks.judging import Outcome, judge
 from llmlab.chips.clusters_and_networks import checkpoint_bytes, write_seconds
+from llmlab.chips.clusters_and_networks.challenge import CASES, checked, step
 from llmlab.course.grading.checking import Checks, Mistake
 
 check = Checks("09-chips/05-clusters-and-networks")
@@ -512,3 +514,66 @@ def checkpoint(answer):
     """How long a checkpoint takes, and what share of time it costs."""
     cases = len(SAVE_CASES)
     judge(answer, run_save, right_save, wrong_saves(), cases, "checkpoint(…)")
+
+
+# 5 ------------------------------------------------------------------------------------
+
+DOES = {
+    "tp": "the sums inside of layers (tp)",
+    "pp": "what stages hand on (pp)",
+    "dp": "gradients (dp)",
+}
+
+
+@check.exercise(
+    points=6,
+    minutes=45,
+    difficulty=5,
+    importance=4,
+    hints=(
+        "Fill nodes with whole tp groups, stage after stage (Megatron's order, tp-dp-pp)"
+        " and look at `challenge.step`: which link is the slowest, which stages use it?",
+        "A leaf in the middle holds parts of two stages, so two rings leave it. A leaf"
+        " at either end of the chain has one. Leaves may be filled in any order.",
+        "Sort leaves by `cluster.up`. The worst comes first, the second worst last, so"
+        " that they share no stage; all others stand between them.",
+    ),
+)
+def placement(answer):
+    """Challenge: ranks on GPUs, so that a step is quick with two cables down."""
+    for n, case in enumerate(CASES):
+        own = replace(case.cluster)
+        found = answer(own, replace(case.job))
+        judge_placement(n, found)
+
+
+def judge_placement(n: int, found: object) -> None:
+    """A placement of case n, under its bound."""
+    cluster, job, bound = CASES[n].cluster, CASES[n].job, CASES[n].bound
+    down = " and ".join(" – ".join(cable) for cable in cluster.down)
+    where = f"case {n + 1} of {len(CASES)} ({down} down)"
+    try:
+        gpus = checked(cluster, job, found)
+    except ValueError as refusal:
+        raise Mistake(f"{where}: {refusal}") from None
+    done = step(cluster, job, gpus)
+    if done.seconds <= bound:
+        return
+    ranks = [0] * len(gpus)
+    for rank, gpu in enumerate(gpus):
+        ranks[gpu] = rank
+    if step(cluster, job, ranks).seconds <= bound:
+        raise Mistake(
+            f"{where}: this is the other way round. placement[rank] is a GPU, not"
+            " placement[gpu] a rank"
+        )
+    worst = done.worst
+    over = done.seconds - bound
+    stages = ", ".join(map(str, worst.stages))
+    many = f"{worst.messages} message" + ("s" if worst.messages > 1 else "")
+    raise Mistake(
+        f"{where}: the step takes {done.seconds:.2f} s, and at most {bound:.2f} s are"
+        f" asked: {over:.2f} s ({over / bound:.0%}) too long. {worst.seconds:.2f} s of it"
+        f" are {DOES[worst.kind]}; the slowest link is {worst.slowest}, with {many} of"
+        f" stage {stages} on it at once"
+    )

@@ -290,9 +290,7 @@ def step(cluster: Cluster, job: Job, placement: Sequence[int]) -> Step:
         on_it = [i for i in range(len(flows)) if link in ways.of(i)]
         stages = sorted({job.stage(sent[i].src) for i in on_it})
         name = net.link_name(link)
-        phases.append(
-            Phase(kind, times * run.seconds, name, tuple(stages), len(on_it))
-        )
+        phases.append(Phase(kind, times * run.seconds, name, tuple(stages), len(on_it)))
     return Step(compute_seconds(job), tuple(phases))
 
 
@@ -376,3 +374,22 @@ class Case:
     cluster: Cluster
     job: Job
     bound: float
+
+
+CASES = (
+    Case(
+        Cluster(4, 3, down=(("leaf 1", "spine 0"), ("leaf 2", "spine 1"))),
+        Job(tp=4, pp=3, dp=4),
+        2.52,
+    ),
+    Case(
+        Cluster(5, 4, down=(("leaf 2", "spine 1"), ("leaf 2", "spine 3"))),
+        Job(tp=4, pp=4, dp=5),
+        2.45,
+    ),
+    Case(
+        Cluster(4, 4, down=(("leaf 0", "spine 1"), ("leaf 1", "spine 2"))),
+        Job(tp=4, pp=2, dp=8),
+        2.82,
+    ),
+)

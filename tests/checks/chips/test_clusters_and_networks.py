@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from fractions import Fraction
+from itertools import combinations, permutations, product
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from llmlab.checks.chips import clusters_and_networks as checks
 from llmlab.checks.chips.clusters_and_networks import check
 from llmlab.chips import clusters_and_networks as cn
+from llmlab.chips.clusters_and_networks import challenge
 from tests.checks.rejecting import (
     ByCases,
     Wrong,
@@ -117,6 +119,53 @@ RIGHT = {
     "checkpoint": (save_by_times, save_by_arrays),
 }
 
+
+# Placements: leaves in an order, filled by cells in an order
+
+
+def along(cluster, job, chain, cells=None):
+    """Whole tp groups along a chain of leaves, stage after stage."""
+    each = cluster.nodes * cluster.gpus
+    free = [leaf * each + i for leaf in chain for i in range(each)]
+    cells = cells or [(s, d) for s in range(job.pp) for d in range(job.dp)]
+    found = [0] * job.ranks
+    for gpu, (cell, t) in zip(free, product(cells, range(job.tp)), strict=True):
+        found[job.rank(t, *cell)] = gpu
+    return found
+
+
+def place_the_other_way(cluster, job):
+    worst = sorted(range(cluster.leaves), key=lambda leaf: (cluster.up(leaf), -leaf))
+    return along(cluster, job, [worst[1], *worst[2:], worst[0]])
+
+
+def place_by_trying(cluster, job):
+    """The quickest of some orders of leaves, measured."""
+    chains = list(permutations(range(cluster.leaves)))[:: cluster.leaves - 1]
+    tried = [along(cluster, job, chain) for chain in chains]
+    return min(tried, key=lambda gpus: challenge.step(cluster, job, gpus).seconds)
+
+
+def place_by_swaps(cluster, job):
+    """From the leaves' own order, exchange two leaves as long as it gets quicker."""
+    chain = [*range(cluster.leaves)]
+
+    def seconds(chain):
+        return challenge.step(cluster, job, along(cluster, job, chain)).seconds
+
+    best, going = seconds(chain), True
+    while going:
+        going = False
+        for i, j in combinations(range(cluster.leaves), 2):
+            other = [*chain]
+            other[i], other[j] = other[j], other[i]
+            if seconds(other) < best - 1e-9:
+                chain, best, going = other, seconds(other), True
+    return np.array(along(cluster, job, chain))
+
+
+RIGHT["placement"] = (place_the_other_way, place_by_trying, place_by_swaps)
+
 test_right_answers_written_otherwise = accepts(check, RIGHT)
 
 
@@ -201,7 +250,75 @@ def two_percent_more(*values):
     return 1.02 * solved(SLUG)["ring_seconds"](*values)
 
 
+def by_rank(cluster, job):
+    return challenge.in_order(job, "tp-pp-dp")
+
+
+def by_megatron(cluster, job):
+    return challenge.in_order(job)
+
+
+def worst_first(cluster, job):
+    return along(cluster, job, sorted(range(cluster.leaves), key=cluster.up))
+
+
+def learned_by_heart(cluster, job):
+    """Right in the first case."""
+    return along(cluster, job, [1, 0, *range(3, cluster.leaves), 2])
+
+
+def best_first(cluster, job):
+    chain = sorted(range(cluster.leaves), key=cluster.up, reverse=True)
+    return along(cluster, job, chain)
+
+
+def ring_out_of_order(cluster, job):
+    worst = sorted(range(cluster.leaves), key=cluster.up)
+    order = [*range(0, job.dp, 2), *range(1, job.dp, 2)]
+    cells = [*product(range(job.pp), order)]
+    return along(cluster, job, [worst[0], *worst[2:], worst[1]], cells)
+
+
+def tp_over_nodes(cluster, job):
+    found = [0] * job.ranks
+    cells = product(range(job.tp), range(job.pp), range(job.dp))
+    for gpu, cell in enumerate(cells):
+        found[job.rank(*cell)] = gpu
+    return found
+
+
+def inverse(cluster, job):
+    return np.argsort(solved(SLUG)["placement"](cluster, job)).tolist()
+
+
+def spoiled(change):
+    def wrong(cluster, job):
+        found = solved(SLUG)["placement"](cluster, job)
+        return change(found)
+
+    return wrong
+
+
+P = "placement"
 WRONGS = [
+    Wrong(
+        P, by_rank, "leaf 1 – spine 0 and leaf 2 – spine 1 down): the step takes 4.31"
+    ),
+    Wrong(P, by_megatron, "with 8 messages of stage 1, 2 on it at once"),
+    Wrong(P, worst_first, "too long"),
+    Wrong(P, best_first, "too long"),
+    Wrong(P, learned_by_heart, "case 2 of 3"),
+    Wrong(P, ring_out_of_order, "gradients (dp)"),
+    Wrong(P, tp_over_nodes, "the sums inside of layers (tp)"),
+    Wrong(P, inverse, "this is the other way round"),
+    Wrong(P, spoiled(lambda found: found[:-1]), "has 47 GPUs: 48 ranks need one each"),
+    Wrong(P, spoiled(lambda found: [*found[:-1], found[0]]), "has ranks 0 and 47"),
+    Wrong(P, spoiled(lambda found: [48, *found[1:]]), "one of the GPUs 0 … 47"),
+    Wrong(P, spoiled(lambda found: [-1, *found[1:]]), "placement[0]=-1"),
+    Wrong(P, spoiled(lambda found: [True, *found[1:]]), "must be a whole number"),
+    Wrong(P, spoiled(lambda found: [1.0, *found[1:]]), "placement[0]=1.0 must be"),
+    Wrong(P, spoiled(set), "a placement is a list, not set"),
+    Wrong(P, spoiled(lambda found: None), "returned None"),
     *all_foreseen(KINDS),
     Wrong("fill", changes_capacity, "in place"),
     Wrong("fill", changes_rates, "in place"),
@@ -213,4 +330,4 @@ WRONGS = [
     Wrong("checkpoint", seconds_alone, "return seconds and a share"),
 ]
 
-test_wrong_answers = rejects(SLUG, WRONGS)
+test_wrong_answers = rejects(SLUG, WRONGS, drawing_nothing=("placement",))
