@@ -531,8 +531,8 @@ DOES = {
     difficulty=5,
     importance=4,
     hints=(
-        "Fill nodes with whole tp groups, stage after stage (Megatron's order, tp-dp-pp)"
-        " and look at `challenge.step`: which link is the slowest, which stages use it?",
+        "Fill nodes with whole tp groups, stage after stage (Megatron's tp-dp-pp), and"
+        " look at `challenge.step`: which link is the slowest, whose is it?",
         "A leaf in the middle holds parts of two stages, so two rings leave it. A leaf"
         " at either end of the chain has one. Leaves may be filled in any order.",
         "Sort leaves by `cluster.up`. The worst comes first, the second worst last, so"
@@ -573,7 +573,7 @@ def judge_placement(n: int, found: object) -> None:
     many = f"{worst.messages} message" + ("s" if worst.messages > 1 else "")
     raise Mistake(
         f"{where}: the step takes {done.seconds:.2f} s, and at most {bound:.2f} s are"
-        f" asked: {over:.2f} s ({over / bound:.0%}) too long. {worst.seconds:.2f} s of it"
-        f" are {DOES[worst.kind]}; the slowest link is {worst.slowest}, with {many} of"
+        f" asked: {over:.2f} s ({over / bound:.0%}) too long. {worst.seconds:.2f} s of"
+        f" it are {DOES[worst.kind]}; the slowest link is {worst.slowest}, with {many} of"
         f" stage {stages} on it at once"
     )

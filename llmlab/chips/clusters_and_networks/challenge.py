@@ -24,13 +24,13 @@ import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 
 from llmlab.chips.clusters_and_networks.collectives import Message, as_flows, ring
 from llmlab.chips.clusters_and_networks.flows import simulate
-from llmlab.chips.clusters_and_networks.routing import Flow, routes
+from llmlab.chips.clusters_and_networks.routing import routes
 from llmlab.chips.clusters_and_networks.topology import (
     GBIT,
     HOP,
@@ -260,7 +260,7 @@ def traffic(job: Job) -> Iterator[tuple[str, int, list[Message]]]:
     neighbours = [
         pair
         for line in job.groups("pp")
-        for a, b in zip(line, line[1:], strict=False)
+        for a, b in pairwise(line)
         for pair in ((a, b), (b, a))
     ]
     part = activations / job.tp

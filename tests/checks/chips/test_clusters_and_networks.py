@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from fractions import Fraction
-from itertools import combinations, permutations, product
+from itertools import combinations, product
 
 import numpy as np
 import pytest
@@ -140,9 +140,12 @@ def place_the_other_way(cluster, job):
 
 
 def place_by_trying(cluster, job):
-    """The quickest of some orders of leaves, measured."""
-    chains = list(permutations(range(cluster.leaves)))[:: cluster.leaves - 1]
-    tried = [along(cluster, job, chain) for chain in chains]
+    """All pairs of leaves at the ends, measured."""
+    every = range(cluster.leaves)
+    tried = [
+        along(cluster, job, [a, *(leaf for leaf in every if leaf not in (a, b)), b])
+        for a, b in combinations(every, 2)
+    ]
     return min(tried, key=lambda gpus: challenge.step(cluster, job, gpus).seconds)
 
 
@@ -307,7 +310,7 @@ WRONGS = [
     Wrong(P, by_megatron, "with 8 messages of stage 1, 2 on it at once"),
     Wrong(P, worst_first, "too long"),
     Wrong(P, best_first, "too long"),
-    Wrong(P, learned_by_heart, "case 2 of 3"),
+    Wrong(P, learned_by_heart, "case 3 of 3"),
     Wrong(P, ring_out_of_order, "gradients (dp)"),
     Wrong(P, tp_over_nodes, "the sums inside of layers (tp)"),
     Wrong(P, inverse, "this is the other way round"),
@@ -318,7 +321,7 @@ WRONGS = [
     Wrong(P, spoiled(lambda found: [True, *found[1:]]), "must be a whole number"),
     Wrong(P, spoiled(lambda found: [1.0, *found[1:]]), "placement[0]=1.0 must be"),
     Wrong(P, spoiled(set), "a placement is a list, not set"),
-    Wrong(P, spoiled(lambda found: None), "returned None"),
+    Wrong(P, spoiled(lambda found: None), "a list, not NoneType"),
     *all_foreseen(KINDS),
     Wrong("fill", changes_capacity, "in place"),
     Wrong("fill", changes_rates, "in place"),

@@ -43,7 +43,7 @@ def test_the_step_is_that_of_the_formulas():
 
 def test_the_model_has_the_parameters_of_its_card():
     """13.1 billion without embeddings, as it is printed."""
-    assert challenge.PARAMETERS == pytest.approx(13.1e9, rel=0.01)
+    assert 13.0e9 < challenge.PARAMETERS < 13.3e9
 
 
 def test_groups_hold_each_rank_once():
@@ -51,9 +51,10 @@ def test_groups_hold_each_rank_once():
     for kind, size in (("tp", 2), ("pp", 3), ("dp", 4)):
         groups = job.groups(kind)
         assert {len(group) for group in groups} == {size}
-        assert sorted(sum(groups, [])) == list(range(24))
+        assert sorted(rank for group in groups for rank in group) == list(range(24))
     assert job.groups("dp")[0] == [0, 6, 12, 18]
-    assert job.groups("tp")[1] == [2, 3] or job.groups("tp")[1] == [6, 7]
+    assert job.groups("tp")[0] == [0, 1]
+    assert job.groups("pp")[0] == [0, 2, 4]
 
 
 def test_what_cannot_be_is_refused():
