@@ -156,7 +156,7 @@ def scores_by_thread(q, k, out, group):
 
 
 def scores_by_warp(lanes: int = 32) -> Callable:
-    """The same with a warp per key: its lanes share the width, and add up at the end."""
+    """The same with a warp per key: its lanes share the width, then add up."""
 
     def scores(q, k, out, group):
         part = cuda.shared.array(lanes, numba.float32)

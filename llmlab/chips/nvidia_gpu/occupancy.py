@@ -154,14 +154,8 @@ def occupancy(threads: int, registers: int, shared: int, sm: Limits) -> Occupanc
 
 
 def by_registers(warps: int, registers: int) -> int:
-    """Blocks for which there are registers.
-
-    A warp takes all its registers from one part of the SM. Before a launch the hardware
-    also asks whether a block fits as if its warps filled all four parts alike.
-    """
+    """Blocks for which there are registers: a warp has all of its in one part."""
     of_a_warp = rounded_up(registers * WARP, REGISTER_UNIT)
-    if of_a_warp * rounded_up(warps, PARTS) > REGISTERS:
-        return 0
     in_a_part = REGISTERS // PARTS // of_a_warp
     return in_a_part * PARTS // warps
 

@@ -1,4 +1,4 @@
-"""Kernels in numba's CUDA simulator, with every address that a thread uses written down.
+"""Kernels in numba's CUDA simulator, with every address that is used written down.
 
 `record` runs a kernel on arrays that note who reads and writes what. The accesses of a
 warp's lanes that belong together are then counted as a GPU serves them: sectors of
@@ -55,7 +55,7 @@ def cuda_simulator() -> ModuleType:
         config.ENABLE_CUDASIM = 1
     from numba import cuda
 
-    if not hasattr(cuda, "simulator"):
+    if "numba.cuda.simulator_init" not in sys.modules:
         raise RuntimeError(
             "numba.cuda was imported for a real GPU before: start a new process, and"
             " call this first, or set NUMBA_ENABLE_CUDASIM=1"
@@ -90,43 +90,35 @@ def positions(code: CodeType) -> list[tuple]:
     return list(code.co_positions())
 
 
+class Here(threading.local):
+    """Of the simulated thread that runs now: who it is, and how far it has come."""
+
+    def __init__(self) -> None:
+        thread = threading.current_thread()  # the program's own is in no block
+        self.block = tuple(getattr(thread, "blockIdx", ()))
+        self.thread = getattr(thread, "thread_id", 0)
+        self.visits: dict[tuple, int] = {}
+        self.barriers = 0
+
+
 class Log:
     """All accesses of a launch, and the blocks' shared memory."""
 
     def __init__(self) -> None:
-        self.accesses: list[Access] = []
+        self.accesses: list[tuple] = []  # of the fields of Access
         self.widths: dict[str, int] = {}
         self.shared: dict[tuple, Recorded] = {}
-        self.local = threading.local()
+        self.here = Here()
 
     def note(self, name: str, kind: str, offset: int, frame: FrameType) -> None:
         """The thread that runs now uses this place."""
-        thread = threading.current_thread()
-        local = self.local
-        if not hasattr(local, "visits"):
-            local.visits, local.barriers = {}, 0
+        here = self.here
         site = positions(frame.f_code)[frame.f_lasti // 2]
         key = (site, name, kind)
-        visit = local.visits[key] = local.visits.get(key, -1) + 1
-        block = tuple(thread.blockIdx)
+        visit = here.visits[key] = here.visits.get(key, -1) + 1
         self.accesses.append(
-            Access(
-                block,
-                thread.thread_id,
-                name,
-                kind,
-                site,
-                visit,
-                local.barriers,
-                offset,
-            )
+            (here.block, here.thread, name, kind, site, visit, here.barriers, offset)
         )
-
-    def barrier(self) -> None:
-        """The thread that runs now has passed one."""
-        if not hasattr(self.local, "visits"):
-            self.local.visits, self.local.barriers = {}, 0
-        self.local.barriers += 1
 
     def shared_array(self, shape: Any, dtype: Any, frame: FrameType) -> Recorded:
         """The block's array that is made at this place of the program."""
@@ -135,8 +127,7 @@ class Log:
 
         if isinstance(dtype, types.Type):
             dtype = numpy_support.as_dtype(dtype)
-        block = tuple(threading.current_thread().blockIdx)
-        key = (block, frame.f_code, frame.f_lineno)
+        key = (self.here.block, frame.f_code, frame.f_lineno)
         line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
         name = re.match(r"\s*(\w+)\s*=", line)
         called = name[1] if name else f"shared, line {frame.f_lineno}"
@@ -152,6 +143,7 @@ class Recorded:
         self.name = name
         self.array = array
         self.log = log
+        self.sides = [*zip(array.shape, array.strides, strict=True)]
         self.written = np.zeros(array.shape, bool) if shared else None
         log.widths[name] = array.itemsize
 
@@ -175,38 +167,41 @@ class Recorded:
         return len(self.array)
 
     def __getitem__(self, index: Any) -> Any:
-        place = self._place(index)
+        place = index if type(index) is tuple else (index,)
+        offset = self._offset(place)
         if self.written is not None and not self.written[place]:
             raise IndexError(
                 f"{self.name}{list(place)} is read before this block has written it:"
                 f" on a GPU, shared memory holds whatever was there"
             )
-        self._note("load", place)
+        self.log.note(self.name, "load", offset, sys._getframe(1))
         return self.array[place]
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        place = self._place(index)
+        place = index if type(index) is tuple else (index,)
+        offset = self._offset(place)
         if self.written is not None:
             self.written[place] = True
-        self._note("store", place)
+        self.log.note(self.name, "store", offset, sys._getframe(1))
         self.array[place] = value
 
-    def _place(self, index: Any) -> tuple[int, ...]:
-        place = index if isinstance(index, tuple) else (index,)
-        fits = len(place) == self.array.ndim and all(
-            0 <= i < n for i, n in zip(place, self.array.shape, strict=True)
-        )
+    def _offset(self, place: tuple[int, ...]) -> int:
+        """In bytes.
+
+        Raises:
+            IndexError: there is no such place.
+        """
+        offset, fits = 0, len(place) == len(self.sides)
+        for i, (size, stride) in zip(place, self.sides, strict=False):
+            fits = fits and 0 <= i < size
+            offset += int(i) * stride
         if not fits:
             thread = threading.current_thread()
             raise IndexError(
                 f"{self.name}{list(place)} is outside of shape {self.array.shape}, in"
                 f" thread {list(thread.threadIdx)} of block {list(thread.blockIdx)}"
             )
-        return tuple(int(i) for i in place)
-
-    def _note(self, kind: str, place: tuple[int, ...]) -> None:
-        offset = sum(i * s for i, s in zip(place, self.array.strides, strict=True))
-        self.log.note(self.name, kind, offset, sys._getframe(2))
+        return offset
 
 
 @contextmanager
@@ -227,7 +222,7 @@ def noting(log: Log) -> Iterator[None]:
     def counted_barrier(self: Any) -> None:
         self._manager.stopped.release()
         kept[1](self)
-        log.barrier()
+        log.here.barriers += 1
 
     shared.array, thread.syncthreads = recorded_array, counted_barrier
     manager.run = run_in_turn
@@ -346,8 +341,9 @@ def record(
     with noting(log):
         cuda.jit(kernel)[grid, block](*recorded)
     in_shared = {each.name for each in log.shared.values()}
-    refuse_races([a for a in log.accesses if a.name in in_shared])
-    return counted(log, in_shared)
+    accesses = [Access(*each) for each in log.accesses]
+    refuse_races([a for a in accesses if a.name in in_shared])
+    return counted(accesses, log.widths, in_shared)
 
 
 def refuse_races(accesses: list[Access]) -> None:
@@ -371,10 +367,16 @@ def refuse_races(accesses: list[Access]) -> None:
             )
 
 
-def counted(log: Log, in_shared: set[str]) -> Traffic:
-    """The log, request by request."""
+def counted(
+    accesses: list[Access], widths: dict[str, int], in_shared: set[str]
+) -> Traffic:
+    """The accesses, request by request.
+
+    Args:
+        widths: array → bytes of a number; `in_shared`: arrays in shared memory.
+    """
     requests: dict[tuple, dict[int, int]] = {}
-    for a in log.accesses:
+    for a in accesses:
         warp, lane = divmod(a.thread, LANES)
         key = (a.name, a.kind, a.block, warp, a.site, a.visit)
         requests.setdefault(key, {})[lane] = a.offset
@@ -388,7 +390,7 @@ def counted(log: Log, in_shared: set[str]) -> Traffic:
         for row, lanes in enumerate(rows):
             offsets[row, list(lanes)] = list(lanes.values())
             active[row, list(lanes)] = True
-        width = log.widths[name]
+        width = widths[name]
         if name in in_shared:
             into = traffic.shared_loads if kind == "load" else traffic.shared_stores
             into[name] = shared_memory(offsets, width, active)

@@ -1,7 +1,7 @@
 """Tensor cores: who holds which number, how fast they go, and what feeds them.
 
 **Fragments.** The operands of `mma.m16n8k16` lie in registers of a warp's 32 lanes.
-With group g = ⌊lane / 4⌋ and t = lane mod 4 (PTX ISA, 9.7.14.5.8), number i of a lane is
+With g = ⌊lane / 4⌋ and t = lane mod 4 (PTX ISA, 9.7.14.5.8), number i of a lane is
 
     A (16 × 16)   row g + 8 [i mod 4 ≥ 2]      col 2 t + (i mod 2) + 8 [i ≥ 4]
     B (16 × 8)    row 2 t + (i mod 2) + 8 [i ≥ 2]      col g
@@ -13,9 +13,9 @@ and in the result of `wgmma.m64nN`, of 128 threads, number i of a lane of warp w
 
 **Speed.** peak = SMs · FLOPs per SM and clock · clock.
 
-**Feeding.** An instruction of m × n × k reads (m + n) k numbers for 2 m n k FLOPs. Where
-they come from shared memory, its 128 bytes per clock must be enough for the FLOPs per
-clock.
+**Feeding.** An instruction of m × n × k reads (m + n) k numbers for 2 m n k FLOPs.
+Where they come from shared memory, its 128 bytes per clock must be enough for the FLOPs
+per clock.
 
 Simplified: one instruction after another, none shares operands with the next.
 """

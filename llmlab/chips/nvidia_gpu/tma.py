@@ -4,9 +4,9 @@ CUDA driver API, cuTensorMapEncodeTiled; PTX ISA, 5.5. Sizes and strides begin w
 dimension whose numbers lie side by side. What lies outside of the tensor is filled with
 zeros. Blocks of a cluster may receive one box together (multicast): it is read once.
 
-Of a product of M × K by K × N in tiles of m × n × k, a cluster of c₀ × c₁ blocks holds c₀
-tiles below each other, c₁ side by side. Blocks in a row share the tile of A, those in a
-column the tile of B:
+Of a product of M × K by K × N in tiles of m × n × k, a cluster of c₀ × c₁ blocks holds
+c₀ tiles below each other, c₁ side by side. Blocks in a row share the tile of A, those
+in a column the tile of B:
 
     bytes = ⌈M / m⌉ ⌈N / n⌉ ⌈K / k⌉ · (m k / c₁ + k n / c₀) · width
 
@@ -144,7 +144,9 @@ def multicast(
             not divide the grid.
     """
     if min(*size, *tile, *cluster, width) < 1:
-        raise ValueError(f"size={size}, tile={tile}, cluster={cluster} must be positive")
+        raise ValueError(
+            f"size={size}, tile={tile}, cluster={cluster} must be positive"
+        )
     if math.prod(cluster) > 8:
         raise ValueError(f"cluster={cluster} must not have more than 8 blocks")
     (M, N, K), (m, n, k) = size, tile
