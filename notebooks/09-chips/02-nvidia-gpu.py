@@ -306,9 +306,8 @@ for cluster in ((1, 1), (2, 1), (2, 2)):
 rows = 128 * np.arange(8)  # ldmatrix: 16 bytes of each of 8 rows
 print("ldmatrix:", nv.shared_memory(rows, 16).cycles, "cycles,", end=" ")
 print("swizzled as TMA does:", nv.shared_memory(nv.swizzle(rows), 16).cycles)
-print(
-    "Triton's tile on sm_90:", stored.of(Job("one_dot", "sm_90"))["layouts"]["#shared"]
-)
+layout = stored.of(Job("one_dot", "sm_90"))["layouts"]["#shared"]
+print("Triton's tile on sm_90:", layout.split("{")[1].split(",")[0])
 
 # %% [markdown]
 # On a V100 one float per thread was more than twice enough. On a B200 even 8 bytes by each of all its threads are not. So TMA: one thread names a box, hardware fetches it (zeros beyond the edge, 16-byte pieces swizzled against bank conflicts), and blocks of a cluster that need one tile receive it together.

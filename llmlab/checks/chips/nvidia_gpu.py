@@ -432,7 +432,6 @@ def right_blocks(threads: int, registers: int, shared: int, sm: dict) -> int:
         warps=sm["warps"],
         blocks=sm["blocks"],
         shared=sm["shared"],
-        shared_block=sm["shared"] - sm["reserved"],
         shared_unit=sm["unit"],
         reserved=sm["reserved"],
         source="",

@@ -43,7 +43,7 @@ class Limits:
     Attributes:
         chips: some that have it.
         warps, blocks: at a time.
-        shared, shared_block: bytes of shared memory, of the SM and of a block at most.
+        shared: bytes of shared memory.
         shared_unit: a block gets multiples of it.
         reserved: bytes of a block's shared memory that CUDA keeps.
         source: bibtex key.
@@ -54,10 +54,14 @@ class Limits:
     warps: int
     blocks: int
     shared: int
-    shared_block: int
     shared_unit: int
     reserved: int
     source: str
+
+    @property
+    def shared_block(self) -> int:
+        """Bytes that a block can ask for at most."""
+        return self.shared - self.reserved
 
 
 @cache
@@ -71,7 +75,6 @@ def capabilities() -> dict[str, Limits]:
                 warps=int(line["warps"]),
                 blocks=int(line["blocks"]),
                 shared=int(line["shared_kb"]) * KB,
-                shared_block=int(line["shared_block_kb"]) * KB,
                 shared_unit=int(line["shared_unit"]),
                 reserved=int(line["reserved"]),
                 source=line["source"],
@@ -162,7 +165,5 @@ def by_registers(warps: int, registers: int) -> int:
 
 def by_shared(shared: int, sm: Limits) -> int:
     """Blocks for which there is shared memory."""
-    if shared > sm.shared_block:
-        return 0
     of_a_block = rounded_up(shared + sm.reserved, sm.shared_unit)
     return sm.shared // of_a_block if of_a_block else sm.blocks

@@ -92,10 +92,15 @@ def test_shared_memory_by_its_units(capability, shared, blocks):
     assert nv.occupancy(32, 16, shared, nv.limits(capability)).blocks == blocks
 
 
-def test_from_8_0_on_a_kilobyte_is_kept():
-    for name, sm in nv.capabilities().items():
-        assert sm.shared - sm.shared_block == sm.reserved, name
-        assert sm.reserved == (0 if name.startswith("7") else KB)
+def test_a_block_may_ask_for_what_the_guide_prints():
+    """CUDA Programming Guide, technical specifications; Volta Tuning Guide for 7.0."""
+    printed = [96, 64, 163, 99, 99, 227, 227, 99]
+    found = {name: sm.shared_block // KB for name, sm in nv.capabilities().items()}
+    names = ["7.0", "7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0"]
+    assert found == dict(zip(names, printed, strict=True))
+    for sm in nv.capabilities().values():
+        assert nv.occupancy(32, 16, sm.shared_block, sm).blocks == 1
+        assert nv.occupancy(32, 16, sm.shared_block + 1, sm).blocks == 0
 
 
 def test_what_limits_is_named():

@@ -254,6 +254,17 @@ def test_two_loads_of_one_line_are_two_requests():
     assert traffic.loads["x"] == nv.Transactions(2, 4 + 8, 1 + 2, 256)
 
 
+def two_branches(x, y):
+    t = cuda.threadIdx.x
+    y[t] = x[t] if t < 16 else x[2 * t]
+
+
+def test_two_branches_of_one_line_are_two_requests():
+    x, y = random(64), np.zeros(32, np.float32)
+    traffic = nv.record(two_branches, 1, 32, x, y)
+    assert traffic.loads["x"] == nv.Transactions(2, 2 + 4, 1 + 1, 128)
+
+
 def test_numba_of_a_real_gpu_is_named():
     code = (
         "import numba.cuda\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -73,6 +74,17 @@ def test_compiled_products_add_up(target, warps):
     m, n, k = next(iter(products.values()))["shape"]
     count = sum(each["count"] for each in products.values())
     assert count * 2 * m * n * k * warps == 2 * 64**3
+
+
+def test_tritons_swizzle_is_that_of_tma():
+    """Part 08's tile of 64 × 64 in 16 bits, on sm_80: rows of 128 bytes."""
+    layout = stored.of(Job("one_dot", "sm_80"))["layouts"]["#shared"]
+    numbers = [int(n) for n in re.findall(r"(?:vec|perPhase|maxPhase) = (\d+)", layout)]
+    vec, per_phase, phases = numbers
+    row, col = np.divmod(np.arange(64 * 64), 64)
+    piece = col // vec ^ row // per_phase % phases
+    theirs = 2 * (64 * row + piece * vec + col % vec)
+    np.testing.assert_array_equal(theirs, nv.swizzle(2 * (64 * row + col)))
 
 
 @pytest.mark.parametrize("name", nv.generations())
