@@ -250,7 +250,7 @@ blocks_guess.settle(nv.occupancy(320, 37, 0, nv.limits("7.0")).blocks)
 #
 # ## Tensor cores
 #
-# A product in one instruction, by many threads together. Each lane holds certain elements; PTX' formulas, and the matrices over GF(2) with which [part 08](../08-compilers/06-triton.ipynb) read Triton's layouts, say the same:
+# A product in one instruction, by many threads together. Each lane holds certain elements; PTX' formulas, and the matrices over GF(2) with which [part 08](../08-compilers/06-triton.ipynb) read Triton's layouts, say the same. Below stands the machine code into which Triton 3.7 translated a product of 64 × 64 × 64, per warp (or, from `sm_90` on, for four warps together):
 
 # %%
 rng = np.random.default_rng(1)
@@ -262,6 +262,10 @@ bits = linear(TensorCore(2, (1, 1), (16, 8)), (16, 8))
 ours = [nv.element("C", lane_, i) for lane_ in range(32) for i in range(4)]
 read = [bits.element(i, lane_, 0) for lane_ in range(32) for i in range(4)]
 compare(torch.tensor(ours), torch.tensor(read), "who holds what")
+for target in ("sm_75", "sm_80", "sm_90", "sm_100"):
+    sass = stored.of(Job("one_dot", target))["sass"]
+    words = [f"{n} {word}" for word, n in sass.items() if "MMA" in word]
+    print(f"64³ on {target:6}: {', '.join(words) or 'no tensor core'}")
 
 print("\n" + " " * 41 + "bytes per clock, tiles of")
 print("      SMs FLOP/clock   GHz  TFLOP/s  printed   16×8  64×256  128×256")
@@ -273,6 +277,8 @@ for made in nv.generations().values():
     print(*(f"{nv.fed(m, n, 16, made.per_clock):7.0f}" for m, n in tiles))
 
 # %% [markdown]
+# (A T4, `sm_75`, has tensor cores. This Triton uses none of them: a peak needs a compiler, too.)
+#
 # Peaks are SMs times clock times a number that doubles ([Crovella 2023](https://forums.developer.nvidia.com/t/how-to-calculate-the-tensor-core-fp16-performance-of-h100/244727 "crovella2023tensor") for the first three, at the clock of its data sheet; for the B200 NVIDIA prints no rate per SM: twice the H100's gives the tensor clock that [HMC](https://hmc-tech.com/gpus/nvidia-b200-vs-nvidia-b100 "hmctech2025b200") lists). The last columns are what A and B take, if each instruction reads them anew. Shared memory gives 32 banks · 4 = 128 bytes per clock. Fed from there, the A100's 16 × 8 would need 384; its warps must load operands into registers and use them three times or more. The H100's 64 × 256 reads shared memory itself, with 80; doubled, that would be 160, so the B200's is 128 × 256. Its result would take half of all registers; it lies in a memory of its own, and one thread gives the order.
 #
 # | | V100 | A100 | H100 | B200 |
@@ -421,11 +427,11 @@ def draw(pad: int, read: str):
     addresses, width = addresses_of(pad, read)
     words = {int(w) + i for w in addresses // 4 for i in range(width // 4)}
     fig, ax = plt.subplots(figsize=(4.8, 3.2))
+    cycles = cycles_of(pad, read)
     counts = [len([w for w in words if w % 32 == bank]) for bank in range(32)]
-    ax.bar(range(32), counts, color=palette.blue)
+    ax.bar(range(32), counts if cycles else 0, color=palette.blue)
     ax.set(xlabel="bank", ylabel="words that it must give", ylim=(0, 34))
     ax.set(xlim=(-0.7, 31.7), yticks=[0, 4, 8, 16, 32])
-    cycles = cycles_of(pad, read)
     title = f"{cycles} cycles" if cycles else "refused: not a multiple of 16 bytes"
     ax.set_title(title, fontsize=10)
     return fig
