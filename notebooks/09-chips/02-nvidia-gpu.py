@@ -262,7 +262,7 @@ bits = linear(TensorCore(2, (1, 1), (16, 8)), (16, 8))
 ours = [nv.element("C", lane_, i) for lane_ in range(32) for i in range(4)]
 read = [bits.element(i, lane_, 0) for lane_ in range(32) for i in range(4)]
 compare(torch.tensor(ours), torch.tensor(read), "who holds what")
-for target in ("sm_75", "sm_80", "sm_90", "sm_100"):
+for target in ("sm_75", "sm_80", "sm_90", "sm_100", "sm_120"):
     sass = stored.of(Job("one_dot", target))["sass"]
     words = [f"{n} {word}" for word, n in sass.items() if "MMA" in word]
     print(f"64³ on {target:6}: {', '.join(words) or 'no tensor core'}")
@@ -277,7 +277,7 @@ for made in nv.generations().values():
     print(*(f"{nv.fed(m, n, 16, made.per_clock):7.0f}" for m, n in tiles))
 
 # %% [markdown]
-# (A T4, `sm_75`, has tensor cores. This Triton uses none of them: a peak needs a compiler, too.)
+# A T4, `sm_75`, has tensor cores, and this Triton uses none of them. An RTX 5090, `sm_120`, is a Blackwell by name, and gets the A100's instruction. A peak needs a compiler, and a generation is not a name.
 #
 # Peaks are SMs times clock times a number that doubles ([Crovella 2023](https://forums.developer.nvidia.com/t/how-to-calculate-the-tensor-core-fp16-performance-of-h100/244727 "crovella2023tensor") for the first three, at the clock of its data sheet; for the B200 NVIDIA prints no rate per SM: twice the H100's gives the tensor clock that [HMC](https://hmc-tech.com/gpus/nvidia-b200-vs-nvidia-b100 "hmctech2025b200") lists). The last columns are what A and B take, if each instruction reads them anew. Shared memory gives 32 banks · 4 = 128 bytes per clock. Fed from there, the A100's 16 × 8 would need 384; its warps must load operands into registers and use them three times or more. The H100's 64 × 256 reads shared memory itself, with 80; doubled, that would be 160, so the B200's is 128 × 256. Its result would take half of all registers; it lies in a memory of its own, and one thread gives the order.
 #
@@ -294,7 +294,7 @@ for made in nv.generations().values():
 #
 # ## Copies without threads
 #
-# Bytes in flight = bandwidth · latency ([Little 1961](https://doi.org/10.1287/opre.9.3.383 "little1961proof")). With latencies [Dewing 2026](https://github.com/markdewing/AI_kernels "dewing2026latency") measured, in clocks, all at the table's clock:
+# Bytes in flight = bandwidth · latency ([Little 1961](https://doi.org/10.1287/opre.9.3.383 "little1961proof")). With latencies [Dewing 2026](https://github.com/markdewing/AI_kernels "dewing2026latency") measured in clocks (the H100's on a GH200), all at the clock above:
 
 # %%
 for made in nv.generations().values():

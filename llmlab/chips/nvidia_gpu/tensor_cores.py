@@ -126,10 +126,8 @@ class Generation:
     Attributes:
         per_clock: dense FLOPs per SM and clock in 16 bits.
         clock: Hz, at which the peak is printed.
-        l2: bytes of the second cache.
         latency: seconds until a number comes from memory; None: not measured by this
             source. Of the chip `latency_of`.
-        unit: its product, `threads` of which issue it.
         sources: bibtex keys.
     """
 
@@ -141,11 +139,8 @@ class Generation:
     per_clock: int
     clock: float
     format: str
-    l2: float
     latency: float | None
     latency_of: str
-    unit: str
-    threads: int
     sources: tuple[str, ...]
 
     @property
@@ -171,11 +166,8 @@ def generations() -> dict[str, Generation]:
                 per_clock=int(line["per_clock"]),
                 clock=clock,
                 format=line["format"],
-                l2=float(line["l2_mib"]) * 2**20,
                 latency=float(cycles) / clock if cycles else None,
                 latency_of=line["latency_of"],
-                unit=line["unit"],
-                threads=int(line["threads"]),
                 sources=tuple(line["sources"].split()),
             )
     return found

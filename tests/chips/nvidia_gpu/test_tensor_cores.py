@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -92,6 +93,14 @@ def test_peaks_are_those_of_the_data_sheets(name):
     made = nv.generations()[name]
     assert made.peak == pytest.approx(chip(name).speed(made.format), rel=0.005)
     assert made.capability in nv.capabilities()
+
+
+def test_each_source_is_in_the_bibliography():
+    folder = Path(__file__).parents[3] / "jupyter-book" / "references"
+    text = "".join(p.read_text(encoding="utf-8") for p in folder.glob("*.bib"))
+    sources = {key for made in nv.generations().values() for key in made.sources}
+    sources |= {sm.source for sm in nv.capabilities().values()}
+    assert [key for key in sources if f"{{{key}," not in text] == []
 
 
 def test_larger_instructions_ask_for_less():
