@@ -277,7 +277,7 @@ for made in nv.generations().values():
     print(*(f"{nv.fed(m, n, 16, made.per_clock):7.0f}" for m, n in tiles))
 
 # %% [markdown]
-# A T4, `sm_75`, has tensor cores, and this Triton uses none of them. An RTX 5090, `sm_120`, is a Blackwell by name, and gets the A100's instruction. A peak needs a compiler, and a generation is not a name.
+# A T4, `sm_75`, has tensor cores, and this Triton uses none of them. An RTX 5090, `sm_120`, is a Blackwell by name, and gets the A100's instruction. A peak needs a compiler, and the name of a generation promises no instruction.
 #
 # Peaks are SMs times clock times a number that doubles ([Crovella 2023](https://forums.developer.nvidia.com/t/how-to-calculate-the-tensor-core-fp16-performance-of-h100/244727 "crovella2023tensor") for the first three, at the clock of its data sheet; for the B200 NVIDIA prints no rate per SM: twice the H100's gives the tensor clock that [HMC](https://hmc-tech.com/gpus/nvidia-b200-vs-nvidia-b100 "hmctech2025b200") lists). The last columns are what A and B take, if each instruction reads them anew. Shared memory gives 32 banks · 4 = 128 bytes per clock. Fed from there, the A100's 16 × 8 would need 384; its warps must load operands into registers and use them three times or more. The H100's 64 × 256 reads shared memory itself, with 80; doubled, that would be 160, so the B200's is 128 × 256. Its result would take half of all registers; it lies in a memory of its own, and one thread gives the order.
 #
@@ -473,7 +473,7 @@ explore(
 # python scripts/gpu_check.py --only recorded_kernels strides occupancy
 # ```
 #
-# The guide's V100 copies 790 GB/s aligned. One word further, five sectors instead of four, "4/5" was expected, and 9/10 measured: neighbouring warps share the fifth sector in a cache. Counts are what a warp asks for; what memory sends lies between them and the distinct bytes.
+# The guide's V100 copies 790 GB/s where addresses are aligned ([NVIDIA 2025](https://docs.nvidia.com/cuda/cuda-c-best-practices-guide/ "nvidia2025bestpractices"), 10.2.1.3). One word further, five sectors instead of four, "4/5" was expected, and 9/10 measured: neighbouring warps share the fifth sector in a cache. Counts are what a warp asks for; what memory sends lies between them and the distinct bytes.
 #
 # ## What to keep
 #
@@ -494,7 +494,7 @@ explore(
 #
 # <details><summary>A kernel has 12% occupancy. Is it bad?</summary>
 #
-# Not if each of its few warps has much under way: large tiles, wide loads, TMA. The products that reach a B200's peak look like this.
+# Not if each of its few warps has much under way: large tiles, wide loads, TMA. The tile that Triton made above has no more.
 #
 # </details>
 #
