@@ -364,16 +364,16 @@ for name, part in (("good pair", 1.0), ("bad pair", min(used.values()))):
 #
 # This is why engines fix the order of their cache and write attention kernels for it, and why a weight that was transposed "for free" may not be free.
 #
-# Your own CPU moves lines, too, mostly of 64 bytes. A million floats, copied with a stride, the best of seven:
+# Your own CPU moves lines, too, mostly of 64 bytes. Half a million floats, copied with a stride, the best of five:
 
 # %% tags=["hide-input", "nbval-ignore-output"]
-n = 1 << 20
+n = 1 << 19
 source, target = np.ones(32 * n, np.float32), np.empty(n, np.float32)
 STRIDES = (1, 2, 4, 8, 16, 32)
 per_number = []
 for stride in STRIDES:
     best = float("inf")
-    for _ in range(7):
+    for _ in range(5):
         started = time.perf_counter()
         target[:] = source[: n * stride : stride]
         best = min(best, time.perf_counter() - started)
@@ -399,20 +399,17 @@ figure(
 # %% [markdown]
 # ## Play
 #
-# A tile of 32 × 32 words in shared memory. A warp reads down a column or along rows, 4 or 16 bytes per lane. Each row has some words of padding.
+# A tile of 32 × 32 words in shared memory. A warp reads down a column, 4 or 16 bytes per lane, or along a row. Each row has some words of padding.
 
 # %% tags=["hide-input", "slider"]
 PADS = [0, 1, 2, 4, 8]
-READS = ["column, 4 bytes", "row, 4 bytes", "column, 16 bytes", "row, 16 bytes"]
+READS = ["column, 4 bytes", "row, 4 bytes", "column, 16 bytes"]
 
 
 def addresses_of(pad: int, read: str):
     """Of 32 lanes, and their width."""
     row, width = 4 * (32 + pad), int(read.split()[1])
-    if read.startswith("column"):
-        return lane * row, width
-    per_row = 128 // width
-    return lane // per_row * row + lane % per_row * width, width
+    return lane * (row if read.startswith("column") else width), width
 
 
 def cycles_of(pad: int, read: str):
