@@ -4,7 +4,7 @@
 # What is a FLOP worth? It depends on how far its operands travelled, on whether anybody was there to be served, and on whether the job lived to save its result. Here you count joules, dollars, failures and carbon, check each sum against a bill that somebody published, and find how often a large run should save. At the end you can argue with a vendor.
 
 # %% tags=["hide-input"]
-import time
+from functools import partial
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from llmlab.models.presets import preset
 # %% [markdown]
 # ## What it costs
 #
-# Llama 3's largest model was trained on 16,384 H100. In 54 days the run was interrupted 466 times, 419 of them unplanned ([Llama Team 2024](https://arxiv.org/abs/2407.21783 "llama2024herd")). The run before it in the open, BLOOM, saved every three hours ([Bekman 2022](https://huggingface.co/blog/bloom-megatron-deepspeed "bekman2022bloom")). With that habit:
+# Llama 3's largest model was trained on 16,384 H100. In 54 days the run was interrupted 466 times, 419 of them unplanned ([Llama Team 2024](https://arxiv.org/abs/2407.21783 "llama2024herd")). BLOOM, on 384 A100, saved every three hours ([Bekman 2022](https://huggingface.co/blog/bloom-megatron-deepspeed "bekman2022bloom")). If Llama 3 had done so:
 
 # %%
 llama3 = reliability.RUNS[0]
@@ -97,12 +97,12 @@ parts = [100 * part for part in (restarting, saving, repeating)]
 ax.stackplot(MINUTES, *parts, colors=colors, labels=names, alpha=0.8)
 young = reliability.young_hours(writing_hours=1 / 60, mtbf=mtbf)
 ax.axvline(60 * young, color=palette.ink, ls="--", lw=1)
-ax.text(60 * young * 1.08, 56, "Young", fontsize=9)
+ax.text(60 * young * 1.06, 48, "Young", fontsize=9)
 ax.set(xscale="log", xlabel="minutes between checkpoints", ylabel="% of the time lost")
 ax.set(ylim=(0, 62), xlim=(3, 240), xticks=[5, 10, 20, 60, 180])
 ax.set_xticklabels(["5", "10", "20", "60", "180"])
 ax.minorticks_off()
-ax.legend(loc="upper center", fontsize=9)
+ax.legend(loc="upper left", bbox_to_anchor=(0.14, 1.02), fontsize=9)
 figure(
     fig,
     alt=(
@@ -141,9 +141,20 @@ your_turn(check.checkpoint_plan, one_answer)
 show(reliability.daly_hours, reliability.best_hours, reliability.simulate)
 
 # %% [markdown]
+# ## The code
+#
+# | module | goes in | comes out |
+# |---|---|---|
+# | `reliability` | hours: of work, between checkpoints, between failures | a share that is lost, or hours |
+# | `energy` | MACs, bytes from each memory, seconds | joules, by part |
+# | `price` | dollars per hour, tokens per second, a share that is busy | dollars per million tokens |
+# | `carbon` | GPU-hours, watts, PUE, grams per kWh | kWh and kg |
+#
+# Almost all arguments have their unit in their name and can only be given by name, so that seconds do not pass for hours. What cannot be is refused: a negative energy, a PUE below 1, a card that is busy for more than all of the day.
+#
 # ## Against what was published
 #
-# Daly prints three intervals; and four runs tell how often they failed. Brought to one GPU, the counts should agree:
+# Daly prints three intervals, and four runs tell how often they failed. Brought to the life of one GPU, the counts should agree:
 
 # %%
 printed = [117, 57, 9.1]  # minutes, for M of 24 h, 6 h and 15 min, δ of 5 min
@@ -175,7 +186,7 @@ print(f"RSC-1 at 16,384 and 131,072 GPUs: {rsc[0]:.1f} and {rsc[1]:.2f} hours")
 WORK = 54 * 24.0
 
 
-def tried(factor, shape=1.0, runs=600, seed=0, **other):
+def tried(factor, shape=1.0, runs=500, seed=0, **other):
     """(minutes, mean share lost, its standard error)"""
     every = reliability.nearest_interval(WORK, young * factor)
     took = reliability.simulate(
@@ -211,7 +222,7 @@ ax.set(xscale="log", xlabel="minutes between checkpoints", ylabel="% more time")
 ax.set(ylim=(10, 45), xlim=(4, 150), xticks=[5, 10, 20, 40, 80])
 ax.set_xticklabels(["5", "10", "20", "40", "80"])
 ax.minorticks_off()
-ax.legend(fontsize=9, loc="upper center")
+ax.legend(fontsize=9, loc="upper left", bbox_to_anchor=(0.44, 1.0))
 figure(
     fig,
     alt=(
@@ -225,20 +236,23 @@ worst = max(abs(lost - exact(at)) / error for at, lost, error in alone)
 print(f"drawn against exact: at most {worst:.1f} standard errors apart")
 
 
-def lowest(seed, shape):
-    """Minutes where a / τ + b τ + c, laid through simulated runs, is smallest."""
-    near = (0.5, 0.6, 0.75, 0.9, 1.1, 1.35, 1.6, 2.0)
-    points = [tried(f, shape, runs=200, seed=seed) for f in near]
-    at, lost, _ = np.array(points).T
+def bottom(at, lost):
+    """Minutes where a / τ + b τ + c, laid through these points, is smallest."""
+    at = np.array(at)
     terms = np.stack([1 / at, at, np.ones_like(at)], axis=1)
-    a, b, _ = np.linalg.lstsq(terms, lost, rcond=None)[0]
+    a, b, _ = np.linalg.lstsq(terms, np.array(lost), rcond=None)[0]
     return (a / b) ** 0.5
 
 
+NEAR = (0.5, 0.6, 0.75, 0.9, 1.1, 1.35, 1.6, 2.0)
 for shape in (1.0, 0.6):
-    bottoms = [lowest(seed, shape) for seed in range(8)]
+    bottoms = []
+    for seed in range(8):
+        at, lost, _ = zip(*(tried(f, shape, 100, seed) for f in NEAR), strict=True)
+        bottoms.append(bottom(at, lost))
     print(f"shape {shape}: lowest at {np.mean(bottoms):.1f}", end=" ")
-    print(f"± {np.std(bottoms):.1f} minutes, eight seeds")
+    print(f"± {np.std(bottoms):.2f} minutes, eight seeds")
+print(f"the exact curve, laid the same way: {bottom(at, [exact(m) for m in at]):.1f}")
 best = 60 * reliability.best_hours(writing_hours=1 / 60, mtbf=mtbf)
 daly = 60 * reliability.daly_hours(writing_hours=1 / 60, mtbf=mtbf)
 print(f"Young {60 * young:.1f}, Daly {daly:.1f}, exact {best:.1f} minutes")
@@ -246,17 +260,6 @@ floor = job["restart_hours"] / mtbf
 for factor in (0.5, 2, 4):
     more = (exact(60 * young * factor) - floor) / (exact(60 * young) - floor)
     print(f"{factor:>3} × Young: {more:.2f} times as much for saving and repeating")
-
-# %% tags=["hide-output"]
-often_guess.settle(round(60 * young), digits=2)
-twice_guess.settle("a quarter more")
-
-# %% [markdown]
-# The formula of 1974 has no randomness in it and lands on the bottom of a thousand random runs. The bottom is flat: twice too seldom costs a quarter more. So nobody needs to know the failure rate well. What pays is a smaller $\delta$ and $R$. Failures in bursts cost *less* than the formula says: a second failure soon after the first finds little to destroy, and one may save less often.
-#
-# What the formula leaves out: a checkpoint that is written beside the work (it stops it for seconds, but can be used only later), spare machines, and what hits all of them at once. OPT's whole cluster was deleted by mistake ([Zhang et al. 2022](https://github.com/facebookresearch/metaseq/blob/main/projects/OPT/chronicles/final_update.md "metaseq2022chronicles")). The same notes ask for 12 spare nodes, because two go down each day:
-
-# %%
 beside = {"writing_hours": 2 / 3600, "behind_hours": 1 / 60}
 short = reliability.young_hours(writing_hours=2 / 3600, mtbf=mtbf) / young
 for name, point in (("stops for 60 s", tried(1)), ("beside", tried(short, **beside))):
@@ -264,7 +267,15 @@ for name, point in (("stops for 60 s", tried(1)), ("beside", tried(short, **besi
 spares = reliability.spares_needed(mean_down=2 * 3, risk=0.01)
 print(f"two a day, three days to repair (our guess), 99% of the time: {spares} spares")
 
+# %% tags=["hide-output"]
+often_guess.settle(round(60 * young), digits=2)
+twice_guess.settle("a quarter more")
+
 # %% [markdown]
+# The formula of 1974 has no randomness in it and lands on the bottom of a thousand random runs. The bottom is flat: twice too seldom costs a quarter more. So nobody needs to know the failure rate well. What pays is a smaller $\delta$ and $R$. Failures in bursts cost *less* than exact runs without memory do: a second failure soon after the first finds little to destroy, and the long quiet times between bursts let one save less often. The formula errs on the safe side.
+#
+# What the formula leaves out: a checkpoint that is written beside the work (it stops it for seconds, but can be used only later), spare machines, and what hits all of them at once. OPT's whole cluster was deleted by mistake ([Zhang et al. 2022](https://github.com/facebookresearch/metaseq/blob/main/projects/OPT/chronicles/final_update.md "metaseq2022chronicles")). The same notes ask for 12 spare nodes, because two go down each day. The last lines above try two of these.
+#
 # ## Joules
 #
 # Energy is a sum like time, but nothing hides behind anything: each operation and each byte is paid for. Llama 3.1 8B writes a token on an A100, for one user and for each of 64 with 2,048 tokens behind them. Prices: arithmetic as designed at 7 nm ([Jouppi et al. 2021](https://doi.org/10.1109/ISCA52012.2021.00010 "jouppi2021ten"), after [Horowitz 2014](https://doi.org/10.1109/ISSCC.2014.6757323 "horowitz2014computing")), memory and the 54 W that are always drawn as measured on the card ([Antepara et al. 2025](https://escholarship.org/uc/item/6189368s "antepara2025benchmark")).
@@ -296,7 +307,12 @@ for name, parts in rows.items():
     print(f"{sum(parts.values()):9.3f}")
 alone_pj = sum(rows["1 user, bf16"].values()) / cr.step(llama, 1, 1, 2048).flops * 1e12
 chips_only = energy.printed("read", "HBM2", "28 nm").pj
-print(f"\npJ per byte of HBM: {chips_only:.0f} in its chips,", end=" ")
+old = energy.costs_45nm()
+products = 4 * old.byte_pj["DRAM"] / energy.printed("multiply", "fp32", "45 nm").pj
+print(
+    f"\nat 45 nm, four bytes from DRAM took as much as {products:.0f} products of fp32"
+)
+print(f"pJ per byte of HBM: {chips_only:.0f} in its chips,", end=" ")
 print(f"{costs.byte_pj['HBM']:.0f} all the way to a unit")
 print(f"pJ per FLOP: units {costs.mac_pj['bf16'] / 2:.2f};", end=" ")
 print(f"one user's token {alone_pj:.0f}; a chip at full speed and power:")
@@ -310,7 +326,7 @@ for name in ("A100", "H100", "B200", "TPU v4", "MI300X"):
 #
 # ## Dollars
 #
-# The course's own engine on this machine, SmolLM2 for a second per batch, beside an H100 that does what the bound of [prefill and decode](../07-inference/01-prefill-decode-kv-cache.ipynb) allows. The laptop is assumed: 1,000 dollars, four years, 30 W, 15 cents per kWh.
+# The course's own engine on this machine, SmolLM2 for a second per batch with prompts of 32 tokens, beside an H100 that does what the bound of [prefill and decode](../07-inference/01-prefill-decode-kv-cache.ipynb) allows. The laptop is assumed: 1,000 dollars, four years, 30 W, 15 cents per kWh.
 
 # %% tags=["hide-input", "nbval-ignore-output"]
 model = real_model.load()
@@ -322,10 +338,10 @@ prompt = list(range(100, 132))
 print(f"{'users':>5} {'tokens/s':>9} {'here':>11} {'H100, busy all day':>19}")
 for users in (1, 4, 16):
     engine = Engine(model, EngineConfig(num_blocks=64, prefix_caching=False))
-    started = time.perf_counter()
-    written = engine.generate([prompt] * users, SamplingParams(max_new_tokens=12))
-    speed = sum(map(len, written)) / (time.perf_counter() - started)
-    bound = cost.passes(model.config, h100, batch=users, past=38)
+    asked = [prompt] * users, SamplingParams(max_new_tokens=6)
+    took, used, why = energy.measured(partial(engine.generate, *asked))
+    speed = 6 * users / took
+    bound = cost.passes(model.config, h100, batch=users, past=35)
     dollars = [
         price.dollars_per_million_tokens(dollars_per_hour=d, tokens_per_second=s)
         for d, s in ((laptop, speed), (price.GPU_HOURS[0].dollars, bound.rate))
@@ -333,12 +349,10 @@ for users in (1, 4, 16):
     print(f"{users:5} {speed:9.0f} {dollars[0]:7.3f} $/M {dollars[1]:15.4f} $/M")
 same = dollars[1] / dollars[0]
 print(f"the H100 is the cheaper one if it is busy for more than {same:.0%} of the day")
-tokens = [prompt] * 4, SamplingParams(max_new_tokens=4)
-_, used, why = energy.measured(lambda: engine.generate(*tokens))
-print("energy of 16 tokens here:", why if used is None else f"{used:.1f} J")
+print("joules per token here:", why if used is None else f"{used / 6 / users:.2f}")
 
 # %% [markdown]
-# A rented card beats a laptop that is there anyway, if somebody uses it. Now Llama 8B on that H100 as a service: one assumption after the other from its low end to its high one.
+# A rented card beats a laptop, if somebody uses it; but what a model this small reaches of a bound is another question. Now Llama 8B on that H100 as a service, with as many users as its memory holds: one assumption after the other from its low end to its high one, the rest in the middle. And the same card bought, if it costs $30,000, lasts four years and pays 8 cents per kWh (all assumed).
 
 # %% tags=["hide-input"]
 
@@ -391,9 +405,9 @@ for y, bar in enumerate(reversed(bars)):
         ax.text(end, y, f" {at:g} ", ha=side, va="center", fontsize=9)
 ax.axvline(middle, color=palette.ink, lw=1)
 ax.set(yticks=range(len(bars)), yticklabels=[SAID[b.name] for b in reversed(bars)])
-ax.set(xlabel="dollars per million tokens written", xscale="log", xlim=(0.04, 2))
-ax.set(xticks=[0.05, 0.1, 0.2, 0.5, 1, 2])
-ax.set_xticklabels(["0.05", "0.1", "0.2", "0.5", "1", "2"])
+ax.set(xlabel="dollars per million tokens written", xscale="log", xlim=(0.07, 3))
+ax.set(xticks=[0.1, 0.2, 0.5, 1, 2])
+ax.set_xticklabels(["0.1", "0.2", "0.5", "1", "2"])
 ax.minorticks_off()
 ax.grid(False)
 figure(
@@ -403,6 +417,12 @@ figure(
         " long the texts are move the price most, then the price per hour and the share"
         " of the bound that is reached, bytes per weight least."
     ),
+)
+power = {"watts": 700, "pue": 1.54, "dollars_per_kwh": 0.08}
+owned = price.owned_dollars_per_hour(dollars=30_000, years=4, **power)
+electric = price.owned_dollars_per_hour(dollars=0, years=4, **power)
+print(
+    f"the card bought: ${owned:.2f} per hour, {electric / owned:.0%} of it electricity\n"
 )
 day = price.DEEPSEEK_DAY
 reading, writing = day.nodes_from_tokens
@@ -431,7 +451,9 @@ for name, (n, d, peak, hours) in runs.items():
 print(f"\n{'DeepSeek-V3':15} 2.788 M hours at $2: ${2.788 * 2:.3f} M in all")
 
 # %% [markdown]
-# DeepSeek printed 226.75 nodes, $87,072, $562,027 and 545% ([DeepSeek 2025](https://github.com/deepseek-ai/open-infra-index/blob/main/202502OpenSourceWeek/day_6_one_more_thing_deepseekV3R1_inference_system_overview.md "deepseek2025inference")): all of it follows from five numbers. It also says what the 545% leave out: most tokens are not sold at that price, or not at all. The $5.576 M of DeepSeek-V3 ([2024](https://arxiv.org/abs/2412.19437 "deepseek2024v3")) are one run at an assumed rent, without the runs before it. (Rents: [Data Receipts 2026](https://github.com/datareceipts/data-receipts/tree/main/109-gpu-pricing "datareceipts2026gpu"), read on 9 November: one chip, a factor of 4.6.)
+# How busy a card is and how long the texts are decide more than its rent does, and both are the customer's. A brochure's dollars per token assume them silently. Bits move little here, because most of the memory holds caches. And who owns the card pays for the card: a vendor's watts matter to the grid, and hardly to this sum.
+#
+# DeepSeek printed 226.75 nodes, $87,072, $562,027 and 545% ([DeepSeek 2025](https://github.com/deepseek-ai/open-infra-index/blob/main/202502OpenSourceWeek/day_6_one_more_thing_deepseekV3R1_inference_system_overview.md "deepseek2025inference")): all of it follows from a handful of numbers, but for the rounding of its tokens. It also says what the 545% leave out: most tokens are not sold at that price, or not at all. The $5.576 M of DeepSeek-V3 ([2024](https://arxiv.org/abs/2412.19437 "deepseek2024v3")) are one run at an assumed rent, without the runs before it. (Rents: [Data Receipts 2026](https://github.com/datareceipts/data-receipts/tree/main/109-gpu-pricing "datareceipts2026gpu"), read on 9 November: one chip, a factor of 4.6.)
 #
 # ## Carbon
 #
@@ -464,7 +486,7 @@ for name, grams in (("there", both), ("on BLOOM's grid", 57)):
 
 # %% tags=["hide-input", "slider"]
 SIZES = [1024, 4096, 16_384, 65_536, 131_072]
-STOPS = [1, 5, 10, 20, 60, 300]
+STOPS = [1, 5, 10, 60, 300]
 GUIDES = {1: palette.green, 10: palette.orange, 60: palette.purple}
 
 
