@@ -180,13 +180,13 @@ print(f"RSC-1 at 16,384 and 131,072 GPUs: {rsc[0]:.1f} and {rsc[1]:.2f} hours")
 #
 # ## The experiment
 #
-# Now Llama 3's run a thousand times: 54 days of work, failures drawn at random at its rate. Once they forget each other (exponential), once they come in bursts (Weibull, shape 0.6, same mean). Nothing is fitted.
+# Now Llama 3's run again and again, hundreds of times for each interval: 54 days of work, with failures drawn at random at its rate. In one set they forget each other (exponential), in the other they come in bursts (Weibull, shape 0.6, same mean). Nothing is fitted.
 
 # %% tags=["hide-input"]
 WORK = 54 * 24.0
 
 
-def tried(factor, shape=1.0, runs=500, seed=0, **other):
+def tried(factor, shape=1.0, runs=400, seed=0, **other):
     """(minutes, mean share lost, its standard error)"""
     every = reliability.nearest_interval(WORK, young * factor)
     took = reliability.simulate(
@@ -227,7 +227,7 @@ figure(
     fig,
     alt=(
         "Time lost over minutes between checkpoints. Simulated runs lie on the exact"
-        " curve, whose lowest point is at Young's interval of 19 minutes; the"
+        " curve, whose lowest point is near Young's interval of 19 minutes; the"
         " first-order curve lies a little below. With bursts less is lost, and the"
         " lowest point lies further right."
     ),
@@ -272,16 +272,17 @@ often_guess.settle(round(60 * young), digits=2)
 twice_guess.settle("a quarter more")
 
 # %% [markdown]
-# The formula of 1974 has no randomness in it and lands on the bottom of a thousand random runs. The bottom is flat: twice too seldom costs a quarter more. So nobody needs to know the failure rate well. What pays is a smaller $\delta$ and $R$. Failures in bursts cost *less* than exact runs without memory do: a second failure soon after the first finds little to destroy, and the long quiet times between bursts let one save less often. The formula errs on the safe side.
+# The random runs lie on Daly's exact curve, and their lowest point is his interval. Young's, of 1974, is a few percent longer and loses nothing by it: the bottom is flat. Twice too seldom costs a quarter more. So nobody needs to know the failure rate well. What pays is a smaller $\delta$ and $R$. Failures in bursts cost *less* than exact runs without memory do: a second failure soon after the first finds little to destroy, and the long quiet times between bursts let one save less often. The formula errs on the safe side.
 #
 # What the formula leaves out: a checkpoint that is written beside the work (it stops it for seconds, but can be used only later), spare machines, and what hits all of them at once. OPT's whole cluster was deleted by mistake ([Zhang et al. 2022](https://github.com/facebookresearch/metaseq/blob/main/projects/OPT/chronicles/final_update.md "metaseq2022chronicles")). The same notes ask for 12 spare nodes, because two go down each day. The last lines above try two of these.
 #
 # ## Joules
 #
-# Energy is a sum like time, but nothing hides behind anything: each operation and each byte is paid for. Llama 3.1 8B writes a token on an A100, for one user and for each of 64 with 2,048 tokens behind them. Prices: arithmetic as designed at 7 nm ([Jouppi et al. 2021](https://doi.org/10.1109/ISCA52012.2021.00010 "jouppi2021ten"), after [Horowitz 2014](https://doi.org/10.1109/ISSCC.2014.6757323 "horowitz2014computing")), memory and the 54 W that are always drawn as measured on the card ([Antepara et al. 2025](https://escholarship.org/uc/item/6189368s "antepara2025benchmark")).
+# Energy is a sum like time, but nothing hides behind anything: each operation and each byte is paid for. Llama 3.1 8B writes a token on an A100 of 40 GB, for one user and for each of 64, with 2,048 tokens behind them. Prices: arithmetic as designed at 7 nm ([Jouppi et al. 2021](https://doi.org/10.1109/ISCA52012.2021.00010 "jouppi2021ten"), after [Horowitz 2014](https://doi.org/10.1109/ISSCC.2014.6757323 "horowitz2014computing")), memory and the 54 W that are always drawn as measured on the card ([Antepara et al. 2025](https://escholarship.org/uc/item/6189368s "antepara2025benchmark")).
 
 # %% tags=["hide-input"]
-llama, a100, costs = preset("llama-3.1-8b"), chip("A100"), energy.costs_a100()
+llama, costs = preset("llama-3.1-8b"), energy.costs_a100()
+a100 = chip("A100 40GB")  # the card that was measured
 
 
 def token_joules(users, weight_bytes, per_second=None):
@@ -322,7 +323,7 @@ for name in ("A100", "H100", "B200", "TPU v4", "MI300X"):
     print(f"  {name} {floor:.2f}", end="")
 
 # %% [markdown]
-# For one user, arithmetic is a fraction of a percent of the bill, so its format does not matter. Half the bytes save half. Company saves far more: 64 users share each weight, and their caches cost as much. But if a user asks for ten tokens per second and the card waits in between, fewer bits save next to nothing: watts that are always drawn do not wait. A vendor who divides watts by peak sells the last line, and one user's token takes a hundred times that. A figure for memory may be for its chips alone, too ([O'Connor et al. 2017](https://doi.org/10.1145/3123939.3124545 "oconnor2017finegrained")): the rest of the way costs four times as much again.
+# For one user, arithmetic is a fraction of a percent of the bill, so its format does not matter. Half the bytes save half. Company saves far more: 64 users share each weight, and their caches cost as much. But if a user asks for ten tokens per second and the card waits in between, fewer bits save next to nothing: watts that are always drawn do not wait. A vendor who divides watts by peak sells the last line, and one user's token takes more than a hundred times that. A figure for memory may be for its chips alone, too ([O'Connor et al. 2017](https://doi.org/10.1145/3123939.3124545 "oconnor2017finegrained")): the rest of the way costs four times as much again.
 #
 # ## Dollars
 #
@@ -336,7 +337,7 @@ laptop = price.owned_dollars_per_hour(
 h100 = cost.MACHINES["H100 80GB"]
 prompt = list(range(100, 132))
 print(f"{'users':>5} {'tokens/s':>9} {'here':>11} {'H100, busy all day':>19}")
-for users in (1, 4, 16):
+for users in (1, 4, 12):
     engine = Engine(model, EngineConfig(num_blocks=64, prefix_caching=False))
     asked = [prompt] * users, SamplingParams(max_new_tokens=6)
     took, used, why = energy.measured(partial(engine.generate, *asked))
@@ -355,22 +356,6 @@ print("joules per token here:", why if used is None else f"{used / 6 / users:.2f
 # A rented card beats a laptop, if somebody uses it; but what a model this small reaches of a bound is another question. Now Llama 8B on that H100 as a service, with as many users as its memory holds: one assumption after the other from its low end to its high one, the rest in the middle. And the same card bought, if it costs $30,000, lasts four years and pays 8 cents per kWh (all assumed).
 
 # %% tags=["hide-input"]
-
-
-def served(dollars_per_hour, busy, reached, context, weight_bytes):
-    """Dollars per million tokens written, memory full of users."""
-    weights = parameters(llama) * weight_bytes
-    cache = kv_cache_bytes(llama, 1, 1)
-    users = cost.max_batch(0.9 * h100.memory, weights, cache, int(context))
-    work = cr.step(llama, users, 1, int(context), weight_bytes)
-    took = cr.seconds(work, h100.speed, h100.bandwidth) / reached
-    return price.dollars_per_million_tokens(
-        dollars_per_hour=dollars_per_hour,
-        tokens_per_second=users / took,
-        utilisation=busy,
-    )
-
-
 BASE = {
     "dollars_per_hour": 3.99,
     "busy": 0.5,
@@ -392,6 +377,22 @@ SAID = {
     "context": "tokens behind",
     "weight_bytes": "bytes per weight",
 }
+
+
+def served(dollars_per_hour, busy, reached, context, weight_bytes):
+    """Dollars per million tokens written, memory full of users."""
+    weights = parameters(llama) * weight_bytes
+    cache = kv_cache_bytes(llama, 1, 1)
+    users = cost.max_batch(0.9 * h100.memory, weights, cache, int(context))
+    work = cr.step(llama, users, 1, int(context), weight_bytes)
+    took = cr.seconds(work, h100.speed, h100.bandwidth) / reached
+    return price.dollars_per_million_tokens(
+        dollars_per_hour=dollars_per_hour,
+        tokens_per_second=users / took,
+        utilisation=busy,
+    )
+
+
 bars = price.tornado(served, BASE, RANGES)
 middle = served(**BASE)
 fig, ax = plt.subplots(figsize=(4.8, 2.9))
@@ -421,9 +422,8 @@ figure(
 power = {"watts": 700, "pue": 1.54, "dollars_per_kwh": 0.08}
 owned = price.owned_dollars_per_hour(dollars=30_000, years=4, **power)
 electric = price.owned_dollars_per_hour(dollars=0, years=4, **power)
-print(
-    f"the card bought: ${owned:.2f} per hour, {electric / owned:.0%} of it electricity\n"
-)
+print(f"the card bought: ${owned:.2f} per hour,", end=" ")
+print(f"{electric / owned:.0%} of it electricity\n")
 day = price.DEEPSEEK_DAY
 reading, writing = day.nodes_from_tokens
 revenue = day.revenue_dollars(found=0.14, read=0.55, written=2.19)
@@ -486,7 +486,7 @@ for name, grams in (("there", both), ("on BLOOM's grid", 57)):
 
 # %% tags=["hide-input", "slider"]
 SIZES = [1024, 4096, 16_384, 65_536, 131_072]
-STOPS = [1, 5, 10, 60, 300]
+STOPS = [1, 10, 60, 300]
 GUIDES = {1: palette.green, 10: palette.orange, 60: palette.purple}
 
 
