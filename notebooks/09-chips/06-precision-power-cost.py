@@ -511,7 +511,7 @@ def draw(gpus: int, stop: int):
         ax.plot(SIZES, lost, "--", color=color, lw=1, label=f"{each} s")
     ax.plot(SIZES, [100 * plan(n, stop)[2] for n in SIZES], color=palette.blue, lw=2)
     ax.plot(gpus, 100 * plan(gpus, stop)[2], "o", ms=9, color=palette.blue)
-    ax.axhline(15, color=palette.gray, lw=1)
+    ax.axhline(20, color=palette.gray, lw=1)
     ax.set(xscale="log", xlabel="GPUs", ylabel="% of the time lost", ylim=(0, 65))
     ax.set(xticks=SIZES)
     ax.set_xticklabels(["1 k", "4 k", "16 k", "65 k", "131 k"])
@@ -531,9 +531,9 @@ def told(gpus: int, stop: int) -> str:
 def missing(gpus: int, stop: int) -> str:
     if gpus != SIZES[-1]:
         return "the question is about 131,072 GPUs"
-    if plan(gpus, stop)[2] >= 0.15:
+    if plan(gpus, stop)[2] >= 0.2:
         return f"{plan(gpus, stop)[2]:.1%} are lost"
-    longer = [s for s in STOPS if s > stop and plan(gpus, s)[2] < 0.15]
+    longer = [s for s in STOPS if s > stop and plan(gpus, s)[2] < 0.2]
     return f"{longer[-1]} s would do" if longer else ""
 
 
@@ -541,7 +541,7 @@ explore(
     draw,
     alt=told,
     title="How large can a job be?",
-    challenge="131,072 GPUs, less than 15% lost: the longest checkpoint that does it.",
+    challenge="131,072 GPUs, less than 20% lost: the longest checkpoint that does it.",
     missing=missing,
     start={"gpus": 16_384, "stop": 60},
     gpus=SIZES,
