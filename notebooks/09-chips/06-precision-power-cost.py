@@ -37,8 +37,8 @@ from llmlab.models.presets import preset
 # %%
 llama3 = reliability.RUNS[0]
 life = llama3.life[0]
-mtbf = reliability.mtbf_hours(life_hours=life, parts=llama3.parts)
-job = {"writing_hours": 1 / 60, "mtbf": mtbf, "restart_hours": 10 / 60}
+mtbf = reliability.mtbf_of_parts(life_hours=life, parts=llama3.parts)
+job = {"writing_hours": 1 / 60, "mtbf_hours": mtbf, "restart_hours": 10 / 60}
 habit = 1 - 1 / reliability.expected_hours(work_hours=1, every_hours=3, **job)
 rent = llama3.parts * price.GPU_HOURS[0].dollars
 print(f"a failure every {mtbf:.1f} hours; one GPU lives for {life / 8766:.1f} years")
@@ -72,9 +72,9 @@ twice_guess = predict(
 
 # %%
 for every in (2, 4, 8):
-    lost = reliability.share_lost(every_hours=every, writing_hours=1, mtbf=8)
+    lost = reliability.share_lost(every_hours=every, writing_hours=1, mtbf_hours=8)
     print(every, lost)
-print("best:", reliability.young_hours(writing_hours=1, mtbf=8), "hours")
+print("best:", reliability.young_hours(writing_hours=1, mtbf_hours=8), "hours")
 
 # %% [markdown]
 # ## The idea
@@ -95,7 +95,7 @@ names = ["restarting", "saving", "repeating"]
 colors = [palette.gray, palette.orange, palette.sky]
 parts = [100 * part for part in (restarting, saving, repeating)]
 ax.stackplot(MINUTES, *parts, colors=colors, labels=names, alpha=0.8)
-young = reliability.young_hours(writing_hours=1 / 60, mtbf=mtbf)
+young = reliability.young_hours(writing_hours=1 / 60, mtbf_hours=mtbf)
 ax.axvline(60 * young, color=palette.ink, ls="--", lw=1)
 ax.text(60 * young * 1.06, 48, "Young", fontsize=9)
 ax.set(xscale="log", xlabel="minutes between checkpoints", ylabel="% of the time lost")
@@ -150,27 +150,28 @@ show(reliability.daly_hours, reliability.best_hours, reliability.simulate)
 # | `price` | dollars per hour, tokens per second, a share that is busy | dollars per million tokens |
 # | `carbon` | GPU-hours, watts, PUE, grams per kWh | kWh and kg |
 #
-# Almost all arguments have their unit in their name and can only be given by name, so that seconds do not pass for hours. What cannot be is refused: a negative energy, a PUE below 1, a card that is busy for more than all of the day.
+# Arguments have their unit in their name and are given by name, so that seconds do not pass for hours. What cannot be is refused: a negative energy, a PUE below 1, a card that is busy for more than all of the day.
 #
 # ## Against what was published
 #
-# Daly prints three intervals, and four runs tell how often they failed. Brought to the life of one GPU, the counts should agree:
+# Daly prints three intervals, and four runs tell how often they failed. Brought to the life of one GPU:
 
 # %%
 printed = [117, 57, 9.1]  # minutes, for M of 24 h, 6 h and 15 min, δ of 5 min
 found = [
-    60 * reliability.daly_hours(writing_hours=5 / 60, mtbf=m) for m in (24, 6, 0.25)
+    60 * reliability.daly_hours(writing_hours=5 / 60, mtbf_hours=m)
+    for m in (24, 6, 0.25)
 ]
 compare(torch.tensor(found), torch.tensor(printed), "Daly's intervals", tol=0.5)
 for run in reliability.RUNS:
     low, high = run.life
-    of_1024 = reliability.mtbf_hours(life_hours=(low + high) / 2, parts=1024)
+    of_1024 = reliability.mtbf_of_parts(life_hours=(low + high) / 2, parts=1024)
     years = f"{low / 8766:.1f}" + (f" to {high / 8766:.1f}" if high > low else "")
     print(
         f"{run.name:8} {run.chip}: {years:10} years; 1,024 GPUs: {of_1024:3.0f} hours"
     )
 rsc = [
-    reliability.mtbf_hours(life_hours=reliability.RUNS[1].life[0], parts=n)
+    reliability.mtbf_of_parts(life_hours=reliability.RUNS[1].life[0], parts=n)
     for n in (16_384, 131_072)
 ]
 print(f"RSC-1 at 16,384 and 131,072 GPUs: {rsc[0]:.1f} and {rsc[1]:.2f} hours")
@@ -253,15 +254,15 @@ for shape in (1.0, 0.6):
     print(f"shape {shape}: lowest at {np.mean(bottoms):.1f}", end=" ")
     print(f"± {np.std(bottoms):.2f} minutes, eight seeds")
 print(f"the exact curve, laid the same way: {bottom(at, [exact(m) for m in at]):.1f}")
-best = 60 * reliability.best_hours(writing_hours=1 / 60, mtbf=mtbf)
-daly = 60 * reliability.daly_hours(writing_hours=1 / 60, mtbf=mtbf)
+best = 60 * reliability.best_hours(writing_hours=1 / 60, mtbf_hours=mtbf)
+daly = 60 * reliability.daly_hours(writing_hours=1 / 60, mtbf_hours=mtbf)
 print(f"Young {60 * young:.1f}, Daly {daly:.1f}, exact {best:.1f} minutes")
 floor = job["restart_hours"] / mtbf
 for factor in (0.5, 2, 4):
     more = (exact(60 * young * factor) - floor) / (exact(60 * young) - floor)
     print(f"{factor:>3} × Young: {more:.2f} times as much for saving and repeating")
 beside = {"writing_hours": 2 / 3600, "behind_hours": 1 / 60}
-short = reliability.young_hours(writing_hours=2 / 3600, mtbf=mtbf) / young
+short = reliability.young_hours(writing_hours=2 / 3600, mtbf_hours=mtbf) / young
 for name, point in (("stops for 60 s", tried(1)), ("beside", tried(short, **beside))):
     print(f"{name:15} every {point[0]:4.1f} min: {point[1]:.1%} more time")
 spares = reliability.spares_needed(mean_down=2 * 3, risk=0.01)
@@ -492,13 +493,13 @@ GUIDES = {1: palette.green, 10: palette.orange, 60: palette.purple}
 
 def plan(gpus, stop):
     """(mean hours between failures, best interval in hours, share of time lost)"""
-    between = reliability.mtbf_hours(life_hours=life, parts=gpus)
-    every = reliability.best_hours(writing_hours=stop / 3600, mtbf=between)
+    between = reliability.mtbf_of_parts(life_hours=life, parts=gpus)
+    every = reliability.best_hours(writing_hours=stop / 3600, mtbf_hours=between)
     took = reliability.expected_hours(
         work_hours=1,
         every_hours=every,
         writing_hours=stop / 3600,
-        mtbf=between,
+        mtbf_hours=between,
         restart_hours=1 / 60,
     )
     return between, every, 1 - 1 / took

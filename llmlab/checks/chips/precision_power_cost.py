@@ -302,13 +302,13 @@ def planning(
 def right_plan(failures, days, gpus, mine, writing_seconds, restart_minutes) -> Numbers:
     """The reference."""
     life = reliability.life_hours(failures=failures, days=days, parts=gpus)
-    mtbf = reliability.mtbf_hours(life_hours=life, parts=mine)
+    mtbf = reliability.mtbf_of_parts(life_hours=life, parts=mine)
     writing = writing_seconds / 3600
-    every = reliability.young_hours(writing_hours=writing, mtbf=mtbf)
+    every = reliability.young_hours(writing_hours=writing, mtbf_hours=mtbf)
     lost = reliability.share_lost(
         every_hours=every,
         writing_hours=writing,
-        mtbf=mtbf,
+        mtbf_hours=mtbf,
         restart_hours=restart_minutes / 60,
     )
     return mtbf, every * 60, lost

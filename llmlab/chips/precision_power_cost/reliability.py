@@ -33,7 +33,7 @@ from llmlab.chips.precision_power_cost.checked import not_negative, positive, sh
 # How often things fail ---------------------------------------------------------------
 
 
-def mtbf_hours(*, life_hours: float, parts: float) -> float:
+def mtbf_of_parts(*, life_hours: float, parts: float) -> float:
     """Hours between failures of `parts` parts, each with a mean life.
 
     Raises:
@@ -91,38 +91,38 @@ RUNS = (
 # How often to save -------------------------------------------------------------------
 
 
-def young_hours(*, writing_hours: float, mtbf: float) -> float:
+def young_hours(*, writing_hours: float, mtbf_hours: float) -> float:
     """√(2 δ M).
 
     Raises:
         ValueError: one of them is not above 0.
     """
-    positive(writing_hours=writing_hours, mtbf=mtbf)
-    return math.sqrt(2 * writing_hours * mtbf)
+    positive(writing_hours=writing_hours, mtbf_hours=mtbf_hours)
+    return math.sqrt(2 * writing_hours * mtbf_hours)
 
 
-def daly_hours(*, writing_hours: float, mtbf: float) -> float:
+def daly_hours(*, writing_hours: float, mtbf_hours: float) -> float:
     """Daly's closed form for the best τ; M where a checkpoint takes 2 M or longer.
 
     Raises:
         ValueError: one of them is not above 0.
     """
-    positive(writing_hours=writing_hours, mtbf=mtbf)
-    small = writing_hours / (2 * mtbf)
+    positive(writing_hours=writing_hours, mtbf_hours=mtbf_hours)
+    small = writing_hours / (2 * mtbf_hours)
     if small >= 1:
-        return mtbf
-    first = young_hours(writing_hours=writing_hours, mtbf=mtbf)
+        return mtbf_hours
+    first = young_hours(writing_hours=writing_hours, mtbf_hours=mtbf_hours)
     return first * (1 + math.sqrt(small) / 3 + small / 9) - writing_hours
 
 
-def best_hours(*, writing_hours: float, mtbf: float) -> float:
+def best_hours(*, writing_hours: float, mtbf_hours: float) -> float:
     """The τ at which the exact time to solve is smallest.
 
     Raises:
         ValueError: one of them is not above 0.
     """
-    positive(writing_hours=writing_hours, mtbf=mtbf)
-    wanted = -writing_hours / mtbf
+    positive(writing_hours=writing_hours, mtbf_hours=mtbf_hours)
+    wanted = -writing_hours / mtbf_hours
     low, high = 0.0, 1.0  # τ/M; log of (1 − u) eᵘ falls from 0 without end
     for _ in range(200):
         middle = (low + high) / 2
@@ -132,14 +132,14 @@ def best_hours(*, writing_hours: float, mtbf: float) -> float:
             low = middle
         else:
             high = middle
-    return (low + high) / 2 * mtbf
+    return (low + high) / 2 * mtbf_hours
 
 
 def share_lost(
     *,
     every_hours: float,
     writing_hours: float,
-    mtbf: float,
+    mtbf_hours: float,
     restart_hours: float = 0.0,
     behind_hours: float = 0.0,
 ) -> float:
@@ -152,14 +152,14 @@ def share_lost(
     Raises:
         ValueError: an amount that is negative, or no interval or mean.
     """
-    positive(every_hours=every_hours, mtbf=mtbf)
+    positive(every_hours=every_hours, mtbf_hours=mtbf_hours)
     not_negative(
         writing_hours=writing_hours,
         restart_hours=restart_hours,
         behind_hours=behind_hours,
     )
     again = every_hours / 2 + behind_hours + restart_hours
-    return writing_hours / every_hours + again / mtbf
+    return writing_hours / every_hours + again / mtbf_hours
 
 
 def expected_hours(
@@ -167,7 +167,7 @@ def expected_hours(
     work_hours: float,
     every_hours: float,
     writing_hours: float,
-    mtbf: float,
+    mtbf_hours: float,
     restart_hours: float = 0.0,
 ) -> float:
     """Hours until the work is done, on average: exact for exponential failures.
@@ -175,23 +175,26 @@ def expected_hours(
     Raises:
         ValueError: an amount that is negative, or no work, interval or mean.
     """
-    positive(work_hours=work_hours, every_hours=every_hours, mtbf=mtbf)
+    positive(work_hours=work_hours, every_hours=every_hours, mtbf_hours=mtbf_hours)
     not_negative(writing_hours=writing_hours, restart_hours=restart_hours)
-    piece = math.expm1((every_hours + writing_hours) / mtbf)
-    return mtbf * math.exp(restart_hours / mtbf) * piece * work_hours / every_hours
+    piece = math.expm1((every_hours + writing_hours) / mtbf_hours)
+    longer = math.exp(restart_hours / mtbf_hours)
+    return mtbf_hours * longer * piece * work_hours / every_hours
 
 
 # Tried out ---------------------------------------------------------------------------
 
 
-def gaps(rng: np.random.Generator, mtbf: float, shape: float, count: int) -> np.ndarray:
+def gaps(
+    rng: np.random.Generator, mtbf_hours: float, shape: float, count: int
+) -> np.ndarray:
     """Hours between failures: exponential, or Weibull with the same mean.
 
     With a shape below 1 a failure makes the next one likelier for a while.
     """
     if shape == 1:
-        return rng.exponential(mtbf, count)
-    return rng.weibull(shape, count) * mtbf / math.gamma(1 + 1 / shape)
+        return rng.exponential(mtbf_hours, count)
+    return rng.weibull(shape, count) * mtbf_hours / math.gamma(1 + 1 / shape)
 
 
 def simulate(
@@ -199,7 +202,7 @@ def simulate(
     work_hours: float,
     every_hours: float,
     writing_hours: float,
-    mtbf: float,
+    mtbf_hours: float,
     restart_hours: float = 0.0,
     behind_hours: float = 0.0,
     shape: float = 1.0,
@@ -217,7 +220,12 @@ def simulate(
             `behind_hours` longer than an interval; a chance of getting through a piece
             so small that no run would end.
     """
-    positive(work_hours=work_hours, every_hours=every_hours, mtbf=mtbf, shape=shape)
+    positive(
+        work_hours=work_hours,
+        every_hours=every_hours,
+        mtbf_hours=mtbf_hours,
+        shape=shape,
+    )
     not_negative(
         writing_hours=writing_hours,
         restart_hours=restart_hours,
@@ -234,9 +242,10 @@ def simulate(
             f"behind_hours={behind_hours} must be at most an interval with its"
             f" checkpoint, {period}"
         )
-    if period + restart_hours > 20 * mtbf:
+    if period + restart_hours > 20 * mtbf_hours:
         raise ValueError(
-            f"every_hours={every_hours} is so long beside mtbf={mtbf} that no run ends"
+            f"every_hours={every_hours} is so long beside mtbf_hours={mtbf_hours} that"
+            " no run ends"
         )
     rng = np.random.default_rng(seed)
     elapsed = np.zeros(runs)
@@ -244,7 +253,7 @@ def simulate(
     lost = np.zeros(runs)  # hours that the last failure stops a run for
     busy = np.arange(runs)
     while busy.size:
-        gap = gaps(rng, mtbf, shape, busy.size)
+        gap = gaps(rng, mtbf_hours, shape, busy.size)
         usable = gap - lost[busy]
         ends = usable >= left[busy] * period
         # Pieces whose checkpoint can be used when the failure comes.

@@ -20,32 +20,32 @@ hours = st.floats(1e-3, 1e3)
 )
 def test_dalys_own_figures(mtbf_minutes, printed_minutes):
     """The captions of figures 3 to 5 of Daly 2006, all with δ of five minutes."""
-    found = rel.daly_hours(writing_hours=5 / 60, mtbf=mtbf_minutes / 60)
+    found = rel.daly_hours(writing_hours=5 / 60, mtbf_hours=mtbf_minutes / 60)
     assert found * 60 == pytest.approx(printed_minutes, rel=0.006)
 
 
 @given(writing=hours, mtbf=hours)
 def test_youngs_interval_loses_least_to_first_order(writing, mtbf):
-    best = rel.young_hours(writing_hours=writing, mtbf=mtbf)
-    least = rel.share_lost(every_hours=best, writing_hours=writing, mtbf=mtbf)
+    best = rel.young_hours(writing_hours=writing, mtbf_hours=mtbf)
+    least = rel.share_lost(every_hours=best, writing_hours=writing, mtbf_hours=mtbf)
     assert least == pytest.approx(math.sqrt(2 * writing / mtbf))
     for factor in (0.5, 0.9, 1.1, 2):
         other = rel.share_lost(
-            every_hours=best * factor, writing_hours=writing, mtbf=mtbf
+            every_hours=best * factor, writing_hours=writing, mtbf_hours=mtbf
         )
         assert other / least == pytest.approx((factor + 1 / factor) / 2)
 
 
 @given(writing=st.floats(1e-4, 1), mtbf=st.floats(0.5, 100), restart=st.floats(0, 1))
 def test_the_best_interval_is_the_best(writing, mtbf, restart):
-    best = rel.best_hours(writing_hours=writing, mtbf=mtbf)
+    best = rel.best_hours(writing_hours=writing, mtbf_hours=mtbf)
 
     def took(every):
         return rel.expected_hours(
             work_hours=1000,
             every_hours=every,
             writing_hours=writing,
-            mtbf=mtbf,
+            mtbf_hours=mtbf,
             restart_hours=restart,
         )
 
@@ -56,18 +56,18 @@ def test_the_best_interval_is_the_best(writing, mtbf, restart):
 
 def test_the_three_intervals_meet_where_checkpoints_are_short():
     for ratio, tolerance in ((1e-6, 0.002), (1e-3, 0.05)):
-        names = {"writing_hours": ratio, "mtbf": 1.0}
+        names = {"writing_hours": ratio, "mtbf_hours": 1.0}
         best = rel.best_hours(**names)
         assert rel.young_hours(**names) == pytest.approx(best, rel=tolerance)
     for ratio in (1e-4, 0.01, 0.1, 0.5):
-        names = {"writing_hours": ratio, "mtbf": 1.0}
+        names = {"writing_hours": ratio, "mtbf_hours": 1.0}
         best = rel.best_hours(**names)
         assert rel.daly_hours(**names) == pytest.approx(best, rel=0.02)
-    assert rel.daly_hours(writing_hours=3.0, mtbf=1.0) == 1.0  # δ ≥ 2 M
+    assert rel.daly_hours(writing_hours=3.0, mtbf_hours=1.0) == 1.0  # δ ≥ 2 M
 
 
 def test_the_share_lost_is_the_exact_time_to_first_order():
-    names = {"every_hours": 0.02, "writing_hours": 2e-4, "mtbf": 1.0}
+    names = {"every_hours": 0.02, "writing_hours": 2e-4, "mtbf_hours": 1.0}
     restart = 1e-3
     exact = rel.expected_hours(work_hours=1.0, restart_hours=restart, **names) - 1
     assert rel.share_lost(restart_hours=restart, **names) == pytest.approx(
@@ -78,9 +78,19 @@ def test_the_share_lost_is_the_exact_time_to_first_order():
 @pytest.mark.parametrize(
     "case",
     [
-        {"every_hours": 0.5, "writing_hours": 0.1, "mtbf": 4.0},
-        {"every_hours": 2.0, "writing_hours": 0.3, "mtbf": 3.0, "restart_hours": 0.5},
-        {"every_hours": 1.0, "writing_hours": 0.0, "mtbf": 1.0, "restart_hours": 1.0},
+        {"every_hours": 0.5, "writing_hours": 0.1, "mtbf_hours": 4.0},
+        {
+            "every_hours": 2.0,
+            "writing_hours": 0.3,
+            "mtbf_hours": 3.0,
+            "restart_hours": 0.5,
+        },
+        {
+            "every_hours": 1.0,
+            "writing_hours": 0.0,
+            "mtbf_hours": 1.0,
+            "restart_hours": 1.0,
+        },
     ],
 )
 def test_chance_agrees_with_the_closed_form(case):
@@ -111,7 +121,7 @@ def test_a_run_by_hand(monkeypatch):
         work_hours=4,
         every_hours=1,
         writing_hours=0.25,
-        mtbf=5,
+        mtbf_hours=5,
         restart_hours=0.5,
         runs=1,
     )
@@ -121,13 +131,18 @@ def test_a_run_by_hand(monkeypatch):
 def test_a_failure_while_it_restarts(monkeypatch):
     follow(monkeypatch, 1.5, 0.3, 9.0)
     took = rel.simulate(
-        work_hours=2, every_hours=1, writing_hours=0, mtbf=5, restart_hours=0.5, runs=1
+        work_hours=2,
+        every_hours=1,
+        writing_hours=0,
+        mtbf_hours=5,
+        restart_hours=0.5,
+        runs=1,
     )
     assert took == pytest.approx([1.5 + 0.3 + 0.5 + 1])
 
 
 def test_a_checkpoint_that_is_not_there_yet(monkeypatch):
-    names = {"work_hours": 3, "every_hours": 1, "writing_hours": 0, "mtbf": 5}
+    names = {"work_hours": 3, "every_hours": 1, "writing_hours": 0, "mtbf_hours": 5}
     follow(monkeypatch, 2.5, 9.0)
     assert rel.simulate(runs=1, behind_hours=0.4, **names) == pytest.approx([3.5])
     follow(monkeypatch, 2.5, 9.0)
@@ -135,7 +150,7 @@ def test_a_checkpoint_that_is_not_there_yet(monkeypatch):
 
 
 def test_written_beside_the_work_loses_more_per_failure():
-    names = {"every_hours": 0.5, "writing_hours": 0.01, "mtbf": 20.0}
+    names = {"every_hours": 0.5, "writing_hours": 0.01, "mtbf_hours": 20.0}
     took = rel.simulate(work_hours=500, behind_hours=0.2, runs=3000, **names)
     error = took.std(ddof=1) / math.sqrt(len(took))
     lost = took.mean() / 500 - 1
@@ -147,7 +162,7 @@ def test_written_beside_the_work_loses_more_per_failure():
 
 def test_without_failures_only_checkpoints_cost():
     took = rel.simulate(
-        work_hours=12, every_hours=3, writing_hours=0.5, mtbf=1e12, runs=5
+        work_hours=12, every_hours=3, writing_hours=0.5, mtbf_hours=1e12, runs=5
     )
     assert took == pytest.approx([14.0] * 5)
 
@@ -163,7 +178,7 @@ def test_gaps_have_the_mean_that_was_asked_for(shape):
 
 
 def test_the_same_seed_draws_the_same():
-    case = {"work_hours": 10, "every_hours": 1, "writing_hours": 0.1, "mtbf": 3}
+    case = {"work_hours": 10, "every_hours": 1, "writing_hours": 0.1, "mtbf_hours": 3}
     one, again, other = (rel.simulate(seed=s, runs=20, **case) for s in (1, 1, 2))
     assert (one == again).all()
     assert (one != other).any()
@@ -177,10 +192,10 @@ def test_the_interval_nearest_by():
 
 def test_the_course_says_youngs_interval_the_same_everywhere():
     assert elastic.best_interval(2.0, 30.0) == rel.young_hours(
-        writing_hours=2.0, mtbf=30.0
+        writing_hours=2.0, mtbf_hours=30.0
     )
     assert elastic.lost_share(3.0, 2.0, 30.0, 1.0) == rel.share_lost(
-        every_hours=3.0, writing_hours=2.0, mtbf=30.0, restart_hours=1.0
+        every_hours=3.0, writing_hours=2.0, mtbf_hours=30.0, restart_hours=1.0
     )
 
 
@@ -189,7 +204,7 @@ def test_the_course_says_youngs_interval_the_same_everywhere():
 
 def test_llama_fails_every_three_hours():
     life = rel.life_hours(failures=419, days=54, parts=16_384)
-    assert rel.mtbf_hours(life_hours=life, parts=16_384) == pytest.approx(
+    assert rel.mtbf_of_parts(life_hours=life, parts=16_384) == pytest.approx(
         3.09, abs=0.01
     )
     assert life == pytest.approx(50_677, abs=1)
@@ -201,10 +216,10 @@ def test_rsc_1_at_two_sizes_and_not_at_a_third():
     life = rel.RUNS[1].life[0]
     printed = {16_384: 1.8, 131_072: 0.23}
     for parts, hours_printed in printed.items():
-        found = rel.mtbf_hours(life_hours=life, parts=parts)
+        found = rel.mtbf_of_parts(life_hours=life, parts=parts)
         assert found == pytest.approx(hours_printed, rel=0.025)
     # Measured at 1,024: 7.9 hours. One rate for all sizes does not give that.
-    assert rel.mtbf_hours(life_hours=life, parts=1024) > 3 * 7.9
+    assert rel.mtbf_of_parts(life_hours=life, parts=1024) > 3 * 7.9
 
 
 @pytest.mark.parametrize("mean_down", [0.0, 0.4, 2.0, 6.0])
@@ -223,23 +238,26 @@ def test_spares_by_summing_the_chances(mean_down, risk):
     assert spares == 0 or too_few(spares - 1) > risk
 
 
-CASE = {"work_hours": 10, "every_hours": 1, "writing_hours": 0.1, "mtbf": 3}
+CASE = {"work_hours": 10, "every_hours": 1, "writing_hours": 0.1, "mtbf_hours": 3}
 
 
 @pytest.mark.parametrize(
     ("call", "named"),
     [
-        (lambda: rel.mtbf_hours(life_hours=0, parts=1), "life_hours=0"),
+        (lambda: rel.mtbf_of_parts(life_hours=0, parts=1), "life_hours=0"),
         (lambda: rel.life_hours(failures=0, days=1, parts=1), "failures=0"),
-        (lambda: rel.young_hours(writing_hours=0, mtbf=1), "writing_hours=0"),
-        (lambda: rel.daly_hours(writing_hours=1, mtbf=-1), "mtbf=-1"),
-        (lambda: rel.best_hours(writing_hours=math.nan, mtbf=1), "writing_hours=nan"),
+        (lambda: rel.young_hours(writing_hours=0, mtbf_hours=1), "writing_hours=0"),
+        (lambda: rel.daly_hours(writing_hours=1, mtbf_hours=-1), "mtbf_hours=-1"),
+        (
+            lambda: rel.best_hours(writing_hours=math.nan, mtbf_hours=1),
+            "writing_hours=nan",
+        ),
         (lambda: rel.simulate(**CASE | {"every_hours": 3}), "multiple of every_hours"),
-        (lambda: rel.simulate(**CASE | {"mtbf": 0}), "mtbf=0"),
+        (lambda: rel.simulate(**CASE | {"mtbf_hours": 0}), "mtbf_hours=0"),
         (lambda: rel.simulate(**CASE, restart_hours=-1), "restart_hours=-1"),
         (lambda: rel.simulate(**CASE, behind_hours=2), "behind_hours=2"),
         (lambda: rel.simulate(**CASE, shape=0), "shape=0"),
-        (lambda: rel.simulate(**CASE | {"mtbf": 0.01}), "no run ends"),
+        (lambda: rel.simulate(**CASE | {"mtbf_hours": 0.01}), "no run ends"),
         (lambda: rel.spares_needed(mean_down=-1, risk=0.1), "mean_down=-1"),
         (lambda: rel.spares_needed(mean_down=1, risk=0), "risk=0"),
     ],
