@@ -28,6 +28,7 @@ from llmlab.models import real_model
 from llmlab.models.accounting import kv_cache_bytes, parameters
 from llmlab.models.chips import chip
 from llmlab.models.presets import preset
+from llmlab.parallelism.choosing import Job, machine, planner, shapes
 
 # %% [markdown]
 # ## What it costs
@@ -450,11 +451,21 @@ for name, (n, d, peak, hours) in runs.items():
         end="",
     )
 print(f"\n{'DeepSeek-V3':15} 2.788 M hours at $2: ${2.788 * 2:.3f} M in all")
+large = shapes.llama(preset("llama-3.1-405b"))
+llama_job = Job(large, batch=2048, seq=8192, machine=machine("h100-80gb"))
+fastest = planner.search(llama_job, llama3.parts).ranked[0]
+days = planner.days(llama_job, fastest.step, 15.6e12)
+dollars = planner.dollars(llama3.parts, days, price.GPU_HOURS[0].dollars)
+print(
+    f"{'Llama 3.1 405B':15} the planner says {days * 24 * llama3.parts / 1e6:.1f} M",
+    end=" ",
+)
+print(f"hours, or ${dollars / 1e6:.0f} M at $2.69")
 
 # %% [markdown]
 # How busy a card is and how long the texts are decide more than its rent does, and both are the customer's. A brochure's dollars per token assume them silently. Bits move little here, because most of the memory holds caches. And who owns the card pays for the card: a vendor's watts matter to the grid, and hardly to this sum.
 #
-# DeepSeek printed 226.75 nodes, $87,072, $562,027 and 545% ([DeepSeek 2025](https://github.com/deepseek-ai/open-infra-index/blob/main/202502OpenSourceWeek/day_6_one_more_thing_deepseekV3R1_inference_system_overview.md "deepseek2025inference")): all of it follows from a handful of numbers, but for the rounding of its tokens. It also says what the 545% leave out: most tokens are not sold at that price, or not at all. The $5.576 M of DeepSeek-V3 ([2024](https://arxiv.org/abs/2412.19437 "deepseek2024v3")) are one run at an assumed rent, without the runs before it. (Rents: [Data Receipts 2026](https://github.com/datareceipts/data-receipts/tree/main/109-gpu-pricing "datareceipts2026gpu"), read on 9 November: one chip, a factor of 4.6.)
+# DeepSeek printed 226.75 nodes, $87,072, $562,027 and 545% ([DeepSeek 2025](https://github.com/deepseek-ai/open-infra-index/blob/main/202502OpenSourceWeek/day_6_one_more_thing_deepseekV3R1_inference_system_overview.md "deepseek2025inference")): all of it follows from a handful of numbers, but for the rounding of its tokens. It also says what the 545% leave out: most tokens are not sold at that price, or not at all. The $5.576 M of DeepSeek-V3 ([2024](https://arxiv.org/abs/2412.19437 "deepseek2024v3")) are one run at an assumed rent, without the runs before it. The planner of [choosing a split](../05-parallelism/11-choosing.ipynb) was fitted on A100 and asks for a fifth more hours than Llama took; that is how well one knows such a bill beforehand. (Rents: [Data Receipts 2026](https://github.com/datareceipts/data-receipts/tree/main/109-gpu-pricing "datareceipts2026gpu"), read on 9 November: one chip, a factor of 4.6.)
 #
 # ## Carbon
 #
