@@ -355,7 +355,7 @@ print(f"the H100 is the cheaper one if it is busy for more than {same:.0%} of th
 print("joules per token here:", why if used is None else f"{used / 8 / users:.2f}")
 
 # %% [markdown]
-# A rented card beats a laptop, if somebody uses it; but what a model this small reaches of a bound is another question. Now Llama 8B on that H100 as a service, with as many users as its memory holds: one assumption after the other from its low end to its high one, the rest in the middle. And the same card bought, if it costs $30,000, lasts four years and pays 8 cents per kWh (all assumed).
+# A rented card beats a laptop, if somebody uses it; but what a model this small reaches of a bound is another question. Now Llama 8B on that H100 as a service, with as many users as its memory holds: one assumption after the other from its low end to its high one, the rest in the middle. And the same card bought, if it costs 30,000 dollars, lasts four years and pays 8 cents per kWh (all assumed).
 
 # %% tags=["hide-input"]
 BASE = {
@@ -465,7 +465,7 @@ print(f"hours, or ${dollars / 1e6:.0f} M at $2.69")
 # %% [markdown]
 # How busy a card is and how long the texts are decide more than its rent does, and both are the customer's. A brochure's dollars per token assume them silently. Bits move little here, because most of the memory holds caches. And who owns the card pays for the card: a vendor's watts matter to the grid, and hardly to this sum.
 #
-# DeepSeek printed 226.75 nodes, $87,072, $562,027 and 545% ([DeepSeek 2025](https://github.com/deepseek-ai/open-infra-index/blob/main/202502OpenSourceWeek/day_6_one_more_thing_deepseekV3R1_inference_system_overview.md "deepseek2025inference")): all of it follows from a handful of numbers, but for the rounding of its tokens. It also says what the 545% leave out: most tokens are not sold at that price, or not at all. The $5.576 M of DeepSeek-V3 ([2024](https://arxiv.org/abs/2412.19437 "deepseek2024v3")) are one run at an assumed rent, without the runs before it. The planner of [choosing a split](../05-parallelism/11-choosing.ipynb) was fitted on A100 and asks for a fifth more hours than Llama took; that is how well one knows such a bill beforehand. (Rents: [Data Receipts 2026](https://github.com/datareceipts/data-receipts/tree/main/109-gpu-pricing "datareceipts2026gpu"), read on 9 November: one chip, a factor of 4.6.)
+# DeepSeek printed 226.75 nodes, 87,072 dollars of rent, 562,027 of sales and 545% ([DeepSeek 2025](https://github.com/deepseek-ai/open-infra-index/blob/main/202502OpenSourceWeek/day_6_one_more_thing_deepseekV3R1_inference_system_overview.md "deepseek2025inference")): all of it follows from a handful of numbers, but for the rounding of its tokens. It also says what the 545% leave out: most tokens are not sold at that price, or not at all. The 5.576 million dollars of DeepSeek-V3 ([2024](https://arxiv.org/abs/2412.19437 "deepseek2024v3")) are one run at an assumed rent, without the runs before it. The planner of [choosing a split](../05-parallelism/11-choosing.ipynb) was fitted on A100 and asks for a fifth more hours than Llama took; that is how well one knows such a bill beforehand. (Rents: [Data Receipts 2026](https://github.com/datareceipts/data-receipts/tree/main/109-gpu-pricing "datareceipts2026gpu"), read on 9 November: one chip, a factor of 4.6.)
 #
 # ## Carbon
 #
