@@ -21,7 +21,12 @@ def ascend_and_other_accelerators_step(answer):
     """TODO one line: what the exercise asks."""
     # TODO inputs that expose the usual mistake; the runner seeds the global generator
     x = torch.randn(3, 5)
-    got = expect(answer(x), shape=(3, 5), dtype=torch.float32, what="ascend_and_other_accelerators_step(x)")
+    got = expect(
+        answer(x),
+        shape=(3, 5),
+        dtype=torch.float32,
+        what="ascend_and_other_accelerators_step(x)",
+    )
     diagnose(
         got,
         right=ascend_and_other_accelerators.apply(x),
