@@ -678,8 +678,8 @@ def wrong_cycles() -> dict[str, Callable]:
             " meets a wait whose flag has no time yet."
         ),
         (
-            "`times[src, dst]` is a list of when it was set. The k-th wait of (src, dst)"
-            " takes `clock[dst] = max(clock[dst], times[src, dst][k])`. If a round"
+            "`times[src, dst]` is a list of when it was set. The k-th wait of (src,"
+            " dst) takes `clock[dst] = max(clock[dst], times[src, dst][k])`. If a round"
             " changes nothing and something is left: None."
         ),
     ),

@@ -6,6 +6,7 @@ layout.py      fractals: how a matrix lies in memory, NZ and its kin
 queues.py      units side by side, and the flags that make them wait
 rank_table.py  who is who in a job over several servers, for HCCL
 glm.py         a block of ChatGLM-6B
+porting.py     a Llama's parameters for Paddle and MindSpore; defaults that differ
 
 Start with core.py.
 """
@@ -15,6 +16,7 @@ from llmlab.chips.ascend_and_other_accelerators import (
     core,
     glm,
     layout,
+    porting,
     queues,
     rank_table,
 )
@@ -24,6 +26,7 @@ __all__ = [
     "core",
     "glm",
     "layout",
+    "porting",
     "queues",
     "rank_table",
 ]

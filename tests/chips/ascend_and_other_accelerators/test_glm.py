@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +12,7 @@ from hypothesis import strategies as st
 
 from llmlab.chips.ascend_and_other_accelerators import glm
 
+GOLDEN = Path(__file__).parents[1] / "golden/glm.json"
 SMALL = glm.GLMConfig(layers=3, hidden=24, heads=3, inner=40, vocab=50)
 
 
@@ -94,3 +98,11 @@ def test_parameters_by_counting_and_as_published():
 def test_nonsense_is_refused(call, says):
     with pytest.raises(ValueError, match=says):
         call()
+
+
+def test_the_published_block_computes_the_same():
+    """scripts/golden/asc_glm_goldens.py ran `modeling_chatglm.py`."""
+    golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
+    x, y = torch.tensor(golden["x"]), torch.tensor(golden["y"])
+    places = glm.positions(len(x), golden["prompt"], golden["mask"])
+    torch.testing.assert_close(run(x, golden["prompt"], places), y)
