@@ -36,6 +36,7 @@ SHAPE = dict(
     num_key_value_heads=2,
     max_position_embeddings=64,
     rms_norm_eps=1e-5,
+    tie_word_embeddings=False,  # PaddleFormers ties where nothing is said
 )
 B, T, d, f, D, V = 2, 7, 48, 80, 8, 61
 BLOCK = "model.layers.0."

@@ -22,6 +22,7 @@ import inspect
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -197,6 +198,18 @@ def in_torch() -> tuple[str, dict]:
                 F.scaled_dot_product_attention(zero[:, :, :2], zero, v, is_causal=True)
             ),
         ),
+        "Dropout(0.2) by its older name": (
+            "nn.Dropout(0.2)",
+            lambda: kept(nn.Dropout(0.2)(t(ONES))),
+        ),
+        "RoPE's fused kernel turns": (
+            "none; transformers' rotate_half",
+            lambda: "i with i + D/2",
+        ),
+        "cross entropy's newer form": (
+            "F.cross_entropy",
+            lambda: numbers(F.cross_entropy(t(LOGITS), tensor([1, 2]))),
+        ),
     }
 
 
@@ -313,8 +326,8 @@ def in_paddle() -> tuple[str, dict]:
             ),
         ),
         "RoPE's fused kernel turns": (
-            "fused_rotary_position_embedding",
-            lambda: {True: "2i with 2i + 1 (as documented)"}[
+            "fused_rotary_position_embedding, as documented",
+            lambda: {True: "2i with 2i + 1"}[
                 inspect.signature(fused_rotary_position_embedding)
                 .parameters["use_neox_rotary_style"]
                 .default
@@ -447,12 +460,12 @@ def in_mindspore() -> tuple[str, dict]:
             lambda: mindspore_attention(ms, ops),
         ),
         "RoPE's fused kernel turns": (
-            "ops.rotary_position_embedding",
-            lambda: {"0": "i with i + D/2 (as documented)"}[
+            "ops.rotary_position_embedding, as documented",
+            lambda: {"0": "i with i + D/2"}[
                 said(ops.rotary_position_embedding, "mode")
             ],
         ),
-        "cross entropy by mint": (
+        "cross entropy's newer form": (
             "mint.nn.functional.cross_entropy",
             lambda: mint.nn.functional.cross_entropy(t(LOGITS), t([1, 2])).asnumpy(),
         ),
@@ -520,12 +533,12 @@ def effects() -> dict[tuple[str, str], float]:
             linear.weight.data = linear.weight.data.T
         return logits(model)
 
-    def floored(q, k, v, mask):
-        """Softmax of max(x - max x, -64)."""
+    def floored(low, q, k, v, mask):
+        """Softmax of max(x - max x, low)."""
         k, v = (x.repeat_interleave(H // 2, 1) for x in (k, v))
         future = torch.ones(T, T).triu(1).bool()
         scores = (q @ k.transpose(2, 3) / q.shape[-1] ** 0.5).masked_fill(future, -1e4)
-        return (scores - scores.amax(-1, True)).clamp(min=-64).softmax(-1) @ v
+        return (scores - scores.amax(-1, True)).clamp(min=low).softmax(-1) @ v
 
     def over_heads(q, k, v, mask):
         """(batch, heads, tokens, channels) read as (batch, tokens, heads, channels)."""
@@ -576,7 +589,10 @@ def effects() -> dict[tuple[str, str], float]:
         ),
         ("Linear(3, 5)'s weight", "paddle"): (base, unturned()),
         ("Embedding of the padding's index", "paddle"): (base, logits(h=padded)),
-        ("softmax of 0, -1000", "paddle"): (base, logits(attention=floored)),
+        ("softmax of 0, -1000", "paddle"): (
+            logits(attention=partial(floored, -1e9)),
+            logits(attention=partial(floored, -64.0)),
+        ),
         ("attention takes", "paddle"): (base, logits(attention=over_heads)),
         ("RoPE's fused kernel turns", "paddle"): (base, neighbours()),
         ("AdamW: w = 1 after a step of 0.001", "mindspore"): (
