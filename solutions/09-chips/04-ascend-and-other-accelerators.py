@@ -100,7 +100,7 @@ def problems(table: dict) -> list[str]:
 check.problems(problems)
 
 # %% [markdown] tags=["solution"]
-# All of these end in the same way on a cluster: everybody waits for somebody who does not come, until a time is out. To look at the file takes a millisecond.
+# A wrong table is found out late: sixteen processes have started, and each waits for one that does not come. To look at the file takes a millisecond.
 
 # %% [markdown]
 # ## Exercise 4: cycles

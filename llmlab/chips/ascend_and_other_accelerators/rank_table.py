@@ -18,7 +18,7 @@ Everything is text, numbers as well. "rank table Startup" of MindSpore, and the 
 tools of MindFormers, `hccl_tools.py` (one server) and `merge_hccl.py` (puts them
 together, and gives new ranks in the order in which the files are named).
 
-`problems` says in words what would otherwise be a job that hangs until its time is out.
+`problems` says what is wrong in words, before sixteen processes wait for each other.
 """
 
 from __future__ import annotations
