@@ -288,7 +288,7 @@ document = torch.tensor(golden["after a document"]["ids"])  # begins with token 
 
 
 def turned(model):
-    """Paddle keeps (in, out); these two matrices are square, so they fit as they are."""
+    """Paddle keeps (in, out); these two are square and fit as they are."""
     for block in model.model.layers:
         for linear in (block.self_attn.q_proj, block.self_attn.o_proj):
             linear.weight.data = linear.weight.data.T.contiguous()
@@ -469,9 +469,9 @@ explore(
 # %% [markdown]
 # Above the line the cube waits. L0B's road is half as wide as L0A's, so $m$ and $n$ are not alike.
 #
-# ## At scale: LLaMA-13B on 16 NPUs
+# ## At scale
 #
-# The [planner](../05-parallelism/11-choosing.ipynb) with MindFormers' own split (two servers; [run_llama_13b.yaml](https://github.com/mindspore-lab/mindformers/blob/09dc3c65e370123abf54d7ee373a028ce6f91d33/configs/llama/run_llama_13b.yaml "mindformers2023yaml")), and with the 7B run for comparison. Memory is the yaml's 31 GB, bandwidth CANN's 32 bytes per cycle and core, links the talk's 3 × 240 Gbit/s in groups of four; 100 Gbit/s of network per NPU are assumed.
+# LLaMA-13B on 16 NPUs: the [planner](../05-parallelism/11-choosing.ipynb) with MindFormers' own split (two servers; [run_llama_13b.yaml](https://github.com/mindspore-lab/mindformers/blob/09dc3c65e370123abf54d7ee373a028ce6f91d33/configs/llama/run_llama_13b.yaml "mindformers2023yaml")), and with the 7B run for comparison. Memory is the yaml's 31 GB, bandwidth CANN's 32 bytes per cycle and core, links the talk's 3 × 240 Gbit/s in groups of four; 100 Gbit/s of network per NPU are assumed.
 
 # %%
 machine = Machine(

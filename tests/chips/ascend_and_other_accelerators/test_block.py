@@ -63,7 +63,7 @@ def back_names(found: dict, config: LlamaConfig, back) -> dict[str, torch.Tensor
         else porting.paddle_places(config)
     )
     grads = {}
-    for name, place in places.items():
+    for place in places.values():
         theirs = found.get(f"grad {place.name}")
         if theirs is not None:
             turned = theirs.shape != torch.Size(place.shape)
