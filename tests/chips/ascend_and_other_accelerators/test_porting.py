@@ -44,7 +44,8 @@ def ours() -> tuple[Llama, torch.Tensor, torch.Tensor]:
 
 def near(there: torch.Tensor, here: torch.Tensor) -> bool:
     """Within rounding of fp32, beside the largest number."""
-    return float((there - here).abs().max() / here.abs().max()) < 3e-6
+    with torch.no_grad():
+        return float((there - here).abs().max() / here.abs().max()) < 3e-6
 
 
 # The block --------------------------------------------------------------------------
@@ -104,6 +105,7 @@ def test_there_and_back_is_exact(other, tied, dtype):
     state, shape = state_of(tie_word_embeddings=tied)
     state = {name: x.to(dtype) for name, x in state.items()}
     there = getattr(porting, f"to_{other}")(state, shape)
+    assert all(x.is_contiguous() for x in there.values())  # safetensors wants it
     back = getattr(porting, f"from_{other}")(there, shape)
     if tied:
         del state["lm_head.weight"]  # the embedding again
@@ -111,7 +113,6 @@ def test_there_and_back_is_exact(other, tied, dtype):
     for name, x in state.items():
         assert torch.equal(back[name], x)
         assert back[name].dtype == dtype
-        assert back[name].is_contiguous()
 
 
 def test_paddle_turns_linears_and_not_the_head():
@@ -262,13 +263,14 @@ def test_effects_are_those_of_the_table():
         for row in porting.defaults()
         if row.effect is not None
     }
-    assert len(stored) == len(found) == 9
+    assert len(stored) == len(found) == 10
     for (thing, whose), effect in found.items():
         # an effect of rounding's size is another on another CPU
         kept = stored[thing, names[whose]]
         assert effect == pytest.approx(kept, rel=0.05, abs=2e-6), thing
 
 
+@pytest.mark.filterwarnings("ignore:Implicit dimension")
 def test_pytorchs_own_answers():
     """Those that are the same on every CPU."""
     _, asked = port_defaults_goldens.in_torch()
@@ -360,7 +362,9 @@ def test_then_threads_or_memory(kernel):
 def test_a_dot_is_for_the_cube():
     linalg = lowered("ascend", "product", "ttadapter")
     assert ops_of(linalg, "linalg").count("linalg.matmul") == 1
-    modes = {n: k["mix_mode"] for n, k in porting.lowered()["ascend"]["kernels"].items()}
+    modes = {
+        n: k["mix_mode"] for n, k in porting.lowered()["ascend"]["kernels"].items()
+    }
     assert modes == {"add": "aiv", "product": "mix", "second": "aiv", "gather": "aiv"}
 
 
