@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -332,6 +333,35 @@ def test_smollm2_here():
         kept = torch.tensor(text["top logits"])
         assert torch.allclose(logits[text["top ids"]], kept, atol=2e-3) == same
         assert (logits.topk(10).indices.tolist() == text["top ids"]) == same
+
+
+@pytest.mark.real_model
+def test_why_paddles_logits_differ_after_token_0():
+    """Two defaults together: no embedding for padding, and a softmax that ends at e⁻⁶⁴.
+
+    Each norm multiplies what leaks through the mask into a row of zeros, 30 layers long.
+    """
+    from llmlab.models import real_model
+
+    model = real_model.load()
+    text = porting.smollm2()["texts"]["after a document"]
+    kept = torch.tensor(text["top logits"])
+
+    def floored(low, q, k, v, mask):
+        T = q.shape[2]
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+        scores = q @ k.transpose(2, 3) / q.shape[-1] ** 0.5
+        scores = scores + torch.full((T, T), -1e4).triu(1)
+        return (scores - scores.amax(-1, True)).clamp(min=low).softmax(-1) @ v
+
+    with torch.no_grad():
+        embedded = model.model.embed_tokens(torch.tensor([text["ids"]]))
+        embedded[:, 0] = 0
+        for low, same in ((-64.0, True), (-1e9, False)):
+            attention = partial(floored, low)
+            logits = model(inputs_embeds=embedded, attention=attention)[0, -1]
+            apart = (logits[text["top ids"]] - kept).abs().max()
+            assert (apart < 0.1) == same
 
 
 # Ascend's lowering ------------------------------------------------------------------
