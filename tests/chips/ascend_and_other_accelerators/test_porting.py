@@ -339,7 +339,7 @@ def test_smollm2_here():
 def test_why_paddles_logits_differ_after_token_0():
     """Two defaults together: no embedding for padding, and a softmax that ends at e⁻⁶⁴.
 
-    Each norm multiplies what leaks through the mask into a row of zeros, 30 layers long.
+    What leaks through the mask into a row of zeros grows with the norm of each layer.
     """
     from llmlab.models import real_model
 
