@@ -9,18 +9,15 @@ Each step in its own environment, from the repository's root:
     python scripts/golden/port_block_goldens.py paddleformers    paddleformers 1.2.0
     python scripts/golden/port_block_goldens.py mindspore    mindspore 2.10.0,
                                                              safetensors, numpy<2
-    python scripts/golden/port_block_goldens.py compare      this project's
 
 `inputs` draws the weights under Hugging Face's names, embeddings h and the gradient of
 the logits, in fp16; the others compute in fp32. Parameters and their gradients are kept
 under the names and in the layouts of each framework. The map from ours is not taken
-from the package here, but written out: a test compares the two. `compare` writes
-llmlab/chips/ascend_and_other_accelerators/data/block.csv, the largest differences.
+from the package here, but written out: a test compares the two.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 import sys
 from pathlib import Path
@@ -29,9 +26,6 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 FOLDER = Path(__file__).resolve().parents[2] / "tests/chips/golden"
-TABLE = FOLDER.parents[2] / (
-    "llmlab/chips/ascend_and_other_accelerators/data/block.csv"
-)
 INPUTS = FOLDER / "port_inputs.safetensors"
 SHAPE = dict(
     vocab_size=61,
@@ -290,56 +284,8 @@ def in_mindspore() -> None:
     keep("mindspore", found, {"mindspore": ms.__version__})
 
 
-def differences() -> list[tuple[str, str, str, float, float]]:
-    """(Framework, version, tensor, largest difference, largest number), all of them."""
-    sys.path.insert(0, str(FOLDER.parents[2]))
-    import torch
-    from safetensors import safe_open
-
-    from llmlab.chips.ascend_and_other_accelerators import porting
-    from llmlab.models.llama import Llama, LlamaConfig
-
-    weights, h, seed = given()
-    config = LlamaConfig(**SHAPE)
-    model = Llama(config)
-    model.load_state_dict({n: torch.from_numpy(x) for n, x in weights.items()})
-    x = torch.from_numpy(h).requires_grad_()
-    logits = model(inputs_embeds=x)
-    logits.backward(torch.from_numpy(seed))
-    ours = {"logits": logits.detach(), "grad h": x.grad}
-    for name, p in model.named_parameters():
-        if p.grad is not None:
-            ours[f"grad {name}"] = p.grad
-    places = {"mindspore": porting.mindspore_places(config)}
-    places["paddle"] = places["paddleformers"] = porting.paddle_places(config)
-    rows = []
-    for whose, where in places.items():
-        with safe_open(FOLDER / f"port_{whose}.safetensors", "pt") as file:
-            versions = json.loads(file.metadata()["versions"])
-            for name, here in ours.items():
-                place = where.get(name.removeprefix("grad "))
-                there = file.get_tensor(f"grad {place.name}" if place else name)
-                # a head of nn.Linear lies as other linears do
-                head = whose == "paddle" and "lm_head" in name
-                there = there.T if head or (place and place.turned) else there
-                apart = float((there - here).abs().max())
-                most = float(here.abs().max())
-                version = list(versions.values())[-1]
-                rows.append((whose, version, name, apart, most))
-    return rows
-
-
-def compare() -> None:
-    """Write the table."""
-    with TABLE.open("w", encoding="utf-8", newline="") as file:
-        write = csv.writer(file, lineterminator="\n").writerow
-        write(["framework", "version", "tensor", "difference", "largest"])
-        for whose, version, name, apart, most in differences():
-            write([whose, version, name, f"{apart:.2g}", f"{most:.4g}"])
-
-
 if __name__ == "__main__":
     FOLDER.mkdir(parents=True, exist_ok=True)
     steps = {"inputs": inputs, "paddle": in_paddle, "mindspore": in_mindspore}
-    steps |= {"paddleformers": in_paddleformers, "compare": compare}
+    steps["paddleformers"] = in_paddleformers
     steps[sys.argv[1]]()

@@ -97,11 +97,14 @@ def in_torch() -> tuple[str, dict]:
     t = torch.from_numpy
     embedding = nn.Embedding(5, 3, padding_idx=0)
     nn.init.ones_(embedding.weight)  # as a checkpoint would
-    w = nn.Parameter(torch.ones(1))
-    w.grad = torch.full_like(w, 1e-2)
-    adam = torch.optim.AdamW([w])
-    adam.step()
-    u = adam.defaults
+    u = inspect.signature(torch.optim.AdamW).parameters
+
+    def stepped():
+        w = nn.Parameter(torch.ones(1))
+        w.grad = torch.full_like(w, 1e-2)
+        torch.optim.AdamW([w]).step()
+        return numbers(w.detach(), 6)
+
     v = torch.arange(1.0, 5).view(1, 1, 4, 1)
     zero = torch.zeros(1, 1, 4, 1)
     return torch.__version__, {
@@ -159,11 +162,13 @@ def in_torch() -> tuple[str, dict]:
         ),
         "AdamW: betas, eps, decay": (
             "optim.AdamW",
-            lambda: numbers([*u["betas"], u["eps"], u["weight_decay"]]),
+            lambda: numbers(
+                [*u["betas"].default, u["eps"].default, u["weight_decay"].default]
+            ),
         ),
         "AdamW: w = 1 after a step of 0.001": (
             "optim.AdamW, gradient 0.01",
-            lambda: numbers(w.detach(), 6),
+            stepped,
         ),
         "round": ("round", lambda: numbers(t(HALVES).round())),
         "argmax of 1 3 3 2": ("argmax", lambda: int(t(TIES).argmax())),

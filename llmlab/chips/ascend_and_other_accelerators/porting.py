@@ -14,9 +14,8 @@ PyTorch's; MindFormers' convert_weight.py renames, and stacks q, k and v if told
 
     d  hidden_size      D  head_dim      n  heads of a matrix      K  key/value heads
 
-A tied head is listed once, as the embedding. What was measured is in `data/`: a block
-in four frameworks, defaults, kernels lowered for Ascend, SmolLM2's logits by
-PaddleFormers: `block()`, `defaults()`, `lowered()`, `smollm2()`.
+A tied head is listed once, as the embedding. Measured defaults, kernels lowered for
+Ascend and SmolLM2's logits are in `data/`: `defaults()`, `lowered()`, `smollm2()`.
 """
 
 from __future__ import annotations
@@ -246,31 +245,6 @@ def split_qkv(
 # What was measured -------------------------------------------------------------------
 
 
-def _rows(name: str) -> list[dict]:
-    with (DATA / name).open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-@dataclass(frozen=True)
-class Apart:
-    """How far one tensor of the block is from PyTorch's: logits, or a gradient."""
-
-    framework: str
-    version: str
-    tensor: str
-    difference: float
-    largest: float  # number in PyTorch's tensor
-
-
-@cache
-def block() -> tuple[Apart, ...]:
-    """The rows of data/block.csv (scripts/golden/port_block_goldens.py)."""
-    return tuple(
-        Apart(**row | {name: float(row[name]) for name in ("difference", "largest")})
-        for row in _rows("block.csv")
-    )
-
-
 @dataclass(frozen=True)
 class Default:
     """What a framework does when nothing is said.
@@ -297,7 +271,8 @@ class Default:
 @cache
 def defaults() -> tuple[Default, ...]:
     """The rows of data/defaults.csv (scripts/golden/port_defaults_goldens.py)."""
-    rows = _rows("defaults.csv")
+    with (DATA / "defaults.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
     effects = [float(row.pop("effect") or "nan") for row in rows]
     return tuple(
         Default(**row, effect=None if effect != effect else effect)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from llmlab.chips.ascend_and_other_accelerators import porting
 from llmlab.models.llama import Llama, LlamaConfig
-from scripts.golden import port_block_goldens, port_defaults_goldens
+from scripts.golden import port_defaults_goldens
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 WHOSE = {
@@ -77,18 +77,6 @@ def test_gradients_of_all_weights(whose, back, ours):
     for name, p in model.named_parameters():
         if name != porting.EMBEDDING:
             assert near(found[name], p.grad), name
-
-
-def test_the_table_of_differences():
-    """All of rounding's size, here as where it was made."""
-    found = {(f, t): (d, most) for f, _, t, d, most in port_block_goldens.differences()}
-    rows = porting.block()
-    assert {(row.framework, row.tensor) for row in rows} == found.keys()
-    assert len(rows) == 3 * 13
-    for row in rows:
-        here, most = found[row.framework, row.tensor]
-        assert max(here, row.difference) < 3e-6 * most
-        assert row.largest == pytest.approx(most, rel=1e-3)
 
 
 def test_a_wrong_layout_would_show(ours):
@@ -285,13 +273,16 @@ def test_effects_are_those_of_the_table():
 
 @pytest.mark.filterwarnings("ignore:Implicit dimension")
 def test_pytorchs_own_answers():
-    """Those that are the same on every CPU."""
+    """Those that are the same on every CPU.
+
+    An optimiser's step is left out: with it PyTorch 2.13 imports its whole compiler.
+    """
     _, asked = port_defaults_goldens.in_torch()
     rows = [row for row in porting.defaults() if row.framework.startswith("PyTorch")]
     assert {row.thing for row in rows} == asked.keys()
     for row in rows:
         assert row.value == row.torch
-        if "int8" not in row.thing:
+        if "int8" not in row.thing and "step" not in row.thing:
             assert port_defaults_goldens.answer(asked[row.thing][1]) == row.value
 
 
