@@ -9,10 +9,10 @@ Four steps, each in its own environment, from the repository's root:
     MINDSPORE/bin/python scripts/golden/port_defaults_goldens.py mindspore FOLDER
     python scripts/golden/port_defaults_goldens.py table FOLDER
 
-(paddlepaddle 3.3.1; mindspore 2.10.0 with numpy<2; an x86 CPU). Each of the first three
-answers the same questions. The last puts them side by side, and takes each default of
-norms, activations, layouts and attention into the block of port_inputs.safetensors, to
-see what it does to the logits.
+(paddlepaddle 3.3.1 and paddleformers 1.2.0; mindspore 2.10.0, numpy<2; an x86 CPU.)
+Each of the first three answers the same questions. The last puts them side by side, and
+takes some of the defaults into the block of port_inputs.safetensors, to see what each
+does to the logits.
 """
 
 from __future__ import annotations
@@ -91,16 +91,20 @@ def in_torch() -> tuple[str, dict]:
     import torch
     import torch.nn.functional as F
     from torch import nn, tensor
+    from transformers import LlamaConfig
 
     torch.manual_seed(0)
     t = torch.from_numpy
     embedding = nn.Embedding(5, 3, padding_idx=0)
     nn.init.ones_(embedding.weight)  # as a checkpoint would
-    w = nn.Parameter(torch.ones(1))
-    w.grad = torch.full_like(w, 1e-2)
-    adam = torch.optim.AdamW([w])
-    adam.step()
-    u = adam.defaults
+    u = inspect.signature(torch.optim.AdamW).parameters
+
+    def stepped():
+        w = nn.Parameter(torch.ones(1))
+        w.grad = torch.full_like(w, 1e-2)
+        torch.optim.AdamW([w]).step()
+        return numbers(w.detach(), 6)
+
     v = torch.arange(1.0, 5).view(1, 1, 4, 1)
     zero = torch.zeros(1, 1, 4, 1)
     return torch.__version__, {
@@ -158,11 +162,13 @@ def in_torch() -> tuple[str, dict]:
         ),
         "AdamW: betas, eps, decay": (
             "optim.AdamW",
-            lambda: numbers([*u["betas"], u["eps"], u["weight_decay"]]),
+            lambda: numbers(
+                [*u["betas"].default, u["eps"].default, u["weight_decay"].default]
+            ),
         ),
         "AdamW: w = 1 after a step of 0.001": (
             "optim.AdamW, gradient 0.01",
-            lambda: numbers(w.detach(), 6),
+            stepped,
         ),
         "round": ("round", lambda: numbers(t(HALVES).round())),
         "argmax of 1 3 3 2": ("argmax", lambda: int(t(TIES).argmax())),
@@ -202,6 +208,14 @@ def in_torch() -> tuple[str, dict]:
             "nn.Dropout(0.2)",
             lambda: kept(nn.Dropout(0.2)(t(ONES))),
         ),
+        "a Llama's head is its embedding": (
+            "transformers' LlamaConfig()",
+            lambda: LlamaConfig().tie_word_embeddings,
+        ),
+        "a Llama's padding token": (
+            "transformers' LlamaConfig()",
+            lambda: LlamaConfig().pad_token_id,
+        ),
         "RoPE's fused kernel turns": (
             "none; transformers' rotate_half",
             lambda: "i with i + D/2",
@@ -218,6 +232,7 @@ def in_paddle() -> tuple[str, dict]:
     import paddle.nn.functional as F
     from paddle import nn
     from paddle.incubate.nn.functional import fused_rotary_position_embedding
+    from paddleformers.transformers import LlamaConfig
 
     paddle.seed(0)
     t = paddle.to_tensor
@@ -324,6 +339,14 @@ def in_paddle() -> tuple[str, dict]:
             lambda: numbers(
                 F.scaled_dot_product_attention(zero[:, :2], zero, v, is_causal=True)
             ),
+        ),
+        "a Llama's head is its embedding": (
+            "PaddleFormers' LlamaConfig()",
+            lambda: LlamaConfig().tie_word_embeddings,
+        ),
+        "a Llama's padding token": (
+            "PaddleFormers' LlamaConfig()",
+            lambda: LlamaConfig().pad_token_id,
         ),
         "RoPE's fused kernel turns": (
             "fused_rotary_position_embedding, as documented",
@@ -579,6 +602,8 @@ def effects() -> dict[tuple[str, str], float]:
 
     padded = h.clone()
     padded[:, 0] = 0
+    tied = block()
+    tied.lm_head.weight.data = tied.model.embed_tokens.weight.data
     base = logits()
     pairs = {
         ("RMSNorm epsilon", "paddle"): (base, logits(block(1e-5))),
@@ -589,6 +614,7 @@ def effects() -> dict[tuple[str, str], float]:
         ),
         ("Linear(3, 5)'s weight", "paddle"): (base, unturned()),
         ("Embedding of the padding's index", "paddle"): (base, logits(h=padded)),
+        ("a Llama's head is its embedding", "paddle"): (base, logits(tied)),
         ("softmax of 0, -1000", "paddle"): (
             logits(attention=partial(floored, -1e9)),
             logits(attention=partial(floored, -64.0)),

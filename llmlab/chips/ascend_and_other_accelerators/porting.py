@@ -9,7 +9,8 @@ Three things change on the way from PyTorch, and each is exact:
 
 PaddleFormers 1.2.0 turns the seven linears of a block around, and not the head:
 `lm_head.weight` stays (vocabulary, hidden). MindSpore's `nn.Dense` is laid out as
-PyTorch's; MindFormers' convert_weight.py renames.
+PyTorch's; MindFormers' convert_weight.py renames, and stacks q, k and v if told to
+(https://github.com/mindspore-lab/mindformers, mindformers/models/llama).
 
     d  hidden_size      D  head_dim      n  heads of a matrix      K  key/value heads
 

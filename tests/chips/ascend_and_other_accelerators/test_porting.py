@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,8 @@ def ours() -> tuple[Llama, torch.Tensor, torch.Tensor]:
 
 def near(there: torch.Tensor, here: torch.Tensor) -> bool:
     """Within rounding of fp32, beside the largest number."""
-    return float((there - here).abs().max() / here.abs().max()) < 3e-6
+    with torch.no_grad():
+        return float((there - here).abs().max() / here.abs().max()) < 3e-6
 
 
 # The block --------------------------------------------------------------------------
@@ -104,6 +106,7 @@ def test_there_and_back_is_exact(other, tied, dtype):
     state, shape = state_of(tie_word_embeddings=tied)
     state = {name: x.to(dtype) for name, x in state.items()}
     there = getattr(porting, f"to_{other}")(state, shape)
+    assert all(x.is_contiguous() for x in there.values())  # safetensors wants it
     back = getattr(porting, f"from_{other}")(there, shape)
     if tied:
         del state["lm_head.weight"]  # the embedding again
@@ -111,7 +114,6 @@ def test_there_and_back_is_exact(other, tied, dtype):
     for name, x in state.items():
         assert torch.equal(back[name], x)
         assert back[name].dtype == dtype
-        assert back[name].is_contiguous()
 
 
 def test_paddle_turns_linears_and_not_the_head():
@@ -262,21 +264,25 @@ def test_effects_are_those_of_the_table():
         for row in porting.defaults()
         if row.effect is not None
     }
-    assert len(stored) == len(found) == 9
+    assert len(stored) == len(found) == 10
     for (thing, whose), effect in found.items():
         # an effect of rounding's size is another on another CPU
         kept = stored[thing, names[whose]]
         assert effect == pytest.approx(kept, rel=0.05, abs=2e-6), thing
 
 
+@pytest.mark.filterwarnings("ignore:Implicit dimension")
 def test_pytorchs_own_answers():
-    """Those that are the same on every CPU."""
+    """Those that are the same on every CPU.
+
+    An optimiser's step is left out: with it PyTorch 2.13 imports its whole compiler.
+    """
     _, asked = port_defaults_goldens.in_torch()
     rows = [row for row in porting.defaults() if row.framework.startswith("PyTorch")]
     assert {row.thing for row in rows} == asked.keys()
     for row in rows:
         assert row.value == row.torch
-        if "int8" not in row.thing:
+        if "int8" not in row.thing and "step" not in row.thing:
             assert port_defaults_goldens.answer(asked[row.thing][1]) == row.value
 
 
@@ -320,6 +326,35 @@ def test_smollm2_here():
         assert (logits.topk(10).indices.tolist() == text["top ids"]) == same
 
 
+@pytest.mark.real_model
+def test_why_paddles_logits_differ_after_token_0():
+    """Two defaults together: no embedding for padding, and a softmax that ends at e⁻⁶⁴.
+
+    What leaks through the mask into a row of zeros grows with the norm of each layer.
+    """
+    from llmlab.models import real_model
+
+    model = real_model.load()
+    text = porting.smollm2()["texts"]["after a document"]
+    kept = torch.tensor(text["top logits"])
+
+    def floored(low, q, k, v, mask):
+        T = q.shape[2]
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+        scores = q @ k.transpose(2, 3) / q.shape[-1] ** 0.5
+        scores = scores + torch.full((T, T), -1e4).triu(1)
+        return (scores - scores.amax(-1, True)).clamp(min=low).softmax(-1) @ v
+
+    with torch.no_grad():
+        embedded = model.model.embed_tokens(torch.tensor([text["ids"]]))
+        embedded[:, 0] = 0
+        for low, same in ((-64.0, True), (-1e9, False)):
+            attention = partial(floored, low)
+            logits = model(inputs_embeds=embedded, attention=attention)[0, -1]
+            apart = (logits[text["top ids"]] - kept).abs().max()
+            assert (apart < 0.1) == same
+
+
 # Ascend's lowering ------------------------------------------------------------------
 
 
@@ -360,7 +395,9 @@ def test_then_threads_or_memory(kernel):
 def test_a_dot_is_for_the_cube():
     linalg = lowered("ascend", "product", "ttadapter")
     assert ops_of(linalg, "linalg").count("linalg.matmul") == 1
-    modes = {n: k["mix_mode"] for n, k in porting.lowered()["ascend"]["kernels"].items()}
+    modes = {
+        n: k["mix_mode"] for n, k in porting.lowered()["ascend"]["kernels"].items()
+    }
     assert modes == {"add": "aiv", "product": "mix", "second": "aiv", "gather": "aiv"}
 
 
