@@ -136,6 +136,19 @@ def test_a_flag_set_before_the_work_does_not_help():
     assert len(q.races(program)) == 1
 
 
+def test_a_flag_that_is_still_set_is_no_wait():
+    """A core would lose the second set; the write does not wait for the read."""
+    program = [
+        q.Set("MTE1", "M"),
+        q.Do("M", 1, "a", reads=("x",)),
+        q.Wait("MTE1", "M"),
+        q.Set("MTE1", "M"),
+        q.Do("MTE1", 1, "b", writes=("x",)),
+        q.Wait("MTE1", "M"),
+    ]
+    assert len(q.races(program)) == 1
+
+
 def test_busy_adds_up_to_the_work():
     run = q.simulate(q.product_program(4, 10, 5, 20, 1))
     assert run.busy("M") * run.cycles == pytest.approx(80)
