@@ -36,7 +36,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 
 DATAFLOWS = ("weight", "output", "input")
 NOTHING = -1  # no address: a port that is idle in this cycle
@@ -230,80 +230,105 @@ class Demands:
         return x, w, y
 
 
-def _addresses(
-    row: Int[np.ndarray, "*shape"],
-    column: Int[np.ndarray, "*shape"],
-    rows: int,
-    columns: int,
-    valid: Bool[np.ndarray, "*shape"],
-    turned: bool = False,
-) -> Int[np.ndarray, "*shape"]:
-    """Places in a matrix of rows × columns, NOTHING outside of it.
+def _padded(places: Int[np.ndarray, "a b"], rows: int, columns: int) -> np.ndarray:
+    """Cut into blocks of rows × columns: (folds across, folds down, rows, columns)."""
+    a, b = places.shape
+    down, across = -(-a // rows), -(-b // columns)
+    full = np.full((down * rows, across * columns), NOTHING, dtype=np.int32)
+    full[:a, :b] = places
+    blocks = full.reshape(down, rows, across, columns)
+    return blocks.transpose(2, 0, 1, 3)
 
-    `turned`: the matrix is stored as its transpose.
+
+def _places(rows: int, columns: int) -> Int[np.ndarray, "rows columns"]:
+    return np.arange(rows * columns, dtype=np.int32).reshape(rows, columns)
+
+
+def _laid(
+    cycles: int,
+    blocks: Int[np.ndarray, "across down lines ports"],
+    start: int,
+    period: int,
+    skew: int = 1,
+) -> Int[np.ndarray, "cycles ports"]:
+    """Line s of fold f comes to port p in cycle start + f period + s + skew p.
+
+    A skew is a stride: in a table of cycles × ports, one port further and one cycle
+    later is ports + 1 numbers further. So all folds are written at once.
     """
-    inside = valid & (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
-    place = column * rows + row if turned else row * columns + column
-    return np.where(inside, place, NOTHING)
+    across, down, lines, ports = blocks.shape
+    out = np.full((cycles, ports), NOTHING, dtype=np.int32)
+    number = out.itemsize
+    fold = period * ports * number
+    diagonal = np.ndarray(
+        shape=blocks.shape,
+        dtype=out.dtype,
+        buffer=out,
+        offset=start * ports * number,
+        strides=(down * fold, fold, ports * number, (skew * ports + 1) * number),
+    )
+    diagonal[...] = blocks
+    return out
 
 
 def _held_demands(run: Run) -> Demands:
-    """A block stays in the cells; `stream` lines pass it."""
-    down, across, stream = run.sizes
+    """A block stays in the cells; lines pass it."""
     rows, columns = run.array.rows, run.array.columns
-    turned = run.array.dataflow == "input"
-    t = np.arange(run.cycles)[:, None]
-    r, c = np.arange(rows)[None], np.arange(columns)[None]
-
-    def fold(time: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(cycles since the fold began, its first row, its first column)."""
-        f = time // run.period
-        first_row = f % run.folds_down * rows
-        first_column = f // run.folds_down * columns
-        return time - f * run.period, first_row, first_column
-
-    # Line s of the stream enters row r when the block is there, r cycles later.
-    s, first, _ = fold(t - rows - r)
-    here = (t - rows - r >= 0) & (t - rows - r < run.folds * run.period)
-    streamed = _addresses(s, first + r, stream, down, here & (s < stream), turned)
-    # It leaves column c below the last row.
-    s, _, first = fold(t - (2 * rows - 1) - c)
-    here = (t - (2 * rows - 1) - c >= 0) & (s < stream)
-    left = _addresses(s, first + c, stream, across, here, turned)
-    if run.array.double:
-        # A block is sent when the one before begins to work, the first row first.
-        since, first_row, first_column = fold(t - c + run.period - rows)
-        row = np.where(t - c < rows, t - c, since)
-        begins = t - c < rows  # the first block, which has none before it
-        first_row, first_column = (
-            np.where(begins, 0, each) for each in (first_row, first_column)
-        )
-        here = (t - c >= 0) & (row < rows)
+    down, across, stream = run.sizes
+    if run.array.dataflow == "weight":
+        streamed, held = _places(run.m, run.k), _places(run.k, run.n)
+        left = _places(run.m, run.n)
     else:
-        # Shifted in from above: the last row comes first; all columns at once.
-        since, first_row, first_column = fold(t + 0 * c)
-        row, here = rows - 1 - since, since < rows
-    held = _addresses(first_row + row, first_column + c, down, across, here, turned)
-    if turned:
-        return Demands(held, streamed, left)
-    return Demands(streamed, held, left)
+        streamed, held = _places(run.k, run.n).T, _places(run.m, run.k).T
+        left = _places(run.m, run.n).T
+    blocks = _padded(held, rows, columns)
+    # Each block of columns of `streamed` passes as often as there are folds across, and
+    # each of `left` comes once for every fold down.
+    lines = _padded(streamed, stream, rows).transpose(1, 0, 2, 3)
+    lines = np.broadcast_to(lines, (run.folds_across, *lines.shape[1:]))
+    results = _padded(left, stream, columns)
+    results = np.broadcast_to(results, (*blocks.shape[:2], *results.shape[2:]))
+
+    total, period = run.cycles, run.period
+    reads = _laid(total, lines, rows, period)
+    writes = _laid(total, results, 2 * rows - 1, period)
+    if run.array.double:
+        loads = _double_loads(run, blocks)
+    else:
+        # Shifted in from above: the last row comes first, all columns at once.
+        loads = _laid(total, blocks[:, :, ::-1], 0, period, skew=0)
+    if run.array.dataflow == "weight":
+        return Demands(reads, loads, writes)
+    return Demands(loads, reads, writes)
+
+
+def _double_loads(
+    run: Run, blocks: Int[np.ndarray, "across down rows columns"]
+) -> Int[np.ndarray, "cycles columns"]:
+    """A block is sent when the one before begins to work; its first row comes first."""
+    rows, columns = blocks.shape[2:]
+    flat = blocks.reshape(1, -1, rows, columns)
+    first = _laid(run.cycles, flat[:, :1], 0, run.period)
+    others = flat[:, 1:]
+    if others.shape[1]:
+        later = _laid(run.cycles, others, rows, run.period)
+        return np.maximum(first, later)
+    return first
 
 
 def _output_demands(run: Run) -> Demands:
     """A block of Y stays; X comes from the left, W from above, and Y leaves below."""
-    rows, columns = run.array.rows, run.array.columns
-    t = np.arange(run.cycles)[:, None]
-    r, c = np.arange(rows)[None], np.arange(columns)[None]
-    f, since = t // run.period, t % run.period
-    first_row = f % run.folds_down * rows
-    first_column = f // run.folds_down * columns
-
-    k = since - r
-    x = _addresses(first_row + r, k, run.m, run.k, k >= 0)
-    k = since - c
-    w = _addresses(k, first_column + c, run.k, run.n, k >= 0)
-    # Column c is shifted down as soon as its lowest cell has finished.
-    row = rows - 1 - (since - (rows + run.k - 1 + c))
-    here = (row >= 0) & (row < rows)
-    y = _addresses(first_row + row, first_column + c, run.m, run.n, here)
-    return Demands(x, w, y)
+    rows, columns, k = run.array.rows, run.array.columns, run.k
+    folds = (run.folds_across, run.folds_down)
+    x = _padded(_places(run.m, k).T, k, rows).transpose(1, 0, 2, 3)
+    w = _padded(_places(k, run.n), k, columns)
+    y = _padded(_places(run.m, run.n), rows, columns)
+    x = np.broadcast_to(x, (*folds, k, rows))
+    w = np.broadcast_to(w, (*folds, k, columns))
+    total, period = run.cycles, run.period
+    return Demands(
+        x=_laid(total, x, 0, period),
+        w=_laid(total, w, 0, period),
+        # A column is shifted down as soon as its lowest cell has finished.
+        y=_laid(total, y[:, :, ::-1], rows + k - 1, period),
+    )
