@@ -156,7 +156,9 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         cases = [
-            case(folder, flow, *shape) for shape in SHAPES for flow in ("ws", "os", "is")
+            case(folder, flow, *shape)
+            for shape in SHAPES
+            for flow in ("ws", "os", "is")
         ]
     versions = {name: version(name) for name in ("scalesim", "numpy")}
     lines = ",\n".join("  " + json.dumps(each) for each in cases)

@@ -112,7 +112,9 @@ def axis_seconds(torus: Torus, side: int, total: float) -> float:
     """All-gather to `total` bytes on each chip, over one axis of `side` chips."""
     shard = total / side
     if torus.wraps(side):
-        return torus.hop * math.ceil((side - 1) / 2) + shard * (side - 1) / 2 / torus.link
+        return (
+            torus.hop * math.ceil((side - 1) / 2) + shard * (side - 1) / 2 / torus.link
+        )
     return torus.hop * (side - 1) + shard * (side - 1) / torus.link
 
 
@@ -196,9 +198,7 @@ def gather(side: int, wrapped: bool = True) -> Gathered:
     return Gathered(holds, steps, max(crossed.values()), sent)
 
 
-def _goes(
-    piece: tuple[int, int], to: int, way: int, side: int, wrapped: bool
-) -> bool:
+def _goes(piece: tuple[int, int], to: int, way: int, side: int, wrapped: bool) -> bool:
     """Whether half a shard reaches chip `to` in that direction, not in the other one."""
     if not wrapped:
         return True
