@@ -69,7 +69,7 @@ def timing(meets: Callable | None = None, leaves: Callable | None = None) -> Cal
 def wrong_when() -> dict[str, Callable]:
     """Diagnosis → a wrong way."""
     return {
-        "the weights come in first: that takes as many cycles as there are rows": timing(
+        "the weights come in first, in as many cycles as there are rows": timing(
             lambda rows, m, r, c: m + r + c, lambda rows, m, r, c: rows - 1 + m + c
         ),
         "row r of the array gets its numbers r cycles later than row 0": timing(
@@ -457,7 +457,7 @@ def flat(total, sides, link, hop):
 def wrong_torus() -> dict[str, Callable]:
     """Diagnosis → a wrong way."""
     return {
-        "that is the all-gather alone: the reduce-scatter takes as long again": reducing(
+        "that is the all-gather alone: a reduce-scatter takes as long again": reducing(
             both=1.0
         ),
         "both directions work at the same time: half of the shards goes each"
@@ -477,8 +477,8 @@ def wrong_torus() -> dict[str, Callable]:
         " after the other": reducing(hops=lambda n: 1),
         "the bytes are cut into as many parts as there are axes, and all axes work at"
         " once": reducing(parts=lambda sides: 1, turns=False),
-        "each part begins with another axis: so all of them were sent over the same"
-        " one": reducing(turns=False),
+        "each part begins with another axis, and a step ends when the slowest part is"
+        " done: take the longest, not the mean": reducing(turns=False),
         "the bytes are cut into as many parts as there are axes": reducing(
             parts=lambda sides: 1
         ),
@@ -487,9 +487,6 @@ def wrong_torus() -> dict[str, Callable]:
         ),
         "at first each chip has one part in as many as there are chips": reducing(
             first=lambda sides: 1
-        ),
-        "a step ends when the slowest part is done: take the longest": reducing(
-            step=lambda took: sum(took) / len(took)
         ),
         "parts go over different axes at the same time: take the longest, not the"
         " sum": reducing(step=sum),

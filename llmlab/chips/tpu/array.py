@@ -256,7 +256,7 @@ def _laid(
     A skew is a stride: in a table of cycles × ports, one port further and one cycle
     later is ports + 1 numbers further. So all folds are written at once.
     """
-    across, down, lines, ports = blocks.shape
+    ports = blocks.shape[-1]
     out = np.full((cycles, ports), NOTHING, dtype=np.int32)
     number = out.itemsize
     fold = period * ports * number
@@ -265,7 +265,12 @@ def _laid(
         dtype=out.dtype,
         buffer=out,
         offset=start * ports * number,
-        strides=(down * fold, fold, ports * number, (skew * ports + 1) * number),
+        strides=(
+            blocks.shape[1] * fold,
+            fold,
+            ports * number,
+            (skew * ports + 1) * number,
+        ),
     )
     diagonal[...] = blocks
     return out
@@ -274,7 +279,7 @@ def _laid(
 def _held_demands(run: Run) -> Demands:
     """A block stays in the cells; lines pass it."""
     rows, columns = run.array.rows, run.array.columns
-    down, across, stream = run.sizes
+    stream = run.sizes[2]
     if run.array.dataflow == "weight":
         streamed, held = _places(run.m, run.k), _places(run.k, run.n)
         left = _places(run.m, run.n)

@@ -52,6 +52,7 @@ def empty(array: Array) -> Grid:
 
 
 def copied(grid: Grid) -> Grid:
+    """The registers as they are now."""
     return [list(row) for row in grid]
 
 

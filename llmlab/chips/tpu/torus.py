@@ -1,14 +1,16 @@
 """Chips on a torus, and how long collectives take on it.
 
 Each chip has a link to the next one on either side of each axis; where an axis wraps
-around, its ends are neighbours, too. α is the time of a hop, β⁻¹ = `link` the bytes/s of
-one link in one direction; both directions work at the same time.
+around, its ends are neighbours, too. α is the time of a hop, `link` the bytes/s of one
+link in one direction; both directions work at the same time.
 
-All-gather of V bytes over an axis of n chips: each has V / n at first. Half of the others
-is nearer one way round, half the other way, so over each link, in each direction,
+All-gather of V bytes over an axis of n chips: each has a shard of V / n at first. Half
+of the others is nearer one way round, half the other way. In each direction
 
-    ring    (n − 1) / 2 shards,  ⌈(n − 1) / 2⌉ hops:   t = α ⌈(n − 1) / 2⌉ + V (n − 1) / 2n link
-    line    n − 1 shards over the last link:           t = α (n − 1)       + V (n − 1) / n link
+    ring   (n − 1) / 2 shards cross each link, over ⌈(n − 1) / 2⌉ hops:
+           t = α ⌈(n − 1) / 2⌉ + (n − 1) / 2 · V / (n link)
+    line   n − 1 shards cross the last link, over n − 1 hops:
+           t = α (n − 1) + (n − 1) V / (n link)
 
 Over several axes the data are cut into as many parts as there are axes, and each part
 begins with another axis: all links work all the time. A reduce-scatter is an all-gather
@@ -199,7 +201,7 @@ def gather(side: int, wrapped: bool = True) -> Gathered:
 
 
 def _goes(piece: tuple[int, int], to: int, way: int, side: int, wrapped: bool) -> bool:
-    """Whether half a shard reaches chip `to` in that direction, not in the other one."""
+    """Whether half a shard reaches chip `to` in that direction."""
     if not wrapped:
         return True
     owner, half = piece
