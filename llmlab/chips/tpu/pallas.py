@@ -1,6 +1,7 @@
 """Kernels for a TPU in Pallas, run on a CPU by JAX's interpreter of a TPU.
 
-Pallas, https://docs.jax.dev/en/latest/pallas/tpu/index.html: a kernel is a function on
+Pallas, https://docs.jax.dev/en/latest/pallas/tpu/pipelining.html and for the rings
+https://docs.jax.dev/en/latest/pallas/tpu/distributed.html: a kernel is a function on
 references. Arrays lie in HBM; the core computes on VMEM only, so every number is copied
 there first. Who copies?
 
@@ -29,8 +30,8 @@ import itertools
 import linecache
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -50,8 +51,8 @@ BUGS = ("no wait", "next slot", "one slot")
 class Access:
     """One read or write that the interpreter recorded.
 
-    place holds (start, stop) of each axis; by is "chip 0" or "copy 3"; line is the
-    kernel's line, or "pallas_call" where the pipeline did it.
+    place holds (start, stop) of each axis; by is "chip 0" or "copy 3 of chip 0"; line
+    is the kernel's line, or "pallas_call" where the pipeline did it.
     """
 
     kind: str
@@ -60,7 +61,7 @@ class Access:
     place: tuple[tuple[int, int], ...]
     by: str
     line: str
-    clock: tuple[int, ...]
+    clock: np.ndarray = field(compare=False, repr=False)
 
     @property
     def elements(self) -> int:
@@ -72,13 +73,14 @@ class Access:
 
 @dataclass(frozen=True)
 class Copy:
-    """A copy that was carried out: where from, where to, and how much."""
+    """A copy that was carried out; number counts those that its chip has started."""
 
     number: int
     source: str
     source_chip: int
     target: str
     target_chip: int
+    place: tuple[tuple[int, int], ...]
     bytes: int
 
 
@@ -86,20 +88,21 @@ class Copy:
 class Report:
     """What the interpreter saw of one kernel.
 
-    left is what it printed at the end about semaphores that are not back at zero.
+    left_over is whether a semaphore was not back at zero at the end.
     """
 
     accesses: tuple[Access, ...]
-    left: tuple[str, ...]
+    left_over: bool
 
     @cached_property
     def races(self) -> tuple[tuple[Access, Access], ...]:
         """Pairs that nothing orders; of pairs of the same two lines the first one."""
         found = {}
-        for a, b in itertools.combinations(self.accesses, 2):
-            if "write" in (a.kind, b.kind) and _touch(a, b) and _unordered(a, b):
-                key = frozenset((x.kind, x.buffer, x.line) for x in (a, b))
-                found.setdefault(key, (a, b))
+        for _, group in itertools.groupby(self.accesses, _memory):
+            for a, b in itertools.combinations(group, 2):
+                if "write" in (a.kind, b.kind) and _touch(a, b) and unordered(a, b):
+                    lines = frozenset((x.kind, x.buffer, x.line) for x in (a, b))
+                    found.setdefault(lines, (a, b))
         return tuple(found.values())
 
     def loaded(self, buffer: str) -> int:
@@ -116,20 +119,27 @@ class Report:
 
     @property
     def copies(self) -> tuple[Copy, ...]:
-        """Copies by the kernel, in the order in which they were started."""
-        sides: dict[int, dict[str, Access]] = {}
+        """Copies by the kernel that were carried out, chip by chip."""
+        sides: dict[str, dict[str, Access]] = {}
         for access in self.accesses:
             if access.by.startswith("copy"):
-                number = int(access.by.split()[1])
-                sides.setdefault(number, {})[access.kind] = access
-        return tuple(
-            Copy(number, r.buffer, r.chip, w.buffer, w.chip, BYTES * w.elements)
-            for number, (r, w) in sorted(
-                (n, (side["read"], side["write"]))
-                for n, side in sides.items()
-                if len(side) == 2
-            )
-        )
+                sides.setdefault(access.by, {})[access.kind] = access
+        copies = []
+        for name, side in sides.items():
+            if len(side) == 2:
+                read = side["read"]
+                write = side["write"]
+                copy = Copy(
+                    number=int(name.split()[1]),
+                    source=read.buffer,
+                    source_chip=read.chip,
+                    target=write.buffer,
+                    target_chip=write.chip,
+                    place=write.place,
+                    bytes=BYTES * write.elements,
+                )
+                copies.append(copy)
+        return tuple(sorted(copies, key=lambda c: (c.source_chip, c.number)))
 
     @property
     def sent(self) -> tuple[Copy, ...]:
@@ -137,9 +147,14 @@ class Report:
         return tuple(c for c in self.copies if c.source_chip != c.target_chip)
 
 
+def _memory(access: Access) -> tuple[str, int]:
+    """Which memory an access is to: a buffer of a chip."""
+    return access.buffer, access.chip
+
+
 def _touch(a: Access, b: Access) -> bool:
-    """Whether two accesses have a place in common."""
-    return (a.buffer, a.chip) == (b.buffer, b.chip) and all(
+    """Whether two accesses to one memory have a place in common."""
+    return all(
         start < other_stop and other_start < stop
         for (start, stop), (other_start, other_stop) in zip(
             a.place, b.place, strict=True
@@ -147,10 +162,9 @@ def _touch(a: Access, b: Access) -> bool:
     )
 
 
-def _unordered(a: Access, b: Access) -> bool:
-    """Neither clock is at or below the other one everywhere."""
-    differences = np.subtract(a.clock, b.clock)
-    return bool(differences.max() > 0 > differences.min())
+def unordered(a: Access, b: Access) -> bool:
+    """Neither clock is at or below the other one everywhere: both may be at once."""
+    return bool((a.clock > b.clock).any() and (a.clock < b.clock).any())
 
 
 # ---------------------------------------------------------------- the interpreter
@@ -170,9 +184,9 @@ def settings(dma: str = "on_wait") -> Any:
     """How to interpret a kernel: `pallas_call(..., interpret=settings())`.
 
     dma says when a copy is carried out: "eager" at its start, "on_wait" when somebody
-    waits for it. A right kernel cannot tell them apart. Clocks have 256 places, so that
-    hardly any two copies share one; JAX's default on one chip lets all of them share
-    one, and copies that race with each other go unseen.
+    waits for it, so never if nobody does. A right kernel cannot tell them apart. Clocks
+    have 1024 places, so that hardly any two copies share one; by JAX's default all
+    copies on one chip share one, and those that race with each other go unseen.
 
     Raises:
         ValueError: dma is neither of the two.
@@ -183,7 +197,7 @@ def settings(dma: str = "on_wait") -> Any:
     from jax.experimental.pallas import tpu as pltpu
 
     return pltpu.InterpretParams(
-        detect_races=True, dma_execution_mode=dma, vector_clock_size=256
+        detect_races=True, dma_execution_mode=dma, vector_clock_size=1024
     )
 
 
@@ -217,21 +231,47 @@ def _line(frame: str) -> str:
     return text or f"line {found[2]}"
 
 
+def _names(reads: dict) -> dict[int, str]:
+    """The interpreter's number of each copy: whose copy it is, and which of them."""
+    chips = {
+        int(entry[0]): int(chip)
+        for (_, _, chip, _), entries in reads.items()
+        for entry in entries
+        if entry[0] >= FIRST
+    }
+    if len(set(chips.values())) == 1:
+        # copies that were never carried out count, too
+        return {number: f"copy {number - FIRST} of chip 0" for number in chips}
+    counts = dict.fromkeys(chips.values(), 0)
+    names = {}
+    for number in sorted(chips):
+        chip = chips[number]
+        names[number] = f"copy {counts[chip]} of chip {chip}"
+        counts[chip] += 1
+    return names
+
+
 def _accesses(
-    kind: str, records: dict, buffers: Sequence[tuple[str, tuple[int, ...]]]
-) -> Iterator[Access]:
-    """The records of one kind in plain words; they name buffers by number."""
-    for (_, number, chip, _), entries in records.items():
-        name, shape = buffers[int(number) - FIRST]
-        for actor, _, clock, ranges, frame in entries:
-            place = [
-                (r.start, r.stop) if isinstance(r, slice) else (r, r + 1)
-                for r in ranges
-            ]
-            place += [(0, size) for size in shape[len(place) :]]
-            by = f"copy {actor - FIRST}" if actor >= FIRST else f"chip {actor}"
-            clock = tuple(int(time) for time in clock)
-            yield Access(kind, name, int(chip), tuple(place), by, _line(frame), clock)
+    reads: dict, writes: dict, buffers: Sequence[tuple[str, tuple[int, ...]]]
+) -> tuple[Access, ...]:
+    """The records in plain words; they name buffers and copies by numbers."""
+    names = _names(reads)
+    found = []
+    for kind, records in (("read", reads), ("write", writes)):
+        for (_, number, chip, _), entries in records.items():
+            name, shape = buffers[int(number) - FIRST]
+            for actor, _, clock, ranges, frame in entries:
+                place = [
+                    (r.start, r.stop) if isinstance(r, slice) else (r, r + 1)
+                    for r in ranges
+                ]
+                place += [(0, size) for size in shape[len(place) :]]
+                by = names.get(int(actor), f"chip {actor}")
+                line = _line(frame)
+                access = Access(kind, name, int(chip), tuple(place), by, line, clock)
+                found.append(access)
+    # those of one actor stay in the order of its program
+    return tuple(sorted(found, key=lambda a: (*_memory(a), a.kind, a.by)))
 
 
 def watch(
@@ -262,17 +302,13 @@ def watch(
     finally:
         np.random.set_state(stream)
     reads, writes = _recorded()
-    accesses = [
-        *_accesses("read", reads, buffers),
-        *_accesses("write", writes, buffers),
-    ]
-    left = [line for line in said.getvalue().splitlines() if "non-zero" in line]
-    return value, Report(tuple(accesses), tuple(left))
+    left_over = "has non-zero count" in said.getvalue()
+    return value, Report(_accesses(reads, writes, buffers), left_over)
 
 
 def _positive(**values: int) -> None:
     for name, value in values.items():
-        if value != int(value) or value < 1:
+        if not isinstance(value, int | np.integer) or value < 1:
             raise ValueError(f"{name}={value} must be a whole number of at least 1")
 
 
@@ -297,7 +333,7 @@ def _axes(order: str) -> dict[str, Callable[..., tuple[int, int]]]:
     """Which block of each matrix a step (a, b, k) of the grid is about."""
     if order not in ("mn", "nm"):
         raise ValueError(
-            f"order={order!r} must be 'mn' or 'nm', the outer axis first; k is innermost"
+            f"order={order!r} must be 'mn' or 'nm': the outer axis first, k is within"
         )
     if order == "mn":
         return {
@@ -343,6 +379,19 @@ def matmul_loads(
     }
 
 
+def vmem_bytes(block_m: int, block_n: int, block_k: int) -> int:
+    """Bytes of VMEM that `matmul` takes: two slots for each block, and the total.
+
+    One slot is computed on while the pipeline fills or empties the other one.
+
+    Raises:
+        ValueError: a size is not a whole number of at least 1.
+    """
+    _positive(block_m=block_m, block_n=block_n, block_k=block_k)
+    inputs = block_m * block_k + block_k * block_n
+    return BYTES * (2 * inputs + 3 * block_m * block_n)
+
+
 def _matmul_kernel(k: int, block_k: int) -> Callable:
     """One step of the grid: y block += x block · w block, over the blocks of K."""
     import jax.numpy as jnp
@@ -381,8 +430,9 @@ def _matmul_call(sizes: tuple, blocks: tuple, order: str, interpret: Any) -> Cal
     from jax.experimental.pallas import tpu as pltpu
 
     maps = _axes(order)
-    _positive(**dict(zip(("block_m", "block_n", "block_k"), blocks, strict=True)))
-    (m, n, k), (block_m, block_n, block_k) = sizes, blocks
+    m, n, k = sizes
+    block_m, block_n, block_k = blocks
+    _positive(m=m, n=n, k=k, block_m=block_m, block_n=block_n, block_k=block_k)
     steps = {"m": pl.cdiv(m, block_m), "n": pl.cdiv(n, block_n)}
     return pl.pallas_call(
         _matmul_kernel(k, block_k),
@@ -406,11 +456,12 @@ def matmul(
     block_k: int,
     order: str = "mn",
 ) -> tuple[Float[np.ndarray, "m n"], Report]:
-    """x · w in blocks, and what was moved: blocks `report.loaded("x")`,
+    """x · w in blocks and in float32, and what was moved: blocks `report.loaded("x")`,
     `report.loaded("w")` and `report.stored("y")`.
 
     Raises:
-        ValueError: a block's side is below 1, an unknown order, or inner sizes differ.
+        ValueError: a size is not a whole number of at least 1, an unknown order, or
+            the inner sizes differ.
     """
     if x.shape[1] != w.shape[0]:
         raise ValueError(f"x is {x.shape} and w is {w.shape}: inner sizes must agree")
@@ -438,7 +489,6 @@ def refusal(m: int, n: int, k: int, block_m: int, block_n: int, block_k: int) ->
     Raises:
         ValueError: a size is not a whole number of at least 1.
     """
-    _positive(m=m, n=n, k=k, block_m=block_m, block_n=block_n, block_k=block_k)
     jax = _start()
     from jax import export
 
@@ -461,23 +511,26 @@ def _sum_kernel(blocks: int, rows: int, bug: str | None) -> Callable:
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import tpu as pltpu
 
+    def slot(block):
+        return 0 if bug == "one slot" else block % 2
+
     def kernel(x, y, slots, arrived):
         def copy(block):
-            slot = 0 if bug == "one slot" else block % 2
             source = x.at[pl.ds(block * rows, rows)]
-            return pltpu.make_async_copy(source, slots.at[slot], arrived.at[block % 2])
+            target = slots.at[slot(block)]
+            return pltpu.make_async_copy(source, target, arrived.at[block % 2])
 
         y[...] = jnp.zeros_like(y)
         copy(0).start()
         for block in range(blocks):
-            if block + 1 < blocks:
+            more = block + 1 < blocks
+            if more:
                 copy(block + 1).start()
-            if bug == "next slot":
-                if block + 1 < blocks:
-                    copy(block + 1).wait()
-            elif bug != "no wait":
+            if bug is None or bug == "one slot":
                 copy(block).wait()
-            y[...] += slots[0 if bug == "one slot" else block % 2]
+            elif bug == "next slot" and more:
+                copy(block + 1).wait()
+            y[...] += slots[slot(block)]
 
     return kernel
 
@@ -499,16 +552,17 @@ def sum_blocks(
         dma: when the interpreter carries a copy out, "on_wait" or "eager".
 
     Raises:
-        ValueError: rows is below 1, or an unknown bug or dma.
+        ValueError: a size is not a whole number of at least 1, an unknown bug, or an
+            unknown dma.
     """
-    _positive(rows=rows)
+    _positive(rows=rows, m=len(x), n=x.shape[1])
     if bug is not None and bug not in BUGS:
         raise ValueError(f"bug={bug!r} must be None or one of {BUGS}")
     jax = _start()
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import tpu as pltpu
 
-    blocks = max(1, -(-len(x) // rows))
+    blocks = -(-len(x) // rows)
     whole = np.zeros((blocks * rows, x.shape[1]), np.float32)
     whole[: len(x)] = x
     shape = (rows, x.shape[1])
@@ -547,6 +601,14 @@ def _meet(left: Any, right: Any) -> None:
     pl.semaphore_wait(here, 2)
 
 
+def _check_ring(p: int, **sizes: int) -> None:
+    if not 2 <= p <= CHIPS:
+        raise ValueError(
+            f"p={p} chips must be from 2 to {CHIPS}: one row for each chip"
+        )
+    _positive(**sizes)
+
+
 def _on_ring(
     kernel: Callable,
     shards: np.ndarray,
@@ -561,8 +623,6 @@ def _on_ring(
     from jax.experimental.pallas import tpu as pltpu
 
     p = len(shards)
-    if not 2 <= p <= CHIPS:
-        raise ValueError(f"chips={p} must be from 2 to {CHIPS}: a shard for each one")
     devices = jax.devices("cpu")
     if len(devices) < p:
         raise RuntimeError(
@@ -613,14 +673,17 @@ def ring_all_gather(
     that chip holds.
 
     Raises:
-        ValueError: fewer than 2 chips or more than CHIPS, or an unknown dma.
+        ValueError: fewer than 2 chips or more than CHIPS, nothing to send, or an
+            unknown dma.
         RuntimeError: JAX was started with fewer CPU devices.
     """
+    p, m, n = shards.shape
+    _check_ring(p, m=m, n=n)
     _start()
     from jax import lax
     from jax.experimental.pallas import tpu as pltpu
 
-    p, shape = len(shards), shards.shape[1:]
+    shape = (m, n)
 
     def kernel(x, y, sent, arrived):
         me = lax.axis_index("ring")
@@ -634,7 +697,7 @@ def ring_all_gather(
             copy.start()
             copy.wait()  # until ours has left and the left neighbour's has come
 
-    semaphores = [pltpu.SemaphoreType.DMA((max(p - 1, 1),))] * 2
+    semaphores = [pltpu.SemaphoreType.DMA((p - 1,))] * 2
     everything = (p, *shape)
     buffers = [("x", shape), ("y", everything), ("shard", shape), ("all", everything)]
     return _on_ring(kernel, np.float32(shards), everything, semaphores, buffers, dma)
@@ -684,19 +747,21 @@ def ring_all_reduce(
     is not added yet. Zeros fill the last chunk if p does not divide n.
 
     Raises:
-        ValueError: fewer than 2 chips or more than CHIPS, or an unknown dma.
+        ValueError: fewer than 2 chips or more than CHIPS, nothing to send, or an
+            unknown dma.
         RuntimeError: JAX was started with fewer CPU devices.
     """
+    p, n = values.shape
+    _check_ring(p, n=n)
     _start()
     from jax.experimental.pallas import tpu as pltpu
 
-    p, n = values.shape
     chunk = -(-n // p)
     chunks = np.zeros((p, p * chunk), np.float32)
     chunks[:, :n] = values
     chunks = chunks.reshape(p, p, 1, chunk)  # chip, chunk, row, number
     shape, slots = (p, 1, chunk), (2, 1, chunk)
-    steps = max(2 * p - 2, 1)
+    steps = 2 * p - 2
     scratch = [
         pltpu.VMEM(slots, np.float32),
         pltpu.SemaphoreType.DMA((steps,)),
