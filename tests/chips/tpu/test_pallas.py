@@ -38,17 +38,17 @@ def races_found() -> bool:
 
 # ------------------------------------------------------- a product, by the pipeline
 
-# m, n, k, blocks
+# m, n, k, blocks, order
 PRODUCTS = (
-    (8, 8, 8, (4, 4, 4)),
-    (10, 9, 13, (4, 4, 5)),
-    (5, 7, 3, (8, 8, 8)),
-    (6, 10, 13, (4, 3, 13)),
+    (8, 8, 8, (4, 4, 4), "mn"),
+    (10, 9, 13, (4, 4, 5), "nm"),
+    (5, 7, 3, (8, 8, 8), "mn"),
+    (6, 10, 13, (4, 3, 13), "mn"),
+    (6, 10, 13, (4, 3, 13), "nm"),
 )
 
 
-@pytest.mark.parametrize("order", ["mn", "nm"])
-@pytest.mark.parametrize(("m", "n", "k", "blocks"), PRODUCTS)
+@pytest.mark.parametrize(("m", "n", "k", "blocks", "order"), PRODUCTS)
 def test_a_product_and_what_it_moves(m, n, k, blocks, order):
     x, w = numbers(m, k), numbers(k, n)
     y, report = matmul(x, w, *blocks, order)
@@ -103,8 +103,15 @@ def sums(x: np.ndarray, rows: int) -> np.ndarray:
     return padded.reshape(-1, rows, x.shape[1]).sum(0)
 
 
-@pytest.mark.parametrize("dma", MODES)
-@pytest.mark.parametrize(("m", "n", "rows"), [(29, 5, 8), (6, 3, 2), (3, 4, 8)])
+@pytest.mark.parametrize(
+    ("m", "n", "rows", "dma"),
+    [
+        (29, 5, 8, "on_wait"),
+        (29, 5, 8, "eager"),
+        (6, 3, 2, "eager"),
+        (3, 4, 8, "eager"),
+    ],
+)
 def test_blocks_are_copied_and_added(m, n, rows, dma):
     x = numbers(m, n)
     y, report = sum_blocks(x, rows, dma=dma)
@@ -170,8 +177,7 @@ def test_a_copy_that_nobody_waits_for_is_never_carried_out():
 # ------------------------------------------------------------------ a ring of chips
 
 
-@pytest.mark.parametrize("dma", MODES)
-@pytest.mark.parametrize("p", [2, 4, 5])
+@pytest.mark.parametrize(("p", "dma"), [(2, "on_wait"), (4, "eager"), (5, "on_wait")])
 def test_all_gather(p, dma):
     shards = numbers(p, 3, 2)
     gathered, report = ring_all_gather(shards, dma)
@@ -184,7 +190,7 @@ def test_all_gather(p, dma):
     assert {c.bytes for c in report.sent} == {4 * 3 * 2}
 
 
-@pytest.mark.parametrize(("p", "n"), [(2, 3), (3, 7), (4, 8), (5, 11), (4, 1)])
+@pytest.mark.parametrize(("p", "n"), [(2, 3), (3, 1), (5, 11)])
 def test_all_reduce(p, n):
     values = numbers(p, n)
     reduced, report = ring_all_reduce(values)
@@ -212,7 +218,7 @@ def test_a_chunk_is_added_in_the_order_of_the_ring():
 
 @pytest.mark.parametrize("dma", MODES)
 def test_without_back_pressure_the_third_chunk_races(dma):
-    """Two slots are enough for two chunks; so three chips have no race, four do."""
+    """Two slots hold two chunks, whatever the neighbour does; four chips send three."""
     values = numbers(4, 8)
     _, report = ring_all_reduce(values, back_pressure=False, dma=dma)
     assert races_found() and not report.left_over
@@ -220,7 +226,10 @@ def test_without_back_pressure_the_third_chunk_races(dma):
     assert (use.buffer, use.kind, copy.kind) == ("inbox", "read", "write")
     assert "inbox" in use.line and use.by == "chip 0"
     assert copy.by == "copy 2 of chip 3", "that of the third step"
-    _, report = ring_all_reduce(values[:3], back_pressure=False, dma=dma)
+
+
+def test_three_chips_need_no_back_pressure():
+    _, report = ring_all_reduce(numbers(3, 7), back_pressure=False)
     assert not report.races and not races_found()
 
 
