@@ -233,6 +233,36 @@ def test_three_chips_need_no_back_pressure():
     assert not report.races and not races_found()
 
 
+def lowered(call, *arrays, buffers):
+    """In place of `watch`: JAX lowers the kernel for a TPU, and stops there."""
+    import jax
+    from jax import export
+
+    shapes = [
+        jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=getattr(a, "sharding", None))
+        for a in arrays
+    ]
+    exported = export.export(jax.jit(call), platforms=["tpu"])(*shapes)
+    return np.zeros(arrays[0].shape), exported
+
+
+@pytest.mark.parametrize(
+    ("call", "chips"),
+    [
+        (lambda: sum_blocks(np.ones((64, 128), np.float32), 8), 1),
+        (lambda: ring_all_gather(np.ones((4, 8, 128), np.float32)), 4),
+        (lambda: ring_all_reduce(np.ones((1, 4096), np.float32).repeat(4, 0)), 4),
+    ],
+)
+def test_kernels_that_a_tpu_would_take(call, chips, monkeypatch):
+    """Not only the interpreter: they are lowered for a TPU, without one."""
+    monkeypatch.setattr(pallas, "watch", lowered)
+    monkeypatch.setattr(pallas, "settings", lambda dma: False)
+    _, exported = call()
+    assert exported.nr_devices == chips and exported.platforms == ("tpu",)
+    assert "tpu_custom_call" in exported.mlir_module()
+
+
 # -------------------------------------------------------------- what must not happen
 
 
