@@ -8,6 +8,9 @@ SCALE-Sim 3.0.0 does not run with numpy 2.4. Beside the reports' figures, each c
 a digest of the demands: for each cycle and port the place in the matrix that is asked
 for, −1 where a port is idle, as 32-bit numbers. For "os" the demands for results are
 left out: they leave before they are done (see the lesson).
+
+`--serve` runs one product for each line that it gets, and answers with its seconds:
+`benchmarks/beside_scalesim.py` asks so.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import json
 import os
 import sys
 import tempfile
+import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -151,7 +155,22 @@ def case(folder, flow, rows, columns, m, k, n):
     return row
 
 
+def serve(flow, rows, columns, m, k, n):
+    """For each line that comes, the seconds of a layer of SCALE-Sim, and its cycles."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        for _ in sys.stdin:
+            made = layer(folder, flow, rows, columns, m, k, n)
+            started = time.perf_counter()
+            made.run()
+            made.calc_report_data()
+            print(time.perf_counter() - started, made.total_cycles, flush=True)
+
+
 def main():
+    if sys.argv[1] == "--serve":
+        serve(sys.argv[2], *map(int, sys.argv[3:]))
+        return
     target = Path(sys.argv[1]).resolve()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
