@@ -1,8 +1,8 @@
-"""What SCALE-Sim says of products on systolic arrays, kept for the tests.
+"""What SCALE-Sim says of products on systolic arrays, kept for the tests and the page.
 
     python3 -m venv V
     V/bin/pip install scalesim==3.0.0 "numpy<2.4"
-    V/bin/python scripts/golden/tpu_goldens.py tests/chips/golden/tpu.json
+    V/bin/python scripts/golden/tpu_goldens.py llmlab/chips/data/tpu_scale_sim.json
 
 SCALE-Sim 3.0.0 does not run with numpy 2.4. Beside the reports' figures, each case has
 a digest of the demands: for each cycle and port the place in the matrix that is asked

@@ -51,6 +51,7 @@ LESSONS = (
     "08-compilers/06-triton",
     "08-compilers/07-tensorrt",
     "09-chips/01-chips-and-roofline",
+    "09-chips/03-tpu",
 )
 CELLS = 28  # at most
 LINES = 150  # of code that is not folded, at most

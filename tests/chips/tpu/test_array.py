@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmlab import chips
 from llmlab.chips.tpu import NOTHING, Array, Run, cycles, product, report
 from llmlab.chips.tpu.scale_sim import FLOWS
 
 GOLDEN = json.loads(
-    (Path(__file__).parents[1] / "golden" / "tpu.json").read_text(encoding="utf-8")
+    (Path(chips.__path__[0]) / "data" / "tpu_scale_sim.json").read_text("utf-8")
 )
 SIDES = st.integers(1, 5)
 FLOWS_HERE = [
