@@ -8,6 +8,8 @@ import csv
 import json
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 
@@ -15,6 +17,7 @@ from llmlab import chips as part
 from llmlab.checks.chips.tpu import check
 from llmlab.chips import tpu
 from llmlab.chips.chips_and_roofline import ridge
+from llmlab.chips.tpu import pallas
 from llmlab.course import (
     compare,
     explore,
@@ -216,13 +219,6 @@ for case in stored["cases"]:
         print(f"64³ on 32 × 32, {case['flow']}: it says {case['cycles']},", end=" ")
         print(f"registers take {run.cycles}")
 compare(torch.tensor(ours), torch.tensor(theirs), f"{len(ours)} reports", tol=1e-6)
-
-# %% [markdown]
-# `tpu.report` counts as it does, and that differs from what registers do in four places. It prints the number of the last cycle, one less than there are. With outputs that stay, its results leave in no time: 32 cycles per block are missing, and a result is written before its last product. There it also counts rows + columns more writes per block than there are results. And its "compute utilisation" with weights that stay divides by cycles that are $C - 1$ too many per block. None matters for a ranking of arrays; each matters for an argument about 5%.
-#
-# It also follows three memories, which ours does not, and takes most of its time for that. Both sides' time for the figures above, in turn, on one core:
-
-# %%
 with (Path(part.__path__[0]) / "data" / "tpu_scale_sim.csv").open() as file:
     lines = [*csv.DictReader(file)]
 for flow in ("ws", "os"):
@@ -232,22 +228,26 @@ for flow in ("ws", "os"):
         if line["flow"] == flow
     ]
     low, middle, high = np.quantile(ratios, [0, 0.5, 1])
-    print(f"{flow}: {middle:.0f} × faster ({low:.0f} to {high:.0f}, {len(ratios)} runs)")
+    print(
+        f"{flow}: {middle:.0f} × faster ({low:.0f} to {high:.0f}, {len(ratios)} runs)"
+    )
 
 # %% [markdown]
+# `tpu.report` counts as it does, and that differs from what registers do in four places. It prints the number of the last cycle, one less than there are. With outputs that stay, its results leave in no time: 32 cycles per block are missing, and a result is written before its last product. There it also counts rows + columns more writes per block than there are results. And its "compute utilisation" with weights that stay divides by cycles that are $C - 1$ too many per block. None matters for a ranking of arrays; each matters for an argument about 5%. The last lines are times for the same figures of 64³, in turn on one core, stored when they were measured; SCALE-Sim also follows three memories, which ours does not, and that takes most of its time.
+#
 # ## The experiment
 #
-# The shapes of two real models, a layer of seven products, on the two sizes of array that TPUs have had. Left: one product of SmolLM2, cycle by cycle. Right: the whole layer.
+# The shapes of two real models, a layer of seven products, on the two sizes of array that TPUs have had. Above: one product of SmolLM2, cycle by cycle. Below: the whole layer.
 
 # %% tags=["hide-input"]
 big = tpu.Array(256, 256, "weight", double=True)
 fig, (left, right) = plt.subplots(2, 1, figsize=(4.8, 5.6))
-shades = {32: palette.orange, 128: palette.green, 512: palette.blue}
+shades = {256: palette.blue, 128: palette.green, 32: palette.orange}
 for tokens, color in shades.items():
     run = tpu.layer_runs(small, tokens, mxu)["self_attn.k_proj"]
     share = run.busy / mxu.cells
     left.plot(share, color=color, lw=1.2, label=f"{tokens} tokens")
-left.set(xlabel="cycle", ylabel="cells at work", xlim=(0, 2500), ylim=(0, 1.02))
+left.set(xlabel="cycle", ylabel="cells at work", xlim=(0, 3000), ylim=(0, 1.02))
 left.legend(fontsize=9, loc="upper right")
 counts = [2**i for i in range(12)]
 for config, name, style in ((llama, "LLaMA-7B", "-"), (small, "SmolLM2", "--")):
@@ -264,9 +264,9 @@ right.legend(fontsize=9, loc="upper left")
 figure(
     fig,
     alt=(
-        "Above: with 32 tokens the work on SmolLM2's keys is a row of separate peaks at"
-        " a quarter of the cells; with 128 it is a plateau with dips where an edge"
-        " block is half empty, with 512 the same, longer. Below: utilisation grows in"
+        "Above, SmolLM2's keys: with 32 tokens a quarter of the cells work, then an"
+        " eighth where the matrix ends inside a block; with 128 tokens all, then half;"
+        " with 256 the same, twice as long. Below: utilisation grows in"
         " proportion to the tokens up to 128 or 256, then is flat: near 1 for LLaMA-7B,"
         " at 0.86 and 0.69 for SmolLM2."
     ),
@@ -280,13 +280,13 @@ for config, name in ((llama, "LLaMA-7B"), (small, "SmolLM2")):
             f" {tpu.mapping(runs):5.1%}; half of that from {half} tokens, 90% from {most}"
         )
 
-# %% tags=["hide-output"]
+# %% tags=["hide-cell"]
 better.settle("128 × 128")
 
 # %% [markdown]
 # Up to $R$ rows a block costs $R$ cycles, whatever comes through: **the time does not depend on the number of tokens, and the multipliers at work do**. That is where 100 tokens for the price of one come from. From $R$ on, what is lost is edges: 576 is four and a half blocks of 128, two and a quarter of 256. LLaMA-7B's 4,096 and 11,008 divide by both, and this is no accident of its authors.
 #
-# But is it the array for which a decode step waits? Its weights must come out of HBM, too:
+# But is it the array for which a decode step waits? Its weights must come out of HBM, too. And a peak is 2 × arrays × cells × clock, so Google's printed peaks and numbers of arrays imply a clock:
 
 # %%
 v5e, v6e = chip("TPU v5e"), chip("TPU v6e")
@@ -295,18 +295,10 @@ for each in (v5e, v6e):
     tokens = ridge(each.speed("bf16"), each.bandwidth)  # two FLOP, two bytes
     fed = made.units * made.side * 2 * made.clock  # a row of weights per cycle
     print(
-        f"{each.name}: the arrays fill up at {made.side} tokens, the memory is fast"
-        f" enough from {tokens:.0f}; loads take {fed / each.bandwidth:.1f} × its rate"
+        f"{each.name}: arrays full from {made.side} tokens, HBM fast enough from"
+        f" {tokens:.0f}; the arrays could load {fed / each.bandwidth:.1f} × as fast"
     )
-
-# %% [markdown]
-# So HBM is the first limit, the array the second: a batch that no longer waits for memory is also large enough for the array. Where weights stay on the chip, in VMEM, only the second one is left.
-#
-# ## Generations
-#
-# A peak is 2 × arrays × cells × clock. So Google's printed peaks and numbers of arrays imply a clock:
-
-# %%
+print()
 for made in tpu.GENERATIONS.values():
     print(
         f"{made.name:8} {made.peak / 1e12:6,.0f} TFLOP/s = 2 × {made.units} ×"
@@ -314,11 +306,13 @@ for made in tpu.GENERATIONS.values():
     )
 
 # %% [markdown]
-# 1.50 GHz is what Google's authors say of the v5e ([Austin et al. 2025](https://jax-ml.github.io/scaling-book/tpus/ "austin2025tpus")). Then the [v6e](https://docs.cloud.google.com/tpu/docs/v6e "google2025tpuv6e"): two arrays of 256² would need 3.50 GHz, and JAX's table for the [TPU7x](https://github.com/jax-ml/jax "jax2026tpuinfo") implies 4.40. Either a cell makes two products per clock or there are more cells; an [earlier version](https://cloud.google.com/tpu/docs/v6e?authuser=9 "google2024tpuv6e") of the v6e page had four arrays. Ask, before you compute a utilisation: your denominator depends on it. (TPU v1's operations are int8.)
+# HBM is the first limit, the array the second: a batch that no longer waits for memory is also large enough for the array. Where weights stay on the chip, in VMEM, only the second one is left.
+#
+# Now the clocks. 1.50 GHz is what Google's authors say of the v5e ([Austin et al. 2025](https://jax-ml.github.io/scaling-book/tpus/ "austin2025tpus")). Then the [v6e](https://docs.cloud.google.com/tpu/docs/v6e "google2025tpuv6e"): two arrays of 256² would need 3.50 GHz, and JAX's table for the [TPU7x](https://github.com/jax-ml/jax "jax2026tpuinfo") implies 4.40. Either a cell makes two products per clock or there are more cells; an [earlier version](https://cloud.google.com/tpu/docs/v6e?authuser=9 "google2024tpuv6e") of the v6e page had four arrays. Ask, before you compute a utilisation: your denominator depends on it. (TPU v1's operations are int8.)
 #
 # ## What XLA makes of shapes
 #
-# A vector register holds 8 × 128 numbers, and arrays lie in memory in such tiles, filled up ([Google](https://cloud.google.com/tpu/docs/performance-guide "google2025tpuperformance")). What a tile adds, in float32:
+# A vector register holds 8 × 128 numbers, and arrays lie in memory in such tiles, filled up ([Google](https://cloud.google.com/tpu/docs/performance-guide "google2025tpuperformance")). What a tile adds, in float32; and what XLA gets from JAX, which lowers for a TPU without having one:
 
 # %%
 for what, shape in {
@@ -332,40 +326,32 @@ for what, shape in {
     more = tpu.padded_bytes(shape, 4) / plain
     print(f"{what:26} {shape!s:14} → {tpu.padded(shape)!s:14} {more:5.2f} × the bytes")
 
-# %% [markdown]
-# JAX lowers for a TPU without having one. What the compiler then gets is a program with shapes, and no word of tiles, blocks or cycles; all of these are XLA's to choose:
-
-# %%
-import jax
-import jax.numpy as jnp
-
 jax.config.update("jax_num_cpu_devices", 8)  # for the ring below
 mlp = jax.jit(lambda x, w: jax.nn.relu(x @ w))
 shapes = [jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in ((1, 576), (576, 1536))]
-for line in str(jax.export.export(mlp, platforms=["tpu"])(*shapes)).splitlines():
+lowered = jax.export.export(mlp, platforms=["tpu"])(*shapes)
+for line in lowered.mlir_module().splitlines():
     if "dot_general" in line or "maximum" in line:
         print(line.split(" loc(")[0].strip())
 
 # %% [markdown]
+# The program has shapes, and no word of tiles, blocks or cycles: they are the compiler's to choose.
+#
 # ## Pallas: saying it oneself
 #
-# A Pallas kernel names what XLA would choose: a *grid* of steps, a *BlockSpec* per matrix (which block a step needs), and, by hand, *DMA*: copies that run beside the work, each with a semaphore to wait for. JAX has an interpreter of TPU cores that keeps a clock for each actor. It runs `pallas.matmul`, a product over a grid whose blocks are double-buffered, and counts:
+# A Pallas kernel names what XLA would choose: a *grid* of steps, a *BlockSpec* per matrix (which block a step needs), and, by hand, *DMA*: copies that run beside the work, each with a semaphore to wait for. JAX has an interpreter of TPU cores that keeps a clock for each actor. It runs `pallas.matmul`, a product over a grid whose blocks are double-buffered, and counts; then a kernel that adds up blocks, copies by hand, and forgets to wait. The interpreter may carry a copy out when it is started, or when somebody waits for it; hardware promises neither.
 
 # %%
-from llmlab.chips.tpu import pallas
-
 rng = np.random.default_rng(0)
 x, w = (rng.standard_normal(s).astype(np.float32) for s in ((32, 256), (256, 128)))
 y, seen = pallas.matmul(x, w, block_m=16, block_n=128, block_k=128)
 compare(torch.tensor(y), torch.tensor(x @ w), "the product", tol=1e-4)
 loads = pallas.matmul_loads(32, 128, 256, 16, 128, 128)
-print("blocks of x, w, y:", seen.loaded("x"), seen.loaded("w"), seen.stored("y"), end="")
+print(
+    "blocks of x, w, y:", seen.loaded("x"), seen.loaded("w"), seen.stored("y"), end=""
+)
 print("; by the grid:", *(count for count, _ in loads.values()))
 
-# %% [markdown]
-# Each of the two block rows of $y$ loads all of $W$ again: the grid decides the traffic. Now a kernel that copies by hand and forgets to wait. The interpreter may carry a copy out when it is started, or when somebody waits for it; hardware promises neither:
-
-# %%
 blocks = rng.standard_normal((16, 128)).astype(np.float32)
 wanted = blocks[:8] + blocks[8:]
 for dma in ("on_wait", "eager"):
@@ -375,7 +361,7 @@ for dma in ("on_wait", "eager"):
 print(*seen.races[0], sep="\n  and ")
 
 # %% [markdown]
-# The second run is right, and it is the one that must frighten: the sum came out, and nothing orders the read and the write that it is made of. Only the clocks show it, with both lines. (A copy that is never carried out cannot race, but its NaN are hard to miss.)
+# Each of the two block rows of $y$ loads all of $W$ again: the grid decides the traffic. Of the two careless runs the second is right, and it must frighten: the sum came out, and nothing orders the read and the write that it is made of. Only the clocks show it, with both lines. (A copy that is never carried out cannot race, but its NaN are hard to miss.)
 #
 # ## Chips on a torus
 #
@@ -383,7 +369,7 @@ print(*seen.races[0], sep="\n  and ")
 #
 # $$t = \frac{V (1 - 1/N)}{d\,w} \quad\text{plus hops},$$
 #
-# which is also the least that any algorithm can take. First on four simulated TPUs: Pallas' ring sends in one direction, so its bytes are known:
+# which is also the least that any algorithm can take. First on four simulated TPUs, by a ring in Pallas that sends in one direction; then pods:
 
 # %%
 values = rng.standard_normal((4, 256)).astype(np.float32)
@@ -391,11 +377,12 @@ sums, seen = pallas.ring_all_reduce(values)
 compare(torch.tensor(sums[3]), torch.tensor(values.sum(0)), "chip 3", tol=1e-5)
 sent = sum(copy.bytes for copy in seen.sent)
 print(f"sent {sent:,} bytes; 4 chips × 2 (1 − 1/4) × 1,024 = {4 * 2 * 3 * 1024 // 4:,}")
-print(f"races: {len(seen.races)}")
-
-# %%
-print("printed by Google, and links that are added up:")
-for name, sides in (("TPU v5e", (16, 16)), ("TPU v6e", (16, 16)), ("TPU v4", (16,) * 3)):
+print(f"races: {len(seen.races)}\n")
+for name, sides in (
+    ("TPU v5e", (16, 16)),
+    ("TPU v6e", (16, 16)),
+    ("TPU v4", (16,) * 3),
+):
     pod = tpu.Torus.of(name, *sides)
     links = pod.chips * tpu.PORTS[name] * pod.link
     got = pod.chips * 1e9 / tpu.all_reduce_seconds(pod, 1e9)
@@ -407,7 +394,9 @@ gradients = 2 * 6.7e9
 for wrap in (True, False):
     pod = tpu.Torus.of("TPU v5e", 16, 16, hop=1e-6, wrap=wrap)
     took = tpu.all_reduce_seconds(pod, gradients) * 1e3
-    print(f"gradients of 7B on 16 × 16 v5e, {'torus' if wrap else 'mesh '}: {took:.0f} ms")
+    print(
+        f"gradients of 7B on 16 × 16 v5e, {'torus' if wrap else 'mesh '}: {took:.0f} ms"
+    )
 
 # %% [markdown]
 # Google prints a bisection of [1.6](https://docs.cloud.google.com/tpu/docs/v5e "google2025tpuv5e"), [3.2](https://docs.cloud.google.com/tpu/docs/v6e "google2025tpuv6e") and [24 TB/s](https://docs.cloud.google.com/tpu/docs/v4 "google2025tpuv4") for these pods, and an "all-reduce bandwidth" of 51.2 TB/s, 102.4 TB/s and 1.1 PB/s. The first are ours. The second are all links added up: twice what a user sees, who gets a sum of $V$ bytes for $2V$ that are sent. Slices smaller than a pod have open ends on most axes, and take twice as long. (A *twisted torus* joins the ends with an offset, which shortens ways in slices with unequal sides.)
@@ -439,8 +428,8 @@ def told(tokens: int, side: str) -> str:
 
 def lacking(tokens: int, side: str) -> str:
     enough = [t for t in TOKENS if min(shares(t, side)) > 0.5]
-    if side != "256":
-        return "the question is about 256²"
+    if side != "128":
+        return "the question is about 128²"
     if tokens == enough[0]:
         return ""
     if tokens in enough:
@@ -452,9 +441,9 @@ explore(
     draw,
     alt=told,
     title="Which product wastes the array?",
-    challenge="On 256²: the fewest tokens with which every product uses more than half.",
+    challenge="On 128²: the fewest tokens with which every product uses more than half.",
     missing=lacking,
-    start={"tokens": 16, "side": "128"},
+    start={"tokens": 16, "side": "256"},
     tokens=TOKENS,
     side=["128", "256"],
 )
@@ -465,7 +454,7 @@ explore(
 # ```bash
 # gcloud compute tpus tpu-vm create v5e --accelerator-type=v5litepod-256 \
 #     --version=v2-alpha-tpuv5-lite --zone=us-west4-a
-# XLA_FLAGS=--xla_dump_to=/tmp/hlo python train.py    # layouts T(8,128), fusions
+# XLA_FLAGS=--xla_dump_to=hlo python train.py    # layouts T(8,128), fusions
 # ```
 #
 # On a TPU the profiler shows what no formula here counts: VMEM that is full, transposes between layouts, a vector unit that is slower than the array it feeds.
