@@ -277,7 +277,8 @@ for config, name in ((llama, "LLaMA-7B"), (small, "SmolLM2")):
         half, most = (tpu.tokens_for(config, array, share) for share in (0.5, 0.9))
         print(
             f"{name:8} {array.rows}²: one token {tpu.utilisation(runs):5.1%}, at best"
-            f" {tpu.mapping(runs):5.1%}; half of that from {half} tokens, 90% from {most}"
+            f" {tpu.mapping(runs):5.1%}; half of that from {half} tokens,"
+            f" 90% from {most}"
         )
 
 # %% tags=["hide-cell"]
@@ -331,7 +332,7 @@ mlp = jax.jit(lambda x, w: jax.nn.relu(x @ w))
 shapes = [jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in ((1, 576), (576, 1536))]
 lowered = jax.export.export(mlp, platforms=["tpu"])(*shapes)
 for line in lowered.mlir_module().splitlines():
-    if "dot_general" in line or "maximum" in line:
+    if line.strip().startswith("%") and ("dot" in line or "max" in line):
         print(line.split(" loc(")[0].strip())
 
 # %% [markdown]
@@ -441,7 +442,7 @@ explore(
     draw,
     alt=told,
     title="Which product wastes the array?",
-    challenge="On 128²: the fewest tokens with which every product uses more than half.",
+    challenge="On 128²: the fewest tokens for which all products use over half.",
     missing=lacking,
     start={"tokens": 16, "side": "256"},
     tokens=TOKENS,

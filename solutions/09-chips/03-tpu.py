@@ -46,7 +46,7 @@ check.when(when)
 
 # %% tags=["exercise"]
 def cycles(m: int, k: int, n: int, rows: int, columns: int, double: bool) -> int:
-    """All cycles, from the first weight that comes in to the last result that leaves."""
+    """All cycles, from the first weight that comes in to the last result."""
     # BEGIN SOLUTION
     blocks = math.ceil(k / rows) * math.ceil(n / columns)
     one = 2 * rows + columns + m - 2
