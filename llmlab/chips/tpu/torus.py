@@ -114,10 +114,10 @@ def axis_seconds(torus: Torus, side: int, total: float) -> float:
     """All-gather to `total` bytes on each chip, over one axis of `side` chips."""
     shard = total / side
     if torus.wraps(side):
-        return (
-            torus.hop * math.ceil((side - 1) / 2) + shard * (side - 1) / 2 / torus.link
-        )
-    return torus.hop * (side - 1) + shard * (side - 1) / torus.link
+        hops, shards = math.ceil((side - 1) / 2), (side - 1) / 2
+    else:
+        hops, shards = side - 1, side - 1
+    return torus.hop * hops + shards * shard / torus.link
 
 
 def all_gather_seconds(torus: Torus, total: float) -> float:

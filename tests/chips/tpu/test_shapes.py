@@ -51,10 +51,10 @@ def test_edges_of_small_layers_waste_large_arrays():
         assert tpu.utilisation(runs) == pytest.approx(tpu.mapping(runs), rel=1e-3)
 
 
-@pytest.mark.parametrize("side", [128, 256])
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
-def test_the_fewest_tokens_by_trying(side, share):
-    config, one = preset("llama-7b"), tpu.Array(side, side, "weight", True)
+@pytest.mark.parametrize("name", ["llama-7b", "smollm2-135m"])
+@pytest.mark.parametrize(("side", "share"), [(128, 0.1), (128, 0.9), (256, 0.5)])
+def test_the_fewest_tokens_by_trying(name, side, share):
+    config, one = preset(name), tpu.Array(side, side, "weight", True)
     found = tpu.tokens_for(config, one, share)
 
     def part(tokens):
@@ -62,7 +62,8 @@ def test_the_fewest_tokens_by_trying(side, share):
         return tpu.utilisation(runs) / tpu.mapping(runs)
 
     assert part(found) >= share > part(found - 1)
-    assert found == pytest.approx(share * side, rel=0.05)
+    if name == "llama-7b":  # nothing is lost at edges, little at both ends
+        assert found == pytest.approx(share * side, rel=0.05)
 
 
 @given(shape=st.lists(st.integers(1, 300), min_size=1, max_size=4))
