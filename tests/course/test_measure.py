@@ -52,6 +52,7 @@ LESSONS = (
     "08-compilers/07-tensorrt",
     "09-chips/01-chips-and-roofline",
     "09-chips/02-nvidia-gpu",
+    "09-chips/03-tpu",
     "09-chips/04-ascend-and-other-accelerators",
     "09-chips/06-precision-power-cost",
 )
