@@ -54,6 +54,7 @@ LESSONS = (
     "09-chips/02-nvidia-gpu",
     "09-chips/03-tpu",
     "09-chips/04-ascend-and-other-accelerators",
+    "09-chips/05-clusters-and-networks",
     "09-chips/06-precision-power-cost",
 )
 CELLS = 28  # at most
