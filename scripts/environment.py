@@ -49,7 +49,7 @@ def main() -> int:
     if stands():
         return 0
     started = time.time()
-    print(f"Making the environment in {VENV.name}/ (once; about 3 GB of disk)")
+    print(f"Making the environment in {VENV.name}/ (once; about 4 GB of disk)")
     if not runs():
         shutil.rmtree(VENV, ignore_errors=True)
         venv.create(VENV, with_pip=True)

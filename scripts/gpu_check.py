@@ -36,7 +36,8 @@ from scripts.gpu_checks import CHECKS, Check, Skipped  # noqa: E402
 
 WITHIN = 285.0  # seconds, of all checks together
 PACKAGES = ("torch", "triton", "transformers", "peft", "bitsandbytes", "accelerate")
-PACKAGES += ("compressed-tensors", "gptqmodel", "gguf", "numpy", "safetensors")
+PACKAGES += ("compressed-tensors", "gptqmodel", "gguf", "numba", "numpy")
+PACKAGES += ("safetensors",)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

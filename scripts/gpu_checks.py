@@ -691,3 +691,160 @@ def narrow_products(device: str) -> dict:
         right = low_x.float() @ low_y.float().T
         found["fp8"] = near({"e4m3": off(made, right)}, 1e-2)
     return found
+
+
+# what a GPU's processors make of it ---------------------------------------------------
+
+
+@check("numba", limit=60.0)
+def recorded_kernels(device: str) -> dict:
+    """09/02: the lesson's CUDA kernels, on a CPU simulated, against NumPy."""
+    import numpy as np
+
+    from llmlab.chips import nvidia_gpu as nv
+
+    if device == "cuda":
+        from numba import cuda
+
+        if not cuda.is_available():
+            raise Skipped("numba finds no GPU, or no CUDA toolkit to compile with")
+    else:
+        nv.cuda_simulator()
+    from llmlab.chips.nvidia_gpu import kernels
+
+    def run(kernel, grid, block, *arguments) -> None:
+        if device == "cuda":
+            cuda.jit(kernel)[grid, block](*arguments)
+        else:
+            nv.record(kernel, grid, block, *arguments)
+
+    random = np.random.default_rng(0)
+    M, K, N = (513, 129, 200) if device == "cuda" else (9, 7, 11)
+    a, b = random.random((M, K), np.float32), random.random((K, N), np.float32)
+    n = 100_000 if device == "cuda" else 100
+    x = random.random(n, np.float32)
+    wide, deep = -(-K // 32), -(-M // 32)
+    keys = random.random((40, 2, 24), np.float32)
+    q = random.random((6, 24), np.float32)
+    scores = np.einsum("hd,thd->ht", q, keys.repeat(3, axis=1))
+    total = np.add.reduceat(x, np.arange(0, n, 64))
+    square = random.random((32, 32), np.float32)
+    tall = (wide, -(-M // 8))
+    # name → kernel, grid, block, arguments before and after the result, the result
+    cases = {
+        "add": (kernels.vector_add, -(-n // 64), 64, (x, x), (), 2 * x),
+        "transpose": (kernels.transpose_naive, tall, (32, 8), (a,), (), a.T),
+        "sum": (kernels.block_sum(64), -(-n // 64), 64, (x,), (), total),
+        "sum, interleaved": (
+            kernels.block_sum(64, True),
+            -(-n // 64),
+            64,
+            (x,),
+            (),
+            total,
+        ),
+        "product": (
+            kernels.matmul_tiled(8),
+            (-(-N // 8), -(-M // 8)),
+            (8, 8),
+            (a, b),
+            (),
+            a @ b,
+        ),
+        "gram": (kernels.gram_tiled(1), 1, (32, 32), (square,), (), square @ square.T),
+        "scores": (kernels.scores_by_thread, (2, 6), 32, (q, keys), (3,), scores),
+        "scores, by warp": (
+            kernels.scores_by_warp(8),
+            (40, 6),
+            8,
+            (q, keys),
+            (3,),
+            scores,
+        ),
+    }
+    for name, kind in (("tile", {}), ("padded", {"pad": 1}), ("xor", {"swizzled": 1})):
+        kernel = kernels.transpose_tiled(**kind)
+        cases[f"transpose, {name}"] = (kernel, (wide, deep), (32, 8), (a,), (), a.T)
+    errors = {}
+    for name, (kernel, grid, block, before, after, right) in cases.items():
+        out = np.zeros(right.shape, np.float32)
+        run(kernel, grid, block, *before, out, *after)
+        scale = max(1.0, float(np.abs(right).max()))
+        errors[name] = float(np.abs(out - right).max()) / scale
+    return near(errors, 1e-4)
+
+
+@check()
+def strides(device: str) -> dict:
+    """09/02: time to read one number in so many, beside the sectors of a warp."""
+    import numpy as np
+    import torch
+
+    from llmlab.chips import nvidia_gpu as nv
+
+    n = 1 << (22 if device == "cuda" else 16)
+    x, y = torch.ones(32 * n, device=device), torch.empty(n, device=device)
+    found: dict = {}
+    for stride in (1, 2, 4, 8, 16, 32):
+        took = milliseconds(lambda s=stride: y.copy_(x[: n * s : s]), device)
+        sectors = nv.global_memory(4 * stride * np.arange(32)).sectors
+        found[str(stride)] = {
+            "sectors": sectors,
+            "ms": round(took, 4),
+            "GB/s used": round(4 * n / took / 1e6, 1),
+            "GB/s moved": round(32 * sectors * n / 32 / took / 1e6, 1),
+        }
+    if device == "cuda":
+        slower = found["32"]["ms"] / found["1"]["ms"]
+        expect(slower > 2, f"stride 32 takes only {slower:.1f} times as long as 1")
+    return found
+
+
+@check("triton")
+def occupancy(device: str) -> dict:
+    """09/02: blocks that a processor holds, by our rules and by NVIDIA's driver."""
+    import ctypes
+
+    import torch
+
+    from llmlab.chips import nvidia_gpu as nv
+
+    if device == "cpu":
+        held = nv.occupancy(320, 37, 0, nv.limits("7.0")).blocks
+        expect(held == 4, f"NVIDIA prints 4 blocks, we say {held}")
+        return {"320 threads, 37 registers": held}
+    from llmlab.compilers.triton_kernels import kernels, launching
+
+    properties = torch.cuda.get_device_properties(0)
+    capability = f"{properties.major}.{properties.minor}"
+    if capability not in nv.capabilities():
+        raise Skipped(f"the table has no compute capability {capability}")
+    sm = nv.limits(capability)
+    room = properties.max_threads_per_multi_processor // 32
+    expect(room == sm.warps, f"{room} warps per SM, the table says {sm.warps}")
+    driver = ctypes.CDLL("libcuda.so.1")
+    found: dict = {"capability": capability}
+    for warps, depth in ((4, 32), (8, 64)):
+        tile = launching.Tile(128, 128, depth, 8)
+        x, w = (torch.randn(256, 256).half().cuda() for _ in "xw")
+        b, y = x.new_zeros(256), x.new_empty(256, 256)
+        handle = kernels.mlp_tile[launching.mlp_grid(x, w, tile)](
+            *launching.mlp_arguments(x, w, b, y, tile), num_warps=warps, num_stages=2
+        )
+        shared = handle.metadata.shared
+        count = ctypes.c_int()
+        status = driver.cuOccupancyMaxActiveBlocksPerMultiprocessor(
+            ctypes.byref(count),
+            ctypes.c_void_p(handle.function),
+            32 * warps,
+            ctypes.c_size_t(shared),
+        )
+        expect(status == 0, f"the driver's occupancy ends with {status}")
+        ours = nv.occupancy(32 * warps, handle.n_regs, shared, sm)
+        what = f"{32 * warps} threads, {handle.n_regs} registers, {shared} bytes"
+        expect(
+            ours.blocks == count.value,
+            f"{what}: {ours.blocks} blocks by our rules, {count.value} by the driver",
+        )
+        found[what] = {"blocks": ours.blocks, "limit": ours.limit}
+    return found

@@ -1,9 +1,9 @@
 """A C file as a library, made once on each machine.
 
-A C compiler (`cc`, gcc or clang) turns the file into machine code for the CPU that it
-runs on. The result lies in the user's cache under a name that holds a checksum of the
-source, the headers beside it, the compiler's flags and the CPU. Where there is no
-compiler, `build` says so.
+A C compiler (`cc`, gcc, clang, or the clang in the package ziglang) turns the file
+into machine code for the CPU that it runs on. The result lies in the user's cache under
+a name that holds a checksum of the source, the compiler's flags and the CPU. Where
+there is no compiler, `build` says so.
 
 Threads come from OpenMP. PyTorch brings an OpenMP of its own, whose threads wait for
 work by spinning: two such pools would fight for the cores. So the library is linked to
@@ -14,11 +14,14 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import importlib.util
 import os
 import platform
+import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -47,11 +50,18 @@ class NoCompiler(RuntimeError):
     """There is no C compiler here, or it failed."""
 
 
-def compiler() -> str | None:
-    """The C compiler, `$CC` first; None if there is none."""
-    for name in (os.environ.get("CC"), "cc", "gcc", "clang"):
-        if name and shutil.which(name):
-            return name
+def compiler() -> tuple[str, ...] | None:
+    """The words that call the C compiler, `$CC` first; None if there is none.
+
+    The last one tried is clang as `pip install ziglang` brings it, which needs nothing
+    else from the system. It has no OpenMP: its libraries run on one thread.
+    """
+    for name in (os.environ.get("CC", ""), "cc", "gcc", "clang"):
+        words = tuple(shlex.split(name))
+        if words and shutil.which(words[0]):
+            return words
+    if importlib.util.find_spec("ziglang"):
+        return sys.executable, "-m", "ziglang", "cc"
     return None
 
 
@@ -70,13 +80,17 @@ def build(
     Raises:
         NoCompiler: there is none, or it failed, with what it said.
     """
-    name = compiler()
-    if name is None:
-        raise NoCompiler("no C compiler was found: install gcc or clang, or set CC")
+    words = compiler()
+    if words is None:
+        raise NoCompiler(
+            "no C compiler was found: install gcc or clang (or run `pip install "
+            "ziglang`), or set CC"
+        )
+    name = shlex.join(words)
     attempts = [threads() + list(FLAGS)] if openmp else []
     for flags in [*attempts, list(FLAGS)]:  # without OpenMP, one thread does the work
         try:
-            found = ctypes.CDLL(str(compiled(source, name, flags, seconds)))
+            found = ctypes.CDLL(str(compiled(source, words, flags, seconds)))
         except subprocess.TimeoutExpired:
             raise NoCompiler(
                 f"{name} was stopped: {source.name} took it more than {seconds:g} s"
@@ -91,7 +105,9 @@ def build(
     raise NoCompiler(f"{name} could not compile {source.name}: {problem[-500:]}")
 
 
-def compiled(source: Path, name: str, flags: list[str], seconds: float = 300) -> Path:
+def compiled(
+    source: Path, words: Sequence[str], flags: Sequence[str], seconds: float = 300
+) -> Path:
     """The path of the library, which is compiled where it is not there yet.
 
     Raises:
@@ -100,8 +116,7 @@ def compiled(source: Path, name: str, flags: list[str], seconds: float = 300) ->
     """
     from platformdirs import user_cache_dir
 
-    texts = [path.read_text() for path in (source, *sorted(source.parent.glob("*.h")))]
-    what = (*texts, name, *flags, platform.processor(), cpu_flags())
+    what = (source.read_text(), *words, *flags, platform.processor(), cpu_flags())
     checksum = hashlib.sha256("\0".join(what).encode()).hexdigest()[:16]
     file = Path(user_cache_dir("llmlab")) / "kernels" / f"{source.stem}-{checksum}.so"
     if file.is_file():
@@ -109,7 +124,7 @@ def compiled(source: Path, name: str, flags: list[str], seconds: float = 300) ->
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
         made = Path(scratch) / file.name
-        command = [name, str(source), "-o", str(made), *flags]
+        command = [*words, str(source), "-o", str(made), *flags]
         run_whole(command, seconds)
         os.replace(made, file)  # whole or not at all, when two compile at once
     return file

@@ -240,9 +240,8 @@ print(f"8,064 messages that wait: {whole / steps:.3f} of 126 × the slowest")
 # %% [markdown]
 # TCP shares a cable as fairly as our arithmetic says, within 3% (ns-3 was read every 20 ms). Rates are also equal to those of linear programs, ways to those of networkx; the tests have both. Now figures of real clusters with 8 H100 per node. `busbw`, as nccl-tests prints it, is the all-reduce's bytes turned into those of one link: at best the link's rate.
 
+
 # %% tags=["hide-input"]
-
-
 def eight_rings(nodes, n=8e9):
     """busbw of rings that enter and leave each node on a card of their own."""
     p, flows = 8 * nodes, []

@@ -51,7 +51,11 @@ LESSONS = (
     "08-compilers/06-triton",
     "08-compilers/07-tensorrt",
     "09-chips/01-chips-and-roofline",
+    "09-chips/02-nvidia-gpu",
+    "09-chips/03-tpu",
+    "09-chips/04-ascend-and-other-accelerators",
     "09-chips/05-clusters-and-networks",
+    "09-chips/06-precision-power-cost",
 )
 CELLS = 28  # at most
 LINES = 150  # of code that is not folded, at most

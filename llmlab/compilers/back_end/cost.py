@@ -127,7 +127,7 @@ class Counter:
             where += -(-buffer.bytes // LINE) * LINE  # each begins with a line
         self.free = self.in_registers()
         self.buffers = {b.name: b for b in program.buffers}
-        self.plans: dict[int, Plan] = {}
+        self.plans: dict[tuple, Plan] = {}
 
     def in_registers(self) -> set[str]:
         """Buffers that cost nothing: as many as fit, the smallest first."""
@@ -170,9 +170,10 @@ class Counter:
 
     def store(self, node: Store, inner: str) -> None:
         """Operations, loads and stores of a statement, in all its lanes."""
-        plan = self.plans.get(id(node))
+        key = id(node), self.vector  # the rest of a vector loop goes one by one
+        plan = self.plans.get(key)
         if plan is None:
-            plan = self.plans[id(node)] = self.plan(node, inner)
+            plan = self.plans[key] = self.plan(node, inner)
         self.work += plan.work
         for offset, lines, write in plan.touched:
             first = offset.value(self.at)

@@ -118,15 +118,15 @@ def by_llvm(program: Program) -> Kernel:
 
 
 @cache
-def version(name: str) -> str:
+def version(words: tuple[str, ...]) -> str:
     """What a C compiler says of itself, in a few words. It is asked once."""
     try:
         said = subprocess.run(
-            [name, "--version"], capture_output=True, text=True, timeout=10
+            [*words, "--version"], capture_output=True, text=True, timeout=10
         ).stdout
     except (OSError, subprocess.TimeoutExpired):
-        return name
-    return said.splitlines()[0] if said else name
+        said = ""
+    return said.splitlines()[0] if said else " ".join(words)
 
 
 def seconds_of(

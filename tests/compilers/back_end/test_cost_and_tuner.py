@@ -47,6 +47,8 @@ def test_lanes_do_several_at_once_where_they_lie_side_by_side():
     assert cost.count(apply(copy(64), steps)).work == 8 * (2 + cost.STEP)
     far = cost.count(apply(copy(64, stride=2), steps))
     assert far.work == 8 * (8 + 1 + cost.STEP)  # eight loads, one store
+    rest = cost.count(apply(copy(67, stride=2), steps)).work - far.work
+    assert rest == cost.STEP + 3 * (2 + cost.STEP)  # one by one
 
 
 def test_the_least_recently_used_line_leaves():

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -174,14 +176,14 @@ def sanitiser(tmp_path_factory):
     flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     folder = tmp_path_factory.mktemp("sanitiser")
     (folder / "empty.c").write_text("int main(void) { return 0; }\n")
-    name = compiler()
-    if name is None:
+    words = compiler()
+    if words is None:
         pytest.skip("no C compiler")
-    command = [name, *flags, "empty.c", "-o", "empty"]
+    command = [*words, *flags, "empty.c", "-o", "empty"]
     made = subprocess.run(command, cwd=folder, capture_output=True)
     if made.returncode or subprocess.run([folder / "empty"]).returncode:
         pytest.skip("this compiler has no address sanitiser")
-    return [name, "-O0", "-w", *flags]
+    return [*words, "-O0", "-w", *flags]
 
 
 def test_nothing_is_touched_outside_of_arrays(sanitiser, tmp_path):
@@ -276,6 +278,7 @@ def alone(monkeypatch, tmp_path):
     tools.mkdir()
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("PATH", str(tools))
+    monkeypatch.setitem(sys.modules, "ziglang", None)  # as if it were not installed
 
     def write(script: str) -> None:
         file = tools / "cc"
@@ -333,6 +336,32 @@ def test_without_a_c_compiler_llvm_does_it(alone):
         run.compiled(programs.matmul(2, 2, 2), "c")
     kernel = run.compiled(programs.matmul(2, 2, 2))
     assert "LLVM" in kernel.made_by
+    assert kernel(torch.eye(2), torch.eye(2)).tolist() == torch.eye(2).tolist()
+
+
+@unix
+def test_without_another_one_the_compiler_of_ziglang_does_it(
+    alone, monkeypatch, tmp_path
+):
+    """Its package is put in place by one that calls the system's compiler."""
+    real = shutil.which("cc", path="/bin:/usr/bin")
+    if real is None:
+        pytest.skip("no C compiler")
+    package = tmp_path / "site" / "ziglang"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "__main__.py").write_text(
+        "import os, sys\n"
+        "print('zig', sys.argv[1], flush=True)\n"
+        f"environment = {{**os.environ, 'PATH': '/bin:/usr/bin'}}\n"
+        f"os.execve({real!r}, [{real!r}, *sys.argv[2:]], environment)\n"
+    )
+    monkeypatch.delitem(sys.modules, "ziglang")
+    monkeypatch.syspath_prepend(package.parent)
+    monkeypatch.setenv("PYTHONPATH", str(package.parent))
+    assert compiler() == (sys.executable, "-m", "ziglang", "cc")
+    kernel = run.compiled(programs.matmul(2, 2, 2), "c")
+    assert kernel.made_by == "zig cc"
     assert kernel(torch.eye(2), torch.eye(2)).tolist() == torch.eye(2).tolist()
 
 

@@ -167,6 +167,11 @@ def ask(url, method, path, body):
         return answer.status, text
 
 
+def succeeded(statistics):
+    """The requests that were answered, by the model's statistics."""
+    return statistics["inference_stats"]["success"]["count"]
+
+
 def burst(url, model, rows, milliseconds):
     """{batch size: executions}, refusals, and seconds in the queue, on average."""
     before = load.statistics(url, model)
@@ -183,9 +188,14 @@ def burst(url, model, rows, milliseconds):
         time.sleep(milliseconds / 1000)
     for thread in threads:
         thread.join()
-    after = load.statistics(url, model)
-    sizes = load.executions(before, after)
     refused = sum(status != 200 for status in statuses)
+    wanted = succeeded(before) + len(rows) - refused
+    deadline = time.monotonic() + 10
+    after = load.statistics(url, model)
+    while succeeded(after) < wanted and time.monotonic() < deadline:
+        time.sleep(0.01)  # Triton answers first and counts then
+        after = load.statistics(url, model)
+    sizes = load.executions(before, after)
     return {
         "sizes": {str(size): count for size, count in sorted(sizes.items())},
         "refused": refused,
