@@ -182,5 +182,39 @@ for case in challenge.CASES:
     least = challenge.least_seconds(cluster, job)
     print(f"  asked {case.bound:.2f} s, by cuts no less than {least:.2f} s")
 
+# %% tags=["solution", "hide-input"]
+from llmlab.course import figure, palette, plt
+
+STAGES = (palette.blue, palette.orange, palette.green)
+cluster, job = challenge.CASES[0].cluster, challenge.CASES[0].job
+fig, axes = plt.subplots(2, 1, figsize=(4.8, 4.6), sharex=True)
+pairs = (("tp-dp-pp", challenge.in_order(job)), ("ours", placement(cluster, job)))
+for ax, (name, gpus) in zip(axes, pairs, strict=True):
+    done = challenge.step(cluster, job, gpus)
+    for a, b in cluster.topology.cables("leaf", "spine") + list(cluster.down):
+        leaf, spine = sorted((a, b))
+        ends = 3 * int(leaf.split()[1]) + 1, 2.5 * int(spine.split()[1]) + 1.5
+        down = (leaf, spine) in cluster.down
+        slow = set(done.worst.slowest.split(" → ")) == {leaf, spine}
+        color = palette.vermillion if down or slow else palette.gray
+        style = {"ls": ":" if down else "-", "lw": 3 if slow else 1.2}
+        ax.plot(ends, (1, 2), color=color, **style)
+    for rank in range(0, job.ranks, job.tp):
+        node, s = gpus[rank] // cluster.gpus, job.stage(rank)
+        ax.bar(node, 0.5, 0.9, 0.4, color=STAGES[s])
+        ax.text(node, 0.65, s, ha="center", va="center", color="white")
+    ax.set_title(f"{name}: {done.seconds:.2f} s")
+    ax.axis("off")
+figure(
+    fig,
+    alt=(
+        "Four leaves of three nodes, coloured by stage, under four spines; a cable of"
+        " leaf 1 and one of leaf 2 are down. In the usual order each of these leaves"
+        " has two stages; in ours each has one."
+    ),
+)
+
 # %% [markdown] tags=["solution"]
+# Each box is a node with the number of its stage. Dotted cables are down; the thick one is the slowest link.
+#
 # Stages are laid along a chain of leaves. A leaf in the middle has parts of two stages, and two rings leave it; a leaf at an end has one ring, so it can do with fewer cables. The two worst leaves are also kept apart: between leaves that lost different spines, only the spines that both still have are left. The bound by cuts is not quite reached: a leaf next to a worst one must send that ring's messages over fewer spines. A scheduler that knows which nodes are free, and not which cables are down, cannot see any of this.

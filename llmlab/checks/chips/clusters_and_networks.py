@@ -574,6 +574,6 @@ def judge_placement(n: int, found: object) -> None:
     raise Mistake(
         f"{where}: the step takes {done.seconds:.2f} s, and at most {bound:.2f} s are"
         f" asked: {over:.2f} s ({over / bound:.0%}) too long. {worst.seconds:.2f} s of"
-        f" it are {DOES[worst.kind]}; the slowest link is {worst.slowest}, with {many} of"
-        f" stage {stages} on it at once"
+        f" it are {DOES[worst.kind]}; the slowest link is {worst.slowest}, with {many}"
+        f" of stage {stages} on it at once"
     )
