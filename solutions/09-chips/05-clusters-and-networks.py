@@ -185,7 +185,7 @@ for case in challenge.CASES:
 # %% tags=["solution", "hide-input"]
 from llmlab.course import figure, palette, plt
 
-STAGES = (palette.blue, palette.orange, palette.green)
+STAGES = (palette.blue, palette.purple, palette.green)
 cluster, job = challenge.CASES[0].cluster, challenge.CASES[0].job
 fig, axes = plt.subplots(2, 1, figsize=(4.8, 4.6), sharex=True)
 pairs = (("tp-dp-pp", challenge.in_order(job)), ("ours", placement(cluster, job)))

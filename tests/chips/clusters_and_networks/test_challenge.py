@@ -7,8 +7,10 @@ from dataclasses import replace
 import pytest
 
 from llmlab.chips.clusters_and_networks import challenge
-from llmlab.chips.clusters_and_networks.challenge import CASES, Cluster, Job, step
 from tests.checks.rejecting import solved
+
+CASES, Cluster, Job = challenge.CASES, challenge.Cluster, challenge.Job
+step = challenge.step
 
 SLUG = "09-chips/05-clusters-and-networks"
 
