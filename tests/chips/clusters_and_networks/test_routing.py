@@ -37,6 +37,9 @@ def test_every_way_is_a_shortest_path(name, how):
         wanted = np.zeros(len(net.nodes))
         wanted[flow.src], wanted[flow.dst] = -1, 1
         np.testing.assert_allclose(balance, wanted, atol=1e-12)
+        if not net.forwarding:  # nobody's card passes on what is for others
+            ends = set(net.dst[links]) & set(range(net.endpoints))
+            assert ends == {flow.dst}
         if how != "spray":
             assert len(links) == hops
             assert (share == 1).all()
