@@ -492,6 +492,6 @@ print(f"written by 8 hosts only: {few:.0f} s ({limit})")
 #
 # </details>
 #
-# Now write it yourself: [the exercises](../../work/09-chips/05-clusters-and-networks.ipynb).
+# Now write it yourself: [the exercises](../../work/09-chips/05-clusters-and-networks.ipynb), with the part's challenge.
 #
 # Further reading: [Al-Fares et al. 2008](https://doi.org/10.1145/1402958.1402967 "alfares2008fattree") for fat trees, [Kim et al. 2008](https://doi.org/10.1109/ISCA.2008.19 "kim2008dragonfly") for dragonflies, [Addanki et al. 2024](https://arxiv.org/abs/2407.00550 "addanki2024spraying") on whether packets must be sprayed.

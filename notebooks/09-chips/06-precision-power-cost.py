@@ -593,10 +593,10 @@ explore(
 # | lesson | the brochure says | it leaves out | ask for |
 # |---|---|---|---|
 # | [01](01-chips-and-roofline.ipynb) | FLOP/s | zeros that were counted, the memory | dense, in my format, with the bandwidth |
-# | 02 GPU | cores, occupancy | loads that do not coalesce, banks that collide | my kernel's bytes per second |
-# | 03 TPU | the size of the array | filling, draining, shapes that do not fit | utilisation at my shapes |
-# | 04 others | "runs your model" | missing operators, other defaults | my block's logits and gradients |
-# | 05 clusters | the speed of a port | collisions, and links that are down | an all-reduce of my size, two links down |
+# | [02](02-nvidia-gpu.ipynb) | cores, occupancy | loads that do not coalesce, banks that collide | my kernel's bytes per second |
+# | [03](03-tpu.ipynb) | the size of the array | filling, draining, shapes that do not fit | utilisation at my shapes |
+# | [04](04-ascend-and-other-accelerators.ipynb) | "runs your model" | missing operators, other defaults | my block's logits and gradients |
+# | [05](05-clusters-and-networks.ipynb) | the speed of a port | collisions, and links that are down | an all-reduce of my size, two links down |
 # | 06 | per watt, per million tokens | idle hours, static power, restarts | joules and dollars at my batch, failures per 1,000 node-days |
 #
 # <details><summary>Why is the restart not in Young's interval?</summary>
