@@ -233,7 +233,7 @@ for flow in ("ws", "os"):
     )
 
 # %% [markdown]
-# `tpu.report` counts as it does, and that differs from what registers do in four places. It prints the number of the last cycle, one less than there are. With outputs that stay, its results leave in no time: 32 cycles per block are missing, and a result is written before its last product. There it also counts rows + columns more writes per block than there are results. And its "compute utilisation" with weights that stay divides by cycles that are $C - 1$ too many per block. None matters for a ranking of arrays; each matters for an argument about 5%. The last lines are times for the same figures of 64³, in turn on one core, stored when they were measured; SCALE-Sim also follows three memories, which ours does not, and that takes most of its time.
+# `tpu.report` counts as it does, and that differs from what registers do in four places. It prints the number of the last cycle, one less than there are. With outputs that stay, its results leave in no time: 32 cycles per block are missing, and a result is written before its last product. There it also counts rows + columns more writes per block than there are results. And its "compute utilisation" with weights that stay divides by cycles that are $C - 1$ too many per block. None matters for a ranking of arrays; each matters for an argument about 5%. The last lines are times for the same figures of 64³, in turn on one core, stored when they were measured on a quiet machine (on a busy one the ratio was up to four times as large); SCALE-Sim also follows three memories, which ours does not, and that takes most of its time.
 #
 # ## The experiment
 #
