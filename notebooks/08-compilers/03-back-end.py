@@ -386,7 +386,7 @@ swap_guess.settle("i outside")
 # Half of the way is one `reorder`: with $j$ innermost, neighbours in memory are neighbours in time, and the compiler finds lanes by itself. (gcc makes lanes of $j$ in the naive loops, too, with $k$ inside; LLVM does not.) The other half is the block in registers: one row of B that is loaded serves fourteen rows of C. Tiles for the cache, lanes by hand and packing change little at this size, where B
 # fits a cache as it is. The three searches cannot be told apart: in so small a space, drawing finds what breeding finds.
 #
-# The 4-bit product has no reuse to gain: each code is read once, so memory sets its time, and the schedule only has to keep up with it. On a quiet machine it read at 78% of the speed of a sum.
+# The 4-bit product has no reuse to gain: each code is read once, so memory sets its time, and the schedule only has to keep up with it. On two quiet machines it read at 78% and at 52% of the speed of a sum: where memory is fast, unpacking is what takes the time.
 #
 # In the fused `mlp`, the bias and the GELU are done while the block is in registers, and one write is all that is left. torch.compile gains nothing here: its product is the same call, eager PyTorch has one kernel for GELU already, and each call first checks its guards, for which a row of attention is too short. It gains where many small operations stand in a row, as
 # in [the lesson before](02-front-end.ipynb).
