@@ -8,6 +8,7 @@ compared: what it returned, and what it left behind.
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Mapping
 from operator import eq
 
@@ -82,3 +83,23 @@ def attempt(run: Callable, function: Callable, cases: int) -> list[Outcome] | No
         return [run(function, n) for n in range(cases)]
     except (Mistake, LookupError, ValueError, TypeError, AttributeError, RuntimeError):
         return None
+
+
+def told(value: object) -> object:
+    """A number to nine digits, inside of tuples and lists too; else as it is."""
+    if isinstance(value, tuple | list):
+        return [told(each) for each in value]
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return value
+    return f"{float(value):.9g}"
+
+
+def number(found: object, what: str) -> object:
+    """What was found, if it is one number.
+
+    Raises:
+        Mistake: it is something else.
+    """
+    if isinstance(found, bool) or not isinstance(found, numbers.Real):
+        raise Mistake(f"{what} returned {found!r}: return a number")
+    return told(found)

@@ -10,34 +10,13 @@ import math
 import numbers
 from collections.abc import Callable, Sequence
 
-from llmlab.checks.judging import Outcome, judge
+from llmlab.checks.judging import Outcome, judge, number, told
 from llmlab.chips import chips_and_roofline as cr
 from llmlab.course.grading.checking import Checks, Mistake
 from llmlab.models.chips import KINDS, UNKNOWN
 from llmlab.models.chips import to_si as right_si
 
 check = Checks("09-chips/01-chips-and-roofline")
-
-
-def told(value: object) -> object:
-    """A number to nine digits, inside of tuples and lists too; else as it is."""
-    if isinstance(value, tuple | list):
-        return [told(each) for each in value]
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        return value
-    return f"{float(value):.9g}"
-
-
-def number(found: object, what: str) -> object:
-    """What was found, if it is one number.
-
-    Raises:
-        Mistake: it is something else.
-    """
-    if isinstance(found, bool) or not isinstance(found, numbers.Real):
-        raise Mistake(f"{what} returned {found!r}: return a number")
-    return told(found)
-
 
 # 1 ------------------------------------------------------------------------------------
 

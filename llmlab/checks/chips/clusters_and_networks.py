@@ -10,8 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-from llmlab.checks.chips.chips_and_roofline import number
-from llmlab.checks.judging import Outcome, judge
+from llmlab.checks.judging import Outcome, judge, number
 from llmlab.chips.clusters_and_networks import (
     challenge,
     checkpoint_bytes,

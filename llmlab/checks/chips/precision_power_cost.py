@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from llmlab.checks.chips.chips_and_roofline import number
-from llmlab.checks.judging import Outcome, judge
+from llmlab.checks.judging import Outcome, judge, number
 from llmlab.chips.precision_power_cost import carbon, energy, price, reliability
 from llmlab.course.grading.checking import Checks, Mistake
 
