@@ -24,7 +24,9 @@ def several(found: object, parts: Sequence[str], what: str) -> Outcome:
         Mistake: it returned something else.
     """
     if not isinstance(found, tuple | list) or len(found) != len(parts):
-        raise Mistake(f"{what} returned {found!r}: return {', '.join(parts)}")
+        raise Mistake(
+            f"{what} returned {found!r}: return {', '.join(parts)}, as a tuple"
+        )
     pairs = enumerate(zip(parts, found, strict=True))
     return {part: number(each, f"{what}[{i}]") for i, (part, each) in pairs}
 
@@ -37,6 +39,7 @@ ENERGY_CASES = [
     (64, 4096, 1024, 2, 128, 0.59, 12.72, 155.28),
     (48, 96, 240, 4, 24, 4.6, 2.5, 243.75),
     (200, 30, 70, 1, 10, 0.1, 1.75, 31.4),
+    (33, 50, 21, 2, 16, 0.2, 3.1, 40.0),  # the tile divides nothing
 ]
 ENERGY_PARTS = (
     "joules of arithmetic",
@@ -101,6 +104,14 @@ def wrong_energies() -> dict[str, Callable]:
         ),
         "the tile was divided by twice: each operand is used `tile` times, not"
         " `tile`²": spending(fetched=lambda m, k, n, tile: 2 * m * k * n / tile**2),
+        "a fraction was cut off: divide by `/`, not by `//`": spending(
+            fetched=lambda m, k, n, tile: 2 * m * k * n // tile
+        ),
+        "a product fetches two operands: its sum stays where it is": spending(
+            fetched=lambda m, k, n, tile: 3 * m * k * n / tile
+        ),
+        "the large memory gives x and W once each, not an operand to each"
+        " product": spending(moved=lambda m, k, n: 2 * m * k * n + m * n),
         "the tile was multiplied: reuse saves fetches": spending(
             fetched=lambda m, k, n, tile: 2 * m * k * n * tile
         ),
@@ -236,6 +247,8 @@ def wrong_prices() -> dict[str, Callable]:
         "the speeds were added up: a GPU reads or writes": pricing(
             speeds=lambda read, written: (read + written, read + written)
         ),
+        "the speeds were halved: each holds while they read, or while they"
+        " write": pricing(speeds=lambda read, written: (read / 2, written / 2)),
     }
 
 
@@ -265,6 +278,7 @@ PLAN_CASES = [
     (105, 60, 992, 4096, 300, 30),
     (1.5, 7, 400, 24, 40, 0),
     (12, 30, 512, 2000, 5, 90),
+    (3, 10, 100, 36, 20, 5),  # no whole nodes of eight
 ]
 PLAN_PARTS = ("hours between failures", "minutes between checkpoints", "share lost")
 
@@ -348,6 +362,9 @@ def wrong_plans() -> dict[str, Callable]:
         "the root is missing": planning(
             every=lambda writing, between: 2 * writing * between
         ),
+        "that is nearer to Daly's interval: Young's is the root alone": planning(
+            every=lambda writing, between: (2 * writing * between) ** 0.5 - writing
+        ),
         "the interval is in hours: minutes are asked for": planning(out=1),
         "the interval is in seconds: minutes are asked for": planning(out=3600),
         "each failure also costs a restart": planning(
@@ -358,6 +375,26 @@ def wrong_plans() -> dict[str, Callable]:
         "a failure loses half an interval on average, not all of it": planning(
             lost=lambda writing, between, every, restart: (
                 writing / every + (every + restart) / between
+            )
+        ),
+        "the restart was halved with the interval: only the interval is": planning(
+            lost=lambda writing, between, every, restart: (
+                writing / every + (every + restart) / 2 / between
+            )
+        ),
+        "writing is divided by τ alone here, not by τ + δ": planning(
+            lost=lambda writing, between, every, restart: (
+                writing / (every + writing) + (every / 2 + restart) / between
+            )
+        ),
+        "a share is asked for, not per cent": planning(
+            lost=lambda writing, between, every, restart: (
+                100 * (writing / every + (every / 2 + restart) / between)
+            )
+        ),
+        "that is the share that is left: the share that is lost is asked for": planning(
+            lost=lambda writing, between, every, restart: (
+                1 - writing / every - (every / 2 + restart) / between
             )
         ),
         "writing takes time, too: δ/τ": planning(
@@ -408,7 +445,7 @@ CARBON_CASES = [
     (1_082_990, 400, 1.2, 57, 150, 6, 0.85),
     (39.3e6, 700, 1.1, 376, 164, 4, 0.6),
     (5000, 330, 1.54, 429, 120, 3, 0.3),
-    (720, 1000, 1.0, 20, 300, 5, 1.0),
+    (720, 1000, 1.0, 20, 300, 5, 0.95),
 ]
 CARBON_PARTS = ("tonnes from running", "tonnes from making")
 
@@ -434,7 +471,7 @@ def right_carbon(
 
 
 def emitting(
-    kwh: Callable = lambda hours, watts, pue: hours * watts / 1000 * pue,
+    kwh: Callable = lambda hours, watts, pue, busy: hours * watts / 1000 * pue,
     tonnes: float = 1e-6,
     part: Callable = lambda hours, life, busy: hours / (life * busy),
     year: float = price.HOURS_PER_YEAR,
@@ -444,7 +481,7 @@ def emitting(
     """`footprint`, and what comes out with one thing changed."""
 
     def way(hours, watts, pue, grams, kg, years, busy):
-        running = kwh(hours, watts, pue) * grams * tonnes
+        running = kwh(hours, watts, pue, busy) * grams * tonnes
         share = part(hours, years * year, busy) * made(kg, pue)
         return (share, running) if exchanged else (running, share)
 
@@ -455,13 +492,19 @@ def wrong_footprints() -> dict[str, Callable]:
     """Diagnosis → a wrong way."""
     return {
         "the building takes more than its GPUs: times PUE": emitting(
-            kwh=lambda hours, watts, pue: hours * watts / 1000
+            kwh=lambda hours, watts, pue, busy: hours * watts / 1000
         ),
         "PUE makes it more, not less: multiply": emitting(
-            kwh=lambda hours, watts, pue: hours * watts / 1000 / pue
+            kwh=lambda hours, watts, pue, busy: hours * watts / 1000 / pue
         ),
         "only what the building adds was counted, not the GPUs": emitting(
-            kwh=lambda hours, watts, pue: hours * watts / 1000 * (pue - 1)
+            kwh=lambda hours, watts, pue, busy: hours * watts / 1000 * (pue - 1)
+        ),
+        "GPU-hours are hours of use: `busy` changes nothing about their power": emitting(
+            kwh=lambda hours, watts, pue, busy: hours * watts / 1000 * pue * busy
+        ),
+        "both are in kilograms: tonnes are asked for": emitting(
+            tonnes=1e-3, made=lambda kg, pue: kg
         ),
         "running is a thousand times too large: watts are not kilowatts, and kilograms"
         " are not tonnes": emitting(tonnes=1e-3),
@@ -476,6 +519,9 @@ def wrong_footprints() -> dict[str, Callable]:
         " divide by `busy`": emitting(part=lambda hours, life, busy: hours / life),
         "the less it is used, the more each hour carries: divide by `busy`": emitting(
             part=lambda hours, life, busy: hours / life * busy
+        ),
+        "`busy` is the share that is used, not the share that waits": emitting(
+            part=lambda hours, life, busy: hours / (life * (1 - busy))
         ),
         "a GPU was counted whole for each hour: an hour is a small part of its"
         " life": emitting(part=lambda hours, life, busy: hours),

@@ -124,12 +124,34 @@ def energy_in_all(*case):
     return sum(checks.right_energy(*case))
 
 
+def energy_as_array(*case):
+    return np.array(checks.right_energy(*case))
+
+
+def energy_by_whole_tiles(m, k, n, number_bytes, tile, mac_pj, chip, memory):
+    first, _, last = checks.right_energy(
+        m, k, n, number_bytes, tile, mac_pj, chip, memory
+    )
+    operands = k * n * math.ceil(m / tile) + m * k * math.ceil(n / tile)
+    return first, operands * number_bytes * chip / 1e12, last
+
+
 def price_of_writing_only(*case):
     return checks.right_price(*case)[1]
 
 
 def plan_without_share(*case):
     return checks.right_plan(*case)[:2]
+
+
+def plan_by_nodes(failures, days, gpus, mine, writing, restart):
+    nodes, my_nodes = gpus // 8, mine // 8
+    return checks.right_plan(failures, days, nodes, my_nodes, writing, restart)
+
+
+def footprint_by_whole_gpus(hours, watts, pue, grams, kg, years, busy):
+    running, _ = checks.right_carbon(hours, watts, pue, grams, kg, years, busy)
+    return running, kg / 1000 * math.ceil(hours / (years * 8766 * busy))
 
 
 def footprint_as_text(*case):
@@ -146,9 +168,13 @@ test_wrong_answers = rejects(
     [
         *all_foreseen(KINDS),
         Wrong("product_energy", energy_in_all, "return joules of arithmetic"),
+        Wrong("product_energy", energy_as_array, "as a tuple"),
+        Wrong("product_energy", energy_by_whole_tiles, "is not right in case 2"),
         Wrong("token_prices", price_of_writing_only, "per million tokens in"),
         Wrong("checkpoint_plan", plan_without_share, "share lost"),
         Wrong("checkpoint_plan", plan_for_their_case, "is not right in case 2"),
+        Wrong("checkpoint_plan", plan_by_nodes, "is not right in case 6"),
+        Wrong("footprint", footprint_by_whole_gpus, "tonnes from making"),
         Wrong("footprint", footprint_as_text, "return a number"),
     ],
 )
