@@ -500,7 +500,7 @@ def wrong_footprints() -> dict[str, Callable]:
         "only what the building adds was counted, not the GPUs": emitting(
             kwh=lambda hours, watts, pue, busy: hours * watts / 1000 * (pue - 1)
         ),
-        "GPU-hours are hours of use: `busy` changes nothing about their power": emitting(
+        "GPU-hours are hours of use already: `busy` is for the making": emitting(
             kwh=lambda hours, watts, pue, busy: hours * watts / 1000 * pue * busy
         ),
         "both are in kilograms: tonnes are asked for": emitting(
