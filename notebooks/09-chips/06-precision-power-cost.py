@@ -33,7 +33,7 @@ from llmlab.parallelism.choosing import Job, machine, planner, shapes
 # %% [markdown]
 # ## What it costs
 #
-# Llama 3's largest model was trained on 16,384 H100. In 54 days the run was interrupted 466 times, 419 of them unplanned ([Llama Team 2024](https://arxiv.org/abs/2407.21783 "llama2024herd")). BLOOM, on 384 A100, saved every three hours ([Bekman 2022](https://huggingface.co/blog/bloom-megatron-deepspeed "bekman2022bloom")). If Llama 3 had done so:
+# Llama 3's largest model was trained on 16,384 H100. In 54 days the run was interrupted 466 times, 419 of them unplanned ([Llama Team 2024](https://arxiv.org/abs/2407.21783 "llama2024herd")). BLOOM, on 384 A100, saved a checkpoint every three hours ([Bekman 2022](https://huggingface.co/blog/bloom-megatron-deepspeed "bekman2022bloom")). If Llama 3 had done so:
 
 # %%
 llama3 = reliability.RUNS[0]
@@ -47,7 +47,7 @@ print(f"all of them, at ${price.GPU_HOURS[0].dollars} per hour: ${rent:,.0f} per
 print(f"saved every three hours: {habit:.0%} lost, ${habit * rent * 24:,.0f} per day")
 
 # %% [markdown]
-# (One minute for a checkpoint and ten for a restart are our assumptions.)
+# (One minute for a checkpoint and ten for a restart are our assumptions. After a failure the work since the last checkpoint is repeated.)
 #
 # ## Predict
 
@@ -63,7 +63,7 @@ twice_guess = predict(
 # %% [markdown]
 # ## By hand
 #
-# A job fails every $M = 8$ hours on average, and a checkpoint takes $\delta = 1$ hour. Between two checkpoints it works for $\tau$ hours. A failure costs half of that on average.
+# A job fails every $M = 8$ hours on average, and a checkpoint takes $\delta = 1$ hour. Between two checkpoints it works for $\tau$ hours. There is one failure in $M$ hours, and on average it comes in the middle: half of $\tau$ is done again.
 #
 # | $\tau$ | saving: $\delta/\tau$ | repeating: $\tau/2 / M$ | lost |
 # |---|---|---|---|
@@ -84,7 +84,7 @@ print("best:", reliability.young_hours(writing_hours=1, mtbf_hours=8), "hours")
 #
 # $$\text{lost} \approx \frac{\delta}{\tau} + \frac{\tau/2 + R}{M}, \qquad \tau_{\text{Young}} = \sqrt{2 \delta M}$$
 #
-# with $R$ for the restart ([Young 1974](https://doi.org/10.1145/361147.361115 "young1974first")). At the best $\tau$ both parts are equal. Times $f$ too long or too short, their sum grows by $(f + 1/f)/2$. [Daly 2006](https://doi.org/10.1016/j.future.2004.11.016 "daly2006higher") also counts failures while one saves, restarts or repeats. If they do not remember each other, the time is exact: $T = M e^{R/M} (e^{(\tau+\delta)/M} - 1)$ for each $\tau$ of work.
+# with $R$ for the restart ([Young 1974](https://doi.org/10.1145/361147.361115 "young1974first")). At the best $\tau$ both parts are equal. If $\tau$ is $f$ times too long or too short, their sum is $(f + 1/f)/2$ times as large. [Daly 2006](https://doi.org/10.1016/j.future.2004.11.016 "daly2006higher") also counts failures while one saves, restarts or repeats. If a failure is equally likely at any moment (the times between failures are exponential), this is exact: each $\tau$ of work takes $T = M e^{R/M} (e^{(\tau+\delta)/M} - 1)$.
 
 # %% tags=["hide-input"]
 MINUTES = np.geomspace(3, 240, 60)
@@ -116,7 +116,7 @@ figure(
 # %% [markdown]
 # ## Your turn
 #
-# Theirs to yours: `failures` in `days` on `gpus` GPUs, and a job on `my_gpus`, which any of its GPUs stops. A checkpoint stops it for `writing_seconds`, a failure for `restart_minutes`. Return the mean hours between its failures, Young's interval in *minutes*, and the share lost.
+# Others report `failures` in so many `days` on `gpus` GPUs. Your job runs on `my_gpus`, and stops when any of them fails. A checkpoint stops it for `writing_seconds`, a failure for `restart_minutes`. Return the mean hours between its failures, Young's interval in *minutes*, and the share lost.
 
 
 # %%
@@ -178,11 +178,11 @@ rsc = [
 print(f"RSC-1 at 16,384 and 131,072 GPUs: {rsc[0]:.1f} and {rsc[1]:.2f} hours")
 
 # %% [markdown]
-# The last line is what Meta prints for its cluster RSC-1: 1.8 and 0.23 hours, from 6.50 failures per 1,000 node-days. But it also *measured* 7.9 hours at 1,024 GPUs ([Kokolis et al. 2025](https://arxiv.org/abs/2410.21680 "kokolis2025revisiting")), a quarter of what the same rate says. So hardware is not what stops jobs of that size. OPT counted every restart, 35 by hand and 70 others ([Zhang et al. 2022](https://arxiv.org/abs/2205.01068 "zhang2022opt")); the others count what they call failures. Ask what was counted. And count yourself: Llama 3's table has 148 faulty GPUs among its 419, and prints 30.1% beside them ([Lockwood](https://glennklockwood.com/garden/component-reliability "lockwood2025components")).
+# The last line is what Meta prints for its cluster RSC-1: 1.8 and 0.23 hours, from 6.50 failures per 1,000 node-days. But it also *measured* 7.9 hours at 1,024 GPUs ([Kokolis et al. 2025](https://arxiv.org/abs/2410.21680 "kokolis2025revisiting")), a quarter of what the same rate says. So hardware is not what stops jobs of that size. OPT counted every restart, 35 by hand and 70 others ([Zhang et al. 2022](https://arxiv.org/abs/2205.01068 "zhang2022opt")); the others count what they call failures. Ask what was counted. And count yourself: Llama 3's table has 148 faulty GPUs among its 419, which is 35%, and prints 30.1% beside them ([Lockwood](https://glennklockwood.com/garden/component-reliability "lockwood2025components")).
 #
 # ## The experiment
 #
-# Now Llama 3's run again and again, hundreds of times for each interval: 54 days of work, with failures drawn at random at its rate. In one set they forget each other (exponential), in the other they come in bursts (Weibull, shape 0.6, same mean). Nothing is fitted.
+# Now Llama 3's run again and again, hundreds of times for each interval: 54 days of work, with failures drawn at random at its rate. In one set they are independent (exponential). In the other they come in bursts (Weibull, shape 0.6, same mean): after a failure the next one is likelier for a while. Nothing is fitted.
 
 # %% tags=["hide-input"]
 WORK = 54 * 24.0
@@ -274,13 +274,13 @@ often_guess.settle(round(60 * young), digits=2)
 twice_guess.settle("a quarter more")
 
 # %% [markdown]
-# The random runs lie on Daly's exact curve, and their lowest point is his interval. Young's, of 1974, is a few percent longer and loses nothing by it: the bottom is flat. Twice too seldom costs a quarter more. So nobody needs to know the failure rate well. What pays is a smaller $\delta$ and $R$. Failures in bursts cost *less* than exact runs without memory do: a second failure soon after the first finds little to destroy, and the long quiet times between bursts let one save less often. The formula errs on the safe side.
+# The random runs lie on Daly's exact curve, and their lowest point is his interval. Young's, of 1974, is a few percent longer and loses nothing by it: the bottom is flat. Twice too seldom costs a quarter more. So nobody needs to know the failure rate well. What pays is a smaller $\delta$ and $R$. Failures in bursts cost *less* than independent ones: a second failure soon after the first finds little to destroy, and the long quiet times between bursts let one save less often. The formula errs on the safe side.
 #
-# What the formula leaves out: a checkpoint that is written beside the work (it stops it for seconds, but can be used only later), spare machines, and what hits all of them at once. OPT's whole cluster was deleted by mistake ([Zhang et al. 2022](https://github.com/facebookresearch/metaseq/blob/main/projects/OPT/chronicles/final_update.md "metaseq2022chronicles")). The same notes ask for 12 spare nodes, because two go down each day. The last lines above try two of these.
+# What the formula leaves out: a checkpoint that is written beside the work (here it stops the work for 2 s, but can be used only a minute later), spare machines, and what hits all of them at once. OPT's whole cluster was deleted by mistake ([Zhang et al. 2022](https://github.com/facebookresearch/metaseq/blob/main/projects/OPT/chronicles/final_update.md "metaseq2022chronicles")). The same notes ask for 12 spare nodes, because two go down each day. The last lines above try two of these.
 #
 # ## Joules
 #
-# Energy is a sum like time, but nothing hides behind anything: each operation and each byte is paid for. Llama 3.1 8B writes a token on an A100 of 40 GB, for one user and for each of 64, with 2,048 tokens behind them. Prices: arithmetic as designed at 7 nm ([Jouppi et al. 2021](https://doi.org/10.1109/ISCA52012.2021.00010 "jouppi2021ten"), after [Horowitz 2014](https://doi.org/10.1109/ISSCC.2014.6757323 "horowitz2014computing")), memory and the 54 W that are always drawn as measured on the card ([Antepara et al. 2025](https://escholarship.org/uc/item/6189368s "antepara2025benchmark")).
+# A transfer can take its time behind arithmetic. Its energy cannot hide: each operation and each byte is paid for. Llama 3.1 8B writes a token on an A100 of 40 GB, for one user and for each of 64, each with 2,048 tokens of context. Prices: arithmetic as designed at 7 nm ([Jouppi et al. 2021](https://doi.org/10.1109/ISCA52012.2021.00010 "jouppi2021ten"), after [Horowitz 2014](https://doi.org/10.1109/ISSCC.2014.6757323 "horowitz2014computing")), memory and the 54 W that are always drawn (*static*) as measured on the card ([Antepara et al. 2025](https://escholarship.org/uc/item/6189368s "antepara2025benchmark")).
 
 # %% tags=["hide-input"]
 llama, costs = preset("llama-3.1-8b"), energy.costs_a100()
@@ -325,11 +325,11 @@ for name in ("A100", "H100", "B200", "TPU v4", "MI300X"):
     print(f"  {name} {floor:.2f}", end="")
 
 # %% [markdown]
-# For one user, arithmetic is a fraction of a percent of the bill, so its format does not matter. Half the bytes save half. Company saves far more: 64 users share each weight, and their caches cost as much. But if a user asks for ten tokens per second and the card waits in between, fewer bits save next to nothing: watts that are always drawn do not wait. A vendor who divides watts by peak sells the last line, and one user's token takes more than a hundred times that. A figure for memory may be for its chips alone, too ([O'Connor et al. 2017](https://doi.org/10.1145/3123939.3124545 "oconnor2017finegrained")): the rest of the way costs four times as much again.
+# For one user, arithmetic is a fraction of a percent of the bill, so its format does not matter. Half the bytes save half. Company saves far more: 64 users share each weight, and their caches cost as much as those shared weights. But if a user asks for ten tokens per second and the card waits in between, most of the bill is static power, which no format makes smaller. A vendor who divides watts by peak sells the last line, and one user's token takes more than a hundred times that. A figure for memory may be for its chips alone, too ([O'Connor et al. 2017](https://doi.org/10.1145/3123939.3124545 "oconnor2017finegrained")): the rest of the way costs four times as much again.
 #
 # ## Dollars
 #
-# The course's own engine on this machine, SmolLM2 for a second per batch with prompts of 32 tokens, beside an H100 that does what the bound of [prefill and decode](../07-inference/01-prefill-decode-kv-cache.ipynb) allows. The laptop is assumed: 1,000 dollars, four years, 30 W, 15 cents per kWh.
+# The course's own engine on this machine, SmolLM2 writing 8 tokens after a prompt of 32 for one user and for eight, beside an H100 that does what the bound of [prefill and decode](../07-inference/01-prefill-decode-kv-cache.ipynb) allows. The laptop is assumed: 1,000 dollars, four years, 30 W, 15 cents per kWh.
 
 # %% tags=["hide-input", "nbval-ignore-output"]
 model = real_model.load()
@@ -355,7 +355,7 @@ print(f"the H100 is the cheaper one if it is busy for more than {same:.0%} of th
 print("joules per token here:", why if used is None else f"{used / 8 / users:.2f}")
 
 # %% [markdown]
-# A rented card beats a laptop, if somebody uses it; but what a model this small reaches of a bound is another question. Now Llama 8B on that H100 as a service, with as many users as its memory holds: one assumption after the other from its low end to its high one, the rest in the middle. And the same card bought, if it costs 30,000 dollars, lasts four years and pays 8 cents per kWh (all assumed).
+# A rented card beats a laptop, if somebody uses it; but what a model this small reaches of a bound is another question. Now Llama 8B on that H100 as a service, with as many users as its memory holds: one assumption after the other moves from its low end to its high one, and the others stay at a base value (the line in the figure). And the same card bought, if it costs 30,000 dollars, lasts four years and pays 8 cents per kWh (all assumed).
 
 # %% tags=["hide-input"]
 BASE = {
@@ -463,9 +463,9 @@ print(
 print(f"hours, or ${dollars / 1e6:.0f} M at $2.69")
 
 # %% [markdown]
-# How busy a card is and how long the texts are decide more than its rent does, and both are the customer's. A brochure's dollars per token assume them silently. Bits move little here, because most of the memory holds caches. And who owns the card pays for the card: a vendor's watts matter to the grid, and hardly to this sum.
+# How busy a card is and how long the texts are decide more than its rent does, and both are up to the customer. A brochure's dollars per token assume them silently. Bits move little here, because most of the memory holds caches. And who owns the card pays for the card: a vendor's watts matter to the grid, and hardly to this sum.
 #
-# DeepSeek printed 226.75 nodes, 87,072 dollars of rent, 562,027 of sales and 545% ([DeepSeek 2025](https://github.com/deepseek-ai/open-infra-index/blob/main/202502OpenSourceWeek/day_6_one_more_thing_deepseekV3R1_inference_system_overview.md "deepseek2025inference")): all of it follows from a handful of numbers, but for the rounding of its tokens. It also says what the 545% leave out: most tokens are not sold at that price, or not at all. The 5.576 million dollars of DeepSeek-V3 ([2024](https://arxiv.org/abs/2412.19437 "deepseek2024v3")) are one run at an assumed rent, without the runs before it. The planner of [choosing a split](../05-parallelism/11-choosing.ipynb) was fitted on A100 and asks for a fifth more hours than Llama took; that is how well one knows such a bill beforehand. (Rents: [Data Receipts 2026](https://github.com/datareceipts/data-receipts/tree/main/109-gpu-pricing "datareceipts2026gpu"), read on 9 November: one chip, a factor of 4.6.)
+# DeepSeek printed 226.75 nodes, 87,072 dollars of rent, 562,027 of sales and 545% ([DeepSeek 2025](https://github.com/deepseek-ai/open-infra-index/blob/main/202502OpenSourceWeek/day_6_one_more_thing_deepseekV3R1_inference_system_overview.md "deepseek2025inference")): all of it follows from a handful of numbers, but for the rounding of its tokens. It also says what the 545% leave out: most tokens are not sold at that price, or not at all. The 5.576 million dollars of DeepSeek-V3 ([2024](https://arxiv.org/abs/2412.19437 "deepseek2024v3")) are one run at an assumed rent, without the runs before it. A run takes about $6ND$ FLOPs ($N$ parameters, $D$ tokens): of what the hours paid for could do at peak, DeepSeek-V3 used a sixth and Llama a third (the MFU over all hours). The planner of [choosing a split](../05-parallelism/11-choosing.ipynb) was fitted on A100 and asks for a fifth more hours than Llama took; that is how well one knows such a bill beforehand. (Rents: [Data Receipts 2026](https://github.com/datareceipts/data-receipts/tree/main/109-gpu-pricing "datareceipts2026gpu"), read on 9 November: one chip, a factor of 4.6.)
 #
 # ## Carbon
 #
