@@ -278,10 +278,10 @@ def measured(
 ) -> tuple[float, float | None, str]:
     """(seconds, joules of the processor, why not) of a call; joules may be None."""
     found = counter(root)
-    before = None if isinstance(found, str) else found.microjoules()
+    before = 0 if isinstance(found, str) else found.microjoules()
     started = time.perf_counter()
     call()
     took = time.perf_counter() - started
-    if isinstance(found, str) or before is None:
-        return took, None, str(found)
+    if isinstance(found, str):
+        return took, None, found
     return took, found.joules_since(before), ""
