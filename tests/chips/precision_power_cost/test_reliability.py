@@ -103,50 +103,41 @@ def test_chance_agrees_with_the_closed_form(case):
     assert abs(rel.expected_hours(work_hours=100, **other) - exact) > 6 * error
 
 
-def follow(monkeypatch, *wanted):
-    left = list(wanted)
+@pytest.fixture
+def one_run(monkeypatch):
+    """Hours of one run, with failures after these gaps and pieces of 1 h."""
 
-    def drawn(rng, mtbf, shape, count):
-        assert count == 1
-        return np.array([left.pop(0)])
+    def simulated(gaps, **case):
+        left = list(gaps)
 
-    monkeypatch.setattr(rel, "gaps", drawn)
+        def drawn(rng, mtbf, shape, count):
+            assert count == 1
+            return np.array([left.pop(0)])
+
+        monkeypatch.setattr(rel, "gaps", drawn)
+        return rel.simulate(every_hours=1, mtbf_hours=5, runs=1, **case)
+
+    return simulated
 
 
-def test_a_run_by_hand(monkeypatch):
+def test_a_run_by_hand(one_run):
     # Pieces of 1 h and a checkpoint of 0.25 h. Failure after 2.6 h: two are kept.
     # 0.5 h to restart, failure 1.9 h after the first: one more. The last needs 1.75 h.
-    follow(monkeypatch, 2.6, 1.9, 10.0)
-    took = rel.simulate(
-        work_hours=4,
-        every_hours=1,
-        writing_hours=0.25,
-        mtbf_hours=5,
-        restart_hours=0.5,
-        runs=1,
+    took = one_run(
+        [2.6, 1.9, 10.0], work_hours=4, writing_hours=0.25, restart_hours=0.5
     )
     assert took == pytest.approx([2.6 + 1.9 + 0.5 + 1.25])
 
 
-def test_a_failure_while_it_restarts(monkeypatch):
-    follow(monkeypatch, 1.5, 0.3, 9.0)
-    took = rel.simulate(
-        work_hours=2,
-        every_hours=1,
-        writing_hours=0,
-        mtbf_hours=5,
-        restart_hours=0.5,
-        runs=1,
-    )
+def test_a_failure_while_it_restarts(one_run):
+    took = one_run([1.5, 0.3, 9.0], work_hours=2, writing_hours=0, restart_hours=0.5)
     assert took == pytest.approx([1.5 + 0.3 + 0.5 + 1])
 
 
-def test_a_checkpoint_that_is_not_there_yet(monkeypatch):
-    names = {"work_hours": 3, "every_hours": 1, "writing_hours": 0, "mtbf_hours": 5}
-    follow(monkeypatch, 2.5, 9.0)
-    assert rel.simulate(runs=1, behind_hours=0.4, **names) == pytest.approx([3.5])
-    follow(monkeypatch, 2.5, 9.0)
-    assert rel.simulate(runs=1, behind_hours=0.6, **names) == pytest.approx([4.5])
+def test_a_checkpoint_that_is_not_there_yet(one_run):
+    names = {"work_hours": 3, "writing_hours": 0}
+    assert one_run([2.5, 9.0], behind_hours=0.4, **names) == pytest.approx([3.5])
+    assert one_run([2.5, 9.0], behind_hours=0.6, **names) == pytest.approx([4.5])
 
 
 def test_written_beside_the_work_loses_more_per_failure():
