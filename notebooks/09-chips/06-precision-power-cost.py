@@ -280,7 +280,7 @@ twice_guess.settle("a quarter more")
 #
 # ## Joules
 #
-# A transfer can take its time behind arithmetic. Its energy cannot hide: each operation and each byte is paid for. Llama 3.1 8B writes a token on an A100 of 40 GB, for one user and for each of 64, each with 2,048 tokens of context. Prices: arithmetic as designed at 7 nm ([Jouppi et al. 2021](https://doi.org/10.1109/ISCA52012.2021.00010 "jouppi2021ten"), after [Horowitz 2014](https://doi.org/10.1109/ISSCC.2014.6757323 "horowitz2014computing")), memory and the 54 W that are always drawn (*static*) as measured on the card ([Antepara et al. 2025](https://escholarship.org/uc/item/6189368s "antepara2025benchmark")).
+# The time of a transfer can hide behind arithmetic, its energy cannot: each operation and each byte is paid for. Llama 3.1 8B writes a token on an A100 of 40 GB, for one user and for each of 64, each with 2,048 tokens of context. Prices: arithmetic as designed at 7 nm ([Jouppi et al. 2021](https://doi.org/10.1109/ISCA52012.2021.00010 "jouppi2021ten"), after [Horowitz 2014](https://doi.org/10.1109/ISSCC.2014.6757323 "horowitz2014computing")), memory and the 54 W that are always drawn (*static*) as measured on the card ([Antepara et al. 2025](https://escholarship.org/uc/item/6189368s "antepara2025benchmark")).
 
 # %% tags=["hide-input"]
 llama, costs = preset("llama-3.1-8b"), energy.costs_a100()
