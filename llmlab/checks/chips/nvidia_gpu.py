@@ -168,16 +168,19 @@ def _each(lanes: list[int], width: int) -> int:
     return len(lanes) * width
 
 
+def _asking(addresses: list[int], active: list[bool]) -> set[int]:
+    return {a for a, on in zip(addresses, active, strict=True) if on}
+
+
 def _all_asked(addresses: list[int], width: int, active: list[bool]) -> tuple:
-    count, _ = touching()(addresses, width, active)
+    count, _ = right_sectors(addresses, width, active)
     return count, len(set(addresses)) * width / (32 * count)
 
 
 def _filled(addresses: list[int], width: int, active: list[bool]) -> tuple:
-    count, part = touching()(addresses, width, active)
-    asked = round(part * 32 * count)
-    least = -(-asked // 32)
-    return least, asked / (32 * least)
+    asked = len(_asking(addresses, active)) * width
+    count = -(-asked // 32)
+    return count, asked / (32 * count)
 
 
 def _by_parts(addresses: list[int], width: int, active: list[bool]) -> tuple:
@@ -185,10 +188,8 @@ def _by_parts(addresses: list[int], width: int, active: list[bool]) -> tuple:
     count = 0
     for start in range(0, 32, lanes):
         part = slice(start, start + lanes)
-        pairs = zip(addresses[part], active[part], strict=True)
-        count += len({address // 32 for address, on in pairs if on})
-    whole_count, efficiency = touching()(addresses, width, active)
-    return count, efficiency * whole_count / count
+        count += len({a // 32 for a in _asking(addresses[part], active[part])})
+    return count, len(_asking(addresses, active)) * width / (32 * count)
 
 
 @check.exercise(
@@ -299,7 +300,7 @@ def wrong_banks() -> dict[str, Callable]:
             cycling(lanes=lambda width: 16)
         ),
         "16 bytes were served like 8, 16 lanes at once: it is 8 lanes": cycling(
-            lanes=lambda width: max(16, 128 // width) if width > 4 else 32
+            lanes=lambda width: 16 if width > 4 else 32
         ),
         "8 bytes were served like 16, 8 lanes at once: it is 16 lanes": cycling(
             lanes=lambda width: 8 if width > 4 else 32
@@ -324,8 +325,7 @@ def wrong_banks() -> dict[str, Callable]:
 
 
 def _banks_as_wide(addresses: list[int], width: int) -> int:
-    way = cycling(words=lambda a, width: [a // width])
-    return way(addresses, width)
+    return cycling(words=lambda a, _: [a // width])(addresses, width)
 
 
 @check.exercise(
