@@ -33,7 +33,7 @@ from llmlab.chips.nvidia_gpu import kernels
 # %% [markdown]
 # ## What it costs
 #
-# A GPU has some hundred processors, **SMs**. Each runs **warps**: 32 threads, its lanes, that execute one instruction together. An SM holds dozens of warps, and in each clock four of them may issue an instruction; while one waits for memory, others go on. When a warp reads, memory sends **sectors** of 32 bytes, whole. So reading the weights of Llama 3.1 8B for one token takes an H100 this long, if neighbouring threads take neighbouring numbers of 16 bits, and if they take numbers that stand below each other:
+# A GPU has about a hundred processors, **SMs**. Each runs **warps**: 32 threads, its lanes, that execute one instruction together. An SM holds dozens of warps, and in each clock four of them may issue an instruction; while one waits for memory, others go on. When a warp reads, memory sends **sectors** of 32 bytes, whole. So reading the weights of Llama 3.1 8B for one token takes an H100 this long, if neighbouring threads take neighbouring numbers of 16 bits; and if they take numbers below each other, in a matrix with rows of 4,096:
 
 # %%
 h100 = chip("H100")
@@ -82,7 +82,7 @@ for addresses in BY_HAND:
 # %% [markdown]
 # ## The idea
 #
-# Here are the 32 lanes of a warp (dots), in the lines of 128 bytes that they touch. Grey is what comes along:
+# Here are the 32 lanes of a warp (dots), in the lines of 128 bytes, four sectors each, that they touch. Grey is what is moved:
 
 # %% tags=["hide-input"]
 SHOWN = {"stride 1": (1, 0), "one further": (1, 1), "stride 2": (2, 0)}
@@ -113,7 +113,7 @@ figure(
 )
 
 # %% [markdown]
-# With addresses $a_l$ of the active lanes, in bytes, from compute capability 6.0 on ([NVIDIA 2025](https://docs.nvidia.com/cuda/cuda-c-best-practices-guide/ "nvidia2025bestpractices"), 10.2.1):
+# With addresses $a_l$ of the active lanes, in bytes, from compute capability 6.0 on (NVIDIA's number for a generation: 7.0 is V100, 8.0 or `sm_80` A100, 9.0 H100, 10.0 B200; [NVIDIA 2025](https://docs.nvidia.com/cuda/cuda-c-best-practices-guide/ "nvidia2025bestpractices"), 10.2.1):
 #
 # $$\text{sectors} = \bigl|\{\lfloor a_l / 32 \rfloor\}\bigr|, \qquad \text{moved} = 32 \cdot \text{sectors}$$
 #
@@ -166,9 +166,9 @@ show(nv.global_memory, nv.shared_memory, nv.record, nv.occupancy, nv.TensorMap.r
 #
 # ## Real kernels
 #
-# `nv.record` runs a kernel in numba's CUDA simulator (0.68), with arrays that note who uses what. First a transpose: directly, and by tiles of 32 × 32 in shared memory, where a column of the tile lies in *one* bank; then with one column more per row; then with column $c$ of row $r$ stored at $c \oplus r$.
+# `nv.record` runs a kernel in numba's CUDA simulator (0.68), with arrays that note who uses what. First a transpose: directly, and by tiles of 32 × 32 in shared memory, where a column of the tile lies in *one* bank; then with one column more per row; then with column $c$ of row $r$ stored at $c \oplus r$ (XOR, bit by bit: *swizzled*). *Used* is what was asked for, of what was moved.
 #
-# Second, NVIDIA's own example. Its guide multiplies a matrix by its transpose in three ways on a V100, and measures 12.8, 140.2 and 199.4 GB/s ([NVIDIA 2025](https://docs.nvidia.com/cuda/cuda-c-best-practices-guide/ "nvidia2025bestpractices"), table 3). The same kernels run here, and say why. Third, a kernel that forgets its barrier.
+# Second, NVIDIA's own example. Its guide multiplies a matrix by its transpose in three ways on a V100, and measures 12.8, 140.2 and 199.4 GB/s ([NVIDIA 2025](https://docs.nvidia.com/cuda/cuda-c-best-practices-guide/ "nvidia2025bestpractices"), table 3). The same kernels run here, and say why. Third, a kernel that forgets its barrier (`syncthreads`: nobody goes on before all have arrived).
 
 # %%
 x = np.random.default_rng(0).random((32, 32), np.float32)
@@ -210,11 +210,11 @@ except nv.Race as why:
 # %% [markdown]
 # The first kernel of NVIDIA's loads 32 sectors where one number is needed from each; the second repairs that, and its column in shared memory brings conflicts; the third has neither. What the guide shows as three bandwidths are two counts.
 #
-# The simulator alone takes a negative index, blocks of 2,048 threads, and memory that nobody has written; its threads run in order, so most races are invisible. `record` refuses all of these.
+# The simulator alone accepts a negative index, blocks of 2,048 threads, and memory that nobody has written; its threads run in order, so most races are invisible. `record` refuses all of these.
 #
 # ## Occupancy
 #
-# While a warp waits for memory, the SM runs others; it holds as many blocks as fit. The rules are in [exercise 3](../../work/09-chips/02-nvidia-gpu.ipynb); here they are against what NVIDIA prints (the [Best Practices](https://docs.nvidia.com/cuda/cuda-c-best-practices-guide/ "nvidia2025bestpractices"), 11.1.1, and the [Programming Guide](https://docs.nvidia.com/cuda/cuda-programming-guide/ "nvidia2025programming"), 2.3.7):
+# While a warp waits for memory, the SM runs others; it holds as many blocks as fit. **Occupancy** is the part of its places for warps that they fill. The rules are in [exercise 3](../../work/09-chips/02-nvidia-gpu.ipynb); here they are against what NVIDIA prints (the [Best Practices](https://docs.nvidia.com/cuda/cuda-c-best-practices-guide/ "nvidia2025bestpractices"), 11.1.1, and the [Programming Guide](https://docs.nvidia.com/cuda/cuda-programming-guide/ "nvidia2025programming"), 2.3.7):
 
 # %%
 PRINTED = [  # capability, threads, registers, shared → blocks, warps in percent
@@ -246,11 +246,11 @@ for target, capability in (("sm_80", "8.0"), ("sm_90", "9.0"), ("sm_100", "10.0"
 blocks_guess.settle(nv.occupancy(320, 37, 0, nv.limits("7.0")).blocks)
 
 # %% [markdown]
-# 65,536 registers would do for five blocks of ten warps. But an SM has four parts with a quarter each, and a warp takes all of its registers from one: twelve warps per part, 48 in all, four blocks. And look at the product: on no chip does it fill more than a quarter. Occupancy is no goal. It is one of two ways to hide waiting; the other is that each warp has much under way.
+# 65,536 registers would do for five blocks of ten warps. But an SM has four parts with a quarter each, and a warp takes all of its registers from one: twelve warps per part, 48 in all, four blocks. And look at the product: on no chip does it fill more than a quarter of the places. Occupancy is no goal. It is one of two ways to hide waiting; the other is that each warp has much under way.
 #
 # ## Tensor cores
 #
-# A product in one instruction, by many threads together. Each lane holds certain elements; PTX' formulas, and the matrices over GF(2) with which [part 08](../08-compilers/06-triton.ipynb) read Triton's layouts, say the same. Below stands the machine code into which Triton 3.7 translated a product of 64 × 64 × 64, per warp (or, from `sm_90` on, for four warps together):
+# A product of small matrices in one instruction, by many threads together. Each lane holds certain elements. The formulas of PTX (NVIDIA's portable assembly), and the matrices of bits with which [part 08](../08-compilers/06-triton.ipynb) read Triton's layouts, say the same. Below them stands the machine code into which Triton 3.7 translated a product of 64 × 64 × 64: instructions per warp, or on `sm_90` and `sm_100` for four warps together. Then, what peaks are made of:
 
 # %%
 rng = np.random.default_rng(1)
@@ -279,7 +279,9 @@ for made in nv.generations().values():
 # %% [markdown]
 # A T4, `sm_75`, has tensor cores, and this Triton uses none of them. An RTX 5090, `sm_120`, is a Blackwell by name, and gets the A100's instruction. A peak needs a compiler, and the name of a generation promises no instruction.
 #
-# Peaks are SMs times clock times a number that doubles ([Crovella 2023](https://forums.developer.nvidia.com/t/how-to-calculate-the-tensor-core-fp16-performance-of-h100/244727 "crovella2023tensor") for the first three, at the clock of its data sheet; for the B200 NVIDIA prints no rate per SM: twice the H100's gives the tensor clock that [HMC](https://hmc-tech.com/gpus/nvidia-b200-vs-nvidia-b100 "hmctech2025b200") lists). The last columns are what A and B take, if each instruction reads them anew. Shared memory gives 32 banks · 4 = 128 bytes per clock. Fed from there, the A100's 16 × 8 would need 384; its warps must load operands into registers and use them three times or more. The H100's 64 × 256 reads shared memory itself, with 80; doubled, that would be 160, so the B200's is 128 × 256. Its result would take half of all registers; it lies in a memory of its own, and one thread gives the order.
+# Peaks are SMs times clock times a number that doubles: FLOP per SM and clock ([Crovella 2023](https://forums.developer.nvidia.com/t/how-to-calculate-the-tensor-core-fp16-performance-of-h100/244727 "crovella2023tensor") for the first three, at the data sheet's clock). For the B200 NVIDIA prints no rate per SM; twice the H100's gives the tensor clock that [HMC](https://hmc-tech.com/gpus/nvidia-b200-vs-nvidia-b100 "hmctech2025b200") lists.
+#
+# The last columns are what A and B take, if each instruction reads them anew. Shared memory gives 32 banks · 4 = 128 bytes per clock. The A100's 16 × 8 would need 384: so its warps load operands into registers, and use them three times or more. The H100's 64 × 256 reads shared memory itself, and needs 80. On a B200 the same tile would need 160; so its tile is 128 × 256, with 96. The result, 32,768 numbers, would take half of an SM's registers. So it lies in a memory of its own, and one thread gives the order.
 #
 # | | V100 | A100 | H100 | B200 |
 # |---|---|---|---|---|
@@ -294,7 +296,7 @@ for made in nv.generations().values():
 #
 # ## Copies without threads
 #
-# Bytes in flight = bandwidth · latency ([Little 1961](https://doi.org/10.1287/opre.9.3.383 "little1961proof")). With latencies [Dewing 2026](https://github.com/markdewing/AI_kernels "dewing2026latency") measured in clocks (the H100's on a GH200), all at the clock above:
+# A number takes its time to arrive, and memory is busy only if enough others are on their way: bytes in flight = bandwidth · latency ([Little 1961](https://doi.org/10.1287/opre.9.3.383 "little1961proof")). With latencies [Dewing 2026](https://github.com/markdewing/AI_kernels "dewing2026latency") measured in clocks (the H100's on a GH200), all at the clock above. Then boxes, clusters, and `ldmatrix`, by which a warp loads 8 rows of 16 bytes at a time:
 
 # %%
 for made in nv.generations().values():
@@ -316,7 +318,7 @@ layout = stored.of(Job("one_dot", "sm_90"))["layouts"]["#shared"]
 print("Triton's tile on sm_90:", layout.split("{")[1].split(",")[0])
 
 # %% [markdown]
-# On a V100 one float per thread was more than twice enough. On a B200 even 8 bytes by each of all its threads are not. So TMA: one thread names a box, hardware fetches it (zeros beyond the edge, 16-byte pieces swizzled against bank conflicts), and blocks of a cluster that need one tile receive it together.
+# On a V100 one float per thread was more than twice enough. On a B200 even 8 bytes by each of all its threads are not. So TMA: one thread names a box of a tensor, hardware fetches it (zeros beyond the edge, 16-byte pieces swizzled against bank conflicts), and blocks of a cluster (on SMs close to each other) that need one tile receive it together.
 #
 # ## The experiment
 #
@@ -349,8 +351,8 @@ for plan, (kernel, grid, tokens) in PLANS.items():
         print(f"{plan:16} {layout}: {found.sectors / found.requests:4.0f}", end=" ")
         print(f"sectors per request, {found.efficiency:6.1%} used, right: {close}")
 
-clock = 1.755e9  # of the H100, as part 08 takes it
-through_l1 = 132 * nv.SHARED_PER_CLOCK * clock
+made = nv.generations()["H100"]
+through_l1 = made.sms * nv.SHARED_PER_CLOCK * made.clock
 keys = 30 * 3 * 64 * 2 * 8192  # layers · heads · dims · bytes · tokens: all keys
 print(f"\nkeys of 8,192 tokens, all layers: {keys / 1e6:.0f} MB")
 for name, part in (("good pair", 1.0), ("bad pair", min(used.values()))):
@@ -470,7 +472,7 @@ explore(
 # python scripts/gpu_check.py --only recorded_kernels strides occupancy
 # ```
 #
-# The guide's V100 copies 790 GB/s where addresses are aligned ([NVIDIA 2025](https://docs.nvidia.com/cuda/cuda-c-best-practices-guide/ "nvidia2025bestpractices"), 10.2.1.3). One word further, five sectors instead of four, "4/5" was expected, and 9/10 measured: neighbouring warps share the fifth sector in a cache. Counts are what a warp asks for; what memory sends lies between them and the distinct bytes.
+# The guide's V100 copies 790 GB/s where addresses are aligned ([NVIDIA 2025](https://docs.nvidia.com/cuda/cuda-c-best-practices-guide/ "nvidia2025bestpractices"), 10.2.1.3). One word further, a warp takes five sectors instead of four: the guide expects 4/5 of it, and measures 9/10, as neighbouring warps share the fifth sector in a cache. Counts are what a warp asks for; what memory sends lies between them and the distinct bytes.
 #
 # ## What to keep
 #

@@ -37,7 +37,7 @@ check.sectors(sectors)
 # ## Exercise 2: bank_cycles
 # ●●●○○ difficulty · ●●●●○ importance · 20 minutes · 3 points
 #
-# The same warp reads shared memory: 32 banks, each 4 bytes wide, and successive words of 4 bytes lie in successive banks. In one cycle a bank gives one word, to all lanes that want this word. Lanes of 4 bytes are all served together; of 8 bytes in two phases of 16 lanes, of 16 bytes in four phases of 8 lanes, in the order of the lanes. A phase takes as many cycles as the fullest bank has words to give. Phases follow each other. Return the cycles of all phases. All 32 lanes are active; `width` is 4, 8 or 16.
+# The same warp reads shared memory: 32 banks, each 4 bytes wide, and successive words of 4 bytes lie in successive banks. In one cycle a bank gives one word, to all lanes that want this word. Lanes of 4 bytes are all served together; of 8 bytes in two phases of 16 lanes, of 16 bytes in four phases of 8 lanes, in the order of the lanes. A phase takes as many cycles as the fullest bank has words to give. Phases follow each other. Return the cycles of all phases. All 32 lanes are active; `width` is 4, 8 or 16, and addresses are multiples of it.
 
 
 # %% tags=["exercise"]
@@ -70,10 +70,10 @@ check.bank_cycles(bank_cycles)
 # |---|---|
 # | warps | a block has ⌈threads / 32⌉; the SM has room for `sm["warps"]` |
 # | registers | a warp gets 32 · `registers`, rounded up to a multiple of 256. The SM has 65,536, in four parts of 16,384; a warp takes all of its registers from one part, whichever has room |
-# | shared memory | a block gets `shared` and `sm["reserved"]` bytes, together rounded up to a multiple of `sm["unit"]`; the SM has `sm["shared"]`. A block that gets none is not limited by it |
+# | shared memory | a block gets `shared` and `sm["reserved"]` bytes, together rounded up to a multiple of `sm["unit"]`; the SM has `sm["shared"]`. A block for which both are 0 is not limited by it |
 # | blocks | `sm["blocks"]` |
 #
-# A block that does not fit is held 0 times.
+# A block that does not fit is held 0 times. What stands in `sm` differs from chip to chip; the other numbers hold for all.
 
 
 # %% tags=["exercise"]

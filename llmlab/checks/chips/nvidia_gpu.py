@@ -59,6 +59,8 @@ def sector_cases() -> list[tuple[list[int], int, list[bool]]]:
         (strided(40), 4, [lane < 5 for lane in range(32)]),
         (strided(1, 2, 1), 1, [lane % 3 == 1 for lane in range(32)]),
         (strided(-1, 500), 4, ALL),
+        # the halves of the warp ask for the same sectors
+        ([8 * (lane % 16) + 64 for lane in range(32)], 8, ALL),
     ]
 
 
@@ -119,6 +121,8 @@ def wrong_sectors() -> dict[str, Callable]:
         "lanes that are not active take part: they ask for nothing": touching(
             mask=lambda on: True
         ),
+        "the efficiency counts what lanes that are not active would ask"
+        " for": _all_asked,
         "a sector was counted once for each lane: the warp takes it once": touching(
             touched=list
         ),
@@ -131,6 +135,14 @@ def wrong_sectors() -> dict[str, Callable]:
         "sectors begin at multiples of 32, not at the first lane's address": touching(
             start=min
         ),
+        "the bytes from the first to the last were divided by 32: only sectors that a"
+        " lane touches are taken, and they begin at multiples of 32": touching(
+            size=1, count=lambda found: (max(found) - min(found)) // 32 + 1
+        ),
+        "the bytes that were asked for were divided by 32: they may lie in more sectors"
+        " than they would fill": _filled,
+        "each part of a wide request was counted for itself: a sector is moved once per"
+        " request": _by_parts,
         "the same bytes were counted once for each lane: asked for are different"
         " bytes": touching(asked=_each),
         "the efficiency is taken of 4 bytes per lane: it is `width`": touching(
@@ -154,6 +166,30 @@ def wrong_sectors() -> dict[str, Callable]:
 
 def _each(lanes: list[int], width: int) -> int:
     return len(lanes) * width
+
+
+def _asking(addresses: list[int], active: list[bool]) -> set[int]:
+    return {a for a, on in zip(addresses, active, strict=True) if on}
+
+
+def _all_asked(addresses: list[int], width: int, active: list[bool]) -> tuple:
+    count, _ = right_sectors(addresses, width, active)
+    return count, len(set(addresses)) * width / (32 * count)
+
+
+def _filled(addresses: list[int], width: int, active: list[bool]) -> tuple:
+    asked = len(_asking(addresses, active)) * width
+    count = -(-asked // 32)
+    return count, asked / (32 * count)
+
+
+def _by_parts(addresses: list[int], width: int, active: list[bool]) -> tuple:
+    lanes = min(32, 128 // width)
+    count = 0
+    for start in range(0, 32, lanes):
+        part = slice(start, start + lanes)
+        count += len({a // 32 for a in _asking(addresses[part], active[part])})
+    return count, len(_asking(addresses, active)) * width / (32 * count)
 
 
 @check.exercise(
@@ -263,6 +299,18 @@ def wrong_banks() -> dict[str, Callable]:
         "always 16 lanes were served at once: it is 32 for 4 bytes and 8 for 16": (
             cycling(lanes=lambda width: 16)
         ),
+        "16 bytes were served like 8, 16 lanes at once: it is 8 lanes": cycling(
+            lanes=lambda width: 16 if width > 4 else 32
+        ),
+        "8 bytes were served like 16, 8 lanes at once: it is 16 lanes": cycling(
+            lanes=lambda width: 8 if width > 4 else 32
+        ),
+        "a bank was taken to be as wide as what a lane asks for: it is always 4 bytes"
+        " wide": _banks_as_wide,
+        "all phases were counted like the slowest: each has conflicts of its"
+        " own": cycling(together=lambda found: len(found) * max(found)),
+        "all phases were counted like the first: each has conflicts of its"
+        " own": cycling(together=lambda found: len(found) * found[0]),
         "the number of banks with a conflict was counted: the fullest bank"
         " decides": cycling(of_phase=lambda counts: sum(c > 1 for c in counts) or 1),
         "conflicts of all banks were added up: banks work at the same time": cycling(
@@ -271,7 +319,13 @@ def wrong_banks() -> dict[str, Callable]:
         "phases were counted, without their conflicts": cycling(
             of_phase=lambda counts: 1
         ),
+        "banks were counted: they work at the same time, and the fullest"
+        " decides": cycling(of_phase=len),
     }
+
+
+def _banks_as_wide(addresses: list[int], width: int) -> int:
+    return cycling(words=lambda a, _: [a // width])(addresses, width)
 
 
 @check.exercise(
@@ -303,6 +357,8 @@ KB = 1024
 LARGE = {"warps": 64, "blocks": 32, "shared": 228 * KB, "reserved": KB, "unit": 128}
 SMALL = {"warps": 48, "blocks": 24, "shared": 100 * KB, "reserved": KB, "unit": 128}
 OLD = {"warps": 64, "blocks": 32, "shared": 96 * KB, "reserved": 0, "unit": 256}
+# of no chip: what is reserved is no multiple of the unit
+INVENTED = {"warps": 40, "blocks": 20, "shared": 64 * KB, "reserved": 96, "unit": 256}
 # threads, registers, shared, SM
 BLOCK_CASES = [
     (128, 37, 0, OLD),
@@ -323,6 +379,9 @@ BLOCK_CASES = [
     (200, 16, 0, LARGE),
     (700, 16, 0, LARGE),
     (64, 20, 114 * KB, LARGE),
+    (256, 16, 0, SMALL),
+    (32, 16, 0, SMALL),
+    (64, 16, 4_500, INVENTED),
 ]
 
 
@@ -389,7 +448,20 @@ def wrong_blocks() -> dict[str, Callable]:
         "there are four parts, not one": holding(
             held=lambda of_a_warp, warps: 16384 // of_a_warp // warps
         ),
-        "registers are asked for by each of a warp's 32 lanes": holding(
+        "all warps of a block were put into one part: each goes wherever there is"
+        " room": holding(
+            held=lambda of_a_warp, warps: 16384 // (of_a_warp * warps) * 4
+        ),
+        "registers were counted for the block or the SM as a whole: each warp is"
+        " rounded up to 256, and has all of its registers in one of four"
+        " parts": holding(
+            of_a_warp=lambda registers: registers * 32,
+            held=lambda of_a_warp, warps: 65536 // (-(-of_a_warp * warps // 256) * 256),
+        ),
+        "a thread's registers were rounded up to 256: a warp's are": holding(
+            of_a_warp=lambda registers: -(-registers // 256) * 256 * 32
+        ),
+        "registers are a limit, too: each of a warp's 32 lanes has its own": holding(
             of_a_warp=lambda registers: -(-registers // 256) * 256
         ),
         "CUDA keeps some of a block's shared memory: add what is reserved": holding(
@@ -398,12 +470,23 @@ def wrong_blocks() -> dict[str, Callable]:
         "a block gets shared memory by units: round up": holding(
             of_a_block=lambda shared, sm: shared + sm["reserved"]
         ),
+        "shared memory was rounded up before what is reserved was added: both are"
+        " rounded together": holding(
+            of_a_block=lambda shared, sm: (
+                -(-shared // sm["unit"]) * sm["unit"] + sm["reserved"]
+            )
+        ),
+        "shared memory is a limit, too": holding(memory=lambda sm: 10**9),
         "what is reserved is kept once for each block, not once per SM": holding(
             of_a_block=lambda shared, sm: -(-shared // sm["unit"]) * sm["unit"],
             memory=lambda sm: sm["shared"] - sm["reserved"],
         ),
         "an SM holds only so many blocks, however small": holding(
             by_blocks=lambda sm: 10**6
+        ),
+        "not every SM holds 32 blocks: use `sm`": holding(by_blocks=lambda sm: 32),
+        "not every SM has room for 64 warps: use `sm`": holding(
+            by_warps=lambda threads, warps, sm: 64 // warps
         ),
         "an SM has room for warps, not for threads: the last warp of a block counts"
         " whole": holding(
@@ -525,6 +608,18 @@ def wrong_owners() -> dict[str, Callable]:
         ),
         "columns from 8 on have i from 4 on": owning(
             i=lambda row, col: col % 2 + 2 * (row // 8)
+        ),
+        "the lowest bit of i tells neighbours apart, the next one the rows: i mod 2,"
+        " and i mod 4 ≥ 2": owning(
+            i=lambda row, col: row // 8 + 2 * (col % 2) + 4 * (col // 8)
+        ),
+        "a lane has rows g and g + 8, not two neighbours": owning(
+            lane=lambda row, col: 4 * (row // 2) + col % 8 // 2,
+            i=lambda row, col: col % 2 + 2 * (row % 2) + 4 * (col // 8),
+        ),
+        "a lane has columns 2 t and 2 t + 1, not t and t + 4": owning(
+            lane=lambda row, col: 4 * (row % 8) + col % 4,
+            i=lambda row, col: col % 8 // 4 + 2 * (row // 8) + 4 * (col // 8),
         ),
         "of two neighbours the left one has the even i": owning(
             i=lambda row, col: 1 - col % 2 + 2 * (row // 8) + 4 * (col // 8)

@@ -100,15 +100,24 @@ class Occupancy:
     """What an SM holds.
 
     Attributes:
-        blocks, warps: that it holds at a time.
-        most: warps that it has room for.
+        of_a_block: warps.
+        most: warps that the SM has room for.
         room: what limits → how many blocks it allows.
     """
 
-    blocks: int
-    warps: int
+    of_a_block: int
     most: int
     room: dict[str, int]
+
+    @property
+    def blocks(self) -> int:
+        """That the SM holds at a time."""
+        return min(self.room.values())
+
+    @property
+    def warps(self) -> int:
+        """That the SM holds at a time."""
+        return self.blocks * self.of_a_block
 
     @property
     def share(self) -> float:
@@ -152,8 +161,7 @@ def occupancy(threads: int, registers: int, shared: int, sm: Limits) -> Occupanc
         "shared memory": by_shared(shared, sm),
         "blocks": sm.blocks,
     }
-    blocks = min(room.values())
-    return Occupancy(blocks, blocks * warps, sm.warps, room)
+    return Occupancy(warps, sm.warps, room)
 
 
 def by_registers(warps: int, registers: int) -> int:

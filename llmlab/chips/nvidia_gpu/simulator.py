@@ -292,26 +292,36 @@ class Traffic:
     shared_stores: dict[str, BankCycles] = field(default_factory=dict)
 
     @property
+    def in_global(self) -> Transactions:
+        """All loads and stores of global memory."""
+        every = (*self.loads.values(), *self.stores.values())
+        return sum(every, Transactions())
+
+    @property
+    def in_shared(self) -> BankCycles:
+        """All loads and stores of shared memory."""
+        every = (*self.shared_loads.values(), *self.shared_stores.values())
+        return sum(every, BankCycles())
+
+    @property
     def sectors(self) -> int:
         """Of all loads and stores."""
-        return sum(t.sectors for t in (*self.loads.values(), *self.stores.values()))
+        return self.in_global.sectors
 
     @property
     def asked(self) -> int:
         """Bytes that the threads asked for, in all."""
-        return sum(t.asked for t in (*self.loads.values(), *self.stores.values()))
+        return self.in_global.asked
 
     @property
     def cycles(self) -> int:
         """Of the banks."""
-        every = (*self.shared_loads.values(), *self.shared_stores.values())
-        return sum(each.cycles for each in every)
+        return self.in_shared.cycles
 
     @property
     def conflicts(self) -> int:
         """Cycles of the banks that other addresses would have saved."""
-        every = (*self.shared_loads.values(), *self.shared_stores.values())
-        return sum(each.conflicts for each in every)
+        return self.in_shared.conflicts
 
 
 def record(

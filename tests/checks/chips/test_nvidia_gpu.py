@@ -76,6 +76,16 @@ def cycles_by_arrays(addresses, width):
     return total
 
 
+def cycles_by_first_words(addresses, width):
+    """Aligned lanes: the banks of their first words are as full as the others."""
+    step = 128 // width
+    total = 0
+    for start in range(0, 32, step):
+        words = np.unique(np.array(addresses[start : start + step]) // 4)
+        total += np.bincount(words % 32).max()
+    return total
+
+
 def held_by_placing(threads, registers, shared, sm):
     """One block after the other, while there is room."""
     warps = (threads + 31) // 32
@@ -124,7 +134,7 @@ def owner_by_bits(row, col):
 
 RIGHT = {
     "sectors": [sectors_by_bytes, sectors_by_arrays],
-    "bank_cycles": [cycles_by_shifting, cycles_by_arrays],
+    "bank_cycles": [cycles_by_shifting, cycles_by_arrays, cycles_by_first_words],
     "blocks_held": [held_by_placing, held_by_the_spreadsheet],
     "owner": [owner_by_search, owner_by_bits],
 }
@@ -169,6 +179,16 @@ def pops(addresses, width):
     return found
 
 
+def registers_of_the_whole_sm(threads, registers, shared, sm):
+    asked = -(-(shared + sm["reserved"]) // sm["unit"]) * sm["unit"]
+    return min(
+        sm["warps"] // -(-threads // 32),
+        65536 // (threads * registers),
+        sm["shared"] // max(asked, 1),
+        sm["blocks"],
+    )
+
+
 def occupancy_as_share(threads, registers, shared, sm):
     blocks = checks.right_blocks(threads, registers, shared, sm)
     return blocks * threads / 32 / sm["warps"]
@@ -200,6 +220,7 @@ test_wrong_answers = rejects(
         Wrong("sectors", two_too_many, "is not right in case 1"),
         Wrong("bank_cycles", cycles_as_float, "it must be a whole number"),
         Wrong("bank_cycles", pops, "work on a copy"),
+        Wrong("blocks_held", registers_of_the_whole_sm, "the SM as a whole"),
         Wrong("blocks_held", occupancy_as_share, "it must be a whole number"),
         Wrong("blocks_held", changes_the_sm, "changed in place"),
         Wrong("owner", lane_only, "return (lane, i)"),
