@@ -441,6 +441,10 @@ def wrong_rings() -> dict[str, Callable]:
         ),
         "the messages that leave all leaves were counted together: each leaf has cables"
         " of its own": ringing(busiest=lambda leaving, p: sum(leaving.values())),
+        "the messages of the first leaf were counted: the ring waits for the leaf that"
+        " most leave": ringing(
+            busiest=lambda leaving, p: next(iter(leaving.values()), 0)
+        ),
         "the mean over leaves was taken: the ring waits for the busiest": ringing(
             busiest=lambda leaving, p: sum(leaving.values()) / max(1, len(leaving))
         ),

@@ -380,7 +380,7 @@ WRONGS = [
     Wrong("ring_seconds", sorts_hosts, "in place"),
     Wrong("ring_seconds", ring_of_sorted_hosts, "order of the ranks, not sorted"),
     Wrong("ring_seconds", ring_of_ranks, "taken from the rank"),
-    Wrong("ring_seconds", ring_by_its_first_leaf, "the number of seconds"),
+    Wrong("ring_seconds", ring_by_its_first_leaf, "of the first leaf were counted"),
     Wrong("ring_seconds", two_percent_more, "the number of seconds"),
     Wrong("ecmp_seconds", drops_down_ports, "in place"),
     Wrong("ecmp_seconds", port_with_most_bytes, "the port with the most bytes"),
