@@ -372,7 +372,7 @@ figure(
 )
 
 # %% [markdown]
-# Without both, whatever is lost must be sent again. PFC loses nothing, but stops a flow that did no harm. ECN spares the ninth flow; at first it brakes too hard: the queue runs empty, and the receiver waits. (This is a fluid with equal senders. Meta runs its 400 Gbit/s network without DCQCN: [receivers ask for data](https://engineering.fb.com/2024/08/05/data-center-engineering/roce-network-distributed-ai-training-at-scale/ "gangidi2024roce"), so few send to one at a time.)
+# Without both, whatever is lost must be sent again. PFC loses nothing, but slows a flow that did no harm. ECN spares the ninth flow; at first it brakes too hard: the queue runs empty, and the receiver waits. (This is a fluid with equal senders. Meta runs its 400 Gbit/s network without DCQCN: [receivers ask for data](https://engineering.fb.com/2024/08/05/data-center-engineering/roce-network-distributed-ai-training-at-scale/ "gangidi2024roce"), so few send to one at a time.)
 #
 # ## Play
 #
