@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Clusters and networks
 #
-# A data sheet says 400 Gbit/s per GPU, and then two flows meet on one cable. Here you build five kinds of network, send real gradients through them with a simulator of flows that is checked against packets, and find where the time goes: hashes, pauses, oversubscription, storage. At the end you own the step of arithmetic with which links are shared.
+# A data sheet says 400 Gbit/s per GPU, and then two flows meet on one cable. Here you build five kinds of network, send real gradients through them with a simulator of flows that is checked against packets, and find where the time goes: hashes, pauses, oversubscription, storage. At the end you have written the arithmetic by which flows share a link.
 
 # %% tags=["hide-input"]
 import numpy as np
@@ -28,7 +28,7 @@ from llmlab.parallelism.collectives import ring as rings
 # %% [markdown]
 # ## What it costs
 #
-# Data-parallel training sums gradients over all hosts in every step. 64 hosts in 8 racks, one network card of 400 Gbit/s each; every rack's switch (a **leaf**) has 8 cables to 8 **spines**, so nothing is oversubscribed. The scheduler dealt the ranks out over the racks, so that every message of the ring leaves its rack.
+# Data-parallel training sums gradients over all hosts in every step. 64 hosts in 8 racks, one network card of 400 Gbit/s each; every rack's switch (a **leaf**) has 8 cables up, to 8 **spines**: as many as down to its hosts, so nothing is **oversubscribed**. The scheduler put rank 0 in the first rack, rank 1 in the second, and so on, so every message of the ring leaves its rack. The bound is the ring's time if each message had every cable for itself.
 
 # %%
 net = cn.leaf_spine(leaves=8, hosts=8, spines=8)
@@ -67,7 +67,7 @@ slow_guess = predict(
 # %% [markdown]
 # ## By hand
 #
-# Two racks of two hosts, two spines, cables of 1 byte/s. Four ranks on hosts 0, 2, 1, 3 sum 12 bytes in a ring: $2(4-1) = 6$ steps of $12/4 = 3$ bytes. In each step two messages go up from each leaf. On two spines each takes 3 s, in all 18 s. If the hash puts both on spine 0, each gets half a byte per second: 6 s, in all 36 s. The other two messages are done after 3 s, and wait.
+# Two racks of two hosts, two spines, cables of 1 byte/s. Four ranks on hosts 0, 2, 1, 3 sum 12 bytes in a ring: $2(4-1) = 6$ steps of $12/4 = 3$ bytes. In each step two messages go up from each leaf. If each has a spine of its own, it takes 3 s; six steps, 18 s. If the hash puts both on one spine, each gets half a byte per second: 6 s, in all 36 s. Messages that share nothing are done after 3 s, and their ranks wait (hash 0).
 
 # %%
 tiny = cn.leaf_spine(2, 2, 2, bandwidth=1.0, latency=0.0)
@@ -81,7 +81,7 @@ for seed in range(5):
 # %% [markdown]
 # ## The idea
 #
-# Whoever shares a full cable gets the same share of it, and what one flow cannot use (because another cable holds it back) goes to the others. Rates $x_f$ are **max–min fair** if no flow can get more without one that has no more than it getting less ([Bertsekas and Gallager 1992](https://web.mit.edu/dimitrib/www/datanets.html "bertsekas1992data")). With capacities $c_l$, they are found by filling: all flows rise together, until the first cable is full at the level
+# Whoever shares a full cable gets the same share of it, and what one flow cannot use (because another cable holds it back) goes to the others. Rates $x_f$ are **max–min fair** if a flow can get more only at the cost of one whose rate is no higher ([Bertsekas and Gallager 1992](https://web.mit.edu/dimitrib/www/datanets.html "bertsekas1992data")). With capacities $c_l$, they are found by filling: all flows rise together, until the first cable is full at the level
 #
 # $$\lambda_l = \frac{c_l - \sum_{f \text{ stopped, over } l} x_f}{\#\{f \text{ rising, over } l\}}$$
 #
@@ -171,7 +171,7 @@ free_guess.settle(cn.no_collision(8, 8) * 10_000, digits=2)
 slow_guess.settle("twice as long")
 
 # %% [markdown]
-# The first is the **birthday problem**: $8!/8^8$. The second is what you did by hand: a ring is as fast as its slowest message, wherever that is. One collision halves an all-reduce.
+# The first is the **birthday problem**: $8!/8^8$. The second is what you did by hand: a ring is as fast as its slowest message, wherever that is. One collision doubles the time of an all-reduce.
 #
 # ## The code
 #
@@ -188,7 +188,7 @@ show(cn.simulate, cn.routes, cn.ring_seconds, cn.hierarchical)
 # | `Run.finish` | s | each flow: its last byte has arrived |
 # | `ring_seconds(net, hosts, n)` | s | an all-reduce; `hosts[r]` is where rank r runs |
 #
-# Five networks for about 64 GPUs, and what each does to gradients of LLaMA-7B and to an all-to-all (experts) of a tenth of them. Cables between switches are what one pays for.
+# Five networks for about 64 GPUs, and what each does to gradients of LLaMA-7B and to an all-to-all (experts) of a tenth of them. Cables between switches are what one pays for; `far` counts the cables from endpoint 0 to the farthest. In a fat tree every tier has as much bandwidth up as down; on rails GPU g of every node hangs on leaf g; a dragonfly is groups of switches, with a cable between any two groups.
 
 # %% tags=["hide-input"]
 NETS = {
@@ -216,11 +216,11 @@ for name, each in NETS.items():
     )
 
 # %% [markdown]
-# With ranks in order a ring asks for little, and all but one carry it at the speed of one card. (In the dragonfly a message to the next group shares cables inside its own with others; real ones also take longer ways round.) An all-to-all asks for everything at once. The torus has no switch at all, but six links per chip, each as fast as a card here; on rails NVLink carries what stays in a node. **InfiniBand** and **RoCE** (the same verbs over Ethernet) differ in how they route and brake, not in this table. Inside a node: NVLink 4 gives an H100 450 GB/s one way, through NVSwitches; PCIe 5 with 16 lanes 63 ($32 \cdot 16 \cdot \frac{128}{130} / 8$); a card of 400 Gbit/s, 50.
+# With ranks in order a ring asks for little, and all but one carry it at the speed of one card. (In the dragonfly a message to the next group shares cables inside its own with others; real ones also take longer ways round.) An all-to-all asks for everything at once. The torus has no switch at all, but six links per chip, each as fast as a card here; on rails NVLink carries what stays in a node. **InfiniBand** and **RoCE** (the same commands, over Ethernet) differ in how they route and brake, not in this table. Inside a node: NVLink 4 gives an H100 450 GB/s one way, through NVSwitches; PCIe 5 with 16 lanes 63 GB/s ($32 \cdot 16 \cdot \frac{128}{130} / 8$); a card of 400 Gbit/s, 50 GB/s.
 #
 # ## Against packets
 #
-# ns-3 (3.44) simulates every packet of TCP. Its packets carry 536 bytes of data and 54 of headers, so we send as much. The paths are the same; "three on one cable" is what a hash did.
+# [ns-3](https://www.nsnam.org/) (3.44) simulates every packet of TCP. Its packets carry 536 bytes of data and 54 of headers, so our flows are larger by the headers. The paths are the same; "three on one cable" is what a hash did.
 
 # %%
 for name, case in cn.packets().items():
@@ -238,7 +238,7 @@ steps = cn.ring_seconds(net, order, n, seed=1)
 print(f"8,064 messages that wait: {whole / steps:.3f} of 126 × the slowest")
 
 # %% [markdown]
-# TCP shares a cable as fairly as our arithmetic says, within 3% (ns-3 was read every 20 ms). Rates are also equal to those of linear programs, ways to those of networkx; the tests have both. Now figures of real clusters with 8 H100 per node. `busbw`, as nccl-tests prints it, is the all-reduce's bytes turned into those of one link: at best the link's rate.
+# TCP shares a cable as fairly as our arithmetic says, within 3% (ns-3 was read every 20 ms). Rates are also equal to those of linear programs, ways to those of networkx; the tests have both. Now figures of real clusters with 8 H100 per node. `busbw`, as nccl-tests prints it, is the all-reduce's bytes turned into those that a ring moves over one link: at best the link's rate (of a node, the rate of its eight cards together). A switch that adds by itself moves fewer, so its busbw may be above the link's rate.
 
 
 # %% tags=["hide-input"]
@@ -269,7 +269,7 @@ for name, bound, measured in ROWS:
     print(f"{name:30} {bound / 1e9:5.0f} {measured:9}  {measured / bound * 1e9:.0%}")
 
 # %% [markdown]
-# The first two are what NCCL's developer expects of an H100 ([NCCL tests 212](https://github.com/NVIDIA/nccl-tests/issues/212 "nccltests2024issue212")): 450 GB/s is the line rate, and protocols take a fifth of it. The third was measured by a user ([NCCL 1221](https://github.com/NVIDIA/nccl/issues/1221 "nccl2024issue1221")). No brochure prints that fifth; a bound that you compute yourself shows it.
+# The first two are what NCCL's developer expects of an H100 ([NCCL tests 212](https://github.com/NVIDIA/nccl-tests/issues/212 "nccltests2024issue212")): 450 GB/s is the line rate, and protocols take a fifth of it from the ring, more where the switch adds. The third was measured by a user ([NCCL 1221](https://github.com/NVIDIA/nccl/issues/1221 "nccl2024issue1221")). No brochure prints that fifth; a bound that you compute yourself shows it.
 #
 # ## The experiment
 #
@@ -332,11 +332,11 @@ figure(
 )
 
 # %% [markdown]
-# With one queue pair the time is a whole number: that many flows on the fullest of 128 ways up and down. Queue pairs cut flows into smaller pieces that even out, slowly. Llama 3 was trained with 16 flows between two GPUs for this reason ([Llama Team 2024](https://arxiv.org/abs/2407.21783 "llama2024herd")); Meta saw up to 40% more in an all-reduce ([Gangidi et al. 2024](https://engineering.fb.com/2024/08/05/data-center-engineering/roce-network-distributed-ai-training-at-scale/ "gangidi2024roce")) (our ranks, dealt out, are the worst case). The order of ranks costs nothing and helps as much as spraying; rails need neither, because no message of their rings has a choice. (They also send less over the network: nodes sum by NVLink first.)
+# With one queue pair the time is a whole number: that many flows on the fullest of 128 ways up and down. Queue pairs cut flows into smaller pieces that even out, slowly. Llama 3 was trained with 16 flows between two GPUs for this reason ([Llama Team 2024](https://arxiv.org/abs/2407.21783 "llama2024herd")); Meta saw all-reduces gain up to 40% ([Gangidi et al. 2024](https://engineering.fb.com/2024/08/05/data-center-engineering/roce-network-distributed-ai-training-at-scale/ "gangidi2024roce")); our ranks, spread over the racks, are the worst case. The order of ranks costs nothing and helps as much as spraying; rails need neither, because no message of their rings has a choice. (They also send less over the network: nodes sum by NVLink first.)
 #
 # ### Many to one
 #
-# In a ring nobody receives twice. In an all-to-all many send to one: **incast**. Ethernet must not drop RDMA's packets, so a full switch stops the one before it (**PFC**), which fills, and stops whoever is in front of *it*, also flows that go elsewhere. **ECN** marks packets before that; DCQCN slows their senders down ([Zhu et al. 2015](https://doi.org/10.1145/2785956.2787484 "zhu2015dcqcn")). Eight senders, one receiver, and a ninth flow over the same cable to somebody else:
+# In a ring nobody receives twice. In an all-to-all many send to one: **incast**. RDMA (cards that write into another host's memory) wants no packet dropped, so on Ethernet a full switch stops the one before it (**PFC**), which fills, and stops all who send through *it*, also flows that go elsewhere. **ECN** marks packets before that; DCQCN slows their senders down ([Zhu et al. 2015](https://doi.org/10.1145/2785956.2787484 "zhu2015dcqcn")). Eight senders, one receiver, and a ninth flow over the same cable to somebody else:
 
 # %% tags=["hide-input"]
 SETTINGS = {
@@ -372,11 +372,11 @@ figure(
 )
 
 # %% [markdown]
-# PFC loses nothing, and punishes who did nothing. ECN spares the ninth flow; at first it brakes too hard, and the receiver idles for a millisecond or two. (This is a fluid with equal senders. Meta runs its 400 Gbit/s network without DCQCN: [receivers ask for data](https://engineering.fb.com/2024/08/05/data-center-engineering/roce-network-distributed-ai-training-at-scale/ "gangidi2024roce"), so few send to one at a time.)
+# Without both, whatever is lost must be sent again. PFC loses nothing, but slows a flow that did no harm. ECN spares the ninth flow; at first it brakes too hard: the queue runs empty, and the receiver waits. (This is a fluid with equal senders. Meta runs its 400 Gbit/s network without DCQCN: [receivers ask for data](https://engineering.fb.com/2024/08/05/data-center-engineering/roce-network-distributed-ai-training-at-scale/ "gangidi2024roce"), so few send to one at a time.)
 #
 # ## Play
 #
-# The ring's step on 8 leaves, again. Cables go down, too: with them the hash of *all* flows of that leaf changes.
+# The ring's step on 8 leaves, again. Cables go down, too: then *all* flows of that leaf are dealt anew, as the hash is modulo the cables that are up.
 
 # %% tags=["hide-input", "slider"]
 SPINES = [4, 6, 8, 12, 16]

@@ -37,7 +37,7 @@ check.ecmp_seconds(ecmp_seconds)
 # ## Exercise 2: fill
 # ●●●○○ difficulty · ●●●●● importance · 20 minutes · 3 points
 #
-# One step on the way to max–min fair rates. `ways[f]` are the numbers of the links that flow f goes over, `capacity[l]` is what link l can carry. `rates[f]` is the flow's rate if it has stopped rising, else `None`; at least one flow still rises. All that rise have the same rate, and it grows until a link is full. That link's level is what stopped flows leave of it, divided by how many flows rise on it; the link with the lowest level is full first. Return a new list: flows that rise over this link get the level as their rate; all others stay as they are. If several links have the lowest level, the flows of all of them stop.
+# One step on the way to max–min fair rates. `ways[f]` are the numbers of the links that flow f goes over, `capacity[l]` is what link l can carry. `rates[f]` is the flow's rate (perhaps 0) if it has stopped rising, else `None`; at least one flow still rises. All that rise have the same rate, and it grows until a link is full. That link's level is what stopped flows leave of it, divided by how many flows rise on it; the link with the lowest level is full first. Return a new list: flows that rise over this link get the level as their rate; all others stay as they are. If several links have the lowest level, the flows of all of them stop.
 
 
 # %% tags=["exercise"]
@@ -71,7 +71,7 @@ check.fill(fill)
 # ## Exercise 3: ring_seconds
 # ●●●○○ difficulty · ●●●●○ importance · 20 minutes · 3 points
 #
-# A ring all-reduce of `n` bytes over leaves and spines. Rank r is on host `hosts[r]`, and host h on leaf `h // per_leaf`. In each of the $2(p - 1)$ steps every rank sends $n / p$ bytes to the next rank, the last to the first; a step ends when its slowest message has arrived. A message is never faster than `host_rate`. A leaf has `leaf_rate` bytes per second to all spines together, and as much back; packets are sprayed, so the messages that leave a leaf in one step share this evenly. In a ring as many enter a leaf as leave it, so you need to count one of the two. Each cable adds `hop` seconds to a message: two cables if it stays on its leaf, four if not. If no message leaves its leaf, all take two.
+# A ring all-reduce of `n` bytes over leaves and spines. Rank r is on host `hosts[r]`, and host h on leaf `h // per_leaf`. In each of the $2(p - 1)$ steps every rank sends $n / p$ bytes to the next rank, the last to the first; a step ends when its slowest message has arrived. A message is never faster than `host_rate`. A leaf has `leaf_rate` bytes per second to all spines together, and as much back; packets are sprayed, so the messages that leave a leaf in one step share this evenly. In a ring as many enter a leaf as leave it, so it is enough to count those that leave. Each cable adds `hop` seconds to a message: two cables if it stays on its leaf, four if not. If no message leaves its leaf, all take two.
 
 
 # %% tags=["exercise"]
@@ -139,9 +139,9 @@ check.checkpoint(checkpoint)
 # ## Exercise 5, the challenge: a placement with two cables down
 # ●●●●● difficulty · ●●●●○ importance · 45 minutes · 6 points
 #
-# Qwen2.5-14B is trained on nodes of four A100, with 100 Gbit/s for each GPU, on leaves and four spines, also by 100 Gbit/s. Rank `job.rank(t, s, d)` is part t of stage s of replica d. GPUs are numbered node after node, leaf after leaf: `cluster.leaf(gpu)`. In a step the GPUs compute; tp groups sum inside of each layer; neighbouring stages exchange activations; at the end the ranks (t, s, ·) sum their gradients, in a ring in the order of d. All groups of a kind send at the same time and share links, packets are sprayed, and nothing else overlaps. The docstring of `challenge` has the formulas.
+# Qwen2.5-14B is trained on nodes of four A100, with 100 Gbit/s for each GPU up to the node's leaf. Each leaf has a cable of 100 Gbit/s to each of four spines. Rank `job.rank(t, s, d)` is part t of stage s of replica d. GPUs are numbered node after node, leaf after leaf: `cluster.leaf(gpu)`. In a step the GPUs compute; tp groups sum inside of each layer; neighbouring stages exchange activations; at the end the ranks (t, s, ·) sum their gradients, in a ring in the order of d. All groups of a kind send at the same time and share links, packets are sprayed, and nothing else overlaps. The docstring of `challenge` has the formulas.
 #
-# Two cables between leaves and spines are down: `cluster.down`, and `cluster.up(leaf)` is how many a leaf has left. Return a list in which `placement[rank]` is the GPU of each rank. It is judged in the three cases of `challenge.CASES`; the first must take at most **2.52 s**. Rank r on GPU r (tp-pp-dp) takes 4.31 s, Megatron's default order (tp-dp-pp) 2.93 s, and with all cables up 2.21 s. `challenge.step(cluster, job, placement)` says what a placement takes and where, `challenge.in_order(job, "tp-dp-pp")` gives one.
+# Two cables between leaves and spines are down: `cluster.down`, and `cluster.up(leaf)` is how many a leaf has left. Return a list in which `placement[rank]` is the GPU of each rank. It is judged in the three cases of `challenge.CASES`, each with its `bound`; the first must take at most **2.52 s**. Rank r on GPU r (tp-pp-dp) takes 4.31 s, Megatron's default order (tp-dp-pp) 2.93 s, and with all cables up 2.21 s. `challenge.step(cluster, job, placement)` says what a placement takes and where, `challenge.in_order(job, "tp-dp-pp")` gives the usual one.
 
 # %%
 from llmlab.chips.clusters_and_networks import challenge

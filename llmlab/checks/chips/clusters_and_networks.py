@@ -81,6 +81,23 @@ def _last(hashes, sizes, ports):
     return max(size / ports[i] for i, size in load.items())
 
 
+def _most_bytes(hashes, sizes, ports):
+    up = [rate for rate in ports if rate > 0]
+    load = [0.0] * len(up)
+    for value, size in zip(hashes, sizes, strict=True):
+        load[value % len(up)] += size
+    size, rate = max(zip(load, up, strict=True))
+    return size / rate
+
+
+def _shares_kept(hashes, sizes, ports):
+    up = [rate for rate in ports if rate > 0]
+    chosen = [value % len(up) for value in hashes]
+    return max(
+        size * chosen.count(i) / up[i] for i, size in zip(chosen, sizes, strict=True)
+    )
+
+
 def wrong_hashes() -> dict[str, Callable]:
     """Diagnosis → a wrong way."""
     right = hashing()
@@ -113,6 +130,14 @@ def wrong_hashes() -> dict[str, Callable]:
         "the flow's place in the list was used, not its hash": (
             lambda hashes, sizes, ports: right([*range(len(hashes))], sizes, ports)
         ),
+        "bytes were divided by the rate of another port: numbers count only ports that"
+        " are up, the list has all": hashing(
+            group=lambda ports: range(sum(rate > 0 for rate in ports))
+        ),
+        "the port with the most bytes was taken: one that is slower may need"
+        " longer": _most_bytes,
+        "each flow kept its first share of the port: when one is through, the others"
+        " share what it had": _shares_kept,
     }
 
 
@@ -151,6 +176,7 @@ FILL_CASES = [
     ),
     ([[0, 1], [1], [1], [2]], [None, 1.0, 4.0, 0.5], [3.0, 7.5, 0.5]),
     ([[0], [0], [1], [1, 2]], [None] * 4, [8.0, 8.0, 50.0]),
+    ([[0], [0, 1], [1], [2]], [0.0, 0.0, None, None], [0.0, 4.0, 9.0]),
 ]  # fmt: skip
 
 
@@ -175,6 +201,7 @@ def filling(
     choose: Callable = min,
     gets: Callable = lambda way, fullest: bool(set(way) & fullest),
     ties: bool = True,
+    idle: bool = False,
     kept: Callable = lambda rate, level: rate,
 ) -> Callable:
     """`fill`, and what comes out with one thing changed."""
@@ -185,8 +212,9 @@ def filling(
             there = [f for f, links in enumerate(ways) if link in links]
             rising = [f for f in there if rates[f] is None]
             stopped = [rates[f] for f in there if rates[f] is not None]
-            if rising:
-                levels[link] = left(rate, stopped) / users(len(rising), len(there))
+            if rising or idle:
+                share = max(1, users(len(rising), len(there)))
+                levels[link] = left(rate, stopped) / share
         level = choose(levels.values())
         full = {link for link, each in levels.items() if each == level}
         if not ties:
@@ -218,16 +246,34 @@ def _by_itself(ways, rates, capacity):
     return found
 
 
-def _least_capacity(ways, rates, capacity):
-    used = {
-        link
-        for links, rate in zip(ways, rates, strict=True)
-        if rate is None
-        for link in links
-    }
-    narrow = min(used, key=lambda link: capacity[link])
-    only = [c if link == narrow else 1e30 for link, c in enumerate(capacity)]
-    return filling()(ways, rates, only)
+def _zero_rises(ways, rates, capacity):
+    return filling()(ways, [rate or None for rate in rates], capacity)
+
+
+def _to_the_end(ways, rates, capacity):
+    while None in rates:
+        rates = filling()(ways, rates, capacity)
+    return rates
+
+
+def _others_at_zero(ways, rates, capacity):
+    return [rate or 0.0 for rate in filling()(ways, rates, capacity)]
+
+
+def _narrowest(size: Callable) -> Callable:
+    """The link with the least `size(capacity, stopped)` is full, at its right level."""
+
+    def way(ways, rates, capacity):
+        sizes = {}
+        for link, most in enumerate(capacity):
+            there = [r for links, r in zip(ways, rates, strict=True) if link in links]
+            if None in there:
+                sizes[link] = size(most, [r for r in there if r is not None])
+        narrow = min(sizes, key=sizes.__getitem__)
+        only = [c if link == narrow else 1e30 for link, c in enumerate(capacity)]
+        return filling()(ways, rates, only)
+
+    return way
 
 
 def wrong_fills() -> dict[str, Callable]:
@@ -266,8 +312,20 @@ def wrong_fills() -> dict[str, Callable]:
         "every flow was stopped at its own lowest level: those over other links may"
         " still rise, once these have stopped": _by_itself,
         "the link with the smallest capacity was taken: its level counts": (
-            _least_capacity
+            _narrowest(lambda capacity, stopped: capacity)
         ),
+        "the link with the least left was taken: its level counts, so divide"
+        " first": _narrowest(lambda capacity, stopped: capacity - sum(stopped)),
+        "a link on which no flow rises any more was taken: it stops none": (
+            filling(idle=True)
+        ),
+        "a rate of 0 was taken for None: a flow that stopped at 0 does not rise": (
+            _zero_rises
+        ),
+        "only flows all of whose links are full were stopped: one full link"
+        " stops": filling(gets=lambda way, full: set(way) <= full),
+        "flows that still rise were given 0: they stay None": _others_at_zero,
+        "links were filled until no flow rises: one step is asked": _to_the_end,
     }
 
 
@@ -303,6 +361,7 @@ RING_CASES = [
     ([3, 2, 7, 6, 11, 0], 3, 9e6, 2e9, 1e9, 5e-6),
     ([5, 0, 3], 2, 1e3, 1e9, 8e9, 1e-5),
     ([0, 6, 1, 7, 2, 8, 3, 12], 6, 6e6, 1e9, 2.5e9, 1e-6),
+    ([12, 0, 6, 1, 7, 13], 6, 6e6, 1e9, 1.5e9, 1e-6),
 ]
 
 
@@ -344,6 +403,26 @@ def ringing(
     return way
 
 
+def _ranks_for_hosts(hosts, *rest):
+    return ringing()([*range(len(hosts))], *rest)
+
+
+def _divided_by(count: Callable) -> Callable:
+    """The leaf's rate divided by `count(hosts, per_leaf)`, where messages leave."""
+
+    def way(hosts, per_leaf, *rest):
+        always = ringing(busiest=lambda leaving, p: leaving and count(hosts, per_leaf))
+        return always(hosts, per_leaf, *rest)
+
+    return way
+
+
+def _ranks_of_a_leaf(hosts, per_leaf):
+    """How many ranks the leaf with the most has."""
+    leaves = [host // per_leaf for host in hosts]
+    return max(map(leaves.count, leaves))
+
+
 def wrong_rings() -> dict[str, Callable]:
     """Diagnosis → a wrong way."""
     return {
@@ -361,11 +440,23 @@ def wrong_rings() -> dict[str, Callable]:
         ),
         "the messages that leave all leaves were counted together: each leaf has cables"
         " of its own": ringing(busiest=lambda leaving, p: sum(leaving.values())),
+        "the messages of the first leaf were counted: the ring waits for the leaf that"
+        " most leave": ringing(
+            busiest=lambda leaving, p: next(iter(leaving.values()), 0)
+        ),
         "the mean over leaves was taken: the ring waits for the busiest": ringing(
             busiest=lambda leaving, p: sum(leaving.values()) / max(1, len(leaving))
         ),
-        "the leaf's rate was not shared between the messages that leave it": ringing(
+        "one message was counted for each leaf: in the order of the ranks, not sorted,"
+        " several may leave it, and share its rate": ringing(
             busiest=lambda leaving, p: min(1, max(leaving.values(), default=0))
+        ),
+        "the leaf's rate was divided by its ranks: only messages that leave it"
+        " share": _divided_by(_ranks_of_a_leaf),
+        "the leaf's rate was divided by its hosts: only messages that leave it"
+        " share": _divided_by(lambda hosts, per_leaf: per_leaf),
+        "the leaf was taken from the rank: rank r is on host hosts[r]": (
+            _ranks_for_hosts
         ),
         "a message is never faster than its host's card": ringing(
             rate=lambda host, leaf: leaf

@@ -28,7 +28,11 @@ from itertools import pairwise, product
 
 import numpy as np
 
-from llmlab.chips.clusters_and_networks.collectives import Message, as_flows, ring
+from llmlab.chips.clusters_and_networks.collectives import (
+    Message,
+    as_flows,
+    ring_step,
+)
 from llmlab.chips.clusters_and_networks.flows import simulate
 from llmlab.chips.clusters_and_networks.routing import routes
 from llmlab.chips.clusters_and_networks.topology import (
@@ -147,19 +151,12 @@ class Job:
         Raises:
             ValueError: another kind.
         """
-        sizes = {"tp": self.tp, "pp": self.pp, "dp": self.dp}
-        if kind not in sizes:
-            raise ValueError(f"kind={kind!r} must be one of {', '.join(sizes)}")
-        count = sizes.pop(kind)
-        found = []
-        for others in product(*(range(size) for size in sizes.values())):
-            at = dict(zip(sizes, others, strict=True))
-            ranks = [
-                self.rank(*({**at, kind: i}[k] for k in ("tp", "pp", "dp")))
-                for i in range(count)
-            ]
-            found.append(ranks)
-        return found
+        kinds = ("tp", "pp", "dp")
+        if kind not in kinds:
+            raise ValueError(f"kind={kind!r} must be one of {', '.join(kinds)}")
+        ranks = np.arange(self.ranks).reshape(self.dp, self.pp, self.tp).T
+        lines = np.moveaxis(ranks, kinds.index(kind), -1)
+        return lines.reshape(-1, lines.shape[-1]).tolist()
 
 
 def checked(cluster: Cluster, job: Job, placement: Sequence[int]) -> list[int]:
@@ -243,20 +240,6 @@ def traffic(job: Job) -> Iterator[tuple[str, int, list[Message]]]:
     """
     ticks = job.micro + job.pp - 1
     activations = TOKENS * HIDDEN * 2
-    rings = {
-        "tp": (activations, 4 * LAYERS // job.pp * ticks),
-        "dp": (4 * PARAMETERS / (job.tp * job.pp), 1),
-    }
-    found = {}
-    for kind, (size, times) in rings.items():
-        sent = [
-            Message(0, group[each.src], group[each.dst], each.bytes)
-            for group in job.groups(kind)
-            for each in ring(len(group), size)
-            if each.step == 0
-        ]
-        steps = 2 * (len(job.groups(kind)[0]) - 1)
-        found[kind] = (kind, times * steps, sent)
     neighbours = [
         pair
         for line in job.groups("pp")
@@ -264,9 +247,23 @@ def traffic(job: Job) -> Iterator[tuple[str, int, list[Message]]]:
         for pair in ((a, b), (b, a))
     ]
     part = activations / job.tp
-    yield found["tp"]
+    yield _all_reduces(job, "tp", activations, 4 * LAYERS // job.pp * ticks)
     yield "pp", ticks, [Message(0, a, b, part) for a, b in neighbours]
-    yield found["dp"]
+    yield _all_reduces(job, "dp", 4 * PARAMETERS / (job.tp * job.pp), 1)
+
+
+def _all_reduces(
+    job: Job, kind: str, size: float, times: int
+) -> tuple[str, int, list[Message]]:
+    """All groups of a kind sum `size` bytes in rings, `times` times."""
+    groups = job.groups(kind)
+    p = len(groups[0])
+    sent = [
+        Message(0, group[each.src], group[each.dst], each.bytes)
+        for each in ring_step(p, size)
+        for group in groups
+    ]
+    return kind, times * 2 * (p - 1), sent
 
 
 def step(cluster: Cluster, job: Job, placement: Sequence[int]) -> Step:

@@ -55,13 +55,19 @@ def messages(schedule: Iterable[Move], sizes: Sequence[float]) -> list[Message]:
     ]
 
 
+def ring_step(p: int, n: float, step: int = 0) -> list[Message]:
+    """One step of a ring over n bytes; all steps are alike."""
+    counts(2, p=p)
+    positive(n=n)
+    return [Message(step, r, (r + 1) % p, n / p) for r in range(p)]
+
+
 def ring(p: int, n: float, rounds: int = 2) -> list[Message]:
     """An all-reduce of n bytes; with one round a reduce-scatter or an all-gather."""
     counts(2, p=p)
     counts(rounds=rounds)
-    positive(n=n)
     steps = range(rounds * (p - 1))
-    return [Message(s, r, (r + 1) % p, n / p) for s in steps for r in range(p)]
+    return [message for step in steps for message in ring_step(p, n, step)]
 
 
 def hierarchical(nodes: int, gpus: int, n: float) -> list[Message]:
@@ -172,8 +178,7 @@ def ring_seconds(
     """
     check_hosts(topology, hosts)
     p = len(hosts)
-    step = [message for message in ring(p, n) if message.step == 0]
-    flows = as_flows(step, hosts, qps)
+    flows = as_flows(ring_step(p, n), hosts, qps)
     return 2 * (p - 1) * simulate(topology, flows, how, seed, merge=0.0).seconds
 
 

@@ -1,8 +1,8 @@
 """A network as flows that share links: max–min fair rates, from event to event.
 
-Bertsekas and Gallager 1992, Data Networks, section 6.5. Rates x are max–min fair if no
-flow can get more without one that has no more than it getting less. They are unique,
-and filling finds them: all flows rise together; when a link is full its flows stop.
+Bertsekas and Gallager 1992, Data Networks, section 6.5. Rates x are max–min fair if a
+flow can get more only at the cost of one whose rate is no higher. They are unique, and
+filling finds them: all flows rise together; when a link is full its flows stop.
 
     full         Σ_f share[f, l] x[f] = c[l]
     level        (c[l] − Σ over stopped flows) / Σ over rising flows of share[f, l]:

@@ -237,6 +237,55 @@ def drops_down_ports(hashes, sizes, ports):
     return found
 
 
+def fill_takes_zero_for_none(ways, rates, capacity):
+    return fill_by_rising(ways, [rate if rate else None for rate in rates], capacity)
+
+
+def fill_of_all_links(ways, rates, capacity):
+    """A link on which no flow rises divides by 1."""
+    levels = []
+    for link, most in enumerate(capacity):
+        there = [r for way, r in zip(ways, rates, strict=True) if link in way]
+        left = most - sum(r for r in there if r is not None)
+        levels.append(left / max(1, there.count(None)))
+    full = {link for link, level in enumerate(levels) if level == min(levels)}
+    return [
+        min(levels) if rate is None and full & {*way} else rate
+        for way, rate in zip(ways, rates, strict=True)
+    ]
+
+
+def ring_of_sorted_hosts(hosts, *rest):
+    return ring_by_leaves(sorted(hosts), *rest)
+
+
+def ring_of_ranks(hosts, *rest):
+    return ring_by_leaves([*range(len(hosts))], *rest)
+
+
+def ring_by_its_first_leaf(hosts, per_leaf, n, host_rate, leaf_rate, hop):
+    """As many leave each leaf as leave that of rank 0."""
+    p = len(hosts)
+    leaves = np.array(hosts) // per_leaf
+    away = leaves != np.roll(leaves, -1)
+    many = (away & (leaves == leaves[0])).sum()
+    rate = min(host_rate, leaf_rate / many) if many else host_rate
+    return 2 * (p - 1) * (n / (p * rate) + (4 if away.any() else 2) * hop)
+
+
+def port_with_most_bytes(hashes, sizes, ports):
+    up = np.array([rate for rate in ports if rate])
+    load = np.bincount(np.array(hashes) % len(up), sizes, len(up))
+    return load.max() / up[load.argmax()]
+
+
+def rates_of_all_ports(hashes, sizes, ports):
+    up = np.count_nonzero(ports)
+    load = np.bincount(np.array(hashes) % up, sizes, up)
+    rates = zip(load, ports, strict=False)
+    return max(size / rate for size, rate in rates if rate)
+
+
 def fill_as_tuple(ways, rates, capacity):
     return tuple(solved(SLUG)["fill"](ways, rates, capacity))
 
@@ -324,11 +373,18 @@ WRONGS = [
     Wrong(P, spoiled(lambda found: None), "a list, not NoneType"),
     *all_foreseen(KINDS),
     Wrong("fill", changes_capacity, "in place"),
+    Wrong("fill", fill_takes_zero_for_none, "a rate of 0 was taken for None"),
+    Wrong("fill", fill_of_all_links, "on which no flow rises any more"),
     Wrong("fill", changes_rates, "in place"),
     Wrong("fill", fill_as_tuple, "return a list with a rate per flow"),
     Wrong("ring_seconds", sorts_hosts, "in place"),
+    Wrong("ring_seconds", ring_of_sorted_hosts, "order of the ranks, not sorted"),
+    Wrong("ring_seconds", ring_of_ranks, "taken from the rank"),
+    Wrong("ring_seconds", ring_by_its_first_leaf, "of the first leaf were counted"),
     Wrong("ring_seconds", two_percent_more, "the number of seconds"),
     Wrong("ecmp_seconds", drops_down_ports, "in place"),
+    Wrong("ecmp_seconds", port_with_most_bytes, "the port with the most bytes"),
+    Wrong("ecmp_seconds", rates_of_all_ports, "the rate of another port"),
     Wrong("ecmp_seconds", as_text, "return a number"),
     Wrong("checkpoint", seconds_alone, "return seconds and a share"),
 ]
