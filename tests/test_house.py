@@ -145,7 +145,10 @@ ARROWS = {
         "tensorrt": "front_end",
         "tvm": "json_lines",
     },
-    "chips": {},
+    "chips": {
+        "clusters_and_networks": "checked",
+        "precision_power_cost": "checked",
+    },
     "course": {
         "book": "cpu syllabus",
         "cli": (

@@ -28,6 +28,7 @@ from itertools import pairwise, product
 
 import numpy as np
 
+from llmlab.chips.checked import counts
 from llmlab.chips.clusters_and_networks.collectives import (
     Message,
     as_flows,
@@ -41,7 +42,6 @@ from llmlab.chips.clusters_and_networks.topology import (
     Builder,
     Cable,
     Topology,
-    counts,
 )
 from llmlab.models.chips import chips
 

@@ -24,9 +24,10 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
+from llmlab.chips.checked import counts, positive
 from llmlab.chips.clusters_and_networks.flows import simulate
 from llmlab.chips.clusters_and_networks.routing import Flow
-from llmlab.chips.clusters_and_networks.topology import Topology, counts, positive
+from llmlab.chips.clusters_and_networks.topology import Topology
 
 
 class Message(NamedTuple):

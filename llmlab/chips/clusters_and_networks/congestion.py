@@ -28,7 +28,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llmlab.chips.clusters_and_networks.topology import NDR, counts, positive
+from llmlab.chips.checked import counts, positive
+from llmlab.chips.clusters_and_networks.topology import NDR
 
 STEP = 1e-6  # s
 PACKET = 4096  # bytes

@@ -10,7 +10,7 @@ Simplified: all hosts write equally much, at once, and nobody else uses the stor
 
 from __future__ import annotations
 
-from llmlab.chips.clusters_and_networks.topology import counts, positive
+from llmlab.chips.checked import counts, positive
 
 # bytes per parameter of a checkpoint to go on from: weights in bf16, and in fp32 the
 # master copy and Adam's two moments

@@ -26,34 +26,14 @@ from functools import cached_property
 
 import numpy as np
 
+from llmlab.chips.checked import counts
+
 GBIT = 1e9 / 8  # bytes per second
 NDR = 400 * GBIT  # a port of InfiniBand NDR, or of Ethernet with 400 Gbit/s
 NVLINK = 450e9  # of an H100 to its NVSwitches, bytes per second one way
 HOP = 1e-6  # seconds: a cable and the switch at its end, about
 
 Cable = tuple[str, str]
-
-
-def positive(**values: float) -> None:
-    """Nothing, if all are finite and above 0.
-
-    Raises:
-        ValueError: names the first that is not.
-    """
-    for name, value in values.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name}={value} must be above 0 and finite")
-
-
-def counts(least: int = 1, **values: int) -> None:
-    """Nothing, if all are whole numbers of at least `least`.
-
-    Raises:
-        ValueError: names the first that is not.
-    """
-    for name, value in values.items():
-        if value != int(value) or value < least:
-            raise ValueError(f"{name}={value} must be a whole number, at least {least}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,6 @@ energy.py        joules per operation and per byte; where they go
 price.py         dollars per million tokens, and per training run
 reliability.py   failures, and how often to save
 carbon.py        emissions of running and of making
-checked.py       numbers that cannot be
 
 Start with `share_lost` in reliability.py, then `joules` in energy.py. The printed
 energies are in `llmlab/chips/data/energy.csv`.

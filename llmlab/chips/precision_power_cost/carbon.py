@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmlab.chips.precision_power_cost.checked import (
+from llmlab.chips.checked import (
     not_negative,
     overhead,
     positive,

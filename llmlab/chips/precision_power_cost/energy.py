@@ -34,7 +34,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from llmlab.chips.precision_power_cost.checked import not_negative, positive
+from llmlab.chips.checked import not_negative, positive
 
 FILE = Path(__file__).parents[1] / "data" / "energy.csv"
 PICO = 1e-12

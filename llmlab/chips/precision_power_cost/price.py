@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from llmlab.chips.precision_power_cost.checked import (
+from llmlab.chips.checked import (
     not_negative,
     overhead,
     positive,

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llmlab.chips.precision_power_cost.checked import not_negative, positive, share
+from llmlab.chips.checked import not_negative, positive, share
 
 # How often things fail ---------------------------------------------------------------
 

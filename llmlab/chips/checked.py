@@ -38,6 +38,17 @@ def share(**values: float) -> None:
             raise ValueError(f"{name}={value} is a share: above 0, and at most 1")
 
 
+def counts(least: int = 1, **values: int) -> None:
+    """Nothing, if all are whole numbers of at least `least`.
+
+    Raises:
+        ValueError: the first that is not, by its name.
+    """
+    for name, value in values.items():
+        if not (value % 1 == 0 and value >= least):
+            raise ValueError(f"{name}={value} must be a whole number, at least {least}")
+
+
 def overhead(pue: float) -> None:
     """Nothing, if it is a power usage effectiveness.
 
