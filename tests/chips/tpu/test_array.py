@@ -140,6 +140,9 @@ def test_inputs_that_stay_are_the_product_turned():
         ({"rows": 0, "columns": 4}, "rows=0 must be a whole number"),
         ({"rows": 4, "columns": -2}, "columns=-2"),
         ({"rows": 4, "columns": 2.5}, "columns=2.5"),
+        ({"rows": 4, "columns": 2.0}, "columns=2.0"),
+        ({"rows": float("inf"), "columns": 2}, "rows=inf"),
+        ({"rows": None, "columns": 2}, "rows=None"),
         ({"rows": True, "columns": 2}, "rows=True"),
         ({"rows": 4, "columns": 4, "dataflow": "row"}, "dataflow='row' must be one of"),
         (
