@@ -200,7 +200,7 @@ show(tpu.cycles, tpu.Run)
 #
 # ## Against SCALE-Sim
 #
-# [SCALE-Sim](https://arxiv.org/abs/2504.15377 "raj2025scalesim") is what papers on such arrays use. Its reports for 14 shapes and arrays and three dataflows are stored here; the tests also compare its tables of addresses, cycle by cycle.
+# [SCALE-Sim](https://arxiv.org/abs/2504.15377 "raj2025scalesim") is what papers on such arrays use. Its reports for 14 shapes and arrays and three dataflows (`ws`, `os`, `is`: weights, outputs or inputs stay) are stored here; the tests also compare its tables of addresses, cycle by cycle.
 
 # %%
 stored = json.loads(
@@ -233,7 +233,7 @@ for flow in ("ws", "os"):
     )
 
 # %% [markdown]
-# `tpu.report` counts as it does, and that differs from what registers do in four places. It prints the number of the last cycle, one less than there are. With outputs that stay, its results leave in no time: 32 cycles per block are missing, and a result is written before its last product. There it also counts rows + columns more writes per block than there are results. And its "compute utilisation" with weights that stay divides by cycles that are $C - 1$ too many per block. Most are small. The second decides a ranking: of the product above SCALE-Sim says that it is done a fifth sooner if outputs stay, where registers take 632 cycles either way. The last lines are times for the same figures of 64³, in turn on one core, measured on a quiet machine and stored (on a busy one the ratios are larger); SCALE-Sim also follows three memories, which ours does not, and that takes most of its time.
+# `tpu.report` counts as it does, and that differs from what registers do in four places. It prints the number of the last cycle, one less than there are. With outputs that stay, its results leave in no time: 32 cycles per block are missing, and a result is written before its last product. There it also counts rows + columns more writes per block than there are results. And its "compute utilisation" with weights that stay divides by cycles that are $C - 1$ too many per block. Most are small. The second decides a ranking: of the product above SCALE-Sim says that it is done a fifth sooner if outputs stay, where registers take 632 cycles either way. The last lines say how much sooner ours has the same figures of 64³, in turn on one core, measured on a quiet machine and stored (on a busy one the ratios are larger); SCALE-Sim also follows three memories, which ours does not, and that takes most of its time.
 #
 # ## The experiment
 #
@@ -307,7 +307,7 @@ for made in tpu.GENERATIONS.values():
     )
 
 # %% [markdown]
-# HBM is the first limit, the array the second: a batch that no longer waits for memory is also large enough for the array. Where weights stay in the chip's own memory, VMEM, only the second one is left.
+# The last figure of the first two lines compares the weights that the arrays can take in with those that HBM delivers. So HBM is the first limit, the array the second: a batch that no longer waits for memory is also large enough for the array. Where weights stay in the chip's own memory, VMEM, only the second one is left.
 #
 # Now the clocks. 1.50 GHz is what Google's authors say of the v5e ([Austin et al. 2025](https://jax-ml.github.io/scaling-book/tpus/ "austin2025tpus")). Then the [v6e](https://docs.cloud.google.com/tpu/docs/v6e "google2025tpuv6e"): two arrays of 256² would need 3.50 GHz, and JAX's table for the [TPU7x](https://github.com/jax-ml/jax "jax2026tpuinfo") implies 4.40. Either a cell makes two products per clock or there are more cells; an [earlier version](https://cloud.google.com/tpu/docs/v6e?authuser=9 "google2024tpuv6e") of the v6e page had four arrays. Ask, before you compute a utilisation: your denominator depends on it. (TPU v1's operations are int8.)
 #
@@ -336,7 +336,7 @@ for line in lowered.mlir_module().splitlines():
         print(line.split(" loc(")[0].strip())
 
 # %% [markdown]
-# The program has shapes, and no word of tiles, blocks or cycles: they are the compiler's to choose.
+# This is StableHLO, the language in which XLA gets a program. It has shapes, and no word of tiles, blocks or cycles: they are the compiler's to choose.
 #
 # ## Pallas: saying it oneself
 #
@@ -362,7 +362,7 @@ for dma in ("on_wait", "eager"):
 print(*seen.races[0], sep="\n  and ")
 
 # %% [markdown]
-# Each of the two block rows of $y$ loads all of $W$ again: the grid decides the traffic. Of the two careless runs the second is right, and it must frighten: the sum came out, and nothing orders the read and the write that it is made of. Only the clocks show it, with both lines. (In the first run nobody waits, so nothing is copied: no race, but the sum is NaN, which is hard to miss.)
+# Each of the two block rows of $y$ loads all of $W$ again: the grid decides the traffic. Of the two careless runs the second is right, and it must frighten: the sum came out, and nothing orders the read and the write that it is made of. Only the vector clocks show it, and they name both lines. (In the first run nobody waits, so nothing is copied: no race, but the sum is NaN, which is hard to miss.)
 #
 # ## Chips on a torus
 #
