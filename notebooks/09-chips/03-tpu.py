@@ -186,7 +186,7 @@ hundred.settle(layer_cycles(llama, 100, mxu) / layer_cycles(llama, 1, mxu), digi
 # %% [markdown]
 # ## The code
 #
-# Twice, so that one can doubt the other: `registers.py` moves numbers from cell to cell and knows no formula; `array.py` has the formulas, and writes down which number each port asks for in each cycle without stepping. A skew is a stride there: one port further and one cycle later is `ports + 1` numbers further in the table.
+# Twice, so that one can doubt the other: `registers.py` moves numbers from cell to cell and knows no formula; `array.py` has the formulas, and writes down which number each port asks for in each cycle without stepping. A skew is a stride there: in a table of cycles × ports, one port further and one cycle later is `ports + 1` numbers further.
 
 # %% tags=["hide-cell"]
 show(tpu.cycles, tpu.Run)
@@ -200,7 +200,7 @@ show(tpu.cycles, tpu.Run)
 #
 # ## Against SCALE-Sim
 #
-# [SCALE-Sim](https://arxiv.org/abs/2504.15377 "raj2025scalesim") is what papers on such arrays use. Its reports for 14 shapes and arrays and three dataflows are stored here; the tests also compare its tables of addresses, cycle by cycle.
+# [SCALE-Sim](https://arxiv.org/abs/2504.15377 "raj2025scalesim") is what papers on such arrays use. Its reports for 14 shapes and arrays and three dataflows (`ws`, `os`, `is`: weights, outputs or inputs stay) are stored here; the tests also compare its tables of addresses, cycle by cycle.
 
 # %%
 stored = json.loads(
@@ -233,7 +233,7 @@ for flow in ("ws", "os"):
     )
 
 # %% [markdown]
-# `tpu.report` counts as it does, and that differs from what registers do in four places. It prints the number of the last cycle, one less than there are. With outputs that stay, its results leave in no time: 32 cycles per block are missing, and a result is written before its last product. There it also counts rows + columns more writes per block than there are results. And its "compute utilisation" with weights that stay divides by cycles that are $C - 1$ too many per block. None matters for a ranking of arrays; each matters for an argument about 5%. The last lines are times for the same figures of 64³, in turn on one core, stored when they were measured on a quiet machine (on a busy one the ratio was up to four times as large); SCALE-Sim also follows three memories, which ours does not, and that takes most of its time.
+# `tpu.report` counts as it does, and that differs from what registers do in four places. It prints the number of the last cycle, one less than there are. With outputs that stay, its results leave in no time: 32 cycles per block are missing, and a result is written before its last product. There it also counts rows + columns more writes per block than there are results. And its "compute utilisation" with weights that stay divides by cycles that are $C - 1$ too many per block. The second decides a ranking: SCALE-Sim has the product above done a fifth sooner if outputs stay, where registers take 632 cycles either way. The last lines say how many times faster ours gives the same figures of 64³, in turn on one core, measured on a quiet machine and stored (on a busy one the ratios are larger); SCALE-Sim also follows three memories, which ours does not, and that takes most of its time.
 #
 # ## The experiment
 #
@@ -307,13 +307,13 @@ for made in tpu.GENERATIONS.values():
     )
 
 # %% [markdown]
-# HBM is the first limit, the array the second: a batch that no longer waits for memory is also large enough for the array. Where weights stay on the chip, in VMEM, only the second one is left.
+# The last figure of the first two lines compares the weights that the arrays can take in with those that HBM delivers. So HBM is the first limit, the array the second: a batch that no longer waits for memory is also large enough for the array. Where weights stay in the chip's own memory, VMEM, only the second one is left.
 #
 # Now the clocks. 1.50 GHz is what Google's authors say of the v5e ([Austin et al. 2025](https://jax-ml.github.io/scaling-book/tpus/ "austin2025tpus")). Then the [v6e](https://docs.cloud.google.com/tpu/docs/v6e "google2025tpuv6e"): two arrays of 256² would need 3.50 GHz, and JAX's table for the [TPU7x](https://github.com/jax-ml/jax "jax2026tpuinfo") implies 4.40. Either a cell makes two products per clock or there are more cells; an [earlier version](https://cloud.google.com/tpu/docs/v6e?authuser=9 "google2024tpuv6e") of the v6e page had four arrays. Ask, before you compute a utilisation: your denominator depends on it. (TPU v1's operations are int8.)
 #
 # ## What XLA makes of shapes
 #
-# A vector register holds 8 × 128 numbers, and arrays lie in memory in such tiles, filled up ([Google](https://cloud.google.com/tpu/docs/performance-guide "google2025tpuperformance")). What a tile adds, in float32; and what XLA gets from JAX, which lowers for a TPU without having one:
+# A vector register holds 8 × 128 numbers. XLA, the compiler under JAX, lays arrays out in memory in such tiles, filled up ([Google](https://cloud.google.com/tpu/docs/performance-guide "google2025tpuperformance")). What a tile adds, in float32; and what JAX hands to XLA for a TPU, which needs none here:
 
 # %%
 for what, shape in {
@@ -336,11 +336,11 @@ for line in lowered.mlir_module().splitlines():
         print(line.split(" loc(")[0].strip())
 
 # %% [markdown]
-# The program has shapes, and no word of tiles, blocks or cycles: they are the compiler's to choose.
+# This is StableHLO, the language in which XLA gets a program. It has shapes, and no word of tiles, blocks or cycles: they are the compiler's to choose.
 #
 # ## Pallas: saying it oneself
 #
-# A Pallas kernel names what XLA would choose: a *grid* of steps, a *BlockSpec* per matrix (which block a step needs), and, by hand, *DMA*: copies that run beside the work, each with a semaphore to wait for. JAX has an interpreter of TPU cores that keeps a clock for each actor. It runs `pallas.matmul`, a product over a grid whose blocks are double-buffered, and counts; then a kernel that adds up blocks, copies by hand, and forgets to wait. The interpreter may carry a copy out when it is started, or when somebody waits for it; hardware promises neither.
+# A Pallas kernel names what XLA would choose: a *grid* of steps, a *BlockSpec* per matrix (which block a step needs), and, by hand, *DMA*: copies that run beside the work, each with a semaphore to wait for. JAX can interpret kernels as TPU cores would run them. Its interpreter keeps a *vector clock* for each core and each copy: not time, but what must have happened before. It runs `pallas.matmul`, a product over a grid whose blocks are double-buffered, and counts; then a kernel that adds up blocks, copies by hand, and forgets to wait. The interpreter may carry a copy out when it is started, or when somebody waits for it; hardware promises neither.
 
 # %%
 rng = np.random.default_rng(0)
@@ -362,7 +362,7 @@ for dma in ("on_wait", "eager"):
 print(*seen.races[0], sep="\n  and ")
 
 # %% [markdown]
-# Each of the two block rows of $y$ loads all of $W$ again: the grid decides the traffic. Of the two careless runs the second is right, and it must frighten: the sum came out, and nothing orders the read and the write that it is made of. Only the clocks show it, with both lines. (A copy that is never carried out cannot race, but its NaN are hard to miss.)
+# Each of the two block rows of $y$ loads all of $W$ again: the grid decides the traffic. Of the two careless runs the second is right, and it must frighten: the sum came out, and nothing orders the read and the write that it is made of. Only the vector clocks show it, and they name both lines. (In the first run nobody waits, so nothing is copied: no race, but the sum is NaN, which is hard to miss.)
 #
 # ## Chips on a torus
 #
@@ -400,7 +400,7 @@ for wrap in (True, False):
     )
 
 # %% [markdown]
-# Google prints a bisection of [1.6](https://docs.cloud.google.com/tpu/docs/v5e "google2025tpuv5e"), [3.2](https://docs.cloud.google.com/tpu/docs/v6e "google2025tpuv6e") and [24 TB/s](https://docs.cloud.google.com/tpu/docs/v4 "google2025tpuv4") for these pods, and an "all-reduce bandwidth" of 51.2 TB/s, 102.4 TB/s and 1.1 PB/s. The first are ours. The second are all links added up: twice what a user sees, who gets a sum of $V$ bytes for $2V$ that are sent. Slices smaller than a pod have open ends on most axes, and take twice as long. (A *twisted torus* joins the ends with an offset, which shortens ways in slices with unequal sides.)
+# Google prints a bisection of [1.6](https://docs.cloud.google.com/tpu/docs/v5e "google2025tpuv5e"), [3.2](https://docs.cloud.google.com/tpu/docs/v6e "google2025tpuv6e") and [24 TB/s](https://docs.cloud.google.com/tpu/docs/v4 "google2025tpuv4") for these pods, and an "all-reduce bandwidth" of 51.2 TB/s, 102.4 TB/s and 1.1 PB/s. The first are ours (we get 23.0 for the v4). The second are all links added up: twice what a user sees, who gets a sum of $V$ bytes for $2V$ that are sent. Slices smaller than a pod have open ends on most axes, and take twice as long, as the mesh above. (A *twisted torus* joins the ends with an offset, which shortens ways in slices with unequal sides.)
 #
 # ## Play
 

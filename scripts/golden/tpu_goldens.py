@@ -116,10 +116,11 @@ def layer(folder, flow, rows, columns, m, k, n):
 
 def places(demand, addresses):
     """Demands as places in the matrix whose addresses these are."""
+    demand = np.asarray(demand)
     place = {int(address): i for i, address in enumerate(addresses.ravel())}
     place[-1] = -1
-    flat = [place[int(each)] for each in np.asarray(demand).ravel()]
-    return np.array(flat, dtype="<i4").reshape(np.asarray(demand).shape)
+    flat = [place[int(each)] for each in demand.ravel()]
+    return np.array(flat, dtype="<i4").reshape(demand.shape)
 
 
 def digest(demand):

@@ -95,7 +95,7 @@ check.padded_bytes(padded_bytes)
 #
 # *One axis.* In a ring of $n$ chips each has a shard, and all shall get all. Half of the others is nearer one way round, half the other way, so $(n-1)/2$ shards cross each link in each direction, and the furthest comes over $\lceil (n-1)/2 \rceil$ hops. Add the time of these hops and that of the bytes.
 #
-# *All axes.* The `total` bytes are cut into as many equal parts as there are axes, and of each part every chip has its share at first: one in as many as there are chips. In the first step part 0 is gathered along axis 0, part 1 along axis 1, and so on; in each further step every part takes the next axis (after the last comes the first), and what a chip has of it by then is its shard. A step ends when its slowest part is done.
+# *All axes.* The `total` bytes are cut into as many equal parts as there are axes, and of each part every chip has an equal share at first: the part divided by the number of chips. In the first step part 0 is gathered along axis 0, part 1 along axis 1, and so on; in each further step every part takes the next axis (after the last comes the first), and what a chip has of it by then is its shard. A step ends when its slowest part is done.
 #
 # That is an all-gather. A reduce-scatter is the same backwards and takes as long; an all-reduce is one after the other. Return its seconds.
 

@@ -90,6 +90,9 @@ def wrong_when() -> dict[str, Callable]:
         "a sum leaves below the last row, not at row r": timing(
             None, lambda rows, m, r, c: rows + m + r + c
         ),
+        "a sum goes down row by row, rows − 1 cycles from top to bottom": timing(
+            None, lambda rows, m, r, c: rows + m + c
+        ),
         "row 0 is on top, where sums begin": timing(
             lambda rows, m, r, c: rows + m + rows - 1 - r + c
         ),
@@ -177,13 +180,31 @@ def counting(
 
 def edges(m, k, n, rows, columns, double):
     """Folds that are as short as what they hold."""
-    total = longest = 0
+    begins = end = 0
     for i in range(0, k, rows):
         for j in range(0, n, columns):
             used, wide = min(rows, k - i), min(columns, n - j)
-            longest = 2 * used + wide + m - 2
-            total += max(m, used) if double else longest
-    return total - max(m, used) + longest if double else total
+            overlap = double and end > 0
+            begins = begins + max(m, used) if overlap else end + used
+            end = begins + m + used + wide - 2
+    return end
+
+
+def otherwise(change: Callable, double: bool) -> Callable:
+    """`cycles`, changed with a second register only, or without it only.
+
+    Args:
+        change: (blocks, m, rows, columns) → cycles too many.
+    """
+
+    def way(m, k, n, rows, columns, doubled):
+        cycles = right_cycles(m, k, n, rows, columns, doubled)
+        if doubled != double:
+            return cycles
+        blocks = -(-k // rows) * -(-n // columns)
+        return cycles + change(blocks, m, rows, columns)
+
+    return way
 
 
 def wrong_cycles() -> dict[str, Callable]:
@@ -244,6 +265,26 @@ def wrong_cycles() -> dict[str, Callable]:
             extra=lambda folds: folds
         ),
         "a block that fills a part of the array takes as long as a full one": edges,
+        "what divides needs no further block": counting(
+            lambda m, k, n, R, C: (k // R + 1) * (n // C + 1)
+        ),
+        "the last row of X is through rows − 1 + columns − 1 cycles after it"
+        " entered": counting(last=lambda m, R, C: R + m),
+        "a second register does not help the first block: it must come in before"
+        " anything begins": otherwise(lambda blocks, m, R, C: -R, True),
+        "no block comes in while the last one works: it takes its m rows": otherwise(
+            lambda blocks, m, R, C: max(m, R) - m, True
+        ),
+        "with a second register a block does not wait for the last result of the"
+        " block before": otherwise(
+            lambda blocks, m, R, C: (blocks - 1) * (m + R + C - 2 - max(m, R)), True
+        ),
+        "without a second register each block waits for its own weights": otherwise(
+            lambda blocks, m, R, C: -(blocks - 1) * R, False
+        ),
+        "with and without a second register are exchanged": (
+            lambda m, k, n, R, C, double: right_cycles(m, k, n, R, C, not double)
+        ),
     }
 
 
@@ -351,6 +392,26 @@ def wrong_padded() -> dict[str, Callable]:
                 tiling()(shape, itemsize) // (8 if len(shape) == 1 else 1)
             )
         ),
+        "one dimension alone is one row: it is not cut into the 8 rows of a tile": (
+            lambda shape, itemsize: tiling()(
+                shape if len(shape) > 1 else (8, -(-shape[0] // 8)), itemsize
+            )
+        ),
+        "the dimensions before the last two are not rows: each matrix is filled up by"
+        " itself": lambda shape, itemsize: tiling()(
+            (math.prod(shape[:-1]), shape[-1]), itemsize
+        ),
+        "the last two dimensions lie in a tile, not the first two": (
+            lambda shape, itemsize: tiling()((*shape[2:], *shape[:2]), itemsize)
+        ),
+        "a tile has 8 rows, however many bytes a number has": (
+            lambda shape, itemsize: tiling(lambda size: up(size, 32 // itemsize))(
+                shape, itemsize
+            )
+        ),
+        "a number has itemsize bytes, not always 4": tiling(
+            total=lambda shape, numbers, itemsize: numbers * 4
+        ),
         "numbers were counted, not bytes": tiling(
             total=lambda shape, numbers, itemsize: numbers
         ),
@@ -401,7 +462,7 @@ TORUS_CASES = [
     (64.0, (4,), 1.0, 1.0),
     (3e6, (4, 16), 100e9, 2e-6),
     (96.0, (3, 5), 2.0, 0.25),
-    (1e3, (4, 8, 16), 10.0, 3.0),
+    (768.0, (4, 16, 8), 10.0, 3.0),
 ]
 
 
@@ -424,27 +485,33 @@ def reducing(
     hops: Callable = lambda n: math.ceil((n - 1) / 2),
     parts: Callable = len,
     first: Callable = lambda sides: math.prod(sides),
-    grows: Callable = lambda n: n,
+    grows: Callable = lambda sides, axis, phase: sides[axis],
+    ring: Callable = lambda hops, shards: hops + shards,
     step: Callable = max,
-    turns: bool = True,
+    axes: Callable = lambda part, phase: part + phase,
     both: float = 2.0,
 ) -> Callable:
     """`all_reduce`, and what comes out with one thing changed."""
 
     def way(total, sides, link, hop):
-        count = parts(sides)
-        have = [total / count / first(sides)] * len(sides)
+        have = [total / parts(sides) / first(sides)] * len(sides)
         seconds = 0.0
         for phase in range(len(sides)):
             took = []
             for part in range(len(sides)):
-                n = sides[(part + phase) % len(sides) if turns else phase]
-                took.append(hop * hops(n) + shards(n) * have[part] / link)
-                have[part] *= grows(n)
+                axis = axes(part, phase) % len(sides)
+                n = sides[axis]
+                took.append(ring(hop * hops(n), shards(n) * have[part] / link))
+                have[part] *= grows(sides, axis, phase)
             seconds += step(took)
         return both * seconds
 
     return way
+
+
+def each_alone(took: Sequence[tuple[float, float]]) -> float:
+    """The most hops of any part and the most bytes of any, as if of one part."""
+    return sum(max(times) for times in zip(*took, strict=True))
 
 
 def flat(total, sides, link, hop):
@@ -476,14 +543,41 @@ def wrong_torus() -> dict[str, Callable]:
         "a hop was counted once for each axis: there are as many as shards come one"
         " after the other": reducing(hops=lambda n: 1),
         "the bytes are cut into as many parts as there are axes, and all axes work at"
-        " once": reducing(parts=lambda sides: 1, turns=False),
+        " once": reducing(parts=lambda sides: 1, axes=lambda part, phase: phase),
         "each part begins with another axis, and a step ends when the slowest part is"
-        " done: take the longest, not the mean": reducing(turns=False),
+        " done: take the longest of each step, not the mean": reducing(
+            axes=lambda part, phase: phase
+        ),
+        "in each further step a part takes another axis": reducing(
+            axes=lambda part, phase: part
+        ),
+        "after an axis comes the next, and after the last the first": reducing(
+            axes=lambda part, phase: part - phase
+        ),
         "the bytes are cut into as many parts as there are axes": reducing(
             parts=lambda sides: 1
         ),
         "after an axis of n a chip has n times as much to send": reducing(
-            grows=lambda n: 1
+            grows=lambda sides, axis, phase: 1
+        ),
+        "a part grows by the axis that it went over itself": reducing(
+            grows=lambda sides, axis, phase: sides[phase]
+        ),
+        "a shard is what a chip has of a part by then: only in the last step is that"
+        " the part divided by the chips of an axis": reducing(
+            shards=lambda n: (n - 1) / 2 / n,
+            first=lambda sides: 1,
+            grows=lambda sides, axis, phase: 1,
+        ),
+        "(n − 1) / 2 shards cross a link: only hops are rounded up": reducing(
+            shards=lambda n: math.ceil((n - 1) / 2)
+        ),
+        "add the time of the hops and that of the bytes: the shorter counts, too": (
+            reducing(ring=max)
+        ),
+        "a step ends when one part, the slowest, is done with its hops and its bytes:"
+        " the most hops and the most bytes may be of two parts": reducing(
+            ring=lambda hops, shards: (hops, shards), step=each_alone
         ),
         "at first each chip has one part in as many as there are chips": reducing(
             first=lambda sides: 1

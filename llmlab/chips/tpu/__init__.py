@@ -1,11 +1,12 @@
 """TPU: a systolic array, cycle by cycle, and what is around it.
 
-array.py      an array and a product: folds, cycles, utilisation, reads and writes
-registers.py  the same array register by register, with numbers that move
-scale_sim.py  how SCALE-Sim counts the same
-shapes.py     generations of TPUs; the shapes of models on them, tiles and padding
-torus.py      chips on a torus: how long collectives take on it
-pallas.py     kernels for a TPU, run by JAX's interpreter
+array.py        an array and a product: folds, cycles, utilisation, reads and writes
+registers.py    the same array register by register, with numbers that move
+scale_sim.py    how SCALE-Sim counts the same
+shapes.py       generations of TPUs; the shapes of models on them, tiles and padding
+torus.py        chips on a torus: how long collectives take on it
+pallas.py       kernels for a TPU, run by JAX's interpreter
+interpreter.py  what that interpreter saw: copies, and races that its clocks show
 
 Start with `Run` in array.py, and with `_Held.step` in registers.py, which is one cycle.
 """

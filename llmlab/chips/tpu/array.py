@@ -82,7 +82,8 @@ def whole(**values: int) -> None:
         ValueError: names the first one that is not.
     """
     for name, value in values.items():
-        if isinstance(value, bool) or int(value) != value or value < 1:
+        is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        if not is_whole or value < 1:
             raise ValueError(f"{name}={value} must be a whole number of at least 1")
 
 

@@ -43,7 +43,6 @@ class Cycle:
     read_x: list[tuple[int, int]] = field(default_factory=list)
     read_w: list[tuple[int, int]] = field(default_factory=list)
     left: list[tuple[int, int, int]] = field(default_factory=list)
-    fold: int = 0
 
 
 def empty(array: Array) -> Grid:
@@ -163,6 +162,13 @@ class _Held:
         self.sum = sums
         return sums[-1], works
 
+    def cycle(
+        self, number: int, works: set[tuple[int, int]], read_x: list, read_w: list
+    ) -> Cycle:
+        """The registers as they are now; nothing has left yet."""
+        grids = (self.x, self.weight, self.sum, self.next)
+        return Cycle(number, *map(copied, grids), works, read_x, read_w)
+
 
 def _weights_stay(array: Array, x: np.ndarray, w: np.ndarray) -> Iterator[Cycle]:
     run = _double_buffered if array.double else _one_after_the_other
@@ -174,7 +180,7 @@ def _one_after_the_other(array: Array, x: np.ndarray, w: np.ndarray) -> Iterator
     (lines, down), across = x.shape, w.shape[1]
     rows, columns = array.rows, array.columns
     number = 0
-    for f, (first_row, first_column) in enumerate(_folds(array, down, across)):
+    for first_row, first_column in _folds(array, down, across):
         held = _Held(array)
         for load in range(rows):
             k = first_row + rows - 1 - load  # the last row comes first
@@ -182,8 +188,7 @@ def _one_after_the_other(array: Array, x: np.ndarray, w: np.ndarray) -> Iterator
             read = [(k, n) for n in ns] if k < down else []
             above = [int(w[place]) for place in read]
             held.shift_weights(above + [None] * (columns - len(above)))
-            state = (copied(held.x), copied(held.weight), copied(held.sum))
-            yield Cycle(number, *state, copied(held.next), set(), [], read, [], f)
+            yield held.cycle(number, set(), [], read)
             number += 1
         line = [0] * columns  # of each column, the results that have left
         since = 0
@@ -195,14 +200,13 @@ def _one_after_the_other(array: Array, x: np.ndarray, w: np.ndarray) -> Iterator
                     read.append((since - r, first_row + r))
                     left[r] = int(x[read[-1]])
             below, works = held.step(left, [False] * rows)
-            out = []
+            now = held.cycle(number, works, read, [])
             for c, value in enumerate(below):
                 if value is not None:
                     if first_column + c < across:
-                        out.append((line[c], first_column + c, value))
+                        now.left.append((line[c], first_column + c, value))
                     line[c] += 1
-            state = (copied(held.x), copied(held.weight), copied(held.sum))
-            yield Cycle(number, *state, copied(held.next), works, read, [], out, f)
+            yield now
             number += 1
             since += 1
 
@@ -217,22 +221,23 @@ def _double_buffered(array: Array, x: np.ndarray, w: np.ndarray) -> Iterator[Cyc
     rows, columns = array.rows, array.columns
     folds = _folds(array, down, across)
     held = _Held(array)
-    sent: list[int] = []  # when each row of weights is sent, fold after fold
+    # cycle → the row of weights that is sent in it, counted through all folds
+    sent: dict[int, int] = {}
     begun: list[int] = []  # when each fold begins to work
     line = [0] * columns
     number = 0
     while line[-1] < lines * len(folds):
-        ready = len(sent) // rows > len(begun)
-        if ready and (not begun or number - begun[-1] >= lines):
+        complete = len(sent) // rows
+        free = not begun or number - begun[-1] >= lines
+        if free and complete > len(begun):
             begun.append(number)
-        sending = len(sent) // rows
-        if sending < len(folds) and sending <= len(begun):
-            sent.append(number)
+        if complete < len(folds) and complete <= len(begun):
+            sent[number] = len(sent)
         read_w, above = [], [None] * columns
         for c in range(columns):
             # Column c gets each row c cycles later.
             if number - c in sent:
-                f, r = divmod(sent.index(number - c), rows)
+                f, r = divmod(sent[number - c], rows)
                 place = (folds[f][0] + r, folds[f][1] + c)
                 if place[0] < down and place[1] < across:
                     read_w.append(place)
@@ -246,16 +251,14 @@ def _double_buffered(array: Array, x: np.ndarray, w: np.ndarray) -> Iterator[Cyc
                     left[r], first[r] = int(x[read[-1]]), m == 0
         below, works = held.step(left, first)
         held.pass_weights(above)
-        out = []
+        now = held.cycle(number, works, read, read_w)
         for c, value in enumerate(below):
             if value is not None:
                 f, m = divmod(line[c], lines)
                 if folds[f][1] + c < across:
-                    out.append((m, folds[f][1] + c, value))
+                    now.left.append((m, folds[f][1] + c, value))
                 line[c] += 1
-        state = (copied(held.x), copied(held.weight), copied(held.sum))
-        now = max(len(begun) - 1, 0)
-        yield Cycle(number, *state, copied(held.next), works, read, read_w, out, now)
+        yield now
         number += 1
 
 
@@ -264,9 +267,8 @@ def _outputs_stay(array: Array, x: np.ndarray, w: np.ndarray) -> Iterator[Cycle]
     (m, depth), n = x.shape, w.shape[1]
     rows, columns = array.rows, array.columns
     number = 0
-    for f, (first_row, first_column) in enumerate(_folds(array, m, n)):
+    for first_row, first_column in _folds(array, m, n):
         xs, ws, sums = empty(array), empty(array), empty(array)
-        products = [[0] * columns for _ in range(rows)]
         to_leave = [rows] * columns
         since = 0
         while any(to_leave):
@@ -295,9 +297,8 @@ def _outputs_stay(array: Array, x: np.ndarray, w: np.ndarray) -> Iterator[Cycle]
                 for c in range(columns):
                     if xs[r][c] is not None and ws[r][c] is not None:
                         sums[r][c] = (sums[r][c] or 0) + xs[r][c] * ws[r][c]
-                        products[r][c] += 1
                         works.add((r, c))
             state = (copied(xs), copied(ws), copied(sums))
-            yield Cycle(number, *state, empty(array), works, read_x, read_w, out, f)
+            yield Cycle(number, *state, empty(array), works, read_x, read_w, out)
             number += 1
             since += 1

@@ -7,10 +7,10 @@ import pytest
 
 pytest.importorskip("jax")
 
-from llmlab.chips.tpu import pallas
+from llmlab.chips.tpu import interpreter, pallas
+from llmlab.chips.tpu.interpreter import MODES, watch
 from llmlab.chips.tpu.pallas import (
     BUGS,
-    MODES,
     loads,
     matmul,
     matmul_loads,
@@ -19,7 +19,6 @@ from llmlab.chips.tpu.pallas import (
     ring_all_reduce,
     sum_blocks,
     vmem_bytes,
-    watch,
 )
 
 RNG = np.random.default_rng(0)
@@ -131,7 +130,7 @@ def test_the_next_block_comes_while_this_one_is_added():
     comes = [a for a in report.accesses if (a.buffer, a.kind) == ("slots", "write")]
     assert len(uses) == len(comes) == 4
     for block, use in enumerate(uses):
-        together = [pallas.unordered(use, copy) for copy in comes]
+        together = [interpreter.unordered(use, copy) for copy in comes]
         assert together == [copy == block + 1 for copy in range(4)]
 
 
@@ -302,7 +301,7 @@ def test_records_that_have_moved(monkeypatch):
     sum_blocks(numbers(2, 1), 1)
     monkeypatch.delattr(interpret_pallas_call.races, "reads")
     with pytest.raises(RuntimeError, match=r"JAX .* keeps the races .* elsewhere"):
-        pallas._recorded()
+        interpreter._recorded()
 
 
 def test_jax_that_was_started_with_one_device(monkeypatch):
