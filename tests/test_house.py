@@ -148,6 +148,7 @@ ARROWS = {
     "chips": {
         "clusters_and_networks": "checked",
         "precision_power_cost": "checked",
+        "tpu": "checked",
     },
     "course": {
         "book": "cpu syllabus",

@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from llmlab.chips.checked import not_negative, positive
 from llmlab.chips.tpu.array import whole
 from llmlab.models.chips import chip
 
@@ -57,10 +58,8 @@ class Torus:
                 f"sides={self.sides} has an axis of one: a chip is not its own"
                 " neighbour; leave that axis out"
             )
-        if not self.link > 0:
-            raise ValueError(f"link={self.link} must be above 0 bytes/s")
-        if not self.hop >= 0:
-            raise ValueError(f"hop={self.hop} must not be negative")
+        positive(link=self.link)
+        not_negative(hop=self.hop)
 
     @classmethod
     def of(cls, name: str, *sides: int, hop: float = 0.0, wrap: bool = True) -> Torus:
@@ -97,17 +96,6 @@ class Torus:
             raise ValueError(f"sides={self.sides}: the longest axis is odd")
         cuts = 2 if self.wraps(longest) else 1
         return cuts * self.chips // longest * self.link
-
-
-def positive(**values: float) -> None:
-    """Nothing, if all are above 0.
-
-    Raises:
-        ValueError: names the first one that is not.
-    """
-    for name, value in values.items():
-        if not value > 0:
-            raise ValueError(f"{name}={value} must be above 0")
 
 
 def axis_seconds(torus: Torus, side: int, total: float) -> float:
