@@ -465,9 +465,8 @@ def wrong_tables() -> dict[str, Callable]:
         " both": finding(gap=lambda servers, ranks: len(set(ranks)) < len(ranks)),
         "ranks were sorted as text, where '10' comes before '2': make them"
         " numbers": finding(gap=_text_gap),
-        "ranks are text, and '3' is not 3: make them numbers": finding(
-            gap=lambda servers, ranks: ranks
-        ),
+        "a rank is missing in every table here: was text compared with numbers, or n"
+        " taken for a rank?": finding(gap=lambda servers, ranks: ranks),
         "n is the number of NPUs, not that of different ranks or the largest": finding(
             gap=lambda servers, ranks: set(range(max(ranks))) - set(ranks)
         ),
@@ -769,7 +768,9 @@ def wrong_cycles() -> dict[str, Callable]:
         "a flag may be set twice before the first wait: keep both": timing(
             overwritten=True
         ),
-        "a wait stands in the queue that waits, dst": timing(wait_queue=1),
+        "a set stands in queue src and its wait in queue dst: not both in one": timing(
+            wait_queue=1
+        ),
         "the program ends when the last queue ends, not the cube": timing(
             ends=lambda clocks: clocks.get("M", 0)
         ),
