@@ -262,18 +262,11 @@ def test_why_paddles_logits_differ_after_token_0():
     text = porting.smollm2()["texts"]["after a document"]
     kept = torch.tensor(text["top logits"])
 
-    def floored(low, q, k, v, mask):
-        T = q.shape[2]
-        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
-        scores = q @ k.transpose(2, 3) / q.shape[-1] ** 0.5
-        scores = scores + torch.full((T, T), -1e4).triu(1)
-        return (scores - scores.amax(-1, True)).clamp(min=low).softmax(-1) @ v
-
     with torch.no_grad():
         embedded = model.model.embed_tokens(torch.tensor([text["ids"]]))
         embedded[:, 0] = 0
         for low, same in ((-64.0, True), (-1e9, False)):
-            attention = partial(floored, low)
+            attention = partial(port_defaults_goldens.floored, low)
             logits = model(inputs_embeds=embedded, attention=attention)[0, -1]
             apart = (logits[text["top ids"]] - kept).abs().max()
             assert (apart < 0.1) == same
