@@ -204,7 +204,7 @@ def run_fit(answer: Callable, n: int) -> Outcome:
 
 def fitting(
     pads: Callable = lambda k0: (16, k0, 16),
-    whole: Callable = lambda x, unit: -(-x // unit) * unit,
+    up: Callable = lambda x, unit: -(-x // unit) * unit,
     bytes_of: Callable = lambda size: (size, size, 4),
     copies: Callable = lambda double: (2, 2, 2) if double else (1, 1, 1),
     shapes: Callable = lambda m, k, n: (m * k, k * n, m * n),
@@ -214,7 +214,7 @@ def fitting(
     """`too_small`, and what comes out with one thing changed."""
 
     def way(m, k, n, k0, size, double, buffers):
-        m, k, n = map(whole, (m, k, n), pads(k0))
+        m, k, n = map(up, (m, k, n), pads(k0))
         counts = shapes(m, k, n)
         parts = zip(counts, bytes_of(size), copies(double), strict=True)
         needed = dict(zip(("l0a", "l0b", "l0c"), map(math.prod, parts), strict=True))
@@ -240,10 +240,10 @@ def wrong_fits() -> dict[str, Callable]:
             pads=lambda k0: (16, k0, 1)
         ),
         "a part of a fractal takes a whole one: round up, not down": fitting(
-            whole=lambda x, unit: x // unit * unit
+            up=lambda x, unit: x // unit * unit
         ),
         "a size that is whole fractals already takes no further one": fitting(
-            whole=lambda x, unit: (x // unit + 1) * unit
+            up=lambda x, unit: (x // unit + 1) * unit
         ),
         "k is rounded up to k0, which is 32 for numbers of a byte, not to 16": fitting(
             pads=lambda k0: (16, 16, 16)
@@ -672,7 +672,7 @@ def timing(
     return way
 
 
-def _in_order(program: list) -> int:
+def _one_by_one(program: list) -> int:
     return sum(each[2] for each in program if each[0] == "do")
 
 
@@ -729,7 +729,7 @@ def wrong_cycles() -> dict[str, Callable]:
     """Diagnosis → a wrong way."""
     return {
         "the queues work side by side: this is everything one after the"
-        " other": _in_order,
+        " other": _one_by_one,
         "the flags were not looked at: each queue by itself": _no_flags,
         "a flag may be set by a line further below: a queue that waits does not hold up"
         " the others": _as_written,
