@@ -63,7 +63,7 @@ wrong_guess = predict(
 # %% [markdown]
 # ## By hand
 #
-# The cube takes 16 × 16 numbers at once, so these lie together in memory: a *fractal*. In **NZ** the fractals go column by column (N), the numbers within row by row (Z). With fractals of 2 × 2, of
+# The cube takes 16 × 16 numbers at once, so these lie together in memory: a *fractal*. In **NZ** the fractals go column by column (N: the pen goes down first), the numbers within row by row (Z: it goes to the right first). With fractals of 2 × 2, of
 #
 # $$\begin{pmatrix} 0 & 1 & 2 & 3 \\ 4 & 5 & 6 & 7 \\ 8 & 9 & 10 & 11 \\ 12 & 13 & 14 & 15 \end{pmatrix}$$
 #
@@ -77,7 +77,7 @@ for layout in asc.layout.ORDERS:
 # %% [markdown]
 # ## The idea
 #
-# One core, with the sizes and bytes per cycle that Huawei's toolkit CANN has in its own file for the 910 ([Ascend910A.ini](https://gitcode.com/W4termy/runtime/blob/master/src/platform/platform_config/Ascend910A.ini "cann2025ascend910a"); [Liao et al. 2021](https://doi.org/10.1109/HPCA51647.2021.00071 "liao2021ascend") describe the design):
+# One core, with the sizes and bytes per cycle that Huawei's toolkit CANN has in its own file for the 910 ([Ascend910A.ini](https://gitcode.com/W4termy/runtime/blob/master/src/platform/platform_config/Ascend910A.ini "cann2025ascend910a"); [Liao et al. 2021](https://doi.org/10.1109/HPCA51647.2021.00071 "liao2021ascend") describe the design). MTE1 to 3 are the queues that move data, M is that of the cube, V that of the vector unit:
 
 # %% tags=["hide-input"]
 BOXES = {  # name: x, y, colour
@@ -192,7 +192,7 @@ for format in ("fp16", "int8"):
     print(f"printed {chip('Ascend 910').flops[format] / 1e12:.0f}")
 
 # %% [markdown]
-# Printed is rounded down: 8 TFLOP/s per core for 8.192. Beware of the same talk's "Max has 8192 MACs in a cube" ([live blog](https://www.anandtech.com/show/14756/hot-chips-live-blogs-huawei-da-vinci-architecture "cutress2019davinci")): it would be 512 TFLOP/s. It is 4,096 MACs, or 8,192 FLOP. Of the 910B even the peak is in dispute: [280](https://ai.gitee.com/docs/compute/clusters_gpu/ascend_gpu "gitee2025ascend") TFLOP/s or [320](https://boardor.com/blog/huawei-ascend-910b-outperforms-h20-910c-approaches-h100 "boardor2025ascend"), while CANN's file of one version ([910B2C](https://gitcode.com/W4termy/runtime/blob/master/src/platform/platform_config/Ascend910B2C.ini "cann2025ascend910b")) makes 24 × 8,192 × 1.8 GHz, 354. They sell several.
+# Printed is rounded down: 8 TFLOP/s per core for 8.192. Beware of the same talk's "Max has 8192 MACs in a cube" ([live blog](https://www.anandtech.com/show/14756/hot-chips-live-blogs-huawei-da-vinci-architecture "cutress2019davinci")): it would be 512 TFLOP/s. It is 4,096 MACs a cycle, or 8,192 FLOP. Of the 910B even the peak is in dispute: [280](https://ai.gitee.com/docs/compute/clusters_gpu/ascend_gpu "gitee2025ascend") TFLOP/s or [320](https://boardor.com/blog/huawei-ascend-910b-outperforms-h20-910c-approaches-h100 "boardor2025ascend"), while CANN's file of one version ([910B2C](https://gitcode.com/W4termy/runtime/blob/master/src/platform/platform_config/Ascend910B2C.ini "cann2025ascend910b")) makes 24 cores × 8,192 × 1.8 GHz, 354. Several versions are sold.
 #
 # ## The experiment: which unit waits
 #
@@ -217,7 +217,7 @@ unit_guess.settle("the vector unit (softmax)")
 #
 # ## The experiment: flags
 #
-# Each unit has a queue, and queues know nothing of each other. `set_flag` and `wait_flag` order them ([SetFlag](https://www.hiascend.com/document/detail/en/canncommercial/800/apiref/ascendcopapi/atlasascendc_api_07_0270.html "cann2024setflag")): one flag says *it is there*, one back says *it is free*. Eight tiles, with one buffer and with two:
+# Each unit has a queue, and queues know nothing of each other. `set_flag` and `wait_flag` order them ([SetFlag](https://www.hiascend.com/document/detail/en/canncommercial/800/apiref/ascendcopapi/atlasascendc_api_07_0270.html "cann2024setflag")): one flag says *it is there*, one back says *it is free*. `MTE1_M` goes from MTE1 to M. Eight tiles, with one buffer and with two, then without one of the flags. A *race* is two queues at one buffer, and no flag says which comes first:
 
 # %% tags=["hide-input"]
 COLOR = {"MTE2": palette.sky, "MTE1": palette.green, "M": palette.blue}
@@ -254,13 +254,13 @@ for flag in ("MTE1_M", "M_MTE1"):
     print(found[0])
 
 # %% [markdown]
-# Without `M_MTE1` nothing is faster, and in this run nothing goes wrong either, because loading happens to be late enough. The order that flags *force* shows the race; the times do not.
+# Without `MTE1_M` the program ends earlier, since the cube does not wait for its numbers. Without `M_MTE1` nothing is faster, and in this run nothing goes wrong either, because loading happens to be late enough. The order that flags *force* shows the race; the times do not.
 #
 # ## The experiment: port a block
 #
-# Now the software. One Llama block with the same weights, in each framework on a CPU, forward and backward (`scripts/golden/port_block_goldens.py` ran them; a test compares again). Then all of SmolLM2 beside PaddleFormers, the defaults that had to be found first and move logits, and what triton-ascend 3.2.0 makes of four Triton kernels, without a card.
+# Now the software. One Llama block with the same weights, in each framework on a CPU, forward and backward (`scripts/golden/port_block_goldens.py` ran them; a test compares again). Then all of SmolLM2 beside PaddleFormers; the defaults that are not PyTorch's and move the logits, each of which had to be found first; and what triton-ascend 3.2.0 makes of four [Triton](../08-compilers/06-triton.ipynb) kernels, without a card.
 #
-# Then the question: what happens to the real model if *one* of them is missed? In the figure the weights stay, and one thing is as the other framework has it.
+# Then the question: what happens to the real model if *one* of them is missed? In the figure it is PyTorch that computes, with one thing as the other framework has it.
 
 # %%
 with (asc.porting.DATA / "block.csv").open(encoding="utf-8") as file:
@@ -390,9 +390,9 @@ wrong_guess.settle("square weights not transposed")
 # %% [markdown]
 # None of these raises an error (how large each is holds for these five or six tokens). $W_q$ and $W_o$ of SmolLM2 are square, so no shape can tell that Paddle's linear layers keep (in, out).
 #
-# The bar above it is what PaddleFormers really does with a text that begins with token 0, here `<|endoftext|>`. A file without `pad_token_id` makes 0 the padding, and its embedding zero. And Paddle's softmax on a CPU gives a masked key no zero, but $e^{-64} \approx 10^{-28}$. The second alone changes nothing that one would see. But the row of zeros lets in that little of *later* tokens, and each norm multiplies it by up to $1/\sqrt{\epsilon} = 316$. After some layers the first token knows the future: with another last token, earlier logits change. All other texts are right. (The weights were stored in 4 bits once; both sides share them.)
+# The bar above that one, `exp(-64) and token 0`, is what PaddleFormers really does with a text that begins with token 0, here `<|endoftext|>`. Where a model's file names no `pad_token_id`, token 0 is the padding, and its embedding becomes zero. And Paddle's softmax on a CPU gives a masked key no zero, but $e^{-64} \approx 10^{-28}$. That alone changes nothing that one would see. But in a row of zeros that little of *later* tokens is all there is, and each norm multiplies it by up to $1/\sqrt{\epsilon} = 316$. After some layers the first token knows the future: with another last token, earlier logits change. Texts that begin otherwise are right. (SmolLM2's weights here were rounded to 4 bits once; both sides have the same.)
 #
-# The kernels: no threads, whole blocks are copied into local buffers. `gather` becomes a loop that loads 128 numbers one by one; what is cheap on an NVIDIA chip is the kernel to avoid here.
+# The kernels: no threads, whole blocks are copied into local buffers. `gather` becomes a loop that loads number by number; what is cheap on an NVIDIA chip is the kernel to avoid here.
 #
 # ## Play
 
@@ -506,7 +506,7 @@ print(f"residual × {glm.alpha:.2f}; its mask with a prompt of 3:")
 print(*asc.glm.prefix_mask(5, 3).int().tolist())
 
 # %% [markdown]
-# The planner's efficiency is fitted to A100s, with fused attention; the yaml has that off, and scores of 2,048 × 2,048 go through the vector unit and memory. So 16 NPUs hold the model, and one fine-tunes on them. Of the 910B (280 TFLOP/s, CANN's 32 bytes × 24 × 1.8 GHz; its links are our assumption) one server is enough, and nothing needs to be cut but the state of the optimizer and the weights.
+# The planner's efficiency is fitted to A100s, with fused attention; the yaml has that off, and scores of 2,048 × 2,048 go through the vector unit and memory. 1,282 days are no plan: 16 NPUs hold the model, and one fine-tunes on them. Of the 910B (280 TFLOP/s, CANN's 32 bytes × 24 × 1.8 GHz; its links are our assumption) one server is enough, and ZeRO-3 alone: no tensor and no pipeline parallelism.
 #
 # Each NPU learns who it is from a **rank table** ([MindSpore](https://www.mindspore.cn/tutorials/en/r2.7.2/_sources/parallel/rank_table.md.txt "mindspore2025ranktable")), which HCCL, Huawei's NCCL, reads on every server. `merge_hccl.py` joins such files without looking at them. Ours looks:
 

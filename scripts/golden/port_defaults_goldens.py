@@ -513,6 +513,16 @@ def record(whose: str, folder: Path) -> None:
     (folder / f"{whose}.json").write_text(text)
 
 
+def floored(low, q, k, v, mask):
+    """Attention with the softmax of max(x - max x, low)."""
+    groups = q.shape[1] // k.shape[1]
+    k, v = (x.repeat_interleave(groups, 1) for x in (k, v))
+    scores = q @ k.transpose(2, 3) / q.shape[-1] ** 0.5
+    future = scores.new_ones(scores.shape[-2:]).triu(1).bool()
+    scores = scores.masked_fill(future, -1e4)
+    return (scores - scores.amax(-1, True)).clamp(min=low).softmax(-1) @ v
+
+
 def effects() -> dict[tuple[str, str], float]:
     """(Thing, framework) → the largest change of the block's logits, over the largest.
 
@@ -555,13 +565,6 @@ def effects() -> dict[tuple[str, str], float]:
         for linear in (attention.q_proj, attention.o_proj):
             linear.weight.data = linear.weight.data.T
         return logits(model)
-
-    def floored(low, q, k, v, mask):
-        """Softmax of max(x - max x, low)."""
-        k, v = (x.repeat_interleave(H // 2, 1) for x in (k, v))
-        future = torch.ones(T, T).triu(1).bool()
-        scores = (q @ k.transpose(2, 3) / q.shape[-1] ** 0.5).masked_fill(future, -1e4)
-        return (scores - scores.amax(-1, True)).clamp(min=low).softmax(-1) @ v
 
     def over_heads(q, k, v, mask):
         """(batch, heads, tokens, channels) read as (batch, tokens, heads, channels)."""

@@ -67,7 +67,7 @@ check.too_small(too_small)
 # ## Exercise 3: problems
 # ●●○○○ difficulty · ●●●●○ importance · 15 minutes · 3 points
 #
-# A rank table is a dict: `"server_count"`, and `"server_list"`, in which each server has `"device"`, a list of NPUs with `"device_ip"` and `"rank_id"`. All values are text. Return a list of those that hold, in this order:
+# A rank table is a dict: `"server_count"`, and `"server_list"`, in which each server has `"device"`, a list of NPUs with `"device_ip"` and `"rank_id"`. All values are text. Return a list of those that hold, each once, in this order:
 #
 # | return | if |
 # |---|---|

@@ -7,10 +7,12 @@ of them.
 from __future__ import annotations
 
 import copy
+import itertools
+import math
 import numbers
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 
 from llmlab.checks.judging import Outcome, judge
 from llmlab.chips import ascend_and_other_accelerators as asc
@@ -19,16 +21,31 @@ from llmlab.course.grading.checking import Checks, Mistake
 check = Checks("09-chips/04-ascend-and-other-accelerators")
 
 
-def whole(found: object, what: str) -> object:
+def whole(found: object, what: str, wanted: str = "a whole number") -> int:
     """What was found, if it is one whole number.
 
     Raises:
         Mistake: it is something else.
     """
     number = isinstance(found, numbers.Real) and not isinstance(found, bool)
-    if not number or found != int(found):
-        raise Mistake(f"{what} returned {found!r}: return a whole number")
+    if not number or not math.isfinite(found) or found != int(found):
+        raise Mistake(f"{what} returned {found!r}: return {wanted}")
     return int(found)
+
+
+def in_order(found: list[str], names: Sequence[str], what: str) -> list[str]:
+    """What was found, if it is some of the names, each once and in their order.
+
+    Raises:
+        Mistake: it is something else.
+    """
+    if not set(found) <= set(names):
+        raise Mistake(f"{what} returned {found!r}: the names are {', '.join(names)}")
+    if len(set(found)) < len(found):
+        raise Mistake(f"{what} returned {found!r}: name each once, however often it is")
+    if found != [name for name in names if name in found]:
+        raise Mistake(f"{what} returned {found!r}: the order is {', '.join(names)}")
+    return found
 
 
 # 1 ------------------------------------------------------------------------------------
@@ -91,6 +108,8 @@ def wrong_nz() -> dict[str, Callable]:
         "an uneven height takes one fractal more: round up": placing(
             tall=lambda height, rows: height // rows
         ),
+        "the zeros at the lower edge lie in memory, too: round the height up to whole"
+        " fractals": placing(tall=lambda height, rows: height / rows),
         "a column of fractals is as long as the height needs, not the width": placing(
             fractal=lambda i, j, tall, wide: j * wide + i
         ),
@@ -158,6 +177,9 @@ FIT_CASES = [
     (256, 96, 16, 16, 2, False, OLD),
     (200, 256, 200, 16, 2, True, OLD),
     (16, 16, 16, 16, 2, False, {"l0a": 512, "l0b": 512, "l0c": 1023}),
+    (80, 384, 16, 32, 1, True, OLD),  # m is whole fractals, and not whole k0
+    (48, 680, 16, 16, 2, False, OLD),  # k0 is not divided by the size
+    (200, 256, 200, 16, 2, True, dict(reversed(OLD.items()))),
 ]
 
 
@@ -172,17 +194,18 @@ def run_fit(answer: Callable, n: int) -> Outcome:
         raise Mistake(f"too_small(…) returned {found!r}: return a list of names")
     if given != buffers:
         raise Mistake("too_small(…) changed the buffers: only look at them")
-    if not set(found) <= set(buffers):
-        raise Mistake(
-            f"too_small(…) returned {found!r}: the names are {', '.join(buffers)}"
-        )
     m, k, n_ = sizes[:3]
-    return {f"the buffers too small for m={m}, k={k}, n={n_}": list(found)}
+    return {
+        f"the buffers too small for m={m}, k={k}, n={n_}": in_order(
+            list(found), list(buffers), "too_small(…)"
+        )
+    }
 
 
 def fitting(
     pads: Callable = lambda k0: (16, k0, 16),
-    sums: Callable = lambda size: 4,
+    up: Callable = lambda x, unit: -(-x // unit) * unit,
+    bytes_of: Callable = lambda size: (size, size, 4),
     copies: Callable = lambda double: (2, 2, 2) if double else (1, 1, 1),
     shapes: Callable = lambda m, k, n: (m * k, k * n, m * n),
     over: Callable = lambda needed, has: needed > has,
@@ -191,18 +214,11 @@ def fitting(
     """`too_small`, and what comes out with one thing changed."""
 
     def way(m, k, n, k0, size, double, buffers):
-        unit = pads(k0)
-        m, k, n = (-(-x // u) * u for x, u in zip((m, k, n), unit, strict=True))
+        m, k, n = map(up, (m, k, n), pads(k0))
         counts = shapes(m, k, n)
-        bytes_each = (size, size, sums(size))
-        needed = [
-            count * each * times
-            for count, each, times in zip(
-                counts, bytes_each, copies(double), strict=True
-            )
-        ]
-        pairs = zip(buffers.items(), needed, strict=True)
-        found = [name for (name, has), wants in pairs if over(wants, has)]
+        parts = zip(counts, bytes_of(size), copies(double), strict=True)
+        needed = dict(zip(("l0a", "l0b", "l0c"), map(math.prod, parts), strict=True))
+        found = [name for name, has in buffers.items() if over(needed[name], has)]
         return found[:1] if first else found
 
     return way
@@ -214,14 +230,34 @@ def wrong_fits() -> dict[str, Callable]:
         "a part of a fractal takes a whole one: round m, k and n up": fitting(
             pads=lambda k0: (1, 1, 1)
         ),
+        "m takes whole fractals, too: round it up to 16": fitting(
+            pads=lambda k0: (1, k0, 16)
+        ),
+        "k takes whole fractals, too: round it up to k0": fitting(
+            pads=lambda k0: (16, 1, 16)
+        ),
+        "n takes whole fractals, too: round it up to 16": fitting(
+            pads=lambda k0: (16, k0, 1)
+        ),
+        "a part of a fractal takes a whole one: round up, not down": fitting(
+            up=lambda x, unit: x // unit * unit
+        ),
+        "a size that is whole fractals already takes no further one": fitting(
+            up=lambda x, unit: (x // unit + 1) * unit
+        ),
         "k is rounded up to k0, which is 32 for numbers of a byte, not to 16": fitting(
             pads=lambda k0: (16, 16, 16)
         ),
         "m and n are rounded up to 16, only k to k0": fitting(
             pads=lambda k0: (k0, k0, k0)
         ),
+        "m is rounded up to 16, not to k0": fitting(pads=lambda k0: (k0, k0, 16)),
+        "n is rounded up to 16, not to k0": fitting(pads=lambda k0: (16, k0, k0)),
+        "a number of A and B has `size` bytes": fitting(
+            bytes_of=lambda size: (1, 1, 4)
+        ),
         "the sums of C have four bytes, whatever A and B have": fitting(
-            sums=lambda size: size
+            bytes_of=lambda size: (size, size, size)
         ),
         "with double, everything lies there twice": fitting(
             copies=lambda double: (1, 1, 1)
@@ -324,7 +360,12 @@ def table_cases() -> tuple[dict, ...]:
         table_of(shared, [("192.168.0.0", 2), ("192.168.1.1", 3)]),
         table_of(npus(0, range(2)), npus(1, [2, 3]), npus(2, [5, 6]), npus(3, [4, 7])),
         table_of(npus(0, range(2)), npus(1, [2, 4])),
+        table_of(npus(0, [0, 1, 2, 1])),  # twice, not side by side, and none above 2
+        table_of(npus(0, [0, 3, 3, 0])),  # the sum is that of 0 to 3
     )
+
+
+PROBLEMS = ("server_count", "no device_ip", "rank twice", "rank missing")
 
 
 def run_table(answer: Callable, n: int) -> Outcome:
@@ -335,6 +376,7 @@ def run_table(answer: Callable, n: int) -> Outcome:
         raise Mistake(f"problems(…) returned {found!r}: return a list of texts")
     if table != table_cases()[n]:
         raise Mistake("problems(…) changed the table: only look at it")
+    found = in_order(found, PROBLEMS, "problems(…)")
     return {"what is wrong with the table": found}
 
 
@@ -343,9 +385,10 @@ def finding(
         table["server_count"] == str(len(servers))
     ),
     address: Callable = lambda device: bool(device.get("device_ip")),
+    enough: Callable = all,
     twice: Callable = lambda servers, ranks: len(set(ranks)) < len(ranks),
     gap: Callable = lambda servers, ranks: set(range(len(ranks))) - set(ranks),
-    first: bool = False,
+    named: Callable = lambda found: found,
 ) -> Callable:
     """`problems`, and what comes out with one thing changed."""
 
@@ -353,14 +396,15 @@ def finding(
         servers = table["server_list"]
         devices = [each for server in servers for each in server["device"]]
         ranks = [int(each["rank_id"]) for each in devices]
-        checks = {
-            "server_count": not count(table, servers, devices),
-            "no device_ip": not all(address(each) for each in devices),
-            "rank twice": bool(twice(servers, ranks)),
-            "rank missing": bool(gap(servers, ranks)),
-        }
-        found = [name for name, wrong in checks.items() if wrong]
-        return found[:1] if first else found
+        wrong = (
+            not count(table, servers, devices),
+            not enough(address(each) for each in devices),
+            twice(servers, ranks),
+            gap(servers, ranks),
+        )
+        return named(
+            [name for name, is_so in zip(PROBLEMS, wrong, strict=True) if is_so]
+        )
 
     return way
 
@@ -388,6 +432,9 @@ def wrong_tables() -> dict[str, Callable]:
                 str(table["server_count"]) == str(len(servers))
             )
         ),
+        "server_count is text: compare it with the number as text": finding(
+            count=lambda table, servers, devices: table["server_count"] == len(servers)
+        ),
         "server_count counts servers, not their NPUs": finding(
             count=lambda table, servers, devices: (
                 table["server_count"] == str(len(devices))
@@ -402,8 +449,14 @@ def wrong_tables() -> dict[str, Callable]:
         "a device_ip that is not there at all is missing, too": finding(
             address=lambda device: device.get("device_ip") != ""
         ),
+        "one NPU without a device_ip is enough": finding(enough=any),
         "a rank may appear in two servers: look through all of them at once": finding(
             twice=_twice_within
+        ),
+        "the same rank may stand further away than in the next NPU": finding(
+            twice=lambda servers, ranks: any(
+                a == b for a, b in itertools.pairwise(ranks)
+            )
         ),
         "it is ranks that were to be looked for twice, not addresses": finding(
             twice=_twice_addresses
@@ -412,6 +465,14 @@ def wrong_tables() -> dict[str, Callable]:
         " both": finding(gap=lambda servers, ranks: len(set(ranks)) < len(ranks)),
         "ranks were sorted as text, where '10' comes before '2': make them"
         " numbers": finding(gap=_text_gap),
+        "a rank is missing in every table here: was text compared with numbers, or n"
+        " taken for a rank?": finding(gap=lambda servers, ranks: ranks),
+        "n is the number of NPUs, not that of different ranks or the largest": finding(
+            gap=lambda servers, ranks: set(range(max(ranks))) - set(ranks)
+        ),
+        "the sum of the ranks can be right and one missing all the same": finding(
+            gap=lambda servers, ranks: sum(ranks) != sum(range(len(ranks)))
+        ),
         "a server need not have 8 NPUs: count them": finding(
             gap=lambda servers, ranks: set(range(8 * len(servers))) - set(ranks)
         ),
@@ -426,7 +487,16 @@ def wrong_tables() -> dict[str, Callable]:
         "only the largest rank was looked at: one below it may be missing": finding(
             gap=lambda servers, ranks: max(ranks) < len(ranks) - 1
         ),
-        "more than one thing can be wrong: return all of them": finding(first=True),
+        "more than one thing can be wrong: return all of them": finding(
+            named=lambda found: found[:1]
+        ),
+        "where a rank is there twice, another can be missing: name both": finding(
+            named=lambda found: (
+                found[: 1 + found.index("rank twice")]
+                if "rank twice" in found
+                else found
+            )
+        ),
     }
 
 
@@ -526,6 +596,20 @@ def program_cases() -> tuple[list[tuple], ...]:
         [do("V", 6), sets("V", "M"), waits("V", "M"), do("MTE", 1), do("V", 7)],
         [do("M", 3), sets("M", "V")],  # a flag for which nobody waits
         [sets("M", "V"), do("M", 8), waits("M", "V"), do("V", 2)],
+        # one queue sets flags for two others
+        [
+            *(do("M", 3), sets("M", "V"), do("M", 4), sets("M", "MTE")),
+            *(waits("M", "MTE"), do("MTE", 5), waits("M", "V"), do("V", 1)),
+        ],
+        [
+            *(do("M", 3), sets("M", "MTE"), do("M", 4), sets("M", "V")),
+            *(waits("M", "V"), do("V", 5), waits("M", "MTE"), do("MTE", 1)),
+        ],
+        # one queue waits for two others, first for the one that is written below
+        [
+            *(do("M", 9), sets("M", "V"), do("MTE", 2), sets("MTE", "V")),
+            *(waits("MTE", "V"), do("V", 5), waits("M", "V"), do("V", 1)),
+        ],
     )
 
 
@@ -534,16 +618,21 @@ def run_cycles(answer: Callable, n: int) -> Outcome:
     program = list(program_cases()[n])
     found = answer(program)
     if found is not None:
-        found = whole(found, "cycles(…)")
+        found = whole(found, "cycles(…)", "a whole number or None")
+        if found < 0:
+            raise Mistake(
+                f"cycles(…) returned {found}: if a queue waits for ever, return None"
+            )
     return {"the number of cycles": found}
 
 
 def timing(
-    waits_for: Callable = lambda times, k, queue_end: times[k],
+    waits_for: Callable = lambda times, k: times[k],
     set_at: Callable = lambda end: end,
-    late: bool = True,
+    flag_of: Callable = lambda src, dst: (src, dst),
     wait_queue: int = 2,
-    never: object = None,
+    overwritten: bool = False,
+    never: Callable = lambda clocks: None,
     merge: Callable = max,
     ends: Callable = lambda clocks: max(clocks.values(), default=0),
 ) -> Callable:
@@ -562,29 +651,28 @@ def timing(
             for name, queue in queues.items():
                 while queue:
                     kind, *rest = queue[0]
-                    key = tuple(rest)
                     if kind == "do":
                         clocks[name] += rest[1]
-                    elif kind == "set":
-                        flags[key].append(set_at(clocks[name]))
                     else:
+                        key = flag_of(*rest)
                         k = used[key]
+                    if kind == "set":
+                        if overwritten:
+                            del flags[key][k:]
+                        flags[key].append(set_at(clocks[name]))
+                    if kind == "wait":
                         if k >= len(flags[key]):
                             break
-                        ended = clocks.get(rest[0], 0)
-                        flag = waits_for(flags[key], k, ended)
-                        clocks[name] = merge(clocks[name], flag)
+                        clocks[name] = merge(clocks[name], waits_for(flags[key], k))
                         used[key] += 1
                     queue.pop(0)
                     moved = True
-        if any(queues.values()):
-            return never
-        return ends(clocks)
+        return never(clocks) if any(queues.values()) else ends(clocks)
 
     return way
 
 
-def _in_order(program: list) -> int:
+def _one_by_one(program: list) -> int:
     return sum(each[2] for each in program if each[0] == "do")
 
 
@@ -596,8 +684,10 @@ def _no_flags(program: list) -> int:
     return max(totals.values(), default=0)
 
 
-def _as_written(program: list) -> int | None:
-    """Takes the program line by line: a flag must be set above its wait."""
+def _as_written(program: list, passes: bool = False) -> int | None:
+    """Takes the program line by line: a flag must be set above its wait, or else the
+    wait is passed over.
+    """
     clocks, flags = defaultdict(int), defaultdict(list)
     for kind, a, b in program:
         if kind == "do":
@@ -606,7 +696,7 @@ def _as_written(program: list) -> int | None:
             flags[a, b].append(clocks[a])
         elif flags[a, b]:
             clocks[b] = max(clocks[b], flags[a, b].pop(0))
-        else:
+        elif not passes:
             return None
     return max(clocks.values(), default=0)
 
@@ -639,17 +729,20 @@ def wrong_cycles() -> dict[str, Callable]:
     """Diagnosis → a wrong way."""
     return {
         "the queues work side by side: this is everything one after the"
-        " other": _in_order,
+        " other": _one_by_one,
         "the flags were not looked at: each queue by itself": _no_flags,
         "a flag may be set by a line further below: a queue that waits does not hold up"
         " the others": _as_written,
+        "a wait whose flag is set further below was passed over": partial(
+            _as_written, passes=True
+        ),
         "a flag stops the queue that waits for it, not all of them": _barrier,
         "a wait is for what stands above its flag, not for all that the other queue"
         " has been given": _whole_source,
         "the first wait belongs to the first flag: here each waits for the last that"
-        " was set": timing(waits_for=lambda times, k, ended: times[-1]),
+        " was set": timing(waits_for=lambda times, k: times[-1]),
         "the second wait belongs to the second flag: here each waits for the"
-        " first": timing(waits_for=lambda times, k, ended: times[0]),
+        " first": timing(waits_for=lambda times, k: times[0]),
         "a flag is set when the work above it is done, not at the beginning": timing(
             set_at=lambda end: 0
         ),
@@ -658,7 +751,25 @@ def wrong_cycles() -> dict[str, Callable]:
         "a queue waits until the flag is set, not for so many cycles from"
         " now on": timing(merge=lambda clock, flag: clock + flag),
         "a program that waits for ever has no number of cycles: return None": timing(
-            never=0
+            never=lambda clocks: 0
+        ),
+        "a queue that still waits at the end waits for ever: return None": timing(
+            never=lambda clocks: max(clocks.values())
+        ),
+        "a flag from M to V and one from M to MTE are two: the pair counts": timing(
+            flag_of=lambda src, dst: src
+        ),
+        "a flag from M to V and one from MTE to V are two: the pair counts": timing(
+            flag_of=lambda src, dst: dst
+        ),
+        "a flag from M to MTE is not one from MTE to M": timing(
+            flag_of=lambda src, dst: frozenset((src, dst))
+        ),
+        "a flag may be set twice before the first wait: keep both": timing(
+            overwritten=True
+        ),
+        "a set stands in queue src and its wait in queue dst: not both in one": timing(
+            wait_queue=1
         ),
         "the program ends when the last queue ends, not the cube": timing(
             ends=lambda clocks: clocks.get("M", 0)

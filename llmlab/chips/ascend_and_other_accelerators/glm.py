@@ -29,6 +29,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from llmlab.models.llama import rope_tables, rotate
+
 
 @dataclass(frozen=True)
 class GLMConfig:
@@ -100,11 +102,8 @@ def turn(
 ) -> Float[Tensor, "heads length width"]:
     """Rotary embedding of whole vectors by one row of positions, in halves."""
     half = x.shape[-1] // 2
-    rates = 10_000.0 ** (-torch.arange(half) / half)
-    angles = places[:, None] * rates  # (length, half)
-    cos, sin = angles.cos(), angles.sin()
-    a, b = x[..., :half], x[..., half:]
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+    cos, sin = rope_tables(places[None], 10_000.0 ** (-torch.arange(half) / half))
+    return rotate(x, cos[0], sin[0])  # (1, length, width), for all heads
 
 
 def turn_twice(

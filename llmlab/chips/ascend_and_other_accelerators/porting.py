@@ -273,10 +273,9 @@ def defaults() -> tuple[Default, ...]:
     """The rows of data/defaults.csv (scripts/golden/port_defaults_goldens.py)."""
     with (DATA / "defaults.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    effects = [float(row.pop("effect") or "nan") for row in rows]
     return tuple(
-        Default(**row, effect=None if effect != effect else effect)
-        for row, effect in zip(rows, effects, strict=True)
+        Default(**row | {"effect": float(row["effect"]) if row["effect"] else None})
+        for row in rows
     )
 
 

@@ -56,7 +56,7 @@ def fit_by_fractals(m, k, n, k0, size, double, buffers):
         found.append("l0b")
     if rows * cols * 1024 > room["l0c"]:
         found.append("l0c")
-    return found
+    return [name for name in buffers if name in found]
 
 
 def problems_by_counter(table):
@@ -229,6 +229,27 @@ def fit_with_other_names(*case):
     return [name.upper() for name in checks.fitting()(*case)]
 
 
+def fit_in_its_own_order(*case):
+    return sorted(checks.fitting()(*case))
+
+
+def problems_in_another_order(table):
+    return sorted(checks.finding()(table), key=len)
+
+
+def problems_for_each_npu(table):
+    devices = [each for server in table["server_list"] for each in server["device"]]
+    missing = sum(not each.get("device_ip") for each in devices)
+    found = checks.finding()(table)
+    return [x for x in found for _ in range(missing if x == "no device_ip" else 1)] + (
+        ["rank missing"] if "rank missing" in found else []
+    )
+
+
+def problems_in_other_words(table):
+    return [name.replace(" ", "_") for name in checks.finding()(table)]
+
+
 def problems_as_one_text(table):
     return "; ".join(checks.finding()(table))
 
@@ -249,6 +270,22 @@ def cycles_as_text(program):
     return str(checks.timing()(program))
 
 
+def cycles_that_never_end(program):
+    found = checks.timing()(program)
+    return float("inf") if found is None else found
+
+
+def cycles_below_zero(program):
+    found = checks.timing()(program)
+    return -1 if found is None else found
+
+
+def fit_with_k0_in_bytes(m, k, n, k0, size, double, buffers):
+    return checks.fitting(pads=lambda k0: (16, k0 // size, 16))(
+        m, k, n, k0, size, double, buffers
+    )
+
+
 test_wrong_answers = rejects(
     SLUG,
     [
@@ -257,9 +294,16 @@ test_wrong_answers = rejects(
         Wrong("too_small", fit_as_text, "return a list of names"),
         Wrong("too_small", fit_with_sizes, "changed the buffers"),
         Wrong("too_small", fit_with_other_names, "the names are"),
+        Wrong("too_small", fit_in_its_own_order, "the order is l0c, l0b, l0a"),
+        Wrong("too_small", fit_with_k0_in_bytes, "for m=48, k=680"),
+        Wrong("problems", problems_in_another_order, "the order is"),
+        Wrong("problems", problems_for_each_npu, "name each once"),
+        Wrong("problems", problems_in_other_words, "the names are"),
         Wrong("problems", problems_as_one_text, "return a list of texts"),
         Wrong("problems", problems_that_repair, "changed the table"),
         Wrong("cycles", cycles_that_take_away, "in place: work on a copy"),
         Wrong("cycles", cycles_as_text, "return a whole number"),
+        Wrong("cycles", cycles_that_never_end, "return a whole number or None"),
+        Wrong("cycles", cycles_below_zero, "return None"),
     ],
 )

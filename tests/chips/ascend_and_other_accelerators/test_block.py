@@ -1,10 +1,14 @@
-"""The table of the page: one block in three frameworks beside ours."""
+"""One Llama block in three frameworks beside ours: what the page's table says of it.
+
+Their files are those of scripts/golden/port_block_goldens.py.
+"""
 
 from __future__ import annotations
 
 import csv
 import json
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,98 +17,103 @@ from safetensors.torch import load_file
 
 from llmlab.chips.ascend_and_other_accelerators import porting
 from llmlab.models.llama import Llama, LlamaConfig
-from tests.chips.ascend_and_other_accelerators.test_glm import GOLDEN as BESIDE
 
-FOLDER = BESIDE.parent
+FOLDER = Path(__file__).parents[1] / "golden"
+INPUTS = FOLDER / "port_inputs.safetensors"
 WHOSE = {
-    "Paddle": ("paddle", porting.from_paddle),
-    "PaddleFormers": ("paddleformers", porting.from_paddle),
-    "MindSpore": ("mindspore", porting.from_mindspore),
+    "Paddle": (porting.paddle_places, porting.from_paddle),
+    "PaddleFormers": (porting.paddle_places, porting.from_paddle),
+    "MindSpore": (porting.mindspore_places, porting.from_mindspore),
 }
+TURNED = "grad model.layers.0.self_attn.q_proj.weight"
 
 
-@cache
-def ours() -> tuple[LlamaConfig, dict[str, torch.Tensor]]:
-    """The logits, and the gradients by parameter and of h, of our block."""
-    file = FOLDER / "port_inputs.safetensors"
-    with safe_open(file, "pt") as opened:
-        config = LlamaConfig(**json.loads(opened.metadata()["shape"]))
-    given = {name: x.float() for name, x in load_file(file).items()}
-    h = given.pop("h").requires_grad_()
-    seed = given.pop("grad of logits")
-    model = Llama(config)
+def config(**changes) -> LlamaConfig:
+    with safe_open(INPUTS, "pt") as file:
+        shape = json.loads(file.metadata()["shape"])
+    return LlamaConfig(**shape | changes)
+
+
+def block() -> tuple[Llama, torch.Tensor, torch.Tensor]:
+    """Our model, the input, the gradient of the logits."""
+    given = {name: x.float() for name, x in load_file(INPUTS).items()}
+    h, seed = given.pop("h"), given.pop("grad of logits")
+    model = Llama(config())
     model.load_state_dict(given)
-    logits = model(inputs_embeds=h)
-    logits.backward(seed)
-    found = {f"grad {name}": p.grad for name, p in model.named_parameters()}
-    return config, found | {"grad h": h.grad, "logits": logits.detach()}
-
-
-def compared(whose: str) -> dict[str, float]:
-    """The largest difference of logits and of gradients, over the largest value."""
-    config, wanted = ours()
-    file, back = WHOSE[whose]
-    found = load_file(FOLDER / f"port_{file}.safetensors")
-    named = back_names(found, config, back)
-    most = {"logits": 0.0, "gradients": 0.0}
-    for name, value in named.items():
-        kind = "logits" if name == "logits" else "gradients"
-        far = (value - wanted[name]).abs().max() / wanted[name].abs().max()
-        most[kind] = max(most[kind], float(far))
-    return most
-
-
-def back_names(found: dict, config: LlamaConfig, back) -> dict[str, torch.Tensor]:
-    """Their gradients under our names; those that were not kept are left out."""
-    rest = {name: found[name] for name in ("logits", "grad h")}
-    places = (
-        porting.mindspore_places(config)
-        if back is porting.from_mindspore
-        else porting.paddle_places(config)
-    )
-    grads = {}
-    for place in places.values():
-        theirs = found.get(f"grad {place.name}")
-        if theirs is not None:
-            turned = theirs.shape != torch.Size(place.shape)
-            grads[place.name] = theirs.T if turned else theirs
-    whole = {
-        place.name: grads.get(place.name, torch.zeros(place.shape))
-        for place in places.values()
-    }
-    ours_named = back(whole, config)
-    kept = {
-        f"grad {name}": ours_named[name]
-        for name, place in places.items()
-        if place.name in grads
-    }
-    return rest | kept
+    return model, h, seed
 
 
 @cache
-def stored() -> dict[str, dict[str, float]]:
-    """data/block.csv."""
-    with (porting.DATA / "block.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    return {
-        row["framework"]: {k: float(row[k]) for k in ("logits", "gradients")}
-        for row in rows
-    }
+def ours() -> dict[str, torch.Tensor]:
+    """Our logits, and the gradients of h and of all weights but the embeddings."""
+    model, h, seed = block()
+    logits = model(inputs_embeds=h.requires_grad_())
+    logits.backward(seed)
+    found = {"logits": logits.detach(), "grad h": h.grad}
+    for name, p in model.named_parameters():
+        if name != porting.EMBEDDING:  # h was given: no gradient reaches the table
+            found[f"grad {name}"] = p.grad
+    return found
+
+
+def stored(whose: str) -> dict[str, torch.Tensor]:
+    """A framework's file."""
+    return load_file(FOLDER / f"port_{whose.lower()}.safetensors")
+
+
+@cache
+def theirs(whose: str) -> dict[str, torch.Tensor]:
+    """The same of a framework; our map brings its gradients home."""
+    places, back = WHOSE[whose]
+    found = stored(whose)
+    kept = {name: found.pop(name) for name in ("logits", "grad h")}
+    grads = {name.removeprefix("grad "): x for name, x in found.items()}
+    if whose == "Paddle":  # a head of nn.Linear, which PaddleFormers has not
+        grads[porting.HEAD] = grads[porting.HEAD].T.contiguous()
+    table = places(config())[porting.EMBEDDING]
+    home = back(grads | {table.name: torch.zeros(table.shape)}, config())
+    del home[porting.EMBEDDING]
+    return kept | {f"grad {name}": x for name, x in home.items()}
+
+
+def apart(there: torch.Tensor, here: torch.Tensor) -> float:
+    """The largest difference, beside the largest number."""
+    with torch.no_grad():
+        return float((there - here).abs().max() / here.abs().max())
+
+
+def near(there: torch.Tensor, here: torch.Tensor) -> bool:
+    """Within rounding of fp32."""
+    return apart(there, here) < 3e-6
+
+
+@pytest.mark.parametrize("whose", WHOSE)
+def test_logits_and_gradients(whose):
+    """Of the input and of all weights."""
+    found = theirs(whose)
+    assert found.keys() == ours().keys()
+    for name, here in ours().items():
+        assert near(found[name], here), name
 
 
 @pytest.mark.parametrize("whose", WHOSE)
 def test_the_table_says_how_far_they_are_apart(whose):
     """Rounding differs from CPU to CPU, so the stored figure is a bound, not a copy."""
-    for kind, far in compared(whose).items():
-        assert far <= 3 * stored()[whose][kind]
-        assert stored()[whose][kind] < 1e-5
+    with (porting.DATA / "block.csv").open(encoding="utf-8", newline="") as file:
+        rows = {row["framework"]: row for row in csv.DictReader(file)}
+    assert rows.keys() == WHOSE.keys()
+    far = {name: apart(x, ours()[name]) for name, x in theirs(whose).items()}
+    most = {"logits": far.pop("logits"), "gradients": max(far.values())}
+    for kind, value in most.items():
+        said = float(rows[whose][kind])
+        assert value <= 3 * said
+        assert said < 1e-5
 
 
-def test_one_layout_left_as_it_is_would_be_seen():
-    config, wanted = ours()
-    found = load_file(FOLDER / "port_paddle.safetensors")
-    name = "grad model.layers.0.self_attn.q_proj.weight"
-    assert found[name].shape == wanted[name].shape  # square: nothing else would tell
-    far = (found[name] - wanted[name]).abs().max() / wanted[name].abs().max()
-    assert far > 0.1
-    assert config.hidden_size == wanted[name].shape[0]
+@pytest.mark.parametrize("whose", ["Paddle", "PaddleFormers"])
+def test_a_wrong_layout_would_show(whose):
+    """W_q is square: only the numbers tell that it lies the wrong way round."""
+    found, here = stored(whose)[TURNED], ours()[TURNED]
+    assert found.shape == here.shape
+    assert here.shape[0] == config().hidden_size
+    assert apart(found, here) > 0.1

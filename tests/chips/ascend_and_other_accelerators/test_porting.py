@@ -1,92 +1,16 @@
-"""The same Llama in PyTorch, Paddle and MindSpore."""
+"""A Llama's parameters for Paddle and MindSpore; what those do when nothing is said."""
 
 from __future__ import annotations
 
-import json
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
 
 from llmlab.chips.ascend_and_other_accelerators import porting
 from llmlab.models.llama import Llama, LlamaConfig
 from scripts.golden import port_defaults_goldens
-
-GOLDEN = Path(__file__).parents[1] / "golden"
-WHOSE = {
-    "paddle": "from_paddle",
-    "paddleformers": "from_paddle",
-    "mindspore": "from_mindspore",
-}
-
-
-def config(**changes) -> LlamaConfig:
-    with safe_open(GOLDEN / "port_inputs.safetensors", "pt") as file:
-        shape = json.loads(file.metadata()["shape"])
-    return LlamaConfig(**shape | changes)
-
-
-@pytest.fixture(scope="module")
-def ours() -> tuple[Llama, torch.Tensor, torch.Tensor]:
-    """The model with its gradients, the input with its own, the logits."""
-    data = load_file(GOLDEN / "port_inputs.safetensors")
-    data = {name: x.float() for name, x in data.items()}
-    h = data.pop("h").requires_grad_()
-    seed = data.pop("grad of logits")
-    model = Llama(config())
-    model.load_state_dict(data)
-    logits = model(inputs_embeds=h)
-    logits.backward(seed)
-    return model, h, logits.detach()
-
-
-def near(there: torch.Tensor, here: torch.Tensor) -> bool:
-    """Within rounding of fp32, beside the largest number."""
-    with torch.no_grad():
-        return float((there - here).abs().max() / here.abs().max()) < 3e-6
-
-
-# The block --------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("whose", WHOSE)
-def test_logits_and_the_gradient_of_the_input(whose, ours):
-    _, h, logits = ours
-    theirs = load_file(GOLDEN / f"port_{whose}.safetensors")
-    assert near(theirs["logits"], logits)
-    assert near(theirs["grad h"], h.grad)
-
-
-@pytest.mark.parametrize(("whose", "back"), WHOSE.items())
-def test_gradients_of_all_weights(whose, back, ours):
-    """Under their names and in their layouts; our map brings them home."""
-    model, *_ = ours
-    theirs = load_file(GOLDEN / f"port_{whose}.safetensors")
-    grads = {n[5:]: x for n, x in theirs.items() if n.startswith("grad ")}
-    grads.pop("h")
-    if whose == "paddle":  # a head of nn.Linear, which PaddleFormers has not
-        grads["lm_head.weight"] = grads["lm_head.weight"].T.contiguous()
-    # the embeddings were given: no gradient reaches the table
-    places = {"from_paddle": porting.paddle_places}
-    where = places.get(back, porting.mindspore_places)(config())
-    grads[where[porting.EMBEDDING].name] = torch.zeros(61, 48)
-    found = getattr(porting, back)(grads, config())
-    for name, p in model.named_parameters():
-        if name != porting.EMBEDDING:
-            assert near(found[name], p.grad), name
-
-
-def test_a_wrong_layout_would_show(ours):
-    """W_q is square: only the numbers tell that it lies the wrong way round."""
-    model, *_ = ours
-    theirs = load_file(GOLDEN / "port_paddleformers.safetensors")
-    name = "model.layers.0.self_attn.q_proj.weight"
-    assert theirs[f"grad {name}"].shape == model.get_parameter(name).shape
-    assert not near(theirs[f"grad {name}"], model.get_parameter(name).grad)
-
+from tests.chips.ascend_and_other_accelerators.test_block import block, config, near
 
 # The map ----------------------------------------------------------------------------
 
@@ -184,9 +108,9 @@ def test_a_tied_head_must_be_the_embedding(way):
 # The order of rows ------------------------------------------------------------------
 
 
-def test_interleaved_rows_give_the_same_scores(ours):
+def test_interleaved_rows_give_the_same_scores():
     """Neighbours turned by the same angles: queries times keys do not change."""
-    model, h, _ = ours
+    model, h, _ = block()
     attention = model.model.layers[0].self_attn
     D, T = 8, h.shape[1]
     angles = torch.outer(torch.arange(T), 10000.0 ** (-torch.arange(0, D, 2) / D))
@@ -338,18 +262,11 @@ def test_why_paddles_logits_differ_after_token_0():
     text = porting.smollm2()["texts"]["after a document"]
     kept = torch.tensor(text["top logits"])
 
-    def floored(low, q, k, v, mask):
-        T = q.shape[2]
-        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
-        scores = q @ k.transpose(2, 3) / q.shape[-1] ** 0.5
-        scores = scores + torch.full((T, T), -1e4).triu(1)
-        return (scores - scores.amax(-1, True)).clamp(min=low).softmax(-1) @ v
-
     with torch.no_grad():
         embedded = model.model.embed_tokens(torch.tensor([text["ids"]]))
         embedded[:, 0] = 0
         for low, same in ((-64.0, True), (-1e9, False)):
-            attention = partial(floored, low)
+            attention = partial(port_defaults_goldens.floored, low)
             logits = model(inputs_embeds=embedded, attention=attention)[0, -1]
             apart = (logits[text["top ids"]] - kept).abs().max()
             assert (apart < 0.1) == same
