@@ -8,6 +8,7 @@ compared: what it returned, and what it left behind.
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Callable, Mapping
 from operator import eq
@@ -103,3 +104,26 @@ def number(found: object, what: str) -> object:
     if isinstance(found, bool) or not isinstance(found, numbers.Real):
         raise Mistake(f"{what} returned {found!r}: return a number")
     return told(found)
+
+
+def whole(found: object, what: str, wanted: str = "a whole number") -> int:
+    """What was found, if it is one whole number; 3.0 is one, too.
+
+    Raises:
+        Mistake: it is something else.
+    """
+    number = isinstance(found, numbers.Real) and not isinstance(found, bool)
+    if not number or not math.isfinite(found) or found != int(found):
+        raise Mistake(f"{what} returned {found!r}: return {wanted}")
+    return int(found)
+
+
+def integer(found: object, what: str) -> int:
+    """What was found, if its type is that of whole numbers.
+
+    Raises:
+        Mistake: it is something else.
+    """
+    if isinstance(found, bool) or not isinstance(found, numbers.Integral):
+        raise Mistake(f"{what} is {found!r:.60}, where a whole number is asked")
+    return int(found)

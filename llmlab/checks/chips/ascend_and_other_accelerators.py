@@ -9,28 +9,15 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-import numbers
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 
-from llmlab.checks.judging import Outcome, judge
+from llmlab.checks.judging import Outcome, judge, whole
 from llmlab.chips import ascend_and_other_accelerators as asc
 from llmlab.course.grading.checking import Checks, Mistake
 
 check = Checks("09-chips/04-ascend-and-other-accelerators")
-
-
-def whole(found: object, what: str, wanted: str = "a whole number") -> int:
-    """What was found, if it is one whole number.
-
-    Raises:
-        Mistake: it is something else.
-    """
-    number = isinstance(found, numbers.Real) and not isinstance(found, bool)
-    if not number or not math.isfinite(found) or found != int(found):
-        raise Mistake(f"{what} returned {found!r}: return {wanted}")
-    return int(found)
 
 
 def in_order(found: list[str], names: Sequence[str], what: str) -> list[str]:

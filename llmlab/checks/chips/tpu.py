@@ -10,24 +10,11 @@ import math
 import numbers
 from collections.abc import Callable, Sequence
 
-from llmlab.checks.judging import Outcome, judge
+from llmlab.checks.judging import Outcome, judge, whole
 from llmlab.chips import tpu
 from llmlab.course.grading.checking import Checks, Mistake
 
 check = Checks("09-chips/03-tpu")
-
-
-def whole(found: object, what: str) -> object:
-    """What was found, if it is one whole number.
-
-    Raises:
-        Mistake: it is something else.
-    """
-    if isinstance(found, bool) or not isinstance(found, numbers.Real):
-        raise Mistake(f"{what} returned {found!r}: return a whole number")
-    if found != int(found):
-        raise Mistake(f"{what} returned {found}: return a whole number")
-    return int(found)
 
 
 # 1 ------------------------------------------------------------------------------------

@@ -9,9 +9,9 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from numbers import Integral, Real
+from numbers import Real
 
-from llmlab.checks.judging import attempt, first_difference
+from llmlab.checks.judging import attempt, first_difference, integer
 from llmlab.course.grading.checking import Checks, Mistake
 from llmlab.inference import continuous_batching as batching
 from llmlab.inference.continuous_batching import (
@@ -61,13 +61,6 @@ def judge(
 def results(way: Callable, cases: Sequence[State], plain: Callable) -> list | None:
     """What a way gives in all cases, None where it breaks down."""
     return attempt(lambda f, n: plain(f(*cases[n])), way, len(cases))
-
-
-def whole(value: object, what: str) -> int:
-    """A whole number, or a mistake that says what came instead."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise Mistake(f"{what} is {value!r}, where a whole number is asked")
-    return int(value)
 
 
 # States of an engine ------------------------------------------------------------------
@@ -147,15 +140,15 @@ def plain_plan(plan: object) -> dict:
     if not isinstance(plan, Plan):
         raise Mistake(f"return a Plan, not a {type(plan).__name__}")
     tokens = {
-        id: whole(count, f"the number of tokens of request {id}")
+        id: integer(count, f"the number of tokens of request {id}")
         for id, count in plan.tokens.items()
     }
     found = {"tokens": tokens}
     for name in ("admitted", "preempted"):
         what = f"a request in `{name}`"
-        found[name] = [whole(id, what) for id in getattr(plan, name)]
+        found[name] = [integer(id, what) for id in getattr(plan, name)]
     for id in tokens:
-        whole(id, "a request in `tokens`")
+        integer(id, "a request in `tokens`")
     return found
 
 
@@ -178,7 +171,7 @@ def block_cases() -> list[State]:
 
 def plain_number(value: object) -> int:
     """A whole number."""
-    return whole(value, "the result")
+    return integer(value, "the result")
 
 
 @check.exercise(
@@ -262,8 +255,8 @@ def plain_three(result: object) -> tuple:
     plan, budget, available = result
     return (
         plain_plan(plan),
-        whole(budget, "the number of tokens left"),
-        whole(available, "the number of blocks left"),
+        integer(budget, "the number of tokens left"),
+        integer(available, "the number of blocks left"),
     )
 
 

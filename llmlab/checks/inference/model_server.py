@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 import numpy as np
 
-from llmlab.checks.judging import attempt, first_difference
+from llmlab.checks.judging import attempt, first_difference, integer
 from llmlab.course.grading.checking import Checks, Mistake, expect
 from llmlab.inference import model_server as ms
 from llmlab.inference.model_server import NUMPY, Batching, Step, Waiting
@@ -48,13 +48,6 @@ def judge(
     words = why(cases[n], found[n], wanted[n])
     gave = f"this gave {found[n]}, which is not right"
     raise Mistake(f"{show(cases[n])}: {words or gave}", foreseen=bool(words))
-
-
-def whole(value: object, what: str) -> int:
-    """A whole number, or a mistake that says what came instead."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise Mistake(f"{what} is {value!r:.60}, where a whole number is asked")
-    return int(value)
 
 
 # 1 ------------------------------------------------------------------------------------
@@ -121,7 +114,7 @@ def run_decision(answer: Callable, n: int, cases: Sequence | None = None) -> tup
     got = expect(answer(queue, now, batching), kind=(tuple, list), what=what)
     if len(got) != 2:
         raise Mistake(f"{what} returned {len(got)} things: (count, when to ask again)")
-    count = whole(got[0], "the count")
+    count = integer(got[0], "the count")
     again = got[1]
     if again is not None:
         if isinstance(again, bool) or not isinstance(again, Real):
