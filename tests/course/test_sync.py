@@ -1,5 +1,6 @@
 import json
 import os
+import sys
 
 import nbformat
 import pytest
@@ -95,6 +96,14 @@ def test_a_new_lesson_is_run_and_recorded(course, capsys):
     assert run["versions"]["python"].startswith("3.")
     assert sync.main(["--check"]) == 0
     assert "checked" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_a_kernel_is_not_charged_for_what_its_starter_holds(course):
+    held = b"x" * 2**30
+    assert sync.main([]) == 0
+    gib = len(held) / 2**30
+    assert 0.01 < Records(course).read()[NAME]["memory_gib"] < gib
 
 
 def test_nothing_changed_nothing_runs(ran, no_kernel, capsys):

@@ -32,12 +32,17 @@ VERSIONS = (
     "matplotlib",
 )
 # What the kernel is asked after the last cell: its peak memory and its children's, in
-# bytes, and versions.
+# bytes, and versions. On Linux its own peak is VmHWM: ru_maxrss begins with what the
+# process held that started it.
 PROBE = """
-import json as _j, platform as _p, resource as _r, sys as _s
+import json as _j, pathlib as _l, platform as _p, resource as _r, sys as _s
 from importlib.metadata import version as _v
 _unit = 1 if _s.platform == "darwin" else 1024
 _peaks = [_r.getrusage(w).ru_maxrss for w in (_r.RUSAGE_SELF, _r.RUSAGE_CHILDREN)]
+_status = _l.Path("/proc/self/status")
+if _status.is_file():
+    _high = [x for x in _status.read_text().splitlines() if x.startswith("VmHWM:")]
+    _peaks[0] = int(_high[0].split()[1]) if _high else _peaks[0]
 _versions = {n: _v(n) for n in %r if n in _s.modules}
 _torch = _s.modules.get("torch")
 print(_j.dumps({
