@@ -21,6 +21,7 @@ from llmlab.compilers.back_end.ir import (
     Store,
     affine,
     var,
+    walk,
 )
 from llmlab.compilers.back_end.schedule import NotLegal, apply
 from llmlab.compilers.program import attention_row, mlp
@@ -201,6 +202,10 @@ def test_the_two_functions_of_the_part():
     torch.testing.assert_close(found, attention_row(*inputs))
 
 
+def is_vector(node) -> bool:
+    return isinstance(node, Loop) and node.kind == "vector"
+
+
 @pytest.mark.parametrize("group", [64, 128])
 def test_the_4_bit_product_is_that_of_part_06(group):
     """Codes in the layout of part 06: byte j has code j and code j + group / 2."""
@@ -221,8 +226,17 @@ def test_the_4_bit_product_is_that_of_part_06(group):
     most += 1e-6 * (w.abs().flatten(1) @ x.abs().double())
     for each in (None, machine.AVX512, machine.AVX2, machine.SSE):
         steps = machine.matvec_schedule(group, each) if each else []
-        found = outputs(apply(program, steps), inputs)
-        assert ((found - wanted).abs() <= most).all()
+        scheduled = apply(program, steps)
+        assert ((outputs(scheduled, inputs) - wanted).abs() <= most).all()
+        if each:  # no lane is left over
+            lanes = min(each.lanes, group // 8)
+            vectors = [node for node, _ in walk(scheduled.body) if is_vector(node)]
+            assert {(node.extent, node.limits) for node in vectors} == {(lanes, ())}
+    whole = torch.randint(-32767, 32768, (columns // group, group)).float()
+    whole[:, 3] = 32767  # the step is 1: nothing is rounded
+    found = outputs(program, (*inputs[:2], whole.flatten()))
+    wanted = (w.flatten(1) @ whole.double().flatten()).float()
+    torch.testing.assert_close(found, wanted, rtol=3e-6, atol=0.1)
     zeros = outputs(program, (*inputs[:2], torch.zeros(columns)))
     assert torch.equal(zeros, torch.zeros(rows))
     for sizes, words in (((4, 100, 64), "group=64"), ((3, 64, 64, 2), "streams=2")):
