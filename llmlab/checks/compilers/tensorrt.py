@@ -70,8 +70,17 @@ def diverging(
     last_level_takes_all: bool = False,
     beyond: int = 0,
     per_bin: bool = False,
+    full: str = "source",
+    level_of: Callable = lambda j, levels, size: j * levels // size,
+    log: Callable = math.log,
+    divided: bool = True,
 ) -> Callable:
-    """KL(P ‖ Q), and what comes out with one thing changed."""
+    """KL(P ‖ Q), and what comes out with one thing changed.
+
+    Args:
+        full: whose bins say which are not empty: "inside", "P" or those that Q is of.
+        divided: whether P and Q are divided by their sums.
+    """
 
     def way(counts: Tensor, kept: int, levels: int) -> float:
         c = [float(x) for x in counts]
@@ -80,25 +89,28 @@ def diverging(
         if clip_p and not whole:
             P[-1] += sum(c[kept + beyond :])
         source = P if clip_q else inside
+        judged = {"inside": inside, "P": P, "source": source}[full]
         size = len(P)
         Q = [0.0] * size
         wide = max(1, size // levels)
-        for level in range(levels):
+        for level in range(levels + 1):
             if last_level_takes_all:
                 bins = [j for j in range(size) if min(j // wide, levels - 1) == level]
             else:
-                bins = [j for j in range(size) if j * levels // size == level]
-            filled = [j for j in bins if source[j] > 0] if filled_only else bins
+                bins = [j for j in range(size) if level_of(j, levels, size) == level]
+            filled = [j for j in bins if judged[j] > 0] if filled_only else bins
             for j in filled:
                 total = sum(source[k] for k in bins)
                 Q[j] = total / len(filled) if mean else total
         if swapped:
             P, Q = Q, P
         p_sum, q_sum = (sum(P), sum(Q)) if normal else (sum(P), sum(P))
+        if not divided:
+            p_sum = q_sum = 1.0
         found = 0.0
         for p, q in zip(P, Q, strict=True):
             if p > 0 and q > 0:
-                found += p / p_sum * math.log(p / p_sum * q_sum / q)
+                found += p / p_sum * log(p / p_sum * q_sum / q)
             elif p > 0 and infinite:
                 return math.inf
         return found / size if per_bin else found
@@ -119,6 +131,19 @@ def wrong_divergences() -> dict[str, Callable]:
         ),
         "Q knows what is clipped: its levels come from the kept bins as they were,"
         " before anything was added": diverging(clip_q=True),
+        "Q knows what is clipped: a level's count is that of the kept bins as they"
+        " were, before anything was added": diverging(clip_q=True, full="inside"),
+        "a bin that is empty but for what is clipped is taken for filled: Q does not"
+        " know what is clipped": diverging(full="P"),
+        "P and Q were not divided by their sums": diverging(divided=False),
+        "the logarithm has another base: it is the natural one": diverging(
+            log=math.log2
+        ),
+        "a bin's level was rounded up: ⌊j · levels / kept⌋ is rounded down": diverging(
+            level_of=lambda j, levels, size: -(-j * levels // size)
+        ),
+        "a bin's level was rounded to the nearest: ⌊j · levels / kept⌋ is rounded"
+        " down": diverging(level_of=lambda j, levels, size: round(j * levels / size)),
         "a level's count is divided among all its bins: only among those that are not"
         " empty": diverging(filled_only=False),
         "each bin of a level gets the whole count of the level: divide it by the number"
@@ -245,6 +270,7 @@ def placing(
     took: Callable = lambda one, other: other,
     most: int = 2,
     forward: bool = True,
+    any_sum: bool = False,
 ) -> Callable:
     """The values that need a scale, and what comes out with one thing changed."""
 
@@ -259,7 +285,7 @@ def placing(
                 new = [
                     took(one, other)
                     for one, other in pairs
-                    if one in products and residual(node, one, other)
+                    if (any_sum or one in products) and residual(node, one, other)
                 ]
                 (later if sums_after else found).extend(
                     new[:: 1 if forward else -1][:most]
@@ -301,6 +327,8 @@ def wrong_placings() -> dict[str, Callable]:
         ),
         "what is added to a product is missing: in codes it costs a quarter of the"
         " bytes": placing(before=False),
+        "what an addition reads is in it, though no product is added: only where one of"
+        " the two is a product's result": placing(any_sum=True),
         "the bias is in it: only what is added with the shape of the result": placing(
             residual=lambda node, one, other: True
         ),
@@ -384,6 +412,15 @@ def run_moving(answer: Callable, n: int) -> Outcome:
 
 
 LAYOUT = ("reshape", "transpose")
+NOT_THROUGH = {  # operation → why not
+    "add": "a sum of two values does not: they have two scales",
+    "tanh": "tanh does not: Q(tanh x) has other codes than tanh(Q x)",
+    "exp": "exp does not: Q(exp x) has other codes than exp(Q x)",
+    "sqrt": "a root does not: DQ could not go down, for √(s q) is not s √q",
+    "div": "1 / x does not: DQ could not go down, for 1 / (s q) is not s / q",
+    "mul": "a product does not: 0.5 · 3 is no code, and two values have two scales",
+    "matmul": "a product of matrices does not: a sum of rounded parts is another sum",
+}
 
 
 def wrong_movings() -> dict[str, Callable]:
@@ -420,6 +457,16 @@ def wrong_movings() -> dict[str, Callable]:
         "a sum or difference of two values does not: they have two scales": (
             lambda node: right(node) or node.op in ("add", "sub")
         ),
+        "look for more than what moves numbers: what picks one of them, or changes its"
+        " sign, commutes as well": lambda node: node.op in LAYOUT,
+        "to keep the order is not enough: DQ must go down as well, and f(s q) is s f(q)"
+        " for few operations": lambda node: (
+            right(node) or node.op in ("maximum", "tanh", "exp", "sqrt")
+        ),
+        **{
+            words: lambda node, op=op: right(node) or node.op == op
+            for op, words in NOT_THROUGH.items()
+        },
         "elementwise is not enough: GELU of codes is not the code of"
         " GELU": lambda node: right(node) or node.kind == "elementwise",
         "a reshape and a transpose move numbers and change none: they"
@@ -516,8 +563,24 @@ def key_cases() -> list[list[Asked]]:
         y = torch.exp(x @ w)
         return torch.exp(y) - y
 
+    def times(number):
+        return lambda x, w: (x @ w) * number
+
+    def exp_minus_tanh(x, w):
+        y = x @ w
+        e = torch.exp(y)
+        return e - torch.tanh(y)
+
+    def tanh_minus_exp(x, w):
+        y = x @ w
+        t = torch.tanh(y)
+        return t - torch.exp(y)
+
     small, wide, square = ((4, 6), (6, 8)), ((4, 6), (6, 10)), ((4, 6), (6, 6))
-    shapes = [layer_of(plain, *each) for each in (small, wide, small, ((5, 6), (6, 8)))]
+    sizes = (small, wide, small, ((5, 6), (6, 8)), ((4, 7), (7, 8)))
+    shapes = [layer_of(plain, *each) for each in sizes]
+    constants = [layer_of(times(each), *small) for each in (0.5, 0.25)]
+    orders = [layer_of(f, *small) for f in (exp_minus_tanh, tanh_minus_exp)]
     kinds = [layer_of(f, *small) for f in (plain, with_exp, minus_exp, exp_minus)]
     turned = [layer_of(f, *small) for f in (exp_minus_twice, twice_minus_exp)]
     sides = [layer_of(f, *square) for f in (plain, linear, plain, row_sum, row_max)]
@@ -533,7 +596,7 @@ def key_cases() -> list[list[Asked]]:
     return [
         *(
             [(layer, 4, 1) for layer in some]
-            for some in (shapes, kinds, sides, forms, many, turned)
+            for some in (shapes, kinds, sides, forms, many, turned, constants, orders)
         ),
         settings,
     ]
@@ -556,12 +619,15 @@ def run_keys(answer: Callable, n: int) -> Outcome:
 
 
 KEY_WORDS = (
-    "x @ w, one with a wider w, the first again, one with more rows",
+    "x @ w, one with a wider w, the first again, one with more rows, one with longer"
+    " rows of x",
     "y = x @ w, exp(y), y − exp(y), exp(y) − y",
     "x @ w, x @ wᵀ, the first again, its sum, its maximum",
     "x @ w in floats, in int8, in FP8, in int8 again",
     "(x @ w) · (x @ v), x @ w, the first again",
     "y − exp(y) and exp(y) − y with y = exp(x @ w)",
+    "(x @ w) · 0.5 and (x @ w) · 0.25",
+    "exp(y) − tanh(y) and tanh(y) − exp(y), each computed from left to right",
     "4 rows on 1 thread, 8 on 1, 4 on 2, 4 on 1, 1 on 4",
 )
 
@@ -586,6 +652,9 @@ def keying(
     only_nodes: bool = False,
     joined: bool = False,
     by_op: bool = False,
+    reads_typed: bool = True,
+    of_constant: Callable = lambda node: node.type,
+    ordered: bool = True,
 ) -> Callable:
     """A key, and what comes out with one thing changed."""
 
@@ -596,19 +665,26 @@ def keying(
             parts = [count * cores]
         for node in [*([] if only_nodes else layer.reads), *layer.nodes]:
             inside = node not in layer.reads
-            read = [str(places.get(i, i.type)) for i in node.inputs if inside and wired]
+            read = [
+                str(places[i] if i in places else of_constant(i))
+                for i in node.inputs
+                if inside and wired
+            ]
             places[node] = node.op if by_op else f"%{len(places)}"
             parts.append(
                 (
                     (node.op if inside else "read") if op else "",
                     tuple(read),
-                    node.type if typed else "",
+                    node.type if typed and (inside or reads_typed) else "",
                     trt.stored_format(node) if form else "",
                     node.attributes if attributes and inside else (),
                     id(node) if identity else 0,
                 )
             )
-        return tuple(parts)
+        if ordered:
+            return tuple(parts)
+        outside = len(parts) - len(layer.nodes)
+        return tuple(parts[:outside]), frozenset(parts[outside:])
 
     return way
 
@@ -618,6 +694,12 @@ def wrong_keyings() -> dict[str, Callable]:
     return {
         "layers of other shapes have one key: the types of all values belong to"
         " it": keying(typed=False),
+        "products with results of one shape have one key, and their sums are of other"
+        " lengths: the types of what is read belong to it": keying(reads_typed=False),
+        "a constant's number is in the key: · 0.5 takes as long as · 0.25, so only its"
+        " type counts": keying(of_constant=lambda node: (node.type, node.number)),
+        "the operations stand in a set: their order is lost, and with it which value is"
+        " which": keying(ordered=False),
         "layers of other operations have one key: node.op belongs to it": keying(
             op=False
         ),
