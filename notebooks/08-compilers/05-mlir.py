@@ -282,7 +282,7 @@ your_turn(check.fold_transposes, one_answer)
 # %% [markdown]
 # This is the first pattern of [MLIR's Toy tutorial](https://mlir.llvm.org/docs/Tutorials/Toy/Ch-3/ "mlir2026toy"), which says that it is trivial to match on such a level and hard for LLVM. So we ask LLVM, for a chip that is named. (Passes and bytes are those of the text that LLVM gets. In its instructions both loops are still there, and no `memcpy`.)
 #
-# A pattern may also decide what is computed first. A chain of products is the textbook's case: [Cormen et al. 2022](https://mitpress.mit.edu/9780262046305/introduction-to-algorithms/ "cormen2022introduction") give 15,125 multiplications for the best order of six matrices. `CheapestOrder` is that algorithm as a pattern. It rounds otherwise, so it runs only when asked for.
+# A pattern may also decide what is computed first. A chain of products is the textbook's case: [Cormen et al. 2022](https://mitpress.mit.edu/9780262046305/introduction-to-algorithms/ "cormen2022introduction") give 15,125 multiplications for the best order of six matrices. `CheapestOrder` is that algorithm as a pattern. Another order rounds differently, so it runs only when asked for.
 
 
 # %%
@@ -457,7 +457,7 @@ for target in mlir.TARGETS:
 # %% [markdown]
 # ## The experiment
 #
-# What does each level decide? The same two functions, three ways: every operation of the captured graph lowered as it stands; with names (GELU, softmax) given back; and fused by patterns. A pass goes once over a tensor. *Between* is what all buffers between operations take, the *arena* what they take when those that are not needed at one time share bytes.
+# What does each level decide? The same two functions, three ways: every operation of the captured graph lowered as it stands; with names (GELU, softmax) given back; and fused by patterns. A pass goes once over a tensor. *In tensors* is what all operations read and write, *between* is what all buffers between operations take, the *arena* what they take when those that are not needed at one time share bytes.
 
 # %% tags=["hide-input"]
 FUNCTIONS = {"mlp": mlp, "attention_row": attention_row}
@@ -510,7 +510,7 @@ figure(
 )
 
 # %% [markdown]
-# The MLP's passes fall to a quarter and its bytes to a tenth. The time moves little, if at all: at this size everything stays in the cache, and the product and `tanh` take the time, whoever stores between them. The order of loops, which is not in this table at all, decided far more. So decide where it matters, and measure.
+# The MLP's passes fall to a quarter, and the bytes between its operations to a tenth. The time moves little, if at all: at this size everything stays in the cache, and the product and `tanh` take the time, whoever stores between them. The order of loops, which is not in this table at all, decided far more. So decide where it matters, and measure.
 #
 # **Now IREE**, a real compiler made of MLIR. It reads our text at `linalg`. Its dialect `flow` cuts the program into dispatches, which will be kernels. Our front end's rule of fusion (lesson 02) makes its own cut of the same graph.
 

@@ -78,12 +78,12 @@ beyond_guess = predict(
 #
 # Double six numbers, in blocks of four. Two programs run the same code; each knows its number $p$.
 #
-# | program | offsets $4p + (0, 1, 2, 3)$ | mask: offset < 6 | loads | stores |
-# |---|---|---|---|---|
-# | 0 | 0, 1, 2, 3 | 1, 1, 1, 1 | 16 bytes | 16 bytes |
-# | 1 | 4, 5, 6, 7 | 1, 1, **0, 0** | 8 bytes | 8 bytes |
+# | $p$ | offsets: $4p + (0, 1, 2, 3)$ | mask: offset < 6 | bytes |
+# |---|---|---|---|
+# | 0 | 0, 1, 2, 3 | 1, 1, 1, 1 | 16 |
+# | 1 | 4, 5, 6, 7 | 1, 1, **0, 0** | 8 |
 #
-# A mask switches off what would lie beyond the end. `tl.constexpr` marks a number that is fixed when the kernel is compiled; `(2,)` is the grid, two programs along one axis. Our interpreter runs all programs, counts, and refuses what a GPU does without a word.
+# (So many are loaded, and as many stored.) A mask switches off what would lie beyond the end. `tl.constexpr` marks a number that is fixed when the kernel is compiled; `(2,)` is the grid, two programs along one axis. Our interpreter runs all programs, counts, and refuses what a GPU does without a word.
 
 
 # %%
