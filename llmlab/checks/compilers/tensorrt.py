@@ -7,6 +7,7 @@ operations and layers, beside what usual mistakes say of them.
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable
 from functools import cache
 
@@ -52,7 +53,7 @@ def run_divergence(answer: Callable, n: int) -> Outcome:
         raise Mistake("the counts that you were given have changed: work on a copy")
     if isinstance(found, Tensor) and found.numel() == 1:
         found = found.item()
-    if not isinstance(found, (int, float)):
+    if not isinstance(found, numbers.Real):
         raise Mistake(f"return one number, not a {type(found).__name__}")
     what = f"the divergence of {counts} in {levels} levels, {kept} bins kept,"
     return {what: found if math.isinf(found) else round(float(found), 5)}
