@@ -179,7 +179,7 @@ figure(
 #
 # **Codes travel.** Q may go up and DQ down through an operation that only moves numbers, picks some, or changes their sign: reshape, transpose, maximum with zero. Rounding keeps order, so $Q(\max(x, 0)) = \max(Q(x), 0)$. Through GELU or a sum it may not.
 #
-# **Layers are chosen by rule, kernels by clock.** Vertical fusion takes what follows a product along its rows. Horizontal fusion joins products that read the same value: gate and up, or q, k and v. For each layer several **tactics** are timed, and the times kept in a **timing cache**. A tactic must be right before it is fast: PyTorch's product of int8 is wrong where oneDNN, its CPU library, may not use VNNI, the processor's instructions for products of bytes (2.13, seen with `ONEDNN_MAX_CPU_ISA=AVX2`), so the builder first tries a sum that it knows.
+# **Layers are chosen by rule, kernels by clock.** Vertical fusion takes what follows a product along its rows. Horizontal fusion joins products that read the same value: gate and up, or q, k and v. For each layer several **tactics** are timed, and the times kept in a **timing cache**. A tactic must be right before it is fast. PyTorch's product of int8 is wrong where oneDNN, its CPU library, may not use VNNI, the processor's instructions for products of bytes (seen in 2.13, with `ONEDNN_MAX_CPU_ISA=AVX2`). So the builder first tries a sum that it knows.
 #
 # ## Your turn
 #
