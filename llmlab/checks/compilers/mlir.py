@@ -353,13 +353,16 @@ def terminator_cases() -> list[Function]:
     early.add("ret", early.arguments[0])
     early.add("print", early.arguments[0])
     early.add("ret", early.arguments[0])
+    two_ends = Block([Value()])
+    two_ends.add("ret", two_ends.arguments[0])
+    two_ends.add("ret", two_ends.arguments[0])
     # and a type that is wrong before it: the terminator comes first
     both = Block([Value()])
     truth = both.add("less", both.arguments[0], both.arguments[0])
     both.add("print", truth)
     return [
         *(Function([open_ended]), Function(empty)),
-        *(Function([early]), Function([both])),
+        *(Function([early]), Function([two_ends]), Function([both])),
     ]
 
 
@@ -514,9 +517,9 @@ def ended(block: Block) -> bool:
     return bool(block.ops) and block.ops[-1].name in ssa.TARGETS
 
 
-def goes_on(block: Block) -> bool:
-    """Whether operations follow a terminator."""
-    return any(op.name in ssa.TARGETS for op in block.ops[:-1])
+def goes_on(block: Block, skipped: int = 1) -> bool:
+    """Whether operations follow a terminator; the last ones are skipped."""
+    return any(op.name in ssa.TARGETS for op in block.ops[:-skipped])
 
 
 def verifying(
@@ -722,6 +725,13 @@ def wrong_problems() -> dict[str, Callable]:
             ends=lambda block: not goes_on(block)
         ),
         "operations that follow a terminator are taken": verifying(ends=ended),
+        "a terminator right before the last operation is taken: none but the last may"
+        " be one": verifying(
+            ends=lambda block: (
+                ended(block)
+                and not any(op.name in ssa.TARGETS for op in block.ops[:-2])
+            )
+        ),
         "how many values a jump hands on is not looked at": verifying(
             kinds=("terminator", "type", "dominance")
         ),

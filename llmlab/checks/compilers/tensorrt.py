@@ -229,6 +229,10 @@ def placing_cases() -> list[tuple[Graph, list[Node]]]:
     shifted = made("add", [right, row])
     sided = Graph([x, w3, w1, row], [x, w3, w1, row, left, right, shifted], [shifted])
 
+    times_w = made("matmul", [x, w1], (False,))
+    bias_first = made("add", [b, times_w])
+    leading = Graph([x, w1, b], [x, w1, b, times_w, bias_first], [bias_first])
+
     turned = made("transpose", [x], ((1, 0),))
     inner = made("matmul", [x, turned], (False,))
     plain = made("add", [inner, inner])
@@ -240,6 +244,7 @@ def placing_cases() -> list[tuple[Graph, list[Node]]]:
         (chain, [w1, w2]),
         (pair, [w1, w2]),
         (sided, [w3, w1]),
+        (leading, [w1, b]),
         (none, [w1]),
     ]
 
@@ -332,6 +337,12 @@ def wrong_placings() -> dict[str, Callable]:
         " the two is a product's result": placing(any_sum=True),
         "the bias is in it: only what is added with the shape of the result": placing(
             residual=lambda node, one, other: True
+        ),
+        "a bias that stands first in the addition is in it: the shape counts on both"
+        " sides": placing(
+            residual=lambda node, one, other: (
+                other.type == node.type or other is node.inputs[0]
+            )
         ),
         "a value that stands on the other side of an addition is missing: x + product,"
         " and product + x": placing(sides=1),
@@ -577,10 +588,17 @@ def key_cases() -> list[list[Asked]]:
         t = torch.tanh(y)
         return t - torch.exp(y)
 
+    def less_first(x, w, a, b):
+        return (x @ w) * a * b - a
+
+    def less_second(x, w, a, b):
+        return (x @ w) * a * b - b
+
     small, wide, square = ((4, 6), (6, 8)), ((4, 6), (6, 10)), ((4, 6), (6, 6))
     sizes = (small, wide, small, ((5, 6), (6, 8)), ((4, 7), (7, 8)))
     shapes = [layer_of(plain, *each) for each in sizes]
     constants = [layer_of(times(each), *small) for each in (0.5, 0.25)]
+    ends = [layer_of(f, *small, (4, 8), (4, 8)) for f in (less_first, less_second)]
     orders = [layer_of(f, *small) for f in (exp_minus_tanh, tanh_minus_exp)]
     kinds = [layer_of(f, *small) for f in (plain, with_exp, minus_exp, exp_minus)]
     turned = [layer_of(f, *small) for f in (exp_minus_twice, twice_minus_exp)]
@@ -597,7 +615,17 @@ def key_cases() -> list[list[Asked]]:
     return [
         *(
             [(layer, 4, 1) for layer in some]
-            for some in (shapes, kinds, sides, forms, many, turned, constants, orders)
+            for some in (
+                shapes,
+                kinds,
+                sides,
+                forms,
+                many,
+                turned,
+                constants,
+                orders,
+                ends,
+            )
         ),
         settings,
     ]
@@ -629,6 +657,7 @@ KEY_WORDS = (
     "y − exp(y) and exp(y) − y with y = exp(x @ w)",
     "(x @ w) · 0.5 and (x @ w) · 0.25",
     "exp(y) − tanh(y) and tanh(y) − exp(y), each computed from left to right",
+    "(x @ w) · a · b − a and (x @ w) · a · b − b",
     "4 rows on 1 thread, 8 on 1, 4 on 2, 4 on 1, 1 on 4",
 )
 
@@ -656,6 +685,7 @@ def keying(
     reads_typed: bool = True,
     of_constant: Callable = lambda node: node.type,
     ordered: bool = True,
+    reads_placed: bool = True,
 ) -> Callable:
     """A key, and what comes out with one thing changed."""
 
@@ -671,7 +701,8 @@ def keying(
                 for i in node.inputs
                 if inside and wired
             ]
-            places[node] = node.op if by_op else f"%{len(places)}"
+            if inside or reads_placed:
+                places[node] = node.op if by_op else f"%{len(places)}"
             parts.append(
                 (
                     (node.op if inside else "read") if op else "",
@@ -711,6 +742,8 @@ def wrong_keyings() -> dict[str, Callable]:
         " of y − exp(y) where y is an exp, too: say which value it is": keying(
             by_op=True
         ),
+        "a value from outside is told by its type alone, so a and b of one type are the"
+        " same: say which value it is": keying(reads_placed=False),
         "floats, int8 and FP8 have one key: stored_format(node) belongs to it": keying(
             form=False
         ),
