@@ -537,6 +537,35 @@ def layer_of(function: Callable, *shapes: tuple[int, ...], form: str = "") -> La
     return trt.fuse_layers(trt.split(network).after)[-1]
 
 
+def constants_and_places() -> list[list[Layer]]:
+    """Layers that differ in a constant's number, or in which value is read."""
+
+    def times(number):
+        return lambda x, w: (x @ w) * number
+
+    def exp_minus_tanh(x, w):
+        y = x @ w
+        e = torch.exp(y)
+        return e - torch.tanh(y)
+
+    def tanh_minus_exp(x, w):
+        y = x @ w
+        t = torch.tanh(y)
+        return t - torch.exp(y)
+
+    def less_first(x, w, a, b):
+        return (x @ w) * a * b - a
+
+    def less_second(x, w, a, b):
+        return (x @ w) * a * b - b
+
+    small = ((4, 6), (6, 8))
+    constants = [layer_of(times(each), *small) for each in (0.5, 0.25)]
+    ends = [layer_of(f, *small, (4, 8), (4, 8)) for f in (less_first, less_second)]
+    orders = [layer_of(f, *small) for f in (exp_minus_tanh, tanh_minus_exp)]
+    return [constants, orders, ends]
+
+
 @cache
 def key_cases() -> list[list[Asked]]:
     """Layers of which some take the same time."""
@@ -575,31 +604,9 @@ def key_cases() -> list[list[Asked]]:
         y = torch.exp(x @ w)
         return torch.exp(y) - y
 
-    def times(number):
-        return lambda x, w: (x @ w) * number
-
-    def exp_minus_tanh(x, w):
-        y = x @ w
-        e = torch.exp(y)
-        return e - torch.tanh(y)
-
-    def tanh_minus_exp(x, w):
-        y = x @ w
-        t = torch.tanh(y)
-        return t - torch.exp(y)
-
-    def less_first(x, w, a, b):
-        return (x @ w) * a * b - a
-
-    def less_second(x, w, a, b):
-        return (x @ w) * a * b - b
-
     small, wide, square = ((4, 6), (6, 8)), ((4, 6), (6, 10)), ((4, 6), (6, 6))
     sizes = (small, wide, small, ((5, 6), (6, 8)), ((4, 7), (7, 8)))
     shapes = [layer_of(plain, *each) for each in sizes]
-    constants = [layer_of(times(each), *small) for each in (0.5, 0.25)]
-    ends = [layer_of(f, *small, (4, 8), (4, 8)) for f in (less_first, less_second)]
-    orders = [layer_of(f, *small) for f in (exp_minus_tanh, tanh_minus_exp)]
     kinds = [layer_of(f, *small) for f in (plain, with_exp, minus_exp, exp_minus)]
     turned = [layer_of(f, *small) for f in (exp_minus_twice, twice_minus_exp)]
     sides = [layer_of(f, *square) for f in (plain, linear, plain, row_sum, row_max)]
@@ -612,23 +619,9 @@ def key_cases() -> list[list[Asked]]:
     settings = [
         (first, rows, n) for rows, n in ((4, 1), (8, 1), (4, 2), (4, 1), (1, 4))
     ]
-    return [
-        *(
-            [(layer, 4, 1) for layer in some]
-            for some in (
-                shapes,
-                kinds,
-                sides,
-                forms,
-                many,
-                turned,
-                constants,
-                orders,
-                ends,
-            )
-        ),
-        settings,
-    ]
+    others = constants_and_places()
+    compared = (shapes, kinds, sides, forms, many, turned, *others)
+    return [*([(layer, 4, 1) for layer in some] for some in compared), settings]
 
 
 def run_keys(answer: Callable, n: int) -> Outcome:
