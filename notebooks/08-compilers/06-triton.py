@@ -49,7 +49,7 @@ from llmlab.course import (
 # %% [markdown]
 # ## What it costs
 #
-# The function of this part is $\operatorname{GELU}(x w + b)$. Take a layer of a 7B model, 4,096 tokens, 4,096 numbers each, 11,008 wide, in 16 bits. Three kernels, one after another, write the wide result three times and read it twice. An H100 has a memory of 3.35 TB/s and 989 TFLOP/s of products
+# The function of this part is $\operatorname{GELU}(x w + b)$. Take the sizes of LLaMA-7B, 4,096 tokens of 4,096 numbers each, and a layer 11,008 wide, in 16 bits. Three kernels, one after another, write the wide result three times and read it twice. An H100 has a memory of 3.35 TB/s and 989 TFLOP/s of products
 # ([NVIDIA 2023](https://www.nvidia.com/en-us/data-center/h100/ "nvidia2023h100")).
 
 # %%

@@ -266,7 +266,9 @@ def wrong_softmaxes() -> dict[str, Callable]:
             from_block(logarithm)
         ),
         "what is masked off is undefined without `other`, NaN here: give the load"
-        " other=float('-inf')": softmaxing(float("nan")),
+        " other=float('-inf'). If it has that, ∞ − ∞ or 0 · ∞ makes the NaN": (
+            softmaxing(float("nan"))
+        ),
         "e^x overflows for large numbers: subtract the row's maximum first": softmaxing(
             exponent=lambda x: x
         ),
