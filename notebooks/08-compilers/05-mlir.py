@@ -5,6 +5,7 @@
 # Here you write the form itself, a dialect of your own in xDSL (an MLIR in Python), and take it down to machine code that runs. At the end you own an operation that no compiler knew before.
 
 # %% tags=["hide-input"]
+import math
 import re
 import time
 
@@ -163,9 +164,31 @@ def wrapped(line, width=30):
     return [" " * indent + row for row in rows]
 
 
-small = example_inputs("mlp", T=8, d=4, f=6)
-small_graph = capture(mlp, *small)
-lowered = mlir.lower(mlir.optimise(mlir.from_graph(small_graph)))
+def moved_by(lines):
+    """Bytes that loops load and store."""
+    total, sizes = 0, []
+    for line in lines:
+        depth = (len(line) - len(line.lstrip())) // 2
+        if line.endswith(":"):
+            sizes[depth:] = [int(line.split()[1][:-1])]
+        else:
+            touched = line.count("load") + line.count("store")
+            total += 4 * touched * math.prod(sizes[:depth])
+    return total
+
+
+def tensor_bytes(module):
+    """Bytes of what each operation reads and writes."""
+    return sum(
+        4 * math.prod(value.type.get_shape())
+        for op in lab.operations(module)
+        for value in (*op.operands, *op.results)
+    )
+
+
+module = mlir.optimise(mlir.from_graph(capture(mlp, *inputs)))
+tensors = tensor_bytes(module)
+lowered = mlir.lower(module)
 left = [
     line.strip() for line in lowered.stage("lab").text.splitlines() if "lab." in line
 ]
@@ -175,7 +198,7 @@ for line in right:
     owner += not line.startswith(" ")
     owners.append(palette.blue if owner < 2 else palette.vermillion)
 
-fig, (a, b) = plt.subplots(1, 2, figsize=(5.0, 3.4), width_ratios=(1, 1.25))
+fig, (a, b) = plt.subplots(1, 2, figsize=(5.0, 3.9), width_ratios=(1, 1.2))
 rows = [
     (part, color)
     for line, color in zip(right, owners, strict=True)
@@ -193,20 +216,28 @@ for line, color in zip(left, (palette.blue, palette.vermillion), strict=True):
         a.text(0.08, -at, word, family="monospace", fontsize=9, va="center_baseline")
 count = sum("for" in line for line in right)
 for ax, title in ((a, f"lab: {len(left)} operations"), (b, f"scf: {count} loops")):
-    ax.set(xlim=(0, 1), ylim=(-len(rows), 1))
+    ax.set(xlim=(0, 1), ylim=(-len(rows) - 1.8, 1))
     ax.set_title(title, fontsize=10)
     ax.axis("off")
+touched = moved_by(right)
+a.text(0, -len(rows) - 0.3, f"{tensors / 1e6:.1f} MB in tensors", fontsize=9)
+b.text(0, -len(rows) - 0.3, f"{touched / 1e6:.0f} MB loaded, stored", fontsize=9)
+b.text(0, -len(rows) - 1.3, f"{took['i, k, j'] * 1e3:.1f} ms on this CPU", fontsize=9)
+print(f"the loops touch {touched / tensors:.0f} times the bytes of the tensors")
 figure(
     fig,
     alt=(
         "The MLP on two levels, with a coloured bar beside lines that belong together."
         " Left lab.matmul in blue and lab.bias_gelu in red. Right loops: in blue two"
         " that store zeros and three that load, multiply, add and store; in red two"
-        " with the arithmetic of bias and GELU in one body."
+        " with the arithmetic of bias and GELU in one body. Under each the bytes that"
+        " are moved at this level, and under the loops their time."
     ),
 )
 
 # %% [markdown]
+# On the left an operation reads and writes each tensor once; on the right a number is loaded as often as a loop needs it, and registers and caches have to catch that.
+#
 # Between levels a program is only rewritten, by **patterns**: an operation is matched, others take its place, and so on until no pattern fits (a *greedy* driver does that). A pattern may rely on one thing, that the program is valid: each use is dominated by its definition. With $\mathrm{pred}(b)$ for the blocks that may jump to $b$:
 #
 # $$\mathrm{Dom}(b) = \{b\} \cup \bigcap_{p \in \mathrm{pred}(b)} \mathrm{Dom}(p)$$
@@ -251,7 +282,7 @@ your_turn(check.fold_transposes, one_answer)
 # %% [markdown]
 # This is the first pattern of [MLIR's Toy tutorial](https://mlir.llvm.org/docs/Tutorials/Toy/Ch-3/ "mlir2026toy"), which says that it is trivial to match on such a level and hard for LLVM. So we ask LLVM, for a chip that is named. (Passes and bytes are those of the text that LLVM gets. In its instructions both loops are still there, and no `memcpy`.)
 #
-# A pattern may also decide what is computed first. A chain of products is the textbook's case: [Cormen et al. 2022](https://mitpress.mit.edu/9780262046305/introduction-to-algorithms/ "cormen2022introduction") give 15,125 multiplications for the best order of six matrices. `CheapestOrder` is that algorithm as a pattern. It rounds otherwise, so it runs only when asked for.
+# A pattern may also decide what is computed first. A chain of products is the textbook's case: [Cormen et al. 2022](https://mitpress.mit.edu/9780262046305/introduction-to-algorithms/ "cormen2022introduction") give 15,125 multiplications for the best order of six matrices. `CheapestOrder` is that algorithm as a pattern. Another order rounds differently, so it runs only when asked for.
 
 
 # %%
@@ -426,7 +457,7 @@ for target in mlir.TARGETS:
 # %% [markdown]
 # ## The experiment
 #
-# What does each level decide? The same two functions, three ways: every operation of the captured graph lowered as it stands; with names (GELU, softmax) given back; and fused by patterns. A pass goes once over a tensor. *Between* is what all buffers between operations take, the *arena* what they take when those that are not needed at one time share bytes.
+# What does each level decide? The same two functions, three ways: every operation of the captured graph lowered as it stands; with names (GELU, softmax) given back; and fused by patterns. A pass goes once over a tensor. *In tensors* is what all operations read and write, *between* is what all buffers between operations take, the *arena* what they take when those that are not needed at one time share bytes.
 
 # %% tags=["hide-input"]
 FUNCTIONS = {"mlp": mlp, "attention_row": attention_row}
@@ -437,11 +468,11 @@ for name, function in FUNCTIONS.items():
     for way in ("as captured", "with names", "fused"):
         module = mlir.from_graph(graph, raising=way != "as captured")
         mlir.optimise(module, fuse=way == "fused")
-        count = len(lab.operations(module))
+        count, moved = len(lab.operations(module)), tensor_bytes(module)
         made = mlir.compile_module(module)
         error = (made(*arguments)[0] - function(*arguments)).abs().max()
         assert error < 1e-4
-        rows.append((name, way, count, made, arguments))
+        rows.append((name, way, moved, made, arguments))
         size = made.buffers
         print(
             f"{name:14}{way:12}{count:3} operations, {made.passes:2} passes,",
@@ -449,8 +480,11 @@ for name, function in FUNCTIONS.items():
         )
 
 # %% tags=["hide-input", "nbval-ignore-output"]
-for name, way, _, made, arguments in rows:
-    print(f"{name:14}{way:12}{seconds(made, *arguments, repeat=5) * 1e3:8.2f} ms")
+for name, way, moved, made, arguments in rows:
+    took_now = seconds(made, *arguments, repeat=5)
+    print(
+        f"{name:14}{way:12}{moved / 1024:8,.1f} kB in tensors {took_now * 1e3:6.2f} ms"
+    )
 
 ours = [row for row in rows if row[0] == "mlp"]
 fig, (a, b) = plt.subplots(1, 2, figsize=(5.0, 2.5), sharey=True)
@@ -476,7 +510,7 @@ figure(
 )
 
 # %% [markdown]
-# The MLP's passes fall to a quarter and its bytes to a tenth. The time moves little, if at all: at this size everything stays in the cache, and the product and `tanh` take the time, whoever stores between them. The order of loops, which is not in this table at all, decided far more. So decide where it matters, and measure.
+# The MLP's passes fall to a quarter, and the bytes between its operations to a tenth. The time moves little, if at all: at this size everything stays in the cache, and the product and `tanh` take the time, whoever stores between them. The order of loops, which is not in this table at all, decided far more. So decide where it matters, and measure.
 #
 # **Now IREE**, a real compiler made of MLIR. It reads our text at `linalg`. Its dialect `flow` cuts the program into dispatches, which will be kernels. Our front end's rule of fusion (lesson 02) makes its own cut of the same graph.
 
@@ -527,6 +561,7 @@ for name in iree.STAGES:
     known = {k: v for k, v in counted.items() if k in ("linalg", *iree.STAGES)}
     print(f"{name:6}", "  ".join(f"{dialect} {n}" for dialect, n in known.items()))
 
+small_graph = capture(mlp, *example_inputs("mlp", T=8, d=4, f=6))
 module = mlir.optimise(mlir.from_graph(small_graph))
 text = str(mlir.to_linalg(module))
 for device, (_, _, ending) in iree.DEVICES.items():
@@ -621,7 +656,7 @@ explore(
 #
 # **Use it** where you have operations that a general compiler does not know, or a chip that none knows: one dialect and one lowering, and the rest is there. **Not** for one kernel: Triton (lesson 06) is shorter.
 #
-# <details><summary>Two branches compute the same product. Why may CSE not merge them?</summary>
+# <details><summary>Two branches compute the same product. Why may common subexpression elimination (CSE) not merge them?</summary>
 #
 # Neither block dominates the other, so neither value may be used in the other. It could be computed once before the branch; that is another pass (hoisting).
 #

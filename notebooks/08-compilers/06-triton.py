@@ -49,7 +49,7 @@ from llmlab.course import (
 # %% [markdown]
 # ## What it costs
 #
-# The function of this part is $\operatorname{GELU}(x w + b)$. Take a layer of a 7B model, 4,096 tokens, 4,096 numbers each, 11,008 wide, in 16 bits. Three kernels, one after another, write the wide result three times and read it twice. An H100 has a memory of 3.35 TB/s and 989 TFLOP/s of products
+# The function of this part is $\operatorname{GELU}(x w + b)$. Take the sizes of LLaMA-7B, 4,096 tokens of 4,096 numbers each, and a layer 11,008 wide, in 16 bits. Three kernels, one after another, write the wide result three times and read it twice. An H100 has a memory of 3.35 TB/s and 989 TFLOP/s of products
 # ([NVIDIA 2023](https://www.nvidia.com/en-us/data-center/h100/ "nvidia2023h100")).
 
 # %%
@@ -78,12 +78,12 @@ beyond_guess = predict(
 #
 # Double six numbers, in blocks of four. Two programs run the same code; each knows its number $p$.
 #
-# | program | offsets $4p + (0, 1, 2, 3)$ | mask: offset < 6 | loads | stores |
-# |---|---|---|---|---|
-# | 0 | 0, 1, 2, 3 | 1, 1, 1, 1 | 16 bytes | 16 bytes |
-# | 1 | 4, 5, 6, 7 | 1, 1, **0, 0** | 8 bytes | 8 bytes |
+# | $p$ | offsets: $4p + (0, 1, 2, 3)$ | mask: offset < 6 | bytes |
+# |---|---|---|---|
+# | 0 | 0, 1, 2, 3 | 1, 1, 1, 1 | 16 |
+# | 1 | 4, 5, 6, 7 | 1, 1, **0, 0** | 8 |
 #
-# A mask switches off what would lie beyond the end. `tl.constexpr` marks a number that is fixed when the kernel is compiled; `(2,)` is the grid, two programs along one axis. Our interpreter runs all programs, counts, and refuses what a GPU does without a word.
+# (So many are loaded, and as many stored.) A mask switches off what would lie beyond the end. `tl.constexpr` marks a number that is fixed when the kernel is compiled; `(2,)` is the grid, two programs along one axis. Our interpreter runs all programs, counts, and refuses what a GPU does without a word.
 
 
 # %%
@@ -117,7 +117,9 @@ for kernel in (no_mask, one_place):
 #
 # A **program** computes one tile of the result, $R$ rows by $C$ columns. Its place in the grid, $p_0$ and $p_1$, is all that tells it from the others:
 #
-# $$\text{row}_r = p_0 R + r, \quad \text{col}_c = p_1 C + c, \qquad \text{address}_{rc} = x + \text{row}_r \cdot \text{stride} + \text{col}_c$$
+# $$\text{row}_r = p_0 R + r, \qquad \text{col}_c = p_1 C + c$$
+#
+# $$\text{address}_{rc} = x + \text{row}_r \cdot \text{stride} + \text{col}_c$$
 #
 # A column of rows plus a row of columns is a block of addresses. Programs run in no order and cannot wait for each other. What one needs, it loads itself; so a product loads each row of $x$ once for every column of tiles. The cache helps, if programs that run together need the same rows and columns. This is why their
 # numbers go through the tiles in groups. Here are nine of 81 programs, each of which reads a row and a column of tiles:
@@ -228,6 +230,8 @@ report = on_both(
 across, down = math.ceil(70 / 32), math.ceil(37 / 16)
 print(f"{across} columns of tiles: x is read {report.loaded['x'] / x.nbytes:.0f} times")
 print(f"{down} rows of tiles: w is read {report.loaded['w'] / w.nbytes:.0f} times")
+moved = report.loaded.total() + report.stored.total()
+print(f"moved: {moved:,} bytes; as three kernels {moved + 4 * mine.nbytes:,}")
 
 wide = torch.randn(9, 40)[:, :33]
 right, rest = wide.softmax(-1), (33, wide.stride(0), 64)
@@ -246,7 +250,7 @@ report = on_both(
 print(f"two heads share keys: they are read {report.loaded['k'] / k.nbytes:.0f} time")
 
 # %% [markdown]
-# A kernel that passes in an interpreter may still be wrong. What each does (Triton 3.7.1 was run, the GPU's column is what is documented):
+# Bytes are counted exactly; how long an interpreter takes says nothing about a GPU, so no time stands here. And a kernel that passes in one may still be wrong. What each does (Triton 3.7.1 was run, the GPU's column is what is documented):
 #
 # | | a GPU | Triton's interpreter | ours |
 # |---|---|---|---|
@@ -501,7 +505,7 @@ explore(
 #
 # ## Which tile?
 #
-# Nobody knows beforehand, so candidates are tried: `@triton.autotune`. Most need not be. The compiled kernel says what it needs: a tile with too many registers **spills**, that is, keeps some in memory, one much larger than the problem is mostly masked off, and a processor holds few tiles that need much (in brackets: of what there is too little). A model ranks what is left: waves of tiles, each as long as its products, its bytes or its loads take. But a model has no clock, and the bench decides. Without a GPU we give Triton's autotuner a bench that only counts, to see what its cache goes by. `key` names the arguments that, when they change, start a new search.
+# Nobody knows beforehand, so candidates are tried: `@triton.autotune`. Most need not be. The compiled kernel says what it needs: a tile with too many registers **spills**, that is, keeps some in memory, one much larger than the problem is mostly masked off, and a processor holds few tiles that need much (in brackets: what runs out first). A model ranks what is left. As many tiles as the whole chip holds at a time are a wave, and a wave takes as long as its products, its bytes or its loads, whichever is longest. But a model has no clock, and the bench decides. Without a GPU we give Triton's autotuner a bench that only counts, to see what its cache goes by. `key` names the arguments that, when they change, start a new search.
 
 # %% tags=["hide-input"]
 for gpu in (tuning.A100, tuning.H100):
@@ -581,7 +585,7 @@ for T, d, f, dtype in (
 #
 # </details>
 #
-# <details><summary>What does `other` decide?</summary>
+# <details><summary>What does <code>other</code> decide?</summary>
 #
 # What stands in the block where nothing was loaded: 0 for a sum or a product, −∞ for a maximum or a softmax. Without it the value is undefined.
 #

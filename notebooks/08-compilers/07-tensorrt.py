@@ -8,6 +8,7 @@
 import csv
 import json
 import tempfile
+import time
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +18,14 @@ import torch.nn.functional as F
 
 from llmlab.checks.compilers.tensorrt import check
 from llmlab.compilers import tensorrt as trt
-from llmlab.compilers.front_end import capture, lines, one_by_one, to_onnx, traffic
+from llmlab.compilers.front_end import (
+    capture,
+    lines,
+    one_by_one,
+    program_of,
+    to_onnx,
+    traffic,
+)
 from llmlab.compilers.program import example_inputs, mlp
 from llmlab.course import (
     compare,
@@ -79,12 +87,12 @@ rule_guess = predict(
 #
 # A histogram of $|x|$ has the counts 8, 4, 2, 2, 1, 1. A threshold keeps four bins, and there are two levels. $P$ is the truth, with what is clipped heaped onto the last bin. $Q$ is what two levels can tell of the kept bins; it does not know what was clipped.
 #
-# | bin | 1 | 2 | 3 | 4 | sum |
-# |---|---|---|---|---|---|
-# | $P$ | 8 | 4 | 2 | 2 + 1 + 1 = 4 | 18 |
-# | $Q$ | (8 + 4) / 2 = 6 | 6 | (2 + 2) / 2 = 2 | 2 | 16 |
+# | bin | 1 | 2 | 3 | 4 |
+# |---|---|---|---|---|
+# | $P$ | 8 | 4 | 2 | 2 + 1 + 1 = 4 |
+# | $Q$ | (8 + 4) / 2 = 6 | 6 | (2 + 2) / 2 = 2 | 2 |
 #
-# $\sum \frac{P}{18} \ln \frac{P / 18}{Q / 16} = 0.074$. Had the last two values been a million times as large, it would be the same.
+# $P$ sums to 18, $Q$ to 16. $\sum \frac{P}{18} \ln \frac{P / 18}{Q / 16} = 0.074$. Had the last two values been a million times as large, it would be the same.
 
 # %%
 P, Q = torch.tensor([8.0, 4, 2, 4]), torch.tensor([6.0, 6, 2, 2])
@@ -96,17 +104,30 @@ print(f"{(P * (P / Q).log()).sum():.3f}")
 #
 # **Q and DQ are operations of the network**, and where they stand decides what runs in 8 bits (explicit quantisation). Q divides by a scale, rounds and clips; DQ multiplies:
 #
-# $$q = \operatorname{clamp}(\lfloor x / s \rceil,\, {-127},\, 127) \qquad \hat{x} = s\,q \qquad s = T / 127$$
+# $$q = \operatorname{clamp}(\lfloor x / s \rceil,\, {-127},\, 127)$$
+#
+# $$\hat{x} = s\,q \qquad s = T / 127$$
 #
 # A product whose two inputs come out of a DQ is a product of codes, since the scales leave the sum: $\sum_k s_x q_{ik}\, s_{w_j} q_{kj} = s_x s_{w_j} \sum_k q_{ik}\, q_{kj}$. The sum is exact, in 32-bit integers. No scale may change along $k$. As TensorRT does for int8, we take one for the whole of $x$ and one for each column of $w$. So Q stands **at the inputs of products**: bias, GELU and residual follow the product in the same layer, in floats, and are rounded once, by the next Q.
 
 # %% tags=["hide-input"]
-COLORS = [palette.blue, palette.orange, palette.green, palette.vermillion]
-COLORS += [palette.purple, palette.sky, palette.gray]
+COLORS = [palette.blue, palette.vermillion]
 
 
-def listing(ax, graph, groups, title):
-    """A line per operation, with the number and colour of its layer."""
+def fastest(call, *given, repeat=20):
+    """The least of some times, in words."""
+    times = []
+    for _ in range(repeat):
+        started = time.perf_counter()
+        call(*given)
+        times.append(time.perf_counter() - started)
+    return f"{min(times) * 1e3:.2f} ms on this CPU"
+
+
+def listing(ax, graph, groups, title, lit=None):
+    """A line per operation: the number of its layer, and the colour of that in the
+    engine, or of layer `lit`.
+    """
     of = {node: i for i, group in enumerate(groups) for node in group.nodes}
     words = dict(lines(graph))
     for place, node in enumerate(graph.work):
@@ -114,7 +135,8 @@ def listing(ax, graph, groups, title):
         shown = " ".join(rest.split()[: 1 + len(node.inputs)])
         text = f"{name} = {shown}"
         ax.text(0.09, -place, text, family="monospace", fontsize=9, va="center")
-        ax.barh(-place, 0.06, 0.85, left=0, color=COLORS[of[node] % len(COLORS)])
+        color = COLORS[of[node] if lit is None else lit]
+        ax.barh(-place, 0.06, 0.85, left=0, color=color)
         number = {"ha": "center", "va": "center", "fontsize": 7}
         ax.text(0.03, -place, of[node] + 1, color="white", **number)
     ax.set_title(title, fontsize=10)
@@ -127,31 +149,37 @@ network = trt.define(mlp, [x], {"w": w, "b": b})
 values = trt.quantised_values(network.graph, network.weights)
 seen = trt.observe(network, values, [[x]])
 scales = {node: trt.scale_of(h) for node, h in seen.items()}
-program = trt.split(trt.quantise(network, scales)).after
+quantised = trt.quantise(network, scales)
+program = trt.split(quantised).after
 layers = trt.fuse_layers(program)
 captured = capture(mlp, x, w, b)
 apart = one_by_one(captured)
-fig, (left, right_ax) = plt.subplots(1, 2, figsize=(4.8, 3.9))
+in_layer = [{node.op for node in layer.nodes} for layer in layers]
+[home] = [i for i, ops in enumerate(in_layer) if ops >= {n.op for n in captured.work}]
+fig, (left, right_ax) = plt.subplots(1, 2, figsize=(4.8, 4.0))
 size = f"{len(apart)} kernels, {traffic(apart) / 1e3:,.0f} kB"
-listing(left, captured, apart, f"captured\n{size}")
+took = fastest(program_of(captured, apart), x, w, b)
+listing(left, captured, apart, f"captured\n{size}\n{took}", lit=home)
 size = f"{len(layers)} layers, {trt.traffic(layers) / 1e3:,.0f} kB"
-listing(right_ax, program, layers, f"int8 engine\n{size}")
+took = fastest(trt.build(quantised), x)
+listing(right_ax, program, layers, f"int8 engine\n{size}\n{took}")
 figure(
     fig,
     alt=(
         "The part's function as two lists of operations, with the number of its layer"
         " before each. Left eleven operations in eleven kernels. Right fourteen in two"
-        " layers: one quantizes the input, the other dequantizes both operands,"
-        " multiplies, adds the bias and computes the GELU."
+        " layers: one, blue, quantizes the input; the other, red, dequantizes both"
+        " operands, multiplies, adds the bias and computes the GELU. All of the left"
+        " is red, for it became part of the second. Bytes and time stand above each."
     ),
 )
 
 # %% [markdown]
-# (In the figure, the number before an operation is the kernel or layer that runs it; `%9 = quantize %0 %4` makes value 9 of values 0 and 4.)
+# (In the figure, the number before an operation is the kernel or layer that runs it, the colour its layer in the engine; `%9 = quantize %0 %4` makes value 9 of values 0 and 4.)
 #
 # **Codes travel.** Q may go up and DQ down through an operation that only moves numbers, picks some, or changes their sign: reshape, transpose, maximum with zero. Rounding keeps order, so $Q(\max(x, 0)) = \max(Q(x), 0)$. Through GELU or a sum it may not.
 #
-# **Layers are chosen by rule, kernels by clock.** Vertical fusion takes what follows a product along its rows. Horizontal fusion joins products that read the same value: gate and up, or q, k and v. For each layer several **tactics** are timed, and the times kept in a **timing cache**. A tactic must be right before it is fast: PyTorch's product of int8 is wrong where oneDNN, its CPU library, may not use VNNI, the processor's instructions for products of bytes (2.13, seen with `ONEDNN_MAX_CPU_ISA=AVX2`), so the builder first tries a sum that it knows.
+# **Layers are chosen by rule, kernels by clock.** Vertical fusion takes what follows a product along its rows. Horizontal fusion joins products that read the same value: gate and up, or q, k and v. For each layer several **tactics** are timed, and the times kept in a **timing cache**. A tactic must be right before it is fast. PyTorch's product of int8 is wrong where oneDNN, its CPU library, may not use VNNI, the processor's instructions for products of bytes (seen in 2.13, with `ONEDNN_MAX_CPU_ISA=AVX2`). So the builder first tries a sum that it knows.
 #
 # ## Your turn
 #
@@ -331,12 +359,10 @@ for name, (function, biased) in cases.items():
 # %% [markdown]
 # A bias takes the int8 away: ONNX Runtime first makes product and sum a `Gemm`, and its integer rules no longer fit. (On x86 it leaves int8 inputs in floats altogether, unless `session.qdqisint8allowed` is set.) So placement depends on the compiler that will read it.
 #
-# | | what was compared | result |
-# |---|---|---|
-# | ONNX Runtime 1.32.0 | int8 and both FP8 formats; its entropy on one histogram | as ours |
-# | OpenVINO 2026.4.1 | two Q/DQ networks, told `INFERENCE_PRECISION_HINT=f32` | every product in i8, with a bias too; as ours but for single codes |
-# | ModelOpt 0.47.0 | `HistogramCalibrator`'s entropy on four histograms; its scales | as ours |
-# | TensorRT 11.4.0 | | its wheel fetches CUDA libraries from NVIDIA's index, and does not import without them: nothing was run |
+# - **ONNX Runtime 1.32.0**: int8, both FP8 formats, and its entropy on one histogram are as ours.
+# - **OpenVINO 2026.4.1**, on two Q/DQ networks, told `INFERENCE_PRECISION_HINT=f32`: every product is in i8, with a bias too; results as ours but for single codes.
+# - **ModelOpt 0.47.0**: the entropy of its `HistogramCalibrator` on four histograms, and its scales, are as ours.
+# - **TensorRT 11.4.0**: its wheel fetches CUDA libraries from NVIDIA's index, and does not import without them. Nothing was run.
 #
 # Three defaults to know. In `quantize_static`, `CalibrationMethod.Entropy` has 128 bins and 128 levels: one candidate, the whole range. It is the maximum under another name, and the bins cannot be set there. ModelOpt's command line (`--calibration_method=entropy`, its default) inherits this: for our networks it writes
 # the scales of `max`, digit by digit. And percentiles of both are the *lower* edge of a bin, so 100% clips the largest value. (ModelOpt's `mse` for int8 hands its settings over by place, and they arrive as others: on all four histograms it takes the first candidate.)

@@ -54,7 +54,7 @@ check.add_bias(add_bias)
 # ●●○○○ difficulty · ●●●●● importance · 15 minutes · 3 points
 #
 # The softmax of each row, $y_c = e^{x_c - \max x} / \sum_c e^{x_c - \max x}$. The grid has one program per row. A row has d numbers and is loaded **once**, as one block of COLS numbers, the next power of 2. Rows of x lie `stride` apart, those of y d. Whatever stands in the block beyond the
-# row must change neither the maximum nor the sum.
+# row must change neither the maximum nor the sum, however low the numbers of the row are.
 
 
 # %% tags=["exercise"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -81,7 +81,17 @@ def order_of(graph: Graph) -> list[str]:
 def run_idoms(answer: Callable, n: int) -> Outcome:
     """Graph n: who dominates whom."""
     graph = {name: list(after) for name, after in GRAPHS[n].items()}
-    found = answer(graph, order_of(graph))
+    order = order_of(graph)
+    try:
+        found = answer(graph, order)
+    except KeyError as problem:
+        lost = problem.args[0]
+        if lost not in graph or lost in order:
+            raise
+        raise Mistake(
+            f"KeyError: {lost!r}. Nothing reaches this block, so it is not in `order`,"
+            " and as a predecessor it does not count"
+        ) from None
     if not isinstance(found, dict):
         raise Mistake(f"idoms(…) returned a {type(found).__name__}: return a dict")
     return {"the dict": dict(found)}
@@ -213,6 +223,8 @@ def wrong_idoms() -> dict[str, Callable]:
     return {
         "one round is not enough: a jump back comes from a block that was not in the"
         " dict, so go on until nothing changes": climbing(rounds=1),
+        "two rounds are not enough: what a jump back corrects may have to be corrected"
+        " again, so go on until a whole round changes nothing": climbing(rounds=2),
         "a predecessor that is never run counts, though it is not in `order`": climbing(
             everyone=True
         ),
@@ -241,6 +253,8 @@ def wrong_idoms() -> dict[str, Callable]:
             **dict.fromkeys(s, order[0]),
             **right(s, order),
         },
+        "a block that nothing reaches is in it, with itself: the dict has the blocks of"
+        " `order`": lambda s, order: {b: b for b in s} | right(s, order),
         "the dict is the wrong way round: block → its immediate dominator": (
             lambda s, order: {d: b for b, d in right(s, order).items()}
         ),
@@ -317,10 +331,16 @@ def dominance_cases() -> list[Function]:
     lost = Block()
     lost.add("print", made)  # nothing reaches it
     lost.goto(nobody[3])
+    # nothing reaches the second block, in which a use stands above its definition
+    lone = Block([Value()])
+    lone.add("ret", lone.arguments[0])
+    upside_down, w = Block(), Value()
+    upside_down.ops = [Op("print", [w]), Op("const", [], w, 1)]
+    upside_down.add("ret", w)
     return [
         *(Function(fine), Function(one_way), Function(sibling), moved),
         *(Function([late]), Function([itself]), Function(handed), Function(phi)),
-        *(Function([*nobody, lost]), Function([alone])),
+        *(Function([*nobody, lost]), Function([alone]), Function([lone, upside_down])),
     ]
 
 
@@ -333,13 +353,16 @@ def terminator_cases() -> list[Function]:
     early.add("ret", early.arguments[0])
     early.add("print", early.arguments[0])
     early.add("ret", early.arguments[0])
+    two_ends = Block([Value()])
+    two_ends.add("ret", two_ends.arguments[0])
+    two_ends.add("ret", two_ends.arguments[0])
     # and a type that is wrong before it: the terminator comes first
     both = Block([Value()])
     truth = both.add("less", both.arguments[0], both.arguments[0])
     both.add("print", truth)
     return [
         *(Function([open_ended]), Function(empty)),
-        *(Function([early]), Function([both])),
+        *(Function([early]), Function([two_ends]), Function([both])),
     ]
 
 
@@ -434,7 +457,16 @@ def more_cases() -> list[Function]:
 def run_problem(answer: Callable, n: int) -> Outcome:
     """Case n: the kind of its first problem."""
     function = copy.deepcopy(problem_cases()[n])
-    found = answer(function)
+    try:
+        found = answer(function)
+    except KeyError as problem:
+        if not isinstance(problem.args[0], Block):
+            raise
+        raise Mistake(
+            "a KeyError for a block: `idom` has only the blocks that can be reached."
+            " In the others no use is wrong, and a value from there dominates no use"
+            " elsewhere"
+        ) from None
     if not isinstance(found, str):
         raise Mistake(f"first_problem(…) returned {found!r}: return a string")
     return {"the kind": found}
@@ -485,9 +517,9 @@ def ended(block: Block) -> bool:
     return bool(block.ops) and block.ops[-1].name in ssa.TARGETS
 
 
-def goes_on(block: Block) -> bool:
-    """Whether operations follow a terminator."""
-    return any(op.name in ssa.TARGETS for op in block.ops[:-1])
+def goes_on(block: Block, skipped: int = 1) -> bool:
+    """Whether operations follow a terminator; the last ones are skipped."""
+    return any(op.name in ssa.TARGETS for op in block.ops[:-skipped])
 
 
 def verifying(
@@ -504,7 +536,7 @@ def verifying(
     same_block: str = "order",
     other_block: str = "dominates",
     arguments: bool | str = True,
-    unreachable: bool = False,
+    unreachable: bool | str = False,
     unknown: bool = False,
     lost: bool = True,
     kinds: Sequence[str] = KINDS,
@@ -513,7 +545,8 @@ def verifying(
 
     Args:
         arguments: whether they are definitions; "anywhere" takes them in every block.
-        unreachable: whether dominance is asked in blocks that nothing reaches.
+        unreachable: whether dominance is asked in blocks that nothing reaches; "order"
+            asks only for the order inside them.
         unknown: whether values that nobody defines are taken.
         lost: whether blocks that nothing jumps to are looked at for the other kinds.
     """
@@ -565,7 +598,7 @@ def used_well(
     same_block: str,
     other_block: str,
     arguments: bool | str,
-    unreachable: bool,
+    unreachable: bool | str,
     unknown: bool,
 ) -> Iterator[bool]:
     """For each use, whether it is taken."""
@@ -575,7 +608,9 @@ def used_well(
     home |= {op.result: b for b in blocks for op in b.ops}
     for place, block in enumerate(blocks):
         if block not in idom:
-            if unreachable:
+            if unreachable == "order":
+                yield in_order(block, home)
+            elif unreachable:
                 yield not any(reads(op) for op in block.ops)
             continue
         above = set(block.arguments) if arguments else set()
@@ -601,6 +636,46 @@ def used_well(
             above.add(op.result)
 
 
+def in_order(block: Block, home: Mapping[Value, Block]) -> bool:
+    """Whether no use of its own values stands above their definitions."""
+    above = set(block.arguments)
+    for op in block.ops:
+        if any(home.get(value) is block and value not in above for value in op.reads):
+            return False
+        above.add(op.result)
+    return True
+
+
+def down_the_list(function: Function) -> str:
+    """Whatever was defined further up in the list is taken, in all blocks."""
+    if found := verifying(kinds=KINDS[:-1])(function):
+        return found
+    above: set[Value] = set()
+    for block in function.blocks:
+        above.update(block.arguments)
+        for op in block.ops:
+            if not above.issuperset(op.reads):
+                return "dominance"
+            above.add(op.result)
+    return ""
+
+
+def operation_by_operation(function: Function) -> str:
+    """All kinds at the first operation, then at the next."""
+    for block in function.blocks:
+        if not ended(block) or goes_on(block):
+            return "terminator"
+        for op in block.ops:
+            handed = [(values, to.arguments) for to, values in op.targets]
+            if any(len(given) != len(wanted) for given, wanted in handed):
+                return "arguments"
+            pairs = [(op.operands, ssa.OPERANDS[op.name])]
+            pairs += [(given, [a.type for a in wanted]) for given, wanted in handed]
+            if any([v.type for v in given] != list(types) for given, types in pairs):
+                return "type"
+    return verifying(kinds=KINDS[-1:])(function)
+
+
 def block_by_block(function: Function) -> str:
     """All kinds in the first block, then in the next."""
     first_kinds = verifying(kinds=KINDS[:-1])
@@ -617,6 +692,9 @@ def wrong_problems() -> dict[str, Callable]:
         " dominate": verifying(other_block="any"),
         "a value of a block that stands earlier in the list is taken: the order of the"
         " list says nothing, its block must dominate": verifying(other_block="earlier"),
+        "every value is taken that is defined further up in the list: the order of the"
+        " list says nothing, and in a block that nothing reaches no use is"
+        " wrong": down_the_list,
         "a value of another block is never taken: it may be used where its block"
         " dominates": verifying(other_block="none"),
         "in one block a value is used before its operation, and you take it": verifying(
@@ -629,6 +707,8 @@ def wrong_problems() -> dict[str, Callable]:
         ),
         "a block that nothing reaches is checked for dominance: there is no way to it,"
         " so nothing can be wrong on the way": verifying(unreachable=True),
+        "the order inside a block that nothing reaches is looked at: no use is wrong"
+        " there": verifying(unreachable="order"),
         "an argument of a block is taken in every block: its block must dominate, as"
         " that of any other value": verifying(arguments="anywhere"),
         "a value that nobody defines is taken: nothing dominates its use": verifying(
@@ -645,6 +725,13 @@ def wrong_problems() -> dict[str, Callable]:
             ends=lambda block: not goes_on(block)
         ),
         "operations that follow a terminator are taken": verifying(ends=ended),
+        "a terminator right before the last operation is taken: none but the last may"
+        " be one": verifying(
+            ends=lambda block: (
+                ended(block)
+                and not any(op.name in ssa.TARGETS for op in block.ops[:-2])
+            )
+        ),
         "how many values a jump hands on is not looked at": verifying(
             kinds=("terminator", "type", "dominance")
         ),
@@ -682,6 +769,8 @@ def wrong_problems() -> dict[str, Callable]:
         " text": verifying(kinds=("terminator", "dominance", "arguments", "type")),
         "the first block with a problem decides: look for each kind in all blocks"
         " before you look for the next": block_by_block,
+        "the first operation with a problem decides: look for each kind in the whole"
+        " program before you look for the next": operation_by_operation,
         "types are named before terminators: keep to the order of the text": verifying(
             kinds=("type", *KINDS)
         ),
@@ -872,6 +961,17 @@ def same_shape_is_nothing(op: lab.TransposeOp, rewriter: PatternRewriter) -> boo
     return True
 
 
+def equal_orders_are_nothing(
+    op: lab.TransposeOp, rewriter: PatternRewriter, otherwise: Callable = nothing
+) -> bool:
+    """Two with the same order."""
+    inner = op.x.owner
+    if isinstance(inner, lab.TransposeOp) and inner.dims == op.dims:
+        rewriter.replace(op, [], [inner.x])
+        return True
+    return otherwise(op, rewriter)
+
+
 def inner_replaced_too(op: lab.TransposeOp, rewriter: PatternRewriter) -> bool:
     """Readers of the inner one get its operand."""
     inner = op.x.owner
@@ -890,6 +990,20 @@ def wrong_transposes() -> dict[str, Callable]:
             order=lambda outer, inner: tuple(outer[dim] for dim in inner)
         ),
         "a transpose that moves nothing is left": folding(identity=lambda dims: False),
+        "the order that was put together is the inverse of the right one: dimension i"
+        " of the result is inner.dims[op.dims[i]] of x": folding(
+            order=lambda outer, inner: tuple(
+                outer.index(inner.index(dim)) for dim in range(len(outer))
+            )
+        ),
+        "two transposes with the same order are taken for nothing: that is so of two"
+        " dimensions; put the orders together": partial(
+            equal_orders_are_nothing, otherwise=folding()
+        ),
+        "only two transposes with the same order are folded, and to nothing: any two"
+        " are one": partial(
+            equal_orders_are_nothing, otherwise=folding(fits=lambda op, inner: False)
+        ),
         "two transposes are only folded where they undo each other: any two are"
         " one": folding(fits=lambda op, inner: inverse(op.dims, inner.dims)),
         "two transposes are not folded where the inner one has another reader: the"
@@ -1053,12 +1167,10 @@ def wrong_norms(x: Tensor, gain: Tensor, eps: float) -> Mapping[str, Tensor]:
     of_three = {}
     if x.dim() > 2:
         of_three = {
-            "the mean was taken along dimension 1, which is the last only of two": over(
-                square.sum(1, keepdim=True) / x.shape[1]
-            ),
-            "the sum was taken along dimension 1, which is the last only of two": over(
-                square.sum(1, keepdim=True) / n
-            ),
+            "the mean was taken along dimension 1, which is the last one only of a"
+            " matrix": over(square.sum(1, keepdim=True) / x.shape[1]),
+            "the sum was taken along dimension 1, which is the last one only of a"
+            " matrix": over(square.sum(1, keepdim=True) / n),
         }
     return of_three | {
         "eps was left out, or a number stands in its place": gain
@@ -1066,6 +1178,8 @@ def wrong_norms(x: Tensor, gain: Tensor, eps: float) -> Mapping[str, Tensor]:
         / torch.sqrt(mean),
         "eps was added after the root": gain * x / (torch.sqrt(mean) + eps),
         "the sum of squares was taken, not their mean": over(total),
+        "the sum was divided by the size of the first dimension, not by the length of"
+        " a row": over(total / x.shape[0]),
         "eps was added before the sum was divided by n": gain
         * x
         / torch.sqrt((total + eps) / n),

@@ -7,6 +7,7 @@ operations and layers, beside what usual mistakes say of them.
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable
 from functools import cache
 
@@ -52,7 +53,7 @@ def run_divergence(answer: Callable, n: int) -> Outcome:
         raise Mistake("the counts that you were given have changed: work on a copy")
     if isinstance(found, Tensor) and found.numel() == 1:
         found = found.item()
-    if not isinstance(found, (int, float)):
+    if not isinstance(found, numbers.Real):
         raise Mistake(f"return one number, not a {type(found).__name__}")
     what = f"the divergence of {counts} in {levels} levels, {kept} bins kept,"
     return {what: found if math.isinf(found) else round(float(found), 5)}
@@ -70,8 +71,17 @@ def diverging(
     last_level_takes_all: bool = False,
     beyond: int = 0,
     per_bin: bool = False,
+    full: str = "source",
+    level_of: Callable = lambda j, levels, size: j * levels // size,
+    log: Callable = math.log,
+    divided: bool = True,
 ) -> Callable:
-    """KL(P ‖ Q), and what comes out with one thing changed."""
+    """KL(P ‖ Q), and what comes out with one thing changed.
+
+    Args:
+        full: whose bins say which are not empty: "inside", "P" or those that Q is of.
+        divided: whether P and Q are divided by their sums.
+    """
 
     def way(counts: Tensor, kept: int, levels: int) -> float:
         c = [float(x) for x in counts]
@@ -80,25 +90,28 @@ def diverging(
         if clip_p and not whole:
             P[-1] += sum(c[kept + beyond :])
         source = P if clip_q else inside
+        judged = {"inside": inside, "P": P, "source": source}[full]
         size = len(P)
         Q = [0.0] * size
         wide = max(1, size // levels)
-        for level in range(levels):
+        for level in range(levels + 1):
             if last_level_takes_all:
                 bins = [j for j in range(size) if min(j // wide, levels - 1) == level]
             else:
-                bins = [j for j in range(size) if j * levels // size == level]
-            filled = [j for j in bins if source[j] > 0] if filled_only else bins
+                bins = [j for j in range(size) if level_of(j, levels, size) == level]
+            filled = [j for j in bins if judged[j] > 0] if filled_only else bins
             for j in filled:
                 total = sum(source[k] for k in bins)
                 Q[j] = total / len(filled) if mean else total
         if swapped:
             P, Q = Q, P
         p_sum, q_sum = (sum(P), sum(Q)) if normal else (sum(P), sum(P))
+        if not divided:
+            p_sum = q_sum = 1.0
         found = 0.0
         for p, q in zip(P, Q, strict=True):
             if p > 0 and q > 0:
-                found += p / p_sum * math.log(p / p_sum * q_sum / q)
+                found += p / p_sum * log(p / p_sum * q_sum / q)
             elif p > 0 and infinite:
                 return math.inf
         return found / size if per_bin else found
@@ -119,6 +132,19 @@ def wrong_divergences() -> dict[str, Callable]:
         ),
         "Q knows what is clipped: its levels come from the kept bins as they were,"
         " before anything was added": diverging(clip_q=True),
+        "Q knows what is clipped: a level's count is that of the kept bins as they"
+        " were, before anything was added": diverging(clip_q=True, full="inside"),
+        "a bin that is empty but for what is clipped is taken for filled: Q does not"
+        " know what is clipped": diverging(full="P"),
+        "P and Q were not divided by their sums": diverging(divided=False),
+        "the logarithm has another base: it is the natural one": diverging(
+            log=math.log2
+        ),
+        "a bin's level was rounded up: ⌊j · levels / kept⌋ is rounded down": diverging(
+            level_of=lambda j, levels, size: -(-j * levels // size)
+        ),
+        "a bin's level was rounded to the nearest: ⌊j · levels / kept⌋ is rounded"
+        " down": diverging(level_of=lambda j, levels, size: round(j * levels / size)),
         "a level's count is divided among all its bins: only among those that are not"
         " empty": diverging(filled_only=False),
         "each bin of a level gets the whole count of the level: divide it by the number"
@@ -203,6 +229,10 @@ def placing_cases() -> list[tuple[Graph, list[Node]]]:
     shifted = made("add", [right, row])
     sided = Graph([x, w3, w1, row], [x, w3, w1, row, left, right, shifted], [shifted])
 
+    times_w = made("matmul", [x, w1], (False,))
+    bias_first = made("add", [b, times_w])
+    leading = Graph([x, w1, b], [x, w1, b, times_w, bias_first], [bias_first])
+
     turned = made("transpose", [x], ((1, 0),))
     inner = made("matmul", [x, turned], (False,))
     plain = made("add", [inner, inner])
@@ -214,6 +244,7 @@ def placing_cases() -> list[tuple[Graph, list[Node]]]:
         (chain, [w1, w2]),
         (pair, [w1, w2]),
         (sided, [w3, w1]),
+        (leading, [w1, b]),
         (none, [w1]),
     ]
 
@@ -245,6 +276,7 @@ def placing(
     took: Callable = lambda one, other: other,
     most: int = 2,
     forward: bool = True,
+    any_sum: bool = False,
 ) -> Callable:
     """The values that need a scale, and what comes out with one thing changed."""
 
@@ -259,7 +291,7 @@ def placing(
                 new = [
                     took(one, other)
                     for one, other in pairs
-                    if one in products and residual(node, one, other)
+                    if (any_sum or one in products) and residual(node, one, other)
                 ]
                 (later if sums_after else found).extend(
                     new[:: 1 if forward else -1][:most]
@@ -301,8 +333,16 @@ def wrong_placings() -> dict[str, Callable]:
         ),
         "what is added to a product is missing: in codes it costs a quarter of the"
         " bytes": placing(before=False),
+        "what an addition reads is in it, though no product is added: only where one of"
+        " the two is a product's result": placing(any_sum=True),
         "the bias is in it: only what is added with the shape of the result": placing(
             residual=lambda node, one, other: True
+        ),
+        "a bias that stands first in the addition is in it: the shape counts on both"
+        " sides": placing(
+            residual=lambda node, one, other: (
+                other.type == node.type or other is node.inputs[0]
+            )
         ),
         "a value that stands on the other side of an addition is missing: x + product,"
         " and product + x": placing(sides=1),
@@ -384,6 +424,15 @@ def run_moving(answer: Callable, n: int) -> Outcome:
 
 
 LAYOUT = ("reshape", "transpose")
+NOT_THROUGH = {  # operation → why not
+    "add": "a sum of two values does not: they have two scales",
+    "tanh": "tanh does not: Q(tanh x) has other codes than tanh(Q x)",
+    "exp": "exp does not: Q(exp x) has other codes than exp(Q x)",
+    "sqrt": "a root does not: DQ could not go down, for √(s q) is not s √q",
+    "div": "1 / x does not: DQ could not go down, for 1 / (s q) is not s / q",
+    "mul": "a product does not: 0.5 · 3 is no code, and two values have two scales",
+    "matmul": "a product of matrices does not: a sum of rounded parts is another sum",
+}
 
 
 def wrong_movings() -> dict[str, Callable]:
@@ -420,6 +469,16 @@ def wrong_movings() -> dict[str, Callable]:
         "a sum or difference of two values does not: they have two scales": (
             lambda node: right(node) or node.op in ("add", "sub")
         ),
+        "look for more than what moves numbers: what picks one of them, or changes its"
+        " sign, commutes as well": lambda node: node.op in LAYOUT,
+        "to keep the order is not enough: DQ must go down as well, and f(s q) is s f(q)"
+        " for few operations": lambda node: (
+            right(node) or node.op in ("maximum", "tanh", "exp", "sqrt")
+        ),
+        **{
+            words: lambda node, op=op: right(node) or node.op == op
+            for op, words in NOT_THROUGH.items()
+        },
         "elementwise is not enough: GELU of codes is not the code of"
         " GELU": lambda node: right(node) or node.kind == "elementwise",
         "a reshape and a transpose move numbers and change none: they"
@@ -478,6 +537,35 @@ def layer_of(function: Callable, *shapes: tuple[int, ...], form: str = "") -> La
     return trt.fuse_layers(trt.split(network).after)[-1]
 
 
+def constants_and_places() -> list[list[Layer]]:
+    """Layers that differ in a constant's number, or in which value is read."""
+
+    def times(number):
+        return lambda x, w: (x @ w) * number
+
+    def exp_minus_tanh(x, w):
+        y = x @ w
+        e = torch.exp(y)
+        return e - torch.tanh(y)
+
+    def tanh_minus_exp(x, w):
+        y = x @ w
+        t = torch.tanh(y)
+        return t - torch.exp(y)
+
+    def less_first(x, w, a, b):
+        return (x @ w) * a * b - a
+
+    def less_second(x, w, a, b):
+        return (x @ w) * a * b - b
+
+    small = ((4, 6), (6, 8))
+    constants = [layer_of(times(each), *small) for each in (0.5, 0.25)]
+    ends = [layer_of(f, *small, (4, 8), (4, 8)) for f in (less_first, less_second)]
+    orders = [layer_of(f, *small) for f in (exp_minus_tanh, tanh_minus_exp)]
+    return [constants, orders, ends]
+
+
 @cache
 def key_cases() -> list[list[Asked]]:
     """Layers of which some take the same time."""
@@ -517,7 +605,8 @@ def key_cases() -> list[list[Asked]]:
         return torch.exp(y) - y
 
     small, wide, square = ((4, 6), (6, 8)), ((4, 6), (6, 10)), ((4, 6), (6, 6))
-    shapes = [layer_of(plain, *each) for each in (small, wide, small, ((5, 6), (6, 8)))]
+    sizes = (small, wide, small, ((5, 6), (6, 8)), ((4, 7), (7, 8)))
+    shapes = [layer_of(plain, *each) for each in sizes]
     kinds = [layer_of(f, *small) for f in (plain, with_exp, minus_exp, exp_minus)]
     turned = [layer_of(f, *small) for f in (exp_minus_twice, twice_minus_exp)]
     sides = [layer_of(f, *square) for f in (plain, linear, plain, row_sum, row_max)]
@@ -530,13 +619,9 @@ def key_cases() -> list[list[Asked]]:
     settings = [
         (first, rows, n) for rows, n in ((4, 1), (8, 1), (4, 2), (4, 1), (1, 4))
     ]
-    return [
-        *(
-            [(layer, 4, 1) for layer in some]
-            for some in (shapes, kinds, sides, forms, many, turned)
-        ),
-        settings,
-    ]
+    others = constants_and_places()
+    compared = (shapes, kinds, sides, forms, many, turned, *others)
+    return [*([(layer, 4, 1) for layer in some] for some in compared), settings]
 
 
 def run_keys(answer: Callable, n: int) -> Outcome:
@@ -556,12 +641,16 @@ def run_keys(answer: Callable, n: int) -> Outcome:
 
 
 KEY_WORDS = (
-    "x @ w, one with a wider w, the first again, one with more rows",
+    "x @ w, one with a wider w, the first again, one with more rows, one with longer"
+    " rows of x",
     "y = x @ w, exp(y), y − exp(y), exp(y) − y",
     "x @ w, x @ wᵀ, the first again, its sum, its maximum",
     "x @ w in floats, in int8, in FP8, in int8 again",
     "(x @ w) · (x @ v), x @ w, the first again",
     "y − exp(y) and exp(y) − y with y = exp(x @ w)",
+    "(x @ w) · 0.5 and (x @ w) · 0.25",
+    "exp(y) − tanh(y) and tanh(y) − exp(y), each computed from left to right",
+    "(x @ w) · a · b − a and (x @ w) · a · b − b",
     "4 rows on 1 thread, 8 on 1, 4 on 2, 4 on 1, 1 on 4",
 )
 
@@ -586,6 +675,10 @@ def keying(
     only_nodes: bool = False,
     joined: bool = False,
     by_op: bool = False,
+    reads_typed: bool = True,
+    of_constant: Callable = lambda node: node.type,
+    ordered: bool = True,
+    reads_placed: bool = True,
 ) -> Callable:
     """A key, and what comes out with one thing changed."""
 
@@ -596,19 +689,27 @@ def keying(
             parts = [count * cores]
         for node in [*([] if only_nodes else layer.reads), *layer.nodes]:
             inside = node not in layer.reads
-            read = [str(places.get(i, i.type)) for i in node.inputs if inside and wired]
-            places[node] = node.op if by_op else f"%{len(places)}"
+            read = [
+                str(places[i] if i in places else of_constant(i))
+                for i in node.inputs
+                if inside and wired
+            ]
+            if inside or reads_placed:
+                places[node] = node.op if by_op else f"%{len(places)}"
             parts.append(
                 (
                     (node.op if inside else "read") if op else "",
                     tuple(read),
-                    node.type if typed else "",
+                    node.type if typed and (inside or reads_typed) else "",
                     trt.stored_format(node) if form else "",
                     node.attributes if attributes and inside else (),
                     id(node) if identity else 0,
                 )
             )
-        return tuple(parts)
+        if ordered:
+            return tuple(parts)
+        outside = len(parts) - len(layer.nodes)
+        return tuple(parts[:outside]), frozenset(parts[outside:])
 
     return way
 
@@ -618,6 +719,12 @@ def wrong_keyings() -> dict[str, Callable]:
     return {
         "layers of other shapes have one key: the types of all values belong to"
         " it": keying(typed=False),
+        "products with results of one shape have one key, and their sums are of other"
+        " lengths: the types of what is read belong to it": keying(reads_typed=False),
+        "a constant's number is in the key: · 0.5 takes as long as · 0.25, so only its"
+        " type counts": keying(of_constant=lambda node: (node.type, node.number)),
+        "the operations stand in a set: their order is lost, and with it which value is"
+        " which": keying(ordered=False),
         "layers of other operations have one key: node.op belongs to it": keying(
             op=False
         ),
@@ -628,6 +735,8 @@ def wrong_keyings() -> dict[str, Callable]:
         " of y − exp(y) where y is an exp, too: say which value it is": keying(
             by_op=True
         ),
+        "a value from outside is told by its type alone, so a and b of one type are the"
+        " same: say which value it is": keying(reads_placed=False),
         "floats, int8 and FP8 have one key: stored_format(node) belongs to it": keying(
             form=False
         ),

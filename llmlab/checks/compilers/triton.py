@@ -167,15 +167,20 @@ def brief(values: object) -> str:
 
 # 2 ------------------------------------------------------------------------------------
 
-SOFTMAXES = ((3, 8, 8, 1.0), (4, 5, 9, 1.0), (2, 13, 16, 300.0), (3, 6, 6, -1.0))
+SOFTMAXES = (  # T, d, stride, the numbers' size, their middle
+    (3, 8, 8, 1.0, 0.0),
+    (4, 5, 9, 1.0, 0.0),
+    (2, 13, 16, 300.0, 0.0),
+    (3, 6, 6, 1.0, -9.0),
+    (2, 5, 8, 2.0, -150.0),
+)
 
 
 def run_softmax(answer: Callable, n: int) -> Outcome:
-    """Case n: T rows of d numbers, `stride` apart, of a size or around −9."""
-    T, d, stride, size = SOFTMAXES[n]
+    """Case n: T rows of d numbers, `stride` apart."""
+    T, d, stride, size, middle = SOFTMAXES[n]
     random = torch.Generator().manual_seed(10 + n)
-    wide = torch.randn(T, stride, generator=random) * abs(size)
-    x = (wide + (-9.0 if size < 0 else 0.0))[:, :d]
+    x = (torch.randn(T, stride, generator=random) * size + middle)[:, :d]
     y = torch.zeros(T, d)
     cols = 1 << (d - 1).bit_length()
     report = run_kernel(answer, (T,), x, y, d, stride, cols)
@@ -217,13 +222,53 @@ def softmaxing(
     return kernel
 
 
+def from_block(result: Callable, other: float = float("-inf")) -> Callable:
+    """A kernel that stores what `result` makes of a row and of its mask."""
+
+    def kernel(x_ptr, y_ptr, d, stride, COLS):
+        row = tl.program_id(0)
+        col = tl.arange(0, COLS)
+        on = col < d
+        x = tl.load(x_ptr + row * stride + col, mask=on, other=other)
+        tl.store(y_ptr + row * d + col, result(x, on), mask=on)
+
+    return kernel
+
+
+def masked_after(x: Tensor, on: Tensor) -> Tensor:
+    """The mask comes after the exponential."""
+    e = (x - x[on].max()).exp() * on
+    return e / e.sum()
+
+
+def shifted_below(x: Tensor, on: Tensor) -> Tensor:
+    """The maximum was subtracted in the sum only."""
+    return x.exp() / (x - x.max()).exp().sum()
+
+
+def logarithm(x: Tensor, on: Tensor) -> Tensor:
+    """Of the softmax."""
+    return x - x.max() - (x - x.max()).exp().sum().log()
+
+
 def wrong_softmaxes() -> dict[str, Callable]:
     """Diagnosis → a kernel that makes this mistake."""
     return {
         "what is masked off counts in the sum: with other=0.0 it adds e^(0 − max). Give"
         " the load other=float('-inf')": softmaxing(0.0),
+        "`other` is low, and the numbers of a row may all be lower: only"
+        " float('-inf') is below every number": softmaxing(-100.0),
+        "for low numbers y is NaN: e^x of what is masked off is infinite, and 0 times"
+        " that is NaN. Mask before tl.exp, not after it": from_block(masked_after, 0.0),
+        "the sum is that of e^(x − max), and e^x was divided by it: subtract the"
+        " maximum in both": from_block(shifted_below),
+        "it is the logarithm of the softmax, x − max − log(sum): store e / sum": (
+            from_block(logarithm)
+        ),
         "what is masked off is undefined without `other`, NaN here: give the load"
-        " other=float('-inf')": softmaxing(float("nan")),
+        " other=float('-inf'). If it has that, ∞ − ∞ or 0 · ∞ makes the NaN": (
+            softmaxing(float("nan"))
+        ),
         "e^x overflows for large numbers: subtract the row's maximum first": softmaxing(
             exponent=lambda x: x
         ),
@@ -347,6 +392,11 @@ def wrong_orders() -> dict[str, Callable]:
         "a group has group · across programs, not group · down": ordering(
             per_group=lambda down, across, group: group * down,
         ),
+        "a group has group · across programs, not group · down: with it, groups begin"
+        " beyond the last row": ordering(
+            per_group=lambda down, across, group: group * down,
+            height=lambda down, first, group: min(max(down - first, 1), group),
+        ),
         "the first row of the group is missing in i: add it to the row in the group": (
             lambda pid, down, across, group: (
                 tile_of(pid, down, across, group)[0] % group,
@@ -451,8 +501,13 @@ def owning(
     keep: Callable = lambda found: found,
     swap: bool = False,
     order: Callable = lambda place: place,
+    across: Callable = lambda a, b: a ^ b,
 ) -> Callable:
-    """`holders`, and what comes out with one thing changed."""
+    """`holders`, and what comes out with one thing changed.
+
+    Args:
+        combine: what is done with two steps of one part; `across`: with two parts.
+    """
 
     def way(register, lane, warp, row, col):
         every = (register, lane, warp)
@@ -460,9 +515,11 @@ def owning(
         for place in itertools.product(*(range(sizes(bases)) for bases in every)):
             at = [0, 0]
             for bases, index, used in zip(every, place, parts, strict=True):
+                own = [0, 0]
                 for bit, basis in enumerate(bases):
                     if used and take(index, bit):
-                        at = [combine(a, b) for a, b in zip(at, basis, strict=True)]
+                        own = [combine(a, b) for a, b in zip(own, basis, strict=True)]
+                at = [across(a, b) for a, b in zip(at, own, strict=True)]
             if tuple(at[::-1] if swap else at) == (row, col):
                 found.append(order(place))
         return keep(found)
@@ -474,9 +531,9 @@ def wrong_owners() -> dict[str, Callable]:
     """Diagnosis → a wrong way."""
     return {
         "steps were added: they are combined without carry, by ^ (exclusive"
-        " or)": owning(combine=lambda a, b: a + b),
+        " or)": owning(combine=lambda a, b: a + b, across=lambda a, b: a + b),
         "steps were combined by |: two that are equal must cancel, as ^ does": owning(
-            combine=lambda a, b: a | b
+            combine=lambda a, b: a | b, across=lambda a, b: a | b
         ),
         "an element is held by several threads here, and only the first is in the"
         " list": owning(keep=lambda found: found[:1]),
@@ -489,6 +546,11 @@ def wrong_owners() -> dict[str, Callable]:
         "an owner is (register, lane, warp): the order is another": owning(
             order=lambda place: place[::-1]
         ),
+        "an owner is (register, lane, warp): you have the lane first": owning(
+            order=lambda place: (place[1], place[0], place[2])
+        ),
+        "the elements of register, lane and warp were added: between the three it is ^,"
+        " too": owning(across=lambda a, b: a + b),
         "warp 0 alone was looked at: all 2ⁿ of them may hold the element": owning(
             keep=lambda found: [place for place in found if place[2] == 0]
         ),

@@ -69,35 +69,48 @@ class Scalars:
         self.block.add_op(op)
         return op.results[0]
 
+    def apply(self, kind: Callable[..., Operation], *values: SSAValue) -> SSAValue:
+        """An operation on values.
+
+        Raises:
+            ValueError: one of them is a number of Python.
+        """
+        for value in values:
+            if not isinstance(value, SSAValue):
+                raise ValueError(
+                    f"{value!r} is no value of the program: write number({value!r})"
+                )
+        return self.append(kind(*values))
+
     def number(self, value: float) -> SSAValue:
         return self.append(arith.ConstantOp(FloatAttr(value, f32)))
 
     def add(self, a: SSAValue, b: SSAValue) -> SSAValue:
-        return self.append(arith.AddfOp(a, b))
+        return self.apply(arith.AddfOp, a, b)
 
     def sub(self, a: SSAValue, b: SSAValue) -> SSAValue:
-        return self.append(arith.SubfOp(a, b))
+        return self.apply(arith.SubfOp, a, b)
 
     def mul(self, a: SSAValue, b: SSAValue) -> SSAValue:
-        return self.append(arith.MulfOp(a, b))
+        return self.apply(arith.MulfOp, a, b)
 
     def div(self, a: SSAValue, b: SSAValue) -> SSAValue:
-        return self.append(arith.DivfOp(a, b))
+        return self.apply(arith.DivfOp, a, b)
 
     def maximum(self, a: SSAValue, b: SSAValue) -> SSAValue:
-        return self.append(arith.MaximumfOp(a, b))
+        return self.apply(arith.MaximumfOp, a, b)
 
     def neg(self, a: SSAValue) -> SSAValue:
-        return self.append(arith.NegfOp(a))
+        return self.apply(arith.NegfOp, a)
 
     def exp(self, a: SSAValue) -> SSAValue:
-        return self.append(math_dialect.ExpOp(a))
+        return self.apply(math_dialect.ExpOp, a)
 
     def tanh(self, a: SSAValue) -> SSAValue:
-        return self.append(math_dialect.TanhOp(a))
+        return self.apply(math_dialect.TanhOp, a)
 
     def sqrt(self, a: SSAValue) -> SSAValue:
-        return self.append(math_dialect.SqrtOp(a))
+        return self.apply(math_dialect.SqrtOp, a)
 
     def gelu(self, x: SSAValue) -> SSAValue:
         cube = self.mul(self.mul(x, x), x)

@@ -224,6 +224,30 @@ def idoms_as_list(successors, order):
     return list(checks.right_idoms(successors, order).values())
 
 
+def idoms_of_everybody(successors, order):
+    """Predecessors that nothing reaches have no place in the order."""
+    place = {block: i for i, block in enumerate(order)}
+    before = {block: [] for block in successors}
+    for block, after in successors.items():
+        for each in after:
+            before[each].append(block)
+    return {b: min(before[b] or [b], key=lambda each: place[each]) for b in order}
+
+
+def problem_everywhere(function):
+    """Blocks that nothing reaches are not left out."""
+    if found := checks.verifying(kinds=checks.KINDS[:-1])(function):
+        return found
+    idom = ssa.immediate_dominators(function)
+    home = {op.result: block for block in function.blocks for op in block.ops}
+    home |= {value: block for block in function.blocks for value in block.arguments}
+    for block in function.blocks:
+        for value in {value for op in block.ops for value in op.reads}:
+            if value not in home or not ssa.dominates(idom, home[value], block):
+                return "dominance"
+    return ""
+
+
 def problem_as_bool(function):
     return problem_by_the_package(function) == ""
 
@@ -344,6 +368,17 @@ def along_dimension_one(build, x, gain, eps):
     )(build, x, gain, eps)
 
 
+def with_a_number_of_python(w, x, s, g, n, e):
+    return w.mul(g, w.div(x, w.sqrt(w.add(w.div(s, w.number(n)), e))))
+
+
+def rows_counted(build, x, gain, eps):
+    n = x.type.get_shape()[0]
+    return norm(finish=lambda w, x, s, g, _, e: w.mul(g, w.div(x, root(w, s, n, e))))(
+        build, x, gain, eps
+    )
+
+
 def eps_outside(w, x, s, g, n, e):
     r = w.sqrt(w.mul(s, w.number(1 / n)))
     return w.mul(g, w.div(x, w.add(r, w.number(e))))
@@ -386,6 +421,10 @@ test_wrong_answers = rejects(
     [
         *all_foreseen(KINDS),
         Wrong("idoms", idoms_as_list, "return a dict"),
+        Wrong("idoms", idoms_of_everybody, "Nothing reaches this block"),
+        Wrong(
+            "first_problem", problem_everywhere, "only the blocks that can be reached"
+        ),
         Wrong("first_problem", problem_as_bool, "return a string"),
         Wrong("fold_transposes", never_ends, "never ends"),
         Wrong("fold_transposes", put_in_and_left, "never ends"),
@@ -394,12 +433,14 @@ test_wrong_answers = rejects(
         Wrong("fold_transposes", says_nothing, "returned None: True if"),
         Wrong("fold_transposes", always_says_yes, "the program was not changed"),
         *(Wrong("rms_norm", answer, words) for words, answer in NORMS.items()),
+        Wrong("rms_norm", norm(finish=with_a_number_of_python), "write number(0.5)"),
+        Wrong("rms_norm", rows_counted, "by the size of the first dimension"),
         Wrong("rms_norm", norm_returns_none, "returned NoneType"),
         Wrong("rms_norm", norm_returns_sums, "tensor<3x6xf32> is needed"),
         Wrong("rms_norm", norm_keeps_squares, "need not be kept"),
         Wrong("rms_norm", norm_of_two_steps, "two numbers per row"),
         Wrong("rms_norm", norm_with_maps_exchanged, "do not fit together"),
-        Wrong("rms_norm", along_dimension_one, "the last only of two"),
+        Wrong("rms_norm", along_dimension_one, "the last one only of a matrix"),
         Wrong("rms_norm", first_dimension, "the first dimension"),
     ],
     drawing_nothing=("idoms", "first_problem", "fold_transposes"),

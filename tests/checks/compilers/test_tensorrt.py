@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 
 from llmlab.checks.compilers import tensorrt as checks
@@ -53,6 +54,23 @@ def divergence_without_division(counts, kept, levels):
                 q = sum(inside[k] for k in cell) / filled
                 result += P[j] * (math.log(P[j]) - math.log(q))
     return result / sum(P) - math.log(sum(P)) + math.log(sum(inside))
+
+
+def divergence_in_numpy(counts, kept, levels):
+    c = counts.numpy().astype(np.float32)
+    P = c[:kept].copy()
+    P[-1] += c[kept:].sum()
+    level = np.arange(kept) * levels // kept
+    Q = np.zeros_like(P)
+    for each in range(levels):
+        filled = (level == each) & (c[:kept] > 0)
+        if filled.any():
+            Q[filled] = c[:kept][filled].mean()
+    there = P > 0
+    P, Q = P[there] / P.sum(), Q[there] / Q.sum()
+    if (Q == 0).any():
+        return np.float32(np.inf)
+    return (P * np.log(P / Q)).sum()
 
 
 def values_by_the_package(graph, weights):
@@ -110,7 +128,11 @@ def key_as_nested(layer, rows, threads):
 
 
 RIGHT = {
-    "divergence_of": (divergence_in_tensors, divergence_without_division),
+    "divergence_of": (
+        divergence_in_tensors,
+        divergence_without_division,
+        divergence_in_numpy,
+    ),
     "values_to_quantise": (values_by_the_package, values_in_a_list),
     "moves_through": (moves_by_name, moves_by_exclusion),
     "timing_key": (key_as_text, key_as_nested),
