@@ -56,8 +56,7 @@ def by_iree(text, kind, *arguments):
     context = iree.runtime.SystemContext(config=iree.runtime.Config("local-sync"))
     module = iree.runtime.VmModule.copy_buffer(context.instance, code)
     context.add_vm_module(module)
-    found = context.modules[module.name].main(*arguments)
-    return np.asarray(found.to_host() if hasattr(found, "to_host") else found)
+    return context.modules[module.name].main(*arguments).to_host().copy()
 
 
 x = np.array([-8, -2, -1, -1, 0, 2], np.float32)
