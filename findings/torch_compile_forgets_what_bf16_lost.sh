@@ -12,7 +12,7 @@
 #   a bf16 weight of 1, 1,000 updates of 1e-3, what was lost is carried on:
 #   eager 2, compiled 1, compiled with emulate_precision_casts 2
 #
-# Wants a C++ compiler, as torch.compile does on a CPU.
+# Wants a C++ compiler and headers of Python, as torch.compile does on a CPU.
 # Exit status 0: as stated. 1: it changed. PYTHON names a Python 3.11 to 3.13.
 set -euo pipefail
 work=$(mktemp -d)

@@ -9,7 +9,7 @@
 #   x * 0.0   eager 0, NaN, NaN     compiled 0, NaN, NaN
 #   1 + 0 * x.sum()   eager NaN     compiled 1
 #
-# Wants a C++ compiler, as torch.compile does on a CPU.
+# Wants a C++ compiler and headers of Python, as torch.compile does on a CPU.
 # Exit status 0: as stated. 1: it changed. PYTHON names a Python 3.11 to 3.13.
 set -euo pipefail
 work=$(mktemp -d)

@@ -9,7 +9,7 @@
 #   expm1, elu: 1, 1e-03, 1e-05; atanh: 1, 1e-03, 3e-06     eager: all below 1e-07
 #   log1p, tanh, sinh: compiled and eager below 1e-07
 #
-# Wants a C++ compiler, as torch.compile does on a CPU.
+# Wants a C++ compiler and headers of Python, as torch.compile does on a CPU.
 # Exit status 0: as stated. 1: it changed. PYTHON names a Python 3.11 to 3.13.
 set -euo pipefail
 work=$(mktemp -d)
