@@ -347,7 +347,7 @@ as_iree = compile_expression(lambda h: overview.gelu(h, root=math.sqrt(7 / 11)),
 compare(as_iree(torch.addmm(b, x, w)), results["IREE"], "IREE, and π = 22/7", tol=1e-5)
 
 # %% [markdown]
-# The importer of torch-mlir, which IREE brings, has GELU with $\pi = 22/7$, Archimedes' fraction ([its source](https://github.com/llvm/torch-mlir/blob/0029fc2e102c6d604696b33eb618116b4957a2e3/lib/Conversion/TorchToLinalg/Uncategorized.cpp#L819 "torchmlir2026gelu"); IREE 3.13.0). No test with a tolerance of $10^{-3}$ finds it. Reading one line does, and the last line above proves it: our compiler, with that fraction, gives IREE's numbers.
+# The importer of torch-mlir, which IREE brings, has GELU with $\pi = 22/7$, Archimedes' fraction ([its source](https://github.com/llvm/torch-mlir/blob/0029fc2e102c6d604696b33eb618116b4957a2e3/lib/Conversion/TorchToLinalg/Uncategorized.cpp#L819 "torchmlir2026gelu"); IREE 3.13.0). No test with a tolerance of $10^{-3}$ finds it. Reading one line does, and the last line above proves it: our compiler, with that fraction, gives IREE's numbers. Results near 1 are not all: far from them, onnxruntime's sigmoid (1.32.0) is 0 below $x = -18$, TVM's tanh (0.27.0) is 0 at $x = 10^{-8}$, and torch.compile (2.13.0, on a CPU) writes $e^x - 1$ for `expm1`, which is 0 there, too.
 #
 # More can be read in the same way. XLA's HLO has a kernel for the product, which it gives to a library, and one for all the rest: that is its fusion. The attention row has few operations in a graph, and many in linalg. One of them has two results, the maximum of the scores *and the place where it is*: nobody
 # reads the place, and a later pass must find that out.

@@ -200,6 +200,8 @@ for rule in front_end.FAST_MATH:
 show(front_end.joins, front_end.merge_equal, front_end.key_of, front_end.plan)
 
 # %% [markdown]
+# Not every compiler asks. XLA joins the constants of $(x + c) - c$: under `jax.jit` (0.10.2) rounding to whole numbers by $c = 1.5 \cdot 2^{23}$ rounds nothing. torch.compile (2.13.0, on a CPU) drops a cast to bf16 and back, and $x$ less the rounded $x$ is 0; its option `emulate_precision_casts` keeps the cast.
+#
 # `merge_equal` needs one line of thought: nodes come in their order, and equal ones have been merged before, so two operations are the same when their inputs are the very same nodes. One dict finds whole trees that are equal. `choose_layout`
 # uses that an elementwise operation does not care about the order of dimensions: it moves a transpose below it, again and again, until it meets its inverse, or a product that reads its second input transposed at no cost.
 #
@@ -500,7 +502,7 @@ print(f"{len(graphs[1000].work):,} operations take {took[1000]:.2f} s")
 #
 # <details><summary>Why is x · 0 = 0 not a rule of every compiler?</summary>
 #
-# ∞ · 0 and NaN · 0 are NaN. The rule is right for real numbers, and wrong for floats.
+# ∞ · 0 and NaN · 0 are NaN. The rule is right for real numbers, and wrong for floats. torch.compile (2.13.0) still has it where the 0 is an integer: `x * 0` is 0, `x * 0.0` is NaN.
 #
 # </details>
 #

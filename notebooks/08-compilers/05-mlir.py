@@ -539,7 +539,7 @@ dispatch_guess.settle(
 )
 
 # %% [markdown]
-# IREE 3.13 knows a softmax by its form: a maximum, a difference, an exponential, a sum, a quotient, each a loop of its own. It gives it back its name, and has one good kernel for it. We helped by writing difference and exponential in one body, and the form was gone. **A level that is left too early takes its knowledge with it.** This is why dialects keep names as long as they are of use.
+# IREE 3.13 knows a softmax by its form: a maximum, a difference, an exponential, a sum, a quotient, each a loop of its own. It gives it back its name, and has one good kernel for it. We helped by writing difference and exponential in one body, and the form was gone. **A level that is left too early takes its knowledge with it.** This is why dialects keep names as long as they are of use. IREE itself leaves a power so: where the exponents stand in a tensor it becomes $\exp(y \log x)$, and $(-2)^2$ is NaN.
 #
 # (Our front end needs two kernels, since its rule asks only whether operations go along rows.)
 #

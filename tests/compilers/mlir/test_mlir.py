@@ -19,6 +19,7 @@ from llmlab.compilers.mlir import patterns as p
 from llmlab.compilers.mlir.bufferise import bufferise
 from llmlab.compilers.mlir.to_llvm import to_jumps, to_llvm, to_loops
 from llmlab.compilers.program import FUNCTIONS, attention_row, example_inputs, mlp
+from tests.libraries import seen_in
 
 
 def inputs_of(module, seed: int = 0) -> list[torch.Tensor]:
@@ -592,6 +593,31 @@ def test_irees_stages_and_values(rows):
     assert " loc(" not in iree.stage(text, "flow")
     with pytest.raises(ValueError, match="must be one of input, flow"):
         iree.stage(text, "attic")
+
+
+POWER = """
+#same = affine_map<(i) -> (i)>
+func.func @main(%x: tensor<4xf32>, %y: tensor<4xf32>) -> tensor<4xf32> {
+  %room = tensor.empty() : tensor<4xf32>
+  %z = linalg.generic {indexing_maps = [#same, #same, #same],
+      iterator_types = ["parallel"]}
+      ins(%x, %y : tensor<4xf32>, tensor<4xf32>) outs(%room : tensor<4xf32>) {
+  ^bb0(%a: f32, %b: f32, %c: f32):
+    %p = math.powf %a, %b : f32
+    linalg.yield %p : f32
+  } -> tensor<4xf32>
+  return %z : tensor<4xf32>
+}
+"""
+
+
+@seen_in("iree-base-compiler", "3.13.0")
+def test_irees_power_of_a_negative_number_is_nan():
+    """The lesson says so; findings/ has more of it."""
+    x, y = torch.tensor([2.0, -2, -1, 0]), torch.tensor([3.0, 2, 4, 0])
+    (found,) = iree.run(POWER, x, y)
+    assert found[0].item() == pytest.approx(8)
+    assert found[1:].isnan().all() and not (x**y).isnan().any()
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from llmlab.compilers import overview as ov
 from llmlab.compilers import program
 from llmlab.compilers.overview import in_language, languages
 from llmlab.compilers.program import example_inputs
+from tests.libraries import seen_in
 
 BOTH = [(f, language) for f in ov.FUNCTIONS for language in ov.LANGUAGES]
 
@@ -235,3 +236,24 @@ def test_stored_times_are_complete():
     runs = [(row["function"], row["tool"]) for row in rows]
     assert len(runs) == len(set(runs)) == 14
     assert all(float(row["error"]) < 1e-4 for row in rows)
+
+
+@seen_in("onnxruntime", "1.32.0")
+def test_onnxruntimes_sigmoid_ends_at_minus_18():
+    """The lesson says so; findings/ has more of it."""
+    import onnxruntime
+    from onnx import TensorProto, helper
+
+    x = torch.linspace(-20, -18, 16)
+    given, made = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [16]) for name in "xy"
+    )
+    node = helper.make_node("Sigmoid", ["x"], ["y"])
+    graph = helper.make_graph([node], "sigmoid", [given], [made])
+    opset = [helper.make_opsetid("", 17)]
+    data = helper.make_model(graph, opset_imports=opset, ir_version=9)
+    data = data.SerializeToString()
+    onnxruntime.set_default_logger_severity(3)
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"x": x.numpy()})
+    assert (found == 0).all() and (torch.sigmoid(x) > 2e-9).all()

@@ -12,6 +12,7 @@ from llmlab.compilers.program import FUNCTIONS, attention_row, example_inputs, m
 from llmlab.compilers.tvm import fusion, graph, with_tvm
 from llmlab.compilers.tvm.loops import Refused
 from llmlab.compilers.tvm.product import STEPS, matmul, registers
+from tests.libraries import seen_in
 
 
 def product_of(schedule, M, N, K):
@@ -189,3 +190,20 @@ def test_memory_is_planned_once_for_values_that_do_not_meet():
     merged = graph.lowered(module)["merge"]
     assert len(graph.calls(merged)) == 8
     assert graph.planned(merged) == [8 * 16 * 4] * 2
+
+
+@seen_in("apache-tvm", "0.27.0.post1")
+def test_tvms_tanh_of_a_small_number_is_nought():
+    """The overview says so; findings/ has more of it."""
+    import tvm
+    from tvm import relax
+    from tvm.script import relax as R
+
+    x = np.array([1e-8, 1.0], np.float32)
+    builder, given = relax.BlockBuilder(), relax.Var("x", R.Tensor(x.shape, "float32"))
+    with builder.function("main", [given]):
+        builder.emit_func_output(builder.emit(relax.op.tanh(given)))
+    program = tvm.compile(relax.transform.LegalizeOps()(builder.get()), target="llvm")
+    machine = relax.VirtualMachine(program, tvm.cpu())
+    found = machine["main"](tvm.runtime.tensor(x)).numpy()
+    assert found[0] == 0 and found[1] == pytest.approx(np.tanh(1.0), rel=1e-6)
