@@ -50,6 +50,7 @@ class Gpu:
 
 KB = 1024
 RESERVED = 1 * KB  # shared memory that CUDA keeps of each tile
+PARTS = 4  # of a processor's registers
 
 
 def gpu_of(name: str, target: str, processors: int, shared: int, clock: float) -> Gpu:
@@ -83,9 +84,10 @@ def occupancy(needs: Mapping, gpu: Gpu) -> tuple[int, str]:
         needs: the facts of a compiled kernel: shared, registers, warps.
     """
     per_warp = 32 * 8 * math.ceil(needs["registers"] / 8)  # given away by eights
+    warps = PARTS * (gpu.registers // PARTS // per_warp)  # each has all in one part
     room = {
         "shared memory": gpu.shared // (needs["shared"] + RESERVED),
-        "registers": gpu.registers // (per_warp * needs["warps"]),
+        "registers": warps // needs["warps"],
         "warps": gpu.warps // needs["warps"],
         "tiles": gpu.tiles,
     }

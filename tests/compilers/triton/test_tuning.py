@@ -24,6 +24,8 @@ LARGE = Problem(4096, 4096, 4096)
         ({"shared": 0, "registers": 73}, 6, "registers"),  # 80: given by eights
         ({"shared": 0, "registers": 16}, 16, "warps"),
         ({"shared": 0, "registers": 16, "warps": 1}, 32, "tiles"),
+        # 5 warps of 3,072 registers in each of four parts; a whole would hold 21
+        ({"shared": 0, "registers": 96, "warps": 1}, 20, "registers"),
         ({"shared": 164 * 1024}, 0, "shared memory"),
         ({"registers": 255, "warps": 16}, 0, "registers"),
     ],
