@@ -49,7 +49,6 @@ from llmlab.course import (
 logging.getLogger("tvm").setLevel(logging.ERROR)
 torch.set_num_threads(1)
 
-# %% tags=["hide-input"]
 N = 512
 generator = np.random.default_rng(0)
 a, b = generator.standard_normal((2, N, N), dtype=np.float32)
@@ -287,8 +286,9 @@ ax.barh([*times], speeds, color=palette.blue)
 for place, (name, (took, _)) in enumerate(times.items()):
     said = f"{len(STEPS[name])} primitives, {1e3 * took:.1f} ms"
     inside = speeds[place] > 0.5 * max(speeds)
-    at, color = (2, "white") if inside else (speeds[place] + 1, palette.black)
-    ax.text(at, place, said, va="center", fontsize=8, color=color)
+    at = 2 if inside else speeds[place] + 1
+    color = {"color": "white"} if inside else {}
+    ax.text(at, place, said, va="center", fontsize=8, **color)
 line = flops / min(beside for _, beside in times.values()) / 1e9
 ax.axvline(line, color=palette.vermillion, ls="--")
 ax.text(line, -0.7, "torch.mm ", color=palette.vermillion, ha="right", fontsize=9)
@@ -384,7 +384,7 @@ print("planned, in bytes:", graph.planned(merged), "for 4,096 keys")
 #
 # So `mlp` is one function. Is it one loop?
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["hide-input", "nbval-ignore-output"]
 kernel = graph.kernel(STAGES["mlp"]["merge"], "fused_matmul_add_gelu_tanh")
 plain = with_tvm.scheduled(kernel, [])
 nest = with_tvm.scheduled(kernel, graph.one_nest(kernel))
@@ -407,35 +407,33 @@ took["torch"] = seconds(lambda: mlp(*example_inputs("mlp")))
 took["torch"] -= seconds(lambda: example_inputs("mlp"))
 print(", ".join(f"{name} {1e3 * value:.1f} ms" for name, value in took.items()))
 
-# %% tags=["hide-input", "nbval-ignore-output"]
-PARTS = {"matmul": palette.blue, "T_add": palette.orange}  # else GELU: green
-
-
-def nests_of(program):
-    """A line per nest of loops, with the colour of its part of mlp."""
-    for name, (around, _) in with_tvm.realizations(program).items():
-        part = name.split("_init")[0].split("_update")[0]
-        variables = " ".join(str(loop.loop_var.name) for loop in around)
-        yield f"{name}\n  {variables}", PARTS.get(part, palette.green)
-
-
+LIT = {"matmul": [palette.blue], "T_add": [palette.orange]}
+LIT |= {"matmul_init": [palette.blue], "matmul_update": [palette.blue]}
+programs = {"fused": plain, "scheduled": nest}
 fig, axes = plt.subplots(1, 2, figsize=(4.8, 4.6))
-for ax, (name, program) in zip(axes, {"fused": plain, "scheduled": nest}.items()):
-    lines = list(nests_of(program))
-    for place, (line, color) in enumerate(lines):
-        ax.barh(-place, 0.03, 0.85, left=0, color=color)
-        ax.text(0.06, -place, line, family="monospace", va="center", fontsize=6.5)
-    moved = sum(graph.handed_on(program)) / 1e6
-    title = f"{name}: {1e3 * took[name]:.1f} ms\n{moved:.1f} MB handed on"
-    ax.set_title(title, fontsize=9, loc="left")
+for ax, (name, program) in zip(axes, programs.items(), strict=True):
+    for place, (block, nest_of) in enumerate(with_tvm.realizations(program).items()):
+        colors = LIT.get(block, [palette.green])
+        if name == "scheduled" and block not in LIT:
+            colors = [palette.orange, palette.green]
+        width = 0.04 / len(colors)
+        for part, color in enumerate(colors):
+            ax.barh(-place, width, 0.85, left=width * part, color=color)
+        names = " ".join(str(loop.loop_var.name) for loop in nest_of[0])
+        font = {"family": "monospace", "va": "center", "fontsize": 6.5}
+        ax.text(0.07, -place, f"{block}\n  {names}", **font)
+    title = f"{name}: {1e3 * took[name]:.1f} ms"
+    moved = f"{sum(graph.handed_on(program)):,} bytes handed on"
+    ax.set_title(f"{title}\n{moved}", fontsize=9, loc="left")
     ax.set(xlim=(0, 1), ylim=(-10.6, 0.6))
     ax.axis("off")
 figure(
     fig,
     alt=(
-        "mlp in TVM's loops. Left eleven nests, each with its own loops: one for the"
-        " product, one for the bias, nine for GELU. Right what is left in one nest: the"
-        " product begins at zero, is summed, and the last line of GELU takes each block."
+        "mlp in TVM's loops. Left eleven nests, each with loops of its own: one for the"
+        " product, one for the bias, nine for GELU. Right one nest, with the loops i1_0"
+        " and i0_0 around all: the product begins at zero, is summed, and one formula"
+        " with the bias and GELU takes each block."
     ),
 )
 
@@ -444,7 +442,7 @@ speed_guess.settle(100 * times["packed"][1] / times["packed"][0])
 nests_guess.settle(nests)
 
 # %% [markdown]
-# Fusion puts operations into one function, and that alone saves launches, not memory: **without a schedule every intermediate tensor is still written**. GELU alone is nine formulas. `one_nest` inlines the nine between the product and the last, and lets the last take each block of the product from the registers. PyTorch remains faster here: TVM calls
+# Blue is the product, orange the bias, green GELU. Fusion puts operations into one function, and that alone saves launches, not memory: **without a schedule every intermediate tensor is still written**. GELU alone is nine formulas. `one_nest` inlines the nine between the product and the last, and lets the last take each block of the product from the registers. PyTorch remains faster here: TVM calls
 # the C library's `expf` for each number of the GELU, and PyTorch computes 8 or 16 at a time.
 #
 # ## Finding a schedule
