@@ -411,7 +411,7 @@ speed_guess.settle(gains["GELU on 34 MB"], digits=1)
 #
 # ## Play
 #
-# Pass by pass. Lines with one number run in one kernel.
+# Pass by pass. Lines with one number run in one kernel. What no result reads any more is left out here; in the program it stands until the last pass.
 
 # %% tags=["hide-input", "slider", "nbval-ignore-output"]
 NAMES = ["captured", *(each.__name__ for each in front_end.PASSES)]
@@ -420,7 +420,8 @@ stages = {}
 for name, (function, arguments) in TO_PLAY.items():
     graphs = [capture(function, *arguments)]
     front_end.optimise(graphs[0], watch=lambda _, after, to=graphs: to.append(after))
-    stages[name] = graphs
+    # what a pass has replaced still stands there until the last one
+    stages[name] = [front_end.remove_dead(graph) for graph in graphs]
 
 
 def draw(passes: int, program: str):
