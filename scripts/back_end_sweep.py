@@ -10,8 +10,10 @@ and ours in turn; `torch` are torch.mm's in the same run. "ladder": the steps of
 `machine.ladder`. "tuner": the best after so many measured schedules, of 256 × 256, by
 each strategy. "functions": the two of the part, eager PyTorch's seconds as `torch_mm`,
 beside torch.compile's and ours; of the first, the C++ that Inductor wrote is stored as
-inductor_mlp.cpp. What Dynamo makes of a function that prints is in dynamo.json. Numbers
-are of the machine that is named.
+inductor_mlp.cpp. What Dynamo makes of a function that prints is in dynamo.json.
+"codes": the product with 4-bit weights, 256 MiB of them, also as part 06 does it ("as
+floats"); `torch_mm` is the time in which a sum reads as many bytes. Numbers are of the
+machine that is named.
 """
 
 from __future__ import annotations
@@ -24,11 +26,12 @@ import torch
 from sweeping import sweep, versions
 from torch._inductor.utils import run_and_get_code
 
-from llmlab.compilers.back_end import machine, programs, run, tuner
+from llmlab.compilers.back_end import interpret, machine, programs, run, tuner
 from llmlab.compilers.back_end.programs import from_graph
 from llmlab.compilers.back_end.schedule import apply
 from llmlab.compilers.front_end import capture, optimise
 from llmlab.compilers.program import FUNCTIONS, example_inputs
+from llmlab.compression.kernels.compiling import library
 from llmlab.course import cpu
 
 FOLDER = Path(programs.__file__).parents[1] / "data"
@@ -53,6 +56,11 @@ ALL += [
     for r in range(1, RUNS + 1)
     for name in FUNCTIONS
     for how in ("torch.compile", "c", "llvm")
+]
+ALL += [
+    ("codes", name, target, r)
+    for r in range(1, RUNS + 1)
+    for name, target in (("4 bits", "c"), ("4 bits", "llvm"), ("as floats", "c"))
 ]
 SIZES = {"mlp": {}, "attention_row": {"T": 2048, "d": 64}}
 
@@ -79,6 +87,31 @@ def function_seconds(name: str, how: str) -> tuple[float, float, str]:
     ours, theirs = run.seconds_of(*both, rounds=30, at_least=1e-3, clock=clock)
     torch.testing.assert_close(call(*inputs), function(*inputs), rtol=1e-3, atol=1e-3)
     return ours, theirs, made_by
+
+
+def codes_seconds(name: str, target: str) -> tuple[float, float, str]:
+    """The 4-bit product, and a sum over as many bytes: more than caches hold."""
+    rows, columns = 131072, 4096
+    program = programs.matvec_4bit(rows, columns)
+    kernel = run.compiled(apply(program, machine.matvec_schedule()), target)
+    w, s, x = interpret.random_inputs(program)
+    y, other = torch.empty(program.buffer("y").shape), torch.empty(rows)
+    tensors = [w, s, None, x, other]
+    pointers = [None if each is None else each.data_ptr() for each in tensors]
+    sizes = (rows, columns, 128, 1)  # columns of a group; scales are float32
+
+    def integers() -> None:
+        kernel(w, s, x, out=[y])
+
+    def floats() -> None:
+        library().matvec_4bit(*pointers, *sizes)
+
+    integers(), floats()
+    torch.testing.assert_close(y.flatten(), other, rtol=1e-3, atol=0.1)
+    numbers = torch.ones((w.nbytes + s.nbytes) // 4)
+    both = (integers if name == "4 bits" else floats, numbers.sum)
+    ours, theirs = run.seconds_of(*both, rounds=15, clock=time.thread_time)
+    return ours, theirs, kernel.made_by
 
 
 def cpp_of(text: str) -> str:
@@ -146,6 +179,8 @@ def line_of() -> object:
         if task == "functions":
             with torch.no_grad():
                 ours, theirs, made_by = function_seconds(name, target)
+        elif task == "codes":
+            ours, theirs, made_by = codes_seconds(name, target)
         elif task == "ladder":
             ours, theirs, made_by = ladder(name, target)
         else:

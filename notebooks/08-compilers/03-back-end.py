@@ -231,7 +231,8 @@ for each in (machine.SSE, machine.AVX2, machine.AVX512):
 #
 # ## Against the libraries
 #
-# The part's two functions, from the front end's graph to loops to machine code; and the product with 4-bit weights of part 06. There codes lie two in a byte; here a schedule makes floats of eight of them in a row of registers, and nothing of the products is ever written. There is no GPU here, yet LLVM writes assembly for one: the same loops, with an outer one given to threads.
+# The part's two functions, from the front end's graph to loops to machine code; and the product with 4-bit weights of part 06, whose codes lie two in a byte. There, each code becomes a float before it is multiplied. Here, each group of $x$ is rounded to whole numbers of 16 bits, with a step of its own, as the weights are: then codes stay whole numbers, and `Dot` multiplies two of them by two of $x$ and adds both up, in each lane at once. That is
+# one instruction of x86, `vpmaddwd`. Nothing of the products is ever written. There is no GPU here, yet LLVM writes assembly for one: the same loops, with an outer one given to threads.
 
 
 # %%
@@ -252,11 +253,9 @@ print(len(block.body), "nests become", len(fused.program.body), "for the mlp")
 codes = torch.randint(0, 16, (8, 2, 2, 32))  # rows, groups, halves of a group
 packed = (codes[:, :, 0] | codes[:, :, 1] << 4).to(torch.uint8)
 scale, x = torch.rand(8, 2), torch.randn(128)
-matvec = back_end.apply(programs.matvec_4bit(8, 128, 64), machine.matvec_schedule())
-words = programs.words(packed).view(4, 2, 2, 8)
-four_bits = run.compiled(matvec, "llvm")(
-    words, scale.view(4, 2, 2), x, programs.powers()
-)
+matvec = back_end.apply(programs.matvec_4bit(8, 128, 64), machine.matvec_schedule(64))
+words = programs.words(packed).view(2, 4, 2, 8)
+four_bits = run.compiled(matvec, "llvm")(words, scale.view(2, 4, 2), x)
 wanted = (scale[:, :, None] * (codes.flatten(2) - 8)).flatten(1) @ x
 compare(four_bits.flatten(), wanted, "4-bit weights", tol=1e-3)
 
@@ -367,15 +366,19 @@ fast, library = thread_seconds(lambda: scheduled(a, b), lambda: torch.mm(a, b))
 print(f"here, {machine.this().name}: {slow / fast:.0f} times the naive one,", end=" ")
 print(f"{library / fast:.2f} × torch.mm")
 
-large = programs.matvec_4bit(32768, 4096)  # more than a cache holds
+print("stored, 4 bits, as a share of the speed at which a sum reads memory:")
+for name, target in (("as floats", "c"), ("4 bits", "c"), ("4 bits", "llvm")):
+    rows = stored_runs("codes", name, target)
+    shares = sorted(float(row["torch_mm"]) / float(row["seconds"]) for row in rows)
+    label = "as floats (part 06)" if name == "as floats" else "whole numbers"
+    print(f"  {label:20} {target:5} {shares[0]:.0%} to {shares[-1]:.0%}")
+
+large = programs.matvec_4bit(65536, 4096)  # more than most caches hold
 matvec = run.compiled(back_end.apply(large, machine.matvec_schedule()), "llvm")
-words, scale, x, _ = interpret.random_inputs(large)
+words, scale, x = interpret.random_inputs(large)
 numbers = torch.ones((words.nbytes + scale.nbytes) // 4)  # as many bytes
-four_bits, reading = run.seconds_of(
-    lambda: matvec(words, scale, x, programs.powers()), numbers.sum
-)
-print(f"4 bits, {words.nbytes / 1e6:.0f} MB: {reading / four_bits:.0%} of the", end=" ")
-print("speed at which a sum reads memory")
+four_bits, reading = thread_seconds(lambda: matvec(words, scale, x), numbers.sum)
+print(f"here, 4 bits, {words.nbytes / 1e6:.0f} MB: {reading / four_bits:.0%}")
 torch.set_num_threads(threads)
 
 # %% tags=["hide-cell", "nbval-ignore-output"]
@@ -386,7 +389,7 @@ swap_guess.settle("i outside")
 # Half of the way is one `reorder`: with $j$ innermost, neighbours in memory are neighbours in time, and the compiler finds lanes by itself. (gcc makes lanes of $j$ in the naive loops, too, with $k$ inside; LLVM does not.) The other half is the block in registers: one row of B that is loaded serves fourteen rows of C. Tiles for the cache, lanes by hand and packing change little at this size, where B
 # fits a cache as it is. The three searches cannot be told apart: in so small a space, drawing finds what breeding finds.
 #
-# The 4-bit product has no reuse to gain: each code is read once, so memory sets its time, and the schedule only has to keep up with it. On two quiet machines it read at 78% and at 52% of the speed of a sum: where memory is fast, unpacking is what takes the time.
+# The 4-bit product has no reuse to gain: each code is read once, so memory sets its time, if unpacking keeps up with it. With floats it does not: each code needs a product of its own, and a conversion before. No schedule changes that; whole numbers do, for the same bytes. (On this processor LLVM goes one further than gcc: it finds `vpdpwssd`, which also adds to the sum.)
 #
 # In the fused `mlp`, the bias and the GELU are done while the block is in registers, and one write is all that is left. torch.compile gains nothing here: its product is the same call, eager PyTorch has one kernel for GELU already, and each call first checks its guards, for which a row of attention is too short. It gains where many small operations stand in a row, as
 # in [the lesson before](02-front-end.ipynb).

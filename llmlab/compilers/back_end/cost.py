@@ -22,10 +22,12 @@ from dataclasses import dataclass
 from llmlab.compilers.back_end.ir import (
     Affine,
     Binary,
-    Bits,
+    Codes,
+    Dot,
     Expr,
     Loop,
     Node,
+    Pair,
     Program,
     Store,
     Unary,
@@ -34,7 +36,7 @@ from llmlab.compilers.back_end.ir import (
 
 LINE = 64  # bytes
 CYCLES = {"+": 1, "-": 1, "*": 1, "max": 1, "/": 8}
-FUNCTIONS = {"neg": 1, "exp": 12, "tanh": 20, "sqrt": 10}
+FUNCTIONS = {"neg": 1, "exp": 12, "tanh": 20, "sqrt": 10, "float": 1}
 STEP = 2  # cycles of a loop's own for each iteration
 WAIT = 4  # until a sum can be added to again
 PER_CYCLE = 8  # bytes from memory
@@ -220,8 +222,12 @@ def operations(value: Expr) -> int:
             return inner + CYCLES[value.op]
         case Unary():
             return operations(value.inner) + FUNCTIONS[value.op]
-        case Bits():
+        case Pair():  # two sums, shift, and, or
+            return operations(value.low) + operations(value.high) + 5
+        case Codes():
             return 2
+        case Dot():
+            return operations(value.left) + operations(value.right) + 1
     return 0
 
 

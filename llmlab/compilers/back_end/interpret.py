@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 import random
 from collections.abc import Sequence
 
@@ -17,15 +18,16 @@ import torch
 from torch import Tensor
 
 from llmlab.compilers.back_end.ir import (
-    Affine,
     Binary,
-    Bits,
     Buffer,
+    Codes,
+    Dot,
     Expr,
     Load,
     Loop,
     Node,
     Number,
+    Pair,
     Program,
     Store,
     Unary,
@@ -45,6 +47,7 @@ UNARY = {
     "exp": lambda x: math.exp(min(x, 700.0)),
     "tanh": math.tanh,
     "sqrt": math.sqrt,
+    "float": float,
 }
 BINARY = {
     "+": lambda a, b: a + b,
@@ -79,7 +82,7 @@ def check_input(buffer: Buffer, tensor: Tensor) -> None:
     Raises:
         ValueError: another shape or dtype, or not dense.
     """
-    wanted = {"f32": torch.float32, "u32": torch.int32}[buffer.dtype]
+    wanted = torch.float32 if buffer.dtype == "f32" else torch.int32
     if tuple(tensor.shape) != buffer.shape or tensor.dtype != wanted:
         raise ValueError(
             f"{buffer.name} must be {wanted} of shape {buffer.shape}, not"
@@ -149,12 +152,13 @@ class State:
         return dot(index, buffer.strides)
 
     def store(self, node: Store) -> None:
-        """Compute, round to float32, write."""
+        """Compute, round to what the buffer holds, write."""
         value = self.value(node.value)
         place = self.place(node.place)
         if node.op != "=":
             value = BINARY[node.op.removesuffix("=")](self.value(node.place), value)
-        self.data[node.buffer][place] = rounded(value)
+        floats = self.buffers[node.buffer].dtype == "f32"
+        self.data[node.buffer][place] = rounded(value) if floats else int(value)
 
     def value(self, expr: Expr) -> float:
         """The value of an expression here and now."""
@@ -170,15 +174,20 @@ class State:
                 return BINARY[expr.op](self.value(expr.left), self.value(expr.right))
             case Unary():
                 return UNARY[expr.op](self.value(expr.inner))
-            case Bits():
-                right, low = self.number(expr.right), self.number(expr.low)
-                word = int(self.value(expr.word))
-                word = word >> right if right >= 0 else word << -right
-                return 1.0 + (word & (15 << low)) / 2**23
+            case Pair():
+                low, high = (round(self.value(e)) for e in (expr.low, expr.high))
+                return (low & 0xFFFF) | (high & 0xFFFF) << 16
+            case Codes():
+                return self.value(expr.word) >> expr.right.value(self.at) & 0x000F000F
+            case Dot():
+                words = self.value(expr.left), self.value(expr.right)
+                return sum(map(operator.mul, *map(whole_numbers, words)))
         raise TypeError(f"{expr!r} is not an expression")
 
-    def number(self, index: Affine) -> int:
-        return index.value(self.at)
+
+def whole_numbers(word: int) -> list[int]:
+    """The two of 16 bits in a word."""
+    return [(part & 0xFFFF ^ 0x8000) - 0x8000 for part in (word, word >> 16)]
 
 
 def rounded(value: float) -> float:
@@ -202,9 +211,8 @@ def random_inputs(program: Program, seed: int = 0) -> list[Tensor]:
     found = []
     for each in program.arguments:
         if each.role == "input" and each.dtype == "u32":
-            low, high = -(2**31), 2**31
-            words = torch.randint(low, high, each.shape, generator=generator)
-            found.append(words.to(torch.int32))
+            words = torch.empty(each.shape, dtype=torch.int32)
+            found.append(words.random_(-(2**31), 2**31, generator=generator))
         elif each.role == "input":
             found.append(torch.randn(each.shape, generator=generator))
     return found

@@ -128,7 +128,7 @@ class Binary:
 
 @dataclass(frozen=True)
 class Unary:
-    """One number to one: neg exp tanh sqrt."""
+    """One number to one: neg exp tanh sqrt, and float, of a whole number."""
 
     op: str
     inner: Expr
@@ -138,23 +138,45 @@ class Unary:
 
 
 @dataclass(frozen=True)
-class Bits:
-    """Four bits of a word, written over those of the float 1.0.
+class Pair:
+    """A word of two floats, rounded to whole numbers of 16 bits; the first lies low.
 
-    With the word shifted by `right` (or to the left, if that is negative), its bits
-    `low` to low + 3 become bits of the float: 1 + code · 2^(low − 23). So a code is a
-    float without being converted.
+    They must be from −32,767 to 32,767.
     """
+
+    low: Expr
+    high: Expr
+
+    def __str__(self) -> str:
+        return f"pair({self.low}, {self.high})"
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Two codes of four bits as such a word: the one at bit `right`, and 16 above."""
 
     word: Load
     right: Affine
-    low: Affine
 
     def __str__(self) -> str:
-        return f"bits({self.word} >> {self.right}, {self.low})"
+        return f"codes({self.word}, {self.right})"
 
 
-Expr = Number | Load | Binary | Unary | Bits
+@dataclass(frozen=True)
+class Dot:
+    """The whole numbers of two words, multiplied in pairs and added up: a whole number.
+
+    Many processors do it in one instruction: vpmaddwd on x86.
+    """
+
+    left: Expr
+    right: Expr
+
+    def __str__(self) -> str:
+        return f"dot({self.left}, {self.right})"
+
+
+Expr = Number | Load | Binary | Unary | Pair | Codes | Dot
 
 
 def loads(value: Expr) -> Iterator[Load]:
@@ -162,28 +184,37 @@ def loads(value: Expr) -> Iterator[Load]:
     match value:
         case Load():
             yield value
-        case Binary():
+        case Binary() | Dot():
             yield from loads(value.left)
             yield from loads(value.right)
+        case Pair():
+            yield from loads(value.low)
+            yield from loads(value.high)
         case Unary():
             yield from loads(value.inner)
-        case Bits():
+        case Codes():
             yield value.word
 
 
 def mapped(value: Expr, load: Callable[[Load], Expr], index: Callable) -> Expr:
     """An expression with every load and every affine index replaced."""
+
+    def inside(expr: Expr) -> Expr:
+        return mapped(expr, load, index)
+
     match value:
         case Load():
             return load(Load(value.buffer, tuple(map(index, value.index))))
         case Binary():
-            left, right = (mapped(e, load, index) for e in (value.left, value.right))
-            return Binary(value.op, left, right)
+            return Binary(value.op, inside(value.left), inside(value.right))
         case Unary():
-            return Unary(value.op, mapped(value.inner, load, index))
-        case Bits():
-            word = mapped(value.word, load, index)
-            return Bits(word, index(value.right), index(value.low))
+            return Unary(value.op, inside(value.inner))
+        case Pair():
+            return Pair(inside(value.low), inside(value.high))
+        case Codes():
+            return Codes(inside(value.word), index(value.right))
+        case Dot():
+            return Dot(inside(value.left), inside(value.right))
     return value
 
 
@@ -242,6 +273,7 @@ class Loop:
 
 
 Node = Loop | Store
+DTYPES = ("f32", "u32", "i32")
 
 
 @dataclass(frozen=True)
@@ -249,6 +281,7 @@ class Buffer:
     """An array.
 
     Attributes:
+        dtype: f32, u32 for words, or i32 for whole numbers.
         strides: in elements; those of rows one after the other, if not said.
         role: input, output or temporary.
         memory: "registers" is a wish that code generation may not be able to grant.
@@ -266,8 +299,8 @@ class Buffer:
     def __post_init__(self) -> None:
         if any(size < 1 for size in self.shape):
             raise ValueError(f"{self.name}: shape={self.shape} must be of sizes from 1")
-        if self.dtype not in ("f32", "u32"):
-            raise ValueError(f"{self.name}: dtype={self.dtype!r} must be f32 or u32")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"{self.name}: dtype={self.dtype!r} must be of {DTYPES}")
         if not self.strides:
             object.__setattr__(self, "strides", dense(self.shape))
 

@@ -18,14 +18,16 @@ from typing import Any, Protocol
 from llmlab.compilers.back_end.ir import (
     Affine,
     Binary,
-    Bits,
     Buffer,
+    Codes,
+    Dot,
     Expr,
     Limit,
     Load,
     Loop,
     Node,
     Number,
+    Pair,
     Program,
     Store,
     Unary,
@@ -60,7 +62,7 @@ class Target(Protocol):
 
     def count(self, index: Affine, limit: Limit, step: int, extent: Any) -> Any: ...
 
-    def number(self, value: float) -> Value: ...
+    def number(self, value: float, dtype: str = "f32") -> Value: ...
 
     def load(
         self, buffer: Buffer, offset: Affine, lanes: int, stride: int
@@ -74,7 +76,11 @@ class Target(Protocol):
 
     def unary(self, op: str, a: Value) -> Value: ...
 
-    def bits(self, word: Value, right: int, low: int) -> Value: ...
+    def pair(self, low: Value, high: Value) -> Value: ...
+
+    def codes(self, word: Value, right: Affine) -> Value: ...
+
+    def dot(self, left: Value, right: Value) -> Value: ...
 
 
 class Lowering:
@@ -200,8 +206,11 @@ class Lowering:
 
     def store(self, node: Store) -> None:
         """Compute and write."""
-        value = self.value(node.value)
         buffer, offset, lanes, stride = self.place(node.place)
+        if isinstance(node.value, Number):
+            value = self.target.number(node.value.value, buffer.dtype)
+        else:
+            value = self.value(node.value)
         if node.op != "=":
             old = self.target.load(buffer, offset, lanes, stride)
             value = self.target.binary(node.op.removesuffix("="), old, value)
@@ -219,15 +228,15 @@ class Lowering:
                 return self.target.binary(expr.op, left, right)
             case Unary():
                 return self.target.unary(expr.op, self.value(expr.inner))
-            case Bits():
-                word = self.target.load(*self.place(expr.word))
-                name = self.vector[0] if self.vector else ""
-                if name in (*expr.right.variables, *expr.low.variables):
+            case Pair():
+                return self.target.pair(self.value(expr.low), self.value(expr.high))
+            case Codes():
+                word = self.value(expr.word)
+                if self.vector and self.vector[0] in expr.right.variables:
                     raise CannotGenerate(f"{expr}: each lane would shift by another")
-                right, low = self.known(expr.right), self.known(expr.low)
-                if right.terms or low.terms:
-                    raise CannotGenerate(f"{expr}: write out the loops that it names")
-                return self.target.bits(word, right.constant, low.constant)
+                return self.target.codes(word, self.known(expr.right))
+            case Dot():
+                return self.target.dot(self.value(expr.left), self.value(expr.right))
         raise CannotGenerate(f"{expr!r} is not an expression")
 
 

@@ -69,13 +69,18 @@ def best_schedule(machine: Machine | None = None) -> list[Step]:
     ]
 
 
-def matvec_schedule() -> list[Step]:
-    """Of `programs.matvec_4bit`, for groups of 64 or 128: no product is ever written.
+def matvec_schedule(group: int = 128, machine: Machine | None = None) -> list[Step]:
+    """Of `programs.matvec_4bit`: no product is ever written.
 
-    The words of a group are lanes; the loops over the codes in a word are written out.
-    Rows of several streams share what is read of x, and their sums do not wait for each
+    Words of a group are lanes; the loops over the codes in a word are written out. Rows
+    of several streams share what is read of x, and their sums do not wait for each
     other.
     """
+    lanes = min((machine or this()).lanes, group // 8)
+    tiles: list[Step] = []
+    for name in ("xm", "Zm", "Xm", "zm", "tm", "m", "am"):
+        tiles += [("tile", name, lanes), ("vectorise", f"{name}_i")]
+        tiles.append(("unroll", f"{name}_o"))
     nests = ("z", "t", "", "a", "y", "s")  # how the names of their loops begin
     order = [
         ("reorder", "zi", "zq", "zm"),
@@ -85,14 +90,13 @@ def matvec_schedule() -> list[Step]:
         ("reorder", "yi", "yq"),
         ("reorder", "si", "sq", "sm"),
     ]
-    lanes = [("vectorise", name) for name in ("xm", "Zm", "Xm", "zm", "tm", "m", "am")]
     codes = [("unroll", name) for name in ("xb", "xh", "Xb", "Xh", "b", "h", "sm")]
     streams = [("unroll", f"{each}q") for each in nests]
     # a row of each stream: zeros, products, scales, the sum of the lanes
     rows = [("merge", "zi", f"{each}i") for each in nests[1:]]
     groups = [("merge", "tg", "g"), ("merge", "tg", "ag")]
-    kept = [("cache", "t", "tg"), ("cache", "z", "zi"), ("prefetch", "w", 256)]
-    return [*order, *lanes, *codes, *streams, *rows, *groups, *kept]
+    kept = [("cache", "t", "tg"), ("cache", "z", "zi"), ("prefetch", "w", 128)]
+    return [*order, *tiles, *codes, *streams, *rows, *groups, *kept]
 
 
 def mlp_schedule(program: Program, machine: Machine | None = None) -> list[Step]:

@@ -19,13 +19,15 @@ from torch import Tensor
 from llmlab.compilers.back_end.ir import (
     Affine,
     Binary,
-    Bits,
     Buffer,
+    Codes,
+    Dot,
     Expr,
     Load,
     Loop,
     Node,
     Number,
+    Pair,
     Program,
     Store,
     Unary,
@@ -36,6 +38,8 @@ from llmlab.compilers.front_end import Node as Value
 
 BINARY = {"add": "+", "sub": "-", "mul": "*", "div": "/", "maximum": "max"}
 LETTERS = "ijlmno"
+LARGEST = 32767.0  # whole number of 16 bits
+SMALLEST = 1e-30  # what |x| is rounded by, at least: a group of zeros has a step, too
 
 
 class NotLowered(ValueError):
@@ -73,20 +77,19 @@ def matmul(n: int, k: int, m: int) -> Program:
     return Program("matmul", buffers, body)
 
 
-def matvec_4bit(rows: int, columns: int, group: int = 128, streams: int = 4) -> Program:
+def matvec_4bit(rows: int, columns: int, group: int = 128, streams: int = 2) -> Program:
     """y (rows) = W x, each weight a code of 4 bits: s (code − 8).
 
-    A word of 32 bits holds eight codes. `Bits` makes floats of them, v = 1 + code / p
-    with p = 16 for the high half of a byte and 256 for the low one, so that p x v is
-    (p + code) x, and what is too much is known before: (p + 8) x. With byte b of word
-    m, and half h of the byte and of the group (the format of part 06):
+    A word of 32 bits holds eight codes: byte b has two, halves h = 0 and 1 of the group
+    (the format of part 06). x is rounded to 16 bits, with a step for each group, so
+    that two codes and two numbers of x are multiplied and added up by one `Dot`:
 
-        X[g, m]    = −Σ_bh (p_h + 8) x[…]
-        t[i, g, m] = X[g, m] + Σ_bh v(w[i, g, m], b, h) p_h x[…]
-        z[i, m]    = Σ_g s[i, g] t[i, g, m]
-        y[i]       = Σ_m z[i, m]
+        E[g]       = max |x| of the group; the step is E / 32,767
+        t[i, g, m] = Σ_bh (code_b − 8) x_b + (code_b+2 − 8) x_b+2   of whole numbers
+        z[i, m]    = Σ_g s[i, g] E[g] t[i, g, m]
+        y[i]       = Σ_m z[i, m] / 32,767
 
-    The input `p` holds p_h and −(p_h + 8); `powers` makes it.
+    What the −8 give is the same for all rows: X[g, m], with which t begins.
     """
     if group % 8 or columns % group:
         raise ValueError(
@@ -100,31 +103,32 @@ def matvec_4bit(rows: int, columns: int, group: int = 128, streams: int = 4) -> 
         Buffer("w", (*many, G, M), "u32"),
         Buffer("s", (*many, G)),
         Buffer("x", (columns,)),
-        Buffer("p", (2, 2)),
         Buffer("y", many, role="output"),
-        Buffer("xs", (G, 4, 2, M), role="temporary"),
-        Buffer("X", (G, M), role="temporary"),
-        Buffer("t", (*many, G, M), role="temporary"),
+        Buffer("E", (G,), role="temporary"),
+        Buffer("xs", (G, 2, 2, M), "u32", role="temporary"),
+        Buffer("X", (G, M), "i32", role="temporary"),
+        Buffer("t", (*many, G, M), "i32", role="temporary"),
         Buffer("z", (*many, M), role="temporary"),
     )
-
-    def element(start: str) -> Load:
-        """What of x belongs to the code that g, b, h, m name."""
-        g, b, h, m = (var(start + name) for name in "gbhm")
-        return Load("x", (g * group + h * half + m * 4 + b,))
-
-    scaled = times(element("x"), Load("p", (Affine(), var("xh"))))
-    less = times(element("X"), Load("p", (Affine((), 1), var("Xh"))))
-    word = Load("w", at("q", "i", "g", "m"))
-    code = Bits(word, var("b") * 8 + -15, var("h") * 4 + 15)
-    total = times(code, Load("xs", at("g", "b", "h", "m")))
-    scale = Load("s", at("aq", "ai", "ag"))
-    weighed = times(scale, Load("t", at("aq", "ai", "ag", "am")))
-    lane = Load("z", at("sq", "si", "sm"))
+    x = Load("x", (var("Eg") * group + var("Ek"),))
+    size = Binary("max", x, Unary("neg", x))
+    g, b, h, m = (var(f"x{name}") for name in "gbhm")
+    place = g * group + h * half + m * 4 + b
+    steps = Binary("/", Number(LARGEST), Load("E", (g,)))
+    rounded = Pair(*(times(Load("x", (place + more,)), steps) for more in (0, 2)))
+    eights = Pair(Number(-8.0), Number(-8.0))
+    less = Dot(eights, Load("xs", at("Xg", "Xb", "Xh", "Xm")))
     start = Store("t", at("tq", "ti", "tg", "tm"), Load("X", at("tg", "tm")))
-    sizes = (G, 4, 2, M)
+    codes = Codes(Load("w", at("q", "i", "g", "m")), var("b") * 8 + var("h") * 4)
+    total = Dot(codes, Load("xs", at("g", "b", "h", "m")))
+    scale = times(Load("s", at("aq", "ai", "ag")), Load("E", at("ag")))
+    weighed = times(scale, Unary("float", Load("t", at("aq", "ai", "ag", "am"))))
+    lane = times(Load("z", at("sq", "si", "sm")), Number(1 / LARGEST))
+    sizes = (G, 2, 2, M)
     nests = (
-        ("xg xb xh xm", sizes, Store("xs", at("xg", "xb", "xh", "xm"), scaled)),
+        ("eg", (G,), Store("E", at("eg"), Number(SMALLEST))),
+        ("Eg Ek", (G, group), Store("E", at("Eg"), size, "max=")),
+        ("xg xb xh xm", sizes, Store("xs", at("xg", "xb", "xh", "xm"), rounded)),
         ("Zg Zm", (G, M), Store("X", at("Zg", "Zm"), Number(0.0))),
         ("Xg Xb Xh Xm", sizes, Store("X", at("Xg", "Xm"), less, "+=")),
         ("zq zi zm", (*many, M), Store("z", at("zq", "zi", "zm"), Number(0.0))),
@@ -140,11 +144,6 @@ def matvec_4bit(rows: int, columns: int, group: int = 128, streams: int = 4) -> 
     )
     body = tuple(nest(names.split(), size, store) for names, size, store in nests)
     return Program("matvec_4bit", buffers, body)
-
-
-def powers() -> Tensor:
-    """The input `p` of matvec_4bit."""
-    return torch.tensor([[256.0, 16.0], [-264.0, -24.0]])
 
 
 def words(codes: Tensor) -> Tensor:

@@ -53,6 +53,10 @@ static inline fW exp_W(fW x) {
     return p * (fW)(n << 23);
 }
 static inline fW tanh_W(fW x) { return 1.0f - 2.0f / (exp_W(2.0f * x) + 1.0f); }
+static inline fW float_W(iW x) { return __builtin_convertvector(x, fW); }
+static inline uW pair_W(fW low, fW high) { /* + 1.5 · 2^23 rounds; see the low bits */
+    return ((uW)(low + 12582912.0f) & 0xffffu) | (uW)(high + 12582912.0f) << 16;
+}
 """
 SCALARS = """\
 static inline float float_of(uint32_t bits) {
@@ -77,9 +81,52 @@ static inline float exp_1(float x) {
     return p * float_of((uint32_t)n << 23);
 }
 static inline float tanh_1(float x) { return 1.0f - 2.0f / (exp_1(2.0f * x) + 1.0f); }
+static inline float float_1(int32_t x) { return (float)x; }
+static inline uint32_t pair_1(float low, float high) {
+    float shifted[2] = {low + 12582912.0f, high + 12582912.0f};
+    uint32_t bits[2];
+    memcpy(bits, shifted, sizeof bits);
+    return (bits[0] & 0xffffu) | bits[1] << 16;
+}
+static inline int32_t dot_1(uint32_t a, uint32_t b) {
+    return (int16_t)a * (int16_t)b + (int16_t)(a >> 16) * (int16_t)(b >> 16);
+}
 """
-ONE = 0x3F800000  # the bits of 1.0
-TYPES = {"f32": "float", "u32": "uint32_t"}
+
+# A `Dot` in lanes: one instruction of x86, for as many lanes as its registers have.
+DOT = """\
+#if defined(__SSE2__)
+#include <immintrin.h>
+#define AT(kind, p, k) ((kind *)((char *)(p) + 4 * (k)))
+#define DOT_4(y, a, b, k) _mm_storeu_si128(AT(__m128i, y, k), _mm_madd_epi16( \\
+    _mm_loadu_si128(AT(__m128i, a, k)), _mm_loadu_si128(AT(__m128i, b, k))))
+#endif
+#if defined(__AVX2__)
+#define DOT_8(y, a, b, k) _mm256_storeu_si256(AT(__m256i, y, k), _mm256_madd_epi16( \\
+    _mm256_loadu_si256(AT(__m256i, a, k)), _mm256_loadu_si256(AT(__m256i, b, k))))
+#endif
+#if defined(__AVX512BW__)
+#define DOT_16(y, a, b, k) _mm512_storeu_si512(AT(char, y, k), _mm512_madd_epi16( \\
+    _mm512_loadu_si512(AT(char, a, k)), _mm512_loadu_si512(AT(char, b, k))))
+#endif
+"""
+DOTS = """\
+static inline iW dot_W(uW a, uW b) {
+    iW found;
+#if W >= 16 && defined(DOT_16)
+    for (int k = 0; k < W; k += 16) DOT_16(&found, &a, &b, k);
+#elif W >= 8 && defined(DOT_8)
+    for (int k = 0; k < W; k += 8) DOT_8(&found, &a, &b, k);
+#elif W >= 4 && defined(DOT_4)
+    for (int k = 0; k < W; k += 4) DOT_4(&found, &a, &b, k);
+#else
+    iW low = ((iW)(a << 16) >> 16) * ((iW)(b << 16) >> 16);
+    found = low + ((iW)a >> 16) * ((iW)b >> 16);
+#endif
+    return found;
+}
+"""
+TYPES = {"f32": "float", "u32": "uint32_t", "i32": "int32_t"}
 
 
 class NotInRegisters(Exception):
@@ -98,6 +145,7 @@ class C:
         self.lines: list[str] = []
         self.depth = 1
         self.lanes: set[int] = set()
+        self.dots: set[int] = set()  # the lanes of dot products
         self.variables: dict[str, dict[int, int]] = {}  # buffer → offset → lanes
         self.fetched: set[str] = set()  # in this loop's body
 
@@ -167,7 +215,10 @@ class C:
         texts: dict[int, list[str]] = {}
         for offset, lanes in sorted(found.items()):
             texts.setdefault(lanes, []).append(f"{buffer.name}_{offset}")
-        return [f"{f_(lanes)} {', '.join(names)};" for lanes, names in texts.items()]
+        return [
+            f"{kind(buffer.dtype, lanes)} {', '.join(names)};"
+            for lanes, names in texts.items()
+        ]
 
     def variable(self, buffer: Buffer, offset: Affine, lanes: int) -> str | None:
         """The name of an element's variable; None if the buffer is an array.
@@ -195,7 +246,9 @@ class C:
         room = f"{room} / {step}" if step > 1 else room
         return f"({room} < {extent} ? {room} : {extent})"
 
-    def number(self, value: float) -> Value:
+    def number(self, value: float, dtype: str = "f32") -> Value:
+        if dtype != "f32":
+            return Value(str(int(value)))
         if value == float("-inf"):
             return Value("-INFINITY")
         text = f"{value:.9g}"
@@ -215,11 +268,11 @@ class C:
         if buffer.ahead and ahead not in self.fetched:
             self.fetched.add(ahead)
             self.line(ahead)
-        kind = f_(lanes) if buffer.dtype == "f32" else f"u{lanes}"
+        many = kind(buffer.dtype, lanes)
         if stride == 1:
-            return Value(f"*(const {kind} *)({buffer.name} + {offset})", lanes)
+            return Value(f"*(const {many} *)({buffer.name} + {offset})", lanes)
         each = [f"{buffer.name}[{offset + stride * k}]" for k in range(lanes)]
-        return Value(f"({kind}){{{', '.join(each)}}}", lanes)
+        return Value(f"({many}){{{', '.join(each)}}}", lanes)
 
     def store(
         self, buffer: Buffer, offset: Affine, value: Value, lanes: int, stride: int
@@ -228,27 +281,28 @@ class C:
         self.lanes.add(lanes)
         if lanes > 1 and stride != 1 and buffer.name in self.variables:
             raise NotInRegisters(buffer.name)
-        value = self.spread(value, lanes)
+        value = self.spread(value, lanes, buffer.dtype)
+        many = kind(buffer.dtype, lanes)
         name = self.variable(buffer, offset, lanes)
         if name:
             self.line(f"{name} = {value.code};")
         elif lanes == 1:
             self.line(f"{buffer.name}[{offset}] = {value.code};")
         elif stride == 1:
-            place = f"*({f_(lanes)} *)({buffer.name} + {offset})"
+            place = f"*({many} *)({buffer.name} + {offset})"
             self.line(f"{place} = {value.code};")
         else:
             parts = [
                 f"{buffer.name}[{offset + stride * k}] = lanes[{k}];"
                 for k in range(lanes)
             ]
-            self.line(f"{{ {f_(lanes)} lanes = {value.code}; {' '.join(parts)} }}")
+            self.line(f"{{ {many} lanes = {value.code}; {' '.join(parts)} }}")
 
-    def spread(self, value: Value, lanes: int) -> Value:
+    def spread(self, value: Value, lanes: int, dtype: str = "f32") -> Value:
         """One number in all lanes."""
         if value.lanes == lanes:
             return value
-        return Value(f"({value.code} - ({f_(lanes)}){{0}})", lanes)
+        return Value(f"({value.code} - ({kind(dtype, lanes)}){{0}})", lanes)
 
     def binary(self, op: str, a: Value, b: Value) -> Value:
         lanes = max(a.lanes, b.lanes)
@@ -262,18 +316,25 @@ class C:
             return Value(f"(-{a.code})", a.lanes)
         return Value(f"{op}_{a.lanes}({a.code})", a.lanes)
 
-    def bits(self, word: Value, right: int, low: int) -> Value:
-        lanes = word.lanes
-        moved = f"{word.code} {'>>' if right >= 0 else '<<'} {abs(right)}"
-        whole = f"((({moved}) & {15 << low:#x}u) | {ONE:#x}u)"
-        if lanes == 1:
-            return Value(f"float_of({whole})")
-        return Value(f"(f{lanes}){whole}", lanes)
+    def pair(self, low: Value, high: Value) -> Value:
+        lanes = max(low.lanes, high.lanes)
+        low, high = self.spread(low, lanes), self.spread(high, lanes)
+        return Value(f"pair_{lanes}({low.code}, {high.code})", lanes)
+
+    def codes(self, word: Value, right: Affine) -> Value:
+        by = f"(int)({right})" if right.terms else right
+        return Value(f"(({word.code} >> {by}) & 0xf000fu)", word.lanes)
+
+    def dot(self, left: Value, right: Value) -> Value:
+        lanes = max(left.lanes, right.lanes)
+        self.dots.add(lanes)
+        left, right = (self.spread(each, lanes, "u32") for each in (left, right))
+        return Value(f"dot_{lanes}({left.code}, {right.code})", lanes)
 
 
-def f_(lanes: int) -> str:
-    """The type of so many floats."""
-    return "float" if lanes == 1 else f"f{lanes}"
+def kind(dtype: str, lanes: int) -> str:
+    """The type of so many numbers."""
+    return TYPES[dtype] if lanes == 1 else f"{dtype[0]}{lanes}"
 
 
 def to_c(program: Program) -> str:
@@ -289,6 +350,9 @@ def to_c(program: Program) -> str:
     parts = [HEAD, SCALARS]
     for lanes in sorted(target.lanes - {1}):
         parts.append(VECTORS.replace("W", str(lanes)))
+    parts += [DOT] if target.dots else []
+    for lanes in sorted(target.dots - {1}):
+        parts.append(DOTS.replace("W", str(lanes)))
     function = f"void {program.name}({arguments}) {{\n" + "\n".join(target.lines)
     return "\n".join([*parts, function + "\n}\n"])
 

@@ -137,7 +137,7 @@ class LLVM:
     # Memory ---------------------------------------------------------------------------
 
     def element(self, buffer: Buffer) -> Any:
-        return {"f32": self.f32, "u32": self.i32}[buffer.dtype]
+        return self.f32 if buffer.dtype == "f32" else self.i32
 
     def index(self, index: Affine) -> Any:
         """An index as a number of 64 bits."""
@@ -204,15 +204,16 @@ class LLVM:
             return self.ir.Constant(kind, value)
         return self.ir.Constant(kind, [self.ir.Constant(kind.element, value)] * lanes)
 
-    def number(self, value: float) -> Value:
+    def number(self, value: float, dtype: str = "f32") -> Value:
+        if dtype != "f32":
+            return Value(self.i32(int(value)))
         return Value(self.ir.Constant(self.f32, value))
 
     def spread(self, value: Value, lanes: int) -> Value:
         """One number in all lanes."""
         if value.lanes == lanes:
             return value
-        kind = self.floats(lanes)
-        start = kind(self.ir.Undefined)
+        start = self.ir.VectorType(value.code.type, lanes)(self.ir.Undefined)
         first = self.builder.insert_element(start, value.code, self.i32(0))
         mask = self.ir.Constant(self.whole(lanes), [self.i32(0)] * lanes)
         return Value(self.builder.shuffle_vector(first, first, mask), lanes)
@@ -221,6 +222,8 @@ class LLVM:
         lanes = max(a.lanes, b.lanes)
         left, right = self.spread(a, lanes).code, self.spread(b, lanes).code
         builder = self.builder
+        if op == "+" and a.code.type in (self.i32, self.whole(a.lanes)):
+            return Value(builder.add(left, right), lanes)
         if op == "max":
             larger = builder.fcmp_ordered(">", left, right)
             first = builder.or_(larger, builder.fcmp_unordered("uno", left, left))
@@ -236,6 +239,8 @@ class LLVM:
     def unary(self, op: str, a: Value) -> Value:
         if op == "neg":
             return Value(self.builder.fneg(a.code), a.lanes)
+        if op == "float":
+            return Value(self.builder.sitofp(a.code, self.floats(a.lanes)), a.lanes)
         if op == "sqrt":
             kind = self.floats(a.lanes)
             suffix = "f32" if a.lanes == 1 else f"v{a.lanes}f32"
@@ -273,15 +278,46 @@ class LLVM:
         scale = builder.bitcast(bits, self.floats(lanes))
         return self.binary("*", p, Value(scale, lanes))
 
-    def bits(self, word: Value, right: int, low: int) -> Value:
-        builder, lanes = self.builder, word.lanes
+    def pair(self, low: Value, high: Value) -> Value:
+        """Adding 1.5 · 2^23 rounds a float; its low bits are the whole number."""
+        builder, lanes = self.builder, max(low.lanes, high.lanes)
         kind = self.whole(lanes)
-        far = self.constant(kind, abs(right), lanes)
-        move = builder.lshr if right >= 0 else builder.shl
-        mask = self.constant(kind, 15 << low, lanes)
-        one = self.constant(kind, 0x3F800000, lanes)  # the bits of 1.0
-        whole = builder.or_(builder.and_(move(word.code, far), mask), one)
-        return Value(builder.bitcast(whole, self.floats(lanes)), lanes)
+        shifted = [self.binary("+", x, self.number(12582912.0)) for x in (low, high)]
+        shifted = [self.spread(each, lanes).code for each in shifted]
+        first, second = (builder.bitcast(each, kind) for each in shifted)
+        first = builder.and_(first, self.constant(kind, 0xFFFF, lanes))
+        second = builder.shl(second, self.constant(kind, 16, lanes))
+        return Value(builder.or_(first, second), lanes)
+
+    def codes(self, word: Value, right: Affine) -> Value:
+        builder, lanes = self.builder, word.lanes
+        far = self.spread(Value(builder.trunc(self.index(right), self.i32)), lanes)
+        mask = self.constant(self.whole(lanes), 0x000F000F, lanes)
+        return Value(builder.and_(builder.lshr(word.code, far.code), mask), lanes)
+
+    def dot(self, left: Value, right: Value) -> Value:
+        """Written so that LLVM finds its instruction: products, then even plus odd."""
+        ir, builder, lanes = self.ir, self.builder, max(left.lanes, right.lanes)
+        words = [self.spread(each, lanes).code for each in (left, right)]
+        halves = ir.VectorType(ir.IntType(16), 2 * lanes)
+        wide = ir.VectorType(self.i32, 2 * lanes)
+        products = builder.mul(
+            *(builder.sext(builder.bitcast(word, halves), wide) for word in words)
+        )
+        if lanes == 1:
+            even, odd = (builder.extract_element(products, self.i32(k)) for k in (0, 1))
+            return Value(builder.add(even, odd))
+        even, odd = (
+            builder.shuffle_vector(
+                products,
+                products,
+                ir.Constant(
+                    self.whole(lanes), [self.i32(2 * k + odd) for k in range(lanes)]
+                ),
+            )
+            for odd in (0, 1)
+        )
+        return Value(builder.add(even, odd), lanes)
 
     def declared(self, name: str, result: Any, arguments: list) -> Any:
         """A function of LLVM's own."""

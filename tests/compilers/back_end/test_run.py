@@ -16,11 +16,15 @@ import torch
 
 from llmlab.compilers.back_end import interpret, machine, programs, run, to_c, to_llvm
 from llmlab.compilers.back_end.ir import (
+    Affine,
     Binary,
     Buffer,
+    Codes,
+    Dot,
     Load,
     Loop,
     Number,
+    Pair,
     Program,
     Store,
     Unary,
@@ -28,6 +32,7 @@ from llmlab.compilers.back_end.ir import (
 )
 from llmlab.compilers.back_end.lower import CannotGenerate, parameters
 from llmlab.compilers.back_end.schedule import apply
+from llmlab.compilers.llvm import binding, optimised
 from llmlab.compilers.program import attention_row, mlp
 from llmlab.models.c_library import NoCompiler, compiler
 from tests.compilers.back_end.programs import captured, recurrence
@@ -54,7 +59,9 @@ def scheduled() -> dict[str, tuple[Program, list[torch.Tensor]]]:
     ]
     found["far"] = apply(product, lanes)  # lanes that do not lie side by side
     program = programs.matvec_4bit(6, 128, 64, streams=2)
-    found["codes"] = apply(program, machine.matvec_schedule())
+    found["codes"] = program
+    program = programs.matvec_4bit(6, 256, streams=2)
+    found["words"] = apply(program, machine.matvec_schedule(machine=machine.AVX2))
     program, _ = captured("mlp", T=7, d=3, f=19)
     found["mlp"] = apply(program, machine.mlp_schedule(program, machine.SSE))
     program, _ = captured("attention_row", T=13, d=8)
@@ -64,8 +71,6 @@ def scheduled() -> dict[str, tuple[Program, list[torch.Tensor]]]:
     named = {}
     for name, program in found.items():
         inputs = interpret.random_inputs(program)
-        if name == "codes":
-            inputs[3] = programs.powers()
         named[name] = replace(program, name=name), inputs
     return named
 
@@ -111,6 +116,67 @@ def test_functions_of_every_float(target):
         found = run.compiled(each, target)(values)
         for a, b in zip(found, wanted, strict=True):
             torch.testing.assert_close(a, b, equal_nan=True, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("lanes", [1, 2, 4, 8, 16, 32])
+def test_whole_numbers_in_words(target, lanes):
+    """Pairs are rounded to even, keep their signs, and are added up without a loss."""
+    ends = [0.0, -0.0, 0.5, 1.5, -0.5, -1.5, 2.49, -7.51, 32767.0, -32767.0, 32766.5]
+    values = torch.tensor((ends * 12)[:128]).view(4, 32)
+    values[1:] = torch.stack([row.roll(shift) for shift, row in enumerate(values[1:])])
+    at = (var("i"),)
+    rows = [Load(name, at) for name in "abcd"]
+    dot = Dot(Pair(*rows[:2]), Pair(*rows[2:]))
+    store = Store("y", at, Unary("float", dot))
+    codes = Dot(Codes(Load("w", at), Affine((), 8)), Pair(Number(1.0), Number(-3.0)))
+    add = Store("y", at, Unary("float", codes), "+=")
+    names = [Buffer(name, (32,)) for name in "abcd"] + [Buffer("w", (32,), "u32")]
+    program = Program(
+        "whole", (*names, Buffer("y", (32,), role="output")), (Loop("i", 32, (store,)),)
+    )
+    program = replace(program, body=(Loop("i", 32, (store, add)),))
+    if lanes > 1:
+        program = apply(program, [("tile", "i", lanes), ("vectorise", "i_i")])
+    (*_, w) = interpret.random_inputs(program)
+    a, b, c, d = values.round().long()
+    wanted = (a * c + b * d).float() + ((w >> 8 & 15) - 3 * (w >> 24 & 15)).float()
+    inputs = (*values, w)
+    assert torch.equal(interpret.run(program, *inputs)[0], wanted)
+    assert torch.equal(run.compiled(program, target)(*inputs), wanted)
+
+
+@pytest.mark.parametrize(
+    ("cpu", "lanes", "instruction"),
+    [
+        ("x86-64", machine.SSE, "pmaddwd"),
+        ("haswell", machine.AVX2, "vpmaddwd"),
+        ("skylake-avx512", machine.AVX512, "vpmaddwd"),
+        ("znver4", machine.AVX512, "vpdpwssd"),  # and adds it to the sum
+    ],
+)
+def test_llvm_finds_the_instruction_of_a_dot(cpu, lanes, instruction):
+    """Four for each 8 codes, and of the row's start; no product of 32 bits is left."""
+    program = programs.matvec_4bit(8, 256)
+    program = apply(program, machine.matvec_schedule(machine=lanes))
+    target = binding().Target.from_triple("x86_64-unknown-linux-gnu")
+    processor = target.create_target_machine(cpu=cpu, opt=3)
+    text = processor.emit_assembly(optimised(to_llvm.to_llvm(program), processor))
+    assert text.count(f"\t{instruction}\t") >= 4 * program.buffer("t_tg").shape[0]
+    assert "pmull" not in text
+
+
+def test_lanes_are_shifted_alike():
+    """By a loop's variable, but not by another number in each lane."""
+    word = Codes(Load("w", (var("i"),)), var("i") * 4)
+    store = Store("y", (var("i"),), Unary("float", Dot(word, word)))
+    buffers = (Buffer("w", (8,), "u32"), Buffer("y", (8,), role="output"))
+    program = Program("shifts", buffers, (Loop("i", 8, (store,)),))
+    (w,) = interpret.random_inputs(program)
+    (wanted,) = interpret.run(program, w)
+    assert torch.equal(run.compiled(program, "llvm")(w), wanted)
+    with pytest.raises(CannotGenerate, match="each lane would shift by another"):
+        to_c.to_c(apply(program, [("vectorise", "i")]))
 
 
 @pytest.mark.parametrize("target", TARGETS)
