@@ -499,17 +499,29 @@ def join_cases() -> list[Case]:
     mixed = [made("neg", [e]), made("matmul", [e, w], (False,))]
     case(e, *mixed)  # one of two readers is a product
     case(e, mixed[0], made("sum", [e], (0,)), kernels=[mixed[0]])
-    # rows that are as many, or begin alike, and are not the same
-    line = made("exp", [value(1, 8)])
-    case(line, made("add", [x, line]))
-    low = made("exp", [value(2, 1, 8)])
-    case(low, made("add", [value(2, 6, 8), low]))
-    case(e, made("add", [value(1, 6, 8), e]))
-    # several kernels, one of which has a product
+    return [*cases, *row_cases(x), *beside_a_product(p, e)]
+
+
+def row_cases(x: Node) -> list[Case]:
+    """Rows that are as many as the reader's, or begin alike, and are not the same."""
+    pairs = [
+        (value(1, 8), x),
+        (value(2, 1, 8), value(2, 6, 8)),
+        (x, value(1, 6, 8)),
+    ]
+    cases = []
+    for thin, wide in pairs:
+        node = made("exp", [thin])
+        reader = made("add", [wide, node])
+        cases.append((node, [reader], {reader}, set()))
+    return cases
+
+
+def beside_a_product(p: Node, e: Node) -> list[Case]:
+    """Two kernels, one of which has a product."""
     summed = made("add", [p, e])
     other = made("neg", [e])
-    case(e, summed, other, others=[summed])
-    return cases
+    return [(e, [summed, other], {summed, other}, {summed})]
 
 
 def run_join(answer: Callable, n: int) -> Outcome:
