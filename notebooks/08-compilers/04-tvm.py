@@ -12,6 +12,7 @@
 import csv
 import logging
 import math
+import re
 import tempfile
 import time
 from importlib import resources
@@ -305,9 +306,9 @@ figure(
 )
 
 # %% [markdown]
-# Nothing but loops has changed. The largest step is the cheapest: with k before j both rows are read in order, and LLVM makes vectors of it by itself, so that saying so gains nothing. Then memory is what is left: sums that stay in registers, and panels that are read in order. The block of 14 × 32, which our back end takes on AVX-512, stays behind in TVM. 14 does not divide 512, so six of its rows have a guard, and LLVM keeps the **sums of these rows in memory**, loaded and stored at every step of k; only the other eight rows are in registers. Size is not the reason: 16 × 32, which divides, is fast, though some of its sums no longer fit. Our back end writes the loop twice; so does LLVM where only a row or two have no guard, as in 6 × 16.
+# Nothing but loops has changed. The largest step is the cheapest: with k before j both rows are read in order, and LLVM makes vectors of it by itself, so that saying so gains nothing. Then memory is what is left: sums that stay in registers, and panels that are read in order. The block of 14 × 32, which our back end takes on AVX-512, stays behind in TVM. 14 does not divide 512, so six of its rows have a guard, and LLVM keeps the **sums of these rows in memory**, loaded and stored at every step of k; only the other eight rows are in registers (counted below). Size is not the reason: 16 × 32, which divides, is fast, though some of its sums no longer fit. Our back end writes the loop twice.
 #
-# What the processor sees in the end is below, for a processor with AVX2: in one step of $k$ two loads of B, four numbers of A, eight multiply-adds into eight registers. Then the same lists for other targets: which code generators can the wheel use without a vendor's tools?
+# What the processor sees in the end is below, for a processor with AVX2: in one step of $k$ two loads of B, four numbers of A, eight multiply-adds into eight registers. Then the sums of the larger blocks that go through memory, for AVX-512, and the same lists for other targets: which code generators can the wheel use without a vendor's tools?
 
 # %% tags=["hide-input"]
 GPU = [("split", "C", "j", (None, 16)), ("bind", "C", "i", "blockIdx.x")]
@@ -324,6 +325,13 @@ lines = text_for("haswell", small.STEPS["packed"], "asm").splitlines()
 words = [" ".join(line.split()) for line in lines]
 at = [i for i, line in enumerate(words) if line.startswith("vfmadd231ps")]
 print("\n".join(w for w in words[at[0] - 3 : at[7] + 1] if not w.startswith(".")))
+print()
+for name in ("14 × 32", "16 × 32"):
+    text = text_for("skylake-avx512", STEPS[name], "asm")
+    blocks = re.split(r"\n\S+:|\n\s+j\w+ .*", text)
+    sums = "".join(block for block in blocks if "vfmadd" in block)
+    stored = len(re.findall(r"vmovup\w\s+%[yz]mm\d+, [^%\n]*\(", sums))
+    print(f"{name}, a step of k: {sums.count('vfmadd')} multiply-adds, {stored} stored")
 print()
 MARKS = {"skylake-avx512": "zmm", "neoverse-v1": "fmla", "riscv64": "vfmacc"}
 for target, mark in MARKS.items():
