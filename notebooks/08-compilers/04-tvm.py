@@ -418,7 +418,7 @@ print(", ".join(f"{name} {1e3 * value:.1f} ms" for name, value in took.items()))
 LIT = {"matmul": [palette.blue], "T_add": [palette.orange]}
 LIT |= {"matmul_init": [palette.blue], "matmul_update": [palette.blue]}
 programs = {"fused": plain, "scheduled": nest}
-fig, axes = plt.subplots(1, 2, figsize=(4.8, 4.6))
+fig, axes = plt.subplots(1, 2, figsize=(3.9, 4.6))
 for ax, (name, program) in zip(axes, programs.items(), strict=True):
     for place, (block, nest_of) in enumerate(with_tvm.realizations(program).items()):
         colors = LIT.get(block, [palette.green])
@@ -427,12 +427,12 @@ for ax, (name, program) in zip(axes, programs.items(), strict=True):
         width = 0.04 / len(colors)
         for part, color in enumerate(colors):
             ax.barh(-place, width, 0.85, left=width * part, color=color)
-        names = " ".join(str(loop.loop_var.name) for loop in nest_of[0])
-        font = {"family": "monospace", "va": "center", "fontsize": 6.5}
-        ax.text(0.07, -place, f"{block}\n  {names}", **font)
+        names = [str(loop.loop_var.name).removesuffix("_init") for loop in nest_of[0]]
+        font = {"family": "monospace", "va": "center", "fontsize": 7}
+        ax.text(0.07, -place, f"{block}\n {' '.join(names)}", **font)
     title = f"{name}: {1e3 * took[name]:.1f} ms"
     moved = f"{sum(graph.handed_on(program)):,} bytes handed on"
-    ax.set_title(f"{title}\n{moved}", fontsize=9, loc="left")
+    ax.set_title(f"{title}\n{moved}", fontsize=8, loc="left")
     ax.set(xlim=(0, 1), ylim=(-10.6, 0.6))
     ax.axis("off")
 figure(
