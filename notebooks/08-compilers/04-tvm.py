@@ -414,6 +414,9 @@ for name, program in (("fused", plain), ("scheduled", nest)):
 took["torch"] = seconds(lambda: mlp(*example_inputs("mlp")))
 took["torch"] -= seconds(lambda: example_inputs("mlp"))
 print(", ".join(f"{name} {1e3 * value:.1f} ms" for name, value in took.items()))
+for name, runs in (("TVM", call), ("torch", attention_row)):
+    row = seconds(lambda runs=runs: runs(*given), 20)
+    print(f"attention_row, 300 keys, {name}: {1e6 * row:.0f} µs")
 
 LIT = {"matmul": [palette.blue], "T_add": [palette.orange]}
 LIT |= {"matmul_init": [palette.blue], "matmul_update": [palette.blue]}
@@ -451,7 +454,7 @@ nests_guess.settle(nests)
 
 # %% [markdown]
 # Blue is the product, orange the bias, green GELU. Fusion puts operations into one function, and that alone saves launches, not memory: **without a schedule every intermediate tensor is still written**. GELU alone is nine formulas. `one_nest` inlines the nine between the product and the last, and lets the last take each block of the product from the registers. PyTorch remains faster here: TVM calls
-# the C library's `expf` for each number of the GELU, and PyTorch computes 8 or 16 at a time.
+# the C library's `expf` for each number of the GELU, and PyTorch computes 8 or 16 at a time. `attention_row`, without a schedule, is slower, too.
 #
 # ## Finding a schedule
 #
