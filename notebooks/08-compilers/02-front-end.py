@@ -116,14 +116,15 @@ COLORS = [palette.blue, palette.orange, palette.green, palette.vermillion]
 COLORS += [palette.purple, palette.sky, palette.gray]
 
 
-def listing(ax, graph, kernels, title):
-    """A line per operation, with the number and colour of its kernel."""
+def listing(ax, graph, kernels, title, lit=None):
+    """A line per operation, with the number of its kernel, and its colour."""
     of = {node: i for i, kernel in enumerate(kernels) for node in kernel.nodes}
+    lit = lit or of
     words = dict(front_end.lines(graph))
     for place, node in enumerate(graph.work):
         name, rest = words[node].strip().split(" = ")
         shown = " ".join(rest.split()[: 1 + len(node.inputs)])
-        color = COLORS[of[node] % len(COLORS)]
+        color = COLORS[lit[node] % len(COLORS)]
         line = f"{name} = {shown}"
         ax.text(0.08, -place, line, family="monospace", va="center", fontsize=10)
         ax.barh(-place, 0.05, 0.85, left=0, color=color)
@@ -138,20 +139,25 @@ def listing(ax, graph, kernels, title):
 inputs = example_inputs("attention_row", T=512, d=64)
 attention = capture(attention_row, *inputs)
 better = front_end.optimise(attention)
+found = {node: i for i, kernel in enumerate(fuse(better)) for node in kernel.nodes}
+# the first, a transpose, went into the product after it; the others kept their order
+became = dict(zip(attention.work, [better.work[0], *better.work], strict=True))
+lit = {node: found[after] for node, after in became.items()}
 fig, (left, right) = plt.subplots(1, 2, figsize=(4.8, 3.7))
-listing(left, attention, one_by_one(attention), "captured")
+listing(left, attention, one_by_one(attention), "captured", lit)
 listing(right, better, fuse(better), "optimised and fused")
 figure(
     fig,
     alt=(
         "An attention row as two lists of operations, with the number of its kernel"
         " before each. Left nine operations in nine kernels; right eight in two:"
-        " the first product with scaling and softmax, and the second product."
+        " the first product with scaling and softmax, and the second product. Left each"
+        " line has the colour of the kernel that it ends in."
     ),
 )
 
 # %% [markdown]
-# The number before a line is that of its kernel. Names are given anew in each list, and inputs and constants have no line: %0 to %2 are $q$, $k$, $v$, and the division by 8 has become a product with ⅛.
+# The number before a line is that of its kernel; left and right have one colour where a line ends in one kernel. Names are given anew in each list, and inputs and constants have no line: %0 to %2 are $q$, $k$, $v$, and the division by 8 has become a product with ⅛.
 #
 # Two products cannot be in one kernel: the second reads each row of its input many times, once per column of its result, so that row must have been written. And a value with two readers is a question of its own. If both are in one kernel, it joins
 # them. If they are in two, it is written once and read twice, unless its inputs are no larger than it is: then each kernel computes it again, and less is moved.
@@ -324,7 +330,7 @@ for name, (function, arguments) in cases.items():
     compare(found, torch.stack([wanted, wanted]), "ours, onnxruntime's", tol=1e-4)
 
 # %% [markdown]
-# Counted are the operations that were captured, our kernels, and the nodes that onnxruntime keeps. It has kernels for a product with a bias (`Gemm`) and for one with a factor or a transpose (`FusedMatMul`). The exact GELU, with erf, it makes one node; this one, the tanh form, it leaves in pieces, however it is spelled (1.32.0). Our rule knows no names, so it is
+# Counted are the operations that were captured, our kernels, and the nodes that onnxruntime keeps. It has kernels for a product with a bias (`Gemm`) and for one with a factor or a transpose (`FusedMatMul`). The tanh form of GELU it leaves in pieces (1.32.0): of the eleven operations of `mlp` ten nodes are left. Our rule knows no names, so it is
 # indifferent to spelling; on the other hand, it has no fast kernel for anything.
 #
 # ## The experiment
@@ -350,12 +356,11 @@ apart = front_end.program_of(graph, one_by_one(graph))
 compare(program(h, *weights)[0], block(h, *weights), "the block", tol=1e-4)
 read = sum(weight.nbytes for weight in weights)
 for name, each in (("one by one", apart), ("fused", program)):
-    size = f"{len(each.kernels):3} kernels, {each.traffic / 1e6:6.1f} MB moved"
     print(
-        f"{name:11} {size} ({(each.traffic - read) / 1e6:5.1f} without weights),",
-        end=" ",
+        f"{name:11} {len(each.kernels):2} kernels, {each.traffic / 1e6:.1f} MB moved,"
     )
-    print(f"arena {each.arena / 1e6:.1f} MB")
+    without = f"{(each.traffic - read) / 1e6:4.1f} MB without weights"
+    print(f"{'':11} {without}, arena {each.arena / 1e6:.1f} MB")
 
 
 # %% tags=["hide-input"]
@@ -378,22 +383,37 @@ for name, eager, ours, arguments in (
     ("the block", block, program, (h, *weights)),
 ):
     gains[name] = seconds(eager, *arguments) / seconds(ours, *arguments)
+of_part = {}
+for name in ("mlp", "attention_row"):
+    function, arguments = cases[name]
+    captured = capture(function, *arguments)
+    programs = {"one by one": front_end.program_of(captured, one_by_one(captured))}
+    programs["fused"] = compile_graph(captured)
+    of_part[name, "PyTorch"] = (None, seconds(function, *arguments, repeat=9))
+    for how, each in programs.items():
+        took = seconds(each, *arguments, repeat=9)
+        of_part[name, how] = (each.traffic, took)
 torch.set_num_threads(threads)
 
 # %% tags=["nbval-ignore-output"]
 for name, gain in gains.items():
     print(f"{name:14} {gain:.1f} times as fast as PyTorch, one by one")
+for (name, how), (moved, took) in of_part.items():
+    size = f"{moved / 1e6:.1f} MB" if moved else ""
+    print(f"{name:14} {how:11}{size:7} {1e6 * took:6.0f} µs")
 
 # %% tags=["hide-output", "nbval-ignore-output"]
 speed_guess.settle(gains["GELU on 34 MB"], digits=1)
 
 # %% [markdown]
-# More than two thirds of the traffic is gone, with the same result, and the arena is half as large: what is never written needs no place. The weights are read in any case. What fusion is worth depends on what the time is spent on. The GELU moves an eleventh and is two or three times as fast, not eleven: `tanh` itself takes its time, and our pieces are still torch calls. The block
+# More than two thirds of the traffic is gone, with the same result, and the arena is half as large: what is never written needs no place. The weights are read in any case. What fusion is worth depends on what the time is spent on. The GELU moves an eleventh and is a few times as fast, not eleven: `tanh` itself takes its time, and our pieces are still torch calls. The block
 # spends its time in products, which nobody has made faster; in pieces of few rows they are even a little slower. This is why compilers report large gains on small kernels and small gains on large models.
+#
+# The other lines are the part's two functions. Fused they move least, and PyTorch stays ahead: it has kernels for GELU and softmax that somebody wrote, and our kernel is still a torch call for each operation. A graph says what runs together, not in which loops: that is the next lesson.
 #
 # ## Play
 #
-# Pass by pass. Lines with one number run in one kernel.
+# Pass by pass. Lines with one number run in one kernel. What no result reads any more is left out here; in the program it stands until the last pass.
 
 # %% tags=["hide-input", "slider", "nbval-ignore-output"]
 NAMES = ["captured", *(each.__name__ for each in front_end.PASSES)]
@@ -402,7 +422,8 @@ stages = {}
 for name, (function, arguments) in TO_PLAY.items():
     graphs = [capture(function, *arguments)]
     front_end.optimise(graphs[0], watch=lambda _, after, to=graphs: to.append(after))
-    stages[name] = graphs
+    # what a pass has replaced still stands there until the last one
+    stages[name] = [front_end.remove_dead(graph) for graph in graphs]
 
 
 def draw(passes: int, program: str):
@@ -448,7 +469,7 @@ explore(
 # TORCH_LOGS="graph_breaks,fusion,output_code" python train.py
 # ```
 #
-# A front end must also be fast: a program has as many operations as a model has layers times thirty. Every pass here looks at each node once. (These programs end in one kernel each: all their operations go along rows.)
+# A front end must also be fast: half a layer was 20 operations above, and a model has dozens of layers. Every pass here looks at each node once. (These programs end in one kernel each: all their operations go along rows.)
 
 
 # %% tags=["nbval-ignore-output"]

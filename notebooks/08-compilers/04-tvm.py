@@ -12,6 +12,7 @@
 import csv
 import logging
 import math
+import re
 import tempfile
 import time
 from importlib import resources
@@ -49,7 +50,6 @@ from llmlab.course import (
 logging.getLogger("tvm").setLevel(logging.ERROR)
 torch.set_num_threads(1)
 
-# %% tags=["hide-input"]
 N = 512
 generator = np.random.default_rng(0)
 a, b = generator.standard_normal((2, N, N), dtype=np.float32)
@@ -128,9 +128,9 @@ print(lower(C, schedule=schedule))
 # | compute_at, cache | which region is read? (interval arithmetic on indices) |
 # | compute_inline | is it a plain formula, without a sum? |
 #
-# A read has the index $c_0 + \sum_l c_l\, l$ over loops $l$ of $n_l$ iterations. The loops inside the tile move, all others stand still. The region goes from the smallest index to the largest:
+# A read has the index $c_0 + \sum_l c_l\, l$ over loops $l$ of $n_l$ iterations. The loops inside the tile move, all others stand still; what stands still is $s = c_0 + \sum_{\text{standing}} c_l\, l$. The region goes from the smallest index to the largest:
 #
-# $$\Big[\; c_0 + \sum_{\text{standing}} c_l\, l + \sum_{\text{moving}} \min(0, c_l (n_l - 1)),\quad c_0 + \sum_{\text{standing}} c_l\, l + \sum_{\text{moving}} \max(0, c_l (n_l - 1)) \;\Big]$$
+# $$\begin{aligned} \text{first} &= s + \sum_{\text{moving}} \min(0, c_l (n_l - 1)) \\ \text{last} &= s + \sum_{\text{moving}} \max(0, c_l (n_l - 1)) \end{aligned}$$
 #
 # Before and after, for a product: lines of one axis have one colour.
 
@@ -269,7 +269,7 @@ print("right:", (given * 2 + 1)[0])
 print("TVM's:", with_tvm.call(library, given, shape=(2, 8))[0])
 
 # %% [markdown]
-# ## The experiment: the same formula, six schedules
+# ## The experiment: the same formula, seven schedules
 #
 # The schedule of the part's own back end (lesson 03), step by step in TVM's words. *rows*: k before j, so that rows are read in order. *vectors*: 16 numbers at once. *registers*: a block of 4 × 16 sums that stays in registers while k runs. *packed*: what the block reads of B, copied into panels, each in one piece. One core, 512 × 512 × 512.
 
@@ -278,16 +278,18 @@ times = {"naive": (naive, torch_mm)}
 for name, steps in list(small.STEPS.items())[1:]:
     times[name] = product_time(steps)
 STEPS = {**small.STEPS, "14 × 32": small.registers(14, 32, packed=True)}
-times["14 × 32"] = product_time(STEPS["14 × 32"])
-fig, ax = plt.subplots(figsize=(3.9, 2.7))
+STEPS["16 × 32"] = small.registers(16, 32, packed=True)
+for name in ("14 × 32", "16 × 32"):
+    times[name] = product_time(STEPS[name])
+fig, ax = plt.subplots(figsize=(3.9, 3.0))
 speeds = [flops / took / 1e9 for took, _ in times.values()]
 ax.barh([*times], speeds, color=palette.blue)
 for place, (name, (took, _)) in enumerate(times.items()):
     said = f"{len(STEPS[name])} primitives, {1e3 * took:.1f} ms"
     inside = speeds[place] > 0.5 * max(speeds)
-    side = {"ha": "right", "color": "white"} if inside else {"ha": "left"}
-    shift = -1 if inside else 1
-    ax.text(speeds[place] + shift, place, said, va="center", fontsize=8, **side)
+    at = 2 if inside else speeds[place] + 1
+    color = {"color": "white"} if inside else {}
+    ax.text(at, place, said, va="center", fontsize=8, **color)
 line = flops / min(beside for _, beside in times.values()) / 1e9
 ax.axvline(line, color=palette.vermillion, ls="--")
 ax.text(line, -0.7, "torch.mm ", color=palette.vermillion, ha="right", fontsize=9)
@@ -296,17 +298,17 @@ ax.invert_yaxis()
 figure(
     fig,
     alt=(
-        "Speed of six schedules as bars: naive, rows, vectors, registers, packed, and"
-        " packed with a block of 14 by 32. Rows is many times as fast as naive, vectors"
-        " no faster than rows, registers and packed are faster again; packed comes near"
-        " the line of torch.mm, and 14 by 32 stays behind it."
+        "Speed of seven schedules as bars: naive, rows, vectors, registers, packed, and"
+        " packed with blocks of 14 by 32 and 16 by 32. Rows is many times as fast as"
+        " naive, vectors no faster than rows, registers and packed are faster again;"
+        " packed and 16 by 32 come near the line of torch.mm, 14 by 32 stays behind."
     ),
 )
 
 # %% [markdown]
-# Nothing but loops has changed. The largest step is the cheapest: with k before j both rows are read in order, and LLVM makes vectors of it by itself, so that saying so gains nothing. Then memory is what is left: sums that stay in registers, and panels that are read in order. The block of 14 × 32, which our back end takes on AVX-512, stays behind in TVM. 14 does not divide 512, so six of its rows have a guard, and LLVM keeps the **sums of these rows in memory**, loaded and stored at every step of k; only the other eight rows are in registers. Size is not the reason: 16 × 32, which divides, took 2.6 ms, though some of its sums no longer fit. Our back end writes the loop twice; so does LLVM where only a row or two have no guard, as in 6 × 16.
+# Nothing but loops has changed. The largest step is the cheapest: with k before j both rows are read in order, and LLVM makes vectors of it by itself, so that saying so gains nothing. Then memory is what is left: sums that stay in registers, and panels that are read in order. The block of 14 × 32, which our back end takes on AVX-512, stays behind in TVM. 14 does not divide 512, so six of its rows have a guard, and LLVM keeps the **sums of these rows in memory**, loaded and stored at every step of k; only the other eight rows are in registers (counted below). Size is not the reason: 16 × 32, which divides, is fast, though some of its sums no longer fit. Our back end writes the loop twice.
 #
-# What the processor sees in the end is below, for a processor with AVX2: in one step of $k$ two loads of B, four numbers of A, eight multiply-adds into eight registers. Then the same lists for other targets: which code generators can the wheel use without a vendor's tools?
+# What the processor sees in the end is below, for a processor with AVX2: in one step of $k$ two loads of B, four numbers of A, eight multiply-adds into eight registers. Then the sums of the larger blocks that go through memory, for AVX-512, and the same lists for other targets: which code generators can the wheel use without a vendor's tools?
 
 # %% tags=["hide-input"]
 GPU = [("split", "C", "j", (None, 16)), ("bind", "C", "i", "blockIdx.x")]
@@ -323,6 +325,13 @@ lines = text_for("haswell", small.STEPS["packed"], "asm").splitlines()
 words = [" ".join(line.split()) for line in lines]
 at = [i for i, line in enumerate(words) if line.startswith("vfmadd231ps")]
 print("\n".join(w for w in words[at[0] - 3 : at[7] + 1] if not w.startswith(".")))
+print()
+for name in ("14 × 32", "16 × 32"):
+    text = text_for("skylake-avx512", STEPS[name], "asm")
+    blocks = re.split(r"\n\S+:|\n\s+j\w+ .*", text)
+    sums = "".join(block for block in blocks if "vfmadd" in block)
+    stored = len(re.findall(r"vmovup\w\s+%[yz]mm\d+, [^%\n]*\(", sums))
+    print(f"{name}, a step of k: {sums.count('vfmadd')} multiply-adds, {stored} stored")
 print()
 MARKS = {"skylake-avx512": "zmm", "neoverse-v1": "fmla", "riscv64": "vfmacc"}
 for target, mark in MARKS.items():
@@ -383,7 +392,7 @@ print("planned, in bytes:", graph.planned(merged), "for 4,096 keys")
 #
 # So `mlp` is one function. Is it one loop?
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["hide-input", "nbval-ignore-output"]
 kernel = graph.kernel(STAGES["mlp"]["merge"], "fused_matmul_add_gelu_tanh")
 plain = with_tvm.scheduled(kernel, [])
 nest = with_tvm.scheduled(kernel, graph.one_nest(kernel))
@@ -405,14 +414,47 @@ for name, program in (("fused", plain), ("scheduled", nest)):
 took["torch"] = seconds(lambda: mlp(*example_inputs("mlp")))
 took["torch"] -= seconds(lambda: example_inputs("mlp"))
 print(", ".join(f"{name} {1e3 * value:.1f} ms" for name, value in took.items()))
+for name, runs in (("TVM", call), ("torch", attention_row)):
+    row = seconds(lambda runs=runs: runs(*given), 20)
+    print(f"attention_row, 300 keys, {name}: {1e6 * row:.0f} µs")
+
+LIT = {"matmul": [palette.blue], "T_add": [palette.orange]}
+LIT |= {"matmul_init": [palette.blue], "matmul_update": [palette.blue]}
+programs = {"fused": plain, "scheduled": nest}
+fig, axes = plt.subplots(1, 2, figsize=(3.9, 4.6))
+for ax, (name, program) in zip(axes, programs.items(), strict=True):
+    for place, (block, nest_of) in enumerate(with_tvm.realizations(program).items()):
+        colors = LIT.get(block, [palette.green])
+        if name == "scheduled" and block not in LIT:
+            colors = [palette.orange, palette.green]
+        width = 0.04 / len(colors)
+        for part, color in enumerate(colors):
+            ax.barh(-place, width, 0.85, left=width * part, color=color)
+        names = [str(loop.loop_var.name).removesuffix("_init") for loop in nest_of[0]]
+        font = {"family": "monospace", "va": "center", "fontsize": 7}
+        ax.text(0.07, -place, f"{block}\n {' '.join(names)}", **font)
+    title = f"{name}: {1e3 * took[name]:.1f} ms"
+    moved = f"{sum(graph.handed_on(program)):,} bytes handed on"
+    ax.set_title(f"{title}\n{moved}", fontsize=8, loc="left")
+    ax.set(xlim=(0, 1), ylim=(-10.6, 0.6))
+    ax.axis("off")
+figure(
+    fig,
+    alt=(
+        "mlp in TVM's loops. Left eleven nests, each with loops of its own: one for the"
+        " product, one for the bias, nine for GELU. Right one nest, with the loops i1_0"
+        " and i0_0 around all: the product begins at zero, is summed, and one formula"
+        " with the bias and GELU takes each block."
+    ),
+)
 
 # %% tags=["hide-output", "nbval-ignore-output"]
 speed_guess.settle(100 * times["packed"][1] / times["packed"][0])
 nests_guess.settle(nests)
 
 # %% [markdown]
-# Fusion puts operations into one function, and that alone saves launches, not memory: **without a schedule every intermediate tensor is still written**. GELU alone is nine formulas. `one_nest` inlines the nine between the product and the last, and lets the last take each block of the product from the registers. PyTorch remains faster here: TVM calls
-# the C library's `expf` for each number of the GELU, and PyTorch computes 8 or 16 at a time.
+# Blue is the product, orange the bias, green GELU. Fusion puts operations into one function, and that alone saves launches, not memory: **without a schedule every intermediate tensor is still written**. GELU alone is nine formulas. `one_nest` inlines the nine between the product and the last, and lets the last take each block of the product from the registers. PyTorch remains faster here: TVM calls
+# the C library's `expf` for each number of the GELU, and PyTorch computes 8 or 16 at a time. `attention_row`, without a schedule, is slower, too.
 #
 # ## Finding a schedule
 #

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import math
 import time
 
@@ -193,9 +194,27 @@ def test_a_change_that_makes_a_loop_endless_is_left(monkeypatch):
     ]
 
 
+def all_orders(n):
+    return len(set(itertools.permutations(range(n))))
+
+
+def all_numbers(n):
+    return sum(range(n**12))
+
+
+@pytest.mark.parametrize("answer", [all_orders, all_numbers])
+def test_what_is_taken_in_one_go_without_an_end_is_left(monkeypatch, answer):
+    monkeypatch.setattr(repairs, "RUN", 0.05)
+    judge = repairs._Judge(lambda answer: answer(11), answer, None)
+    start = time.monotonic()
+    assert judge.reached(repairs.source_tree(answer)) == 0
+    assert time.monotonic() - start < 1
+
+
 def _made(source: str, **names):
     tree = bounded(ast.parse(source).body[0])
-    own = {"_times": repairs._times, "_power": repairs._power, "_tick": bool, **names}
+    own = {"_times": repairs._times, "_power": repairs._power, "_tick": bool}
+    own |= {"_ticking": lambda value: value, **names}
     exec(compile(ast.Module([tree], type_ignores=[]), "<test>", "exec"), own)
     return own["f"]
 

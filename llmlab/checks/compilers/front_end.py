@@ -7,6 +7,7 @@ mistakes make of them. A plan of memory may be any that is valid and small.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from numbers import Integral
 
@@ -58,7 +59,10 @@ def dead_cases() -> list[Graph]:
     noise = made("draw", [second])
     drawn = Graph([x], [x, c, twice, first, second, noise], [x])
     known = Graph([], [c, constant(3.0)], [c])
-    return [chain, heard, changed, alone, drawn, known]
+    scaled = made("mul", [y, c])
+    mixed = Graph([x, y], [c, x, first, y, scaled, used], [scaled])
+    stored = Graph([x, y], [x, y, first, used], [first], {y: used})
+    return [chain, heard, changed, alone, drawn, known, mixed, stored]
 
 
 def run_dead(answer: Callable, n: int) -> Outcome:
@@ -150,9 +154,65 @@ def unread(graph: Graph) -> Graph:
     return Graph(graph.inputs, nodes, graph.outputs, graph.updates)
 
 
+def inputs_first(graph: Graph) -> Graph:
+    """The inputs, then all else that is needed."""
+    new = fe.remove_dead(graph)
+    others = [node for node in new.nodes if node not in graph.inputs]
+    return Graph(graph.inputs, [*graph.inputs, *others], graph.outputs, graph.updates)
+
+
+def once_per_reader(graph: Graph) -> Graph:
+    """From the results down, without a look at what is there already."""
+    nodes: list[Node] = []
+
+    def visit(node: Node) -> None:
+        for each in node.inputs:
+            visit(each)
+        nodes.append(node)
+
+    for node in graph.results:
+        visit(node)
+    return Graph(graph.inputs, nodes, graph.outputs, graph.updates)
+
+
+def effects_alone(graph: Graph) -> Graph:
+    """Effects stay, and what they read does not."""
+    roots = [*graph.outputs, *graph.updates.values()]
+    new = removing(lambda graph: roots)(graph)
+    stay = {*new.nodes, *(node for node in graph.nodes if node.kind == "effect")}
+    nodes = [node for node in graph.nodes if node in stay]
+    return Graph(graph.inputs, nodes, graph.outputs, graph.updates)
+
+
+def updates_that_are_read(graph: Graph) -> Graph:
+    """New values only of inputs that an output reads."""
+    new = fe.remove_dead(graph)
+    read = removing(lambda graph: graph.outputs, keep=lambda graph: [])(graph).nodes
+    updates = {node: into for node, into in graph.updates.items() if node in read}
+    return Graph(new.inputs, new.nodes, new.outputs, updates)
+
+
 def wrong_dead() -> dict[str, Callable]:
     """Diagnosis → a wrong way."""
     return {
+        "the inputs were moved to the front: all nodes stay in their order": (
+            inputs_first
+        ),
+        "a node that is read twice stands in the list twice: keep a set of what is"
+        " needed": once_per_reader,
+        "an effect stayed, and what it reads did not: go on from it to its inputs, as"
+        " from every result": effects_alone,
+        "the new value of an input was dropped where no output reads that input: the"
+        " caller sees it": updates_that_are_read,
+        "inputs are missing from `nodes`: they stand there, too": removing(
+            order=lambda graph, needed: [
+                n for n in graph.nodes if n in needed and n not in graph.inputs
+            ]
+        ),
+        "a result that is returned twice is returned once: leave the outputs as they"
+        " are": removing(
+            rest=lambda graph: ([*dict.fromkeys(graph.outputs)], graph.updates)
+        ),
         "an effect was removed: what somebody outside sees stays, whether or not its"
         " value is read (`graph.results` has it)": removing(
             lambda graph: [*graph.outputs, *graph.updates.values()]
@@ -222,9 +282,11 @@ def key_cases() -> list[list[Node]]:
     numbers = [constant(v) for v in (1.0, 2.0, 1.0, 0.0, -0.0, float("nan"))]
     numbers += [constant(float("nan")), constant(1.0, torch.float64)]
     numbers += [constant(torch.ones(1)), constant(torch.ones(1, 1))]
+    numbers += [constant(torch.ones(1))]
     weight, other = torch.tensor([1.0, 2.0]), torch.tensor([1.0, 3.0])
     numbers += [constant(weight), constant(weight), constant(other)]
     numbers += [constant(weight.clone()), constant(1 + 2**-23)]
+    numbers += [constant(1 + 2**-22)]
     a, b = made("exp", [x]), made("exp", [y])
     deep = [made("neg", [a]), made("neg", [b]), made("neg", [a]), made("exp", [a])]
     deep += [made("neg", [made("tanh", [x])]), made("neg", [x])]
@@ -296,7 +358,35 @@ def keying(
 
 def wrong_keys() -> dict[str, Callable]:
     """Diagnosis → a wrong way."""
+
+    def of_rank_nought(node: Node) -> object:
+        alone = node.data is None or node.type.shape == ()
+        return fe.key_of(node) if alone else id(node.data)
+
     return {
+        "operation, attributes and inputs are not enough: x + y and y + x have two"
+        " keys, and all constants have one": keying(
+            commutes=lambda node: False, number=lambda node: 0, many=lambda node: 0
+        ),
+        "a shape does not tell constants apart, and x + y and y + x have two keys": (
+            keying(
+                commutes=lambda node: False,
+                number=lambda node: node.type,
+                many=lambda node: node.type,
+            )
+        ),
+        "not every elementwise operation of two inputs commutes: ask"
+        " `OPS[node.op].commutes`": keying(
+            commutes=lambda node: node.kind == "elementwise" and len(node.inputs) == 2
+        ),
+        "only the first input is in the key": keying(
+            inputs=lambda node: [id(each) for each in node.inputs[:1]]
+        ),
+        "a tensor of shape (1,) holds one number, too: count with"
+        " `node.data.numel()`": of_rank_nought,
+        "numbers that are printed alike have one key: compare bytes": keying(
+            number=lambda node: (node.type, repr(node.data))
+        ),
         "x + y and y + x have two keys: sort the inputs where the operation"
         " commutes": keying(commutes=lambda node: False),
         "x − y and y − x have one key: sort the inputs only where the operation"
@@ -409,7 +499,29 @@ def join_cases() -> list[Case]:
     mixed = [made("neg", [e]), made("matmul", [e, w], (False,))]
     case(e, *mixed)  # one of two readers is a product
     case(e, mixed[0], made("sum", [e], (0,)), kernels=[mixed[0]])
+    return [*cases, *row_cases(x), *beside_a_product(p, e)]
+
+
+def row_cases(x: Node) -> list[Case]:
+    """Rows that are as many as the reader's, or begin alike, and are not the same."""
+    pairs = [
+        (value(1, 8), x),
+        (value(2, 1, 8), value(2, 6, 8)),
+        (x, value(1, 6, 8)),
+    ]
+    cases = []
+    for thin, wide in pairs:
+        node = made("exp", [thin])
+        reader = made("add", [wide, node])
+        cases.append((node, [reader], {reader}, set()))
     return cases
+
+
+def beside_a_product(p: Node, e: Node) -> list[Case]:
+    """Two kernels, one of which has a product."""
+    summed = made("add", [p, e])
+    other = made("neg", [e])
+    return [(e, [summed, other], {summed, other}, {summed})]
 
 
 def run_join(answer: Callable, n: int) -> Outcome:
@@ -478,6 +590,20 @@ def joining(
     return way
 
 
+def alike(how: Callable[[Node], object]) -> Callable:
+    """A rule for rows by another property."""
+    return lambda node, kernels: all(how(root) == how(node) for root in kernels)
+
+
+def none_beside_a_product(
+    node: Node, users: list, kernels: set, with_product: set
+) -> bool:
+    """Nothing is repeated where one of the kernels holds a product."""
+    if len(kernels) > 1 and kernels & with_product:
+        return False
+    return fe.joins(node, users, kernels, with_product)
+
+
 def by_readers(node: Node, users: list, kernels: set, with_product: set) -> bool:
     """Several readers, taken for several kernels."""
     if len(kernels) == 1 and len(users) > 1 and fe.joins(node, users, kernels, set()):
@@ -517,6 +643,25 @@ def wrong_joins() -> dict[str, Callable]:
                 root.type.shape == node.type.shape for root in kernels
             )
         ),
+        "the number of dimensions was compared, not the rows: (1, 8) has one row and"
+        " (6, 8) has six": joining(same_rows=alike(lambda node: len(rows(node)))),
+        "only the first dimension was compared: rows are the shape without the last"
+        " one": joining(same_rows=alike(lambda node: node.type.shape[:1])),
+        "rows were counted: (6,) and (1, 6) are as many, and not the same": joining(
+            same_rows=alike(lambda node: math.prod(rows(node)))
+        ),
+        "a reader must be elementwise here: a sum along a row goes along rows,"
+        " too": joining(readers=lambda us: all(u.kind == "elementwise" for u in us)),
+        "`small_inputs` was asked of a node with one kernel: nothing is computed twice"
+        " there": joining(one=lambda node: along_rows(node) and small_inputs(node)),
+        "a product does not go along rows, and joins all the same: ask for it before"
+        " you ask for one kernel": joining(
+            product=lambda kernels, with_product: (
+                len(kernels) > 1 and not kernels & with_product
+            )
+        ),
+        "nothing is repeated where one of several kernels has a product: only a product"
+        " asks for that": none_beside_a_product,
         "a second product joined a kernel: it holds one at most": joining(
             product=lambda kernels, _: len(kernels) == 1
         ),
@@ -566,7 +711,9 @@ def life_cases() -> list[list[Life]]:
         mixed.append(Life(64 * size, i, i + length // 2))
     single = [Life(64, 0, 0)]
     late = [Life(1024, 5, 6), Life(1024, 0, 1), Life(1024, 2, 4), Life(512, 1, 5)]
-    return [chain, growing, shrinking, residual, together, mixed, single, late]
+    covered = [Life(1024, 0, 2), Life(512, 4, 6), Life(256, 1, 5)]
+    first = [chain, growing, shrinking, residual, together, mixed, single, late]
+    return [*first, covered]
 
 
 @check.exercise(

@@ -52,6 +52,12 @@ def same_numbers(x: Expression) -> Expression:
     return (x * half + half) * (x + 0.5)
 
 
+def same_arguments() -> Expression:
+    """Two objects that stand for the same argument."""
+    x, again = (Expression("argument", value=0) for _ in range(2))
+    return x * again + x
+
+
 def list_cases() -> list[Expression]:
     """Results; each is an expression with values that are read once or more."""
     return [
@@ -63,6 +69,7 @@ def list_cases() -> list[Expression]:
         trace(lambda x: tanh(tanh(tanh(-x))) + x, 1),
         trace(lambda x, y, z: sqrt((x - y) * (x - y) + z) / ((y - x) + 2), 3),
         Expression("constant", value=2.0),
+        same_arguments(),
     ]
 
 
@@ -74,6 +81,7 @@ def run_list(answer: Callable, n: int) -> Outcome:
     found = expect(answer(result), kind=list, what="linearise(result)")
     if not all(isinstance(node, Expression) for node in found):
         raise Mistake("the list must hold the expressions themselves")
+    again = answer(result)
     first: dict[Expression, int] = {}
     for place, node in enumerate(found):
         first.setdefault(node, place)
@@ -93,6 +101,9 @@ def run_list(answer: Callable, n: int) -> Outcome:
         "what comes before something that it reads": sorted(early),
         "what was not in the expression": sum(node not in number for node in found),
         "the last one": number.get(found[-1], -1) if found else None,
+        "a second call with the same expression": sorted(
+            number.get(node, -1) for node in again
+        ),
     }
 
 
@@ -132,12 +143,43 @@ def by_levels(result: Expression) -> list[Expression]:
     return found[::-1]
 
 
-def by_looks(result: Expression) -> list[Expression]:
-    """One for all that look the same."""
-    kept: dict[tuple, Expression] = {}
-    for node in ov.linearise(result):
-        kept.setdefault((node.op, node.value, node.inputs), node)
-    return list(kept.values())
+def result_first(result: Expression) -> list[Expression]:
+    """Each before what it reads, depth first."""
+    found: list[Expression] = []
+
+    def visit(node: Expression) -> None:
+        if node not in found:
+            found.append(node)
+            for each in node.inputs:
+                visit(each)
+
+    visit(result)
+    return found
+
+
+def once_for_all() -> Callable[[Expression], list[Expression]]:
+    """What one call has seen, the next one leaves out."""
+    seen: set[Expression] = set()
+
+    def way(result: Expression) -> list[Expression]:
+        found = [node for node in ov.linearise(result) if node not in seen]
+        seen.update(found)
+        return found
+
+    return way
+
+
+def by_looks(*ops: str) -> Callable[[Expression], list[Expression]]:
+    """One for all that look the same, among operations of these kinds; all, if none."""
+
+    def way(result: Expression) -> list[Expression]:
+        kept: dict[object, Expression] = {}
+        for node in ov.linearise(result):
+            looks = (node.op, node.value, node.inputs)
+            kept.setdefault(looks if not ops or node.op in ops else node, node)
+        return list(kept.values())
+
+    return way
 
 
 def wrong_lists() -> dict[str, Callable]:
@@ -149,6 +191,12 @@ def wrong_lists() -> dict[str, Callable]:
         " operation": lambda result: ov.linearise(result)[::-1],
         "level by level from the result is not enough: a value may be read near the"
         " result and far below it, and must come before both": by_levels,
+        "an operation stands before what it reads: put it into the list after the loop"
+        " over its inputs": result_first,
+        "depth first from the result, then turned round, is not enough: a value that is"
+        " read twice must come before both": lambda result: result_first(result)[::-1],
+        "a second call gives less: what one call has seen reaches the next, so begin"
+        " anew inside the function": once_for_all(),
         "the result is missing: it is the last of the list": lambda result: (
             ov.linearise(result)[:-1]
         ),
@@ -163,7 +211,13 @@ def wrong_lists() -> dict[str, Callable]:
             node for node in ov.linearise(r) if node.op != "constant"
         ],
         "two expressions that look alike became one: go by the object, `node in order`,"
-        " and leave merging to a later pass": by_looks,
+        " and leave merging to a later pass": by_looks(),
+        "two constants that look alike became one: two objects stay two": by_looks(
+            "constant"
+        ),
+        "two objects for one argument became one: two objects stay two": by_looks(
+            "argument"
+        ),
     }
 
 
@@ -180,6 +234,7 @@ def line_cases() -> list[tuple[Callable, int]]:
         (lambda x: 0.1 * x - 1 / x, 1),
         (lambda x, y: exp(y) - tanh(x) * sqrt(y * y), 2),
         (lambda x, y: maximum(x, 0.25) - minimum(y, x), 2),
+        (lambda x: x * 0.044715, 1),
         (lambda x: x, 1),
         (lambda x: Expression("constant", value=-0.3), 1),
         (lambda x, y, z: (z - y) / (x - z), 3),
@@ -365,6 +420,9 @@ def wrong_lines() -> dict[str, Callable]:
             number=lambda value: float(int(value))
         ),
         "constants have lost their sign": lowering(number=abs),
+        "constants have lost digits: give `literal` the whole number": lowering(
+            number=lambda value: round(value, 4)
+        ),
         "maximum and minimum are exchanged": lowering(
             op=renamed(maximum="minimum", minimum="maximum")
         ),
@@ -457,6 +515,11 @@ def wrong_gates(x: Tensor, b: Tensor) -> dict[str, Tensor]:
         "the sixth is missing": y * smooth(6 * t),
         "the factor y is missing: this is the gate alone": smooth(t),
         "the outer factor is y = x + b, not x": x * smooth(t),
+        "t is made of y = x + b, not of x": y * smooth(kept_between(x)),
+        "t² (3 − 2t) needs its parentheses: y t² is multiplied by all of 3 − 2t": (
+            y * t * t * 3 - 2 * t
+        ),
+        "this is t³ (3 − 2t): t is squared": y * t * smooth(t),
         "maximum and minimum are exchanged: with maximum(…, 6) t is 1 for every y": y,
         "this is the gate of the lesson: t² (3 − 2t) takes the place of t": y * t,
         "t is not squared: t² (3 − 2t)": y * t * (3 - 2 * t),
@@ -488,6 +551,11 @@ def call_cases() -> list[tuple[int, Calls]]:
         (8, []),
         (8, [(a,), (a,), (torch.ones(2, 3),)]),
         (8, [(a, b), (a,), (a, b, 1), (a,), (a, b)]),
+        (8, [(a, wide), (torch.ones(2), torch.ones(3, 2, 4))]),
+        (8, [(a, 1), (1, a)]),
+        (8, [(a, "1"), (a, 1), (a, True), (a, "True")]),
+        (8, [(a, -1), (a, -2)]),
+        (8, [(tall,), (a.mT,)]),
     ]
 
 
@@ -501,15 +569,25 @@ def kinds(arguments: tuple) -> list:
     ]
 
 
+def look_for_a_star(arguments: tuple) -> None:
+    """Refuses a call with all arguments as one."""
+    if len(arguments) == 1 and isinstance(arguments[0], tuple):
+        raise Mistake(
+            "`arguments` was handed on as one argument: `*arguments` hands on each"
+        )
+
+
 def run_calls(answer: Callable, n: int) -> Outcome:
     """Case n: what was compiled, and which version answered each call."""
     limit, calls = call_cases()[n]
     compiled: list = []
 
     def function(*arguments):
+        look_for_a_star(arguments)
         return ["as it stands", kinds(arguments)]
 
     def compiler(*arguments):
+        look_for_a_star(arguments)
         if any(callable(each) for each in arguments):
             raise Mistake("compile takes the arguments of the call, not the function")
         compiled.append(kinds(arguments))
@@ -627,6 +705,23 @@ def first_arguments(
     return right_guarded(function, compiler, limit, versions, arguments)
 
 
+def none_kept(
+    function: Callable, compiler: Callable, limit: int, versions: dict, arguments: tuple
+):
+    """`versions` stays as it was."""
+    return right_guarded(function, compiler, limit, dict(versions), arguments)
+
+
+def emptied(
+    function: Callable, compiler: Callable, limit: int, versions: dict, arguments: tuple
+):
+    """Where there is no room, room is made."""
+    if assumed(arguments) not in versions and len(versions) >= limit:
+        versions.clear()
+        versions[assumed(arguments)] = compiler(*arguments)
+    return right_guarded(function, compiler, limit, versions, arguments)
+
+
 def looked_up_late(
     function: Callable, compiler: Callable, limit: int, versions: dict, arguments: tuple
 ):
@@ -677,8 +772,21 @@ def wrong_guards() -> dict[str, Callable]:
     def both(t: Tensor) -> tuple:
         return (t.shape, t.dtype)
 
+    def sorted_out(arguments: tuple) -> tuple:
+        tensors = tuple(both(each) for each in arguments if isinstance(each, Tensor))
+        others = (each for each in arguments if not isinstance(each, Tensor))
+        return tensors, tuple((type(each), each) for each in others)
+
+    def end_to_end(arguments: tuple) -> tuple:
+        sizes = (each.shape for each in arguments if isinstance(each, Tensor))
+        others = assuming(lambda t: t.dtype)
+        return tuple(size for shape in sizes for size in shape), others(arguments)
+
     return {
         "it is compiled anew for each call: keep the versions": every_time,
+        "no version is kept: put it into `versions`": none_kept,
+        "all versions were thrown away where there was no room: none is, and"
+        " `function` is called as it stands": emptied,
         "it is compiled anew for a tensor of the same shape and dtype: the object or"
         " its numbers are not what was assumed": guarding(assuming(id)),
         "it is compiled anew where only the numbers in a tensor differ: shape and"
@@ -697,6 +805,22 @@ def wrong_guards() -> dict[str, Callable]:
         " belongs to it": guarding(assuming(lambda t: (t.numel(), t.dtype))),
         "an argument that is no tensor is not guarded: its value may be built into the"
         " code": guarding(assuming(both, lambda v: None)),
+        "an argument that is no tensor is left out of the key: its value may be built"
+        " into the code": guarding(lambda arguments: sorted_out(arguments)[0]),
+        "tensors stand in one part of the key and all else in another: f(a, 1) and"
+        " f(1, a) share a version": guarding(sorted_out),
+        "the sizes of all tensors stand in a row, and nobody can see where one shape"
+        " ends: a 2 × 3 and a 2 × 4 tensor, or 2 and 3 × 2 × 4": guarding(end_to_end),
+        "the arguments themselves are the key: two tensors of one shape and dtype are"
+        " two keys, and 1, 1.0 and True are one": guarding(lambda arguments: arguments),
+        'values are compared as text: 1 and "1" share a version, so put the type beside'
+        " the value": guarding(assuming(both, str)),
+        "the hash is the key: two values may have one hash, as -1 and -2 have, so keep"
+        " the values": guarding(lambda arguments: hash(assumed(arguments))),
+        "it is compiled anew for a transposed tensor of the same shape and dtype: here"
+        " only these two were assumed": guarding(
+            assuming(lambda t: (t.shape, t.dtype, t.stride()))
+        ),
         "1, 1.0 and True share a version: they are equal for a dict, so put the type"
         " beside the value": guarding(assuming(both, lambda v: v)),
         "of an argument that is no tensor only the type is guarded: its value may be"

@@ -46,6 +46,7 @@ def split_cases() -> list[tuple[int, tuple[int | None, ...]]]:
         (14, (None,)),
         (9, (None, 2, 5)),
         (9, (2, None, 3)),
+        (12, (6, 4)),
     ]
 
 
@@ -138,6 +139,23 @@ def wrong_splits() -> dict[str, Callable]:
         " their product": splitting(
             rest=lambda extent, given: -(-extent // (given[-1] if given else 1))
         ),
+        "the part for None looks at the first of the other factors alone: it is the"
+        " extent by their product": splitting(
+            rest=lambda extent, given: -(-extent // (given[0] if given else 1))
+        ),
+        "the part for None is the extent by the sum of the others: it is by their"
+        " product": splitting(
+            rest=lambda extent, given: -(-extent // (sum(given) or 1))
+        ),
+        "the part for None was rounded to the nearest: 13 in parts of 4 are four parts,"
+        " so round up": splitting(
+            rest=lambda extent, given: round(extent / math.prod(given))
+        ),
+        "it was refused before None was worked out: compare the product of all parts"
+        " with the extent": refused_without_the_rest,
+        "parts that make up just the extent were refused: they fit": splitting(
+            refused=lambda extent, total: total <= extent
+        ),
         "factors that make up fewer iterations than there are were accepted: raise"
         " Refused": splitting(refused=lambda extent, total: False),
         "factors that make up more iterations than there are were refused: the guard"
@@ -150,6 +168,12 @@ def wrong_splits() -> dict[str, Callable]:
         " parts with the extent": splitting(
             guarded=lambda extent, total, parts: extent % parts[-1] != 0
         ),
+        "each part was asked whether it divides the extent: 6 and 4 divide 12, and are"
+        " 24 together": splitting(
+            guarded=lambda extent, total, parts: any(extent % part for part in parts)
+        ),
+        "there is a guard wherever a part is None: it is needed where the parts make up"
+        " more": guarded_for_none,
         "the guard stands where it is not needed, and is missing where it is": (
             splitting(guarded=lambda extent, total, parts: total <= extent)
         ),
@@ -167,6 +191,18 @@ def guarded_with_none(extent: int, factors: tuple) -> tuple:
     """`split_loop` with a guard only where a part is None."""
     parts, guarded = tvm.split(extent, factors)
     return parts, guarded and None in factors
+
+
+def guarded_for_none(extent: int, factors: tuple) -> tuple:
+    """`split_loop` with a guard for every None, and for no other reason."""
+    return tvm.split(extent, factors)[0], None in factors
+
+
+def refused_without_the_rest(extent: int, factors: tuple) -> tuple:
+    """`split_loop`, which asks the given factors alone whether they are enough."""
+    if math.prod(factor for factor in factors if factor is not None) < extent:
+        raise Refused("too few")
+    return tvm.split(extent, factors)
 
 
 def refused_without_none(extent: int, factors: tuple) -> tuple:
@@ -334,6 +370,13 @@ def wrong_regions() -> dict[str, Callable]:
         "the reads' extents were added up: where they overlap, a place is held once": (
             region_as_sum
         ),
+        "the longest read alone gives the extent: two reads beside each other reach"
+        " further": region_as_longest,
+        "the region begins where the first read does: another one may begin before": (
+            regions(first_of=lambda firsts: next(iter(firsts)))
+        ),
+        "the places that are read were counted: a region goes from the smallest to the"
+        " largest, with what lies between": region_as_places,
     }
 
 
@@ -354,6 +397,23 @@ def region_as_sum(indices: list[Affine], moving: dict[str, int]) -> tuple:
     return tvm.region(indices, moving)[0], sum(alone)
 
 
+def region_as_longest(indices: list[Affine], moving: dict[str, int]) -> tuple:
+    """The largest extent of one read."""
+    alone = [tvm.region([index], moving)[1] for index in indices]
+    return tvm.region(indices, moving)[0], max(alone)
+
+
+def region_as_places(indices: list[Affine], moving: dict[str, int]) -> tuple:
+    """How many different places are read."""
+    places = set()
+    for index in indices:
+        rest = index - index.part(index.names - moving.keys())
+        for steps in itertools.product(*map(range, moving.values())):
+            at = dict(zip(moving, steps, strict=True))
+            places.add(rest.constant + sum(c * at[name] for name, c in rest.terms))
+    return tvm.region(indices, moving)[0], len(places)
+
+
 # 3 ------------------------------------------------------------------------------------
 
 FuseCase = tuple[Kind, Kind, tuple[Kind, ...], Kind, bool]
@@ -364,6 +424,7 @@ def fuse_cases(kind: Kind) -> tuple[FuseCase, ...]:
     """All cases of a step of this kind, with none to two steps between."""
     easy, wide, turned, summed, *_ = Kind
     inside = [(), (easy,), (wide, easy), (easy, turned), (summed, wide)]
+    inside.append((wide, summed))
     rounds = (False, True)
     return tuple(itertools.product([kind], Kind, inside, Kind, rounds))
 
@@ -403,7 +464,7 @@ def may_fuse(answer):
     words = "may_fuse(…)"
 
     def hidden(found: object) -> str:
-        return "some of its cases"
+        return "go through its sentence word by word"
 
     judge(answer, run_fuse, tvm.may_fuse, wrong_fusions(), len(Kind), words, hidden)
 
@@ -420,11 +481,15 @@ def fusing(
     injective_second: Callable = lambda second: second,
     injective_end: Callable = lambda end: end <= Kind.INJECTIVE,
     injective_between: Kind = Kind.INJECTIVE,
+    injective_way: Callable = lambda way: True,
+    easy_round: Callable = lambda second: True,
+    looked_at: Callable = lambda between: between,
     rest: bool = False,
 ) -> Callable:
     """`may_fuse`, and what comes out with one thing changed."""
 
     def way_of(kind, way, between, end, second) -> bool:
+        between = looked_at(between)
         if kind is Kind.ANCHOR:
             inside = all(each <= anchor_most for each in between)
             return (
@@ -432,10 +497,11 @@ def fusing(
             )
         if easy(kind):
             inside = all(each <= easy_between for each in between)
-            return easy_way(way) and inside and easy_end(end)
+            return easy_round(second) and easy_way(way) and inside and easy_end(end)
         if kind is Kind.INJECTIVE:
             inside = all(each <= injective_between for each in between)
-            return injective_second(second) and inside and injective_end(end)
+            begun = injective_second(second) and injective_way(way)
+            return begun and inside and injective_end(end)
         return rest
 
     return way_of
@@ -457,6 +523,50 @@ def wrong_fusions() -> dict[str, Callable]:
         " joins must be BROADCAST at most": fusing(anchor_end=yes),
         "on an anchor's way something is more than BROADCAST: look at `between`, not at"
         " the end alone": fusing(anchor_most=Kind.OPAQUE),
+        "an anchor's `between` may be BROADCAST, not ELEMENTWISE alone": fusing(
+            anchor_most=Kind.ELEMENTWISE
+        ),
+        "an anchor's `between` must be BROADCAST at most: a transpose in it is too"
+        " much": fusing(anchor_most=Kind.INJECTIVE),
+        "an anchor may join an `end` of BROADCAST, not of ELEMENTWISE alone": fusing(
+            anchor_end=lambda end: end is Kind.ELEMENTWISE
+        ),
+        "an anchor's `end` must be BROADCAST at most: a transpose is too much": fusing(
+            anchor_end=lambda end: end <= Kind.INJECTIVE
+        ),
+        "a transpose may lie `between` an elementwise operation and its post-dominator:"
+        " INJECTIVE at most": fusing(easy_between=Kind.BROADCAST),
+        "ELEMENTWISE and BROADCAST join in one round alone: they join in both": fusing(
+            easy_round=lambda second: not second
+        ),
+        "ELEMENTWISE and BROADCAST wait for the second round: they join in both": (
+            fusing(easy_round=lambda second: second)
+        ),
+        "INJECTIVE joins by the rule of ELEMENTWISE: it has one of its own": fusing(
+            easy=lambda kind: kind <= Kind.INJECTIVE
+        ),
+        "a transpose may join a function that is INJECTIVE itself": fusing(
+            injective_end=lambda end: end <= Kind.BROADCAST
+        ),
+        "a transpose may have one `between`: INJECTIVE at most": fusing(
+            injective_between=Kind.BROADCAST
+        ),
+        "a transpose joins the function of a reduction: its `end` must be INJECTIVE at"
+        " most": fusing(injective_end=lambda end: end <= Kind.REDUCTION),
+        "`way` was asked for INJECTIVE, too: its rule has `between` and `end`"
+        " alone": fusing(injective_way=lambda way: way <= Kind.INJECTIVE),
+        "`way` of REDUCTION at most was asked for INJECTIVE, too: its rule has"
+        " `between` and `end` alone": fusing(
+            injective_way=lambda way: way <= Kind.REDUCTION
+        ),
+        "only the first step `between` was looked at: each must be small enough": (
+            fusing(looked_at=lambda between: between[:1])
+        ),
+        "only the last step `between` was looked at: each must be small enough": (
+            fusing(looked_at=lambda between: between[-1:])
+        ),
+        "the smallest step `between` was looked at: each must be small enough, so ask"
+        " `all`, not `any`": fusing(looked_at=lambda between: sorted(between)[:1]),
         "an anchor never joins: elementwise operations after a product are what fusion"
         " is for": fusing(anchor_first=lambda second: False),
         "an elementwise operation joins a product that reads it: it would be computed"
@@ -504,6 +614,7 @@ def tile_cases() -> list[tuple[tuple[int, ...], int]]:
         ((12,), 64),
         ((3, 2, 2), 5),
         ((10, 10), 30),
+        ((2, 3, 16), 8),
     ]
 
 
@@ -571,6 +682,36 @@ def moving_one(
     return way
 
 
+def where_it_grows(tile: tuple[int, ...], most: int) -> list:
+    """`most` as a limit of the move, not of the tile."""
+    limit = max(most, tile[-1])
+    every = tvm.neighbours(tile, limit)
+    return [new for new in every if new[-1] <= most or new[-1] == tile[-1]]
+
+
+def every_tile(tile: tuple[int, ...], most: int) -> list:
+    """Whatever has the same product."""
+    found, waiting = {tile}, [tile]
+    while waiting:
+        for new in tvm.neighbours(waiting.pop(), math.prod(tile)):
+            if new not in found:
+                found.add(new)
+                waiting.append(new)
+    return [new for new in found if new != tile and new[-1] <= most]
+
+
+def adding_up(tile: tuple[int, ...], most: int) -> list:
+    """One list for all, which is changed and changed again."""
+    new, found = list(tile), set()
+    for source, target in itertools.permutations(range(len(tile)), 2):
+        for prime in tvm.primes(tile[source]):
+            new[source] //= prime
+            new[target] *= prime
+            if new[-1] <= most:
+                found.add(tuple(new))
+    return sorted(found)
+
+
 def divisors(n: int) -> list[int]:
     """All that divide n, but 1."""
     return [d for d in range(2, n + 1) if n % d == 0]
@@ -614,6 +755,17 @@ def wrong_tiles() -> dict[str, Callable]:
         "the tile itself is in the list: a mutation would change nothing": moving_one(
             itself=True
         ),
+        "a prime moves from a part to itself, and the tile is in its own list: leave"
+        " that out": moving_one(pairs=lambda n: itertools.product(range(n), repeat=2)),
+        "`most` was asked only where the last part grows: a last part that is too large"
+        " stays too large": where_it_grows,
+        "a part that is a prime itself moves, too": moving_one(
+            factors=lambda part: [p for p in tvm.primes(part) if p < part]
+        ),
+        "all tiles of the same product are in the list: one prime moves, once": (
+            every_tile
+        ),
+        "the changes add up: begin each neighbour from the tile": adding_up,
         "the product has changed: what one part gives, another takes": moving_one(
             take=lambda part, prime: part
         ),

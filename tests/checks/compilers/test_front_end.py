@@ -193,6 +193,20 @@ def joins_never(node, users, kernels, with_product):
     return False
 
 
+def steps_back(lives):
+    """`end` of the last one in the way, not the highest."""
+    offsets = {}
+    for node, life in lives.items():
+        end = 0
+        in_the_way = [other for other in offsets if lives[other].meets(life)]
+        for other in sorted(in_the_way, key=offsets.get):
+            if end + life.size <= offsets[other]:
+                break
+            end = offsets[other] + lives[other].size
+        offsets[node] = end
+    return offsets
+
+
 def side_by_side(lives):
     offsets, end = {}, 0
     for node, life in lives.items():
@@ -293,6 +307,7 @@ test_wrong_answers = rejects(
             "the result for exp (6×8), read by neg in one kernel, after joins",
         ),
         Wrong("plan", side_by_side, "those of all values together"),
+        Wrong("plan", steps_back, "share bytes and are needed at one time"),
         Wrong("plan", all_at_zero, "share bytes"),
         Wrong("plan", from_4096, "the arena begins at 0"),
         Wrong("plan", behind_the_last, "share bytes"),

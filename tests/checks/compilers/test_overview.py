@@ -278,6 +278,95 @@ def keeps_none(function, compile, limit, versions, arguments):
     return checks.right_guarded(function, compile, limit, dict(versions), arguments)
 
 
+def one_tuple(function, compile, limit, versions, arguments):
+    if arguments not in versions and limit:
+        versions[arguments] = compile(arguments)
+    return versions.get(arguments, function)(arguments)
+
+
+def list_with_memory(result, seen=set()):  # noqa: B006
+    """The default is one set for all calls."""
+    order = []
+
+    def visit(node):
+        if node not in seen:
+            seen.add(node)
+            for each in node.inputs:
+                visit(each)
+            order.append(node)
+
+    visit(result)
+    return order
+
+
+def list_of_first_visits_turned(result):
+    order = []
+
+    def visit(node):
+        if node not in order:
+            order.append(node)
+            for each in node.inputs:
+                visit(each)
+
+    visit(result)
+    return order[::-1]
+
+
+def list_with_one_object_per_argument(result):
+    order, arguments = [], set()
+
+    def visit(node):
+        if node in order or (node.op == "argument" and node.value in arguments):
+            return
+        if node.op == "argument":
+            arguments.add(node.value)
+        for each in node.inputs:
+            visit(each)
+        order.append(node)
+
+    visit(result)
+    return order
+
+
+def guarded_by(key):
+    """`guarded_call` with a key of one's own."""
+
+    def answer(function, compile, limit, versions, arguments):
+        about = key(arguments)
+        if about not in versions and len(versions) >= limit:
+            return function(*arguments)
+        if about not in versions:
+            versions[about] = compile(*arguments)
+        return versions[about](*arguments)
+
+    return answer
+
+
+def tensors_then_others(arguments):
+    tensors = [t for t in arguments if isinstance(t, torch.Tensor)]
+    others = [v for v in arguments if not isinstance(v, torch.Tensor)]
+    return (
+        tuple((t.shape, t.dtype) for t in tensors),
+        tuple((type(v), v) for v in others),
+    )
+
+
+def as_words(arguments):
+    return tuple(
+        (each.shape, each.dtype) if isinstance(each, torch.Tensor) else str(each)
+        for each in arguments
+    )
+
+
+def with_strides(arguments):
+    return tuple(
+        (each.shape, each.dtype, each.stride())
+        if isinstance(each, torch.Tensor)
+        else (type(each), each)
+        for each in arguments
+    )
+
+
 test_wrong_answers = rejects(
     SLUG,
     [
@@ -315,7 +404,20 @@ test_wrong_answers = rejects(
         *(Wrong("smooth_gate", gate(how), says) for says, how in GATES.items()),
         Wrong("guarded_call", never_compiles, "what was compiled"),
         Wrong("guarded_call", not_called, "not the version: call it"),
-        Wrong("guarded_call", keeps_none, "what was compiled"),
+        Wrong("linearise", list_with_memory, "begin anew inside the function"),
+        Wrong("linearise", list_of_first_visits_turned, "must come before both"),
+        Wrong("linearise", list_with_one_object_per_argument, "two objects stay two"),
+        Wrong("guarded_call", keeps_none, "no version is kept"),
+        Wrong("guarded_call", one_tuple, "`*arguments` hands on each"),
+        Wrong("guarded_call", guarded_by(tensors_then_others), "share a version"),
+        Wrong("guarded_call", guarded_by(as_words), "are compared as text"),
+        Wrong("guarded_call", guarded_by(with_strides), "for a transposed tensor"),
+        Wrong(
+            "guarded_call",
+            guarded_by(lambda arguments: hash(checks.assumed(arguments))),
+            "two values may have one hash",
+        ),
+        Wrong("guarded_call", guarded_by(lambda a: a), "themselves are the key"),
         Wrong("guarded_call", throws_the_oldest_away, "no version to throw away"),
     ],
 )
