@@ -250,6 +250,7 @@ one_row = run.compiled(back_end.apply(row, steps["row"]), "llvm")
 compare(one_row(*row_inputs), attention_row(*row_inputs), "attention row", tol=1e-6)
 print(len(block.body), "nests become", len(fused.program.body), "for the mlp")
 
+torch.manual_seed(0)
 codes = torch.randint(0, 16, (8, 2, 2, 32))  # rows, groups, halves of a group
 packed = (codes[:, :, 0] | codes[:, :, 1] << 4).to(torch.uint8)
 scale, x = torch.rand(8, 2), torch.randn(128)
@@ -257,7 +258,7 @@ matvec = back_end.apply(programs.matvec_4bit(8, 128, 64), machine.matvec_schedul
 words = programs.words(packed).view(2, 4, 2, 8)
 four_bits = run.compiled(matvec, "llvm")(words, scale.view(2, 4, 2), x)
 wanted = (scale[:, :, None] * (codes.flatten(2) - 8)).flatten(1) @ x
-compare(four_bits.flatten(), wanted, "4-bit weights", tol=1e-3)
+compare(four_bits.flatten(), wanted, "4-bit weights, x in 16 bits", tol=5e-3)
 
 on_gpu = back_end.apply(small, [*SMALL[:3], ("cache", "C", "i_o"), ("unroll", "i_i")])
 on_gpu = back_end.apply(on_gpu, [("unroll", "j_i"), ("parallel", "j_o")])
