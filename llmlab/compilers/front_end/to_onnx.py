@@ -56,11 +56,13 @@ def to_onnx(graph: Graph) -> onnx.ModelProto:
     def emit(op: str, inputs: list[str], output: str, **attributes) -> None:
         nodes.append(helper.make_node(op, inputs, [output], **attributes))
 
+    small = any(form_of(node) in ("e4m3", "e5m2") for node in graph.nodes)
     readers = graph.users()
     for node in graph.nodes:
         here = names[node]
         read = [names[each] for each in node.inputs]
-        if node.kind == "constant" and all(is_scale(node, x) for x in readers[node]):
+        only_scale = readers[node] and all(is_scale(node, x) for x in readers[node])
+        if node.kind == "constant" and only_scale and node not in graph.outputs:
             continue  # written where it is read
         if node.kind == "constant":
             constants.append(numpy_helper.from_array(node.data.numpy(), here))
@@ -70,17 +72,18 @@ def to_onnx(graph: Graph) -> onnx.ModelProto:
             scale, axis, zero = scale_and_zero(node, here)
             constants += [scale, zero]
             emit(SCALED[node.op], [read[0], scale.name, zero.name], here, **axis)
-        elif node.op == "sum":
-            emit(
-                "ReduceSum", [*read, number_list(f"{here}_axes", node.attributes)], here
-            )
-        elif node.op == "max":
+        elif node.op == "sum" or (node.op == "max" and small):
+            axes = number_list(f"{here}_axes", node.attributes)
+            emit("ReduceSum" if node.op == "sum" else "ReduceMax", [*read, axes], here)
+        elif node.op == "max":  # axes are an input from opset 18 on
             emit("ReduceMax", read, here, axes=list(node.attributes))
         elif node.op == "transpose":
             emit("Transpose", read, here, perm=list(node.attributes[0]))
         elif node.op == "reshape":
             shape = number_list(f"{here}_shape", node.attributes[0])
-            emit("Reshape", [*read, shape], here)
+            # a 0 would else mean: the size that it had
+            empty = {"allowzero": 1} if 0 in node.attributes[0] else {}
+            emit("Reshape", [*read, shape], here, **empty)
         elif node.op == "matmul":
             emit("MatMul", [read[0], second(node, read[1], here, emit)], here)
         elif node.kind != "input":
@@ -97,7 +100,6 @@ def to_onnx(graph: Graph) -> onnx.ModelProto:
         ]
         for y in (given, results)
     ]
-    small = any(form_of(node) in ("e4m3", "e5m2") for node in graph.nodes)
     opset = [helper.make_opsetid("", 19 if small else 17)]
     body = helper.make_graph(nodes, "program", *infos, initializer=constants)
     model = helper.make_model(body, opset_imports=opset, ir_version=9)
