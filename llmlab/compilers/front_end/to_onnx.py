@@ -30,6 +30,7 @@ NAMES = {
     "draw": "RandomUniformLike",
 }
 SCALED = {"quantize": "QuantizeLinear", "dequantize": "DequantizeLinear"}
+MOVES = ("reshape", "transpose", "neg", "max", "maximum")  # of codes as of numbers
 CODES = {"int8": "INT8", "e4m3": "FLOAT8E4M3FN", "e5m2": "FLOAT8E5M2"}
 
 
@@ -60,7 +61,7 @@ def to_onnx(graph: Graph) -> onnx.ModelProto:
     readers = graph.users()
     for node in graph.nodes:
         here = names[node]
-        read = [names[each] for each in node.inputs]
+        read = reads(node, names, here, constants)
         only_scale = readers[node] and all(is_scale(node, x) for x in readers[node])
         if node.kind == "constant" and only_scale and node not in graph.outputs:
             continue  # written where it is read
@@ -123,12 +124,36 @@ def is_scale(node: Node, reader: Node) -> bool:
 
 
 def form_of(node: Node) -> str | None:
-    """The format of the codes that a `quantize` makes or a `dequantize` reads."""
-    while node.op == "dequantize":
-        node = node.inputs[0]
-        while node.op in ("reshape", "transpose"):
-            node = node.inputs[0]
+    """The format of the codes that a value holds; None if it holds numbers."""
+    while node.op in MOVES:
+        node = next((x for x in node.inputs if x.number is None), node.inputs[0])
     return node.attributes[0] if node.op == "quantize" else None
+
+
+def reads(
+    node: Node, names: dict[Node, str], here: str, constants: list[onnx.TensorProto]
+) -> list[str]:
+    """The names of its inputs. An operation on codes reads codes: its 0 is one, too.
+
+    Raises:
+        ValueError: ONNX has no such operation on codes.
+    """
+    from onnx import TensorProto, helper
+
+    found = [names[each] for each in node.inputs]
+    form = form_of(node) if node.op in MOVES else None
+    if form not in (None, "int8") and node.op != "reshape":
+        raise ValueError(
+            f"ONNX has no operation for {node.op!r} of codes in {form}: place Q and DQ"
+            " with carry=False"
+        )
+    for place, each in enumerate(node.inputs):
+        if form is not None and each.number is not None:
+            found[place] = f"{here}_zero"
+            constants.append(
+                helper.make_tensor(found[place], TensorProto.INT8, (), [0])
+            )
+    return found
 
 
 def scale_and_zero(
@@ -148,6 +173,7 @@ def scale_and_zero(
     data = scale.data.flatten() if wide else scale.data.reshape(())
     last = len(node.type.shape) - len(scale.type.shape)
     axis = {"axis": last + wide[0]} if wide else {}
-    kind = getattr(TensorProto, CODES[form_of(node)])
+    codes = node if node.op == "quantize" else node.inputs[0]
+    kind = getattr(TensorProto, CODES[form_of(codes)])
     zeros = helper.make_tensor(f"{here}_zero", kind, data.shape, [0] * data.numel())
     return numpy_helper.from_array(data.numpy(), f"{here}_scale"), axis, zeros

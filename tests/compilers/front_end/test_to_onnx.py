@@ -71,6 +71,29 @@ def test_a_maximum_beside_codes_of_eight_bits(form):
     torch.testing.assert_close(torch.from_numpy(found), fe.run(graph, x)[0])
 
 
+def on_codes(x, w):
+    return torch.relu(-torch.amax(x @ w, 1, keepdim=True).mT.reshape(2, 4)) @ w
+
+
+def test_operations_on_codes():
+    x, w = torch.randn(8, 4), torch.randn(4, 4)
+    network = trt.define(on_codes, [x], {"w": w})
+    values = trt.quantised_values(network.graph, network.weights)
+    seen = trt.observe(network, values, [[x]])
+    for form in ("int8", "e4m3"):
+        scales = {node: trt.scale_of(h, "max", form) for node, h in seen.items()}
+        graph = trt.bound(trt.quantise(network, scales, form))
+        held = [n.op for n in graph.nodes if n.inputs and trt.stored_format(n)]
+        assert {"max", "neg", "maximum", "transpose", "reshape"} <= set(held)
+        if form == "int8":
+            (found,) = session_of(graph).run(None, {"in0": x.numpy()})
+            (wanted,) = fe.run(graph, x)
+            torch.testing.assert_close(torch.from_numpy(found), wanted)
+        else:
+            with pytest.raises(ValueError, match="codes in e4m3: place Q and DQ with"):
+                fe.to_onnx(graph)
+
+
 def test_what_onnx_cannot_say():
     x = torch.ones(2, 3)
     with pytest.raises(ValueError, match="no operation for 'report'"):
