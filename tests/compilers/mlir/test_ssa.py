@@ -387,3 +387,21 @@ def test_a_program_as_text_and_one_that_goes_on():
         ssa.run(Function([forever, again]), 1, steps=10)
     with pytest.raises(ValueError, match="slot has no words"):
         as_mlir(random_graph(0))
+
+
+def test_two_ways_may_be_given_one_list():
+    entry, first, second, last = Block([Value()]), Block(), Block(), Block()
+    slot = entry.add("slot")
+    entry.add("store", entry.arguments[0], slot)
+    zero = entry.add("const", number=0)
+    negative = entry.add("less", entry.arguments[0], zero)
+    nothing: list[Value] = []
+    entry.choose(negative, (first, nothing), (second, nothing))
+    first.add("store", zero, slot)
+    first.choose(negative, (last, nothing), (last, nothing))
+    second.goto(last)
+    last.ops.append(Op("ret", [last.add("load", slot)]))
+    function = Function([entry, first, second, last])
+    assert passes.promote(function) == 1
+    ssa.check(function)
+    assert [ssa.run(function, x)[0] for x in (-3, 3)] == [0, 3]
