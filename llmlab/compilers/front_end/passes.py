@@ -220,15 +220,22 @@ def optimise(
             values that are merged have to be written, and may have been cheap to
             compute twice. Without, programs of other sizes become the same program.
     """
-    stages = [graph]
-    for each in passes:
-        stages.append(each(stages[-1]))
-    if by_size and moved(stages[-1]) > moved(graph):
-        stages = [graph]
+    stages: list[tuple[str, Graph]] = []
+
+    def in_turn(careful: bool) -> Graph:
+        stages.clear()
+        last = graph
         for each in passes:
-            new = each(stages[-1])
-            stages.append(new if moved(new) <= moved(stages[-1]) else stages[-1])
-    for each, stage in zip(passes, stages[1:], strict=True):
-        if watch is not None:
-            watch(each.__name__, stage)
-    return stages[-1]
+            new = each(last)
+            if not careful or moved(new) <= moved(last):
+                last = new
+            if watch is not None:
+                stages.append((each.__name__, last))
+        return last
+
+    last = in_turn(careful=False)
+    if by_size and moved(last) > moved(graph):
+        last = in_turn(careful=True)
+    for name, stage in stages:
+        watch(name, stage)
+    return last
