@@ -332,7 +332,7 @@ def inline(program: Program, buffer: str) -> Program:
         if isinstance(each, Loop):
             return [] if each.var == top else each
         if each == node:
-            return each
+            return []
         return replace(each, value=mapped(each.value, instead, lambda e: e))
 
     buffers = tuple(each for each in program.buffers if each.name != buffer)
@@ -366,6 +366,8 @@ def copied(
     if order and sorted(order) != list(range(rank)):
         raise NotLegal(f"order={order} must name each of {rank} dimensions")
     outside = (*around(program, loop), program.loop(loop)) if loop else ()
+    if outside and outside[-1].kind == "vector":
+        raise NotLegal(f"{loop} is vector already: each lane would need a copy")
     body = outside[-1].body if outside else program.body
     touched = [each for each in accesses(body, outside) if each.buffer == buffer]
     if not touched:

@@ -17,12 +17,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
 
-from llmlab.compilers.front_end.ir import OPS, Graph, Node, Type, constant, made
+from llmlab.compilers.front_end.ir import (
+    OPS,
+    SHORT,
+    Graph,
+    Node,
+    Type,
+    constant,
+    made,
+)
 
 
 class CannotCapture(TypeError):
@@ -35,7 +44,10 @@ class Trace:
     def __init__(self) -> None:
         self.nodes: list[Node] = []
         self.constants: dict[int, Node] = {}
-        self.kept: list[Tensor] = []  # so that an id is not given away again
+        # tensors from outside, so that an id is not given away again, and how often
+        # each had been changed
+        self.kept: list[tuple[Tensor, int]] = []
+        self.changed_outside = False
 
     def add(self, node: Node, storage: Storage | None = None) -> Traced:
         self.nodes.append(node)
@@ -47,6 +59,10 @@ class Trace:
         Raises:
             CannotCapture: it is none of these.
         """
+        if isinstance(x, Traced) and x.trace is not self:
+            raise CannotCapture(
+                "a value of another capture: it has no place in this one"
+            )
         if isinstance(x, Traced):
             return x.node
         if isinstance(x, (int, float)) and not isinstance(x, bool):
@@ -60,15 +76,23 @@ class Trace:
         if id(x) not in self.constants:
             self.constants[id(x)] = constant(x.detach(), x.dtype)
             self.nodes.append(self.constants[id(x)])
-            self.kept.append(x)
+            self.kept.append((x, changes(x)))
         return self.constants[id(x)]
+
+
+def changes(x: Tensor) -> int:
+    """How often a tensor has been changed in place."""
+    return 0 if x.is_inference() else x._version
 
 
 @dataclass
 class Storage:
-    """Where the numbers of a tensor would lie: it and its views have the same."""
+    """Where the numbers of a tensor would lie: it and its views have the same.
 
-    tensors: int = 0
+    A view that the function has let go of is not seen changing, and does not count.
+    """
+
+    tensors: WeakSet[Traced] = field(default_factory=WeakSet)
 
 
 def operator(name: str) -> Callable:
@@ -93,7 +117,7 @@ class Traced:
         self.trace = trace
         self.node = node
         self.storage = storage
-        storage.tensors += 1
+        storage.tensors.add(self)
 
     # what it tells about itself, without numbers
 
@@ -129,7 +153,8 @@ class Traced:
     def _compared(self, other: object) -> bool:
         raise self._no_number("x < y and its like")
 
-    __lt__ = __le__ = __gt__ = __ge__ = _compared
+    __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __ne__ = _compared
+    __hash__ = object.__hash__
 
     def __float__(self) -> float:
         raise self._no_number("float(x)")
@@ -142,6 +167,9 @@ class Traced:
 
     def tolist(self) -> list:
         raise self._no_number("x.tolist()")
+
+    def __getitem__(self, key: object) -> Traced:
+        raise CannotCapture("x[…] reads a part of a tensor: only whole ones are known")
 
     def __setitem__(self, key: object, value: object) -> None:
         raise CannotCapture(
@@ -158,6 +186,9 @@ class Traced:
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
         name = getattr(function, "__name__", str(function))
+        if name.removesuffix("_") in FUNCTIONS and name.endswith("_"):
+            # Python takes a refusal of c += x for the wish to try c = c + x
+            traced(*args).trace.changed_outside = True
         if name not in FUNCTIONS:
             raise CannotCapture(
                 f"torch's {name} is not known here: {', '.join(sorted(FUNCTIONS))}"
@@ -168,12 +199,7 @@ class Traced:
             for k, v in (kwargs or {}).items()
             if v is not None and v is not False and k[0] != "_"
         }
-        try:
-            return FUNCTIONS[name](*args, **given)
-        except TypeError as problem:
-            if isinstance(problem, CannotCapture):
-                raise
-            raise CannotCapture(f"torch's {name}: {problem}") from None
+        return called(name, args, given)
 
     def __getattr__(self, name: str):
         """Methods: x.exp() is torch.exp(x), x.exp_() changes x."""
@@ -185,9 +211,9 @@ class Traced:
                 f"x.{name} is not known here: {', '.join(sorted(FUNCTIONS))}"
             )
         if base == name:
-            return lambda *args, **kwargs: FUNCTIONS[base](self, *args, **kwargs)
+            return lambda *args, **kwargs: called(base, (self, *args), kwargs)
         return lambda *args, **kwargs: self.become(
-            FUNCTIONS[base](self, *args, **kwargs), f"x.{name}"
+            called(base, (self, *args), kwargs), f"x.{name}"
         )
 
     def become(self, new: Traced, what: str) -> Traced:
@@ -198,7 +224,7 @@ class Traced:
         """
         if new.shape != self.shape:
             raise CannotCapture(f"{what} would change the shape of x")
-        if self.storage.tensors > 1:
+        if len(self.storage.tensors) > 1:
             raise CannotCapture(
                 f"{what} changes a tensor that has a view (reshape, transpose):"
                 " the view changes with it, and a trace does not know that"
@@ -221,6 +247,7 @@ class Traced:
     __isub__ = in_place("sub")
     __imul__ = in_place("mul")
     __itruediv__ = in_place("div")
+    __ipow__ = in_place("pow")
 
     def __neg__(self) -> Traced:
         return negative(self)
@@ -231,10 +258,35 @@ class Traced:
 
     @property
     def T(self) -> Traced:
-        return transpose(self, 0, 1)
+        return permute(self, *reversed(range(self.ndim)))
 
 
 # torch's functions in terms of ours ---------------------------------------------------
+
+
+def called(name: str, args: tuple, kwargs: dict) -> Traced:
+    """A function of the table below.
+
+    Raises:
+        CannotCapture: arguments that it does not take.
+    """
+    try:
+        return FUNCTIONS[name](*args, **kwargs)
+    except TypeError as problem:
+        if isinstance(problem, CannotCapture):
+            raise
+        raise CannotCapture(f"torch's {name}: {problem}") from None
+
+
+def dim_of(x: Traced, dim: object) -> int:
+    """A dimension, counted from the front.
+
+    Raises:
+        CannotCapture: there is none of this number.
+    """
+    if not isinstance(dim, int) or not -x.ndim <= dim < x.ndim:
+        raise CannotCapture(f"dim={dim}: no dimension of the shape {tuple(x.shape)}")
+    return dim % x.ndim
 
 
 def traced(*operands: object) -> Traced:
@@ -268,10 +320,10 @@ def power(x, exponent):
     Raises:
         CannotCapture: another one.
     """
-    if exponent not in (1, 2, 3, 4):
+    if not isinstance(exponent, (int, float)) or exponent not in (1, 2, 3, 4):
         raise CannotCapture(f"x ** {exponent}: only 1, 2, 3 and 4 are known")
-    result = x
-    for _ in range(exponent - 1):
+    result = Traced(x.trace, x.node, Storage())  # x ** 1 is another tensor than x
+    for _ in range(int(exponent) - 1):
         result = multiply(result, x)
     return result
 
@@ -305,7 +357,7 @@ def gelu(x, approximate="none"):
 
 def reduced(op: str, x: Traced, dim: int, keepdim: bool) -> Traced:
     """A reduction keeps its dimension; where it shall not, a reshape follows."""
-    dim = dim % x.ndim
+    dim = dim_of(x, dim)
     result = x.emit(op, x, attributes=(dim,))
     if keepdim:
         return result
@@ -320,13 +372,20 @@ def sum_(x, dim=None, keepdim=False):
 
 
 def amax(x, dim, keepdim=False):
-    """The largest along one dimension."""
+    """The largest along one dimension.
+
+    Raises:
+        CannotCapture: there are no numbers.
+    """
+    if x.shape[dim_of(x, dim)] == 0:
+        raise CannotCapture(f"amax of the shape {tuple(x.shape)}: dim={dim} is empty")
     return reduced("max", x, dim, keepdim)
 
 
-def mean(x, dim, keepdim=False):
+def mean(x, dim=None, keepdim=False):
     """The sum, divided by the number of its terms."""
-    return sum_(x, dim, keepdim) / x.shape[dim]
+    terms = math.prod(x.shape) if dim is None else x.shape[dim_of(x, dim)]
+    return sum_(x, dim, keepdim) / terms
 
 
 def softmax(x, dim):
@@ -350,6 +409,7 @@ def of(other: Traced, x: Traced | Tensor) -> Traced:
 
 def transpose(x, dim0, dim1):
     """Two dimensions exchanged."""
+    dim0, dim1 = dim_of(x, dim0), dim_of(x, dim1)
     order = list(range(x.ndim))
     order[dim0], order[dim1] = order[dim1], order[dim0]
     return permute(x, order)
@@ -357,20 +417,30 @@ def transpose(x, dim0, dim1):
 
 def permute(x, *order):
     """Dimensions in another order."""
-    order = order[0] if len(order) == 1 else order
-    order = tuple(dim % x.ndim for dim in order)
+    order = one_by_one(order)
+    order = tuple(dim_of(x, dim) for dim in order)
     node = made("transpose", [x.node], (order,))
     return x.trace.add(node, x.storage)
 
 
+def one_by_one(numbers: tuple) -> tuple:
+    """(2, 3), however it was written: f(2, 3) or f((2, 3))."""
+    if len(numbers) == 1 and not isinstance(numbers[0], int):
+        return tuple(numbers[0])
+    return numbers
+
+
 def reshape(x, *shape):
-    """The same numbers in another shape; one size may be −1."""
-    shape = tuple(
-        shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape
-    )
-    if shape.count(-1) == 1:
-        rest = math.prod(size for size in shape if size != -1)
-        shape = tuple(math.prod(x.shape) // rest if s == -1 else s for s in shape)
+    """The same numbers in another shape; one size may be −1.
+
+    Raises:
+        CannotCapture: sizes that do not say which shape it is.
+    """
+    shape = one_by_one(shape)
+    rest = math.prod(size for size in shape if size != -1)
+    if min(shape, default=0) < -1 or shape.count(-1) > (rest != 0):
+        raise CannotCapture(f"reshape to {shape}: sizes from 0, and one −1 at most")
+    shape = tuple(math.prod(x.shape) // rest if s == -1 else s for s in shape)
     node = made("reshape", [x.node], (shape,))
     return x.trace.add(node, x.storage)
 
@@ -433,6 +503,9 @@ def capture(function: Callable, *examples: Tensor) -> Graph:
     trace = Trace()
     inputs = []
     for x in examples:
+        if getattr(x, "dtype", None) not in SHORT:
+            kind = getattr(x, "dtype", type(x).__name__)
+            raise CannotCapture(f"an example is of {kind}: float32 or float64")
         inputs.append(trace.add(Node("input", (), Type(tuple(x.shape), x.dtype))))
     first = [value.node for value in inputs]
     returned = function(*inputs)
@@ -444,6 +517,11 @@ def capture(function: Callable, *examples: Tensor) -> Graph:
                 f"the function returned a {type(x).__name__}: return tensors"
             )
         outputs.append(trace.node_of(x, torch.float32))
+    if trace.changed_outside or any(changes(x) != n for x, n in trace.kept):
+        raise CannotCapture(
+            "a tensor that is no argument was changed in place: write c = c + x, not"
+            " c += x, or hand it over"
+        )
     updates = {
         old: value.node
         for old, value in zip(first, inputs, strict=True)

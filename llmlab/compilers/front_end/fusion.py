@@ -14,7 +14,8 @@ row in registers or cache, and writes a row of its one result. So it may hold
 
 An operation joins the kernel of its readers if all of them are in one. If they are in
 several, its value is written to memory, unless that costs more than to compute it in
-each of them: an operation whose inputs are no larger than its result is repeated.
+each of them: an operation whose inputs are no larger than its result is repeated, in
+64 kernels at most.
 
 From the last operation to the first that is one look at each. No two kernels can wait
 for each other: whoever reads a joined value is in the same kernel.
@@ -26,6 +27,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from llmlab.compilers.front_end.ir import Graph, Node
+
+MOST_COPIES = 64  # kernels in which one operation is repeated; so fusing stays linear
 
 
 @dataclass(eq=False)
@@ -88,7 +91,7 @@ def fuse(graph: Graph, repeat: bool = True) -> list[Kernel]:
         inside = (
             len(kernels) > 0
             and node not in results
-            and (repeat or len(kernels) == 1)
+            and len(kernels) <= (MOST_COPIES if repeat else 1)
             and joins(node, users[node], kernels, with_product)
         )
         homes[node] = kernels if inside else {node}

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from llmlab.compilers.front_end.fusion import along_rows, fuse, traffic
 from llmlab.compilers.front_end.ir import OPS, Graph, Node, constant, made
 from llmlab.compilers.front_end.rules import RULES, Rule, apply_rules, by_operation
 
@@ -137,9 +138,11 @@ def choose_layout(graph: Graph) -> Graph:
 
     An elementwise operation commutes with a transpose, so the transpose goes below it;
     a product takes its second input transposed. What meets its inverse is gone, by a
-    rule of `simplify`.
+    rule of `simplify`. Above a sum along a row it stays where it is: the sum shares a
+    kernel with the elementwise operations before it, and a transpose would part them.
     """
     users = graph.users()
+    summed = summed_along_rows(graph, users)
     results = set(graph.results)
     movable: set[Node] = set()  # transposes with one reader
 
@@ -148,7 +151,7 @@ def choose_layout(graph: Graph) -> Graph:
             a, b = node.inputs
             (transposed,) = node.attributes
             node = made("matmul", [a, b.inputs[0]], (not transposed,))
-        elif node.kind == "elementwise":
+        elif node.kind == "elementwise" and old not in summed:
             node = below(node, program, movable)
         program.append(node)
         if node.op == "transpose" and len(set(users[old])) == 1 and old not in results:
@@ -156,6 +159,17 @@ def choose_layout(graph: Graph) -> Graph:
         return node
 
     return rebuilt(graph, rewrite)
+
+
+def summed_along_rows(graph: Graph, users: dict[Node, list[Node]]) -> set[Node]:
+    """What a sum or a maximum along a row reads, through elementwise operations."""
+    found: set[Node] = set()
+    for node in reversed(graph.nodes):
+        for user in users[node]:
+            first = user.kind == "reduction" and along_rows(user)
+            if first or (user.kind == "elementwise" and user in found):
+                found.add(node)
+    return found
 
 
 def below(node: Node, program: list[Node], movable: set[Node]) -> Node:
@@ -187,18 +201,41 @@ PASSES: tuple[Callable[[Graph], Graph], ...] = (
 )
 
 
+def moved(graph: Graph) -> int:
+    """Bytes that its kernels move, without what the next pass removes."""
+    return traffic(fuse(remove_dead(graph)))
+
+
 def optimise(
     graph: Graph,
     passes: Sequence[Callable[[Graph], Graph]] = PASSES,
     watch: Callable[[str, Graph], None] | None = None,
+    by_size: bool = True,
 ) -> Graph:
     """All passes, one after the other.
 
     Args:
         watch: called with the name of each pass and what it left.
+        by_size: whether passes are left out that make kernels move more bytes: equal
+            values that are merged have to be written, and may have been cheap to
+            compute twice. Without, programs of other sizes become the same program.
     """
-    for each in passes:
-        graph = each(graph)
-        if watch is not None:
-            watch(each.__name__, graph)
-    return graph
+    stages: list[tuple[str, Graph]] = []
+
+    def in_turn(careful: bool) -> Graph:
+        stages.clear()
+        last = graph
+        for each in passes:
+            new = each(last)
+            if not careful or moved(new) <= moved(last):
+                last = new
+            if watch is not None:
+                stages.append((each.__name__, last))
+        return last
+
+    last = in_turn(careful=False)
+    if by_size and moved(last) > moved(graph):
+        last = in_turn(careful=True)
+    for name, stage in stages:
+        watch(name, stage)
+    return last

@@ -30,6 +30,7 @@ NAMES = {
     "draw": "RandomUniformLike",
 }
 SCALED = {"quantize": "QuantizeLinear", "dequantize": "DequantizeLinear"}
+MOVES = ("reshape", "transpose", "neg", "max", "maximum")  # of codes as of numbers
 CODES = {"int8": "INT8", "e4m3": "FLOAT8E4M3FN", "e5m2": "FLOAT8E5M2"}
 
 
@@ -56,11 +57,13 @@ def to_onnx(graph: Graph) -> onnx.ModelProto:
     def emit(op: str, inputs: list[str], output: str, **attributes) -> None:
         nodes.append(helper.make_node(op, inputs, [output], **attributes))
 
+    small = any(form_of(node) in ("e4m3", "e5m2") for node in graph.nodes)
     readers = graph.users()
     for node in graph.nodes:
         here = names[node]
-        read = [names[each] for each in node.inputs]
-        if node.kind == "constant" and all(is_scale(node, x) for x in readers[node]):
+        read = reads(node, names, here, constants)
+        only_scale = readers[node] and all(is_scale(node, x) for x in readers[node])
+        if node.kind == "constant" and only_scale and node not in graph.outputs:
             continue  # written where it is read
         if node.kind == "constant":
             constants.append(numpy_helper.from_array(node.data.numpy(), here))
@@ -70,17 +73,18 @@ def to_onnx(graph: Graph) -> onnx.ModelProto:
             scale, axis, zero = scale_and_zero(node, here)
             constants += [scale, zero]
             emit(SCALED[node.op], [read[0], scale.name, zero.name], here, **axis)
-        elif node.op == "sum":
-            emit(
-                "ReduceSum", [*read, number_list(f"{here}_axes", node.attributes)], here
-            )
-        elif node.op == "max":
+        elif node.op == "sum" or (node.op == "max" and small):
+            axes = number_list(f"{here}_axes", node.attributes)
+            emit("ReduceSum" if node.op == "sum" else "ReduceMax", [*read, axes], here)
+        elif node.op == "max":  # axes are an input from opset 18 on
             emit("ReduceMax", read, here, axes=list(node.attributes))
         elif node.op == "transpose":
             emit("Transpose", read, here, perm=list(node.attributes[0]))
         elif node.op == "reshape":
             shape = number_list(f"{here}_shape", node.attributes[0])
-            emit("Reshape", [*read, shape], here)
+            # a 0 would else mean: the size that it had
+            empty = {"allowzero": 1} if 0 in node.attributes[0] else {}
+            emit("Reshape", [*read, shape], here, **empty)
         elif node.op == "matmul":
             emit("MatMul", [read[0], second(node, read[1], here, emit)], here)
         elif node.kind != "input":
@@ -97,7 +101,6 @@ def to_onnx(graph: Graph) -> onnx.ModelProto:
         ]
         for y in (given, results)
     ]
-    small = any(form_of(node) in ("e4m3", "e5m2") for node in graph.nodes)
     opset = [helper.make_opsetid("", 19 if small else 17)]
     body = helper.make_graph(nodes, "program", *infos, initializer=constants)
     model = helper.make_model(body, opset_imports=opset, ir_version=9)
@@ -121,12 +124,36 @@ def is_scale(node: Node, reader: Node) -> bool:
 
 
 def form_of(node: Node) -> str | None:
-    """The format of the codes that a `quantize` makes or a `dequantize` reads."""
-    while node.op == "dequantize":
-        node = node.inputs[0]
-        while node.op in ("reshape", "transpose"):
-            node = node.inputs[0]
+    """The format of the codes that a value holds; None if it holds numbers."""
+    while node.op in MOVES:
+        node = next((x for x in node.inputs if x.number is None), node.inputs[0])
     return node.attributes[0] if node.op == "quantize" else None
+
+
+def reads(
+    node: Node, names: dict[Node, str], here: str, constants: list[onnx.TensorProto]
+) -> list[str]:
+    """The names of its inputs. An operation on codes reads codes: its 0 is one, too.
+
+    Raises:
+        ValueError: ONNX has no such operation on codes.
+    """
+    from onnx import TensorProto, helper
+
+    found = [names[each] for each in node.inputs]
+    form = form_of(node) if node.op in MOVES else None
+    if form not in (None, "int8") and node.op != "reshape":
+        raise ValueError(
+            f"ONNX has no operation for {node.op!r} of codes in {form}: place Q and DQ"
+            " with carry=False"
+        )
+    for place, each in enumerate(node.inputs):
+        if form is not None and each.number is not None:
+            found[place] = f"{here}_zero"
+            constants.append(
+                helper.make_tensor(found[place], TensorProto.INT8, (), [0])
+            )
+    return found
 
 
 def scale_and_zero(
@@ -146,6 +173,7 @@ def scale_and_zero(
     data = scale.data.flatten() if wide else scale.data.reshape(())
     last = len(node.type.shape) - len(scale.type.shape)
     axis = {"axis": last + wide[0]} if wide else {}
-    kind = getattr(TensorProto, CODES[form_of(node)])
+    codes = node if node.op == "quantize" else node.inputs[0]
+    kind = getattr(TensorProto, CODES[form_of(codes)])
     zeros = helper.make_tensor(f"{here}_zero", kind, data.shape, [0] * data.numel())
     return numpy_helper.from_array(data.numpy(), f"{here}_scale"), axis, zeros

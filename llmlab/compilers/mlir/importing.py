@@ -104,7 +104,8 @@ def raised(node: Node, values: dict[Node, SSAValue]) -> lab.LabOp | None:
     """The operation whose form the node ends."""
     for is_form, kind, letters in FORMS:
         found: Bindings = {}
-        if is_form(node, found):
+        # a constant of more dimensions makes the result larger than x
+        if is_form(node, found) and found["x"].type.shape == node.type.shape:
             return kind.make(*(values[found[letter]] for letter in letters))
     return None
 

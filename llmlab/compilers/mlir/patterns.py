@@ -109,7 +109,7 @@ class FuseBiasGelu(RewritePattern):
 
 
 class FuseAttention(RewritePattern):
-    """softmax(q kᵀ · c) v, or / c, for one number c."""
+    """softmax(q kᵀ · c) v, or / c, for one number c that is not negative."""
 
     @op_type_rewrite_pattern
     def match_and_rewrite(self, op: lab.MatmulOp, rewriter: PatternRewriter) -> None:
@@ -118,6 +118,8 @@ class FuseAttention(RewritePattern):
             return
         scale, product = scaled(weights.x)
         if not isinstance(product, lab.MatmulOp) or not product.transposed:
+            return
+        if scale.value.data < 0:  # the lowering scales after the maximum
             return
         if not all(map(read_once, (op.a, weights.x, product.result))):
             return

@@ -96,7 +96,8 @@ class Block:
         other: tuple[Block, list[Value]],
     ) -> None:
         """End with a jump to one of two blocks."""
-        self.ops.append(Op("cond_br", [condition], targets=[then, other]))
+        targets = [(block, list(values)) for block, values in (then, other)]
+        self.ops.append(Op("cond_br", [condition], targets=targets))
 
 
 @dataclass

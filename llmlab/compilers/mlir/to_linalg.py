@@ -391,7 +391,11 @@ class LowerReshape(RewritePattern):
         build = Linalg(rewriter)
         before, after = op.x.type.get_shape(), op.result.type.get_shape()
         flat = op.x
-        if len(before) != 1:
+        if not before:  # one number without a dimension: a copy
+            flat = build.generic(
+                [op.x], [map_of(1), map_of(1, 0)], build.empty(1), lambda w, x, out: x
+            )
+        elif len(before) != 1:
             flat = build.insert(collapse(flat, before))
         rewriter.replace(
             op, [], [flat if len(after) == 1 else build.insert(expand(flat, after))]
@@ -399,16 +403,12 @@ class LowerReshape(RewritePattern):
 
 
 def groups(shape: Shape) -> ArrayAttr:
-    """All dimensions in one group, or none where there is none."""
-    if not shape:
-        return ArrayAttr([])
+    """All dimensions in one group."""
     return ArrayAttr([ArrayAttr([IntegerAttr(i, i64) for i in range(len(shape))])])
 
 
 def collapse(x: SSAValue, shape: Shape) -> Operation:
     """All dimensions as one."""
-    if not shape:
-        return expand(x, (1,))
     return tensor_dialect.CollapseShapeOp.create(
         operands=[x],
         properties={"reassociation": groups(shape)},
@@ -424,11 +424,10 @@ def expand(x: SSAValue, shape: Shape) -> Operation:
             properties={"reassociation": ArrayAttr([])},
             result_types=[tensor()],
         )
-    old = x.type.get_shape()
     return tensor_dialect.ExpandShapeOp.create(
         operands=[x],
         properties={
-            "reassociation": groups(shape) if old else ArrayAttr([]),
+            "reassociation": groups(shape),
             "static_output_shape": lab.dims(*shape),
         },
         result_types=[tensor(*shape)],

@@ -184,7 +184,7 @@ def divergence(counts: Real[Tensor, "B"], levels: int = 128) -> Float[Tensor, "i
     """
     if len(counts) < levels:
         raise ValueError(f"counts has {len(counts)} bins, fewer than levels={levels}")
-    c = counts.double()
+    c = counts.double().clone()
     c[0] = c[1]
     kept = torch.arange(levels, len(counts) + 1)  # i, (candidates,)
     # the bins of level l begin at the first j with j L / i ≥ l; (candidates, L + 1)

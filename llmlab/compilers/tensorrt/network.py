@@ -100,7 +100,7 @@ def define(
         given = inputs
         if rows is not None:
             given = [x.new_zeros(rows, *x.shape[1:]) for x in inputs]
-        return optimise(capture(function, *given, *values))
+        return optimise(capture(function, *given, *values), by_size=False)
 
     if not profiles:
         graph = traced(None)

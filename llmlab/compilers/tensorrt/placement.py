@@ -22,7 +22,7 @@ In this program codes are floats that hold whole numbers; a layer stores them in
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -34,6 +34,7 @@ from llmlab.compilers.front_end import (
     Op,
     broadcast,
     constant,
+    home,
     made,
     merge_equal,
     rebuilt,
@@ -61,6 +62,13 @@ OPS["quantize"] = Op("elementwise", wide, to_codes)
 OPS["dequantize"] = Op("elementwise", wide, lambda x, _: x[0] * x[1])
 
 
+def has_weight(node: Node, weights: Container[Node]) -> bool:
+    """Whether it is a product with a matrix of weights; a batch of them stays."""
+    if node.op != "matmul" or node.inputs[1] not in weights:
+        return False
+    return len(node.inputs[1].type.shape) == 2
+
+
 def quantised_values(
     graph: Graph, weights: Iterable[Node], residuals: bool = False
 ) -> list[Node]:
@@ -74,7 +82,7 @@ def quantised_values(
     found: dict[Node, None] = {}
     products = set()
     for node in graph.nodes:
-        if node.op == "matmul" and node.inputs[1] in weights:
+        if has_weight(node, weights):
             found[node.inputs[0]] = None
             products.add(node)
         elif residuals and node.op == "add":
@@ -102,7 +110,7 @@ def observe(
     for batch in batches:
         for held, value in zip(seen, run(watched, *batch, *weights), strict=True):
             held.append(value)
-    if not seen or not seen[0]:
+    if values and not seen[0]:
         raise ValueError("batches is empty: calibration needs examples")
     return {
         node: histogram(held, bins) for node, held in zip(values, seen, strict=True)
@@ -153,7 +161,7 @@ def quantise(
     products = set()
     for node in graph.nodes:
         inputs = [new[each] for each in node.inputs]
-        if node.op == "matmul" and node.inputs[1] in network.weights:
+        if has_weight(node, network.weights):
             x, w = node.inputs
             if x not in pairs:
                 add(numbers[x])
@@ -226,11 +234,17 @@ def moved_once(graph: Graph) -> Graph:
     users = graph.users()
     results = set(graph.results)
 
+    def read_once(node: Node) -> bool:
+        return len(set(users[node])) == 1 and node not in results
+
     def rewrite(old: Node, node: Node, program: list[Node]) -> Node:
         # who else reads what is moved would miss it
-        alone = [
-            len(set(users[each])) == 1 and each not in results for each in old.inputs
-        ]
+        alone = [read_once(each) for each in old.inputs]
+        if old.op == "quantize" and old.inputs[0].op == "max":
+            # codes of all that a maximum reads are more bytes, if the numbers are
+            # there for others, too
+            source = home(old.inputs[0].inputs[0])
+            alone[0] &= read_once(source) and source.op != "input"
         changed = (
             cancelled(node)
             or earlier(node, alone, program)

@@ -74,7 +74,9 @@ def tactics_for(layer: Layer) -> list[Tactic]:
             kinds.append("codes in floats")
     orders = [(False, False)]
     weights = [weight_of(node) for node in products]
-    if all(is_stored(w) and len(w.type.shape) == 2 for w in weights):
+    # products of packed codes are scaled afterwards
+    scaled = layer.precision != "f32" and not all(map(has_one_scale, products))
+    if all(is_stored(w) and len(w.type.shape) == 2 for w in weights) and not scaled:
         orders.append((False, True))
         if len(products) > 1:
             orders.append((True, True))

@@ -24,6 +24,7 @@ from llmlab.compilers.back_end.ir import (
     walk,
 )
 from llmlab.compilers.back_end.schedule import NotLegal, apply
+from llmlab.compilers.front_end import capture
 from llmlab.compilers.program import attention_row, mlp
 from tests.compilers.back_end.programs import (
     captured,
@@ -164,6 +165,20 @@ def test_a_partial_sum_may_be_lanes():
     torch.testing.assert_close(found, (inputs[0] @ inputs[1]).flatten())
     with pytest.raises(NotLegal, match="lanes would meet"):
         apply(program, [steps[0], steps[2]])
+
+
+@pytest.mark.parametrize("step", [("pack", "B", "j"), ("cache", "C", "j")])
+def test_lanes_share_no_copy(step):
+    program = apply(programs.matmul(3, 4, 8), [("reorder", "i", "k", "j")])
+    with pytest.raises(NotLegal, match="each lane would need a copy"):
+        apply(program, [("vectorise", "j"), step])
+
+
+def test_a_copy_of_one_element_is_done_away_with():
+    program = programs.from_graph(capture(torch.neg, torch.ones(1)))
+    steps = [("pack", "in0", ""), ("inline", "in0_all")]
+    assert str(apply(program, steps)) == str(program)
+    assert outputs(apply(program, steps), [torch.ones(1)]).tolist() == [-1.0]
 
 
 def test_an_index_outside_is_an_error():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from random import Random
 
@@ -460,6 +461,35 @@ func.func @main(%a: tensor<4x4xf32>, %b: tensor<4x4xf32>)
   func.return %1, %2 : tensor<4x4xf32>, tensor<4x4xf32>
 }
 """
+
+
+@pytest.mark.parametrize("scale", [-0.5, 0.0])
+def test_an_attention_of_any_factor(scale):
+    graph = capture(lambda x: torch.softmax(x @ x.mT * scale, -1) @ x, torch.ones(4, 3))
+    module = mlir.optimise(mlir.from_graph(optimise(graph)))
+    assert ("attention" in names(module)) == (scale >= 0)
+    (x,) = inputs_of(module)
+    wanted = torch.softmax(x @ x.mT * scale, -1) @ x
+    same(mlir.compile_module(module)(x), [wanted])
+
+
+def test_one_number_gets_a_dimension():
+    graph = capture(lambda x: (x.reshape(1) * 2.0, x.reshape(1, 1)), torch.tensor(3.0))
+    found = mlir.compile_module(mlir.from_graph(graph))(torch.tensor(3.0))
+    same(found, [torch.tensor([6.0]), torch.tensor([[3.0]])])
+
+
+def test_a_form_with_a_constant_of_more_dimensions():
+    half = torch.tensor([[0.5]])
+
+    def gelu(x):
+        inner = math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)
+        return half * x * (1.0 + torch.tanh(inner))
+
+    x = torch.randn(3)
+    (found,) = mlir.evaluate(mlir.from_graph(capture(gelu, x)), x)
+    torch.testing.assert_close(found, gelu(x))
+    assert found.shape == (1, 3)
 
 
 def test_a_destination_that_is_read_later_is_copied():

@@ -387,3 +387,15 @@ def test_a_program_as_text_and_one_that_goes_on():
         ssa.run(Function([forever, again]), 1, steps=10)
     with pytest.raises(ValueError, match="slot has no words"):
         as_mlir(random_graph(0))
+
+
+def test_two_ways_may_be_given_one_list():
+    entry, last = Block([Value()]), Block([Value()])
+    (x,) = given = entry.arguments[:]
+    zero = entry.add("const", number=0)
+    entry.choose(entry.add("less", x, zero), (last, given), (last, given))
+    last.ops.append(Op("ret", last.arguments[:]))
+    function = Function([entry, last])
+    assert passes.drop_arguments(function) == 1
+    ssa.check(function)
+    assert ssa.run(function, 3) == (3, [])

@@ -22,6 +22,12 @@ def made(counts: torch.Tensor, width: float = W) -> trt.Histogram:
     return trt.Histogram(counts, width, len(counts) * width)
 
 
+def test_a_calibrator_leaves_the_histogram_as_it_is():
+    counts = torch.arange(512, dtype=torch.float64)
+    trt.by_entropy(made(counts))
+    assert counts.tolist() == list(range(512))
+
+
 def plain_divergence(counts: list[int], kept: int, levels: int) -> float:
     """KL(P ‖ Q) as the definition says, bin by bin."""
     c = [float(x) for x in counts]

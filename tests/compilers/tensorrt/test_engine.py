@@ -88,6 +88,69 @@ def test_carrying_changes_no_number(name, residuals):
     )
 
 
+def scaled_by_max(function, x, form="int8", carry=True, **weights):
+    """A network of one input with Q and DQ."""
+    network = trt.define(function, [x], weights)
+    values = trt.quantised_values(network.graph, network.weights)
+    seen = trt.observe(network, values, [[x]])
+    scales = {node: trt.scale_of(h, "max", form) for node, h in seen.items()}
+    return trt.quantise(network, scales, form, carry=carry)
+
+
+def largest_of_an_input(x, w):
+    return x.amax(0, keepdim=True) @ w
+
+
+def largest_beside_a_reader(x, w):
+    y = x @ w
+    return y.amax(0, keepdim=True) @ w, y + x
+
+
+def largest_under_another_shape(x, w):
+    return x.reshape(2, 4, 8).amax(0) @ w
+
+
+@pytest.mark.parametrize(
+    "function",
+    [largest_of_an_input, largest_beside_a_reader, largest_under_another_shape],
+)
+def test_codes_are_not_carried_where_that_moves_more(function):
+    x, w = programs.numbers(8, 8), programs.numbers(8, 8, salt=2)
+    apart, carried = (
+        trt.traffic(trt.fuse_layers(trt.split(network).after))
+        for network in (
+            scaled_by_max(function, x, w=w, carry=False),
+            scaled_by_max(function, x, w=w),
+        )
+    )
+    assert carried <= apart
+
+
+@pytest.mark.parametrize("form", ["int8", "e4m3"])
+@pytest.mark.parametrize("shape", [(8, 5), (8, 8)])
+def test_a_weight_that_is_read_both_ways(shape, form):
+    """Its scales are those of one product's columns, and of the other's rows."""
+    x, w = programs.numbers(6, 8), programs.numbers(*shape, salt=4)
+    w = w * torch.arange(1.0, 1 + shape[1])
+    network = scaled_by_max(lambda x, w: torch.tanh(x @ w) @ w.mT, x, form, w=w)
+    engine = trt.build(network, repeat=1)
+    values = {**engine.stored, engine.inputs[0]: x}
+    for layer in engine.layers:
+        for tactic in trt.tactics_for(layer):
+            ready = trt.prepare(layer, tactic, engine.stored)
+            found = trt.run_layer(layer, tactic, values, ready)
+        values.update(found)
+    (wanted,) = run(network.graph, x, w)
+    torch.testing.assert_close(values[engine.after.outputs[0]], wanted)
+
+
+def test_a_batch_of_weights_stays_in_floats():
+    x, w = programs.numbers(2, 3, 4), programs.numbers(2, 4, 5, salt=2)
+    network = scaled_by_max(lambda x, w: x @ w, x, w=w)
+    assert count(network.graph, "quantize") == 0
+    torch.testing.assert_close(trt.build(network, repeat=1)(x)[0], x @ w)
+
+
 def test_q_goes_above_relu():
     network, *_ = quantised("with_bias")
     relu = next(
