@@ -14,6 +14,7 @@ import operator
 import random
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,15 +47,15 @@ UNARY = {
     "neg": lambda x: -x,
     "exp": lambda x: math.exp(min(x, 700.0)),
     "tanh": math.tanh,
-    "sqrt": math.sqrt,
+    "sqrt": lambda x: math.sqrt(x) if x >= 0 else math.nan,
     "float": float,
 }
 BINARY = {
     "+": lambda a, b: a + b,
     "-": lambda a, b: a - b,
     "*": lambda a, b: a * b,
-    "/": lambda a, b: a / b,
-    "max": max,
+    "/": lambda a, b: float(np.divide(a, b)),  # by 0, it is ∞ or NaN
+    "max": lambda a, b: a if a > b or a != a else b,  # a NaN stays one
 }
 
 
@@ -70,7 +71,8 @@ def run(program: Program, *inputs: Tensor, seed: int = 0) -> list[Tensor]:
     for buffer, tensor in zip(program.arguments, inputs, strict=False):
         check_input(buffer, tensor)
         state.fill(buffer, tensor)
-    state.nodes(program.body)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        state.nodes(program.body)
     return [
         state.tensor(buffer) for buffer in program.arguments if buffer.role == "output"
     ]

@@ -37,7 +37,7 @@ from llmlab.compilers.front_end import Graph
 from llmlab.compilers.front_end import Node as Value
 
 BINARY = {"add": "+", "sub": "-", "mul": "*", "div": "/", "maximum": "max"}
-LETTERS = "ijlmno"
+LETTERS = "ijlmnopqrsuvw"  # of loops, for each dimension; k runs along a sum
 LARGEST = 32767.0  # whole number of 16 bits
 SMALLEST = 1e-30  # what |x| is rounded by, at least: a group of zeros has a step, too
 
@@ -162,6 +162,11 @@ def from_graph(graph: Graph, name: str = "program") -> Program:
     """
     if graph.updates:
         raise NotLowered("a graph that changes its inputs")
+    strange = [node.op for node in graph.outputs if node not in graph.work]
+    if strange:
+        raise NotLowered(f"an output that is an {strange[0]}: nothing computes it")
+    if len(set(graph.outputs)) < len(graph.outputs):
+        raise NotLowered("one tensor is returned twice: return it once")
     buffers: dict[Value, Buffer] = {}
     body: list[Node] = []
     for number, node in enumerate(graph.inputs):
@@ -170,16 +175,18 @@ def from_graph(graph: Graph, name: str = "program") -> Program:
         role = "output" if node in graph.outputs else "temporary"
         buffers[node] = buffer_of(node, f"t{number}", role)
         body += nests(node, buffers, str(number))
-    strange = [node.op for node in graph.outputs if node not in graph.work]
-    if strange:
-        raise NotLowered(f"an output that is an {strange[0]}: nothing computes it")
-    return Program(name, tuple(buffers.values()), tuple(body))
+    # outputs stand in the order in which the function returns them
+    returned = iter(graph.outputs)
+    listed = [next(returned) if node in graph.outputs else node for node in buffers]
+    return Program(name, tuple(buffers[node] for node in listed), tuple(body))
 
 
 def buffer_of(node: Value, name: str, role: str) -> Buffer:
     """The array of a value."""
     if node.type.dtype != torch.float32:
         raise NotLowered(f"{node.op} of {node.type}: only float32")
+    if len(node.type.shape) > len(LETTERS):
+        raise NotLowered(f"{node.op} of {node.type}: {len(LETTERS)} dimensions at most")
     return Buffer(name, node.type.shape or (1,), role=role)
 
 
@@ -236,7 +243,7 @@ def nests(node: Value, buffers: dict[Value, Buffer], number: str) -> list[Node]:
         extent = node.inputs[0].type.shape[dim]
         value = read(node.inputs[0], (*index[:dim], var(along), *index[dim + 1 :]))
         place = (*index[:dim], Affine(), *index[dim + 1 :])
-        outer = [d for d in kept if d != dim and target.shape[d] > 1]
+        outer = [d for d in kept if d != dim]
     else:
         a, b = node.inputs
         rows, column = index[:-1], index[-1]

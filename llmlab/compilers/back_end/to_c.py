@@ -22,6 +22,9 @@ HEAD = """\
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+/* (tanh(x) / x - 1) / y, y = x squared, near 0 */
+#define SERIES \\
+    (((62.0f / 2835.0f * y - 17.0f / 315.0f) * y + 2.0f / 15.0f) * y - 1.0f / 3.0f)
 """
 
 # One function for each number of lanes, W. Names of one lane end in 1.
@@ -52,7 +55,12 @@ static inline fW exp_W(fW x) {
     p = p * r + 1.0f;
     return p * (fW)(n << 23);
 }
-static inline fW tanh_W(fW x) { return 1.0f - 2.0f / (exp_W(2.0f * x) + 1.0f); }
+static inline fW tanh_W(fW x) {
+    fW far = 1.0f - 2.0f / (exp_W(2.0f * x) + 1.0f), y = x * x;
+    fW near = x + x * y * SERIES; /* where far loses its digits */
+    iW small = (iW)(y < 0.0625f);
+    return (fW)((small & (iW)near) | (~small & (iW)far));
+}
 static inline fW float_W(iW x) { return __builtin_convertvector(x, fW); }
 static inline uW pair_W(fW low, fW high) { /* + 1.5 · 2^23 rounds; see the low bits */
     return ((uW)(low + 12582912.0f) & 0xffffu) | (uW)(high + 12582912.0f) << 16;
@@ -80,7 +88,11 @@ static inline float exp_1(float x) {
     p = p * r + 1.0f;
     return p * float_of((uint32_t)n << 23);
 }
-static inline float tanh_1(float x) { return 1.0f - 2.0f / (exp_1(2.0f * x) + 1.0f); }
+static inline float tanh_1(float x) {
+    float y = x * x;
+    if (y < 0.0625f) return x + x * y * SERIES;
+    return 1.0f - 2.0f / (exp_1(2.0f * x) + 1.0f);
+}
 static inline float float_1(int32_t x) { return (float)x; }
 static inline uint32_t pair_1(float low, float high) {
     float shifted[2] = {low + 12582912.0f, high + 12582912.0f};

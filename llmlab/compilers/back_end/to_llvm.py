@@ -22,6 +22,7 @@ BLOCK = 64  # threads in a block of a GPU
 TRIPLES = {"nvptx": "nvptx64-nvidia-cuda", "amdgcn": "amdgcn-amd-amdhsa"}
 LOCAL = r'%"([^"]*)" = alloca (.*)'
 CONTRACT = ("contract",)  # a product and a sum may become one instruction
+SERIES = (62 / 2835, -17 / 315, 2 / 15, -1 / 3)  # (tanh x / x − 1) / x² near 0
 POLYNOMIAL = (1 / 5040, 1 / 720, 1 / 120, 1 / 24, 1 / 6, 0.5, 1.0, 1.0)
 
 
@@ -250,8 +251,24 @@ class LLVM:
             twice = self.exp(self.binary("*", self.number(2.0), a))
             down = self.binary("+", twice, self.number(1.0))
             part = self.binary("/", self.number(2.0), down)
-            return self.binary("-", self.number(1.0), part)
+            far = self.binary("-", self.number(1.0), part)
+            return self.where_small(a, self.tanh_near_0(a), far)
         return self.exp(a)
+
+    def tanh_near_0(self, x: Value) -> Value:
+        """Its series: 1 − 2 / (e^2x + 1) loses the digits of a small x."""
+        y = self.binary("*", x, x)
+        p = self.number(SERIES[0])
+        for each in SERIES[1:]:
+            p = self.binary("+", self.binary("*", p, y), self.number(each))
+        return self.binary("+", x, self.binary("*", self.binary("*", x, y), p))
+
+    def where_small(self, x: Value, near: Value, far: Value) -> Value:
+        """One number where |x| < 1/4, the other elsewhere."""
+        square = self.binary("*", x, x).code
+        edge = self.constant(self.floats(x.lanes), 0.0625, x.lanes)
+        small = self.builder.fcmp_ordered("<", square, edge)
+        return Value(self.builder.select(small, near.code, far.code), x.lanes)
 
     def exp(self, x: Value) -> Value:
         """2^n times a polynomial of the rest, as in `to_c`."""

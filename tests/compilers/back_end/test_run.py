@@ -119,6 +119,20 @@ def test_functions_of_every_float(target):
 
 
 @pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("lanes", [1, 16])
+def test_tanh_keeps_the_digits_of_small_numbers(target, lanes):
+    sizes = torch.cat([torch.logspace(-30, 1, 1000), torch.linspace(0.2, 0.3, 24)])
+    x = torch.cat([sizes, -sizes])
+    store = Store("y", (var("i"),), Unary("tanh", Load("x", (var("i"),))))
+    buffers = (Buffer("x", (2048,)), Buffer("y", (2048,), role="output"))
+    program = Program("tanh_of", buffers, (Loop("i", 2048, (store,)),))
+    if lanes > 1:
+        program = apply(program, [("tile", "i", lanes), ("vectorise", "i_i")])
+    found = run.compiled(program, target)(x).double()
+    torch.testing.assert_close(found, x.double().tanh(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("lanes", [1, 2, 4, 8, 16, 32])
 def test_whole_numbers_in_words(target, lanes):
     """Pairs are rounded to even, keep their signs, and are added up without a loss."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from dataclasses import replace
 
@@ -215,6 +216,48 @@ def test_the_two_functions_of_the_part():
     scheduled = apply(program, machine.attention_schedule(machine.AVX2))
     found = interpret.run(scheduled, *inputs)[0]
     torch.testing.assert_close(found, attention_row(*inputs))
+
+
+@pytest.mark.parametrize(
+    ("function", "shape"),
+    [
+        (lambda x: x.sum(0, keepdim=True), (2, 1)),  # the result is one number
+        (lambda x: x.amax(1, keepdim=True) * x, (1, 3)),
+        (lambda x: (-x, x.exp(), x * 2), (3,)),  # outputs in the order returned
+        (lambda x: (x.exp(), -x)[::-1], (3,)),
+        (lambda x: x * 2 + 1, (1, 2, 1, 3, 1, 2, 2)),
+    ],
+)
+def test_graphs_of_odd_forms(function, shape):
+    x = torch.randn(shape)
+    program = programs.from_graph(capture(function, x))
+    wanted = function(x)
+    wanted = wanted if isinstance(wanted, tuple) else (wanted,)
+    for found, right in zip(interpret.run(program, x), wanted, strict=True):
+        torch.testing.assert_close(found, right)
+
+
+def test_graphs_without_loops_are_refused_in_words():
+    x = torch.ones((2,) * 14)
+    for function, words in (
+        (lambda x: x + 1, "13 dimensions at most"),
+        (lambda x: (y := x.exp(), y), "returned twice"),
+    ):
+        with pytest.raises(programs.NotLowered, match=words):
+            programs.from_graph(capture(function, x))
+
+
+def test_the_interpreter_divides_by_0_as_processors_do():
+    x = torch.tensor([0.0, -1.0, 4.0, math.inf, math.nan])
+    for function in (
+        lambda x: 1 / x,
+        lambda x: x / x,
+        lambda x: x.sqrt(),
+        lambda x: x.amax(0, keepdim=True),
+    ):
+        program = programs.from_graph(capture(function, x))
+        (found,) = interpret.run(program, x)
+        torch.testing.assert_close(found, function(x), equal_nan=True)
 
 
 def is_vector(node) -> bool:
