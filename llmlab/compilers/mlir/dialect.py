@@ -24,6 +24,8 @@ and removed, `Elementwise` ones are lowered by one pattern.
 from __future__ import annotations
 
 import math
+import re
+import struct
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -462,9 +464,26 @@ def parse(text: str) -> ModuleOp:
         ParseError: it cannot be read.
         VerifyException: it breaks a rule.
     """
-    module = Parser(context(), text).parse_module()
+    module = Parser(context(), HEX.sub(as_bytes, text)).parse_module()
     module.verify()
     return module
+
+
+# What is no finite number is written by its bits: dense<[0xff800000, 1.0]>. xDSL 0.74
+# writes that, and reads it as a whole number; bytes in quotes it reads as it should.
+HEX = re.compile(r'dense<([^<>"]*0[xX][^<>"]*)>(?=\s*:\s*tensor<[0-9x]*f32>)')
+
+
+def as_bytes(found: re.Match) -> str:
+    """The list that HEX found, as bytes in quotes."""
+    numbers = re.findall(r"[^\[\],\s]+", found[1])
+    parts = [
+        int(number, 16).to_bytes(4, "little")
+        if number[:2].lower() == "0x"
+        else struct.pack("<f", float(number))
+        for number in numbers
+    ]
+    return f'dense<"0x{b"".join(parts).hex()}">'
 
 
 def context():

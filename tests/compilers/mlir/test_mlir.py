@@ -99,6 +99,24 @@ def test_a_text_is_read_and_written_and_read_again():
     same(mlir.evaluate(module, x, w, b), [2 * y - y.amax(1, keepdim=True)])
 
 
+def test_numbers_written_by_their_bits_are_read_as_such():
+    """−∞ and NaN have no decimal form; MLIR writes 0xFF800000, also in a list."""
+    text = """func.func @main() -> (tensor<2x2xf32>, tensor<3xf32>, tensor<f32>) {
+      %0 = lab.constant dense<[[0xFF800000, 1.5], [0x7fc00000, -2]]> : tensor<2x2xf32>
+      %1 = lab.constant dense<0xFF800000> : tensor<3xf32>
+      %2 = lab.constant dense<0x3f800000> : tensor<f32>
+      func.return %0, %1, %2 : tensor<2x2xf32>, tensor<3xf32>, tensor<f32>
+    }"""
+    wanted = [
+        torch.tensor([[-math.inf, 1.5], [math.nan, -2]]),
+        torch.full((3,), -math.inf),
+        torch.tensor(1.0),
+    ]
+    for module in (lab.parse(text), lab.parse(str(lab.parse(text)))):
+        for found, right in zip(mlir.evaluate(module), wanted, strict=True):
+            torch.testing.assert_close(found, right, equal_nan=True)
+
+
 WRONG = {
     "lab.transpose %w {order = array<i64: 1, 0>} : (W) -> W": "lab.transpose: the res",
     "lab.transpose %w {order = array<i64: 1, 1>} : (W) -> V": "must name each of 2",
