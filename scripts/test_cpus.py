@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -167,13 +168,11 @@ def parts(cells: list[Cell], budget: float = BUDGET) -> list[list[Cell]]:
     A cell that takes longer than that is a part of its own.
     """
     found: list[list[Cell]] = []
-    left = 0.0
     for cell in cells:
-        if cell.piece.seconds > left:
+        part = [*found[-1], cell] if found else [cell]
+        if not found or math.fsum(each.piece.seconds for each in part) > budget:
             found.append([])
-            left = budget
         found[-1].append(cell)
-        left -= cell.piece.seconds
     return found
 
 

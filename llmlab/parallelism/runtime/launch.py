@@ -9,6 +9,9 @@ What forking forbids, and what is done about it
   first. Matrix products and backward passes that the parent has already run are
   harmless on CPU (tested); a parent that has initialized CUDA cannot fork: use
   torchrun.
+- A thread of the parent that holds a lock while it is forked leaves it locked in the
+  child, where the first matrix product may wait for it for ever. `World` returns only
+  when the system has ended its threads; do not fork beside threads that compute.
 - A child never returns into the parent's code: it leaves by `os._exit`, and does not
   run the kernel's exit handlers.
 - Linux kills the children when the parent dies (PR_SET_PDEATHSIG); elsewhere a thread

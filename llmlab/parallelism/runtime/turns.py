@@ -9,7 +9,9 @@ of torch's global random state, as a forked process has.
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
+import time
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
@@ -29,6 +31,19 @@ class Stopped(BaseException):
 
     Not an Exception, so that no `except Exception` stops it.
     """
+
+
+def gone(threads: list[threading.Thread], seconds: float = 2.0) -> None:
+    """Wait until the system has ended them (on Linux, where it can be seen).
+
+    `join` returns before: their buffers of MKL are still being given back, under a
+    lock. A process that is forked in that moment has the lock, and nobody opens it.
+    """
+    end = time.monotonic() + seconds
+    for thread in threads:
+        task = f"/proc/self/task/{thread.native_id}"
+        while os.path.exists(task) and time.monotonic() < end:
+            time.sleep(0.0001)
 
 
 class Turns:
@@ -69,6 +84,7 @@ class Turns:
             self._give(0)
             for thread in self.threads:
                 thread.join()
+            gone(self.threads)
         except BaseException as interrupt:
             self._fail(-1, interrupt)
             self._interrupt()

@@ -227,6 +227,20 @@ def test_each_rank_has_its_own_random_stream_and_the_callers_is_left_alone():
     ]
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="no list of threads")
+def test_no_thread_is_left_behind():
+    """One that still gives back its buffers holds a lock, which a fork would copy."""
+    w = torch.randn(300, 176)
+
+    def product(comm):
+        torch.nn.functional.linear(torch.randn(64, 176), w)
+        return threading.get_native_id()
+
+    for _ in range(200):
+        tasks = World(8).run(product)
+        assert not any(os.path.exists(f"/proc/self/task/{task}") for task in tasks)
+
+
 def test_arguments_are_private():
     shared = torch.zeros(2)
 
