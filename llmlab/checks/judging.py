@@ -39,7 +39,7 @@ def judge(
     found = [run(answer, n) for n in range(cases)]
     wanted = [run(right, n) for n in range(cases)]
     n = first_difference(
-        found, wanted, mistakes, lambda wrong: attempt(run, wrong, cases)
+        found, wanted, mistakes, lambda wrong: attempt(run, wrong, cases, found)
     )
     if n is None:
         return
@@ -78,12 +78,23 @@ def first_difference(
     return next(n for n, (mine, its) in enumerate(pairs) if not same(mine, its))
 
 
-def attempt(run: Callable, function: Callable, cases: int) -> list[Outcome] | None:
-    """What a wrong way does, None where it breaks down."""
+def attempt(
+    run: Callable, function: Callable, cases: int, found: list | None = None
+) -> list[Outcome] | None:
+    """What a wrong way does, None where it breaks down.
+
+    Args:
+        found: what an answer does: the first case with another outcome is the last.
+    """
+    outcomes: list[Outcome] = []
     try:
-        return [run(function, n) for n in range(cases)]
+        for n in range(cases):
+            outcomes.append(run(function, n))
+            if found is not None and outcomes[n] != found[n]:
+                break
     except (Mistake, LookupError, ValueError, TypeError, AttributeError, RuntimeError):
         return None
+    return outcomes
 
 
 def told(value: object) -> object:

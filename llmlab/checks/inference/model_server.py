@@ -41,7 +41,7 @@ def judge(
     found = [run(answer, n) for n in range(len(cases))]
     wanted = [run(right, n) for n in range(len(cases))]
     n = first_difference(
-        found, wanted, mistakes, lambda wrong: attempt(run, wrong, len(cases))
+        found, wanted, mistakes, lambda wrong: attempt(run, wrong, len(cases), found)
     )
     if n is None:
         return
