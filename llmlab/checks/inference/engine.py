@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from numbers import Integral
+from operator import attrgetter
 
 import torch
 import torch.nn.functional as F
@@ -623,7 +624,7 @@ def winning_schedule(answer):
 
 def seen(jobs: Sequence[Job]) -> list[tuple]:
     """What the jobs say, to be compared."""
-    return [(job.computed, job.left, job.blocks, job.own) for job in jobs]
+    return list(map(attrgetter("computed", "left", "blocks", "own"), jobs))
 
 
 def score(answer: Callable) -> challenge.Score:
@@ -637,8 +638,8 @@ def score(answer: Callable) -> challenge.Score:
             raise Mistake("a Job was changed: running and waiting are to be read only")
         if not isinstance(plan, Plan):
             expect(plan, kind=Plan, what="winning_schedule(…)", finite=False)
-        counts = plan.tokens.values()
-        if not all(isinstance(n, Integral) for n in counts):
+        kinds = set(map(type, plan.tokens.values()))
+        if not all(issubclass(kind, Integral) for kind in kinds):
             raise Mistake("plan.tokens must hold whole numbers")
         return Plan(dict(plan.tokens), list(plan.admitted), list(plan.preempted))
 
