@@ -3,10 +3,6 @@
 #
 # A library holds one fast program per operation and processor. A tensor compiler holds one *formula* per operation, and makes the program from it: TVM takes a formula and a **schedule**, a list of changes to its loops, and no change may alter the result. Here you write both, in a small language of
 # our own and in the real TVM, and compare them loop by loop. At the end a product by schedule alone runs as fast as PyTorch's, and the part's two functions go down from PyTorch to machine code.
-#
-# ## What it costs
-#
-# The product of two matrices as a formula: $C_{ij} = \sum_k A_{ik} B_{kj}$. TVM makes three loops of it, $i$, $j$, $k$, and compiles them for the processor here, with all its optimisations. On one core, beside `torch.mm`:
 
 # %% tags=["hide-input"]
 import csv
@@ -79,6 +75,11 @@ def product_time(schedule, repeat=5):
     np.testing.assert_allclose(ours[-1].numpy(), wanted, rtol=1e-3, atol=1e-3)
     return took, seconds(lambda: torch.mm(*theirs), repeat)
 
+
+# %% [markdown]
+# ## What it costs
+#
+# The product of two matrices as a formula: $C_{ij} = \sum_k A_{ik} B_{kj}$. TVM makes three loops of it, $i$, $j$, $k$, and compiles them for the processor here, with all its optimisations. On one core, beside `torch.mm`:
 
 # %% tags=["nbval-ignore-output"]
 naive, torch_mm = product_time([], repeat=1)

@@ -252,7 +252,7 @@ print(f"two heads share keys: they are read {report.loaded['k'] / k.nbytes:.0f} 
 # %% [markdown]
 # Bytes are counted exactly; how long an interpreter takes says nothing about a GPU, so no time stands here. And a kernel that passes in one may still be wrong. What each does (Triton 3.7.1 was run, the GPU's column is what is documented):
 #
-# | | a GPU | Triton's interpreter | ours |
+# | | a GPU | Triton's | ours |
 # |---|---|---|---|
 # | an address beyond the tensor | what lies there, or an error | what lies there | refused, by name |
 # | two programs store to one place | either number | the last program's | refused, both named |

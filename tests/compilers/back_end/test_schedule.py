@@ -268,7 +268,7 @@ def is_vector(node) -> bool:
 def test_the_4_bit_product_is_that_of_part_06(group):
     """Codes in the layout of part 06: byte j has code j and code j + group / 2."""
     torch.manual_seed(0)
-    rows, columns = 4, 256
+    rows, columns = 2, 2 * group
     codes = torch.randint(0, 16, (rows, columns // group, 2, group // 2))
     packed = (codes[:, :, 0] | codes[:, :, 1] << 4).to(torch.uint8)
     scale, x = torch.rand(rows, columns // group), torch.randn(columns)
@@ -276,8 +276,8 @@ def test_the_4_bit_product_is_that_of_part_06(group):
     w = (scale[:, :, None] * (codes.flatten(2) - 8)).double()
     wanted = w.flatten(1) @ x.double()
     program = programs.matvec_4bit(rows, columns, group, streams=2)
-    words = programs.words(packed).view(2, 2, columns // group, -1)
-    inputs = (words, scale.view(2, 2, -1), x)
+    words = programs.words(packed).view(2, 1, 2, -1)
+    inputs = (words, scale.view(2, 1, 2), x)
     # half a step for each number of x, and what float32 loses
     step = x.view(-1, group).abs().amax(1, keepdim=True) / 32767
     most = (w.view(rows, -1, group).abs() * step * 0.5).sum((1, 2))
