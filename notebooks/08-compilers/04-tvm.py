@@ -228,7 +228,9 @@ show(loops.split, loops.do_split, loops.region, loops.do_compute_at)
 #
 # ## Against the real TVM
 #
-# The very same lists go to `tvm.s_tir.Schedule` (0.27; older texts write `te.create_schedule` or `tir.Schedule`). On random formulas and schedules TVM's loops, indices and guards are ours, and so are the numbers (the package's tests). Here is the one from above, then what both refuse.
+# The very same lists go to `tvm.s_tir.Schedule` (0.27; older texts write `te.create_schedule` or `tir.Schedule`). On random formulas and schedules TVM's loops, indices and guards are ours, and so are the numbers (the package's tests). Here is the one from above, then what is refused, and in whose words.
+#
+# The last of these TVM 0.27.0.post1 takes: to vectorize a loop inside which another tensor is computed. That tensor has room for one number, all lanes of the vector write to it, and **wrong numbers come out without a word**. Whoever lets a machine search for schedules must compare results, not only times.
 
 # %%
 real = with_tvm.scheduled(with_tvm.prim_func(C), schedule)
@@ -241,10 +243,6 @@ theirs = with_tvm.call(with_tvm.compiled(real), numbers, shape=(5,))
 ours = loops.run(lower(C, schedule=schedule), {"x": numbers})["C"]
 compare(torch.from_numpy(ours), torch.from_numpy(theirs), "ours and TVM's", tol=1e-6)
 
-# %% [markdown]
-# And what is refused, in whose words? The last one TVM 0.27.0.post1 takes: to vectorize a loop inside which another tensor is computed. That tensor has room for one number, all lanes of the vector write to it, and **wrong numbers come out without a word**. Whoever lets a machine search for schedules must compare results, not only times.
-
-# %%
 A = placeholder("A", (2, 8))
 D = compute("D", (2, 8), lambda i, j: A[i, j] * 2.0)
 E = compute("E", (2, 8), lambda i, j: D[i, j] + 1.0)
