@@ -440,10 +440,7 @@ def run_fuse(answer: Callable, n: int) -> Outcome:
     return {f"what {kind.name} may do": "".join(letters)}
 
 
-@cache
-def right_fuse(n: int) -> Outcome:
-    """Case n as it should be."""
-    return run_fuse(tvm.may_fuse, n)
+RIGHT_FUSION = cache(tvm.may_fuse)  # thousands of cases, the same in every check
 
 
 @check.exercise(
@@ -471,10 +468,7 @@ def may_fuse(answer):
     def hidden(found: object) -> str:
         return "go through its sentence word by word"
 
-    def run(function: Callable, n: int) -> Outcome:
-        return right_fuse(n) if function is tvm.may_fuse else run_fuse(function, n)
-
-    judge(answer, run, tvm.may_fuse, wrong_fusions(), len(Kind), words, hidden)
+    judge(answer, run_fuse, RIGHT_FUSION, wrong_fusions(), len(Kind), words, hidden)
 
 
 def fusing(

@@ -39,7 +39,7 @@ from llmlab.compilers.front_end import Node as Value
 BINARY = {"add": "+", "sub": "-", "mul": "*", "div": "/", "maximum": "max"}
 LETTERS = "ijlmnopqrsuvw"  # of loops, for each dimension; k runs along a sum
 LARGEST = 32767.0  # whole number of 16 bits
-SMALLEST = 1e-30  # what |x| is rounded by, at least: a group of zeros has a step, too
+SMALLEST = 1e-30  # taken for max |x| of a group of zeros, which needs a step, too
 
 
 class NotLowered(ValueError):

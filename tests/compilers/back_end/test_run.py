@@ -154,10 +154,8 @@ def test_whole_numbers_in_words(target, lanes):
     codes = Dot(Codes(Load("w", at), Affine((), 8)), Pair(Number(1.0), Number(-3.0)))
     add = Store("y", at, Unary("float", codes), "+=")
     names = [Buffer(name, (32,)) for name in "abcd"] + [Buffer("w", (32,), "u32")]
-    program = Program(
-        "whole", (*names, Buffer("y", (32,), role="output")), (Loop("i", 32, (store,)),)
-    )
-    program = replace(program, body=(Loop("i", 32, (store, add)),))
+    buffers = (*names, Buffer("y", (32,), role="output"))
+    program = Program("whole", buffers, (Loop("i", 32, (store, add)),))
     if lanes > 1:
         program = apply(program, [("tile", "i", lanes), ("vectorise", "i_i")])
     (*_, w) = interpret.random_inputs(program)
