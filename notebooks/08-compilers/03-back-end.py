@@ -159,7 +159,7 @@ figure(
 #
 # Which steps are allowed? Iteration $i$ writes $a$, iteration $i'$ reads it: a **dependence**, with the distance $d = i' - i$, one number per loop. The reader must still come later:
 #
-# $$d \text{ in the new order is lexicographically} \ge 0$$
+# $$d_{\text{reordered}} \ge 0 \quad \text{(lexicographically)}$$
 #
 # For indices that are sums of loop variables times whole numbers, this is a question about equations in whole numbers, and our `dependence` answers it without running anything; where it cannot exclude a conflict, it says that there is one. Sums count as sums of real numbers: their order may change, as in any BLAS. Lanes and threads ask more: no two
 # iterations may touch one element at all. So a sum over $k$ is not allowed in lanes, unless each lane has a sum of its own (`partial_sums`).
